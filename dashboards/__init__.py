@@ -1,0 +1,1 @@
+"""How to look at a sweep: tables, the terminal, pages."""

@@ -1,0 +1,1 @@
+"""Many training runs: what to run, what to decide, where to record it."""

@@ -1,0 +1,1 @@
+"""How trials are executed: the only room with Ray."""

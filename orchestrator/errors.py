@@ -1,0 +1,98 @@
+"""Every error a user can cause: a class with fields, one sentence, one exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+
+class ExitCode(IntEnum):
+    """What the command tells the shell."""
+
+    DONE = 0
+    OURS = 1
+    USER = 2
+    NO_TRIAL_COMPLETED = 3
+    HELD = 4
+    REFUSED = 5
+    INTERRUPTED = 130
+
+
+class OrchestrateError(Exception):
+    """An error with a sentence for the user and an exit code; printed without a traceback."""
+
+    code: ExitCode = ExitCode.USER
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong in a file: where, what, and what would be right."""
+
+    where: str
+    """`file:line`, or the command-line flag it came from."""
+    path: str
+    """Dotted path of the leaf; empty for the file as a whole."""
+    problem: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.where}: {self.path}: " if self.path else f"{self.where}: "
+        return f"{place}{self.problem}{f' ({self.hint})' if self.hint else ''}"
+
+
+class SpecError(OrchestrateError):
+    """The sweep file or its overrides: all findings at once."""
+
+    def __init__(self, findings: Sequence[Finding]) -> None:
+        self.findings = tuple(findings)
+        super().__init__("\n".join(str(f) for f in self.findings))
+
+
+class DataError(OrchestrateError):
+    """Rows that cannot be trained on, counted and listed."""
+
+
+class NameTaken(OrchestrateError):
+    """A sweep of this name exists; nothing was overwritten."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        self.name, self.folder = name, folder
+        super().__init__(
+            f"a sweep named {name!r} exists in {folder}; continue it with `orchestrate resume {name}`, "
+            "or start another with `--name OTHER`"
+        )
+
+
+class NoSuchSweep(OrchestrateError):
+    """No sweep of this name under the runs folder."""
+
+    def __init__(self, name: str, known: Sequence[str], nearest: str | None) -> None:
+        self.name, self.known, self.nearest = name, tuple(known), nearest
+        listed = ", ".join(known) if known else "none yet"
+        super().__init__(
+            f"no sweep named {name!r}{f'; did you mean {nearest!r}?' if nearest else ''} (sweeps here: {listed})"
+        )
+
+
+class NoTrialCompleted(OrchestrateError):
+    """The sweep ended without a single complete trial."""
+
+    code = ExitCode.NO_TRIAL_COMPLETED
+
+
+class SweepHeld(OrchestrateError):
+    """Another driver holds this sweep."""
+
+    code = ExitCode.HELD
+
+    def __init__(self, name: str, holder: str) -> None:
+        self.name, self.holder = name, holder
+        super().__init__(f"sweep {name!r} is being driven by {holder}; stop it there first (`orchestrate stop {name}`)")
+
+
+class StorageRefused(OrchestrateError):
+    """The disk, the study's database or the tracking server refused."""
+
+    code = ExitCode.REFUSED

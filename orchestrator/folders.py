@@ -1,0 +1,68 @@
+"""Where everything lies: one place that knows the layout under the runs folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def home() -> Path:
+    """The runs folder: $ORCHESTRATE_HOME, or ./runs."""
+    return Path(os.environ.get("ORCHESTRATE_HOME", "runs")).resolve()
+
+
+@dataclass(frozen=True, slots=True)
+class SweepFolder:
+    """`runs/<sweep>`: sweep.yaml, study.db, outbox/, trials/<number>/<attempt>/, report.html."""
+
+    root: Path
+    name: str
+
+    @property
+    def path(self) -> Path:
+        """The sweep's own folder."""
+        return self.root / self.name
+
+    @property
+    def spec(self) -> Path:
+        """The resolved sweep, as it was accepted."""
+        return self.path / "sweep.yaml"
+
+    @property
+    def database(self) -> Path:
+        """The study (SQLite)."""
+        return self.path / "study.db"
+
+    @property
+    def outbox(self) -> Path:
+        """What tracking has yet to deliver."""
+        return self.path / "outbox"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the driver while it lives."""
+        return self.path / "driver.lock"
+
+    @property
+    def cache(self) -> Path:
+        """Shared by all sweeps, content-addressed."""
+        return self.root / "cache"
+
+    def trial(self, number: int) -> Path:
+        """Everything one trial left behind."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def attempt(self, number: int, attempt: int) -> Path:
+        """The folder one attempt writes into; no other attempt ever does."""
+        return self.trial(number) / f"{attempt}"
+
+
+def known_sweeps(root: Path) -> list[str]:
+    """Names of the sweeps under `root`."""
+    if not root.is_dir():
+        return []
+    return sorted(p.name for p in root.iterdir() if (p / "sweep.yaml").is_file())

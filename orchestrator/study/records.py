@@ -1,0 +1,50 @@
+"""What the study hands out: a trial to run, and the record of one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.study.state import FailureKind, TrialState
+from trainer.config import TrialConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A trial to run. `attempt` counts from 1; a trial issued again keeps its number and gets the next attempt."""
+
+    number: int
+    attempt: int
+    params: Mapping[str, Any]
+    config: TrialConfig
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """All that is known of one trial. `metrics` holds the last value of each metric, `step` the last update seen."""
+
+    number: int
+    state: TrialState
+    params: Mapping[str, Any]
+    attempts: int
+    reason: str = ""
+    failure: FailureKind | None = None
+    diverged: bool = False
+    step: int = 0
+    metrics: Mapping[str, float] = field(default_factory=dict[str, float])
+    value: float | None = None
+    """The goal's value; None until complete."""
+    started_at: float | None = None
+    finished_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to the sweep, in order."""
+
+    seq: int
+    at: float
+    trial: int | None
+    kind: str
+    text: str

@@ -1,0 +1,1 @@
+"""How trials are shown to others: the only room with MLflow."""

@@ -1,0 +1,227 @@
+"""Everything one trial needs to know, as frozen types. No torch here: `plan` and `--help` import this.
+
+A default is written once, in this file. Names are Hugging Face's where it has one, the papers' otherwise.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.frozen import Count, Frozen, Name, NonNegative, Positive, Share
+from trainer.loss_config import LossConfig, SimpoLoss
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+class GeneratedModel(Frozen):
+    """A small causal LM with random weights, with a tokenizer trained on the generated task."""
+
+    architecture: Literal["llama", "mistral", "qwen2", "qwen3", "gemma2"] = "llama"
+    vocab_size: Annotated[int, Field(ge=64)] = 512
+    hidden_size: Count = 128
+    intermediate_size: Count = 352
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    num_key_value_heads: Count = 4
+    max_position_embeddings: Count = 512
+    seed: int = 0
+
+
+class ModelConfig(Frozen):
+    """The start model: a hub name, a folder, or a generated one. Shorthand: `model: NAME`."""
+
+    name_or_path: Name | None = None
+    generated: GeneratedModel | None = None
+    revision: str | None = None
+    tokenizer: Name | None = Field(default=None, description="Hub name or folder; the model's own when not given.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Of the stored weights. float32 with training.bf16 is what the papers did."
+    )
+    attention: Literal["auto", "packed", "separate"] = Field(
+        default="auto",
+        description="packed: padding-free with the prompt computed once; separate: two padded sequences.",
+    )
+    load_in_4bit: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"name_or_path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.name_or_path is None) == (self.generated is None):
+            raise ValueError("give exactly one of name_or_path and generated")
+        return self
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+class _Weighted(Frozen):
+    weight: Positive = Field(default=1.0, description="Share of this source, relative to the others'.")
+    columns: dict[str, str] = Field(
+        default_factory=dict, description="Ours to theirs: {prompt: question, chosen: good}."
+    )
+
+
+class FileSource(_Weighted):
+    """Preference rows in a local file. Shorthand: the path alone."""
+
+    path: Name = Field(description="JSONL, JSON, Parquet or CSV.")
+
+
+class HubSource(_Weighted):
+    """A Hugging Face data set."""
+
+    dataset: Name
+    split: Name
+    subset: str | None = None
+    revision: str | None = None
+
+
+class GeneratedSource(Frozen):
+    """Rows of the product's own checkable task (trainer/generate.py); a function of rows, split and seed alone."""
+
+    generated: Literal["instructions"]
+    split: Literal["train", "eval"] = "train"
+    rows: Count = 2000
+    seed: int = 0
+    weight: Positive = 1.0
+
+
+Source = FileSource | HubSource | GeneratedSource
+
+
+class DataConfig(Frozen):
+    """Preference pairs for training and evaluation, and how they become tokens."""
+
+    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    eval: tuple[Source, ...] | None = Field(
+        default=None, description="By default eval_share of train, held out by prompt."
+    )
+    eval_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    max_train_rows: Count | None = None
+    max_eval_rows: Count | None = None
+    max_length: Annotated[int, Field(ge=8)] = Field(default=1024, description="Tokens of prompt and response together.")
+    max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Longer prompts lose their oldest tokens; by default max_length - 256, at least half of it.",
+    )
+    chat_template: str | None = Field(default=None, description="Jinja text or a file with it; else the model's own.")
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    max_bad_share: Share = Field(default=0.01, description="With skip: the largest share of rows skipped.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        out = dict(value)  # pyright: ignore[reportUnknownVariableType]
+        for key in ("train", "eval"):
+            given = out.get(key)
+            if given is not None:
+                many = given if isinstance(given, (list, tuple)) else [given]
+                out[key] = [{"path": one} if isinstance(one, str) else one for one in many]
+        return out
+
+    @property
+    def prompt_budget(self) -> int:
+        """Tokens a prompt may keep."""
+        if self.max_prompt_length is not None:
+            return self.max_prompt_length
+        return max(self.max_length - 256, self.max_length // 2)
+
+    @model_validator(mode="after")
+    def _prompt_leaves_room(self) -> Self:
+        if self.prompt_budget >= self.max_length:
+            raise ValueError(f"max_prompt_length {self.prompt_budget} leaves no room in max_length {self.max_length}")
+        return self
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+class TrainingConfig(Frozen):
+    """Optimiser, schedule, batch and cadence."""
+
+    learning_rate: Positive = 1e-6
+    pairs_per_update: Count = Field(default=128, description="Exact, whatever the micro-batch and the number of GPUs.")
+    tokens_per_micro_batch: Count = Field(
+        default=8192, description="Budget by which pairs are packed; no effect on results."
+    )
+    num_train_epochs: Positive = 1.0
+    max_steps: Count | None = Field(default=None, description="Updates; overrides num_train_epochs.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Share = 0.1
+    weight_decay: NonNegative = 0.0
+    adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: NonNegative = Field(default=1.0, description="0 turns clipping off.")
+    bf16: bool = Field(default=False, description="Autocast to bfloat16; weights stay in model.dtype.")
+    gradient_checkpointing: bool = False
+    seed: int = 42
+    logging_steps: Count = 1
+    eval_steps: Count | None = Field(
+        default=None, description="Updates between evaluations; by default a tenth of the run."
+    )
+    save_steps: Count | None = Field(
+        default=None, description="Updates between checkpoints; by default at every evaluation."
+    )
+
+
+class LoraConfig(Frozen):
+    """Low-rank adapters (peft); dropout 0 by default, as every objective here wants dropout off."""
+
+    r: Count = 16
+    alpha: Positive = 32.0
+    dropout: Share = 0.0
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class EvaluationConfig(Frozen):
+    """What is looked at beside the held-out pairs."""
+
+    prompts: Annotated[int, Field(ge=0)] = Field(
+        default=4,
+        description="Held-out prompts answered greedily at the start and the end; checked when rows carry `answer`.",
+    )
+    samples: Annotated[int, Field(ge=0)] = Field(default=4, description="Of those, how many answers are kept as text.")
+    max_new_tokens: Count = 64
+
+
+class TrialConfig(Frozen):
+    """One trial, complete: `python -m trainer trial.yaml` runs it alone."""
+
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = SimpoLoss()
+    training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def leaves(self) -> dict[str, Any]:
+        """Every leaf by its dotted path, both gamma and gamma_beta_ratio included: what tracking logs."""
+        flat = flatten(self.model_dump(mode="json"))
+        if isinstance(self.loss, SimpoLoss):
+            flat |= {"loss.gamma": self.loss.margin, "loss.gamma_beta_ratio": self.loss.ratio}
+        return flat
+
+    def identity(self) -> dict[str, Any]:
+        """Leaves under which equal configurations are equal, however they were written (gamma or its ratio)."""
+        return {k: float(f"{v:.12g}") if isinstance(v, float) else v for k, v in self.leaves().items()}
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to dotted paths; lists and scalars are leaves, an empty dict is one too."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            out |= flatten(value, f"{path}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            out[path] = value
+    return out

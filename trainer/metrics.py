@@ -1,0 +1,88 @@
+"""The names of metrics, and which hyperparameters scale each: a scaled one cannot rank trials that differ in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+EVAL = "eval_"
+"""Prefix of a metric measured on the held-out pairs."""
+
+_BETA_LIKE = frozenset({"loss.beta", "loss.gamma", "loss.gamma_beta_ratio", "loss.kind", "loss.loss_type"})
+_ANY_LOSS = frozenset({"loss"})
+_KIND = frozenset({"loss.kind"})
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: its meaning, the direction that is better (None: neither), and the leaves that scale it."""
+
+    name: str
+    meaning: str
+    better: str | None
+    scaled_by: frozenset[str]
+    on_eval: bool = True
+    on_train: bool = True
+
+
+_TABLE = (
+    Metric("loss", "mean objective over the pairs of an update", "minimize", _ANY_LOSS),
+    Metric("rewards/chosen", "mean implicit reward of the chosen responses", "maximize", _BETA_LIKE),
+    Metric("rewards/rejected", "mean implicit reward of the rejected responses", "minimize", _BETA_LIKE),
+    Metric("rewards/margins", "mean reward gap, chosen minus rejected", "maximize", _BETA_LIKE),
+    Metric("rewards/accuracies", "share of pairs whose chosen reward is strictly higher", "maximize", _KIND),
+    Metric("logps/chosen", "log-prob of the chosen responses (per token for SimPO, summed for DPO)", "maximize", _KIND),
+    Metric("logps/rejected", "log-prob of the rejected responses (per token for SimPO, summed for DPO)", None, _KIND),
+    Metric("nll_loss", "cross-entropy per chosen token", "minimize", frozenset()),
+    Metric("margins/logp", "mean gap of length-averaged log-probs, unscaled", "maximize", frozenset()),
+    Metric("accuracies/logp", "share of pairs with margins/logp above 0", "maximize", frozenset()),
+    Metric("logps_per_token/chosen", "length-averaged log-prob of the chosen responses", "maximize", frozenset()),
+    Metric("logps_per_token/rejected", "length-averaged log-prob of the rejected responses", None, frozenset()),
+    Metric("exact_answers", "share of held-out prompts answered right", "maximize", frozenset(), on_train=False),
+    Metric("repetition", "share of repeated 4-grams in the greedy answers", "minimize", frozenset(), on_train=False),
+    Metric("answer_length", "mean tokens of the greedy answers", None, frozenset(), on_train=False),
+    Metric("lengths/chosen", "mean scored tokens of the chosen responses", None, frozenset()),
+    Metric("lengths/rejected", "mean scored tokens of the rejected responses", None, frozenset()),
+    Metric("grad_norm", "gradient norm before clipping", None, _ANY_LOSS, on_eval=False),
+    Metric("learning_rate", "learning rate of the update", None, frozenset({"training.learning_rate"}), on_eval=False),
+    Metric("epoch", "passes over the training pairs", None, frozenset(), on_eval=False),
+    Metric("tokens_per_second", "tokens computed per second of training", "maximize", frozenset(), on_eval=False),
+    Metric("pairs_per_second", "pairs trained per second", "maximize", frozenset(), on_eval=False),
+)
+
+METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
+COMMON_RULER = f"{EVAL}accuracies/logp"
+"""The held-out metric that no hyperparameter scales: the same ruler for every objective."""
+
+
+def base_name(name: str) -> str:
+    """The metric's name without the `eval_` prefix."""
+    return name.removeprefix(EVAL)
+
+
+def lookup(name: str) -> Metric | None:
+    """The metric called `name`, with or without `eval_`; None where there is none in that place."""
+    metric = METRICS.get(base_name(name))
+    if metric is None:
+        return None
+    return metric if (metric.on_eval if name.startswith(EVAL) else metric.on_train) else None
+
+
+def all_names() -> list[str]:
+    """Every name a trial may report."""
+    return [m.name for m in _TABLE if m.on_train] + [EVAL + m.name for m in _TABLE if m.on_eval]
+
+
+def nearest(name: str) -> str | None:
+    """The valid name most like `name`."""
+    found = get_close_matches(name, all_names(), n=1, cutoff=0.4)
+    return found[0] if found else None
+
+
+def scaled_by(name: str, searched: Iterable[str]) -> list[str]:
+    """Which of the searched leaves scale this metric; empty: it may rank the trials."""
+    metric = lookup(name)
+    if metric is None:
+        return []
+    return sorted(s for s in searched if any(s == leaf or s.startswith(f"{leaf}.") for leaf in metric.scaled_by))

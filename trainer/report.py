@@ -1,0 +1,72 @@
+"""What a training run says while it runs, and what it is told in return."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol, TextIO
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Metrics at one update. A step has one point: training metrics, and `eval_` ones when it was evaluated there."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Go on, or stop; a stop always has its reason in words."""
+
+    stop: bool
+    reason: str = ""
+
+    def __post_init__(self) -> None:
+        if self.stop and not self.reason:
+            raise ValueError("a verdict to stop needs a reason")
+
+
+GO_ON = Verdict(stop=False)
+
+
+class EndKind(StrEnum):
+    """How a training run ended, as the trainer itself sees it."""
+
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended. `steps` is the last update done, `folder` holds the final weights when it finished."""
+
+    kind: EndKind
+    reason: str
+    steps: int
+    folder: Path | None = None
+
+
+class Reporter(Protocol):
+    """Receives points; its verdict decides whether the run goes on."""
+
+    def report(self, point: Point) -> Verdict:
+        """Take one point."""
+        ...
+
+
+class JsonLinesReporter:
+    """One JSON object per point; what `python -m trainer` uses when nobody else listens."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def report(self, point: Point) -> Verdict:
+        """Write the point and go on."""
+        self._stream.write(json.dumps({"step": point.step, **point.metrics}) + "\n")
+        self._stream.flush()
+        return GO_ON
