@@ -1,0 +1,88 @@
+"""The tables of a sweep, for terminals of any width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from dashboards.frame import TrialView, ranking, short_names, show
+from dashboards.sparks import bar, sparkline
+from orchestrator.spec.sweep import Goal
+from orchestrator.study.state import TrialState
+
+_STYLE = {
+    TrialState.QUEUED: "dim",
+    TrialState.RUNNING: "cyan",
+    TrialState.COMPLETE: "green",
+    TrialState.PRUNED: "yellow",
+    TrialState.FAILED: "red",
+}
+MARGINS = "eval_margins/logp"
+ACCURACIES = "eval_accuracies/logp"
+_ROOMY = 108
+
+
+def state_text(view: TrialView) -> Text:
+    """The state in its colour; a diverged trial is told from a hopeless one."""
+    record = view.record
+    word = "DIVERGED" if record.diverged else str(record.state)
+    return Text(word, style="magenta" if record.diverged else _STYLE[record.state])
+
+
+def trial_table(
+    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, *, steps: int | None, width: int, title: str = ""
+) -> Table:
+    """One row a trial. `steps` is the number of updates of a trial where known."""
+    short = short_names(paths)
+    roomy = width >= _ROOMY
+    best = next(iter(ranking([v.record for v in views], goal)), None)
+    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, expand=False)
+    table.add_column("trial", justify="right", no_wrap=True)
+    table.add_column("state", no_wrap=True)
+    for path in paths:
+        table.add_column(short[path], justify="right", no_wrap=True)
+    table.add_column("step" if not roomy else "progress", no_wrap=True)
+    table.add_column(goal.metric.removeprefix("eval_") if not roomy else goal.metric, justify="right", no_wrap=True)
+    if roomy:
+        table.add_column("margin", no_wrap=True)
+        table.add_column("accuracy", no_wrap=True)
+    table.add_column("", overflow="fold")
+    for view in views:
+        row = [Text(str(view.record.number)), state_text(view)]
+        row += [Text(show(view.record.params.get(path))) for path in paths]
+        row += [_progress(view, steps, roomy), _goal_cell(view, goal, best is not None and best is view.record)]
+        if roomy:
+            row += [Text(sparkline(view.values(MARGINS)), style="blue"), _accuracy(view)]
+        row += [Text(_remark(view, best is view.record))]
+        table.add_row(*row)
+    return table
+
+
+def _progress(view: TrialView, steps: int | None, roomy: bool) -> Text:
+    if view.record.state is TrialState.QUEUED:
+        return Text("")
+    if steps is None:
+        return Text(str(view.step))
+    if not roomy:
+        return Text(f"{view.step}/{steps}")
+    return Text(f"{bar(view.step / steps, 8)} {view.step}/{steps}", style="dim" if view.record.state.finished else "")
+
+
+def _goal_cell(view: TrialView, goal: Goal, best: bool) -> Text:
+    value = view.record.value if view.record.value is not None else view.last(goal.metric)
+    return Text("" if value is None else show(value), style="bold green" if best else "")
+
+
+def _accuracy(view: TrialView) -> Text:
+    return Text(sparkline(view.values(ACCURACIES)), style="green")
+
+
+def _remark(view: TrialView, best: bool) -> str:
+    if best:
+        return "★ best"
+    if view.record.reason:
+        return view.record.reason
+    return f"attempt {view.record.attempts}" if view.record.attempts > 1 else ""

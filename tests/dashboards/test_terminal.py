@@ -1,0 +1,129 @@
+"""The terminal's views, rendered for real on consoles of several widths."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterator
+
+import pytest
+from rich.console import Console
+
+from dashboards.frame import TrialView, ranking, short_names, show
+from dashboards.sparks import bar, duration, sparkline
+from dashboards.terminal import LiveView, PlainView, summary
+from orchestrator.spec.space import Choice, SearchSpace
+from orchestrator.spec.sweep import Goal, SweepSpec
+from orchestrator.study.records import TrialRecord
+from orchestrator.study.state import FailureKind, TrialState
+from trainer.config import DataConfig, ModelConfig, TrialConfig
+from trainer.report import Point
+
+GOAL = Goal(metric="eval_accuracies/logp", direction="maximize")
+SPEC = SweepSpec(
+    name="shown",
+    base=TrialConfig(model=ModelConfig(name_or_path="m"), data=DataConfig.model_validate({"train": "a.jsonl"})),
+    search=SearchSpace(
+        dimensions={"loss.beta": Choice(choice=(2.0, 2.5)), "training.learning_rate": Choice(choice=(6e-7, 1e-6))}
+    ),
+    goal=GOAL,
+)
+PARAMS = {"loss.beta": 2.5, "training.learning_rate": 6e-7}
+
+
+def record(number: int, state: TrialState, **more: object) -> TrialRecord:
+    return TrialRecord(number=number, state=state, params=PARAMS, attempts=1, **more)  # type: ignore[arg-type]
+
+
+def course(values: list[float]) -> list[Point]:
+    return [Point(step, {"eval_accuracies/logp": v, "eval_margins/logp": v / 2}) for step, v in enumerate(values)]
+
+
+@pytest.fixture(params=[60, 80, 120, 200])
+def console(request: pytest.FixtureRequest) -> Iterator[Console]:
+    return Console(file=io.StringIO(), width=request.param, height=30, force_terminal=True, color_system=None)
+
+
+def text_of(console: Console) -> str:
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Console) -> None:
+    view = LiveView(SPEC, console, total=3, steps=4)
+    view.trial_changed(record(0, TrialState.RUNNING))
+    view.points(0, course([0.5, 0.6, 0.7]))
+    view.trial_changed(record(1, TrialState.PRUNED, reason="loss is nan at step 3", diverged=True))
+    view.trial_changed(record(2, TrialState.FAILED, reason="out of memory", failure=FailureKind.OUT_OF_MEMORY))
+    view.close()
+    shown = text_of(console)
+    assert "trial 1 PRUNED: loss is nan at step 3" in shown
+    assert "trial 2 FAILED: out of memory" in shown
+    assert all(len(line) <= console.width for line in shown.replace("\x1b", "\n").splitlines() if "[" not in line)
+
+
+def test_plain_lines_carry_no_control_characters() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    view = PlainView(SPEC, console, total=1, steps=2)
+    view.trial_changed(record(0, TrialState.RUNNING))
+    view.points(0, course([0.5, 0.75]))
+    view.trial_changed(record(0, TrialState.COMPLETE, value=0.75))
+    shown = text_of(console)
+    assert "\x1b" not in shown
+    assert "trial 0 step 1/2  eval_accuracies/logp=0.75" in shown
+    assert "trial 0 COMPLETE  beta=2.5 learning_rate=6e-7  eval_accuracies/logp=0.75" in shown
+
+
+def test_the_summary_names_the_best_and_never_a_nan() -> None:
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    views = [
+        TrialView(record(0, TrialState.COMPLETE, value=0.6)),
+        TrialView(record(1, TrialState.COMPLETE, value=0.8)),
+        TrialView(record(2, TrialState.COMPLETE, value=math.nan)),
+    ]
+    views[1].add(course([0.5, 0.8]))
+    summary(SPEC, views, console, steps=2)
+    shown = text_of(console)
+    assert "Best: trial 1" in shown
+    assert "The start model had eval_accuracies/logp=0.5" in shown
+
+
+def test_the_summary_says_when_nothing_completed() -> None:
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    summary(SPEC, [TrialView(record(0, TrialState.PRUNED, reason="diverged"))], console, steps=2)
+    assert "No trial completed" in text_of(console)
+
+
+def test_ranking_follows_the_goal_and_breaks_ties_by_number() -> None:
+    records = [record(n, TrialState.COMPLETE, value=v) for n, v in enumerate([0.5, 0.7, 0.7, math.inf])]
+    assert [r.number for r in ranking(records, GOAL)] == [1, 2, 0]
+    assert [r.number for r in ranking(records, Goal(metric="eval_nll_loss", direction="minimize"))] == [0, 1, 2]
+
+
+def test_a_step_seen_twice_is_shown_once() -> None:
+    view = TrialView(record(0, TrialState.RUNNING))
+    view.add(course([0.1, 0.2]))
+    view.add(course([0.1, 0.9, 0.3]))
+    assert view.values("eval_accuracies/logp") == [0.1, 0.2, 0.3]
+
+
+def test_small_texts() -> None:
+    assert sparkline([0, 1, 2, 3], 4) == "▁▃▆█"
+    assert sparkline([1, math.nan, 2]) == "▁!█"
+    assert len(sparkline(list(range(1000)), 12)) == 12
+    assert bar(0.5, 4) == "━━──"
+    assert duration(3700) == "1 h 01 min"
+    assert short_names(["loss.beta", "model.beta", "training.learning_rate"]) == {
+        "loss.beta": "loss.beta",
+        "model.beta": "model.beta",
+        "training.learning_rate": "learning_rate",
+    }
+    assert [show(v) for v in (6e-7, 0.73125, 2, None, "sigmoid", True)] == [
+        "6e-7",
+        "0.7312",
+        "2",
+        "–",
+        "sigmoid",
+        "True",
+    ]
