@@ -1,0 +1,84 @@
+"""Files that are either whole or absent, whatever kills the process: written aside, flushed to the disk, renamed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+_BLOCK = 1 << 20
+
+
+def sha256_of(files: Iterable[Path]) -> str:
+    """Hex digest over the names' and the contents' bytes of the files, in the order given."""
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+        with file.open("rb") as stream:
+            while block := stream.read(_BLOCK):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hex digest of a JSON value; equal values have equal digests, whatever the order of their keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Ask the operating system to put a file, or a folder's list of names, on the disk now."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_file(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a file aside in the same folder, then give it its name. OSError where the disk refuses."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    try:
+        fill(aside)
+        sync(aside)
+        aside.replace(path)
+        sync(path.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_file` for text in UTF-8."""
+    write_file(path, lambda aside: _put_text(aside, text))
+
+
+def _put_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_file` for a JSON value; ValueError for NaN and infinity, which JSON does not know."""
+    write_text(path, json.dumps(value, allow_nan=False, indent=1))
+
+
+def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a folder aside, flush every file in it, then give it its name; one of that name is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    aside.mkdir()
+    try:
+        fill(aside)
+        for inner in sorted(aside.rglob("*")):
+            sync(inner)
+        sync(aside)
+        if path.exists():
+            shutil.rmtree(path)
+        aside.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

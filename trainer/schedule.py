@@ -1,0 +1,89 @@
+"""Which pairs an update trains on and at which learning rate: pure functions of the step, so nothing is to be saved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from trainer.config import TrainingConfig
+from trainer.errors import TrialError
+
+
+def total_updates(training: TrainingConfig, pairs: int) -> int:
+    """Updates of a run over `pairs` training pairs: max_steps, else floor(epochs * pairs / pairs_per_update).
+
+    TrialError where that is none, or where an update would take a pair twice.
+    """
+    if pairs < training.pairs_per_update:
+        raise TrialError(
+            f"the {pairs} training pairs are fewer than one update of pairs_per_update {training.pairs_per_update}; "
+            "use more pairs or a smaller pairs_per_update"
+        )
+    if training.max_steps is not None:
+        return training.max_steps
+    # A hair's breadth up, so that 3 epochs of 10 pairs by 5 are 6 updates whatever the product's last bit says.
+    updates = math.floor(training.num_train_epochs * pairs / training.pairs_per_update + 1e-9)
+    if updates < 1:
+        raise TrialError(
+            f"{training.num_train_epochs:g} epochs of {pairs} training pairs are less than one update of "
+            f"pairs_per_update {training.pairs_per_update}; use more epochs, smaller updates, or set max_steps"
+        )
+    return updates
+
+
+def every(given: int | None, total: int) -> int:
+    """An interval in updates: as given, by default a tenth of the run."""
+    return given if given is not None else max(1, total // 10)
+
+
+class Order:
+    """The stream of training pairs: one seeded permutation per epoch, end to end.
+
+    Update k (from 1) takes the stream's places (k-1)*per_update to k*per_update; an update may span two epochs.
+    """
+
+    def __init__(self, pairs: int, per_update: int, seed: int) -> None:
+        if pairs < 1:
+            raise TrialError("there is no training pair")
+        self._pairs, self._per_update, self._seed = pairs, per_update, seed
+        self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
+
+    def update(self, step: int) -> list[int]:
+        """The pair numbers of update `step` (from 1), in order."""
+        first = (step - 1) * self._per_update
+        return [self._at(place) for place in range(first, first + self._per_update)]
+
+    def _at(self, place: int) -> int:
+        epoch, within = divmod(place, self._pairs)
+        if epoch != self._epoch:
+            self._epoch = epoch
+            self._permutation = np.random.default_rng([self._seed, epoch]).permutation(self._pairs)
+        return int(self._permutation[within])
+
+
+def rate_factor(training: TrainingConfig, total: int) -> Callable[[int], float]:
+    """Factor on the learning rate of update `step` (from 1), equal to transformers' `get_scheduler`.
+
+    Warm-up takes ceil(total * warmup_ratio) updates, as transformers' Trainer rounds it; constant has none.
+    """
+    warmup = math.ceil(total * training.warmup_ratio)
+    kind = training.lr_scheduler_type
+
+    def factor(step: int) -> float:
+        done = step - 1
+        if kind == "constant":
+            return 1.0
+        if done < warmup:
+            return float(done) / float(max(1, warmup))
+        match kind:
+            case "constant_with_warmup":
+                return 1.0
+            case "linear":
+                return max(0.0, float(total - done) / float(max(1, total - warmup)))
+            case "cosine":
+                progress = float(done - warmup) / float(max(1, total - warmup))
+                return max(0.0, 0.5 * (1.0 + math.cos(math.pi * 0.5 * 2.0 * progress)))
+
+    return factor
