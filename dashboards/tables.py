@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -33,13 +34,13 @@ def state_text(view: TrialView) -> Text:
 
 
 def trial_table(
-    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, *, steps: int | None, width: int, title: str = ""
-) -> Table:
-    """One row a trial. `steps` is the number of updates of a trial where known."""
+    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, *, steps: int | None, width: int
+) -> RenderableType:
+    """One row a trial; on narrow terminals the reasons stand below. `steps`: updates of a trial where known."""
     short = short_names(paths)
     roomy = width >= _ROOMY
     best = next(iter(ranking([v.record for v in views], goal)), None)
-    table = Table(box=box.SIMPLE_HEAD, title=title or None, title_justify="left", pad_edge=False, expand=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for path in paths:
@@ -49,16 +50,18 @@ def trial_table(
     if roomy:
         table.add_column("margin", no_wrap=True)
         table.add_column("accuracy", no_wrap=True)
-    table.add_column("", overflow="fold")
+    table.add_column("", overflow="fold", no_wrap=not roomy)
     for view in views:
         row = [Text(str(view.record.number)), state_text(view)]
         row += [Text(show(view.record.params.get(path))) for path in paths]
         row += [_progress(view, steps, roomy), _goal_cell(view, goal, best is not None and best is view.record)]
         if roomy:
             row += [Text(sparkline(view.values(MARGINS)), style="blue"), _accuracy(view)]
-        row += [Text(_remark(view, best is view.record))]
+        row += [Text(_remark(view, best is view.record, roomy))]
         table.add_row(*row)
-    return table
+    if roomy:
+        return table
+    return Group(table, *(Text(f"{v.record.number}: {v.record.reason}") for v in views if v.record.reason))
 
 
 def _progress(view: TrialView, steps: int | None, roomy: bool) -> Text:
@@ -80,9 +83,9 @@ def _accuracy(view: TrialView) -> Text:
     return Text(sparkline(view.values(ACCURACIES)), style="green")
 
 
-def _remark(view: TrialView, best: bool) -> str:
+def _remark(view: TrialView, best: bool, roomy: bool) -> str:
     if best:
         return "★ best"
-    if view.record.reason:
+    if view.record.reason and roomy:
         return view.record.reason
     return f"attempt {view.record.attempts}" if view.record.attempts > 1 else ""
