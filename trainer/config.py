@@ -61,7 +61,10 @@ class ModelConfig(Frozen):
 
 
 class _Weighted(Frozen):
-    weight: Positive = Field(default=1.0, description="Share of this source, relative to the others'.")
+    weight: Positive | None = Field(
+        default=None,
+        description="Share of the mix, relative to the others'; every row of every source when none has one.",
+    )
     columns: dict[str, str] = Field(
         default_factory=dict, description="Ours to theirs: {prompt: question, chosen: good}."
     )
@@ -89,7 +92,7 @@ class GeneratedSource(Frozen):
     split: Literal["train", "eval"] = "train"
     rows: Count = 2000
     seed: int = 0
-    weight: Positive = 1.0
+    weight: Positive | None = None
 
 
 Source = FileSource | HubSource | GeneratedSource
@@ -126,6 +129,13 @@ class DataConfig(Frozen):
                 many = given if isinstance(given, (list, tuple)) else [given]
                 out[key] = [{"path": one} if isinstance(one, str) else one for one in many]
         return out
+
+    @model_validator(mode="after")
+    def _all_weights_or_none(self) -> Self:
+        for side in (self.train, self.eval or ()):
+            if len({source.weight is None for source in side}) > 1:
+                raise ValueError("give every source of a mix a weight, or none of them")
+        return self
 
     @property
     def prompt_budget(self) -> int:
