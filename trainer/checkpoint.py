@@ -1,8 +1,8 @@
 """The state of a run on disk: safetensors and JSON only, each file's digest in a manifest that is written last.
 
 `folder/checkpoints/step-00000120/`: weights.safetensors (what is trained), optimiser.safetensors, state.json (step,
-metric history, open logging window), manifest.json. The order of the pairs, the schedule and the random numbers are functions
-of the seed and the step (trainer/schedule.py, trainer/loop.py), so the step is their whole state.
+metric history, open logging window), manifest.json. The order of the pairs, the schedule and the random numbers are
+functions of the seed and the step (trainer/schedule.py, trainer/loop.py), so the step is their whole state.
 """
 
 from __future__ import annotations

@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+from trainer.config import LoraConfig, ModelConfig, TrainingConfig
+from trainer.durable import sha256_of
+from trainer.errors import ModelError
+from trainer.export import export_model
+from trainer.identity import model_identity
+from trainer.model import LiveModel, load_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, attention_dropout=0.1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(place)
+    return place
+
+
+def load(place: Path, **more: object) -> torch.nn.Module:
+    return load_model(ModelConfig(name_or_path=str(place), **more), str(place), CPU)  # pyright: ignore
+
+
+def live(place: Path) -> LiveModel:
+    config = ModelConfig(name_or_path=str(place))
+    return LiveModel(load_model(config, str(place), CPU), config, "id")
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {k: v.detach().clone() for k, v in model.state_dict().items()}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_dropout_is_off_but_kept_in_the_config(folder: Path) -> None:
+    model = load(folder)
+    assert model.model.layers[0].self_attn.attention_dropout == 0.0
+    assert model.config.attention_dropout == 0.1
+
+
+def test_dtype_is_as_asked(folder: Path) -> None:
+    assert next(load(folder, dtype="bfloat16").parameters()).dtype == torch.bfloat16
+    assert next(load(folder).parameters()).dtype == torch.float32
+
+
+def test_training_never_writes_into_the_model_file(folder: Path) -> None:
+    before = sha256_of(sorted(folder.glob("*")))
+    model = load(folder)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1.0)
+    assert sha256_of(sorted(folder.glob("*"))) == before
+
+
+def test_start_weights_come_back_to_the_bit(folder: Path) -> None:
+    model = live(folder)
+    start = weights(model.base)
+    assert model.rest() is False
+    model.begin(None, TrainingConfig())
+    with torch.no_grad():
+        for p in model.trained().values():
+            p.mul_(1.5).add_(0.1)
+    assert not same(weights(model.base), start)
+    assert model.rest() is True
+    assert same(weights(model.base), start)
+    assert model.trained() == {}
+
+
+def test_adapters_are_a_function_of_the_seed_and_leave_no_trace(folder: Path) -> None:
+    model = live(folder)
+    start = weights(model.base)
+    drawn = []
+    for seed, rank in ((1, 4), (2, 2), (1, 4)):
+        model.rest()
+        model.begin(LoraConfig(r=rank), TrainingConfig(seed=seed, gradient_checkpointing=seed == 2))
+        assert all("lora_" in name for name in model.trained())
+        drawn.append({k: v.detach().clone() for k, v in model.trained().items()})
+        with torch.no_grad():
+            for p in model.trained().values():
+                p.add_(1.0)
+    assert same(drawn[0], drawn[2])
+    assert not same(drawn[0], drawn[1])
+    model.rest()
+    assert same(weights(model.base), start)
+    model.begin(None, TrainingConfig())
+    assert model.trained().keys() == dict(model.base.named_parameters()).keys()
+
+
+def test_gradient_checkpointing_follows_the_trial(folder: Path) -> None:
+    model = live(folder)
+    model.begin(None, TrainingConfig(gradient_checkpointing=True))
+    assert model.base.is_activation_checkpointing
+    model.rest()
+    model.begin(None, TrainingConfig())
+    assert not model.base.is_activation_checkpointing
+
+
+def test_lora_dropout_only_when_asked(folder: Path) -> None:
+    model = live(folder)
+    for share in (0.0, 0.25):
+        model.rest()
+        model.begin(LoraConfig(dropout=share), TrainingConfig())
+        found = {m.p for m in model.base.modules() if isinstance(m, torch.nn.Dropout)}
+        assert found == ({share} if share else set())
+
+
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [(LoraConfig(target_modules=("nowhere",)), "do not fit"), (LoraConfig(target_modules=("lm_head",)), "output head")],
+)
+def test_adapters_that_cannot_be_are_refused(folder: Path, lora: LoraConfig, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        live(folder).begin(lora, TrainingConfig())
+
+
+def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    torch.save(load_file(folder / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"no \.safetensors weights \(others found: pytorch_model\.bin\)"):
+        load(tmp_path)
+
+
+def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match="1 weights are missing"):
+        load(tmp_path)
+
+
+def test_code_in_a_model_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    place = tmp_path / "model"
+    place.mkdir()
+    (place / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (place / "config.json").write_text(
+        '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}'
+    )
+    (place / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+    with pytest.raises(ModelError, match="trust_remote_code"):
+        load(place)
+    assert not canary.exists()
+
+
+def test_a_missing_model_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        load(tmp_path / "none")
+
+
+def test_four_bits_without_the_library_is_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.model.find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="bitsandbytes, which is not installed"):
+        load(folder, load_in_4bit=True)
+
+
+def test_identity_follows_the_bytes(folder: Path, tmp_path: Path) -> None:
+    config = ModelConfig(name_or_path=str(folder))
+    first = model_identity(config, str(folder))
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.save_pretrained(tmp_path / "same")
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    model.save_pretrained(tmp_path / "other")
+    assert first.startswith("sha256:")
+    assert model_identity(config, str(tmp_path / "same")) == model_identity(config, str(tmp_path / "same"))
+    assert model_identity(config, str(tmp_path / "other")) != model_identity(config, str(tmp_path / "same"))
+    assert model_identity(ModelConfig(name_or_path="a/b", revision="abc"), "a/b") == "hub:a/b@abc"
+
+
+def test_export_refuses_what_is_there_or_is_nothing(folder: Path, tmp_path: Path) -> None:
+    export_model(folder, tmp_path / "copy")
+    assert same(weights(load(tmp_path / "copy")), weights(load(folder)))
+    with pytest.raises(ModelError, match="exists already"):
+        export_model(folder, tmp_path / "copy")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelError, match="no saved model"):
+        export_model(tmp_path / "empty", tmp_path / "other")

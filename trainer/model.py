@@ -1,0 +1,181 @@
+"""The live model: loaded once, put back to its start between trials, with or without low-rank adapters."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import LoraConfig as PeftLoraConfig
+from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+
+from trainer.config import LoraConfig, ModelConfig, TrainingConfig
+from trainer.errors import ModelError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(
+    config: ModelConfig, place: str, device: torch.device, *, trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """The start model on `device` in `config.dtype`, dropout off, from `place`: a folder or a hub name.
+
+    Only safetensors are read, and code from a model's folder is run only when `trust_remote_code` says so. ModelError
+    with a sentence for what cannot be loaded, or only in part.
+    """
+    _check_folder(Path(place))
+    wanted: dict[str, Any] = {"dtype": _DTYPES[config.dtype]}
+    if config.load_in_4bit:
+        wanted |= {"quantization_config": _four_bits(), "device_map": {"": device}}
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            revision=config.revision,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **wanted,
+        )
+    except (OSError, ValueError, SafetensorError) as why:
+        raise ModelError(f"the model {place} cannot be loaded: {why}") from why
+    model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
+        raise ModelError(
+            f"the model {place} is incomplete: {len(missing)} weights are missing or of another shape, "
+            f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
+        )
+    if not config.load_in_4bit:
+        _own(model)
+        model.to(device)  # pyright: ignore[reportArgumentType]
+    switch_dropout_off(model)
+    return model
+
+
+def _own(model: nn.Module) -> None:
+    """Move weights out of the memory-mapped file into aligned memory, where products are fast and always the same."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def _check_folder(place: Path) -> None:
+    if not place.is_dir():
+        return
+    if (place / "adapter_config.json").exists():
+        raise ModelError(f"{place} holds adapters, not a whole model; merge them into their base first")
+    if not any(place.glob("*.safetensors")):
+        found = ", ".join(sorted(p.name for p in place.glob("*.bin"))) or "none"
+        raise ModelError(
+            f"{place} holds no .safetensors weights (others found: {found}); weights in pickle form can run code when "
+            "opened and are refused: save the model again with save_pretrained"
+        )
+
+
+def _four_bits() -> BitsAndBytesConfig:
+    if find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "model.load_in_4bit needs bitsandbytes, which is not installed: pip install 'prefsweep[quantisation]'"
+        )
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+
+
+def switch_dropout_off(model: nn.Module) -> None:
+    """Put every dropout probability in the modules to 0, attention's own numbers included; the config keeps its."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+
+
+class LiveModel:
+    """One loaded model that serves one trial after the other, each from the same start weights to the bit."""
+
+    def __init__(self, model: PreTrainedModel, config: ModelConfig, identity: str) -> None:
+        self.base, self.config, self.identity = model, config, identity
+        self._adapted: PeftModel | None = None
+        self._start: dict[str, torch.Tensor] | None = None
+        self._touched = False
+
+    def rest(self) -> bool:
+        """Take adapters off and put the start weights back; True when weights had to be copied."""
+        if self._adapted is not None:
+            self.base = self._adapted.unload()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
+            self._adapted = None
+        copied = self._touched and self._start is not None
+        if self._touched and self._start is not None:
+            with torch.no_grad():
+                for name, tensor in _tensors(self.base):
+                    tensor.copy_(self._start[name])
+        self._touched = False
+        self.base.activation_checkpointing_disable()
+        self.base.requires_grad_(False)
+        self.base.zero_grad(set_to_none=True)
+        self.base.eval()
+        return copied
+
+    def begin(self, lora: LoraConfig | None, training: TrainingConfig) -> PreTrainedModel:
+        """From rest: the model a trial trains, in training mode; with `lora` its adapters are drawn from the seed.
+
+        What is trained has requires_grad, all else has not. ModelError where this model cannot be trained so.
+        """
+        if lora is None:
+            self._begin_full()
+        else:
+            self._begin_adapters(lora, training.seed)
+        if training.gradient_checkpointing:
+            if not self.base.supports_gradient_checkpointing:
+                raise ModelError(f"{type(self.base).__name__} has no gradient checkpointing")
+            self.base.activation_checkpointing_enable({"use_reentrant": False})
+        self.base.train()
+        return self.base
+
+    def _begin_full(self) -> None:
+        if self.config.load_in_4bit:
+            raise ModelError("a model in 4 bits can only be trained with `lora`")
+        if self._start is None:
+            # Taken at the first full fine-tuning: adapters never change the base.
+            self._start = {name: t.detach().to("cpu", copy=True) for name, t in _tensors(self.base)}
+        self._touched = True
+        self.base.requires_grad_(True)
+
+    def _begin_adapters(self, lora: LoraConfig, seed: int) -> None:
+        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
+        head = {name for name, module in self.base.named_modules() if module is self.base.get_output_embeddings()}
+        if not isinstance(targets, str) and head & set(targets):
+            raise ModelError("lora.target_modules names the output head, whose logits are never made; leave it out")
+        torch.manual_seed(seed)
+        wanted = PeftLoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
+            lora_dropout=lora.dropout,
+            target_modules=targets,
+            task_type="CAUSAL_LM",
+            revision=self.config.revision,
+        )
+        try:
+            self._adapted = get_peft_model(self.base, wanted)  # pyright: ignore[reportAttributeAccessIssue]
+        except ValueError as why:
+            raise ModelError(f"these adapters do not fit this model: {why}") from why
+
+    @property
+    def to_save(self) -> PreTrainedModel | PeftModel:
+        """What a finished trial saves: the whole model, or its adapters."""
+        return self.base if self._adapted is None else self._adapted
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters being trained, by name."""
+        return {name: p for name, p in self.base.named_parameters() if p.requires_grad}
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]
