@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import IntEnum
 from pathlib import Path
 
@@ -18,6 +19,12 @@ class ExitCode(IntEnum):
     HELD = 4
     REFUSED = 5
     INTERRUPTED = 130
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word most like this one, for `did you mean`."""
+    found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return found[0] if found else None
 
 
 class OrchestrateError(Exception):
@@ -52,6 +59,17 @@ class SpecError(OrchestrateError):
 
 class DataError(OrchestrateError):
     """Rows that cannot be trained on, counted and listed."""
+
+
+class BadName(OrchestrateError):
+    """A name that cannot be a sweep's: it becomes a folder."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(
+            f"{name!r} cannot be a sweep's name; use 1 to 64 letters, digits, dots, dashes and underscores, "
+            "beginning with a letter or a digit"
+        )
 
 
 class NameTaken(OrchestrateError):

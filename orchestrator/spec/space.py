@@ -2,48 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from orchestrator.spec.axes import Axes, Axis, Circular, in_order
+from orchestrator.spec.dimensions import (
+    Choice,
+    Dimension,
+    IntUniform,
+    LogUniform,
+    Params,
+    Scalar,
+    Uniform,
+    ends,
+    same,
+    values,
+)
+from orchestrator.spec.place import place
+from trainer.config import TrialConfig
 from trainer.frozen import Frozen
 
-Scalar = bool | int | float | str | None
-
-
-class Choice(Frozen):
-    """One of these values. Shorthand: the list alone."""
-
-    choice: Annotated[tuple[Scalar, ...], Field(min_length=1)]
-    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict[str, Any])
-
-
-class Uniform(Frozen):
-    """Between low and high, both included; with `step` on that lattice."""
-
-    uniform: tuple[float, float]
-    step: float | None = None
-    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict[str, Any])
-
-
-class LogUniform(Frozen):
-    """Uniform in the logarithm."""
-
-    log_uniform: tuple[float, float]
-    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict[str, Any])
-
-
-class IntUniform(Frozen):
-    """Whole numbers from low to high, both included."""
-
-    int_uniform: tuple[int, int]
-    step: int = 1
-    log: bool = False
-    when: dict[str, Scalar | tuple[Scalar, ...]] = Field(default_factory=dict[str, Any])
-
-
-Dimension = Choice | Uniform | LogUniform | IntUniform
-Params = dict[str, Any]
+__all__ = [
+    "Choice",
+    "Dimension",
+    "Grid",
+    "IntUniform",
+    "LogUniform",
+    "Params",
+    "Scalar",
+    "SearchSpace",
+    "Uniform",
+]
 
 
 class SearchSpace(Frozen):
@@ -57,5 +49,120 @@ class SearchSpace(Frozen):
         """Every searched leaf, in the file's order."""
         return (*self.dimensions, *(path for group in self.zipped for path in group))
 
+    def size(self) -> int | None:
+        """Combinations, equal ones counted as often as they come up; None: infinitely many."""
+        axes = self.axes()
+        return None if axes.endless else len(axes)
 
-SamplerKind = Literal["grid", "random"]
+    def grid_point(self, index: int) -> Params:
+        """The index-th combination of a finite space, the last leaf advancing fastest; see Grid for distinct ones."""
+        return self.axes().point(index)
+
+    def active(self, params: Mapping[str, Scalar]) -> Params:
+        """Those of `params` whose `when` holds."""
+        return self.axes().active(params)
+
+    def place(self, base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig:
+        """The trial at this point: `base` with the active ones of these leaves."""
+        return place(base, self.active(params))
+
+    def corners(self) -> Axes:
+        """The space of its extremes: of each range both ends, of each list every value."""
+        return Axes([*(Axis((p,), ends(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()])
+
+    def axes(self) -> Axes:
+        """All combinations."""
+        return Axes([*(Axis((p,), values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()])
+
+    def _groups(self) -> list[Axis]:
+        return [Axis(tuple(group), tuple(zip(*group.values(), strict=True))) for group in self.zipped]
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if problems := [f"{path}: {problem}" for path, problem in self.unsound()]:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def unsound(self) -> Iterator[tuple[str, str]]:
+        """What makes no sense in itself, whatever the base: each a path and a sentence."""
+        for path in sorted({p for p in self.paths if self.paths.count(p) > 1}):
+            yield path, "searched twice"
+        if "loss.gamma" in self.paths and "loss.gamma_beta_ratio" in self.paths:
+            yield (
+                "loss.gamma_beta_ratio",
+                "says the same as loss.gamma, which is searched too (gamma = gamma_beta_ratio * beta); search one",
+            )
+        for group in self.zipped:
+            if len({len(v) for v in group.values()}) > 1:
+                lengths = ", ".join(f"{path} has {len(v)}" for path, v in group.items())
+                yield next(iter(group)), f"zip needs lists of equal length: {lengths}"
+        for path, dimension in self.dimensions.items():
+            for other, allowed in _conditions(dimension).items():
+                if problem := self._never(other, allowed):
+                    yield path, problem
+        try:
+            in_order(Axis((p,), None, _conditions(d)) for p, d in self.dimensions.items())
+        except Circular as error:
+            yield next(iter(self.dimensions)), str(error)
+
+    def _never(self, other: str, allowed: tuple[Scalar, ...]) -> str:
+        drawn = self.drawable(other)
+        if drawn is None:
+            return f"when names {other}, which is not searched with a list of values"
+        for value in allowed:
+            if not any(same(value, d) for d in drawn):
+                return f"when waits for {other} = {value}, which is never drawn (only {', '.join(map(str, drawn))})"
+        return ""
+
+    def drawable(self, path: str) -> tuple[Scalar, ...] | None:
+        """The listed values of a searched leaf; None for a range or a leaf that is not searched."""
+        match self.dimensions.get(path):
+            case Choice(choice=listed):
+                return listed
+            case None:
+                return next((group[path] for group in self.zipped if path in group), None)
+            case _:
+                return None
+
+
+class Grid:
+    """The distinct points of a finite space over `base`, in order; equal trials come once, however written."""
+
+    def __init__(self, space: SearchSpace, base: TrialConfig) -> None:
+        self._base, self._axes = base, space.axes()
+        self._size = len(self._axes)
+        self._walked = 0
+        self._points: list[Params] = []
+        self._seen: dict[str, int] = {}
+        self.equal: list[tuple[Params, Params]] = []
+        """Points left out so far, each with the equal one that was kept."""
+
+    def point(self, index: int) -> Params | None:
+        """The index-th distinct point; None past the last."""
+        while len(self._points) <= index and self._walked < self._size:
+            self._step()
+        return self._points[index] if index < len(self._points) else None
+
+    def __iter__(self) -> Iterator[Params]:
+        index = 0
+        while (point := self.point(index)) is not None:
+            yield point
+            index += 1
+
+    def count(self) -> int:
+        """How many distinct points there are; walks them all."""
+        return sum(1 for _ in self)
+
+    def _step(self) -> None:
+        params = self._axes.point(self._walked)
+        self._walked += 1
+        key = json.dumps(place(self._base, params).identity(), sort_keys=True)
+        if key in self._seen:
+            self.equal.append((params, self._points[self._seen[key]]))
+            return
+        self._seen[key] = len(self._points)
+        self._points.append(params)
+
+
+def _conditions(dimension: Dimension) -> dict[str, tuple[Scalar, ...]]:
+    return {p: v if isinstance(v, tuple) else (v,) for p, v in dimension.when.items()}

@@ -1,0 +1,61 @@
+"""What a sweep may be ranked by: a held-out metric that the search itself does not scale."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.errors import nearest
+from trainer.config import EvaluationConfig
+from trainer.metrics import COMMON_RULER, EVAL, METRICS, base_name, lookup, scaled_by
+
+ALTERNATIVES = (f"{EVAL}rewards/accuracies", f"{EVAL}margins/logp", COMMON_RULER)
+_ANSWERED = ("exact_answers", "repetition", "answer_length")
+
+Problem = tuple[str, str]
+"""A sentence and a hint."""
+
+
+def goals() -> list[str]:
+    """Every metric that may be a goal where nothing scales it."""
+    return [EVAL + m.name for m in METRICS.values() if m.on_eval]
+
+
+def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Problem | None:
+    """Why this metric cannot rank the trials of this search; None where it can."""
+    known = lookup(metric)
+    if not metric.startswith(EVAL):
+        if known is not None and known.on_eval:
+            return f"{metric} is measured on the training pairs of one update", f"use {EVAL}{metric}, the held-out one"
+        return f"there is no metric {metric!r}", _near(metric)
+    if known is None:
+        return f"there is no metric {metric!r}", _near(metric)
+    scaling = scaled_by(metric, searched)
+    if scaling:
+        fit = [m for m in ALTERNATIVES if not scaled_by(m, scaling)]
+        return (
+            f"{metric} is scaled by the search ({', '.join(scaling)}), so it cannot rank the trials: on identical "
+            "preference gaps, changing only beta and gamma moved eval loss from 0.69 to 2.75 while every pair was "
+            "ordered the same",
+            f"use {', '.join(fit)}",
+        )
+    if known.better is not None and known.better != direction:
+        return f"{metric} is better when {'high' if known.better == 'maximize' else 'low'}", f"write {known.better}:"
+    return None
+
+
+def check_answers(metric: str, evaluation: EvaluationConfig) -> Problem | None:
+    """Why a metric of greedy answers would never be measured."""
+    if base_name(metric) in _ANSWERED and evaluation.prompts == 0:
+        return f"{metric} is measured on greedy answers, and there are none", "set base.evaluation.prompts above 0"
+    return None
+
+
+def needs_answers(metric: str) -> bool:
+    """Whether the rows must say the right answer."""
+    return base_name(metric) == "exact_answers"
+
+
+def _near(metric: str) -> str:
+    # A word that is nearest without the prefix counts too: `accuracies/logp` for `accuracy/logp`.
+    near = nearest(metric, goals(), 0.4) or nearest(EVAL + metric, goals(), 0.4)
+    return f"did you mean {near}?" if near else f"valid: {', '.join(goals())}"
