@@ -1,0 +1,79 @@
+"""Fused AdamW over named parameters, with its state as plain tensors by parameter name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from transformers.trainer_pt_utils import get_parameter_names
+
+from trainer.config import TrainingConfig
+
+# As transformers' Trainer.get_decay_parameter_names (5.23).
+_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+
+
+class Optimiser:
+    """AdamW over the trained parameters of one model; gradients are taken from the parameters.
+
+    The moments have the parameters' dtype. Weight decay spares norms and biases, as transformers' Trainer does.
+    """
+
+    def __init__(self, model: nn.Module, trained: Mapping[str, nn.Parameter], training: TrainingConfig) -> None:
+        self._trained = dict(trained)
+        self._rate = training.learning_rate
+        self._limit = training.max_grad_norm
+        decaying = set(get_parameter_names(model, [nn.LayerNorm], _NO_DECAY))
+        groups = [
+            {"params": [p for n, p in trained.items() if n in decaying], "weight_decay": training.weight_decay},
+            {"params": [p for n, p in trained.items() if n not in decaying], "weight_decay": 0.0},
+        ]
+        self._adam = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self._rate,
+            betas=(training.adam_beta1, training.adam_beta2),
+            eps=training.adam_epsilon,
+            fused=True,
+        )
+
+    def clip(self) -> float:
+        """The norm of all gradients together; gradients beyond max_grad_norm are scaled down to it, 0: never."""
+        parameters = list(self._trained.values())
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        if self._limit > 0 and bool(torch.isfinite(norm)):
+            nn.utils.clip_grads_with_norm_(parameters, self._limit, norm)
+        return float(norm)
+
+    def step(self, factor: float) -> float:
+        """One update at factor times the learning rate; gradients are dropped. Returns the rate used."""
+        rate = self._rate * factor
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        return rate
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The moments as tensors named `exp_avg.<parameter>`; the live ones, not copies."""
+        return {
+            f"{moment}.{name}": self._adam.state[parameter][moment]
+            for name, parameter in self._trained.items()
+            if parameter in self._adam.state
+            for moment in _MOMENTS
+        }
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned. KeyError where a moment of a parameter is missing."""
+        for name, parameter in self._trained.items():
+            if f"step.{name}" in state:
+                self._adam.state[parameter] = {
+                    moment: _beside(state[f"{moment}.{name}"], parameter) for moment in _MOMENTS
+                }
+
+
+def _beside(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
+    # Into memory of its own: what comes from a file is mapped and not aligned.
+    return tensor.to(parameter.device, copy=True)
