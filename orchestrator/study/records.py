@@ -37,6 +37,8 @@ class TrialRecord:
     """The goal's value; None until complete."""
     started_at: float | None = None
     finished_at: float | None = None
+    seconds: float = 0.0
+    """Time in workers' hands, all attempts, by the monotonic clock; what a killed driver did not write is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,4 +49,25 @@ class Event:
     at: float
     trial: int | None
     kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What somebody at another terminal asked the driver to do."""
+
+    seq: int
+    at: float
+    trial: int | None
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SpecVersion:
+    """A spec as it was accepted (JSON) and its hash."""
+
+    version: int
+    at: float
+    hash: str
     text: str

@@ -1,0 +1,164 @@
+"""Rows of our own tables: read and written inside a transaction that somebody else opened."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Table, func, insert, select, update
+
+from orchestrator.study.guard import as_number
+from orchestrator.study.records import Event, Request, SpecVersion
+from orchestrator.study.tables import DRIVER, EVENT, POINT, PROGRESS, REQUEST, SPEC, SWEEP
+from trainer.report import Point
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """The row that makes a study: its id is the sweep's in every other store."""
+
+    id: str
+    study_id: int
+    schema: int
+    driver: int
+
+
+class Ledger:
+    """One sweep's rows."""
+
+    def __init__(self, sweep: str) -> None:
+        self.sweep = sweep
+
+    # --- the sweep -----------------------------------------------------------------------------------------------
+
+    def identity(self, c: Connection, *, lock: bool = False) -> Identity | None:
+        """The sweep's row; locked, other writers wait (SQLite's writers already do)."""
+        query = select(SWEEP.c.id, SWEEP.c.study_id, SWEEP.c.schema, SWEEP.c.driver).where(SWEEP.c.sweep == self.sweep)
+        row = c.execute(query.with_for_update() if lock else query).one_or_none()
+        return None if row is None else Identity(row.id, row.study_id, row.schema, row.driver)
+
+    def spec_versions(self, c: Connection) -> list[SpecVersion]:
+        """Every accepted spec, oldest first."""
+        query = select(SPEC).where(SPEC.c.sweep == self.sweep).order_by(SPEC.c.version)
+        return [SpecVersion(r.version, r.at, r.hash, r.spec) for r in c.execute(query)]
+
+    def add_spec(self, c: Connection, text: str, digest: str) -> None:
+        """A new version of the spec."""
+        version = self._next(c, SPEC, "version")
+        c.execute(insert(SPEC).values(sweep=self.sweep, version=version, at=time.time(), hash=digest, spec=text))
+
+    # --- drivers -------------------------------------------------------------------------------------------------
+
+    def new_driver(self, c: Connection, holder: str) -> int:
+        """A new driver's token; from here on only its writes are accepted."""
+        token = self._next(c, DRIVER, "driver")
+        c.execute(insert(DRIVER).values(sweep=self.sweep, driver=token, holder=holder, at=time.time(), seconds=0.0))
+        c.execute(update(SWEEP).where(SWEEP.c.sweep == self.sweep).values(driver=token))
+        return token
+
+    def holder(self, c: Connection, token: int) -> str:
+        """Who has that token."""
+        query = select(DRIVER.c.holder).where(DRIVER.c.sweep == self.sweep, DRIVER.c.driver == token)
+        return c.execute(query).scalar_one()
+
+    def worked(self, c: Connection, token: int, seconds: float) -> None:
+        """How long this driver has been at it."""
+        mine = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver == token)
+        c.execute(update(DRIVER).where(mine).values(seconds=seconds))
+
+    def seconds(self, c: Connection, but: int = 0) -> float:
+        """All drivers' working time, leaving one out."""
+        mine = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver != but)
+        return float(c.execute(select(func.coalesce(func.sum(DRIVER.c.seconds), 0.0)).where(mine)).scalar_one())
+
+    # --- points --------------------------------------------------------------------------------------------------
+
+    def known_steps(self, c: Connection, trial: int, steps: Sequence[int]) -> set[int]:
+        """Which of these steps the trial already has."""
+        if not steps:
+            return set()
+        mine = (POINT.c.sweep == self.sweep) & (POINT.c.trial == trial)
+        between = POINT.c.step.between(min(steps), max(steps))
+        return set(c.execute(select(POINT.c.step).where(mine, between)).scalars())
+
+    def add_points(self, c: Connection, trial: int, points: Sequence[Point]) -> None:
+        """New points, in any order, and with them the last value of every metric."""
+        rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "metrics": encode(p.metrics)} for p in points]
+        c.execute(insert(POINT), rows)
+        step, last = self._progress_of(c, trial)
+        late = step is not None and any(p.step < step for p in points)
+        for point in self.points(c, trial) if late else sorted(points, key=lambda p: p.step):
+            last |= point.metrics
+        values = {"step": max(step or 0, *(p.step for p in points)), "metrics": encode(last)}
+        if step is None:
+            c.execute(insert(PROGRESS).values(sweep=self.sweep, trial=trial, **values))
+            return
+        mine = (PROGRESS.c.sweep == self.sweep) & (PROGRESS.c.trial == trial)
+        c.execute(update(PROGRESS).where(mine).values(**values))
+
+    def points(self, c: Connection, trial: int) -> list[Point]:
+        """All points of a trial by step."""
+        mine = (POINT.c.sweep == self.sweep) & (POINT.c.trial == trial)
+        query = select(POINT.c.step, POINT.c.metrics).where(mine).order_by(POINT.c.step)
+        return [Point(r.step, decode(r.metrics)) for r in c.execute(query)]
+
+    def progress(self, c: Connection) -> dict[int, tuple[int, dict[str, float]]]:
+        """Last step and last values of every trial."""
+        rows = c.execute(select(PROGRESS).where(PROGRESS.c.sweep == self.sweep))
+        return {r.trial: (r.step, decode(r.metrics)) for r in rows}
+
+    def _progress_of(self, c: Connection, trial: int) -> tuple[int | None, dict[str, float]]:
+        mine = (PROGRESS.c.sweep == self.sweep) & (PROGRESS.c.trial == trial)
+        row = c.execute(select(PROGRESS.c.step, PROGRESS.c.metrics).where(mine)).one_or_none()
+        return (None, {}) if row is None else (row.step, decode(row.metrics))
+
+    # --- events and requests -------------------------------------------------------------------------------------
+
+    def add_event(self, c: Connection, kind: str, text: str, trial: int | None) -> int:
+        """Something happened; returns its place in the order."""
+        return self._append(c, EVENT, kind, text, trial)
+
+    def events(self, c: Connection, after: int) -> list[Event]:
+        """What happened after that event."""
+        query = select(EVENT).where(EVENT.c.sweep == self.sweep, EVENT.c.seq > after).order_by(EVENT.c.seq)
+        return [Event(r.seq, r.at, r.trial, r.kind, r.text) for r in c.execute(query)]
+
+    def add_request(self, c: Connection, kind: str, text: str, trial: int | None) -> int:
+        """Somebody at another terminal wants something."""
+        return self._append(c, REQUEST, kind, text, trial)
+
+    def requests(self, c: Connection) -> list[Request]:
+        """What was asked and not yet done."""
+        mine = (REQUEST.c.sweep == self.sweep) & REQUEST.c.done_at.is_(None)
+        rows = c.execute(select(REQUEST).where(mine).order_by(REQUEST.c.seq))
+        return [Request(r.seq, r.at, r.trial, r.kind, r.text) for r in rows]
+
+    def done(self, c: Connection, seq: int) -> None:
+        """That request is dealt with."""
+        mine = (REQUEST.c.sweep == self.sweep) & (REQUEST.c.seq == seq)
+        c.execute(update(REQUEST).where(mine).values(done_at=time.time()))
+
+    def _append(self, c: Connection, table: Table, kind: str, text: str, trial: int | None) -> int:
+        seq = self._next(c, table, "seq")
+        row = {"sweep": self.sweep, "seq": seq, "at": time.time(), "trial": trial, "kind": kind, "text": text}
+        c.execute(insert(table).values(**row))
+        return seq
+
+    def _next(self, c: Connection, table: Table, column: str) -> int:
+        query = select(func.coalesce(func.max(table.c[column]), 0)).where(table.c.sweep == self.sweep)
+        return int(c.execute(query).scalar_one()) + 1
+
+
+def encode(metrics: Mapping[str, Any]) -> str:
+    """JSON that every reader accepts: NaN and the infinities as text."""
+    numbers = {name: as_number(value) for name, value in metrics.items()}
+    return json.dumps({n: v if math.isfinite(v) else str(v) for n, v in numbers.items()}, allow_nan=False)
+
+
+def decode(text: str) -> dict[str, float]:
+    """The metrics that `encode` wrote."""
+    return {name: float(value) for name, value in json.loads(text).items()}

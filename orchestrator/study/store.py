@@ -1,0 +1,142 @@
+"""The database: one transaction around Optuna's tables and ours, so that a reader never sees half a step."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import optuna
+from optuna.exceptions import StorageInternalError
+from optuna.storages import RDBStorage
+from sqlalchemy import Connection, make_url
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.errors import StorageRefused
+from orchestrator.folders import SweepFolder
+from orchestrator.study.errors import NetworkDisk, PasswordInUrl, StudyMissing
+from orchestrator.study.tables import METADATA
+from trainer.durable import write_text
+
+_BUSY_SECONDS = 60.0
+_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p"})
+
+
+def location(folder: SweepFolder) -> str:
+    """The URL of this sweep's study: what `study.url` says, else SQLite beside it."""
+    pointer = folder.database.with_suffix(".url")
+    return pointer.read_text().strip() if pointer.is_file() else f"sqlite:///{folder.database}"
+
+
+def choose_location(folder: SweepFolder, storage: str | None) -> str:
+    """Where a new study goes; another database than the folder's own is remembered beside it."""
+    if storage is None:
+        return location(folder)
+    url = make_url(storage)
+    if url.password is not None:
+        raise PasswordInUrl(masked(storage))
+    write_text(folder.database.with_suffix(".url"), storage + "\n")
+    return storage
+
+
+def masked(url: str) -> str:
+    """The URL for people to read: no password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def filesystem(path: Path) -> str:
+    """Kind of the file system `path` lies on; empty where the system does not tell."""
+    mounts = Path("/proc/self/mountinfo")
+    if not mounts.is_file():
+        return ""
+    best, kind = Path("/"), ""
+    for line in mounts.read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        point = Path(left.split()[4].encode().decode("unicode_escape"))
+        if path.resolve().is_relative_to(point) and len(point.parts) >= len(best.parts):
+            best, kind = point, right.split()[0]
+    return kind
+
+
+class Store:
+    """One sweep's database, open. Safe to use from several threads: they take turns."""
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        self.url = masked(url)
+        self._lock = threading.RLock()
+        parsed = make_url(url)
+        self._sqlite = parsed.get_backend_name() == "sqlite"
+        database = Path(parsed.database or "")
+        if self._sqlite:
+            if not create and not database.is_file():
+                raise StudyMissing(str(database))
+            if (kind := filesystem(database)) in _NETWORK:
+                raise NetworkDisk(database, kind)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        with self._refusals():
+            self.storage = RDBStorage(
+                url,
+                engine_kwargs={"creator": lambda: _connect(database)} if self._sqlite else {"pool_pre_ping": True},
+                skip_table_creation=not create,
+            )
+            if create:
+                METADATA.create_all(self.storage.engine)
+
+    def dispose(self) -> None:
+        """Give the connections back."""
+        self.storage.scoped_session.remove()
+        self.storage.engine.dispose()
+
+    @contextmanager
+    def writing(self) -> Generator[Connection]:
+        """All or nothing: what Optuna's storage and ours write inside is committed together."""
+        with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
+            if self._sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            with self._optuna_joins(connection):
+                yield connection
+
+    @contextmanager
+    def reading(self) -> Generator[Connection]:
+        """One moment of the database, whatever a writer does meanwhile."""
+        with self._lock, self._refusals(), self.storage.engine.connect() as connection:
+            if not self._sqlite:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                if self._sqlite:
+                    connection.exec_driver_sql("BEGIN")
+                with self._optuna_joins(connection):
+                    yield connection
+
+    @contextmanager
+    def _optuna_joins(self, connection: Connection) -> Generator[None]:
+        """SQLAlchemy's recipe for joining a session into an external transaction: its commits become savepoints."""
+        sessions = self.storage.scoped_session
+        sessions.remove()
+        sessions.configure(bind=connection, join_transaction_mode="create_savepoint")
+        try:
+            yield
+        finally:
+            sessions.remove()
+            sessions.configure(bind=self.storage.engine, join_transaction_mode="conditional_savepoint")
+
+    @contextmanager
+    def _refusals(self) -> Generator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise StorageRefused(f"the study in {self.url} refused: {error.orig}") from error
+        except StorageInternalError as error:
+            cause = error.__cause__
+            detail = cause.orig if isinstance(cause, DBAPIError) else error
+            raise StorageRefused(f"the study in {self.url} refused: {detail}") from error
+
+
+def _connect(database: Path) -> sqlite3.Connection:
+    """Transactions are ours to begin (no isolation level); a commit is on the disk before it returns."""
+    connection = sqlite3.connect(database, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection

@@ -1,0 +1,91 @@
+"""What a sweep must remember and Optuna has no place for. Same database as Optuna's tables, same transactions."""
+
+from __future__ import annotations
+
+from sqlalchemy import Column, Float, Integer, MetaData, String, Table, Text
+
+SCHEMA = 1
+"""Version of these tables; a database of a later one is refused."""
+
+METADATA = MetaData()
+
+
+def _sweep() -> Column[str]:
+    return Column("sweep", String(64), primary_key=True)
+
+
+def _number(name: str) -> Column[int]:
+    return Column(name, Integer, primary_key=True, autoincrement=False)
+
+
+SWEEP = Table(
+    "prefsweep_sweep",
+    METADATA,
+    _sweep(),
+    Column("id", String(32), nullable=False),
+    Column("schema", Integer, nullable=False),
+    Column("study_id", Integer, nullable=False),
+    Column("driver", Integer, nullable=False),  # the driver whose writes are accepted
+    Column("created_at", Float, nullable=False),
+)
+
+SPEC = Table(
+    "prefsweep_spec",
+    METADATA,
+    _sweep(),
+    _number("version"),
+    Column("at", Float, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("spec", Text, nullable=False),
+)
+
+DRIVER = Table(
+    "prefsweep_driver",
+    METADATA,
+    _sweep(),
+    _number("driver"),
+    Column("holder", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("seconds", Float, nullable=False),  # by the monotonic clock
+)
+
+POINT = Table(
+    "prefsweep_point",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    _number("step"),
+    Column("metrics", Text, nullable=False),
+)
+
+PROGRESS = Table(
+    "prefsweep_progress",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    Column("step", Integer, nullable=False),
+    Column("metrics", Text, nullable=False),  # the last value of each
+)
+
+EVENT = Table(
+    "prefsweep_event",
+    METADATA,
+    _sweep(),
+    _number("seq"),
+    Column("at", Float, nullable=False),
+    Column("trial", Integer),
+    Column("kind", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+REQUEST = Table(
+    "prefsweep_request",
+    METADATA,
+    _sweep(),
+    _number("seq"),
+    Column("at", Float, nullable=False),
+    Column("trial", Integer),
+    Column("kind", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("done_at", Float),
+)
