@@ -215,3 +215,11 @@ def summary(spec: SweepSpec, views: Sequence[TrialView], console: Console, *, st
     start = next((v.values(spec.goal.metric)[0] for v in ordered if v.values(spec.goal.metric)), None)
     if start is not None and best.value is not None:
         console.print(Text(f"The start model had {spec.goal.metric}={show(start)}.", style="dim"))
+
+
+def open_view(
+    spec: SweepSpec, console: Console, *, total: int | None = None, steps: int | None = None
+) -> LiveView | PlainView:
+    """The view that fits where the output goes."""
+    kind = LiveView if console.is_terminal else PlainView
+    return kind(spec, console, total=total, steps=steps)
