@@ -127,7 +127,7 @@ class DataConfig(Frozen):
             given = out.get(key)
             if given is not None:
                 many = given if isinstance(given, (list, tuple)) else [given]
-                out[key] = [{"path": one} if isinstance(one, str) else one for one in many]
+                out[key] = tuple({"path": one} if isinstance(one, str) else one for one in many)
         return out
 
     @model_validator(mode="after")

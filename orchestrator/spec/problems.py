@@ -27,6 +27,8 @@ _WANTED = {
     "model_attributes_type": "a mapping",
     "none_required": "null",
 }
+SOURCES = {"FileSource": "path", "HubSource": "dataset", "GeneratedSource": "generated"}
+"""Each kind of data source and the key that only it has."""
 _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
 
 
@@ -63,25 +65,68 @@ class Findings:
         near = nearest(str(loc[-1]), known)
         self.add(loc, "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}")
 
-    def build(self, model: type[M], value: Any, loc: Loc, door: Callable[[Loc], Loc] | None = None) -> M | None:
-        """The model of this value. `door` translates a path inside it to what the file says."""
+    def build(
+        self,
+        model: type[M],
+        value: Any,
+        loc: Loc,
+        door: Callable[[Loc], Loc] = lambda inner: inner,
+        *,
+        said: frozenset[str] = frozenset(),
+        wrong: frozenset[Loc] = frozenset(),
+    ) -> M | None:
+        """The model of this value. `door` translates a path inside it to what the file says.
+
+        That keys in `said` are missing, and anything below `wrong`, was reported already.
+        """
         try:
             return model.model_validate(value, strict=True)
         except ValidationError as error:
             for inner, problem, hint in _sentences(model, value, error):
-                self.add((*loc, *(door(inner) if door else inner)), problem, hint)
+                if not (inner[:1] and inner[0] in said) and not any(inner[: len(w)] == w for w in wrong):
+                    self.add((*loc, *door(inner)), problem, hint)
         return None
+
+
+def first_sentence(model: type[BaseModel], error: ValidationError) -> tuple[Loc, str, str]:
+    """The first thing wrong with a value that was built, not read: its path, a sentence, a hint."""
+    item = error.errors(include_url=False)[0]
+    fields = [part for part in item["loc"] if not _is_member(model, part)]
+    return (tuple(fields), *_sentence(model, item))
+
+
+def _is_member(model: type[BaseModel], part: str | int) -> bool:
+    return any(part in (m.__name__, _kind(m)) for m in _all_models(model))
+
+
+def _all_models(model: type[BaseModel]) -> list[type[BaseModel]]:
+    inner = [m for field in model.model_fields.values() for m in models_in(field.annotation)]
+    return [model, *(deep for m in inner for deep in _all_models(m))]
 
 
 def _sentences(model: type[BaseModel], value: Any, error: ValidationError) -> list[tuple[Loc, str, str]]:
     """One sentence per place: where a union refuses for several reasons, they are joined with `or`."""
     at: dict[Loc, list[tuple[str, str]]] = {}
     for item in error.errors(include_url=False):
+        if _other_member(value, item["loc"]):
+            continue
         clean = _clean(value, item)
         said = _sentence(model, item)
         if said not in at.setdefault(clean, []):
             at[clean].append(said)
     return [(loc, " or ".join(p for p, _ in said), next((h for _, h in said if h), "")) for loc, said in at.items()]
+
+
+def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
+    """Whether this is what a kind of source says that the file did not mean: a file's says nothing of `dataset`."""
+    for part in loc:
+        if part in SOURCES and isinstance(value, dict):
+            return SOURCES[str(part)] not in value
+        if isinstance(value, dict) and part in value:
+            value = cast(Any, value[part])
+        elif isinstance(value, tuple) and isinstance(part, int) and part < len(cast(tuple[Any, ...], value)):
+            value = value[part]
+    return False
 
 
 def _clean(value: Any, item: ErrorDetails) -> Loc:
@@ -107,7 +152,7 @@ def _sentence(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str]:
         near = nearest(str(item["loc"][-1]), known)
         return "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}"
     if kind == "missing":
-        return "is required", ""
+        return ("is missing: a range is [low, high]" if isinstance(item["loc"][-1], int) else "is required"), ""
     if kind == "literal_error":
         return _one_of(str(context["expected"]).replace(" or ", ", ").replace("'", ""), given)
     if kind == "union_tag_invalid":

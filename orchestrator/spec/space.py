@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,8 @@ __all__ = [
 class SearchSpace(Frozen):
     """What is searched. `zipped` holds groups of paths whose lists advance together."""
 
+    TWICE: ClassVar = "says the same as loss.gamma, which is searched too (gamma = gamma_beta_ratio * beta); search one"
+
     dimensions: dict[str, Dimension] = Field(default_factory=dict[str, Any])
     zipped: tuple[dict[str, tuple[Scalar, ...]], ...] = ()
 
@@ -74,6 +76,16 @@ class SearchSpace(Frozen):
         """All combinations."""
         return Axes([*(Axis((p,), values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()])
 
+    def listed(self, path: str) -> tuple[Scalar, ...]:
+        """What the file lists for this leaf: its values, or the ends of its range."""
+        if path in self.dimensions:
+            return ends(self.dimensions[path])
+        return next((group[path] for group in self.zipped if path in group), ())
+
+    def endless(self, path: str) -> bool:
+        """Whether this leaf is drawn from a continuous range."""
+        return path in self.dimensions and values(self.dimensions[path]) is None
+
     def _groups(self) -> list[Axis]:
         return [Axis(tuple(group), tuple(zip(*group.values(), strict=True))) for group in self.zipped]
 
@@ -88,10 +100,7 @@ class SearchSpace(Frozen):
         for path in sorted({p for p in self.paths if self.paths.count(p) > 1}):
             yield path, "searched twice"
         if "loss.gamma" in self.paths and "loss.gamma_beta_ratio" in self.paths:
-            yield (
-                "loss.gamma_beta_ratio",
-                "says the same as loss.gamma, which is searched too (gamma = gamma_beta_ratio * beta); search one",
-            )
+            yield "loss.gamma_beta_ratio", self.TWICE
         for group in self.zipped:
             if len({len(v) for v in group.values()}) > 1:
                 lengths = ", ".join(f"{path} has {len(v)}" for path, v in group.items())

@@ -10,6 +10,23 @@ from orchestrator.spec.space import SearchSpace
 from trainer.config import DataConfig, TrainingConfig, TrialConfig
 from trainer.frozen import Count, Frozen, Name, NonNegative, Positive
 
+DOOR = (
+    "name",
+    "description",
+    "base",
+    "search",
+    "sampler",
+    "maximize",
+    "minimize",
+    "pruner",
+    "budget",
+    "resources",
+    "tracking",
+    "sft",
+    "keep_models",
+)
+"""The keys of the file, in the order in which it is written."""
+
 
 class GridSampler(Frozen):
     """Every combination once, in the file's order (the last dimension advances fastest)."""
@@ -28,7 +45,7 @@ Sampler = Annotated[GridSampler | RandomSampler, Field(discriminator="kind")]
 
 
 class Goal(Frozen):
-    """What the sweep is ranked by. Built only for a metric that the search does not scale."""
+    """What the sweep is ranked by: a held-out metric that the search does not scale (objective.py refuses others)."""
 
     metric: Name
     direction: Literal["maximize", "minimize"]

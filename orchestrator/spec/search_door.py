@@ -1,0 +1,106 @@
+"""The file's `search:` into a SearchSpace."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from orchestrator.errors import nearest
+from orchestrator.spec.dimensions import KINDS, Dimension, Scalar
+from orchestrator.spec.document import Loc
+from orchestrator.spec.leaves import leaves
+from orchestrator.spec.problems import Findings, show
+from orchestrator.spec.space import SearchSpace
+
+SEARCH = "search"
+MARGINS = {"loss.gamma", "loss.gamma_beta_ratio"}
+
+
+def build_search(findings: Findings, value: Any) -> SearchSpace | None:
+    """The search space, or findings."""
+    if value is None:
+        return SearchSpace()
+    if not isinstance(value, dict):
+        findings.add((SEARCH,), f"must be a mapping from a leaf to its values, not {show(value)}")
+        return None
+    before = len(findings.items)
+    dimensions: dict[str, Dimension] = {}
+    zipped: tuple[dict[str, tuple[Scalar, ...]], ...] = ()
+    for path, entry in cast(dict[str, Any], value).items():
+        if path == "zip":
+            zipped = _zip(findings, entry)
+        elif not _is_leaf(findings, (SEARCH, path), path):
+            continue
+        elif (dimension := _dimension(findings, (SEARCH, path), entry)) is not None:
+            dimensions[path] = dimension
+    if len(findings.items) > before:
+        if value.keys() >= MARGINS:
+            findings.add((SEARCH, "loss.gamma_beta_ratio"), SearchSpace.TWICE)
+        return None
+    # Unchecked first, so that each thing without sense gets its own line of the file.
+    for path, problem in SearchSpace.model_construct(dimensions=dimensions, zipped=zipped).unsound():
+        findings.add(loc_of(zipped, path), problem)
+    return SearchSpace(dimensions=dimensions, zipped=zipped) if len(findings.items) == before else None
+
+
+def loc_of(zipped: tuple[dict[str, tuple[Scalar, ...]], ...], path: str) -> Loc:
+    """Where the file says what is searched for this leaf."""
+    group = next((g for g, paths in enumerate(zipped) if path in paths), None)
+    return (SEARCH, path) if group is None else (SEARCH, "zip", group, path)
+
+
+def _dimension(findings: Findings, loc: Loc, entry: Any) -> Dimension | None:
+    if isinstance(entry, tuple):
+        if not _scalars(findings, loc, cast(tuple[Any, ...], entry)):
+            return None
+        return findings.build(KINDS["choice"], {"choice": entry}, loc, lambda inner: inner[1:])
+    if not isinstance(entry, dict):
+        findings.add(loc, f"must be a list of values or a range, not {show(entry)}", f"for one value: [{entry}]")
+        return None
+    body = cast(dict[str, Any], entry)
+    kinds = [kind for kind in KINDS if kind in body]
+    if len(kinds) != 1:
+        findings.add(loc, f"needs exactly one of {', '.join(KINDS)}", f"it has {', '.join(kinds or body) or 'none'}")
+        return None
+    listed = body.get("choice")
+    if isinstance(listed, tuple) and not _scalars(findings, (*loc, "choice"), cast(tuple[Any, ...], listed)):
+        return None
+    return findings.build(KINDS[kinds[0]], body, loc)
+
+
+def _zip(findings: Findings, entry: Any) -> tuple[dict[str, tuple[Scalar, ...]], ...]:
+    groups = cast(tuple[Any, ...], entry) if isinstance(entry, tuple) else (entry,)
+    out: list[dict[str, tuple[Scalar, ...]]] = []
+    for g, group in enumerate(groups):
+        loc: Loc = (SEARCH, "zip", g)
+        if not isinstance(group, dict) or not group:
+            findings.add(loc, f"must be a mapping from leaves to lists of equal length, not {show(group)}")
+            continue
+        for path, listed in cast(dict[str, Any], group).items():
+            _is_leaf(findings, (*loc, path), path)
+            if not isinstance(listed, tuple) or not listed:
+                findings.add((*loc, path), f"must be a list of values, not {show(listed)}")
+            else:
+                _scalars(findings, (*loc, path), cast(tuple[Any, ...], listed))
+        out.append(cast(dict[str, tuple[Scalar, ...]], group))
+    return tuple(out)
+
+
+def _is_leaf(findings: Findings, loc: Loc, path: str) -> bool:
+    if path in leaves():
+        return True
+    under = [leaf for leaf in leaves() if leaf.startswith(f"{path}.")]
+    if under:
+        findings.add(loc, "is a group of leaves, not a leaf", "its leaves: " + ", ".join(under))
+    else:
+        near = nearest(path, leaves())
+        findings.add(loc, "there is no such leaf in a trial", f"did you mean {near}?" if near else "")
+    return False
+
+
+def _scalars(findings: Findings, loc: Loc, listed: tuple[Any, ...]) -> bool:
+    if not listed:
+        findings.add(loc, "the list is empty")
+    bad = [i for i, value in enumerate(listed) if isinstance(value, (tuple, dict))]
+    for i in bad:
+        findings.add((*loc, i), f"a searched value is a number, text, true, false or null, not {show(listed[i])}")
+    return bool(listed) and not bad
