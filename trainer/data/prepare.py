@@ -1,0 +1,163 @@
+"""Preference data, ready to train on: read, checked, tokenised once, cached by content."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from trainer.config import DataConfig, GeneratedSource, ModelConfig, Source
+from trainer.data.cache import obtain
+from trainer.data.check import Severity, judge, severity
+from trainer.data.pairs import PairSet, Tokenised, write_pairs
+from trainer.data.progress import chunks
+from trainer.data.read import source_digest, source_name
+from trainer.data.select import EVAL, TRAIN, Row, Selection, Split, select, sources_of
+from trainer.data.summary import DataReport, SourceRows, length_table
+from trainer.data.tokenise import Tokeniser, Tokens
+from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
+from trainer.durable import digest_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1
+"""Of this package's choices (splits, mixing, cutting) and files; part of every fingerprint."""
+
+_CHUNK = 500
+_DROPPED = frozenset({"equal_after_cut"})
+"""Notices that cost the row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Train and evaluation pairs, what was found in the data, and the fingerprint of all that decided it."""
+
+    train: PairSet
+    eval: PairSet
+    report: DataReport
+    fingerprint: str
+    computed: bool
+    """True when this call read and tokenised the data, False when it came from the cache."""
+
+
+def prepare(
+    data: DataConfig, model: ModelConfig, cache: Path, tokenizer: PreTrainedTokenizerBase | None = None
+) -> Prepared:
+    """Preference pairs as token ids, from `cache/data/<fingerprint>` where they are there already.
+
+    `tokenizer`, when given, must be what `load_tokenizer(model, data, cache)` returned. Raises BadData for rows that
+    must not be trained on, UnreadableData for a source that cannot be opened, TokenizerError, and OSError where the
+    disk refuses.
+    """
+    ready = tokenizer or load_tokenizer(model, data, cache)
+    fingerprint = fingerprint_of(data, ready)
+    folder = cache / "data" / fingerprint
+    computed = obtain(folder, lambda aside: _fill(aside, data, ready, fingerprint))
+    report = DataReport.model_validate_json((folder / "report.json").read_bytes())
+    train, evaluation = (PairSet.open(folder, split) for split in (TRAIN, EVAL))
+    return Prepared(train, evaluation, report, fingerprint, computed)
+
+
+def fingerprint_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+    """32 hex digits over data content, tokenizer, template, lengths and rules; paths do not matter."""
+    rules = data.model_dump(mode="json", exclude={"train", "eval", "chat_template", "max_prompt_length"})
+    return digest_of(
+        {
+            "format": FORMAT,
+            "train": [_identity(source) for source in data.train],
+            "eval": None if data.eval is None else [_identity(source) for source in data.eval],
+            "rules": rules | {"prompt_budget": data.prompt_budget},
+            "tokenizer": tokenizer_digest(tokenizer),
+        }
+    )[:32]
+
+
+def _identity(source: Source) -> list[object]:
+    columns = {} if isinstance(source, GeneratedSource) else source.columns
+    return [source_digest(source), source.weight, columns]
+
+
+# --- the work --------------------------------------------------------------------------------------------------------
+
+
+def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
+    """Write both splits and report.json into `folder`; BadData when the rules refuse what was found."""
+    selection = select(data)
+    tokeniser = Tokeniser(tokenizer, data.max_length, data.prompt_budget)
+    pairs: dict[Split, list[Tokenised]] = {
+        split: _tokenised(selection, data, split, tokeniser) for split in (TRAIN, EVAL)
+    }
+    for split in (TRAIN, EVAL):
+        if not pairs[split]:
+            selection.findings.add_whole("no_rows", f"The {split} split is empty")
+    findings = selection.findings.as_tuple()
+    judge(findings, len(selection.bad), selection.looked_at, data.bad_rows, data.max_bad_share)
+    for split in (TRAIN, EVAL):
+        write_pairs(folder, split, pairs[split])
+    report = _report(selection, data, pairs, fingerprint)
+    (folder / "report.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _tokenised(selection: Selection, data: DataConfig, split: Split, tokeniser: Tokeniser) -> list[Tokenised]:
+    """Pairs of one split; rows that tokenisation shows to be bad, or equal once cut, are left out and counted."""
+    names = [source_name(source) for source in sources_of(data, split)]
+    out: list[Tokenised] = []
+    for rows in chunks(selection.rows(split), _CHUNK, f"tokenising {split}"):
+        for row, tokens in zip(rows, tokeniser([row.preference for row in rows]), strict=True):
+            if _note(selection, split, names[row.drawn.source], row, tokens):
+                out.append(_packed(row, tokens))
+    return out
+
+
+def _note(selection: Selection, split: Split, name: str, row: Row, tokens: Tokens) -> bool:
+    """Record what was noticed about a row; whether it stays."""
+    stays = True
+    number = row.drawn.raw.number
+    for kind, detail in tokens.notices:
+        selection.findings.add(kind, name, number, detail)
+        if severity(kind) is Severity.BAD_ROW:
+            selection.bad.add((split, row.drawn.source, number))
+            stays = False
+        stays = stays and kind not in _DROPPED
+    return stays
+
+
+def _packed(row: Row, tokens: Tokens) -> Tokenised:
+    prompt, chosen, rejected = (
+        np.array(ids, dtype=np.int32) for ids in (tokens.prompt, tokens.chosen, tokens.rejected)
+    )
+    return Tokenised(prompt, chosen, rejected, row.drawn.source, row.drawn.raw.number, row.preference.answer)
+
+
+def _report(
+    selection: Selection, data: DataConfig, pairs: dict[Split, list[Tokenised]], fingerprint: str
+) -> DataReport:
+    drawn = {split: Counter(row.drawn.source for row in selection.rows(split)) for split in (TRAIN, EVAL)}
+    kept = {split: Counter(pair.source for pair in pairs[split]) for split in (TRAIN, EVAL)}
+    sources = tuple(
+        SourceRows(
+            name=source_name(source),
+            split=split,
+            read=selection.read[split if data.eval is not None else TRAIN, at],
+            drawn=drawn[split][at],
+            kept=kept[split][at],
+        )
+        for split in (TRAIN, EVAL)
+        for at, source in enumerate(sources_of(data, split))
+    )
+    everything = [pair for split in (TRAIN, EVAL) for pair in pairs[split]]
+    return DataReport(
+        fingerprint=fingerprint,
+        train_rows=len(pairs[TRAIN]),
+        eval_rows=len(pairs[EVAL]),
+        bad_rows=len(selection.bad),
+        dropped_rows=sum(len(selection.rows(s)) - len(pairs[s]) for s in (TRAIN, EVAL)),
+        sources=sources,
+        findings=selection.findings.as_tuple(),
+        lengths=length_table(everything),
+        eval_held_out=data.eval is None,
+    )

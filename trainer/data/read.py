@@ -1,0 +1,229 @@
+"""Sources to rows: local files, Hugging Face data sets, the generated task. Row numbers count from 1."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from trainer.config import FileSource, GeneratedSource, HubSource, Source
+from trainer.data.check import UnreadableData
+from trainer.durable import digest_of, sha256_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+FIELDS = ("prompt", "chosen", "rejected", "answer")
+"""What a row may carry under our names; everything else in it is left alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A row as read. `fields` is None where the record itself could not be parsed; `trouble` then says why."""
+
+    number: int
+    fields: dict[str, Any] | None
+    trouble: str = ""
+
+
+def source_name(source: Source) -> str:
+    """How findings and reports call a source."""
+    match source:
+        case FileSource():
+            return source.path
+        case HubSource():
+            subset = f"/{source.subset}" if source.subset else ""
+            return f"{source.dataset}{subset}:{source.split}"
+        case GeneratedSource():
+            return f"generated {source.generated}:{source.split}"
+    assert_never(source)
+
+
+def source_digest(source: Source) -> str:
+    """Hex digest of what a source would yield: bytes of the file or of the data set's tables, or the generator's
+    settings. UnreadableData where it cannot be opened.
+    """
+    match source:
+        case FileSource():
+            return sha256_of_content(_existing(source.path))
+        case HubSource():
+            dataset = _load_hub(source)
+            files = [Path(entry["filename"]) for entry in dataset.cache_files]
+            content = [sha256_of_content(file) for file in files] or [str(dataset._fingerprint)]  # pyright: ignore[reportPrivateUsage]
+            return digest_of({"content": content, "split": source.split, "rows": dataset.num_rows})
+        case GeneratedSource():
+            from trainer.generate_task import VERSION
+
+            return digest_of({"version": VERSION} | source.model_dump(mode="json", exclude={"weight"}))
+    assert_never(source)
+
+
+def sha256_of_content(path: Path) -> str:
+    """Hex digest of a file's bytes, whatever its name."""
+    return sha256_of([path])
+
+
+def read_source(source: Source) -> list[Raw]:
+    """Every row of a source under our names. UnreadableData where it cannot be opened or lacks a column."""
+    match source:
+        case FileSource():
+            path = _existing(source.path)
+            rows = list(_reader(path)(path))
+        case HubSource():
+            rows = [Raw(i, dict(row)) for i, row in enumerate(_load_hub(source), start=1)]
+        case GeneratedSource():
+            from trainer.generate_task import generated_rows
+
+            return [Raw(i, row) for i, row in enumerate(generated_rows(source), start=1)]
+        case _:
+            assert_never(source)
+    return _renamed(rows, source.columns, source_name(source))
+
+
+def _renamed(rows: list[Raw], columns: dict[str, str], name: str) -> list[Raw]:
+    unknown = sorted(set(columns) - set(FIELDS))
+    if unknown:
+        raise UnreadableData(f"columns of {name}: {', '.join(unknown)} is none of ours ({', '.join(FIELDS)})")
+    present = {key for row in rows if row.fields is not None for key in row.fields}
+    for ours in FIELDS:
+        theirs = columns.get(ours, ours)
+        needed = ours in columns or ours in {"chosen", "rejected"}
+        if needed and present and theirs not in present:
+            near = get_close_matches(theirs, sorted(present), n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise UnreadableData(
+                f"{name} has no column {theirs!r} for {ours}; it has {', '.join(sorted(present))}{hint} "
+                f"Map it with `columns: {{{ours}: NAME}}`."
+            )
+    return [
+        row
+        if row.fields is None
+        else Raw(row.number, {o: row.fields[columns.get(o, o)] for o in FIELDS if columns.get(o, o) in row.fields})
+        for row in rows
+    ]
+
+
+# --- local files -----------------------------------------------------------------------------------------------------
+
+
+def _existing(path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise UnreadableData(f"there is no data file {path} (looked in {Path.cwd()})")
+    return found
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Raw]]:
+    readers: dict[str, Callable[[Path], Iterator[Raw]]] = {
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".json": _read_json,
+        ".parquet": _read_parquet,
+        ".csv": _read_csv,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UnreadableData(f"{path} has none of the endings that are read: {', '.join(readers)}")
+    return reader
+
+
+def _text(raw: bytes) -> str:
+    """Bytes that are no UTF-8 become lone surrogates U+DC80..DCFF, which the checks find and name row by row."""
+    return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
+
+
+def _record(number: int, value: Any) -> Raw:
+    if isinstance(value, dict):
+        return Raw(number, {str(k): v for k, v in value.items()})
+    return Raw(number, None, f"a {type(value).__name__}, not an object")
+
+
+def _read_jsonl(path: Path) -> Iterator[Raw]:
+    """One object per line; the row number is the line number, blank lines are none."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(_text(line))
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield Raw(number, None, f"line {number}: {error}")
+                continue
+            yield _record(number, value)
+
+
+def _read_json(path: Path) -> Iterator[Raw]:
+    """A list of objects, or an object with such a list under `data`."""
+    try:
+        value = json.loads(_text(path.read_bytes()))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UnreadableData(f"{path} is not JSON: {error}. For one object per line, name it .jsonl") from error
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if not isinstance(value, list):
+        raise UnreadableData(f"{path} holds no list of rows, neither itself nor under `data`")
+    for number, one in enumerate(value, start=1):
+        yield _record(number, one)
+
+
+def _read_csv(path: Path) -> Iterator[Raw]:
+    """A header line, then records; every value is text."""
+    csv.field_size_limit(1 << 30)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        number = 0
+        while True:
+            number += 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Raw(number, None, f"record {number}: {error}")
+                continue
+            if None in row:
+                yield Raw(number, None, f"record {number} has more values than the header has names")
+            else:
+                yield Raw(number, dict(row))
+
+
+def _read_parquet(path: Path) -> Iterator[Raw]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        number = 0
+        for batch in file.iter_batches(batch_size=1000):
+            for i in range(batch.num_rows):
+                number += 1
+                try:
+                    yield Raw(number, batch.slice(i, 1).to_pylist()[0])
+                except UnicodeDecodeError as error:
+                    yield Raw(number, None, f"row {number}: {error.reason}")
+    except pa.ArrowException as error:
+        raise UnreadableData(f"{path} is not a Parquet file: {error}") from error
+
+
+# --- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def _load_hub(source: HubSource) -> Dataset:
+    """`datasets.load_dataset`; also takes a local folder. UnreadableData says what to do when it fails."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        lines = str(error).strip().splitlines()
+        raise UnreadableData(
+            f"the data set {source_name(source)} cannot be loaded: {lines[0] if lines else type(error).__name__}. "
+            "Check dataset, subset, split and revision; without a reachable hub, download it where there is one and "
+            "give the folder as `dataset`, or its files as `path`."
+        ) from error
+    return dataset
