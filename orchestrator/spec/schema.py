@@ -1,0 +1,110 @@
+"""The JSON Schema of the sweep's file, for editors: shorthands included, unknown keys refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, TypeAdapter
+
+from orchestrator.spec.dimensions import KINDS
+from orchestrator.spec.door import PRUNERS, SAMPLERS
+from orchestrator.spec.leaves import leaves
+from orchestrator.spec.objective import goals
+from orchestrator.spec.problems import models_in
+from orchestrator.spec.space import Scalar
+from orchestrator.spec.sweep import Budget, Resources, SftStage, SweepSpec, Tracking
+from trainer.config import TrialConfig
+from trainer.metrics import COMMON_RULER
+
+Json = dict[str, Any]
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema() -> Json:
+    """What a sweep's file may say. Rules between leaves (one margin, a legal trial at every corner) are the loader's."""
+    definitions: Json = {}
+    base = _model(TrialConfig, definitions)
+    spec = SweepSpec.model_json_schema()["properties"]
+    goal = {"type": "string", "enum": goals()}
+    dimensions = [_model(kind, definitions) for kind in KINDS.values()]
+    for kind in KINDS:
+        definitions[KINDS[kind].__name__]["required"] = [kind]
+    listed = {"type": "array", "minItems": 1, "items": TypeAdapter(Scalar).json_schema()}
+    group = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(leaves())}}
+    zipped: Json = {"type": "array", "items": group | {"additionalProperties": listed}}
+    samplers = [_model(model, definitions) for model in SAMPLERS.values()]
+    pruner = {"type": "object", "properties": {"kind": {"enum": list(PRUNERS)}}, "additionalProperties": False}
+    properties: Json = {
+        "name": spec["name"] | {"description": "Of the sweep's folder and its run in MLflow."},
+        "description": {"type": "string"},
+        "base": base | {"description": "One whole trial; the search changes leaves of it."},
+        "search": {
+            "description": "Dotted path of a leaf of base -> its values, as a list or a range.",
+            "anyOf": [
+                {"type": "null"},
+                {
+                    "type": "object",
+                    "properties": {leaf: {"anyOf": [listed, *dimensions]} for leaf in leaves()} | {"zip": zipped},
+                    "additionalProperties": False,
+                },
+            ],
+        },
+        "sampler": {"anyOf": [{"enum": [*SAMPLERS, None]}, *samplers]},
+        "maximize": goal | {"description": f"The goal. When no goal is given: {COMMON_RULER}."},
+        "minimize": goal,
+        "pruner": {"anyOf": [{"enum": [*PRUNERS, None]}, pruner]},
+        "budget": _or_null(_model(Budget, definitions)),
+        "resources": _or_null(_model(Resources, definitions)),
+        "tracking": _or_null(_model(Tracking, definitions)),
+        "sft": _or_null(_model(SftStage, definitions)),
+        "keep_models": spec["keep_models"]
+        | {"description": "How many of the best trials' final weights stay on disk."},
+    }
+    _shorthands(definitions)
+    return {
+        "$schema": DIALECT,
+        "title": "A sweep of prefsweep",
+        "type": "object",
+        "properties": properties,
+        "required": ["name", "base"],
+        "not": {"required": ["maximize", "minimize"]},
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _model(model: type[BaseModel], definitions: Json) -> Json:
+    """A reference to the model's schema, which goes to the definitions with all it needs."""
+    own = model.model_json_schema()
+    definitions |= own.pop("$defs", {})
+    definitions[model.__name__] = own
+    return {"$ref": f"#/$defs/{model.__name__}"}
+
+
+def _shorthands(definitions: Json) -> None:
+    """What the models' own validators accept, which pydantic cannot know."""
+    trial = definitions["TrialConfig"]["properties"]
+    trial["model"] = _also_text(trial["model"], "A hub name or a folder; short for name_or_path.")
+    data = definitions["DataConfig"]["properties"]
+    sources = data["train"]["items"]["anyOf"]
+    source: Json = {"anyOf": [{"type": "string", "description": "A file; short for path."}, *sources]}
+    several = {"type": "array", "minItems": 1, "items": source}
+    data["train"] = _kept(data["train"]) | {"anyOf": [*source["anyOf"], several]}
+    data["eval"] = _kept(data["eval"]) | {"anyOf": [*source["anyOf"], several, {"type": "null"}]}
+    # Without its kind a loss is the default one: of the others the kind must be said, or both would fit.
+    loss = TrialConfig.model_fields["loss"]
+    for member in models_in(loss.annotation):
+        if member is not type(loss.default):
+            definitions[member.__name__]["required"] = ["kind"]
+
+
+def _also_text(own: Json, description: str) -> Json:
+    return {"anyOf": [{"type": "string", "description": description}, own]}
+
+
+def _kept(own: Json) -> Json:
+    return {key: value for key, value in own.items() if key in ("description", "title", "default")}
+
+
+def _or_null(own: Json) -> Json:
+    return {"anyOf": [own, {"type": "null"}]}
