@@ -8,12 +8,27 @@ from typing import Any, Protocol
 
 from trainer.report import Point
 
+SWEEP = "sweep"
+SFT = "sft"
+"""Names of runs inside a sweep; a trial's run is its number as text."""
 
-class Sink(Protocol):
-    """Receives a sweep's story. `run` names a run inside the sweep: "sweep", "sft" or the trial's number as text."""
+
+class Unreachable(Exception):
+    """The receiver cannot take messages now. The same message is worth trying again later."""
+
+
+class Refused(Exception):
+    """The receiver will never take this message. It is set aside and the next one follows."""
+
+
+class Receiver(Protocol):
+    """Receives a sweep's story. `run` names a run inside the sweep: "sweep", "sft" or the trial's number as text.
+
+    Raises Unreachable or Refused; anything else is a fault of ours.
+    """
 
     def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
-        """A run begins (or begins again: then only new tags are set)."""
+        """A run begins (or begins again: then only new params and tags are set)."""
         ...
 
     def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
@@ -31,6 +46,10 @@ class Sink(Protocol):
     def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
         """A run is over: FINISHED, FAILED or KILLED."""
         ...
+
+
+class Sink(Receiver, Protocol):
+    """What the driver tells: calls return at once and raise only when the disk refuses (StorageRefused)."""
 
     def close(self, timeout: float) -> int:
         """Deliver what is left for up to `timeout` seconds; returns how many messages stay for later."""

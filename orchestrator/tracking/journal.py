@@ -1,0 +1,109 @@
+"""The outbox's file: lines appended and flushed to the disk, read again by offset, repaired at the end only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from orchestrator.errors import StorageRefused
+from orchestrator.tracking.messages import BadLine, Message, decode, encode
+from trainer.durable import sync
+
+_log = logging.getLogger(__name__)
+
+
+class Damaged(StorageRefused):
+    """A message in the middle is not what was written: later ones would be delivered out of order."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self.path, self.offset = path, offset
+        super().__init__(f"{path} is damaged at byte {offset}; move it away to go on (the study has every point)")
+
+
+class Journal:
+    """Messages in order. An append is on the disk when it returns, whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = 0
+        """Number of the last message."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.end = os.lseek(self._file, 0, os.SEEK_END)
+        sync(path.parent)
+
+    def scan(self) -> Iterator[tuple[int, Message]]:
+        """Every message with its number, once, on opening. A torn end is set aside in a file of its own."""
+        offset = 0
+        with self.path.open("rb") as stream:
+            for line in stream:
+                found = self._whole(line)
+                if found is None:
+                    break
+                self.last = found[0]
+                offset += len(line)
+                yield found
+        if offset < self.end:
+            self._set_aside(offset)
+
+    def append(self, message: Message) -> None:
+        """Put one message on the disk."""
+        line = encode(self.last + 1, message)
+        try:
+            _write_at(self._file, line, self.end)
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self.end)
+            raise StorageRefused(f"{self.path} refused: {error.strerror}") from error
+        self.last += 1
+        self.end += len(line)
+
+    def read(self, offset: int) -> tuple[Message, int]:
+        """The message at this offset, and the next one's offset."""
+        with self.path.open("rb") as stream:
+            stream.seek(offset)
+            line = stream.readline()
+        try:
+            _, message = decode(line.rstrip(b"\n"))
+        except BadLine:
+            raise Damaged(self.path, offset) from None
+        return message, offset + len(line)
+
+    def close(self) -> None:
+        """No more appends."""
+        os.close(self._file)
+
+    def _whole(self, line: bytes) -> tuple[int, Message] | None:
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            seq, message = decode(line[:-1])
+        except BadLine:
+            return None
+        return (seq, message) if seq == self.last + 1 else None
+
+    def _set_aside(self, offset: int) -> None:
+        """Only an end that holds no message at all is a torn write; anything else is damage."""
+        with self.path.open("rb") as stream:
+            stream.seek(offset)
+            torn = stream.read()
+        for line in torn.splitlines():
+            try:
+                decode(line)
+            except BadLine:
+                continue
+            raise Damaged(self.path, offset)
+        aside = self.path.with_name(f"{self.path.name}.torn-{offset}")
+        aside.write_bytes(torn)
+        os.ftruncate(self._file, offset)
+        os.fsync(self._file)
+        self.end = offset
+        _log.warning("%s: a torn message of %d bytes at its end was set aside in %s", self.path, len(torn), aside.name)
+
+
+def _write_at(file: int, data: bytes, offset: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(file, data[written:], offset + written)

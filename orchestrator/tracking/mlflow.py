@@ -1,0 +1,260 @@
+"""The only room with MLflow: a sweep's story as runs. What is told twice is recognised and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.tracking.secrets import redact
+from orchestrator.tracking.sink import SWEEP, Refused, Unreachable
+from trainer.report import Point
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.entities import Run as MlflowRun
+
+SWEEP_ID = "prefsweep.sweep_id"
+SWEEP_NAME = "prefsweep.sweep"
+RUN = "prefsweep.run"
+STEP = "prefsweep.step"
+"""Tags by which runs are found again, and the last step that was logged."""
+
+PER_CALL = 900
+"""Metrics in one call: MLflow takes 1000 entities of all kinds."""
+PARAMS_PER_CALL = 100
+LONGEST_PARAM = 6000
+LONGEST_TAG = 8000
+CUT = " … [cut]"
+
+# What no repetition will mend. Anything else (down, slow, locked, full, not allowed in) is tried again.
+_FOR_EVER = frozenset(
+    {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+)
+# A server that hangs costs the delivery thread this long, never a trial. Whoever sets these knows better.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def tracking_uri(root: Path, uri: str | None) -> str:
+    """Where MLflow is: the spec's `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the runs folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def is_local(uri: str) -> bool:
+    """Whether the store is a database we reach ourselves, with artifacts as files beside it."""
+    return uri.startswith("sqlite:")
+
+
+def connect(root: Path, uri: str) -> MlflowClient:
+    """A client whose store exists. Called once from the driver before anyone else: migrations do not like company."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # Its errors reach the user in our words, once, and not as a traceback per try.
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if is_local(uri):
+        root.mkdir(parents=True, exist_ok=True)
+    with _translated():
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str) -> str:
+    """The id of the experiment called `name`, made if there is none."""
+    from mlflow.exceptions import MlflowException
+
+    with _translated():
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            place = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
+            try:
+                return client.create_experiment(name, artifact_location=place)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = client.get_experiment_by_name(name)
+                assert found is not None
+        return found.experiment_id
+
+
+@dataclass(slots=True)
+class _Known:
+    """A run this process has seen."""
+
+    id: str
+    last_step: int | None
+
+
+class MlflowReceiver:
+    """A Receiver that writes one sweep to one MLflow store: a parent run, and a child for each trial and for sft."""
+
+    def __init__(self, root: Path, *, uri: str, experiment: str, sweep_id: str, sweep: str) -> None:
+        self._root, self._uri, self._experiment = root, uri, experiment
+        self._identity = {SWEEP_ID: sweep_id, SWEEP_NAME: sweep}
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._known: dict[str, _Known] = {}
+
+    # --- what the outbox tells -----------------------------------------------------------------------------------
+
+    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+        """Create the run, or find the one that an earlier delivery or an earlier driver created."""
+        from mlflow.entities import Param
+
+        with self._mlflow() as client:
+            found = self._search(client, run)
+            if found is None:
+                found = client.create_run(
+                    self._experiment_id,
+                    start_time=_milliseconds(at),
+                    tags=_tags({**self._identity, RUN: run, **self._parent(client, run), **tags}),
+                    run_name=name,
+                )
+            else:
+                self._set_tags(client, found.info.run_id, tags)
+                if found.info.status != "RUNNING":
+                    client.update_run(found.info.run_id, status="RUNNING")
+            self._remember(run, found)
+            missing = [Param(k, param_text(v)) for k, v in params.items() if k not in found.data.params]
+            for i in range(0, len(missing), PARAMS_PER_CALL):
+                client.log_batch(found.info.run_id, params=missing[i : i + PARAMS_PER_CALL])
+
+    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+        """Log what is beyond the last step. The time is the message's: MLflow knows a repetition by it."""
+        from mlflow.entities import RunTag
+
+        with self._mlflow() as client:
+            known = self._of(client, run)
+            last = known.last_step
+            fresh = sorted((p for p in points if last is None or p.step > last), key=lambda p: p.step)
+            for group in _groups(fresh):
+                metrics = [m for point in group for m in _metrics(point, _milliseconds(at))]
+                client.log_batch(known.id, metrics=metrics, tags=[RunTag(STEP, str(group[-1].step))])
+                known.last_step = group[-1].step
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        with self._mlflow() as client:
+            self._set_tags(client, self._of(client, run).id, tags)
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        """Attach a file or a folder; attached again it replaces itself."""
+        if not path.exists():
+            raise Refused(f"{path} is no longer there")
+        with self._mlflow() as client:
+            attach = client.log_artifacts if path.is_dir() else client.log_artifact
+            attach(self._of(client, run).id, str(path), folder or None)
+
+    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+        """The run is over."""
+        with self._mlflow() as client:
+            known = self._of(client, run)
+            self._set_tags(client, known.id, tags)
+            client.set_terminated(known.id, status=status, end_time=_milliseconds(at))
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _mlflow(self) -> Generator[MlflowClient]:
+        with _translated():
+            if self._client is None:
+                client = connect(self._root, self._uri)
+                self._experiment_id = ensure_experiment(client, self._root, self._uri, self._experiment)
+                self._client = client
+            yield self._client
+
+    def _search(self, client: MlflowClient, run: str) -> MlflowRun | None:
+        wanted = f"tags.`{SWEEP_ID}` = '{self._identity[SWEEP_ID]}' and tags.`{RUN}` = '{run}'"
+        found = client.search_runs([self._experiment_id], wanted, max_results=1)
+        return found[0] if found else None
+
+    def _remember(self, run: str, found: MlflowRun) -> _Known:
+        step = found.data.tags.get(STEP)
+        self._known[run] = _Known(found.info.run_id, None if step is None else int(step))
+        return self._known[run]
+
+    def _of(self, client: MlflowClient, run: str) -> _Known:
+        if run in self._known:
+            return self._known[run]
+        found = self._search(client, run)
+        if found is None:
+            raise Refused(f"run {run!r} was never started (or its start was refused)")
+        return self._remember(run, found)
+
+    def _parent(self, client: MlflowClient, run: str) -> dict[str, str]:
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        return {} if run == SWEEP else {MLFLOW_PARENT_RUN_ID: self._of(client, SWEEP).id}
+
+    def _set_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        if tags:
+            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in _tags(tags).items()])
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    """MLflow's errors into the two that the outbox understands."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except MlflowException as error:
+        kind = Refused if error.error_code in _FOR_EVER else Unreachable
+        raise kind(redact(str(error))) from error
+    except (OSError, DBAPIError) as error:  # requests' errors are OSErrors
+        raise Unreachable(redact(str(error))) from error
+
+
+def param_text(value: Any) -> str:
+    """A param as MLflow shows it: text as it is, the rest as in the sweep's file (null, true, 6e-07, lists)."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return _cut(text, LONGEST_PARAM)
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: _cut(text, LONGEST_TAG) for name, text in tags.items()}
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
+
+
+def _milliseconds(at: float) -> int:
+    return int(at * 1000)
+
+
+def _metrics(point: Point, timestamp: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [Metric(name, value, timestamp, point.step) for name, value in point.metrics.items()]
+
+
+def _groups(points: Sequence[Point]) -> Generator[list[Point]]:
+    """Whole points, at most PER_CALL metrics together."""
+    group: list[Point] = []
+    size = 0
+    for point in points:
+        if group and size + len(point.metrics) > PER_CALL:
+            yield group
+            group, size = [], 0
+        group.append(point)
+        size += len(point.metrics)
+    if group:
+        yield group

@@ -1,0 +1,236 @@
+"""Tell now, deliver later: the driver's words are on the disk before the call returns, a thread passes them on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import StorageRefused
+from orchestrator.study.guard import as_number
+from orchestrator.tracking.journal import Journal
+from orchestrator.tracking.messages import Artifact, End, Message, Points, Start, Tag, encode, tell
+from orchestrator.tracking.secrets import redact_all, secret_values
+from orchestrator.tracking.sink import Receiver, Refused, Unreachable
+from trainer.report import Point
+
+_log = logging.getLogger(__name__)
+
+FIRST_WAIT = 0.5
+LONGEST_WAIT = 30.0
+"""Seconds between tries while the receiver is unreachable; doubled from the first to the longest."""
+
+
+class OutboxHeld(StorageRefused):
+    """Another process delivers from this outbox."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"another process delivers from {folder}")
+
+
+class Outbox:
+    """A Sink that never waits for its receiver. One process at a time has it open.
+
+    Files: `messages.jsonl` (all that was told), `delivered.json` (how far it got), `refused.jsonl` (what the receiver
+    will never take). A message is delivered at least once; receivers ignore what they know, so it counts once.
+    """
+
+    def __init__(self, folder: Path, deliver: Receiver) -> None:
+        self._folder, self._receiver = folder, deliver
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock_file = _lock(folder)
+        self._journal = Journal(folder / "messages.jsonl")
+        self._told: dict[str, int] = {}
+        for _, message in self._journal.scan():
+            self._remember(message)
+        self._seq, self._offset = _read_position(folder / "delivered.json", self._journal)
+        self._changed = threading.Condition()
+        self._closing = self._abandoned = self._closed = False
+        self._trouble = ""
+        self._thread = threading.Thread(target=self._deliver_all, name="outbox", daemon=True)
+        self._thread.start()
+
+    # --- what the driver calls -----------------------------------------------------------------------------------
+
+    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+        """A run begins, or begins again."""
+        self._tell(Start(run, name, params, tags, at))
+
+    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+        """Metrics at their steps; steps told before, in this process or an earlier one, are skipped."""
+        last = self._told.get(run)
+        fresh = {p.step: p for p in reversed(points) if last is None or p.step > last}
+        if fresh:
+            numbers = [Point(s, {n: as_number(v) for n, v in fresh[s].metrics.items()}) for s in sorted(fresh)]
+            self._tell(Points(run, numbers, at))
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._tell(Tag(run, tags))
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        """Attach a file, as it is when it is delivered."""
+        self._tell(Artifact(run, path.resolve(), folder))
+
+    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+        """A run is over."""
+        self._tell(End(run, status, tags, at))
+
+    @property
+    def pending(self) -> int:
+        """How many messages are not yet delivered."""
+        return self._journal.last - self._seq
+
+    @property
+    def trouble(self) -> str:
+        """Why delivery stands still, in words; empty while all is well."""
+        return self._trouble
+
+    def close(self, timeout: float) -> int:
+        """Deliver what is left for up to `timeout` seconds; returns how many messages stay for a later opening."""
+        if self._closed:
+            return self.pending
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            while self.pending and self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(min(left, 0.2))
+            self._abandoned = self._closed = True
+            self._changed.notify_all()
+        self._thread.join(0.5)  # a receiver that hangs keeps the (daemon) thread: it can write nothing here any more
+        self._journal.close()
+        os.close(self._lock_file)
+        return self.pending
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _tell(self, message: Message) -> None:
+        with self._changed:
+            if self._closed:
+                raise RuntimeError("the outbox is closed")
+            self._journal.append(redact_message(message))
+            self._remember(message)
+            self._changed.notify_all()
+
+    def _remember(self, message: Message) -> None:
+        if isinstance(message, Points):
+            self._told[message.run] = max(self._told.get(message.run, -1), *(p.step for p in message.points))
+
+    def _deliver_all(self) -> None:
+        """The thread. An error that is neither Unreachable nor Refused ends it, with a traceback: it is ours."""
+        finished = False
+        try:
+            while (offset := self._wait_for_work()) is not None:
+                message, following = self._journal.read(offset)
+                if not self._deliver(message):
+                    break
+                self._advance(following)
+            finished = True
+        finally:
+            with self._changed:
+                if not finished:
+                    self._trouble = "delivery ended by a fault of this program (traceback above); messages are kept"
+                self._changed.notify_all()
+
+    def _wait_for_work(self) -> int | None:
+        with self._changed:
+            while self._offset >= self._journal.end and not self._closing:
+                self._changed.wait()
+            return None if self._abandoned or self._offset >= self._journal.end else self._offset
+
+    def _deliver(self, message: Message) -> bool:
+        """Try until the receiver takes or refuses the message; False when the outbox was closed meanwhile."""
+        wait = FIRST_WAIT
+        while not self._abandoned:
+            try:
+                tell(self._receiver, message)
+            except Unreachable as error:
+                if not self._trouble:
+                    _log.warning("tracking is unreachable, messages wait on the disk: %s", error)
+                self._trouble = str(error)
+                self._pause(wait)
+                wait = min(2 * wait, LONGEST_WAIT)
+            except Refused as error:
+                self._set_aside(message, error)
+                return True
+            else:
+                self._trouble = ""
+                return True
+        return False
+
+    def _pause(self, seconds: float) -> None:
+        """Wait; closing cuts the long waits short, as the time that is left is better spent on trying."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while not self._abandoned and (left := until - time.monotonic()) > 0:
+                if self._closing:
+                    left = min(left, FIRST_WAIT)
+                    until = min(until, time.monotonic() + left)
+                self._changed.wait(left)
+
+    def _set_aside(self, message: Message, error: Refused) -> None:
+        _log.error("tracking refused a message of run %s, set aside: %s", message.run, error)
+        with (self._folder / "refused.jsonl").open("ab") as stream:
+            stream.write(encode(self._seq + 1, message))
+
+    def _advance(self, offset: int) -> None:
+        with self._changed:
+            if self._abandoned:
+                return
+            self._seq, self._offset = self._seq + 1, offset
+            # Not flushed: losing it costs a second delivery, which changes nothing.
+            aside = self._folder / "delivered.json.tmp"
+            aside.write_text(json.dumps({"seq": self._seq, "offset": self._offset}))
+            aside.replace(self._folder / "delivered.json")
+            self._changed.notify_all()
+
+
+def deliver_pending(folder: Path, deliver: Receiver, timeout: float) -> int:
+    """Deliver what an earlier process left, for up to `timeout` seconds; returns how many messages still stay."""
+    if not (folder / "messages.jsonl").is_file():
+        return 0
+    return Outbox(folder, deliver).close(timeout)
+
+
+def redact_message(message: Message) -> Message:
+    """The message without the secrets of this environment."""
+    secrets = secret_values()
+    match message:
+        case Start(run, name, params, tags, at):
+            return Start(run, name, redact_all(params, secrets), redact_all(tags, secrets), at)
+        case Tag(run, tags):
+            return Tag(run, redact_all(tags, secrets))
+        case End(run, status, tags, at):
+            return End(run, status, redact_all(tags, secrets), at)
+        case Points() | Artifact():
+            return message
+
+
+def _lock(folder: Path) -> int:
+    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        raise OutboxHeld(folder) from None
+    return file
+
+
+def _read_position(path: Path, journal: Journal) -> tuple[int, int]:
+    """How far delivery got. Without a readable note it starts over: receivers ignore what they know."""
+    if not path.is_file():
+        return 0, 0
+    try:
+        note = json.loads(path.read_text())
+        seq, offset = int(note["seq"]), int(note["offset"])
+    except (ValueError, KeyError, TypeError):
+        _log.warning("%s is not readable: everything is delivered again (known messages change nothing)", path)
+        return 0, 0
+    return (seq, offset) if offset <= journal.end else (journal.last, journal.end)
