@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from trainer.durable import sha256_of, sync, write_folder
+from trainer.pair_metrics import Totals
 from trainer.report import Point
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class State:
     weights: Mapping[str, torch.Tensor]
     optimiser: Mapping[str, torch.Tensor]
     history: Sequence[Point]
-    window: Mapping[str, float] = field(default_factory=dict[str, float])
+    window: Totals = field(default_factory=Totals)
 
 
 class _DamagedError(Exception):
@@ -121,7 +122,7 @@ def _load(place: Path) -> State:
         weights=load_file(place / "weights.safetensors"),
         optimiser=load_file(place / "optimiser.safetensors"),
         history=points(said["history"]),
-        window={str(k): float(v) for k, v in said["window"].items()},
+        window={str(k): (float(n), float(w)) for k, (n, w) in said["window"].items()},
     )
 
 

@@ -14,7 +14,7 @@ from trainer.report import Point
 def state(step: int, config: str = "c") -> checkpoint.State:
     weights = {"w": torch.full((3, 2), float(step)), "b": torch.arange(4, dtype=torch.bfloat16)}
     history = [Point(0, {"eval_loss": 0.1 + 0.2}), Point(step, {"loss": 1 / 3})]
-    return checkpoint.State(config, step, weights, {"exp_avg.w": torch.rand(3, 2)}, history, {"pairs": 7.0})
+    return checkpoint.State(config, step, weights, {"exp_avg.w": torch.rand(3, 2)}, history, {"loss": (0.1 + 0.7, 3.0)})
 
 
 def test_what_is_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:

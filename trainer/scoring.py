@@ -1,0 +1,71 @@
+"""Log-probs of a whole set of pairs under the model as it is now, by token budget and over all processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from trainer.data.pairs import PairSet
+from trainer.forward import PairModel
+from trainer.layout import micro_batches, packed_lengths
+from trainer.loss_config import LossConfig
+from trainer.losses import pair_loss
+from trainer.metrics import EVAL
+from trainer.pair_logps import Needs, Normaliser, PairLogps
+from trainer.pair_metrics import means, metric_totals
+from trainer.world import World
+
+
+def pair_costs(model: PairModel, pairs: PairSet) -> list[int]:
+    """Positions that each pair costs the model: the prompt once when packed, twice and padded when separate."""
+    prompt, chosen, rejected = (
+        [int(n) for n in lengths] for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
+    )
+    if model.mode == "packed":
+        return packed_lengths(prompt, chosen, rejected)
+    return [2 * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+
+
+def score(
+    model: PairModel, pairs: PairSet, needs: Needs, budget: int, world: World, pause: Callable[[], None]
+) -> PairLogps:
+    """Log-probs of all pairs in their order, on the CPU, the same in every process.
+
+    Batches hold pairs of like length; which pairs share a batch depends on the lengths and the budget alone, so that
+    the result is the same to the bit however many processes there are.
+    """
+    lengths = pair_costs(model, pairs)
+    by_length = sorted(range(len(pairs)), key=lambda i: (lengths[i], i))
+    mine = micro_batches(lengths, by_length, budget)[world.rank :: world.size]
+    found: list[PairLogps] = []
+    for batch in mine:
+        pause()
+        found.append(model.logps([pairs.pair(i) for i in batch], needs).to("cpu"))
+    order = [i for batch in mine for i in batch]
+    return _in_order(found, order, len(pairs), world)
+
+
+def _in_order(found: Sequence[PairLogps], order: Sequence[int], count: int, world: World) -> PairLogps:
+    part = PairLogps.cat(found).columns() if found else {}
+    if world.size == 1:
+        places = torch.empty(count, dtype=torch.long)
+        places[torch.tensor(order, dtype=torch.long)] = torch.arange(count)
+        return PairLogps.from_columns({name: column[places] for name, column in part.items()})
+    names = world.agree(sorted(part))
+    columns: dict[str, torch.Tensor] = {}
+    for name in names:
+        # Token counts are far below 2**53: float64 carries them exactly.
+        whole = torch.zeros(count, dtype=torch.float64)
+        if part:
+            whole[torch.tensor(order, dtype=torch.long)] = part[name].double()
+        world.add_tensor(whole)
+        columns[name] = whole.long() if name.endswith("_tokens") else whole
+    return PairLogps.from_columns(columns)
+
+
+def eval_metrics(loss: LossConfig, logps: PairLogps, prompt_lengths: Sequence[int]) -> dict[str, float]:
+    """The held-out metrics by their `eval_` names; `logps` are of the whole set, with reference where one is needed."""
+    norm = Normaliser.of_lengths(prompt_lengths, [int(n) for n in logps.chosen_tokens])
+    found = means(metric_totals(pair_loss(loss, logps, norm)))
+    return {f"{EVAL}{name}": value for name, value in found.items()}

@@ -1,0 +1,84 @@
+"""A trial's YAML to its configuration; every mistake in it as one sentence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+from yaml.composer import ComposerError
+from yaml.constructor import ConstructorError
+
+from trainer.config import TrialConfig
+from trainer.errors import TrialError
+
+
+class BadTrial(TrialError):
+    """The file cannot be read as one trial's configuration; `problems` holds a sentence for each mistake."""
+
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
+        self.problems = problems
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's numbers, and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """The mapping; a key given twice is an error at its line."""
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ConstructorError(None, None, "a key that is no text", key_node.start_mark)
+            if key in seen:
+                raise ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        """No aliases: a few lines of them can stand for billions."""
+        if self.check_event(yaml.AliasEvent):
+            raise ComposerError(None, None, "aliases (*name) are not used here", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf)|\.nan"),
+    list("-+.0123456789"),
+)
+
+
+def load_trial(path: Path) -> TrialConfig:
+    """The configuration in a YAML file. BadTrial with all mistakes where it is none."""
+    try:
+        given = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+    except (OSError, UnicodeDecodeError) as why:
+        raise BadTrial(path, [f"cannot be read: {why}"]) from why
+    except yaml.MarkedYAMLError as why:
+        line = f"line {why.problem_mark.line + 1}: " if why.problem_mark else ""
+        raise BadTrial(path, [f"{line}{why.problem}"]) from why
+    except (yaml.YAMLError, RecursionError) as why:
+        raise BadTrial(path, [f"no YAML: {why}"]) from why
+    try:
+        return TrialConfig.model_validate(given)
+    except ValidationError as why:
+        raise BadTrial(path, [_sentence(error) for error in why.errors()]) from why
+
+
+def _sentence(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such key"
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    said = str(error["msg"]).removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return f"{where}: {said[:1].lower()}{said[1:]}{shown}"
