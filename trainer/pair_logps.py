@@ -1,0 +1,149 @@
+"""What an objective sees of N preference pairs, and what it answers: sums of token log-probs in, loss terms out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class PairLogps:
+    """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, float64, summed over tokens.
+
+    The optional ones are None where they were not asked for (see `Needs`); an objective that needs one says so.
+    """
+
+    chosen: Tensor
+    """Sum over the chosen response's tokens."""
+    rejected: Tensor
+    chosen_tokens: Tensor
+    """Number of scored tokens, int64, at least 1."""
+    rejected_tokens: Tensor
+    """As chosen_tokens; 0 where the rejected responses were not computed (see Needs.rejected)."""
+    chosen_shared: Tensor | None = None
+    """Sum over the first min(|chosen|, |rejected|) tokens (LD-DPO)."""
+    rejected_shared: Tensor | None = None
+    chosen_purity: Tensor | None = None
+    """Sum over tokens of log(sum over the vocabulary of p^2) (WPO)."""
+    rejected_purity: Tensor | None = None
+    prompt: Tensor | None = None
+    """Sum over the prompt's tokens after its first (ORPO's cross-entropy covers them)."""
+    prompt_tokens: Tensor | None = None
+    reference: PairLogps | None = None
+    """The same pairs under the frozen start model."""
+
+    def __len__(self) -> int:
+        return int(self.chosen.shape[0])
+
+    def columns(self) -> dict[str, Tensor]:
+        """The tensors that are there, by field name, without the reference: what a cache stores."""
+        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "reference"}
+        return {name: tensor for name, tensor in named.items() if tensor is not None}
+
+    @classmethod
+    def from_columns(cls, columns: Mapping[str, Tensor]) -> Self:
+        """The inverse of `columns`; an unknown name is a TypeError."""
+        return cls(**columns)  # pyright: ignore[reportArgumentType]
+
+    def rows(self, index: Sequence[int] | slice | Tensor) -> PairLogps:
+        """These pairs only, reference included."""
+        picked = PairLogps.from_columns({name: tensor[index] for name, tensor in self.columns().items()})
+        return replace(picked, reference=None if self.reference is None else self.reference.rows(index))
+
+    def against(self, reference: PairLogps | None) -> PairLogps:
+        """The same with its reference, moved to this device. Pairs of different number or lengths: ValueError."""
+        if reference is None:
+            return replace(self, reference=None)
+        moved = reference.to(self.chosen.device)
+        same = len(moved) == len(self) and bool(
+            torch.equal(moved.chosen_tokens, self.chosen_tokens)
+            and torch.equal(moved.rejected_tokens, self.rejected_tokens)
+        )
+        if not same:
+            raise ValueError("the reference log-probs are of other pairs: numbers of scored tokens differ")
+        return replace(self, reference=moved)
+
+    def to(self, device: torch.device | str) -> PairLogps:
+        """On another device."""
+        moved = PairLogps.from_columns({name: tensor.to(device) for name, tensor in self.columns().items()})
+        return replace(moved, reference=None if self.reference is None else self.reference.to(device))
+
+    def detach(self) -> PairLogps:
+        """Without autograd history."""
+        cut = PairLogps.from_columns({name: tensor.detach() for name, tensor in self.columns().items()})
+        return replace(cut, reference=None if self.reference is None else self.reference.detach())
+
+    @staticmethod
+    def cat(parts: Sequence[PairLogps]) -> PairLogps:
+        """Several micro-batches' pairs in order. All must hold the same statistics."""
+        columns = [part.columns() for part in parts]
+        joined = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
+        references = [part.reference for part in parts if part.reference is not None]
+        if references and len(references) != len(parts):
+            raise ValueError("some of the parts have a reference and some have none")
+        return replace(PairLogps.from_columns(joined), reference=PairLogps.cat(references) if references else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Statistics beyond sums and counts that an objective reads; each costs something to compute."""
+
+    rejected: bool = True
+    """False: the rejected responses are of no use to it and training leaves them out."""
+    reference: bool = False
+    prompt: bool = False
+    purity: bool = False
+    whole_update: bool = False
+    """The loss couples the pairs of a batch (a sort), so it is no sum over pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Normaliser:
+    """Totals over ONE update, all micro-batches and processes: what each micro-batch divides by."""
+
+    pairs: int
+    chosen_tokens: int
+    """Scored tokens of the chosen responses."""
+    prompt_tokens: int = 0
+    """Predicted tokens of the prompts (each prompt's length minus 1); only ORPO reads it."""
+
+    @classmethod
+    def of_lengths(cls, prompt: Sequence[int], chosen: Sequence[int]) -> Self:
+        """From the lengths in tokens of an update's prompts and chosen responses."""
+        if len(prompt) != len(chosen):
+            raise ValueError(f"{len(prompt)} prompts but {len(chosen)} chosen responses")
+        return cls(len(chosen), int(sum(chosen)), int(sum(prompt)) - len(prompt))
+
+
+@dataclass(frozen=True, slots=True)
+class LossTerms:
+    """The objective at N pairs. `loss` is already divided by the update's totals: micro-batches' losses add up."""
+
+    loss: Tensor
+    """Scalar, float64."""
+    chosen_rewards: Tensor
+    """[N], detached; the implicit reward by TRL's convention for this objective."""
+    rejected_rewards: Tensor
+    chosen_logps: Tensor
+    """[N], detached; what `logps/chosen` reports for this objective: per-token average or sum."""
+    rejected_logps: Tensor
+    logps: PairLogps
+    """What the terms were computed from, detached."""
+    norm: Normaliser
+
+    @staticmethod
+    def cat(parts: Sequence[LossTerms]) -> LossTerms:
+        """The terms of several groups of pairs of one update: losses add up."""
+        return LossTerms(
+            loss=torch.stack([part.loss for part in parts]).sum(),
+            chosen_rewards=torch.cat([part.chosen_rewards for part in parts]),
+            rejected_rewards=torch.cat([part.rejected_rewards for part in parts]),
+            chosen_logps=torch.cat([part.chosen_logps for part in parts]),
+            rejected_logps=torch.cat([part.rejected_logps for part in parts]),
+            logps=PairLogps.cat([part.logps for part in parts]),
+            norm=parts[0].norm,
+        )
