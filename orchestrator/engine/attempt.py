@@ -1,0 +1,134 @@
+"""One attempt at a trial inside a worker process, pulled from outside. Knows no Ray."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Protocol
+
+from orchestrator.engine.failures import ended_by
+from orchestrator.engine.messages import End, EndKind, Job, Report
+from trainer.config import TrialConfig
+from trainer.metrics import EVAL
+from trainer.report import Ending, Point
+from trainer.report import EndKind as TrainerEnd
+
+GROUP_SECONDS = 0.5
+"""Training points are gathered this long, so that fast steps do not flood the driver."""
+_LOCK_SECONDS = 60.0
+_WATCH_SECONDS = 0.2
+
+
+class Workshop(Protocol):
+    """What stays loaded in a worker between trials: trainer.run.Workshop, or a script in tests."""
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What was loaded, and how often."""
+        ...
+
+    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Point, None, Ending]:
+        """Train one configuration. Closing the generator stops it at once and saves nothing."""
+        ...
+
+    def interrupt(self) -> None:
+        """Have the run in progress save a checkpoint and end as STOPPED; from any thread."""
+        ...
+
+
+OpenWorkshop = Callable[[Path], Workshop]
+
+
+class Attempt:
+    """Points and the end of one attempt. After an end, or `close`, there is nothing more to pull."""
+
+    def __init__(self, job: Job, workshop: Callable[[], Workshop]) -> None:
+        self._job, self._workshop = job, workshop
+        self._course: Generator[Point, None, Ending] | None = None
+        self._lock: IO[str] | None = None
+        self._over = threading.Event()
+
+    def pull(self) -> Report:
+        """The next points: until an evaluation, the end, or half a second."""
+        points: list[Point] = []
+        end: End | None = None
+        try:
+            end = self._gather(points)
+        except Exception as error:  # noqa: BLE001  the trial boundary: an exception becomes recorded data
+            end = ended_by(error, self._job.folder)
+        if end is not None:
+            self._let_go()
+        return Report(tuple(points), end, os.getpid(), dict(self._workshop().counters) if self._course else {})
+
+    def close(self) -> None:
+        """Stop here: the driver has decided."""
+        if self._course is not None:
+            self._course.close()
+        self._let_go()
+
+    def _gather(self, points: list[Point]) -> End | None:
+        until = time.monotonic() + GROUP_SECONDS
+        if self._course is None:
+            if self._job.stop_asked:
+                return End(EndKind.RELEASED, "asked to stop before it began")
+            workshop = self._workshop()
+            self._lock = _hold(self._job.lock)
+            config = TrialConfig.model_validate_json(self._job.config)
+            self._job.folder.mkdir(parents=True, exist_ok=True)
+            self._course = workshop.train(config, self._job.folder, self._job.earlier)
+            threading.Thread(target=self._watch, args=(workshop,), daemon=True).start()
+        while True:
+            try:
+                point = next(self._course)
+            except StopIteration as done:
+                return _end_of(done.value)
+            points.append(point)
+            if any(name.startswith(EVAL) for name in point.metrics) or time.monotonic() >= until:
+                return None
+
+    def _watch(self, workshop: Workshop) -> None:
+        """Beside the training: the driver may want the trial back, or be dead."""
+        ray = os.getppid()
+        while not self._over.wait(_WATCH_SECONDS):
+            if os.getppid() != ray:
+                os._exit(1)  # Ray is gone, and the driver with it: another attempt may begin any moment
+            if self._job.stop_asked:
+                workshop.interrupt()
+                return
+
+    def _let_go(self) -> None:
+        self._over.set()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def _end_of(ending: Ending) -> End:
+    match ending.kind:
+        case TrainerEnd.FINISHED:
+            kind = EndKind.FINISHED
+        case TrainerEnd.DIVERGED:
+            kind = EndKind.DIVERGED
+        case TrainerEnd.STOPPED:  # somebody wanted it back: no outcome of the trial
+            kind = EndKind.RELEASED
+    return End(kind, ending.reason, steps=ending.steps)
+
+
+def _hold(path: Path) -> IO[str]:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = path.open("a")
+    until = time.monotonic() + _LOCK_SECONDS
+    while True:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                held.close()
+                raise TimeoutError(f"an earlier attempt's process still works on this trial ({path})") from None
+            time.sleep(0.1)
+        else:
+            return held

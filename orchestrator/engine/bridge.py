@@ -1,0 +1,131 @@
+"""Ray Tune's search, scheduler and trial as thin, stateless adapters: every decision is the conductor's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from ray.tune import PlacementGroupFactory
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.experiment import Experiment, Trial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import SearchAlgorithm
+
+from orchestrator.engine.attempt import OpenWorkshop
+from orchestrator.engine.cluster import Slots
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.messages import Report
+
+REPORT = "report"
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+
+
+class TuneTrial(Trial):
+    """A trial that Tune never retries and whose errors leave no pickles: a lost worker is the search's business."""
+
+    cause = "the worker process ended"
+
+    def should_recover(self) -> bool:
+        """Never by Tune."""
+        return False
+
+    def handle_error(self, exc: Exception | None = None) -> None:
+        """Keep the cause for the search."""
+        if exc is not None:
+            self.cause = _short(exc)
+
+
+class Search(SearchAlgorithm):
+    """Hands out attempts that the conductor issued, as Tune trials with stable ids."""
+
+    def __init__(self, conductor: Conductor, slots: Slots, cache: Path, open_workshop: OpenWorkshop) -> None:
+        self._conductor, self._slots = conductor, slots
+        self._cache, self._open = cache, open_workshop
+        self._experiment: Experiment | None = None
+        self._trials: dict[str, TuneTrial] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def add_configurations(self, experiments: Experiment | list[Experiment] | dict[str, dict[str, Any]]) -> None:
+        """Where trials belong. Tune passes a list of one."""
+        assert isinstance(experiments, list)
+        self._experiment = experiments[0]
+
+    def next_trial(self) -> Trial | None:
+        """The next attempt, or None for now."""
+        experiment = self._experiment
+        assert experiment is not None
+        with self._conductor as conductor:
+            conductor.tick()
+            job = conductor.next(self._slots.count)
+        if job is None:
+            return None
+        trial = TuneTrial(
+            str(experiment.run_identifier),
+            trial_id=job.id,
+            config={"job": job, "cache": self._cache, "open": self._open},
+            storage=experiment.storage,
+            placement_group_factory=PlacementGroupFactory([self._slots.bundle]),
+            trial_name_creator=_name,
+            trial_dirname_creator=_name,
+        )
+        self._trials[job.id] = trial
+        return trial
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
+        """Ends arrive as reports; what is left here is a worker that died."""
+        trial = self._trials.pop(trial_id, None)
+        if trial is not None and error:
+            with self._conductor as conductor:
+                conductor.lost(trial_id, trial.cause)
+
+    def is_finished(self) -> bool:
+        """Nothing runs and nothing will."""
+        return self._conductor.idle
+
+
+class Scheduler(FIFOScheduler):
+    """Passes results to the conductor and its verdicts back."""
+
+    def __init__(self, conductor: Conductor, slots: Slots) -> None:
+        super().__init__()
+        self._conductor, self._slots = conductor, slots
+        self._kept = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
+        """Keep as many warm workers as there are slots: Tune's cache alone drops one when two trials end at once."""
+        if not self._kept:
+            wrapped: Any = tune_controller  # Tune passes its controller in a wrapper
+            wrapped._tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._slots.count)
+            self._kept = True
+
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
+        """Observe, then go on or stop."""
+        report: Report = result[REPORT]
+        with self._conductor as conductor:
+            goes_on = conductor.heard(trial.trial_id, report)
+        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+
+    def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
+        """Called ten times a second at least: the conductor's clock."""
+        with self._conductor as conductor:
+            conductor.tick()
+        return super().choose_trial_to_run(tune_controller)
+
+
+def _name(trial: Trial) -> str:
+    return trial.trial_id
+
+
+def _short(error: Exception) -> str:
+    """One line of what Ray says at length: the exception itself, or how the process ended."""
+    lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    telling = [line for line in lines if "Worker exit detail" in line or "exit code" in line]
+    return f"{type(error).__name__}: {(telling or lines[-1:])[0]}"

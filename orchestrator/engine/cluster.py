@@ -1,0 +1,163 @@
+"""Ray on this machine: started quietly, on loopback, with a token; its logs kept with the sweep."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import trainer
+from orchestrator.engine.stopping import Interrupt
+from orchestrator.errors import Finding, SpecError
+from orchestrator.spec.sweep import SweepSpec
+
+_SLOT = "slot"
+_RAY_ENV = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes every server of Ray's bind to 127.0.0.1
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine can be silent
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # Tune's own state is never read again
+}
+_SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
+_BIG = str(1 << 32)
+"""glibc gives large blocks back at each step and faults them in again, unless told not to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """How many trials run side by side, and what each takes."""
+
+    count: int
+    gpus: float
+    threads: int
+
+    @property
+    def bundle(self) -> dict[str, float]:
+        """What a trial asks of Ray. CPUs are counted by slots: Ray would round fractions its own way."""
+        return {"CPU": 0.0, _SLOT: 1.0} | ({"GPU": self.gpus} if self.gpus else {})
+
+
+def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = None) -> Slots:
+    """Slots from the spec and this machine; SpecError when not even one trial fits."""
+    cpus = _cpus() if cpus is None else cpus
+    gpus = visible_gpus() if gpus is None else gpus
+    wants = spec.resources
+    each = wants.gpus_per_trial if wants.gpus_per_trial is not None else (1.0 if gpus else 0.0)
+    fit = int(cpus / wants.cpus_per_trial + 1e-9)
+    if each:  # then GPUs decide: a trial on a GPU hardly needs its CPU
+        fit = gpus * int(1 / each + 1e-9) if each <= 1 else gpus // math.ceil(each)
+    if fit < 1:
+        asked = f"{wants.cpus_per_trial:g} CPUs and {each:g} GPUs"
+        problem = f"a trial asks for {asked}; this machine has {cpus} CPUs and {gpus} GPUs"
+        raise SpecError([Finding("resources", "resources", problem)])
+    count = min(fit, spec.budget.concurrency or fit)
+    return Slots(count=count, gpus=each, threads=max(1, int(wants.cpus_per_trial)))
+
+
+def visible_gpus() -> int:
+    """NVIDIA GPUs that this process may use, found without torch."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return len([d for d in allowed.split(",") if d.strip() and d.strip() != "-1"])
+    listed = Path("/proc/driver/nvidia/gpus")
+    return len(list(listed.iterdir())) if listed.is_dir() else 0
+
+
+@contextmanager
+def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]:
+    """Ray while entered; its logs end up in `folder`/logs."""
+    _collect(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Ray's sockets need a short path (AF_UNIX takes 107 characters), so it lives in /tmp until it ends.
+    place = Path(tempfile.mkdtemp(prefix="prefsweep-", dir="/tmp"))
+    (folder / "session").write_text(str(place), encoding="utf-8")
+    token = place / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="utf-8")
+    # Ray reads these when it is imported, and its workers inherit them.
+    os.environ |= _RAY_ENV | {
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count),
+    }
+    _quiet(folder / "driver.log")
+    import ray
+    from ray.tune.execution import class_cache
+
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # workers inherit them; no need to write them down
+    try:
+        ray.init(
+            address="local",
+            num_cpus=0,  # slots count; Ray would start idle workers for CPUs
+            num_gpus=visible_gpus(),
+            resources={_SLOT: float(slots.count)},
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            runtime_env={"env_vars": worker_environment(slots)},
+            _temp_dir=str(place),
+        )
+        interrupt.listen()
+        yield
+    finally:
+        ray.shutdown()
+        _collect(folder)
+
+
+def worker_environment(slots: Slots) -> dict[str, str]:
+    """What a worker needs in its environment before it starts. Written down by Ray: never a secret."""
+    source = str(Path(trainer.__file__).resolve().parent.parent)
+    known = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != source]
+    threads = str(slots.threads)
+    return {
+        "PYTHONPATH": os.pathsep.join([source, *known]),
+        "OMP_NUM_THREADS": threads,
+        "MKL_NUM_THREADS": threads,
+        "TOKENIZERS_PARALLELISM": "false",
+        "MALLOC_MMAP_THRESHOLD_": _BIG,
+        "MALLOC_TRIM_THRESHOLD_": _BIG,
+    }
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _quiet(log: Path) -> None:
+    """Ray's words go to a file, not to the user's terminal."""
+    handler = logging.FileHandler(log, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    logger = logging.getLogger("ray")
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+def _collect(folder: Path) -> None:
+    """Bring a session's logs home and remove the rest; also that of a driver that was killed."""
+    pointer = folder / "session"
+    if not pointer.is_file():
+        return
+    place = Path(pointer.read_text(encoding="utf-8"))
+    for logs in sorted(place.glob("session_2*/logs")):
+        shutil.copytree(logs, folder / "logs" / logs.parent.name, dirs_exist_ok=True, ignore_dangling_symlinks=True)
+    if place.name.startswith("prefsweep-"):
+        shutil.rmtree(place, ignore_errors=True)
+    pointer.unlink()

@@ -1,0 +1,65 @@
+"""A fresh Tuner at every start, over a study that knows everything."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from orchestrator.engine.attempt import OpenWorkshop
+from orchestrator.engine.cluster import Slots
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.stopping import Interrupt, Stop
+from orchestrator.engine.view import View
+from orchestrator.study.records import TrialRecord
+from orchestrator.study.study import Study
+from orchestrator.tracking.sink import Sink
+from trainer.config import TrialConfig
+
+
+def run_trials(
+    study: Study,
+    sink: Sink,
+    view: View,
+    interrupt: Interrupt,
+    slots: Slots,
+    *,
+    place: Callable[[TrialConfig], TrialConfig] = lambda config: config,
+    on_closed: Callable[[TrialRecord], None] = lambda _: None,
+    open_workshop: OpenWorkshop | None = None,
+) -> Stop:
+    """Run what the study still wants, inside a `cluster`; says why it ended.
+
+    `place` finishes a trial's configuration (an SFT stage's model), `on_closed` is called after each ended trial.
+    """
+    from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
+
+    from orchestrator.engine import worker
+    from orchestrator.engine.bridge import Scheduler, Search
+
+    conductor = Conductor(study, sink, view, interrupt, place=place, on_closed=on_closed)
+    storage: Path = study.folder.path / "ray"
+    tuner = Tuner(
+        worker.Worker,
+        tune_config=TuneConfig(
+            search_alg=Search(conductor, slots, study.folder.cache, open_workshop or worker.open_workshop),
+            scheduler=Scheduler(conductor, slots),
+            reuse_actors=True,
+        ),
+        run_config=RunConfig(
+            name=f"tune-{time.time_ns()}",
+            storage_path=str(storage.resolve()),
+            failure_config=FailureConfig(max_failures=0),
+            checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            verbose=0,
+        ),
+    )
+    try:
+        tuner.fit()
+    except TuneError as wrapped:
+        if conductor.error is not None:
+            raise conductor.error from wrapped
+        raise
+    if conductor.error is not None:
+        raise conductor.error
+    return conductor.result()

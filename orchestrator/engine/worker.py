@@ -1,0 +1,52 @@
+"""What runs inside a worker process: one workshop, kept warm, and one attempt after another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Trainable
+
+from orchestrator.engine.attempt import Attempt, OpenWorkshop, Workshop
+from orchestrator.engine.bridge import REPORT
+from orchestrator.engine.messages import Job
+
+
+def open_workshop(cache: Path, *, trust_remote_code: bool = False) -> Workshop:
+    """The trainer's own; imported here, so that only workers pay for torch."""
+    from trainer.run import Workshop as Trainers
+
+    return Trainers(cache, trust_remote_code=trust_remote_code)
+
+
+class Worker(Trainable):
+    """A class trainable: `step` pulls from the attempt, `reset_config` begins the next one with everything loaded."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Begin; nothing heavy yet, so that failures of loading belong to the trial."""
+        self._cache: Path = config["cache"]
+        self._open: OpenWorkshop = config["open"]
+        self._loaded: Workshop | None = None
+        self._begin(config["job"])
+
+    def step(self) -> dict[str, Any]:
+        """The next report."""
+        return {REPORT: self._attempt.pull()}
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """The next attempt, in the same process."""
+        self._attempt.close()
+        self._begin(new_config["job"])
+        return True
+
+    def cleanup(self) -> None:
+        """This worker is no longer needed."""
+        self._attempt.close()
+
+    def _begin(self, job: Job) -> None:
+        self._attempt = Attempt(job, self._workshop)
+
+    def _workshop(self) -> Workshop:
+        if self._loaded is None:
+            self._loaded = self._open(self._cache)
+        return self._loaded

@@ -1,0 +1,21 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.engine.cluster import Slots, cluster
+from orchestrator.engine.stopping import Interrupt
+
+SLOTS = Slots(count=2, gpus=0.0, threads=1)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One Ray for all tests that can share it: starting it costs seconds."""
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # workers import `scripted`
+    folder = tmp_path_factory.mktemp("ray")
+    with Interrupt(lambda: "") as interrupt, cluster(folder, SLOTS, interrupt):
+        yield folder

@@ -1,0 +1,161 @@
+"""A workshop that trains nothing: what each trial does stands in script.json beside the runs folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.space import SearchSpace
+from orchestrator.spec.sweep import Budget, Goal, GridSampler, SweepSpec
+from orchestrator.study.records import TrialRecord
+from trainer.config import TrialConfig
+from trainer.report import Ending, EndKind, Point
+
+METRIC = "eval_accuracies/logp"
+BASE = {
+    "model": {"generated": {}},
+    "data": {"train": [{"generated": "instructions"}]},
+    "loss": {"kind": "simpo", "beta": 2.0, "gamma": 1.0},
+}
+
+
+def make_spec(trials: int = 6, **more: Any) -> SweepSpec:
+    given: dict[str, Any] = {
+        "name": "s",
+        "base": BASE,
+        "search": SearchSpace.model_validate({"dimensions": {"training.seed": {"choice": list(range(trials))}}}),
+        "sampler": GridSampler(),
+        "goal": Goal(metric=METRIC, direction="maximize"),
+        "budget": Budget(),
+    }
+    return SweepSpec.model_validate(given | more)
+
+
+def write_script(root: Path, **script: Any) -> None:
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "script.json").write_text(json.dumps(script))
+
+
+class ScriptedWorkshop:
+    """Behaviours by trial number: ok, bug, memory, nan, die (once), deadly (always), nogoal."""
+
+    def __init__(self, cache: Path) -> None:
+        self._root = cache.parent
+        self.counters = {"imports": 1, "trials": 0}
+        self._asked = False
+
+    def interrupt(self) -> None:
+        self._asked = True
+
+    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Point, None, Ending]:
+        script = json.loads((self._root / "script.json").read_text())
+        number = int(folder.parent.name)
+        what = script.get("trials", {}).get(str(number), "ok")
+        steps, pause = script.get("steps", 4), script.get("pause", 0.0)
+        self.counters["trials"] += 1
+        done = 0
+        for place in (*earlier, folder):
+            if (place / "checkpoint.json").is_file():
+                done = max(done, json.loads((place / "checkpoint.json").read_text()))
+        for step in range(steps + 1):
+            if step > done:
+                if self._asked:
+                    self._asked = False
+                    _save(folder, done)
+                    return Ending(EndKind.STOPPED, "interrupted", done)
+                time.sleep(pause)
+                done = step
+                if step % 2 == 0:
+                    _save(folder, step)
+                with (self._root / "trained.log").open("a") as log:
+                    log.write(f"{number} {step}\n")
+            loss = float("nan") if what == "nan" and step == 2 else 1.0 / (1 + step)
+            metrics = {"loss": loss, "grad_norm": 1.0}
+            if step % 2 == 0 and what != "nogoal":
+                metrics[METRIC] = 0.5 + 0.01 * config.training.seed + 0.001 * step
+            yield Point(step, metrics)
+            if step == 3 and (what == "deadly" or (what == "die" and not earlier)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == 1 and what == "bug":
+                raise ValueError(f"scripted bug in trial {number}")
+            if step == 1 and what == "memory":
+                raise MemoryError
+        return Ending(EndKind.FINISHED, "", steps)
+
+
+def _save(folder: Path, step: int) -> None:
+    aside = folder / "checkpoint.tmp"
+    aside.write_text(json.dumps(step))
+    aside.replace(folder / "checkpoint.json")
+
+
+class ListSink:
+    """Remembers every call; as JSON lines too, where a path is given."""
+
+    def __init__(self, log: Path | None = None) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._log = log
+
+    def _add(self, *call: Any) -> None:
+        self.calls.append(call)
+        if self._log is not None:
+            with self._log.open("a") as log:
+                log.write(json.dumps(call) + "\n")
+
+    def start(self, run: str, *, name: str, params: Any, tags: Any, at: float) -> None:
+        self._add("start", run, dict(params), dict(tags))
+
+    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+        self._add("points", run, [p.step for p in points])
+
+    def tag(self, run: str, tags: Any) -> None:
+        self._add("tag", run, dict(tags))
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        self._add("artifact", run, str(path))
+
+    def end(self, run: str, *, status: str, tags: Any, at: float) -> None:
+        self._add("end", run, status, dict(tags))
+
+    def close(self, timeout: float) -> int:
+        return 0
+
+    def tags(self, run: str) -> dict[str, str]:
+        out: dict[str, str] = {}
+        for call in self.calls:
+            if call[0] in ("start", "tag", "end") and call[1] == run:
+                out |= call[-1]
+        return out
+
+
+class SilentView:
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.records: list[TrialRecord] = []
+
+    def stage(self, text: str) -> None:
+        self.said.append(text)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+    def expect(self, steps: int) -> None: ...
+
+    def trial_changed(self, record: TrialRecord) -> None:
+        self.records.append(record)
+
+    def points(self, number: int, points: Sequence[Point]) -> None: ...
+
+    def tick(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def sweep_folder(root: Path) -> SweepFolder:
+    return SweepFolder(root, "s")
