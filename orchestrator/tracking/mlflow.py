@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 SWEEP_ID = "prefsweep.sweep_id"
 SWEEP_NAME = "prefsweep.sweep"
 RUN = "prefsweep.run"
-STEP = "prefsweep.step"
-"""Tags by which runs are found again, and the last step that was logged."""
+"""Tags by which runs are found again."""
 
 PER_CALL = 900
 """Metrics in one call: MLflow takes 1000 entities of all kinds."""
@@ -128,22 +127,20 @@ class MlflowReceiver:
                 self._set_tags(client, found.info.run_id, tags)
                 if found.info.status != "RUNNING":
                     client.update_run(found.info.run_id, status="RUNNING")
-            self._remember(run, found)
+            self._remember(client, run, found)
             missing = [Param(k, param_text(v)) for k, v in params.items() if k not in found.data.params]
             for i in range(0, len(missing), PARAMS_PER_CALL):
                 client.log_batch(found.info.run_id, params=missing[i : i + PARAMS_PER_CALL])
 
     def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
         """Log what is beyond the last step. The time is the message's: MLflow knows a repetition by it."""
-        from mlflow.entities import RunTag
-
         with self._mlflow() as client:
             known = self._of(client, run)
             last = known.last_step
             fresh = sorted((p for p in points if last is None or p.step > last), key=lambda p: p.step)
             for group in _groups(fresh):
                 metrics = [m for point in group for m in _metrics(point, _milliseconds(at))]
-                client.log_batch(known.id, metrics=metrics, tags=[RunTag(STEP, str(group[-1].step))])
+                client.log_batch(known.id, metrics=metrics)
                 known.last_step = group[-1].step
 
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
@@ -182,9 +179,10 @@ class MlflowReceiver:
         found = client.search_runs([self._experiment_id], wanted, max_results=1)
         return found[0] if found else None
 
-    def _remember(self, run: str, found: MlflowRun) -> _Known:
-        step = found.data.tags.get(STEP)
-        self._known[run] = _Known(found.info.run_id, None if step is None else int(step))
+    def _remember(self, client: MlflowClient, run: str, found: MlflowRun) -> _Known:
+        """Once per run and process: the store itself says which step came last."""
+        steps = (m.step for key in found.data.metrics for m in client.get_metric_history(found.info.run_id, key))
+        self._known[run] = _Known(found.info.run_id, max(steps, default=None))
         return self._known[run]
 
     def _of(self, client: MlflowClient, run: str) -> _Known:
@@ -193,7 +191,7 @@ class MlflowReceiver:
         found = self._search(client, run)
         if found is None:
             raise Refused(f"run {run!r} was never started (or its start was refused)")
-        return self._remember(run, found)
+        return self._remember(client, run, found)
 
     def _parent(self, client: MlflowClient, run: str) -> dict[str, str]:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
