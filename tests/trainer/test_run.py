@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_trials import finish, model_bytes, told, trial
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from trainer import metrics
+from trainer.errors import ModelError, ResumeError, TrialError
+from trainer.export import export_model
+from trainer.forward import PairModel
+from trainer.report import EndKind
+from trainer.run import Workshop
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def workshop(cache: Path) -> Workshop:
+    return Workshop(cache)
+
+
+LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
+
+
+def test_a_run_says_and_leaves_everything(workshop: Workshop, tmp_path: Path) -> None:
+    points, ending = finish(workshop.train(trial(), tmp_path))
+    assert ending.kind is EndKind.FINISHED
+    assert (ending.steps, ending.folder) == (6, tmp_path / "model")
+    assert [p.step for p in points] == list(range(7))
+    for point in points:
+        assert set(point.metrics) <= set(metrics.all_names())
+        assert all(math.isfinite(v) for v in point.metrics.values())
+        assert ("eval_loss" in point.metrics) == (point.step in (0, 3, 6))
+        assert ("loss" in point.metrics) == (point.step > 0)
+        assert ("eval_exact_answers" in point.metrics) == (point.step in (0, 6))
+    assert points[3].metrics["epoch"] == 1.0
+    assert points[1].metrics["learning_rate"] == 0.0
+    assert points[2].metrics["learning_rate"] == 5e-3
+    assert points[6].metrics["eval_loss"] < points[0].metrics["eval_loss"]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "model")
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
+    lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [0, 0, 6, 6]
+    assert set(lines[0]) == {"step", "prompt", "answer", "expected", "right"}
+    pairs = load_file(tmp_path / "eval_pairs.safetensors")
+    gap = pairs["chosen"] / pairs["chosen_tokens"] - pairs["rejected"] / pairs["rejected_tokens"]
+    assert float(gap.mean()) == pytest.approx(points[6].metrics["eval_margins/logp"], rel=1e-12)
+    assert pairs["row"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_warm_workshop_trains_as_a_fresh_one_does_to_the_bit(cache: Path, tmp_path: Path) -> None:
+    trials = [
+        trial("dpo"),
+        trial("simpo", training={"learning_rate": 1e-2}),
+        trial("simpo", lora=LORA),
+        trial("dpo", lora=LORA, training={"seed": 7}),
+        trial("sft", training={"gradient_checkpointing": True}),
+        trial("dpo", training={"bf16": True}),
+        trial("dpo"),
+    ]
+    warm = Workshop(cache)
+    for number, config in enumerate(trials):
+        points, _ = finish(warm.train(config, tmp_path / "warm" / str(number)))
+        fresh, _ = finish(Workshop(cache).train(config, tmp_path / "fresh" / str(number)))
+        assert told(points) == told(fresh)
+        assert model_bytes(tmp_path / "warm" / str(number)) == model_bytes(tmp_path / "fresh" / str(number))
+    assert model_bytes(tmp_path / "warm/0") == model_bytes(tmp_path / "warm/6")
+    assert model_bytes(tmp_path / "warm/0") != model_bytes(tmp_path / "warm/1")
+    done = warm.counters
+    assert (done["imports"], done["trials"]) == (1, 7)
+    assert (done["data_loaded"], done["model_loaded"]) == (1, 1)
+    # After each full fine-tuning (0, 1, 4, 5) but not after adapters, which leave the base as it is.
+    assert done["weights_restored"] == 4
+    # One of the training pairs in float32 and one in bf16, whatever the number of DPO trials.
+    assert done["reference_computed"] + done["reference_loaded"] == 2
+    assert done["start_computed"] + done["start_loaded"] == 2
+
+
+def test_the_reference_is_computed_once_for_all(tmp_path: Path) -> None:
+    first, second = Workshop(tmp_path / "cache"), Workshop(tmp_path / "cache")
+    one, _ = finish(first.train(trial("dpo"), tmp_path / "1"))
+    two, _ = finish(second.train(trial("dpo"), tmp_path / "2"))
+    assert (first.counters["reference_computed"], first.counters["reference_loaded"]) == (1, 0)
+    assert (second.counters["reference_computed"], second.counters["reference_loaded"]) == (0, 1)
+    assert (second.counters["start_loaded"], second.counters["answers_loaded"]) == (1, 1)
+    assert told(one) == told(two)
+
+
+def test_dpo_starts_at_no_reward(workshop: Workshop, tmp_path: Path) -> None:
+    points, _ = finish(workshop.train(trial("dpo"), tmp_path))
+    assert points[0].metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-12)
+    assert points[0].metrics["eval_rewards/margins"] == 0.0
+    assert points[1].metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
+
+
+def test_micro_batches_do_not_matter(workshop: Workshop, tmp_path: Path) -> None:
+    for budget in (40, 100, 10_000):
+        config = trial(training={"tokens_per_micro_batch": budget, "learning_rate": 1e-3})
+        finish(workshop.train(config, tmp_path / str(budget)))
+    whole = load_file(tmp_path / "10000/model/model.safetensors")
+    for budget in (40, 100):
+        part = load_file(tmp_path / str(budget) / "model/model.safetensors")
+        for name, tensor in whole.items():
+            torch.testing.assert_close(part[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_windows_average_over_their_updates(workshop: Workshop, tmp_path: Path) -> None:
+    single, _ = finish(workshop.train(trial(training={"eval_steps": 4}), tmp_path / "1"))
+    points, _ = finish(workshop.train(trial(training={"logging_steps": 3, "eval_steps": 4}), tmp_path / "3"))
+    assert [p.step for p in points] == [0, 3, 4, 6]
+    assert set(points[2].metrics) == {n for n in points[2].metrics if n.startswith("eval_")}
+    for name in ("loss", "rewards/margins", "margins/logp", "grad_norm"):
+        mean = sum(p.metrics[name] for p in single[1:4]) / 3
+        assert points[1].metrics[name] == pytest.approx(mean, rel=1e-12)
+    tokens = [p.metrics["lengths/chosen"] * 8 for p in single[1:4]]
+    nll = sum(p.metrics["nll_loss"] * t for p, t in zip(single[1:4], tokens, strict=True)) / sum(tokens)
+    assert points[1].metrics["nll_loss"] == pytest.approx(nll, rel=1e-12)
+    assert points[1].metrics["learning_rate"] == single[3].metrics["learning_rate"]
+
+
+@pytest.mark.parametrize(("where", "word"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
+def test_what_is_not_finite_ends_the_run_at_once(
+    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
+) -> None:
+    calls = 0
+    plain = PairModel.backward
+
+    def poisoned(self: PairModel, *args: object) -> object:
+        nonlocal calls
+        calls += 1
+        weight = next(self._core.parameters())  # pyright: ignore[reportPrivateUsage]
+        if calls == 4 and where == "loss":
+            with torch.no_grad():
+                weight.fill_(float("nan"))
+        terms = plain(self, *args)  # pyright: ignore[reportArgumentType]
+        if calls == 4 and where == "gradient":
+            assert weight.grad is not None
+            weight.grad[0, 0] = float("nan")
+        return terms
+
+    monkeypatch.setattr(PairModel, "backward", poisoned)
+    points, ending = finish(workshop.train(trial(), tmp_path))
+    assert (ending.kind, ending.steps, ending.folder) == (EndKind.DIVERGED, 3, None)
+    assert "update 4 of 6" in ending.reason
+    assert word in ending.reason
+    assert calls == 4
+    assert [p.step for p in points] == [0, 1, 2, 3]
+    assert not (tmp_path / "model").exists()
+    monkeypatch.undo()
+    assert finish(workshop.train(trial(), tmp_path))[1] == ending
+
+
+def test_a_diverged_trial_leaves_the_next_one_untouched(cache: Path, workshop: Workshop, tmp_path: Path) -> None:
+    finish(workshop.train(trial(), tmp_path / "good"))
+    wild = trial(training={"learning_rate": 1e30, "max_grad_norm": 0, "warmup_ratio": 0.0})
+    _, ending = finish(workshop.train(wild, tmp_path / "wild"))
+    assert ending.kind is EndKind.DIVERGED
+    finish(workshop.train(trial(), tmp_path / "again"))
+    assert model_bytes(tmp_path / "again") == model_bytes(tmp_path / "good")
+
+
+@pytest.mark.parametrize("loss", ["simpo", "dpo"])
+def test_adapters_are_saved_alone_and_merged_on_request(workshop: Workshop, tmp_path: Path, loss: str) -> None:
+    points, _ = finish(workshop.train(trial(loss, lora=LORA, training={"learning_rate": 2e-2}), tmp_path / "run"))
+    saved = tmp_path / "run/model"
+    assert [p.name for p in saved.glob("*.safetensors")] == ["adapter_model.safetensors"]
+    export_model(saved, tmp_path / "merged", merge=True)
+    merged = trial(loss, model={"name_or_path": str(tmp_path / "merged")}, training={"learning_rate": 1e-9})
+    again, _ = finish(workshop.train(merged, tmp_path / "from merged"))
+    for name in ("eval_margins/logp", "eval_nll_loss"):
+        assert again[0].metrics[name] == pytest.approx(points[-1].metrics[name], rel=1e-4)
+        assert abs(points[-1].metrics[name] - points[0].metrics[name]) > 1e-3
+    with pytest.raises(ModelError, match="adapters, not a whole model"):
+        finish(workshop.train(trial(model={"name_or_path": str(saved)}), tmp_path / "no"))
+
+
+def test_a_folder_of_another_configuration_is_refused(workshop: Workshop, tmp_path: Path) -> None:
+    run = workshop.train(trial(training={"save_steps": 1}), tmp_path)
+    for _ in range(4):
+        next(run)
+    run.close()
+    with pytest.raises(ResumeError, match="another configuration"):
+        next(workshop.train(trial("dpo"), tmp_path))
+    smaller = trial(training={"save_steps": 1, "tokens_per_micro_batch": 64})
+    assert finish(workshop.train(smaller, tmp_path))[1].kind is EndKind.FINISHED
+
+
+def test_too_little_data_is_a_sentence(workshop: Workshop, tmp_path: Path) -> None:
+    with pytest.raises(TrialError, match="the 24 training pairs are fewer than one update of pairs_per_update 32"):
+        finish(workshop.train(trial(training={"pairs_per_update": 32}), tmp_path))
+
+
+def test_no_prompts_no_answers(workshop: Workshop, tmp_path: Path) -> None:
+    config = trial(evaluation={"prompts": 0})
+    points, _ = finish(workshop.train(config, tmp_path))
+    assert not any("answer" in name or "repetition" in name for p in points for name in p.metrics)
+    assert not (tmp_path / "samples.jsonl").exists()
+
+
+def test_dtypes_and_attention_modes_train(workshop: Workshop, tmp_path: Path) -> None:
+    from small_trials import MODEL
+
+    _, packed = finish(workshop.train(trial(training={"max_steps": 2}), tmp_path / "p"))
+    points = {}
+    for name, model in {"separate": {"attention": "separate"}, "bfloat16": {"dtype": "bfloat16"}}.items():
+        points[name], ending = finish(
+            workshop.train(trial(model=MODEL | model, training={"max_steps": 2}), tmp_path / name)
+        )
+        assert ending.kind is packed.kind is EndKind.FINISHED
+    ours = load_file(tmp_path / "p/model/model.safetensors")
+    theirs = load_file(tmp_path / "separate/model/model.safetensors")
+    for name, tensor in ours.items():
+        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-4)
+    assert next(iter(load_file(tmp_path / "bfloat16/model/model.safetensors").values())).dtype == torch.bfloat16
