@@ -67,8 +67,8 @@ class BadName(OrchestrateError):
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(
-            f"{name!r} cannot be a sweep's name; use 1 to 64 letters, digits, dots, dashes and underscores, "
-            "beginning with a letter or a digit"
+            f"{name!r} cannot be a sweep's name: it is its folder's, so it has 1 to 64 letters, digits, dots, dashes "
+            "and underscores, begins with a letter or a digit, and is no link"
         )
 
 

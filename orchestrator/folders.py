@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.errors import BadName, NameTaken, NoSuchSweep, nearest
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -66,3 +68,28 @@ def known_sweeps(root: Path) -> list[str]:
     if not root.is_dir():
         return []
     return sorted(p.name for p in root.iterdir() if (p / "sweep.yaml").is_file())
+
+
+def existing(root: Path, name: str) -> SweepFolder:
+    """The folder of a sweep that is there; NoSuchSweep names the nearest one otherwise."""
+    folder = _folder(root, name)
+    if not folder.spec.is_file():
+        known = known_sweeps(root)
+        raise NoSuchSweep(name, known, nearest(name, known))
+    return folder
+
+
+def fresh(root: Path, name: str) -> SweepFolder:
+    """The folder of a sweep to begin; NameTaken when anything is there. Makes nothing."""
+    folder = _folder(root, name)
+    if folder.path.exists():
+        raise NameTaken(name, folder.path)
+    return folder
+
+
+def _folder(root: Path, name: str) -> SweepFolder:
+    """A link in the runs folder could lead anywhere, so none is followed."""
+    folder = SweepFolder(root, name)
+    if not NAME.fullmatch(name) or folder.path.is_symlink():
+        raise BadName(name)
+    return folder

@@ -72,6 +72,23 @@ def as_leaves(space: SearchSpace, base: TrialConfig) -> SearchSpace:
     return SearchSpace(dimensions=dimensions, zipped=zipped)
 
 
+def extremes(space: SearchSpace) -> Axes:
+    """Like `SearchSpace.corners`, but of a list of numbers only the least and the most."""
+    narrowed = {
+        p: d.model_copy(update={"choice": outer(d.choice)}) if isinstance(d, Choice) else d
+        for p, d in space.dimensions.items()
+    }
+    return space.model_copy(update={"dimensions": narrowed}).corners()
+
+
+def outer(listed: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
+    """Of numbers the least and the most, of other values all."""
+    numbers = [v for v in listed if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if len(numbers) < len(listed):
+        return listed
+    return tuple(dict.fromkeys((min(numbers), max(numbers))))
+
+
 def spread(corners: Axes) -> Iterator[Params]:
     """All corners, or MOST of them at even distances; of many, the first and the last are among them."""
     count = len(corners)

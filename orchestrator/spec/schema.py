@@ -21,7 +21,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> Json:
-    """What a sweep's file may say. Rules between leaves (one margin, a legal trial at every corner) are the loader's."""
+    """What a sweep's file may say. Rules between leaves (one margin, legal corners) are the loader's."""
     definitions: Json = {}
     base = _model(TrialConfig, definitions)
     spec = SweepSpec.model_json_schema()["properties"]
