@@ -15,10 +15,13 @@ from trainer.loss_config import LossConfig, SimpoLoss
 # --- model -----------------------------------------------------------------------------------------------------------
 
 
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2"]
+
+
 class GeneratedModel(Frozen):
     """A small causal LM with random weights, with a tokenizer trained on the generated task."""
 
-    architecture: Literal["llama", "mistral", "qwen2", "qwen3", "gemma2"] = "llama"
+    architecture: Architecture = "llama"
     vocab_size: Annotated[int, Field(ge=64)] = 512
     hidden_size: Count = 128
     intermediate_size: Count = 352

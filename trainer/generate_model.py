@@ -71,18 +71,27 @@ def _config(config: GeneratedModel, vocab_size: int, tokenizer: PreTrainedTokeni
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
+    if config.architecture == "gemma2":
+        shape["query_pre_attn_scalar"] = shape["head_dim"]  # its default belongs to heads of 256
     return AutoConfig.for_model(config.architecture, **shape)
 
 
-def _write_random(config: PretrainedConfig, seed: int, folder: Path) -> None:
+def write_random(config: PretrainedConfig, seed: int, folder: Path) -> None:
     """Random weights in float32 as safetensors; the caller's random state is left as it was."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    model.save_pretrained(str(folder))
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        model.save_pretrained(str(folder))
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def generated_model(config: GeneratedModel, cache: Path) -> Path:
@@ -106,4 +115,4 @@ def _fill(config: GeneratedModel, folder: Path) -> None:
 
     _train_tokenizer(config.vocab_size, folder)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    _write_random(_config(config, config.vocab_size, tokenizer), config.seed, folder)
+    write_random(_config(config, config.vocab_size, tokenizer), config.seed, folder)

@@ -56,13 +56,17 @@ Task = tuple[str, str, str, str]
 
 def _sum(rng: random.Random) -> Task:
     a, b = rng.randint(0, 10), rng.randint(0, 10)
-    right, word = a + b, "plus"
-    if rng.random() < 0.4:
-        a, b = max(a, b), min(a, b)
-        right, word = a - b, "minus"
+    plus = rng.random() < 0.6
+    a, b = (a, b) if plus else (max(a, b), min(a, b))
+    right = a + b if plus else a - b
     wrong = rng.choice([n for n in (right - 1, right + 1, right + 2) if 0 <= n < len(NUMBERS)])
-    ask = rng.choice(("What is {} {} {}?", "Work out {} {} {}.", "How much is {} {} {}?"))
-    return ask.format(NUMBERS[a], word, NUMBERS[b]), "result", NUMBERS[right], NUMBERS[wrong]
+    if rng.random() < 0.5:
+        verb, colour = "get" if plus else "lose", rng.choice(KINDS["colour"])
+        ask = f"You have {NUMBERS[a]} {colour} balls and {verb} {NUMBERS[b]}. How many now?"
+    else:
+        ask = rng.choice(("What is {} {} {}?", "Work out {} {} {}.", "How much is {} {} {}?"))
+        ask = ask.format(NUMBERS[a], "plus" if plus else "minus", NUMBERS[b])
+    return ask, "result", NUMBERS[right], NUMBERS[wrong]
 
 
 def _compare(rng: random.Random) -> Task:
@@ -126,15 +130,11 @@ def _sort(rng: random.Random) -> Task:
 
 
 def _count(rng: random.Random) -> Task:
-    kind = rng.choice(sorted(KINDS))
-    others = [w for w in WORDS if w not in KINDS[kind]]
-    size = rng.randint(3, 5)
-    right = rng.randint(1, size)
-    words = rng.sample(KINDS[kind], right) + rng.sample(others, size - right)
-    rng.shuffle(words)
-    wrong = rng.choice([n for n in (right - 1, right + 1) if 0 <= n <= size])
-    ask = rng.choice(("How many {}s are here: {}?", "Count the {}s: {}."))
-    return ask.format(kind, ", ".join(words)), "count", NUMBERS[right], NUMBERS[wrong]
+    words = rng.sample(WORDS, rng.randint(2, 6))
+    right = len(words)
+    wrong = rng.choice((right - 1, right + 1))
+    ask = rng.choice(("How many words are here: {}?", "Count the words: {}."))
+    return ask.format(", ".join(words)), "count", NUMBERS[right], NUMBERS[wrong]
 
 
 FAMILIES: dict[str, Callable[[random.Random], Task]] = {
