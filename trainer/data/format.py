@@ -4,6 +4,7 @@ responses begin with. What cannot be trained on is named instead.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from trainer.data.check import Kind
 Message = dict[str, str]
 Dialogue = list[Message]
 
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
 
 
@@ -67,6 +69,8 @@ def _answer(value: Any) -> str | None:
 def _part(value: Any) -> str | Dialogue | Bad:
     """Text stays text; a message or a list of messages becomes a dialogue of role and content alone."""
     if isinstance(value, str):
+        if _MESSAGES_AS_TEXT.match(value):
+            return Bad("not_text", "messages written as text; give them as lists (JSONL, JSON or Parquet)")
         return value
     if isinstance(value, dict):
         value = [value]

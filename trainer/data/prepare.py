@@ -24,7 +24,7 @@ from trainer.durable import digest_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 1
+FORMAT = 2
 """Of this package's choices (splits, mixing, cutting) and files; part of every fingerprint."""
 
 _CHUNK = 500
@@ -98,7 +98,8 @@ def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fi
     judge(findings, len(selection.bad), selection.looked_at, data.bad_rows, data.max_bad_share)
     for split in (TRAIN, EVAL):
         write_pairs(folder, split, pairs[split])
-    report = _report(selection, data, pairs, fingerprint)
+    stops = {int(tokenizer.eos_token_id), *tokeniser.ends}  # pyright: ignore[reportArgumentType]
+    report = _report(selection, data, pairs, fingerprint, tuple(sorted(stops)))
     (folder / "report.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
 
 
@@ -134,7 +135,11 @@ def _packed(row: Row, tokens: Tokens) -> Tokenised:
 
 
 def _report(
-    selection: Selection, data: DataConfig, pairs: dict[Split, list[Tokenised]], fingerprint: str
+    selection: Selection,
+    data: DataConfig,
+    pairs: dict[Split, list[Tokenised]],
+    fingerprint: str,
+    stops: tuple[int, ...],
 ) -> DataReport:
     drawn = {split: Counter(row.drawn.source for row in selection.rows(split)) for split in (TRAIN, EVAL)}
     kept = {split: Counter(pair.source for pair in pairs[split]) for split in (TRAIN, EVAL)}
@@ -159,5 +164,6 @@ def _report(
         sources=sources,
         findings=selection.findings.as_tuple(),
         lengths=length_table(everything),
+        stop_tokens=stops,
         eval_held_out=data.eval is None,
     )

@@ -32,8 +32,21 @@ class DataReport(Frozen):
     sources: tuple[SourceRows, ...]
     findings: tuple[Finding, ...]
     lengths: dict[str, dict[str, int]]
+    stop_tokens: tuple[int, ...]
+    """Where generation has to stop: eos_token, and special tokens that the template closes a response with."""
     eval_held_out: bool
     """Whether evaluation was split off from training rows, by prompt."""
+
+    def lines(self) -> list[str]:
+        """The report in words, a line each: what is trained and evaluated on, then every finding."""
+        held_out = ", held out by prompt" if self.eval_held_out else ""
+        rows = self.lengths["row"]
+        return [
+            f"{self.train_rows:,} pairs to train on, {self.eval_rows:,} to evaluate on{held_out}",
+            f"tokens per row: median {rows['p50']}, 90 % up to {rows['p90']}, longest {rows['p100']}",
+            *(f"{source.name} ({source.split}): {source.kept:,} of {source.read:,} rows" for source in self.sources),
+            *(str(finding) for finding in self.findings),
+        ]
 
 
 def length_table(pairs: Iterable[Tokenised]) -> dict[str, dict[str, int]]:

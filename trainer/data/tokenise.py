@@ -8,6 +8,7 @@ cuts the joined sequence, here the prompt loses its oldest tokens first.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -43,6 +44,8 @@ class Tokeniser:
         self._prompt_budget = prompt_budget
         self._eos = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
         self._bos: int | None = tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
+        self.ends: Counter[int] = Counter()
+        """Special tokens with which responses ended before they were cut."""
         self._specials = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {self._eos}
 
     def __call__(self, rows: Sequence[Preference]) -> list[Tokens]:
@@ -125,15 +128,16 @@ class Tokeniser:
 
     def _look_at_ends(self, out: Tokens) -> None:
         """A response must hold an end: eos_token, or the special token with which the template closes a message."""
+        noticed: set[Notice] = set()
         for response in (out.chosen, out.rejected):
-            if self._eos in response:
-                continue
             last = next((i for i in reversed(response) if self._text(i).strip()), None)
-            if last is None or last not in self._specials:
-                out.notices.append(("missing_eos", ""))
-            else:
-                out.notices.append(("other_end", f"They end with {self._text(last)!r}"))
-            return
+            if last is not None and last in self._specials:
+                self.ends[last] += 1
+                if self._eos not in response:
+                    noticed.add(("other_end", f"They end with {self._text(last)!r}"))
+            elif self._eos not in response:
+                noticed.add(("missing_eos", ""))
+        out.notices.extend(sorted(noticed))
 
     def _text(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))
