@@ -7,11 +7,12 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.errors import StorageRefused
@@ -75,12 +76,9 @@ class Store:
             if (kind := filesystem(database)) in _NETWORK:
                 raise NetworkDisk(database, kind)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
+        engine = {"creator": lambda: _connect(database)} if self._sqlite else {"pool_pre_ping": True}
         with self._refusals():
-            self.storage = RDBStorage(
-                url,
-                engine_kwargs={"creator": lambda: _connect(database)} if self._sqlite else {"pool_pre_ping": True},
-                skip_table_creation=not create,
-            )
+            self.storage = _storage(url, engine, create)
             if create:
                 METADATA.create_all(self.storage.engine)
 
@@ -132,6 +130,20 @@ class Store:
             cause = error.__cause__
             detail = cause.orig if isinstance(cause, DBAPIError) else error
             raise StorageRefused(f"the study in {self.url} refused: {detail}") from error
+
+
+def _storage(url: str, engine: dict[str, Any], create: bool) -> RDBStorage:
+    """Optuna's storage. Its check of the schema loads every migration there ever was: not for a known version."""
+    storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=not create)
+    with storage.engine.connect() as connection:
+        made_by = connection.execute(text("select library_version from version_info")).scalar_one()
+    if made_by == optuna.__version__:
+        return storage
+    storage.engine.dispose()
+    try:
+        return RDBStorage(url, engine, skip_table_creation=True)
+    except RuntimeError as error:  # Optuna's own sentence says which command upgrades the study
+        raise StorageRefused(str(error)) from error
 
 
 def _connect(database: Path) -> sqlite3.Connection:

@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from study_help import make_spec
+from study_help import MEMORY, make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.study import Study
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """In memory where the system has it: what is tested here is kill -9, and waiting for the disk takes minutes."""
+    if not MEMORY.is_dir():
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir=MEMORY) as place:
+        yield Path(place)
 
 
 @pytest.fixture
@@ -18,11 +29,14 @@ def folder(tmp_path: Path) -> SweepFolder:
 
 
 @pytest.fixture
-def create(folder: SweepFolder) -> Iterator[Callable[..., Study]]:
+def create(
+    tmp_path: Path, folder: SweepFolder, template: Callable[[Path, SweepSpec], SweepFolder]
+) -> Iterator[Callable[..., Study]]:
     made: list[Study] = []
 
     def make(spec: SweepSpec | None = None) -> Study:
-        made.append(Study.create(folder, spec or make_spec()))
+        assert template(tmp_path, spec or make_spec()) == folder
+        made.append(Study.open(folder))
         return made[-1]
 
     yield make

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.space import SearchSpace
@@ -7,6 +8,7 @@ from orchestrator.spec.sweep import Budget, Goal, GridSampler, SweepSpec
 from orchestrator.study.state import FailureKind, Outcome, TrialState
 from trainer.report import Point
 
+MEMORY = Path("/dev/shm")
 METRIC = "eval_accuracies/logp"
 BASE = {
     "model": {"generated": {}},
