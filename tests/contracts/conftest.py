@@ -1,0 +1,15 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tracking.mlflow import connect
+
+
+@pytest.fixture(scope="session")
+def empty_mlflow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with its tables and nothing in them: making it takes seconds."""
+    root = tmp_path_factory.mktemp("mlflow")
+    connect(root, f"sqlite:///{root / 'mlflow.db'}")
+    return root / "mlflow.db"

@@ -1,0 +1,221 @@
+"""What every receiver must do, whatever stands behind it. A new sink inherits `SinkContract` and says how to look."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.tracking.mlflow import RUN, SWEEP_ID, MlflowReceiver, param_text
+from orchestrator.tracking.outbox import Outbox
+from orchestrator.tracking.sink import Receiver, Refused
+from trainer.report import Point
+
+
+@dataclass
+class Seen:
+    """A run as the sink shows it. `points` lists (step, value) of each metric, doubled ones twice."""
+
+    params: dict[str, str] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+    points: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    status: str = "RUNNING"
+    parent: bool = False
+    artifacts: list[str] = field(default_factory=list)
+
+
+class SinkContract(ABC):
+    @abstractmethod
+    def open(self, root: Path) -> Receiver:
+        """A receiver onto what lies under `root`, as a new process would make it."""
+
+    @abstractmethod
+    def look(self, root: Path) -> dict[str, Seen]:
+        """Every run by its name inside the sweep; a run that is there twice is an error."""
+
+    def tell(self, to: Receiver, artifact: Path) -> None:
+        to.start("sweep", name="s", params={}, tags={"state": "RUNNING"}, at=1.0)
+        to.start("0", name="s 0", params={"loss.beta": 2.0, "lora": None}, tags={"attempt": "1"}, at=2.0)
+        to.points("0", [Point(0, {"loss": 3.0, "rewards/margins": 0.1})], at=3.0)
+        to.points("0", [Point(1, {"loss": 2.0}), Point(2, {"loss": math.nan, "eval_loss": 1.5})], at=4.0)
+        to.tag("0", {"reason": "none"})
+        to.artifact("0", artifact, "samples")
+        to.end("0", status="FINISHED", tags={"state": "COMPLETE"}, at=5.0)
+
+    def expect(self, root: Path) -> None:
+        seen = self.look(root)
+        assert sorted(seen) == ["0", "sweep"]
+        assert seen["0"].params == {"loss.beta": "2.0", "lora": "null"}
+        assert seen["0"].points["rewards/margins"] == [(0, 0.1)]
+        assert seen["0"].points["eval_loss"] == [(2, 1.5)]
+        loss = seen["0"].points["loss"]
+        assert loss[:2] == [(0, 3.0), (1, 2.0)]
+        assert [step for step, _ in loss] == [0, 1, 2]
+        assert math.isnan(loss[2][1])
+        assert {"attempt": "1", "reason": "none", "state": "COMPLETE"}.items() <= seen["0"].tags.items()
+        assert (seen["0"].status, seen["sweep"].status) == ("FINISHED", "RUNNING")
+        assert (seen["0"].parent, seen["sweep"].parent) == (True, False)
+        assert seen["0"].artifacts == ["samples/a.txt"]
+
+    @pytest.fixture
+    def artifact(self, tmp_path: Path) -> Path:
+        path = tmp_path / "a.txt"
+        path.write_text("hello")
+        return path
+
+    def test_the_story_is_there(self, tmp_path: Path, artifact: Path) -> None:
+        self.tell(self.open(tmp_path), artifact)
+        self.expect(tmp_path)
+
+    def test_told_again_it_changes_nothing(self, tmp_path: Path, artifact: Path) -> None:
+        first = self.open(tmp_path)
+        self.tell(first, artifact)
+        self.tell(first, artifact)
+        self.tell(self.open(tmp_path), artifact)
+        self.expect(tmp_path)
+
+    def test_steps_known_are_skipped_whatever_time_and_value_they_come_with(self, tmp_path: Path) -> None:
+        to = self.open(tmp_path)
+        to.start("sweep", name="s", params={}, tags={}, at=1.0)
+        to.start("0", name="0", params={}, tags={}, at=1.0)
+        to.points("0", [Point(1, {"loss": 1.0}), Point(2, {"loss": 2.0})], at=3.0)
+        for again in (to, self.open(tmp_path)):
+            again.points("0", [Point(1, {"loss": 9.0}), Point(2, {"loss": 2.0}), Point(3, {"loss": 3.0})], at=4.0)
+        assert self.look(tmp_path)["0"].points["loss"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+    def test_a_run_that_begins_again_keeps_what_it_has(self, tmp_path: Path) -> None:
+        to = self.open(tmp_path)
+        to.start("sweep", name="s", params={}, tags={}, at=1.0)
+        to.start("0", name="0", params={"a": 1}, tags={"attempt": "1"}, at=1.0)
+        to.end("0", status="KILLED", tags={"state": "INTERRUPTED"}, at=2.0)
+        to.start("0", name="0", params={"a": 2, "b": 3}, tags={"attempt": "2"}, at=3.0)
+        seen = self.look(tmp_path)["0"]
+        assert seen.params == {"a": "1", "b": "3"}
+        assert seen.tags["attempt"] == "2"
+        assert seen.status == "RUNNING"
+
+    def test_a_run_never_started_is_refused(self, tmp_path: Path) -> None:
+        to = self.open(tmp_path)
+        with pytest.raises(Refused, match="never started"):
+            to.points("7", [Point(1, {"loss": 1.0})], at=1.0)
+
+    def test_a_file_that_is_gone_is_refused(self, tmp_path: Path) -> None:
+        to = self.open(tmp_path)
+        to.start("sweep", name="s", params={}, tags={}, at=1.0)
+        with pytest.raises(Refused, match="no longer there"):
+            to.artifact("sweep", tmp_path / "never")
+
+    def test_many_metrics_params_and_long_texts(self, tmp_path: Path) -> None:
+        to = self.open(tmp_path)
+        to.start("sweep", name="s", params={}, tags={}, at=1.0)
+        params = {f"p.{i}": i for i in range(250)} | {"long": "x" * 20_000}
+        to.start("0", name="0", params=params, tags={"long": "y" * 20_000}, at=1.0)
+        to.points("0", [Point(s, {f"m/{i}": float(i) for i in range(60)}) for s in range(40)], at=2.0)
+        seen = self.look(tmp_path)["0"]
+        assert len(seen.params) == 251
+        assert all(len(seen.points[f"m/{i}"]) == 40 for i in range(60))
+        assert seen.params["long"].startswith("xxxx")
+        assert seen.tags["long"].startswith("yyyy")
+
+    def test_through_an_outbox(self, tmp_path: Path, artifact: Path) -> None:
+        for _ in range(2):
+            box = Outbox(tmp_path / "outbox", self.open(tmp_path))
+            self.tell(box, artifact)
+            assert box.close(60.0) == 0
+        self.expect(tmp_path)
+
+
+class InMemory:
+    """The contract in its plainest form."""
+
+    def __init__(self, runs: dict[str, Seen]) -> None:
+        self._runs = runs
+
+    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+        seen = self._runs.setdefault(run, Seen(parent=run != "sweep"))
+        seen.params = {k: param_text(v) for k, v in params.items()} | seen.params
+        seen.tags |= tags
+        seen.status = "RUNNING"
+
+    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+        mine = self._of(run).points
+        last = max((step for told in mine.values() for step, _ in told), default=-1)
+        for point in points:
+            if point.step > last:
+                for name, value in point.metrics.items():
+                    mine.setdefault(name, []).append((point.step, value))
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        self._of(run).tags |= tags
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        if not path.exists():
+            raise Refused(f"{path} is no longer there")
+        name = f"{folder}/{path.name}"
+        if name not in self._of(run).artifacts:
+            self._of(run).artifacts.append(name)
+
+    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+        self._of(run).tags |= tags
+        self._of(run).status = status
+
+    def _of(self, run: str) -> Seen:
+        if run not in self._runs:
+            raise Refused(f"run {run!r} was never started")
+        return self._runs[run]
+
+
+class TestInMemory(SinkContract):
+    @pytest.fixture(autouse=True)
+    def _empty(self) -> None:
+        self.runs: dict[str, Seen] = {}
+
+    def open(self, root: Path) -> Receiver:
+        return InMemory(self.runs)
+
+    def look(self, root: Path) -> dict[str, Seen]:
+        return self.runs
+
+
+class TestMlflow(SinkContract):
+    @pytest.fixture(autouse=True)
+    def _migrated(self, tmp_path: Path, empty_mlflow: Path) -> None:
+        (tmp_path / "mlflow.db").write_bytes(empty_mlflow.read_bytes())
+
+    def open(self, root: Path) -> Receiver:
+        return MlflowReceiver(root, uri=_uri(root), experiment="e", sweep_id="id", sweep="s")
+
+    def look(self, root: Path) -> dict[str, Seen]:
+        from mlflow import MlflowClient
+
+        client = MlflowClient(_uri(root))
+        experiment = client.get_experiment_by_name("e")
+        assert experiment is not None
+        runs = client.search_runs([experiment.experiment_id])
+        named = {run.data.tags[RUN]: run for run in runs}
+        assert len(named) == len(runs), "a run is there twice"
+        found = {}
+        for name, run in named.items():
+            assert run.data.tags[SWEEP_ID] == "id"
+            history = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
+            parent = run.data.tags.get("mlflow.parentRunId")
+            assert parent in (None, named["sweep"].info.run_id)
+            listed = client.list_artifacts(run.info.run_id, "samples")
+            found[name] = Seen(
+                params=dict(run.data.params),
+                tags=dict(run.data.tags),
+                points={key: sorted((m.step, m.value) for m in told) for key, told in history.items()},
+                status=run.info.status,
+                parent=parent is not None,
+                artifacts=[file.path for file in listed],
+            )
+        return found
+
+
+def _uri(root: Path) -> str:
+    return f"sqlite:///{root / 'mlflow.db'}"
