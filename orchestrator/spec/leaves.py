@@ -20,6 +20,18 @@ def leaves() -> dict[str, tuple[FieldInfo, ...]]:
     return {path: tuple(fields) for path, fields in found.items()}
 
 
+@cache
+def lists() -> frozenset[str]:
+    """Paths that hold lists of groups: data.train, data.eval."""
+    return frozenset(
+        f"{section}.{name}"
+        for section, outer in TrialConfig.model_fields.items()
+        for model in models_in(outer.annotation)
+        for name, field in model.model_fields.items()
+        if models_in(field.annotation) and _is_list(field.annotation)
+    )
+
+
 def _walk(model: type[BaseModel], prefix: str, found: dict[str, list[FieldInfo]]) -> None:
     for name, field in model.model_fields.items():
         path = f"{prefix}{name}"

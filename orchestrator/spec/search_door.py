@@ -7,7 +7,7 @@ from typing import Any, cast
 from orchestrator.errors import nearest
 from orchestrator.spec.dimensions import KINDS, Dimension, Scalar
 from orchestrator.spec.document import Loc
-from orchestrator.spec.leaves import leaves
+from orchestrator.spec.leaves import leaves, lists
 from orchestrator.spec.problems import Findings, show
 from orchestrator.spec.space import SearchSpace
 
@@ -89,7 +89,9 @@ def _is_leaf(findings: Findings, loc: Loc, path: str) -> bool:
     if path in leaves():
         return True
     under = [leaf for leaf in leaves() if leaf.startswith(f"{path}.")]
-    if under:
+    if path in lists():
+        findings.add(loc, "holds a list, which cannot be searched")
+    elif under:
         findings.add(loc, "is a group of leaves, not a leaf", "its leaves: " + ", ".join(under))
     else:
         near = nearest(path, leaves())

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import sweeps
+from orchestrator import cli
+from orchestrator.errors import NoTrialCompleted, StorageRefused, SweepHeld
+from orchestrator.folders import SweepFolder
+
+SWEEPS = Path(sweeps.__file__).parent
+QUICKSTART = str(SWEEPS / "quickstart.yaml")
+HEAVY = ("torch", "transformers", "trl", "ray", "mlflow", "optuna", "datasets", "numpy")
+
+
+@pytest.fixture(autouse=True)
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def known(root: Path) -> SweepFolder:
+    folder = SweepFolder(root, "known")
+    folder.path.mkdir(parents=True)
+    folder.spec.write_text("name: known\n")
+    return folder
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """orchestrator.sweep as the commands see it: remembers its calls, answers with what the test put in."""
+    answers: dict[str, Any] = {}
+    module = ModuleType("orchestrator.sweep")
+
+    def function(name: str) -> Any:
+        def called(*arguments: Any, **named: Any) -> Any:
+            answers.setdefault("calls", []).append((name, arguments, named))
+            answer = answers.get(name)
+            if isinstance(answer, BaseException):
+                raise answer
+            return answer
+
+        return called
+
+    for name in ("start", "resume", "stop", "status", "watch", "best", "export", "ui"):
+        setattr(module, name, function(name))
+    monkeypatch.setitem(sys.modules, "orchestrator.sweep", module)
+    import orchestrator
+
+    monkeypatch.setattr(orchestrator, "sweep", module, raising=False)
+    return answers
+
+
+# --- weight ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["schema"], ["plan", "nothing.yaml"], ["status", "nothing"]], ids=lambda a: a[0]
+)
+def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys; from orchestrator.cli import main; main(sys.argv[1:]);"
+        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().endswith("[]"), done.stderr
+
+
+def test_plan_imports_no_framework() -> None:
+    code = (
+        "import sys; from orchestrator.cli import main; main(sys.argv[1:]);"
+        f"print([m for m in {HEAVY[:-1]} if m in sys.modules], file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, "plan", QUICKSTART, "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
+    assert json.loads(done.stdout)["trials"] == json.loads(done.stdout)["grid"]
+
+
+def test_the_module_is_the_program() -> None:
+    command = [sys.executable, "-m", "orchestrator.cli", "plan", "nothing.yaml"]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"COLUMNS": "80"}, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "nothing.yaml: there is no such file\n"
+
+
+# --- endings ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ending", "code", "said"),
+    [
+        (NoTrialCompleted("no trial completed"), 3, "no trial completed"),
+        (SweepHeld("known", "process 7 on here"), 4, "process 7"),
+        (StorageRefused("disk full"), 5, "disk full"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (ZeroDivisionError("x"), 1, "this is ours"),
+    ],
+)
+def test_every_ending_is_a_code_and_a_sentence(
+    room: dict[str, Any],
+    known: SweepFolder,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    ending: BaseException,
+    code: int,
+    said: str,
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    room["resume"] = ending
+    assert cli.main(["resume", "known"]) == code
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "Traceback (most" not in out + err
+    files = list(tmp_path.glob("orchestrate-*.traceback.txt"))
+    assert len(files) == (1 if code == 1 else 0)
+    assert all("ZeroDivisionError" in file.read_text() for file in files)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["pln"], "No such command 'pln'"),
+        (["plan"], "Missing argument"),
+        (
+            ["plan", QUICKSTART, "--set", "loss.bta=1"],
+            "--set loss.bta=1: base.loss.bta: unknown key (did you mean beta?)",
+        ),
+        (["plan", QUICKSTART, "--name", "../x"], "--name ../x: name: "),
+        (["status", "knwn"], "did you mean 'known'?"),
+        (["resume", "..%2f"], "cannot be a sweep's name"),
+        (["stop", "a/b"], "cannot be a sweep's name"),
+        (["best", "x" * 300], "cannot be a sweep's name"),
+        (["status", "a\u2215b"], "cannot be a sweep's name"),
+        (["best", "known", "--merge"], "--merge goes with --export"),
+    ],
+)
+def test_a_users_mistake_is_a_sentence(
+    known: SweepFolder, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    before = sorted(known.root.rglob("*"))
+    assert cli.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert said in err
+    assert "Traceback" not in err
+    assert out == ""
+    assert sorted(known.root.rglob("*")) == before
+
+
+def test_a_link_is_no_sweep(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "sweep.yaml").write_text("name: x")
+    (root / "link").symlink_to(tmp_path / "elsewhere")
+    assert cli.main(["status", "link"]) == 2
+    assert "is no link" in capsys.readouterr().err
+
+
+def test_a_name_used_before_is_refused(room: dict[str, Any], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = root / "quickstart"
+    folder.mkdir(parents=True)
+    (folder / "sweep.yaml").write_text("precious")
+    assert cli.main(["sweep", QUICKSTART]) == 2
+    assert "orchestrate resume quickstart" in capsys.readouterr().err
+    assert (folder / "sweep.yaml").read_text() == "precious"
+    assert "calls" not in room
+
+
+# --- calls -----------------------------------------------------------------------------------------------------------
+
+
+def test_sweep_starts_what_the_file_says(room: dict[str, Any], root: Path) -> None:
+    room["start"] = 3
+    arguments = ["sweep", QUICKSTART, "--set", "loss.beta=3.14159", "--name", "other", "--trust-remote-code"]
+    assert cli.main(arguments) == 3
+    ((_, (spec, where), named),) = room["calls"]
+    assert (spec.name, spec.base.loss.beta, where, named) == ("other", 3.14159, root, {"trust_remote_code": True})
+    assert "loss.beta" not in spec.search.paths
+
+
+def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, root: Path, tmp_path: Path) -> None:
+    room |= {"resume": 0, "ui": 0, "status": STATUS, "best": {"number": 1}, "export": tmp_path / "m"}
+    for arguments in (
+        ["resume", "known", "--set", "budget.trials=9"],
+        ["stop", "known", "3"],
+        ["status", "known", "--watch"],
+        ["best", "known", "--export", str(tmp_path / "m"), "--merge", "--json"],
+        ["ui", "known", "--port", "5001", "--no-open"],
+    ):
+        assert cli.main(arguments) == 0
+    assert room["calls"] == [
+        ("resume", ("known", root, ("budget.trials=9",)), {"trust_remote_code": False}),
+        ("stop", ("known", root, 3), {}),
+        ("watch", ("known", root), {}),
+        ("best", ("known", root), {}),
+        ("export", ("known", root, tmp_path / "m", True), {}),
+        ("ui", ("known", root, 5001), {"open_browser": False}),
+    ]
+
+
+STATUS = {
+    "name": "known",
+    "state": "running",
+    "goal": {"metric": "eval_accuracies/logp", "direction": "maximize"},
+    "best": 0,
+    "trials": [
+        {
+            "number": 0,
+            "state": "PRUNED",
+            "reason": "loss is [nan]",
+            "attempts": 1,
+            "params": {"loss.beta": 2.5},
+            "metrics": {"eval_accuracies/logp": 0.625},
+            "step": 3,
+            "steps": 40,
+            "run_id": None,
+        },
+        {"number": 1, "state": "QUEUED", "reason": "", "params": {}, "metrics": {}, "step": 0, "steps": None},
+    ],
+}
+
+
+def test_status_is_one_object_or_a_table(
+    room: dict[str, Any], known: SweepFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room["status"] = STATUS
+    assert cli.main(["status", "known", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == STATUS
+    assert cli.main(["status", "known"]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("known: running", "2.5", "0.625", "3/40", "loss is [nan]"))
+
+
+def test_json_has_no_nan(room: dict[str, Any], known: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    room["best"] = {"number": 1, "metrics": {"loss": float("nan"), "grad_norm": [float("inf"), 1.0]}}
+    assert cli.main(["best", "known", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["metrics"] == {"loss": None, "grad_norm": [None, 1.0]}
+
+
+def test_plan_prints(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+    assert cli.main(["plan", QUICKSTART, "--set", "loss.beta=2"]) == 0
+    out = capsys.readouterr().out
+    assert "loss.beta was searched and is now fixed" in out
+    assert str(root / "quickstart" / "study.db") in out
+    assert not root.exists()
+
+
+def test_the_tracking_password_is_not_shown(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://me:hunter2@tracking.example/api")
+    assert cli.main(["plan", QUICKSTART, "--json"]) == 0
+    out = capsys.readouterr().out
+    assert "https://tracking.example/api" in out
+    assert "hunter2" not in out

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import sweeps
+from orchestrator import rehearse as room
+from orchestrator.planning import plan_here
+from orchestrator.rehearse import MOST_TRIALS, STEPS, rehearse
+from orchestrator.spec.load import load, loads
+from trainer.config import FileSource, GeneratedSource
+
+SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_every_shipped_sweep_can_be_rehearsed(file: Path, tmp_path: Path) -> None:
+    spec = load(file)
+    small = rehearse(spec, tmp_path).spec
+    assert small.name == f"{spec.name}-rehearsal"
+    assert small.base.model.generated is not None
+    assert small.base.loss == spec.base.loss
+    plan = plan_here(small, tmp_path, ())
+    assert plan.trials is not None
+    assert plan.trials <= MOST_TRIALS
+    assert plan.updates_per_trial is not None
+    assert plan.updates_per_trial.most == STEPS
+    drawn = [small.search.grid_point(i) for i in range(plan.trials)]
+    for path in spec.search.paths:
+        listed = spec.search.listed(path)
+        assert {min(listed), max(listed)} <= {point[path] for point in drawn}
+
+
+def test_without_a_hub_the_rows_are_generated_and_it_is_said(tmp_path: Path) -> None:
+    rehearsal = rehearse(load(next(file for file in SHIPPED if file.stem == "llama3-8b")), tmp_path)
+    assert all(isinstance(source, GeneratedSource) for source in rehearsal.spec.base.data.train)
+    assert any("no hub is in reach for HuggingFaceH4/ultrafeedback_binarized" in note for note in rehearsal.notices)
+    assert any("tiny llama" in note for note in rehearsal.notices)
+
+
+def test_with_a_hub_the_rows_are_the_real_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "hub_reachable", lambda: True)
+    monkeypatch.setattr(room, "_architecture", lambda name, revision: "mamba")
+    spec = load(next(file for file in SHIPPED if file.stem == "llama3-8b"))
+    rehearsal = rehearse(spec, tmp_path)
+    assert rehearsal.spec.base.data.train == spec.base.data.train
+    assert rehearsal.spec.base.data.max_train_rows == room.ROWS
+    assert any("is a mamba" in note for note in rehearsal.notices)
+
+
+def test_local_rows_and_a_local_architecture(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 9)
+    (tmp_path / "start").mkdir()
+    (tmp_path / "start" / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    text = """
+name: local
+base: {model: ./start, data: {train: rows.jsonl, max_length: 64, max_prompt_length: 60}}
+search:
+  loss.kind: [simpo, dpo]
+  loss.gamma: {uniform: [0.0, 1.0], when: {loss.kind: simpo}}
+  training.learning_rate: {log_uniform: [1e-6, 1e-4]}
+  training.max_steps: [100, 200]
+sampler: random
+budget: {trials: 30}
+"""
+    rehearsal = rehearse(loads(text, tmp_path), tmp_path)
+    spec = rehearsal.spec
+    assert spec.base.model.generated is not None
+    assert spec.base.model.generated.architecture == "qwen2"
+    assert spec.base.data.train == (FileSource(path=str(tmp_path / "rows.jsonl")),)
+    assert spec.base.data.prompt_budget < spec.base.data.max_length == 64
+    assert spec.search.size() == 6
+    assert rehearsal.notices == ("the rehearsal fixes training.max_steps, so their search is not rehearsed",)
+
+
+def test_the_first_free_name(tmp_path: Path) -> None:
+    spec = load(next(file for file in SHIPPED if file.stem == "quickstart"))
+    (tmp_path / "quickstart-rehearsal").mkdir()
+    assert rehearse(spec, tmp_path).spec.name == "quickstart-rehearsal-2"

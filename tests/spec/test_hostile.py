@@ -1,0 +1,77 @@
+"""Whatever a file says, the answer is a sweep or findings: never a traceback, never a side effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sweeps
+from orchestrator.errors import SpecError
+from orchestrator.spec.leaves import leaves
+from orchestrator.spec.load import loads
+from orchestrator.spec.sweep import DOOR
+
+HERE = Path(sweeps.__file__).parent
+WHOLE = (HERE / "quickstart.yaml").read_text()
+TREE: dict[str, Any] = yaml.safe_load(WHOLE)
+
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-3, 10**20),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.sampled_from(
+        ["", "no", "simpo", "dpo", "sigmoid", "hinge", "grid", "eval_loss", "a.jsonl", "../x", "\x00", "{x}"]
+    ),
+)
+KEYS = st.sampled_from(
+    [*DOOR, *leaves(), "zip", "choice", "uniform", "when", "step", "kind", "path", "model", "data", "0"]
+)
+VALUES = st.recursive(
+    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
+)
+
+
+@given(st.lists(st.tuples(st.integers(0, 200), VALUES), min_size=1, max_size=3))
+@settings(max_examples=60, deadline=None)
+def test_values_in_any_place(changes: list[tuple[int, Any]]) -> None:
+    tree: Any = yaml.safe_load(WHOLE)
+    for place, value in changes:
+        groups = [tree, *_groups(tree)]
+        group = groups[place % len(groups)]
+        keys = [*group, *leaves()]
+        group[keys[place % len(keys)]] = value
+    _answered(yaml.safe_dump(tree))
+
+
+@given(
+    st.integers(0, len(WHOLE)),
+    st.integers(0, 12),
+    st.sampled_from(["", "\t", ":", "- ", "[", "}", "&a ", "*a", "!!str ", "#"]),
+)
+@settings(max_examples=60, deadline=None)
+def test_a_file_cut_and_glued(start: int, length: int, glue: str) -> None:
+    _answered(WHOLE[:start] + glue + WHOLE[start + length :])
+
+
+@given(st.sampled_from([*leaves(), *DOOR, "search.loss.beta", "search.zip", "data.train.0.rows"]), VALUES)
+@settings(max_examples=60, deadline=None)
+def test_any_override(path: str, value: Any) -> None:
+    _answered(WHOLE, f"{path}={yaml.safe_dump(value, default_flow_style=True)}")
+
+
+def _groups(tree: Any) -> list[dict[str, Any]]:
+    inner = [value for value in tree.values() if isinstance(value, dict)]
+    return [*inner, *(deep for value in inner for deep in _groups(value))]
+
+
+def _answered(text: str, *sets: str) -> None:
+    try:
+        loads(text, HERE, sets)
+    except SpecError as error:
+        assert error.findings
+        assert all(finding.where and finding.problem for finding in error.findings)

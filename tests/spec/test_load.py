@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import ExitCode, SpecError
+from orchestrator.spec.load import load, loads, read
+from orchestrator.spec.sweep import Goal, GridSampler, RandomSampler, SweepSpec
+from trainer.config import FileSource, GeneratedSource, HubSource, TrialConfig
+from trainer.loss_config import DpoLoss, SimpoLoss
+from trainer.metrics import COMMON_RULER
+
+Load = Callable[..., SweepSpec]
+Refused = Callable[..., list[str]]
+
+WRONG = """\
+name: ../x
+base:
+  model: foo/bar
+  data:
+    train:
+      - path: b.jsonl
+      - {dataset: x, splt: y}
+      - {datset: x}
+    bad_rows: no
+  loss: {kind: simpoo, beta: 2}
+  training:
+    learning_rat: 1e-6
+    bf16: no
+    max_steps: 1.5
+    seed: "3"
+  lora: {r: 0}
+search:
+  loss.bta: [2, 2.5]
+  loss.gamma: [0.3, 0.5]
+  loss.gamma_beta_ratio: [1]
+  training.learning_rate:
+    log_uniform: [3e-7]
+  zip:
+    - {training.seed: [1, 2], loss.beta: 1}
+sampler: tpe
+budget: {trials: 0, houres: 3}
+maximize: eval_loss
+keep_models: 0
+pruner: hyperband
+trials: 4
+"""
+
+SAID = """\
+f:1: name: the text '../x' must be 1 to 64
+f:6: base.data.train.0.path: there is no file b.jsonl
+f:7: base.data.train.1.split: is required
+f:7: base.data.train.1.splt: unknown key (did you mean split?)
+f:8: base.data.train.2: needs exactly one of path, dataset, generated; it has datset (did you mean dataset?)
+f:9: base.data.bad_rows: must be one of refuse, skip; not the text 'no'
+f:10: base.loss: must be one of simpo, dpo, sft; not the text 'simpoo' (did you mean simpo?)
+f:12: base.training.learning_rat: unknown key (did you mean learning_rate?)
+f:13: base.training.bf16: must be true or false, not the text 'no'
+f:14: base.training.max_steps: must be a whole number, not 1.5
+f:15: base.training.seed: must be a whole number, not the text '3'
+f:16: base.lora.r: must be at least 1, not 0
+f:18: search.loss.bta: there is no such leaf in a trial (did you mean loss.beta?)
+f:20: search.loss.gamma_beta_ratio: says the same as loss.gamma
+f:22: search.training.learning_rate.log_uniform.1: is missing
+f:24: search.zip.0.loss.beta: must be a list of values, not 1
+f:25: sampler: must be one of grid, random; not the text 'tpe'
+f:26: budget.trials: must be at least 1, not 0
+f:26: budget.houres: unknown key (did you mean hours?)
+f:27: maximize: eval_loss is scaled by the search
+f:28: keep_models: must be at least 1, not 0
+f:29: pruner: must be one of none; not the text 'hyperband'
+f:30: trials: unknown key"""
+
+
+def test_everything_wrong_is_said_at_once_each_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as caught:
+        loads(WRONG, tmp_path, source="f")
+    assert caught.value.code is ExitCode.USER
+    said = [str(finding) for finding in caught.value.findings]
+    wanted = SAID.splitlines()
+    for line, (one, start) in enumerate(zip(said, wanted, strict=False)):
+        assert one.startswith(start), (line, one)
+    assert len(said) == len(wanted)
+
+
+def test_the_shortest_sweep(load_text: Load, folder: Path) -> None:
+    spec = load_text("")
+    assert spec.base.data.train == (FileSource(path=str(folder / "rows.jsonl")),)
+    assert spec.base.model.name_or_path == "org/model"
+    assert spec.goal == Goal(metric=COMMON_RULER, direction="maximize")
+    assert spec.sampler == GridSampler()
+    assert spec.search.size() == 1
+
+
+def test_shorthands(load_text: Load) -> None:
+    long = """
+base:
+  model: {name_or_path: org/model}
+  data: {train: [{path: rows.jsonl}], eval: [{path: rows.jsonl}]}
+  loss: {kind: simpo, beta: 2.0}
+search: {loss.beta: {choice: [2.0, 2.5]}}
+sampler: {kind: random}
+pruner: {kind: none}
+budget: {trials: 3}
+"""
+    short = """
+base: {model: org/model, data: {train: rows.jsonl, eval: rows.jsonl}, loss: {beta: 2}}
+search: {loss.beta: [2, 2.5]}
+sampler: random
+pruner: none
+budget: {trials: 3}
+"""
+    assert load_text(long) == load_text(short)
+    assert load_text(short).sampler == RandomSampler()
+
+
+def test_sources_of_every_kind(load_text: Load) -> None:
+    spec = load_text("""
+base:
+  model: org/model
+  data:
+    train:
+      - rows.jsonl
+      - {dataset: org/pairs, split: train, columns: {prompt: question}}
+      - {generated: instructions, rows: 10}
+""")
+    assert [type(source) for source in spec.base.data.train] == [FileSource, HubSource, GeneratedSource]
+
+
+def test_the_papers_gamma_goes_through_every_door(load_text: Load) -> None:
+    spec = load_text("search: {loss.beta: [3.14159], loss.gamma: [1.0]}")
+    params = spec.search.grid_point(0)
+    config = TrialConfig.model_validate_json(spec.search.place(spec.base, params).model_dump_json())
+    assert isinstance(config.loss, SimpoLoss)
+    assert config.loss.beta == 3.14159
+    assert config.leaves()["loss.beta"] == 3.14159
+    assert config.leaves()["loss.gamma_beta_ratio"] == 1.0 / 3.14159
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_files_are_found_from_the_sweeps_folder_then_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there, here = tmp_path / "there", tmp_path / "here"
+    for folder in (there, here):
+        folder.mkdir()
+        (folder / "both.jsonl").write_text("{}")
+    (here / "only.jsonl").write_text("{}")
+    (there / "s.yaml").write_text("name: a\nbase: {model: m/m, data: {train: both.jsonl, eval: only.jsonl}}\n")
+    monkeypatch.chdir(here)
+    data = load(there / "s.yaml").base.data
+    assert data.train == (FileSource(path=str(there / "both.jsonl")),)
+    assert data.eval == (FileSource(path=str(here / "only.jsonl")),)
+    # A name typed on the command line means the folder it is typed in.
+    data = load(there / "s.yaml", ["data.train=both.jsonl"]).base.data
+    assert data.train == (FileSource(path=str(here / "both.jsonl")),)
+
+
+def test_a_missing_file_names_its_neighbour(findings: Refused) -> None:
+    (said,) = findings("name: a\nbase:\n  model: m/m\n  data: {train: rows.json}\n")
+    assert said.startswith(
+        "sweep.yaml:4: base.data.train.0.path: there is no file rows.json (did you mean rows.jsonl?)"
+    )
+
+
+def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refused, folder: Path) -> None:
+    (folder / "org").mkdir()
+    (folder / "org" / "model").mkdir()
+    assert load_text("").base.model.name_or_path == str(folder / "org" / "model")
+    (said,) = findings("base: {model: ./nothing, data: {train: rows.jsonl}}")
+    assert "there is no ./nothing" in said
+
+
+# --- goals -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("search", "goal", "said"),
+    [
+        ("loss.beta: [1, 2]", "maximize: eval_rewards/margins", "0.69 to 2.75"),
+        ("loss.beta: [1, 2]", "minimize: eval_loss", "use eval_rewards/accuracies, eval_margins/logp, " + COMMON_RULER),
+        ("loss.gamma_beta_ratio: [1, 2]", "maximize: eval_rewards/chosen", "is scaled by the search"),
+        ("loss.kind: [simpo, dpo]", "maximize: eval_rewards/accuracies", "use eval_margins/logp, " + COMMON_RULER),
+        ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, the held-out one"),
+        ("training.seed: [1, 2]", "maximize: eval_accuracy/logp", "did you mean eval_accuracies/logp?"),
+        ("training.seed: [1, 2]", "maximize: grad_norm", "there is no metric"),
+        ("training.seed: [1, 2]", "maximize: eval_nll_loss", "better when low (write minimize:)"),
+        ("training.seed: [1, 2]", "maximize: 3", "must be the name of a metric"),
+        ("training.seed: [1, 2]", "maximize: eval_exact_answers", "carry no right answer"),
+        ("training.seed: [1, 2]", "maximize: eval_nll_loss\nminimize: eval_nll_loss", "one goal"),
+    ],
+)
+def test_goals_that_cannot_rank(findings: Refused, search: str, goal: str, said: str) -> None:
+    (found,) = findings(f"search: {{{search}}}\n{goal}\n")
+    assert said in found
+    assert found.startswith("sweep.yaml:" + ("3" if "minimize" in goal and "maximize" in goal else "2"))
+
+
+@pytest.mark.parametrize(
+    ("search", "goal"),
+    [
+        ("training.learning_rate: [1e-6, 1e-5]", "minimize: eval_loss"),
+        ("loss.beta: [1, 2]", "maximize: eval_margins/logp"),
+        ("loss.kind: [simpo, dpo]", f"maximize: {COMMON_RULER}"),
+    ],
+)
+def test_goals_that_can(load_text: Load, search: str, goal: str) -> None:
+    assert goal.endswith(load_text(f"search: {{{search}}}\n{goal}\n").goal.metric)
+
+
+def test_answers_need_prompts(findings: Refused, load_text: Load) -> None:
+    text = "base: {{model: m/m, data: {{train: {{generated: instructions}}}}, evaluation: {{prompts: {}}}}}\n"
+    goal = "maximize: eval_exact_answers\n"
+    (said,) = findings(text.format(0) + goal)
+    assert "set base.evaluation.prompts above 0" in said
+    assert load_text(text.format(2) + goal).goal.metric == "eval_exact_answers"
+
+
+# --- samplers, budget ------------------------------------------------------------------------------------------------
+
+
+def test_a_grid_needs_an_end(findings: Refused, load_text: Load) -> None:
+    rate = "search:\n  training.learning_rate: {log_uniform: [1e-7, 1e-5]}\n"
+    (said,) = findings(rate)
+    assert said.startswith("sweep.yaml:2: search.training.learning_rate: the grid sampler needs a list")
+    (said,) = findings(rate + "sampler: random\n")
+    assert "give budget.trials or budget.hours" in said
+    assert load_text(rate + "sampler: random\nbudget: {hours: 2}\n").search.size() is None
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("loss.beta: 2.0", "must be a list of values or a range, not 2.0 (for one value: [2.0])"),
+        ("loss.beta: []", "the list is empty"),
+        ("loss.beta: [[1]]", "search.loss.beta.0: a searched value is a number, text, true, false or null"),
+        ("loss.beta: {uniform: [1, 2], choice: [1]}", "needs exactly one of choice, uniform, log_uniform, int_uniform"),
+        ("loss.beta: {unifrom: [1, 2]}", "needs exactly one of"),
+        ("loss: [1]", "is a group of leaves"),
+        ("lora.r: [8]", "lora is null (give base.lora first)"),
+        ("data.train: [a]", "holds a list, which cannot be searched"),
+        ("loss.beta: [2.0, -1.0]", "search.loss.beta.1: must be greater than 0, not -1.0"),
+        ("loss.beta: ['2.0']", "write 2.0"),
+        ("loss.gamma: {choice: [1], when: {loss.kind: simpo}}", "which is not searched"),
+    ],
+)
+def test_searches_refused(findings: Refused, line: str, said: str) -> None:
+    (found,) = findings(f"search:\n  {line}\n")
+    assert said in found
+    assert found.startswith("sweep.yaml:2: ")
+
+
+def test_the_line_of_a_bad_value(findings: Refused) -> None:
+    (found,) = findings("search:\n  loss.beta:\n    - 2.0\n    - -1.0\n")
+    assert found.startswith("sweep.yaml:4: ")
+
+
+# --- --set -----------------------------------------------------------------------------------------------------------
+
+
+def test_set_reaches_every_leaf(load_text: Load) -> None:
+    spec = load_text(
+        "search: {loss.gamma: [1.0]}",
+        *("loss.beta=3.14159", "training.max_steps=3", "budget.trials=4", "search.training.seed=[1,2]"),
+        *("search.loss.gamma=null", "data.train.0.weight=2", "lora.r=8", "minimize=eval_nll_loss"),
+    )
+    assert isinstance(spec.base.loss, SimpoLoss)
+    assert spec.base.loss.beta == 3.14159
+    assert (spec.base.training.max_steps, spec.budget.trials) == (3, 4)
+    assert spec.search.paths == ("training.seed",)
+    assert spec.base.data.train[0].weight == 2.0
+    assert spec.base.lora is not None
+    assert spec.base.lora.r == 8
+    assert spec.goal == Goal(metric="eval_nll_loss", direction="minimize")
+
+
+def test_set_fixes_what_was_searched(folder: Path) -> None:
+    file = folder / "s.yaml"
+    file.write_text(
+        "name: a\nbase: {model: m/m, data: {train: rows.jsonl}, loss: {gamma_beta_ratio: 0.5, beta: 3}}\n"
+        "search:\n  loss.kind: [simpo, dpo]\n  loss.label_smoothing: {choice: [0.1], when: {loss.kind: simpo}}\n"
+    )
+    loaded = read(file, ["loss.kind=dpo"])
+    assert loaded.spec.base.loss == DpoLoss()
+    assert loaded.spec.search.paths == ()
+    assert any("was searched and is now fixed" in notice for notice in loaded.notices)
+    loaded = read(file, ["loss.kind=simpo", "loss.gamma=1.2"])
+    assert loaded.spec.base.loss == SimpoLoss(beta=3.0, gamma=1.2)
+    assert loaded.spec.search.paths == ("loss.label_smoothing",)
+    assert any("replaces loss.gamma_beta_ratio" in notice for notice in loaded.notices)
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("loss.bta=1", "base.loss.bta: unknown key (did you mean beta?)"),
+        ("los.beta=1", "unknown key (did you mean loss?)"),
+        ("loss.beta", "must be PATH=VALUE"),
+        ("=3", "must be PATH=VALUE"),
+        ("loss.beta=[1", "while parsing"),
+        ("loss.beta=no", "must be a number, not the text 'no'"),
+        ("loss.beta=.inf", "not a finite number"),
+        ("budget.tials=4", "did you mean trials?"),
+        ("search.loss.beta=[-1]", "must be greater than 0"),
+        ("data.train.7.weight=1", "a list of 1 has no entry 7"),
+        ("maximize=eval_lss", "did you mean eval_loss?"),
+    ],
+)
+def test_set_is_blamed_for_its_own(findings: Refused, flag: str, said: str) -> None:
+    (found,) = findings("", flag)
+    assert found.startswith(f"--set {flag}: ")
+    assert said in found
+
+
+def test_both_margins_in_one_file(findings: Refused) -> None:
+    (said,) = findings("base: {model: m/m, data: {train: rows.jsonl}, loss: {gamma: 1.0, gamma_beta_ratio: 0.5}}")
+    assert "give one of them" in said

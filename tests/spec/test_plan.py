@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import DataError
+from orchestrator.spec.plan import Plan, Span, plan
+from orchestrator.spec.rows import Rows, count_rows
+from orchestrator.spec.sweep import SweepSpec
+from trainer.config import DataConfig
+
+Load = Callable[..., SweepSpec]
+KNOWN = Rows(1000, 100, exact=True)
+
+
+def planned(spec: SweepSpec, rows: Rows = KNOWN, concurrency: int | None = 4) -> Plan:
+    return plan(spec, Path("runs"), rows, concurrency=concurrency, tracking="sqlite:///runs/mlflow.db")
+
+
+def test_numbers(load_text: Load) -> None:
+    found = planned(load_text("search: {loss.beta: [2.0, 2.5], training.num_train_epochs: [1, 2, 3]}"))
+    assert (found.trials, found.grid, found.concurrency) == (6, 6, 4)
+    assert found.updates_per_trial == Span(7, 23)
+    assert found.pairs_per_trial == Span(7 * 128, 23 * 128)
+    assert found.tokens_per_trial_at_most == 23 * 128 * 2 * 1024
+    assert found.tokens_at_most == found.tokens_per_trial_at_most * 6
+    assert len(found.corners) == 4
+    json.dumps(found.as_json())
+
+
+def test_equal_points_and_a_budget_above_the_grid_are_told(load_text: Load) -> None:
+    found = planned(load_text("search: {loss.beta: [2, 2.0, 2.5]}\nbudget: {trials: 9}"))
+    assert (found.trials, found.grid) == (2, 2)
+    assert found.equal_points == [{"dropped": {"loss.beta": 2.0}, "equal_to": {"loss.beta": 2.0}}]
+    assert [note for note in found.notices if "equal another" in note]
+    assert [note for note in found.notices if "above the grid's 2 points" in note]
+
+
+def test_unknown_rows(load_text: Load) -> None:
+    unknown = Rows(None, None, exact=True)
+    assert planned(load_text(""), unknown).updates_per_trial is None
+    assert planned(load_text("", "training.max_steps=5"), unknown).updates_per_trial == Span(5, 5)
+
+
+def test_too_few_pairs(load_text: Load) -> None:
+    with pytest.raises(DataError, match="fewer than one update"):
+        planned(load_text(""), Rows(100, 10, exact=True))
+
+
+def test_everything_written_lies_under_the_root(load_text: Load) -> None:
+    places = [place.path for place in planned(load_text("")).writes]
+    assert all(place.startswith(("runs/", "sqlite:///runs/")) for place in places)
+
+
+def test_rows_are_counted_without_reading_them(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"a": 1}\n\n{"a": 2}\n{"a": 3}')
+    (tmp_path / "a.csv").write_text('a,b\n1,"x\ny"\n2,z\n')
+    (tmp_path / "a.json").write_text("[{}, {}]")
+    counts = {name: count_rows(_data(tmp_path / name)).train for name in ("a.jsonl", "a.csv", "a.json", "a.xyz")}
+    assert counts == {"a.jsonl": 3, "a.csv": 2, "a.json": 2, "a.xyz": None}
+
+
+def test_rows_of_mixes_and_splits() -> None:
+    generated = {"generated": "instructions", "rows": 100}
+    split = count_rows(DataConfig.model_validate({"train": [generated], "max_train_rows": 50}))
+    assert split == Rows(50, 10, exact=False)
+    mixed = [generated | {"weight": 1.0}, generated | {"seed": 1, "weight": 3.0}]
+    assert count_rows(DataConfig.model_validate({"train": mixed, "eval": [generated]})) == Rows(133, 100, exact=True)
+
+
+def test_rows_of_a_downloaded_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path))
+    data = DataConfig.model_validate({"train": [{"dataset": "Org/Pairs", "split": "train"}], "eval_share": 0.5})
+    assert count_rows(data).train is None
+    folder = tmp_path / "Org___pairs" / "default" / "0.0.0" / "abc"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text('{"splits": {"train": {"num_examples": 10}}}')
+    assert count_rows(data).train == 5
+
+
+def _data(path: Path) -> DataConfig:
+    return DataConfig.model_validate({"train": [{"path": str(path)}], "eval": [{"path": str(path)}]})

@@ -1,0 +1,100 @@
+"""What `dump` writes is what `load` reads, and other readers of YAML read the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestrator.spec.document import parse
+from orchestrator.spec.dump import dump, spec_hash
+from orchestrator.spec.load import loads
+from orchestrator.spec.sweep import SweepSpec
+
+TEXT = st.one_of(
+    st.sampled_from(
+        ["no", "on", "6e-7", "0o17", "~", "null", "1_000", "2001-01-01", "a: b", "- x", "#", "'", "é", " x ", ""]
+    ),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=20),
+)
+RATES = st.floats(1e-12, 1.0, allow_subnormal=False)
+BETAS = st.floats(1e-6, 1e6)
+DIMENSIONS = st.fixed_dictionaries(
+    {},
+    optional={
+        "loss.beta": st.builds(lambda v: {"choice": v}, st.lists(BETAS, min_size=1, max_size=3)),
+        "loss.gamma": st.builds(lambda low, more: {"uniform": (low, low + more)}, st.floats(0, 9), st.floats(0.5, 9)),
+        "training.learning_rate": st.builds(lambda low: {"log_uniform": (low, 2 * low)}, RATES),
+        "training.seed": st.builds(
+            lambda low, n, s: {"int_uniform": (low, low + n * s), "step": s}, *[st.integers(1, 99)] * 3
+        ),
+        "training.bf16": st.just({"choice": (True, False)}),
+    },
+)
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> SweepSpec:
+    base: dict[str, Any] = {
+        "model": {
+            "name_or_path": "org/" + draw(st.from_regex(r"[a-z][a-z0-9]{0,8}", fullmatch=True)),
+            "revision": draw(TEXT),
+        },
+        "data": {"train": ({"dataset": draw(TEXT.filter(bool)), "split": "train", "columns": {"prompt": draw(TEXT)}},)},
+        "loss": draw(
+            st.one_of(
+                st.builds(lambda b: {"kind": "simpo", "beta": b}, BETAS),
+                st.builds(lambda g: {"kind": "simpo", "gamma_beta_ratio": g}, st.floats(0, 5)),
+            )
+        ),
+        "training": {"learning_rate": draw(RATES), "max_steps": draw(st.none() | st.integers(1, 10**9))},
+        "lora": draw(
+            st.none() | st.builds(lambda m: {"target_modules": m}, st.sampled_from(["all-linear", ("no", "q_proj")]))
+        ),
+    }
+    dimensions = draw(DIMENSIONS)
+    zipped = draw(st.sampled_from([(), ({"training.warmup_ratio": (0.0, 0.1), "training.max_grad_norm": (1.0, 0.0)},)]))
+    return SweepSpec.model_validate(
+        {
+            "name": draw(st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._-]{0,20}", fullmatch=True)),
+            "description": draw(TEXT),
+            "base": base,
+            "search": {"dimensions": dimensions, "zipped": zipped},
+            "sampler": {"kind": "random", "seed": draw(st.integers(0, 2**40))},
+            "goal": {"metric": "eval_accuracies/logp", "direction": "maximize"},
+            "budget": {"trials": draw(st.integers(1, 99)), "hours": draw(st.none() | st.floats(1e-3, 1e3))},
+            "keep_models": draw(st.integers(1, 9)),
+        }
+    )
+
+
+@given(specs())
+@settings(max_examples=40, deadline=None)
+def test_a_sweep_survives_its_file(spec: SweepSpec) -> None:
+    text = dump(spec)
+    again = loads(text, Path("/"))
+    assert again == spec
+    assert spec_hash(again) == spec_hash(spec)
+    assert dump(again) == text
+    # YAML 1.1's readers, PyYAML among them, see the same values.
+    assert _lists(parse(text, "f").value) == yaml.safe_load(text)
+
+
+def test_the_hash_is_of_the_meaning(load_text: Any) -> None:
+    one = load_text("search: {loss.beta: [2, 2.5]}")
+    same = load_text("# a comment\nsearch:\n  loss.beta: {choice: [2.0, 2.5]}\n")
+    other = load_text("search: {loss.beta: [2, 2.6]}")
+    assert spec_hash(one) == spec_hash(same) != spec_hash(other)
+
+
+def _lists(value: Any) -> Any:
+    match value:
+        case dict():
+            return {key: _lists(inner) for key, inner in value.items()}
+        case tuple():
+            return [_lists(inner) for inner in value]
+        case _:
+            return value
