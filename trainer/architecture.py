@@ -64,7 +64,11 @@ def why_separate(core: PreTrainedModel) -> str | None:
         return f"layers of type {', '.join(sorted(others))}"
     if not core._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
         return f"{type(core).__name__} does not take its attention from transformers' interface"
-    return None if config.model_type in VERIFIED else _compare(core)
+    if config.model_type in VERIFIED:
+        return None
+    if getattr(config, "sliding_window", None) is not None:
+        return f"a sliding window, which is not verified for models of type {config.model_type}"
+    return _compare(core)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ def core_model(model: nn.Module) -> PreTrainedModel:
 
 @contextmanager
 def attending(core: PreTrainedModel, batch: Batch) -> Generator[None]:
-    """While this lasts the model attends as the batch's layout wants; backward belongs in it, since it may compute again."""
+    """While this lasts the model attends as the layout wants; backward belongs in it, since it may compute again."""
     if batch.plan is None:
         yield
         return

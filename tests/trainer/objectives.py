@@ -1,0 +1,78 @@
+"""One example of every objective, and random pairs of log-probs to try them on."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+
+from trainer.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
+from trainer.losses import pair_loss
+from trainer.pair_logps import LossTerms, Normaliser, PairLogps
+
+OBJECTIVES: dict[str, LossConfig] = {
+    "simpo": SimpoLoss(beta=2.0, gamma=1.0),
+    "simpo-smoothed": SimpoLoss(beta=2.5, gamma_beta_ratio=0.4, label_smoothing=0.1),
+    "simpo-sft": SimpoLoss(beta=2.0, gamma=0.5, sft_weight=0.3),
+    "simpo-hinge": SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0),
+    "dpo": DpoLoss(beta=0.1),
+    "sft": SftLoss(),
+}
+
+
+def test_every_class_of_the_union_has_an_example() -> None:
+    assert {type(loss) for loss in OBJECTIVES.values()} == set(get_args(get_args(LossConfig)[0]))
+
+
+def pair_logps(
+    chosen: list[float],
+    rejected: list[float],
+    chosen_tokens: list[int],
+    rejected_tokens: list[int],
+    reference: tuple[list[float], list[float]] | None = None,
+) -> PairLogps:
+    """From summed log-probs and counts."""
+
+    def made(w: list[float], r: list[float]) -> dict[str, torch.Tensor]:
+        return {
+            "chosen": torch.tensor(w, dtype=torch.float64),
+            "rejected": torch.tensor(r, dtype=torch.float64),
+            "chosen_tokens": torch.tensor(chosen_tokens),
+            "rejected_tokens": torch.tensor(rejected_tokens),
+        }
+
+    frozen = None if reference is None else PairLogps(**made(*reference))
+    return PairLogps(**made(chosen, rejected), reference=frozen)
+
+
+def random_logps(pairs: int = 5, seed: int = 0, per_token: float = 1.0) -> PairLogps:
+    """Plausible statistics with everything that any objective reads, reference included."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return low + (high - low) * torch.rand(pairs, generator=generator, dtype=torch.float64)
+
+    w, r, p = (torch.randint(2, 30, (pairs,), generator=generator) for _ in range(3))
+    shared = torch.minimum(w, r)
+
+    def sums(drift: float) -> dict[str, torch.Tensor]:
+        found: dict[str, torch.Tensor] = {"chosen_tokens": w, "rejected_tokens": r, "prompt_tokens": p}
+        for name, tokens in (("chosen", w), ("rejected", r)):
+            rate = -per_token * uniform(0.2, 2.0) + drift * uniform(-0.2, 0.2)
+            found[name] = rate * tokens
+            found[f"{name}_shared"] = rate * shared * uniform(0.9, 1.0)
+            found[f"{name}_purity"] = -uniform(0.1, 1.0) * tokens
+        found["prompt"] = -per_token * uniform(0.2, 2.0) * p
+        return found
+
+    return PairLogps(**sums(0.0), reference=PairLogps(**sums(1.0)))
+
+
+def normaliser(logps: PairLogps) -> Normaliser:
+    prompts = 0 if logps.prompt_tokens is None else int(logps.prompt_tokens.sum())
+    return Normaliser(len(logps), int(logps.chosen_tokens.sum()), prompts)
+
+
+def evaluate(loss: LossConfig, logps: PairLogps) -> LossTerms:
+    """The objective with these pairs as a whole update."""
+    return pair_loss(loss, logps, normaliser(logps))
