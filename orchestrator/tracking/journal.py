@@ -89,7 +89,7 @@ class Journal:
         with self.path.open("rb") as stream:
             stream.seek(offset)
             torn = stream.read()
-        for line in torn.splitlines():
+        for line in torn.split(b"\n")[:-1]:
             try:
                 decode(line)
             except BadLine:

@@ -1,0 +1,356 @@
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import StorageRefused
+from orchestrator.tracking import outbox as outbox_module
+from orchestrator.tracking.journal import Damaged, Journal
+from orchestrator.tracking.messages import Points, Tag, decode
+from orchestrator.tracking.outbox import Outbox, OutboxHeld, deliver_pending
+from orchestrator.tracking.sink import Refused, Unreachable
+from trainer.report import Point
+
+
+class Recorder:
+    """Takes everything, after doing what the test wants before each message."""
+
+    def __init__(self, before: Callable[[], None] = lambda: None) -> None:
+        self.before = before
+        self.calls: list[tuple[str, str, Any]] = []
+
+    def _take(self, what: str, run: str, value: Any) -> None:
+        self.before()
+        self.calls.append((what, run, value))
+
+    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+        self._take("start", run, (name, dict(params), dict(tags), at))
+
+    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+        self._take("points", run, (list(points), at))
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        self._take("tag", run, dict(tags))
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        self._take("artifact", run, (path, folder))
+
+    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+        self._take("end", run, (status, dict(tags), at))
+
+    @property
+    def steps(self) -> list[int]:
+        return [p.step for what, _, value in self.calls if what == "points" for p in value[0]]
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(outbox_module, "LONGEST_WAIT", 0.05)
+
+
+def point(step: int, value: float = 1.0) -> Point:
+    return Point(step, {"loss": value})
+
+
+def test_all_messages_arrive_in_order_and_as_they_were_told(tmp_path: Path) -> None:
+    seen = Recorder()
+    box = Outbox(tmp_path / "o", seen)
+    box.start("0", name="n", params={"a": [1, None], "b": 6e-7}, tags={"t": "ü"}, at=1.5)
+    box.points("0", [Point(1, {"loss": math.inf, "rewards/margins": 0.1})], at=2.5)
+    box.tag("0", {"x": "y"})
+    box.artifact("0", tmp_path / "f", "g")
+    box.end("0", status="FINISHED", tags={}, at=3.5)
+    assert box.close(10.0) == 0
+    assert seen.calls == [
+        ("start", "0", ("n", {"a": [1, None], "b": 6e-7}, {"t": "ü"}, 1.5)),
+        ("points", "0", ([Point(1, {"loss": math.inf, "rewards/margins": 0.1})], 2.5)),
+        ("tag", "0", {"x": "y"}),
+        ("artifact", "0", (tmp_path / "f", "g")),
+        ("end", "0", ("FINISHED", {}, 3.5)),
+    ]
+
+
+def test_what_is_no_number_arrives_as_nan(tmp_path: Path) -> None:
+    seen = Recorder()
+    box = Outbox(tmp_path / "o", seen)
+    box.points("0", [Point(1, {"loss": None, "text": "abc", "nan": math.nan})], at=1.0)  # type: ignore[dict-item]
+    assert box.close(10.0) == 0
+    assert all(math.isnan(v) for v in seen.calls[0][2][0][0].metrics.values())
+
+
+def test_steps_told_before_are_skipped_also_by_a_later_process(tmp_path: Path) -> None:
+    seen = Recorder()
+    box = Outbox(tmp_path / "o", seen)
+    box.points("0", [point(0), point(1)], at=1.0)
+    box.points("0", [point(1, 9.0), point(2), point(2, 9.0)], at=2.0)
+    box.points("1", [point(0)], at=2.0)
+    box.close(10.0)
+    box = Outbox(tmp_path / "o", seen)
+    box.points("0", [point(0), point(1), point(2), point(3)], at=3.0)
+    box.points("0", [point(3)], at=4.0)
+    assert box.close(10.0) == 0
+    assert [v[0] for _, _, v in seen.calls] == [[point(0), point(1)], [point(2)], [point(0)], [point(3)]]
+
+
+def test_a_receiver_that_fails_costs_time_and_nothing_else(tmp_path: Path) -> None:
+    chance = random.Random(1)
+
+    def fail_often() -> None:
+        if chance.random() < 0.6:
+            raise Unreachable("server is down")
+
+    seen = Recorder(fail_often)
+    box = Outbox(tmp_path / "o", seen)
+    for step in range(40):
+        box.points("0", [point(step)], at=float(step))
+    assert box.close(30.0) == 0
+    assert seen.steps == list(range(40))
+    assert box.trouble == ""
+
+
+def test_a_receiver_that_hangs_never_holds_the_caller(tmp_path: Path) -> None:
+    go = threading.Event()
+    box = Outbox(tmp_path / "o", Recorder(lambda: go.wait(60) and None))
+    began = time.monotonic()
+    for step in range(100):
+        box.points("0", [point(step)], at=float(step))
+    assert box.close(0.3) == 100
+    assert time.monotonic() - began < 10
+    later = Recorder()
+    assert deliver_pending(tmp_path / "o", later, 10.0) == 0
+    assert later.steps == list(range(100))
+    go.set()  # the old thread wakes up and must not move the new position
+    time.sleep(0.1)
+    assert json.loads((tmp_path / "o" / "delivered.json").read_text())["seq"] == 100
+
+
+def test_an_unreachable_receiver_is_named_and_all_is_kept(tmp_path: Path) -> None:
+    def down() -> None:
+        raise Unreachable("connection refused")
+
+    box = Outbox(tmp_path / "o", Recorder(down))
+    box.points("0", [point(1)], at=1.0)
+    while not box.trouble:
+        time.sleep(0.01)
+    assert (box.trouble, box.pending) == ("connection refused", 1)
+    assert box.close(0.1) == 1
+    assert deliver_pending(tmp_path / "o", Recorder(), 10.0) == 0
+
+
+def test_a_receiver_that_dies_midway_gets_that_message_again(tmp_path: Path) -> None:
+    taken: list[int] = []
+
+    class DiesAfterTaking(Recorder):
+        def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+            super().points(run, points, at=at)
+            taken.append(points[0].step)
+            if len(taken) == 3:
+                raise Unreachable("the answer was lost on the way")
+
+    box = Outbox(tmp_path / "o", DiesAfterTaking())
+    for step in range(5):
+        box.points("0", [point(step)], at=1.0)
+    assert box.close(10.0) == 0
+    assert taken == [0, 1, 2, 2, 3, 4]
+
+
+def test_what_is_refused_for_ever_is_set_aside_and_the_rest_arrives(tmp_path: Path) -> None:
+    class Picky(Recorder):
+        def tag(self, run: str, tags: Mapping[str, str]) -> None:
+            raise Refused("no such run")
+
+    seen = Picky()
+    box = Outbox(tmp_path / "o", seen)
+    box.tag("9", {"a": "b"})
+    box.points("0", [point(1)], at=1.0)
+    assert box.close(10.0) == 0
+    assert seen.steps == [1]
+    aside = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
+    assert [decode(line) for line in aside] == [(1, Tag("9", {"a": "b"}))]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_fault_of_ours_is_loud_and_loses_nothing(tmp_path: Path) -> None:
+    def bug() -> None:
+        raise ZeroDivisionError
+
+    box = Outbox(tmp_path / "o", Recorder(bug))
+    box.points("0", [point(1)], at=1.0)
+    assert box.close(10.0) == 1
+    assert "fault of this program" in box.trouble
+    box.close(0.0)
+    later = Recorder()
+    assert deliver_pending(tmp_path / "o", later, 10.0) == 0
+    assert later.steps == [1]
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "o", Recorder())
+    with pytest.raises(OutboxHeld):
+        Outbox(tmp_path / "o", Recorder())
+    box.close(1.0)
+    Outbox(tmp_path / "o", Recorder()).close(1.0)
+
+
+def test_closed_is_closed(tmp_path: Path) -> None:
+    box = Outbox(tmp_path / "o", Recorder())
+    assert box.close(1.0) == 0
+    assert box.close(1.0) == 0
+    with pytest.raises(RuntimeError, match="closed"):
+        box.tag("0", {})
+
+
+def test_nothing_pending_where_nothing_was_told(tmp_path: Path) -> None:
+    assert deliver_pending(tmp_path / "never", Recorder(), 1.0) == 0
+    assert not (tmp_path / "never").exists()
+
+
+# --- the disk --------------------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, count: int) -> bytes:
+    box = Outbox(folder, Recorder())
+    for step in range(count):
+        box.points("0", [point(step)], at=1.0)
+    box.close(10.0)
+    (folder / "delivered.json").unlink()
+    return (folder / "messages.jsonl").read_bytes()
+
+
+def test_a_torn_end_is_set_aside_wherever_it_is_cut(tmp_path: Path) -> None:
+    whole = write(tmp_path / "o", 3)
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    for cut in range(ends[1], len(whole)):
+        folder = tmp_path / f"cut{cut}"
+        folder.mkdir()
+        (folder / "messages.jsonl").write_bytes(whole[:cut])
+        journal = Journal(folder / "messages.jsonl")
+        assert [seq for seq, _ in journal.scan()] == [1, 2]
+        journal.append(Tag("0", {}))
+        journal.close()
+        aside = list(folder.glob("*.torn-*"))
+        assert [p.read_bytes() for p in aside] == ([whole[ends[1] : cut]] if cut > ends[1] else [])
+        again = Journal(folder / "messages.jsonl")
+        assert [seq for seq, _ in again.scan()] == [1, 2, 3]
+        again.close()
+
+
+def test_damage_in_the_middle_is_an_error_with_its_place(tmp_path: Path) -> None:
+    whole = write(tmp_path / "o", 3)
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
+    second = ends[0]
+    damaged = {
+        "flipped": whole[: second + 9] + bytes([whole[second + 9] ^ 1]) + whole[second + 10 :],
+        "blank": whole[:second] + b"\n" + whole[second:],
+        "missing": whole[:second] + whole[ends[1] :],
+        "glued": whole[: second + 20] + whole[ends[1] - 1 - 20 :],
+    }
+    for name, content in damaged.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "messages.jsonl").write_bytes(content)
+        with pytest.raises(Damaged, match=f"at byte {second}") as caught:
+            Outbox(folder, Recorder())
+        assert caught.value.offset == second
+        assert (folder / "messages.jsonl").read_bytes() == content
+
+
+def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -> None:
+    write(tmp_path / "o", 3)
+    for note in ("", "{}", '{"seq": 1', "[]"):
+        (tmp_path / "o" / "delivered.json").write_text(note)
+        seen = Recorder()
+        assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
+        assert seen.steps == [0, 1, 2]
+
+
+def test_a_full_disk_refuses_and_leaves_whole_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Recorder()
+    box = Outbox(tmp_path / "o", seen)
+    box.points("0", [point(0)], at=1.0)
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", _half_then_full(real))
+    with pytest.raises(StorageRefused, match="No space left"):
+        box.points("0", [point(1)], at=1.0)
+    monkeypatch.setattr(os, "pwrite", real)
+    box.points("0", [point(1)], at=1.0)
+    assert box.close(10.0) == 0
+    assert seen.steps == [0, 1]
+
+
+def test_secrets_of_the_environment_never_reach_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_12345")
+    box = Outbox(tmp_path / "o", seen := Recorder())
+    params = {"data": [{"url": "https://me:pass@host/x", "auth": "Bearer hf_canary_12345"}]}
+    box.start("0", name="n", params=params, tags={"t": "hf_canary_12345"}, at=1.0)
+    box.tag("0", {"t": "hf_canary_12345"})
+    box.end("0", status="FAILED", tags={"reason": "401 with hf_canary_12345"}, at=1.0)
+    box.close(10.0)
+    on_disk = (tmp_path / "o" / "messages.jsonl").read_text()
+    assert "canary" not in on_disk
+    assert "me:pass" not in on_disk
+    assert seen.calls[0][2][1] == {"data": [{"url": "https://***@host/x", "auth": "Bearer ***"}]}
+
+
+# --- kill -9 ---------------------------------------------------------------------------------------------------------
+
+
+class FileReceiver(Recorder):
+    """Counts by (run, step, time), as MLflow does: told twice it is there once."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+        with self.path.open("a") as stream:
+            stream.write("".join(f"{run} {p.step} {at}\n" for p in points))
+        time.sleep(0.001)
+
+
+def test_delivered_once_whatever_instant_the_writer_is_killed_at(tmp_path: Path) -> None:
+    folder, target = tmp_path / "o", tmp_path / "delivered"
+    chance = random.Random(2)
+    kills = 0
+    for _ in range(15):
+        child = os.fork()
+        if child == 0:
+            box = Outbox(folder, FileReceiver(target))
+            for step in range(300):  # re-emitted from the start each time, as after a lost checkpoint
+                box.points("0", [point(step)], at=time.time())
+            os._exit(0 if box.close(30.0) == 0 else 1)
+        time.sleep(chance.uniform(0.01, 0.15))
+        os.kill(child, signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    box = Outbox(folder, FileReceiver(target))
+    for step in range(300):
+        box.points("0", [point(step)], at=time.time())
+    assert box.close(60.0) == 0
+    assert kills > 3
+    lines = target.read_text().splitlines()
+    assert sorted({int(line.split()[1]) for line in lines}) == list(range(300))
+    assert len(set(lines)) == 300, "a step was delivered with two times: it would be there twice"
+    journal = Journal(folder / "messages.jsonl")
+    told = [p.step for _, m in journal.scan() if isinstance(m, Points) for p in m.points]
+    journal.close()
+    assert told == list(range(300))
+
+
+def _half_then_full(real: Callable[[int, bytes, int], int]) -> Callable[[int, bytes, int], int]:
+    def write(file: int, data: bytes, offset: int) -> int:
+        if len(data) > 10:
+            return real(file, data[: len(data) // 2], offset)
+        raise OSError(28, "No space left on device")
+
+    return write
