@@ -19,7 +19,7 @@ from orchestrator.tracking.mlflow import SWEEP_NAME, connect, ensure_experiment
 from orchestrator.tracking.secrets import redact
 from orchestrator.tracking.sink import Refused, Unreachable
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 """Seconds a server may take to answer for the first time."""
 
 

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from orchestrator.tracking.environment import environment, environment_tags, git_commit
+from orchestrator.tracking.mlflow import CUT, LONGEST_PARAM, param_text, tracking_uri
+from orchestrator.tracking.secrets import redact, secret_values
+
+
+@pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "WANDB_API_KEY", "db_password"])
+def test_values_of_secret_variables_are_masked(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "canary-1234")
+    assert redact("failed with canary-1234.") == "failed with ***."
+
+
+def test_short_values_and_paths_are_no_secrets() -> None:
+    found = secret_values({"TOKENIZERS_PARALLELISM": "true", "SSH_KEY": "/home/me/.ssh/id", "API_TOKEN": "x" * 20})
+    assert found == ["x" * 20]
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("postgresql+psycopg://me:pa55@db:5432/x", "postgresql+psycopg://***@db:5432/x"),
+        ("https://token@host/path and more", "https://***@host/path and more"),
+        ("sqlite:////a/b@c.db", "sqlite:////a/b@c.db"),
+        ("me@example.org", "me@example.org"),
+    ],
+)
+def test_credentials_in_uris_are_masked(uri: str, shown: str) -> None:
+    assert redact(uri, []) == shown
+
+
+def test_the_environment_is_json_and_says_what_matters() -> None:
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert {"torch", "transformers", "optuna"} <= set(found["packages"])
+    assert found["cpus"] >= 1
+    tags = environment_tags(found)
+    assert all(isinstance(v, str) for v in tags.values())
+    assert tags["env.torch"] == found["packages"]["torch"]
+
+
+def test_the_commit_of_a_folder(tmp_path: Path) -> None:
+    assert git_commit(tmp_path) is None
+    for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m x"):
+        subprocess.run(["git", "-C", str(tmp_path), *command.split()], check=True)
+    found = git_commit(tmp_path)
+    assert found is not None
+    assert (len(found["commit"]), found["dirty"]) == (40, False)
+    (tmp_path / "new").touch()
+    assert git_commit(tmp_path) == {**found, "dirty": True}
+
+
+def test_where_mlflow_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(tmp_path, None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://env:5000")
+    assert tracking_uri(tmp_path, None) == "http://env:5000"
+    assert tracking_uri(tmp_path, "http://spec:5000") == "http://spec:5000"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(3.14159, "3.14159"), (6e-7, "6e-07"), (None, "null"), (True, "true"), ("a", "a"), ([1], "[1]")]
+)
+def test_params_look_as_in_the_sweeps_file(value: object, text: str) -> None:
+    assert param_text(value) == text
+
+
+def test_a_long_param_is_cut_with_a_mark() -> None:
+    text = param_text("x" * 10_000)
+    assert len(text) == LONGEST_PARAM
+    assert text.endswith(CUT)
