@@ -43,11 +43,19 @@ class Workshop(Protocol):
 OpenWorkshop = Callable[[Path], Workshop]
 
 
+def open_workshop(cache: Path, *, trust_remote_code: bool = False) -> Workshop:
+    """The trainer's own; imported here, so that only workers pay for torch."""
+    from trainer.run import Workshop as Trainers
+
+    return Trainers(cache, trust_remote_code=trust_remote_code)
+
+
 class Attempt:
     """Points and the end of one attempt. After an end, or `close`, there is nothing more to pull."""
 
-    def __init__(self, job: Job, workshop: Callable[[], Workshop]) -> None:
-        self._job, self._workshop = job, workshop
+    def __init__(self, job: Job, workshop: Callable[[], Workshop], *, patience: float = _LOCK_SECONDS) -> None:
+        """`patience`: seconds to wait for another process that works in the same place."""
+        self._job, self._workshop, self._patience = job, workshop, patience
         self._course: Generator[Point, None, Ending] | None = None
         self._lock: IO[str] | None = None
         self._over = threading.Event()
@@ -76,7 +84,9 @@ class Attempt:
             if self._job.stop_asked:
                 return End(EndKind.RELEASED, "asked to stop before it began")
             workshop = self._workshop()
-            self._lock = _hold(self._job.lock)
+            self._lock = _hold(self._job, self._patience)
+            if self._lock is None:
+                return End(EndKind.RELEASED, "asked to stop before it began")
             config = TrialConfig.model_validate_json(self._job.config)
             self._job.folder.mkdir(parents=True, exist_ok=True)
             self._course = workshop.train(config, self._job.folder, self._job.earlier)
@@ -118,17 +128,20 @@ def _end_of(ending: Ending) -> End:
     return End(kind, ending.reason, steps=ending.steps)
 
 
-def _hold(path: Path) -> IO[str]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    held = path.open("a")
-    until = time.monotonic() + _LOCK_SECONDS
-    while True:
+def _hold(job: Job, patience: float) -> IO[str] | None:
+    """The lock of the trial's folder; None when the driver wants the trial back before that."""
+    job.lock.parent.mkdir(parents=True, exist_ok=True)
+    held = job.lock.open("a")
+    until = time.monotonic() + patience
+    while not job.stop_asked:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
                 held.close()
-                raise TimeoutError(f"an earlier attempt's process still works on this trial ({path})") from None
+                raise TimeoutError(f"another process still works on this trial ({job.lock})") from None
             time.sleep(0.1)
         else:
             return held
+    held.close()
+    return None

@@ -19,20 +19,6 @@ from orchestrator.errors import Finding, SpecError
 from orchestrator.spec.sweep import SweepSpec
 
 _SLOT = "slot"
-_RAY_ENV = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # what makes every server of Ray's bind to 127.0.0.1
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    "RAY_AIR_NEW_OUTPUT": "0",  # the old output engine can be silent
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
-    "TUNE_GLOBAL_CHECKPOINT_S": "1e9",  # Tune's own state is never read again
-}
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
 """glibc gives large blocks back at each step and faults them in again, unless told not to."""
@@ -89,15 +75,14 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
     token = place / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
-    # Ray reads these when it is imported, and its workers inherit them.
-    os.environ |= _RAY_ENV | {
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count),
-    }
-    _quiet(folder / "driver.log")
+    os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count)}
     import ray
+    from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
     from ray.tune.execution import class_cache
 
+    AuthenticationTokenLoader.instance().reset_cache()  # each cluster of a process has a token of its own
+
+    _quiet(folder / "driver.log")  # once it is imported: it sets its own loggers then
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # workers inherit them; no need to write them down
     try:
         ray.init(

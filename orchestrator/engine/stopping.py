@@ -34,6 +34,10 @@ class Stop:
     text: str = ""
 
 
+class Interrupted(Exception):
+    """A stage before the trials was interrupted; what it had done is kept."""
+
+
 class Interrupt:
     """SIGINT and SIGTERM while entered: the first asks, the second ends the process at once."""
 

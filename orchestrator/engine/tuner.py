@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 
-from orchestrator.engine.attempt import OpenWorkshop
+from orchestrator.engine.attempt import OpenWorkshop, open_workshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.conductor import Conductor
 from orchestrator.engine.stopping import Interrupt, Stop
@@ -26,7 +26,7 @@ def run_trials(
     *,
     place: Callable[[TrialConfig], TrialConfig] = lambda config: config,
     on_closed: Callable[[TrialRecord], None] = lambda _: None,
-    open_workshop: OpenWorkshop | None = None,
+    opened: OpenWorkshop = open_workshop,
 ) -> Stop:
     """Run what the study still wants, inside a `cluster`; says why it ended.
 
@@ -38,17 +38,17 @@ def run_trials(
     from orchestrator.engine.bridge import Scheduler, Search
 
     conductor = Conductor(study, sink, view, interrupt, place=place, on_closed=on_closed)
-    storage: Path = study.folder.path / "ray"
+    storage, name = (study.folder.path / "ray").resolve(), f"tune-{time.time_ns()}"
     tuner = Tuner(
         worker.Worker,
         tune_config=TuneConfig(
-            search_alg=Search(conductor, slots, study.folder.cache, open_workshop or worker.open_workshop),
+            search_alg=Search(conductor, slots, study.folder.cache, opened),
             scheduler=Scheduler(conductor, slots),
             reuse_actors=True,
         ),
         run_config=RunConfig(
-            name=f"tune-{time.time_ns()}",
-            storage_path=str(storage.resolve()),
+            name=name,
+            storage_path=str(storage),
             failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             verbose=0,
@@ -60,6 +60,8 @@ def run_trials(
         if conductor.error is not None:
             raise conductor.error from wrapped
         raise
+    finally:
+        shutil.rmtree(storage / name, ignore_errors=True)  # Tune's own state: pickles that nobody may read again
     if conductor.error is not None:
         raise conductor.error
     return conductor.result()

@@ -12,13 +12,6 @@ from orchestrator.engine.bridge import REPORT
 from orchestrator.engine.messages import Job
 
 
-def open_workshop(cache: Path, *, trust_remote_code: bool = False) -> Workshop:
-    """The trainer's own; imported here, so that only workers pay for torch."""
-    from trainer.run import Workshop as Trainers
-
-    return Trainers(cache, trust_remote_code=trust_remote_code)
-
-
 class Worker(Trainable):
     """A class trainable: `step` pulls from the attempt, `reset_config` begins the next one with everything loaded."""
 

@@ -32,7 +32,7 @@ class Ran:
                 interrupt.asked = True
 
         self.stop: Stop = run_trials(
-            self.study, self.sink, self.view, interrupt, SLOTS, on_closed=on_closed, open_workshop=ScriptedWorkshop
+            self.study, self.sink, self.view, interrupt, SLOTS, on_closed=on_closed, opened=ScriptedWorkshop
         )
         self.records = self.study.trials()
         self.states = [r.state for r in self.records]
@@ -129,7 +129,7 @@ def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: Path) -> 
             elif len(asked) == 1 and any(r.state is TrialState.PRUNED for r in self.records):
                 asked.append(study.request("stop", "enough"))
 
-    stop = run_trials(study, ListSink(), Asking(), Interrupt(lambda: ""), SLOTS, open_workshop=ScriptedWorkshop)
+    stop = run_trials(study, ListSink(), Asking(), Interrupt(lambda: ""), SLOTS, opened=ScriptedWorkshop)
     assert stop.kind is StopKind.STOPPED
     assert stop.text == "enough"
     pruned = [r for r in study.trials() if r.state is TrialState.PRUNED]

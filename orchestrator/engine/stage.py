@@ -1,0 +1,144 @@
+"""Work before the first trial, in a worker of its own: the driver never imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.engine.attempt import Attempt, OpenWorkshop, Workshop
+from orchestrator.engine.cluster import Slots
+from orchestrator.engine.messages import STOP_FILE, End, EndKind, Job, Report
+from orchestrator.engine.stopping import Interrupt, Interrupted
+from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
+from trainer.config import TrialConfig
+from trainer.errors import TrialError
+
+_POLL_SECONDS = 0.2
+
+
+class StageFailed(OrchestrateError):
+    """A stage before the trials did not end well; the sweep can be resumed once the cause is gone."""
+
+    code = ExitCode.OURS
+
+
+class StageProcess:
+    """The worker's side."""
+
+    def __init__(self, cache: Path, open_workshop: OpenWorkshop) -> None:
+        self._cache, self._open = cache, open_workshop
+        self._loaded: Workshop | None = None
+        self._attempt: Attempt | None = None
+
+    def prepare(self, config: str) -> str:
+        """Read, check and tokenise; the DataReport as JSON."""
+        from trainer.data import prepare
+
+        trial = TrialConfig.model_validate_json(config)
+        return prepare(trial.data, trial.model, self._cache).report.model_dump_json()
+
+    def key(self, config: str, fingerprint: str) -> str:
+        """Name of what training this configuration makes: configuration, data and start weights."""
+        from trainer.durable import digest_of
+        from trainer.identity import locate, model_identity
+        from trainer.run import config_digest
+
+        trial = TrialConfig.model_validate_json(config)
+        start = model_identity(trial.model, locate(trial.model, self._cache))
+        return digest_of([config_digest(trial), fingerprint, start])[:32]
+
+    def begin(self, job: Job) -> None:
+        """Train this one next."""
+        self._attempt = Attempt(job, self._workshop, patience=float("inf"))
+
+    def pull(self) -> Report:
+        """The next points of the training."""
+        assert self._attempt is not None
+        return self._attempt.pull()
+
+    def _workshop(self) -> Workshop:
+        if self._loaded is None:
+            self._loaded = self._open(self._cache)
+        return self._loaded
+
+
+class StageWorker:
+    """The driver's handle on one stage process, inside a `cluster`."""
+
+    def __init__(
+        self,
+        slots: Slots,
+        cache: Path,
+        interrupt: Interrupt,
+        tick: Callable[[], None],
+        open_workshop: OpenWorkshop,
+    ) -> None:
+        import ray
+
+        self._interrupt, self._tick = interrupt, tick
+        bundle = slots.bundle
+        options = {"num_cpus": 0, "num_gpus": bundle.pop("GPU", 0.0)}
+        bundle.pop("CPU")
+        self._actor: Any = ray.remote(StageProcess).options(resources=bundle, **options).remote(cache, open_workshop)
+
+    def __enter__(self) -> StageWorker:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Give the slot back; called twice, it is done once."""
+        import ray
+
+        if self._actor is not None:
+            ray.kill(self._actor)
+            self._actor = None
+
+    def prepare(self, config: TrialConfig) -> str:
+        """The data of this configuration, checked and tokenised; its report as JSON."""
+        return self._ask(self._actor.prepare.remote(config.model_dump_json()))
+
+    def key(self, config: TrialConfig, fingerprint: str) -> str:
+        """Name of what training this configuration makes."""
+        return self._ask(self._actor.key.remote(config.model_dump_json(), fingerprint))
+
+    def train(self, job: Job, heard: Callable[[Report], None]) -> End:
+        """Train to the end, telling each report; Interrupted once the process has checkpointed."""
+        (job.folder / STOP_FILE).unlink(missing_ok=True)
+        self._ask(self._actor.begin.remote(job))
+        while True:
+            report: Report = self._ask(self._actor.pull.remote(), job)
+            heard(report)
+            if report.end is not None:
+                if report.end.kind is EndKind.RELEASED:
+                    raise Interrupted
+                return report.end
+
+    def _ask(self, reference: Any, job: Job | None = None) -> Any:
+        """Wait for an answer; with a job, an interruption lets it checkpoint, otherwise it ends the wait."""
+        import ray
+        from ray.exceptions import RayActorError, RayTaskError
+
+        while not ray.wait([reference], timeout=_POLL_SECONDS)[0]:
+            self._tick()
+            if self._interrupt.asked:
+                if job is None:
+                    raise Interrupted
+                job.ask_to_stop()
+        try:
+            return ray.get(reference)
+        except RayTaskError as error:
+            raise _ours(error.cause) from error
+        except RayActorError as error:
+            raise StageFailed(f"the worker of this stage died: {error}") from error
+
+
+def _ours(cause: BaseException) -> BaseException:
+    """What the user reads instead of Ray's wrapping."""
+    if isinstance(cause, TrialError):
+        return DataError(str(cause))
+    if isinstance(cause, OSError) and cause.errno is not None:
+        return StorageRefused(str(cause))
+    return cause
