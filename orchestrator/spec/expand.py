@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -49,7 +50,7 @@ class _Finder:
         for split in ("train", "eval"):
             sources = (data or {}).get(split)
             for i, source in enumerate(_list(sources)):
-                if isinstance(source, dict) and isinstance(source.get("path"), str):
+                if isinstance(source, dict) and isinstance(path := cast(Any, source.get("path")), str) and path:
                     self._file(cast(dict[str, Any], source), (*loc, split, i, "path"))
 
     def perhaps(self, group: dict[str, Any] | None, leaf: str, loc: Loc) -> None:
@@ -68,7 +69,7 @@ class _Finder:
     def _if_there(self, given: str, loc: Loc) -> str:
         if "\n" in given or "{" in given:
             return given
-        found = next((p for p in self._tried(given, loc) if p.exists()), None)
+        found = next((p for p in self._tried(given, loc) if _is(p.exists)), None)
         if found is not None:
             return str(found)
         if given.startswith(("./", "../", "/", "~")):
@@ -78,9 +79,9 @@ class _Finder:
     def _file(self, source: dict[str, Any], loc: Loc) -> None:
         given: str = source["path"]
         tried = self._tried(given, loc)
-        found = next((p for p in tried if p.is_file()), None)
+        found = next((p for p in tried if _is(p.is_file)), None)
         if found is None:
-            names = sorted({p.name for t in tried if t.parent.is_dir() for p in t.parent.iterdir()})
+            names = sorted({p.name for t in tried if _is(t.parent.is_dir) for p in t.parent.iterdir()})
             near = nearest(Path(given).name, names)
             hint = f"did you mean {near}?" if near else self._looked(given, loc)
             self._findings.add(loc, f"there is no file {given}", hint)
@@ -88,14 +89,29 @@ class _Finder:
             source["path"] = str(found)
 
     def _tried(self, given: str, loc: Loc) -> list[Path]:
-        path = Path(given).expanduser()
+        if "\0" in given:
+            return []
+        try:
+            path = Path(given).expanduser()
+        except RuntimeError:  # ~name of nobody here
+            path = Path(given)
         folders = [self._folder, Path.cwd()]
         if self._findings.document.where(loc).startswith("--set "):
             folders.reverse()
         return list(dict.fromkeys((folder / path).resolve() for folder in folders))
 
     def _looked(self, given: str, loc: Loc) -> str:
-        return "looked for " + ", ".join(str(p) for p in self._tried(given, loc))
+        return "looked for " + (
+            ", ".join(str(p) for p in self._tried(given, loc)) or "nothing: no path has a NUL in it"
+        )
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """Whether it is there; a name that no file can have (too long) is not."""
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def _sources(data: dict[str, Any] | None) -> None:

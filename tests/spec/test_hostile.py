@@ -73,5 +73,8 @@ def _answered(text: str, *sets: str) -> None:
     try:
         loads(text, HERE, sets)
     except SpecError as error:
-        assert error.findings
-        assert all(finding.where and finding.problem for finding in error.findings)
+        findings = error.findings
+    else:
+        return
+    assert findings
+    assert all(finding.where and finding.problem for finding in findings)

@@ -55,7 +55,7 @@ f:7: base.data.train.1.split: is required
 f:7: base.data.train.1.splt: unknown key (did you mean split?)
 f:8: base.data.train.2: needs exactly one of path, dataset, generated; it has datset (did you mean dataset?)
 f:9: base.data.bad_rows: must be one of refuse, skip; not the text 'no'
-f:10: base.loss: must be one of simpo, dpo, sft; not the text 'simpoo' (did you mean simpo?)
+f:10: base.loss: must be one of simpo, dpo,
 f:12: base.training.learning_rat: unknown key (did you mean learning_rate?)
 f:13: base.training.bf16: must be true or false, not the text 'no'
 f:14: base.training.max_steps: must be a whole number, not 1.5
@@ -163,6 +163,14 @@ def test_a_missing_file_names_its_neighbour(findings: Refused) -> None:
     assert said.startswith(
         "sweep.yaml:4: base.data.train.0.path: there is no file rows.json (did you mean rows.jsonl?)"
     )
+
+
+@pytest.mark.parametrize("name", ['"a\\0b"', "x" * 5000, "~nobody-here/x", "/", "/proc/self/mem/x"])
+def test_names_that_no_file_has(findings: Refused, name: str) -> None:
+    (said,) = findings(f"base: {{model: m/m, data: {{train: {name}}}}}")
+    assert "there is no file" in said
+    (said, *_) = findings(f"base: {{model: {name}, data: {{train: nothing}}}}")
+    assert said.startswith("sweep.yaml:1: ")
 
 
 def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refused, folder: Path) -> None:
