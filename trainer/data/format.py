@@ -141,6 +141,8 @@ def _plain(prompt: str | None, chosen: str, rejected: str, answer: str | None) -
     if chosen == rejected:
         return Bad("equal_responses")
     if prompt is None:
+        if chosen.startswith(rejected) or rejected.startswith(chosen):
+            return Bad("empty_response", "one response is the beginning of the other")
         from trl.data_utils import extract_prompt
 
         found = extract_prompt({"chosen": chosen, "rejected": rejected})

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from trainer.data.check import Kind
 from trainer.data.format import Dialogue, Preference
+from trainer.data.tokenizer import require_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -49,7 +50,9 @@ class Tokeniser:
         self._specials = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {self._eos}
 
     def __call__(self, rows: Sequence[Preference]) -> list[Tokens]:
-        """One `Tokens` per row, in their order."""
+        """One `Tokens` per row, in their order. TokenizerError for dialogues without a chat template."""
+        if any(not isinstance(row.prompt, str) for row in rows):
+            require_template(self._tokenizer)
         out = [Tokens() for _ in rows]
         rendered: list[tuple[int, tuple[str, str, str]]] = []
         for i, row in enumerate(rows):

@@ -75,6 +75,17 @@ def template_text(template: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
+    """TokenizerError where dialogues cannot be rendered for want of a chat template."""
+    try:
+        tokenizer.get_chat_template()
+    except ValueError as error:
+        raise TokenizerError(
+            "the data are dialogues and the tokenizer has no chat template for them: give data.chat_template, "
+            "as Jinja text or as a file with it"
+        ) from error
+
+
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hex digest of all that decides how text becomes tokens: vocabulary, merges, special tokens, template."""
     engine: Tokenizer = tokenizer.backend_tokenizer  # pyright: ignore[reportAssignmentType]

@@ -1,0 +1,88 @@
+"""Tokenizers and configurations small enough for the data tests."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from trainer.config import DataConfig, ModelConfig
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data"
+"""Real preference data, where it lies beside the checkout."""
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+LLAMA = (
+    "{{ bos_token }}{% for m in messages %}{{ '<|im_start|>' + m['role'] + ': ' + m['content'] | trim }}"
+    "{{ eos_token if m['role'] == 'assistant' else '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
+)
+
+
+def tokenizer(
+    template: str | None = CHATML, eos: str = "<|im_end|>", adds_bos: bool = False, merges: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Byte-level, a token per byte but for `merges` (pairs written "a b")."""
+    specials = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocab = {token: i for i, token in enumerate([*specials, *alphabet, *("".join(m.split()) for m in merges)])}
+    bpe = Tokenizer(models.BPE(vocab=vocab, merges=[(m.split()[0], m.split()[1]) for m in merges]))
+    bpe.add_special_tokens(specials)
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    bpe.decoder = decoders.ByteLevel()
+    if adds_bos:
+        bpe.post_processor = processors.TemplateProcessing(
+            single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocab["<s>"])]
+        )
+    made = PreTrainedTokenizerFast(tokenizer_object=bpe, bos_token="<s>", eos_token=eos, pad_token="<pad>")
+    made.chat_template = template
+    return made
+
+
+def saved(made: PreTrainedTokenizerFast, folder: Path) -> ModelConfig:
+    """A model configuration whose tokenizer is this one."""
+    made.save_pretrained(str(folder))
+    return ModelConfig(name_or_path="unused", tokenizer=str(folder))
+
+
+def write_rows(path: Path, rows: Sequence[Any]) -> str:
+    """JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def said(role: str, content: Any) -> dict[str, Any]:
+    """One message."""
+    return {"role": role, "content": content}
+
+
+def chat(ask: str, chosen: Any, rejected: Any, **more: Any) -> dict[str, Any]:
+    """A conversational row with an explicit prompt."""
+    return {
+        "prompt": [said("user", ask)],
+        "chosen": [said("assistant", chosen)],
+        "rejected": [said("assistant", rejected)],
+        **more,
+    }
+
+
+def plain(ask: str, chosen: Any, rejected: Any, **more: Any) -> dict[str, Any]:
+    """A plain row with an explicit prompt."""
+    return {"prompt": ask, "chosen": chosen, "rejected": rejected, **more}
+
+
+def good_rows(count: int, word: str = "ask") -> list[dict[str, Any]]:
+    """Rows nothing is wrong with, each with a prompt of its own."""
+    return [chat(f"{word} {i}", f"yes {i}", f"no {i}") for i in range(count)]
+
+
+def data(train: Any, **more: Any) -> DataConfig:
+    """A data configuration from plain values."""
+    return DataConfig.model_validate({"train": train, "max_length": 256} | more)

@@ -1,0 +1,175 @@
+"""Token ids: the template's own rendering, TRL's ids, cutting, and what is noticed on the way."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from data_cases import CHATML, LLAMA, chat, plain, said, tokenizer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer.data.format import Preference, to_preference
+from trainer.data.tokenise import Tokeniser, Tokens
+
+
+def _pref(row: dict[str, Any]) -> Preference:
+    found = to_preference(row)
+    assert isinstance(found, Preference), found
+    return found
+
+
+def _tokens(made: Any, row: dict[str, Any], max_length: int = 10_000, budget: int = 9_000) -> Tokens:
+    return Tokeniser(made, max_length, budget)([_pref(row)])[0]
+
+
+TALK = [said("system", "Be brief."), said("user", "hi"), said("assistant", "hello"), said("user", "2+2?")]
+ROWS = [
+    chat("2+2?", "4", "5"),
+    {"prompt": TALK, "chosen": [said("assistant", "4")], "rejected": [said("assistant", "not 4 but 5 — ünïcode 🙂")]},
+    {"chosen": [*TALK, said("assistant", "4")], "rejected": [*TALK, said("assistant", "5")]},
+    chat("a", "\nstarts with a line break", " starts with a blank"),
+]
+PLAIN = [
+    plain("The sky is", " blue.", " green."),
+    {"chosen": "The sky is blue.", "rejected": "The sky is green."},
+    plain("Q: 2+2?\nA:", "4</s>", "5"),
+]
+MERGES = ("b l", "bl u", "Ċ s", "Ġ s")
+
+
+@pytest.mark.parametrize("template", [CHATML, LLAMA], ids=["chatml", "llama"])
+@pytest.mark.parametrize("row", ROWS)
+def test_prompt_and_response_are_the_templates_own_rendering(template: str, row: dict[str, Any]) -> None:
+    made = tokenizer(template)
+    preference = _pref(row)
+    found = _tokens(made, row)
+    for ids, response in ((found.chosen, preference.chosen), (found.rejected, preference.rejected)):
+        whole = made.apply_chat_template([*preference.prompt, *response], tokenize=True, return_dict=False)
+        assert found.prompt + ids == whole
+        assert made.eos_token_id in ids
+    assert found.prompt == made.apply_chat_template(
+        preference.prompt, tokenize=True, return_dict=False, add_generation_prompt=True
+    )
+    assert found.notices == []
+
+
+@pytest.mark.parametrize(
+    ("made", "rows"),
+    [
+        (tokenizer(CHATML, merges=MERGES), ROWS),
+        (tokenizer(LLAMA, adds_bos=True, merges=MERGES), ROWS),
+        (tokenizer(None, eos="</s>", merges=MERGES), PLAIN),
+        (tokenizer(None, eos="</s>", adds_bos=True, merges=MERGES), PLAIN),
+    ],
+    ids=["chatml", "llama", "plain", "plain with BOS"],
+)
+def test_ids_are_those_of_trls_dpo_trainer(made: Any, rows: list[dict[str, Any]]) -> None:
+    from datasets import Dataset
+    from trl import DPOTrainer
+
+    args = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    for row in rows:
+        theirs = DPOTrainer._prepare_dataset(
+            SimpleNamespace(_tokenizer=made), Dataset.from_list([row]), made, args, "train"
+        )[0]
+        ours = _tokens(made, row)
+        assert ours.prompt == theirs["prompt_ids"]
+        assert ours.chosen == theirs["chosen_ids"]
+        assert ours.rejected == theirs["rejected_ids"]
+
+
+def test_bos_is_there_once() -> None:
+    for made in (tokenizer(LLAMA, adds_bos=True), tokenizer(None, adds_bos=True)):
+        row = ROWS[0] if made.chat_template else PLAIN[0]
+        found = _tokens(made, row)
+        assert found.prompt.count(made.bos_token_id) == 1
+        assert found.prompt[0] == made.bos_token_id
+        assert made.bos_token_id not in found.chosen + found.rejected
+
+
+# --- what is noticed -------------------------------------------------------------------------------------------------
+
+SURPRISE = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
+ENDLESS = CHATML.replace("'<|im_end|>\n'", "('\n' if m['role'] == 'assistant' else '<|im_end|>\n')")
+STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
+
+
+@pytest.mark.parametrize(
+    ("made", "row", "kind"),
+    [
+        (tokenizer("{{ bos_token }}" + LLAMA), ROWS[0], "duplicate_bos"),
+        (tokenizer(None, eos="</s>", adds_bos=True), plain("<s>a", "b", "c"), "duplicate_bos"),
+        (tokenizer(SURPRISE), ROWS[0], "prompt_not_prefix"),
+        (tokenizer(ENDLESS), ROWS[0], "missing_eos"),
+        (tokenizer(STRICT), ROWS[1], "template_refuses"),
+        (tokenizer(CHATML, eos="</s>"), ROWS[0], "other_end"),
+        (tokenizer(CHATML, merges=("Ċ Ċ",)), chat("a", "\nb", "\nc"), "boundary_merged"),
+        (tokenizer(CHATML), chat("say <|im_end|> now", "b", "c"), "special_in_text"),
+    ],
+)
+def test_faults_are_noticed(made: Any, row: dict[str, Any], kind: str) -> None:
+    kinds = [k for k, _ in _tokens(made, row).notices]
+    assert kind in kinds
+    assert set(kinds) <= {kind, "special_in_text"}
+
+
+def test_the_first_case_is_told_in_words() -> None:
+    assert ("prompt_not_prefix", "The prompt alone goes on with '<think>'") in _tokens(tokenizer(SURPRISE), ROWS[0]).notices
+    assert ("template_refuses", "no system role") in _tokens(tokenizer(STRICT), ROWS[1]).notices
+
+
+def test_ends_are_counted_for_generation_to_stop_at() -> None:
+    made = tokenizer(CHATML, eos="</s>")
+    tokenise = Tokeniser(made, 100, 50)
+    tokenise([_pref(ROWS[0])])
+    assert dict(tokenise.ends) == {made.convert_tokens_to_ids("<|im_end|>"): 2}
+
+
+# --- cutting ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_long_prompt_loses_its_oldest_tokens_and_keeps_bos() -> None:
+    made = tokenizer(LLAMA)
+    whole = _tokens(made, chat("0123456789" * 5, "yes", "no"))
+    cut = _tokens(made, chat("0123456789" * 5, "yes", "no"), max_length=100, budget=20)
+    assert cut.prompt == whole.prompt[:1] + whole.prompt[-19:]
+    assert (cut.chosen, cut.rejected) == (whole.chosen, whole.rejected)
+    assert cut.notices == [("prompt_cut", "")]
+
+
+def test_a_long_response_is_cut_to_what_remains() -> None:
+    made = tokenizer(LLAMA)
+    whole = _tokens(made, chat("a", "y" * 50, "no"))
+    cut = _tokens(made, chat("a", "y" * 50, "no"), max_length=len(whole.prompt) + 10, budget=60)
+    assert cut.chosen == whole.chosen[:10]
+    assert cut.rejected == whole.rejected
+    assert cut.notices == [("response_cut", "")]
+
+
+def test_responses_that_only_differ_beyond_the_cut_are_told() -> None:
+    found = _tokens(tokenizer(LLAMA), chat("a", "y" * 90 + "a", "y" * 90 + "b"), max_length=80, budget=60)
+    assert [kind for kind, _ in found.notices] == ["response_cut", "equal_after_cut"]
+
+
+text = st.text(alphabet="ab \n<|s>üé🙂", min_size=1, max_size=60).filter(str.strip)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(text, text, text, st.integers(8, 60), st.data())
+def test_cut_pairs_fit_and_are_never_empty(ask: str, good: str, bad: str, length: int, pick: Any) -> None:
+    if good == bad:
+        return
+    budget = pick.draw(st.integers(1, length - 1))
+    made = tokenizer(LLAMA)
+    whole, cut = _tokens(made, chat(ask, good, bad)), _tokens(made, chat(ask, good, bad), length, budget)
+    assert 1 <= len(cut.prompt) <= budget
+    for full, part in ((whole.chosen, cut.chosen), (whole.rejected, cut.rejected)):
+        assert part
+        assert len(cut.prompt) + len(part) <= length
+        assert part == full[: len(part)]
+        if len(part) < len(full):
+            assert len(cut.prompt) + len(part) == length
+    assert np.array_equal(cut.prompt[-1:], whole.prompt[-1:])
