@@ -11,7 +11,7 @@ from optuna.trial import TrialState as OptunaState
 
 from orchestrator.spec.sweep import Goal
 from orchestrator.study.records import TrialRecord
-from orchestrator.study.state import FailureKind, Outcome, TrialState
+from orchestrator.study.state import FailureKind, TrialState
 
 TO_OPTUNA = {
     TrialState.RUNNING: OptunaState.RUNNING,
@@ -28,17 +28,6 @@ STARTED = "started_at"
 SECONDS = "seconds"
 OUTCOME = "outcome"
 ASKED = "asked"
-
-
-def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as Optuna stores it."""
-    failure = None if outcome.failure is None else outcome.failure.value
-    return {
-        "state": outcome.state.value,
-        "reason": outcome.reason,
-        "failure": failure,
-        "diverged": outcome.diverged,
-    }
 
 
 def record(trial: FrozenTrial, step: int, metrics: dict[str, float], order: Sequence[str]) -> TrialRecord:

@@ -32,14 +32,15 @@ def location(folder: SweepFolder) -> str:
 
 
 def choose_location(folder: SweepFolder, storage: str | None) -> str:
-    """Where a new study goes; another database than the folder's own is remembered beside it."""
-    if storage is None:
-        return location(folder)
-    url = make_url(storage)
-    if url.password is not None:
+    """Where a new study goes: the database asked for, which must not carry a password, else the folder's own."""
+    if storage is not None and make_url(storage).password is not None:
         raise PasswordInUrl(masked(storage))
+    return location(folder) if storage is None else storage
+
+
+def remember_location(folder: SweepFolder, storage: str) -> None:
+    """The study of this folder is in another database."""
     write_text(folder.database.with_suffix(".url"), storage + "\n")
-    return storage
 
 
 def masked(url: str) -> str:
@@ -130,6 +131,10 @@ class Store:
             cause = error.__cause__
             detail = cause.orig if isinstance(cause, DBAPIError) else error
             raise StorageRefused(f"the study in {self.url} refused: {detail}") from error
+        except ImportError as error:
+            raise StorageRefused(
+                f"the study in {self.url} needs a driver that is not installed: pip install 'prefsweep[postgresql]'"
+            ) from error
 
 
 def _storage(url: str, engine: dict[str, Any], create: bool) -> RDBStorage:

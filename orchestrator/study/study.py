@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 import uuid
 from collections.abc import Generator, Sequence
@@ -12,7 +11,7 @@ from typing import Self
 
 from optuna.exceptions import DuplicatedStudyError
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial
 from sqlalchemy import Connection, insert
 
 from orchestrator.errors import NameTaken, StorageRefused
@@ -20,14 +19,15 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study import reading, specs
 from orchestrator.study.driver import Driver
+from orchestrator.study.ending import outcome_to_json, settle
 from orchestrator.study.errors import NotHeld, StudyMissing, TrialFinished
 from orchestrator.study.guard import as_number, judge
+from orchestrator.study.issue import Issuer
 from orchestrator.study.ledger import Ledger
-from orchestrator.study.policy import Policy
-from orchestrator.study.reading import ASKED, ATTEMPTS, IDENTITY, OUTCOME, SECONDS, STARTED, TO_OPTUNA
+from orchestrator.study.reading import ASKED, OUTCOME, SECONDS, STARTED, TO_OPTUNA
 from orchestrator.study.records import Event, Request, SpecVersion, Trial, TrialRecord
-from orchestrator.study.state import FailureKind, Outcome, TrialState
-from orchestrator.study.store import Store, choose_location, location
+from orchestrator.study.state import Outcome, TrialState
+from orchestrator.study.store import Store, choose_location, location, remember_location
 from orchestrator.study.tables import SCHEMA, SWEEP
 from trainer.report import Point, Verdict
 
@@ -64,7 +64,7 @@ class Study:
 
     def _take_spec(self, spec: SweepSpec) -> None:
         self.spec = spec
-        self._policy = Policy(spec)
+        self._issuer = Issuer(self._store, self._ledger, self._study_id, spec)
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -73,6 +73,8 @@ class Study:
         """A new study, in `storage` (an SQLAlchemy URL without password) or in SQLite in the folder."""
         folder.path.mkdir(parents=True, exist_ok=True)
         store = Store(choose_location(folder, storage), create=True)
+        if storage is not None:
+            remember_location(folder, storage)
         ledger = Ledger(folder.name)
         direction = StudyDirection[spec.goal.direction.upper()]
         try:
@@ -115,7 +117,10 @@ class Study:
             orphan = next(
                 (t for t in trials if t.state is TO_OPTUNA[TrialState.RUNNING] and t.number not in self._held), None
             )
-            issued = self._issue_again(c, orphan) if orphan is not None else self._issue_new(c, trials)
+            if orphan is not None:
+                issued = self._issuer.again(c, orphan)
+            else:
+                issued = None if self._limit(c, len(trials)) else self._issuer.new(c, trials)
         if issued is None:
             return None
         trial, trial_id = issued
@@ -127,7 +132,7 @@ class Study:
         with self._driving() as c:
             held = self._hold(trial, "another attempt")
             self._add_seconds(held)
-            again, _ = self._issue_again(c, self._store.storage.get_trial(held.trial_id))
+            again, _ = self._issuer.again(c, self._store.storage.get_trial(held.trial_id))
         self._held[trial.number] = _Held(again.attempt, held.trial_id, time.monotonic())
         return again
 
@@ -146,19 +151,19 @@ class Study:
 
     def close(self, trial: Trial, outcome: Outcome) -> TrialRecord:
         """End the trial for good; the record says how it ended. The same again changes nothing, another is refused."""
-        asked = reading.outcome_to_json(outcome)
+        asked = outcome_to_json(outcome)
         with self._driving() as c:
             frozen = self._find(trial.number)
             if frozen is not None and frozen.user_attrs.get(ASKED) == asked:
                 return self._record(c, frozen)
             held = self._hold(trial, f"closing it as {outcome.state}")
             frozen = self._store.storage.get_trial(held.trial_id)
-            final, value = self._settle(outcome, reading.goal_value(frozen))
+            final, value = settle(outcome, reading.goal_value(frozen), self.spec.goal)
             order = self._ledger.add_event(c, final.state.lower(), final.reason, trial.number)
             finished = max(time.time(), frozen.user_attrs[STARTED])
             self._add_seconds(held)
             self._set(held.trial_id, ASKED, asked)
-            ended = reading.outcome_to_json(final) | {"order": order, "finished_at": finished}
+            ended = outcome_to_json(final) | {"order": order, "finished_at": finished}
             self._set(held.trial_id, OUTCOME, ended)
             values = None if value is None else [value]
             self._store.storage.set_trial_state_values(held.trial_id, TO_OPTUNA[final.state], values)
@@ -301,50 +306,4 @@ class Study:
         return self._ledger.seconds(c) if self._driver is None else self._driver.seconds_of_all(c)
 
     def _limit(self, c: Connection, issued: int) -> str:
-        budget = self.spec.budget
-        if budget.trials is not None and issued >= budget.trials:
-            return f"{issued} of {budget.trials} trials issued"
-        if budget.hours is not None and (hours := self._seconds(c) / 3600) >= budget.hours:
-            return f"{hours:.2f} of {budget.hours:g} hours spent"
-        return "" if self._policy.propose(issued, 0) is not None else f"all {issued} points of the grid issued"
-
-    def _issue_again(self, c: Connection, frozen: FrozenTrial) -> tuple[Trial, int]:
-        attempt = frozen.user_attrs[ATTEMPTS] + 1
-        trial_id = self._store.storage.get_trial_id_from_study_id_trial_number(self._study_id, frozen.number)
-        self._set(trial_id, ATTEMPTS, attempt)
-        self._ledger.add_event(c, "issued", f"attempt {attempt}", frozen.number)
-        config = self.spec.search.place(self.spec.base, frozen.params)
-        return Trial(frozen.number, attempt, frozen.params, config), trial_id
-
-    def _issue_new(self, c: Connection, trials: Sequence[FrozenTrial]) -> tuple[Trial, int] | None:
-        number = len(trials)
-        if self._limit(c, number):
-            return None
-        earlier = {t.user_attrs[IDENTITY]: t.number for t in trials}
-        drawn = self._policy.draw(number, earlier.keys())
-        if drawn is None:
-            return None
-        kept = {IDENTITY: drawn.identity, ATTEMPTS: 1, STARTED: time.time(), SECONDS: 0.0}
-        template = create_trial(
-            state=TO_OPTUNA[TrialState.RUNNING],
-            params=drawn.params,
-            distributions={path: self._policy.distributions[path] for path in drawn.params},
-            user_attrs=kept,
-        )
-        trial_id = self._store.storage.create_new_trial(self._study_id, template)
-        self._ledger.add_event(c, "issued", "attempt 1", number)
-        if (twin := earlier.get(drawn.identity)) is not None:
-            self._ledger.add_event(c, "twin", f"equal to trial {twin}: nothing else came up", number)
-        return Trial(number, 1, drawn.params, drawn.config), trial_id
-
-    def _settle(self, outcome: Outcome, value: float | None) -> tuple[Outcome, float | None]:
-        """What goes into the books: a complete trial has a finite value, a diverged one the worst there is."""
-        goal = self.spec.goal
-        finite = value is not None and math.isfinite(value)
-        if outcome.state is TrialState.COMPLETE and not finite:
-            what = "was never reported" if value is None else f"is {value}"
-            reason = f"the trial ran to its end, but its goal {goal.metric} {what}"
-            return Outcome(TrialState.FAILED, reason, FailureKind.BUG), None
-        if outcome.diverged:
-            return outcome, -math.inf if goal.direction == "maximize" else math.inf
-        return outcome, value if finite and outcome.state is not TrialState.FAILED else None
+        return self._issuer.limit(issued, self._seconds(c))
