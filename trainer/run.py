@@ -7,28 +7,24 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
 from trainer import checkpoint
 from trainer.answers import Answer
-from trainer.config import DataConfig, ModelConfig, TrialConfig
-from trainer.data import Prepared, load_tokenizer, prepare
+from trainer.config import TrialConfig
 from trainer.durable import digest_of
 from trainer.errors import ModelError, ResumeError
-from trainer.evaluate import Examiner, write_eval_pairs, write_samples
+from trainer.evaluate import write_eval_pairs, write_samples
 from trainer.export import save_model
-from trainer.forward import CannotPack, PairModel
-from trainer.identity import locate, model_identity
 from trainer.loop import Material, Run
 from trainer.losses import needs
-from trainer.model import LiveModel, load_model
+from trainer.model import LiveModel
 from trainer.outcome import Outcome, find_outcome, save_outcome
-from trainer.pair_logps import PairLogps
-from trainer.reference import start_answers, start_logps
 from trainer.report import Ending, EndKind, Point
+from trainer.start import StartShelf
+from trainer.stock import Stock, examiner
 from trainer.world import Interrupted, Patience, World
 
 log = logging.getLogger(__name__)
@@ -43,24 +39,23 @@ def config_digest(config: TrialConfig) -> str:
 
 
 class Workshop:
-    """Holds tokenised data, the live model with its start weights, and the start model's log-probs between trials.
-
-    One trial at a time. `counters` tell what was done: `imports`, `data_loaded`, `model_loaded`, `weights_restored`,
-    `reference_computed`, `reference_loaded` (of training pairs), `start_computed`, `start_loaded` (of held-out pairs),
-    `answers_computed`, `answers_loaded`, `trials`.
-    """
+    """Makes one trial after the other and loads nothing twice."""
 
     def __init__(self, cache: Path, *, trust_remote_code: bool = False) -> None:
         """`cache` is shared by all workers; `trust_remote_code` lets a model's folder run its own Python."""
-        self.counters: Counter[str] = Counter(imports=1)
-        self._cache, self._trust = cache, trust_remote_code
-        self._world = World()
         disable_progress_bar()  # one bar per trial and file would drown what is said
+        self._world = World()
+        self._stock = Stock(cache, self._world, trust_remote_code=trust_remote_code)
+        self._shelf = StartShelf(cache, self._world)
+        self._trials = 0
         self._interrupted = threading.Event()
-        self._data: tuple[str, Prepared, PreTrainedTokenizerBase] | None = None
-        self._live: tuple[ModelConfig, LiveModel] | None = None
-        self._start: dict[str, PairLogps] = {}
-        self._answers: dict[str, list[Answer]] = {}
+
+    @property
+    def counters(self) -> Counter[str]:
+        """What was done so far: `imports`, `trials`, `data_loaded`, `model_loaded`, `weights_restored`,
+        `reference_computed`, `reference_loaded` (of training pairs), `start_computed`, `start_loaded` (of held-out
+        pairs), `answers_computed`, `answers_loaded`."""
+        return Counter(imports=1, trials=self._trials) + self._stock.counters + self._shelf.counters
 
     @property
     def is_main(self) -> bool:
@@ -80,7 +75,7 @@ class Workshop:
         where the folder holds another configuration's work, OSError where the disk refuses.
         """
         digest = config_digest(config)
-        self.counters["trials"] += 1
+        self._trials += 1
         try:
             told = find_outcome([*earlier, folder])
             if told is not None:
@@ -92,45 +87,44 @@ class Workshop:
             return Ending(EndKind.STOPPED, "interrupted before the first update", 0)
         finally:
             self._interrupted.clear()
-            if self._live is not None:
-                self._live[1].base.zero_grad(set_to_none=True)
+            self._stock.drop_gradients()
 
     def _train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path], digest: str
     ) -> Generator[Point, None, Ending]:
-        patience = Patience(self._world, self._interrupted.is_set)
-        state = checkpoint.newest([*earlier, folder])
-        if state is not None:
-            _check_same(state.config, digest, folder)
-        prepared, tokenizer = self._prepared(config.data, config.model)
-        live = self._at_rest(config.model)
-        examiner = self._examiner(config, live, prepared, tokenizer, patience)
-        reference = self._reference(config, examiner, prepared) if needs(config.loss).reference else None
-        start = self._start_logps(config, examiner, prepared, "eval")
-        answers = {0: self._start_answers(config, examiner, prepared)}
+        world, patience = self._world, Patience(self._world, self._interrupted.is_set)
+        state = self._state([*earlier, folder], digest, folder)
+        prepared, tokenizer = self._stock.prepared(config.data, config.model)
+        live = self._stock.live(config.model)
 
-        live.begin(config.lora, config.training)
-        examiner = self._examiner(config, live, prepared, tokenizer, patience)
+        at_rest = examiner(config, live, prepared, tokenizer, world, patience)
+        of_start = (config, live.identity, prepared, at_rest)
+        reference = self._shelf.logps("train", *of_start) if needs(config.loss).reference else None
+        start = self._shelf.logps("eval", *of_start)
+        answers = {0: self._shelf.answers(*of_start)}
         self._write_samples(config, folder, answers)
 
+        self._begin(live, config)
+        looking = examiner(config, live, prepared, tokenizer, world, patience)
+
         def evaluate(last: bool) -> dict[str, float]:
-            logps = examiner.logps(prepared.eval)
-            found = examiner.answers() if last else []
-            if last and self._world.is_main:
+            logps = looking.logps(prepared.eval)
+            if not last:
+                return looking.metrics(logps, start, [])
+            answers[run.total] = looking.answers()
+            self._write_samples(config, folder, answers)
+            if world.is_main:
                 write_eval_pairs(folder / "eval_pairs.safetensors", logps, prepared.eval)
-            if last:
-                answers[run.total] = found
-                self._write_samples(config, folder, answers)
-            return examiner.metrics(logps, start, found)
+            return looking.metrics(logps, start, answers[run.total])
 
         material = Material(
             live=live,
-            model=examiner.model,
+            model=looking.model,
             train=prepared.train,
             reference=reference,
-            start=examiner.metrics(start, start, answers[0]),
+            start=looking.metrics(start, start, answers[0]),
             evaluate=evaluate,
-            world=self._world,
+            world=world,
             patience=patience,
         )
         run = Run(config, material, folder, earlier, digest)
@@ -140,6 +134,20 @@ class Workshop:
         ending = yield from run.points()
         self._conclude(ending, run, live, tokenizer, [*earlier, folder], digest)
         return ending
+
+    def _state(self, folders: Sequence[Path], digest: str, folder: Path) -> checkpoint.State | None:
+        with self._world.accelerator.main_process_first():  # it alone sets damaged ones aside
+            state = checkpoint.newest(folders)
+        if state is not None:
+            _check_same(state.config, digest, folder)
+        return state
+
+    def _begin(self, live: LiveModel, config: TrialConfig) -> None:
+        try:
+            live.begin(config.lora, config.training)
+        except ModelError:
+            self._stock.drop_model()  # adapters may be on some of its layers
+            raise
 
     def _conclude(
         self,
@@ -156,88 +164,6 @@ class Workshop:
             save_outcome(folders[-1], Outcome(digest, ending, run.history))
             checkpoint.discard(folders)
         self._world.wait()
-
-    # --- what stays loaded -------------------------------------------------------------------------------------------
-
-    def _prepared(self, data: DataConfig, model: ModelConfig) -> tuple[Prepared, PreTrainedTokenizerBase]:
-        key = digest_of([data.model_dump(mode="json"), model.model_dump(mode="json")])
-        if self._data is None or self._data[0] != key:
-            tokenizer = load_tokenizer(model, data, self._cache)
-            self._data = (key, prepare(data, model, self._cache, tokenizer), tokenizer)
-            self.counters["data_loaded"] += 1
-        return self._data[1], self._data[2]
-
-    def _at_rest(self, config: ModelConfig) -> LiveModel:
-        if self._live is None or self._live[0] != config:
-            self._live = None  # before the next is loaded: two large models would not fit
-            self._start.clear()
-            self._answers.clear()
-            place = locate(config, self._cache)
-            model = load_model(config, place, self._world.device, trust_remote_code=self._trust)
-            self._live = (config, LiveModel(model, config, model_identity(config, place)))
-            self.counters["model_loaded"] += 1
-        live = self._live[1]
-        if live.rest():
-            self.counters["weights_restored"] += 1
-        return live
-
-    def _examiner(
-        self,
-        config: TrialConfig,
-        live: LiveModel,
-        prepared: Prepared,
-        tokenizer: PreTrainedTokenizerBase,
-        patience: Patience,
-    ) -> Examiner:
-        try:
-            model = PairModel(live.base, config.model.attention)
-        except CannotPack as why:
-            raise ModelError(f"model.attention packed: {why}") from why
-        return Examiner(config, live.base, model, tokenizer, prepared.eval, self._world, patience)
-
-    # --- the start model's share -------------------------------------------------------------------------------------
-
-    def _key(self, config: TrialConfig, examiner: Examiner, prepared: Prepared, split: str) -> dict[str, Any]:
-        """All that the start model's log-probs depend on, to the bit: also how pairs are put into batches."""
-        assert self._live is not None
-        model, training, wanted = config.model, config.training, needs(config.loss)
-        return {
-            "start": self._live[1].identity,
-            "data": prepared.fingerprint,
-            "split": split,
-            "dtype": model.dtype,
-            "load_in_4bit": model.load_in_4bit,
-            "bf16": training.bf16,
-            "mode": examiner.model.mode,
-            "tokens_per_micro_batch": training.tokens_per_micro_batch,
-            "device": self._world.device.type,
-            "prompt": wanted.prompt,
-            "purity": wanted.purity,
-        }
-
-    def _reference(self, config: TrialConfig, examiner: Examiner, prepared: Prepared) -> PairLogps:
-        return self._start_logps(config, examiner, prepared, "train")
-
-    def _start_logps(self, config: TrialConfig, examiner: Examiner, prepared: Prepared, split: str) -> PairLogps:
-        key = self._key(config, examiner, prepared, split)
-        name, pairs = digest_of(key), prepared.train if split == "train" else prepared.eval
-        if name not in self._start:
-            self._start[name], computed = start_logps(self._cache, key, self._world, lambda: examiner.logps(pairs))
-            what = "reference" if split == "train" else "start"
-            self.counters[f"{what}_{'computed' if computed else 'loaded'}"] += 1
-        return self._start[name]
-
-    def _start_answers(self, config: TrialConfig, examiner: Examiner, prepared: Prepared) -> list[Answer]:
-        evaluation = config.evaluation
-        if evaluation.prompts == 0:
-            return []
-        key = self._key(config, examiner, prepared, "eval")
-        key |= {"answers": evaluation.prompts, "max_new_tokens": evaluation.max_new_tokens}
-        name = digest_of(key)
-        if name not in self._answers:
-            self._answers[name], computed = start_answers(self._cache, key, self._world, examiner.answers)
-            self.counters[f"answers_{'computed' if computed else 'loaded'}"] += 1
-        return self._answers[name]
 
     def _write_samples(self, config: TrialConfig, folder: Path, answers: dict[int, list[Answer]]) -> None:
         if self._world.is_main and config.evaluation.prompts > 0:

@@ -45,7 +45,7 @@ def test_a_run_says_and_leaves_everything(workshop: Workshop, tmp_path: Path) ->
     assert points[3].metrics["epoch"] == 1.0
     assert points[1].metrics["learning_rate"] == 0.0
     assert points[2].metrics["learning_rate"] == 5e-3
-    assert points[6].metrics["eval_loss"] < points[0].metrics["eval_loss"]
+    assert points[6].metrics["eval_loss"] != points[3].metrics["eval_loss"] != points[0].metrics["eval_loss"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -94,6 +94,12 @@ def test_the_reference_is_computed_once_for_all(tmp_path: Path) -> None:
     assert (second.counters["reference_computed"], second.counters["reference_loaded"]) == (0, 1)
     assert (second.counters["start_loaded"], second.counters["answers_loaded"]) == (1, 1)
     assert told(one) == told(two)
+
+
+def test_sft_learns(workshop: Workshop, tmp_path: Path) -> None:
+    points, _ = finish(workshop.train(trial("sft"), tmp_path))
+    assert points[6].metrics["nll_loss"] < points[1].metrics["nll_loss"] - 0.3
+    assert points[6].metrics["eval_nll_loss"] < points[0].metrics["eval_nll_loss"] - 0.3
 
 
 def test_dpo_starts_at_no_reward(workshop: Workshop, tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""What stays loaded between trials: the tokenised data, and the live model with its start weights."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from trainer.config import DataConfig, ModelConfig, TrialConfig
+from trainer.data import Prepared, load_tokenizer, prepare
+from trainer.durable import digest_of
+from trainer.errors import ModelError
+from trainer.evaluate import Examiner
+from trainer.forward import CannotPack, PairModel
+from trainer.identity import locate, model_identity
+from trainer.model import LiveModel, load_model
+from trainer.world import Patience, World
+
+
+class Stock:
+    """Loads what a trial needs unless it is there already, and counts it. One model and one data set at a time."""
+
+    def __init__(self, cache: Path, world: World, *, trust_remote_code: bool) -> None:
+        self.counters: Counter[str] = Counter()
+        self._cache, self._world, self._trust = cache, world, trust_remote_code
+        self._data: tuple[str, Prepared, PreTrainedTokenizerBase] | None = None
+        self._live: tuple[ModelConfig, LiveModel] | None = None
+
+    def prepared(self, data: DataConfig, model: ModelConfig) -> tuple[Prepared, PreTrainedTokenizerBase]:
+        """The tokenised pairs, and the tokenizer that made them."""
+        key = digest_of([data.model_dump(mode="json"), model.model_dump(mode="json")])
+        if self._data is None or self._data[0] != key:
+            tokenizer = load_tokenizer(model, data, self._cache)
+            self._data = (key, prepare(data, model, self._cache, tokenizer), tokenizer)
+            self.counters["data_loaded"] += 1
+        return self._data[1], self._data[2]
+
+    def live(self, config: ModelConfig) -> LiveModel:
+        """The model with its start weights, at rest."""
+        if self._live is None or self._live[0] != config:
+            self.drop_model()  # before the next is loaded: two large ones would not fit
+            place = locate(config, self._cache)
+            model = load_model(config, place, self._world.device, trust_remote_code=self._trust)
+            self._live = (config, LiveModel(model, config, model_identity(config, place)))
+            self.counters["model_loaded"] += 1
+        live = self._live[1]
+        if live.rest():
+            self.counters["weights_restored"] += 1
+        return live
+
+    def drop_model(self) -> None:
+        """Forget the model; the next trial loads it again."""
+        self._live = None
+
+    def drop_gradients(self) -> None:
+        """Give back the memory of gradients that nobody will use."""
+        if self._live is not None:
+            self._live[1].base.zero_grad(set_to_none=True)
+
+
+def examiner(
+    config: TrialConfig,
+    live: LiveModel,
+    prepared: Prepared,
+    tokenizer: PreTrainedTokenizerBase,
+    world: World,
+    patience: Patience,
+) -> Examiner:
+    """The model as it is now (adapters and all), ready to be looked at and trained with this trial's settings."""
+    try:
+        model = PairModel(live.base, config.model.attention)
+    except CannotPack as why:
+        raise ModelError(f"model.attention packed: {why}") from why
+    return Examiner(config, live.base, model, tokenizer, prepared.eval, world, patience)
