@@ -48,13 +48,14 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
             ),
         }
     )
+    search = _search(spec.search, notices)
     small = spec.model_copy(
         update={
             "name": _free_name(spec.name, root),
             "base": base,
-            "search": _search(spec.search, notices),
+            "search": search,
             "sampler": GridSampler(),
-            "budget": Budget(trials=MOST_TRIALS, concurrency=spec.budget.concurrency),
+            "budget": Budget(trials=min(MOST_TRIALS, search.size() or 1), concurrency=spec.budget.concurrency),
             "resources": Resources(),
             "sft": _sft(spec.sft, notices),
         }

@@ -103,6 +103,12 @@ def plan(
     )
 
 
+def total_trials(spec: SweepSpec) -> int | None:
+    """How many trials the whole sweep will have: budget or grid, whichever is less; None where only time ends it."""
+    grid = Grid(spec.search, spec.base) if isinstance(spec.sampler, GridSampler) else None
+    return _trials(spec, grid, [])[0]
+
+
 def _trials(spec: SweepSpec, grid: Grid | None, said: list[str]) -> tuple[int | None, int | None]:
     """How many trials will run, and how many distinct points the grid has."""
     budget = spec.budget.trials

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.spec.plan import Plan, Span, plan
+from orchestrator.spec.plan import Plan, Span, plan, total_trials
 from orchestrator.spec.rows import Rows, count_rows
 from orchestrator.spec.sweep import SweepSpec
 from trainer.config import DataConfig
@@ -37,6 +37,15 @@ def test_equal_points_and_a_budget_above_the_grid_are_told(load_text: Load) -> N
     assert found.equal_points == [{"dropped": {"loss.beta": 2.0}, "equal_to": {"loss.beta": 2.0}}]
     assert [note for note in found.notices if "equal another" in note]
     assert [note for note in found.notices if "above the grid's 2 points" in note]
+
+
+def test_total_trials(load_text: Load) -> None:
+    grid = "search: {loss.beta: [2, 2.0, 2.5]}\n"
+    totals = {
+        budget: total_trials(load_text(f"{grid}budget: {budget}")) for budget in ("{}", "{trials: 1}", "{trials: 9}")
+    }
+    assert totals == {"{}": 2, "{trials: 1}": 1, "{trials: 9}": 2}
+    assert total_trials(load_text("sampler: random\nbudget: {hours: 1}")) is None
 
 
 def test_unknown_rows(load_text: Load) -> None:
