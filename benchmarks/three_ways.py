@@ -52,7 +52,7 @@ def trl_files(method: str, material: Material, folder: Path) -> list[Path]:
     rows = material.train.read_text().splitlines()
     order = Order(len(rows), PAIRS, 42)
     ordered = folder / "ordered.jsonl"
-    ordered.write_text("".join(rows[i] + "\n" for step in range(UPDATES) for i in order.update(step)))
+    ordered.write_text("".join(rows[i] + "\n" for step in range(1, UPDATES + 1) for i in order.update(step)))
     files: list[Path] = []
     for n, point in enumerate(trials_of(method)):
         trial: dict[str, Any] = {

@@ -36,14 +36,14 @@ def train(trial: dict[str, Any]) -> dict[str, Any]:
             self.began = self.ended = 0.0
             self.first: dict[str, torch.Tensor] = {}
 
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             self.began = time.perf_counter()
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:  # noqa: ARG002
             if state.global_step == 0 and trial.get("gradients"):
                 self.first = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
             self.ended = time.perf_counter()
 
     clock = Clock()
