@@ -50,14 +50,15 @@ def trial_table(
     if roomy:
         table.add_column("margin", no_wrap=True)
         table.add_column("accuracy", no_wrap=True)
-    table.add_column("", overflow="fold", no_wrap=not roomy)
+        table.add_column("", overflow="fold")
     for view in views:
-        row = [Text(str(view.record.number)), state_text(view)]
+        first = best is not None and best is view.record
+        row = [Text(f"★ {view.record.number}" if first else str(view.record.number)), state_text(view)]
         row += [Text(show(view.record.params.get(path))) for path in paths]
-        row += [_progress(view, steps, roomy), _goal_cell(view, goal, best is not None and best is view.record)]
+        row += [_progress(view, steps, roomy), _goal_cell(view, goal, first)]
         if roomy:
             row += [Text(sparkline(view.values(MARGINS)), style="blue"), _accuracy(view)]
-        row += [Text(_remark(view, best is view.record, roomy))]
+            row += [Text(_remark(view, first))]
         table.add_row(*row)
     if roomy:
         return table
@@ -83,9 +84,9 @@ def _accuracy(view: TrialView) -> Text:
     return Text(sparkline(view.values(ACCURACIES)), style="green")
 
 
-def _remark(view: TrialView, best: bool, roomy: bool) -> str:
+def _remark(view: TrialView, best: bool) -> str:
     if best:
-        return "★ best"
-    if view.record.reason and roomy:
+        return "best"
+    if view.record.reason:
         return view.record.reason
     return f"attempt {view.record.attempts}" if view.record.attempts > 1 else ""
