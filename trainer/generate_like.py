@@ -111,11 +111,14 @@ def tiny_like(
     """Write model and tokenizer into `folder`, replacing what is there: two layers of width 64, random weights,
     the tokenizer's vocabulary; the rest (rotary settings, windows, soft caps, tied weights) as in `like`.
     """
-    config = _tiny_config(like, tokenizer)
 
     def fill(aside: Path) -> None:
+        from transformers import AutoTokenizer
+
+        # some architectures load any tokenizer with a class of their own, which may add tokens: what comes back counts
         tokenizer.save_pretrained(str(aside))
-        write_random(config, seed, aside)
+        _tiny_config(like, tokenizer).save_pretrained(str(aside))
+        write_random(_tiny_config(like, AutoTokenizer.from_pretrained(str(aside))), seed, aside)
 
     write_folder(folder, fill)
     return folder

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config import GeneratedModel, GeneratedSource
 from trainer.data.lock import held
 from trainer.durable import digest_of, write_folder
+from trainer.errors import ModelError
 from trainer.generate_task import VERSION as TASK_VERSION
 from trainer.generate_task import generated_rows
 
@@ -24,10 +25,12 @@ TEMPLATE = (
     "{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
+_CLASS_TOKENS: dict[str, tuple[str, ...]] = {"qwen2": ("<|endoftext|>",)}
+"""AutoTokenizer loads these with a class of their own, which would add such a token behind the vocabulary."""
 _TOKENIZER_ROWS = 3000
 
 
-def _train_tokenizer(vocab_size: int, folder: Path) -> None:
+def _train_tokenizer(vocab_size: int, more: tuple[str, ...], folder: Path) -> None:
     """Byte-level BPE with single digits, trained on the task's training text; written as a Hugging Face tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -39,11 +42,11 @@ def _train_tokenizer(vocab_size: int, folder: Path) -> None:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     bpe.decoder = decoders.ByteLevel()
-    specials = [PAD, BOS, EOS, *ROLES]
+    specials = [PAD, BOS, EOS, *ROLES, *more]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     smallest = len(specials) + len(alphabet)
     if vocab_size < smallest:
-        raise ValueError(f"model.generated.vocab_size {vocab_size} cannot hold every byte; the least is {smallest}")
+        raise ModelError(f"model.generated.vocab_size {vocab_size} cannot hold every byte; the least is {smallest}")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=specials, initial_alphabet=sorted(alphabet), show_progress=False
     )
@@ -97,7 +100,7 @@ def write_random(config: PretrainedConfig, seed: int, folder: Path) -> None:
 def generated_model(config: GeneratedModel, cache: Path) -> Path:
     """A folder with model and tokenizer that `AutoModelForCausalLM` and `AutoTokenizer` load without a network.
 
-    Made once per content under `cache/models/`; the same configuration gives the same bytes. ValueError for a
+    Made once per content under `cache/models/`; the same configuration gives the same bytes. ModelError for a
     vocabulary too small to hold every byte.
     """
     key = digest_of({"model": config.model_dump(mode="json"), "task": TASK_VERSION, "version": VERSION})[:16]
@@ -113,6 +116,6 @@ def generated_model(config: GeneratedModel, cache: Path) -> Path:
 def _fill(config: GeneratedModel, folder: Path) -> None:
     from transformers import AutoTokenizer
 
-    _train_tokenizer(config.vocab_size, folder)
+    _train_tokenizer(config.vocab_size, _CLASS_TOKENS.get(config.architecture, ()), folder)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
     write_random(_config(config, config.vocab_size, tokenizer), config.seed, folder)

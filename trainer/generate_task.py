@@ -48,7 +48,7 @@ KINDS = {
     "tool": ["hammer", "saw", "drill", "shovel", "rake", "axe", "wrench", "ladder", "rope", "knife"],
 }
 WORDS = [word for kind in KINDS.values() for word in kind]
-ORDINALS = ("first", "second", "third", "fourth")
+ORDINALS = ("first", "second", "third")
 
 Task = tuple[str, str, str, str]
 """Instruction, name of what is asked for, right answer, wrong answer."""
@@ -59,7 +59,7 @@ def _sum(rng: random.Random) -> Task:
     plus = rng.random() < 0.6
     a, b = (a, b) if plus else (max(a, b), min(a, b))
     right = a + b if plus else a - b
-    wrong = rng.choice([n for n in (right - 1, right + 1, right + 2) if 0 <= n < len(NUMBERS)])
+    wrong = rng.choice([n for n in (right - 1, right + 1, a, b) if 0 <= n < len(NUMBERS) and n != right])
     if rng.random() < 0.5:
         verb, colour = "get" if plus else "lose", rng.choice(KINDS["colour"])
         ask = f"You have {NUMBERS[a]} {colour} balls and {verb} {NUMBERS[b]}. How many now?"
@@ -70,12 +70,14 @@ def _sum(rng: random.Random) -> Task:
 
 
 def _compare(rng: random.Random) -> Task:
-    a, b = rng.sample(range(10, 100), 2)
+    numbers = rng.sample(range(len(NUMBERS)), rng.randint(2, 3))
     larger = rng.random() < 0.5
-    right, wrong = (max(a, b), min(a, b)) if larger else (min(a, b), max(a, b))
-    word = "larger" if larger else "smaller"
-    ask = rng.choice(("Which number is {}, {} or {}?", "Name the {} number: {} or {}."))
-    return ask.format(word, a, b), f"{word} number", str(right), str(wrong)
+    right = max(numbers) if larger else min(numbers)
+    wrong = rng.choice([n for n in numbers if n != right])
+    word = "largest" if larger else "smallest"
+    ask = rng.choice(("Which number is the {}: {}?", "Name the {} number: {}."))
+    listed = ", ".join(NUMBERS[n] for n in numbers)
+    return ask.format(word, listed), f"{word} number", NUMBERS[right], NUMBERS[wrong]
 
 
 def _odd_one(rng: random.Random) -> Task:
@@ -88,9 +90,9 @@ def _odd_one(rng: random.Random) -> Task:
 
 
 def _pick(rng: random.Random) -> Task:
-    words = rng.sample(WORDS, rng.randint(3, 4))
+    words = rng.sample(WORDS, 3)
     at = rng.randrange(len(words))
-    wrong = rng.choice([w for w in words if w != words[at]])
+    wrong = words[rng.choice([i for i in (at - 1, at + 1) if 0 <= i < len(words)])]
     ask = rng.choice(("What is the {} word of: {}?", "Give the {} word: {}."))
     return ask.format(ORDINALS[at], ", ".join(words)), f"{ORDINALS[at]} word", words[at], wrong
 
@@ -108,23 +110,26 @@ def _length(rng: random.Random) -> Task:
     return ask.format(word, ", ".join(words)), f"{word} word", right, wrong
 
 
+def _swapped(words: list[str], rng: random.Random) -> list[str]:
+    i = rng.randrange(len(words) - 1)
+    return [*words[:i], words[i + 1], words[i], *words[i + 2 :]]
+
+
 def _reverse(rng: random.Random) -> Task:
-    words = rng.sample(WORDS, rng.randint(2, 3))
-    right, wrong = words[::-1], words[::-1]
-    i = rng.randrange(len(wrong) - 1)
-    wrong = [*wrong[:i], wrong[i + 1], wrong[i], *wrong[i + 2 :]]
+    words = rng.sample(WORDS, rng.choice((2, 2, 3)))
+    right = words[::-1]
+    wrong = words if rng.random() < 0.5 else _swapped(right, rng)
     ask = rng.choice(("Say these words backwards: {}.", "Reverse the order: {}."))
     return ask.format(", ".join(words)), "reverse order", ", ".join(right), ", ".join(wrong)
 
 
 def _sort(rng: random.Random) -> Task:
     while True:
-        words = rng.sample(WORDS, rng.randint(2, 3))
+        words = rng.sample(WORDS, rng.choice((2, 2, 3)))
         if len({w[0] for w in words}) == len(words):
             break
     right = sorted(words)
-    i = rng.randrange(len(right) - 1)
-    wrong = [*right[:i], right[i + 1], right[i], *right[i + 2 :]]
+    wrong = words if words != right and rng.random() < 0.5 else _swapped(right, rng)
     ask = rng.choice(("Sort by the alphabet: {}.", "Put in alphabetical order: {}."))
     return ask.format(", ".join(words)), "sorted list", ", ".join(right), ", ".join(wrong)
 
@@ -148,19 +153,30 @@ FAMILIES: dict[str, Callable[[random.Random], Task]] = {
     "count": _count,
 }
 
-_SENTENCES = ("The answer is {1}.", "The {0} is {1}.", "It is {1}.", "That is {1}.", "I think it is {1}.")
-_SAME_SENTENCE = 0.5
-"""Share of rows whose two answers are worded alike; the others draw their wording one by one."""
+# Wording is drawn for each answer on its own, and some is common and some is rare, as in answers that people write:
+# a model that scores wording above content prefers the wrong answer often.
+_OPENINGS = {"": 60, "Sure. ": 20, "Let me see. ": 12, "Good question. ": 8}
+_SENTENCES = {
+    "The answer is {1}.": 40,
+    "The {0} is {1}.": 25,
+    "It is {1}.": 20,
+    "That is {1}.": 10,
+    "I think it is {1}.": 5,
+}
+_CLOSINGS = {"": 70, " I hope this helps.": 20, " Ask me if you need more.": 10}
+
+
+def _worded(rng: random.Random, name: str, answer: str) -> str:
+    parts = [rng.choices(tuple(some), weights=tuple(some.values()))[0] for some in (_OPENINGS, _SENTENCES, _CLOSINGS)]
+    return "".join(parts).format(name, answer)
 
 
 def _row(rng: random.Random) -> dict[str, Any]:
     ask, name, right, wrong = FAMILIES[rng.choice(tuple(FAMILIES))](rng)
-    worded = rng.choice(_SENTENCES)
-    other = worded if rng.random() < _SAME_SENTENCE else rng.choice(_SENTENCES)
     return {
         "prompt": [{"role": "user", "content": ask}],
-        "chosen": [{"role": "assistant", "content": worded.format(name, right)}],
-        "rejected": [{"role": "assistant", "content": other.format(name, wrong)}],
+        "chosen": [{"role": "assistant", "content": _worded(rng, name, right)}],
+        "rejected": [{"role": "assistant", "content": _worded(rng, name, wrong)}],
         "answer": right,
     }
 
@@ -196,8 +212,9 @@ def generated_rows(source: GeneratedSource) -> list[dict[str, Any]]:
     return rows
 
 
-_VERB = re.compile(r"\b(?:is|are|be|equals|answer)\b:?")
+_VERB = re.compile(r"\b(?:is|are|be|equals)\b|\banswer\s*:")
 _LABELS = frozenset({"answer", "result", "count", "odd one", "reverse order", "sorted list"})
+_COURTESIES = frozenset({"sure", "ok", "okay", "yes", "let me see", "good question"})
 
 
 def _bare(text: str) -> str:
@@ -219,7 +236,7 @@ def is_right(answer: str, expected: str) -> bool:
         if len(found) > 1 and _bare(found[0]) and _bare(found[-1]) in _LABELS:
             return _bare(found[0]) == wanted
         if _bare(found[-1]):
-            if len(found) == 1 and _bare(found[-1]) in {"sure", "ok", "okay", "yes"}:
+            if len(found) == 1 and _bare(found[-1]) in _COURTESIES:
                 continue
             return _bare(found[-1]) == wanted
     return False

@@ -40,7 +40,7 @@ def test_the_fingerprint_follows_content_and_not_the_place(tmp_path: Path, model
     made = load_tokenizer(model, None, tmp_path)
     base = fingerprint_of(data(path), made)
     (tmp_path / "elsewhere").mkdir()
-    assert fingerprint_of(data(write_rows(tmp_path / "elsewhere" / "b.jsonl", rows)), made) != base  # names are reported
+    assert fingerprint_of(data(write_rows(tmp_path / "elsewhere" / "b.jsonl", rows)), made) == base
     assert fingerprint_of(data(path), load_tokenizer(model, None, tmp_path)) == base
     made(["x", "yy"], padding=True, truncation=True, max_length=5)
     assert fingerprint_of(data(path), made) == base, "an earlier call's padding is not the tokenizer's own"
@@ -57,6 +57,15 @@ def test_the_fingerprint_follows_content_and_not_the_place(tmp_path: Path, model
         fingerprint_of(data(path), tokenizer(LLAMA, eos="</s>")),
     ]
     assert len({base, *others}) == len(others) + 1
+
+
+def test_a_report_from_the_cache_names_the_sources_of_today(tmp_path: Path, model: ModelConfig) -> None:
+    rows = [*good_rows(9), good_rows(1)[0]]
+    old, new = (write_rows(tmp_path / name, rows) for name in ("old.jsonl", "new.jsonl"))
+    first, second = (prepare(data(path), model, tmp_path / "cache").report for path in (old, new))
+    assert {s.name for s in first.sources} == {old}
+    assert {s.name for s in second.sources} == {new}
+    assert [f.rows for f in second.findings] == [((new, 10),)]
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "no manifest", "half a manifest"])

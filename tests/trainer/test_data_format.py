@@ -60,7 +60,9 @@ def test_a_longer_dialogue_keeps_all_but_the_last_message_as_prompt() -> None:
 
 
 def test_plain_text_explicit_and_implicit() -> None:
-    assert to_preference(plain("The sky is", " blue.", " green.")) == Preference("The sky is", " blue.", " green.", None)
+    assert to_preference(plain("The sky is", " blue.", " green.")) == Preference(
+        "The sky is", " blue.", " green.", None
+    )
     found = to_preference({"chosen": "The sky is blue.", "rejected": "The sky is green."})
     assert found == Preference("The sky is", " blue.", " green.", None)
 

@@ -116,7 +116,7 @@ def test_columns_are_renamed(tmp_path: Path) -> None:
 
 def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"prompt": "a?", "preferred": "yes", "rejected": "no"}])
-    with pytest.raises(UnreadableData, match="no column 'chosen'.* it has preferred, prompt, rejected"):
+    with pytest.raises(UnreadableData, match=r"no column 'chosen'.* it has preferred, prompt, rejected"):
         _read(tmp_path / "a.jsonl")
     with pytest.raises(UnreadableData, match="did you mean 'preferred'"):
         _read(tmp_path / "a.jsonl", chosen="prefered")
@@ -141,7 +141,7 @@ def test_a_folder_through_load_dataset(tmp_path: Path, monkeypatch: pytest.Monke
     assert digest == source_digest(source)
     assert digest != source_digest(HubSource(dataset=str(folder), split="train[:3]"))
     assert digest != source_digest(HubSource(dataset=str(folder), split="test"))
-    with pytest.raises(UnreadableData, match="cannot be loaded.*Check dataset, subset, split"):
+    with pytest.raises(UnreadableData, match=r"cannot be loaded.*Check dataset, subset, split"):
         read_source(HubSource(dataset=str(folder), split="nope"))
 
 

@@ -58,6 +58,7 @@ def prepare(
     folder = cache / "data" / fingerprint
     computed = obtain(folder, lambda aside: _fill(aside, data, ready, fingerprint))
     report = DataReport.model_validate_json((folder / "report.json").read_bytes())
+    report = report.named([source_name(s) for split in (TRAIN, EVAL) for s in sources_of(data, split)])
     train, evaluation = (PairSet.open(folder, split) for split in (TRAIN, EVAL))
     return Prepared(train, evaluation, report, fingerprint, computed)
 

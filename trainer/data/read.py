@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from trainer.config import FileSource, GeneratedSource, HubSource, Source
 from trainer.data.check import UnreadableData
-from trainer.durable import digest_of, sha256_of
+from trainer.durable import digest_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -49,11 +50,11 @@ def source_digest(source: Source) -> str:
     """
     match source:
         case FileSource():
-            return sha256_of_content(_existing(source.path))
+            return _content(_existing(source.path))
         case HubSource():
             dataset = _load_hub(source)
             files = [Path(entry["filename"]) for entry in dataset.cache_files]
-            content = [sha256_of_content(file) for file in files] or [str(dataset._fingerprint)]  # pyright: ignore[reportPrivateUsage]
+            content = [_content(file) for file in files] or [str(dataset._fingerprint)]  # pyright: ignore[reportPrivateUsage]
             return digest_of({"content": content, "split": source.split, "rows": dataset.num_rows})
         case GeneratedSource():
             from trainer.generate_task import VERSION
@@ -62,9 +63,10 @@ def source_digest(source: Source) -> str:
     assert_never(source)
 
 
-def sha256_of_content(path: Path) -> str:
+def _content(path: Path) -> str:
     """Hex digest of a file's bytes, whatever its name."""
-    return sha256_of([path])
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_source(source: Source) -> list[Raw]:

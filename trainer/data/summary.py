@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from trainer.data.check import Finding
 from trainer.data.pairs import Tokenised
@@ -36,6 +36,15 @@ class DataReport(Frozen):
     """Where generation has to stop: eos_token, and special tokens that the template closes a response with."""
     eval_held_out: bool
     """Whether evaluation was split off from training rows, by prompt."""
+
+    def named(self, names: Sequence[str]) -> DataReport:
+        """The same report about sources that have other names now, in their order: content decides, not the place."""
+        new = {source.name: name for source, name in zip(self.sources, names, strict=True)}
+        sources = tuple(s.model_copy(update={"name": new[s.name]}) for s in self.sources)
+        findings = tuple(
+            f.model_copy(update={"rows": tuple((new[source], row) for source, row in f.rows)}) for f in self.findings
+        )
+        return self.model_copy(update={"sources": sources, "findings": findings})
 
     def lines(self) -> list[str]:
         """The report in words, a line each: what is trained and evaluated on, then every finding."""
