@@ -17,10 +17,12 @@ from trainer.pair_metrics import means, metric_totals
 from trainer.world import World
 
 
-def pair_costs(model: PairModel, pairs: PairSet) -> list[int]:
-    """Positions that each pair costs the model: the prompt once when packed, twice and padded when separate."""
+def pair_costs(model: PairModel, pairs: PairSet, indexes: Sequence[int] | None = None) -> list[int]:
+    """Positions that each of these pairs (by default all) costs the model: the prompt once when packed, else twice."""
+    where = slice(None) if indexes is None else list(indexes)
     prompt, chosen, rejected = (
-        [int(n) for n in lengths] for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
+        [int(n) for n in lengths[where]]
+        for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
     )
     if model.mode == "packed":
         return packed_lengths(prompt, chosen, rejected)
@@ -28,22 +30,29 @@ def pair_costs(model: PairModel, pairs: PairSet) -> list[int]:
 
 
 def score(
-    model: PairModel, pairs: PairSet, needs: Needs, budget: int, world: World, pause: Callable[[], None]
+    model: PairModel,
+    pairs: PairSet,
+    needs: Needs,
+    budget: int,
+    world: World,
+    pause: Callable[[], None],
+    indexes: Sequence[int] | None = None,
 ) -> PairLogps:
-    """Log-probs of all pairs in their order, on the CPU, the same in every process.
+    """Log-probs of these pairs (by default all) in this order, on the CPU, the same in every process.
 
     Batches hold pairs of like length; which pairs share a batch depends on the lengths and the budget alone, so that
     the result is the same to the bit however many processes there are.
     """
-    lengths = pair_costs(model, pairs)
-    by_length = sorted(range(len(pairs)), key=lambda i: (lengths[i], i))
+    wanted = range(len(pairs)) if indexes is None else indexes
+    lengths = pair_costs(model, pairs, indexes)
+    by_length = sorted(range(len(wanted)), key=lambda place: (lengths[place], place))
     mine = micro_batches(lengths, by_length, budget)[world.rank :: world.size]
     found: list[PairLogps] = []
     for batch in mine:
         pause()
-        found.append(model.logps([pairs.pair(i) for i in batch], needs).to("cpu"))
-    order = [i for batch in mine for i in batch]
-    return _in_order(found, order, len(pairs), world)
+        found.append(model.logps([pairs.pair(wanted[place]) for place in batch], needs).to("cpu"))
+    order = [place for batch in mine for place in batch]
+    return _in_order(found, order, len(wanted), world)
 
 
 def _in_order(found: Sequence[PairLogps], order: Sequence[int], count: int, world: World) -> PairLogps:
