@@ -216,11 +216,21 @@ class TrialConfig(Frozen):
     lora: LoraConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @model_validator(mode="after")
+    def _enough_pairs(self) -> Self:
+        if self.loss.couples_pairs and self.training.pairs_per_update < 2:
+            raise ValueError(
+                "this loss compares the pairs of an update with each other: pairs_per_update is at least 2"
+            )
+        return self
+
     def leaves(self) -> dict[str, Any]:
         """Every leaf by its dotted path, both gamma and gamma_beta_ratio included: what tracking logs."""
         flat = flatten(self.model_dump(mode="json"))
         if isinstance(self.loss, SimpoLoss):
+            weight = self.loss.cross_entropy_weight
             flat |= {"loss.gamma": self.loss.margin, "loss.gamma_beta_ratio": self.loss.ratio}
+            flat |= {"loss.sft_weight": weight, "loss.nll_scale": weight}
         return flat
 
     def identity(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from trainer.body import attending, core_model, hidden_states
 from trainer.layout import Batch, TokenPair, pack, separate
 from trainer.logps import objective_loss, sequence_logps
 from trainer.loss_config import LossConfig
-from trainer.losses import needs, pair_loss
+from trainer.losses import coupled_loss, needs, pair_loss
 from trainer.pair_logps import LossTerms, Needs, Normaliser, PairLogps
 
 _log = logging.getLogger(__name__)
@@ -26,6 +26,16 @@ CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
 
 class CannotPack(ValueError):
     """Packed attention was asked for and the architecture cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeUpdate:
+    """The log-probs of all pairs of an update as the model is now, for objectives that couple them."""
+
+    logps: PairLogps
+    """With reference, on the model's device."""
+    index: Sequence[int]
+    """Where the micro-batch's pairs are among them."""
 
 
 @dataclass(slots=True)
@@ -86,15 +96,22 @@ class PairModel:
         reference: PairLogps | None,
         norm: Normaliser,
         backward: Callable[[Tensor], object],
+        update: WholeUpdate | None = None,
     ) -> LossTerms:
         """Add the gradient of one micro-batch's share of its update's loss.
 
         reference: of these pairs in this order, for objectives that compare with the start model, else None.
         norm: totals of the whole update over all processes. backward: called once with the scalar loss
         (`Tensor.backward`, `accelerator.backward`); under DistributedDataParallel, which averages over processes, it
-        multiplies by their number. The gradients of an update's micro-batches add up to that of its loss.
+        multiplies by their number. The gradients of an update's micro-batches add up to that of its loss. update: only
+        for objectives that couple the pairs of an update (`needs(loss).whole_update`), where these pairs are not all.
         """
         wanted = needs(loss)
+        if wanted.whole_update and update is None and len(pairs) != norm.pairs:
+            raise ValueError(
+                f"{loss.kind} with these terms couples the pairs of an update, but {len(pairs)} of {norm.pairs} were "
+                "given: give the whole update's log-probs too"
+            )
         if wanted.reference != (reference is not None):
             raise ValueError(f"{loss.kind} {'needs' if wanted.reference else 'has no use for'} reference log-probs")
         batch = self._layout(pairs, wanted)
@@ -103,6 +120,8 @@ class PairModel:
             reference = reference.to(self.device)
 
         def objective(logps: PairLogps, part: slice) -> LossTerms:
+            if update is not None:
+                return coupled_loss(loss, update.logps, update.index[part], logps, norm)
             rows = None if reference is None else reference.rows(part)
             return pair_loss(loss, replace(logps, reference=rows), norm)
 
@@ -114,7 +133,7 @@ class PairModel:
                 self._head,
                 objective,
                 self.chunk_rows,
-                whole=wanted.whole_update,
+                whole=wanted.whole_update and update is None,
                 purity=wanted.purity,
             )
             backward(total)

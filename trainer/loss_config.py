@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self, cast
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from trainer.frozen import Frozen, NonNegative, Positive
+from trainer.frozen import Frozen, NonNegative, Positive, Share
+
+Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
+"""Share of labels taken to be wrong. From 0.5 on the preference is gone, or reversed."""
 
 
-class SimpoLoss(Frozen):
-    """SimPO (Meng et al. 2024, eq. 6). gamma is absolute, gamma_beta_ratio is gamma/beta; give one of the two."""
+class Objective(Frozen):
+    """What every objective has."""
+
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {}
+    """Names other programs use here -> what to write instead, and why."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_old_names(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            told = [
+                f"{name}: {cls.OLD_NAMES[name]}" for name in cast(Mapping[str, Any], value) if name in cls.OLD_NAMES
+            ]
+            if told:
+                raise ValueError("; ".join(told))
+        return value  # pyright: ignore[reportUnknownVariableType]
+
+    @property
+    def couples_pairs(self) -> bool:
+        """Whether the loss of a pair depends on the other pairs of its update."""
+        return False
+
+
+class SimpoLoss(Objective):
+    """SimPO (Meng et al. 2024, eq. 6), with AlphaPO's alpha (Gupta et al. 2025) and an SFT term.
+
+    gamma is absolute, gamma_beta_ratio is gamma/beta; give one of the two.
+    """
+
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {
+        "simpo_gamma": "is called gamma here (absolute, as in TRL), or gamma_beta_ratio for gamma / beta",
+        "cpo_alpha": "is called sft_weight here, 0 unless given (TRL's default of 1.0 makes it another objective)",
+    }
 
     kind: Literal["simpo"] = "simpo"
     loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
     beta: Positive = 2.0
     gamma: NonNegative | None = None
     gamma_beta_ratio: NonNegative | None = None
-    label_smoothing: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
-    sft_weight: NonNegative = 0.0
+    label_smoothing: Smoothing = 0.0
+    alpha: float = Field(default=0.0, description="AlphaPO: reward (1 - p^-alpha) / alpha; 0 is SimPO's log p.")
+    sft_weight: NonNegative = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+    nll_scale: NonNegative = Field(default=0.0, description="Another name of sft_weight, common to all objectives.")
 
     @model_validator(mode="after")
-    def _one_margin(self) -> Self:
+    def _sound(self) -> Self:
         if self.gamma is not None and self.gamma_beta_ratio is not None:
             raise ValueError(
                 "gamma and gamma_beta_ratio say the same twice (gamma = gamma_beta_ratio * beta); give one of them"
             )
         if self.loss_type == "hinge" and self.label_smoothing > 0:
             raise ValueError("label_smoothing has no meaning with loss_type hinge; remove it or use sigmoid")
+        if self.sft_weight > 0 and self.nll_scale > 0:
+            raise ValueError("sft_weight and nll_scale are two names of one weight; give one of them")
         return self
 
     @property
@@ -42,19 +81,170 @@ class SimpoLoss(Frozen):
         """The target reward margin gamma in absolute terms."""
         return self.ratio * self.beta if self.gamma is None else self.gamma
 
+    @property
+    def cross_entropy_weight(self) -> float:
+        """sft_weight, by whichever name it was given."""
+        return self.sft_weight or self.nll_scale
 
-class DpoLoss(Frozen):
-    """DPO (Rafailov et al. 2023, eq. 7) against the frozen start model."""
+
+DpoTerm = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+]
+SMOOTHED = frozenset[DpoTerm]({"robust", "exo_pair", "aot", "aot_unpaired"})
+"""Terms that read label_smoothing. TRL ignores it elsewhere without a word."""
+SORTED = frozenset[DpoTerm]({"aot", "aot_unpaired"})
+DIVERGING = frozenset[DpoTerm]({"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"})
+"""Terms of a difference of scores, in which the f-divergence's unknown constant cancels."""
+
+
+class DpoLoss(Objective):
+    """DPO and its relatives against the frozen start model: one term, or a weighted sum of several.
+
+    The names, defaults and formulas are those of TRL's DPOTrainer 1.16.
+    """
+
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {
+        "rpo_alpha": "is written nll_scale here (or loss_type [sigmoid, sft] with loss_weights [1, rpo_alpha])",
+        "reference_free": "does not exist; without a reference the objective is loss.kind cpo",
+        "simpo_gamma": "belongs to SimPO: loss.kind simpo with gamma",
+        "cpo_alpha": "belongs to CPO: loss.kind cpo with nll_scale",
+        "lambda": "is not a parameter of DPO; the strength of the preference is beta",
+    }
 
     kind: Literal["dpo"] = "dpo"
-    loss_type: Literal["sigmoid"] = "sigmoid"
+    loss_type: DpoTerm | tuple[DpoTerm, ...] = "sigmoid"
+    loss_weights: tuple[Positive, ...] | None = Field(default=None, description="One per loss_type; all 1 if absent.")
     beta: Positive = 0.1
+    label_smoothing: Smoothing = 0.0
+    nll_scale: NonNegative = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    ld_alpha: Share | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
+    use_weighting: bool = Field(default=False, description="WPO: weigh pairs by how likely the policy is to say them.")
+    discopop_tau: Positive = 0.05
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _known_terms(cls, value: Any) -> Any:
+        given = cast(list[Any], list(value)) if isinstance(value, (list, tuple)) else [value]
+        if "aot_pair" in given:
+            raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
+        if "kto_pair" in given:
+            raise ValueError("kto_pair is gone from TRL and not offered here; bco_pair and apo_zero are near to it")
+        if "simpo" in given:
+            raise ValueError("simpo is no variant of DPO: write loss.kind simpo")
+        return given[0] if len(given) == 1 else value
+
+    @property
+    def terms(self) -> tuple[tuple[DpoTerm, float], ...]:
+        """Each loss type with its weight."""
+        types = (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
+        return tuple(zip(types, self.loss_weights or (1.0,) * len(types), strict=True))
+
+    @property
+    def couples_pairs(self) -> bool:
+        """AOT sorts over the pairs of an update."""
+        return any(term in SORTED for term, _ in self.terms)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        types = (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
+        named = ", ".join(types)
+        if not types:
+            raise ValueError("loss_type lists no loss")
+        if len(set(types)) < len(types):
+            raise ValueError(f"loss_type names one loss twice: {named}; give it a weight instead")
+        if self.loss_weights is not None and len(self.loss_weights) != len(types):
+            raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(types)} loss types ({named})")
+        used = set(types)
+        if "exo_pair" in used and self.label_smoothing == 0:
+            raise ValueError("exo_pair takes the logarithm of label_smoothing: give more than 0 (the paper's is 0.001)")
+        if self.label_smoothing > 0 and not used & SMOOTHED:
+            instead = "use robust, which is made for noisy labels" if "sigmoid" in used else "remove it"
+            raise ValueError(f"label_smoothing is not read by {named}; {instead}")
+        if self.f_divergence_type != "reverse_kl" and not (used <= DIVERGING | {"sft"} and used & DIVERGING):
+            raise ValueError(
+                f"f_divergence_type {self.f_divergence_type} has no meaning with {named}: "
+                f"only with {', '.join(sorted(DIVERGING))}"
+            )
+        if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
+            raise ValueError("f_alpha_divergence_coef is read with f_divergence_type alpha_divergence only")
+        if self.discopop_tau != 0.05 and "discopop" not in used:
+            raise ValueError(f"discopop_tau is not read by {named}")
+        if self.use_weighting and used & (SORTED | {"sft"}):
+            raise ValueError(
+                f"use_weighting weighs pairs, which {named} does not keep apart; for an SFT term use nll_scale"
+            )
+        if used == {"sft"} and self.ld_alpha is not None:
+            raise ValueError("ld_alpha is not read by sft")
+        if "sft" in used and self.nll_scale > 0:
+            raise ValueError("sft in loss_type and nll_scale are the same term; give one of them")
+        return self
 
 
-class SftLoss(Frozen):
+class CpoLoss(Objective):
+    """CPO (Xu et al. 2024, eq. 3): DPO without a reference, on summed log-probs, with cross-entropy beside it."""
+
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {
+        "cpo_alpha": "is called nll_scale here; its default is 1, as in the paper",
+        "simpo_gamma": "belongs to SimPO: loss.kind simpo with gamma",
+        "lambda": "the weight of the cross-entropy is called nll_scale here",
+        "alpha": "AlphaPO's alpha is offered with loss.kind simpo",
+    }
+
+    kind: Literal["cpo"] = "cpo"
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    beta: Positive = 0.1
+    label_smoothing: Smoothing = 0.0
+    nll_scale: NonNegative = Field(default=1.0, description="Weight of the cross-entropy per chosen token.")
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _no_simpo(cls, value: Any) -> Any:
+        if value in ("simpo", "alphapo"):
+            raise ValueError(f"{value} is no variant of CPO here: write loss.kind simpo (alpha is AlphaPO's)")
+        return value
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.label_smoothing > 0 and self.loss_type != "sigmoid":
+            raise ValueError(f"label_smoothing has no meaning with loss_type {self.loss_type}; use sigmoid")
+        return self
+
+
+class OrpoLoss(Objective):
+    """ORPO (Hong et al. 2024, eq. 6): cross-entropy plus beta times the odds ratio of length-averaged log-probs."""
+
+    OLD_NAMES: ClassVar[Mapping[str, str]] = {
+        "lambda": "is called beta here, as in TRL",
+        "orpo_lambda": "is called beta here, as in TRL (fairseq2 stored its orpo_lambda and never used it)",
+        "alpha": "is called beta here",
+    }
+
+    kind: Literal["orpo"] = "orpo"
+    beta: Positive = Field(default=0.1, description="The paper's lambda: weight of the odds ratio.")
+    nll_scale: NonNegative = Field(default=1.0, description="Weight of the cross-entropy.")
+    nll_prompt: bool = Field(default=True, description="Cross-entropy over prompt and chosen, as TRL; false: chosen.")
+
+
+class SftLoss(Objective):
     """Token-mean cross-entropy on the chosen responses; what the `sft:` stage trains with."""
 
     kind: Literal["sft"] = "sft"
 
 
-LossConfig = Annotated[SimpoLoss | DpoLoss | SftLoss, Field(discriminator="kind")]
+LossConfig = Annotated[SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SftLoss, Field(discriminator="kind")]

@@ -9,9 +9,13 @@ from difflib import get_close_matches
 EVAL = "eval_"
 """Prefix of a metric measured on the held-out pairs."""
 
-_BETA_LIKE = frozenset({"loss.beta", "loss.gamma", "loss.gamma_beta_ratio", "loss.kind", "loss.loss_type"})
+_BETA_LIKE = frozenset(
+    f"loss.{leaf}" for leaf in ("beta", "gamma", "gamma_beta_ratio", "kind", "loss_type", "alpha", "ld_alpha")
+)
 _ANY_LOSS = frozenset({"loss"})
 _KIND = frozenset({"loss.kind"})
+_SUMMED = frozenset({"loss.kind", "loss.loss_type", "loss.ld_alpha"})
+"""Leaves that decide whether log-probs are sums, averages, or sums that weigh tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +35,13 @@ _TABLE = (
     Metric("rewards/chosen", "mean implicit reward of the chosen responses", "maximize", _BETA_LIKE),
     Metric("rewards/rejected", "mean implicit reward of the rejected responses", "minimize", _BETA_LIKE),
     Metric("rewards/margins", "mean reward gap, chosen minus rejected", "maximize", _BETA_LIKE),
-    Metric("rewards/accuracies", "share of pairs whose chosen reward is strictly higher", "maximize", _KIND),
-    Metric("logps/chosen", "log-prob of the chosen responses (per token for SimPO, summed for DPO)", "maximize", _KIND),
-    Metric("logps/rejected", "log-prob of the rejected responses (per token for SimPO, summed for DPO)", None, _KIND),
+    Metric("rewards/accuracies", "share of pairs whose chosen reward is strictly higher", "maximize", _SUMMED),
+    Metric(
+        "logps/chosen", "log-prob of the chosen responses (per token for SimPO, summed for DPO)", "maximize", _SUMMED
+    ),
+    Metric("logps/rejected", "log-prob of the rejected responses (per token for SimPO, summed for DPO)", None, _SUMMED),
+    Metric("log_odds_chosen", "mean log odds ratio of chosen over rejected (ORPO)", "maximize", frozenset()),
+    Metric("log_odds_ratio", "mean log sigmoid of the log odds ratio (ORPO)", "maximize", frozenset()),
     Metric("nll_loss", "cross-entropy per chosen token", "minimize", frozenset()),
     Metric("margins/logp", "mean gap of length-averaged log-probs, unscaled", "maximize", frozenset()),
     Metric("accuracies/logp", "share of pairs with margins/logp above 0", "maximize", frozenset()),

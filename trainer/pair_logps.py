@@ -54,6 +54,13 @@ class PairLogps:
         picked = PairLogps.from_columns({name: tensor[index] for name, tensor in self.columns().items()})
         return replace(picked, reference=None if self.reference is None else self.reference.rows(index))
 
+    def with_rows(self, index: Sequence[int], part: PairLogps) -> PairLogps:
+        """The same with these pairs' statistics replaced by `part`'s, differentiable in them; reference unchanged."""
+        new = part.columns()
+        where = torch.tensor(index, device=self.chosen.device)
+        put = {name: column.index_copy(0, where, new[name]) for name, column in self.columns().items() if name in new}
+        return replace(PairLogps.from_columns(put), reference=self.reference)
+
     def against(self, reference: PairLogps | None) -> PairLogps:
         """The same with its reference, moved to this device. Pairs of different number or lengths: ValueError."""
         if reference is None:
@@ -131,9 +138,23 @@ class LossTerms:
     chosen_logps: Tensor
     """[N], detached; what `logps/chosen` reports for this objective: per-token average or sum."""
     rejected_logps: Tensor
+    extra: Mapping[str, Tensor]
+    """[N] each, detached: further metrics of this objective by name, means over pairs."""
     logps: PairLogps
     """What the terms were computed from, detached."""
     norm: Normaliser
+
+    def rows(self, index: Sequence[int]) -> LossTerms:
+        """These pairs' rewards and log-probs; the loss is left whole."""
+        return replace(
+            self,
+            chosen_rewards=self.chosen_rewards[index],
+            rejected_rewards=self.rejected_rewards[index],
+            chosen_logps=self.chosen_logps[index],
+            rejected_logps=self.rejected_logps[index],
+            extra={name: values[index] for name, values in self.extra.items()},
+            logps=self.logps.rows(index),
+        )
 
     @staticmethod
     def cat(parts: Sequence[LossTerms]) -> LossTerms:
@@ -144,6 +165,7 @@ class LossTerms:
             rejected_rewards=torch.cat([part.rejected_rewards for part in parts]),
             chosen_logps=torch.cat([part.chosen_logps for part in parts]),
             rejected_logps=torch.cat([part.rejected_logps for part in parts]),
+            extra={name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra},
             logps=PairLogps.cat([part.logps for part in parts]),
             norm=parts[0].norm,
         )

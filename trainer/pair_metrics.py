@@ -39,6 +39,7 @@ def metric_totals(terms: LossTerms) -> Totals:
         "logps_per_token/rejected": rejected.sum(),
         "lengths/chosen": logps.chosen_tokens.sum(),
         "lengths/rejected": logps.rejected_tokens.sum(),
+        **{name: values.sum() for name, values in terms.extra.items()},
     }
     values: list[float] = torch.stack([value.double() for value in sums.values()]).tolist()
     totals: Totals = {name: (value, float(pairs)) for name, value in zip(sums, values, strict=True)}

@@ -2,20 +2,41 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
-from trainer.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
+from trainer.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 from trainer.losses import pair_loss
 from trainer.pair_logps import LossTerms, Normaliser, PairLogps
+
+_TERMS: dict[DpoTerm, dict[str, Any]] = {term: {} for term in get_args(DpoTerm)} | {
+    "robust": {"label_smoothing": 0.1},
+    "exo_pair": {"label_smoothing": 1e-3},
+    "aot": {"label_smoothing": 0.05},
+}
 
 OBJECTIVES: dict[str, LossConfig] = {
     "simpo": SimpoLoss(beta=2.0, gamma=1.0),
     "simpo-smoothed": SimpoLoss(beta=2.5, gamma_beta_ratio=0.4, label_smoothing=0.1),
     "simpo-sft": SimpoLoss(beta=2.0, gamma=0.5, sft_weight=0.3),
     "simpo-hinge": SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0),
-    "dpo": DpoLoss(beta=0.1),
+    "alphapo": SimpoLoss(beta=2.5, gamma=0.1, alpha=0.25),
+    **{f"dpo-{term}": DpoLoss(loss_type=term, **options) for term, options in _TERMS.items()},
+    "dpo-mixture": DpoLoss(loss_type=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0)),
+    "dpo-nll": DpoLoss(nll_scale=0.2),
+    "dpo-forward-kl": DpoLoss(f_divergence_type="forward_kl"),
+    "dpo-js": DpoLoss(f_divergence_type="js_divergence", loss_type=("hinge", "sigmoid_norm")),
+    "dpo-alpha": DpoLoss(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=0.3),
+    "dpo-alpha-one": DpoLoss(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=1.0),
+    "dpo-ld": DpoLoss(ld_alpha=0.5),
+    "dpo-wpo": DpoLoss(use_weighting=True),
+    "cpo": CpoLoss(),
+    "cpo-smoothed": CpoLoss(label_smoothing=0.2, nll_scale=0.0),
+    "cpo-hinge": CpoLoss(loss_type="hinge"),
+    "cpo-ipo": CpoLoss(loss_type="ipo", nll_scale=0.5),
+    "orpo": OrpoLoss(),
+    "orpo-response": OrpoLoss(beta=0.3, nll_scale=0.5, nll_prompt=False),
     "sft": SftLoss(),
 }
 
