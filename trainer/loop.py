@@ -20,15 +20,16 @@ from trainer import checkpoint
 from trainer.config import TrialConfig
 from trainer.data.pairs import PairSet
 from trainer.errors import ResumeError, TrialError
-from trainer.forward import PairModel
+from trainer.forward import PairModel, WholeUpdate
 from trainer.layout import micro_batches
+from trainer.losses import needs
 from trainer.model import LiveModel
 from trainer.optimiser import Optimiser
 from trainer.pair_logps import Normaliser, PairLogps
 from trainer.pair_metrics import Totals, add_totals, means, metric_totals
 from trainer.report import Ending, EndKind, Point
 from trainer.schedule import Order, every, rate_factor, total_updates
-from trainer.scoring import pair_costs
+from trainer.scoring import pair_costs, score
 from trainer.world import Interrupted, Patience, World
 
 log = logging.getLogger(__name__)
@@ -153,19 +154,37 @@ class Run:
         norm = Normaliser.of_lengths(
             [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]
         )
-        mine = list(indexes[world.rank :: world.size])
+        mine = list(range(world.rank, len(indexes), world.size))
+        lengths = [self._lengths[i] for i in indexes]
+        batches = micro_batches(lengths, mine, self._training.tokens_per_micro_batch)
+        before = material.model.counters.tokens
+        whole = self._whole(indexes) if needs(self._config.loss).whole_update else None
         parts: list[Totals] = []
-        tokens = 0
-        for batch in micro_batches(self._lengths, mine, self._training.tokens_per_micro_batch):
+        for places in batches:
             material.patience.pause()
-            reference = None if material.reference is None else material.reference.rows(batch)
+            batch = [indexes[place] for place in places]
             with world.autocast(self._training.bf16):
                 terms = material.model.backward(
-                    [pairs.pair(i) for i in batch], self._config.loss, reference, norm, world.accelerator.backward
+                    [pairs.pair(i) for i in batch],
+                    self._config.loss,
+                    None if material.reference is None else material.reference.rows(batch),
+                    norm,
+                    world.accelerator.backward,
+                    None if whole is None else WholeUpdate(whole, places),
                 )
             parts.append(metric_totals(terms))
-            tokens += sum(self._lengths[i] for i in batch)
-        return add_totals(parts) | {"tokens_per_second": (float(tokens), 0.0)}
+        return add_totals(parts) | {"tokens_per_second": (float(material.model.counters.tokens - before), 0.0)}
+
+    def _whole(self, indexes: Sequence[int]) -> PairLogps:
+        """A first visit, for objectives that couple the pairs: the log-probs of all pairs of the update."""
+        material, budget = self._material, self._training.tokens_per_micro_batch
+        wanted = needs(self._config.loss)
+        with material.world.autocast(self._training.bf16):
+            found = score(
+                material.model, material.train, wanted, budget, material.world, material.patience.pause, indexes
+            )
+        reference = None if material.reference is None else material.reference.rows(list(indexes))
+        return found.against(reference).to(material.world.device)
 
     def _told(self, step: int, what: str) -> str:
         rate = self._training.learning_rate * self._factor(step)

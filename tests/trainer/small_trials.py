@@ -28,13 +28,13 @@ DATA = {
 SPEED = ("tokens_per_second", "pairs_per_second")
 
 
-def trial(loss: str = "simpo", training: dict[str, Any] | None = None, **more: Any) -> TrialConfig:
+def trial(loss: str | dict[str, Any] = "simpo", training: dict[str, Any] | None = None, **more: Any) -> TrialConfig:
     """Six updates of eight pairs, evaluated at the third and the sixth, on a Llama of two small layers."""
     settings = {"learning_rate": 5e-3, "pairs_per_update": 8, "num_train_epochs": 2, "eval_steps": 3}
     given = {
         "model": MODEL,
         "data": DATA,
-        "loss": {"kind": loss},
+        "loss": {"kind": loss} if isinstance(loss, str) else loss,
         "training": settings | (training or {}),
         "evaluation": {"prompts": 2, "max_new_tokens": 6},
     }

@@ -120,6 +120,31 @@ def test_micro_batches_do_not_matter(workshop: Workshop, tmp_path: Path) -> None
             torch.testing.assert_close(part[name], tensor, rtol=1e-4, atol=1e-5)
 
 
+def test_micro_batches_do_not_matter_where_pairs_are_coupled(workshop: Workshop, tmp_path: Path) -> None:
+    points = {}
+    for budget in (60, 10_000):
+        config = trial(loss={"kind": "dpo", "loss_type": "aot"}, training={"tokens_per_micro_batch": budget})
+        points[budget], _ = finish(workshop.train(config, tmp_path / str(budget)))
+    for small, large in zip(points[60], points[10_000], strict=True):
+        assert small.metrics.keys() == large.metrics.keys()
+        for name in {"loss", "grad_norm", "eval_loss"} & small.metrics.keys():
+            assert small.metrics[name] == pytest.approx(large.metrics[name], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "orpo"},
+        {"kind": "cpo"},
+        {"kind": "dpo", "loss_type": ["sigmoid", "hinge"], "loss_weights": [1, 0.5], "use_weighting": True},
+    ],
+)
+def test_other_objectives_train(workshop: Workshop, tmp_path: Path, loss: dict[str, object]) -> None:
+    points, ending = finish(workshop.train(trial(loss=loss, training={"max_steps": 2}), tmp_path))
+    assert ending.kind is EndKind.FINISHED
+    assert all(set(p.metrics) <= set(metrics.all_names()) for p in points)
+
+
 def test_windows_average_over_their_updates(workshop: Workshop, tmp_path: Path) -> None:
     single, _ = finish(workshop.train(trial(training={"eval_steps": 4}), tmp_path / "1"))
     points, _ = finish(workshop.train(trial(training={"logging_steps": 3, "eval_steps": 4}), tmp_path / "3"))
