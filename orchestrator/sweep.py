@@ -23,6 +23,7 @@ from orchestrator.folders import SweepFolder, existing, fresh
 from orchestrator.look import best, status, watch
 from orchestrator.spec.dump import dump
 from orchestrator.spec.load import load, loads
+from orchestrator.spec.plan import total_trials
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.study import Study
 
@@ -77,13 +78,14 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
     from orchestrator.tracking.mlflow import tracking_uri
     from orchestrator.tracking.ui import experiment_id, runs_url, start_ui
 
-    tracking = Tracking()
-    if name is not None:
-        tracking = load(existing(root, name).spec).tracking
+    spec = load(existing(root, name).spec) if name is not None else None
+    tracking = spec.tracking if spec is not None else Tracking()
     uri = tracking_uri(root, tracking.uri)
     shown = start_ui(root, uri, port=port)
     try:
-        page = runs_url(shown.base, experiment_id(root, uri, tracking.experiment), name) if name else shown.base
+        page = shown.base
+        if spec is not None:
+            page = runs_url(page, experiment_id(root, uri, tracking.experiment), spec.name, spec.goal)
         sys.stdout.write(f"{page}\n")
         sys.stdout.flush()
         if open_browser:
@@ -122,7 +124,7 @@ def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code
 
 @contextmanager
 def _viewing(spec: SweepSpec, console: Console) -> Generator[View]:
-    view = open_view(spec, console, total=spec.budget.trials)
+    view = open_view(spec, console, total=total_trials(spec))
     try:
         yield view
     finally:

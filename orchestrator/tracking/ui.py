@@ -12,12 +12,13 @@ import urllib.request
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
 from orchestrator.errors import OrchestrateError, StorageRefused
-from orchestrator.tracking.mlflow import SWEEP_NAME, connect, ensure_experiment
+from orchestrator.spec.sweep import Goal
+from orchestrator.tracking.mlflow import RUN, SWEEP_NAME, connect, ensure_experiment
 from orchestrator.tracking.secrets import redact
-from orchestrator.tracking.sink import Refused, Unreachable
+from orchestrator.tracking.sink import SWEEP, Refused, Unreachable
 
 PATIENCE = 180.0
 """Seconds a server may take to answer for the first time."""
@@ -74,10 +75,15 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
     return ui
 
 
-def runs_url(base: str, experiment_id: str, sweep: str) -> str:
-    """The page with the runs of one sweep."""
-    wanted = quote(f"tags.`{SWEEP_NAME}` = '{sweep}'", safe="")
-    return f"{base}/#/experiments/{experiment_id}/runs?searchFilter={wanted}"
+def runs_url(base: str, experiment_id: str, sweep: str, goal: Goal) -> str:
+    """The page with the trials of one sweep, the best one first."""
+    asked = {
+        "workflowType": "machine_learning",
+        "searchFilter": f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != '{SWEEP}'",
+        "orderByKey": f"metrics.`{goal.metric}`",
+        "orderByAsc": str(goal.direction == "minimize").lower(),
+    }
+    return f"{base}/#/experiments/{experiment_id}/runs?{urlencode(asked, quote_via=quote, safe='')}"
 
 
 def experiment_id(root: Path, uri: str, experiment: str) -> str:

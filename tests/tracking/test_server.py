@@ -15,10 +15,13 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.spec.sweep import Goal
 from orchestrator.tracking.mlflow import MlflowReceiver, tracking_uri
 from orchestrator.tracking.outbox import Outbox, deliver_pending
 from orchestrator.tracking.ui import NotLoopback, Ui, experiment_id, runs_url, start_ui
 from trainer.report import Point
+
+GOAL = Goal(metric="eval_accuracies/logp", direction="maximize")
 
 
 @pytest.fixture
@@ -60,10 +63,12 @@ def test_a_tracking_server_shows_its_own_page(root: Path) -> None:
 
 
 def test_the_url_of_a_sweeps_runs() -> None:
-    url = runs_url("http://127.0.0.1:5000", "3", "my-sweep")
-    page, wanted = url.split("?searchFilter=")
+    url = runs_url("http://127.0.0.1:5000", "3", "my-sweep", GOAL)
+    page, asked = url.split("?")
     assert page == "http://127.0.0.1:5000/#/experiments/3/runs"
-    assert urllib.parse.unquote(wanted) == "tags.`prefsweep.sweep` = 'my-sweep'"
+    wanted = dict(urllib.parse.parse_qsl(asked))
+    assert wanted["searchFilter"] == "tags.`prefsweep.sweep` = 'my-sweep' and tags.`prefsweep.run` != 'sweep'"
+    assert (wanted["orderByKey"], wanted["orderByAsc"]) == ("metrics.`eval_accuracies/logp`", "false")
 
 
 def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(root: Path, ui: Ui) -> None:
@@ -84,9 +89,9 @@ def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(root: P
     assert not any("mlflow.db" in argument for p in tree for argument in p.cmdline())
 
     number = experiment_id(root, ui.base, "e")
-    wanted = urllib.parse.unquote(runs_url(ui.base, number, "s").split("searchFilter=")[1])
+    wanted = urllib.parse.unquote(runs_url(ui.base, number, "s", GOAL).split("searchFilter=")[1].split("&")[0])
     found = MlflowClient(ui.base).search_runs([number], wanted)
-    assert sorted(run.info.status for run in found) == ["FAILED", "RUNNING"]
+    assert sorted(run.info.status for run in found) == ["FAILED"]
 
     request = urllib.request.Request(f"{ui.base}/api/2.0/mlflow/experiments/search", headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
