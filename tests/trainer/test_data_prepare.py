@@ -60,7 +60,7 @@ def test_bad_rows_are_refused_with_counts_rows_and_the_next_step(tmp_path: Path,
         _prepare(data(path), model, tmp_path)
     message = str(caught.value)
     assert f"2 rows have an empty response ({path}: 8, 12)" in message
-    assert f"1 row hold a value that is no text (a boolean, a number, null) ({path}: 4). chosen: a message" in message
+    assert f"1 row holds a value that is no text (a boolean, a number, null) ({path}: 4). chosen: a message" in message
     assert "equal chosen and rejected" in message
     assert "4 of 30 rows are bad" in message
     assert "data.bad_rows: skip, data.max_bad_share: 0.14" in message
@@ -86,7 +86,7 @@ def test_only_the_first_row_numbers_are_listed_but_all_are_counted(tmp_path: Pat
 def test_prompts_shared_between_train_and_evaluation(tmp_path: Path, model: ModelConfig) -> None:
     train = write_rows(tmp_path / "a.jsonl", good_rows(40))
     evaluation = write_rows(tmp_path / "b.jsonl", [chat("ask 5", "other", "answers"), *good_rows(3, "fresh")])
-    with pytest.raises(BadData, match=r"1 row of the training rows have a prompt that is evaluated too .*: 6\)"):
+    with pytest.raises(BadData, match=r"1 row has a prompt that is both trained on and evaluated .*: 6\)"):
         _prepare(data(train, eval=evaluation), model, tmp_path)
     found = _prepare(data(train, eval=evaluation, bad_rows="skip", max_bad_share=0.05), model, tmp_path)
     assert 6 not in found.train.rows

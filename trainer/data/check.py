@@ -76,7 +76,7 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
     ),
     "shared_prompt": (
         _B,
-        "of the training rows have a prompt that is evaluated too",
+        "have a prompt that is both trained on and evaluated",
         "remove them from one of the two, or leave data.eval out and let eval_share split by prompt",
     ),
     "no_rows": (_F, "no row is left", "give more rows, or another data.eval"),
@@ -89,6 +89,7 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
     "duplicate_row": (_N, "repeat an earlier row", ""),
     "contradiction": (_N, "prefer what another row of the same prompt rejects", ""),
 }
+_SINGULAR = {"are": "is", "have": "has"}
 
 
 def severity(kind: Kind) -> Severity:
@@ -113,7 +114,9 @@ class Finding(Frozen):
 
     def __str__(self) -> str:
         meaning = _MEANING[self.kind][1]
-        text = f"{self.count:,} row{'s' if self.count != 1 else ''} {meaning}" if self.count else meaning
+        verb, _, rest = meaning.partition(" ")
+        one = f"1 row {_SINGULAR.get(verb, verb + 's')} {rest}"
+        text = one if self.count == 1 else f"{self.count:,} rows {meaning}" if self.count else meaning
         by_source: dict[str, list[str]] = {}
         for source, row in self.rows:
             by_source.setdefault(source, []).append(str(row))

@@ -47,7 +47,9 @@ class Tokeniser:
         self._bos: int | None = tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
         self.ends: Counter[int] = Counter()
         """Special tokens with which responses ended before they were cut."""
-        self._specials = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special} | {self._eos}
+        added = tokenizer.added_tokens_decoder
+        self._closing = {*added, self._eos}
+        self._specials = {i for i, token in added.items() if token.special} | {self._eos}
 
     def __call__(self, rows: Sequence[Preference]) -> list[Tokens]:
         """One `Tokens` per row, in their order. TokenizerError for dialogues without a chat template."""
@@ -134,7 +136,7 @@ class Tokeniser:
         noticed: set[Notice] = set()
         for response in (out.chosen, out.rejected):
             last = next((i for i in reversed(response) if self._text(i).strip()), None)
-            if last is not None and last in self._specials:
+            if last is not None and last in self._closing:
                 self.ends[last] += 1
                 if self._eos not in response:
                     noticed.add(("other_end", f"They end with {self._text(last)!r}"))
