@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.errors import DataError, NoTrialCompleted, StorageRefused
+from orchestrator.errors import NoTrialCompleted, OrchestrateError
 from orchestrator.folders import existing
 from orchestrator.places import DATA_FILE
 from orchestrator.retention import model_of
@@ -15,24 +15,28 @@ from trainer.config import DataConfig, FileSource, GeneratedSource, HubSource, S
 from trainer.errors import TrialError
 
 
+class CannotExport(OrchestrateError):
+    """The place is taken, or the weights are not there."""
+
+
 def export(name: str, root: Path, to: Path, merge: bool) -> Path:
     """Write the best trial's model and its card into the new folder `to`; nothing is overwritten."""
     folder = existing(root, name)
     if to.exists():
-        raise StorageRefused(f"{to} exists already; nothing is overwritten")
+        raise CannotExport(f"{to} exists already; nothing is overwritten")
     with Study.open(folder) as study:
         spec, record = study.spec, study.best()
     if record is None:
         raise NoTrialCompleted(f"no trial of {name} has completed yet")
     model = model_of(folder, record)
     if model is None:
-        raise StorageRefused(f"the weights of trial {record.number} are no longer in {folder.trial(record.number)}")
+        raise CannotExport(f"the weights of trial {record.number} are no longer in {folder.trial(record.number)}")
     from trainer.export import export_model
 
     try:
         export_model(model, to, merge=merge)
     except TrialError as why:
-        raise DataError(str(why)) from why
+        raise CannotExport(str(why)) from why
     report = folder.path / DATA_FILE
     card = model_card(spec, record, report.read_text(encoding="utf-8") if report.is_file() else None, merged=merge)
     (to / "README.md").write_text(card, encoding="utf-8")

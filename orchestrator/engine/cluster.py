@@ -82,7 +82,7 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
 
     AuthenticationTokenLoader.instance().reset_cache()  # each cluster of a process has a token of its own
 
-    _quiet(folder / "driver.log")  # once it is imported: it sets its own loggers then
+    _quiet(folder / "driver.log")
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # workers inherit them; no need to write them down
     try:
         ray.init(
@@ -96,6 +96,7 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
             runtime_env={"env_vars": worker_environment(slots)},
             _temp_dir=str(place),
         )
+        _quiet(folder / "driver.log")  # again: starting, it cleared its loggers
         interrupt.listen()
         yield
     finally:

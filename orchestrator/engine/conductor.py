@@ -10,6 +10,7 @@ from types import TracebackType
 
 import yaml
 
+from orchestrator.engine.failures import FAILURE_FILE
 from orchestrator.engine.messages import End, EndKind, Job, Report
 from orchestrator.engine.stopping import Interrupt, Stop, StopKind
 from orchestrator.engine.view import View
@@ -25,6 +26,8 @@ SAME_BUGS = 3
 LOSSES = 3
 """Workers lost by one trial in one driver's life before the sweep stops, resumably."""
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
+_KEPT = ("trial.yaml", "samples.jsonl", FAILURE_FILE)
+"""Files of an attempt that tracking shows."""
 _ASK_SECONDS = 1.0
 
 
@@ -161,6 +164,9 @@ class Conductor:
         tags = {"state": outcome.state.value, "reason": outcome.reason}
         tags |= {"failure": outcome.failure.value} if outcome.failure else {}
         tags |= {"diverged": "true"} if outcome.diverged else {}
+        for name in _KEPT:
+            if (live.job.folder / name).is_file():
+                self._sink.artifact(run, live.job.folder / name)
         self._sink.end(run, status=_STATUS[outcome.state], tags=tags, at=time.time())
         record = self._study.close(live.trial, outcome)
         if record.state is not outcome.state:  # the study knows better, e.g. a goal never reported
@@ -173,7 +179,8 @@ class Conductor:
         self._on_closed(record)
 
     def _release(self, live: _Live) -> None:
-        self._sink.tag(str(live.trial.number), {"state": "INTERRUPTED"})
+        tags = {"state": "INTERRUPTED"}
+        self._sink.end(str(live.trial.number), status="KILLED", tags=tags, at=time.time())
         self._study.release(live.trial)
         del self._live[live.job.id]
 

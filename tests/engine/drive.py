@@ -1,0 +1,35 @@
+"""A driver as a process of its own, for tests that kill it: `python drive.py ROOT`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder
+
+from orchestrator import lock
+from orchestrator.engine.cluster import Slots, cluster
+from orchestrator.engine.stopping import Interrupt
+from orchestrator.engine.tuner import run_trials
+from orchestrator.errors import OrchestrateError
+from orchestrator.study.study import Study
+
+
+def main(root: Path) -> str:
+    folder = sweep_folder(root)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    slots = Slots(count=2, gpus=0.0, threads=1)
+    with lock.hold(folder), Interrupt(lambda: "farewell") as interrupt:
+        study = Study.open(folder) if folder.database.exists() else Study.create(folder, make_spec(4))
+        with cluster(folder.path / "ray", slots, interrupt):
+            sink = ListSink(root / "sink.jsonl")
+            stop = run_trials(study, sink, SilentView(), interrupt, slots, opened=ScriptedWorkshop)
+        return stop.kind.value
+
+
+if __name__ == "__main__":
+    try:
+        print(main(Path(sys.argv[1])))
+    except OrchestrateError as error:
+        print(error, file=sys.stderr)
+        sys.exit(int(error.code))

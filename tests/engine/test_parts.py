@@ -1,0 +1,96 @@
+"""What needs no Ray: slots, failures, attempts."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+from scripted import METRIC, ScriptedWorkshop, make_spec, write_script
+
+from orchestrator.engine.attempt import Attempt
+from orchestrator.engine.cluster import plan_slots, worker_environment
+from orchestrator.engine.failures import ended_by
+from orchestrator.engine.messages import EndKind, Job
+from orchestrator.errors import SpecError
+from orchestrator.study.state import FailureKind
+
+
+@pytest.mark.parametrize(
+    ("resources", "concurrency", "cpus", "gpus", "count"),
+    [
+        ({}, None, 2, 0, 2),
+        ({}, 1, 2, 0, 1),
+        ({}, 8, 2, 0, 2),
+        ({"cpus_per_trial": 0.5}, None, 2, 0, 4),
+        ({"cpus_per_trial": 2}, None, 2, 0, 1),
+        ({}, None, 2, 8, 8),
+        ({"gpus_per_trial": 0.5}, None, 2, 2, 4),
+        ({"gpus_per_trial": 2}, None, 16, 8, 4),
+        ({"gpus_per_trial": 0}, None, 3, 8, 3),
+    ],
+)
+def test_slots(resources: dict[str, float], concurrency: int | None, cpus: int, gpus: int, count: int) -> None:
+    spec = make_spec(resources=resources, budget={"concurrency": concurrency})
+    assert plan_slots(spec, cpus=cpus, gpus=gpus).count == count
+
+
+def test_a_trial_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(SpecError, match="1 GPUs; this machine has 2 CPUs and 0 GPUs"):
+        plan_slots(make_spec(resources={"gpus_per_trial": 1}), cpus=2, gpus=0)
+
+
+def test_a_worker_takes_no_secret_through_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "canary")
+    assert "canary" not in str(worker_environment(plan_slots(make_spec(), cpus=2, gpus=0)))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "failure"),
+    [
+        (MemoryError(), EndKind.FAILED, FailureKind.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), EndKind.FAILED, FailureKind.OUT_OF_MEMORY),
+        (KeyError("x"), EndKind.FAILED, FailureKind.BUG),
+        (OSError(errno.ENOSPC, "No space left on device"), EndKind.NO_DISK, None),
+        (FileNotFoundError(errno.ENOENT, "gone"), EndKind.FAILED, FailureKind.BUG),
+    ],
+)
+def test_exceptions_as_data(tmp_path: Path, error: Exception, kind: EndKind, failure: FailureKind | None) -> None:
+    end = ended_by(error, tmp_path)
+    assert (end.kind, end.failure) == (kind, failure)
+    assert (tmp_path / "failure.txt").exists() == (kind is EndKind.FAILED)
+
+
+def _attempt(tmp_path: Path, **script: object) -> tuple[Attempt, Job]:
+    write_script(tmp_path, **script)
+    job = Job("0", 1, make_spec().base.model_dump_json(), tmp_path / "trials" / "0000" / "1")
+    workshop = ScriptedWorkshop(tmp_path / "cache")
+    return Attempt(job, lambda: workshop, patience=0.2), job
+
+
+def test_points_come_back_at_once_after_an_evaluation(tmp_path: Path) -> None:
+    attempt, _ = _attempt(tmp_path, steps=4)
+    reports = [attempt.pull() for _ in range(4)]
+    assert [[p.step for p in r.points] for r in reports] == [[0], [1, 2], [3, 4], []]
+    assert METRIC in reports[1].points[-1].metrics
+    assert reports[-1].end is not None
+    assert reports[-1].end.kind is EndKind.FINISHED
+
+
+def test_asked_before_it_began_it_loads_nothing(tmp_path: Path) -> None:
+    attempt, job = _attempt(tmp_path)
+    job.ask_to_stop()
+    report = attempt.pull()
+    assert report.end is not None
+    assert report.end.kind is EndKind.RELEASED
+    assert report.counters == {}
+
+
+def test_two_processes_never_work_on_one_trial(tmp_path: Path) -> None:
+    first, _ = _attempt(tmp_path)
+    first.pull()
+    second, _ = _attempt(tmp_path)
+    end = second.pull().end
+    assert end is not None
+    assert "another process" in end.reason
+    first.close()
