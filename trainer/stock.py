@@ -31,8 +31,10 @@ class Stock:
         """The tokenised pairs, and the tokenizer that made them."""
         key = digest_of([data.model_dump(mode="json"), model.model_dump(mode="json")])
         if self._data is None or self._data[0] != key:
-            tokenizer = load_tokenizer(model, data, self._cache)
-            self._data = (key, prepare(data, model, self._cache, tokenizer), tokenizer)
+            # A generated model is made on the way, and transformers saves models in the first process only.
+            with self._world.accelerator.main_process_first():
+                tokenizer = load_tokenizer(model, data, self._cache)
+                self._data = (key, prepare(data, model, self._cache, tokenizer), tokenizer)
             self.counters["data_loaded"] += 1
         return self._data[1], self._data[2]
 
@@ -40,7 +42,8 @@ class Stock:
         """The model with its start weights, at rest."""
         if self._live is None or self._live[0] != config:
             self.drop_model()  # before the next is loaded: two large ones would not fit
-            place = locate(config, self._cache)
+            with self._world.accelerator.main_process_first():
+                place = locate(config, self._cache)
             model = load_model(config, place, self._world.device, trust_remote_code=self._trust)
             self._live = (config, LiveModel(model, config, model_identity(config, place)))
             self.counters["model_loaded"] += 1
