@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from scripted import sweep_folder, write_script
 
 from orchestrator.study.records import TrialRecord
@@ -101,6 +102,7 @@ def test_ctrl_c_checkpoints_and_the_next_driver_finishes_exactly(tmp_path: Path)
     assert len(lines) == len(set(lines)), "nothing was trained twice"
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
     write_script(tmp_path, steps=STEPS, pause=3.0)
     driver = drive(tmp_path)
