@@ -19,6 +19,7 @@ from trainer.report import Point
 
 _REFRESH_SECONDS = 0.5
 _ROWS_KEPT_FREE = 8
+_PIPED = 160
 
 
 class _Seen:
@@ -215,6 +216,12 @@ def summary(spec: SweepSpec, views: Sequence[TrialView], console: Console, *, st
     start = next((v.values(spec.goal.metric)[0] for v in ordered if v.values(spec.goal.metric)), None)
     if start is not None and best.value is not None:
         console.print(Text(f"The start model had {spec.goal.metric}={show(start)}.", style="dim"))
+
+
+def wide_console() -> Console:
+    """Standard output; piped, no line is broken to fit a terminal that is not there."""
+    console = Console()
+    return console if console.is_terminal else Console(width=_PIPED)
 
 
 def open_view(

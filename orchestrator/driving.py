@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from dashboards.frame import TrialView
-from dashboards.terminal import summary
+from dashboards.terminal import summary, wide_console
 from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.stage import StageWorker
@@ -91,7 +91,7 @@ def farewell(folder: SweepFolder, spec: SweepSpec, ended: Stop, talk: Console) -
             records = study.trials()
             views = [_view_of(study, record) for record in records]
         report = load_report(folder)
-        summary(spec, views, Console(), steps=None if report is None else steps_of(spec.base, report))
+        summary(spec, views, wide_console(), steps=None if report is None else steps_of(spec.base, report))
     any_complete = any(r.value is not None for r in records)
     if ended.text and ended.kind is not StopKind.FINISHED:
         talk.print(f"{ended.kind.value}: {ended.text}", markup=False, soft_wrap=True)

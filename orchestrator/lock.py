@@ -8,20 +8,25 @@ import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TextIO
 from pathlib import Path
 
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
+
+_GLANCE_SECONDS = 0.5
+"""`status` holds the lock for a moment to see whether anybody drives."""
 
 
 @contextmanager
 def hold(folder: SweepFolder) -> Generator[None]:
     """Be the sweep's driver while entered; SweepHeld, naming the holder, when another process is."""
     with folder.lock.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SweepHeld(folder.name, _told(folder.lock)) from None
+        deadline = time.monotonic() + _GLANCE_SECONDS
+        while not _locked(file):
+            if time.monotonic() > deadline:
+                raise SweepHeld(folder.name, _told(folder.lock))
+            time.sleep(0.02)
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}, boot {_boot()}")
         file.flush()
@@ -39,6 +44,14 @@ def holder(folder: SweepFolder) -> str | None:
         except BlockingIOError:
             return _told(folder.lock)
     return None
+
+
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _told(path: Path) -> str:

@@ -111,10 +111,9 @@ def train_start_model(
     config = sft_config(spec)
     if config is None:
         return None
-    fingerprint = report.fingerprint
     if config.data != spec.base.data:
-        fingerprint = DataReport.model_validate_json(worker.prepare(config)).fingerprint
-    key = worker.key(config, fingerprint)
+        report = DataReport.model_validate_json(worker.prepare(config))
+    key = worker.key(config, report.fingerprint)
     place = folder.cache / "sft" / key / "run"
     place.mkdir(parents=True, exist_ok=True)
     (place / "trial.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
