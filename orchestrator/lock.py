@@ -8,8 +8,8 @@ import socket
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import TextIO
 from pathlib import Path
+from typing import TextIO
 
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder

@@ -17,8 +17,8 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import AttentionInterface
 
 NAME = "prefsweep_packed"
-BLOCK = 128
-"""Queries per block: measured best of 64, 128 and 256 on CPU."""
+BLOCK = 96
+"""Queries per block: measured best on CPU, by little, of 32 to 256."""
 KEEP_BYTES = 64 * 2**20
 """Probabilities of a layer up to this size are kept for backward; larger ones are computed again there."""
 
@@ -118,9 +118,9 @@ def _keys(tensor: Tensor, strand: _Strand) -> Tensor:
 
 
 @lru_cache(maxsize=BLOCK)
-def _later(queries: int, device: torch.device) -> Tensor:
-    """[queries, queries] True where key j comes after query i."""
-    return torch.ones(queries, queries, dtype=torch.bool, device=device).triu(1)
+def _later(queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[queries, queries] -inf where key j comes after query i, else 0: added, as filling by a mask is slower."""
+    return torch.full((queries, queries), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
 def _outside(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
@@ -128,26 +128,25 @@ def _outside(queries: int, keys: int, window: int, device: torch.device) -> Tens
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries - window)
 
 
-def _probabilities(query: Tensor, key: Tensor, rule: _Rule) -> tuple[Tensor, Tensor | None]:
-    """[kv, group, b, n] softmax of a block's scores, and d(capped score)/d(score) where there is a softcap.
+def _probabilities(query: Tensor, key: Tensor, group: int, rule: _Rule) -> tuple[Tensor, Tensor | None]:
+    """[kv, group * b, n] softmax of a block's scores, and d(capped score)/d(score) where there is a softcap.
 
-    query [kv, group, b, D]; key [kv, n, D], of which the last b are the queries' own.
+    query [kv, group * b, D], already scaled; key [kv, n, D], of which the last b are the queries' own.
     """
-    kv, group, b, _ = query.shape
-    n = key.shape[1]
-    scores = torch.baddbmm(
-        query.new_empty(1, 1, 1), query.reshape(kv, group * b, -1), key.transpose(1, 2), beta=0, alpha=rule.scale
-    ).view(kv, group, b, n)
+    scores = torch.bmm(query, key.transpose(1, 2))
     slope = None
     if rule.softcap is not None:
-        squashed = torch.tanh(scores / rule.softcap)
-        scores, slope = squashed * rule.softcap, 1 - squashed * squashed
-    scores[..., n - b :].masked_fill_(_later(b, query.device), -torch.inf)
+        squashed = scores.div_(rule.softcap).tanh_()
+        slope = 1 - squashed * squashed
+        scores = squashed.mul_(rule.softcap)
+    b, n = query.shape[1] // group, key.shape[1]
+    by_query = scores.view(-1, b, n)
+    by_query[:, :, n - b :].add_(_later(b, scores.dtype, scores.device))
     if rule.window is not None and n > rule.window:
-        scores.masked_fill_(_outside(b, n, rule.window, query.device), -torch.inf)
-    if query.dtype in (torch.float32, torch.float64):
+        by_query.masked_fill_(_outside(b, n, rule.window, query.device), -torch.inf)
+    if scores.dtype in (torch.float32, torch.float64):
         return torch.softmax(scores, dim=-1), slope
-    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype), slope
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype), slope
 
 
 class _PackedAttention(torch.autograd.Function):
@@ -155,7 +154,7 @@ class _PackedAttention(torch.autograd.Function):
     def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, plan: PackedPlan, rule: _Rule) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
             out, kept = _forward(query, key, value, plan, rule, any(ctx.needs_input_grad))  # pyright: ignore
-        ctx.save_for_backward(query, key, value, out, *kept)
+        ctx.save_for_backward(query, key, value, *kept)
         ctx.plan, ctx.rule = plan, rule  # pyright: ignore[reportAttributeAccessIssue]
         return out
 
@@ -165,83 +164,73 @@ class _PackedAttention(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         (grad,) = grad_outputs
-        query, key, value, out, *kept = ctx.saved_tensors
+        query, key, value, *kept = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):
-            return (*_backward(query, key, value, out, grad, kept, ctx.plan, ctx.rule), None, None)
+            return (*_backward(query, key, value, grad, kept, ctx.plan, ctx.rule), None, None)
 
 
-def _grouped(tensor: Tensor, groups: int) -> Tensor:
-    """[1, heads, T, D] as [kv heads, group, T, D]."""
-    return tensor[0].unflatten(0, (groups, -1))
+def _blocks(strand: _Strand) -> list[tuple[slice, int]]:
+    """The strand's blocks of queries: where they lie, and how many keys of the strand they see."""
+    ends = (*range(strand.begin + BLOCK, strand.end, BLOCK), strand.end)
+    starts = range(strand.begin, strand.end, BLOCK)
+    return [(slice(low, high), strand.shared + high - strand.begin) for low, high in zip(starts, ends, strict=True)]
+
+
+def _folded(block: Tensor) -> Tensor:
+    """[kv, group, b, D] as [kv, group * b, D]: the queries that share keys in one product."""
+    return block[:, 0] if block.shape[1] == 1 else block.flatten(1, 2)
+
+
+def _grouped(tensor: Tensor, kv: int) -> Tensor:
+    """[heads, T, D] as [kv, group, T, D]."""
+    return tensor.unflatten(0, (kv, -1))
 
 
 def _forward(
     query: Tensor, key: Tensor, value: Tensor, plan: PackedPlan, rule: _Rule, differentiate: bool
 ) -> tuple[Tensor, list[Tensor]]:
     _, heads, length, _ = query.shape
-    kv = key.shape[1]
+    kv, group = key.shape[1], query.shape[1] // key.shape[1]
     out = query.new_empty(1, length, heads, value.shape[-1])
-    target, q = _grouped(out.transpose(1, 2), kv), _grouped(query, kv)
+    target, q = _grouped(out[0].transpose(0, 1), kv), _grouped(query[0] * rule.scale, kv)
     scores = sum((s.end - s.begin) * (s.shared + (s.end - s.begin + BLOCK) // 2) for s in _strands(plan)) * heads
     keep = differentiate and rule.softcap is None and scores * query.element_size() <= KEEP_BYTES
     kept: list[Tensor] = []
     for strand in _strands(plan):
         k, v = _keys(key[0], strand), _keys(value[0], strand)
-        for low in range(0, strand.end - strand.begin, BLOCK):
-            high = min(low + BLOCK, strand.end - strand.begin)
-            block = slice(strand.begin + low, strand.begin + high)
-            seen = strand.shared + high
-            probabilities, _ = _probabilities(q[:, :, block], k[:, :seen], rule)
-            found = torch.bmm(probabilities.view(kv, -1, seen), v[:, :seen])
-            target[:, :, block] = found.view(kv, -1, high - low, found.shape[-1])
+        for block, seen in _blocks(strand):
+            probabilities, _ = _probabilities(_folded(q[:, :, block]), k[:, :seen], group, rule)
+            target[:, :, block] = torch.bmm(probabilities, v[:, :seen]).unflatten(1, (group, -1))
             if keep:
                 kept.append(probabilities)
     return out, kept
 
 
 def _backward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    grad: Tensor,
-    kept: list[Tensor],
-    plan: PackedPlan,
-    rule: _Rule,
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, kept: list[Tensor], plan: PackedPlan, rule: _Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
-    kv = key.shape[1]
+    kv, group = key.shape[1], query.shape[1] // key.shape[1]
     d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
-    q, dq = _grouped(query, kv), _grouped(d_query, kv)
-    g, o = _grouped(grad.transpose(1, 2), kv), _grouped(out.transpose(1, 2), kv)
-    number = 0
-    for strand in _strands(plan):
+    q, dq, g = (_grouped(t, kv) for t in (query[0] * rule.scale, d_query[0], grad[0].transpose(0, 1)))
+    for strand in reversed(list(_strands(plan))):
         k, v = _keys(key[0], strand), _keys(value[0], strand)
-        # A strand that shares a prompt gathers its keys' gradients apart, others write where they belong.
-        own = slice(strand.begin, strand.end)
-        dk, dv = (torch.zeros_like(k), torch.zeros_like(v)) if strand.shared else (d_key[0, :, own], d_value[0, :, own])
-        for low in range(0, strand.end - strand.begin, BLOCK):
-            high = min(low + BLOCK, strand.end - strand.begin)
-            block = slice(strand.begin + low, strand.begin + high)
-            seen, rows = strand.shared + high, q.shape[1] * (high - low)
-            q_block, g_block = q[:, :, block], g[:, :, block].reshape(kv, rows, -1)
-            if kept:
-                probabilities, slope = kept[number], None
-            else:
-                probabilities, slope = _probabilities(q_block, k[:, :seen], rule)
-            number += 1
-            p = probabilities.view(kv, rows, seen)
-            delta = (g_block * o[:, :, block].reshape(kv, rows, -1)).sum(-1, keepdim=True)
-            dv[:, :seen].baddbmm_(p.transpose(1, 2), g_block)
-            ds = torch.bmm(g_block, v[:, :seen].transpose(1, 2)).sub_(delta).mul_(p)
+        sums: tuple[Tensor, Tensor] | None = None
+        # The last block sees every key of the strand: its gradients are the sums that the others add to.
+        for block, seen in reversed(_blocks(strand)):
+            q_rows, g_rows = _folded(q[:, :, block]), _folded(g[:, :, block])
+            p, slope = (kept.pop(), None) if kept else _probabilities(q_rows, k[:, :seen], group, rule)
+            dp = torch.bmm(g_rows, v[:, :seen].transpose(1, 2))
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             if slope is not None:
-                ds.mul_(slope.view(kv, rows, seen))
-            q_rows = q_block.reshape(kv, rows, -1)
-            dk[:, :seen].baddbmm_(ds.transpose(1, 2), q_rows, alpha=rule.scale)
-            found = torch.baddbmm(q.new_empty(1, 1, 1), ds, k[:, :seen], beta=0, alpha=rule.scale)
-            dq[:, :, block] = found.view(kv, -1, high - low, found.shape[-1])
-        if strand.shared:
-            prompt = slice(strand.prompt, strand.prompt + strand.shared)
-            for whole, part in ((d_key[0], dk), (d_value[0], dv)):
-                whole[:, prompt] += part[:, : strand.shared]
-                whole[:, own] += part[:, strand.shared :]
-    return d_query, d_key, d_value
+                ds.mul_(slope)
+            dq[:, :, block] = torch.bmm(ds, k[:, :seen]).unflatten(1, (group, -1))
+            dk, dv = torch.bmm(ds.transpose(1, 2), q_rows), torch.bmm(p.transpose(1, 2), g_rows)
+            if sums is None:
+                sums = dk, dv
+            else:
+                sums[0][:, :seen] += dk
+                sums[1][:, :seen] += dv
+        for whole, part in zip((d_key[0], d_value[0]), sums or (), strict=True):
+            whole[:, strand.prompt : strand.prompt + strand.shared] += part[:, : strand.shared]
+            whole[:, strand.begin : strand.end] += part[:, strand.shared :]
+    return d_query.mul_(rule.scale), d_key, d_value
