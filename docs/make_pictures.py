@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 import shutil
 import subprocess
 import sys
@@ -39,7 +39,7 @@ def terminal(name: str, to: Path) -> None:
         for view in views:
             view.add(study.points(view.record.number))
         steps = study.spec.base.training.max_steps
-        console = Console(record=True, width=118, file=Path(os.devnull).open("w"), force_terminal=True)
+        console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
         summary(study.spec, views, console, steps=steps)
     console.save_svg(str(to), title=f"orchestrate sweep sweeps/{name}.yaml")
 
