@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from trainer.attention import CannotAttend
 from trainer.body import attending, hidden_states
 from trainer.layout import Batch, Tokens, pack, separate
-from trainer.logps import Head, sequence_logps
+from trainer.logps import Head, Rows, sequence_logps
 
 VERIFIED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"})
 """Model types whose packed and separate results are compared by the tests; others are compared when they are loaded."""
@@ -43,7 +43,7 @@ def check_head(core: PreTrainedModel, head: Head) -> None:
         return
     batch = separate(_probe(core)).to(head.weight.device)
     with torch.no_grad():
-        ours = sequence_logps(hidden_states(core, core, batch), batch, head, rows=64)
+        ours = sequence_logps(hidden_states(core, core, batch), batch, head, Rows(64, 64))
         logits = core(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         every = logits.flatten(0, 1)[batch.rows].float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     found, expected = ours.chosen.sum() + ours.rejected.sum(), every.double().sum()

@@ -198,7 +198,8 @@ def _forward(
     kept: list[Tensor] = []
     for strand in _strands(plan):
         k, v = _keys(key[0], strand), _keys(value[0], strand)
-        for block, seen in _blocks(strand):
+        # Last block first, as backward wants them.
+        for block, seen in reversed(_blocks(strand)):
             probabilities, _ = _probabilities(_folded(q[:, :, block]), k[:, :seen], group, rule)
             target[:, :, block] = torch.bmm(probabilities, v[:, :seen]).unflatten(1, (group, -1))
             if keep:
@@ -210,15 +211,16 @@ def _backward(
     query: Tensor, key: Tensor, value: Tensor, grad: Tensor, kept: list[Tensor], plan: PackedPlan, rule: _Rule
 ) -> tuple[Tensor, Tensor, Tensor]:
     kv, group = key.shape[1], query.shape[1] // key.shape[1]
-    d_query, d_key, d_value = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+    d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     q, dq, g = (_grouped(t, kv) for t in (query[0] * rule.scale, d_query[0], grad[0].transpose(0, 1)))
-    for strand in reversed(list(_strands(plan))):
+    saved = iter(kept)
+    for strand in _strands(plan):
         k, v = _keys(key[0], strand), _keys(value[0], strand)
         sums: tuple[Tensor, Tensor] | None = None
         # The last block sees every key of the strand: its gradients are the sums that the others add to.
         for block, seen in reversed(_blocks(strand)):
             q_rows, g_rows = _folded(q[:, :, block]), _folded(g[:, :, block])
-            p, slope = (kept.pop(), None) if kept else _probabilities(q_rows, k[:, :seen], group, rule)
+            p, slope = (next(saved), None) if kept else _probabilities(q_rows, k[:, :seen], group, rule)
             dp = torch.bmm(g_rows, v[:, :seen].transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             if slope is not None:
@@ -230,7 +232,9 @@ def _backward(
             else:
                 sums[0][:, :seen] += dk
                 sums[1][:, :seen] += dv
+        # A pair's own prompt and chosen come first and are set, its rejected strand then adds to the prompt's.
         for whole, part in zip((d_key[0], d_value[0]), sums or (), strict=True):
-            whole[:, strand.prompt : strand.prompt + strand.shared] += part[:, : strand.shared]
-            whole[:, strand.begin : strand.end] += part[:, strand.shared :]
+            whole[:, strand.begin : strand.end] = part[:, strand.shared :]
+            if strand.shared:
+                whole[:, strand.prompt : strand.prompt + strand.shared] += part[:, : strand.shared]
     return d_query.mul_(rule.scale), d_key, d_value

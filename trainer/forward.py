@@ -13,15 +13,16 @@ from torch import Tensor, nn
 from trainer.architecture import check_head, find_head, why_separate
 from trainer.body import attending, core_model, hidden_states
 from trainer.layout import Batch, TokenPair, pack, separate
-from trainer.logps import objective_loss, sequence_logps
+from trainer.logps import Rows, objective_loss, sequence_logps
 from trainer.loss_config import LossConfig
 from trainer.losses import coupled_loss, needs, pair_loss
 from trainer.pair_logps import LossTerms, Needs, Normaliser, PairLogps
 
 _log = logging.getLogger(__name__)
 
-CHUNK_BYTES = {"cpu": 64 * 2**20, "cuda": 2**30}
-"""Memory for one chunk of float32 logits, by device."""
+_TOGETHER_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
+_MOST_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
+"""Memory for one chunk of float32 logits, by device: of several pairs, and of one long pair."""
 
 
 class CannotPack(ValueError):
@@ -56,9 +57,9 @@ class PairModel:
         self,
         model: nn.Module,
         attention: Literal["auto", "packed", "separate"] = "auto",
-        chunk_rows: int | None = None,
+        rows: Rows | None = None,
     ) -> None:
-        """attention packed: CannotPack where the architecture cannot. chunk_rows: scored tokens per chunk of logits."""
+        """attention packed: CannotPack where the architecture cannot. rows: of logits at once, by default by memory."""
         self._model = model
         self._core = core_model(model)
         self._head = find_head(self._core)
@@ -71,9 +72,7 @@ class PairModel:
         self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
         self.why_separate = reason
         """Why the mode is not packed; None when it is."""
-        vocabulary = self._head.weight.shape[0]
-        budget = CHUNK_BYTES.get(self.device.type, CHUNK_BYTES["cuda"])
-        self.chunk_rows = chunk_rows or max(64, budget // (4 * vocabulary))
+        self.rows = rows or _rows(self.device.type, self._head.weight.shape[0])
         self.counters = Counters()
 
     @property
@@ -87,7 +86,7 @@ class PairModel:
         batch = self._layout(pairs, wanted)
         with torch.no_grad(), attending(self._core, batch):
             hidden = hidden_states(self._core, self._core, batch)
-        return sequence_logps(hidden, batch, self._head, self.chunk_rows, wanted.purity)
+        return sequence_logps(hidden, batch, self._head, self.rows, wanted.purity)
 
     def backward(
         self,
@@ -132,7 +131,7 @@ class PairModel:
                 batch,
                 self._head,
                 objective,
-                self.chunk_rows,
+                self.rows,
                 whole=wanted.whole_update and update is None,
                 purity=wanted.purity,
             )
@@ -145,6 +144,12 @@ class PairModel:
         self.counters.forwards += 1
         self.counters.tokens += batch.tokens
         return batch
+
+
+def _rows(device: str, vocabulary: int) -> Rows:
+    kind = device if device in _MOST_BYTES else "cuda"
+    together, most = (max(64, limit[kind] // (4 * vocabulary)) for limit in (_TOGETHER_BYTES, _MOST_BYTES))
+    return Rows(together, most)
 
 
 def _check_reference(reference: PairLogps, batch: Batch) -> None:

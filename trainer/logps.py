@@ -1,6 +1,7 @@
 """Hidden states to completion log-probs through the output layer, in chunks: the logits tensor is never made.
 
-Peak memory beyond inputs and gradients: chunk rows x vocabulary x 4 bytes, twice that with a softcap or bfloat16.
+Peak memory beyond inputs and gradients: rows x vocabulary x 4 bytes, where rows is the most that go together (`Rows`);
+half as much again in bfloat16, twice with a softcap.
 """
 
 from __future__ import annotations
@@ -38,13 +39,24 @@ class Head:
         return replace(self, weight=self.weight.detach().to(dtype), bias=bias)
 
 
-def sequence_logps(hidden: Tensor, batch: Batch, head: Head, rows: int, purity: bool = False) -> PairLogps:
-    """Log-probs of a batch's pairs without gradient. hidden [positions, hidden size]; at most `rows` rows at once."""
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How many scored tokens go through the output layer at once."""
+
+    together: int
+    """Pairs are grouped up to this many: few enough for the cache, many enough for the product."""
+    most: int
+    """A longer pair goes alone up to this many; beyond it is cut, and visited twice."""
+
+
+def sequence_logps(hidden: Tensor, batch: Batch, head: Head, rows: Rows, purity: bool = False) -> PairLogps:
+    """Log-probs of a batch's pairs without gradient. hidden [positions, hidden size]."""
     with torch.no_grad():
         product = head.for_product(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             pairs = slice(0, len(batch))
-            return _pair_logps(batch, pairs, _sums(hidden[batch.rows], batch, product, pairs, rows, purity))
+            room = _room(min(rows.together, len(batch.rows)), product)
+            return _pair_logps(batch, pairs, _sums(hidden[batch.rows], batch, product, pairs, room, purity))
 
 
 def objective_loss(
@@ -52,7 +64,7 @@ def objective_loss(
     batch: Batch,
     head: Head,
     objective: Objective,
-    rows: int,
+    rows: Rows,
     *,
     whole: bool = False,
     purity: bool = False,
@@ -60,8 +72,8 @@ def objective_loss(
     """The objective of a batch, with its gradient computed in the same visit of the vocabulary.
 
     hidden: [positions, hidden size], with history. Returns the scalar loss (its backward hands on gradients that are
-    already there) and the terms in the order of the pairs. Whole pairs go together in groups of at most `rows` scored
-    tokens. A longer pair, or a batch that the objective couples (`whole`), is visited twice: sums, then gradients.
+    already there) and the terms in the order of the pairs. Whole pairs go together, loss and gradient in one visit; a
+    pair beyond `rows.most`, or a batch that the objective couples (`whole`), is visited twice: sums, then gradients.
     """
     visit = _Visit(batch, head.for_product(hidden.device), objective, rows, whole, purity)
     selected = hidden.index_select(0, batch.rows)
@@ -74,7 +86,7 @@ class _Visit:
     batch: Batch
     head: Head
     objective: Objective
-    rows: int
+    rows: Rows
     whole: bool
     purity: bool
     terms: list[LossTerms] = field(default_factory=list[LossTerms])
@@ -87,10 +99,14 @@ class _Visit:
         groups: list[slice] = []
         first = 0
         for pair in range(1, last + 1):
-            if pair == last or edges[pair + 1] - edges[first] > self.rows:
+            if pair == last or edges[pair + 1] - edges[first] > self.rows.together:
                 groups.append(slice(first, pair))
                 first = pair
         return groups
+
+    def tokens(self, pairs: slice) -> int:
+        """Scored tokens of these pairs."""
+        return self.batch.pair_rows[pairs.stop] - self.batch.pair_rows[pairs.start]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +129,10 @@ class _HeadLoss(torch.autograd.Function):
         )
         with torch.autocast(selected.device.type, enabled=False):
             total = torch.zeros((), dtype=torch.float64, device=selected.device)
-            for pairs in visit.groups():
-                total += _visit_group(selected, visit, pairs, grads)
+            groups = visit.groups()
+            room = _room(min(visit.rows.most, max(visit.tokens(pairs) for pairs in groups)), visit.head)
+            for pairs in groups:
+                total += _visit_group(selected, visit, pairs, grads, room)
         dtypes = (selected.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.grads = [
             None if grad is None else grad.to(dtype)
@@ -140,13 +158,13 @@ def _accumulator(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
 
 
-def _visit_group(selected: Tensor, visit: _Visit, pairs: slice, grads: _Gradients) -> Tensor:
+def _visit_group(selected: Tensor, visit: _Visit, pairs: slice, grads: _Gradients, room: Tensor) -> Tensor:
     """Loss [] of the group's pairs; writes the gradient of its rows, adds to that of the weight."""
     batch, head = visit.batch, visit.head
     begin, end = batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop]
-    only = _scores(selected[begin:end], batch.targets[begin:end], head) if end - begin <= visit.rows else None
+    only = _scores(selected[begin:end], batch.targets[begin:end], head, room) if end - begin <= len(room) else None
     if only is None:
-        sums = _sums(selected, batch, head, pairs, visit.rows, visit.purity)
+        sums = _sums(selected, batch, head, pairs, room, visit.purity)
     else:
         sums = _segment_sums([only], batch, pairs, visit.purity)
     sums.logps.requires_grad_()
@@ -155,10 +173,10 @@ def _visit_group(selected: Tensor, visit: _Visit, pairs: slice, grads: _Gradient
         (slopes,) = torch.autograd.grad(terms.loss, sums.logps)
     visit.terms.append(replace(terms, loss=terms.loss.detach()))
     per_row = slopes.flatten()[batch.segments[begin:end] - pairs.start * len(SEGMENTS)].unsqueeze(1)
-    for low in range(begin, end, visit.rows):
-        high = min(low + visit.rows, end)
+    for low in range(begin, end, len(room)):
+        high = min(low + len(room), end)
         targets = batch.targets[low:high]
-        chunk = _scores(selected[low:high], targets, head) if only is None else only
+        chunk = _scores(selected[low:high], targets, head, room) if only is None else only
         _backward(chunk, targets, per_row[low - begin : high - begin], head, grads, slice(low, high))
     return terms.loss.detach()
 
@@ -168,7 +186,7 @@ def _visit_group(selected: Tensor, visit: _Visit, pairs: slice, grads: _Gradient
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Some rows after the output layer."""
+    """Some rows after the output layer. Its large tensor lies in the room, which the next chunk takes over."""
 
     hidden: Tensor
     """[r, hidden] in the dtype of the product."""
@@ -182,14 +200,21 @@ class _Chunk:
     """[r, vocabulary] d(capped logit) / d(logit), with a softcap."""
 
 
-def _scores(hidden: Tensor, targets: Tensor, head: Head) -> _Chunk:
+def _room(rows: int, head: Head) -> Tensor:
+    """[rows, vocabulary] in at least float32, for the logits of one chunk after the other: fresh pages are dear."""
+    weight = head.weight
+    return weight.new_empty(rows, weight.shape[0], dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
+def _scores(hidden: Tensor, targets: Tensor, head: Head, room: Tensor) -> _Chunk:
     """hidden [r, hidden size], targets [r] -> log-probs and what their gradient needs, with one exp per logit."""
-    hidden = hidden.to(head.weight.dtype)
-    if head.bias is None:
-        logits = torch.mm(hidden, head.weight.t())
+    hidden, logits = hidden.to(head.weight.dtype), room[: len(hidden)]
+    if head.weight.dtype == room.dtype:
+        torch.mm(hidden, head.weight.t(), out=logits)
     else:
-        logits = torch.addmm(head.bias, hidden, head.weight.t())
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        logits.copy_(torch.mm(hidden, head.weight.t()))
+    if head.bias is not None:
+        logits.add_(head.bias)
     if head.scale != 1.0:
         logits.mul_(head.scale)
     slope = None
@@ -205,24 +230,26 @@ def _scores(hidden: Tensor, targets: Tensor, head: Head) -> _Chunk:
 
 
 def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads: _Gradients, rows: slice) -> None:
-    """Turn d(loss)/d(log-prob) per row [r, 1] into gradients; uses the chunk up."""
-    slopes = per_row.to(chunk.share.dtype)
-    d_logits = chunk.share.mul_(-slopes / chunk.total)
-    d_logits.scatter_add_(1, targets.unsqueeze(1), slopes)
+    """Turn d(loss)/d(log-prob) per row [r, 1] into gradients; uses the chunk up.
+
+    d(loss)/d(logits) = factor * d_logits with d_logits = share - total at the target: the factor of each row goes into
+    the small sides of the products instead of the large one.
+    """
+    factor = -per_row.to(chunk.share.dtype) * head.scale / chunk.total
+    d_logits = chunk.share.scatter_add_(1, targets.unsqueeze(1), -chunk.total)
     if chunk.slope is not None:
         d_logits.mul_(chunk.slope)
-    if head.scale != 1.0:
-        d_logits.mul_(head.scale)
     if grads.bias is not None:
-        grads.bias.add_(d_logits.sum(0))
+        grads.bias.addmv_(d_logits.t(), factor.squeeze(1))
     product = d_logits.to(head.weight.dtype)
     if grads.hidden is not None:
-        grads.hidden[rows] = torch.mm(product, head.weight)
+        grads.hidden[rows] = torch.mm(product, head.weight).mul_(factor)
     if grads.weight is not None:
+        weighted = (chunk.hidden * factor).to(product.dtype)
         if grads.weight.dtype == product.dtype:
-            grads.weight.addmm_(product.t(), chunk.hidden)
+            grads.weight.addmm_(product.t(), weighted)
         else:
-            grads.weight.add_(torch.mm(product.t(), chunk.hidden))
+            grads.weight.add_(torch.mm(product.t(), weighted))
 
 
 # --- rows to sequences ------------------------------------------------------------------------------------------------
@@ -236,11 +263,11 @@ class _Sums:
     purity: Tensor | None
 
 
-def _sums(selected: Tensor, batch: Batch, head: Head, pairs: slice, rows: int, purity: bool) -> _Sums:
-    """Sums of these pairs, at most `rows` rows of logits at a time."""
+def _sums(selected: Tensor, batch: Batch, head: Head, pairs: slice, room: Tensor, purity: bool) -> _Sums:
+    """Sums of these pairs, as many rows at a time as there is room for."""
     end = batch.pair_rows[pairs.stop]
-    edges = [(low, min(low + rows, end)) for low in range(batch.pair_rows[pairs.start], end, rows)]
-    chunks = (_scores(selected[low:high], batch.targets[low:high], head) for low, high in edges)
+    edges = [(low, min(low + len(room), end)) for low in range(batch.pair_rows[pairs.start], end, len(room))]
+    chunks = (_scores(selected[low:high], batch.targets[low:high], head, room) for low, high in edges)
     return _segment_sums(chunks, batch, pairs, purity)
 
 

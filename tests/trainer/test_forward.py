@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PreTrai
 from trainer.architecture import VERIFIED, UnsupportedHead
 from trainer.forward import CannotPack, PairModel
 from trainer.layout import pack, separate
+from trainer.logps import Rows
 from trainer.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
 from trainer.losses import needs
 from trainer.pair_logps import LossTerms, Needs, Normaliser, PairLogps
@@ -105,8 +106,8 @@ def test_gradients_do_not_depend_on_micro_batches(attention: str, loss: LossConf
 def test_chunks_of_the_output_layer_do_not_matter() -> None:
     model, pairs = tiny_model(), make_pairs(6)
     _, right = step(model, pairs)
-    for rows in (7, 64):
-        _, found = step(model, pairs, chunk_rows=rows)
+    for rows in (Rows(7, 7), Rows(7, 64), Rows(64, 64)):
+        _, found = step(model, pairs, rows=rows)
         assert worst(found, right) < 1e-5
 
 

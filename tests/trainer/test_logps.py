@@ -12,7 +12,7 @@ from oracle import make_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.layout import SEGMENTS, Batch, pack
-from trainer.logps import Head, objective_loss, sequence_logps
+from trainer.logps import Head, Rows, objective_loss, sequence_logps
 from trainer.loss_config import LossConfig, SimpoLoss
 from trainer.losses import needs, pair_loss
 from trainer.pair_logps import LossTerms, Normaliser, PairLogps
@@ -84,7 +84,7 @@ def grads(hidden: torch.Tensor, head: Head) -> list[torch.Tensor]:
 @pytest.mark.parametrize("rows", [3, 40, 10_000])
 def test_logps_are_those_of_the_full_logits(kind: str, rows: int) -> None:
     hidden, batch, head = made(kind)
-    found = sequence_logps(hidden, batch, head, rows, purity=True).columns()
+    found = sequence_logps(hidden, batch, head, Rows(rows, rows), purity=True).columns()
     expected = plain_logps(hidden, batch, head).columns()
     assert found.keys() == expected.keys()
     for name in expected:
@@ -117,7 +117,9 @@ def check(loss: LossConfig, kind: str, rows: int) -> None:
         return pair_loss(loss, replace(part, reference=None if reference is None else reference.rows(pairs)), norm)
 
     asked = needs(loss)
-    total, terms = objective_loss(hidden, batch, head, objective, rows, whole=asked.whole_update, purity=asked.purity)
+    total, terms = objective_loss(
+        hidden, batch, head, objective, Rows(rows, rows), whole=asked.whole_update, purity=asked.purity
+    )
     total.backward()
     assert float(total) == pytest.approx(float(expected.loss), rel=1e-10)
     whole = LossTerms.cat(terms)
@@ -131,7 +133,7 @@ def test_the_incoming_gradient_multiplies() -> None:
     hidden, batch, head = made("plain")
     results = []
     for factor in (1.0, -2.5):
-        total, _ = objective_loss(hidden, batch, head, simpo(batch), 50)
+        total, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(50, 50))
         (factor * total).backward()
         results.append(grads(hidden, head))
     for one, other in zip(*results, strict=True):
@@ -140,12 +142,12 @@ def test_the_incoming_gradient_multiplies() -> None:
 
 def test_a_frozen_output_layer_gets_no_gradient() -> None:
     hidden, batch, head = made("bias")
-    expected, _ = objective_loss(hidden, batch, head, simpo(batch), 50)
+    expected, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(50, 50))
     expected.backward()
     right = grads(hidden, head)[0]
     assert head.bias is not None
     frozen = replace(head, weight=head.weight.detach(), bias=head.bias.detach())
-    total, _ = objective_loss(hidden, batch, frozen, simpo(batch), 50)
+    total, _ = objective_loss(hidden, batch, frozen, simpo(batch), Rows(50, 50))
     total.backward()
     (found,) = grads(hidden, head)
     torch.testing.assert_close(found, right)
@@ -157,7 +159,7 @@ def test_reduced_precision_accumulates_in_float32() -> None:
     hidden, batch, head = made("plain", torch.bfloat16)
     found = []
     for rows in (20, 10_000):
-        total, _ = objective_loss(hidden, batch, head, simpo(batch), rows)
+        total, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(rows, rows))
         total.backward()
         assert total.dtype == torch.float64
         found.append(grads(hidden, head))
@@ -196,8 +198,10 @@ def test_no_tensor_of_tokens_times_vocabulary_is_ever_made(rows: int) -> None:
     head = Head(torch.randn(vocabulary, 8, requires_grad=True))
     norm = Normaliser(len(pairs), sum(batch.chosen_tokens))
     with Largest() as seen:
-        sequence_logps(hidden, batch, head, rows)
-        total, _ = objective_loss(hidden, batch, head, lambda part, _: pair_loss(SimpoLoss(), part, norm), rows)
+        sequence_logps(hidden, batch, head, Rows(rows, rows))
+        total, _ = objective_loss(
+            hidden, batch, head, lambda part, _: pair_loss(SimpoLoss(), part, norm), Rows(rows, rows)
+        )
         total.backward()
     assert len(batch.rows) > 2 * rows
     assert seen.numel <= rows * vocabulary
