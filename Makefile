@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test quickstart test lint types imports pytest test-slow format clean
+.PHONY: help install install-test quickstart test lint types imports pytest test-slow bench pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -44,6 +44,12 @@ pytest: install-test
 
 test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
+
+bench: install ## The same grid with TRL and with this, side by side (about half an hour)
+	$(BIN)/python -m benchmarks.three_ways
+
+pictures: install ## The README's pictures, from the quickstart in runs/ (needs Chromium)
+	$(BIN)/python docs/make_pictures.py
 
 format: install-test ## Format the code
 	$(BIN)/ruff check --fix .

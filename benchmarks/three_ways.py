@@ -47,7 +47,7 @@ def trials_of(method: str) -> list[dict[str, float]]:
 
 def trl_files(method: str, material: Material, folder: Path) -> list[Path]:
     """One JSON per trial for `benchmarks.trl_trial`, the rows in the order in which our trials see them."""
-    from trainer.schedule import Order
+    from trainer.training.schedule import Order
 
     rows = material.train.read_text().splitlines()
     order = Order(len(rows), PAIRS, 42)

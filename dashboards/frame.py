@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.spec.sweep import Goal
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import TrialState
 from trainer.report import Point
@@ -42,17 +41,6 @@ class TrialView:
         """The newest update seen."""
         newest = max((course[-1][0] for course in self.courses.values() if course), default=0)
         return max(newest, self.record.step)
-
-
-def ranking(records: Sequence[TrialRecord], goal: Goal) -> list[TrialRecord]:
-    """Complete trials, best first; equal values in order of number. Non-finite values never rank."""
-    sign = -1.0 if goal.direction == "maximize" else 1.0
-    done = [(sign * r.value, r.number, r) for r in records if _ranks(r) and r.value is not None]
-    return [record for _, _, record in sorted(done, key=lambda row: row[:2])]
-
-
-def _ranks(record: TrialRecord) -> bool:
-    return record.state is TrialState.COMPLETE and record.value is not None and math.isfinite(record.value)
 
 
 def counts(records: Iterable[TrialRecord]) -> dict[TrialState, int]:

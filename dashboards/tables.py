@@ -9,9 +9,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.frame import TrialView, ranking, short_names, show
+from dashboards.frame import TrialView, short_names, show
 from dashboards.sparks import bar, sparkline
+from orchestrator.engine.view import StepsOf
 from orchestrator.spec.sweep import Goal
+from orchestrator.study.ranking import ranking
 from orchestrator.study.state import TrialState
 
 _STYLE = {
@@ -34,9 +36,9 @@ def state_text(view: TrialView) -> Text:
 
 
 def trial_table(
-    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, *, steps: int | None, width: int
+    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, *, steps: StepsOf | None, width: int
 ) -> RenderableType:
-    """One row a trial; on narrow terminals the reasons stand below. `steps`: updates of a trial where known."""
+    """One row a trial; on narrow terminals the reasons stand below. `steps`: updates by params."""
     short = short_names(paths)
     roomy = width >= _ROOMY
     best = next(iter(ranking([v.record for v in views], goal)), None)
@@ -55,7 +57,8 @@ def trial_table(
         first = best is not None and best is view.record
         row = [Text(f"★ {view.record.number}" if first else str(view.record.number)), state_text(view)]
         row += [Text(show(view.record.params.get(path))) for path in paths]
-        row += [_progress(view, steps, roomy), _goal_cell(view, goal, first)]
+        of = None if steps is None else steps(view.record.params)
+        row += [_progress(view, of, roomy), _goal_cell(view, goal, first)]
         if roomy:
             row += [Text(sparkline(view.values(MARGINS)), style="blue"), _accuracy(view)]
             row += [Text(_remark(view, first))]

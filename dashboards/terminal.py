@@ -9,10 +9,12 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from dashboards.frame import TrialView, counts, ranking, show, show_params
+from dashboards.frame import TrialView, counts, show, show_params
 from dashboards.sparks import bar, duration
 from dashboards.tables import ACCURACIES, MARGINS, trial_table
+from orchestrator.engine.view import StepsOf
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.ranking import ranking
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import TrialState
 from trainer.report import Point
@@ -25,11 +27,11 @@ _PIPED = 160
 class _Seen:
     """What a view knows of the sweep so far."""
 
-    def __init__(self, spec: SweepSpec, total: int | None, steps: int | None) -> None:
+    def __init__(self, spec: SweepSpec, total: int | None, steps: StepsOf | None) -> None:
         self.spec, self.total, self.steps = spec, total, steps
         self.trials: dict[int, TrialView] = {}
         self.began = time.monotonic()
-        self._steps_before: int | None = None
+        self._done_before: float | None = None
 
     def changed(self, record: TrialRecord) -> None:
         view = self.trials.get(record.number)
@@ -43,7 +45,7 @@ class _Seen:
         state = counts(v.record for v in self.trials.values())
         done = sum(n for s, n in state.items() if s.finished)
         total = self.total if self.total is not None else len(self.trials)
-        share = self._share(total)
+        share = self._done() / max(1, total)
         words = [f"{bar(share, 20)} {done}/{total} trials"]
         words += [
             f"{state[s]} {s.lower()}" for s in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED) if state[s]
@@ -54,29 +56,33 @@ class _Seen:
             words.append(f"about {duration(left)} left")
         return " · ".join(words)
 
-    def _steps_done(self) -> int:
-        steps = self.steps or 1
-        return sum(steps if v.record.state.finished else min(v.step, steps) for v in self.trials.values())
+    def steps_of(self, view: TrialView) -> int | None:
+        return None if self.steps is None else self.steps(view.record.params)
 
-    def _share(self, total: int) -> float:
-        return self._steps_done() / max(1, total * (self.steps or 1))
+    def _done(self) -> float:
+        """In trials: a running one counts with the share of its updates."""
+        return sum(self._share_of(view) for view in self.trials.values())
+
+    def _share_of(self, view: TrialView) -> float:
+        steps = self.steps_of(view)
+        return 1.0 if view.record.state.finished else min(1.0, view.step / steps) if steps else 0.0
 
     def _seconds_left(self, total: int) -> float | None:
-        done = self._steps_done()
-        if self._steps_before is None:
-            self._steps_before = done  # what an earlier driver did says nothing of this one's speed
-        fresh = done - self._steps_before
+        done = self._done()
+        if self._done_before is None:
+            self._done_before = done  # what an earlier driver did says nothing of this one's speed
+        fresh = done - self._done_before
         elapsed = time.monotonic() - self.began
         if fresh <= 0 or elapsed < 3:
             return None
-        return (total * (self.steps or 1) - done) / (fresh / elapsed)
+        return (total - done) / (fresh / elapsed)
 
 
 class LiveView:
     """A table that redraws itself in place; verdicts are printed above it, so that none scrolls away unseen."""
 
     def __init__(
-        self, spec: SweepSpec, console: Console, *, total: int | None = None, steps: int | None = None
+        self, spec: SweepSpec, console: Console, *, total: int | None = None, steps: StepsOf | None = None
     ) -> None:
         self._seen = _Seen(spec, total, steps)
         self._console = console
@@ -94,8 +100,8 @@ class LiveView:
         """A line that stays."""
         self._console.print(Text(text))
 
-    def expect(self, steps: int) -> None:
-        """The number of updates of a trial, once known."""
+    def expect(self, steps: StepsOf) -> None:
+        """The number of updates of a trial by its params, once known."""
         self._seen.steps = steps
 
     def trial_changed(self, record: TrialRecord) -> None:
@@ -151,7 +157,7 @@ class PlainView:
     """One line per event, for logs and pipes."""
 
     def __init__(
-        self, spec: SweepSpec, console: Console, *, total: int | None = None, steps: int | None = None
+        self, spec: SweepSpec, console: Console, *, total: int | None = None, steps: StepsOf | None = None
     ) -> None:
         self._seen = _Seen(spec, total, steps)
         self._console = console
@@ -164,8 +170,8 @@ class PlainView:
         """A line."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def expect(self, steps: int) -> None:
-        """The number of updates of a trial, once known."""
+    def expect(self, steps: StepsOf) -> None:
+        """The number of updates of a trial by its params, once known."""
         self._seen.steps = steps
 
     def trial_changed(self, record: TrialRecord) -> None:
@@ -190,7 +196,8 @@ class PlainView:
             names = dict.fromkeys((self._seen.spec.goal.metric, ACCURACIES, MARGINS))
             told = [f"{n}={show(point.metrics[n])}" for n in names if n in point.metrics]
             if told:
-                of = f"/{self._seen.steps}" if self._seen.steps else ""
+                steps = self._seen.steps_of(view)
+                of = f"/{steps}" if steps else ""
                 self.say(f"trial {number} step {point.step}{of}  " + "  ".join(told))
 
     def tick(self) -> None:
@@ -200,7 +207,7 @@ class PlainView:
         """Nothing to tidy."""
 
 
-def summary(spec: SweepSpec, views: Sequence[TrialView], console: Console, *, steps: int | None) -> None:
+def summary(spec: SweepSpec, views: Sequence[TrialView], console: Console, *, steps: StepsOf | None) -> None:
     """The table of trials, the best configuration, and what to type next."""
     ordered = sorted(views, key=lambda v: v.record.number)
     console.print(trial_table(ordered, spec.search.paths, spec.goal, steps=steps, width=console.size.width))
@@ -225,7 +232,7 @@ def wide_console() -> Console:
 
 
 def open_view(
-    spec: SweepSpec, console: Console, *, total: int | None = None, steps: int | None = None
+    spec: SweepSpec, console: Console, *, total: int | None = None, steps: StepsOf | None = None
 ) -> LiveView | PlainView:
     """The view that fits where the output goes."""
     kind = LiveView if console.is_terminal else PlainView

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from dashboards.frame import TrialView
 from dashboards.terminal import summary
+from orchestrator.driving.stages import load_report, steps_by_params
 from orchestrator.folders import existing, home
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow import tracking_uri
@@ -38,7 +39,8 @@ def terminal(name: str, to: Path) -> None:
         views = [TrialView(record) for record in study.trials()]
         for view in views:
             view.add(study.points(view.record.number))
-        steps = study.spec.base.training.max_steps
+        report = load_report(study.folder)
+        steps = None if report is None else steps_by_params(study.spec, report)
         console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
         summary(study.spec, views, console, steps=steps)
     console.save_svg(str(to), title=f"orchestrate sweep sweeps/{name}.yaml")

@@ -50,8 +50,8 @@ def cli() -> None:
 @_JSON
 def plan(file: Path, sets: Sequence[str], name: str | None, rehearse: bool, as_json: bool) -> None:
     """What a sweep would do: trials, corners, steps, tokens, files. Starts nothing."""
-    from orchestrator.planning import plan_here
-    from orchestrator.printing import print_plan
+    from orchestrator.commands.planning import plan_here
+    from orchestrator.commands.printing import print_plan
 
     spec, notices = _read(file, sets, name, rehearse)
     made = plan_here(spec, home(), notices)
@@ -95,7 +95,7 @@ def status(name: str, as_json: bool, watch: bool) -> None:
     """Where a sweep stands."""
     existing(home(), name)
     from orchestrator import sweep as room
-    from orchestrator.printing import print_status
+    from orchestrator.commands.printing import print_status
 
     if watch:
         room.watch(name, home())
@@ -131,7 +131,7 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool) -> None:
         raise click.UsageError("--merge goes with --export DIR")
     existing(home(), name)
     from orchestrator import sweep as room
-    from orchestrator.printing import print_best
+    from orchestrator.commands.printing import print_best
 
     found = room.best(name, home())
     if to is not None:
@@ -159,8 +159,8 @@ def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
 @_JSON
 def doctor(as_json: bool) -> ExitCode:
     """What this machine offers, what is missing, and the fix for each."""
-    from orchestrator.doctor import examine, healthy
-    from orchestrator.printing import print_checks
+    from orchestrator.commands.doctor import examine, healthy
+    from orchestrator.commands.printing import print_checks
 
     checks = examine(home())
     if as_json:
@@ -184,7 +184,7 @@ def _read(file: Path, sets: Sequence[str], name: str | None, rehearse: bool) -> 
     loaded = read(file, sets, name=name)
     if not rehearse:
         return loaded.spec, loaded.notices
-    from orchestrator.rehearse import rehearse as small
+    from orchestrator.commands.rehearse import rehearse as small
 
     rehearsal = small(loaded.spec, home())
     return rehearsal.spec, (*loaded.notices, *rehearsal.notices)

@@ -9,6 +9,13 @@ from pathlib import Path
 
 from orchestrator.errors import BadName, NameTaken, NoSuchSweep, nearest
 
+DATA_FILE = "data.json"
+"""What was found in the data."""
+ENVIRONMENT_FILE = "environment.json"
+"""Versions, hardware, commit."""
+RUNS_FILE = "runs.json"
+"""MLflow's run ids, by our names of runs."""
+
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from dashboards.terminal import open_view
-from orchestrator import lock
+from orchestrator.commands.export import export
+from orchestrator.commands.look import best, status, watch
+from orchestrator.driving import lock
 from orchestrator.engine.cluster import Slots, cluster, plan_slots
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.errors import DataError, ExitCode, SpecError
-from orchestrator.export import export
 from orchestrator.folders import SweepFolder, existing, fresh
-from orchestrator.look import best, status, watch
 from orchestrator.spec.dump import dump
 from orchestrator.spec.load import load, loads
 from orchestrator.spec.plan import total_trials
@@ -44,7 +44,7 @@ def start(spec: SweepSpec, root: Path, *, trust_remote_code: bool = False) -> Ex
         try:
             return _drive(folder, spec, slots, trust_remote_code)
         except (SpecError, DataError):
-            if not folder.database.exists():  # nothing was begun: the name stays free
+            if not Study.exists(folder):  # nothing was begun: the name stays free
                 shutil.rmtree(folder.path)
             raise
 
@@ -53,7 +53,7 @@ def resume(name: str, root: Path, overrides: Sequence[str] = (), *, trust_remote
     """Go on with a sweep; `overrides` may change its budget, resources, tracking and keep_models."""
     folder = existing(root, name)
     with lock.hold(folder):
-        if folder.database.exists():
+        if Study.exists(folder):
             with Study.open(folder) as study:
                 spec = study.spec
                 if overrides:
@@ -81,24 +81,24 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
     spec = load(existing(root, name).spec) if name is not None else None
     tracking = spec.tracking if spec is not None else Tracking()
     uri = tracking_uri(root, tracking.uri)
-    shown = start_ui(root, uri, port=port)
-    try:
-        page = shown.base
-        if spec is not None:
-            page = runs_url(page, experiment_id(root, uri, tracking.experiment), spec.name, spec.goal)
-        sys.stdout.write(f"{page}\n")
-        sys.stdout.flush()
-        if open_browser:
-            import webbrowser
+    with Interrupt(lambda: "") as interrupt:
+        shown = start_ui(root, uri, port=port)
+        try:
+            page = shown.base
+            if spec is not None:
+                page = runs_url(page, experiment_id(root, uri, tracking.experiment), spec.name, spec.goal)
+            sys.stdout.write(f"{page}\n")
+            sys.stdout.flush()
+            if open_browser:
+                import webbrowser
 
-            webbrowser.open(page)
-        if shown.process is not None:
-            sys.stderr.write("serving on this machine only; Ctrl-C ends it\n")
-            with Interrupt(lambda: "") as interrupt:
+                webbrowser.open(page)
+            if shown.process is not None:
+                sys.stderr.write("serving on this machine only; Ctrl-C ends it\n")
                 while not interrupt.asked and shown.process.poll() is None:
                     time.sleep(0.2)
-    finally:
-        shown.stop()
+        finally:
+            shown.stop()
     return ExitCode.DONE
 
 
@@ -106,7 +106,7 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
 
 
 def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code: bool) -> ExitCode:
-    from orchestrator.driving import drive, farewell
+    from orchestrator.driving.drive import drive, farewell
     from orchestrator.engine.attempt import open_workshop
 
     console = Console(stderr=True)

@@ -11,20 +11,20 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from trainer import checkpoint
-from trainer.answers import Answer
 from trainer.config import TrialConfig
-from trainer.durable import digest_of
 from trainer.errors import ModelError, ResumeError
-from trainer.evaluate import write_eval_pairs, write_samples
-from trainer.export import save_model
-from trainer.loop import Material, Run
-from trainer.losses import needs
-from trainer.model import LiveModel
-from trainer.outcome import Outcome, find_outcome, save_outcome
+from trainer.evaluation.answers import Answer
+from trainer.evaluation.evaluate import write_eval_pairs, write_samples
+from trainer.evaluation.start import StartShelf
+from trainer.models.export import save_model
+from trainer.models.live import LiveModel
+from trainer.objectives.losses import needs
 from trainer.report import Ending, EndKind, Point
-from trainer.start import StartShelf
-from trainer.stock import Stock, examiner
+from trainer.stock import Stock, check_vocabulary, examiner
+from trainer.storage import checkpoint
+from trainer.storage.durable import digest_of
+from trainer.storage.outcome import Outcome, find_outcome, save_outcome
+from trainer.training.loop import Material, Run
 from trainer.world import Interrupted, Patience, World
 
 log = logging.getLogger(__name__)
@@ -96,6 +96,7 @@ class Workshop:
         state = self._state([*earlier, folder], digest, folder)
         prepared, tokenizer = self._stock.prepared(config.data, config.model)
         live = self._stock.live(config.model)
+        check_vocabulary(live, prepared)
 
         at_rest = examiner(config, live, prepared, tokenizer, world, patience)
         of_start = (config, live.identity, prepared, at_rest)

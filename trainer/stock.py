@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
+import torch
 from transformers import PreTrainedTokenizerBase
 
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.data import Prepared, load_tokenizer, prepare
-from trainer.durable import digest_of
 from trainer.errors import ModelError
-from trainer.evaluate import Examiner
-from trainer.forward import CannotPack, PairModel
-from trainer.identity import locate, model_identity
-from trainer.model import LiveModel, load_model
+from trainer.evaluation.evaluate import Examiner
+from trainer.forward.pair_model import CannotPack, PairModel
+from trainer.models.identity import locate, model_identity
+from trainer.models.live import LiveModel, load_model
+from trainer.storage.durable import digest_of
 from trainer.world import Patience, World
 
 
@@ -60,6 +62,17 @@ class Stock:
         """Give back the memory of gradients that nobody will use."""
         if self._live is not None:
             self._live[1].base.zero_grad(set_to_none=True)
+
+
+def check_vocabulary(live: LiveModel, prepared: Prepared) -> None:
+    """ModelError where the data has token ids that the model has no embedding for: a tokenizer of another model."""
+    rows = cast(torch.Tensor, live.base.get_input_embeddings().weight).shape[0]
+    highest = max(prepared.train.highest_token, prepared.eval.highest_token)
+    if highest >= rows:
+        raise ModelError(
+            f"the tokenizer gives token ids up to {highest} and the model has embeddings for {rows} tokens: "
+            "model.tokenizer is not this model's"
+        )
 
 
 def examiner(

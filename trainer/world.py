@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import distributed, nn
 
-from trainer.pair_metrics import Totals
+from trainer.objectives.pair_metrics import Totals
 
 
 class Interrupted(Exception):

@@ -14,6 +14,7 @@ from orchestrator.engine.failures import FAILURE_FILE
 from orchestrator.engine.messages import End, EndKind, Job, Report
 from orchestrator.engine.stopping import Interrupt, Stop, StopKind
 from orchestrator.engine.view import View
+from orchestrator.engine.wishes import Wishes
 from orchestrator.folders import SweepFolder
 from orchestrator.study.guard import judge
 from orchestrator.study.records import Trial, TrialRecord
@@ -28,7 +29,6 @@ LOSSES = 3
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
 _KEPT = ("trial.yaml", "samples.jsonl", FAILURE_FILE)
 """Files of an attempt that tracking shows."""
-_ASK_SECONDS = 1.0
 
 
 @dataclass(slots=True)
@@ -57,9 +57,8 @@ class Conductor:
         self._live: dict[str, _Live] = {}
         self._again: deque[Trial] = deque()
         self._losses: dict[int, int] = {}
-        self._by_hand: dict[int, str] = {}
+        self._wishes = Wishes(study)
         self._last_bug, self._same_bugs = "", 0
-        self._asked_at = 0.0
         self._exhausted = False
         self.stop: Stop | None = None
         self.error: BaseException | None = None
@@ -129,8 +128,8 @@ class Conductor:
             self._close(live, Outcome(TrialState.PRUNED, verdict.reason, diverged=diverged))
         elif report.end is not None:
             self._end(live, report.end)
-        elif trial.number in self._by_hand:
-            self._close(live, Outcome(TrialState.PRUNED, self._by_hand.pop(trial.number)))
+        elif trial.number in self._wishes.trials:
+            self._close(live, Outcome(TrialState.PRUNED, self._wishes.trials.pop(trial.number)))
         else:
             return True
         return False
@@ -152,12 +151,13 @@ class Conductor:
             case EndKind.FAILED:
                 failure = end.failure or FailureKind.BUG
                 self._close(live, Outcome(TrialState.FAILED, end.reason, failure))
-                self._count_bug(end)
             case EndKind.RELEASED:
                 self._release(live)
             case EndKind.NO_DISK:
                 self._release(live)
                 self._halt(StopKind.NO_DISK, f"the disk refused to be written to: {end.reason}")
+        if end.kind in (EndKind.FINISHED, EndKind.DIVERGED, EndKind.FAILED):
+            self._count_bug(end)
 
     def _close(self, live: _Live, outcome: Outcome) -> None:
         run = str(live.trial.number)
@@ -185,7 +185,7 @@ class Conductor:
         del self._live[live.job.id]
 
     def _count_bug(self, end: End) -> None:
-        if end.failure is not FailureKind.BUG:
+        if end.kind is not EndKind.FAILED or (end.failure or FailureKind.BUG) is not FailureKind.BUG:
             self._last_bug, self._same_bugs = "", 0
             return
         self._same_bugs = self._same_bugs + 1 if end.signature == self._last_bug else 1
@@ -219,22 +219,9 @@ class Conductor:
         self._view.tick()
         if self._interrupt.asked:
             self._halt(StopKind.INTERRUPTED)
-        now = time.monotonic()
-        if now - self._asked_at < _ASK_SECONDS or self.stop is not None:
-            return
-        self._asked_at = now
-        for request in self._study.requests():
-            if request.kind != "stop":
-                continue
-            why = request.text or "stopped by `orchestrate stop`"
-            if request.trial is None:
-                self._halt(StopKind.STOPPED, why)
-            else:
-                self._by_hand[request.trial] = why
-            self._study.done(request.seq)
-        hours = self._study.spec.budget.hours
-        if hours is not None and self._study.elapsed_hours() >= hours:
-            self._halt(StopKind.OUT_OF_TIME, f"the budget of {hours:g} hours is spent")
+        stop = self._wishes.ask()
+        if stop is not None:
+            self._halt(stop.kind, stop.text)
 
     def _halt(self, kind: StopKind, text: str = "") -> None:
         """Start nothing more, and have every running trial checkpoint and come back."""

@@ -40,9 +40,9 @@ class StageProcess:
 
     def key(self, config: str, fingerprint: str) -> str:
         """Name of what training this configuration makes: configuration, data and start weights."""
-        from trainer.durable import digest_of
-        from trainer.identity import locate, model_identity
+        from trainer.models.identity import locate, model_identity
         from trainer.run import config_digest
+        from trainer.storage.durable import digest_of
 
         trial = TrialConfig.model_validate_json(config)
         start = model_identity(trial.model, locate(trial.model, self._cache))
@@ -104,12 +104,14 @@ class StageWorker:
         """Name of what training this configuration makes."""
         return self._ask(self._actor.key.remote(config.model_dump_json(), fingerprint))
 
-    def train(self, job: Job, heard: Callable[[Report], None]) -> End:
+    def train(self, job: Job, heard: Callable[[Report], None], stopped: Callable[[], bool]) -> End:
         """Train to the end, telling each report; Interrupted once the process has checkpointed."""
         (job.folder / STOP_FILE).unlink(missing_ok=True)
         self._ask(self._actor.begin.remote(job))
         while True:
             report: Report = self._ask(self._actor.pull.remote(), job)
+            if stopped() and report.end is None:
+                job.ask_to_stop()
             heard(report)
             if report.end is not None:
                 if report.end.kind is EndKind.RELEASED:

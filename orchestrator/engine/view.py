@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 from orchestrator.study.records import TrialRecord
 from trainer.report import Point
+
+StepsOf = Callable[[Mapping[str, Any]], int]
 
 
 class View(Protocol):
@@ -20,8 +22,8 @@ class View(Protocol):
         """A line that stays."""
         ...
 
-    def expect(self, steps: int) -> None:
-        """The number of updates of a trial, once known."""
+    def expect(self, steps: StepsOf) -> None:
+        """The number of updates of a trial by its params, once known."""
         ...
 
     def trial_changed(self, record: TrialRecord) -> None:

@@ -11,7 +11,7 @@ from orchestrator.folders import NAME
 from orchestrator.spec import corners
 from orchestrator.spec.answers import eval_rows_have_answers
 from orchestrator.spec.document import Loc
-from orchestrator.spec.objective import check_answers, check_metric, needs_answers
+from orchestrator.spec.objective import check_answers, check_metric, check_ruler, needs_answers
 from orchestrator.spec.problems import SOURCES, Findings, models_in, show
 from orchestrator.spec.search_door import build_search, loc_of
 from orchestrator.spec.space import SearchSpace
@@ -60,7 +60,7 @@ def build(findings: Findings, tree: dict[str, Any]) -> SweepSpec | None:
         "resources": _section(findings, Resources, tree, "resources"),
         "tracking": _section(findings, Tracking, tree, "tracking"),
         "sft": _sft(findings, tree.get("sft")),
-    } | {key: tree[key] for key in ("description", "keep_models") if key in tree}
+    } | {key: tree[key] for key in ("description", "keep_models", "storage") if key in tree}
     built = {key: part for key, part in parts.items() if part is not None}
     spec = findings.build(SweepSpec, built, (), said=frozenset(parts.keys() - built.keys()))
     return None if findings.items else spec
@@ -183,6 +183,9 @@ def _goal(
         findings.add((direction,), f"must be the name of a metric, not {show(metric)}")
         return None
     searched = search.paths if search is not None else [str(p) for p in cast(dict[str, Any], _mapping(tree, "search"))]
+    for path in check_ruler(searched):
+        problem = f"{path} decides what is held out or how it is measured, so trials that differ in it cannot be ranked"
+        findings.add(("search", path), problem, "give it one value in base, and make a sweep for each other value")
     problem = check_metric(metric, direction, searched)
     if problem is None and base is not None:
         problem = check_answers(metric, base.evaluation)

@@ -43,6 +43,17 @@ def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Proble
     return None
 
 
+_HELD_OUT = (
+    *("data.eval", "data.eval_share", "data.max_eval_rows", "data.max_length", "data.max_prompt_length"),
+    *("data.chat_template", "data.bad_rows", "data.max_bad_share", "model.tokenizer", "evaluation"),
+)
+
+
+def check_ruler(searched: Iterable[str]) -> list[str]:
+    """Which searched leaves change what is held out: trials measured on different pairs cannot be ranked."""
+    return [path for path in searched if any(path == leaf or path.startswith(f"{leaf}.") for leaf in _HELD_OUT)]
+
+
 def check_answers(metric: str, evaluation: EvaluationConfig) -> Problem | None:
     """Why a metric of greedy answers would never be measured."""
     if base_name(metric) in _ANSWERED and evaluation.prompts == 0:

@@ -128,7 +128,7 @@ def _trials(spec: SweepSpec, grid: Grid | None, said: list[str]) -> tuple[int | 
 
 def _updates(configs: Sequence[TrialConfig], pairs: int | None) -> Iterator[int]:
     from trainer.errors import TrialError
-    from trainer.schedule import total_updates
+    from trainer.training.schedule import total_updates
 
     for config in configs:
         if pairs is not None:

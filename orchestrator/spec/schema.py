@@ -59,6 +59,7 @@ def schema() -> Json:
         "sft": _or_null(_model(SftStage, definitions)),
         "keep_models": spec["keep_models"]
         | {"description": "How many of the best trials' final weights stay on disk."},
+        "storage": spec["storage"],
     }
     _shorthands(definitions)
     return {

@@ -94,3 +94,6 @@ class SweepSpec(Frozen):
     tracking: Tracking = Tracking()
     sft: SftStage | None = None
     keep_models: Count = 1
+    storage: Name | None = Field(
+        default=None, description="Where the study is: an SQLAlchemy URL without password; by default SQLite beside it."
+    )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
-from orchestrator.spec.sweep import Goal
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import FailureKind, TrialState
 
@@ -57,13 +55,6 @@ def goal_value(trial: FrozenTrial) -> float | None:
     """The goal's last value, finite or not; None if it was never reported."""
     seen = trial.intermediate_values
     return seen[max(seen)] if seen else None
-
-
-def best(trials: Iterable[TrialRecord], goal: Goal) -> TrialRecord | None:
-    """The complete trial with the best value; among equals the first."""
-    sign = -1.0 if goal.direction == "maximize" else 1.0
-    ranked = [(sign * t.value, t.number, t) for t in trials if t.value is not None and math.isfinite(t.value)]
-    return min(ranked, key=lambda r: r[:2])[2] if ranked else None
 
 
 def consecutive_bugs(trials: Iterable[FrozenTrial]) -> tuple[int, str]:

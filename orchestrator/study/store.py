@@ -19,7 +19,7 @@ from orchestrator.errors import StorageRefused
 from orchestrator.folders import SweepFolder
 from orchestrator.study.errors import NetworkDisk, PasswordInUrl, StudyMissing
 from orchestrator.study.tables import METADATA
-from trainer.durable import write_text
+from trainer.storage.durable import write_text
 
 _BUSY_SECONDS = 60.0
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p"})
@@ -41,6 +41,11 @@ def choose_location(folder: SweepFolder, storage: str | None) -> str:
 def remember_location(folder: SweepFolder, storage: str) -> None:
     """The study of this folder is in another database."""
     write_text(folder.database.with_suffix(".url"), storage + "\n")
+
+
+def has_location(folder: SweepFolder) -> bool:
+    """Whether `study.url` says where the study is."""
+    return folder.database.with_suffix(".url").is_file()
 
 
 def masked(url: str) -> str:

@@ -24,10 +24,11 @@ from orchestrator.study.errors import NotHeld, StudyMissing, TrialFinished
 from orchestrator.study.guard import as_number, judge
 from orchestrator.study.issue import Issuer
 from orchestrator.study.ledger import Ledger
+from orchestrator.study.ranking import ranking
 from orchestrator.study.reading import ASKED, OUTCOME, SECONDS, STARTED, TO_OPTUNA
 from orchestrator.study.records import Event, Request, SpecVersion, Trial, TrialRecord
 from orchestrator.study.state import Outcome, TrialState
-from orchestrator.study.store import Store, choose_location, location, remember_location
+from orchestrator.study.store import Store, choose_location, has_location, location, remember_location
 from orchestrator.study.tables import SCHEMA, SWEEP
 from trainer.report import Point, Verdict
 
@@ -70,7 +71,8 @@ class Study:
 
     @classmethod
     def create(cls, folder: SweepFolder, spec: SweepSpec, storage: str | None = None) -> Self:
-        """A new study, in `storage` (an SQLAlchemy URL without password) or in SQLite in the folder."""
+        """A new study in `storage` (an SQLAlchemy URL without password); by default the spec's, else SQLite here."""
+        storage = storage or spec.storage
         folder.path.mkdir(parents=True, exist_ok=True)
         store = Store(choose_location(folder, storage), create=True)
         if storage is not None:
@@ -89,6 +91,16 @@ class Study:
         except DuplicatedStudyError:
             raise NameTaken(folder.name, folder.path) from None
         return cls(folder, store)
+
+    def begin(self) -> None:
+        """Drive from now on: older drivers' writes are refused and working time counts. Claiming does so by itself."""
+        with self._driving():
+            pass
+
+    @staticmethod
+    def exists(folder: SweepFolder) -> bool:
+        """Whether this folder's sweep has a study, here or in another database."""
+        return folder.database.exists() or has_location(folder)
 
     @classmethod
     def open(cls, folder: SweepFolder) -> Self:
@@ -214,7 +226,7 @@ class Study:
 
     def best(self) -> TrialRecord | None:
         """The complete trial with the best value of the goal."""
-        return reading.best(self.trials(), self.spec.goal)
+        return next(iter(ranking(self.trials(), self.spec.goal)), None)
 
     def events(self, after: int = 0) -> list[Event]:
         """What happened, in order, after event number `after`."""

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator.errors import StorageRefused
 from orchestrator.tracking.messages import BadLine, Message, decode, encode
-from trainer.durable import sync
+from trainer.storage.durable import sync
 
 _log = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,12 +101,23 @@ class _Known:
 class MlflowReceiver:
     """A Receiver that writes one sweep to one MLflow store: a parent run, and a child for each trial and for sft."""
 
-    def __init__(self, root: Path, *, uri: str, experiment: str, sweep_id: str, sweep: str) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        uri: str,
+        experiment: str,
+        sweep_id: str,
+        sweep: str,
+        on_run: Callable[[str, str], object] | None = None,
+    ) -> None:
+        """`on_run` is told our name and MLflow's id of each run that was created or found."""
         self._root, self._uri, self._experiment = root, uri, experiment
         self._identity = {SWEEP_ID: sweep_id, SWEEP_NAME: sweep}
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._known: dict[str, _Known] = {}
+        self._on_run = on_run
 
     # --- what the outbox tells -----------------------------------------------------------------------------------
 
@@ -183,6 +194,8 @@ class MlflowReceiver:
         """Once per run and process: the store itself says which step came last."""
         steps = (m.step for key in found.data.metrics for m in client.get_metric_history(found.info.run_id, key))
         self._known[run] = _Known(found.info.run_id, max(steps, default=None))
+        if self._on_run is not None:
+            self._on_run(run, found.info.run_id)
         return self._known[run]
 
     def _of(self, client: MlflowClient, run: str) -> _Known:

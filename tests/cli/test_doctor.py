@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import cli, doctor
-from orchestrator.doctor import Level
+from orchestrator import cli
+from orchestrator.commands import doctor
+from orchestrator.commands.doctor import Level
 
 
 @pytest.fixture(autouse=True)

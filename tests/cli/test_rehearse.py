@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import sweeps
-from orchestrator import rehearse as room
-from orchestrator.planning import plan_here
-from orchestrator.rehearse import MOST_TRIALS, STEPS, rehearse
+from orchestrator.commands import rehearse as room
+from orchestrator.commands.planning import plan_here
+from orchestrator.commands.rehearse import MOST_TRIALS, STEPS, rehearse
 from orchestrator.spec.load import load, loads
 from trainer.config import FileSource, GeneratedSource
 

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from dashboards.frame import TrialView, ranking, short_names, show
+from dashboards.frame import TrialView, short_names, show
 from dashboards.sparks import bar, duration, sparkline
 from dashboards.terminal import LiveView, PlainView, summary
 from orchestrator.spec.space import Choice, SearchSpace
 from orchestrator.spec.sweep import Goal, SweepSpec
+from orchestrator.study.ranking import ranking
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import FailureKind, TrialState
 from trainer.config import DataConfig, ModelConfig, TrialConfig
@@ -51,7 +52,7 @@ def text_of(console: Console) -> str:
 
 
 def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Console) -> None:
-    view = LiveView(SPEC, console, total=3, steps=4)
+    view = LiveView(SPEC, console, total=3, steps=lambda _: 4)
     view.trial_changed(record(0, TrialState.RUNNING))
     view.points(0, course([0.5, 0.6, 0.7]))
     view.trial_changed(record(1, TrialState.PRUNED, reason="loss is nan at step 3", diverged=True))
@@ -65,7 +66,7 @@ def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Consol
 
 def test_plain_lines_carry_no_control_characters() -> None:
     console = Console(file=io.StringIO(), width=80, force_terminal=False)
-    view = PlainView(SPEC, console, total=1, steps=2)
+    view = PlainView(SPEC, console, total=1, steps=lambda _: 2)
     view.trial_changed(record(0, TrialState.RUNNING))
     view.points(0, course([0.5, 0.75]))
     view.trial_changed(record(0, TrialState.COMPLETE, value=0.75))
@@ -83,7 +84,7 @@ def test_the_summary_names_the_best_and_never_a_nan() -> None:
         TrialView(record(2, TrialState.COMPLETE, value=math.nan)),
     ]
     views[1].add(course([0.5, 0.8]))
-    summary(SPEC, views, console, steps=2)
+    summary(SPEC, views, console, steps=lambda _: 2)
     shown = text_of(console)
     assert "Best: trial 1" in shown
     assert "The start model had eval_accuracies/logp=0.5" in shown
@@ -91,7 +92,7 @@ def test_the_summary_names_the_best_and_never_a_nan() -> None:
 
 def test_the_summary_says_when_nothing_completed() -> None:
     console = Console(file=io.StringIO(), width=140, force_terminal=False)
-    summary(SPEC, [TrialView(record(0, TrialState.PRUNED, reason="diverged"))], console, steps=2)
+    summary(SPEC, [TrialView(record(0, TrialState.PRUNED, reason="diverged"))], console, steps=lambda _: 2)
     assert "No trial completed" in text_of(console)
 
 

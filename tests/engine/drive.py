@@ -7,7 +7,7 @@ from pathlib import Path
 
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder
 
-from orchestrator import lock
+from orchestrator.driving import lock
 from orchestrator.engine.cluster import Slots, cluster
 from orchestrator.engine.stopping import Interrupt
 from orchestrator.engine.tuner import run_trials

@@ -12,8 +12,12 @@ from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.cluster import plan_slots, worker_environment
 from orchestrator.engine.failures import ended_by
 from orchestrator.engine.messages import EndKind, Job
+from orchestrator.engine.stopping import Stop, StopKind
+from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import SpecError
+from orchestrator.folders import SweepFolder
 from orchestrator.study.state import FailureKind
+from orchestrator.study.study import Study
 
 
 @pytest.mark.parametrize(
@@ -94,3 +98,34 @@ def test_two_processes_never_work_on_one_trial(tmp_path: Path) -> None:
     assert end is not None
     assert "another process" in end.reason
     first.close()
+
+
+def test_wishes_are_heard_once_and_hours_are_told(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path, "s")
+    with Study.create(folder, make_spec()) as study:
+        study.begin()
+        assert Wishes(study).ask() is None
+        study.request("stop", "enough", trial=3)
+        study.request("stop", "all of it")
+        wishes = Wishes(study)
+        assert wishes.ask() == Stop(StopKind.STOPPED, "all of it")
+        assert wishes.trials == {3: "enough"}
+        assert study.requests() == []
+    folder = SweepFolder(tmp_path, "short")
+    with Study.create(folder, make_spec(name="short", budget={"hours": 1e-9})) as study:
+        study.begin()
+        stop = Wishes(study).ask()
+        assert stop is not None
+        assert stop.kind is StopKind.OUT_OF_TIME
+        assert "--set budget.hours" in stop.text
+
+
+def test_a_study_elsewhere_is_known_to_exist(tmp_path: Path) -> None:
+    folder = SweepFolder(tmp_path, "s")
+    assert not Study.exists(folder)
+    elsewhere = f"sqlite:///{tmp_path / 'elsewhere.db'}"
+    with Study.create(folder, make_spec(storage=elsewhere)):
+        assert not folder.database.exists()
+    assert Study.exists(folder)
+    with Study.open(folder) as study:
+        assert study.spec.storage == elsewhere

@@ -92,6 +92,13 @@ def test_the_same_bug_three_times_in_a_row_stops_the_sweep(tmp_path: Path, ray_c
     assert len(ran.records) <= 4
 
 
+def test_the_same_bug_with_good_trials_between_is_not_in_a_row(tmp_path: Path, ray_cluster: Path) -> None:
+    ran = Ran(tmp_path, 9, trials={"0": "bug", "4": "bug", "8": "bug"}, pause=0.02)
+    assert ran.stop.kind is StopKind.FINISHED
+    assert ran.states.count(TrialState.FAILED) == 3
+    assert ran.states.count(TrialState.COMPLETE) == 6
+
+
 def test_a_trial_that_kills_every_worker_ends_the_sweep_resumably(tmp_path: Path, ray_cluster: Path) -> None:
     ran = Ran(tmp_path, 2, trials={"0": "deadly"})
     assert ran.stop.kind is StopKind.WORKERS_LOST

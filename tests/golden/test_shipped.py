@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sweeps
-from orchestrator.planning import plan_here
+from orchestrator.commands.planning import plan_here
 from orchestrator.spec.dump import dump
 from orchestrator.spec.load import load, loads
 

@@ -218,6 +218,15 @@ def test_goals_that_can(load_text: Load, search: str, goal: str) -> None:
     assert goal.endswith(load_text(f"search: {{{search}}}\n{goal}\n").goal.metric)
 
 
+@pytest.mark.parametrize(
+    "leaf", ["data.max_length: [128, 256]", "evaluation.prompts: [2, 4]", "data.eval_share: [0.1]"]
+)
+def test_what_is_held_out_cannot_be_searched(findings: Refused, leaf: str) -> None:
+    (found,) = findings(f"search: {{{leaf}}}\n")
+    assert "cannot be ranked" in found
+    assert found.startswith("sweep.yaml:2")
+
+
 def test_answers_need_prompts(findings: Refused, load_text: Load) -> None:
     text = "base: {{model: m/m, data: {{train: {{generated: instructions}}}}, evaluation: {{prompts: {}}}}}\n"
     goal = "maximize: eval_exact_answers\n"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import lock
+from orchestrator.driving import lock
 from orchestrator.errors import DataError, ExitCode, NameTaken, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.load import loads

@@ -7,8 +7,8 @@ from typing import Any, get_args
 import torch
 
 from trainer.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SftLoss, SimpoLoss
-from trainer.losses import pair_loss
-from trainer.pair_logps import LossTerms, Normaliser, PairLogps
+from trainer.objectives.losses import pair_loss
+from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
 
 _TERMS: dict[DpoTerm, dict[str, Any]] = {term: {} for term in get_args(DpoTerm)} | {
     "robust": {"label_smoothing": 0.1},

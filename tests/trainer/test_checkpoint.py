@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer import checkpoint
 from trainer.report import Point
+from trainer.storage import checkpoint
 
 
 def state(step: int, config: str = "c") -> checkpoint.State:

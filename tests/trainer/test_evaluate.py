@@ -8,13 +8,13 @@ import torch
 from small_trials import DATA, MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from trainer.answers import Answer, answer_greedily, answer_metrics, chosen_prompts, repetition
 from trainer.config import DataConfig, GeneratedModel, ModelConfig
 from trainer.data import PairSet, prepare
-from trainer.forward import PairModel
+from trainer.evaluation.answers import Answer, answer_greedily, answer_metrics, chosen_prompts, repetition
+from trainer.evaluation.scoring import pair_costs, score
+from trainer.forward.pair_model import PairModel
 from trainer.generate import generated_model
-from trainer.pair_logps import Needs
-from trainer.scoring import pair_costs, score
+from trainer.objectives.pair_logps import Needs
 from trainer.world import World
 
 

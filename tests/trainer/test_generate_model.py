@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trainer.config import GeneratedModel, GeneratedSource
 from trainer.errors import ModelError
 from trainer.generate import generated_model, generated_rows, likeness, tiny_like
-from trainer.generate_like import ARCHITECTURES
+from trainer.generate.like import ARCHITECTURES
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 

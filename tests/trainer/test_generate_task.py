@@ -12,7 +12,7 @@ import pytest
 
 from trainer.config import GeneratedSource
 from trainer.generate import generated_rows, is_right
-from trainer.generate_task import KINDS, NUMBERS, WORDS, is_held_out
+from trainer.generate.task import KINDS, NUMBERS, WORDS, is_held_out
 
 
 def _rows(**given: Any) -> list[dict[str, Any]]:
@@ -104,7 +104,7 @@ def test_every_family_is_there_and_has_rows_enough() -> None:
 
 
 def test_asking_for_more_prompts_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.generate_task.FAMILIES", {"one": lambda rng: ("Same?", "answer", "a", "b")})
+    monkeypatch.setattr("trainer.generate.task.FAMILIES", {"one": lambda rng: ("Same?", "answer", "a", "b")})
     held_out = is_held_out("Same?")
     with pytest.raises(ValueError, match="yields 1 distinct prompts here, not 2"):
         _rows(rows=2, split="eval" if held_out else "train")

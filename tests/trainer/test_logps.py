@@ -11,11 +11,11 @@ from objectives import OBJECTIVES
 from oracle import make_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer.layout import SEGMENTS, Batch, pack
-from trainer.logps import Head, Rows, objective_loss, sequence_logps
+from trainer.forward.layout import SEGMENTS, Batch, pack
+from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
 from trainer.loss_config import LossConfig, SimpoLoss
-from trainer.losses import needs, pair_loss
-from trainer.pair_logps import LossTerms, Normaliser, PairLogps
+from trainer.objectives.losses import needs, pair_loss
+from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
 
 HIDDEN, VOCABULARY = 16, 97
 HEADS: dict[str, dict[str, Any]] = {

@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.config import TrainingConfig
-from trainer.optimiser import Optimiser
+from trainer.training.optimiser import Optimiser
 
 
 def model() -> LlamaForCausalLM:

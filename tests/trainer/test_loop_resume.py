@@ -11,11 +11,11 @@ import pytest
 import yaml
 from small_trials import SPEED, finish, model_bytes, told, trial
 
-from trainer import checkpoint
 from trainer.config import TrialConfig
-from trainer.forward import PairModel
+from trainer.forward.pair_model import PairModel
 from trainer.report import EndKind
 from trainer.run import Workshop
+from trainer.storage import checkpoint
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 # Windows of four updates: most interruptions fall into the middle of one.

@@ -8,7 +8,7 @@ from transformers import get_scheduler
 
 from trainer.config import TrainingConfig
 from trainer.errors import TrialError
-from trainer.schedule import Order, every, rate_factor, total_updates
+from trainer.training.schedule import Order, every, rate_factor, total_updates
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "constant_with_warmup"])

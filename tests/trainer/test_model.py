@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig
-from trainer.durable import sha256_of
 from trainer.errors import ModelError
-from trainer.export import export_model
-from trainer.identity import model_identity
-from trainer.model import LiveModel, load_model
+from trainer.models.export import export_model
+from trainer.models.identity import model_identity
+from trainer.models.live import LiveModel, load_model
+from trainer.storage.durable import sha256_of
 
 CPU = torch.device("cpu")
 
@@ -163,7 +163,7 @@ def test_a_missing_model_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_four_bits_without_the_library_is_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.model.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.models.live.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="bitsandbytes, which is not installed"):
         load(folder, load_in_4bit=True)
 

@@ -22,11 +22,11 @@ from oracle import (
     worst,
 )
 
-from trainer.forward import PairModel
-from trainer.layout import micro_batches
+from trainer.forward.layout import micro_batches
+from trainer.forward.pair_model import PairModel
 from trainer.loss_config import DpoLoss, LossConfig, SimpoLoss
-from trainer.pair_logps import LossTerms, Normaliser, PairLogps
-from trainer.pair_metrics import means, metric_totals
+from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
+from trainer.objectives.pair_metrics import means, metric_totals
 
 PAIRS = make_pairs(6)
 SIMPO: dict[str, tuple[SimpoLoss, dict[str, Any]]] = {

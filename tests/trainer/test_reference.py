@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.answers import Answer
-from trainer.pair_logps import PairLogps
-from trainer.reference import start_answers, start_logps
+from trainer.evaluation.answers import Answer
+from trainer.evaluation.reference import start_answers, start_logps
+from trainer.objectives.pair_logps import PairLogps
 from trainer.world import World
 
 

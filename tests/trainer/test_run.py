@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer import metrics
 from trainer.errors import ModelError, ResumeError, TrialError
-from trainer.export import export_model
-from trainer.forward import PairModel
+from trainer.forward.pair_model import PairModel
+from trainer.models.export import export_model
 from trainer.report import EndKind
 from trainer.run import Workshop
 

@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from trainer.data.lock import held
-from trainer.durable import sha256_of, write_folder
+from trainer.storage.durable import sha256_of, write_folder
+from trainer.storage.lock import held
 
 MANIFEST = "manifest.json"
 

@@ -132,7 +132,8 @@ class BadData(TrialError):
     def __init__(self, findings: Sequence[Finding], next_step: str) -> None:
         self.findings = tuple(findings)
         self.next_step = next_step
-        grave = [f for f in self.findings if f.severity is not Severity.NOTICE]
+        empty = any(f.kind == "no_rows" for f in self.findings)  # then the notices say where the rows went
+        grave = [f for f in self.findings if empty or f.severity is not Severity.NOTICE]
         lines = [f"  {f}{f' - {f.advice}' if f.advice else ''}" for f in grave]
         super().__init__("\n".join(["the preference data cannot be used:", *lines, next_step]))
 

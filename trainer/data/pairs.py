@@ -65,6 +65,11 @@ class PairSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def highest_token(self) -> int:
+        """The largest token id of the split; -1 where it is empty."""
+        return int(self._tokens.max()) if len(self._tokens) else -1
+
     def pair(self, index: int) -> Pair:
         """The pair at `index`, 0 to len-1; views into the mapped file, not copies. IndexError outside."""
         if not 0 <= index < len(self):

@@ -19,7 +19,7 @@ from trainer.data.select import EVAL, TRAIN, Row, Selection, Split, select, sour
 from trainer.data.summary import DataReport, SourceRows, length_table
 from trainer.data.tokenise import Tokeniser, Tokens
 from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
-from trainer.durable import digest_of
+from trainer.storage.durable import digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 
 from trainer.config import FileSource, GeneratedSource, HubSource, Source
 from trainer.data.check import UnreadableData
-from trainer.durable import digest_of
+from trainer.storage.durable import digest_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -57,7 +57,7 @@ def source_digest(source: Source) -> str:
             content = [_content(file) for file in files] or [str(dataset._fingerprint)]  # pyright: ignore[reportPrivateUsage]
             return digest_of({"content": content, "split": source.split, "rows": dataset.num_rows})
         case GeneratedSource():
-            from trainer.generate_task import VERSION
+            from trainer.generate.task import VERSION
 
             return digest_of({"version": VERSION} | source.model_dump(mode="json", exclude={"weight"}))
     assert_never(source)
@@ -78,7 +78,7 @@ def read_source(source: Source) -> list[Raw]:
         case HubSource():
             rows = [Raw(i, dict(row)) for i, row in enumerate(_load_hub(source), start=1)]
         case GeneratedSource():
-            from trainer.generate_task import generated_rows
+            from trainer.generate.task import generated_rows
 
             return [Raw(i, row) for i, row in enumerate(generated_rows(source), start=1)]
         case _:

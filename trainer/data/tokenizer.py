@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config import DataConfig, ModelConfig
-from trainer.durable import digest_of
 from trainer.errors import TrialError
+from trainer.storage.durable import digest_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,7 +35,7 @@ def _origin(model: ModelConfig, cache: Path) -> tuple[str, str | None]:
     if model.tokenizer is not None:
         return model.tokenizer, None
     if model.generated is not None:
-        from trainer.generate_model import generated_model
+        from trainer.generate.model import generated_model
 
         return str(generated_model(model.generated, cache)), None
     assert model.name_or_path is not None

@@ -1,0 +1,145 @@
+"""Looking at a sweep without driving it: status, best, watch."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dashboards.terminal import open_view
+from orchestrator.driving import lock
+from orchestrator.driving.retention import model_of
+from orchestrator.driving.stages import load_report, steps_by_params
+from orchestrator.engine.view import StepsOf
+from orchestrator.errors import NoTrialCompleted
+from orchestrator.folders import RUNS_FILE, SweepFolder, existing
+from orchestrator.spec.load import load
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.records import TrialRecord
+from orchestrator.study.state import TrialState
+from orchestrator.study.study import Study
+
+_WATCH_SECONDS = 1.0
+
+
+def status(name: str, root: Path) -> dict[str, Any]:
+    """Where a sweep stands, as one object. `state` is preparing, running, interrupted or finished."""
+    folder = existing(root, name)
+    driver = lock.holder(folder)
+    if not Study.exists(folder):
+        spec = load(folder.spec)
+        state = "preparing" if driver else "interrupted"
+        return _object(spec, state, driver, [], None, {}, None, 0.0)
+    with Study.open(folder) as study:
+        trials, best = study.trials(), study.best()
+        over = study.exhausted() and all(t.state.finished for t in trials)
+        state = "running" if driver else "finished" if over else "interrupted"
+        seconds = study.elapsed_hours() * 3600
+        return _object(study.spec, state, driver, trials, best, _run_ids(folder), _steps(folder, study.spec), seconds)
+
+
+def _object(
+    spec: SweepSpec,
+    state: str,
+    driver: str | None,
+    trials: list[TrialRecord],
+    best: TrialRecord | None,
+    run_ids: dict[str, str],
+    steps: StepsOf | None,
+    seconds: float,
+) -> dict[str, Any]:
+    started = [t.started_at for t in trials if t.started_at is not None]
+    return {
+        "name": spec.name,
+        "state": state,
+        "driver": driver,
+        "goal": {"metric": spec.goal.metric, "direction": spec.goal.direction},
+        "best": None if best is None else best.number,
+        "started": min(started, default=None),
+        "elapsed": round(seconds, 1),
+        "run_id": run_ids.get("sweep"),
+        "trials": [_trial(t, run_ids, steps) for t in trials],
+    }
+
+
+def _trial(record: TrialRecord, run_ids: dict[str, str], steps: StepsOf | None) -> dict[str, Any]:
+    return {
+        "number": record.number,
+        "state": record.state.value,
+        "reason": record.reason,
+        "attempts": record.attempts,
+        "params": dict(record.params),
+        "metrics": {name: _json(value) for name, value in record.metrics.items()},
+        "value": _json(record.value),
+        "step": record.step,
+        "steps": None if steps is None else steps(record.params),
+        "run_id": run_ids.get(str(record.number)),
+    }
+
+
+def _json(value: float | None) -> float | str | None:
+    """JSON has no NaN: it is told in words."""
+    return value if value is None or abs(value) < float("inf") else str(value)
+
+
+def _steps(folder: SweepFolder, spec: SweepSpec) -> StepsOf | None:
+    """Updates of a trial by its params, once the data is known."""
+    report = load_report(folder)
+    return None if report is None else steps_by_params(spec, report)
+
+
+def _run_ids(folder: SweepFolder) -> dict[str, str]:
+    path = folder.path / RUNS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def best(name: str, root: Path) -> dict[str, Any]:
+    """The best configuration so far; NoTrialCompleted before there is one."""
+    folder = existing(root, name)
+    if not Study.exists(folder):
+        raise NoTrialCompleted(f"no trial of {name} has completed yet")
+    with Study.open(folder) as study:
+        record = study.best()
+        if record is None:
+            raise NoTrialCompleted(f"no trial of {name} has completed yet")
+        goal, model = study.spec.goal, model_of(folder, record)
+    return {
+        "number": record.number,
+        "value": record.value,
+        "goal": {"metric": goal.metric, "direction": goal.direction},
+        "params": dict(record.params),
+        "metrics": {metric: _json(value) for metric, value in record.metrics.items()},
+        "step": record.step,
+        "run_id": _run_ids(folder).get(str(record.number)),
+        "model": None if model is None else str(model),
+    }
+
+
+def watch(name: str, root: Path) -> None:
+    """Follow a sweep that another process drives, until it ends or Ctrl-C."""
+    folder = existing(root, name)
+    while not Study.exists(folder) and lock.holder(folder):
+        time.sleep(_WATCH_SECONDS)
+    with Study.open(folder) as study:
+        view = open_view(study.spec, Console(stderr=True), steps=_steps(folder, study.spec))
+        seen: dict[int, tuple[TrialState, int, int]] = {}
+        try:
+            while True:
+                driven = lock.holder(folder) is not None
+                for record in study.trials():
+                    mark = (record.state, record.attempts, record.step)
+                    before = seen.get(record.number)
+                    if before is None or before[:2] != mark[:2]:
+                        view.trial_changed(record)
+                    if before is None or before[2] != record.step:
+                        view.points(record.number, study.points(record.number))
+                    seen[record.number] = mark
+                view.tick()
+                if not driven:
+                    return
+                time.sleep(_WATCH_SECONDS)
+        finally:
+            view.close()

@@ -1,0 +1,125 @@
+"""What the commands print on stdout for people; `--json` prints the same data for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from orchestrator.commands.doctor import Check
+    from orchestrator.spec.plan import Plan
+
+_PIPED = 200
+"""Columns of a table that goes into a file or another program."""
+
+
+def print_plan(plan: Plan) -> None:
+    """The plan as two columns, then what is written, then what to know."""
+    console = _console()
+    table = _facts(f"plan of {plan.name}")
+    table.add_row("goal", plan.goal)
+    for path, values in plan.searched.items():
+        table.add_row(path, escape(values))
+    unknown = "unknown until downloaded"
+    grid = f" (the grid has {plan.grid:,} distinct points)" if plan.grid is not None else ""
+    table.add_row("trials", f"{plan.trials:,}{grid}" if plan.trials else "until the budget's hours are spent")
+    table.add_row("at a time", str(plan.concurrency or "none on this machine"))
+    table.add_row("training pairs", f"{plan.train_pairs:,}" if plan.train_pairs is not None else unknown)
+    table.add_row("held-out pairs", f"{plan.eval_pairs:,}" if plan.eval_pairs is not None else unknown)
+    table.add_row("updates per trial", str(plan.updates_per_trial or unknown))
+    table.add_row("pairs per trial", str(plan.pairs_per_trial or unknown))
+    tokens = plan.tokens_per_trial_at_most
+    table.add_row("tokens per trial, at most", f"{tokens:,}" if tokens is not None else unknown)
+    if plan.tokens_at_most is not None:
+        table.add_row("tokens of the sweep, at most", f"{plan.tokens_at_most:,}")
+    table.add_row("identity", plan.identity[:12])
+    console.print(table)
+    corners = Table(title="corners, each checked", box=None, title_justify="left", header_style="bold")
+    paths = list(plan.searched)
+    for path in paths:
+        corners.add_column(path)
+    for point in plan.corners[:32]:
+        corners.add_row(*(_short(point[path]) if path in point else "-" for path in paths))
+    if paths:
+        console.print(corners)
+    if len(plan.corners) > 32:
+        console.print(f"and {len(plan.corners) - 32} more corners (--json has them all)")
+    writes = _facts("will be written")
+    for place in plan.writes:
+        writes.add_row(escape(place.path), place.what)
+    console.print(writes)
+    for notice in plan.notices:
+        console.print(f"note: {notice}", markup=False)
+
+
+def print_status(found: Mapping[str, Any]) -> None:
+    """One line for the sweep, one row a trial."""
+    console = _console()
+    goal = found.get("goal")
+    console.print(f"{found['name']}: {found['state']}, {_goal(goal)}", markup=False)
+    trials: Sequence[Mapping[str, Any]] = found.get("trials", ())
+    metric = goal.get("metric") if isinstance(goal, Mapping) else None
+    paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
+    table = Table(box=None, header_style="bold")
+    for column in ("trial", "state", "step", *paths, *([str(metric)] if metric else []), "reason"):
+        table.add_column(column)
+    for trial in trials:
+        params, metrics = trial.get("params", {}), trial.get("metrics", {})
+        table.add_row(
+            str(trial["number"]),
+            str(trial["state"]),
+            f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
+            *(_short(params[path]) if path in params else "-" for path in paths),
+            *([_short(metrics.get(metric))] if metric else []),
+            escape(str(trial.get("reason") or "")),
+        )
+    console.print(table)
+
+
+def print_best(found: Mapping[str, Any]) -> None:
+    """The winner's leaves and metrics."""
+    table = _facts("best")
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            for inner, leaf in sorted(value.items()):
+                table.add_row(escape(f"{key} {inner}"), escape(_short(leaf)))
+        else:
+            table.add_row(key, escape(_short(value)))
+    _console().print(table)
+
+
+def print_checks(checks: Sequence[Check]) -> None:
+    """One row a check; what is wrong has its fix below."""
+    table = Table(box=None, header_style="bold")
+    for column in ("", "what", "found", "fix"):
+        table.add_column(column)
+    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    for check in checks:
+        level = check.level.value
+        table.add_row(f"[{colours[level]}]{level}[/]", check.what, escape(check.found), escape(check.fix))
+    _console().print(table)
+
+
+def _goal(goal: Any) -> str:
+    return f"{goal['direction']} {goal['metric']}" if isinstance(goal, Mapping) else str(goal)
+
+
+def _console() -> Console:
+    # Piped output is for reading later: no line is broken to fit a terminal that is not there.
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPED)
+
+
+def _facts(title: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+    table.add_column(style="cyan", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

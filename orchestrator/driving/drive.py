@@ -1,0 +1,126 @@
+"""One driver's life: stages, trials, and the words at the end. Inside the sweep's lock and a `cluster`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from dashboards.frame import TrialView
+from dashboards.terminal import summary, wide_console
+from orchestrator.driving.retention import tidy
+from orchestrator.driving.stages import Ready, check_data, load_report, steps_by_params, train_start_model
+from orchestrator.driving.story import open_sink, tell_end, tell_sweep
+from orchestrator.engine.attempt import OpenWorkshop
+from orchestrator.engine.cluster import Slots
+from orchestrator.engine.stage import StageWorker
+from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
+from orchestrator.engine.tuner import run_trials
+from orchestrator.engine.view import View
+from orchestrator.engine.wishes import Wishes
+from orchestrator.errors import ExitCode
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.records import TrialRecord
+from orchestrator.study.study import Study
+from orchestrator.tracking.sink import Sink
+
+_DELIVERY_SECONDS = 30.0
+_STATUS = {StopKind.FINISHED: "FINISHED", StopKind.OUT_OF_TIME: "FINISHED", StopKind.SAME_BUG: "FAILED"}
+
+
+def drive(
+    folder: SweepFolder, spec: SweepSpec, slots: Slots, view: View, interrupt: Interrupt, opened: OpenWorkshop
+) -> Stop:
+    """Do what is left of the sweep; says why it ended."""
+    with StageWorker(slots, folder.cache, interrupt, view.tick, opened) as worker:
+        report = check_data(spec, folder, view, worker)
+        with Study.open(folder) if Study.exists(folder) else Study.create(folder, spec) as study:
+            sink = open_sink(study, folder.root)
+            ended: Stop | None = None  # stays None when an error passes through
+            wishes = Wishes(study)
+            try:
+                study.begin()
+                tell_sweep(study, sink, report.fingerprint)
+                start_model = train_start_model(study, report, sink, view, worker, wishes)
+                worker.end()
+                ready = Ready(report, start_model)
+                ended = _trials(study, sink, view, interrupt, slots, ready, opened)
+            except Interrupted:
+                ended = wishes.stop or Stop(StopKind.INTERRUPTED)
+            finally:
+                _end_tracking(study, sink, view, ended)
+    assert ended is not None
+    return ended
+
+
+def _trials(
+    study: Study, sink: Sink, view: View, interrupt: Interrupt, slots: Slots, ready: Ready, opened: OpenWorkshop
+) -> Stop:
+    spec = study.spec
+    view.expect(steps_by_params(spec, ready.data))
+    view.stage(f"starting {slots.count} worker{'s' if slots.count > 1 else ''}")
+    for record in study.trials():
+        view.trial_changed(record)
+        view.points(record.number, study.points(record.number))
+
+    def on_closed(_: TrialRecord) -> None:
+        tidy(study.folder, spec, study.trials())
+
+    tidy(study.folder, spec, study.trials())
+    return run_trials(study, sink, view, interrupt, slots, place=ready.place, on_closed=on_closed, opened=opened)
+
+
+def _end_tracking(study: Study, sink: Sink, view: View, ended: Stop | None) -> None:
+    """Tell how it ended and deliver what is left."""
+    state = "FAILED" if ended is None else ended.kind.name
+    status = "FAILED" if ended is None else _STATUS.get(ended.kind, "KILLED")
+    tell_end(study, sink, state, status, "" if ended is None else ended.text)
+    left = sink.close(_DELIVERY_SECONDS)
+    if left:
+        view.say(f"tracking: {left} messages wait in {study.folder.outbox}; the next resume delivers them")
+
+
+def farewell(folder: SweepFolder, spec: SweepSpec, ended: Stop, talk: Console) -> ExitCode:
+    """The table, the best configuration and what to type next; the exit code that fits."""
+    resume_line = f"  orchestrate resume {spec.name}"
+    records: Sequence[TrialRecord] = []
+    if Study.exists(folder):
+        with Study.open(folder) as study:
+            records = study.trials()
+            views = [_view_of(study, record) for record in records]
+        report = load_report(folder)
+        summary(spec, views, wide_console(), steps=None if report is None else steps_by_params(spec, report))
+    any_complete = any(r.value is not None for r in records)
+    if ended.text and ended.kind is not StopKind.FINISHED:
+        talk.print(f"{ended.kind.value}: {ended.text}", markup=False, soft_wrap=True)
+    if ended.kind is not StopKind.FINISHED:
+        talk.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
+    if any_complete:
+        talk.print(
+            f"Next:\n  orchestrate best {spec.name} --export DIR\n  orchestrate ui {spec.name}\n"
+            f"  orchestrate status {spec.name}",
+            markup=False,
+            soft_wrap=True,
+        )
+    return _code(ended.kind, any_complete)
+
+
+def _view_of(study: Study, record: TrialRecord) -> TrialView:
+    view = TrialView(record)
+    view.add(study.points(record.number))
+    return view
+
+
+def _code(kind: StopKind, any_complete: bool) -> ExitCode:
+    match kind:
+        case StopKind.INTERRUPTED | StopKind.STOPPED:
+            return ExitCode.INTERRUPTED
+        case StopKind.NO_DISK:
+            return ExitCode.REFUSED
+        case StopKind.WORKERS_LOST:
+            return ExitCode.OURS
+        case StopKind.SAME_BUG:
+            return ExitCode.OURS if any_complete else ExitCode.NO_TRIAL_COMPLETED
+        case StopKind.FINISHED | StopKind.OUT_OF_TIME:
+            return ExitCode.DONE if any_complete else ExitCode.NO_TRIAL_COMPLETED

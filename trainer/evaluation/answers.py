@@ -1,0 +1,125 @@
+"""Greedy answers of the model on held-out prompts, and what can be told from them without a judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, cast
+
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.data.pairs import PairSet
+from trainer.forward.layout import micro_batches
+from trainer.generate import is_right
+
+_GRAM = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One greedy answer. `tokens` counts without the end token; `right` is None where no answer is expected."""
+
+    prompt: str
+    answer: str
+    expected: str | None
+    right: bool | None
+    tokens: int
+    repetition: float
+
+
+def chosen_prompts(pairs: PairSet, count: int) -> list[int]:
+    """The first pair of each of the first `count` distinct prompts: the same for every trial on these data."""
+    seen: set[bytes] = set()
+    picked: list[int] = []
+    for index in range(len(pairs)):
+        if len(picked) == count:
+            break
+        prompt = pairs.pair(index).prompt.tobytes()
+        if prompt not in seen:
+            seen.add(prompt)
+            picked.append(index)
+    return picked
+
+
+def answer_greedily(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: PairSet,
+    indexes: Sequence[int],
+    *,
+    max_new_tokens: int,
+    budget: int,
+    pause: Callable[[], None],
+) -> list[Answer]:
+    """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch."""
+    longest = max((int(pairs.prompt_lengths[i]) for i in indexes), default=0) + max_new_tokens
+    answers: list[Answer] = []
+    ends = _ends(model, tokenizer)
+    # Every row costs what the longest does, so that a batch's padding stays within the budget too.
+    for batch in micro_batches([longest] * len(pairs), indexes, budget):
+        pause()
+        prompts = [pairs.pair(i).prompt.tolist() for i in batch]
+        for i, prompt, new in zip(batch, prompts, _generate(model, prompts, ends, max_new_tokens), strict=True):
+            text = cast(str, tokenizer.decode(new, skip_special_tokens=True))
+            expected = pairs.answers[i]
+            answers.append(
+                Answer(
+                    prompt=cast(str, tokenizer.decode(prompt, skip_special_tokens=False)),
+                    answer=text,
+                    expected=expected,
+                    right=None if expected is None else is_right(text, expected),
+                    tokens=len(new),
+                    repetition=repetition(new),
+                )
+            )
+    return answers
+
+
+def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
+    several = [configured] if isinstance(configured, int) else (configured or [])
+    return sorted({*several, cast(int, tokenizer.eos_token_id)})
+
+
+def _generate(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_new_tokens: int
+) -> list[list[int]]:
+    width = max(len(p) for p in prompts)
+    ids = torch.full((len(prompts), width), ends[0], dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.tensor(prompt)
+        mask[row, width - len(prompt) :] = 1
+    # A configuration of its own: the model's may sample, or forbid repetition.
+    greedy = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
+    )
+    generate = cast(Any, model.generate)
+    with torch.no_grad():
+        out = generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy)
+    return [_until(row, ends) for row in out[:, width:].tolist()]
+
+
+def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    stops = [place for place, token in enumerate(tokens) if token in ends]
+    return tokens[: stops[0]] if stops else tokens
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of 4-grams that occurred before in the same answer; 0.0 for one too short to have two."""
+    grams = [tuple(tokens[i : i + _GRAM]) for i in range(len(tokens) - _GRAM + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
+    """`exact_answers` (only where answers are expected), `repetition` and `answer_length`; empty without answers."""
+    if not answers:
+        return {}
+    checked = [a.right for a in answers if a.right is not None]
+    exact = {"exact_answers": fmean(checked)} if checked else {}
+    return exact | {
+        "repetition": fmean(a.repetition for a in answers),
+        "answer_length": fmean(a.tokens for a in answers),
+    }

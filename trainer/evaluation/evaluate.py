@@ -1,0 +1,100 @@
+"""The held-out pairs and prompts under the model as it is now, and what of it is kept as files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.config import TrialConfig
+from trainer.data.pairs import PairSet
+from trainer.evaluation.answers import Answer, answer_greedily, answer_metrics, chosen_prompts
+from trainer.evaluation.scoring import eval_metrics, score
+from trainer.forward.pair_model import PairModel
+from trainer.metrics import EVAL
+from trainer.objectives.losses import needs
+from trainer.objectives.pair_logps import PairLogps
+from trainer.storage.durable import write_file, write_text
+from trainer.world import Patience, World
+
+
+@dataclass(frozen=True, slots=True)
+class Examiner:
+    """Looks at one model with one trial's settings: log-probs of the held-out pairs, answers to fixed prompts."""
+
+    config: TrialConfig
+    live: PreTrainedModel
+    model: PairModel
+    tokenizer: PreTrainedTokenizerBase
+    pairs: PairSet
+    world: World
+    patience: Patience
+
+    def logps(self, pairs: PairSet) -> PairLogps:
+        """Log-probs of all these pairs, on the CPU."""
+        training = self.config.training
+        with _at_rest(self.live), self.world.autocast(training.bf16):
+            return score(
+                self.model,
+                pairs,
+                # The held-out metrics compare both responses, whatever the objective itself reads.
+                replace(needs(self.config.loss), rejected=True),
+                training.tokens_per_micro_batch,
+                self.world,
+                self.patience.pause,
+            )
+
+    def answers(self) -> list[Answer]:
+        """Greedy answers to the first `evaluation.prompts` distinct held-out prompts; every process gives them all."""
+        evaluation, training = self.config.evaluation, self.config.training
+        with _at_rest(self.live), self.world.autocast(training.bf16):
+            return answer_greedily(
+                self.live,
+                self.tokenizer,
+                self.pairs,
+                chosen_prompts(self.pairs, evaluation.prompts),
+                max_new_tokens=evaluation.max_new_tokens,
+                budget=training.tokens_per_micro_batch,
+                pause=self.patience.pause,
+            )
+
+    def metrics(self, logps: PairLogps, reference: PairLogps, answers: Sequence[Answer]) -> dict[str, float]:
+        """All `eval_` metrics; `reference` are the start model's log-probs of the same pairs."""
+        against = logps.against(reference) if needs(self.config.loss).reference else logps
+        held_out = eval_metrics(self.config.loss, against, [int(n) for n in self.pairs.prompt_lengths])
+        return held_out | {f"{EVAL}{name}": value for name, value in answer_metrics(answers).items()}
+
+
+@contextmanager
+def _at_rest(model: PreTrainedModel) -> Generator[None]:
+    before = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(before)
+
+
+def write_samples(path: Path, answers: Mapping[int, Sequence[Answer]], kept: int) -> None:
+    """One JSON object per line: step, prompt, answer, expected, right; the first `kept` answers of each step."""
+    rows = [
+        {"step": step, "prompt": a.prompt, "answer": a.answer, "expected": a.expected, "right": a.right}
+        for step, given in sorted(answers.items())
+        for a in given[:kept]
+    ]
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def write_eval_pairs(path: Path, logps: PairLogps, pairs: PairSet) -> None:
+    """The log-probs of every held-out pair, [N] each, with its `source` and `row`: what paired tests compare."""
+    columns = logps.columns() | {
+        "source": torch.as_tensor(pairs.sources).clone(),
+        "row": torch.as_tensor(pairs.rows).clone(),
+    }
+    write_file(path, lambda aside: save_file(columns, aside))

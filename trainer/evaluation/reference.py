@@ -1,0 +1,93 @@
+"""What the start model makes of the pairs: computed once per content, kept on disk, shared by all trials.
+
+The log-probs of the training pairs are the reference of DPO; those of the held-out pairs, with the greedy answers, are
+every trial's evaluation at step 0. Files: `cache/reference/<digest>.safetensors` and `.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from trainer.evaluation.answers import Answer
+from trainer.objectives.pair_logps import PairLogps
+from trainer.storage.durable import digest_of, write_file, write_json
+from trainer.storage.lock import held
+from trainer.world import World
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+def start_logps(
+    cache: Path, key: dict[str, Any], world: World, compute: Callable[[], PairLogps]
+) -> tuple[PairLogps, bool]:
+    """Log-probs under the start model by their key, and whether they had to be computed now.
+
+    `key` holds all they depend on as JSON values. `compute` is called in every process or in none.
+    """
+    path = cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
+
+    def write(found: PairLogps) -> None:
+        described = {"key": json.dumps(key, sort_keys=True)}
+        write_file(path, lambda aside: save_file(found.columns(), aside, metadata=described))
+
+    return _once(path, world, compute, write, _read_logps)
+
+
+def start_answers(
+    cache: Path, key: dict[str, Any], world: World, compute: Callable[[], list[Answer]]
+) -> tuple[list[Answer], bool]:
+    """The start model's greedy answers by their key, and whether they had to be computed now; as `start_logps`."""
+    path = cache / "reference" / f"{digest_of(key)[:32]}.json"
+
+    def write(found: list[Answer]) -> None:
+        write_json(path, [asdict(answer) for answer in found])
+
+    return _once(path, world, compute, write, _read_answers)
+
+
+def _read_logps(path: Path) -> PairLogps:
+    # Read into memory: a mapped file that is replaced would pull the pages away.
+    with safe_open(path, framework="pt") as file:
+        return PairLogps.from_columns({name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+
+
+def _read_answers(path: Path) -> list[Answer]:
+    return [Answer(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def _once(
+    path: Path, world: World, compute: Callable[[], T], write: Callable[[T], None], read: Callable[[Path], T]
+) -> tuple[T, bool]:
+    with ExitStack() as locks:
+        if world.is_main:
+            locks.enter_context(held(path.with_name(f".{path.name}.lock")))
+            _set_damaged_aside(path, read)
+        # One process decides for all: `compute` communicates, so all call it or none.
+        if world.any(world.is_main and path.exists()):
+            return read(path), False
+        found = compute()
+        if world.is_main:
+            write(found)
+        world.wait()
+        return found, True
+
+
+def _set_damaged_aside(path: Path, read: Callable[[Path], Any]) -> None:
+    if not path.exists():
+        return
+    try:
+        read(path)
+    except (OSError, SafetensorError, ValueError, TypeError) as why:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+        log.warning("%s is damaged (%s); set aside and computed again", path, why)

@@ -1,0 +1,1 @@
+"""One model over preference pairs: layout, attention, body and output layer."""

@@ -1,0 +1,111 @@
+"""What can be done with an architecture: its output layer, and whether pairs may share a prompt. Never assumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trainer.forward.attention import CannotAttend
+from trainer.forward.body import attending, hidden_states
+from trainer.forward.layout import Batch, Tokens, pack, separate
+from trainer.forward.logps import Head, Rows, sequence_logps
+
+VERIFIED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"})
+"""Model types whose packed and separate results are compared by the tests; others are compared when they are loaded."""
+_ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
+
+
+class UnsupportedHead(ValueError):
+    """The model's output layer is not one whose log-probs can be computed in chunks."""
+
+
+def find_head(core: PreTrainedModel) -> Head:
+    """The output layer, as parameters. UnsupportedHead where it is adapted, quantised or does something unknown."""
+    layer = core.get_output_embeddings()
+    if type(layer) is not nn.Linear:
+        raise UnsupportedHead(
+            f"the output layer is a {type(layer).__name__}, not a plain linear layer: leave it out of the adapters "
+            "and of quantisation"
+        )
+    config = core.config.get_text_config()
+    scale = getattr(core, "logit_scale", None) or getattr(config, "logit_scale", None) or 1.0
+    divided = getattr(config, "logits_scaling", None) or 1.0
+    return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None), float(scale) / divided)
+
+
+def check_head(core: PreTrainedModel, head: Head) -> None:
+    """Compare the head's log-probs with the model's own on a few tokens, for types that the tests do not cover."""
+    if core.config.get_text_config().model_type in VERIFIED:
+        return
+    batch = separate(_probe(core)).to(head.weight.device)
+    with torch.no_grad():
+        ours = sequence_logps(hidden_states(core, core, batch), batch, head, Rows(64, 64))
+        logits = core(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+        every = logits.flatten(0, 1)[batch.rows].float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    found, expected = ours.chosen.sum() + ours.rejected.sum(), every.double().sum()
+    if not torch.allclose(found, expected, rtol=_tolerance(core)):
+        raise UnsupportedHead(
+            f"{type(core).__name__} does more than a linear output layer: log-probs {found:.4f} instead of "
+            f"{expected:.4f} on a probe"
+        )
+
+
+def why_separate(core: PreTrainedModel) -> str | None:
+    """Why this model cannot share a prompt between two responses; None where it can."""
+    config = core.config.get_text_config()
+    if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "") == "alibi":
+        return "ALiBi positions follow the place in the batch"
+    others = set(getattr(config, "layer_types", None) or ()) - _ATTENTION_LAYERS
+    if others:
+        return f"layers of type {', '.join(sorted(others))}"
+    if not core._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
+        return f"{type(core).__name__} does not take its attention from transformers' interface"
+    if config.model_type in VERIFIED:
+        return None
+    if getattr(config, "sliding_window", None) is not None:
+        return f"a sliding window, which is not verified for models of type {config.model_type}"
+    return _compare(core)
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    prompt: Tokens
+    chosen: Tokens
+    rejected: Tokens
+
+
+def _probe(core: PreTrainedModel) -> list[_Probe]:
+    """Two small pairs of spread-out token ids."""
+    vocabulary = core.config.get_text_config().vocab_size
+    ids = (np.arange(1, 40) * 7919) % vocabulary
+    cut = np.split(ids, [9, 15, 19, 24, 27])
+    return [_Probe(*cut[:3]), _Probe(*cut[3:])]
+
+
+def _tolerance(core: PreTrainedModel) -> float:
+    return 1e-4 if core.dtype in (torch.float32, torch.float64) else 2e-2
+
+
+def _compare(core: PreTrainedModel) -> str | None:
+    """Compute a probe both ways."""
+    device = next(core.parameters()).device
+    training = core.training
+    core.eval()
+    try:
+        with torch.no_grad():
+            found = [_selected(core, layout(_probe(core)).to(device)) for layout in (pack, separate)]
+    except (CannotAttend, TypeError) as error:
+        return str(error)
+    finally:
+        core.train(training)
+    off = float((found[0] - found[1]).norm() / found[1].norm())
+    return None if off <= _tolerance(core) else f"packed and separate results differ by {off:.1e} on a probe"
+
+
+def _selected(core: PreTrainedModel, batch: Batch) -> Tensor:
+    with attending(core, batch):
+        return hidden_states(core, core, batch)[batch.rows].double()

@@ -1,0 +1,73 @@
+"""Hidden states of a batch from an unmodified transformers model, whatever it is wrapped in."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from transformers import PreTrainedModel
+
+from trainer.forward.attention import NAME, register
+from trainer.forward.layout import Batch
+
+
+def core_model(model: nn.Module) -> PreTrainedModel:
+    """The transformers causal LM inside DistributedDataParallel and LoRA adapters. Anything else: TypeError."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    if isinstance(inner, PeftModel):
+        inner = inner.get_base_model()
+    if not isinstance(inner, PreTrainedModel):
+        raise TypeError(f"{type(inner).__name__} is not a transformers model")
+    if inner.config.is_encoder_decoder:
+        raise TypeError(f"{type(inner).__name__} is an encoder-decoder model; only causal language models are trained")
+    return inner
+
+
+@contextmanager
+def attending(core: PreTrainedModel, batch: Batch) -> Generator[None]:
+    """While this lasts the model attends as the layout wants; backward belongs in it, since it may compute again."""
+    if batch.plan is None:
+        yield
+        return
+    register()
+    before = core.config._attn_implementation or "eager"  # pyright: ignore[reportPrivateUsage]
+    core.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        core.set_attn_implementation(before)
+
+
+def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tensor:
+    """Last hidden states of every position, flattened: [positions, hidden size]. Call it within `attending`."""
+    inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.plan is None:
+        inputs["attention_mask"] = batch.attention_mask
+    else:
+        inputs |= {"position_ids": batch.position_ids, "pair_plan": batch.plan}
+    body = core.base_model
+    if isinstance(model, DistributedDataParallel):
+        # Its own forward must run, since it arms the gradient reduction; what it wraps gives the body's result.
+        with _answering(model.module, body):
+            states = model(**inputs).last_hidden_state
+    else:
+        states = body(**inputs).last_hidden_state
+    return states.flatten(0, 1)
+
+
+@contextmanager
+def _answering(module: nn.Module, body: nn.Module) -> Generator[None]:
+    """`module(...)` gives what `body(...)` gives, until this ends."""
+    before = vars(module).get("forward")
+    module.forward = body.forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before

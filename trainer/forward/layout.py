@@ -1,0 +1,224 @@
+"""Pairs to batches: packed without padding, with the prompt computed once per pair; or padded, two rows per pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from trainer.forward.attention import PackedPlan, PairSpan
+
+SEGMENTS = ("chosen_shared", "chosen_tail", "rejected_shared", "rejected_tail", "prompt")
+"""Kinds of scored tokens; segment number of a token = pair * len(SEGMENTS) + the place of its kind here."""
+
+Tokens = NDArray[np.integer]
+
+
+class TokenPair(Protocol):
+    """One preference pair as token ids (trainer.data.Pair)."""
+
+    @property
+    def prompt(self) -> Tokens: ...  # noqa: D102
+    @property
+    def chosen(self) -> Tokens: ...  # noqa: D102
+    @property
+    def rejected(self) -> Tokens: ...  # noqa: D102
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What the model computes, and which of its positions predict which scored tokens.
+
+    A position in `rows` is an index into the flattened [batch * length] hidden states. Rows of one pair are adjacent.
+    """
+
+    input_ids: Tensor
+    """[1, T] packed, [2N, L] separate (chosen sequences first)."""
+    position_ids: Tensor | None
+    attention_mask: Tensor | None
+    plan: PackedPlan | None
+    rows: Tensor
+    """[R] the position whose hidden state predicts the target."""
+    targets: Tensor
+    """[R] token ids."""
+    segments: Tensor
+    """[R] segment number of each target."""
+    pair_rows: tuple[int, ...]
+    """[N + 1] where each pair's rows begin, and R at the end."""
+    chosen_tokens: tuple[int, ...]
+    rejected_tokens: tuple[int, ...]
+    prompt_tokens: tuple[int, ...]
+    """Tokens of each prompt that are predicted, its length minus 1."""
+    prompt_scored: bool
+    tokens: int
+    """Positions computed, padding included."""
+
+    def __len__(self) -> int:
+        return len(self.chosen_tokens)
+
+    def to(self, device: torch.device) -> Batch:
+        """On another device."""
+        return replace(
+            self,
+            input_ids=self.input_ids.to(device),
+            position_ids=None if self.position_ids is None else self.position_ids.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
+            rows=self.rows.to(device),
+            targets=self.targets.to(device),
+            segments=self.segments.to(device),
+        )
+
+
+def packed_lengths(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> list[int]:
+    """Positions each pair takes in the packed layout: the last token of a response predicts nothing and is left out."""
+    return [p + c + r - 2 for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+
+
+def micro_batches(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+    """Cut `order` into consecutive runs of at most `budget` tokens; a longer pair is alone. Deterministic.
+
+    lengths[i] is the cost of pair i; the result holds every element of `order` once, in order.
+    """
+    if budget < 1:
+        raise ValueError(f"the token budget of a micro-batch is at least 1, not {budget}")
+    batches: list[list[int]] = []
+    used = 0
+    for index in order:
+        cost = int(lengths[index])
+        if not batches or used + cost > budget:
+            batches.append([])
+            used = 0
+        batches[-1].append(index)
+        used += cost
+    return batches
+
+
+def pack(pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True) -> Batch:
+    """One padding-free sequence: per pair prompt, chosen, rejected; the prompt's last state predicts both first tokens.
+
+    Position ids restart at the prompt's length for rejected. With `prompt` the prompt's own tokens are scored too;
+    without `rejected` the rejected responses are left out. An empty prompt or response: ValueError.
+    """
+    _check(pairs)
+    ids: list[Tokens] = []
+    positions: list[Tokens] = []
+    spans: list[PairSpan] = []
+    places: list[_Places] = []
+    start = 0
+    for pair in pairs:
+        p, c, r = len(pair.prompt), len(pair.chosen) - 1, len(pair.rejected) - 1 if rejected else 0
+        ids += [pair.prompt, pair.chosen[:c], pair.rejected[:r]]
+        positions += [np.arange(p + c), np.arange(p, p + r)]
+        spans.append(PairSpan(start, p, c, r))
+        last, middle = start + p - 1, start + p + c
+        second = np.concatenate([[last], np.arange(middle, middle + r)]) if rejected else np.arange(0)
+        places.append(_Places(np.arange(last, middle), second, np.arange(start, last)))
+        start = middle + r
+    return _batch(
+        pairs,
+        places,
+        prompt,
+        input_ids=np.concatenate(ids)[None],
+        position_ids=np.concatenate(positions)[None],
+        plan=PackedPlan(tuple(spans)),
+    )
+
+
+def separate(pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True) -> Batch:
+    """Two right-padded sequences per pair, N chosen then N rejected, for architectures that cannot share a prompt.
+
+    With `prompt` the prompt's tokens are scored once, in the chosen sequence; without `rejected` there are N sequences.
+    """
+    _check(pairs)
+    sequences = [np.concatenate([pair.prompt, pair.chosen[:-1]]) for pair in pairs]
+    if rejected:
+        sequences += [np.concatenate([pair.prompt, pair.rejected[:-1]]) for pair in pairs]
+    longest = max(len(sequence) for sequence in sequences)
+    input_ids = np.zeros((len(sequences), longest), dtype=np.int64)
+    mask = np.zeros_like(input_ids)
+    for row, sequence in enumerate(sequences):
+        input_ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    places: list[_Places] = []
+    for index, pair in enumerate(pairs):
+        first, second, p = index * longest, (len(pairs) + index) * longest, len(pair.prompt) - 1
+        places.append(
+            _Places(
+                np.arange(first + p, first + p + len(pair.chosen)),
+                np.arange(second + p, second + p + len(pair.rejected)) if rejected else np.arange(0),
+                np.arange(first, first + p),
+            )
+        )
+    return _batch(pairs, places, prompt, input_ids=input_ids, mask=mask)
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Flat positions that predict a pair's chosen, rejected and prompt tokens; no rejected ones where left out."""
+
+    chosen: Tokens
+    rejected: Tokens
+    prompt: Tokens
+
+
+def _check(pairs: Sequence[TokenPair]) -> None:
+    if not pairs:
+        raise ValueError("a batch needs at least one pair")
+    for number, pair in enumerate(pairs):
+        for name, part in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
+            if len(part) == 0:
+                raise ValueError(f"pair {number} of the batch has an empty {name}: nothing to score")
+
+
+def _batch(
+    pairs: Sequence[TokenPair],
+    places: Sequence[_Places],
+    prompt: bool,
+    *,
+    input_ids: Tokens,
+    position_ids: Tokens | None = None,
+    mask: Tokens | None = None,
+    plan: PackedPlan | None = None,
+) -> Batch:
+    """The batch of these inputs, with what its positions predict."""
+    rows: list[Tokens] = []
+    targets: list[Tokens] = []
+    segments: list[Tokens] = []
+    counts: list[int] = []
+    for number, (pair, place) in enumerate(zip(pairs, places, strict=True)):
+        shared = min(len(pair.chosen), len(pair.rejected))
+        first = number * len(SEGMENTS)
+        parts = [(0, place.chosen, pair.chosen), (2, place.rejected, pair.rejected[: len(place.rejected)])]
+        if prompt:
+            parts.append((4, place.prompt, pair.prompt[1:]))
+        for kind, positions, tokens in parts:
+            rows.append(positions)
+            targets.append(tokens)
+            tail = 0 if kind == 4 else np.arange(len(tokens)) >= shared
+            segments.append(np.full(len(tokens), first + kind) + tail)
+        counts.append(sum(len(positions) for _, positions, _ in parts))
+    return Batch(
+        input_ids=_tensor(input_ids),
+        position_ids=None if position_ids is None else _tensor(position_ids),
+        attention_mask=None if mask is None else _tensor(mask),
+        plan=plan,
+        rows=_tensor(np.concatenate(rows)),
+        targets=_tensor(np.concatenate(targets)),
+        segments=_tensor(np.concatenate(segments)),
+        pair_rows=(0, *accumulate(counts)),
+        chosen_tokens=tuple(len(place.chosen) for place in places),
+        rejected_tokens=tuple(len(place.rejected) for place in places),
+        prompt_tokens=tuple(len(pair.prompt) - 1 for pair in pairs),
+        prompt_scored=prompt,
+        tokens=input_ids.size,
+    )
+
+
+def _tensor(values: Tokens) -> Tensor:
+    return torch.from_numpy(values.astype(np.int64))

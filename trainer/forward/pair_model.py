@@ -1,0 +1,158 @@
+"""One model over pairs: packed with shared prompts where the architecture allows it, else as separate sequences."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from trainer.forward.architecture import check_head, find_head, why_separate
+from trainer.forward.body import attending, core_model, hidden_states
+from trainer.forward.layout import Batch, TokenPair, pack, separate
+from trainer.forward.logps import Rows, objective_loss, sequence_logps
+from trainer.loss_config import LossConfig
+from trainer.objectives.losses import coupled_loss, needs, pair_loss
+from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
+
+_log = logging.getLogger(__name__)
+
+_TOGETHER_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
+_MOST_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
+"""Memory for one chunk of float32 logits, by device: of several pairs, and of one long pair."""
+
+
+class CannotPack(ValueError):
+    """Packed attention was asked for and the architecture cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class WholeUpdate:
+    """The log-probs of all pairs of an update as the model is now, for objectives that couple them."""
+
+    logps: PairLogps
+    """With reference, on the model's device."""
+    index: Sequence[int]
+    """Where the micro-batch's pairs are among them."""
+
+
+@dataclass(slots=True)
+class Counters:
+    """What was computed so far: passes through the model's body, and positions in them (padding included)."""
+
+    forwards: int = 0
+    tokens: int = 0
+
+
+class PairModel:
+    """A causal LM (plain, with LoRA adapters, or in DistributedDataParallel) over preference pairs.
+
+    Dropout must be off. The caller's autocast is honoured; sums are float64 over float32 token log-probs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        attention: Literal["auto", "packed", "separate"] = "auto",
+        rows: Rows | None = None,
+    ) -> None:
+        """attention packed: CannotPack where the architecture cannot. rows: of logits at once, by default by memory."""
+        self._model = model
+        self._core = core_model(model)
+        self._head = find_head(self._core)
+        check_head(self._core, self._head)
+        reason = "asked for" if attention == "separate" else why_separate(self._core)
+        if attention == "packed" and reason is not None:
+            raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
+        if attention == "auto" and reason is not None:
+            _log.warning("pairs are computed as separate padded sequences: %s", reason)
+        self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
+        self.why_separate = reason
+        """Why the mode is not packed; None when it is."""
+        self.rows = rows or _rows(self.device.type, self._head.weight.shape[0])
+        self.counters = Counters()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the output layer is."""
+        return self._head.weight.device
+
+    def logps(self, pairs: Sequence[TokenPair], wanted: Needs | None = None) -> PairLogps:
+        """Log-probs of one micro-batch of pairs, without gradient and without reference; on the model's device."""
+        wanted = Needs() if wanted is None else wanted
+        batch = self._layout(pairs, wanted)
+        with torch.no_grad(), attending(self._core, batch):
+            hidden = hidden_states(self._core, self._core, batch)
+        return sequence_logps(hidden, batch, self._head, self.rows, wanted.purity)
+
+    def backward(
+        self,
+        pairs: Sequence[TokenPair],
+        loss: LossConfig,
+        reference: PairLogps | None,
+        norm: Normaliser,
+        backward: Callable[[Tensor], object],
+        update: WholeUpdate | None = None,
+    ) -> LossTerms:
+        """Add the gradient of one micro-batch's share of its update's loss.
+
+        reference: of these pairs in this order, for objectives that compare with the start model, else None.
+        norm: totals of the whole update over all processes. backward: called once with the scalar loss
+        (`Tensor.backward`, `accelerator.backward`); under DistributedDataParallel, which averages over processes, it
+        multiplies by their number. The gradients of an update's micro-batches add up to that of its loss. update: only
+        for objectives that couple the pairs of an update (`needs(loss).whole_update`), where these pairs are not all.
+        """
+        wanted = needs(loss)
+        if wanted.whole_update and update is None and len(pairs) != norm.pairs:
+            raise ValueError(
+                f"{loss.kind} with these terms couples the pairs of an update, but {len(pairs)} of {norm.pairs} were "
+                "given: give the whole update's log-probs too"
+            )
+        if wanted.reference != (reference is not None):
+            raise ValueError(f"{loss.kind} {'needs' if wanted.reference else 'has no use for'} reference log-probs")
+        batch = self._layout(pairs, wanted)
+        if reference is not None:
+            _check_reference(reference, batch)
+            reference = reference.to(self.device)
+
+        def objective(logps: PairLogps, part: slice) -> LossTerms:
+            if update is not None:
+                return coupled_loss(loss, update.logps, update.index[part], logps, norm)
+            rows = None if reference is None else reference.rows(part)
+            return pair_loss(loss, replace(logps, reference=rows), norm)
+
+        with attending(self._core, batch):
+            hidden = hidden_states(self._model, self._core, batch)
+            total, terms = objective_loss(
+                hidden,
+                batch,
+                self._head,
+                objective,
+                self.rows,
+                whole=wanted.whole_update and update is None,
+                purity=wanted.purity,
+            )
+            backward(total)
+        return LossTerms.cat(terms)
+
+    def _layout(self, pairs: Sequence[TokenPair], wanted: Needs) -> Batch:
+        layout = pack if self.mode == "packed" else separate
+        batch = layout(pairs, prompt=wanted.prompt, rejected=wanted.rejected).to(self.device)
+        self.counters.forwards += 1
+        self.counters.tokens += batch.tokens
+        return batch
+
+
+def _rows(device: str, vocabulary: int) -> Rows:
+    kind = device if device in _MOST_BYTES else "cuda"
+    together, most = (max(64, limit[kind] // (4 * vocabulary)) for limit in (_TOGETHER_BYTES, _MOST_BYTES))
+    return Rows(together, most)
+
+
+def _check_reference(reference: PairLogps, batch: Batch) -> None:
+    found = (tuple(reference.chosen_tokens.tolist()), tuple(reference.rejected_tokens.tolist()))
+    if found != (batch.chosen_tokens, batch.rejected_tokens):
+        raise ValueError("the reference log-probs are of other pairs: numbers of scored tokens differ")

@@ -1,0 +1,140 @@
+"""A tiny random model of the same architecture as a big one, with a given tokenizer: what rehearsals train."""
+
+from __future__ import annotations
+
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+from urllib.parse import urlsplit
+
+from trainer.config import Architecture
+from trainer.errors import ModelError
+from trainer.generate.model import write_random
+from trainer.storage.durable import write_folder
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
+
+_NAMES: dict[str, Architecture] = {
+    "tulu": "llama",
+    "vicuna": "llama",
+    "llama": "llama",
+    "zephyr": "mistral",
+    "mistral": "mistral",
+    "gemma-2": "gemma2",
+    "gemma2": "gemma2",
+    "qwen3": "qwen3",
+    "qwen2": "qwen2",
+    "qwen1.5": "qwen2",
+}
+_TINY: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "query_pre_attn_scalar": 16,
+    "max_window_layers": 2,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Likeness:
+    """What a tiny model takes after, and a sentence on how that is known. `config` only where it could be read."""
+
+    architecture: Architecture
+    config: PretrainedConfig | None
+    said: str
+
+
+def likeness(name_or_path: str, revision: str | None = None) -> Likeness:
+    """The architecture of a model: from its configuration in a folder, the hub's cache or a reachable hub, else guessed
+    from its name, else llama; `said` tells which. ModelError for a configuration of an architecture not rehearsed here.
+    """
+    config = _config_of(name_or_path, revision)
+    if config is not None:
+        known: dict[str, Architecture] = {a: a for a in ARCHITECTURES}
+        kind = known.get(config.model_type)
+        if kind is None:
+            raise ModelError(
+                f"{name_or_path} is a {config.model_type} model; rehearsals know {', '.join(ARCHITECTURES)}"
+            )
+        return Likeness(kind, config, f"{name_or_path} is a {kind} model, as its configuration says")
+    lower = name_or_path.lower()
+    for part, kind in _NAMES.items():
+        if part in lower:
+            return Likeness(kind, None, f"no hub is reachable; {name_or_path} is taken for a {kind} model by its name")
+    return Likeness(
+        "llama", None, f"no hub is reachable and the name says nothing; {name_or_path} is rehearsed as llama"
+    )
+
+
+def _config_of(name: str, revision: str | None) -> PretrainedConfig | None:
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=True)
+    except (OSError, ValueError) as error:
+        if Path(name).exists():
+            raise ModelError(f"{name} holds no model configuration that can be read: {error}") from error
+        if not _hub_reachable():
+            return None
+    try:
+        return AutoConfig.from_pretrained(name, revision=revision)
+    except (OSError, ValueError):
+        return None
+
+
+def _hub_reachable(seconds: float = 3.0) -> bool:
+    """A quick look before a client that would retry for half a minute; behind a proxy the client has to find out."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        return False
+    if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return True
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    port = endpoint.port or (443 if endpoint.scheme == "https" else 80)
+    try:
+        socket.create_connection((endpoint.hostname or "", port), timeout=seconds).close()
+    except OSError:
+        return False
+    return True
+
+
+def tiny_like(
+    like: Architecture | PretrainedConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+) -> Path:
+    """Write model and tokenizer into `folder`, replacing what is there: two layers of width 64, random weights,
+    the tokenizer's vocabulary; the rest (rotary settings, windows, soft caps, tied weights) as in `like`.
+    """
+
+    def fill(aside: Path) -> None:
+        from transformers import AutoTokenizer
+
+        # some architectures load any tokenizer with a class of their own, which may add tokens: what comes back counts
+        tokenizer.save_pretrained(str(aside))
+        _tiny_config(like, tokenizer).save_pretrained(str(aside))
+        write_random(_tiny_config(like, AutoTokenizer.from_pretrained(str(aside))), seed, aside)
+
+    write_folder(folder, fill)
+    return folder
+
+
+def _tiny_config(like: Architecture | PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    base = AutoConfig.for_model(like) if isinstance(like, str) else like
+    # layer_types lists every layer, and names and dtypes are the big model's: all are made anew
+    kept = {k: v for k, v in base.to_dict().items() if k not in {"layer_types", "model_type", "_name_or_path", "dtype"}}
+    tiny = {k: v for k, v in _TINY.items() if k in kept}
+    own = {
+        "vocab_size": len(tokenizer),
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return AutoConfig.for_model(base.model_type, **(kept | tiny | own))

@@ -1,0 +1,1 @@
+"""The live model: loaded once, restored between trials, exported at the end."""

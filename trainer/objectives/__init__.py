@@ -1,0 +1,1 @@
+"""The objectives: pure functions of per-sequence log-probabilities."""

@@ -1,0 +1,216 @@
+"""The objectives: pure functions from per-pair log-probs to loss terms. Token means are over a whole update.
+
+Symbols: lp summed log-prob, n its tokens, alp = lp / n; w chosen, l rejected; ls = log sigmoid; CE cross-entropy per
+chosen token of the update.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import assert_never
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from trainer.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.objectives.dpo import desensitised, pair_weights, per_pair, ratios
+from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
+from trainer.objectives.parts import averages, cross_entropy, prompt_cross_entropy, smoothed_logistic
+
+_LARGEST = 80.0
+_ALMOST_CERTAIN = -1e-12
+"""Log-probs are held below this where log(1 - p) is taken."""
+
+
+def needs(loss: LossConfig) -> Needs:
+    """Which statistics, beyond sums and counts, this objective reads."""
+    match loss:
+        case SimpoLoss() | CpoLoss():
+            return Needs()
+        case DpoLoss():
+            types = {term for term, _ in loss.terms}
+            return Needs(reference=types != {"sft"}, purity=loss.use_weighting, whole_update=loss.couples_pairs)
+        case OrpoLoss():
+            return Needs(prompt=loss.nll_prompt and loss.nll_scale > 0)
+        case SftLoss():
+            return Needs(rejected=False)
+        case _:
+            assert_never(loss)
+
+
+def pair_loss(loss: LossConfig, logps: PairLogps, norm: Normaliser) -> LossTerms:
+    """The objective's terms at these pairs, its share of the update that `norm` describes.
+
+    Raises ValueError where the objective needs a reference, or another statistic, that `logps` does not hold.
+    """
+    match loss:
+        case SimpoLoss():
+            return simpo(loss, logps, norm)
+        case DpoLoss():
+            return dpo(loss, logps, norm)
+        case CpoLoss():
+            return cpo(loss, logps, norm)
+        case OrpoLoss():
+            return orpo(loss, logps, norm)
+        case SftLoss():
+            return sft(logps, norm)
+        case _:
+            assert_never(loss)
+
+
+def coupled_loss(
+    loss: LossConfig, whole: PairLogps, index: Sequence[int], part: PairLogps, norm: Normaliser
+) -> LossTerms:
+    """The terms of some pairs of an update under an objective that couples all of its pairs.
+
+    whole: the update's log-probs with reference, computed before; index: the places in it of `part`, which has
+    history. The loss has the value of these pairs' share of the update's loss, and its whole gradient in `part`.
+    """
+    terms = pair_loss(loss, whole.with_rows(index, part), norm)
+    value = terms.loss.detach()
+    shared = terms.loss - value + value * (len(index) / norm.pairs)
+    return replace(terms.rows(index), loss=shared)
+
+
+# --- simpo -----------------------------------------------------------------------------------------------------------
+
+
+def simpo(loss: SimpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
+    """SimPO (Meng et al. 2024, eq. 6; princeton-nlp/SimPO scripts/simpo_trainer.py), z = alp_w - alp_l - gamma/beta.
+
+    sigmoid: -(1-eps) ls(beta z) - eps ls(-beta z). hinge: max(0, 1 - beta z). Plus sft_weight * CE.
+    With alpha, AlphaPO (Gupta et al. 2025): (1 - e^(-alpha alp)) / alpha in the place of alp.
+    Reward: beta * alp, without gamma.
+    """
+    chosen, rejected = averages(logps)
+    chosen_reward, rejected_reward = _shaped(chosen, loss.alpha), _shaped(rejected, loss.alpha)
+    scaled = loss.beta * (chosen_reward - rejected_reward - loss.ratio)
+    match loss.loss_type:
+        case "sigmoid":
+            losses = smoothed_logistic(scaled, loss.label_smoothing)
+        case "hinge":
+            losses = torch.relu(1 - scaled)
+        case _:
+            assert_never(loss.loss_type)
+    total = losses.sum() / norm.pairs + _weighted(loss.cross_entropy_weight, logps, norm)
+    rewards = (loss.beta * chosen_reward, loss.beta * rejected_reward)
+    return _terms(total, logps, norm, rewards, (chosen, rejected))
+
+
+def _shaped(average: Tensor, alpha: float) -> Tensor:
+    """AlphaPO's reward of a length-averaged log-prob."""
+    return -torch.expm1((-alpha * average).clamp(max=_LARGEST)) / alpha if alpha else average
+
+
+# --- dpo -------------------------------------------------------------------------------------------------------------
+
+
+def dpo(loss: DpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
+    """The DPO family (Rafailov et al. 2023, eq. 7): the weighted sum of its terms (trainer/dpo_terms.py) and CE.
+
+    Reward: beta * (lp - lpr), summed whatever the term, as TRL. A term that sorts (aot) does so over these pairs: they
+    must be the whole update.
+    """
+    chosen, rejected = desensitised(loss, logps)
+    weights = pair_weights(logps) if loss.use_weighting else None
+    total = _weighted(loss.nll_scale, logps, norm)
+    rewards = (chosen, rejected)
+    if needs(loss).reference:
+        if logps.reference is None:
+            raise ValueError("this objective compares with the start model: give its log-probs (PairLogps.against)")
+        found = ratios(loss, chosen, rejected, logps, logps.reference)
+        rewards = (loss.beta * found.chosen, loss.beta * found.rejected)
+        for term, weight in loss.terms:
+            if term != "sft":
+                losses = per_pair(term, loss, found)
+                losses = losses if weights is None else losses * weights
+                total = total + weight * losses.sum() / norm.pairs
+    for term, weight in loss.terms:
+        if term == "sft":
+            total = total + weight * cross_entropy(logps, norm)
+    return _terms(total, logps, norm, rewards, (chosen, rejected))
+
+
+# --- cpo -------------------------------------------------------------------------------------------------------------
+
+
+def cpo(loss: CpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
+    """CPO (Xu et al. 2024, eq. 3) as TRL's CPOTrainer: the preference term plus nll_scale * CE.
+
+    sigmoid: -(1-eps) ls(beta (lp_w - lp_l)) - eps ls(...). hinge: max(0, 1 - beta (lp_w - lp_l)).
+    ipo: (alp_w - alp_l - 1/(2 beta))^2, on averages. Reward: beta * what the term is a function of.
+    """
+    chosen, rejected = averages(logps) if loss.loss_type == "ipo" else (logps.chosen, logps.rejected)
+    match loss.loss_type:
+        case "sigmoid":
+            losses = smoothed_logistic(loss.beta * (chosen - rejected), loss.label_smoothing)
+        case "hinge":
+            losses = torch.relu(1 - loss.beta * (chosen - rejected))
+        case "ipo":
+            losses = (chosen - rejected - 1 / (2 * loss.beta)) ** 2
+        case _:
+            assert_never(loss.loss_type)
+    total = losses.sum() / norm.pairs + _weighted(loss.nll_scale, logps, norm)
+    return _terms(total, logps, norm, (loss.beta * chosen, loss.beta * rejected), (chosen, rejected))
+
+
+# --- orpo ------------------------------------------------------------------------------------------------------------
+
+
+def orpo(loss: OrpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
+    """ORPO (Hong et al. 2024, eqs. 4-7) as TRL's ORPOTrainer: nll_scale * NLL - beta * ls(log odds ratio).
+
+    log odds ratio = (alp_w - alp_l) - (log(1 - e^alp_w) - log(1 - e^alp_l)), on averages: with sums it is the plain
+    gap. NLL per token of prompt and chosen (nll_prompt), or of chosen alone. Reward: beta * alp.
+    """
+    chosen, rejected = averages(logps)
+    odds = (chosen - rejected) - (_log_complement(chosen) - _log_complement(rejected))
+    total = -loss.beta * logsigmoid(odds).sum() / norm.pairs
+    if loss.nll_scale:
+        nll = prompt_cross_entropy(logps, norm) if loss.nll_prompt else cross_entropy(logps, norm)
+        total = total + loss.nll_scale * nll
+    extra = {"log_odds_ratio": logsigmoid(odds), "log_odds_chosen": odds}
+    return _terms(total, logps, norm, (loss.beta * chosen, loss.beta * rejected), (chosen, rejected), extra)
+
+
+def _log_complement(average: Tensor) -> Tensor:
+    """log(1 - e^average)."""
+    return torch.log(-torch.expm1(average.clamp(max=_ALMOST_CERTAIN)))
+
+
+# --- sft -------------------------------------------------------------------------------------------------------------
+
+
+def sft(logps: PairLogps, norm: Normaliser) -> LossTerms:
+    """Cross-entropy per chosen token. It has no reward of its own: the summed log-probs stand in for it."""
+    sums = (logps.chosen, logps.rejected)
+    return _terms(cross_entropy(logps, norm), logps, norm, sums, sums)
+
+
+# --- all -------------------------------------------------------------------------------------------------------------
+
+
+def _weighted(weight: float, logps: PairLogps, norm: Normaliser) -> Tensor:
+    return weight * cross_entropy(logps, norm) if weight else logps.chosen.new_zeros(())
+
+
+def _terms(
+    total: Tensor,
+    logps: PairLogps,
+    norm: Normaliser,
+    rewards: tuple[Tensor, Tensor],
+    reported: tuple[Tensor, Tensor],
+    extra: Mapping[str, Tensor] | None = None,
+) -> LossTerms:
+    return LossTerms(
+        loss=total,
+        chosen_rewards=rewards[0].detach(),
+        rejected_rewards=rewards[1].detach(),
+        chosen_logps=reported[0].detach(),
+        rejected_logps=reported[1].detach(),
+        extra={name: values.detach() for name, values in (extra or {}).items()},
+        logps=logps.detach(),
+        norm=norm,
+    )
