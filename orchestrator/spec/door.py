@@ -185,7 +185,11 @@ def _goal(
     searched = search.paths if search is not None else [str(p) for p in cast(dict[str, Any], _mapping(tree, "search"))]
     for path in check_ruler(searched):
         problem = f"{path} decides what is held out or how it is measured, so trials that differ in it cannot be ranked"
-        findings.add(("search", path), problem, "give it one value in base, and make a sweep for each other value")
+        findings.add(
+            loc_of(search.zipped if search is not None else (), path),
+            problem,
+            "give it one value in base, and make a sweep for each other value",
+        )
     problem = check_metric(metric, direction, searched)
     if problem is None and base is not None:
         problem = check_answers(metric, base.evaluation)

@@ -224,7 +224,7 @@ def test_goals_that_can(load_text: Load, search: str, goal: str) -> None:
 def test_what_is_held_out_cannot_be_searched(findings: Refused, leaf: str) -> None:
     (found,) = findings(f"search: {{{leaf}}}\n")
     assert "cannot be ranked" in found
-    assert found.startswith("sweep.yaml:2")
+    assert found.startswith("sweep.yaml:1")
 
 
 def test_answers_need_prompts(findings: Refused, load_text: Load) -> None:
