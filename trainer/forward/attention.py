@@ -1,12 +1,12 @@
 """Causal attention over packed pairs: chosen and rejected each see the prompt, which is there once, and themselves.
 
 Exact, without a mask of the whole batch: one autograd node works through blocks of queries, so that backward writes
-into whole gradients instead of adding up zero-filled slices. Registered with transformers under `NAME`.
+into whole gradients instead of adding up zero-filled slices. 16 bits on CUDA go to flash attention (trainer/varlen.py).
+Registered with transformers under `NAME`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from transformers import AttentionInterface
+
+from trainer.forward.packed import PackedPlan, Strand, strands
+from trainer.forward.varlen import can_flash, flash
 
 NAME = "prefsweep_packed"
 BLOCK = 96
@@ -25,23 +28,6 @@ KEEP_BYTES = 64 * 2**20
 
 class CannotAttend(ValueError):
     """The model asks of its attention something that the packed form does not do."""
-
-
-@dataclass(frozen=True, slots=True)
-class PairSpan:
-    """Where a pair lies in the packed sequence: prompt, chosen and rejected tokens from `start` on."""
-
-    start: int
-    prompt: int
-    chosen: int
-    rejected: int
-
-
-@dataclass(frozen=True, slots=True)
-class PackedPlan:
-    """The pairs of one packed sequence."""
-
-    spans: tuple[PairSpan, ...]
 
 
 def register() -> None:
@@ -80,7 +66,10 @@ def packed_attention(
     if torch.is_autocast_enabled(query.device.type):
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
-    rule = _Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, softcap, sliding_window)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if can_flash(query, value, softcap):
+        return flash(query, key, value, pair_plan, scale, sliding_window), None
+    rule = _Rule(scale, softcap, sliding_window)
     return _PackedAttention.apply(query, key, value, pair_plan, rule), None  # pyright: ignore[reportReturnType]
 
 
@@ -91,25 +80,7 @@ class _Rule:
     window: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class _Strand:
-    """One causal sequence of a pair: its queries lie at [begin, end), `shared` keys lie before them at `prompt`."""
-
-    begin: int
-    end: int
-    prompt: int
-    shared: int
-
-
-def _strands(plan: PackedPlan) -> Iterator[_Strand]:
-    for span in plan.spans:
-        middle = span.start + span.prompt + span.chosen
-        yield _Strand(span.start, middle, span.start, 0)
-        if span.rejected:
-            yield _Strand(middle, middle + span.rejected, span.start, span.prompt)
-
-
-def _keys(tensor: Tensor, strand: _Strand) -> Tensor:
+def _keys(tensor: Tensor, strand: Strand) -> Tensor:
     """[kv heads, keys, D] of a strand: the shared prompt, then its own tokens."""
     own = tensor[:, strand.begin : strand.end]
     if not strand.shared:
@@ -169,7 +140,7 @@ class _PackedAttention(torch.autograd.Function):
             return (*_backward(query, key, value, grad, kept, ctx.plan, ctx.rule), None, None)
 
 
-def _blocks(strand: _Strand) -> list[tuple[slice, int]]:
+def _blocks(strand: Strand) -> list[tuple[slice, int]]:
     """The strand's blocks of queries: where they lie, and how many keys of the strand they see."""
     ends = (*range(strand.begin + BLOCK, strand.end, BLOCK), strand.end)
     starts = range(strand.begin, strand.end, BLOCK)
@@ -193,10 +164,10 @@ def _forward(
     kv, group = key.shape[1], query.shape[1] // key.shape[1]
     out = query.new_empty(1, length, heads, value.shape[-1])
     target, q = _grouped(out[0].transpose(0, 1), kv), _grouped(query[0] * rule.scale, kv)
-    scores = sum((s.end - s.begin) * (s.shared + (s.end - s.begin + BLOCK) // 2) for s in _strands(plan)) * heads
+    scores = sum((s.end - s.begin) * (s.shared + (s.end - s.begin + BLOCK) // 2) for s in strands(plan)) * heads
     keep = differentiate and rule.softcap is None and scores * query.element_size() <= KEEP_BYTES
     kept: list[Tensor] = []
-    for strand in _strands(plan):
+    for strand in strands(plan):
         k, v = _keys(key[0], strand), _keys(value[0], strand)
         # Last block first, as backward wants them.
         for block, seen in reversed(_blocks(strand)):
@@ -214,7 +185,7 @@ def _backward(
     d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
     q, dq, g = (_grouped(t, kv) for t in (query[0] * rule.scale, d_query[0], grad[0].transpose(0, 1)))
     saved = iter(kept)
-    for strand in _strands(plan):
+    for strand in strands(plan):
         k, v = _keys(key[0], strand), _keys(value[0], strand)
         sums: tuple[Tensor, Tensor] | None = None
         # The last block sees every key of the strand: its gradients are the sums that the others add to.

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.forward.attention import PackedPlan, PairSpan
+from trainer.forward.packed import PackedPlan, PairSpan
 
 SEGMENTS = ("chosen_shared", "chosen_tail", "rejected_shared", "rejected_tail", "prompt")
 """Kinds of scored tokens; segment number of a token = pair * len(SEGMENTS) + the place of its kind here."""
