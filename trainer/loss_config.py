@@ -1,4 +1,4 @@
-"""The objectives a trial can train with: one class each, one union. Formulas are in trainer/losses.py."""
+"""The objectives a trial can train with: one class each, one union. Formulas: trainer/objectives/."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_long_pairs_cross_blocks_and_are_computed_again_in_backward(monkeypatch:
     assert max(len(p.prompt) + len(p.chosen) for p in pairs) > 256
     _, right = step(model, pairs, attention="separate")
     _, kept = step(model, pairs, attention="packed")
-    monkeypatch.setattr("trainer.forward.pair_model.attention.KEEP_BYTES", 0)
+    monkeypatch.setattr("trainer.forward.attention.KEEP_BYTES", 0)
     _, again = step(model, pairs, attention="packed")
     assert worst(kept, right) < 2e-5
     assert worst(again, kept) < 1e-6
@@ -287,9 +287,7 @@ def test_a_type_that_no_test_covers_is_compared_when_it_is_loaded(monkeypatch: p
     model = tiny_model()
     model.config.model_type = "unheard_of"
     assert PairModel(model).mode == "packed"
-    monkeypatch.setattr(
-        "trainer.forward.pair_model.architecture._selected", lambda core, batch: torch.randn(len(batch.rows), 4)
-    )
+    monkeypatch.setattr("trainer.forward.architecture._selected", lambda core, batch: torch.randn(len(batch.rows), 4))
     assert "differ by" in str(PairModel(model).why_separate)
     model.config.sliding_window = 4096
     assert "not verified" in str(PairModel(model).why_separate)

@@ -1,7 +1,7 @@
 """Causal attention over packed pairs: chosen and rejected each see the prompt, which is there once, and themselves.
 
 Exact, without a mask of the whole batch: one autograd node works through blocks of queries, so that backward writes
-into whole gradients instead of adding up zero-filled slices. 16 bits on CUDA go to flash attention (trainer/varlen.py).
+into whole gradients instead of adding up zero-filled slices. 16 bits on CUDA go to flash attention (varlen.py).
 Registered with transformers under `NAME`.
 """
 
