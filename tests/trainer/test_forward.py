@@ -10,7 +10,7 @@ import pytest
 import torch
 from oracle import Pair, gradients, make_pairs, moved, tiny_model, worst
 from torch import nn
-from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PreTrainedModel, Qwen3MoeConfig
 
 from trainer.forward.architecture import VERIFIED, UnsupportedHead
 from trainer.forward.layout import pack, separate
@@ -306,6 +306,20 @@ def test_an_unknown_output_layer_is_refused() -> None:
     model.forward = doubled
     with pytest.raises(UnsupportedHead, match="more than a linear output layer"):
         PairModel(model)
+
+
+def test_a_mixture_of_experts_is_told_what_is_left_out(caplog: Any) -> None:
+    config = Qwen3MoeConfig(
+        vocab_size=256, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=16,
+        num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, intermediate_size=16,
+    )  # fmt: skip
+    model = small(config)
+    with caplog.at_level(logging.WARNING):
+        shared = PairModel(model)
+    assert shared.mode == "packed"
+    assert "load-balancing" in caplog.text
+    pairs = make_pairs(3)
+    torch.testing.assert_close(shared.logps(pairs).chosen, PairModel(model, "separate").logps(pairs).chosen)
 
 
 def test_dropout_in_attention_is_an_error_in_the_packed_form() -> None:

@@ -254,6 +254,58 @@ RANKING = (
 response down as well by their formula (nca, apo_down, exo)."""
 
 
+@pytest.mark.parametrize("name", [name for name, loss in OBJECTIVES.items() if needs(loss).reference])
+@pytest.mark.parametrize("shift", [-30.0, 1e-3, 500.0])
+def test_what_policy_and_reference_share_does_not_matter(name: str, shift: float) -> None:
+    """Only log-ratios count: a response that both find likelier by the same factor leaves the preference as it is."""
+    loss, logps = OBJECTIVES[name], random_logps(5, seed=6)
+    if loss.kind == "dpo" and (loss.nll_scale or loss.use_weighting or "sft" in dict(loss.terms)):
+        pytest.skip("reads the policy's log-probs themselves too")
+
+    def moved(of: PairLogps) -> PairLogps:
+        columns = {
+            n: c if "tokens" in n or "purity" in n or n == "prompt" else c + shift for n, c in of.columns().items()
+        }
+        return PairLogps.from_columns(columns)
+
+    assert logps.reference is not None
+    found = evaluate(loss, moved(logps).against(moved(logps.reference)))
+    expected = evaluate(loss, logps)
+    assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-9)
+    torch.testing.assert_close(found.chosen_rewards, expected.chosen_rewards, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dpo-sigmoid", "dpo-sigmoid_norm", "dpo-aot_unpaired", "cpo-smoothed", "simpo"])
+def test_mirrored_pairs_mirror_the_gradient(name: str) -> None:
+    """Swapping chosen and rejected swaps what they pull, where there is no margin: sigma(-z) against sigma(z)."""
+    loss, logps = OBJECTIVES[name], random_logps(1, seed=8)
+    if loss.kind == "simpo":
+        loss = loss.model_copy(update={"gamma": 0.0})
+    pulls: list[torch.Tensor] = []
+    for one, other in (("chosen", "rejected"), ("rejected", "chosen")):
+        columns = dict(logps.columns())
+        frozen = dict(logps.reference.columns()) if logps.reference is not None else {}
+        for kind in ("", "_tokens", "_shared"):
+            columns[f"chosen{kind}"], columns[f"rejected{kind}"] = (
+                logps.columns()[f"{one}{kind}"],
+                logps.columns()[f"{other}{kind}"],
+            )
+            if logps.reference is not None:
+                frozen[f"chosen{kind}"], frozen[f"rejected{kind}"] = (
+                    logps.reference.columns()[f"{one}{kind}"],
+                    logps.reference.columns()[f"{other}{kind}"],
+                )
+        columns["chosen"] = columns["chosen"].clone().requires_grad_()
+        evaluate(loss, PairLogps.from_columns(columns).against(PairLogps.from_columns(frozen))).loss.backward()
+        grad = columns["chosen"].grad
+        assert grad is not None
+        pulls.append(grad * columns["chosen_tokens"] if name in {"simpo", "dpo-sigmoid_norm"} else grad)
+    smoothing = getattr(loss, "label_smoothing", 0.0)
+    beta = -getattr(loss, "beta", 1.0)
+    # The two pulls are -beta (sigma(-z) - eps) and -beta (sigma(z) - eps): together -beta (1 - 2 eps).
+    assert float(pulls[0] + pulls[1]) == pytest.approx(beta * (1 - 2 * smoothing))
+
+
 @pytest.mark.parametrize("name", RANKING)
 def test_a_likelier_chosen_response_never_costs_more(name: str) -> None:
     loss, logps = OBJECTIVES[name], random_logps(6, seed=4)

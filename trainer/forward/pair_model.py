@@ -69,6 +69,8 @@ class PairModel:
             raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
         if attention == "auto" and reason is not None:
             _log.warning("pairs are computed as separate padded sequences: %s", reason)
+        if getattr(self._core.config.get_text_config(), "router_aux_loss_coef", None):
+            _log.warning("a mixture of experts: its load-balancing loss is not part of the objective")
         self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
         self.why_separate = reason
         """Why the mode is not packed; None when it is."""

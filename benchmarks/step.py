@@ -1,0 +1,161 @@
+"""One optimiser step, ours and TRL's in turn: `python -m benchmarks.step [--loss dpo] [--vocabulary 32768]`.
+
+Each contestant is a process of its own that keeps its model: TRL as people run it, ours with the allocator settings of
+the product's workers. Same weights, same pairs, float32, fused AdamW, clipping at 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+PAIRS = 8
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**32)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--loss", choices=["simpo", "dpo"], default="simpo")
+    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--same-allocator", action="store_true", help="Give TRL our allocator settings too.")
+    parser.add_argument("--contestant", choices=["trl", "ours"], help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contestant:
+        contest(options)
+        return
+    found = [start(name, options) for name in ("trl", "ours")]
+    rounds = [[ask(process) for process in found] for _ in range(options.rounds + 1)]
+    for process in found:
+        process.communicate("")
+    first, measured = rounds[0], rounds[1:]
+    off = abs(first[0]["loss"] / first[1]["loss"] - 1)
+    print(
+        f"{options.loss}, vocabulary {options.vocabulary}, {options.threads} threads; first losses differ by {off:.1e}"
+    )
+    for clock in ("wall", "cpu"):
+        times = [[round_[i][clock] for round_ in measured] for i in (0, 1)]
+        ratio = median(theirs / ours for theirs, ours in zip(*times, strict=True))
+        print(f"{clock:4}: trl {median(times[0]):.0f} ms, ours {median(times[1]):.0f} ms, median of ratios {ratio:.2f}")
+
+
+def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:
+    given = [f"--{key}={getattr(options, key)}" for key in ("loss", "vocabulary", "threads")]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TRL_EXPERIMENTAL_SILENCE": "1"}
+    if name == "ours" or options.same_allocator:
+        environment |= ALLOCATOR
+    return subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.step", f"--contestant={name}", *given],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment,
+        text=True,
+    )
+
+
+def ask(process: subprocess.Popen[str]) -> dict[str, float]:
+    if process.stdin is None or process.stdout is None:
+        raise RuntimeError("the contestant has no pipes")
+    process.stdin.write("step\n")
+    process.stdin.flush()
+    for line in process.stdout:
+        if line.startswith("{"):
+            return json.loads(line)
+    raise RuntimeError("a contestant ended early; run it alone with --contestant to see why")
+
+
+def contest(options: argparse.Namespace) -> None:
+    import torch
+
+    torch.set_num_threads(options.threads)
+    model = llama(options.vocabulary, seed=0)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    step = (trl_step if options.contestant == "trl" else our_step)(model, options)
+    for _ in sys.stdin:
+        wall, cpu = time.perf_counter(), time.process_time()
+        loss = step()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        spent = {"wall": 1e3 * (time.perf_counter() - wall), "cpu": 1e3 * (time.process_time() - cpu)}
+        print(json.dumps({"loss": float(loss), **spent}), flush=True)
+
+
+def llama(vocabulary: int, seed: int) -> Any:
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=256,
+        intermediate_size=688,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=1024,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).train()
+
+
+def make_pairs(vocabulary: int) -> list[Any]:
+    """Prompts of 60-300 tokens, responses of 40-250."""
+    from tests.trainer.oracle import Pair
+
+    rng = np.random.default_rng(0)
+    sizes = rng.integers([60, 40, 40], [301, 251, 251], size=(PAIRS, 3))
+    return [Pair(*(rng.integers(4, vocabulary, n).astype(np.int32) for n in row)) for row in sizes]
+
+
+def trl_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
+    from tests.trainer import oracle
+
+    folder, pairs = Path(tempfile.mkdtemp()), make_pairs(options.vocabulary)
+    if options.loss == "simpo":
+        trainer = oracle.cpo_trainer(model, folder, loss_type="simpo", cpo_alpha=0.0, beta=2.0, simpo_gamma=1.0)
+        inputs = oracle.cpo_inputs(pairs)
+    else:
+        trainer = oracle.dpo_trainer(model, llama(options.vocabulary, seed=1), folder, beta=0.1)
+        inputs = oracle.dpo_inputs(pairs)
+
+    def step() -> Any:
+        loss = trainer.compute_loss(model, dict(inputs))
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def our_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
+    import torch
+
+    from trainer.forward import PairModel
+    from trainer.loss_config import DpoLoss, SimpoLoss
+    from trainer.pair_logps import Normaliser
+
+    pairs = make_pairs(options.vocabulary)
+    norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    reference = None if options.loss == "simpo" else PairModel(llama(options.vocabulary, seed=1)).logps(pairs)
+    loss = SimpoLoss(beta=2.0, gamma=1.0) if options.loss == "simpo" else DpoLoss(beta=0.1)
+    ours = PairModel(model)
+    return lambda: ours.backward(pairs, loss, reference, norm, torch.Tensor.backward).loss
+
+
+if __name__ == "__main__":
+    main()
