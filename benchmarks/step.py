@@ -145,9 +145,9 @@ def trl_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
 def our_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
     import torch
 
-    from trainer.forward import PairModel
+    from trainer.forward.pair_model import PairModel
     from trainer.loss_config import DpoLoss, SimpoLoss
-    from trainer.pair_logps import Normaliser
+    from trainer.objectives.pair_logps import Normaliser
 
     pairs = make_pairs(options.vocabulary)
     norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
