@@ -9,10 +9,10 @@ import pytest
 import torch
 from oracle import make_pairs
 
+from trainer.forward import varlen
 from trainer.forward.attention import packed_attention
 from trainer.forward.layout import pack
 from trainer.forward.packed import PackedPlan, PairSpan
-from trainer.forward.pair_model import varlen
 
 
 def plain_varlen(
