@@ -82,7 +82,7 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
     "no_rows": (_F, "no row is left", "give more rows, or another data.eval"),
     "prompt_cut": (_N, "have a prompt longer than data.max_prompt_length; its oldest tokens are left out", ""),
     "response_cut": (_N, "have a response cut at data.max_length; it loses its end token", ""),
-    "equal_after_cut": (_N, "are equal once cut at data.max_length, and are dropped", "raise data.max_length"),
+    "equal_after_cut": (_N, "are equal once cut at data.max_length: left out", "raise data.max_length"),
     "boundary_merged": (_N, "have a token that joins prompt and response; it is scored with the response", ""),
     "other_end": (_N, "end with another special token than eos_token; generation must stop there too", ""),
     "special_in_text": (_N, "hold the text of a special token", ""),
