@@ -213,7 +213,12 @@ def summary(spec: SweepSpec, views: Sequence[TrialView], console: Console, *, st
     console.print(trial_table(ordered, spec.search.paths, spec.goal, steps=steps, width=console.size.width))
     ranked = ranking([v.record for v in ordered], spec.goal)
     if not ranked:
-        console.print(Text("No trial completed; the reasons are in the table.", style="red"))
+        over = bool(ordered) and all(v.record.state.finished for v in ordered)
+        console.print(
+            Text("No trial completed; the reasons are in the table.", style="red")
+            if over
+            else Text("No trial has completed yet.", style="yellow")
+        )
         return
     best = ranked[0]
     console.print(

@@ -96,6 +96,12 @@ def test_the_summary_says_when_nothing_completed() -> None:
     assert "No trial completed" in text_of(console)
 
 
+def test_an_interrupted_sweep_is_not_called_a_failure() -> None:
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    summary(SPEC, [TrialView(record(0, TrialState.RUNNING))], console, steps=None)
+    assert "No trial has completed yet" in text_of(console)
+
+
 def test_ranking_follows_the_goal_and_breaks_ties_by_number() -> None:
     records = [record(n, TrialState.COMPLETE, value=v) for n, v in enumerate([0.5, 0.7, 0.7, math.inf])]
     assert [r.number for r in ranking(records, GOAL)] == [1, 2, 0]
