@@ -82,6 +82,16 @@ def show(value: Any) -> str:
     return f"{value:.4g}"
 
 
+def brief(value: float | None) -> str:
+    """A measured value in three digits."""
+    return "–" if value is None else show(float(f"{value:.3g}"))
+
+
+def signed(value: float) -> str:
+    """A change, with its sign and two digits."""
+    return ("+" if value > 0 else "") + show(float(f"{value:.2g}"))
+
+
 def show_params(params: Mapping[str, Any], paths: Sequence[str]) -> str:
     """`beta=2 gamma=0.5 learning_rate=6e-7`, only the leaves that this trial has."""
     short = short_names(paths)

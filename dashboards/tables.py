@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rich import box
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -19,6 +20,7 @@ from orchestrator.study.state import TrialState
 _STYLE = {
     TrialState.QUEUED: "dim",
     TrialState.RUNNING: "cyan",
+    TrialState.PAUSED: "blue",
     TrialState.COMPLETE: "green",
     TrialState.PRUNED: "yellow",
     TrialState.FAILED: "red",
@@ -36,11 +38,42 @@ def state_text(view: TrialView) -> Text:
 
 
 def trial_table(
-    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, *, steps: StepsOf | None, width: int
+    views: Sequence[TrialView],
+    paths: Sequence[str],
+    goal: Goal,
+    *,
+    steps: StepsOf | None,
+    width: int,
+    most_reasons: int | None = None,
 ) -> RenderableType:
-    """One row a trial; on narrow terminals the reasons stand below. `steps`: updates by params."""
+    """One row a trial; on narrow terminals the reasons stand below, the newest `most_reasons` of them.
+
+    `steps`: updates by params. Sparklines are as wide as there is room for, down to none.
+    """
+    if width >= _ROOMY:
+        return _table(views, paths, goal, steps, roomy=True, spark=12)
+    table = next(
+        made
+        for spark in (10, 6, 0)
+        if _fits(made := _table(views, paths, goal, steps, roomy=False, spark=spark), width) or not spark
+    )
+    reasons = [v.record for v in views if v.record.reason]
+    if most_reasons is not None:
+        reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
+    live = most_reasons is not None  # there a line is a line: what wraps would not fit
+    lines = (Text(f"{r.number}: {r.reason}", no_wrap=live, overflow="ellipsis") for r in reasons)
+    return Group(table, *lines)
+
+
+def _fits(table: Table, width: int) -> bool:
+    console = Console(width=1000)
+    return Measurement.get(console, console.options, table).maximum <= width
+
+
+def _table(
+    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, steps: StepsOf | None, *, roomy: bool, spark: int
+) -> Table:
     short = short_names(paths)
-    roomy = width >= _ROOMY
     best = next(iter(ranking([v.record for v in views], goal)), None)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
     table.add_column("trial", justify="right", no_wrap=True)
@@ -49,9 +82,10 @@ def trial_table(
         table.add_column(short[path], justify="right", no_wrap=True)
     table.add_column("step" if not roomy else "progress", no_wrap=True)
     table.add_column(goal.metric.removeprefix("eval_") if not roomy else goal.metric, justify="right", no_wrap=True)
+    if spark:
+        table.add_column("margin" if roomy else "marg.", no_wrap=True)
+        table.add_column("accuracy" if roomy else "acc.", no_wrap=True)
     if roomy:
-        table.add_column("margin", no_wrap=True)
-        table.add_column("accuracy", no_wrap=True)
         table.add_column("", overflow="fold")
     for view in views:
         first = best is not None and best is view.record
@@ -59,13 +93,13 @@ def trial_table(
         row += [Text(show(view.record.params.get(path))) for path in paths]
         of = None if steps is None else steps(view.record.params)
         row += [_progress(view, of, roomy), _goal_cell(view, goal, first)]
+        if spark:
+            row += [Text(sparkline(view.values(MARGINS), spark), style="blue")]
+            row += [Text(sparkline(view.values(ACCURACIES), spark), style="green")]
         if roomy:
-            row += [Text(sparkline(view.values(MARGINS)), style="blue"), _accuracy(view)]
             row += [Text(_remark(view, first))]
         table.add_row(*row)
-    if roomy:
-        return table
-    return Group(table, *(Text(f"{v.record.number}: {v.record.reason}") for v in views if v.record.reason))
+    return table
 
 
 def _progress(view: TrialView, steps: int | None, roomy: bool) -> Text:
@@ -81,10 +115,6 @@ def _progress(view: TrialView, steps: int | None, roomy: bool) -> Text:
 def _goal_cell(view: TrialView, goal: Goal, best: bool) -> Text:
     value = view.record.value if view.record.value is not None else view.last(goal.metric)
     return Text("" if value is None else show(value), style="bold green" if best else "")
-
-
-def _accuracy(view: TrialView) -> Text:
-    return Text(sparkline(view.values(ACCURACIES)), style="green")
 
 
 def _remark(view: TrialView, best: bool) -> str:

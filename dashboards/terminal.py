@@ -13,8 +13,8 @@ from dashboards.frame import TrialView, counts, show, show_params
 from dashboards.sparks import bar, duration
 from dashboards.tables import ACCURACIES, MARGINS, trial_table
 from orchestrator.engine.view import StepsOf
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.ranking import ranking
+from orchestrator.spec.sweep import Goal, SweepSpec
+from orchestrator.study.ranking import front, ranking
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import TrialState
 from trainer.report import Point
@@ -33,22 +33,27 @@ class _Seen:
         self.began = time.monotonic()
         self._done_before: float | None = None
 
-    def changed(self, record: TrialRecord) -> None:
+    def changed(self, record: TrialRecord) -> bool:
+        """Take the record; whether the trial was known to be under way."""
         view = self.trials.get(record.number)
+        under_way = view is not None and not view.record.state.finished
         if view is None:
             self.trials[record.number] = TrialView(record)
         else:
             view.record = record
+        return under_way
 
     def headline(self) -> str:
         """Done, left, and the time left from the measured speed."""
         state = counts(v.record for v in self.trials.values())
         done = sum(n for s, n in state.items() if s.finished)
-        total = self.total if self.total is not None else len(self.trials)
+        total = max(self.total or 0, len(self.trials))  # those by hand come on top
         share = self._done() / max(1, total)
         words = [f"{bar(share, 20)} {done}/{total} trials"]
         words += [
-            f"{state[s]} {s.lower()}" for s in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED) if state[s]
+            f"{state[s]} {s.lower()}"
+            for s in (TrialState.RUNNING, TrialState.PAUSED, TrialState.PRUNED, TrialState.FAILED)
+            if state[s]
         ]
         words.append(f"{duration(time.monotonic() - self.began)} so far")
         left = self._seconds_left(total)
@@ -106,10 +111,11 @@ class LiveView:
 
     def trial_changed(self, record: TrialRecord) -> None:
         """A trial began, ended or was issued again."""
-        self._seen.changed(record)
+        fell_now = self._seen.changed(record)  # what an earlier driver decided is in the table
         self._stage = ""
-        if record.state in (TrialState.PRUNED, TrialState.FAILED):
-            self.say(f"trial {record.number} {record.state}: {record.reason}")
+        if fell_now and record.state in (TrialState.PAUSED, TrialState.PRUNED, TrialState.FAILED):
+            word = "DIVERGED" if record.diverged else str(record.state)
+            self.say(f"trial {record.number} {word}: {record.reason}")
         self._draw(force=True)
 
     def points(self, number: int, points: Sequence[Point]) -> None:
@@ -137,20 +143,30 @@ class LiveView:
         if self._stage:
             return Group(head, Text(self._stage, style="cyan"))
         room = max(3, size.height - _ROWS_KEPT_FREE)
-        shown = _most_telling(list(seen.trials.values()), room)
-        table = trial_table(shown, seen.spec.search.paths, seen.spec.goal, steps=seen.steps, width=size.width)
+        shown = _most_telling(list(seen.trials.values()), room, seen.spec.goal)
+        table = trial_table(
+            shown,
+            seen.spec.search.paths,
+            seen.spec.goal,
+            steps=seen.steps,
+            width=size.width,
+            most_reasons=room - len(shown),
+        )
         hidden = len(seen.trials) - len(shown)
         return Group(head, table, Text(f"… and {hidden} finished trials more", style="dim") if hidden else Text(""))
 
 
-def _most_telling(views: list[TrialView], room: int) -> list[TrialView]:
-    """Running trials always, then the newest finished ones, in order of number."""
-    if len(views) <= room:
-        return sorted(views, key=lambda v: v.record.number)
-    running = [v for v in views if not v.record.state.finished]
-    finished = sorted((v for v in views if v.record.state.finished), key=lambda v: v.record.number)
-    kept = running[:room] + finished[len(finished) - max(0, room - len(running)) :]
-    return sorted(kept, key=lambda v: v.record.number)
+def _most_telling(views: list[TrialView], room: int, goal: Goal) -> list[TrialView]:
+    """What fits: running trials, the best one, then the newest finished; shown in order of number."""
+    if len(views) > room:
+        best = [record.number for record in ranking([v.record for v in views], goal)[:1]]
+
+        def urgency(view: TrialView) -> tuple[int, int]:
+            finished = view.record.state.finished
+            return (0 if view.record.number in best else 1 if not finished else 2, -view.record.number)
+
+        views = sorted(views, key=urgency)[:room]
+    return sorted(views, key=lambda v: v.record.number)
 
 
 class PlainView:
@@ -211,7 +227,7 @@ def summary(spec: SweepSpec, views: Sequence[TrialView], console: Console, *, st
     """The table of trials, the best configuration, and what to type next."""
     ordered = sorted(views, key=lambda v: v.record.number)
     console.print(trial_table(ordered, spec.search.paths, spec.goal, steps=steps, width=console.size.width))
-    ranked = ranking([v.record for v in ordered], spec.goal)
+    ranked = ranking([v.record for v in ordered], *spec.goals)
     if not ranked:
         over = bool(ordered) and all(v.record.state.finished for v in ordered)
         console.print(
@@ -219,6 +235,9 @@ def summary(spec: SweepSpec, views: Sequence[TrialView], console: Console, *, st
             if over
             else Text("No trial has completed yet.", style="yellow")
         )
+        return
+    if len(spec.goals) > 1:
+        _print_front(spec, front(ranked, spec.goals), console)
         return
     best = ranked[0]
     console.print(
@@ -228,6 +247,18 @@ def summary(spec: SweepSpec, views: Sequence[TrialView], console: Console, *, st
     start = next((v.values(spec.goal.metric)[0] for v in ordered if v.values(spec.goal.metric)), None)
     if start is not None and best.value is not None:
         console.print(Text(f"The start model had {spec.goal.metric}={show(start)}.", style="dim"))
+
+
+def _print_front(spec: SweepSpec, best: Sequence[TrialRecord], console: Console) -> None:
+    """Of several goals no trial is the best: those that no other one beats in all of them."""
+    console.print(Text(f"The Pareto front of {len(spec.goals)} goals:", style="bold"))
+    for record in best:
+        told = zip(spec.goals, record.values or (), strict=True)
+        values = "  ".join(f"{goal.metric}={show(value)}" for goal, value in told)
+        console.print(
+            Text(f"  trial {record.number}", style="bold green")
+            + Text(f"  {show_params(record.params, spec.search.paths)}  {values}")
+        )
 
 
 def wide_console() -> Console:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from orchestrator.errors import BadName, NameTaken, NoSuchSweep, nearest
+from trainer.failpoint import failpoint
+from trainer.storage.durable import sync, write_text
 
 DATA_FILE = "data.json"
 """What was found in the data."""
@@ -52,6 +57,11 @@ class SweepFolder:
         return self.path / "outbox"
 
     @property
+    def report(self) -> Path:
+        """The page to read and to send."""
+        return self.path / "report.html"
+
+    @property
     def lock(self) -> Path:
         """Held by the driver while it lives."""
         return self.path / "driver.lock"
@@ -74,7 +84,7 @@ def known_sweeps(root: Path) -> list[str]:
     """Names of the sweeps under `root`."""
     if not root.is_dir():
         return []
-    return sorted(p.name for p in root.iterdir() if (p / "sweep.yaml").is_file())
+    return sorted(p.name for p in root.iterdir() if NAME.fullmatch(p.name) and (p / "sweep.yaml").is_file())
 
 
 def existing(root: Path, name: str) -> SweepFolder:
@@ -92,6 +102,25 @@ def fresh(root: Path, name: str) -> SweepFolder:
     if folder.path.exists():
         raise NameTaken(name, folder.path)
     return folder
+
+
+def make(folder: SweepFolder, spec: str) -> None:
+    """The sweep's folder with its file in it, both or neither; NameTaken when somebody else was quicker."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    aside = folder.root / f".{folder.name}.{uuid4().hex[:8]}.tmp"
+    aside.mkdir()
+    try:
+        write_text(aside / folder.spec.name, spec)
+        failpoint("sweep.folder")
+        aside.rename(folder.path)
+        sync(folder.root)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            raise NameTaken(folder.name, folder.path) from None
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    failpoint("sweep.made")
 
 
 def _folder(root: Path, name: str) -> SweepFolder:

@@ -17,30 +17,37 @@ from dashboards.terminal import open_view
 from orchestrator.commands.export import export
 from orchestrator.commands.look import best, status, watch
 from orchestrator.driving import lock
+from orchestrator.driving.room import check_room
 from orchestrator.engine.cluster import Slots, cluster, plan_slots
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
+from orchestrator.engine.vitals import RayDied
 from orchestrator.errors import DataError, ExitCode, SpecError
-from orchestrator.folders import SweepFolder, existing, fresh
+from orchestrator.folders import SweepFolder, existing, fresh, make
 from orchestrator.spec.dump import dump
 from orchestrator.spec.load import load, loads
 from orchestrator.spec.plan import total_trials
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.study import Study
+from orchestrator.study.warm import warm_start
+from trainer.storage.durable import write_text
 
 if TYPE_CHECKING:
     from orchestrator.engine.view import View
 
-__all__ = ["best", "export", "resume", "start", "status", "stop", "ui", "watch"]
+_RAY_DEATHS = 3
+"""How often Ray is started again in one driver's life."""
+
+__all__ = ["best", "export", "resume", "start", "status", "ui", "watch"]
 
 
 def start(spec: SweepSpec, root: Path, *, trust_remote_code: bool = False) -> ExitCode:
     """Run a new sweep to its end. NameTaken before anything is written; DataError before the first trial."""
     folder = fresh(root, spec.name)
     slots = plan_slots(spec)
-    root.mkdir(parents=True, exist_ok=True)
-    folder.path.mkdir()
+    warm_start(spec, root)  # refused before anything is written
+    check_room(folder, spec, slots)
+    make(folder, dump(spec))
     with lock.hold(folder):
-        folder.spec.write_text(dump(spec), encoding="utf-8")
         try:
             return _drive(folder, spec, slots, trust_remote_code)
         except (SpecError, DataError):
@@ -50,7 +57,7 @@ def start(spec: SweepSpec, root: Path, *, trust_remote_code: bool = False) -> Ex
 
 
 def resume(name: str, root: Path, overrides: Sequence[str] = (), *, trust_remote_code: bool = False) -> ExitCode:
-    """Go on with a sweep; `overrides` may change its budget, resources, tracking and keep_models."""
+    """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify and keep_models."""
     folder = existing(root, name)
     with lock.hold(folder):
         if Study.exists(folder):
@@ -58,25 +65,24 @@ def resume(name: str, root: Path, overrides: Sequence[str] = (), *, trust_remote
                 spec = study.spec
                 if overrides:
                     spec = loads(dump(spec), folder.path, overrides, source=str(folder.spec))
-                    study.amend(spec)
-                    _replace(folder.spec, dump(spec))
+                    for change in study.amend(spec):
+                        sys.stderr.write(f"changed {change}\n")
+                if folder.spec.read_text(encoding="utf-8") != dump(spec):
+                    write_text(folder.spec, dump(spec))
         else:
             spec = load(folder.spec, overrides)
-        return _drive(folder, spec, plan_slots(spec), trust_remote_code)
-
-
-def stop(name: str, root: Path, trial: int | None = None) -> None:
-    """Ask the driver of a sweep to stop it, or one trial of it."""
-    folder = existing(root, name)
-    with Study.open(folder) as study:
-        study.request("stop", "stopped by `orchestrate stop`", trial=trial)
+        slots = plan_slots(spec)
+        check_room(folder, spec, slots)
+        return _drive(folder, spec, slots, trust_remote_code)
 
 
 def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
-    """Serve the MLflow pages on loopback until Ctrl-C; prints the address of the sweep's runs."""
+    """Serve the MLflow pages on loopback until Ctrl-C; prints the address of the sweep's charts."""
+    from dashboards.mlflow_pages.view import saved_view
     from orchestrator.spec.sweep import Tracking
     from orchestrator.tracking.mlflow import tracking_uri
-    from orchestrator.tracking.ui import experiment_id, runs_url, start_ui
+    from orchestrator.tracking.names import trials_filter
+    from orchestrator.tracking.ui import start_ui, sweep_page
 
     spec = load(existing(root, name).spec) if name is not None else None
     tracking = spec.tracking if spec is not None else Tracking()
@@ -86,7 +92,8 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
         try:
             page = shown.base
             if spec is not None:
-                page = runs_url(page, experiment_id(root, uri, tracking.experiment), spec.name, spec.goal)
+                view = saved_view(spec, trials_filter(spec.name), time.time())
+                page = sweep_page(page, root, uri, tracking.experiment, spec.name, view)
             sys.stdout.write(f"{page}\n")
             sys.stdout.flush()
             if open_browser:
@@ -107,18 +114,28 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
 
 def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code: bool) -> ExitCode:
     from orchestrator.driving.drive import drive, farewell
+    from orchestrator.driving.notify import notifying
     from orchestrator.engine.attempt import open_workshop
 
     console = Console(stderr=True)
     opened = functools.partial(open_workshop, trust_remote_code=trust_remote_code)
     with Interrupt(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as interrupt:
-        with _viewing(spec, console) as view:
-            view.stage("starting Ray")
-            try:
-                with cluster(folder.path / "ray", slots, interrupt):
-                    ended = drive(folder, spec, slots, view, interrupt, opened)
-            except Interrupted:
-                ended = Stop(StopKind.INTERRUPTED)
+        with _viewing(spec, console) as shown, notifying(folder, spec, shown) as (view, tell_end):
+            ended: Stop | None = None
+            deaths = 0
+            while ended is None:
+                view.stage("starting Ray")
+                try:
+                    with cluster(folder.path / "ray", slots, interrupt):
+                        ended = drive(folder, spec, slots, view, interrupt, opened)
+                except Interrupted:
+                    ended = Stop(StopKind.INTERRUPTED)
+                except RayDied as why:
+                    deaths += 1
+                    if deaths > _RAY_DEATHS:
+                        raise
+                    view.say(f"{why}; starting it again, running trials go on from their newest checkpoints")
+            tell_end(ended)
         return farewell(folder, spec, ended, console)
 
 
@@ -129,9 +146,3 @@ def _viewing(spec: SweepSpec, console: Console) -> Generator[View]:
         yield view
     finally:
         view.close()
-
-
-def _replace(path: Path, text: str) -> None:
-    aside = path.with_suffix(".tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)

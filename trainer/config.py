@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from trainer.engine_config import EngineName, pairs_per_micro_batch, trl_lacks
 from trainer.frozen import Count, Frozen, Name, NonNegative, Positive, Share
 from trainer.loss_config import LossConfig, SimpoLoss
 
@@ -175,6 +176,11 @@ class TrainingConfig(Frozen):
     adam_epsilon: Positive = 1e-8
     max_grad_norm: NonNegative = Field(default=1.0, description="0 turns clipping off.")
     bf16: bool = Field(default=False, description="Autocast to bfloat16; weights stay in model.dtype.")
+    stochastic_rounding: bool = Field(
+        default=True,
+        description="Of updates to weights in bfloat16 (model.dtype: bfloat16 without lora), whose rounding to nearest "
+        "would lose nearly all of them; no effect on float32 weights.",
+    )
     gradient_checkpointing: bool = False
     seed: int = 42
     logging_steps: Count = 1
@@ -200,7 +206,12 @@ class EvaluationConfig(Frozen):
 
     prompts: Annotated[int, Field(ge=0)] = Field(
         default=4,
-        description="Held-out prompts answered greedily at the start and the end; checked when rows carry `answer`.",
+        description="Held-out prompts answered greedily; checked when rows carry `answer`.",
+    )
+    answer_steps: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Updates between answers to those prompts, at the cost of max_new_tokens steps of generation each: "
+        "by default at every evaluation, 0 for the start and the end alone.",
     )
     samples: Annotated[int, Field(ge=0)] = Field(default=4, description="Of those, how many answers are kept as text.")
     max_new_tokens: Count = 64
@@ -215,6 +226,9 @@ class TrialConfig(Frozen):
     training: TrainingConfig = TrainingConfig()
     lora: LoraConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineName = Field(
+        default="packed", description="trl: TRL's own trainer takes the updates, to compare with or for its features."
+    )
 
     @model_validator(mode="after")
     def _enough_pairs(self) -> Self:
@@ -223,6 +237,23 @@ class TrialConfig(Frozen):
                 "this loss compares the pairs of an update with each other: pairs_per_update is at least 2"
             )
         return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "trl":
+            whole = self.pairs_per_micro_batch == self.training.pairs_per_update
+            rounds = self.training.stochastic_rounding and self.model.dtype == "bfloat16" and self.lora is None
+            four = self.model.load_in_4bit
+            told = list(trl_lacks(self.loss, whole_update=whole, rounds=rounds, load_in_4bit=four))
+            if told:
+                raise ValueError("; ".join(told))
+        return self
+
+    @property
+    def pairs_per_micro_batch(self) -> int:
+        """Pairs that engine trl computes at once (TRL's per_device_train_batch_size); the same in every micro-batch."""
+        training = self.training
+        return pairs_per_micro_batch(training.pairs_per_update, training.tokens_per_micro_batch, self.data.max_length)
 
     def leaves(self) -> dict[str, Any]:
         """Every leaf by its dotted path, both gamma and gamma_beta_ratio included: what tracking logs."""

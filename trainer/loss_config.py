@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
 from trainer.frozen import Frozen, NonNegative, Positive, Share
+from trainer.old_names import explained
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 """Share of labels taken to be wrong. From 0.5 on the preference is gone, or reversed."""
@@ -16,19 +16,14 @@ Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 class Objective(Frozen):
     """What every objective has."""
 
-    OLD_NAMES: ClassVar[Mapping[str, str]] = {}
-    """Names other programs use here -> what to write instead, and why."""
-
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _no_old_names(cls, value: Any) -> Any:
-        if isinstance(value, Mapping):
-            told = [
-                f"{name}: {cls.OLD_NAMES[name]}" for name in cast(Mapping[str, Any], value) if name in cls.OLD_NAMES
-            ]
-            if told:
-                raise ValueError("; ".join(told))
-        return value  # pyright: ignore[reportUnknownVariableType]
+    def _old_names(cls, value: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        """What other programs call a parameter is told in words, at its own place."""
+        try:
+            return build(value)
+        except ValidationError as error:
+            raise explained(str(cls.model_fields["kind"].default), error) from None
 
     @property
     def couples_pairs(self) -> bool:
@@ -41,11 +36,6 @@ class SimpoLoss(Objective):
 
     gamma is absolute, gamma_beta_ratio is gamma/beta; give one of the two.
     """
-
-    OLD_NAMES: ClassVar[Mapping[str, str]] = {
-        "simpo_gamma": "is called gamma here (absolute, as in TRL), or gamma_beta_ratio for gamma / beta",
-        "cpo_alpha": "is called sft_weight here, 0 unless given (TRL's default of 1.0 makes it another objective)",
-    }
 
     kind: Literal["simpo"] = "simpo"
     loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
@@ -116,14 +106,6 @@ class DpoLoss(Objective):
 
     The names, defaults and formulas are those of TRL's DPOTrainer 1.16.
     """
-
-    OLD_NAMES: ClassVar[Mapping[str, str]] = {
-        "rpo_alpha": "is written nll_scale here (or loss_type [sigmoid, sft] with loss_weights [1, rpo_alpha])",
-        "reference_free": "does not exist; without a reference the objective is loss.kind cpo",
-        "simpo_gamma": "belongs to SimPO: loss.kind simpo with gamma",
-        "cpo_alpha": "belongs to CPO: loss.kind cpo with nll_scale",
-        "lambda": "is not a parameter of DPO; the strength of the preference is beta",
-    }
 
     kind: Literal["dpo"] = "dpo"
     loss_type: DpoTerm | tuple[DpoTerm, ...] = "sigmoid"
@@ -199,13 +181,6 @@ class DpoLoss(Objective):
 class CpoLoss(Objective):
     """CPO (Xu et al. 2024, eq. 3): DPO without a reference, on summed log-probs, with cross-entropy beside it."""
 
-    OLD_NAMES: ClassVar[Mapping[str, str]] = {
-        "cpo_alpha": "is called nll_scale here; its default is 1, as in the paper",
-        "simpo_gamma": "belongs to SimPO: loss.kind simpo with gamma",
-        "lambda": "the weight of the cross-entropy is called nll_scale here",
-        "alpha": "AlphaPO's alpha is offered with loss.kind simpo",
-    }
-
     kind: Literal["cpo"] = "cpo"
     loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
     beta: Positive = 0.1
@@ -228,12 +203,6 @@ class CpoLoss(Objective):
 
 class OrpoLoss(Objective):
     """ORPO (Hong et al. 2024, eq. 6): cross-entropy plus beta times the odds ratio of length-averaged log-probs."""
-
-    OLD_NAMES: ClassVar[Mapping[str, str]] = {
-        "lambda": "is called beta here, as in TRL",
-        "orpo_lambda": "is called beta here, as in TRL (fairseq2 stored its orpo_lambda and never used it)",
-        "alpha": "is called beta here",
-    }
 
     kind: Literal["orpo"] = "orpo"
     beta: Positive = Field(default=0.1, description="The paper's lambda: weight of the odds ratio.")

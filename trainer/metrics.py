@@ -28,6 +28,8 @@ class Metric:
     scaled_by: frozenset[str]
     on_eval: bool = True
     on_train: bool = True
+    kind: str | None = None
+    """The one kind of loss that reports it; None: all do."""
 
 
 _TABLE = (
@@ -40,8 +42,8 @@ _TABLE = (
         "logps/chosen", "log-prob of the chosen responses (per token for SimPO, summed for DPO)", "maximize", _SUMMED
     ),
     Metric("logps/rejected", "log-prob of the rejected responses (per token for SimPO, summed for DPO)", None, _SUMMED),
-    Metric("log_odds_chosen", "mean log odds ratio of chosen over rejected (ORPO)", "maximize", frozenset()),
-    Metric("log_odds_ratio", "mean log sigmoid of the log odds ratio (ORPO)", "maximize", frozenset()),
+    Metric("log_odds_chosen", "mean log odds ratio, chosen over rejected (ORPO)", "maximize", frozenset(), kind="orpo"),
+    Metric("log_odds_ratio", "mean log sigmoid of the log odds ratio (ORPO)", "maximize", frozenset(), kind="orpo"),
     Metric("nll_loss", "cross-entropy per chosen token", "minimize", frozenset()),
     Metric("margins/logp", "mean gap of length-averaged log-probs, unscaled", "maximize", frozenset()),
     Metric("accuracies/logp", "share of pairs with margins/logp above 0", "maximize", frozenset()),

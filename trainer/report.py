@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import sys
+from array import array
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Protocol, TextIO
@@ -16,14 +19,33 @@ class Point:
 
     step: int
     metrics: Mapping[str, float]
+    pairs: str = field(default="", compare=False, repr=False)
+    """At an evaluation, the gap of length-averaged log-probs of each held-out pair, as `pack` writes it."""
+
+
+def pack(values: Iterable[float]) -> str:
+    """Numbers as text: little-endian float32 in base64, five bytes and a third each."""
+    packed = array("f", values)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return b64encode(packed.tobytes()).decode("ascii")
+
+
+def unpack(text: str) -> list[float]:
+    """The numbers that `pack` wrote."""
+    packed = array("f", b64decode(text))
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tolist()
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Go on, or stop; a stop always has its reason in words."""
+    """Go on, or stop; a stop always has its reason in words. `diverged`: the trial is beyond saving, not only worse."""
 
     stop: bool
     reason: str = ""
+    diverged: bool = False
 
     def __post_init__(self) -> None:
         if self.stop and not self.reason:

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from typing import assert_never
 
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
@@ -14,17 +15,21 @@ from transformers.utils.logging import disable_progress_bar
 from trainer.config import TrialConfig
 from trainer.errors import ModelError, ResumeError
 from trainer.evaluation.answers import Answer
-from trainer.evaluation.evaluate import write_eval_pairs, write_samples
+from trainer.evaluation.evaluate import write_eval_pairs
+from trainer.evaluation.samples import Samples
 from trainer.evaluation.start import StartShelf
 from trainer.models.export import save_model
 from trainer.models.live import LiveModel
 from trainer.objectives.losses import needs
-from trainer.report import Ending, EndKind, Point
+from trainer.report import Ending, EndKind, Point, pack
 from trainer.stock import Stock, check_vocabulary, examiner
 from trainer.storage import checkpoint
 from trainer.storage.durable import digest_of
 from trainer.storage.outcome import Outcome, find_outcome, save_outcome
-from trainer.training.loop import Material, Run
+from trainer.training.engine import Engine, Material
+from trainer.training.loop import Exam, Run
+from trainer.training.packed import PackedEngine
+from trainer.training.schedule import every
 from trainer.world import Interrupted, Patience, World
 
 log = logging.getLogger(__name__)
@@ -102,33 +107,28 @@ class Workshop:
         of_start = (config, live.identity, prepared, at_rest)
         reference = self._shelf.logps("train", *of_start) if needs(config.loss).reference else None
         start = self._shelf.logps("eval", *of_start)
-        answers = {0: self._shelf.answers(*of_start)}
-        self._write_samples(config, folder, answers)
+        at_start = self._shelf.answers(*of_start)
+        samples = Samples(folder, config.evaluation.samples)
+        samples.take_over([*earlier, folder], 0 if state is None else state.step)
+        self._keep(samples, 0, at_start)
 
         self._begin(live, config)
         looking = examiner(config, live, prepared, tokenizer, world, patience)
 
-        def evaluate(last: bool) -> dict[str, float]:
+        def evaluate(step: int, whole: bool) -> tuple[dict[str, float], str]:
+            answers = looking.answers() if answers_due(config, step, run.total) else []
+            self._keep(samples, step, answers)
+            if not whole:
+                return looking.of_answers(answers), ""
             logps = looking.logps(prepared.eval)
-            if not last:
-                return looking.metrics(logps, start, [])
-            answers[run.total] = looking.answers()
-            self._write_samples(config, folder, answers)
-            if world.is_main:
-                write_eval_pairs(folder / "eval_pairs.safetensors", logps, prepared.eval)
-            return looking.metrics(logps, start, answers[run.total])
+            if world.is_main and step == run.total:
+                write_eval_pairs(folder / "eval_pairs.safetensors", logps, start, prepared.eval)
+            return looking.metrics(logps, start, answers), pack(logps.gaps().tolist())
 
-        material = Material(
-            live=live,
-            model=looking.model,
-            train=prepared.train,
-            reference=reference,
-            start=looking.metrics(start, start, answers[0]),
-            evaluate=evaluate,
-            world=world,
-            patience=patience,
-        )
-        run = Run(config, material, folder, earlier, digest)
+        material = Material(live, looking.model, prepared.train, reference, world, patience)
+        engine = _engine(config, material, tokenizer, folder)
+        exam = Exam(looking.metrics(start, start, at_start), evaluate)
+        run = Run(config, material, engine, exam, folder, earlier, digest)
         if state is not None:
             run.restore(state)
             log.info("continues after update %d of %d", state.step, run.total)
@@ -166,9 +166,28 @@ class Workshop:
             checkpoint.discard(folders)
         self._world.wait()
 
-    def _write_samples(self, config: TrialConfig, folder: Path, answers: dict[int, list[Answer]]) -> None:
-        if self._world.is_main and config.evaluation.prompts > 0:
-            write_samples(folder / "samples.jsonl", answers, config.evaluation.samples)
+    def _keep(self, samples: Samples, step: int, answers: Sequence[Answer]) -> None:
+        if self._world.is_main and answers:
+            samples.add(step, answers)
+
+
+def _engine(config: TrialConfig, material: Material, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Engine:
+    match config.engine:
+        case "packed":
+            return PackedEngine(config, material)
+        case "trl":
+            from trainer.trl_engine.engine import TrlEngine  # TRL takes seconds to load
+
+            return TrlEngine(config, material, tokenizer, folder)
+        case _:
+            assert_never(config.engine)
+
+
+def answers_due(config: TrialConfig, step: int, total: int) -> bool:
+    """Whether the fixed prompts are answered after update `step` of `total`."""
+    asked = config.evaluation.answer_steps
+    period = every(config.training.eval_steps, total) if asked is None else asked
+    return step == total or (period > 0 and step % period == 0)
 
 
 def _check_same(theirs: str, ours: str, folder: Path) -> None:

@@ -13,8 +13,9 @@ from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.data import Prepared, load_tokenizer, prepare
 from trainer.errors import ModelError
 from trainer.evaluation.evaluate import Examiner
+from trainer.forward.architecture import UnsupportedHead
 from trainer.forward.pair_model import CannotPack, PairModel
-from trainer.models.identity import locate, model_identity
+from trainer.models.identity import locate, model_identity, weight_files
 from trainer.models.live import LiveModel, load_model
 from trainer.storage.durable import digest_of
 from trainer.world import Patience, World
@@ -47,7 +48,7 @@ class Stock:
             with self._world.accelerator.main_process_first():
                 place = locate(config, self._cache)
             model = load_model(config, place, self._world.device, trust_remote_code=self._trust)
-            self._live = (config, LiveModel(model, config, model_identity(config, place)))
+            self._live = (config, LiveModel(model, config, model_identity(config, place), weight_files(config, place)))
             self.counters["model_loaded"] += 1
         live = self._live[1]
         if live.rest():
@@ -88,4 +89,6 @@ def examiner(
         model = PairModel(live.base, config.model.attention)
     except CannotPack as why:
         raise ModelError(f"model.attention packed: {why}") from why
+    except UnsupportedHead as why:
+        raise ModelError(str(why)) from why
     return Examiner(config, live.base, model, tokenizer, prepared.eval, world, patience)

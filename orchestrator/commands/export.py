@@ -7,6 +7,7 @@ from pathlib import Path
 from orchestrator.driving.retention import model_of
 from orchestrator.errors import NoTrialCompleted, OrchestrateError
 from orchestrator.folders import DATA_FILE, existing
+from orchestrator.spec.place import place
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.study import Study
@@ -46,7 +47,7 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
     """Data, configuration, metrics and base model of a trial, as a model card."""
     from trainer.data.summary import DataReport
 
-    config = spec.search.place(spec.base, record.params)
+    config = place(spec.base, record.params)
     found = None if report is None else DataReport.model_validate_json(report)
     base = config.model.name_or_path or f"a generated {config.model.generated and config.model.generated.architecture}"
     kind = "LoRA adapters" if config.lora and not merged else "merged LoRA weights" if config.lora else "full weights"

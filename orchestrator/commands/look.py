@@ -9,7 +9,8 @@ from typing import Any
 
 from rich.console import Console
 
-from dashboards.terminal import open_view
+from dashboards.frame import TrialView
+from dashboards.terminal import open_view, summary, wide_console
 from orchestrator.driving import lock
 from orchestrator.driving.retention import model_of
 from orchestrator.driving.stages import load_report, steps_by_params
@@ -17,8 +18,9 @@ from orchestrator.engine.view import StepsOf
 from orchestrator.errors import NoTrialCompleted
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing
 from orchestrator.spec.load import load
+from orchestrator.spec.plan import total_trials
 from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.records import TrialRecord
+from orchestrator.study.records import Request, TrialRecord
 from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
 
@@ -26,19 +28,36 @@ _WATCH_SECONDS = 1.0
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
-    """Where a sweep stands, as one object. `state` is preparing, running, interrupted or finished."""
+    """Where a sweep stands, as one object. `state` is preparing, running, paused, interrupted or finished."""
     folder = existing(root, name)
     driver = lock.holder(folder)
     if not Study.exists(folder):
         spec = load(folder.spec)
         state = "preparing" if driver else "interrupted"
-        return _object(spec, state, driver, [], None, {}, None, 0.0)
+        return _object(spec, state, driver, [], [], {}, None, 0.0)
     with Study.open(folder) as study:
-        trials, best = study.trials(), study.best()
-        over = study.exhausted() and all(t.state.finished for t in trials)
-        state = "running" if driver else "finished" if over else "interrupted"
-        seconds = study.elapsed_hours() * 3600
-        return _object(study.spec, state, driver, trials, best, _run_ids(folder), _steps(folder, study.spec), seconds)
+        trials, front = study.trials(), study.front()
+        state, spent = state_of(study), study.spent()
+        steps = _steps(folder, study.spec)
+        found = _object(study.spec, state, driver, trials, front, _run_ids(folder), steps, spent.hours * 3600)
+        return found | {
+            "why": study.paused() if state == "paused" else "" if driver else study.stopped() or study.exhausted(),
+            "gpu_hours": round(spent.gpu_hours, 6),
+            "waiting": [f"waits to run: {g.origin}" for g in study.given() if g.trial is None]
+            + [_asked(request) for request in study.requests()],
+        }
+
+
+def _asked(request: Request) -> str:
+    whom = "the sweep" if request.trial is None else f"trial {request.trial}"
+    return f"asked, not done yet: {request.kind} {whom}, {request.text}"
+
+
+def state_of(study: Study) -> str:
+    """running, paused, finished or interrupted."""
+    if lock.holder(study.folder):
+        return "paused" if study.paused() else "running"
+    return "finished" if study.exhausted() and all(t.state.finished for t in study.trials()) else "interrupted"
 
 
 def _object(
@@ -46,7 +65,7 @@ def _object(
     state: str,
     driver: str | None,
     trials: list[TrialRecord],
-    best: TrialRecord | None,
+    front: list[TrialRecord],
     run_ids: dict[str, str],
     steps: StepsOf | None,
     seconds: float,
@@ -57,7 +76,9 @@ def _object(
         "state": state,
         "driver": driver,
         "goal": {"metric": spec.goal.metric, "direction": spec.goal.direction},
-        "best": None if best is None else best.number,
+        "goals": [{"metric": goal.metric, "direction": goal.direction} for goal in spec.goals],
+        "best": front[0].number if front else None,
+        "front": [record.number for record in front],
         "started": min(started, default=None),
         "elapsed": round(seconds, 1),
         "run_id": run_ids.get("sweep"),
@@ -70,10 +91,13 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], steps: StepsOf | None) 
         "number": record.number,
         "state": record.state.value,
         "reason": record.reason,
+        "origin": record.origin,
+        "parent": record.parent,
         "attempts": record.attempts,
         "params": dict(record.params),
         "metrics": {name: _json(value) for name, value in record.metrics.items()},
         "value": _json(record.value),
+        "values": None if record.values is None else [_json(value) for value in record.values],
         "step": record.step,
         "steps": None if steps is None else steps(record.params),
         "run_id": run_ids.get(str(record.number)),
@@ -102,14 +126,19 @@ def best(name: str, root: Path) -> dict[str, Any]:
     if not Study.exists(folder):
         raise NoTrialCompleted(f"no trial of {name} has completed yet")
     with Study.open(folder) as study:
-        record = study.best()
-        if record is None:
+        front = study.front()
+        if not front:
             raise NoTrialCompleted(f"no trial of {name} has completed yet")
+        record, goals = front[0], study.spec.goals
         goal, model = study.spec.goal, model_of(folder, record)
     return {
         "number": record.number,
         "value": record.value,
         "goal": {"metric": goal.metric, "direction": goal.direction},
+        "front": [
+            {"number": r.number, "values": list(r.values or ()), "params": dict(r.params)}
+            for r in (front if len(goals) > 1 else ())
+        ],
         "params": dict(record.params),
         "metrics": {metric: _json(value) for metric, value in record.metrics.items()},
         "step": record.step,
@@ -119,12 +148,13 @@ def best(name: str, root: Path) -> dict[str, Any]:
 
 
 def watch(name: str, root: Path) -> None:
-    """Follow a sweep that another process drives, until it ends or Ctrl-C."""
+    """Follow a sweep that another process drives, until it ends or Ctrl-C; at its end, the table stays."""
     folder = existing(root, name)
     while not Study.exists(folder) and lock.holder(folder):
         time.sleep(_WATCH_SECONDS)
     with Study.open(folder) as study:
-        view = open_view(study.spec, Console(stderr=True), steps=_steps(folder, study.spec))
+        spec, steps = study.spec, _steps(folder, study.spec)
+        view = open_view(spec, Console(stderr=True), total=total_trials(spec), steps=steps)
         seen: dict[int, tuple[TrialState, int, int]] = {}
         try:
             while True:
@@ -139,7 +169,11 @@ def watch(name: str, root: Path) -> None:
                     seen[record.number] = mark
                 view.tick()
                 if not driven:
-                    return
+                    break
                 time.sleep(_WATCH_SECONDS)
         finally:
             view.close()
+        views = [TrialView(record) for record in study.trials()]
+        for trial in views:
+            trial.add(study.points(trial.record.number))
+        summary(spec, views, wide_console(), steps=steps)

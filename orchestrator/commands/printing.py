@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from orchestrator.spec.disk import size
 
 if TYPE_CHECKING:
     from orchestrator.commands.doctor import Check
@@ -27,6 +31,8 @@ def print_plan(plan: Plan) -> None:
     unknown = "unknown until downloaded"
     grid = f" (the grid has {plan.grid:,} distinct points)" if plan.grid is not None else ""
     table.add_row("trials", f"{plan.trials:,}{grid}" if plan.trials else "until the budget's hours are spent")
+    for limit, value in plan.budget.items():
+        table.add_row(f"budget.{limit}", f"{value:g}")
     table.add_row("at a time", str(plan.concurrency or "none on this machine"))
     table.add_row("training pairs", f"{plan.train_pairs:,}" if plan.train_pairs is not None else unknown)
     table.add_row("held-out pairs", f"{plan.eval_pairs:,}" if plan.eval_pairs is not None else unknown)
@@ -36,8 +42,10 @@ def print_plan(plan: Plan) -> None:
     table.add_row("tokens per trial, at most", f"{tokens:,}" if tokens is not None else unknown)
     if plan.tokens_at_most is not None:
         table.add_row("tokens of the sweep, at most", f"{plan.tokens_at_most:,}")
+    table.add_row("disk, at its fullest", unknown if plan.disk_bytes is None else f"about {size(plan.disk_bytes)}")
     table.add_row("identity", plan.identity[:12])
     console.print(table)
+    _print_estimate(console, plan)
     corners = Table(title="corners, each checked", box=None, title_justify="left", header_style="bold")
     paths = list(plan.searched)
     for path in paths:
@@ -56,11 +64,38 @@ def print_plan(plan: Plan) -> None:
         console.print(f"note: {notice}", markup=False)
 
 
+def _print_estimate(console: Console, plan: Plan) -> None:
+    """Memory, time and cost, which are formulas and not measurements."""
+    made = plan.estimate
+    if made is None:
+        console.print("no estimate: the model's size is unknown until it is downloaded")
+        return
+    table = _facts("by formula, nothing measured")
+    table.add_row("parameters", f"{made.parameters:,}")
+    parts = {f.name: getattr(made.memory, f.name) / 1e9 for f in fields(made.memory)}
+    listed = ", ".join(f"{name} {size:.3g}" for name, size in parts.items() if size)
+    table.add_row("memory per GPU", f"{made.memory.total / 1e9:,.3g} GB: {listed}")
+    if made.gpu_memory is not None:
+        fits = f"{made.tokens_per_micro_batch:,} tokens" if made.tokens_per_micro_batch else "not even one pair"
+        table.add_row("micro-batch that fits", f"{fits}, on a GPU of {made.gpu_memory / 1e9:,.0f} GB")
+    if made.gpu_hours_per_trial is not None:
+        table.add_row("GPU-hours per trial", f"{made.gpu_hours_per_trial:,.3g}")
+    if made.gpu_hours is not None:
+        table.add_row("GPU-hours of the sweep", f"{made.gpu_hours:,.3g} if no trial is stopped early")
+    if made.cost is not None:
+        table.add_row("cost of the sweep", f"{made.cost:,.2f}")
+    table.add_row("assumed", made.assumed)
+    console.print(table)
+
+
 def print_status(found: Mapping[str, Any]) -> None:
     """One line for the sweep, one row a trial."""
     console = _console()
     goal = found.get("goal")
     console.print(f"{found['name']}: {found['state']}, {_goal(goal)}", markup=False)
+    for said in (found.get("why"), *found.get("waiting", ())):
+        if said:
+            console.print(said, markup=False)
     trials: Sequence[Mapping[str, Any]] = found.get("trials", ())
     metric = goal.get("metric") if isinstance(goal, Mapping) else None
     paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
@@ -75,16 +110,32 @@ def print_status(found: Mapping[str, Any]) -> None:
             f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
             *(_short(params[path]) if path in params else "-" for path in paths),
             *([_short(metrics.get(metric))] if metric else []),
-            escape(str(trial.get("reason") or "")),
+            escape("; ".join(said for said in (trial.get("reason"), trial.get("origin")) if said)),
         )
     console.print(table)
+
+
+def print_history(found: Mapping[str, Any]) -> None:
+    """One row an event."""
+    table = Table(box=None, header_style="bold")
+    for column in ("when", "trial", "what", "why"):
+        table.add_column(column, overflow="fold")
+    for event in found["events"]:
+        when = datetime.fromtimestamp(event["at"]).astimezone().strftime("%F %T")
+        trial = "" if event["trial"] is None else str(event["trial"])
+        table.add_row(when, trial, event["kind"], escape(event["text"]))
+    _console().print(table)
 
 
 def print_best(found: Mapping[str, Any]) -> None:
     """The winner's leaves and metrics."""
     table = _facts("best")
     for key, value in found.items():
-        if isinstance(value, Mapping):
+        if key == "front":
+            for member in value:
+                told = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
+                table.add_row(escape(f"front trial {member['number']}"), escape(told))
+        elif isinstance(value, Mapping):
             for inner, leaf in sorted(value.items()):
                 table.add_row(escape(f"{key} {inner}"), escape(_short(leaf)))
         else:
@@ -102,6 +153,10 @@ def print_checks(checks: Sequence[Check]) -> None:
         level = check.level.value
         table.add_row(f"[{colours[level]}]{level}[/]", check.what, escape(check.found), escape(check.fix))
     _console().print(table)
+
+
+def _params(params: Mapping[str, Any]) -> str:
+    return " ".join(f"{path}={_short(value)}" for path, value in params.items())
 
 
 def _goal(goal: Any) -> str:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import get_args
 
 from orchestrator.spec.corners import outer
-from orchestrator.spec.dimensions import Choice, Dimension, ends
+from orchestrator.spec.dimensions import Choice, Dimension, Scalar, ends
 from orchestrator.spec.rows import count_rows
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import Budget, GridSampler, Resources, SftStage, SweepSpec
 from trainer.config import DataConfig, GeneratedModel, GeneratedSource, HubSource, ModelConfig, TrainingConfig
 
-ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MOST_TRIALS = 64, 16, 4, 4, 256, 8
+ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MOST_TRIALS = 64, 16, 4, 4, 256, 16
 _FIXED = ("model.", "data.", "evaluation.", "training.max_steps", "training.num_train_epochs")
 _FIXED_TOO = ("training.pairs_per_update", "training.tokens_per_micro_batch", "training.eval_steps")
 _SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 2}
@@ -49,14 +49,18 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
         }
     )
     search = _search(spec.search, notices)
+    given = _given(spec)
+    size = (search.size() or 1) + len(given)
     small = spec.model_copy(
         update={
             "name": _free_name(spec.name, root),
             "base": base,
             "search": search,
+            "enqueue": given,
             "sampler": GridSampler(),
-            "budget": Budget(trials=min(MOST_TRIALS, search.size() or 1), concurrency=spec.budget.concurrency),
+            "budget": Budget(trials=MOST_TRIALS if size > MOST_TRIALS else None, concurrency=spec.budget.concurrency),
             "resources": Resources(),
+            "notify": None,
             "sft": _sft(spec.sft, notices),
         }
     )
@@ -89,6 +93,12 @@ def _sft(sft: SftStage | None, notices: list[str]) -> SftStage | None:
     if sft is None:
         return None
     return SftStage(training=_training(sft.training), data=_data(sft.data, notices) if sft.data else None)
+
+
+def _given(spec: SweepSpec) -> tuple[dict[str, Scalar], ...]:
+    """The given trials without what the rehearsal fixes, each distinct one once."""
+    kept = [{path: value for path, value in one.items() if not _is_fixed(path)} for one in spec.enqueue]
+    return tuple(one for i, one in enumerate(kept) if one and one not in kept[:i])
 
 
 # --- search ----------------------------------------------------------------------------------------------------------

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from rich.console import Console
 
+from dashboards.diagnosis.diagnose import diagnose
 from dashboards.frame import TrialView
+from dashboards.gather import gather
 from dashboards.terminal import summary, wide_console
+from dashboards.verdict import tell_findings
+from orchestrator.driving.closing import write_last_report
 from orchestrator.driving.retention import tidy
 from orchestrator.driving.stages import Ready, check_data, load_report, steps_by_params, train_start_model
-from orchestrator.driving.story import open_sink, tell_end, tell_sweep
+from orchestrator.driving.story import open_sink, tell_end, tell_standing, tell_sweep
 from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.stage import StageWorker
@@ -23,10 +28,19 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.study import Study
+from orchestrator.study.warm import warm_start
 from orchestrator.tracking.sink import Sink
+from trainer.data.summary import DataReport
 
 _DELIVERY_SECONDS = 30.0
-_STATUS = {StopKind.FINISHED: "FINISHED", StopKind.OUT_OF_TIME: "FINISHED", StopKind.SAME_BUG: "FAILED"}
+_DESCRIBED_EVERY = 10.0
+"""Seconds: a sweep of many short trials need not describe itself after each."""
+_STATUS = {
+    StopKind.FINISHED: "FINISHED",
+    StopKind.OUT_OF_BUDGET: "FINISHED",
+    StopKind.TARGET: "FINISHED",
+    StopKind.SAME_BUG: "FAILED",
+}
 
 
 def drive(
@@ -35,12 +49,12 @@ def drive(
     """Do what is left of the sweep; says why it ended."""
     with StageWorker(slots, folder.cache, interrupt, view.tick, opened) as worker:
         report = check_data(spec, folder, view, worker)
-        with Study.open(folder) if Study.exists(folder) else Study.create(folder, spec) as study:
+        with _study(folder, spec, slots, report, view) as study:
             sink = open_sink(study, folder.root)
             ended: Stop | None = None  # stays None when an error passes through
             wishes = Wishes(study)
             try:
-                study.begin()
+                study.begin(slots.gpus)
                 tell_sweep(study, sink, report.fingerprint)
                 start_model = train_start_model(study, report, sink, view, worker, wishes)
                 worker.end()
@@ -54,6 +68,16 @@ def drive(
     return ended
 
 
+def _study(folder: SweepFolder, spec: SweepSpec, slots: Slots, report: DataReport, view: View) -> Study:
+    """The sweep's study, made where there is none yet."""
+    if Study.exists(folder):
+        return Study.open(folder)
+    warm = warm_start(spec, folder.root)
+    for sentence in warm.said:
+        view.say(sentence)
+    return Study.create(folder, spec, slots=slots.count, train_pairs=report.train_rows, earlier=warm.trials)
+
+
 def _trials(
     study: Study, sink: Sink, view: View, interrupt: Interrupt, slots: Slots, ready: Ready, opened: OpenWorkshop
 ) -> Stop:
@@ -64,17 +88,34 @@ def _trials(
         view.trial_changed(record)
         view.points(record.number, study.points(record.number))
 
+    described_at = 0.0
+
     def on_closed(_: TrialRecord) -> None:
+        nonlocal described_at
         tidy(study.folder, spec, study.trials())
+        if time.monotonic() - described_at >= _DESCRIBED_EVERY:
+            described_at = time.monotonic()
+            tell_standing(study, sink)
 
     tidy(study.folder, spec, study.trials())
-    return run_trials(study, sink, view, interrupt, slots, place=ready.place, on_closed=on_closed, opened=opened)
+    return run_trials(
+        study,
+        sink,
+        view,
+        interrupt,
+        slots,
+        place=ready.place,
+        on_closed=on_closed,
+        longest=ready.data.lengths["row"]["p100"],
+        opened=opened,
+    )
 
 
 def _end_tracking(study: Study, sink: Sink, view: View, ended: Stop | None) -> None:
     """Tell how it ended and deliver what is left."""
     state = "FAILED" if ended is None else ended.kind.name
     status = "FAILED" if ended is None else _STATUS.get(ended.kind, "KILLED")
+    write_last_report(study, sink, view, ended)
     tell_end(study, sink, state, status, "" if ended is None else ended.text)
     left = sink.close(_DELIVERY_SECONDS)
     if left:
@@ -90,7 +131,9 @@ def farewell(folder: SweepFolder, spec: SweepSpec, ended: Stop, talk: Console) -
             records = study.trials()
             views = [_view_of(study, record) for record in records]
         report = load_report(folder)
-        summary(spec, views, wide_console(), steps=None if report is None else steps_by_params(spec, report))
+        console = wide_console()
+        summary(spec, views, console, steps=None if report is None else steps_by_params(spec, report))
+        _tell_findings(folder, console)
     any_complete = any(r.value is not None for r in records)
     if ended.text and ended.kind is not StopKind.FINISHED:
         talk.print(f"{ended.kind.value}: {ended.text}", markup=False, soft_wrap=True)
@@ -99,11 +142,18 @@ def farewell(folder: SweepFolder, spec: SweepSpec, ended: Stop, talk: Console) -
     if any_complete:
         talk.print(
             f"Next:\n  orchestrate best {spec.name} --export DIR\n  orchestrate ui {spec.name}\n"
-            f"  orchestrate status {spec.name}",
+            f"  orchestrate report {spec.name}\n  orchestrate status {spec.name}",
             markup=False,
             soft_wrap=True,
         )
     return _code(ended.kind, any_complete)
+
+
+def _tell_findings(folder: SweepFolder, console: Console) -> None:
+    with Study.open(folder) as study:
+        frame = gather(study, state="finished")
+    if frame.ranked:
+        tell_findings(diagnose(frame), frame.name, console)
 
 
 def _view_of(study: Study, record: TrialRecord) -> TrialView:
@@ -114,7 +164,7 @@ def _view_of(study: Study, record: TrialRecord) -> TrialView:
 
 def _code(kind: StopKind, any_complete: bool) -> ExitCode:
     match kind:
-        case StopKind.INTERRUPTED | StopKind.STOPPED:
+        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.PAUSED | StopKind.PUT_ASIDE:
             return ExitCode.INTERRUPTED
         case StopKind.NO_DISK:
             return ExitCode.REFUSED
@@ -122,5 +172,5 @@ def _code(kind: StopKind, any_complete: bool) -> ExitCode:
             return ExitCode.OURS
         case StopKind.SAME_BUG:
             return ExitCode.OURS if any_complete else ExitCode.NO_TRIAL_COMPLETED
-        case StopKind.FINISHED | StopKind.OUT_OF_TIME:
+        case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
             return ExitCode.DONE if any_complete else ExitCode.NO_TRIAL_COMPLETED

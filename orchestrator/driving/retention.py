@@ -10,11 +10,12 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.ranking import ranking
 from orchestrator.study.records import TrialRecord
+from trainer.failpoint import failpoint
 
 
 def tidy(folder: SweepFolder, spec: SweepSpec, records: Sequence[TrialRecord]) -> None:
     """Remove checkpoints of finished trials, and weights of all but the best `keep_models`."""
-    kept = {record.number for record in ranking(records, spec.goal)[: spec.keep_models]}
+    kept = {record.number for record in ranking(records, *spec.goals)[: spec.keep_models]}
     for record in records:
         if not record.state.finished:
             continue
@@ -35,4 +36,5 @@ def model_of(folder: SweepFolder, record: TrialRecord) -> Path | None:
 
 def _remove(place: Path) -> None:
     if place.is_dir():
+        failpoint("retention.remove")
         shutil.rmtree(place)

@@ -15,6 +15,7 @@ from orchestrator.engine.view import View
 from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import DataError, Finding, SpecError, StorageRefused
 from orchestrator.folders import DATA_FILE, SweepFolder
+from orchestrator.spec.place import place
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.tracking.sink import SFT, Sink
@@ -22,6 +23,7 @@ from trainer.config import ModelConfig, TrialConfig
 from trainer.data.summary import DataReport
 from trainer.errors import TrialError
 from trainer.loss_config import SftLoss
+from trainer.storage.durable import write_text
 from trainer.training.schedule import total_updates
 
 _CORNERS = 1024
@@ -70,8 +72,8 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: View, worker: StageWo
     """Prepare what the trials and the SFT stage will read; DataError, with the list, when it must not be used."""
     view.stage("preparing and checking the data")
     report = DataReport.model_validate_json(worker.prepare(spec.base))
-    _refuse_changed(spec, load_report(folder), report)
-    (folder.path / DATA_FILE).write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    _refuse_changed(spec, folder, load_report(folder), report)
+    write_text(folder.path / DATA_FILE, report.model_dump_json(indent=1))
     view.say(f"data: {report.train_rows:,} pairs to train on, {report.eval_rows:,} held out")
     for finding in report.findings:
         view.say(f"data: {finding}")
@@ -91,13 +93,16 @@ def _variants(spec: SweepSpec) -> list[TrialConfig]:
     return list({(config.data.model_dump_json(), config.model.model_dump_json()): config for config in placed}.values())
 
 
-def _refuse_changed(spec: SweepSpec, before: DataReport | None, now: DataReport) -> None:
+def _refuse_changed(spec: SweepSpec, folder: SweepFolder, before: DataReport | None, now: DataReport) -> None:
     """A sweep's trials all see the same data."""
     if before is not None and before.fingerprint != now.fingerprint:
+        from trainer.data.compare import changes
+
+        listed = "".join(f"\n  {line}" for line in changes(folder.cache, before, now))
         raise DataError(
             f"the data of {spec.name} changed since the sweep began (fingerprint {before.fingerprint}, now "
             f"{now.fingerprint}): its trials would no longer be comparable; put the old data back, or start another "
-            "sweep"
+            f"sweep{listed}"
         )
 
 
@@ -113,7 +118,7 @@ def steps_by_params(spec: SweepSpec, report: DataReport) -> Callable[[Mapping[st
     """Updates of a trial, from what it drew."""
 
     def steps(params: Mapping[str, Any]) -> int:
-        return steps_of(spec.search.place(spec.base, dict(params)), report)
+        return steps_of(place(spec.base, params), report)
 
     return steps
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dashboards.diagnosis.finding import Finding
+from dashboards.mlflow_pages.note import note
+from dashboards.mlflow_pages.view import saved_view
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
 from orchestrator.spec.dump import spec_hash
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.tracking.environment import environment, environment_tags
 from orchestrator.tracking.mlflow import MlflowReceiver, tracking_uri
+from orchestrator.tracking.names import NOTE, trials_filter
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.sink import SWEEP, Sink
 from trainer.config import flatten
@@ -31,6 +36,7 @@ def open_sink(study: Study, root: Path) -> Outbox:
         sweep_id=study.id,
         sweep=study.spec.name,
         on_run=functools.partial(_remember, study.folder),
+        view=saved_view(study.spec, trials_filter(study.spec.name), time.time()),
     )
     return Outbox(study.folder.outbox, receiver)
 
@@ -40,18 +46,27 @@ def tell_sweep(study: Study, sink: Sink, fingerprint: str) -> None:
     folder, spec = study.folder, study.spec
     found = environment()
     path = folder.path / ENVIRONMENT_FILE
-    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
+    write_json(path, found)
     tags = {
         "state": "RUNNING",
         "spec.hash": spec_hash(spec),
         "data.fingerprint": fingerprint,
         "goal": f"{spec.goal.direction} {spec.goal.metric}",
-        "mlflow.note.content": spec.description
-        or f"A sweep over {', '.join(spec.search.paths) or 'one configuration'}",
+        NOTE: note(spec, study.trials(), "running"),
     }
     sink.start(SWEEP, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
     for file in (folder.spec, path, folder.path / DATA_FILE):
         sink.artifact(SWEEP, file)
+
+
+def tell_standing(study: Study, sink: Sink, state: str = "running") -> None:
+    """The description of the parent run as the sweep stands now."""
+    sink.tag(SWEEP, {NOTE: note(study.spec, study.trials(), state)})
+
+
+def tell_conclusion(study: Study, sink: Sink, state: str, findings: Sequence[Finding]) -> None:
+    """The description at the end: with the diagnosis, and the report beside it."""
+    sink.tag(SWEEP, {NOTE: note(study.spec, study.trials(), state, findings=findings, report=True)})
 
 
 def tell_end(study: Study, sink: Sink, state: str, status: str, reason: str) -> None:

@@ -12,6 +12,7 @@ from typing import IO, Protocol
 
 from orchestrator.engine.failures import ended_by
 from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.study import lease
 from trainer.config import TrialConfig
 from trainer.metrics import EVAL
 from trainer.report import Ending, Point
@@ -19,7 +20,7 @@ from trainer.report import EndKind as TrainerEnd
 
 GROUP_SECONDS = 0.5
 """Training points are gathered this long, so that fast steps do not flood the driver."""
-_LOCK_SECONDS = 60.0
+_LOCK_SECONDS = 20.0
 _WATCH_SECONDS = 0.2
 
 
@@ -129,19 +130,28 @@ def _end_of(ending: Ending) -> End:
 
 
 def _hold(job: Job, patience: float) -> IO[str] | None:
-    """The lock of the trial's folder; None when the driver wants the trial back before that."""
+    """The lock of the trial's folder; None when the driver wants the trial back before that.
+
+    Whoever holds it works on an older attempt, which nobody listens to any more: given time to end, it is ended.
+    """
     job.lock.parent.mkdir(parents=True, exist_ok=True)
-    held = job.lock.open("a")
+    held = job.lock.open("a+", encoding="utf-8")
     until = time.monotonic() + patience
     while not job.stop_asked:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
+                if lease.put_down(job.lock.read_text(encoding="utf-8")):
+                    until = time.monotonic() + patience
+                    continue
                 held.close()
                 raise TimeoutError(f"another process still works on this trial ({job.lock})") from None
             time.sleep(0.1)
         else:
+            held.truncate(0)
+            held.write(lease.signature())
+            held.flush()
             return held
     held.close()
     return None

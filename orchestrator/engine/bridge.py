@@ -16,6 +16,7 @@ from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.conductor import Conductor
 from orchestrator.engine.messages import Report
+from orchestrator.engine.vitals import check_ray
 
 REPORT = "report"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -79,6 +80,7 @@ class Search(SearchAlgorithm):
         trial = self._trials.pop(trial_id, None)
         if trial is not None and error:
             with self._conductor as conductor:
+                check_ray()
                 conductor.lost(trial_id, trial.cause)
 
     def is_finished(self) -> bool:
@@ -114,6 +116,7 @@ class Scheduler(FIFOScheduler):
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Called ten times a second at least: the conductor's clock."""
         with self._conductor as conductor:
+            check_ray()
             conductor.tick()
         return super().choose_trial_to_run(tune_controller)
 

@@ -77,12 +77,14 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
     token.write_text(secrets.token_hex(32), encoding="utf-8")
     os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count)}
     import ray
+    from ray._private import worker as printing
     from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
     from ray.tune.execution import class_cache
 
     AuthenticationTokenLoader.instance().reset_cache()  # each cluster of a process has a token of its own
 
     _quiet(folder / "driver.log")
+    printing._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]  what it prints would be on our stdout
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # workers inherit them; no need to write them down
     try:
         ray.init(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.engine.messages import End, EndKind
 from orchestrator.study.state import FailureKind
+from orchestrator.tracking.secrets import redact
 from trainer.data.check import BadData
 
 FAILURE_FILE = "failure.txt"
@@ -18,12 +19,13 @@ _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 def ended_by(error: Exception, folder: Path) -> End:
     """The end that this exception means; its traceback goes to `folder/failure.txt`."""
-    reason = f"{type(error).__name__}: {_first_line(error)}"
-    if _disk_refused(error):
+    reason = redact(f"{type(error).__name__}: {_first_line(error)}")
+    if disk_refused(error):
         return End(EndKind.NO_DISK, reason)
     kind = classify(error)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / FAILURE_FILE).write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    told = redact("".join(traceback.format_exception(error)))  # libraries put tokens into their errors
+    (folder / FAILURE_FILE).write_text(told, encoding="utf-8")
     return End(EndKind.FAILED, reason, failure=kind, signature=signature(error))
 
 
@@ -45,7 +47,8 @@ def signature(error: Exception) -> str:
     return f"{type(error).__name__} at {place}"
 
 
-def _disk_refused(error: BaseException | None) -> bool:
+def disk_refused(error: BaseException | None) -> bool:
+    """Whether a full, exhausted or read-only disk is behind it."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK:
             return True

@@ -10,6 +10,7 @@ from orchestrator.engine.attempt import Attempt, OpenWorkshop, Workshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.messages import STOP_FILE, End, EndKind, Job, Report
 from orchestrator.engine.stopping import Interrupt, Interrupted
+from orchestrator.engine.vitals import check_ray
 from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
 from trainer.config import TrialConfig
 from trainer.errors import TrialError
@@ -125,6 +126,7 @@ class StageWorker:
 
         while not ray.wait([reference], timeout=_POLL_SECONDS)[0]:
             self._tick()
+            check_ray()
             if self._interrupt.asked:
                 if job is None:
                     raise Interrupted
@@ -134,6 +136,7 @@ class StageWorker:
         except RayTaskError as error:
             raise _ours(error.cause) from error
         except RayActorError as error:
+            check_ray()
             raise StageFailed(f"the worker of this stage died: {error}") from error
 
 

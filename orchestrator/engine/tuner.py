@@ -9,7 +9,8 @@ from collections.abc import Callable
 from orchestrator.engine.attempt import OpenWorkshop, open_workshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.stopping import Interrupt, Stop
+from orchestrator.engine.pausing import wait
+from orchestrator.engine.stopping import Interrupt, Stop, StopKind
 from orchestrator.engine.view import View
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.study import Study
@@ -26,18 +27,32 @@ def run_trials(
     *,
     place: Callable[[TrialConfig], TrialConfig] = lambda config: config,
     on_closed: Callable[[TrialRecord], None] = lambda _: None,
+    longest: int = 1,
     opened: OpenWorkshop = open_workshop,
 ) -> Stop:
     """Run what the study still wants, inside a `cluster`; says why it ended.
 
-    `place` finishes a trial's configuration (an SFT stage's model), `on_closed` is called after each ended trial.
+    `place` finishes a trial's configuration (an SFT stage's model), `on_closed` is called after each ended trial,
+    `longest` are the tokens of the data's longest row. While the sweep is paused its worker processes are gone, and
+    with them what they held on the GPUs.
     """
+    while True:
+        conductor = Conductor(study, sink, view, interrupt, place=place, on_closed=on_closed, longest=longest)
+        stop = _fit(conductor, study, slots, opened)
+        if stop.kind is not StopKind.PAUSED:
+            return stop
+        ended = wait(study, view, interrupt, stop.text)
+        if ended is not None:
+            return ended
+
+
+def _fit(conductor: Conductor, study: Study, slots: Slots, opened: OpenWorkshop) -> Stop:
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
 
     from orchestrator.engine import worker
     from orchestrator.engine.bridge import Scheduler, Search
 
-    conductor = Conductor(study, sink, view, interrupt, place=place, on_closed=on_closed)
+    study.admit(slots.count)
     storage, name = (study.folder.path / "ray").resolve(), f"tune-{time.time_ns()}"
     tuner = Tuner(
         worker.Worker,

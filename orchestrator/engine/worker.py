@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from ray.tune import Trainable
 from orchestrator.engine.attempt import Attempt, OpenWorkshop, Workshop
 from orchestrator.engine.bridge import REPORT
 from orchestrator.engine.messages import Job
+from orchestrator.study.state import FailureKind
 
 
 class Worker(Trainable):
@@ -24,7 +27,10 @@ class Worker(Trainable):
 
     def step(self) -> dict[str, Any]:
         """The next report."""
-        return {REPORT: self._attempt.pull()}
+        report = self._attempt.pull()
+        if report.end is not None and report.end.failure is FailureKind.OUT_OF_MEMORY:
+            self._empty()
+        return {REPORT: report}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next attempt, in the same process."""
@@ -35,6 +41,14 @@ class Worker(Trainable):
     def cleanup(self) -> None:
         """This worker is no longer needed."""
         self._attempt.close()
+
+    def _empty(self) -> None:
+        """Whatever the last attempt left half made goes, the model too: the next one loads again."""
+        self._loaded = None
+        gc.collect()
+        torch: Any = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()
 
     def _begin(self, job: Job) -> None:
         self._attempt = Attempt(job, self._workshop)

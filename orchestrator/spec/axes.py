@@ -54,6 +54,11 @@ class Axes:
         self._counted: dict[tuple[object, ...], int] = {}
 
     @property
+    def ordered(self) -> Sequence[Axis]:
+        """The axes, each behind those its condition waits for."""
+        return self._axes
+
+    @property
     def endless(self) -> bool:
         """Whether some axis is a continuous range."""
         return any(axis.values is None for axis in self._axes)

@@ -117,6 +117,14 @@ def values(dimension: Dimension) -> Sequence[Scalar] | None:
             return range(low, high + 1, step)
 
 
+def is_numeric(dimension: Dimension) -> bool:
+    """Whether it is a range, or a list of two numbers or more: nearby values mean similar trials."""
+    if not isinstance(dimension, Choice):
+        return True
+    listed = dimension.choice
+    return len(listed) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in listed)
+
+
 def ends(dimension: Dimension) -> tuple[Scalar, ...]:
     """Both ends of a range; of a list, each value."""
     match dimension:

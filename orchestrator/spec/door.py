@@ -9,30 +9,34 @@ from pydantic import BaseModel
 from orchestrator.errors import nearest
 from orchestrator.folders import NAME
 from orchestrator.spec import corners
-from orchestrator.spec.answers import eval_rows_have_answers
 from orchestrator.spec.document import Loc
-from orchestrator.spec.objective import check_answers, check_metric, check_ruler, needs_answers
-from orchestrator.spec.problems import SOURCES, Findings, models_in, show
+from orchestrator.spec.enqueue_door import build_enqueue
+from orchestrator.spec.goal_door import build_goals
+from orchestrator.spec.guard import GuardConfig
+from orchestrator.spec.methods_door import (
+    build_order,
+    build_pruner,
+    build_sampler,
+    check_pruner,
+    check_sampler,
+    check_warm_start,
+)
+from orchestrator.spec.notify import Notify
+from orchestrator.spec.problems import SOURCES, Findings, show
 from orchestrator.spec.search_door import build_search, loc_of
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import (
     DOOR,
     Budget,
-    Goal,
-    GridSampler,
     Resources,
-    Sampler,
     SftStage,
     SweepSpec,
     Tracking,
 )
 from trainer.config import TrialConfig
-from trainer.metrics import COMMON_RULER
 
 M = TypeVar("M", bound=BaseModel)
 
-SAMPLERS: dict[str, type[BaseModel]] = {m.model_fields["kind"].default: m for m in models_in(Sampler)}
-PRUNERS = ("none",)
 ORIGINS = tuple(SOURCES.values())
 
 
@@ -46,21 +50,35 @@ def build(findings: Findings, tree: dict[str, Any]) -> SweepSpec | None:
     if base is not None and search is not None:
         search = _corners(findings, search, base)
     budget = _section(findings, Budget, tree, "budget")
-    sampler = _sampler(findings, tree.get("sampler"))
+    goals = build_goals(findings, tree, search, base)
+    sampler = build_sampler(findings, tree.get("sampler"))
     if search is not None and sampler is not None and budget is not None:
-        _ends(findings, sampler, search, budget)
-    _pruner(findings, tree.get("pruner"))
+        check_sampler(findings, sampler, search, budget, goals)
+    pruner = build_pruner(findings, tree.get("pruner"))
+    if pruner is not None and search is not None and goals is not None:
+        check_pruner(findings, pruner, search, goals)
+    enqueue = None
+    if base is not None and search is not None and goals is not None:
+        enqueue = build_enqueue(findings, tree.get("enqueue"), search, base, goals)
+    if sampler is not None:
+        check_warm_start(findings, tree.get("warm_start"), sampler)
     parts = {
         "name": _name(findings, tree),
         "base": base,
         "search": search,
         "sampler": sampler,
-        "goal": _goal(findings, tree, search, base),
+        "enqueue": enqueue,
+        "order": build_order(findings, tree.get("order")),
+        "goal": goals[0] if goals else None,
+        "also": goals[1:] if goals else None,
+        "pruner": pruner,
+        "guard": _section(findings, GuardConfig, tree, "guard"),
         "budget": budget,
         "resources": _section(findings, Resources, tree, "resources"),
         "tracking": _section(findings, Tracking, tree, "tracking"),
+        "notify": _section(findings, Notify, tree, "notify") if tree.get("notify") is not None else None,
         "sft": _sft(findings, tree.get("sft")),
-    } | {key: tree[key] for key in ("description", "keep_models", "storage") if key in tree}
+    } | {key: tree[key] for key in ("description", "keep_models", "storage", "warm_start") if key in tree}
     built = {key: part for key, part in parts.items() if part is not None}
     spec = findings.build(SweepSpec, built, (), said=frozenset(parts.keys() - built.keys()))
     return None if findings.items else spec
@@ -134,76 +152,6 @@ def _value_loc(findings: Findings, search: SearchSpace, problem: corners.Problem
             written = [(*loc, i), *((*loc, kind, i) for kind in ("choice", "uniform", "log_uniform", "int_uniform"))]
             return next((w for w in written if w in findings.document.lines), loc)
     return loc
-
-
-def _sampler(findings: Findings, given: Any) -> Sampler | None:
-    kind: Any = cast(dict[str, Any], given).get("kind") if isinstance(given, dict) else given
-    if given is None:
-        return GridSampler()
-    model = SAMPLERS.get(kind) if isinstance(kind, str) else None
-    if model is None:
-        loc: Loc = ("sampler", "kind") if isinstance(given, dict) else ("sampler",)
-        near = nearest(str(kind), SAMPLERS)
-        hint = f"did you mean {near}?" if near else ""
-        findings.add(loc, f"must be one of {', '.join(SAMPLERS)}; not {show(kind)}", hint)
-        return None
-    body = cast(dict[str, Any], given) if isinstance(given, dict) else {"kind": kind}
-    return cast("Sampler | None", findings.build(model, body, ("sampler",)))
-
-
-def _ends(findings: Findings, sampler: Sampler, search: SearchSpace, budget: Budget) -> None:
-    """A sweep must come to an end."""
-    size = search.size()
-    if isinstance(sampler, GridSampler):
-        for path in search.paths if size is None else ():
-            if search.endless(path):
-                findings.add(
-                    ("search", path), "the grid sampler needs a list, or a range with step", "or sampler: random"
-                )
-    elif budget.trials is None and budget.hours is None:
-        findings.add(("budget",), f"sampler {sampler.kind} draws without end", "give budget.trials or budget.hours")
-
-
-def _pruner(findings: Findings, given: Any) -> None:
-    kind: Any = cast(dict[str, Any], given).get("kind") if isinstance(given, dict) else given
-    if given is not None and kind not in PRUNERS:
-        findings.add(("pruner",), f"must be one of {', '.join(PRUNERS)}; not {show(kind)}")
-
-
-def _goal(
-    findings: Findings, tree: dict[str, Any], search: SearchSpace | None, base: TrialConfig | None
-) -> Goal | None:
-    given = [d for d in ("maximize", "minimize") if tree.get(d) is not None]
-    if len(given) > 1:
-        findings.add((given[1],), "a sweep has one goal, and both maximize and minimize are given", "leave one out")
-        return None
-    direction = given[0] if given else "maximize"
-    metric = tree[direction] if given else COMMON_RULER
-    if not isinstance(metric, str):
-        findings.add((direction,), f"must be the name of a metric, not {show(metric)}")
-        return None
-    searched = search.paths if search is not None else [str(p) for p in cast(dict[str, Any], _mapping(tree, "search"))]
-    for path in check_ruler(searched):
-        problem = f"{path} decides what is held out or how it is measured, so trials that differ in it cannot be ranked"
-        findings.add(
-            loc_of(search.zipped if search is not None else (), path),
-            problem,
-            "give it one value in base, and make a sweep for each other value",
-        )
-    problem = check_metric(metric, direction, searched)
-    if problem is None and base is not None:
-        problem = check_answers(metric, base.evaluation)
-        if problem is None and needs_answers(metric) and not eval_rows_have_answers(base.data):
-            problem = ("the held-out rows carry no right answer", "give their column as columns: {answer: COLUMN}")
-    if problem is not None:
-        findings.add((direction,), *problem)
-        return None
-    return Goal(metric=metric, direction="maximize" if direction == "maximize" else "minimize")
-
-
-def _mapping(tree: dict[str, Any], key: str) -> Any:
-    given = tree.get(key)
-    return cast(Any, given) if isinstance(given, dict) else {}
 
 
 def _list(given: Any) -> tuple[Any, ...]:

@@ -30,8 +30,14 @@ def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Proble
     if known is None:
         return f"there is no metric {metric!r}", _near(metric)
     scaling = scaled_by(metric, searched)
+    fit = [m for m in ALTERNATIVES if not scaled_by(m, scaling)]
+    if "loss.kind" in scaling:
+        return (
+            f"{metric} is scaled by the search ({', '.join(scaling)}), so it cannot rank the trials: each kind of loss "
+            "measures it in its own way",
+            f"use the same ruler for all: {', '.join(reversed(fit))}",
+        )
     if scaling:
-        fit = [m for m in ALTERNATIVES if not scaled_by(m, scaling)]
         return (
             f"{metric} is scaled by the search ({', '.join(scaling)}), so it cannot rank the trials: on identical "
             "preference gaps, changing only beta and gamma moved eval loss from 0.69 to 2.75 while every pair was "
@@ -41,6 +47,14 @@ def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Proble
     if known.better is not None and known.better != direction:
         return f"{metric} is better when {'high' if known.better == 'maximize' else 'low'}", f"write {known.better}:"
     return None
+
+
+def check_kind(metric: str, kinds: Iterable[object]) -> Problem | None:
+    """Why trials of these kinds of loss would never report this metric."""
+    known = lookup(metric)
+    if known is None or known.kind is None or set(kinds) == {known.kind}:
+        return None
+    return f"{metric} is measured with loss.kind {known.kind} alone", f"use {COMMON_RULER}"
 
 
 _HELD_OUT = (
@@ -58,6 +72,13 @@ def check_answers(metric: str, evaluation: EvaluationConfig) -> Problem | None:
     """Why a metric of greedy answers would never be measured."""
     if base_name(metric) in _ANSWERED and evaluation.prompts == 0:
         return f"{metric} is measured on greedy answers, and there are none", "set base.evaluation.prompts above 0"
+    return None
+
+
+def measured_while_training(metric: str) -> Problem | None:
+    """Why a trial cannot be judged by this metric before its end; None where it can."""
+    if base_name(metric) in _ANSWERED:
+        return f"{metric} is measured at the start and the end only, too late to stop a trial", f"use {COMMON_RULER}"
     return None
 
 

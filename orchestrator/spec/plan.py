@@ -10,11 +10,17 @@ from typing import Any
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.corners import extremes, spread
+from orchestrator.spec.cost import Estimate, Machine, estimate
 from orchestrator.spec.dimensions import Params
+from orchestrator.spec.disk import disk_need
 from orchestrator.spec.dump import spec_hash
+from orchestrator.spec.place import place
 from orchestrator.spec.rows import Rows
+from orchestrator.spec.samplers import GridSampler, StagedSampler
+from orchestrator.spec.sizes import shape_of
 from orchestrator.spec.space import Grid
-from orchestrator.spec.sweep import GridSampler, SweepSpec
+from orchestrator.spec.staging import most_trials
+from orchestrator.spec.sweep import SweepSpec
 from trainer.config import TrialConfig
 
 MOST_POINTS = 100_000
@@ -54,12 +60,15 @@ class Plan:
     equal_points: list[dict[str, Any]]
     corners: list[Params]
     concurrency: int | None
+    budget: dict[str, Any]
     train_pairs: int | None
     eval_pairs: int | None
     updates_per_trial: Span | None
     pairs_per_trial: Span | None
     tokens_per_trial_at_most: int | None
     tokens_at_most: int | None
+    disk_bytes: int | None
+    estimate: Estimate | None
     writes: list[Written]
     notices: list[str]
 
@@ -69,7 +78,14 @@ class Plan:
 
 
 def plan(
-    spec: SweepSpec, root: Path, rows: Rows, *, concurrency: int | None, tracking: str, notices: Sequence[str] = ()
+    spec: SweepSpec,
+    root: Path,
+    rows: Rows,
+    *,
+    concurrency: int | None,
+    tracking: str,
+    notices: Sequence[str] = (),
+    machine: Machine | None = None,
 ) -> Plan:
     """The plan of this sweep under the runs folder `root`. DataError where the data cannot fill one update."""
     said = list(notices)
@@ -81,6 +97,13 @@ def plan(
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
     # Prompt once for each of two responses: what the plain layout computes; the packed one computes less.
     tokens = [p * 2 * c.data.max_length for p, c in zip(pairs, configs, strict=False)]
+    need = disk_need(spec, min(concurrency or 1, trials or concurrency or 1))
+    shape = shape_of(spec.base.model)
+    by_formula = None
+    if shape is not None:
+        pairs_held = rows.eval if rows.train is not None else None
+        by_formula = estimate(configs, updates, shape, machine or Machine(), trials, eval_pairs=pairs_held)
+        said += by_formula.warnings
     return Plan(
         name=spec.name,
         identity=spec_hash(spec),
@@ -92,12 +115,15 @@ def plan(
         equal_points=[{"dropped": d, "equal_to": k} for d, k in grid.equal] if grid else [],
         corners=corners,
         concurrency=min(concurrency, trials) if concurrency and trials else concurrency,
+        budget=spec.budget.model_dump(exclude_none=True),
         train_pairs=rows.train,
         eval_pairs=rows.eval,
         updates_per_trial=_span(updates),
         pairs_per_trial=_span(pairs),
         tokens_per_trial_at_most=max(tokens, default=None),
         tokens_at_most=max(tokens) * trials if tokens and trials else None,
+        disk_bytes=None if need is None else need.bytes,
+        estimate=by_formula,
         writes=_writes(spec, root, tracking),
         notices=said,
     )
@@ -112,18 +138,27 @@ def total_trials(spec: SweepSpec) -> int | None:
 def _trials(spec: SweepSpec, grid: Grid | None, said: list[str]) -> tuple[int | None, int | None]:
     """How many trials will run, and how many distinct points the grid has."""
     budget = spec.budget.trials
+    if isinstance(spec.sampler, StagedSampler):
+        most = most_trials(spec.sampler, spec.search) + len(spec.enqueue)
+        return min(budget or most, most), None
     if grid is None:
         return budget, None
     size = spec.search.size() or 0
     if size > MOST_POINTS:
         said.append(f"the grid has {size:,} combinations; they are not compared with each other here")
         return budget or size, size
-    distinct = grid.count()
+    distinct = grid.count() + _beside(grid, spec)
     if grid.equal:
         said.append(f"{len(grid.equal)} of {size} grid points equal another one and are left out")
     if budget is not None and budget > distinct:
         said.append(f"budget.trials {budget} is above the grid's {distinct} points; {distinct} trials will run")
     return min(budget or distinct, distinct), distinct
+
+
+def _beside(grid: Grid, spec: SweepSpec) -> int:
+    """How many of the given trials are no points of the grid."""
+    points = [place(spec.base, point).identity() for point in grid] if spec.enqueue else []
+    return sum(place(spec.base, given).identity() not in points for given in spec.enqueue)
 
 
 def _updates(configs: Sequence[TrialConfig], pairs: int | None) -> Iterator[int]:

@@ -7,8 +7,10 @@ from typing import Any
 from pydantic import BaseModel, TypeAdapter
 
 from orchestrator.spec.dimensions import KINDS
-from orchestrator.spec.door import PRUNERS, SAMPLERS
+from orchestrator.spec.guard import GuardConfig
 from orchestrator.spec.leaves import leaves
+from orchestrator.spec.methods_door import ORDERS, PRUNERS, SAMPLERS
+from orchestrator.spec.notify import Notify
 from orchestrator.spec.objective import goals
 from orchestrator.spec.problems import models_in
 from orchestrator.spec.space import Scalar
@@ -32,8 +34,11 @@ def schema() -> Json:
     listed = {"type": "array", "minItems": 1, "items": TypeAdapter(Scalar).json_schema()}
     group = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(leaves())}}
     zipped: Json = {"type": "array", "items": group | {"additionalProperties": listed}}
-    samplers = [_model(model, definitions) for model in SAMPLERS.values()]
-    pruner = {"type": "object", "properties": {"kind": {"enum": list(PRUNERS)}}, "additionalProperties": False}
+    several: Json = {
+        "anyOf": [goal, {"type": "array", "minItems": 1, "uniqueItems": True, "items": goal}, {"type": "null"}]
+    }
+    given: Json = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(leaves())}}
+    given["additionalProperties"] = TypeAdapter(Scalar).json_schema()
     properties: Json = {
         "name": spec["name"] | {"description": "Of the sweep's folder and its run in MLflow."},
         "description": {"type": "string"},
@@ -49,13 +54,21 @@ def schema() -> Json:
                 },
             ],
         },
-        "sampler": {"anyOf": [{"enum": [*SAMPLERS, None]}, *samplers]},
-        "maximize": goal | {"description": f"The goal. When no goal is given: {COMMON_RULER}."},
-        "minimize": goal,
-        "pruner": {"anyOf": [{"enum": [*PRUNERS, None]}, pruner]},
+        "enqueue": {
+            "description": "Trials that run first; leaves they do not name are as in base.",
+            "anyOf": [{"type": "null"}, {"type": "array", "items": given}],
+        },
+        "sampler": _by_kind(SAMPLERS, definitions),
+        "warm_start": spec["warm_start"] | {"description": "A finished sweep whose trials the sampler learns from."},
+        "order": _by_kind(ORDERS, definitions),
+        "maximize": several | {"description": f"The goal, or several. When none is given: {COMMON_RULER}."},
+        "minimize": several,
+        "pruner": _by_kind(PRUNERS, definitions),
+        "guard": {"anyOf": [{"enum": ["off", False, None]}, _model(GuardConfig, definitions)]},
         "budget": _or_null(_model(Budget, definitions)),
         "resources": _or_null(_model(Resources, definitions)),
         "tracking": _or_null(_model(Tracking, definitions)),
+        "notify": _or_null(_model(Notify, definitions)),
         "sft": _or_null(_model(SftStage, definitions)),
         "keep_models": spec["keep_models"]
         | {"description": "How many of the best trials' final weights stay on disk."},
@@ -68,7 +81,6 @@ def schema() -> Json:
         "type": "object",
         "properties": properties,
         "required": ["name", "base"],
-        "not": {"required": ["maximize", "minimize"]},
         "additionalProperties": False,
         "$defs": definitions,
     }
@@ -82,6 +94,18 @@ def _model(model: type[BaseModel], definitions: Json) -> Json:
     return {"$ref": f"#/$defs/{model.__name__}"}
 
 
+def _by_kind(kinds: dict[str, type[BaseModel]], definitions: Json) -> Json:
+    """A name alone, or a mapping that says its kind."""
+    models = [_model(model, definitions) for model in kinds.values()]
+    for model in kinds.values():
+        definitions[model.__name__]["required"] = ["kind", *_needed(definitions[model.__name__])]
+    return {"anyOf": [{"enum": [*kinds, None]}, *models]}
+
+
+def _needed(own: Json) -> list[str]:
+    return [key for key in own.get("required", []) if key != "kind"]
+
+
 def _shorthands(definitions: Json) -> None:
     """What the models' own validators accept, which pydantic cannot know."""
     trial = definitions["TrialConfig"]["properties"]
@@ -92,6 +116,13 @@ def _shorthands(definitions: Json) -> None:
     several = {"type": "array", "minItems": 1, "items": source}
     data["train"] = _kept(data["train"]) | {"anyOf": [*source["anyOf"], several]}
     data["eval"] = _kept(data["eval"]) | {"anyOf": [*source["anyOf"], several, {"type": "null"}]}
+    for rule in definitions["GuardConfig"]["properties"].values():
+        rule["anyOf"] = [*rule["anyOf"], {"enum": ["off", False]}]
+    wrapped = definitions["PatientPruner"]["properties"]["wrapped"]
+    names = [kind for kind in PRUNERS if kind not in ("none", "patient")]
+    definitions["PatientPruner"]["properties"]["wrapped"] = _kept(wrapped) | {
+        "anyOf": [{"enum": names}, *wrapped["anyOf"]]
+    }
     # Without its kind a loss is the default one: of the others the kind must be said, or both would fit.
     loss = TrialConfig.model_fields["loss"]
     for member in models_in(loss.annotation):

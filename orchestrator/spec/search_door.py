@@ -10,6 +10,8 @@ from orchestrator.spec.document import Loc
 from orchestrator.spec.leaves import leaves, lists
 from orchestrator.spec.problems import Findings, show
 from orchestrator.spec.space import SearchSpace
+from trainer.loss_config import SimpoLoss
+from trainer.old_names import meaning_of
 
 SEARCH = "search"
 MARGINS = {"loss.gamma", "loss.gamma_beta_ratio"}
@@ -95,8 +97,17 @@ def _is_leaf(findings: Findings, loc: Loc, path: str) -> bool:
         findings.add(loc, "is a group of leaves, not a leaf", "its leaves: " + ", ".join(under))
     else:
         near = nearest(path, leaves())
-        findings.add(loc, "there is no such leaf in a trial", f"did you mean {near}?" if near else "")
+        hint = meaning_of(path.removeprefix("loss."), _kind(findings)) if path.startswith("loss.") else ""
+        findings.add(loc, "there is no such leaf in a trial", hint or (f"did you mean {near}?" if near else ""))
     return False
+
+
+def _kind(findings: Findings) -> str:
+    """The kind of loss that the file's base has, as far as it can be told."""
+    found: Any = findings.document.value
+    for key in ("base", "loss", "kind"):
+        found = cast(dict[str, Any], found).get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, str) else SimpoLoss().kind
 
 
 def _scalars(findings: Findings, loc: Loc, listed: tuple[Any, ...]) -> bool:

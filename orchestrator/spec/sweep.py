@@ -2,53 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
+from orchestrator.spec.dimensions import Scalar
+from orchestrator.spec.goal import Goal
+from orchestrator.spec.guard import GuardConfig
+from orchestrator.spec.notify import Notify
+from orchestrator.spec.pruners import NoPruner, Pruner
+from orchestrator.spec.samplers import Asap, GridSampler, Order, RandomSampler, Reproducible, Sampler
 from orchestrator.spec.space import SearchSpace
 from trainer.config import DataConfig, TrainingConfig, TrialConfig
 from trainer.frozen import Count, Frozen, Name, NonNegative, Positive
+
+__all__ = [
+    "DOOR",
+    "Asap",
+    "Budget",
+    "Goal",
+    "GridSampler",
+    "NoPruner",
+    "Order",
+    "Pruner",
+    "RandomSampler",
+    "Reproducible",
+    "Resources",
+    "Sampler",
+    "SftStage",
+    "SweepSpec",
+    "Tracking",
+]
 
 DOOR = (
     "name",
     "description",
     "base",
     "search",
+    "enqueue",
     "sampler",
+    "warm_start",
+    "order",
     "maximize",
     "minimize",
     "pruner",
+    "guard",
     "budget",
     "resources",
     "tracking",
+    "notify",
     "sft",
     "keep_models",
+    "storage",
 )
 """The keys of the file, in the order in which it is written."""
-
-
-class GridSampler(Frozen):
-    """Every combination once, in the file's order (the last dimension advances fastest)."""
-
-    kind: Literal["grid"] = "grid"
-
-
-class RandomSampler(Frozen):
-    """Independent draws; trial n depends on the seed and n alone."""
-
-    kind: Literal["random"] = "random"
-    seed: int = 0
-
-
-Sampler = Annotated[GridSampler | RandomSampler, Field(discriminator="kind")]
-
-
-class Goal(Frozen):
-    """What the sweep is ranked by: a held-out metric that the search does not scale (objective.py refuses others)."""
-
-    metric: Name
-    direction: Literal["maximize", "minimize"]
 
 
 class Budget(Frozen):
@@ -56,6 +63,12 @@ class Budget(Frozen):
 
     trials: Count | None = Field(default=None, description="A total. By default all points of the grid.")
     hours: Positive | None = Field(default=None, description="Wall-clock of the sweep's drivers, added up.")
+    gpu_hours: Positive | None = Field(
+        default=None, description="GPUs of a trial's slot times its hours, all attempts; without GPUs, slot-hours."
+    )
+    target: float | None = Field(
+        default=None, description="The sweep ends once a trial completes with a goal at least this good."
+    )
     concurrency: Count | None = Field(default=None, description="Trials at a time; by default what resources allow.")
 
 
@@ -88,12 +101,24 @@ class SweepSpec(Frozen):
     base: TrialConfig
     search: SearchSpace = SearchSpace()
     sampler: Sampler = GridSampler()
+    enqueue: tuple[dict[str, Scalar], ...] = ()
+    warm_start: Name | None = None
+    order: Order = Reproducible()
     goal: Goal
+    guard: GuardConfig = GuardConfig()
+    also: tuple[Goal, ...] = ()
+    pruner: Pruner = NoPruner()
     budget: Budget = Budget()
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
+    notify: Notify | None = None
     sft: SftStage | None = None
     keep_models: Count = 1
     storage: Name | None = Field(
         default=None, description="Where the study is: an SQLAlchemy URL without password; by default SQLite beside it."
     )
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """Every goal; the first one is what a single winner is chosen by."""
+        return (self.goal, *self.also)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from orchestrator.errors import ExitCode, OrchestrateError
@@ -39,11 +40,26 @@ class PasswordInUrl(OrchestrateError):
 class SpecChanged(OrchestrateError):
     """The change asked for would mix trials of two different sweeps."""
 
-    def __init__(self, leaves: list[str]) -> None:
-        self.leaves = leaves
+    def __init__(self, name: str, leaves: Sequence[str], changes: Sequence[str], may: Sequence[str]) -> None:
+        self.leaves = list(leaves)
+        listed = "\n".join(f"  {change}" for change in changes)
         super().__init__(
-            f"a sweep that has begun keeps its {', '.join(leaves)}: its trials would no longer be comparable; "
-            "start another sweep for that"
+            f"a sweep that has begun keeps what its trials have in common, else they could not be compared:\n{listed}\n"
+            f"Nothing was changed. What may change: {', '.join(may)}. For the rest begin another sweep (`orchestrate "
+            f"sweep FILE --name OTHER --set ...`), or try single values in this one (`orchestrate enqueue {name} "
+            "--set ...`)."
+        )
+
+
+class TooManySlots(OrchestrateError):
+    """More trials at a time than the sweep's order of knowing allows."""
+
+    def __init__(self, slots: int, lag: int) -> None:
+        self.slots, self.lag = slots, lag
+        super().__init__(
+            f"in this sweep trial n knows the results of trials up to n - {lag} (order.lag, fixed when it began), so "
+            f"at most {lag} trials can run at a time, and {slots} would; set budget.concurrency={lag}, or begin "
+            "another sweep with a larger order.lag or with order: asap"
         )
 
 

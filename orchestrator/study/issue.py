@@ -1,20 +1,32 @@
-"""How a trial is issued: a new one by the policy, or one again that nobody runs any more."""
+"""How a trial is issued: one that was given, a new one by the policy, or one again that nobody runs any more."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from optuna.trial import FrozenTrial, create_trial
 from sqlalchemy import Connection
 
+from orchestrator.spec.given import outside, params_of
+from orchestrator.spec.place import place
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study import reading
+from orchestrator.study.given import Given, Queue
+from orchestrator.study.identity import identity
+from orchestrator.study.knowing import Known, view
 from orchestrator.study.ledger import Ledger
-from orchestrator.study.policy import Policy
-from orchestrator.study.reading import ATTEMPTS, IDENTITY, SECONDS, STARTED, TO_OPTUNA
+from orchestrator.study.policy import Drawn, Policy
+from orchestrator.study.pruning.decide import Judge
+from orchestrator.study.reading import ATTEMPTS, GIVEN, IDENTITY, NOTE, STARTED, TO_OPTUNA, UPDATES
 from orchestrator.study.records import Trial
+from orchestrator.study.settled import Settled
+from orchestrator.study.spending import Spent, overspent, reached
 from orchestrator.study.state import TrialState
 from orchestrator.study.store import Store
+from trainer.config import TrialConfig
+from trainer.training.schedule import total_updates
 
 Issued = tuple[Trial, int]
 """A trial to run, and Optuna's id of it."""
@@ -23,36 +35,75 @@ Issued = tuple[Trial, int]
 class Issuer:
     """Issues trials of one study under one spec, inside transactions that somebody else opened."""
 
-    def __init__(self, store: Store, ledger: Ledger, study_id: int, spec: SweepSpec) -> None:
-        self._storage, self._ledger, self._study_id, self._spec = store.storage, ledger, study_id, spec
-        self._policy = Policy(spec)
+    def __init__(
+        self, store: Store, ledger: Ledger, queue: Queue, study_id: int, spec: SweepSpec, settled: Settled
+    ) -> None:
+        self._storage, self._ledger, self._queue = store.storage, ledger, queue
+        self._study_id, self._spec, self._settled = study_id, spec, settled
+        self._policy = Policy(spec, settled.lag, settled.earlier)
 
-    def limit(self, issued: int, seconds: float) -> str:
-        """Why there is no trial after so many and so long; empty while there is one."""
-        budget = self._spec.budget
+    def limit(self, c: Connection, trials: Sequence[Known], spent: Spent) -> str:
+        """Why there is no trial after these and so long; empty while there is one."""
+        budget, goal = self._spec.budget, self._spec.goal
+        if over := overspent(budget, spent):
+            return over
+        for trial in trials if budget.target is not None else ():
+            value = trial.values[0] if trial.values and trial.state is TrialState.COMPLETE else None
+            if reached(budget, goal, value):
+                return f"trial {trial.number} reached the target {budget.target:g}: {goal.metric} is {value:g}"
+        waiting = self._queue.waiting(c)
+        if any(given.by_hand for given in waiting):
+            return ""
+        issued = sum(not trial.by_hand for trial in trials)
         if budget.trials is not None and issued >= budget.trials:
             return f"{issued} of {budget.trials} trials issued"
-        if budget.hours is not None and (hours := seconds / 3600) >= budget.hours:
-            return f"{hours:.2f} of {budget.hours:g} hours spent"
-        return "" if self._policy.propose(issued, 0) is not None else f"all {issued} points of the grid issued"
+        return "" if waiting else self._policy.spent(trials)
 
-    def new(self, c: Connection, trials: Sequence[FrozenTrial]) -> Issued | None:
-        """The trial after these; None where the space is exhausted."""
+    def waits_for(self, c: Connection, trials: Sequence[Known]) -> int | None:
+        """A trial that must end before the next one is issued."""
+        return self._policy.waits_for(trials, given=bool(self._queue.waiting(c)))
+
+    def new(self, c: Connection, trials: Sequence[Known]) -> Issued | None:
+        """The trial after these: a given one if any waits, else the policy's; None where the space is exhausted."""
         number = len(trials)
-        earlier = {t.user_attrs[IDENTITY]: t.number for t in trials}
-        drawn = self._policy.draw(number, earlier.keys())
+        waiting = self._queue.waiting(c)
+        if waiting:
+            return self._given(c, waiting[0], number)
+        drawn = self._policy.draw(trials)
         if drawn is None:
             return None
+        issued = self._create(c, number, drawn, drawn.params, {NOTE: drawn.note} if drawn.note else {})
+        twin = next((trial.number for trial in reversed(trials) if trial.identity == drawn.identity), None)
+        if twin is not None:
+            self._ledger.add_event(c, "twin", f"equal to trial {twin}: nothing else came up", number)
+        return issued
+
+    def _given(self, c: Connection, given: Given, number: int) -> Issued:
+        """Optuna keeps what the search could have drawn; the rest is beside it, for its distributions have no room."""
+        params = params_of(self._spec.base, self._spec.search, given.leaves)
+        config = place(self._spec.base, given.leaves)
+        beyond = outside(self._spec.search, params)
+        kept = {"leaves": dict(given.leaves), "params": params, "origin": given.origin}
+        kept |= {"by_hand": given.by_hand, "parent": given.parent}
+        inside = {path: value for path, value in params.items() if path not in beyond}
+        issued = self._create(c, number, Drawn(params, config, identity(config)), inside, {GIVEN: kept})
+        self._queue.taken(c, given, number)
+        return issued
+
+    def _create(
+        self, c: Connection, number: int, drawn: Drawn, known: Mapping[str, Any], kept: Mapping[str, Any]
+    ) -> Issued:
+        attrs: dict[str, Any] = {IDENTITY: drawn.identity, ATTEMPTS: 1, STARTED: time.time()}
+        if (updates := self._updates(drawn.config)) is not None:
+            attrs[UPDATES] = updates
         template = create_trial(
             state=TO_OPTUNA[TrialState.RUNNING],
-            params=drawn.params,
-            distributions={path: self._policy.distributions[path] for path in drawn.params},
-            user_attrs={IDENTITY: drawn.identity, ATTEMPTS: 1, STARTED: time.time(), SECONDS: 0.0},
+            params=dict(known),
+            distributions={path: self._policy.distributions[path] for path in known},
+            user_attrs={**attrs, **kept},
         )
         trial_id = self._storage.create_new_trial(self._study_id, template)
         self._ledger.add_event(c, "issued", "attempt 1", number)
-        if (twin := earlier.get(drawn.identity)) is not None:
-            self._ledger.add_event(c, "twin", f"equal to trial {twin}: nothing else came up", number)
         return Trial(number, 1, drawn.params, drawn.config), trial_id
 
     def again(self, c: Connection, frozen: FrozenTrial) -> Issued:
@@ -61,5 +112,19 @@ class Issuer:
         trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, frozen.number)
         self._storage.set_trial_user_attr(trial_id, ATTEMPTS, attempt)
         self._ledger.add_event(c, "issued", f"attempt {attempt}", frozen.number)
-        config = self._spec.search.place(self._spec.base, frozen.params)
-        return Trial(frozen.number, attempt, frozen.params, config), trial_id
+        params = reading.params(frozen, self._spec.search.paths)
+        leaves = frozen.user_attrs[GIVEN]["leaves"] if GIVEN in frozen.user_attrs else params
+        return Trial(frozen.number, attempt, params, place(self._spec.base, leaves)), trial_id
+
+    def judge(self, c: Connection, number: int, trials: Sequence[Known]) -> Judge:
+        """The pruner of this trial, with what it may know of these."""
+        updates = next(trial.updates for trial in trials if trial.number == number)
+        known = view(trials, number, self._settled.lag)
+        return Judge.of(self._spec, number, updates, known, lambda other: self._ledger.pairs(c, other))
+
+    def _updates(self, config: TrialConfig) -> int | None:
+        """Updates of the whole run; None where nobody counted the data."""
+        pairs = self._settled.train_pairs
+        if config.training.max_steps is not None:
+            return config.training.max_steps
+        return None if pairs is None else total_updates(config.training, pairs)

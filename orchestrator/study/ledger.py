@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Table, func, insert, select, update
 
 from orchestrator.study.guard import as_number
 from orchestrator.study.records import Event, Request, SpecVersion
-from orchestrator.study.tables import DRIVER, EVENT, POINT, PROGRESS, REQUEST, SPEC, SWEEP
+from orchestrator.study.tables import ATTEMPT, DRIVER, EVENT, PAIRS, POINT, PROGRESS, REQUEST, SPEC, SWEEP
 from trainer.report import Point
 
 
@@ -65,6 +65,16 @@ class Ledger:
         query = select(DRIVER.c.holder).where(DRIVER.c.sweep == self.sweep, DRIVER.c.driver == token)
         return c.execute(query).scalar_one()
 
+    def nobody_drives(self, c: Connection, token: int) -> None:
+        """That driver left; nothing changes where it is no longer the one."""
+        mine = (SWEEP.c.sweep == self.sweep) & (SWEEP.c.driver == token)
+        c.execute(update(SWEEP).where(mine).values(driver=0))
+
+    def seconds_of(self, c: Connection, token: int) -> float:
+        """How long that driver has been at it."""
+        query = select(DRIVER.c.seconds).where(DRIVER.c.sweep == self.sweep, DRIVER.c.driver == token)
+        return float(c.execute(query).scalar_one())
+
     def worked(self, c: Connection, token: int, seconds: float) -> None:
         """How long this driver has been at it."""
         mine = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver == token)
@@ -74,6 +84,31 @@ class Ledger:
         """All drivers' working time, leaving one out."""
         mine = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver != but)
         return float(c.execute(select(func.coalesce(func.sum(DRIVER.c.seconds), 0.0)).where(mine)).scalar_one())
+
+    # --- attempts ------------------------------------------------------------------------------------------------
+
+    def begin_attempt(self, c: Connection, trial: int, attempt: int, gpus: float) -> None:
+        """A worker gets this trial."""
+        row = {"sweep": self.sweep, "trial": trial, "attempt": attempt, "at": time.time(), "gpus": gpus, "seconds": 0.0}
+        c.execute(insert(ATTEMPT).values(**row))
+
+    def attempt_worked(self, c: Connection, trial: int, attempt: int, seconds: float) -> None:
+        """How long it has had it by now."""
+        mine = (ATTEMPT.c.sweep == self.sweep) & (ATTEMPT.c.trial == trial) & (ATTEMPT.c.attempt == attempt)
+        c.execute(update(ATTEMPT).where(mine).values(seconds=seconds))
+
+    def trial_seconds(self, c: Connection) -> dict[int, float]:
+        """Time in workers' hands of every trial, all its attempts."""
+        query = select(ATTEMPT.c.trial, func.sum(ATTEMPT.c.seconds)).where(ATTEMPT.c.sweep == self.sweep)
+        return {trial: float(seconds) for trial, seconds in c.execute(query.group_by(ATTEMPT.c.trial))}
+
+    def gpu_seconds(self, c: Connection, but: Collection[tuple[int, int]] = ()) -> float:
+        """Seconds of every attempt times the GPUs of its slot, leaving out some by trial and attempt."""
+        mine = ATTEMPT.c.sweep == self.sweep
+        for trial, attempt in but:
+            mine &= ~((ATTEMPT.c.trial == trial) & (ATTEMPT.c.attempt == attempt))
+        query = select(func.coalesce(func.sum(ATTEMPT.c.seconds * ATTEMPT.c.gpus), 0.0)).where(mine)
+        return float(c.execute(query).scalar_one())
 
     # --- points --------------------------------------------------------------------------------------------------
 
@@ -106,6 +141,17 @@ class Ledger:
         query = select(POINT.c.step, POINT.c.metrics).where(mine).order_by(POINT.c.step)
         return [Point(r.step, decode(r.metrics)) for r in c.execute(query)]
 
+    def add_pairs(self, c: Connection, trial: int, points: Sequence[Point]) -> None:
+        """What these points know of each held-out pair."""
+        rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "pairs": p.pairs} for p in points if p.pairs]
+        if rows:
+            c.execute(insert(PAIRS), rows)
+
+    def pairs(self, c: Connection, trial: int) -> dict[int, str]:
+        """The pairs of a trial by step; empty where they were not kept."""
+        mine = (PAIRS.c.sweep == self.sweep) & (PAIRS.c.trial == trial)
+        return {r.step: r.pairs for r in c.execute(select(PAIRS.c.step, PAIRS.c.pairs).where(mine))}
+
     def progress(self, c: Connection) -> dict[int, tuple[int, dict[str, float]]]:
         """Last step and last values of every trial."""
         rows = c.execute(select(PROGRESS).where(PROGRESS.c.sweep == self.sweep))
@@ -126,6 +172,12 @@ class Ledger:
         """What happened after that event."""
         query = select(EVENT).where(EVENT.c.sweep == self.sweep, EVENT.c.seq > after).order_by(EVENT.c.seq)
         return [Event(r.seq, r.at, r.trial, r.kind, r.text) for r in c.execute(query)]
+
+    def last_event(self, c: Connection, kinds: Sequence[str]) -> Event | None:
+        """The newest of these kinds that is about no trial."""
+        mine = (EVENT.c.sweep == self.sweep) & EVENT.c.trial.is_(None) & EVENT.c.kind.in_(kinds)
+        row = c.execute(select(EVENT).where(mine).order_by(EVENT.c.seq.desc()).limit(1)).one_or_none()
+        return None if row is None else Event(row.seq, row.at, row.trial, row.kind, row.text)
 
     def add_request(self, c: Connection, kind: str, text: str, trial: int | None) -> int:
         """Somebody at another terminal wants something."""

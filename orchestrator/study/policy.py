@@ -1,23 +1,39 @@
-"""What to try next: a pure function of the sweep's seed, the trial's number and what the sampler may know."""
+"""What to try next: a pure function of the sweep's seed, the trial's number and what it may know of the others."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Container
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from typing import Any, assert_never
 
-import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.samplers import RandomSampler as OptunaRandom
-
-from orchestrator.spec.space import Choice, Dimension, Grid, IntUniform, LogUniform, SearchSpace, Uniform
-from orchestrator.spec.sweep import GridSampler, RandomSampler, SweepSpec
+from orchestrator.spec.pruners import compares
+from orchestrator.spec.samplers import (
+    CmaEsSampler,
+    GpSampler,
+    GridSampler,
+    Learner,
+    NsgaIISampler,
+    QmcSampler,
+    RandomSampler,
+    StagedSampler,
+    TpeSampler,
+)
+from orchestrator.spec.space import Grid
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.identity import identity
+from orchestrator.study.knowing import Known, unfinished, view
+from orchestrator.study.sampling.cma import Evolving
+from orchestrator.study.sampling.columns import distributions
+from orchestrator.study.sampling.learning import Learning
+from orchestrator.study.sampling.seeds import seed_of, stable_seed
+from orchestrator.study.sampling.spread import at_random, sobol
+from orchestrator.study.sampling.staged import Staged
 from trainer.config import TrialConfig
 
 REDRAWS = 20
-"""How often a configuration that an earlier trial already has is drawn again before it is taken."""
+"""How often a configuration that an earlier trial already has is drawn again at random before it is taken."""
+ASKED_AGAIN = 3
+"""How often a sampler that learns is asked again before that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,97 +43,132 @@ class Drawn:
     params: dict[str, Any]
     config: TrialConfig
     identity: str
+    note: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
 class Policy:
     """The sampler of one sweep. It keeps nothing between calls that another call's answer depends on.
 
-    A sampler that learns gets, as one more argument of `propose`, what it may know: the results of trials up to n - L,
-    later ones as running, so that neither concurrency nor chance changes what is tried.
+    `lag`: trial n may know trials up to n - lag; None: whatever has finished. `earlier`: another sweep's trials,
+    numbered below 0.
     """
 
-    def __init__(self, spec: SweepSpec) -> None:
-        self._sampler, self._space, self._base = spec.sampler, spec.search, spec.base
-        self._grid = Grid(spec.search, spec.base) if isinstance(spec.sampler, GridSampler) else None
+    def __init__(self, spec: SweepSpec, lag: int | None = None, earlier: Sequence[Known] = ()) -> None:
+        self._spec, self._sampler, self._space, self._base = spec, spec.sampler, spec.search, spec.base
+        self._lag, self._earlier = lag, tuple(earlier)
+        self._seed = seed_of(spec.sampler)
+        self._grid = _GridWalk(spec) if isinstance(spec.sampler, GridSampler) else None
+        self._learning = _learner(spec)
+        self._staged = (
+            Staged(spec.sampler, spec.search, spec.base, spec.goal) if isinstance(spec.sampler, StagedSampler) else None
+        )
         self.distributions = distributions(spec.search)
 
-    def draw(self, number: int, tried: Container[str]) -> Drawn | None:
-        """Trial `number`. What was tried before is drawn again, a bounded number of times, then taken as it is."""
-        drawn = None
-        for redraw in range(1 if self._grid is not None else 1 + REDRAWS):
-            params = self.propose(number, redraw)
-            if params is None:
-                return None
-            config = self._space.place(self._base, params)
-            drawn = Drawn(params, config, identity(config))
-            if drawn.identity not in tried:
-                break
-        return drawn
+    def waits_for(self, trials: Sequence[Known], *, given: bool = False) -> int | None:
+        """A trial that must end before the trial after these may be drawn or judged; None: nothing is in the way.
 
-    def propose(self, number: int, redraw: int) -> dict[str, Any] | None:
-        """The searched leaves of trial `number`, drawn `redraw` times already; None when nothing is left to try."""
+        `given`: that trial is not drawn; its verdicts still depend on others.
+        """
+        learns = isinstance(self._sampler, Learner) and not given
+        if self._lag is not None and (learns or compares(self._spec.pruner)):
+            open_ = unfinished(trials, len(trials) - self._lag)
+            if open_ is not None:
+                return open_
+        return None if given or self._staged is None else self._staged.step(trials).waits_for
+
+    def spent(self, trials: Sequence[Known]) -> str:
+        """Why there is nothing left to try after these trials; empty while there is, or while that is not yet known."""
+        if self._grid is not None and self._grid.next({t.identity for t in trials}) is None:
+            return f"all {_drawn(trials)} points of the grid issued"
+        if self._staged is not None:
+            step = self._staged.step(trials)
+            if step.params is None and step.waits_for is None:
+                return f"all {len(self._staged.stages)} stages done"
+        return ""
+
+    def draw(self, trials: Sequence[Known]) -> Drawn | None:
+        """The trial after these; None when nothing is left to try. Given ones move no other draw.
+
+        What was tried before is drawn again, a bounded number of times, then taken as it is; of a grid each point that
+        somebody else tried is passed over.
+        """
+        place = _drawn(trials)
+        tried = {trial.identity for trial in trials}
         match self._sampler:
             case GridSampler():
                 assert self._grid is not None
-                return self._grid.point(number)
-            case RandomSampler(seed=seed):
-                return _draw(self._space, OptunaRandom(seed=stable_seed(seed, number, redraw)))
+                params = self._grid.next(tried)
+                return None if params is None else self.place(params)
+            case StagedSampler():
+                assert self._staged is not None
+                params = self._staged.step(trials).params
+                return None if params is None else self.place(params)
+            case RandomSampler():
+                return self._first_new(place, 0, tried)
+            case QmcSampler(seed=seed):
+                drawn = self.place(sobol(self._space, seed, place))
+                return drawn if drawn.identity not in tried else self._first_new(place, 1, tried)
+            case TpeSampler() | GpSampler() | NsgaIISampler() | CmaEsSampler():
+                return self._learned(trials, tried)
             case _:
                 assert_never(self._sampler)
 
+    def place(self, params: dict[str, Any], note: dict[str, Any] | None = None) -> Drawn:
+        """The whole trial at this point."""
+        config = self._space.place(self._base, params)
+        return Drawn(params, config, identity(config), note or {})
 
-def identity(config: TrialConfig) -> str:
-    """Equal for equal configurations, whichever way they were written."""
-    return hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()
+    def _learned(self, trials: Sequence[Known], tried: Collection[str]) -> Drawn:
+        assert self._learning is not None
+        place = _drawn(trials)
+        known = [*self._earlier, *view(trials, len(trials), self._lag)]
+        for again in range(1 + ASKED_AGAIN):
+            drawn = self.place(*self._learning.propose(known, stable_seed(self._seed, place, again)))
+            if drawn.identity not in tried:
+                return drawn
+        return self._first_new(place, 1 + ASKED_AGAIN, tried)
 
-
-def stable_seed(*parts: int) -> int:
-    """A seed that depends on these numbers alone, in every process and every version of Python."""
-    return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:4], "big")
-
-
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Each searched leaf as Optuna records it."""
-    found = {path: _distribution(dimension) for path, dimension in space.dimensions.items()}
-    for group in space.zipped:
-        found |= {path: CategoricalDistribution(choices) for path, choices in group.items()}
-    return found
-
-
-def _draw(space: SearchSpace, sampler: OptunaRandom) -> dict[str, Any]:
-    """Every leaf is drawn, then those whose condition fails are left out: a draw never moves its neighbours."""
-    asked = {path: _distribution(dimension) for path, dimension in space.dimensions.items()}
-    asked |= {_zip_name(g): IntDistribution(0, _rows(group) - 1) for g, group in enumerate(space.zipped)}
-    drawn = optuna.create_study(sampler=sampler).ask(asked).params
-    params = {path: _tidy(space.dimensions[path], drawn[path]) for path in space.dimensions}
-    for g, group in enumerate(space.zipped):
-        params |= {path: choices[drawn[_zip_name(g)]] for path, choices in group.items()}
-    return space.active(params)
+    def _first_new(self, place: int, redraw: int, tried: Collection[str]) -> Drawn:
+        drawn = None
+        for again in range(redraw, redraw + 1 + REDRAWS):
+            drawn = self.place(at_random(self._space, stable_seed(self._seed, place, again)))
+            if drawn.identity not in tried:
+                break
+        assert drawn is not None
+        return drawn
 
 
-def _zip_name(group: int) -> str:
-    return f"zip {group}"
+def _drawn(trials: Sequence[Known]) -> int:
+    """How many of these the policy drew: its own count goes on as if nothing had been given between."""
+    return sum(not trial.given for trial in trials)
 
 
-def _rows(group: dict[str, tuple[Any, ...]]) -> int:
-    return len(next(iter(group.values())))
+class _GridWalk:
+    """The grid's points in order, those that were given by hand left out."""
+
+    def __init__(self, spec: SweepSpec) -> None:
+        self._spec, self._grid = spec, Grid(spec.search, spec.base)
+        self._names: list[str] = []
+
+    def next(self, tried: Collection[str]) -> dict[str, Any] | None:
+        """The first point that was not tried."""
+        index = 0
+        while (point := self._grid.point(index)) is not None:
+            if index == len(self._names):
+                self._names.append(identity(self._spec.search.place(self._spec.base, point)))
+            if self._names[index] not in tried:
+                return point
+            index += 1
+        return None
 
 
-def _tidy(dimension: Dimension, value: Any) -> Any:
-    """On a lattice 0.1 + 2 * 0.1 is 0.3, as a person writes it."""
-    on_lattice = isinstance(dimension, Uniform) and dimension.step is not None
-    return float(f"{value:.12g}") if on_lattice else value
-
-
-def _distribution(dimension: Dimension) -> BaseDistribution:
-    match dimension:
-        case Choice(choice=choices):
-            return CategoricalDistribution(choices)
-        case Uniform(uniform=(low, high), step=step):
-            return FloatDistribution(low, high, step=step)
-        case LogUniform(log_uniform=(low, high)):
-            return FloatDistribution(low, high, log=True)
-        case IntUniform(int_uniform=(low, high), step=step, log=log):
-            return IntDistribution(low, high, step=step, log=log)
+def _learner(spec: SweepSpec) -> Learning | Evolving | None:
+    match spec.sampler:
+        case TpeSampler() | GpSampler() | NsgaIISampler():
+            return Learning(spec.sampler, spec.search, spec.goals)
+        case CmaEsSampler():
+            return Evolving(spec.sampler, spec.search, spec.goal)
+        case GridSampler() | RandomSampler() | QmcSampler() | StagedSampler():
+            return None
         case _:
-            assert_never(dimension)
+            assert_never(spec.sampler)

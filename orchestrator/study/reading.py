@@ -8,6 +8,7 @@ from typing import Any
 from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
+from orchestrator.study.knowing import Known
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import FailureKind, TrialState
 
@@ -23,38 +24,96 @@ FROM_OPTUNA = {theirs: ours for ours, theirs in TO_OPTUNA.items()}
 IDENTITY = "identity"
 ATTEMPTS = "attempts"
 STARTED = "started_at"
-SECONDS = "seconds"
+PAUSED = "paused"
+"""Why a running trial is put aside; empty or absent while it is not."""
 OUTCOME = "outcome"
+VALUES = "values"
+NOTE = "note"
+UPDATES = "updates"
 ASKED = "asked"
+MICRO_BATCH = "micro_batch"
+GIVEN = "given"
+"""Of a trial that was given, not drawn: `leaves` over the base, all `params`, `origin`, `by_hand`, `parent`.
+
+Optuna's own params of it are those that the search could have drawn.
+"""
 
 
-def record(trial: FrozenTrial, step: int, metrics: dict[str, float], order: Sequence[str]) -> TrialRecord:
+def record(
+    trial: FrozenTrial, step: int, metrics: dict[str, float], order: Sequence[str], seconds: float
+) -> TrialRecord:
     """All that is known of a trial; its params in the file's order."""
     kept = trial.user_attrs
     ended: dict[str, Any] = kept.get(OUTCOME, {})
     failure = ended.get("failure")
-    complete = trial.state is OptunaState.COMPLETE
+    values = tuple(trial.values) if trial.state is OptunaState.COMPLETE else None
     return TrialRecord(
         number=trial.number,
-        state=FROM_OPTUNA[trial.state],
-        params={path: trial.params[path] for path in order if path in trial.params},
+        state=TrialState.PAUSED if is_paused(trial) else FROM_OPTUNA[trial.state],
+        params=params(trial, order),
         attempts=kept[ATTEMPTS],
-        reason=ended.get("reason", ""),
+        reason=ended.get("reason", kept.get(PAUSED, "")),
         failure=None if failure is None else FailureKind(failure),
         diverged=ended.get("diverged", False),
         step=step,
         metrics=metrics,
-        value=trial.value if complete else None,
+        value=None if values is None else values[0],
+        values=values,
         started_at=kept[STARTED],
         finished_at=ended.get("finished_at"),
-        seconds=kept[SECONDS],
+        seconds=seconds,
+        origin=kept.get(GIVEN, {}).get("origin", ""),
+        parent=kept.get(GIVEN, {}).get("parent"),
     )
 
 
-def goal_value(trial: FrozenTrial) -> float | None:
-    """The goal's last value, finite or not; None if it was never reported."""
-    seen = trial.intermediate_values
-    return seen[max(seen)] if seen else None
+def is_running(trial: FrozenTrial) -> bool:
+    """Whether it has begun and not ended."""
+    return trial.state is OptunaState.RUNNING
+
+
+def is_paused(trial: FrozenTrial) -> bool:
+    """Whether somebody put this trial aside."""
+    return is_running(trial) and bool(trial.user_attrs.get(PAUSED))
+
+
+def params(trial: FrozenTrial, order: Sequence[str]) -> dict[str, Any]:
+    """A trial's leaves in the file's order; of a given one also those outside the search."""
+    held = trial.user_attrs[GIVEN]["params"] if GIVEN in trial.user_attrs else trial.params
+    listed = {path: held[path] for path in order if path in held}
+    return listed | {path: value for path, value in held.items() if path not in listed}
+
+
+def known(trial: FrozenTrial) -> Known:
+    """The trial as samplers and pruners see it."""
+    kept = trial.user_attrs
+    values = kept.get(VALUES)
+    return Known(
+        number=trial.number,
+        params=kept[GIVEN]["params"] if GIVEN in kept else trial.params,
+        state=FROM_OPTUNA[trial.state],
+        values=None if values is None else tuple(float(value) for value in values),
+        course={step: value for step, value in trial.intermediate_values.items() if step > 0},
+        diverged=kept.get(OUTCOME, {}).get("diverged", False),
+        updates=kept.get(UPDATES),
+        note=kept.get(NOTE, {}),
+        given=GIVEN in kept,
+        by_hand=bool(kept.get(GIVEN, {}).get("by_hand")),
+        identity=kept[IDENTITY],
+    )
+
+
+def learned_micro_batch(trials: Iterable[FrozenTrial]) -> int | None:
+    """The smallest token budget that a trial was issued with for want of memory; None where none ran out.
+
+    What did not help, as the trial failed for memory all the same, teaches nothing.
+    """
+    found = [t.user_attrs[MICRO_BATCH] for t in trials if MICRO_BATCH in t.user_attrs and not _failed_for_memory(t)]
+    return min(found, default=None)
+
+
+def _failed_for_memory(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(OUTCOME, {}).get("failure") == FailureKind.OUT_OF_MEMORY
 
 
 def consecutive_bugs(trials: Iterable[FrozenTrial]) -> tuple[int, str]:

@@ -18,6 +18,15 @@ class Trial:
     attempt: int
     params: Mapping[str, Any]
     config: TrialConfig
+    micro_batch: int | None = None
+    """At most so many tokens per micro-batch, learned where this or an earlier trial ran out of memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class NotYet:
+    """No trial can be issued before trial `waits_for` has ended: the next one's draw or verdicts depend on it."""
+
+    waits_for: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +43,24 @@ class TrialRecord:
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     value: float | None = None
-    """The goal's value; None until complete."""
+    """The goal's value (of several goals, the first one's); None until complete."""
+    values: tuple[float, ...] | None = None
+    """The value of every goal; None until complete."""
     started_at: float | None = None
     finished_at: float | None = None
     seconds: float = 0.0
-    """Time in workers' hands, all attempts, by the monotonic clock; what a killed driver did not write is missing."""
+    """Time in workers' hands, all attempts, by the monotonic clock; of a killed driver up to its last report."""
+    origin: str = ""
+    """Who gave this trial and why, in words; empty for one that the sampler drew."""
+    parent: int | None = None
+    """The trial that it is a clone of."""
+
+
+# Kinds of events that are read back.
+DRIVER = "driver"
+STOPPING = "stopping"
+PAUSED = "paused"
+UNPAUSED = "unpaused"
 
 
 @dataclass(frozen=True, slots=True)

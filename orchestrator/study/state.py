@@ -7,10 +7,11 @@ from enum import StrEnum
 
 
 class TrialState(StrEnum):
-    """Finished states (COMPLETE, PRUNED, FAILED) are final."""
+    """Finished states (COMPLETE, PRUNED, FAILED) are final. PAUSED: begun, and put aside by hand until unpaused."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
+    PAUSED = "PAUSED"
     COMPLETE = "COMPLETE"
     PRUNED = "PRUNED"
     FAILED = "FAILED"

@@ -12,13 +12,14 @@ from typing import Any
 import optuna
 from optuna.exceptions import StorageInternalError
 from optuna.storages import RDBStorage
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import Connection, create_engine, inspect, make_url, select, text
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.errors import StorageRefused
 from orchestrator.folders import SweepFolder
 from orchestrator.study.errors import NetworkDisk, PasswordInUrl, StudyMissing
-from orchestrator.study.tables import METADATA
+from orchestrator.study.tables import METADATA, SWEEP
+from trainer.failpoint import failpoint
 from trainer.storage.durable import write_text
 
 _BUSY_SECONDS = 60.0
@@ -43,9 +44,24 @@ def remember_location(folder: SweepFolder, storage: str) -> None:
     write_text(folder.database.with_suffix(".url"), storage + "\n")
 
 
-def has_location(folder: SweepFolder) -> bool:
-    """Whether `study.url` says where the study is."""
-    return folder.database.with_suffix(".url").is_file()
+def is_made(url: str, sweep: str) -> bool:
+    """Whether this database holds the sweep; False where its making was cut short. What cannot be read counts as made:
+    opening it says what is wrong."""
+    parsed = make_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    database = Path(parsed.database or "")
+    if sqlite and not database.is_file():
+        return False
+    engine = create_engine(url, creator=lambda: _connect(database)) if sqlite else create_engine(url)
+    try:
+        with engine.connect() as c:
+            if not inspect(c).has_table(SWEEP.name):
+                return False
+            return c.execute(select(SWEEP.c.sweep).where(SWEEP.c.sweep == sweep)).first() is not None
+    except DBAPIError:
+        return True
+    finally:
+        engine.dispose()
 
 
 def masked(url: str) -> str:
@@ -86,7 +102,13 @@ class Store:
         with self._refusals():
             self.storage = _storage(url, engine, create)
             if create:
+                failpoint("study.tables")
                 METADATA.create_all(self.storage.engine)
+
+    def upgrade(self) -> None:
+        """Make the tables that an earlier version of this program did not have."""
+        with self._lock, self._refusals():
+            METADATA.create_all(self.storage.engine)
 
     def dispose(self) -> None:
         """Give the connections back."""
@@ -99,8 +121,11 @@ class Store:
         with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
+            failpoint("study.begun")
             with self._optuna_joins(connection):
                 yield connection
+            failpoint("study.commit")
+        failpoint("study.committed")
 
     @contextmanager
     def reading(self) -> Generator[Connection]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Column, Float, Integer, MetaData, String, Table, Text
+from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
 
-SCHEMA = 1
-"""Version of these tables; a database of a later one is refused."""
+SCHEMA = 2
+"""Version of these tables; a database of a later one is refused, one of an earlier one gets what it lacks."""
 
 METADATA = MetaData()
 
@@ -58,6 +58,15 @@ POINT = Table(
     Column("metrics", Text, nullable=False),
 )
 
+PAIRS = Table(
+    "prefsweep_pairs",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    _number("step"),
+    Column("pairs", Text, nullable=False),  # Point.pairs, kept where the pruner compares pair by pair
+)
+
 PROGRESS = Table(
     "prefsweep_progress",
     METADATA,
@@ -88,4 +97,28 @@ REQUEST = Table(
     Column("kind", String(64), nullable=False),
     Column("text", Text, nullable=False),
     Column("done_at", Float),
+)
+
+GIVEN = Table(
+    "prefsweep_given",
+    METADATA,
+    _sweep(),
+    _number("seq"),
+    Column("at", Float, nullable=False),
+    Column("leaves", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("by_hand", Boolean, nullable=False),
+    Column("parent", Integer),
+    Column("trial", Integer),  # set in the transaction that creates the trial
+)
+
+ATTEMPT = Table(
+    "prefsweep_attempt",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    _number("attempt"),
+    Column("at", Float, nullable=False),
+    Column("gpus", Float, nullable=False),  # of its slot; 1 where there are none: then slots are counted
+    Column("seconds", Float, nullable=False),  # in a worker's hands, by the monotonic clock; written at every report
 )

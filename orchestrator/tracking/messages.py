@@ -97,7 +97,11 @@ def encode(seq: int, message: Message) -> bytes:
 def decode(line: bytes) -> tuple[int, Message]:
     """The number and the message of a line without its newline; BadLine where a bit is wrong."""
     body, tail = line[:-_TAIL] + b"}", line[-_TAIL:]
-    if not tail.startswith(_CRC) or tail[len(_CRC) : -2] != f"{zlib.crc32(body):08x}".encode():
+    if (
+        not tail.startswith(_CRC)
+        or not tail.endswith(b'"}')
+        or tail[len(_CRC) : -2] != f"{zlib.crc32(body):08x}".encode()
+    ):
         raise BadLine
     fields: dict[str, Any] = json.loads(body)
     return fields.pop("seq"), from_json(fields)

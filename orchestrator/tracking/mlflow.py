@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.tracking.making import make_store
+from orchestrator.tracking.names import NOTE, OF_TRAINING, RUN, SWEEP_ID, SWEEP_NAME, with_links
 from orchestrator.tracking.secrets import redact
 from orchestrator.tracking.sink import SWEEP, Refused, Unreachable
 from trainer.report import Point
@@ -19,11 +21,6 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Metric
     from mlflow.entities import Run as MlflowRun
-
-SWEEP_ID = "prefsweep.sweep_id"
-SWEEP_NAME = "prefsweep.sweep"
-RUN = "prefsweep.run"
-"""Tags by which runs are found again."""
 
 PER_CALL = 900
 """Metrics in one call: MLflow takes 1000 entities of all kinds."""
@@ -67,6 +64,8 @@ def connect(root: Path, uri: str) -> MlflowClient:
     if is_local(uri):
         root.mkdir(parents=True, exist_ok=True)
     with _translated():
+        if is_local(uri):
+            make_store(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -90,6 +89,13 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str) -> 
         return found.experiment_id
 
 
+def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -> None:
+    """Put a saved view (tag and value) on an experiment; the newest one counts."""
+    with _translated():
+        client.set_experiment_tag(experiment_id, *view)
+        client.set_experiment_tag(experiment_id, *OF_TRAINING)
+
+
 @dataclass(slots=True)
 class _Known:
     """A run this process has seen."""
@@ -110,14 +116,16 @@ class MlflowReceiver:
         sweep_id: str,
         sweep: str,
         on_run: Callable[[str, str], object] | None = None,
+        view: tuple[str, str] | None = None,
     ) -> None:
-        """`on_run` is told our name and MLflow's id of each run that was created or found."""
+        """`on_run` is told our name and MLflow's id of each run that was created or found; `view` is the experiment's
+        tag with the sweep's saved charts."""
         self._root, self._uri, self._experiment = root, uri, experiment
         self._identity = {SWEEP_ID: sweep_id, SWEEP_NAME: sweep}
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self._known: dict[str, _Known] = {}
-        self._on_run = on_run
+        self._on_run, self._view = on_run, view
 
     # --- what the outbox tells -----------------------------------------------------------------------------------
 
@@ -131,7 +139,7 @@ class MlflowReceiver:
                 found = client.create_run(
                     self._experiment_id,
                     start_time=_milliseconds(at),
-                    tags=_tags({**self._identity, RUN: run, **self._parent(client, run), **tags}),
+                    tags=_tags({**self._identity, RUN: run, **self._parent(client, run), **self._linked(client, tags)}),
                     run_name=name,
                 )
             else:
@@ -182,6 +190,8 @@ class MlflowReceiver:
             if self._client is None:
                 client = connect(self._root, self._uri)
                 self._experiment_id = ensure_experiment(client, self._root, self._uri, self._experiment)
+                if self._view is not None:
+                    save_view(client, self._experiment_id, self._view)
                 self._client = client
             yield self._client
 
@@ -215,7 +225,21 @@ class MlflowReceiver:
         from mlflow.entities import RunTag
 
         if tags:
-            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in _tags(tags).items()])
+            whole = _tags(self._linked(client, tags))
+            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in whole.items()])
+
+    def _linked(self, client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
+        """The tags, with links in the description that lead somewhere."""
+        if NOTE not in tags:
+            return dict(tags)
+
+        def run_id(run: str) -> str | None:
+            if run not in self._known and (found := self._search(client, run)) is not None:
+                self._remember(client, run, found)
+            return self._known[run].id if run in self._known else None
+
+        text = with_links(tags[NOTE], self._experiment_id, self._identity[SWEEP_NAME], run_id)
+        return {**tags, NOTE: text}
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.messages import Artifact, End, Message, Points, Start, Tag, encode, tell
 from orchestrator.tracking.secrets import redact_all, secret_values
 from orchestrator.tracking.sink import Receiver, Refused, Unreachable
+from trainer.failpoint import failpoint
 from trainer.report import Point
 
 _log = logging.getLogger(__name__)
@@ -47,6 +49,7 @@ class Outbox:
         self._lock_file = _lock(folder)
         self._journal = Journal(folder / "messages.jsonl")
         self._told: dict[str, int] = {}
+        self._latest = 0.0
         for _, message in self._journal.scan():
             self._remember(message)
         self._seq, self._offset = _read_position(folder / "delivered.json", self._journal)
@@ -115,11 +118,22 @@ class Outbox:
         with self._changed:
             if self._closed:
                 raise RuntimeError("the outbox is closed")
+            message = self._steady(message)
+            failpoint("outbox.append")
             self._journal.append(redact_message(message))
+            failpoint("outbox.appended")
             self._remember(message)
             self._changed.notify_all()
 
+    def _steady(self, message: Message) -> Message:
+        """The message at a time no earlier than the one before it: a clock set back makes no negative durations."""
+        if isinstance(message, (Tag, Artifact)):
+            return message
+        return replace(message, at=max(message.at, self._latest))
+
     def _remember(self, message: Message) -> None:
+        if not isinstance(message, (Tag, Artifact)):
+            self._latest = max(self._latest, message.at)
         if isinstance(message, Points):
             self._told[message.run] = max(self._told.get(message.run, -1), *(p.step for p in message.points))
 
@@ -129,8 +143,10 @@ class Outbox:
         try:
             while (offset := self._wait_for_work()) is not None:
                 message, following = self._journal.read(offset)
+                failpoint("outbox.deliver")
                 if not self._deliver(message):
                     break
+                failpoint("outbox.delivered")
                 self._advance(following)
             finished = True
         finally:
@@ -189,6 +205,7 @@ class Outbox:
             aside = self._folder / "delivered.json.tmp"
             aside.write_text(json.dumps({"seq": self._seq, "offset": self._offset}))
             aside.replace(self._folder / "delivered.json")
+            failpoint("outbox.advanced")
             self._changed.notify_all()
 
 

@@ -12,13 +12,13 @@ import urllib.request
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
 from orchestrator.errors import OrchestrateError, StorageRefused
-from orchestrator.spec.sweep import Goal
-from orchestrator.tracking.mlflow import RUN, SWEEP_NAME, connect, ensure_experiment
+from orchestrator.tracking.mlflow import connect, ensure_experiment, save_view
+from orchestrator.tracking.names import charts_page
 from orchestrator.tracking.secrets import redact
-from orchestrator.tracking.sink import SWEEP, Refused, Unreachable
+from orchestrator.tracking.sink import Refused, Unreachable
 
 PATIENCE = 180.0
 """Seconds a server may take to answer for the first time."""
@@ -75,23 +75,15 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
     return ui
 
 
-def runs_url(base: str, experiment_id: str, sweep: str, goal: Goal) -> str:
-    """The page with the trials of one sweep, the best one first."""
-    asked = {
-        "workflowType": "machine_learning",
-        "searchFilter": f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != '{SWEEP}'",
-        "orderByKey": f"metrics.`{goal.metric}`",
-        "orderByAsc": str(goal.direction == "minimize").lower(),
-    }
-    return f"{base}/#/experiments/{experiment_id}/runs?{urlencode(asked, quote_via=quote, safe='')}"
-
-
-def experiment_id(root: Path, uri: str, experiment: str) -> str:
-    """The id under which MLflow shows the experiment of that name."""
+def sweep_page(base: str, root: Path, uri: str, experiment: str, sweep: str, view: tuple[str, str]) -> str:
+    """The page with a sweep's charts and its trials; the experiment is given the view that the page opens on."""
     try:
-        return ensure_experiment(connect(root, uri), root, uri, experiment)
+        client = connect(root, uri)
+        number = ensure_experiment(client, root, uri, experiment)
+        save_view(client, number, view)
     except (Unreachable, Refused) as error:
         raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error
+    return f"{base}/#{charts_page(number, sweep)}"
 
 
 def is_loopback(host: str) -> bool:

@@ -52,7 +52,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return called
 
-    for name in ("start", "resume", "stop", "status", "watch", "best", "export", "ui"):
+    for name in ("start", "resume", "status", "watch", "best", "export", "ui"):
         setattr(module, name, function(name))
     monkeypatch.setitem(sys.modules, "orchestrator.sweep", module)
     import orchestrator
@@ -103,6 +103,7 @@ def test_the_module_is_the_program() -> None:
         (NoTrialCompleted("no trial completed"), 3, "no trial completed"),
         (SweepHeld("known", "process 7 on here"), 4, "process 7"),
         (StorageRefused("disk full"), 5, "disk full"),
+        (OSError(28, "No space left on device", "/x/y"), 5, "the disk refused at /x/y: No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("x"), 1, "this is ours"),
     ],
@@ -193,7 +194,6 @@ def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, ro
     room |= {"resume": 0, "ui": 0, "status": STATUS, "best": {"number": 1}, "export": tmp_path / "m"}
     for arguments in (
         ["resume", "known", "--set", "budget.trials=9"],
-        ["stop", "known", "3"],
         ["status", "known", "--watch"],
         ["best", "known", "--export", str(tmp_path / "m"), "--merge", "--json"],
         ["ui", "known", "--port", "5001", "--no-open"],
@@ -201,7 +201,6 @@ def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, ro
         assert cli.main(arguments) == 0
     assert room["calls"] == [
         ("resume", ("known", root, ("budget.trials=9",)), {"trust_remote_code": False}),
-        ("stop", ("known", root, 3), {}),
         ("watch", ("known", root), {}),
         ("best", ("known", root), {}),
         ("export", ("known", root, tmp_path / "m", True), {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -12,11 +13,13 @@ from rich.console import Console
 from dashboards.frame import TrialView, short_names, show
 from dashboards.sparks import bar, duration, sparkline
 from dashboards.terminal import LiveView, PlainView, summary
+from orchestrator.commands.look import watch
 from orchestrator.spec.space import Choice, SearchSpace
 from orchestrator.spec.sweep import Goal, SweepSpec
 from orchestrator.study.ranking import ranking
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import FailureKind, TrialState
+from tests.dashboards.scripted_sweep import COMPLETE, PRUNED, Script, make_spec, run_sweep
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.report import Point
 
@@ -55,11 +58,13 @@ def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Consol
     view = LiveView(SPEC, console, total=3, steps=lambda _: 4)
     view.trial_changed(record(0, TrialState.RUNNING))
     view.points(0, course([0.5, 0.6, 0.7]))
+    view.trial_changed(record(1, TrialState.RUNNING))
     view.trial_changed(record(1, TrialState.PRUNED, reason="loss is nan at step 3", diverged=True))
+    view.trial_changed(record(2, TrialState.RUNNING))
     view.trial_changed(record(2, TrialState.FAILED, reason="out of memory", failure=FailureKind.OUT_OF_MEMORY))
     view.close()
     shown = text_of(console)
-    assert "trial 1 PRUNED: loss is nan at step 3" in shown
+    assert "trial 1 DIVERGED: loss is nan at step 3" in shown
     assert "trial 2 FAILED: out of memory" in shown
     assert all(len(line) <= console.width for line in shown.replace("\x1b", "\n").splitlines() if "[" not in line)
 
@@ -134,3 +139,47 @@ def test_small_texts() -> None:
         "sigmoid",
         "True",
     ]
+
+
+@pytest.mark.parametrize("width", [60, 90, 120])
+def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True, color_system=None)
+    view = LiveView(SPEC, console, total=200, steps=lambda _: 4)
+    for number in range(150):
+        ended = record(number, TrialState.COMPLETE, value=0.9 if number == 7 else 0.5)
+        view.trial_changed(ended if number % 3 else record(number, TrialState.PRUNED, reason="an earlier verdict"))
+    for number in (150, 151):
+        view.trial_changed(record(number, TrialState.RUNNING))
+    view.points(151, course([0.5, 0.6, 0.7]))
+    before = len(text_of(console))
+    view.trial_changed(record(150, TrialState.PRUNED, reason="a new verdict"))
+    frame = text_of(console)[before:]
+    view.close()
+    last = frame.rpartition("\x1b[2K")[2]  # printing a line draws the table twice
+    lines = [line for line in last.splitlines() if line.strip()]
+    assert "trial 150 PRUNED: a new verdict" in frame
+    assert len(lines) <= console.height
+    assert "★ 7" in last
+    assert any("151" in line and "RUNNING" in line for line in lines)
+    assert "finished trials more" in frame
+    assert "trial 3 PRUNED" not in text_of(console)
+
+
+def test_sparklines_go_where_there_is_room_for_them() -> None:
+    shown: dict[int, str] = {}
+    for width in (50, 90, 140):
+        console = Console(file=io.StringIO(), width=width, force_terminal=False)
+        view = TrialView(record(0, TrialState.RUNNING))
+        view.add(course([0.1, 0.5, 0.9]))
+        summary(SPEC, [view], console, steps=lambda _: 2)
+        shown[width] = text_of(console)
+    assert ["\u2581\u2585\u2588" in shown[width] for width in (50, 90, 140)] == [False, True, True]
+
+
+def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_sweep(tmp_path, make_spec("mine"), lambda trial: Script(outcome=PRUNED if trial.number else COMPLETE), trials=2)
+    watch("mine", tmp_path)
+    said = capsys.readouterr()
+    assert "Best: trial 0" in said.out
+    assert "trial 1 PRUNED" in said.err
+    assert "2/12 trials" in said.err

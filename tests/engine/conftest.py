@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scripted import SLOTS
 
-from orchestrator.engine.cluster import Slots, cluster
+from orchestrator.engine.cluster import cluster
 from orchestrator.engine.stopping import Interrupt
 
-SLOTS = Slots(count=2, gpus=0.0, threads=1)
+sys.path.append(str(Path(__file__).parents[1] / "faults"))  # the driver as a process
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.engine.cluster import Slots
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import Budget, Goal, GridSampler, SweepSpec
@@ -18,6 +19,7 @@ from trainer.config import TrialConfig
 from trainer.report import Ending, EndKind, Point
 
 METRIC = "eval_accuracies/logp"
+SLOTS = Slots(count=2, gpus=0.0, threads=1)
 BASE = {
     "model": {"generated": {}},
     "data": {"train": [{"generated": "instructions"}]},

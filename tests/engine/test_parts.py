@@ -109,14 +109,14 @@ def test_wishes_are_heard_once_and_hours_are_told(tmp_path: Path) -> None:
         study.request("stop", "all of it")
         wishes = Wishes(study)
         assert wishes.ask() == Stop(StopKind.STOPPED, "all of it")
-        assert wishes.trials == {3: "enough"}
-        assert study.requests() == []
+        assert [(r.trial, r.text) for r in wishes.trials] == [(3, "enough")]
+        assert list(wishes.trials) == study.requests(), "one about a trial stays until it has had its effect"
     folder = SweepFolder(tmp_path, "short")
     with Study.create(folder, make_spec(name="short", budget={"hours": 1e-9})) as study:
         study.begin()
         stop = Wishes(study).ask()
         assert stop is not None
-        assert stop.kind is StopKind.OUT_OF_TIME
+        assert stop.kind is StopKind.OUT_OF_BUDGET
         assert "--set budget.hours" in stop.text
 
 

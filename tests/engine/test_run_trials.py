@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from typing import Any
 
-import pytest
-from conftest import SLOTS
-from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from scripted import SLOTS, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.engine.messages import STOP_FILE
 from orchestrator.engine.stopping import Interrupt, Stop, StopKind
@@ -140,13 +137,5 @@ def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: Path) -> 
     assert stop.kind is StopKind.STOPPED
     assert stop.text == "enough"
     pruned = [r for r in study.trials() if r.state is TrialState.PRUNED]
-    assert [r.reason for r in pruned] == ["enough of this one"]
+    assert [r.reason for r in pruned] == ["by hand: enough of this one"]
     assert study.requests() == []
-
-
-def test_ray_listens_on_loopback_only(ray_cluster: Path) -> None:
-    listening = subprocess.run(["ss", "-ltnpH"], capture_output=True, text=True, check=True).stdout.splitlines()
-    rays = [line for line in listening if "ray" in line or "gcs_server" in line]
-    if not rays:
-        pytest.skip("ss shows no processes here")
-    assert [line for line in rays if "127.0.0.1" not in line.split()[3]] == []

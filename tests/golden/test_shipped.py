@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import sweeps
 from orchestrator.commands.planning import plan_here
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.cost import Machine
 from orchestrator.spec.dump import dump
 from orchestrator.spec.load import load, loads
+from orchestrator.spec.place import place
+from orchestrator.spec.plan import plan
+from orchestrator.spec.rows import Rows
+from orchestrator.spec.samplers import GridSampler
+from orchestrator.study.records import Trial
+from orchestrator.study.study import Study
+from trainer.config import TrialConfig
+from trainer.loss_config import DpoLoss, DpoTerm, SimpoLoss
 
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
 GOLDEN = Path(__file__).parent
@@ -35,9 +46,86 @@ def test_no_golden_file_without_its_sweep() -> None:
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_plan(file: Path, tmp_path: Path) -> None:
-    plan = plan_here(load(file), tmp_path, ())
-    assert plan.trials == plan.grid
+    spec = load(file)
+    made = plan_here(spec, tmp_path, ())
+    if isinstance(spec.sampler, GridSampler):
+        assert made.trials == made.grid
+    assert made.trials
     assert list(tmp_path.iterdir()) == []
+
+
+SIMPO = {
+    "mistral-7b-base": (2.0, 1.6, 3e-7),
+    "mistral-7b-instruct": (2.5, 0.25, 5e-7),
+    "llama3-8b": (2.0, 1.0, 6e-7),
+    "llama3-8b-instruct": (2.5, 1.375, 1e-6),
+    "llama3-8b-instruct-v0.2": (10.0, 3.0, 1e-6),
+    "gemma2-9b": (10.0, 5.0, 8e-7),
+}
+"""The authors' training_configs: beta, gamma (= beta x gamma_beta_ratio), learning rate."""
+DPO = {
+    "mistral-7b-base": 5e-7,
+    "mistral-7b-instruct": 5e-7,
+    "llama3-8b": 5e-7,
+    "llama3-8b-instruct": 7e-7,
+    "llama3-8b-instruct-v0.2": 3e-7,
+    "gemma2-9b": 5e-7,
+}
+"""The authors' README: the best learning rate of DPO, with beta 0.01 everywhere."""
+
+
+def first(name: str) -> TrialConfig:
+    """The trial that runs first."""
+    spec = load(Path(sweeps.__file__).parent / f"{name}.yaml")
+    return place(spec.base, spec.enqueue[0])
+
+
+@pytest.mark.parametrize("name", SIMPO)
+def test_simpo_starts_at_the_published_best(name: str) -> None:
+    trial = first(name)
+    assert isinstance(trial.loss, SimpoLoss)
+    found = (trial.loss.beta, trial.loss.margin, trial.training.learning_rate)
+    assert found == pytest.approx(SIMPO[name])
+    assert (trial.loss.cross_entropy_weight, trial.loss.label_smoothing, trial.loss.loss_type) == (0, 0, "sigmoid")
+    lengths = (1024, 512) if name == "mistral-7b-base" else (2048, 1800)
+    assert (trial.data.max_length, trial.data.max_prompt_length) == lengths
+    training = trial.training
+    assert (training.pairs_per_update, training.warmup_ratio, training.num_train_epochs) == (128, 0.1, 1.0)
+
+
+@pytest.mark.parametrize("name", DPO)
+def test_dpo_starts_at_the_published_best(name: str) -> None:
+    trial = first(f"{name}-dpo")
+    assert isinstance(trial.loss, DpoLoss)
+    assert (trial.loss.loss_type, trial.loss.beta, trial.training.learning_rate) == ("sigmoid", 0.01, DPO[name])
+    assert trial.data == first(name).data
+    assert trial.model == first(name).model
+
+
+def test_only_the_quickstart_has_no_published_point() -> None:
+    assert [file.stem for file in SHIPPED if not load(file).enqueue] == ["quickstart"]
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "llama3-8b-methods", "llama3-8b-staged"])
+def test_given_trials_run_first(name: str, tmp_path: Path) -> None:
+    spec = load(Path(sweeps.__file__).parent / f"{name}.yaml")
+    study = Study.create(SweepFolder(tmp_path, name), spec)
+    for given in spec.enqueue:
+        claimed = study.claim()
+        assert isinstance(claimed, Trial)
+        assert claimed.config.identity() == place(spec.base, given).identity()
+    study.dispose()
+
+
+def test_every_loss_of_trl_is_tried_once() -> None:
+    spec = load(Path(sweeps.__file__).parent / "llama3-8b-dpo-losses.yaml")
+    assert sorted(map(str, spec.search.listed("loss.loss_type"))) == sorted(get_args(DpoTerm))
+
+
+def test_the_methods_are_compared_at_the_first_trials_of_their_own_sweeps() -> None:
+    spec = load(Path(sweeps.__file__).parent / "llama3-8b-methods.yaml")
+    found = [place(spec.base, given).loss for given in spec.enqueue]
+    assert found == [first(name).loss for name in ("llama3-8b", "llama3-8b-dpo", "llama3-8b-orpo", "llama3-8b-cpo")]
 
 
 def test_the_missions_grid() -> None:
@@ -49,3 +137,14 @@ def test_the_missions_grid() -> None:
     training, data = spec.base.training, spec.base.data
     assert (training.pairs_per_update, training.lr_scheduler_type, training.warmup_ratio) == (128, "cosine", 0.1)
     assert (data.max_length, data.prompt_budget, training.num_train_epochs) == (2048, 1800, 1.0)
+
+
+@pytest.mark.parametrize("file", [file for file in SHIPPED if file.stem != "quickstart"], ids=lambda file: file.stem)
+def test_the_table_in_the_docs_is_the_plans(file: Path) -> None:
+    machine = Machine(tokens_per_pair=1000)
+    made = plan(load(file), Path("runs"), Rows(60_000, 2_000, exact=False), concurrency=1, tracking="", machine=machine)
+    assert made.estimate is not None
+    lines = (Path(sweeps.__file__).parents[1] / "docs" / "sweeps.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith(f"| `{file.name}` |"))
+    memory = made.estimate.memory.total / 1e9
+    assert row.endswith(f"| {made.trials} | {made.estimate.gpu_hours:.0f} | {memory:.0f} |")

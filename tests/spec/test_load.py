@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ExitCode, SpecError
+from orchestrator.spec.guard import GuardConfig
 from orchestrator.spec.load import load, loads, read
 from orchestrator.spec.sweep import Goal, GridSampler, RandomSampler, SweepSpec
 from trainer.config import FileSource, GeneratedSource, HubSource, TrialConfig
@@ -40,11 +41,11 @@ search:
     log_uniform: [3e-7]
   zip:
     - {training.seed: [1, 2], loss.beta: 1}
-sampler: tpe
+sampler: tpee
 budget: {trials: 0, houres: 3}
 maximize: eval_loss
 keep_models: 0
-pruner: hyperband
+pruner: hyperbnd
 trials: 4
 """
 
@@ -65,12 +66,12 @@ f:18: search.loss.bta: there is no such leaf in a trial (did you mean loss.beta?
 f:20: search.loss.gamma_beta_ratio: says the same as loss.gamma
 f:22: search.training.learning_rate.log_uniform.1: is missing
 f:24: search.zip.0.loss.beta: must be a list of values, not 1
-f:25: sampler: must be one of grid, random; not the text 'tpe'
+f:25: sampler: must be one of grid, random, qmc, tpe, gp, cmaes, nsgaii, staged; not the text 'tpee' (did you mean tpe?)
 f:26: budget.trials: must be at least 1, not 0
 f:26: budget.houres: unknown key (did you mean hours?)
 f:27: maximize: eval_loss is scaled by the search
 f:28: keep_models: must be at least 1, not 0
-f:29: pruner: must be one of none; not the text 'hyperband'
+f:29: pruner: must be one of none, hyperband, successive_halving, median, percentile, threshold, wilcoxon, patient
 f:30: trials: unknown key"""
 
 
@@ -114,6 +115,24 @@ budget: {trials: 3}
 """
     assert load_text(long) == load_text(short)
     assert load_text(short).sampler == RandomSampler()
+
+
+def test_the_guard_is_on_and_each_rule_can_be_turned_off(load_text: Load, findings: Refused) -> None:
+    assert load_text("search: {loss.beta: [1]}").guard == GuardConfig()
+    off = load_text("guard: off").guard
+    assert off == load_text("guard: false").guard
+    assert all(getattr(off, rule) is None for rule in GuardConfig.model_fields)
+    some = load_text("guard: {loss: off, repetition: null, chosen_logps: {fall: 3}}").guard
+    assert (some.loss, some.repetition, some.grad_norm) == (None, None, GuardConfig().grad_norm)
+    assert some.chosen_logps is not None
+    assert (some.chosen_logps.fall, some.chosen_logps.lowest) == (3.0, -10.0)
+    assert findings("guard: of") == [
+        "sweep.yaml:1: guard: must be off, or a mapping of loss, grad_norm, chosen_logps, repetition, answer_length"
+    ]
+    assert findings("guard: {los: null, loss: {ratio: 0.5}}") == [
+        "sweep.yaml:1: guard.loss.ratio: must be greater than 1, not 0.5",
+        "sweep.yaml:1: guard.los: unknown key (did you mean loss?)",
+    ]
 
 
 def test_sources_of_every_kind(load_text: Load) -> None:
@@ -190,14 +209,16 @@ def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refus
         ("loss.beta: [1, 2]", "maximize: eval_rewards/margins", "0.69 to 2.75"),
         ("loss.beta: [1, 2]", "minimize: eval_loss", "use eval_rewards/accuracies, eval_margins/logp, " + COMMON_RULER),
         ("loss.gamma_beta_ratio: [1, 2]", "maximize: eval_rewards/chosen", "is scaled by the search"),
-        ("loss.kind: [simpo, dpo]", "maximize: eval_rewards/accuracies", "use eval_margins/logp, " + COMMON_RULER),
+        ("loss.kind: [simpo, dpo]", "maximize: eval_rewards/accuracies", "the same ruler for all: " + COMMON_RULER),
+        ("loss.kind: [simpo, orpo]", "maximize: eval_log_odds_chosen", "is measured with loss.kind orpo alone"),
+        ("training.seed: [1, 2]", "maximize: eval_log_odds_ratio", "orpo alone"),
         ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, the held-out one"),
         ("training.seed: [1, 2]", "maximize: eval_accuracy/logp", "did you mean eval_accuracies/logp?"),
         ("training.seed: [1, 2]", "maximize: grad_norm", "there is no metric"),
         ("training.seed: [1, 2]", "maximize: eval_nll_loss", "better when low (write minimize:)"),
         ("training.seed: [1, 2]", "maximize: 3", "must be the name of a metric"),
         ("training.seed: [1, 2]", "maximize: eval_exact_answers", "carry no right answer"),
-        ("training.seed: [1, 2]", "maximize: eval_nll_loss\nminimize: eval_nll_loss", "one goal"),
+        ("training.seed: [1, 2]", f"maximize: {COMMON_RULER}\nminimize: {COMMON_RULER}", "is a goal already"),
     ],
 )
 def test_goals_that_cannot_rank(findings: Refused, search: str, goal: str, said: str) -> None:
@@ -243,7 +264,7 @@ def test_a_grid_needs_an_end(findings: Refused, load_text: Load) -> None:
     (said,) = findings(rate)
     assert said.startswith("sweep.yaml:2: search.training.learning_rate: the grid sampler needs a list")
     (said,) = findings(rate + "sampler: random\n")
-    assert "give budget.trials or budget.hours" in said
+    assert "give budget.trials, budget.hours or budget.gpu_hours" in said
     assert load_text(rate + "sampler: random\nbudget: {hours: 2}\n").search.size() is None
 
 

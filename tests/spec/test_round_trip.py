@@ -36,6 +36,21 @@ DIMENSIONS = st.fixed_dictionaries(
 )
 
 
+SAMPLERS = st.one_of(
+    st.builds(lambda seed: {"kind": "random", "seed": seed}, st.integers(0, 2**40)),
+    st.builds(lambda seed: {"kind": "tpe", "seed": seed, "n_startup_trials": 3}, st.integers(0, 9)),
+    st.sampled_from([{"kind": "qmc"}, {"kind": "nsgaii", "population_size": 4}]),
+)
+PRUNERS = st.sampled_from(
+    [
+        {"kind": "none"},
+        {"kind": "hyperband", "min_resource": 7, "metric": "eval_accuracies/logp"},
+        {"kind": "successive_halving", "rungs": (0.25, 0.5), "metric": "eval_accuracies/logp"},
+        {"kind": "patient", "wrapped": {"kind": "median"}, "metric": "eval_nll_loss"},
+    ]
+)
+
+
 @st.composite
 def specs(draw: st.DrawFn) -> SweepSpec:
     base: dict[str, Any] = {
@@ -63,7 +78,10 @@ def specs(draw: st.DrawFn) -> SweepSpec:
             "description": draw(TEXT),
             "base": base,
             "search": {"dimensions": dimensions, "zipped": zipped},
-            "sampler": {"kind": "random", "seed": draw(st.integers(0, 2**40))},
+            "sampler": draw(SAMPLERS) if dimensions or zipped else {"kind": "random"},
+            "order": draw(st.sampled_from([{"kind": "asap"}, {"kind": "reproducible", "lag": 7}])),
+            "pruner": draw(PRUNERS),
+            "also": draw(st.sampled_from([(), ({"metric": "eval_nll_loss", "direction": "minimize"},)])),
             "goal": {"metric": "eval_accuracies/logp", "direction": "maximize"},
             "budget": {"trials": draw(st.integers(1, 99)), "hours": draw(st.none() | st.floats(1e-3, 1e3))},
             "keep_models": draw(st.integers(1, 9)),

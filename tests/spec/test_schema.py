@@ -23,6 +23,15 @@ FINE = {
     "zip": HEAD + "search: {zip: [{loss.beta: [1], loss.gamma: [2]}]}",
     "when": HEAD + "search: {loss.kind: [simpo, dpo], loss.gamma: {choice: [1], when: {loss.kind: simpo}}}",
     "samplers": HEAD + "sampler: {kind: random, seed: 3}\npruner: none\nbudget: {trials: 3}",
+    "guard off": HEAD + "guard: off",
+    "guard": HEAD + "guard: {loss: null, repetition: off, grad_norm: {above: null}, chosen_logps: {fall: 3}}",
+    "names": HEAD + "sampler: tpe\npruner: hyperband\norder: asap",
+    "kinds": HEAD + "sampler: {kind: tpe, seed: 1, n_startup_trials: 8}\npruner: {kind: median, n_warmup_steps: 0.3}",
+    "rungs": HEAD + "pruner: {kind: successive_halving, rungs: [10, 40]}\norder: {kind: reproducible, lag: 8}",
+    "wrapped": HEAD + "pruner: {kind: patient, wrapped: median}\nwarm_start: other",
+    "stages": HEAD + "sampler: {kind: staged, stages: [[training.learning_rate], [loss.beta]]}",
+    "goals": HEAD + "maximize: [eval_accuracies/logp, eval_margins/logp]\nminimize: eval_nll_loss",
+    "enqueue": HEAD + "enqueue: [{loss.beta: 2.5}, {loss.beta: 10, training.learning_rate: 1e-6}]",
 }
 WRONG = {
     "no name": ("base: {model: m, data: {train: a}}", "$"),
@@ -33,10 +42,13 @@ WRONG = {
     "unknown search": (HEAD + "search: {loss.bta: [1]}", "$.search"),
     "one value": (HEAD + "search: {loss.beta: 1}", "$.search"),
     "no kind": ("name: a\nbase: {model: m, data: {train: a}, loss: {kind: simpoo}}", "$.base.loss"),
-    "sampler": (HEAD + "sampler: tpe", "$.sampler"),
-    "pruner": (HEAD + "pruner: hyperband", "$.pruner"),
+    "sampler": (HEAD + "sampler: tpee", "$.sampler"),
+    "pruner": (HEAD + "pruner: hyperbnd", "$.pruner"),
+    "rung": (HEAD + "pruner: {kind: successive_halving, rungs: [a]}", "$.pruner"),
+    "given": (HEAD + "enqueue: [{loss.bta: 2.5}]", "$.enqueue"),
+    "guard": (HEAD + "guard: {loss: {ratio: 1}}", "$.guard"),
     "training metric": (HEAD + "maximize: loss", "$.maximize"),
-    "two goals": (HEAD + "maximize: eval_loss\nminimize: eval_loss", "$"),
+    "no goal": (HEAD + "maximize: []", "$.maximize"),
     "budget": (HEAD + "budget: {trials: 0}", "$.budget"),
 }
 

@@ -142,7 +142,7 @@ def test_other_terminals_may_ask_while_the_driver_writes(template: Template, tmp
     folder = template(tmp_path, SPEC)
     child = forked(lambda: drive(folder))
     with Study.open(folder) as other:
-        asked = [other.request("pause", str(i)) for i in range(20)]
+        asked = [other.request("prune", str(i), trial=0) for i in range(20)]
     assert status(child) == 0
     with Study.open(folder) as study:
         assert [r.seq for r in study.requests()] == asked

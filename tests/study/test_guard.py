@@ -1,32 +1,226 @@
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from orchestrator.study.guard import as_number, judge
-from trainer.report import GO_ON, Point
+from orchestrator.spec.guard import ChosenLogpsRule, GradNormRule, GuardConfig
+from orchestrator.study.guard import Guard, as_number, judge
+from trainer.report import GO_ON, Point, Verdict
+
+GOAL = "eval_accuracies/logp"
+OFF = GuardConfig.model_validate("off")
+LOGP, MARGIN, LOSS = "logps_per_token/chosen", "margins/logp", "loss"
 
 
-@pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss"])
+def told(points: list[Point], config: GuardConfig | None = None) -> Verdict:
+    return judge(config or GuardConfig(), GOAL, points)
+
+
+def curve(updates: int, start: dict[str, float], each: Callable[[int], dict[str, float]]) -> list[Point]:
+    return [Point(0, start), *(Point(step, each(step)) for step in range(1, updates + 1))]
+
+
+# --- what is not finite ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss", GOAL])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_a_value_out_of_bounds_stops_with_its_name_value_and_step(name: str, value: float) -> None:
-    verdict = judge([Point(1, {"loss": 1.0}), Point(2, {name: value})])
-    assert (verdict.stop, verdict.reason) == (True, f"diverged: {name} is {value} at step 2")
+@pytest.mark.parametrize("config", [GuardConfig(), OFF])
+def test_a_value_out_of_bounds_stops_with_its_name_value_and_step(name: str, value: float, config: GuardConfig) -> None:
+    verdict = told([Point(1, {"loss": 1.0}), Point(2, {name: value})], config)
+    assert verdict == Verdict(stop=True, reason=f"diverged: {name} is {value} at step 2", diverged=True)
 
 
 def test_finite_points_go_on() -> None:
-    assert judge([Point(1, {"loss": 1e30, "grad_norm": 0.0})]) is GO_ON
-    assert judge([]) is GO_ON
+    assert told([Point(1, {"loss": 1e30, "grad_norm": 0.0})]) is GO_ON
+    assert told([]) is GO_ON
 
 
 def test_other_metrics_may_be_undefined() -> None:
-    assert judge([Point(1, {"loss": 1.0, "exact_answers": math.nan})]) is GO_ON
+    assert told([Point(1, {"loss": 1.0, "eval_exact_answers": math.nan})]) is GO_ON
 
 
 @pytest.mark.parametrize("value", [None, "abc", [1.0]])
 def test_what_is_no_number_stops_and_is_kept_as_nan_never_as_zero(value: Any) -> None:
-    verdict = judge([Point(4, {"loss": 1.0, "weird": value})])
-    assert (verdict.stop, verdict.reason) == (True, f"weird={value!r} at step 4 is not a number")
+    guard = Guard(GuardConfig(), GOAL)
+    counted = guard.see([Point(4, {"loss": 1.0, "weird": value})])
+    assert guard.verdict.reason == f"diverged: weird={value!r} at step 4 is not a number"
+    assert math.isnan(counted[0].metrics["weird"])
     assert math.isnan(as_number(value))
+
+
+# --- each rule: a curve that trips it, and a near miss ---------------------------------------------------------------
+
+
+def test_a_loss_above_its_own_start_for_too_long() -> None:
+    def rising(to: float) -> list[Point]:
+        return curve(60, {"eval_loss": 1.31}, lambda step: {"loss": 1.3 if step < 11 else to})
+
+    verdict = told(rising(2.0))
+    assert verdict.diverged
+    assert verdict.reason == (
+        "diverged: the loss was above 1.5 times its start (1.31) for 20 updates, and is 2 at update 30; "
+        "lower training.learning_rate"
+    )
+    assert told(rising(1.9)) is GO_ON, "1.31 * 1.5 is 1.965"
+    spikes = curve(200, {"eval_loss": 1.31}, lambda step: {"loss": 9.0 if step % 20 else 1.3})
+    assert told(spikes) is GO_ON, "19 bad updates, then a good one"
+
+
+@pytest.mark.parametrize("start", [0.6931, 1.3133, 5.0067, 25.0])
+def test_the_loss_is_measured_by_the_trials_own_start(start: float) -> None:
+    """DPO, SimPO with gamma 1 and 5, IPO: what is high for one is where another begins."""
+    steady = curve(100, {"eval_loss": start}, lambda _: {"loss": start * 1.2})
+    assert told(steady) is GO_ON
+    assert told([*steady, *(Point(s, {"loss": start * 1.9}) for s in range(101, 121))]).diverged
+
+
+def test_training_pairs_that_are_harder_than_the_held_out_ones_are_no_divergence() -> None:
+    assert told(curve(100, {"eval_loss": 0.2}, lambda _: {"loss": 0.7})) is GO_ON
+
+
+def test_gradients_against_their_own_median() -> None:
+    def norms(bad: int) -> list[Point]:
+        return curve(80, {}, lambda step: {"grad_norm": 50.0 if 30 < step <= 30 + bad else 2.0 + 0.01 * (step % 7)})
+
+    verdict = told(norms(5))
+    assert verdict.reason.startswith(
+        "diverged: the gradient's norm was above 20 times its median (2.03) for 5 updates, and is 50 at update 35"
+    )
+    assert told(norms(4)) is GO_ON
+    doubled = curve(80, {}, lambda step: {"grad_norm": 2.0 * 1.05**step})
+    assert told(doubled) is GO_ON, "a norm that grows slowly moves its own median"
+
+
+def test_gradients_in_absolute_terms() -> None:
+    huge = curve(10, {}, lambda _: {"grad_norm": 2e6})
+    assert "above 1e+06 for 5 updates" in told(huge).reason
+    assert told(curve(10, {}, lambda _: {"grad_norm": 9e5})) is GO_ON
+    off = GuardConfig(grad_norm=GradNormRule(above=None))
+    assert told(huge, off) is GO_ON
+
+
+def start_of(logp: float = -1.21, margin: float = 0.1) -> dict[str, float]:
+    return {f"eval_{LOGP}": logp, f"eval_{MARGIN}": margin}
+
+
+def test_chosen_log_probs_that_collapse_while_the_margin_rises() -> None:
+    def falling(to: float, margin: float) -> list[Point]:
+        return [Point(0, start_of()), Point(60, start_of(to, margin))]
+
+    verdict = told(falling(-4.85, 3.2))
+    assert verdict.reason == (
+        "diverged: the held-out chosen log-prob fell from -1.21 to -4.85 per token by update 60 while the margin rose "
+        "from 0.10 to 3.20; lower training.learning_rate, raise loss.beta or add loss.nll_scale"
+    )
+    assert told(falling(-3.50, 3.2)) is GO_ON, "2.29 nats"
+    assert told(falling(-4.85, 0.05)) is GO_ON, "the margin does not rise, and 3.64 nats are less than 4.6"
+    assert "while the margin went from 0.10 to 0.05" in told(falling(-5.82, 0.05)).reason
+    assert told(falling(-4.85, 3.2), GuardConfig(chosen_logps=None)) is GO_ON
+
+
+def test_chosen_log_probs_of_single_updates_are_noise() -> None:
+    def dips(bad: int) -> list[Point]:
+        return curve(30, start_of(), lambda s: {LOGP: -8.0 if 10 < s <= 10 + bad else -1.2, MARGIN: 0.5})
+
+    assert told(dips(4)) is GO_ON
+    assert "fell from -1.21 to -8.00 per token by update 15 while" in told(dips(5)).reason
+
+
+def test_a_log_prob_below_what_guessing_has() -> None:
+    only = GuardConfig(chosen_logps=ChosenLogpsRule(fall=None, fall_alone=None))
+    assert "below -10" in told([Point(0, start_of()), Point(5, start_of(-10.2, 0.0))], only).reason
+    raw = [Point(0, start_of(-11.8)), Point(5, start_of(-12.3, 0.0))]
+    assert told(raw, only) is GO_ON, "a raw model began there"
+
+
+def test_answers_that_repeat_themselves() -> None:
+    def looks(*shares: float) -> list[Point]:
+        return [Point(10 * k, {"eval_repetition": share}) for k, share in enumerate(shares)]
+
+    assert "repetitions by update 20 (10% at the start), at 2 looks in a row" in told(looks(0.1, 0.7, 0.81)).reason
+    assert told(looks(0.1, 0.7, 0.3, 0.8, 0.5)) is GO_ON, "never two in a row"
+    assert told(looks(0.6, 0.9, 1.0, 1.0)) is GO_ON, "the start model repeats itself too"
+
+
+def test_answers_that_grow_out_of_hand() -> None:
+    def looks(chosen: float, *lengths: float) -> list[Point]:
+        start = {"eval_answer_length": 6.0, "eval_lengths/chosen": chosen}
+        return [Point(0, start), *(Point(10 + k, {"eval_answer_length": n}) for k, n in enumerate(lengths))]
+
+    assert "have 26 tokens by update 11 (6 at the start" in told(looks(6.5, 20.0, 26.0)).reason
+    assert told(looks(6.5, 20.0, 19.0)) is GO_ON
+    assert told(looks(30.0, 80.0, 80.0)) is GO_ON, "the data asks for long answers"
+
+
+# --- recorded curves -------------------------------------------------------------------------------------------------
+
+RECORDED = [json.loads(line) for line in Path(__file__).with_name("recorded_curves.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("trial", RECORDED, ids=lambda t: f"{t['trial']} at {t['learning_rate']:g}")
+def test_recorded_trials_of_the_quickstarts_model(trial: dict[str, Any]) -> None:
+    """Sound and so-so trials run on; those whose model died without a NaN are stopped within a seventh of the run."""
+    by_step: dict[int, dict[str, float]] = {}
+    for name, column in trial["metrics"].items():
+        for step, value in column:
+            by_step.setdefault(step, {})[name] = value
+    guard = Guard(GuardConfig(), GOAL)
+    counted = guard.see([Point(step, metrics) for step, metrics in by_step.items()])
+    dead = trial["learning_rate"] >= 1e-2 and trial["trial"] != "orpo"  # its cross-entropy keeps it alive
+    assert guard.verdict.stop is dead, guard.verdict.reason
+    if dead:
+        assert "log-prob fell from -0.67 to " in guard.verdict.reason
+        assert counted[-1].step <= 15
+
+
+# --- pure in the points -----------------------------------------------------------------------------------------------
+
+VALUES = st.sampled_from([0.5, 1.0, 2.0, 9.0, 60.0, 2e6])
+LOW = st.sampled_from([-0.7, -1.2, -4.0, -9.0, -12.0])
+
+
+@st.composite
+def courses(draw: st.DrawFn) -> list[Point]:
+    points = [Point(0, {"eval_loss": 1.0, "eval_repetition": 0.0, **start_of()})]
+    value, logp = draw(VALUES), draw(LOW)
+    for step in range(1, draw(st.integers(1, 60))):
+        if draw(st.integers(0, 9)) == 0:
+            value, logp = draw(VALUES), draw(LOW)
+        metrics = {"loss": value, "grad_norm": value, LOGP: logp, MARGIN: value / 10}
+        if step % 10 == 0:
+            metrics |= {"eval_repetition": min(1.0, value / 10), **start_of(logp, value / 10)}
+        points.append(Point(step, metrics))
+    return points
+
+
+@settings(max_examples=60, deadline=None)
+@given(points=courses(), data=st.data())
+def test_batches_and_repetitions_change_nothing(points: list[Point], data: st.DataObject) -> None:
+    """However points are batched, and however much of them an attempt that was issued again tells twice."""
+    whole = Guard(GuardConfig(), GOAL)
+    kept = whole.see(points)
+    assert kept == points[: len(kept)]
+    assert whole.verdict.stop or len(kept) == len(points)
+    one_by_one = next(
+        (n for n in range(1, len(points) + 1) if told(points[:n]).stop),
+        len(points),
+    )
+    assert len(kept) == one_by_one, "nothing beyond the point at which it stops counts"
+    guard, got, at = Guard(GuardConfig(), GOAL), list[Point](), 0
+    while at < len(points) and not guard.verdict.stop:
+        back = data.draw(st.integers(0, at))
+        end = data.draw(st.integers(at + 1, len(points)))
+        if data.draw(st.booleans()):  # another driver, who knows what was kept
+            guard = Guard(GuardConfig(), GOAL)
+            guard.see(got)
+        got += [p for p in guard.see(points[back:end]) if not got or p.step > got[-1].step]
+        at = end
+    assert (got, guard.verdict) == (kept, whole.verdict)

@@ -9,7 +9,9 @@ from study_help import RANGES, make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep import Budget, RandomSampler, SweepSpec
-from orchestrator.study.policy import Policy, stable_seed
+from orchestrator.study.knowing import Known
+from orchestrator.study.policy import Policy
+from orchestrator.study.sampling.seeds import stable_seed
 from orchestrator.study.study import Study
 
 CONDITIONAL = {
@@ -22,18 +24,19 @@ def random_spec(search: object = RANGES, seed: int = 7, **more: object) -> Sweep
     return make_spec(search, sampler=RandomSampler(seed=seed), **more)  # type: ignore[arg-type]
 
 
-@given(seed=st.integers(0, 2**31), number=st.integers(0, 10_000))
+@given(seed=st.integers(0, 2**31), number=st.integers(0, 300))
 def test_a_random_trial_depends_on_seed_and_number_alone(seed: int, number: int) -> None:
     spec = random_spec(seed=seed)
-    drawn = Policy(spec).draw(number, ())
+    before = [Known(n, {}) for n in range(number)]
+    drawn = Policy(spec).draw(before)
     assert drawn is not None
-    assert drawn == Policy(spec).draw(number, ())
+    assert drawn == Policy(spec).draw(before)
     assert 1.0 <= drawn.params["loss.beta"] <= 4.0
     assert 1e-7 <= drawn.params["training.learning_rate"] <= 1e-5
 
 
 def test_seeds_and_numbers_differ_in_what_they_draw() -> None:
-    drawn = [Policy(random_spec(seed=s)).propose(n, 0) for s in (1, 2) for n in range(20)]
+    drawn = [Policy(random_spec(seed=s)).draw([Known(k, {}) for k in range(n)]) for s in (1, 2) for n in range(20)]
     assert len({str(d) for d in drawn}) == 40
 
 
@@ -45,7 +48,7 @@ def test_the_seed_is_the_same_in_every_process() -> None:
 def test_conditional_leaves_are_there_only_where_they_mean_something() -> None:
     policy = Policy(random_spec(CONDITIONAL))
     for number in range(40):
-        drawn = policy.draw(number, ())
+        drawn = policy.draw([Known(k, {}) for k in range(number)])
         assert drawn is not None
         assert ("loss.gamma" in drawn.params) == (drawn.params["loss.kind"] == "simpo")
         assert drawn.config.loss.kind == drawn.params["loss.kind"]
@@ -56,7 +59,8 @@ def test_conditional_leaves_are_there_only_where_they_mean_something() -> None:
 def test_zipped_leaves_are_drawn_together() -> None:
     pairs = {"loss.beta": [2.0, 2.5, 10.0], "training.learning_rate": [1e-6, 5e-7, 3e-7]}
     policy = Policy(random_spec({}, zipped=[pairs]))
-    seen = {tuple(policy.propose(n, 0).values()) for n in range(60)}  # type: ignore[union-attr]
+    drawn = [policy.draw([Known(k, {}) for k in range(n)]) for n in range(60)]
+    seen = {tuple(d.params.values()) for d in drawn if d is not None}
     assert seen == {(2.0, 1e-6), (2.5, 5e-7), (10.0, 3e-7)}
 
 

@@ -79,7 +79,7 @@ def test_budget_of_hours_counts_all_drivers_by_the_monotonic_clock(
     study.dispose()
     clock[0] += 1e6  # between drivers nobody works
     with Study.open(folder) as later:
-        assert later.elapsed_hours() == pytest.approx(1500 / 3600)
+        assert later.spent().hours == pytest.approx(1500 / 3600)
         trial = claimed(later)
         clock[0] += 2200
         later.close(trial, bug("x"))
@@ -314,7 +314,7 @@ def test_requests_reach_the_driver_in_order_and_are_done_once(create: Create, fo
 def test_a_request_to_stop_lapses_with_the_next_driver(create: Create, folder: SweepFolder) -> None:
     study = create()
     study.request("stop", "enough")
-    study.request("pause")
+    study.request("pause", trial=0)
     claimed(study)
     assert [r.kind for r in study.requests()] == ["pause"]
     assert "a request to stop lapsed: enough" in [e.text for e in study.events()]
@@ -337,7 +337,7 @@ def test_the_budget_may_grow_and_history_remembers(create: Create, folder: Sweep
     study = create(make_spec(budget=Budget(trials=1)))
     finish(study)
     assert study.claim() is None
-    assert study.amend(make_spec(budget=Budget(trials=2))) == ["budget.trials"]
+    assert list(map(str, study.amend(make_spec(budget=Budget(trials=2))))) == ["budget.trials: 1 -> 2"]
     assert claimed(study).number == 1
     assert study.amend(make_spec(budget=Budget(trials=2))) == []
     with Study.open(folder) as later:

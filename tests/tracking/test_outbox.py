@@ -15,7 +15,7 @@ import pytest
 
 from orchestrator.errors import StorageRefused
 from orchestrator.tracking import outbox as outbox_module
-from orchestrator.tracking.journal import Damaged, Journal
+from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.messages import Points, Tag, decode
 from orchestrator.tracking.outbox import Outbox, OutboxHeld, deliver_pending
 from orchestrator.tracking.sink import Refused, Unreachable
@@ -211,14 +211,6 @@ def test_closed_is_closed(tmp_path: Path) -> None:
         box.tag("0", {})
 
 
-def test_nothing_pending_where_nothing_was_told(tmp_path: Path) -> None:
-    assert deliver_pending(tmp_path / "never", Recorder(), 1.0) == 0
-    assert not (tmp_path / "never").exists()
-
-
-# --- the disk --------------------------------------------------------------------------------------------------------
-
-
 def write(folder: Path, count: int) -> bytes:
     box = Outbox(folder, Recorder())
     for step in range(count):
@@ -228,42 +220,12 @@ def write(folder: Path, count: int) -> bytes:
     return (folder / "messages.jsonl").read_bytes()
 
 
-def test_a_torn_end_is_set_aside_wherever_it_is_cut(tmp_path: Path) -> None:
-    whole = write(tmp_path / "o", 3)
-    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
-    for cut in range(ends[1], len(whole)):
-        folder = tmp_path / f"cut{cut}"
-        folder.mkdir()
-        (folder / "messages.jsonl").write_bytes(whole[:cut])
-        journal = Journal(folder / "messages.jsonl")
-        assert [seq for seq, _ in journal.scan()] == [1, 2]
-        journal.append(Tag("0", {}))
-        journal.close()
-        aside = list(folder.glob("*.torn-*"))
-        assert [p.read_bytes() for p in aside] == ([whole[ends[1] : cut]] if cut > ends[1] else [])
-        again = Journal(folder / "messages.jsonl")
-        assert [seq for seq, _ in again.scan()] == [1, 2, 3]
-        again.close()
+def test_nothing_pending_where_nothing_was_told(tmp_path: Path) -> None:
+    assert deliver_pending(tmp_path / "never", Recorder(), 1.0) == 0
+    assert not (tmp_path / "never").exists()
 
 
-def test_damage_in_the_middle_is_an_error_with_its_place(tmp_path: Path) -> None:
-    whole = write(tmp_path / "o", 3)
-    ends = [i + 1 for i, byte in enumerate(whole) if byte == 10]
-    second = ends[0]
-    damaged = {
-        "flipped": whole[: second + 9] + bytes([whole[second + 9] ^ 1]) + whole[second + 10 :],
-        "blank": whole[:second] + b"\n" + whole[second:],
-        "missing": whole[:second] + whole[ends[1] :],
-        "glued": whole[: second + 20] + whole[ends[1] - 1 - 20 :],
-    }
-    for name, content in damaged.items():
-        folder = tmp_path / name
-        folder.mkdir()
-        (folder / "messages.jsonl").write_bytes(content)
-        with pytest.raises(Damaged, match=f"at byte {second}") as caught:
-            Outbox(folder, Recorder())
-        assert caught.value.offset == second
-        assert (folder / "messages.jsonl").read_bytes() == content
+# --- the disk --------------------------------------------------------------------------------------------------------
 
 
 def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -> None:

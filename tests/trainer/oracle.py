@@ -168,3 +168,10 @@ def worst(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> 
     """The largest relative L2 difference over the parameters, relative to the parameter's own gradient."""
     assert found.keys() == expected.keys()
     return max(float((found[n] - expected[n]).norm() / expected[n].norm().clamp_min(1e-12)) for n in expected)
+
+
+def together(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The relative L2 difference of all gradients as one vector."""
+    assert found.keys() == expected.keys()
+    apart = sum(float((found[n] - expected[n]).double().square().sum()) for n in expected)
+    return (apart / sum(float(g.double().square().sum()) for g in expected.values())) ** 0.5

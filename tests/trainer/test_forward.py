@@ -10,7 +10,14 @@ import pytest
 import torch
 from oracle import Pair, gradients, make_pairs, moved, tiny_model, worst
 from torch import nn
-from transformers import AutoModelForCausalLM, BloomConfig, MambaConfig, PreTrainedModel, Qwen3MoeConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BloomConfig,
+    Llama4TextConfig,
+    MambaConfig,
+    PreTrainedModel,
+    Qwen3MoeConfig,
+)
 
 from trainer.forward.architecture import VERIFIED, UnsupportedHead
 from trainer.forward.layout import pack, separate
@@ -257,6 +264,23 @@ def small(config: Any) -> PreTrainedModel:
 
 UNABLE = {
     "alibi": (lambda: small(BloomConfig(vocab_size=256, hidden_size=32, n_layer=1, n_head=2)), "interface|ALiBi"),
+    "chunked": (
+        lambda: small(
+            Llama4TextConfig(
+                vocab_size=256,
+                hidden_size=32,
+                intermediate_size=32,
+                intermediate_size_mlp=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                head_dim=16,
+                num_local_experts=2,
+                attention_chunk_size=8,
+            )
+        ),
+        "chunked_attention",
+    ),
     "recurrent": (
         lambda: small(MambaConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, state_size=4)),
         "layers of type",
@@ -273,6 +297,8 @@ def test_architectures_that_cannot_share_say_why_and_still_train(name: str, capl
     assert trained.mode == "separate"
     assert trained.why_separate is not None
     assert any(part in trained.why_separate for part in reason.split("|"))
+    with caplog.at_level(logging.WARNING):
+        PairModel(model)
     assert sum("separate padded sequences" in record.message for record in caplog.records) == 1
     terms = trained.backward(pairs, SIMPO, None, norm_of(pairs), torch.Tensor.backward)
     assert torch.isfinite(terms.loss)

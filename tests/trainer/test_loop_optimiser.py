@@ -6,6 +6,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainer.config import TrainingConfig
 from trainer.training.optimiser import Optimiser
+from trainer.training.rounding import round_by_chance
 
 
 def model() -> LlamaForCausalLM:
@@ -69,3 +70,74 @@ def test_goes_on_from_its_state_to_the_bit() -> None:
             optimiser.clip()
             optimiser.step(1.0)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+
+
+def test_rounding_by_chance_is_right_on_average() -> None:
+    exact = torch.tensor([1.0 + 1 / 512, -(1.0 + 1 / 1024), 1e-6 * 1.003, 2.0, 0.0]).repeat(20_000, 1)
+    rounded = round_by_chance(exact.clone(), torch.Generator().manual_seed(0))
+    assert rounded.dtype is torch.bfloat16
+    step = exact[0].abs() / 128
+    assert ((rounded.float() - exact).abs() <= step + 1e-30).all()
+    # The standard error of the mean is at most half a step / sqrt(20,000) = 0.0035 steps.
+    assert ((rounded.double().mean(0) - exact[0].double()).abs() <= 0.02 * step + 1e-30).all()
+    assert torch.equal(rounded[:, 3:].float(), exact[:, 3:])
+
+
+def test_small_updates_of_bfloat16_weights_are_not_lost() -> None:
+    """At a rate of 1e-5 a weight near 0.02 never moves when rounded to nearest."""
+    exact, nearest, chance = model(), model().bfloat16(), model().bfloat16()
+    optimisers = [
+        Optimiser(net, dict(net.named_parameters()), TrainingConfig(learning_rate=1e-5, stochastic_rounding=rounding))
+        for net, rounding in ((exact, True), (nearest, False), (chance, True))
+    ]
+    start = [p.detach().clone() for p in chance.parameters()]
+    for _ in range(20):
+        for net, optimiser in zip((exact, nearest, chance), optimisers, strict=True):
+            draw(net, 7)
+            optimiser.step(1.0)
+
+    def moved(net: torch.nn.Module) -> float:
+        """How far along the signs of the exact updates, in units of the exact way."""
+        way = [(e.detach() - s.float()) for e, s in zip(exact.parameters(), start, strict=True)]
+        gone = [(p.detach().float() - s.float()) for p, s in zip(net.parameters(), start, strict=True)]
+        return float(sum((a.sign() * b).sum() for a, b in zip(way, gone, strict=True)))
+
+    exact_way = 20 * 1e-5 * sum(p.numel() for p in exact.parameters())
+    assert moved(chance) == pytest.approx(exact_way, rel=0.1)
+    assert abs(moved(nearest)) < 0.5 * exact_way
+
+
+def test_rounding_goes_on_from_its_state_to_the_bit() -> None:
+    whole, broken = model().bfloat16(), model().bfloat16()
+    training = TrainingConfig(learning_rate=1e-3, weight_decay=0.1)
+    first = Optimiser(whole, dict(whole.named_parameters()), training)
+    second = Optimiser(broken, dict(broken.named_parameters()), training)
+    for step in range(6):
+        if step == 3:
+            saved = {k: v.clone() for k, v in second.state().items()}
+            assert {v.dtype for v in saved.values()} == {torch.float32}
+            second = Optimiser(broken, dict(broken.named_parameters()), training)
+            second.load(saved)
+        for net, optimiser in ((whole, first), (broken, second)):
+            draw(net, step)
+            optimiser.clip()
+            optimiser.step(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+
+
+def test_float32_weights_among_bfloat16_ones_are_updated_exactly() -> None:
+    """Some models keep a few in float32; the others are rounded by chance all the same."""
+    mixed, exact = model().bfloat16(), model()
+    name = next(iter(dict(exact.named_parameters())))
+    mixed.get_parameter(name).data = exact.get_parameter(name).detach().clone()
+    training = TrainingConfig(learning_rate=1e-5)
+    for net in (mixed, exact):
+        optimiser = Optimiser(net, dict(net.named_parameters()), training)
+        for parameter in net.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimiser.step(1.0)
+    assert torch.equal(mixed.get_parameter(name), exact.get_parameter(name))
+    assert mixed.get_parameter(name).dtype is torch.float32
+    start = model().bfloat16()
+    others = [n for n, _ in mixed.named_parameters() if n != name]
+    assert any(not torch.equal(mixed.get_parameter(n), start.get_parameter(n)) for n in others)

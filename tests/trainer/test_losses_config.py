@@ -10,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from trainer.config import TrialConfig
 from trainer.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
+from trainer.old_names import OLD_NAMES
 
 LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
 
@@ -51,6 +52,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "cpo", "loss_type": "ipo", "label_smoothing": 0.1}, "no meaning with loss_type ipo"),
     ({"kind": "orpo", "lambda": 0.1}, "is called beta here"),
     ({"kind": "orpo", "orpo_lambda": 0.1}, "never used it"),
+    ({"kind": "simpo", "rpo_alpha": 1.0}, "is called sft_weight here"),
+    ({"kind": "simpo", "ld_alpha": 0.5}, "loss.kind dpo with ld_alpha"),
+    ({"kind": "dpo", "gamma": 1.0}, "belongs to SimPO"),
+    ({"kind": "dpo", "sft_weight": 1.0}, "write nll_scale"),
+    ({"kind": "dpo", "orpo_lambda": 1.0}, "belongs to ORPO"),
+    ({"kind": "cpo", "rpo_alpha": 1.0}, "is called nll_scale here"),
+    ({"kind": "orpo", "cpo_alpha": 1.0}, "is called nll_scale here"),
     ({"kind": "kto"}, "does not match any of the expected tags"),
 ]
 
@@ -59,6 +67,18 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 def test_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
     with pytest.raises(ValidationError, match=sentence):
         LOSS.validate_python(given)
+
+
+@pytest.mark.parametrize("kind", OLD_NAMES)
+def test_no_old_name_is_a_parameter(kind: str) -> None:
+    fields = type(LOSS.validate_python({"kind": kind})).model_fields
+    assert not fields.keys() & OLD_NAMES[kind].keys()
+
+
+def test_an_old_name_is_told_at_its_place_and_hides_no_other_mistake() -> None:
+    with pytest.raises(ValidationError) as caught:
+        LOSS.validate_python({"kind": "dpo", "rpo_alpha": 1.0, "beta": -1.0, "bta": 1.0})
+    assert {error["loc"] for error in caught.value.errors()} == {("dpo", key) for key in ("rpo_alpha", "beta", "bta")}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

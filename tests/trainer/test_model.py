@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import copytree, rmtree
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig
 from trainer.errors import ModelError
 from trainer.models.export import export_model
-from trainer.models.identity import model_identity
+from trainer.models.identity import model_identity, weight_files
 from trainer.models.live import LiveModel, load_model
+from trainer.models.start_weights import StartWeights, named_tensors
 from trainer.storage.durable import sha256_of
 
 CPU = torch.device("cpu")
@@ -35,7 +37,7 @@ def load(place: Path, **more: object) -> torch.nn.Module:
 
 def live(place: Path) -> LiveModel:
     config = ModelConfig(name_or_path=str(place))
-    return LiveModel(load_model(config, str(place), CPU), config, "id")
+    return LiveModel(load_model(config, str(place), CPU), config, "id", weight_files(config, str(place)))
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -78,6 +80,57 @@ def test_start_weights_come_back_to_the_bit(folder: Path) -> None:
     assert model.rest() is True
     assert same(weights(model.base), start)
     assert model.trained() == {}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_start_weights_are_mapped_from_the_file(folder: Path, dtype: str) -> None:
+    model = load(folder, dtype=dtype)
+    before, start = weights(model), StartWeights(model, sorted(folder.glob("*.safetensors")))
+    # Only the rotary frequencies, which no file holds; a bfloat16 model starts from the float32 file's weights rounded.
+    assert start.copied_bytes == sum(b.nbytes for _, b in model.named_buffers())
+    assert start.mapped_bytes == 4 * sum(p.numel() for p in model.parameters())
+    with torch.no_grad():
+        for _, tensor in named_tensors(model):
+            tensor.add_(1.0)
+    start.put_back(model)
+    assert same(weights(model), before)
+    assert str(folder) in Path("/proc/self/maps").read_text()
+
+
+def test_weights_that_differ_from_the_file_are_copied(folder: Path) -> None:
+    model = load(folder)
+    with torch.no_grad():
+        model.model.norm.weight.mul_(2.0)
+    before, start = weights(model), StartWeights(model, sorted(folder.glob("*.safetensors")))
+    assert start.copied_bytes == model.model.norm.weight.nbytes + sum(b.nbytes for _, b in model.named_buffers())
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+    start.put_back(model)
+    assert same(weights(model), before)
+
+
+def test_a_start_model_that_changes_meanwhile_is_refused(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    copytree(folder, place)
+    model = load(place)
+    start = StartWeights(model, sorted(place.glob("*.safetensors")))
+    with (place / "model.safetensors").open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"x")
+    with pytest.raises(ModelError, match="changed while trials start from it"):
+        start.put_back(model)
+
+
+def test_a_start_model_that_is_removed_meanwhile_stays_mapped(folder: Path, tmp_path: Path) -> None:
+    place = tmp_path / "model"
+    copytree(folder, place)
+    model = load(place)
+    before, start = weights(model), StartWeights(model, sorted(place.glob("*.safetensors")))
+    rmtree(place)
+    with torch.no_grad():
+        model.model.norm.weight.zero_()
+    start.put_back(model)
+    assert same(weights(model), before)
 
 
 def test_adapters_are_a_function_of_the_seed_and_leave_no_trace(folder: Path) -> None:

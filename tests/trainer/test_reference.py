@@ -75,6 +75,18 @@ def test_a_damaged_file_is_computed_again(tmp_path: Path, content: bytes, caplog
     assert "damaged" in caplog.text
 
 
+def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
+    world = World()
+    start_logps(tmp_path, {"start": "a"}, world, logps)
+    (file,) = (tmp_path / "reference").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    found, computed = start_logps(tmp_path, {"start": "a"}, world, logps)
+    assert computed
+    assert same(found, logps())
+
+
 def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         start_logps(tmp_path, {"start": "a"}, World(), never)

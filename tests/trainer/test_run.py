@@ -41,7 +41,7 @@ def test_a_run_says_and_leaves_everything(workshop: Workshop, tmp_path: Path) ->
         assert all(math.isfinite(v) for v in point.metrics.values())
         assert ("eval_loss" in point.metrics) == (point.step in (0, 3, 6))
         assert ("loss" in point.metrics) == (point.step > 0)
-        assert ("eval_exact_answers" in point.metrics) == (point.step in (0, 6))
+        assert ("eval_exact_answers" in point.metrics) == (point.step in (0, 3, 6))
     assert points[3].metrics["epoch"] == 1.0
     assert points[1].metrics["learning_rate"] == 0.0
     assert points[2].metrics["learning_rate"] == 5e-3
@@ -49,12 +49,14 @@ def test_a_run_says_and_leaves_everything(workshop: Workshop, tmp_path: Path) ->
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == [0, 0, 6, 6]
+    assert [line["step"] for line in lines] == [0, 0, 3, 3, 6, 6]
     assert set(lines[0]) == {"step", "prompt", "answer", "expected", "right"}
     pairs = load_file(tmp_path / "eval_pairs.safetensors")
     gap = pairs["chosen"] / pairs["chosen_tokens"] - pairs["rejected"] / pairs["rejected_tokens"]
     assert float(gap.mean()) == pytest.approx(points[6].metrics["eval_margins/logp"], rel=1e-12)
     assert pairs["row"].tolist() == [1, 2, 3, 4, 5, 6]
+    before = pairs["start_chosen"] / pairs["chosen_tokens"] - pairs["start_rejected"] / pairs["rejected_tokens"]
+    assert float(before.mean()) == pytest.approx(points[0].metrics["eval_margins/logp"], rel=1e-12)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -236,6 +238,19 @@ def test_no_prompts_no_answers(workshop: Workshop, tmp_path: Path) -> None:
     points, _ = finish(workshop.train(config, tmp_path))
     assert not any("answer" in name or "repetition" in name for p in points for name in p.metrics)
     assert not (tmp_path / "samples.jsonl").exists()
+
+
+@pytest.mark.parametrize(("every", "looks"), [(2, [0, 2, 4, 6]), (0, [0, 6]), (4, [0, 4, 6])])
+def test_how_often_the_answers_are_looked_at(workshop: Workshop, tmp_path: Path, every: int, looks: list[int]) -> None:
+    config = trial(evaluation={"prompts": 2, "max_new_tokens": 6, "answer_steps": every, "samples": 1})
+    run = workshop.train(config, tmp_path / "1")
+    first = [next(run) for _ in range(6)]
+    run.close()  # after update 5; its newest checkpoint is of update 3
+    points, _ = finish(workshop.train(config, tmp_path / "2", [tmp_path / "1"]))
+    assert told(points[:6]) == told(first)
+    assert [p.step for p in points if "eval_repetition" in p.metrics] == looks
+    lines = [json.loads(line) for line in (tmp_path / "2/samples.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == looks, "older attempts' texts are kept"
 
 
 def test_dtypes_and_attention_modes_train(workshop: Workshop, tmp_path: Path) -> None:

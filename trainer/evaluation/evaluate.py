@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from trainer.forward.pair_model import PairModel
 from trainer.metrics import EVAL
 from trainer.objectives.losses import needs
 from trainer.objectives.pair_logps import PairLogps
-from trainer.storage.durable import write_file, write_text
+from trainer.storage.durable import write_file
 from trainer.world import Patience, World
 
 
@@ -68,7 +67,12 @@ class Examiner:
         """All `eval_` metrics; `reference` are the start model's log-probs of the same pairs."""
         against = logps.against(reference) if needs(self.config.loss).reference else logps
         held_out = eval_metrics(self.config.loss, against, [int(n) for n in self.pairs.prompt_lengths])
-        return held_out | {f"{EVAL}{name}": value for name, value in answer_metrics(answers).items()}
+        return held_out | self.of_answers(answers)
+
+    @staticmethod
+    def of_answers(answers: Sequence[Answer]) -> dict[str, float]:
+        """The `eval_` metrics that follow from answers alone."""
+        return {f"{EVAL}{name}": value for name, value in answer_metrics(answers).items()}
 
 
 @contextmanager
@@ -81,19 +85,14 @@ def _at_rest(model: PreTrainedModel) -> Generator[None]:
         model.train(before)
 
 
-def write_samples(path: Path, answers: Mapping[int, Sequence[Answer]], kept: int) -> None:
-    """One JSON object per line: step, prompt, answer, expected, right; the first `kept` answers of each step."""
-    rows = [
-        {"step": step, "prompt": a.prompt, "answer": a.answer, "expected": a.expected, "right": a.right}
-        for step, given in sorted(answers.items())
-        for a in given[:kept]
-    ]
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+def write_eval_pairs(path: Path, logps: PairLogps, start: PairLogps, pairs: PairSet) -> None:
+    """The log-probs of every held-out pair, [N] each, with its `source` and `row`: what paired tests compare.
 
-
-def write_eval_pairs(path: Path, logps: PairLogps, pairs: PairSet) -> None:
-    """The log-probs of every held-out pair, [N] each, with its `source` and `row`: what paired tests compare."""
+    `start_chosen` and `start_rejected` are the start model's of the same pairs.
+    """
     columns = logps.columns() | {
+        "start_chosen": start.chosen,
+        "start_rejected": start.rejected,
         "source": torch.as_tensor(pairs.sources).clone(),
         "row": torch.as_tensor(pairs.rows).clone(),
     }

@@ -6,9 +6,10 @@ every trial's evaluation at step 0. Files: `cache/reference/<digest>.safetensors
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from trainer.evaluation.answers import Answer
 from trainer.objectives.pair_logps import PairLogps
@@ -38,8 +40,9 @@ def start_logps(
     path = cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
 
     def write(found: PairLogps) -> None:
-        described = {"key": json.dumps(key, sort_keys=True)}
-        write_file(path, lambda aside: save_file(found.columns(), aside, metadata=described))
+        columns = found.columns()
+        described = {"key": json.dumps(key, sort_keys=True), "sha256": _content(columns)}
+        write_file(path, lambda aside: save_file(columns, aside, metadata=described))
 
     return _once(path, world, compute, write, _read_logps)
 
@@ -59,7 +62,18 @@ def start_answers(
 def _read_logps(path: Path) -> PairLogps:
     # Read into memory: a mapped file that is replaced would pull the pages away.
     with safe_open(path, framework="pt") as file:
-        return PairLogps.from_columns({name: file.get_tensor(name).clone() for name in file.keys()})  # noqa: SIM118
+        columns = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
+        if (file.metadata() or {}).get("sha256") != _content(columns):
+            raise ValueError("its numbers are not those that were written")
+    return PairLogps.from_columns(columns)
+
+
+def _content(columns: Mapping[str, Tensor]) -> str:
+    """Digest of the numbers, which safetensors does not check."""
+    digest = hashlib.sha256()
+    for name in sorted(columns):
+        digest.update(f"{name}\0".encode() + columns[name].cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _read_answers(path: Path) -> list[Answer]:

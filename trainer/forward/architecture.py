@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trainer.forward.attention import CannotAttend
-from trainer.forward.body import attending, hidden_states
+from trainer.forward.body import attending, body_of, hidden_states
 from trainer.forward.layout import Batch, Tokens, pack, separate
 from trainer.forward.logps import Head, Rows, sequence_logps
 
@@ -26,6 +26,8 @@ class UnsupportedHead(ValueError):
 
 def find_head(core: PreTrainedModel) -> Head:
     """The output layer, as parameters. UnsupportedHead where it is adapted, quantised or does something unknown."""
+    if body_of(core) is None:
+        raise UnsupportedHead(f"{type(core).__name__} has no body apart from its output layer")
     layer = core.get_output_embeddings()
     if type(layer) is not nn.Linear:
         raise UnsupportedHead(

@@ -27,6 +27,12 @@ def core_model(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+def body_of(core: PreTrainedModel) -> PreTrainedModel | None:
+    """The model without its output layer; a few types (Llama 4) have it under another name than their prefix says."""
+    found = (core.base_model, getattr(core, "model", None))
+    return next((body for body in found if isinstance(body, PreTrainedModel) and body is not core), None)
+
+
 @contextmanager
 def attending(core: PreTrainedModel, batch: Batch) -> Generator[None]:
     """While this lasts the model attends as the layout wants; backward belongs in it, since it may compute again."""
@@ -49,7 +55,8 @@ def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tens
         inputs["attention_mask"] = batch.attention_mask
     else:
         inputs |= {"position_ids": batch.position_ids, "pair_plan": batch.plan}
-    body = core.base_model
+    body = body_of(core)
+    assert body is not None, "find_head has refused it"
     if isinstance(model, DistributedDataParallel):
         # Its own forward must run, since it arms the gradient reduction; what it wraps gives the body's result.
         with _answering(model.module, body):

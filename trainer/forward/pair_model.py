@@ -6,9 +6,11 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from trainer.forward.architecture import check_head, find_head, why_separate
 from trainer.forward.body import attending, core_model, hidden_states
@@ -23,6 +25,10 @@ _log = logging.getLogger(__name__)
 _TOGETHER_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
 _MOST_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 """Memory for one chunk of float32 logits, by device: of several pairs, and of one long pair."""
+
+
+_told: WeakSet[PreTrainedModel] = WeakSet()
+"""Models of which it was said what is special about them: once, however many trials they serve."""
 
 
 class CannotPack(ValueError):
@@ -67,15 +73,20 @@ class PairModel:
         reason = "asked for" if attention == "separate" else why_separate(self._core)
         if attention == "packed" and reason is not None:
             raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
-        if attention == "auto" and reason is not None:
-            _log.warning("pairs are computed as separate padded sequences: %s", reason)
-        if getattr(self._core.config.get_text_config(), "router_aux_loss_coef", None):
-            _log.warning("a mixture of experts: its load-balancing loss is not part of the objective")
+        if self._core not in _told:
+            self._tell(reason if attention == "auto" else None)
         self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
         self.why_separate = reason
         """Why the mode is not packed; None when it is."""
         self.rows = rows or _rows(self.device.type, self._head.weight.shape[0])
         self.counters = Counters()
+
+    def _tell(self, reason: str | None) -> None:
+        if reason is not None:
+            _log.warning("pairs are computed as separate padded sequences: %s", reason)
+        if getattr(self._core.config.get_text_config(), "router_aux_loss_coef", None):
+            _log.warning("a mixture of experts: its load-balancing loss is not part of the objective")
+        _told.add(self._core)
 
     @property
     def device(self) -> torch.device:

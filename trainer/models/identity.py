@@ -30,3 +30,14 @@ def model_identity(config: ModelConfig, place: str) -> str:
     cached = try_to_load_from_cache(place, "config.json", revision=config.revision)
     commit = Path(cached).parent.name if isinstance(cached, str) else (config.revision or "main")
     return f"hub:{place}@{commit}"
+
+
+def weight_files(config: ModelConfig, place: str) -> list[Path]:
+    """The safetensors files of a start model that was loaded: its folder's, or its commit's in the hub cache."""
+    folder = Path(place)
+    if not folder.is_dir():
+        cached = try_to_load_from_cache(place, "config.json", revision=config.revision)
+        if not isinstance(cached, str):
+            return []
+        folder = Path(cached).parent
+    return sorted(folder.glob("*.safetensors"))

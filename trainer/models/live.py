@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
@@ -15,6 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig
 from trainer.errors import ModelError
+from trainer.models.start_weights import StartWeights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -100,10 +102,11 @@ def switch_dropout_off(model: nn.Module) -> None:
 class LiveModel:
     """One loaded model that serves one trial after the other, each from the same start weights to the bit."""
 
-    def __init__(self, model: PreTrainedModel, config: ModelConfig, identity: str) -> None:
-        self.base, self.config, self.identity = model, config, identity
+    def __init__(self, model: PreTrainedModel, config: ModelConfig, identity: str, files: Sequence[Path] = ()) -> None:
+        """files: the safetensors files that the weights came from, which `StartWeights` maps instead of copying."""
+        self.base, self.config, self.identity, self._files = model, config, identity, tuple(files)
         self._adapted: PeftModel | None = None
-        self._start: dict[str, torch.Tensor] | None = None
+        self._start: StartWeights | None = None
         self._touched = False
 
     def rest(self) -> bool:
@@ -113,9 +116,7 @@ class LiveModel:
             self._adapted = None
         copied = self._touched and self._start is not None
         if self._touched and self._start is not None:
-            with torch.no_grad():
-                for name, tensor in _tensors(self.base):
-                    tensor.copy_(self._start[name])
+            self._start.put_back(self.base)
         self._touched = False
         self.base.activation_checkpointing_disable()
         self.base.requires_grad_(False)
@@ -144,7 +145,7 @@ class LiveModel:
             raise ModelError("a model in 4 bits can only be trained with `lora`")
         if self._start is None:
             # Taken at the first full fine-tuning: adapters never change the base.
-            self._start = {name: t.detach().to("cpu", copy=True) for name, t in _tensors(self.base)}
+            self._start = StartWeights(self.base, self._files)
         self._touched = True
         self.base.requires_grad_(True)
 
@@ -175,7 +176,3 @@ class LiveModel:
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters being trained, by name."""
         return {name: p for name, p in self.base.named_parameters() if p.requires_grad}
-
-
-def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    return [*model.named_parameters(), *model.named_buffers()]

@@ -36,6 +36,10 @@ class PairLogps:
     reference: PairLogps | None = None
     """The same pairs under the frozen start model."""
 
+    def gaps(self) -> Tensor:
+        """Gap of length-averaged log-probs, chosen minus rejected, of each pair: [N]."""
+        return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
+
     def __len__(self) -> int:
         return int(self.chosen.shape[0])
 

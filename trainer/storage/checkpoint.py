@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from trainer.failpoint import failpoint
 from trainer.objectives.pair_metrics import Totals
 from trainer.report import Point
 from trainer.storage.durable import sha256_of, sync, write_folder
@@ -57,6 +58,7 @@ def save(folder: Path, state: State) -> Path:
 
     def fill(aside: Path) -> None:
         save_file(_plain(state.weights), aside / "weights.safetensors")
+        failpoint("checkpoint.weights")
         save_file(_plain(state.optimiser), aside / "optimiser.safetensors")
         said = {
             "config": state.config,
@@ -68,6 +70,7 @@ def save(folder: Path, state: State) -> Path:
         for name in _FILES:
             sync(aside / name)
         digests = {name: sha256_of([aside / name]) for name in _FILES}
+        failpoint("checkpoint.manifest")
         manifest = {"format": _FORMAT, "step": state.step, "sha256": digests}
         (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
@@ -95,6 +98,7 @@ def discard(folders: Iterable[Path], before: int | None = None) -> None:
     for place in _places(folders):
         if before is None or _step(place) < before:
             shutil.rmtree(place)
+            failpoint("checkpoint.discarded")
 
 
 def _places(folders: Iterable[Path]) -> list[Path]:
@@ -128,7 +132,10 @@ def _load(place: Path) -> State:
 
 def points(said: Sequence[Mapping[str, Any]]) -> list[Point]:
     """Points from their JSON form."""
-    return [Point(int(p["step"]), {str(k): float(v) for k, v in p["metrics"].items()}) for p in said]
+    return [
+        Point(int(p["step"]), {str(k): float(v) for k, v in p["metrics"].items()}, str(p.get("pairs", "")))
+        for p in said
+    ]
 
 
 def _object(path: Path) -> dict[str, Any]:

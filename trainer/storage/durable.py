@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from trainer.failpoint import failpoint
+
 _BLOCK = 1 << 20
 
 
@@ -46,7 +48,9 @@ def write_file(path: Path, fill: Callable[[Path], None]) -> None:
     try:
         fill(aside)
         sync(aside)
+        failpoint("file.rename")
         aside.replace(path)
+        failpoint("file.renamed")
         sync(path.parent)
     finally:
         aside.unlink(missing_ok=True)
@@ -73,12 +77,15 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     aside.mkdir()
     try:
         fill(aside)
+        failpoint("folder.sync")
         for inner in sorted(aside.rglob("*")):
             sync(inner)
         sync(aside)
         if path.exists():
             shutil.rmtree(path)
+        failpoint("folder.rename")
         aside.rename(path)
+        failpoint("folder.renamed")
         sync(path.parent)
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -9,6 +9,7 @@ from torch import nn
 from transformers.trainer_pt_utils import get_parameter_names
 
 from trainer.config import TrainingConfig
+from trainer.training.rounding import RoundingAdamW
 
 # As transformers' Trainer.get_decay_parameter_names (5.23).
 _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
@@ -18,7 +19,8 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 class Optimiser:
     """AdamW over the trained parameters of one model; gradients are taken from the parameters.
 
-    The moments have the parameters' dtype. Weight decay spares norms and biases, as transformers' Trainer does.
+    The moments have the parameters' dtype, except with stochastic rounding of bfloat16 weights (rounding.py). Weight
+    decay spares norms and biases, as transformers' Trainer does.
     """
 
     def __init__(self, model: nn.Module, trained: Mapping[str, nn.Parameter], training: TrainingConfig) -> None:
@@ -30,13 +32,14 @@ class Optimiser:
             {"params": [p for n, p in trained.items() if n in decaying], "weight_decay": training.weight_decay},
             {"params": [p for n, p in trained.items() if n not in decaying], "weight_decay": 0.0},
         ]
-        self._adam = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=self._rate,
-            betas=(training.adam_beta1, training.adam_beta2),
-            eps=training.adam_epsilon,
-            fused=True,
-        )
+        groups = [group for group in groups if group["params"]]
+        betas, eps = (training.adam_beta1, training.adam_beta2), training.adam_epsilon
+        self._adam: torch.optim.AdamW | RoundingAdamW
+        # Some models keep a few weights in float32 whatever was asked for.
+        if training.stochastic_rounding and any(p.dtype is torch.bfloat16 for p in trained.values()):
+            self._adam = RoundingAdamW(groups, lr=self._rate, betas=betas, eps=eps, seed=training.seed)
+        else:
+            self._adam = torch.optim.AdamW(groups, lr=self._rate, betas=betas, eps=eps, fused=True)
 
     def clip(self) -> float:
         """The norm of all gradients together; gradients beyond max_grad_norm are scaled down to it, 0: never."""
@@ -58,20 +61,30 @@ class Optimiser:
 
     def state(self) -> dict[str, torch.Tensor]:
         """The moments as tensors named `exp_avg.<parameter>`; the live ones, not copies."""
-        return {
-            f"{moment}.{name}": self._adam.state[parameter][moment]
-            for name, parameter in self._trained.items()
-            if parameter in self._adam.state
-            for moment in _MOMENTS
-        }
+        return moments(self._adam, self._trained)
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state` returned. KeyError where a moment of a parameter is missing."""
-        for name, parameter in self._trained.items():
-            if f"step.{name}" in state:
-                self._adam.state[parameter] = {
-                    moment: _beside(state[f"{moment}.{name}"], parameter) for moment in _MOMENTS
-                }
+        load_moments(self._adam, self._trained, state)
+
+
+def moments(adam: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    """The moments of an AdamW over these parameters as tensors named `exp_avg.<parameter>`; the live ones."""
+    return {
+        f"{moment}.{name}": adam.state[parameter][moment]
+        for name, parameter in trained.items()
+        if parameter in adam.state
+        for moment in _MOMENTS
+    }
+
+
+def load_moments(
+    adam: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], state: Mapping[str, torch.Tensor]
+) -> None:
+    """Take over what `moments` returned. KeyError where a moment of a parameter is missing."""
+    for name, parameter in trained.items():
+        if f"step.{name}" in state:
+            adam.state[parameter] = {moment: _beside(state[f"{moment}.{name}"], parameter) for moment in _MOMENTS}
 
 
 def _beside(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:

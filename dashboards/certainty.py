@@ -1,0 +1,180 @@
+"""How sure a ranking is: bootstrap over the held-out pairs, paired, as all trials saw the same ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dashboards.pairs import Column, per_pair
+from dashboards.sweep_frame import SweepFrame, TrialCase
+from trainer.metrics import base_name
+
+RESAMPLES = 2000
+_SEED = 0
+_NOTHING = 1e-12
+"""Below this a difference is the rounding of the sum, not a difference."""
+_MOST = 200_000
+"""More held-out pairs than anybody has: then a difference is as good as none."""
+_TAIL = 2.5
+_SHARES = ("accuracies/logp", "rewards/accuracies", "exact_answers")
+_Z = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A mean difference with its 95 % interval, in the goal's own units."""
+
+    mean: float
+    low: float
+    high: float
+    pairs: int
+    paired: bool = True
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval leaves 0 out."""
+        return self.low > 0 or self.high < 0
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval."""
+        return (self.high - self.low) / 2
+
+    @property
+    def pairs_needed(self) -> int | None:
+        """About how many held-out pairs would make a difference of this size clear; None where there is none."""
+        if self.mean == 0 or self.half_width == 0:
+            return None
+        needed = math.ceil(self.pairs * (self.half_width / abs(self.mean)) ** 2)
+        return needed if needed <= _MOST else None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Certainty:
+    """What may be said of the winner. `rivals` are the other complete trials, best first."""
+
+    winner: TrialCase
+    pairs: int
+    """Held-out pairs; 0 where no comparison was possible."""
+    paired: bool
+    against_start: Difference | None
+    rivals: tuple[tuple[TrialCase, Difference], ...]
+    """Winner minus rival; positive: more of the goal's metric."""
+    wins: dict[int, float]
+    """Share of resamples of the pairs in which each trial would have won; empty without pairs."""
+    tied: tuple[TrialCase, ...]
+    """Trials whose difference to the winner is not clear, the winner first."""
+
+
+def certainty(frame: SweepFrame) -> Certainty | None:
+    """How sure the winner is; None before any trial is complete."""
+    ranked = frame.ranked
+    if not ranked:
+        return None
+    winner = ranked[0]
+    columns = _columns(frame, ranked)
+    if columns is None:
+        return _unpaired(frame, ranked)
+    matrix, known = columns
+    drawn = resample(matrix)
+    place = {case.number: k for k, case in enumerate(known)}
+    rivals: list[tuple[TrialCase, Difference]] = []
+    for case in ranked[1:]:
+        k = place.get(case.number)
+        if k is not None:
+            mean = float(np.mean(matrix[:, 0] - matrix[:, k]))
+            rivals.append((case, _interval(mean, drawn[:, 0] - drawn[:, k], len(matrix))))
+    best = np.argmax(frame.sign * drawn, axis=1)
+    wins = {case.number: float(np.mean(best == k)) for k, case in enumerate(known)}
+    return Certainty(
+        winner=winner,
+        pairs=len(matrix),
+        paired=True,
+        against_start=_against_start(frame, winner),
+        rivals=tuple(rivals),
+        wins=wins,
+        tied=(winner, *(case for case, difference in rivals if not difference.clear)),
+    )
+
+
+def resample(matrix: Column) -> Column:
+    """Means of each column over RESAMPLES bootstrap draws of the rows, the same draws for all: [RESAMPLES, columns]."""
+    rng = np.random.default_rng(_SEED)
+    rows = len(matrix)
+    out = np.empty((RESAMPLES, matrix.shape[1]))
+    block = max(1, 2_000_000 // rows)
+    for begin in range(0, RESAMPLES, block):
+        size = min(block, RESAMPLES - begin)
+        counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=size)
+        out[begin : begin + size] = counts @ matrix / rows
+    return out
+
+
+def paired_difference(a: Column, b: Column) -> Difference:
+    """Mean of a - b over the same pairs, with its interval."""
+    gap = (a - b)[:, None]
+    return _interval(float(gap.mean()), resample(gap)[:, 0], len(gap))
+
+
+def case_values(frame: SweepFrame, case: TrialCase, metric: str | None = None) -> Column | None:
+    """The goal's value on each held-out pair after training; None where the trial left none."""
+    if case.pairs is None:
+        return None
+    return per_pair(metric or frame.goal.metric, case.pairs, case.config.loss)
+
+
+def _columns(frame: SweepFrame, ranked: Sequence[TrialCase]) -> tuple[NDArray[np.float64], list[TrialCase]] | None:
+    """One column a trial, the winner's first; None where the winner has none."""
+    first = ranked[0].pairs
+    if first is None:
+        return None
+    known: list[TrialCase] = []
+    columns: list[Column] = []
+    for case in ranked:
+        values = case_values(frame, case)
+        if values is not None and case.pairs is not None and case.pairs.same_pairs(first):
+            known.append(case)
+            columns.append(values)
+    return (np.stack(columns, axis=1), known) if known and known[0] is ranked[0] else None
+
+
+def _interval(mean: float, drawn: Column, pairs: int) -> Difference:
+    low, high = (float(end) for end in np.percentile(drawn, [_TAIL, 100 - _TAIL]))
+    mean, low, high = (0.0 if abs(value) < _NOTHING else value for value in (mean, low, high))
+    return Difference(mean, low, high, pairs)
+
+
+def _against_start(frame: SweepFrame, case: TrialCase) -> Difference | None:
+    after = case_values(frame, case)
+    start = None if case.pairs is None else case.pairs.at_start()
+    before = None if start is None else per_pair(frame.goal.metric, start, case.config.loss)
+    if after is not None and before is not None:
+        return paired_difference(after, before)
+    return _apart(frame, case.record.value, frame.start(frame.goal.metric))
+
+
+def _unpaired(frame: SweepFrame, ranked: Sequence[TrialCase]) -> Certainty:
+    """Without the pairs only shares have a known spread: that of two independent samples, which is wider."""
+    winner = ranked[0]
+    found = [(case, _apart(frame, winner.record.value, case.record.value)) for case in ranked[1:]]
+    rivals = tuple((case, difference) for case, difference in found if difference is not None)
+    pairs = rivals[0][1].pairs if rivals else 0
+    tied = (winner, *(case for case, difference in rivals if not difference.clear))
+    against = _apart(frame, winner.record.value, frame.start(frame.goal.metric))
+    return Certainty(winner, pairs, False, against, rivals, {}, tied)
+
+
+def _apart(frame: SweepFrame, a: float | None, b: float | None) -> Difference | None:
+    name = base_name(frame.goal.metric)
+    if a is None or b is None or name not in _SHARES:
+        return None
+    of_answers = name == "exact_answers"
+    count = frame.spec.base.evaluation.prompts if of_answers else 0 if frame.data is None else frame.data.eval_rows
+    if count < 1:
+        return None
+    spread = _Z * math.sqrt((a * (1 - a) + b * (1 - b)) / count)
+    return Difference(a - b, a - b - spread, a - b + spread, count, paired=False)

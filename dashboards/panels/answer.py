@@ -1,0 +1,160 @@
+"""The answer first: which configuration, how good, how sure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from dashboards.blocks import Block, Code, Fact, Facts, Panel, Table, Words
+from dashboards.certainty import Certainty, Difference
+from dashboards.frame import brief, counts, show, signed
+from dashboards.insight import Insight
+from dashboards.seeds import seed_groups
+from dashboards.sweep_frame import SweepFrame, TrialCase
+from orchestrator.study.state import TrialState
+from trainer.config import TrialConfig
+from trainer.metrics import EVAL
+
+_LISTED = 10
+_BESIDE = {
+    f"{EVAL}margins/logp": "margin",
+    f"{EVAL}logps_per_token/chosen": "chosen log-prob",
+    f"{EVAL}exact_answers": "right answers",
+}
+"""Metric -> its column: the newest value, and its change since the start."""
+
+
+def panel(seen: Insight) -> Panel | None:
+    """The winner, against the start and against the others."""
+    frame, sure = seen.frame, seen.sure
+    if sure is None:
+        return Panel("answer", "The answer", "", (Words(_nothing_yet(frame), strong=True), *_standing(frame)))
+    winner = sure.winner
+    blocks: list[Block] = [Facts(tuple(_facts(frame, sure))), Words(_how_sure(frame, sure), strong=True)]
+    if frame.state != "finished" and not frame.sweeps:
+        blocks.append(Words(f"The sweep is {frame.state}: this is how it stands now, not its result."))
+    blocks.append(_table(frame, sure))
+    groups = seed_groups(frame)
+    if groups:
+        rows = tuple(
+            (frame.words(g.cases[0], g.paths), str(len(g.cases)), show(g.mean), f"± {show(g.spread)}") for g in groups
+        )
+        blocks.append(Words("Over seeds, the same configuration trained again (mean and standard deviation):"))
+        head = ("configuration", "seeds", frame.goal.metric, "spread")
+        blocks.append(Table(head, rows[:_LISTED], frozenset({1, 2, 3})))
+    blocks.append(Code("The winner's searched leaves", _yaml(_nested(dict(winner.record.params)))))
+    blocks.append(Code("The winner as a whole trial: python -m trainer trial.yaml", whole(winner.config), folded=True))
+    return Panel("answer", "The answer", "", blocks)
+
+
+def _nothing_yet(frame: SweepFrame) -> str:
+    state = counts(case.record for case in frame.trials)
+    if not frame.trials:
+        return "No trial has begun yet."
+    if all(case.record.state.finished for case in frame.trials):
+        words = [f"{n} {s.lower()}" for s, n in state.items() if n]
+        return f"No trial completed: {', '.join(words)}. The reasons are below."
+    return f"No trial has completed yet; {state[TrialState.RUNNING]} running."
+
+
+def _standing(frame: SweepFrame) -> list[Block]:
+    start = frame.start(frame.goal.metric)
+    return [] if start is None else [Facts((Fact(f"start model, {frame.goal.metric}", show(start)),))]
+
+
+def _facts(frame: SweepFrame, sure: Certainty) -> list[Fact]:
+    winner = sure.winner
+    state = counts(case.record for case in frame.trials)
+    start = frame.start(frame.goal.metric)
+    total = f" of {frame.planned}" if frame.planned and frame.planned > len(frame.trials) else ""
+    ends = ", ".join(f"{n} {s.lower()}" for s, n in state.items() if n)
+    value = brief(winner.record.value)
+    found = [
+        Fact(f"best: trial {winner.label}", frame.words(winner) or "the only configuration"),
+        Fact(frame.goal.metric, value, "" if start is None else f"{brief(start)} before training"),
+    ]
+    if sure.against_start is not None:
+        found.append(Fact("gain over the start model", signed(sure.against_start.mean), _interval(sure.against_start)))
+    if sure.wins:
+        share = sure.wins[winner.number]
+        found.append(Fact("would win again", f"{share:.0%}", f"of redraws of {sure.pairs:,} held-out pairs"))
+    found.append(Fact("trials", f"{len(frame.trials)}{total}", ends))
+    return found
+
+
+def _how_sure(frame: SweepFrame, sure: Certainty) -> str:
+    if not sure.rivals:
+        others = len(frame.ranked) - 1
+        if others:
+            return (
+                f"How sure the ranking is cannot be told: {frame.goal.metric} is no mean over held-out pairs, or the "
+                "trials' pairs are gone. Run the best few again with other values of training.seed."
+            )
+        return "Only one trial completed: there is nothing to compare it with but the start model."
+    how = "bootstrap over the held-out pairs, all trials on the same ones" if sure.paired else "not paired, so too wide"
+    rival, difference = sure.rivals[0]
+    if len(sure.tied) == 1:
+        return (
+            f"Trial {sure.winner.label} is better than every other: the runner-up, trial {rival.label}, is behind by "
+            f"{brief(abs(difference.mean))} ({_interval(difference)}; {how})."
+        )
+    count = len(sure.tied)
+    every = "All" if count == len(frame.ranked) else "These"
+    listed = ", ".join(case.label for case in sure.tied[:_LISTED]) + (" and more" if count > _LISTED else "")
+    return (
+        f"{every} {count} configurations cannot be told apart: trials {listed}. The differences to the winner have "
+        f"95 % intervals that include 0 ({how})."
+    )
+
+
+def _table(frame: SweepFrame, sure: Certainty) -> Table:
+    gaps = {case.number: difference for case, difference in sure.rivals}
+    tied = {case.number for case in sure.tied}
+    beside = [m for m in _BESIDE if m != frame.goal.metric and any(c.last(m) is not None for c in frame.ranked)]
+    head = ["trial", *(frame.short.get(p, p) for p in frame.paths), frame.goal.metric.removeprefix(EVAL)]
+    head += ["behind by (95 %)", "clearly", "would win", *(_BESIDE[m] for m in beside)]
+    rows: list[tuple[str, ...]] = []
+    for case in frame.ranked[:_LISTED]:
+        gap = gaps.get(case.number)
+        row = [case.label, *(show(case.record.params.get(p)) for p in frame.paths), brief(case.record.value)]
+        row += ["–", "–"] if gap is None else [_behind(frame, gap), "no" if case.number in tied else "yes"]
+        row += [f"{sure.wins[case.number]:.0%}" if case.number in sure.wins else "–"]
+        row += [_with_change(case, metric) for metric in beside]
+        rows.append(tuple(row))
+    return Table(tuple(head), tuple(rows), numeric=frozenset(range(1, len(head))), marked=frozenset({0}))
+
+
+def _behind(frame: SweepFrame, gap: Difference) -> str:
+    """How far the rival is behind, whichever direction is better."""
+    low, high = sorted((frame.sign * gap.low, frame.sign * gap.high))
+    return f"{brief(frame.sign * gap.mean)} ({signed(low)} … {signed(high)})"
+
+
+def _with_change(case: TrialCase, metric: str) -> str:
+    change = case.change(metric)
+    return brief(case.last(metric)) + ("" if change is None else f" ({signed(change)})")
+
+
+def _interval(difference: Difference) -> str:
+    return f"95 % interval {signed(difference.low)} … {signed(difference.high)}"
+
+
+def _nested(params: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, value in params.items():
+        *groups, leaf = path.split(".")
+        inner = tree
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[leaf] = value
+    return tree
+
+
+def whole(config: TrialConfig) -> str:
+    """A trial's file."""
+    return _yaml(config.model_dump(mode="json"))
+
+
+def _yaml(tree: dict[str, Any]) -> str:
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True) if tree else "# nothing was searched\n"

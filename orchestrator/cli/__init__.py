@@ -1,0 +1,99 @@
+"""The commands: parse, call, exit code. What they do is elsewhere and imported late, so that `--help` is quick."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+
+import click
+
+from orchestrator.cli import hands, looking, machine, reporting, running, starting
+from orchestrator.errors import ExitCode, OrchestrateError
+from trainer.errors import TrialError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="prefsweep", prog_name="orchestrate")
+def cli() -> None:
+    """Hyperparameter sweeps for preference tuning of language models.
+
+    Everything is written under ./runs, or under $ORCHESTRATE_HOME.
+    """
+
+
+for command in (
+    starting.init,
+    running.plan,
+    running.sweep,
+    running.resume,
+    looking.status,
+    looking.history,
+    hands.stop,
+    hands.pause,
+    hands.unpause,
+    hands.prune,
+    hands.clone,
+    hands.enqueue,
+    looking.best,
+    looking.ui,
+    reporting.report,
+    reporting.suggest,
+    reporting.compare,
+    machine.doctor,
+    machine.schema,
+):
+    cli.add_command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; every ending is an exit code, and a user's mistake is a sentence, not a traceback."""
+    try:
+        code = cli.main(arguments, prog_name="orchestrate", standalone_mode=False)
+        return int(code or ExitCode.DONE)
+    except OrchestrateError as error:
+        click.echo(str(error), err=True)
+        return int(error.code)
+    except TrialError as error:
+        click.echo(str(error), err=True)
+        return int(ExitCode.USER)
+    except click.ClickException as error:
+        error.show()
+        return int(ExitCode.USER)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return int(ExitCode.INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of our stdout has gone, as `head` does; nobody is left to tell.
+        sys.stderr.close()
+        return int(ExitCode.DONE)
+    except OSError as error:
+        return _disk(error)
+    except Exception as error:  # noqa: BLE001 - the last door: a bug becomes a line and a file, never a wall of text
+        return _ours(error)
+
+
+def _disk(error: OSError) -> int:
+    from orchestrator.engine.failures import disk_refused
+
+    if not disk_refused(error):
+        return _ours(error)
+    where = f" at {error.filename}" if error.filename else ""
+    click.echo(f"the disk refused{where}: {error.strerror}; free some space, and the sweep can be resumed", err=True)
+    return int(ExitCode.REFUSED)
+
+
+def _ours(error: Exception) -> int:
+    from orchestrator.tracking.secrets import redact
+
+    with tempfile.NamedTemporaryFile(
+        "w", encoding="utf-8", prefix="orchestrate-", suffix=".traceback.txt", delete=False
+    ) as file:
+        file.write(redact("".join(traceback.format_exception(error))))
+    told = redact(f"{type(error).__name__}: {error}")
+    click.echo(
+        f"this is ours, not yours: {told}\nThe traceback is in {file.name}; please report it.",
+        err=True,
+    )
+    return int(ExitCode.OURS)

@@ -1,0 +1,84 @@
+"""plan, sweep, resume."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.shared import JSON, SET, TRUST, print_json, read_spec, spec_options
+from orchestrator.errors import ExitCode
+from orchestrator.folders import existing, fresh, home
+
+POSITIVE = click.FloatRange(0, min_open=True)
+
+
+@click.command()
+@spec_options
+@JSON
+@click.option("--gpu-memory", type=POSITIVE, metavar="GB", help="Of one GPU; by default the visible one's.")
+@click.option("--price-per-gpu-hour", "price", type=click.FloatRange(0), help="Adds the cost, in the same currency.")
+@click.option("--efficiency", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak reached; 0.3.")
+@click.option("--tflops", type=POSITIVE, help="A GPU's peak in bfloat16; 989, an H100's or H200's.")
+@click.option("--tokens-per-pair", type=click.IntRange(1), help="On average; by default the most, 2 * max_length.")
+@click.option("--train-pairs", type=click.IntRange(1), help="Where the data is not downloaded yet.")
+def plan(
+    file: Path,
+    sets: Sequence[str],
+    name: str | None,
+    rehearse: bool,
+    as_json: bool,
+    gpu_memory: float | None,
+    price: float | None,
+    efficiency: float | None,
+    tflops: float | None,
+    tokens_per_pair: int | None,
+    train_pairs: int | None,
+) -> None:
+    """What a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Starts nothing."""
+    from orchestrator.commands.planning import plan_here
+    from orchestrator.commands.printing import print_plan
+    from orchestrator.spec.cost import EFFICIENCY, PEAK_TFLOPS, Machine
+    from orchestrator.spec.memory import GB
+
+    spec, notices = read_spec(file, sets, name, rehearse)
+    machine = Machine(
+        gpu_memory=None if gpu_memory is None else gpu_memory * GB,
+        tflops=tflops or PEAK_TFLOPS,
+        efficiency=efficiency or EFFICIENCY,
+        price=price,
+        tokens_per_pair=tokens_per_pair,
+        train_pairs=train_pairs,
+    )
+    made = plan_here(spec, home(), notices, machine)
+    if as_json:
+        print_json(made.as_json())
+    else:
+        print_plan(made)
+
+
+@click.command()
+@spec_options
+@TRUST
+def sweep(file: Path, sets: Sequence[str], name: str | None, rehearse: bool, trust_remote_code: bool) -> ExitCode:
+    """Run a sweep. Ctrl-C once: checkpoint and stop; twice: now."""
+    spec, notices = read_spec(file, sets, name, rehearse)
+    fresh(home(), spec.name)
+    from orchestrator.sweep import start
+
+    for notice in notices:
+        click.echo(notice, err=True)
+    return start(spec, home(), trust_remote_code=trust_remote_code)
+
+
+@click.command()
+@click.argument("name")
+@SET
+@TRUST
+def resume(name: str, sets: Sequence[str], trust_remote_code: bool) -> ExitCode:
+    """Go on with a sweep that was stopped or killed."""
+    existing(home(), name)
+    from orchestrator.sweep import resume as go_on
+
+    return go_on(name, home(), sets, trust_remote_code=trust_remote_code)

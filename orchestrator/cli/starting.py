@@ -1,0 +1,56 @@
+"""init."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from orchestrator.errors import ExitCode
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("sweep.yaml"), required=False)
+@click.option("--model", help="Hub name or folder of the start model.")
+@click.option("--data", help="A hub data set, or a JSONL, JSON, Parquet or CSV file of preference pairs.")
+@click.option("--gpus", help="How many GPUs; a trial on each.")
+@click.option("--objective", help="simpo, dpo, orpo or cpo.")
+def init(file: Path, model: str | None, data: str | None, gpus: str | None, objective: str | None) -> ExitCode:
+    """Write a first sweep file from four answers. Never overwrites.
+
+    On a terminal it asks for what no option says; elsewhere the defaults are taken.
+    """
+    if file.exists():
+        raise click.UsageError(f"{file} exists already; give another FILE")
+    from orchestrator.commands import beginning as room
+    from orchestrator.engine.cluster import visible_gpus
+
+    asked = {
+        "model": (model, "Start model, a hub name or a folder", room.DEFAULT_MODEL),
+        "data": (data, "Preference pairs, a hub data set or a file", room.DEFAULT_DATA),
+        "gpus": (gpus, "GPUs", str(visible_gpus())),
+        "objective": (objective, f"Objective ({', '.join(room.OBJECTIVES)})", "simpo"),
+    }
+    found: dict[str, str] = {}
+    wrong: list[str] = []
+    for question, (given, words, default) in asked.items():
+        ask = given is None and sys.stdin.isatty()
+        found[question] = click.prompt(words, default, err=True) if ask else default if given is None else given
+        while (problem := room.check(question, found[question])) is not None and ask:
+            click.echo(f"{question}: {problem}", err=True)
+            found[question] = click.prompt(words, default, err=True)
+        if problem is not None:
+            wrong.append(f"--{question}: {problem}")
+    if wrong:
+        raise click.UsageError("\n".join(wrong))
+    kind = room.OBJECTIVES[found["objective"]]
+    text = room.write(file.stem, room.Answers(found["model"], found["data"], int(found["gpus"]), kind))
+    from orchestrator.spec.load import loads
+
+    loads(text, file.resolve().parent, source=str(file))
+    with file.open("x", encoding="utf-8") as out:
+        out.write(text)
+    click.echo(str(file))
+    click.echo(f"next: orchestrate plan {file}", err=True)
+    return ExitCode.DONE

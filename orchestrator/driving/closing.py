@@ -1,0 +1,42 @@
+"""The last thing a sweep does: its report and its description, beside the study and on the parent run."""
+
+from __future__ import annotations
+
+from orchestrator.driving.stages import load_report, steps_by_params
+from orchestrator.driving.story import tell_conclusion, tell_standing
+from orchestrator.engine.stopping import Stop, StopKind
+from orchestrator.engine.view import View
+from orchestrator.study.study import Study
+from orchestrator.tracking.sink import SWEEP, Sink
+
+_OVER = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG})
+
+
+def write_last_report(study: Study, sink: Sink, view: View, ended: Stop | None) -> None:
+    """Write report.html and attach it, unless the sweep was interrupted and goes on later."""
+    if not study.trials():
+        return
+    if ended is None or ended.kind not in _OVER:
+        tell_standing(study, sink, "interrupted")
+        return
+    from dashboards.gather import gather
+    from dashboards.insight import insight
+    from dashboards.page import write_figures, write_report
+
+    view.stage("writing the report")
+    data = load_report(study.folder)
+    steps = None if data is None else steps_by_params(study.spec, data)
+    try:
+        state = "finished" if ended.kind is StopKind.FINISHED else "interrupted"
+        seen = insight(gather(study, state=state, steps=steps))
+        path = write_report(seen, study.folder.report)
+        figures = write_figures(seen, study.folder.path / "figures")
+    except Exception as why:  # noqa: BLE001 - days of training must not end in a traceback about a page
+        view.say(
+            f"the report could not be made ({type(why).__name__}: {why}); try orchestrate report {study.spec.name}"
+        )
+        tell_standing(study, sink, "finished" if ended.kind is StopKind.FINISHED else "interrupted")
+        return
+    sink.artifact(SWEEP, path)
+    sink.artifact(SWEEP, figures, "figures")
+    tell_conclusion(study, sink, state, seen.findings)

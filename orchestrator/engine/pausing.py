@@ -1,0 +1,32 @@
+"""A sweep that is paused as a whole: its driver stays and waits, and nothing else does."""
+
+from __future__ import annotations
+
+import time
+
+from orchestrator.engine.stopping import Interrupt, Stop, StopKind
+from orchestrator.engine.view import View
+from orchestrator.study.driver import STOP, UNPAUSE
+from orchestrator.study.study import Study
+
+_POLL_SECONDS = 0.5
+
+
+def wait(study: Study, view: View, interrupt: Interrupt, why: str) -> Stop | None:
+    """Until the sweep is unpaused (None), stopped or interrupted. Requests about single trials wait as well."""
+    study.rest(why)
+    view.stage(f"paused: {why}; `orchestrate unpause {study.folder.name}` goes on")
+    while True:
+        view.tick()
+        if interrupt.asked:
+            return Stop(StopKind.INTERRUPTED)
+        for request in study.requests():
+            if request.trial is None:
+                study.done(request.seq)
+                if request.kind == STOP:
+                    return Stop(StopKind.STOPPED, request.text)
+                if request.kind == UNPAUSE:
+                    study.wake(request.text)
+                    view.say(f"goes on: {request.text}")
+                    return None
+        time.sleep(_POLL_SECONDS)

@@ -1,0 +1,121 @@
+"""Memory of one trial on a GPU, by formula, and the largest micro-batch that fits. Nothing here is measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from orchestrator.spec.sizes import Shape
+from trainer.config import LoraConfig, TrialConfig
+
+GB = 10**9
+_HEAD_BYTES = 2 << 30
+"""Of float32 logits at once on a GPU, the limit of trainer/forward/pair_model.py for one long pair."""
+_FOUR_BITS = 0.516
+"""Bytes per weight in NF4 with double quantisation: 4 bits and 0.127 of scales (Dettmers et al. 2023)."""
+_LEFT = 0.1
+"""Share of a GPU that is left to CUDA itself and to fragmentation."""
+_MOST_TOKENS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes at the peak of an update, part by part."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    copies: int
+    """bfloat16 copies of float32 weights that autocast keeps from the forward to the backward pass."""
+    activations: int
+    head: int
+    """Logits of one chunk; with engine trl all of them."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(asdict(self).values())
+
+
+def memory(config: TrialConfig, shape: Shape, tokens: int) -> Memory:
+    """Of a trial with `tokens` in a micro-batch, on each GPU of it (data parallel, nothing sharded).
+
+    Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
+    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight.
+    """
+    each = 4 if config.model.dtype == "float32" else 2
+    linear, count = shape.linear_parameters, shape.parameters
+    base = int(_FOUR_BITS * linear + each * (count - linear)) if config.model.load_in_4bit else each * count
+    if config.lora is not None:
+        trained = shape.adapters(config.lora.r)
+        weights, gradients, optimiser = base + 4 * trained, 4 * trained, 8 * trained
+    else:
+        moments = 8 if each == 4 or config.training.stochastic_rounding else 4
+        weights, gradients, optimiser = base, each * count, moments * count
+    autocast = config.training.bf16 and each == 4 and not config.model.load_in_4bit
+    kept = autocast and (config.lora is None or not config.training.gradient_checkpointing)
+    return Memory(
+        weights=weights,
+        gradients=gradients,
+        optimiser=optimiser,
+        copies=2 * linear if kept else 0,
+        activations=_activations(config, shape, tokens),
+        head=_head(config, shape, tokens),
+    )
+
+
+def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:
+    """What backward needs of each layer; with checkpointing its input, and all of one layer at a time."""
+    stream = 4 if config.model.dtype == "float32" else 2
+    inner = 2 if config.training.bf16 or stream == 2 else 4
+    wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    # Two norms' outputs, the residual, queries, attention's output; keys and values; four of the feed-forward layer.
+    layer = tokens * inner * (3 * shape.hidden + 2 * wide + 2 * narrow + 4 * shape.intermediate)
+    if config.training.gradient_checkpointing:
+        return shape.layers * tokens * stream * shape.hidden + layer
+    return shape.layers * layer
+
+
+def _head(config: TrialConfig, shape: Shape, tokens: int) -> int:
+    logits = 4 * tokens * shape.vocabulary
+    if config.engine == "trl":
+        return 3 * logits  # the logits, their log-softmax and its gradient
+    narrow = config.training.bf16 or config.model.dtype == "bfloat16"
+    return int(min(logits, _HEAD_BYTES) * (1.5 if narrow else 1.0) * (2 if shape.softcap else 1))
+
+
+def tokens_that_fit(config: TrialConfig, shape: Shape, gpu_bytes: float) -> int | None:
+    """The largest `training.tokens_per_micro_batch` (a power of two) that fits; None where one pair does not.
+
+    A pair is never cut, so a micro-batch takes at least its two sequences of `max_length`.
+    """
+    room, pair, found = gpu_bytes * (1 - _LEFT), 2 * config.data.max_length, None
+    tokens = 256
+    while tokens <= _MOST_TOKENS:
+        if memory(config, shape, max(tokens, pair)).total <= room:
+            found = tokens
+        tokens *= 2
+    return found
+
+
+def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float) -> str | None:
+    """The first change that makes one pair fit, as settings; None where none does."""
+    model, training = config.model, config.training
+    steps = {
+        "base.training.gradient_checkpointing: true": {
+            "training": training.model_copy(update={"gradient_checkpointing": True})
+        },
+        "base.model.dtype: bfloat16": {"model": model.model_copy(update={"dtype": "bfloat16"})},
+        "base.lora: {}": {"lora": config.lora or LoraConfig()},
+        "base.model.load_in_4bit: true": {
+            "model": model.model_copy(update={"dtype": "bfloat16", "load_in_4bit": True})
+        },
+    }
+    done: list[str] = []
+    for words, change in steps.items():
+        changed = config.model_copy(update=change)
+        if changed != config:
+            config = changed
+            done.append(words)
+        if tokens_that_fit(config, shape, gpu_bytes) is not None:
+            return ", ".join(done)
+    return None

@@ -1,0 +1,167 @@
+"""When a trial is stopped because others do better. A trial is judged at its evaluations, by one held-out metric."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from orchestrator.spec.goal import Goal
+from trainer.frozen import Count, Frozen, Name, NonNegative, Share
+from trainer.metrics import EVAL, lookup
+
+PAIRED = f"{EVAL}margins/logp"
+"""What the paired test compares, pair by pair: the gap of length-averaged log-probs, which no leaf scales."""
+
+
+def _amount(given: float) -> float:
+    if given < 1 or float(given).is_integer():
+        return int(given) if given >= 1 else given
+    raise ValueError(f"{given:g} is neither a number of updates (1, 2, ...) nor a share of the training (below 1)")
+
+
+Amount = Annotated[
+    int | float,
+    Field(gt=0, description="Updates, as a whole number, or a share of the training below 1."),
+    AfterValidator(_amount),
+]
+Warmup = Annotated[
+    int | float,
+    Field(ge=0, description="No trial is judged before: updates, or a share of the training below 1."),
+    AfterValidator(_amount),
+]
+Metric = Annotated[Name | None, Field(description="What trials are compared by; by default the goal.")]
+
+
+class NoPruner(Frozen):
+    """Every trial runs to its end."""
+
+    kind: Literal["none"] = "none"
+
+
+class _Rungs(Frozen):
+    metric: Metric = None
+    min_resource: Amount = 0.1
+    reduction_factor: Annotated[int, Field(ge=2, description="One trial of so many goes on at each rung.")] = 3
+
+
+class SuccessiveHalvingPruner(_Rungs):
+    """At each rung the best share of 1 / reduction_factor goes on (ASHA, Li et al. 2020)."""
+
+    kind: Literal["successive_halving"] = "successive_halving"
+    rungs: Annotated[tuple[Amount, ...], Field(min_length=1)] | None = Field(
+        default=None, description="Where trials are judged; by default min_resource times powers of reduction_factor."
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        _check_rungs(self.rungs)
+        return self
+
+
+class HyperbandPruner(_Rungs):
+    """Successive halving with several first rungs, so that slow starters get a chance (Li et al. 2018)."""
+
+    kind: Literal["hyperband"] = "hyperband"
+
+
+class PercentilePruner(Frozen):
+    """Stops a trial whose best value so far is outside the best `percentile` of the others at the same update."""
+
+    kind: Literal["percentile"] = "percentile"
+    metric: Metric = None
+    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
+    n_startup_trials: Count = 5
+    n_warmup_steps: Warmup = 0
+    n_min_trials: Count = 1
+
+
+class MedianPruner(Frozen):
+    """Stops a trial whose best value so far is worse than the median of the others at the same update."""
+
+    kind: Literal["median"] = "median"
+    metric: Metric = None
+    n_startup_trials: Count = 5
+    n_warmup_steps: Warmup = 0
+    n_min_trials: Count = 1
+
+
+class ThresholdPruner(Frozen):
+    """Stops a trial whose metric leaves fixed bounds, or is no number."""
+
+    kind: Literal["threshold"] = "threshold"
+    metric: Metric = None
+    lower: float | None = None
+    upper: float | None = None
+    n_warmup_steps: Warmup = 0
+
+    @model_validator(mode="after")
+    def _bounded(self) -> Self:
+        if self.lower is None and self.upper is None:
+            raise ValueError("needs lower, upper or both")
+        if self.lower is not None and self.upper is not None and self.lower >= self.upper:
+            raise ValueError(f"lower {self.lower:g} is not below upper {self.upper:g}")
+        return self
+
+
+class WilcoxonPruner(Frozen):
+    """Stops a trial that is worse than the best one pair by pair: a signed-rank test over the held-out pairs."""
+
+    kind: Literal["wilcoxon"] = "wilcoxon"
+    p_threshold: Share = 0.1
+    n_warmup_steps: Warmup = Field(
+        default=0.5, description="Early on, the pairs tell learning rates apart and not where they lead."
+    )
+
+
+Judging = HyperbandPruner | SuccessiveHalvingPruner | MedianPruner | PercentilePruner | ThresholdPruner | WilcoxonPruner
+
+
+class PatientPruner(Frozen):
+    """Stops a trial that did not get better in `patience` evaluations; with `wrapped`, only if that one agrees."""
+
+    kind: Literal["patient"] = "patient"
+    metric: Metric = None
+    patience: Count = 3
+    min_delta: NonNegative = 0.0
+    wrapped: Annotated[Judging, Field(discriminator="kind")] | None = None
+
+
+Pruner = Annotated[NoPruner | Judging | PatientPruner, Field(discriminator="kind")]
+
+
+def judged_by(pruner: Pruner, goals: tuple[Goal, ...]) -> Goal | None:
+    """The metric that this pruner looks at, and which way is better; None where neither is."""
+    if isinstance(pruner, WilcoxonPruner):
+        return Goal(metric=PAIRED, direction="maximize")
+    metric = None if isinstance(pruner, NoPruner) else pruner.metric
+    if metric is None:
+        return goals[0]
+    same = next((goal for goal in goals if goal.metric == metric), None)
+    known = lookup(metric)
+    if same is not None or known is None:
+        return same or Goal(metric=metric, direction="maximize")
+    match known.better:
+        case "maximize" | "minimize":
+            return Goal(metric=metric, direction=known.better)
+        case _:
+            return None
+
+
+def compares(pruner: Pruner) -> bool:
+    """Whether a verdict depends on other trials."""
+    match pruner:
+        case NoPruner() | ThresholdPruner():
+            return False
+        case PatientPruner(wrapped=wrapped):
+            return wrapped is not None and compares(wrapped)
+        case _:
+            return True
+
+
+def _check_rungs(rungs: tuple[float, ...] | None) -> None:
+    for low, high in zip(rungs or (), (rungs or ())[1:], strict=False):
+        if isinstance(low, int) != isinstance(high, int):
+            raise ValueError("rungs are all updates or all shares of the training")
+        if low >= high:
+            raise ValueError(f"rungs rise: {high:g} comes after {low:g}")

@@ -1,0 +1,80 @@
+"""Whether a study's driver lives: by its process where that can be seen, else by whether it goes on counting.
+
+No wall clock is compared: a driver writes how long it has worked by its own monotonic clock, and who wants its place
+watches, by a monotonic clock too, whether that number still grows.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+BEAT = 10.0
+"""Seconds between a driver's signs of life, where it has nothing else to write."""
+PATIENCE = 60.0
+"""Seconds without a sign of life after which a driver that cannot be seen has lost the study."""
+_GLANCE = 0.5
+_MARK = ", process "
+
+
+def signature() -> str:
+    """This process: for people, then boot, pid namespace and start, which no other process ever has together."""
+    return f"pid {os.getpid()} on {socket.gethostname()}{_MARK}{_place()}/{_started(os.getpid())}"
+
+
+def shown(holder: str) -> str:
+    """The part for people."""
+    return holder.partition(_MARK)[0]
+
+
+def is_gone(holder: str) -> bool:
+    """Whether that process has certainly ended, or is this one. Of another machine's nothing is certain."""
+    who, _, mark = holder.partition(_MARK)
+    place, _, started = mark.rpartition("/")
+    if place != _place() or "unknown" in (place, started):
+        return False
+    pid = int(who.split()[1])
+    return pid == os.getpid() or _started(pid) != started
+
+
+def put_down(holder: str) -> bool:
+    """SIGKILL to that process, one whose work no longer counts; False where it cannot be told from here which it is."""
+    who, _, mark = holder.partition(_MARK)
+    place, _, started = mark.rpartition("/")
+    if is_gone(holder) or place != _place() or started in ("none", "unknown"):
+        return False
+    os.kill(int(who.split()[1]), signal.SIGKILL)
+    return True
+
+
+def goes_silent(seconds: Callable[[], float | None], patience: float) -> bool:
+    """Watch a driver's count: True when it stood still for so long, or the driver has left; False when it grew."""
+    before, until = seconds(), time.monotonic() + patience
+    while before is not None and time.monotonic() < until:
+        time.sleep(_GLANCE)
+        now = seconds()
+        if now is None:
+            break
+        if now != before:
+            return False
+    return True
+
+
+def _place() -> str:
+    boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
+    if not boot.exists() or not namespace.is_symlink():
+        return "unknown"
+    return f"{boot.read_text(encoding='ascii').strip()}/{namespace.readlink()}"
+
+
+def _started(pid: int) -> str:
+    """When the process began, in ticks since boot; `none` where there is no such process or only its shell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return "none" if Path("/proc/self/stat").exists() else "unknown"
+    return "none" if fields[0] in ("Z", "X") else fields[19]

@@ -1,0 +1,1 @@
+"""What to try next: one module for each way of choosing."""

@@ -1,0 +1,51 @@
+"""Samplers that learn nothing: random draws, and Sobol points."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from optuna.distributions import IntDistribution
+from optuna.samplers import RandomSampler
+
+from orchestrator.spec.dimensions import Uniform
+from orchestrator.spec.space import SearchSpace
+from orchestrator.study.sampling.columns import columns, distribution
+from orchestrator.study.sampling.memory import study_in_memory
+
+
+def at_random(space: SearchSpace, seed: int) -> dict[str, Any]:
+    """Every leaf is drawn, then those whose condition fails are left out: a draw never moves its neighbours."""
+    asked = {path: distribution(dimension) for path, dimension in space.dimensions.items()}
+    asked |= {f"zip {g}": IntDistribution(0, _rows(group) - 1) for g, group in enumerate(space.zipped)}
+    drawn = study_in_memory(RandomSampler(seed=seed)).ask(asked).params
+    params = {path: _tidy(dimension, drawn[path]) for path, dimension in space.dimensions.items()}
+    for g, group in enumerate(space.zipped):
+        params |= {path: choices[drawn[f"zip {g}"]] for path, choices in group.items()}
+    return space.active(params)
+
+
+def sobol(space: SearchSpace, seed: int, index: int) -> dict[str, Any]:
+    """The index-th point of a scrambled Sobol sequence over the space (Owen 1998), one coordinate per column."""
+    from scipy.stats.qmc import Sobol
+
+    found = columns(space)
+    if not found:
+        return {}
+    sequence = Sobol(d=len(found), scramble=True, rng=seed)
+    if index:
+        sequence.fast_forward(index)
+    places: Sequence[float] = sequence.random(1)[0].tolist()
+    params: dict[str, Any] = {}
+    for column, place in zip(found, places, strict=True):
+        params |= column.decode(column.at(place))
+    return space.active(params)
+
+
+def _rows(group: Mapping[str, tuple[Any, ...]]) -> int:
+    return len(next(iter(group.values())))
+
+
+def _tidy(dimension: Any, value: Any) -> Any:
+    """On a lattice 0.1 + 2 * 0.1 is 0.3, as a person writes it."""
+    return float(f"{value:.12g}") if isinstance(dimension, Uniform) and dimension.step is not None else value

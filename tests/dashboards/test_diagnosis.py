@@ -1,0 +1,265 @@
+"""Each rule of the diagnosis on a sweep made to show it; and the follow-up that acts on it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_sweep import COMPLETE, DIVERGED, FAILED, Script, frame_of, make_spec, run_sweep
+
+from dashboards.diagnosis.diagnose import diagnose
+from dashboards.diagnosis.finding import Finding, Level
+from dashboards.followup import NothingLearned, as_yaml, follow_up, next_name
+from dashboards.insight import insight
+from dashboards.sweep_frame import SweepFrame
+from orchestrator.spec.load import loads
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.records import Trial
+
+RATES: dict[str, Any] = {"training.learning_rate": {"choice": [1e-7, 3e-7, 1e-6]}}
+BETAS: dict[str, Any] = {"loss.beta": {"choice": [1.0, 2.0, 10.0]}, **RATES}
+
+
+def swept(root: Path, script: Callable[[Trial], Script], search: Any = RATES, **more: Any) -> SweepFrame:
+    return frame_of(run_sweep(root, make_spec(search=search, **more), script))
+
+
+def rules(frame: SweepFrame) -> dict[str, Finding]:
+    return {finding.rule: finding for finding in diagnose(frame)}
+
+
+def rate(trial: Trial) -> float:
+    return trial.params["training.learning_rate"]
+
+
+def inner_best(trial: Trial) -> Script:
+    """Healthy, and clearly best in the middle."""
+    return Script(quality={1e-7: 0.2, 3e-7: 0.9, 1e-6: 0.4}[rate(trial)], chosen=-0.9, last={"eval_loss": 0.2})
+
+
+def test_a_healthy_sweep_has_no_complaint(tmp_path: Path) -> None:
+    frame = swept(tmp_path, inner_best, base={"loss": {"kind": "simpo", "beta": 2.0, "gamma": 1.0}})
+    assert [f.rule for f in diagnose(frame) if f.level is not Level.NOTE] == []
+
+
+def test_margin_far_below_gamma_counts_in_rewards(tmp_path: Path) -> None:
+    low = rules(swept(tmp_path / "a", inner_best, base={"loss": {"kind": "simpo", "beta": 2.0, "gamma": 4.0}}))
+    found = low["margin_below_gamma"]
+    assert "mean reward margin 1.8, from 0.2 at the start, against gamma 4" in found.evidence
+    assert "a gap of 0.9 where gamma / beta = 2 is asked for" in found.evidence
+    ratio = {"kind": "simpo", "beta": 2.0, "gamma_beta_ratio": 0.5}
+    assert "margin_below_gamma" not in rules(swept(tmp_path / "b", inner_best, base={"loss": ratio}))
+
+
+@pytest.mark.parametrize(("chosen", "level"), [(-3.0, Level.SERIOUS), (-1.3, Level.WARNING)])
+def test_margins_that_rise_while_chosen_falls(chosen: float, level: Level, tmp_path: Path) -> None:
+    def hollow(trial: Trial) -> Script:
+        return Script(quality=0.9 if rate(trial) == 3e-7 else 0.2, chosen=chosen if rate(trial) == 3e-7 else -1.0)
+
+    found = rules(swept(tmp_path, hollow))["chosen_falling"]
+    assert found.level is level
+    assert found.trials == ("1",)
+    assert f"({chosen + 1:.3g})"[:4] in found.evidence
+    assert "beta (now 2;" in found.next_step
+
+
+def test_log_probs_under_ten(tmp_path: Path) -> None:
+    found = rules(swept(tmp_path, lambda t: Script(quality=0.5 + rate(t) * 1e5, chosen=-12.0)))["unlikely_text"]
+    assert found.level is Level.SERIOUS
+    assert "-12" in found.evidence
+    assert "lower the learning rate" in found.next_step
+
+
+def test_a_loss_that_never_moved_and_one_that_stood_still(tmp_path: Path) -> None:
+    stuck = rules(swept(tmp_path / "a", lambda t: Script(quality=0.5, loss=lambda _: 0.69)))["loss_plateau"]
+    assert stuck.title == "The loss hardly moved"
+    flat = rules(swept(tmp_path / "b", lambda t: Script(quality=0.5, loss=lambda s: 1 - 0.05 * min(s, 10))))
+    assert flat["loss_plateau"].title == "The loss stood still after about 10 of 40 updates"
+
+
+def test_a_coin_and_ties(tmp_path: Path) -> None:
+    found = rules(swept(tmp_path, lambda t: Script(quality=0.0 - rate(t))))
+    assert "no better than a coin" in found["coin_toss"].title
+    assert found["worse_than_start"].level is Level.SERIOUS
+    frame = swept(tmp_path / "ties", inner_best)
+    pairs = frame.ranked[0].pairs
+    assert pairs is not None
+    pairs.chosen[:10] = pairs.rejected[:10] = -4.0
+    pairs.chosen_tokens[:10] = pairs.rejected_tokens[:10] = 4.0
+    assert "10 of 300 pairs have exactly the same log-prob" in rules(frame)["ties"].evidence
+
+
+def test_the_edge_names_points_to_add(tmp_path: Path) -> None:
+    found = rules(swept(tmp_path, lambda t: Script(quality=0.2 + 0.3 * math.log10(rate(t) / 1e-7))))["at_the_edge"]
+    assert found.leaf == "training.learning_rate"
+    assert found.level is Level.WARNING
+    assert "add 2e-6 and 4e-6" in found.next_step
+    low = rules(swept(tmp_path / "low", lambda t: Script(quality=0.2 - 0.3 * math.log10(rate(t) / 1e-6))))
+    assert "add 5e-8 and 2.5e-8" in low["at_the_edge"].next_step
+
+
+def test_the_edge_of_a_range(tmp_path: Path) -> None:
+    search = {"training.learning_rate": {"log_uniform": [1e-7, 1e-5]}}
+    more: dict[str, Any] = {"sampler": {"kind": "random"}, "budget": {"trials": 24}}
+    frame = swept(tmp_path, lambda t: Script(quality=0.2 + 0.2 * math.log10(rate(t) / 1e-7)), search, **more)
+    assert "add 2e-5 and 4e-5" in rules(frame)["at_the_edge"].next_step
+
+
+def test_values_that_made_no_difference(tmp_path: Path) -> None:
+    frame = swept(tmp_path, lambda t: Script(quality={1e-7: 0.1, 3e-7: 0.9, 1e-6: 0.5}[rate(t)]), BETAS)
+    findings = [f for f in diagnose(frame) if f.rule == "not_told_apart"]
+    assert [f.leaf for f in findings] == ["loss.beta"]
+    assert "all else equal (3 pairs of trials)" in findings[0].evidence
+    assert "Fix it at" in findings[0].next_step
+
+
+def test_too_few_pairs_says_how_many_would_do(tmp_path: Path) -> None:
+    found = rules(swept(tmp_path, lambda t: Script(quality=0.5 + 1e4 * rate(t))))["too_few_pairs"]
+    assert found.title.endswith("configurations cannot be told apart")
+    assert "held-out pairs would settle it" in found.next_step
+    assert "% of redraws" in found.evidence
+
+
+def test_right_answers_lost_while_accuracy_rises(tmp_path: Path) -> None:
+    def script(trial: Trial) -> Script:
+        return Script(quality=0.3 + 2e5 * rate(trial), last={"eval_exact_answers": 0.1})
+
+    spec: dict[str, Any] = {"evaluation": {"prompts": 64}}
+    found = rules(swept(tmp_path, script, base=spec))["answers_lost"]
+    assert found.level is Level.SERIOUS
+    assert "from 50.0% to 10.0% of 64 prompts" in found.evidence
+    assert "3 of 3 complete trials" in found.evidence
+
+
+def test_answers_that_repeat_and_grow(tmp_path: Path) -> None:
+    last = {"eval_repetition": 0.6, "eval_answer_length": 64.0}
+    found = rules(swept(tmp_path, lambda t: Script(quality=0.5, last=last)))["degenerate_text"]
+    assert "from 0% to 60%" in found.evidence
+    assert "from 20 to 64 tokens" in found.evidence
+
+
+def test_where_everything_diverged(tmp_path: Path) -> None:
+    found = rules(swept(tmp_path, lambda t: Script(outcome=DIVERGED if rate(t) > 5e-7 else COMPLETE), BETAS))
+    assert found["diverging_region"].title == "Every trial with learning_rate of 1e-6 or more diverged"
+    assert "3 of 3 trials, against 0 of 6 below it" in found["diverging_region"].evidence
+
+
+def test_failures_by_kind(tmp_path: Path) -> None:
+    found = rules(swept(tmp_path, lambda t: Script(outcome=FAILED if t.number else COMPLETE)))["failures"]
+    assert found.title == "2 of 3 trials failed: bug"
+    assert "2 of them with: RuntimeError: scripted" in found.evidence
+
+
+# --- the follow-up ---------------------------------------------------------------------------------------------------
+
+
+def followed(frame: SweepFrame, tmp_path: Path) -> tuple[SweepSpec, str]:
+    """The follow-up through its file and the real loader: the same sweep comes out."""
+    made = follow_up(insight(frame), {"s"})
+    text = as_yaml(made)
+    loaded = loads(text, tmp_path)
+    assert loaded == made.spec
+    return loaded, text
+
+
+def test_beyond_the_edge_and_finer_elsewhere(tmp_path: Path) -> None:
+    def script(trial: Trial) -> Script:
+        beta = {1.0: 0.0, 2.0: 0.4, 10.0: 0.2}[trial.params["loss.beta"]]
+        return Script(quality=0.2 + beta + 0.2 * math.log10(rate(trial) / 1e-7))
+
+    frame = swept(tmp_path, script, BETAS)
+    spec, text = followed(frame, tmp_path)
+    assert spec.name == "s-2"
+    assert spec.search.drawable("training.learning_rate") == (1e-6, 2e-6, 4e-6)
+    assert spec.search.drawable("loss.beta") == (1.4, 2.0, 4.5)
+    assert spec.base.leaves()["loss.beta"] == 2.0
+    assert "# the best was the highest tried" in text
+    assert "# half-way to the neighbours of the best, 2" in text
+
+
+def test_what_makes_no_difference_is_fixed(tmp_path: Path) -> None:
+    frame = swept(tmp_path, lambda t: Script(quality={1e-7: 0.1, 3e-7: 0.9, 1e-6: 0.5}[rate(t)]), BETAS)
+    spec, text = followed(frame, tmp_path)
+    assert spec.search.paths == ("training.learning_rate",)
+    assert "# loss.beta is fixed: its values could not be told apart" in text
+
+
+def test_equal_ones_are_run_again_with_other_seeds(tmp_path: Path) -> None:
+    spec, text = followed(swept(tmp_path, lambda t: Script(quality=0.5)), tmp_path)
+    assert spec.search.drawable("training.seed") == (1, 2, 3)
+    assert spec.search.zipped == ({"training.learning_rate": (1e-7, 3e-7, 1e-6)},)
+    assert "could not be told apart on 300 held-out pairs" in text
+
+
+def test_a_hollow_winner_goes_down_and_gets_an_sft_term(tmp_path: Path) -> None:
+    spec, text = followed(swept(tmp_path, lambda t: Script(quality=0.2 + 5e5 * rate(t), chosen=-3.0)), tmp_path)
+    assert spec.search.drawable("training.learning_rate") == (2.5e-7, 5e-7, 1e-6)
+    assert spec.search.drawable("loss.sft_weight") == (0.0, 0.1)
+    assert "# downwards from 1e-6: margins rise while" in text
+
+
+def test_not_into_what_diverged(tmp_path: Path) -> None:
+    def script(trial: Trial) -> Script:
+        if rate(trial) == 1e-6:
+            return Script(outcome=DIVERGED)
+        return Script(quality=0.2 if rate(trial) == 1e-7 else 0.8)
+
+    spec, _ = followed(swept(tmp_path, script), tmp_path)
+    values = spec.search.drawable("training.learning_rate")
+    assert values is not None
+    assert max(float(v) for v in values if isinstance(v, float)) < 1e-6
+
+
+def test_after_divergence_alone_and_after_failures_alone(tmp_path: Path) -> None:
+    spec, text = followed(swept(tmp_path / "a", lambda _: Script(outcome=DIVERGED)), tmp_path)
+    assert spec.search.drawable("training.learning_rate") == (3e-9, 1e-8, 3e-8)
+    assert "far smaller steps" in text
+    with pytest.raises(NothingLearned):
+        follow_up(insight(swept(tmp_path / "b", lambda _: Script(outcome=FAILED))))
+
+
+def test_ranges_are_narrowed_to_where_the_best_lie(tmp_path: Path) -> None:
+    search = {"training.learning_rate": {"log_uniform": [1e-7, 1e-5]}, "loss.beta": {"uniform": [1.0, 10.0]}}
+    more: dict[str, Any] = {"sampler": {"kind": "random"}, "budget": {"trials": 24}}
+
+    def script(trial: Trial) -> Script:
+        return Script(quality=0.9 - abs(math.log10(rate(trial) / 1e-6)) - 0.05 * abs(trial.params["loss.beta"] - 5))
+
+    spec, text = followed(swept(tmp_path, script, search, **more), tmp_path)
+    low, high = spec.search.dimensions["training.learning_rate"].log_uniform  # type: ignore[union-attr]
+    assert 1e-7 < low < 1e-6 < high < 1e-5
+    assert "# where the best 8 of 24 trials lie" in text
+    assert spec.budget.trials == 24
+    assert spec.sampler.kind == "random"
+
+
+def test_conditional_leaves_of_the_winner(tmp_path: Path) -> None:
+    search = {
+        "loss.kind": {"choice": ["simpo", "cpo"]},
+        "loss.gamma": {"choice": [0.5, 1.0, 1.5], "when": {"loss.kind": "simpo"}},
+        **RATES,
+    }
+
+    def script(trial: Trial) -> Script:
+        return Script(quality=0.9 if trial.params.get("loss.gamma") == 1.0 else 0.3)
+
+    spec, text = followed(swept(tmp_path / "a", script, search), tmp_path)
+    assert spec.base.loss.kind == "simpo"
+    assert "loss.kind is fixed: clearly worse: cpo" in text
+    assert spec.search.drawable("loss.gamma") == (0.75, 1.0, 1.2)
+
+    def alike(trial: Trial) -> Script:
+        return Script(quality=0.9 if trial.params.get("loss.gamma", 1.0) == 1.0 else 0.3)
+
+    spec, text = followed(swept(tmp_path / "b", alike, search), tmp_path)
+    assert spec.search.drawable("loss.kind") == ("simpo", "cpo")
+    assert spec.search.dimensions["loss.gamma"].when == {"loss.kind": ("simpo",)}
+
+
+def test_names_of_follow_ups() -> None:
+    assert next_name("a", set()) == "a-2"
+    assert next_name("a-2", {"a-3"}) == "a-4"
+    assert len(next_name("x" * 64, set())) <= 64

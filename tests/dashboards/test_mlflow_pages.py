@@ -1,0 +1,119 @@
+"""What MLflow's own pages are given: the saved view in the UI's form, and the description of the parent run."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from dashboards.diagnosis.finding import Finding, Level
+from dashboards.mlflow_pages.note import note
+from dashboards.mlflow_pages.view import saved_view
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.records import TrialRecord
+from orchestrator.study.state import FailureKind, Outcome, TrialState
+from orchestrator.tracking.mlflow import LONGEST_TAG, MlflowReceiver
+from orchestrator.tracking.names import NOTE, RUN, ended_tags, trials_filter, with_links
+from tests.dashboards.scripted_sweep import METRIC, make_spec
+from trainer.metrics import lookup
+from trainer.report import Point
+
+LONGEST_EXPERIMENT_TAG = 20_000
+
+
+def unpacked(value: str) -> dict[str, Any]:
+    envelope = json.loads(value)
+    assert isinstance(envelope["name"], str)
+    assert isinstance(envelope["createdAt"], int)
+    packed = envelope["state"].removeprefix("deflate;")
+    assert packed != envelope["state"]
+    return json.loads(zlib.decompress(base64.b64decode(packed)))
+
+
+def record(number: int, state: TrialState = TrialState.COMPLETE, **more: Any) -> TrialRecord:
+    params = {"loss.beta": 2.0, "loss.gamma": 1.0, "training.learning_rate": 3e-7}
+    return TrialRecord(number=number, state=state, params=params, attempts=1, **more)
+
+
+def test_the_view_has_every_chart_and_only_metrics_that_exist() -> None:
+    key, value = saved_view(make_spec("mine"), trials_filter("mine"), 1.5)
+    state = unpacked(value)
+    assert key == "mlflow.sharedViewState.prefsweep-mine"
+    assert len(value) < LONGEST_EXPERIMENT_TAG
+    charts = state["compareRunCharts"]
+    lines = [set(chart["selectedMetricKeys"]) for chart in charts if chart["type"] == "LINE"]
+    assert all(lookup(name) for names in lines for name in names)
+    assert {"eval_logps_per_token/chosen", "eval_logps_per_token/rejected"} in lines
+    single = {name for names in lines if len(names) == 1 for name in names}
+    assert single >= {"eval_margins/logp", "eval_accuracies/logp", "loss", "grad_norm", "tokens_per_second"}
+    (parallel,) = (chart for chart in charts if chart["type"] == "PARALLEL")
+    assert parallel["selectedParams"] == ["loss.beta", "loss.gamma", "training.learning_rate"]
+    (contour,) = (chart for chart in charts if chart["type"] == "CONTOUR")
+    assert [contour[axis]["key"] for axis in ("xaxis", "yaxis", "zaxis")] == ["loss.beta", "loss.gamma", METRIC]
+    assert {chart["metricSectionId"] for chart in charts} <= {part["uuid"] for part in state["compareRunSections"]}
+    assert (state["orderByAsc"], state["runsHiddenMode"]) == (False, "SHOW_ALL")
+
+
+def test_a_search_over_words_or_nothing_has_no_contour() -> None:
+    for search in ({}, {"loss.beta": {"choice": [2.0, 3.0]}, "training.optim": {"choice": ["adamw", "lion"]}}):
+        spec = SweepSpec.model_construct(**{**dict(make_spec()), "search": make_spec(search={}).search})
+        if search:
+            spec = make_spec(search={"loss.beta": search["loss.beta"]})
+        kinds = [chart["type"] for chart in unpacked(saved_view(spec, "f", 1.0)[1])["compareRunCharts"]]
+        assert "CONTOUR" not in kinds
+        assert ("PARALLEL" in kinds) is bool(search)
+
+
+def test_the_description_says_what_ended_how_and_stays_short_enough() -> None:
+    spec = make_spec("mine", description="Words <of> mine")
+    records = [record(n, value=0.5 + n / 1000) for n in range(200)]
+    records += [record(200, TrialState.PRUNED, reason="in | the <b>lower</b> half\nof all")]
+    records += [record(201, TrialState.PRUNED, reason="diverged: loss is nan", diverged=True)]
+    records += [record(202, TrialState.FAILED, reason="x" * 5000, failure=FailureKind.BUG)]
+    findings = [Finding(f"r{n}", Level.WARNING, "t" * 300, "e" * 900, "n" * 900) for n in range(9)]
+    text = note(spec, records, "finished", findings=findings, report=True)
+    whole = with_links(text, "1", "mine", lambda run: f"{run:0>32}")
+    assert len(whole) < LONGEST_TAG
+    head = text.split("\n\n")[0]
+    assert head.startswith(
+        "**Finished**: 203 trials (200 complete, 1 pruned, 1 failed, 1 diverged). **Best: [trial 199]"
+    )
+    assert "in \\| the &lt;b>lower&lt;/b> half of all" in text
+    assert "| diverged |" in text
+    assert "](#/experiments/1/runs/0000000000000000000000000000sweep/artifacts/report.html)" not in text
+    assert f"](#/experiments/1/runs/{'sweep':0>32}/artifacts/report.html)" in whole
+    assert "mlflow:" not in whole
+
+
+def test_nothing_complete_yet_is_said() -> None:
+    assert "No trial has completed yet." in note(make_spec(), [], "running")
+    failed = [record(0, TrialState.FAILED, reason="boom", failure=FailureKind.BUG)]
+    assert "No trial has completed." in note(make_spec(), failed, "finished")
+
+
+def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    spec = make_spec("mine")
+    view = saved_view(spec, trials_filter("mine"), 1.0)
+    to = MlflowReceiver(tmp_path, uri=uri, experiment="e", sweep_id="id", sweep="mine", view=view)
+    to.start("sweep", name="mine", params={}, tags={}, at=1.0)
+    to.start("0", name="trial 0", params={}, tags={}, at=1.0)
+    to.points("0", [Point(1, {"loss": 1.0})], at=1.0)
+    diverged = Outcome(TrialState.PRUNED, "diverged: loss is nan", diverged=True)
+    to.end("0", status="KILLED", tags=ended_tags(0, diverged), at=2.0)
+    to.tag("sweep", {NOTE: "[trial 0](mlflow:0) [charts](mlflow:charts) [gone](mlflow:7)"})
+
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("e")
+    assert experiment is not None
+    assert experiment.tags[view[0]] == view[1]
+    runs = {run.data.tags[RUN]: run for run in client.search_runs([experiment.experiment_id])}
+    assert runs["0"].info.run_name == "trial 0 diverged"
+    assert runs["0"].data.tags["state"] == "DIVERGED"
+    text = runs["sweep"].data.tags[NOTE]
+    assert text.startswith(f"[trial 0](#/experiments/{experiment.experiment_id}/runs/{runs['0'].info.run_id}) ")
+    assert text.count("viewStateShareKey=prefsweep-mine") == 2

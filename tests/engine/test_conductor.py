@@ -1,0 +1,91 @@
+"""The conductor over a real study, without Ray: what counts of what workers say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from scripted import METRIC, ListSink, SilentView, make_spec, sweep_folder
+
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.messages import End, EndKind, Report
+from orchestrator.engine.stopping import Interrupt, StopKind
+from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.study.study import Study
+from trainer.report import Point
+
+COURSE = [Point(s, {"loss": float("nan") if s == 3 else 1.0, METRIC: 0.5}) for s in range(6)]
+ENDS = {
+    "goes on": None,
+    "finished": End(EndKind.FINISHED, ""),
+    "failed": End(EndKind.FAILED, "KeyError: x", failure=FailureKind.BUG, signature="x"),
+    "diverged": End(EndKind.DIVERGED, "update 6: the loss is nan"),
+    "released": End(EndKind.RELEASED, ""),
+    "no disk": End(EndKind.NO_DISK, "full"),
+}
+
+
+class Driven:
+    def __init__(self, root: Path, study: Study | None = None, trials: int = 1) -> None:
+        root.mkdir(exist_ok=True)
+        self.study = study or Study.create(sweep_folder(root), make_spec(trials))
+        self.sink, self.view = ListSink(), SilentView()
+        self.conductor = Conductor(
+            self.study,
+            self.sink,
+            self.view,
+            Interrupt(lambda: ""),
+            place=lambda config: config,
+            on_closed=lambda _: None,
+        )
+
+    def told(self) -> list[int]:
+        return [step for call in self.sink.calls if call[0] == "points" for step in call[2]]
+
+
+@pytest.mark.parametrize("how", ENDS)
+@pytest.mark.parametrize("batches", [[6], [4, 2], [2, 4], [1, 1, 1, 1, 1, 1]])
+def test_what_came_after_the_point_at_which_it_diverged_does_not_count(
+    tmp_path: Path, how: str, batches: list[int]
+) -> None:
+    driven = Driven(tmp_path)
+    job = driven.conductor.next(1)
+    assert job is not None
+    at, goes_on = 0, True
+    for size in batches:
+        if goes_on:
+            end = ENDS[how] if at + size == len(COURSE) else None
+            goes_on = driven.conductor.heard(job.id, Report(COURSE[at : at + size], end, 1))
+        at += size
+    record = driven.study.trials()[0]
+    assert (record.state, record.diverged) == (TrialState.PRUNED, True)
+    assert record.reason == "diverged: loss is nan at step 3"
+    assert [p.step for p in driven.study.points(0)] == driven.told() == [0, 1, 2, 3]
+    assert driven.sink.tags("0")["reason"] == record.reason
+    assert driven.sink.tags("0")["diverged"] == "true"
+    stopped = driven.conductor.stop
+    assert (stopped is not None and stopped.kind is StopKind.NO_DISK) == (how == "no disk" and batches in ([6], [2, 4]))
+
+
+def test_a_driver_that_died_before_the_trial_was_closed(tmp_path: Path) -> None:
+    """The next one knows from the points that the trial was to stop, however far its checkpoint got."""
+    first = Driven(tmp_path)
+    trial = first.study.claim()
+    assert trial is not None
+    first.study.observe(trial, COURSE)
+    first.study.dispose()
+    second = Driven(tmp_path, Study.open(first.study.folder))
+    job = second.conductor.next(1)
+    assert job is not None
+    assert not second.conductor.heard(job.id, Report(COURSE[:1], None, 1))
+    assert second.study.trials()[0].reason == "diverged: loss is nan at step 3"
+    assert [p.step for p in second.study.points(0)] == [0, 1, 2, 3]
+
+
+def test_the_trainers_own_end_by_divergence_has_its_words(tmp_path: Path) -> None:
+    driven = Driven(tmp_path)
+    job = driven.conductor.next(1)
+    assert job is not None
+    driven.conductor.heard(job.id, Report(COURSE[:2], ENDS["diverged"], 1))
+    record = driven.study.trials()[0]
+    assert (record.diverged, record.reason) == (True, "diverged: update 6: the loss is nan")

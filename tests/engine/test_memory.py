@@ -1,0 +1,181 @@
+"""Out of memory is answered: half the micro-batch, from the newest checkpoint, remembered; then a failure in words."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scripted import ListSink, SilentView, make_spec, sweep_folder
+
+from orchestrator.engine import memory
+from orchestrator.engine.attempt import Attempt
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.engine.stopping import Interrupt
+from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.study.study import Study
+from trainer.config import TrialConfig
+from trainer.forward.pair_model import PairModel
+from trainer.report import Point
+
+sys.path.append(str(Path(__file__).parents[1] / "trainer"))
+from small_trials import DATA, MODEL
+
+OOM = Report([], End(EndKind.FAILED, "OutOfMemoryError: CUDA out of memory", failure=FailureKind.OUT_OF_MEMORY), 1)
+FINE = Report([Point(0, {"eval_accuracies/logp": 0.5})], End(EndKind.FINISHED, ""), 1)
+GUESSING = (
+    "ActorDiedError: Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. There "
+    "are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high memory usage."
+)
+
+
+class Driven:
+    def __init__(self, study: Study, longest: int = 2048) -> None:
+        self.study, self.sink, self.view = study, ListSink(), SilentView()
+        self.conductor = Conductor(
+            study,
+            self.sink,
+            self.view,
+            Interrupt(lambda: ""),
+            place=lambda config: config,
+            on_closed=lambda _: None,
+            longest=longest,
+        )
+
+    def job(self) -> Job:
+        job = self.conductor.next(9)
+        assert job is not None
+        return job
+
+    def budgets(self, run: str) -> list[tuple[int, str | None]]:
+        """What MLflow is told at each start: the param, then the tag."""
+        return [
+            (call[2]["training.tokens_per_micro_batch"], call[3].get("memory.tokens_per_micro_batch"))
+            for call in self.sink.calls
+            if call[0] == "start" and call[1] == run
+        ]
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return Study.create(sweep_folder(tmp_path), make_spec(6))
+
+
+def budget(job: Job) -> int:
+    return TrialConfig.model_validate_json(job.config).training.tokens_per_micro_batch
+
+
+def test_half_the_tokens_and_later_trials_know_also_after_a_resume(study: Study) -> None:
+    driven = Driven(study)
+    job, beside = driven.job(), driven.job()
+    assert not driven.conductor.heard(job.id, OOM)
+    again = driven.job()
+    assert (again.run, again.attempt, budget(again)) == ("0", 2, 4096)
+    assert again.earlier == (job.folder,), "it goes on from the first attempt's checkpoints"
+    assert not driven.conductor.heard(beside.id, OOM), "one that ran beside it, still with 8192"
+    assert budget(driven.job()) == 4096
+    assert budget(driven.job()) == 4096, "a new trial"
+    assert driven.budgets("0") == [(8192, None), (8192, "4096")], "params are what was asked for, the tag what is used"
+    told = [e.text for e in study.events() if e.kind == "out of memory"]
+    assert told[0] == "attempt 1: OutOfMemoryError: CUDA out of memory; from now on 4096 tokens per micro-batch"
+    assert "it goes on from its newest checkpoint with 4096 tokens per micro-batch" in driven.view.said[-2]
+    study.dispose()
+    resumed = Driven(Study.open(study.folder))
+    assert [budget(resumed.job()) for _ in range(4)] == [4096] * 4, "three left behind, and a new one"
+
+
+def test_down_to_one_pair_then_it_failed_and_taught_nothing(study: Study) -> None:
+    driven = Driven(study, longest=1500)
+    seen: list[int] = []
+    while study.trials()[0].state is TrialState.RUNNING if seen else True:
+        job = driven.job()
+        seen.append(budget(job))
+        driven.conductor.heard(job.id, OOM)
+    assert seen == [8192, 4096, 2048, 1500]
+    record = study.trials()[0]
+    assert (record.state, record.failure, record.attempts) == (TrialState.FAILED, FailureKind.OUT_OF_MEMORY, 4)
+    assert record.reason == (
+        "out of memory with one pair per micro-batch, after halving training.tokens_per_micro_batch from 8192 to 1500 "
+        "there is nothing smaller to try; set training.gradient_checkpointing: true, lower data.max_length, train with "
+        "lora, or give a trial more memory (last: OutOfMemoryError: CUDA out of memory)"
+    )
+    assert driven.sink.tags("0")["failure"] == "OUT_OF_MEMORY"
+    assert budget(driven.job()) == 8192, "smaller did not help the first trial: the next one begins as configured"
+
+
+def test_the_bound_holds_over_a_resume(study: Study) -> None:
+    driven = Driven(study)
+    driven.conductor.heard(driven.job().id, OOM)
+    study.dispose()
+    resumed = Driven(Study.open(study.folder))
+    job = resumed.job()
+    assert budget(job) == 4096
+    resumed.conductor.heard(job.id, OOM)
+    job = resumed.job()
+    assert (budget(job), job.attempt) == (2048, 4)
+    resumed.conductor.heard(job.id, OOM)
+    assert resumed.study.trials()[0].state is TrialState.FAILED
+
+
+def test_a_killed_worker_is_out_of_memory_only_where_that_can_be_told(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driven = Driven(study)
+    driven.conductor.lost(driven.job().id, GUESSING)
+    job = driven.job()
+    assert (budget(job), job.attempt) == (8192, 2), "Ray only guesses"
+    driven.conductor.lost(job.id, "OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory.")
+    job = driven.job()
+    assert (budget(job), job.attempt) == (4096, 3)
+    before = memory.kernel_kills()
+    monkeypatch.setattr(memory, "kernel_kills", lambda: before + 1)
+    driven.conductor.lost(job.id, GUESSING)
+    assert budget(driven.job()) == 2048
+    kinds = [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")]
+    assert kinds == ["worker lost", "out of memory", "out of memory"]
+
+
+def test_kernel_kills_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert memory.kernel_kills() >= 0
+    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\n")
+    monkeypatch.setattr(memory, "_COUNTERS", (tmp_path / "none", tmp_path / "memory.events"))
+    assert memory.kernel_kills() == 2
+
+
+def test_a_real_trial_ends_as_if_it_had_had_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trainer's own forward, made to refuse large micro-batches after a checkpoint; nothing else is scripted."""
+    base: dict[str, Any] = {"model": MODEL, "data": DATA, "evaluation": {"prompts": 0}}
+    base["training"] = {"learning_rate": 5e-3, "pairs_per_update": 8, "num_train_epochs": 2, "eval_steps": 3}
+    calm = _run(tmp_path / "calm", base)
+    backward, updates = PairModel.backward, [0]
+
+    def short_of_memory(self: PairModel, pairs: Any, *more: Any) -> Any:
+        updates[0] += 1
+        if len(pairs) > 2 and updates[0] > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return backward(self, pairs, *more)
+
+    monkeypatch.setattr(PairModel, "backward", short_of_memory)
+    short = _run(tmp_path / "short", base)
+    assert short.attempts > 1
+    assert (calm.state, short.state, short.step) == (TrialState.COMPLETE, TrialState.COMPLETE, 6)
+    for name, value in calm.metrics.items():
+        if not name.endswith("per_second"):
+            assert short.metrics[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def _run(root: Path, base: dict[str, Any]) -> Any:
+    from trainer.run import Workshop
+
+    root.mkdir()
+    with Study.create(sweep_folder(root), make_spec(1, base=base)) as study:
+        driven = Driven(study, longest=1)
+        while (job := driven.conductor.next(1)) is not None:
+            workshop = Workshop(root / "cache")  # a fresh one, as after Worker._empty
+            attempt = Attempt(job, lambda made=workshop: made)
+            while driven.conductor.heard(job.id, attempt.pull()):
+                pass
+        return study.trials()[0]

@@ -1,0 +1,139 @@
+"""What a sweep has left behind, as plain values: two sweeps that went the same way have equal stories."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from orchestrator.commands.look import best
+from orchestrator.folders import SweepFolder
+from orchestrator.study.study import Study
+
+CLOCKED = frozenset({"tokens_per_second", "pairs_per_second"})
+"""Metrics that the clock decides. Everything else has to be equal to the last bit."""
+_OWN_TAGS = ("attempt", "worker.", "prefsweep.sweep_id", "mlflow.parentRunId", "env.", "git.", "mlflow.source.")
+_OWN_FILES = frozenset({"environment.json", "report.html"})
+
+
+def story(root: Path, name: str) -> dict[str, Any]:
+    """Study, MLflow's store and the best model of one finished sweep."""
+    return {"study": study_story(root, name), "mlflow": mlflow_story(root, name), "best model": best_model(root, name)}
+
+
+def study_story(root: Path, name: str) -> dict[str, Any]:
+    """Every trial: params, state, reason, and every metric at every step as its exact bits."""
+    told: dict[str, Any] = {}
+    with Study.open(SweepFolder(root, name)) as study:
+        for record in study.trials():
+            points = {p.step: {n: v.hex() for n, v in _kept(p.metrics)} for p in study.points(record.number)}
+            told[str(record.number)] = {
+                "params": dict(record.params),
+                "state": record.state.value,
+                "reason": record.reason,
+                "failure": record.failure and record.failure.value,
+                "diverged": record.diverged,
+                "value": record.value,
+                "step": record.step,
+                "last": {n: v.hex() for n, v in _kept(record.metrics)},
+                "points": points,
+            }
+    return told
+
+
+def mlflow_story(root: Path, name: str) -> dict[str, Any]:
+    """Every run: status, params, tags, every row of metrics (a doubled one is there twice), files by their digest."""
+    told: dict[str, Any] = {}
+    with sqlite3.connect(f"file:{root / 'mlflow.db'}?mode=ro", uri=True) as store:
+        runs = store.execute(
+            "select r.run_uuid, t.value, r.status, r.name, r.artifact_uri, r.end_time - r.start_time from runs r "
+            "join tags t on t.run_uuid = r.run_uuid and t.key = 'prefsweep.run' "
+            "join tags s on s.run_uuid = r.run_uuid and s.key = 'prefsweep.sweep' where s.value = ?",
+            (name,),
+        ).fetchall()
+        for run_id, run, status, title, place, lasted in runs:
+            rows = store.execute("select key, step, value, is_nan from metrics where run_uuid = ?", (run_id,))
+            tags = store.execute("select key, value from tags where run_uuid = ?", (run_id,))
+            params = store.execute("select key, value from params where run_uuid = ?", (run_id,))
+            key = run if run not in told else f"{run} (doubled as {run_id})"
+            told[key] = {
+                "status": status,
+                "name": title,
+                "negative duration": lasted is not None and lasted < 0,
+                "metrics": sorted([n, s, float(v).hex(), bool(nan)] for n, s, v, nan in rows if n not in CLOCKED),
+                "tags": {k: _placeless(v, root) for k, v in sorted(tags) if not k.startswith(_OWN_TAGS)},
+                "params": {k: _placeless(v, root) for k, v in sorted(params)},
+                "files": _files(Path(unquote(urlsplit(place).path)), root),
+            }
+    return told
+
+
+def best_model(root: Path, name: str) -> dict[str, str]:
+    """The winner's weights, by their digest."""
+    place = Path(best(name, root)["model"])
+    return {file.name: _digest(file.read_bytes()) for file in sorted(place.glob("*.safetensors"))}
+
+
+def differences(left: Any, right: Any, where: str = "") -> list[str]:
+    """The places where two stories differ, each with both values."""
+    if isinstance(left, dict) and isinstance(right, dict):
+        keys = sorted({*left, *right}, key=str)
+        return [d for k in keys for d in differences(left.get(k), right.get(k), f"{where}/{k}")]
+    if left == right:
+        return []
+    if isinstance(left, list) and isinstance(right, list):
+        lost = [row for row in left if row not in right]
+        more = [row for row in right if row not in left]
+        return [f"{where}: {len(left)} against {len(right)} rows; only left {lost[:3]}; only right {more[:3]}"]
+    return [f"{where}: {left!r:.200} against {right!r:.200}"]
+
+
+def count_points(told: dict[str, Any]) -> int:
+    """Points of all trials in the study."""
+    return sum(len(trial["points"]) for trial in told["study"].values())
+
+
+def doubled_rows(told: dict[str, Any]) -> int:
+    """Rows of MLflow's metrics that are there more than once by run, metric and step."""
+    out = 0
+    for run in told["mlflow"].values():
+        places = [(name, step) for name, step, *_ in run["metrics"]]
+        out += len(places) - len(set(places))
+    return out
+
+
+def lost_rows(calm: dict[str, Any], stormy: dict[str, Any]) -> int:
+    """Points of the calm sweep's study and rows of its MLflow runs that the other one has not."""
+    lost = 0
+    for number, trial in calm["study"].items():
+        lost += len(trial["points"].keys() - stormy["study"].get(number, {"points": {}})["points"].keys())
+    for run, told in calm["mlflow"].items():
+        theirs = {(name, step) for name, step, *_ in stormy["mlflow"].get(run, {"metrics": []})["metrics"]}
+        lost += len({(name, step) for name, step, *_ in told["metrics"]} - theirs)
+    return lost
+
+
+def _kept(metrics: Any) -> list[tuple[str, float]]:
+    return [(name, float(value)) for name, value in sorted(metrics.items()) if name not in CLOCKED]
+
+
+def _placeless(text: str, root: Path) -> str:
+    return text.replace(str(root), "ROOT")
+
+
+def _files(place: Path, root: Path) -> dict[str, str]:
+    files = {str(f.relative_to(place)): f for f in sorted(place.rglob("*")) if f.is_file() and f.name not in _OWN_FILES}
+    return {name: _digest(_placeless(f.read_text(encoding="utf-8"), root).encode()) for name, f in files.items()}
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+if __name__ == "__main__":
+    import sys
+
+    print(json.dumps(story(Path(sys.argv[1]), sys.argv[2]), indent=1, sort_keys=True))

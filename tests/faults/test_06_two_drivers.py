@@ -1,0 +1,150 @@
+"""Case 6: one driver at a time. The second is refused and told who drives; one that slept and wakes is refused too."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from study_help import GRID, evaluated, make_spec
+
+from orchestrator.errors import ExitCode, NameTaken, SweepHeld
+from orchestrator.folders import SweepFolder, make
+from orchestrator.spec.dump import dump
+from orchestrator.study import lease
+from orchestrator.study.study import Study
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from study_help import evaluated
+from orchestrator.errors import SweepHeld
+from orchestrator.folders import SweepFolder
+from orchestrator.study import lease
+from orchestrator.study.study import Study
+lease.PATIENCE, lease.BEAT = 1.5, 0.2
+try:
+    study = Study.open(SweepFolder(Path(sys.argv[1]), "s"))
+    trial = study.claim()
+    print("drives", trial.number, trial.attempt, flush=True)
+    step = 0
+    while not (Path(sys.argv[1]) / "enough").exists():
+        time.sleep(0.1)
+        study.observe(trial, [evaluated(step := step + 1, 0.1 * trial.attempt)])
+    study.dispose()
+except SweepHeld as error:
+    print(error, flush=True)
+    sys.exit(4)
+"""
+
+
+@pytest.fixture
+def root(quick_path: Path) -> Path:
+    Study.create(SweepFolder(quick_path, "s"), make_spec(GRID)).dispose()
+    return quick_path
+
+
+def driver(root: Path) -> subprocess.Popen[str]:
+    path = os.pathsep.join([str(Path(__file__).parent.parent / "study"), *sys.path])
+    env = os.environ | {"PYTHONPATH": path}
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(root)], env=env, stdout=subprocess.PIPE, text=True)
+
+
+def said(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def test_a_driver_that_slept_finds_its_writes_refused(root: Path) -> None:
+    """As two machines see it: no lock of the folder between them, only the study."""
+    first = driver(root)
+    assert said(first) == "drives 0 1"
+    second = driver(root)
+    assert f"pid {first.pid} on" in said(second), "a living driver is not robbed"
+    assert second.wait() == ExitCode.HELD
+
+    first.send_signal(signal.SIGSTOP)
+    third = driver(root)
+    assert said(third) == "drives 0 2"
+    first.send_signal(signal.SIGCONT)
+    assert f"pid {third.pid} on" in said(first)
+    assert first.wait() == ExitCode.HELD
+    (root / "enough").touch()
+    assert third.wait() == 0
+    with Study.open(SweepFolder(root, "s")) as study:
+        assert study.trials()[0].attempts == 2
+        steps = [p.step for p in study.points(0)]
+        assert steps == list(range(1, len(steps) + 1))
+        assert [e.text.split()[1] for e in study.events() if e.kind == "driver"] == [str(first.pid), str(third.pid)]
+
+
+def test_a_killed_driver_is_followed_at_once(root: Path) -> None:
+    first = driver(root)
+    said(first)
+    first.kill()
+    first.wait()
+    with Study.open(SweepFolder(root, "s")) as study:
+        began = time.monotonic()
+        trial = study.claim()
+        assert trial is not None
+        assert trial.attempt == 2
+        assert time.monotonic() - began < lease.PATIENCE / 2
+        study.observe(trial, [evaluated(1, 0.5)])
+
+
+def test_who_leaves_makes_room_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "is_gone", lambda holder: False)  # of another machine nothing is certain
+    with Study.open(SweepFolder(root, "s")) as study:
+        study.begin()
+    with Study.open(SweepFolder(root, "s")) as study:
+        study.begin()
+
+
+def test_the_holder_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = lease.signature()
+    assert lease.shown(mine) == f"pid {os.getpid()} on {os.uname().nodename}"
+    who, _, mark = mine.partition(", process ")
+    assert lease.is_gone(mine), "a study opened again by its own process"
+    other = f"pid 1 on here, process {mark}"
+    assert lease.is_gone(other), "another process has that number now"
+    assert not lease.is_gone(f"{who}, process 0000/pid:[1]/77"), "another machine's"
+    assert not lease.is_gone("pid 1 on somewhere")
+
+
+@pytest.mark.parametrize("count", [20])
+def test_of_many_that_begin_at_once_one_does(quick_path: Path, count: int) -> None:
+    spec = dump(make_spec(GRID))
+    folder = SweepFolder(quick_path, "s")
+    go_r, go_w = os.pipe()
+    children: list[int] = []
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            os.close(go_w)
+            os.read(go_r, 1)  # all start when the pipe is closed
+            try:
+                make(folder, spec)
+            except NameTaken:
+                os._exit(2)
+            os._exit(0)
+        children.append(child)
+    os.close(go_r)
+    os.close(go_w)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert sorted(codes) == [0] + [2] * (count - 1)
+    assert [p.name for p in quick_path.iterdir()] == ["s"]
+    assert folder.spec.read_text() == spec
+
+
+def test_a_beat_notices_who_took_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "BEAT", 0.0)
+    with Study.open(SweepFolder(root, "s")) as first, Study.open(SweepFolder(root, "s")) as second:
+        first.begin()
+        first.beat()
+        second.begin()
+        with pytest.raises(SweepHeld, match="pid"):
+            first.beat()

@@ -1,0 +1,77 @@
+"""Case 10: a damaged checkpoint is set aside with a warning, the one before is used, and the result is the same."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+import pytest
+from local import STEPS, WritingWorkshop
+from scripted import make_spec
+from test_checkpoint import state
+
+from trainer.report import Ending, EndKind, Point
+from trainer.storage import checkpoint
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("harm", ["cut", "flip", "delete", "empty"])
+def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
+    tmp_path: Path, name: str, harm: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoint.save(tmp_path, state(10))
+    place = checkpoint.save(tmp_path, state(20))
+    file = place / name
+    content = bytearray(file.read_bytes())
+    match harm:
+        case "cut":
+            file.write_bytes(content[: len(content) // 2])
+        case "flip":
+            content[len(content) // 2] ^= 0x41
+            file.write_bytes(content)
+        case "delete":
+            file.unlink()
+        case _:
+            file.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        found = checkpoint.newest([tmp_path])
+    assert found is not None
+    assert found.step == 10
+    assert "damaged" in caplog.text
+    assert (place.parent / "step-00000020.damaged").is_dir()
+
+
+def test_a_half_written_one_is_not_seen(tmp_path: Path) -> None:
+    place = checkpoint.save(tmp_path, state(10))
+    shutil.copytree(place, place.with_name(".step-00000011.abcd.tmp"))
+    found = checkpoint.newest([tmp_path])
+    assert found is not None
+    assert found.step == 10
+
+
+@pytest.mark.parametrize("harm", ["newest", "all"])
+def test_the_trial_goes_on_from_what_is_good_or_from_the_start(tmp_path: Path, harm: str) -> None:
+    config = make_spec().base
+
+    def go(folder: Path, *earlier: Path, until: int | None = None) -> tuple[list[Point], Ending | None]:
+        run, points = WritingWorkshop().train(config, folder, earlier), list[Point]()
+        while until is None or len(points) < until:
+            try:
+                points.append(next(run))
+            except StopIteration as end:
+                return points, end.value
+        return points, None
+
+    whole, _ = go(tmp_path / "whole")
+    go(tmp_path / "1", until=5)
+    (newest,) = (tmp_path / "1" / "checkpoints").iterdir()
+    older = newest.with_name("step-00000001")
+    shutil.copytree(newest, older)
+    for place in [newest] if harm == "newest" else [newest, older]:
+        (place / "manifest.json").write_text("{")
+    points, ending = go(tmp_path / "2", tmp_path / "1")
+    assert ending is not None
+    assert (ending.kind, ending.steps) == (EndKind.FINISHED, STEPS)
+    assert points == whole
+    assert len(list(tmp_path.glob("1/checkpoints/*.damaged"))) == (1 if harm == "newest" else 2)

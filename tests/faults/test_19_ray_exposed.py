@@ -1,0 +1,55 @@
+"""Case 19: while a sweep runs, Ray listens on loopback only, has no dashboard, and lets nobody in without the token."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.engine.cluster import Slots, cluster
+from orchestrator.engine.stopping import Interrupt
+
+STRANGER = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)
+    print("inside", ray.get(ray.remote(lambda: 1).options(num_cpus=0).remote()))
+except Exception as error:
+    print(type(error).__name__, str(error)[:300])
+"""
+
+
+@pytest.mark.faults
+def test_what_listens_and_who_gets_in(tmp_path: Path) -> None:
+    with Interrupt(lambda: "") as interrupt, cluster(tmp_path / "ray", Slots(1, 0.0, 1), interrupt):
+        import ray
+
+        address = ray.get_runtime_context().gcs_address
+        below = psutil.Process().children(recursive=True)
+        listening = [c.laddr for p in below for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+        assert len(listening) > 2
+        assert {place.ip for place in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        assert 8265 not in {place.port for place in listening}, "the dashboard"
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        assert token.stat().st_mode & 0o077 == 0
+        secret = token.read_text()
+        assert not any(secret in " ".join(p.cmdline()) for p in below), "every user may read arguments"
+
+        base = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        wrong = tmp_path / "wrong"
+        wrong.write_text("0" * 64)
+        for more in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)}):
+            done = subprocess.run(
+                [sys.executable, "-c", STRANGER, address],
+                env=base | more,
+                capture_output=True,
+                text=True,
+                timeout=120,
+                check=False,
+            )
+            assert "inside" not in done.stdout, done.stdout
+            assert "auth" in (done.stdout + done.stderr).lower() or done.returncode != 0

@@ -1,0 +1,101 @@
+"""Case 24: tokens and passwords are in no file, no database, no argument and no log that a sweep leaves behind."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from local import drive, forked
+from scripted import make_spec
+
+from orchestrator.folders import SweepFolder
+from orchestrator.study.errors import PasswordInUrl
+from orchestrator.study.study import Study
+from tests.faults.storm import _merged, sweep_file
+
+CANARIES = {
+    "HF_TOKEN": "hf_canary0000000001",
+    "MLFLOW_TRACKING_PASSWORD": "canary-password-0002",
+    "WANDB_API_KEY": "canary-key-00000003",
+    "PGPASSWORD": "canary-secret-00004",
+    "AWS_SECRET_ACCESS_KEY": "canary-aws-00000005",
+}
+
+
+def found_in(root: Path) -> list[str]:
+    return [
+        f"{name} in {file}"
+        for file in root.rglob("*")
+        if file.is_file() and not file.is_symlink()
+        for name, value in CANARIES.items()
+        if value.encode() in file.read_bytes()
+    ]
+
+
+def test_a_failing_trial_tells_no_secret(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+
+    def go() -> None:
+        import local
+
+        def fails(*_: object) -> object:
+            raise RuntimeError(f"401 for https://me:{CANARIES['PGPASSWORD']}@host with {CANARIES['HF_TOKEN']}")
+            yield
+
+        local.WritingWorkshop.train = fails  # pyright: ignore[reportAttributeAccessIssue]
+        drive(quick_path, make_spec(2))
+
+    assert forked(go) == 0
+    with Study.open(SweepFolder(quick_path, "s")) as study:
+        assert [r.reason for r in study.trials()] == ["RuntimeError: 401 for https://***@host with ***"] * 2
+    assert found_in(quick_path) == []
+    with sqlite3.connect(quick_path / "mlflow.db") as store:
+        assert "canary" not in "".join(store.iterdump())
+
+
+def test_a_password_in_the_studys_url_is_refused_and_not_repeated(quick_path: Path) -> None:
+    spec = make_spec(2, storage="postgresql+psycopg://me:canary-secret@host/db")
+    with pytest.raises(PasswordInUrl) as refused:
+        Study.create(SweepFolder(quick_path, "s"), spec)  # pyright: ignore[reportArgumentType]
+    assert "canary" not in str(refused.value)
+
+
+@pytest.mark.faults
+def test_a_whole_sweep_with_ray(tmp_path: Path) -> None:
+    import yaml
+
+    file = tmp_path / "storm.yaml"
+    small = {
+        "sampler": {"kind": "random", "seed": 1, "n_startup_trials": None},
+        "pruner": "none",
+        "budget": {"trials": 2},
+    }
+    file.write_text(yaml.safe_dump(_merged(sweep_file(2, 1), small)))
+    root = tmp_path / "runs"
+    env = os.environ | CANARIES | {"ORCHESTRATE_HOME": str(root)}
+    command = [sys.executable, "-m", "orchestrator.cli", "sweep", str(file)]
+    process = subprocess.Popen(
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    arguments: set[str] = set()
+    while process.poll() is None:
+        try:
+            for p in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                arguments |= set(p.cmdline())
+        except psutil.Error:
+            continue
+        try:
+            process.wait(0.5)
+        except subprocess.TimeoutExpired:
+            continue
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert found_in(root) == []
+    told = out + err + " ".join(arguments)
+    assert [name for name, value in CANARIES.items() if value in told] == []

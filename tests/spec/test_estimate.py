@@ -1,0 +1,132 @@
+"""The formulas of a plan: sizes against transformers, memory against the figures for Llama-3-8B (by formula too)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.spec.cost import Machine, estimate
+from orchestrator.spec.memory import GB, memory, smaller, tokens_that_fit
+from orchestrator.spec.sizes import KNOWN, Shape, from_config, shape_of
+from trainer.config import GeneratedModel, ModelConfig, TrialConfig
+
+LLAMA = KNOWN["princeton-nlp/Llama-3-Base-8B-SFT"]
+PAIR = 2 * 2048
+
+
+def trial(model: dict[str, Any] | None = None, **more: Any) -> TrialConfig:
+    name = {"name_or_path": "princeton-nlp/Llama-3-Base-8B-SFT"}
+    data = {"train": "rows.jsonl", "max_length": 2048}
+    return TrialConfig.model_validate({"model": name | (model or {}), "data": data, **more})
+
+
+CHECKPOINTED = {"bf16": True, "gradient_checkpointing": True}
+BF16 = {"dtype": "bfloat16"}
+
+
+def test_published_numbers_of_parameters() -> None:
+    """As their cards say, in billions."""
+    found = {name.rpartition("/")[2]: round(shape.parameters / 1e9, 2) for name, shape in KNOWN.items()}
+    assert found == {
+        "Llama-3-Base-8B-SFT": 8.03,
+        "Meta-Llama-3-8B-Instruct": 8.03,
+        "zephyr-7b-sft-full": 7.24,
+        "Mistral-7B-Instruct-v0.2": 7.24,
+        "gemma-2-9b-it": 9.24,
+        "Llama-3.2-1B-Instruct": 1.24,
+        "Qwen2.5-14B-Instruct": 14.77,
+        "Llama-3.1-70B-Instruct": 70.55,
+    }
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2"])
+def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    small = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = AutoConfig.for_model(kind, **small, num_key_value_heads=2, vocab_size=70, head_dim=12)
+    shape = from_config(config.to_dict())
+    assert shape is not None
+    assert shape.parameters == AutoModelForCausalLM.from_config(config).num_parameters()
+
+
+def test_a_generated_model(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from trainer.generate.model import generated_model
+
+    described = GeneratedModel(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    shape = shape_of(ModelConfig(generated=described))
+    assert shape is not None
+    made = AutoModelForCausalLM.from_pretrained(generated_model(described, tmp_path))
+    assert shape.parameters == made.num_parameters()
+
+
+def test_weights_gradients_and_optimiser_of_8b() -> None:
+    """128, 96 and 64 GB for full fine-tuning; 16.1 and 0.67 for adapters."""
+
+    def held(config: TrialConfig) -> float:
+        found = memory(config, LLAMA, PAIR)
+        return (found.weights + found.gradients + found.optimiser) / GB
+
+    assert held(trial(training=CHECKPOINTED)) == pytest.approx(128.5, rel=0.01)
+    assert held(trial(BF16, training=CHECKPOINTED)) == pytest.approx(96, rel=0.01)
+    nearest = CHECKPOINTED | {"stochastic_rounding": False}
+    assert held(trial(BF16, training=nearest)) == pytest.approx(64, rel=0.01)
+    assert memory(trial(BF16, training=nearest), LLAMA, PAIR).weights == pytest.approx(16.1 * GB, rel=0.01)
+    assert LLAMA.adapters(16) == 41_943_040
+    assert held(trial(BF16, lora={})) == pytest.approx(16.06 + 0.67, rel=0.01)
+
+
+def test_activations_and_head_of_8b() -> None:
+    found = memory(trial(BF16, lora={}, training=CHECKPOINTED), LLAMA, PAIR)
+    assert found.activations == pytest.approx((1.1 + 0.6) * GB, rel=0.05)
+    assert found.total < 24 * GB
+    theirs = memory(trial(BF16, lora={}, engine="trl", training=CHECKPOINTED), LLAMA, PAIR)
+    assert theirs.head == pytest.approx(6.3 * GB, rel=0.01)
+    assert found.head < theirs.head
+
+
+def test_four_bits_are_about_a_quarter() -> None:
+    whole = memory(trial(BF16, lora={}), LLAMA, PAIR).weights
+    quarter = memory(trial(BF16 | {"load_in_4bit": True}, lora={}), LLAMA, PAIR).weights
+    assert 0.25 * whole < quarter < 0.4 * whole  # the embedding and the head stay as they are
+
+
+def test_what_fits() -> None:
+    full, adapters = trial(training=CHECKPOINTED), trial(BF16, lora={}, training=CHECKPOINTED)
+    assert tokens_that_fit(full, LLAMA, 80 * GB) is None
+    assert smaller(full, LLAMA, 80 * GB) == "base.model.dtype: bfloat16, base.lora: {}"
+    assert smaller(full, LLAMA, 2 * GB) is None
+    fits = tokens_that_fit(adapters, LLAMA, 80 * GB)
+    assert fits is not None
+    assert memory(adapters, LLAMA, fits).total <= 72 * GB < memory(adapters, LLAMA, 2 * fits).total
+
+
+def test_time_and_cost_are_the_flops() -> None:
+    shape = Shape(64, 2, 4, 4, 16, 128, 100)
+    machine = Machine(tflops=1.0, efficiency=0.5, price=2.0, tokens_per_pair=1)
+    config = trial(training={"pairs_per_update": 10, "eval_steps": 5})
+    made = estimate([config], [20], shape, machine, 3, eval_pairs=7)
+    weights = shape.linear_parameters + 6400
+    forward = 2 * weights + 2 * 64
+    wanted = 20 * 10 * 3 * forward + 7 * 5 * forward
+    assert made.flops_per_trial == pytest.approx(wanted)
+    assert made.gpu_hours == pytest.approx(3 * wanted / 0.5e12 / 3600)
+    assert made.cost == pytest.approx(2.0 * (made.gpu_hours or 0))
+    assert made.warnings == ()
+
+
+def test_what_does_not_fit_is_said_with_what_does() -> None:
+    config = trial(training=CHECKPOINTED)
+    made = estimate([config], [], LLAMA, Machine(gpu_memory=80 * GB), 3, eval_pairs=None)
+    assert made.tokens_per_micro_batch is None
+    assert (made.gpu_hours, made.cost) == (None, None)
+    assert "it fits with base.model.dtype: bfloat16, base.lora: {}" in made.warnings[0]
+
+
+def test_a_model_that_is_not_here_is_unknown() -> None:
+    assert shape_of(ModelConfig(name_or_path="nobody/nothing")) is None
+    assert from_config({"model_type": "mamba", "num_attention_heads": 1}) is None

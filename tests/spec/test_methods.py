@@ -1,0 +1,133 @@
+"""Samplers, order, pruners, goals and given trials as the file says them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator.spec.dump import dump
+from orchestrator.spec.goal import Goal
+from orchestrator.spec.pruners import HyperbandPruner, MedianPruner, PatientPruner, SuccessiveHalvingPruner
+from orchestrator.spec.samplers import Asap, Reproducible, StagedSampler, TpeSampler
+from orchestrator.spec.staging import stages
+from orchestrator.spec.sweep import SweepSpec
+
+Load = Callable[..., SweepSpec]
+Findings = Callable[..., list[str]]
+
+RANGES = (
+    "search: {loss.beta: {uniform: [1, 4]}, training.learning_rate: {log_uniform: [1e-7, 1e-5]}}\nbudget: {trials: 9}\n"
+)
+
+
+def test_names_alone_and_with_their_settings(load_text: Load) -> None:
+    spec = load_text(RANGES + "sampler: tpe\npruner: hyperband\norder: asap")
+    assert (spec.sampler, spec.pruner, spec.order) == (TpeSampler(), HyperbandPruner(), Asap())
+    spec = load_text(
+        RANGES + "sampler: {kind: tpe, seed: 1, n_startup_trials: 8}\norder: {kind: reproducible, lag: 8}\n"
+        "pruner: {kind: patient, patience: 2, wrapped: median}"
+    )
+    assert spec.sampler == TpeSampler(seed=1, n_startup_trials=8)
+    assert spec.order == Reproducible(lag=8)
+    assert spec.pruner == PatientPruner(patience=2, wrapped=MedianPruner())
+
+
+def test_rungs_in_updates_or_shares(load_text: Load, findings: Findings) -> None:
+    spec = load_text("pruner: {kind: successive_halving, rungs: [0.25, 0.5]}")
+    assert spec.pruner == SuccessiveHalvingPruner(rungs=(0.25, 0.5))
+    spec = load_text("pruner: {kind: hyperband, min_resource: 20}")
+    assert spec.pruner == HyperbandPruner(min_resource=20)
+    (said,) = findings("pruner: {kind: successive_halving, rungs: [0.5, 20]}")
+    assert "rungs are all updates or all shares" in said
+    (said,) = findings("pruner: {kind: hyperband, min_resource: 2.5}")
+    assert "2.5 is neither a number of updates (1, 2, ...) nor a share of the training" in said
+
+
+WRONG = {
+    "nearest": ("sampler: nsga2", "did you mean nsgaii?"),
+    "nearest pruner": ("pruner: medain", "did you mean median?"),
+    "setting": ("pruner: {kind: median, n_warmup: 3}", "unknown key (did you mean n_warmup_steps?)"),
+    "order": ("order: fast", "order: must be one of reproducible, asap"),
+    "scaled": ("pruner: {kind: median, metric: eval_rewards/margins}\n" + RANGES, "is scaled by the search"),
+    "late": (
+        "pruner: {kind: median, metric: eval_exact_answers}",
+        "is measured at the start and the end only, too late to stop a trial",
+    ),
+    "no side": ("pruner: {kind: median, metric: eval_lengths/chosen}", "neither better when high nor when low"),
+    "which goal": ("maximize: [eval_accuracies/logp, eval_margins/logp]\npruner: median", "say which metric"),
+    "endless": ("search: {loss.beta: {uniform: [1, 4]}}\nsampler: tpe", "sampler tpe draws without end"),
+    "nothing": ("sampler: gp\nbudget: {trials: 3}", "has nothing to search"),
+    "one number": (
+        "search: {loss.beta: {uniform: [1, 4]}}\nbudget: {trials: 3}\nsampler: cmaes",
+        "sampler cmaes needs two leaves or more",
+    ),
+    "one goal": (
+        RANGES + "sampler: cmaes\nmaximize: [eval_accuracies/logp, eval_margins/logp]",
+        "sampler cmaes follows one goal, and this sweep has 2",
+    ),
+    "twice": ("maximize: eval_accuracies/logp\nminimize: [eval_accuracies/logp]", "minimize"),
+    "warm": ("warm_start: other", "sampler grid learns from no results"),
+    "bounds": ("pruner: threshold", "needs lower, upper or both"),
+    "no leaf": (
+        RANGES + "sampler: random\nenqueue: [{loss.bta: 2}]",
+        "no such leaf in a trial (did you mean loss.beta?)",
+    ),
+    "shared": (RANGES + "sampler: random\nenqueue: [{model.dtype: bfloat16}]", "is the same for all trials"),
+    "illegal": (RANGES + "sampler: random\nenqueue: [{loss.beta: -2}]", "enqueue.0.loss.beta"),
+    "equal": (RANGES + "sampler: random\nenqueue: [{loss.beta: 2}, {loss.beta: 2.0}]", "equals entry 0"),
+    "stage": (RANGES + "sampler: {kind: staged, stages: [[loss.beta]]}", "missing: training.learning_rate"),
+    "paired": ("pruner: {kind: patient, wrapped: wilcoxon}", "cannot be wrapped"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_is_wrong_is_said_with_its_line(findings: Findings, name: str) -> None:
+    text, wanted = WRONG[name]
+    said = findings(text)
+    assert any(wanted in one for one in said), said
+    assert all(one.startswith("sweep.yaml:") for one in said)
+
+
+def test_several_goals_in_both_directions(load_text: Load) -> None:
+    spec = load_text("maximize: [eval_accuracies/logp, eval_margins/logp]\nminimize: eval_nll_loss")
+    assert spec.goals == (
+        Goal(metric="eval_accuracies/logp", direction="maximize"),
+        Goal(metric="eval_margins/logp", direction="maximize"),
+        Goal(metric="eval_nll_loss", direction="minimize"),
+    )
+
+
+def test_given_trials_may_lie_outside(load_text: Load) -> None:
+    spec = load_text(RANGES + "sampler: random\nenqueue:\n- {loss.beta: 10}\n- {training.learning_rate: 6e-7}")
+    assert spec.enqueue == ({"loss.beta": 10}, {"training.learning_rate": 6e-7})
+
+
+@pytest.mark.parametrize(
+    ("search", "wanted"),
+    [
+        (
+            "loss.beta: [2, 10], loss.gamma_beta_ratio: [0.3, 0.5], training.learning_rate: [3e-7, 1e-6]",
+            (("training.learning_rate",), ("loss.gamma_beta_ratio",), ("loss.beta",)),
+        ),
+        (
+            "training.weight_decay: [0.0, 0.1], loss.beta: [2, 10], training.max_steps: [5, 9]",
+            (("loss.beta",), ("training.weight_decay",), ("training.max_steps",)),
+        ),
+        (
+            "zip: [{loss.beta: [2, 10], training.learning_rate: [3e-7, 1e-6]}], loss.gamma: [1.0, 2.0]",
+            (("loss.beta", "training.learning_rate"), ("loss.gamma",)),
+        ),
+    ],
+)
+def test_stages_by_what_is_searched(load_text: Load, search: str, wanted: Any) -> None:
+    spec = load_text(f"search: {{{search}}}\nsampler: staged")
+    assert isinstance(spec.sampler, StagedSampler)
+    assert stages(spec.sampler, spec.search) == wanted
+
+
+def test_storage_is_a_key_of_the_file(load_text: Load) -> None:
+    spec = load_text("storage: postgresql+psycopg://user@host/db")
+    assert spec.storage == "postgresql+psycopg://user@host/db"
+    assert "storage: postgresql+psycopg://user@host/db" in dump(spec)

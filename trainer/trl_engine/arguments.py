@@ -1,0 +1,93 @@
+"""A trial's configuration in TRL's words: every default of TRL's that would change the result is written out."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from trl import DPOConfig
+
+from trainer.config import TrialConfig
+from trainer.loss_config import CpoLoss, DpoLoss, OrpoLoss, SimpoLoss
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+from trl.experimental.cpo import CPOConfig
+from trl.experimental.orpo import ORPOConfig
+
+
+def common_arguments(config: TrialConfig, updates: int, total: int, folder: Path, *, cpu: bool) -> dict[str, Any]:
+    """What all trainers are told: `updates` still to be taken of `total`. Nothing is saved, evaluated or reported."""
+    training = config.training
+    together = config.pairs_per_micro_batch
+    return {
+        "output_dir": str(folder),
+        "max_steps": updates,
+        "per_device_train_batch_size": together,
+        "gradient_accumulation_steps": training.pairs_per_update // together,
+        "train_sampling_strategy": "sequential",
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.lr_scheduler_type,
+        "warmup_steps": math.ceil(total * training.warmup_ratio),
+        "optim": "adamw_torch_fused",
+        "weight_decay": training.weight_decay,
+        "adam_beta1": training.adam_beta1,
+        "adam_beta2": training.adam_beta2,
+        "adam_epsilon": training.adam_epsilon,
+        "max_grad_norm": training.max_grad_norm,
+        "bf16": training.bf16,
+        "use_cpu": cpu,
+        "seed": training.seed,
+        # The model comes with them as configured; TRL's own defaults are on.
+        "activation_checkpointing": False,
+        "disable_dropout": False,
+        # Every update is heard of, and a loss that is not finite as what it is.
+        "logging_strategy": "steps",
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "eval_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "remove_unused_columns": False,
+    }
+
+
+def dpo_arguments(loss: DpoLoss, common: dict[str, Any]) -> DPOConfig:
+    """DPOTrainer's arguments; nll_scale is its term `sft`. max_length None: the pairs are cut already."""
+    terms = dict(loss.terms) | ({"sft": loss.nll_scale} if loss.nll_scale else {})
+    return DPOConfig(
+        **common,
+        loss_type=list(terms),
+        loss_weights=list(terms.values()),
+        beta=loss.beta,
+        label_smoothing=loss.label_smoothing,
+        f_divergence_type=loss.f_divergence_type,
+        f_alpha_divergence_coef=loss.f_alpha_divergence_coef,
+        ld_alpha=loss.ld_alpha,
+        use_weighting=loss.use_weighting,
+        discopop_tau=loss.discopop_tau,
+        precompute_ref_log_probs=True,
+        router_aux_loss_coef=0.0,
+        max_length=None,
+    )
+
+
+def cpo_arguments(loss: SimpoLoss | CpoLoss, common: dict[str, Any], max_length: int) -> CPOConfig:
+    """CPOTrainer's arguments, of which SimPO is a loss type: gamma absolute, cpo_alpha 0 unless asked for."""
+    if isinstance(loss, CpoLoss):
+        kind: dict[str, Any] = {"loss_type": loss.loss_type, "cpo_alpha": loss.nll_scale}
+    else:
+        kind = {
+            "loss_type": "simpo",
+            "simpo_gamma": loss.margin,
+            "alpha": loss.alpha,
+            "cpo_alpha": loss.cross_entropy_weight,
+        }
+    return CPOConfig(**common, **kind, beta=loss.beta, label_smoothing=loss.label_smoothing, max_length=max_length)
+
+
+def orpo_arguments(loss: OrpoLoss, common: dict[str, Any], max_length: int) -> ORPOConfig:
+    """ORPOTrainer's arguments."""
+    return ORPOConfig(**common, beta=loss.beta, max_length=max_length)

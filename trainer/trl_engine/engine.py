@@ -1,0 +1,121 @@
+"""The engine that TRL is: one `trainer.train()` per attempt, of which each update is heard.
+
+Weights, moments, schedule, order and random numbers are put where an update begins, so that a run that was continued
+is the same as one in one go. TRL's own checkpoints, which are pickles in part, are neither written nor read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+from datasets import Dataset
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback
+
+from trainer.config import TrialConfig
+from trainer.errors import TrialError
+from trainer.loss_config import CpoLoss, DpoLoss, OrpoLoss, SftLoss, SimpoLoss
+from trainer.objectives.pair_metrics import Totals
+from trainer.training.engine import Course, Material
+from trainer.training.optimiser import load_moments, moments
+from trainer.trl_engine.arguments import common_arguments, cpo_arguments, dpo_arguments, orpo_arguments
+from trainer.trl_engine.handover import handed_over
+from trainer.trl_engine.rows import Rows, labelled_rows, preference_rows
+from trainer.trl_engine.trainers import WatchedCpo, WatchedDpo, WatchedOrpo
+from trainer.trl_engine.untouched import left_as_found
+from trainer.trl_engine.watch import Watch
+
+
+class TrlEngine:
+    """DPOTrainer, CPOTrainer or ORPOTrainer over the same tokens, in the same order, as the packed engine."""
+
+    def __init__(
+        self, config: TrialConfig, material: Material, tokenizer: PreTrainedTokenizerBase, folder: Path
+    ) -> None:
+        """TrialError in several processes: theirs would each be a trainer of its own."""
+        if material.world.size > 1:
+            raise TrialError(f"engine trl trains in one process, here are {material.world.size}; use engine packed")
+        self.course = Course(config, material)
+        self._config, self._material, self._folder = config, material, folder
+        self._tokenizer = tokenizer
+        self._trained = material.live.trained()
+        self._loaded: Mapping[str, torch.Tensor] = {}
+        self._adam: torch.optim.Optimizer | None = None
+        self._updates: Generator[Totals] | None = None
+
+    def trained(self) -> Mapping[str, nn.Parameter]:
+        """The parameters being trained, by name."""
+        return self._trained
+
+    def state(self) -> Mapping[str, torch.Tensor]:
+        """The optimiser's moments by name."""
+        return self._loaded if self._adam is None else moments(self._adam, self._trained)
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state` returned."""
+        self._loaded = state
+
+    def update(self, step: int) -> Totals:
+        """Let TRL go on until update `step` is taken."""
+        if self._updates is None:
+            self._updates = handed_over(lambda give: self._train(step - 1, give), name="trl")
+        totals = next(self._updates)
+        if step == self.course.total:
+            next(self._updates, None)  # to the end of train()
+        return totals
+
+    def close(self) -> None:
+        """Stop the trainer where it stands and take off the model what it put there."""
+        if self._updates is not None:
+            self._updates.close()
+
+    def _train(self, done: int, give: Callable[[Totals], None]) -> None:
+        material = self._material
+        with left_as_found(material.live, material.world):
+            trainer = self._trainer(done)
+            trainer.watch = Watch(self.course, done, material.patience, give)
+            # Of these it would print on stdout, and write the tokenizer's tokens into the model's configuration.
+            trainer.remove_callback(PrinterCallback)
+            trainer.processing_class = None
+            adam: torch.optim.Optimizer = trainer.create_optimizer()
+            load_moments(adam, self._trained, self._loaded)
+            self._adam = adam
+            trainer.train()
+
+    def _trainer(self, done: int) -> Any:
+        config, material, total = self._config, self._material, self.course.total
+        cpu = material.world.device.type == "cpu"
+        common = common_arguments(config, total - done, total, self._folder, cpu=cpu)
+        tokenizer = deepcopy(self._tokenizer)
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked; the trial's own tokenizer stays as it is
+        model = material.live.to_save
+        match config.loss:
+            case DpoLoss():
+                assert material.reference is not None
+                row = preference_rows(material.train, config.loss, material.reference)
+                trainer: Any = WatchedDpo(
+                    model,
+                    args=dpo_arguments(config.loss, common),
+                    train_dataset=Dataset.from_list([row(0)]),  # it insists on this class
+                    processing_class=tokenizer,
+                )
+                if "ref" in getattr(model, "peft_config", {}):
+                    trainer.model.delete_adapter("ref")  # a copy of the adapters as reference, which is known already
+                trainer.train_dataset = Rows(self.course, done, row)
+                return trainer
+            case SimpoLoss() | CpoLoss():
+                rows: Any = Rows(self.course, done, labelled_rows(material.train))
+                arguments = cpo_arguments(config.loss, common, config.data.max_length)
+                return WatchedCpo(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+            case OrpoLoss():
+                rows = Rows(self.course, done, labelled_rows(material.train))
+                arguments = orpo_arguments(config.loss, common, config.data.max_length)
+                return WatchedOrpo(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+            case SftLoss():
+                raise TrialError("engine trl trains on preferences; for sft use engine packed")
+            case _:
+                assert_never(config.loss)
