@@ -7,7 +7,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help install install-test quickstart test lint types imports pytest test-slow bench pictures format clean
+.PHONY: simulate help install install-test quickstart test lint types imports pytest test-slow test-faults storm bench bench-step bench-gpu pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,16 +40,31 @@ imports: install-test
 	$(BIN)/lint-imports --no-cache
 
 pytest: install-test
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not faults"
 
 test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
 
+test-faults: install-test ## The faults of docs/reliability.md, the slow ones too
+	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800
+
+storm: install-test ## A sweep killed 50 times against the same sweep left alone (about half an hour)
+	$(BIN)/python -m tests.faults.storm
+
 bench: install ## The same grid with TRL and with this, side by side (about half an hour)
-	$(BIN)/python -m benchmarks.three_ways
+	$(BIN)/python -m benchmarks.three_ways --write
+
+bench-step: install ## One optimiser step, TRL's and this product's in turn
+	$(BIN)/python -m benchmarks.step --write
+
+bench-gpu: install ## A step of an 8B model on one GPU, TRL's and this product's
+	$(BIN)/python -m benchmarks.gpu --write
+
+simulate: install ## What pruning saves and what the order of knowing costs, without training (a quarter of an hour)
+	$(BIN)/python -m benchmarks.pruning
 
 pictures: install ## The README's pictures, from the quickstart in runs/ (needs Chromium)
-	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python -m docs.make_pictures
 
 format: install-test ## Format the code
 	$(BIN)/ruff check --fix .

@@ -34,7 +34,11 @@ def prepare(folder: Path, *, vocab_size: int, train_rows: int, eval_rows: int, m
     rows = _real_rows() if real else _generated_rows()
     random.Random(0).shuffle(rows)
     kept: list[dict[str, str]] = []
+    seen: set[str] = set()  # a prompt that is trained on must not be evaluated
     for row in rows:
+        if row["prompt"] in seen:
+            continue
+        seen.add(row["prompt"])
         longest = max(len(tokenizer(row["prompt"] + row[k])["input_ids"]) for k in ("chosen", "rejected"))
         if 64 <= longest < max_length - 2:
             kept.append(row)

@@ -26,29 +26,52 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--loss", choices=["simpo", "dpo"], default="simpo")
-    parser.add_argument("--vocabulary", type=int, default=8192)
+    parser.add_argument("--loss", choices=["simpo", "dpo"], action="append", help="Both by default.")
+    parser.add_argument("--vocabulary", type=int, action="append", help="8192 and 32768 by default.")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--threads", type=int, action="append", help="1 by default.")
     parser.add_argument("--same-allocator", action="store_true", help="Give TRL our allocator settings too.")
+    parser.add_argument("--write", action="store_true", help="Put the figures into docs/performance.md too.")
     parser.add_argument("--contestant", choices=["trl", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
+    cases = [
+        argparse.Namespace(**{**vars(options), "loss": loss, "vocabulary": vocabulary, "threads": threads})
+        for loss in options.loss or ["simpo", "dpo"]
+        for vocabulary in options.vocabulary or [8192, 32768]
+        for threads in options.threads or [1]
+    ]
     if options.contestant:
-        contest(options)
+        contest(cases[0])
         return
+    rows = [duel(case) for case in cases]
+    if options.write:
+        from benchmarks.results import write
+
+        write("steps", {"rows": rows})
+
+
+def duel(options: argparse.Namespace) -> dict[str, Any]:
+    """The two in turn, after a round that warms them up."""
     found = [start(name, options) for name in ("trl", "ours")]
     rounds = [[ask(process) for process in found] for _ in range(options.rounds + 1)]
     for process in found:
         process.communicate("")
     first, measured = rounds[0], rounds[1:]
     off = abs(first[0]["loss"] / first[1]["loss"] - 1)
-    print(
-        f"{options.loss}, vocabulary {options.vocabulary}, {options.threads} threads; first losses differ by {off:.1e}"
-    )
+    if off > 1e-5:
+        raise RuntimeError(f"not the same step: the first losses differ by {off:.1e}")
+    row: dict[str, Any] = {"loss": options.loss, "vocabulary": options.vocabulary, "threads": options.threads}
     for clock in ("wall", "cpu"):
         times = [[round_[i][clock] for round_ in measured] for i in (0, 1)]
         ratio = median(theirs / ours for theirs, ours in zip(*times, strict=True))
-        print(f"{clock:4}: trl {median(times[0]):.0f} ms, ours {median(times[1]):.0f} ms, median of ratios {ratio:.2f}")
+        print(
+            f"{options.loss}, vocabulary {options.vocabulary}, {options.threads} threads, {clock}: "
+            f"trl {median(times[0]):.0f} ms, ours {median(times[1]):.0f} ms, median of ratios {ratio:.2f}",
+            flush=True,
+        )
+        if clock == "wall":
+            row |= {"trl": median(times[0]), "ours": median(times[1]), "ratio": ratio}
+    return row
 
 
 def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:

@@ -25,7 +25,6 @@ def train(trial: dict[str, Any]) -> dict[str, Any]:
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
     imported = time.perf_counter()
-    torch.set_num_threads(trial["threads"])
     model = AutoModelForCausalLM.from_pretrained(trial["model"], dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(trial["model"])
 
@@ -56,7 +55,7 @@ def train(trial: dict[str, Any]) -> dict[str, Any]:
         "lr_scheduler_type": "constant",
         "warmup_steps": 0,
         "max_grad_norm": 1.0,
-        "optim": "adamw_torch",
+        "optim": "adamw_torch_fused",
         "bf16": False,
         "use_cpu": not torch.cuda.is_available(),
         "gradient_checkpointing": False,

@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import io
-import shutil
-import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from rich.console import Console
 
 from dashboards.frame import TrialView
+from dashboards.insight import insight
+from dashboards.mlflow_pages.view import saved_view
+from dashboards.page import write_report
 from dashboards.terminal import summary
+from docs.chromium import browser
+from orchestrator.commands.reporting import frame_of
 from orchestrator.driving.stages import load_report, steps_by_params
 from orchestrator.folders import existing, home
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow import tracking_uri
-from orchestrator.tracking.ui import experiment_id, runs_url, start_ui
+from orchestrator.tracking.names import trials_filter
+from orchestrator.tracking.ui import start_ui, sweep_page
 
 PICTURES = Path(__file__).parent / "pictures"
-CHROMIUM_FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-)
+_DRAWN = "document.querySelectorAll('.js-plotly-plot').length >= 5"
+_CLOSE = "[...document.querySelectorAll('button[aria-label=Close]')].forEach(b => b.click())"
+"""MLflow opens its assistant beside every page of a new profile."""
 
 
 def terminal(name: str, to: Path) -> None:
@@ -46,28 +43,39 @@ def terminal(name: str, to: Path) -> None:
     console.save_svg(str(to), title=f"orchestrate sweep sweeps/{name}.yaml")
 
 
-def screenshot(url: str, to: Path, *, width: int = 2000, height: int = 1100) -> None:
-    """A page in a real Chromium, once its scripts have had time to draw it."""
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    if chromium is None:
-        raise SystemExit("no Chromium on the PATH")
-    with tempfile.TemporaryDirectory() as profile:
-        command = [chromium, *CHROMIUM_FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}"]
-        command += ["--virtual-time-budget=30000", "--timeout=60000", f"--screenshot={to}", url]
-        subprocess.run(command, check=True, capture_output=True, timeout=180)
-
-
 def mlflow(name: str, to: Path) -> None:
-    """The sweep's runs in the MLflow UI."""
+    """The sweep's charts in the MLflow UI."""
     with Study.open(existing(home(), name)) as study:
         spec = study.spec
     uri = tracking_uri(home(), spec.tracking.uri)
     ui = start_ui(home(), uri)
     try:
-        experiment = experiment_id(home(), uri, spec.tracking.experiment)
-        screenshot(f"{runs_url(ui.base, experiment, name, spec.goal)}&compareRunsMode=CHART", to)
+        view = saved_view(spec, trials_filter(name), time.time())
+        with browser() as chromium:
+            page = chromium.page()
+            address = sweep_page(ui.base, home(), uri, spec.tracking.experiment, name, view)
+            page.look(address, width=1800, height=1250, ready=_DRAWN)
+            time.sleep(3)
+            page.run(_CLOSE)
+            time.sleep(3)  # the charts take the room
+            page.picture(to, whole=False)
     finally:
         ui.stop()
+
+
+def report(name: str, folder: Path) -> None:
+    """The beginning of the report on a desk, in the dark, and on a phone."""
+    with tempfile.TemporaryDirectory() as place, browser() as chromium:
+        file = write_report(insight(frame_of(existing(home(), name))), Path(place) / "report.html")
+        for look, width, height, dark in (
+            ("wide", 1280, 1900, False),
+            ("dark", 1280, 1900, True),
+            ("phone", 390, 1900, False),
+        ):
+            page = chromium.page()
+            drawn = "document.documentElement.dataset.drawn"
+            page.look(file.as_uri(), width=width, height=height, dark=dark, ready=drawn)
+            page.picture(folder / f"report-{look}.png", whole=False)
 
 
 def main() -> None:
@@ -75,6 +83,7 @@ def main() -> None:
     PICTURES.mkdir(exist_ok=True)
     terminal(name, PICTURES / "terminal.svg")
     mlflow(name, PICTURES / "mlflow.png")
+    report(name, PICTURES)
     print(f"pictures of {name} in {PICTURES}")
 
 

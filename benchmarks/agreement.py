@@ -1,0 +1,47 @@
+"""Whether two ways trained the same: the first update's gradients, and the final held-out metrics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+COMPARED = ("eval_rewards/margins", "eval_rewards/accuracies", "eval_rewards/chosen", "eval_rewards/rejected")
+
+
+def final_metrics_apart(theirs: list[dict[str, float]], mine: list[dict[str, float]]) -> float:
+    """Largest difference of the final evaluations, relative above 1."""
+    pairs = [(x[name], y[name]) for x, y in zip(theirs, mine, strict=True) for name in COMPARED]
+    return max(abs(p - q) / max(1.0, abs(p)) for p, q in pairs)
+
+
+def first_gradients_apart(sweep: dict[str, Any], theirs: Path, cache: Path) -> float:
+    """Relative L2 difference, over all parameters, between TRL's clipped gradients of the first update and ours."""
+    import torch
+    import yaml
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM
+
+    from orchestrator.spec.load import loads
+    from trainer.data import prepare
+    from trainer.forward.pair_model import PairModel
+    from trainer.objectives.losses import needs
+    from trainer.objectives.pair_logps import Normaliser
+    from trainer.training.schedule import Order
+
+    spec = loads(yaml.safe_dump(sweep), Path.cwd())
+    config = spec.search.place(spec.base, spec.search.corners().point(0))
+    train = prepare(config.data, config.model, cache).train
+    first = Order(len(train), config.training.pairs_per_update, config.training.seed).update(1)
+    pairs = [train.pair(i) for i in first]
+    model = AutoModelForCausalLM.from_pretrained(sweep["base"]["model"], dtype=torch.float32).train()
+    mine = PairModel(model)
+    reference = mine.logps(pairs) if needs(config.loss).reference else None
+    norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    mine.backward(pairs, config.loss, reference, norm, torch.Tensor.backward)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.max_grad_norm)
+    expected = load_file(theirs)
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    if found.keys() != expected.keys():
+        raise RuntimeError(f"gradients of different parameters: {sorted(found.keys() ^ expected.keys())[:3]}")
+    apart = sum(float((found[n] - expected[n]).double().square().sum()) for n in expected)
+    return (apart / sum(float(g.double().square().sum()) for g in expected.values())) ** 0.5

@@ -1,0 +1,112 @@
+"""The three ways to run a grid of trials, each timed as a person would: from the command to its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@dataclass
+class Took:
+    """One way's wall-clock, where it went (summed over trials), and each trial's final evaluation."""
+
+    seconds: float
+    parts: dict[str, float]
+    metrics: list[dict[str, float]]
+    ended: list[float] = field(default_factory=list[float])
+    """When each trial ended, in seconds from the command."""
+
+
+def shell_loop(files: list[Path], threads: int) -> Took:
+    """What people do today: one script after the other, each with all cores."""
+    began = time.perf_counter()
+    for file in files:
+        command = [sys.executable, "-m", "benchmarks.trl_trial", str(file)]
+        subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, env=environment(threads))
+    return read_trl(files, time.perf_counter() - began)
+
+
+def ray_tune(files: list[Path], slots: int, folder: Path) -> Took:
+    """Ray Tune around the same scripts, a fresh process and a core per trial."""
+    grid = folder / "grid.json"
+    grid.write_text(json.dumps({"trials": [str(f) for f in files], "slots": slots, "repository": str(REPOSITORY)}))
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "benchmarks.ray_trl", str(grid)]
+    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, env=environment(1))
+    return read_trl(files, time.perf_counter() - began)
+
+
+def ours(sweep: dict[str, Any], folder: Path) -> Took:
+    """`orchestrate sweep`, everything included: start-up, data, reference, trials, tracking, report."""
+    file = folder / "sweep.yaml"
+    file.write_text(yaml.safe_dump(sweep, sort_keys=False))
+    env = {**environment(1), "ORCHESTRATE_HOME": str(folder / "runs")}
+    env.pop("MLFLOW_TRACKING_URI", None)
+    started, began = time.time(), time.perf_counter()
+    command = [sys.executable, "-m", "orchestrator.cli", "sweep", str(file)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, env=env)
+    seconds = time.perf_counter() - began
+    if done.returncode:
+        raise RuntimeError(done.stderr[-4000:])
+    return _read_ours(folder / "runs", sweep, started, seconds)
+
+
+def environment(threads: int) -> dict[str, str]:
+    """A child's environment: so many threads, and this checkout's code."""
+    path = os.pathsep.join(p for p in (str(REPOSITORY), os.environ.get("PYTHONPATH", "")) if p)
+    return {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONPATH": path}
+
+
+def read_trl(files: list[Path], seconds: float) -> Took:
+    """Results of the TRL trials; parts are summed over trials."""
+    results = [json.loads((Path(json.loads(f.read_text())["out"]) / "result.json").read_text()) for f in files]
+    parts = {k: sum(r["seconds"][k] for r in results) for k in results[0]["seconds"]}
+    return Took(seconds, parts, [r["metrics"] for r in results])
+
+
+def _read_ours(home: Path, sweep: dict[str, Any], started: float, seconds: float) -> Took:
+    """Updates take what `pairs_per_second` says; the rest of a trial is evaluation, and for the first ones loading."""
+    from orchestrator.folders import SweepFolder
+    from orchestrator.study.study import Study
+
+    pairs = sweep["base"]["training"]["pairs_per_update"]
+    with Study.open(SweepFolder(home, sweep["name"])) as study:
+        trials = study.trials()
+        points = {t.number: study.points(t.number) for t in trials}
+    steps = sum(
+        pairs / p.metrics["pairs_per_second"]
+        for told in points.values()
+        for p in told
+        if "pairs_per_second" in p.metrics
+    )
+    begun = [t.started_at or 0.0 for t in trials]
+    ended = [t.finished_at or 0.0 for t in trials]
+    slots = sweep["budget"]["concurrency"]
+    inside = sum(b - a for a, b in zip(begun, ended, strict=True))
+    # Trials that began with the sweep waited for their process's imports, the start model's evaluation and reference.
+    loading = sum(b - a for a, b in list(zip(begun, ended, strict=True))[:slots]) - slots * inside_median(begun, ended)
+    parts = {
+        "before the first trial": min(begun) - started,
+        "imports, loading, start model (first trial of each worker)": loading,
+        "steps": steps,
+        "evaluation and the rest of trials": inside - steps - loading,
+        "slots without a trial": slots * (max(ended) - min(begun)) - inside,
+        "after the last trial": started + seconds - max(ended),
+    }
+    return Took(seconds, parts, [dict(t.metrics) for t in trials], [e - started for e in ended])
+
+
+def inside_median(begun: list[float], ended: list[float]) -> float:
+    """Seconds of a typical trial."""
+    lengths = sorted(b - a for a, b in zip(begun, ended, strict=True))
+    return lengths[len(lengths) // 2]

@@ -1,0 +1,183 @@
+"""What each pruner saves and whether it keeps the winner; what the order of knowing costs. Writes docs/decisions.md.
+
+python -m benchmarks.pruning --seeds 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+from statistics import mean, median
+
+from benchmarks.curves import SEARCH, Preferences, Times
+from benchmarks.simulation import simulate
+from orchestrator.spec.goal import Goal
+from orchestrator.spec.pruners import (
+    HyperbandPruner,
+    MedianPruner,
+    NoPruner,
+    PatientPruner,
+    PercentilePruner,
+    Pruner,
+    SuccessiveHalvingPruner,
+    ThresholdPruner,
+    WilcoxonPruner,
+)
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep import SweepSpec
+
+TRIALS, SLOTS = 200, 16
+NEAR = 0.005
+"""A regret within which two trials are the same to a person: half a point of held-out accuracy."""
+PAGE = Path(__file__).parents[1] / "docs" / "decisions.md"
+BEGIN, END = "<!-- tables: make simulate -->", "<!-- end of tables -->"
+NONE = "none"
+LAGS = (1, 2, 3, 4)
+PRUNERS: dict[str, Pruner] = {
+    NONE: NoPruner(),
+    "hyperband": HyperbandPruner(),
+    "successive_halving": SuccessiveHalvingPruner(),
+    "median": MedianPruner(),
+    "percentile (25)": PercentilePruner(),
+    "percentile (50), warm-up 0.3": PercentilePruner(percentile=50.0, n_warmup_steps=0.3),
+    "wilcoxon": WilcoxonPruner(),
+    "patient (3)": PatientPruner(),
+    "threshold (0.58 from 0.2 on)": ThresholdPruner(lower=0.58, n_warmup_steps=0.2),
+}
+TIMES: tuple[Times, ...] = ("equal", "varied", "heavy-tailed")
+
+
+def spec_of(pruner: Pruner, seed: int) -> SweepSpec:
+    """A sweep of scripted trials: random draws, so that every pruner meets the same trials."""
+    base = {"model": {"generated": {}}, "data": {"train": [{"generated": "instructions"}]}, "loss": {"kind": "simpo"}}
+    return SweepSpec.model_validate(
+        {
+            "name": "simulation",
+            "base": base,
+            "search": {"dimensions": SEARCH},
+            "sampler": RandomSampler(seed=seed),
+            "goal": Goal(metric="eval_accuracies/logp", direction="maximize"),
+            "pruner": pruner,
+        }
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What is kept of one simulated sweep."""
+
+    trained: int
+    best: int
+    value: float
+    idle: float
+    makespan: float
+
+
+class Kept:
+    """Results of sweeps, each simulated once; in a file, so that an interrupted run goes on where it was."""
+
+    def __init__(self, file: Path | None) -> None:
+        self._file = file
+        self._known: dict[str, Result] = {}
+        for line in file.read_text().splitlines() if file is not None and file.is_file() else ():
+            key, values = json.loads(line)
+            self._known[key] = Result(*values)
+
+    def run(self, name: str, seed: int, lag: int | None, times: Times = "varied") -> Result:
+        """One simulated sweep."""
+        key = f"{name} {seed} {lag} {times}"
+        if key not in self._known:
+            world = Preferences(seed, times)
+            ran = simulate(spec_of(PRUNERS[name], seed), world, slots=SLOTS, lag=lag, trials=TRIALS)
+            best = ran.best()
+            assert best is not None
+            assert best.values is not None
+            result = Result(ran.trained, best.number, best.values[0], ran.idle_share, ran.makespan)
+            self._known[key] = result
+            if self._file is not None:
+                with self._file.open("a") as file:
+                    file.write(json.dumps([key, astuple(result)]) + "\n")
+            if sys.stderr.isatty():
+                sys.stderr.write(f"\r\x1b[K{len(self._known)} sweeps: {key}")
+        return self._known[key]
+
+
+def pruner_table(seeds: Sequence[int], kept: Kept) -> list[list[str]]:
+    """Per pruner: what it saves of the updates, and what becomes of the winner."""
+    runs = {seed: {name: kept.run(name, seed, 2 * SLOTS) for name in PRUNERS} for seed in seeds}
+    rows = []
+    for name in PRUNERS:
+        if name == NONE:
+            continue
+        pairs = [(runs[seed][name], runs[seed][NONE]) for seed in seeds]
+        saved = [1 - ran.trained / whole.trained for ran, whole in pairs]
+        regrets = [whole.value - ran.value for ran, whole in pairs]
+        rows.append(
+            [
+                name,
+                f"{_percent(saved)} ({min(saved):.0%} to {max(saved):.0%})",
+                _percent([ran.best == whole.best for ran, whole in pairs]),
+                _percent([regret <= NEAR for regret in regrets]),
+                f"{mean(regrets):.4f}",
+                _percent([ran.idle for ran, _ in pairs]),
+                f"{median(whole.makespan / ran.makespan for ran, whole in pairs):.2f} times faster",
+            ]
+        )
+    return rows
+
+
+def order_table(seeds: Sequence[int], kept: Kept) -> list[list[str]]:
+    """Per pruner and distribution of trial times: the share of slots' time spent waiting, by lag."""
+    rows = []
+    for name in ("hyperband", "successive_halving", "median"):
+        for times in TIMES:
+            row = [name, times]
+            asap = [kept.run(name, seed, None, times) for seed in seeds]
+            for lags in LAGS:
+                rans = [kept.run(name, seed, lags * SLOTS, times) for seed in seeds]
+                longer = median(r.makespan / a.makespan for r, a in zip(rans, asap, strict=True))
+                row.append(f"{_percent([r.idle for r in rans])} ({longer:.2f})")
+            rows.append(row)
+    return rows
+
+
+def _percent(shares: Iterable[float]) -> str:
+    return f"{mean(shares):.0%}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run both tables and write them into the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=100, help="sweeps per pruner")
+    parser.add_argument("--order-seeds", type=int, default=10, help="sweeps per cell of the table of the order")
+    parser.add_argument("--keep", type=Path, help="a file of results: an interrupted run goes on from there")
+    given = parser.parse_args(arguments)
+    kept = Kept(given.keep)
+    order = order_table(range(given.order_seeds), kept)
+    pruners = pruner_table(range(given.seeds), kept)
+    head = ["pruner", "updates saved", "same winner", f"winner within {NEAR:g}", "mean regret", "slots idle", "sweep"]
+    first = _table(head, pruners)
+    second = _table(["pruner", "trial times", *(f"lag {k} x slots" for k in LAGS)], order)
+    text = (
+        f"`make simulate`: {TRIALS} trials over {SLOTS} slots, {given.seeds} seeds, lag {2 * SLOTS}.\n\n{first}\n\n"
+        f"Slots idle by the order (and the length of the sweep against `order: asap`), "
+        f"{given.order_seeds} seeds.\n\n{second}"
+    )
+    page = PAGE.read_text(encoding="utf-8")
+    before, rest = page.split(BEGIN)
+    after = rest.split(END)[1]
+    PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    sys.stdout.write(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

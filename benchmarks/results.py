@@ -1,0 +1,124 @@
+"""Measured figures into docs/performance.md: JSON in docs/performance/, a table and a picture made of each."""
+
+from __future__ import annotations
+
+import json
+import platform
+import re
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = DOCS / "performance.md"
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
+
+
+def write(name: str, found: dict[str, Any]) -> None:
+    """Keep the figures and renew what the page shows of them."""
+    folder = DOCS / "performance"
+    folder.mkdir(exist_ok=True)
+    stamped = {"measured": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine(), **found}
+    (folder / f"{name}.json").write_text(json.dumps(stamped, indent=1) + "\n")
+    if name.startswith("three_ways"):
+        draw_three_ways(folder / f"{name}.svg", stamped)
+    put(name, table(name, stamped))
+
+
+def machine() -> str:
+    """The processor in words; no names of machines."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
+    return f"{len(names) or '?'} x {names[0] if names else platform.processor()}"
+
+
+def put(name: str, text: str) -> None:
+    """Replace what stands between the markers of this name in the page."""
+    page = PAGE.read_text()
+    opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if opening not in page:
+        raise ValueError(f"docs/performance.md has no place for {name}")
+    before, rest = page.split(opening, 1)
+    PAGE.write_text(f"{before}{opening}\n{text}\n{closing}{rest.split(closing, 1)[1]}")
+
+
+def table(name: str, found: dict[str, Any]) -> str:
+    """A Markdown table of one benchmark's figures."""
+    if name.startswith("three_ways"):
+        return three_ways(name, found)
+    return steps(found) if name == "steps" else gpu(found)
+
+
+def three_ways(name: str, found: dict[str, Any]) -> str:
+    """Seconds and ratios of a grid run three ways."""
+    seconds = found["seconds"]
+    rows = [
+        "| | seconds | times faster |",
+        "|---|---|---|",
+        *(f"| {way} | {took:.0f} | {took / seconds['orchestrate']:.2f} |" for way, took in seconds.items()),
+    ]
+    split = [
+        f"- {way}: " + ", ".join(f"{part} {took:.0f}" for part, took in parts.items())
+        for way, parts in found["parts"].items()
+    ]
+    return "\n".join(
+        [
+            f"{found['method']}, {found['trials']} trials of {found['updates']} updates of 8 pairs, vocabulary "
+            f"{found['vocabulary']}, {found['data']} rows; {found['machine']}; {found['measured']}.",
+            "",
+            *rows,
+            "",
+            f"First-step gradients differ by {found['first-step gradients differ by']:.1e}, final metrics by "
+            f"{found['final metrics differ by']:.1e}. Where the seconds went (summed over trials or slots):",
+            "",
+            *split,
+            "",
+            f"![Seconds of the three ways](performance/{name}.svg)",
+        ]
+    )
+
+
+def steps(found: dict[str, Any]) -> str:
+    """One optimiser step, ours and TRL's."""
+    rows = ["| loss | vocabulary | threads | TRL, ms | ours, ms | median of ratios |", "|---|---|---|---|---|---|"]
+    rows += [
+        f"| {r['loss']} | {r['vocabulary']} | {r['threads']} | {r['trl']:.0f} | {r['ours']:.0f} | {r['ratio']:.2f} |"
+        for r in found["rows"]
+    ]
+    return "\n".join([f"{found['machine']}; {found['measured']}.", "", *rows])
+
+
+def gpu(found: dict[str, Any]) -> str:
+    """Steps on one GPU."""
+    rows = ["| model | case | loss | | ms | peak GiB | tokens/s |", "|---|---|---|---|---|---|---|"]
+    for r in found["rows"]:
+        told = r.get("failed") or f"{1e3 * r['seconds']:.0f} | {r['peak_gib']:.1f} | {r['tokens_per_second']:.0f}"
+        rows.append(f"| {r['size']} | {r['case']} | {r['loss']} | {r['contestant']} | {told} |")
+    return "\n".join([f"{found['gpu']}, batch of {found['pairs']} pairs; {found['measured']}.", "", *rows])
+
+
+def draw_three_ways(file: Path, found: dict[str, Any]) -> None:
+    """Seconds as bars, and our trials' ends over time: a fixed part, then a straight line."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
+    names = list(found["seconds"])[::-1]
+    colours = [BLUE if name == "orchestrate" else GREY for name in names]
+    bars = left.barh(names, [found["seconds"][name] for name in names], color=colours)
+    left.bar_label(bars, fmt="%.0f s", padding=3)
+    left.set_title(f"{found['method']}: {found['trials']} trials", fontsize=10)
+    left.spines[["top", "right", "bottom"]].set_visible(False)
+    left.set_xticks([])
+    left.margins(x=0.15)
+    right.plot(sorted(found["ended"]), range(1, len(found["ended"]) + 1), "o-", color=ORANGE)
+    right.set_xlim(left=0)
+    right.set_ylim(bottom=0)
+    right.set_xlabel("seconds since the command")
+    right.set_ylabel("trials ended")
+    right.set_title("orchestrate: the fixed part is paid once", fontsize=10)
+    right.spines[["top", "right"]].set_visible(False)
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)

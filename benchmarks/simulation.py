@@ -1,0 +1,169 @@
+"""A sweep without training: the real policy and pruners over scripted learning curves and a fake clock."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+from orchestrator.spec.pruners import WilcoxonPruner
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.knowing import Known, view
+from orchestrator.study.policy import Drawn, Policy
+from orchestrator.study.pruning.decide import Judge
+from orchestrator.study.state import TrialState
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """What a trial would do if left alone: the goal at each evaluation, NaN from where it diverges, and its pace."""
+
+    values: Mapping[int, float]
+    updates: int
+    seconds_per_update: float
+    pairs: Callable[[int], str] = lambda _: ""
+    """`Point.pairs` at an evaluation."""
+
+
+World = Callable[[int, Mapping[str, Any]], Curve]
+"""The curve of a trial by its number and leaves."""
+
+
+@dataclass(slots=True)
+class Ran:
+    """What became of a simulated sweep. Times in seconds of the fake clock."""
+
+    trials: list[Known] = field(default_factory=list[Known])
+    reasons: dict[int, str] = field(default_factory=dict[int, str])
+    trained: int = 0
+    """Updates done in all trials."""
+    whole: int = 0
+    """Updates that all trials would have done without a pruner and without a guard."""
+    busy: float = 0.0
+    idle: float = 0.0
+    """Time that slots waited for other trials' results while there was more to try."""
+    makespan: float = 0.0
+
+    @property
+    def table(self) -> list[tuple[Any, ...]]:
+        """Params, state, reason and course of every trial: what must not depend on concurrency."""
+        return [
+            (t.number, dict(t.params), t.state, self.reasons.get(t.number, ""), dict(t.course)) for t in self.trials
+        ]
+
+    @property
+    def idle_share(self) -> float:
+        """Of the slots' time, that in which they waited."""
+        return self.idle / (self.busy + self.idle) if self.busy else 0.0
+
+    def best(self) -> Known | None:
+        """The complete trial with the highest value."""
+        done = [t for t in self.trials if t.state is TrialState.COMPLETE and t.values is not None]
+        return max(done, key=lambda t: (t.values[0] if t.values else -math.inf, -t.number), default=None)
+
+
+@dataclass(slots=True)
+class _Live:
+    curve: Curve
+    judge: Judge
+    steps: list[int]
+    course: dict[int, float] = field(default_factory=dict[int, float])
+
+
+class Drawing(Policy):
+    """The policy, remembering random draws from sweep to sweep: they depend on the seed and the number alone."""
+
+    memory: ClassVar[dict[tuple[str, int], Drawn]] = {}
+
+    def draw(self, trials: Sequence[Known]) -> Drawn | None:
+        if not isinstance(self._spec.sampler, RandomSampler):
+            return super().draw(trials)
+        key = (f"{self._spec.search}{self._spec.sampler}", len(trials))
+        drawn = self.memory.get(key)
+        if drawn is None or any(trial.identity == drawn.identity for trial in trials):
+            drawn = super().draw(trials)
+            assert drawn is not None
+            self.memory[key] = drawn
+        return drawn
+
+
+def simulate(spec: SweepSpec, world: World, *, slots: int, lag: int | None, trials: int) -> Ran:
+    """Run `trials` trials over `slots` slots; `lag` None is `order: asap`. The goal is to be maximized."""
+    policy, ran, clock = Drawing(spec, lag), Ran(), 0.0
+    live: dict[int, _Live] = {}
+    events: list[tuple[float, int]] = []
+    over = waits = False
+
+    told: dict[int, dict[int, str]] = {}
+    paired = isinstance(spec.pruner, WilcoxonPruner)
+
+    def judge_of(number: int, updates: int, trials: list[Known]) -> Judge:
+        return Judge.of(spec, number, updates, trials, lambda other: told[other])
+
+    def known() -> list[Known]:
+        if lag is not None:
+            return list(ran.trials)  # what runs is known by its leaves alone
+        return [replace(t, course=dict(live[t.number].course)) if t.number in live else t for t in ran.trials]
+
+    while True:
+        while not over and not waits and len(live) < slots:
+            now = known()
+            if len(now) >= trials or policy.spent(now):
+                over = True
+            elif policy.waits_for(now) is not None or (drawn := policy.draw(now)) is None:
+                waits = True  # until another trial ends
+            else:
+                number = len(now)
+                curve = world(number, drawn.params)
+                ran.trials.append(
+                    Known(
+                        number,
+                        drawn.params,
+                        updates=curve.updates,
+                        note=drawn.note,
+                        identity=drawn.identity,
+                    )
+                )
+                ran.whole += curve.updates
+                judge = judge_of(number, curve.updates, view(now, number, lag))
+                told[number] = {}
+                live[number] = _Live(curve, judge, sorted(curve.values))
+                heapq.heappush(events, (clock + curve.seconds_per_update * min(curve.values), number))
+        if not events:
+            break
+        at, number = heapq.heappop(events)
+        ran.idle += 0.0 if over else (slots - len(live)) * (at - clock)
+        ran.busy += len(live) * (at - clock)
+        clock = at
+        one = live[number]
+        step = one.steps.pop(0)
+        one.course[step] = one.curve.values[step]
+        if lag is None:
+            one.judge = judge_of(number, one.curve.updates, view(known(), number, None))
+        if paired:
+            told[number][step] = one.curve.pairs(step)
+        state, reason = _verdict(one, step, told[number].get(step, ""))
+        if state is None:
+            heapq.heappush(events, (clock + one.curve.seconds_per_update * (one.steps[0] - step), number))
+            continue
+        ran.trained += step
+        ran.reasons[number] = reason
+        bad = reason.startswith("diverged")
+        values = (-math.inf,) if bad else (one.course[step],)
+        ended = replace(ran.trials[number], state=state, values=values, course=dict(one.course), diverged=bad)
+        ran.trials[number] = ended
+        del live[number]
+        waits = False
+    ran.makespan = clock
+    return ran
+
+
+def _verdict(one: _Live, step: int, pairs: str) -> tuple[TrialState | None, str]:
+    if math.isnan(one.course[step]):
+        return TrialState.PRUNED, f"diverged at update {step}"
+    if reason := one.judge.reason(one.course, step, pairs):
+        return TrialState.PRUNED, reason
+    return (None, "") if one.steps else (TrialState.COMPLETE, "")
