@@ -56,6 +56,7 @@ bench: install ## The same grid with TRL and with this, side by side (about half
 
 bench-step: install ## One optimiser step, TRL's and this product's in turn
 	$(BIN)/python -m benchmarks.step --write
+	$(BIN)/python -m benchmarks.threads --write
 
 bench-gpu: install ## A step of an 8B model on one GPU, TRL's and this product's
 	$(BIN)/python -m benchmarks.gpu --write

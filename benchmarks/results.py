@@ -46,7 +46,7 @@ def table(name: str, found: dict[str, Any]) -> str:
     """A Markdown table of one benchmark's figures."""
     if name.startswith("three_ways"):
         return three_ways(name, found)
-    return steps(found) if name == "steps" else gpu(found)
+    return {"steps": steps, "threads": threads, "gpu": gpu}[name](found)
 
 
 def three_ways(name: str, found: dict[str, Any]) -> str:
@@ -85,6 +85,13 @@ def steps(found: dict[str, Any]) -> str:
         f"| {r['loss']} | {r['vocabulary']} | {r['threads']} | {r['trl']:.0f} | {r['ours']:.0f} | {r['ratio']:.2f} |"
         for r in found["rows"]
     ]
+    return "\n".join([f"{found['machine']}; {found['measured']}.", "", *rows])
+
+
+def threads(found: dict[str, Any]) -> str:
+    """Processes side by side against threads."""
+    rows = ["| processes | threads of each | ms per trial's step |", "|---|---|---|"]
+    rows += [f"| {r['processes']} | {r['threads']} | {r['ms']:.0f} |" for r in found["rows"]]
     return "\n".join([f"{found['machine']}; {found['measured']}.", "", *rows])
 
 

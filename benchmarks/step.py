@@ -90,10 +90,23 @@ def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:
 
 
 def ask(process: subprocess.Popen[str]) -> dict[str, float]:
-    if process.stdin is None or process.stdout is None:
+    """One step of this contestant: its loss and milliseconds."""
+    begin(process)
+    return answer(process)
+
+
+def begin(process: subprocess.Popen[str]) -> None:
+    """Let it take a step."""
+    if process.stdin is None:
         raise RuntimeError("the contestant has no pipes")
     process.stdin.write("step\n")
     process.stdin.flush()
+
+
+def answer(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Wait for its step's loss and milliseconds."""
+    if process.stdout is None:
+        raise RuntimeError("the contestant has no pipes")
     for line in process.stdout:
         if line.startswith("{"):
             return json.loads(line)
