@@ -1,4 +1,4 @@
-"""A sweep that is paused as a whole: its driver stays and waits, and nothing else does."""
+"""What is paused: a sweep as a whole, whose driver stays and waits; or single trials, which may be all that is left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from orchestrator.engine.stopping import Interrupt, Stop, StopKind
 from orchestrator.engine.view import View
 from orchestrator.study.driver import STOP, UNPAUSE
+from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
 
 _POLL_SECONDS = 0.5
@@ -30,3 +31,12 @@ def wait(study: Study, view: View, interrupt: Interrupt, why: str) -> Stop | Non
                     view.say(f"goes on: {request.text}")
                     return None
         time.sleep(_POLL_SECONDS)
+
+
+def left_over(study: Study) -> Stop:
+    """How a sweep ended that has nothing more to run."""
+    aside = [str(r.number) for r in study.trials() if r.state is TrialState.PAUSED]
+    if aside:
+        first = f"orchestrate unpause {study.folder.name} {aside[0]}"
+        return Stop(StopKind.PUT_ASIDE, f"nothing is left to do but what is paused: {', '.join(aside)}; `{first}`")
+    return Stop(StopKind.FINISHED, study.exhausted())

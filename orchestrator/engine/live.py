@@ -1,0 +1,64 @@
+"""An issued trial on its way into a worker's hands: its folder, its file, its run in tracking."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import yaml
+
+from orchestrator.engine import memory
+from orchestrator.engine.messages import Job
+from orchestrator.engine.view import View
+from orchestrator.study.records import Trial
+from orchestrator.study.state import TrialState
+from orchestrator.study.study import Study
+from orchestrator.tracking.sink import Sink
+from trainer.config import TrialConfig
+
+
+@dataclass(slots=True)
+class Live:
+    """A trial that a worker has. `kills` are the kernel's for memory when it began, `told` the worker's tags so far."""
+
+    trial: Trial
+    job: Job
+    kills: int
+    told: dict[str, str] = field(default_factory=dict[str, str])
+
+    def news(self, pid: int, counters: Mapping[str, int]) -> dict[str, str]:
+        """Tags not yet told: by which worker the trial runs, and what that worker had loaded by then."""
+        tags = {"worker.pid": str(pid)} | {f"worker.{name}": str(count) for name, count in counters.items()}
+        fresh = {name: value for name, value in tags.items() if self.told.get(name) != value}
+        self.told |= fresh
+        return fresh
+
+
+class Beginning:
+    """Makes a worker's job of a trial that the study issued. `place` finishes its configuration."""
+
+    def __init__(self, study: Study, sink: Sink, view: View, place: Callable[[TrialConfig], TrialConfig]) -> None:
+        self._study, self._sink, self._view, self._place = study, sink, view, place
+
+    def begin(self, trial: Trial) -> Live:
+        """Everything is on the disk and told when this returns."""
+        where = self._study.folder
+        run, folder = str(trial.number), where.attempt(trial.number, trial.attempt)
+        configured = self._place(trial.config)
+        config = memory.fitted(configured, trial)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "trial.yaml").write_text(
+            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+        )
+        earlier = [where.attempt(trial.number, k) for k in range(1, trial.attempt)]
+        job = Job(run, trial.attempt, config.model_dump_json(), folder, tuple(p for p in earlier if p.is_dir()))
+        record = next(r for r in self._study.trials() if r.number == trial.number)
+        tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt)}
+        tags |= {"origin": record.origin} if record.origin else {}
+        tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
+        if config is not configured:  # the params stay what was asked for
+            tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
+        self._sink.start(run, name=f"trial {trial.number}", params=configured.leaves(), tags=tags, at=time.time())
+        self._view.trial_changed(record)
+        return Live(trial, job, memory.kernel_kills())
