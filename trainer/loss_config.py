@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast, get_args
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 
@@ -129,6 +129,9 @@ class DpoLoss(Objective):
             raise ValueError("kto_pair is gone from TRL and not offered here; bco_pair and apo_zero are near to it")
         if "simpo" in given:
             raise ValueError("simpo is no variant of DPO: write loss.kind simpo")
+        if len(given) > 1 and (unknown := [each for each in given if each not in get_args(DpoTerm)]):
+            named = ", ".join(map(str, unknown))
+            raise ValueError(f"no loss type: {named}; it must be some of {', '.join(get_args(DpoTerm))}")
         return given[0] if len(given) == 1 else value
 
     @property

@@ -21,6 +21,7 @@ from orchestrator.spec.dimensions import (
     same,
     values,
 )
+from orchestrator.spec.matched import unmatched
 from orchestrator.spec.place import place
 from trainer.config import TrialConfig
 from trainer.frozen import Frozen
@@ -109,6 +110,8 @@ class SearchSpace(Frozen):
             for other, allowed in _conditions(dimension).items():
                 if problem := self._never(other, allowed):
                     yield path, problem
+        when = {path: tuple(_conditions(dimension)) for path, dimension in self.dimensions.items()}
+        yield from unmatched(when, [tuple(group) for group in self.zipped])
         try:
             in_order(Axis((p,), None, _conditions(d)) for p, d in self.dimensions.items())
         except Circular as error:

@@ -139,6 +139,26 @@ def test_searches_that_make_no_sense(dimensions: dict[str, Any], zipped: Any, sa
         space(zipped=zipped, **{p.replace(".", "__"): d for p, d in dimensions.items()})
 
 
+def by_kind(*values: Any, **when: str) -> dict[str, Any]:
+    return {"choice": list(values), "when": {path.replace("__", "."): value for path, value in when.items()}}
+
+
+def test_objectives_are_compared_at_the_same_data_and_updates() -> None:
+    kinds = ["simpo", "dpo"]
+    with pytest.raises(ValidationError, match=r"training.pairs_per_update: .* may not depend on loss.kind"):
+        space(loss__kind=kinds, training__pairs_per_update=by_kind(8, 16, loss__kind="dpo"))
+    with pytest.raises(ValidationError, match=r"data.max_length: .* may not depend on loss.kind"):
+        space(
+            loss__kind=kinds,
+            loss__loss_type=by_kind("ipo", "hinge", loss__kind="dpo"),
+            data__max_length=by_kind(96, 128, loss__loss_type="ipo"),
+        )
+    with pytest.raises(ValidationError, match=r"training.max_steps: .* may not depend on loss.kind"):
+        space(zipped=[{"loss.kind": kinds, "training.max_steps": [10, 20], "loss.beta": [2.0, 0.1]}])
+    space(loss__kind=kinds, training__pairs_per_update=[8, 16])
+    space(loss__kind=kinds, training__learning_rate=by_kind(1e-6, loss__kind="dpo"))
+
+
 def test_a_condition_must_be_able_to_hold() -> None:
     with pytest.raises(ValidationError, match=r"never drawn \(only simpo, dpo\)"):
         space(loss__kind=["simpo", "dpo"], loss__gamma={"choice": [1.0], "when": {"loss.kind": "orpo"}})

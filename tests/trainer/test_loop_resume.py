@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_trials import SPEED, finish, model_bytes, told, trial
+from small_trials import MODEL, SPEED, finish, model_bytes, told, trial
 
 from trainer.config import TrialConfig
 from trainer.forward.pair_model import PairModel
@@ -33,10 +33,16 @@ def workshop(cache: Path) -> Workshop:
 
 
 def config(kind: str) -> TrialConfig:
-    return trial("dpo", training=SETTINGS) if kind == "full" else trial(training=SETTINGS, lora=LORA)
+    match kind:
+        case "full":
+            return trial("dpo", training=SETTINGS)
+        case "lora":
+            return trial(training=SETTINGS, lora=LORA)
+        case _:
+            return trial(model=MODEL | {"dtype": "bfloat16"}, training=SETTINGS | {"stochastic_rounding": True})
 
 
-@pytest.mark.parametrize("kind", ["full", "lora"])
+@pytest.mark.parametrize("kind", ["full", "lora", "bfloat16 rounded by chance"])
 def test_interrupted_anywhere_it_ends_where_the_whole_run_does(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:

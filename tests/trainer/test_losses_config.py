@@ -27,6 +27,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "dpo", "loss_type": "exo_pair"}, "more than 0"),
     ({"kind": "dpo", "label_smoothing": 0.1}, "not read by sigmoid; use robust"),
     ({"kind": "dpo", "loss_type": ["ipo", "hinge"], "label_smoothing": 0.1}, "not read by ipo, hinge; remove it"),
+    ({"kind": "dpo", "loss_type": ["ipo", "hing"]}, "no loss type: hing; it must be some of sigmoid, "),
     ({"kind": "dpo", "loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, "no meaning with nca_pair"),
     ({"kind": "dpo", "loss_type": ["sigmoid", "aot"], "f_divergence_type": "js_divergence"}, "no meaning with"),
     ({"kind": "dpo", "loss_type": "sft", "f_divergence_type": "js_divergence"}, "no meaning with sft"),

@@ -87,6 +87,19 @@ def test_one_changed_bit_is_noticed(tmp_path: Path) -> None:
     assert same(found, logps())
 
 
+def test_one_changed_letter_of_an_answer_is_noticed(tmp_path: Path) -> None:
+    def answers() -> list[Answer]:
+        return [Answer("2 + 2?", "four", "four", right=True, tokens=1, repetition=0.0)]
+
+    start_answers(tmp_path, {"start": "a"}, World(), answers)
+    (file,) = (tmp_path / "reference").glob("*.json")
+    file.write_text(file.read_text().replace("four", "fuor"))
+    found, computed = start_answers(tmp_path, {"start": "a"}, World(), answers)
+    assert computed
+    assert found == answers()
+    assert start_answers(tmp_path, {"start": "a"}, World(), answers) == (answers(), False)
+
+
 def test_a_failed_computation_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(AssertionError):
         start_logps(tmp_path, {"start": "a"}, World(), never)

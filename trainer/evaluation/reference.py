@@ -54,7 +54,8 @@ def start_answers(
     path = cache / "reference" / f"{digest_of(key)[:32]}.json"
 
     def write(found: list[Answer]) -> None:
-        write_json(path, [asdict(answer) for answer in found])
+        rows = [asdict(answer) for answer in found]
+        write_json(path, {"sha256": digest_of(rows), "answers": rows})
 
     return _once(path, world, compute, write, _read_answers)
 
@@ -77,7 +78,10 @@ def _content(columns: Mapping[str, Tensor]) -> str:
 
 
 def _read_answers(path: Path) -> list[Answer]:
-    return [Answer(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    kept = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(kept, dict) or kept.get("sha256") != digest_of(kept.get("answers")):
+        raise ValueError("its answers are not those that were written")
+    return [Answer(**row) for row in kept["answers"]]
 
 
 def _once(
