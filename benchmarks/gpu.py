@@ -40,6 +40,7 @@ CASES = ("lora", "full-bf16", "full")
 
 
 def main() -> None:
+    """Measure the cases asked for, one after the other, and print or write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="8b")
     parser.add_argument("--case", choices=CASES, action="append", help="lora and full-bf16 by default.")

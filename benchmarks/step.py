@@ -25,6 +25,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str
 
 
 def main() -> None:
+    """The duels asked for, one after the other; as a contestant, steps on demand."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", choices=["simpo", "dpo"], action="append", help="Both by default.")
     parser.add_argument("--vocabulary", type=int, action="append", help="8192 and 32768 by default.")
@@ -75,6 +76,7 @@ def duel(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:
+    """A contestant's process, waiting for `step` on its standard input."""
     given = [f"--{key}={getattr(options, key)}" for key in ("loss", "vocabulary", "threads")]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TRL_EXPERIMENTAL_SILENCE": "1"}
     if name == "ours" or options.same_allocator:
@@ -114,6 +116,7 @@ def answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def contest(options: argparse.Namespace) -> None:
+    """A step per line of standard input; its loss and milliseconds as JSON on standard output."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -131,6 +134,7 @@ def contest(options: argparse.Namespace) -> None:
 
 
 def llama(vocabulary: int, seed: int) -> Any:
+    """SPEED.md's Llama, the same weights for the same seed."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -160,6 +164,7 @@ def make_pairs(vocabulary: int) -> list[Any]:
 
 
 def trl_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
+    """TRL's loss and gradients on the pairs, as its trainers compute them."""
     from tests.trainer import oracle
 
     folder, pairs = Path(tempfile.mkdtemp()), make_pairs(options.vocabulary)
@@ -179,6 +184,7 @@ def trl_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
 
 
 def our_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
+    """The same by the packed forward; the reference log-probs were computed once before."""
     import torch
 
     from trainer.forward.pair_model import PairModel

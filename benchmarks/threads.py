@@ -14,6 +14,7 @@ ARRANGEMENTS = ((1, 1), (1, 2), (2, 1))
 
 
 def main() -> None:
+    """Measure the arrangements one after the other."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=5)

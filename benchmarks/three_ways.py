@@ -28,6 +28,7 @@ GRIDS: dict[str, dict[str, list[float]]] = {
 
 
 def main() -> None:
+    """The methods asked for, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=sorted(GRIDS), action="append", help="Both by default.")
     parser.add_argument("--updates", type=int, default=16, help="Optimiser steps of each trial.")

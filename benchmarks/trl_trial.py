@@ -101,6 +101,7 @@ def train(trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Train one trial from its JSON file with TRL, as a script would."""
     trial = json.loads(Path(sys.argv[1]).read_text())
     Path(trial["out"]).mkdir(parents=True, exist_ok=True)
     result = train(trial)

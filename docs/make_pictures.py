@@ -79,6 +79,7 @@ def report(name: str, folder: Path) -> None:
 
 
 def main() -> None:
+    """Make every picture of the README and the documents."""
     name = sys.argv[1] if len(sys.argv) > 1 else "quickstart"
     PICTURES.mkdir(exist_ok=True)
     terminal(name, PICTURES / "terminal.svg")
