@@ -69,10 +69,10 @@ def is_log(frame: SweepFrame, path: str) -> bool:
 
 
 def levels(frame: SweepFrame, path: str) -> list[Level]:
-    """The values of a leaf among complete trials, in order."""
+    """The values of a leaf among complete trials from the start model, in order."""
     found: dict[str, list[TrialCase]] = {}
     for case in frame.ranked:
-        if path in case.record.params:
+        if path in case.record.params and case.record.fork is None:
             found.setdefault(repr(case.record.params[path]), []).append(case)
     made = [_level(frame, path, cases) for cases in found.values()]
     if all(is_number(level.value) for level in made):

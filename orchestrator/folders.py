@@ -71,6 +71,11 @@ class SweepFolder:
         """Shared by all sweeps, content-addressed."""
         return self.root / "cache"
 
+    @property
+    def forks(self) -> Path:
+        """Checkpoints held for trials that go on from them, each in a run folder of its own."""
+        return self.path / "forks"
+
     def trial(self, number: int) -> Path:
         """Everything one trial left behind."""
         return self.path / "trials" / f"{number:04d}"

@@ -71,13 +71,17 @@ class Workshop:
         """Ask the run in progress to save a checkpoint and end as STOPPED; from any thread or a signal handler."""
         self._interrupted.set()
 
-    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Point, None, Ending]:
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
         """Run one trial in `folder`; a point per `logging_steps` and per evaluation, the start model's at step 0.
 
         Continues from the newest good checkpoint in `earlier` (older attempts' folders) and `folder`, whose points
-        are given again first; a run that ended there only tells its story. Final weights are in `folder/model`. Closing
-        the generator stops at once and saves nothing. Raises TrialError for what the user can put right, ResumeError
-        where the folder holds another configuration's work, OSError where the disk refuses.
+        are given again first; a run that ended there only tells its story. Where there is none, `fork` is the run
+        folder of another configuration whose newest checkpoint this one goes on from, its points included. Final
+        weights are in `folder/model`. Closing the generator stops at once and saves nothing. Raises TrialError for what
+        the user can put right, ResumeError where the folder holds another configuration's work or `fork` no good
+        checkpoint, OSError where the disk refuses.
         """
         digest = config_digest(config)
         self._trials += 1
@@ -87,7 +91,7 @@ class Workshop:
                 _check_same(told.config, digest, folder)
                 yield from told.history
                 return told.ending
-            return (yield from self._train(config, folder, earlier, digest))
+            return (yield from self._train(config, folder, earlier, fork, digest))
         except Interrupted:
             return Ending(EndKind.STOPPED, "interrupted before the first update", 0)
         finally:
@@ -95,10 +99,10 @@ class Workshop:
             self._stock.drop_gradients()
 
     def _train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path], digest: str
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path], fork: Path | None, digest: str
     ) -> Generator[Point, None, Ending]:
         world, patience = self._world, Patience(self._world, self._interrupted.is_set)
-        state = self._state([*earlier, folder], digest, folder)
+        state = self._state([*earlier, folder], digest, folder) or self._forked(fork)
         prepared, tokenizer = self._stock.prepared(config.data, config.model)
         live = self._stock.live(config.model)
         check_vocabulary(live, prepared)
@@ -109,7 +113,7 @@ class Workshop:
         start = self._shelf.logps("eval", *of_start)
         at_start = self._shelf.answers(*of_start)
         samples = Samples(folder, config.evaluation.samples)
-        samples.take_over([*earlier, folder], 0 if state is None else state.step)
+        samples.take_over([*([] if fork is None else [fork]), *earlier, folder], 0 if state is None else state.step)
         self._keep(samples, 0, at_start)
 
         self._begin(live, config)
@@ -141,6 +145,16 @@ class Workshop:
             state = checkpoint.newest(folders)
         if state is not None:
             _check_same(state.config, digest, folder)
+        return state
+
+    def _forked(self, fork: Path | None) -> checkpoint.State | None:
+        """Another run's state. Never from the start instead: that would be another trial than the one asked for."""
+        if fork is None:
+            return None
+        with self._world.accelerator.main_process_first():
+            state = checkpoint.newest([fork])
+        if state is None:
+            raise ResumeError(f"the checkpoint that this trial goes on from is damaged or gone (see {fork})")
         return state
 
     def _begin(self, live: LiveModel, config: TrialConfig) -> None:

@@ -55,13 +55,16 @@ def prune(name: str, trial: int, why: str) -> None:
 @_NAME
 @_ONE
 @SET
+@click.option(
+    "--from-checkpoint", is_flag=True, help="Go on from TRIAL's newest checkpoint instead of from the start model."
+)
 @_WHY
-def clone(name: str, trial: int, sets: Sequence[str], why: str) -> None:
+def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint: bool) -> None:
     """Run a trial like TRIAL with some leaves changed, next and on top of budget.trials."""
     existing(home(), name)
-    from orchestrator.commands.hands import clone as queue
+    from orchestrator.commands.given import clone as queue
 
-    _say(queue(name, home(), trial, sets, why))
+    _say(queue(name, home(), trial, sets, why, from_checkpoint=from_checkpoint))
 
 
 @click.command()
@@ -70,7 +73,7 @@ def clone(name: str, trial: int, sets: Sequence[str], why: str) -> None:
 def enqueue(name: str, sets: Sequence[str]) -> None:
     """Run a trial with these leaves next, on top of budget.trials; the others are the base's."""
     existing(home(), name)
-    from orchestrator.commands.hands import enqueue as queue
+    from orchestrator.commands.given import enqueue as queue
 
     _say(queue(name, home(), sets))
 

@@ -1,21 +1,18 @@
-"""Hands on a sweep from any terminal: what is asked is checked here and now, and done by the driver."""
+"""Hands on a sweep from any terminal: what is asked is checked here and now, and done by the driver.
+
+Trials that people give are in given.py.
+"""
 
 from __future__ import annotations
 
 import getpass
 import os
 import socket
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from orchestrator.driving import lock
-from orchestrator.errors import Finding, OrchestrateError, SpecError
+from orchestrator.errors import OrchestrateError
 from orchestrator.folders import SweepFolder, existing
-from orchestrator.spec.document import parse
-from orchestrator.spec.given import outside, params_of, problems, valid
-from orchestrator.spec.place import KIND, TWINS
-from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.driver import PAUSE, PRUNE, STOP, UNPAUSE
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.records import TrialRecord
@@ -34,7 +31,7 @@ def ask(name: str, root: Path, kind: str, trial: int | None, why: str = "") -> l
         if trial is None:
             said = _sweep(study, kind, driven)
         else:
-            said = _trial(_record(study, trial), kind, driven, name)
+            said = _trial(record_of(study, trial), kind, driven, name)
         text = f"{why} (by {who()})" if why else f"by {who()}"
         study.request(kind, text, trial)
         study.note("asked", f"{kind}: {text}", trial)
@@ -74,36 +71,7 @@ def _trial(record: TrialRecord, kind: str, driven: bool, name: str) -> list[str]
         PAUSE: f"to checkpoint and give its slot to the next; `orchestrate unpause {name} {number}` takes it up again",
         UNPAUSE: "to go on before any new trial",
     }[kind]
-    return [f"asked trial {number} of {name} {will}", *_later(name, driven)]
-
-
-def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
-    """Queue a trial with these leaves over the sweep's base; SpecError with every finding when it is none."""
-    folder = existing(root, name)
-    with open_study(folder) as study:
-        leaves = _leaves(sets)
-        _check(study.spec, sets, leaves)
-        if not leaves:
-            raise CannotDo("give what the trial has: --set loss.beta=3 --set loss.gamma=1")
-        study.give(leaves, f"enqueued by {who()}", kind="enqueued")
-        said = [f"queued a trial with {_shown(leaves)}: it runs next, on top of budget.trials"]
-        return [*said, *_beyond(study.spec, leaves), *_later(name, lock.holder(folder) is not None)]
-
-
-def clone(name: str, root: Path, trial: int, sets: Sequence[str], why: str = "") -> list[str]:
-    """Queue a trial like another one, with these leaves changed, from the start model."""
-    folder = existing(root, name)
-    with open_study(folder) as study:
-        parent = _record(study, trial)
-        changed = _leaves(sets)
-        leaves = _like(parent.params, changed)
-        _check(study.spec, sets, leaves)
-        if not changed:
-            raise CannotDo(f"a clone of trial {trial} that changes nothing would be the same again; give --set ...")
-        origin = f"clone of trial {trial} with {_shown(changed)}, by {who()}" + (f": {why}" if why else "")
-        study.give(leaves, origin, kind="cloned", parent=trial)
-        said = [f"queued a clone of trial {trial} with {_shown(changed)}: it runs next, on top of budget.trials"]
-        return [*said, *_beyond(study.spec, leaves), *_later(name, lock.holder(folder) is not None)]
+    return [f"asked trial {number} of {name} {will}", *later(name, driven)]
 
 
 def open_study(folder: SweepFolder) -> StudyReader:
@@ -122,7 +90,8 @@ def who() -> str:
     return f"{user}@{socket.gethostname()}, pid {os.getpid()}"
 
 
-def _record(study: StudyReader, number: int) -> TrialRecord:
+def record_of(study: StudyReader, number: int) -> TrialRecord:
+    """The trial of that number; CannotDo where there is none."""
     records = study.trials()
     found = next((r for r in records if r.number == number), None)
     if found is None:
@@ -131,55 +100,6 @@ def _record(study: StudyReader, number: int) -> TrialRecord:
     return found
 
 
-def _like(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """The parent's leaves under the changed ones; another kind of loss brings its own defaults."""
-    other = changed.get(KIND, parent.get(KIND)) != parent.get(KIND)
-    kept = {p: v for p, v in parent.items() if TWINS.get(p) not in changed and not (other and p.startswith("loss."))}
-    return {**kept, **changed}
-
-
-def _leaves(sets: Sequence[str]) -> dict[str, Any]:
-    """What the flags set."""
-    given: dict[str, Any] = {}
-    findings: list[Finding] = []
-    for one in sets:
-        path, equals, text = one.partition("=")
-        if not equals or not path.strip():
-            findings.append(Finding(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
-            continue
-        try:
-            given[path.strip().removeprefix("base.")] = parse(text, one).value if text.strip() else None
-        except SpecError as error:
-            findings += [Finding(f"--set {one}", path, f.problem, f.hint) for f in error.findings]
-    if findings:
-        raise SpecError(findings)
-    return given
-
-
-def _check(spec: SweepSpec, sets: Sequence[str], leaves: Mapping[str, Any]) -> None:
-    flags = {one.partition("=")[0].strip().removeprefix("base."): one for one in sets}
-    findings: list[Finding] = []
-    for path, problem, hint in problems(spec.base, spec.search, spec.goal, leaves):
-        drawn = valid(spec.search, path)
-        hints = [h for h in (hint, f"the search has {drawn}" if drawn else "") if h]
-        where = f"--set {flags[path]}" if path in flags else "--set"
-        findings.append(Finding(where, path, problem, "; ".join(hints)))
-    if findings:
-        raise SpecError(findings)
-
-
-def _beyond(spec: SweepSpec, leaves: Mapping[str, Any]) -> list[str]:
-    """What the sampler cannot learn from."""
-    beyond = outside(spec.search, params_of(spec.base, spec.search, leaves))
-    if not beyond:
-        return []
-    told = ", ".join(f"{path} ({valid(spec.search, path) or 'not searched'})" for path in beyond)
-    return [f"outside the search: {told}; it may win, and the sampler does not learn from it"]
-
-
-def _later(name: str, driven: bool) -> list[str]:
+def later(name: str, driven: bool) -> list[str]:
+    """When it will be done, where nobody drives."""
     return [] if driven else [f"nobody drives {name} now: done at the next `orchestrate resume {name}`"]
-
-
-def _shown(leaves: Mapping[str, Any]) -> str:
-    return ", ".join(f"{path}={value}" for path, value in leaves.items())

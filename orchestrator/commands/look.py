@@ -93,6 +93,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], steps: StepsOf | None) 
         "reason": record.reason,
         "origin": record.origin,
         "parent": record.parent,
+        "from_update": None if record.fork is None else record.fork.step,
         "attempts": record.attempts,
         "params": dict(record.params),
         "metrics": {name: _json(value) for name, value in record.metrics.items()},

@@ -13,6 +13,7 @@ from dashboards.gather import gather
 from dashboards.terminal import summary, wide_console
 from dashboards.verdict import tell_findings
 from orchestrator.driving.closing import write_last_report
+from orchestrator.driving.forks import tidy_forks
 from orchestrator.driving.retention import tidy
 from orchestrator.driving.stages import Ready, check_data, load_report, steps_by_params, train_start_model
 from orchestrator.driving.story import open_sink, tell_end, tell_standing, tell_sweep
@@ -93,11 +94,13 @@ def _trials(
     def on_closed(_: TrialRecord) -> None:
         nonlocal described_at
         tidy(study.folder, spec, study.trials())
+        tidy_forks(study.folder, study)
         if time.monotonic() - described_at >= _DESCRIBED_EVERY:
             described_at = time.monotonic()
             tell_standing(study, sink)
 
     tidy(study.folder, spec, study.trials())
+    tidy_forks(study.folder, study)
     return run_trials(
         study,
         sink,

@@ -32,8 +32,11 @@ class Workshop(Protocol):
         """What was loaded, and how often."""
         ...
 
-    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Point, None, Ending]:
-        """Train one configuration. Closing the generator stops it at once and saves nothing."""
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
+        """Train one configuration, from another run's checkpoint in `fork` where that is given. Closing the generator
+        stops it at once and saves nothing."""
         ...
 
     def interrupt(self) -> None:
@@ -90,7 +93,7 @@ class Attempt:
                 return End(EndKind.RELEASED, "asked to stop before it began")
             config = TrialConfig.model_validate_json(self._job.config)
             self._job.folder.mkdir(parents=True, exist_ok=True)
-            self._course = workshop.train(config, self._job.folder, self._job.earlier)
+            self._course = workshop.train(config, self._job.folder, self._job.earlier, self._job.fork)
             threading.Thread(target=self._watch, args=(workshop,), daemon=True).start()
         while True:
             try:

@@ -52,11 +52,14 @@ class Beginning:
             yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
         )
         earlier = [where.attempt(trial.number, k) for k in range(1, trial.attempt)]
-        job = Job(run, trial.attempt, config.model_dump_json(), folder, tuple(p for p in earlier if p.is_dir()))
+        fork = None if trial.fork is None else where.forks / trial.fork.place
+        there = tuple(p for p in earlier if p.is_dir())
+        job = Job(run, trial.attempt, config.model_dump_json(), folder, there, fork)
         record = next(r for r in self._study.trials() if r.number == trial.number)
         tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt)}
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
+        tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}
         if config is not configured:  # the params stay what was asked for
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start(run, name=f"trial {trial.number}", params=configured.leaves(), tags=tags, at=time.time())

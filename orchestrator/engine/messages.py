@@ -23,6 +23,8 @@ class Job:
     config: str
     folder: Path
     earlier: tuple[Path, ...] = ()
+    fork: Path | None = None
+    """Another trial's checkpoint to go on from, where this one has none of its own yet."""
 
     @property
     def id(self) -> str:

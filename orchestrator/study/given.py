@@ -13,7 +13,8 @@ from typing import Any
 
 from sqlalchemy import Connection, func, insert, select, update
 
-from orchestrator.study.tables import GIVEN
+from orchestrator.study.records import Fork
+from orchestrator.study.tables import FORK, GIVEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,8 @@ class Given:
     """The trial that it is a clone of."""
     trial: int | None = None
     """Its number, once issued."""
+    fork: Fork | None = None
+    """The parent's checkpoint that it goes on from."""
 
 
 class Queue:
@@ -39,19 +42,33 @@ class Queue:
         self._sweep = sweep
 
     def add(
-        self, c: Connection, leaves: Mapping[str, Any], origin: str, *, by_hand: bool, parent: int | None = None
+        self,
+        c: Connection,
+        leaves: Mapping[str, Any],
+        origin: str,
+        *,
+        by_hand: bool,
+        parent: int | None = None,
+        fork: Fork | None = None,
     ) -> int:
         """One more at the end; returns its place in the order."""
         last = select(func.coalesce(func.max(GIVEN.c.seq), 0)).where(GIVEN.c.sweep == self._sweep)
         seq = int(c.execute(last).scalar_one()) + 1
         row = {"leaves": json.dumps(dict(leaves), allow_nan=False), "origin": origin, "by_hand": by_hand}
         c.execute(insert(GIVEN).values(sweep=self._sweep, seq=seq, at=time.time(), parent=parent, **row))
+        if fork is not None:
+            c.execute(insert(FORK).values(sweep=self._sweep, seq=seq, step=fork.step, place=fork.place))
         return seq
 
     def all(self, c: Connection) -> list[Given]:
         """Waiting and issued ones, in order."""
         rows = c.execute(select(GIVEN).where(GIVEN.c.sweep == self._sweep).order_by(GIVEN.c.seq))
-        return [Given(r.seq, r.at, json.loads(r.leaves), r.origin, r.by_hand, r.parent, r.trial) for r in rows]
+        held = c.execute(select(FORK).where(FORK.c.sweep == self._sweep))
+        forks = {r.seq: Fork(r.step, r.place) for r in held}
+        return [
+            Given(r.seq, r.at, json.loads(r.leaves), r.origin, r.by_hand, r.parent, r.trial, forks.get(r.seq))
+            for r in rows
+        ]
 
     def waiting(self, c: Connection) -> list[Given]:
         """Those that no trial was made of yet, the next one first."""

@@ -23,11 +23,11 @@ FEWEST = 4
 def importance(space: SearchSpace, records: Sequence[TrialRecord], goal: Goal) -> dict[str, float]:
     """Searched leaf -> share of the variance, the biggest first; empty where there is nothing to compare.
 
-    Only complete trials of the search count. A leaf that had one value in all of them is left out, and so is one that
-    some did not have.
+    Only complete trials of the search count, begun from the start model. A leaf that had one value in all of them is
+    left out, and so is one that some did not have.
     """
     done = [r for r in records if r.state is TrialState.COMPLETE and r.value is not None and math.isfinite(r.value)]
-    done = [r for r in done if not outside(space, r.params)]
+    done = [r for r in done if r.fork is None and not outside(space, r.params)]
     if len(done) < FEWEST or len({r.value for r in done}) < 2:
         return {}
     known = distributions(space)

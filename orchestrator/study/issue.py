@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from optuna.trial import FrozenTrial, create_trial
@@ -85,10 +86,13 @@ class Issuer:
         beyond = outside(self._spec.search, params)
         kept = {"leaves": dict(given.leaves), "params": params, "origin": given.origin}
         kept |= {"by_hand": given.by_hand, "parent": given.parent}
+        kept |= {"fork": None if given.fork is None else asdict(given.fork)}
         inside = {path: value for path, value in params.items() if path not in beyond}
-        issued = self._create(c, number, Drawn(params, config, identity(config)), inside, {GIVEN: kept})
+        # A fork is another trial than the one of the same leaves from the start model, which may still be drawn.
+        name = identity(config) if given.fork is None else f"fork {given.seq}"
+        trial, trial_id = self._create(c, number, Drawn(params, config, name), inside, {GIVEN: kept})
         self._queue.taken(c, given, number)
-        return issued
+        return replace(trial, fork=given.fork), trial_id
 
     def _create(
         self, c: Connection, number: int, drawn: Drawn, known: Mapping[str, Any], kept: Mapping[str, Any]
@@ -114,7 +118,8 @@ class Issuer:
         self._ledger.add_event(c, "issued", f"attempt {attempt}", frozen.number)
         params = reading.params(frozen, self._spec.search.paths)
         leaves = frozen.user_attrs[GIVEN]["leaves"] if GIVEN in frozen.user_attrs else params
-        return Trial(frozen.number, attempt, params, place(self._spec.base, leaves)), trial_id
+        config = place(self._spec.base, leaves)
+        return Trial(frozen.number, attempt, params, config, fork=reading.fork(frozen)), trial_id
 
     def judge(self, c: Connection, number: int, trials: Sequence[Known]) -> Judge:
         """The pruner of this trial, with what it may know of these."""

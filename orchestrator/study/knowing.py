@@ -30,6 +30,8 @@ class Known:
     by_hand: bool = False
     """Asked for while the sweep went on: on top of the budget of trials."""
     identity: str = ""
+    forked: bool = False
+    """Begun from another trial's checkpoint: its result is not that of its params, so that it is no lesson."""
 
 
 def unknown(trial: Known) -> Known:
@@ -40,14 +42,14 @@ def unknown(trial: Known) -> Known:
 def view(trials: Sequence[Known], number: int, lag: int | None) -> list[Known]:
     """All trials before `number` as it may know them: results up to number - lag, later ones as running.
 
-    Without a lag everything that has finished by now is known.
+    Without a lag everything that has finished by now is known. Nobody is compared with a fork.
     """
-    before = [trial for trial in trials if trial.number < number]
+    before = [trial for trial in trials if trial.number < number and not trial.forked]
     if lag is None:
         return before
     return [trial if trial.number <= number - lag else unknown(trial) for trial in before]
 
 
 def unfinished(trials: Sequence[Known], up_to: int) -> int | None:
-    """The first trial up to this number that has not ended."""
-    return next((t.number for t in trials if t.number <= up_to and not t.state.finished), None)
+    """The first trial up to this number that has not ended and that others may learn from."""
+    return next((t.number for t in trials if t.number <= up_to and not t.state.finished and not t.forked), None)

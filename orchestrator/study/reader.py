@@ -18,7 +18,17 @@ from orchestrator.study.given import Given, Queue
 from orchestrator.study.knowing import Known
 from orchestrator.study.ledger import Ledger
 from orchestrator.study.ranking import front, ranking
-from orchestrator.study.records import DRIVER, PAUSED, STOPPING, UNPAUSED, Event, Request, SpecVersion, TrialRecord
+from orchestrator.study.records import (
+    DRIVER,
+    PAUSED,
+    STOPPING,
+    UNPAUSED,
+    Event,
+    Fork,
+    Request,
+    SpecVersion,
+    TrialRecord,
+)
 from orchestrator.study.settled import SETTLED, Settled
 from orchestrator.study.spending import Spent
 from orchestrator.study.store import Store, is_made, location
@@ -139,13 +149,22 @@ class StudyReader:
         with self._writing() as c:
             return self._ledger.add_event(c, kind, text, trial)
 
-    def give(self, leaves: Mapping[str, Any], origin: str, *, kind: str, parent: int | None = None) -> Given:
+    def give(
+        self,
+        leaves: Mapping[str, Any],
+        origin: str,
+        *,
+        kind: str,
+        parent: int | None = None,
+        fork: Fork | None = None,
+    ) -> Given:
         """Queue a trial by hand: it runs next, before what the sampler draws and on top of `budget.trials`.
 
-        `leaves` are a trial's over the base, checked by `orchestrator.spec.given`; `origin` says who and why.
+        `leaves` are a trial's over the base, checked by `orchestrator.spec.given`; `origin` says who and why; `fork` is
+        the checkpoint of `parent` that it goes on from.
         """
         with self._writing() as c:
-            seq = self._queue.add(c, leaves, origin, by_hand=True, parent=parent)
+            seq = self._queue.add(c, leaves, origin, by_hand=True, parent=parent, fork=fork)
             self._ledger.add_event(c, kind, origin, parent)
             return next(g for g in self._queue.all(c) if g.seq == seq)
 

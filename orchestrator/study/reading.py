@@ -9,7 +9,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from orchestrator.study.knowing import Known
-from orchestrator.study.records import TrialRecord
+from orchestrator.study.records import Fork, TrialRecord
 from orchestrator.study.state import FailureKind, TrialState
 
 TO_OPTUNA = {
@@ -33,7 +33,8 @@ UPDATES = "updates"
 ASKED = "asked"
 MICRO_BATCH = "micro_batch"
 GIVEN = "given"
-"""Of a trial that was given, not drawn: `leaves` over the base, all `params`, `origin`, `by_hand`, `parent`.
+"""Of a trial that was given, not drawn: `leaves` over the base, all `params`, `origin`, `by_hand`, `parent`,
+`fork` (`step` and `place`, or None).
 
 Optuna's own params of it are those that the search could have drawn.
 """
@@ -64,7 +65,14 @@ def record(
         seconds=seconds,
         origin=kept.get(GIVEN, {}).get("origin", ""),
         parent=kept.get(GIVEN, {}).get("parent"),
+        fork=fork(trial),
     )
+
+
+def fork(trial: FrozenTrial) -> Fork | None:
+    """The checkpoint of another trial that this one goes on from."""
+    held = trial.user_attrs.get(GIVEN, {}).get("fork")
+    return None if held is None else Fork(held["step"], held["place"])
 
 
 def is_running(trial: FrozenTrial) -> bool:
@@ -100,6 +108,7 @@ def known(trial: FrozenTrial) -> Known:
         given=GIVEN in kept,
         by_hand=bool(kept.get(GIVEN, {}).get("by_hand")),
         identity=kept[IDENTITY],
+        forked=fork(trial) is not None,
     )
 
 

@@ -11,6 +11,16 @@ from trainer.config import TrialConfig
 
 
 @dataclass(frozen=True, slots=True)
+class Fork:
+    """Where a trial goes on from, instead of the start model: another trial's checkpoint."""
+
+    step: int
+    """The update after which it was written; the trial's own points begin after it."""
+    place: str
+    """Its name among the sweep's forks: a run folder that holds this checkpoint until the trial has one of its own."""
+
+
+@dataclass(frozen=True, slots=True)
 class Trial:
     """A trial to run. `attempt` counts from 1; a trial issued again keeps its number and gets the next attempt."""
 
@@ -20,6 +30,7 @@ class Trial:
     config: TrialConfig
     micro_batch: int | None = None
     """At most so many tokens per micro-batch, learned where this or an earlier trial ran out of memory."""
+    fork: Fork | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +65,8 @@ class TrialRecord:
     """Who gave this trial and why, in words; empty for one that the sampler drew."""
     parent: int | None = None
     """The trial that it is a clone of."""
+    fork: Fork | None = None
+    """The parent's checkpoint that it goes on from; None: from the start model."""
 
 
 # Kinds of events that are read back.

@@ -77,7 +77,7 @@ class Study(HoldingStudy):
             told = [] if orphan is None else self._told(c, trial.number)
             settled = self._issuer.judge(c, trial.number, trials)
             self._ledger.begin_attempt(c, trial.number, trial.attempt, self._gpus)
-        watch = self._watch(settled)
+        watch = self._watch(settled, -1 if trial.fork is None else trial.fork.step)
         watch.see(told)
         return self._take(trial, trial_id, watch)
 
@@ -137,7 +137,7 @@ class Study(HoldingStudy):
         pairs = self._ledger.pairs(c, number)
         return [replace(point, pairs=pairs.get(point.step, "")) for point in self._ledger.points(c, number)]
 
-    def _watch(self, settled: Judge) -> Watch:
+    def _watch(self, settled: Judge, inherited: int) -> Watch:
         """What stops this trial. In `order: asap` what its pruner knows changes all the time."""
 
         def judge() -> Judge:
@@ -147,7 +147,8 @@ class Study(HoldingStudy):
                 known = [reading.known(trial) for trial in self._frozen()]
                 return self._issuer.judge(c, settled.number, known)
 
-        return Watch(Guard(self.spec.guard, *(goal.metric for goal in self.spec.goals)), judge, settled.goal.metric)
+        guard = Guard(self.spec.guard, *(goal.metric for goal in self.spec.goals))
+        return Watch(guard, judge, settled.goal.metric, inherited=inherited)
 
     def _with_memory(self, trial: Trial) -> Trial:
         """The trial with what was learned of this machine's memory."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
 
-SCHEMA = 2
+SCHEMA = 3
 """Version of these tables; a database of a later one is refused, one of an earlier one gets what it lacks."""
 
 METADATA = MetaData()
@@ -110,6 +110,15 @@ GIVEN = Table(
     Column("by_hand", Boolean, nullable=False),
     Column("parent", Integer),
     Column("trial", Integer),  # set in the transaction that creates the trial
+)
+
+FORK = Table(
+    "prefsweep_fork",
+    METADATA,
+    _sweep(),
+    _number("seq"),  # of the given trial
+    Column("step", Integer, nullable=False),
+    Column("place", String(64), nullable=False),
 )
 
 ATTEMPT = Table(

@@ -46,7 +46,7 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     running = sum(not trial.state.finished for trial in known)
     if running:
         raise WarmStartRefused(name, f"is not finished: {running} of its trials have not ended")
-    ended = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.PRUNED)]
+    ended = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not t.forked]
     fitting = [taken for trial in ended if (taken := _here(trial, theirs, spec)) is not None]
     if not fitting:
         raise WarmStartRefused(name, f"has no trial among its {len(ended)} ended ones that lies in this sweep's search")

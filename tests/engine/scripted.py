@@ -55,7 +55,9 @@ class ScriptedWorkshop:
     def interrupt(self) -> None:
         self._asked = True
 
-    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Point, None, Ending]:
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
         script = json.loads((self._root / "script.json").read_text())
         number = int(folder.parent.name)
         what = script.get("trials", {}).get(str(number), "ok")

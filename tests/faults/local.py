@@ -44,7 +44,9 @@ class WritingWorkshop:
     def interrupt(self) -> None:
         raise AssertionError("nobody interrupts here")
 
-    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Point, None, Ending]:
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
         folders = [*earlier, folder]
         told = find_outcome(folders)
         if told is not None:

@@ -21,8 +21,10 @@ from trainer.config import TrialConfig
 class Refused(ScriptedWorkshop):
     """The disk is full once trial 1 has begun."""
 
-    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Any, None, Any]:
-        run = super().train(config, folder, earlier)
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Any, None, Any]:
+        run = super().train(config, folder, earlier, fork)
         if folder.parent.name == "0001":
             yield next(run)
             raise OSError(errno.ENOSPC, "No space left on device")

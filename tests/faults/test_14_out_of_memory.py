@@ -28,9 +28,11 @@ ROOM = 300 << 20
 class HungryWorkshop(ScriptedWorkshop):
     """A real limit on the process's memory, and a real block of it by the size of the micro-batch."""
 
-    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Point, None, Ending]:
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
         each = NEEDS.get(int(folder.parent.name), 0)
-        course = super().train(config, folder, earlier)
+        course = super().train(config, folder, earlier, fork)
         while True:
             try:
                 point = next(course)

@@ -36,9 +36,11 @@ STRANGE: list[tuple[str, Any]] = [
 class StrangeWorkshop(ScriptedWorkshop):
     """Trial n reports the n-th strange value at step 2."""
 
-    def train(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = ()) -> Generator[Point, None, Ending]:
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
         number = int(folder.parent.name)
-        course = super().train(config, folder, earlier)
+        course = super().train(config, folder, earlier, fork)
         while True:
             try:
                 point = next(course)

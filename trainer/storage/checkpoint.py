@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,12 +23,19 @@ from trainer.failpoint import failpoint
 from trainer.objectives.pair_metrics import Totals
 from trainer.report import Point
 from trainer.storage.durable import sha256_of, sync, write_folder
+from trainer.storage.manifest import (
+    FILES,
+    FORMAT,
+    MANIFEST,
+    DamagedError,
+    check,
+    place_of,
+    places,
+    read_object,
+    step_of,
+)
 
 log = logging.getLogger(__name__)
-
-_FORMAT = 1
-_NAME = re.compile(r"step-(\d{8})")
-_FILES = ("weights.safetensors", "optimiser.safetensors", "state.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +53,10 @@ class State:
     window: Totals = field(default_factory=Totals)
 
 
-class _DamagedError(Exception):
-    """The checkpoint is not what its manifest says."""
-
-
 def save(folder: Path, state: State) -> Path:
     """Write the state under `folder/checkpoints` and return its place. OSError where the disk refuses; then nothing is
     changed."""
-    target = folder / "checkpoints" / f"step-{state.step:08d}"
+    target = place_of(folder, state.step)
 
     def fill(aside: Path) -> None:
         save_file(_plain(state.weights), aside / "weights.safetensors")
@@ -67,12 +69,12 @@ def save(folder: Path, state: State) -> Path:
             "history": [asdict(p) for p in state.history],
         }
         (aside / "state.json").write_text(json.dumps(said, allow_nan=False), encoding="utf-8")
-        for name in _FILES:
+        for name in FILES:
             sync(aside / name)
-        digests = {name: sha256_of([aside / name]) for name in _FILES}
+        digests = {name: sha256_of([aside / name]) for name in FILES}
         failpoint("checkpoint.manifest")
-        manifest = {"format": _FORMAT, "step": state.step, "sha256": digests}
-        (aside / "manifest.json").write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        manifest = {"format": FORMAT, "step": state.step, "sha256": digests}
+        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
     write_folder(target, fill)
     return target
@@ -83,10 +85,10 @@ def newest(folders: Iterable[Path]) -> State | None:
 
     A damaged one is renamed to `*.damaged` with a warning, and the next is tried.
     """
-    for place in _places(folders):
+    for place in places(folders):
         try:
             return _load(place)
-        except (_DamagedError, OSError, SafetensorError, ValueError, KeyError, TypeError) as why:
+        except (DamagedError, OSError, SafetensorError, ValueError, KeyError, TypeError) as why:
             aside = _free_name(place.with_name(f"{place.name}.damaged"))
             place.rename(aside)
             log.warning("checkpoint %s is damaged (%s); set aside as %s", place, why, aside.name)
@@ -95,31 +97,15 @@ def newest(folders: Iterable[Path]) -> State | None:
 
 def discard(folders: Iterable[Path], before: int | None = None) -> None:
     """Remove the checkpoints of these run folders, all of them or those of fewer updates than `before`."""
-    for place in _places(folders):
-        if before is None or _step(place) < before:
+    for place in places(folders):
+        if before is None or step_of(place) < before:
             shutil.rmtree(place)
             failpoint("checkpoint.discarded")
 
 
-def _places(folders: Iterable[Path]) -> list[Path]:
-    found = [
-        (int(match[1]), order, place)
-        for order, folder in enumerate(folders)
-        for place in (folder / "checkpoints").glob("step-*")
-        if place.is_dir() and not place.is_symlink() and (match := _NAME.fullmatch(place.name))
-    ]
-    return [place for *_, place in sorted(found, key=lambda f: f[:2], reverse=True)]
-
-
 def _load(place: Path) -> State:
-    manifest = _object(place / "manifest.json")
-    if manifest.get("format") != _FORMAT:
-        raise _DamagedError(f"format {manifest.get('format')!r}, {_FORMAT} expected")
-    digests = cast("dict[str, str]", manifest["sha256"])
-    for name in _FILES:
-        if sha256_of([place / name]) != digests[name]:
-            raise _DamagedError(f"{name} differs from its digest")
-    said = _object(place / "state.json")
+    check(place)
+    said = read_object(place / "state.json")
     return State(
         config=str(said["config"]),
         step=int(said["step"]),
@@ -138,19 +124,8 @@ def points(said: Sequence[Mapping[str, Any]]) -> list[Point]:
     ]
 
 
-def _object(path: Path) -> dict[str, Any]:
-    found: Any = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(found, dict):
-        raise _DamagedError(f"{path.name} holds no object")
-    return cast("dict[str, Any]", found)
-
-
 def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
-
-
-def _step(place: Path) -> int:
-    return int(place.name.removeprefix("step-"))
 
 
 def _free_name(path: Path) -> Path:

@@ -51,7 +51,7 @@ class Staged:
             if k + 1 == len(self.stages):
                 break
             ended = drawn[: len(drawn) - place]
-            before = [t for t in trials if not ended or t.number <= ended[-1].number]
+            before = [t for t in trials if not t.forked and (not ended or t.number <= ended[-1].number)]
             if (open_ := next((t for t in before if not t.state.finished), None)) is not None:
                 return Step(waits_for=open_.number)
             winner = self._best(before)
