@@ -15,7 +15,8 @@ from dashboards.verdict import tell_findings
 from orchestrator.driving.closing import write_last_report
 from orchestrator.driving.forks import tidy_forks
 from orchestrator.driving.retention import tidy
-from orchestrator.driving.stages import Ready, check_data, load_report, steps_by_params, train_start_model
+from orchestrator.driving.sft import Ready, train_start_model
+from orchestrator.driving.stages import check_data, load_report, steps_by_params
 from orchestrator.driving.story import open_sink, tell_end, tell_standing, tell_sweep
 from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots

@@ -46,7 +46,7 @@ class Beginning:
         where = self._study.folder
         run, folder = str(trial.number), where.attempt(trial.number, trial.attempt)
         configured = self._place(trial.config)
-        config = memory.fitted(configured, trial)
+        config = memory.fitted(configured, trial.micro_batch)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trial.yaml").write_text(
             yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.study.records import Trial
 from trainer.config import TrialConfig
 
 _BY_RAY = ("NODE_OUT_OF_MEMORY", "running low on memory", "OutOfMemoryError")
@@ -32,10 +31,10 @@ def killed_for_memory(cause: str, kills: int) -> str:
     return ""
 
 
-def in_effect(trial: Trial) -> int:
-    """The token budget of a micro-batch that this attempt runs with."""
-    configured = trial.config.training.tokens_per_micro_batch
-    return configured if trial.micro_batch is None else min(configured, trial.micro_batch)
+def in_effect(config: TrialConfig, learned: int | None) -> int:
+    """The token budget of a micro-batch that this runs with; `learned`: at most so many, as more ran out of memory."""
+    configured = config.training.tokens_per_micro_batch
+    return configured if learned is None else min(configured, learned)
 
 
 def smaller(budget: int, longest: int) -> int | None:
@@ -43,9 +42,9 @@ def smaller(budget: int, longest: int) -> int | None:
     return None if budget <= longest else max(budget // 2, longest)
 
 
-def given_up(trial: Trial, why: str) -> str:
+def given_up(config: TrialConfig, learned: int | None, why: str) -> str:
     """What was tried, and what to set."""
-    configured, last = trial.config.training.tokens_per_micro_batch, in_effect(trial)
+    configured, last = config.training.tokens_per_micro_batch, in_effect(config, learned)
     tried = f"after halving training.tokens_per_micro_batch from {configured} to {last}" if last < configured else "and"
     return (
         f"out of memory with one pair per micro-batch, {tried} there is nothing smaller to try; set "
@@ -54,9 +53,9 @@ def given_up(trial: Trial, why: str) -> str:
     )
 
 
-def fitted(config: TrialConfig, trial: Trial) -> TrialConfig:
-    """The configuration as this attempt runs it; the very same object where nothing had to be made smaller."""
-    tokens = in_effect(trial)
+def fitted(config: TrialConfig, learned: int | None) -> TrialConfig:
+    """The configuration as it is run; the very same object where nothing had to be made smaller."""
+    tokens = in_effect(config, learned)
     if tokens == config.training.tokens_per_micro_batch:
         return config
     return config.model_copy(update={"training": config.training.model_copy(update={"tokens_per_micro_batch": tokens})})

@@ -38,9 +38,10 @@ class Retries:
 
     def smaller(self, trial: Trial, why: str, *, stopping: bool) -> Outcome | None:
         """Once more from its newest checkpoint with half the micro-batch; at one pair it has failed: how it ends."""
-        tokens = memory.smaller(memory.in_effect(trial), self._longest)
+        tokens = memory.smaller(memory.in_effect(trial.config, trial.micro_batch), self._longest)
         if tokens is None:
-            return Outcome(TrialState.FAILED, memory.given_up(trial, why), FailureKind.OUT_OF_MEMORY)
+            told = memory.given_up(trial.config, trial.micro_batch, why)
+            return Outcome(TrialState.FAILED, told, FailureKind.OUT_OF_MEMORY)
         again = self._study.reissue(trial, tokens, why)
         if stopping:
             self._study.release(again)

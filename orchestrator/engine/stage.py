@@ -24,6 +24,10 @@ class StageFailed(OrchestrateError):
     code = ExitCode.OURS
 
 
+class StageDied(StageFailed):
+    """Its worker process ended."""
+
+
 class StageProcess:
     """The worker's side."""
 
@@ -81,7 +85,9 @@ class StageWorker:
         bundle = slots.bundle
         options = {"num_cpus": 0, "num_gpus": bundle.pop("GPU", 0.0)}
         bundle.pop("CPU")
-        self._actor: Any = ray.remote(StageProcess).options(resources=bundle, **options).remote(cache, open_workshop)
+        process: Any = ray.remote(StageProcess).options(resources=bundle, **options)
+        self._start: Callable[[], Any] = lambda: process.remote(cache, open_workshop)
+        self._actor: Any = self._start()
 
     def __enter__(self) -> StageWorker:
         return self
@@ -97,6 +103,11 @@ class StageWorker:
             ray.kill(self._actor)
             self._actor = None
 
+    def restart(self) -> None:
+        """Another process in its place, with nothing loaded."""
+        self.end()
+        self._actor = self._start()
+
     def prepare(self, config: TrialConfig) -> str:
         """The data of this configuration, checked and tokenised; its report as JSON."""
         return self._ask(self._actor.prepare.remote(config.model_dump_json()))
@@ -106,7 +117,8 @@ class StageWorker:
         return self._ask(self._actor.key.remote(config.model_dump_json(), fingerprint))
 
     def train(self, job: Job, heard: Callable[[Report], None], stopped: Callable[[], bool]) -> End:
-        """Train to the end, telling each report; Interrupted once the process has checkpointed."""
+        """Train to the end, telling each report; Interrupted once the process has checkpointed, StageDied where it
+        ended otherwise: then `restart`."""
         (job.folder / STOP_FILE).unlink(missing_ok=True)
         self._ask(self._actor.begin.remote(job))
         while True:
@@ -137,7 +149,7 @@ class StageWorker:
             raise _ours(error.cause) from error
         except RayActorError as error:
             check_ray()
-            raise StageFailed(f"the worker of this stage died: {error}") from error
+            raise StageDied(f"the worker of this stage died: {error}") from error
 
 
 def _ours(cause: BaseException) -> BaseException:

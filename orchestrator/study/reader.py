@@ -18,6 +18,7 @@ from orchestrator.study.given import Given, Queue
 from orchestrator.study.knowing import Known
 from orchestrator.study.ledger import Ledger
 from orchestrator.study.ranking import front, ranking
+from orchestrator.study.reading import MICRO_BATCH
 from orchestrator.study.records import (
     DRIVER,
     PAUSED,
@@ -120,6 +121,11 @@ class StudyReader:
         with self._store.reading():
             return reading.consecutive_bugs(self._frozen())
 
+    def learned_micro_batch(self) -> int | None:
+        """The most tokens of a micro-batch that memory was found to hold; None while none ran out."""
+        with self._store.reading():
+            return self._learned()
+
     def spent(self) -> Spent:
         """Working time of all drivers of this sweep, and GPU time of all attempts."""
         with self._store.reading() as c:
@@ -198,6 +204,11 @@ class StudyReader:
 
     def _frozen(self) -> list[FrozenTrial]:
         return self._store.storage.get_all_trials(self._study_id, deepcopy=False)
+
+    def _learned(self) -> int | None:
+        by_sft = self._store.storage.get_study_user_attrs(self._study_id).get(MICRO_BATCH)
+        by_trials = reading.learned_micro_batch(self._frozen())
+        return min((tokens for tokens in (by_sft, by_trials) if tokens is not None), default=None)
 
     def _record(self, c: Connection, frozen: FrozenTrial) -> TrialRecord:
         progress = self._ledger.progress(c).get(frozen.number, (0, {}))

@@ -98,6 +98,13 @@ class Study(HoldingStudy):
             self._ledger.begin_attempt(c, again.number, again.attempt, self._gpus)
         return self._take(again, trial_id, held.watch)
 
+    def learn_micro_batch(self, tokens: int | None, why: str) -> None:
+        """Before the first trial memory ran out: from now on at most so many tokens; None: that did not help either."""
+        with self._driving() as c:
+            self._store.storage.set_study_user_attr(self._study_id, MICRO_BATCH, tokens)
+            told = "one pair was too much" if tokens is None else f"from now on {tokens} tokens per micro-batch"
+            self._ledger.add_event(c, "out of memory", f"sft: {why}; {told}" if why else f"sft: {told}", None)
+
     def accept(self, trial: Trial, points: Sequence[Point]) -> tuple[list[Point], Verdict]:
         """Which of these points count, and whether to go on after them; for who has to tell others before `observe`.
 
@@ -152,4 +159,4 @@ class Study(HoldingStudy):
 
     def _with_memory(self, trial: Trial) -> Trial:
         """The trial with what was learned of this machine's memory."""
-        return replace(trial, micro_batch=reading.learned_micro_batch(self._frozen()))
+        return replace(trial, micro_batch=self._learned())

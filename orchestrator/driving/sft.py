@@ -1,0 +1,165 @@
+"""The SFT stage: one start model for all trials, made once. Memory and lost workers are answered as in trials."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.engine import memory
+from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.engine.retries import LOSSES
+from orchestrator.engine.stage import StageDied, StageFailed, StageWorker
+from orchestrator.engine.view import View
+from orchestrator.engine.wishes import Wishes
+from orchestrator.errors import Finding, SpecError, StorageRefused
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.state import FailureKind
+from orchestrator.study.study import Study
+from orchestrator.tracking.sink import SFT, Sink
+from trainer.config import ModelConfig, TrialConfig
+from trainer.data.summary import DataReport
+from trainer.loss_config import SftLoss
+from trainer.training.schedule import total_updates
+
+_SHOWN = ("eval_nll_loss", "eval_exact_answers")
+_ORIGIN = ("model.name_or_path", "model.generated", "model.revision")
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """What the trials start from. `start_model` is the folder that the SFT stage made."""
+
+    data: DataReport
+    start_model: Path | None = None
+
+    def place(self, config: TrialConfig) -> TrialConfig:
+        """A trial's configuration, complete: with the model it really starts from."""
+        return config if self.start_model is None else with_model(config, self.start_model)
+
+
+def with_model(config: TrialConfig, folder: Path) -> TrialConfig:
+    """The configuration, starting from the model in this folder."""
+    origin = {"name_or_path": str(folder), "generated": None, "revision": None}
+    model = ModelConfig.model_validate(config.model.model_dump() | origin)
+    return config.model_copy(update={"model": model})
+
+
+def sft_config(spec: SweepSpec) -> TrialConfig | None:
+    """The SFT stage as a trial of its own; None where the sweep has none."""
+    if spec.sft is None:
+        return None
+    searched = [path for path in spec.search.paths if path.startswith(_ORIGIN)]
+    if searched:
+        problem = "the sft stage makes one start model for all trials, so the start model cannot be searched"
+        raise SpecError([Finding(spec.name, searched[0], problem, "remove it from search, or remove sft")])
+    base = spec.base
+    return TrialConfig(
+        model=base.model,
+        data=spec.sft.data or base.data,
+        loss=SftLoss(),
+        training=spec.sft.training,
+        evaluation=base.evaluation,
+    )
+
+
+def train_start_model(
+    study: Study, report: DataReport, sink: Sink, view: View, worker: StageWorker, wishes: Wishes
+) -> Path | None:
+    """Run the SFT stage once, cached by content; the folder of its model, None where the sweep has no such stage."""
+    config = sft_config(study.spec)
+    if config is None:
+        return None
+    if config.data != study.spec.base.data:
+        report = DataReport.model_validate_json(worker.prepare(config))
+    stage = _Stage(study, sink, view, worker, wishes, config, report)
+    end = stage.train()
+    tags = {"state": "COMPLETE" if end.kind is EndKind.FINISHED else "FAILED", "reason": end.reason}
+    status = "FINISHED" if end.kind is EndKind.FINISHED else "FAILED"
+    sink.end(SFT, status=status, tags=tags, at=time.time())
+    if end.kind is EndKind.NO_DISK:
+        raise StorageRefused(f"the sft stage could not write: {end.reason}")
+    if end.kind is not EndKind.FINISHED:
+        raise StageFailed(f"the sft stage ended as {end.kind}: {end.reason} (see {stage.place})")
+    view.say(f"sft: {end.steps} updates done; every trial starts from {stage.place / 'model'}")
+    return stage.place / "model"
+
+
+class _Stage:
+    """One SFT run, by as many workers as it takes."""
+
+    def __init__(
+        self,
+        study: Study,
+        sink: Sink,
+        view: View,
+        worker: StageWorker,
+        wishes: Wishes,
+        config: TrialConfig,
+        report: DataReport,
+    ) -> None:
+        self._study, self._sink, self._view, self._worker, self._wishes = study, sink, view, worker, wishes
+        self._config, self._longest = config, report.lengths["row"]["p100"]
+        self._steps = total_updates(config.training, report.train_rows)
+        self._key = worker.key(config, report.fingerprint)
+        self.place = study.folder.cache / "sft" / self._key / "run"
+
+    def train(self) -> End:
+        """Train to an end that another worker or a smaller micro-batch would not change."""
+        losses = 0
+        while True:
+            kills = memory.kernel_kills()
+            try:
+                end = self._attempt()
+            except StageDied as died:
+                cause = memory.killed_for_memory(str(died), memory.kernel_kills() - kills)
+                if not cause:
+                    losses += 1
+                    if losses == LOSSES:
+                        raise
+                    self._study.note("worker lost", f"sft: {died}")
+                    self._view.say(f"sft: {died}; it goes on from its newest checkpoint")
+                    self._worker.restart()
+                    continue
+                end = End(EndKind.FAILED, cause, failure=FailureKind.OUT_OF_MEMORY)
+            if end.failure is not FailureKind.OUT_OF_MEMORY:
+                return end
+            if (failed := self._smaller(end.reason)) is not None:
+                return failed
+            self._worker.restart()
+
+    def _attempt(self) -> End:
+        learned = self._study.learned_micro_batch()
+        config = memory.fitted(self._config, learned)
+        self.place.mkdir(parents=True, exist_ok=True)
+        (self.place / "trial.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
+        tags = {"state": "RUNNING", "sft.key": self._key}
+        if config is not self._config:  # the params stay what was asked for
+            tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
+        self._sink.start(SFT, name=SFT, params=self._config.leaves(), tags=tags, at=time.time())
+        self._view.stage(f"sft: 0 of {self._steps} updates")
+        job = Job(SFT, 1, config.model_dump_json(), self.place)
+        return self._worker.train(job, self._heard, lambda: self._wishes.ask() is not None)
+
+    def _heard(self, said: Report) -> None:
+        self._sink.points(SFT, said.points, at=time.time())
+        for point in said.points:
+            told = [f"{name}={point.metrics[name]:.4g}" for name in _SHOWN if name in point.metrics]
+            if told:
+                self._view.stage(f"sft: {point.step} of {self._steps} updates  {'  '.join(told)}")
+
+    def _smaller(self, why: str) -> End | None:
+        """Half the micro-batch from now on, also for the trials; where one pair was too much, how the stage ends."""
+        learned = self._study.learned_micro_batch()
+        tokens = memory.smaller(memory.in_effect(self._config, learned), self._longest)
+        if tokens is None:
+            self._study.learn_micro_batch(None, "")  # what did not help teaches nothing
+            told = memory.given_up(self._config, learned, why)
+            return End(EndKind.FAILED, told, failure=FailureKind.OUT_OF_MEMORY)
+        self._study.learn_micro_batch(tokens, why)
+        self._view.say(
+            f"the sft stage ran out of memory ({why}); it goes on from its newest checkpoint with {tokens} tokens per "
+            "micro-batch, as do the trials"
+        )
+        return None
