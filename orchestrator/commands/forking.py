@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from uuid import uuid4
 
@@ -35,20 +35,18 @@ def held_checkpoint(study: StudyReader, parent: TrialRecord, config: TrialConfig
     if parent.fork is not None:
         runs.insert(0, folder.forks / parent.fork.place)
     to = folder.forks / uuid4().hex
-    with making(folder):
-        try:
-            step, passed = pin(runs, to)
-            if step is None:
-                told = "; ".join(passed) or "the first is written after `training.save_steps` updates"
-                raise CannotDo(f"trial {parent.number} of {name} has no good checkpoint yet: {told}; {anew}")
-            _check_length(study, parent, config, step)
-            answers = next((run / _SAMPLES for run in reversed(runs) if (run / _SAMPLES).is_file()), None)
-            if answers is not None:
-                write_file(to / _SAMPLES, partial(shutil.copyfile, answers))
-            yield Fork(step, to.name)
-        except BaseException:
-            shutil.rmtree(to, ignore_errors=True)
-            raise
+    with making(folder), ExitStack() as undo:
+        undo.callback(shutil.rmtree, to, ignore_errors=True)
+        step, passed = pin(runs, to)
+        if step is None:
+            told = "; ".join(passed) or "the first is written after `training.save_steps` updates"
+            raise CannotDo(f"trial {parent.number} of {name} has no good checkpoint yet: {told}; {anew}")
+        _check_length(study, parent, config, step)
+        answers = next((run / _SAMPLES for run in reversed(runs) if (run / _SAMPLES).is_file()), None)
+        if answers is not None:
+            write_file(to / _SAMPLES, partial(shutil.copyfile, answers))
+        yield Fork(step, to.name)
+        undo.pop_all()
 
 
 def _check_length(study: StudyReader, parent: TrialRecord, config: TrialConfig, step: int) -> None:

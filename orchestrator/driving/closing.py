@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import traceback
+
 from orchestrator.driving.stages import load_report, steps_by_params
 from orchestrator.driving.story import tell_conclusion, tell_standing
 from orchestrator.engine.stopping import Stop, StopKind
 from orchestrator.engine.view import View
 from orchestrator.study.study import Study
+from orchestrator.tracking.secrets import redact
 from orchestrator.tracking.sink import SWEEP, Sink
 
+FAILURE_FILE = "report-failure.txt"
 _OVER = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG})
 
 
@@ -26,17 +30,25 @@ def write_last_report(study: Study, sink: Sink, view: View, ended: Stop | None) 
     view.stage("writing the report")
     data = load_report(study.folder)
     steps = None if data is None else steps_by_params(study.spec, data)
+    state = "finished" if ended.kind is StopKind.FINISHED else "interrupted"
     try:
-        state = "finished" if ended.kind is StopKind.FINISHED else "interrupted"
         seen = insight(gather(study, state=state, steps=steps))
         path = write_report(seen, study.folder.report)
         figures = write_figures(seen, study.folder.path / "figures")
-    except Exception as why:  # noqa: BLE001 - days of training must not end in a traceback about a page
-        view.say(
-            f"the report could not be made ({type(why).__name__}: {why}); try orchestrate report {study.spec.name}"
-        )
-        tell_standing(study, sink, "finished" if ended.kind is StopKind.FINISHED else "interrupted")
+    except Exception as why:  # noqa: BLE001 - a bug in a page must not end days of training; it is kept and told
+        _tell_failure(study, view, why)
+        tell_standing(study, sink, state)
         return
     sink.artifact(SWEEP, path)
     sink.artifact(SWEEP, figures, "figures")
     tell_conclusion(study, sink, state, seen.findings)
+
+
+def _tell_failure(study: Study, view: View, why: Exception) -> None:
+    """In the history, in a file beside the study, and to whoever looks on."""
+    said = redact(f"{type(why).__name__}: {why}")
+    place = study.folder.path / FAILURE_FILE
+    place.write_text(redact("".join(traceback.format_exception(why))), encoding="utf-8")
+    study.note("report failed", said)
+    again = f"try orchestrate report {study.spec.name}"
+    view.say(f"the report could not be made ({said}; the traceback is in {place}); {again}")

@@ -1,0 +1,37 @@
+"""The last report: a bug in it ends no sweep, and is kept where people look."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import dashboards.insight
+from orchestrator.driving.closing import FAILURE_FILE, write_last_report
+from orchestrator.engine.stopping import Stop, StopKind
+from orchestrator.study.study import Study
+
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
+from scripted import ListSink, SilentView, make_spec, sweep_folder
+
+
+def test_a_bug_in_the_report_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "gate-key-77")
+
+    def broken(_: object) -> None:
+        raise KeyError("margins of gate-key-77")
+
+    monkeypatch.setattr(dashboards.insight, "insight", broken)
+    view, sink = SilentView(), ListSink()
+    with Study.create(sweep_folder(tmp_path), make_spec(1)) as study:
+        study.claim()
+        write_last_report(study, sink, view, Stop(StopKind.FINISHED))
+        told = [e.text for e in study.events() if e.kind == "report failed"]
+    kept = (study.folder.path / FAILURE_FILE).read_text()
+    assert "KeyError" in told[0]
+    assert "in broken" in kept
+    assert "gate-key-77" not in kept + told[0] + " ".join(view.said)
+    assert f"the traceback is in {study.folder.path / FAILURE_FILE}" in view.said[-1]
+    assert "orchestrate report s" in view.said[-1]
+    assert [call[0] for call in sink.calls] == ["tag"], "the parent run is described, and no half report attached"
