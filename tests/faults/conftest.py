@@ -5,8 +5,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.ui import Ui
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE.parent / room) for room in ("engine", "study", "trainer", "tracking")]
@@ -21,3 +25,17 @@ def quick_path() -> Iterator[Path]:
     place = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
     yield place
     shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def ui(runs: Path) -> Iterator[Ui]:
+    """MLflow's server over a store of its own."""
+    from served import serving  # MLflow takes seconds to load
+
+    with serving(runs) as ui:
+        yield ui

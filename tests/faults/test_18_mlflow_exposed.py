@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from importlib.metadata import requires, version
 from pathlib import Path
 
 import psutil
 import pytest
+from served import begin, receiver
 
 from orchestrator.spec.sweep import Goal
-from orchestrator.tracking.mlflow import MlflowReceiver, tracking_uri
 from orchestrator.tracking.names import trials_filter
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.ui import NotLoopback, Ui, start_ui, sweep_page
@@ -21,38 +20,17 @@ from trainer.report import Point
 GOAL = Goal(metric="eval_accuracies/logp", direction="maximize")
 
 
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def ui(root: Path) -> Iterator[Ui]:
-    ui = start_ui(root, tracking_uri(root, f"sqlite:///{root / 'mlflow.db'}"))
-    yield ui
-    ui.stop()
-
-
-def receiver(root: Path, uri: str) -> MlflowReceiver:
-    return MlflowReceiver(root, uri=uri, experiment="e", sweep_id="id", sweep="s")
-
-
-def begin(box: Outbox) -> None:
-    box.start("sweep", name="s", params={}, tags={}, at=1.0)
-    box.start("0", name="s 0", params={"loss.beta": 2.0}, tags={}, at=1.0)
-
-
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])
-def test_other_machines_are_not_served(root: Path, host: str) -> None:
+def test_other_machines_are_not_served(runs: Path, host: str) -> None:
     with pytest.raises(NotLoopback, match="ssh -L"):
-        start_ui(root, "sqlite:///x.db", host=host)
-    assert not root.exists()
+        start_ui(runs, "sqlite:///x.db", host=host)
+    assert not runs.exists()
 
 
-def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(root: Path, ui: Ui) -> None:
+def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(runs: Path, ui: Ui) -> None:
     from mlflow import MlflowClient
 
-    box = Outbox(root / "outbox", receiver(root, ui.base))
+    box = Outbox(runs / "outbox", receiver(runs, ui.base))
     begin(box)
     box.points("0", [Point(1, {"loss": float("nan"), "rewards/margins": float("inf")})], at=2.0)
     box.end("0", status="FAILED", tags={"reason": "diverged"}, at=3.0)
@@ -66,7 +44,7 @@ def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(root: P
     assert listening == {"127.0.0.1"}
     assert not any("mlflow.db" in argument for p in tree for argument in p.cmdline())
 
-    page_of_sweep = sweep_page(ui.base, root, ui.base, "e", "s", ("mlflow.sharedViewState.prefsweep-s", "{}"))
+    page_of_sweep = sweep_page(ui.base, runs, ui.base, "e", "s", ("mlflow.sharedViewState.prefsweep-s", "{}"))
     number = page_of_sweep.split("/experiments/")[1].split("/")[0]
     assert "mlflow.sharedViewState.prefsweep-s" in MlflowClient(ui.base).get_experiment(number).tags
     found = MlflowClient(ui.base).search_runs([number], trials_filter("s"))
