@@ -20,6 +20,7 @@ from orchestrator.driving.stages import check_data, load_report, steps_by_params
 from orchestrator.driving.story import open_sink, tell_end, tell_standing, tell_sweep
 from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots
+from orchestrator.engine.pausing import held_over
 from orchestrator.engine.stage import StageWorker
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.engine.tuner import run_trials
@@ -56,6 +57,8 @@ def drive(
             ended: Stop | None = None  # stays None when an error passes through
             wishes = Wishes(study)
             try:
+                for sentence in held_over(study):
+                    view.say(sentence)
                 study.begin(slots.gpus)
                 tell_sweep(study, sink, report.fingerprint)
                 start_model = train_start_model(study, report, sink, view, worker, wishes)

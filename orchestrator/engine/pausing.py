@@ -33,6 +33,19 @@ def wait(study: Study, view: View, interrupt: Interrupt, why: str) -> Stop | Non
         time.sleep(_POLL_SECONDS)
 
 
+def held_over(study: Study) -> list[str]:
+    """What an earlier pause still holds, or no longer does, in words: to be told before this driver begins."""
+    name = study.folder.name
+    said: list[str] = []
+    if why := study.paused():
+        said.append(f"{name} was paused when its last driver ended ({why}): it goes on now")
+    for record in study.trials():
+        if record.state is TrialState.PAUSED:
+            again = f"`orchestrate unpause {name} {record.number}` takes it up again"
+            said.append(f"trial {record.number} stays paused ({record.reason}): {again}")
+    return said
+
+
 def left_over(study: Study) -> Stop:
     """How a sweep ended that has nothing more to run."""
     aside = [str(r.number) for r in study.trials() if r.state is TrialState.PAUSED]

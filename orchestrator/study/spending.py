@@ -21,9 +21,9 @@ class Spent:
 def overspent(budget: Budget, spent: Spent) -> str:
     """Which part of the budget of time is used up, in words; empty while none is."""
     if budget.hours is not None and spent.hours >= budget.hours:
-        return f"{spent.hours:.2f} of {budget.hours:g} hours spent"
+        return f"{spent.hours:.3g} of {budget.hours:g} hours spent"
     if budget.gpu_hours is not None and spent.gpu_hours >= budget.gpu_hours:
-        return f"{spent.gpu_hours:.2f} of {budget.gpu_hours:g} gpu_hours spent"
+        return f"{spent.gpu_hours:.3g} of {budget.gpu_hours:g} gpu_hours spent"
     return ""
 
 

@@ -45,7 +45,7 @@ def write_script(root: Path, **script: Any) -> None:
 
 
 class ScriptedWorkshop:
-    """Behaviours by trial number: ok, bug, memory, nan, die (once), deadly (always), nogoal."""
+    """Behaviours by trial number: ok, slow, bug, memory, nan, die (once), deadly (always), nogoal."""
 
     def __init__(self, cache: Path) -> None:
         self._root = cache.parent
@@ -73,7 +73,7 @@ class ScriptedWorkshop:
                     self._asked = False
                     _save(folder, done)
                     return Ending(EndKind.STOPPED, "interrupted", done)
-                time.sleep(pause)
+                time.sleep(8 * pause if what == "slow" else pause)
                 done = step
                 if step % 2 == 0:
                     _save(folder, step)

@@ -16,6 +16,7 @@ import torch
 from scripted import METRIC, SilentView, make_spec
 
 from orchestrator.driving import lock
+from orchestrator.driving.forks import tidy_forks
 from orchestrator.driving.retention import tidy
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.conductor import Conductor
@@ -52,12 +53,15 @@ class WritingWorkshop:
         if told is not None:
             yield from told.history
             return told.ending
-        state = checkpoint.newest(folders)
+        state = checkpoint.newest(folders) or (None if fork is None else checkpoint.newest([fork]))
+        assert fork is None or state is not None, "a fork begins from no start model"
         history = [] if state is None else list(state.history)
+        place = 0.0 if state is None else float(state.weights["w"][0])
         yield from list(history)
         for step in range(len(history), STEPS + 1):
-            weights = {"w": torch.full((4,), float(step + config.training.seed))}
-            metrics = {"loss": 1.0 / (1 + step), METRIC: 0.5 + 0.01 * config.training.seed + 0.001 * step}
+            place += (1 + config.training.seed) * config.training.learning_rate
+            weights = {"w": torch.full((4,), place)}
+            metrics = {"loss": 1.0 / (1 + step), METRIC: 0.5 + 0.01 * config.training.seed + 0.001 * step + place}
             history.append(Point(step, metrics))
             if step % 2 == 1:
                 checkpoint.save(folder, checkpoint.State("c", step, weights, {}, history))
@@ -91,6 +95,7 @@ def _run(root: Path, study: Study) -> None:
 
     def closed(_: Any) -> None:
         tidy(study.folder, study.spec, study.trials())
+        tidy_forks(study.folder, study)
 
     conductor = Conductor(
         study, sink, SilentView(), Interrupt(lambda: ""), place=lambda config: config, on_closed=closed

@@ -1,0 +1,82 @@
+"""What a driver that was killed leaves: the GPU-hours of its last report, and no pause of the whole sweep."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from scripted import METRIC, make_spec, sweep_folder
+
+from orchestrator.engine import pausing
+from orchestrator.spec.sweep import Budget
+from orchestrator.study import held
+from orchestrator.study.records import Trial
+from orchestrator.study.study import Study
+from trainer.report import Point
+
+
+def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A clock of our own; two GPUs a trial; killed five seconds after a report at ten."""
+    now = 1000.0
+
+    class Clock:
+        @staticmethod
+        def monotonic() -> float:
+            return now
+
+    monkeypatch.setattr(held, "time", Clock)
+    spec = make_spec(2, budget=Budget(gpu_hours=30 / 3600))
+    Study.create(sweep_folder(tmp_path), spec).dispose()
+    child = os.fork()
+    if child == 0:
+        try:
+            study = Study.open(sweep_folder(tmp_path))
+            study.begin(2.0)
+            trial = study.claim()
+            assert isinstance(trial, Trial)
+            now += 10.0
+            study.observe(trial, [Point(1, {METRIC: 0.5})])
+            now += 5.0
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with Study.open(sweep_folder(tmp_path)) as study:
+        assert study.spent().gpu_hours * 3600 == pytest.approx(20.0)
+        now = 50.0
+        study.begin(2.0)
+        trial = study.claim()
+        assert isinstance(trial, Trial)
+        assert (trial.number, trial.attempt) == (0, 2)
+        now += 4.0
+        assert study.spent().gpu_hours * 3600 == pytest.approx(28.0)
+        assert study.exhausted() == ""
+        now += 1.0
+        study.observe(trial, [Point(2, {METRIC: 0.5})])
+        assert study.spent().gpu_hours * 3600 == pytest.approx(30.0)
+        assert study.exhausted() == "0.00833 of 0.00833333 gpu_hours spent"
+    with Study.open(sweep_folder(tmp_path)) as study:
+        assert study.spent().gpu_hours * 3600 == pytest.approx(30.0)
+
+
+def test_a_driver_killed_while_its_sweep_was_paused_leaves_no_pause(tmp_path: Path) -> None:
+    Study.create(sweep_folder(tmp_path), make_spec(2)).dispose()
+    child = os.fork()
+    if child == 0:
+        try:
+            study = Study.open(sweep_folder(tmp_path))
+            study.begin()
+            study.rest("lunch")
+            os.kill(os.getpid(), signal.SIGKILL)
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with Study.open(sweep_folder(tmp_path)) as study:
+        assert pausing.held_over(study) == ["s was paused when its last driver ended (lunch): it goes on now"]
+        study.begin()
+        assert study.paused() == ""
+        assert pausing.held_over(study) == []
