@@ -1,0 +1,141 @@
+"""The SFT stage without memory or without its worker: it goes on as a trial would, and trials know what it learned."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.driving.sft import train_start_model
+from orchestrator.driving.stages import check_data
+from orchestrator.engine.cluster import cluster
+from orchestrator.engine.stage import StageDied, StageFailed, StageWorker
+from orchestrator.engine.stopping import Interrupt
+from orchestrator.engine.wishes import Wishes
+from orchestrator.study.records import Trial
+from orchestrator.study.study import Study
+from trainer.config import TrialConfig
+from trainer.report import Ending, EndKind, Point
+
+sys.path.append(str(Path(__file__).parents[1] / "engine"))
+from scripted import BASE, SLOTS, ListSink, SilentView, make_spec, sweep_folder
+
+SMALL = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
+SMALL |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+DATA = {"train": [{"generated": "instructions", "rows": 64}], "max_length": 64}
+SPEC = make_spec(
+    2,
+    base=BASE | {"model": {"generated": SMALL}, "data": DATA},
+    sft={"training": {"max_steps": 4, "pairs_per_update": 8}},
+)
+
+
+class Faulty:
+    """Four updates, a checkpoint after each. script.json: `fits`, tokens that memory holds; `deaths` at update 2."""
+
+    def __init__(self, cache: Path) -> None:
+        self._root = cache.parent
+        self.counters: dict[str, int] = {}
+
+    def interrupt(self) -> None: ...
+
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
+        script = json.loads((self._root / "script.json").read_text())
+        tokens, place = config.training.tokens_per_micro_batch, folder / "step"
+        done = int(place.read_text()) if place.exists() else 0
+        for step in range(5):
+            if step > done:
+                with (self._root / "trained.log").open("a") as log:
+                    log.write(f"{step} {tokens}\n")
+                if step == 2:
+                    deaths = (self._root / "trained.log").read_text().count("2 ")
+                    if deaths <= script.get("deaths", 0):
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    if tokens > script.get("fits", 1 << 30):
+                        raise MemoryError
+                place.write_text(str(step))
+            yield Point(step, {"loss": 1.0, "eval_nll_loss": 1.0})
+        (folder / "model").mkdir(exist_ok=True)
+        return Ending(EndKind.FINISHED, "", 4, folder / "model")
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import this file
+    with Interrupt(lambda: "") as interrupt, cluster(tmp_path_factory.mktemp("ray"), SLOTS, interrupt):
+        yield
+    patch.undo()
+
+
+class Staged:
+    def __init__(self, root: Path, **script: Any) -> None:
+        (root / "script.json").write_text(json.dumps(script))
+        folder, self.view, self.sink = sweep_folder(root), SilentView(), ListSink()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        interrupt = Interrupt(lambda: "")
+        self.error: StageFailed | None = None
+        with StageWorker(SLOTS, folder.cache, interrupt, self.view.tick, Faulty) as worker:
+            report = check_data(SPEC, folder, self.view, worker)
+            self.longest = int(report.lengths["row"]["p100"])
+            self.study = Study.open(folder) if Study.exists(folder) else Study.create(folder, SPEC)
+            self.study.begin()
+            try:
+                self.model = train_start_model(self.study, report, self.sink, self.view, worker, Wishes(self.study))
+            except StageFailed as error:
+                self.error = error
+        self.log = [tuple(map(int, line.split())) for line in (root / "trained.log").read_text().splitlines()]
+        self.events = [(e.kind, e.trial, e.text) for e in self.study.events()]
+
+
+def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp_path: Path, ray_cluster: None) -> None:
+    ran = Staged(tmp_path, fits=3000)
+    assert ran.model is not None
+    assert ran.model.is_dir()
+    assert ran.log == [(1, 8192), (2, 8192), (2, 4096), (2, 2048), (3, 2048), (4, 2048)]
+    assert [e for e in ran.events if e[0] == "out of memory"] == [
+        ("out of memory", None, f"sft: MemoryError: no message; from now on {tokens} tokens per micro-batch")
+        for tokens in (4096, 2048)
+    ]
+    assert sum("the sft stage ran out of memory" in line for line in ran.view.said) == 2
+    assert ran.sink.tags("sft")["memory.tokens_per_micro_batch"] == "2048"
+    started = [call[2]["training.tokens_per_micro_batch"] for call in ran.sink.calls if call[0] == "start"]
+    assert started == [8192] * 3, "params stay what was asked for"
+    ran.study.dispose()
+    with Study.open(sweep_folder(tmp_path)) as later:
+        trial = later.claim()
+        assert isinstance(trial, Trial)
+        assert trial.micro_batch == 2048
+        smaller = later.reissue(trial, 1024, "a trial knows better")
+        assert (smaller.micro_batch, later.learned_micro_batch()) == (1024, 1024)
+
+
+def test_one_pair_too_much_is_a_failure_in_words_and_teaches_nothing(tmp_path: Path, ray_cluster: None) -> None:
+    ran = Staged(tmp_path, fits=0)
+    told = str(ran.error)
+    assert "the sft stage ended as failed: out of memory with one pair per micro-batch" in told
+    assert f"after halving training.tokens_per_micro_batch from 8192 to {ran.longest}" in told
+    assert [tokens for step, tokens in ran.log if step == 2][-1] == ran.longest
+    assert ran.study.learned_micro_batch() is None
+    assert ran.sink.tags("sft")["state"] == "FAILED"
+    ran.study.dispose()
+
+
+def test_a_lost_worker_is_followed_by_another_a_bounded_number_of_times(tmp_path: Path, ray_cluster: None) -> None:
+    ran = Staged(tmp_path, deaths=3)
+    assert isinstance(ran.error, StageDied)
+    assert [step for step, _ in ran.log] == [1, 2, 2, 2]
+    assert [kind for kind, *_ in ran.events].count("worker lost") == 2
+    ran.study.dispose()
+    again = Staged(tmp_path, deaths=3)
+    assert again.error is None
+    assert [step for step, _ in again.log] == [1, 2, 2, 2, 2, 3, 4], "resumed, from the newest checkpoint"
+    again.study.dispose()
