@@ -1,4 +1,4 @@
-"""`orchestrate resume NAME --set budget.trials=N` in a terminal: a larger budget, told as a diff, kept in the history."""
+"""`orchestrate resume NAME --set budget.trials=N` in a terminal: a larger budget, told as a diff, kept in history."""
 
 from __future__ import annotations
 
