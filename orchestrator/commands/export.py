@@ -61,6 +61,7 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
         f"# {spec.name}, trial {record.number}",
         f"{config.loss.kind} from {base}{' after SFT' if spec.sft else ''}; {kind}. The best of its sweep by "
         f"{spec.goal.metric} ({spec.goal.direction}): {record.value:.6g} after {record.step} updates.",
+        *_fork_lines(record),
         "## Data",
         *_data_lines(config.data),
     ]
@@ -71,6 +72,15 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
     lines += ["## Metrics", "| metric | last value |\n|---|---|\n" + "\n".join(metrics)]
     lines += ["## Configuration", "| leaf | value |\n|---|---|\n" + "\n".join(fixed)]
     return "\n\n".join(lines) + "\n"
+
+
+def _fork_lines(record: TrialRecord) -> list[str]:
+    if record.fork is None:
+        return []
+    return [
+        f"Its first {record.fork.step} updates are those of trial {record.parent}, from whose checkpoint it went on: the "
+        "configuration below holds from there."
+    ]
 
 
 def _data_lines(data: DataConfig) -> list[str]:

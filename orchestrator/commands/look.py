@@ -140,6 +140,9 @@ def best(name: str, root: Path) -> dict[str, Any]:
             {"number": r.number, "values": list(r.values or ()), "params": dict(r.params)}
             for r in (front if len(goals) > 1 else ())
         ],
+        "origin": record.origin,
+        "parent": record.parent,
+        "from_update": None if record.fork is None else record.fork.step,
         "params": dict(record.params),
         "metrics": {metric: _json(value) for metric, value in record.metrics.items()},
         "step": record.step,

@@ -189,6 +189,8 @@ class Conductor:
         if self._interrupt.asked:
             self._halt(StopKind.INTERRUPTED)
         stop = self._wishes.ask()
+        if self._wishes.looked:  # a trial that somebody gave meanwhile waits for less
+            self._waits = False
         if self._wishes.trials:
             self._apply_hands()
         if stop is not None:
@@ -196,7 +198,6 @@ class Conductor:
 
     def _apply_hands(self) -> None:
         asked, self._wishes.trials = self._wishes.trials, ()
-        self._waits = False
         self._again.give_back({request.trial for request in asked})  # without a worker it is as good as free
         self._hands.apply(asked, {live.trial.number: live.job for live in self._live.values()})
 

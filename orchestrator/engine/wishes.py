@@ -16,18 +16,23 @@ _ASK_SECONDS = 1.0
 
 
 class Wishes:
-    """Asks the study now and then. `stop` stays once there is one; `trials` are requests about single trials."""
+    """Asks the study now and then. `stop` stays once there is one; `trials` are requests about single trials.
+
+    `looked` says whether the last call asked, and so saw what other terminals had done.
+    """
 
     def __init__(self, study: Study) -> None:
         self.stop: Stop | None = None
         self.trials: Sequence[Request] = ()
+        self.looked = False
         self._study, self._asked_at = study, 0.0
         self._target: str = _reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
     def ask(self) -> Stop | None:
         """Look, at most once a second."""
         now = time.monotonic()
-        if self.stop is not None or now - self._asked_at < _ASK_SECONDS:
+        self.looked = self.stop is None and now - self._asked_at >= _ASK_SECONDS
+        if not self.looked:
             return self.stop
         self._asked_at = now
         self._study.beat()
