@@ -78,8 +78,8 @@ def _fork_lines(record: TrialRecord) -> list[str]:
     if record.fork is None:
         return []
     return [
-        f"Its first {record.fork.step} updates are those of trial {record.parent}, from whose checkpoint it went on: the "
-        "configuration below holds from there."
+        f"Its first {record.fork.step} updates are those of trial {record.parent}, from whose checkpoint it went on; "
+        "the configuration below holds from there."
     ]
 
 

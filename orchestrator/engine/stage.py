@@ -134,7 +134,7 @@ class StageWorker:
     def _ask(self, reference: Any, job: Job | None = None) -> Any:
         """Wait for an answer; with a job, an interruption lets it checkpoint, otherwise it ends the wait."""
         import ray
-        from ray.exceptions import RayActorError, RayTaskError
+        from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
         while not ray.wait([reference], timeout=_POLL_SECONDS)[0]:
             self._tick()
@@ -147,7 +147,7 @@ class StageWorker:
             return ray.get(reference)
         except RayTaskError as error:
             raise _ours(error.cause) from error
-        except RayActorError as error:
+        except (RayActorError, OutOfMemoryError) as error:
             check_ray()
             raise StageDied(f"the worker of this stage died: {error}") from error
 
