@@ -71,8 +71,8 @@ def is_log(frame: SweepFrame, path: str) -> bool:
 def levels(frame: SweepFrame, path: str) -> list[Level]:
     """The values of a leaf among complete trials from the start model, in order."""
     found: dict[str, list[TrialCase]] = {}
-    for case in frame.ranked:
-        if path in case.record.params and case.record.fork is None:
+    for case in frame.whole:
+        if path in case.record.params:
             found.setdefault(repr(case.record.params[path]), []).append(case)
     made = [_level(frame, path, cases) for cases in found.values()]
     if all(is_number(level.value) for level in made):
@@ -92,12 +92,12 @@ def compared(frame: SweepFrame, path: str, a: Any, b: Any) -> tuple[Difference, 
     Bootstrap over the held-out pairs. None where no two such trials left their pairs.
     """
     groups: dict[str, dict[str, TrialCase]] = {}
-    for case in frame.ranked:
+    for case in frame.whole:
         params = case.record.params
         if path in params:
             rest = repr(sorted((p, repr(v)) for p, v in params.items() if p != path))
             groups.setdefault(rest, {})[repr(params[path])] = case
-    first = frame.ranked[0].pairs if frame.ranked else None
+    first = frame.whole[0].pairs if frame.whole else None
     ones, others = [], []
     for group in groups.values():
         if repr(a) in group and repr(b) in group:
@@ -125,7 +125,7 @@ def told_apart(frame: SweepFrame, path: str) -> bool | None:
 
 def edge(frame: SweepFrame, path: str) -> Edge | None:
     """Where the best trial lies at an end of a numeric leaf that was searched at two values or more."""
-    ranked = frame.ranked
+    ranked = frame.whole
     if not ranked or path not in ranked[0].record.params or not is_numeric(frame, path):
         return None
     tested = sorted({float(c.record.params[path]) for c in frame.trials if path in c.record.params})

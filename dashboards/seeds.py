@@ -26,9 +26,7 @@ def seed_groups(frame: SweepFrame) -> list[SeedGroup]:
         return []
     paths = tuple(p for p in frame.paths if p != SEED)
     found: dict[str, list[TrialCase]] = {}
-    for case in frame.ranked:
-        if case.record.fork is not None:
-            continue
+    for case in frame.whole:
         found.setdefault(repr([case.record.params.get(p) for p in paths]), []).append(case)
     groups = [_group(cases, paths) for cases in found.values() if len(cases) > 1]
     return sorted(groups, key=lambda group: -frame.sign * group.mean)

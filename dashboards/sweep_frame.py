@@ -132,6 +132,11 @@ class SweepFrame:
         return [by_number[r.number] for r in ranking([c.record for c in self.trials], self.goal, *self.also)]
 
     @property
+    def whole(self) -> list[TrialCase]:
+        """Complete trials that began from the start model, best first: those whose result is that of their params."""
+        return [case for case in self.ranked if case.record.fork is None]
+
+    @property
     def front(self) -> list[TrialCase]:
         """With several goals, the Pareto front; empty with one."""
         by_number = {case.number: case for case in self.trials}
