@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from uuid import uuid4
 
 from orchestrator.commands.hands import CannotDo
@@ -13,7 +12,7 @@ from orchestrator.driving.forks import making
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.records import Fork, TrialRecord
 from trainer.config import TrialConfig
-from trainer.storage.durable import write_file
+from trainer.storage.durable import write_text
 from trainer.storage.manifest import pin
 from trainer.training.schedule import total_updates
 
@@ -44,7 +43,7 @@ def held_checkpoint(study: StudyReader, parent: TrialRecord, config: TrialConfig
         _check_length(study, parent, config, step)
         answers = next((run / _SAMPLES for run in reversed(runs) if (run / _SAMPLES).is_file()), None)
         if answers is not None:
-            write_file(to / _SAMPLES, partial(shutil.copyfile, answers))
+            write_text(to / _SAMPLES, answers.read_text(encoding="utf-8"))
         yield Fork(step, to.name)
         undo.pop_all()
 

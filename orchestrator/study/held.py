@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from orchestrator.study.watch import Watch
 
@@ -16,8 +16,8 @@ class Held:
     attempt: int
     trial_id: int
     gpus: float
-    since: float
     watch: Watch
+    since: float = field(default_factory=lambda: time.monotonic())
 
     @property
     def seconds(self) -> float:

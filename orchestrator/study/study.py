@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Self
@@ -136,7 +135,7 @@ class Study(HoldingStudy):
 
     def _take(self, trial: Trial, trial_id: int, watch: Watch) -> Trial:
         number, attempt = trial.number, trial.attempt
-        self._held[number] = Held(number, attempt, trial_id, self._gpus, time.monotonic(), watch)
+        self._held[number] = Held(number, attempt, trial_id, self._gpus, watch)
         return trial
 
     def _told(self, c: Connection, number: int) -> list[Point]:

@@ -31,7 +31,7 @@ SMALL |= {"num_attention_heads": 1, "num_key_value_heads": 1}
 DATA = {"train": [{"generated": "instructions", "rows": 64}], "max_length": 64}
 SPEC = make_spec(
     2,
-    base=BASE | {"model": {"generated": SMALL}, "data": DATA},
+    base=BASE | {"model": {"generated": SMALL}, "data": DATA, "training": {"pairs_per_update": 8}},
     sft={"training": {"max_steps": 4, "pairs_per_update": 8}},
 )
 

@@ -56,12 +56,12 @@ class WritingWorkshop:
         state = checkpoint.newest(folders) or (None if fork is None else checkpoint.newest([fork]))
         assert fork is None or state is not None, "a fork begins from no start model"
         history = [] if state is None else list(state.history)
-        place = 0.0 if state is None else float(state.weights["w"][0])
+        w = torch.zeros(4) if state is None else state.weights["w"]
         yield from list(history)
         for step in range(len(history), STEPS + 1):
-            place += (1 + config.training.seed) * config.training.learning_rate
-            weights = {"w": torch.full((4,), place)}
-            metrics = {"loss": 1.0 / (1 + step), METRIC: 0.5 + 0.01 * config.training.seed + 0.001 * step + place}
+            w = w + (1 + config.training.seed) * config.training.learning_rate
+            weights, moved = {"w": w}, float(w[0])
+            metrics = {"loss": 1.0 / (1 + step), METRIC: 0.5 + 0.01 * config.training.seed + 0.001 * step + moved}
             history.append(Point(step, metrics))
             if step % 2 == 1:
                 checkpoint.save(folder, checkpoint.State("c", step, weights, {}, history))

@@ -15,6 +15,7 @@ from orchestrator.errors import ExitCode, NameTaken, SweepHeld
 from orchestrator.folders import SweepFolder, make
 from orchestrator.spec.dump import dump
 from orchestrator.study import lease
+from orchestrator.study.records import Trial
 from orchestrator.study.study import Study
 
 DRIVER = """
@@ -99,7 +100,7 @@ def test_a_killed_driver_is_followed_at_once(root: Path) -> None:
     first.wait()
     with Study.open(SweepFolder(root, "s")) as study:
         trial = study.claim()
-        assert trial is not None
+        assert isinstance(trial, Trial)
         assert trial.attempt == 2
         study.observe(trial, [evaluated(1, 0.5)])
         assert 1 in [p.step for p in study.points(0)]
