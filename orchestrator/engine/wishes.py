@@ -41,7 +41,7 @@ class Wishes:
         for request in asked:
             if request.trial is None:
                 self._take(request)
-        self.stop = self.stop or self._over()
+        self.stop = self.stop or self.over()
         return self.stop
 
     def _take(self, request: Request) -> None:
@@ -57,7 +57,8 @@ class Wishes:
         """A trial ended: it may be what the sweep was looking for."""
         self._target = self._target or _reached(self._study.spec, record)
 
-    def _over(self) -> Stop | None:
+    def over(self) -> Stop | None:
+        """Time or target ends the sweep, with what gives it more."""
         budget = self._study.spec.budget
         if self._target:
             more = "`--set budget.target=VALUE` asks for more, null for no target"

@@ -83,6 +83,11 @@ class DrivenStudy(StudyReader):
         with self._store.reading() as c:
             return self._limit(c, [reading.known(trial) for trial in self._frozen()])
 
+    def tried(self) -> str:
+        """Why there is nothing left to try, however much time there is, in words; empty while there is."""
+        with self._store.reading() as c:
+            return self._issuer.tried(c, [reading.known(trial) for trial in self._frozen()])
+
     def amend(self, spec: SweepSpec) -> list[Change]:
         """Continue under another spec: budget, resources and the like may change, what makes trials comparable may not.
 

@@ -45,6 +45,20 @@ class Issuer:
 
     def limit(self, c: Connection, trials: Sequence[Known], spent: Spent) -> str:
         """Why there is no trial after these and so long; empty while there is one."""
+        return self.tried(c, trials) or self._over(trials, spent)
+
+    def tried(self, c: Connection, trials: Sequence[Known]) -> str:
+        """Why there is nothing left to issue, however much time there is; empty while there is."""
+        waiting = self._queue.waiting(c)
+        if any(given.by_hand for given in waiting):
+            return ""
+        issued, most = sum(not trial.by_hand for trial in trials), self._spec.budget.trials
+        if most is not None and issued >= most:
+            return f"{issued} of {most} trials issued"
+        return "" if waiting else self._policy.spent(trials)
+
+    def _over(self, trials: Sequence[Known], spent: Spent) -> str:
+        """What of time is used up, or which trial is as good as was asked for."""
         budget, goal = self._spec.budget, self._spec.goal
         if over := overspent(budget, spent):
             return over
@@ -52,13 +66,7 @@ class Issuer:
             value = trial.values[0] if trial.values and trial.state is TrialState.COMPLETE else None
             if reached(budget, goal, value):
                 return f"trial {trial.number} reached the target {budget.target:g}: {goal.metric} is {value:g}"
-        waiting = self._queue.waiting(c)
-        if any(given.by_hand for given in waiting):
-            return ""
-        issued = sum(not trial.by_hand for trial in trials)
-        if budget.trials is not None and issued >= budget.trials:
-            return f"{issued} of {budget.trials} trials issued"
-        return "" if waiting else self._policy.spent(trials)
+        return ""
 
     def waits_for(self, c: Connection, trials: Sequence[Known]) -> int | None:
         """A trial that must end before the next one is issued."""

@@ -32,7 +32,7 @@ DATA = {"train": [{"generated": "instructions", "rows": 64}], "max_length": 64}
 SPEC = make_spec(
     2,
     base=BASE | {"model": {"generated": SMALL}, "data": DATA, "training": {"pairs_per_update": 8}},
-    sft={"training": {"max_steps": 4, "pairs_per_update": 8}},
+    sft={"training": {"max_steps": 4, "pairs_per_update": 8, "tokens_per_micro_batch": 512}},
 )
 
 
@@ -97,32 +97,32 @@ class Staged:
 
 
 def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp_path: Path, ray_cluster: None) -> None:
-    ran = Staged(tmp_path, fits=3000)
+    ran = Staged(tmp_path, fits=200)
     assert ran.model is not None
     assert ran.model.is_dir()
-    assert ran.log == [(1, 8192), (2, 8192), (2, 4096), (2, 2048), (3, 2048), (4, 2048)]
+    assert ran.log == [(1, 512), (2, 512), (2, 256), (2, 128), (3, 128), (4, 128)]
     assert [e for e in ran.events if e[0] == "out of memory"] == [
         ("out of memory", None, f"sft: MemoryError: no message; from now on {tokens} tokens per micro-batch")
-        for tokens in (4096, 2048)
+        for tokens in (256, 128)
     ]
     assert sum("the sft stage ran out of memory" in line for line in ran.view.said) == 2
-    assert ran.sink.tags("sft")["memory.tokens_per_micro_batch"] == "2048"
+    assert ran.sink.tags("sft")["memory.tokens_per_micro_batch"] == "128"
     started = [call[2]["training.tokens_per_micro_batch"] for call in ran.sink.calls if call[0] == "start"]
-    assert started == [8192] * 3, "params stay what was asked for"
+    assert started == [512] * 3, "params stay what was asked for"
     ran.study.dispose()
     with Study.open(sweep_folder(tmp_path)) as later:
         trial = later.claim()
         assert isinstance(trial, Trial)
-        assert trial.micro_batch == 2048
-        smaller = later.reissue(trial, 1024, "a trial knows better")
-        assert (smaller.micro_batch, later.learned_micro_batch()) == (1024, 1024)
+        assert trial.micro_batch == 128
+        smaller = later.reissue(trial, 100, "a trial knows better")
+        assert (smaller.micro_batch, later.learned_micro_batch()) == (100, 100)
 
 
 def test_one_pair_too_much_is_a_failure_in_words_and_teaches_nothing(tmp_path: Path, ray_cluster: None) -> None:
     ran = Staged(tmp_path, fits=0)
     told = str(ran.error)
     assert "the sft stage ended as failed: out of memory with one pair per micro-batch" in told
-    assert f"after halving training.tokens_per_micro_batch from 8192 to {ran.longest}" in told
+    assert f"after halving training.tokens_per_micro_batch from 512 to {ran.longest}" in told
     assert [tokens for step, tokens in ran.log if step == 2][-1] == ran.longest
     assert ran.study.learned_micro_batch() is None
     assert ran.sink.tags("sft")["state"] == "FAILED"

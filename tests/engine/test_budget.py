@@ -30,14 +30,14 @@ def trained(root: Path) -> list[str]:
 
 
 def test_gpu_hours_end_a_sweep_and_more_of_them_go_on_with_it(tmp_path: Path, ray_cluster: Path) -> None:
-    write_script(tmp_path, steps=20, pause=0.2)
-    with Study.create(sweep_folder(tmp_path), make_spec(4, budget=Budget(gpu_hours=4 / 3600))) as study:
+    write_script(tmp_path, steps=20, pause=0.15)
+    with Study.create(sweep_folder(tmp_path), make_spec(4, budget=Budget(gpu_hours=2 / 3600))) as study:
         stop = drive(study)
         assert stop.kind is StopKind.OUT_OF_BUDGET
-        assert "of 0.00111111 gpu_hours spent" in stop.text
+        assert "of 0.000555556 gpu_hours spent" in stop.text
         assert "--set budget.gpu_hours=" in stop.text
         spent, left = study.spent().gpu_hours, study.trials()
-        assert spent >= 4 / 3600
+        assert spent >= 2 / 3600
         assert {r.state for r in left} == {TrialState.RUNNING}, "kept, each at its checkpoint"
         assert study.spent().gpu_hours == pytest.approx(sum(r.seconds for r in left) / 3600)
         assert "gpu_hours spent" in study.exhausted()
@@ -96,7 +96,7 @@ def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path:
         drive(study)
         calm = rows(study)
     root = tmp_path / "paused"
-    write_script(root, trials={"0": "slow"}, pause=0.4)
+    write_script(root, trials={"0": "slow"}, pause=0.15)
     with Study.create(sweep_folder(root), WAITING, slots=2) as study:
         view = Pausing(study)
         stop = drive(study, view)
@@ -111,7 +111,7 @@ def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path:
 def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_so(
     tmp_path: Path, ray_cluster: Path
 ) -> None:
-    write_script(tmp_path, trials={"0": "slow"}, pause=0.3)
+    write_script(tmp_path, trials={"0": "slow"}, pause=0.15)
 
     class Aside(Pausing):
         def points(self, number: int, points: Sequence[Point]) -> None:
