@@ -18,7 +18,7 @@ from orchestrator.commands.export import export
 from orchestrator.commands.look import best, status, watch
 from orchestrator.driving import lock
 from orchestrator.driving.room import check_room
-from orchestrator.engine.cluster import Slots, cluster, plan_slots
+from orchestrator.engine.cluster import Slots, cluster, plan_slots, worker_environment
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.engine.vitals import RayDied
 from orchestrator.errors import DataError, ExitCode, SpecError
@@ -116,18 +116,23 @@ def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code
     from orchestrator.driving.drive import drive, farewell
     from orchestrator.driving.notify import notifying
     from orchestrator.engine.attempt import open_workshop
+    from orchestrator.engine.preparing import Preparing
 
     console = Console(stderr=True)
     opened = functools.partial(open_workshop, trust_remote_code=trust_remote_code)
     with Interrupt(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as interrupt:
-        with _viewing(spec, console) as shown, notifying(folder, spec, shown) as (view, tell_end):
+        with (
+            _viewing(spec, console) as shown,
+            notifying(folder, spec, shown) as (view, tell_end),
+            Preparing(folder.cache, spec.base, worker_environment(slots), interrupt, view.tick) as data,
+        ):
             ended: Stop | None = None
             deaths = 0
             while ended is None:
                 view.stage("starting Ray")
                 try:
                     with cluster(folder.path / "ray", slots, interrupt):
-                        ended = drive(folder, spec, slots, view, interrupt, opened)
+                        ended = drive(folder, spec, slots, view, interrupt, opened, data)
                 except Interrupted:
                     ended = Stop(StopKind.INTERRUPTED)
                 except RayDied as why:

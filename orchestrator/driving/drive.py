@@ -21,6 +21,7 @@ from orchestrator.driving.story import open_sink, tell_end, tell_standing, tell_
 from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.pausing import held_over
+from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.stage import StageWorker
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.engine.tuner import run_trials
@@ -47,11 +48,19 @@ _STATUS = {
 
 
 def drive(
-    folder: SweepFolder, spec: SweepSpec, slots: Slots, view: View, interrupt: Interrupt, opened: OpenWorkshop
+    folder: SweepFolder,
+    spec: SweepSpec,
+    slots: Slots,
+    view: View,
+    interrupt: Interrupt,
+    opened: OpenWorkshop,
+    data: Preparing,
 ) -> Stop:
     """Do what is left of the sweep; says why it ended."""
     with StageWorker(slots, folder.cache, interrupt, view.tick, opened) as worker:
-        report = check_data(spec, folder, view, worker)
+        if spec.sft is not None:
+            worker.start()
+        report = check_data(spec, folder, view, data)
         with _study(folder, spec, slots, report, view) as study:
             sink = open_sink(study, folder.root)
             ended: Stop | None = None  # stays None when an error passes through
@@ -61,8 +70,9 @@ def drive(
                     view.say(sentence)
                 study.begin(slots.gpus)
                 tell_sweep(study, sink, report.fingerprint)
-                start_model = train_start_model(study, report, sink, view, worker, wishes)
+                start_model = train_start_model(study, data, report, sink, view, worker, wishes)
                 worker.end()
+                data.end()
                 ready = Ready(report, start_model)
                 ended = _trials(study, sink, view, interrupt, slots, ready, opened)
             except Interrupted:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from orchestrator.engine import memory
 from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.retries import LOSSES
 from orchestrator.engine.stage import StageDied, StageFailed, StageWorker
 from orchestrator.engine.view import View
@@ -65,14 +66,14 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
 
 
 def train_start_model(
-    study: Study, report: DataReport, sink: Sink, view: View, worker: StageWorker, wishes: Wishes
+    study: Study, data: Preparing, report: DataReport, sink: Sink, view: View, worker: StageWorker, wishes: Wishes
 ) -> Path | None:
     """Run the SFT stage once, cached by content; the folder of its model, None where the sweep has no such stage."""
     config = sft_config(study.spec)
     if config is None:
         return None
     if config.data != study.spec.base.data:
-        report = DataReport.model_validate_json(worker.prepare(config))
+        report = DataReport.model_validate_json(data.prepare(config))
     stage = _Stage(study, sink, view, worker, wishes, config, report)
     end = stage.train()
     tags = {"state": "COMPLETE" if end.kind is EndKind.FINISHED else "FAILED", "reason": end.reason}

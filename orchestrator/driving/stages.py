@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from orchestrator.driving.sft import sft_config
-from orchestrator.engine.stage import StageWorker
+from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.view import View
 from orchestrator.errors import DataError
 from orchestrator.folders import DATA_FILE, SweepFolder
@@ -21,20 +21,20 @@ from trainer.training.schedule import total_updates
 _CORNERS = 1024
 
 
-def check_data(spec: SweepSpec, folder: SweepFolder, view: View, worker: StageWorker) -> DataReport:
+def check_data(spec: SweepSpec, folder: SweepFolder, view: View, data: Preparing) -> DataReport:
     """Prepare what the trials and the SFT stage will read; DataError, with the list, when it must not be used."""
     view.stage("preparing and checking the data")
-    report = DataReport.model_validate_json(worker.prepare(spec.base))
+    report = DataReport.model_validate_json(data.prepare(spec.base))
     _refuse_changed(spec, folder, load_report(folder), report)
     write_text(folder.path / DATA_FILE, report.model_dump_json(indent=1))
     view.say(f"data: {report.train_rows:,} pairs to train on, {report.eval_rows:,} held out")
     for finding in report.findings:
         view.say(f"data: {finding}")
     for variant in _variants(spec):
-        steps_of(variant, DataReport.model_validate_json(worker.prepare(variant)))
+        steps_of(variant, DataReport.model_validate_json(data.prepare(variant)))
     sft = sft_config(spec)
     if sft is not None:
-        of_sft = report if sft.data == spec.base.data else DataReport.model_validate_json(worker.prepare(sft))
+        of_sft = report if sft.data == spec.base.data else DataReport.model_validate_json(data.prepare(sft))
         steps_of(sft, of_sft)
     return report
 

@@ -1,4 +1,4 @@
-"""Work before the first trial, in a worker of its own: the driver never imports torch."""
+"""Training before the first trial, in a worker of its own: the driver never imports torch."""
 
 from __future__ import annotations
 
@@ -36,13 +36,6 @@ class StageProcess:
         self._loaded: Workshop | None = None
         self._attempt: Attempt | None = None
 
-    def prepare(self, config: str) -> str:
-        """Read, check and tokenise; the DataReport as JSON."""
-        from trainer.data import prepare
-
-        trial = TrialConfig.model_validate_json(config)
-        return prepare(trial.data, trial.model, self._cache).report.model_dump_json()
-
     def key(self, config: str, fingerprint: str) -> str:
         """Name of what training this configuration makes: configuration, data and start weights."""
         from trainer.models.identity import locate, model_identity
@@ -69,7 +62,7 @@ class StageProcess:
 
 
 class StageWorker:
-    """The driver's handle on one stage process, inside a `cluster`."""
+    """The driver's handle on one stage process, inside a `cluster`; there is none before `start`."""
 
     def __init__(
         self,
@@ -86,14 +79,18 @@ class StageWorker:
         options = {"num_cpus": 0, "num_gpus": bundle.pop("GPU", 0.0)}
         bundle.pop("CPU")
         process: Any = ray.remote(StageProcess).options(resources=bundle, **options)
-        self._start: Callable[[], Any] = lambda: process.remote(cache, open_workshop)
-        self._actor: Any = self._start()
+        self._made: Callable[[], Any] = lambda: process.remote(cache, open_workshop)
+        self._actor: Any = None
 
     def __enter__(self) -> StageWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+    def start(self) -> None:
+        """Take a slot and load, while others work."""
+        self._actor = self._made()
 
     def end(self) -> None:
         """Give the slot back; called twice, it is done once."""
@@ -106,11 +103,7 @@ class StageWorker:
     def restart(self) -> None:
         """Another process in its place, with nothing loaded."""
         self.end()
-        self._actor = self._start()
-
-    def prepare(self, config: TrialConfig) -> str:
-        """The data of this configuration, checked and tokenised; its report as JSON."""
-        return self._ask(self._actor.prepare.remote(config.model_dump_json()))
+        self.start()
 
     def key(self, config: TrialConfig, fingerprint: str) -> str:
         """Name of what training this configuration makes."""

@@ -1,0 +1,89 @@
+"""The data's own process: it answers, it fails in words, and it never outlives its driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.engine.preparing import Preparing
+from orchestrator.engine.stage import StageFailed
+from orchestrator.engine.stopping import Interrupt, Interrupted
+from orchestrator.errors import DataError
+from trainer.config import TrialConfig
+from trainer.data.summary import DataReport
+
+MODEL = {"generated": {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}}
+
+
+def config(train: object, max_length: int = 96) -> TrialConfig:
+    return TrialConfig.model_validate({"model": MODEL, "data": {"train": train, "max_length": max_length}})
+
+
+GOOD = {"generated": "instructions", "rows": 24}
+
+
+def begun(cache: Path, first: TrialConfig, interrupt: Interrupt) -> Preparing:
+    return Preparing(cache, first, {}, interrupt, lambda: None)
+
+
+def test_answers_in_any_order_each_prepared_once(tmp_path: Path) -> None:
+    first, second = config(GOOD), config(GOOD, max_length=80)
+    with Interrupt(lambda: "") as interrupt, begun(tmp_path, first, interrupt) as data:
+        found = [DataReport.model_validate_json(data.prepare(each)) for each in (second, first)]
+        assert [report.train_rows for report in found] == [22, 22]  # two of them are held out
+        data.end()
+        assert DataReport.model_validate_json(data.prepare(first)) == found[1]  # heard before, asked of nobody
+
+
+def test_data_that_cannot_be_used_are_refused_in_words_and_the_next_are_read(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": "a", "chosen": "b"}) + "\n" for _ in range(3)))
+    with Interrupt(lambda: "") as interrupt, begun(tmp_path, config(str(rows)), interrupt) as data:
+        with pytest.raises(DataError, match="rejected"):
+            data.prepare(config(str(rows)))
+        assert DataReport.model_validate_json(data.prepare(config(GOOD))).train_rows == 22
+
+
+def test_a_death_is_told_with_its_last_words(tmp_path: Path) -> None:
+    with Interrupt(lambda: "") as interrupt, begun(tmp_path, config(GOOD), interrupt) as data:
+        data._process.send_signal(signal.SIGKILL)  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(StageFailed, match="died:\nit ended with -9 and said nothing"):
+            data.prepare(config(GOOD))
+
+
+def test_an_interruption_ends_the_wait_and_the_process(tmp_path: Path) -> None:
+    with Interrupt(lambda: "") as interrupt:
+        interrupt.listen()
+        with begun(tmp_path, config(GOOD), interrupt) as data:
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(Interrupted):
+                data.prepare(config(GOOD))
+        assert data._process.returncode == -signal.SIGKILL  # pyright: ignore[reportPrivateUsage]
+
+
+def test_it_ends_with_a_driver_that_was_killed(tmp_path: Path) -> None:
+    driver = f"""
+import json, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_preparing import GOOD, begun, config
+from orchestrator.engine.stopping import Interrupt
+with Interrupt(lambda: "") as interrupt:
+    data = begun(Path({str(tmp_path)!r}), config(GOOD), interrupt)
+    print(data._process.pid, flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{child}").exists() and "zombie" not in Path(f"/proc/{child}/status").read_text():
+        time.sleep(0.05)  # the test's time limit is the bound
