@@ -15,6 +15,7 @@ import pytest
 from orchestrator.driving.sft import train_start_model
 from orchestrator.driving.stages import check_data
 from orchestrator.engine.cluster import cluster
+from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.stage import StageDied, StageFailed, StageWorker
 from orchestrator.engine.stopping import Interrupt
 from orchestrator.engine.wishes import Wishes
@@ -83,13 +84,18 @@ class Staged:
         folder.path.mkdir(parents=True, exist_ok=True)
         interrupt = Interrupt(lambda: "")
         self.error: StageFailed | None = None
-        with StageWorker(SLOTS, folder.cache, interrupt, self.view.tick, Faulty) as worker:
-            report = check_data(SPEC, folder, self.view, worker)
+        with (
+            StageWorker(SLOTS, folder.cache, interrupt, self.view.tick, Faulty) as worker,
+            Preparing(folder.cache, SPEC.base, {}, interrupt, self.view.tick) as data,
+        ):
+            worker.start()
+            report = check_data(SPEC, folder, self.view, data)
             self.longest = int(report.lengths["row"]["p100"])
             self.study = Study.open(folder) if Study.exists(folder) else Study.create(folder, SPEC)
             self.study.begin()
             try:
-                self.model = train_start_model(self.study, report, self.sink, self.view, worker, Wishes(self.study))
+                wishes = Wishes(self.study)
+                self.model = train_start_model(self.study, data, report, self.sink, self.view, worker, wishes)
             except StageFailed as error:
                 self.error = error
         self.log = [tuple(map(int, line.split())) for line in (root / "trained.log").read_text().splitlines()]
