@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+JOBS   ?= 2
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
@@ -40,7 +41,7 @@ imports: install-test
 	$(BIN)/lint-imports --no-cache
 
 pytest: install-test
-	$(BIN)/python -m pytest -m "not slow and not faults"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults"
 
 test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
