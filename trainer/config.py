@@ -158,6 +158,9 @@ class DataConfig(Frozen):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
+Distributed = Literal["ddp", "fsdp2"]
+
+
 class TrainingConfig(Frozen):
     """Optimiser, schedule, batch and cadence."""
 
@@ -182,6 +185,11 @@ class TrainingConfig(Frozen):
         "would lose nearly all of them; no effect on float32 weights.",
     )
     gradient_checkpointing: bool = False
+    distributed: Distributed = Field(
+        default="ddp",
+        description="How the processes of a trial on several GPUs hold the model. ddp: each all of it; fsdp2: "
+        "each a slice of weights, gradients and moments. No effect in one process.",
+    )
     seed: int = 42
     logging_steps: Count = 1
     eval_steps: Count | None = Field(
@@ -235,6 +243,15 @@ class TrialConfig(Frozen):
         if self.loss.couples_pairs and self.training.pairs_per_update < 2:
             raise ValueError(
                 "this loss compares the pairs of an update with each other: pairs_per_update is at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Self:
+        if self.model.load_in_4bit and self.training.distributed != "ddp":
+            raise ValueError(
+                f"weights in 4 bits are not cut into slices: use training.distributed ddp with model.load_in_4bit, "
+                f"not {self.training.distributed}"
             )
         return self
 

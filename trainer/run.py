@@ -35,7 +35,7 @@ from trainer.world import Interrupted, Patience, World
 log = logging.getLogger(__name__)
 
 # What changes how fast a run goes, or what is said of it, but not where it arrives.
-_NO_MATTER = frozenset({"training.tokens_per_micro_batch", "evaluation.samples"})
+_NO_MATTER = frozenset({"training.tokens_per_micro_batch", "training.distributed", "evaluation.samples"})
 
 
 def config_digest(config: TrialConfig) -> str:
@@ -96,7 +96,7 @@ class Workshop:
             return Ending(EndKind.STOPPED, "interrupted before the first update", 0)
         finally:
             self._interrupted.clear()
-            self._stock.drop_gradients()
+            self._stock.let_go()
 
     def _train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path], fork: Path | None, digest: str
@@ -104,8 +104,12 @@ class Workshop:
         world, patience = self._world, Patience(self._world, self._interrupted.is_set)
         state = self._state([*earlier, folder], digest, folder) or self._forked(fork)
         prepared, tokenizer = self._stock.prepared(config.data, config.model)
-        live = self._stock.live(config.model)
+        cut = world.cuts(config.training)
+        live = self._stock.live(config.model, to_cut=cut)
         check_vocabulary(live, prepared)
+        if cut:  # first of all: no process ever has the whole model on its device
+            self._begin(live, config, once=True)
+            live.shard(world.device)
 
         at_rest = examiner(config, live, prepared, tokenizer, world, patience)
         of_start = (config, live.identity, prepared, at_rest)
@@ -116,7 +120,8 @@ class Workshop:
         samples.take_over([*([] if fork is None else [fork]), *earlier, folder], 0 if state is None else state.step)
         self._keep(samples, 0, at_start)
 
-        self._begin(live, config)
+        if not cut:
+            self._begin(live, config)
         looking = examiner(config, live, prepared, tokenizer, world, patience)
 
         def evaluate(step: int, whole: bool) -> tuple[dict[str, float], str]:
@@ -130,7 +135,7 @@ class Workshop:
             return looking.metrics(logps, start, answers), pack(logps.gaps().tolist())
 
         material = Material(live, looking.model, prepared.train, reference, world, patience)
-        engine = _engine(config, material, tokenizer, folder)
+        engine = engine_for(config, material, tokenizer, folder)
         exam = Exam(looking.metrics(start, start, at_start), evaluate)
         run = Run(config, material, engine, exam, folder, earlier, digest)
         if state is not None:
@@ -157,9 +162,9 @@ class Workshop:
             raise ResumeError(f"the checkpoint that this trial goes on from is damaged or gone (see {fork})")
         return state
 
-    def _begin(self, live: LiveModel, config: TrialConfig) -> None:
+    def _begin(self, live: LiveModel, config: TrialConfig, *, once: bool = False) -> None:
         try:
-            live.begin(config.lora, config.training)
+            live.begin(config.lora, config.training, once=once)
         except ModelError:
             self._stock.drop_model()  # adapters may be on some of its layers
             raise
@@ -173,9 +178,11 @@ class Workshop:
         folders: Sequence[Path],
         digest: str,
     ) -> None:
-        if ending.kind is not EndKind.STOPPED and self._world.is_main:
-            if ending.kind is EndKind.FINISHED:
-                save_model(live.to_save, tokenizer, folders[-1] / "model")
+        finished, main = ending.kind is EndKind.FINISHED, self._world.is_main
+        tensors = live.whole(keep=main) if finished else None
+        if ending.kind is not EndKind.STOPPED and main:
+            if finished:
+                save_model(live.to_save, tokenizer, folders[-1] / "model", tensors)
             save_outcome(folders[-1], Outcome(digest, ending, run.history))
             checkpoint.discard(folders)
         self._world.wait()
@@ -185,7 +192,8 @@ class Workshop:
             samples.add(step, answers)
 
 
-def _engine(config: TrialConfig, material: Material, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Engine:
+def engine_for(config: TrialConfig, material: Material, tokenizer: PreTrainedTokenizerBase, folder: Path) -> Engine:
+    """Who takes the updates of this trial."""
     match config.engine:
         case "packed":
             return PackedEngine(config, material)

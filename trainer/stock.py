@@ -17,6 +17,7 @@ from trainer.forward.architecture import UnsupportedHead
 from trainer.forward.pair_model import CannotPack, PairModel
 from trainer.models.identity import locate, model_identity, weight_files
 from trainer.models.live import LiveModel, load_model
+from trainer.sharding import is_sharded
 from trainer.storage.durable import digest_of
 from trainer.world import Patience, World
 
@@ -41,13 +42,14 @@ class Stock:
             self.counters["data_loaded"] += 1
         return self._data[1], self._data[2]
 
-    def live(self, config: ModelConfig) -> LiveModel:
-        """The model with its start weights, at rest."""
-        if self._live is None or self._live[0] != config:
+    def live(self, config: ModelConfig, *, to_cut: bool = False) -> LiveModel:
+        """The model with its start weights, at rest; `to_cut`: freshly read, not yet on its device."""
+        if to_cut or self._live is None or self._live[0] != config:
             self.drop_model()  # before the next is loaded: two large ones would not fit
             with self._world.accelerator.main_process_first():
                 place = locate(config, self._cache)
-            model = load_model(config, place, self._world.device, trust_remote_code=self._trust)
+            device = None if to_cut else self._world.device
+            model = load_model(config, place, device, trust_remote_code=self._trust)
             self._live = (config, LiveModel(model, config, model_identity(config, place), weight_files(config, place)))
             self.counters["model_loaded"] += 1
         live = self._live[1]
@@ -59,9 +61,12 @@ class Stock:
         """Forget the model; the next trial loads it again."""
         self._live = None
 
-    def drop_gradients(self) -> None:
-        """Give back the memory of gradients that nobody will use."""
-        if self._live is not None:
+    def let_go(self) -> None:
+        """After a trial: give back the memory of gradients that nobody will use, and a model of which only slices are
+        here."""
+        if self._live is not None and is_sharded(self._live[1].base):
+            self.drop_model()
+        elif self._live is not None:
             self._live[1].base.zero_grad(set_to_none=True)
 
 

@@ -9,11 +9,18 @@ import torch
 from accelerate import Accelerator
 from torch import distributed, nn
 
+from trainer.config import TrainingConfig
 from trainer.objectives.pair_metrics import Totals
 
 
 class Interrupted(Exception):
     """Somebody asked the run to save its state and stop; not an error."""
+
+
+def keep_to_share(share: float) -> None:
+    """Of the memory of the GPU that this process computes on; beyond it torch says out of memory."""
+    if torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
 
 
 class World:
@@ -31,10 +38,17 @@ class World:
         return self.rank == 0
 
     @contextmanager
-    def autocast(self, bf16: bool) -> Generator[None]:
-        """Forward passes in bfloat16 while the weights keep their dtype, or as they are."""
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16):
+    def autocast(self, bf16: bool, *, keep: bool = True) -> Generator[None]:
+        """Forward passes in bfloat16 while the weights keep their dtype, or as they are.
+
+        keep: a weight in bfloat16 is made once; not for sharded weights, of which only a layer's are to be whole.
+        """
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=keep):
             yield
+
+    def cuts(self, training: TrainingConfig) -> bool:
+        """Whether each process is to hold slices of the model only."""
+        return self.size > 1 and training.distributed == "fsdp2"
 
     def add(self, totals: Totals) -> Totals:
         """Totals over all processes; all must have the same names."""

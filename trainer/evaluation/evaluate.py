@@ -19,6 +19,7 @@ from trainer.forward.pair_model import PairModel
 from trainer.metrics import EVAL
 from trainer.objectives.losses import needs
 from trainer.objectives.pair_logps import PairLogps
+from trainer.sharding import let_go
 from trainer.storage.durable import write_file
 from trainer.world import Patience, World
 
@@ -35,10 +36,10 @@ class Examiner:
     world: World
     patience: Patience
 
-    def logps(self, pairs: PairSet) -> PairLogps:
-        """Log-probs of all these pairs, on the CPU."""
+    def logps(self, pairs: PairSet, indexes: Sequence[int] | None = None) -> PairLogps:
+        """Log-probs of these pairs (by default all), on the CPU."""
         training = self.config.training
-        with _at_rest(self.live), self.world.autocast(training.bf16):
+        with _at_rest(self.live), self.world.autocast(training.bf16, keep=not self.model.sharded):
             return score(
                 self.model,
                 pairs,
@@ -47,12 +48,13 @@ class Examiner:
                 training.tokens_per_micro_batch,
                 self.world,
                 self.patience.pause,
+                indexes,
             )
 
     def answers(self) -> list[Answer]:
         """Greedy answers to the first `evaluation.prompts` distinct held-out prompts; every process gives them all."""
         evaluation, training = self.config.evaluation, self.config.training
-        with _at_rest(self.live), self.world.autocast(training.bf16):
+        with _at_rest(self.live), self.world.autocast(training.bf16, keep=not self.model.sharded):
             return answer_greedily(
                 self.live,
                 self.tokenizer,
@@ -82,6 +84,7 @@ def _at_rest(model: PreTrainedModel) -> Generator[None]:
     try:
         yield
     finally:
+        let_go(model)
         model.train(before)
 
 

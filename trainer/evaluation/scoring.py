@@ -46,11 +46,14 @@ def score(
     wanted = range(len(pairs)) if indexes is None else indexes
     lengths = pair_costs(model, pairs, indexes)
     by_length = sorted(range(len(wanted)), key=lambda place: (lengths[place], place))
-    mine = micro_batches(lengths, by_length, budget)[world.rank :: world.size]
+    batches = micro_batches(lengths, by_length, budget)
+    mine = batches[world.rank :: world.size]
     found: list[PairLogps] = []
     for batch in mine:
         pause()
         found.append(model.logps([pairs.pair(wanted[place]) for place in batch], needs).to("cpu"))
+    if model.sharded and len(mine) < len(batches[:: world.size]):
+        model.logps([pairs.pair(wanted[place]) for place in batches[0]], needs)  # the others still need its slices
     order = [place for batch in mine for place in batch]
     return _in_order(found, order, len(wanted), world)
 

@@ -14,6 +14,7 @@ from trainer.forward.attention import CannotAttend
 from trainer.forward.body import attending, body_of, hidden_states
 from trainer.forward.layout import Batch, Tokens, pack, separate
 from trainer.forward.logps import Head, Rows, sequence_logps
+from trainer.sharding import let_go
 
 VERIFIED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"})
 """Model types whose packed and separate results are compared by the tests; others are compared when they are loaded."""
@@ -46,9 +47,11 @@ def check_head(core: PreTrainedModel, head: Head) -> None:
         return
     batch = separate(_probe(core)).to(head.weight.device)
     with torch.no_grad():
-        ours = sequence_logps(hidden_states(core, core, batch), batch, head, Rows(64, 64))
+        hidden = hidden_states(core, core, batch)
+        ours = sequence_logps(hidden, batch, find_head(core), Rows(64, 64))
         logits = core(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         every = logits.flatten(0, 1)[batch.rows].float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    let_go(core)
     found, expected = ours.chosen.sum() + ours.rejected.sum(), every.double().sum()
     if not torch.allclose(found, expected, rtol=_tolerance(core)):
         raise UnsupportedHead(
@@ -106,6 +109,7 @@ def _compare(core: PreTrainedModel) -> str | None:
         return str(error)
     finally:
         core.train(training)
+        let_go(core)
     off = float((found[0] - found[1]).norm() / found[1].norm())
     return None if off <= _tolerance(core) else f"packed and separate results differ by {off:.1e} on a probe"
 

@@ -1,4 +1,4 @@
-"""Hidden states of a batch from an unmodified transformers model, whatever it is wrapped in."""
+"""Hidden states of a batch from an unmodified transformers model, whatever it is wrapped in, whole or in slices."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from trainer.forward.attention import NAME, register
 from trainer.forward.layout import Batch
+from trainer.sharding import is_sharded
 
 
 def core_model(model: nn.Module) -> PreTrainedModel:
@@ -61,6 +62,10 @@ def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tens
         # Its own forward must run, since it arms the gradient reduction; what it wraps gives the body's result.
         with _answering(model.module, body):
             states = model(**inputs).last_hidden_state
+    elif is_sharded(core):
+        # Its own forward must run here too: it puts the weights together, those of the output layer as well.
+        with _answering(core, body):
+            states = core(**inputs).last_hidden_state
     else:
         states = body(**inputs).last_hidden_state
     return states.flatten(0, 1)

@@ -15,10 +15,11 @@ from transformers import PreTrainedModel
 from trainer.forward.architecture import check_head, find_head, why_separate
 from trainer.forward.body import attending, core_model, hidden_states
 from trainer.forward.layout import Batch, TokenPair, pack, separate
-from trainer.forward.logps import Rows, objective_loss, sequence_logps
+from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
 from trainer.loss_config import LossConfig
 from trainer.objectives.losses import coupled_loss, needs, pair_loss
 from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
+from trainer.sharding import is_sharded, let_go
 
 _log = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ class Counters:
 
 
 class PairModel:
-    """A causal LM (plain, with LoRA adapters, or in DistributedDataParallel) over preference pairs.
+    """A causal LM (plain, with LoRA adapters, sharded, or in DistributedDataParallel) over preference pairs.
 
     Dropout must be off. The caller's autocast is honoured; sums are float64 over float32 token log-probs.
     """
@@ -80,6 +81,8 @@ class PairModel:
         """Why the mode is not packed; None when it is."""
         self.rows = rows or _rows(self.device.type, self._head.weight.shape[0])
         self.counters = Counters()
+        self.sharded = is_sharded(self._core)
+        """Whether each process has slices of the weights: then all of them must make the same number of passes."""
 
     def _tell(self, reason: str | None) -> None:
         if reason is not None:
@@ -99,7 +102,9 @@ class PairModel:
         batch = self._layout(pairs, wanted)
         with torch.no_grad(), attending(self._core, batch):
             hidden = hidden_states(self._core, self._core, batch)
-        return sequence_logps(hidden, batch, self._head, self.rows, wanted.purity)
+        found = sequence_logps(hidden, batch, self._head_now(), self.rows, wanted.purity)
+        let_go(self._core)
+        return found
 
     def backward(
         self,
@@ -142,7 +147,7 @@ class PairModel:
             total, terms = objective_loss(
                 hidden,
                 batch,
-                self._head,
+                self._head_now(),
                 objective,
                 self.rows,
                 whole=wanted.whole_update and update is None,
@@ -150,6 +155,10 @@ class PairModel:
             )
             backward(total)
         return LossTerms.cat(terms)
+
+    def _head_now(self) -> Head:
+        """The output layer during a pass; of a sharded model it is whole only then."""
+        return find_head(self._core) if self.sharded else self._head
 
     def _layout(self, pairs: Sequence[TokenPair], wanted: Needs) -> Batch:
         layout = pack if self.mode == "packed" else separate

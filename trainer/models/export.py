@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from peft import PeftModel
+from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
 from trainer.storage.durable import write_folder
 
 
-def save_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, to: Path) -> None:
-    """Write the model (adapters only, where it has them) and its tokenizer into `to`, whole or not at all."""
+def save_model(
+    model: PreTrainedModel | PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    to: Path,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write the model (adapters only, where it has them) and its tokenizer into `to`, whole or not at all.
+
+    tensors: its whole state by name, where the model itself has only slices of it.
+    """
+    state = None if tensors is None else dict(tensors)
 
     def fill(aside: Path) -> None:
         if isinstance(model, PeftModel):
             # "auto" would ask the hub whether the vocabulary grew; it never does here.
-            model.save_pretrained(str(aside), save_embedding_layers=False)
+            model.save_pretrained(str(aside), save_embedding_layers=False, state_dict=state)
         else:
-            model.save_pretrained(aside)
+            model.save_pretrained(aside, state_dict=state)
         tokenizer.save_pretrained(aside)
 
     write_folder(to, fill)

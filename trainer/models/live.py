@@ -16,15 +16,18 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig
 from trainer.errors import ModelError
-from trainer.models.start_weights import StartWeights
+from trainer.models.start_weights import StartWeights, named_tensors
+from trainer.sharding import CannotShard, gathered, is_sharded, shard
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(
-    config: ModelConfig, place: str, device: torch.device, *, trust_remote_code: bool = False
+    config: ModelConfig, place: str, device: torch.device | None, *, trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """The start model on `device` in `config.dtype`, dropout off, from `place`: a folder or a hub name.
+
+    Without a device it stays as it was read, mapped from its files on the CPU: to be cut into slices.
 
     Only safetensors are read, and code from a model's folder is run only when `trust_remote_code` says so. ModelError
     with a sentence for what cannot be loaded, or only in part.
@@ -50,7 +53,7 @@ def load_model(
             f"the model {place} is incomplete: {len(missing)} weights are missing or of another shape, "
             f"{', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}"
         )
-    if not config.load_in_4bit:
+    if device is not None and not config.load_in_4bit:
         _own(model)
         model.to(device)  # pyright: ignore[reportArgumentType]
     switch_dropout_off(model)
@@ -124,13 +127,14 @@ class LiveModel:
         self.base.eval()
         return copied
 
-    def begin(self, lora: LoraConfig | None, training: TrainingConfig) -> PreTrainedModel:
+    def begin(self, lora: LoraConfig | None, training: TrainingConfig, *, once: bool = False) -> PreTrainedModel:
         """From rest: the model a trial trains, in training mode; with `lora` its adapters are drawn from the seed.
 
-        What is trained has requires_grad, all else has not. ModelError where this model cannot be trained so.
+        What is trained has requires_grad, all else has not; `once`: no other trial follows, so the start weights are
+        not kept. ModelError where this model cannot be trained so.
         """
         if lora is None:
-            self._begin_full()
+            self._begin_full(keep=not once)
         else:
             self._begin_adapters(lora, training.seed)
         if training.gradient_checkpointing:
@@ -140,10 +144,10 @@ class LiveModel:
         self.base.train()
         return self.base
 
-    def _begin_full(self) -> None:
+    def _begin_full(self, *, keep: bool) -> None:
         if self.config.load_in_4bit:
             raise ModelError("a model in 4 bits can only be trained with `lora`")
-        if self._start is None:
+        if keep and self._start is None:
             # Taken at the first full fine-tuning: adapters never change the base.
             self._start = StartWeights(self.base, self._files)
         self._touched = True
@@ -168,10 +172,26 @@ class LiveModel:
         except ValueError as why:
             raise ModelError(f"these adapters do not fit this model: {why}") from why
 
+    def shard(self, device: torch.device) -> None:
+        """After `begin`: keep this process's slice of every weight. Such a model serves one trial and is dropped."""
+        try:
+            shard(self.base, device)
+        except CannotShard as why:
+            raise ModelError(f"training.distributed fsdp2: {why}") from why
+
     @property
     def to_save(self) -> PreTrainedModel | PeftModel:
         """What a finished trial saves: the whole model, or its adapters."""
         return self.base if self._adapted is None else self._adapted
+
+    def whole(self, *, keep: bool) -> dict[str, torch.Tensor] | None:
+        """Of a sharded model the tensors that `to_save` saves, put together, in the processes that `keep` them."""
+        if not is_sharded(self.base):
+            return None
+        if self._adapted is not None:
+            return gathered({f"base_model.model.{name}": p for name, p in self.trained().items()}, keep=keep)
+        once = {name for name, _ in named_tensors(self.base)}  # a tied weight has two names in the state
+        return gathered({n: t for n, t in self.base.state_dict().items() if n in once}, keep=keep)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters being trained, by name."""

@@ -79,7 +79,7 @@ class Engine(Protocol):
     course: Course
 
     def trained(self) -> Mapping[str, nn.Parameter]:
-        """The parameters being trained, by name."""
+        """The parameters being trained, by name; of sharded ones this process has its slices."""
         ...
 
     def update(self, step: int) -> Totals:
@@ -90,11 +90,11 @@ class Engine(Protocol):
         ...
 
     def state(self) -> Mapping[str, torch.Tensor]:
-        """The optimiser's moments by name; the live ones, not copies."""
+        """The optimiser's moments by name, sharded as the parameters are; the live ones, not copies."""
         ...
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned; the weights are there already."""
+        """Take over what `state` returned, as whole tensors; the weights are there already."""
         ...
 
     def close(self) -> None:

@@ -8,12 +8,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from trainer.config import TrialConfig
 from trainer.errors import ResumeError
 from trainer.objectives.pair_metrics import Totals, add_totals, means
 from trainer.report import Ending, EndKind, Point
+from trainer.sharding import gathered, put
 from trainer.storage import checkpoint
 from trainer.training.engine import Diverged, Engine, Material
 from trainer.training.schedule import every
@@ -62,9 +61,8 @@ class Run:
         trained = self._engine.trained()
         if state.weights.keys() != trained.keys():
             raise ResumeError(f"the checkpoint of update {state.step} holds other weights than this trial trains")
-        with torch.no_grad():
-            for name, parameter in trained.items():
-                parameter.copy_(state.weights[name])
+        for name, parameter in trained.items():
+            put(parameter, state.weights[name])
         self._engine.load(state.optimiser)
         self._step = self._saved_at = state.step
         self._window = dict(state.window)
@@ -130,10 +128,10 @@ class Run:
 
     def _save(self) -> None:
         world = self._material.world
+        weights = gathered(self._engine.trained(), keep=world.is_main)
+        moments = gathered(self._engine.state(), keep=world.is_main)
         if world.is_main:
-            state = checkpoint.State(
-                self._digest, self._step, self._engine.trained(), self._engine.state(), self.history, self._window
-            )
+            state = checkpoint.State(self._digest, self._step, weights, moments, self.history, self._window)
             place = checkpoint.save(self._folder, state)
             checkpoint.discard(self._places, before=self._step)
             log.info("checkpoint of update %d: %s", self._step, place)

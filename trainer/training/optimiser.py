@@ -10,6 +10,7 @@ from transformers.trainer_pt_utils import get_parameter_names
 
 from trainer.config import TrainingConfig
 from trainer.training.rounding import RoundingAdamW
+from trainer.training.slices import Slices
 
 # As transformers' Trainer.get_decay_parameter_names (5.23).
 _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
@@ -20,34 +21,35 @@ class Optimiser:
     """AdamW over the trained parameters of one model; gradients are taken from the parameters.
 
     The moments have the parameters' dtype, except with stochastic rounding of bfloat16 weights (rounding.py). Weight
-    decay spares norms and biases, as transformers' Trainer does.
+    decay spares norms and biases, as transformers' Trainer does. Of sharded parameters each process steps its slices.
     """
 
     def __init__(self, model: nn.Module, trained: Mapping[str, nn.Parameter], training: TrainingConfig) -> None:
-        self._trained = dict(trained)
+        self._slices = Slices(trained)
+        self._trained = self._slices.parameters
         self._rate = training.learning_rate
         self._limit = training.max_grad_norm
         decaying = set(get_parameter_names(model, [nn.LayerNorm], _NO_DECAY))
         groups = [
-            {"params": [p for n, p in trained.items() if n in decaying], "weight_decay": training.weight_decay},
-            {"params": [p for n, p in trained.items() if n not in decaying], "weight_decay": 0.0},
+            {"params": [p for n, p in self._trained.items() if n in decaying], "weight_decay": training.weight_decay},
+            {"params": [p for n, p in self._trained.items() if n not in decaying], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         betas, eps = (training.adam_beta1, training.adam_beta2), training.adam_epsilon
         self._adam: torch.optim.AdamW | RoundingAdamW
         # Some models keep a few weights in float32 whatever was asked for.
         if training.stochastic_rounding and any(p.dtype is torch.bfloat16 for p in trained.values()):
-            self._adam = RoundingAdamW(groups, lr=self._rate, betas=betas, eps=eps, seed=training.seed)
+            seed = (training.seed,) if self._slices.rank is None else (training.seed, self._slices.rank)
+            self._adam = RoundingAdamW(groups, lr=self._rate, betas=betas, eps=eps, seed=seed)
         else:
             self._adam = torch.optim.AdamW(groups, lr=self._rate, betas=betas, eps=eps, fused=True)
 
     def clip(self) -> float:
         """The norm of all gradients together; gradients beyond max_grad_norm are scaled down to it, 0: never."""
-        parameters = list(self._trained.values())
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        self._slices.collect()
+        norm = self._slices.total_norm()
         if self._limit > 0 and bool(torch.isfinite(norm)):
-            nn.utils.clip_grads_with_norm_(parameters, self._limit, norm)
+            nn.utils.clip_grads_with_norm_(list(self._trained.values()), self._limit, norm)
         return float(norm)
 
     def step(self, factor: float) -> float:
@@ -57,15 +59,16 @@ class Optimiser:
             group["lr"] = rate
         self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+        self._slices.drop_gradients()
         return rate
 
     def state(self) -> dict[str, torch.Tensor]:
         """The moments as tensors named `exp_avg.<parameter>`; the live ones, not copies."""
-        return moments(self._adam, self._trained)
+        return self._slices.to_whole(moments(self._adam, self._trained))
 
     def load(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take over what `state` returned. KeyError where a moment of a parameter is missing."""
-        load_moments(self._adam, self._trained, state)
+        load_moments(self._adam, self._trained, self._slices.of_whole(state))
 
 
 def moments(adam: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:

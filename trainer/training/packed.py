@@ -6,7 +6,7 @@ schedule, dropout where it was asked for. So an update is the same whether the r
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 
 import torch
@@ -17,7 +17,7 @@ from trainer.evaluation.scoring import pair_costs, score
 from trainer.forward.layout import micro_batches
 from trainer.forward.pair_model import WholeUpdate
 from trainer.objectives.losses import needs
-from trainer.objectives.pair_logps import Normaliser, PairLogps
+from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
 from trainer.objectives.pair_metrics import Totals, add_totals, metric_totals
 from trainer.training.engine import Course, Material
 from trainer.training.optimiser import Optimiser
@@ -57,7 +57,8 @@ class PackedEngine:
         totals = world.add(self._accumulate(indexes))
         loss, weight = totals["loss"]
         course.check(step, loss=loss / weight)
-        world.add_gradients(self._trained.values())
+        if not self._material.model.sharded:  # of sharded weights backward has added them
+            world.add_gradients(self._trained.values())
         norm = self._optimiser.clip()
         course.check(step, loss=loss / weight, norm=norm)
         rate = self._optimiser.step(course.factor(step))
@@ -70,35 +71,42 @@ class PackedEngine:
         }
 
     def _accumulate(self, indexes: Sequence[int]) -> Totals:
-        material, world, pairs = self._material, self._material.world, self._material.train
+        model, world, pairs = self._material.model, self._material.world, self._material.train
         norm = Normaliser.of_lengths(
             [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]
         )
-        mine = list(range(world.rank, len(indexes), world.size))
-        lengths = [self._lengths[i] for i in indexes]
-        batches = micro_batches(lengths, mine, self._training.tokens_per_micro_batch)
-        before = material.model.counters.tokens
+        lengths, budget = [self._lengths[i] for i in indexes], self._training.tokens_per_micro_batch
+        shares = [micro_batches(lengths, range(rank, len(indexes), world.size), budget) for rank in range(world.size)]
+        before = model.counters.tokens
         whole = self._whole(indexes) if needs(self._loss).whole_update else None
-        parts: list[Totals] = []
-        for places in batches:
-            material.patience.pause()
+
+        def visit(places: Sequence[int], backward: Callable[[torch.Tensor], object]) -> LossTerms:
             batch = [indexes[place] for place in places]
-            with world.autocast(self._training.bf16):
-                terms = material.model.backward(
+            reference = self._material.reference
+            with world.autocast(self._training.bf16, keep=not model.sharded):
+                return model.backward(
                     [pairs.pair(i) for i in batch],
                     self._loss,
-                    None if material.reference is None else material.reference.rows(batch),
+                    None if reference is None else reference.rows(batch),
                     norm,
-                    world.accelerator.backward,
+                    backward,
                     None if whole is None else WholeUpdate(whole, places),
                 )
-            parts.append(metric_totals(terms))
-        return add_totals(parts) | {"tokens_per_second": (float(material.model.counters.tokens - before), 0.0)}
+
+        parts: list[Totals] = []
+        for places in shares[world.rank]:
+            self._material.patience.pause()
+            parts.append(metric_totals(visit(places, world.accelerator.backward)))
+        done = model.counters.tokens
+        if model.sharded:
+            for _ in range(max(map(len, shares)) - len(parts)):  # the others still need this process's slices
+                visit(shares[world.rank][0], lambda loss: world.accelerator.backward(loss * 0.0))
+        return add_totals(parts) | {"tokens_per_second": (float(done - before), 0.0)}
 
     def _whole(self, indexes: Sequence[int]) -> PairLogps:
         """A first visit, for objectives that couple the pairs: the log-probs of all pairs of the update."""
         material, budget = self._material, self._training.tokens_per_micro_batch
-        with material.world.autocast(self._training.bf16):
+        with material.world.autocast(self._training.bf16, keep=not material.model.sharded):
             found = score(
                 material.model,
                 material.train,

@@ -28,9 +28,15 @@ class RoundingAdamW(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], *, lr: float, betas: tuple[float, float], eps: float, seed: int
+        self,
+        groups: Sequence[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        seed: Sequence[int],
     ) -> None:
-        """groups: dicts with `params` and `weight_decay`."""
+        """groups: dicts with `params` and `weight_decay`. seed: one number, then the process where weights are cut."""
         super().__init__(groups, {"lr": lr})
         self._betas, self._eps, self._seed = betas, eps, seed
 
@@ -70,8 +76,8 @@ class RoundingAdamW(torch.optim.Optimizer):
         return self.state[parameter]
 
     def _generator(self, parameter: nn.Parameter, done: Tensor) -> torch.Generator:
-        """The same in every process, so that copies of the weights stay copies."""
-        drawn = np.random.SeedSequence([self._seed, int(done), _LOW_BITS]).generate_state(1)[0]
+        """The same in every process that holds a copy of the weights, so that copies stay copies."""
+        drawn = np.random.SeedSequence([self._seed[0], int(done), _LOW_BITS, *self._seed[1:]]).generate_state(1)[0]
         return torch.Generator(parameter.device).manual_seed(int(drawn))
 
 

@@ -1,0 +1,110 @@
+"""Processes that train together, kept warm between trials: `python together.py NUMBER SIZE PORT CACHE`.
+
+Each line on stdin is a trial for all of them: its configuration, folder, older folders, and how many points to take.
+Each answers with a line: points, ending, and what its workshop has loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from trainer.config import TrialConfig
+from trainer.meeting import join
+from trainer.report import EndKind
+
+HERE = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Ran:
+    points: list[tuple[int, dict[str, float]]]
+    kind: EndKind | None
+    counters: dict[str, int]
+
+
+class Together:
+    """The handle of a test on its processes."""
+
+    def __init__(self, cache: Path, size: int = 2) -> None:
+        with socket.create_server((HERE, 0)) as listening:
+            # The first process takes the socket over, as a worker of the engine hands on none.
+            listening.set_inheritable(True)
+            port, number = listening.getsockname()[1], listening.fileno()
+            environment = os.environ | {"OMP_NUM_THREADS": "1"}
+            self.processes = [
+                subprocess.Popen(
+                    [sys.executable, __file__, str(rank), str(size), str(port), str(number), str(cache)],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, pass_fds=[number],
+                )
+                for rank in range(size)
+            ]  # fmt: skip
+
+    def run(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), take: int | None = None) -> Ran:
+        """Train in all processes, to the end or closed after `take` points; what the first one says."""
+        self.begin(config, folder, earlier, take)
+        said = [json.loads(_out(process).readline()) for process in self.processes]
+        assert len({json.dumps(s["points"]) for s in said}) == 1, "every process tells the same"
+        first = said[0]
+        points = [(int(step), metrics) for step, metrics in first["points"]]
+        return Ran(points, EndKind(first["kind"]) if first["kind"] else None, first["counters"])
+
+    def begin(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), take: int | None = None) -> None:
+        job = {
+            "config": config.model_dump(mode="json"),
+            "folder": str(folder),
+            "earlier": [str(place) for place in earlier],
+            "take": take,
+        }
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.flush()
+
+    def end(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.communicate()
+
+
+def _out(process: subprocess.Popen[str]) -> IO[str]:
+    assert process.stdout is not None
+    return process.stdout
+
+
+def main(rank: int, size: int, port: int, number: int, cache: Path) -> None:
+    join(rank, size, port, socket.socket(fileno=number) if rank == 0 else None)
+    from small_trials import told
+
+    from trainer.run import Workshop
+
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    workshop = Workshop(cache)
+    for line in sys.stdin:
+        job: dict[str, Any] = json.loads(line)
+        config = TrialConfig.model_validate(job["config"])
+        run = workshop.train(config, Path(job["folder"]), [Path(place) for place in job["earlier"]])
+        points, kind = [], None
+        while job["take"] is None or len(points) < job["take"]:
+            try:
+                points.append(next(run))
+            except StopIteration as end:
+                kind = end.value.kind.value
+                break
+        run.close()
+        said = {"points": told(points), "kind": kind, "counters": dict(workshop.counters)}
+        answers.write(json.dumps(said) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    RANK, SIZE, PORT, NUMBER = map(int, sys.argv[1:5])
+    main(RANK, SIZE, PORT, NUMBER, Path(sys.argv[5]))
