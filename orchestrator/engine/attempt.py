@@ -10,7 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from orchestrator.engine.failures import ended_by
+from orchestrator.engine.failures import WorkerLost, ended_by
 from orchestrator.engine.messages import End, EndKind, Job, Report
 from orchestrator.study import lease
 from trainer.config import TrialConfig
@@ -21,7 +21,7 @@ from trainer.report import EndKind as TrainerEnd
 GROUP_SECONDS = 0.5
 """Training points are gathered this long, so that fast steps do not flood the driver."""
 _LOCK_SECONDS = 20.0
-_WATCH_SECONDS = 0.2
+WATCH_SECONDS = 0.2
 
 
 class Workshop(Protocol):
@@ -65,11 +65,14 @@ class Attempt:
         self._over = threading.Event()
 
     def pull(self) -> Report:
-        """The next points: until an evaluation, the end, or half a second."""
+        """The next points: until an evaluation, the end, or half a second. WorkerLost is nobody's to record here."""
         points: list[Point] = []
         end: End | None = None
         try:
             end = self._gather(points)
+        except WorkerLost:
+            self._let_go()
+            raise
         except Exception as error:  # noqa: BLE001  the trial boundary: an exception becomes recorded data
             end = ended_by(error, self._job.folder)
         if end is not None:
@@ -107,7 +110,7 @@ class Attempt:
     def _watch(self, workshop: Workshop) -> None:
         """Beside the training: the driver may want the trial back, or be dead."""
         ray = os.getppid()
-        while not self._over.wait(_WATCH_SECONDS):
+        while not self._over.wait(WATCH_SECONDS):
             if os.getppid() != ray:
                 os._exit(1)  # Ray is gone, and the driver with it: another attempt may begin any moment
             if self._job.stop_asked:

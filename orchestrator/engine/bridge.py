@@ -68,7 +68,7 @@ class Search(SearchAlgorithm):
             trial_id=job.id,
             config={"job": job, "cache": self._cache, "open": self._open},
             storage=experiment.storage,
-            placement_group_factory=PlacementGroupFactory([self._slots.bundle]),
+            placement_group_factory=PlacementGroupFactory(self._slots.bundles, strategy=self._slots.strategy),
             trial_name_creator=_name,
             trial_dirname_creator=_name,
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import math
 import os
 import secrets
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -19,6 +19,8 @@ from orchestrator.errors import Finding, SpecError
 from orchestrator.spec.sweep import SweepSpec
 
 _SLOT = "slot"
+PROCESS = "process"
+"""What each process of a trial that has several takes of Ray."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
 """glibc gives large blocks back at each step and faults them in again, unless told not to."""
@@ -31,11 +33,28 @@ class Slots:
     count: int
     gpus: float
     threads: int
+    """Of each process."""
+    processes: int = 1
+    """That train one trial together."""
 
     @property
-    def bundle(self) -> dict[str, float]:
-        """What a trial asks of Ray. CPUs are counted by slots: Ray would round fractions its own way."""
-        return {"CPU": 0.0, _SLOT: 1.0} | ({"GPU": self.gpus} if self.gpus else {})
+    def bundles(self) -> list[dict[str, float]]:
+        """What a trial asks of Ray: one bundle, or one for its worker and one for each of its processes.
+
+        CPUs are counted by slots: Ray would round fractions its own way.
+        """
+        slot = {"CPU": 0.0, _SLOT: 1.0}
+        if self.processes == 1:
+            return [slot | ({"GPU": self.gpus} if self.gpus else {})]
+        return [
+            slot,
+            *({"CPU": 0.0, PROCESS: 1.0} | ({"GPU": 1.0} if self.gpus else {}) for _ in range(self.processes)),
+        ]
+
+    @property
+    def strategy(self) -> str:
+        """Where Ray puts the bundles: a trial's processes are on one machine."""
+        return "PACK" if self.processes == 1 else "STRICT_PACK"
 
 
 def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = None) -> Slots:
@@ -43,16 +62,21 @@ def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = N
     cpus = _cpus() if cpus is None else cpus
     gpus = visible_gpus() if gpus is None else gpus
     wants = spec.resources
-    each = wants.gpus_per_trial if wants.gpus_per_trial is not None else (1.0 if gpus else 0.0)
-    fit = int(cpus / wants.cpus_per_trial + 1e-9)
+    processes = wants.processes
+    each = wants.gpus_per_trial if wants.gpus_per_trial is not None else float(processes if gpus else 0)
+    if processes > 1 and spec.base.engine == "trl":
+        problem = f"a trial has {processes} processes, and engine trl trains in one"
+        raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
+    cores = max(wants.cpus_per_trial, float(processes)) if processes > 1 else wants.cpus_per_trial
+    fit = int(cpus / cores + 1e-9)
     if each:  # then GPUs decide: a trial on a GPU hardly needs its CPU
-        fit = gpus * int(1 / each + 1e-9) if each <= 1 else gpus // math.ceil(each)
+        fit = gpus * int(1 / each + 1e-9) if each <= 1 else gpus // int(each)
     if fit < 1:
-        asked = f"{wants.cpus_per_trial:g} CPUs and {each:g} GPUs"
+        asked = f"{cores:g} CPUs and {each:g} GPUs"
         problem = f"a trial asks for {asked}; this machine has {cpus} CPUs and {gpus} GPUs"
         raise SpecError([Finding("resources", "resources", problem)])
     count = min(fit, spec.budget.concurrency or fit)
-    return Slots(count=count, gpus=each, threads=max(1, int(wants.cpus_per_trial)))
+    return Slots(count=count, gpus=each, threads=max(1, int(cores / processes)), processes=processes)
 
 
 def visible_gpus() -> int:
@@ -62,6 +86,17 @@ def visible_gpus() -> int:
         return len([d for d in allowed.split(",") if d.strip() and d.strip() != "-1"])
     listed = Path("/proc/driver/nvidia/gpus")
     return len(list(listed.iterdir())) if listed.is_dir() else 0
+
+
+def gpu_memory() -> float | None:
+    """Bytes of the smallest visible GPU, as the driver says; None without one."""
+    program = shutil.which("nvidia-smi")
+    if program is None or not visible_gpus():
+        return None
+    command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    found = [int(line) for line in done.stdout.split() if line.isdigit()]
+    return min(found) * 2.0**20 if found else None
 
 
 @contextmanager
@@ -91,7 +126,7 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
             address="local",
             num_cpus=0,  # slots count; Ray would start idle workers for CPUs
             num_gpus=visible_gpus(),
-            resources={_SLOT: float(slots.count)},
+            resources={_SLOT: float(slots.count), PROCESS: float(slots.count * slots.processes)},
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,

@@ -17,8 +17,22 @@ _DISK_WORDS = ("No space left on device", "StorageFull", "Disk quota exceeded")
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
 
 
+class WorkerLost(Exception):
+    """A process that a trial needs has ended: no outcome of the trial, which is issued again."""
+
+
+class Told(Exception):
+    """An exception in another process, which has made it an end already."""
+
+    def __init__(self, end: End) -> None:
+        super().__init__(end.reason)
+        self.end = end
+
+
 def ended_by(error: Exception, folder: Path) -> End:
     """The end that this exception means; its traceback goes to `folder/failure.txt`."""
+    if isinstance(error, Told):
+        return error.end
     reason = redact(f"{type(error).__name__}: {_first_line(error)}")
     if disk_refused(error):
         return End(EndKind.NO_DISK, reason)

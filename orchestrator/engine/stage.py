@@ -8,7 +8,9 @@ from typing import Any
 
 from orchestrator.engine.attempt import Attempt, OpenWorkshop, Workshop
 from orchestrator.engine.cluster import Slots
+from orchestrator.engine.failures import WorkerLost
 from orchestrator.engine.messages import STOP_FILE, End, EndKind, Job, Report
+from orchestrator.engine.opening import for_slots
 from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.engine.vitals import check_ray
 from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
@@ -72,14 +74,9 @@ class StageWorker:
         tick: Callable[[], None],
         open_workshop: OpenWorkshop,
     ) -> None:
-        import ray
-
-        self._interrupt, self._tick = interrupt, tick
-        bundle = slots.bundle
-        options = {"num_cpus": 0, "num_gpus": bundle.pop("GPU", 0.0)}
-        bundle.pop("CPU")
-        process: Any = ray.remote(StageProcess).options(resources=bundle, **options)
-        self._made: Callable[[], Any] = lambda: process.remote(cache, open_workshop)
+        self._interrupt, self._tick, self._slots = interrupt, tick, slots
+        self._given = (cache, for_slots(open_workshop, slots))
+        self._group: Any = None
         self._actor: Any = None
 
     def __enter__(self) -> StageWorker:
@@ -90,7 +87,16 @@ class StageWorker:
 
     def start(self) -> None:
         """Take a slot and load, while others work."""
-        self._actor = self._made()
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        bundle = self._slots.bundles[0]
+        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": bundle.pop("GPU", 0.0)}
+        bundle.pop("CPU")
+        if self._slots.processes > 1:
+            self._group = ray.util.placement_group(self._slots.bundles, strategy=self._slots.strategy)
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, 0)
+        self._actor = ray.remote(StageProcess).options(resources=bundle, **options).remote(*self._given)
 
     def end(self) -> None:
         """Give the slot back; called twice, it is done once."""
@@ -99,6 +105,9 @@ class StageWorker:
         if self._actor is not None:
             ray.kill(self._actor)
             self._actor = None
+        if self._group is not None:
+            ray.util.remove_placement_group(self._group)
+            self._group = None
 
     def restart(self) -> None:
         """Another process in its place, with nothing loaded."""
@@ -147,6 +156,8 @@ class StageWorker:
 
 def _ours(cause: BaseException) -> BaseException:
     """What the user reads instead of Ray's wrapping."""
+    if isinstance(cause, WorkerLost):
+        return StageDied(f"the worker of this stage died: {cause}")
     if isinstance(cause, TrialError):
         return DataError(str(cause))
     if isinstance(cause, OSError) and cause.errno is not None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from orchestrator.engine.attempt import OpenWorkshop, open_workshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.opening import for_slots
 from orchestrator.engine.pausing import wait
 from orchestrator.engine.stopping import Interrupt, Stop, StopKind
 from orchestrator.engine.view import View
@@ -57,7 +58,7 @@ def _fit(conductor: Conductor, study: Study, slots: Slots, opened: OpenWorkshop)
     tuner = Tuner(
         worker.Worker,
         tune_config=TuneConfig(
-            search_alg=Search(conductor, slots, study.folder.cache, opened),
+            search_alg=Search(conductor, slots, study.folder.cache, for_slots(opened, slots)),
             scheduler=Scheduler(conductor, slots),
             reuse_actors=True,
         ),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from orchestrator.spec.dimensions import Scalar
 from orchestrator.spec.goal import Goal
@@ -75,8 +75,30 @@ class Budget(Frozen):
 class Resources(Frozen):
     """What one trial takes. Fractions share a device."""
 
-    gpus_per_trial: NonNegative | None = Field(default=None, description="By default 1 where there are GPUs, else 0.")
+    gpus_per_trial: NonNegative | None = Field(
+        default=None,
+        description="By default 1 where there are GPUs, else 0. More than 1: a whole number, with a process on each.",
+    )
     cpus_per_trial: Positive = 1.0
+    processes_per_trial: Count | None = Field(
+        default=None,
+        description="Processes that train one trial together, on one machine: by default one on each of its GPUs. "
+        "training.distributed says how they hold the model.",
+    )
+
+    @property
+    def processes(self) -> int:
+        """That train one trial together."""
+        return self.processes_per_trial or max(1, int(self.gpus_per_trial or 1))
+
+    @model_validator(mode="after")
+    def _gpu_each(self) -> Self:
+        gpus, processes = self.gpus_per_trial, self.processes_per_trial
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_trial {gpus:g}: more than one GPU is a whole number of them")
+        if gpus and processes is not None and processes != max(1, int(gpus)):
+            raise ValueError(f"processes_per_trial {processes} and gpus_per_trial {gpus:g}: each process has one GPU")
+        return self
 
 
 class Tracking(Frozen):

@@ -149,7 +149,7 @@ class SilentView:
     def say(self, text: str) -> None:
         self.said.append(text)
 
-    def expect(self, steps: int) -> None: ...
+    def expect(self, steps: Any) -> None: ...
 
     def trial_changed(self, record: TrialRecord) -> None:
         self.records.append(record)

@@ -6,7 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
-from scripted import METRIC, ScriptedWorkshop, make_spec, write_script
+from scripted import BASE, METRIC, ScriptedWorkshop, make_spec, write_script
 
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.cluster import plan_slots, worker_environment
@@ -32,11 +32,41 @@ from orchestrator.study.study import Study
         ({"gpus_per_trial": 0.5}, None, 2, 2, 4),
         ({"gpus_per_trial": 2}, None, 16, 8, 4),
         ({"gpus_per_trial": 0}, None, 3, 8, 3),
+        ({"processes_per_trial": 2}, None, 5, 0, 2),
+        ({"processes_per_trial": 2}, None, 2, 8, 4),
+        ({"processes_per_trial": 2, "cpus_per_trial": 4}, None, 8, 0, 2),
     ],
 )
 def test_slots(resources: dict[str, float], concurrency: int | None, cpus: int, gpus: int, count: int) -> None:
     spec = make_spec(resources=resources, budget={"concurrency": concurrency})
     assert plan_slots(spec, cpus=cpus, gpus=gpus).count == count
+
+
+def test_a_trial_on_several_gpus_is_one_bundle_for_its_worker_and_one_for_each_gpu() -> None:
+    slots = plan_slots(make_spec(resources={"gpus_per_trial": 2}), cpus=16, gpus=8)
+    assert (slots.processes, slots.gpus, slots.strategy) == (2, 2.0, "STRICT_PACK")
+    assert [bundle.get("GPU", 0) for bundle in slots.bundles] == [0, 1, 1]
+    alone = plan_slots(make_spec(resources={"gpus_per_trial": 0.5}), cpus=16, gpus=8)
+    assert (alone.processes, [bundle["GPU"] for bundle in alone.bundles]) == (1, [0.5])
+
+
+@pytest.mark.parametrize(
+    ("resources", "said"),
+    [
+        ({"gpus_per_trial": 1.5}, "more than one GPU is a whole number"),
+        ({"gpus_per_trial": 4, "processes_per_trial": 2}, "each process has one GPU"),
+        ({"gpus_per_trial": 0.5, "processes_per_trial": 2}, "each process has one GPU"),
+    ],
+)
+def test_resources_that_no_trial_can_have(resources: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        make_spec(resources=resources)
+
+
+def test_trl_trains_in_one_process() -> None:
+    wanted = make_spec(resources={"processes_per_trial": 2}, base={**BASE, "engine": "trl"})
+    with pytest.raises(SpecError, match="engine trl trains in one"):
+        plan_slots(wanted, cpus=8, gpus=0)
 
 
 def test_a_trial_that_does_not_fit_is_refused() -> None:

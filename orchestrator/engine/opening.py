@@ -1,0 +1,26 @@
+"""How a worker opens its workshop: with a share of a GPU, with one or none, or in several processes."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+from orchestrator.engine.attempt import OpenWorkshop, Workshop
+from orchestrator.engine.cluster import Slots
+from orchestrator.engine.ranks import Ranks
+
+
+def for_slots(opened: OpenWorkshop, slots: Slots) -> OpenWorkshop:
+    """What a worker of these slots calls to begin."""
+    if slots.processes > 1:
+        return functools.partial(Ranks, opened=opened, size=slots.processes, gpus=slots.gpus > 0)
+    if 0 < slots.gpus < 1:
+        return functools.partial(_in_a_share, opened=opened, share=slots.gpus)
+    return opened
+
+
+def _in_a_share(cache: Path, *, opened: OpenWorkshop, share: float) -> Workshop:
+    from trainer.world import keep_to_share
+
+    keep_to_share(share)
+    return opened(cache)
