@@ -18,7 +18,7 @@ from orchestrator.commands.export import export
 from orchestrator.commands.look import best, status, watch
 from orchestrator.driving import lock
 from orchestrator.driving.room import check_room
-from orchestrator.engine.cluster import Slots, cluster, plan_slots, worker_environment
+from orchestrator.engine.cluster import Slots, cluster, gpu_memory, plan_slots, worker_environment
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.engine.vitals import RayDied
 from orchestrator.errors import DataError, ExitCode, SpecError
@@ -26,6 +26,7 @@ from orchestrator.folders import SweepFolder, existing, fresh, make
 from orchestrator.spec.dump import dump
 from orchestrator.spec.load import load, loads
 from orchestrator.spec.plan import total_trials
+from orchestrator.spec.shares import check_share
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.warm import warm_start
@@ -44,6 +45,7 @@ def start(spec: SweepSpec, root: Path, *, trust_remote_code: bool = False) -> Ex
     """Run a new sweep to its end. NameTaken before anything is written; DataError before the first trial."""
     folder = fresh(root, spec.name)
     slots = plan_slots(spec)
+    check_share(spec, gpu_memory())
     warm_start(spec, root)  # refused before anything is written
     check_room(folder, spec, slots)
     make(folder, dump(spec))
@@ -72,6 +74,7 @@ def resume(name: str, root: Path, overrides: Sequence[str] = (), *, trust_remote
         else:
             spec = load(folder.spec, overrides)
         slots = plan_slots(spec)
+        check_share(spec, gpu_memory())
         check_room(folder, spec, slots)
         return _drive(folder, spec, slots, trust_remote_code)
 

@@ -23,6 +23,8 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--tflops", type=POSITIVE, help="A GPU's peak in bfloat16; 989, an H100's or H200's.")
 @click.option("--tokens-per-pair", type=click.IntRange(1), help="On average; by default the most, 2 * max_length.")
 @click.option("--train-pairs", type=click.IntRange(1), help="Where the data is not downloaded yet.")
+@click.option("--probe", is_flag=True, help="Measure one update here: loads model and data, trains a few updates.")
+@TRUST
 def plan(
     file: Path,
     sets: Sequence[str],
@@ -35,8 +37,10 @@ def plan(
     tflops: float | None,
     tokens_per_pair: int | None,
     train_pairs: int | None,
+    probe: bool,
+    trust_remote_code: bool,
 ) -> None:
-    """What a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Starts nothing."""
+    """What a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Starts no trial."""
     from orchestrator.commands.planning import plan_here
     from orchestrator.commands.printing import print_plan
     from orchestrator.spec.cost import EFFICIENCY, PEAK_TFLOPS, Machine
@@ -51,7 +55,9 @@ def plan(
         tokens_per_pair=tokens_per_pair,
         train_pairs=train_pairs,
     )
-    made = plan_here(spec, home(), notices, machine)
+    if probe:
+        click.echo("measuring one update on this machine", err=True)
+    made = plan_here(spec, home(), notices, machine, probe=probe, trust_remote_code=trust_remote_code)
     if as_json:
         print_json(made.as_json())
     else:

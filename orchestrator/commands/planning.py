@@ -4,29 +4,46 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.engine.cluster import plan_slots, visible_gpus
+from orchestrator.engine.cluster import Slots, gpu_memory, plan_slots
 from orchestrator.errors import SpecError
-from orchestrator.spec.cost import Machine
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.corners import placed
+from orchestrator.spec.cost import Machine, dearest
 from orchestrator.spec.plan import Plan, plan
+from orchestrator.spec.probed import probed
 from orchestrator.spec.rows import count_rows
+from orchestrator.spec.shares import check_share
+from orchestrator.spec.sizes import shape_of
 from orchestrator.spec.sweep import SweepSpec
 
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 
 
-def plan_here(spec: SweepSpec, root: Path, notices: Sequence[str], machine: Machine | None = None) -> Plan:
-    """The plan, with this machine's slots; a machine too small for one trial is a notice, as plans travel."""
+def plan_here(
+    spec: SweepSpec,
+    root: Path,
+    notices: Sequence[str],
+    machine: Machine | None = None,
+    *,
+    probe: bool = False,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """The plan, with this machine's slots; a machine too small for one trial is a notice, as plans travel.
+
+    probe: one update of the dearest trial is measured in a process of its own, beside the formulas. ProbeFailed where
+    it does not run; SpecError where no trial fits this machine.
+    """
     said = list(notices)
     try:
-        concurrency: int | None = plan_slots(spec).count
+        slots: Slots | None = plan_slots(spec)
     except SpecError as error:
-        concurrency = None
+        if probe:
+            raise
+        slots = None
         said += [finding.problem for finding in error.findings]
     if spec.warm_start is not None:
         from orchestrator.study.warm import warm_start  # plans of other sweeps do without the study's libraries
@@ -35,6 +52,8 @@ def plan_here(spec: SweepSpec, root: Path, notices: Sequence[str], machine: Mach
     machine = machine or Machine()
     if machine.gpu_memory is None:
         machine = replace(machine, gpu_memory=gpu_memory())
+    check_share(spec, machine.gpu_memory)
+    machine = replace(machine, processes=spec.resources.processes, share=min(1.0, spec.resources.gpus_per_trial or 1.0))
     rows = count_rows(spec.base.data)
     if machine.train_pairs is not None:
         rows = replace(rows, train=machine.train_pairs, exact=False)
@@ -42,20 +61,23 @@ def plan_here(spec: SweepSpec, root: Path, notices: Sequence[str], machine: Mach
         said.append("the number of training pairs is unknown until the data is downloaded")
     if (root / spec.name).exists():
         said.append(f"a sweep named {spec.name} exists already; give another --name to start this one")
-    return plan(
-        spec, root, rows, concurrency=concurrency, tracking=tracking_uri(spec, root), notices=said, machine=machine
+    made = plan(
+        spec,
+        root,
+        rows,
+        concurrency=None if slots is None else slots.count,
+        tracking=tracking_uri(spec, root),
+        notices=said,
+        machine=machine,
     )
+    if not probe or slots is None:
+        return made
+    from orchestrator.commands.probing import measure  # the others of this room's plans start nothing
 
-
-def gpu_memory() -> float | None:
-    """Bytes of the smallest visible GPU, as the driver says; None without one."""
-    program = shutil.which("nvidia-smi")
-    if program is None or not visible_gpus():
-        return None
-    command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    found = [int(line) for line in done.stdout.split() if line.isdigit()]
-    return min(found) * 2.0**20 if found else None
+    configs, shape = placed(spec.search, spec.base), shape_of(spec.base.model)
+    config = configs[0] if shape is None else dearest(configs, shape, machine)
+    measured = measure(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
+    return replace(made, probe=probed(measured, config, shape, machine, made.estimate))
 
 
 def tracking_uri(spec: SweepSpec, root: Path) -> str:

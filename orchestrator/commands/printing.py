@@ -46,6 +46,7 @@ def print_plan(plan: Plan) -> None:
     table.add_row("identity", plan.identity[:12])
     console.print(table)
     _print_estimate(console, plan)
+    _print_probe(console, plan)
     corners = Table(title="corners, each checked", box=None, title_justify="left", header_style="bold")
     paths = list(plan.searched)
     for path in paths:
@@ -77,7 +78,7 @@ def _print_estimate(console: Console, plan: Plan) -> None:
     table.add_row("memory per GPU", f"{made.memory.total / 1e9:,.3g} GB: {listed}")
     if made.gpu_memory is not None:
         fits = f"{made.tokens_per_micro_batch:,} tokens" if made.tokens_per_micro_batch else "not even one pair"
-        table.add_row("micro-batch that fits", f"{fits}, on a GPU of {made.gpu_memory / 1e9:,.0f} GB")
+        table.add_row("micro-batch that fits", f"{fits}, on {made.place}")
     if made.gpu_hours_per_trial is not None:
         table.add_row("GPU-hours per trial", f"{made.gpu_hours_per_trial:,.3g}")
     if made.gpu_hours is not None:
@@ -85,6 +86,35 @@ def _print_estimate(console: Console, plan: Plan) -> None:
     if made.cost is not None:
         table.add_row("cost of the sweep", f"{made.cost:,.2f}")
     table.add_row("assumed", made.assumed)
+    console.print(table)
+
+
+def _print_probe(console: Console, plan: Plan) -> None:
+    """The measured update, each figure beside its formula's."""
+    made = plan.probe
+    if made is None:
+        return
+    found = made.measured
+    several = f", {found.processes} processes" if found.processes > 1 else ""
+    table = _facts(f"measured here, on {found.device}{several}")
+    seconds = "" if made.formula_seconds is None else f"; by formula {made.formula_seconds:.3g} s"
+    table.add_row("an update", f"{found.seconds:.3g} s for {found.pairs:,} pairs of {found.tokens:,} tokens{seconds}")
+    held = "" if made.formula_bytes is None else f"; by formula {made.formula_bytes / 1e9:.3g} GB"
+    held += "" if made.gpu else " on a GPU"
+    what = f"{found.peak_bytes / 1e9:.3g} GB with {found.tokens_per_micro_batch:,} tokens per micro-batch{held}"
+    table.add_row("memory per GPU" if made.gpu else "memory beyond the program's", what)
+    if (right := made.corrected) is not None:
+        if made.gpu and right.gpu_memory is not None:
+            fits = f"{right.tokens_per_micro_batch:,} tokens" if right.tokens_per_micro_batch else "not even one pair"
+            table.add_row("micro-batch that fits", f"{fits}, on {right.place}")
+        hours = "GPU-hours" if made.gpu else "hours"
+        if right.gpu_hours_per_trial is not None:
+            table.add_row(f"{hours} per trial", f"{right.gpu_hours_per_trial:,.3g}")
+        if right.gpu_hours is not None:
+            table.add_row(f"{hours} of the sweep", f"{right.gpu_hours:,.3g} if no trial is stopped early")
+        if right.cost is not None:
+            table.add_row("cost of the sweep", f"{right.cost:,.2f}")
+        table.add_row("assumed", right.assumed)
     console.print(table)
 
 

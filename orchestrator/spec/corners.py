@@ -81,6 +81,11 @@ def extremes(space: SearchSpace) -> Axes:
     return space.model_copy(update={"dimensions": narrowed}).corners()
 
 
+def placed(space: SearchSpace, base: TrialConfig) -> list[TrialConfig]:
+    """The trials at the extremes."""
+    return [space.place(base, params) for params in spread(extremes(space))]
+
+
 def outer(listed: tuple[Scalar, ...]) -> tuple[Scalar, ...]:
     """Of numbers the least and the most, of other values all."""
     numbers = [v for v in listed if isinstance(v, (int, float)) and not isinstance(v, bool)]

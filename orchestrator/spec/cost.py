@@ -23,6 +23,10 @@ class Machine:
 
     gpu_memory: float | None = None
     """Bytes of one GPU."""
+    processes: int = 1
+    """Of one trial, each on a GPU of its own."""
+    share: float = 1.0
+    """Of a GPU, where trials share one."""
     tflops: float = PEAK_TFLOPS
     efficiency: float = EFFICIENCY
     price: float | None = None
@@ -32,6 +36,19 @@ class Machine:
     train_pairs: int | None = None
     """Where the data is not here yet."""
 
+    @property
+    def room(self) -> float | None:
+        """Bytes that a process may take."""
+        return None if self.gpu_memory is None else self.gpu_memory * self.share
+
+    @property
+    def place(self) -> str:
+        """That room in words."""
+        whole = f"{(self.gpu_memory or 0.0) / GB:,.0f} GB"
+        if self.share < 1:
+            return f"{self.share:g} of a GPU of {whole}"
+        return f"a GPU of {whole}" if self.processes == 1 else f"each of {self.processes} GPUs of {whole}"
+
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -40,6 +57,7 @@ class Estimate:
     parameters: int
     memory: Memory
     gpu_memory: float | None
+    place: str
     tokens_per_micro_batch: int | None
     """The largest that fits; None where one pair does not, or where no GPU's memory is given."""
     flops_per_trial: float | None
@@ -60,21 +78,16 @@ def estimate(
     eval_pairs: int | None,
 ) -> Estimate:
     """Of the dearest of these trials; `updates`: of each, or empty where unknown."""
-    largest = max(configs, key=lambda c: memory(c, shape, _tokens(c)).total)
+    largest = dearest(configs, shape, machine)
     fits, warnings = None, list[str]()
-    if machine.gpu_memory is not None:
-        fits = tokens_that_fit(largest, shape, machine.gpu_memory)
+    if (room := machine.room) is not None:
+        fits = tokens_that_fit(largest, shape, room, machine.processes)
         if fits is None:
-            need = memory(largest, shape, 2 * largest.data.max_length).total
-            helps = smaller(largest, shape, machine.gpu_memory)
-            warnings.append(
-                f"by formula one pair takes {need / GB:,.0f} GB and a GPU has {machine.gpu_memory / GB:,.0f} GB: "
-                + (f"it fits with {helps}" if helps else "no setting here makes it fit")
-            )
+            warnings.append(does_not_fit(largest, shape, machine))
         elif fits < largest.training.tokens_per_micro_batch:
             warnings.append(
                 f"by formula training.tokens_per_micro_batch {largest.training.tokens_per_micro_batch:,} does not fit "
-                f"a GPU of {machine.gpu_memory / GB:,.0f} GB; {fits:,} does, with the same results"
+                f"{machine.place}; {fits:,} does, with the same results"
             )
     flops = max(
         (_flops(c, shape, n, machine, eval_pairs) for c, n in zip(configs, updates, strict=False)), default=None
@@ -86,8 +99,9 @@ def estimate(
         total += _reference(configs, updates, shape, machine) / speed
     return Estimate(
         parameters=shape.parameters,
-        memory=memory(largest, shape, _tokens(largest)),
+        memory=memory(largest, shape, tokens_of(largest), machine.processes),
         gpu_memory=machine.gpu_memory,
+        place=machine.place,
         tokens_per_micro_batch=fits,
         flops_per_trial=flops,
         gpu_hours_per_trial=each,
@@ -98,16 +112,41 @@ def estimate(
     )
 
 
-def _tokens(config: TrialConfig) -> int:
+def tokens_of(config: TrialConfig) -> int:
     """Of a micro-batch: its budget, or one pair where that is more."""
     return max(config.training.tokens_per_micro_batch, 2 * config.data.max_length)
 
 
-def _flops(config: TrialConfig, shape: Shape, updates: int, machine: Machine, eval_pairs: int | None) -> float:
-    """6 per weight and token, 4 with adapters, 2 more where checkpointing computes the forward pass again."""
+def dearest(configs: Sequence[TrialConfig], shape: Shape, machine: Machine) -> TrialConfig:
+    """The trial that takes the most memory."""
+    return max(configs, key=lambda c: memory(c, shape, tokens_of(c), machine.processes).total)
+
+
+def does_not_fit(config: TrialConfig, shape: Shape, machine: Machine) -> str:
+    """That not even one pair fits, and the first change that helps."""
+    assert machine.room is not None
+    need = memory(config, shape, 2 * config.data.max_length, machine.processes).total
+    helps = smaller(config, shape, machine.room, machine.processes)
+    return f"by formula one pair takes {need / GB:,.0f} GB, which {machine.place} has not: " + (
+        f"it fits with {helps}" if helps else "no setting here makes it fit"
+    )
+
+
+def update_seconds(config: TrialConfig, shape: Shape, machine: Machine) -> float:
+    """Of one update, on all GPUs of the trial."""
+    return _update(config, shape, machine) / (machine.tflops * 1e12 * machine.efficiency * machine.processes)
+
+
+def _update(config: TrialConfig, shape: Shape, machine: Machine) -> float:
+    """FLOPs: 6 per weight and token, 4 with adapters, 2 more where checkpointing computes the forward pass again."""
     tokens = machine.tokens_per_pair or 2 * config.data.max_length
     forwards = (3 if config.lora is None else 2) + (1 if config.training.gradient_checkpointing else 0)
-    trained = updates * config.training.pairs_per_update * _forward(shape, tokens) * forwards
+    return config.training.pairs_per_update * _forward(shape, tokens) * forwards
+
+
+def _flops(config: TrialConfig, shape: Shape, updates: int, machine: Machine, eval_pairs: int | None) -> float:
+    tokens = machine.tokens_per_pair or 2 * config.data.max_length
+    trained = updates * _update(config, shape, machine)
     every = config.training.eval_steps or max(1, updates // 10)
     return trained + (eval_pairs or 0) * (math.ceil(updates / every) + 1) * _forward(shape, tokens)
 

@@ -29,6 +29,8 @@ class Memory:
     activations: int
     head: int
     """Logits of one chunk; with engine trl all of them."""
+    together: int = 0
+    """Of a model in slices: weights that are whole at a time, two layers' and those outside of the layers."""
 
     @property
     def total(self) -> int:
@@ -36,8 +38,8 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def memory(config: TrialConfig, shape: Shape, tokens: int) -> Memory:
-    """Of a trial with `tokens` in a micro-batch, on each GPU of it (data parallel, nothing sharded).
+def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1) -> Memory:
+    """Of a trial with `tokens` in a micro-batch, on each GPU of it; training.distributed says what is cut.
 
     Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
     in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight.
@@ -52,15 +54,25 @@ def memory(config: TrialConfig, shape: Shape, tokens: int) -> Memory:
         moments = 8 if each == 4 or config.training.stochastic_rounding else 4
         weights, gradients, optimiser = base, each * count, moments * count
     autocast = config.training.bf16 and each == 4 and not config.model.load_in_4bit
-    kept = autocast and (config.lora is None or not config.training.gradient_checkpointing)
+    cut = processes > 1 and config.training.distributed != "ddp"
+    again = config.training.gradient_checkpointing
+    kept = autocast and not (again if cut else config.lora is not None and again)
+    parts = processes if cut else 1
     return Memory(
-        weights=weights,
-        gradients=gradients,
-        optimiser=optimiser,
+        weights=-(-weights // parts),
+        gradients=-(-gradients // parts),
+        optimiser=-(-optimiser // parts),
         copies=2 * linear if kept else 0,
         activations=_activations(config, shape, tokens),
         head=_head(config, shape, tokens),
+        together=_together(config, shape, each) if cut else 0,
     )
+
+
+def _together(config: TrialConfig, shape: Shape, each: int) -> int:
+    """A layer and the next one, fetched meanwhile; embedding and output layer; where trained, their gradients."""
+    ends = shape.parameters - shape.linear_parameters
+    return each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
 
 
 def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:
@@ -83,7 +95,7 @@ def _head(config: TrialConfig, shape: Shape, tokens: int) -> int:
     return int(min(logits, _HEAD_BYTES) * (1.5 if narrow else 1.0) * (2 if shape.softcap else 1))
 
 
-def tokens_that_fit(config: TrialConfig, shape: Shape, gpu_bytes: float) -> int | None:
+def tokens_that_fit(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1) -> int | None:
     """The largest `training.tokens_per_micro_batch` (a power of two) that fits; None where one pair does not.
 
     A pair is never cut, so a micro-batch takes at least its two sequences of `max_length`.
@@ -91,31 +103,29 @@ def tokens_that_fit(config: TrialConfig, shape: Shape, gpu_bytes: float) -> int 
     room, pair, found = gpu_bytes * (1 - _LEFT), 2 * config.data.max_length, None
     tokens = 256
     while tokens <= _MOST_TOKENS:
-        if memory(config, shape, max(tokens, pair)).total <= room:
+        if memory(config, shape, max(tokens, pair), processes).total <= room:
             found = tokens
         tokens *= 2
     return found
 
 
-def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float) -> str | None:
+def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1) -> str | None:
     """The first change that makes one pair fit, as settings; None where none does."""
-    model, training = config.model, config.training
-    steps = {
-        "base.training.gradient_checkpointing: true": {
-            "training": training.model_copy(update={"gradient_checkpointing": True})
-        },
-        "base.model.dtype: bfloat16": {"model": model.model_copy(update={"dtype": "bfloat16"})},
-        "base.lora: {}": {"lora": config.lora or LoraConfig()},
-        "base.model.load_in_4bit: true": {
-            "model": model.model_copy(update={"dtype": "bfloat16", "load_in_4bit": True})
-        },
-    }
+    can_cut = processes > 1 and not config.model.load_in_4bit
+    steps: list[tuple[str, str, dict[str, object]]] = [
+        ("base.training.gradient_checkpointing: true", "training", {"gradient_checkpointing": True}),
+        *([("base.training.distributed: fsdp2", "training", {"distributed": "fsdp2"})] if can_cut else ()),
+        ("base.model.dtype: bfloat16", "model", {"dtype": "bfloat16"}),
+        ("base.lora: {}", "", {"lora": config.lora or LoraConfig()}),
+        *(() if can_cut else [("base.model.load_in_4bit: true", "model", {"load_in_4bit": True})]),
+    ]
     done: list[str] = []
-    for words, change in steps.items():
-        changed = config.model_copy(update=change)
+    for words, part, change in steps:
+        inner = getattr(config, part).model_copy(update=change) if part else None
+        changed = config.model_copy(update=change if inner is None else {part: inner})
         if changed != config:
             config = changed
             done.append(words)
-        if tokens_that_fit(config, shape, gpu_bytes) is not None:
+        if tokens_that_fit(config, shape, gpu_bytes, processes) is not None:
             return ", ".join(done)
     return None

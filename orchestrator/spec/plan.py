@@ -15,6 +15,7 @@ from orchestrator.spec.dimensions import Params
 from orchestrator.spec.disk import disk_need
 from orchestrator.spec.dump import spec_hash
 from orchestrator.spec.place import place
+from orchestrator.spec.probed import Probe
 from orchestrator.spec.rows import Rows
 from orchestrator.spec.samplers import GridSampler, StagedSampler
 from orchestrator.spec.sizes import shape_of
@@ -71,6 +72,8 @@ class Plan:
     estimate: Estimate | None
     writes: list[Written]
     notices: list[str]
+    probe: Probe | None = None
+    """One update measured here, where that was asked for."""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""

@@ -95,6 +95,20 @@ def test_four_bits_are_about_a_quarter() -> None:
     assert 0.25 * whole < quarter < 0.4 * whole  # the embedding and the head stay as they are
 
 
+def test_slices_are_a_share_of_weights_gradients_and_moments() -> None:
+    """8B in full on 8 GPUs: 128.5 / 8 GB on each, and what is whole at a time; copied, all of it on each."""
+    cut = CHECKPOINTED | {"distributed": "fsdp2"}
+    found, whole = memory(trial(training=cut), LLAMA, PAIR, 8), memory(trial(training=CHECKPOINTED), LLAMA, PAIR, 8)
+    assert (whole.weights + whole.gradients + whole.optimiser) / GB == pytest.approx(128.5, rel=0.01)
+    assert (found.weights + found.gradients + found.optimiser) / GB == pytest.approx(128.5 / 8, rel=0.01)
+    layer, ends = LLAMA.linear_parameters // 32, 2 * 4096 * 128256
+    assert found.together == pytest.approx(2 * 4 * (2 * layer + ends), rel=0.01)
+    assert (found.activations, found.head, found.copies) == (whole.activations, whole.head, 0)
+    assert memory(trial(training=cut), LLAMA, PAIR) == memory(trial(training=CHECKPOINTED), LLAMA, PAIR)
+    assert tokens_that_fit(trial(training=cut), LLAMA, 80 * GB, 8) is not None
+    assert smaller(trial(training=CHECKPOINTED), LLAMA, 80 * GB, 8) == "base.training.distributed: fsdp2"
+
+
 def test_what_fits() -> None:
     full, adapters = trial(training=CHECKPOINTED), trial(BF16, lora={}, training=CHECKPOINTED)
     assert tokens_that_fit(full, LLAMA, 80 * GB) is None

@@ -1,0 +1,95 @@
+"""`plan --probe` on a tiny model: measured beside the formula, and the plan's times corrected by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli import main
+from orchestrator.commands.planning import plan_here
+from orchestrator.commands.probing import ProbeFailed
+from orchestrator.spec.cost import Machine
+from orchestrator.spec.load import loads
+from orchestrator.spec.probed import Update, probed
+from orchestrator.spec.sizes import KNOWN
+from trainer.config import TrialConfig
+
+TEXT = """
+name: tiny
+base:
+  model: {generated: {vocab_size: 320, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2}}
+  data:
+    train: {generated: instructions, rows: 64}
+    eval: {generated: instructions, split: eval, rows: 8}
+    max_length: 96
+  loss: {kind: dpo}
+  training: {pairs_per_update: 8, num_train_epochs: 1}
+search: {training.learning_rate: [1e-4, 1e-3], loss.beta: [0.1]}
+maximize: eval_accuracies/logp
+"""
+
+
+def test_measured_and_by_formula(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    file = tmp_path / "tiny.yaml"
+    file.write_text(TEXT)
+    assert main(["plan", str(file), "--probe", "--json", "--tflops", "0.05"]) == 0
+    made = json.loads(capsys.readouterr().out)
+    probe, by_formula = made["probe"], made["estimate"]
+    found = probe["measured"]
+    assert (found["device"], found["processes"], found["pairs"]) == ("CPU", 1, 8)
+    assert 8 * 10 < found["tokens"] < 8 * 2 * 96
+    assert found["seconds"] > 0
+    assert found["peak_bytes"] > 0
+    assert probe["formula_seconds"] > 0
+    assert probe["formula_bytes"] > 0
+    ratio = found["seconds"] / probe["formula_seconds"]
+    for figure in ("gpu_hours_per_trial", "gpu_hours"):
+        assert probe["corrected"][figure] == pytest.approx(by_formula[figure] * ratio)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["cache"]
+
+
+def test_what_the_trainer_cannot_use_is_told_in_its_words(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 20)
+    text = TEXT.replace("{generated: instructions, rows: 64}", f"'{rows}'")
+    with pytest.raises(ProbeFailed, match="rows"):
+        plan_here(loads(text, tmp_path), tmp_path / "runs", (), probe=True)
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    spec = loads(TEXT, tmp_path, ["resources.processes_per_trial=2", "base.training.distributed=fsdp2"])
+    made = plan_here(spec, tmp_path / "runs", (), probe=True).probe
+    assert made is not None
+    assert (made.measured.processes, made.measured.pairs) == (2, 8)
+
+
+def test_on_a_gpu_the_micro_batch_is_corrected_too() -> None:
+    """With figures of a GPU that is not here: the measured peak is a quarter above the formula's."""
+    shape = KNOWN["princeton-nlp/Llama-3-Base-8B-SFT"]
+    config = TrialConfig.model_validate(
+        {
+            "model": {"name_or_path": "princeton-nlp/Llama-3-Base-8B-SFT", "dtype": "bfloat16"},
+            "data": {"train": "rows.jsonl", "max_length": 2048},
+            "training": {"gradient_checkpointing": True},
+            "lora": {},
+        }
+    )
+    from orchestrator.spec.cost import estimate
+    from orchestrator.spec.memory import memory
+
+    machine = Machine(gpu_memory=40e9, price=2.0)
+    made = estimate([config], [100], shape, machine, 4, eval_pairs=100)
+    held = memory(config, shape, 8192).total
+    update = Update("NVIDIA H100", 1, 128, 300_000, 20.0, round(1.25 * held), 8192)
+    probe = probed(update, config, shape, machine, made)
+    assert probe.corrected is not None
+    assert (probe.corrected.tokens_per_micro_batch or 0) < (made.tokens_per_micro_batch or 0)
+    slower = 20.0 / (probe.formula_seconds or 0)
+    assert probe.corrected.gpu_hours == pytest.approx(slower * (made.gpu_hours or 0))
+    assert probe.corrected.cost == pytest.approx(2.0 * (probe.corrected.gpu_hours or 0))
