@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import groupby
 from pathlib import Path
 
 from dashboards.frame import TrialView, short_names
@@ -12,6 +13,7 @@ from dashboards.sweep_frame import Sample, SweepFrame, TrialCase
 from orchestrator.engine.failures import FAILURE_FILE
 from orchestrator.engine.view import StepsOf
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, SweepFolder
+from orchestrator.judging.verdict import Verdict, read_verdicts
 from orchestrator.spec.place import place
 from orchestrator.spec.plan import total_trials
 from orchestrator.study.records import TrialRecord
@@ -30,7 +32,8 @@ def gather(study: Study, *, state: str, steps: StepsOf | None = None) -> SweepFr
     folder, spec = study.folder, study.spec
     notices: list[str] = []
     records = study.trials()
-    cases = tuple(_case(study, record, steps, notices) for record in records)
+    judged = _judged(study, notices)
+    cases = tuple(_case(study, record, steps, judged.get(record.number, ()), notices) for record in records)
     gone = [r.number for r in records if r.state is TrialState.COMPLETE and not folder.trial(r.number).is_dir()]
     if gone:
         told = "all trials" if len(gone) == len(records) else f"{len(gone)} trials"
@@ -60,7 +63,19 @@ def gather(study: Study, *, state: str, steps: StepsOf | None = None) -> SweepFr
     )
 
 
-def _case(study: Study, record: TrialRecord, steps: StepsOf | None, notices: list[str]) -> TrialCase:
+def _judged(study: Study, notices: list[str]) -> dict[int, tuple[Verdict, ...]]:
+    """Judges' verdicts by trial."""
+    try:
+        found = read_verdicts(study.judged())
+    except ValueError as why:
+        notices.append(f"the judge's verdicts cannot be read: {why}")
+        return {}
+    return {number: tuple(each) for number, each in groupby(found, key=lambda verdict: verdict.trial)}
+
+
+def _case(
+    study: Study, record: TrialRecord, steps: StepsOf | None, judged: tuple[Verdict, ...], notices: list[str]
+) -> TrialCase:
     view = TrialView(record)
     view.add(study.points(record.number))
     attempts = [study.folder.attempt(record.number, k) for k in range(record.attempts, 0, -1)]
@@ -72,6 +87,7 @@ def _case(study: Study, record: TrialRecord, steps: StepsOf | None, notices: lis
         steps=None if steps is None else steps(record.params),
         samples=_samples(_newest(attempts, SAMPLES_FILE), notices),
         pairs=_pairs(_newest(attempts, PAIRS_FILE), notices),
+        judged=judged,
         failure=_failure(_newest(attempts, FAILURE_FILE)) if record.state is TrialState.FAILED else "",
     )
 

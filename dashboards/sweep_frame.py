@@ -9,6 +9,7 @@ from typing import Any
 
 from dashboards.frame import TrialView, show
 from dashboards.pairs import HeldOut
+from orchestrator.judging.verdict import Verdict
 from orchestrator.spec.goal import Goal
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import SweepSpec
@@ -44,6 +45,8 @@ class TrialCase:
     pairs: HeldOut | None = None
     failure: str = ""
     """The end of the traceback of a trial that failed."""
+    judged: tuple[Verdict, ...] = ()
+    """What judges said of its answers."""
 
     @property
     def record(self) -> TrialRecord:

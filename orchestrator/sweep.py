@@ -59,7 +59,7 @@ def start(spec: SweepSpec, root: Path, *, trust_remote_code: bool = False) -> Ex
 
 
 def resume(name: str, root: Path, overrides: Sequence[str] = (), *, trust_remote_code: bool = False) -> ExitCode:
-    """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify and keep_models."""
+    """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify, judge and keep_models."""
     folder = existing(root, name)
     with lock.hold(folder):
         if Study.exists(folder):
@@ -117,10 +117,15 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
 
 def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code: bool) -> ExitCode:
     from orchestrator.driving.drive import drive, farewell
+    from orchestrator.driving.judged import judge_after
+    from orchestrator.driving.judging import key_of
     from orchestrator.driving.notify import notifying
     from orchestrator.engine.attempt import open_workshop
     from orchestrator.engine.preparing import Preparing
 
+    endpoint = None if spec.judge is None else spec.judge.endpoint
+    if endpoint is not None and endpoint.max_cost is not None:
+        key_of(endpoint, spec.name)  # missing after days of training, it would be too late
     console = Console(stderr=True)
     opened = functools.partial(open_workshop, trust_remote_code=trust_remote_code)
     with Interrupt(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as interrupt:
@@ -143,6 +148,7 @@ def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code
                     if deaths > _RAY_DEATHS:
                         raise
                     view.say(f"{why}; starting it again, running trials go on from their newest checkpoints")
+            judge_after(folder, ended, view, interrupt, trust_remote_code=trust_remote_code)
             tell_end(ended)
         return farewell(folder, spec, ended, console)
 

@@ -19,6 +19,7 @@ from dashboards.panels import (
     front,
     heatmap,
     importance,
+    judge,
     length,
     parallel,
     samples,
@@ -28,6 +29,7 @@ from dashboards.panels import (
 
 PANELS: tuple[Callable[[Insight], Panel | None], ...] = (
     answer.panel,
+    judge.panel,
     diagnosis.panel,
     front.panel,
     heatmap.panel,

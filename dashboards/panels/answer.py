@@ -12,6 +12,7 @@ from dashboards.frame import brief, counts, show, signed
 from dashboards.insight import Insight
 from dashboards.seeds import seed_groups
 from dashboards.sweep_frame import SweepFrame, TrialCase
+from orchestrator.judging.verdict import headline
 from orchestrator.study.state import TrialState
 from trainer.config import TrialConfig
 from trainer.metrics import EVAL
@@ -32,6 +33,7 @@ def panel(seen: Insight) -> Panel | None:
         return Panel("answer", "The answer", "", (Words(_nothing_yet(frame), strong=True), *_standing(frame)))
     winner = sure.winner
     blocks: list[Block] = [Facts(tuple(_facts(frame, sure))), Words(_how_sure(frame, sure), strong=True)]
+    blocks += _judged(frame)
     if frame.state != "finished" and not frame.sweeps:
         blocks.append(Words(f"The sweep is {frame.state}: this is how it stands now, not its result."))
     blocks.append(_table(frame, sure))
@@ -79,8 +81,33 @@ def _facts(frame: SweepFrame, sure: Certainty) -> list[Fact]:
     if sure.wins:
         share = sure.wins[winner.number]
         found.append(Fact("would win again", f"{share:.0%}", f"of redraws of {sure.pairs:,} held-out pairs"))
+    judged = headline(winner.judged)
+    if judged is not None and judged.win_rate is not None:
+        rate = judged.win_rate
+        by = f"95 % interval {rate.low:.0%} … {rate.high:.0%}, by {judged.who}, {judged.decoding} answers"
+        found.append(Fact("answers preferred to the start model's", f"{rate.value:.0%}", by))
     found.append(Fact("trials", f"{len(frame.trials)}{total}", ends))
     return found
+
+
+def _judged(frame: SweepFrame) -> list[Block]:
+    """The judge's verdict on the winner, and on a judged trial that does better in it."""
+    told = [(case, v, v.win_rate) for case in frame.ranked if (v := headline(case.judged)) and v.win_rate is not None]
+    if not told:
+        return []
+    case, verdict, rate = told[0]
+    words = f"Trial {case.label} {verdict.in_words}. "
+    if not rate.clear:
+        words += "By these prompts its answers cannot be told from the start model's."
+    elif rate.value < 0.5:
+        words += "The start model answers better: what training gained on the held-out pairs does not show in answers."
+    else:
+        words += "Its answers are clearly better than the start model's."
+    same = [(c, v, r) for c, v, r in told[1:] if (v.key, v.by) == (verdict.key, verdict.by)]
+    better, _, by = max(same, key=lambda row: row[2].value, default=(case, verdict, rate))
+    if by.value > rate.value:
+        words += f" Of the judged trials, {better.label} does best by this judge: {by.value:.0%}."
+    return [Words(words, strong=True)]
 
 
 def _how_sure(frame: SweepFrame, sure: Certainty) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.cli import hands, looking, machine, reporting, running, starting
+from orchestrator.cli import hands, judging, looking, machine, reporting, running, starting
 from orchestrator.errors import ExitCode, OrchestrateError
 from trainer.errors import TrialError
 
@@ -41,6 +41,7 @@ for command in (
     reporting.report,
     reporting.suggest,
     reporting.compare,
+    judging.judge,
     machine.doctor,
     machine.schema,
 ):

@@ -12,6 +12,7 @@ from typing import get_args
 
 from orchestrator.spec.corners import outer
 from orchestrator.spec.dimensions import Choice, Dimension, Scalar, ends
+from orchestrator.spec.judge import JudgeConfig
 from orchestrator.spec.rows import count_rows
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import Budget, GridSampler, Resources, SftStage, SweepSpec
@@ -61,11 +62,23 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
             "budget": Budget(trials=MOST_TRIALS if size > MOST_TRIALS else None, concurrency=spec.budget.concurrency),
             "resources": Resources(),
             "notify": None,
+            "judge": _judge(spec.judge, notices),
             "sft": _sft(spec.sft, notices),
         }
     )
     # Copies skip the models' own checks; reading it back does not.
     return Rehearsal(SweepSpec.model_validate_json(small.model_dump_json()), tuple(notices))
+
+
+def _judge(judge: JudgeConfig | None, notices: list[str]) -> JudgeConfig | None:
+    """A few short answers, judged by what costs nothing."""
+    if judge is None:
+        return None
+    left = [name for name in ("reward_model", "endpoint") if getattr(judge, name) is not None]
+    if left:
+        notices.append(f"not rehearsed: {' and '.join(f'judge.{name}' for name in left)}")
+    few = {"top": 1, "prompts": min(judge.prompts, 8), "max_new_tokens": min(judge.max_new_tokens, 16)}
+    return judge.model_copy(update={**few, "reward_model": None, "endpoint": None})
 
 
 def _free_name(name: str, root: Path) -> str:

@@ -18,6 +18,7 @@ from orchestrator.commands.look import state_of
 from orchestrator.driving.stages import load_report, steps_by_params
 from orchestrator.errors import OrchestrateError, StorageRefused
 from orchestrator.folders import SweepFolder, existing, known_sweeps
+from orchestrator.judging.verdict import as_json as verdicts_as_json
 from orchestrator.study.study import Study
 from trainer.storage.durable import write_text
 
@@ -88,6 +89,7 @@ def as_json(seen: Insight) -> dict[str, Any]:
         "best": None,
         "importance": seen.importances,
         "findings": [finding.as_json() for finding in seen.findings],
+        "judge": verdicts_as_json([verdict for case in frame.trials for verdict in case.judged]),
         "notices": list(frame.notices),
     }
     if sure is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import traceback
+from collections.abc import Callable
 
 from orchestrator.driving.stages import load_report, steps_by_params
 from orchestrator.driving.story import tell_conclusion, tell_standing
@@ -13,30 +14,34 @@ from orchestrator.tracking.secrets import redact
 from orchestrator.tracking.sink import SWEEP, Sink
 
 FAILURE_FILE = "report-failure.txt"
-_OVER = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG})
+OVER = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG})
 
 
 def write_last_report(study: Study, sink: Sink, view: View, ended: Stop | None) -> None:
     """Write report.html and attach it, unless the sweep was interrupted and goes on later."""
     if not study.trials():
         return
-    if ended is None or ended.kind not in _OVER:
+    if ended is None or ended.kind not in OVER:
         tell_standing(study, sink, "interrupted")
         return
+    view.stage("writing the report")
+    attach_report(study, sink, view.say, "finished" if ended.kind is StopKind.FINISHED else "interrupted")
+
+
+def attach_report(study: Study, sink: Sink, say: Callable[[str], None], state: str) -> None:
+    """Write report.html and its figures, attach them to the parent run, describe it. `state`: as the report says."""
     from dashboards.gather import gather
     from dashboards.insight import insight
     from dashboards.page import write_figures, write_report
 
-    view.stage("writing the report")
     data = load_report(study.folder)
     steps = None if data is None else steps_by_params(study.spec, data)
-    state = "finished" if ended.kind is StopKind.FINISHED else "interrupted"
     try:
         seen = insight(gather(study, state=state, steps=steps))
         path = write_report(seen, study.folder.report)
         figures = write_figures(seen, study.folder.path / "figures")
     except Exception as why:  # noqa: BLE001 - a bug in a page must not end days of training; it is kept and told
-        _tell_failure(study, view, why)
+        _tell_failure(study, say, why)
         tell_standing(study, sink, state)
         return
     sink.artifact(SWEEP, path)
@@ -44,11 +49,11 @@ def write_last_report(study: Study, sink: Sink, view: View, ended: Stop | None) 
     tell_conclusion(study, sink, state, seen.findings)
 
 
-def _tell_failure(study: Study, view: View, why: Exception) -> None:
+def _tell_failure(study: Study, say: Callable[[str], None], why: Exception) -> None:
     """In the history, in a file beside the study, and to whoever looks on."""
     said = redact(f"{type(why).__name__}: {why}")
     place = study.folder.path / FAILURE_FILE
     place.write_text(redact("".join(traceback.format_exception(why))), encoding="utf-8")
     study.note("report failed", said)
     again = f"try orchestrate report {study.spec.name}"
-    view.say(f"the report could not be made ({said}; the traceback is in {place}); {again}")
+    say(f"the report could not be made ({said}; the traceback is in {place}); {again}")

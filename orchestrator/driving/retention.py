@@ -14,8 +14,8 @@ from trainer.failpoint import failpoint
 
 
 def tidy(folder: SweepFolder, spec: SweepSpec, records: Sequence[TrialRecord]) -> None:
-    """Remove checkpoints of finished trials, and weights of all but the best `keep_models`."""
-    kept = {record.number for record in ranking(records, *spec.goals)[: spec.keep_models]}
+    """Remove checkpoints of finished trials, and weights of all but the best `spec.kept`."""
+    kept = {record.number for record in ranking(records, *spec.goals)[: spec.kept]}
     for record in records:
         if not record.state.finished:
             continue

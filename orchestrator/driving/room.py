@@ -31,8 +31,11 @@ def check_room(folder: SweepFolder, spec: SweepSpec, slots: Slots) -> None:
     fewer = disk_need(spec, 1)
     if slots.count > 1 and fewer is not None:
         ways.append(f"--set budget.concurrency=1 ({size(fewer.bytes)})")
-    if spec.keep_models > 1:
-        ways.append(f"--set keep_models=1 ({size((spec.keep_models - 1) * need.model)} less)")
+    judged = 1 if spec.judge is None else spec.judge.top
+    if spec.keep_models > judged:
+        ways.append(f"--set keep_models={judged} ({size((spec.keep_models - judged) * need.model)} less)")
+    if spec.kept > spec.keep_models:
+        ways.append(f"--set judge.top=1 ({size((spec.kept - spec.keep_models) * need.model)} less)")
     if spec.base.lora is None:
         ways.append("adapters instead of full weights (base.lora)")
     raise NoRoom(f"{spec.name} needs {need}; {size(free)} are free in {place}. What helps: {', or '.join(ways)}")

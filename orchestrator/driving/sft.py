@@ -11,10 +11,11 @@ from orchestrator.engine import memory
 from orchestrator.engine.messages import End, EndKind, Job, Report
 from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.retries import LOSSES
-from orchestrator.engine.stage import StageDied, StageFailed, StageWorker
+from orchestrator.engine.stage import StageDied, StageFailed, StageWorker, stage_key
 from orchestrator.engine.view import View
 from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import Finding, SpecError, StorageRefused
+from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.state import FailureKind
 from orchestrator.study.study import Study
@@ -65,6 +66,29 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
     )
 
 
+def made_start_model(spec: SweepSpec, folder: SweepFolder, report: DataReport) -> Path | None:
+    """Where the sft stage left its model; None where the sweep has no such stage. Reads the data where it has its own.
+
+    StorageRefused where it is no longer in the cache.
+    """
+    config = sft_config(spec)
+    if config is None:
+        return None
+    fingerprint = report.fingerprint
+    if config.data != spec.base.data:
+        from trainer.data import prepare
+
+        fingerprint = prepare(config.data, config.model, folder.cache).fingerprint
+    model = _folder(folder.cache, stage_key(config, fingerprint, folder.cache)) / "model"
+    if not model.is_dir():
+        raise StorageRefused(f"the start model that the sft stage made is no longer in {model}")
+    return model
+
+
+def _folder(cache: Path, key: str) -> Path:
+    return cache / "sft" / key / "run"
+
+
 def train_start_model(
     study: Study, data: Preparing, report: DataReport, sink: Sink, view: View, worker: StageWorker, wishes: Wishes
 ) -> Path | None:
@@ -104,7 +128,7 @@ class _Stage:
         self._config, self._longest = config, report.lengths["row"]["p100"]
         self._steps = total_updates(config.training, report.train_rows)
         self._key = worker.key(config, report.fingerprint)
-        self.place = study.folder.cache / "sft" / self._key / "run"
+        self.place = _folder(study.folder.cache, self._key)
 
     def train(self) -> End:
         """Train to an end that another worker or a smaller micro-batch would not change."""

@@ -30,6 +30,16 @@ class StageDied(StageFailed):
     """Its worker process ended."""
 
 
+def stage_key(config: TrialConfig, fingerprint: str, cache: Path) -> str:
+    """Name of what training this configuration makes: configuration, data and start weights."""
+    from trainer.models.identity import locate, model_identity
+    from trainer.run import config_digest
+    from trainer.storage.durable import digest_of
+
+    start = model_identity(config.model, locate(config.model, cache))
+    return digest_of([config_digest(config), fingerprint, start])[:32]
+
+
 class StageProcess:
     """The worker's side."""
 
@@ -39,14 +49,8 @@ class StageProcess:
         self._attempt: Attempt | None = None
 
     def key(self, config: str, fingerprint: str) -> str:
-        """Name of what training this configuration makes: configuration, data and start weights."""
-        from trainer.models.identity import locate, model_identity
-        from trainer.run import config_digest
-        from trainer.storage.durable import digest_of
-
-        trial = TrialConfig.model_validate_json(config)
-        start = model_identity(trial.model, locate(trial.model, self._cache))
-        return digest_of([config_digest(trial), fingerprint, start])[:32]
+        """Name of what training this configuration makes."""
+        return stage_key(TrialConfig.model_validate_json(config), fingerprint, self._cache)
 
     def begin(self, job: Job) -> None:
         """Train this one next."""

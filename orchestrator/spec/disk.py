@@ -48,10 +48,10 @@ def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
     trained = count if config.lora is None else _adapters(config.lora, count)
     each = _BYTES[config.model.dtype]
     checkpoint, model = trained * each * _STATES, trained * each
-    need = trials * _CHECKPOINTS * checkpoint + (spec.keep_models + trials) * model
+    need = trials * _CHECKPOINTS * checkpoint + (spec.kept + trials) * model
     if spec.sft is not None:  # of the whole model, before any trial; its weights stay
         need = max(need, _CHECKPOINTS * count * each * _STATES) + count * each
-    return DiskNeed(need, checkpoint, model, trials, spec.keep_models)
+    return DiskNeed(need, checkpoint, model, trials, spec.kept)
 
 
 def parameters(model: ModelConfig) -> int | None:

@@ -13,6 +13,7 @@ from orchestrator.spec.document import Loc
 from orchestrator.spec.enqueue_door import build_enqueue
 from orchestrator.spec.goal_door import build_goals
 from orchestrator.spec.guard import GuardConfig
+from orchestrator.spec.judge import JudgeConfig
 from orchestrator.spec.methods_door import (
     build_order,
     build_pruner,
@@ -77,6 +78,7 @@ def build(findings: Findings, tree: dict[str, Any]) -> SweepSpec | None:
         "resources": _section(findings, Resources, tree, "resources"),
         "tracking": _section(findings, Tracking, tree, "tracking"),
         "notify": _section(findings, Notify, tree, "notify") if tree.get("notify") is not None else None,
+        "judge": _section(findings, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None,
         "sft": _sft(findings, tree.get("sft")),
     } | {key: tree[key] for key in ("description", "keep_models", "storage", "warm_start") if key in tree}
     built = {key: part for key, part in parts.items() if part is not None}

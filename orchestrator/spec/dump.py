@@ -17,7 +17,7 @@ from orchestrator.spec.sweep import DOOR, SweepSpec
 def dump(spec: SweepSpec, *, brief: bool = False) -> str:
     """The resolved sweep as YAML, in the order of the file's keys; `brief`: without what is at its default."""
     tree = _not_default(spec) if brief else spec.model_dump(mode="json")
-    for name in ("goal", "also", *(unset for unset in ("storage", "notify") if getattr(spec, unset) is None)):
+    for name in ("goal", "also", *(unset for unset in ("storage", "notify", "judge") if getattr(spec, unset) is None)):
         tree.pop(name, None)
     for direction in ("maximize", "minimize"):
         metrics = [goal.metric for goal in spec.goals if goal.direction == direction]
@@ -49,8 +49,8 @@ def _slim(value: Any, dumped: Any) -> Any:
 
 
 def spec_hash(spec: SweepSpec) -> str:
-    """The sweep's identity: equal for equal sweeps, however their files were written and whoever is told of them."""
-    tree = spec.model_dump(mode="json", exclude={"notify"})
+    """The sweep's identity: equal for equal sweeps, however written, whoever is told of them or judges them."""
+    tree = spec.model_dump(mode="json", exclude={"notify", "judge"})
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -23,6 +23,9 @@ def expand(tree: Any) -> None:
             base["loss"] = {"kind": TrialConfig.model_fields["loss"].default.kind, **cast(dict[str, Any], loss)}
         _sources(_group(base, "data"))
     _sources(_group(_group(tree, "sft"), "data"))
+    judge = _group(tree, "judge")
+    if judge is not None and isinstance(judge.get("reward_model"), str):
+        judge["reward_model"] = {"name_or_path": judge["reward_model"]}
 
 
 def find_files(findings: Findings, tree: Any, folder: Path) -> None:
@@ -34,6 +37,8 @@ def find_files(findings: Findings, tree: Any, folder: Path) -> None:
     base = _group(tree, "base")
     finder.data(_group(base, "data"), ("base", "data"))
     finder.data(_group(_group(tree, "sft"), "data"), ("sft", "data"))
+    named = ("judge", "reward_model", "name_or_path")
+    finder.perhaps(_group(_group(tree, "judge"), "reward_model"), "name_or_path", named)
     for section, leaf in (("model", "name_or_path"), ("model", "tokenizer"), ("data", "chat_template")):
         finder.perhaps(_group(base, section), leaf, ("base", section, leaf))
         searched = _group(tree, "search")

@@ -204,9 +204,7 @@ def _searched(spec: SweepSpec) -> dict[str, str]:
 
 def _writes(spec: SweepSpec, root: Path, tracking: str) -> list[Written]:
     folder = SweepFolder(root, spec.name)
-    models = (
-        f"final weights of the best {spec.keep_models}" if spec.keep_models > 1 else "final weights of the best one"
-    )
+    models = f"final weights of the best {spec.kept}" if spec.kept > 1 else "final weights of the best one"
     out = [
         Written(str(folder.spec), "the resolved sweep"),
         Written(str(folder.database), "the study: every trial, metric and event"),

@@ -8,6 +8,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from orchestrator.spec.dimensions import KINDS
 from orchestrator.spec.guard import GuardConfig
+from orchestrator.spec.judge import JudgeConfig
 from orchestrator.spec.leaves import leaves
 from orchestrator.spec.methods_door import ORDERS, PRUNERS, SAMPLERS
 from orchestrator.spec.notify import Notify
@@ -69,6 +70,7 @@ def schema() -> Json:
         "resources": _or_null(_model(Resources, definitions)),
         "tracking": _or_null(_model(Tracking, definitions)),
         "notify": _or_null(_model(Notify, definitions)),
+        "judge": _or_null(_model(JudgeConfig, definitions)),
         "sft": _or_null(_model(SftStage, definitions)),
         "keep_models": spec["keep_models"]
         | {"description": "How many of the best trials' final weights stay on disk."},
@@ -123,6 +125,8 @@ def _shorthands(definitions: Json) -> None:
     definitions["PatientPruner"]["properties"]["wrapped"] = _kept(wrapped) | {
         "anyOf": [{"enum": names}, *wrapped["anyOf"]]
     }
+    judge = definitions["JudgeConfig"]["properties"]
+    judge["reward_model"] = _also_text(judge["reward_model"], "A hub name or a folder; short for name_or_path.")
     # Without its kind a loss is the default one: of the others the kind must be said, or both would fit.
     loss = TrialConfig.model_fields["loss"]
     for member in models_in(loss.annotation):

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from orchestrator.spec.dimensions import Scalar
 from orchestrator.spec.goal import Goal
 from orchestrator.spec.guard import GuardConfig
+from orchestrator.spec.judge import JudgeConfig
 from orchestrator.spec.notify import Notify
 from orchestrator.spec.pruners import NoPruner, Pruner
 from orchestrator.spec.samplers import Asap, GridSampler, Order, RandomSampler, Reproducible, Sampler
@@ -51,6 +52,7 @@ DOOR = (
     "resources",
     "tracking",
     "notify",
+    "judge",
     "sft",
     "keep_models",
     "storage",
@@ -116,7 +118,7 @@ class SftStage(Frozen):
 
 
 class SweepSpec(Frozen):
-    """A sweep. `keep_models` says how many of the best trials' final weights stay on disk."""
+    """A sweep. `keep_models` says how many of the best trials' final weights stay on disk; see `kept`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     description: str = ""
@@ -134,11 +136,17 @@ class SweepSpec(Frozen):
     resources: Resources = Resources()
     tracking: Tracking = Tracking()
     notify: Notify | None = None
+    judge: JudgeConfig | None = None
     sft: SftStage | None = None
     keep_models: Count = 1
     storage: Name | None = Field(
         default=None, description="Where the study is: an SQLAlchemy URL without password; by default SQLite beside it."
     )
+
+    @property
+    def kept(self) -> int:
+        """How many of the best trials' weights stay: as many as asked for, and as many as are judged."""
+        return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
 
     @property
     def goals(self) -> tuple[Goal, ...]:

@@ -9,11 +9,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select, update
+from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
 from orchestrator.study.guard import as_number
 from orchestrator.study.records import Event, Request, SpecVersion
-from orchestrator.study.tables import ATTEMPT, DRIVER, EVENT, PAIRS, POINT, PROGRESS, REQUEST, SPEC, SWEEP
+from orchestrator.study.tables import ATTEMPT, DRIVER, EVENT, JUDGED, PAIRS, POINT, PROGRESS, REQUEST, SPEC, SWEEP
 from trainer.report import Point
 
 
@@ -161,6 +161,19 @@ class Ledger:
         mine = (PROGRESS.c.sweep == self.sweep) & (PROGRESS.c.trial == trial)
         row = c.execute(select(PROGRESS.c.step, PROGRESS.c.metrics).where(mine)).one_or_none()
         return (None, {}) if row is None else (row.step, decode(row.metrics))
+
+    # --- verdicts ------------------------------------------------------------------------------------------------
+
+    def set_judged(self, c: Connection, trial: int, key: str, verdict: str) -> None:
+        """A judge's verdict; an older one of the same key is replaced."""
+        mine = (JUDGED.c.sweep == self.sweep) & (JUDGED.c.trial == trial) & (JUDGED.c.key == key)
+        c.execute(delete(JUDGED).where(mine))
+        c.execute(insert(JUDGED).values(sweep=self.sweep, trial=trial, key=key, at=time.time(), verdict=verdict))
+
+    def judged(self, c: Connection) -> list[str]:
+        """Every verdict, by trial and key."""
+        query = select(JUDGED.c.verdict).where(JUDGED.c.sweep == self.sweep)
+        return list(c.execute(query.order_by(JUDGED.c.trial, JUDGED.c.key)).scalars())
 
     # --- events and requests -------------------------------------------------------------------------------------
 

@@ -148,6 +148,11 @@ class StudyReader:
         with self._store.reading() as c:
             return self._ledger.spec_versions(c)
 
+    def judged(self) -> list[str]:
+        """Every judge's verdict on a trial, as the JSON that `keep_judged` was given; by trial and key."""
+        with self._store.reading() as c:
+            return self._ledger.judged(c)
+
     # --- from any terminal ---------------------------------------------------------------------------------------
 
     def note(self, kind: str, text: str, trial: int | None = None) -> int:
@@ -178,6 +183,11 @@ class StudyReader:
         """Every trial given by people: waiting ones have no number yet."""
         with self._store.reading() as c:
             return self._queue.all(c)
+
+    def keep_judged(self, trial: int, key: str, verdict: str) -> None:
+        """Remember a judge's verdict on a trial; an older one of the same key is replaced."""
+        with self._writing() as c:
+            self._ledger.set_judged(c, trial, key, verdict)
 
     def request(self, kind: str, text: str = "", trial: int | None = None) -> int:
         """Ask the driver for something; returns the request's number."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
 
-SCHEMA = 3
+SCHEMA = 4
 """Version of these tables; a database of a later one is refused, one of an earlier one gets what it lacks."""
 
 METADATA = MetaData()
@@ -97,6 +97,16 @@ REQUEST = Table(
     Column("kind", String(64), nullable=False),
     Column("text", Text, nullable=False),
     Column("done_at", Float),
+)
+
+JUDGED = Table(
+    "prefsweep_judged",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    Column("key", String(64), primary_key=True),  # which judge, of which answers
+    Column("at", Float, nullable=False),
+    Column("verdict", Text, nullable=False),  # JSON
 )
 
 GIVEN = Table(

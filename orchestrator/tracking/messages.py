@@ -35,6 +35,16 @@ class Points:
 
 
 @dataclass(frozen=True, slots=True)
+class Values:
+    """Numbers without a course."""
+
+    run: str
+    values: Mapping[str, float]
+    step: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tag:
     """Tags of a run."""
 
@@ -61,7 +71,7 @@ class End:
     at: float
 
 
-Message = Start | Points | Tag | Artifact | End
+Message = Start | Points | Values | Tag | Artifact | End
 
 _CRC = b',"crc":"'
 _TAIL = len(_CRC) + 8 + len(b'"}')
@@ -78,6 +88,8 @@ def tell(receiver: Receiver, message: Message) -> None:
             receiver.start(run, name=name, params=params, tags=tags, at=at)
         case Points(run, points, at):
             receiver.points(run, points, at=at)
+        case Values(run, values, step, at):
+            receiver.values(run, values, step=step, at=at)
         case Tag(run, tags):
             receiver.tag(run, tags)
         case Artifact(run, path, folder):
@@ -114,6 +126,8 @@ def to_json(message: Message) -> dict[str, Any]:
             return {"do": "start", "run": run, "name": name, "params": _plain(params), "tags": dict(tags), "at": at}
         case Points(run, points, at):
             return {"do": "points", "run": run, "points": [[p.step, _plain(p.metrics)] for p in points], "at": at}
+        case Values(run, values, step, at):
+            return {"do": "values", "run": run, "values": _plain(values), "step": step, "at": at}
         case Tag(run, tags):
             return {"do": "tag", "run": run, "tags": dict(tags)}
         case Artifact(run, path, folder):
@@ -130,6 +144,9 @@ def from_json(fields: dict[str, Any]) -> Message:
     if kind == "points":
         points = [Point(step, {n: float(v) for n, v in metrics.items()}) for step, metrics in fields["points"]]
         return Points(fields["run"], points, fields["at"])
+    if kind == "values":
+        values = {name: float(value) for name, value in fields["values"].items()}
+        return Values(fields["run"], values, fields["step"], fields["at"])
     if kind == "artifact":
         return Artifact(fields["run"], Path(fields["path"]), fields["folder"])
     return {"start": Start, "tag": Tag, "end": End}[kind](**fields)

@@ -162,6 +162,17 @@ class MlflowReceiver:
                 client.log_batch(known.id, metrics=metrics)
                 known.last_step = group[-1].step
 
+    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+        """Log those that are not the run's newest already."""
+        from mlflow.entities import Metric
+
+        with self._mlflow() as client:
+            known = self._of(client, run)
+            newest = client.get_run(known.id).data.metrics
+            fresh = [Metric(n, v, _milliseconds(at), step) for n, v in values.items() if newest.get(n) != v]
+            if fresh:
+                client.log_batch(known.id, metrics=fresh)
+
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
         with self._mlflow() as client:

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.errors import StorageRefused
 from orchestrator.study.guard import as_number
 from orchestrator.tracking.journal import Journal
-from orchestrator.tracking.messages import Artifact, End, Message, Points, Start, Tag, encode, tell
+from orchestrator.tracking.messages import Artifact, End, Message, Points, Start, Tag, Values, encode, tell
 from orchestrator.tracking.secrets import redact_all, secret_values
 from orchestrator.tracking.sink import Receiver, Refused, Unreachable
 from trainer.failpoint import failpoint
@@ -72,6 +72,10 @@ class Outbox:
         if fresh:
             numbers = [Point(s, {n: as_number(v) for n, v in fresh[s].metrics.items()}) for s in sorted(fresh)]
             self._tell(Points(run, numbers, at))
+
+    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+        """Numbers without a course."""
+        self._tell(Values(run, {name: as_number(value) for name, value in values.items()}, step, at))
 
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
@@ -226,7 +230,7 @@ def redact_message(message: Message) -> Message:
             return Tag(run, redact_all(tags, secrets))
         case End(run, status, tags, at):
             return End(run, status, redact_all(tags, secrets), at)
-        case Points() | Artifact():
+        case Points() | Values() | Artifact():
             return message
 
 

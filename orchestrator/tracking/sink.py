@@ -35,6 +35,10 @@ class Receiver(Protocol):
         """Metrics at their steps; steps at or below the last one told for this run are skipped."""
         ...
 
+    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+        """Numbers that have no course, such as a judge's: one that is the run's newest already changes nothing."""
+        ...
+
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
         ...

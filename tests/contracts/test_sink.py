@@ -44,6 +44,7 @@ class SinkContract(ABC):
         to.points("0", [Point(0, {"loss": 3.0, "rewards/margins": 0.1})], at=3.0)
         to.points("0", [Point(1, {"loss": 2.0}), Point(2, {"loss": math.nan, "eval_loss": 1.5})], at=4.0)
         to.tag("0", {"reason": "none"})
+        to.values("0", {"judge/win_rate": 0.5}, step=2, at=4.5)
         to.artifact("0", artifact, "samples")
         to.end("0", status="FINISHED", tags={"state": "COMPLETE"}, at=5.0)
 
@@ -53,6 +54,7 @@ class SinkContract(ABC):
         assert seen["0"].params == {"loss.beta": "2.0", "lora": "null"}
         assert seen["0"].points["rewards/margins"] == [(0, 0.1)]
         assert seen["0"].points["eval_loss"] == [(2, 1.5)]
+        assert seen["0"].points["judge/win_rate"] == [(2, 0.5)]
         loss = seen["0"].points["loss"]
         assert loss[:2] == [(0, 3.0), (1, 2.0)]
         assert [step for step, _ in loss] == [0, 1, 2]
@@ -87,6 +89,13 @@ class SinkContract(ABC):
         for again in (to, self.open(tmp_path)):
             again.points("0", [Point(1, {"loss": 9.0}), Point(2, {"loss": 2.0}), Point(3, {"loss": 3.0})], at=4.0)
         assert self.look(tmp_path)["0"].points["loss"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
+
+    def test_a_value_told_anew_is_the_newest(self, tmp_path: Path) -> None:
+        to = self.open(tmp_path)
+        to.start("sweep", name="s", params={}, tags={}, at=1.0)
+        for again, value in enumerate((0.5, 0.5, 0.75, 0.75)):
+            to.values("sweep", {"judge/win_rate": value}, step=0, at=2.0 + again)
+        assert self.look(tmp_path)["sweep"].points["judge/win_rate"] == [(0, 0.5), (0, 0.75)]
 
     def test_a_run_that_begins_again_keeps_what_it_has(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
@@ -149,6 +158,12 @@ class InMemory:
             if point.step > last:
                 for name, value in point.metrics.items():
                     mine.setdefault(name, []).append((point.step, value))
+
+    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+        mine = self._of(run).points
+        for name, value in values.items():
+            if not mine.get(name) or mine[name][-1][1] != value:
+                mine.setdefault(name, []).append((step, value))
 
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         self._of(run).tags |= tags

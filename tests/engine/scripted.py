@@ -118,6 +118,9 @@ class ListSink:
     def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
         self._add("points", run, [p.step for p in points])
 
+    def values(self, run: str, values: Any, *, step: int, at: float) -> None:
+        self._add("values", run, dict(values), step)
+
     def tag(self, run: str, tags: Any) -> None:
         self._add("tag", run, dict(tags))
 

@@ -39,6 +39,9 @@ class Recorder:
     def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
         self._take("points", run, (list(points), at))
 
+    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+        self._take("values", run, (dict(values), step, at))
+
     def tag(self, run: str, tags: Mapping[str, str]) -> None:
         self._take("tag", run, dict(tags))
 

@@ -8,7 +8,13 @@ from statistics import fmean
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from trainer.data.pairs import PairSet
 from trainer.forward.layout import micro_batches
@@ -56,12 +62,12 @@ def answer_greedily(
     """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch."""
     longest = max((int(pairs.prompt_lengths[i]) for i in indexes), default=0) + max_new_tokens
     answers: list[Answer] = []
-    ends = _ends(model, tokenizer)
+    ends = end_tokens(model, tokenizer)
     # Every row costs what the longest does, so that a batch's padding stays within the budget too.
     for batch in micro_batches([longest] * len(pairs), indexes, budget):
         pause()
         prompts = [pairs.pair(i).prompt.tolist() for i in batch]
-        for i, prompt, new in zip(batch, prompts, _generate(model, prompts, ends, max_new_tokens), strict=True):
+        for i, prompt, new in zip(batch, prompts, generate(model, prompts, ends, max_new_tokens), strict=True):
             text = cast(str, tokenizer.decode(new, skip_special_tokens=True))
             expected = pairs.answers[i]
             answers.append(
@@ -77,15 +83,24 @@ def answer_greedily(
     return answers
 
 
-def _ends(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The tokens that end an answer: the model's own and the tokenizer's."""
     configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
     several = [configured] if isinstance(configured, int) else (configured or [])
     return sorted({*several, cast(int, tokenizer.eos_token_id)})
 
 
-def _generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], ends: Sequence[int], max_new_tokens: int
+def generate(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    ends: Sequence[int],
+    max_new_tokens: int,
+    processors: Sequence[LogitsProcessor] = (),
 ) -> list[list[int]]:
+    """The likeliest token after the other behind each prompt, in one batch, up to an end token, which is left out.
+
+    `processors` change the scores first: with noise in them, the likeliest one is a draw.
+    """
     width = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), width), ends[0], dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -96,9 +111,11 @@ def _generate(
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
     )
-    generate = cast(Any, model.generate)
+    batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     with torch.no_grad():
-        out = generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=greedy)
+        out = cast(Any, model.generate)(
+            **batch, generation_config=greedy, logits_processor=LogitsProcessorList(processors)
+        )
     return [_until(row, ends) for row in out[:, width:].tolist()]
 
 

@@ -1,0 +1,196 @@
+"""The judge: the best trials' answers against the start model's. Whatever was learned is kept at once, so that a killed
+run goes on where it was, and a finished one that is asked for again asks nobody anything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.driving.contest import Contest, Tell, answer_all, score_all, set_up
+from orchestrator.engine.stopping import Interrupt, Interrupted
+from orchestrator.errors import Finding, OrchestrateError, SpecError
+from orchestrator.judging.asking import Asking, Estimate, estimate, place_of_votes
+from orchestrator.judging.conclude import conclude
+from orchestrator.judging.endpoint import FIRST_WAIT, Client
+from orchestrator.judging.matches import Match, Opinion, by_checker, by_endpoint, by_reward, to_ask
+from orchestrator.judging.question import Question
+from orchestrator.judging.verdict import HowDecoded, JudgeKind, Verdict
+from orchestrator.spec.judge import Endpoint, JudgeConfig
+from orchestrator.study.reader import StudyReader
+from trainer.storage.kept import Kept, peek
+
+JUDGE_FOLDER = "judge"
+_CHARACTERS = 4
+"""Of a token, about."""
+
+
+class NobodyJudges(OrchestrateError):
+    """No judge is left that could say anything."""
+
+
+class NotAgreed(OrchestrateError):
+    """The endpoint's cost was not agreed to; nothing was generated and nobody was asked."""
+
+
+@dataclass(slots=True)
+class Judged:
+    """What came of it. `notices`: what to know beside the verdicts; `open`: questions without an answer."""
+
+    verdicts: list[Verdict] = field(default_factory=list[Verdict])
+    notices: list[str] = field(default_factory=list[str])
+    open: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a judging run works with. `agree` is asked before an endpoint is, with what it may cost at most."""
+
+    stage: Tell
+    say: Tell
+    interrupt: Interrupt
+    agree: Callable[[Endpoint, Estimate], bool]
+    trust_remote_code: bool = False
+    first_wait: float = FIRST_WAIT
+
+    def pause(self) -> None:
+        """Between pieces of work: Interrupted when asked to stop."""
+        if self.interrupt.asked:
+            raise Interrupted
+
+
+def key_of(config: Endpoint, source: str) -> str | None:
+    """The endpoint's key, from the environment; SpecError where the variable is not set. It is shown to nobody."""
+    if config.api_key_env is None:
+        return None
+    key = os.environ.get(config.api_key_env, "").strip()
+    if key:
+        return key
+    problem = f"the environment variable {config.api_key_env} is not set"
+    raise SpecError([Finding(source, "judge.endpoint.api_key_env", problem, "export it, or set it to null")])
+
+
+def judge(study: StudyReader, config: JudgeConfig, room: Room) -> Judged:
+    """Judge, and keep each verdict in the study. Interrupted, with all that was learned kept, where asked to stop.
+
+    SpecError, NobodyJudges and NotAgreed before anything is spent.
+    """
+    cache = study.folder.cache
+    contest = set_up(study, config)
+    _somebody(contest, config)
+    out = Judged(notices=list(contest.notices))
+    _announce(contest, config, cache, room)
+    endpoint = config.endpoint
+    if endpoint is not None and not _agreed(study, contest, endpoint, config, room, out):
+        endpoint = None
+    key = None if endpoint is None else key_of(endpoint, study.spec.name)
+    answer_all(
+        contest, cache, config.tokens_per_batch, room.stage, room.pause, trust_remote_code=room.trust_remote_code
+    )
+    matches = contest.matches(cache, contest.decodings)
+    everything = [match for each in matches.values() for match in each]
+    if config.checker:
+        _conclude(out, study, "checker", "the rows' own answers", matches, by_checker)
+    if config.reward_model is not None:
+        trust = room.trust_remote_code
+        rewards = score_all(everything, config, cache, room.stage, room.pause, trust=trust)
+        _conclude(out, study, "reward", config.reward_model.name_or_path, matches, lambda m: by_reward(m, rewards))
+    if endpoint is not None:
+        asked = endpoint
+        known = _ask(study, asked, key, everything, room, out)
+        _conclude(out, study, "endpoint", asked.model, matches, lambda m: by_endpoint(m, asked, known))
+        room.pause()
+    return out
+
+
+def _somebody(contest: Contest, config: JudgeConfig) -> None:
+    checked = config.checker and any(p.expected is not None for trial in contest.trials for p in trial.prompts)
+    if not checked and config.reward_model is None and config.endpoint is None:
+        why = "the held-out rows carry no `answer` to check by" if config.checker else "judge.checker is false"
+        raise NobodyJudges(f"nobody can judge: {why}, and neither judge.reward_model nor judge.endpoint is given")
+
+
+def _announce(contest: Contest, config: JudgeConfig, cache: Path, room: Room) -> None:
+    for notice in contest.notices:
+        room.say(f"judge: {notice}")
+    trials = ", ".join(str(trial.number) for trial in contest.trials)
+    prompts = len(contest.trials[0].prompts)
+    each = f"greedy and {config.samples} sampled" if config.samples else "greedy"
+    room.say(
+        f"judge: trials {trials} against the start model on {prompts} held-out prompts ({each}); "
+        f"{contest.missing(cache):,} answers are to be generated"
+    )
+
+
+def _agreed(
+    study: StudyReader, contest: Contest, endpoint: Endpoint, config: JudgeConfig, room: Room, out: Judged
+) -> bool:
+    """Whether the endpoint may be asked what is still open. Answers not yet written count as long as they may be."""
+    cache = study.folder.cache
+    known = peek(place_of_votes(study.folder.path / JUDGE_FOLDER, endpoint))
+    there = [match for each in contest.matches(cache, contest.decodings).values() for match in each]
+    sizes = [question.characters for question in to_ask(there) if question.key not in known]
+    longest = 2 * config.max_new_tokens * _CHARACTERS
+    for trial in contest.trials:
+        met = {(m.prompt, m.sample) for m in there if m.trial == trial.number}
+        for decoding in contest.decodings:
+            missing = [p for p in trial.prompts if (p.key, decoding.sample) not in met]
+            sizes += [Question(p.text, "", "").characters + longest for p in missing for _ in range(2)]
+    if not sizes:
+        return True
+    expected = estimate(endpoint, sizes)
+    room.say(f"judge: {endpoint.model} at {endpoint.url}: {expected}")
+    if room.agree(endpoint, expected):
+        return True
+    name = study.spec.name
+    out.notices.append(f"{endpoint.model} was not asked ({expected}); to have it judge: orchestrate judge {name}")
+    room.say(f"judge: {out.notices[-1]}")
+    return False
+
+
+def _ask(
+    study: StudyReader, endpoint: Endpoint, key: str | None, matches: Sequence[Match], room: Room, out: Judged
+) -> Mapping[str, Any]:
+    """Ask what is open; what is known in the end, also when interrupted: verdicts so far are worth telling."""
+    questions = to_ask(matches)
+    client = Client(endpoint, key, first_wait=room.first_wait)
+    try:
+        with Kept(place_of_votes(study.folder.path / JUDGE_FOLDER, endpoint)) as kept:
+            asking = Asking(endpoint, client, kept)
+
+            def tell(done: int, count: int) -> None:
+                room.stage(f"judge: {endpoint.model} has answered {done} of {count} questions")
+
+            asking.ask_all(questions, tell, lambda: room.interrupt.asked)
+            known = dict(kept.values)
+    finally:
+        client.close()
+    out.open = sum(question.key not in known for question in questions)
+    cut = sum(known[q.key]["failure"] == "cut_off" for q in questions if q.key in known)
+    if cut:
+        out.notices.append(f"{cut} answers ended before their verdict: raise judge.endpoint.max_tokens")
+    if out.open:
+        why = asking.trouble or "every try failed"
+        out.notices.append(f"{out.open} questions to {endpoint.model} are still open ({why}); run it again to ask them")
+    return known
+
+
+def _conclude(
+    out: Judged,
+    study: StudyReader,
+    kind: JudgeKind,
+    by: str,
+    matches: Mapping[int, Sequence[Match]],
+    opinion: Callable[[Sequence[Match]], Opinion | None],
+) -> None:
+    """Verdicts on the greedy answers and on the sampled ones, each kept in the study."""
+    parts: tuple[tuple[HowDecoded, bool], ...] = (("greedy", True), ("sampled", False))
+    for decoding, greedy in parts:
+        chosen = {n: [m for m in each if (m.sample is None) == greedy] for n, each in matches.items()}
+        judged = {n: (each, said) for n, each in chosen.items() if each and (said := opinion(each)) is not None}
+        for verdict in conclude(kind, by, decoding, judged):
+            study.keep_judged(verdict.trial, verdict.key, verdict.model_dump_json())
+            out.verdicts.append(verdict)

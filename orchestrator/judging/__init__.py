@@ -1,0 +1,1 @@
+"""Judging answers: whom to ask and how, and what the preferences come to."""

@@ -1,0 +1,239 @@
+"""One question to an OpenAI-compatible endpoint, asked again where no answer came. The key is sent and never told."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.errors import ExitCode, OrchestrateError
+from orchestrator.judging.question import Question, understand
+from orchestrator.judging.rates import Vote
+from orchestrator.spec.judge import Endpoint
+
+if TYPE_CHECKING:
+    import httpx2
+
+CHARACTERS_PER_TOKEN = 4
+"""About, where an endpoint does not count tokens for us."""
+LARGEST = 1_000_000
+"""Bytes of an answer; a verdict is some hundred."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+"""Seconds before the second try; doubled for each further one."""
+_MALFORMED_TRIES = 3
+_SAID = 300
+
+Failure = Literal[
+    "rate_limited", "server_error", "timed_out", "unreachable", "malformed", "refused", "cut_off", "rejected"
+]
+_PASSING: frozenset[str] = frozenset({"rate_limited", "server_error", "timed_out", "unreachable"})
+"""No answer: tried again; the question stays open when all tries are spent."""
+REJECTED = "rejected"
+"""The endpoint does not take this very request (too long, say): not tried again, open until the next run."""
+
+
+class EndpointRefused(OrchestrateError):
+    """The endpoint will not serve us at all: the key, the model or the address is wrong."""
+
+    code = ExitCode.REFUSED
+
+
+@dataclass(slots=True)
+class Reply:
+    """What came of a question. Neither vote nor failure: it was given up and is still open."""
+
+    vote: Vote | None = None
+    failure: Failure | None = None
+    tries: Counter[str] = field(default_factory=Counter[str])
+    """Calls without a verdict, by what happened."""
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    said: str = ""
+
+    @property
+    def open(self) -> bool:
+        """Whether it has to be asked again another time."""
+        return self.vote is None and self.failure is None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the disk."""
+        return {
+            "vote": self.vote,
+            "failure": self.failure,
+            "tries": dict(self.tries),
+            "calls": self.calls,
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": self.completion_tokens,
+            "said": self.said,
+        }
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Reply:
+        """As it was kept."""
+        fields: dict[str, Any] = {**told, "tries": Counter[str](told["tries"])}
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """One call that was answered with 200."""
+
+    meaning: Vote | Failure
+    prompt_tokens: int
+    completion_tokens: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """One call that was not. `wait`: the seconds that the endpoint asks for."""
+
+    kind: Failure
+    wait: float | None = None
+
+
+class Client:
+    """Asks; safe to use from several threads. `stop` cuts the waits between tries short."""
+
+    def __init__(self, config: Endpoint, key: str | None, *, first_wait: float = FIRST_WAIT) -> None:
+        import httpx2
+
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._config, self._first_wait = config, first_wait
+        # No redirects: they could carry the key elsewhere.
+        self._http = httpx2.Client(timeout=config.timeout, headers=headers, follow_redirects=False)
+        self._stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Begin no further try."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._http.close()
+
+    def ask(self, question: Question) -> Reply:
+        """Ask until there is an answer or all tries are spent; EndpointRefused where asking is no use."""
+        reply = Reply()
+        while True:
+            reply.calls += 1
+            came = self._once(question)
+            if isinstance(came, _Said):
+                reply.prompt_tokens += came.prompt_tokens or question.characters // CHARACTERS_PER_TOKEN
+                reply.completion_tokens += came.completion_tokens or 1 + len(came.text) // CHARACTERS_PER_TOKEN
+                reply.said = came.text[:_SAID]
+                if came.meaning in ("first", "second", "tie"):
+                    reply.vote = came.meaning
+                    return reply
+                came = _Failed(came.meaning)
+            reply.tries[came.kind] += 1
+            if came.kind == REJECTED:
+                return reply
+            if came.kind not in _PASSING and (came.kind != "malformed" or reply.tries["malformed"] >= _MALFORMED_TRIES):
+                reply.failure = came.kind
+                return reply
+            if reply.calls > self._config.retries and came.kind in _PASSING:
+                return reply
+            if self._stopping.wait(self._wait(reply, came)):
+                return reply
+
+    def _wait(self, reply: Reply, came: _Failed) -> float:
+        if came.kind == "malformed":
+            return 0.0
+        doubled = min(LONGEST_WAIT, self._first_wait * 2 ** (reply.calls - 1)) * random.uniform(0.75, 1.25)
+        return max(doubled, min(came.wait or 0.0, LONGEST_WAIT))
+
+    def _once(self, question: Question) -> _Said | _Failed:
+        import httpx2
+
+        config = self._config
+        body: dict[str, Any] = {"model": config.model, "messages": question.messages(), "max_tokens": config.max_tokens}
+        if config.temperature is not None:
+            body["temperature"] = config.temperature
+        try:
+            with self._http.stream("POST", f"{config.url}/chat/completions", json=body) as response:
+                data = _read(response, time.monotonic() + config.timeout)
+                if data is None:
+                    return _Failed("timed_out")
+                return _meaning(response, data, config)
+        except httpx2.TimeoutException:
+            return _Failed("timed_out")
+        except (httpx2.TransportError, httpx2.DecodingError):  # their words may hold the address
+            return _Failed("unreachable")
+
+
+def _read(response: httpx2.Response, deadline: float) -> bytes | None:
+    """The body up to LARGEST; None where it does not end in time, however slowly it drips."""
+    data = b""
+    for chunk in response.iter_bytes():
+        data += chunk
+        if time.monotonic() > deadline:
+            return None
+        if len(data) > LARGEST:
+            break
+    return data
+
+
+def _meaning(response: httpx2.Response, data: bytes, config: Endpoint) -> _Said | _Failed:
+    status = response.status_code
+    if status == 429:
+        return _Failed("rate_limited", _retry_after(response.headers.get("Retry-After", "")))
+    if status >= 500 or status == 408:
+        return _Failed("server_error", _retry_after(response.headers.get("Retry-After", "")))
+    if status in (400, 422) and any(word in data.lower() for word in (b"content_filter", b"content_policy")):
+        return _Failed("refused")
+    if status in (400, 413, 422):
+        return _Failed(REJECTED)
+    if status != 200:
+        raise EndpointRefused(f"the judge's endpoint answered {status}{_hint(status, config)}")
+    return _completion(data)
+
+
+def _hint(status: int, config: Endpoint) -> str:
+    if status in (401, 403):
+        named = f"the key in {config.api_key_env}" if config.api_key_env else "it wants a key: give api_key_env"
+        return f": {named}" + (" is not accepted" if config.api_key_env else "")
+    if status == 404:
+        return f": neither {config.url}/chat/completions nor the model {config.model} may be there"
+    return ""
+
+
+def _completion(data: bytes) -> _Said | _Failed:
+    """What the body says; malformed where it is no chat completion."""
+    try:
+        told: Any = json.loads(data)
+        choice: Any = told["choices"][0]
+        message: Any = choice["message"]
+        text, refusal = message.get("content") or "", message.get("refusal") or ""
+        if not isinstance(text, str) or not isinstance(refusal, str):
+            return _Failed("malformed")
+        used: Any = told.get("usage") or {}
+        return _Said(
+            understand(text, str(choice.get("finish_reason") or ""), refusal),
+            _count(used.get("prompt_tokens")),
+            _count(used.get("completion_tokens")),
+            text or refusal,
+        )
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+        return _Failed("malformed")
+
+
+def _count(value: object) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
+
+
+def _retry_after(text: str) -> float | None:
+    """Seconds, given as a number or as a date."""
+    if re.fullmatch(r"\d+(\.\d+)?", text):
+        return float(text)
+    try:
+        return max(0.0, parsedate_to_datetime(text).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None

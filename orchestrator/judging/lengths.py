@@ -1,0 +1,136 @@
+"""The length-controlled win rate of AlpacaEval 2: what the win rate would be if both answers were as long.
+
+Source: Dubois, Galambosi, Liang, Hashimoto, "Length-Controlled AlpacaEval", 2024, and `length_controlled_v1` in
+alpaca_eval's `metrics/glm_winrate.py`. As there: a logistic regression without intercept of the preference (0 to 1) on
+
+- the model's term, 1 in every row;
+- tanh of the difference in characters of the two answers, divided by its standard deviation (of the sample, n - 1);
+- the prompt's difficulty, where it is known;
+
+with an L1 penalty whose strength (ten values, 1e-4 to 1e4) is the best by log loss in five folds of prompts, fitted by
+liblinear. The rate is the mean prediction over the prompts with the length's term put to 0.
+
+What differs, because AlpacaEval's own files are about its 805 prompts and one baseline: difficulty is not looked up but
+estimated from how the *other* judged trials fare on the prompt, smoothed log-odds, and only where there are at least
+three of them; and no rows of the baseline told to be verbose or concise are added (weight 0.2 there). The interval is
+ours: the fit, at the strength found, over draws of the prompts with replacement.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from orchestrator.judging.verdict import Rate
+
+Column = NDArray[np.float64]
+
+FOLDS = 5
+STRENGTHS = tuple(float(c) for c in np.logspace(-4, 4, 10))
+RESAMPLES = 300
+LEAST_OTHERS = 3
+"""Judged trials beside the one in question, for the prompts' difficulty."""
+_SEED = 0
+_TAIL = 2.5
+_EDGE = 1e-6
+"""Preferences of 0 and 1 are this far inside: a class without any weight cannot be fitted."""
+
+
+def length_controlled(
+    preferences: Column, ours: Column, theirs: Column, prompts: Sequence[str], difficulty: Column | None = None
+) -> Rate | None:
+    """The length-controlled win rate, see above; None with fewer prompts than folds.
+
+    All are of the same pairs of answers: `ours` and `theirs` their characters, `prompts` which ones are of one prompt.
+    """
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    groups, count = np.array([places[prompt] for prompt in prompts], dtype=np.int64), len(places)
+    if count < FOLDS:
+        return None
+    gaps = theirs - ours
+    spread = float(gaps.std(ddof=1))
+    length = np.tanh(gaps / spread) if spread > 0 else np.zeros_like(gaps)
+    terms = [length, np.ones_like(gaps)] + ([] if difficulty is None else [difficulty])
+    design = np.stack(terms, axis=1)
+    level = design.copy()
+    level[:, 0] = 0.0
+    strength = best_strength(design, preferences, groups)
+    value = _mean(level, fit(design, preferences, np.ones_like(gaps), strength), np.ones_like(gaps))
+    rng = np.random.default_rng(_SEED)
+    drawn: list[float] = []
+    for _ in range(RESAMPLES):
+        weights = rng.multinomial(count, np.full(count, 1 / count))[groups].astype(np.float64)
+        drawn.append(_mean(level, fit(design, preferences, weights, strength), weights))
+    low, high = (float(end) for end in np.percentile(drawn, [_TAIL, 100 - _TAIL]))
+    return Rate(value=value, low=min(low, value), high=max(high, value))
+
+
+def best_strength(design: Column, preferences: Column, groups: NDArray[Any]) -> float:
+    """The penalty's inverse with the least log loss on prompts that were not fitted."""
+    from sklearn.model_selection import GroupKFold
+
+    folds = list(GroupKFold(n_splits=FOLDS).split(design, groups=groups))
+    losses = [
+        np.mean(
+            [
+                _log_loss(preferences[held], _logistic(design[held] @ _fit_on(design, preferences, rest, strength)))
+                for rest, held in folds
+            ]
+        )
+        for strength in STRENGTHS
+    ]
+    return STRENGTHS[int(np.argmin(losses))]
+
+
+def _fit_on(design: Column, preferences: Column, rows: NDArray[Any], strength: float) -> Column:
+    return fit(design[rows], preferences[rows], np.ones(len(rows)), strength)
+
+
+def fit(design: Column, preferences: Column, weights: Column, strength: float) -> Column:
+    """Coefficients. A preference of 0.7 is a row that won with weight 0.7 and one that lost with 0.3."""
+    from sklearn import config_context
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    inside = np.clip(preferences, _EDGE, 1 - _EDGE)
+    model = LogisticRegression(
+        l1_ratio=1.0, C=strength, solver="liblinear", fit_intercept=False, tol=1e-6, max_iter=1000, random_state=123
+    )
+    rows, won = np.concatenate([design, design]), np.repeat([1, 0], len(design))
+    with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
+        # Where one term tells wins from losses, the weakest penalties let it grow on and on: a rate of 1 all the same.
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        model.fit(rows, won, sample_weight=np.concatenate([inside * weights, (1 - inside) * weights]))
+    return np.asarray(model.coef_[0], dtype=np.float64)
+
+
+def difficulty(others: Sequence[Sequence[tuple[str, float]]], prompts: Sequence[str]) -> Column | None:
+    """How trials other than the one in question fare on each prompt, as log-odds with one win and one loss added; None
+    where there are too few of them. `others`: of each, prompts with preferences.
+    """
+    if len(others) < LEAST_OTHERS:
+        return None
+    won: dict[str, float] = {}
+    count: dict[str, int] = {}
+    for told in others:
+        for prompt, preference in told:
+            won[prompt] = won.get(prompt, 0.0) + preference
+            count[prompt] = count.get(prompt, 0) + 1
+    return np.array([np.log((won.get(p, 0.0) + 1) / (count.get(p, 0) - won.get(p, 0.0) + 1)) for p in prompts])
+
+
+def _mean(level: Column, coefficients: Column, weights: Column) -> float:
+    return float(np.average(_logistic(level @ coefficients), weights=weights))
+
+
+def _logistic(x: Column) -> Column:
+    return np.exp(-np.logaddexp(0.0, -x))
+
+
+def _log_loss(truth: Column, told: Column) -> float:
+    inside = np.clip(told, 1e-15, 1 - 1e-15)
+    return -float(np.mean(truth * np.log(inside) + (1 - truth) * np.log(1 - inside)))

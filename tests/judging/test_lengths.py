@@ -1,0 +1,120 @@
+"""The length-controlled win rate against a computation of its own: the same objective, minimised by scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.special import expit
+from sklearn.model_selection import GroupKFold
+
+from orchestrator.judging.lengths import difficulty, length_controlled
+
+Column = NDArray[np.float64]
+
+
+def data(
+    seed: int, rows: int = 120, model: float = 0.4, length: float = 1.2
+) -> tuple[Column, Column, Column, list[str]]:
+    """Preferences of a judge that likes the model a little and length much; the model's answers are longer."""
+    rng = np.random.default_rng(seed)
+    theirs = rng.integers(80, 400, rows).astype(float)
+    ours = theirs + rng.normal(60, 90, rows).round()
+    gaps = theirs - ours
+    votes = rng.random((rows, 2)) < expit(model - length * np.tanh(gaps / gaps.std(ddof=1)))[:, None]
+    return votes.mean(axis=1), ours, theirs, [f"p{i}" for i in range(rows)]
+
+
+def lasso(design: Column, wanted: Column, strength: float) -> Column:
+    """min |w|_1 + C * sum of soft log losses; w as a difference of two that are not negative."""
+    width = design.shape[1]
+
+    def loss(parts: Column) -> tuple[float, Column]:
+        at = design @ (parts[:width] - parts[width:])
+        soft = np.sum(np.logaddexp(0, at) - wanted * at)
+        slope = design.T @ (expit(at) - wanted)
+        return float(parts.sum() + strength * soft), np.concatenate([1 + strength * slope, 1 - strength * slope])
+
+    tight = {"maxiter": 20_000, "maxfun": 200_000, "ftol": 1e-15, "gtol": 1e-10}
+    found = minimize(
+        loss, np.zeros(2 * width), jac=True, method="L-BFGS-B", bounds=[(0, None)] * 2 * width, options=tight
+    )
+    return found.x[:width] - found.x[width:]
+
+
+def independent(wanted: Column, ours: Column, theirs: Column, hard: Column | None = None) -> float:
+    gaps = theirs - ours
+    columns = [np.tanh(gaps / gaps.std(ddof=1)), np.ones(len(gaps)), *([] if hard is None else [hard])]
+    design = np.stack(columns, axis=1)
+
+    def held_out_loss(strength: float) -> float:
+        losses: list[float] = []
+        for rest, held in GroupKFold(5).split(design, groups=np.arange(len(gaps))):
+            at = design[held] @ lasso(design[rest], wanted[rest], strength)
+            losses.append(float(np.mean(np.logaddexp(0, at) - wanted[held] * at)))
+        return float(np.mean(losses))
+
+    strengths = np.logspace(-4, 4, 10)
+    best = strengths[int(np.argmin([held_out_loss(c) for c in strengths]))]
+    weights = lasso(design, wanted, best)
+    design[:, 0] = 0
+    return float(expit(design @ weights).mean())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_it_is_what_another_solver_finds(seed: int) -> None:
+    wanted, ours, theirs, prompts = data(seed)
+    found = length_controlled(wanted, ours, theirs, prompts)
+    assert found is not None
+    assert found.value == pytest.approx(independent(wanted, ours, theirs), abs=2e-3)
+    assert found.low < found.value < found.high
+
+
+def test_it_takes_the_length_out() -> None:
+    wanted, ours, theirs, prompts = data(3, rows=400)
+    found = length_controlled(wanted, ours, theirs, prompts)
+    assert found is not None
+    assert wanted.mean() > 0.68, "the judge likes length, and the model writes more"
+    assert found.low < expit(0.4) < found.high, "what the data were made with"
+    assert found.value < wanted.mean() - 0.05
+
+
+def test_with_the_prompts_difficulty() -> None:
+    wanted, ours, theirs, prompts = data(5)
+    rng = np.random.default_rng(0)
+    others = [[(p, float(rng.random() < 0.5)) for p in prompts] for _ in range(3)]
+    hard = difficulty(others, prompts)
+    assert hard is not None
+    assert difficulty(others[:2], prompts) is None
+    won = sum(told[0][1] for told in others)
+    assert hard[0] == pytest.approx(np.log((won + 1) / (3 - won + 1)))
+    found = length_controlled(wanted, ours, theirs, prompts, hard)
+    assert found is not None
+    assert found.value == pytest.approx(independent(wanted, ours, theirs, hard), abs=2e-3)
+
+
+def test_the_edges() -> None:
+    five = [f"p{i}" for i in range(5)]
+    ones, same = np.ones(5), np.full(5, 10.0)
+    assert length_controlled(ones[:4], same[:4], same[:4], five[:4]) is None, "fewer prompts than folds"
+    all_won = length_controlled(ones, same, same, five)
+    assert all_won is not None
+    assert all_won.value > 0.95
+    all_lost = length_controlled(0 * ones, same, same + np.arange(5), five)
+    assert all_lost is not None
+    assert all_lost.value < 0.05
+    tied = length_controlled(ones / 2, same, same, five)
+    assert tied is not None
+    assert (tied.low, tied.value, tied.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-3)
+
+
+def test_samples_of_a_prompt_stay_together() -> None:
+    wanted, ours, theirs, prompts = data(7, rows=60)
+    doubled = [np.concatenate([c, c]) for c in (wanted, ours, theirs)]
+    once = length_controlled(wanted, ours, theirs, prompts)
+    often = length_controlled(doubled[0], doubled[1], doubled[2], prompts * 2)
+    assert once is not None
+    assert often is not None
+    assert often.value == pytest.approx(once.value, abs=0.05)
+    assert often.high - often.low > 0.8 * (once.high - once.low), "the same answers twice say no more"

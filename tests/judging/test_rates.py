@@ -1,0 +1,87 @@
+"""Win rates: what must hold of any votes, and Wilson's interval against a count of coins."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from orchestrator.judging.rates import BothOrders, Vote, first_position, wilson, win_rate
+
+VOTES: st.SearchStrategy[Vote] = st.sampled_from(["first", "second", "tie"])
+BOTH = st.builds(BothOrders, VOTES | st.none(), VOTES | st.none())
+PREFERENCES = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])), max_size=40)
+SWAPPED: dict[Vote | None, Vote | None] = {"first": "second", "second": "first", "tie": "tie", None: None}
+
+
+@given(BOTH)
+def test_the_answers_exchanged_exchange_the_preference(both: BothOrders) -> None:
+    # The same judge with both models exchanged saw ours second where it saw it first: the same two votes, exchanged.
+    exchanged = BothOrders(both.ours_second, both.ours_first)
+    if both.preference is None:
+        assert exchanged.preference is None
+        assert None in (both.ours_first, both.ours_second)
+    else:
+        assert exchanged.preference == pytest.approx(1 - both.preference)
+        assert both.agree == exchanged.agree
+
+
+@given(VOTES)
+def test_a_judge_that_only_sees_places_prefers_nobody(vote: Vote) -> None:
+    both = BothOrders(vote, vote)
+    assert both.preference == 0.5
+    assert both.agree is (vote == "tie")
+
+
+@given(PREFERENCES)
+def test_a_win_rate_is_a_share_inside_its_interval_and_mirrors(preferences: list[tuple[str, float]]) -> None:
+    rate = win_rate(preferences)
+    if not preferences:
+        assert rate is None
+        return
+    assert rate is not None
+    assert 0 <= rate.low <= rate.value <= rate.high <= 1
+    mirrored = win_rate([(prompt, 1 - preference) for prompt, preference in preferences])
+    assert mirrored is not None
+    assert mirrored.value == pytest.approx(1 - rate.value)
+    assert mirrored.low == pytest.approx(1 - rate.high)
+    assert win_rate(preferences[::-1]) == rate
+
+
+@given(PREFERENCES.filter(bool), st.integers(2, 4))
+def test_more_samples_of_the_same_prompts_are_no_more_prompts(given_: list[tuple[str, float]], times: int) -> None:
+    once, often = win_rate(given_), win_rate(given_ * times)
+    assert once is not None
+    assert often is not None
+    assert (often.value, often.low, often.high) == pytest.approx((once.value, once.low, once.high))
+
+
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_wilson_is_scipys(counted: tuple[int, int]) -> None:
+    wins, count = counted
+    known = binomtest(wins, count).proportion_ci(method="wilson")
+    found = wilson(wins / count, count)
+    assert (found.low, found.high) == pytest.approx((known.low, known.high), abs=1e-6)
+
+
+def test_no_share_is_refused() -> None:
+    for share, count in ((0.5, 0), (1.2, 3), (math.nan, 3)):
+        with pytest.raises(ValueError, match="no share"):
+            wilson(share, count)
+
+
+@given(st.lists(BOTH, max_size=30))
+def test_the_first_position(votes: list[BothOrders]) -> None:
+    first, agree = first_position(votes)
+    decided = [v for both in votes for v in (both.ours_first, both.ours_second) if v in ("first", "second")]
+    assert (first is None) == (not decided)
+    if first is not None:
+        assert first.value == pytest.approx(decided.count("first") / len(decided))
+    swapped = [BothOrders(SWAPPED[b.ours_first], SWAPPED[b.ours_second]) for b in votes]
+    other, same = first_position(swapped)
+    assert same == agree
+    if first is not None and other is not None:
+        assert other.value == pytest.approx(1 - first.value)

@@ -1,0 +1,101 @@
+"""`judge:` in a sweep's file: what it takes, what it refuses, and that it is no part of the sweep's identity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from orchestrator.errors import SpecError
+from orchestrator.spec.document import parse
+from orchestrator.spec.dump import dump, spec_hash
+from orchestrator.spec.judge import JudgeConfig, RewardModel
+from orchestrator.spec.load import loads
+from orchestrator.spec.schema import schema
+
+HEAD = "name: a\nbase: {model: m, data: {train: {generated: instructions}}}\n"
+WHOLE = """judge:
+  top: 2
+  prompts: 64
+  samples: 3
+  temperature: 0.9
+  reward_model: org/reward
+  endpoint: {url: 'https://api.example.org/v1/', model: big, api_key_env: MY_KEY, prompt_price: 2, completion_price: 8}
+"""
+
+
+def test_what_it_takes(tmp_path: Path) -> None:
+    plain, told = loads(HEAD, tmp_path), loads(HEAD + WHOLE, tmp_path)
+    assert plain.judge is None
+    judge = told.judge
+    assert judge is not None
+    assert judge.reward_model == RewardModel(name_or_path="org/reward")
+    assert judge.endpoint is not None
+    assert (judge.endpoint.url, judge.endpoint.prompt_price) == ("https://api.example.org/v1", 2.0)
+    assert loads(dump(told), tmp_path).judge == judge
+    assert "judge" not in dump(plain)
+    assert spec_hash(plain) == spec_hash(told)
+    assert (plain.kept, told.kept) == (1, 2), "what is judged is kept"
+    assert loads(HEAD + "judge: {}", tmp_path).judge == JudgeConfig()
+    assert loads(HEAD + "judge: null", tmp_path).judge is None
+    assert loads(HEAD, tmp_path, ["judge.endpoint={url: 'http://localhost:1/v1', model: m}"]).judge is not None
+
+
+def test_a_reward_model_beside_the_file_is_found(tmp_path: Path) -> None:
+    (tmp_path / "reward").mkdir()
+    found = loads(HEAD + "judge: {reward_model: ./reward}", tmp_path).judge
+    assert found is not None
+    assert found.reward_model is not None
+    assert found.reward_model.name_or_path == str(tmp_path / "reward")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("judge: {topp: 3}", "judge.topp: unknown key (did you mean top_p?)"),
+        ("judge: {top: 0}", "judge.top: must be at least 1"),
+        ("judge: {top_p: 0.0}", "judge.top_p: must be greater than 0"),
+        ("judge: {reward_model: ./nowhere}", "there is no ./nowhere"),
+        ("judge: {reward_model: {name_or_path: m, dtype: int8}}", "must be one of float32, bfloat16"),
+        ("judge: {endpoint: {url: 'ftp://x/v1', model: m}}", "must be an http:// or https:// address"),
+        ("judge: {endpoint: {url: 'https://me:secret@x/v1', model: m}}", "must hold no user, password or query"),
+        ("judge: {endpoint: {url: 'https://x/v1?key=1', model: m}}", "must hold no user, password or query"),
+        ("judge: {endpoint: {url: 'https://x/v1'}}", "judge.endpoint.model: is required"),
+        ("judge: {endpoint: {url: 'https://x', model: m, api_key_env: sk-123}}", "judge.endpoint.api_key_env"),
+        ("judge: {endpoint: {url: 'https://x', model: m, prompt_price: 1}}", "give both prompt_price and completion"),
+        ("judge: {endpoint: {url: 'https://x', model: m, max_cost: 1}}", "max_cost needs prompt_price"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        loads(HEAD + text, tmp_path)
+    assert words in str(refused.value)
+    assert "sweep.yaml:3" in str(refused.value)
+
+
+def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
+    with pytest.raises(SpecError) as refused:
+        loads(HEAD + "judge:\n  top: 0\n  samples: -1\n  endpoint: {model: m}\n", tmp_path)
+    assert [f.path for f in refused.value.findings] == ["judge.top", "judge.samples", "judge.endpoint.url"]
+
+
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        (WHOLE, True),
+        ("judge: null", True),
+        ("judge: {reward_model: {name_or_path: m, label: 1}}", True),
+        ("judge: {topp: 1}", False),
+        ("judge: {endpoint: {model: m}}", False),
+    ],
+)
+def test_the_json_schema(text: str, fits: bool) -> None:
+    validator = jsonschema.Draft202012Validator(schema())
+    assert validator.is_valid(_json(parse(HEAD + text, "f").value)) is fits
+
+
+def _json(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _json(inner) for key, inner in value.items()}
+    return [_json(inner) for inner in value] if isinstance(value, tuple) else value

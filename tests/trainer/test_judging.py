@@ -1,0 +1,173 @@
+"""Answers for a judge: greedy as everywhere, draws that belong to their prompt; and a reward model's scores."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import chisquare
+from small_trials import finish, trial
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+from trainer.data import prepare
+from trainer.errors import ModelError
+from trainer.evaluation.answers import answer_greedily, chosen_prompts
+from trainer.judging.answerer import Answerer
+from trainer.judging.prompts import Prompt, as_text, fixed_prompts
+from trainer.judging.reward import Dialogued, RewardScorer, reward_identity
+from trainer.judging.sampling import Decoding, GumbelNoise
+from trainer.models.identity import locate
+from trainer.models.live import load_model
+from trainer.run import Workshop
+
+GREEDY = Decoding(6)
+SAMPLED = Decoding(6, 0, 0.9, 0.95, 3)
+
+
+def silent() -> None:
+    """Nobody interrupts."""
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def prompts(cache: Path) -> tuple[list[Prompt], Any]:
+    config = trial()
+    return fixed_prompts(config.data, config.model, cache, 5)
+
+
+def texts(answerer: Answerer, prompts: list[Prompt], decoding: Decoding, budget: int = 1000) -> dict[str, str]:
+    out: dict[str, str] = {}
+    for batch in answerer.answers(prompts, decoding, budget=budget, pause=silent):
+        out |= {key: written.text for key, written in batch.items()}
+    return out
+
+
+def test_the_prompts_are_the_held_out_ones_in_words(cache: Path, prompts: tuple[list[Prompt], Any]) -> None:
+    found, tokenizer = prompts
+    config = trial()
+    pairs = prepare(config.data, config.model, cache).eval
+    assert [list(p.ids) for p in found] == [pairs.pair(i).prompt.tolist() for i in chosen_prompts(pairs, 5)]
+    assert len({p.key for p in found}) == 5
+    for prompt in found:
+        assert prompt.messages == [{"role": "user", "content": prompt.text}]
+        assert prompt.text in tokenizer.decode(list(prompt.ids))
+        assert prompt.expected
+    assert as_text([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]) == "System: s\n\nUser: u"
+
+
+def test_greedy_is_what_the_evaluation_answers(cache: Path, prompts: tuple[list[Prompt], Any]) -> None:
+    found, tokenizer = prompts
+    config = trial()
+    answerer = Answerer.open(config, None, tokenizer, cache)
+    pairs = prepare(config.data, config.model, cache).eval
+    model = load_model(config.model, locate(config.model, cache), torch.device("cpu"))
+    chosen = chosen_prompts(pairs, 5)
+    known = answer_greedily(model, tokenizer, pairs, chosen, max_new_tokens=6, budget=1000, pause=silent)
+    assert [texts(answerer, found, GREEDY)[p.key] for p in found] == [answer.answer for answer in known]
+
+
+def test_a_draw_belongs_to_its_prompt_however_it_is_batched(cache: Path, prompts: tuple[list[Prompt], Any]) -> None:
+    found, tokenizer = prompts
+    answerer = Answerer.open(trial(), None, tokenizer, cache)
+    together = texts(answerer, found, SAMPLED)
+    assert texts(answerer, found, SAMPLED, budget=1) == together
+    assert texts(answerer, found[2:], SAMPLED) == {p.key: together[p.key] for p in found[2:]}
+    assert texts(answerer, found, Decoding(6, 1, 0.9, 0.95, 3)) != together
+    assert texts(answerer, found, Decoding(6, 0, 0.9, 0.95, 4)) != together
+
+
+def test_a_trials_weights_answer_whole_or_as_adapters(
+    cache: Path, prompts: tuple[list[Prompt], Any], tmp_path: Path
+) -> None:
+    found, tokenizer = prompts
+    start = texts(Answerer.open(trial(), None, tokenizer, cache), found, GREEDY)
+    for name, more in (("full", {}), ("lora", {"lora": {"r": 4}})):
+        config = trial(training={"learning_rate": 5e-2}, **more)
+        finish(Workshop(cache).train(config, tmp_path / name))
+        weights = tmp_path / name / "model"
+        assert (weights / "adapter_config.json").exists() == (name == "lora")
+        assert texts(Answerer.open(config, weights, tokenizer, cache), found, GREEDY) != start
+
+
+def test_noise_draws_from_the_softmax() -> None:
+    scores = torch.tensor([2.0, 1.0, 0.0, -1.0]).log_softmax(0)
+    draws = 4000
+    noise = GumbelNoise(list(range(draws)))
+    drawn = noise(torch.zeros(draws, 1, dtype=torch.long), scores.expand(draws, 4))  # pyright: ignore[reportArgumentType]
+    counts = Counter(drawn.argmax(1).tolist())
+    expected = (scores.double().softmax(0) * draws).tolist()
+    assert chisquare([counts[i] for i in range(4)], expected).pvalue > 1e-3
+    assert not torch.equal(noise(None, scores.expand(draws, 4)), drawn)  # pyright: ignore[reportArgumentType]
+
+
+# --- the reward model ------------------------------------------------------------------------------------------------
+
+
+def reward_model(cache: Path, to: Path, outputs: int = 1) -> Path:
+    """A small random one, with the generated task's tokenizer."""
+    source = locate(trial().model, cache)
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    config = AutoConfig.from_pretrained(source, num_labels=outputs)
+    torch.manual_seed(outputs)
+    AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).save_pretrained(to)
+    tokenizer.save_pretrained(to)
+    return to
+
+
+DIALOGUES = [
+    Dialogued(f"k{i}", f"What is {i}?", [{"role": "user", "content": f"What is {i}?"}], "It is " + "so " * i)
+    for i in range(5)
+]
+
+
+def scores(scorer: RewardScorer, budget: int) -> dict[str, float]:
+    out: dict[str, float] = {}
+    for batch in scorer.scores(DIALOGUES, budget=budget, pause=silent):
+        out |= batch
+    return out
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_scores_are_the_models_own_whatever_the_batch(cache: Path, tmp_path: Path, template: bool) -> None:
+    place = reward_model(cache, tmp_path / "rm")
+    if not template:
+        (place / "chat_template.jinja").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    assert (tokenizer.chat_template is not None) == template
+    scorer = RewardScorer(str(place))
+    alone, together = scores(scorer, 1), scores(scorer, 10_000)
+    assert alone == pytest.approx(together, abs=1e-5)
+    model = AutoModelForSequenceClassification.from_pretrained(place).eval()
+    for dialogue in DIALOGUES:
+        if template:
+            whole = [*(dialogue.messages or []), {"role": "assistant", "content": dialogue.answer}]
+            ids = tokenizer(tokenizer.apply_chat_template(whole, tokenize=False), add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer(dialogue.text, dialogue.answer)["input_ids"]
+        with torch.no_grad():
+            own = model(input_ids=torch.tensor([ids])).logits[0, 0].item()
+        assert together[dialogue.key] == pytest.approx(own, abs=1e-5)
+    assert reward_identity(str(place), None).startswith("sha256:")
+
+
+def test_which_output_is_the_reward_must_be_clear(cache: Path, tmp_path: Path) -> None:
+    place = str(reward_model(cache, tmp_path / "rm", outputs=3))
+    with pytest.raises(ModelError, match="has 3 outputs: say with label"):
+        RewardScorer(place)
+    with pytest.raises(ModelError, match="the last one is label 2"):
+        RewardScorer(place, label=3)
+    assert scores(RewardScorer(place, label=0), 1000) != scores(RewardScorer(place, label=2), 1000)
+
+
+def test_a_language_model_is_no_reward_model(cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no reward model: it lacks score\.weight"):
+        RewardScorer(locate(trial().model, cache))
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        RewardScorer(str(tmp_path))

@@ -1,0 +1,89 @@
+"""One model that answers prompts: the start model, or a trial's final weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.config import ModelConfig, TrialConfig
+from trainer.errors import ModelError
+from trainer.evaluation.answers import end_tokens, generate
+from trainer.forward.layout import micro_batches
+from trainer.judging.prompts import Prompt
+from trainer.judging.sampling import Decoding
+from trainer.models.identity import locate
+from trainer.models.live import load_model
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An answer. `ended`: the model ended it, and not the limit of tokens."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class Answerer:
+    """A loaded model with its tokenizer, at rest."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, bf16: bool) -> None:
+        self._model, self._tokenizer, self._bf16 = model.eval(), tokenizer, bf16
+        self._ends = end_tokens(model, tokenizer)
+
+    @classmethod
+    def open(
+        cls,
+        config: TrialConfig,
+        weights: Path | None,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: Path,
+        *,
+        trust_remote_code: bool = False,
+    ) -> Answerer:
+        """The start model of this trial, or with `weights` (a trial's `model` folder) what it became.
+
+        ModelError where it cannot be loaded.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        adapters = weights is not None and (weights / "adapter_config.json").is_file()
+        wanted, place = config.model, locate(config.model, cache)
+        if weights is not None and not adapters:
+            wanted, place = ModelConfig(name_or_path=str(weights), dtype=config.model.dtype), str(weights)
+        model = load_model(wanted, place, device, trust_remote_code=trust_remote_code)
+        if adapters:
+            try:
+                adapted = PeftModel.from_pretrained(model, str(weights))  # pyright: ignore[reportCallIssue]
+            except (OSError, ValueError) as why:
+                raise ModelError(f"the adapters in {weights} cannot be loaded: {why}") from why
+            model = cast(PreTrainedModel, adapted)
+        return cls(model, tokenizer, bf16=config.training.bf16)
+
+    def answers(
+        self, prompts: Sequence[Prompt], decoding: Decoding, *, budget: int, pause: Callable[[], None]
+    ) -> Generator[dict[str, Written]]:
+        """Answers by the prompts' keys, a batch at a time, longest prompts first; `pause` is called between batches.
+
+        A batch has at most `budget` tokens, padding and answers included, and at least one prompt.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+        costs = [len(prompt.ids) + decoding.max_new_tokens for prompt in prompts]
+        longest = max(costs, default=0)
+        for batch in micro_batches([longest] * len(prompts), order, budget):
+            pause()
+            chosen = [prompts[i] for i in batch]
+            yield dict(zip((p.key for p in chosen), self._batch(chosen, decoding), strict=True))
+
+    def _batch(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Written]:
+        noise = decoding.processors([prompt.key for prompt in prompts])
+        with torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            made = generate(self._model, [p.ids for p in prompts], self._ends, decoding.max_new_tokens, noise)
+        texts = [cast(str, self._tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
+        limit = decoding.max_new_tokens
+        return [Written(text, len(tokens), len(tokens) < limit) for text, tokens in zip(texts, made, strict=True)]
