@@ -65,7 +65,7 @@ bench-gpu: install ## A step of an 8B model on one GPU, TRL's and this product's
 simulate: install ## What pruning saves and what the order of knowing costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning
 
-pictures: install ## The README's pictures, from the quickstart in runs/ (needs Chromium)
+pictures: install ## The README's pictures, from the quickstarts in runs/ (needs Chromium)
 	$(BIN)/python -m docs.make_pictures
 
 format: install-test ## Format the code

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from trainer.metrics import base_name
 
 RESAMPLES = 2000
 _SEED = 0
+_KEPT = 4000
+"""Draws of up to this many rows are kept: at most 64 MB."""
 _NOTHING = 1e-12
 """Below this a difference is the rounding of the sum, not a difference."""
 _MOST = 200_000
@@ -103,15 +106,24 @@ def certainty(frame: SweepFrame) -> Certainty | None:
 
 def resample(matrix: Column) -> Column:
     """Means of each column over RESAMPLES bootstrap draws of the rows, the same draws for all: [RESAMPLES, columns]."""
-    rng = np.random.default_rng(_SEED)
     rows = len(matrix)
-    out = np.empty((RESAMPLES, matrix.shape[1]))
+    drawn = _kept_draws(rows) if rows <= _KEPT else _draws(rows)
+    return np.concatenate([counts @ matrix for counts in drawn]) / rows
+
+
+def _draws(rows: int) -> Iterator[Column]:
+    """How often each row is drawn, RESAMPLES times, in blocks that fit into memory."""
+    rng = np.random.default_rng(_SEED)
     block = max(1, 2_000_000 // rows)
     for begin in range(0, RESAMPLES, block):
         size = min(block, RESAMPLES - begin)
-        counts = rng.multinomial(rows, np.full(rows, 1 / rows), size=size)
-        out[begin : begin + size] = counts @ matrix / rows
-    return out
+        yield rng.multinomial(rows, np.full(rows, 1 / rows), size=size).astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _kept_draws(rows: int) -> tuple[Column, ...]:
+    """A diagnosis compares many columns of the same rows: their draws are made once."""
+    return tuple(_draws(rows))
 
 
 def paired_difference(a: Column, b: Column) -> Difference:

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dashboards.blocks import Block, Fact, Facts, Panel, Table, Words
+from dashboards.blocks import Block, Fact, Facts, Findings, Panel, Table, Words
 from dashboards.compare import CHOSEN, EXACT, MARGIN, Comparison, Contender
 from dashboards.costs import costs
 from dashboards.diagnosis.diagnose import diagnose
@@ -53,16 +53,19 @@ def _ranking(found: Comparison) -> Panel:
         blocks += [Facts(tuple(facts)), Words(verdict(found), strong=True)]
     if found.warnings:
         blocks.append(Table(("what to know before believing it",), tuple((line,) for line in found.warnings)))
-    rows = tuple((*row(c, place), *more(c)) for place, c in enumerate(found.contenders, 1))
-    numeric = frozenset({0, 5, 6, *range(7, 7 + len(MORE))})
-    blocks.append(Table((*HEAD, *MORE), rows, numeric, marked=frozenset({0})))
-    bad = [
-        f"{c.frame.name}: {finding.title.lower()}. {finding.evidence}"
+    first_row = frozenset({0})
+    rows = tuple(row(c, place) for place, c in enumerate(found.contenders, 1))
+    blocks.append(Table(HEAD, rows, frozenset({0, 5, 6}), marked=first_row))
+    beside = tuple((c.frame.name, *more(c)) for c in found.contenders)
+    blocks.append(Table(("sweep", *MORE), beside, frozenset(range(1, 1 + len(MORE))), marked=first_row))
+    serious = tuple(
+        dataclasses.replace(finding, title=f"{c.frame.name}: {finding.title[:1].lower()}{finding.title[1:]}")
         for c in found.contenders
         for finding in diagnose(c.frame)
         if finding.level is Level.SERIOUS
-    ]
-    blocks += [Words(f"Serious, in {line}") for line in bad]
+    )
+    if serious:
+        blocks.append(Findings(serious))
     return Panel("ranking", "Who is first", "The best trial of each sweep.", blocks)
 
 

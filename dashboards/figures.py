@@ -25,7 +25,7 @@ ON_DARK = {
     PAPER: "#191d23",
 }
 """The same roles on a dark page; the page swaps them."""
-FAINT = "rgba(128,134,144,0.28)"
+FAINT = "rgba(128,134,144,0.45)"
 RANKS = (BLUE, VERMILION, GREEN, PINK, GOLD)
 """The best trials, in order."""
 ENDS = {

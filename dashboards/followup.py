@@ -5,12 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from textwrap import wrap
 from typing import Any
 
 from dashboards.certainty import Certainty
 from dashboards.diagnosis.finding import Finding, Level
-from dashboards.effects import diverged_from, tidy
+from dashboards.edges import diverged_from, tidy
 from dashboards.frame import brief, show
 from dashboards.insight import Insight
 from dashboards.nextaxis import Next, next_values
@@ -18,7 +17,6 @@ from dashboards.seeds import SEED
 from dashboards.sweep_frame import SweepFrame
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.dimensions import same
-from orchestrator.spec.dump import dump
 from orchestrator.spec.place import place
 from orchestrator.spec.samplers import GridSampler, RandomSampler
 from orchestrator.spec.space import Choice, Dimension, SearchSpace
@@ -31,7 +29,8 @@ _SEEDS = (1, 2, 3)
 _MOST_POINTS = 36
 _TRIALS = 24
 _CONFIRMED = 4
-_COLUMNS = 110
+_SAID = frozenset({"too_few_pairs", "answers_lost", "gain_not_clear", "varied_together"})
+"""Findings that no range of values answers: they are told at the top of the file."""
 
 
 class NothingLearned(OrchestrateError):
@@ -75,21 +74,8 @@ def follow_up(seen: Insight, taken: Container[str] = ()) -> FollowUp:
         why[SEED] = "the same again with other seeds: what chance alone does has not been measured yet"
         if zipped:
             why["zip"] = reason
-    head += [f"note: {f.title}. {f.next_step}" for f in seen.findings if f.rule in ("too_few_pairs", "answers_lost")]
+    head += [f"note: {f.title}. {f.next_step}" for f in seen.findings if f.rule in _SAID]
     return FollowUp(_spec(frame, name, base, SearchSpace(dimensions=dimensions, zipped=zipped)), why, tuple(head))
-
-
-def as_yaml(made: FollowUp) -> str:
-    """The sweep's file, each searched leaf under a comment that says why."""
-    head = [f"# {line}" for text in made.head for line in wrap(text, _COLUMNS)]
-    body: list[str] = []
-    inside = False
-    for line in dump(made.spec, brief=True).splitlines():
-        inside = line == "search:" or (inside and line.startswith("  "))
-        path = line.strip().split(":")[0] if inside and re.match(r"  \S", line) else ""
-        body += [f"  # {part}" for part in wrap(made.why.get(path, ""), _COLUMNS)] if path else []
-        body.append(line)
-    return "\n".join([*head, *body]) + "\n"
 
 
 def next_name(name: str, taken: Container[str]) -> str:

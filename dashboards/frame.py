@@ -43,12 +43,17 @@ class TrialView:
         return max(newest, self.record.step)
 
 
-def counts(records: Iterable[TrialRecord]) -> dict[TrialState, int]:
-    """How many trials are in each state."""
-    out = dict.fromkeys(TrialState, 0)
+def endings(records: Iterable[TrialRecord]) -> dict[str, int]:
+    """How many trials stand how, in words, only those that occur; diverged ones are told from pruned ones."""
+    out = dict.fromkeys([*(s.lower() for s in TrialState), "diverged"], 0)
     for record in records:
-        out[record.state] += 1
-    return out
+        out["diverged" if record.diverged else record.state.lower()] += 1
+    return {word: count for word, count in out.items() if count}
+
+
+def told(found: Mapping[str, int]) -> str:
+    """`9 complete, 1 pruned`."""
+    return ", ".join(f"{count} {word}" for word, count in found.items())
 
 
 def short_names(paths: Sequence[str]) -> dict[str, str]:

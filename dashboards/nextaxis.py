@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from dashboards.certainty import Difference, case_values, paired_difference
-from dashboards.effects import Edge, between, compared, diverged_from, edge, is_numeric, levels, tidy, told_apart
+from dashboards.edges import Edge, between, diverged_from, edge, tidy
+from dashboards.effects import compared, is_numeric, levels, told_apart
 from dashboards.frame import brief, show
 from dashboards.sweep_frame import SweepFrame, TrialCase
 from orchestrator.spec.space import Choice, Dimension, IntUniform, LogUniform, Uniform

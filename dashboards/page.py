@@ -23,11 +23,16 @@ from trainer.storage.durable import write_text
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def report_page(seen: Insight) -> str:
-    """The report of one sweep."""
+def panels_of(seen: Insight) -> list[Panel]:
+    """The panels that have something to show."""
+    return [panel for draw in PANELS if (panel := draw(seen)) is not None]
+
+
+def report_page(seen: Insight, panels: Sequence[Panel] | None = None) -> str:
+    """The report of one sweep. `panels`: its panels, where they are drawn already."""
     frame = seen.frame
-    panels = [panel for draw in PANELS if (panel := draw(seen)) is not None]
-    return page(panels, kind="sweep", title=frame.name, description=frame.description, state=frame.state, at=frame.at)
+    drawn = panels_of(seen) if panels is None else panels
+    return page(drawn, kind="sweep", title=frame.name, description=frame.description, state=frame.state, at=frame.at)
 
 
 def page(panels: Sequence[Panel], *, kind: str, title: str, description: str, state: str, at: float) -> str:
@@ -73,18 +78,17 @@ def plotly_js() -> tuple[str, str]:
     return code, base64.b64encode(gzip.compress(code.encode(), compresslevel=9, mtime=0)).decode()
 
 
-def write_report(seen: Insight, to: Path) -> Path:
+def write_report(seen: Insight, to: Path, panels: Sequence[Panel] | None = None) -> Path:
     """The report in this file, whole or not at all; StorageRefused where the disk does not take it."""
-    return write_page(to, report_page(seen))
+    return write_page(to, report_page(seen, panels))
 
 
-def write_figures(seen: Insight, to: Path) -> Path:
+def write_figures(seen: Insight, to: Path, panels: Sequence[Panel] | None = None) -> Path:
     """Each panel with charts as a page of its own in this folder, for places that show one file at a time."""
     frame = seen.frame
     to.mkdir(parents=True, exist_ok=True)
-    for draw in PANELS:
-        panel = draw(seen)
-        if panel is not None and any(isinstance(block, Charts) for block in panel.blocks):
+    for panel in panels_of(seen) if panels is None else panels:
+        if any(isinstance(block, Charts) for block in panel.blocks):
             title = f"{frame.name}: {panel.title}"
             text = page([panel], kind="sweep", title=title, description="", state=frame.state, at=frame.at)
             write_page(to / f"{panel.key}.html", text)

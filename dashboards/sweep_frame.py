@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from dashboards.frame import TrialView, show
@@ -96,7 +97,7 @@ class TrialCase:
         return total * self.config.training.pairs_per_update
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class SweepFrame:
     """A sweep, or several put side by side, at one moment."""
 
@@ -128,18 +129,18 @@ class SweepFrame:
     """Further goals, where there are several."""
     short: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    @property
+    @cached_property
     def ranked(self) -> list[TrialCase]:
         """Complete trials, best first."""
         by_number = {case.number: case for case in self.trials}
         return [by_number[r.number] for r in ranking([c.record for c in self.trials], self.goal, *self.also)]
 
-    @property
+    @cached_property
     def whole(self) -> list[TrialCase]:
         """Complete trials that began from the start model, best first: those whose result is that of their params."""
         return [case for case in self.ranked if case.record.fork is None]
 
-    @property
+    @cached_property
     def front(self) -> list[TrialCase]:
         """With several goals, the Pareto front; empty with one."""
         by_number = {case.number: case for case in self.trials}

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.frame import TrialView, short_names, show
+from dashboards.frame import TrialView, short_names, show, show_params
 from dashboards.sparks import bar, sparkline
 from orchestrator.engine.view import StepsOf
 from orchestrator.spec.sweep import Goal
@@ -27,7 +27,8 @@ _STYLE = {
 }
 MARGINS = "eval_margins/logp"
 ACCURACIES = "eval_accuracies/logp"
-_ROOMY = 108
+_REASON = 30
+"""Columns in which a reason can still be read."""
 
 
 def state_text(view: TrialView) -> Text:
@@ -50,13 +51,16 @@ def trial_table(
 
     `steps`: updates by params. Sparklines are as wide as there is room for, down to none.
     """
-    if width >= _ROOMY:
-        return _table(views, paths, goal, steps, roomy=True, spark=12)
-    table = next(
-        made
-        for spark in (10, 6, 0)
-        if _fits(made := _table(views, paths, goal, steps, roomy=False, spark=spark), width) or not spark
-    )
+    reason = max((len(_remark(view, False)) for view in views), default=0)
+    roomy = _table(views, paths, goal, steps, roomy=True, spark=12)
+    if _measured(roomy).maximum - max(0, reason - _REASON) <= width:
+        return roomy
+    tried = (_table(views, paths, goal, steps, roomy=False, spark=spark, tight=spark < 6) for spark in (10, 6, 3, 0))
+    table = next((made for made in tried if _measured(made).maximum <= width), None)
+    if table is None:
+        table = _folded(views, paths, goal, steps, progress=True)
+        if _measured(table).minimum > width:
+            table = _folded(views, paths, goal, steps, progress=False)
     reasons = [v.record for v in views if v.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
@@ -65,23 +69,32 @@ def trial_table(
     return Group(table, *lines)
 
 
-def _fits(table: Table, width: int) -> bool:
+def _measured(table: Table) -> Measurement:
     console = Console(width=1000)
-    return Measurement.get(console, console.options, table).maximum <= width
+    return Measurement.get(console, console.options, table)
 
 
 def _table(
-    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, steps: StepsOf | None, *, roomy: bool, spark: int
+    views: Sequence[TrialView],
+    paths: Sequence[str],
+    goal: Goal,
+    steps: StepsOf | None,
+    *,
+    roomy: bool,
+    spark: int,
+    tight: bool = False,
 ) -> Table:
+    """`tight`: names are broken over lines and columns stand closer; a value is never cut."""
     short = short_names(paths)
     best = next(iter(ranking([v.record for v in views], goal)), None)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0) if tight else (0, 1))
     table.add_column("trial", justify="right", no_wrap=True)
     table.add_column("state", no_wrap=True)
     for path in paths:
-        table.add_column(short[path], justify="right", no_wrap=True)
+        table.add_column(_broken(short[path]) if tight else short[path], justify="right", no_wrap=True)
     table.add_column("step" if not roomy else "progress", no_wrap=True)
-    table.add_column(goal.metric.removeprefix("eval_") if not roomy else goal.metric, justify="right", no_wrap=True)
+    metric = goal.metric if roomy else goal.metric.removeprefix("eval_")
+    table.add_column(_broken(metric) if tight else metric, justify="right", no_wrap=True)
     if spark:
         table.add_column("margin" if roomy else "marg.", no_wrap=True)
         table.add_column("accuracy" if roomy else "acc.", no_wrap=True)
@@ -99,6 +112,33 @@ def _table(
         if roomy:
             row += [Text(_remark(view, first))]
         table.add_row(*row)
+    return table
+
+
+def _broken(name: str) -> str:
+    """A name over several lines: learning_rate is two short words."""
+    return name.replace("_", "_\n").replace("/", "/\n").replace(".", ".\n")
+
+
+def _folded(
+    views: Sequence[TrialView], paths: Sequence[str], goal: Goal, steps: StepsOf | None, *, progress: bool
+) -> Table:
+    """For more leaves than there is room for: all of them in one column, over as many lines as they need."""
+    best = next(iter(ranking([v.record for v in views], goal)), None)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0))
+    metric = _broken(goal.metric.removeprefix("eval_"))
+    for name in ("trial", "state", "configuration", *(["step"] if progress else []), metric):
+        table.add_column(name, no_wrap=name != "configuration", overflow="fold")
+    for view in views:
+        first = best is not None and best is view.record
+        of = None if steps is None else steps(view.record.params)
+        table.add_row(
+            Text(f"★ {view.record.number}" if first else str(view.record.number)),
+            state_text(view),
+            Text(show_params(view.record.params, paths)),
+            *([_progress(view, of, roomy=False)] if progress else []),
+            _goal_cell(view, goal, first),
+        )
     return table
 
 

@@ -1,91 +1,125 @@
-"""Make the README's pictures from the quickstart in the runs folder: `make pictures`. Needs Chromium on the PATH."""
+"""Make the README's pictures from the sweeps in the runs folder: `make pictures`. Needs Chromium on the PATH.
+
+The first name is the sweep that is shown; all of them together are compared. Without names: the quickstarts.
+"""
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
+from dashboards.compare import compare
+from dashboards.compare_page import compare_page
+from dashboards.diagnosis.diagnose import diagnose
 from dashboards.frame import TrialView
 from dashboards.insight import insight
 from dashboards.mlflow_pages.view import saved_view
-from dashboards.page import write_report
-from dashboards.terminal import summary
-from docs.chromium import browser
+from dashboards.page import write_page, write_report
+from dashboards.summary import summary
+from dashboards.verdict import tell_findings
+from docs.chromium import Chromium, browser
+from docs.mlflow_looks import CLOSE, open_charts, show, titles
+from orchestrator.commands.look import status
 from orchestrator.commands.reporting import frame_of
 from orchestrator.driving.stages import load_report, steps_by_params
-from orchestrator.folders import existing, home
+from orchestrator.folders import SweepFolder, existing, home, known_sweeps
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow import tracking_uri
-from orchestrator.tracking.names import trials_filter
+from orchestrator.tracking.mlflow import connect, ensure_experiment, tracking_uri
+from orchestrator.tracking.names import run_page, trials_filter
 from orchestrator.tracking.ui import start_ui, sweep_page
 
 PICTURES = Path(__file__).parent / "pictures"
-_DRAWN = "document.querySelectorAll('.js-plotly-plot').length >= 5"
-_CLOSE = "[...document.querySelectorAll('button[aria-label=Close]')].forEach(b => b.click())"
-"""MLflow opens its assistant beside every page of a new profile."""
+_LOOKS = (
+    ("report-wide", 1280, 2600, False),
+    ("report-dark", 1280, 2600, True),
+    ("report-phone", 390, 1900, False),
+)
+_OTHERS = ("quickstart-dpo", "quickstart-orpo", "quickstart-cpo")
+_DRAWN = "document.documentElement.dataset.drawn"
+_FONT = re.compile(r"@font-face \{.*?\}\s*", re.DOTALL)
+_WHOLE = "[...document.querySelectorAll('button')].find((b) => b.textContent === 'Show more')?.click()"
+_DESCRIBED = "document.body.innerText.includes('Best trials by')"
 
 
 def terminal(name: str, to: Path) -> None:
     """The end of a sweep as the terminal shows it."""
-    with Study.open(existing(home(), name)) as study:
+    folder = existing(home(), name)
+    with Study.open(folder) as study:
+        spec = study.spec
         views = [TrialView(record) for record in study.trials()]
         for view in views:
             view.add(study.points(view.record.number))
         report = load_report(study.folder)
-        steps = None if report is None else steps_by_params(study.spec, report)
-        console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
-        summary(study.spec, views, console, steps=steps)
-    console.save_svg(str(to), title=f"orchestrate sweep sweeps/{name}.yaml")
+    steps = None if report is None else steps_by_params(spec, report)
+    console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
+    summary(spec, views, console, steps=steps)
+    tell_findings(diagnose(frame_of(folder)), name, console)
+    drawn = console.export_svg(title=f"orchestrate sweep sweeps/{name}.yaml")
+    to.write_text(_FONT.sub("", drawn), encoding="utf-8")  # rich would fetch a font from elsewhere
 
 
-def mlflow(name: str, to: Path) -> None:
-    """The sweep's charts in the MLflow UI."""
+def mlflow(name: str, chromium: Chromium, folder: Path) -> None:
+    """The sweep's page in MLflow, and its charts: all of them, on a screen that is tall enough."""
     with Study.open(existing(home(), name)) as study:
         spec = study.spec
     uri = tracking_uri(home(), spec.tracking.uri)
     ui = start_ui(home(), uri)
     try:
+        page = chromium.page()
         view = saved_view(spec, trials_filter(name), time.time())
-        with browser() as chromium:
-            page = chromium.page()
-            address = sweep_page(ui.base, home(), uri, spec.tracking.experiment, name, view)
-            page.look(address, width=1800, height=1250, ready=_DRAWN)
-            time.sleep(3)
-            page.run(_CLOSE)
-            time.sleep(3)  # the charts take the room
-            page.picture(to, whole=False)
+        address = sweep_page(ui.base, home(), uri, spec.tracking.experiment, name, view)
+        open_charts(page, address, height=1700)
+        for title in titles(page):
+            assert show(page, title) == "drawn", title
+        show(page, titles(page)[0])
+        time.sleep(3)  # the last lines glide into their places
+        page.picture(folder / "mlflow-charts.png", whole=False)
+        start = chromium.page()
+        start.look(ui.base + _run_page(uri, spec.tracking.experiment, name), width=1800, height=1250, ready=_DESCRIBED)
+        start.run(CLOSE)
+        start.run(_WHOLE)
+        time.sleep(3)
+        start.picture(folder / "mlflow.png", whole=False)
     finally:
         ui.stop()
 
 
-def report(name: str, folder: Path) -> None:
-    """The beginning of the report on a desk, in the dark, and on a phone."""
-    with tempfile.TemporaryDirectory() as place, browser() as chromium:
-        file = write_report(insight(frame_of(existing(home(), name))), Path(place) / "report.html")
-        for look, width, height, dark in (
-            ("wide", 1280, 1900, False),
-            ("dark", 1280, 1900, True),
-            ("phone", 390, 1900, False),
-        ):
-            page = chromium.page()
-            drawn = "document.documentElement.dataset.drawn"
-            page.look(file.as_uri(), width=width, height=height, dark=dark, ready=drawn)
-            page.picture(folder / f"report-{look}.png", whole=False)
+def _run_page(uri: str, experiment: str, name: str) -> str:
+    """Where MLflow shows the parent run."""
+    number = ensure_experiment(connect(home(), uri), home(), uri, experiment)
+    return f"/#{run_page(number, status(name, home())['run_id'])}"
+
+
+def page_pictures(file: Path, looks: Sequence[tuple[str, int, int, bool]], chromium: Chromium) -> None:
+    """The beginning of a page. `looks`: picture, width, height, dark."""
+    for picture, width, height, dark in looks:
+        page = chromium.page()
+        page.look(file.as_uri(), width=width, height=height, dark=dark, ready=_DRAWN)
+        page.picture(PICTURES / f"{picture}.png", whole=False)
 
 
 def main() -> None:
     """Make every picture of the README and the documents."""
-    name = sys.argv[1] if len(sys.argv) > 1 else "quickstart"
+    names = sys.argv[1:] or ["quickstart", *sorted(n for n in known_sweeps(home()) if n in _OTHERS)]
+    folders: list[SweepFolder] = [existing(home(), name) for name in names]
     PICTURES.mkdir(exist_ok=True)
-    terminal(name, PICTURES / "terminal.svg")
-    mlflow(name, PICTURES / "mlflow.png")
-    report(name, PICTURES)
-    print(f"pictures of {name} in {PICTURES}")
+    terminal(names[0], PICTURES / "terminal.svg")
+    with browser() as chromium, tempfile.TemporaryDirectory() as place:
+        report = write_report(insight(frame_of(folders[0])), Path(place) / "report.html")
+        page_pictures(report, _LOOKS, chromium)
+        if len(folders) > 1:
+            file = Path(place) / "compare.html"
+            write_page(file, compare_page(compare([frame_of(folder) for folder in folders])))
+            page_pictures(file, [("compare", 1280, 1900, False)], chromium)
+        mlflow(names[0], chromium, PICTURES)
+    print(f"pictures of {', '.join(names)} in {PICTURES}")
 
 
 if __name__ == "__main__":

@@ -41,3 +41,10 @@ class Finding:
 def by_weight(findings: list[Finding]) -> list[Finding]:
     """The serious ones first, else in the order found."""
     return sorted(findings, key=lambda finding: _ORDER.index(finding.level))
+
+
+def rounded(count: int) -> str:
+    """Two digits are enough for an estimate."""
+    if count < 100:
+        return str(count)
+    return f"{round(count, 2 - len(str(count))):,}"

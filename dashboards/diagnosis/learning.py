@@ -1,4 +1,4 @@
-"""Whether anything was learned, and when it stopped."""
+"""Whether anything was learned at all."""
 
 from __future__ import annotations
 
@@ -8,18 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from dashboards.certainty import Certainty
-from dashboards.diagnosis.finding import Finding, Level
+from dashboards.diagnosis.finding import Finding, Level, rounded
 from dashboards.frame import show
 from dashboards.sweep_frame import SweepFrame, TrialCase
 from trainer.metrics import EVAL
 
-LOSS = f"{EVAL}loss"
 ACCURACY = f"{EVAL}accuracies/logp"
-HARDLY = 0.02
-"""A held-out loss that fell by less than this share of its start has hardly moved."""
-FLAT = 0.1
-"""A second half that brought less than this share of the whole fall was flat."""
-_EVALUATIONS = 4
 
 
 def worse_than_start(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
@@ -46,6 +40,26 @@ def worse_than_start(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
         ),
         (sure.winner.label,),
         "training.learning_rate",
+    )
+
+
+def gain_not_clear(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
+    """The winner is ahead of the start model by less than these pairs can show."""
+    against = sure.against_start
+    if against is None or against.clear or frame.sign * against.mean <= 0:
+        return
+    needed = against.pairs_needed
+    yield Finding(
+        "gain_not_clear",
+        Level.WARNING,
+        "The winner is not clearly better than the start model",
+        f"Trial {sure.winner.label}: {frame.goal.metric} differs from the start model's by {show(against.mean)}, 95 % "
+        f"interval {show(against.low)} to {show(against.high)} over {against.pairs} held-out "
+        f"{'pairs' if against.paired else 'examples, compared without pairing'}; it was picked as the best of "
+        f"{len(frame.ranked)} on the same ones, so even that is flattering.",
+        (f"Hold out about {rounded(needed)} pairs" if needed else "Hold out more pairs")
+        + " before believing it, or train longer so that the gain grows.",
+        (sure.winner.label,),
     )
 
 
@@ -87,40 +101,3 @@ def ties(winner: TrialCase) -> Iterator[Finding]:
         "Both responses are probably equal after truncation: raise data.max_length, or remove those rows.",
         (winner.label,),
     )
-
-
-def loss_plateau(winner: TrialCase) -> Iterator[Finding]:
-    """A held-out loss that never moved, or that stood still for the second half."""
-    course = [(step, value) for step, value in winner.view.courses.get(LOSS, []) if math.isfinite(value)]
-    if len(course) < 3 or course[-1][0] == 0:
-        return
-    (_, start), (last, end) = course[0], course[-1]
-    lowest = min(value for _, value in course)
-    if start - lowest < HARDLY * abs(start):
-        yield Finding(
-            "loss_plateau",
-            Level.WARNING,
-            "The loss hardly moved",
-            f"Trial {winner.label}: held-out loss {show(start)} at the start, {show(end)} after {last} updates; the "
-            f"lowest was {show(lowest)}.",
-            "Raise the learning rate by a factor of 3 or train longer; if the loss then jumps about, go half-way back.",
-            (winner.label,),
-            "training.learning_rate",
-        )
-        return
-    if len(course) < _EVALUATIONS:
-        return
-    middle = min(value for step, value in course if step <= last / 2)
-    if middle - lowest < FLAT * (start - lowest):
-        at = next(step for step, value in course if value <= middle)
-        yield Finding(
-            "loss_plateau",
-            Level.NOTE,
-            f"The loss stood still after about {at} of {last} updates",
-            f"Trial {winner.label}: held-out loss {show(start)} at the start, {show(middle)} by update {at}, "
-            f"{show(end)} at the end. A schedule that decays to 0 flattens the last updates by itself.",
-            f"About {at} updates are enough for comparing configurations: with fewer updates more of them can be "
-            "tried. Train the chosen one longer afterwards.",
-            (winner.label,),
-            "training.max_steps",
-        )

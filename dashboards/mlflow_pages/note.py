@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dashboards.diagnosis.finding import Finding
-from dashboards.frame import counts, short_names, show, show_params
+from dashboards.frame import endings, short_names, show, show_params, told
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.ranking import ranking
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import TrialState
 
-_ROWS, _STOPPED, _FINDINGS = 10, 8, 5
+_ROWS, _STOPPED, _FINDINGS, _MORE, _TITLES = 10, 8, 3, 4, 2
 """MLflow takes 8000 characters."""
 _LONGEST = 160
+_EVIDENCE = 320
 
 
 def note(
@@ -28,18 +29,23 @@ def note(
     report: bool = False,
 ) -> str:
     """The description. `state`: running, finished, interrupted. `report`: whether report.html is attached."""
-    parts = [_standing(spec, records, state), _links(spec, report)]
+    parts = [_standing(spec, records, state)]  # MLflow folds what comes after the first lines
+    if findings:
+        parts.append(" · ".join(f"**{finding.level}:** {_line(finding.title)}" for finding in findings[:_TITLES]))
+    parts.append(_links(spec, report))
     parts.append(spec.description or f"A sweep over {', '.join(spec.search.paths) or 'one configuration'}.")
     if findings:
         parts += ["### Diagnosis", "\n".join(_finding(finding) for finding in findings[:_FINDINGS])]
+        if rest := findings[_FINDINGS : _FINDINGS + _MORE]:
+            parts.append("Also: " + "; ".join(_line(finding.title) for finding in rest) + ".")
     ranked = ranking(records, spec.goal)
     if ranked:
         parts += [f"### Best trials by {spec.goal.metric}", _table(spec, ranked[:_ROWS], spec.goal.metric)]
-    rest = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
-    if rest:
-        rest.sort(key=_urgency)
-        more = f"\n\nand {len(rest) - _STOPPED} more" if len(rest) > _STOPPED else ""
-        parts += ["### Running, stopped and failed", _table(spec, rest[:_STOPPED], "reason") + more]
+    others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
+    if others:
+        others.sort(key=_urgency)
+        more = f"\n\nand {len(others) - _STOPPED} more" if len(others) > _STOPPED else ""
+        parts += ["### Running, stopped and failed", _table(spec, others[:_STOPPED], "reason") + more]
     return "\n\n".join(parts)
 
 
@@ -54,10 +60,7 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 
 def _standing(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
-    state_counts = counts(r for r in records if not r.diverged)
-    diverged = sum(r.diverged for r in records)
-    words = [f"{n} {s.lower()}" for s, n in state_counts.items() if n] + ([f"{diverged} diverged"] if diverged else [])
-    head = f"**{state.capitalize()}**: {len(records)} trials ({', '.join(words) or 'none yet'})."
+    head = f"**{state.capitalize()}**: {len(records)} trials ({told(endings(records)) or 'none yet'})."
     best = next(iter(ranking(records, spec.goal)), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
@@ -74,22 +77,25 @@ def _links(spec: SweepSpec, report: bool) -> str:
 
 
 def _finding(finding: Finding) -> str:
-    return f"- **{finding.level}: {_line(finding.title)}** {_line(finding.evidence)} *Next: {_line(finding.next_step)}*"
+    said = f"- **{finding.level}: {_line(finding.title)}** {_line(finding.evidence, _EVIDENCE)}"
+    return f"{said} *Next: {_line(finding.next_step, _EVIDENCE)}*"
 
 
 def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
     paths = spec.search.paths
     short = short_names(paths)
     head = ["trial", "state", *(short[p] for p in paths), last]
-    rows = [head, ["---:", "---", *("---:" for _ in paths), "---" if last == "reason" else "---:"]]
+    rule = ["---:", "---", *("---:" for _ in paths), "---" if last == "reason" else "---:"]
+    rows = [head]
     for record in records:
         cells = [f"[{record.number}](mlflow:{record.number})", word(record)]
         cells += [show(record.params.get(path)) for path in paths]
         rows.append([*cells, _line(record.reason) if last == "reason" else show(record.value)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    apart = [[first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows]  # MLflow leaves no room itself
+    return "\n".join("| " + " | ".join(row) + " |" for row in (apart[0], rule, *apart[1:]))
 
 
-def _line(text: str) -> str:
+def _line(text: str, longest: int = _LONGEST) -> str:
     """Text that cannot break out of its line, its cell or its tag."""
     flat = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
-    return flat if len(flat) <= _LONGEST else flat[:_LONGEST].rstrip() + " …"
+    return flat if len(flat) <= longest else flat[:longest].rstrip() + " …"

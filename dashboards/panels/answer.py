@@ -8,16 +8,15 @@ import yaml
 
 from dashboards.blocks import Block, Code, Fact, Facts, Panel, Table, Words
 from dashboards.certainty import Certainty, Difference
-from dashboards.frame import brief, counts, show, signed
+from dashboards.frame import brief, endings, show, signed, told
 from dashboards.insight import Insight
 from dashboards.seeds import seed_groups
+from dashboards.sureness import LISTED, how_sure, interval, nothing_yet
 from dashboards.sweep_frame import SweepFrame, TrialCase
 from orchestrator.judging.verdict import headline
-from orchestrator.study.state import TrialState
 from trainer.config import TrialConfig
 from trainer.metrics import EVAL
 
-_LISTED = 10
 _BESIDE = {
     f"{EVAL}margins/logp": "margin",
     f"{EVAL}logps_per_token/chosen": "chosen log-prob",
@@ -30,9 +29,9 @@ def panel(seen: Insight) -> Panel | None:
     """The winner, against the start and against the others."""
     frame, sure = seen.frame, seen.sure
     if sure is None:
-        return Panel("answer", "The answer", "", (Words(_nothing_yet(frame), strong=True), *_standing(frame)))
+        return Panel("answer", "The answer", "", (Words(nothing_yet(frame), strong=True), *_standing(frame)))
     winner = sure.winner
-    blocks: list[Block] = [Facts(tuple(_facts(frame, sure))), Words(_how_sure(frame, sure), strong=True)]
+    blocks: list[Block] = [Facts(tuple(_facts(frame, sure))), Words(how_sure(frame, sure), strong=True)]
     blocks += _judged(frame)
     if frame.state != "finished" and not frame.sweeps:
         blocks.append(Words(f"The sweep is {frame.state}: this is how it stands now, not its result."))
@@ -44,20 +43,10 @@ def panel(seen: Insight) -> Panel | None:
         )
         blocks.append(Words("Over seeds, the same configuration trained again (mean and standard deviation):"))
         head = ("configuration", "seeds", frame.goal.metric, "spread")
-        blocks.append(Table(head, rows[:_LISTED], frozenset({1, 2, 3})))
+        blocks.append(Table(head, rows[:LISTED], frozenset({1, 2, 3})))
     blocks.append(Code("The winner's searched leaves", _yaml(_nested(dict(winner.record.params)))))
     blocks.append(Code("The winner as a whole trial: python -m trainer trial.yaml", whole(winner.config), folded=True))
     return Panel("answer", "The answer", "", blocks)
-
-
-def _nothing_yet(frame: SweepFrame) -> str:
-    state = counts(case.record for case in frame.trials)
-    if not frame.trials:
-        return "No trial has begun yet."
-    if all(case.record.state.finished for case in frame.trials):
-        words = [f"{n} {s.lower()}" for s, n in state.items() if n]
-        return f"No trial completed: {', '.join(words)}. The reasons are below."
-    return f"No trial has completed yet; {state[TrialState.RUNNING]} running."
 
 
 def _standing(frame: SweepFrame) -> list[Block]:
@@ -67,17 +56,16 @@ def _standing(frame: SweepFrame) -> list[Block]:
 
 def _facts(frame: SweepFrame, sure: Certainty) -> list[Fact]:
     winner = sure.winner
-    state = counts(case.record for case in frame.trials)
     start = frame.start(frame.goal.metric)
     total = f" of {frame.planned}" if frame.planned and frame.planned > len(frame.trials) else ""
-    ends = ", ".join(f"{n} {s.lower()}" for s, n in state.items() if n)
+    ends = told(endings(case.record for case in frame.trials))
     value = brief(winner.record.value)
     found = [
         Fact(f"best: trial {winner.label}", frame.words(winner) or "the only configuration"),
         Fact(frame.goal.metric, value, "" if start is None else f"{brief(start)} before training"),
     ]
     if sure.against_start is not None:
-        found.append(Fact("gain over the start model", signed(sure.against_start.mean), _interval(sure.against_start)))
+        found.append(Fact("gain over the start model", signed(sure.against_start.mean), interval(sure.against_start)))
     if sure.wins:
         share = sure.wins[winner.number]
         found.append(Fact("would win again", f"{share:.0%}", f"of redraws of {sure.pairs:,} held-out pairs"))
@@ -110,42 +98,21 @@ def _judged(frame: SweepFrame) -> list[Block]:
     return [Words(words, strong=True)]
 
 
-def _how_sure(frame: SweepFrame, sure: Certainty) -> str:
-    if not sure.rivals:
-        others = len(frame.ranked) - 1
-        if others:
-            return (
-                f"How sure the ranking is cannot be told: {frame.goal.metric} is no mean over held-out pairs, or the "
-                "trials' pairs are gone. Run the best few again with other values of training.seed."
-            )
-        return "Only one trial completed: there is nothing to compare it with but the start model."
-    how = "bootstrap over the held-out pairs, all trials on the same ones" if sure.paired else "not paired, so too wide"
-    rival, difference = sure.rivals[0]
-    if len(sure.tied) == 1:
-        return (
-            f"Trial {sure.winner.label} is better than every other: the runner-up, trial {rival.label}, is behind by "
-            f"{brief(abs(difference.mean))} ({_interval(difference)}; {how})."
-        )
-    count = len(sure.tied)
-    every = "All" if count == len(frame.ranked) else "These"
-    listed = ", ".join(case.label for case in sure.tied[:_LISTED]) + (" and more" if count > _LISTED else "")
-    return (
-        f"{every} {count} configurations cannot be told apart: trials {listed}. The differences to the winner have "
-        f"95 % intervals that include 0 ({how})."
-    )
-
-
 def _table(frame: SweepFrame, sure: Certainty) -> Table:
     gaps = {case.number: difference for case, difference in sure.rivals}
     tied = {case.number for case in sure.tied}
     beside = [m for m in _BESIDE if m != frame.goal.metric and any(c.last(m) is not None for c in frame.ranked)]
-    head = ["trial", *(frame.short.get(p, p) for p in frame.paths), frame.goal.metric.removeprefix(EVAL)]
-    head += ["behind by (95 %)", "clearly", "would win", *(_BESIDE[m] for m in beside)]
+    head = ["trial", frame.goal.metric.removeprefix(EVAL), *(frame.short.get(p, p) for p in frame.paths)]
+    head += [
+        "behind by (95 %)" + ("; ≈ not clearly" if len(sure.tied) > 1 else ""),
+        "would win",
+        *(_BESIDE[m] for m in beside),
+    ]
     rows: list[tuple[str, ...]] = []
-    for case in frame.ranked[:_LISTED]:
+    for case in frame.ranked[:LISTED]:
         gap = gaps.get(case.number)
-        row = [case.label, *(show(case.record.params.get(p)) for p in frame.paths), brief(case.record.value)]
-        row += ["–", "–"] if gap is None else [_behind(frame, gap), "no" if case.number in tied else "yes"]
+        row = [case.label, brief(case.record.value), *(show(case.record.params.get(p)) for p in frame.paths)]
+        row += ["–" if gap is None else ("≈ " if case.number in tied else "") + _behind(frame, gap)]
         row += [f"{sure.wins[case.number]:.0%}" if case.number in sure.wins else "–"]
         row += [_with_change(case, metric) for metric in beside]
         rows.append(tuple(row))
@@ -161,10 +128,6 @@ def _behind(frame: SweepFrame, gap: Difference) -> str:
 def _with_change(case: TrialCase, metric: str) -> str:
     change = case.change(metric)
     return brief(case.last(metric)) + ("" if change is None else f" ({signed(change)})")
-
-
-def _interval(difference: Difference) -> str:
-    return f"95 % interval {signed(difference.low)} … {signed(difference.high)}"
 
 
 def _nested(params: dict[str, Any]) -> dict[str, Any]:

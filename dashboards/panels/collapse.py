@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import plotly.graph_objects as go
@@ -27,6 +28,9 @@ def panel(seen: Insight) -> Panel | None:
     ranks = {case.number: k for k, case in enumerate(frame.ranked[: len(RANKS)])}
     traces: list[Any] = [_path(case, RANKS[ranks[case.number]]) for case, _, _ in placed if case.number in ranks]
     traces.append(_marks(frame, placed, ranks))
+    ends = [0.0, *(y for case, _, _ in placed for y in _margins(case))]
+    room = 0.12 * (max(ends) - min(ends)) or 0.1
+    bottom, top = min(ends) - room, max(ends) + room
     low = min(0.0, *(x for _, x, _ in placed)) - 0.02
     notes = [
         _note("hollow: chosen falls too", VERMILION, 0.01, 0.99, "left"),
@@ -45,7 +49,7 @@ def panel(seen: Insight) -> Panel | None:
         annotations=notes,
         shapes=shapes,
         xaxis={"title": {"text": "change of the chosen log-prob per token"}, "zeroline": False},
-        yaxis={"title": {"text": "change of the margin per token"}, "zeroline": False},
+        yaxis={"title": {"text": "change of the margin per token"}, "zeroline": False, "range": [bottom, top]},
         margin={"l": 62, "r": 14, "t": 26, "b": 46},
     )
     lead = (
@@ -54,6 +58,11 @@ def panel(seen: Insight) -> Panel | None:
     )
     label = "Change of the margin against change of the chosen log-prob of each trial"
     return Panel("collapse", "Healthy or hollow", lead, (Charts((Chart(made, "", label, 400),), wide=True),))
+
+
+def _margins(case: TrialCase) -> list[float]:
+    values = [value for _, value in case.view.courses.get(MARGIN, []) if math.isfinite(value)]
+    return [value - values[0] for value in values]
 
 
 def _path(case: TrialCase, colour: str) -> Any:
@@ -75,7 +84,7 @@ def _marks(frame: SweepFrame, placed: list[tuple[TrialCase, float, float]], rank
         y=[y for _, _, y in placed],
         mode="markers+text" if len(placed) <= 30 else "markers",
         text=[plain(case.label) for case in cases],
-        textposition="top center",
+        textposition=_beside([(x, y) for _, x, y in placed]),
         marker={
             "size": [13 if ranks.get(case.number) == 0 else 9 for case in cases],
             "symbol": ["star" if ranks.get(case.number) == 0 else end_of(case)[1] for case in cases],
@@ -89,6 +98,17 @@ def _marks(frame: SweepFrame, placed: list[tuple[TrialCase, float, float]], rank
         ],
         hovertemplate="%{customdata}<br>chosen %{x:+.3g}, margin %{y:+.3g}<extra></extra>",
     )
+
+
+def _beside(points: list[tuple[float, float]]) -> list[str]:
+    """Where each number stands: above its mark, and to the right or below where another is close by."""
+    wide = max(x for x, _ in points) - min(x for x, _ in points) or 1.0
+    high = max(y for _, y in points) - min(y for _, y in points) or 1.0
+    out: list[str] = []
+    for k, (x, y) in enumerate(points):
+        close = sum(abs(x - a) < 0.03 * wide and abs(y - b) < 0.2 * high for a, b in points[:k])
+        out.append(("top center", "middle right", "bottom center", "middle left")[close % 4])
+    return out
 
 
 def _note(text: str, colour: str, x: float, y: float, anchor: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import plotly.graph_objects as go
@@ -12,6 +13,7 @@ from dashboards.figures import BLUE, GREY, VERMILION, end_of, figure, plain
 from dashboards.frame import show
 from dashboards.insight import Insight
 from dashboards.sweep_frame import SweepFrame
+from trainer.metrics import EVAL
 
 
 def panel(seen: Insight) -> Panel | None:
@@ -56,9 +58,10 @@ def _bars(seen: Insight) -> Chart:
 
 
 def _slice(frame: SweepFrame, path: str) -> Chart:
-    cases = [c for c in frame.trials if path in c.record.params and frame.value(c) is not None]
-    numeric = is_numeric(frame, path)
     best = frame.ranked[0] if frame.ranked else None
+    cases = [c for c in frame.trials if path in c.record.params and frame.value(c) is not None]
+    cases.sort(key=lambda case: case is best)  # drawn last, on top
+    numeric, log = is_numeric(frame, path), is_log(frame, path)
 
     def place(value: Any) -> Any:
         return value if numeric else plain(show(value))
@@ -72,6 +75,7 @@ def _slice(frame: SweepFrame, path: str) -> Chart:
             "symbol": ["star" if case is best else end_of(case)[1] for case in cases],
             "size": [13 if case is best else 7 for case in cases],
             "opacity": 0.8,
+            "line": {"width": 0},
         },
         text=[f"trial {plain(case.label)}, {case.end_word.lower()}<br>{plain(frame.words(case))}" for case in cases],
         hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
@@ -90,10 +94,19 @@ def _slice(frame: SweepFrame, path: str) -> Chart:
     axis: dict[str, Any] = {"title": {"text": plain(path)}}
     if numeric:
         values = [level.value for level in found]
-        axis |= {"type": "log"} if is_log(frame, path) else {}
+        axis |= {"type": "log"} if log else {}
+        axis |= {"range": _padded([c.record.params[path] for c in cases], log)}
         if len(values) <= 6:
             axis |= {"tickvals": values, "ticktext": [show(value) for value in values]}
     else:
         axis |= {"type": "category"}
     made = figure(traces, xaxis=axis, yaxis={"zeroline": False}, margin={"l": 54, "r": 12, "t": 6, "b": 42})
-    return Chart(made, "", f"{frame.goal.metric} along {path}", 250)
+    title = f"{frame.goal.metric.removeprefix(EVAL)} by {frame.short.get(path, path)}"
+    return Chart(made, title, f"{frame.goal.metric} along {path}", 250)
+
+
+def _padded(values: list[Any], log: bool) -> list[float]:
+    """The axis's range with room at both ends, so that no mark is cut; plotly's log axes count in powers of ten."""
+    placed = [math.log10(value) if log else float(value) for value in values]
+    room = 0.08 * (max(placed) - min(placed)) or 0.5
+    return [min(placed) - room, max(placed) + room]

@@ -15,6 +15,8 @@ from dashboards.insight import Insight
 from dashboards.sweep_frame import SweepFrame, TrialCase
 
 _SHADES = 12
+_DARKEST = 0.35
+"""Of the scale of colours: a thin line below this is lost on a dark page."""
 _PER_AXIS = 120
 _MISSING = -0.12
 
@@ -122,6 +124,6 @@ def _lines(frame: SweepFrame, level: int, rows: list[tuple[TrialCase, list[float
         y += [*places, None]
         words = f"trial {plain(case.label)}, {case.end_word.lower()}: {show(frame.value(case))}"
         told += [*([f"{words}<br>{plain(frame.words(case))}"] * len(places)), None]
-    red, green, blue = shade(level / (_SHADES - 1))
-    line = {"color": f"rgba({red},{green},{blue},{1.0 if width > 2 else 0.75})", "width": width}
+    red, green, blue = shade(_DARKEST + (1 - _DARKEST) * level / (_SHADES - 1))
+    line = {"color": f"rgba({red},{green},{blue},{1.0 if width > 2 else 0.85})", "width": width}
     return go.Scatter(x=x, y=y, text=told, mode="lines", line=line, hovertemplate="%{text}<extra></extra>")

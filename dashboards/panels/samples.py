@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from dashboards.blocks import Block, Panel, Replies, Reply
 from dashboards.insight import Insight
 from dashboards.sweep_frame import Sample, TrialCase
 
 _LONGEST = 4000
 _PROMPTS = 12
+_MARKS = re.compile(
+    r"<\|start_header_id\|>\w+<\|end_header_id\|>|<\|im_start\|>\w+\n|<start_of_turn>\w+\n|<end_of_turn>"
+    r"|<\|\w+\|>|</?s>|<bos>|\[/?INST\]"
+)
+"""Of Llama 3, ChatML, Gemma, Zephyr and Mistral."""
 
 
 def panel(seen: Insight) -> Panel | None:
@@ -28,9 +35,14 @@ def panel(seen: Insight) -> Panel | None:
     for prompt in prompts[:_PROMPTS]:
         replies = [_reply("start model", before, prompt), *(_reply(who, samples, prompt) for who, samples in chosen)]
         expected = next((s.expected for s in before if s.prompt == prompt and s.expected is not None), None)
-        blocks.append(Replies(_cut(prompt), expected, tuple(r for r in replies if r is not None)))
+        blocks.append(Replies(_cut(_as_said(prompt)), expected, tuple(r for r in replies if r is not None)))
     lead = "Greedy answers to fixed held-out prompts." + (" ✓ and ✗: checked by a program." if _checked(before) else "")
     return Panel("samples", "What the models say", lead, blocks) if blocks else None
+
+
+def _as_said(prompt: str) -> str:
+    """The prompt without the chat template's own marks."""
+    return _MARKS.sub("", prompt).strip() or prompt
 
 
 def _after(case: TrialCase) -> list[Sample]:

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from dashboards.frame import TrialView
-from dashboards.terminal import open_view, summary, wide_console
+from dashboards.summary import summary
+from dashboards.terminal import open_view, wide_console
 from orchestrator.driving import lock
 from orchestrator.driving.retention import model_of
 from orchestrator.driving.stages import load_report, steps_by_params
@@ -25,6 +26,8 @@ from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
 
 _WATCH_SECONDS = 1.0
+_TICKS = 4
+"""Of the view between two looks: what it has not drawn yet, it draws then."""
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
@@ -174,7 +177,9 @@ def watch(name: str, root: Path) -> None:
                 view.tick()
                 if not driven:
                     break
-                time.sleep(_WATCH_SECONDS)
+                for _ in range(_TICKS):
+                    time.sleep(_WATCH_SECONDS / _TICKS)
+                    view.tick()
         finally:
             view.close()
         views = [TrialView(record) for record in study.trials()]

@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 from orchestrator.spec.disk import size
 
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from orchestrator.commands.doctor import Check
     from orchestrator.spec.plan import Plan
 
+_REASON = 30
+"""Columns in which a reason can still be read."""
 _PIPED = 200
 """Columns of a table that goes into a file or another program."""
 
@@ -131,7 +136,7 @@ def print_status(found: Mapping[str, Any]) -> None:
     paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
     table = Table(box=None, header_style="bold")
     for column in ("trial", "state", "step", *paths, *([str(metric)] if metric else []), "reason"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for trial in trials:
         params, metrics = trial.get("params", {}), trial.get("metrics", {})
         table.add_row(
@@ -142,7 +147,24 @@ def print_status(found: Mapping[str, Any]) -> None:
             *([_short(metrics.get(metric))] if metric else []),
             escape("; ".join(said for said in (trial.get("reason"), trial.get("origin")) if said)),
         )
-    console.print(table)
+    if not console.is_terminal or _needed(table, trials) <= console.width:
+        console.print(table)
+        return
+    for trial in trials:  # in a narrow terminal a row a trial would cut values
+        value = f"  {metric}={_short(trial.get('metrics', {}).get(metric))}" if metric else ""
+        head = f"trial {trial['number']} {trial['state']} {trial.get('step', 0)}/{trial.get('steps') or '?'}{value}"
+        console.print(head, markup=False, style="bold")
+        said = "; ".join(said for said in (trial.get("reason"), trial.get("origin")) if said)
+        for line in (_params(trial.get("params", {})), said):
+            if line:
+                console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def _needed(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
+    """Columns that the table needs; reasons may be broken over lines."""
+    unbounded = Console(width=1000)
+    reason = max((len(trial.get("reason") or "") for trial in trials), default=0)
+    return Measurement.get(unbounded, unbounded.options, table).maximum - max(0, reason - _REASON)
 
 
 def print_history(found: Mapping[str, Any]) -> None:

@@ -9,7 +9,8 @@ from typing import Any
 from dashboards.compare import Comparison
 from dashboards.compare import compare as side_by_side
 from dashboards.compare_page import compare_page
-from dashboards.followup import as_yaml, follow_up
+from dashboards.followup import follow_up
+from dashboards.followup_file import as_yaml
 from dashboards.gather import gather
 from dashboards.insight import Insight, insight
 from dashboards.page import write_page, write_report

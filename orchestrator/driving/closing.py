@@ -32,14 +32,15 @@ def attach_report(study: Study, sink: Sink, say: Callable[[str], None], state: s
     """Write report.html and its figures, attach them to the parent run, describe it. `state`: as the report says."""
     from dashboards.gather import gather
     from dashboards.insight import insight
-    from dashboards.page import write_figures, write_report
+    from dashboards.page import panels_of, write_figures, write_report
 
     data = load_report(study.folder)
     steps = None if data is None else steps_by_params(study.spec, data)
     try:
         seen = insight(gather(study, state=state, steps=steps))
-        path = write_report(seen, study.folder.report)
-        figures = write_figures(seen, study.folder.path / "figures")
+        panels = panels_of(seen)
+        path = write_report(seen, study.folder.report, panels)
+        figures = write_figures(seen, study.folder.path / "figures", panels)
     except Exception as why:  # noqa: BLE001 - a bug in a page must not end days of training; it is kept and told
         _tell_failure(study, say, why)
         tell_standing(study, sink, state)

@@ -10,7 +10,8 @@ from rich.console import Console
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.frame import TrialView
 from dashboards.gather import gather
-from dashboards.terminal import summary, wide_console
+from dashboards.summary import summary
+from dashboards.terminal import wide_console
 from dashboards.verdict import tell_findings
 from orchestrator.driving.closing import write_last_report
 from orchestrator.driving.forks import tidy_forks

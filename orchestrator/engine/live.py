@@ -14,6 +14,7 @@ from orchestrator.engine.view import View
 from orchestrator.study.records import Trial
 from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
+from orchestrator.tracking.names import begun_tags
 from orchestrator.tracking.sink import Sink
 from trainer.config import TrialConfig
 
@@ -56,7 +57,7 @@ class Beginning:
         there = tuple(p for p in earlier if p.is_dir())
         job = Job(run, trial.attempt, config.model_dump_json(), folder, there, fork)
         record = next(r for r in self._study.trials() if r.number == trial.number)
-        tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt)}
+        tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **begun_tags(trial.number)}
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
         tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}

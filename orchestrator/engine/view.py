@@ -1,4 +1,4 @@
-"""What the engine tells whoever looks on. Implemented in dashboards/terminal.py."""
+"""What the engine tells whoever looks on. Implemented in dashboards: live.py, lines.py."""
 
 from __future__ import annotations
 

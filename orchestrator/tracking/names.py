@@ -7,6 +7,7 @@ from collections.abc import Callable
 from urllib.parse import quote, urlencode
 
 from orchestrator.study.state import Outcome
+from orchestrator.tracking.sink import SFT, SWEEP
 
 SWEEP_ID = "prefsweep.sweep_id"
 SWEEP_NAME = "prefsweep.sweep"
@@ -23,12 +24,22 @@ COLOUR = "mlflow.runColor"
 OF_TRAINING = ("mlflow.experimentKind", "custom_model_development")
 """The experiment tag with which MLflow 3 shows its pages for training instead of those for language applications."""
 
+_FOR_TRAINING = {"workflowType": "machine_learning"}
+"""Without it MLflow shows a run among the pages for language applications."""
+
 CHARTS = "charts"
 _LINK = re.compile(r"\]\(mlflow:(?P<run>[^)/\s]+)(?P<rest>/[^)\s]*)?\)")
 
 
+_TRIALS = ("#0072b2", "#d55e00", "#008c66", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#8c510a", "#1b9e9e", "#4d4d4d")
+"""Of trials by number, in turn, after Okabe and Ito: MLflow's own choice gives neighbours nearly the same."""
 _COLOURS = {"PRUNED": "#9a9a9a", "DIVERGED": "#b83280", "FAILED": "#c82d2d"}
 """Curves that were stopped stand back behind the complete ones, and those that broke stand out."""
+
+
+def begun_tags(number: int) -> dict[str, str]:
+    """A colour in charts that is told from the next trial's."""
+    return {COLOUR: _TRIALS[number % len(_TRIALS)]}
 
 
 def ended_tags(number: int, outcome: Outcome) -> dict[str, str]:
@@ -43,8 +54,8 @@ def ended_tags(number: int, outcome: Outcome) -> dict[str, str]:
 
 
 def trials_filter(sweep: str) -> str:
-    """MLflow's search for the trials of one sweep, its sft stage included."""
-    return f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != 'sweep'"
+    """MLflow's search for the trials of one sweep: neither its own run nor its sft stage, which has other steps."""
+    return f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != '{SWEEP}' and tags.`{RUN}` != '{SFT}'"
 
 
 def view_key(sweep: str) -> str:
@@ -54,8 +65,13 @@ def view_key(sweep: str) -> str:
 
 def charts_page(experiment_id: str, sweep: str) -> str:
     """The part of the address behind `#` where the sweep's saved view opens. Search words beside it would undo it."""
-    asked = {"viewStateShareKey": view_key(sweep), "compareRunsMode": "CHART", "workflowType": "machine_learning"}
+    asked = {"viewStateShareKey": view_key(sweep), "compareRunsMode": "CHART", **_FOR_TRAINING}
     return f"/experiments/{experiment_id}/runs?{urlencode(asked, quote_via=quote, safe='')}"
+
+
+def run_page(experiment_id: str, run_id: str, rest: str = "") -> str:
+    """The part of the address behind `#` of a run's page; `rest`: of one of its artifacts, from the slash on."""
+    return f"/experiments/{experiment_id}/runs/{run_id}{rest}?{urlencode(_FOR_TRAINING)}"
 
 
 def with_links(text: str, experiment_id: str, sweep: str, run_id: Callable[[str], str | None]) -> str:
@@ -68,6 +84,6 @@ def with_links(text: str, experiment_id: str, sweep: str, run_id: Callable[[str]
         known = None if found["run"] == CHARTS else run_id(found["run"])
         if known is None:
             return f"](#{charts_page(experiment_id, sweep)})"
-        return f"](#/experiments/{experiment_id}/runs/{known}{found['rest'] or ''})"
+        return f"](#{run_page(experiment_id, known, found['rest'] or '')})"
 
     return _LINK.sub(link, text)

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
 
+from dashboards.frame import TrialView
 from dashboards.gather import gather
-from dashboards.sweep_frame import SweepFrame
+from dashboards.sweep_frame import SweepFrame, TrialCase
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.dump import dump
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.records import Trial
+from orchestrator.study.records import Event, Trial
 from orchestrator.study.state import FailureKind, Outcome, TrialState
 from orchestrator.study.study import Study
 from trainer.report import Point
@@ -114,7 +115,7 @@ def run_sweep(
         while True:
             while len(held) < 2 and (trials is None or count < trials):
                 trial = study.claim()
-                if trial is None:
+                if not isinstance(trial, Trial):
                     break
                 count += 1
                 held.append((trial, script(trial)))
@@ -189,6 +190,24 @@ def points(plan: Script, columns: Mapping[str, np.ndarray], beta: float) -> list
         if metrics:
             out.append(Point(step, metrics))
     return out
+
+
+def grown(frame: SweepFrame, times: int) -> SweepFrame:
+    """The same sweep `times` as long: each trial again, later, with params a little apart."""
+    count, lasted = len(frame.trials), max(event.at for event in frame.events) - frame.events[0].at + 1
+    cases: list[TrialCase] = []
+    events: list[Event] = []
+    for k in range(times):
+        for case in frame.trials:
+            number, old = case.number + k * count, case.record
+            params = {path: value * (1 + 0.003 * k) for path, value in old.params.items()}
+            value = None if old.value is None else old.value + 0.0003 * k
+            record = replace(old, number=number, params=params, value=value)
+            cases.append(replace(case, view=TrialView(record, case.view.courses), label=str(number)))
+        for event in frame.events:
+            trial = None if event.trial is None else event.trial + k * count
+            events.append(replace(event, seq=len(events), at=event.at + k * lasted, trial=trial))
+    return replace(frame, trials=tuple(cases), events=tuple(events))
 
 
 def frame_of(folder: SweepFolder, state: str = "finished", steps: int | None = 40) -> SweepFrame:

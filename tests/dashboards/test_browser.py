@@ -15,7 +15,22 @@ from orchestrator.study.records import Trial
 
 DRAWN = "document.documentElement.dataset.drawn"
 WIDE = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth"
+SECTIONS = (
+    "[...document.querySelectorAll('section')].filter((s) => s.getBoundingClientRect().height > 0).map((s) => s.id)"
+)
 EMPTY = "[...document.querySelectorAll('.chart')].filter((c) => !c.querySelector('.main-svg')).length"
+
+ALWAYS = {"answer", "setup"}
+ANY_TRIAL = ALWAYS | {"diagnosis", "curves", "collapse", "samples", "cost", "timeline", "trials"}
+RICH = ANY_TRIAL | {"map", "importance", "parallel", "length"}
+PANELS = {
+    "rich": RICH,
+    "one": ANY_TRIAL | {"length"},
+    "failed": ANY_TRIAL | {"map", "parallel"},
+    "empty": ALWAYS,
+    "both": (RICH - {"diagnosis", "timeline", "setup"}) | {"ranking"},
+}
+"""What each page shows to whoever opens it; `both` is a comparison."""
 
 
 @pytest.fixture(scope="module")
@@ -64,4 +79,5 @@ def test_reports_as_people_see_them(
             assert page.seen.requests == [], name
             assert page.run(WIDE) <= 0, f"{name} scrolls sideways at {width} px"
             assert page.run(EMPTY) == 0, f"{name}: a chart was not drawn"
+            assert set(page.run(SECTIONS)) == PANELS[name], name
             assert page.run("document.title") == ("rich · one" if name == "both" else name)

@@ -12,10 +12,12 @@ from scripted_sweep import COMPLETE, DIVERGED, FAILED, Script, frame_of, make_sp
 
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.finding import Finding, Level
-from dashboards.followup import NothingLearned, as_yaml, follow_up, next_name
+from dashboards.followup import NothingLearned, follow_up, next_name
+from dashboards.followup_file import as_yaml
 from dashboards.insight import insight
 from dashboards.sweep_frame import SweepFrame
 from orchestrator.spec.load import loads
+from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.records import Trial
 
@@ -78,6 +80,52 @@ def test_a_loss_that_never_moved_and_one_that_stood_still(tmp_path: Path) -> Non
     assert stuck.title == "The loss hardly moved"
     flat = rules(swept(tmp_path / "b", lambda t: Script(quality=0.5, loss=lambda s: 1 - 0.05 * min(s, 10))))
     assert flat["loss_plateau"].title == "The loss stood still after about 10 of 40 updates"
+
+
+def test_a_loss_that_comes_up_again(tmp_path: Path) -> None:
+    def valley(step: int) -> float:
+        return 1 - 0.02 * step if step <= 20 else 0.6 + 0.015 * (step - 20)
+
+    found = rules(swept(tmp_path / "a", lambda t: Script(quality=0.5, loss=valley)))
+    assert found["overfitting"].title == "The held-out loss came up again after update 20"
+    assert found["overfitting"].level is Level.NOTE
+    assert "1 at the start, 0.6 at update 20, 0.9 at the end" in found["overfitting"].evidence
+    assert "did not suffer" in found["overfitting"].evidence
+    assert "loss_plateau" not in found
+    falling = swept(tmp_path / "b", lambda t: Script(quality=0.5, loss=lambda step: 1 - 0.02 * step))
+    assert "overfitting" not in rules(falling)
+
+
+def test_log_probs_above_nought_are_a_defect(tmp_path: Path) -> None:
+    last = {"eval_logps_per_token/chosen": 0.5}
+    found = rules(swept(tmp_path, lambda t: Script(quality=0.5, last=last)))["impossible_logps"]
+    assert found.level is Level.SERIOUS
+    assert "chosen 0.5" in found.evidence
+    assert "3 of 3 trials" in found.evidence
+
+
+def test_a_gain_that_the_pairs_cannot_show(tmp_path: Path) -> None:
+    found = rules(swept(tmp_path, lambda t: Script(quality=0.108)))
+    assert found["gain_not_clear"].level is Level.WARNING
+    assert "over 300 held-out pairs; it was picked as the best of 3" in found["gain_not_clear"].evidence
+    assert "gain_not_clear" not in rules(swept(tmp_path / "clear", inner_best))
+
+
+def zipped(root: Path) -> SweepFrame:
+    """Beta and gamma side by side, the middle best."""
+    group: dict[str, Any] = {"loss.beta": (2.0, 5.0, 10.0), "loss.gamma": (0.5, 1.0, 1.6)}
+    space = SearchSpace(zipped=(group,)).model_dump()
+    spec = SweepSpec.model_validate(make_spec().model_dump() | {"search": space})
+    return frame_of(run_sweep(root, spec, lambda t: Script(quality=0.9 if t.params["loss.beta"] == 5 else 0.3)))
+
+
+def test_leaves_that_were_only_varied_together(tmp_path: Path) -> None:
+    found = rules(zipped(tmp_path))["varied_together"]
+    assert found.title == "beta and gamma were only varied together"
+    assert "Over 3 complete trials each value of one came with one value of the other" in found.evidence
+    assert found.next_step == "Add trials that change one alone, for example beta 5 with gamma 0.5."
+    crossed = swept(tmp_path / "crossed", inner_best, BETAS)
+    assert "varied_together" not in rules(crossed)
 
 
 def test_a_coin_and_ties(tmp_path: Path) -> None:
@@ -178,6 +226,13 @@ def test_beyond_the_edge_and_finer_elsewhere(tmp_path: Path) -> None:
     assert spec.base.leaves()["loss.beta"] == 2.0
     assert "# the best was the highest tried" in text
     assert "# half-way to the neighbours of the best, 2" in text
+
+
+def test_what_was_varied_together_is_taken_apart(tmp_path: Path) -> None:
+    spec, text = followed(zipped(tmp_path), tmp_path)
+    assert spec.search.zipped == ()
+    assert {"loss.beta", "loss.gamma"} <= set(spec.search.paths)
+    assert "# note: beta and gamma were only varied together." in text
 
 
 def test_what_makes_no_difference_is_fixed(tmp_path: Path) -> None:

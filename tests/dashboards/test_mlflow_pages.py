@@ -11,11 +11,10 @@ from typing import Any
 from dashboards.diagnosis.finding import Finding, Level
 from dashboards.mlflow_pages.note import note
 from dashboards.mlflow_pages.view import saved_view
-from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import FailureKind, Outcome, TrialState
 from orchestrator.tracking.mlflow import LONGEST_TAG, MlflowReceiver
-from orchestrator.tracking.names import NOTE, RUN, ended_tags, trials_filter, with_links
+from orchestrator.tracking.names import NOTE, RUN, ended_tags, run_page, trials_filter, with_links
 from tests.dashboards.scripted_sweep import METRIC, make_spec
 from trainer.metrics import lookup
 from trainer.report import Point
@@ -57,10 +56,9 @@ def test_the_view_has_every_chart_and_only_metrics_that_exist() -> None:
 
 
 def test_a_search_over_words_or_nothing_has_no_contour() -> None:
-    for search in ({}, {"loss.beta": {"choice": [2.0, 3.0]}, "training.optim": {"choice": ["adamw", "lion"]}}):
-        spec = SweepSpec.model_construct(**{**dict(make_spec()), "search": make_spec(search={}).search})
-        if search:
-            spec = make_spec(search={"loss.beta": search["loss.beta"]})
+    words: dict[str, Any] = {"loss.beta": {"choice": [2.0, 3.0]}, "loss.loss_type": {"choice": ["sigmoid", "hinge"]}}
+    for search in ({}, words):
+        spec = make_spec(search=search)
         kinds = [chart["type"] for chart in unpacked(saved_view(spec, "f", 1.0)[1])["compareRunCharts"]]
         assert "CONTOUR" not in kinds
         assert ("PARALLEL" in kinds) is bool(search)
@@ -81,9 +79,9 @@ def test_the_description_says_what_ended_how_and_stays_short_enough() -> None:
         "**Finished**: 203 trials (200 complete, 1 pruned, 1 failed, 1 diverged). **Best: [trial 199]"
     )
     assert "in \\| the &lt;b>lower&lt;/b> half of all" in text
-    assert "| diverged |" in text
+    assert "| &nbsp;diverged |" in text
     assert "](#/experiments/1/runs/0000000000000000000000000000sweep/artifacts/report.html)" not in text
-    assert f"](#/experiments/1/runs/{'sweep':0>32}/artifacts/report.html)" in whole
+    assert f"](#/experiments/1/runs/{'sweep':0>32}/artifacts/report.html?workflowType=machine_learning)" in whole
     assert "mlflow:" not in whole
 
 
@@ -115,5 +113,5 @@ def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Pat
     assert runs["0"].info.run_name == "trial 0 diverged"
     assert runs["0"].data.tags["state"] == "DIVERGED"
     text = runs["sweep"].data.tags[NOTE]
-    assert text.startswith(f"[trial 0](#/experiments/{experiment.experiment_id}/runs/{runs['0'].info.run_id}) ")
+    assert text.startswith(f"[trial 0](#{run_page(experiment.experiment_id, runs['0'].info.run_id)}) ")
     assert text.count("viewStateShareKey=prefsweep-mine") == 2

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from dashboards.frame import TrialView, short_names, show
+from dashboards.lines import PlainView
+from dashboards.live import REFRESH_SECONDS, LiveView
 from dashboards.sparks import bar, duration, sparkline
-from dashboards.terminal import LiveView, PlainView, summary
+from dashboards.summary import summary
+from dashboards.tables import trial_table
 from orchestrator.commands.look import watch
 from orchestrator.spec.space import Choice, SearchSpace
 from orchestrator.spec.sweep import Goal, SweepSpec
@@ -44,8 +46,18 @@ def course(values: list[float]) -> list[Point]:
 
 
 @pytest.fixture(params=[60, 80, 120, 200])
-def console(request: pytest.FixtureRequest) -> Iterator[Console]:
+def console(request: pytest.FixtureRequest) -> Console:
     return Console(file=io.StringIO(), width=request.param, height=30, force_terminal=True, color_system=None)
+
+
+class Hands:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def text_of(console: Console) -> str:
@@ -144,7 +156,8 @@ def test_small_texts() -> None:
 @pytest.mark.parametrize("width", [60, 90, 120])
 def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: int) -> None:
     console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True, color_system=None)
-    view = LiveView(SPEC, console, total=200, steps=lambda _: 4)
+    clock = Hands()
+    view = LiveView(SPEC, console, total=200, steps=lambda _: 4, clock=clock)
     for number in range(150):
         ended = record(number, TrialState.COMPLETE, value=0.9 if number == 7 else 0.5)
         view.trial_changed(ended if number % 3 else record(number, TrialState.PRUNED, reason="an earlier verdict"))
@@ -152,6 +165,7 @@ def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: 
         view.trial_changed(record(number, TrialState.RUNNING))
     view.points(151, course([0.5, 0.6, 0.7]))
     before = len(text_of(console))
+    clock.now += 1.0
     view.trial_changed(record(150, TrialState.PRUNED, reason="a new verdict"))
     frame = text_of(console)[before:]
     view.close()
@@ -165,6 +179,39 @@ def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: 
     assert "trial 3 PRUNED" not in text_of(console)
 
 
+def test_what_comes_in_a_burst_is_drawn_once_and_nothing_is_left_undrawn() -> None:
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    clock = Hands()
+    view = LiveView(SPEC, console, total=200, steps=lambda _: 4, clock=clock)
+    for number in range(200):
+        view.trial_changed(record(number, TrialState.COMPLETE, value=0.5))
+        view.points(number, course([0.4, 0.5]))
+    assert text_of(console).count("/200 trials") == 1
+    clock.now += REFRESH_SECONDS
+    view.tick()
+    view.tick()
+    shown = text_of(console)
+    view.close()
+    assert shown.count("/200 trials") == 2
+    assert "200/200 trials" in shown
+
+
+def test_the_time_left_follows_from_the_speed_of_this_driver() -> None:
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    clock = Hands()
+    view = LiveView(SPEC, console, total=15, steps=lambda _: 4, clock=clock)
+    clock.now += 300.0  # an sft stage before them
+    for number in range(10):
+        view.trial_changed(record(number, TrialState.COMPLETE, value=0.5))  # an earlier driver's
+    for number in (10, 11):
+        clock.now += 30.0
+        view.trial_changed(record(number, TrialState.RUNNING))
+        clock.now += 30.0
+        view.trial_changed(record(number, TrialState.COMPLETE, value=0.5))
+    view.close()
+    assert "12/15 trials · 7 min 00 s so far · about 3 min 00 s left" in text_of(console)
+
+
 def test_sparklines_go_where_there_is_room_for_them() -> None:
     shown: dict[int, str] = {}
     for width in (50, 90, 140):
@@ -174,6 +221,21 @@ def test_sparklines_go_where_there_is_room_for_them() -> None:
         summary(SPEC, [view], console, steps=lambda _: 2)
         shown[width] = text_of(console)
     assert ["\u2581\u2585\u2588" in shown[width] for width in (50, 90, 140)] == [False, True, True]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 107, 108, 200])
+def test_no_value_is_cut_at_any_width(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    params = {"loss.beta": 2.5, "loss.gamma": 1.375, "training.learning_rate": 6e-7, "training.seed": 12345}
+    done = TrialRecord(number=12, state=TrialState.COMPLETE, params=params, attempts=1, value=0.7312, step=1000)
+    view = TrialView(done)
+    view.add(course([0.1, 0.5, 0.7312]))
+    console.print(trial_table([view], list(params), GOAL, steps=lambda _: 1000, width=width))
+    shown = "".join(text_of(console).split())
+    assert "…" not in shown
+    for value in ("12", "COMPLETE", "2.5", "1.375", "6e-7", "12345", "0.7312"):
+        assert value in shown, value
+    assert all(len(line) <= width for line in text_of(console).splitlines())
 
 
 def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

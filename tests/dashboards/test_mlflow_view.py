@@ -1,0 +1,120 @@
+"""The saved view and the parent run's page in MLflow's own UI, in a real Chromium, as a person opens them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scripted_sweep import COMPLETE, DIVERGED, FAILED, METRIC, PRUNED, Script, make_spec, run_sweep
+
+from dashboards.insight import insight
+from dashboards.mlflow_pages.view import saved_view
+from dashboards.page import write_figures, write_report
+from docs.chromium import Page, browser, installed
+from docs.mlflow_looks import CLOSE, open_charts, rows, show, titles
+from orchestrator.commands.reporting import frame_of
+from orchestrator.driving.story import open_sink, tell_conclusion, tell_end, tell_sweep
+from orchestrator.study.records import Trial
+from orchestrator.study.state import TrialState
+from orchestrator.study.study import Study
+from orchestrator.tracking.mlflow import connect, tracking_uri
+from orchestrator.tracking.names import begun_tags, ended_tags, run_page, trials_filter
+from orchestrator.tracking.sink import SWEEP
+from orchestrator.tracking.ui import Ui, start_ui, sweep_page
+
+STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
+CHARTS = [
+    "eval_margins/logp",
+    "eval_accuracies/logp",
+    "eval_logps_per_token/chosen vs eval_logps_per_token/rejected",
+    "Parallel Coordinates",
+    f"loss.beta vs. loss.gamma vs. {METRIC}",
+    "loss",
+    "grad_norm",
+    "tokens_per_second",
+    "eval_rewards/margins",
+]
+WORDS = {3: PRUNED, 5: DIVERGED, 7: FAILED}
+DESCRIBED = "document.body.innerText.includes('Running, stopped and failed')"
+
+
+def rich(trial: Trial) -> Script:
+    return Script(quality=0.2 + 0.05 * trial.number, outcome=WORDS.get(trial.number, COMPLETE))
+
+
+def tell(root: Path, name: str) -> None:
+    """What a driver tells while such a sweep runs, all at once."""
+    folder = run_sweep(root, make_spec(name), rich)
+    with Study.open(folder) as study:
+        sink = open_sink(study, root)
+        tell_sweep(study, sink, "f" * 12)
+        for record in study.trials():
+            run, outcome = str(record.number), WORDS.get(record.number, COMPLETE)
+            params = {path: record.params[path] for path in study.spec.search.paths}
+            sink.start(
+                run,
+                name=f"trial {run}",
+                params=params,
+                tags={"state": "RUNNING", **begun_tags(record.number)},
+                at=time.time(),
+            )
+            sink.points(run, study.points(record.number), at=time.time())
+            sink.end(run, status=STATUS[record.state], tags=ended_tags(record.number, outcome), at=time.time())
+        seen = insight(frame_of(folder))
+        sink.artifact(SWEEP, write_report(seen, folder.report))
+        sink.artifact(SWEEP, write_figures(seen, folder.path / "figures"), "figures")
+        tell_conclusion(study, sink, "finished", seen.findings)
+        tell_end(study, sink, "FINISHED", "FINISHED", "")
+        assert sink.close(120) == 0
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Ui, Page]]:
+    if installed() is None:
+        pytest.skip("no Chromium on the PATH")
+    root = tmp_path_factory.mktemp("mlflow")
+    tell(root, "seen")
+    ui = start_ui(root, tracking_uri(root, None))
+    try:
+        with browser() as chromium:
+            yield root, ui, chromium.page()
+    finally:
+        ui.stop()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_view_opens_on_the_charts_by_name_with_the_sweeps_runs(told: tuple[Path, Ui, Page]) -> None:
+    root, ui, page = told
+    spec = make_spec("seen")
+    view = saved_view(spec, trials_filter("seen"), time.time())
+    open_charts(page, sweep_page(ui.base, root, tracking_uri(root, None), spec.tracking.experiment, "seen", view))
+    assert titles(page) == CHARTS
+    assert {title: show(page, title) for title in CHARTS} == dict.fromkeys(CHARTS, "drawn")
+    ends = {3: " pruned", 5: " diverged", 7: " failed"}
+    assert sorted(rows(page)) == sorted(f"trial {n}{ends.get(n, '')}" for n in range(12))
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_parent_run_opens_on_its_description(told: tuple[Path, Ui, Page]) -> None:
+    root, ui, page = told
+    client = connect(root, tracking_uri(root, None))
+    experiment = client.get_experiment_by_name("prefsweep")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`prefsweep.run` = 'sweep'")
+    address = f"{ui.base}/#{run_page(experiment.experiment_id, run.info.run_id)}"
+    page.look(address, width=1600, height=1200, ready=DESCRIBED)
+    page.run(CLOSE)
+    text = page.run("document.body.innerText")
+    for words in ("Finished: 12 trials (9 complete, 1 pruned, 1 failed, 1 diverged).", "Best: trial 11", "Diagnosis"):
+        assert words in text, words
+    assert [f.path for f in client.list_artifacts(run.info.run_id) if f.path.endswith(".html")] == ["report.html"]
+    assert {"figures/map.html", "figures/curves.html"} <= {
+        f.path for f in client.list_artifacts(run.info.run_id, "figures")
+    }
+    link = "[...document.querySelectorAll('a')].find((a) => a.textContent === 'Charts of all trials').href"
+    open_charts(page, page.run(link))
+    assert show(page, "eval_margins/logp") == "drawn"
