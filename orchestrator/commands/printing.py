@@ -103,7 +103,7 @@ def _print_probe(console: Console, plan: Plan) -> None:
     several = f", {found.processes} processes" if found.processes > 1 else ""
     table = _facts(f"measured here, on {found.device}{several}")
     seconds = "" if made.formula_seconds is None else f"; by formula {made.formula_seconds:.3g} s"
-    table.add_row("an update", f"{found.seconds:.3g} s for {found.pairs:,} pairs of {found.tokens:,} tokens{seconds}")
+    table.add_row("an update", f"{found.seconds:.3g} s for {found.pairs:,} pairs, {found.tokens:,} tokens{seconds}")
     held = "" if made.formula_bytes is None else f"; by formula {made.formula_bytes / 1e9:.3g} GB"
     held += "" if made.gpu else " on a GPU"
     what = f"{found.peak_bytes / 1e9:.3g} GB with {found.tokens_per_micro_batch:,} tokens per micro-batch{held}"

@@ -167,3 +167,20 @@ def test_stages_and_looking_import_nothing_heavy() -> None:
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()", time.monotonic() - began
+
+
+@pytest.mark.slow
+def test_a_sweep_of_two_processes_from_its_sft_stage_on(tmp_path: Path) -> None:
+    """As on a machine of GPUs: the start model and each trial are made by two processes, each with slices."""
+    file = tmp_path / "tiny.yaml"
+    several = ["resources.processes_per_trial=2", "training.max_steps=6", "training.eval_steps=3"]
+    several += ["training.distributed=fsdp2", "sft.training.distributed=fsdp2", "search={loss.beta: [2.0, 5.0]}"]
+    file.write_text(TINY)
+    sets = [word for one in several for word in ("--set", one)]
+    done = orchestrate(tmp_path / "runs", "sweep", str(file), *sets)
+    _, err = done.communicate(timeout=500)
+    assert done.returncode == 0, err
+    assert "sft: 4 updates done" in err
+    found = status("tiny", tmp_path / "runs")
+    assert [(t["state"], t["attempts"]) for t in found["trials"]] == [("COMPLETE", 1)] * 2
+    assert export("tiny", tmp_path / "runs", tmp_path / "model", merge=False).is_dir()

@@ -134,11 +134,23 @@ def test_continued_with_another_number_of_processes(
     assert not list(tmp_path.glob("*/checkpoints/*"))
 
 
+SIXTEEN = {"dtype": "bfloat16"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("lora", [None, {"r": 2, "alpha": 4}])
-def test_slices_of_a_model_in_16_bits(lora: Any, two: Together, one: Workshop, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"model": MODEL | SIXTEEN},
+        {"model": MODEL | SIXTEEN, "lora": {"r": 2, "alpha": 4}},
+        {"training": {"bf16": True}},
+    ],
+    ids=["weights", "adapters beside them", "autocast"],
+)
+def test_slices_of_a_model_in_16_bits(more: dict[str, Any], two: Together, one: Workshop, tmp_path: Path) -> None:
     """In full each process rounds its rows by its own chance; adapters are in float32."""
-    settings = config("fsdp2", training={"learning_rate": 1e-4}, model=MODEL | {"dtype": "bfloat16"}, lora=lora)
+    training = {"learning_rate": 1e-4} | more.get("training", {})
+    settings = config("fsdp2", **(more | {"training": training}))
     wanted, _ = finish(one.train(settings, tmp_path / "one"))
     ran = two.run(settings, tmp_path / "two")
     assert ran.kind is EndKind.FINISHED
