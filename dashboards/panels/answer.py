@@ -94,7 +94,7 @@ def _judged(frame: SweepFrame) -> list[Block]:
     same = [(c, v, r) for c, v, r in told[1:] if (v.key, v.by) == (verdict.key, verdict.by)]
     better, _, by = max(same, key=lambda row: row[2].value, default=(case, verdict, rate))
     if by.value > rate.value:
-        words += f" Of the judged trials, {better.label} does best by this judge: {by.value:.0%}."
+        words += f" Of the judged trials, trial {better.label} does best by this judge: {by.value:.0%}."
     return [Words(words, strong=True)]
 
 

@@ -17,7 +17,7 @@ _COLOURS = {"endpoint": BLUE, "reward": GREEN, "checker": PINK}
 
 def panel(seen: Insight) -> Panel | None:
     """Win rates with their intervals, the table, and examples of what was preferred."""
-    judged = [(case, verdict) for case in seen.frame.trials for verdict in case.judged]
+    judged = [(case, verdict) for case in seen.frame.ranked for verdict in case.judged]
     if not judged:
         return None
     blocks: list[Block] = [_chart(judged), _table(judged)]
@@ -29,7 +29,7 @@ def panel(seen: Insight) -> Panel | None:
 
 def _chart(judged: list[tuple[TrialCase, Verdict]]) -> Charts:
     told = [(case, v, v.win_rate) for case, v in judged if v.win_rate is not None]
-    names = [plain(f"{case.label}, {v.judge}, {v.decoding}") for case, v, _ in told]
+    names = [plain(f"trial {case.label}, {v.judge}, {v.decoding}") for case, v, _ in told]
     traces = [
         go.Scatter(
             x=[rate.value for _, _, rate in told],
@@ -85,7 +85,7 @@ def _remarks(verdicts: list[Verdict]) -> list[str]:
     found: list[str] = []
     biased = [v for v in verdicts if v.first is not None and v.first.clear]
     if biased:
-        shares = ", ".join(f"{v.first.value:.0%}" for v in biased if v.first is not None)
+        shares = " and ".join(dict.fromkeys(f"{v.first.value:.0%}" for v in biased if v.first is not None))
         found.append(
             f"The endpoint has a position bias: the answer shown first gets {shares} of the decided votes. Both orders "
             "were asked, so the bias makes ties and not winners."
