@@ -67,7 +67,6 @@ def test_a_finished_sweep_is_extended(tmp_path: Path) -> None:
     assert [e["text"] for e in events if e["kind"] == "spec"] == ["budget.trials: 2 -> 3"]
     issued = [e["trial"] for e in events if e["kind"] == "issued"]
     assert issued == [0, 1, 2]
-    assert [e["kind"] for e in events].count("driver") == 2
     assert "trials: 3" in (tmp_path / "runs" / "more" / "sweep.yaml").read_text()
 
     third = orchestrate("resume", "more", "--set", "budget.trials=3")
