@@ -6,6 +6,8 @@ import dataclasses
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -21,6 +23,8 @@ from dashboards.panels.cost import short_count, show_hours
 from trainer.metrics import COMMON_RULER
 
 HEAD = ("", "sweep", "objective", "trial", "configuration", COMMON_RULER.removeprefix("eval_"), "behind by (95 %)")
+_CONFIGURATION, _FOLDED = 4, 22
+"""The column that may be broken over lines, and to how many characters."""
 MORE = ("gain", "margin", "chosen log-prob", "right answers", "trials", "tokens", "slot-hours")
 
 
@@ -115,15 +119,41 @@ def more(c: Contender) -> tuple[str, ...]:
 
 def print_comparison(found: Comparison, console: Console) -> None:
     """The table, the verdict, the warnings."""
-    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
-    wide = console.width >= 140
-    for k, name in enumerate((*HEAD, *MORE) if wide else HEAD):
-        right = k in (0, 5, 6) or k >= len(HEAD)
-        table.add_column(name, justify="right" if right else "left", min_width=22 if k == 4 else None)
-    for place, c in enumerate(found.contenders, 1):
-        cells = (*row(c, place), *more(c)) if wide else row(c, place)
-        table.add_row(*(Text(cell, style="bold green" if place == 1 else "") for cell in cells))
-    console.print(table)
+    for whole in (True, False):
+        table, needed = _table(found, whole)
+        if needed <= console.width:
+            console.print(table)
+            break
+    else:
+        _print_narrow(found, console)
     console.print(Text(verdict(found), style="bold"), soft_wrap=True)
     for warning in found.warnings:
         console.print(Text(f"! {warning}", style="yellow"), soft_wrap=True)
+
+
+def _table(found: Comparison, whole: bool) -> tuple[RichTable, int]:
+    """A row a sweep, and the columns it needs; configurations may be broken over lines."""
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False)
+    for k, name in enumerate((*HEAD, *MORE) if whole else HEAD):
+        folds = k == _CONFIGURATION
+        right = k in (0, 5, 6) or k >= len(HEAD)
+        table.add_column(name, justify="right" if right else "left", min_width=_FOLDED if folds else None)
+    longest = 0
+    for place, c in enumerate(found.contenders, 1):
+        cells = (*row(c, place), *more(c)) if whole else row(c, place)
+        longest = max(longest, len(cells[_CONFIGURATION]))
+        table.add_row(*(Text(cell, style="bold green" if place == 1 else "") for cell in cells))
+    unbounded = Console(width=1000)
+    widest = Measurement.get(unbounded, unbounded.options, table).maximum
+    return table, widest - max(0, longest - _FOLDED)
+
+
+def _print_narrow(found: Comparison, console: Console) -> None:
+    """A few lines a sweep, for terminals in which the table would cut names and values."""
+    for place, c in enumerate(found.contenders, 1):
+        rank, sweep, objective, trial, words, value, behind = row(c, place)
+        head = f"{rank}  {sweep} ({objective}), trial {trial}: {HEAD[5]} {value}"
+        console.print(Text(head, style="bold green" if place == 1 else "bold"))
+        for line in (words, "" if behind == "–" else f"behind by {behind}"):
+            if line:
+                console.print(Padding(Text(line), (0, 0, 0, 3), expand=False))

@@ -56,13 +56,14 @@ def _check_page(text: str) -> None:
 
 
 def _check_table(found: Any) -> None:
-    for width in (80, 200):
+    for width in (50, 80, 120, 200):
         console = Console(file=io.StringIO(), width=width, force_terminal=False)
         print_comparison(found, console)
         shown = console.file.getvalue()  # type: ignore[attr-defined]
         assert "simpo" in shown
         assert "dpo" in shown
         assert "clearly ahead" in shown
+        assert "…" not in shown.replace(" … ", "")
 
 
 def test_what_is_not_matched_is_said_with_numbers(tmp_path: Path) -> None:
