@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from orchestrator.study.study import Study
 CLOCKED = frozenset({"tokens_per_second", "pairs_per_second"})
 """Metrics that the clock decides. Everything else has to be equal to the last bit."""
 _OWN_TAGS = ("attempt", "worker.", "prefsweep.sweep_id", "mlflow.parentRunId", "env.", "git.", "mlflow.source.")
-_OWN_FILES = frozenset({"environment.json", "report.html"})
+_OWN_FILES = frozenset({"environment.json", "report.html", "cost.html", "timeline.html"})
+_WHEN = re.compile(r'<p class="when">.*?</p>')
+"""The date in the head of every figure's page."""
+_RUN_ID = re.compile(r"\b[0-9a-f]{32}\b")
 
 
 def story(root: Path, name: str) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def mlflow_story(root: Path, name: str) -> dict[str, Any]:
                 "name": title,
                 "negative duration": lasted is not None and lasted < 0,
                 "metrics": sorted([n, s, float(v).hex(), bool(nan)] for n, s, v, nan in rows if n not in CLOCKED),
-                "tags": {k: _placeless(v, root) for k, v in sorted(tags) if not k.startswith(_OWN_TAGS)},
+                "tags": {k: _told(k, _placeless(v, root)) for k, v in sorted(tags) if not k.startswith(_OWN_TAGS)},
                 "params": {k: _placeless(v, root) for k, v in sorted(params)},
                 "files": _files(Path(unquote(urlsplit(place).path)), root),
             }
@@ -126,7 +130,13 @@ def _placeless(text: str, root: Path) -> str:
 
 def _files(place: Path, root: Path) -> dict[str, str]:
     files = {str(f.relative_to(place)): f for f in sorted(place.rglob("*")) if f.is_file() and f.name not in _OWN_FILES}
-    return {name: _digest(_placeless(f.read_text(encoding="utf-8"), root).encode()) for name, f in files.items()}
+    texts = {name: _placeless(f.read_text(encoding="utf-8"), root) for name, f in files.items()}
+    return {name: _digest(_WHEN.sub("", text).encode()) for name, text in texts.items()}
+
+
+def _told(key: str, text: str) -> str:
+    """A tag without the names that MLflow gave to runs."""
+    return _RUN_ID.sub("RUN", text) if key == "mlflow.note.content" else text
 
 
 def _digest(content: bytes) -> str:
