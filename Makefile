@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install install-test quickstart test lint types imports pytest test-slow test-faults storm bench bench-step bench-gpu pictures format clean
+.PHONY: simulate help install install-test quickstart test lint types imports pytest test-slow test-faults storm bench bench-step bench-gpu bench-driver pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -61,6 +61,9 @@ bench-step: install ## One optimiser step, TRL's and this product's in turn
 
 bench-gpu: install ## A step of an 8B model on one GPU, TRL's and this product's
 	$(BIN)/python -m benchmarks.gpu --write
+
+bench-driver: install ## What an event costs the driver of 2,000 trials over 64 slots (about ten minutes)
+	$(BIN)/python -m benchmarks.driver --write
 
 simulate: install ## What pruning saves and what the order of knowing costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning

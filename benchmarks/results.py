@@ -9,6 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks import driver_page
+
 DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "performance.md"
 BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
@@ -22,6 +24,8 @@ def write(name: str, found: dict[str, Any]) -> None:
     (folder / f"{name}.json").write_text(json.dumps(stamped, indent=1) + "\n")
     if name.startswith("three_ways"):
         draw_three_ways(folder / f"{name}.svg", stamped)
+    if name == "driver":
+        driver_page.draw(folder / f"{name}.svg", stamped)
     put(name, table(name, stamped))
 
 
@@ -46,7 +50,7 @@ def table(name: str, found: dict[str, Any]) -> str:
     """A Markdown table of one benchmark's figures."""
     if name.startswith("three_ways"):
         return three_ways(name, found)
-    return {"steps": steps, "threads": threads, "gpu": gpu}[name](found)
+    return {"steps": steps, "threads": threads, "gpu": gpu, "driver": driver_page.table}[name](found)
 
 
 def three_ways(name: str, found: dict[str, Any]) -> str:

@@ -17,13 +17,15 @@ from dashboards.terminal import open_view
 from orchestrator.commands.export import export
 from orchestrator.commands.look import best, status, watch
 from orchestrator.driving import lock
-from orchestrator.driving.room import check_room
-from orchestrator.engine.cluster import Slots, cluster, gpu_memory, plan_slots, worker_environment
+from orchestrator.driving.room import NoRoom, check_room
+from orchestrator.engine.address import Asked, ClusterError
+from orchestrator.engine.cluster import Slots, cluster, gpu_memory, plan_slots, threads_of, worker_environment
+from orchestrator.engine.joining import joined
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.engine.vitals import RayDied
-from orchestrator.errors import DataError, ExitCode, SpecError
+from orchestrator.errors import DataError, ExitCode, NameTaken, NoSuchSweep, SpecError
 from orchestrator.folders import SweepFolder, existing, fresh, make
-from orchestrator.spec.dump import dump
+from orchestrator.spec.dump import dump, spec_hash
 from orchestrator.spec.load import load, loads
 from orchestrator.spec.plan import total_trials
 from orchestrator.spec.shares import check_share
@@ -38,27 +40,56 @@ if TYPE_CHECKING:
 _RAY_DEATHS = 3
 """How often Ray is started again in one driver's life."""
 
-__all__ = ["best", "export", "resume", "start", "status", "ui", "watch"]
+__all__ = ["best", "export", "resume", "start", "start_or_resume", "status", "ui", "watch"]
 
 
-def start(spec: SweepSpec, root: Path, *, trust_remote_code: bool = False) -> ExitCode:
-    """Run a new sweep to its end. NameTaken before anything is written; DataError before the first trial."""
+def start(spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust_remote_code: bool = False) -> ExitCode:
+    """Run a new sweep to its end, on this machine or on a cluster that exists.
+
+    NameTaken before anything is written; DataError before the first trial.
+    """
     folder = fresh(root, spec.name)
-    slots = plan_slots(spec)
-    check_share(spec, gpu_memory())
     warm_start(spec, root)  # refused before anything is written
-    check_room(folder, spec, slots)
+    if cluster_at is None:
+        _check_here(folder, spec)
     make(folder, dump(spec))
     with lock.hold(folder):
         try:
-            return _drive(folder, spec, slots, trust_remote_code)
-        except (SpecError, DataError):
+            return _drive(folder, spec, cluster_at, trust_remote_code)
+        except (SpecError, DataError, ClusterError, NoRoom):
             if not Study.exists(folder):  # nothing was begun: the name stays free
                 shutil.rmtree(folder.path)
             raise
 
 
-def resume(name: str, root: Path, overrides: Sequence[str] = (), *, trust_remote_code: bool = False) -> ExitCode:
+def start_or_resume(
+    spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust_remote_code: bool = False
+) -> ExitCode:
+    """Run this sweep, or go on with it where it has begun: what a scheduler may start again and again.
+
+    NameTaken where another sweep has the name. What was amended since the beginning stays amended.
+    """
+    try:
+        folder = existing(root, spec.name)
+    except NoSuchSweep:
+        return start(spec, root, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    begun = load(folder.spec)
+    if Study.exists(folder):
+        with Study.open(folder) as study:
+            begun = SweepSpec.model_validate_json(study.spec_history()[0].text)
+    if spec_hash(begun) != spec_hash(spec):
+        raise NameTaken(spec.name, folder.path)
+    return resume(spec.name, root, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+
+
+def resume(
+    name: str,
+    root: Path,
+    overrides: Sequence[str] = (),
+    *,
+    cluster_at: Asked | None = None,
+    trust_remote_code: bool = False,
+) -> ExitCode:
     """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify, judge and keep_models."""
     folder = existing(root, name)
     with lock.hold(folder):
@@ -73,10 +104,9 @@ def resume(name: str, root: Path, overrides: Sequence[str] = (), *, trust_remote
                     write_text(folder.spec, dump(spec))
         else:
             spec = load(folder.spec, overrides)
-        slots = plan_slots(spec)
-        check_share(spec, gpu_memory())
-        check_room(folder, spec, slots)
-        return _drive(folder, spec, slots, trust_remote_code)
+        if cluster_at is None:
+            _check_here(folder, spec)
+        return _drive(folder, spec, cluster_at, trust_remote_code)
 
 
 def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
@@ -112,10 +142,17 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
     return ExitCode.DONE
 
 
+def _check_here(folder: SweepFolder, spec: SweepSpec) -> None:
+    """Whether this machine has what the sweep takes."""
+    slots = plan_slots(spec)
+    check_share(spec, gpu_memory())
+    check_room(folder, spec, slots)
+
+
 # --- driving ---------------------------------------------------------------------------------------------------------
 
 
-def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code: bool) -> ExitCode:
+def _drive(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trust_remote_code: bool) -> ExitCode:
     from orchestrator.driving.drive import drive, farewell
     from orchestrator.driving.judged import judge_after
     from orchestrator.driving.judging import key_of
@@ -132,14 +169,13 @@ def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code
         with (
             _viewing(spec, console) as shown,
             notifying(folder, spec, shown) as (view, tell_end),
-            Preparing(folder.cache, spec.base, worker_environment(slots), interrupt, view.tick) as data,
+            Preparing(folder.cache, spec.base, worker_environment(threads_of(spec)), interrupt, view.tick) as data,
         ):
             ended: Stop | None = None
             deaths = 0
             while ended is None:
-                view.stage("starting Ray")
                 try:
-                    with cluster(folder.path / "ray", slots, interrupt):
+                    with _machines(folder, spec, cluster_at, interrupt, view) as slots:
                         ended = drive(folder, spec, slots, view, interrupt, opened, data)
                 except Interrupted:
                     ended = Stop(StopKind.INTERRUPTED)
@@ -151,6 +187,23 @@ def _drive(folder: SweepFolder, spec: SweepSpec, slots: Slots, trust_remote_code
             judge_after(folder, ended, view, interrupt, trust_remote_code=trust_remote_code)
             tell_end(ended)
         return farewell(folder, spec, ended, console)
+
+
+@contextmanager
+def _machines(
+    folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, interrupt: Interrupt, view: View
+) -> Generator[Slots]:
+    """Ray on this machine, or the cluster that was asked for; what trials get of it."""
+    if cluster_at is None:
+        view.stage("starting Ray")
+        slots = plan_slots(spec)
+        with cluster(folder.path / "ray", slots, interrupt):
+            yield slots
+        return
+    view.stage("joining the Ray cluster")
+    with joined(folder.path / "ray", spec, cluster_at, interrupt, view) as slots:
+        check_room(folder, spec, slots)
+        yield slots
 
 
 @contextmanager

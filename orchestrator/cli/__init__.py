@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.cli import hands, judging, looking, machine, reporting, running, starting
+from orchestrator.cli import hands, judging, looking, machine, reporting, running, starting, submitting
 from orchestrator.errors import ExitCode, OrchestrateError
 from trainer.errors import TrialError
 
@@ -27,6 +27,7 @@ for command in (
     starting.init,
     running.plan,
     running.sweep,
+    submitting.submit,
     running.resume,
     looking.status,
     looking.history,

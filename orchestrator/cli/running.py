@@ -4,10 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from orchestrator.cli.shared import JSON, SET, TRUST, print_json, read_spec, spec_options
+from orchestrator.cli.shared import (
+    JSON,
+    SET,
+    TRUST,
+    asked_cluster,
+    cluster_options,
+    print_json,
+    read_spec,
+    spec_options,
+)
+from orchestrator.cli.submitting import job_options, render
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing, fresh, home
 
@@ -24,6 +35,7 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @click.option("--tokens-per-pair", type=click.IntRange(1), help="On average; by default the most, 2 * max_length.")
 @click.option("--train-pairs", type=click.IntRange(1), help="Where the data is not downloaded yet.")
 @click.option("--probe", is_flag=True, help="Measure one update here: loads model and data, trains a few updates.")
+@job_options
 @TRUST
 def plan(
     file: Path,
@@ -39,14 +51,26 @@ def plan(
     train_pairs: int | None,
     probe: bool,
     trust_remote_code: bool,
+    **asked: Any,
 ) -> None:
-    """What a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Starts no trial."""
+    """What a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Starts no trial.
+
+    With --slurm or --kuberay: the very bytes that `submit` would hand over.
+    """
     from orchestrator.commands.planning import plan_here
     from orchestrator.commands.printing import print_plan
     from orchestrator.spec.cost import EFFICIENCY, PEAK_TFLOPS, Machine
     from orchestrator.spec.memory import GB
 
     spec, notices = read_spec(file, sets, name, rehearse)
+    job = render(spec, asked, trust=trust_remote_code)
+    if job is not None:
+        from orchestrator.commands.submitting import cautions
+
+        for line in (*notices, *cautions(spec)):
+            click.echo(line, err=True)
+        click.echo(job.text, nl=False)
+        return
     machine = Machine(
         gpu_memory=None if gpu_memory is None else gpu_memory * GB,
         tflops=tflops or PEAK_TFLOPS,
@@ -66,25 +90,42 @@ def plan(
 
 @click.command()
 @spec_options
+@cluster_options
+@click.option("--continue", "go_on", is_flag=True, help="Go on with it where this very sweep has begun already.")
 @TRUST
-def sweep(file: Path, sets: Sequence[str], name: str | None, rehearse: bool, trust_remote_code: bool) -> ExitCode:
+def sweep(
+    file: Path,
+    sets: Sequence[str],
+    name: str | None,
+    rehearse: bool,
+    address: str | None,
+    machines: int,
+    go_on: bool,
+    trust_remote_code: bool,
+) -> ExitCode:
     """Run a sweep. Ctrl-C once: checkpoint and stop; twice: now."""
     spec, notices = read_spec(file, sets, name, rehearse)
-    fresh(home(), spec.name)
-    from orchestrator.sweep import start
+    cluster_at = asked_cluster(address, machines)
+    if not go_on:
+        fresh(home(), spec.name)
+    from orchestrator.sweep import start, start_or_resume
+
+    begin = start_or_resume if go_on else start
 
     for notice in notices:
         click.echo(notice, err=True)
-    return start(spec, home(), trust_remote_code=trust_remote_code)
+    return begin(spec, home(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
 
 
 @click.command()
 @click.argument("name")
 @SET
+@cluster_options
 @TRUST
-def resume(name: str, sets: Sequence[str], trust_remote_code: bool) -> ExitCode:
+def resume(name: str, sets: Sequence[str], address: str | None, machines: int, trust_remote_code: bool) -> ExitCode:
     """Go on with a sweep that was stopped or killed."""
     existing(home(), name)
     from orchestrator.sweep import resume as go_on
 
-    return go_on(name, home(), sets, trust_remote_code=trust_remote_code)
+    cluster_at = asked_cluster(address, machines)
+    return go_on(name, home(), sets, cluster_at=cluster_at, trust_remote_code=trust_remote_code)

@@ -13,6 +13,7 @@ import click
 from orchestrator.folders import home
 
 if TYPE_CHECKING:
+    from orchestrator.engine.address import Asked
     from orchestrator.spec.sweep import SweepSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -22,6 +23,26 @@ JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on 
 TRUST = click.option(
     "--trust-remote-code", is_flag=True, help="Run code that comes with the model. Never taken from a file."
 )
+
+
+def cluster_options(command: F) -> F:
+    """An existing Ray cluster instead of this machine."""
+    address = click.option(
+        "--address", metavar="HOST:PORT", help="Run on this Ray cluster, which exists already; auto: the one here."
+    )
+    machines = click.option(
+        "--machines", type=click.IntRange(1), default=1, help="With --address: wait until so many have joined."
+    )
+    return address(machines(command))
+
+
+def asked_cluster(address: str | None, machines: int) -> Asked | None:
+    """What `--address` and `--machines` say."""
+    from orchestrator.engine.address import Asked
+
+    if address is None and machines != 1:
+        raise click.UsageError("--machines belongs to --address")
+    return None if address is None else Asked(address, machines)
 
 
 def spec_options(command: F) -> F:

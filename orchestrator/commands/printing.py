@@ -200,7 +200,7 @@ def print_checks(checks: Sequence[Check]) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("", "what", "found", "fix"):
         table.add_column(column)
-    colours = {"ok": "green", "note": "yellow", "missing": "red"}
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
         level = check.level.value
         table.add_row(f"[{colours[level]}]{level}[/]", check.what, escape(check.found), escape(check.fix))

@@ -45,7 +45,7 @@ def _run(config: TrialConfig, cache: Path, slots: Slots, trust_remote_code: bool
     launch = [sys.executable]
     if slots.processes > 1:
         launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={slots.processes}"]
-    environment = os.environ | worker_environment(slots)
+    environment = os.environ | worker_environment(slots.threads)
     if not slots.gpus:
         environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     with tempfile.TemporaryDirectory() as folder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -13,12 +12,11 @@ from dashboards.gather import gather
 from dashboards.summary import summary
 from dashboards.terminal import wide_console
 from dashboards.verdict import tell_findings
+from orchestrator.driving.afterwards import Afterwards
 from orchestrator.driving.closing import write_last_report
-from orchestrator.driving.forks import tidy_forks
-from orchestrator.driving.retention import tidy
 from orchestrator.driving.sft import Ready, train_start_model
 from orchestrator.driving.stages import check_data, load_report, steps_by_params
-from orchestrator.driving.story import open_sink, tell_end, tell_standing, tell_sweep
+from orchestrator.driving.story import open_sink, tell_end, tell_sweep
 from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.pausing import held_over
@@ -38,8 +36,6 @@ from orchestrator.tracking.sink import Sink
 from trainer.data.summary import DataReport
 
 _DELIVERY_SECONDS = 30.0
-_DESCRIBED_EVERY = 10.0
-"""Seconds: a sweep of many short trials need not describe itself after each."""
 _STATUS = {
     StopKind.FINISHED: "FINISHED",
     StopKind.OUT_OF_BUDGET: "FINISHED",
@@ -104,18 +100,6 @@ def _trials(
         view.trial_changed(record)
         view.points(record.number, study.points(record.number))
 
-    described_at = 0.0
-
-    def on_closed(_: TrialRecord) -> None:
-        nonlocal described_at
-        tidy(study.folder, spec, study.trials())
-        tidy_forks(study.folder, study)
-        if time.monotonic() - described_at >= _DESCRIBED_EVERY:
-            described_at = time.monotonic()
-            tell_standing(study, sink)
-
-    tidy(study.folder, spec, study.trials())
-    tidy_forks(study.folder, study)
     return run_trials(
         study,
         sink,
@@ -123,7 +107,7 @@ def _trials(
         interrupt,
         slots,
         place=ready.place,
-        on_closed=on_closed,
+        on_closed=Afterwards(study, sink),
         longest=ready.data.lengths["row"]["p100"],
         opened=opened,
     )

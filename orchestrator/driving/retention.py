@@ -13,15 +13,32 @@ from orchestrator.study.records import TrialRecord
 from trainer.failpoint import failpoint
 
 
-def tidy(folder: SweepFolder, spec: SweepSpec, records: Sequence[TrialRecord]) -> None:
-    """Remove checkpoints of finished trials, and weights of all but the best `spec.kept`."""
-    kept = {record.number for record in ranking(records, *spec.goals)[: spec.kept]}
-    for record in records:
-        if not record.state.finished:
-            continue
-        for attempt in folder.trial(record.number).glob("[0-9]*"):
+class Retention:
+    """Keeps the disk tidy: everything once at the start, then what each trial's end changes."""
+
+    def __init__(self, folder: SweepFolder, spec: SweepSpec, records: Sequence[TrialRecord]) -> None:
+        self._folder, self._spec = folder, spec
+        self._best = self._ranked(records)
+        for record in records:
+            if record.state.finished:
+                self._clear(record, model=record not in self._best)
+
+    def closed(self, record: TrialRecord) -> None:
+        """A trial ended: its checkpoints go, and the final weights of whoever is no longer among the best."""
+        before = [best for best in self._best if best.number != record.number]
+        self._best = self._ranked([*before, record])
+        for other in (*before, record):
+            if other not in self._best:
+                self._clear(other, model=True)
+        self._clear(record, model=False)
+
+    def _ranked(self, records: Sequence[TrialRecord]) -> list[TrialRecord]:
+        return ranking(records, *self._spec.goals)[: self._spec.kept]
+
+    def _clear(self, record: TrialRecord, *, model: bool) -> None:
+        for attempt in self._folder.trial(record.number).glob("[0-9]*"):
             _remove(attempt / "checkpoints")
-            if record.number not in kept:
+            if model:
                 _remove(attempt / "model")
 
 

@@ -2,6 +2,9 @@
 
 import os
 
+ASKED_AUTH = os.environ.get("RAY_AUTH_MODE")
+"""What the user says of a cluster that exists already; our own always has a token."""
+
 # Ray reads these when it is imported, wherever that happens first, and its workers inherit them.
 os.environ |= {
     "RAY_AUTH_MODE": "token",

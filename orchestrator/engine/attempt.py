@@ -21,6 +21,8 @@ from trainer.report import EndKind as TrainerEnd
 GROUP_SECONDS = 0.5
 """Training points are gathered this long, so that fast steps do not flood the driver."""
 _LOCK_SECONDS = 20.0
+_FAR_SECONDS = 120.0
+"""For a holder on another machine: a network disk frees the locks of a dead machine after a minute or two."""
 WATCH_SECONDS = 0.2
 
 
@@ -142,17 +144,23 @@ def _hold(job: Job, patience: float) -> IO[str] | None:
     """
     job.lock.parent.mkdir(parents=True, exist_ok=True)
     held = job.lock.open("a+", encoding="utf-8")
-    until = time.monotonic() + patience
+    began = time.monotonic()
+    until = began + patience
     while not job.stop_asked:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
-                if lease.put_down(job.lock.read_text(encoding="utf-8")):
+                holder = job.lock.read_text(encoding="utf-8")
+                if lease.put_down(holder):
                     until = time.monotonic() + patience
                     continue
-                held.close()
-                raise TimeoutError(f"another process still works on this trial ({job.lock})") from None
+                if not lease.is_elsewhere(holder):
+                    held.close()
+                    raise TimeoutError(f"another process still works on this trial ({job.lock})") from None
+                if time.monotonic() > began + max(patience, _FAR_SECONDS):
+                    held.close()
+                    raise WorkerLost(f"{lease.shown(holder)} still works on this trial ({job.lock})") from None
             time.sleep(0.1)
         else:
             held.truncate(0)

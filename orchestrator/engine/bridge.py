@@ -118,6 +118,10 @@ class Scheduler(FIFOScheduler):
         with self._conductor as conductor:
             check_ray()
             conductor.tick()
+        wrapped: Any = tune_controller
+        trials: list[Trial] = wrapped.get_trials()
+        # Tune goes through all it ever had at every step; of those that ended nobody asks any more.
+        trials[:] = [trial for trial in trials if not trial.is_finished()]
         return super().choose_trial_to_run(tune_controller)
 
 

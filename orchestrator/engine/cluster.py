@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +20,24 @@ from orchestrator.errors import Finding, SpecError
 from orchestrator.spec.sweep import SweepSpec
 
 _SLOT = "slot"
+_WORKER_CPU = 0.01
+"""Of a worker whose trial is trained by processes of its own: Ray wants more than nothing."""
 PROCESS = "process"
 """What each process of a trial that has several takes of Ray."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
 """glibc gives large blocks back at each step and faults them in again, unless told not to."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What one machine has for trials."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,20 +50,28 @@ class Slots:
     """Of each process."""
     processes: int = 1
     """That train one trial together."""
+    cpus: float | None = None
+    """What a trial asks of a cluster that others use too. None: the cluster is our own, and slots are counted."""
 
     @property
     def bundles(self) -> list[dict[str, float]]:
         """What a trial asks of Ray: one bundle, or one for its worker and one for each of its processes.
 
-        CPUs are counted by slots: Ray would round fractions its own way.
+        CPUs are counted by slots where the cluster is our own: Ray would round fractions its own way.
         """
-        slot = {"CPU": 0.0, _SLOT: 1.0}
-        if self.processes == 1:
-            return [slot | ({"GPU": self.gpus} if self.gpus else {})]
-        return [
-            slot,
-            *({"CPU": 0.0, PROCESS: 1.0} | ({"GPU": 1.0} if self.gpus else {}) for _ in range(self.processes)),
-        ]
+        if self.processes > 1:
+            worker = {"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": _WORKER_CPU}
+            return [worker, *(self.of_process for _ in range(self.processes))]
+        asked = {"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": self.cpus}
+        return [asked | ({"GPU": self.gpus} if self.gpus else {})]
+
+    @property
+    def of_process(self) -> dict[str, float]:
+        """What each of a trial's several processes asks of Ray."""
+        asked = {"CPU": 0.0, PROCESS: 1.0}
+        if self.cpus is not None:  # in Ray's steps of 0.0001, and with the worker no more than the trial's own
+            asked = {"CPU": math.floor(1e4 * (self.cpus - _WORKER_CPU) / self.processes) / 1e4}
+        return asked | ({"GPU": 1.0} if self.gpus else {})
 
     @property
     def strategy(self) -> str:
@@ -59,24 +81,48 @@ class Slots:
 
 def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = None) -> Slots:
     """Slots from the spec and this machine; SpecError when not even one trial fits."""
-    cpus = _cpus() if cpus is None else cpus
-    gpus = visible_gpus() if gpus is None else gpus
+    here = Machine(_cpus() if cpus is None else cpus, visible_gpus() if gpus is None else gpus)
+    return slots_on(spec, [here])
+
+
+def slots_on(spec: SweepSpec, machines: Sequence[Machine], *, shared: bool = False) -> Slots:
+    """Slots of all these machines: a trial never spans two. On a `shared` cluster it asks for its CPUs too."""
     wants = spec.resources
     processes = wants.processes
-    each = wants.gpus_per_trial if wants.gpus_per_trial is not None else float(processes if gpus else 0)
     if processes > 1 and spec.base.engine == "trl":
         problem = f"a trial has {processes} processes, and engine trl trains in one"
         raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
-    cores = max(wants.cpus_per_trial, float(processes)) if processes > 1 else wants.cpus_per_trial
-    fit = int(cpus / cores + 1e-9)
-    if each:  # then GPUs decide: a trial on a GPU hardly needs its CPU
-        fit = gpus * int(1 / each + 1e-9) if each <= 1 else gpus // int(each)
+    each = wants.gpus_per_trial
+    if each is None:
+        each = float(processes) if any(machine.gpus for machine in machines) else 0.0
+    cores = _cores(spec)
+    fit = sum(_fit(cores, each, machine, shared) for machine in machines)
     if fit < 1:
-        asked = f"{cores:g} CPUs and {each:g} GPUs"
-        problem = f"a trial asks for {asked}; this machine has {cpus} CPUs and {gpus} GPUs"
+        has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine at all"
+        where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
+        problem = f"a trial asks for {cores:g} CPUs and {each:g} GPUs; {where}"
         raise SpecError([Finding("resources", "resources", problem)])
     count = min(fit, spec.budget.concurrency or fit)
-    return Slots(count=count, gpus=each, threads=max(1, int(cores / processes)), processes=processes)
+    return Slots(count, each, threads_of(spec), processes, cpus=cores if shared else None)
+
+
+def threads_of(spec: SweepSpec) -> int:
+    """Threads of each of a trial's processes."""
+    return max(1, int(_cores(spec) / spec.resources.processes))
+
+
+def _cores(spec: SweepSpec) -> float:
+    wants = spec.resources
+    return max(wants.cpus_per_trial, float(wants.processes)) if wants.processes > 1 else wants.cpus_per_trial
+
+
+def _fit(cpus: float, gpus: float, machine: Machine, shared: bool) -> int:
+    by_cpus = int(machine.cpus / cpus + 1e-9)
+    if not gpus:
+        return by_cpus
+    # A trial on a GPU hardly needs its CPU: on a machine of our own, GPUs decide.
+    by_gpus = int(machine.gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine.gpus // int(gpus))
+    return min(by_cpus, by_gpus) if shared else by_gpus
 
 
 def visible_gpus() -> int:
@@ -112,15 +158,8 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
     token.write_text(secrets.token_hex(32), encoding="utf-8")
     os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count)}
     import ray
-    from ray._private import worker as printing
-    from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
-    from ray.tune.execution import class_cache
 
-    AuthenticationTokenLoader.instance().reset_cache()  # each cluster of a process has a token of its own
-
-    _quiet(folder / "driver.log")
-    printing._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]  what it prints would be on our stdout
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # workers inherit them; no need to write them down
+    hush(folder)
     try:
         ray.init(
             address="local",
@@ -130,10 +169,10 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
-            runtime_env={"env_vars": worker_environment(slots)},
+            runtime_env={"env_vars": worker_environment(slots.threads)},
             _temp_dir=str(place),
         )
-        _quiet(folder / "driver.log")  # again: starting, it cleared its loggers
+        quiet(folder / "driver.log")  # again: starting, it cleared its loggers
         interrupt.listen()
         yield
     finally:
@@ -141,15 +180,26 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
         _collect(folder)
 
 
-def worker_environment(slots: Slots) -> dict[str, str]:
+def hush(folder: Path) -> None:
+    """Before Ray starts: its token is read anew, its words go to `folder`/driver.log, no secret is propagated."""
+    from ray._private import worker as printing
+    from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
+    from ray.tune.execution import class_cache
+
+    AuthenticationTokenLoader.instance().reset_cache()  # each cluster of a process has a token of its own
+    quiet(folder / "driver.log")
+    printing._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]  what it prints would be on our stdout
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # workers inherit them; no need to write them down
+
+
+def worker_environment(threads: int) -> dict[str, str]:
     """What a worker needs in its environment before it starts. Written down by Ray: never a secret."""
     source = str(Path(trainer.__file__).resolve().parent.parent)
     known = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != source]
-    threads = str(slots.threads)
     return {
         "PYTHONPATH": os.pathsep.join([source, *known]),
-        "OMP_NUM_THREADS": threads,
-        "MKL_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
         "MALLOC_MMAP_THRESHOLD_": _BIG,
         "MALLOC_TRIM_THRESHOLD_": _BIG,
@@ -160,7 +210,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _quiet(log: Path) -> None:
+def quiet(log: Path) -> None:
     """Ray's words go to a file, not to the user's terminal."""
     handler = logging.FileHandler(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))

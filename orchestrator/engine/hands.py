@@ -51,7 +51,7 @@ class Hands:
                 pass  # once it is paused
 
     def _do(self, number: int, request: Request) -> None:
-        record = next((r for r in self._study.trials() if r.number == number), None)
+        record = self._study.trial(number)
         if record is None or record.state.finished:
             state = "not there" if record is None else f"{record.state} already"
             self._answer(request, f"too late to {request.kind}: trial {number} is {state}")
@@ -91,7 +91,9 @@ class Hands:
         self._study.pause(number, request.text)
         self._answer(request)
         self._pausing.pop(number, None)
-        self._view.trial_changed(next(r for r in self._study.trials() if r.number == number))
+        paused = self._study.trial(number)
+        assert paused is not None
+        self._view.trial_changed(paused)
 
     def answered(self, number: int) -> None:
         """The trial has ended, by hand or before a hand reached it."""

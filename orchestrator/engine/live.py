@@ -56,7 +56,8 @@ class Beginning:
         fork = None if trial.fork is None else where.forks / trial.fork.place
         there = tuple(p for p in earlier if p.is_dir())
         job = Job(run, trial.attempt, config.model_dump_json(), folder, there, fork)
-        record = next(r for r in self._study.trials() if r.number == trial.number)
+        record = self._study.trial(trial.number)
+        assert record is not None
         tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **begun_tags(trial.number)}
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}

@@ -13,7 +13,7 @@ from orchestrator.engine.ranks import Ranks
 def for_slots(opened: OpenWorkshop, slots: Slots) -> OpenWorkshop:
     """What a worker of these slots calls to begin."""
     if slots.processes > 1:
-        return functools.partial(Ranks, opened=opened, size=slots.processes, gpus=slots.gpus > 0)
+        return functools.partial(Ranks, opened=opened, size=slots.processes, each=slots.of_process)
     if 0 < slots.gpus < 1:
         return functools.partial(_in_a_share, opened=opened, share=slots.gpus)
     return opened

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.engine.attempt import OpenWorkshop
-from orchestrator.engine.cluster import PROCESS
 from orchestrator.engine.failures import FAILURE_FILE, Told, WorkerLost
 from orchestrator.engine.messages import End
 from trainer.config import TrialConfig
@@ -31,8 +30,9 @@ _CONSEQUENCES = ("gloo", "NCCL", "DistBackendError", "Connection closed by peer"
 class Ranks:
     """A workshop of several processes; they are started at the first trial and kept for the next."""
 
-    def __init__(self, cache: Path, opened: OpenWorkshop, size: int, gpus: bool) -> None:
-        self._cache, self._open, self._size, self._gpus = cache, opened, size, gpus
+    def __init__(self, cache: Path, opened: OpenWorkshop, size: int, each: Mapping[str, float]) -> None:
+        """`each`: what one of the processes asks of Ray."""
+        self._cache, self._open, self._size, self._each = cache, opened, size, dict(each)
         self._actors: list[Any] = []
         self._counters: Mapping[str, int] = {}
         self._asked = threading.Event()
@@ -100,7 +100,8 @@ class Ranks:
         actor = remote(concurrency_groups={BESIDE: 1})(Rank)
         for number in range(self._size):
             place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number + 1)
-            options = {"num_cpus": 0, "num_gpus": 1 if self._gpus else 0, "resources": {PROCESS: 1.0}}
+            more = dict(self._each)
+            options = {"num_cpus": more.pop("CPU"), "num_gpus": more.pop("GPU", 0.0), "resources": more}
             made = actor.options(scheduling_strategy=place, **options).remote(
                 number, self._size, self._cache, self._open
             )

@@ -95,8 +95,7 @@ class StageWorker:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         bundle = self._slots.bundles[0]
-        options: dict[str, Any] = {"num_cpus": 0, "num_gpus": bundle.pop("GPU", 0.0)}
-        bundle.pop("CPU")
+        options: dict[str, Any] = {"num_cpus": bundle.pop("CPU"), "num_gpus": bundle.pop("GPU", 0.0)}
         if self._slots.processes > 1:
             self._group = ray.util.placement_group(self._slots.bundles, strategy=self._slots.strategy)
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, 0)

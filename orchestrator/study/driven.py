@@ -10,7 +10,7 @@ from sqlalchemy import Connection
 from orchestrator.errors import StorageRefused
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study import lease, reading, specs
+from orchestrator.study import lease, specs
 from orchestrator.study.driver import Driver
 from orchestrator.study.issue import Issuer
 from orchestrator.study.knowing import Known
@@ -81,12 +81,12 @@ class DrivenStudy(StudyReader):
     def exhausted(self) -> str:
         """Why no new trial will be issued, in words; empty while there is one to come."""
         with self._store.reading() as c:
-            return self._limit(c, [reading.known(trial) for trial in self._frozen()])
+            return self._limit(c, self._remembered.known())
 
     def tried(self) -> str:
         """Why there is nothing left to try, however much time there is, in words; empty while there is."""
         with self._store.reading() as c:
-            return self._issuer.tried(c, [reading.known(trial) for trial in self._frozen()])
+            return self._issuer.tried(c, self._remembered.known())
 
     def amend(self, spec: SweepSpec) -> list[Change]:
         """Continue under another spec: budget, resources and the like may change, what makes trials comparable may not.

@@ -77,7 +77,7 @@ class HoldingStudy(DrivenStudy):
 
     def _finish(self, c: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
         frozen = self._store.storage.get_trial(trial_id)
-        _, seen = self._ledger.progress(c).get(frozen.number, (0, {}))
+        _, seen = self._ledger.progress_of(c, frozen.number)
         final, values = settle(outcome, seen, self.spec.goals)
         order = self._ledger.add_event(c, final.state.lower(), final.reason, frozen.number)
         finished = max(time.time(), frozen.user_attrs[STARTED])
@@ -89,7 +89,8 @@ class HoldingStudy(DrivenStudy):
         return self._record(c, self._store.storage.get_trial(trial_id))
 
     def _find(self, number: int) -> FrozenTrial | None:
-        return next((t for t in self._frozen() if t.number == number), None)
+        frozen = self._frozen()
+        return frozen[number] if number < len(frozen) else None
 
     def _set(self, trial_id: int, key: str, value: object) -> None:
         self._store.storage.set_trial_user_attr(trial_id, key, value)

@@ -51,6 +51,11 @@ def put_down(holder: str) -> bool:
     return True
 
 
+def is_elsewhere(holder: str) -> bool:
+    """Whether that process, if it lives, lives on another machine or in another container."""
+    return holder.partition(_MARK)[2].rpartition("/")[0] != _place()
+
+
 def goes_silent(seconds: Callable[[], float | None], patience: float) -> bool:
     """Watch a driver's count: True when it stood still for so long, or the driver has left; False when it grew."""
     before, until = seconds(), time.monotonic() + patience

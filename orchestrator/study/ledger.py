@@ -102,6 +102,11 @@ class Ledger:
         query = select(ATTEMPT.c.trial, func.sum(ATTEMPT.c.seconds)).where(ATTEMPT.c.sweep == self.sweep)
         return {trial: float(seconds) for trial, seconds in c.execute(query.group_by(ATTEMPT.c.trial))}
 
+    def seconds_of_trial(self, c: Connection, trial: int) -> float:
+        """Time in workers' hands of one trial, all its attempts."""
+        mine = (ATTEMPT.c.sweep == self.sweep) & (ATTEMPT.c.trial == trial)
+        return float(c.execute(select(func.coalesce(func.sum(ATTEMPT.c.seconds), 0.0)).where(mine)).scalar_one())
+
     def gpu_seconds(self, c: Connection, but: Collection[tuple[int, int]] = ()) -> float:
         """Seconds of every attempt times the GPUs of its slot, leaving out some by trial and attempt."""
         mine = ATTEMPT.c.sweep == self.sweep
@@ -124,7 +129,8 @@ class Ledger:
         """New points, in any order, and with them the last value of every metric."""
         rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "metrics": encode(p.metrics)} for p in points]
         c.execute(insert(POINT), rows)
-        step, last = self._progress_of(c, trial)
+        found = self._progress_row(c, trial)
+        step, last = (None, {}) if found is None else found
         late = step is not None and any(p.step < step for p in points)
         for point in self.points(c, trial) if late else sorted(points, key=lambda p: p.step):
             last |= point.metrics
@@ -157,10 +163,14 @@ class Ledger:
         rows = c.execute(select(PROGRESS).where(PROGRESS.c.sweep == self.sweep))
         return {r.trial: (r.step, decode(r.metrics)) for r in rows}
 
-    def _progress_of(self, c: Connection, trial: int) -> tuple[int | None, dict[str, float]]:
+    def progress_of(self, c: Connection, trial: int) -> tuple[int, dict[str, float]]:
+        """Last step and last values of one trial; zero and none before its first point."""
+        return self._progress_row(c, trial) or (0, {})
+
+    def _progress_row(self, c: Connection, trial: int) -> tuple[int, dict[str, float]] | None:
         mine = (PROGRESS.c.sweep == self.sweep) & (PROGRESS.c.trial == trial)
         row = c.execute(select(PROGRESS.c.step, PROGRESS.c.metrics).where(mine)).one_or_none()
-        return (None, {}) if row is None else (row.step, decode(row.metrics))
+        return None if row is None else (row.step, decode(row.metrics))
 
     # --- verdicts ------------------------------------------------------------------------------------------------
 

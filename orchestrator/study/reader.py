@@ -30,6 +30,7 @@ from orchestrator.study.records import (
     SpecVersion,
     TrialRecord,
 )
+from orchestrator.study.remembered import Remembered
 from orchestrator.study.settled import SETTLED, Settled
 from orchestrator.study.spending import Spent
 from orchestrator.study.store import Store, is_made, location
@@ -58,6 +59,8 @@ class StudyReader:
         self.id: str = identity.id
         """Unique to this sweep for ever, also when its name is used again elsewhere."""
         self._study_id = identity.study_id
+        self._remembered = Remembered(store.storage, identity.study_id)
+        store.undone = self._remembered.forget
         self.settled = Settled.from_json(kept[SETTLED]) if SETTLED in kept else Settled()
         self.spec = SweepSpec.model_validate_json(versions[-1].text)
 
@@ -93,10 +96,16 @@ class StudyReader:
         order = self.spec.search.paths
         return [reading.record(t, *progress.get(t.number, (0, {})), order, seconds.get(t.number, 0.0)) for t in frozen]
 
+    def trial(self, number: int) -> TrialRecord | None:
+        """One trial; None where it was not issued yet."""
+        with self._store.reading() as c:
+            frozen = self._frozen()
+            return self._record(c, frozen[number]) if number < len(frozen) else None
+
     def known(self) -> list[Known]:
         """Every trial as samplers and pruners see it."""
         with self._store.reading():
-            return [reading.known(trial) for trial in self._frozen()]
+            return self._remembered.known()
 
     def points(self, number: int) -> list[Point]:
         """Every point of a trial, by step."""
@@ -213,7 +222,7 @@ class StudyReader:
             yield c
 
     def _frozen(self) -> list[FrozenTrial]:
-        return self._store.storage.get_all_trials(self._study_id, deepcopy=False)
+        return self._remembered.trials()
 
     def _learned(self) -> int | None:
         by_sft = self._store.storage.get_study_user_attrs(self._study_id).get(MICRO_BATCH)
@@ -221,8 +230,8 @@ class StudyReader:
         return min((tokens for tokens in (by_sft, by_trials) if tokens is not None), default=None)
 
     def _record(self, c: Connection, frozen: FrozenTrial) -> TrialRecord:
-        progress = self._ledger.progress(c).get(frozen.number, (0, {}))
-        seconds = self._ledger.trial_seconds(c).get(frozen.number, 0.0)
+        progress = self._ledger.progress_of(c, frozen.number)
+        seconds = self._ledger.seconds_of_trial(c, frozen.number)
         return reading.record(frozen, *progress, self.spec.search.paths, seconds)
 
     def _spent(self, c: Connection) -> Spent:

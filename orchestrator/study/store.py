@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,6 +89,8 @@ class Store:
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = masked(url)
         self._lock = threading.RLock()
+        self.undone: Callable[[], None] = lambda: None
+        """Called when a transaction failed: what was read inside it never was."""
         parsed = make_url(url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
         database = Path(parsed.database or "")
@@ -118,13 +120,17 @@ class Store:
     @contextmanager
     def writing(self) -> Generator[Connection]:
         """All or nothing: what Optuna's storage and ours write inside is committed together."""
-        with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
-            if self._sqlite:
-                connection.exec_driver_sql("BEGIN IMMEDIATE")
-            failpoint("study.begun")
-            with self._optuna_joins(connection):
-                yield connection
-            failpoint("study.commit")
+        try:
+            with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
+                if self._sqlite:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                failpoint("study.begun")
+                with self._optuna_joins(connection):
+                    yield connection
+                failpoint("study.commit")
+        except BaseException:
+            self.undone()
+            raise
         failpoint("study.committed")
 
     @contextmanager

@@ -58,7 +58,7 @@ class Study(HoldingStudy):
         """
         with self._driving() as c:
             frozen = self._frozen()
-            trials = [reading.known(trial) for trial in frozen]
+            trials = self._remembered.known(frozen)
             waiting = (t for t in trials if not t.state.finished and not reading.is_paused(frozen[t.number]))
             orphan = next((t for t in waiting if t.number not in self._held), None)
             if orphan is not None:
@@ -69,7 +69,7 @@ class Study(HoldingStudy):
                 return NotYet(waits_for)
             else:
                 issued = self._issuer.new(c, trials)
-                trials = trials if issued is None else [reading.known(trial) for trial in self._frozen()]
+                trials = trials if issued is None else self._remembered.known()
             if issued is None:
                 return None
             trial, trial_id = self._with_memory(issued[0]), issued[1]
@@ -150,8 +150,7 @@ class Study(HoldingStudy):
             if self.settled.lag is not None or not compares(self.spec.pruner):
                 return settled
             with self._store.reading() as c:
-                known = [reading.known(trial) for trial in self._frozen()]
-                return self._issuer.judge(c, settled.number, known)
+                return self._issuer.judge(c, settled.number, self._remembered.known())
 
         guard = Guard(self.spec.guard, *(goal.metric for goal in self.spec.goals))
         return Watch(guard, judge, settled.goal.metric, inherited=inherited)

@@ -1,35 +1,80 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
+import sweeps
 from orchestrator import cli
 from orchestrator.commands import doctor
-from orchestrator.commands.doctor import Level
+from orchestrator.commands.doctor import Check, Level, gpus, machine, rays, reach
+from orchestrator.spec.load import load
+
+SHIPPED = Path(sweeps.__file__).parent
 
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
-    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-    for name in ("HF_TOKEN", "HF_TOKEN_PATH", "MLFLOW_TRACKING_URI"):
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
     return tmp_path
 
 
-def level(what: str, home: Path) -> Level:
-    return next(check.level for check in doctor.examine(home / "runs") if check.what == what)
+class Hub(BaseHTTPRequestHandler):
+    """A hub on loopback: what each repository answers to who asks whether he may have it."""
+
+    answers: ClassVar[dict[str, tuple[int, str]]] = {
+        "/api/models/org/open/auth-check": (200, ""),
+        "/api/models/org/gated/auth-check": (403, "GatedRepo"),
+        "/api/datasets/org/pairs/auth-check": (200, ""),
+        "/api/models/org/none/auth-check": (401, "RepoNotFound"),
+        "/health": (200, ""),
+        "/other/health": (404, ""),
+        "/closed/health": (401, ""),
+    }
+
+    def do_GET(self) -> None:
+        code, error = self.answers.get(self.path, (500, ""))
+        self.send_response(code)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)
+    yield address
+    server.shutdown()
+    server.server_close()
+
+
+def found(checks: list[Check], what: str) -> Check:
+    return next(check for check in checks if check.what == what)
 
 
 def test_every_problem_has_its_fix(home: Path) -> None:
     checks = doctor.examine(home / "runs")
     assert all(check.fix for check in checks if check.level is not Level.OK)
-    assert {"python", "torch", "gpu", "cores", "memory", "disk", "filesystem", "hub token", "tracking"} <= {
-        check.what for check in checks
-    }
+    expected = {"python", "torch", "gpu", "flash-attention", "cores", "memory", "/dev/shm", "disk", "filesystem"}
+    assert expected | {"ray", "ray sessions", "hub token", "tracking"} <= {check.what for check in checks}
     assert not (home / "runs").exists()
 
 
@@ -38,35 +83,215 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:canary@127.0.0.1:1/")
     assert cli.main(["doctor", "--json"]) in (0, 2)
     out = capsys.readouterr().out
-    found = {check["what"]: check for check in json.loads(out)["checks"]}
-    assert found["hub token"]["found"] == "present"
-    assert found["tracking"]["level"] == "note"
+    said = {check["what"]: check for check in json.loads(out)["checks"]}
+    assert said["hub token"]["found"] == "present"
+    assert said["tracking"]["level"] == "warn"
     assert "canary" not in out
 
 
-def test_a_tracking_server_that_answers(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# --- elsewhere -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "level", "told"),
+    [
+        ("model", "org/open", Level.OK, "may be downloaded"),
+        ("dataset", "org/pairs", Level.OK, "may be downloaded"),
+        ("model", "org/gated", Level.FAIL, "gated"),
+        ("model", "org/none", Level.FAIL, "not found"),
+        ("model", "org/broken", Level.WARN, "does not answer"),
+    ],
+)
+def test_access_to_models_and_data_sets(kind: str, name: str, level: Level, told: str, hub: str) -> None:
+    check = reach.access(kind, name)
+    assert (check.level, check.what) == (level, f"{kind} {name}")
+    assert told in check.found
+    if told == "gated":
+        assert f"{hub}/org/gated" in check.fix
+        assert "hf auth login" in check.fix
+
+
+def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.getsockname()[1]}")
-        assert level("tracking", home) is Level.OK
+        port = server.getsockname()[1]
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+    check = reach.access("model", "org/open")
+    assert check.level is Level.WARN, check
+    assert "HF_HOME" in check.fix
+
+
+def test_offline_and_not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    check = reach.access("model", "org/open")
+    assert check.level is Level.FAIL
+    assert "HF_HUB_OFFLINE" in check.found
+
+
+def test_the_names_of_a_sweep(tmp_path: Path) -> None:
+    spec = load(SHIPPED / "llama3-8b.yaml")
+    names = reach.hub_names(spec)
+    assert ("model", "princeton-nlp/Llama-3-Base-8B-SFT") in names
+    assert ("dataset", "HuggingFaceH4/ultrafeedback_binarized") in names
+    assert reach.hub_names(load(SHIPPED / "quickstart.yaml")) == []
+    here = load(SHIPPED / "llama3-8b.yaml", [f"model.name_or_path={tmp_path}"])
+    assert [kind for kind, _ in reach.hub_names(here)] == ["dataset"]
+
+
+def test_a_sweep_file_is_looked_at_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        storage = f"storage=postgresql+psycopg://me@127.0.0.1:{server.getsockname()[1]}/db"
+        cli.main(["doctor", str(SHIPPED / "llama3-8b.yaml"), "--json", "--set", storage])
+    said = json.loads(capsys.readouterr().out)
+    levels = {check["what"]: check["level"] for check in said["checks"]}
+    assert levels["model princeton-nlp/Llama-3-Base-8B-SFT"] == "fail"
+    assert levels["study"] == "ok"
+    assert said["healthy"] is False
+    assert cli.main(["doctor", str(tmp_path / "none.yaml")]) == 2
+
+
+def test_a_database_that_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    spec = load(SHIPPED / "quickstart.yaml", [f"storage=postgresql+psycopg://me@127.0.0.1:{port}/db"])
+    check = found(list(reach.checks(Path("runs"), spec)), "study")
+    assert check.level is Level.FAIL
+    assert ".pgpass" in check.fix
+
+
+@pytest.mark.parametrize(("path", "level"), [("", Level.OK), ("/other", Level.WARN), ("/closed", Level.OK)])
+def test_a_tracking_server(path: str, level: Level, hub: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hub + path)
+    assert found(list(reach.checks(home, None)), "tracking").level is level
+
+
+# --- the machine -----------------------------------------------------------------------------------------------------
 
 
 def test_sqlite_on_a_network_filesystem_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "filesystem", lambda path: "nfs4")
-    assert level("filesystem", home) is Level.MISSING
+    monkeypatch.setattr(machine, "filesystem", lambda path: "nfs4")
+    assert found(list(machine.checks(home, None)), "filesystem").level is Level.FAIL
+    spec = load(SHIPPED / "quickstart.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
+    assert found(list(machine.checks(home, spec)), "filesystem").level is Level.OK
 
 
 def test_the_filesystem_of_the_nearest_mount(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("dev / ext4 rw 0 0\nhost:/x /data nfs4 rw 0 0\nt /data/my\\040disk tmpfs rw 0 0\n")
     kinds = {
-        path: doctor.filesystem(Path(path), mounts) for path in ("/home", "/data/runs", "/data/my disk/x", "/dataset")
+        path: machine.filesystem(Path(path), mounts) for path in ("/home", "/data/runs", "/data/my disk/x", "/dataset")
     }
     assert kinds == {"/home": "ext4", "/data/runs": "nfs4", "/data/my disk/x": "tmpfs", "/dataset": "ext4"}
 
 
-def test_torch_that_cannot_see_the_card(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Room:
+    def __init__(self, free: float) -> None:
+        self.free = self.total = int(free * (1 << 30))
+
+
+@pytest.mark.parametrize(("free", "level"), [(0.06, Level.WARN), (8.0, Level.OK)])
+def test_shared_memory(free: float, level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Room(free))
+    assert machine.shared_memory(tmp_path).level is level
+    assert machine.shared_memory(tmp_path / "none").level is Level.WARN
+
+
+@pytest.mark.parametrize(("free", "level"), [(1.0, Level.FAIL), (20.0, Level.WARN), (500.0, Level.OK)])
+def test_disk(free: float, level: Level, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Room(free))
+    assert found(list(machine.checks(home, None)), "disk").level is level
+
+
+def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Room(60.0))
+    spec = load(SHIPPED / "llama3-8b.yaml")
+    check = found(list(machine.checks(home, spec)), "disk")
+    assert check.level is Level.FAIL
+    assert "the sweep takes" in check.found
+    assert found(list(machine.checks(home, load(SHIPPED / "quickstart.yaml"))), "disk").level is Level.OK
+
+
+# --- GPUs ------------------------------------------------------------------------------------------------------------
+
+
+def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(doctor, "visible_gpus", lambda: 2)
-    assert level("gpu", home) is Level.MISSING
-    assert level("flash-attn", home) is Level.NOTE
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: 2)
+    monkeypatch.setattr(gpus, "driver_version", lambda: None)
+    checks = list(gpus.checks(None))
+    assert found(checks, "gpu").level is Level.FAIL
+    assert found(checks, "driver").level is Level.FAIL
+
+
+def test_a_sweep_that_wants_gpus_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: 0)
+    spec = load(SHIPPED / "llama3-8b.yaml", ["resources.gpus_per_trial=1", "model.load_in_4bit=true", "base.lora={}"])
+    monkeypatch.setattr(gpus.importlib.util, "find_spec", lambda name: None)
+    checks = list(gpus.checks(spec))
+    assert found(checks, "gpu").level is Level.FAIL
+    assert found(checks, "bitsandbytes").level is Level.FAIL
+
+
+@pytest.mark.parametrize(
+    ("version", "cuda", "level"),
+    [
+        ("570.86.15", "13.0", Level.FAIL),
+        ("580.65.06", "13.0", Level.OK),
+        ("535.104.05", "12.8", Level.OK),
+        ("470.1", "12.1", Level.FAIL),
+        ("470.1", None, Level.OK),
+    ],
+)
+def test_drivers(version: str, cuda: str | None, level: Level) -> None:
+    (check,) = gpus.driver(1, version, cuda)
+    assert check.level is level
+    assert version in check.found
+
+
+def test_the_version_in_proc(tmp_path: Path) -> None:
+    file = tmp_path / "version"
+    file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n")
+    assert gpus.driver_version(file) == "535.104.05"
+    file.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n")
+    assert gpus.driver_version(file) == "580.65.06"
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "level"), [((7, 5), True, "warn"), ((9, 0), True, "ok"), ((9, 0), False, "warn")]
+)
+def test_flash_attention(capability: tuple[int, int], built: bool, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(gpus, "visible_gpus", lambda: 1)
+    monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Card")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capability)
+    monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
+    check = found(list(gpus.checks(None)), "flash-attention")
+    assert check.level.value == level
+    assert check.fix or level == "ok"
+
+
+# --- Ray -------------------------------------------------------------------------------------------------------------
+
+
+def test_sessions_that_nobody_has_any_more(tmp_path: Path) -> None:
+    assert [check.level for check in rays.checks(tmp_path)] == [Level.OK]
+    (tmp_path / "prefsweep-dead").mkdir()
+    (check,) = rays.checks(tmp_path)
+    assert check.level is Level.WARN
+    assert str(tmp_path / "prefsweep-dead") in check.fix
+
+
+def test_an_old_ray_and_no_place_for_it(tmp_path: Path) -> None:
+    assert found(list(rays.checks(tmp_path, "2.9.3")), "ray version").level is Level.FAIL
+    if os.geteuid() != 0:
+        tmp_path.chmod(0o500)
+        assert found(list(rays.checks(tmp_path)), "ray sessions").level is Level.FAIL

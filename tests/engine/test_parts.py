@@ -10,7 +10,7 @@ from scripted import BASE, METRIC, ScriptedWorkshop, make_spec, write_script
 
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.cluster import plan_slots, worker_environment
-from orchestrator.engine.failures import ended_by
+from orchestrator.engine.failures import WorkerLost, ended_by
 from orchestrator.engine.messages import EndKind, Job
 from orchestrator.engine.stopping import Stop, StopKind
 from orchestrator.engine.wishes import Wishes
@@ -76,7 +76,7 @@ def test_a_trial_that_does_not_fit_is_refused() -> None:
 
 def test_a_worker_takes_no_secret_through_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "canary")
-    assert "canary" not in str(worker_environment(plan_slots(make_spec(), cpus=2, gpus=0)))
+    assert "canary" not in str(worker_environment(1))
 
 
 @pytest.mark.parametrize(
@@ -127,6 +127,20 @@ def test_two_processes_never_work_on_one_trial(tmp_path: Path) -> None:
     end = second.pull().end
     assert end is not None
     assert "another process" in end.reason
+    first.close()
+
+
+def test_another_machines_process_is_waited_for_and_is_no_outcome(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = _attempt(tmp_path)
+    first.pull()
+    lock = next(tmp_path.rglob("worker.lock"))
+    lock.write_text("pid 1 on far-away, process another-boot/pid:[1]/7")
+    monkeypatch.setattr("orchestrator.engine.attempt._FAR_SECONDS", 0.3)
+    second, _ = _attempt(tmp_path)
+    with pytest.raises(WorkerLost, match="pid 1 on far-away"):
+        second.pull()
     first.close()
 
 

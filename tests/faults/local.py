@@ -17,7 +17,7 @@ from scripted import METRIC, SilentView, make_spec
 
 from orchestrator.driving import lock
 from orchestrator.driving.forks import tidy_forks
-from orchestrator.driving.retention import tidy
+from orchestrator.driving.retention import Retention
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.conductor import Conductor
 from orchestrator.engine.stopping import Interrupt
@@ -94,7 +94,7 @@ def _run(root: Path, study: Study) -> None:
     sink.start(SWEEP, name="s", params={}, tags={"state": "RUNNING"}, at=1.0)
 
     def closed(_: Any) -> None:
-        tidy(study.folder, study.spec, study.trials())
+        Retention(study.folder, study.spec, study.trials())
         tidy_forks(study.folder, study)
 
     conductor = Conductor(

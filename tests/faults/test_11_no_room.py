@@ -17,7 +17,7 @@ from scripted import make_spec
 from study_help import COMPLETE, DIVERGED, METRIC, evaluated
 
 from orchestrator.driving import room
-from orchestrator.driving.retention import model_of, tidy
+from orchestrator.driving.retention import Retention, model_of
 from orchestrator.driving.room import NoRoom, check_room
 from orchestrator.engine.cluster import Slots
 from orchestrator.errors import ExitCode, StorageRefused
@@ -128,7 +128,7 @@ def test_48_trials_never_hold_more_than_the_best_and_the_running(quick_path: Pat
             ended = running.pop(0)
             study.observe(ended, [evaluated(1, (ended.number * 7 % 48) / 48)])
             study.close(ended, DIVERGED if ended.number % 5 == 0 else COMPLETE)
-            tidy(folder, spec, study.trials())
+            Retention(folder, spec, study.trials())
             most = max(most, len(list(folder.path.glob("trials/*/*/*/weights"))))
             checkpoints = {p.parents[1].name for p in folder.path.glob("trials/*/*/checkpoints")}
             assert checkpoints == {f"{t.number:04d}" for t in running}

@@ -1,0 +1,246 @@
+"""The driver of a large sweep: what an event costs it as trials pile up. `python -m benchmarks.driver --write`.
+
+The real conductor, study (SQLite), outbox with its thread, MLflow store and plain log; 2,000 trials over 64 slots whose
+trainers are scripts, so that all time measured is the driver's own. Ray is left out: what of it grows with trials is
+taken away by `orchestrator/engine/bridge.py` and tested in `tests/engine/test_bridge.py`.
+
+Time is simulated: every slot reports once per second, its reports spread over the second; the driver takes them one
+after the other, each as long as it was measured to take. An event's latency is that with its waiting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import io
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks import results
+from dashboards.terminal import PlainView
+from orchestrator.driving.afterwards import Afterwards
+from orchestrator.driving.story import open_sink
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.engine.stopping import Interrupt
+from orchestrator.folders import SweepFolder, make
+from orchestrator.spec.dump import dump
+from orchestrator.spec.load import loads
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.study import Study
+from orchestrator.tracking.sink import SWEEP
+from trainer.report import Point
+
+GOAL = "eval_accuracies/logp"
+REPORTS = 20
+"""Of a trial, one per second: a trial lasts 20 s, which is short; longer ones ask less of the driver."""
+EVERY = 5
+"""Reports between two evaluations."""
+BUCKET = 100
+"""Finished trials that make one point of the curves."""
+_TRAINING = ("loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "margins/logp")
+_EVALUATION = ("eval_loss", "eval_rewards/margins", "eval_margins/logp", "eval_lengths/chosen", "eval_logps/chosen")
+
+
+def spec_of(trials: int, slots: int, sampler: str = "random") -> SweepSpec:
+    """A sweep whose pruner looks at every trial, over nine dimensions' worth of nothing."""
+    return loads(
+        f"""
+name: driver
+base:
+  model: {{generated: {{}}}}
+  data: {{train: {{generated: instructions}}}}
+  loss: {{kind: simpo, beta: 2.0, gamma: 1.0}}
+  training: {{max_steps: {REPORTS}}}
+search:
+  loss.beta: {{uniform: [1.0, 10.0]}}
+  loss.gamma: {{uniform: [0.2, 1.6]}}
+  training.learning_rate: {{log_uniform: [1.0e-7, 1.0e-5]}}
+sampler: {{kind: {sampler}, seed: 1}}
+pruner: {{kind: percentile, percentile: 75.0, n_warmup_steps: 0.7}}
+maximize: {GOAL}
+budget: {{trials: {trials}, concurrency: {slots}}}
+""",
+        Path("/"),
+    )
+
+
+@dataclass(slots=True)
+class Bucket:
+    """What was measured while so many trials had finished. Seconds."""
+
+    reports: list[float] = field(default_factory=list[float])
+    latencies: list[float] = field(default_factory=list[float])
+    starts: list[float] = field(default_factory=list[float])
+    ends: list[float] = field(default_factory=list[float])
+    cpu: float = 0.0
+    events: int = 0
+    memory: float = 0.0
+    pending: int = 0
+
+    def row(self, finished: int) -> dict[str, float]:
+        """For the table and the figure."""
+        return {
+            "finished": finished,
+            "report_ms": 1e3 * float(np.median(self.reports)),
+            "start_ms": 1e3 * float(np.median(self.starts)) if self.starts else math.nan,
+            "end_ms": 1e3 * float(np.median(self.ends)) if self.ends else math.nan,
+            "latency_p50_ms": 1e3 * float(np.percentile(self.latencies, 50)),
+            "latency_p99_ms": 1e3 * float(np.percentile(self.latencies, 99)),
+            "cpu_ms_per_event": 1e3 * self.cpu / max(1, self.events),
+            "memory_mb": self.memory,
+            "pending": self.pending,
+        }
+
+
+@dataclass(order=True, slots=True)
+class _Event:
+    due: float
+    slot: int
+    job: Job = field(compare=False)
+    step: int = field(compare=False)
+
+
+class Bridge:
+    """Ray's part, scripted: hands reports to the conductor and asks it for the next job."""
+
+    def __init__(self, conductor: Conductor, slots: int) -> None:
+        self._conductor, self._slots = conductor, slots
+        self._free = list(range(slots))[::-1]
+        self._queue: list[_Event] = []
+        self._clock = 0.0
+        """When the driver is done with what it has taken so far, in simulated seconds."""
+        self.finished = 0
+        self.buckets: dict[int, Bucket] = {}
+
+    def run(self, watch: Callable[[Bucket], None]) -> None:
+        """Until nothing is left; `watch` is called as each bucket begins."""
+        self._fill(0.0)
+        cpu = time.process_time()
+        while self._queue:
+            bucket = self.buckets.get(self.finished // BUCKET)
+            if bucket is None:
+                bucket = self.buckets[self.finished // BUCKET] = Bucket()
+                watch(bucket)
+            self._take(heapq.heappop(self._queue), bucket)
+            now = time.process_time()
+            bucket.cpu, cpu = bucket.cpu + now - cpu, now
+            bucket.events += 1
+
+    def _take(self, event: _Event, bucket: Bucket) -> None:
+        report = _report(event.job, event.step)
+        began = time.perf_counter()
+        with self._conductor as conductor:
+            conductor.tick()
+            goes_on = conductor.heard(event.job.id, report)
+        took = time.perf_counter() - began
+        self._clock = max(self._clock, event.due) + took
+        bucket.latencies.append(self._clock - event.due)
+        if goes_on:
+            bucket.reports.append(took)
+            heapq.heappush(self._queue, _Event(event.due + 1.0, event.slot, event.job, event.step + 1))
+            return
+        bucket.ends.append(took)
+        self.finished += 1
+        self._free.append(event.slot)
+        self._fill(self._clock, bucket)
+
+    def _fill(self, at: float, bucket: Bucket | None = None) -> None:
+        while self._free:
+            began = time.perf_counter()
+            with self._conductor as conductor:
+                job = conductor.next(self._slots)
+            took = time.perf_counter() - began
+            self._clock += took
+            if job is None:
+                return
+            if bucket is not None:
+                bucket.starts.append(took)
+            slot = self._free.pop()
+            first = at + 1.0 + (slot / self._slots if bucket is None else 0.0)
+            heapq.heappush(self._queue, _Event(first, slot, job, 0))
+
+
+def _report(job: Job, step: int) -> Report:
+    number = int(job.run)
+    metrics = {name: 1.0 / (1 + step + place) for place, name in enumerate(_TRAINING)}
+    if step % EVERY == 0 or step == REPORTS:
+        metrics |= {name: 0.1 * place for place, name in enumerate(_EVALUATION)}
+        metrics[GOAL] = 0.5 + 0.3 * math.sin(number) * step / REPORTS
+    end = End(EndKind.FINISHED, "", steps=step) if step == REPORTS else None
+    return Report((Point(step, metrics),), end, pid=1000 + number % 64, counters={"imports": 1})
+
+
+def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dict[str, Any]:
+    """Drive one sweep and measure."""
+    spec = spec_of(trials, slots, sampler)
+    folder = SweepFolder(root, spec.name)
+    make(folder, dump(spec))
+    log = io.StringIO()
+    view = PlainView(spec, Console(file=log, width=160), total=trials)
+    with Study.create(folder, spec, slots=slots, train_pairs=10_000) as study, Interrupt(lambda: "") as interrupt:
+        sink = open_sink(study, root)
+        study.begin(0.0)
+        sink.start(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
+        after = Afterwards(study, sink)
+        conductor = Conductor(study, sink, view, interrupt, place=lambda config: config, on_closed=after)
+        bridge = Bridge(conductor, slots)
+
+        def watch(bucket: Bucket) -> None:
+            bucket.memory = resident()
+            bucket.pending = sink.pending
+
+        began = time.perf_counter()
+        bridge.run(watch)
+        took = time.perf_counter() - began
+        pending = sink.pending
+        left = sink.close(600.0)
+        states = [record.state.value for record in study.trials()]
+    rows = [bucket.row(number * BUCKET) for number, bucket in sorted(bridge.buckets.items()) if bucket.reports]
+    if len(states) != trials or left:
+        raise SystemExit(f"{len(states)} of {trials} trials, {left} messages not delivered")
+    return {
+        "trials": trials,
+        "slots": slots,
+        "sampler": sampler,
+        "reports_per_trial": REPORTS,
+        "seconds": took,
+        "pruned": states.count("PRUNED"),
+        "pending_at_end": pending,
+        "rows": rows,
+    }
+
+
+def resident() -> float:
+    """Of this process, in MB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--trials", type=int, default=2000)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--sampler", default="random")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="prefsweep-driver-") as place:
+        found = measure(Path(place), asked.trials, asked.slots, asked.sampler)
+    for row in found["rows"]:
+        print("  ".join(f"{name}={value:.1f}" for name, value in row.items()), flush=True)
+    print(f"{found['seconds']:.0f} s, {found['pruned']} pruned, {found['pending_at_end']} messages behind")
+    if asked.write:
+        results.write("driver", found)
+
+
+if __name__ == "__main__":
+    main()

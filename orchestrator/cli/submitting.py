@@ -1,0 +1,118 @@
+"""submit, and what `plan` prints for a scheduler."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from orchestrator.cli.shared import TRUST, read_spec, spec_options
+from orchestrator.folders import home
+
+if TYPE_CHECKING:
+    from orchestrator.spec.sweep import SweepSpec
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_COUNT = click.IntRange(1)
+_OPTIONS = (
+    click.option("--slurm", is_flag=True, help="As a Slurm job: a batch script."),
+    click.option("--kuberay", is_flag=True, help="As a RayJob of KubeRay: a manifest."),
+    click.option("--machines", type=_COUNT, default=1, show_default=True, help="Of the job's Ray cluster."),
+    click.option("--gpus-per-machine", type=click.IntRange(0), default=8, show_default=True),
+    click.option("--cpus-per-machine", type=_COUNT, default=64, show_default=True),
+    click.option("--memory-per-machine", type=_COUNT, metavar="GB", help="By default Slurm's own; 256 for KubeRay."),
+    click.option("--time", default="24:00:00", show_default=True, help="Slurm: the job's limit; it requeues itself."),
+    click.option("--partition", help="Slurm."),
+    click.option("--account", help="Slurm."),
+    click.option("--sbatch", "more", multiple=True, metavar="OPTION", help="Slurm: --sbatch=--constraint=h100"),
+    click.option(
+        "--setup", multiple=True, metavar="LINE", help='Slurm: shell before anything else: "module load cuda".'
+    ),
+    click.option("--image", help="KubeRay: a container image that holds this program."),
+    click.option(
+        "--claim", default="prefsweep-runs", show_default=True, help="KubeRay: the volume of the runs folder."
+    ),
+    click.option("--namespace", default="default", show_default=True, help="KubeRay."),
+    click.option("--secret", help="KubeRay: a Secret whose keys become environment variables (HF_TOKEN)."),
+)
+_MEMORY_GB = 256
+"""Of a machine of KubeRay's, where nobody says."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """The bytes for a scheduler, and the command that takes them."""
+
+    text: str
+    command: tuple[str, ...]
+
+
+def job_options(command: F) -> F:
+    """What a job of a scheduler asks for."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def render(spec: SweepSpec, asked: dict[str, Any], *, trust: bool = False) -> Rendered | None:
+    """The job that was asked for; None where neither scheduler was named."""
+    if asked["slurm"] and asked["kuberay"]:
+        raise click.UsageError("--slurm or --kuberay, not both")
+    common: dict[str, Any] = {
+        "machines": asked["machines"],
+        "cpus": asked["cpus_per_machine"],
+        "gpus": asked["gpus_per_machine"],
+        "trust": trust,
+    }
+    if asked["slurm"]:
+        from orchestrator.commands import slurm
+
+        job = slurm.SlurmJob(
+            home=home(),
+            programs=Path(sys.executable).parent,
+            memory_gb=asked["memory_per_machine"],
+            more=tuple(asked["more"]),
+            **{name: asked[name] for name in ("time", "partition", "account")},
+            setup=tuple(asked["setup"]),
+            **common,
+        )
+        return Rendered(slurm.render(spec, job), ("sbatch",))
+    if asked["kuberay"]:
+        from orchestrator.commands import kuberay
+
+        if asked["image"] is None:
+            raise click.UsageError("--kuberay needs --image: a container image that holds this program")
+        kube = kuberay.KubeJob(
+            memory_gb=asked["memory_per_machine"] or _MEMORY_GB,
+            **{name: asked[name] for name in ("image", "claim", "namespace", "secret")},
+            **common,
+        )
+        return Rendered(kuberay.render(spec, kube), ("kubectl", "apply", "-f", "-"))
+    return None
+
+
+@click.command()
+@spec_options
+@job_options
+@TRUST
+def submit(
+    file: Path, sets: Sequence[str], name: str | None, rehearse: bool, trust_remote_code: bool, **asked: Any
+) -> None:
+    """Hand a sweep to Slurm or Kubernetes: exactly the bytes that `plan` prints with the same options."""
+    from orchestrator.commands.submitting import cautions, check_free
+    from orchestrator.commands.submitting import submit as hand_over
+
+    spec, notices = read_spec(file, sets, name, rehearse)
+    made = render(spec, asked, trust=trust_remote_code)
+    if made is None:
+        raise click.UsageError("--slurm or --kuberay?")
+    if asked["slurm"]:
+        check_free(spec, home())
+    for line in (*notices, *cautions(spec)):
+        click.echo(line, err=True)
+    click.echo(hand_over(made.text, made.command))

@@ -1,0 +1,114 @@
+"""The driver, CUDA as torch sees it, flash attention, quantisation."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from orchestrator.commands.doctor.check import Check, Level
+from orchestrator.commands.doctor.machine import version
+from orchestrator.engine.cluster import visible_gpus
+from orchestrator.spec.sweep import SweepSpec
+
+NEEDS_DRIVER = {"11": 450, "12": 525, "13": 580}
+"""The oldest driver that runs programs of a CUDA version (NVIDIA's table of minor version compatibility)."""
+_AMPERE = (8, 0)
+
+
+def checks(spec: SweepSpec | None) -> Iterator[Check]:
+    """What trials would run on."""
+    cards = visible_gpus()
+    try:
+        import torch
+    except ImportError:
+        yield Check("gpu", Level.WARN, f"{cards} seen by the driver", "torch is not installed: make install")
+        return
+    yield from driver(cards, driver_version(), str(torch.version.cuda) if torch.version.cuda else None)
+    yield _cuda(torch, cards, spec)
+    yield _flash(torch, cards)
+    yield _quantisation(cards, spec)
+
+
+def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """Of the NVIDIA driver that is loaded; None where there is none."""
+    if file.is_file() and (match := re.search(r"Module\b.*?\s(\d+\.\d[\d.]*)\s", file.read_text(errors="replace"))):
+        return match[1]
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+    match = re.match(r"\d+\.\d[\d.]*", done.stdout)
+    return match[0] if match else None
+
+
+def driver(cards: int, found: str | None, cuda: str | None) -> Iterator[Check]:
+    """Whether the driver is new enough for the CUDA that torch was built with."""
+    if found is None:
+        if cards:
+            fix = "install NVIDIA's driver; in a container start it with the GPUs (`docker run --gpus all`)"
+            yield Check("driver", Level.FAIL, f"{cards} GPUs, but no driver answers", fix)
+        return
+    oldest = NEEDS_DRIVER.get(cuda.partition(".")[0]) if cuda else None
+    if oldest is not None and int(found.partition(".")[0]) < oldest:
+        fix = f"update the driver to {oldest} or later, or install torch for an older CUDA"
+        yield Check("driver", Level.FAIL, f"{found}; torch's CUDA {cuda} wants {oldest} or later", fix)
+        return
+    yield Check("driver", Level.OK, found)
+
+
+def _cuda(torch: Any, cards: int, spec: SweepSpec | None) -> Check:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        works = torch.cuda.is_available()
+    if works:
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+        return Check("gpu", Level.OK, f"{len(names)}: {', '.join(dict.fromkeys(names))}; CUDA {torch.version.cuda}")
+    if cards:
+        why = f": {str(said[-1].message).splitlines()[0]}" if said else ""
+        if torch.version.cuda is None:
+            why = ": it was built without CUDA"
+        fix = "install a CUDA build of torch that suits the driver (README, GPU)"
+        return Check("gpu", Level.FAIL, f"{cards} seen by the driver, none by torch {torch.__version__}{why}", fix)
+    if spec is not None and (spec.resources.gpus_per_trial or 0) > 0:
+        asked = f"none, and a trial asks for {spec.resources.gpus_per_trial:g}"
+        return Check("gpu", Level.FAIL, asked, "run it where there are GPUs, or --set resources.gpus_per_trial=0")
+    fix = "none needed for the quickstart; for models of billions of parameters rent one"
+    return Check("gpu", Level.WARN, "none; trials run on the CPU", fix)
+
+
+def _flash(torch: Any, cards: int) -> Check:
+    """Packed pairs use the flash attention that is part of torch; no other package is needed."""
+    if not cards or not torch.cuda.is_available():
+        return Check("flash-attention", Level.OK, "of no use without a GPU")
+    slow = [
+        torch.cuda.get_device_name(i)
+        for i in range(torch.cuda.device_count())
+        if torch.cuda.get_device_capability(i) < _AMPERE
+    ]
+    if slow:
+        fix = "none; trials run with a slower attention there. From Ampere (A100) on it is used in 16 bits"
+        return Check("flash-attention", Level.WARN, f"not on {', '.join(dict.fromkeys(slow))}", fix)
+    if not torch.backends.cuda.is_flash_attention_available():
+        fix = "install a build of torch that has it (the official CUDA builds do)"
+        return Check("flash-attention", Level.WARN, f"torch {torch.__version__} was built without it", fix)
+    return Check("flash-attention", Level.OK, f"torch's own, used in 16 bits (torch {torch.__version__})")
+
+
+def _quantisation(cards: int, spec: SweepSpec | None) -> Check:
+    needed = spec is not None and spec.base.model.load_in_4bit
+    if importlib.util.find_spec("bitsandbytes") is not None:
+        return Check("bitsandbytes", Level.OK, version("bitsandbytes") or "installed")
+    if needed:
+        fix = "pip install 'prefsweep[quantisation]'"
+        return Check("bitsandbytes", Level.FAIL, "not installed; the sweep has model.load_in_4bit", fix)
+    if cards:
+        fix = "pip install 'prefsweep[quantisation]', if you want model.load_in_4bit"
+        return Check("bitsandbytes", Level.OK, "not installed; optional", fix)
+    return Check("bitsandbytes", Level.OK, "not installed; of no use without a GPU")

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+sys.path += [str(Path(__file__).parents[1] / room) for room in ("engine", "faults")]
+sys.path.append(str(Path(__file__).parents[2]))
+
+import orchestrator.engine  # noqa: F401  what Ray reads when it is imported
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Ray's sockets need a short path."""
+    place = Path(tempfile.mkdtemp(prefix="prefsweep-test-", dir="/tmp"))
+    yield place
+    shutil.rmtree(place, ignore_errors=True)
+
+
+@pytest.fixture
+def token(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The token of a cluster that somebody else started."""
+    file = short_path / "token"
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    return file

@@ -1,0 +1,144 @@
+"""What an event costs the driver does not grow with the trials that have ended: statements, rows, files looked at."""
+
+from __future__ import annotations
+
+import functools
+import sqlite3
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+sys.path += [str(ROOT), str(ROOT / "tests" / "engine")]
+
+from scripted import ListSink, SilentView  # noqa: E402
+
+from benchmarks.driver import EVERY, REPORTS, Bridge, spec_of  # noqa: E402
+from orchestrator.driving.afterwards import Afterwards  # noqa: E402
+from orchestrator.engine.conductor import Conductor  # noqa: E402
+from orchestrator.engine.messages import Job, Report  # noqa: E402
+from orchestrator.engine.stopping import Interrupt  # noqa: E402
+from orchestrator.folders import SweepFolder, make  # noqa: E402
+from orchestrator.spec.dump import dump  # noqa: E402
+from orchestrator.study import store  # noqa: E402
+from orchestrator.study.state import TrialState  # noqa: E402
+from orchestrator.study.study import Study  # noqa: E402
+
+SLOTS, TRIALS = 4, 72
+
+
+class Counts:
+    statements = 0
+    rows = 0
+
+
+class CountingCursor(sqlite3.Cursor):
+    def execute(self, *given: Any) -> Any:
+        Counts.statements += 1
+        return super().execute(*given)
+
+    def executemany(self, *given: Any) -> Any:
+        Counts.statements += 1
+        return super().executemany(*given)
+
+    def fetchone(self) -> Any:
+        row = super().fetchone()
+        Counts.rows += row is not None
+        return row
+
+    def fetchmany(self, *given: Any) -> Any:
+        rows = super().fetchmany(*given)
+        Counts.rows += len(rows)
+        return rows
+
+    def fetchall(self) -> Any:
+        rows = super().fetchall()
+        Counts.rows += len(rows)
+        return rows
+
+
+class CountingConnection(sqlite3.Connection):
+    def cursor(self, factory: type[sqlite3.Cursor] = CountingCursor) -> sqlite3.Cursor:
+        return super().cursor(factory)
+
+
+class Measured(Conductor):
+    """Notes what every event took of the database, by kind and by the number of trials that had ended."""
+
+    def __init__(self, *given: Any, **more: Any) -> None:
+        super().__init__(*given, **more)
+        self.ended = 0
+        self.taken: list[tuple[str, int, int, int]] = []
+
+    def next(self, slots: int) -> Job | None:
+        return self._count("start", lambda: super(Measured, self).next(slots))
+
+    def heard(self, job_id: str, report: Report) -> bool:
+        evaluated = any(name.startswith("eval_") for point in report.points for name in point.metrics)
+        kind = "end" if report.end is not None else "evaluation" if evaluated else "report"
+        goes_on = self._count(kind, lambda: super(Measured, self).heard(job_id, report))
+        self.ended += not goes_on
+        return goes_on
+
+    def _count(self, kind: str, call: Callable[[], Any]) -> Any:
+        statements, rows = Counts.statements, Counts.rows
+        found = call()
+        self.taken.append((kind, self.ended, Counts.statements - statements, Counts.rows - rows))
+        return found
+
+
+@pytest.fixture(scope="module")
+def driven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Measured, Study]]:
+    patch = pytest.MonkeyPatch()
+    patch.setattr(store.sqlite3, "connect", functools.partial(sqlite3.connect, factory=CountingConnection))
+    spec = spec_of(TRIALS, SLOTS)
+    folder = SweepFolder(tmp_path_factory.mktemp("runs"), spec.name)
+    make(folder, dump(spec))
+    study = Study.create(folder, spec, slots=SLOTS, train_pairs=10_000)
+    sink, view = ListSink(), SilentView()
+    interrupt = Interrupt(lambda: "")
+    after = Afterwards(study, sink)
+    patch.setattr(after, "_due", float("inf"))  # describing the sweep is bounded by its share of the time instead
+    conductor = Measured(study, sink, view, interrupt, place=lambda config: config, on_closed=after)
+    Bridge(conductor, SLOTS).run(lambda bucket: None)
+    yield conductor, study
+    study.dispose()
+    patch.undo()
+
+
+def test_the_script_is_a_sweep(driven: tuple[Measured, Study]) -> None:
+    conductor, study = driven
+    records = study.trials()
+    assert len(records) == TRIALS == conductor.ended
+    states = {record.state for record in records}
+    assert states == {TrialState.COMPLETE, TrialState.PRUNED}, "the pruner looks and acts"
+    kinds = [kind for kind, *_ in conductor.taken]
+    assert kinds.count("report") > TRIALS * (REPORTS - REPORTS // EVERY - 3)
+    assert sum(statements for _, _, statements, _ in conductor.taken) > 1000, "they are counted"
+    assert sum(rows for *_, rows in conductor.taken) > 1000
+
+
+@pytest.mark.parametrize("kind", ["report", "evaluation", "end", "start"])
+def test_an_event_costs_the_same_at_the_end_as_at_the_beginning(driven: tuple[Measured, Study], kind: str) -> None:
+    conductor, _ = driven
+    early = [(s, r) for k, ended, s, r in conductor.taken if k == kind and SLOTS <= ended < TRIALS // 3]
+    late = [(s, r) for k, ended, s, r in conductor.taken if k == kind and ended >= TRIALS - TRIALS // 3 - SLOTS]
+    assert len(early) > 5 < len(late)
+    assert max(statements for statements, _ in late) <= max(statements for statements, _ in early)
+    assert max(rows for _, rows in late) <= max(rows for _, rows in early)
+
+
+def test_ended_trials_are_read_once_and_an_undone_transaction_is_forgotten(driven: tuple[Measured, Study]) -> None:
+    _, study = driven
+    study.known()
+    before = Counts.rows
+    assert len(study.known()) == TRIALS
+    assert Counts.rows - before < 10
+    with pytest.raises(RuntimeError), study._store.writing():  # pyright: ignore[reportPrivateUsage]
+        raise RuntimeError("undone")
+    before = Counts.rows
+    assert len(study.known()) == TRIALS
+    assert Counts.rows - before > TRIALS

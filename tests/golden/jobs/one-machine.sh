@@ -1,0 +1,185 @@
+#!/bin/bash
+# Written by `orchestrate plan --slurm`: one Ray cluster for this job, one driver, the sweep's file at the end.
+#SBATCH --job-name=llama3-8b
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=16
+#SBATCH --time=60
+#SBATCH --output=llama3-8b-%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@180
+set -euo pipefail
+umask 077
+export PATH='/shared/my venv/bin':"$PATH"
+export ORCHESTRATE_HOME=/shared/runs
+export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
+
+# What this job needs on every machine: the sweep's file, and the token without which nobody gets into its cluster.
+place="$ORCHESTRATE_HOME/.slurm-$SLURM_JOB_ID"
+mkdir -p "$place"
+export RAY_AUTH_TOKEN_PATH="$place/token"
+head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH"
+cat > "$place/sweep.yaml" <<'END_OF_SWEEP'
+name: llama3-8b
+description: SimPO from Llama-3-Base-8B-SFT on UltraFeedback, the paper's grid
+base:
+  model:
+    name_or_path: princeton-nlp/Llama-3-Base-8B-SFT
+    generated: null
+    revision: null
+    tokenizer: null
+    dtype: float32
+    attention: auto
+    load_in_4bit: false
+  data:
+    train:
+    - weight: null
+      columns: {}
+      dataset: HuggingFaceH4/ultrafeedback_binarized
+      split: train_prefs
+      subset: null
+      revision: null
+    eval:
+    - weight: null
+      columns: {}
+      dataset: HuggingFaceH4/ultrafeedback_binarized
+      split: test_prefs
+      subset: null
+      revision: null
+    eval_share: 0.1
+    max_train_rows: null
+    max_eval_rows: null
+    max_length: 2048
+    max_prompt_length: 1800
+    chat_template: null
+    bad_rows: refuse
+    max_bad_share: 0.01
+  loss:
+    kind: simpo
+    loss_type: sigmoid
+    beta: 2.0
+    gamma: null
+    gamma_beta_ratio: null
+    label_smoothing: 0.0
+    alpha: 0.0
+    sft_weight: 0.0
+    nll_scale: 0.0
+  training:
+    learning_rate: 1.0e-06
+    pairs_per_update: 128
+    tokens_per_micro_batch: 8192
+    num_train_epochs: 1.0
+    max_steps: null
+    lr_scheduler_type: cosine
+    warmup_ratio: 0.1
+    weight_decay: 0.0
+    adam_beta1: 0.9
+    adam_beta2: 0.999
+    adam_epsilon: 1.0e-08
+    max_grad_norm: 1.0
+    bf16: true
+    stochastic_rounding: true
+    gradient_checkpointing: true
+    distributed: ddp
+    seed: 42
+    logging_steps: 5
+    eval_steps: 400
+    save_steps: null
+  lora: null
+  evaluation:
+    prompts: 4
+    answer_steps: null
+    samples: 4
+    max_new_tokens: 64
+  engine: packed
+search:
+  loss.beta: [2.0, 2.5]
+  loss.gamma: [0.3, 0.5, 1.0, 1.2, 1.4, 1.6]
+  training.learning_rate: [3.0e-07, 5.0e-07, 6.0e-07, 1.0e-06]
+enqueue:
+- loss.beta: 2.0
+  loss.gamma: 1.0
+  training.learning_rate: 6.0e-07
+sampler:
+  kind: grid
+warm_start: null
+order:
+  kind: reproducible
+  lag: null
+maximize: eval_accuracies/logp
+pruner:
+  kind: none
+guard:
+  loss:
+    ratio: 1.5
+    updates: 20
+  grad_norm:
+    times_median: 20.0
+    above: 1000000.0
+    updates: 5
+    after: 10
+  chosen_logps:
+    fall: 2.3
+    fall_alone: 4.6
+    lowest: -10.0
+    updates: 5
+  repetition:
+    rise: 0.5
+    looks: 2
+  answer_length:
+    ratio: 3.0
+    looks: 2
+budget:
+  trials: null
+  hours: null
+  gpu_hours: null
+  target: null
+  concurrency: null
+resources:
+  gpus_per_trial: 1.0
+  cpus_per_trial: 1.0
+  processes_per_trial: null
+tracking:
+  uri: null
+  experiment: prefsweep
+sft: null
+keep_models: 1
+storage: postgresql+psycopg://me@db/sweeps
+END_OF_SWEEP
+
+# The batch script runs on the first machine: the head and the driver are there.
+first=$(hostname)
+address="${PREFSWEEP_HEAD_IP:-$(hostname -I | awk '{print $1}')}:$((20000 + SLURM_JOB_ID % 20000))"
+steps=()
+srun --nodes=1 --ntasks=1 --cpus-per-task=16 --nodelist="$first" \
+  ray start --head --node-ip-address="${address%:*}" --port="${address##*:}" --num-cpus=16 --num-gpus=0 \
+  --include-dashboard=false --disable-usage-stats --block &
+steps+=($!)
+until ray status --address="$address" > "$place/ray-status.txt" 2>&1; do
+  kill -0 "${steps[0]}" || { echo "the head of the Ray cluster ended"; exit 1; }
+  sleep 2
+done
+
+# Begin, or go on where this job was before. USR1: the time is nearly over; TERM: preempted or cancelled. Either way
+# the running trials are checkpointed; a job that ran out of time is put into the queue again, a preempted one by Slurm.
+orchestrate sweep "$place/sweep.yaml" --continue --address "$address" --machines 1 &
+driver=$!
+again=no
+trap 'again=yes; kill -TERM "$driver"' USR1
+trap 'kill -TERM "$driver"' TERM
+code=0
+wait "$driver" || code=$?
+while kill -0 "$driver" 2> /dev/null; do # a signal ended the wait, not the driver
+  code=0
+  wait "$driver" || code=$?
+done
+trap '' USR1 TERM
+kill -TERM "${steps[@]}" 2> /dev/null || echo "a part of the Ray cluster had ended before"
+wait "${steps[@]}" || echo "the Ray cluster ended"
+rm -rf "$place"
+if [ "$again" = yes ] && [ "$code" -eq 130 ]; then
+  echo "out of time: into the queue again"
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"
