@@ -1,8 +1,8 @@
 """The driver of a large sweep: what an event costs it as trials pile up. `python -m benchmarks.driver --write`.
 
 The real conductor, study (SQLite), outbox with its thread, MLflow store and plain log; 2,000 trials over 64 slots whose
-trainers are scripts, so that all time measured is the driver's own. Ray is left out: what of it grows with trials is
-taken away by `orchestrator/engine/bridge.py` and tested in `tests/engine/test_bridge.py`.
+trainers are scripts, so that all time measured is the driver's own. Ray is left out; what of Tune grows with the trials
+that have ended is taken away by `orchestrator/engine/bridge.py`.
 
 Time is simulated: every slot reports once per second, its reports spread over the second; the driver takes them one
 after the other, each as long as it was measured to take. An event's latency is that with its waiting.
