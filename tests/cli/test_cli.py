@@ -52,7 +52,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return called
 
-    for name in ("start", "resume", "status", "watch", "best", "export", "ui"):
+    for name in ("start", "start_or_resume", "resume", "status", "watch", "best", "export", "ui"):
         setattr(module, name, function(name))
     monkeypatch.setitem(sys.modules, "orchestrator.sweep", module)
     import orchestrator
@@ -186,7 +186,8 @@ def test_sweep_starts_what_the_file_says(room: dict[str, Any], root: Path) -> No
     arguments = ["sweep", QUICKSTART, "--set", "loss.beta=3.14159", "--name", "other", "--trust-remote-code"]
     assert cli.main(arguments) == 3
     ((_, (spec, where), named),) = room["calls"]
-    assert (spec.name, spec.base.loss.beta, where, named) == ("other", 3.14159, root, {"trust_remote_code": True})
+    assert (spec.name, spec.base.loss.beta, where) == ("other", 3.14159, root)
+    assert named == {"cluster_at": None, "trust_remote_code": True}
     assert "loss.beta" not in spec.search.paths
 
 
@@ -200,7 +201,7 @@ def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, ro
     ):
         assert cli.main(arguments) == 0
     assert room["calls"] == [
-        ("resume", ("known", root, ("budget.trials=9",)), {"trust_remote_code": False}),
+        ("resume", ("known", root, ("budget.trials=9",)), {"cluster_at": None, "trust_remote_code": False}),
         ("watch", ("known", root), {}),
         ("best", ("known", root), {}),
         ("export", ("known", root, tmp_path / "m", True), {}),

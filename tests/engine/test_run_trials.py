@@ -107,7 +107,7 @@ def test_a_trial_that_kills_every_worker_ends_the_sweep_resumably(tmp_path: Path
 
 
 def test_interrupted_and_continued(tmp_path: Path, ray_cluster: Path) -> None:
-    first = Ran(tmp_path, interrupt_at=2, steps=20, pause=0.05)
+    first = Ran(tmp_path, interrupt_at=2, steps=20, pause=0.25)
     assert first.stop.kind is StopKind.INTERRUPTED
     assert first.states.count(TrialState.RUNNING) >= 1
     running = [r.number for r in first.records if r.state is TrialState.RUNNING]

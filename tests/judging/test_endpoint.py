@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -182,7 +183,14 @@ def test_where_asking_is_no_use(server: FakeJudge, status: int) -> None:
 
 
 def test_both_orders_are_asked_once_each_and_equal_answers_not_at_all(server: FakeJudge, tmp_path: Path) -> None:
-    server.decide = longer
+    two, first = threading.Barrier(2), iter([True, True])
+
+    def decide(shown: Shown, _: int) -> str:
+        if next(first, False):
+            two.wait(60)  # the first answer waits until a second question is there
+        return longer(shown)
+
+    server.decide = decide
     matches = [*MATCHES, match(50, "same", "same"), MATCHES[0]]
     asking, known = run(server, tmp_path, matches, concurrency=3)
     assert asking.trouble == ""

@@ -22,7 +22,7 @@ from orchestrator.cli import main
 from orchestrator.commands.judge import Outcome, judge
 from orchestrator.driving.judged import judge_after
 from orchestrator.driving.judging import NobodyJudges
-from orchestrator.driving.retention import tidy
+from orchestrator.driving.retention import Retention
 from orchestrator.engine.stopping import Interrupt, Stop, StopKind
 from orchestrator.errors import ExitCode, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
@@ -300,5 +300,5 @@ def test_the_weights_that_are_judged_are_kept(runs: Path) -> None:
     folder = SweepFolder(runs, "judged")
     with Study.open(folder) as study:
         assert study.spec.keep_models == 1
-        tidy(folder, study.spec, study.trials())
+        Retention(folder, study.spec, study.trials())
     assert len(list(folder.path.glob("trials/*/*/model"))) == 2

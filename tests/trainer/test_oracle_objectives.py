@@ -115,8 +115,9 @@ def test_dpo_and_its_relatives(case: str, models: tuple[Any, Any, PairLogps], tm
     trainer = dpo_trainer(model, other, tmp_path, beta=0.2, **DPO[case])
     loss = DpoLoss.model_validate({"beta": 0.2, **DPO[case]})
     value, right = loss_and_gradients(trainer, dpo_inputs(PAIRS))
-    # Its exp(-log-ratio) magnifies float32's rounding: 1.1e-5 between ours and TRL's, and as far from float64.
-    limit = 2e-5 if case == "forward-kl" else 1e-5
+    # Their exp(-log-ratio) magnifies float32's rounding: by processor up to 1.9e-5 between ours and TRL's, while each
+    # is within 1e-5 of the same in float64.
+    limit = 2e-5 if case in ("forward-kl", "discopop") else 1e-5
     for cut in (None, [[0, 1, 2], [3], [4, 5]]):
         terms, found = ours(model, loss, reference if needs(loss).reference else None, cut)
         assert float(terms.loss) == pytest.approx(value, rel=1e-5)
