@@ -115,9 +115,9 @@ def test_dpo_and_its_relatives(case: str, models: tuple[Any, Any, PairLogps], tm
     trainer = dpo_trainer(model, other, tmp_path, beta=0.2, **DPO[case])
     loss = DpoLoss.model_validate({"beta": 0.2, **DPO[case]})
     value, right = loss_and_gradients(trainer, dpo_inputs(PAIRS))
-    # Their exp(-log-ratio) magnifies float32's rounding: by processor up to 1.9e-5 between ours and TRL's, while each
-    # is within 1e-5 of the same in float64.
-    limit = 2e-5 if case in ("forward-kl", "discopop") else 1e-5
+    # exp(-log-ratio) magnifies float32's rounding: by processor up to 2.4e-5 between ours and TRL's in one parameter,
+    # while each, over all parameters, is within 1e-5 of the same in float64.
+    limit = {"forward-kl": 2e-5, "discopop": 3e-5}.get(case, 1e-5)
     for cut in (None, [[0, 1, 2], [3], [4, 5]]):
         terms, found = ours(model, loss, reference if needs(loss).reference else None, cut)
         assert float(terms.loss) == pytest.approx(value, rel=1e-5)
