@@ -23,7 +23,7 @@ def panel(seen: Insight) -> Panel | None:
     blocks: list[Block] = [_chart(judged), _table(judged)]
     blocks += [Words(text) for text in _remarks([verdict for _, verdict in judged])]
     blocks += _examples(seen)
-    lead = "Answers to fixed held-out prompts, the trial's against the start model's. Ties count half."
+    lead = "Answers to fixed prompts, the trial's against the start model's. Ties count half."
     return Panel("judge", "What a judge says", lead, blocks)
 
 

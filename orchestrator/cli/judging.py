@@ -22,7 +22,7 @@ _WITHOUT = "--set judge.endpoint=null"
 @click.command()
 @click.argument("name")
 @click.option("--top", type=click.IntRange(1), metavar="K", help="Judge the K best trials; short for judge.top.")
-@click.option("--prompts", type=click.IntRange(1), metavar="N", help="On N held-out prompts; short for judge.prompts.")
+@click.option("--prompts", type=click.IntRange(1), metavar="N", help="On N prompts; short for judge.prompts.")
 @click.option("--yes", is_flag=True, help="Ask a paid endpoint without asking me first.")
 @SET
 @JSON

@@ -124,7 +124,9 @@ def set_up(study: StudyReader, config: JudgeConfig) -> Contest:
         # Read as the sweep's data check read them, so that the cache knows them.
         key = digest_of([trial.data.model_dump(mode="json"), trial.model.model_dump(mode="json")])
         if key not in read:
-            prompts, tokenizer = fixed_prompts(trial.data, trial.model, folder.cache, config.prompts)
+            prompts, tokenizer = fixed_prompts(
+                trial.data, trial.model, folder.cache, config.prompts, config.prompts_from
+            )
             read[key] = tuple(prompts), tokenizer
         prompts, tokenizer = read[key]
         begun = trial if made is None else with_model(trial, made)

@@ -21,6 +21,7 @@ from orchestrator.judging.question import Question
 from orchestrator.judging.verdict import HowDecoded, JudgeKind, Verdict
 from orchestrator.spec.judge import Endpoint, JudgeConfig
 from orchestrator.study.reader import StudyReader
+from trainer.data.read import source_name
 from trainer.storage.kept import Kept, peek
 
 JUDGE_FOLDER = "judge"
@@ -109,7 +110,7 @@ def judge(study: StudyReader, config: JudgeConfig, room: Room) -> Judged:
 def _somebody(contest: Contest, config: JudgeConfig) -> None:
     checked = config.checker and any(p.expected is not None for trial in contest.trials for p in trial.prompts)
     if not checked and config.reward_model is None and config.endpoint is None:
-        why = "the held-out rows carry no `answer` to check by" if config.checker else "judge.checker is false"
+        why = "the prompts carry no `answer` to check by" if config.checker else "judge.checker is false"
         raise NobodyJudges(f"nobody can judge: {why}, and neither judge.reward_model nor judge.endpoint is given")
 
 
@@ -118,9 +119,10 @@ def _announce(contest: Contest, config: JudgeConfig, cache: Path, room: Room) ->
         room.say(f"judge: {notice}")
     trials = ", ".join(str(trial.number) for trial in contest.trials)
     prompts = len(contest.trials[0].prompts)
+    where = "held-out prompts" if config.prompts_from is None else f"prompts of {source_name(config.prompts_from)}"
     each = f"greedy and {config.samples} sampled" if config.samples else "greedy"
     room.say(
-        f"judge: trials {trials} against the start model on {prompts} held-out prompts ({each}); "
+        f"judge: trials {trials} against the start model on {prompts} {where} ({each}); "
         f"{contest.missing(cache):,} answers are to be generated"
     )
 

@@ -13,8 +13,10 @@ from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.spec.place import place
 from orchestrator.spec.sweep import SweepSpec
 from trainer.config import TrialConfig
+from trainer.data.check import UnreadableData
 from trainer.data.summary import DataReport
 from trainer.errors import TrialError
+from trainer.judging.given import given_prompts
 from trainer.storage.durable import write_text
 from trainer.training.schedule import total_updates
 
@@ -36,6 +38,11 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: View, data: Preparing
     if sft is not None:
         of_sft = report if sft.data == spec.base.data else DataReport.model_validate_json(data.prepare(sft))
         steps_of(sft, of_sft)
+    if spec.judge is not None and spec.judge.prompts_from is not None:
+        try:
+            given_prompts(spec.judge.prompts_from, spec.base.data)  # rather now than after days of training
+        except UnreadableData as why:
+            raise DataError(f"judge.prompts_from: {why}") from why
     return report
 
 

@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
+from trainer.config import Source
 from trainer.frozen import Count, Frozen, Name, NonNegative, Positive
 
 _AtLeastNone = Annotated[int, Field(ge=0)]
@@ -75,10 +76,14 @@ class Endpoint(Frozen):
 
 
 class JudgeConfig(Frozen):
-    """The best trials' answers to fixed held-out prompts against the start model's, greedy and sampled."""
+    """The best trials' answers to fixed prompts against the start model's, greedy and sampled."""
 
     top: Count = Field(default=3, description="Trials that are judged, the best first; their weights stay on disk.")
-    prompts: Count = Field(default=128, description="Distinct held-out prompts, from the first on.")
+    prompts: Count = Field(default=128, description="Distinct prompts, from the first on.")
+    prompts_from: Source | None = Field(
+        default=None,
+        description="Rows with a `prompt` and perhaps an `answer`, such as AlpacaEval's; by default the held-out rows.",
+    )
     samples: _AtLeastNone = Field(default=1, description="Sampled answers to each prompt, beside the greedy one.")
     max_new_tokens: Count = 512
     temperature: Positive = 0.7
@@ -90,3 +95,8 @@ class JudgeConfig(Frozen):
     checker: bool = Field(default=True, description="Judge by the rows' own `answer`, where they carry one.")
     reward_model: RewardModel | None = None
     endpoint: Endpoint | None = None
+
+    @field_validator("prompts_from", mode="before")
+    @classmethod
+    def _path_alone(cls, value: Any) -> Any:
+        return {"path": value} if isinstance(value, str) else value

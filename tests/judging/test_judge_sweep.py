@@ -114,6 +114,16 @@ def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Pat
     assert KEY not in said
 
 
+def test_on_prompts_from_elsewhere(runs: Path, talk: Talk, tmp_path: Path) -> None:
+    rows = [{"instruction": f"Write {n}.", "answer": str(n), "output": "what somebody wrote"} for n in range(6)]
+    (tmp_path / "eval.json").write_text(json.dumps(rows))
+    source = f"judge.prompts_from={{path: {tmp_path / 'eval.json'}, columns: {{prompt: instruction}}}}"
+    found = run(runs, [source, "judge.top=1", "judge.samples=0"], talk)
+    assert [(v.judge, v.prompts) for v in found.verdicts] == [("checker", 6)]
+    assert {each.prompt for each in found.verdicts[0].examples} <= {row["instruction"] for row in rows}
+    assert f"on 6 prompts of {tmp_path / 'eval.json'} (greedy)" in "\n".join(talk[0])
+
+
 def _check_calls(server: FakeJudge, found: Outcome) -> None:
     assert set(Counter(server.asked).values()) == {1}
     assert {(s.second, s.first) for s in server.asked} == {(s.first, s.second) for s in server.asked}

@@ -135,6 +135,14 @@ def test_bad_data_ends_with_its_list_and_leaves_the_name_free(tmp_path: Path) ->
     assert not (root / "tiny").exists()
 
 
+def test_prompts_for_the_judge_are_looked_at_before_the_first_trial(tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_text('{"prompt": "fine"}\n{"prompt": ""}\n')
+    text = f"{TINY}\njudge: {{prompts_from: {tmp_path / 'asked.jsonl'}}}\n"
+    with pytest.raises(DataError, match=r"judge\.prompts_from: .*row 2: no prompt"):
+        start(loads(text, tmp_path), tmp_path / "runs")
+    assert not (tmp_path / "runs" / "tiny").exists()
+
+
 def test_a_used_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     spec = loads(TINY, tmp_path)
     (tmp_path / "tiny").mkdir()

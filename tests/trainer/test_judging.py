@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from scipy.stats import chisquare
 from small_trials import finish, trial
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from trainer.config import DataConfig, FileSource
 from trainer.data import prepare
+from trainer.data.check import UnreadableData
 from trainer.errors import ModelError
 from trainer.evaluation.answers import answer_greedily, chosen_prompts
 from trainer.judging.answerer import Answerer
+from trainer.judging.given import given_prompts
 from trainer.judging.prompts import Prompt, as_text, fixed_prompts
 from trainer.judging.reward import Dialogued, RewardScorer, reward_identity
 from trainer.judging.sampling import Decoding, GumbelNoise
@@ -60,6 +64,51 @@ def test_the_prompts_are_the_held_out_ones_in_words(cache: Path, prompts: tuple[
         assert prompt.text in tokenizer.decode(list(prompt.ids))
         assert prompt.expected
     assert as_text([{"role": "system", "content": "s"}, {"role": "user", "content": "u"}]) == "System: s\n\nUser: u"
+
+
+def test_prompts_of_their_own_are_rendered_as_the_held_out_ones(
+    cache: Path, prompts: tuple[list[Prompt], Any], tmp_path: Path
+) -> None:
+    held_out, _ = prompts
+    config = trial()
+    rows = [{"instruction": p.text, "answer": "x", "output": "of somebody"} for p in held_out]
+    rows[1]["instruction"] = [{"role": "user", "content": held_out[1].text}]
+    (tmp_path / "eval.json").write_text(json.dumps([*rows, rows[0]]))
+    source = FileSource(path=str(tmp_path / "eval.json"), columns={"prompt": "instruction"})
+    found, _ = fixed_prompts(config.data, config.model, cache, 100, source)
+    assert [(p.key, p.ids, p.messages) for p in found] == [(p.key, p.ids, p.messages) for p in held_out]
+    assert {p.expected for p in found} == {"x"}
+    assert [p.key for p in fixed_prompts(config.data, config.model, cache, 2, source)[0]] == [
+        p.key for p in held_out[:2]
+    ]
+
+
+def test_rows_that_are_no_prompts_are_named(tmp_path: Path) -> None:
+    data = trial().data
+    file = tmp_path / "asked.jsonl"
+    source = FileSource(path=str(file))
+    rows: list[dict[str, Any]] = [{"prompt": "fine"}, {"prompt": ""}, {"prompt": 3}, {"prompt": [{"role": "user"}]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UnreadableData, match=r"3 rows that are no prompts: row 2: no prompt; row 3: .*; row 4: "):
+        given_prompts(source, data)
+    file.write_text('{"instruction": "fine"}\n')
+    with pytest.raises(UnreadableData, match="no column 'prompt'"):
+        given_prompts(source, data)
+    file.write_text("")
+    with pytest.raises(UnreadableData, match="holds no rows"):
+        given_prompts(source, data)
+
+
+def test_plain_text_stays_plain(tmp_path: Path) -> None:
+    plain = {"prompt": "Say:", "chosen": " yes", "rejected": " no"}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(plain) + "\n" + json.dumps(plain | {"prompt": "Tell:"}) + "\n")
+    data = DataConfig(train=(FileSource(path=str(tmp_path / "rows.jsonl")),), eval_share=0.5)
+    file = tmp_path / "asked.jsonl"
+    file.write_text('{"prompt": "Ask:"}\n')
+    assert [each.prompt for each in given_prompts(FileSource(path=str(file)), data)] == ["Ask:"]
+    file.write_text('{"prompt": [{"role": "user", "content": "Ask:"}]}\n')
+    with pytest.raises(UnreadableData, match="row 1: messages, but the sweep's own rows are plain text"):
+        given_prompts(FileSource(path=str(file)), data)
 
 
 def test_greedy_is_what_the_evaluation_answers(cache: Path, prompts: tuple[list[Prompt], Any]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -69,8 +69,8 @@ def _content(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_source(source: Source) -> list[Raw]:
-    """Every row of a source under our names. UnreadableData where it cannot be opened or lacks a column."""
+def read_source(source: Source, needed: Collection[str] = ("chosen", "rejected")) -> list[Raw]:
+    """Every row of a source under our names. UnreadableData where it cannot be opened or lacks a `needed` column."""
     match source:
         case FileSource():
             path = _existing(source.path)
@@ -83,17 +83,17 @@ def read_source(source: Source) -> list[Raw]:
             return [Raw(i, row) for i, row in enumerate(generated_rows(source), start=1)]
         case _:
             assert_never(source)
-    return _renamed(rows, source.columns, source_name(source))
+    return _renamed(rows, source.columns, source_name(source), needed)
 
 
-def _renamed(rows: list[Raw], columns: dict[str, str], name: str) -> list[Raw]:
+def _renamed(rows: list[Raw], columns: dict[str, str], name: str, always: Collection[str]) -> list[Raw]:
     unknown = sorted(set(columns) - set(FIELDS))
     if unknown:
         raise UnreadableData(f"columns of {name}: {', '.join(unknown)} is none of ours ({', '.join(FIELDS)})")
     present = {key for row in rows if row.fields is not None for key in row.fields}
     for ours in FIELDS:
         theirs = columns.get(ours, ours)
-        needed = ours in columns or ours in {"chosen", "rejected"}
+        needed = ours in columns or ours in always
         if needed and present and theirs not in present:
             near = get_close_matches(theirs, sorted(present), n=1, cutoff=0.4)
             hint = f"; did you mean {near[0]!r}?" if near else ""

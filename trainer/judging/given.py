@@ -1,0 +1,55 @@
+"""Prompts of their own, such as AlpacaEval's instructions: rows with a `prompt` and perhaps an `answer`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from trainer.config import DataConfig, Source
+from trainer.data.check import UnreadableData
+from trainer.data.format import Bad, Preference, to_preference
+from trainer.data.read import Raw, read_source, source_name
+from trainer.data.select import select
+
+_SHOWN = 5
+_RESPONSES = {"chosen": "yes", "rejected": "no"}
+"""Stand in for what such rows lack: a prompt ends for the template where a response begins."""
+
+
+def given_prompts(source: Source, data: DataConfig) -> list[Preference]:
+    """Every row's prompt, beside responses that mean nothing. Where the held-out rows of `data` are dialogues, a prompt
+    that is text is what a user says; where they are plain text, it stays text. Loads neither tokenizer nor model.
+
+    UnreadableData for a source that cannot be opened, has no rows, or holds what is no prompt, the first few named.
+    """
+    rows = read_source(source, needed=("prompt",))
+    name = source_name(source)
+    if not rows:
+        raise UnreadableData(f"{name} holds no rows: there is nothing to ask")
+    first = next(iter(select(data).eval), None)
+    dialogues = first is not None and not isinstance(first.preference.prompt, str)
+    found = [_prompt(row, dialogues) for row in rows]
+    wrong = [f"row {row.number}: {why}" for row, why in zip(rows, found, strict=True) if isinstance(why, str)]
+    if wrong:
+        more = f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise UnreadableData(f"{name} holds {len(wrong)} rows that are no prompts: {'; '.join(wrong[:_SHOWN])}{more}")
+    return [each for each in found if not isinstance(each, str)]
+
+
+def _prompt(row: Raw, dialogues: bool) -> Preference | str:
+    """One prompt, or what is wrong with it."""
+    if row.fields is None:
+        return row.trouble
+    prompt = row.fields.get("prompt")
+    if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
+        return "no prompt"
+    if not isinstance(prompt, str) and not dialogues:
+        return "messages, but the sweep's own rows are plain text"
+    answer = row.fields.get("answer")
+    plain = to_preference({"prompt": prompt, "answer": answer, **_RESPONSES})
+    if isinstance(plain, Bad):
+        return f"{plain.kind}: {plain.detail}" if plain.detail else plain.kind
+    if not dialogues:
+        return plain
+    asked = [{"role": "user", "content": plain.prompt}] if isinstance(plain.prompt, str) else plain.prompt
+    said = {name: [{"role": "assistant", "content": text}] for name, text in _RESPONSES.items()}
+    return replace(plain, prompt=asked, **said)
