@@ -27,11 +27,16 @@ def note(
     *,
     findings: Sequence[Finding] = (),
     report: bool = False,
+    judged: tuple[int, str] | None = None,
 ) -> str:
-    """The description. `state`: running, finished, interrupted. `report`: whether report.html is attached."""
+    """The description. `state`: running, finished, interrupted. `report`: whether report.html is attached. `judged`:
+    the best trial that a judge has seen, and its verdict.
+    """
     parts = [_standing(spec, records, state)]  # MLflow folds what comes after the first lines
     if findings:
         parts.append(" · ".join(f"**{finding.level}:** {_line(finding.title)}" for finding in findings[:_TITLES]))
+    if judged is not None:
+        parts.append(f"**Judge:** [trial {judged[0]}](mlflow:{judged[0]}) {_line(judged[1], _EVIDENCE)}")
     parts.append(_links(spec, report))
     parts.append(spec.description or f"A sweep over {', '.join(spec.search.paths) or 'one configuration'}.")
     if findings:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 
+from orchestrator.driving.describing import tell_standing
 from orchestrator.driving.forks import tidy_forks
 from orchestrator.driving.retention import Retention
-from orchestrator.driving.story import tell_standing
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.study import Study
 from orchestrator.tracking.sink import Sink

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable
 
+from orchestrator.driving.describing import keep_failure, tell_conclusion, tell_standing
 from orchestrator.driving.stages import load_report, steps_by_params
-from orchestrator.driving.story import tell_conclusion, tell_standing
 from orchestrator.engine.stopping import Stop, StopKind
 from orchestrator.engine.view import View
 from orchestrator.study.study import Study
-from orchestrator.tracking.secrets import redact
 from orchestrator.tracking.sink import SWEEP, Sink
 
-FAILURE_FILE = "report-failure.txt"
 OVER = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG})
 
 
@@ -42,19 +39,10 @@ def attach_report(study: Study, sink: Sink, say: Callable[[str], None], state: s
         path = write_report(seen, study.folder.report, panels)
         figures = write_figures(seen, study.folder.path / "figures", panels)
     except Exception as why:  # noqa: BLE001 - a bug in a page must not end days of training; it is kept and told
-        _tell_failure(study, say, why)
+        kept = keep_failure(study, "report", why)
+        say(f"the report could not be made ({kept}); try orchestrate report {study.spec.name}")
         tell_standing(study, sink, state)
         return
     sink.artifact(SWEEP, path)
     sink.artifact(SWEEP, figures, "figures")
     tell_conclusion(study, sink, state, seen.findings)
-
-
-def _tell_failure(study: Study, say: Callable[[str], None], why: Exception) -> None:
-    """In the history, in a file beside the study, and to whoever looks on."""
-    said = redact(f"{type(why).__name__}: {why}")
-    place = study.folder.path / FAILURE_FILE
-    place.write_text(redact("".join(traceback.format_exception(why))), encoding="utf-8")
-    study.note("report failed", said)
-    again = f"try orchestrate report {study.spec.name}"
-    say(f"the report could not be made ({said}; the traceback is in {place}); {again}")

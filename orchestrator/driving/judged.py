@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 
 from orchestrator.driving.closing import OVER, attach_report
+from orchestrator.driving.describing import best_judged
 from orchestrator.driving.judging import JUDGE_FOLDER, Judged, Room, judge
 from orchestrator.driving.story import open_sink
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
@@ -88,17 +89,13 @@ def _tell(study: Study, say: Callable[[str], None], state: str) -> None:
 def _tell_runs(study: Study, sink: Sink, verdicts: list[Verdict]) -> None:
     """Numbers and a sentence on each judged trial's run; on the sweep's those of the best judged trial."""
     steps = {record.number: record.step for record in study.trials()}
-    best = next((r.number for r in ranking(study.trials(), *study.spec.goals) if r.number in _trials(verdicts)), None)
-    for number in sorted(_trials(verdicts)):
+    best = best_judged(study, verdicts)
+    for number in sorted({verdict.trial for verdict in verdicts}):
         mine = [verdict for verdict in verdicts if verdict.trial == number]
         numbers = {name: value for verdict in mine for name, value in verdict.metrics().items()}
         first = headline(mine)
         sink.values(str(number), numbers, step=steps[number], at=time.time())
         sink.tag(str(number), {"judge": "no verdict" if first is None else first.in_words})
-        if number == best:
+        if best is not None and number == best[0]:
             sink.values(SWEEP, numbers, step=0, at=time.time())
-            sink.tag(SWEEP, {"judge": "no verdict" if first is None else f"trial {number} {first.in_words}"})
-
-
-def _trials(verdicts: list[Verdict]) -> set[int]:
-    return {verdict.trial for verdict in verdicts}
+            sink.tag(SWEEP, {"judge": best[1] if first is None else f"trial {number} {best[1]}"})

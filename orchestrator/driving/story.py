@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dashboards.diagnosis.finding import Finding
 from dashboards.mlflow_pages.note import note
 from dashboards.mlflow_pages.view import saved_view
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
@@ -57,16 +55,6 @@ def tell_sweep(study: Study, sink: Sink, fingerprint: str) -> None:
     sink.start(SWEEP, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
     for file in (folder.spec, path, folder.path / DATA_FILE):
         sink.artifact(SWEEP, file)
-
-
-def tell_standing(study: Study, sink: Sink, state: str = "running") -> None:
-    """The description of the parent run as the sweep stands now."""
-    sink.tag(SWEEP, {NOTE: note(study.spec, study.trials(), state)})
-
-
-def tell_conclusion(study: Study, sink: Sink, state: str, findings: Sequence[Finding]) -> None:
-    """The description at the end: with the diagnosis, and the report beside it."""
-    sink.tag(SWEEP, {NOTE: note(study.spec, study.trials(), state, findings=findings, report=True)})
 
 
 def tell_end(study: Study, sink: Sink, state: str, status: str, reason: str) -> None:

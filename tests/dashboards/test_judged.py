@@ -14,10 +14,15 @@ from dashboards.insight import insight
 from dashboards.judged_table import print_verdicts
 from dashboards.page import report_page
 from dashboards.panels import answer, judge
+from orchestrator.driving.describing import tell_standing
 from orchestrator.folders import SweepFolder
 from orchestrator.judging.rates import wilson
 from orchestrator.judging.verdict import Verdict, as_json, headline, read_verdicts
+from orchestrator.study.ranking import ranking
 from orchestrator.study.study import Study
+from orchestrator.tracking.names import NOTE
+from orchestrator.tracking.sink import SWEEP
+from tests.engine.scripted import ListSink
 
 GRID = {"loss.beta": {"choice": [2.0, 10.0]}}
 
@@ -76,6 +81,16 @@ def test_the_answer_names_the_verdict_first(tmp_path: Path) -> None:
     assert "0 does best by this judge: 90%" in won
     assert "cannot be told from the start model's" in words(judged(tmp_path / "tied", verdict(1, 0.5)))
     assert "The start model answers better" in words(judged(tmp_path / "lost", verdict(1, 0.2)))
+
+
+def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None:
+    folder = judged(tmp_path, verdict(0, 0.9), verdict(1, 0.75))
+    with Study.open(folder) as study:
+        best = ranking(study.trials(), *study.spec.goals)[0].number
+        sink = ListSink()
+        tell_standing(study, sink, "finished")
+    rate = {0: "90%", 1: "75%"}[best]
+    assert f"**Judge:** [trial {best}](mlflow:{best}) wins {rate} (95 % interval" in sink.tags(SWEEP)[NOTE]
 
 
 def test_which_verdict_counts_first() -> None:

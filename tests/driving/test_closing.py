@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import dashboards.insight
-from orchestrator.driving.closing import FAILURE_FILE, write_last_report
+from orchestrator.driving.closing import write_last_report
+from orchestrator.driving.describing import FAILURE_FILE
 from orchestrator.engine.stopping import Stop, StopKind
 from orchestrator.study.study import Study
 

@@ -1,0 +1,57 @@
+"""What the sweep's run says of it in MLflow while it runs: the diagnosis too; a bug in a rule ends nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dashboards.diagnosis.diagnose
+from orchestrator.driving import describing
+from orchestrator.driving.describing import FAILURE_FILE, tell_standing
+from orchestrator.study.study import Study
+from orchestrator.tracking.names import NOTE
+from orchestrator.tracking.sink import SWEEP
+from tests.dashboards.scripted_sweep import Script, make_spec, run_sweep
+from tests.engine.scripted import ListSink
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Two of many trials are over; what was chosen got less likely in both."""
+    folder = run_sweep(tmp_path, make_spec(), lambda _: Script(chosen=-3.0), trials=2)
+    return Study.open(folder)
+
+
+def told(study: Study) -> str:
+    sink = ListSink()
+    tell_standing(study, sink)
+    return sink.tags(SWEEP)[NOTE]
+
+
+def test_the_diagnosis_is_there_while_the_sweep_runs(study: Study) -> None:
+    text = told(study)
+    assert text.startswith("**Running**: 2 trials (2 complete).")
+    assert "### Diagnosis" in text
+    assert "*Next: " in text
+
+
+def test_a_sweep_of_very_many_trials_reads_no_points_for_it(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("points were read")
+
+    monkeypatch.setattr(describing, "DIAGNOSED", 1)
+    monkeypatch.setattr(study, "points", read)
+    assert "### Diagnosis" not in told(study)
+
+
+def test_a_rule_that_fails_is_kept_and_ends_nothing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise KeyError("margins")
+
+    monkeypatch.setattr(dashboards.diagnosis.diagnose, "diagnose", broken)
+    text = told(study)
+    assert text.startswith("**Running**: 2 trials")
+    assert "### Diagnosis" not in text
+    assert [e.text for e in study.events() if e.kind == "diagnosis failed"] == ["KeyError: 'margins'"]
+    assert "in broken" in (study.folder.path / FAILURE_FILE).read_text()
