@@ -46,21 +46,33 @@ def config_digest(config: TrialConfig) -> str:
 class Workshop:
     """Makes one trial after the other and loads nothing twice."""
 
-    def __init__(self, cache: Path, *, trust_remote_code: bool = False) -> None:
-        """`cache` is shared by all workers; `trust_remote_code` lets a model's folder run its own Python."""
+    def __init__(self, cache: Path, *, trust_remote_code: bool = False, beside: Workshop | None = None) -> None:
+        """`cache` is shared by all workers; `trust_remote_code` lets a model's folder run its own Python.
+
+        `beside`: as the method of that name has it.
+        """
         disable_progress_bar()  # one bar per trial and file would drown what is said
-        self._world = World()
-        self._stock = Stock(cache, self._world, trust_remote_code=trust_remote_code)
-        self._shelf = StartShelf(cache, self._world)
-        self._trials = 0
+        self._cache, self._trust = cache, trust_remote_code
+        self._world = World() if beside is None else beside._world
+        with_stock = None if beside is None else beside._stock
+        self._stock = Stock(cache, self._world, trust_remote_code=trust_remote_code, beside=with_stock)
+        self._shelf = StartShelf(cache, self._world) if beside is None else beside._shelf
         self._interrupted = threading.Event()
+
+    def beside(self) -> Workshop:
+        """Another workshop in this process, whose trials go on in turn with those of its like, a point at a time.
+
+        All that are beside this one share data, what start models say and the models' weights, so its trials train
+        adapters only (ModelError for another). Each trial is to the bit what it would be alone.
+        """
+        return Workshop(self._cache, trust_remote_code=self._trust, beside=self)
 
     @property
     def counters(self) -> Counter[str]:
-        """What was done so far: `imports`, `trials`, `data_loaded`, `model_loaded`, `weights_restored`,
+        """What this process has done so far: `imports`, `trials`, `data_loaded`, `model_loaded`, `weights_restored`,
         `reference_computed`, `reference_loaded` (of training pairs), `start_computed`, `start_loaded` (of held-out
         pairs), `answers_computed`, `answers_loaded`."""
-        return Counter(imports=1, trials=self._trials) + self._stock.counters + self._shelf.counters
+        return Counter(imports=1) + self._stock.counters + self._shelf.counters
 
     @property
     def is_main(self) -> bool:
@@ -84,7 +96,7 @@ class Workshop:
         checkpoint, OSError where the disk refuses.
         """
         digest = config_digest(config)
-        self._trials += 1
+        self._stock.counters["trials"] += 1
         try:
             told = find_outcome([*earlier, folder])
             if told is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
+from weakref import WeakValueDictionary
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.data import Prepared, load_tokenizer, prepare
@@ -17,45 +19,73 @@ from trainer.forward.architecture import UnsupportedHead
 from trainer.forward.pair_model import CannotPack, PairModel
 from trainer.models.identity import locate, model_identity, weight_files
 from trainer.models.live import LiveModel, load_model
+from trainer.models.shared import SharedBase
 from trainer.sharding import is_sharded
 from trainer.storage.durable import digest_of
 from trainer.world import Patience, World
 
 
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
+class Tokenised:
+    """A data set, and the tokenizer that made it."""
+
+    prepared: Prepared
+    tokenizer: PreTrainedTokenizerBase
+
+
 class Stock:
     """Loads what a trial needs unless it is there already, and counts it. One model and one data set at a time."""
 
-    def __init__(self, cache: Path, world: World, *, trust_remote_code: bool) -> None:
-        self.counters: Counter[str] = Counter()
+    def __init__(self, cache: Path, world: World, *, trust_remote_code: bool, beside: Stock | None = None) -> None:
+        """beside: another stock of this process. Those beside it share `counters`, data and the weights of models,
+        over which only adapters can be trained; each is there while one of them uses it."""
         self._cache, self._world, self._trust = cache, world, trust_remote_code
-        self._data: tuple[str, Prepared, PreTrainedTokenizerBase] | None = None
+        self._shares = beside is not None
+        self.counters: Counter[str] = Counter() if beside is None else beside.counters
+        self._all_data: WeakValueDictionary[str, Tokenised] = (
+            WeakValueDictionary() if beside is None else beside._all_data
+        )
+        self._all_bases: WeakValueDictionary[ModelConfig, SharedBase] = (
+            WeakValueDictionary() if beside is None else beside._all_bases
+        )
+        self._data: Tokenised | None = None
         self._live: tuple[ModelConfig, LiveModel] | None = None
 
     def prepared(self, data: DataConfig, model: ModelConfig) -> tuple[Prepared, PreTrainedTokenizerBase]:
         """The tokenised pairs, and the tokenizer that made them."""
         key = digest_of([data.model_dump(mode="json"), model.model_dump(mode="json")])
-        if self._data is None or self._data[0] != key:
+        self._data = self._all_data.get(key)
+        if self._data is None:
             # A generated model is made on the way, and transformers saves models in the first process only.
             with self._world.accelerator.main_process_first():
                 tokenizer = load_tokenizer(model, data, self._cache)
-                self._data = (key, prepare(data, model, self._cache, tokenizer), tokenizer)
+                self._data = Tokenised(prepare(data, model, self._cache, tokenizer), tokenizer)
+            self._all_data[key] = self._data
             self.counters["data_loaded"] += 1
-        return self._data[1], self._data[2]
+        return self._data.prepared, self._data.tokenizer
 
     def live(self, config: ModelConfig, *, to_cut: bool = False) -> LiveModel:
         """The model with its start weights, at rest; `to_cut`: freshly read, not yet on its device."""
         if to_cut or self._live is None or self._live[0] != config:
             self.drop_model()  # before the next is loaded: two large ones would not fit
-            with self._world.accelerator.main_process_first():
-                place = locate(config, self._cache)
-            device = None if to_cut else self._world.device
-            model = load_model(config, place, device, trust_remote_code=self._trust)
-            self._live = (config, LiveModel(model, config, model_identity(config, place), weight_files(config, place)))
-            self.counters["model_loaded"] += 1
+            self._live = (config, self._shared(config) if self._shares else LiveModel(*self._load(config, to_cut)))
         live = self._live[1]
         if live.rest():
             self.counters["weights_restored"] += 1
         return live
+
+    def _load(self, config: ModelConfig, to_cut: bool) -> tuple[PreTrainedModel, ModelConfig, str, list[Path]]:
+        with self._world.accelerator.main_process_first():
+            place = locate(config, self._cache)
+        model = load_model(config, place, None if to_cut else self._world.device, trust_remote_code=self._trust)
+        self.counters["model_loaded"] += 1
+        return model, config, model_identity(config, place), weight_files(config, place)
+
+    def _shared(self, config: ModelConfig) -> LiveModel:
+        base = self._all_bases.get(config)
+        if base is None:
+            base = self._all_bases[config] = SharedBase(*self._load(config, to_cut=False))
+        return base.another()
 
     def drop_model(self) -> None:
         """Forget the model; the next trial loads it again."""

@@ -105,9 +105,22 @@ def switch_dropout_off(model: nn.Module) -> None:
 class LiveModel:
     """One loaded model that serves one trial after the other, each from the same start weights to the bit."""
 
-    def __init__(self, model: PreTrainedModel, config: ModelConfig, identity: str, files: Sequence[Path] = ()) -> None:
-        """files: the safetensors files that the weights came from, which `StartWeights` maps instead of copying."""
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        config: ModelConfig,
+        identity: str,
+        files: Sequence[Path] = (),
+        *,
+        over: object = None,
+    ) -> None:
+        """files: the safetensors files that the weights came from, which `StartWeights` maps instead of copying.
+
+        over: whose weights these are, where other live models of this process have the same ones: then only adapters
+        can be trained.
+        """
         self.base, self.config, self.identity, self._files = model, config, identity, tuple(files)
+        self._over = over
         self._adapted: PeftModel | None = None
         self._start: StartWeights | None = None
         self._touched = False
@@ -147,6 +160,8 @@ class LiveModel:
     def _begin_full(self, *, keep: bool) -> None:
         if self.config.load_in_4bit:
             raise ModelError("a model in 4 bits can only be trained with `lora`")
+        if self._over is not None:
+            raise ModelError("several trials share this model's weights, so it can only be trained with `lora`")
         if keep and self._start is None:
             # Taken at the first full fine-tuning: adapters never change the base.
             self._start = StartWeights(self.base, self._files)
