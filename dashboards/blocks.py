@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dashboards.diagnosis.finding import Finding
+from dashboards.diagnosis.finding import Finding, Level
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +28,11 @@ class Facts:
 
 @dataclass(frozen=True, slots=True)
 class Words:
-    """A paragraph. `strong`: something to see."""
+    """A paragraph. `strong`: something to see; `level`: and how bad it is."""
 
     text: str
     strong: bool = False
+    level: Level | None = None
     kind: ClassVar[str] = "words"
 
 

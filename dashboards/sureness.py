@@ -52,7 +52,7 @@ def _among_trials(frame: SweepFrame, sure: Certainty) -> str:
             f"{brief(abs(difference.mean))} ({interval(difference)}; {how})."
         )
     count = len(sure.tied)
-    every = "All" if count == len(frame.ranked) else "These"
+    every = "The" if count == len(frame.ranked) else "These"
     listed = ", ".join(case.label for case in sure.tied[:LISTED]) + (" and more" if count > LISTED else "")
     return (
         f"{every} {count} configurations cannot be told apart: trials {listed}. The differences to the winner have "

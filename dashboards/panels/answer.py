@@ -8,6 +8,7 @@ import yaml
 
 from dashboards.blocks import Block, Code, Fact, Facts, Panel, Table, Words
 from dashboards.certainty import Certainty, Difference
+from dashboards.diagnosis.finding import Level
 from dashboards.frame import brief, endings, show, signed, told
 from dashboards.insight import Insight
 from dashboards.seeds import seed_groups
@@ -32,7 +33,7 @@ def panel(seen: Insight) -> Panel | None:
         return Panel("answer", "The answer", "", (Words(nothing_yet(frame), strong=True), *_standing(frame)))
     winner = sure.winner
     blocks: list[Block] = [Facts(tuple(_facts(frame, sure))), Words(how_sure(frame, sure), strong=True)]
-    blocks += _judged(frame)
+    blocks += [*_judged(frame), _health(seen, sure.winner)]
     if frame.state != "finished" and not frame.sweeps:
         blocks.append(Words(f"The sweep is {frame.state}: this is how it stands now, not its result."))
     blocks.append(_table(frame, sure))
@@ -47,6 +48,16 @@ def panel(seen: Insight) -> Panel | None:
     blocks.append(Code("The winner's searched leaves", _yaml(_nested(dict(winner.record.params)))))
     blocks.append(Code("The winner as a whole trial: python -m trainer trial.yaml", whole(winner.config), folded=True))
     return Panel("answer", "The answer", "", blocks)
+
+
+def _health(seen: Insight, winner: TrialCase) -> Words:
+    """Whether anything speaks against the winner, in one line; the diagnosis has the evidence."""
+    about = [finding for finding in seen.findings if not finding.trials or winner.label in finding.trials]
+    serious = [finding.title for finding in about if finding.level is Level.SERIOUS]
+    if not serious:
+        return Words("The diagnosis has found nothing serious about it.")
+    listed = "; ".join(title[:1].lower() + title[1:] for title in serious)
+    return Words(f"Not yet one to ship: {listed}. The diagnosis says what to do.", strong=True, level=Level.SERIOUS)
 
 
 def _standing(frame: SweepFrame) -> list[Block]:

@@ -134,7 +134,25 @@ def test_the_answer_says_who_won_how_sure_and_what_to_copy(tmp_path: Path) -> No
 def test_equal_trials_are_called_equal(tmp_path: Path) -> None:
     frame = frame_of(run_sweep(tmp_path, make_spec(), lambda t: Script(quality=0.3 + 0.001 * t.number)))
     _, tree = page_of(frame)
-    assert "All 12 configurations cannot be told apart" in tree.text
+    assert "The 12 configurations cannot be told apart" in tree.text
+
+
+def test_a_hollow_winner_is_called_one_at_the_top(tmp_path: Path) -> None:
+    healthy = frame_of(run_sweep(tmp_path / "a", make_spec(), lambda _: Script(quality=0.5)))
+    hollow = frame_of(run_sweep(tmp_path / "b", make_spec(), lambda _: Script(quality=0.5, chosen=-4.0)))
+    warned, fine = page_of(hollow)[1].text, page_of(healthy)[1].text
+    assert "Not yet one to ship: margins rise while the chosen responses become less likely" in warned
+    assert warned.index("Not yet one to ship") < warned.index("The winner's searched leaves")
+    assert "nothing serious about it" in fine
+    assert "Not yet one to ship" not in fine
+
+
+def test_a_failure_elsewhere_says_nothing_about_the_winner(tmp_path: Path) -> None:
+    def one_fails(trial: Trial) -> Script:
+        return Script(outcome=FAILED) if trial.number == 3 else Script(quality=0.5)
+
+    text = page_of(frame_of(run_sweep(tmp_path, make_spec(), one_fails)))[1].text
+    assert "nothing serious about it" in text
 
 
 def test_one_trial(tmp_path: Path) -> None:
