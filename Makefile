@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install install-test quickstart test lint types imports pytest test-slow test-faults storm bench bench-step bench-gpu bench-driver pictures format clean
+.PHONY: simulate help install install-test quickstart test lint types imports pytest test-slow test-faults storm bench bench-step bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -48,6 +48,9 @@ test-slow: install-test ## The tests that take minutes
 
 test-faults: install-test ## The faults of docs/reliability.md, the slow ones too
 	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800
+
+rehearse: install-test ## Every file in sweeps/ in small, by the command users type (about a quarter of an hour)
+	$(BIN)/python -m tests.sweep.rehearse_all --write
 
 storm: install-test ## A sweep killed 50 times against the same sweep left alone (about half an hour)
 	$(BIN)/python -m tests.faults.storm

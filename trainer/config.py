@@ -274,16 +274,24 @@ class TrialConfig(Frozen):
 
     def leaves(self) -> dict[str, Any]:
         """Every leaf by its dotted path, both gamma and gamma_beta_ratio included: what tracking logs."""
-        flat = flatten(self.model_dump(mode="json"))
-        if isinstance(self.loss, SimpoLoss):
-            weight = self.loss.cross_entropy_weight
-            flat |= {"loss.gamma": self.loss.margin, "loss.gamma_beta_ratio": self.loss.ratio}
-            flat |= {"loss.sft_weight": weight, "loss.nll_scale": weight}
-        return flat
+        return flatten(self.model_dump(mode="json")) | self._by_both_names()
 
     def identity(self) -> dict[str, Any]:
-        """Leaves under which equal configurations are equal, however they were written (gamma or its ratio)."""
-        return {k: float(f"{v:.12g}") if isinstance(v, float) else v for k, v in self.leaves().items()}
+        """Leaves under which equal configurations are equal, however they were written (gamma or its ratio).
+
+        Those that have their default are left out, so that a leaf that a later version adds changes no trial's name.
+        """
+        flat = flatten(self.model_dump(mode="json", exclude_defaults=True)) | self._by_both_names()
+        flat["loss.kind"] = self.loss.kind
+        return {k: float(f"{v:.12g}") if isinstance(v, float) else v for k, v in flat.items()}
+
+    def _by_both_names(self) -> dict[str, Any]:
+        """What may be written in two ways, in both."""
+        if not isinstance(self.loss, SimpoLoss):
+            return {}
+        weight = self.loss.cross_entropy_weight
+        margin = {"loss.gamma": self.loss.margin, "loss.gamma_beta_ratio": self.loss.ratio}
+        return margin | {"loss.sft_weight": weight, "loss.nll_scale": weight}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
