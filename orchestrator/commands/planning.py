@@ -16,7 +16,7 @@ from orchestrator.spec.cost import Machine, dearest
 from orchestrator.spec.plan import Plan, plan
 from orchestrator.spec.probed import probed
 from orchestrator.spec.rows import count_rows
-from orchestrator.spec.shares import check_share
+from orchestrator.spec.shares import check_share, of_gpu
 from orchestrator.spec.sizes import shape_of
 from orchestrator.spec.sweep import SweepSpec
 
@@ -53,7 +53,7 @@ def plan_here(
     if machine.gpu_memory is None:
         machine = replace(machine, gpu_memory=gpu_memory())
     check_share(spec, machine.gpu_memory)
-    machine = replace(machine, processes=spec.resources.processes, share=min(1.0, spec.resources.gpus_per_trial or 1.0))
+    machine = replace(of_gpu(spec, machine.gpu_memory, machine), processes=spec.resources.processes)
     rows = count_rows(spec.base.data)
     if machine.train_pairs is not None:
         rows = replace(rows, train=machine.train_pairs, exact=False)

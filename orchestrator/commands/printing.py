@@ -84,6 +84,10 @@ def _print_estimate(console: Console, plan: Plan) -> None:
     if made.gpu_memory is not None:
         fits = f"{made.tokens_per_micro_batch:,} tokens" if made.tokens_per_micro_batch else "not even one pair"
         table.add_row("micro-batch that fits", f"{fits}, on {made.place}")
+    if made.trials_on_a_gpu is not None:
+        copies, over_one = made.trials_on_a_gpu
+        row = f"{copies} with a copy of the model each, {over_one} over one frozen model (trials_per_process)"
+        table.add_row("trials that fit a GPU", row)
     if made.gpu_hours_per_trial is not None:
         table.add_row("GPU-hours per trial", f"{made.gpu_hours_per_trial:,.3g}")
     if made.gpu_hours is not None:

@@ -52,8 +52,8 @@ def _run(config: TrialConfig, cache: Path, slots: Slots, trust_remote_code: bool
         file = Path(folder) / "trial.yaml"
         file.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
         command = [*launch, "-m", "trainer.probe", str(file), "--cache", str(cache)]
-        if 0 < slots.gpus < 1:
-            command += ["--gpu-share", str(slots.gpus)]
+        if slots.share is not None:
+            command += ["--gpu-share", str(slots.share)]
         if trust_remote_code:
             command.append("--trust-remote-code")
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

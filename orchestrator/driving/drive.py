@@ -95,7 +95,8 @@ def _trials(
 ) -> Stop:
     spec = study.spec
     view.expect(steps_by_params(spec, ready.data))
-    view.stage(f"starting {slots.count} worker{'s' if slots.count > 1 else ''}")
+    each = f", {slots.sharing} trials in each" if slots.sharing > 1 else ""
+    view.stage(f"starting {slots.hosts} worker{'s' if slots.hosts > 1 else ''}{each}")
     for record in study.trials():
         view.trial_changed(record)
         view.points(record.number, study.points(record.number))

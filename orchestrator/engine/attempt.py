@@ -46,6 +46,14 @@ class Workshop(Protocol):
         ...
 
 
+class Hall(Workshop, Protocol):
+    """A workshop that others may stand beside: they share what is loaded and does not change."""
+
+    def beside(self) -> Workshop:
+        """Another one in this process; trials in all of them go on in turn, a point at a time."""
+        ...
+
+
 OpenWorkshop = Callable[[Path], Workshop]
 
 

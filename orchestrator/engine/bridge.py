@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from ray.tune import PlacementGroupFactory
+from ray.tune import PlacementGroupFactory, Trainable
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Experiment, Trial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
-from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.messages import Report
+from orchestrator.engine.messages import Job, Report
 from orchestrator.engine.vitals import check_ray
 
 REPORT = "report"
@@ -37,12 +35,32 @@ class TuneTrial(Trial):
             self.cause = _short(exc)
 
 
+class Workers(Protocol):
+    """What Tune runs for a trial, and with which configuration."""
+
+    @property
+    def trainable(self) -> type[Trainable]:
+        """Tune's class of workers."""
+        ...
+
+    def config(self, job: Job) -> dict[str, Any]:
+        """Its configuration for this attempt."""
+        ...
+
+    def left(self, job_id: str, *, lost: bool) -> None:
+        """The attempt is over, or its worker was `lost`."""
+        ...
+
+    def end(self) -> None:
+        """No trial runs any more."""
+        ...
+
+
 class Search(SearchAlgorithm):
     """Hands out attempts that the conductor issued, as Tune trials with stable ids."""
 
-    def __init__(self, conductor: Conductor, slots: Slots, cache: Path, open_workshop: OpenWorkshop) -> None:
-        self._conductor, self._slots = conductor, slots
-        self._cache, self._open = cache, open_workshop
+    def __init__(self, conductor: Conductor, slots: Slots, workers: Workers) -> None:
+        self._conductor, self._slots, self._workers = conductor, slots, workers
         self._experiment: Experiment | None = None
         self._trials: dict[str, TuneTrial] = {}
 
@@ -66,7 +84,7 @@ class Search(SearchAlgorithm):
         trial = TuneTrial(
             str(experiment.run_identifier),
             trial_id=job.id,
-            config={"job": job, "cache": self._cache, "open": self._open},
+            config=self._workers.config(job),
             storage=experiment.storage,
             placement_group_factory=PlacementGroupFactory(self._slots.bundles, strategy=self._slots.strategy),
             trial_name_creator=_name,
@@ -78,6 +96,7 @@ class Search(SearchAlgorithm):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Ends arrive as reports; what is left here is a worker that died."""
         trial = self._trials.pop(trial_id, None)
+        self._workers.left(trial_id, lost=error)
         if trial is not None and error:
             with self._conductor as conductor:
                 check_ray()

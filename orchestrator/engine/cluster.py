@@ -17,13 +17,16 @@ from pathlib import Path
 import trainer
 from orchestrator.engine.stopping import Interrupt
 from orchestrator.errors import Finding, SpecError
+from orchestrator.spec.shares import sharing_of
 from orchestrator.spec.sweep import SweepSpec
 
 _SLOT = "slot"
 _WORKER_CPU = 0.01
 """Of a worker whose trial is trained by processes of its own: Ray wants more than nothing."""
+_RELAY_CPU = 0.0001
+"""Of one whose trial shares a process with others: it may be on any machine, and must not keep that process off one."""
 PROCESS = "process"
-"""What each process of a trial that has several takes of Ray."""
+"""What each process of a trial that has several takes of Ray, and each that several trials share."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
 """glibc gives large blocks back at each step and faults them in again, unless told not to."""
@@ -46,12 +49,20 @@ class Slots:
 
     count: int
     gpus: float
+    """Of each trial."""
     threads: int
     """Of each process."""
     processes: int = 1
     """That train one trial together."""
     cpus: float | None = None
     """What a trial asks of a cluster that others use too. None: the cluster is our own, and slots are counted."""
+    sharing: int = 1
+    """Trials that take turns in one process, over one frozen base."""
+
+    @property
+    def hosts(self) -> int:
+        """Processes, where trials share them."""
+        return math.ceil(self.count / self.sharing)
 
     @property
     def bundles(self) -> list[dict[str, float]]:
@@ -59,6 +70,8 @@ class Slots:
 
         CPUs are counted by slots where the cluster is our own: Ray would round fractions its own way.
         """
+        if self.sharing > 1:
+            return [{"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": _RELAY_CPU}]
         if self.processes > 1:
             worker = {"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": _WORKER_CPU}
             return [worker, *(self.of_process for _ in range(self.processes))]
@@ -67,11 +80,22 @@ class Slots:
 
     @property
     def of_process(self) -> dict[str, float]:
-        """What each of a trial's several processes asks of Ray."""
+        """What a process asks of Ray that is one of a trial's several, or in which trials take turns."""
         asked = {"CPU": 0.0, PROCESS: 1.0}
         if self.cpus is not None:  # in Ray's steps of 0.0001, and with the worker no more than the trial's own
-            asked = {"CPU": math.floor(1e4 * (self.cpus - _WORKER_CPU) / self.processes) / 1e4}
-        return asked | ({"GPU": 1.0} if self.gpus else {})
+            asked = {"CPU": math.floor(1e4 * self.sharing * (self.cpus - _WORKER_CPU) / self.processes) / 1e4}
+        return asked | ({"GPU": self.share or 1.0} if self.gpus else {})
+
+    @property
+    def of_stage(self) -> dict[str, float]:
+        """What a worker asks of Ray before the trials, alone with what later one process has or speaks for."""
+        return self.of_process if self.sharing > 1 else self.bundles[0]
+
+    @property
+    def share(self) -> float | None:
+        """Of a GPU, for each process; None where it has whole ones or none."""
+        share = round(self.gpus * self.sharing, 4)
+        return share if 0 < share < 1 else None
 
     @property
     def strategy(self) -> str:
@@ -82,33 +106,44 @@ class Slots:
 def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = None) -> Slots:
     """Slots from the spec and this machine; SpecError when not even one trial fits."""
     here = Machine(_cpus() if cpus is None else cpus, visible_gpus() if gpus is None else gpus)
-    return slots_on(spec, [here])
+    return slots_on(spec, [here], gpu_memory=gpu_memory() if here.gpus else None)
 
 
-def slots_on(spec: SweepSpec, machines: Sequence[Machine], *, shared: bool = False) -> Slots:
-    """Slots of all these machines: a trial never spans two. On a `shared` cluster it asks for its CPUs too."""
+def slots_on(
+    spec: SweepSpec, machines: Sequence[Machine], *, shared: bool = False, gpu_memory: float | None = None
+) -> Slots:
+    """Slots of all these machines: a trial never spans two. On a `shared` cluster it asks for its CPUs too.
+
+    gpu_memory: bytes of each GPU, where that is known.
+    """
     wants = spec.resources
     processes = wants.processes
     if processes > 1 and spec.base.engine == "trl":
         problem = f"a trial has {processes} processes, and engine trl trains in one"
         raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
+    with_gpus = any(machine.gpus for machine in machines)
+    sharing = sharing_of(spec, gpu_memory if with_gpus else None)
     each = wants.gpus_per_trial
     if each is None:
-        each = float(processes) if any(machine.gpus for machine in machines) else 0.0
-    cores = _cores(spec)
-    fit = sum(_fit(cores, each, machine, shared) for machine in machines)
+        each = processes / sharing if with_gpus else 0.0
+    cores = sharing * _cores(spec)
+    fit = sharing * sum(_fit(cores, sharing * each, machine, shared) for machine in machines)
     if fit < 1:
         has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine at all"
         where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
-        problem = f"a trial asks for {cores:g} CPUs and {each:g} GPUs; {where}"
+        who = "a trial asks" if sharing == 1 else f"{sharing} trials in one process ask"
+        problem = f"{who} for {cores:g} CPUs and {sharing * each:g} GPUs; {where}"
         raise SpecError([Finding("resources", "resources", problem)])
     count = min(fit, spec.budget.concurrency or fit)
-    return Slots(count, each, threads_of(spec), processes, cpus=cores if shared else None)
+    sharing = min(sharing, count)
+    return Slots(
+        count, each, threads_of(spec, sharing), processes, cpus=_cores(spec) if shared else None, sharing=sharing
+    )
 
 
-def threads_of(spec: SweepSpec) -> int:
-    """Threads of each of a trial's processes."""
-    return max(1, int(_cores(spec) / spec.resources.processes))
+def threads_of(spec: SweepSpec, sharing: int = 1) -> int:
+    """Threads of each of a trial's processes, or of one in which so many trials take turns."""
+    return max(1, int(sharing * _cores(spec) / spec.resources.processes + 1e-9))
 
 
 def _cores(spec: SweepSpec) -> float:

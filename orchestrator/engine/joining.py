@@ -18,6 +18,7 @@ from orchestrator.engine.address import Asked, ClusterError, authorise, find, is
 from orchestrator.engine.cluster import Machine, Slots, hush, quiet, slots_on, threads_of, worker_environment
 from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.engine.view import View
+from orchestrator.spec.shares import sharing_of
 from orchestrator.spec.sweep import SweepSpec
 
 _PASSED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_DATASETS_CACHE", "TRANSFORMERS_OFFLINE")
@@ -60,7 +61,7 @@ def joined(folder: Path, spec: SweepSpec, asked: Asked, interrupt: Interrupt, vi
                 address=address,
                 log_to_driver=False,
                 configure_logging=False,
-                runtime_env={"env_vars": _environment(threads_of(spec)), "py_modules": _code()},
+                runtime_env={"env_vars": _environment(threads_of(spec, sharing_of(spec, None))), "py_modules": _code()},
             )
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise ClusterError(f"--address {address}: {_first_line(error)}") from error

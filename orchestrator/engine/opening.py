@@ -14,8 +14,8 @@ def for_slots(opened: OpenWorkshop, slots: Slots) -> OpenWorkshop:
     """What a worker of these slots calls to begin."""
     if slots.processes > 1:
         return functools.partial(Ranks, opened=opened, size=slots.processes, each=slots.of_process)
-    if 0 < slots.gpus < 1:
-        return functools.partial(_in_a_share, opened=opened, share=slots.gpus)
+    if slots.share is not None:
+        return functools.partial(_in_a_share, opened=opened, share=slots.share)
     return opened
 
 

@@ -94,7 +94,7 @@ class StageWorker:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle = self._slots.bundles[0]
+        bundle = self._slots.of_stage
         options: dict[str, Any] = {"num_cpus": bundle.pop("CPU"), "num_gpus": bundle.pop("GPU", 0.0)}
         if self._slots.processes > 1:
             self._group = ray.util.placement_group(self._slots.bundles, strategy=self._slots.strategy)

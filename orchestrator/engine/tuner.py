@@ -50,15 +50,18 @@ def run_trials(
 def _fit(conductor: Conductor, study: Study, slots: Slots, opened: OpenWorkshop) -> Stop:
     from ray.tune import CheckpointConfig, FailureConfig, RunConfig, TuneConfig, TuneError, Tuner
 
-    from orchestrator.engine import worker
     from orchestrator.engine.bridge import Scheduler, Search
+    from orchestrator.engine.hosts import Hosts
+    from orchestrator.engine.worker import OneEach
 
     study.admit(slots.count)
+    given = (study.folder.cache, for_slots(opened, slots))
+    workers = Hosts(slots, *given) if slots.sharing > 1 else OneEach(*given)
     storage, name = (study.folder.path / "ray").resolve(), f"tune-{time.time_ns()}"
     tuner = Tuner(
-        worker.Worker,
+        workers.trainable,
         tune_config=TuneConfig(
-            search_alg=Search(conductor, slots, study.folder.cache, for_slots(opened, slots)),
+            search_alg=Search(conductor, slots, workers),
             scheduler=Scheduler(conductor, slots),
             reuse_actors=True,
         ),
@@ -77,6 +80,7 @@ def _fit(conductor: Conductor, study: Study, slots: Slots, opened: OpenWorkshop)
             raise conductor.error from wrapped
         raise
     finally:
+        workers.end()
         shutil.rmtree(storage / name, ignore_errors=True)  # Tune's own state: pickles that nobody may read again
     if conductor.error is not None:
         raise conductor.error

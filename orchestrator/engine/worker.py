@@ -15,6 +15,28 @@ from orchestrator.engine.messages import Job
 from orchestrator.study.state import FailureKind
 
 
+class OneEach:
+    """A process for each trial: `Worker`."""
+
+    def __init__(self, cache: Path, opened: OpenWorkshop) -> None:
+        self._cache, self._open = cache, opened
+
+    @property
+    def trainable(self) -> type[Trainable]:
+        """What Tune runs for each trial."""
+        return Worker
+
+    def config(self, job: Job) -> dict[str, Any]:
+        """Everything a worker needs to begin."""
+        return {"job": job, "cache": self._cache, "open": self._open}
+
+    def left(self, job_id: str, *, lost: bool) -> None:
+        """The worker knows."""
+
+    def end(self) -> None:
+        """Tune ends its workers."""
+
+
 class Worker(Trainable):
     """A class trainable: `step` pulls from the attempt, `reset_config` begins the next one with everything loaded."""
 
@@ -29,7 +51,8 @@ class Worker(Trainable):
         """The next report."""
         report = self._attempt.pull()
         if report.end is not None and report.end.failure is FailureKind.OUT_OF_MEMORY:
-            self._empty()
+            self._loaded = None  # whatever the attempt left half made goes, the model too: the next one loads again
+            empty()
         return {REPORT: report}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -42,14 +65,6 @@ class Worker(Trainable):
         """This worker is no longer needed."""
         self._attempt.close()
 
-    def _empty(self) -> None:
-        """Whatever the last attempt left half made goes, the model too: the next one loads again."""
-        self._loaded = None
-        gc.collect()
-        torch: Any = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
-
     def _begin(self, job: Job) -> None:
         self._attempt = Attempt(job, self._workshop)
 
@@ -57,3 +72,11 @@ class Worker(Trainable):
         if self._loaded is None:
             self._loaded = self._open(self._cache)
         return self._loaded
+
+
+def empty() -> None:
+    """Give back the memory that nothing refers to any more."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.spec.memory import GB, Memory, memory, smaller, tokens_that_fit
+from orchestrator.spec.memory import GB, Memory, memory, most_trials, smaller, tokens_that_fit
 from orchestrator.spec.sizes import Shape
 from trainer.config import TrialConfig
 from trainer.loss_config import DpoLoss
@@ -26,7 +26,9 @@ class Machine:
     processes: int = 1
     """Of one trial, each on a GPU of its own."""
     share: float = 1.0
-    """Of a GPU, where trials share one."""
+    """Of a GPU that a process has, where several share one."""
+    trials: int = 1
+    """That take turns in one process, over one frozen model."""
     tflops: float = PEAK_TFLOPS
     efficiency: float = EFFICIENCY
     price: float | None = None
@@ -45,9 +47,10 @@ class Machine:
     def place(self) -> str:
         """That room in words."""
         whole = f"{(self.gpu_memory or 0.0) / GB:,.0f} GB"
+        several = "" if self.trials == 1 else f" for {self.trials} trials"
         if self.share < 1:
-            return f"{self.share:g} of a GPU of {whole}"
-        return f"a GPU of {whole}" if self.processes == 1 else f"each of {self.processes} GPUs of {whole}"
+            return f"{self.share:g} of a GPU of {whole}{several}"
+        return f"a GPU of {whole}{several}" if self.processes == 1 else f"each of {self.processes} GPUs of {whole}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,8 @@ class Estimate:
     place: str
     tokens_per_micro_batch: int | None
     """The largest that fits; None where one pair does not, or where no GPU's memory is given."""
+    trials_on_a_gpu: tuple[int, int] | None
+    """With adapters, by memory: that many with a copy of the model each, and that many over one frozen model."""
     flops_per_trial: float | None
     gpu_hours_per_trial: float | None
     gpu_hours: float | None
@@ -81,7 +86,7 @@ def estimate(
     largest = dearest(configs, shape, machine)
     fits, warnings = None, list[str]()
     if (room := machine.room) is not None:
-        fits = tokens_that_fit(largest, shape, room, machine.processes)
+        fits = tokens_that_fit(largest, shape, room, machine.processes, machine.trials)
         if fits is None:
             warnings.append(does_not_fit(largest, shape, machine))
         elif fits < largest.training.tokens_per_micro_batch:
@@ -99,10 +104,11 @@ def estimate(
         total += _reference(configs, updates, shape, machine) / speed
     return Estimate(
         parameters=shape.parameters,
-        memory=memory(largest, shape, tokens_of(largest), machine.processes),
+        memory=memory(largest, shape, tokens_of(largest), machine.processes, machine.trials),
         gpu_memory=machine.gpu_memory,
         place=machine.place,
         tokens_per_micro_batch=fits,
+        trials_on_a_gpu=_on_a_gpu(largest, shape, machine),
         flops_per_trial=flops,
         gpu_hours_per_trial=each,
         gpu_hours=total,
@@ -112,6 +118,12 @@ def estimate(
     )
 
 
+def _on_a_gpu(config: TrialConfig, shape: Shape, machine: Machine) -> tuple[int, int] | None:
+    if machine.gpu_memory is None or machine.processes > 1 or config.lora is None or config.engine == "trl":
+        return None
+    return most_trials(config, shape, machine.gpu_memory)
+
+
 def tokens_of(config: TrialConfig) -> int:
     """Of a micro-batch: its budget, or one pair where that is more."""
     return max(config.training.tokens_per_micro_batch, 2 * config.data.max_length)
@@ -119,15 +131,16 @@ def tokens_of(config: TrialConfig) -> int:
 
 def dearest(configs: Sequence[TrialConfig], shape: Shape, machine: Machine) -> TrialConfig:
     """The trial that takes the most memory."""
-    return max(configs, key=lambda c: memory(c, shape, tokens_of(c), machine.processes).total)
+    return max(configs, key=lambda c: memory(c, shape, tokens_of(c), machine.processes, machine.trials).total)
 
 
 def does_not_fit(config: TrialConfig, shape: Shape, machine: Machine) -> str:
     """That not even one pair fits, and the first change that helps."""
     assert machine.room is not None
-    need = memory(config, shape, 2 * config.data.max_length, machine.processes).total
-    helps = smaller(config, shape, machine.room, machine.processes)
-    return f"by formula one pair takes {need / GB:,.0f} GB, which {machine.place} has not: " + (
+    need = memory(config, shape, 2 * config.data.max_length, machine.processes, machine.trials).total
+    helps = smaller(config, shape, machine.room, machine.processes, machine.trials)
+    what = "one pair" if machine.trials == 1 else f"one pair beside {machine.trials - 1} more trials"
+    return f"by formula {what} takes {need / GB:,.0f} GB, which {machine.place} has not: " + (
         f"it fits with {helps}" if helps else "no setting here makes it fit"
     )
 

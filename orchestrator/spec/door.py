@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from orchestrator.errors import nearest
 from orchestrator.folders import NAME
 from orchestrator.spec import corners
+from orchestrator.spec.dimensions import Scalar
 from orchestrator.spec.document import Loc
 from orchestrator.spec.enqueue_door import build_enqueue
 from orchestrator.spec.goal_door import build_goals
@@ -25,6 +26,7 @@ from orchestrator.spec.methods_door import (
 from orchestrator.spec.notify import Notify
 from orchestrator.spec.problems import SOURCES, Findings, show
 from orchestrator.spec.search_door import build_search, loc_of
+from orchestrator.spec.shares import why_apart
 from orchestrator.spec.space import SearchSpace
 from orchestrator.spec.sweep import (
     DOOR,
@@ -61,6 +63,9 @@ def build(findings: Findings, tree: dict[str, Any]) -> SweepSpec | None:
     enqueue = None
     if base is not None and search is not None and goals is not None:
         enqueue = build_enqueue(findings, tree.get("enqueue"), search, base, goals)
+    resources = _section(findings, Resources, tree, "resources")
+    if resources is not None and base is not None and search is not None:
+        _check_sharing(findings, resources, base, search, enqueue or ())
     if sampler is not None:
         check_warm_start(findings, tree.get("warm_start"), sampler)
     parts = {
@@ -75,7 +80,7 @@ def build(findings: Findings, tree: dict[str, Any]) -> SweepSpec | None:
         "pruner": pruner,
         "guard": _section(findings, GuardConfig, tree, "guard"),
         "budget": budget,
-        "resources": _section(findings, Resources, tree, "resources"),
+        "resources": resources,
         "tracking": _section(findings, Tracking, tree, "tracking"),
         "notify": _section(findings, Notify, tree, "notify") if tree.get("notify") is not None else None,
         "judge": _section(findings, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None,
@@ -89,6 +94,20 @@ def build(findings: Findings, tree: dict[str, Any]) -> SweepSpec | None:
 def _section(findings: Findings, model: type[M], tree: dict[str, Any], key: str) -> M | None:
     given = tree.get(key)
     return findings.build(model, {} if given is None else given, (key,))
+
+
+def _check_sharing(
+    findings: Findings,
+    resources: Resources,
+    base: TrialConfig,
+    search: SearchSpace,
+    enqueue: tuple[dict[str, Scalar], ...],
+) -> None:
+    asked = resources.trials_per_process
+    if asked != "auto" and asked > 1:
+        for path, why in why_apart(base, search, enqueue):
+            problem = f"{asked} trials cannot train over one frozen model: {path}: {why}"
+            findings.add(("resources", "trials_per_process"), problem, "write 1 or auto")
 
 
 def _name(findings: Findings, tree: dict[str, Any]) -> str | None:

@@ -38,8 +38,11 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1) -> Memory:
+def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, trials: int = 1) -> Memory:
     """Of a trial with `tokens` in a micro-batch, on each GPU of it; training.distributed says what is cut.
+
+    trials: so many take turns in one process with adapters over one base. Each has its own adapters and moments; the
+    rest is there once, as gradients and activations live no longer than a turn.
 
     Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
     in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight.
@@ -49,7 +52,7 @@ def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1) -
     base = int(_FOUR_BITS * linear + each * (count - linear)) if config.model.load_in_4bit else each * count
     if config.lora is not None:
         trained = shape.adapters(config.lora.r)
-        weights, gradients, optimiser = base + 4 * trained, 4 * trained, 8 * trained
+        weights, gradients, optimiser = base + trials * 4 * trained, 4 * trained, trials * 8 * trained
     else:
         moments = 8 if each == 4 or config.training.stochastic_rounding else 4
         weights, gradients, optimiser = base, each * count, moments * count
@@ -95,7 +98,9 @@ def _head(config: TrialConfig, shape: Shape, tokens: int) -> int:
     return int(min(logits, _HEAD_BYTES) * (1.5 if narrow else 1.0) * (2 if shape.softcap else 1))
 
 
-def tokens_that_fit(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1) -> int | None:
+def tokens_that_fit(
+    config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1, trials: int = 1
+) -> int | None:
     """The largest `training.tokens_per_micro_batch` (a power of two) that fits; None where one pair does not.
 
     A pair is never cut, so a micro-batch takes at least its two sequences of `max_length`.
@@ -103,13 +108,21 @@ def tokens_that_fit(config: TrialConfig, shape: Shape, gpu_bytes: float, process
     room, pair, found = gpu_bytes * (1 - _LEFT), 2 * config.data.max_length, None
     tokens = 256
     while tokens <= _MOST_TOKENS:
-        if memory(config, shape, max(tokens, pair), processes).total <= room:
+        if memory(config, shape, max(tokens, pair), processes, trials).total <= room:
             found = tokens
         tokens *= 2
     return found
 
 
-def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1) -> str | None:
+def most_trials(config: TrialConfig, shape: Shape, gpu_bytes: float) -> tuple[int, int]:
+    """How many such trials a GPU holds, one pair at a time: each with a copy of the model, and over one base."""
+    room, pair = gpu_bytes * (1 - _LEFT), 2 * config.data.max_length
+    one, two = (memory(config, shape, pair, trials=n).total for n in (1, 2))
+    over = int((room - one) // (two - one)) + 1 if config.lora is not None and one <= room else 0
+    return int(room // one), over
+
+
+def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1, trials: int = 1) -> str | None:
     """The first change that makes one pair fit, as settings; None where none does."""
     can_cut = processes > 1 and not config.model.load_in_4bit
     steps: list[tuple[str, str, dict[str, object]]] = [
@@ -126,6 +139,6 @@ def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int 
         if changed != config:
             config = changed
             done.append(words)
-        if tokens_that_fit(config, shape, gpu_bytes, processes) is not None:
+        if tokens_that_fit(config, shape, gpu_bytes, processes, trials) is not None:
             return ", ".join(done)
     return None

@@ -56,7 +56,9 @@ def _corrected(
     gpu = measured.device != "CPU"
     fits = made.tokens_per_micro_batch
     if gpu and machine.room is not None:
-        fits = tokens_that_fit(config, shape, machine.room * held / measured.peak_bytes, machine.processes)
+        fits = tokens_that_fit(
+            config, shape, machine.room * held / measured.peak_bytes, machine.processes, machine.trials
+        )
     return replace(
         made,
         tokens_per_micro_batch=fits,

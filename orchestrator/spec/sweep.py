@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+import math
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -87,6 +88,11 @@ class Resources(Frozen):
         description="Processes that train one trial together, on one machine: by default one on each of its GPUs. "
         "training.distributed says how they hold the model.",
     )
+    trials_per_process: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Trials that train adapters in turn in one process, over one frozen model. auto: several where a "
+        "GPU's memory does not hold a copy for each of the trials that share it, by formula; else 1.",
+    )
 
     @property
     def processes(self) -> int:
@@ -100,6 +106,15 @@ class Resources(Frozen):
             raise ValueError(f"gpus_per_trial {gpus:g}: more than one GPU is a whole number of them")
         if gpus and processes is not None and processes != max(1, int(gpus)):
             raise ValueError(f"processes_per_trial {processes} and gpus_per_trial {gpus:g}: each process has one GPU")
+        together = self.trials_per_process
+        if together != "auto" and together > 1:
+            if self.processes > 1:
+                raise ValueError(f"trials_per_process {together}: a trial of several processes shares none of them")
+            if gpus and gpus * together > 1 + 1e-9:
+                raise ValueError(
+                    f"trials_per_process {together} of gpus_per_trial {gpus:g}: a process has one GPU; write "
+                    f"gpus_per_trial {math.floor(1e4 / together) / 1e4:g}, or leave it out"
+                )
         return self
 
 

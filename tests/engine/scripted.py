@@ -48,12 +48,17 @@ class ScriptedWorkshop:
     """Behaviours by trial number: ok, slow, bug, memory, nan, die (once), deadly (always), nogoal."""
 
     def __init__(self, cache: Path) -> None:
-        self._root = cache.parent
+        self._cache, self._root = cache, cache.parent
         self.counters = {"imports": 1, "trials": 0}
         self._asked = False
 
     def interrupt(self) -> None:
         self._asked = True
+
+    def beside(self) -> ScriptedWorkshop:
+        other = ScriptedWorkshop(self._cache)
+        other.counters = self.counters
+        return other
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from orchestrator.commands.planning import plan_here
-from orchestrator.engine.cluster import Slots
+from orchestrator.commands.printing import print_plan
+from orchestrator.engine.cluster import Machine, Slots, slots_on
 from orchestrator.engine.opening import for_slots
 from orchestrator.errors import SpecError
-from orchestrator.spec.cost import Machine
-from orchestrator.spec.memory import GB
-from orchestrator.spec.shares import check_share
+from orchestrator.spec.cost import Machine as CostMachine
+from orchestrator.spec.memory import GB, memory, most_trials
+from orchestrator.spec.shares import check_share, sharing_of
+from orchestrator.spec.sizes import shape_of
 from orchestrator.spec.sweep import SweepSpec
 from trainer.world import keep_to_share
 
@@ -31,8 +34,9 @@ base:
 
 def test_adapters_on_8b_take_half_of_80_gb_but_not_a_quarter(load_text: Callable[..., SweepSpec]) -> None:
     check_share(load_text(TEXT, "resources.gpus_per_trial=0.5"), 80 * GB)
+    alone = "resources.trials_per_process=1"
     with pytest.raises(SpecError) as caught:
-        check_share(load_text(TEXT, "resources.gpus_per_trial=0.25"), 80 * GB)
+        check_share(load_text(TEXT, "resources.gpus_per_trial=0.25", alone), 80 * GB)
     (finding,) = caught.value.findings
     assert finding.path == "resources.gpus_per_trial"
     assert "0.25 of a GPU of 80 GB" in finding.problem
@@ -52,9 +56,10 @@ def test_a_whole_gpu_or_one_that_is_not_known_is_not_judged(load_text: Callable[
 
 
 def test_plan_refuses_it_and_reckons_with_the_share(load_text: Callable[..., SweepSpec], tmp_path: Path) -> None:
-    machine = Machine(gpu_memory=80 * GB)
+    machine = CostMachine(gpu_memory=80 * GB)
+    quarter = load_text(TEXT, "resources.gpus_per_trial=0.25", "resources.trials_per_process=1")
     with pytest.raises(SpecError, match="too little"):
-        plan_here(load_text(TEXT, "resources.gpus_per_trial=0.25"), tmp_path, (), machine)
+        plan_here(quarter, tmp_path, (), machine)
     half = plan_here(load_text(TEXT, "resources.gpus_per_trial=0.5"), tmp_path, (), machine).estimate
     whole = plan_here(load_text(TEXT, "resources.gpus_per_trial=1"), tmp_path, (), machine).estimate
     assert half is not None
@@ -80,3 +85,125 @@ def test_a_worker_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     keep_to_share(0.5)
     assert said == [0.5]
+
+
+# --- several in one process, over one frozen model -------------------------------------------------------------------
+
+
+def test_each_further_trial_in_a_process_takes_its_adapters_and_moments(load_text: Callable[..., SweepSpec]) -> None:
+    """SPEED.md's 0.5 GB: 41.9 million weights of 12 bytes."""
+    config = load_text(TEXT).base
+    shape = shape_of(config.model)
+    assert shape is not None
+    one, two = (memory(config, shape, 4096, trials=n).total for n in (1, 2))
+    assert two - one == 12 * shape.adapters(16)
+    assert two - one == pytest.approx(0.50 * GB, rel=0.01)
+    copies, over_one = most_trials(config, shape, 80 * GB)
+    assert (copies, over_one) == (3, int((0.9 * 80 * GB - memory(config, shape, 4096).total) // (two - one)) + 1)
+    assert most_trials(config, shape, 10 * GB) == (0, 0)
+
+
+@pytest.mark.parametrize(("share", "trials"), [(1, 1), (0.5, 1), (0.25, 2), (0.125, 4), (0.0625, 8)])
+def test_as_few_share_a_process_as_let_all_fit_the_gpu(
+    share: float, trials: int, load_text: Callable[..., SweepSpec]
+) -> None:
+    spec = load_text(TEXT, f"resources.gpus_per_trial={share}")
+    assert sharing_of(spec, 80 * GB) == trials
+    check_share(spec, 80 * GB)
+    assert sharing_of(spec, 8000 * GB) == 1
+    assert sharing_of(spec, None) == 1, "no GPU, or one that is not known"
+    slots = slots_on(spec, [Machine(16, 1)], gpu_memory=80 * GB)
+    assert (slots.count, slots.sharing, slots.hosts) == (round(1 / share), trials, round(1 / share) // trials)
+    assert slots.share == (share * trials if share * trials < 1 else None)
+
+
+def test_what_fits_no_process_at_all_is_refused_as_ever(load_text: Callable[..., SweepSpec]) -> None:
+    spec = load_text(TEXT, "resources.gpus_per_trial=0.25")
+    assert sharing_of(spec, 8 * GB) == 1
+    with pytest.raises(SpecError, match=r"0\.25 is too little"):
+        check_share(spec, 8 * GB)
+    with pytest.raises(SpecError, match=r"200 is too many: by formula one pair beside 199 more trials takes \d+ GB"):
+        check_share(load_text(TEXT, "resources.trials_per_process=200"), 80 * GB)
+
+
+@pytest.mark.parametrize(
+    "change", ["base.lora=null", "base.engine=trl", "search={model.dtype: [float32, bfloat16]}", "base.model=org/model"]
+)
+def test_auto_leaves_each_its_process_where_they_cannot_share_one(
+    change: str, load_text: Callable[..., SweepSpec]
+) -> None:
+    assert sharing_of(load_text(TEXT, "resources.gpus_per_trial=0.125", change), 80 * GB) == 1
+
+
+def test_every_reason_against_it_is_said_at_once(load_text: Callable[..., SweepSpec]) -> None:
+    text = """
+base: {model: org/model, data: {train: rows.jsonl}, engine: trl}
+search: {model.revision: [v1, v2]}
+enqueue: [{model.revision: v3}]
+resources: {trials_per_process: 4}
+"""
+    with pytest.raises(SpecError) as caught:
+        load_text(text)
+    found = {finding.problem: finding for finding in caught.value.findings}
+    assert list(found) == [
+        f"4 trials cannot train over one frozen model: {why}"
+        for why in (
+            "lora: trials without it change the model's own weights",
+            "engine: trl's trainers take one trial in a process",
+            "model.revision: its values are models of their own",
+            "enqueue: a trial in it has a model of its own",
+        )
+    ]
+    assert {finding.path for finding in found.values()} == {"resources.trials_per_process"}
+    assert {finding.hint for finding in found.values()} == {"write 1 or auto"}
+    assert all(finding.where.endswith(":5") for finding in found.values())
+
+
+@pytest.mark.parametrize(
+    ("wanted", "said"),
+    [
+        ("{trials_per_process: 2, processes_per_trial: 2}", "a trial of several processes shares none of them"),
+        ("{trials_per_process: 4, gpus_per_trial: 0.5}", "a process has one GPU; write gpus_per_trial 0.25"),
+        ("{trials_per_process: 0}", "must be at least 1, not 0"),
+        ("{trials_per_process: autp}", "must be one of auto"),
+    ],
+)
+def test_numbers_that_make_no_process(wanted: str, said: str, load_text: Callable[..., SweepSpec]) -> None:
+    with pytest.raises(SpecError, match=re.escape(said)):
+        load_text(TEXT + f"resources: {wanted}\n")
+
+
+def test_the_slots_of_processes_that_are_shared(load_text: Callable[..., SweepSpec]) -> None:
+    four = load_text(TEXT, "resources.trials_per_process=4")
+    assert slots_on(four, [Machine(8, 0)]) == Slots(8, 0.0, 4, sharing=4)
+    on_gpus = slots_on(four, [Machine(8, 2)], gpu_memory=80 * GB)
+    assert (on_gpus.count, on_gpus.gpus, on_gpus.hosts, on_gpus.of_process["GPU"]) == (8, 0.25, 2, 1.0)
+    assert on_gpus.bundles == [{"CPU": 0.0, "slot": 1.0}]
+    joined = slots_on(four, [Machine(8, 1), Machine(3, 1)], shared=True)
+    assert (joined.count, joined.of_process) == (4, {"CPU": 3.96, "GPU": 1.0})
+    assert joined.bundles == [{"CPU": 0.0001}]
+    few = slots_on(load_text(TEXT, "resources.trials_per_process=4", "budget.concurrency=1"), [Machine(8, 0)])
+    assert (few.count, few.sharing) == (1, 1)
+    with pytest.raises(SpecError, match="4 trials in one process ask for 4 CPUs and 0 GPUs; this machine has 2 CPUs"):
+        slots_on(four, [Machine(2, 0)])
+
+
+def test_the_plan_says_how_many_fit_both_ways(
+    load_text: Callable[..., SweepSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine = CostMachine(gpu_memory=80 * GB)
+    made = plan_here(load_text(TEXT, "resources.gpus_per_trial=0.25"), tmp_path, (), machine)
+    assert made.estimate is not None
+    assert made.estimate.place == "0.5 of a GPU of 80 GB for 2 trials"
+    assert made.estimate.trials_on_a_gpu == (3, 101)
+    print_plan(made)
+    assert "3 with a copy of the model each, 101 over one frozen model" in " ".join(capsys.readouterr().out.split())
+    full = plan_here(load_text(TEXT, "base.lora=null"), tmp_path, (), machine)
+    assert full.estimate is not None
+    assert full.estimate.trials_on_a_gpu is None
+
+
+def test_how_trials_are_put_into_processes_is_no_part_of_them(load_text: Callable[..., SweepSpec]) -> None:
+    one, four = load_text(TEXT), load_text(TEXT, "resources.trials_per_process=4")
+    assert one.base.identity() == four.base.identity()
+    assert one.resources != four.resources

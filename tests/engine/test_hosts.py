@@ -1,0 +1,172 @@
+"""Trials that share a process, on a real Ray: each ends as it would alone, whatever its neighbours do."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from several import spec, told
+
+from orchestrator.engine.attempt import OpenWorkshop, open_workshop
+from orchestrator.engine.cluster import Slots, cluster
+from orchestrator.engine.stopping import Interrupt, Stop, StopKind
+from orchestrator.engine.tuner import run_trials
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.study.study import Study
+from trainer.run import Workshop
+
+SHARED = Slots(count=4, gpus=0.0, threads=1, sharing=2)
+ONE = Slots(count=2, gpus=0.0, threads=1, sharing=2)
+LORA = {"r": 4, "dropout": 0.1}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_of_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `scripted`
+    with Interrupt(lambda: "") as interrupt, cluster(tmp_path_factory.mktemp("ray"), SHARED, interrupt):
+        yield
+    patch.undo()
+
+
+def run(
+    root: Path,
+    sweep: SweepSpec,
+    slots: Slots = SHARED,
+    view: SilentView | None = None,
+    opened: OpenWorkshop = ScriptedWorkshop,
+    interrupt: Interrupt | None = None,
+) -> tuple[Stop, Study, ListSink]:
+    folder, sink = sweep_folder(root), ListSink()
+    study = Study.open(folder) if folder.database.exists() else Study.create(folder, sweep)
+    stop = run_trials(study, sink, view or SilentView(), interrupt or Interrupt(lambda: ""), slots, opened=opened)
+    return stop, study, sink
+
+
+def pids(sink: ListSink, count: int) -> list[str]:
+    return [sink.tags(str(number))["worker.pid"] for number in range(count)]
+
+
+def test_eight_trials_over_two_processes(tmp_path: Path) -> None:
+    write_script(tmp_path, pause=0.05)
+    stop, study, sink = run(tmp_path, make_spec(8))
+    assert stop.kind is StopKind.FINISHED, stop
+    assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 8
+    assert all([p.step for p in study.points(n)] == [0, 1, 2, 3, 4] for n in range(8))
+    assert len(set(pids(sink, 8))) == 2
+    trained = max(int(sink.tags(str(n))["worker.trials"]) for n in range(8))
+    assert trained < 8, "both processes took part"
+
+
+def test_each_ends_in_its_own_way_and_no_neighbour_notices(tmp_path: Path) -> None:
+    write_script(tmp_path, trials={"0": "bug", "1": "nan", "2": "memory"})
+    stop, study, sink = run(tmp_path, make_spec(6), ONE)
+    assert stop.kind is StopKind.FINISHED, stop
+    records = study.trials()
+    done = [TrialState.COMPLETE] * 3
+    assert [r.state for r in records] == [TrialState.FAILED, TrialState.PRUNED, TrialState.FAILED, *done]
+    assert (records[0].failure, records[2].failure) == (FailureKind.BUG, FailureKind.OUT_OF_MEMORY)
+    assert "scripted bug in trial 0" in (study.folder.attempt(0, 1) / "failure.txt").read_text()
+    assert len(set(pids(sink, 6))) == 1
+    assert not any(event.kind == "worker lost" for event in study.events())
+
+
+def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> None:
+    """One death, a loss for each of its two trials: they go on from their checkpoints in the process started anew."""
+    write_script(tmp_path, trials={"1": "die"}, pause=0.2, steps=6)
+    stop, study, _ = run(tmp_path, make_spec(3), ONE)
+    assert stop.kind is StopKind.FINISHED, stop
+    assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 3
+    assert [r.attempts for r in study.trials()] == [2, 2, 1]
+    lost = [event for event in study.events() if event.kind == "worker lost"]
+    assert sorted(str(event.trial) for event in lost) == ["0", "1"]
+    assert all("the process that it shares with other trials" in event.text for event in lost)
+    steps = [line.split() for line in (tmp_path / "trained.log").read_text().splitlines()]
+    assert all([p.step for p in study.points(n)] == list(range(7)) for n in range(3))
+    assert ["1", "1"] in steps
+    assert steps.count(["1", "1"]) == 1, "what was saved is not trained again"
+
+
+@pytest.mark.slow
+def test_one_that_kills_its_process_every_time_stops_the_sweep_after_three(tmp_path: Path) -> None:
+    write_script(tmp_path, trials={"1": "deadly"}, pause=0.1)
+    stop, study, _ = run(tmp_path, make_spec(2), ONE)
+    assert stop.kind is StopKind.WORKERS_LOST
+    lost = [event for event in study.events() if event.kind == "worker lost" and str(event.trial) == "1"]
+    assert len(lost) == 3
+
+
+class Killing(SilentView):
+    """Kills the process of the trials once, after the first update of trial 0; or asks the sweep to stop."""
+
+    def __init__(self, sink: Path | None, interrupt: Interrupt | None = None) -> None:
+        super().__init__()
+        self._pid, self._interrupt, self._done = sink, interrupt, False
+
+    def points(self, number: int, points: Any) -> None:
+        if self._done or number != 0 or points[-1].step < 1:
+            return
+        self._done = True
+        if self._interrupt is not None:
+            self._interrupt.asked = True
+        else:
+            assert self._pid is not None
+            os.kill(int(self._pid.read_text()), signal.SIGKILL)
+
+
+def adapters(rates: tuple[float, ...], steps: int = 6) -> SweepSpec:
+    sweep = spec("ddp", steps=steps, rates=rates)
+    base = sweep.base.model_validate(sweep.base.model_dump() | {"lora": LORA})
+    return sweep.model_copy(update={"base": base})
+
+
+def assert_each_as_alone(study: Study, cache: Path, root: Path) -> None:
+    """To the bit: every metric of every update, and the weights that are saved."""
+    for record in study.trials():
+        assert record.state is TrialState.COMPLETE, record
+        config, folder = study.spec.search.place(study.spec.base, record.params), root / str(record.number)
+        points = list(Workshop(cache).train(config, folder))
+        assert told(study.points(record.number)) == told(points)
+        saved = study.folder.attempt(record.number, record.attempts) / "model" / "adapter_model.safetensors"
+        assert saved.read_bytes() == (folder / "model" / "adapter_model.safetensors").read_bytes()
+
+
+def test_real_trials_in_one_process_are_what_each_is_alone(tmp_path: Path) -> None:
+    sweep = adapters((1e-3, 2e-3, 3e-3)).model_copy(update={"keep_models": 3})
+    stop, study, sink = run(tmp_path / "runs", sweep, ONE, opened=open_workshop)
+    assert stop.kind is StopKind.FINISHED, stop
+    assert len(set(pids(sink, 3))) == 1
+    assert sink.tags("2")["worker.model_loaded"] == sink.tags("2")["worker.data_loaded"] == "1"
+    assert_each_as_alone(study, tmp_path / "cache", tmp_path / "alone")
+
+
+class Noted(Workshop):
+    """Leaves the id of its process beside the cache."""
+
+    def __init__(self, cache: Path) -> None:
+        super().__init__(cache)
+        (cache.parent / "pid").write_text(str(os.getpid()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed", "interrupted"])
+def test_real_trials_go_on_from_their_checkpoints(tmp_path: Path, how: str) -> None:
+    root, sweep = tmp_path / "runs", adapters((1e-3, 2e-3), steps=40)
+    if how == "killed":
+        stop, study, _ = run(root, sweep, ONE, Killing(root / "pid"), Noted)
+    else:
+        interrupt = Interrupt(lambda: "")
+        stop, study, _ = run(root, sweep, ONE, Killing(None, interrupt), Noted, interrupt)
+        assert stop.kind is StopKind.INTERRUPTED
+        assert [r.state for r in study.trials()] == [TrialState.RUNNING] * 2
+        study.dispose()
+        stop, study, _ = run(root, sweep, ONE, opened=Noted)
+    assert stop.kind is StopKind.FINISHED, stop
+    assert [r.attempts for r in study.trials()] == [2, 2]
+    assert_each_as_alone(study, tmp_path / "cache", tmp_path / "alone")
