@@ -140,6 +140,7 @@ resources:
   gpus_per_trial: 1.0
   cpus_per_trial: 1.0
   processes_per_trial: null
+  trials_per_process: auto
 tracking:
   uri: null
   experiment: prefsweep
