@@ -34,7 +34,7 @@ from orchestrator.study.remembered import Remembered
 from orchestrator.study.settled import SETTLED, Settled
 from orchestrator.study.spending import Spent
 from orchestrator.study.store import Store, is_made, location
-from orchestrator.study.tables import SCHEMA
+from orchestrator.study.tables import FIRST_NAMED_SO, SCHEMA
 from trainer.report import Point
 
 
@@ -54,6 +54,11 @@ class StudyReader:
             raise StudyMissing(store.url)
         if identity.schema > SCHEMA:
             raise StorageRefused(f"the study in {store.url} was written by a later version of this program")
+        if identity.schema < FIRST_NAMED_SO:
+            raise StorageRefused(
+                f"the study in {store.url} was written by an earlier version of this program, which named trials "
+                "differently; look at it and finish it with that version"
+            )
         if identity.schema < SCHEMA:
             store.upgrade()
         self.id: str = identity.id

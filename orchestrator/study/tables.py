@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
 
-SCHEMA = 4
+SCHEMA = 5
 """Version of these tables; a database of a later one is refused, one of an earlier one gets what it lacks."""
+FIRST_NAMED_SO = 5
+"""Before it trials had other names: this version would take every trial for one it never had."""
 
 METADATA = MetaData()
 

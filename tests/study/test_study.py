@@ -15,6 +15,7 @@ from orchestrator.study.errors import NotHeld, PasswordInUrl, SpecChanged, Study
 from orchestrator.study.records import Trial
 from orchestrator.study.state import FailureKind, TrialState
 from orchestrator.study.study import Study
+from orchestrator.study.tables import FIRST_NAMED_SO, SCHEMA
 from trainer.report import Point
 
 Create = Callable[..., Study]
@@ -402,3 +403,14 @@ def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None
         assert [t.value for t in two.trials()] == [0.2]
         assert one.id != two.id
         assert one.points(0) != two.points(0)
+
+
+@pytest.mark.parametrize(
+    ("schema", "said"), [(SCHEMA + 1, "a later version"), (FIRST_NAMED_SO - 1, "an earlier version")]
+)
+def test_a_study_of_another_version_is_refused(create: Create, folder: SweepFolder, schema: int, said: str) -> None:
+    create().dispose()
+    with sqlite3.connect(folder.database) as database:
+        database.execute("update prefsweep_sweep set schema = ?", (schema,))
+    with pytest.raises(StorageRefused, match=said):
+        Study.open(folder)

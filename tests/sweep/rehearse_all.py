@@ -51,14 +51,15 @@ class Row:
 def rehearse(file: Path, home: Path) -> Row:
     """Run it, then ask `status` how it ended."""
     began = time.monotonic()
-    code, said = _orchestrate(home, "sweep", str(file), "--rehearse")
+    code, _, said = _orchestrate(home, "sweep", str(file), "--rehearse")
     took = time.monotonic() - began
-    name = f"{file.stem}-rehearsal"
+    shown = ""
+    if code == 0:
+        code, shown, said = _orchestrate(home, "status", f"{file.stem}-rehearsal", "--json")
     if code != 0:
         last = next((line for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
         return Row(file.name, 0, "", "", took, f"exit {code}: {last.strip()}")
-    _, shown = _orchestrate(home, "status", name, "--json")
-    status: dict[str, Any] = json.loads(shown[shown.index("{") :])
+    status: dict[str, Any] = json.loads(shown)
     states = Counter(str(trial["state"]) for trial in status["trials"])
     wrong = [str(t["number"]) for t in status["trials"] if not _well(t)]
     best = status["best"] is not None
@@ -71,13 +72,12 @@ def _well(trial: dict[str, Any]) -> bool:
     return trial["state"] == "COMPLETE" or (trial["state"] == "PRUNED" and bool(trial["reason"]))
 
 
-def _orchestrate(home: Path, *words: str) -> tuple[int, str]:
+def _orchestrate(home: Path, *words: str) -> tuple[int, str, str]:
+    """Exit code, data, talk."""
     env = os.environ | {"ORCHESTRATE_HOME": str(home), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "orchestrator.cli", *words],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=_LIMIT, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout
+    command = [sys.executable, "-m", "orchestrator.cli", *words]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=_LIMIT, check=False)
+    return done.returncode, done.stdout, done.stderr
 
 
 def page(rows: Sequence[Row]) -> str:
