@@ -79,15 +79,24 @@ def _together(config: TrialConfig, shape: Shape, each: int) -> int:
 
 
 def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:
-    """What backward needs of each layer; with checkpointing its input, and all of one layer at a time."""
+    """What backward needs of each layer; with checkpointing its input, and all of one layer at a time.
+
+    Checked against measured peaks of small models (tests/spec/test_memory_measured.py).
+    """
     stream = 4 if config.model.dtype == "float32" else 2
     inner = 2 if config.training.bf16 or stream == 2 else 4
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    # Two norms' outputs, the residual, queries, attention's output; keys and values; four of the feed-forward layer.
-    layer = tokens * inner * (3 * shape.hidden + 2 * wide + 2 * narrow + 4 * shape.intermediate)
+    # Twice the residual, what its norm computes in float32, the norm's output; queries, attention's output; keys and
+    # values; four of the feed-forward layer.
+    norms = shape.hidden * 2 * (stream + 4 + inner)
+    layer = tokens * (norms + inner * (2 * wide + 2 * narrow + 4 * shape.intermediate))
+    if config.lora is not None and inner == 2:
+        layer += tokens * inner * (shape.hidden + shape.intermediate)  # adapters in float32 read copies
+    # Around the layers the last norm; in backward the gradients of the widest part of one layer.
+    once = tokens * (3 * 4 * shape.hidden + 2 * inner * shape.intermediate)
     if config.training.gradient_checkpointing:
-        return shape.layers * tokens * stream * shape.hidden + layer
-    return shape.layers * layer
+        return shape.layers * tokens * stream * shape.hidden + layer + once
+    return shape.layers * layer + once
 
 
 def _head(config: TrialConfig, shape: Shape, tokens: int) -> int:

@@ -82,7 +82,9 @@ def test_weights_gradients_and_optimiser_of_8b() -> None:
 
 def test_activations_and_head_of_8b() -> None:
     found = memory(trial(BF16, lora={}, training=CHECKPOINTED), LLAMA, PAIR)
-    assert found.activations == pytest.approx((1.1 + 0.6) * GB, rel=0.05)
+    inputs = 32 * PAIR * 2 * 4096
+    assert inputs == pytest.approx(1.1 * GB, rel=0.05)
+    assert 0.6 * GB < found.activations - inputs < 1.5 * GB, "one live layer, its norms in float32 and its gradients"
     assert found.total < 24 * GB
     theirs = memory(trial(BF16, lora={}, engine="trl", training=CHECKPOINTED), LLAMA, PAIR)
     assert theirs.head == pytest.approx(6.3 * GB, rel=0.01)
@@ -107,6 +109,17 @@ def test_slices_are_a_share_of_weights_gradients_and_moments() -> None:
     assert memory(trial(training=cut), LLAMA, PAIR) == memory(trial(training=CHECKPOINTED), LLAMA, PAIR)
     assert tokens_that_fit(trial(training=cut), LLAMA, 80 * GB, 8) is not None
     assert smaller(trial(training=CHECKPOINTED), LLAMA, 80 * GB, 8) == "base.training.distributed: fsdp2"
+
+
+def test_beside_the_published_figure() -> None:
+    """SimPO of Llama-3-Base on 8 H100s, ZeRO-3: 69 GB a GPU, all that the allocator had reserved. The formula counts
+    what is needed, of the same weights in slices with whole logits.
+    """
+    cut = CHECKPOINTED | {"distributed": "fsdp2"}
+    whole_logits = trial(training=cut).model_copy(update={"engine": "trl"})
+    needed = memory(whole_logits, LLAMA, 4 * 2048, 8).total / GB
+    assert 0.6 * 69 < needed < 69
+    assert memory(trial(training=cut), LLAMA, 4 * 2048, 8).total / GB < 0.85 * needed
 
 
 def test_what_fits() -> None:
