@@ -17,6 +17,7 @@ from dashboards.terminal import open_view
 from orchestrator.commands.export import export
 from orchestrator.commands.look import best, status, watch
 from orchestrator.driving import lock
+from orchestrator.driving.elsewhere import bring, check_elsewhere, refuse_taken
 from orchestrator.driving.room import NoRoom, check_room
 from orchestrator.engine.address import Asked, ClusterError
 from orchestrator.engine.cluster import Slots, cluster, gpu_memory, plan_slots, threads_of, worker_environment
@@ -24,7 +25,8 @@ from orchestrator.engine.joining import joined
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.engine.vitals import RayDied
 from orchestrator.errors import DataError, ExitCode, NameTaken, NoSuchSweep, SpecError
-from orchestrator.folders import SweepFolder, existing, fresh, make
+from orchestrator.folders import SweepFolder, existing, fresh, known_sweeps, make
+from orchestrator.mirror.probe import MirrorError
 from orchestrator.spec.dump import dump, spec_hash
 from orchestrator.spec.load import load, loads
 from orchestrator.spec.plan import total_trials
@@ -50,13 +52,15 @@ def start(spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust
     """
     folder = fresh(root, spec.name)
     warm_start(spec, root)  # refused before anything is written
+    check_elsewhere(spec, root)
+    refuse_taken(spec)
     if cluster_at is None:
         _check_here(folder, spec)
     make(folder, dump(spec))
     with lock.hold(folder):
         try:
             return _drive(folder, spec, cluster_at, trust_remote_code)
-        except (SpecError, DataError, ClusterError, NoRoom):
+        except (SpecError, DataError, ClusterError, NoRoom, MirrorError):
             if not Study.exists(folder):  # nothing was begun: the name stays free
                 shutil.rmtree(folder.path)
             raise
@@ -72,6 +76,8 @@ def start_or_resume(
     try:
         folder = existing(root, spec.name)
     except NoSuchSweep:
+        folder = None if spec.mirror is None else bring(spec.name, root, spec.mirror)
+    if folder is None:
         return start(spec, root, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
     begun = load(folder.spec)
     if Study.exists(folder):
@@ -87,10 +93,16 @@ def resume(
     root: Path,
     overrides: Sequence[str] = (),
     *,
+    mirror: str | None = None,
     cluster_at: Asked | None = None,
     trust_remote_code: bool = False,
 ) -> ExitCode:
-    """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify, judge and keep_models."""
+    """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify, judge and keep_models.
+
+    Where this disk does not have it, what is in `mirror`, a URL, is brought first.
+    """
+    if mirror is not None and name not in known_sweeps(root) and bring(name, root, mirror) is None:
+        raise MirrorError(f"there is no sweep named {name!r} in {mirror}")
     folder = existing(root, name)
     with lock.hold(folder):
         if Study.exists(folder):
@@ -104,6 +116,7 @@ def resume(
                     write_text(folder.spec, dump(spec))
         else:
             spec = load(folder.spec, overrides)
+        check_elsewhere(spec, root)
         if cluster_at is None:
             _check_here(folder, spec)
         return _drive(folder, spec, cluster_at, trust_remote_code)
@@ -126,7 +139,7 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
             page = shown.base
             if spec is not None:
                 view = saved_view(spec, trials_filter(spec.name), time.time())
-                page = sweep_page(page, root, uri, tracking.experiment, spec.name, view)
+                page = sweep_page(page, root, uri, tracking.experiment, spec.name, view, tracking.artifacts)
             sys.stdout.write(f"{page}\n")
             sys.stdout.flush()
             if open_browser:

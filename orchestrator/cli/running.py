@@ -120,12 +120,16 @@ def sweep(
 @click.command()
 @click.argument("name")
 @SET
+@click.option("--mirror", metavar="URL", help="Where this disk does not have the sweep: bring it from its mirror.")
 @cluster_options
 @TRUST
-def resume(name: str, sets: Sequence[str], address: str | None, machines: int, trust_remote_code: bool) -> ExitCode:
+def resume(
+    name: str, sets: Sequence[str], mirror: str | None, address: str | None, machines: int, trust_remote_code: bool
+) -> ExitCode:
     """Go on with a sweep that was stopped or killed."""
-    existing(home(), name)
+    if mirror is None:
+        existing(home(), name)
     from orchestrator.sweep import resume as go_on
 
     cluster_at = asked_cluster(address, machines)
-    return go_on(name, home(), sets, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    return go_on(name, home(), sets, mirror=mirror, cluster_at=cluster_at, trust_remote_code=trust_remote_code)

@@ -15,6 +15,7 @@ from dashboards.terminal import open_view, wide_console
 from orchestrator.driving import lock
 from orchestrator.driving.retention import model_of
 from orchestrator.driving.stages import load_report, steps_by_params
+from orchestrator.engine.messages import MIRROR
 from orchestrator.engine.view import StepsOf
 from orchestrator.errors import NoTrialCompleted
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing
@@ -46,9 +47,18 @@ def status(name: str, root: Path) -> dict[str, Any]:
         return found | {
             "why": study.paused() if state == "paused" else "" if driver else study.stopped() or study.exhausted(),
             "gpu_hours": round(spent.gpu_hours, 6),
+            "mirror": _mirror(study),
             "waiting": [f"waits to run: {g.origin}" for g in study.given() if g.trial is None]
             + [_asked(request) for request in study.requests()],
         }
+
+
+def _mirror(study: Study) -> dict[str, Any] | None:
+    """What went wrong with copies to the mirror; None where the sweep has none."""
+    if study.spec.mirror is None:
+        return None
+    told = [event.text for event in study.events() if event.kind == MIRROR]
+    return {"url": study.spec.mirror, "told": len(told), "last": told[-1] if told else None}
 
 
 def _asked(request: Request) -> str:

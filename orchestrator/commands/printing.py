@@ -132,7 +132,7 @@ def print_status(found: Mapping[str, Any]) -> None:
     console = _console()
     goal = found.get("goal")
     console.print(f"{found['name']}: {found['state']}, {_goal(goal)}", markup=False)
-    for said in (found.get("why"), *found.get("waiting", ())):
+    for said in (found.get("why"), *found.get("waiting", ()), _mirror(found.get("mirror"))):
         if said:
             console.print(said, markup=False)
     trials: Sequence[Mapping[str, Any]] = found.get("trials", ())
@@ -162,6 +162,13 @@ def print_status(found: Mapping[str, Any]) -> None:
         for line in (_params(trial.get("params", {})), said):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
+
+
+def _mirror(found: Mapping[str, Any] | None) -> str:
+    """Nothing while all copies arrive."""
+    if not found or not found["told"]:
+        return ""
+    return f"mirror {found['url']}: told of {found['told']} times, last: {found['last']} (all: orchestrate history)"
 
 
 def _needed(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:

@@ -40,6 +40,11 @@ def cautions(spec: SweepSpec) -> list[str]:
             "the study will be SQLite in the runs folder, which is refused on a network disk; "
             "give --set storage=postgresql+psycopg://USER@HOST/DATABASE"
         )
+    if spec.mirror is None:
+        said.append(
+            "checkpoints will be in the runs folder only, on a disk that all machines share and that outlives the job; "
+            "for copies elsewhere give --set mirror=s3://BUCKET/PREFIX"
+        )
     if spec.tracking.uri is None:
         said.append(
             "MLflow will be SQLite in the runs folder; on a network disk give --set tracking.uri=http://HOST:PORT"

@@ -6,6 +6,7 @@ import time
 
 from orchestrator.driving.describing import tell_standing
 from orchestrator.driving.forks import tidy_forks
+from orchestrator.driving.mirrored import Upkeep
 from orchestrator.driving.retention import Retention
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.study import Study
@@ -20,9 +21,10 @@ _SHARE = 0.01
 class Afterwards:
     """Called after each ended trial."""
 
-    def __init__(self, study: Study, sink: Sink) -> None:
+    def __init__(self, study: Study, sink: Sink, mirror: Upkeep | None = None) -> None:
         self._study, self._sink = study, sink
-        self._retention = Retention(study.folder, study.spec, study.trials())
+        removed = None if mirror is None else mirror.removed
+        self._retention = Retention(study.folder, study.spec, study.trials(), removed)
         tidy_forks(study.folder, study)
         self._due = 0.0
 

@@ -14,6 +14,7 @@ from dashboards.terminal import wide_console
 from dashboards.verdict import tell_findings
 from orchestrator.driving.afterwards import Afterwards
 from orchestrator.driving.closing import write_last_report
+from orchestrator.driving.mirrored import Upkeep, keeping, take_place
 from orchestrator.driving.sft import Ready, train_start_model
 from orchestrator.driving.stages import check_data, load_report, steps_by_params
 from orchestrator.driving.story import open_sink, tell_end, tell_sweep
@@ -66,12 +67,14 @@ def drive(
                 for sentence in held_over(study):
                     view.say(sentence)
                 study.begin(slots.gpus)
+                take_place(study)
                 tell_sweep(study, sink, report.fingerprint)
                 start_model = train_start_model(study, data, report, sink, view, worker, wishes)
                 worker.end()
                 data.end()
                 ready = Ready(report, start_model)
-                ended = _trials(study, sink, view, interrupt, slots, ready, opened)
+                with keeping(study, view) as mirror:
+                    ended = _trials(study, sink, view, interrupt, slots, ready, opened, mirror)
             except Interrupted:
                 ended = wishes.stop or Stop(StopKind.INTERRUPTED)
             finally:
@@ -91,7 +94,14 @@ def _study(folder: SweepFolder, spec: SweepSpec, slots: Slots, report: DataRepor
 
 
 def _trials(
-    study: Study, sink: Sink, view: View, interrupt: Interrupt, slots: Slots, ready: Ready, opened: OpenWorkshop
+    study: Study,
+    sink: Sink,
+    view: View,
+    interrupt: Interrupt,
+    slots: Slots,
+    ready: Ready,
+    opened: OpenWorkshop,
+    mirror: Upkeep | None,
 ) -> Stop:
     spec = study.spec
     view.expect(steps_by_params(spec, ready.data))
@@ -108,7 +118,7 @@ def _trials(
         interrupt,
         slots,
         place=ready.place,
-        on_closed=Afterwards(study, sink),
+        on_closed=Afterwards(study, sink, mirror),
         longest=ready.data.lengths["row"]["p100"],
         opened=opened,
     )

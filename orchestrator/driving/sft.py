@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.engine import memory
-from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.engine.messages import MIRROR, End, EndKind, Job, Report
 from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.retries import LOSSES
 from orchestrator.engine.stage import StageDied, StageFailed, StageWorker, stage_key
@@ -16,6 +16,7 @@ from orchestrator.engine.view import View
 from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import Finding, SpecError, StorageRefused
 from orchestrator.folders import SweepFolder
+from orchestrator.mirror.places import of_sft
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.state import FailureKind
 from orchestrator.study.study import Study
@@ -164,10 +165,15 @@ class _Stage:
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start(SFT, name=SFT, params=self._config.leaves(), tags=tags, at=time.time())
         self._view.stage(f"sft: 0 of {self._steps} updates")
-        job = Job(SFT, 1, config.model_dump_json(), self.place)
+        spec = self._study.spec
+        mirror = None if spec.mirror is None else of_sft(spec.mirror, spec.name, self._key).url
+        job = Job(SFT, 1, config.model_dump_json(), self.place, mirror=mirror)
         return self._worker.train(job, self._heard, lambda: self._wishes.ask() is not None)
 
     def _heard(self, said: Report) -> None:
+        for told in said.said:
+            self._study.note(MIRROR, f"sft: {told}")
+            self._view.say(f"sft: {told}")
         self._sink.points(SFT, said.points, at=time.time())
         for point in said.points:
             told = [f"{name}={point.metrics[name]:.4g}" for name in _SHOWN if name in point.metrics]

@@ -31,6 +31,7 @@ def open_sink(study: Study, root: Path) -> Outbox:
         root,
         uri=uri,
         experiment=tracking.experiment,
+        artifacts=tracking.artifacts,
         sweep_id=study.id,
         sweep=study.spec.name,
         on_run=functools.partial(_remember, study.folder),

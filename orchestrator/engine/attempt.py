@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
+from orchestrator.engine.copies import Copies
 from orchestrator.engine.failures import WorkerLost, ended_by
 from orchestrator.engine.messages import End, EndKind, Job, Report
 from orchestrator.study import lease
@@ -72,6 +73,7 @@ class Attempt:
         self._job, self._workshop, self._patience = job, workshop, patience
         self._course: Generator[Point, None, Ending] | None = None
         self._lock: IO[str] | None = None
+        self._copies = None if job.mirror is None else Copies(job)
         self._over = threading.Event()
 
     def pull(self) -> Report:
@@ -81,19 +83,31 @@ class Attempt:
         try:
             end = self._gather(points)
         except WorkerLost:
+            if self._copies is not None:
+                self._copies.leave(wanted=True)
             self._let_go()
             raise
         except Exception as error:  # noqa: BLE001  the trial boundary: an exception becomes recorded data
             end = ended_by(error, self._job.folder)
         if end is not None:
+            if self._copies is not None and self._course is not None:
+                self._copies.finish(end.kind)
             self._let_go()
-        return Report(tuple(points), end, os.getpid(), dict(self._workshop().counters) if self._course else {})
+        return self._report(points, end)
 
     def close(self) -> None:
         """Stop here: the driver has decided."""
         if self._course is not None:
             self._course.close()
+            if self._copies is not None:
+                self._copies.leave(wanted=False)
         self._let_go()
+
+    def _report(self, points: list[Point], end: End | None) -> Report:
+        counters = dict(self._workshop().counters) if self._course else {}
+        if self._copies is None:
+            return Report(tuple(points), end, os.getpid(), counters)
+        return Report(tuple(points), end, os.getpid(), {**counters, **self._copies.counters}, self._copies.said())
 
     def _gather(self, points: list[Point]) -> End | None:
         until = time.monotonic() + GROUP_SECONDS
@@ -106,7 +120,10 @@ class Attempt:
                 return End(EndKind.RELEASED, "asked to stop before it began")
             config = TrialConfig.model_validate_json(self._job.config)
             self._job.folder.mkdir(parents=True, exist_ok=True)
-            self._course = workshop.train(config, self._job.folder, self._job.earlier, self._job.fork)
+            earlier = self._job.earlier if self._copies is None else self._copies.fetch()
+            self._course = workshop.train(config, self._job.folder, earlier, self._job.fork)
+            if self._copies is not None:
+                self._copies.begin()
             threading.Thread(target=self._watch, args=(workshop,), daemon=True).start()
         while True:
             try:

@@ -11,7 +11,7 @@ from orchestrator.engine.bugs import SameBug
 from orchestrator.engine.closing import close, release
 from orchestrator.engine.hands import Hands
 from orchestrator.engine.live import Beginning, Live
-from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.engine.messages import MIRROR, End, EndKind, Job, Report
 from orchestrator.engine.pausing import left_over
 from orchestrator.engine.retries import Retries
 from orchestrator.engine.stopping import Interrupt, Stop, StopKind
@@ -98,6 +98,9 @@ class Conductor:
         trial, run = live.trial, str(live.trial.number)
         if tags := live.news(report.pid, report.counters):
             self._sink.tag(run, tags)
+        for told in report.said:
+            self._study.note(MIRROR, told, trial.number)
+            self._view.say(f"trial {trial.number}: {told}")
         verdict = GO_ON
         if report.points:
             counted, verdict = self._study.accept(trial, report.points)

@@ -11,6 +11,7 @@ import yaml
 from orchestrator.engine import memory
 from orchestrator.engine.messages import Job
 from orchestrator.engine.view import View
+from orchestrator.mirror.places import of_trial
 from orchestrator.study.records import Trial
 from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
@@ -55,7 +56,9 @@ class Beginning:
         earlier = [where.attempt(trial.number, k) for k in range(1, trial.attempt)]
         fork = None if trial.fork is None else where.forks / trial.fork.place
         there = tuple(p for p in earlier if p.is_dir())
-        job = Job(run, trial.attempt, config.model_dump_json(), folder, there, fork)
+        spec = self._study.spec
+        mirror = None if spec.mirror is None else of_trial(spec.mirror, spec.name, trial.number).url
+        job = Job(run, trial.attempt, config.model_dump_json(), folder, there, fork, mirror)
         record = self._study.trial(trial.number)
         assert record is not None
         tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **begun_tags(trial.number)}

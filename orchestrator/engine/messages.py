@@ -13,6 +13,9 @@ from trainer.report import Point
 STOP_FILE = "stop-asked"
 """In an attempt's folder: the worker checkpoints and hands the trial back."""
 
+MIRROR = "mirror"
+"""The kind of event that tells of copies which failed."""
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -25,6 +28,8 @@ class Job:
     earlier: tuple[Path, ...] = ()
     fork: Path | None = None
     """Another trial's checkpoint to go on from, where this one has none of its own yet."""
+    mirror: str | None = None
+    """URL of the trial's place in the sweep's mirror."""
 
     @property
     def id(self) -> str:
@@ -76,3 +81,5 @@ class Report:
     end: End | None
     pid: int
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
+    said: Sequence[str] = ()
+    """What people should know of the mirror."""

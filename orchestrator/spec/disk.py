@@ -30,12 +30,14 @@ class DiskNeed:
     model: int
     trials: int
     kept: int
+    checkpoints: int = _CHECKPOINTS
+    """Of a trial at a time."""
 
     def __str__(self) -> str:
         return (
             f"about {size(self.bytes)}: {self.trials} trial{'s' if self.trials > 1 else ''} at a time with "
-            f"{_CHECKPOINTS} checkpoints of {size(self.checkpoint)}, and final weights of {size(self.model)} each of "
-            f"{self.kept + self.trials} trials"
+            f"{self.checkpoints} checkpoints of {size(self.checkpoint)}, and final weights of {size(self.model)} each "
+            f"of {self.kept + self.trials} trials"
         )
 
 
@@ -48,10 +50,11 @@ def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
     trained = count if config.lora is None else _adapters(config.lora, count)
     each = _BYTES[config.model.dtype]
     checkpoint, model = trained * each * _STATES, trained * each
-    need = trials * _CHECKPOINTS * checkpoint + (spec.kept + trials) * model
+    several = _CHECKPOINTS + (spec.mirror is not None)  # one is on its way there
+    need = trials * several * checkpoint + (spec.kept + trials) * model
     if spec.sft is not None:  # of the whole model, before any trial; its weights stay
-        need = max(need, _CHECKPOINTS * count * each * _STATES) + count * each
-    return DiskNeed(need, checkpoint, model, trials, spec.kept)
+        need = max(need, several * count * each * _STATES) + count * each
+    return DiskNeed(need, checkpoint, model, trials, spec.kept, several)
 
 
 def parameters(model: ModelConfig) -> int | None:

@@ -85,7 +85,7 @@ def build(findings: Findings, tree: dict[str, Any]) -> SweepSpec | None:
         "notify": _section(findings, Notify, tree, "notify") if tree.get("notify") is not None else None,
         "judge": _section(findings, JudgeConfig, tree, "judge") if tree.get("judge") is not None else None,
         "sft": _sft(findings, tree.get("sft")),
-    } | {key: tree[key] for key in ("description", "keep_models", "storage", "warm_start") if key in tree}
+    } | {key: tree[key] for key in ("description", "keep_models", "storage", "mirror", "warm_start") if key in tree}
     built = {key: part for key, part in parts.items() if part is not None}
     spec = findings.build(SweepSpec, built, (), said=frozenset(parts.keys() - built.keys()))
     return None if findings.items else spec

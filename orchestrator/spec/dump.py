@@ -13,12 +13,17 @@ from orchestrator.spec.dimensions import Choice
 from orchestrator.spec.numbers import BadScalar, plain
 from orchestrator.spec.sweep import DOOR, SweepSpec
 
+_LEFT_OUT = ("storage", "mirror", "notify", "judge")
+"""Keys that are not written where the sweep has none of them."""
+
 
 def dump(spec: SweepSpec, *, brief: bool = False) -> str:
     """The resolved sweep as YAML, in the order of the file's keys; `brief`: without what is at its default."""
     tree = _not_default(spec) if brief else spec.model_dump(mode="json")
-    for name in ("goal", "also", *(unset for unset in ("storage", "notify", "judge") if getattr(spec, unset) is None)):
+    for name in ("goal", "also", *(unset for unset in _LEFT_OUT if getattr(spec, unset) is None)):
         tree.pop(name, None)
+    if spec.tracking.artifacts is None and "tracking" in tree:
+        tree["tracking"].pop("artifacts", None)
     for direction in ("maximize", "minimize"):
         metrics = [goal.metric for goal in spec.goals if goal.direction == direction]
         if metrics:
@@ -49,8 +54,10 @@ def _slim(value: Any, dumped: Any) -> Any:
 
 
 def spec_hash(spec: SweepSpec) -> str:
-    """The sweep's identity: equal for equal sweeps, however written, whoever is told of them or judges them."""
-    tree = spec.model_dump(mode="json", exclude={"notify", "judge"})
+    """The sweep's identity: equal for equal sweeps, however written, whoever is told, judges or keeps copies."""
+    tree = spec.model_dump(
+        mode="json", exclude={"notify": True, "judge": True, "mirror": True, "tracking": {"artifacts"}}
+    )
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

@@ -215,4 +215,9 @@ def _writes(spec: SweepSpec, root: Path, tracking: str) -> list[Written]:
     ]
     if spec.sft is not None:
         out.append(Written(str(folder.cache), "the start model after its supervised stage"))
+    if spec.tracking.artifacts is not None:
+        out.append(Written(spec.tracking.artifacts, "the files of the experiment"))
+    if spec.mirror is not None:
+        what = f"copies: the two newest checkpoints of each running trial, endings, {models}"
+        out.append(Written(f"{spec.mirror}/{spec.name}", what))
     return out

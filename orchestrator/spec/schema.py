@@ -75,6 +75,7 @@ def schema() -> Json:
         "keep_models": spec["keep_models"]
         | {"description": "How many of the best trials' final weights stay on disk."},
         "storage": spec["storage"],
+        "mirror": spec["mirror"],
     }
     _shorthands(definitions)
     return {

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from orchestrator.spec.dimensions import Scalar
+from orchestrator.spec.elsewhere import Elsewhere
 from orchestrator.spec.goal import Goal
 from orchestrator.spec.guard import GuardConfig
 from orchestrator.spec.judge import JudgeConfig
@@ -57,6 +58,7 @@ DOOR = (
     "sft",
     "keep_models",
     "storage",
+    "mirror",
 )
 """The keys of the file, in the order in which it is written."""
 
@@ -123,6 +125,11 @@ class Tracking(Frozen):
 
     uri: Name | None = None
     experiment: Name = "prefsweep"
+    artifacts: Elsewhere | None = Field(
+        default=None,
+        description="Where the files of a new experiment go: a URL such as s3://bucket/prefix. By default "
+        "runs/artifacts, or what a tracking server decides.",
+    )
 
 
 class SftStage(Frozen):
@@ -156,6 +163,11 @@ class SweepSpec(Frozen):
     keep_models: Count = 1
     storage: Name | None = Field(
         default=None, description="Where the study is: an SQLAlchemy URL without password; by default SQLite beside it."
+    )
+    mirror: Elsewhere | None = Field(
+        default=None,
+        description="Where checkpoints and final models are copied to, so that they outlive a machine: a URL such as "
+        "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder. Credentials come from the environment.",
     )
 
     @property

@@ -11,7 +11,7 @@ from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.errors import SpecChanged
 from trainer.config import flatten
 
-MAY_CHANGE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description")
+MAY_CHANGE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror")
 """Parts of a spec on which no trial's result depends."""
 
 

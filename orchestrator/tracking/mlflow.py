@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sqlalchemy import make_url
 
 from orchestrator.tracking.making import make_store
 from orchestrator.tracking.names import NOTE, OF_TRAINING, RUN, SWEEP_ID, SWEEP_NAME, with_links
@@ -71,14 +74,15 @@ def connect(root: Path, uri: str) -> MlflowClient:
     return client
 
 
-def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str) -> str:
-    """The id of the experiment called `name`, made if there is none."""
+def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, artifacts: str | None = None) -> str:
+    """The id of the experiment called `name`, made if there is none; then its files go below the URL `artifacts`."""
     from mlflow.exceptions import MlflowException
 
     with _translated():
         found = client.get_experiment_by_name(name)
         if found is None:
             place = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
+            place = place if artifacts is None else artifacts_of(artifacts, name)
             try:
                 return client.create_experiment(name, artifact_location=place)
             except MlflowException as error:
@@ -87,6 +91,26 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str) -> 
                 found = client.get_experiment_by_name(name)
                 assert found is not None
         return found.experiment_id
+
+
+def artifacts_of(artifacts: str, experiment: str) -> str:
+    """Where an experiment's files go below the URL `artifacts`."""
+    return f"{artifacts}/{quote(experiment, safe='')}"
+
+
+def kept_elsewhere(root: Path, uri: str, experiment: str, artifacts: str) -> str | None:
+    """Where the experiment keeps its files if that is not below `artifacts`: for good, since it was made.
+
+    None where it is not made yet; Unreachable where the store does not say.
+    """
+    if is_local(uri) and not Path(make_url(uri).database or "").is_file():
+        return None
+    client = connect(root, uri)
+    with _translated():
+        found = client.get_experiment_by_name(experiment)
+    if found is None or found.artifact_location == artifacts_of(artifacts, experiment):
+        return None
+    return str(found.artifact_location)
 
 
 def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -> None:
@@ -113,6 +137,7 @@ class MlflowReceiver:
         *,
         uri: str,
         experiment: str,
+        artifacts: str | None = None,
         sweep_id: str,
         sweep: str,
         on_run: Callable[[str, str], object] | None = None,
@@ -120,7 +145,7 @@ class MlflowReceiver:
     ) -> None:
         """`on_run` is told our name and MLflow's id of each run that was created or found; `view` is the experiment's
         tag with the sweep's saved charts."""
-        self._root, self._uri, self._experiment = root, uri, experiment
+        self._root, self._uri, self._experiment, self._artifacts = root, uri, experiment, artifacts
         self._identity = {SWEEP_ID: sweep_id, SWEEP_NAME: sweep}
         self._client: MlflowClient | None = None
         self._experiment_id = ""
@@ -200,7 +225,9 @@ class MlflowReceiver:
         with _translated():
             if self._client is None:
                 client = connect(self._root, self._uri)
-                self._experiment_id = ensure_experiment(client, self._root, self._uri, self._experiment)
+                self._experiment_id = ensure_experiment(
+                    client, self._root, self._uri, self._experiment, self._artifacts
+                )
                 if self._view is not None:
                     save_view(client, self._experiment_id, self._view)
                 self._client = client

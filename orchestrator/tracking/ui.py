@@ -75,11 +75,13 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
     return ui
 
 
-def sweep_page(base: str, root: Path, uri: str, experiment: str, sweep: str, view: tuple[str, str]) -> str:
+def sweep_page(
+    base: str, root: Path, uri: str, experiment: str, sweep: str, view: tuple[str, str], artifacts: str | None = None
+) -> str:
     """The page with a sweep's charts and its trials; the experiment is given the view that the page opens on."""
     try:
         client = connect(root, uri)
-        number = ensure_experiment(client, root, uri, experiment)
+        number = ensure_experiment(client, root, uri, experiment, artifacts)
         save_view(client, number, view)
     except (Unreachable, Refused) as error:
         raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error

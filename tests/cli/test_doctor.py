@@ -162,6 +162,16 @@ def test_a_database_that_does_not_answer() -> None:
     assert ".pgpass" in check.fix
 
 
+def test_a_mirror_that_can_be_written_to_and_one_that_cannot(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    given = [f"mirror=file://{tmp_path}/far", f"tracking.artifacts=file://{tmp_path}/file/below"]
+    checks = list(reach.checks(Path("runs"), load(SHIPPED / "quickstart.yaml", given)))
+    assert found(checks, "mirror").level is Level.OK
+    assert not any((tmp_path / "far").iterdir())
+    assert found(checks, "artifacts").level is Level.FAIL
+    assert "environment" in found(checks, "artifacts").fix
+
+
 @pytest.mark.parametrize(("path", "level"), [("", Level.OK), ("/other", Level.WARN), ("/closed", Level.OK)])
 def test_a_tracking_server(path: str, level: Level, hub: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", hub + path)

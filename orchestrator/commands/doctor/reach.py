@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.commands.doctor.check import Check, Level
+from orchestrator.mirror.probe import MirrorError, probe
 from orchestrator.spec.sweep import SweepSpec
 from trainer.config import HubSource
 
@@ -27,6 +28,9 @@ def checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
     yield _tracking(root, spec)
     if spec is not None and spec.storage is not None:
         yield _database(spec.storage)
+    for what, url in (() if spec is None else (("mirror", spec.mirror), ("artifacts", spec.tracking.artifacts))):
+        if url is not None:
+            yield _place(what, url)
 
 
 def _token() -> Check:
@@ -112,3 +116,13 @@ def _database(url: str) -> Check:
         fix = "start it, or name another in `storage:`; its password belongs into ~/.pgpass"
         found = f"PostgreSQL at {where[0]}:{where[1]} does not answer ({error.strerror or type(error).__name__})"
         return Check("study", Level.FAIL, found, fix)
+
+
+def _place(what: str, url: str) -> Check:
+    """Written, read and deleted once: no other look tells whether a sweep could."""
+    try:
+        probe(url)
+    except MirrorError as error:
+        fix = "its credentials belong into the environment, as the storage's own tools read them (AWS_PROFILE, ...)"
+        return Check(what, Level.FAIL, str(error).removeprefix("mirror: "), fix)
+    return Check(what, Level.OK, f"{url} can be written, read and deleted from")

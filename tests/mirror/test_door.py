@@ -1,0 +1,139 @@
+"""`mirror:` and `tracking.artifacts:` at the doors: what is refused before anything is spent, and in which words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sweeps
+from orchestrator import cli
+from orchestrator.driving.mirrored import take_place
+from orchestrator.errors import SpecError
+from orchestrator.folders import SweepFolder
+from orchestrator.mirror.probe import MirrorError
+from orchestrator.spec.disk import disk_need
+from orchestrator.spec.dump import dump, spec_hash
+from orchestrator.spec.load import load, loads
+from orchestrator.study.study import Study
+from trainer.storage.durable import write_text
+
+QUICKSTART = Path(sweeps.__file__).parent / "quickstart.yaml"
+
+
+@pytest.fixture
+def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    def run(*arguments: str) -> str:
+        """What the command says; it ends with code 2 and writes nothing."""
+        assert cli.main(list(arguments)) == 2
+        assert not list((tmp_path / "runs").glob("*/sweep.yaml"))
+        return capsys.readouterr().err
+
+    return run
+
+
+def test_it_is_a_key_of_the_file_and_no_part_of_the_identity() -> None:
+    alone, mirrored = load(QUICKSTART), load(QUICKSTART, ["mirror=s3://bucket/prefix/"])
+    assert mirrored.mirror == "s3://bucket/prefix"
+    assert "mirror: s3://bucket/prefix" in dump(mirrored)
+    assert loads(dump(mirrored), Path()) == mirrored
+    assert "mirror" not in dump(alone)
+    assert spec_hash(alone) == spec_hash(mirrored)
+    elsewhere = load(QUICKSTART, ["tracking.artifacts=gs://bucket/files"])
+    assert elsewhere.tracking.artifacts == "gs://bucket/files"
+    assert loads(dump(elsewhere), Path()) == elsewhere
+    assert "artifacts" not in dump(alone)
+    assert spec_hash(alone) == spec_hash(elsewhere)
+
+
+def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:
+    alone = disk_need(load(QUICKSTART), 2)
+    mirrored = disk_need(load(QUICKSTART, ["mirror=s3://bucket"]), 2)
+    assert alone is not None
+    assert mirrored is not None
+    assert mirrored.bytes - alone.bytes == 2 * alone.checkpoint
+    assert "with 3 checkpoints of" in str(mirrored)
+
+
+@pytest.mark.parametrize("key", ["mirror", "tracking.artifacts"])
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("/shared/folder", "must be a URL such as s3://bucket/prefix"),
+        ("s3://me:secret@bucket/prefix", "credentials come from the environment"),
+        ("s3://bucket/prefix?versionId=1", "without ? and #"),
+        ("memory://bucket", "ends with its process"),
+        ("file://shared/folder", "three slashes"),
+        ("s3://bucket/../other", "must not hold .."),
+    ],
+)
+def test_urls_that_cannot_be_meant(key: str, url: str, said: str) -> None:
+    with pytest.raises(SpecError) as error:
+        load(QUICKSTART, [f"{key}={url}"])
+    (finding,) = error.value.findings
+    assert finding.path == key
+    assert said in finding.problem
+    assert "secret" not in finding.problem
+
+
+def test_a_mirror_that_cannot_be_used_is_refused_before_anything_is_written(
+    refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    said = refused("sweep", str(QUICKSTART), "--set", f"mirror=file://{tmp_path}/file/below")
+    assert "what must be possible there: write, read, list and delete" in said
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    said = refused("sweep", str(QUICKSTART), "--set", "mirror=s3://bucket/prefix")
+    assert "pip install 'prefsweep[s3]' (or pip install s3fs)" in said
+    said = refused("sweep", str(QUICKSTART), "--set", "tracking.artifacts=s3://bucket/prefix")
+    assert said.startswith("tracking.artifacts: s3://bucket/prefix needs a library that is not installed")
+    assert "is not known" in refused("sweep", str(QUICKSTART), "--set", "mirror=ss3://bucket")
+
+
+def test_a_name_that_has_copies_already(refused: Callable[..., str], tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/far"
+    write_text(tmp_path / "far" / "quickstart" / "study", "0" * 32)
+    said = refused("sweep", str(QUICKSTART), "--set", f"mirror={url}")
+    assert f"orchestrate resume quickstart --mirror {url}" in said
+
+
+def test_a_sweep_that_cannot_be_brought(refused: Callable[..., str], tmp_path: Path) -> None:
+    url = f"file://{tmp_path}/far"
+    assert f"there is no sweep named 'quickstart' in {url}" in refused("resume", "quickstart", "--mirror", url)
+    far = tmp_path / "far" / "quickstart"
+    write_text(far / "study", "0" * 32)
+    write_text(far / "sweep.yaml", dump(load(QUICKSTART, [f"mirror={url}"])))
+    assert "a mirror keeps checkpoints and models, not the study" in refused("resume", "quickstart", "--mirror", url)
+    assert "cannot be a sweep's name" in refused("resume", "../quickstart", "--mirror", url)
+
+
+def test_a_study_that_is_not_where_the_mirror_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    far = tmp_path / "far" / "quickstart"
+    given = [f"mirror=file://{tmp_path}/far", f"storage=sqlite:///{tmp_path}/gone.db"]
+    write_text(far / "study", "0" * 32)
+    write_text(far / "sweep.yaml", dump(load(QUICKSTART, given)))
+    assert cli.main(["resume", "quickstart", "--mirror", f"file://{tmp_path}/far"]) == 5
+    assert f"the study of quickstart is not in sqlite:///{tmp_path}/gone.db" in capsys.readouterr().err
+
+
+def test_two_sweeps_of_one_name_do_not_share_a_place(tmp_path: Path) -> None:
+    spec = load(QUICKSTART, [f"mirror=file://{tmp_path}/far"])
+    for home in ("one", "two"):
+        folder = SweepFolder(tmp_path / home, spec.name)
+        write_text(folder.spec, dump(spec))
+        write_text(folder.path / "data.json", "{}")
+        with Study.create(folder, spec) as study:
+            if home == "one":
+                take_place(study)
+                take_place(study)
+                continue
+            with pytest.raises(MirrorError, match="another sweep named 'quickstart' has its copies in"):
+                take_place(study)
