@@ -67,8 +67,9 @@ def plan(
     if job is not None:
         from orchestrator.commands.submitting import cautions
 
-        for line in (*notices, *cautions(spec)):
-            click.echo(line, err=True)
+        for line in (*notices, *cautions(spec), job.assumed):
+            if line:
+                click.echo(line, err=True)
         click.echo(job.text, nl=False)
         return
     machine = Machine(

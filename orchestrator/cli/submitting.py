@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 F = TypeVar("F", bound=Callable[..., Any])
 
 _COUNT = click.IntRange(1)
+_GPUS, _CPUS, _MEMORY_GB = 8, 64, 256
+"""Of each machine, where nobody says; memory of KubeRay's only."""
 _OPTIONS = (
     click.option("--slurm", is_flag=True, help="As a Slurm job: a batch script."),
     click.option("--kuberay", is_flag=True, help="As a RayJob of KubeRay: a manifest."),
     click.option("--machines", type=_COUNT, default=1, show_default=True, help="Of the job's Ray cluster."),
-    click.option("--gpus-per-machine", type=click.IntRange(0), default=8, show_default=True),
-    click.option("--cpus-per-machine", type=_COUNT, default=64, show_default=True),
+    click.option("--gpus-per-machine", type=click.IntRange(0), default=None, show_default=str(_GPUS)),
+    click.option("--cpus-per-machine", type=_COUNT, default=None, show_default=str(_CPUS)),
     click.option("--memory-per-machine", type=_COUNT, metavar="GB", help="By default Slurm's own; 256 for KubeRay."),
     click.option("--time", default="24:00:00", show_default=True, help="Slurm: the job's limit; it requeues itself."),
     click.option("--partition", help="Slurm."),
@@ -40,8 +42,6 @@ _OPTIONS = (
     click.option("--namespace", default="default", show_default=True, help="KubeRay."),
     click.option("--secret", help="KubeRay: a Secret whose keys become environment variables (HF_TOKEN)."),
 )
-_MEMORY_GB = 256
-"""Of a machine of KubeRay's, where nobody says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class Rendered:
 
     text: str
     command: tuple[str, ...]
+    assumed: str
+    """Of the machines, in words; empty where everything was said."""
 
 
 def job_options(command: F) -> F:
@@ -65,10 +67,11 @@ def render(spec: SweepSpec, asked: dict[str, Any], *, trust: bool = False) -> Re
         raise click.UsageError("--slurm or --kuberay, not both")
     common: dict[str, Any] = {
         "machines": asked["machines"],
-        "cpus": asked["cpus_per_machine"],
-        "gpus": asked["gpus_per_machine"],
+        "cpus": _CPUS if asked["cpus_per_machine"] is None else asked["cpus_per_machine"],
+        "gpus": _GPUS if asked["gpus_per_machine"] is None else asked["gpus_per_machine"],
         "trust": trust,
     }
+    assumed = _assumed(asked)
     if asked["slurm"]:
         from orchestrator.commands import slurm
 
@@ -81,7 +84,7 @@ def render(spec: SweepSpec, asked: dict[str, Any], *, trust: bool = False) -> Re
             setup=tuple(asked["setup"]),
             **common,
         )
-        return Rendered(slurm.render(spec, job), ("sbatch",))
+        return Rendered(slurm.render(spec, job), ("sbatch",), assumed)
     if asked["kuberay"]:
         from orchestrator.commands import kuberay
 
@@ -92,8 +95,16 @@ def render(spec: SweepSpec, asked: dict[str, Any], *, trust: bool = False) -> Re
             **{name: asked[name] for name in ("image", "claim", "namespace", "secret")},
             **common,
         )
-        return Rendered(kuberay.render(spec, kube), ("kubectl", "apply", "-f", "-"))
+        return Rendered(kuberay.render(spec, kube), ("kubectl", "apply", "-f", "-"), assumed)
     return None
+
+
+def _assumed(asked: dict[str, Any]) -> str:
+    """What nobody said of the machines, and how it is said."""
+    parts = [("gpus_per_machine", f"{_GPUS} GPUs"), ("cpus_per_machine", f"{_CPUS} CPUs")]
+    parts += [("memory_per_machine", f"{_MEMORY_GB} GB of memory")] if asked["kuberay"] else []
+    unsaid = [f"{words} (--{name.replace('_', '-')})" for name, words in parts if asked[name] is None]
+    return f"assumed of each machine: {', '.join(unsaid)}" if unsaid else ""
 
 
 @click.command()
@@ -113,6 +124,7 @@ def submit(
         raise click.UsageError("--slurm or --kuberay?")
     if asked["slurm"]:
         check_free(spec, home())
-    for line in (*notices, *cautions(spec)):
-        click.echo(line, err=True)
+    for line in (*notices, *cautions(spec), made.assumed):
+        if line:
+            click.echo(line, err=True)
     click.echo(hand_over(made.text, made.command))

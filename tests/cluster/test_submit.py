@@ -66,6 +66,8 @@ def test_the_bytes_of_plan_are_the_bytes_that_are_submitted(
     said = capfdbinary.readouterr()
     assert said.out == b"submitted 7\n"
     assert b"storage=postgresql" in said.err
+    assert b"mirror=s3://" in said.err
+    assert (b"assumed of each machine: 8 GPUs (--gpus-per-machine), 64 CPUs" in said.err) == ("--kuberay" in options)
     assert got.read_bytes() == planned
     assert (short_path / "got.options").read_text().split() == told
     assert not (short_path / "runs").exists()

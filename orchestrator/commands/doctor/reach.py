@@ -28,7 +28,7 @@ def checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
     yield _tracking(root, spec)
     if spec is not None and spec.storage is not None:
         yield _database(spec.storage)
-    for what, url in (() if spec is None else (("mirror", spec.mirror), ("artifacts", spec.tracking.artifacts))):
+    for what, url in () if spec is None else (("mirror", spec.mirror), ("artifacts", spec.tracking.artifacts)):
         if url is not None:
             yield _place(what, url)
 
