@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.mirror.store import Mirror
 
-sys.path.append(str(Path(__file__).parent))
+sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "engine")]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import fsspec
+
 BUCKET = "prefsweep-test"
 _SETTINGS = {
     "AWS_ACCESS_KEY_ID": "not-a-real-key",
@@ -62,5 +64,6 @@ def serving() -> Iterator[Server]:
         yield server
     finally:
         http.shutdown()
+        fsspec.get_filesystem_class("s3").clear_instance_cache()  # they know this server's address
         os.environ.clear()
         os.environ.update(before)

@@ -88,6 +88,7 @@ def test_a_mirror_that_cannot_be_used_is_refused_before_anything_is_written(
     said = refused("sweep", str(QUICKSTART), "--set", f"mirror=file://{tmp_path}/file/below")
     assert "what must be possible there: write, read, list and delete" in said
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # of a test before this one
     said = refused("sweep", str(QUICKSTART), "--set", "mirror=s3://bucket/prefix")
     assert "pip install 'prefsweep[s3]' (or pip install s3fs)" in said
     said = refused("sweep", str(QUICKSTART), "--set", "tracking.artifacts=s3://bucket/prefix")

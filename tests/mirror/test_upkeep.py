@@ -1,0 +1,162 @@
+"""The driver's side of the mirror: what retention removes goes, a new disk gets what it lacks, trouble is told."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from far_help import write_checkpoint
+from scripted import METRIC, ListSink, SilentView, make_spec, sweep_folder
+
+from orchestrator.driving import mirrored
+from orchestrator.driving.afterwards import Afterwards
+from orchestrator.driving.mirrored import Upkeep, keeping, take_place
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.copies import COPYING, end_files, model_files
+from orchestrator.engine.messages import Job, Report
+from orchestrator.engine.stopping import Interrupt
+from orchestrator.mirror.places import of_sweep
+from orchestrator.mirror.store import Mirror, MirrorRefused
+from orchestrator.study.state import Outcome, TrialState
+from orchestrator.study.study import Study
+from trainer.report import Point
+from trainer.storage.durable import write_text
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Iterator[Study]:
+    spec = make_spec(4, mirror=f"file://{tmp_path}/far")
+    with Study.create(sweep_folder(tmp_path / "runs"), spec) as study:
+        yield study
+
+
+@pytest.fixture
+def far(study: Study) -> Mirror:
+    assert study.spec.mirror is not None
+    return of_sweep(study.spec.mirror, study.spec.name)
+
+
+def _trial(study: Study, far: Mirror, value: float, ended: Outcome | None) -> int:
+    """A trial as its worker leaves it, here and in the mirror."""
+    trial = study.claim()
+    assert trial is not None
+    study.observe(trial, [Point(0, {METRIC: value})])
+    folder = study.folder.attempt(trial.number, 1)
+    write_text(folder / "samples.jsonl", f"{trial.number}\n")
+    write_checkpoint(folder, 4)
+    far.put(f"trials/{trial.number:04d}/1/checkpoints/step-00000004", {"a": folder / "samples.jsonl"})
+    if ended is not None and ended.state is TrialState.COMPLETE:
+        write_text(folder / "model" / "model.safetensors", f"weights of {trial.number}")
+        write_text(folder / "ending.json", "{}")
+        far.put(f"trials/{trial.number:04d}/1/model", model_files(folder))
+        far.put(f"trials/{trial.number:04d}/1/end", end_files(folder))
+    if ended is not None:
+        study.close(trial, ended)
+    return trial.number
+
+
+COMPLETE, PRUNED = Outcome(TrialState.COMPLETE), Outcome(TrialState.PRUNED, "median")
+
+
+def test_what_goes_here_goes_there(study: Study, far: Mirror) -> None:
+    with keeping(study, SilentView()) as mirror:
+        after = Afterwards(study, ListSink(), mirror)
+        for value, ended in ((0.5, COMPLETE), (0.7, COMPLETE), (0.1, PRUNED), (0.2, None)):
+            number = _trial(study, far, value, ended)
+            (study.folder.attempt(number, 1) / COPYING / "left").mkdir(parents=True)
+            record = study.trial(number)
+            assert record is not None
+            if ended is not None:
+                after(record)
+    assert far.whole() == [
+        "trials/0000/1/end",
+        "trials/0001/1/end",
+        "trials/0001/1/model",
+        "trials/0002/1/end",
+        "trials/0003/1/checkpoints/step-00000004",
+    ], "the best one's weights, no checkpoint but the running trial's, and what the pruned one left"
+    assert not (study.folder.attempt(0, 1) / "model").exists()
+    assert not (study.folder.attempt(2, 1) / COPYING).exists()
+
+
+def test_a_new_disk_gets_what_it_lacks_and_the_mirror_what_it_lacks(study: Study, far: Mirror) -> None:
+    for value, ended in ((0.5, COMPLETE), (0.7, COMPLETE), (0.1, PRUNED), (0.2, None)):
+        _trial(study, far, value, ended)
+    far.write("trials/0000/1/checkpoints/step-00000008/a", b"half of an upload")
+    shutil.rmtree(study.folder.path / "trials" / "0000")
+    shutil.rmtree(study.folder.path / "trials" / "0001")
+    far.remove("trials/0001/1/model")
+    write_text(study.folder.attempt(1, 1) / "model" / "model.safetensors", "weights of 1")
+    view = SilentView()
+    with keeping(study, view):
+        assert (study.folder.attempt(0, 1) / "samples.jsonl").read_text() == "0\n"
+        assert not (study.folder.attempt(0, 1) / "model").exists(), "not one of the best"
+        assert (study.folder.attempt(1, 1) / "samples.jsonl").read_text() == "1\n"
+        assert not study.folder.attempt(3, 1).joinpath(".fetched").exists()
+    assert "mirror: what 2 of 2 ended trials left was fetched" in view.said
+    assert "trials/0001/1/model" in far.whole()
+    assert "trials/0002/1/end" in far.whole()
+    assert [name for name in far.files() if "/checkpoints/" in name and "0003" not in name] == []
+
+    shutil.rmtree(study.folder.path / "trials")
+    with keeping(study, view):
+        assert (study.folder.attempt(1, 1) / "model" / "model.safetensors").read_text() == "weights of 1"
+    assert not [event for event in study.events() if event.kind == "mirror"]
+
+
+def test_trouble_is_tried_again_told_and_in_nobodys_way(
+    study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = _trial(study, far, 0.5, COMPLETE)
+    record = study.trial(number)
+    assert record is not None
+    tries, view = [], SilentView()
+
+    def refuse(*_: object) -> None:
+        tries.append(threading.current_thread().name)
+        raise MirrorRefused("503")
+
+    monkeypatch.setattr(Mirror, "remove", refuse)
+    upkeep = Upkeep(study, view, waits=(0.0, 0.0))
+    upkeep.removed(record, False)
+    upkeep.end()
+    assert len(tries) == 6, "three for what was asked, three for what both sides agree on at the end"
+    assert set(tries) == {"mirror"}
+    told = [event.text for event in study.events() if event.kind == "mirror"]
+    assert told == ["given up after 3 tries: 503"] * 2
+    assert "mirror: given up after 3 tries: 503" in view.said
+
+
+def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Event()
+    monkeypatch.setattr(mirrored, "_LAST_SECONDS", 0.05)
+    monkeypatch.setattr(Mirror, "files", lambda *_: held.wait(30) and [])
+    upkeep = Upkeep(study, SilentView(), waits=())
+    upkeep.end()
+    held.set()
+    assert any("the next resume does it" in event.text for event in study.events() if event.kind == "mirror")
+
+
+def test_a_worker_s_words_reach_history_and_terminal(study: Study) -> None:
+    view = SilentView()
+    with Interrupt(lambda: "") as interrupt:
+        conductor = Conductor(study, ListSink(), view, interrupt, place=lambda c: c, on_closed=lambda _: None)
+        job = conductor.next(1)
+        assert isinstance(job, Job)
+        assert job.mirror is not None
+        assert job.mirror.endswith("/far/s/trials/0000")
+        conductor.heard(job.id, Report((), None, 7, {"mirror_failures": 1}, ("a copy failed (503)",)))
+    assert [(e.trial, e.text) for e in study.events() if e.kind == "mirror"] == [(0, "a copy failed (503)")]
+    assert "trial 0: a copy failed (503)" in view.said
+
+
+def test_the_sweep_s_own_files_are_there(study: Study, far: Mirror) -> None:
+    write_text(study.folder.spec, "name: s\n")
+    write_text(study.folder.path / "data.json", "{}")
+    take_place(study)
+    assert far.read("sweep.yaml") == b"name: s\n"
+    assert far.read("data.json") == b"{}"
+    assert far.read("study") == study.id.encode()
