@@ -201,7 +201,11 @@ def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, ro
     ):
         assert cli.main(arguments) == 0
     assert room["calls"] == [
-        ("resume", ("known", root, ("budget.trials=9",)), {"cluster_at": None, "trust_remote_code": False}),
+        (
+            "resume",
+            ("known", root, ("budget.trials=9",)),
+            {"mirror": None, "cluster_at": None, "trust_remote_code": False},
+        ),
         ("watch", ("known", root), {}),
         ("best", ("known", root), {}),
         ("export", ("known", root, tmp_path / "m", True), {}),
