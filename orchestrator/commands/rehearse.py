@@ -51,6 +51,8 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
     )
     search = _search(spec.search, notices)
     given = _given(spec)
+    if spec.mirror is not None:
+        notices.append(f"not rehearsed: copies to {spec.mirror}; `orchestrate doctor FILE` tries whether it takes them")
     size = (search.size() or 1) + len(given)
     small = spec.model_copy(
         update={
@@ -62,6 +64,7 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
             "budget": Budget(trials=MOST_TRIALS if size > MOST_TRIALS else None, concurrency=spec.budget.concurrency),
             "resources": Resources(),
             "notify": None,
+            "mirror": None,
             "judge": _judge(spec.judge, notices),
             "sft": _sft(spec.sft, notices),
         }

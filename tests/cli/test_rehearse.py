@@ -87,3 +87,10 @@ def test_the_first_free_name(tmp_path: Path) -> None:
     spec = load(next(file for file in SHIPPED if file.stem == "quickstart"))
     (tmp_path / "quickstart-rehearsal").mkdir()
     assert rehearse(spec, tmp_path).spec.name == "quickstart-rehearsal-2"
+
+
+def test_a_rehearsal_leaves_nothing_in_the_mirror(tmp_path: Path) -> None:
+    file = next(file for file in SHIPPED if file.stem == "quickstart")
+    rehearsal = rehearse(load(file, ["mirror=s3://bucket/prefix"]), tmp_path)
+    assert rehearsal.spec.mirror is None
+    assert any("copies to s3://bucket/prefix" in notice for notice in rehearsal.notices)
