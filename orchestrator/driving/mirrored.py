@@ -32,7 +32,9 @@ from orchestrator.tracking.secrets import redact
 _AT_ONCE = 8
 """Trials whose files are fetched side by side."""
 _LAST_SECONDS = 600.0
-"""For what is left to do at the end of a driver's life."""
+"""For what is left to do when all trials have ended."""
+_HURRY_SECONDS = 20.0
+"""For the same when the sweep goes on later, perhaps because the machine is wanted back."""
 _PLACE = re.compile(rf"{TRIALS}/(\d+)/(\d+)/({CHECKPOINTS}|{MODEL}|{END})(?:/|$)")
 
 
@@ -103,10 +105,12 @@ class Upkeep:
 
     def end(self) -> None:
         """Do what is left, for a while; both sides agree then. The next driver does the rest."""
-        self._agree(self._study.trials(), self._study.spec, self._study.folder)
+        trials = self._study.trials()
+        self._agree(trials, self._study.spec, self._study.folder)
         self._queue.put(None)
         self._view.stage("tidying up the mirror")
-        self._thread.join(_LAST_SECONDS)
+        over = all(record.state.finished for record in trials)
+        self._thread.join(_LAST_SECONDS if over else _HURRY_SECONDS)
         if self._thread.is_alive():
             self._closing.set()
             self._troubles.put("not everything was done before the sweep's end; the next resume does it")
