@@ -28,6 +28,7 @@ from orchestrator.errors import DataError, ExitCode, NameTaken, NoSuchSweep, Spe
 from orchestrator.folders import SweepFolder, existing, fresh, known_sweeps, make
 from orchestrator.mirror.probe import MirrorError
 from orchestrator.spec.dump import dump, spec_hash
+from orchestrator.spec.extras import check_extras
 from orchestrator.spec.load import load, loads
 from orchestrator.spec.plan import total_trials
 from orchestrator.spec.shares import check_share
@@ -157,6 +158,7 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
 
 def _check_here(folder: SweepFolder, spec: SweepSpec) -> None:
     """Whether this machine has what the sweep takes."""
+    check_extras(spec)
     slots = plan_slots(spec)
     check_share(spec, gpu_memory())
     check_room(folder, spec, slots)

@@ -158,7 +158,8 @@ class DataConfig(Frozen):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-Distributed = Literal["ddp", "fsdp2"]
+Distributed = Literal["ddp", "fsdp2", "zero3"]
+DEEPSPEED_INSTALL = "pip install 'prefsweep[deepspeed]'"
 
 
 class TrainingConfig(Frozen):
@@ -188,7 +189,8 @@ class TrainingConfig(Frozen):
     distributed: Distributed = Field(
         default="ddp",
         description="How the processes of a trial on several GPUs hold the model. ddp: each all of it; fsdp2: "
-        "each a slice of weights, gradients and moments. No effect in one process.",
+        "each a slice of weights, gradients and moments; zero3: the same by DeepSpeed (prefsweep[deepspeed]). "
+        "No effect in one process.",
     )
     seed: int = 42
     logging_steps: Count = 1
@@ -253,6 +255,8 @@ class TrialConfig(Frozen):
                 f"weights in 4 bits are not cut into slices: use training.distributed ddp with model.load_in_4bit, "
                 f"not {self.training.distributed}"
             )
+        if why := zero3_refuses(self.model, self.training, self.lora):
+            raise ValueError(why)
         return self
 
     @model_validator(mode="after")
@@ -292,6 +296,16 @@ class TrialConfig(Frozen):
         weight = self.loss.cross_entropy_weight
         margin = {"loss.gamma": self.loss.margin, "loss.gamma_beta_ratio": self.loss.ratio}
         return margin | {"loss.sft_weight": weight, "loss.nll_scale": weight}
+
+
+def zero3_refuses(model: ModelConfig, training: TrainingConfig, lora: LoraConfig | None) -> str | None:
+    """Why DeepSpeed would train another trial than one process does; None where it would not."""
+    if training.distributed != "zero3" or model.dtype == "float32" or lora is not None:
+        return None
+    return (
+        "zero3 keeps float32 copies of weights in bfloat16, which one process does not: use model.dtype float32 "
+        "(with training.bf16 where products are to be in bfloat16), or training.distributed fsdp2"
+    )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -93,7 +93,7 @@ def measure(
     check_vocabulary(live, prepared)
     if cut:
         live.begin(config.lora, config.training, once=True)
-        live.shard(world.device)
+        live.shard(config.training, world.device)
     reference = _reference(config, examiner(config, live, prepared, tokenizer, world, patience), prepared.train)
     if not cut:
         live.begin(config.lora, config.training)

@@ -121,7 +121,7 @@ class Workshop:
         check_vocabulary(live, prepared)
         if cut:  # first of all: no process ever has the whole model on its device
             self._begin(live, config, once=True)
-            live.shard(world.device)
+            live.shard(config.training, world.device)
 
         at_rest = examiner(config, live, prepared, tokenizer, world, patience)
         of_start = (config, live.identity, prepared, at_rest)

@@ -1,7 +1,7 @@
-"""One model in slices over the processes of a trial: FSDP2, torch's `fully_shard`.
+"""One model in slices over the processes of a trial: FSDP2, torch's `fully_shard`; what else has to do with slices.
 
-Each process holds a range of the rows of every weight, as `torch.chunk` cuts them, with the gradient and the moments
-of that range; so a whole tensor on disk fits any number of processes. Gradients are summed, not averaged.
+With FSDP2 each process holds a range of the rows of every weight, as `torch.chunk` cuts them, with the gradient and the
+moments of that range; so a whole tensor on disk fits any number of processes. Gradients are summed, not averaged.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+
+from trainer import zero3
 
 
 class CannotShard(ValueError):
@@ -47,7 +49,7 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether this process has only slices of the model."""
-    return isinstance(model, FSDPModule)
+    return isinstance(model, FSDPModule) or any(zero3.is_divided(p) for p in model.parameters())
 
 
 def let_go(model: nn.Module) -> None:
@@ -56,20 +58,28 @@ def let_go(model: nn.Module) -> None:
         model.reshard()
 
 
-def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+def gathered(tensors: Mapping[str, Tensor | zero3.Piece], *, keep: bool) -> dict[str, Tensor]:
     """Whole tensors, one after the other; on the CPU where `keep`, else nothing. All processes call it."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if isinstance(tensor, zero3.Piece):
+            whole = tensor.whole()
+        elif isinstance(tensor, DTensor):
+            whole = tensor.full_tensor().detach()
+        else:
+            with zero3.held([tensor]):
+                whole = tensor.detach().clone() if zero3.is_divided(tensor) else tensor.detach()
         if keep:
-            found[name] = whole.detach().to("cpu")
+            found[name] = whole.to("cpu")
     return found
 
 
-def put(target: Tensor, whole: Tensor) -> None:
+def put(target: nn.Parameter, whole: Tensor) -> None:
     """Copy a whole tensor into `target`, of which this process may hold a slice."""
     with torch.no_grad():
-        if isinstance(target, DTensor):
+        if zero3.is_divided(target):
+            zero3.put(target, whole)
+        elif isinstance(target, DTensor):
             target.to_local().copy_(slice_of(whole, target))
         else:
             target.copy_(whole)

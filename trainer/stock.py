@@ -89,6 +89,8 @@ class Stock:
 
     def drop_model(self) -> None:
         """Forget the model; the next trial loads it again."""
+        if self._live is not None:
+            self._live[1].end()
         self._live = None
 
     def let_go(self) -> None:
@@ -121,7 +123,7 @@ def examiner(
 ) -> Examiner:
     """The model as it is now (adapters and all), ready to be looked at and trained with this trial's settings."""
     try:
-        model = PairModel(live.base, config.model.attention)
+        model = PairModel(live.module, config.model.attention)
     except CannotPack as why:
         raise ModelError(f"model.attention packed: {why}") from why
     except UnsupportedHead as why:

@@ -48,7 +48,7 @@ class World:
 
     def cuts(self, training: TrainingConfig) -> bool:
         """Whether each process is to hold slices of the model only."""
-        return self.size > 1 and training.distributed == "fsdp2"
+        return self.size > 1 and training.distributed != "ddp"
 
     def add(self, totals: Totals) -> Totals:
         """Totals over all processes; all must have the same names."""

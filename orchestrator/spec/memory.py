@@ -12,6 +12,8 @@ _HEAD_BYTES = 2 << 30
 """Of float32 logits at once on a GPU, the limit of trainer/forward/pair_model.py for one long pair."""
 _FOUR_BITS = 0.516
 """Bytes per weight in NF4 with double quantisation: 4 bits and 0.127 of scales (Dettmers et al. 2023)."""
+_BUCKETS = 2 * 4 * 50_000_000
+"""Of DeepSpeed: float32 weights that are fetched ahead, gradients that wait to be added (trainer/zero3.py)."""
 _LEFT = 0.1
 """Share of a GPU that is left to CUDA itself and to fragmentation."""
 _MOST_TOKENS = 1 << 17
@@ -45,7 +47,8 @@ def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, t
     rest is there once, as gradients and activations live no longer than a turn.
 
     Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
-    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight.
+    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight. Divided by
+    DeepSpeed 4 more per trained weight, for its float32 copy.
     """
     each = 4 if config.model.dtype == "float32" else 2
     linear, count = shape.linear_parameters, shape.parameters
@@ -58,6 +61,8 @@ def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, t
         weights, gradients, optimiser = base, each * count, moments * count
     autocast = config.training.bf16 and each == 4 and not config.model.load_in_4bit
     cut = processes > 1 and config.training.distributed != "ddp"
+    if cut and config.training.distributed == "zero3":
+        weights += 4 * (count if config.lora is None else shape.adapters(config.lora.r))
     again = config.training.gradient_checkpointing
     kept = autocast and not (again if cut else config.lora is not None and again)
     parts = processes if cut else 1
@@ -75,7 +80,8 @@ def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, t
 def _together(config: TrialConfig, shape: Shape, each: int) -> int:
     """A layer and the next one, fetched meanwhile; embedding and output layer; where trained, their gradients."""
     ends = shape.parameters - shape.linear_parameters
-    return each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
+    whole = each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
+    return whole + (_BUCKETS if config.training.distributed == "zero3" else 0)
 
 
 def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:

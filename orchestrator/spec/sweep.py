@@ -16,7 +16,7 @@ from orchestrator.spec.notify import Notify
 from orchestrator.spec.pruners import NoPruner, Pruner
 from orchestrator.spec.samplers import Asap, GridSampler, Order, RandomSampler, Reproducible, Sampler
 from orchestrator.spec.space import SearchSpace
-from trainer.config import DataConfig, TrainingConfig, TrialConfig
+from trainer.config import DataConfig, TrainingConfig, TrialConfig, zero3_refuses
 from trainer.frozen import Count, Frozen, Name, NonNegative, Positive
 
 __all__ = [
@@ -174,6 +174,12 @@ class SweepSpec(Frozen):
     def kept(self) -> int:
         """How many of the best trials' weights stay: as many as asked for, and as many as are judged."""
         return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
+
+    @model_validator(mode="after")
+    def _sft_can_be_divided(self) -> Self:
+        if self.sft is not None and (why := zero3_refuses(self.base.model, self.sft.training, None)):
+            raise ValueError(f"sft: {why}")
+        return self
 
     @property
     def goals(self) -> tuple[Goal, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from small_trials import MODEL, finish, told, trial
 from together import Together
 
-from trainer.config import TrialConfig
+from trainer.config import DEEPSPEED_INSTALL, TrialConfig
 from trainer.evaluation.scoring import pair_costs
 from trainer.forward.layout import micro_batches
 from trainer.report import EndKind
@@ -70,15 +71,28 @@ CASES = {
     "slices": config("fsdp2"),
     "slices, computed again": config("fsdp2", "simpo", {"gradient_checkpointing": True}),
     "slices of adapters": config("fsdp2", lora={"r": 1, "alpha": 4}),
+    "divided": config("zero3"),
+    "divided, computed again": config("zero3", "simpo", {"gradient_checkpointing": True}),
+    "divided adapters": config("zero3", lora={"r": 1, "alpha": 4}),
+    "divided, pairs coupled": config("zero3", {"kind": "dpo", "loss_type": "aot"}),
+    "divided, separate sequences": config("zero3", "sft", model=MODEL | {"attention": "separate"}),
     "slices, pairs coupled": config("fsdp2", {"kind": "dpo", "loss_type": "aot"}),
     "slices, separate sequences": config("fsdp2", "sft", model=MODEL | {"attention": "separate"}),
 }
 
 
-SLOW = ("slices, computed again", "slices, pairs coupled", "slices, separate sequences")
+SLOW = ("computed again", "pairs coupled", "separate sequences")
+NEEDS_DEEPSPEED = pytest.mark.skipif(
+    find_spec("deepspeed") is None, reason=f"deepspeed is not installed: {DEEPSPEED_INSTALL}"
+)
 
 
-@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c for c in CASES])
+def marked(case: str) -> Any:
+    marks = [pytest.mark.slow] if case.endswith(SLOW) else []
+    return pytest.param(case, marks=[*marks, NEEDS_DEEPSPEED] if case.startswith("divided") else marks)
+
+
+@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_two_processes_train_as_one(case: str, two: Together, one: Workshop, tmp_path: Path) -> None:
     wanted, _ = finish(one.train(CASES[case], tmp_path / "one"))
     ran = two.run(CASES[case], tmp_path / "two")
@@ -107,10 +121,20 @@ def test_the_cases_ask_for_different_numbers_of_passes(one: Workshop, tmp_path: 
     assert any(a != b for a, b in passes)
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.parametrize(
+    ("strategy", "then"),
+    [
+        pytest.param("ddp", "ddp", marks=pytest.mark.slow),
+        ("fsdp2", "fsdp2"),
+        pytest.param("zero3", "zero3", marks=NEEDS_DEEPSPEED),
+        pytest.param("zero3", "fsdp2", marks=[pytest.mark.slow, NEEDS_DEEPSPEED]),
+        pytest.param("ddp", "zero3", marks=[pytest.mark.slow, NEEDS_DEEPSPEED]),
+    ],
+)
 def test_continued_with_another_number_of_processes(
-    strategy: str, two: Together, one: Workshop, tmp_path: Path
+    strategy: str, then: str, two: Together, one: Workshop, tmp_path: Path
 ) -> None:
+    """Two processes, one, then two again that may hold the model otherwise."""
     settings = config(strategy, training={"save_steps": 1})
     wanted, _ = finish(one.train(settings, tmp_path / "whole"))
     places = [tmp_path / str(n) for n in range(3)]
@@ -127,7 +151,7 @@ def test_continued_with_another_number_of_processes(
     state = checkpoint.newest(places[:2])
     assert state is not None
     assert state.step == 3
-    last = two.run(settings, places[2], places[:2])
+    last = two.run(config(then, training={"save_steps": 1}), places[2], places[:2])
     assert last.kind is EndKind.FINISHED
     assert_same(last.points, told(wanted))
     assert_same_model(places[2], tmp_path / "whole")
@@ -135,22 +159,26 @@ def test_continued_with_another_number_of_processes(
 
 
 SIXTEEN = {"dtype": "bfloat16"}
+ADAPTERS_BESIDE = {"model": MODEL | SIXTEEN, "lora": {"r": 2, "alpha": 4}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "more",
+    ("strategy", "more"),
     [
-        {"model": MODEL | SIXTEEN},
-        {"model": MODEL | SIXTEEN, "lora": {"r": 2, "alpha": 4}},
-        {"training": {"bf16": True}},
+        pytest.param("fsdp2", {"model": MODEL | SIXTEEN}, id="weights"),
+        pytest.param("fsdp2", ADAPTERS_BESIDE, id="adapters beside them"),
+        pytest.param("fsdp2", {"training": {"bf16": True}}, id="autocast"),
+        pytest.param("zero3", ADAPTERS_BESIDE, id="divided, adapters beside them", marks=NEEDS_DEEPSPEED),
+        pytest.param("zero3", {"training": {"bf16": True}}, id="divided, autocast", marks=NEEDS_DEEPSPEED),
     ],
-    ids=["weights", "adapters beside them", "autocast"],
 )
-def test_slices_of_a_model_in_16_bits(more: dict[str, Any], two: Together, one: Workshop, tmp_path: Path) -> None:
+def test_slices_of_a_model_in_16_bits(
+    strategy: str, more: dict[str, Any], two: Together, one: Workshop, tmp_path: Path
+) -> None:
     """In full each process rounds its rows by its own chance; adapters are in float32."""
     training = {"learning_rate": 1e-4} | more.get("training", {})
-    settings = config("fsdp2", **(more | {"training": training}))
+    settings = config(strategy, **(more | {"training": training}))
     wanted, _ = finish(one.train(settings, tmp_path / "one"))
     ran = two.run(settings, tmp_path / "two")
     assert ran.kind is EndKind.FINISHED
@@ -164,6 +192,13 @@ def test_slices_of_a_model_in_16_bits(more: dict[str, Any], two: Together, one: 
 
 def test_a_model_in_4_bits_is_not_cut() -> None:
     four = {"name_or_path": "somewhere", "load_in_4bit": True}
-    with pytest.raises(ValueError, match=r"use training\.distributed ddp"):
-        config("fsdp2", model=four, lora={})
+    for strategy in ("fsdp2", "zero3"):
+        with pytest.raises(ValueError, match=r"use training\.distributed ddp"):
+            config(strategy, model=four, lora={})
     assert config("ddp", model=four, lora={}).model.load_in_4bit
+
+
+def test_weights_in_bfloat16_are_not_divided_in_full() -> None:
+    with pytest.raises(ValueError, match=r"float32 copies .* or training\.distributed fsdp2"):
+        config("zero3", model=MODEL | SIXTEEN)
+    assert config("zero3", **ADAPTERS_BESIDE).lora is not None

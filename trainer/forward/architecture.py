@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from trainer.forward.body import attending, body_of, hidden_states
 from trainer.forward.layout import Batch, Tokens, pack, separate
 from trainer.forward.logps import Head, Rows, sequence_logps
 from trainer.sharding import let_go
+from trainer.zero3 import held
 
 VERIFIED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"})
 """Model types whose packed and separate results are compared by the tests; others are compared when they are loaded."""
@@ -41,6 +43,14 @@ def find_head(core: PreTrainedModel) -> Head:
     return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None), float(scale) / divided)
 
 
+@contextmanager
+def whole_head(core: PreTrainedModel) -> Generator[Head]:
+    """The output layer after a pass of the model, until its backward; of a model in slices it is put together."""
+    head = find_head(core)
+    with held([each for each in (head.weight, head.bias) if each is not None]):
+        yield head
+
+
 def check_head(core: PreTrainedModel, head: Head) -> None:
     """Compare the head's log-probs with the model's own on a few tokens, for types that the tests do not cover."""
     if core.config.get_text_config().model_type in VERIFIED:
@@ -48,7 +58,8 @@ def check_head(core: PreTrainedModel, head: Head) -> None:
     batch = separate(_probe(core)).to(head.weight.device)
     with torch.no_grad():
         hidden = hidden_states(core, core, batch)
-        ours = sequence_logps(hidden, batch, find_head(core), Rows(64, 64))
+        with whole_head(core) as now:
+            ours = sequence_logps(hidden, batch, now, Rows(64, 64))
         logits = core(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         every = logits.flatten(0, 1)[batch.rows].float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     let_go(core)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
 from peft import PeftModel
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from trainer.forward.attention import NAME, register
 from trainer.forward.layout import Batch
 from trainer.sharding import is_sharded
+from trainer.zero3 import inside
 
 
 def core_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers causal LM inside DistributedDataParallel and LoRA adapters. Anything else: TypeError."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model
+    """The transformers causal LM inside DistributedDataParallel, DeepSpeed and adapters. Anything else: TypeError."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else inside(model)
     if isinstance(inner, PeftModel):
         inner = inner.get_base_model()
     if not isinstance(inner, PreTrainedModel):
@@ -60,22 +62,23 @@ def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tens
     assert body is not None, "find_head has refused it"
     if isinstance(model, DistributedDataParallel):
         # Its own forward must run, since it arms the gradient reduction; what it wraps gives the body's result.
-        with _answering(model.module, body):
+        with _answering(model.module, body.forward):
             states = model(**inputs).last_hidden_state
     elif is_sharded(core):
-        # Its own forward must run here too: it puts the weights together, those of the output layer as well.
-        with _answering(core, body):
-            states = core(**inputs).last_hidden_state
+        # Its own forward must run here too. FSDP2 puts the weights together that are of no layer, those of the output
+        # layer as well; DeepSpeed counts the passes, and has hooks on the body.
+        with _answering(core, body.forward if isinstance(core, FSDPModule) else body.__call__):
+            states = model(**inputs).last_hidden_state
     else:
         states = body(**inputs).last_hidden_state
     return states.flatten(0, 1)
 
 
 @contextmanager
-def _answering(module: nn.Module, body: nn.Module) -> Generator[None]:
-    """`module(...)` gives what `body(...)` gives, until this ends."""
+def _answering(module: nn.Module, answer: Callable[..., Any]) -> Generator[None]:
+    """`module(...)` gives what `answer(...)` gives, until this ends."""
     before = vars(module).get("forward")
-    module.forward = body.forward
+    module.forward = answer
     try:
         yield
     finally:

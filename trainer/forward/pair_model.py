@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, cast
 from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trainer.forward.architecture import check_head, find_head, why_separate
+from trainer.forward.architecture import check_head, find_head, whole_head, why_separate
 from trainer.forward.body import attending, core_model, hidden_states
 from trainer.forward.layout import Batch, TokenPair, pack, separate
 from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
@@ -79,7 +80,7 @@ class PairModel:
         self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
         self.why_separate = reason
         """Why the mode is not packed; None when it is."""
-        self.rows = rows or _rows(self.device.type, self._head.weight.shape[0])
+        self.rows = rows or _rows(self.device.type, cast(nn.Linear, self._core.get_output_embeddings()).out_features)
         self.counters = Counters()
         self.sharded = is_sharded(self._core)
         """Whether each process has slices of the weights: then all of them must make the same number of passes."""
@@ -102,7 +103,8 @@ class PairModel:
         batch = self._layout(pairs, wanted)
         with torch.no_grad(), attending(self._core, batch):
             hidden = hidden_states(self._core, self._core, batch)
-        found = sequence_logps(hidden, batch, self._head_now(), self.rows, wanted.purity)
+        with self._head_now() as head:
+            found = sequence_logps(hidden, batch, head, self.rows, wanted.purity)
         let_go(self._core)
         return found
 
@@ -144,21 +146,22 @@ class PairModel:
 
         with attending(self._core, batch):
             hidden = hidden_states(self._model, self._core, batch)
-            total, terms = objective_loss(
-                hidden,
-                batch,
-                self._head_now(),
-                objective,
-                self.rows,
-                whole=wanted.whole_update and update is None,
-                purity=wanted.purity,
-            )
-            backward(total)
+            with self._head_now() as head:
+                total, terms = objective_loss(
+                    hidden,
+                    batch,
+                    head,
+                    objective,
+                    self.rows,
+                    whole=wanted.whole_update and update is None,
+                    purity=wanted.purity,
+                )
+                backward(total)
         return LossTerms.cat(terms)
 
-    def _head_now(self) -> Head:
+    def _head_now(self) -> AbstractContextManager[Head]:
         """The output layer during a pass; of a sharded model it is whole only then."""
-        return find_head(self._core) if self.sharded else self._head
+        return whole_head(self._core) if self.sharded else nullcontext(self._head)
 
     def _layout(self, pairs: Sequence[TokenPair], wanted: Needs) -> Batch:
         layout = pack if self.mode == "packed" else separate

@@ -18,6 +18,7 @@ from trainer.config import LoraConfig, ModelConfig, TrainingConfig
 from trainer.errors import ModelError
 from trainer.models.start_weights import StartWeights, named_tensors
 from trainer.sharding import CannotShard, gathered, is_sharded, shard
+from trainer.zero3 import CannotDivide, Zero3
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -122,6 +123,8 @@ class LiveModel:
         self.base, self.config, self.identity, self._files = model, config, identity, tuple(files)
         self._over = over
         self._adapted: PeftModel | None = None
+        self.zero: Zero3 | None = None
+        """Where DeepSpeed divides the model: what takes its backward passes and steps."""
         self._start: StartWeights | None = None
         self._touched = False
 
@@ -187,12 +190,27 @@ class LiveModel:
         except ValueError as why:
             raise ModelError(f"these adapters do not fit this model: {why}") from why
 
-    def shard(self, device: torch.device) -> None:
+    def shard(self, training: TrainingConfig, device: torch.device) -> None:
         """After `begin`: keep this process's slice of every weight. Such a model serves one trial and is dropped."""
         try:
-            shard(self.base, device)
-        except CannotShard as why:
-            raise ModelError(f"training.distributed fsdp2: {why}") from why
+            if training.distributed == "zero3":
+                self.zero = Zero3(self.base, training)
+                self.base.to(device)  # pyright: ignore[reportArgumentType]  what is left: buffers
+            else:
+                shard(self.base, device)
+        except (CannotShard, CannotDivide) as why:
+            raise ModelError(f"training.distributed {training.distributed}: {why}") from why
+
+    @property
+    def module(self) -> nn.Module:
+        """What is called to train: the model, or what divides it."""
+        return self.base if self.zero is None else cast(nn.Module, self.zero.engine)
+
+    def end(self) -> None:
+        """No trial follows with this model."""
+        if self.zero is not None:
+            self.zero.end()
+            self.zero = None
 
     @property
     def to_save(self) -> PreTrainedModel | PeftModel:
@@ -205,8 +223,8 @@ class LiveModel:
             return None
         if self._adapted is not None:
             return gathered({f"base_model.model.{name}": p for name, p in self.trained().items()}, keep=keep)
-        once = {name for name, _ in named_tensors(self.base)}  # a tied weight has two names in the state
-        return gathered({n: t for n, t in self.base.state_dict().items() if n in once}, keep=keep)
+        saved = self.base.state_dict().keys()  # a tied weight has two names there, and not every buffer has one
+        return gathered({n: t for n, t in named_tensors(self.base) if n in saved}, keep=keep)
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters being trained, by name."""

@@ -20,6 +20,7 @@ from trainer.objectives.pair_logps import PairLogps
 from trainer.objectives.pair_metrics import Totals
 from trainer.training.schedule import Order, rate_factor, total_updates
 from trainer.world import Patience, World
+from trainer.zero3 import Piece
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +90,7 @@ class Engine(Protocol):
         """
         ...
 
-    def state(self) -> Mapping[str, torch.Tensor]:
+    def state(self) -> Mapping[str, torch.Tensor | Piece]:
         """The optimiser's moments by name, sharded as the parameters are; the live ones, not copies."""
         ...
 

@@ -6,14 +6,12 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from transformers.trainer_pt_utils import get_parameter_names
 
 from trainer.config import TrainingConfig
+from trainer.decay import decay_groups
 from trainer.training.rounding import RoundingAdamW
 from trainer.training.slices import Slices
 
-# As transformers' Trainer.get_decay_parameter_names (5.23).
-_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
@@ -29,12 +27,7 @@ class Optimiser:
         self._trained = self._slices.parameters
         self._rate = training.learning_rate
         self._limit = training.max_grad_norm
-        decaying = set(get_parameter_names(model, [nn.LayerNorm], _NO_DECAY))
-        groups = [
-            {"params": [p for n, p in self._trained.items() if n in decaying], "weight_decay": training.weight_decay},
-            {"params": [p for n, p in self._trained.items() if n not in decaying], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
+        groups = decay_groups(model, self._trained, training.weight_decay)
         betas, eps = (training.adam_beta1, training.adam_beta2), training.adam_epsilon
         self._adam: torch.optim.AdamW | RoundingAdamW
         # Some models keep a few weights in float32 whatever was asked for.

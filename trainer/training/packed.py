@@ -21,6 +21,7 @@ from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
 from trainer.objectives.pair_metrics import Totals, add_totals, metric_totals
 from trainer.training.engine import Course, Material
 from trainer.training.optimiser import Optimiser
+from trainer.zero3 import Piece
 
 
 class PackedEngine:
@@ -30,14 +31,15 @@ class PackedEngine:
         self.course = Course(config, material)
         self._loss, self._training, self._material = config.loss, config.training, material
         self._trained = material.live.trained()
-        self._optimiser = Optimiser(material.live.base, self._trained, config.training)
+        self._zero = material.live.zero
+        self._optimiser = self._zero or Optimiser(material.live.base, self._trained, config.training)
         self._lengths = pair_costs(material.model, material.train)
 
     def trained(self) -> Mapping[str, nn.Parameter]:
         """The parameters being trained, by name."""
         return self._trained
 
-    def state(self) -> Mapping[str, torch.Tensor]:
+    def state(self) -> Mapping[str, torch.Tensor | Piece]:
         """The optimiser's moments by name."""
         return self._optimiser.state()
 
@@ -93,14 +95,17 @@ class PackedEngine:
                     None if whole is None else WholeUpdate(whole, places),
                 )
 
+        add: Callable[[torch.Tensor], object] = (
+            world.accelerator.backward if self._zero is None else self._zero.backward
+        )
         parts: list[Totals] = []
         for places in shares[world.rank]:
             self._material.patience.pause()
-            parts.append(metric_totals(visit(places, world.accelerator.backward)))
+            parts.append(metric_totals(visit(places, add)))
         done = model.counters.tokens
         if model.sharded:
             for _ in range(max(map(len, shares)) - len(parts)):  # the others still need this process's slices
-                visit(shares[world.rank][0], lambda loss: world.accelerator.backward(loss * 0.0))
+                visit(shares[world.rank][0], lambda loss: add(loss * 0.0))
         return add_totals(parts) | {"tokens_per_second": (float(done - before), 0.0)}
 
     def _whole(self, indexes: Sequence[int]) -> PairLogps:

@@ -14,7 +14,9 @@ from typing import Any
 from orchestrator.commands.doctor.check import Check, Level
 from orchestrator.commands.doctor.machine import version
 from orchestrator.engine.cluster import visible_gpus
+from orchestrator.spec.extras import wants_deepspeed
 from orchestrator.spec.sweep import SweepSpec
+from trainer.config import DEEPSPEED_INSTALL
 
 NEEDS_DRIVER = {"11": 450, "12": 525, "13": 580}
 """The oldest driver that runs programs of a CUDA version (NVIDIA's table of minor version compatibility)."""
@@ -33,6 +35,8 @@ def checks(spec: SweepSpec | None) -> Iterator[Check]:
     yield _cuda(torch, cards, spec)
     yield _flash(torch, cards)
     yield _quantisation(cards, spec)
+    if spec is not None and wants_deepspeed(spec):
+        yield _deepspeed()
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
@@ -99,6 +103,12 @@ def _flash(torch: Any, cards: int) -> Check:
         fix = "install a build of torch that has it (the official CUDA builds do)"
         return Check("flash-attention", Level.WARN, f"torch {torch.__version__} was built without it", fix)
     return Check("flash-attention", Level.OK, f"torch's own, used in 16 bits (torch {torch.__version__})")
+
+
+def _deepspeed() -> Check:
+    if importlib.util.find_spec("deepspeed") is not None:
+        return Check("deepspeed", Level.OK, version("deepspeed") or "installed")
+    return Check("deepspeed", Level.FAIL, "not installed; the sweep has training.distributed zero3", DEEPSPEED_INSTALL)
 
 
 def _quantisation(cards: int, spec: SweepSpec | None) -> Check:
