@@ -11,6 +11,7 @@ from torch import distributed, nn
 
 from trainer.config import TrainingConfig
 from trainer.objectives.pair_metrics import Totals
+from trainer.zero3 import keep_off_stdout
 
 
 class Interrupted(Exception):
@@ -27,6 +28,7 @@ class World:
     """Accelerate's processes and device. Every method that communicates must be called by all of them."""
 
     def __init__(self) -> None:
+        keep_off_stdout()
         self.accelerator = Accelerator()
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes

@@ -6,6 +6,7 @@ DeepSpeed's hooks put a module's weights together while it computes.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -128,6 +129,13 @@ class Piece:
         return torch.cat(parts)[: self.shape.numel()].view(self.shape)
 
 
+def keep_off_stdout() -> None:
+    """Before transformers saves a model: accelerate then loads DeepSpeed, where it is installed, and without a GPU that
+    would say so on stdout."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def is_divided(tensor: Tensor) -> bool:
     """Whether this parameter is one of which DeepSpeed keeps a slice here."""
     return hasattr(tensor, "ds_id")
@@ -189,6 +197,7 @@ def _config(training: TrainingConfig) -> dict[str, Any]:
 def _deepspeed() -> Any:
     if find_spec("deepspeed") is None:
         raise CannotDivide(f"needs deepspeed, which is not installed: {DEEPSPEED_INSTALL}")
+    keep_off_stdout()
     warnings.filterwarnings("ignore", message=r"`torch\.distributed\..*is deprecated", category=FutureWarning)
     deepspeed: Any = import_module("deepspeed")
     if not torch.cuda.is_available():

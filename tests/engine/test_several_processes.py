@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,8 @@ TWO, ONE = Slots(count=1, gpus=0.0, threads=1, processes=2), Slots(count=1, gpus
 @pytest.fixture(scope="module", autouse=True)
 def ray_of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `several`
+    here = str(Path(__file__).parent)  # workers import `several`
+    patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
     with Interrupt(lambda: "") as interrupt, cluster(tmp_path_factory.mktemp("ray"), TWO, interrupt):
         yield
     patch.undo()

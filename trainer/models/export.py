@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from trainer.errors import ModelError
 from trainer.storage.durable import write_folder
+from trainer.zero3 import keep_off_stdout
 
 
 def save_model(
@@ -25,6 +26,7 @@ def save_model(
 
     tensors: its whole state by name, where the model itself has only slices of it.
     """
+    keep_off_stdout()
     state = None if tensors is None else dict(tensors)
 
     def fill(aside: Path) -> None:
