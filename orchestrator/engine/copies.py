@@ -176,13 +176,13 @@ class Copies:
         return not (self._over.is_set() and newest is not None and manifest.step_of(newest) > step)
 
     def _send_end(self) -> None:
-        """The model first: an ending without one is none."""
-        model, files = model_files(self._job.folder), end_files(self._job.folder)
-        if model:
-            self._mirror.put(f"{self._job.attempt}/{MODEL}", model)
-        if files:
-            self._mirror.put(f"{self._job.attempt}/{END}", files)
-        self._counted["mirror_copies"] += bool(model or files)
+        """The model first: an ending without one is none. What is there from an ending told once more stays."""
+        there = self._mirror.whole(str(self._job.attempt))
+        for part, files in ((MODEL, model_files(self._job.folder)), (END, end_files(self._job.folder))):
+            place = f"{self._job.attempt}/{part}"
+            if files and place not in there:
+                self._mirror.put(place, files)
+                self._counted["mirror_copies"] += 1
 
     def _clear(self) -> None:
         for attempt in range(1, self._job.attempt + 1):

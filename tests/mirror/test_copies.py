@@ -93,6 +93,25 @@ def test_an_ending_that_nobody_heard_is_told_on_another_disk(file: Mirror, tmp_p
     assert not again.said()
 
 
+def test_a_stage_has_one_attempt_and_goes_on_in_its_own_place(
+    file: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stopped_after(file, tmp_path / "one", 4)
+    workshop = FarWorkshop()
+    pull_all(Attempt(job(tmp_path / "two", file.url), lambda: workshop))
+    assert workshop.began == 4
+    assert file.whole() == ["1/end", "1/model"]
+    monkeypatch.setattr(Mirror, "put", lambda *_: pytest.fail("it is there already"))
+    again = Copies(job(tmp_path / "three", file.url))
+    assert again.fetch() == ()
+    folder = job(tmp_path / "three", file.url).folder
+    assert (folder / "ending.json").is_file()
+    assert (folder / "model" / "model.safetensors").read_text() == "weights"
+    again.begin()
+    again.finish(EndKind.FINISHED)
+    assert not again.said()
+
+
 def test_what_is_here_is_not_fetched_again(file: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _stopped_after(file, tmp_path / "one", 3)
     monkeypatch.setattr(Mirror, "get", lambda *_: pytest.fail("nothing was to be fetched"))
