@@ -29,14 +29,13 @@ def close(study: Study, sink: Sink, live: Live, outcome: Outcome) -> TrialRecord
             sink.artifact(run, found)
     sink.end(run, status=_STATUS[outcome.state], tags=tags, at=time.time())
     failpoint("trial.told")
-    record = study.close(live.trial, outcome)
+    counted = " ".join(f"{name}={value}" for name, value in sorted(live.told.items()))
+    record = study.close(live.trial, outcome, counted or "no worker")
     failpoint("trial.closed")
     if record.state is not outcome.state:  # the study knows better, e.g. a goal never reported
         known = Outcome(record.state, record.reason, record.failure, diverged=record.diverged)
         tags = ended_tags(record.number, known)
         sink.end(run, status=_STATUS[record.state], tags=tags, at=time.time())
-    counted = " ".join(f"{name}={value}" for name, value in sorted(live.told.items()))
-    study.note("worker", counted or "no worker", live.trial.number)
     return record
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import yaml
 
@@ -18,6 +19,9 @@ from orchestrator.study.study import Study
 from orchestrator.tracking.names import begun_tags
 from orchestrator.tracking.sink import Sink
 from trainer.config import TrialConfig
+
+_DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+"""Of libyaml where it is there: the same text, ten times sooner."""
 
 
 @dataclass(slots=True)
@@ -51,7 +55,8 @@ class Beginning:
         config = memory.fitted(configured, trial.micro_batch)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trial.yaml").write_text(
-            yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+            yaml.dump(config.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
+            encoding="utf-8",
         )
         earlier = [where.attempt(trial.number, k) for k in range(1, trial.attempt)]
         fork = None if trial.fork is None else where.forks / trial.fork.place

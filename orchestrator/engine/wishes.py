@@ -63,7 +63,7 @@ class Wishes:
         if self._target:
             more = "`--set budget.target=VALUE` asks for more, null for no target"
             return Stop(StopKind.TARGET, f"{self._target}; {more}")
-        if (budget.hours is None and budget.gpu_hours is None) or not (over := overspent(budget, self._study.spent())):
+        if not budget.timed or not (over := overspent(budget, self._study.spent())):
             return None
         leaf, limit = ("gpu_hours", budget.gpu_hours) if "gpu_hours" in over else ("hours", budget.hours)
         return Stop(StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{leaf}={2 * (limit or 0.0):g}` gives it more")

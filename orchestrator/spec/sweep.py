@@ -76,6 +76,11 @@ class Budget(Frozen):
     )
     concurrency: Count | None = Field(default=None, description="Trials at a time; by default what resources allow.")
 
+    @property
+    def timed(self) -> bool:
+        """Whether time ends the sweep."""
+        return self.hours is not None or self.gpu_hours is not None
+
 
 class Resources(Frozen):
     """What one trial takes. Fractions share a device."""

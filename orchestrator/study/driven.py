@@ -31,7 +31,7 @@ class DrivenStudy(StudyReader):
 
     def _take_spec(self, spec: SweepSpec) -> None:
         self.spec = spec
-        self._issuer = Issuer(self._store, self._ledger, self._queue, self._study_id, spec, self.settled)
+        self._issuer = Issuer(self._remembered, self._ledger, self._queue, spec, self.settled)
 
     def begin(self, gpus: float | None = None) -> None:
         """Drive from now on: older drivers' writes are refused and working time counts. Claiming does so by itself.
@@ -110,9 +110,10 @@ class DrivenStudy(StudyReader):
             with self._store.writing() as c:
                 driver = Driver.begin(self._ledger, c)
             self._driver = driver
+            self._remembered.alone()
         with self._store.writing() as c:
             self._driver.still_mine(c)
             yield c
 
     def _limit(self, c: Connection, trials: Sequence[Known]) -> str:
-        return self._issuer.limit(c, trials, self._spent(c))
+        return self._issuer.limit(c, trials, lambda: self._spent(c))

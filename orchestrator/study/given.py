@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Connection, Row, func, insert, select, update
 
+from orchestrator.study import statements as made
 from orchestrator.study.records import Fork
 from orchestrator.study.tables import FORK, GIVEN
 
@@ -62,7 +63,9 @@ class Queue:
 
     def all(self, c: Connection) -> list[Given]:
         """Waiting and issued ones, in order."""
-        rows = c.execute(select(GIVEN).where(GIVEN.c.sweep == self._sweep).order_by(GIVEN.c.seq))
+        return self._made(c, c.execute(select(GIVEN).where(GIVEN.c.sweep == self._sweep).order_by(GIVEN.c.seq)))
+
+    def _made(self, c: Connection, rows: Iterable[Row[Any]]) -> list[Given]:
         held = c.execute(select(FORK).where(FORK.c.sweep == self._sweep))
         forks = {r.seq: Fork(r.step, r.place) for r in held}
         return [
@@ -72,7 +75,8 @@ class Queue:
 
     def waiting(self, c: Connection) -> list[Given]:
         """Those that no trial was made of yet, the next one first."""
-        return sorted((g for g in self.all(c) if g.trial is None), key=lambda g: (not g.by_hand, g.seq))
+        rows = list(c.execute(made.GIVEN_WAITING, {"of_sweep": self._sweep}))
+        return sorted(self._made(c, rows), key=lambda g: (not g.by_hand, g.seq)) if rows else []
 
     def taken(self, c: Connection, given: Given, trial: int) -> None:
         """This trial is made of it."""

@@ -27,8 +27,11 @@ class HoldingStudy(DrivenStudy):
         super().__init__(folder, store)
         self._held: dict[int, Held] = {}
 
-    def close(self, trial: Trial, outcome: Outcome) -> TrialRecord:
-        """End the trial for good; the record says how it ended. The same again changes nothing, another is refused."""
+    def close(self, trial: Trial, outcome: Outcome, worker: str = "") -> TrialRecord:
+        """End the trial for good; the record says how it ended. The same again changes nothing, another is refused.
+
+        `worker`: by which it was trained, noted beside its end.
+        """
         asked = outcome_to_json(outcome)
         with self._driving() as c:
             frozen = self._find(trial.number)
@@ -37,6 +40,8 @@ class HoldingStudy(DrivenStudy):
             held = self._hold(trial, f"closing it as {outcome.state}")
             self._worked(c, held)
             record = self._finish(c, held.trial_id, outcome)
+            if worker:
+                self._ledger.add_event(c, "worker", worker, trial.number)
         del self._held[trial.number]
         return record
 
@@ -76,7 +81,7 @@ class HoldingStudy(DrivenStudy):
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _finish(self, c: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
-        frozen = self._store.storage.get_trial(trial_id)
+        frozen = self._remembered.trial(trial_id)
         _, seen = self._ledger.progress_of(c, frozen.number)
         final, values = settle(outcome, seen, self.spec.goals)
         order = self._ledger.add_event(c, final.state.lower(), final.reason, frozen.number)
@@ -85,15 +90,15 @@ class HoldingStudy(DrivenStudy):
         self._set(trial_id, OUTCOME, outcome_to_json(final) | {"order": order, "finished_at": finished})
         if values is not None:
             self._set(trial_id, VALUES, [str(value) for value in values])  # JSON has no infinity
-        self._store.storage.set_trial_state_values(trial_id, TO_OPTUNA[final.state], values)
-        return self._record(c, self._store.storage.get_trial(trial_id))
+        self._remembered.finish(trial_id, TO_OPTUNA[final.state], values)
+        return self._record(c, self._remembered.trial(trial_id))
 
     def _find(self, number: int) -> FrozenTrial | None:
         frozen = self._frozen()
         return frozen[number] if number < len(frozen) else None
 
     def _set(self, trial_id: int, key: str, value: object) -> None:
-        self._store.storage.set_trial_user_attr(trial_id, key, value)
+        self._remembered.set(trial_id, key, value)
 
     def _hold(self, trial: Trial, asked: str) -> Held:
         held = self._held.get(trial.number)
@@ -111,7 +116,7 @@ class HoldingStudy(DrivenStudy):
             raise NotHeld(number, 0, None)
         if frozen.state.is_finished():
             raise TrialFinished(number, reading.FROM_OPTUNA[frozen.state], asked)
-        return self._store.storage.get_trial_id_from_study_id_trial_number(self._study_id, number)
+        return self._remembered.id_of(number)
 
     def _worked(self, c: Connection, held: Held) -> None:
         self._ledger.attempt_worked(c, held.number, held.attempt, held.seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -22,10 +22,10 @@ from orchestrator.study.policy import Drawn, Policy
 from orchestrator.study.pruning.decide import Judge
 from orchestrator.study.reading import ATTEMPTS, GIVEN, IDENTITY, NOTE, STARTED, TO_OPTUNA, UPDATES
 from orchestrator.study.records import Trial
+from orchestrator.study.remembered import Remembered
 from orchestrator.study.settled import Settled
 from orchestrator.study.spending import Spent, overspent, reached
 from orchestrator.study.state import TrialState
-from orchestrator.study.store import Store
 from trainer.config import TrialConfig
 from trainer.training.schedule import total_updates
 
@@ -36,14 +36,12 @@ Issued = tuple[Trial, int]
 class Issuer:
     """Issues trials of one study under one spec, inside transactions that somebody else opened."""
 
-    def __init__(
-        self, store: Store, ledger: Ledger, queue: Queue, study_id: int, spec: SweepSpec, settled: Settled
-    ) -> None:
-        self._storage, self._ledger, self._queue = store.storage, ledger, queue
-        self._study_id, self._spec, self._settled = study_id, spec, settled
+    def __init__(self, remembered: Remembered, ledger: Ledger, queue: Queue, spec: SweepSpec, settled: Settled) -> None:
+        self._trials, self._ledger, self._queue = remembered, ledger, queue
+        self._spec, self._settled = spec, settled
         self._policy = Policy(spec, settled.lag, settled.earlier)
 
-    def limit(self, c: Connection, trials: Sequence[Known], spent: Spent) -> str:
+    def limit(self, c: Connection, trials: Sequence[Known], spent: Callable[[], Spent]) -> str:
         """Why there is no trial after these and so long; empty while there is one."""
         return self.tried(c, trials) or self._over(trials, spent)
 
@@ -57,10 +55,10 @@ class Issuer:
             return f"{issued} of {most} trials issued"
         return "" if waiting else self._policy.spent(trials)
 
-    def _over(self, trials: Sequence[Known], spent: Spent) -> str:
+    def _over(self, trials: Sequence[Known], spent: Callable[[], Spent]) -> str:
         """What of time is used up, or which trial is as good as was asked for."""
         budget, goal = self._spec.budget, self._spec.goal
-        if over := overspent(budget, spent):
+        if budget.timed and (over := overspent(budget, spent())):
             return over
         for trial in trials if budget.target is not None else ():
             value = trial.values[0] if trial.values and trial.state is TrialState.COMPLETE else None
@@ -114,15 +112,15 @@ class Issuer:
             distributions={path: self._policy.distributions[path] for path in known},
             user_attrs={**attrs, **kept},
         )
-        trial_id = self._storage.create_new_trial(self._study_id, template)
+        trial_id = self._trials.create(template)
         self._ledger.add_event(c, "issued", "attempt 1", number)
         return Trial(number, 1, drawn.params, drawn.config), trial_id
 
     def again(self, c: Connection, frozen: FrozenTrial) -> Issued:
         """The same trial, next attempt."""
         attempt = frozen.user_attrs[ATTEMPTS] + 1
-        trial_id = self._storage.get_trial_id_from_study_id_trial_number(self._study_id, frozen.number)
-        self._storage.set_trial_user_attr(trial_id, ATTEMPTS, attempt)
+        trial_id = self._trials.id_of(frozen.number)
+        self._trials.set(trial_id, ATTEMPTS, attempt)
         self._ledger.add_event(c, "issued", f"attempt {attempt}", frozen.number)
         params = reading.params(frozen, self._spec.search.paths)
         leaves = frozen.user_attrs[GIVEN]["leaves"] if GIVEN in frozen.user_attrs else params

@@ -11,9 +11,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
+from orchestrator.study import statements as made
 from orchestrator.study.guard import as_number
+from orchestrator.study.held import Told
 from orchestrator.study.records import Event, Request, SpecVersion
-from orchestrator.study.tables import ATTEMPT, DRIVER, EVENT, JUDGED, PAIRS, POINT, PROGRESS, REQUEST, SPEC, SWEEP
+from orchestrator.study.tables import ATTEMPT, DRIVER, EVENT, JUDGED, PAIRS, PROGRESS, REQUEST, SPEC, SWEEP
 from trainer.report import Point
 
 
@@ -37,8 +39,7 @@ class Ledger:
 
     def identity(self, c: Connection, *, lock: bool = False) -> Identity | None:
         """The sweep's row; locked, other writers wait (SQLite's writers already do)."""
-        query = select(SWEEP.c.id, SWEEP.c.study_id, SWEEP.c.schema, SWEEP.c.driver).where(SWEEP.c.sweep == self.sweep)
-        row = c.execute(query.with_for_update() if lock else query).one_or_none()
+        row = c.execute(made.IDENTITY_LOCKED if lock else made.IDENTITY, {"of_sweep": self.sweep}).one_or_none()
         return None if row is None else Identity(row.id, row.study_id, row.schema, row.driver)
 
     def spec_versions(self, c: Connection) -> list[SpecVersion]:
@@ -77,8 +78,7 @@ class Ledger:
 
     def worked(self, c: Connection, token: int, seconds: float) -> None:
         """How long this driver has been at it."""
-        mine = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver == token)
-        c.execute(update(DRIVER).where(mine).values(seconds=seconds))
+        c.execute(made.DRIVER_WORKED, {"of_sweep": self.sweep, "of_driver": token, "worked": seconds})
 
     def seconds(self, c: Connection, but: int = 0) -> float:
         """All drivers' working time, leaving one out."""
@@ -90,12 +90,12 @@ class Ledger:
     def begin_attempt(self, c: Connection, trial: int, attempt: int, gpus: float) -> None:
         """A worker gets this trial."""
         row = {"sweep": self.sweep, "trial": trial, "attempt": attempt, "at": time.time(), "gpus": gpus, "seconds": 0.0}
-        c.execute(insert(ATTEMPT).values(**row))
+        c.execute(made.ADD_ATTEMPT, row)
 
     def attempt_worked(self, c: Connection, trial: int, attempt: int, seconds: float) -> None:
         """How long it has had it by now."""
-        mine = (ATTEMPT.c.sweep == self.sweep) & (ATTEMPT.c.trial == trial) & (ATTEMPT.c.attempt == attempt)
-        c.execute(update(ATTEMPT).where(mine).values(seconds=seconds))
+        mine = {"of_sweep": self.sweep, "of_trial": trial, "of_attempt": attempt}
+        c.execute(made.ATTEMPT_WORKED, mine | {"worked": seconds})
 
     def trial_seconds(self, c: Connection) -> dict[int, float]:
         """Time in workers' hands of every trial, all its attempts."""
@@ -104,8 +104,7 @@ class Ledger:
 
     def seconds_of_trial(self, c: Connection, trial: int) -> float:
         """Time in workers' hands of one trial, all its attempts."""
-        mine = (ATTEMPT.c.sweep == self.sweep) & (ATTEMPT.c.trial == trial)
-        return float(c.execute(select(func.coalesce(func.sum(ATTEMPT.c.seconds), 0.0)).where(mine)).scalar_one())
+        return float(c.execute(made.SECONDS_OF_TRIAL, self._of(trial)).scalar_one())
 
     def gpu_seconds(self, c: Connection, but: Collection[tuple[int, int]] = ()) -> float:
         """Seconds of every attempt times the GPUs of its slot, leaving out some by trial and attempt."""
@@ -117,41 +116,36 @@ class Ledger:
 
     # --- points --------------------------------------------------------------------------------------------------
 
-    def known_steps(self, c: Connection, trial: int, steps: Sequence[int]) -> set[int]:
-        """Which of these steps the trial already has."""
-        if not steps:
-            return set()
-        mine = (POINT.c.sweep == self.sweep) & (POINT.c.trial == trial)
-        between = POINT.c.step.between(min(steps), max(steps))
-        return set(c.execute(select(POINT.c.step).where(mine, between)).scalars())
-
-    def add_points(self, c: Connection, trial: int, points: Sequence[Point]) -> None:
-        """New points, in any order, and with them the last value of every metric."""
-        rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "metrics": encode(p.metrics)} for p in points]
-        c.execute(insert(POINT), rows)
+    def told(self, c: Connection, trial: int) -> Told:
+        """What there is of a trial by now."""
         found = self._progress_row(c, trial)
-        step, last = (None, {}) if found is None else found
-        late = step is not None and any(p.step < step for p in points)
-        for point in self.points(c, trial) if late else sorted(points, key=lambda p: p.step):
-            last |= point.metrics
-        values = {"step": max(step or 0, *(p.step for p in points)), "metrics": encode(last)}
-        if step is None:
-            c.execute(insert(PROGRESS).values(sweep=self.sweep, trial=trial, **values))
-            return
-        mine = (PROGRESS.c.sweep == self.sweep) & (PROGRESS.c.trial == trial)
-        c.execute(update(PROGRESS).where(mine).values(**values))
+        if found is None:
+            return Told()
+        return Told({r.step for r in c.execute(made.POINTS, self._of(trial))}, *found)
+
+    def add_points(self, c: Connection, trial: int, points: Sequence[Point], before: Told) -> Told:
+        """New points, in any order, and with them the last value of every metric; what there is then."""
+        rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "metrics": encode(p.metrics)} for p in points]
+        c.execute(made.ADD_POINTS, rows)
+        first, late = not before.steps, any(p.step < before.step for p in points)
+        whole = self.points(c, trial) if late else sorted(points, key=lambda p: p.step)
+        after = before.after(whole)
+        row = {"step": after.step, "metrics": encode(after.last)}
+        if first:
+            c.execute(made.ADD_PROGRESS, {"sweep": self.sweep, "trial": trial} | row)
+        else:
+            c.execute(made.SET_PROGRESS, self._of(trial) | {"at": row["step"], "last": row["metrics"]})
+        return after
 
     def points(self, c: Connection, trial: int) -> list[Point]:
         """All points of a trial by step."""
-        mine = (POINT.c.sweep == self.sweep) & (POINT.c.trial == trial)
-        query = select(POINT.c.step, POINT.c.metrics).where(mine).order_by(POINT.c.step)
-        return [Point(r.step, decode(r.metrics)) for r in c.execute(query)]
+        return [Point(r.step, decode(r.metrics)) for r in c.execute(made.POINTS, self._of(trial))]
 
     def add_pairs(self, c: Connection, trial: int, points: Sequence[Point]) -> None:
         """What these points know of each held-out pair."""
         rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "pairs": p.pairs} for p in points if p.pairs]
         if rows:
-            c.execute(insert(PAIRS), rows)
+            c.execute(made.ADD_PAIRS, rows)
 
     def pairs(self, c: Connection, trial: int) -> dict[int, str]:
         """The pairs of a trial by step; empty where they were not kept."""
@@ -168,8 +162,7 @@ class Ledger:
         return self._progress_row(c, trial) or (0, {})
 
     def _progress_row(self, c: Connection, trial: int) -> tuple[int, dict[str, float]] | None:
-        mine = (PROGRESS.c.sweep == self.sweep) & (PROGRESS.c.trial == trial)
-        row = c.execute(select(PROGRESS.c.step, PROGRESS.c.metrics).where(mine)).one_or_none()
+        row = c.execute(made.PROGRESS_OF, self._of(trial)).one_or_none()
         return None if row is None else (row.step, decode(row.metrics))
 
     # --- verdicts ------------------------------------------------------------------------------------------------
@@ -208,8 +201,7 @@ class Ledger:
 
     def requests(self, c: Connection) -> list[Request]:
         """What was asked and not yet done."""
-        mine = (REQUEST.c.sweep == self.sweep) & REQUEST.c.done_at.is_(None)
-        rows = c.execute(select(REQUEST).where(mine).order_by(REQUEST.c.seq))
+        rows = c.execute(made.REQUESTS, {"of_sweep": self.sweep})
         return [Request(r.seq, r.at, r.trial, r.kind, r.text) for r in rows]
 
     def done(self, c: Connection, seq: int) -> None:
@@ -218,10 +210,13 @@ class Ledger:
         c.execute(update(REQUEST).where(mine).values(done_at=time.time()))
 
     def _append(self, c: Connection, table: Table, kind: str, text: str, trial: int | None) -> int:
-        seq = self._next(c, table, "seq")
+        seq = int(c.execute(made.LAST_SEQ[table.name], {"of_sweep": self.sweep}).scalar_one()) + 1
         row = {"sweep": self.sweep, "seq": seq, "at": time.time(), "trial": trial, "kind": kind, "text": text}
-        c.execute(insert(table).values(**row))
+        c.execute(made.ADD_ROW[table.name], row)
         return seq
+
+    def _of(self, trial: int) -> dict[str, Any]:
+        return {"of_sweep": self.sweep, "of_trial": trial}
 
     def _next(self, c: Connection, table: Table, column: str) -> int:
         query = select(func.coalesce(func.max(table.c[column]), 0)).where(table.c.sweep == self.sweep)

@@ -230,7 +230,7 @@ class StudyReader:
         return self._remembered.trials()
 
     def _learned(self) -> int | None:
-        by_sft = self._store.storage.get_study_user_attrs(self._study_id).get(MICRO_BATCH)
+        by_sft = self._remembered.study_attrs().get(MICRO_BATCH)
         by_trials = reading.learned_micro_batch(self._frozen())
         return min((tokens for tokens in (by_sft, by_trials) if tokens is not None), default=None)
 

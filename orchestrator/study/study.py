@@ -14,7 +14,7 @@ from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study import reading
 from orchestrator.study.creating import create_store
 from orchestrator.study.guard import Guard, as_number
-from orchestrator.study.held import Held
+from orchestrator.study.held import Held, Told
 from orchestrator.study.holding import HoldingStudy
 from orchestrator.study.knowing import Known
 from orchestrator.study.pruning.decide import Judge, judged
@@ -92,7 +92,7 @@ class Study(HoldingStudy):
                 self._set(held.trial_id, MICRO_BATCH, micro_batch)
                 told = f"attempt {trial.attempt}: {why}; from now on {micro_batch} tokens per micro-batch"
                 self._ledger.add_event(c, "out of memory", told, trial.number)
-            again, trial_id = self._issuer.again(c, self._store.storage.get_trial(held.trial_id))
+            again, trial_id = self._issuer.again(c, self._remembered.trial(held.trial_id))
             again = self._with_memory(again)
             self._ledger.begin_attempt(c, again.number, again.attempt, self._gpus)
         return self._take(again, trial_id, held.watch)
@@ -100,7 +100,7 @@ class Study(HoldingStudy):
     def learn_micro_batch(self, tokens: int | None, why: str) -> None:
         """Before the first trial memory ran out: from now on at most so many tokens; None: that did not help either."""
         with self._driving() as c:
-            self._store.storage.set_study_user_attr(self._study_id, MICRO_BATCH, tokens)
+            self._remembered.set_study(MICRO_BATCH, tokens)
             told = "one pair was too much" if tokens is None else f"from now on {tokens} tokens per micro-batch"
             self._ledger.add_event(c, "out of memory", f"sft: {why}; {told}" if why else f"sft: {told}", None)
 
@@ -119,19 +119,23 @@ class Study(HoldingStudy):
         with self._driving() as c:
             held = self._hold(trial, "points")
             self._worked(c, held)
-            known = self._ledger.known_steps(c, trial.number, [p.step for p in points])
-            fresh = {p.step: p for p in reversed(points) if p.step not in known}
-            if fresh:
-                self._ledger.add_points(c, trial.number, list(fresh.values()))
-                if isinstance(self.spec.pruner, WilcoxonPruner):
-                    self._ledger.add_pairs(c, trial.number, list(fresh.values()))
-            looked_at = judged(self.spec).metric
-            for step, point in fresh.items():
-                if (value := point.metrics.get(looked_at)) is not None:
-                    self._store.storage.set_trial_intermediate_value(held.trial_id, step, as_number(value))
+            before, held.told = held.told or self._ledger.told(c, trial.number), None
+            fresh = {p.step: p for p in reversed(points) if p.step not in before.steps}
+            after = self._add(c, held, list(fresh.values()), before) if fresh else before
+        held.told = after
         return verdict
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _add(self, c: Connection, held: Held, fresh: Sequence[Point], before: Told) -> Told:
+        after = self._ledger.add_points(c, held.number, fresh, before)
+        if isinstance(self.spec.pruner, WilcoxonPruner):
+            self._ledger.add_pairs(c, held.number, fresh)
+        looked_at = judged(self.spec).metric
+        for point in fresh:
+            if (value := point.metrics.get(looked_at)) is not None:
+                self._remembered.evaluated(held.trial_id, point.step, as_number(value))
+        return after
 
     def _take(self, trial: Trial, trial_id: int, watch: Watch) -> Trial:
         number, attempt = trial.number, trial.attempt

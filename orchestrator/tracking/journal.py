@@ -60,16 +60,22 @@ class Journal:
         self.last += 1
         self.end += len(line)
 
-    def read(self, offset: int) -> tuple[Message, int]:
-        """The message at this offset, and the next one's offset."""
+    def read(self, offset: int, end: int, most: int) -> list[tuple[Message, int]]:
+        """Up to `most` messages from this offset on, before `end`, each with the next one's offset; one at least."""
+        found: list[tuple[Message, int]] = []
         with self.path.open("rb") as stream:
             stream.seek(offset)
-            line = stream.readline()
-        try:
-            _, message = decode(line.rstrip(b"\n"))
-        except BadLine:
-            raise Damaged(self.path, offset) from None
-        return message, offset + len(line)
+            while offset < end and len(found) < most:
+                line = stream.readline()
+                try:
+                    _, message = decode(line.rstrip(b"\n"))
+                except BadLine:
+                    if found:  # those first
+                        break
+                    raise Damaged(self.path, offset) from None
+                offset += len(line)
+                found.append((message, offset))
+        return found
 
     def close(self) -> None:
         """No more appends."""

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 PER_CALL = 900
 """Metrics in one call: MLflow takes 1000 entities of all kinds."""
+_Timed = tuple[Point, float]
 PARAMS_PER_CALL = 100
 LONGEST_PARAM = 6000
 LONGEST_TAG = 8000
@@ -178,14 +179,16 @@ class MlflowReceiver:
 
     def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
         """Log what is beyond the last step. The time is the message's: MLflow knows a repetition by it."""
+        self.course(run, [(points, at)])
+
+    def course(self, run: str, told: Sequence[tuple[Sequence[Point], float]]) -> None:
+        """Log what is beyond the last step, in as few calls as MLflow's limit allows."""
         with self._mlflow() as client:
             known = self._of(client, run)
-            last = known.last_step
-            fresh = sorted((p for p in points if last is None or p.step > last), key=lambda p: p.step)
-            for group in _groups(fresh):
-                metrics = [m for point in group for m in _metrics(point, _milliseconds(at))]
+            for group in _groups(_beyond(known.last_step, told)):
+                metrics = [m for point, at in group for m in _metrics(point, _milliseconds(at))]
                 client.log_batch(known.id, metrics=metrics)
-                known.last_step = group[-1].step
+                known.last_step = group[-1][0].step
 
     def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
         """Log those that are not the run's newest already."""
@@ -319,15 +322,25 @@ def _metrics(point: Point, timestamp: int) -> list[Metric]:
     return [Metric(name, value, timestamp, point.step) for name, value in point.metrics.items()]
 
 
-def _groups(points: Sequence[Point]) -> Generator[list[Point]]:
+def _beyond(last: int | None, told: Sequence[tuple[Sequence[Point], float]]) -> list[_Timed]:
+    """The points after that step, each with its time; of a step told again, the first."""
+    found: list[_Timed] = []
+    for points, at in told:
+        fresh = sorted((p for p in points if last is None or p.step > last), key=lambda p: p.step)
+        found += [(point, at) for point in fresh]
+        last = fresh[-1].step if fresh else last
+    return found
+
+
+def _groups(points: Sequence[_Timed]) -> Generator[list[_Timed]]:
     """Whole points, at most PER_CALL metrics together."""
-    group: list[Point] = []
+    group: list[_Timed] = []
     size = 0
-    for point in points:
+    for point, at in points:
         if group and size + len(point.metrics) > PER_CALL:
             yield group
             group, size = [], 0
-        group.append(point)
+        group.append((point, at))
         size += len(point.metrics)
     if group:
         yield group

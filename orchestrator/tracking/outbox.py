@@ -6,6 +6,7 @@ import fcntl
 import json
 import logging
 import os
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -15,10 +16,11 @@ from typing import Any
 
 from orchestrator.errors import StorageRefused
 from orchestrator.study.guard import as_number
+from orchestrator.tracking.groups import groups
 from orchestrator.tracking.journal import Journal
 from orchestrator.tracking.messages import Artifact, End, Message, Points, Start, Tag, Values, encode, tell
 from orchestrator.tracking.secrets import redact_all, secret_values
-from orchestrator.tracking.sink import Receiver, Refused, Unreachable
+from orchestrator.tracking.sink import Receiver, Refused, TakesCourses, Unreachable
 from trainer.failpoint import failpoint
 from trainer.report import Point
 
@@ -27,6 +29,15 @@ _log = logging.getLogger(__name__)
 FIRST_WAIT = 0.5
 LONGEST_WAIT = 30.0
 """Seconds between tries while the receiver is unreachable; doubled from the first to the longest."""
+AT_ONCE = 1000
+"""Messages looked at together; while more than these wait, delivery does not rest."""
+SHARE = 0.25
+"""Of a processor's time, which delivery takes while it keeps up: the thread competes with the driver itself."""
+LONGEST_REST = 5.0
+"""Seconds by which delivery may be later for that."""
+SWITCH = 0.0005
+"""Seconds after which delivery gives way to the driver's thread. Python's own 5 ms cost a report, which writes to the
+disk a dozen times, as much as 60 ms."""
 
 
 class OutboxHeld(StorageRefused):
@@ -56,6 +67,7 @@ class Outbox:
         self._changed = threading.Condition()
         self._closing = self._abandoned = self._closed = False
         self._trouble = ""
+        sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._deliver_all, name="outbox", daemon=True)
         self._thread.start()
 
@@ -145,13 +157,13 @@ class Outbox:
         """The thread. An error that is neither Unreachable nor Refused ends it, with a traceback: it is ours."""
         finished = False
         try:
-            while (offset := self._wait_for_work()) is not None:
-                message, following = self._journal.read(offset)
-                failpoint("outbox.deliver")
-                if not self._deliver(message):
+            while (work := self._wait_for_work()) is not None:
+                began = time.thread_time()
+                if not self._deliver_some(*work):
                     break
-                failpoint("outbox.delivered")
-                self._advance(following)
+                spent = time.thread_time() - began
+                if self.pending < AT_ONCE:
+                    self._rest(min(spent / SHARE - spent, LONGEST_REST))
             finished = True
         finally:
             with self._changed:
@@ -159,18 +171,45 @@ class Outbox:
                     self._trouble = "delivery ended by a fault of this program (traceback above); messages are kept"
                 self._changed.notify_all()
 
-    def _wait_for_work(self) -> int | None:
+    def _wait_for_work(self) -> tuple[int, int] | None:
+        """From where to where there is something to deliver."""
         with self._changed:
             while self._offset >= self._journal.end and not self._closing:
                 self._changed.wait()
-            return None if self._abandoned or self._offset >= self._journal.end else self._offset
+            if self._abandoned or self._offset >= self._journal.end:
+                return None
+            return self._offset, self._journal.end
 
-    def _deliver(self, message: Message) -> bool:
-        """Try until the receiver takes or refuses the message; False when the outbox was closed meanwhile."""
+    def _rest(self, seconds: float) -> None:
+        """Leave the processor to the driver for so long; what is told meanwhile takes fewer calls together."""
+        until = time.monotonic() + seconds
+        with self._changed:
+            while not self._closing and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+
+    def _deliver_some(self, offset: int, end: int) -> bool:
+        """What waits there, a run's points together where the receiver takes that; False when closed meanwhile."""
+        read = self._journal.read(offset, end, AT_ONCE)
+        messages, seq = [message for message, _ in read], self._seq
+        together = groups(messages) if isinstance(self._receiver, TakesCourses) else [[k] for k in range(len(read))]
+        starts = [group[0] for group in together[1:]] + [len(read)]
+        for group, until in zip(together, starts, strict=True):
+            failpoint("outbox.deliver")
+            if not self._deliver([(seq + 1 + place, messages[place]) for place in group]):
+                return False
+            failpoint("outbox.delivered")
+            self._advance(seq + until, read[until - 1][1])  # nothing before the next group's start is left
+        return True
+
+    def _deliver(self, group: Sequence[tuple[int, Message]]) -> bool:
+        """Try until the receiver takes or refuses these numbered messages; False when the outbox was closed meanwhile.
+
+        Refused together, they are tried one by one: only those that are refused alone are set aside.
+        """
         wait = FIRST_WAIT
         while not self._abandoned:
             try:
-                tell(self._receiver, message)
+                self._tell_receiver([message for _, message in group])
             except Unreachable as error:
                 if not self._trouble:
                     _log.warning("tracking is unreachable, messages wait on the disk: %s", error)
@@ -178,12 +217,20 @@ class Outbox:
                 self._pause(wait)
                 wait = min(2 * wait, LONGEST_WAIT)
             except Refused as error:
-                self._set_aside(message, error)
+                if len(group) > 1:
+                    return all(self._deliver([one]) for one in group)
+                self._set_aside(*group[0], error)
                 return True
             else:
                 self._trouble = ""
                 return True
         return False
+
+    def _tell_receiver(self, group: Sequence[Message]) -> None:
+        if len(group) > 1 and isinstance(self._receiver, TakesCourses):
+            self._receiver.course(group[0].run, [(m.points, m.at) for m in group if isinstance(m, Points)])
+        else:
+            tell(self._receiver, group[0])
 
     def _pause(self, seconds: float) -> None:
         """Wait; closing cuts the long waits short, as the time that is left is better spent on trying."""
@@ -195,16 +242,16 @@ class Outbox:
                     until = min(until, time.monotonic() + left)
                 self._changed.wait(left)
 
-    def _set_aside(self, message: Message, error: Refused) -> None:
+    def _set_aside(self, seq: int, message: Message, error: Refused) -> None:
         _log.error("tracking refused a message of run %s, set aside: %s", message.run, error)
         with (self._folder / "refused.jsonl").open("ab") as stream:
-            stream.write(encode(self._seq + 1, message))
+            stream.write(encode(seq, message))
 
-    def _advance(self, offset: int) -> None:
+    def _advance(self, seq: int, offset: int) -> None:
         with self._changed:
             if self._abandoned:
                 return
-            self._seq, self._offset = self._seq + 1, offset
+            self._seq, self._offset = seq, offset
             # Not flushed: losing it costs a second delivery, which changes nothing.
             aside = self._folder / "delivered.json.tmp"
             aside.write_text(json.dumps({"seq": self._seq, "offset": self._offset}))
@@ -222,6 +269,8 @@ def deliver_pending(folder: Path, deliver: Receiver, timeout: float) -> int:
 
 def redact_message(message: Message) -> Message:
     """The message without the secrets of this environment."""
+    if isinstance(message, (Points, Values, Artifact)):
+        return message
     secrets = secret_values()
     match message:
         case Start(run, name, params, tags, at):
@@ -230,8 +279,6 @@ def redact_message(message: Message) -> Message:
             return Tag(run, redact_all(tags, secrets))
         case End(run, status, tags, at):
             return End(run, status, redact_all(tags, secrets), at)
-        case Points() | Values() | Artifact():
-            return message
 
 
 def _lock(folder: Path) -> int:

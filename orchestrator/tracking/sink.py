@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from trainer.report import Point
 
@@ -49,6 +49,15 @@ class Receiver(Protocol):
 
     def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
         """A run is over: FINISHED, FAILED or KILLED."""
+        ...
+
+
+@runtime_checkable
+class TakesCourses(Protocol):
+    """A receiver for which several messages of one run cost little more than one."""
+
+    def course(self, run: str, told: Sequence[tuple[Sequence[Point], float]]) -> None:
+        """The same as `points` with each of these and its time, one after the other."""
         ...
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.tracking.mlflow import RUN, SWEEP_ID, MlflowReceiver, param_text
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.sink import Receiver, Refused
+from orchestrator.tracking.sink import Receiver, Refused, TakesCourses
 from trainer.report import Point
 
 
@@ -230,6 +230,34 @@ class TestMlflow(SinkContract):
                 artifacts=[file.path for file in listed],
             )
         return found
+
+    def test_a_course_is_its_messages_one_after_the_other_in_one_call(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from mlflow import MlflowClient
+
+        calls: list[int] = []
+        real = MlflowClient.log_batch
+
+        def counting(client: Any, run_id: str, metrics: Sequence[Any] = (), **more: Any) -> Any:
+            calls.append(len(metrics))
+            return real(client, run_id, metrics=metrics, **more)
+
+        monkeypatch.setattr(MlflowClient, "log_batch", counting)
+        told = [([Point(k, {"loss": float(k)})], 2.0 + k) for k in range(60)]
+        told.insert(30, ([Point(29, {"loss": 9.0}), Point(30, {"loss": 30.0})], 99.0))  # one known, one told twice
+        for _ in range(2):
+            to = self.open(tmp_path)
+            assert isinstance(to, TakesCourses)
+            to.start("sweep", name="s", params={}, tags={}, at=1.0)
+            to.start("0", name="0", params={}, tags={}, at=1.0)
+            to.course("0", told)
+        assert calls == [60]
+        assert self.look(tmp_path)["0"].points["loss"] == [(k, float(k)) for k in range(60)]
+        client = MlflowClient(_uri(tmp_path))
+        run = client.search_runs([client.get_experiment_by_name("e").experiment_id], f"tags.`{RUN}` = '0'")[0]
+        times = {m.step: m.timestamp for m in client.get_metric_history(run.info.run_id, "loss")}
+        assert times == {k: 99_000 if k == 30 else 2000 + 1000 * k for k in range(60)}
 
 
 def _uri(root: Path) -> str:

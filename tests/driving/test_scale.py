@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import sqlite3
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,23 +91,28 @@ class Measured(Conductor):
         return found
 
 
+@contextmanager
+def driving(root: Path, trials: int, slots: int) -> Generator[tuple[Measured, Study]]:
+    """A whole sweep, every event counted."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store.sqlite3, "connect", functools.partial(sqlite3.connect, factory=CountingConnection))
+        spec = spec_of(trials, slots)
+        folder = SweepFolder(root, spec.name)
+        make(folder, dump(spec))
+        study = Study.create(folder, spec, slots=slots, train_pairs=10_000)
+        sink, view = ListSink(), SilentView()
+        after = Afterwards(study, sink)
+        patch.setattr(after, "_due", float("inf"))  # describing the sweep is bounded by its share of the time instead
+        with study, Interrupt(lambda: "") as interrupt:
+            conductor = Measured(study, sink, view, interrupt, place=lambda config: config, on_closed=after)
+            Bridge(conductor, slots, paced=False).run(lambda bucket: None)
+            yield conductor, study
+
+
 @pytest.fixture(scope="module")
 def driven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Measured, Study]]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr(store.sqlite3, "connect", functools.partial(sqlite3.connect, factory=CountingConnection))
-    spec = spec_of(TRIALS, SLOTS)
-    folder = SweepFolder(tmp_path_factory.mktemp("runs"), spec.name)
-    make(folder, dump(spec))
-    study = Study.create(folder, spec, slots=SLOTS, train_pairs=10_000)
-    sink, view = ListSink(), SilentView()
-    interrupt = Interrupt(lambda: "")
-    after = Afterwards(study, sink)
-    patch.setattr(after, "_due", float("inf"))  # describing the sweep is bounded by its share of the time instead
-    conductor = Measured(study, sink, view, interrupt, place=lambda config: config, on_closed=after)
-    Bridge(conductor, SLOTS).run(lambda bucket: None)
-    yield conductor, study
-    study.dispose()
-    patch.undo()
+    with driving(tmp_path_factory.mktemp("runs"), TRIALS, SLOTS) as found:
+        yield found
 
 
 def test_the_script_is_a_sweep(driven: tuple[Measured, Study]) -> None:
@@ -129,6 +135,21 @@ def test_an_event_costs_the_same_at_the_end_as_at_the_beginning(driven: tuple[Me
     assert len(early) > 5 < len(late)
     assert max(statements for statements, _ in late) <= max(statements for statements, _ in early)
     assert max(rows for _, rows in late) <= max(rows for _, rows in early)
+
+
+def test_a_report_writes_one_row_of_each_table_and_reads_whether_it_may(driven: tuple[Measured, Study]) -> None:
+    conductor, _ = driven
+    reports = [(statements, rows) for kind, _, statements, rows in conductor.taken if kind == "report"]
+    # begin; the fence; the driver's time; the attempt's time; the point; its trial's last values
+    assert set(reports) == {(6, 1)}
+
+
+def test_an_event_costs_the_same_however_many_trials_are_open(driven: tuple[Measured, Study], tmp_path: Path) -> None:
+    few, _ = driven
+    with driving(tmp_path, 6 * SLOTS, 4 * SLOTS) as (many, _):
+        for kind in ("report", "evaluation", "start", "end"):
+            most = max((s, r) for k, _, s, r in few.taken if k == kind)
+            assert max((s, r) for k, _, s, r in many.taken if k == kind) <= most, kind
 
 
 def test_ended_trials_are_read_once_and_an_undone_transaction_is_forgotten(driven: tuple[Measured, Study]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 from scripted import SLOTS, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
+from orchestrator.engine import bridge
 from orchestrator.engine.messages import STOP_FILE
 from orchestrator.engine.stopping import Interrupt, Stop, StopKind
 from orchestrator.engine.tuner import run_trials
@@ -55,6 +57,23 @@ def test_six_trials_over_two_slots_load_once_per_worker(tmp_path: Path, ray_clus
     assert best is not None
     assert best.number == 5
     assert (ran.folder.attempt(0, 1) / "trial.yaml").is_file()
+
+
+def test_tune_looks_at_no_trial_that_has_ended(
+    tmp_path: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    choose = bridge.Scheduler.choose_trial_to_run
+
+    def counting(self: bridge.Scheduler, tune_controller: Any) -> Any:
+        chosen = choose(self, tune_controller)
+        kept.append(len(tune_controller.get_trials()))
+        return chosen
+
+    monkeypatch.setattr(bridge.Scheduler, "choose_trial_to_run", counting)
+    ran = Ran(tmp_path, count=8)
+    assert ran.states == [TrialState.COMPLETE] * 8
+    assert max(kept) <= SLOTS.count + 1, "those that run and the one that comes next"
 
 
 def test_ends_of_every_kind_are_recorded_and_the_sweep_goes_on(tmp_path: Path, ray_cluster: Path) -> None:

@@ -168,6 +168,103 @@ def test_a_receiver_that_dies_midway_gets_that_message_again(tmp_path: Path) -> 
     assert taken == [0, 1, 2, 2, 3, 4]
 
 
+class Courses(Recorder):
+    """Takes several messages of a run in one call."""
+
+    def course(self, run: str, told: Sequence[tuple[Sequence[Point], float]]) -> None:
+        self._take("course", run, [([p.step for p in points], at) for points, at in told])
+
+
+def held_back(folder: Path, tell: Callable[[Outbox], None]) -> None:
+    """What the driver told while nobody could be reached."""
+
+    def unreachable() -> None:
+        raise Unreachable("down")
+
+    box = Outbox(folder, Recorder(unreachable))
+    tell(box)
+    assert box.close(0.0) == box.pending > 0
+
+
+def story(box: Outbox) -> None:
+    for run in ("0", "1"):
+        box.start(run, name=run, params={}, tags={}, at=1.0)
+    for step in range(3):
+        for run in ("0", "1"):
+            box.points(run, [point(step)], at=2.0 + step)
+    box.tag("0", {"a": "b"})
+    for step in range(3, 5):
+        for run in ("0", "1"):
+            box.points(run, [point(step)], at=2.0 + step)
+
+
+def test_points_of_a_run_that_wait_go_in_one_call_each_with_its_time(tmp_path: Path) -> None:
+    held_back(tmp_path / "o", story)
+    seen = Courses()
+    assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
+    assert [(what, run) for what, run, _ in seen.calls] == [
+        ("start", "0"),
+        ("start", "1"),
+        ("course", "0"),
+        ("course", "1"),
+        ("tag", "0"),
+        ("course", "0"),
+    ]
+    assert [value for what, run, value in seen.calls if (what, run) == ("course", "1")] == [
+        [([step], 2.0 + step) for step in range(5)]
+    ]
+    whole = Recorder()  # one that takes them one by one only
+    held_back(tmp_path / "p", story)
+    assert deliver_pending(tmp_path / "p", whole, 10.0) == 0
+    assert [what for what, *_ in whole.calls].count("points") == 10
+
+
+def test_calls_grow_with_runs_and_not_with_reports(tmp_path: Path) -> None:
+    def many(box: Outbox) -> None:
+        for step in range(200):
+            for run in range(4):
+                box.points(str(run), [point(step)], at=1.0)
+
+    held_back(tmp_path / "o", many)
+    seen = Courses()
+    assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
+    assert len(seen.calls) == 4
+    assert sum(len(value) for _, _, value in seen.calls) == 800
+
+
+def test_refused_together_only_the_guilty_one_is_set_aside(tmp_path: Path) -> None:
+    class Picky(Courses):
+        def course(self, run: str, told: Sequence[tuple[Sequence[Point], float]]) -> None:
+            raise Refused("one of these")
+
+        def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+            if points[0].step == 1:
+                raise Refused("this one")
+            super().points(run, points, at=at)
+
+    held_back(tmp_path / "o", lambda box: [box.points("0", [point(step)], at=1.0) for step in range(3)] and None)
+    seen = Picky()
+    assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
+    assert seen.steps == [0, 2]
+    aside = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
+    assert [decode(line) for line in aside] == [(2, Points("0", [point(1)], 1.0))]
+
+
+def test_closed_between_two_groups_the_later_opening_goes_on_there(tmp_path: Path) -> None:
+    """Run 1's points had gone with earlier ones of its own; they are told again, and the receiver knows them."""
+    held_back(tmp_path / "o", story)
+
+    class DownAfter(Courses):
+        def tag(self, run: str, tags: Mapping[str, str]) -> None:
+            raise Unreachable("down")
+
+    first = DownAfter()
+    assert deliver_pending(tmp_path / "o", first, 0.3) == 5
+    later = Courses()
+    assert deliver_pending(tmp_path / "o", later, 10.0) == 0
+    assert [(what, run) for what, run, _ in later.calls] == [("tag", "0"), ("course", "0"), ("course", "1")]
+
+
 def test_what_is_refused_for_ever_is_set_aside_and_the_rest_arrives(tmp_path: Path) -> None:
     class Picky(Recorder):
         def tag(self, run: str, tags: Mapping[str, str]) -> None:
