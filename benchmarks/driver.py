@@ -1,11 +1,10 @@
 """The driver of a large sweep: what an event costs it as trials pile up. `python -m benchmarks.driver --write`.
 
 The real conductor, study (SQLite), outbox with its thread, MLflow store and plain log; 2,000 trials over 64 slots whose
-trainers are scripts, so that all time measured is the driver's own. Ray is left out; what of Tune grows with the trials
-that have ended is taken away by `orchestrator/engine/bridge.py`.
+trainers are scripts, so that all time measured is the driver's own. Ray is left out: `benchmarks.driver_ray` has it.
 
-Time is simulated: every slot reports once per second, its reports spread over the second; the driver takes them one
-after the other, each as long as it was measured to take. An event's latency is that with its waiting.
+In real time: every slot reports once per second, whatever the driver does, its reports spread over the second; the
+driver takes them one after the other. An event's latency runs from the instant at which it was due to its verdict.
 """
 
 from __future__ import annotations
@@ -43,6 +42,8 @@ from trainer.report import Point
 GOAL = "eval_accuracies/logp"
 REPORTS = 20
 """Of a trial, one per second: a trial lasts 20 s, which is short; longer ones ask less of the driver."""
+GLANCE = 0.1
+"""Seconds between two looks at the clock while nothing comes: Tune asks ten times a second."""
 EVERY = 5
 """Reports between two evaluations."""
 BUCKET = 100
@@ -82,10 +83,15 @@ class Bucket:
     latencies: list[float] = field(default_factory=list[float])
     starts: list[float] = field(default_factory=list[float])
     ends: list[float] = field(default_factory=list[float])
-    cpu: float = 0.0
-    events: int = 0
+    cpu: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in ("report", "start", "end")})
+    """Processor time of the driver's own thread, for each event."""
+    began: float = 0.0
+    ended: float = 0.0
+    process: float = 0.0
+    thread: float = 0.0
     memory: float = 0.0
     pending: int = 0
+    load: float = 0.0
 
     def row(self, finished: int) -> dict[str, float]:
         """For the table and the figure."""
@@ -94,11 +100,15 @@ class Bucket:
             "report_ms": 1e3 * float(np.median(self.reports)),
             "start_ms": 1e3 * float(np.median(self.starts)) if self.starts else math.nan,
             "end_ms": 1e3 * float(np.median(self.ends)) if self.ends else math.nan,
+            **{f"{kind}_cpu_ms": 1e3 * float(np.mean(took)) for kind, took in self.cpu.items() if took},
             "latency_p50_ms": 1e3 * float(np.percentile(self.latencies, 50)),
             "latency_p99_ms": 1e3 * float(np.percentile(self.latencies, 99)),
-            "cpu_ms_per_event": 1e3 * self.cpu / max(1, self.events),
+            "reports_per_second": len(self.latencies) / (self.ended - self.began),
+            "cores": self.process / (self.ended - self.began),
+            "delivery_cores": (self.process - self.thread) / (self.ended - self.began),
             "memory_mb": self.memory,
             "pending": self.pending,
+            "load": self.load,
         }
 
 
@@ -113,38 +123,52 @@ class _Event:
 class Bridge:
     """Ray's part, scripted: hands reports to the conductor and asks it for the next job."""
 
-    def __init__(self, conductor: Conductor, slots: int) -> None:
-        self._conductor, self._slots = conductor, slots
+    def __init__(self, conductor: Conductor, slots: int, *, paced: bool = True) -> None:
+        """Not `paced`: every event at once, in the order in which it would be due."""
+        self._conductor, self._slots, self._paced = conductor, slots, paced
         self._free = list(range(slots))[::-1]
         self._queue: list[_Event] = []
-        self._clock = 0.0
-        """When the driver is done with what it has taken so far, in simulated seconds."""
+        self._zero = time.perf_counter()
+        self._reached = 0.0
         self.finished = 0
         self.buckets: dict[int, Bucket] = {}
 
     def run(self, watch: Callable[[Bucket], None]) -> None:
         """Until nothing is left; `watch` is called as each bucket begins."""
-        self._fill(0.0)
-        cpu = time.process_time()
+        self._fill()
+        self._zero = time.perf_counter()
+        process, thread = time.process_time(), time.thread_time()
         while self._queue:
             bucket = self.buckets.get(self.finished // BUCKET)
             if bucket is None:
-                bucket = self.buckets[self.finished // BUCKET] = Bucket()
+                bucket = self.buckets[self.finished // BUCKET] = Bucket(began=self._now)
                 watch(bucket)
             self._take(heapq.heappop(self._queue), bucket)
-            now = time.process_time()
-            bucket.cpu, cpu = bucket.cpu + now - cpu, now
-            bucket.events += 1
+            bucket.process, process = bucket.process + time.process_time() - process, time.process_time()
+            bucket.thread, thread = bucket.thread + time.thread_time() - thread, time.thread_time()
+            bucket.ended = self._now
+
+    @property
+    def _now(self) -> float:
+        return time.perf_counter() - self._zero if self._paced else self._reached
+
+    def _await(self, due: float) -> None:
+        self._reached = max(self._reached, due)
+        while (left := due - self._now) > 0:
+            time.sleep(min(left, GLANCE))
+            with self._conductor as conductor:
+                conductor.tick()
 
     def _take(self, event: _Event, bucket: Bucket) -> None:
         report = _report(event.job, event.step)
-        began = time.perf_counter()
+        self._await(event.due)
+        began, cpu = time.perf_counter(), time.thread_time()
         with self._conductor as conductor:
             conductor.tick()
             goes_on = conductor.heard(event.job.id, report)
-        took = time.perf_counter() - began
-        self._clock = max(self._clock, event.due) + took
-        bucket.latencies.append(self._clock - event.due)
+        took, cpu = time.perf_counter() - began, time.thread_time() - cpu
+        bucket.latencies.append(self._now - event.due)
+        bucket.cpu["report" if goes_on else "end"].append(cpu)
         if goes_on:
             bucket.reports.append(took)
             heapq.heappush(self._queue, _Event(event.due + 1.0, event.slot, event.job, event.step + 1))
@@ -152,22 +176,22 @@ class Bridge:
         bucket.ends.append(took)
         self.finished += 1
         self._free.append(event.slot)
-        self._fill(self._clock, bucket)
+        self._fill(bucket)
 
-    def _fill(self, at: float, bucket: Bucket | None = None) -> None:
+    def _fill(self, bucket: Bucket | None = None) -> None:
         while self._free:
-            began = time.perf_counter()
+            began, cpu = time.perf_counter(), time.thread_time()
             with self._conductor as conductor:
                 job = conductor.next(self._slots)
-            took = time.perf_counter() - began
-            self._clock += took
             if job is None:
                 return
-            if bucket is not None:
-                bucket.starts.append(took)
             slot = self._free.pop()
-            first = at + 1.0 + (slot / self._slots if bucket is None else 0.0)
-            heapq.heappush(self._queue, _Event(first, slot, job, 0))
+            first = REPORTS * slot / self._slots  # as if it had gone on for long: not all end at once
+            if bucket is not None:
+                bucket.starts.append(time.perf_counter() - began)
+                bucket.cpu["start"].append(time.thread_time() - cpu)
+                first = self._now
+            heapq.heappush(self._queue, _Event(first + 1.0, slot, job, 0))
 
 
 def _report(job: Job, step: int) -> Report:
@@ -175,7 +199,7 @@ def _report(job: Job, step: int) -> Report:
     metrics = {name: 1.0 / (1 + step + place) for place, name in enumerate(_TRAINING)}
     if step % EVERY == 0 or step == REPORTS:
         metrics |= {name: 0.1 * place for place, name in enumerate(_EVALUATION)}
-        metrics[GOAL] = 0.5 + 0.3 * math.sin(number) * step / REPORTS
+        metrics[GOAL] = 0.5 + (0.2 + 0.1 * math.sin(number)) * step / REPORTS
     end = End(EndKind.FINISHED, "", steps=step) if step == REPORTS else None
     return Report((Point(step, metrics),), end, pid=1000 + number % 64, counters={"imports": 1})
 
@@ -198,12 +222,16 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
         def watch(bucket: Bucket) -> None:
             bucket.memory = resident()
             bucket.pending = sink.pending
+            bucket.load = os.getloadavg()[0]
+            print(f"{bridge.finished} ended, {bucket.pending} messages behind, load {bucket.load:.1f}", flush=True)
 
         began = time.perf_counter()
         bridge.run(watch)
         took = time.perf_counter() - began
         pending = sink.pending
+        began = time.perf_counter()
         left = sink.close(600.0)
+        catching_up = time.perf_counter() - began
         states = [record.state.value for record in study.trials()]
     rows = [bucket.row(number * BUCKET) for number, bucket in sorted(bridge.buckets.items()) if bucket.reports]
     if len(states) != trials or left:
@@ -216,6 +244,7 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
         "seconds": took,
         "pruned": states.count("PRUNED"),
         "pending_at_end": pending,
+        "catching_up": catching_up,
         "rows": rows,
     }
 

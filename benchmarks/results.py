@@ -50,7 +50,13 @@ def table(name: str, found: dict[str, Any]) -> str:
     """A Markdown table of one benchmark's figures."""
     if name.startswith("three_ways"):
         return three_ways(name, found)
-    return {"steps": steps, "threads": threads, "gpu": gpu, "driver": driver_page.table}[name](found)
+    return {
+        "steps": steps,
+        "threads": threads,
+        "gpu": gpu,
+        "driver": driver_page.table,
+        "driver_ray": driver_page.ray_table,
+    }[name](found)
 
 
 def three_ways(name: str, found: dict[str, Any]) -> str:

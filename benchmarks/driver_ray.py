@@ -1,0 +1,199 @@
+"""What Ray adds to the driver of a large sweep: Ray Tune alone, then this product. `python -m benchmarks.driver_ray`.
+
+Both run the same light trainables, which sleep a second and report, in as many worker processes as there are slots.
+Measured: processor time of the driver's process for each report (Ray's own processes left out), and the time from a
+worker's report to the driver's first look at it. Workers that start take the processors: the first of them are not
+counted, from then on nothing but reports is going on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks import results
+from benchmarks.driver import EVERY, GOAL, spec_of
+from dashboards.terminal import PlainView
+from orchestrator.driving.afterwards import Afterwards
+from orchestrator.driving.story import open_sink
+from orchestrator.engine.cluster import Slots, cluster
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.messages import Report
+from orchestrator.engine.stopping import Interrupt
+from orchestrator.engine.tuner import run_trials
+from orchestrator.folders import SweepFolder, make
+from orchestrator.spec.dump import dump
+from orchestrator.study.study import Study
+from orchestrator.tracking.sink import SWEEP
+from trainer.config import TrialConfig
+from trainer.report import Ending, EndKind, Point
+
+AT = "reported_at"
+
+
+@dataclass(slots=True)
+class Heard:
+    """From the moment at which every slot has reported `warm` times: latencies, and the process's time."""
+
+    slots: int
+    warm: int = 3
+    count: int = 0
+    latencies: list[float] = field(default_factory=list[float])
+    began: tuple[float, float] = (0.0, 0.0)
+    last: tuple[float, float] = (0.0, 0.0)
+    load: float = 0.0
+
+    def take(self, reported_at: float) -> None:
+        """A report has come."""
+        self.count += 1
+        self.last = time.perf_counter(), time.process_time()
+        if self.count <= self.warm * self.slots:
+            self.began, self.load = self.last, os.getloadavg()[0]
+        else:
+            self.latencies.append(time.time() - reported_at)
+
+    def row(self, way: str) -> dict[str, Any]:
+        """For the table."""
+        seconds, cpu = (b - a for a, b in zip(self.began, self.last, strict=True))
+        return {
+            "way": way,
+            "slots": self.slots,
+            "reports": len(self.latencies),
+            "reports_per_second": len(self.latencies) / seconds,
+            "cpu_ms_per_report": 1e3 * cpu / len(self.latencies),
+            "cores": cpu / seconds,
+            "latency_p50_ms": 1e3 * float(np.percentile(self.latencies, 50)),
+            "latency_p99_ms": 1e3 * float(np.percentile(self.latencies, 99)),
+            "load": self.load,
+        }
+
+
+class Sleeper:
+    """A workshop whose trials sleep a second and report."""
+
+    counters: dict[str, int]
+
+    def __init__(self, cache: Path) -> None:
+        del cache
+        self.counters = {"imports": 0}
+
+    def interrupt(self) -> None:
+        """Nobody asks."""
+
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
+        """As many reports as the configuration has updates, and the start model's."""
+        del folder, earlier, fork
+        last = config.training.max_steps or 0
+        for step in range(last + 1):
+            time.sleep(1.0)
+            metrics = {"loss": 1.0 / (1 + step), AT: time.time()}
+            if step % EVERY == 0 or step == last:
+                metrics[GOAL] = 0.5
+            yield Point(step, metrics)
+        return Ending(EndKind.FINISHED, "", last)
+
+
+def ours(root: Path, slots: Slots, trials: int, heard: Heard) -> None:
+    """This product: conductor, study, outbox and MLflow on top of Tune."""
+    spec = spec_of(trials, slots.count)
+    folder = SweepFolder(root, spec.name)
+    make(folder, dump(spec))
+
+    class Listening(Conductor):
+        def heard(self, job_id: str, report: Report) -> bool:
+            if report.points:
+                heard.take(report.points[-1].metrics[AT])
+            return super().heard(job_id, report)
+
+    from rich.console import Console
+
+    from orchestrator.engine import tuner
+
+    with Study.create(folder, spec, slots=slots.count, train_pairs=10_000) as study, Interrupt(lambda: "") as asked:
+        sink = open_sink(study, root)
+        study.begin(0.0)
+        sink.start(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
+        view = PlainView(spec, Console(file=(root / "log").open("w"), width=160), total=trials)
+        after = Afterwards(study, sink)
+        with cluster(folder.path / "ray", slots, asked):
+            tuner.Conductor = Listening  # pyright: ignore[reportPrivateImportUsage]
+            run_trials(study, sink, view, asked, slots, on_closed=after, opened=Sleeper)
+        sink.close(120.0)
+
+
+def alone(root: Path, slots: Slots, trials: int, heard: Heard) -> None:
+    """Ray Tune with a scheduler that does nothing but listen."""
+    from ray import tune
+    from ray.tune.schedulers import FIFOScheduler
+
+    class Listening(FIFOScheduler):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            heard.take(result[AT])
+            return super().on_trial_result(tune_controller, trial, result)
+
+    with Interrupt(lambda: "") as asked, cluster(root / "ray", slots, asked):
+        tune.Tuner(
+            tune.with_resources(Sleeping, tune.PlacementGroupFactory(slots.bundles)),
+            param_space={"steps": spec_of(trials, slots.count).base.training.max_steps},
+            tune_config=tune.TuneConfig(num_samples=trials, scheduler=Listening(), reuse_actors=True),
+            run_config=tune.RunConfig(storage_path=str(root / "results"), verbose=0),
+        ).fit()
+
+
+def _trainable() -> type:
+    from ray.tune import Trainable
+
+    class Sleeping(Trainable):
+        """The same without us."""
+
+        def setup(self, config: dict[str, Any]) -> None:
+            self.reset_config(config)
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            self._left = new_config["steps"] + 1
+            return True
+
+        def step(self) -> dict[str, Any]:
+            time.sleep(1.0)
+            self._left -= 1
+            return {"loss": 0.5, AT: time.time(), "done": self._left == 0}
+
+    return Sleeping
+
+
+Sleeping = _trainable()
+
+WAYS: dict[str, Callable[[Path, Slots, int, Heard], None]] = {"Ray Tune alone": alone, "this product": ours}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--slots", type=int, default=64)
+    parser.add_argument("--trials", type=int, default=192)
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    asked = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for way, run in WAYS.items():
+        heard = Heard(asked.slots)
+        with tempfile.TemporaryDirectory(prefix="prefsweep-ray-") as place:
+            run(Path(place), Slots(count=asked.slots, gpus=0.0, threads=1), asked.trials, heard)
+        rows.append(heard.row(way))
+        print(
+            "  ".join(f"{k}={v:.1f}" if isinstance(v, float) else f"{k}={v}" for k, v in rows[-1].items()), flush=True
+        )
+    if asked.write:
+        results.write("driver_ray", {"trials": asked.trials, "rows": rows})
+
+
+if __name__ == "__main__":
+    main()
