@@ -28,10 +28,10 @@ def table(found: dict[str, Any]) -> str:
         [
             f"{found['trials']:,} trials ({found['pruned']} pruned), {found['slots']} slots, a report per second and "
             f"slot, {found['reports_per_trial']} reports a trial, `{found['sampler']}` with a percentile pruner; "
-            f"{found['machine']}; {found['measured']}. Report, start and end: the driver's processor time, then the "
-            "time it took by the clock (medians). `cores`: processor time of the whole process by the clock's, and what of it "
-            "is delivery to MLflow. "
-            "`behind`: messages on their way to MLflow. `load`: of the machine, everybody's.",
+            f"{found['machine']}; {found['measured']}. Report, start and end: the driver's processor time, then "
+            "the time it took by the clock (medians). `cores`: processor time of the whole process by the clock's, and "
+            "what of it is delivery to MLflow. `behind`: messages on their way to MLflow. `load`: of the machine, "
+            "everybody's.",
             "",
             *lines,
             "",
