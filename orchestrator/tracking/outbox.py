@@ -155,15 +155,16 @@ class Outbox:
 
     def _deliver_all(self) -> None:
         """The thread. An error that is neither Unreachable nor Refused ends it, with a traceback: it is ours."""
-        finished = False
+        finished = warm = False  # its first call imports and connects: that comes once
         try:
             while (work := self._wait_for_work()) is not None:
                 began = time.thread_time()
                 if not self._deliver_some(*work):
                     break
                 spent = time.thread_time() - began
-                if self.pending < AT_ONCE:
+                if warm and self.pending < AT_ONCE:
                     self._rest(min(spent / SHARE - spent, LONGEST_REST))
+                warm = True
             finished = True
         finally:
             with self._changed:
