@@ -34,7 +34,8 @@ class Remembered:
         self._stale: set[int] = set()
         self._more = True
         self._last = -1
-        self._known: dict[int, Known] = {}
+        self._open: set[int] = set()
+        self._known: list[Known] = []
         self._attrs: dict[str, Any] | None = None
 
     def alone(self) -> None:
@@ -55,9 +56,16 @@ class Remembered:
             self._more = False
         return list(self._trials)
 
-    def known(self, trials: Sequence[FrozenTrial] | None = None) -> list[Known]:
-        """The same as samplers and pruners see it; `trials` were just read."""
-        return [self._as_known(trial) for trial in (self.trials() if trials is None else trials)]
+    def unfinished(self) -> list[FrozenTrial]:
+        """Those that have not ended, by number."""
+        self.trials()
+        return [self._trials[number] for number in sorted(self._open)]
+
+    def known(self) -> list[Known]:
+        """Every trial as samplers and pruners see it."""
+        for trial in self.unfinished():
+            self._known[trial.number] = reading.known(trial)
+        return list(self._known)
 
     def trial(self, trial_id: int) -> FrozenTrial:
         """One trial by Optuna's id."""
@@ -114,19 +122,12 @@ class Remembered:
         trial_id = trial._trial_id  # pyright: ignore[reportPrivateUsage]
         if trial.number == len(self._trials):
             self._trials.append(trial)
+            self._known.append(reading.known(trial))
             self._ids[trial_id] = trial.number
         else:
             self._trials[trial.number] = trial
+            self._known[trial.number] = reading.known(trial)
         self._last = max(self._last, trial_id)
-        if self._alone or trial.state.is_finished():
-            self._stale.discard(trial_id)
-        else:
-            self._stale.add(trial_id)
-
-    def _as_known(self, trial: FrozenTrial) -> Known:
-        if not trial.state.is_finished():
-            return reading.known(trial)
-        found = self._known.get(trial.number)
-        if found is None:
-            found = self._known[trial.number] = reading.known(trial)
-        return found
+        ended = trial.state.is_finished()
+        (self._open.discard if ended else self._open.add)(trial.number)
+        (self._stale.discard if ended or self._alone else self._stale.add)(trial_id)

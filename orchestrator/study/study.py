@@ -57,12 +57,11 @@ class Study(HoldingStudy):
         spent or the space exhausted; `exhausted` says which.
         """
         with self._driving() as c:
-            frozen = self._frozen()
-            trials = self._remembered.known(frozen)
-            waiting = (t for t in trials if not t.state.finished and not reading.is_paused(frozen[t.number]))
+            trials = self._remembered.known()
+            waiting = (t for t in self._remembered.unfinished() if not reading.is_paused(t))
             orphan = next((t for t in waiting if t.number not in self._held), None)
             if orphan is not None:
-                issued = self._issuer.again(c, frozen[orphan.number])
+                issued = self._issuer.again(c, orphan)
             elif self._limit(c, trials):
                 issued = None
             elif (waits_for := self._issuer.waits_for(c, trials)) is not None:
