@@ -101,7 +101,7 @@ def known(trial: FrozenTrial) -> Known:
         params=kept[GIVEN]["params"] if GIVEN in kept else trial.params,
         state=FROM_OPTUNA[trial.state],
         values=None if values is None else tuple(float(value) for value in values),
-        course={step: value for step, value in trial.intermediate_values.items() if step > 0},
+        course={step: value for step, value in sorted(trial.intermediate_values.items()) if step > 0},
         diverged=kept.get(OUTCOME, {}).get("diverged", False),
         updates=kept.get(UPDATES),
         note=kept.get(NOTE, {}),
