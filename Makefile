@@ -11,7 +11,7 @@ WITH_DEEPSPEED := PYTHONPATH=$(abspath $(VENV)/deepspeed) $(BIN)/python -m pytes
 ZERO3 := -k "zero3 or divided" tests/trainer/test_together.py tests/engine/test_several_processes.py
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install install-test quickstart test test-deepspeed lint types imports pytest test-slow test-faults storm bench bench-step bench-gpu bench-driver rehearse pictures format clean
+.PHONY: simulate help install install-test quickstart test test-deepspeed lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -74,6 +74,9 @@ bench: install ## The same grid with TRL and with this, side by side (about half
 bench-step: install ## One optimiser step, TRL's and this product's in turn
 	$(BIN)/python -m benchmarks.step --write
 	$(BIN)/python -m benchmarks.threads --write
+
+bench-adapters: install ## Trials with adapters: one after another, in turn over one base, a process each
+	$(BIN)/python -m benchmarks.adapters --write
 
 bench-gpu: install ## A step of an 8B model on one GPU, TRL's and this product's
 	$(BIN)/python -m benchmarks.gpu --write

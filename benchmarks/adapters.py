@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--trials", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--pairs", type=int, nargs="+", default=[1, 8])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help="Put the figures into docs/performance.md too.")
     options = parser.parse_args()
@@ -55,48 +55,50 @@ def told(row: dict[str, Any]) -> str:
 
 def contest(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All arrangements; the median of the rounds."""
+    arrangements = [(AFTER, 1), *((how, trials) for trials in options.trials for how in (IN_TURN, EACH))]
+    seen: dict[tuple[str, int], list[list[dict[str, float]]]] = {each: [] for each in arrangements}
+    for _ in range(options.rounds):
+        for each in arrangements:
+            seen[each].append(measure(options, folder, *each))
     rows: list[dict[str, Any]] = []
-    for pairs in options.pairs:
-        arrangements = [
-            (AFTER, 1, 1),
-            *((how, k, threads) for k in options.trials for how, threads in ((IN_TURN, 1), (IN_TURN, 2), (EACH, 1))),
-        ]
-        seen: dict[tuple[str, int, int], list[dict[str, float]]] = {each: [] for each in arrangements}
-        for _ in range(options.rounds):
-            for each in arrangements:
-                seen[each].append(measure(options, folder, pairs, *each))
-        for (how, trials, threads), runs in seen.items():
+    for number, pairs in enumerate(options.pairs):
+        for (how, trials), rounds in seen.items():
+            runs = [figures[number] for figures in rounds]
             figures = {name: median(run[name] for run in runs) for name in runs[0]}
-            rows.append({"pairs": pairs, "how": how, "trials": trials, "threads": threads, **figures})
+            rows.append({"pairs": pairs, "how": how, "trials": trials, **figures})
     return rows
 
 
-def measure(
-    options: argparse.Namespace, folder: Path, pairs: int, how: str, trials: int, threads: int
-) -> dict[str, float]:
-    """One arrangement, once."""
-    updates = 24 if pairs == 1 else 4
+def measure(options: argparse.Namespace, folder: Path, how: str, trials: int) -> list[dict[str, float]]:
+    """One arrangement, once: figures for each size of an update."""
     given = {"hidden": options.hidden, "layers": options.layers, "model": options.model, "cache": str(folder / "cache")}
-    given |= {"pairs": pairs, "updates": updates, "trials": 1 if how == EACH else trials, "threads": threads}
-    children = [start(given, threads) for _ in range(trials if how == EACH else 1)]
-    for process in children:
-        answer(process)
-    began = time.perf_counter()
-    for process in children:
-        tell(process)
-    halfway = [answer(process)["mb"] for process in children]
-    # All wait halfway, so that memory is looked at while every trial is there.
-    for process in children:
-        tell(process)
-    cpu = sum(answer(process)["cpu"] for process in children)
-    took = time.perf_counter() - began
+    given |= {"pairs": options.pairs, "trials": 1 if how == EACH else trials}
+    children = [start(given) for _ in range(trials if how == EACH else 1)]
+    out: list[dict[str, float]] = []
+    for pairs in options.pairs:
+        for process in children:
+            answer(process)
+        began = time.perf_counter()
+        for process in children:
+            tell(process)
+        # All wait halfway, so that memory is looked at while every trial is there.
+        halfway = [answer(process)["mb"] for process in children]
+        for process in children:
+            tell(process)
+        cpu = sum(answer(process)["cpu"] for process in children)
+        took, each = time.perf_counter() - began, trials * updates_of(pairs)
+        out.append({"ms": 1e3 * took / each, "cpu_ms": 1e3 * cpu / each, "mb": sum(halfway)})
     for process in children:
         process.communicate("")
-    each = trials * updates
-    return {"ms": 1e3 * took / each, "cpu_ms": 1e3 * cpu / each, "mb": sum(halfway)}
+    return out
 
 
-def start(given: dict[str, Any], threads: int) -> subprocess.Popen[str]:
+def updates_of(pairs: int) -> int:
+    """Of a trial with so many pairs in each."""
+    return 12 if pairs < 4 else 4
+
+
+def start(given: dict[str, Any]) -> subprocess.Popen[str]:
     """A process that loads, trains a little to be warm, and waits."""
     from orchestrator.engine.cluster import worker_environment
 
@@ -105,7 +107,7 @@ def start(given: dict[str, Any], threads: int) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=os.environ | worker_environment(threads),
+        env=os.environ | worker_environment(1),
         text=True,
     )
 
@@ -130,31 +132,33 @@ def answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 
 def child(given: dict[str, Any]) -> None:
-    """Warm, then `trials` trials in turn, halted halfway; figures as JSON on standard output, a line for each."""
+    """For each size of an update: `trials` trials in turn, halted halfway; figures as JSON on standard output."""
     from trainer.run import Workshop
 
     hall = Workshop(Path(given["cache"]))
     shops = [hall.beside() for _ in range(given["trials"])] if given["trials"] > 1 else [hall]
-    with tempfile.TemporaryDirectory() as folder:
-        for number, shop in enumerate(shops):
-            in_turn([shop.train(trial(given, number, 1), Path(folder) / f"warm-{number}")])
-        say({})
-        sys.stdin.readline()
-        before = spent()
-        courses = [
-            shop.train(trial(given, number, given["updates"]), Path(folder) / str(number))
-            for number, shop in enumerate(shops)
-        ]
-        for _ in range(given["updates"] // 2):
-            for course in courses:
-                next(course)
-        say({"mb": memory()})
-        sys.stdin.readline()
-        in_turn(courses)
-        say({"cpu": spent() - before})
+    for pairs in given["pairs"]:
+        updates = updates_of(pairs)
+        with tempfile.TemporaryDirectory() as folder:
+            for number, shop in enumerate(shops):  # to be warm
+                in_turn([shop.train(trial(given, pairs, number, 1), Path(folder) / f"warm-{number}")])
+            say({})
+            sys.stdin.readline()
+            before = spent()
+            courses = [
+                shop.train(trial(given, pairs, number, updates), Path(folder) / str(number))
+                for number, shop in enumerate(shops)
+            ]
+            for _ in range(updates // 2):
+                for course in courses:
+                    next(course)
+            say({"mb": memory()})
+            sys.stdin.readline()
+            in_turn(courses)
+            say({"cpu": spent() - before})
 
 
-def trial(given: dict[str, Any], number: int, updates: int) -> Any:
+def trial(given: dict[str, Any], pairs: int, number: int, updates: int) -> Any:
     """A trial of its own seed and rate; hardly evaluated, so that updates are what is measured."""
     from trainer.config import TrialConfig
 
@@ -181,7 +185,7 @@ def trial(given: dict[str, Any], number: int, updates: int) -> Any:
             "training": {
                 "learning_rate": 1e-4 * (1 + number),
                 "seed": number,
-                "pairs_per_update": given["pairs"],
+                "pairs_per_update": pairs,
                 "max_steps": updates,
                 "eval_steps": updates,
                 "save_steps": updates,

@@ -53,6 +53,7 @@ def table(name: str, found: dict[str, Any]) -> str:
     return {
         "steps": steps,
         "threads": threads,
+        "adapters": adapters,
         "gpu": gpu,
         "driver": driver_page.table,
         "driver_ray": driver_page.ray_table,
@@ -102,6 +103,16 @@ def threads(found: dict[str, Any]) -> str:
     """Processes side by side against threads."""
     rows = ["| processes | threads of each | ms per trial's step |", "|---|---|---|"]
     rows += [f"| {r['processes']} | {r['threads']} | {r['ms']:.0f} |" for r in found["rows"]]
+    return "\n".join([f"{found['machine']}; {found['measured']}.", "", *rows])
+
+
+def adapters(found: dict[str, Any]) -> str:
+    """Trials with adapters in three arrangements."""
+    rows = ["| pairs per update | trials | | ms of CPU | ms wall-clock | MB |", "|---|---|---|---|---|---|"]
+    rows += [
+        f"| {r['pairs']} | {r['trials']} | {r['how']} | {r['cpu_ms']:.0f} | {r['ms']:.0f} | {r['mb']:.0f} |"
+        for r in found["rows"]
+    ]
     return "\n".join([f"{found['machine']}; {found['measured']}.", "", *rows])
 
 

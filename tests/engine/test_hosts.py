@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +36,11 @@ def ray_of_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def run(
-    root: Path,
-    sweep: SweepSpec,
-    slots: Slots = SHARED,
-    view: SilentView | None = None,
-    opened: OpenWorkshop = ScriptedWorkshop,
-    interrupt: Interrupt | None = None,
+    root: Path, sweep: SweepSpec, slots: Slots = SHARED, opened: OpenWorkshop = ScriptedWorkshop
 ) -> tuple[Stop, Study, ListSink]:
     folder, sink = sweep_folder(root), ListSink()
     study = Study.open(folder) if folder.database.exists() else Study.create(folder, sweep)
-    stop = run_trials(study, sink, view or SilentView(), interrupt or Interrupt(lambda: ""), slots, opened=opened)
-    return stop, study, sink
+    return run_trials(study, sink, SilentView(), Interrupt(lambda: ""), slots, opened=opened), study, sink
 
 
 def pids(sink: ListSink, count: int) -> list[str]:
@@ -77,20 +71,42 @@ def test_each_ends_in_its_own_way_and_no_neighbour_notices(tmp_path: Path) -> No
     assert not any(event.kind == "worker lost" for event in study.events())
 
 
+class Once(SilentView):
+    """Does something once, as soon as both trials have trained."""
+
+    def __init__(self, act: Callable[[], None]) -> None:
+        super().__init__()
+        self._act, self._seen = act, set[int]()
+
+    def points(self, number: int, points: Any) -> None:
+        before = len(self._seen)
+        if points[-1].step > 0:
+            self._seen.add(number)
+        if before < len(self._seen) == 2:
+            self._act()
+
+
 def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> None:
     """One death, a loss for each of its two trials: they go on from their checkpoints in the process started anew."""
-    write_script(tmp_path, trials={"1": "die"}, pause=0.2, steps=6)
-    stop, study, _ = run(tmp_path, make_spec(3), ONE)
+    write_script(tmp_path, pause=0.05, steps=10_000)
+    folder, sink = sweep_folder(tmp_path), ListSink()
+    study = Study.create(folder, make_spec(3))
+
+    def kill() -> None:
+        write_script(tmp_path, steps=max(study.points(n)[-1].step for n in range(2)) + 40)
+        os.kill(int(sink.tags("0")["worker.pid"]), signal.SIGKILL)
+
+    stop = run_trials(study, sink, Once(kill), Interrupt(lambda: ""), ONE, opened=ScriptedWorkshop)
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 3
     assert [r.attempts for r in study.trials()] == [2, 2, 1]
     lost = [event for event in study.events() if event.kind == "worker lost"]
     assert sorted(str(event.trial) for event in lost) == ["0", "1"]
     assert all("the process that it shares with other trials" in event.text for event in lost)
-    steps = [line.split() for line in (tmp_path / "trained.log").read_text().splitlines()]
-    assert all([p.step for p in study.points(n)] == list(range(7)) for n in range(3))
-    assert ["1", "1"] in steps
-    assert steps.count(["1", "1"]) == 1, "what was saved is not trained again"
+    trained = (tmp_path / "trained.log").read_text().splitlines()
+    for number in range(3):
+        assert [p.step for p in study.points(number)] == list(range(study.points(number)[-1].step + 1))
+        assert trained.count(f"{number} 1") == 1, "what was saved is not trained again"
 
 
 @pytest.mark.slow
@@ -100,24 +116,6 @@ def test_one_that_kills_its_process_every_time_stops_the_sweep_after_three(tmp_p
     assert stop.kind is StopKind.WORKERS_LOST
     lost = [event for event in study.events() if event.kind == "worker lost" and str(event.trial) == "1"]
     assert len(lost) == 3
-
-
-class Killing(SilentView):
-    """Kills the process of the trials once, after the first update of trial 0; or asks the sweep to stop."""
-
-    def __init__(self, sink: Path | None, interrupt: Interrupt | None = None) -> None:
-        super().__init__()
-        self._pid, self._interrupt, self._done = sink, interrupt, False
-
-    def points(self, number: int, points: Any) -> None:
-        if self._done or number != 0 or points[-1].step < 1:
-            return
-        self._done = True
-        if self._interrupt is not None:
-            self._interrupt.asked = True
-        else:
-            assert self._pid is not None
-            os.kill(int(self._pid.read_text()), signal.SIGKILL)
 
 
 def adapters(rates: tuple[float, ...], steps: int = 6) -> SweepSpec:
@@ -157,16 +155,22 @@ class Noted(Workshop):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_real_trials_go_on_from_their_checkpoints(tmp_path: Path, how: str) -> None:
-    root, sweep = tmp_path / "runs", adapters((1e-3, 2e-3), steps=40)
-    if how == "killed":
-        stop, study, _ = run(root, sweep, ONE, Killing(root / "pid"), Noted)
-    else:
-        interrupt = Interrupt(lambda: "")
-        stop, study, _ = run(root, sweep, ONE, Killing(None, interrupt), Noted, interrupt)
+    root = tmp_path / "runs"
+    study, sink = Study.create(sweep_folder(root), adapters((1e-3, 2e-3), steps=200)), ListSink()
+    interrupt = Interrupt(lambda: "")
+
+    def act() -> None:
+        if how == "killed":
+            os.kill(int(sink.tags("0")["worker.pid"]), signal.SIGKILL)
+        else:
+            interrupt.asked = True
+
+    stop = run_trials(study, sink, Once(act), interrupt, ONE)
+    if how == "interrupted":
         assert stop.kind is StopKind.INTERRUPTED
         assert [r.state for r in study.trials()] == [TrialState.RUNNING] * 2
         study.dispose()
-        stop, study, _ = run(root, sweep, ONE, opened=Noted)
+        stop, study, _ = run(root, study.spec, ONE, opened=open_workshop)
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.attempts for r in study.trials()] == [2, 2]
     assert_each_as_alone(study, tmp_path / "cache", tmp_path / "alone")
