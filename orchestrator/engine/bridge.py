@@ -96,11 +96,13 @@ class Search(SearchAlgorithm):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
         """Ends arrive as reports; what is left here is a worker that died."""
         trial = self._trials.pop(trial_id, None)
-        self._workers.left(trial_id, lost=error)
-        if trial is not None and error:
-            with self._conductor as conductor:
-                check_ray()
-                conductor.lost(trial_id, trial.cause)
+        if trial is None or not error:
+            self._workers.left(trial_id, lost=False)
+            return
+        with self._conductor as conductor:
+            check_ray()
+            self._workers.left(trial_id, lost=True)
+            conductor.lost(trial_id, trial.cause)
 
     def is_finished(self) -> bool:
         """Nothing runs and nothing will."""

@@ -17,6 +17,7 @@ from orchestrator.engine.failures import WorkerLost
 from orchestrator.engine.host import Host
 from orchestrator.engine.messages import Job
 from orchestrator.engine.rank import BESIDE
+from orchestrator.engine.vitals import RayDied, check_ray
 
 _RESTART_SECONDS = 120.0
 """For a process that died to be there again."""
@@ -57,8 +58,12 @@ class Hosts:
         self._hosts[number].close.remote(job_id)
 
     def end(self) -> None:
-        """End every process at once."""
+        """End every process at once; where Ray has died, they have died with it."""
         hosts, self._hosts = self._hosts, []
+        try:
+            check_ray()
+        except RayDied:
+            return
         for host in hosts:
             ray.kill(host)
 
