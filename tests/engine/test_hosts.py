@@ -156,7 +156,7 @@ class Noted(Workshop):
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_real_trials_go_on_from_their_checkpoints(tmp_path: Path, how: str) -> None:
     root = tmp_path / "runs"
-    study, sink = Study.create(sweep_folder(root), adapters((1e-3, 2e-3), steps=200)), ListSink()
+    study, sink = Study.create(sweep_folder(root), adapters((1e-3, 2e-3), steps=100)), ListSink()
     interrupt = Interrupt(lambda: "")
 
     def act() -> None:
