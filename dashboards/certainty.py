@@ -68,7 +68,7 @@ class Certainty:
     rivals: tuple[tuple[TrialCase, Difference], ...]
     """Winner minus rival; positive: more of the goal's metric."""
     wins: dict[int, float]
-    """Share of resamples of the pairs in which each trial would have won; empty without pairs."""
+    """Share of resamples of the pairs in which each trial would have won, a tie shared; empty without pairs."""
     tied: tuple[TrialCase, ...]
     """Trials whose difference to the winner is not clear, the winner first."""
 
@@ -91,8 +91,8 @@ def certainty(frame: SweepFrame) -> Certainty | None:
         if k is not None:
             mean = float(np.mean(matrix[:, 0] - matrix[:, k]))
             rivals.append((case, _interval(mean, drawn[:, 0] - drawn[:, k], len(matrix))))
-    best = np.argmax(frame.sign * drawn, axis=1)
-    wins = {case.number: float(np.mean(best == k)) for k, case in enumerate(known)}
+    shares = _shares(frame.sign * drawn)
+    wins = {case.number: float(shares[k]) for k, case in enumerate(known)}
     return Certainty(
         winner=winner,
         pairs=len(matrix),
@@ -102,6 +102,12 @@ def certainty(frame: SweepFrame) -> Certainty | None:
         wins=wins,
         tied=(winner, *(case for case, difference in rivals if not difference.clear)),
     )
+
+
+def _shares(drawn: Column) -> Column:
+    """How often each column is the highest; where several are, the draw is shared among them."""
+    first = drawn >= drawn.max(axis=1, keepdims=True) - _NOTHING
+    return np.mean(first / first.sum(axis=1, keepdims=True), axis=0)
 
 
 def resample(matrix: Column) -> Column:

@@ -143,7 +143,7 @@ def _table(found: Comparison, whole: bool) -> tuple[RichTable, int]:
         cells = (*row(c, place), *more(c)) if whole else row(c, place)
         longest = max(longest, len(cells[_CONFIGURATION]))
         table.add_row(*(Text(cell, style="bold green" if place == 1 else "") for cell in cells))
-    unbounded = Console(width=1000)
+    unbounded = Console(width=1000, height=100)  # both: on a dumb terminal rich goes by 80 columns else
     widest = Measurement.get(unbounded, unbounded.options, table).maximum
     return table, widest - max(0, longest - _FOLDED)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
-from dashboards.effects import is_log, is_numeric, levels
+from dashboards.effects import is_log, is_number, is_numeric, levels
 from dashboards.sweep_frame import SweepFrame
 from orchestrator.spec.space import IntUniform, LogUniform, Uniform
 from orchestrator.study.state import TrialState
@@ -34,7 +35,7 @@ def edge(frame: SweepFrame, path: str) -> Edge | None:
     ranked = frame.whole
     if not ranked or path not in ranked[0].record.params or not is_numeric(frame, path):
         return None
-    tested = sorted({float(c.record.params[path]) for c in frame.trials if path in c.record.params})
+    tested = known_values(frame, path)
     if len(tested) < 2 or len(levels(frame, path)) < 2:
         return None
     at, log = float(ranked[0].record.params[path]), is_log(frame, path)
@@ -62,6 +63,13 @@ def edge(frame: SweepFrame, path: str) -> Edge | None:
     legal = [v for v in dict.fromkeys(rounded) if v != at and _legal(frame, path, int(v) if whole else v)]
     nearest = None if not inner else (inner[0] if low_end else inner[-1])
     return Edge(path, at, low_end, tuple(legal), nearest)
+
+
+def known_values(frame: SweepFrame, path: str) -> list[float]:
+    """The values of a numeric leaf that were tried, and those that are listed: a grid may come to them yet."""
+    tried = {float(c.record.params[path]) for c in frame.trials if path in c.record.params}
+    listed: tuple[Any, ...] = () if frame.space.endless(path) else frame.space.listed(path)
+    return sorted(tried | {float(value) for value in listed if is_number(value)})
 
 
 def between(frame: SweepFrame, path: str, a: float, b: float) -> float:

@@ -62,6 +62,11 @@ def follow_up(seen: Insight, taken: Container[str] = ()) -> FollowUp:
         p: f"as in {frame.name}: the winner has no such leaf" for p in dimensions if p not in found
     }
     head = [_where_from(seen.sure, frame)]
+    if frame.state != "finished":
+        planned = f" of {frame.planned}" if frame.planned else ""
+        head.append(
+            f"{frame.name} is {frame.state}: {len(frame.ranked)}{planned} trials are complete; wait for the rest."
+        )
     head += [f"{p} is fixed: {n.why}" for p, n in found.items() if n.dimension is None]
     extra = _sft_weight(seen.findings, base, frame)
     if extra is not None:
@@ -98,6 +103,8 @@ def _axes(seen: Insight) -> dict[str, Next]:
         if path == SEED or path not in winner.record.params:
             continue
         out[path] = _by_health(seen, path) or next_values(frame, path)
+    if RATE not in frame.paths and (found := _by_health(seen, RATE)) is not None:
+        out[RATE] = found  # it was not searched, and is what the diagnosis says to change
     return out
 
 
@@ -128,7 +135,7 @@ def _by_health(seen: Insight, path: str) -> Next | None:
     """The learning rate answers for a model that came apart, or that never moved."""
     if path != RATE or seen.sure is None:
         return None
-    at = seen.sure.winner.record.params[path]
+    at = seen.sure.winner.config.training.learning_rate
     rules: dict[str, Finding] = {f.rule: f for f in seen.findings if f.level is not Level.NOTE}
     for rule in ("chosen_falling", "degenerate_text", "unlikely_text", "answers_lost"):
         found = rules.get(rule)
@@ -140,6 +147,9 @@ def _by_health(seen: Insight, path: str) -> Next | None:
         factors = (0.1, 0.3) if moved else (3.0, 10.0)
         values = tuple(tidy(at * factor) for factor in factors)
         return Next(Choice(choice=values), f"far from {show(at)}: {_lower(found.title)}")
+    if (found := rules.get("overfitting")) is not None:
+        values = tuple(tidy(at * share) for share in (0.1, 0.3))
+        return Next(Choice(choice=(*values, at)), f"downwards from {show(at)}: {_lower(found.title)}")
     if "coin_toss" in rules or "loss_plateau" in rules:
         rule = "coin_toss" if "coin_toss" in rules else "loss_plateau"
         limit = diverged_from(seen.frame, path)
@@ -176,9 +186,9 @@ def _confirm(sure: Certainty, frame: SweepFrame) -> tuple[tuple[dict[str, tuple[
 
 
 def _where_from(sure: Certainty, frame: SweepFrame) -> str:
-    value = brief(sure.winner.record.value)
+    value, words = brief(sure.winner.record.value), frame.words(sure.winner) or "nothing was searched"
     return (
-        f"Starts from trial {sure.winner.label} of {frame.name} ({frame.words(sure.winner)}; {frame.goal.metric} "
+        f"Starts from trial {sure.winner.label} of {frame.name} ({words}; {frame.goal.metric} "
         f"{value}, best of {len(frame.ranked)})."
     )
 

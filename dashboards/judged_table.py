@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from textwrap import wrap
 from types import TracebackType
 from typing import Self
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
@@ -99,20 +101,38 @@ def rate(found: Rate | None) -> str:
     return "–" if found is None else f"{found.value:.0%} ({found.low:.0%} … {found.high:.0%})"
 
 
+def _lines(verdict: Verdict) -> Text:
+    """For a terminal in which the table's cells would be cut."""
+    trial, by, decoding, won, level, wins, ties, losses, first = row(verdict)
+    return Text(
+        f"trial {trial}, {by}, {decoding} answers: win rate {won}\n"
+        f"   at equal length {level}\n"
+        f"   wins {wins}, ties {ties}, losses {losses}, first shown {first}"
+    )
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]], verdicts: Sequence[Verdict]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for k, name in enumerate(head):
+        table.add_column("\n".join(wrap(name, 15)), justify="left" if k in (1, 2) else "right")
+    for cells, verdict in zip(rows, verdicts, strict=True):
+        clear = verdict.win_rate is not None and verdict.win_rate.clear
+        style = "" if not clear or verdict.win_rate is None else "green" if verdict.win_rate.value > 0.5 else "red"
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    return table
+
+
 def print_verdicts(verdicts: Sequence[Verdict], console: Console) -> None:
-    """One row a verdict; on a wide terminal with what is good to know beside it."""
+    """One row a verdict, on a wide terminal with what is good to know beside it; some lines each on a narrow one."""
     if not verdicts:
         console.print(Text("No verdict yet.", style="yellow"))
         return
-    wide = console.width >= 140
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for k, name in enumerate((*HEAD, *MORE) if wide else HEAD):
-        table.add_column(name, justify="left" if k in (1, 2) else "right")
-    for verdict in verdicts:
-        clear = verdict.win_rate is not None and verdict.win_rate.clear
-        style = "" if not clear or verdict.win_rate is None else "green" if verdict.win_rate.value > 0.5 else "red"
-        table.add_row(
-            *(Text(cell, style=style) for cell in ((*row(verdict), *more(verdict)) if wide else row(verdict)))
-        )
-    console.print(table)
+    tables = (
+        _table((*HEAD, *MORE), [(*row(v), *more(v)) for v in verdicts], verdicts),
+        _table(HEAD, map(row, verdicts), verdicts),
+    )
+    unbounded = console.options.update(width=1000)
+    fitting = next((t for t in tables if Measurement.get(console, unbounded, t).maximum <= console.width), None)
+    for shown in [fitting] if fitting is not None else map(_lines, verdicts):
+        console.print(shown)
     console.print(Text("Against the start model; ties count half. In brackets: the start model's.", style="dim"))

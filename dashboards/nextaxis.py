@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dashboards.certainty import Difference, case_values, paired_difference
-from dashboards.edges import Edge, between, diverged_from, edge, tidy
+from dashboards.edges import Edge, between, diverged_from, edge, known_values, tidy
 from dashboards.effects import compared, is_numeric, levels, told_apart
 from dashboards.frame import brief, show
 from dashboards.sweep_frame import SweepFrame, TrialCase
@@ -67,7 +67,7 @@ def _beyond(frame: SweepFrame, path: str, found: Edge) -> Next:
 
 def _finer(frame: SweepFrame, path: str) -> Next:
     at = float(frame.ranked[0].record.params[path])
-    tested = sorted({float(case.record.params[path]) for case in frame.trials if path in case.record.params})
+    tested = known_values(frame, path)
     below, above = [v for v in tested if v < at], [v for v in tested if v > at]
     values = [
         *([between(frame, path, below[-1], at)] if below else []),

@@ -70,7 +70,7 @@ def trial_table(
 
 
 def _measured(table: Table) -> Measurement:
-    console = Console(width=1000)
+    console = Console(width=1000, height=100)  # both: on a dumb terminal rich goes by 80 columns else
     return Measurement.get(console, console.options, table)
 
 

@@ -22,5 +22,5 @@ def open_view(
     spec: SweepSpec, console: Console, *, total: int | None = None, steps: StepsOf | None = None
 ) -> LiveView | PlainView:
     """The view that fits where the output goes."""
-    kind = LiveView if console.is_terminal else PlainView
+    kind = LiveView if console.is_terminal and not console.is_dumb_terminal else PlainView
     return kind(spec, console, total=total, steps=steps)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dashboards.diagnosis.finding import Finding, Level
 from dashboards.edges import diverged_from
 from dashboards.frame import show
-from dashboards.sweep_frame import SweepFrame
+from dashboards.sweep_frame import SweepFrame, TrialCase
 from orchestrator.study.state import FailureKind, TrialState
 
 
@@ -17,11 +17,12 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
     diverged = [case for case in frame.trials if case.record.diverged]
     if not diverged:
         return
-    for path in frame.paths:
-        limit = diverged_from(frame, path)
-        if limit is None or path == "training.seed":
-            continue
-        there = [c for c in diverged if c.record.params.get(path, limit - 1) >= limit]
+    limits = {path: limit for path in frame.paths if (limit := diverged_from(frame, path)) is not None}
+    limits.pop("training.seed", None)
+    explained = {p: [c for c in diverged if c.record.params.get(p, x - 1) >= x] for p, x in limits.items()}
+    if explained:
+        path = max(explained, key=lambda p: len(explained[p]))  # the leaf that explains most
+        limit, there = limits[path], explained[path]
         yield Finding(
             "diverging_region",
             Level.WARNING,
@@ -33,6 +34,9 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
             path,
         )
         return
+    if (found := _by_value(frame, diverged)) is not None:
+        yield found
+        return
     finished = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
     yield Finding(
         "diverging_region",
@@ -42,6 +46,30 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
         "No single searched leaf explains it; lower the learning rate, or lengthen the warmup.",
         tuple(c.label for c in diverged),
     )
+
+
+def _by_value(frame: SweepFrame, diverged: list[TrialCase]) -> Finding | None:
+    """Values of one leaf with which all diverged, and without which none did: small ones, or names."""
+    ended = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
+    for path in frame.paths:
+        if path == "training.seed" or frame.space.endless(path):
+            continue
+        safe = {repr(c.record.params.get(path)) for c in ended if not c.record.diverged}
+        bad = {repr(value): value for c in diverged if (value := c.record.params.get(path)) is not None}
+        if not safe or safe & bad.keys() or any(path not in c.record.params for c in diverged):
+            continue
+        values = " or ".join(show(value) for value in bad.values())
+        return Finding(
+            "diverging_region",
+            Level.WARNING,
+            f"Every trial with {frame.short.get(path, path)} {values} diverged",
+            f"{len(diverged)} of {len(diverged)} trials, against none with another value. First: trial "
+            f"{diverged[0].label}, {diverged[0].record.reason}.",
+            f"Leave {path} = {values} out of the next search.",
+            tuple(c.label for c in diverged),
+            path,
+        )
+    return None
 
 
 _FIX = {

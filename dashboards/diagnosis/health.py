@@ -62,7 +62,8 @@ def chosen_falling(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
     beta = case.config.loss.beta if isinstance(case.config.loss, SimpoLoss) else None
     steps = ["lower the learning rate"]
     if beta is not None:
-        steps += [f"raise beta (now {show(beta)}; the authors often found 10 better)", "or add loss.sft_weight: 0.1"]
+        better = "; the authors often found 10 better" if beta < 10 else ""
+        steps += [f"raise beta (now {show(beta)}{better})", "or add loss.sft_weight: 0.1"]
     else:
         steps.append("or raise loss.nll_scale")
     yield Finding(

@@ -1,4 +1,4 @@
-"""What the held-out loss did: never moved, stood still, or came up again."""
+"""What the held-out loss did: never moved, stood still, came up again, or only rose."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ def loss_plateau(winner: TrialCase) -> Iterator[Finding]:
         return
     (_, start), (last, end) = course[0], course[-1]
     lowest = min(value for _, value in course)
+    if _rose(course):
+        return  # `overfitting` says so
     if start - lowest < HARDLY * abs(start):
         yield Finding(
             "loss_plateau",
@@ -58,9 +60,12 @@ def loss_plateau(winner: TrialCase) -> Iterator[Finding]:
 
 
 def overfitting(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
-    """A held-out loss that fell and came up again: from there on the training pairs are learned by heart."""
+    """A held-out loss that fell and came up again: from there on the training pairs are learned by heart. Or that rose
+    from the start on.
+    """
     course = _course(winner, LOSS)
-    if not _turned(course):
+    rose = _rose(course)
+    if not rose and not _turned(course):
         return
     at, lowest = min(course, key=lambda point: point[1])
     goal = _course(winner, frame.goal.metric)
@@ -76,13 +81,25 @@ def overfitting(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
     yield Finding(
         "overfitting",
         Level.WARNING if fell else Level.NOTE,
-        f"The held-out loss came up again after update {at}",
-        f"Trial {winner.label}: {show(course[0][1])} at the start, {show(lowest)} at update {at}, "
-        f"{show(course[-1][1])} at the end.{also}",
-        f"Train for about {at} updates, or with a lower learning rate.",
+        "The held-out loss only rose" if rose else f"The held-out loss came up again after update {at}",
+        f"Trial {winner.label}: {show(course[0][1])} at the start, "
+        + ("" if rose else f"{show(lowest)} at update {at}, ")
+        + f"{show(course[-1][1])} at the end.{also}",
+        "Lower the learning rate, by a factor of 3 to begin with; if it rises all the same, check that the held-out "
+        "pairs are like the training pairs."
+        if rose
+        else f"Train for about {at} updates, or with a lower learning rate.",
         (winner.label,),
-        "training.max_steps",
+        "training.learning_rate" if rose else "training.max_steps",
     )
+
+
+def _rose(course: list[tuple[int, float]]) -> bool:
+    """Whether it never came clearly below its start, and ended clearly above it."""
+    if len(course) < 3:
+        return False
+    start, end, lowest = course[0][1], course[-1][1], min(value for _, value in course)
+    return start - lowest < HARDLY * abs(start) < end - start
 
 
 def _course(case: TrialCase, metric: str) -> list[tuple[int, float]]:

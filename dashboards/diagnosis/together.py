@@ -14,6 +14,7 @@ from dashboards.frame import show
 from dashboards.pairs import spearman
 from dashboards.seeds import SEED
 from dashboards.sweep_frame import SweepFrame, TrialCase
+from orchestrator.spec.space import IntUniform, LogUniform, Uniform
 
 _FEWEST = 3
 ALIKE = 0.95
@@ -49,9 +50,10 @@ def _values(cases: list[TrialCase], path: str) -> dict[str, Any]:
 
 
 def _how_close(frame: SweepFrame, cases: list[TrialCase], a: str, b: str) -> str:
-    """In words; empty where each was varied beside the other."""
+    """In words; empty where each was varied beside the other. Of a range each value is drawn once: ranks tell there."""
     pairs = {(repr(c.record.params[a]), repr(c.record.params[b])) for c in cases}
-    if len(pairs) == len(_values(cases, a)) == len(_values(cases, b)):
+    drawn = any(isinstance(frame.space.dimensions.get(p), (Uniform, LogUniform, IntUniform)) for p in (a, b))
+    if not drawn and len(pairs) == len(_values(cases, a)) == len(_values(cases, b)):
         return "each value of one came with one value of the other"
     if is_numeric(frame, a) and is_numeric(frame, b):
         rho = spearman(*(np.array([float(c.record.params[p]) for c in cases]) for p in (a, b)))

@@ -11,7 +11,9 @@ def panel(seen: Insight) -> Panel | None:
     if not seen.frame.trials:
         return None
     if not seen.findings:
-        what = "No rule found anything to object to." if seen.frame.ranked else "Too early to say."
+        over = all(case.record.state.finished for case in seen.frame.trials)
+        nothing = "No trial completed, so there is nothing to diagnose." if over else "Too early to say."
+        what = "No rule found anything to object to." if seen.frame.ranked else nothing
         return Panel("diagnosis", "Diagnosis", "", (Words(what),))
     name = seen.frame.name
     lead = "" if seen.frame.sweeps else f"orchestrate suggest {name} writes a follow-up sweep that acts on it."

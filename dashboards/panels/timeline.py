@@ -12,6 +12,7 @@ from dashboards.insight import Insight
 from dashboards.spans import Span, idle_gaps, spans
 from dashboards.sparks import duration
 from dashboards.sweep_frame import SweepFrame
+from orchestrator.study.state import TrialState
 
 _COLOURS = {
     "complete": GREEN,
@@ -27,7 +28,7 @@ _GAP = 0.08
 def panel(seen: Insight) -> Panel | None:
     """A bar an attempt; pauses of the whole sweep are cut out and marked."""
     frame = seen.frame
-    found = spans(frame.events, frame.at)
+    found = spans(frame.events, _heard(frame))
     if not found or frame.sweeps:
         return None
     busy = _busy(found)
@@ -75,6 +76,15 @@ def panel(seen: Insight) -> Panel | None:
     return Panel("timeline", "Who ran when", lead, (Charts((chart,), legend, wide=True),))
 
 
+def _heard(frame: SweepFrame) -> float:
+    """Until when trials run: now, or where nobody drives the sweep any more, when it was last heard of."""
+    if frame.state in ("running", "paused"):
+        return frame.at
+    begun = [(case.record.started_at, case.record.seconds) for case in frame.in_state(TrialState.RUNNING)]
+    heard = [event.at for event in frame.events] + [at + seconds for at, seconds in begun if at is not None]
+    return max(heard, default=frame.at)
+
+
 def _busy(found: list[Span]) -> float:
     total, until = 0.0, found[0].begun
     for span in found:
@@ -87,6 +97,8 @@ def _end(frame: SweepFrame, span: Span) -> str:
     case = next((case for case in frame.trials if case.number == span.trial), None)
     if case is not None and case.record.diverged and span.end == "pruned":
         return "diverged"
+    if span.end == "running" and frame.state not in ("running", "paused"):
+        return "interrupted"
     return span.end if span.end in _COLOURS else "interrupted"
 
 

@@ -33,7 +33,7 @@
     const figure = swapped(figures[Number(chart.dataset.figure)], dark);
     const layout = { ...figure.layout, template: { layout: theme(dark, printing) }, autosize: !printing, dragmode: false };
     if (printing) {
-      const alone = chart.closest(".charts").classList.contains("one");
+      const alone = chart.closest(".charts").matches(".one, .roomy");
       layout.width = alone ? PRINT_WIDTH : PRINT_WIDTH / 2 - 12;
       layout.height = chart.clientHeight;
     }

@@ -173,7 +173,7 @@ def _mirror(found: Mapping[str, Any] | None) -> str:
 
 def _needed(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
     """Columns that the table needs; reasons may be broken over lines."""
-    unbounded = Console(width=1000)
+    unbounded = Console(width=1000, height=100)  # both: on a dumb terminal rich goes by 80 columns else
     reason = max((len(trial.get("reason") or "") for trial in trials), default=0)
     return Measurement.get(unbounded, unbounded.options, table).maximum - max(0, reason - _REASON)
 

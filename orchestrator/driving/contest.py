@@ -114,7 +114,8 @@ def set_up(study: StudyReader, config: JudgeConfig) -> Contest:
         raise WeightsGone(
             f"the weights of trial{'s' if len(gone) > 1 else ''} {', '.join(gone)} are no longer in {folder.path}"
         )
-    notices = [f"not judged, as their weights were not kept (keep_models): trials {', '.join(gone)}"] if gone else []
+    which = f"trial{'s' if len(gone) > 1 else ''} {', '.join(gone)}"
+    notices = [f"{which} not judged, as the weights were not kept (keep_models)"] if gone else []
     made = made_start_model(spec, folder, report)
     read: dict[str, tuple[tuple[Prompt, ...], PreTrainedTokenizerBase]] = {}
     trials: list[Contestant] = []

@@ -117,12 +117,12 @@ def _somebody(contest: Contest, config: JudgeConfig) -> None:
 def _announce(contest: Contest, config: JudgeConfig, cache: Path, room: Room) -> None:
     for notice in contest.notices:
         room.say(f"judge: {notice}")
-    trials = ", ".join(str(trial.number) for trial in contest.trials)
+    trials = f"trial{'s'[: len(contest.trials) - 1]} " + ", ".join(str(trial.number) for trial in contest.trials)
     prompts = len(contest.trials[0].prompts)
     where = "held-out prompts" if config.prompts_from is None else f"prompts of {source_name(config.prompts_from)}"
     each = f"greedy and {config.samples} sampled" if config.samples else "greedy"
     room.say(
-        f"judge: trials {trials} against the start model on {prompts} {where} ({each}); "
+        f"judge: {trials} against the start model on {prompts} {where} ({each}); "
         f"{contest.missing(cache):,} answers are to be generated"
     )
 

@@ -36,7 +36,7 @@ class Estimate:
     def __str__(self) -> str:
         tokens = f"{self.prompt_tokens:,} tokens read and {self.completion_tokens:,} written"
         price = "no prices are given" if self.cost is None else f"{self.cost:,.2f} at the prices given"
-        return f"at most {self.calls:,} calls, about {tokens} at most: {price}"
+        return f"at most {self.calls:,} calls, about {tokens}: {price}"
 
 
 def place_of_votes(folder: Path, config: Endpoint) -> Path:

@@ -26,6 +26,8 @@ LARGEST = 1_000_000
 """Bytes of an answer; a verdict is some hundred."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before the second try; doubled for each further one."""
+NEW_LIMIT = "max_completion_tokens"
+"""What models that think first call max_tokens; a refusal that names it is answered by using it from then on."""
 _MALFORMED_TRIES = 3
 _SAID = 300
 
@@ -107,6 +109,7 @@ class Client:
 
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._config, self._first_wait = config, first_wait
+        self._limit = "max_tokens"
         # No redirects: they could carry the key elsewhere.
         self._http = httpx2.Client(timeout=config.timeout, headers=headers, follow_redirects=False)
         self._stopping = threading.Event()
@@ -154,7 +157,8 @@ class Client:
         import httpx2
 
         config = self._config
-        body: dict[str, Any] = {"model": config.model, "messages": question.messages(), "max_tokens": config.max_tokens}
+        limit = self._limit
+        body: dict[str, Any] = {"model": config.model, "messages": question.messages(), limit: config.max_tokens}
         if config.temperature is not None:
             body["temperature"] = config.temperature
         try:
@@ -162,7 +166,11 @@ class Client:
                 data = _read(response, time.monotonic() + config.timeout)
                 if data is None:
                     return _Failed("timed_out")
-                return _meaning(response, data, config)
+                renamed = response.status_code == 400 and limit == "max_tokens" and NEW_LIMIT.encode() in data
+                if not renamed:
+                    return _meaning(response, data, config)
+            self._limit = NEW_LIMIT
+            return self._once(question)
         except httpx2.TimeoutException:
             return _Failed("timed_out")
         except (httpx2.TransportError, httpx2.DecodingError):  # their words may hold the address

@@ -13,7 +13,8 @@ liblinear. The rate is the mean prediction over the prompts with the length's te
 What differs, because AlpacaEval's own files are about its 805 prompts and one baseline: difficulty is not looked up but
 estimated from how the *other* judged trials fare on the prompt, smoothed log-odds, and only where there are at least
 three of them; and no rows of the baseline told to be verbose or concise are added (weight 0.2 there). The interval is
-ours: the fit, at the strength found, over draws of the prompts with replacement.
+ours: the fit, at the strength found, over draws of the prompts with replacement; without penalty to speak of where that
+strength leaves nothing of the model's term, as it does with few prompts.
 """
 
 from __future__ import annotations
@@ -59,7 +60,10 @@ def length_controlled(
     level = design.copy()
     level[:, 0] = 0.0
     strength = best_strength(design, preferences, groups)
-    value = _mean(level, fit(design, preferences, np.ones_like(gaps), strength), np.ones_like(gaps))
+    fitted = fit(design, preferences, np.ones_like(gaps), strength)
+    value = _mean(level, fitted, np.ones_like(gaps))
+    if fitted[1] == 0:  # shrunk to nothing: by the same penalty every draw would say one half, as if that were sure
+        strength = STRENGTHS[-1]
     rng = np.random.default_rng(_SEED)
     drawn: list[float] = []
     for _ in range(RESAMPLES):

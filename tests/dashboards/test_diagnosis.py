@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from scripted_sweep import COMPLETE, DIVERGED, FAILED, Script, frame_of, make_spec, run_sweep
 
+from dashboards.certainty import certainty
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.finding import Finding, Level
 from dashboards.followup import NothingLearned, follow_up, next_name
@@ -17,7 +18,7 @@ from dashboards.followup_file import as_yaml
 from dashboards.insight import insight
 from dashboards.sweep_frame import SweepFrame
 from orchestrator.spec.load import loads
-from orchestrator.spec.space import SearchSpace
+from orchestrator.spec.space import Choice, SearchSpace
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.records import Trial
 
@@ -96,6 +97,15 @@ def test_a_loss_that_comes_up_again(tmp_path: Path) -> None:
     assert "overfitting" not in rules(falling)
 
 
+def test_a_loss_that_only_rose_did_move(tmp_path: Path) -> None:
+    found = rules(swept(tmp_path / "a", lambda t: Script(quality=0.5, loss=lambda step: 0.7 + 0.05 * step)))
+    assert "loss_plateau" not in found
+    assert found["overfitting"].title == "The held-out loss only rose"
+    assert found["overfitting"].level is Level.NOTE
+    assert "0.7 at the start" in found["overfitting"].evidence
+    assert "2.7 at the end" in found["overfitting"].evidence
+
+
 def test_log_probs_above_nought_are_a_defect(tmp_path: Path) -> None:
     last = {"eval_logps_per_token/chosen": 0.5}
     found = rules(swept(tmp_path, lambda t: Script(quality=0.5, last=last)))["impossible_logps"]
@@ -128,6 +138,41 @@ def test_leaves_that_were_only_varied_together(tmp_path: Path) -> None:
     assert "varied_together" not in rules(crossed)
 
 
+def test_values_drawn_from_ranges_are_not_varied_together(tmp_path: Path) -> None:
+    search = {"loss.beta": {"uniform": [1, 10]}, "training.learning_rate": {"log_uniform": [1e-7, 1e-5]}}
+    more = {"sampler": {"kind": "random", "seed": 1}, "budget": {"trials": 8}}
+    assert "varied_together" not in rules(swept(tmp_path, lambda t: Script(quality=0.3), search, **more))
+
+
+def test_draws_in_which_several_are_best_are_shared(tmp_path: Path) -> None:
+    sure = certainty(swept(tmp_path, lambda t: Script(quality=0.5)))
+    assert sure is not None
+    assert list(sure.wins.values()) == pytest.approx([1 / 3] * 3)
+
+
+def test_divergence_is_laid_to_the_leaf_that_explains_most(tmp_path: Path) -> None:
+    def ends(trial: Trial) -> Script:
+        alone = rate(trial) == 1e-7 and trial.params["loss.beta"] == 10
+        return Script(outcome=DIVERGED if rate(trial) > 1e-7 or alone else COMPLETE)
+
+    found = rules(swept(tmp_path, ends, BETAS))["diverging_region"]
+    assert found.leaf == "training.learning_rate"
+    assert "6 of 6 trials, against 1 of 3 below it" in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("search", "bad", "words"),
+    [
+        ({"loss.beta": {"choice": [0.01, 2.0, 10.0]}, **RATES}, ("loss.beta", 0.01), "beta 0.01"),
+        ({"loss.loss_type": {"choice": ["sigmoid", "hinge"]}, **RATES}, ("loss.loss_type", "hinge"), "loss_type hinge"),
+    ],
+)
+def test_divergence_at_small_values_and_names(search: Any, bad: tuple[str, Any], words: str, tmp_path: Path) -> None:
+    path, value = bad
+    frame = swept(tmp_path, lambda t: Script(outcome=DIVERGED if t.params[path] == value else COMPLETE), search)
+    assert rules(frame)["diverging_region"].title == f"Every trial with {words} diverged"
+
+
 def test_a_coin_and_ties(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.0 - rate(t))))
     assert "no better than a coin" in found["coin_toss"].title
@@ -147,6 +192,16 @@ def test_the_edge_names_points_to_add(tmp_path: Path) -> None:
     assert "add 2e-6 and 4e-6" in found.next_step
     low = rules(swept(tmp_path / "low", lambda t: Script(quality=0.2 - 0.3 * math.log10(rate(t) / 1e-6))))
     assert "add 5e-8 and 2.5e-8" in low["at_the_edge"].next_step
+
+
+def test_values_that_the_grid_comes_to_later_are_no_news(tmp_path: Path) -> None:
+    """Trials come in the grid's order: in the middle the last value is not the highest that the sweep will try."""
+    folder = run_sweep(tmp_path, make_spec(search=RATES), lambda t: Script(quality=0.2 + rate(t) * 1e6), trials=2)
+    frame = frame_of(folder, state="interrupted")
+    assert "at_the_edge" not in rules(frame)
+    made = follow_up(insight(frame))
+    assert made.spec.search.dimensions["training.learning_rate"] == Choice(choice=(2e-07, 3e-07, 6.5e-07))
+    assert "s is interrupted: 2 of 3 trials are complete; wait for the rest." in made.head
 
 
 def test_the_edge_of_a_range(tmp_path: Path) -> None:
@@ -254,6 +309,14 @@ def test_a_hollow_winner_goes_down_and_gets_an_sft_term(tmp_path: Path) -> None:
     assert spec.search.drawable("training.learning_rate") == (2.5e-7, 5e-7, 1e-6)
     assert spec.search.drawable("loss.sft_weight") == (0.0, 0.1)
     assert "# downwards from 1e-6: margins rise while" in text
+
+
+def test_a_hollow_winner_goes_down_where_the_rate_was_not_searched_too(tmp_path: Path) -> None:
+    betas = {"loss.beta": {"choice": [2.0, 10.0]}}
+    made = follow_up(insight(swept(tmp_path, lambda t: Script(quality=0.3, chosen=-3.0), betas)))
+    at = made.spec.base.training.learning_rate
+    assert made.spec.search.dimensions["training.learning_rate"] == Choice(choice=(at / 4, at / 2, at))
+    assert "downwards" in made.why["training.learning_rate"]
 
 
 def test_not_into_what_diverged(tmp_path: Path) -> None:

@@ -194,6 +194,15 @@ def test_in_the_middle(tmp_path: Path) -> None:
     assert "5 of 12" in tree.text
 
 
+def test_maps_of_many_columns_stand_where_they_fit(tmp_path: Path) -> None:
+    """Six gammas side by side are wider than a third of a page: cells behind a scroll are not seen at a glance."""
+    grid = {"loss.beta": {"choice": [2.0, 2.5]}, "loss.gamma": {"choice": [0.3, 0.5, 1.0, 1.2, 1.4, 1.6]}}
+    page, _ = page_of(frame_of(run_sweep(tmp_path / "a", make_spec(search=grid), lambda _: Script(), pairs=20)))
+    assert '<div class="charts roomy" style="--least:494px">' in page
+    few, _ = page_of(frame_of(run_sweep(tmp_path / "b", make_spec(), lambda _: Script(), pairs=20)))
+    assert "charts roomy" not in few
+
+
 def test_when_the_trials_folders_are_gone(tmp_path: Path) -> None:
     folder = run_sweep(tmp_path, make_spec(), by_rate)
     shutil.rmtree(folder.path / "trials")

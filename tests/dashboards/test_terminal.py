@@ -15,12 +15,14 @@ from dashboards.live import REFRESH_SECONDS, LiveView
 from dashboards.sparks import bar, duration, sparkline
 from dashboards.summary import summary
 from dashboards.tables import trial_table
+from dashboards.terminal import open_view
 from orchestrator.commands.look import watch
 from orchestrator.spec.space import Choice, SearchSpace
 from orchestrator.spec.sweep import Goal, SweepSpec
 from orchestrator.study.ranking import ranking
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.study.study import Study
 from tests.dashboards.scripted_sweep import COMPLETE, PRUNED, Script, make_spec, run_sweep
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.report import Point
@@ -236,6 +238,21 @@ def test_no_value_is_cut_at_any_width(width: int) -> None:
     for value in ("12", "COMPLETE", "2.5", "1.375", "6e-7", "12345", "0.7312"):
         assert value in shown, value
     assert all(len(line) <= width for line in text_of(console).splitlines())
+
+
+def test_a_dumb_terminal_gets_plain_lines_and_whole_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, standard output is a terminal
+    folder = run_sweep(tmp_path, make_spec(), lambda _: Script(), trials=2)
+    with Study.open(folder) as study:
+        spec, views = study.spec, [TrialView(record) for record in study.trials()]
+    console = Console(file=io.StringIO(), width=80, height=25, force_terminal=True)
+    assert isinstance(open_view(spec, console), PlainView)
+    console.print(trial_table(views, spec.search.paths, spec.goal, steps=None, width=80))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "COMPLETE" in shown
+    assert "…" not in shown
 
 
 def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

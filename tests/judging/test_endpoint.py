@@ -276,6 +276,15 @@ def test_requests_that_do_not_fit_are_not_repeated(server: FakeJudge, tmp_path: 
     assert set(Counter(server.asked).values()) == {1}
 
 
+def test_a_model_that_wants_max_completion_tokens_gets_them(server: FakeJudge, tmp_path: Path) -> None:
+    wanted = b'{"error": {"message": "Unsupported parameter: \'max_tokens\'. Use \'max_completion_tokens\' instead."}}'
+    server.decide = lambda *_: Raw(400, wanted) if "max_tokens" in server.bodies[-1] else "[[A]]"
+    asking, _ = run(server, tmp_path, MATCHES, concurrency=1)
+    assert asking.trouble == ""
+    assert ["max_tokens" in body for body in server.bodies].count(True) == 1
+    assert all(body.get("max_completion_tokens", 32) == 32 for body in server.bodies)
+
+
 def test_no_more_is_spent_than_was_agreed(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = longer
     prices = {"prompt_price": 1000.0, "completion_price": 1000.0, "max_cost": 1.0, "max_tokens": 5}

@@ -109,6 +109,17 @@ def test_the_edges() -> None:
     assert (tied.low, tied.value, tied.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-3)
 
 
+def test_where_the_penalty_leaves_nothing_the_interval_is_not_of_width_nought() -> None:
+    """One win, five losses and eighteen ties: little is known, and least of all that it is one half."""
+    wanted = np.array([1.0] + [0.0] * 5 + [0.5] * 18)
+    rng = np.random.default_rng(0)
+    ours, theirs = rng.integers(5, 30, 24).astype(float), rng.integers(5, 30, 24).astype(float)
+    found = length_controlled(wanted, ours, theirs, [f"p{k}" for k in range(24)])
+    assert found is not None
+    assert found.value == pytest.approx(0.5), "as the definition has it"
+    assert found.high - found.low > 0.15
+
+
 def test_samples_of_a_prompt_stay_together() -> None:
     wanted, ours, theirs, prompts = data(7, rows=60)
     doubled = [np.concatenate([c, c]) for c in (wanted, ours, theirs)]
