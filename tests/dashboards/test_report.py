@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,15 @@ def test_in_the_middle(tmp_path: Path) -> None:
     _, tree = page_of(frame_of(folder, "running"))
     assert "The sweep is running: this is how it stands now, not its result." in tree.text
     assert "5 of 12" in tree.text
+
+
+def test_an_interrupted_trial_ran_until_it_was_last_heard_of(tmp_path: Path) -> None:
+    folder = run_sweep(tmp_path, make_spec(), lambda t: Script(outcome=None if t.number == 4 else COMPLETE), trials=5)
+    frame = frame_of(folder, "interrupted")
+    page, _ = page_of(replace(frame, at=frame.at + 86400))
+    assert "seconds in which the sweep ran" in page
+    running, _ = page_of(replace(frame, at=frame.at + 86400, state="running"))
+    assert "hours in which the sweep ran" in running
 
 
 def test_maps_of_many_columns_stand_where_they_fit(tmp_path: Path) -> None:
