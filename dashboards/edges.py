@@ -96,6 +96,20 @@ def diverged_from(frame: SweepFrame, path: str) -> float | None:
     return min(beyond) if beyond and math.isfinite(safe) else None
 
 
+def mostly_diverged_from(frame: SweepFrame, path: str) -> float | None:
+    """The smallest value from which at least half of the finished trials (two or more) diverged; None without one."""
+    ended = sorted(
+        (float(c.record.params[path]), c.record.diverged)
+        for c in frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
+        if path in c.record.params and is_number(c.record.params[path])
+    )
+    for at in dict.fromkeys(value for value, _ in ended):
+        there = [diverged for value, diverged in ended if value >= at]
+        if sum(there) >= 2 and 2 * sum(there) >= len(there):
+            return at
+    return None
+
+
 def _share(value: float, low: float, high: float, log: bool) -> float:
     return math.log(value / low) / math.log(high / low) if log else (value - low) / (high - low)
 

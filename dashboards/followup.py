@@ -9,7 +9,7 @@ from typing import Any
 
 from dashboards.certainty import Certainty
 from dashboards.diagnosis.finding import Finding, Level
-from dashboards.edges import diverged_from, tidy
+from dashboards.edges import diverged_from, edge, tidy
 from dashboards.frame import brief, show
 from dashboards.insight import Insight
 from dashboards.nextaxis import Next, next_values
@@ -22,9 +22,10 @@ from orchestrator.spec.samplers import GridSampler, RandomSampler
 from orchestrator.spec.space import Choice, Dimension, SearchSpace
 from orchestrator.spec.sweep import Budget, SweepSpec
 from trainer.config import TrialConfig
-from trainer.loss_config import SimpoLoss
+from trainer.loss_config import SftLoss, SimpoLoss
 
 RATE = "training.learning_rate"
+_MARGINS = ("loss.gamma", "loss.gamma_beta_ratio")
 _SEEDS = (1, 2, 3)
 _MOST_POINTS = 36
 _TRIALS = 24
@@ -68,10 +69,8 @@ def follow_up(seen: Insight, taken: Container[str] = ()) -> FollowUp:
             f"{frame.name} is {frame.state}: {len(frame.ranked)}{planned} trials are complete; wait for the rest."
         )
     head += [f"{p} is fixed: {n.why}" for p, n in found.items() if n.dimension is None]
-    extra = _sft_weight(seen.findings, base, frame)
-    if extra is not None:
-        dimensions["loss.sft_weight"] = extra.dimension or Choice(choice=(0.0,))
-        why["loss.sft_weight"] = extra.why
+    for path, extra in _sft_term(seen.findings, base, frame).items():
+        dimensions[path], why[path] = extra
     zipped: tuple[dict[str, tuple[Any, ...]], ...] = ()
     if not dimensions:
         zipped, reason = _confirm(seen.sure, frame)
@@ -102,7 +101,7 @@ def _axes(seen: Insight) -> dict[str, Next]:
     for path in frame.paths:
         if path == SEED or path not in winner.record.params:
             continue
-        out[path] = _by_health(seen, path) or next_values(frame, path)
+        out[path] = _by_health(seen, path) or _no_wider_margin(seen, path) or next_values(frame, path)
     if RATE not in frame.paths and (found := _by_health(seen, RATE)) is not None:
         out[RATE] = found  # it was not searched, and is what the diagnosis says to change
     return out
@@ -159,18 +158,41 @@ def _by_health(seen: Insight, path: str) -> Next | None:
     return None
 
 
+def _no_wider_margin(seen: Insight, path: str) -> Next | None:
+    """A hollow winner at the upper end of gamma is no reason for larger margins still."""
+    if path not in _MARGINS or not _hollow(seen.findings):
+        return None
+    found = edge(seen.frame, path)
+    if found is None or found.low_end or found.inner is None:
+        return None
+    values = (found.inner, found.at)
+    return Next(
+        Choice(choice=values), f"not beyond {show(found.at)}: a larger margin asks for what already costs answers"
+    )
+
+
 def _lower(title: str) -> str:
     return title[:1].lower() + title[1:]
 
 
-def _sft_weight(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFrame) -> Next | None:
+def _sft_term(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFrame) -> dict[str, tuple[Dimension, str]]:
     """An SFT term holds the chosen responses up, at the price of some margin."""
-    hollow = any(f.rule in ("chosen_falling", "answers_lost") and f.level is Level.SERIOUS for f in findings)
     loss = base.loss
-    searched = {"loss.sft_weight", "loss.nll_scale"} & set(frame.paths)
-    if not hollow or searched or not isinstance(loss, SimpoLoss) or loss.cross_entropy_weight > 0:
-        return None
-    return Next(Choice(choice=(0.0, 0.1)), "an SFT term keeps the chosen responses likely (0.1 is the authors' value)")
+    if not _hollow(findings) or {"loss.sft_weight", "loss.nll_scale"} & set(frame.paths):
+        return {}
+    why = "an SFT term keeps the chosen responses likely"
+    if isinstance(loss, SimpoLoss):
+        author = f"{why} (0.1 is the authors' value)"
+        return {} if loss.cross_entropy_weight > 0 else {"loss.sft_weight": (Choice(choice=(0.0, 0.1)), author)}
+    if isinstance(loss, SftLoss):
+        return {}
+    at = loss.nll_scale
+    return {"loss.nll_scale": (Choice(choice=(at, 0.1 if at == 0 else tidy(2 * at))), why)}
+
+
+def _hollow(findings: tuple[Finding, ...]) -> bool:
+    """Whether the winner's margin was bought with its chosen responses or its answers."""
+    return any(f.rule in ("chosen_falling", "answers_lost") and f.level is Level.SERIOUS for f in findings)
 
 
 def _confirm(sure: Certainty, frame: SweepFrame) -> tuple[tuple[dict[str, tuple[Any, ...]], ...], str]:
@@ -204,7 +226,7 @@ def _after_nothing(frame: SweepFrame, name: str) -> FollowUp:
     lowest = min(case.config.training.learning_rate for case in diverged)
     values = tuple(tidy(lowest * share) for share in (0.03, 0.1, 0.3))
     dimensions = dict(frame.space.dimensions) | {RATE: Choice(choice=values)}
-    zipped = tuple(group for group in frame.space.zipped if RATE not in group)
+    zipped = tuple(kept for group in frame.space.zipped if (kept := {p: v for p, v in group.items() if p != RATE}))
     why = {RATE: f"all that ran diverged, the lowest at {show(lowest)}: far smaller steps"}
     for path in frame.space.paths:
         if path != RATE:

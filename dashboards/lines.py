@@ -21,9 +21,15 @@ class PlainView:
     """One line per event, for logs and pipes."""
 
     def __init__(
-        self, spec: SweepSpec, console: Console, *, total: int | None = None, steps: StepsOf | None = None
+        self,
+        spec: SweepSpec,
+        console: Console,
+        *,
+        total: int | None = None,
+        steps: StepsOf | None = None,
+        before: float = 0.0,
     ) -> None:
-        self._seen = Standing(spec, total, steps)
+        self._seen = Standing(spec, total, steps, before=before)
         self._console = console
 
     def stage(self, text: str) -> None:

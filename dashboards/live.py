@@ -38,9 +38,10 @@ class LiveView:
         *,
         total: int | None = None,
         steps: StepsOf | None = None,
+        before: float = 0.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._seen = Standing(spec, total, steps, clock)
+        self._seen = Standing(spec, total, steps, clock, before=before)
         self._console, self._clock = console, clock
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at: float | None = None

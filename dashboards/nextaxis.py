@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dashboards.certainty import Difference, case_values, paired_difference
-from dashboards.edges import Edge, between, diverged_from, edge, known_values, tidy
+from dashboards.edges import Edge, between, diverged_from, edge, known_values, mostly_diverged_from, tidy
 from dashboards.effects import compared, is_numeric, levels, told_apart
 from dashboards.frame import brief, show
 from dashboards.sweep_frame import SweepFrame, TrialCase
@@ -52,6 +52,9 @@ def _flat(frame: SweepFrame, path: str) -> str:
 
 
 def _beyond(frame: SweepFrame, path: str, found: Edge) -> Next:
+    often = None if found.low_end else mostly_diverged_from(frame, path)
+    if often is not None and often <= found.at:
+        return replace(_finer(frame, path), why=f"not beyond {show(found.at)}: {_half(often)}")
     limit = diverged_from(frame, path)
     beyond = [v for v in found.beyond if limit is None or v < limit]
     where = "lowest" if found.low_end else "highest"
@@ -63,6 +66,10 @@ def _beyond(frame: SweepFrame, path: str, found: Edge) -> Next:
     best = {level.value: level.best for level in levels(frame, path)}
     told = "" if found.inner not in best else f" (best {brief(best[found.at])}, next to it {brief(best[found.inner])})"
     return Next(_choice(frame, path, values), f"the best was the {where} tried{told}, so the optimum may lie beyond")
+
+
+def _half(often: float) -> str:
+    return f"from {show(often)} on at least half of the trials diverged"
 
 
 def _finer(frame: SweepFrame, path: str) -> Next:
@@ -124,7 +131,10 @@ def _range(frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUn
     low, high = min(values), max(values)
     why = f"where the best {len(values)} of {len(ranked)} trials lie"
     found = edge(frame, path)
-    if found is not None and found.beyond:
+    often = mostly_diverged_from(frame, path)
+    if found is not None and found.beyond and not found.low_end and often is not None and often <= found.at:
+        why += f"; not beyond them: {_half(often)}"
+    elif found is not None and found.beyond:
         low, high = (min(low, found.beyond[0]), high) if found.low_end else (low, max(high, found.beyond[0]))
         why += f", and beyond the {'lower' if found.low_end else 'upper'} end, where the best one is"
     limit = diverged_from(frame, path)

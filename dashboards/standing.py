@@ -21,8 +21,16 @@ class Standing:
     """What a view knows of the sweep so far."""
 
     def __init__(
-        self, spec: SweepSpec, total: int | None, steps: StepsOf | None, clock: Clock = time.monotonic
+        self,
+        spec: SweepSpec,
+        total: int | None,
+        steps: StepsOf | None,
+        clock: Clock = time.monotonic,
+        *,
+        before: float = 0.0,
     ) -> None:
+        """before: seconds that the sweep had run already."""
+        self._before = before
         self.spec, self.total, self.steps = spec, total, steps
         self.trials: dict[int, TrialView] = {}
         self._clock, self._began = clock, clock()
@@ -49,7 +57,7 @@ class Standing:
         share = self._done() / max(1, total)
         words = [f"{bar(share, 20)} {done}/{total} trials"]
         words += [f"{ends[word]} {word}" for word in _COUNTED if word in ends]
-        elapsed = self._clock() - self._began
+        elapsed = self._before + self._clock() - self._began
         words.append(f"{duration(elapsed)} so far")
         left = self._seconds_left(total)
         if left is not None and done < total:

@@ -19,8 +19,8 @@ def wide_console() -> Console:
 
 
 def open_view(
-    spec: SweepSpec, console: Console, *, total: int | None = None, steps: StepsOf | None = None
+    spec: SweepSpec, console: Console, *, total: int | None = None, steps: StepsOf | None = None, before: float = 0.0
 ) -> LiveView | PlainView:
-    """The view that fits where the output goes."""
+    """The view that fits where the output goes. `before`: seconds that the sweep had run when it is opened."""
     kind = LiveView if console.is_terminal and not console.is_dumb_terminal else PlainView
-    return kind(spec, console, total=total, steps=steps)
+    return kind(spec, console, total=total, steps=steps, before=before)

@@ -36,7 +36,7 @@ def answers_lost(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
         Level.SERIOUS if sure else Level.WARNING,
         "Fewer right answers while the ranking metric improves",
         f"Trial {winner.label}: right answers went from {start:.1%} to {start + drop:.1%} of {prompts} prompts (one "
-        f"standard error of that difference is {spread:.1%}) while {frame.goal.metric} went up by {show(abs(gain))}; "
+        f"standard error of that difference is {spread:.1%}) while {frame.goal.metric} improved by {show(abs(gain))}; "
         f"they fell in {fewer} of {len(changes)} complete trials.",
         "The metric is being won at the cost of the task. Lower the learning rate, add loss.sft_weight or "
         "loss.nll_scale, rank by eval_exact_answers, and set evaluation.prompts higher to be sure of it.",

@@ -40,7 +40,7 @@ def diverging_region(frame: SweepFrame) -> Iterator[Finding]:
     finished = frame.in_state(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
     yield Finding(
         "diverging_region",
-        Level.WARNING if 4 * len(diverged) >= len(finished) else Level.NOTE,
+        Level.SERIOUS if not frame.ranked else Level.WARNING if 4 * len(diverged) >= len(finished) else Level.NOTE,
         f"{len(diverged)} of {len(finished)} finished trials diverged",
         f"Trial {diverged[0].label} ({frame.words(diverged[0])}): {diverged[0].record.reason}.",
         "No single searched leaf explains it; lower the learning rate, or lengthen the warmup.",

@@ -19,7 +19,7 @@ ACCURACY = f"{EVAL}accuracies/logp"
 def worse_than_start(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
     """Every complete trial is worse than where it began."""
     start, best = frame.start(frame.goal.metric), sure.winner.record.value
-    if start is None or best is None or frame.sign * (best - start) > 0:
+    if start is None or best is None or _gained(frame, sure.winner):
         return
     interval = ""
     if sure.against_start is not None:
@@ -43,6 +43,12 @@ def worse_than_start(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
     )
 
 
+def _gained(frame: SweepFrame, winner: TrialCase) -> bool:
+    """Whether it ended better than it began; unknown counts as yes."""
+    start, best = frame.start(frame.goal.metric), winner.record.value
+    return start is None or best is None or frame.sign * (best - start) > 0
+
+
 def gain_not_clear(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
     """The winner is ahead of the start model by less than these pairs can show."""
     against = sure.against_start
@@ -64,10 +70,10 @@ def gain_not_clear(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
 
 
 def coin_toss(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
-    """An accuracy that cannot be told from one half."""
+    """An accuracy that cannot be told from one half, of a trial that did get better: else `worse_than_start` speaks."""
     accuracy = winner.last(ACCURACY)
     count = len(winner.pairs) if winner.pairs is not None else 0 if frame.data is None else frame.data.eval_rows
-    if accuracy is None or count == 0:
+    if accuracy is None or count == 0 or not _gained(frame, winner):
         return
     spread = 1.96 * math.sqrt(0.25 / count)
     if accuracy - 0.5 > spread:

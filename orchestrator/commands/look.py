@@ -171,17 +171,19 @@ def watch(name: str, root: Path) -> None:
         time.sleep(_WATCH_SECONDS)
     with Study.open(folder) as study:
         spec, steps = study.spec, _steps(folder, study.spec)
-        view = open_view(spec, Console(stderr=True), total=total_trials(spec), steps=steps)
+        console = Console(stderr=True)
+        before = study.spent().hours * 3600
+        view = open_view(spec, console, total=total_trials(spec), steps=steps, before=before)
         seen: dict[int, tuple[TrialState, int, int]] = {}
         try:
             while True:
                 driven = lock.holder(folder) is not None
                 for record in study.trials():
                     mark = (record.state, record.attempts, record.step)
-                    before = seen.get(record.number)
-                    if before is None or before[:2] != mark[:2]:
+                    last = seen.get(record.number)
+                    if last is None or last[:2] != mark[:2]:
                         view.trial_changed(record)
-                    if before is None or before[2] != record.step:
+                    if last is None or last[2] != record.step:
                         view.points(record.number, study.points(record.number))
                     seen[record.number] = mark
                 view.tick()
@@ -196,3 +198,7 @@ def watch(name: str, root: Path) -> None:
         for trial in views:
             trial.add(study.points(trial.record.number))
         summary(spec, views, wide_console(), steps=steps)
+        if state_of(study) == "interrupted":
+            why = study.stopped()
+            console.print(f"{name} is interrupted{f': {why}' if why else ''}. Go on with it by:", markup=False)
+            console.print(f"  orchestrate resume {name}", markup=False)

@@ -144,7 +144,7 @@ def print_status(found: Mapping[str, Any]) -> None:
     for trial in trials:
         params, metrics = trial.get("params", {}), trial.get("metrics", {})
         table.add_row(
-            str(trial["number"]),
+            _starred(trial, found),
             str(trial["state"]),
             f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
             *(_short(params[path]) if path in params else "-" for path in paths),
@@ -156,7 +156,9 @@ def print_status(found: Mapping[str, Any]) -> None:
         return
     for trial in trials:  # in a narrow terminal a row a trial would cut values
         value = f"  {metric}={_short(trial.get('metrics', {}).get(metric))}" if metric else ""
-        head = f"trial {trial['number']} {trial['state']} {trial.get('step', 0)}/{trial.get('steps') or '?'}{value}"
+        head = (
+            f"trial {_starred(trial, found)} {trial['state']} {trial.get('step', 0)}/{trial.get('steps') or '?'}{value}"
+        )
         console.print(head, markup=False, style="bold")
         said = "; ".join(said for said in (trial.get("reason"), trial.get("origin")) if said)
         for line in (_params(trial.get("params", {})), said):
@@ -169,6 +171,12 @@ def _mirror(found: Mapping[str, Any] | None) -> str:
     if not found or not found["told"]:
         return ""
     return f"mirror {found['url']}: told of {found['told']} times, last: {found['last']} (all: orchestrate history)"
+
+
+def _starred(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Its number; the best one's, or the front's, with a star."""
+    number = trial["number"]
+    return f"★ {number}" if number in found.get("front", ()) else str(number)
 
 
 def _needed(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
@@ -201,7 +209,7 @@ def print_best(found: Mapping[str, Any]) -> None:
         elif isinstance(value, Mapping):
             for inner, leaf in sorted(value.items()):
                 table.add_row(escape(f"{key} {inner}"), escape(_short(leaf)))
-        else:
+        elif value not in (None, ""):
             table.add_row(key, escape(_short(value)))
     _console().print(table)
 

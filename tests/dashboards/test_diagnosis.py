@@ -174,9 +174,11 @@ def test_divergence_at_small_values_and_names(search: Any, bad: tuple[str, Any],
 
 
 def test_a_coin_and_ties(tmp_path: Path) -> None:
+    few = frame_of(run_sweep(tmp_path / "few", make_spec(search=RATES), lambda _: Script(quality=0.13), pairs=60))
+    assert "no better than a coin" in rules(few)["coin_toss"].title
     found = rules(swept(tmp_path, lambda t: Script(quality=0.0 - rate(t))))
-    assert "no better than a coin" in found["coin_toss"].title
     assert found["worse_than_start"].level is Level.SERIOUS
+    assert "coin_toss" not in found, "one says smaller steps, the other larger ones"
     frame = swept(tmp_path / "ties", inner_best)
     pairs = frame.ranked[0].pairs
     assert pairs is not None
@@ -248,6 +250,9 @@ def test_where_everything_diverged(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(outcome=DIVERGED if rate(t) > 5e-7 else COMPLETE), BETAS))
     assert found["diverging_region"].title == "Every trial with learning_rate of 1e-6 or more diverged"
     assert "3 of 3 trials, against 0 of 6 below it" in found["diverging_region"].evidence
+    assert found["diverging_region"].level is Level.WARNING
+    nothing = rules(swept(tmp_path / "all", lambda _: Script(outcome=DIVERGED)))
+    assert nothing["diverging_region"].level is Level.SERIOUS
 
 
 def test_failures_by_kind(tmp_path: Path) -> None:
@@ -329,6 +334,44 @@ def test_not_into_what_diverged(tmp_path: Path) -> None:
     values = spec.search.drawable("training.learning_rate")
     assert values is not None
     assert max(float(v) for v in values if isinstance(v, float)) < 1e-6
+
+
+def test_not_beyond_where_most_diverged(tmp_path: Path) -> None:
+    def script(trial: Trial) -> Script:
+        if rate(trial) == 1e-6 and trial.params["loss.beta"] != 2.0:
+            return Script(outcome=DIVERGED)
+        return Script(quality=0.2 + 5e5 * rate(trial) + (0.1 if trial.params["loss.beta"] == 2.0 else 0.0))
+
+    spec, text = followed(swept(tmp_path, script, BETAS), tmp_path)
+    values = spec.search.drawable("training.learning_rate")
+    assert values is not None
+    assert max(float(v) for v in values if isinstance(v, float)) == 1e-6
+    assert "# not beyond 1e-6: from 1e-6 on at least half of the trials diverged" in text
+
+
+def test_a_hollow_dpo_winner_gets_an_nll_term(tmp_path: Path) -> None:
+    base = {"loss": {"kind": "dpo"}}
+    spec, _ = followed(swept(tmp_path, lambda t: Script(quality=0.2 + 5e5 * rate(t), chosen=-3.0), base=base), tmp_path)
+    assert spec.search.drawable("loss.nll_scale") == (0.0, 0.1)
+
+
+def test_a_hollow_winner_asks_for_no_larger_margin(tmp_path: Path) -> None:
+    gammas = {"loss.gamma": {"choice": [0.5, 1.0, 1.5]}}
+    script = {0.5: 0.2, 1.0: 0.5, 1.5: 0.9}
+    spec, text = followed(
+        swept(tmp_path, lambda t: Script(quality=script[t.params["loss.gamma"]], chosen=-3.0), gammas), tmp_path
+    )
+    assert spec.search.drawable("loss.gamma") == (1.0, 1.5)
+    assert "not beyond 1.5" in text
+
+
+def test_after_divergence_of_a_zip_its_other_leaves_stay(tmp_path: Path) -> None:
+    zipped = ({"training.learning_rate": (1e-6, 2e-6), "loss.beta": (2.0, 10.0)},)
+    spec = make_spec(search={})
+    space = SearchSpace.model_validate({"zipped": zipped})
+    frame = frame_of(run_sweep(tmp_path, spec.model_copy(update={"search": space}), lambda _: Script(outcome=DIVERGED)))
+    made = follow_up(insight(frame))
+    assert made.spec.search.zipped == ({"loss.beta": (2.0, 10.0)},)
 
 
 def test_after_divergence_alone_and_after_failures_alone(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_verdict_that_cannot_be_read_is_said(tmp_path: Path) -> None:
 
 
 def test_on_the_terminal() -> None:
-    for width, shown in ((160, "characters"), (100, "win rate"), (60, "win rate")):
+    for width, shown in ((220, "characters"), (160, "first shown"), (100, "win rate"), (60, "win rate")):
         console = Console(width=width, record=True, file=None, quiet=False)
         with console.capture() as held:
             print_verdicts([verdict(0, 0.7), verdict(1, 0.2, judge="checker", win_rate=None)], console)

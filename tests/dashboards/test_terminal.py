@@ -262,3 +262,5 @@ def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: p
     assert "Best: trial 0" in said.out
     assert "trial 1 PRUNED" in said.err
     assert "2/12 trials" in said.err
+    assert "mine is interrupted" in said.err
+    assert "orchestrate resume mine" in said.err
