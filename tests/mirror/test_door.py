@@ -10,8 +10,10 @@ import pytest
 
 import sweeps
 from orchestrator import cli
+from orchestrator import sweep as root
+from orchestrator.commands import look
 from orchestrator.driving.mirrored import take_place
-from orchestrator.errors import SpecError
+from orchestrator.errors import NameTaken, SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.mirror.probe import MirrorError
 from orchestrator.spec.disk import disk_need
@@ -138,3 +140,31 @@ def test_two_sweeps_of_one_name_do_not_share_a_place(tmp_path: Path) -> None:
                 continue
             with pytest.raises(MirrorError, match="another sweep named 'quickstart' has its copies in"):
                 take_place(study)
+
+
+def test_a_scheduler_that_starts_the_job_again_on_a_new_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [f"mirror=file://{tmp_path}/far", f"storage=sqlite:///{tmp_path}/study.db"]
+    spec = load(QUICKSTART, given)
+    called: list[str] = []
+    monkeypatch.setattr(root, "start", lambda *_, **__: called.append("start"))
+    monkeypatch.setattr(root, "resume", lambda *_, **__: called.append("resume"))
+    root.start_or_resume(spec, tmp_path / "two")
+    assert called == ["start"], "nobody has begun it"
+
+    folder = SweepFolder(tmp_path / "one", spec.name)
+    write_text(folder.spec, dump(spec))
+    write_text(folder.path / "data.json", '{"rows": 7}')
+    with Study.create(folder, spec) as study:
+        take_place(study)
+        study.note("mirror", "a copy failed (503)", 3)
+        study.note("mirror", "copies to the mirror work again")
+    root.start_or_resume(spec, tmp_path / "two")
+    assert called == ["start", "resume"]
+    brought = SweepFolder(tmp_path / "two", spec.name)
+    assert Study.exists(brought)
+    assert (brought.path / "data.json").read_text() == '{"rows": 7}', "so that changed data are noticed"
+    monkeypatch.setattr(look, "_steps", lambda *_: None)
+    found = look.status(spec.name, tmp_path / "two")
+    assert found["mirror"] == {"url": spec.mirror, "told": 2, "last": "copies to the mirror work again"}
+    with pytest.raises(NameTaken):
+        root.start_or_resume(load(QUICKSTART, [*given, "budget.trials=3"]), tmp_path / "three")
