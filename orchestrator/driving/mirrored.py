@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 from orchestrator.driving.retention import best_of, model_of
 from orchestrator.engine.copies import WAITS, end_files, model_files
-from orchestrator.engine.fetching import bring_end
+from orchestrator.engine.fetching import FORK, bring_end
 from orchestrator.engine.messages import MIRROR
 from orchestrator.engine.view import View
 from orchestrator.folders import DATA_FILE, SweepFolder
@@ -96,7 +96,7 @@ class Upkeep:
 
     def removed(self, record: TrialRecord, model: bool) -> None:
         """This ended trial's checkpoints went, and its final weights where `model` says so."""
-        places = [f"{TRIALS}/{record.number:04d}/{attempt}" for attempt in range(1, record.attempts + 1)]
+        places = [f"{TRIALS}/{record.number:04d}/{attempt}" for attempt in range(FORK, record.attempts + 1)]
         self._queue.put(lambda: self._remove(places, model))
         if record.state is not TrialState.COMPLETE:
             folder = self._study.folder

@@ -17,7 +17,7 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from orchestrator.engine.failures import FAILURE_FILE
-from orchestrator.engine.fetching import attempts_of, checkpoint_place, fetch
+from orchestrator.engine.fetching import FORK, attempts_of, checkpoint_place, fetch
 from orchestrator.engine.messages import EndKind, Job
 from orchestrator.mirror.places import CHECKPOINTS, END, MODEL
 from orchestrator.mirror.store import Abandoned, Mirror, MirrorRefused
@@ -61,9 +61,8 @@ class Copies:
         """Bring what earlier attempts sent and this machine does not have; the folders to go on from."""
         # A disk of our own that is full is not the mirror's fault: OSError goes on to the trial.
         self._patiently("what earlier attempts left was not fetched from the mirror", self._fetch, (MirrorRefused,))
-        return tuple(
-            folder for k, folder in attempts_of(self._job).items() if k < self._job.attempt and folder.is_dir()
-        )
+        own = range(1, self._job.attempt)
+        return tuple(folder for k, folder in attempts_of(self._job).items() if k in own and folder.is_dir())
 
     def begin(self) -> None:
         """Send checkpoints as they are written."""
@@ -144,18 +143,20 @@ class Copies:
     def _send_newest(self) -> None:
         """The newest good checkpoint of this attempt, where it is newer than what the mirror has; older ones go."""
         sent = max(self._there, default=(-1, 0))[0]
-        newest = next(iter(manifest.places([self._job.folder])), None)
+        newest, attempt, source = _newest(self._job.folder), self._job.attempt, self._job.folder
+        if newest is None and self._job.fork is not None:  # of a clone, what it begins from
+            newest, attempt, source = _newest(self._job.fork), FORK, self._job.fork
         if newest is None or manifest.step_of(newest) <= sent:
             return
         aside = self._job.folder / COPYING
         try:
-            step, _ = manifest.pin([self._job.folder], aside)
+            step, _ = manifest.pin([source], aside)
             if step is None or step <= sent:
                 return
-            samples = self._job.folder / "samples.jsonl"
+            samples = source / "samples.jsonl"
             if samples.is_file():
                 _second_name(samples, aside / samples.name)
-            place = checkpoint_place(step, self._job.attempt)
+            place = checkpoint_place(step, attempt)
             self._mirror.put(place, _below(aside), lambda: self._wants(step))
             if self._unwanted.is_set():  # while its list was written
                 self._mirror.remove(place)
@@ -163,7 +164,7 @@ class Copies:
         finally:
             shutil.rmtree(aside, ignore_errors=True)
         self._counted["mirror_copies"] += 1
-        self._there = sorted([*self._there, (step, self._job.attempt)])
+        self._there = sorted([*self._there, (step, attempt)])
         while len(self._there) > KEPT:
             self._mirror.remove(checkpoint_place(*self._there[0]))
             self._there.pop(0)
@@ -172,7 +173,7 @@ class Copies:
         """Not where the trial ended, nor where this attempt ends with a newer one."""
         if self._unwanted.is_set():
             return False
-        newest = next(iter(manifest.places([self._job.folder])), None)
+        newest = _newest(self._job.folder)
         return not (self._over.is_set() and newest is not None and manifest.step_of(newest) > step)
 
     def _send_end(self) -> None:
@@ -185,7 +186,7 @@ class Copies:
                 self._counted["mirror_copies"] += 1
 
     def _clear(self) -> None:
-        for attempt in range(1, self._job.attempt + 1):
+        for attempt in range(FORK, self._job.attempt + 1):
             self._mirror.remove(f"{attempt}/{CHECKPOINTS}")
         self._there = []
 
@@ -202,6 +203,11 @@ def model_files(folder: Path) -> dict[str, Path]:
 
 def _below(folder: Path) -> dict[str, Path]:
     return {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.is_file()}
+
+
+def _newest(folder: Path) -> Path | None:
+    """A run folder's newest checkpoint, good or not."""
+    return next(iter(manifest.places([folder])), None)
 
 
 def _second_name(file: Path, to: Path) -> None:

@@ -21,9 +21,14 @@ _LAST = (CHECKPOINTS, "ending.json")
 """What gives the rest its meaning comes last."""
 
 
+FORK = 0
+"""Another trial's checkpoint that this one goes on from is in the mirror as if it were of an attempt before all."""
+
+
 def attempts_of(job: Job) -> dict[int, Path]:
-    """The folder of each attempt up to this one."""
-    return {k: job.folder.parent / str(k) for k in range(1, job.attempt)} | {job.attempt: job.folder}
+    """The folder of each attempt up to this one, and of the checkpoint that a clone begins from."""
+    fork = {} if job.fork is None else {FORK: job.fork}
+    return fork | {k: job.folder.parent / str(k) for k in range(1, job.attempt)} | {job.attempt: job.folder}
 
 
 def fetch(mirror: Mirror, job: Job, damaged: Callable[[str], None]) -> list[tuple[int, int]]:

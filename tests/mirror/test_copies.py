@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -109,6 +110,32 @@ def test_a_stage_has_one_attempt_and_goes_on_in_its_own_place(
     assert (folder / "model" / "model.safetensors").read_text() == "weights"
     again.begin()
     again.finish(EndKind.FINISHED)
+    assert not again.said()
+
+
+def test_a_clone_that_has_no_checkpoint_of_its_own_finds_what_it_begins_from(file: Mirror, tmp_path: Path) -> None:
+    disks = [dataclasses.replace(job(tmp_path / disk, file.url), fork=tmp_path / disk / "fork") for disk in "ab"]
+    here, there = disks
+    assert here.fork is not None
+    assert there.fork is not None
+    write_checkpoint(here.fork, 7)
+    (here.fork / "samples.jsonl").write_text("answers until 7\n")
+    here.folder.mkdir(parents=True)
+    at_work = Copies(here)
+    assert at_work.fetch() == ()
+    at_work.begin()
+    _wait(lambda: file.whole() == ["0/checkpoints/step-00000007"])
+    at_work.leave(wanted=True)  # its machine is gone
+
+    again = Copies(dataclasses.replace(there, attempt=2, folder=there.folder.parent / "2"))
+    assert again.fetch() == ()
+    check(places([there.fork])[0])
+    assert (there.fork / "samples.jsonl").read_text() == "answers until 7\n"
+    (there.folder.parent / "2").mkdir(parents=True)
+    for step in (8, 9):
+        write_checkpoint(there.folder.parent / "2", step)
+        again._send_newest()
+    assert file.whole() == ["2/checkpoints/step-00000008", "2/checkpoints/step-00000009"]
     assert not again.said()
 
 
