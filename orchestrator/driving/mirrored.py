@@ -22,7 +22,7 @@ from orchestrator.engine.view import View
 from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.mirror.places import CHECKPOINTS, END, MODEL, SPEC, STUDY, TRIALS, of_sweep
 from orchestrator.mirror.probe import MirrorError
-from orchestrator.mirror.store import Mirror, MirrorRefused
+from orchestrator.mirror.store import Mirror
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import TrialState
@@ -123,7 +123,7 @@ class Upkeep:
             for wait in (*self._waits, None):
                 try:
                     task()
-                except (MirrorRefused, OSError) as why:
+                except Exception as why:  # noqa: BLE001  the thread's boundary: told, and the next task is done
                     if wait is None or self._closing.wait(wait):
                         self._troubles.put(redact(f"given up after {len(self._waits) + 1} tries: {why}"))
                         break

@@ -91,7 +91,7 @@ class Attempt:
             end = ended_by(error, self._job.folder)
         if end is not None:
             if self._copies is not None and self._course is not None:
-                self._copies.finish(end.kind)
+                self._copies.finish(end)
             self._let_go()
         return self._report(points, end)
 

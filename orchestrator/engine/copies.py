@@ -18,9 +18,10 @@ from queue import SimpleQueue
 
 from orchestrator.engine.failures import FAILURE_FILE
 from orchestrator.engine.fetching import FORK, attempts_of, checkpoint_place, fetch
-from orchestrator.engine.messages import EndKind, Job
+from orchestrator.engine.messages import End, EndKind, Job
 from orchestrator.mirror.places import CHECKPOINTS, END, MODEL
 from orchestrator.mirror.store import Abandoned, Mirror, MirrorRefused
+from orchestrator.study.state import FailureKind
 from orchestrator.tracking.secrets import redact
 from trainer.storage import manifest
 
@@ -68,14 +69,19 @@ class Copies:
         """Send checkpoints as they are written."""
         self._thread.start()
 
-    def finish(self, kind: EndKind) -> None:
-        """The attempt has ended: send its last checkpoint where it goes on elsewhere, its files and model otherwise."""
-        goes_on = kind in (EndKind.RELEASED, EndKind.NO_DISK)
+    def finish(self, end: End) -> None:
+        """This attempt has ended: send its checkpoint where the trial goes on, its files and model where it is done.
+
+        Of a trial that failed the driver sends the files, once it has decided that this is the trial's end.
+        """
+        goes_on = end.kind in (EndKind.RELEASED, EndKind.NO_DISK) or end.failure is FailureKind.OUT_OF_MEMORY
         if not goes_on:
             self._unwanted.set()
         self._stop()
         if goes_on:
             self._patiently("the last checkpoint was not copied to the mirror", self._send_newest)
+        elif end.kind is EndKind.FAILED:
+            return
         elif self._patiently("what the trial left was not copied to the mirror", self._send_end):
             self._patiently("checkpoints of an ended trial are still in the mirror", self._clear)
 
@@ -92,7 +98,7 @@ class Copies:
 
     def _run(self) -> None:
         failed = 0
-        while not self._over.wait(min(_LONGEST_WAIT, 2.0**failed) if failed else _LOOK_SECONDS):
+        while not self._over.wait(min(_LONGEST_WAIT, 2.0 ** min(failed, 10)) if failed else _LOOK_SECONDS):
             try:
                 self._send_newest()
             except Abandoned:

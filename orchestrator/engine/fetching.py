@@ -35,7 +35,7 @@ def fetch(mirror: Mirror, job: Job, damaged: Callable[[str], None]) -> list[tupl
     """Bring endings, and the newest whole checkpoint that is newer than any here.
 
     `damaged` is told of each copy that is not what was sent, and an older one is taken. Gives the checkpoints that are
-    in the mirror, by update and attempt.
+    in the mirror and not found damaged, by update and attempt.
     """
     folders = attempts_of(job)
     whole = mirror.whole()
@@ -46,12 +46,13 @@ def fetch(mirror: Mirror, job: Job, damaged: Callable[[str], None]) -> list[tupl
     there = sorted((int(m[2]), int(m[1])) for name in whole if (m := _CHECKPOINT.fullmatch(name)))
     if not ended:
         here = _newest_here(folders.values())
-        for step, attempt in reversed(there):
+        for step, attempt in there[::-1]:
             if step <= here or attempt not in folders:
                 continue
             if _bring(mirror, checkpoint_place(step, attempt), folders[attempt], damaged):
                 log.info("checkpoint of update %d fetched from %s", step, mirror.url)
                 break
+            there.remove((step, attempt))
     return there
 
 

@@ -20,9 +20,10 @@ from s3_server import Server
 from orchestrator.engine import copies
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.copies import Copies
-from orchestrator.engine.messages import EndKind
+from orchestrator.engine.messages import End, EndKind
 from orchestrator.mirror import store
 from orchestrator.mirror.store import Mirror, MirrorRefused
+from orchestrator.study.state import FailureKind
 from trainer.failpoint import VARIABLE
 from trainer.storage.manifest import check, places, step_of
 
@@ -109,7 +110,7 @@ def test_a_stage_has_one_attempt_and_goes_on_in_its_own_place(
     assert (folder / "ending.json").is_file()
     assert (folder / "model" / "model.safetensors").read_text() == "weights"
     again.begin()
-    again.finish(EndKind.FINISHED)
+    again.finish(End(EndKind.FINISHED, ""))
     assert not again.said()
 
 
@@ -166,6 +167,30 @@ def test_a_corrupted_copy_is_refused_and_the_older_one_taken(mirror: Mirror, tmp
     assert "a copy in the mirror is damaged and was passed over" in said
     assert "weights.safetensors differs from its digest" in said
     assert again.counters["mirror_failures"] == 1
+    own = job(tmp_path / "two", mirror.url, attempt=2).folder
+    own.mkdir(parents=True)
+    write_checkpoint(own, 5)
+    again._send_newest()
+    assert "1/checkpoints/step-00000003" in mirror.whole(), "the damaged one is not counted among the two"
+
+
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [
+        (End(EndKind.FAILED, "CUDA out of memory", failure=FailureKind.OUT_OF_MEMORY), ["1/checkpoints/step-00000001"]),
+        (End(EndKind.FAILED, "ValueError", failure=FailureKind.BUG), []),
+        (End(EndKind.NO_DISK, "full"), ["1/checkpoints/step-00000001"]),
+        (End(EndKind.DIVERGED, "loss is nan"), ["1/end"]),
+    ],
+)
+def test_what_an_end_leaves(end: End, left: list[str], file: Mirror, tmp_path: Path) -> None:
+    """Out of memory is no end of the trial: it goes on with a smaller micro-batch, maybe elsewhere."""
+    folder = job(tmp_path / "one", file.url).folder
+    folder.mkdir(parents=True)
+    write_checkpoint(folder, 1)
+    (folder / "ending.json").write_text("{}")
+    Copies(job(tmp_path / "one", file.url)).finish(end)
+    assert file.whole() == left
 
 
 def test_training_does_not_wait_for_copies(file: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,7 +298,7 @@ def test_an_older_attempt_that_still_works_takes_nothing_from_the_newer(file: Mi
             write_checkpoint(folder, step)
         _wait(lambda step=step: all(f"{k}/checkpoints/step-{step:08d}" in file.whole() for k in (1, 2)))
     old.leave(wanted=True)
-    new.finish(EndKind.RELEASED)
+    new.finish(End(EndKind.RELEASED, ""))
     third = Copies(job(tmp_path / "three", file.url, attempt=3))
     assert [step_of(place) for place in places(third.fetch())] == [4]
     assert not third.said()
