@@ -15,7 +15,8 @@ from dashboards.page import write_figures, write_report
 from docs.chromium import Page, browser, installed
 from docs.mlflow_looks import CLOSE, open_charts, rows, show, titles
 from orchestrator.commands.reporting import frame_of
-from orchestrator.driving.story import open_sink, tell_conclusion, tell_end, tell_sweep
+from orchestrator.driving.describing import tell_conclusion
+from orchestrator.driving.story import open_sink, tell_end, tell_sweep
 from orchestrator.study.records import Trial
 from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study

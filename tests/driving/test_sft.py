@@ -135,6 +135,7 @@ def test_one_pair_too_much_is_a_failure_in_words_and_teaches_nothing(tmp_path: P
     ran.study.dispose()
 
 
+@pytest.mark.slow
 def test_a_lost_worker_is_followed_by_another_a_bounded_number_of_times(tmp_path: Path, ray_cluster: None) -> None:
     ran = Staged(tmp_path, deaths=3)
     assert isinstance(ran.error, StageDied)

@@ -49,6 +49,7 @@ def test_gpu_hours_end_a_sweep_and_more_of_them_go_on_with_it(tmp_path: Path, ra
     assert len(trained(tmp_path)) == len(set(trained(tmp_path))) == 4 * 20
 
 
+@pytest.mark.slow
 def test_a_target_ends_a_sweep_once_a_trial_completes_with_it(tmp_path: Path, ray_cluster: Path) -> None:
     write_script(tmp_path, pause=0.05)
     budget = Budget(target=0.53)

@@ -126,6 +126,7 @@ def _after_the_end(root: Path) -> None:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_requests_wait_for_the_next_driver_and_paused_trials_end_a_sweep_resumably(tmp_path: Path) -> None:
     root = tmp_path
     write_script(root, steps=4)

@@ -47,6 +47,7 @@ def pids(sink: ListSink, count: int) -> list[str]:
     return [sink.tags(str(number))["worker.pid"] for number in range(count)]
 
 
+@pytest.mark.slow
 def test_eight_trials_over_two_processes(tmp_path: Path) -> None:
     write_script(tmp_path, pause=0.05)
     stop, study, sink = run(tmp_path, make_spec(8))
@@ -58,6 +59,7 @@ def test_eight_trials_over_two_processes(tmp_path: Path) -> None:
     assert trained < 8, "both processes took part"
 
 
+@pytest.mark.slow
 def test_each_ends_in_its_own_way_and_no_neighbour_notices(tmp_path: Path) -> None:
     write_script(tmp_path, trials={"0": "bug", "1": "nan", "2": "memory"})
     stop, study, sink = run(tmp_path, make_spec(6), ONE)

@@ -1,0 +1,20 @@
+"""The files that start whole sweeps go first, so that two processes end together (`make pytest`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+_LONG = ("sweep", "engine", "driving", "docs", "faults")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files stay whole and in their order; only folders move."""
+    here = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        folder = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
+        return _LONG.index(folder) if folder in _LONG else len(_LONG)
+
+    items.sort(key=place)
