@@ -62,7 +62,7 @@ test-slow: $(VENV)/.installed-deepspeed ## The tests that take minutes
 test-faults: install-test ## The faults of docs/reliability.md, the slow ones too
 	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800
 
-rehearse: install-test ## Every file in sweeps/ in small, by the command users type (about a quarter of an hour)
+rehearse: install-test ## Every file in sweeps/ in small, by the command users type (ten minutes)
 	$(BIN)/python -m tests.sweep.rehearse_all --write
 
 storm: install-test ## A sweep killed 50 times against the same sweep left alone (about half an hour)

@@ -95,7 +95,7 @@ def page(rows: Sequence[Row]) -> str:
         "|---|---:|---|---|---:|---|",
         *(f"| {' | '.join([f'`{row.file}`', *row.cells[1:]])} |" for row in rows),
         "",
-        "s: seconds, starting Python, Ray and the workers included, on two cores beside other jobs.",
+        "s: seconds, starting Python, Ray and the workers included, on two cores.",
         "",
     ]
     return "\n".join(lines)
