@@ -50,7 +50,7 @@ imports: install-test
 	$(BIN)/lint-imports --no-cache
 
 pytest: install-test
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder -m "not slow and not faults"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults"
 
 test-deepspeed: $(VENV)/.installed-deepspeed ## The tests of DeepSpeed, which is not installed for the others
 	$(WITH_DEEPSPEED) -m "not slow" $(ZERO3)
