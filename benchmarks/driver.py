@@ -220,6 +220,7 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
         bridge = Bridge(conductor, slots)
 
         def watch(bucket: Bucket) -> None:
+            """Note what is to be known at the end of a bucket, and say it."""
             bucket.memory = resident()
             bucket.pending = sink.pending
             bucket.load = os.getloadavg()[0]
@@ -256,6 +257,7 @@ def resident() -> float:
 
 
 def main() -> None:
+    """As the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--slots", type=int, default=64)

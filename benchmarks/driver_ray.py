@@ -177,6 +177,7 @@ WAYS: dict[str, Callable[[Path, Slots, int, Heard], None]] = {"Ray Tune alone": 
 
 
 def main() -> None:
+    """Both ways in turn; `--write` keeps the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--trials", type=int, default=192)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.judging.endpoint import CHARACTERS_PER_TOKEN, REJECTED, Client, Reply
+from orchestrator.judging.endpoint import CHARACTERS_PER_TOKEN, MALFORMED_TRIES, REJECTED, Client, Reply
 from orchestrator.judging.question import VERSION, Question
 from orchestrator.judging.verdict import Asked
 from orchestrator.spec.judge import Endpoint
@@ -26,7 +26,7 @@ _OPEN = "open/"
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What asking would take at most: calls that succeed, tokens by four characters each, and their price."""
+    """What asking would take at most where no answer is malformed: calls, tokens by four characters each, the price."""
 
     calls: int
     prompt_tokens: int
@@ -36,7 +36,8 @@ class Estimate:
     def __str__(self) -> str:
         tokens = f"{self.prompt_tokens:,} tokens read and {self.completion_tokens:,} written"
         price = "no prices are given" if self.cost is None else f"{self.cost:,.2f} at the prices given"
-        return f"at most {self.calls:,} calls, about {tokens}: {price}"
+        again = f"a malformed answer is asked for {MALFORMED_TRIES - 1} times again"
+        return f"at most {self.calls:,} calls, about {tokens}: {price}; {again}"
 
 
 def place_of_votes(folder: Path, config: Endpoint) -> Path:
@@ -143,7 +144,8 @@ class Asking:
         if self._config.max_cost is None:
             return False
         spent = price(self._config, self._read, self._written)
-        more = estimate(self._config, [question.characters for question in coming]).cost
+        sizes = [question.characters for question in coming] * MALFORMED_TRIES  # each may be paid for so often
+        more = estimate(self._config, sizes).cost
         return (spent or 0.0) + (more or 0.0) > self._config.max_cost
 
     def _keep(self, question: Question, reply: Reply) -> bool:

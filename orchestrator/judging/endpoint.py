@@ -28,7 +28,7 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before the second try; doubled for each further one."""
 NEW_LIMIT = "max_completion_tokens"
 """What models that think first call max_tokens; a refusal that names it is answered by using it from then on."""
-_MALFORMED_TRIES = 3
+MALFORMED_TRIES = 3
 _SAID = 300
 
 Failure = Literal[
@@ -139,7 +139,7 @@ class Client:
             reply.tries[came.kind] += 1
             if came.kind == REJECTED:
                 return reply
-            if came.kind not in _PASSING and (came.kind != "malformed" or reply.tries["malformed"] >= _MALFORMED_TRIES):
+            if came.kind not in _PASSING and (came.kind != "malformed" or reply.tries["malformed"] >= MALFORMED_TRIES):
                 reply.failure = came.kind
                 return reply
             if reply.calls > self._config.retries and came.kind in _PASSING:

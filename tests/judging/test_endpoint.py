@@ -296,6 +296,16 @@ def test_no_more_is_spent_than_was_agreed(server: FakeJudge, tmp_path: Path) -> 
     assert "max_cost 1 is spent" in asking.trouble
 
 
+def test_malformed_answers_cost_no_more_than_was_agreed_either(server: FakeJudge, tmp_path: Path) -> None:
+    server.decide = lambda *_: "no verdict at all"
+    prices = {"prompt_price": 1000.0, "completion_price": 1000.0, "max_cost": 1.0, "max_tokens": 5}
+    _, known = run(server, tmp_path, MATCHES, **prices)
+    asked = taken(endpoint(server, **prices), known, to_ask(MATCHES))
+    assert asked.cost is not None
+    assert 0 < asked.cost <= 1.0
+    assert asked.calls == asked.failures["malformed"] > 1
+
+
 def test_the_estimate_is_an_upper_bound(server: FakeJudge, tmp_path: Path) -> None:
     config = endpoint(server, prompt_price=2.0, completion_price=8.0, max_tokens=32)
     expected = estimate(config, [question.characters for question in to_ask(MATCHES)])
