@@ -158,7 +158,7 @@ class Workshop:
         return ending
 
     def _state(self, folders: Sequence[Path], digest: str, folder: Path) -> checkpoint.State | None:
-        with self._world.accelerator.main_process_first():  # it alone sets damaged ones aside
+        with self._world.main_first():  # it alone sets damaged ones aside
             state = checkpoint.newest(folders)
         if state is not None:
             _check_same(state.config, digest, folder)
@@ -168,7 +168,7 @@ class Workshop:
         """Another run's state. Never from the start instead: that would be another trial than the one asked for."""
         if fork is None:
             return None
-        with self._world.accelerator.main_process_first():
+        with self._world.main_first():
             state = checkpoint.newest([fork])
         if state is None:
             raise ResumeError(f"the checkpoint that this trial goes on from is damaged or gone (see {fork})")

@@ -57,7 +57,7 @@ class Stock:
         self._data = self._all_data.get(key)
         if self._data is None:
             # A generated model is made on the way, and transformers saves models in the first process only.
-            with self._world.accelerator.main_process_first():
+            with self._world.main_first():
                 tokenizer = load_tokenizer(model, data, self._cache)
                 self._data = Tokenised(prepare(data, model, self._cache, tokenizer), tokenizer)
             self._all_data[key] = self._data
@@ -75,7 +75,7 @@ class Stock:
         return live
 
     def _load(self, config: ModelConfig, to_cut: bool) -> tuple[PreTrainedModel, ModelConfig, str, list[Path]]:
-        with self._world.accelerator.main_process_first():
+        with self._world.main_first():
             place = locate(config, self._cache)
         model = load_model(config, place, None if to_cut else self._world.device, trust_remote_code=self._trust)
         self.counters["model_loaded"] += 1

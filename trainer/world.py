@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import cast
 
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from torch import distributed, nn
 
 from trainer.config import TrainingConfig
+from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.objectives.pair_metrics import Totals
 from trainer.zero3 import keep_off_stdout
 
@@ -25,14 +28,20 @@ def keep_to_share(share: float) -> None:
 
 
 class World:
-    """Accelerate's processes and device. Every method that communicates must be called by all of them."""
+    """Accelerate's processes and device. Every method that communicates must be called by all of them.
+
+    Of accelerate only this is used: its `Accelerator` would divide and scale losses by variables of the environment.
+    """
 
     def __init__(self) -> None:
+        """TrialError where the environment narrows float32 and that cannot be undone."""
         keep_off_stdout()
-        self.accelerator = Accelerator()
-        self.rank: int = self.accelerator.process_index
-        self.size: int = self.accelerator.num_processes
-        self.device: torch.device = self.accelerator.device
+        ignored = remove_foreign_settings()
+        self._processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+        self.rank: int = self._processes.process_index
+        self.size: int = self._processes.num_processes
+        self.device = cast(torch.device, self._processes.device)
+        report_ignored(ignored if self.is_main else (), self.device)
 
     @property
     def is_main(self) -> bool:
@@ -96,7 +105,11 @@ class World:
 
     def wait(self) -> None:
         """Until every process is here."""
-        self.accelerator.wait_for_everyone()
+        self._processes.wait_for_everyone()
+
+    def main_first(self) -> AbstractContextManager[None]:
+        """The first process goes through the block before the others."""
+        return self._processes.main_process_first()
 
 
 class Patience:

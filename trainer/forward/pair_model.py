@@ -121,7 +121,7 @@ class PairModel:
 
         reference: of these pairs in this order, for objectives that compare with the start model, else None.
         norm: totals of the whole update over all processes. backward: called once with the scalar loss
-        (`Tensor.backward`, `accelerator.backward`); under DistributedDataParallel, which averages over processes, it
+        (`Tensor.backward` or of DeepSpeed); under DistributedDataParallel, which averages over processes, it
         multiplies by their number. The gradients of an update's micro-batches add up to that of its loss. update: only
         for objectives that couple the pairs of an update (`needs(loss).whole_update`), where these pairs are not all.
         """

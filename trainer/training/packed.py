@@ -82,7 +82,7 @@ class PackedEngine:
         before = model.counters.tokens
         whole = self._whole(indexes) if needs(self._loss).whole_update else None
 
-        def visit(places: Sequence[int], backward: Callable[[torch.Tensor], object]) -> LossTerms:
+        def visit(places: Sequence[int], backward: Callable[[torch.Tensor], None]) -> LossTerms:
             batch = [indexes[place] for place in places]
             reference = self._material.reference
             with world.autocast(self._training.bf16, keep=not model.sharded):
@@ -95,9 +95,12 @@ class PackedEngine:
                     None if whole is None else WholeUpdate(whole, places),
                 )
 
-        add: Callable[[torch.Tensor], object] = (
-            world.accelerator.backward if self._zero is None else self._zero.backward
-        )
+        def add(loss: torch.Tensor) -> None:
+            if self._zero is None:
+                loss.backward()
+            else:
+                self._zero.backward(loss)
+
         parts: list[Totals] = []
         for places in shares[world.rank]:
             self._material.patience.pause()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from transformers import TrainingArguments
 from trl import DPOConfig
 
 from trainer.config import TrialConfig
@@ -15,6 +16,17 @@ from trainer.loss_config import CpoLoss, DpoLoss, OrpoLoss, SimpoLoss
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 from trl.experimental.cpo import CPOConfig
 from trl.experimental.orpo import ORPOConfig
+
+Arguments = TypeVar("Arguments", bound=TrainingArguments)
+
+
+def on_one_device(arguments: Arguments) -> Arguments:
+    """The same arguments for one device, whatever number of GPUs this process sees.
+
+    With several, transformers would wrap the model in DataParallel and multiply the micro-batch by their number.
+    """
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # pyright: ignore[reportPrivateUsage]
+    return arguments
 
 
 def common_arguments(config: TrialConfig, updates: int, total: int, folder: Path, *, cpu: bool) -> dict[str, Any]:
@@ -57,7 +69,7 @@ def common_arguments(config: TrialConfig, updates: int, total: int, folder: Path
 def dpo_arguments(loss: DpoLoss, common: dict[str, Any]) -> DPOConfig:
     """DPOTrainer's arguments; nll_scale is its term `sft`. max_length None: the pairs are cut already."""
     terms = dict(loss.terms) | ({"sft": loss.nll_scale} if loss.nll_scale else {})
-    return DPOConfig(
+    made = DPOConfig(
         **common,
         loss_type=list(terms),
         loss_weights=list(terms.values()),
@@ -72,6 +84,7 @@ def dpo_arguments(loss: DpoLoss, common: dict[str, Any]) -> DPOConfig:
         router_aux_loss_coef=0.0,
         max_length=None,
     )
+    return on_one_device(made)
 
 
 def cpo_arguments(loss: SimpoLoss | CpoLoss, common: dict[str, Any], max_length: int) -> CPOConfig:
@@ -85,9 +98,10 @@ def cpo_arguments(loss: SimpoLoss | CpoLoss, common: dict[str, Any], max_length:
             "alpha": loss.alpha,
             "cpo_alpha": loss.cross_entropy_weight,
         }
-    return CPOConfig(**common, **kind, beta=loss.beta, label_smoothing=loss.label_smoothing, max_length=max_length)
+    smoothing = loss.label_smoothing
+    return on_one_device(CPOConfig(**common, **kind, beta=loss.beta, label_smoothing=smoothing, max_length=max_length))
 
 
 def orpo_arguments(loss: OrpoLoss, common: dict[str, Any], max_length: int) -> ORPOConfig:
     """ORPOTrainer's arguments."""
-    return ORPOConfig(**common, beta=loss.beta, max_length=max_length)
+    return on_one_device(ORPOConfig(**common, beta=loss.beta, max_length=max_length))

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
 from trainer.config import TrialConfig
+from trainer.environment import remove_foreign_settings
 from trainer.errors import TrialError
 from trainer.loss_config import CpoLoss, DpoLoss, OrpoLoss, SftLoss, SimpoLoss
 from trainer.objectives.pair_metrics import Totals
@@ -75,7 +76,8 @@ class TrlEngine:
 
     def _train(self, done: int, give: Callable[[Totals], None]) -> None:
         material = self._material
-        with left_as_found(material.live, material.world):
+        remove_foreign_settings()
+        with left_as_found(material.live):
             trainer = self._trainer(done)
             trainer.watch = Watch(self.course, done, material.patience, give)
             # Of these it would print on stdout, and write the tokenizer's tokens into the model's configuration.

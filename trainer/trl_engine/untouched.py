@@ -6,20 +6,25 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
+from accelerate.state import AcceleratorState, GradientState, PartialState
+
 from trainer.models.live import LiveModel
-from trainer.world import World
 
 
 @contextmanager
-def left_as_found(live: LiveModel, world: World) -> Generator[None]:
+def left_as_found(live: LiveModel) -> Generator[None]:
     """Until this ends attributes may change: the model's forward, its configs' tokens and cache, accelerate's state.
 
     Weights are none of this: they change, as they should.
     """
     model: Any = live.base
     configs = [model.config, model.config.get_text_config(), model.generation_config]
-    shared = [model, live.to_save, *configs, world.accelerator.state, world.accelerator.gradient_state]
-    before = [(vars(one), dict(vars(one))) for one in shared if one is not None]
+    attributes = [vars(one) for one in (model, live.to_save, *configs) if one is not None]
+    states: list[dict[str, Any]] = [
+        kind._shared_state  # pyright: ignore[reportPrivateUsage]
+        for kind in (PartialState, AcceleratorState, GradientState)
+    ]
+    before = [(now, dict(now)) for now in (*attributes, *states)]
     try:
         yield
     finally:

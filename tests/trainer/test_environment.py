@@ -1,0 +1,175 @@
+"""What is trained is what the file says: variables of the environment change no weight."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import accelerate
+import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState, GradientState
+from small_trials import finish, model_bytes, told, trial
+
+from trainer.config import TrialConfig
+from trainer.environment import HARMLESS, computes_float32, remove_foreign_settings, report_ignored
+from trainer.errors import TrialError
+from trainer.loss_config import OrpoLoss
+from trainer.run import Workshop
+from trainer.trl_engine.arguments import common_arguments, on_one_device, orpo_arguments
+from trainer.world import World
+
+SETTINGS = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+    "ACCELERATE_MIXED_PRECISION": "fp16",
+    "ACCELERATE_USE_FSDP": "true",
+    "ACCELERATE_USE_DEEPSPEED": "true",
+    "ACCELERATE_USE_MEGATRON_LM": "true",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "ACCELERATE_DYNAMO_BACKEND": "inductor",
+    "ACCELERATE_GRADIENT_CLIPPING": "0.001",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": "1",
+    "DNNL_DEFAULT_FPMATH_MODE": "BF16",
+    "ONEDNN_DEFAULT_FPMATH_MODE": "BF16",
+    "NVIDIA_TF32_OVERRIDE": "1",
+}
+SMALL = {"tokens_per_micro_batch": 400, "num_train_epochs": 1}
+"""Four micro-batches an update."""
+CONFIGS = {
+    "packed": trial(training=SMALL),
+    "packed, autocast": trial(training=SMALL | {"bf16": True}),
+    "trl": trial(training=SMALL, engine="trl"),
+    "trl, autocast": trial(training=SMALL | {"bf16": True}, engine="trl"),
+}
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a new process: accelerate has not read the environment yet."""
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    _forget()
+
+
+def _forget() -> None:
+    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
+    GradientState._reset_state()  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def plain(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, bytes], object]]:
+    """Of each configuration the weights and metrics without any variable."""
+    folder = tmp_path_factory.mktemp("plain")
+    return {name: trained(config, cache, folder / name) for name, config in CONFIGS.items()}
+
+
+def trained(config: TrialConfig, cache: Path, folder: Path) -> tuple[dict[str, bytes], object]:
+    _forget()
+    points, _ = finish(Workshop(cache).train(config, folder))
+    return model_bytes(folder), told(points)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_no_variable_of_the_environment_changes_what_is_trained(
+    name: str,
+    config: str,
+    plain: dict[str, tuple[dict[str, bytes], object]],
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(name, SETTINGS[name])
+    assert trained(CONFIGS[config], cache, tmp_path) == plain[config]
+
+
+def test_a_variable_set_after_the_first_trial_changes_nothing_either(
+    plain: dict[str, tuple[dict[str, bytes], object]], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workshop = Workshop(cache)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for name in ("trl", "packed"):
+        points, _ = finish(workshop.train(CONFIGS[name], tmp_path / name))
+        assert (model_bytes(tmp_path / name), told(points)) == plain[name]
+
+
+def test_a_process_of_its_own_with_every_variable_that_accelerate_reads_trains_the_same(
+    plain: dict[str, tuple[dict[str, bytes], object]], cache: Path, tmp_path: Path
+) -> None:
+    """Also what is read while libraries are imported."""
+    sources = Path(accelerate.__file__).parent.rglob("*.py")
+    read = {name for file in sources for name in re.findall(r"ACCELERATE_[A-Z0-9_]*[A-Z0-9]", file.read_text())}
+    wanted = dict.fromkeys(read - HARMLESS, "4") | SETTINGS
+    assert len(wanted) > 30
+    file = tmp_path / "trial.yaml"
+    file.write_text(yaml.safe_dump(CONFIGS["packed"].model_dump(mode="json", exclude_none=True)))
+    command = [sys.executable, "-m", "trainer", str(file), "--out", str(tmp_path / "run"), "--cache", str(cache)]
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | wanted, check=False)
+    assert done.returncode == 0, done.stderr
+    assert model_bytes(tmp_path / "run") == plain["packed"][0]
+    assert json.loads(done.stdout.splitlines()[0])["step"] == 0
+    assert "ACCELERATE_MIXED_PRECISION=fp16" in done.stderr
+    assert "ignored in the environment" in done.stderr
+
+
+def test_what_asks_for_something_is_named_once_and_what_asks_for_nothing_is_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, value in {
+        "ACCELERATE_MIXED_PRECISION": "bf16",
+        "ACCELERATE_DYNAMO_BACKEND": "NO",
+        "ACCELERATE_DYNAMO_MODE": "default",
+        "ACCELERATE_DYNAMO_USE_DYNAMIC": "False",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "NVIDIA_TF32_OVERRIDE": "0",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with caplog.at_level(logging.WARNING, "trainer.environment"):
+        World()
+        World()
+    (record,) = caplog.records
+    assert record.getMessage().endswith(": ACCELERATE_MIXED_PRECISION=bf16")
+    assert os.environ["ACCELERATE_USE_CPU"] == "true", "where a process computes stays"
+    assert [name for name in os.environ if name.startswith("ACCELERATE_")] == ["ACCELERATE_USE_CPU"]
+
+
+def test_float32_that_stays_narrow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    assert computes_float32(cpu)
+    monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+    ignored = remove_foreign_settings()
+    report_ignored(ignored, cpu)  # removed in time
+    real: Any = torch.Tensor.to
+
+    def in_narrow_format(tensor: torch.Tensor, *given: object, **more: object) -> torch.Tensor:
+        """As where the library has read the variable: 10 bits of mantissa, as TF32 has."""
+        moved: torch.Tensor = real(tensor, *given, **more)
+        return moved.half().float() if given == (cpu,) else moved
+
+    monkeypatch.setattr(torch.Tensor, "to", in_narrow_format)
+    with pytest.raises(TrialError, match=r"NVIDIA_TF32_OVERRIDE=1 narrows float32 products on cpu; unset it"):
+        report_ignored(ignored, cpu)
+
+
+def test_trl_trains_on_one_gpu_however_many_it_sees(tmp_path: Path) -> None:
+    config = trial("orpo", engine="trl", training=SMALL)
+    assert isinstance(config.loss, OrpoLoss)
+    made = orpo_arguments(config.loss, common_arguments(config, 1, 1, tmp_path, cpu=True), 96)
+    assert made.n_gpu == 0
+    made._n_gpu = 4  # pyright: ignore[reportPrivateUsage]
+    assert made.train_batch_size == 4 * made.per_device_train_batch_size
+    assert on_one_device(made).train_batch_size == made.per_device_train_batch_size

@@ -1,0 +1,78 @@
+"""Environment variables that would change what a run computes: its file decides, so they are removed and named."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+
+import torch
+
+from trainer.errors import TrialError
+
+_log = logging.getLogger(__name__)
+
+_PREFIX = "ACCELERATE_"
+"""Of what `accelerate launch` hands to its processes: mixed precision, accumulation, plugins, compilation."""
+HARMLESS = frozenset(
+    {
+        "ACCELERATE_USE_CPU",
+        "ACCELERATE_TORCH_DEVICE",
+        "ACCELERATE_CPU_AFFINITY",
+        "ACCELERATE_DEBUG_MODE",
+        "ACCELERATE_LOG_LEVEL",
+        "ACCELERATE_ENABLE_RICH",
+    }
+)
+"""Where a process computes and what it logs."""
+_NARROW = (
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "ONEDNN_DEFAULT_FPMATH_MODE",
+    "DNNL_DEFAULT_FPMATH_MODE",
+)
+"""Products of float32 in a narrower format: cuBLAS, torch, oneDNN under both of its names."""
+_NOTHING = frozenset({"", "0", "no", "none", "false", "default", "strict"})
+"""Values that ask for nothing, as `accelerate launch` sets them without options."""
+_EXACT = 1e-5
+"""Largest relative error of a float32 product; TF32 and bfloat16 are beyond 1e-4."""
+
+
+def remove_foreign_settings() -> list[str]:
+    """Remove these variables from this process, and let float32 products be computed in float32.
+
+    Return `NAME=value` of each that asked for something. For as long as the process lives: transformers, peft and TRL
+    read them too, whenever a model is loaded or a trainer made.
+    """
+    names = [name for name in os.environ if name.startswith(_PREFIX) and name not in HARMLESS]
+    found = {name: os.environ.pop(name) for name in (*names, *(n for n in _NARROW if n in os.environ))}
+    torch.set_float32_matmul_precision("highest")
+    return sorted(f"{name}={value}" for name, value in found.items() if _asks(name, value))
+
+
+def report_ignored(settings: Iterable[str], device: torch.device) -> None:
+    """Name the removed variables. TrialError where a library had read one of `_NARROW` before."""
+    ignored = list(settings)
+    if not ignored:
+        return
+    _log.warning(
+        "ignored in the environment, since a run is what its file says (training.bf16, training.pairs_per_update, "
+        "training.distributed): %s",
+        ", ".join(ignored),
+    )
+    narrow = [setting for setting in ignored if setting.partition("=")[0] in _NARROW]
+    if narrow and not computes_float32(device):
+        raise TrialError(f"{', '.join(narrow)} narrows float32 products on {device}; unset it and start again")
+
+
+def computes_float32(device: torch.device) -> bool:
+    """Whether a product of float32 matrices on `device` is as exact as float32."""
+    generator = torch.Generator().manual_seed(0)
+    left, right = (torch.rand(256, 256, generator=generator) for _ in range(2))
+    exact = left.double() @ right.double()
+    found = (left.to(device) @ right.to(device)).cpu().double()
+    return bool(((found - exact).abs() / exact).max() < _EXACT)
+
+
+def _asks(name: str, value: str) -> bool:
+    return value.strip().lower() not in _NOTHING and not (name.endswith("_STEPS") and value.strip() == "1")
