@@ -22,10 +22,8 @@ from transformers import PreTrainedModel
 
 from trainer.config import DEEPSPEED_INSTALL, TrainingConfig
 from trainer.decay import decay_groups
+from trainer.limits import DEEPSPEED_BUCKET, DEEPSPEED_STEP
 
-BUCKET = 50_000_000
-"""Elements that are fetched ahead, and gradients that wait to be added; a larger weight goes alone."""
-_STEPPED_AT_ONCE = 100_000_000
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -183,9 +181,9 @@ def _config(training: TrainingConfig) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_optimization": {
             "stage": 3,
-            "reduce_bucket_size": BUCKET,
-            "stage3_prefetch_bucket_size": BUCKET,
-            "sub_group_size": _STEPPED_AT_ONCE,
+            "reduce_bucket_size": DEEPSPEED_BUCKET,
+            "stage3_prefetch_bucket_size": DEEPSPEED_BUCKET,
+            "sub_group_size": DEEPSPEED_STEP,
             "stage3_param_persistence_threshold": 0,
             "stage3_max_reuse_distance": 0,
             "memory_efficient_linear": False,  # it would replace torch's linear layer in this process for ever

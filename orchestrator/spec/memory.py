@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from orchestrator.spec.sizes import Shape
+from trainer import limits
 from trainer.config import LoraConfig, TrialConfig
+from trainer.loss_config import DpoLoss
 
 GB = 10**9
-_HEAD_BYTES = 2 << 30
-"""Of float32 logits at once on a GPU, the limit of trainer/forward/pair_model.py for one long pair."""
 _FOUR_BITS = 0.516
 """Bytes per weight in NF4 with double quantisation: 4 bits and 0.127 of scales (Dettmers et al. 2023)."""
-_BUCKETS = 2 * 4 * 50_000_000
-"""Of DeepSpeed: float32 weights that are fetched ahead, gradients that wait to be added (trainer/zero3.py)."""
 _LEFT = 0.1
 """Share of a GPU that is left to CUDA itself and to fragmentation."""
 _MOST_TOKENS = 1 << 17
@@ -30,9 +28,11 @@ class Memory:
     """bfloat16 copies of float32 weights that autocast keeps from the forward to the backward pass."""
     activations: int
     head: int
-    """Logits of one chunk; with engine trl all of them."""
+    """Logits of one chunk, with engine trl all of them; of a trained output layer also its gradient in float32."""
     together: int = 0
     """Of a model in slices: weights that are whole at a time, two layers' and those outside of the layers."""
+    embedding: int = 0
+    """What the embedding's gradient or the optimiser's step takes beyond activations and head, which are gone then."""
 
     @property
     def total(self) -> int:
@@ -49,6 +49,9 @@ def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, t
     Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
     in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight. Divided by
     DeepSpeed 4 more per trained weight, for its float32 copy.
+
+    An update has three peaks, of which the highest counts: the output layer, with all activations; the end of the
+    backward pass, where the gradients of output layer and embedding wait to be added; the optimiser's step.
     """
     each = 4 if config.model.dtype == "float32" else 2
     linear, count = shape.linear_parameters, shape.parameters
@@ -66,22 +69,57 @@ def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, t
     again = config.training.gradient_checkpointing
     kept = autocast and not (again if cut else config.lora is not None and again)
     parts = processes if cut else 1
+    activations = _activations(config, shape, tokens)
+    # Gradients are there before the first micro-batch's backward pass only where others went before.
+    first = 0 if _accumulates(config, tokens, processes) else -(-gradients // parts)
+    head = max(_head(config, shape, tokens) - first, 0)
+    later = max(_backward_end(config, shape, each, first > 0), _step(config, shape, parts))
     return Memory(
         weights=-(-weights // parts),
         gradients=-(-gradients // parts),
         optimiser=-(-optimiser // parts),
         copies=2 * linear if kept else 0,
-        activations=_activations(config, shape, tokens),
-        head=_head(config, shape, tokens),
+        activations=activations,
+        head=head,
         together=_together(config, shape, each) if cut else 0,
+        embedding=max(0, later - activations - head),
     )
+
+
+def _accumulates(config: TrialConfig, tokens: int, processes: int) -> bool:
+    """Whether an update takes several micro-batches of a process, with every pair at full length."""
+    pairs = -(-config.training.pairs_per_update // processes)
+    return pairs > 1 and pairs * 2 * config.data.max_length > tokens
+
+
+def _backward_end(config: TrialConfig, shape: Shape, each: int, is_first: bool) -> int:
+    """Gradients of the embedding and, where it is the output layer too, of that, until they are added.
+
+    In the first micro-batch one of them becomes the gradient that is counted already.
+    """
+    if config.lora is not None:
+        return 0
+    waiting = 1 + shape.tied - is_first
+    return waiting * each * shape.vocabulary * shape.hidden
+
+
+def _step(config: TrialConfig, shape: Shape, parts: int) -> int:
+    """Fused AdamW works in place; stochastic rounding and DeepSpeed go part by part."""
+    if config.training.distributed == "zero3" and parts > 1:
+        trained = shape.parameters if config.lora is None else shape.adapters(config.lora.r)
+        return 4 * min(trained // parts, limits.DEEPSPEED_STEP)  # gradients in float32
+    if config.lora is None and config.model.dtype == "bfloat16" and config.training.stochastic_rounding:
+        # Weight and gradient in float32; weight, random bits and the rounded weight.
+        return 10 * min(-(-shape.parameters // parts), limits.STEP_ELEMENTS)
+    return 0
 
 
 def _together(config: TrialConfig, shape: Shape, each: int) -> int:
     """A layer and the next one, fetched meanwhile; embedding and output layer; where trained, their gradients."""
     ends = shape.parameters - shape.linear_parameters
     whole = each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
-    return whole + (_BUCKETS if config.training.distributed == "zero3" else 0)
+    # Of DeepSpeed float32 weights that are fetched ahead, and gradients that wait to be added.
+    return whole + (2 * 4 * limits.DEEPSPEED_BUCKET if config.training.distributed == "zero3" else 0)
 
 
 def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:
@@ -106,11 +144,30 @@ def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:
 
 
 def _head(config: TrialConfig, shape: Shape, tokens: int) -> int:
-    logits = 4 * tokens * shape.vocabulary
-    if config.engine == "trl":
-        return 3 * logits  # the logits, their log-softmax and its gradient
+    """Logits, and where the output layer is trained its gradient."""
     narrow = config.training.bf16 or config.model.dtype == "bfloat16"
-    return int(min(logits, _HEAD_BYTES) * (1.5 if narrow else 1.0) * (2 if shape.softcap else 1))
+    weight, trained = shape.vocabulary * shape.hidden, config.lora is None
+    copy = 2 * weight if narrow and config.model.dtype == "float32" else 0  # of the weight, for products in bfloat16
+    if config.engine == "trl":
+        # The logits, their log-softmax and its gradient.
+        return 3 * 4 * tokens * shape.vocabulary + copy + (4 * weight + copy if trained else 0)
+    logits = 4 * min(tokens, _rows(config, shape)) * shape.vocabulary
+    squares = isinstance(config.loss, DpoLoss) and config.loss.use_weighting  # of all shares, for WPO
+    visit = int(logits * (1.0 + max(0.5 * narrow, squares) + shape.softcap))
+    if not trained:
+        return visit + copy
+    # Sums in float32; the product of one chunk, and where it is added on a CPU its copy in float32.
+    product = 6 * min(weight, max(shape.hidden, limits.PRODUCT_ELEMENTS)) if narrow else 0
+    rounded = 2 * weight if config.model.dtype == "bfloat16" else 0  # at last, when the logits are gone
+    return copy + 4 * weight + max(visit + product, rounded)
+
+
+def _rows(config: TrialConfig, shape: Shape) -> int:
+    """Scored tokens that go through the output layer at once on a GPU, as in trainer/forward/pair_model.py."""
+    together, most = (
+        limits.rows_within(size["cuda"], shape.vocabulary) for size in (limits.LOGITS_BYTES, limits.LONG_LOGITS_BYTES)
+    )
+    return max(together, min(most, 2 * config.data.max_length))
 
 
 def tokens_that_fit(

@@ -6,14 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.spec.memory import memory
 from orchestrator.spec.sizes import shape_of
+from trainer import limits
 from trainer.config import TrialConfig
+from trainer.models.identity import locate
 from trainer.run import engine_for
 from trainer.stock import Stock, examiner
 from trainer.training.engine import Material
+from trainer.training.optimiser import Optimiser
 from trainer.world import Patience, World
 
 SIZE = {
@@ -59,13 +64,18 @@ def measured(config: TrialConfig, cache: Path) -> tuple[int, int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
         totals = engine.update(2)
     engine.close()
+    return held + peak_of(seen), round(totals["tokens_per_second"][0])
+
+
+def peak_of(seen: profile) -> int:
+    """Bytes allocated at most at a time, beyond those before."""
     now = peak = 0
     recorded: Any = seen.profiler
     for event in recorded.kineto_results.events():
         if event.name() == "[memory]":
             now += event.nbytes()
             peak = max(peak, now)
-    return held + peak, round(totals["tokens_per_second"][0])
+    return peak
 
 
 @pytest.mark.parametrize(
@@ -88,3 +98,92 @@ def test_the_formula_is_never_below_the_measured_peak_and_not_far_above(config: 
     shape = shape_of(config.model)
     assert shape is not None
     assert 0.8 < found / memory(config, shape, tokens).total <= 1.0
+
+
+# --- large vocabularies: output layer, embedding and step are most of the memory --------------------------------------
+
+WIDE: dict[str, Any] = {"generated": SIZE | {"vocab_size": 131_072, "hidden_size": 64, "num_hidden_layers": 2}}
+GEMMA = WIDE["generated"] | {"architecture": "gemma2"}
+SEVERAL = {"tokens_per_micro_batch": 200}
+"""Micro-batches in an update."""
+ROUNDED: dict[str, Any] = {"stochastic_rounding": True} | SEVERAL
+NEAREST: dict[str, Any] = {"stochastic_rounding": False} | SEVERAL
+
+
+@pytest.fixture
+def narrow_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bounds as small beside these models as the real ones beside real models."""
+    monkeypatch.setattr(limits, "LOGITS_BYTES", dict.fromkeys(("cpu", "cuda"), 1 << 20))
+    monkeypatch.setattr(limits, "LONG_LOGITS_BYTES", dict.fromkeys(("cpu", "cuda"), 1 << 20))
+    monkeypatch.setattr(limits, "PRODUCT_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(limits, "STEP_ELEMENTS", 1 << 20)
+
+
+@pytest.mark.usefixtures("narrow_limits")
+@pytest.mark.parametrize(
+    "config",
+    [
+        pytest.param(trial(WIDE), id="full, one micro-batch"),
+        pytest.param(trial(WIDE, SEVERAL), id="full"),
+        pytest.param(trial(WIDE, SEVERAL | {"max_grad_norm": 1e-6}), id="full, clipped"),
+        pytest.param(trial(WIDE, AUTOCAST | SEVERAL), id="full, autocast"),
+        pytest.param(trial(WIDE | BF16, ROUNDED), id="full in bfloat16, stochastic rounding"),
+        pytest.param(trial(WIDE | BF16, NEAREST), id="full in bfloat16"),
+        pytest.param(trial({"generated": GEMMA} | BF16, ROUNDED), id="softcap in bfloat16"),
+        pytest.param(trial({"generated": GEMMA}, SEVERAL), id="softcap in float32"),
+        pytest.param(
+            trial({"generated": WIDE["generated"] | {"vocab_size": 256_000}} | BF16, ROUNDED), id="256,000 tokens"
+        ),
+        pytest.param(trial(WIDE | BF16, SEVERAL, lora={}), id="adapters on bfloat16"),
+    ],
+)
+def test_with_a_large_vocabulary_the_formula_holds_too(config: TrialConfig, tmp_path: Path) -> None:
+    found, tokens = measured(config, tmp_path)
+    shape = shape_of(config.model)
+    assert shape is not None
+    assert 0.8 < found / memory(config, shape, tokens).total <= 1.0
+
+
+@pytest.mark.usefixtures("narrow_limits")
+@pytest.mark.parametrize(
+    ("dtype", "training"),
+    [
+        pytest.param({}, SEVERAL, id="full"),
+        pytest.param({}, AUTOCAST | SEVERAL, id="autocast"),
+        pytest.param(BF16, ROUNDED, id="bfloat16"),
+    ],
+)
+def test_with_an_output_layer_of_its_own_the_formula_holds_too(
+    dtype: dict[str, Any], training: dict[str, Any], tmp_path: Path
+) -> None:
+    made = locate(trial(WIDE).model, tmp_path / "cache")
+    config = AutoConfig.from_pretrained(made)
+    config.tie_word_embeddings = False
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "untied")
+    AutoTokenizer.from_pretrained(made).save_pretrained(tmp_path / "untied")
+    trained = trial({"generated": None, "name_or_path": str(tmp_path / "untied")} | dtype, training)
+    shape = shape_of(trained.model)
+    assert shape is not None
+    assert not shape.tied
+    found, tokens = measured(trained, tmp_path / "cache")
+    assert 0.8 < found / memory(trained, shape, tokens).total <= 1.0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_takes_no_more_memory_for_a_larger_weight(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clipping and AdamW, plain or with stochastic rounding: at most 10 bytes for each element of one part."""
+    monkeypatch.setattr(limits, "STEP_ELEMENTS", 1 << 16)
+    rounded = dtype is torch.bfloat16
+    training = trial(training={"stochastic_rounding": rounded, "max_grad_norm": 1e-3}).training
+    peaks: list[int] = []
+    for rows in (1 << 9, 1 << 12):
+        net = torch.nn.Linear(1 << 10, rows, bias=False, dtype=dtype)
+        optimiser = Optimiser(net, dict(net.named_parameters()), training)
+        for _ in range(2):  # the first step makes the moments
+            net.weight.grad = torch.ones_like(net.weight)
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+                optimiser.clip()
+                optimiser.step(1.0)
+        peaks.append(peak_of(seen))
+    part = 10 * (limits.STEP_ELEMENTS + 64) if rounded else 0
+    assert max(peaks) < part + 4096

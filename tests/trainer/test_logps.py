@@ -11,6 +11,7 @@ from objectives import OBJECTIVES
 from oracle import make_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainer import limits
 from trainer.forward.layout import SEGMENTS, Batch, pack
 from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
 from trainer.loss_config import LossConfig, SimpoLoss
@@ -166,6 +167,20 @@ def test_reduced_precision_accumulates_in_float32() -> None:
         assert all(g.dtype == torch.bfloat16 for g in found[-1])
     for few, many in zip(*found, strict=True):
         torch.testing.assert_close(few.float(), many.float(), rtol=0.05, atol=2e-3)
+
+
+def test_the_gradient_of_the_output_layer_in_parts_is_that_of_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    hidden, batch, head = made("plain", torch.bfloat16)
+    found: list[list[torch.Tensor]] = []
+    for elements in (limits.PRODUCT_ELEMENTS, 5 * hidden.shape[1], 1):
+        monkeypatch.setattr(limits, "PRODUCT_ELEMENTS", elements)
+        total, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(8, 8))
+        total.backward()
+        found.append(grads(hidden, head))
+    assert found[0][1].abs().max() > 0
+    for parts in found[1:]:
+        for one, other in zip(found[0], parts, strict=True):
+            torch.testing.assert_close(one, other, rtol=0.02, atol=1e-6)
 
 
 def simpo(batch: Batch) -> Any:

@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from trainer import limits
 from trainer.config import TrainingConfig
+from trainer.training import rounding
 from trainer.training.optimiser import Optimiser
-from trainer.training.rounding import round_by_chance
+from trainer.training.rounding import RoundingAdamW, round_by_chance
 
 
 def model() -> LlamaForCausalLM:
@@ -123,6 +126,40 @@ def test_rounding_goes_on_from_its_state_to_the_bit() -> None:
             optimiser.clip()
             optimiser.step(1.0)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("wave", [64, 192])
+@pytest.mark.parametrize("elements", [64, 640, 4096, 1 << 16])
+def test_a_step_in_parts_is_the_step_in_one_go_to_the_bit(
+    elements: int, wave: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights and moments, with rounding by chance, odd sizes, float32 weights and one that is not contiguous."""
+
+    def stepped() -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        shapes = ((1003, 97), (5,), (65, 64), (77, 64))
+        weights = [nn.Parameter(torch.randn(shape).bfloat16()) for shape in shapes]
+        weights += [nn.Parameter(torch.randn(300, 33)), nn.Parameter(torch.randn(64, 65).bfloat16().t())]
+        groups = [{"params": weights[:2], "weight_decay": 0.1}, {"params": weights[2:], "weight_decay": 0.0}]
+        adam = RoundingAdamW(groups, lr=1e-2, betas=(0.9, 0.95), eps=1e-8, seed=(3,))
+        for step in range(4):
+            torch.manual_seed(step)
+            for weight in weights:
+                weight.grad = torch.empty_like(weight).copy_(torch.randn(weight.shape))
+            adam.step()
+        assert {float(adam.state[weight]["step"]) for weight in weights} == {4.0}
+        return [weight.detach() for weight in weights] + [m for w in weights for m in adam.state[w].values()]
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        whole = stepped()
+        monkeypatch.setattr(limits, "STEP_ELEMENTS", elements)
+        monkeypatch.setattr(rounding, "_wave", lambda _: wave)
+        assert all(torch.equal(a, b) for a, b in zip(whole, stepped(), strict=True))
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_float32_weights_among_bfloat16_ones_are_updated_exactly() -> None:

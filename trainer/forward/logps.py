@@ -1,7 +1,7 @@
 """Hidden states to completion log-probs through the output layer, in chunks: the logits tensor is never made.
 
 Peak memory beyond inputs and gradients: rows x vocabulary x 4 bytes, where rows is the most that go together (`Rows`);
-half as much again in bfloat16, twice with a softcap.
+half as much again in bfloat16, twice with a softcap. Where the layer is trained also its gradient, in float32.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from trainer import limits
 from trainer.forward.layout import SEGMENTS, Batch
 from trainer.objectives.pair_logps import LossTerms, PairLogps
 
@@ -133,6 +134,7 @@ class _HeadLoss(torch.autograd.Function):
             room = _room(min(visit.rows.most, max(visit.tokens(pairs) for pairs in groups)), visit.head)
             for pairs in groups:
                 total += _visit_group(selected, visit, pairs, grads, room)
+            del room  # not needed beside the two copies of the weight's gradient
         dtypes = (selected.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.grads = [
             None if grad is None else grad.to(dtype)
@@ -220,7 +222,7 @@ def _scores(hidden: Tensor, targets: Tensor, head: Head, room: Tensor) -> _Chunk
     slope = None
     if head.softcap is not None:
         squashed = logits.div_(head.softcap).tanh_()
-        slope = 1 - squashed * squashed
+        slope = (squashed * squashed).neg_().add_(1)
         logits = squashed.mul_(head.softcap)
     top = logits.amax(1, keepdim=True)
     wanted = logits.gather(1, targets.unsqueeze(1))
@@ -249,7 +251,9 @@ def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads
         if grads.weight.dtype == product.dtype:
             grads.weight.addmm_(product.t(), weighted)
         else:
-            grads.weight.add_(torch.mm(product.t(), weighted))
+            columns = max(1, limits.PRODUCT_ELEMENTS // weighted.shape[1])
+            for part, sums in zip(product.t().split(columns), grads.weight.split(columns), strict=True):
+                sums.add_(torch.mm(part, weighted))
 
 
 # --- rows to sequences ------------------------------------------------------------------------------------------------

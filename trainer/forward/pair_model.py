@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from trainer import limits
 from trainer.forward.architecture import check_head, find_head, whole_head, why_separate
 from trainer.forward.body import attending, core_model, hidden_states
 from trainer.forward.layout import Batch, TokenPair, pack, separate
@@ -23,11 +24,6 @@ from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogp
 from trainer.sharding import is_sharded, let_go
 
 _log = logging.getLogger(__name__)
-
-_TOGETHER_BYTES = {"cpu": 16 * 2**20, "cuda": 2**30}
-_MOST_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
-"""Memory for one chunk of float32 logits, by device: of several pairs, and of one long pair."""
-
 
 _told: WeakSet[PreTrainedModel] = WeakSet()
 """Models of which it was said what is special about them: once, however many trials they serve."""
@@ -172,9 +168,10 @@ class PairModel:
 
 
 def _rows(device: str, vocabulary: int) -> Rows:
-    kind = device if device in _MOST_BYTES else "cuda"
-    together, most = (max(64, limit[kind] // (4 * vocabulary)) for limit in (_TOGETHER_BYTES, _MOST_BYTES))
-    return Rows(together, most)
+    kind = device if device in limits.LOGITS_BYTES else "cuda"
+    return Rows(
+        *(limits.rows_within(each[kind], vocabulary) for each in (limits.LOGITS_BYTES, limits.LONG_LOGITS_BYTES))
+    )
 
 
 def _check_reference(reference: PairLogps, batch: Batch) -> None:

@@ -62,9 +62,12 @@ def load_model(
 
 
 def _own(model: nn.Module) -> None:
-    """Move weights out of the memory-mapped file into aligned memory, where products are fast and always the same."""
+    """Move weights out of the memory-mapped file into aligned memory, where products are fast and always the same.
+
+    Contiguous, as the moments are that a checkpoint brings back, and as the optimiser cuts them into parts.
+    """
     for parameter in model.parameters():
-        parameter.data = parameter.data.clone()
+        parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
 
 
 def _check_folder(place: Path) -> None:

@@ -8,6 +8,7 @@ preference tuning nearly always are. Rounded by chance, up or down in proportion
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-_AT_ONCE = 1 << 26
-"""Parameters whose float32 copies exist at the same time."""
+from trainer import limits
+
 _LOW_BITS = 16
 """Bits that float32 has more than bfloat16."""
 
@@ -45,29 +46,43 @@ class RoundingAdamW(torch.optim.Optimizer):
         """One update from the parameters' gradients."""
         generator: torch.Generator | None = None
         for group in self.param_groups:
-            for parameters in _chunks([p for p in group["params"] if p.grad is not None]):
-                states = [self._state(p) for p in parameters]
+            parameters = [p for p in group["params"] if p.grad is not None]
+            states = [self._state(p) for p in parameters]
+            for parts in _chunks(parameters):
                 generator = generator or self._generator(parameters[0], states[0]["step"])
-                exact = [p.detach().float() for p in parameters]  # of a float32 one itself, updated in place
-                adamw(
-                    exact,
-                    [p.grad.float() for p in parameters if p.grad is not None],
-                    [s["exp_avg"] for s in states],
-                    [s["exp_avg_sq"] for s in states],
-                    [],
-                    [s["step"] for s in states],
-                    fused=True,
-                    amsgrad=False,
-                    beta1=self._betas[0],
-                    beta2=self._betas[1],
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
-                    eps=self._eps,
-                    maximize=False,
+                self._step_parts(
+                    group, [(part, parameters[part.index], states[part.index]) for part in parts], generator
                 )
-                for parameter, value in zip(parameters, exact, strict=True):
-                    if parameter.dtype is torch.bfloat16:
-                        parameter.data.copy_(round_by_chance(value, generator))
+            for state in states:
+                state["step"].add_(1)
+
+    def _step_parts(
+        self,
+        group: dict[str, Any],
+        parts: Sequence[tuple[_Part, nn.Parameter, dict[str, Tensor]]],
+        generator: torch.Generator,
+    ) -> None:
+        """Transient memory: 10 bytes for each bfloat16 element of these parts."""
+        exact = [part.of(parameter).float() for part, parameter, _ in parts]  # of float32 the weight itself
+        adamw(
+            exact,
+            [part.of(p.grad).float() for part, p, _ in parts if p.grad is not None],
+            [part.of(state["exp_avg"]) for part, _, state in parts],
+            [part.of(state["exp_avg_sq"]) for part, _, state in parts],
+            [],
+            [state["step"].clone() for _, _, state in parts],  # counted up here, and kept when all parts are done
+            fused=True,
+            amsgrad=False,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=self._eps,
+            maximize=False,
+        )
+        for (part, parameter, _), value in zip(parts, exact, strict=True):
+            if parameter.dtype is torch.bfloat16:
+                part.of(parameter).copy_(round_by_chance(value, generator))
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if parameter not in self.state:
@@ -92,14 +107,54 @@ def round_by_chance(exact: Tensor, generator: torch.Generator) -> Tensor:
     return exact.bfloat16()
 
 
-def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[nn.Parameter]]:
-    chunk: list[nn.Parameter] = []
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A parameter, or a range of the elements of a large one."""
+
+    index: int
+    range: slice | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The same part of this tensor, which is the parameter or shaped like it; a view where it is contiguous."""
+        return tensor.detach() if self.range is None else tensor.detach().reshape(-1)[self.range]
+
+
+def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[_Part]]:
+    """Parts in the order of the parameters, grouped up to STEP_ELEMENTS."""
+    chunk: list[_Part] = []
     size = 0
-    for parameter in parameters:
-        if chunk and size + parameter.numel() > _AT_ONCE:
-            yield chunk
-            chunk, size = [], 0
-        chunk.append(parameter)
-        size += parameter.numel()
+    for index, parameter in enumerate(parameters):
+        for cut in _cuts(parameter):
+            elements = parameter.numel() if cut is None else cut.stop - cut.start
+            if chunk and size + elements > limits.STEP_ELEMENTS:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(_Part(index, cut))
+            size += elements
     if chunk:
         yield chunk
+
+
+def _cuts(parameter: nn.Parameter) -> Iterator[slice | None]:
+    """Ranges of at most STEP_ELEMENTS, of which the last may be larger by one `_wave`; None: the whole parameter.
+
+    Random numbers are those of the whole tensor: a CPU draws one after the other, a GPU in waves of a fixed size.
+    """
+    elements, wave = parameter.numel(), _wave(parameter.device)
+    if elements <= limits.STEP_ELEMENTS or not parameter.is_contiguous():
+        yield None
+        return
+    width, begin = max(1, limits.STEP_ELEMENTS // wave) * wave, 0
+    while elements - begin >= width + wave:
+        yield slice(begin, begin + width)
+        begin += width
+    yield slice(begin, elements)
+
+
+def _wave(device: torch.device) -> int:
+    """Elements that torch's generator of a GPU fills in one go of all threads, four for each; 64 elsewhere, a multiple
+    of every vector of a CPU."""
+    if device.type != "cuda":
+        return 64
+    gpu = torch.cuda.get_device_properties(device)
+    return gpu.multi_processor_count * gpu.max_threads_per_multi_processor * 4
