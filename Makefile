@@ -11,7 +11,7 @@ WITH_DEEPSPEED := PYTHONPATH=$(abspath $(VENV)/deepspeed) $(BIN)/python -m pytes
 ZERO3 := -k "zero3 or divided" tests/trainer/test_together.py tests/engine/test_several_processes.py
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install install-test quickstart test test-deepspeed lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
+.PHONY: simulate help install install-test quickstart test golden test-deepspeed lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -54,6 +54,10 @@ pytest: install-test
 
 test-deepspeed: $(VENV)/.installed-deepspeed ## The tests of DeepSpeed, which is not installed for the others
 	$(WITH_DEEPSPEED) -m "not slow" $(ZERO3)
+
+golden: install-test ## Write tests/golden anew: what users see, after a change of it that is meant
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/sweep/test_surface.py \
+		tests/sweep/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
 
 test-slow: $(VENV)/.installed-deepspeed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800

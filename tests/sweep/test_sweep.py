@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from surface import compare_sweep
 
 from orchestrator.driving import lock
 from orchestrator.errors import DataError, ExitCode, NameTaken, SpecError, SweepHeld
@@ -91,6 +92,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert "Next:" in err
     assert "orchestrate report tiny" in err
     _check_export(root, tmp_path / "exported")
+    compare_sweep(root, "tiny")
 
 
 def _check_mlflow(root: Path, found: dict[str, object]) -> None:
