@@ -19,9 +19,13 @@ from accelerate.state import AcceleratorState, GradientState
 from small_trials import finish, model_bytes, told, trial
 
 from trainer.config import TrialConfig
+from trainer.data.tokenizer import load_tokenizer
 from trainer.environment import HARMLESS, computes_float32, remove_foreign_settings, report_ignored
-from trainer.errors import TrialError
+from trainer.errors import ModelError, TrialError
+from trainer.judging.answerer import Answerer
+from trainer.judging.reward import RewardScorer
 from trainer.loss_config import OrpoLoss
+from trainer.models.identity import locate
 from trainer.run import Workshop
 from trainer.trl_engine.arguments import common_arguments, on_one_device, orpo_arguments
 from trainer.world import World
@@ -163,6 +167,23 @@ def test_float32_that_stays_narrow_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.Tensor, "to", in_narrow_format)
     with pytest.raises(TrialError, match=r"NVIDIA_TF32_OVERRIDE=1 narrows float32 products on cpu; unset it"):
         report_ignored(ignored, cpu)
+
+
+def test_a_judge_computes_float32_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIGS["packed"]
+    tokenizer = load_tokenizer(config.model, config.data, cache)
+    folder = str(locate(config.model, cache))
+
+    def reward() -> None:
+        with pytest.raises(ModelError, match="no reward model"):
+            RewardScorer(folder)
+
+    for opened in (lambda: Answerer.open(config, None, tokenizer, cache), reward):
+        monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
+        torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE does at the start
+        opened()
+        assert "NVIDIA_TF32_OVERRIDE" not in os.environ
+        assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_trl_trains_on_one_gpu_however_many_it_sees(tmp_path: Path) -> None:

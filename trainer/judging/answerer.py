@@ -12,6 +12,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import ModelConfig, TrialConfig
+from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.errors import ModelError
 from trainer.evaluation.answers import end_tokens, generate
 from trainer.forward.layout import micro_batches
@@ -52,6 +53,7 @@ class Answerer:
         ModelError where it cannot be loaded.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        report_ignored(remove_foreign_settings(), device)
         adapters = weights is not None and (weights / "adapter_config.json").is_file()
         wanted, place = config.model, locate(config.model, cache)
         if weights is not None and not adapters:

@@ -12,6 +12,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 
 from trainer.config import ModelConfig
 from trainer.data.format import Dialogue
+from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.errors import ModelError
 from trainer.forward.layout import micro_batches
 from trainer.models.identity import model_identity
@@ -90,6 +91,8 @@ def reward_identity(name: str, revision: str | None) -> str:
 
 
 def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report_ignored(remove_foreign_settings(), device)
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             name,
@@ -107,7 +110,6 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> P
             f"{name} is no reward model: it lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}, which "
             "would be random"
         )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return cast(PreTrainedModel, cast(Any, model).to(device)).eval()
 
 
