@@ -57,8 +57,12 @@ class Zero3:
 
     def clip(self) -> float:
         """The norm of all gradients together; `step` scales them down to max_grad_norm."""
-        mine = [cast(Tensor, self._deepspeed.utils.safe_get_local_grad(p)) for p in self._trained.values()]
-        norm = nn.utils.get_total_norm(mine)
+        # One after the other: DeepSpeed gives each as a copy in float32.
+        norms = [
+            torch.linalg.vector_norm(cast(Tensor, self._deepspeed.utils.safe_get_local_grad(parameter)))
+            for parameter in self._trained.values()
+        ]
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         square = norm.double() ** 2
         distributed.all_reduce(square)
         return float(square.sqrt())
