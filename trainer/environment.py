@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
-
-import torch
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from trainer.errors import TrialError
+
+if TYPE_CHECKING:
+    import torch
 
 _log = logging.getLogger(__name__)
 
@@ -38,40 +40,57 @@ _EXACT = 1e-5
 """Largest relative error of a float32 product; TF32 and bfloat16 are beyond 1e-4."""
 
 
+def foreign_settings() -> list[str]:
+    """Return `NAME=value` of each variable that asks for something and will be removed. Nothing heavy is imported."""
+    return sorted(f"{name}={os.environ[name]}" for name in _names() if _asks(name, os.environ[name]))
+
+
+def ignored(settings: Sequence[str]) -> str:
+    """The sentence that names these settings."""
+    return (
+        "ignored in the environment, since a run is what its file says (training.bf16, training.pairs_per_update, "
+        f"training.distributed): {', '.join(settings)}"
+    )
+
+
 def remove_foreign_settings() -> list[str]:
     """Remove these variables from this process, and let float32 products be computed in float32.
 
-    Return `NAME=value` of each that asked for something. For as long as the process lives: transformers, peft and TRL
-    read them too, whenever a model is loaded or a trainer made.
+    Return those that asked for something. For as long as the process lives: transformers, peft and TRL read them too,
+    whenever a model is loaded or a trainer made.
     """
-    names = [name for name in os.environ if name.startswith(_PREFIX) and name not in HARMLESS]
-    found = {name: os.environ.pop(name) for name in (*names, *(n for n in _NARROW if n in os.environ))}
+    import torch
+
+    found = foreign_settings()
+    for name in _names():
+        del os.environ[name]
     torch.set_float32_matmul_precision("highest")
-    return sorted(f"{name}={value}" for name, value in found.items() if _asks(name, value))
+    return found
 
 
-def report_ignored(settings: Iterable[str], device: torch.device) -> None:
+def report_ignored(settings: Sequence[str], device: torch.device) -> None:
     """Name the removed variables. TrialError where a library had read one of `_NARROW` before."""
-    ignored = list(settings)
-    if not ignored:
+    if not settings:
         return
-    _log.warning(
-        "ignored in the environment, since a run is what its file says (training.bf16, training.pairs_per_update, "
-        "training.distributed): %s",
-        ", ".join(ignored),
-    )
-    narrow = [setting for setting in ignored if setting.partition("=")[0] in _NARROW]
+    _log.warning(ignored(settings))
+    narrow = [setting for setting in settings if setting.partition("=")[0] in _NARROW]
     if narrow and not computes_float32(device):
         raise TrialError(f"{', '.join(narrow)} narrows float32 products on {device}; unset it and start again")
 
 
 def computes_float32(device: torch.device) -> bool:
     """Whether a product of float32 matrices on `device` is as exact as float32."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     left, right = (torch.rand(256, 256, generator=generator) for _ in range(2))
     exact = left.double() @ right.double()
     found = (left.to(device) @ right.to(device)).cpu().double()
     return bool(((found - exact).abs() / exact).max() < _EXACT)
+
+
+def _names() -> list[str]:
+    return [n for n in os.environ if n in _NARROW or (n.startswith(_PREFIX) and n not in HARMLESS)]
 
 
 def _asks(name: str, value: str) -> bool:

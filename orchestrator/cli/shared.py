@@ -56,14 +56,16 @@ def spec_options(command: F) -> F:
 def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool) -> tuple[SweepSpec, tuple[str, ...]]:
     """The sweep that was asked for, and what to say about how it was read. SpecError with every finding."""
     from orchestrator.spec.load import read
+    from trainer.environment import foreign_settings, ignored
 
-    loaded = read(file, sets, name=name)
+    loaded, foreign = read(file, sets, name=name), foreign_settings()
+    notices = (*loaded.notices, *([ignored(foreign)] if foreign else ()))
     if not rehearse:
-        return loaded.spec, loaded.notices
+        return loaded.spec, notices
     from orchestrator.commands.rehearse import rehearse as small
 
     rehearsal = small(loaded.spec, home())
-    return rehearsal.spec, (*loaded.notices, *rehearsal.notices)
+    return rehearsal.spec, (*notices, *rehearsal.notices)
 
 
 def print_json(value: Any) -> None:

@@ -16,8 +16,11 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
+from click.testing import CliRunner
 from small_trials import finish, model_bytes, told, trial
 
+import sweeps
+from orchestrator.cli import cli
 from trainer.config import TrialConfig
 from trainer.data.tokenizer import load_tokenizer
 from trainer.environment import HARMLESS, computes_float32, remove_foreign_settings, report_ignored
@@ -149,6 +152,16 @@ def test_what_asks_for_something_is_named_once_and_what_asks_for_nothing_is_not(
     assert record.getMessage().endswith(": ACCELERATE_MIXED_PRECISION=bf16")
     assert os.environ["ACCELERATE_USE_CPU"] == "true", "where a process computes stays"
     assert [name for name in os.environ if name.startswith("ACCELERATE_")] == ["ACCELERATE_USE_CPU"]
+
+
+def test_a_plan_names_what_its_trials_will_ignore(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path))
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "NO")
+    file = Path(sweeps.__file__).parent / "quickstart.yaml"
+    notices = json.loads(CliRunner().invoke(cli, ["plan", str(file), "--json"]).stdout)["notices"]
+    assert [n for n in notices if "ignored in the environment" in n and n.endswith(": ACCELERATE_MIXED_PRECISION=fp16")]
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "fp16", "a plan changes nothing"
 
 
 def test_float32_that_stays_narrow_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
