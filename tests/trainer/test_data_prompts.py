@@ -189,6 +189,11 @@ def test_hh_text_becomes_messages_where_the_template_is_applied() -> None:
     assert _parts(row, apply_template=True) == wanted
     apart = plain(_hh("Hi", "Hello", "Egg?") + "\n\nAssistant:", " Boil it.", " Fry it.")
     assert _parts(apart, apply_template=True) == wanted
+    assert _parts(plain(_hh("Hi", "Hello", "Egg?"), "Boil it.", "Fry it."), apply_template=True) == wanted
+    assert _parts(row | {"prompt": _hh("Hi", "Hello", "Egg?")}, apply_template=True) == wanted
+    assert to_preference(row | {"rejected": _hh("Hi", "Hello", "Egg?", "")}, apply_template=True) == Bad(
+        "empty_response"
+    )
 
 
 @pytest.mark.parametrize(

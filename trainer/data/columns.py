@@ -131,7 +131,7 @@ class Columns:
             message.get("content") for part in used if isinstance(part, list) for message in part if _is_object(message)
         ]
         # a copy of what is used is no loss
-        found += [("unused_column", f"The column {name!r}") for name in held if row[name] not in used]
+        found.extend(("unused_column", f"The column {name!r}") for name in held if row[name] not in used)
         return tuple(found)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from trainer.data.check import Notice
-from trainer.data.implied import hh_dialogue, repeats_prompt, split_implied
+from trainer.data.implied import hh_dialogue, hh_question, repeats_prompt, split_implied
 from trainer.data.messages import (
     Bad,
     Dialogue,
@@ -172,7 +172,8 @@ def _plain(prompt: str | None, chosen: str, rejected: str, score: Score) -> Pref
 
 def _applied(prompt: str | None, chosen: str, rejected: str, system: str | None, score: Score) -> Preference | Bad:
     """Plain text as a dialogue: HH-RLHF's turns become messages, any other prompt a user's message."""
-    good, bad = hh_dialogue((prompt or "") + chosen), hh_dialogue((prompt or "") + rejected)
+    before = "" if prompt is None or repeats_prompt(prompt, chosen, rejected) else hh_question(prompt)
+    good, bad = (None, None) if before is None else (hh_dialogue(before + text) for text in (chosen, rejected))
     if good is not None and bad is not None:
         if any(side[-1]["role"] != "assistant" for side in (good, bad)):
             return Bad("empty_response")
