@@ -99,6 +99,7 @@ class Tokeniser:
         if self._is_rendered(prompt):
             out.notices.append(("already_rendered", ""))
         elif self._data.apply_template is None and self._template.exists:
+            out.notices = [notice for notice in out.notices if notice[0] != "needs_template"]  # the same question
             out.notices.append(("template_undecided", ""))
         chosen, rejected = (prompt + self._ended(answer) for answer in answers)
         return _Texts(prompt, chosen, rejected, None)
