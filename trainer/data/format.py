@@ -86,7 +86,7 @@ def to_preference(
     for made in (tools, kwargs):
         if isinstance(made, Bad):
             return made
-    for name, value in (*parts.items(), ("system", system), ("tools", tools)):
+    for name, value in (*parts.items(), ("system", system), ("tools", tools), ("chat_template_kwargs", kwargs)):
         if trouble := encoding_trouble(name, value):
             return trouble
     found = _in_one_form(parts, system if system and system.strip() else None, score, apply_template)
