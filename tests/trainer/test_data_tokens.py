@@ -11,6 +11,7 @@ from data_cases import CHATML, LLAMA, chat, plain, said, tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainer.config import DataConfig
 from trainer.data.format import Preference, to_preference
 from trainer.data.tokenise import Tokeniser, Tokens
 
@@ -21,8 +22,12 @@ def _pref(row: dict[str, Any]) -> Preference:
     return found
 
 
-def _tokens(made: Any, row: dict[str, Any], max_length: int = 10_000, budget: int = 9_000) -> Tokens:
-    return Tokeniser(made, max_length, budget)([_pref(row)])[0]
+def _config(**more: Any) -> DataConfig:
+    return DataConfig.model_validate({"train": "unused", "apply_template": False, "max_length": 10_000} | more)
+
+
+def _tokens(made: Any, row: dict[str, Any], max_length: int = 10_000, budget: int | None = None) -> Tokens:
+    return Tokeniser(made, _config(max_length=max_length, max_prompt_length=budget))([_pref(row)])[0]
 
 
 TALK = [said("system", "Be brief."), said("user", "hi"), said("assistant", "hello"), said("user", "2+2?")]
@@ -125,7 +130,7 @@ def test_the_first_case_is_told_in_words() -> None:
 
 def test_ends_are_counted_for_generation_to_stop_at() -> None:
     made = tokenizer(CHATML, eos="</s>")
-    tokenise = Tokeniser(made, 100, 50)
+    tokenise = Tokeniser(made, _config(max_length=100))
     tokenise([_pref(ROWS[0])])
     assert dict(tokenise.ends) == {made.convert_tokens_to_ids("<|im_end|>"): 2}
 
@@ -145,15 +150,61 @@ def test_a_long_prompt_loses_its_oldest_tokens_and_keeps_bos() -> None:
 def test_a_long_response_is_cut_to_what_remains() -> None:
     made = tokenizer(LLAMA)
     whole = _tokens(made, chat("a", "y" * 50, "no"))
-    cut = _tokens(made, chat("a", "y" * 50, "no"), max_length=len(whole.prompt) + 10, budget=60)
+    cut = _tokens(made, chat("a", "y" * 50, "no"), max_length=len(whole.prompt) + 10, budget=30)
     assert cut.chosen == whole.chosen[:10]
     assert cut.rejected == whole.rejected
     assert cut.notices == [("response_cut", "")]
 
 
 def test_responses_that_only_differ_beyond_the_cut_are_told() -> None:
-    found = _tokens(tokenizer(LLAMA), chat("a", "y" * 90 + "a", "y" * 90 + "b"), max_length=80, budget=60)
+    found = _tokens(tokenizer(LLAMA), chat("a", "y" * 90 + "a", "y" * 90 + "b"), max_length=80)
     assert [kind for kind, _ in found.notices] == ["response_cut", "equal_after_cut"]
+
+
+def test_without_max_prompt_length_only_rows_that_do_not_fit_are_cut() -> None:
+    """A prompt of more than max_length - 256 tokens keeps its head as long as the row fits."""
+    made = tokenizer(LLAMA)
+    whole = _tokens(made, chat("x" * 760, "yes", "no"))
+    assert 768 < len(whole.prompt) + len(whole.chosen) < 1024
+    fits = _tokens(made, chat("x" * 780, "yes", "no"), max_length=1024)
+    assert fits.notices == []
+    assert len(fits.prompt) > 780
+    cut = _tokens(made, chat("x" * 780, "yes", "no"), max_length=1024, budget=768)
+    assert (len(cut.prompt), cut.notices) == (768, [("prompt_cut", "")])
+
+
+def test_a_row_that_does_not_fit_loses_of_its_prompt_only_what_is_needed() -> None:
+    made = tokenizer(LLAMA)
+    row = chat("x" * 780, "y" * 250, "no")
+    whole, cut = _tokens(made, row), _tokens(made, row, max_length=1024)
+    assert (cut.chosen, cut.rejected) == (whole.chosen, whole.rejected)
+    assert len(cut.prompt) + len(cut.chosen) == 1024
+    assert cut.notices == [("prompt_cut", "")]
+    longer = _tokens(made, chat("x" * 900, "y" * 400, "no"), max_length=1024)
+    assert (len(longer.prompt), len(longer.chosen)) == (768, 256)
+    assert [kind for kind, _ in longer.notices] == ["prompt_cut", "response_cut"]
+
+
+@pytest.mark.parametrize(
+    ("length", "kinds"),
+    [
+        (600, []),
+        (300, ["system_cut"]),
+        (200, ["system_cut", "turns_cut"]),
+        (70, ["system_cut", "turns_cut", "prompt_cut"]),
+    ],
+)
+def test_what_was_cut_of_a_prompt_is_counted_by_kind(length: int, kinds: list[str]) -> None:
+    talk = [said("system", "s" * 100), said("user", "a" * 60), said("assistant", "b" * 60), said("user", "c" * 60)]
+    row = {"prompt": talk, "chosen": [said("assistant", "yes")], "rejected": [said("assistant", "no")]}
+    assert [kind for kind, _ in _tokens(tokenizer(CHATML), row, max_length=length).notices] == kinds
+
+
+def test_tools_that_are_cut_are_counted_with_the_system_message() -> None:
+    tool = {"type": "function", "function": {"name": "tide_times", "parameters": {"type": "object"}}}
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
+    found = _tokens(tokenizer(template), chat("a" * 50, "yes", "no", tools=[tool]), max_length=100)
+    assert found.notices == [("system_cut", "")]
 
 
 text = st.text(alphabet="ab \n<|s>üé🙂", min_size=1, max_size=60).filter(str.strip)

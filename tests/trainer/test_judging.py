@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from data_cases import said
 from scipy.stats import chisquare
 from small_trials import finish, trial
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -91,7 +92,7 @@ def test_rows_that_are_no_prompts_are_named(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UnreadableData, match=r"3 rows that are no prompts: row 2: no prompt; row 3: .*; row 4: "):
         given_prompts(source, data)
-    file.write_text('{"instruction": "fine"}\n')
+    file.write_text('{"asked": "fine"}\n')
     with pytest.raises(UnreadableData, match="no column 'prompt'"):
         given_prompts(source, data)
     file.write_text("")
@@ -109,6 +110,22 @@ def test_plain_text_stays_plain(tmp_path: Path) -> None:
     file.write_text('{"prompt": [{"role": "user", "content": "Ask:"}]}\n')
     with pytest.raises(UnreadableData, match="row 1: messages, but the sweep's own rows are plain text"):
         given_prompts(FileSource(path=str(file)), data)
+    file.write_text('{"prompt": "Ask:", "system": "Be kind."}\n')
+    with pytest.raises(UnreadableData, match="row 1: A system text beside plain text"):
+        given_prompts(FileSource(path=str(file)), data)
+    applied = data.model_copy(update={"apply_template": True})
+    asked = given_prompts(FileSource(path=str(file)), applied)
+    assert [each.prompt for each in asked] == [[said("system", "Be kind."), said("user", "Ask:")]]
+
+
+def test_tools_and_their_calls_are_shown_to_a_judge() -> None:
+    call = {"type": "function", "function": {"name": "tides", "arguments": {"at": "Kiel"}}}
+    talk = [said("user", "When?"), {"role": "assistant", "tool_calls": [call]}, said("tool", "04:10")]
+    assert as_text(talk, [{"name": "tides"}]) == (
+        '[tools: [{"name": "tides"}]]\n\nUser: When?\n\nAssistant: [tool_calls: [{"type": "function", "function": '
+        '{"name": "tides", "arguments": {"at": "Kiel"}}}]]\n\ntool: 04:10'
+    )
+    assert as_text(talk[:1]) == "When?"
 
 
 def test_greedy_is_what_the_evaluation_answers(cache: Path, prompts: tuple[list[Prompt], Any]) -> None:

@@ -24,7 +24,7 @@ from trainer.storage.durable import digest_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2
+FORMAT = 3
 """Of this package's choices (splits, mixing, cutting) and files; part of every fingerprint."""
 
 _CHUNK = 500
@@ -65,7 +65,7 @@ def prepare(
 
 def fingerprint_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """32 hex digits over data content, tokenizer, template, lengths and rules; paths do not matter."""
-    rules = data.model_dump(mode="json", exclude={"train", "eval", "chat_template", "max_prompt_length"})
+    rules = data.model_dump(mode="json", exclude={"train", "eval", "chat_template"})
     return digest_of(
         {
             "format": FORMAT,
@@ -88,7 +88,7 @@ def _identity(source: Source) -> list[object]:
 def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
     """Write both splits and report.json into `folder`; BadData when the rules refuse what was found."""
     selection = select(data)
-    tokeniser = Tokeniser(tokenizer, data.max_length, data.prompt_budget)
+    tokeniser = Tokeniser(tokenizer, data)
     pairs: dict[Split, list[Tokenised]] = {
         split: _tokenised(selection, data, split, tokeniser) for split in (TRAIN, EVAL)
     }
