@@ -29,6 +29,17 @@ def pair_costs(model: PairModel, pairs: PairSet, indexes: Sequence[int] | None =
     return [2 * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
 
 
+def pair_batches(model: PairModel, costs: Sequence[int], places: Sequence[int], budget: int) -> list[list[int]]:
+    """Micro-batches of these places (indexes into `costs`) of at most `budget` positions, padding included.
+
+    Where pairs are padded, those of like length go together. Which pairs share a batch depends on `costs` and `budget`
+    alone.
+    """
+    if model.mode == "packed":
+        return micro_batches(costs, places, budget)
+    return micro_batches(costs, sorted(places, key=lambda place: (costs[place], place)), budget, padded=True)
+
+
 def score(
     model: PairModel,
     pairs: PairSet,
@@ -46,7 +57,7 @@ def score(
     wanted = range(len(pairs)) if indexes is None else indexes
     lengths = pair_costs(model, pairs, indexes)
     by_length = sorted(range(len(wanted)), key=lambda place: (lengths[place], place))
-    batches = micro_batches(lengths, by_length, budget)
+    batches = pair_batches(model, lengths, by_length, budget)
     mine = batches[world.rank :: world.size]
     found: list[PairLogps] = []
     for batch in mine:

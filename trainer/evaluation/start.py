@@ -56,7 +56,9 @@ class StartShelf:
     def _key(self, config: TrialConfig, identity: str, prepared: Prepared, start: Examiner) -> dict[str, Any]:
         """To the bit: also how pairs are put into batches."""
         model, training, wanted = config.model, config.training, needs(config.loss)
-        return {
+        # Of packed pairs the key has no such entry, so that what earlier versions cached stays known.
+        batches = {} if start.model.mode == "packed" else {"batches": "by padded size"}
+        return batches | {
             "start": identity,
             "data": prepared.fingerprint,
             "dtype": model.dtype,

@@ -80,22 +80,26 @@ def packed_lengths(prompt: Sequence[int], chosen: Sequence[int], rejected: Seque
     return [p + c + r - 2 for p, c, r in zip(prompt, chosen, rejected, strict=True)]
 
 
-def micro_batches(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int], order: Sequence[int], budget: int, *, padded: bool = False
+) -> list[list[int]]:
     """Cut `order` into consecutive runs of at most `budget` tokens; a longer pair is alone. Deterministic.
 
-    lengths[i] is the cost of pair i; the result holds every element of `order` once, in order.
+    lengths[i] is the cost of pair i alone. The cost of a run is the sum of its pairs', or with `padded` their number
+    times the largest, since each is padded to the longest. The result holds every element of `order` once, in order.
     """
     if budget < 1:
         raise ValueError(f"the token budget of a micro-batch is at least 1, not {budget}")
     batches: list[list[int]] = []
-    used = 0
+    used = longest = 0
     for index in order:
         cost = int(lengths[index])
-        if not batches or used + cost > budget:
+        longest = max(longest, cost)
+        used = longest * (len(batches[-1]) + 1) if padded and batches else used + cost
+        if not batches or used > budget:
             batches.append([])
-            used = 0
+            used = longest = cost
         batches[-1].append(index)
-        used += cost
     return batches
 
 
