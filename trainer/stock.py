@@ -123,7 +123,8 @@ def examiner(
 ) -> Examiner:
     """The model as it is now (adapters and all), ready to be looked at and trained with this trial's settings."""
     try:
-        model = PairModel(live.module, config.model.attention)
+        autocast = torch.bfloat16 if config.training.bf16 else None
+        model = PairModel(live.module, config.model.attention, autocast=autocast)
     except CannotPack as why:
         raise ModelError(f"model.attention packed: {why}") from why
     except UnsupportedHead as why:

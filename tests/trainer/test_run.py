@@ -136,9 +136,7 @@ def log_normal_rows(path: Path) -> dict[str, object]:
     return {"train": str(path), "eval_share": 0.2, "max_length": 128}
 
 
-def test_padding_counts_towards_the_budget(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_padding_counts_towards_the_budget(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of padded micro-batches, in training and evaluation; only a pair that is longer alone may pass the budget."""
     data, model, computed = log_normal_rows(tmp_path / "rows.jsonl"), MODEL | {"attention": "separate"}, []
     plain = PairModel._layout  # pyright: ignore[reportPrivateUsage]

@@ -66,13 +66,17 @@ class PairModel:
         model: nn.Module,
         attention: Literal["auto", "packed", "separate"] = "auto",
         rows: Rows | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        """attention packed: CannotPack where the architecture cannot. rows: of logits at once, by default by memory."""
+        """attention packed: CannotPack where the architecture cannot. rows: of logits at once, by default by memory.
+
+        autocast: the dtype under which the caller will compute, so that what is tried on CUDA are the kernels of use.
+        """
         self._model = model
         self._core = core_model(model)
         self._head = find_head(self._core)
         check_head(self._core, self._head)
-        reason = "asked for" if attention == "separate" else why_separate(self._core)
+        reason = "asked for" if attention == "separate" else why_separate(self._core, autocast)
         if attention == "packed" and reason is not None:
             raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
         if self._core not in _told:
