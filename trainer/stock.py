@@ -20,6 +20,7 @@ from trainer.forward.pair_model import CannotPack, PairModel
 from trainer.models.identity import locate, model_identity, weight_files
 from trainer.models.live import LiveModel, load_model
 from trainer.models.shared import SharedBase
+from trainer.randomness import StillRandom
 from trainer.sharding import is_sharded
 from trainer.storage.durable import digest_of
 from trainer.world import Patience, World
@@ -127,6 +128,6 @@ def examiner(
         model = PairModel(live.module, config.model.attention, autocast=autocast)
     except CannotPack as why:
         raise ModelError(f"model.attention packed: {why}") from why
-    except UnsupportedHead as why:
+    except (UnsupportedHead, StillRandom) as why:
         raise ModelError(str(why)) from why
     return Examiner(config, live.base, model, tokenizer, prepared.eval, world, patience)

@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trainer.forward.architecture import check_head, find_head, whole_head, why_separate
+from trainer.forward.architecture import check_head, find_head, hold_repeatable, whole_head, why_separate
 from trainer.forward.body import attending, core_model, hidden_states
 from trainer.forward.layout import Batch, TokenPair, pack, separate
 from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
 from trainer.loss_config import LossConfig
 from trainer.objectives.losses import coupled_loss, needs, pair_loss
 from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
+from trainer.randomness import switched_off
 from trainer.sharding import is_sharded, let_go
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,10 @@ _MOST_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 
 _told: WeakSet[PreTrainedModel] = WeakSet()
 """Models of which it was said what is special about them: once, however many trials they serve."""
+
+
+_checked: WeakSet[PreTrainedModel] = WeakSet()
+"""Models whose passes in training mode were compared."""
 
 
 class CannotPack(ValueError):
@@ -76,6 +81,8 @@ class PairModel:
         self._core = core_model(model)
         self._head = find_head(self._core)
         check_head(self._core, self._head)
+        if self._core not in _checked:
+            self._check_repeatable()
         reason = "asked for" if attention == "separate" else why_separate(self._core, autocast)
         if attention == "packed" and reason is not None:
             raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
@@ -89,7 +96,16 @@ class PairModel:
         self.sharded = is_sharded(self._core)
         """Whether each process has slices of the weights: then all of them must make the same number of passes."""
 
+    def _check_repeatable(self) -> None:
+        held = hold_repeatable(self._core)
+        if held:
+            _log.warning("drawing at random in training mode: modules of type %s stay at rest", ", ".join(held))
+        _checked.add(self._core)
+
     def _tell(self, reason: str | None) -> None:
+        if named := switched_off(self._core):
+            found = ", ".join(f"{name} {value}" for name, value in named.items())
+            _log.warning("switched off in the model while it is trained and evaluated: %s", found)
         if reason is not None:
             _log.warning("pairs are computed as separate padded sequences: %s", reason)
         if getattr(self._core.config.get_text_config(), "router_aux_loss_coef", None):
