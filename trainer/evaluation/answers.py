@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -18,6 +19,7 @@ from transformers import (
 
 from trainer.data.pairs import PairSet
 from trainer.forward.layout import micro_batches
+from trainer.forward.rotary import RotarySwitch
 from trainer.generate import is_right
 
 _GRAM = 4
@@ -60,11 +62,10 @@ def answer_greedily(
     pause: Callable[[], None],
 ) -> list[Answer]:
     """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch."""
-    longest = max((int(pairs.prompt_lengths[i]) for i in indexes), default=0) + max_new_tokens
+    lengths = [int(n) for n in pairs.prompt_lengths]
     answers: list[Answer] = []
     ends = end_tokens(model, tokenizer)
-    # Every row costs what the longest does, so that a batch's padding stays within the budget too.
-    for batch in micro_batches([longest] * len(pairs), indexes, budget):
+    for batch in generation_batches(model, lengths, indexes, max_new_tokens, budget):
         pause()
         prompts = [pairs.pair(i).prompt.tolist() for i in batch]
         for i, prompt, new in zip(batch, prompts, generate(model, prompts, ends, max_new_tokens), strict=True):
@@ -81,6 +82,22 @@ def answer_greedily(
                 )
             )
     return answers
+
+
+def generation_batches(
+    model: nn.Module, prompt_lengths: Sequence[int], order: Sequence[int], max_new_tokens: int, budget: int
+) -> list[list[int]]:
+    """Cut `order`, indexes into `prompt_lengths`, into batches of at most `budget` tokens, answers included.
+
+    A prompt is alone where the budget allows no two, and where the model's rotary frequencies would follow from the
+    longest row of the batch: then an answer would hang on its neighbours.
+    """
+    longest = max((prompt_lengths[i] for i in order), default=0) + max_new_tokens
+    rotary = RotarySwitch.of(model)
+    if rotary is not None and longest > rotary.limit:
+        return [[index] for index in order]
+    # Every row costs what the longest does, so that a batch's padding stays within the budget too.
+    return micro_batches([longest] * len(prompt_lengths), order, budget)
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -111,6 +128,8 @@ def generate(
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
     )
+    if (rotary := RotarySwitch.of(model)) is not None:
+        rotary.reset()  # the frequencies of an earlier, longer batch would stay
     batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     with torch.no_grad():
         out = cast(Any, model.generate)(

@@ -25,7 +25,7 @@ def pair_costs(model: PairModel, pairs: PairSet, indexes: Sequence[int] | None =
         for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
     )
     if model.mode == "packed":
-        return packed_lengths(prompt, chosen, rejected)
+        return packed_lengths(prompt, chosen, rejected, None if model.rotary is None else model.rotary.key)
     return [2 * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
 
 

@@ -17,6 +17,7 @@ from trainer.forward.architecture import check_head, find_head, hold_repeatable,
 from trainer.forward.body import attending, core_model, hidden_states
 from trainer.forward.layout import Batch, TokenPair, pack, separate
 from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
+from trainer.forward.rotary import RotarySwitch
 from trainer.loss_config import LossConfig
 from trainer.objectives.losses import coupled_loss, needs, pair_loss
 from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
@@ -86,6 +87,10 @@ class PairModel:
         reason = "asked for" if attention == "separate" else why_separate(self._core, autocast)
         if attention == "packed" and reason is not None:
             raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
+        self.rotary = RotarySwitch.of(self._core)
+        """Where the model's rotary frequencies depend on the lengths of sequences: how."""
+        if self.rotary is not None:
+            self.rotary.reset()
         if self._core not in _told:
             self._tell(reason if attention == "auto" else None)
         self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
@@ -121,7 +126,7 @@ class PairModel:
         """Log-probs of one micro-batch of pairs, without gradient and without reference; on the model's device."""
         wanted = Needs() if wanted is None else wanted
         batch = self._layout(pairs, wanted)
-        with torch.no_grad(), attending(self._core, batch):
+        with torch.no_grad(), attending(self._core, batch, self.rotary):
             hidden = hidden_states(self._core, self._core, batch)
         with self._head_now() as head:
             found = sequence_logps(hidden, batch, head, self.rows, wanted.purity)
@@ -164,7 +169,7 @@ class PairModel:
             rows = None if reference is None else reference.rows(part)
             return pair_loss(loss, replace(logps, reference=rows), norm)
 
-        with attending(self._core, batch):
+        with attending(self._core, batch, self.rotary):
             hidden = hidden_states(self._model, self._core, batch)
             with self._head_now() as head:
                 total, terms = objective_loss(
@@ -185,7 +190,8 @@ class PairModel:
 
     def _layout(self, pairs: Sequence[TokenPair], wanted: Needs) -> Batch:
         layout = pack if self.mode == "packed" else separate
-        batch = layout(pairs, prompt=wanted.prompt, rejected=wanted.rejected).to(self.device)
+        key = None if self.rotary is None else self.rotary.key
+        batch = layout(pairs, prompt=wanted.prompt, rejected=wanted.rejected, key=key).to(self.device)
         self.counters.forwards += 1
         self.counters.tokens += batch.tokens
         return batch
