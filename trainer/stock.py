@@ -15,11 +15,13 @@ from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.data import Prepared, load_tokenizer, prepare
 from trainer.errors import ModelError
 from trainer.evaluation.evaluate import Examiner
+from trainer.evaluation.scoring import longest_sequence
 from trainer.forward.architecture import UnsupportedHead
 from trainer.forward.pair_model import CannotPack, PairModel
 from trainer.models.identity import locate, model_identity, weight_files
 from trainer.models.live import LiveModel, load_model
 from trainer.models.shared import SharedBase
+from trainer.positions import positions_of
 from trainer.randomness import StillRandom
 from trainer.sharding import is_sharded
 from trainer.storage.durable import digest_of
@@ -111,6 +113,17 @@ def check_vocabulary(live: LiveModel, prepared: Prepared) -> None:
         raise ModelError(
             f"the tokenizer gives token ids up to {highest} and the model has embeddings for {rows} tokens: "
             "model.tokenizer is not this model's"
+        )
+
+
+def check_positions(live: LiveModel, prepared: Prepared) -> None:
+    """ModelError where a row is longer than the model has positions for, which would fail in the middle of a trial."""
+    positions = positions_of(live.base.config.to_dict())
+    longest = max(longest_sequence(prepared.train), longest_sequence(prepared.eval))
+    if positions.table is not None and longest > positions.table:
+        raise ModelError(
+            f"the longest row has {longest:,} tokens, and the model {positions.table:,} positions "
+            f"({positions.field} in its config.json): set data.max_length to {positions.table} or less"
         )
 
 

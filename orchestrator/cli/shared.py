@@ -55,15 +55,17 @@ def spec_options(command: F) -> F:
 
 def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool) -> tuple[SweepSpec, tuple[str, ...]]:
     """The sweep that was asked for, and what to say about how it was read. SpecError with every finding."""
+    from orchestrator.spec.lengths import check_lengths
     from orchestrator.spec.load import read
 
     loaded = read(file, sets, name=name)
+    notices = (*loaded.notices, *check_lengths(loaded.spec, loaded.document))
     if not rehearse:
-        return loaded.spec, loaded.notices
+        return loaded.spec, notices
     from orchestrator.commands.rehearse import rehearse as small
 
     rehearsal = small(loaded.spec, home())
-    return rehearsal.spec, (*loaded.notices, *rehearsal.notices)
+    return rehearsal.spec, (*notices, *rehearsal.notices)
 
 
 def print_json(value: Any) -> None:

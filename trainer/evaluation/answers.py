@@ -18,9 +18,11 @@ from transformers import (
 )
 
 from trainer.data.pairs import PairSet
+from trainer.errors import ModelError
 from trainer.forward.layout import micro_batches
 from trainer.forward.rotary import RotarySwitch
 from trainer.generate import is_right
+from trainer.positions import positions_of
 
 _GRAM = 4
 
@@ -90,9 +92,17 @@ def generation_batches(
     """Cut `order`, indexes into `prompt_lengths`, into batches of at most `budget` tokens, answers included.
 
     A prompt is alone where the budget allows no two, and where the model's rotary frequencies would follow from the
-    longest row of the batch: then an answer would hang on its neighbours.
+    longest row of the batch: then an answer would hang on its neighbours. ModelError where the model has no positions
+    for the longest prompt with its answer.
     """
     longest = max((prompt_lengths[i] for i in order), default=0) + max_new_tokens
+    positions = positions_of(cast(Any, model).config.to_dict())
+    if positions.table is not None and longest > positions.table and order:
+        raise ModelError(
+            f"a prompt of {longest - max_new_tokens:,} tokens with {max_new_tokens:,} new ones is beyond the "
+            f"{positions.table:,} positions of the model ({positions.field} in its config.json): lower max_new_tokens "
+            "or data.max_prompt_length"
+        )
     rotary = RotarySwitch.of(model)
     if rotary is not None and longest > rotary.limit:
         return [[index] for index in order]

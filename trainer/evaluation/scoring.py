@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from trainer.data.pairs import PairSet
@@ -27,6 +28,12 @@ def pair_costs(model: PairModel, pairs: PairSet, indexes: Sequence[int] | None =
     if model.mode == "packed":
         return packed_lengths(prompt, chosen, rejected, None if model.rotary is None else model.rotary.key)
     return [2 * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+
+
+def longest_sequence(pairs: PairSet) -> int:
+    """Tokens of the longest prompt with its response; 0 for no pairs."""
+    lengths = pairs.prompt_lengths + np.maximum(pairs.chosen_lengths, pairs.rejected_lengths)
+    return int(lengths.max(initial=0))
 
 
 def pair_batches(model: PairModel, costs: Sequence[int], places: Sequence[int], budget: int) -> list[list[int]]:
