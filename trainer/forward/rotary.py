@@ -8,11 +8,11 @@ for each length or side of the switch that the batch has, as if each sequence we
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +85,7 @@ def _forward(
     for group, longest in enumerate(plan.longest):
         _reset(module)
         alone = torch.arange(longest, device=position_ids.device)[None]
-        table = cast(Callable[..., Any], type(module).forward)(module, states, alone, *others, **options)
+        table = type(module).forward(module, states, alone, *others, **options)
         single = isinstance(table, Tensor)
         parts = [each[0][where.clamp(max=longest - 1)] for each in ((table,) if single else table)]
         if whole is None:
