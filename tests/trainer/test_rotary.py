@@ -15,6 +15,7 @@ from small_trials import MODEL, finish, told, trial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from trainer.config import GeneratedModel
+from trainer.evaluation.answers import generation_batches
 from trainer.evaluation.scoring import pair_batches
 from trainer.forward.layout import packed_lengths
 from trainer.forward.pair_model import PairModel
@@ -145,6 +146,16 @@ def test_what_generation_left_does_not_matter() -> None:
         model(torch.arange(1, 90)[None])
     assert not torch.equal(model.model.rotary_emb.inv_freq, model.model.rotary_emb.original_inv_freq)
     torch.testing.assert_close(ours.logps(pairs).chosen, expected)
+
+
+def test_only_answers_that_can_cross_the_switch_are_written_alone() -> None:
+    """Order is kept, and the others share batches within the budget."""
+    model, lengths = build("longrope"), [5, 6, 25, 7, 8, 9, 26]
+    found = generation_batches(model, lengths, range(7), max_new_tokens=6, budget=64)
+    assert found == [[0, 1], [2], [3, 4], [5], [6]]
+    assert generation_batches(model, lengths[:2], [0, 1], max_new_tokens=6, budget=64) == [[0, 1]]
+    fixed = tiny_model("llama")
+    assert generation_batches(fixed, lengths, range(7), max_new_tokens=6, budget=64) == [[0, 1], [2, 3], [4, 5], [6]]
 
 
 # --- whole trials -----------------------------------------------------------------------------------------------------

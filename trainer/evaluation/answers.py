@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import fmean
 from typing import Any, cast
 
@@ -91,9 +92,9 @@ def generation_batches(
 ) -> list[list[int]]:
     """Cut `order`, indexes into `prompt_lengths`, into batches of at most `budget` tokens, answers included.
 
-    A prompt is alone where the budget allows no two, and where the model's rotary frequencies would follow from the
-    longest row of the batch: then an answer would hang on its neighbours. ModelError where the model has no positions
-    for the longest prompt with its answer.
+    A prompt is alone where the budget allows no two, and where its answer can reach a length at which the model's
+    rotary frequencies follow from the longest row of the batch: then it would hang on its neighbours. ModelError where
+    the model has no positions for the longest prompt with its answer.
     """
     longest = max((prompt_lengths[i] for i in order), default=0) + max_new_tokens
     positions = positions_of(cast(Any, model).config.to_dict())
@@ -103,11 +104,16 @@ def generation_batches(
             f"{positions.table:,} positions of the model ({positions.field} in its config.json): lower max_new_tokens "
             "or data.max_prompt_length"
         )
-    rotary = RotarySwitch.of(model)
-    if rotary is not None and longest > rotary.limit:
-        return [[index] for index in order]
     # Every row costs what the longest does, so that a batch's padding stays within the budget too.
-    return micro_batches([longest] * len(prompt_lengths), order, budget)
+    costs, rotary = [longest] * len(prompt_lengths), RotarySwitch.of(model)
+    if rotary is None:
+        return micro_batches(costs, order, budget)
+    reach = rotary.limit - max_new_tokens
+    batches: list[list[int]] = []
+    for alone, run in groupby(order, lambda index: prompt_lengths[index] > reach):
+        together = list(run)
+        batches += [[index] for index in together] if alone else micro_batches(costs, together, budget)
+    return batches
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
