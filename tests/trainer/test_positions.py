@@ -172,7 +172,8 @@ def test_the_command_says_which_setting_is_at_fault(
     assert not (tmp_path / "run").exists()
 
 
-def test_trl_is_refused_where_its_batches_would_decide(tmp_path: Path) -> None:
+def test_what_would_hang_on_the_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's trainers, and a model whose own code switches in a way that is not known."""
     folder = tmp_path / "model"
     tokenizer = AutoTokenizer.from_pretrained(generated_model(GeneratedModel(**MODEL["generated"]), tmp_path / "cache"))
     scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
@@ -185,5 +186,9 @@ def test_trl_is_refused_where_its_batches_would_decide(tmp_path: Path) -> None:
     found = known_positions(trial(model={"name_or_path": str(folder)}).model)
     assert found is not None
     assert (found.trained, found.switch) == (128, 32)
+    monkeypatch.setattr("trainer.stock.RotarySwitch.of", lambda _: None)
+    with pytest.raises(ModelError, match=r"code that is not transformers' own.* set data.max_length to 32 or less"):
+        finish(Workshop(tmp_path / "c").train(trial(model={"name_or_path": str(folder)}), tmp_path / "unknown"))
+    monkeypatch.undo()
     with pytest.raises(TrialError, match=r"beyond 32 tokens .* use engine packed, or data.max_length 32 or less"):
         finish(Workshop(tmp_path / "c").train(trial(model={"name_or_path": str(folder)}, engine="trl"), tmp_path / "r"))

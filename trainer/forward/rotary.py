@@ -101,14 +101,20 @@ def _forward(
 
 
 def _switching(module: nn.Module) -> list[tuple[str | None, str]]:
-    """(layer type or None, kind) of each rotary embedding in this module that switches by length."""
+    """(layer type or None, kind) of each rotary embedding in this module that switches by length, as transformers'."""
     kind = getattr(module, "rope_type", None)
-    kinds: dict[Any, Any] = kind if isinstance(kind, dict) else {None: kind}
+    kinds: dict[str | None, Any] = kind if isinstance(kind, dict) else {None: kind}
     return [
         (layers, each)
         for layers, each in kinds.items()
-        if isinstance(each, str) and (_DYNAMIC in each or each == _LONGROPE)
+        if isinstance(each, str)
+        and (_DYNAMIC in each or each == _LONGROPE)
+        and all(hasattr(module, f"{_prefix(layers)}{name}") for name in ("inv_freq", "original_inv_freq"))
     ]
+
+
+def _prefix(layers: str | None) -> str:
+    return "" if layers is None else f"{layers}_"
 
 
 def _limit(module: Any, layers: str | None, kind: str) -> int:
@@ -122,7 +128,7 @@ def _reset(module: nn.Module) -> None:
     """As it was when the model was loaded."""
     of_module: Any = module
     for layers, kind in _switching(module):
-        prefix = "" if layers is None else f"{layers}_"
+        prefix = _prefix(layers)
         original: Tensor = getattr(module, f"{prefix}original_inv_freq")
         now: Tensor = getattr(module, f"{prefix}inv_freq")
         module.register_buffer(f"{prefix}inv_freq", original.to(now.device, copy=True), persistent=False)
