@@ -186,7 +186,7 @@ def our_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
     from trainer.loss_config import DpoLoss, SimpoLoss
     from trainer.objectives.pair_logps import Normaliser
 
-    ours = PairModel(model)
+    ours = PairModel(model, autocast=torch.bfloat16)
     norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
     loss = SimpoLoss(beta=2.0, gamma=1.0) if options.loss == "simpo" else DpoLoss(beta=0.1)
     with torch.autocast(options.device, torch.bfloat16):

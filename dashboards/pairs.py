@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
+from trainer.loss_config import DpoLoss, LossConfig
 from trainer.metrics import base_name
+from trainer.objectives.rewards import NoReference, Responses, rewards
 
 Column = NDArray[np.float64]
 
@@ -109,25 +110,21 @@ def per_pair(metric: str, pairs: HeldOut, loss: LossConfig) -> Column | None:
         case "logps_per_token/rejected":
             return pairs.rejected / pairs.rejected_tokens
         case "rewards/accuracies":
-            scores = _score_gaps(pairs, loss)
-            return None if scores is None else (scores > 0).astype(np.float64)
+            found = _rewards(pairs, loss)
+            return None if found is None else (found[0] > found[1]).astype(np.float64)
         case _:
             return None
 
 
-def _score_gaps(pairs: HeldOut, loss: LossConfig) -> Column | None:
-    """Something with the sign of each pair's reward gap, by TRL's conventions of rewards."""
-    match loss:
-        case SimpoLoss() | OrpoLoss():
-            return pairs.gaps
-        case CpoLoss():
-            return pairs.chosen - pairs.rejected
-        case DpoLoss(f_divergence_type="reverse_kl", ld_alpha=None):
-            if pairs.start_chosen is None or pairs.start_rejected is None:
-                return None
-            return (pairs.chosen - pairs.start_chosen) - (pairs.rejected - pairs.start_rejected)
-        case _:
-            return None
+def _rewards(pairs: HeldOut, loss: LossConfig) -> tuple[Column, Column] | None:
+    """The implicit rewards of chosen and rejected; None where the file lacks what they are made of."""
+    if isinstance(loss, DpoLoss) and loss.ld_alpha is not None:
+        return None  # made of sums over the shorter response's length, which the file has of the trained model only
+    try:
+        chosen = rewards(loss, Responses(pairs.chosen, pairs.chosen_tokens, pairs.start_chosen))
+        return chosen, rewards(loss, Responses(pairs.rejected, pairs.rejected_tokens, pairs.start_rejected))
+    except NoReference:
+        return None
 
 
 def spearman(a: Column, b: Column) -> float | None:

@@ -16,8 +16,9 @@ from types import FrameType
 
 from trainer.config import TrialConfig
 from trainer.errors import TrialError
+from trainer.positions import known_positions, length_findings
 from trainer.report import Ending, EndKind, JsonLinesReporter, Point, Reporter
-from trainer.trial_file import load_trial
+from trainer.trial_file import BadTrial, load_trial
 
 log = logging.getLogger("trainer")
 
@@ -31,10 +32,21 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         config = load_trial(options.trial)
+        check_lengths(config, options.trial)
         return _train(config, options)
     except TrialError as why:
         sys.stderr.write(f"{why}\n")
         return UNUSABLE
+
+
+def check_lengths(config: TrialConfig, file: Path) -> None:
+    """Warn of lengths that the start model was not trained for; BadTrial where it has no positions for them."""
+    positions = known_positions(config.model)
+    found = [] if positions is None else list(length_findings(positions, config))
+    for warned in (each for each in found if not each.refused):
+        log.warning("%s: %s: %s (%s)", file, warned.path, warned.problem, warned.hint)
+    if refused := [f"{each.path}: {each.problem} ({each.hint})" for each in found if each.refused]:
+        raise BadTrial(file, refused)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:

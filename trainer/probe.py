@@ -77,7 +77,7 @@ def measure(
     from transformers.utils.logging import disable_progress_bar
 
     from trainer.run import engine_for
-    from trainer.stock import Stock, check_vocabulary, examiner
+    from trainer.stock import Stock, check_positions, check_vocabulary, examiner
     from trainer.training.engine import Material
     from trainer.world import Patience, World, keep_to_share
 
@@ -91,6 +91,7 @@ def measure(
     cut = world.cuts(config.training)
     live = stock.live(config.model, to_cut=cut)
     check_vocabulary(live, prepared)
+    check_positions(live, prepared)
     if cut:
         live.begin(config.lora, config.training, once=True)
         live.shard(config.training, world.device)

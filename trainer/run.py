@@ -22,7 +22,7 @@ from trainer.models.export import save_model
 from trainer.models.live import LiveModel
 from trainer.objectives.losses import needs
 from trainer.report import Ending, EndKind, Point, pack
-from trainer.stock import Stock, check_vocabulary, examiner
+from trainer.stock import Stock, check_positions, check_vocabulary, examiner
 from trainer.storage import checkpoint
 from trainer.storage.durable import digest_of
 from trainer.storage.outcome import Outcome, find_outcome, save_outcome
@@ -119,6 +119,7 @@ class Workshop:
         cut = world.cuts(config.training)
         live = self._stock.live(config.model, to_cut=cut)
         check_vocabulary(live, prepared)
+        check_positions(live, prepared)
         if cut:  # first of all: no process ever has the whole model on its device
             self._begin(live, config, once=True)
             live.shard(config.training, world.device)

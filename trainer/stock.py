@@ -15,11 +15,15 @@ from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.data import Prepared, load_tokenizer, prepare
 from trainer.errors import ModelError
 from trainer.evaluation.evaluate import Examiner
+from trainer.evaluation.scoring import longest_sequence
 from trainer.forward.architecture import UnsupportedHead
 from trainer.forward.pair_model import CannotPack, PairModel
+from trainer.forward.rotary import RotarySwitch
 from trainer.models.identity import locate, model_identity, weight_files
 from trainer.models.live import LiveModel, load_model
 from trainer.models.shared import SharedBase
+from trainer.positions import positions_of
+from trainer.randomness import StillRandom
 from trainer.sharding import is_sharded
 from trainer.storage.durable import digest_of
 from trainer.world import Patience, World
@@ -113,6 +117,24 @@ def check_vocabulary(live: LiveModel, prepared: Prepared) -> None:
         )
 
 
+def check_positions(live: LiveModel, prepared: Prepared) -> None:
+    """ModelError where a row is longer than the model has positions for, which would fail in the middle of a trial, or
+    where its log-probs would hang on the rows beside it."""
+    positions = positions_of(live.base.config.to_dict())
+    longest = max(longest_sequence(prepared.train), longest_sequence(prepared.eval))
+    if positions.table is not None and longest > positions.table:
+        raise ModelError(
+            f"the longest row has {longest:,} tokens, and the model {positions.table:,} positions "
+            f"({positions.field} in its config.json): set data.max_length to {positions.table} or less"
+        )
+    if positions.switch is not None and longest > positions.switch and RotarySwitch.of(live.base) is None:
+        raise ModelError(
+            f"beyond {positions.switch:,} tokens the rotary frequencies of this model follow from the longest sequence "
+            f"of a batch, in code that is not transformers' own, and the longest row has {longest:,}: set "
+            f"data.max_length to {positions.switch} or less"
+        )
+
+
 def examiner(
     config: TrialConfig,
     live: LiveModel,
@@ -123,9 +145,10 @@ def examiner(
 ) -> Examiner:
     """The model as it is now (adapters and all), ready to be looked at and trained with this trial's settings."""
     try:
-        model = PairModel(live.module, config.model.attention)
+        autocast = torch.bfloat16 if config.training.bf16 else None
+        model = PairModel(live.module, config.model.attention, autocast=autocast)
     except CannotPack as why:
         raise ModelError(f"model.attention packed: {why}") from why
-    except UnsupportedHead as why:
+    except (UnsupportedHead, StillRandom) as why:
         raise ModelError(str(why)) from why
     return Examiner(config, live.base, model, tokenizer, prepared.eval, world, patience)

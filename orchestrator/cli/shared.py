@@ -55,11 +55,16 @@ def spec_options(command: F) -> F:
 
 def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool) -> tuple[SweepSpec, tuple[str, ...]]:
     """The sweep that was asked for, and what to say about how it was read. SpecError with every finding."""
+    from orchestrator.spec.lengths import check_lengths
     from orchestrator.spec.load import read
     from trainer.environment import foreign_settings, ignored
 
     loaded, foreign = read(file, sets, name=name), foreign_settings()
-    notices = (*loaded.notices, *([ignored(foreign)] if foreign else ()))
+    notices = (
+        *loaded.notices,
+        *check_lengths(loaded.spec, loaded.document),
+        *([ignored(foreign)] if foreign else ()),
+    )
     if not rehearse:
         return loaded.spec, notices
     from orchestrator.commands.rehearse import rehearse as small

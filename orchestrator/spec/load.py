@@ -22,6 +22,8 @@ class Loaded:
 
     spec: SweepSpec
     notices: tuple[str, ...]
+    document: Document
+    """The file, for findings that are made later."""
 
 
 def load(path: Path, sets: Sequence[str] = (), *, name: str | None = None) -> SweepSpec:
@@ -55,7 +57,7 @@ def _read(document: Document, folder: Path, sets: Sequence[str], name: str | Non
     spec = build(findings, tree)
     if spec is None:
         raise SpecError(sorted(findings.items, key=_place))
-    return Loaded(spec, tuple(notices))
+    return Loaded(spec, tuple(notices), document)
 
 
 def _place(finding: Finding) -> tuple[str, int]:

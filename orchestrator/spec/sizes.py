@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from trainer.config import GeneratedModel, ModelConfig
+from trainer.positions import config_files
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ def shape_of(model: ModelConfig) -> Shape | None:
     if model.generated is not None:
         return _generated(model.generated)
     name = str(model.name_or_path)
-    file = next(iter(_config_files(name, model.revision)), None)
+    file = next(iter(config_files(name, model.revision)), None)
     if file is None:
         return KNOWN.get(name)
     try:
@@ -114,13 +113,3 @@ def from_config(config: Mapping[str, Any]) -> Shape | None:
 def _generated(model: GeneratedModel) -> Shape | None:
     described = model.model_dump() | {"model_type": model.architecture, "tie_word_embeddings": True}
     return from_config(described | {"head_dim": model.hidden_size // model.num_attention_heads})
-
-
-def _config_files(name: str, revision: str | None) -> list[Path]:
-    folder = Path(name)
-    if folder.is_dir():
-        return [file for file in (folder / "config.json",) if file.is_file()]
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    place = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
-    files = sorted(place.glob("*/config.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    return [file for file in files if revision is None or file.parent.name.startswith(revision)]

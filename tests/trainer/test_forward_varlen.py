@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterator
+from functools import wraps
 from typing import Any
 
 import pytest
 import torch
-from oracle import make_pairs
+from oracle import make_pairs, tiny_model
 
 from trainer.forward import varlen
 from trainer.forward.attention import packed_attention
 from trainer.forward.layout import pack
 from trainer.forward.packed import PackedPlan, PairSpan
+from trainer.forward.pair_model import PairModel
+from trainer.loss_config import SimpoLoss
+from trainer.objectives.pair_logps import Normaliser
 
 
 def plain_varlen(
@@ -26,10 +32,10 @@ def plain_varlen(
     *,
     scale: float,
     window_size: tuple[int, int],
-    enable_gqa: bool,
+    enable_gqa: bool = False,
 ) -> torch.Tensor:
     """Sequence by sequence; causal with the last query at the last key, as the flash kernels align it."""
-    assert enable_gqa == (query.shape[1] != key.shape[1])
+    assert enable_gqa or query.shape[1] == key.shape[1]
     out: list[torch.Tensor] = []
     for a, b, c, d in zip(cu_seq_q, cu_seq_q[1:], cu_seq_k, cu_seq_k[1:], strict=False):
         q, k, v = query[a:b].transpose(0, 1), key[c:d].transpose(0, 1), value[c:d].transpose(0, 1)
@@ -45,10 +51,42 @@ def plain_varlen(
     return torch.cat(out)
 
 
+def varlen_of_torch_2_11(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    cu_seq_q: torch.Tensor,
+    cu_seq_k: torch.Tensor,
+    max_q: int,
+    max_k: int,
+    *,
+    return_aux: Any = None,
+    scale: float | None = None,
+    window_size: tuple[int, int] = (-1, -1),
+) -> torch.Tensor:
+    """The signature of torch 2.11, which has no enable_gqa."""
+    assert return_aux is None
+    assert scale is not None
+    return plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+
+
+KERNELS = {"with enable_gqa": plain_varlen, "without": varlen_of_torch_2_11}
+
+
+@pytest.fixture
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Flash attention for any device and dtype; what was tried before is forgotten, and afterwards again."""
+    monkeypatch.setattr(varlen, "_is_supported", lambda *_: True)
+    varlen._refusal.cache_clear()
+    yield monkeypatch
+    varlen._refusal.cache_clear()
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("window", [None, 5])
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_flash_sequences_are_the_packed_attention(
-    window: int | None, kv_heads: int, monkeypatch: pytest.MonkeyPatch
+    window: int | None, kv_heads: int, kernel: str, on_the_cpu: pytest.MonkeyPatch
 ) -> None:
     batch = pack(make_pairs(4))
     torch.manual_seed(0)
@@ -56,19 +94,102 @@ def test_flash_sequences_are_the_packed_attention(
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
     arguments: dict[str, Any] = {"pair_plan": batch.plan, "sliding_window": window, "scaling": 0.4}
     direction = torch.randn(1, batch.tokens, 4, 8, dtype=torch.float64)
-    expected, _ = packed_attention(torch.nn.Identity(), *inputs, None, **arguments)
+    with on_the_cpu.context() as without:
+        without.setattr(varlen, "_is_supported", lambda *_: False)
+        expected, _ = packed_attention(torch.nn.Identity(), *inputs, None, **arguments)
     right = torch.autograd.grad(expected, inputs, direction)
-    monkeypatch.setattr("trainer.forward.attention.can_flash", lambda *_: True)
-    monkeypatch.setattr(varlen, "varlen_attn", plain_varlen)
+    calls: list[int] = []
+    kernel_called = wraps(KERNELS[kernel])(lambda *a, **k: calls.append(1) or KERNELS[kernel](*a, **k))
+    on_the_cpu.setattr(varlen, "varlen_attn", kernel_called)
     found, _ = packed_attention(torch.nn.Identity(), *inputs, None, **arguments)
     torch.testing.assert_close(found, expected)
     for one, other in zip(torch.autograd.grad(found, inputs, direction), right, strict=True):
         torch.testing.assert_close(one, other)
+    assert len(calls) == 2, "the probe, then the batch"
+
+
+class _FailsInBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, found: torch.Tensor) -> torch.Tensor:
+        return found.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("no backward kernel for this head size")
+
+
+def refused(*_: Any, **__: Any) -> torch.Tensor:
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer")
+
+
+def unheard_of(*_: Any, **__: Any) -> torch.Tensor:
+    raise TypeError("varlen_attn() got an unexpected keyword argument 'window_size'")
+
+
+def forward_only(*args: Any, **options: Any) -> torch.Tensor:
+    return _FailsInBackward.apply(plain_varlen(*args, **options))  # pyright: ignore[reportReturnType]
+
+
+def not_finite(*args: Any, **options: Any) -> torch.Tensor:
+    return plain_varlen(*args, **options) * math.nan
+
+
+@pytest.mark.parametrize("kernel", [refused, unheard_of, forward_only, not_finite])
+def test_a_kernel_that_does_not_run_is_replaced_with_a_warning(
+    kernel: Any, on_the_cpu: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In a model: still packed, the same numbers, training works, and said once for all layers and batches."""
+    pairs = make_pairs(4)
+    with on_the_cpu.context() as without:
+        without.setattr(varlen, "_is_supported", lambda *_: False)
+        expected = PairModel(tiny_model()).logps(pairs)
+    on_the_cpu.setattr(varlen, "varlen_attn", kernel)
+    with caplog.at_level(logging.WARNING):
+        model = PairModel(tiny_model(), "packed")
+        found = model.logps(pairs)
+        norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+        model.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
+    torch.testing.assert_close(found.chosen, expected.chosen)
+    (said,) = [record.message for record in caplog.records if "flash attention" in record.message]
+    assert "torch's own operations" in said
+    assert {refused: "only supports Ampere", unheard_of: "TypeError", forward_only: "no backward kernel"}.get(
+        kernel, "not finite"
+    ) in said
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory"), torch.AcceleratorError("an illegal memory access", 700)]
+)
+def test_errors_of_the_device_are_not_taken_for_a_kernel_that_is_missing(
+    error: Exception, on_the_cpu: pytest.MonkeyPatch
+) -> None:
+    def raising(*_: Any, **__: Any) -> torch.Tensor:
+        raise error
+
+    on_the_cpu.setattr(varlen, "varlen_attn", raising)
+    with pytest.raises(type(error)):
+        PairModel(tiny_model(), "packed").logps(make_pairs(2))
+
+
+def test_the_probe_sees_the_dtype_that_the_model_computes_in(on_the_cpu: pytest.MonkeyPatch) -> None:
+    seen: list[torch.dtype] = []
+
+    def recording(query: torch.Tensor, *args: Any, **options: Any) -> torch.Tensor:
+        seen.append(query.dtype)
+        return plain_varlen(query, *args, **options)
+
+    on_the_cpu.setattr(varlen, "varlen_attn", recording)
+    model, pairs = PairModel(tiny_model()), make_pairs(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        model.logps(pairs)
+    assert set(seen) == {torch.bfloat16}
+    model.logps(pairs)
+    assert set(seen) == {torch.bfloat16, torch.float32}
 
 
 def test_flash_is_for_cuda_only() -> None:
     query = torch.randn(1, 2, 3, 8, dtype=torch.bfloat16)
-    assert not varlen.can_flash(query, query, None)
+    assert not varlen.can_flash(query, query, query, None, None)
 
 
 def test_a_pair_without_rejected_is_one_sequence() -> None:

@@ -122,6 +122,16 @@ def test_micro_batches_hold_everything_once_within_the_budget(lengths: list[int]
     assert batches == micro_batches(lengths, order, budget)
 
 
+@settings(max_examples=100, deadline=None)
+@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=30), budget=st.integers(1, 200))
+def test_micro_batches_of_padded_pairs_are_bounded_with_their_padding(lengths: list[int], budget: int) -> None:
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    batches = micro_batches(lengths, order, budget, padded=True)
+    assert [index for batch in batches for index in batch] == order
+    for batch in batches:
+        assert max(lengths[i] for i in batch) * len(batch) <= budget or len(batch) == 1
+
+
 def test_a_budget_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         micro_batches([1], [0], 0)

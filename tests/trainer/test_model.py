@@ -1,16 +1,18 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from shutil import copytree, rmtree
 
 import pytest
 import torch
+from oracle import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig
 from trainer.errors import ModelError
-from trainer.models.export import export_model
+from trainer.models.export import export_model, save_model
 from trainer.models.identity import model_identity, weight_files
 from trainer.models.live import LiveModel, load_model
 from trainer.models.start_weights import StartWeights, named_tensors
@@ -48,10 +50,13 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def test_dropout_is_off_but_kept_in_the_config(folder: Path) -> None:
+def test_dropout_is_off_but_kept_in_the_config_that_is_saved(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
     assert model.model.layers[0].self_attn.attention_dropout == 0.0
-    assert model.config.attention_dropout == 0.1
+    assert model.config.attention_dropout == 0.0
+    save_model(model, tiny_tokenizer(), tmp_path / "model")  # pyright: ignore[reportArgumentType]
+    assert json.loads((tmp_path / "model/config.json").read_text())["attention_dropout"] == 0.1
+    assert model.config.attention_dropout == 0.0
 
 
 def test_dtype_is_as_asked(folder: Path) -> None:

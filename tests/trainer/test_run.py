@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_trials import finish, model_bytes, told, trial
+from small_trials import MODEL, finish, model_bytes, told, trial
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer import metrics
@@ -120,6 +122,48 @@ def test_micro_batches_do_not_matter(workshop: Workshop, tmp_path: Path) -> None
         part = load_file(tmp_path / str(budget) / "model/model.safetensors")
         for name, tensor in whole.items():
             torch.testing.assert_close(part[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def log_normal_rows(path: Path) -> dict[str, object]:
+    """A data set whose lengths are spread as those of public ones: most rows short, a few very long."""
+    rng = np.random.default_rng(0)
+
+    def words(mean: float) -> str:
+        return " ".join(f"w{n % 7}" for n in range(1 + min(40, int(rng.lognormal(mean, 0.9)))))
+
+    rows = [{"prompt": f"{i} {words(1.2)}", "chosen": words(1.5) + " yes", "rejected": words(1.5)} for i in range(40)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return {"train": str(path), "eval_share": 0.2, "max_length": 128}
+
+
+def test_padding_counts_towards_the_budget(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of padded micro-batches, in training and evaluation; only a pair that is longer alone may pass the budget."""
+    data, model, computed = log_normal_rows(tmp_path / "rows.jsonl"), MODEL | {"attention": "separate"}, []
+    plain = PairModel._layout  # pyright: ignore[reportPrivateUsage]
+
+    def recorded(self: PairModel, *args: Any) -> Any:
+        batch = plain(self, *args)
+        computed.append((len(batch), batch.tokens))
+        return batch
+
+    monkeypatch.setattr(PairModel, "_layout", recorded)
+    budgets, points, passes = (250, 1000, 100_000), {}, {}
+    for budget in budgets:
+        computed.clear()
+        training = {"tokens_per_micro_batch": budget, "max_steps": 3, "learning_rate": 1e-3}
+        config = trial(training=training, data=data, model=model)
+        points[budget], ending = finish(workshop.train(config, tmp_path / str(budget)))
+        assert ending.kind is EndKind.FINISHED
+        assert all(tokens <= budget or pairs == 1 for pairs, tokens in computed)
+        passes[budget] = len(computed)
+    assert any(tokens > 250 for _, tokens in computed)
+    assert passes[250] > passes[1000] > passes[100_000]
+    for budget in budgets[:2]:
+        part, whole = (load_file(tmp_path / str(b) / "model/model.safetensors") for b in (budget, 100_000))
+        for name, tensor in whole.items():
+            torch.testing.assert_close(part[name], tensor, rtol=1e-4, atol=1e-5)
+        for one, other in zip(told(points[budget]), told(points[100_000]), strict=True):
+            assert one[1] == pytest.approx(other[1], rel=1e-4, abs=1e-6)
 
 
 def test_micro_batches_do_not_matter_where_pairs_are_coupled(workshop: Workshop, tmp_path: Path) -> None:

@@ -111,6 +111,7 @@ def test_the_cases_ask_for_different_numbers_of_passes(one: Workshop, tmp_path: 
 
     class Packed:
         mode = "packed"
+        rotary = None
 
     costs = pair_costs(Packed(), prepared.train)  # pyright: ignore[reportArgumentType]
     order = Order(len(prepared.train), 7, settings.training.seed)

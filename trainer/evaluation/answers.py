@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from statistics import fmean
 from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -17,8 +19,11 @@ from transformers import (
 )
 
 from trainer.data.pairs import PairSet
+from trainer.errors import ModelError
 from trainer.forward.layout import micro_batches
+from trainer.forward.rotary import RotarySwitch
 from trainer.generate import is_right
+from trainer.positions import positions_of
 
 _GRAM = 4
 
@@ -60,11 +65,10 @@ def answer_greedily(
     pause: Callable[[], None],
 ) -> list[Answer]:
     """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch."""
-    longest = max((int(pairs.prompt_lengths[i]) for i in indexes), default=0) + max_new_tokens
+    lengths = [int(n) for n in pairs.prompt_lengths]
     answers: list[Answer] = []
     ends = end_tokens(model, tokenizer)
-    # Every row costs what the longest does, so that a batch's padding stays within the budget too.
-    for batch in micro_batches([longest] * len(pairs), indexes, budget):
+    for batch in generation_batches(model, lengths, indexes, max_new_tokens, budget):
         pause()
         prompts = [pairs.pair(i).prompt.tolist() for i in batch]
         for i, prompt, new in zip(batch, prompts, generate(model, prompts, ends, max_new_tokens), strict=True):
@@ -81,6 +85,35 @@ def answer_greedily(
                 )
             )
     return answers
+
+
+def generation_batches(
+    model: nn.Module, prompt_lengths: Sequence[int], order: Sequence[int], max_new_tokens: int, budget: int
+) -> list[list[int]]:
+    """Cut `order`, indexes into `prompt_lengths`, into batches of at most `budget` tokens, answers included.
+
+    A prompt is alone where the budget allows no two, and where its answer can reach a length at which the model's
+    rotary frequencies follow from the longest row of the batch: then it would hang on its neighbours. ModelError where
+    the model has no positions for the longest prompt with its answer.
+    """
+    longest = max((prompt_lengths[i] for i in order), default=0) + max_new_tokens
+    positions = positions_of(cast(Any, model).config.to_dict())
+    if positions.table is not None and longest > positions.table and order:
+        raise ModelError(
+            f"a prompt of {longest - max_new_tokens:,} tokens with {max_new_tokens:,} new ones is beyond the "
+            f"{positions.table:,} positions of the model ({positions.field} in its config.json): lower max_new_tokens "
+            "or data.max_prompt_length"
+        )
+    # Every row costs what the longest does, so that a batch's padding stays within the budget too.
+    costs, rotary = [longest] * len(prompt_lengths), RotarySwitch.of(model)
+    if rotary is None:
+        return micro_batches(costs, order, budget)
+    reach = rotary.limit - max_new_tokens
+    batches: list[list[int]] = []
+    for alone, run in groupby(order, lambda index: prompt_lengths[index] > reach):
+        together = list(run)
+        batches += [[index] for index in together] if alone else micro_batches(costs, together, budget)
+    return batches
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -111,6 +144,8 @@ def generate(
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
     )
+    if (rotary := RotarySwitch.of(model)) is not None:
+        rotary.reset()  # the frequencies of an earlier, longer batch would stay
     batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     with torch.no_grad():
         out = cast(Any, model.generate)(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 
 from trainer.data.pairs import PairSet
@@ -25,8 +26,25 @@ def pair_costs(model: PairModel, pairs: PairSet, indexes: Sequence[int] | None =
         for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
     )
     if model.mode == "packed":
-        return packed_lengths(prompt, chosen, rejected)
+        return packed_lengths(prompt, chosen, rejected, None if model.rotary is None else model.rotary.key)
     return [2 * (p + max(c, r) - 1) for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+
+
+def longest_sequence(pairs: PairSet) -> int:
+    """Tokens of the longest prompt with its response; 0 for no pairs."""
+    lengths = pairs.prompt_lengths + np.maximum(pairs.chosen_lengths, pairs.rejected_lengths)
+    return int(lengths.max(initial=0))
+
+
+def pair_batches(model: PairModel, costs: Sequence[int], places: Sequence[int], budget: int) -> list[list[int]]:
+    """Micro-batches of these places (indexes into `costs`) of at most `budget` positions, padding included.
+
+    Where pairs are padded, those of like length go together. Which pairs share a batch depends on `costs` and `budget`
+    alone.
+    """
+    if model.mode == "packed":
+        return micro_batches(costs, places, budget)
+    return micro_batches(costs, sorted(places, key=lambda place: (costs[place], place)), budget, padded=True)
 
 
 def score(
@@ -46,7 +64,7 @@ def score(
     wanted = range(len(pairs)) if indexes is None else indexes
     lengths = pair_costs(model, pairs, indexes)
     by_length = sorted(range(len(wanted)), key=lambda place: (lengths[place], place))
-    batches = micro_batches(lengths, by_length, budget)
+    batches = pair_batches(model, lengths, by_length, budget)
     mine = batches[world.rank :: world.size]
     found: list[PairLogps] = []
     for batch in mine:

@@ -56,15 +56,22 @@ class StartShelf:
     def _key(self, config: TrialConfig, identity: str, prepared: Prepared, start: Examiner) -> dict[str, Any]:
         """To the bit: also how pairs are put into batches."""
         model, training, wanted = config.model, config.training, needs(config.loss)
-        return {
-            "start": identity,
-            "data": prepared.fingerprint,
-            "dtype": model.dtype,
-            "load_in_4bit": model.load_in_4bit,
-            "bf16": training.bf16,
-            "mode": start.model.mode,
-            "tokens_per_micro_batch": training.tokens_per_micro_batch,
-            "device": self._world.device.type,
-            "prompt": wanted.prompt,
-            "purity": wanted.purity,
-        }
+        # Of packed pairs the key has no such entry, so that what earlier versions cached stays known.
+        batches = {} if start.model.mode == "packed" else {"batches": "by padded size"}
+        rotary = {} if start.model.rotary is None else {"rotary": "by sequence"}
+        return (
+            batches
+            | rotary
+            | {
+                "start": identity,
+                "data": prepared.fingerprint,
+                "dtype": model.dtype,
+                "load_in_4bit": model.load_in_4bit,
+                "bf16": training.bf16,
+                "mode": start.model.mode,
+                "tokens_per_micro_batch": training.tokens_per_micro_batch,
+                "device": self._world.device.type,
+                "prompt": wanted.prompt,
+                "purity": wanted.purity,
+            }
+        )

@@ -15,6 +15,8 @@ from trainer.forward.attention import CannotAttend
 from trainer.forward.body import attending, body_of, hidden_states
 from trainer.forward.layout import Batch, Tokens, pack, separate
 from trainer.forward.logps import Head, Rows, sequence_logps
+from trainer.forward.varlen import is_refusal
+from trainer.randomness import hold_at_rest
 from trainer.sharding import let_go
 from trainer.zero3 import held
 
@@ -56,7 +58,7 @@ def check_head(core: PreTrainedModel, head: Head) -> None:
     if core.config.get_text_config().model_type in VERIFIED:
         return
     batch = separate(_probe(core)).to(head.weight.device)
-    with torch.no_grad():
+    with torch.no_grad(), _at_rest(core):
         hidden = hidden_states(core, core, batch)
         with whole_head(core) as now:
             ours = sequence_logps(hidden, batch, now, Rows(64, 64))
@@ -71,8 +73,24 @@ def check_head(core: PreTrainedModel, head: Head) -> None:
         )
 
 
-def why_separate(core: PreTrainedModel) -> str | None:
-    """Why this model cannot share a prompt between two responses; None where it can."""
+def hold_repeatable(core: PreTrainedModel) -> list[str]:
+    """Types of the modules that are held at rest, as they draw at random in training mode; StillRandom where that does
+    not help. Not for types that the tests cover, which have nothing random but what is switched off after loading.
+    """
+    if core.config.get_text_config().model_type in VERIFIED:
+        return []
+    batch = separate(_probe(core)).to(core.device)
+    try:
+        return hold_at_rest(core, lambda: hidden_states(core, core, batch)[batch.rows], 10 * _tolerance(core))
+    finally:
+        let_go(core)
+
+
+def why_separate(core: PreTrainedModel, autocast: torch.dtype | None = None) -> str | None:
+    """Why this model cannot share a prompt between two responses; None where it can.
+
+    autocast: the dtype under which the model will be trained; None: in that of its weights.
+    """
     config = core.config.get_text_config()
     if getattr(config, "alibi", False) or getattr(config, "position_embedding_type", "") == "alibi":
         return "ALiBi positions follow the place in the batch"
@@ -83,10 +101,10 @@ def why_separate(core: PreTrainedModel) -> str | None:
         return f"{type(core).__name__} does not take its attention from transformers' interface"
     if config.model_type in VERIFIED:
         # What the tests cannot see is CUDA's kernels.
-        return None if core.device.type == "cpu" else _compare(core)
+        return None if core.device.type == "cpu" else _compare(core, autocast)
     if getattr(config, "sliding_window", None) is not None:
         return f"a sliding window, which is not verified for models of type {config.model_type}"
-    return _compare(core)
+    return _compare(core, autocast)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,27 +126,36 @@ def _tolerance(core: PreTrainedModel) -> float:
     return 1e-4 if core.dtype in (torch.float32, torch.float64) and core.device.type == "cpu" else 0.1
 
 
-def _compare(core: PreTrainedModel) -> str | None:
+def _compare(core: PreTrainedModel, autocast: torch.dtype | None) -> str | None:
     """Compute a probe both ways."""
     device = core.device
-    training = core.training
-    core.eval()
     try:
-        with torch.no_grad(), _as_trained(core):
+        with torch.no_grad(), _at_rest(core), _as_trained(core, autocast):
             found = [_selected(core, layout(_probe(core)).to(device)) for layout in (pack, separate)]
-    except (CannotAttend, TypeError) as error:
-        return str(error)
+    except (CannotAttend, TypeError, ValueError, RuntimeError) as error:
+        if not is_refusal(error):
+            raise
+        return str(error) if isinstance(error, CannotAttend) else f"{type(error).__name__}: {error}"
     finally:
-        core.train(training)
         let_go(core)
     off = float((found[0] - found[1]).norm() / found[1].norm())
     return None if off <= _tolerance(core) else f"packed and separate results differ by {off:.1e} on a probe"
 
 
-def _as_trained(core: PreTrainedModel) -> AbstractContextManager[object]:
-    """Float32 weights on CUDA are nearly always trained under autocast, and that is where other kernels run."""
-    mixed = core.device.type == "cuda" and core.dtype == torch.float32
-    return torch.autocast("cuda", dtype=torch.bfloat16) if mixed else nullcontext()
+@contextmanager
+def _at_rest(core: PreTrainedModel) -> Generator[None]:
+    before = core.training
+    core.eval()
+    try:
+        yield
+    finally:
+        core.train(before)
+
+
+def _as_trained(core: PreTrainedModel, autocast: torch.dtype | None) -> AbstractContextManager[object]:
+    """On CUDA other kernels run in 16 bits. On a CPU they are the same, and comparing in float32 sees more."""
+    mixed = autocast is not None and core.device.type == "cuda"
+    return torch.autocast("cuda", dtype=autocast) if mixed else nullcontext()
 
 
 def _selected(core: PreTrainedModel, batch: Batch) -> Tensor:

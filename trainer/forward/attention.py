@@ -67,7 +67,7 @@ def packed_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if can_flash(query, value, softcap):
+    if can_flash(query, key, value, softcap, sliding_window):
         return flash(query, key, value, pair_plan, scale, sliding_window), None
     rule = _Rule(scale, softcap, sliding_window)
     return _PackedAttention.apply(query, key, value, pair_plan, rule), None  # pyright: ignore[reportReturnType]

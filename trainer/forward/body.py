@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from trainer.forward.attention import NAME, register
 from trainer.forward.layout import Batch
+from trainer.forward.rotary import RotarySwitch
 from trainer.sharding import is_sharded
 from trainer.zero3 import inside
 
@@ -37,8 +38,16 @@ def body_of(core: PreTrainedModel) -> PreTrainedModel | None:
 
 
 @contextmanager
-def attending(core: PreTrainedModel, batch: Batch) -> Generator[None]:
-    """While this lasts the model attends as the layout wants; backward belongs in it, since it may compute again."""
+def attending(core: PreTrainedModel, batch: Batch, rotary: RotarySwitch | None = None) -> Generator[None]:
+    """While this lasts the model attends as the layout wants; backward belongs in it, since it may compute again.
+
+    rotary: the model's, where its frequencies depend on lengths; the batch was then laid out with its `key`.
+    """
+    if rotary is not None:
+        assert batch.rotary is not None, "laid out without the model's key"
+        with rotary.by_sequence(batch.rotary), attending(core, batch):
+            yield
+        return
     if batch.plan is None:
         yield
         return
@@ -54,10 +63,12 @@ def attending(core: PreTrainedModel, batch: Batch) -> Generator[None]:
 def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tensor:
     """Last hidden states of every position, flattened: [positions, hidden size]. Call it within `attending`."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
+    if batch.position_ids is not None:
+        inputs["position_ids"] = batch.position_ids
     if batch.plan is None:
         inputs["attention_mask"] = batch.attention_mask
     else:
-        inputs |= {"position_ids": batch.position_ids, "pair_plan": batch.plan}
+        inputs["pair_plan"] = batch.plan
     body = body_of(core)
     assert body is not None, "find_head has refused it"
     if isinstance(model, DistributedDataParallel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
@@ -13,11 +13,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.forward.packed import PackedPlan, PairSpan
+from trainer.forward.rotary import RotaryPlan
 
 SEGMENTS = ("chosen_shared", "chosen_tail", "rejected_shared", "rejected_tail", "prompt")
 """Kinds of scored tokens; segment number of a token = pair * len(SEGMENTS) + the place of its kind here."""
 
 Tokens = NDArray[np.integer]
+RotaryKey = Callable[[int], int]
+"""Tokens of a sequence -> what its rotary frequencies follow from (trainer.forward.rotary)."""
 
 
 class TokenPair(Protocol):
@@ -58,6 +61,8 @@ class Batch:
     prompt_scored: bool
     tokens: int
     """Positions computed, padding included."""
+    rotary: RotaryPlan | None = None
+    """Where a model's rotary frequencies depend on lengths: which each position has."""
 
     def __len__(self) -> int:
         return len(self.chosen_tokens)
@@ -72,54 +77,80 @@ class Batch:
             rows=self.rows.to(device),
             targets=self.targets.to(device),
             segments=self.segments.to(device),
+            rotary=None if self.rotary is None else replace(self.rotary, which=self.rotary.which.to(device)),
         )
 
 
-def packed_lengths(prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int]) -> list[int]:
-    """Positions each pair takes in the packed layout: the last token of a response predicts nothing and is left out."""
-    return [p + c + r - 2 for p, c, r in zip(prompt, chosen, rejected, strict=True)]
+def packed_lengths(
+    prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], key: RotaryKey | None = None
+) -> list[int]:
+    """Positions each pair takes in the packed layout: the last token of a response predicts nothing and is left out.
+
+    key: as of `pack`; the prompt of a pair whose two sequences have different frequencies is there twice.
+    """
+    return [
+        p + c + r - 2 + (0 if key is None or key(p + c) == key(p + r) else p)
+        for p, c, r in zip(prompt, chosen, rejected, strict=True)
+    ]
 
 
-def micro_batches(lengths: Sequence[int], order: Sequence[int], budget: int) -> list[list[int]]:
+def micro_batches(
+    lengths: Sequence[int], order: Sequence[int], budget: int, *, padded: bool = False
+) -> list[list[int]]:
     """Cut `order` into consecutive runs of at most `budget` tokens; a longer pair is alone. Deterministic.
 
-    lengths[i] is the cost of pair i; the result holds every element of `order` once, in order.
+    lengths[i] is the cost of pair i alone. The cost of a run is the sum of its pairs', or with `padded` their number
+    times the largest, since each is padded to the longest. The result holds every element of `order` once, in order.
     """
     if budget < 1:
         raise ValueError(f"the token budget of a micro-batch is at least 1, not {budget}")
     batches: list[list[int]] = []
-    used = 0
+    used = longest = 0
     for index in order:
         cost = int(lengths[index])
-        if not batches or used + cost > budget:
+        longest = max(longest, cost)
+        used = longest * (len(batches[-1]) + 1) if padded and batches else used + cost
+        if not batches or used > budget:
             batches.append([])
-            used = 0
+            used = longest = cost
         batches[-1].append(index)
-        used += cost
     return batches
 
 
-def pack(pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True) -> Batch:
+def pack(
+    pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True, key: RotaryKey | None = None
+) -> Batch:
     """One padding-free sequence: per pair prompt, chosen, rejected; the prompt's last state predicts both first tokens.
 
     Position ids restart at the prompt's length for rejected. With `prompt` the prompt's own tokens are scored too;
-    without `rejected` the rejected responses are left out. An empty prompt or response: ValueError.
+    without `rejected` the rejected responses are left out. key: of a model whose rotary frequencies depend on lengths;
+    a pair whose two sequences differ in it has the prompt twice. An empty prompt or response: ValueError.
     """
     _check(pairs)
     ids: list[Tokens] = []
     positions: list[Tokens] = []
     spans: list[PairSpan] = []
     places: list[_Places] = []
+    lengths: list[Tokens] = []
     start = 0
     for pair in pairs:
         p, c, r = len(pair.prompt), len(pair.chosen) - 1, len(pair.rejected) - 1 if rejected else 0
-        ids += [pair.prompt, pair.chosen[:c], pair.rejected[:r]]
-        positions += [np.arange(p + c), np.arange(p, p + r)]
-        spans.append(PairSpan(start, p, c, r))
+        of_chosen, of_rejected = p + len(pair.chosen), p + len(pair.rejected)
+        apart = rejected and key is not None and key(of_chosen) != key(of_rejected)
+        again = p if apart else 0
+        ids += [pair.prompt, pair.chosen[:c], pair.prompt[:again], pair.rejected[:r]]
+        positions += [np.arange(p + c), np.arange(p - again, p + r)]
+        lengths += [np.full(p + c, of_chosen), np.full(again + r, of_rejected)]
         last, middle = start + p - 1, start + p + c
-        second = np.concatenate([[last], np.arange(middle, middle + r)]) if rejected else np.arange(0)
+        first_rejected = middle + again
+        if apart:
+            spans += [PairSpan(start, p, c, 0), PairSpan(middle, p, r, 0)]
+        else:
+            spans.append(PairSpan(start, p, c, r))
+        before = first_rejected - 1 if apart else last
+        second = np.concatenate([[before], np.arange(first_rejected, first_rejected + r)]) if rejected else np.arange(0)
         places.append(_Places(np.arange(last, middle), second, np.arange(start, last)))
-        start = middle + r
+        start = first_rejected + r
     return _batch(
         pairs,
         places,
@@ -127,13 +158,17 @@ def pack(pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = T
         input_ids=np.concatenate(ids)[None],
         position_ids=np.concatenate(positions)[None],
         plan=PackedPlan(tuple(spans)),
+        rotary=None if key is None else _rotary_plan(np.concatenate(lengths)[None], key),
     )
 
 
-def separate(pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True) -> Batch:
+def separate(
+    pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True, key: RotaryKey | None = None
+) -> Batch:
     """Two right-padded sequences per pair, N chosen then N rejected, for architectures that cannot share a prompt.
 
     With `prompt` the prompt's tokens are scored once, in the chosen sequence; without `rejected` there are N sequences.
+    key: as of `pack`.
     """
     _check(pairs)
     sequences = [np.concatenate([pair.prompt, pair.chosen[:-1]]) for pair in pairs]
@@ -155,7 +190,23 @@ def separate(pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool
                 np.arange(first, first + p),
             )
         )
-    return _batch(pairs, places, prompt, input_ids=input_ids, mask=mask)
+    if key is None:
+        return _batch(pairs, places, prompt, input_ids=input_ids, mask=mask)
+    # A response's last token, which predicts nothing and is left out, counts towards its length all the same.
+    lengths = np.array([[len(sequence) + 1] for sequence in sequences]).repeat(longest, axis=1)
+    positions = np.arange(longest)[None].repeat(len(sequences), axis=0)
+    rotary = _rotary_plan(lengths, key)
+    return _batch(pairs, places, prompt, input_ids=input_ids, position_ids=positions, mask=mask, rotary=rotary)
+
+
+def _rotary_plan(lengths: Tokens, key: RotaryKey) -> RotaryPlan:
+    """lengths: [rows, length] tokens of the sequence that each position belongs to."""
+    tokens, places = np.unique(lengths, return_inverse=True)
+    keys = [key(int(each)) for each in tokens]
+    longest = dict(zip(keys, map(int, tokens), strict=True))  # ascending: the last of each key is kept
+    numbers = {each: number for number, each in enumerate(longest)}
+    which = np.array([numbers[each] for each in keys])[places.reshape(lengths.shape)]
+    return RotaryPlan(tuple(longest.values()), _tensor(which))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +236,7 @@ def _batch(
     position_ids: Tokens | None = None,
     mask: Tokens | None = None,
     plan: PackedPlan | None = None,
+    rotary: RotaryPlan | None = None,
 ) -> Batch:
     """The batch of these inputs, with what its positions predict."""
     rows: list[Tokens] = []
@@ -217,6 +269,7 @@ def _batch(
         prompt_tokens=tuple(len(pair.prompt) - 1 for pair in pairs),
         prompt_scored=prompt,
         tokens=input_ids.size,
+        rotary=rotary,
     )
 
 

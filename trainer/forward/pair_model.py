@@ -14,19 +14,25 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trainer import limits
-from trainer.forward.architecture import check_head, find_head, whole_head, why_separate
+from trainer.forward.architecture import check_head, find_head, hold_repeatable, whole_head, why_separate
 from trainer.forward.body import attending, core_model, hidden_states
 from trainer.forward.layout import Batch, TokenPair, pack, separate
 from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
+from trainer.forward.rotary import RotarySwitch
 from trainer.loss_config import LossConfig
 from trainer.objectives.losses import coupled_loss, needs, pair_loss
 from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
+from trainer.randomness import switched_off
 from trainer.sharding import is_sharded, let_go
 
 _log = logging.getLogger(__name__)
 
 _told: WeakSet[PreTrainedModel] = WeakSet()
 """Models of which it was said what is special about them: once, however many trials they serve."""
+
+
+_checked: WeakSet[PreTrainedModel] = WeakSet()
+"""Models whose passes in training mode were compared."""
 
 
 class CannotPack(ValueError):
@@ -62,15 +68,25 @@ class PairModel:
         model: nn.Module,
         attention: Literal["auto", "packed", "separate"] = "auto",
         rows: Rows | None = None,
+        autocast: torch.dtype | None = None,
     ) -> None:
-        """attention packed: CannotPack where the architecture cannot. rows: of logits at once, by default by memory."""
+        """attention packed: CannotPack where the architecture cannot. rows: of logits at once, by default by memory.
+
+        autocast: the dtype under which the caller will compute, so that what is tried on CUDA are the kernels of use.
+        """
         self._model = model
         self._core = core_model(model)
         self._head = find_head(self._core)
         check_head(self._core, self._head)
-        reason = "asked for" if attention == "separate" else why_separate(self._core)
+        if self._core not in _checked:
+            self._check_repeatable()
+        reason = "asked for" if attention == "separate" else why_separate(self._core, autocast)
         if attention == "packed" and reason is not None:
             raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
+        self.rotary = RotarySwitch.of(self._core)
+        """Where the model's rotary frequencies depend on the lengths of sequences: how."""
+        if self.rotary is not None:
+            self.rotary.reset()
         if self._core not in _told:
             self._tell(reason if attention == "auto" else None)
         self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
@@ -81,7 +97,16 @@ class PairModel:
         self.sharded = is_sharded(self._core)
         """Whether each process has slices of the weights: then all of them must make the same number of passes."""
 
+    def _check_repeatable(self) -> None:
+        held = hold_repeatable(self._core)
+        if held:
+            _log.warning("drawing at random in training mode: modules of type %s stay at rest", ", ".join(held))
+        _checked.add(self._core)
+
     def _tell(self, reason: str | None) -> None:
+        if named := switched_off(self._core):
+            found = ", ".join(f"{name} {value}" for name, value in named.items())
+            _log.warning("switched off in the model while it is trained and evaluated: %s", found)
         if reason is not None:
             _log.warning("pairs are computed as separate padded sequences: %s", reason)
         if getattr(self._core.config.get_text_config(), "router_aux_loss_coef", None):
@@ -97,7 +122,7 @@ class PairModel:
         """Log-probs of one micro-batch of pairs, without gradient and without reference; on the model's device."""
         wanted = Needs() if wanted is None else wanted
         batch = self._layout(pairs, wanted)
-        with torch.no_grad(), attending(self._core, batch):
+        with torch.no_grad(), attending(self._core, batch, self.rotary):
             hidden = hidden_states(self._core, self._core, batch)
         with self._head_now() as head:
             found = sequence_logps(hidden, batch, head, self.rows, wanted.purity)
@@ -140,7 +165,7 @@ class PairModel:
             rows = None if reference is None else reference.rows(part)
             return pair_loss(loss, replace(logps, reference=rows), norm)
 
-        with attending(self._core, batch):
+        with attending(self._core, batch, self.rotary):
             hidden = hidden_states(self._model, self._core, batch)
             with self._head_now() as head:
                 total, terms = objective_loss(
@@ -161,7 +186,8 @@ class PairModel:
 
     def _layout(self, pairs: Sequence[TokenPair], wanted: Needs) -> Batch:
         layout = pack if self.mode == "packed" else separate
-        batch = layout(pairs, prompt=wanted.prompt, rejected=wanted.rejected).to(self.device)
+        key = None if self.rotary is None else self.rotary.key
+        batch = layout(pairs, prompt=wanted.prompt, rejected=wanted.rejected, key=key).to(self.device)
         self.counters.forwards += 1
         self.counters.tokens += batch.tokens
         return batch

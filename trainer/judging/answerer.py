@@ -14,8 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trainer.config import ModelConfig, TrialConfig
 from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.errors import ModelError
-from trainer.evaluation.answers import end_tokens, generate
-from trainer.forward.layout import micro_batches
+from trainer.evaluation.answers import end_tokens, generate, generation_batches
 from trainer.judging.prompts import Prompt
 from trainer.judging.sampling import Decoding
 from trainer.models.identity import locate
@@ -75,9 +74,8 @@ class Answerer:
         A batch has at most `budget` tokens, padding and answers included, and at least one prompt.
         """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
-        costs = [len(prompt.ids) + decoding.max_new_tokens for prompt in prompts]
-        longest = max(costs, default=0)
-        for batch in micro_batches([longest] * len(prompts), order, budget):
+        lengths = [len(prompt.ids) for prompt in prompts]
+        for batch in generation_batches(self._model, lengths, order, decoding.max_new_tokens, budget):
             pause()
             chosen = [prompts[i] for i in batch]
             yield dict(zip((p.key for p in chosen), self._batch(chosen, decoding), strict=True))

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.errors import ModelError
+from trainer.randomness import as_configured
 from trainer.storage.durable import write_folder
 from trainer.zero3 import keep_off_stdout
 
@@ -34,7 +35,8 @@ def save_model(
             # "auto" would ask the hub whether the vocabulary grew; it never does here.
             model.save_pretrained(str(aside), save_embedding_layers=False, state_dict=state)
         else:
-            model.save_pretrained(aside, state_dict=state)
+            with as_configured(model):
+                model.save_pretrained(aside, state_dict=state)
         tokenizer.save_pretrained(aside)
 
     write_folder(to, fill)

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig
 from trainer.errors import ModelError
 from trainer.models.start_weights import StartWeights, named_tensors
+from trainer.randomness import switch_off
 from trainer.sharding import CannotShard, gathered, is_sharded, shard
 from trainer.zero3 import CannotDivide, Zero3
 
@@ -57,7 +58,7 @@ def load_model(
     if device is not None and not config.load_in_4bit:
         _own(model)
         model.to(device)  # pyright: ignore[reportArgumentType]
-    switch_dropout_off(model)
+    switch_off(model)
     return model
 
 
@@ -94,16 +95,6 @@ def _four_bits() -> BitsAndBytesConfig:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-
-
-def switch_dropout_off(model: nn.Module) -> None:
-    """Put every dropout probability in the modules to 0, attention's own numbers included; the config keeps its."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if "drop" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
 
 
 class LiveModel:

@@ -18,8 +18,8 @@ from trainer.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss,
 from trainer.objectives.dpo import desensitised, pair_weights, per_pair, ratios
 from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
 from trainer.objectives.parts import averages, cross_entropy, prompt_cross_entropy, smoothed_logistic
+from trainer.objectives.rewards import Responses, compares_with_reference, rewards, shaped
 
-_LARGEST = 80.0
 _ALMOST_CERTAIN = -1e-12
 """Log-probs are held below this where log(1 - p) is taken."""
 
@@ -30,8 +30,8 @@ def needs(loss: LossConfig) -> Needs:
         case SimpoLoss() | CpoLoss():
             return Needs()
         case DpoLoss():
-            types = {term for term, _ in loss.terms}
-            return Needs(reference=types != {"sft"}, purity=loss.use_weighting, whole_update=loss.couples_pairs)
+            reference = compares_with_reference(loss)
+            return Needs(reference=reference, purity=loss.use_weighting, whole_update=loss.couples_pairs)
         case OrpoLoss():
             return Needs(prompt=loss.nll_prompt and loss.nll_scale > 0)
         case SftLoss():
@@ -85,8 +85,7 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
     Reward: beta * alp, without gamma.
     """
     chosen, rejected = averages(logps)
-    chosen_reward, rejected_reward = _shaped(chosen, loss.alpha), _shaped(rejected, loss.alpha)
-    scaled = loss.beta * (chosen_reward - rejected_reward - loss.ratio)
+    scaled = loss.beta * (shaped(chosen, loss.alpha) - shaped(rejected, loss.alpha) - loss.ratio)
     match loss.loss_type:
         case "sigmoid":
             losses = smoothed_logistic(scaled, loss.label_smoothing)
@@ -95,13 +94,7 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
         case _:
             assert_never(loss.loss_type)
     total = losses.sum() / norm.pairs + _weighted(loss.cross_entropy_weight, logps, norm)
-    rewards = (loss.beta * chosen_reward, loss.beta * rejected_reward)
-    return _terms(total, logps, norm, rewards, (chosen, rejected))
-
-
-def _shaped(average: Tensor, alpha: float) -> Tensor:
-    """AlphaPO's reward of a length-averaged log-prob."""
-    return -torch.expm1((-alpha * average).clamp(max=_LARGEST)) / alpha if alpha else average
+    return _terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- dpo -------------------------------------------------------------------------------------------------------------
@@ -116,12 +109,10 @@ def dpo(loss: DpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
     chosen, rejected = desensitised(loss, logps)
     weights = pair_weights(logps) if loss.use_weighting else None
     total = _weighted(loss.nll_scale, logps, norm)
-    rewards = (chosen, rejected)
-    if needs(loss).reference:
+    if compares_with_reference(loss):
         if logps.reference is None:
             raise ValueError("this objective compares with the start model: give its log-probs (PairLogps.against)")
         found = ratios(loss, chosen, rejected, logps, logps.reference)
-        rewards = (loss.beta * found.chosen, loss.beta * found.rejected)
         for term, weight in loss.terms:
             if term != "sft":
                 losses = per_pair(term, loss, found)
@@ -130,7 +121,7 @@ def dpo(loss: DpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
     for term, weight in loss.terms:
         if term == "sft":
             total = total + weight * cross_entropy(logps, norm)
-    return _terms(total, logps, norm, rewards, (chosen, rejected))
+    return _terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- cpo -------------------------------------------------------------------------------------------------------------
@@ -153,7 +144,7 @@ def cpo(loss: CpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
         case _:
             assert_never(loss.loss_type)
     total = losses.sum() / norm.pairs + _weighted(loss.nll_scale, logps, norm)
-    return _terms(total, logps, norm, (loss.beta * chosen, loss.beta * rejected), (chosen, rejected))
+    return _terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- orpo ------------------------------------------------------------------------------------------------------------
@@ -172,7 +163,7 @@ def orpo(loss: OrpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
         nll = prompt_cross_entropy(logps, norm) if loss.nll_prompt else cross_entropy(logps, norm)
         total = total + loss.nll_scale * nll
     extra = {"log_odds_ratio": logsigmoid(odds), "log_odds_chosen": odds}
-    return _terms(total, logps, norm, (loss.beta * chosen, loss.beta * rejected), (chosen, rejected), extra)
+    return _terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected), extra)
 
 
 def _log_complement(average: Tensor) -> Tensor:
@@ -185,8 +176,7 @@ def _log_complement(average: Tensor) -> Tensor:
 
 def sft(logps: PairLogps, norm: Normaliser) -> LossTerms:
     """Cross-entropy per chosen token. It has no reward of its own: the summed log-probs stand in for it."""
-    sums = (logps.chosen, logps.rejected)
-    return _terms(cross_entropy(logps, norm), logps, norm, sums, sums)
+    return _terms(cross_entropy(logps, norm), logps, norm, _rewards(SftLoss(), logps), (logps.chosen, logps.rejected))
 
 
 # --- all -------------------------------------------------------------------------------------------------------------
@@ -196,18 +186,29 @@ def _weighted(weight: float, logps: PairLogps, norm: Normaliser) -> Tensor:
     return weight * cross_entropy(logps, norm) if weight else logps.chosen.new_zeros(())
 
 
+def _rewards(loss: LossConfig, logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """The implicit rewards of chosen and rejected, [N] each."""
+    sums, reference = (logps.chosen, logps.rejected), (None, None)
+    if isinstance(loss, DpoLoss):
+        sums = desensitised(loss, logps)
+        reference = (None, None) if logps.reference is None else desensitised(loss, logps.reference)
+    tokens = (logps.chosen_tokens, logps.rejected_tokens)
+    chosen, rejected = (rewards(loss, Responses(*side)) for side in zip(sums, tokens, reference, strict=True))
+    return chosen, rejected
+
+
 def _terms(
     total: Tensor,
     logps: PairLogps,
     norm: Normaliser,
-    rewards: tuple[Tensor, Tensor],
+    rewarded: tuple[Tensor, Tensor],
     reported: tuple[Tensor, Tensor],
     extra: Mapping[str, Tensor] | None = None,
 ) -> LossTerms:
     return LossTerms(
         loss=total,
-        chosen_rewards=rewards[0].detach(),
-        rejected_rewards=rewards[1].detach(),
+        chosen_rewards=rewarded[0].detach(),
+        rejected_rewards=rewarded[1].detach(),
         chosen_logps=reported[0].detach(),
         rejected_logps=reported[1].detach(),
         extra={name: values.detach() for name, values in (extra or {}).items()},

@@ -13,8 +13,7 @@ import torch
 from torch import nn
 
 from trainer.config import TrialConfig
-from trainer.evaluation.scoring import pair_costs, score
-from trainer.forward.layout import micro_batches
+from trainer.evaluation.scoring import pair_batches, pair_costs, score
 from trainer.forward.pair_model import WholeUpdate
 from trainer.objectives.losses import needs
 from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
@@ -78,7 +77,8 @@ class PackedEngine:
             [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]
         )
         lengths, budget = [self._lengths[i] for i in indexes], self._training.tokens_per_micro_batch
-        shares = [micro_batches(lengths, range(rank, len(indexes), world.size), budget) for rank in range(world.size)]
+        ranks = range(world.size)
+        shares = [pair_batches(model, lengths, range(rank, len(indexes), world.size), budget) for rank in ranks]
         before = model.counters.tokens
         whole = self._whole(indexes) if needs(self._loss).whole_update else None
 

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from trainer.config import TrialConfig
 from trainer.environment import remove_foreign_settings
 from trainer.errors import TrialError
+from trainer.evaluation.scoring import longest_sequence
 from trainer.loss_config import CpoLoss, DpoLoss, OrpoLoss, SftLoss, SimpoLoss
 from trainer.objectives.pair_metrics import Totals
 from trainer.training.engine import Course, Material
@@ -37,9 +38,17 @@ class TrlEngine:
     def __init__(
         self, config: TrialConfig, material: Material, tokenizer: PreTrainedTokenizerBase, folder: Path
     ) -> None:
-        """TrialError in several processes: theirs would each be a trainer of its own."""
+        """TrialError in several processes, since theirs would each be a trainer of its own, and where the model's
+        rotary frequencies would follow from the batch."""
         if material.world.size > 1:
             raise TrialError(f"engine trl trains in one process, here are {material.world.size}; use engine packed")
+        rotary, longest = material.model.rotary, longest_sequence(material.train)
+        if rotary is not None and longest > rotary.limit:
+            raise TrialError(
+                f"beyond {rotary.limit:,} tokens the rotary frequencies of this model follow from the longest sequence "
+                f"of a batch, and the longest row has {longest:,}: results of TRL's trainers would hang on "
+                f"training.tokens_per_micro_batch; use engine packed, or data.max_length {rotary.limit} or less"
+            )
         self.course = Course(config, material)
         self._config, self._material, self._folder = config, material, folder
         self._tokenizer = tokenizer

@@ -1,0 +1,136 @@
+"""Rotary models whose frequencies depend on the longest sequence of a batch: each sequence gets those of its length.
+
+transformers switches LongRoPE (Phi-3, PhiMoE) from short to long factors, and grows dynamic NTK scaling, by the largest
+position of a whole batch, and the grown frequencies stay for the batches that follow. A pair's log-probs would hang on
+its neighbours, so on `tokens_per_micro_batch`. While a batch of `PairModel` is computed, such modules are asked once
+for each length or side of the switch that the batch has, as if each sequence were alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_DYNAMIC, _LONGROPE = "dynamic", "longrope"
+
+
+@dataclass(frozen=True, slots=True)
+class RotaryPlan:
+    """Which frequencies each position of a batch has."""
+
+    longest: tuple[int, ...]
+    """Tokens of the longest sequence of each group of sequences that have the same frequencies."""
+    which: Tensor
+    """[rows, length] the group of the sequence that a position belongs to."""
+
+
+class RotarySwitch:
+    """The rotary modules of a model that switch by length. Sequences of equal `key` have equal frequencies."""
+
+    def __init__(self, modules: Sequence[nn.Module], limits: Sequence[int], dynamic: bool) -> None:
+        self._modules, self._limits, self._dynamic = tuple(modules), tuple(sorted(limits)), dynamic
+
+    @property
+    def limit(self) -> int:
+        """Tokens up to which all sequences have the same frequencies."""
+        return self._limits[0]
+
+    @classmethod
+    def of(cls, model: nn.Module) -> RotarySwitch | None:
+        """That of a model, whatever it is wrapped in; None where frequencies are fixed."""
+        found = [(module, kinds) for module in model.modules() if (kinds := _switching(module))]
+        limits = [_limit(module, layers, kind) for module, kinds in found for layers, kind in kinds]
+        dynamic = any(_DYNAMIC in kind for _, kinds in found for _, kind in kinds)
+        return cls([module for module, _ in found], limits, dynamic) if found else None
+
+    def key(self, tokens: int) -> int:
+        """What the frequencies of a sequence of so many tokens follow from: its side of the switch, or its length."""
+        if self._dynamic:
+            return 0 if tokens <= self.limit else tokens
+        return sum(tokens > limit for limit in self._limits)
+
+    def reset(self) -> None:
+        """Forget what earlier batches left in the modules."""
+        for module in self._modules:
+            _reset(module)
+
+    @contextmanager
+    def by_sequence(self, plan: RotaryPlan) -> Generator[None]:
+        """While this lasts the modules compute for the sequences of this batch, each as if it were alone."""
+        self.reset()
+        if max(plan.longest) > self.limit:
+            for module in self._modules:
+                vars(module)["forward"] = partial(_forward, module, plan)
+        try:
+            yield
+        finally:
+            for module in self._modules:
+                vars(module).pop("forward", None)
+            self.reset()
+
+
+def _forward(
+    module: nn.Module, plan: RotaryPlan, states: Tensor, position_ids: Tensor, *others: Any, **options: Any
+) -> tuple[Tensor, ...] | Tensor:
+    """The module's own result at the positions of one sequence, for each group, then put where the group's are."""
+    where = position_ids.expand_as(plan.which)
+    whole: list[Tensor] | None = None
+    single = False
+    for group, longest in enumerate(plan.longest):
+        _reset(module)
+        alone = torch.arange(longest, device=position_ids.device)[None]
+        table = type(module).forward(module, states, alone, *others, **options)
+        single = isinstance(table, Tensor)
+        parts = [each[0][where.clamp(max=longest - 1)] for each in ((table,) if single else table)]
+        if whole is None:
+            whole = parts
+            continue
+        mine = plan.which == group
+        whole = [
+            torch.where(mine.view(*mine.shape, *(1,) * (part.dim() - 2)), part, before)
+            for part, before in zip(parts, whole, strict=True)
+        ]
+    assert whole is not None, "a batch has at least one sequence"
+    return whole[0] if single else tuple(whole)
+
+
+def _switching(module: nn.Module) -> list[tuple[str | None, str]]:
+    """(layer type or None, kind) of each rotary embedding in this module that switches by length, as transformers'."""
+    kind = getattr(module, "rope_type", None)
+    kinds: dict[str | None, Any] = kind if isinstance(kind, dict) else {None: kind}
+    return [
+        (layers, each)
+        for layers, each in kinds.items()
+        if isinstance(each, str)
+        and (_DYNAMIC in each or each == _LONGROPE)
+        and all(hasattr(module, f"{_prefix(layers)}{name}") for name in ("inv_freq", "original_inv_freq"))
+    ]
+
+
+def _prefix(layers: str | None) -> str:
+    return "" if layers is None else f"{layers}_"
+
+
+def _limit(module: Any, layers: str | None, kind: str) -> int:
+    if _DYNAMIC in kind:
+        return int(module.original_max_seq_len)
+    parameters = module.config.rope_parameters
+    return int((parameters if layers is None else parameters[layers])["original_max_position_embeddings"])
+
+
+def _reset(module: nn.Module) -> None:
+    """As it was when the model was loaded."""
+    of_module: Any = module
+    for layers, kind in _switching(module):
+        prefix = _prefix(layers)
+        original: Tensor = getattr(module, f"{prefix}original_inv_freq")
+        now: Tensor = getattr(module, f"{prefix}inv_freq")
+        module.register_buffer(f"{prefix}inv_freq", original.to(now.device, copy=True), persistent=False)
+        if _DYNAMIC in kind:
+            setattr(module, f"{prefix}max_seq_len_cached", of_module.original_max_seq_len)

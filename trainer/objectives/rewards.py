@@ -1,0 +1,75 @@
+"""The implicit rewards of each objective, by TRL's conventions: one function for training, evaluation and reports.
+
+No torch is imported here, so that a report can be made without it; the values may be torch tensors or NumPy arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar, assert_never
+
+import numpy as np
+
+from trainer.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+
+V = TypeVar("V")
+"""A torch tensor or a NumPy array."""
+_LARGEST = 80.0
+"""Exponents are held below this: e^80 is far beyond any use and still finite in float32."""
+
+
+class NoReference(ValueError):
+    """The objective compares with the start model, whose log-probs are missing."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Responses(Generic[V]):
+    """Statistics of one side (chosen or rejected) of N pairs, [N] each."""
+
+    logps: V
+    """Summed log-probs under the policy; for LD-DPO those that `desensitised` made of them."""
+    tokens: V
+    """Scored tokens."""
+    reference: V | None = None
+    """As `logps`, under the start model; None where it is not known."""
+
+
+def compares_with_reference(loss: LossConfig) -> bool:
+    """Whether the objective reads the start model's log-probs."""
+    return isinstance(loss, DpoLoss) and any(term != "sft" for term, _ in loss.terms)
+
+
+def rewards(loss: LossConfig, responses: Responses[V]) -> V:
+    """The implicit reward of each response, [N]. Of a pair, the response of the higher reward is the preferred one.
+
+    SimPO: beta * average log-prob (AlphaPO: shaped); ORPO and CPO ipo: beta * average; other CPO: beta * sum; DPO:
+    beta * (sum - reference's sum), whatever its terms; SFT and DPO with the term sft alone: the sum itself. NoReference
+    where the objective compares with the start model and `reference` is None.
+    """
+    sums: Any = responses.logps
+    match loss:
+        case SimpoLoss():
+            return loss.beta * shaped(sums / responses.tokens, loss.alpha)
+        case OrpoLoss():
+            return loss.beta * (sums / responses.tokens)
+        case CpoLoss():
+            return loss.beta * (sums / responses.tokens if loss.loss_type == "ipo" else sums)
+        case DpoLoss():
+            if not compares_with_reference(loss):
+                return sums
+            if responses.reference is None:
+                raise NoReference("this objective compares with the start model, whose log-probs are missing")
+            return loss.beta * (sums - responses.reference)
+        case SftLoss():
+            return sums
+        case _:
+            assert_never(loss)
+
+
+def shaped(average: Any, alpha: float) -> Any:
+    """AlphaPO's reward of a length-averaged log-prob (Gupta et al. 2025): (1 - e^(-alpha x)) / alpha; x for alpha 0."""
+    if not alpha:
+        return average
+    if isinstance(average, np.ndarray):
+        return -np.expm1(np.minimum(-alpha * average, _LARGEST)) / alpha
+    return -(-alpha * average).clamp(max=_LARGEST).expm1() / alpha
