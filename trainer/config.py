@@ -161,6 +161,11 @@ class DataConfig(Frozen):
             return self.max_prompt_length
         return max(self.max_length - 256, self.max_length // 2)
 
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt: without `max_prompt_length` a row that fits whole keeps all of its own."""
+        return self.max_prompt_length or self.max_length - 1
+
     @model_validator(mode="after")
     def _prompt_leaves_room(self) -> Self:
         if self.prompt_budget >= self.max_length:

@@ -120,10 +120,13 @@ def length_findings(
             problem = f"{data.max_length:,} tokens are beyond {has}"
             yield LengthFinding("data.max_length", problem, f"write {positions.table} or less", refused=True)
         for path, new in answers.items():
-            whole = data.prompt_budget + new
-            if whole > positions.table >= data.max_length:
-                problem = f"{new:,} new tokens behind a prompt of up to {data.prompt_budget:,} are beyond {has}"
-                yield LengthFinding(path, problem, "lower it or data.max_prompt_length", refused=True)
+            if data.max_length > positions.table or data.longest_prompt + new <= positions.table:
+                continue
+            # Rows that fit whole keep their prompt, so that only a `max_prompt_length` bounds it for sure.
+            refused = data.prompt_budget + new > positions.table
+            up_to = data.prompt_budget if refused else data.longest_prompt
+            problem = f"{new:,} new tokens behind a prompt of up to {up_to:,} are beyond {has}"
+            yield LengthFinding(path, problem, "lower it, or give data.max_prompt_length", refused=refused)
     if positions.trained is not None and data.max_length > positions.trained:
         problem = (
             f"{data.max_length:,} tokens are more than the {positions.trained:,} that the model was trained for "

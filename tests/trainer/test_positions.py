@@ -107,7 +107,10 @@ def settings(**data: Any) -> TrialConfig:
 
 def test_findings_name_the_setting() -> None:
     table = Positions("n_positions", table=1024)
-    assert list(length_findings(table, settings(max_length=1024))) == []
+    assert list(length_findings(table, settings(max_length=960))) == []
+    (perhaps,) = length_findings(table, settings(max_length=1024))
+    assert (perhaps.path, perhaps.refused) == ("evaluation.max_new_tokens", False)
+    assert list(length_findings(table, settings(max_length=1024, max_prompt_length=960))) == []
     (too_long,) = length_findings(table, settings(max_length=2048))
     assert (too_long.path, too_long.refused) == ("data.max_length", True)
     assert "2,048" in too_long.problem
