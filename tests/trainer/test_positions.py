@@ -148,14 +148,17 @@ def rows(path: Path, words: int) -> dict[str, Any]:
 
 
 def test_a_row_beyond_the_table_is_refused_before_training(gpt2: str, tmp_path: Path) -> None:
-    config = trial(model={"name_or_path": gpt2}, data=rows(tmp_path / "rows.jsonl", 60) | {"max_length": 96})
+    config = trial(
+        model={"name_or_path": gpt2},
+        data=rows(tmp_path / "rows.jsonl", 60) | {"max_length": 96, "apply_template": False},
+    )
     with pytest.raises(ModelError, match=r"longest row has 64 tokens.* 48 positions .*data.max_length to 48"):
         finish(Workshop(tmp_path / "cache").train(config, tmp_path / "run"))
 
 
 def test_rows_that_fit_train_whatever_the_limit_says(gpt2: str, tmp_path: Path) -> None:
     """What ran before goes on: only the file's own check is strict."""
-    data = rows(tmp_path / "rows.jsonl", 6) | {"max_length": 96}
+    data = rows(tmp_path / "rows.jsonl", 6) | {"max_length": 96, "apply_template": False}
     config = trial(model={"name_or_path": gpt2}, data=data, training={"max_steps": 1})
     finish(Workshop(tmp_path / "cache").train(config, tmp_path / "run"))
     longer = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_new_tokens": 60})})
@@ -167,7 +170,7 @@ def test_the_command_says_which_setting_is_at_fault(
     gpt2: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "trial.json"  # JSON is YAML
-    data = rows(tmp_path / "rows.jsonl", 6) | {"max_length": 96}
+    data = rows(tmp_path / "rows.jsonl", 6) | {"max_length": 96, "apply_template": False}
     file.write_text(json.dumps({"model": gpt2, "data": data}), encoding="utf-8")
     assert main([str(file), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]) == 2
     said = capsys.readouterr().err
