@@ -48,6 +48,7 @@ class Conductor:
         self._wishes = Wishes(study)
         self._hands = Hands(study, sink, view, on_closed)
         self._bugs = SameBug(study)
+        self._kills = memory.KernelKills()
         self._exhausted = False
         self._waits = False
         self.stop: Stop | None = None
@@ -88,6 +89,12 @@ class Conductor:
         self._live[live.job.id] = live
         return live.job
 
+    def began(self, job_id: str) -> None:
+        """A worker process has this attempt: until now it waited for a slot, which is no GPU time. Told again, nothing
+        changes."""
+        if (live := self._live.get(job_id)) is not None:
+            self._study.begun(live.trial)
+
     # --- what workers say ----------------------------------------------------------------------------------------
 
     def heard(self, job_id: str, report: Report) -> bool:
@@ -96,6 +103,7 @@ class Conductor:
         if live is None:
             return False
         trial, run = live.trial, str(live.trial.number)
+        self._study.begun(trial)
         if tags := live.news(report.pid, report.counters):
             self._sink.tag(run, tags)
         for told in report.said:
@@ -177,7 +185,7 @@ class Conductor:
         live = self._live.get(job_id)
         if live is None:
             return
-        if killed := memory.killed_for_memory(cause, memory.kernel_kills() - live.kills):
+        if killed := self._kills.answer(live.job.folder, cause, live.kills):
             self._no_memory(live, killed)
             return
         del self._live[job_id]

@@ -26,7 +26,8 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 @dataclass(slots=True)
 class Live:
-    """A trial that a worker has. `kills` are the kernel's for memory when it began, `told` the worker's tags so far."""
+    """A trial that a worker has. `kills`: the kernel's for memory when its worker was last known to live; `told`: the
+    worker's tags so far."""
 
     trial: Trial
     job: Job
@@ -35,6 +36,7 @@ class Live:
 
     def news(self, pid: int, counters: Mapping[str, int]) -> dict[str, str]:
         """Tags not yet told: by which worker the trial runs, and what that worker had loaded by then."""
+        self.kills = memory.kernel_kills()
         tags = {"worker.pid": str(pid)} | {f"worker.{name}": str(count) for name, count in counters.items()}
         fresh = {name: value for name, value in tags.items() if self.told.get(name) != value}
         self.told |= fresh
