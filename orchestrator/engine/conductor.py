@@ -104,6 +104,7 @@ class Conductor:
             return False
         trial, run = live.trial, str(live.trial.number)
         self._study.begun(trial)
+        live.kills = memory.kernel_kills()  # none of these was this worker
         if tags := live.news(report.pid, report.counters):
             self._sink.tag(run, tags)
         for told in report.said:

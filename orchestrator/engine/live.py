@@ -36,7 +36,6 @@ class Live:
 
     def news(self, pid: int, counters: Mapping[str, int]) -> dict[str, str]:
         """Tags not yet told: by which worker the trial runs, and what that worker had loaded by then."""
-        self.kills = memory.kernel_kills()
         tags = {"worker.pid": str(pid)} | {f"worker.{name}": str(count) for name, count in counters.items()}
         fresh = {name: value for name, value in tags.items() if self.told.get(name) != value}
         self.told |= fresh
