@@ -107,7 +107,7 @@ class Upkeep:
     def end(self) -> None:
         """Do what is left, for a while; both sides agree then. The next driver does the rest: all of it, where it has
         taken over already."""
-        if self._study.fenced:
+        if self._is_fenced():
             self._queue.put(None)
             return
         trials = self._study.trials()

@@ -145,6 +145,8 @@ class Conductor:
             case EndKind.NO_DISK:
                 self._release(live)
                 self._no_disk(end)
+            case EndKind.LOST:
+                self.lost(live.job.id, end.reason)
         if end.kind in (EndKind.FINISHED, EndKind.DIVERGED, EndKind.FAILED) and (why := self._bugs.count(end)):
             self._halt(StopKind.SAME_BUG, why)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
@@ -50,9 +50,8 @@ def test_the_trainers_next_run_knows_nothing_of_an_interrupt_that_came_late(tmp_
 class Counting:
     """Trains nothing; counts interrupts."""
 
-    counters: ClassVar[dict[str, int]] = {}
-
     def __init__(self) -> None:
+        self.counters: dict[str, int] = {}
         self.interrupts = 0
 
     def interrupt(self) -> None:
