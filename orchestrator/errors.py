@@ -105,9 +105,13 @@ class SweepHeld(OrchestrateError):
 
     code = ExitCode.HELD
 
-    def __init__(self, name: str, holder: str) -> None:
+    def __init__(self, name: str, holder: str, *, stopped: bool = False) -> None:
+        """`stopped`: the holder's process was stopped by a signal, as by Ctrl-Z, and answers no request."""
         self.name, self.holder = name, holder
-        super().__init__(f"sweep {name!r} is being driven by {holder}; stop it there first (`orchestrate stop {name}`)")
+        how = f"stop it there first (`orchestrate stop {name}`)"
+        if stopped:
+            how = "it was stopped by a signal (Ctrl-Z?): have it go on (`fg`, or `kill -CONT`), or end that process"
+        super().__init__(f"sweep {name!r} is being driven by {holder}; {how}")
 
 
 class StorageRefused(OrchestrateError):

@@ -68,9 +68,10 @@ def _train(config: TrialConfig, options: argparse.Namespace) -> int:
 
     folder: Path = options.out or Path("runs/alone") / options.trial.stem
     workshop = Workshop(options.cache, trust_remote_code=options.trust_remote_code)
+    run = workshop.train(config, folder)  # nothing is computed yet: a signal from here on is this run's
     signals = _listen(workshop.interrupt)
     reporter = JsonLinesReporter(sys.stdout) if workshop.is_main else None
-    ending = _drive(workshop.train(config, folder), reporter)
+    ending = _drive(run, reporter)
     log.info("%s: %s", ending.kind.value, ending.reason)
     match ending.kind:
         case EndKind.FINISHED:

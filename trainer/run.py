@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -80,7 +80,8 @@ class Workshop:
         return self._world.is_main
 
     def interrupt(self) -> None:
-        """Ask the run in progress to save a checkpoint and end as STOPPED; from any thread or a signal handler."""
+        """Ask the run that `train` was called for last to save a checkpoint and end as STOPPED; from any thread or a
+        signal handler. One that is over changes nothing: the next run knows nothing of it."""
         self._interrupted.set()
 
     def train(
@@ -95,6 +96,17 @@ class Workshop:
         the user can put right, ResumeError where the folder holds another configuration's work or `fork` no good
         checkpoint, OSError where the disk refuses.
         """
+        self._interrupted = threading.Event()  # each run has its own: an interrupt that comes late is no other run's
+        return self._run(config, folder, earlier, fork, self._interrupted.is_set)
+
+    def _run(
+        self,
+        config: TrialConfig,
+        folder: Path,
+        earlier: Sequence[Path],
+        fork: Path | None,
+        interrupted: Callable[[], bool],
+    ) -> Generator[Point, None, Ending]:
         digest = config_digest(config)
         self._stock.counters["trials"] += 1
         try:
@@ -103,17 +115,22 @@ class Workshop:
                 _check_same(told.config, digest, folder)
                 yield from told.history
                 return told.ending
-            return (yield from self._train(config, folder, earlier, fork, digest))
+            return (yield from self._train(config, folder, earlier, fork, digest, interrupted))
         except Interrupted:
             return Ending(EndKind.STOPPED, "interrupted before the first update", 0)
         finally:
-            self._interrupted.clear()
             self._stock.let_go()
 
     def _train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path], fork: Path | None, digest: str
+        self,
+        config: TrialConfig,
+        folder: Path,
+        earlier: Sequence[Path],
+        fork: Path | None,
+        digest: str,
+        interrupted: Callable[[], bool],
     ) -> Generator[Point, None, Ending]:
-        world, patience = self._world, Patience(self._world, self._interrupted.is_set)
+        world, patience = self._world, Patience(self._world, interrupted)
         state = self._state([*earlier, folder], digest, folder) or self._forked(fork)
         prepared, tokenizer = self._stock.prepared(config.data, config.model)
         cut = world.cuts(config.training)

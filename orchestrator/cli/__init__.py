@@ -55,10 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = cli.main(arguments, prog_name="orchestrate", standalone_mode=False)
         return int(code or ExitCode.DONE)
     except OrchestrateError as error:
-        click.echo(str(error), err=True)
+        click.echo(_redacted(str(error)), err=True)
         return int(error.code)
     except TrialError as error:
-        click.echo(str(error), err=True)
+        click.echo(_redacted(str(error)), err=True)
         return int(ExitCode.USER)
     except click.ClickException as error:
         error.show()
@@ -76,6 +76,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ours(error)
 
 
+def _redacted(text: str) -> str:
+    from orchestrator.tracking.secrets import redact
+
+    return redact(text)
+
+
 def _disk(error: OSError) -> int:
     from orchestrator.engine.failures import disk_refused
 
@@ -87,13 +93,11 @@ def _disk(error: OSError) -> int:
 
 
 def _ours(error: Exception) -> int:
-    from orchestrator.tracking.secrets import redact
-
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", prefix="orchestrate-", suffix=".traceback.txt", delete=False
     ) as file:
-        file.write(redact("".join(traceback.format_exception(error))))
-    told = redact(f"{type(error).__name__}: {error}")
+        file.write(_redacted("".join(traceback.format_exception(error))))
+    told = _redacted(f"{type(error).__name__}: {error}")
     click.echo(
         f"this is ours, not yours: {told}\nThe traceback is in {file.name}; please report it.",
         err=True,

@@ -10,6 +10,7 @@ from pathlib import Path
 from orchestrator.errors import OrchestrateError
 from orchestrator.folders import fresh
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.tracking.secrets import redact
 
 
 class NotSubmitted(OrchestrateError):
@@ -48,5 +49,10 @@ def cautions(spec: SweepSpec) -> list[str]:
     if spec.tracking.uri is None:
         said.append(
             "MLflow will be SQLite in the runs folder; on a network disk give --set tracking.uri=http://HOST:PORT"
+        )
+    elif redact(spec.tracking.uri) != spec.tracking.uri:
+        said.append(
+            "tracking.uri carries a password, in this job for everybody to read; leave it out and give the job "
+            "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
     return said

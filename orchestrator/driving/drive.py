@@ -60,13 +60,14 @@ def drive(
             worker.start()
         report = check_data(spec, folder, view, data)
         with _study(folder, spec, slots, report, view) as study:
+            held = held_over(study)
+            study.begin(slots.gpus)  # before anything is told: SweepHeld where another driver lives
             sink = open_sink(study, folder.root)
             ended: Stop | None = None  # stays None when an error passes through
             wishes = Wishes(study)
             try:
-                for sentence in held_over(study):
+                for sentence in held:
                     view.say(sentence)
-                study.begin(slots.gpus)
                 take_place(study)
                 tell_sweep(study, sink, report.fingerprint)
                 start_model = train_start_model(study, data, report, sink, view, worker, wishes)
@@ -125,7 +126,10 @@ def _trials(
 
 
 def _end_tracking(study: Study, sink: Sink, view: View, ended: Stop | None) -> None:
-    """Tell how it ended and deliver what is left."""
+    """Tell how it ended and deliver what is left; nothing of either where another driver has taken over."""
+    if study.fenced:
+        sink.close(0.0)
+        return
     state = "FAILED" if ended is None else ended.kind.name
     status = "FAILED" if ended is None else _STATUS.get(ended.kind, "KILLED")
     write_last_report(study, sink, view, ended)

@@ -18,6 +18,7 @@ from orchestrator.judging.verdict import Verdict, as_json, headline, read_verdic
 from orchestrator.spec.judge import JudgeConfig
 from orchestrator.study.ranking import ranking
 from orchestrator.study.study import Study
+from orchestrator.tracking.secrets import redact
 from orchestrator.tracking.sink import SWEEP, Sink
 from trainer.errors import TrialError
 from trainer.storage.durable import write_json
@@ -63,7 +64,7 @@ def judge_after(folder: SweepFolder, ended: Stop, view: View, interrupt: Interru
         except (OrchestrateError, TrialError) as why:
             view.say(f"judge: {why}; {again}")
         except Exception as why:  # noqa: BLE001 - days of training must not end in a traceback about a judge
-            view.say(f"judge: this is ours, not yours ({type(why).__name__}: {why}); {again}")
+            view.say(f"judge: this is ours, not yours ({redact(f'{type(why).__name__}: {why}')}); {again}")
         else:
             for notice in judged.notices:
                 view.say(f"judge: {notice}")

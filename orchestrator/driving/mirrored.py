@@ -19,6 +19,7 @@ from orchestrator.engine.copies import WAITS, end_files, model_files
 from orchestrator.engine.fetching import FORK, bring_end
 from orchestrator.engine.messages import MIRROR
 from orchestrator.engine.view import View
+from orchestrator.errors import StorageRefused, SweepHeld
 from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.mirror.places import CHECKPOINTS, END, MODEL, SPEC, STUDY, TRIALS, of_sweep
 from orchestrator.mirror.probe import MirrorError
@@ -104,7 +105,11 @@ class Upkeep:
         self._tell()
 
     def end(self) -> None:
-        """Do what is left, for a while; both sides agree then. The next driver does the rest."""
+        """Do what is left, for a while; both sides agree then. The next driver does the rest: all of it, where it has
+        taken over already."""
+        if self._is_fenced():
+            self._queue.put(None)
+            return
         trials = self._study.trials()
         self._agree(trials, self._study.spec, self._study.folder)
         self._queue.put(None)
@@ -120,6 +125,8 @@ class Upkeep:
 
     def _run(self) -> None:
         while (task := self._queue.get()) is not None:
+            if self._is_fenced():
+                return  # the copies are the newer driver's to look after
             for wait in (*self._waits, None):
                 try:
                     task()
@@ -129,6 +136,15 @@ class Upkeep:
                         break
                 else:
                     break
+
+    def _is_fenced(self) -> bool:
+        try:
+            self._study.check_fence()
+        except SweepHeld:
+            return True
+        except StorageRefused:
+            return self._study.fenced  # the driver's own writes will say so
+        return False
 
     def _tell(self) -> None:
         for _ in range(self._troubles.qsize()):

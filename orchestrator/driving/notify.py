@@ -17,6 +17,7 @@ from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.records import TrialRecord
 from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
+from orchestrator.tracking.secrets import redact
 from trainer.report import Point
 
 _LAST_SECONDS = 15.0
@@ -119,7 +120,7 @@ class Notifier:
 
     def _tell(self, event: Notice, text: str, trial: int | None = None) -> None:
         if event in self._config.on:
-            self._delivery.send({"event": event, "sweep": self._spec.name, "trial": trial, "text": text})
+            self._delivery.send({"event": event, "sweep": self._spec.name, "trial": trial, "text": redact(text)})
 
     def _complain(self) -> None:
         for trouble in self._delivery.troubles():

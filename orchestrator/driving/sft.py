@@ -133,13 +133,13 @@ class _Stage:
 
     def train(self) -> End:
         """Train to an end that another worker or a smaller micro-batch would not change."""
-        losses = 0
+        losses, kills = 0, memory.KernelKills()
         while True:
-            kills = memory.kernel_kills()
+            before = memory.kernel_kills()
             try:
                 end = self._attempt()
             except StageDied as died:
-                cause = memory.killed_for_memory(str(died), memory.kernel_kills() - kills)
+                cause = kills.answer(self.place, str(died), before)
                 if not cause:
                     losses += 1
                     if losses == LOSSES:

@@ -37,7 +37,7 @@ def open_sink(study: Study, root: Path) -> Outbox:
         on_run=functools.partial(_remember, study.folder),
         view=saved_view(study.spec, trials_filter(study.spec.name), time.time()),
     )
-    return Outbox(study.folder.outbox, receiver)
+    return Outbox(study.folder.outbox, receiver, fence=study.check_fence)
 
 
 def tell_sweep(study: Study, sink: Sink, fingerprint: str) -> None:

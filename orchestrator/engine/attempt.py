@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from orchestrator.engine.copies import Copies
-from orchestrator.engine.failures import WorkerLost, ended_by
-from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.engine.failures import DeviceFailed, WorkerLost, ended_by
+from orchestrator.engine.messages import WORKER_FILE, End, EndKind, Job, Report
 from orchestrator.study import lease
 from trainer.config import TrialConfig
 from trainer.metrics import EVAL
@@ -43,7 +43,10 @@ class Workshop(Protocol):
         ...
 
     def interrupt(self) -> None:
-        """Have the run in progress save a checkpoint and end as STOPPED; from any thread."""
+        """Have the run that `train` was called for last save a checkpoint and end as STOPPED; from any thread.
+
+        Nothing happens where that run is over: the next one knows nothing of it.
+        """
         ...
 
 
@@ -75,20 +78,24 @@ class Attempt:
         self._lock: IO[str] | None = None
         self._copies = None if job.mirror is None else Copies(job)
         self._over = threading.Event()
+        self._interrupting = threading.Lock()
+        """Held while the workshop is interrupted: never for this attempt's sake once its run is over."""
 
     def pull(self) -> Report:
-        """The next points: until an evaluation, the end, or half a second. WorkerLost is nobody's to record here."""
+        """The next points: until an evaluation, the end, or half a second. WorkerLost is nobody's to record here;
+        DeviceFailed, one of these, where this very process has to end."""
         points: list[Point] = []
         end: End | None = None
         try:
             end = self._gather(points)
         except WorkerLost:
-            if self._copies is not None:
-                self._copies.leave(wanted=True)
-            self._let_go()
+            self._lose()
             raise
         except Exception as error:  # noqa: BLE001  the trial boundary: an exception becomes recorded data
             end = ended_by(error, self._job.folder)
+            if end.kind is EndKind.LOST:
+                self._lose()
+                raise DeviceFailed(end.reason) from None
         if end is not None:
             if self._copies is not None and self._course is not None:
                 self._copies.finish(end)
@@ -103,6 +110,11 @@ class Attempt:
                 self._copies.leave(wanted=False)
         self._let_go()
 
+    def _lose(self) -> None:
+        if self._copies is not None:
+            self._copies.leave(wanted=True)
+        self._let_go()
+
     def _report(self, points: list[Point], end: End | None) -> Report:
         counters = dict(self._workshop().counters) if self._course else {}
         if self._copies is None:
@@ -114,12 +126,13 @@ class Attempt:
         if self._course is None:
             if self._job.stop_asked:
                 return End(EndKind.RELEASED, "asked to stop before it began")
+            self._job.folder.mkdir(parents=True, exist_ok=True)
+            (self._job.folder / WORKER_FILE).write_text(lease.signature(), encoding="utf-8")
             workshop = self._workshop()
             self._lock = _hold(self._job, self._patience)
             if self._lock is None:
                 return End(EndKind.RELEASED, "asked to stop before it began")
             config = TrialConfig.model_validate_json(self._job.config)
-            self._job.folder.mkdir(parents=True, exist_ok=True)
             earlier = self._job.earlier if self._copies is None else self._copies.fetch()
             self._course = workshop.train(config, self._job.folder, earlier, self._job.fork)
             if self._copies is not None:
@@ -141,11 +154,13 @@ class Attempt:
             if os.getppid() != ray:
                 os._exit(1)  # Ray is gone, and the driver with it: another attempt may begin any moment
             if self._job.stop_asked:
-                workshop.interrupt()
-                return
+                with self._interrupting:
+                    if not self._over.is_set():
+                        workshop.interrupt()
 
     def _let_go(self) -> None:
-        self._over.set()
+        with self._interrupting:
+            self._over.set()
         if self._lock is not None:
             self._lock.close()
             self._lock = None

@@ -15,6 +15,7 @@ from orchestrator.engine.cluster import Slots
 from orchestrator.engine.conductor import Conductor
 from orchestrator.engine.messages import Job, Report
 from orchestrator.engine.vitals import check_ray
+from orchestrator.tracking.secrets import redact
 
 REPORT = "report"
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
@@ -49,6 +50,10 @@ class Workers(Protocol):
 
     def left(self, job_id: str, *, lost: bool) -> None:
         """The attempt is over, or its worker was `lost`."""
+        ...
+
+    def retire(self, job_id: str) -> bool:
+        """The process that ran this attempt gets no other trial; whether Tune's own worker is that process."""
         ...
 
     def end(self) -> None:
@@ -112,9 +117,9 @@ class Search(SearchAlgorithm):
 class Scheduler(FIFOScheduler):
     """Passes results to the conductor and its verdicts back."""
 
-    def __init__(self, conductor: Conductor, slots: Slots) -> None:
+    def __init__(self, conductor: Conductor, slots: Slots, workers: Workers) -> None:
         super().__init__()
-        self._conductor, self._slots = conductor, slots
+        self._conductor, self._slots, self._workers = conductor, slots, workers
         self._kept = False
 
     def __getstate__(self) -> dict[str, Any]:
@@ -127,20 +132,28 @@ class Scheduler(FIFOScheduler):
             wrapped._tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._slots.count)
             self._kept = True
 
-    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:  # noqa: ARG002
+    def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Observe, then go on or stop."""
         report: Report = result[REPORT]
         with self._conductor as conductor:
             goes_on = conductor.heard(trial.trial_id, report)
+            if report.retire and self._workers.retire(trial.trial_id):
+                # Tune keeps for the next trial only actors that it knows to have started; the others it ends.
+                wrapped: Any = tune_controller
+                controller = wrapped._tune_controller
+                controller._started_actors.discard(controller._trial_to_actor[trial])
         return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
         """Called ten times a second at least: the conductor's clock."""
-        with self._conductor as conductor:
-            check_ray()
-            conductor.tick()
         wrapped: Any = tune_controller
         trials: list[Trial] = wrapped.get_trials()
+        with self._conductor as conductor:
+            check_ray()
+            for trial in trials:
+                if trial.status == Trial.RUNNING:  # pending ones wait for their slot or placement group
+                    conductor.began(trial.trial_id)
+            conductor.tick()
         # Tune goes through all it ever had at every step; of those that ended nobody asks any more.
         trials[:] = [trial for trial in trials if not trial.is_finished()]
         return super().choose_trial_to_run(tune_controller)
@@ -151,9 +164,9 @@ def _name(trial: Trial) -> str:
 
 
 def _short(error: Exception) -> str:
-    """One line of what Ray says at length: the exception itself, or how the process ended."""
+    """One line, without secrets, of what Ray says at length: the exception itself, or how the process ended."""
     lines = [line.strip() for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
     telling = [line for line in lines if "Worker exit detail" in line or "exit code" in line]
-    return f"{type(error).__name__}: {(telling or lines[-1:])[0]}"
+    return redact(f"{type(error).__name__}: {(telling or lines[-1:])[0]}")

@@ -7,7 +7,6 @@ import math
 import os
 import secrets
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trainer
+from orchestrator.engine.nvidia import smallest_memory
 from orchestrator.engine.stopping import Interrupt
 from orchestrator.errors import Finding, SpecError
 from orchestrator.spec.shares import sharing_of
@@ -171,13 +171,7 @@ def visible_gpus() -> int:
 
 def gpu_memory() -> float | None:
     """Bytes of the smallest visible GPU, as the driver says; None without one."""
-    program = shutil.which("nvidia-smi")
-    if program is None or not visible_gpus():
-        return None
-    command = [program, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    found = [int(line) for line in done.stdout.split() if line.isdigit()]
-    return min(found) * 2.0**20 if found else None
+    return smallest_memory() if visible_gpus() else None
 
 
 @contextmanager

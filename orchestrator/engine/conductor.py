@@ -48,6 +48,7 @@ class Conductor:
         self._wishes = Wishes(study)
         self._hands = Hands(study, sink, view, on_closed)
         self._bugs = SameBug(study)
+        self._kills = memory.KernelKills()
         self._exhausted = False
         self._waits = False
         self.stop: Stop | None = None
@@ -88,6 +89,12 @@ class Conductor:
         self._live[live.job.id] = live
         return live.job
 
+    def began(self, job_id: str) -> None:
+        """A worker process has this attempt: until now it waited for a slot, which is no GPU time. Told again, nothing
+        changes."""
+        if (live := self._live.get(job_id)) is not None:
+            self._study.begun(live.trial)
+
     # --- what workers say ----------------------------------------------------------------------------------------
 
     def heard(self, job_id: str, report: Report) -> bool:
@@ -96,6 +103,8 @@ class Conductor:
         if live is None:
             return False
         trial, run = live.trial, str(live.trial.number)
+        self._study.begun(trial)
+        live.kills = memory.kernel_kills()  # none of these was this worker
         if tags := live.news(report.pid, report.counters):
             self._sink.tag(run, tags)
         for told in report.said:
@@ -136,6 +145,8 @@ class Conductor:
             case EndKind.NO_DISK:
                 self._release(live)
                 self._no_disk(end)
+            case EndKind.LOST:
+                self.lost(live.job.id, end.reason)
         if end.kind in (EndKind.FINISHED, EndKind.DIVERGED, EndKind.FAILED) and (why := self._bugs.count(end)):
             self._halt(StopKind.SAME_BUG, why)
 
@@ -177,7 +188,7 @@ class Conductor:
         live = self._live.get(job_id)
         if live is None:
             return
-        if killed := memory.killed_for_memory(cause, memory.kernel_kills() - live.kills):
+        if killed := self._kills.answer(live.job.folder, cause, live.kills):
             self._no_memory(live, killed)
             return
         del self._live[job_id]

@@ -18,6 +18,7 @@ from orchestrator.engine.host import Host
 from orchestrator.engine.messages import Job
 from orchestrator.engine.rank import BESIDE
 from orchestrator.engine.vitals import RayDied, check_ray
+from orchestrator.tracking.secrets import redact
 
 _RESTART_SECONDS = 120.0
 """For a process that died to be there again."""
@@ -30,7 +31,9 @@ class Hosts:
     def __init__(self, slots: Slots, cache: Path, opened: OpenWorkshop) -> None:
         self._slots, self._given = slots, (cache, opened)
         self._hosts: list[Any] = []
-        self._places: dict[str, int] = {}
+        self._retired: list[Any] = []
+        """Processes that get no more trials; each is ended once its last one has left it."""
+        self._places: dict[str, Any] = {}
 
     @property
     def trainable(self) -> type[Trainable]:
@@ -38,34 +41,50 @@ class Hosts:
         return Relay
 
     def config(self, job: Job) -> dict[str, Any]:
-        """The trial's, with the process that has the fewest trials."""
-        if len(self._hosts) < self._slots.hosts:
+        """The trial's, with the process that has the fewest trials.
+
+        A process in place of a retired one waits, and its trials with it, until that one has given back its GPU.
+        """
+        room = [host for host in self._hosts if self._trials_of(host) < self._slots.sharing]
+        if not room or len(self._hosts) + len(self._retired) < self._slots.hosts:
             self._hosts.append(self._start())
-            number = len(self._hosts) - 1
-        else:
-            taken = list(self._places.values())
-            number = min(range(len(self._hosts)), key=taken.count)
-        self._places[job.id] = number
-        return {"job": job, "host": self._hosts[number]}
+            room = self._hosts[-1:]
+        host = min(room, key=self._trials_of)
+        self._places[job.id] = host
+        return {"job": job, "host": host}
 
     def left(self, job_id: str, *, lost: bool) -> None:
         """This attempt is over; `lost`: its relay is gone, and the process may not know it."""
-        number = self._places.pop(job_id, None)
-        if number is None:
+        host = self._places.pop(job_id, None)
+        if host is None:
             return
         if lost:
-            self._hosts[number].give_up.remote(job_id)
-        self._hosts[number].close.remote(job_id)
+            host.give_up.remote(job_id)
+        host.close.remote(job_id)
+        if host in self._retired and not self._trials_of(host):
+            self._retired.remove(host)
+            ray.kill(host)
+
+    def retire(self, job_id: str) -> bool:
+        """The process of this attempt gets no more trials; those in it go on to their ends. It is not Tune's own."""
+        host = self._places[job_id]
+        if host in self._hosts:
+            self._hosts.remove(host)
+            self._retired.append(host)
+        return False
 
     def end(self) -> None:
         """End every process at once; where Ray has died, they have died with it."""
-        hosts, self._hosts = self._hosts, []
+        hosts, self._hosts, self._retired = [*self._hosts, *self._retired], [], []
         try:
             check_ray()
         except RayDied:
             return
         for host in hosts:
             ray.kill(host)
+
+    def _trials_of(self, host: Any) -> int:
+        return list(self._places.values()).count(host)
 
     def _start(self) -> Any:
         remote: Any = ray.remote  # its types know of no groups
@@ -126,4 +145,5 @@ def _answer(reference: Any) -> Any:
 
 
 def _lost(error: Exception) -> str:
-    return f"the process that it shares with other trials ended: {type(error).__name__}: {' '.join(str(error).split())}"
+    why = redact(" ".join(str(error).split()))
+    return f"the process that it shares with other trials ended: {type(error).__name__}: {why}"

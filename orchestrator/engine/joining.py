@@ -20,6 +20,7 @@ from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.engine.view import View
 from orchestrator.spec.shares import sharing_of
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.tracking.secrets import redact
 
 _PASSED_ON = ("HF_HOME", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HF_ENDPOINT", "HF_DATASETS_CACHE", "TRANSFORMERS_OFFLINE")
 """Of the driver's environment, what workers on other machines get; tokens have to be in theirs already."""
@@ -156,7 +157,7 @@ def _problem(reference: Any, place: Path) -> str:
     try:
         seen: Seen = ray.get(reference)
     except RayError as error:
-        return f"a worker cannot start: {str(error).strip().splitlines()[-1]}"
+        return f"a worker cannot start: {redact(str(error).strip().splitlines()[-1])}"
     if seen.shared:
         return ""
     return (
@@ -167,4 +168,4 @@ def _problem(reference: Any, place: Path) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return redact(lines[0]) if lines else type(error).__name__

@@ -26,7 +26,8 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 @dataclass(slots=True)
 class Live:
-    """A trial that a worker has. `kills` are the kernel's for memory when it began, `told` the worker's tags so far."""
+    """A trial that a worker has. `kills`: the kernel's for memory when its worker was last known to live; `told`: the
+    worker's tags so far."""
 
     trial: Trial
     job: Job

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from orchestrator.engine.messages import WORKER_FILE
+from orchestrator.study import lease
 from trainer.config import TrialConfig
 
 _BY_RAY = ("NODE_OUT_OF_MEMORY", "running low on memory", "OutOfMemoryError")
@@ -22,13 +24,38 @@ def kernel_kills() -> int:
     return 0
 
 
-def killed_for_memory(cause: str, kills: int) -> str:
-    """In words that a worker was killed for its memory, by what Ray says or by `kills` of the kernel since it began."""
-    if any(words in cause for words in _BY_RAY):
-        return f"Ray's memory monitor killed the worker: {cause}"
-    if kills > 0:
-        return f"the kernel killed the worker for its memory: {cause}"
-    return ""
+class KernelKills:
+    """The kernel's kills for memory on this machine, each charged to one lost worker at most."""
+
+    def __init__(self) -> None:
+        self._charged = 0
+
+    def charge(self, since: int) -> bool:
+        """Charge one of the kills after the first `since` to a worker; False where none is left to charge."""
+        before = max(since, self._charged)
+        if kernel_kills() <= before:
+            return False
+        self._charged = before + 1
+        return True
+
+    def answer(self, folder: Path, cause: str, since: int) -> str:
+        """In words that the worker of the attempt in `folder` was killed for its memory, by what Ray says or by the
+        kernel's counter.
+
+        `since`: the counter when the worker was last known to live. The counter is this machine's, so it tells nothing
+        of a worker on another one. Empty where nothing shows that it was memory.
+        """
+        if any(words in cause for words in _BY_RAY):
+            return f"Ray's memory monitor killed the worker: {cause}"
+        if is_on_this_machine(folder) and self.charge(since):
+            return f"the kernel killed the worker for its memory: {cause}"
+        return ""
+
+
+def is_on_this_machine(folder: Path) -> bool:
+    """Whether the worker of the attempt in `folder` is known, and on this machine."""
+    told = folder / WORKER_FILE
+    return told.is_file() and not lease.is_elsewhere(told.read_text(encoding="utf-8"))
 
 
 def in_effect(config: TrialConfig, learned: int | None) -> int:

@@ -13,6 +13,9 @@ from trainer.report import Point
 STOP_FILE = "stop-asked"
 """In an attempt's folder: the worker checkpoints and hands the trial back."""
 
+WORKER_FILE = "worker"
+"""In an attempt's folder: which process has it, as `lease.signature()` tells it."""
+
 MIRROR = "mirror"
 """The kind of event that tells of copies which failed."""
 
@@ -53,13 +56,15 @@ class Job:
 
 
 class EndKind(StrEnum):
-    """How an attempt ended. RELEASED and NO_DISK are no outcome of the trial: it will be issued again."""
+    """How an attempt ended. RELEASED, NO_DISK and LOST are no outcome of the trial: it will be issued again."""
 
     FINISHED = "finished"
     DIVERGED = "diverged"
     FAILED = "failed"
     RELEASED = "released"
     NO_DISK = "no disk"
+    LOST = "lost"
+    """With a process that cannot go on. Drivers hear of it as a worker that is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +88,5 @@ class Report:
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
     said: Sequence[str] = ()
     """What people should know of the mirror."""
+    retire: bool = False
+    """Whether the worker process is to get no other trial: it was using a GPU when this one failed."""

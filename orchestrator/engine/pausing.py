@@ -19,6 +19,7 @@ def wait(study: Study, view: View, interrupt: Interrupt, why: str) -> Stop | Non
     view.stage(f"paused: {why}; `orchestrate unpause {study.folder.name}` goes on")
     while True:
         view.tick()
+        study.beat()
         if interrupt.asked:
             return Stop(StopKind.INTERRUPTED)
         for request in study.requests():

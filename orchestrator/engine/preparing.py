@@ -22,6 +22,7 @@ from typing import IO, Any
 from orchestrator.engine.stage import StageFailed
 from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.errors import DataError, StorageRefused
+from orchestrator.tracking.secrets import redact
 from trainer.config import TrialConfig
 from trainer.errors import TrialError
 
@@ -92,7 +93,7 @@ class Preparing:
             case {"disk": text}:
                 raise StorageRefused(text)
             case _:
-                raise StageFailed(f"preparing the data failed:\n{answer['bug']}")
+                raise StageFailed(f"preparing the data failed:\n{redact(answer['bug'])}")
 
     def _ask(self, config: str) -> None:
         assert self._process.stdin is not None
@@ -120,7 +121,7 @@ class Preparing:
         self._process.wait(_PATIENCE)
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip()
-        return said[-2000:] or f"it ended with {self._process.returncode} and said nothing"
+        return redact(said[-2000:]) or f"it ended with {self._process.returncode} and said nothing"
 
 
 def _serve(cache: Path, requests: IO[str], answers: IO[str]) -> None:

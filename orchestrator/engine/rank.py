@@ -41,6 +41,9 @@ class Rank:
         self._workshop: Workshop | None = None
         self._course: Generator[Point, None, Ending] | None = None
         self._folder = Path()
+        self._run = 0
+        self._between = threading.Lock()
+        """Held while one run gives way to the next, so that an interrupt is of the one that it was meant for."""
         threading.Thread(target=_end_with_ray, args=(os.getppid(),), daemon=True).start()
 
     def gpus(self) -> list[str]:
@@ -64,12 +67,14 @@ class Rank:
         self._workshop = self._open(self._cache)
         return os.getpid()
 
-    def begin(self, config: str, folder: Path, earlier: Sequence[Path], fork: Path | None) -> None:
-        """Train this next; nothing is computed yet."""
+    def begin(self, run: int, config: str, folder: Path, earlier: Sequence[Path], fork: Path | None) -> None:
+        """Train this next, as run number `run`; nothing is computed yet."""
         assert self._workshop is not None
         # A failure of another process than the first is told beside that one's, never over it.
         self._folder = folder if self._number == 0 else folder / f"process-{self._number}"
-        self._course = self._workshop.train(TrialConfig.model_validate_json(config), folder, earlier, fork)
+        with self._between:
+            self._run = run
+            self._course = self._workshop.train(TrialConfig.model_validate_json(config), folder, earlier, fork)
 
     def next(self) -> Said:
         """The next point, or the end."""
@@ -93,10 +98,11 @@ class Rank:
             self._course = None
 
     @ray.method(concurrency_group=BESIDE)
-    def interrupt(self) -> None:
-        """Have the run save a checkpoint and end; the processes agree among themselves when."""
-        if self._course is not None and self._workshop is not None:
-            self._workshop.interrupt()
+    def interrupt(self, run: int) -> None:
+        """Have this run save a checkpoint and end; the processes agree among themselves when. Late, it does nothing."""
+        with self._between:
+            if run == self._run and self._course is not None and self._workshop is not None:
+                self._workshop.interrupt()
 
 
 def _end_with_ray(raylet: int) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.failures import FAILURE_FILE, Told, WorkerLost
-from orchestrator.engine.messages import End
+from orchestrator.engine.messages import End, EndKind
+from orchestrator.tracking.secrets import redact
 from trainer.config import TrialConfig
 from trainer.report import Ending, Point
 
@@ -35,7 +36,9 @@ class Ranks:
         self._cache, self._open, self._size, self._each = cache, opened, size, dict(each)
         self._actors: list[Any] = []
         self._counters: Mapping[str, int] = {}
+        self._run = 0
         self._asked = threading.Event()
+        """Whether the newest run is to end: each has an event and a number of its own."""
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -43,27 +46,41 @@ class Ranks:
         return self._counters
 
     def interrupt(self) -> None:
-        """Have the run in progress save a checkpoint and end as STOPPED; from any thread."""
+        """Have the newest run save a checkpoint and end as STOPPED; from any thread. If it is over, nothing happens."""
         self._asked.set()
         for actor in self._actors[:1]:  # it may be in the middle of a long step
-            actor.interrupt.remote()
+            actor.interrupt.remote(self._run)
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[Point, None, Ending]:
-        """Train one configuration in all processes. WorkerLost where one of them ends; Told where one fails."""
+        """Train one configuration in all processes. WorkerLost where one of them ends or its GPU fails; Told where one
+        fails otherwise."""
+        self._run += 1
+        self._asked = threading.Event()
+        return self._train(self._run, self._asked, config, folder, earlier, fork)
+
+    def _train(
+        self,
+        run: int,
+        asked: threading.Event,
+        config: TrialConfig,
+        folder: Path,
+        earlier: Sequence[Path],
+        fork: Path | None,
+    ) -> Generator[Point, None, Ending]:
         try:
             if not self._actors:
                 self._start()
-            self._ask("begin", config.model_dump_json(), folder, list(earlier), fork)
+            self._ask("begin", run, config.model_dump_json(), folder, list(earlier), fork)
             while True:
-                if self._asked.is_set():  # before there was anybody to tell, perhaps
-                    self._actors[0].interrupt.remote()
+                if asked.is_set():  # before there was anybody to tell, perhaps
+                    self._actors[0].interrupt.remote(run)
                 said = self._ask("next")
                 first = said.get(0)
                 failed = {number: one.failed for number, one in said.items() if one.failed is not None}
                 if failed or first is None:
-                    raise Told(_cause(failed, folder))
+                    raise self._failure(failed, folder)
                 self._counters = first.counters
                 if first.ending is not None:
                     return first.ending
@@ -76,8 +93,6 @@ class Ranks:
         except BaseException:
             self.end()
             raise
-        finally:
-            self._asked.clear()
 
     def end(self) -> None:
         """End every process at once."""
@@ -131,16 +146,23 @@ class Ranks:
                     until = min(until, time.monotonic() + _CAUSE_SECONDS)
         return answers
 
+    def _failure(self, failed: Mapping[int, End], folder: Path) -> Exception:
+        number = _cause(failed, folder)
+        if failed[number].kind is EndKind.LOST:
+            return WorkerLost(f"process {number + 1} of {self._size} cannot go on: {failed[number].reason}")
+        return Told(failed[number])
 
-def _cause(failed: Mapping[int, End], folder: Path) -> End:
-    """The failure that the others follow from; its traceback becomes the attempt's."""
+
+def _cause(failed: Mapping[int, End], folder: Path) -> int:
+    """The process whose failure the others follow from; its traceback becomes the attempt's."""
     own = [n for n, end in failed.items() if not any(words in end.reason for words in _CONSEQUENCES)]
-    number = min(own or failed)
+    lost = [n for n in own if failed[n].kind is EndKind.LOST]
+    number = min(lost or own or failed)
     told = folder / f"process-{number}" / FAILURE_FILE
     if told.is_file():
         shutil.copyfile(told, folder / FAILURE_FILE)
-    return failed[number]
+    return number
 
 
 def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    return redact(" ".join(str(error).split()))

@@ -9,11 +9,12 @@ from typing import Any
 from orchestrator.engine.attempt import Attempt, OpenWorkshop, Workshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.failures import WorkerLost
-from orchestrator.engine.messages import STOP_FILE, End, EndKind, Job, Report
+from orchestrator.engine.messages import STOP_FILE, WORKER_FILE, End, EndKind, Job, Report
 from orchestrator.engine.opening import for_slots
 from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.engine.vitals import check_ray
 from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
+from orchestrator.tracking.secrets import redact
 from trainer.config import TrialConfig
 from trainer.errors import TrialError
 
@@ -124,7 +125,8 @@ class StageWorker:
     def train(self, job: Job, heard: Callable[[Report], None], stopped: Callable[[], bool]) -> End:
         """Train to the end, telling each report; Interrupted once the process has checkpointed, StageDied where it
         ended otherwise: then `restart`."""
-        (job.folder / STOP_FILE).unlink(missing_ok=True)
+        for left in (STOP_FILE, WORKER_FILE):  # of an earlier process in the same folder
+            (job.folder / left).unlink(missing_ok=True)
         self._ask(self._actor.begin.remote(job))
         while True:
             report: Report = self._ask(self._actor.pull.remote(), job)
@@ -154,7 +156,7 @@ class StageWorker:
             raise _ours(error.cause) from error
         except (RayActorError, OutOfMemoryError) as error:
             check_ray()
-            raise StageDied(f"the worker of this stage died: {error}") from error
+            raise StageDied(f"the worker of this stage died: {redact(str(error))}") from error
 
 
 def _ours(cause: BaseException) -> BaseException:

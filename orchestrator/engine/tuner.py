@@ -62,7 +62,7 @@ def _fit(conductor: Conductor, study: Study, slots: Slots, opened: OpenWorkshop)
         workers.trainable,
         tune_config=TuneConfig(
             search_alg=Search(conductor, slots, workers),
-            scheduler=Scheduler(conductor, slots),
+            scheduler=Scheduler(conductor, slots, workers),
             reuse_actors=True,
         ),
         run_config=RunConfig(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from ray.tune import Trainable
 
 from orchestrator.engine.attempt import Attempt, OpenWorkshop, Workshop
 from orchestrator.engine.bridge import REPORT
-from orchestrator.engine.messages import Job
+from orchestrator.engine.failures import DeviceFailed
+from orchestrator.engine.messages import EndKind, Job, Report
 from orchestrator.study.state import FailureKind
 
 
@@ -33,6 +36,10 @@ class OneEach:
     def left(self, job_id: str, *, lost: bool) -> None:
         """The worker knows."""
 
+    def retire(self, job_id: str) -> bool:  # noqa: ARG002
+        """The process is Tune's own worker."""
+        return True
+
     def end(self) -> None:
         """Tune ends its workers."""
 
@@ -45,15 +52,20 @@ class Worker(Trainable):
         self._cache: Path = config["cache"]
         self._open: OpenWorkshop = config["open"]
         self._loaded: Workshop | None = None
+        self._failed = False
         self._begin(config["job"])
 
     def step(self) -> dict[str, Any]:
-        """The next report."""
-        report = self._attempt.pull()
+        """The next report. DeviceFailed where this process must end: Tune has it clean up next, which ends it."""
+        try:
+            report = self._attempt.pull()
+        except DeviceFailed:
+            self._failed = True
+            raise
         if report.end is not None and report.end.failure is FailureKind.OUT_OF_MEMORY:
             self._loaded = None  # whatever the attempt left half made goes, the model too: the next one loads again
             empty()
-        return {REPORT: report}
+        return {REPORT: retired(report)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """The next attempt, in the same process."""
@@ -63,6 +75,8 @@ class Worker(Trainable):
 
     def cleanup(self) -> None:
         """This worker is no longer needed."""
+        if self._failed:
+            os._exit(1)  # tidying up would ask CUDA again, and may wait for it for ever
         self._attempt.close()
 
     def _begin(self, job: Job) -> None:
@@ -72,6 +86,19 @@ class Worker(Trainable):
         if self._loaded is None:
             self._loaded = self._open(self._cache)
         return self._loaded
+
+
+def retired(report: Report) -> Report:
+    """The report, and whether this process is to get no other trial after it.
+
+    A trial that failed may have left the CUDA context, or the memory that it holds, in any state; a diverged one or
+    one whose data were refused has not.
+    """
+    end = report.end
+    torch: Any = sys.modules.get("torch")
+    if end is None or end.kind is not EndKind.FAILED or end.failure is FailureKind.DATA:
+        return report
+    return replace(report, retire=torch is not None and torch.cuda.is_initialized())
 
 
 def empty() -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from statistics import fmean
 
 import numpy as np
 
 from orchestrator.judging.lengths import difficulty, length_controlled
 from orchestrator.judging.matches import Match, Opinion
-from orchestrator.judging.rates import first_position, win_rate
+from orchestrator.judging.rates import first_position, mean_over_prompts, prompt_means, win_rate
 from orchestrator.judging.verdict import Example, HowDecoded, JudgeKind, Outcome, Rate, Verdict
 
 _EXAMPLES = 2
@@ -28,6 +27,7 @@ def conclude(judge: JudgeKind, by: str, decoding: HowDecoded, judged: Judged) ->
     for number, (matches, opinion) in judged.items():
         pairs = told[number]
         counted = [(m, p) for m, p in zip(matches, opinion.preferences, strict=True) if p is not None]
+        means = prompt_means(pairs).values()
         first, agree = first_position(opinion.votes)
         controlled, known = _controlled(counted, [other for n, other in told.items() if n != number])
         verdicts.append(
@@ -36,16 +36,16 @@ def conclude(judge: JudgeKind, by: str, decoding: HowDecoded, judged: Judged) ->
                 judge=judge,
                 by=by,
                 decoding=decoding,
-                wins=sum(p > 0.5 for _, p in counted),
-                ties=sum(p == 0.5 for _, p in counted),
-                losses=sum(p < 0.5 for _, p in counted),
+                wins=sum(mean > 0.5 for mean in means),
+                ties=sum(mean == 0.5 for mean in means),
+                losses=sum(mean < 0.5 for mean in means),
                 left_out=len(matches) - len(counted),
-                prompts=len({m.prompt for m, _ in counted}),
+                prompts=len(means),
                 win_rate=win_rate(pairs),
                 lc_win_rate=controlled,
                 difficulty=known,
-                length=fmean(len(m.ours) for m in matches) if matches else 0.0,
-                start_length=fmean(len(m.theirs) for m in matches) if matches else 0.0,
+                length=mean_over_prompts((m.prompt, float(len(m.ours))) for m in matches) or 0.0,
+                start_length=mean_over_prompts((m.prompt, float(len(m.theirs))) for m in matches) or 0.0,
                 score=opinion.score,
                 start_score=opinion.start_score,
                 first=first,

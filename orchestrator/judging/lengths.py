@@ -13,8 +13,9 @@ liblinear. The rate is the mean prediction over the prompts with the length's te
 What differs, because AlpacaEval's own files are about its 805 prompts and one baseline: difficulty is not looked up but
 estimated from how the *other* judged trials fare on the prompt, smoothed log-odds, and only where there are at least
 three of them; and no rows of the baseline told to be verbose or concise are added (weight 0.2 there). The interval is
-ours: the fit, at the strength found, over draws of the prompts with replacement; without penalty to speak of where that
-strength leaves nothing of the model's term, as it does with few prompts.
+ours: the fit, at the strength found, over draws of the prompts with replacement. Where that strength leaves nothing of
+the model's term, as it does with few prompts, it says one half of any data: rate and interval are then of the weakest
+penalty. Several samples of a prompt weigh together what one does.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from orchestrator.judging.rates import prompt_means
 from orchestrator.judging.verdict import Rate
 
 Column = NDArray[np.float64]
@@ -52,46 +54,41 @@ def length_controlled(
     groups, count = np.array([places[prompt] for prompt in prompts], dtype=np.int64), len(places)
     if count < FOLDS:
         return None
+    each = (1 / np.bincount(groups))[groups]  # a prompt's samples weigh 1 together
     gaps = theirs - ours
-    spread = float(gaps.std(ddof=1))
+    middle = float(np.average(gaps, weights=each))
+    spread = float(np.sqrt(np.sum(each * (gaps - middle) ** 2) / (count - 1)))
     length = np.tanh(gaps / spread) if spread > 0 else np.zeros_like(gaps)
     terms = [length, np.ones_like(gaps)] + ([] if difficulty is None else [difficulty])
     design = np.stack(terms, axis=1)
     level = design.copy()
     level[:, 0] = 0.0
-    strength = best_strength(design, preferences, groups)
-    fitted = fit(design, preferences, np.ones_like(gaps), strength)
-    value = _mean(level, fitted, np.ones_like(gaps))
-    if fitted[1] == 0:  # shrunk to nothing: by the same penalty every draw would say one half, as if that were sure
+    strength = best_strength(design, preferences, each, groups)
+    fitted = fit(design, preferences, each, strength)
+    if fitted[1] == 0:  # shrunk to nothing: one half, whatever the data say
         strength = STRENGTHS[-1]
+        fitted = fit(design, preferences, each, strength)
+    value = _mean(level, fitted, each)
     rng = np.random.default_rng(_SEED)
     drawn: list[float] = []
     for _ in range(RESAMPLES):
-        weights = rng.multinomial(count, np.full(count, 1 / count))[groups].astype(np.float64)
+        weights = each * rng.multinomial(count, np.full(count, 1 / count))[groups]
         drawn.append(_mean(level, fit(design, preferences, weights, strength), weights))
     low, high = (float(end) for end in np.percentile(drawn, [_TAIL, 100 - _TAIL]))
     return Rate(value=value, low=min(low, value), high=max(high, value))
 
 
-def best_strength(design: Column, preferences: Column, groups: NDArray[Any]) -> float:
+def best_strength(design: Column, preferences: Column, weights: Column, groups: NDArray[Any]) -> float:
     """The penalty's inverse with the least log loss on prompts that were not fitted."""
     from sklearn.model_selection import GroupKFold
 
+    def held_out_loss(rest: NDArray[Any], held: NDArray[Any], strength: float) -> float:
+        fitted = fit(design[rest], preferences[rest], weights[rest], strength)
+        return _log_loss(preferences[held], _logistic(design[held] @ fitted), weights[held])
+
     folds = list(GroupKFold(n_splits=FOLDS).split(design, groups=groups))
-    losses = [
-        np.mean(
-            [
-                _log_loss(preferences[held], _logistic(design[held] @ _fit_on(design, preferences, rest, strength)))
-                for rest, held in folds
-            ]
-        )
-        for strength in STRENGTHS
-    ]
+    losses = [np.mean([held_out_loss(rest, held, strength) for rest, held in folds]) for strength in STRENGTHS]
     return STRENGTHS[int(np.argmin(losses))]
-
-
-def _fit_on(design: Column, preferences: Column, rows: NDArray[Any], strength: float) -> Column:
-    return fit(design[rows], preferences[rows], np.ones(len(rows)), strength)
 
 
 def fit(design: Column, preferences: Column, weights: Column, strength: float) -> Column:
@@ -121,8 +118,8 @@ def difficulty(others: Sequence[Sequence[tuple[str, float]]], prompts: Sequence[
     won: dict[str, float] = {}
     count: dict[str, int] = {}
     for told in others:
-        for prompt, preference in told:
-            won[prompt] = won.get(prompt, 0.0) + preference
+        for prompt, mean in prompt_means(told).items():
+            won[prompt] = won.get(prompt, 0.0) + mean
             count[prompt] = count.get(prompt, 0) + 1
     return np.array([np.log((won.get(p, 0.0) + 1) / (count.get(p, 0) - won.get(p, 0.0) + 1)) for p in prompts])
 
@@ -135,6 +132,6 @@ def _logistic(x: Column) -> Column:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-def _log_loss(truth: Column, told: Column) -> float:
+def _log_loss(truth: Column, told: Column, weights: Column) -> float:
     inside = np.clip(told, 1e-15, 1 - 1e-15)
-    return -float(np.mean(truth * np.log(inside) + (1 - truth) * np.log(1 - inside)))
+    return -float(np.average(truth * np.log(inside) + (1 - truth) * np.log(1 - inside), weights=weights))

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
 from orchestrator.judging.asking import answered, taken
 from orchestrator.judging.question import Question
-from orchestrator.judging.rates import BothOrders
+from orchestrator.judging.rates import BothOrders, mean_over_prompts
 from orchestrator.judging.verdict import Asked
 from orchestrator.spec.judge import Endpoint
 from trainer.storage.durable import digest_of
@@ -48,7 +47,8 @@ class Opinion:
     preferences: tuple[float | None, ...]
     score: float | None = None
     start_score: float | None = None
-    votes: tuple[BothOrders, ...] = ()
+    votes: tuple[tuple[str, BothOrders], ...] = ()
+    """With the key of its prompt, for each pair that an endpoint was asked about."""
     asked: Asked | None = None
 
 
@@ -59,11 +59,15 @@ def by_checker(matches: Sequence[Match]) -> Opinion | None:
     right = [
         None if m.expected is None else (is_right(m.ours, m.expected), is_right(m.theirs, m.expected)) for m in matches
     ]
-    known = [both for both in right if both is not None]
+    known = [(m.prompt, both) for m, both in zip(matches, right, strict=True) if both is not None]
     if not known:
         return None
     preferences = tuple(None if both is None else (1 + both[0] - both[1]) / 2 for both in right)
-    return Opinion(preferences, fmean(ours for ours, _ in known), fmean(theirs for _, theirs in known))
+    return Opinion(
+        preferences,
+        mean_over_prompts((prompt, float(ours)) for prompt, (ours, _) in known),
+        mean_over_prompts((prompt, float(theirs)) for prompt, (_, theirs) in known),
+    )
 
 
 def scored(match: Match, answer: str) -> str:
@@ -74,14 +78,20 @@ def scored(match: Match, answer: str) -> str:
 def by_reward(matches: Sequence[Match], rewards: Mapping[str, float]) -> Opinion:
     """A reward model's scores by `scored`: the higher one wins. A score that is missing or not finite is no verdict."""
     both = [(rewards.get(scored(m, m.ours), math.nan), rewards.get(scored(m, m.theirs), math.nan)) for m in matches]
-    finite = [(ours, theirs) for ours, theirs in both if math.isfinite(ours) and math.isfinite(theirs)]
+    finite = [
+        (m.prompt, each)
+        for m, each in zip(matches, both, strict=True)
+        if math.isfinite(each[0]) and math.isfinite(each[1])
+    ]
     preferences = tuple(
         0.5 * (1 + (ours > theirs) - (ours < theirs)) if math.isfinite(ours) and math.isfinite(theirs) else None
         for ours, theirs in both
     )
-    if not finite:
-        return Opinion(preferences)
-    return Opinion(preferences, fmean(ours for ours, _ in finite), fmean(theirs for _, theirs in finite))
+    return Opinion(
+        preferences,
+        mean_over_prompts((prompt, ours) for prompt, (ours, _) in finite),
+        mean_over_prompts((prompt, theirs) for prompt, (_, theirs) in finite),
+    )
 
 
 def to_ask(matches: Sequence[Match]) -> list[Question]:
@@ -94,7 +104,8 @@ def by_endpoint(matches: Sequence[Match], config: Endpoint, known: Mapping[str, 
     votes = [_votes(match, known) for match in matches]
     preferences = tuple(0.5 if both is None else both.preference for both in votes)
     asked = taken(config, known, to_ask(matches))
-    return Opinion(preferences, votes=tuple(both for both in votes if both is not None), asked=asked)
+    told = tuple((match.prompt, both) for match, both in zip(matches, votes, strict=True) if both is not None)
+    return Opinion(preferences, votes=told, asked=asked)
 
 
 def _votes(match: Match, known: Mapping[str, Any]) -> BothOrders | None:

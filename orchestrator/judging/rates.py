@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +30,12 @@ class BothOrders:
         return (given[self.ours_first] + 1.0 - given[self.ours_second]) / 2
 
     @property
+    def for_first(self) -> float | None:
+        """The share of the decided votes that went to the answer shown first; None where neither is decided."""
+        decided = [vote == "first" for vote in (self.ours_first, self.ours_second) if vote in ("first", "second")]
+        return sum(decided) / len(decided) if decided else None
+
+    @property
     def agree(self) -> bool | None:
         """Whether both orders prefer the same answer; None unless both have a verdict."""
         preference = self.preference
@@ -46,24 +52,38 @@ def wilson(share: float, count: int) -> Rate:
     return Rate(value=share, low=max(0.0, min(share, middle - half)), high=min(1.0, max(share, middle + half)))
 
 
-def win_rate(preferences: Sequence[tuple[str, float]]) -> Rate | None:
-    """The mean over prompts of the mean over a prompt's samples, ties as halves; prompts are what was drawn, so the
-    interval counts them and not the samples. `preferences`: prompt and preference; None without any.
+def prompt_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """The mean of each prompt's values, in the order in which prompts come. Prompts are what was drawn: whatever is
+    said of all of them weighs each alike, however many samples it has."""
+    found: dict[str, list[float]] = {}
+    for prompt, value in values:
+        found.setdefault(prompt, []).append(value)
+    return {prompt: math.fsum(each) / len(each) for prompt, each in found.items()}
+
+
+def mean_over_prompts(values: Iterable[tuple[str, float]]) -> float | None:
+    """The mean over prompts of each prompt's mean; None without any."""
+    means = prompt_means(values).values()
+    return math.fsum(means) / len(means) if means else None
+
+
+def win_rate(preferences: Iterable[tuple[str, float]]) -> Rate | None:
+    """The mean over prompts of the mean over a prompt's samples, ties as halves, with an interval that counts prompts.
+
+    `preferences`: prompt and preference, in which both orders of a pair are one; None without any.
     """
-    if not preferences:
+    means = prompt_means(preferences).values()
+    if not means:
         return None
-    by_prompt: dict[str, list[float]] = {}
-    for prompt, preference in preferences:
-        by_prompt.setdefault(prompt, []).append(preference)
-    share = math.fsum(math.fsum(each) / len(each) for each in by_prompt.values()) / len(by_prompt)
-    return wilson(min(1.0, max(0.0, share)), len(by_prompt))
+    return wilson(min(1.0, max(0.0, math.fsum(means) / len(means))), len(means))
 
 
-def first_position(votes: Sequence[BothOrders]) -> tuple[Rate | None, float | None]:
+def first_position(votes: Sequence[tuple[str, BothOrders]]) -> tuple[Rate | None, float | None]:
     """The share of decided votes for the answer shown first (one half is no bias), and the share of pairs of which both
     orders say the same; None where there is none.
+
+    `votes`: prompt and both orders' votes on one pair, which are one observation; each prompt weighs alike.
     """
-    decided = [v for both in votes for v in (both.ours_first, both.ours_second) if v is not None and v != "tie"]
-    agreed = [agree for both in votes if (agree := both.agree) is not None]
-    first = wilson(sum(v == "first" for v in decided) / len(decided), len(decided)) if decided else None
-    return first, sum(agreed) / len(agreed) if agreed else None
+    first = win_rate((prompt, share) for prompt, both in votes if (share := both.for_first) is not None)
+    agreed = mean_over_prompts((prompt, float(agree)) for prompt, both in votes if (agree := both.agree) is not None)
+    return first, agreed

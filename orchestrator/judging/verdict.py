@@ -67,6 +67,7 @@ class Verdict(Frozen):
     """Who judged, in words: a model's name."""
     decoding: HowDecoded
     wins: int
+    """Prompts whose samples' mean preference is the trial's; ties are those of exactly one half."""
     ties: int
     losses: int
     left_out: int
@@ -81,12 +82,13 @@ class Verdict(Frozen):
     """Whether the length-controlled one knows how hard each prompt is."""
     length: float
     start_length: float
-    """Mean characters of an answer."""
+    """Mean characters of an answer; as all means here, over prompts, of each prompt's mean over its samples."""
     score: float | None
     start_score: float | None
     """Share of right answers (checker) or mean reward (reward); None for an endpoint."""
     first: Rate | None
-    """Share of decided votes for the answer that was shown first; None where order plays no part."""
+    """Share of decided votes for the answer that was shown first, both orders of a pair as one observation; None where
+    order plays no part."""
     agree: float | None
     """Share of pairs of which both orders say the same."""
     asked: Asked | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 
@@ -12,6 +13,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study import lease, specs
 from orchestrator.study.driver import Driver
+from orchestrator.study.heartbeat import Heartbeat
 from orchestrator.study.issue import Issuer
 from orchestrator.study.knowing import Known
 from orchestrator.study.reader import StudyReader
@@ -26,6 +28,7 @@ class DrivenStudy(StudyReader):
     def __init__(self, folder: SweepFolder, store: Store) -> None:
         super().__init__(folder, store)
         self._driver: Driver | None = None
+        self._heart: Heartbeat | None = None
         self._gpus = 1.0
         self._take_spec(self.spec)
 
@@ -45,12 +48,30 @@ class DrivenStudy(StudyReader):
             pass
 
     def beat(self) -> None:
-        """A sign of life, now and then; SweepHeld where another driver has taken over meanwhile."""
-        if self._driver is not None and self._driver.silent >= lease.BEAT:
+        """Called now and then while waiting: SweepHeld where another driver has taken over meanwhile."""
+        if self._driver is not None and (self._driver.fenced or self._driver.silent >= lease.BEAT):
             self.begin()
+
+    @property
+    def fenced(self) -> bool:
+        """Whether another driver has taken over from this one, which has noticed."""
+        return self._driver is not None and self._driver.fenced
+
+    def check_fence(self) -> None:
+        """SweepHeld where another driver has taken over from this one; for what is told elsewhere than in the study.
+
+        From any thread. The database is asked only where this driver was silent for so long that it may be.
+        """
+        driver = self._driver
+        if driver is not None and (driver.fenced or driver.silent >= lease.PATIENCE / 2):
+            with self._store.beside() as c:
+                driver.still_mine(c)
 
     def dispose(self) -> None:
         """Leave the study to the next driver and give the database connections back. Held trials stay RUNNING."""
+        if self._heart is not None:
+            self._heart.end()
+            self._heart = None
         if self._driver is not None:
             # What the database refuses here is only a courtesy: the next driver sees that this process has ended.
             with suppress(StorageRefused), self._store.writing() as c:
@@ -109,11 +130,21 @@ class DrivenStudy(StudyReader):
             Driver.await_turn(self._ledger, self._store.reading)
             with self._store.writing() as c:
                 driver = Driver.begin(self._ledger, c)
-            self._driver = driver
+            self._driver, self._heart = driver, Heartbeat(functools.partial(self._show_life, driver))
             self._remembered.alone()
         with self._store.writing() as c:
             self._driver.still_mine(c)
             yield c
+
+    @contextmanager
+    def _writing(self) -> Generator[Connection]:
+        """A driver's notes and answers to requests are refused too once another one has taken over."""
+        with super()._writing() if self._driver is None else self._driving() as c:
+            yield c
+
+    def _show_life(self, driver: Driver) -> None:
+        with self._store.beside() as c:
+            driver.beat(c)
 
     def _limit(self, c: Connection, trials: Sequence[Known]) -> str:
         return self._issuer.limit(c, trials, lambda: self._spent(c))

@@ -24,8 +24,10 @@ class Driver:
 
     def __init__(self, ledger: Ledger, token: int) -> None:
         self._ledger, self._token = ledger, token
-        self._began = self._spoke = time.monotonic()
+        self._began, self._spoke = time.monotonic(), lease.clock()
         self._rests_since: float | None = None
+        self.fenced = False
+        """Whether a write was refused because a newer driver took over."""
 
     @classmethod
     def begin(cls, ledger: Ledger, c: Connection) -> Driver:
@@ -42,19 +44,25 @@ class Driver:
 
     @staticmethod
     def await_turn(ledger: Ledger, reading: Callable[[], AbstractContextManager[Connection]]) -> None:
-        """Return once no driver lives; SweepHeld, naming it, when one does. A silent one is watched for a while."""
+        """Return once no driver lives; SweepHeld, naming it, when one does.
+
+        One of this machine holds the sweep while its process lives. One elsewhere is watched: it has lost the sweep
+        when it shows no sign of life for `lease.PATIENCE` seconds.
+        """
         with reading() as c:
             identity = ledger.identity(c)
             holder = ledger.holder(c, identity.driver) if identity is not None and identity.driver else ""
         if identity is None or not holder or lease.is_gone(holder):
             return
+        if lease.lives_here(holder):
+            raise SweepHeld(ledger.sweep, lease.shown(holder), stopped=lease.is_stopped(holder))
 
-        def seconds() -> float | None:
+        def signs() -> tuple[float, int] | None:
             with reading() as c:
                 now = ledger.identity(c)
-                return ledger.seconds_of(c, identity.driver) if now is not None and now.driver else None
+                return ledger.signs_of_life(c, identity.driver) if now is not None and now.driver else None
 
-        if not lease.goes_silent(seconds, lease.PATIENCE):
+        if not lease.goes_silent(signs, lease.PATIENCE):
             raise SweepHeld(ledger.sweep, lease.shown(holder))
 
     def leave(self, c: Connection) -> None:
@@ -78,16 +86,22 @@ class Driver:
 
     @property
     def silent(self) -> float:
-        """Seconds since this driver last wrote."""
-        return time.monotonic() - self._spoke
+        """Seconds since a write of this driver was last accepted, the machine's sleep included."""
+        return lease.clock() - self._spoke
+
+    def beat(self, c: Connection) -> None:
+        """A sign of life. Raises SweepHeld as `still_mine` does."""
+        self.still_mine(c)
+        self._ledger.beat(c, self._token)
 
     def still_mine(self, c: Connection) -> None:
         """Refuse the write if a newer driver took over; else note the time worked."""
         identity = self._ledger.identity(c, lock=True)
-        if identity is None or identity.driver != self._token:
+        if self.fenced or identity is None or identity.driver != self._token:
+            self.fenced = True
             raise SweepHeld(self._ledger.sweep, self._holder(c, 0 if identity is None else identity.driver))
         self._ledger.worked(c, self._token, self.seconds)
-        self._spoke = time.monotonic()
+        self._spoke = lease.clock()
 
     def _holder(self, c: Connection, token: int) -> str:
         return lease.shown(self._ledger.holder(c, token)) if token else "nobody any more"

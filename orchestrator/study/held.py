@@ -38,9 +38,15 @@ class Held:
     watch: Watch
     told: Told | None = None
     """What was committed of it; None: to be read, as after a transaction that failed."""
-    since: float = field(default_factory=lambda: time.monotonic())
+    since: float | None = None
+    """By the monotonic clock, when a worker took it; None while it waits for one."""
+
+    def begin(self) -> None:
+        """A worker has it now. Called again, it changes nothing."""
+        if self.since is None:
+            self.since = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """How long a worker has had it."""
-        return time.monotonic() - self.since
+        return 0.0 if self.since is None else time.monotonic() - self.since

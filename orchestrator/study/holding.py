@@ -27,6 +27,11 @@ class HoldingStudy(DrivenStudy):
         super().__init__(folder, store)
         self._held: dict[int, Held] = {}
 
+    def begun(self, trial: Trial) -> None:
+        """A worker has begun with this trial: GPU time counts from now on, not from when it was issued. The first call
+        counts."""
+        self._hold(trial, "beginning it").begin()
+
     def close(self, trial: Trial, outcome: Outcome, worker: str = "") -> TrialRecord:
         """End the trial for good; the record says how it ended. The same again changes nothing, another is refused.
 

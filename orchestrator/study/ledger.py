@@ -15,7 +15,7 @@ from orchestrator.study import statements as made
 from orchestrator.study.guard import as_number
 from orchestrator.study.held import Told
 from orchestrator.study.records import Event, Request, SpecVersion
-from orchestrator.study.tables import ATTEMPT, DRIVER, EVENT, JUDGED, PAIRS, PROGRESS, REQUEST, SPEC, SWEEP
+from orchestrator.study.tables import ATTEMPT, BEAT, DRIVER, EVENT, JUDGED, PAIRS, PROGRESS, REQUEST, SPEC, SWEEP
 from trainer.report import Point
 
 
@@ -58,6 +58,7 @@ class Ledger:
         """A new driver's token; from here on only its writes are accepted."""
         token = self._next(c, DRIVER, "driver")
         c.execute(insert(DRIVER).values(sweep=self.sweep, driver=token, holder=holder, at=time.time(), seconds=0.0))
+        c.execute(insert(BEAT).values(sweep=self.sweep, driver=token, beats=0))
         c.execute(update(SWEEP).where(SWEEP.c.sweep == self.sweep).values(driver=token))
         return token
 
@@ -71,10 +72,20 @@ class Ledger:
         mine = (SWEEP.c.sweep == self.sweep) & (SWEEP.c.driver == token)
         c.execute(update(SWEEP).where(mine).values(driver=0))
 
-    def seconds_of(self, c: Connection, token: int) -> float:
-        """How long that driver has been at it."""
-        query = select(DRIVER.c.seconds).where(DRIVER.c.sweep == self.sweep, DRIVER.c.driver == token)
-        return float(c.execute(query).scalar_one())
+    def signs_of_life(self, c: Connection, token: int) -> tuple[float, int]:
+        """Two numbers of that driver of which one grows while it lives: its working time, and its heartbeats.
+
+        An older version of this program writes no heartbeats.
+        """
+        mine = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver == token)
+        beats = select(BEAT.c.beats).where(BEAT.c.sweep == self.sweep, BEAT.c.driver == token)
+        seconds = float(c.execute(select(DRIVER.c.seconds).where(mine)).scalar_one())
+        return seconds, int(c.execute(beats).scalar_one_or_none() or 0)
+
+    def beat(self, c: Connection, token: int) -> None:
+        """One more sign of life of this driver."""
+        mine = (BEAT.c.sweep == self.sweep) & (BEAT.c.driver == token)
+        c.execute(update(BEAT).where(mine).values(beats=BEAT.c.beats + 1))
 
     def worked(self, c: Connection, token: int, seconds: float) -> None:
         """How long this driver has been at it."""

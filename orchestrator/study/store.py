@@ -134,6 +134,15 @@ class Store:
         failpoint("study.committed")
 
     @contextmanager
+    def beside(self) -> Generator[Connection]:
+        """A short transaction on our own tables alone, for threads beside the driver's: where it fails, what the driver
+        remembers of its own stays."""
+        with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
+            if self._sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    @contextmanager
     def reading(self) -> Generator[Connection]:
         """One moment of the database, whatever a writer does meanwhile."""
         with self._lock, self._refusals(), self.storage.engine.connect() as connection:

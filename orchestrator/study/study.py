@@ -117,6 +117,7 @@ class Study(HoldingStudy):
         points, verdict = self.accept(trial, points)
         with self._driving() as c:
             held = self._hold(trial, "points")
+            held.begin()
             self._worked(c, held)
             before, held.told = held.told or self._ledger.told(c, trial.number), None
             fresh = {p.step: p for p in reversed(points) if p.step not in before.steps}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Integer, MetaData, String, Table, Text
 
-SCHEMA = 5
+SCHEMA = 6
 """Version of these tables; a database of a later one is refused, one of an earlier one gets what it lacks."""
 FIRST_NAMED_SO = 5
 """Before it trials had other names: this version would take every trial for one it never had."""
@@ -49,6 +49,14 @@ DRIVER = Table(
     Column("holder", Text, nullable=False),
     Column("at", Float, nullable=False),
     Column("seconds", Float, nullable=False),  # by the monotonic clock
+)
+
+BEAT = Table(
+    "prefsweep_beat",
+    METADATA,
+    _sweep(),
+    _number("driver"),
+    Column("beats", Integer, nullable=False),  # signs of life so far; working time stands still in a pause
 )
 
 POINT = Table(

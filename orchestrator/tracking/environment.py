@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-import subprocess
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
+
+from orchestrator.engine.nvidia import NvidiaSmiHangs, output_of, query_gpus
 
 _SECONDS = 10.0
 
@@ -51,8 +52,10 @@ def _packages() -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    listed = _ask("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
-    return [line.strip() for line in (listed or "").splitlines() if line.strip()]
+    try:
+        return query_gpus("name,memory.total,driver_version")
+    except NvidiaSmiHangs as why:
+        return [str(why)]
 
 
 def _memory_gib() -> float | None:
@@ -65,8 +68,4 @@ def _ask(*command: str) -> str | None:
     """What the command prints; None where it is missing, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return None
-    return done.stdout if done.returncode == 0 else None
+    return output_of(command, _SECONDS) or None

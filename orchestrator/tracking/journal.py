@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 from orchestrator.errors import StorageRefused
@@ -12,6 +13,9 @@ from orchestrator.tracking.messages import BadLine, Message, decode, encode
 from trainer.storage.durable import sync
 
 _log = logging.getLogger(__name__)
+
+_LONGEST_LINE = 1 << 24
+"""Bytes looked at for the end of a message."""
 
 
 class Damaged(StorageRefused):
@@ -29,6 +33,8 @@ class Journal:
         self.path = path
         self.last = 0
         """Number of the last message."""
+        self.name = ""
+        """Digest of the first message, by which positions in this journal name it; empty while there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self.end = os.lseek(self._file, 0, os.SEEK_END)
@@ -42,7 +48,7 @@ class Journal:
                 found = self._whole(line)
                 if found is None:
                     break
-                self.last = found[0]
+                self._see(found[0], line)
                 offset += len(line)
                 yield found
         if offset < self.end:
@@ -57,8 +63,20 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._file, self.end)
             raise StorageRefused(f"{self.path} refused: {error.strerror}") from error
-        self.last += 1
+        self._see(self.last + 1, line)
         self.end += len(line)
+
+    def holds(self, seq: int, offset: int) -> bool:
+        """Whether message number `seq` ends at this offset; nothing ends at the beginning."""
+        if not 0 < offset <= self.end:
+            return (seq, offset) == (0, 0)
+        with self.path.open("rb") as stream:
+            stream.seek(max(0, offset - _LONGEST_LINE))
+            lines = stream.read(min(offset, _LONGEST_LINE)).splitlines(keepends=True)
+        try:
+            return lines[-1].endswith(b"\n") and decode(lines[-1][:-1])[0] == seq
+        except BadLine:
+            return False
 
     def read(self, offset: int, end: int, most: int) -> list[tuple[Message, int]]:
         """Up to `most` messages from this offset on, before `end`, each with the next one's offset; one at least."""
@@ -80,6 +98,11 @@ class Journal:
     def close(self) -> None:
         """No more appends."""
         os.close(self._file)
+
+    def _see(self, seq: int, line: bytes) -> None:
+        if not self.name:
+            self.name = sha256(line).hexdigest()[:16]
+        self.last = seq
 
     def _whole(self, line: bytes) -> tuple[int, Message] | None:
         if not line.endswith(b"\n"):

@@ -9,12 +9,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from orchestrator.errors import StorageRefused
+from orchestrator.errors import StorageRefused, SweepHeld
 from orchestrator.study.guard import as_number
 from orchestrator.tracking.groups import groups
 from orchestrator.tracking.journal import Journal
@@ -54,8 +54,9 @@ class Outbox:
     will never take). A message is delivered at least once; receivers ignore what they know, so it counts once.
     """
 
-    def __init__(self, folder: Path, deliver: Receiver) -> None:
-        self._folder, self._receiver = folder, deliver
+    def __init__(self, folder: Path, deliver: Receiver, *, fence: Callable[[], None] = lambda: None) -> None:
+        """`fence` raises SweepHeld once another driver has taken over: from then on nothing is told or delivered."""
+        self._folder, self._receiver, self._fence = folder, deliver, fence
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(folder)
         self._journal = Journal(folder / "messages.jsonl")
@@ -131,6 +132,7 @@ class Outbox:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _tell(self, message: Message) -> None:
+        self._fence()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the outbox is closed")
@@ -203,15 +205,20 @@ class Outbox:
         return True
 
     def _deliver(self, group: Sequence[tuple[int, Message]]) -> bool:
-        """Try until the receiver takes or refuses these numbered messages; False when the outbox was closed meanwhile.
+        """Try until the receiver takes or refuses these numbered messages; False when the outbox was closed meanwhile,
+        or when another driver has taken over.
 
         Refused together, they are tried one by one: only those that are refused alone are set aside.
         """
         wait = FIRST_WAIT
         while not self._abandoned:
             try:
+                self._fence()
                 self._tell_receiver([message for _, message in group])
-            except Unreachable as error:
+            except SweepHeld as error:
+                self._trouble = f"nothing more is told: {error}"
+                return False
+            except (Unreachable, StorageRefused) as error:
                 if not self._trouble:
                     _log.warning("tracking is unreachable, messages wait on the disk: %s", error)
                 self._trouble = str(error)
@@ -255,7 +262,7 @@ class Outbox:
             self._seq, self._offset = seq, offset
             # Not flushed: losing it costs a second delivery, which changes nothing.
             aside = self._folder / "delivered.json.tmp"
-            aside.write_text(json.dumps({"seq": self._seq, "offset": self._offset}))
+            aside.write_text(json.dumps({"seq": self._seq, "offset": self._offset, "journal": self._journal.name}))
             aside.replace(self._folder / "delivered.json")
             failpoint("outbox.advanced")
             self._changed.notify_all()
@@ -293,13 +300,20 @@ def _lock(folder: Path) -> int:
 
 
 def _read_position(path: Path, journal: Journal) -> tuple[int, int]:
-    """How far delivery got. Without a readable note it starts over: receivers ignore what they know."""
+    """How far delivery of this journal got: number and end of the last message that was delivered.
+
+    Without a note, or with one of another journal, it starts over: receivers ignore what they know. An older version's
+    note names no journal: it counts where its message ends where it says.
+    """
     if not path.is_file():
         return 0, 0
     try:
         note = json.loads(path.read_text())
-        seq, offset = int(note["seq"]), int(note["offset"])
-    except (ValueError, KeyError, TypeError):
+        seq, offset, name = int(note["seq"]), int(note["offset"]), str(note.get("journal", journal.name))
+    except (ValueError, KeyError, TypeError, AttributeError):
         _log.warning("%s is not readable: everything is delivered again (known messages change nothing)", path)
         return 0, 0
-    return (seq, offset) if offset <= journal.end else (journal.last, journal.end)
+    if name == journal.name and journal.holds(seq, offset):
+        return seq, offset
+    _log.warning("%s is of another journal: all of this one is delivered (known messages change nothing)", path)
+    return 0, 0

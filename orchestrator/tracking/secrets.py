@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 MASK = "***"
@@ -12,15 +13,26 @@ _SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL|WEBHOOK"
 _SHORTEST = 8
 """Shorter values are no secrets but words like `true` or `0`; masking them would garble everything."""
 _URI_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+@")
-_PATHS = re.compile(r"^[~./]")
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
     """Values of environment variables whose names say that they are secret, longest first."""
     found = os.environ if environment is None else environment
     values = {v for name, v in found.items() if _SECRET_NAME.search(name) and len(v) >= _SHORTEST}
-    # A key's file name is no key (SSH_KEY=~/.ssh/id): it may well be part of an ordinary path.
-    return sorted((v for v in values if not _PATHS.match(v)), key=len, reverse=True)
+    return sorted((v for v in values if not _is_place(v)), key=len, reverse=True)
+
+
+def _is_place(value: str) -> bool:
+    """Whether this is a file's or a folder's name, as in SSH_KEY=~/.ssh/id: no secret, and part of ordinary paths.
+
+    Passwords may begin like a path too: only what is there is one.
+    """
+    if not value.startswith(("/", ".", "~")):
+        return False
+    try:
+        return Path(value).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, or of a user who is not there
+        return False
 
 
 def redact(text: str, secrets: list[str] | None = None) -> str:

@@ -45,7 +45,8 @@ def write_script(root: Path, **script: Any) -> None:
 
 
 class ScriptedWorkshop:
-    """Behaviours by trial number: ok, slow, bug, memory, nan, die (once), deadly (always), nogoal."""
+    """Behaviours by trial number: ok, slow, bug, memory, nan, die (once), deadly (always), nogoal, device (a GPU fails,
+    once). `gpu` in the script: as if the process used one."""
 
     def __init__(self, cache: Path) -> None:
         self._cache, self._root = cache, cache.parent
@@ -68,6 +69,10 @@ class ScriptedWorkshop:
         what = script.get("trials", {}).get(str(number), "ok")
         steps, pause = script.get("steps", 4), script.get("pause", 0.0)
         self.counters["trials"] += 1
+        if script.get("gpu"):
+            import torch
+
+            torch.cuda.is_initialized = lambda: True
         done = 0
         for place in (*earlier, folder):
             if (place / "checkpoint.json").is_file():
@@ -95,6 +100,8 @@ class ScriptedWorkshop:
                 raise ValueError(f"scripted bug in trial {number}")
             if step == 1 and what == "memory":
                 raise MemoryError
+            if step == 3 and what == "device" and not earlier:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_...")
         return Ending(EndKind.FINISHED, "", steps)
 
 

@@ -58,7 +58,8 @@ def told(points: Sequence[Point]) -> list[tuple[int, dict[str, float]]]:
 
 
 class Mortal:
-    """The trainer's workshop; in the first attempt the process named in `die` kills itself after update 3."""
+    """The trainer's workshop; in the first attempt the process named in `die` kills itself after update 3, and the one
+    named in `device` fails as if its GPU had."""
 
     def __init__(self, cache: Path) -> None:
         from trainer.run import Workshop
@@ -76,7 +77,7 @@ class Mortal:
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[Point, None, Ending]:
-        asked = self._root / "die"
+        asked, fails = self._root / "die", self._root / "device"
         if earlier:
             left = [pid for pid in (self._root / "pids").read_text().split() if _lives(int(pid))]
             (self._root / f"left-{self._rank}").write_text(" ".join(left))
@@ -91,6 +92,8 @@ class Mortal:
                 return end.value
             if point.step == 3 and not earlier and asked.is_file() and int(asked.read_text()) == self._rank:
                 os.kill(os.getpid(), signal.SIGKILL)
+            if point.step == 3 and not earlier and fails.is_file() and int(fails.read_text()) == self._rank:
+                raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
             yield point
 
 

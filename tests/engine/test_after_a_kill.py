@@ -38,6 +38,8 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
             study.begin(2.0)
             trial = study.claim()
             assert isinstance(trial, Trial)
+            now += 100.0  # it waits for a slot
+            study.begun(trial)
             now += 10.0
             study.observe(trial, [Point(1, {METRIC: 0.5})])
             now += 5.0
@@ -52,6 +54,9 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
         trial = study.claim()
         assert isinstance(trial, Trial)
         assert (trial.number, trial.attempt) == (0, 2)
+        now += 100.0
+        assert study.spent().gpu_hours * 3600 == pytest.approx(20.0), "waiting for a slot is no GPU time"
+        study.begun(trial)
         now += 4.0
         assert study.spent().gpu_hours * 3600 == pytest.approx(28.0)
         assert study.exhausted() == ""

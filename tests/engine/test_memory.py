@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from scripted import ListSink, SilentView, make_spec, sweep_folder
+from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.engine import memory
 from orchestrator.engine.attempt import Attempt
 from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.messages import End, EndKind, Job, Report
+from orchestrator.engine.messages import WORKER_FILE, End, EndKind, Job, Report
 from orchestrator.engine.stopping import Interrupt
+from orchestrator.study import lease
 from orchestrator.study.state import FailureKind, TrialState
 from orchestrator.study.study import Study
 from trainer.config import TrialConfig
@@ -120,9 +121,21 @@ def test_the_bound_holds_over_a_resume(study: Study) -> None:
     assert resumed.study.trials()[0].state is TrialState.FAILED
 
 
-def test_a_killed_worker_is_out_of_memory_only_where_that_can_be_told(
-    study: Study, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def kills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The kernel's counter is what is in here."""
+    found = [memory.kernel_kills()]
+    monkeypatch.setattr(memory, "kernel_kills", lambda: sum(found))
+    return found
+
+
+def taken(job: Job, by: str = "") -> Job:
+    """As if a worker had it: of this machine, where nothing else is said."""
+    (job.folder / WORKER_FILE).write_text(by or lease.signature())
+    return job
+
+
+def test_a_killed_worker_is_out_of_memory_only_where_that_can_be_told(study: Study, kills: list[int]) -> None:
     driven = Driven(study)
     driven.conductor.lost(driven.job().id, GUESSING)
     job = driven.job()
@@ -130,12 +143,57 @@ def test_a_killed_worker_is_out_of_memory_only_where_that_can_be_told(
     driven.conductor.lost(job.id, "OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory.")
     job = driven.job()
     assert (budget(job), job.attempt) == (4096, 3)
-    before = memory.kernel_kills()
-    monkeypatch.setattr(memory, "kernel_kills", lambda: before + 1)
-    driven.conductor.lost(job.id, GUESSING)
+    kills.append(1)
+    driven.conductor.lost(taken(job).id, GUESSING)
     assert budget(driven.job()) == 2048
     kinds = [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")]
     assert kinds == ["worker lost", "out of memory", "out of memory"]
+
+
+def test_a_kill_of_the_kernel_is_charged_to_one_lost_worker(study: Study, kills: list[int]) -> None:
+    driven = Driven(study)
+    first, second, third = (taken(driven.job()) for _ in range(3))
+    kills.append(1)
+    driven.conductor.lost(first.id, GUESSING)
+    assert budget(driven.job()) == 4096
+    driven.conductor.lost(second.id, GUESSING)
+    driven.conductor.lost(third.id, GUESSING)
+    told = [(e.kind, e.trial) for e in study.events() if e.kind in ("worker lost", "out of memory")]
+    assert told == [("out of memory", 0), ("worker lost", 1), ("worker lost", 2)], "one kill is one worker's"
+    kills += [1, 1]
+    for _ in range(2):
+        driven.conductor.lost(taken(driven.job()).id, GUESSING)
+    told = [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")]
+    assert told[3:] == ["worker lost"] * 2, "both were killed before these two workers began"
+
+
+def test_a_kill_before_a_workers_last_report_was_not_that_worker(study: Study, kills: list[int]) -> None:
+    driven = Driven(study)
+    job = taken(driven.job())
+    kills.append(1)  # something else on this machine
+    assert driven.conductor.heard(job.id, Report([Point(0, {"loss": 1.0})], None, 1))
+    driven.conductor.lost(job.id, GUESSING)
+    assert [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")] == ["worker lost"]
+
+
+@pytest.mark.parametrize("where", ["another machine", "not known"])
+def test_a_kill_on_this_machine_says_nothing_of_a_worker_elsewhere(study: Study, kills: list[int], where: str) -> None:
+    driven = Driven(study)
+    job = driven.job()
+    if where == "another machine":
+        taken(job, "pid 7 on there, process another-boot/pid:[1]/99")
+    kills.append(1)
+    driven.conductor.lost(job.id, GUESSING)
+    assert [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")] == ["worker lost"]
+
+
+def test_an_attempt_says_which_process_has_it(tmp_path: Path) -> None:
+    job = Job("0", 1, make_spec().base.model_dump_json(), tmp_path / "trials" / "0000" / "1")
+    write_script(tmp_path)
+    attempt = Attempt(job, lambda: ScriptedWorkshop(tmp_path / "cache"))
+    assert not memory.is_on_this_machine(job.folder)
+    attempt.pull()
+    assert memory.is_on_this_machine(job.folder)
 
 
 def test_kernel_kills_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,6 +129,21 @@ def test_a_process_is_killed_and_the_trial_goes_on_from_its_checkpoint(
 
 
 @pytest.mark.slow
+def test_a_gpu_that_fails_in_one_process_costs_all_of_them_and_not_the_trial(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    root.mkdir()
+    (root / "device").write_text("1")
+    stop, study, _ = run(root, spec("ddp"))
+    assert stop.kind is StopKind.FINISHED, stop
+    assert [r.attempts for r in study.trials()] == [2]
+    (lost,) = [event.text for event in study.events() if event.kind == "worker lost"]
+    assert "process 2 of 2 cannot go on: RuntimeError: CUDA error: uncorrectable ECC" in lost
+    assert "uncorrectable ECC" in (study.folder.attempt(0, 1) / "failure.txt").read_text()
+    assert [(root / f"left-{n}").read_text() for n in range(2)] == ["", ""], "both processes were ended first"
+    assert_as_alone(study, 0, tmp_path / "cache", tmp_path / "alone")
+
+
+@pytest.mark.slow
 def test_interrupted_and_continued_in_one_process_and_again_in_two(tmp_path: Path) -> None:
     root, sweep = tmp_path / "runs", spec("fsdp2", steps=60)
     for slots in (TWO, ONE):

@@ -7,8 +7,12 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Event
+from typing import Any
 
 import pytest
+from scripted import ListSink
 from study_help import GRID, evaluated, make_spec
 
 from orchestrator.errors import ExitCode, NameTaken, SweepHeld
@@ -17,6 +21,7 @@ from orchestrator.spec.dump import dump
 from orchestrator.study import lease
 from orchestrator.study.records import Trial
 from orchestrator.study.study import Study
+from orchestrator.tracking.outbox import Outbox
 
 DRIVER = """
 import sys, time
@@ -27,17 +32,30 @@ from orchestrator.folders import SweepFolder
 from orchestrator.study import lease
 from orchestrator.study.study import Study
 lease.PATIENCE, lease.BEAT = 1.5, 0.2
+root, machine, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+if machine != "here":
+    lease._place = lambda: machine
+study = Study.open(SweepFolder(root, "s"))
 try:
-    study = Study.open(SweepFolder(Path(sys.argv[1]), "s"))
     trial = study.claim()
     print("drives", trial.number, trial.attempt, flush=True)
     step = 0
-    while not (Path(sys.argv[1]) / "enough").exists():
+    if what == "rests":
+        study.rest("lunch")
+    while not (root / "enough").exists():
         time.sleep(0.1)
-        study.observe(trial, [evaluated(step := step + 1, 0.1 * trial.attempt)])
+        if what == "trains":
+            study.observe(trial, [evaluated(step := step + 1, 0.1 * trial.attempt)])
     study.dispose()
 except SweepHeld as error:
     print(error, flush=True)
+    zombie = study.fenced
+    for write in (lambda: study.note("late", "x"), lambda: study.done(1), lambda: study.request("stop")) * zombie:
+        try:
+            write()
+            print("written", flush=True)
+        except SweepHeld:
+            print("refused", flush=True)
     sys.exit(4)
 """
 
@@ -48,10 +66,13 @@ def root(quick_path: Path) -> Path:
     return quick_path
 
 
-def driver(root: Path) -> subprocess.Popen[str]:
+def driver(root: Path, machine: str = "here", what: str = "trains") -> subprocess.Popen[str]:
+    """A driver in a process of its own; on another machine than this one as far as it can tell."""
     path = os.pathsep.join([str(Path(__file__).parent.parent / "study"), *sys.path])
     env = os.environ | {"PYTHONPATH": path}
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(root)], env=env, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(root), machine, what], env=env, stdout=subprocess.PIPE, text=True
+    )
 
 
 def said(process: subprocess.Popen[str]) -> str:
@@ -60,18 +81,21 @@ def said(process: subprocess.Popen[str]) -> str:
 
 
 def test_a_driver_that_slept_finds_its_writes_refused(root: Path) -> None:
-    """As two machines see it: no lock of the folder between them, only the study."""
-    first = driver(root)
+    """As machines see it that share nothing but the study: no lock of the folder, no look at each other's processes."""
+    first = driver(root, "a")
     assert said(first) == "drives 0 1"
-    second = driver(root)
+    second = driver(root, "b")
     assert f"pid {first.pid} on" in said(second), "a living driver is not robbed"
     assert second.wait() == ExitCode.HELD
 
     first.send_signal(signal.SIGSTOP)
-    third = driver(root)
+    third = driver(root, "b")
     assert said(third) == "drives 0 2"
+    with Study.open(SweepFolder(root, "s")) as study:
+        assert study.request("pause", "for the new driver", trial=0) == 1
     first.send_signal(signal.SIGCONT)
     assert f"pid {third.pid} on" in said(first)
+    assert [said(first) for _ in range(3)] == ["refused"] * 3, "notes and answers pass the fence as well"
     assert first.wait() == ExitCode.HELD
     (root / "enough").touch()
     assert third.wait() == 0
@@ -80,6 +104,37 @@ def test_a_driver_that_slept_finds_its_writes_refused(root: Path) -> None:
         steps = [p.step for p in study.points(0)]
         assert steps == list(range(1, len(steps) + 1))
         assert [e.text.split()[1] for e in study.events() if e.kind == "driver"] == [str(first.pid), str(third.pid)]
+        assert not any(e.kind == "late" for e in study.events())
+        assert [r.seq for r in study.requests()] == [1], "the zombie has eaten none"
+
+
+@pytest.mark.parametrize("what", ["rests", "waits"])
+def test_a_driver_that_has_nothing_to_write_is_not_overtaken(root: Path, what: str) -> None:
+    """A paused sweep's, or one that waits for something slow: longer than the other one's patience."""
+    first = driver(root, "a", what)
+    assert said(first) == "drives 0 1"
+    second = driver(root, "b")
+    assert f"pid {first.pid} on" in said(second)
+    assert second.wait() == ExitCode.HELD
+    (root / "enough").touch()
+    assert first.wait() == 0
+    if what == "rests":
+        with Study.open(SweepFolder(root, "s")) as study:
+            assert study.spent().hours * 3600 < lease.BEAT, "a pause is no working time, whatever beats"
+
+
+def test_a_process_that_lives_on_this_machine_is_never_overtaken(root: Path) -> None:
+    first = driver(root)
+    assert said(first) == "drives 0 1"
+    first.send_signal(signal.SIGSTOP)
+    second = driver(root)
+    refused = said(second)
+    assert f"pid {first.pid} on" in refused
+    assert "stopped by a signal" in refused, "the way out is said: it answers no request"
+    assert second.wait() == ExitCode.HELD
+    first.send_signal(signal.SIGCONT)
+    (root / "enough").touch()
+    assert first.wait() == 0
 
 
 @pytest.fixture
@@ -153,10 +208,50 @@ def test_of_many_that_begin_at_once_one_does(quick_path: Path, count: int) -> No
 
 
 def test_a_beat_notices_who_took_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "BEAT", 0.0)
     with Study.open(SweepFolder(root, "s")) as first, Study.open(SweepFolder(root, "s")) as second:
         first.begin()
         first.beat()
         second.begin()
+        monkeypatch.setattr(lease, "BEAT", 0.0)
+        assert not first.fenced
         with pytest.raises(SweepHeld, match="pid"):
             first.beat()
+        assert first.fenced
+
+
+def test_a_fenced_driver_tells_mlflow_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = Heard()
+    with Study.open(SweepFolder(root, "s")) as first, Study.open(SweepFolder(root, "s")) as second:
+        first.begin()
+        box = Outbox(root / "outbox", seen, fence=first.check_fence)
+        box.tag("0", {"by": "first"})
+        assert seen.queue.get(timeout=60) == {"by": "first"}
+        seen.hold.clear()
+        box.tag("0", {"by": "first, on its way"})
+        assert seen.queue.get(timeout=60) == {"by": "first, on its way"}
+        box.tag("0", {"by": "first, not yet delivered"})
+        second.begin()
+        monkeypatch.setattr(lease, "PATIENCE", 0.0)  # as if it had slept so long
+        seen.hold.set()
+        with pytest.raises(SweepHeld):
+            box.tag("0", {"by": "a zombie"})
+        assert box.close(60.0) == 1
+        assert seen.queue.empty(), "what it had told and not delivered waits for whoever resumes here"
+        assert "zombie" not in (root / "outbox" / "messages.jsonl").read_text()
+        box = Outbox(root / "outbox", seen, fence=second.check_fence)
+        assert box.close(60.0) == 0
+        assert seen.queue.get(timeout=60) == {"by": "first, not yet delivered"}
+
+
+class Heard(ListSink):
+    """A receiver whose calls can be held up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.queue: SimpleQueue[Any] = SimpleQueue()
+        self.hold = Event()
+        self.hold.set()
+
+    def tag(self, run: str, tags: Any) -> None:
+        self.queue.put(dict(tags))
+        assert self.hold.wait(60)

@@ -11,8 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 from local import drive, forked
-from scripted import make_spec
+from scripted import ListSink, SilentView, make_spec
 
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.stopping import Interrupt
 from orchestrator.folders import SweepFolder
 from orchestrator.study.errors import PasswordInUrl
 from orchestrator.study.study import Study
@@ -64,6 +66,62 @@ def test_a_password_in_the_studys_url_is_refused_and_not_repeated(quick_path: Pa
     with pytest.raises(PasswordInUrl) as refused:
         Study.create(SweepFolder(quick_path, "s"), spec)  # pyright: ignore[reportArgumentType]
     assert "canary" not in str(refused.value)
+
+
+def test_what_ray_says_of_a_lost_worker_tells_no_secret(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causes are Ray's own texts: they name environments, arguments and addresses."""
+    from orchestrator.engine import hosts, ranks
+    from orchestrator.engine.bridge import TuneTrial
+
+    for name, value in CANARIES.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("DB_PASSWORD", "/canary/0000006")
+    said = RuntimeError(" ".join([*CANARIES.values(), "/canary/0000006", "https://me:canary@host"]))
+    trial = TuneTrial("train", stub=True)
+    trial.handle_error(said)
+    for cause in (trial.cause, ranks._line(said), hosts._lost(said)):  # pyright: ignore[reportPrivateUsage]
+        assert "canary" not in cause
+        assert "***" in cause
+    view, sink = SilentView(), ListSink()
+    with Study.create(SweepFolder(quick_path, "s"), make_spec(1)) as study:
+        driven = Conductor(study, sink, view, Interrupt(lambda: ""), place=lambda c: c, on_closed=lambda _: None)
+        for _ in range(3):
+            job = driven.next(1)
+            assert job is not None
+            driven.lost(job.id, trial.cause)
+        assert driven.stop is not None
+        told = [driven.stop.text, *view.said, *(event.text for event in study.events()), str(sink.calls)]
+    assert "canary" not in "".join(told)
+    assert found_in(quick_path) == []
+
+
+def test_a_notice_and_a_refusal_tell_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from orchestrator.cli import main
+    from orchestrator.driving.notify import Notifier
+    from orchestrator.engine.stopping import Stop, StopKind
+    from orchestrator.spec.notify import Notify
+
+    monkeypatch.setenv("DB_PASSWORD", "/canary/0000006")
+    sent: list[dict[str, object]] = []
+
+    class Sent:
+        def send(self, notice: dict[str, object]) -> None:
+            sent.append(notice)
+
+        def troubles(self) -> list[str]:
+            return []
+
+        def close(self, timeout: float) -> None: ...
+
+    config = Notify.model_validate({"command": ["true"]})
+    Notifier(make_spec(1), SilentView(), Sent(), config).ended(  # pyright: ignore[reportArgumentType]
+        Stop(StopKind.WORKERS_LOST, "died of /canary/0000006"), None
+    )
+    assert "died of ***" in str(sent[0]["text"])
+    assert main(["status", "/canary/0000006"]) != 0
+    assert "canary" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.faults

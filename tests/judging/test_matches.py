@@ -47,7 +47,7 @@ def test_equal_answers_are_asked_of_nobody() -> None:
     assert len(to_ask([PAIRS[0], PAIRS[0], same])) == 2
 
 
-def test_a_verdict_counts_pairs_and_averages_samples() -> None:
+def test_a_verdict_counts_prompts_and_averages_their_samples() -> None:
     pairs = [
         match("a", "eight", "nine", sample=0),
         match("a", "nine", "nine!", sample=1),
@@ -57,10 +57,26 @@ def test_a_verdict_counts_pairs_and_averages_samples() -> None:
     opinion = by_checker(pairs)
     assert opinion is not None
     (verdict,) = conclude("checker", "rows", "sampled", {3: (pairs, opinion)})
-    assert (verdict.wins, verdict.ties, verdict.losses, verdict.left_out, verdict.prompts) == (1, 1, 1, 1, 2)
+    assert (verdict.wins, verdict.ties, verdict.losses, verdict.left_out, verdict.prompts) == (1, 0, 1, 1, 2)
     assert verdict.win_rate is not None
     assert verdict.win_rate.value == pytest.approx((0.75 + 0.0) / 2)
     assert verdict.lc_win_rate is None, "two prompts are too few"
     assert [(e.ours, e.preference) for e in verdict.examples] == [("eight", 1.0), ("five", 0.0)]
     assert [o.preference for o in verdict.outcomes] == [1.0, 0.5, 0.0, None]
     assert set(verdict.metrics()) == {"judge/checker_sampled_win_rate"}
+
+
+def test_a_prompt_with_many_samples_weighs_as_one_with_few() -> None:
+    """Prompt a is lost once, b won four times: scores, lengths, counts and rates say the same of both."""
+    pairs = [match("a", "nine", "eight", sample=0)]
+    pairs += [match("b", "It is eight.", "six", sample=k) for k in range(4)]
+    opinion = by_checker(pairs)
+    assert opinion is not None
+    assert (opinion.score, opinion.start_score) == (0.5, 0.5)
+    (verdict,) = conclude("checker", "rows", "sampled", {3: (pairs, opinion)})
+    assert (verdict.wins, verdict.ties, verdict.losses, verdict.prompts) == (1, 0, 1, 2)
+    assert (verdict.length, verdict.start_length) == (8.0, 4.0)
+    assert verdict.win_rate is not None
+    assert verdict.win_rate.value == 0.5
+    rewards = {scored(m, answer): float(len(answer)) for m in pairs for answer in (m.ours, m.theirs)}
+    assert (by_reward(pairs, rewards).score, by_reward(pairs, rewards).start_score) == (8.0, 4.0)

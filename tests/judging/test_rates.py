@@ -73,15 +73,25 @@ def test_no_share_is_refused() -> None:
             wilson(share, count)
 
 
-@given(st.lists(BOTH, max_size=30))
-def test_the_first_position(votes: list[BothOrders]) -> None:
+@given(st.lists(st.tuples(st.sampled_from("abcdef"), BOTH), max_size=30))
+def test_the_first_position_of_the_answers_exchanged_mirrors(votes: list[tuple[str, BothOrders]]) -> None:
     first, agree = first_position(votes)
-    decided = [v for both in votes for v in (both.ours_first, both.ours_second) if v in ("first", "second")]
-    assert (first is None) == (not decided)
-    if first is not None:
-        assert first.value == pytest.approx(decided.count("first") / len(decided))
-    swapped = [BothOrders(SWAPPED[b.ours_first], SWAPPED[b.ours_second]) for b in votes]
+    assert (first is None) == (
+        not any(v in ("first", "second") for _, b in votes for v in (b.ours_first, b.ours_second))
+    )
+    swapped = [(prompt, BothOrders(SWAPPED[b.ours_first], SWAPPED[b.ours_second])) for prompt, b in votes]
     other, same = first_position(swapped)
     assert same == agree
     if first is not None and other is not None:
         assert other.value == pytest.approx(1 - first.value)
+
+
+def test_both_orders_of_a_pair_are_one_observation_of_the_position() -> None:
+    """Forty votes on twenty pairs are no surer than twenty coins, and samples of a prompt are no more of them."""
+    votes = [(str(n), BothOrders("first", "first") if n < 15 else BothOrders("second", "second")) for n in range(20)]
+    first, agree = first_position(votes)
+    assert first == wilson(0.75, 20)
+    assert agree == 0.0
+    assert first_position(votes * 3) == (first, agree)
+    one_sided = [("a", BothOrders("first", "tie")), ("a", BothOrders("second", None)), ("b", BothOrders("first", None))]
+    assert first_position(one_sided)[0] == wilson(0.75, 2), "a: one half, b: one"

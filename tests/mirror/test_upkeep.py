@@ -20,6 +20,7 @@ from orchestrator.engine.messages import Job, Report
 from orchestrator.engine.stopping import Interrupt
 from orchestrator.mirror.places import of_sweep
 from orchestrator.mirror.store import Mirror, MirrorRefused
+from orchestrator.study import lease
 from orchestrator.study.state import Outcome, TrialState
 from orchestrator.study.study import Study
 from trainer.report import Point
@@ -105,6 +106,22 @@ def test_a_new_disk_gets_what_it_lacks_and_the_mirror_what_it_lacks(study: Study
     with keeping(study, view):
         assert (study.folder.attempt(1, 1) / "model" / "model.safetensors").read_text() == "weights of 1"
     assert not [event for event in study.events() if event.kind == "mirror"]
+
+
+def test_a_driver_that_was_overtaken_leaves_the_mirror_alone(
+    study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numbers = [_trial(study, far, value, COMPLETE) for value in (0.5, 0.7)]
+    record, before = study.trial(numbers[0]), sorted(far.files())
+    assert record is not None
+    upkeep = Upkeep(study, SilentView())
+    with Study.open(study.folder) as newer:
+        newer.begin()
+        monkeypatch.setattr(lease, "PATIENCE", 0.0)  # as if this one had slept so long
+        upkeep.removed(record, True)
+        upkeep.end()
+        upkeep._thread.join()  # pyright: ignore[reportPrivateUsage]
+    assert sorted(far.files()) == before
 
 
 def test_trouble_is_tried_again_told_and_in_nobodys_way(

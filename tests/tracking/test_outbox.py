@@ -337,6 +337,47 @@ def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -
         assert seen.steps == [0, 1, 2]
 
 
+@pytest.mark.parametrize("old_note", [False, True])
+@pytest.mark.parametrize("first", [1, 4, 9])
+def test_a_journal_that_was_moved_away_takes_no_new_message_with_it(tmp_path: Path, first: int, old_note: bool) -> None:
+    """As the advice for a damaged one says. The next journal may be shorter or longer than the one moved away."""
+    folder = tmp_path / "o"
+    write(folder, 4)
+    seen = Recorder()
+    assert deliver_pending(folder, seen, 10.0) == 0
+    assert seen.steps == [0, 1, 2, 3]
+    if old_note:
+        note = json.loads((folder / "delivered.json").read_text())
+        (folder / "delivered.json").write_text(json.dumps({name: note[name] for name in ("seq", "offset")}))
+    (folder / "messages.jsonl").rename(folder / "messages.damaged")
+    unreachable = Recorder(_down)
+    box = Outbox(folder, unreachable)
+    for step in range(10, 10 + first):
+        box.points("0", [point(step, value=0.125)], at=2.0)
+    assert box.close(0.05) == first
+    seen = Recorder()
+    assert deliver_pending(folder, seen, 10.0) == 0
+    assert seen.steps == list(range(10, 10 + first))
+    assert deliver_pending(folder, seen, 10.0) == 0
+    assert len(seen.steps) == first, "delivered once: the position is of this journal now"
+
+
+def test_an_older_versions_position_still_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "o"
+    write(folder, 3)
+    deliver_pending(folder, Recorder(), 10.0)
+    note = json.loads((folder / "delivered.json").read_text())
+    assert note.pop("journal")
+    (folder / "delivered.json").write_text(json.dumps(note))
+    seen = Recorder()
+    assert deliver_pending(folder, seen, 10.0) == 0
+    assert seen.steps == []
+
+
+def _down() -> None:
+    raise Unreachable("down")
+
+
 def test_a_full_disk_refuses_and_leaves_whole_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Recorder()
     box = Outbox(tmp_path / "o", seen)

@@ -17,9 +17,21 @@ def test_values_of_secret_variables_are_masked(name: str, monkeypatch: pytest.Mo
     assert redact("failed with canary-1234.") == "failed with ***."
 
 
-def test_short_values_and_paths_are_no_secrets() -> None:
-    found = secret_values({"TOKENIZERS_PARALLELISM": "true", "SSH_KEY": "/home/me/.ssh/id", "API_TOKEN": "x" * 20})
+def test_short_values_and_paths_are_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "id_ed25519").touch()
+    there = {"SSH_KEY": str(tmp_path / "id_ed25519"), "A_KEY": "~/id_ed25519", "B_KEY": "./id_ed25519"}
+    found = secret_values({"TOKENIZERS_PARALLELISM": "true", "API_TOKEN": "x" * 20} | there)
     assert found == ["x" * 20]
+
+
+@pytest.mark.parametrize(
+    "secret", ["/Zr8+k1q/9aa", ".hidden-canary", "~canary~1234", "/" * 3 + "x" * 5000, "./a\0b-canary", "~nobody42/key"]
+)
+def test_a_secret_that_begins_like_a_path_is_masked_where_no_such_path_is(secret: str) -> None:
+    secrets = secret_values({"DB_PASSWORD": secret})
+    assert redact(f"refused {secret}!", secrets) == "refused ***!"
 
 
 @pytest.mark.parametrize(

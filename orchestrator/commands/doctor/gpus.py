@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
-import subprocess
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any
 from orchestrator.commands.doctor.check import Check, Level
 from orchestrator.commands.doctor.machine import version
 from orchestrator.engine.cluster import visible_gpus
+from orchestrator.engine.nvidia import HANGS, REMEDY, NvidiaSmiHangs, query_gpus
 from orchestrator.spec.extras import wants_deepspeed
 from orchestrator.spec.sweep import SweepSpec
 from trainer.config import DEEPSPEED_INSTALL
@@ -31,7 +30,15 @@ def checks(spec: SweepSpec | None) -> Iterator[Check]:
     except ImportError:
         yield Check("gpu", Level.WARN, f"{cards} seen by the driver", "torch is not installed: make install")
         return
-    yield from driver(cards, driver_version(), str(torch.version.cuda) if torch.version.cuda else None)
+    try:
+        if cards:
+            query_gpus("name")
+        found = driver_version()
+    except NvidiaSmiHangs:
+        # What torch does with such a driver may hang as well: nothing more is asked of the GPUs.
+        yield Check("driver", Level.FAIL, HANGS, REMEDY)
+        return
+    yield from driver(cards, found, str(torch.version.cuda) if torch.version.cuda else None)
     yield _cuda(torch, cards, spec)
     yield _flash(torch, cards)
     yield _quantisation(cards, spec)
@@ -40,15 +47,11 @@ def checks(spec: SweepSpec | None) -> Iterator[Check]:
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Of the NVIDIA driver that is loaded; None where there is none."""
+    """Of the NVIDIA driver that is loaded; None where there is none. Raises NvidiaSmiHangs."""
     if file.is_file() and (match := re.search(r"Module\b.*?\s(\d+\.\d[\d.]*)\s", file.read_text(errors="replace"))):
         return match[1]
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    command = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
-    match = re.match(r"\d+\.\d[\d.]*", done.stdout)
+    found = query_gpus("driver_version")
+    match = re.match(r"\d+\.\d[\d.]*", found[0]) if found else None
     return match[0] if match else None
 
 

@@ -1,0 +1,166 @@
+"""An interrupt that comes after its run has ended stops nobody else's run; and waiting for a worker is no GPU time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from several import spec
+
+from orchestrator.engine import rank as rank_module
+from orchestrator.engine.attempt import Attempt
+from orchestrator.engine.cluster import Slots, cluster
+from orchestrator.engine.host import Host
+from orchestrator.engine.messages import EndKind, Job
+from orchestrator.engine.rank import Rank, Said
+from orchestrator.engine.ranks import Ranks
+from orchestrator.engine.stopping import Interrupt, StopKind
+from orchestrator.engine.tuner import run_trials
+from orchestrator.study.study import Study
+from trainer.config import TrialConfig
+from trainer.report import Ending, Point
+from trainer.report import EndKind as TrainerEnd
+from trainer.run import Workshop
+
+CONFIG = spec("ddp", steps=2).base
+
+
+def finish(run: Generator[Point, None, Ending]) -> Ending:
+    while True:
+        try:
+            next(run)
+        except StopIteration as end:
+            return end.value
+
+
+def test_the_trainers_next_run_knows_nothing_of_an_interrupt_that_came_late(tmp_path: Path) -> None:
+    workshop = Workshop(tmp_path / "cache")
+    assert finish(workshop.train(CONFIG, tmp_path / "0")).kind is TrainerEnd.FINISHED
+    workshop.interrupt()
+    assert finish(workshop.train(CONFIG, tmp_path / "1")).kind is TrainerEnd.FINISHED
+    run = workshop.train(CONFIG, tmp_path / "2")
+    workshop.interrupt()  # before anything was computed: this run's
+    assert finish(run).kind is TrainerEnd.STOPPED
+    assert finish(workshop.train(CONFIG, tmp_path / "2")).kind is TrainerEnd.FINISHED
+
+
+class Counting:
+    """Trains nothing; counts interrupts."""
+
+    def __init__(self) -> None:
+        self.counters: dict[str, int] = {}
+        self.interrupts = 0
+
+    def interrupt(self) -> None:
+        self.interrupts += 1
+
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[Point, None, Ending]:
+        yield Point(0, {"eval_loss": 1.0})
+        return Ending(TrainerEnd.FINISHED, "", 0)
+
+
+class Wakes:
+    """The event of an attempt's end, at which the attempt ends just after its watch has looked."""
+
+    def __init__(self, then: Callable[[], None]) -> None:
+        self._then, self._set = then, False
+
+    def wait(self, _: float) -> bool:
+        if not self._set:
+            self._then()
+            return False
+        return True
+
+    def set(self) -> None:
+        self._set = True
+
+    def is_set(self) -> bool:
+        return self._set
+
+
+def test_a_watch_that_wakes_as_its_attempt_ends_interrupts_nobody(tmp_path: Path) -> None:
+    job = Job("0", 1, CONFIG.model_dump_json(), tmp_path / "0" / "1")
+    workshop = Counting()
+    attempt: Any = Attempt(job, lambda: workshop)
+    attempt._over = Wakes(attempt._let_go)
+    job.ask_to_stop()
+    attempt._watch(workshop)
+    assert workshop.interrupts == 0
+    again: Any = Attempt(job, lambda: workshop)
+    again._over = Wakes(lambda: again._over.set() if workshop.interrupts else None)
+    again._watch(workshop)
+    assert workshop.interrupts == 1, "while it runs it is interrupted"
+
+
+def test_in_a_shared_process_a_seat_that_was_left_is_not_given_up(tmp_path: Path) -> None:
+    write_script(tmp_path)
+    jobs = [
+        Job(str(n), 1, make_spec().base.model_dump_json(), tmp_path / "trials" / f"{n:04d}" / "1") for n in range(2)
+    ]
+    host = Host(tmp_path / "cache", ScriptedWorkshop)
+    host.begin(jobs[0])
+    while host.pull("0-1").end is None:
+        pass
+    host.close("0-1")
+    host.begin(jobs[1])
+    first = host.pull("1-1")
+    host.give_up("0-1")  # the driver's word on the first trial comes late
+    reports = [first]
+    while reports[-1].end is None:
+        reports.append(host.pull("1-1"))
+    assert reports[-1].end.kind is EndKind.FINISHED
+
+
+def test_one_of_several_processes_ends_the_run_that_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rank_module, "_end_with_ray", lambda _: None)
+    rank, workshop = Rank(0, 2, tmp_path, lambda _: Counting()), Counting()
+    rank._workshop = workshop  # pyright: ignore[reportPrivateUsage]
+    rank.begin(1, CONFIG.model_dump_json(), tmp_path, [], None)
+    rank.begin(2, CONFIG.model_dump_json(), tmp_path, [], None)
+    rank.interrupt(1)
+    assert workshop.interrupts == 0
+    rank.interrupt(2)
+    assert workshop.interrupts == 1
+
+
+def test_the_processes_of_a_trial_are_not_told_of_an_interrupt_that_came_late(tmp_path: Path) -> None:
+    class Alone(Ranks):
+        def _start(self) -> None:
+            self._actors = [self]
+
+        def _ask(self, method: str, *given: Any) -> dict[int, Any]:
+            return {0: Said(ending=Ending(TrainerEnd.FINISHED, "", 0)) if method == "next" else None}
+
+    ranks = Alone(tmp_path, ScriptedWorkshop, 1, {"CPU": 1.0})
+    assert finish(ranks.train(CONFIG, tmp_path / "0")).kind is TrainerEnd.FINISHED
+    ranks._actors = []  # pyright: ignore[reportPrivateUsage]
+    ranks.interrupt()
+    # Told of it, the second run would ask its processes to stop, which fails here: they are no actors.
+    assert finish(ranks.train(CONFIG, tmp_path / "1")).kind is TrainerEnd.FINISHED
+
+
+def test_a_trial_that_waits_for_a_slot_uses_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two trials are issued where the cluster has room for one: they cannot overlap, and their times do not."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    write_script(tmp_path, pause=0.3)
+    here = Slots(count=1, gpus=0.0, threads=1)
+    with (
+        Interrupt(lambda: "") as interrupt,
+        cluster(tmp_path / "ray", here, interrupt),
+        Study.create(sweep_folder(tmp_path), make_spec(2), slots=2) as study,
+    ):
+        two = Slots(count=2, gpus=0.0, threads=1)
+        stop = run_trials(study, ListSink(), SilentView(), interrupt, two, opened=ScriptedWorkshop)
+        assert stop.kind is StopKind.FINISHED
+        first, second = (r.seconds for r in study.trials())
+        issued = [e.seq for e in study.events() if e.kind == "issued"]
+        ended = [e.seq for e in study.events() if e.kind == "complete"]
+        assert issued[1] < ended[0], "the second one was issued while the first one ran"
+        assert min(first, second) > 0
+        assert first + second <= study.spent().hours * 3600
+        assert study.spent().gpu_hours * 3600 == pytest.approx(first + second)
