@@ -118,8 +118,14 @@ class DataConfig(Frozen):
         description="Longer prompts lose their oldest tokens; by default max_length - 256, at least half of it.",
     )
     chat_template: str | None = Field(default=None, description="Jinja text or a file with it; else the model's own.")
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    max_bad_share: Share = Field(default=0.01, description="With skip: the largest share of rows skipped.")
+    bad_rows: Literal["refuse", "skip"] = Field(
+        default="skip",
+        description="Rows that cannot be trained on. skip: left out and counted, up to max_bad_share of all rows; "
+        "refuse: not one is allowed.",
+    )
+    max_bad_share: Share = Field(
+        default=0.01, description="With bad_rows: skip, the largest share of rows left out; with more all is refused."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import assert_never
 
@@ -46,10 +46,18 @@ def config_digest(config: TrialConfig) -> str:
 class Workshop:
     """Makes one trial after the other and loads nothing twice."""
 
-    def __init__(self, cache: Path, *, trust_remote_code: bool = False, beside: Workshop | None = None) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        trust_remote_code: bool = False,
+        beside: Workshop | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         """`cache` is shared by all workers; `trust_remote_code` lets a model's folder run its own Python.
 
-        `beside`: as the method of that name has it.
+        `beside`: as the method of that name has it. `tell`: given each line of the data's report before training, in
+        the process that speaks for all.
         """
         disable_progress_bar()  # one bar per trial and file would drown what is said
         self._cache, self._trust = cache, trust_remote_code
@@ -58,6 +66,7 @@ class Workshop:
         self._stock = Stock(cache, self._world, trust_remote_code=trust_remote_code, beside=with_stock)
         self._shelf = StartShelf(cache, self._world) if beside is None else beside._shelf
         self._interrupted = threading.Event()
+        self._tell = tell
 
     def beside(self) -> Workshop:
         """Another workshop in this process, whose trials go on in turn with those of its like, a point at a time.
@@ -116,6 +125,9 @@ class Workshop:
         world, patience = self._world, Patience(self._world, self._interrupted.is_set)
         state = self._state([*earlier, folder], digest, folder) or self._forked(fork)
         prepared, tokenizer = self._stock.prepared(config.data, config.model)
+        if self._tell is not None and self.is_main:
+            for line in prepared.report.lines():
+                self._tell(f"data: {line}")
         cut = world.cuts(config.training)
         live = self._stock.live(config.model, to_cut=cut)
         check_vocabulary(live, prepared)

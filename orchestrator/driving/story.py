@@ -10,6 +10,7 @@ from typing import Any
 
 from dashboards.mlflow_pages.note import note
 from dashboards.mlflow_pages.view import saved_view
+from orchestrator.driving.stages import load_report
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
 from orchestrator.spec.dump import spec_hash
 from orchestrator.spec.sweep import SweepSpec
@@ -46,7 +47,9 @@ def tell_sweep(study: Study, sink: Sink, fingerprint: str) -> None:
     found = environment()
     path = folder.path / ENVIRONMENT_FILE
     write_json(path, found)
-    tags = {
+    report = load_report(folder)
+    tags = {} if report is None else {f"data.{name}": str(count) for name, count in report.counts().items()}
+    tags |= {
         "state": "RUNNING",
         "spec.hash": spec_hash(spec),
         "data.fingerprint": fingerprint,

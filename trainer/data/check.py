@@ -74,11 +74,7 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
         "have a response that is not one assistant's message, or a prompt that ends with one",
         "the dialogues must differ in their last message alone",
     ),
-    "shared_prompt": (
-        _B,
-        "have a prompt that is both trained on and evaluated",
-        "remove them from one of the two, or leave data.eval out and let eval_share split by prompt",
-    ),
+    "shared_prompt": (_N, "have a prompt that is evaluated too; left out of training", ""),
     "no_rows": (_F, "no row is left", "give more rows, or another data.eval"),
     "prompt_cut": (_N, "have a prompt longer than data.max_prompt_length; its oldest tokens are left out", ""),
     "response_cut": (_N, "have a response cut at data.max_length; it loses its end token", ""),
@@ -196,14 +192,19 @@ def judge(
     if not bad:
         return
     if mode == "refuse":
-        share = bad / rows
         raise BadData(
             found,
             f"{bad:,} of {rows:,} rows are bad. Correct them, or train without them: "
-            f"data.bad_rows: skip, data.max_bad_share: {max(0.01, float(f'{share * 1.05:.2g}')):g}.",
+            f"data.bad_rows: skip, data.max_bad_share: {_share(bad, rows):g}.",
         )
     if bad > max_bad_share * rows:
         raise BadData(
             found,
-            f"{bad:,} of {rows:,} rows are bad ({bad / rows:.2%}), more than data.max_bad_share {max_bad_share:g}.",
+            f"{bad:,} of {rows:,} rows are bad ({bad / rows:.2%}), more than data.max_bad_share {max_bad_share:g}. "
+            f"Correct them, or train without them: data.max_bad_share: {_share(bad, rows):g}.",
         )
+
+
+def _share(bad: int, rows: int) -> float:
+    """A data.max_bad_share that lets these pass, of two digits."""
+    return min(1.0, max(0.01, float(f"{bad / rows * 1.05:.2g}")))

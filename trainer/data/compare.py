@@ -16,7 +16,7 @@ _SPLITS = ("train", "eval")
 def changes(cache: Path, before: DataReport, now: DataReport) -> list[str]:
     """A line for each split and source that differs; where the older preparation is gone, what the reports tell."""
     lines = [line for split in _SPLITS for line in _changed_rows(cache, before, now, split)]
-    return lines or ["the rows are the same: the tokenizer, the template or a length changed"]
+    return lines or ["the rows are the same: the tokenizer, the template, a length or the version of prefsweep changed"]
 
 
 def _changed_rows(cache: Path, before: DataReport, now: DataReport, split: str) -> list[str]:

@@ -24,7 +24,7 @@ from trainer.storage.durable import digest_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FORMAT = 2
+FORMAT = 3
 """Of this package's choices (splits, mixing, cutting) and files; part of every fingerprint."""
 
 _CHUNK = 500
@@ -85,47 +85,54 @@ def _identity(source: Source) -> list[object]:
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
-    """Write both splits and report.json into `folder`; BadData when the rules refuse what was found."""
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """Data as it would be trained on: read, checked and tokenised, nothing written."""
+
+    selection: Selection
+    pairs: dict[Split, list[Tokenised]]
+    report: DataReport
+
+    def refuse(self, data: DataConfig) -> None:
+        """Raise BadData where the rules of `data` forbid to train on this."""
+        bad = len(self.selection.bad)
+        judge(self.report.findings, bad, self.selection.looked_at, data.bad_rows, data.max_bad_share)
+
+
+def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> Examined:
+    """Read, check and tokenise both splits; what is wrong with rows is in the report and raises nothing here.
+
+    Raises UnreadableData for a source that cannot be opened, and TokenizerError.
+    """
     selection = select(data)
     tokeniser = Tokeniser(tokenizer, data.max_length, data.prompt_budget)
-    pairs: dict[Split, list[Tokenised]] = {
-        split: _tokenised(selection, data, split, tokeniser) for split in (TRAIN, EVAL)
-    }
+    pairs = {split: _tokenised(selection, split, tokeniser) for split in (TRAIN, EVAL)}
     for split in (TRAIN, EVAL):
         if not pairs[split]:
             selection.findings.add_whole("no_rows", f"The {split} split is empty")
-    findings = selection.findings.as_tuple()
-    judge(findings, len(selection.bad), selection.looked_at, data.bad_rows, data.max_bad_share)
-    for split in (TRAIN, EVAL):
-        write_pairs(folder, split, pairs[split])
     stops = {int(tokenizer.eos_token_id), *tokeniser.ends}  # pyright: ignore[reportArgumentType]
-    report = _report(selection, data, pairs, fingerprint, tuple(sorted(stops)))
-    (folder / "report.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    return Examined(selection, pairs, _report(selection, data, pairs, fingerprint, tuple(sorted(stops))))
 
 
-def _tokenised(selection: Selection, data: DataConfig, split: Split, tokeniser: Tokeniser) -> list[Tokenised]:
+def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
+    """Write both splits and report.json into `folder`; BadData when the rules refuse what was found."""
+    found = examine(data, tokenizer, fingerprint)
+    found.refuse(data)
+    for split in (TRAIN, EVAL):
+        write_pairs(folder, split, found.pairs[split])
+    (folder / "report.json").write_text(found.report.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _tokenised(selection: Selection, split: Split, tokeniser: Tokeniser) -> list[Tokenised]:
     """Pairs of one split; rows that tokenisation shows to be bad, or equal once cut, are left out and counted."""
-    names = [source_name(source) for source in sources_of(data, split)]
     out: list[Tokenised] = []
     for rows in chunks(selection.rows(split), _CHUNK, f"tokenising {split}"):
         for row, tokens in zip(rows, tokeniser([row.preference for row in rows]), strict=True):
-            if _note(selection, split, names[row.drawn.source], row, tokens):
+            for kind, detail in tokens.notices:
+                selection.note(row.place(split), kind, detail)
+            if not any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED for kind, _ in tokens.notices):
                 out.append(_packed(row, tokens))
     return out
-
-
-def _note(selection: Selection, split: Split, name: str, row: Row, tokens: Tokens) -> bool:
-    """Record what was noticed about a row; whether it stays."""
-    stays = True
-    number = row.drawn.raw.number
-    for kind, detail in tokens.notices:
-        selection.findings.add(kind, name, number, detail)
-        if severity(kind) is Severity.BAD_ROW:
-            selection.bad.add((split, row.drawn.source, number))
-            stays = False
-        stays = stays and kind not in _DROPPED
-    return stays
 
 
 def _packed(row: Row, tokens: Tokens) -> Tokenised:
@@ -161,10 +168,11 @@ def _report(
         train_rows=len(pairs[TRAIN]),
         eval_rows=len(pairs[EVAL]),
         bad_rows=len(selection.bad),
-        dropped_rows=sum(len(selection.rows(s)) - len(pairs[s]) for s in (TRAIN, EVAL)),
+        dropped_rows=len(selection.shared) + sum(len(selection.rows(s)) - len(pairs[s]) for s in (TRAIN, EVAL)),
         sources=sources,
         findings=selection.findings.as_tuple(),
         lengths=length_table(everything),
         stop_tokens=stops,
         eval_held_out=data.eval is None,
+        checked_rows=selection.looked_at,
     )
