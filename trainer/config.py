@@ -69,8 +69,9 @@ class _Weighted(Frozen):
         default=None,
         description="Share of the mix, relative to the others'; every row of every source when none has one.",
     )
-    columns: dict[str, str] = Field(
-        default_factory=dict, description="Ours to theirs: {prompt: question, chosen: good}."
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Ours to theirs: {prompt: question, chosen: good}; null leaves a column out: {system: null}.",
     )
 
 
@@ -110,12 +111,24 @@ class DataConfig(Frozen):
         default=None, description="By default eval_share of train, held out by prompt."
     )
     eval_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    apply_template: bool | None = Field(
+        default=None,
+        description="Of plain text, where the tokenizer has a chat template. true: the prompt becomes a user's message "
+        "and the answers an assistant's; false: the text is trained on as it stands. By default asked for, unless the "
+        "text holds a template's marks already. No effect on dialogues.",
+    )
+    score: Literal["all", "last"] = Field(
+        default="all",
+        description="Of answers of several messages. all: every token after the prompt, as TRL scores them; last: the "
+        "last assistant's message alone, with the turns before it as context.",
+    )
     max_train_rows: Count | None = None
     max_eval_rows: Count | None = None
     max_length: Annotated[int, Field(ge=8)] = Field(default=1024, description="Tokens of prompt and response together.")
     max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="Longer prompts lose their oldest tokens; by default max_length - 256, at least half of it.",
+        description="Longer prompts lose their oldest tokens. By default only rows that do not fit max_length are cut: "
+        "first the prompt, down to max_length - 256 tokens (at least half of max_length), then the answers.",
     )
     chat_template: str | None = Field(default=None, description="Jinja text or a file with it; else the model's own.")
     bad_rows: Literal["refuse", "skip"] = Field(
@@ -149,7 +162,7 @@ class DataConfig(Frozen):
 
     @property
     def prompt_budget(self) -> int:
-        """Tokens a prompt may keep."""
+        """Tokens a prompt keeps where the row does not fit; with `max_prompt_length`, the most that it ever keeps."""
         if self.max_prompt_length is not None:
             return self.max_prompt_length
         return max(self.max_length - 256, self.max_length // 2)

@@ -163,7 +163,7 @@ def test_the_real_preference_data(tmp_path: Path) -> None:
     prompts = [{part.pair(i).prompt.tobytes() for i in range(len(part))} for part in (found.train, found.eval)]
     assert not prompts[0] & prompts[1]
     kinds = {f.kind: f.count for f in found.report.findings}
-    assert set(kinds) == {"prompt_cut", "response_cut"}
+    assert set(kinds) == {"prompt_cut", "system_cut", "turns_cut", "response_cut"}
     uncut = prepare(config.model_copy(update={"max_length": 8192}), model, tmp_path)
     assert uncut.report.findings == ()
     made = load_tokenizer(model, config, tmp_path)

@@ -11,6 +11,7 @@ from data_cases import CHATML, LLAMA, chat, plain, said, tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trainer.config import DataConfig
 from trainer.data.format import Preference, to_preference
 from trainer.data.tokenise import Tokeniser, Tokens
 
@@ -21,8 +22,12 @@ def _pref(row: dict[str, Any]) -> Preference:
     return found
 
 
-def _tokens(made: Any, row: dict[str, Any], max_length: int = 10_000, budget: int = 9_000) -> Tokens:
-    return Tokeniser(made, max_length, budget)([_pref(row)])[0]
+def _config(**more: Any) -> DataConfig:
+    return DataConfig.model_validate({"train": "unused", "apply_template": False, "max_length": 10_000} | more)
+
+
+def _tokens(made: Any, row: dict[str, Any], max_length: int = 10_000, budget: int | None = None) -> Tokens:
+    return Tokeniser(made, _config(max_length=max_length, max_prompt_length=budget))([_pref(row)])[0]
 
 
 TALK = [said("system", "Be brief."), said("user", "hi"), said("assistant", "hello"), said("user", "2+2?")]
@@ -125,7 +130,7 @@ def test_the_first_case_is_told_in_words() -> None:
 
 def test_ends_are_counted_for_generation_to_stop_at() -> None:
     made = tokenizer(CHATML, eos="</s>")
-    tokenise = Tokeniser(made, 100, 50)
+    tokenise = Tokeniser(made, _config(max_length=100))
     tokenise([_pref(ROWS[0])])
     assert dict(tokenise.ends) == {made.convert_tokens_to_ids("<|im_end|>"): 2}
 
@@ -145,14 +150,14 @@ def test_a_long_prompt_loses_its_oldest_tokens_and_keeps_bos() -> None:
 def test_a_long_response_is_cut_to_what_remains() -> None:
     made = tokenizer(LLAMA)
     whole = _tokens(made, chat("a", "y" * 50, "no"))
-    cut = _tokens(made, chat("a", "y" * 50, "no"), max_length=len(whole.prompt) + 10, budget=60)
+    cut = _tokens(made, chat("a", "y" * 50, "no"), max_length=len(whole.prompt) + 10, budget=30)
     assert cut.chosen == whole.chosen[:10]
     assert cut.rejected == whole.rejected
     assert cut.notices == [("response_cut", "")]
 
 
 def test_responses_that_only_differ_beyond_the_cut_are_told() -> None:
-    found = _tokens(tokenizer(LLAMA), chat("a", "y" * 90 + "a", "y" * 90 + "b"), max_length=80, budget=60)
+    found = _tokens(tokenizer(LLAMA), chat("a", "y" * 90 + "a", "y" * 90 + "b"), max_length=80)
     assert [kind for kind, _ in found.notices] == ["response_cut", "equal_after_cut"]
 
 

@@ -45,7 +45,41 @@ Kind = Literal[
     "special_in_text",
     "duplicate_row",
     "contradiction",
+    "template_undecided",
+    "needs_template",
+    "no_prompt",
+    "one_begins_other",
+    "prompt_undecided",
+    "prompt_not_in_dialogue",
+    "questions_differ",
+    "turns_differ",
+    "system_conflict",
+    "bad_tools",
+    "bad_template_kwargs",
+    "images",
+    "equal_rendered",
+    "prompt_changes",
+    "prompt_repeated",
+    "prompt_echoed",
+    "context_moved",
+    "several_turns",
+    "implied_prompt",
+    "already_ended",
+    "already_rendered",
+    "ignored_key",
+    "content_altered",
+    "unused_column",
+    "recognised_column",
+    "system_cut",
+    "turns_cut",
+    "score_contradicts",
+    "score_tie",
 ]
+Notice = tuple[Kind, str]
+"""A kind of finding, and the case in words."""
+
+_COUNTED_BY_DETAIL: frozenset[Kind] = frozenset({"ignored_key", "unused_column", "recognised_column"})
+"""Kinds whose detail names what they are about: each detail is a finding of its own."""
 
 _F, _B, _N = Severity.FATAL, Severity.BAD_ROW, Severity.NOTICE
 _MEANING: dict[Kind, tuple[Severity, str, str]] = {
@@ -60,6 +94,17 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
         "have a response without an end token, so the model never learns to stop",
         "let the chat template write eos_token after an assistant's message (data.chat_template)",
     ),
+    "template_undecided": (
+        _F,
+        "are plain text, and the tokenizer has a chat template",
+        "set data.apply_template: true (the prompt becomes a user's message and the answers an assistant's) or false "
+        "(prompt and answer are trained on as they stand, with the end token after the answer)",
+    ),
+    "needs_template": (
+        _F,
+        "are plain text with a system text or tools, for which only a chat template has a place",
+        "set data.apply_template: true, or leave the column out: columns: {system: null} or {tools: null}",
+    ),
     "template_refuses": (_B, "are refused by the chat template", "see the roles that the template allows"),
     "unreadable": (_B, "are not a record of this file format", "correct or remove them"),
     "missing_field": (_B, "lack chosen or rejected", "map the names with `columns`"),
@@ -71,12 +116,70 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
     "equal_responses": (_B, "have equal chosen and rejected responses", "correct or remove them"),
     "not_one_answer": (
         _B,
-        "have a response that is not one assistant's message, or a prompt that ends with one",
-        "the dialogues must differ in their last message alone",
+        "have an answer that does not begin and end with an assistant's message, or a prompt that ends with one",
+        "correct or remove them",
+    ),
+    "no_prompt": (
+        _B,
+        "have no prompt: no column holds one, and the answers have no beginning in common",
+        "name the column of the prompt: columns: {prompt: NAME}",
+    ),
+    "one_begins_other": (
+        _B,
+        "have no prompt, and one answer is the beginning of the other, so that nothing says where the answers begin",
+        "give the prompt in a column of its own",
+    ),
+    "prompt_undecided": (
+        _B,
+        "have no prompt, and both answers begin with the same sentences, of which nothing says where the answer begins",
+        "give the prompt in a column of its own",
+    ),
+    "prompt_not_in_dialogue": (
+        _B,
+        "have a prompt that the dialogues in chosen and rejected do not contain",
+        "correct them, or take the prompt from the dialogues alone: columns: {prompt: null}",
+    ),
+    "questions_differ": (
+        _B,
+        "have other questions in chosen than in rejected before the first answer that differs",
+        "correct or remove them: a pair is two answers to one prompt",
+    ),
+    "turns_differ": (
+        _B,
+        "differ before their last answers, so that data.score: last has no common context for them",
+        "set data.score: all to score the whole completions, or remove them",
+    ),
+    "system_conflict": (
+        _B,
+        "have a system text that is not the system message of their dialogue",
+        "correct them, or leave the column out: columns: {system: null}",
+    ),
+    "bad_tools": (
+        _B,
+        "have tool definitions that cannot be used",
+        "correct them, or leave them out: columns: {tools: null}",
+    ),
+    "bad_template_kwargs": (_B, "have chat_template_kwargs that cannot be used", "correct or remove them"),
+    "images": (
+        _B,
+        "hold images, audio or video, and only text is trained on",
+        "remove them, or leave the column out: columns: {images: null}",
+    ),
+    "equal_rendered": (
+        _B,
+        "have answers that the chat template renders alike",
+        "use a template that renders where they differ (data.chat_template), or remove them",
+    ),
+    "prompt_changes": (
+        _B,
+        "have a prompt that the chat template renders otherwise once the answer follows",
+        "set data.score: last where the answers hold several turns, or remove them",
     ),
     "shared_prompt": (_N, "have a prompt that is evaluated too; left out of training", ""),
     "no_rows": (_F, "no row is left", "give more rows, or another data.eval"),
-    "prompt_cut": (_N, "have a prompt longer than data.max_prompt_length; its oldest tokens are left out", ""),
+    "prompt_cut": (_N, "lose the beginning of the question: they do not fit data.max_length or max_prompt_length", ""),
+    "system_cut": (_N, "lose the system message or tool definitions, or a part: they do not fit", ""),
+    "turns_cut": (_N, "lose earlier turns of the prompt, or a part: they do not fit", ""),
     "response_cut": (_N, "have a response cut at data.max_length; it loses its end token", ""),
     "equal_after_cut": (_N, "are equal once cut at data.max_length: left out", "raise data.max_length"),
     "boundary_merged": (_N, "have a token that joins prompt and response; it is scored with the response", ""),
@@ -84,6 +187,31 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
     "special_in_text": (_N, "hold the text of a special token", ""),
     "duplicate_row": (_N, "repeat an earlier row", ""),
     "contradiction": (_N, "prefer what another row of the same prompt rejects", ""),
+    "prompt_repeated": (_N, "repeat the prompt, or its end, in the answers; it is kept once", ""),
+    "prompt_echoed": (
+        _N,
+        "have answers that both begin with the words of a short prompt; they stay in the answers",
+        "",
+    ),
+    "context_moved": (_N, "begin both answers with the same messages of others; these belong to the prompt", ""),
+    "several_turns": (
+        _N,
+        "have answers of several messages; all of their tokens are scored, those of other roles too",
+        "data.score: last scores the last answer alone",
+    ),
+    "implied_prompt": (
+        _N,
+        "have no prompt; the words with which both answers begin are taken for it",
+        "give the prompt in a column of its own if that is not meant",
+    ),
+    "already_ended": (_N, "have answers whose text ends with the end of a turn; it is kept once", ""),
+    "already_rendered": (_N, "hold the marks of a chat template already; the text is trained on as it stands", ""),
+    "ignored_key": (_N, "hold what the chat template does not render", ""),
+    "content_altered": (_N, "have a message that the chat template does not render as it stands", ""),
+    "unused_column": (_N, "hold something in a column that is not used", "map it with `columns`, or to null"),
+    "recognised_column": (_N, "have a column that is recognised by its name", ""),
+    "score_contradicts": (_N, "have a lower score for chosen than for rejected", "remove them, or exchange the two"),
+    "score_tie": (_N, "have equal scores for chosen and rejected", ""),
 }
 _SINGULAR = {"are": "is", "have": "has"}
 
@@ -145,38 +273,39 @@ class Findings:
     """Collects what is found, row by row."""
 
     def __init__(self) -> None:
-        self._counts: dict[Kind, int] = {}
-        self._rows: dict[Kind, list[tuple[str, int]]] = {}
-        self._details: dict[Kind, str] = {}
+        self._counts: dict[Notice, int] = {}
+        self._rows: dict[Notice, list[tuple[str, int]]] = {}
+        self._details: dict[Notice, str] = {}
 
     def add(self, kind: Kind, source: str, row: int, detail: str = "") -> None:
-        """One row of one kind; `detail` of the first is kept."""
-        self._counts[kind] = self._counts.get(kind, 0) + 1
-        rows = self._rows.setdefault(kind, [])
+        """Count one row of one kind. The detail of the first row is kept; a column or key is counted by its name."""
+        key = (kind, detail if kind in _COUNTED_BY_DETAIL else "")
+        self._counts[key] = self._counts.get(key, 0) + 1
+        rows = self._rows.setdefault(key, [])
         if len(rows) < SHOWN:
             rows.append((source, row))
         if detail:
-            self._details.setdefault(kind, detail)
+            self._details.setdefault(key, detail)
 
     def add_whole(self, kind: Kind, detail: str) -> None:
         """A finding about the data as a whole, no row in particular."""
-        self._counts.setdefault(kind, 0)
-        self._details.setdefault(kind, detail)
+        self._counts.setdefault((kind, ""), 0)
+        self._details.setdefault((kind, ""), detail)
 
     def as_tuple(self) -> tuple[Finding, ...]:
         """All findings, gravest first, then by count."""
         found = [
             Finding(
-                kind=kind,
-                severity=severity(kind),
+                kind=key[0],
+                severity=severity(key[0]),
                 count=count,
-                rows=tuple(self._rows.get(kind, ())),
-                detail=self._details.get(kind, ""),
+                rows=tuple(self._rows.get(key, ())),
+                detail=self._details.get(key, ""),
             )
-            for kind, count in self._counts.items()
+            for key, count in self._counts.items()
         ]
         order = list(Severity)
-        return tuple(sorted(found, key=lambda f: (order.index(f.severity), -f.count, f.kind)))
+        return tuple(sorted(found, key=lambda f: (order.index(f.severity), -f.count, f.kind, f.detail)))
 
 
 def judge(

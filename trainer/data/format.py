@@ -1,188 +1,303 @@
-"""Rows of TRL's preference formats to one form: conversational or plain, prompt explicit, or implied by what both
-responses begin with. What cannot be trained on is named instead.
+"""Rows of TRL's preference formats to one form: dialogues or plain text, with the prompt apart from the answers.
+
+A column `prompt` is never thrown away. Where the answers repeat it, or its last messages, it is kept once, with a
+notice. Without one, the prompt is what both answers begin with: of dialogues the messages that they share, as TRL's
+`extract_prompt` decides, of plain text what `split_implied` finds. Blanks: plain prompts and answers are joined as they
+stand, none is added or dropped.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
-from trainer.data.check import Kind
+from trainer.data.check import Notice
+from trainer.data.implied import hh_dialogue, repeats_prompt, split_implied
+from trainer.data.messages import (
+    Bad,
+    Dialogue,
+    Message,
+    Tools,
+    content_text,
+    encoding_trouble,
+    is_empty,
+    to_part,
+    to_template_kwargs,
+    to_tools,
+)
 
-Message = dict[str, str]
-Dialogue = list[Message]
+__all__ = ["Bad", "Dialogue", "Message", "Preference", "Score", "content_text", "to_preference"]
 
-_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
-_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+Score = Literal["all", "last"]
+
+_FEW_WORDS = 3
+"""Words. A text answer that begins with a prompt of fewer may do so by chance ("Hello")."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One preference in one form: all three are text, or all three are lists of messages."""
+    """One preference in one form: prompt and answers are text, or all three are lists of messages.
+
+    `tools` and `template_kwargs` are for the chat template; `notices` are what was found on the way.
+    """
 
     prompt: str | Dialogue
     chosen: str | Dialogue
     rejected: str | Dialogue
     answer: str | None
+    tools: Tools | None = None
+    template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
+    notices: tuple[Notice, ...] = field(default=(), compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Bad:
-    """Why a row cannot be trained on."""
+def to_preference(
+    fields: Mapping[str, Any],
+    *,
+    score: Score = "all",
+    apply_template: bool | None = None,
+    noticed: Sequence[Notice] = (),
+) -> Preference | Bad:
+    """Bring a row under our names into one form, or say what is wrong with it. `fields` is not changed.
 
-    kind: Kind
-    detail: str = ""
-
-
-def to_preference(fields: Mapping[str, Any]) -> Preference | Bad:
-    """A row under our names to one form, or what is wrong with it. `fields` is not changed."""
+    Args:
+        fields: Cells by our names (`FIELDS` of `trainer.data.read`).
+        score: `data.score`.
+        apply_template: `data.apply_template`: True makes plain text a dialogue.
+        noticed: What reading found about this row; it is kept in front of the notices.
+    """
     for name in ("chosen", "rejected"):
         if name not in fields:
             return Bad("missing_field", f"no {name}")
+    if fields.get("images"):
+        return Bad("images", "the column of images is not empty")
     parts: dict[str, str | Dialogue] = {}
     for name in ("prompt", "chosen", "rejected"):
         if name not in fields or (name == "prompt" and fields[name] is None and _holds_dialogue(fields)):
             continue
-        part = _part(fields[name])
+        part = to_part(fields[name])
         if isinstance(part, Bad):
             return Bad(part.kind, f"{name}: {part.detail}")
         parts[name] = part
-    encoding = _encoding_trouble(parts)
-    if encoding is not None:
-        return encoding
-    return _in_one_form(parts, _answer(fields.get("answer")))
+    system = fields.get("system")
+    if system is not None and not isinstance(system, str):
+        return Bad("not_text", "system: no text")
+    tools, kwargs = to_tools(fields.get("tools")), to_template_kwargs(fields.get("chat_template_kwargs"))
+    for made in (tools, kwargs):
+        if isinstance(made, Bad):
+            return made
+    for name, value in (*parts.items(), ("system", system), ("tools", tools)):
+        if trouble := encoding_trouble(name, value):
+            return trouble
+    found = _in_one_form(parts, system if system and system.strip() else None, score, apply_template)
+    if isinstance(found, Bad):
+        return found
+    if tools and isinstance(found.prompt, str):
+        return Bad("needs_template", "tools")
+    return replace(
+        found,
+        answer=None if fields.get("answer") is None else str(fields["answer"]),
+        tools=tools if isinstance(tools, list) else None,
+        template_kwargs=kwargs if isinstance(kwargs, dict) else {},
+        notices=(*noticed, *_scores(fields), *found.notices),
+    )
 
 
 def _holds_dialogue(fields: Mapping[str, Any]) -> bool:
     return isinstance(fields["chosen"], list) and isinstance(fields["rejected"], list)
 
 
-def _answer(value: Any) -> str | None:
-    return None if value is None else str(value)
+def _scores(fields: Mapping[str, Any]) -> list[Notice]:
+    """Whether the scores of a row, where it has both, agree with what it calls chosen."""
+    good, bad = fields.get("score_chosen"), fields.get("score_rejected")
+    if not isinstance(good, (int, float)) or not isinstance(bad, (int, float)):
+        return []
+    if good == bad:
+        return [("score_tie", "")]
+    return [("score_contradicts", f"{good:g} for chosen, {bad:g} for rejected")] if good < bad else []
 
 
-# --- one value -------------------------------------------------------------------------------------------------------
-
-
-def _part(value: Any) -> str | Dialogue | Bad:
-    """Text stays text; a message or a list of messages becomes a dialogue of role and content alone."""
-    if isinstance(value, str):
-        if _MESSAGES_AS_TEXT.match(value):
-            return Bad("not_text", "messages written as text; give them as lists (JSONL, JSON or Parquet)")
-        return value
-    if isinstance(value, dict):
-        value = [value]
-    if not isinstance(value, (list, tuple)) or not all(isinstance(m, dict) for m in value):
-        return Bad("not_text", f"{_type_name(value)} instead of text or messages")
-    dialogue: Dialogue = []
-    for message in value:
-        role, content = message.get("role", message.get("from")), message.get("content", message.get("value"))
-        text = _content(content)
-        if not isinstance(role, str) or text is None:
-            return Bad("not_text", f"a message whose content is {_type_name(content)}")
-        dialogue.append({"role": _ROLES.get(role, role), "content": text})
-    return dialogue
-
-
-def _content(content: Any) -> str | None:
-    """Text, or text parts joined; None for anything else (an image, a number)."""
-    if isinstance(content, str):
-        return content
-    if isinstance(content, list) and content and all(isinstance(p, dict) and p.get("type") == "text" for p in content):
-        texts = [p.get("text") for p in content]
-        return "".join(texts) if all(isinstance(t, str) for t in texts) else None
-    return None
-
-
-def _type_name(value: Any) -> str:
-    names: dict[type, str] = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
-
-
-def _encoding_trouble(parts: Mapping[str, str | Dialogue]) -> Bad | None:
-    for name, part in parts.items():
-        for text in [part] if isinstance(part, str) else [t for m in part for t in (m["role"], m["content"])]:
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                half = ord(text[error.start])
-                kind: Kind = "not_utf8" if 0xDC80 <= half <= 0xDCFF else "lone_surrogate"
-                return Bad(kind, f"{name}, character {error.start + 1}")
-    return None
-
-
-# --- one form --------------------------------------------------------------------------------------------------------
-
-
-def _in_one_form(parts: dict[str, str | Dialogue], answer: str | None) -> Preference | Bad:
-    chosen, rejected = parts["chosen"], parts["rejected"]
+def _in_one_form(
+    parts: Mapping[str, str | Dialogue], system: str | None, score: Score, apply_template: bool | None
+) -> Preference | Bad:
+    prompt, chosen, rejected = parts.get("prompt"), parts["chosen"], parts["rejected"]
     if any(not part if isinstance(part, list) else not part.strip() for part in (chosen, rejected)):
         return Bad("empty_response")
-    prompt = parts.get("prompt")
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
-        return _plain(prompt, chosen, rejected, answer)
-    if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}] if prompt.strip() else []
-    good, bad = (_dialogue(part) for part in (chosen, rejected))
-    if len(good) > 1 or len(bad) > 1:
-        return _whole_dialogues(prompt, good, bad, answer)
-    if prompt is None:
-        return Bad("empty_prompt", "no prompt column, and the responses are single messages")
-    return _dialogue_checked(prompt, good, bad, answer)
+        if apply_template:
+            return _applied(prompt, chosen, rejected, system, score)
+        if system is not None:
+            return Bad("needs_template", "a system text")
+        return _plain(prompt, chosen, rejected, score)
+    good, bad = (_as_answer(part) for part in (chosen, rejected))
+    return _dialogues(prompt, good, bad, system, score)
 
 
-def _dialogue(part: str | Dialogue) -> Dialogue:
+def _as_answer(part: str | Dialogue) -> Dialogue:
     return [{"role": "assistant", "content": part}] if isinstance(part, str) else part
 
 
-def _plain(prompt: str | None, chosen: str, rejected: str, answer: str | None) -> Preference | Bad:
+# --- plain text ------------------------------------------------------------------------------------------------------
+
+
+def _plain(prompt: str | None, chosen: str, rejected: str, score: Score) -> Preference | Bad:
     if chosen == rejected:
         return Bad("equal_responses")
+    notices: list[Notice] = []
     if prompt is None:
-        if chosen.startswith(rejected) or rejected.startswith(chosen):
-            return Bad("empty_response", "one response is the beginning of the other")
-        from trl.data_utils import extract_prompt
-
-        found = extract_prompt({"chosen": chosen, "rejected": rejected})
-        prompt, chosen, rejected = (str(found[name]) for name in ("prompt", "chosen", "rejected"))
+        split = split_implied(chosen, rejected)
+        if isinstance(split, Bad):
+            return split
+        if split.turns and score == "last":
+            return Bad("turns_differ")
+        if split.turns:
+            notices.append(("several_turns", ""))
+        if not split.marked:
+            notices.append(("implied_prompt", ""))
+        prompt, chosen, rejected = split.prompt, split.chosen, split.rejected
+    elif repeats_prompt(prompt, chosen, rejected):
+        if len(prompt.split()) < _FEW_WORDS:
+            notices.append(("prompt_echoed", ""))
+        else:
+            exact = chosen.startswith(prompt) and rejected.startswith(prompt)
+            prompt = prompt if exact else prompt.rstrip()
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+            notices.append(("prompt_repeated", ""))
     if not prompt.strip():
         return Bad("empty_prompt")
     if not chosen.strip() or not rejected.strip():
         return Bad("empty_response")
-    if chosen == rejected:
-        return Bad("equal_responses")
-    return Preference(prompt, chosen, rejected, answer)
+    return Preference(prompt, chosen, rejected, None, notices=tuple(notices))
 
 
-def _whole_dialogues(
-    prompt: Dialogue | None, chosen: Dialogue, rejected: Dialogue, answer: str | None
+def _applied(prompt: str | None, chosen: str, rejected: str, system: str | None, score: Score) -> Preference | Bad:
+    """Plain text as a dialogue: HH-RLHF's turns become messages, any other prompt a user's message."""
+    good, bad = hh_dialogue((prompt or "") + chosen), hh_dialogue((prompt or "") + rejected)
+    if good is not None and bad is not None:
+        if any(side[-1]["role"] != "assistant" for side in (good, bad)):
+            return Bad("empty_response")
+        return _dialogues(None, good, bad, system, score)
+    found = _plain(prompt, chosen, rejected, score)
+    if isinstance(found, Bad):
+        return found
+    cut = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
+    texts = [str(part).lstrip() if cut else str(part) for part in (found.chosen, found.rejected)]
+    answers = [[{"role": "assistant", "content": text}] for text in texts]
+    made = _dialogues([{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score)
+    return made if isinstance(made, Bad) else replace(made, notices=(*found.notices, *made.notices))
+
+
+# --- dialogues -------------------------------------------------------------------------------------------------------
+
+
+def _dialogues(
+    prompt: str | Dialogue | None, chosen: Dialogue, rejected: Dialogue, system: str | None, score: Score
 ) -> Preference | Bad:
-    """Dialogues that repeat the prompt in both responses; an explicit prompt must be what they begin with."""
-    if prompt and chosen[: len(prompt)] == prompt == rejected[: len(prompt)]:
-        return _dialogue_checked(prompt, chosen[len(prompt) :], rejected[len(prompt) :], answer)
-    if chosen == rejected:
-        return Bad("equal_responses")
-    from trl.data_utils import extract_prompt
+    notices: list[Notice] = []
+    if isinstance(prompt, str):
+        found = _text_prompt(prompt, chosen, rejected)
+        if isinstance(found, Bad):
+            return found
+        prompt, repeated = found
+        if repeated:
+            notices.append(("prompt_repeated", ""))
+    if prompt is None or (not prompt and max(len(chosen), len(rejected)) > 1):
+        shared = _shared(chosen, rejected)
+        if chosen == rejected:
+            return Bad("equal_responses")
+        if shared == min(len(chosen), len(rejected)):
+            return Bad("one_begins_other")
+        if not shared and chosen[0]["role"] == rejected[0]["role"] == "assistant":
+            return Bad("no_prompt", "no column holds one, and both dialogues begin with an answer")
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+    else:
+        before = len(chosen), len(rejected)
+        prompt, chosen, rejected = _without_repeats(prompt, chosen, rejected)
+        if before != (len(chosen), len(rejected)):
+            notices.append(("prompt_repeated", ""))
+    moved = _leading_questions(chosen, rejected)
+    if moved:
+        notices.append(("context_moved", ""))
+        prompt, chosen, rejected = prompt + chosen[:moved], chosen[moved:], rejected[moved:]
+    if score == "last" and max(len(chosen), len(rejected)) > 1:
+        if chosen[:-1] != rejected[:-1]:
+            return Bad("turns_differ")
+        prompt, chosen, rejected = prompt + chosen[:-1], chosen[-1:], rejected[-1:]
+    return _checked(prompt, chosen, rejected, system, notices)
 
-    found = extract_prompt({"chosen": chosen, "rejected": rejected})
-    shared = len(found["prompt"])
-    return _dialogue_checked(chosen[:shared], chosen[shared:], rejected[shared:], answer)
+
+def _shared(left: Dialogue, right: Dialogue) -> int:
+    """Messages at the head that two dialogues have in common, all keys equal."""
+    return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def _dialogue_checked(prompt: Dialogue, chosen: Dialogue, rejected: Dialogue, answer: str | None) -> Preference | Bad:
-    """Two answers to one prompt: single assistant's messages, not empty, not equal, after somebody else's turn."""
-    if not prompt or not any(m["content"].strip() for m in prompt):
+def _text_prompt(prompt: str, chosen: Dialogue, rejected: Dialogue) -> tuple[Dialogue | None, bool] | Bad:
+    """A text prompt beside dialogues: None where they hold it (and whether they do), else a user's message."""
+    single = len(chosen) == len(rejected) == 1
+    if not prompt.strip():
+        return ([] if single else None), False
+    if single or chosen[0]["role"] == rejected[0]["role"] == "assistant":
+        return [{"role": "user", "content": prompt}], False
+    texts = [_plain_words(content_text(m)) for m in chosen[: _shared(chosen, rejected)]]
+    wanted = _plain_words(prompt)
+    if wanted in texts or (texts and all(text in wanted for text in texts)):
+        return None, True
+    return Bad("prompt_not_in_dialogue")
+
+
+def _plain_words(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _without_repeats(prompt: Dialogue, *answers: Dialogue) -> tuple[Dialogue, Dialogue, Dialogue]:
+    """The prompt, and both answers without what they repeat of it.
+
+    Repeated is the whole prompt, perhaps after other messages of the dialogue (which then belong to the prompt), or
+    the last messages of the prompt at the head of an answer.
+    """
+    chosen, rejected = answers
+    shared = chosen[: _shared(chosen, rejected)]
+    for start in range(len(shared) - len(prompt) + 1) if prompt else ():
+        if shared[start : start + len(prompt)] == prompt:
+            end = start + len(prompt)
+            return shared[:end], chosen[end:], rejected[end:]
+    sides: list[Dialogue] = []
+    for side in answers:
+        repeated = next((k for k in range(len(prompt), 0, -1) if side[:k] == prompt[-k:]), 0)
+        sides.append(side[repeated:])
+    return prompt, sides[0], sides[1]
+
+
+def _leading_questions(chosen: Dialogue, rejected: Dialogue) -> int:
+    """Messages of others than the assistant with which both answers begin alike."""
+    shared = chosen[: _shared(chosen, rejected)]
+    return next((i for i, message in enumerate(shared) if message["role"] == "assistant"), len(shared))
+
+
+def _checked(
+    prompt: Dialogue, chosen: Dialogue, rejected: Dialogue, system: str | None, notices: list[Notice]
+) -> Preference | Bad:
+    """Two answers to one prompt: each begins and ends with an assistant's message that says something."""
+    sides = (chosen, rejected)
+    if all(side and side[0]["role"] != "assistant" for side in sides) and chosen[0] != rejected[0]:
+        return Bad("questions_differ")
+    if not any(not is_empty(message) for message in prompt):
         return Bad("empty_prompt")
-    for answered in (chosen, rejected):
-        if len(answered) != 1 or answered[0]["role"] != "assistant":
-            roles = ", ".join(m["role"] for m in answered)
-            return Bad("not_one_answer", f"messages of {roles or 'nobody'} where one assistant's is wanted")
-        if not answered[0]["content"].strip():
+    for side in sides:
+        if not side or side[0]["role"] != "assistant" or side[-1]["role"] != "assistant":
+            roles = ", ".join(message["role"] for message in side)
+            return Bad("not_one_answer", f"messages of {roles or 'nobody'} where an assistant's are wanted")
+        if is_empty(side[-1]):
             return Bad("empty_response")
     if prompt[-1]["role"] == "assistant":
         return Bad("not_one_answer", "the prompt ends with an assistant's message")
     if chosen == rejected:
         return Bad("equal_responses")
-    return Preference(prompt, chosen, rejected, answer)
+    if any(len(side) > 1 for side in sides):
+        notices.append(("several_turns", ""))
+    if system is not None:
+        if prompt[0]["role"] != "system":
+            prompt = [{"role": "system", "content": system}, *prompt]
+        elif _plain_words(content_text(prompt[0])) != _plain_words(system):
+            return Bad("system_conflict")
+    return Preference(prompt, chosen, rejected, None, notices=tuple(notices))

@@ -12,6 +12,7 @@ from fractions import Fraction
 from hashlib import sha256
 from typing import TypeVar
 
+from trainer.data.messages import Dialogue, Message, content_text
 from trainer.data.read import Raw
 
 T = TypeVar("T")
@@ -64,14 +65,19 @@ def at_most(rows: Sequence[T], limit: int | None) -> list[T]:
     return [rows[i] for i in draw(len(rows), limit, len(rows))]
 
 
-def prompt_key(prompt: str | list[dict[str, str]]) -> str:
+def prompt_key(prompt: str | Dialogue) -> str:
     """What makes two prompts the same: their text, without the blanks around it. For implicit prompts of plain
     dialogues the part after the last "Assistant:" is left out: it is the beginning that two answers share.
     """
     if isinstance(prompt, str):
         head, mark, _ = prompt.rpartition("\n\nAssistant:")
         return " ".join((head + mark or prompt).split())
-    return json.dumps([[m["role"], " ".join(m["content"].split())] for m in prompt])
+    return json.dumps([_message_key(message) for message in prompt], sort_keys=True)
+
+
+def _message_key(message: Message) -> list[object]:
+    more = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return [message["role"], " ".join(content_text(message).split()), *([more] if more else [])]
 
 
 def held_out(keys: Sequence[str], share: float) -> set[str]:

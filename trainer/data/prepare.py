@@ -65,7 +65,7 @@ def prepare(
 
 def fingerprint_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """32 hex digits over data content, tokenizer, template, lengths and rules; paths do not matter."""
-    rules = data.model_dump(mode="json", exclude={"train", "eval", "chat_template", "max_prompt_length"})
+    rules = data.model_dump(mode="json", exclude={"train", "eval", "chat_template"})
     return digest_of(
         {
             "format": FORMAT,
@@ -105,7 +105,7 @@ def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: s
     Raises UnreadableData for a source that cannot be opened, and TokenizerError.
     """
     selection = select(data)
-    tokeniser = Tokeniser(tokenizer, data.max_length, data.prompt_budget)
+    tokeniser = Tokeniser(tokenizer, data)
     pairs = {split: _tokenised(selection, split, tokeniser) for split in (TRAIN, EVAL)}
     for split in (TRAIN, EVAL):
         if not pairs[split]:

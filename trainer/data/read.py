@@ -7,19 +7,16 @@ import hashlib
 import json
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, assert_never
 
 from trainer.config import FileSource, GeneratedSource, HubSource, Source
-from trainer.data.check import UnreadableData
+from trainer.data.check import Notice, UnreadableData
+from trainer.data.columns import find_columns
 from trainer.storage.durable import digest_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
-
-FIELDS = ("prompt", "chosen", "rejected", "answer")
-"""What a row may carry under our names; everything else in it is left alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +26,8 @@ class Raw:
     number: int
     fields: dict[str, Any] | None
     trouble: str = ""
+    notices: tuple[Notice, ...] = ()
+    """What the names of its columns tell about it."""
 
 
 def source_name(source: Source) -> str:
@@ -76,7 +75,7 @@ def read_source(source: Source, needed: Collection[str] = ("chosen", "rejected")
             path = _existing(source.path)
             rows = list(_reader(path)(path))
         case HubSource():
-            rows = [Raw(i, dict(row)) for i, row in enumerate(_load_hub(source), start=1)]
+            rows = [Raw(i, _without_fillers(dict(row))) for i, row in enumerate(_load_hub(source), start=1)]
         case GeneratedSource():
             from trainer.generate.task import generated_rows
 
@@ -86,27 +85,27 @@ def read_source(source: Source, needed: Collection[str] = ("chosen", "rejected")
     return _renamed(rows, source.columns, source_name(source), needed)
 
 
-def _renamed(rows: list[Raw], columns: dict[str, str], name: str, always: Collection[str]) -> list[Raw]:
-    unknown = sorted(set(columns) - set(FIELDS))
-    if unknown:
-        raise UnreadableData(f"columns of {name}: {', '.join(unknown)} is none of ours ({', '.join(FIELDS)})")
-    present = {key for row in rows if row.fields is not None for key in row.fields}
-    for ours in FIELDS:
-        theirs = columns.get(ours, ours)
-        needed = ours in columns or ours in always
-        if needed and present and theirs not in present:
-            near = get_close_matches(theirs, sorted(present), n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
-            raise UnreadableData(
-                f"{name} has no column {theirs!r} for {ours}; it has {', '.join(sorted(present))}{hint} "
-                f"Map it with `columns: {{{ours}: NAME}}`."
-            )
+def _renamed(rows: list[Raw], columns: dict[str, str | None], name: str, needed: Collection[str]) -> list[Raw]:
+    found = find_columns([row.fields for row in rows if row.fields is not None], columns, name, needed)
     return [
-        row
-        if row.fields is None
-        else Raw(row.number, {o: row.fields[columns.get(o, o)] for o in FIELDS if columns.get(o, o) in row.fields})
+        row if row.fields is None else Raw(row.number, found.fields(row.fields), notices=found.notices(row.fields))
         for row in rows
     ]
+
+
+def _without_fillers(row: dict[str, Any]) -> dict[str, Any]:
+    """Drop the nulls that Arrow writes into messages and tools for keys that only other rows have, as TRL advises
+    (`remove_none_values`). A cell that is null stays null.
+    """
+    return {key: _without_nulls(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return value
 
 
 # --- local files -----------------------------------------------------------------------------------------------------
@@ -204,7 +203,7 @@ def _read_parquet(path: Path) -> Iterator[Raw]:
             for i in range(batch.num_rows):
                 number += 1
                 try:
-                    yield Raw(number, batch.slice(i, 1).to_pylist()[0])
+                    yield Raw(number, _without_fillers(batch.slice(i, 1).to_pylist()[0]))
                 except UnicodeDecodeError as error:
                     yield Raw(number, None, f"row {number}: {error.reason}")
     except pa.ArrowException as error:

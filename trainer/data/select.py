@@ -96,8 +96,12 @@ def _readable(out: Selection, split: Split, data: DataConfig) -> list[Row]:
     rows: list[Row] = []
     for drawn in mix(read, [source.weight for source in sources]):
         out.looked_at += 1
-        fields = drawn.raw.fields
-        found = Bad("unreadable", drawn.raw.trouble) if fields is None else to_preference(fields)
+        raw = drawn.raw
+        found = (
+            Bad("unreadable", raw.trouble)
+            if raw.fields is None
+            else to_preference(raw.fields, score=data.score, apply_template=data.apply_template, noticed=raw.notices)
+        )
         if isinstance(found, Bad):
             out.note((split, drawn.source, drawn.raw.number), found.kind, found.detail)
         else:

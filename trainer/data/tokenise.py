@@ -1,8 +1,10 @@
 """Preferences to token ids: the template's own rendering, cut at the lengths asked for, with what was noticed.
 
 The ids are those of TRL's DPOTrainer 1.16 (`_prepare_dataset`): the whole dialogue is rendered and tokenised, and the
-response is what follows the tokens that the prompt alone has in common with both renderings. Cutting is our own: TRL
-cuts the joined sequence, here the prompt loses its oldest tokens first.
+answer is what follows the tokens that the prompt alone has in common with both renderings. Three things are our own.
+Cutting: TRL cuts the joined sequence, here the prompt loses its oldest tokens first. An answer whose text ends with the
+end of a turn gets no second one, even where blanks follow. Content given as text parts is joined for templates that
+want text.
 """
 
 from __future__ import annotations
@@ -14,15 +16,15 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from trainer.data.check import Kind
-from trainer.data.format import Dialogue, Preference
+from trainer.config import DataConfig
+from trainer.data.check import Kind, Notice
+from trainer.data.format import Preference
+from trainer.data.messages import Dialogue, content_text
+from trainer.data.template import ChatTemplate, Refused, altered
 from trainer.data.tokenizer import require_template
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Notice = tuple[Kind, str]
-"""A kind of finding, and the case in words."""
 
 
 @dataclass(slots=True)
@@ -35,14 +37,24 @@ class Tokens:
     notices: list[Notice] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """A row as text: the prompt alone, then with each answer; of a dialogue the prompt as it was rendered too."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    dialogue: Dialogue | None
+
+
 class Tokeniser:
     """Turns preferences of either form into token ids, in batches."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int, prompt_budget: int) -> None:
-        """`max_length` and `prompt_budget` in tokens, prompt_budget < max_length."""
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:
+        """Of `data` the lengths and `apply_template` count."""
         self._tokenizer = tokenizer
-        self._max_length = max_length
-        self._prompt_budget = prompt_budget
+        self._template = ChatTemplate(tokenizer)
+        self._data = data
         self._eos = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
         self._bos: int | None = tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
         self.ends: Counter[int] = Counter()
@@ -55,19 +67,20 @@ class Tokeniser:
         """One `Tokens` per row, in their order. TokenizerError for dialogues without a chat template."""
         if any(not isinstance(row.prompt, str) for row in rows):
             require_template(self._tokenizer)
-        out = [Tokens() for _ in rows]
-        rendered: list[tuple[int, tuple[str, str, str]]] = []
+        out = [Tokens(notices=list(row.notices)) for row in rows]
+        rendered: list[tuple[int, _Texts]] = []
         for i, row in enumerate(rows):
-            found = self._render(row)
-            if isinstance(found, str):
-                out[i].notices.append(("template_refuses", found))
+            try:
+                texts = self._plain(row, out[i]) if isinstance(row.prompt, str) else self._dialogue(row, out[i])
+            except Refused as error:
+                out[i].notices.append(("template_refuses", str(error)))
             else:
-                rendered.append((i, found))
-        plain = [(i, texts) for i, texts in rendered if isinstance(rows[i].prompt, str)]
-        dialogues = [(i, texts) for i, texts in rendered if not isinstance(rows[i].prompt, str)]
+                rendered.append((i, texts))
+        plain = [(i, texts) for i, texts in rendered if texts.dialogue is None]
+        dialogues = [(i, texts) for i, texts in rendered if texts.dialogue is not None]
         # a template writes its own special tokens; plain text gets those that the tokenizer adds
         for group, add in ((plain, True), (dialogues, False)):
-            ids = self._ids([text for _, texts in group for text in texts], add)
+            ids = self._ids([text for _, t in group for text in (t.prompt, t.chosen, t.rejected)], add)
             for n, (i, texts) in enumerate(group):
                 self._fill(out[i], rows[i], texts, ids[3 * n], ids[3 * n + 1], ids[3 * n + 2])
         return out
@@ -79,27 +92,73 @@ class Tokeniser:
             texts, add_special_tokens=add_special_tokens, return_attention_mask=False, verbose=False
         )["input_ids"]  # pyright: ignore[reportReturnType]
 
-    def _render(self, row: Preference) -> tuple[str, str, str] | str:
-        """Prompt, prompt and chosen, prompt and rejected as text; or the template's refusal."""
-        if isinstance(row.prompt, str):
-            return (row.prompt, *(row.prompt + self._ended(str(part)) for part in (row.chosen, row.rejected)))  # pyright: ignore[reportReturnType]
-        from jinja2 import TemplateError
+    # --- text --------------------------------------------------------------------------------------------------------
 
-        try:
-            return (
-                self._template(row.prompt, prompt=True),
-                self._template(row.prompt + list(row.chosen)),  # pyright: ignore[reportArgumentType]
-                self._template(row.prompt + list(row.rejected)),  # pyright: ignore[reportArgumentType]
-            )
-        except TemplateError as error:
-            return str(error)
+    def _plain(self, row: Preference, out: Tokens) -> _Texts:
+        prompt, *answers = (str(part) for part in (row.prompt, row.chosen, row.rejected))
+        if self._is_rendered(prompt):
+            out.notices.append(("already_rendered", ""))
+        elif self._data.apply_template is None and self._template.exists:
+            out.notices.append(("template_undecided", ""))
+        chosen, rejected = (prompt + self._ended(answer) for answer in answers)
+        return _Texts(prompt, chosen, rejected, None)
 
-    def _template(self, dialogue: Dialogue, prompt: bool = False) -> str:
-        return str(self._tokenizer.apply_chat_template(dialogue, tokenize=False, add_generation_prompt=prompt))
+    def _is_rendered(self, prompt: str) -> bool:
+        """Whether a plain prompt holds a chat template's marks, or ends as this one's does before an answer."""
+        asks = self._template.asks
+        if asks and prompt.rstrip().endswith(asks):
+            return True
+        return self._marks is not None and self._marks.search(prompt) is not None
 
-    def _ended(self, response: str) -> str:
-        eos = str(self._tokenizer.eos_token)
-        return response if response.endswith(eos) else response + eos
+    def _ended(self, answer: str) -> str:
+        """An answer of plain text with its end: the end of a turn that it has already, or eos_token."""
+        return answer if answer.rstrip().endswith(self._end_texts) else answer + str(self._tokenizer.eos_token)
+
+    @cached_property
+    def _end_texts(self) -> tuple[str, ...]:
+        """Texts that end an answer: eos_token, the template's end of a turn, and other special tokens that may."""
+        tokenizer = self._tokenizer
+        others = {i for i in self._specials if i not in (self._bos, tokenizer.pad_token_id, tokenizer.unk_token_id)}
+        return tuple({str(tokenizer.eos_token), self._turn_end, *(self._text(i) for i in others)} - {""})
+
+    @cached_property
+    def _turn_end(self) -> str:
+        return self._template.ends
+
+    def _dialogue(self, row: Preference, out: Tokens) -> _Texts:
+        prompt, *answers = (self._template.as_wanted(list(part)) for part in (row.prompt, row.chosen, row.rejected))  # pyright: ignore[reportArgumentType]
+        ended = [self._without_end(answer) for answer in answers]
+        if ended != answers:
+            out.notices.append(("already_ended", ""))
+        tools, kwargs = row.tools, row.template_kwargs
+        talks = [prompt + answer for answer in ended]
+        chosen, rejected = (self._template.render(talk, tools, kwargs) for talk in talks)
+        alone = self._template.render(prompt, tools, kwargs, ask=True)
+        self._look_at_rendering(row, [(talks[0], chosen), (talks[1], rejected)], out)
+        return _Texts(alone, chosen, rejected, prompt)
+
+    def _without_end(self, answer: Dialogue) -> Dialogue:
+        """Assistant's messages without an end of turn in their text, which the template writes by itself."""
+        ends = tuple({self._turn_end, str(self._tokenizer.eos_token)} - {""})
+        if not self._turn_end:
+            return answer
+        out: Dialogue = []
+        for message in answer:
+            said = message.get("content")
+            if message["role"] == "assistant" and isinstance(said, str) and said.rstrip().endswith(ends):
+                end = next(end for end in sorted(ends, key=len, reverse=True) if said.rstrip().endswith(end))
+                message = {**message, "content": said.rstrip().removesuffix(end)}
+            out.append(message)
+        return out
+
+    def _look_at_rendering(self, row: Preference, talks: list[tuple[Dialogue, str]], out: Tokens) -> None:
+        """Notice what of the messages the template leaves out or changes."""
+        if row.tools or row.template_kwargs or any(len(message) > 2 for talk, _ in talks for message in talk):
+            names = self._template.ignored(talks, row.tools, row.template_kwargs)
+            out.notices.extend(("ignored_key", name) for name in names)
+        lost = next((message for talk, text in talks for message in altered(talk, text)), None)
+        if lost is not None:
+            out.notices.append(("content_altered", f"The first is of role {lost['role']}"))
 
     # --- one row -----------------------------------------------------------------------------------------------------
 
@@ -107,7 +166,7 @@ class Tokeniser:
         self,
         out: Tokens,
         row: Preference,
-        texts: tuple[str, str, str],
+        texts: _Texts,
         prompt: list[int],
         with_chosen: list[int],
         with_rejected: list[int],
@@ -116,20 +175,26 @@ class Tokeniser:
 
         kept = min(common_prefix_length(prompt, with_chosen), common_prefix_length(prompt, with_rejected))
         if kept < len(prompt):
-            if all(text.startswith(texts[0]) for text in texts[1:]):
+            if texts.chosen.startswith(texts.prompt) and texts.rejected.startswith(texts.prompt):
                 out.notices.append(("boundary_merged", ""))
             else:
                 end = self._tokenizer.decode(prompt[kept:])
-                out.notices.append(("prompt_not_prefix", f"The prompt alone goes on with {end!r}"))
+                kind: Kind = "prompt_changes" if self._template.prompt_comes_first else "prompt_not_prefix"
+                out.notices.append((kind, f"The prompt alone goes on with {end!r}"))
         out.prompt, out.chosen, out.rejected = prompt[:kept], with_chosen[kept:], with_rejected[kept:]
         if not out.prompt:
             out.notices.append(("empty_prompt", "no token of the prompt is left"))
+        if not out.chosen or not out.rejected:
+            out.notices.append(("empty_response", "the chat template writes nothing for it"))
+        elif out.chosen == out.rejected:
+            out.notices.append(("equal_rendered", ""))
         if self._bos is not None and out.prompt[:2] == [self._bos, self._bos]:
             out.notices.append(("duplicate_bos", ""))
         self._look_at_ends(out)
-        if self._special_text is not None and any(self._special_text.search(text) for text in _own_texts(row)):
+        rendered = any(kind == "already_rendered" for kind, _ in out.notices)
+        if not rendered and self._special_text and any(self._special_text.search(text) for text in _own_texts(row)):
             out.notices.append(("special_in_text", ""))
-        self._cut(out)
+        self._cut(out, row, texts)
 
     def _look_at_ends(self, out: Tokens) -> None:
         """A response must hold an end: eos_token, or the special token with which the template closes a message."""
@@ -147,30 +212,72 @@ class Tokeniser:
     def _text(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))
 
-    def _cut(self, out: Tokens) -> None:
-        """Prompts lose their oldest tokens, BOS kept; responses are cut to what remains of `max_length`."""
-        if len(out.prompt) > self._prompt_budget:
-            has_bos = self._bos is not None and out.prompt[0] == self._bos and self._prompt_budget > 1
+    def _cut(self, out: Tokens, row: Preference, texts: _Texts) -> None:
+        """Prompts lose their oldest tokens, BOS kept; answers are cut to what remains of `max_length`.
+
+        With `max_prompt_length`, every longer prompt is cut to it. Without, only rows that do not fit are cut: the
+        prompt as far as needed, but not below `prompt_budget`.
+        """
+        data, longest = self._data, max(len(out.chosen), len(out.rejected))
+        keep = data.max_prompt_length or max(data.prompt_budget, data.max_length - longest)
+        whole = len(out.prompt)
+        if whole > keep:
+            has_bos = self._bos is not None and out.prompt[0] == self._bos and keep > 1
             head = out.prompt[:1] if has_bos else []
-            out.prompt = head + out.prompt[len(out.prompt) - self._prompt_budget + len(head) :]
-            out.notices.append(("prompt_cut", ""))
-        room = self._max_length - len(out.prompt)
-        if max(len(out.chosen), len(out.rejected)) > room:
+            lost = whole - keep + len(head)
+            out.prompt = head + out.prompt[lost:]
+            out.notices.extend((kind, "") for kind in self._kinds_cut(row, texts, lost))
+        room = data.max_length - len(out.prompt)
+        if longest > room:
             differed = out.chosen != out.rejected
             out.chosen, out.rejected = out.chosen[:room], out.rejected[:room]
             out.notices.append(("response_cut", ""))
             if differed and out.chosen == out.rejected:
                 out.notices.append(("equal_after_cut", ""))
 
+    def _kinds_cut(self, row: Preference, texts: _Texts, lost: int) -> list[Kind]:
+        """What of a prompt is among its first `lost` tokens: system message or tools, earlier turns, the question."""
+        if texts.dialogue is None:
+            return ["prompt_cut"]
+        places = self._tokenizer(texts.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        start = int(places["offset_mapping"][lost][0]) if lost < len(places["input_ids"]) else len(texts.prompt)  # pyright: ignore
+        kinds: list[Kind] = []
+        at = 0
+        for tool in row.tools or ():
+            name = str(tool.get("function", tool).get("name", ""))
+            if 0 <= texts.prompt.find(name) < start:
+                kinds.append("system_cut")
+        for number, message in enumerate(texts.dialogue, start=1):
+            said = content_text(message).strip()
+            place = texts.prompt.find(said, at)
+            if not said or place < 0 or place >= start:
+                continue
+            at = place + len(said)
+            last = number == len(texts.dialogue)
+            kinds.append("system_cut" if message["role"] == "system" else "prompt_cut" if last else "turns_cut")
+        return list(dict.fromkeys(kinds)) or ["turns_cut" if len(texts.dialogue) > 1 else "prompt_cut"]
+
     @cached_property
     def _special_text(self) -> re.Pattern[str] | None:
-        texts = sorted({self._text(i) for i in self._specials} - {""}, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, texts))) if texts else None
+        return _any_of({self._text(i) for i in self._specials})
+
+    @cached_property
+    def _marks(self) -> re.Pattern[str] | None:
+        """Special tokens with which a template parts turns: none of those that every tokenizer has."""
+        tokenizer = self._tokenizer
+        usual = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id}
+        ends = {self._eos} if self._text(self._eos) not in self._template.ends else set[int]()
+        return _any_of({self._text(i) for i in self._specials - usual - ends})  # pyright: ignore[reportOperatorIssue]
+
+
+def _any_of(texts: set[str]) -> re.Pattern[str] | None:
+    listed = sorted(texts - {""}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, listed))) if listed else None
 
 
 def _own_texts(row: Preference) -> list[str]:
     return [
         text
         for part in (row.prompt, row.chosen, row.rejected)
-        for text in ([part] if isinstance(part, str) else [m["content"] for m in part])
+        for text in ([part] if isinstance(part, str) else [content_text(m) for m in part])
     ]

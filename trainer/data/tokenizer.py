@@ -81,8 +81,8 @@ def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
         tokenizer.get_chat_template()
     except ValueError as error:
         raise TokenizerError(
-            "the data are dialogues and the tokenizer has no chat template for them: give data.chat_template, "
-            "as Jinja text or as a file with it"
+            "the data are dialogues (or data.apply_template is true) and the tokenizer has no chat template for them: "
+            "give data.chat_template, as Jinja text or as a file with it"
         ) from error
 
 

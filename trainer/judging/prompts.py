@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from trainer.config import DataConfig, ModelConfig, Source
 from trainer.data import load_tokenizer, prepare
 from trainer.data.check import UnreadableData
-from trainer.data.format import Dialogue
+from trainer.data.format import Dialogue, content_text
 from trainer.data.read import source_name
 from trainer.data.select import select
 from trainer.data.tokenise import Tokeniser
@@ -72,8 +72,8 @@ def _held_out(
 
 def _given(source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Found]:
     rows = given_prompts(source, data)
-    tokens = Tokeniser(tokenizer, data.max_length, data.prompt_budget)(rows)
-    refused = [f"prompt {i}: {each.notices[0][1]}" for i, each in enumerate(tokens, start=1) if not each.prompt]
+    tokens = Tokeniser(tokenizer, data)(rows)
+    refused = [f"prompt {i}: {each.notices[-1][1]}" for i, each in enumerate(tokens, start=1) if not each.prompt]
     if refused:
         raise UnreadableData(f"{source_name(source)}: the chat template refuses {len(refused)} prompts, {refused[0]}")
     for row, each in zip(rows, tokens, strict=True):
@@ -85,5 +85,5 @@ def as_text(prompt: str | Dialogue) -> str:
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1 and prompt[0]["role"] == "user":
-        return prompt[0]["content"]
-    return "\n\n".join(f"{_NAMES.get(m['role'], m['role'])}: {m['content']}" for m in prompt)
+        return content_text(prompt[0])
+    return "\n\n".join(f"{_NAMES.get(m['role'], m['role'])}: {content_text(m)}" for m in prompt)
