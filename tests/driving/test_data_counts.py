@@ -129,7 +129,10 @@ def test_other_data_of_the_search_and_of_the_sft_stage_is_told_where_it_differs(
     rows[4]["rejected"] = ""
     (tmp_path / "sft.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = SWEEP_FILE.replace("{loss.beta: [2.0, 3.0]}", "{data.max_train_rows: [8, 300]}")
-    spec = written(tmp_path, file + "sft: {training: {max_steps: 1}, data: {train: sft.jsonl, max_length: 64, apply_template: true}}\n")
+    spec = written(
+        tmp_path,
+        file + "sft: {training: {max_steps: 1}, data: {train: sft.jsonl, max_length: 64, apply_template: true}}\n",
+    )
     (tmp_path / "rows.jsonl").open("a").write(json.dumps(ROWS[30]) + "\n")
     _, said = started(tmp_path, spec)
     assert any(line.startswith("data of the sft stage: 1 row has an empty response (") for line in said)

@@ -221,6 +221,13 @@ def severity(kind: Kind) -> Severity:
     return _MEANING[kind][0]
 
 
+def in_words(kind: Kind, detail: str = "") -> str:
+    """What a kind says of one row: "has an empty response", with the case's own words behind it."""
+    verb, _, rest = _MEANING[kind][1].partition(" ")
+    text = f"{_SINGULAR.get(verb, verb + 's')} {rest}"
+    return f"{text}. {detail}".rstrip(" .") if detail else text
+
+
 class Finding(Frozen):
     """One kind of trouble: how many rows have it and the first of them, as (source, row number from 1)."""
 
@@ -238,8 +245,7 @@ class Finding(Frozen):
 
     def __str__(self) -> str:
         meaning = _MEANING[self.kind][1]
-        verb, _, rest = meaning.partition(" ")
-        one = f"1 row {_SINGULAR.get(verb, verb + 's')} {rest}"
+        one = f"1 row {in_words(self.kind)}"
         text = one if self.count == 1 else f"{self.count:,} rows {meaning}" if self.count else meaning
         by_source: dict[str, list[str]] = {}
         for source, row in self.rows:

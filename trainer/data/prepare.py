@@ -15,7 +15,7 @@ from trainer.data.check import Severity, judge, severity
 from trainer.data.pairs import PairSet, Tokenised, write_pairs
 from trainer.data.progress import chunks
 from trainer.data.read import source_digest, source_name
-from trainer.data.select import EVAL, TRAIN, Row, Selection, Split, select, sources_of
+from trainer.data.select import EVAL, TRAIN, Place, Row, Selection, Split, select, sources_of
 from trainer.data.summary import DataReport, SourceRows, length_table
 from trainer.data.tokenise import Tokeniser, Tokens
 from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
@@ -91,6 +91,8 @@ class Examined:
 
     selection: Selection
     pairs: dict[Split, list[Tokenised]]
+    left_out: dict[Place, Tokenised]
+    """Rows that tokenisation shows to be bad, or equal once cut."""
     report: DataReport
 
     def refuse(self, data: DataConfig) -> None:
@@ -106,12 +108,14 @@ def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: s
     """
     selection = select(data)
     tokeniser = Tokeniser(tokenizer, data)
-    pairs = {split: _tokenised(selection, split, tokeniser) for split in (TRAIN, EVAL)}
+    left_out: dict[Place, Tokenised] = {}
+    pairs = {split: _tokenised(selection, split, tokeniser, left_out) for split in (TRAIN, EVAL)}
     for split in (TRAIN, EVAL):
         if not pairs[split]:
             selection.findings.add_whole("no_rows", f"The {split} split is empty")
     stops = {int(tokenizer.eos_token_id), *tokeniser.ends}  # pyright: ignore[reportArgumentType]
-    return Examined(selection, pairs, _report(selection, data, pairs, fingerprint, tuple(sorted(stops))))
+    report = _report(selection, data, pairs, fingerprint, tuple(sorted(stops)))
+    return Examined(selection, pairs, left_out, report)
 
 
 def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
@@ -123,14 +127,19 @@ def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fi
     (folder / "report.json").write_text(found.report.model_dump_json(indent=1), encoding="utf-8")
 
 
-def _tokenised(selection: Selection, split: Split, tokeniser: Tokeniser) -> list[Tokenised]:
-    """Pairs of one split; rows that tokenisation shows to be bad, or equal once cut, are left out and counted."""
+def _tokenised(
+    selection: Selection, split: Split, tokeniser: Tokeniser, left_out: dict[Place, Tokenised]
+) -> list[Tokenised]:
+    """Pairs of one split; rows that tokenisation shows to be bad, or equal once cut, go to `left_out`, counted."""
     out: list[Tokenised] = []
     for rows in chunks(selection.rows(split), _CHUNK, f"tokenising {split}"):
         for row, tokens in zip(rows, tokeniser([row.preference for row in rows]), strict=True):
+            place = row.place(split)
             for kind, detail in tokens.notices:
-                selection.note(row.place(split), kind, detail)
-            if not any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED for kind, _ in tokens.notices):
+                selection.note(place, kind, detail)
+            if any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED for kind, _ in tokens.notices):
+                left_out[place] = _packed(row, tokens)
+            else:
                 out.append(_packed(row, tokens))
     return out
 
