@@ -56,7 +56,7 @@ def test_measured_and_by_formula(
 def test_what_the_trainer_cannot_use_is_told_in_its_words(tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 20)
-    text = TEXT.replace("{generated: instructions, rows: 64}", f"'{rows}'")
+    text = TEXT.replace("{generated: instructions, rows: 64}", f"'{rows}'\n    apply_template: false")
     with pytest.raises(ProbeFailed, match="rows"):
         plan_here(loads(text, tmp_path), tmp_path / "runs", (), probe=True)
 

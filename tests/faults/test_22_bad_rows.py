@@ -19,7 +19,7 @@ SWEEP = """
 name: s
 base:
   model: {generated: {}}
-  data: {train: rows.jsonl, eval_share: 0.2, max_length: 128}
+  data: {train: rows.jsonl, eval_share: 0.2, max_length: 128, apply_template: false}
   loss: {kind: simpo}
   training: {max_steps: 2, pairs_per_update: 4}
 search: {loss.beta: [2.0, 3.0]}

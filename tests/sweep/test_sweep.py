@@ -128,7 +128,7 @@ def test_bad_data_ends_with_its_list_and_leaves_the_name_free(tmp_path: Path) ->
     root, rows = tmp_path / "runs", tmp_path / "rows.jsonl"
     good = [{"prompt": f"q{n}", "chosen": "yes", "rejected": "no"} for n in range(40)]
     rows.write_text("\n".join(json.dumps(row) for row in [*good, {"prompt": "q", "chosen": "a", "rejected": "a"}]))
-    text = TINY.replace("train: {generated: instructions, rows: 200}", f"train: {rows}")
+    text = TINY.replace("train: {generated: instructions, rows: 200}", f"train: {rows}\n    apply_template: false")
     text = text.replace("    eval: {generated: instructions, split: eval, rows: 16}\n", "")
     with pytest.raises(DataError, match="equal chosen and rejected"):
         start(loads(text, tmp_path), root)

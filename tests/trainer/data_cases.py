@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
@@ -26,11 +27,28 @@ LLAMA = (
 )
 
 
+MISTRAL = (
+    "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    "{{ raise_exception('roles must alternate') }}{% endif %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' if m['role'] == 'user' else ' ' + m['content'] + eos_token }}{% endfor %}"
+)
+"""Without a system role, and without anything before an answer."""
+
+
+def trl_template(name: str) -> str:
+    """One of the templates of real models that come with TRL, such as qwen3, llama3 or gemma."""
+    return (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
 def tokenizer(
-    template: str | None = CHATML, eos: str = "<|im_end|>", adds_bos: bool = False, merges: Sequence[str] = ()
+    template: str | None = CHATML,
+    eos: str = "<|im_end|>",
+    adds_bos: bool = False,
+    merges: Sequence[str] = (),
+    more: Sequence[str] = (),
 ) -> PreTrainedTokenizerFast:
-    """Byte-level, a token per byte but for `merges` (pairs written "a b")."""
-    specials = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    """Byte-level, a token per byte but for `merges` (pairs written "a b") and special tokens, to which `more` adds."""
+    specials = ["<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", *more]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate([*specials, *alphabet, *("".join(m.split()) for m in merges)])}
     bpe = Tokenizer(models.BPE(vocab=vocab, merges=[(m.split()[0], m.split()[1]) for m in merges]))

@@ -91,7 +91,7 @@ def test_rows_that_are_no_prompts_are_named(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(UnreadableData, match=r"3 rows that are no prompts: row 2: no prompt; row 3: .*; row 4: "):
         given_prompts(source, data)
-    file.write_text('{"instruction": "fine"}\n')
+    file.write_text('{"asked": "fine"}\n')
     with pytest.raises(UnreadableData, match="no column 'prompt'"):
         given_prompts(source, data)
     file.write_text("")

@@ -322,8 +322,9 @@ def judge(
     `bad` counts distinct bad rows among `rows` looked at.
     """
     found = tuple(findings)
-    if any(f.severity is Severity.FATAL for f in found):
-        raise BadData(found, "No setting skips this; correct it and start again.")
+    if fatal := {f.kind for f in found if f.severity is Severity.FATAL}:
+        asked = fatal <= {"template_undecided", "needs_template"}
+        raise BadData(found, f"No setting skips this; {'decide' if asked else 'correct'} it and start again.")
     if not bad:
         return
     if mode == "refuse":

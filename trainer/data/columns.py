@@ -34,9 +34,14 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
 }
 """Names of the same thing in public data sets: taken where ours is missing and exactly one of them is there."""
 
-_MEANINGFUL = frozenset(FIELDS) | {name for names in _USUAL.values() for name in names}
-_MEANINGFUL |= frozenset({"history", "context", "functions", "documents", "messages", "conversations", "completion"})
-_MEANINGFUL |= frozenset({"score", "scores", "rating", "ratings", "margin", "label", "audio", "video", "videos"})
+_MEANINGFUL = frozenset(
+    (
+        *(*FIELDS, *(name for names in _USUAL.values() for name in names)),
+        *("history", "context", "functions", "documents", "messages", "conversations", "completion"),
+        *("score", "scores", "rating", "ratings", "margin", "label", "audio", "video", "videos"),
+    )
+)
+"""Columns that hold something which a model may be meant to read, or which may be meant to choose rows."""
 
 _OTHER_FORMS: tuple[tuple[frozenset[str], str], ...] = (
     (
@@ -118,9 +123,12 @@ class Columns:
             for ours in self.recognised
             if not _blank(row.get(self.taken[ours]))
         ]
-        same = [row.get(self.taken[ours]) for ours in ("prompt", "chosen", "rejected") if ours in self.taken]
+        used = [row.get(self.taken[ours]) for ours in ("prompt", "chosen", "rejected") if ours in self.taken]
+        used += [
+            message.get("content") for part in used if isinstance(part, list) for message in part if _is_object(message)
+        ]
         for name in self.unused:
-            if not _blank(row.get(name)) and row[name] not in same:  # a copy of what is used is no loss
+            if not _blank(row.get(name)) and row[name] not in used:  # a copy of what is used is no loss
                 found.append(("unused_column", f"The column {name!r}"))
         return tuple(found)
 
@@ -162,12 +170,12 @@ def find_columns(
             out.taken[ours] = theirs
         elif ours in present and ours not in claimed:
             out.taken[ours] = ours
-        else:
+        elif ours != "prompt" or not _hold_prompts(rows, columns, needed):
             usual = [n for n in _USUAL.get(ours, ()) if n in present and n not in claimed and _filled(rows, n)]
             if len(usual) == 1:
                 out.taken[ours] = usual[0]
                 out.recognised.append(ours)
-            elif usual and ours == "prompt" and not _holds_prompts(rows, out.taken, needed):
+            elif usual and ours == "prompt":
                 raise UnreadableData(
                     f"{name} has no column 'prompt', and several could be it: {', '.join(usual)}. "
                     f"Say which with `columns: {{prompt: {usual[0]}}}`; join them where the prompt is in both."
@@ -175,8 +183,6 @@ def find_columns(
     for ours in needed:
         if present and ours not in out.taken:
             raise UnreadableData(_other_form(present, name) or _missing(ours, ours, name, list(present)))
-    if "images" in out.taken and "images" in out.recognised and not _filled(rows, out.taken["images"]):
-        del out.taken["images"]
     left_out = {ours for ours, theirs in columns.items() if theirs is None}
     left_out |= {usual for ours in left_out for usual in _USUAL.get(ours, ())}
     unused = [n for n in present if n in _MEANINGFUL and n not in out.taken.values() and n not in left_out]
@@ -198,13 +204,18 @@ def _other_form(present: Collection[str], name: str) -> str | None:
     return None if told is None else f"{name} {told}. It has {', '.join(sorted(present))}."
 
 
-def _holds_prompts(rows: Sequence[Mapping[str, Any]], taken: Mapping[str, str], needed: Collection[str]) -> bool:
+def _hold_prompts(
+    rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | None], needed: Collection[str]
+) -> bool:
     """Whether the answers are whole dialogues, so that no column of prompts is needed."""
-    if "chosen" not in needed:
-        return False
-    first = next((row for row in rows if row.get(taken.get("chosen", "chosen"))), None)
-    value = None if first is None else first[taken.get("chosen", "chosen")]
-    return isinstance(value, list) and len(value) > 1
+    chosen = columns.get("chosen") or "chosen"
+    values = (row.get(chosen) for row in rows)
+    first = next((value for value in values if value), None) if "chosen" in needed else None
+    return isinstance(first, list) and len(first) > 1
+
+
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
 
 
 def _filled(rows: Sequence[Mapping[str, Any]], name: str) -> bool:

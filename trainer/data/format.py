@@ -253,18 +253,19 @@ def _without_repeats(prompt: Dialogue, *answers: Dialogue) -> tuple[Dialogue, Di
     """The prompt, and both answers without what they repeat of it.
 
     Repeated is the whole prompt, perhaps after other messages of the dialogue (which then belong to the prompt), or
-    the last messages of the prompt at the head of an answer.
+    the last messages of the prompt at the head of an answer. What begins with an assistant's message repeats nothing.
     """
     chosen, rejected = answers
     shared = chosen[: _shared(chosen, rejected)]
-    for start in range(len(shared) - len(prompt) + 1) if prompt else ():
-        if shared[start : start + len(prompt)] == prompt:
-            end = start + len(prompt)
-            return shared[:end], chosen[end:], rejected[end:]
+    if prompt and shared and shared[0]["role"] != "assistant":
+        for start in range(len(shared) - len(prompt) + 1):
+            if shared[start : start + len(prompt)] == prompt:
+                end = start + len(prompt)
+                return shared[:end], chosen[end:], rejected[end:]
     sides: list[Dialogue] = []
     for side in answers:
-        repeated = next((k for k in range(len(prompt), 0, -1) if side[:k] == prompt[-k:]), 0)
-        sides.append(side[repeated:])
+        most = 0 if side[0]["role"] == "assistant" else len(prompt)
+        sides.append(side[next((k for k in range(most, 0, -1) if side[:k] == prompt[-k:]), 0) :])
     return prompt, sides[0], sides[1]
 
 

@@ -20,9 +20,14 @@ _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "ass
 _LABELS = frozenset({"role", "content", "name", "id"})
 """Keys that say nothing by themselves: a message that has nothing else is empty."""
 _MEDIA = frozenset({"image", "image_url", "input_image", "video", "video_url", "audio", "input_audio", "audio_url"})
-_OURS = frozenset({"conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message"})
-_OURS |= frozenset({"return_dict", "return_tensors", "return_assistant_tokens_mask", "padding", "truncation"})
-_OURS |= frozenset({"max_length", "tokenizer_kwargs", "chat_template", "documents", "sanitize_control_tokens"})
+_RESERVED = frozenset(
+    (
+        *("conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"),
+        *("return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length", "tokenizer_kwargs"),
+        *("chat_template", "documents", "sanitize_control_tokens"),
+    )
+)
+"""Arguments of `apply_chat_template` that a row cannot set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ def to_template_kwargs(value: Any) -> dict[str, Any] | Bad:
     if not isinstance(value, dict):
         return Bad("bad_template_kwargs", f"chat_template_kwargs is {type_name(value)}, not an object")
     out = {str(key): each for key, each in value.items() if each is not None}
-    reserved = sorted(out.keys() & _OURS)
+    reserved = sorted(out.keys() & _RESERVED)
     return Bad("bad_template_kwargs", f"{', '.join(reserved)} cannot be set there") if reserved else out
 
 

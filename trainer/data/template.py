@@ -53,7 +53,11 @@ class ChatTemplate:
         try:
             return str(
                 self._tokenizer.apply_chat_template(
-                    dialogue, tools=tools, tokenize=False, add_generation_prompt=ask, **(kwargs or {})
+                    dialogue,
+                    tools=tools,  # pyright: ignore[reportArgumentType]
+                    tokenize=False,
+                    add_generation_prompt=ask,
+                    **(kwargs or {}),
                 )
             )
         except TemplateError as error:

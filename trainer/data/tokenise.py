@@ -265,9 +265,9 @@ class Tokeniser:
     def _marks(self) -> re.Pattern[str] | None:
         """Special tokens with which a template parts turns: none of those that every tokenizer has."""
         tokenizer = self._tokenizer
-        usual = {tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id}
-        ends = {self._eos} if self._text(self._eos) not in self._template.ends else set[int]()
-        return _any_of({self._text(i) for i in self._specials - usual - ends})  # pyright: ignore[reportOperatorIssue]
+        usual = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id)
+        is_mark = self._text(self._eos) in self._template.ends
+        return _any_of({self._text(i) for i in self._specials if i not in usual and (is_mark or i != self._eos)})
 
 
 def _any_of(texts: set[str]) -> re.Pattern[str] | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from trainer.config import DataConfig, Source
 from trainer.data.check import UnreadableData
 from trainer.data.format import Bad, Preference, to_preference
@@ -44,12 +42,5 @@ def _prompt(row: Raw, dialogues: bool) -> Preference | str:
         return "no prompt"
     if not isinstance(prompt, str) and not dialogues:
         return "messages, but the sweep's own rows are plain text"
-    answer = row.fields.get("answer")
-    plain = to_preference({"prompt": prompt, "answer": answer, **_RESPONSES})
-    if isinstance(plain, Bad):
-        return f"{plain.kind}: {plain.detail}" if plain.detail else plain.kind
-    if not dialogues:
-        return plain
-    asked = [{"role": "user", "content": plain.prompt}] if isinstance(plain.prompt, str) else plain.prompt
-    said = {name: [{"role": "assistant", "content": text}] for name, text in _RESPONSES.items()}
-    return replace(plain, prompt=asked, **said)
+    found = to_preference(row.fields | _RESPONSES, apply_template=dialogues)
+    return (f"{found.kind}: {found.detail}" if found.detail else found.kind) if isinstance(found, Bad) else found

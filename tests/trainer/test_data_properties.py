@@ -1,0 +1,205 @@
+"""Random dialogues through real chat templates: nothing is lost, the answers alone are scored, as TRL's own trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from data_cases import CHATML, LLAMA, MISTRAL, said, tokenizer, trl_template
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer.config import DataConfig
+from trainer.data.format import Preference, to_preference
+from trainer.data.messages import content_text
+from trainer.data.tokenise import Tokeniser
+
+TURNS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>")
+SYSTEM, TOOLS, REASONING = "system", "tools", "reasoning"
+STYLES: dict[str, tuple[Any, frozenset[str]]] = {
+    "chatml": (tokenizer(CHATML), frozenset({SYSTEM})),
+    "llama": (tokenizer(LLAMA, adds_bos=True), frozenset({SYSTEM})),
+    "llama3": (tokenizer(trl_template("llama3"), eos="<|eot_id|>", more=TURNS), frozenset({SYSTEM})),
+    "mistral": (tokenizer(MISTRAL, eos="</s>"), frozenset()),
+    "gemma": (tokenizer(trl_template("gemma"), eos="<end_of_turn>", more=TURNS), frozenset()),
+    "qwen2.5": (tokenizer(trl_template("qwen2_5")), frozenset({SYSTEM, TOOLS})),
+    "qwen3": (tokenizer(trl_template("qwen3")), frozenset({SYSTEM, TOOLS, REASONING})),
+}
+"""Tokenizers of seven families, and what their templates know."""
+
+words = st.text(alphabet="ab .\n<|:é🙂", min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
+TOOL = {
+    "type": "function",
+    "function": {"name": "look_up", "description": "A word", "parameters": {"type": "object", "properties": {}}},
+}
+QUICK = settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@st.composite
+def dialogues(draw: Callable[[Any], Any], knows: frozenset[str]) -> dict[str, Any]:
+    """A row with an explicit prompt, of every shape that the template knows."""
+
+    def answer(text: str) -> dict[str, Any]:
+        thought = {"reasoning_content": draw(words)} if REASONING in knows and draw(st.booleans()) else {}
+        return said("assistant", text) | thought
+
+    prompt: list[dict[str, Any]] = [said("system", draw(words))] if SYSTEM in knows and draw(st.booleans()) else []
+    uses_tools = TOOLS in knows and draw(st.booleans())
+    for _ in range(draw(st.integers(0, 2))):
+        prompt += [said("user", draw(words)), answer(draw(words))]
+    prompt.append(said("user", draw(words)))
+    if uses_tools and draw(st.booleans()):
+        call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": draw(words)}}}
+        prompt.append(
+            draw(st.sampled_from([{"role": "assistant"}, said("assistant", draw(words))])) | {"tool_calls": [call]}
+        )
+        prompt.append(said("tool", draw(words)) | {"name": "look_up"})
+    first, second = draw(st.lists(words, min_size=2, max_size=2, unique_by=str.strip))
+    chosen, rejected = [answer(first)], [answer(second)]
+    if draw(st.integers(0, 3)) == 0:
+        chosen += [said("user", draw(words)), answer(draw(words))]
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | ({"tools": [TOOL]} if uses_tools else {})
+
+
+def _rendered(made: Any, row: Mapping[str, Any], side: str | None) -> str:
+    talk = row["prompt"] + (row[side] if side else [])
+    return made.apply_chat_template(talk, tools=row.get("tools"), tokenize=False, add_generation_prompt=side is None)
+
+
+def _tokens(made: Any, row: Mapping[str, Any]) -> Any:
+    preference = to_preference(row)
+    assert isinstance(preference, Preference), preference
+    return Tokeniser(made, DataConfig.model_validate({"train": "unused", "max_length": 100_000}))([preference])[0]
+
+
+@pytest.mark.parametrize("style", STYLES)
+@QUICK
+@given(pick=st.data())
+def test_prompt_and_answer_are_the_whole_rendering_and_the_answer_alone_is_scored(style: str, pick: Any) -> None:
+    made, knows = STYLES[style]
+    row = pick.draw(dialogues(knows))
+    found = _tokens(made, row)
+    kinds = {kind for kind, _ in found.notices}
+    assert not kinds & {"template_refuses", "missing_eos", "duplicate_bos", "empty_prompt"}
+    alone = _rendered(made, row, None)
+    for ids, side in ((found.chosen, "chosen"), (found.rejected, "rejected")):
+        whole = _rendered(made, row, side)
+        assert made.decode(found.prompt + ids) == whole
+        if "prompt_changes" in kinds:
+            assert not all(_rendered(made, row, other).startswith(alone) for other in ("chosen", "rejected"))
+        else:
+            assert made.decode(found.prompt) == alone
+            assert made.decode(ids) == whole.removeprefix(alone)
+        scored, at = made.decode(ids), 0
+        for message in row[side]:  # every word of the answer is there, in its order
+            assert (at := scored.find(content_text(message).strip(), at)) >= 0
+        assert scored.endswith(("<|im_end|>\n", "<|im_end|>", "<|eot_id|>", "</s>", "<end_of_turn>\n"))
+
+
+@pytest.mark.parametrize("style", STYLES)
+@QUICK
+@given(pick=st.data())
+def test_no_message_tool_or_thought_is_lost_without_a_notice(style: str, pick: Any) -> None:
+    made, knows = STYLES[style]
+    row = pick.draw(dialogues(frozenset({*knows, TOOLS, REASONING} if SYSTEM in knows else knows)))
+    found = _tokens(made, row)
+    if any(kind in {"template_refuses", "equal_rendered"} for kind, _ in found.notices):
+        return
+    told = " ".join(f"{kind} {detail}" for kind, detail in found.notices)
+    text = made.decode(found.prompt + found.chosen)
+    talk = row["prompt"] + row["chosen"]
+    for key in ("reasoning_content", "tool_calls"):
+        for value in (message[key] for message in talk if key in message):
+            inner = value.strip() if isinstance(value, str) else "look_up"
+            assert inner in text or f"ignored_key The key '{key}'" in told
+    if "tools" in row:
+        assert "A word" in text or "ignored_key The tools of a row" in told
+    if any(content_text(message).strip() not in text for message in talk):
+        assert "content_altered" in told
+
+
+class Rows(list[dict[str, Any]]):
+    """What DPOTrainer needs of a data set, without files: its own functions see the very same rows."""
+
+    def map(self, function: Callable[..., dict[str, Any]], fn_kwargs: Any = None, **_: Any) -> Rows:
+        return Rows(row | function(dict(row), **(fn_kwargs or {})) for row in self)
+
+    def filter(self, function: Callable[[dict[str, Any]], bool], **_: Any) -> Rows:
+        return Rows(row for row in self if function(row))
+
+
+def _by_trl(made: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    from trl import DPOTrainer
+
+    args = SimpleNamespace(dataset_num_proc=None, max_length=None, truncation_mode="keep_start")
+    trainer: Any = SimpleNamespace(_tokenizer=made)
+    return DPOTrainer._prepare_dataset(trainer, Rows([dict(row)]), made, args, "train")[0]  # pyright: ignore
+
+
+@pytest.mark.parametrize("style", STYLES)
+@QUICK
+@given(pick=st.data())
+def test_ids_are_those_of_trls_dpo_trainer(style: str, pick: Any) -> None:
+    made, knows = STYLES[style]
+    row = pick.draw(dialogues(knows))
+    theirs, ours = _by_trl(made, row), _tokens(made, row)
+    assert (ours.prompt, ours.chosen, ours.rejected) == (
+        theirs["prompt_ids"],
+        theirs["chosen_ids"],
+        theirs["rejected_ids"],
+    )
+    # the same pair without a prompt of its own, and with one that the dialogues repeat
+    whole = {side: row["prompt"] + row[side] for side in ("chosen", "rejected")} | {
+        key: row[key] for key in ("tools",) if key in row
+    }
+    if row["chosen"][0] != row["rejected"][0]:
+        implied = _tokens(made, whole)
+        assert (implied.prompt, implied.chosen, implied.rejected) == (ours.prompt, ours.chosen, ours.rejected)
+        repeated = _tokens(made, whole | {"prompt": row["prompt"]})
+        assert (repeated.prompt, repeated.chosen, repeated.rejected) == (ours.prompt, ours.chosen, ours.rejected)
+        assert ("prompt_repeated", "") in repeated.notices
+
+
+plain_words = st.text(alphabet="ab c.\n", min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
+
+
+@QUICK
+@given(plain_words, plain_words, plain_words)
+def test_plain_text_is_joined_as_it_stands_as_in_trl(prompt: str, chosen: str, rejected: str) -> None:
+    if chosen == rejected:
+        return
+    row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    made = tokenizer(None, eos="</s>", adds_bos=True)
+    ours, theirs = _tokens(made, row), _by_trl(made, row)
+    if ("prompt_repeated", "") not in ours.notices:
+        assert (ours.prompt, ours.chosen, ours.rejected) == (
+            theirs["prompt_ids"],
+            theirs["chosen_ids"],
+            theirs["rejected_ids"],
+        )
+
+
+@QUICK
+@given(st.lists(plain_words, min_size=1, max_size=3), plain_words, plain_words)
+def test_hh_text_is_parted_at_its_last_common_answer(asked: list[str], chosen: str, rejected: str) -> None:
+    if chosen == rejected:
+        return
+    talk = "\n\nAssistant: so\n\nHuman: ".join(asked)
+    prompt = f"\n\nHuman: {talk}\n\nAssistant:"
+    row = {"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"}
+    found = to_preference(row)
+    assert isinstance(found, Preference)
+    assert (found.prompt, found.chosen, found.rejected) == (prompt, f" {chosen}", f" {rejected}")
+
+
+@QUICK
+@given(plain_words, plain_words)
+def test_implied_prompts_lose_no_character_and_cut_no_word(chosen: str, rejected: str) -> None:
+    found = to_preference({"chosen": chosen, "rejected": rejected})
+    if isinstance(found, Preference):
+        assert isinstance(found.prompt, str)
+        assert found.prompt + str(found.chosen) == chosen
+        assert found.prompt + str(found.rejected) == rejected
+        assert not (found.prompt[-1].isalnum() and (str(found.chosen)[0].isalnum() or str(found.rejected)[0].isalnum()))
