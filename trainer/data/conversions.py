@@ -5,6 +5,7 @@ Such rows are not read as they are: which answer is chosen, and what becomes of 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from textwrap import dedent
@@ -93,12 +94,12 @@ def conversion(source: Source, present: Collection[str]) -> str:
         return ""
     modules = "".join(f"    import {name}\n" for name in ("json", *found.needs.split()))
     return dedent(
-        f"{modules}    from datasets import load_dataset\n\n"
-        f"    def pair(row):\n{found.code}\n"
+        f"{modules}\n    from datasets import load_dataset\n\n\n"
+        f"    def pair(row):\n{found.code}\n\n"
         f"    rows = {loading}\n"
         "    pairs = [made for row in rows if (made := pair(row))]\n"
         '    with open("pairs.jsonl", "w") as file:\n'
-        "        file.writelines(json.dumps(made) + chr(10) for made in pairs)\n"
+        '        file.writelines(json.dumps(made) + "\\n" for made in pairs)\n'
         '    print(f"{len(pairs)} pairs, {len(rows) - len(pairs)} rows without a preference left out")\n'
     )
 
@@ -107,10 +108,12 @@ def _loading(source: Source) -> str:
     match source:
         case FileSource():
             builder = next((b for ending, b in _BUILDERS.items() if source.path.lower().endswith(ending)), None)
-            return "" if builder is None else f'load_dataset("{builder}", data_files={source.path!r}, split="train")'
+            if builder is None:
+                return ""
+            return f'load_dataset("{builder}", data_files={json.dumps(source.path)}, split="train")'
         case HubSource():
-            subset = f"{source.subset!r}, " if source.subset else ""
-            revision = f", revision={source.revision!r}" if source.revision else ""
-            return f"load_dataset({source.dataset!r}, {subset}split={source.split!r}{revision})"
+            names = ", ".join(json.dumps(name) for name in (source.dataset, source.subset) if name)
+            revision = f", revision={json.dumps(source.revision)}" if source.revision else ""
+            return f"load_dataset({names}, split={json.dumps(source.split)}{revision})"
         case GeneratedSource():
             return ""
