@@ -161,6 +161,52 @@ def test_responses_that_only_differ_beyond_the_cut_are_told() -> None:
     assert [kind for kind, _ in found.notices] == ["response_cut", "equal_after_cut"]
 
 
+def test_without_max_prompt_length_only_rows_that_do_not_fit_are_cut() -> None:
+    """A prompt of more than max_length - 256 tokens keeps its head as long as the row fits."""
+    made = tokenizer(LLAMA)
+    whole = _tokens(made, chat("x" * 760, "yes", "no"))
+    assert 768 < len(whole.prompt) + len(whole.chosen) < 1024
+    fits = _tokens(made, chat("x" * 780, "yes", "no"), max_length=1024)
+    assert fits.notices == []
+    assert len(fits.prompt) > 780
+    cut = _tokens(made, chat("x" * 780, "yes", "no"), max_length=1024, budget=768)
+    assert (len(cut.prompt), cut.notices) == (768, [("prompt_cut", "")])
+
+
+def test_a_row_that_does_not_fit_loses_of_its_prompt_only_what_is_needed() -> None:
+    made = tokenizer(LLAMA)
+    row = chat("x" * 780, "y" * 250, "no")
+    whole, cut = _tokens(made, row), _tokens(made, row, max_length=1024)
+    assert (cut.chosen, cut.rejected) == (whole.chosen, whole.rejected)
+    assert len(cut.prompt) + len(cut.chosen) == 1024
+    assert cut.notices == [("prompt_cut", "")]
+    longer = _tokens(made, chat("x" * 900, "y" * 400, "no"), max_length=1024)
+    assert (len(longer.prompt), len(longer.chosen)) == (768, 256)
+    assert [kind for kind, _ in longer.notices] == ["prompt_cut", "response_cut"]
+
+
+@pytest.mark.parametrize(
+    ("length", "kinds"),
+    [
+        (600, []),
+        (300, ["system_cut"]),
+        (200, ["system_cut", "turns_cut"]),
+        (70, ["system_cut", "turns_cut", "prompt_cut"]),
+    ],
+)
+def test_what_was_cut_of_a_prompt_is_counted_by_kind(length: int, kinds: list[str]) -> None:
+    talk = [said("system", "s" * 100), said("user", "a" * 60), said("assistant", "b" * 60), said("user", "c" * 60)]
+    row = {"prompt": talk, "chosen": [said("assistant", "yes")], "rejected": [said("assistant", "no")]}
+    assert [kind for kind, _ in _tokens(tokenizer(CHATML), row, max_length=length).notices] == kinds
+
+
+def test_tools_that_are_cut_are_counted_with_the_system_message() -> None:
+    tool = {"type": "function", "function": {"name": "tide_times", "parameters": {"type": "object"}}}
+    template = "{% if tools %}{{ tools | tojson }}{% endif %}" + CHATML
+    found = _tokens(tokenizer(template), chat("a" * 50, "yes", "no", tools=[tool]), max_length=100)
+    assert found.notices == [("system_cut", "")]
+
+
 text = st.text(alphabet="ab \n<|s>üé🙂", min_size=1, max_size=60).filter(str.strip)
 
 
