@@ -160,7 +160,8 @@ def _columns(frame: SweepFrame, ranked: Sequence[TrialCase]) -> tuple[NDArray[np
 def _interval(gaps: Column, drawn: Column, share: bool) -> Difference:
     """`drawn`: means of resamples of `gaps`."""
     mean = float(gaps.mean())
-    low, high = widened(mean, *(float(end) for end in np.percentile(drawn, [_TAIL, 100 - _TAIL])), gaps)
+    low, high = (float(end) for end in np.percentile(drawn, [_TAIL, 100 - _TAIL]))
+    low, high = widened(mean, low, high, gaps)
     if share:
         low, high = max(low, -1.0), min(high, 1.0)
     mean, low, high = (0.0 if abs(value) < NOTHING else value for value in (mean, low, high))

@@ -109,6 +109,16 @@ def test_only_the_first_row_numbers_are_listed_but_all_are_counted(tmp_path: Pat
     assert "19, 20, ...)" in str(found)
 
 
+def test_a_source_without_a_row_that_can_be_used_is_refused_however_small_its_share(
+    tmp_path: Path, model: ModelConfig
+) -> None:
+    large = write_rows(tmp_path / "a.jsonl", good_rows(300))
+    small = write_rows(tmp_path / "b.jsonl", [chat("b", "", "no"), chat("c", "same", "same")])
+    with pytest.raises(BadData, match=r"No row of .*b\.jsonl can be used"):
+        _prepare(data([large, small]), model, tmp_path)
+    assert _prepare(data([large, small], max_bad_share=1), model, tmp_path).report.bad_rows == 2
+
+
 @pytest.mark.parametrize("mode", ["skip", "refuse"])
 def test_prompts_that_are_evaluated_are_left_out_of_training(tmp_path: Path, model: ModelConfig, mode: str) -> None:
     train = write_rows(tmp_path / "a.jsonl", good_rows(20))

@@ -330,15 +330,19 @@ def judge(
     if mode == "refuse":
         raise BadData(
             found,
-            f"{bad:,} of {rows:,} rows are bad. Correct them, or train without them: "
+            f"{_of(bad, rows)}. Correct them, or train without them: "
             f"data.bad_rows: skip, data.max_bad_share: {_share(bad, rows):g}.",
         )
     if bad > max_bad_share * rows:
         raise BadData(
             found,
-            f"{bad:,} of {rows:,} rows are bad ({bad / rows:.2%}), more than data.max_bad_share {max_bad_share:g}. "
+            f"{_of(bad, rows)} ({bad / rows:.2%}), more than data.max_bad_share {max_bad_share:g}. "
             f"Correct them, or train without them: data.max_bad_share: {_share(bad, rows):g}.",
         )
+
+
+def _of(bad: int, rows: int) -> str:
+    return f"{bad:,} of {rows:,} rows {'is' if bad == 1 else 'are'} bad"
 
 
 def _share(bad: int, rows: int) -> float:

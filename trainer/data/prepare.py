@@ -11,7 +11,7 @@ import numpy as np
 
 from trainer.config import DataConfig, GeneratedSource, ModelConfig, Source
 from trainer.data.cache import obtain
-from trainer.data.check import Severity, judge, severity
+from trainer.data.check import BadData, Severity, judge, severity
 from trainer.data.pairs import PairSet, Tokenised, write_pairs
 from trainer.data.progress import chunks
 from trainer.data.read import source_digest, source_name
@@ -96,9 +96,19 @@ class Examined:
     report: DataReport
 
     def refuse(self, data: DataConfig) -> None:
-        """Raise BadData where the rules of `data` forbid to train on this."""
-        bad = len(self.selection.bad)
-        judge(self.report.findings, bad, self.selection.looked_at, data.bad_rows, data.max_bad_share)
+        """Raise BadData where the rules of `data` forbid to train on this: those of `judge`; and a source of which no
+        row can be used, unless `max_bad_share` is 1.
+        """
+        selection = self.selection
+        findings, bad = self.report.findings, len(selection.bad)
+        judge(findings, bad, selection.looked_at.total(), data.bad_rows, data.max_bad_share)
+        useless: list[str] = []
+        for (split, source), count in selection.looked_at.items():
+            splits = (TRAIN, EVAL) if data.eval is None else (split,)
+            if count == sum(place[0] in splits and place[1] == source for place in selection.bad):
+                useless.append(selection.names[split][source])
+        if useless and data.max_bad_share < 1:
+            raise BadData(findings, f"No row of {', '.join(useless)} can be used. Correct it, or leave the source out.")
 
 
 def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> Examined:
@@ -109,7 +119,9 @@ def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: s
     selection = select(data)
     tokeniser = Tokeniser(tokenizer, data)
     left_out: dict[Place, Tokenised] = {}
-    pairs = {split: _tokenised(selection, split, tokeniser, left_out) for split in (TRAIN, EVAL)}
+    pairs: dict[Split, list[Tokenised]] = {
+        split: _tokenised(selection, split, tokeniser, left_out) for split in (TRAIN, EVAL)
+    }
     for split in (TRAIN, EVAL):
         if not pairs[split]:
             selection.findings.add_whole("no_rows", f"The {split} split is empty")
@@ -183,5 +195,5 @@ def _report(
         lengths=length_table(everything),
         stop_tokens=stops,
         eval_held_out=data.eval is None,
-        checked_rows=selection.looked_at,
+        checked_rows=selection.looked_at.total(),
     )

@@ -88,7 +88,9 @@ def preview(data: DataConfig, model: ModelConfig, cache: Path) -> Preview:
 def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
     """Rows of the training split, then of evaluation, each by source and number, the ones left out among them."""
     selection = found.selection
-    kept = {(split, pair.source, pair.row): pair for split in (TRAIN, EVAL) for pair in found.pairs[split]}
+    kept: dict[Place, Tokenised] = {
+        (split, pair.source, pair.row): pair for split in (TRAIN, EVAL) for pair in found.pairs[split]
+    }
     order = {TRAIN: 0, EVAL: 1}
     places: set[Place] = {*kept, *selection.notes}
     for place in sorted(places, key=lambda at: (order[at[0]], at[1], at[2])):

@@ -37,8 +37,8 @@ class Row:
 class Selection:
     """Rows of both splits, and how many rows were read, looked at and found bad on the way.
 
-    `read` and `drawn` count by (split, position of the source in that split's list); where evaluation is held out of
-    the training sources, both splits share that list and what was read counts for `train`.
+    `read` and `looked_at` count by (split, position of the source in that split's list); where evaluation is held out
+    of the training sources, both splits share that list and what was read counts for `train`.
     """
 
     names: dict[Split, list[str]]
@@ -49,7 +49,7 @@ class Selection:
     bad: set[Place] = field(default_factory=set)
     shared: set[Place] = field(default_factory=set)
     """Training rows left out because their prompt is evaluated."""
-    looked_at: int = 0
+    looked_at: Counter[tuple[Split, int]] = field(default_factory=Counter)
     read: Counter[tuple[Split, int]] = field(default_factory=Counter)
     notes: dict[Place, list[tuple[Kind, str]]] = field(default_factory=dict)
     """What was noticed about each row: kinds, with the case in words."""
@@ -95,7 +95,7 @@ def _readable(out: Selection, split: Split, data: DataConfig) -> list[Row]:
     out.read.update({(split, at): len(rows) for at, rows in enumerate(read)})
     rows: list[Row] = []
     for drawn in mix(read, [source.weight for source in sources]):
-        out.looked_at += 1
+        out.looked_at[split, drawn.source] += 1
         raw = drawn.raw
         found = (
             Bad("unreadable", raw.trouble)
