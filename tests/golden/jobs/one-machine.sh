@@ -48,6 +48,8 @@ base:
       subset: null
       revision: null
     eval_share: 0.1
+    apply_template: null
+    score: all
     max_train_rows: null
     max_eval_rows: null
     max_length: 2048
