@@ -65,7 +65,9 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["schema"], ["plan", "nothing.yaml"], ["status", "nothing"]], ids=lambda a: a[0]
+    "arguments",
+    [["--help"], ["schema"], ["plan", "nothing.yaml"], ["data", "nothing.yaml"], ["status", "nothing"]],
+    ids=lambda a: a[0],
 )
 def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (

@@ -101,9 +101,9 @@ class Examined:
         """
         selection = self.selection
         findings, bad = self.report.findings, len(selection.bad)
-        judge(findings, bad, selection.looked_at.total(), data.bad_rows, data.max_bad_share)
+        judge(findings, bad, selection.looked_at, data.bad_rows, data.max_bad_share)
         useless: list[str] = []
-        for (split, source), count in selection.looked_at.items():
+        for (split, source), count in selection.checked.items():
             splits = (TRAIN, EVAL) if data.eval is None else (split,)
             if count == sum(place[0] in splits and place[1] == source for place in selection.bad):
                 useless.append(selection.names[split][source])
@@ -195,5 +195,5 @@ def _report(
         lengths=length_table(everything),
         stop_tokens=stops,
         eval_held_out=data.eval is None,
-        checked_rows=selection.looked_at.total(),
+        checked_rows=selection.looked_at,
     )

@@ -37,8 +37,8 @@ class Row:
 class Selection:
     """Rows of both splits, and how many rows were read, looked at and found bad on the way.
 
-    `read` and `looked_at` count by (split, position of the source in that split's list); where evaluation is held out
-    of the training sources, both splits share that list and what was read counts for `train`.
+    `read` and `checked` count by (split, position of the source in that split's list); where evaluation is held out of
+    the training sources, both splits share that list and what was read counts for `train`.
     """
 
     names: dict[Split, list[str]]
@@ -49,7 +49,7 @@ class Selection:
     bad: set[Place] = field(default_factory=set)
     shared: set[Place] = field(default_factory=set)
     """Training rows left out because their prompt is evaluated."""
-    looked_at: Counter[tuple[Split, int]] = field(default_factory=Counter)
+    checked: Counter[tuple[Split, int]] = field(default_factory=Counter)
     read: Counter[tuple[Split, int]] = field(default_factory=Counter)
     notes: dict[Place, list[tuple[Kind, str]]] = field(default_factory=dict)
     """What was noticed about each row: kinds, with the case in words."""
@@ -57,6 +57,11 @@ class Selection:
     def rows(self, split: Split) -> list[Row]:
         """The rows of one split."""
         return self.train if split == TRAIN else self.eval
+
+    @property
+    def looked_at(self) -> int:
+        """Rows drawn from all sources and checked."""
+        return self.checked.total()
 
     def note(self, place: Place, kind: Kind, detail: str = "") -> None:
         """Record one thing noticed about one row; a kind that is a bad row's makes the row one."""
@@ -95,7 +100,7 @@ def _readable(out: Selection, split: Split, data: DataConfig) -> list[Row]:
     out.read.update({(split, at): len(rows) for at, rows in enumerate(read)})
     rows: list[Row] = []
     for drawn in mix(read, [source.weight for source in sources]):
-        out.looked_at[split, drawn.source] += 1
+        out.checked[split, drawn.source] += 1
         raw = drawn.raw
         found = (
             Bad("unreadable", raw.trouble)
