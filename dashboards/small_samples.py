@@ -7,8 +7,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from orchestrator.judging.rates import wilson
-
 Column = NDArray[np.float64]
 
 Z = 1.959964
@@ -45,16 +43,30 @@ def widened(mean: float, low: float, high: float, gaps: Column) -> tuple[float, 
     return _reaching_zero(low, high, int(np.sum(np.abs(gaps) > NOTHING)))
 
 
+def share_interval(share: float, count: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share of `count` independent observations.
+
+    Source: Clopper and Pearson, "The use of confidence or fiducial limits illustrated in the case of the binomial",
+    1934.
+    """
+    from scipy.special import betaincinv
+
+    hits = min(1.0, max(0.0, share)) * count  # sums of floats end up just outside
+    low = float(betaincinv(hits, count - hits + 1, 0.025)) if hits > 0 else 0.0
+    high = float(betaincinv(hits + 1, count - hits, 0.975)) if hits < count else 1.0
+    return low, high
+
+
 def share_difference(a: float, b: float, count: int) -> tuple[float, float]:
     """Return the 95 % interval of a - b, two shares of `count` independent observations each.
 
-    Source: Newcombe, "Interval estimation for the difference between independent proportions", 1998, method 10.
+    Source: Newcombe, "Interval estimation for the difference between independent proportions", 1998, method 10, with
+    the exact intervals of the two shares: Wilson's are too narrow for fewer than ten observations.
     """
-    a, b = (min(1.0, max(0.0, share)) for share in (a, b))  # sums of floats end up just outside
-    one, other = wilson(a, count), wilson(b, count)
-    low = a - b - math.hypot(a - one.low, other.high - b)
-    high = a - b + math.hypot(one.high - a, b - other.low)
-    return _reaching_zero(low, high, count)
+    (low_a, high_a), (low_b, high_b) = share_interval(a, count), share_interval(b, count)
+    low = a - b - math.hypot(a - low_a, high_b - b)
+    high = a - b + math.hypot(high_a - a, b - low_b)
+    return _reaching_zero(max(-1.0, low), min(1.0, high), count)
 
 
 def pairs_needed(mean: float, spread: float, pairs: int) -> int | None:

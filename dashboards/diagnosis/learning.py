@@ -9,9 +9,8 @@ import numpy as np
 from dashboards.certainty import Certainty
 from dashboards.diagnosis.finding import Finding, Level, rounded
 from dashboards.frame import show
-from dashboards.small_samples import FEW_PAIRS, FEWEST_ADVISED, pairs_needed
+from dashboards.small_samples import FEW_PAIRS, FEWEST_ADVISED, pairs_needed, share_interval
 from dashboards.sweep_frame import SweepFrame, TrialCase
-from orchestrator.judging.rates import wilson
 from trainer.metrics import EVAL
 
 ACCURACY = f"{EVAL}accuracies/logp"
@@ -84,14 +83,14 @@ def coin_toss(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
     count = len(winner.pairs) if winner.pairs is not None else 0 if frame.data is None else frame.data.eval_rows
     if accuracy is None or count == 0 or not _gained(frame, winner):
         return
-    share = wilson(min(1.0, max(0.0, accuracy)), count)
-    if share.low > 0.5:
+    low, high = share_interval(accuracy, count)
+    if low > 0.5:
         return
     evidence = (
         f"Trial {winner.label}: {ACCURACY} = {show(accuracy)} over {count} held-out pair{'s' if count > 1 else ''}, "
-        f"95 % interval {share.low:.3f} to {share.high:.3f}; guessing gives 0.5."
+        f"95 % interval {low:.3f} to {high:.3f}; guessing gives 0.5."
     )
-    hopeless = share.high < NEAR_HALF
+    hopeless = high < NEAR_HALF
     if not hopeless and count <= FEW_PAIRS:
         needed = pairs_needed(accuracy - 0.5, 0.5, count)
         yield Finding(
