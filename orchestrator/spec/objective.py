@@ -59,8 +59,8 @@ def check_kind(metric: str, kinds: Iterable[object]) -> Problem | None:
 
 _HELD_OUT = (
     *("data.eval", "data.eval_share", "data.max_eval_rows", "data.max_length", "data.max_prompt_length"),
-    *("data.apply_template", "data.score"),
-    *("data.chat_template", "data.bad_rows", "data.max_bad_share", "model.tokenizer", "evaluation"),
+    *("data.chat_template", "data.apply_template", "data.score", "data.bad_rows", "data.max_bad_share"),
+    *("model.tokenizer", "evaluation"),
 )
 
 

@@ -74,14 +74,17 @@ def test_last_answers_after_different_turns_are_refused_with_their_reason(tmp_pa
         {"prompt": [SYSTEM, ASK], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": [SYSTEM, ASK], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
         {"prompt": [SYSTEM, ASK], "chosen": [ASK, GOOD], "rejected": [WRONG]},
+        {"prompt": [SYSTEM, said("user", "A line  about rain? ")], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
         {"prompt": [ASK], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": "A line  about rain?", "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": "You rhyme.\n\nA line about rain?", "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
     ],
-    ids=["whole", "last message", "one side", "after a system message", "text", "text of all messages"],
+    ids=["whole", "last message", "one side", "other blanks", "after a system message", "text", "text of all messages"],
 )
 def test_a_prompt_that_the_answers_repeat_is_kept_once_with_a_notice(row: dict[str, Any]) -> None:
-    assert _parts(row) == ([SYSTEM, ASK], [GOOD], [WRONG])
+    prompt, chosen, rejected = _parts(row)
+    assert [m | {"content": " ".join(m["content"].split())} for m in prompt] == [SYSTEM, ASK]
+    assert (chosen, rejected) == ([GOOD], [WRONG])
     assert _kinds(row) == ["prompt_repeated"]
 
 
@@ -101,6 +104,12 @@ def test_an_answer_may_say_again_what_was_said_before() -> None:
 def test_a_text_prompt_before_dialogues_that_begin_with_an_answer_is_what_the_user_asks() -> None:
     row = {"prompt": "A line about rain?", "chosen": [GOOD, MORE, THANKS], "rejected": [WRONG, MORE, THANKS]}
     assert _parts(row) == ([ASK], [GOOD, MORE, THANKS], [WRONG, MORE, THANKS])
+
+
+def test_a_text_prompt_that_one_answer_repeats_as_a_message_is_kept_once() -> None:
+    row = {"prompt": "A line about rain?", "chosen": [ASK, GOOD], "rejected": [WRONG]}
+    assert _parts(row) == ([ASK], [GOOD], [WRONG])
+    assert _kinds(row) == ["prompt_repeated"]
 
 
 def test_a_text_prompt_that_its_dialogues_do_not_hold_is_refused() -> None:
@@ -180,6 +189,11 @@ def test_hh_text_becomes_messages_where_the_template_is_applied() -> None:
     assert _parts(row, apply_template=True) == wanted
     apart = plain(_hh("Hi", "Hello", "Egg?") + "\n\nAssistant:", " Boil it.", " Fry it.")
     assert _parts(apart, apply_template=True) == wanted
+    assert _parts(plain(_hh("Hi", "Hello", "Egg?"), "Boil it.", "Fry it."), apply_template=True) == wanted
+    assert _parts(row | {"prompt": _hh("Hi", "Hello", "Egg?")}, apply_template=True) == wanted
+    assert to_preference(row | {"rejected": _hh("Hi", "Hello", "Egg?", "")}, apply_template=True) == Bad(
+        "empty_response"
+    )
 
 
 @pytest.mark.parametrize(

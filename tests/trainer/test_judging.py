@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from data_cases import said
 from scipy.stats import chisquare
 from small_trials import finish, trial
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -109,6 +110,16 @@ def test_plain_text_stays_plain(tmp_path: Path) -> None:
     file.write_text('{"prompt": [{"role": "user", "content": "Ask:"}]}\n')
     with pytest.raises(UnreadableData, match="row 1: messages, but the sweep's own rows are plain text"):
         given_prompts(FileSource(path=str(file)), data)
+
+
+def test_tools_and_their_calls_are_shown_to_a_judge() -> None:
+    call = {"type": "function", "function": {"name": "tides", "arguments": {"at": "Kiel"}}}
+    talk = [said("user", "When?"), {"role": "assistant", "tool_calls": [call]}, said("tool", "04:10")]
+    assert as_text(talk, [{"name": "tides"}]) == (
+        '[tools: [{"name": "tides"}]]\n\nUser: When?\n\nAssistant: [tool_calls: [{"type": "function", "function": '
+        '{"name": "tides", "arguments": {"at": "Kiel"}}}]]\n\ntool: 04:10'
+    )
+    assert as_text(talk[:1]) == "When?"
 
 
 def test_greedy_is_what_the_evaluation_answers(cache: Path, prompts: tuple[list[Prompt], Any]) -> None:

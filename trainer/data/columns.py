@@ -123,13 +123,15 @@ class Columns:
             for ours in self.recognised
             if not _blank(row.get(self.taken[ours]))
         ]
+        held = [name for name in self.unused if not _blank(row.get(name))]
+        if not held:
+            return tuple(found)
         used = [row.get(self.taken[ours]) for ours in ("prompt", "chosen", "rejected") if ours in self.taken]
         used += [
             message.get("content") for part in used if isinstance(part, list) for message in part if _is_object(message)
         ]
-        for name in self.unused:
-            if not _blank(row.get(name)) and row[name] not in used:  # a copy of what is used is no loss
-                found.append(("unused_column", f"The column {name!r}"))
+        # a copy of what is used is no loss
+        found.extend(("unused_column", f"The column {name!r}") for name in held if row[name] not in used)
         return tuple(found)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from trainer.data.check import Notice
-from trainer.data.implied import hh_dialogue, repeats_prompt, split_implied
+from trainer.data.implied import hh_dialogue, hh_question, repeats_prompt, split_implied
 from trainer.data.messages import (
     Bad,
     Dialogue,
@@ -172,7 +172,8 @@ def _plain(prompt: str | None, chosen: str, rejected: str, score: Score) -> Pref
 
 def _applied(prompt: str | None, chosen: str, rejected: str, system: str | None, score: Score) -> Preference | Bad:
     """Plain text as a dialogue: HH-RLHF's turns become messages, any other prompt a user's message."""
-    good, bad = hh_dialogue((prompt or "") + chosen), hh_dialogue((prompt or "") + rejected)
+    before = "" if prompt is None or repeats_prompt(prompt, chosen, rejected) else hh_question(prompt)
+    good, bad = (None, None) if before is None else (hh_dialogue(before + text) for text in (chosen, rejected))
     if good is not None and bad is not None:
         if any(side[-1]["role"] != "assistant" for side in (good, bad)):
             return Bad("empty_response")
@@ -236,11 +237,11 @@ def _text_prompt(prompt: str, chosen: Dialogue, rejected: Dialogue) -> tuple[Dia
     single = len(chosen) == len(rejected) == 1
     if not prompt.strip():
         return ([] if single else None), False
-    if single or chosen[0]["role"] == rejected[0]["role"] == "assistant":
+    if single or "assistant" in (chosen[0]["role"], rejected[0]["role"]):
         return [{"role": "user", "content": prompt}], False
     texts = [_plain_words(content_text(m)) for m in chosen[: _shared(chosen, rejected)]]
     wanted = _plain_words(prompt)
-    if wanted in texts or (texts and all(text in wanted for text in texts)):
+    if any(wanted in text for text in texts) or (texts and all(text in wanted for text in texts)):
         return None, True
     return Bad("prompt_not_in_dialogue")
 
@@ -253,20 +254,30 @@ def _without_repeats(prompt: Dialogue, *answers: Dialogue) -> tuple[Dialogue, Di
     """The prompt, and both answers without what they repeat of it.
 
     Repeated is the whole prompt, perhaps after other messages of the dialogue (which then belong to the prompt), or
-    the last messages of the prompt at the head of an answer. What begins with an assistant's message repeats nothing.
+    the last messages of the prompt at the head of an answer; blanks do not matter. What begins with an assistant's
+    message repeats nothing.
     """
     chosen, rejected = answers
     shared = chosen[: _shared(chosen, rejected)]
     if prompt and shared and shared[0]["role"] != "assistant":
         for start in range(len(shared) - len(prompt) + 1):
-            if shared[start : start + len(prompt)] == prompt:
+            if _alike(shared[start : start + len(prompt)], prompt):
                 end = start + len(prompt)
                 return shared[:end], chosen[end:], rejected[end:]
     sides: list[Dialogue] = []
     for side in answers:
         most = 0 if side[0]["role"] == "assistant" else len(prompt)
-        sides.append(side[next((k for k in range(most, 0, -1) if side[:k] == prompt[-k:]), 0) :])
+        sides.append(side[next((k for k in range(most, 0, -1) if _alike(side[:k], prompt[-k:])), 0) :])
     return prompt, sides[0], sides[1]
+
+
+def _alike(left: Dialogue, right: Dialogue) -> bool:
+    """Whether two dialogues are equal but for blanks in their texts."""
+    return [_without_blanks(message) for message in left] == [_without_blanks(message) for message in right]
+
+
+def _without_blanks(message: Message) -> Message:
+    return {**message, "content": _plain_words(content_text(message))}
 
 
 def _leading_questions(chosen: Dialogue, rejected: Dialogue) -> int:

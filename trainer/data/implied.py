@@ -89,7 +89,9 @@ def repeats_prompt(prompt: str, chosen: str, rejected: str) -> bool:
 
 
 def hh_dialogue(text: str) -> Dialogue | None:
-    """HH-RLHF's text form as messages, an empty last answer left out; None where the text is not of that form."""
+    """HH-RLHF's text form as messages, without the blanks around each, an empty last answer left out; None where the
+    text is not of that form.
+    """
     head, *turns = _TURN.split(f"\n\n{text.lstrip()}")
     if head or len(turns) < 2 or turns[0] != "Human":
         return None
@@ -98,3 +100,11 @@ def hh_dialogue(text: str) -> Dialogue | None:
         {"role": roles[who], "content": said.strip()} for who, said in zip(turns[::2], turns[1::2], strict=True)
     ]
     return out[:-1] if out[-1] == {"role": "assistant", "content": ""} else out
+
+
+def hh_question(prompt: str) -> str | None:
+    """A prompt of HH-RLHF's form up to the mark of its answer, which is added where it lacks; None for another form."""
+    turns = hh_dialogue(prompt)
+    if turns is None:
+        return None
+    return prompt if prompt.rstrip().endswith("\n\nAssistant:") else f"{prompt.rstrip()}\n\nAssistant: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,8 @@ from typing import TYPE_CHECKING
 from trainer.config import DataConfig, ModelConfig, Source
 from trainer.data import load_tokenizer, prepare
 from trainer.data.check import UnreadableData
-from trainer.data.format import Dialogue, content_text
+from trainer.data.format import Dialogue, Message, Preference, content_text
+from trainer.data.messages import Tools
 from trainer.data.read import source_name
 from trainer.data.select import select
 from trainer.data.tokenise import Tokeniser
@@ -21,8 +23,8 @@ from trainer.storage.durable import digest_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_Found = tuple[str | Dialogue, tuple[int, ...], str | None]
-"""A prompt, its tokens, the right answer where that is known."""
+_Found = tuple[Preference, tuple[int, ...], str | None]
+"""A row's preference, the tokens of its prompt, the right answer where that is known."""
 
 _NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
@@ -51,12 +53,13 @@ def fixed_prompts(
     tokenizer = load_tokenizer(model, data, cache)
     every = _held_out(data, model, cache, count, tokenizer) if source is None else _given(source, data, tokenizer)
     out: dict[str, Prompt] = {}
-    for prompt, ids, expected in every:
+    for row, ids, expected in every:
         if len(out) == count:
             break
-        key = digest_of(prompt)[:32]
+        prompt, tools = row.prompt, row.tools
+        key = digest_of([prompt, tools] if tools else prompt)[:32]
         messages = None if isinstance(prompt, str) else prompt
-        out.setdefault(key, Prompt(key, as_text(prompt), messages, ids, expected))
+        out.setdefault(key, Prompt(key, as_text(prompt, tools), messages, ids, expected))
     return list(out.values()), tokenizer
 
 
@@ -64,10 +67,10 @@ def _held_out(
     data: DataConfig, model: ModelConfig, cache: Path, count: int, tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[_Found]:
     pairs = prepare(data, model, cache, tokenizer).eval
-    asked = {(row.drawn.source, row.drawn.raw.number): row.preference.prompt for row in select(data).eval}
+    asked = {(row.drawn.source, row.drawn.raw.number): row.preference for row in select(data).eval}
     for i in chosen_prompts(pairs, count):
-        prompt = asked[int(pairs.sources[i]), int(pairs.rows[i])]
-        yield prompt, tuple(int(token) for token in pairs.pair(i).prompt), pairs.answers[i]
+        row = asked[int(pairs.sources[i]), int(pairs.rows[i])]
+        yield row, tuple(int(token) for token in pairs.pair(i).prompt), pairs.answers[i]
 
 
 def _given(source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Found]:
@@ -77,13 +80,25 @@ def _given(source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase)
     if refused:
         raise UnreadableData(f"{source_name(source)}: the chat template refuses {len(refused)} prompts, {refused[0]}")
     for row, each in zip(rows, tokens, strict=True):
-        yield row.prompt, tuple(each.prompt), row.answer
+        yield row, tuple(each.prompt), row.answer
 
 
-def as_text(prompt: str | Dialogue) -> str:
-    """The prompt for people: a single user's message is its content; of a longer dialogue it is said who speaks."""
+def as_text(prompt: str | Dialogue, tools: Tools | None = None) -> str:
+    """The prompt for people and judges: a single user's message is its content; of a longer dialogue it is said who
+    speaks. Tools, tool calls and whatever else a message holds stand in brackets, as JSON.
+    """
     if isinstance(prompt, str):
         return prompt
-    if len(prompt) == 1 and prompt[0]["role"] == "user":
+    if len(prompt) == 1 and prompt[0]["role"] == "user" and not tools:
         return content_text(prompt[0])
-    return "\n\n".join(f"{_NAMES.get(m['role'], m['role'])}: {content_text(m)}" for m in prompt)
+    listed = [_in_brackets("tools", tools)] if tools else []
+    return "\n\n".join([*listed, *(f"{_NAMES.get(m['role'], m['role'])}: {_whole_text(m)}" for m in prompt)])
+
+
+def _whole_text(message: Message) -> str:
+    more = [_in_brackets(key, value) for key, value in message.items() if key not in ("role", "content")]
+    return " ".join([*([text] if (text := content_text(message)) else []), *more])
+
+
+def _in_brackets(name: str, value: object) -> str:
+    return f"[{name}: {json.dumps(value, ensure_ascii=False)}]"
