@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig
-from trainer.errors import ModelError
+from trainer.errors import ModelError, cannot_load
 from trainer.models.start_weights import StartWeights, named_tensors
 from trainer.sharding import CannotShard, gathered, is_sharded, shard
 from trainer.zero3 import CannotDivide, Zero3
@@ -24,9 +24,16 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(
-    config: ModelConfig, place: str, device: torch.device | None, *, trust_remote_code: bool = False
+    config: ModelConfig,
+    place: str,
+    device: torch.device | None,
+    *,
+    trust_remote_code: bool = False,
+    as_stored: bool = False,
 ) -> PreTrainedModel:
     """The start model on `device` in `config.dtype`, dropout off, from `place`: a folder or a hub name.
+
+    as_stored: in the dtype of its files instead.
 
     Without a device it stays as it was read, mapped from its files on the CPU: to be cut into slices.
 
@@ -34,9 +41,9 @@ def load_model(
     with a sentence for what cannot be loaded, or only in part.
     """
     _check_folder(Path(place))
-    wanted: dict[str, Any] = {"dtype": _DTYPES[config.dtype]}
+    wanted: dict[str, Any] = {"dtype": "auto" if as_stored else _DTYPES[config.dtype]}
     if config.load_in_4bit:
-        wanted |= {"quantization_config": _four_bits(), "device_map": {"": device}}
+        wanted |= {"quantization_config": four_bits(), "device_map": {"": device}}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -47,7 +54,7 @@ def load_model(
             **wanted,
         )
     except (OSError, ValueError, SafetensorError) as why:
-        raise ModelError(f"the model {place} cannot be loaded: {why}") from why
+        raise ModelError(cannot_load(f"the model {place}", why)) from why
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
         raise ModelError(
@@ -80,7 +87,8 @@ def _check_folder(place: Path) -> None:
         )
 
 
-def _four_bits() -> BitsAndBytesConfig:
+def four_bits() -> BitsAndBytesConfig:
+    """Return how weights are kept in 4 bits; ModelError where bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             "model.load_in_4bit needs bitsandbytes, which is not installed: pip install 'prefsweep[quantisation]'"
