@@ -97,6 +97,10 @@ class Preparing:
             case _:
                 raise StageFailed(f"preparing the data failed:\n{answer['bug']}")
 
+    def notices(self, config: TrialConfig) -> list[str]:
+        """What to tell of a configuration that was prepared, beside its data: what its adapters change."""
+        return list(json.loads(self._answers[config.model_dump_json()]).get("notices", []))
+
     def _ask(self, config: str) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # told when the answer is waited for
@@ -140,7 +144,12 @@ def _answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
     trial = TrialConfig.model_validate_json(config)
     try:
         found = prepare(trial.data, trial.model, cache, trust_remote_code=trust)
-        return {"report": found.report.model_dump_json()}
+        notices: list[str] = []
+        if trial.lora is not None:
+            from trainer.models.adapters import describe_adapters  # torch, which data alone does not need
+
+            notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust))
+        return {"report": found.report.model_dump_json(), "notices": notices}
     except TrialError as why:
         return {"data": str(why)}
     except OSError as why:

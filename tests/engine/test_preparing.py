@@ -107,3 +107,16 @@ def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None
             data.prepare(first)
         with Preparing(tmp_path, first, {}, interrupt, lambda: None, trust_remote_code=True) as data:
             assert DataReport.model_validate_json(data.prepare(first)).train_rows == 22
+
+
+def test_what_adapters_change_is_told_and_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    plain = config(GOOD)
+    adapted = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_proj"]}})
+    wrong = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_prj", "v_proj"]}})
+    with Interrupt(lambda: "") as interrupt, begun(tmp_path, plain, interrupt) as data:
+        for each in (plain, adapted):
+            data.prepare(each)
+        assert data.notices(plain) == []
+        assert data.notices(adapted) == ["lora adapts 2 layers (2 q_proj)"]
+        with pytest.raises(DataError, match=r"lora\.target_modules: q_prj is not in .*; did you mean q_proj\?"):
+            data.prepare(wrong)

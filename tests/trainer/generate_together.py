@@ -23,7 +23,6 @@ from trainer.models.live import LiveModel, load_model
 from trainer.sharding import let_go
 from trainer.world import World
 
-
 NEVER = 319
 """The last token of the vocabulary, which this model does not choose."""
 
