@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from trainer.config import TrialConfig
 from trainer.errors import ModelError, ResumeError
 from trainer.evaluation.answers import Answer
-from trainer.evaluation.evaluate import write_eval_pairs
+from trainer.evaluation.evaluate import Examiner, write_eval_pairs
 from trainer.evaluation.samples import Samples
 from trainer.evaluation.start import StartShelf
 from trainer.models.export import save_model
@@ -166,7 +166,7 @@ class Workshop:
             run.restore(state)
             log.info("continues after update %d of %d", state.step, run.total)
         ending = yield from run.points()
-        self._conclude(ending, run, live, tokenizer, [*earlier, folder], digest)
+        self._conclude(ending, run, live, looking, [*earlier, folder], digest)
         return ending
 
     def _state(self, folders: Sequence[Path], digest: str, folder: Path) -> checkpoint.State | None:
@@ -198,7 +198,7 @@ class Workshop:
         ending: Ending,
         run: Run,
         live: LiveModel,
-        tokenizer: PreTrainedTokenizerBase,
+        looking: Examiner,
         folders: Sequence[Path],
         digest: str,
     ) -> None:
@@ -206,7 +206,7 @@ class Workshop:
         tensors = live.whole(keep=main) if finished else None
         if ending.kind is not EndKind.STOPPED and main:
             if finished:
-                save_model(live.to_save, tokenizer, folders[-1] / "model", tensors)
+                save_model(live.to_save, looking.tokenizer, folders[-1] / "model", tensors, looking.stops)
             save_outcome(folders[-1], Outcome(digest, ending, run.history))
             checkpoint.discard(folders)
         self._world.wait()

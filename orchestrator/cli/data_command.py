@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.shared import SET
+from orchestrator.cli.shared import SET, TRUST
 from orchestrator.errors import ExitCode
 from orchestrator.folders import home
 
@@ -20,8 +20,15 @@ from orchestrator.folders import home
 @click.option("--split", type=click.Choice(["train", "eval"]), help="Of one split alone.")
 @click.option("--row", type=click.IntRange(1), metavar="N", help="The row of this number in its source.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a row on stdout, then one of the whole.")
+@TRUST
 def data(
-    file: Path, sets: Sequence[str], rows: int | None, split: str | None, row: int | None, as_json: bool
+    file: Path,
+    sets: Sequence[str],
+    rows: int | None,
+    split: str | None,
+    row: int | None,
+    as_json: bool,
+    trust_remote_code: bool,
 ) -> ExitCode:
     """What the model will see of FILE's data: rows with prompt and answers, tokens, and what was noticed.
 
@@ -34,7 +41,7 @@ def data(
     config, notices = config_of(file, sets)
     for notice in notices:
         click.echo(notice, err=True)
-    made = preview_here(config, home())
+    made = preview_here(config, home(), trust_remote_code=trust_remote_code)
     count = rows if rows is not None or as_json or row is not None else SHOWN
     shown, left = chosen_rows(made, count, split, row)
     if as_json:

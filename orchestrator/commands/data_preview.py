@@ -61,11 +61,12 @@ def _changes(sets: Sequence[str]) -> list[tuple[str, Any]]:
     return changes
 
 
-def preview_here(config: TrialConfig, root: Path) -> Preview:
+def preview_here(config: TrialConfig, root: Path, *, trust_remote_code: bool = False) -> Preview:
     """The rows of this configuration, with the cache of the sweeps under `root`."""
     from trainer.data.preview import preview
 
-    return preview(config.data, config.model, SweepFolder(root, "data").cache)
+    cache = SweepFolder(root, "data").cache
+    return preview(config.data, config.model, cache, trust_remote_code=trust_remote_code)
 
 
 def chosen_rows(

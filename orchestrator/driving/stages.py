@@ -36,6 +36,8 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: View, data: Preparing
         found = DataReport.model_validate_json(data.prepare(variant))
         steps_of(variant, found)
         _tell_others(view, _differing(spec, variant), found, told)
+    for notice in adapter_notices(spec, data):
+        view.say(notice)
     sft = sft_config(spec)
     if sft is not None:
         of_sft = report if sft.data == spec.base.data else DataReport.model_validate_json(data.prepare(sft))
@@ -50,10 +52,22 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: View, data: Preparing
 
 
 def _variants(spec: SweepSpec) -> list[TrialConfig]:
-    """The corners of the search that read other data, or read it through another model, than the ones before them."""
+    """The corners of the search that read other data, read it through another model, or adapt other layers of it, than
+    the ones before them."""
     corners = spec.search.corners()
     placed = [spec.search.place(spec.base, corners.point(i)) for i in range(min(len(corners), _CORNERS))] or [spec.base]
-    return list({(config.data.model_dump_json(), config.model.model_dump_json()): config for config in placed}.values())
+    return list({_inputs(config): config for config in placed}.values())
+
+
+def _inputs(config: TrialConfig) -> tuple[object, ...]:
+    adapted = None if config.lora is None else config.lora.target_modules
+    return config.data.model_dump_json(), config.model.model_dump_json(), adapted
+
+
+def adapter_notices(spec: SweepSpec, data: Preparing) -> list[str]:
+    """What the sweep's adapters change, each sentence once; of configurations that `check_data` has prepared."""
+    told = [notice for config in (spec.base, *_variants(spec)) for notice in data.notices(config)]
+    return list(dict.fromkeys(told))
 
 
 def _differing(spec: SweepSpec, config: TrialConfig) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ def open_sink(study: Study, root: Path) -> Outbox:
     return Outbox(study.folder.outbox, receiver)
 
 
-def tell_sweep(study: Study, sink: Sink, fingerprint: str) -> None:
-    """Start (or start again) the parent run, with the resolved file, the environment and the data's report."""
+def tell_sweep(study: Study, sink: Sink, fingerprint: str, adapters: Sequence[str] = ()) -> None:
+    """Start (or start again) the parent run, with the resolved file, the environment and the data's report.
+
+    adapters: Sentences about what adapters change; the tag `lora.adapts`.
+    """
     folder, spec = study.folder, study.spec
     found = environment()
     path = folder.path / ENVIRONMENT_FILE
@@ -56,6 +60,8 @@ def tell_sweep(study: Study, sink: Sink, fingerprint: str) -> None:
         "goal": f"{spec.goal.direction} {spec.goal.metric}",
         NOTE: note(spec, study.trials(), "running"),
     }
+    if adapters:
+        tags["lora.adapts"] = "\n".join(adapters)
     sink.start(SWEEP, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
     for file in (folder.spec, path, folder.path / DATA_FILE):
         sink.artifact(SWEEP, file)

@@ -12,6 +12,7 @@ import pytest
 
 import sweeps
 from orchestrator import cli
+from orchestrator.cli import looking
 from orchestrator.errors import NoTrialCompleted, StorageRefused, SweepHeld
 from orchestrator.folders import SweepFolder
 
@@ -210,7 +211,11 @@ def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, ro
         ),
         ("watch", ("known", root), {}),
         ("best", ("known", root), {}),
-        ("export", ("known", root, tmp_path / "m", True), {}),
+        (
+            "export",
+            ("known", root, tmp_path / "m", True),
+            {"compare": True, "trust_remote_code": False, "say": looking._say},  # pyright: ignore[reportPrivateUsage]
+        ),
         ("ui", ("known", root, 5001), {"open_browser": False}),
     ]
 

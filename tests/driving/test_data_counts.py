@@ -47,6 +47,9 @@ class Preparing:
     def prepare(self, config: TrialConfig) -> str:
         return prepare(config.data, config.model, self.cache).report.model_dump_json()
 
+    def notices(self, config: TrialConfig) -> list[str]:
+        return []
+
 
 def written(place: Path, file: str = SWEEP_FILE) -> SweepSpec:
     rows = [*ROWS]

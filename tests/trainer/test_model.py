@@ -205,7 +205,7 @@ def test_code_in_a_model_folder_is_not_run(folder: Path, tmp_path: Path) -> None
         '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}'
     )
     (place / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
-    with pytest.raises(ModelError, match="trust_remote_code"):
+    with pytest.raises(ModelError, match="run only with --trust-remote-code"):
         load(place)
     assert not canary.exists()
 

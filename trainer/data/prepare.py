@@ -45,7 +45,12 @@ class Prepared:
 
 
 def prepare(
-    data: DataConfig, model: ModelConfig, cache: Path, tokenizer: PreTrainedTokenizerBase | None = None
+    data: DataConfig,
+    model: ModelConfig,
+    cache: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Prepared:
     """Preference pairs as token ids, from `cache/data/<fingerprint>` where they are there already.
 
@@ -53,7 +58,7 @@ def prepare(
     must not be trained on, UnreadableData for a source that cannot be opened, TokenizerError, and OSError where the
     disk refuses.
     """
-    ready = tokenizer or load_tokenizer(model, data, cache)
+    ready = tokenizer or load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
     fingerprint = fingerprint_of(data, ready)
     folder = cache / "data" / fingerprint
     computed = obtain(folder, lambda aside: _fill(aside, data, ready, fingerprint))

@@ -68,12 +68,12 @@ class Preview:
         return told | {"notices": notices, "refused": None if self.refused is None else str(self.refused)}
 
 
-def preview(data: DataConfig, model: ModelConfig, cache: Path) -> Preview:
+def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_code: bool = False) -> Preview:
     """Read, check and tokenise the data as a trial would, and decode it again. Loads no model and writes no data.
 
     Raises UnreadableData for a source that cannot be opened, and TokenizerError.
     """
-    tokenizer = load_tokenizer(model, data, cache)
+    tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
     found = examine(data, tokenizer, fingerprint_of(data, tokenizer))
     try:
         found.refuse(data)

@@ -51,10 +51,9 @@ class DataReport(Frozen):
     def lines(self) -> list[str]:
         """The report in words, a line each: what is trained and evaluated on, what is left out, then every finding."""
         held_out = ", held out by prompt" if self.eval_held_out else ""
-        rows = self.lengths.get("row")
+        rows, pairs = self.lengths.get("row"), "pair" if self.train_rows == 1 else "pairs"
         return [
-            f"{self.train_rows:,} pair{'' if self.train_rows == 1 else 's'} to train on, {self.eval_rows:,} to evaluate "
-            f"on{held_out}",
+            f"{self.train_rows:,} {pairs} to train on, {self.eval_rows:,} to evaluate on{held_out}",
             *([] if rows is None else [_lengths(rows)]),
             *(f"{source.name} ({source.split}): {source.kept:,} of {source.read:,} rows" for source in self.sources),
             *([] if not self.bad_rows else [self._bad()]),

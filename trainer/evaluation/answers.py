@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from transformers import (
     GenerationConfig,
     LogitsProcessor,
@@ -19,6 +21,7 @@ from transformers import (
 from trainer.data.pairs import PairSet
 from trainer.forward.layout import micro_batches
 from trainer.generate import is_right
+from trainer.sharding import is_sharded
 
 _GRAM = 4
 
@@ -58,11 +61,15 @@ def answer_greedily(
     max_new_tokens: int,
     budget: int,
     pause: Callable[[], None],
+    stops: Sequence[int] = (),
 ) -> list[Answer]:
-    """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch."""
+    """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch.
+
+    stops: tokens that end an answer beside those of `end_tokens`, as the data's responses end with them.
+    """
     longest = max((int(pairs.prompt_lengths[i]) for i in indexes), default=0) + max_new_tokens
     answers: list[Answer] = []
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer, stops)
     # Every row costs what the longest does, so that a batch's padding stays within the budget too.
     for batch in micro_batches([longest] * len(pairs), indexes, budget):
         pause()
@@ -83,11 +90,11 @@ def answer_greedily(
     return answers
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the model's own and the tokenizer's."""
+def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()) -> list[int]:
+    """Ids of the tokens that end an answer: the model's own, the tokenizer's and `stops`, in ascending order."""
     configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
     several = [configured] if isinstance(configured, int) else (configured or [])
-    return sorted({*several, cast(int, tokenizer.eos_token_id)})
+    return sorted({*several, cast(int, tokenizer.eos_token_id), *stops})
 
 
 def generate(
@@ -99,7 +106,8 @@ def generate(
 ) -> list[list[int]]:
     """The likeliest token after the other behind each prompt, in one batch, up to an end token, which is left out.
 
-    `processors` change the scores first: with noise in them, the likeliest one is a draw.
+    `processors` change the scores first: with noise in them, the likeliest one is a draw. A sharded model is called by
+    all its processes, which make the same number of passes even where their answers end at different tokens.
     """
     width = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), width), ends[0], dtype=torch.long)
@@ -107,16 +115,31 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    # A configuration of its own: the model's may sample, or forbid repetition.
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
     )
     batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    with torch.no_grad():
+    core = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+    with torch.no_grad(), _no_settings_of_its_own(core):
         out = cast(Any, model.generate)(
-            **batch, generation_config=greedy, logits_processor=LogitsProcessorList(processors)
+            **batch,
+            generation_config=greedy,
+            logits_processor=LogitsProcessorList(processors),
+            synced_gpus=is_sharded(core),
         )
     return [_until(row, ends) for row in out[:, width:].tolist()]
+
+
+@contextmanager
+def _no_settings_of_its_own(model: PreTrainedModel) -> Generator[None]:
+    """Generation with nothing but what the call says: transformers fills what it leaves open (a penalty for repetition,
+    beams, forbidden tokens) from the model's own configuration."""
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
