@@ -220,20 +220,6 @@ def test_what_the_search_varies_is_said(tmp_path: Path, capsys: pytest.CaptureFi
     assert "the search varies data.max_train_rows; shown is the base" in capsys.readouterr().err
 
 
-def test_a_tokenizer_with_code_of_its_own_needs_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from own_code import own_code_model
-
-    model = own_code_model(tmp_path / "cache", tmp_path / "own")
-    train = write_rows(tmp_path / "a.jsonl", good_rows(20))
-    file = tmp_path / "trial.yaml"
-    file.write_text(f"model: {{name_or_path: {model}}}\ndata: {{train: {train}, max_length: 64}}\n")
-    file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
-    assert run(str(file)) == 2
-    assert "--trust-remote-code" in capsys.readouterr().err
-    assert run(str(file), "--trust-remote-code", "--json", "--rows", "1") == 0
-    assert len(objects(capsys.readouterr().out)) == 2
-
-
 def test_no_model_is_loaded_and_a_folder_without_weights_will_do(tmp_path: Path) -> None:
     """The tokenizer's folder is the model: there is nothing in it that could be loaded as one."""
     saved(tokenizer(CHATML), tmp_path / "model")
