@@ -86,6 +86,21 @@ def test_a_system_column_beside_dialogues_is_their_first_message_unless_they_hav
         _prepare(tmp_path, chatml, rows)
 
 
+def test_a_system_column_and_a_template_ask_one_question(tmp_path: Path, chatml: ModelConfig) -> None:
+    rows = [*ORCA, ORCA[0] | {"system": ""}]
+    with pytest.raises(BadData, match="21 rows are plain text, and the tokenizer has a chat template") as caught:
+        _prepare(tmp_path, chatml, rows)
+    assert "needs_template" not in {f.kind for f in caught.value.findings}
+    with pytest.raises(BadData, match="20 rows are plain text with a system text or tools"):
+        _prepare(tmp_path, chatml, rows, apply_template=False)
+
+
+def test_tools_have_no_place_in_plain_text(tmp_path: Path, bare: ModelConfig) -> None:
+    rows = [plain(f"{i}", "b", "c", tools=[{"name": "add"}]) for i in range(9)]
+    with pytest.raises(BadData, match=r"9 rows are plain text with a system text or tools.* Tools"):
+        _prepare(tmp_path, bare, rows)
+
+
 # --- plain text and a chat template ----------------------------------------------------------------------------------
 
 PLAIN = [plain(f"River {i}?", "Rhine", "Hill") for i in range(20)]

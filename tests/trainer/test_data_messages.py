@@ -221,6 +221,22 @@ def test_text_parts_go_to_templates_that_want_them_and_are_joined_for_others() -
         assert found.notices == []
 
 
+@pytest.mark.parametrize("content", ["Good day", [{"type": "text", "text": "Good "}, {"type": "text", "text": "day"}]])
+def test_templates_of_multimodal_models_get_text_as_parts(content: Any) -> None:
+    made = tokenizer(trl_template("smolvlm"), eos="<end_of_utterance>", more=["<end_of_utterance>"])
+    row = {
+        "prompt": [said("user", content)],
+        "chosen": [said("assistant", content)],
+        "rejected": [said("assistant", "No")],
+    }
+    found = _tokens(made, row)
+    assert made.decode(found.prompt).endswith("User: Good day<end_of_utterance>\nAssistant:")
+    assert made.decode(found.chosen) == " Good day<end_of_utterance>\n"
+    assert found.notices == []
+    row["chosen"] = [said("assistant", "Good day<end_of_utterance>\n")]
+    assert _tokens(made, row).chosen == found.chosen
+
+
 def test_prompts_differ_by_their_tool_calls_too() -> None:
     other = [ASKED[0], {"role": "assistant", "tool_calls": []}, ASKED[2]]
     assert prompt_key(ASKED) != prompt_key(other)

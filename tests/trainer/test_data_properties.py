@@ -203,3 +203,47 @@ def test_implied_prompts_lose_no_character_and_cut_no_word(chosen: str, rejected
         assert found.prompt + str(found.chosen) == chosen
         assert found.prompt + str(found.rejected) == rejected
         assert not (found.prompt[-1].isalnum() and (str(found.chosen)[0].isalnum() or str(found.rejected)[0].isalnum()))
+
+
+json_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-2, 2)
+    | st.sampled_from(["", " ", "a", "user", "text", "[]", "\ud800", "\udc80"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "name", "function", "tool_calls", "x"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+roles = st.sampled_from(["user", "assistant", "system", "tool", "human", "gpt"])
+loose = st.lists(
+    st.builds(
+        lambda role, more: {"role": role, "content": "a"} | (more if isinstance(more, dict) else {}), roles, json_values
+    ),
+    max_size=3,
+)
+"""Lists of what may be messages."""
+cells = json_values | loose | st.text("ab \n", max_size=6)
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.fixed_dictionaries(
+        {"chosen": cells, "rejected": cells},
+        optional=dict.fromkeys(("prompt", "system", "tools", "chat_template_kwargs", "images", "score_chosen"), cells),
+    ),
+    st.sampled_from(["all", "last"]),
+    st.sampled_from([None, True, False]),
+)
+def test_whatever_a_row_holds_it_is_a_pair_or_named_for_what_is_wrong(row: Any, score: Any, applied: Any) -> None:
+    before = repr(row)
+    found = to_preference(row, score=score, apply_template=applied)
+    assert repr(row) == before, "the row was changed"
+    if isinstance(found, Preference):
+        made = STYLES["qwen3"][0]
+        rules = {"train": "unused", "score": score, "apply_template": applied}
+        tokens = Tokeniser(made, DataConfig.model_validate(rules))([found])[0]
+        assert tokens.notices or (tokens.prompt and tokens.chosen and tokens.rejected)

@@ -110,6 +110,12 @@ def test_plain_text_stays_plain(tmp_path: Path) -> None:
     file.write_text('{"prompt": [{"role": "user", "content": "Ask:"}]}\n')
     with pytest.raises(UnreadableData, match="row 1: messages, but the sweep's own rows are plain text"):
         given_prompts(FileSource(path=str(file)), data)
+    file.write_text('{"prompt": "Ask:", "system": "Be kind."}\n')
+    with pytest.raises(UnreadableData, match="row 1: A system text beside plain text"):
+        given_prompts(FileSource(path=str(file)), data)
+    applied = data.model_copy(update={"apply_template": True})
+    asked = given_prompts(FileSource(path=str(file)), applied)
+    assert [each.prompt for each in asked] == [[said("system", "Be kind."), said("user", "Ask:")]]
 
 
 def test_tools_and_their_calls_are_shown_to_a_judge() -> None:

@@ -173,7 +173,8 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
     "prompt_changes": (
         _B,
         "have a prompt that the chat template renders otherwise once the answer follows",
-        "set data.score: last where the answers hold several turns, or remove them",
+        "use a template that renders the prompt alike (data.chat_template), set data.score: last where the answers "
+        "hold several turns, or remove them",
     ),
     "shared_prompt": (_N, "have a prompt that is evaluated too; left out of training", ""),
     "no_rows": (_F, "no row is left", "give more rows, or another data.eval"),

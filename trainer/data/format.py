@@ -86,14 +86,14 @@ def to_preference(
     for made in (tools, kwargs):
         if isinstance(made, Bad):
             return made
-    for name, value in (*parts.items(), ("system", system), ("tools", tools)):
+    for name, value in (*parts.items(), ("system", system), ("tools", tools), ("chat_template_kwargs", kwargs)):
         if trouble := encoding_trouble(name, value):
             return trouble
     found = _in_one_form(parts, system if system and system.strip() else None, score, apply_template)
     if isinstance(found, Bad):
         return found
     if tools and isinstance(found.prompt, str):
-        return Bad("needs_template", "tools")
+        found = replace(found, notices=(*found.notices, ("needs_template", "Tools")))
     return replace(
         found,
         answer=None if fields.get("answer") is None else str(fields["answer"]),
@@ -126,9 +126,10 @@ def _in_one_form(
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
         if apply_template:
             return _applied(prompt, chosen, rejected, system, score)
-        if system is not None:
-            return Bad("needs_template", "a system text")
-        return _plain(prompt, chosen, rejected, score)
+        found = _plain(prompt, chosen, rejected, score)
+        if system is None or isinstance(found, Bad):
+            return found
+        return replace(found, notices=(*found.notices, ("needs_template", "A system text")))
     good, bad = (_as_answer(part) for part in (chosen, rejected))
     return _dialogues(prompt, good, bad, system, score)
 

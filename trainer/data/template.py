@@ -71,37 +71,52 @@ class ChatTemplate:
             raise Refused(f"{type(error).__name__}: {error}") from error
 
     def as_wanted(self, dialogue: Dialogue) -> Dialogue:
-        """The dialogue with text parts joined, unless the template renders lists of parts itself."""
-        if self._renders_parts or not any(isinstance(message.get("content"), list) for message in dialogue):
+        """The dialogue with contents of the form that the template renders.
+
+        Text parts are joined unless the template renders lists of parts itself. Text becomes a part where the template
+        renders nothing else, as TRL's `prepare_multimodal_messages` does for processors.
+        """
+        renders_parts, needs_parts = self._forms
+        if needs_parts:
+            return [
+                {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
+                for m in dialogue
+            ]
+        if renders_parts or not any(isinstance(message.get("content"), list) for message in dialogue):
             return dialogue
         return [{**m, "content": content_text(m)} if isinstance(m.get("content"), list) else m for m in dialogue]
 
     @cached_property
-    def _renders_parts(self) -> bool:
+    def _forms(self) -> tuple[bool, bool]:
+        """Whether lists of text parts are rendered, and whether text that is no list is not."""
         parts = self._probe([{"role": "user", "content": [{"type": "text", "text": _ASK}]}])
         text = self._probe([{"role": "user", "content": _ASK}])
-        if parts is None or text is None or _ASK in text:
-            return parts is not None and parts == text
-        return _ASK in parts and not any(mark in parts for mark in ("'text'", '"text"'))
+        if text is not None and _ASK in text:
+            return parts == text, False
+        needed = parts is not None and _ASK in parts and not any(mark in parts for mark in ("'text'", '"text"'))
+        return needed, needed
 
     @cached_property
     def asks(self) -> str:
         """What follows a user's words up to the place of the answer, blanks around it aside; "" where unknown."""
-        text = self._probe([{"role": "user", "content": _ASK}], ask=True)
+        text = self._simple([{"role": "user", "content": _ASK}], ask=True)
         return text.rpartition(_ASK)[2].strip() if text else ""
 
     @cached_property
     def ends(self) -> str:
         """What follows an assistant's words at the end of a dialogue, blanks around it aside; "" where unknown."""
-        text = self._probe([{"role": "user", "content": _ASK}, {"role": "assistant", "content": _SAY}])
+        text = self._simple([{"role": "user", "content": _ASK}, {"role": "assistant", "content": _SAY}])
         return text.rpartition(_SAY)[2].strip() if text and _SAY in text else ""
 
     @cached_property
     def prompt_comes_first(self) -> bool:
         """Whether a simple prompt, rendered alone, is the beginning of its rendering with an answer."""
         ask: Dialogue = [{"role": "user", "content": _ASK}]
-        alone, whole = self._probe(ask, ask=True), self._probe([*ask, {"role": "assistant", "content": _SAY}])
+        alone, whole = self._simple(ask, ask=True), self._simple([*ask, {"role": "assistant", "content": _SAY}])
         return alone is not None and whole is not None and whole.startswith(alone)
+
+    def _simple(self, dialogue: Dialogue, ask: bool = False) -> str | None:
+        return self._probe(self.as_wanted(dialogue), ask)
 
     def _probe(self, dialogue: Dialogue, ask: bool = False) -> str | None:
         if not self.exists:

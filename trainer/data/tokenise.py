@@ -99,6 +99,7 @@ class Tokeniser:
         if self._is_rendered(prompt):
             out.notices.append(("already_rendered", ""))
         elif self._data.apply_template is None and self._template.exists:
+            out.notices = [notice for notice in out.notices if notice[0] != "needs_template"]  # the same question
             out.notices.append(("template_undecided", ""))
         chosen, rejected = (prompt + self._ended(answer) for answer in answers)
         return _Texts(prompt, chosen, rejected, None)
@@ -144,10 +145,13 @@ class Tokeniser:
             return answer
         out: Dialogue = []
         for message in answer:
-            said = message.get("content")
-            if message["role"] == "assistant" and isinstance(said, str) and said.rstrip().endswith(ends):
-                end = next(end for end in sorted(ends, key=len, reverse=True) if said.rstrip().endswith(end))
-                message = {**message, "content": said.rstrip().removesuffix(end)}
+            content = message.get("content")
+            parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+            said = (parts[-1]["text"] or "").rstrip()
+            if message["role"] == "assistant" and said.endswith(ends):
+                said = said.removesuffix(next(end for end in sorted(ends, key=len, reverse=True) if said.endswith(end)))
+                whole = isinstance(content, list)
+                message = {**message, "content": [*parts[:-1], {**parts[-1], "text": said}] if whole else said}
             out.append(message)
         return out
 

@@ -43,4 +43,7 @@ def _prompt(row: Raw, dialogues: bool) -> Preference | str:
     if not isinstance(prompt, str) and not dialogues:
         return "messages, but the sweep's own rows are plain text"
     found = to_preference(row.fields | _RESPONSES, apply_template=dialogues)
-    return (f"{found.kind}: {found.detail}" if found.detail else found.kind) if isinstance(found, Bad) else found
+    if isinstance(found, Bad):
+        return f"{found.kind}: {found.detail}" if found.detail else found.kind
+    lost = next((detail for kind, detail in found.notices if kind == "needs_template"), None)
+    return found if lost is None else f"{lost} beside plain text, for which it has no place"
