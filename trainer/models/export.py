@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import ModelConfig
 from trainer.errors import ModelError
@@ -63,7 +63,7 @@ def _write_end_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], folder: Path
 ) -> None:
     """Have generation end where a turn of the training data ends. The model's own settings stay as they are."""
-    own = model.generation_config
+    own: GenerationConfig | None = getattr(model, "generation_config", None)
     if own is None:
         return
     path = folder / _GENERATION
