@@ -91,7 +91,7 @@ def export(
             check=check,
         )
     except TrialError as why:
-        raise _in_words(why) from why
+        raise _in_words(why, spec) from why
     if (to / BASE_FOLDER).is_dir():
         say(
             f"the base model of these adapters lay in {folder.cache}, which may be emptied; it went along into "
@@ -104,13 +104,16 @@ def export(
     return to
 
 
-def _in_words(why: TrialError) -> CannotExport:
+def _in_words(why: TrialError, spec: SweepSpec) -> CannotExport:
     from trainer.models.compare import CannotCompare, ExportDiffers
+    from trainer.models.merge import BaseGone
 
     if isinstance(why, ExportDiffers):
         return OtherModel(f"{why}; nothing was written. This is a fault of prefsweep: please report it")
     if isinstance(why, CannotCompare):
         return CannotExport(f"the export cannot be compared with its trial: {why}; --no-compare exports it unseen")
+    if isinstance(why, BaseGone) and spec.sft is not None:
+        return CannotExport(f"{why}; orchestrate resume {spec.name} makes it again")
     return CannotExport(str(why))
 
 

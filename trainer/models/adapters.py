@@ -151,7 +151,7 @@ class _Layers:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self.kind = model, type(model).__name__
         self._sizes = dict(model.named_parameters())
-        self.modules = {name: module for name, module in model.named_modules() if name}
+        self.modules: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if name}
         head = model.get_output_embeddings()
         self._head = {name for name, module in self.modules.items() if module is head}
         self.linear = [

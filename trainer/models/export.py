@@ -11,12 +11,12 @@ from typing import Any, cast
 
 from peft import PeftModel
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import ModelConfig
 from trainer.errors import ModelError
 from trainer.evaluation.answers import end_tokens
-from trainer.models.merge import merged
+from trainer.models.merge import BaseGone, merged
 from trainer.storage.durable import write_folder
 from trainer.zero3 import keep_off_stdout
 
@@ -63,7 +63,7 @@ def _write_end_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], folder: Path
 ) -> None:
     """Have generation end where a turn of the training data ends. The model's own settings stay as they are."""
-    own = model.generation_config
+    own: GenerationConfig | None = getattr(model, "generation_config", None)
     if own is None:
         return
     path = folder / _GENERATION
@@ -124,7 +124,9 @@ def export_model(
                 (aside / _GENERATION).write_bytes(generation)
         else:
             shutil.copytree(source, aside, dirs_exist_ok=True)
-        written = _with_base(aside, to, temporary) if adapted and not merge else Exported(aside)
+        written = Exported(aside)
+        if adapted and not merge:
+            written = _with_base(aside, to, temporary, needed=check is not None)
         if check is not None:
             check(written)
 
@@ -135,15 +137,16 @@ def _kept(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _with_base(aside: Path, to: Path, temporary: Path | None) -> Exported:
+def _with_base(aside: Path, to: Path, temporary: Path | None, *, needed: bool) -> Exported:
     """The copied adapters, and their base model beside them where it could be removed."""
     path = aside / ADAPTER_CONFIG
     told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     base = Path(str(told["base_model_name_or_path"]))
-    if temporary is None or not base.is_absolute() or not base.resolve().is_relative_to(temporary.resolve()):
+    there = temporary is not None and base.is_absolute() and base.resolve().is_relative_to(temporary.resolve())
+    if (needed or there) and base.is_absolute() and not base.is_dir():
+        raise BaseGone(str(base))
+    if not there:
         return Exported(aside, str(base), told.get("revision"))
-    if not base.is_dir():
-        raise ModelError(f"the base model {base} of these adapters is no longer there")
     shutil.copytree(base, aside / BASE_FOLDER)
     told |= {"base_model_name_or_path": str(to.absolute() / BASE_FOLDER), "revision": None}
     path.write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")

@@ -15,7 +15,15 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trainer.config import ModelConfig
+from trainer.errors import ModelError
 from trainer.models.live import load_model
+
+
+class BaseGone(ModelError):
+    """The folder of the base model is not there."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(f"the base model {place} of these adapters is no longer there")
 
 
 def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -27,10 +35,12 @@ def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: boo
         trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
-        ModelError: The base can no longer be loaded.
+        ModelError: The base can no longer be loaded (BaseGone where its folder is gone).
     """
     told: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
     place = str(told["base_model_name_or_path"])
+    if Path(place).is_absolute() and not Path(place).is_dir():
+        raise BaseGone(place)
     own: dict[str, Any] = {} if model is None else {"dtype": model.dtype, "load_in_4bit": model.load_in_4bit}
     wanted = ModelConfig(name_or_path=place, revision=told.get("revision"), **own)
     return load_model(wanted, place, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None)
