@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,7 @@ from trainer.data.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trainer.data.pairs import Tokenised
+    from trainer.data.pairs import Ids, Tokenised
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,27 +30,52 @@ class RowNotice:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False)
 class PreviewRow:
     """One row of the data. `row` counts from 1 in its source; `kept` is False where it is not trained or evaluated on.
 
-    `prompt`, `chosen` and `rejected` are decoded with special tokens, of the answers what is scored; None where the row
-    was left out before it was tokenised. `lengths` count tokens of each.
+    `prompt`, `chosen` and `rejected` are decoded with special tokens when they are asked for, of the answers what is
+    scored; None where the row was left out before it was tokenised.
     """
 
     split: Split
     source: str
     row: int
     kept: bool
-    prompt: str | None
-    chosen: str | None
-    rejected: str | None
-    lengths: dict[str, int] | None
     notices: tuple[RowNotice, ...]
+    _pair: Tokenised | None = field(repr=False)
+    _tokenizer: PreTrainedTokenizerBase = field(repr=False)
+
+    @cached_property
+    def prompt(self) -> str | None:
+        """What comes before the answers; nothing of it is scored."""
+        return None if self._pair is None else self._text(self._pair.prompt)
+
+    @cached_property
+    def chosen(self) -> str | None:
+        """The scored tokens of the chosen answer."""
+        return None if self._pair is None else self._text(self._pair.chosen)
+
+    @cached_property
+    def rejected(self) -> str | None:
+        """The scored tokens of the rejected answer."""
+        return None if self._pair is None else self._text(self._pair.rejected)
+
+    @property
+    def lengths(self) -> dict[str, int] | None:
+        """Tokens of each."""
+        if self._pair is None:
+            return None
+        return {name: len(getattr(self._pair, name)) for name in ("prompt", "chosen", "rejected")}
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
-        return asdict(self)
+        names = ("split", "source", "row", "kept", "prompt", "chosen", "rejected", "lengths")
+        return {name: getattr(self, name) for name in names} | {"notices": [asdict(notice) for notice in self.notices]}
+
+    def _text(self, ids: Ids) -> str:
+        decoded = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(decoded)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,25 +122,19 @@ def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[Previ
     for place in sorted(places, key=lambda at: (order[at[0]], at[1], at[2])):
         split, source, row = place
         pair = kept.get(place) or found.left_out.get(place)
-        texts, lengths = _decoded(pair, tokenizer)
+        if pair is not None and not len(pair.prompt) + len(pair.chosen) + len(pair.rejected):
+            pair = None  # the template refused it
         notices = [
             RowNotice(kind, severity(kind).value, in_words(kind, detail))
             for kind, detail in dict.fromkeys(selection.notes.get(place, ()))
         ]
         notices.sort(key=lambda notice: list(Severity).index(Severity(notice.severity)))
         yield PreviewRow(
-            split, selection.names[split][source], row, place in kept, *texts, lengths=lengths, notices=tuple(notices)
+            split=split,
+            source=selection.names[split][source],
+            row=row,
+            kept=place in kept,
+            notices=tuple(notices),
+            _pair=pair,
+            _tokenizer=tokenizer,
         )
-
-
-def _decoded(
-    pair: Tokenised | None, tokenizer: PreTrainedTokenizerBase
-) -> tuple[tuple[str | None, str | None, str | None], dict[str, int] | None]:
-    if pair is None or not len(pair.prompt) + len(pair.chosen) + len(pair.rejected):
-        return (None, None, None), None
-    prompt, chosen, rejected = (
-        str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        for ids in (pair.prompt, pair.chosen, pair.rejected)
-    )
-    lengths = {"prompt": len(pair.prompt), "chosen": len(pair.chosen), "rejected": len(pair.rejected)}
-    return (prompt, chosen, rejected), lengths
