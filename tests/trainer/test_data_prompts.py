@@ -259,11 +259,18 @@ def test_text_that_ends_its_turn_gets_no_second_end(made: Any, after: str) -> No
     assert kinds == ["already_rendered", *(["other_end"] if made.eos_token == "</s>" else [])]
 
 
-def test_text_that_ends_with_the_templates_end_of_turn_gets_no_second_one_where_that_is_no_special_token() -> None:
-    made = tokenizer(CHATML.replace("<|im_end|>", "[END]"), eos="</s>")
+def test_text_that_ends_with_an_end_of_turn_that_is_no_special_token() -> None:
+    """An added token ends the answer; a mark of several tokens does not stop generation, so eos_token follows it."""
+    template = CHATML.replace("<|im_end|>", "[END]")
+    made = tokenizer(template, eos="</s>")
+    made.add_tokens(["[END]"])  # pyright: ignore[reportUnknownMemberType]
     found = _tokens(made, plain("Say:", " so[END]\n", " no</s>"), apply_template=False)
-    assert made.decode(found.chosen) == " so[END]\n"
-    assert made.decode(found.rejected) == " no</s>"
+    assert (made.decode(found.chosen), made.decode(found.rejected)) == (" so[END]\n", " no</s>")
+    assert [kind for kind, _ in found.notices] == ["other_end", "special_in_text"]
+    made = tokenizer(template, eos="</s>")
+    found = _tokens(made, plain("Say:", " so[END]\n", " no"), apply_template=False)
+    assert (made.decode(found.chosen), made.decode(found.rejected)) == (" so[END]\n</s>", " no</s>")
+    assert found.notices == []
 
 
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "</s> "])

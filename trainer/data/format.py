@@ -61,7 +61,7 @@ def to_preference(
     """Bring a row under our names into one form, or say what is wrong with it. `fields` is not changed.
 
     Args:
-        fields: Cells by our names (`FIELDS` of `trainer.data.read`).
+        fields: Cells by our names (`FIELDS` of `trainer.data.columns`).
         score: `data.score`.
         apply_template: `data.apply_template`: True makes plain text a dialogue.
         noticed: What reading found about this row; it is kept in front of the notices.

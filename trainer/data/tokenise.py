@@ -117,10 +117,15 @@ class Tokeniser:
 
     @cached_property
     def _end_texts(self) -> tuple[str, ...]:
-        """Texts that end an answer: eos_token, the template's end of a turn, and other special tokens that may."""
+        """Texts that end an answer: eos_token, other special tokens that may, and the template's end of a turn where
+        generation can stop at it, which takes a token of its own.
+        """
         tokenizer = self._tokenizer
         others = {i for i in self._specials if i not in (self._bos, tokenizer.pad_token_id, tokenizer.unk_token_id)}
-        return tuple({str(tokenizer.eos_token), self._turn_end, *(self._text(i) for i in others)} - {""})
+        texts = {str(tokenizer.eos_token), *(self._text(i) for i in others)}
+        if self._turn_end and self._ids([self._turn_end], False)[0][-1] in self._closing:
+            texts.add(self._turn_end)
+        return tuple(texts - {""})
 
     @cached_property
     def _turn_end(self) -> str:
