@@ -105,7 +105,7 @@ def export(
 
 
 def _in_words(why: TrialError, spec: SweepSpec) -> CannotExport:
-    from trainer.models.compare import CannotCompare, ExportDiffers
+    from trainer.evaluation.exported import CannotCompare, ExportDiffers
     from trainer.models.merge import BaseGone
 
     if isinstance(why, ExportDiffers):
@@ -130,7 +130,7 @@ class _Check:
     found: str = field(default="", init=False)
 
     def __call__(self, exported: Exported) -> None:
-        from trainer.models.compare import compare_export
+        from trainer.evaluation.exported import compare_export
 
         pairs, tokenizer = self._held_out()
         result = compare_export(
@@ -149,7 +149,7 @@ class _Check:
         """The trial's held-out pairs, from the cache where they are there, and its tokenizer."""
         from trainer.data import load_tokenizer, prepare
         from trainer.data.pairs import PairSet
-        from trainer.models.compare import CannotCompare
+        from trainer.evaluation.exported import CannotCompare
 
         data, model, cache = self.config.data, self.config.model, self.folder.cache
         try:

@@ -16,9 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma3
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig, TrialConfig
 from trainer.data import load_tokenizer, prepare
 from trainer.errors import ModelError
+from trainer.evaluation.exported import compare_export
 from trainer.models import live
 from trainer.models.adapters import adapt, describe_adapters
-from trainer.models.compare import compare_export
 from trainer.models.export import Exported, export_model
 from trainer.models.identity import locate
 from trainer.run import Workshop

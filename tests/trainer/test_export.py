@@ -25,7 +25,7 @@ from transformers import (
 
 from trainer.config import ModelConfig, TrialConfig
 from trainer.data import load_tokenizer, prepare
-from trainer.models.compare import CannotCompare, ExportDiffers, compare_export
+from trainer.evaluation.exported import CannotCompare, ExportDiffers, compare_export
 from trainer.models.export import Exported, export_model
 from trainer.models.identity import locate
 from trainer.run import Workshop

@@ -15,11 +15,11 @@ from trainer.__main__ import UNUSABLE, main
 from trainer.config import DataConfig, ModelConfig, TrialConfig
 from trainer.data import TokenizerError, load_tokenizer, prepare
 from trainer.errors import ModelError, TrialError
+from trainer.evaluation.exported import compare_export
 from trainer.judging.answerer import Answerer
 from trainer.judging.prompts import fixed_prompts
 from trainer.judging.reward import RewardScorer
 from trainer.judging.sampling import Decoding
-from trainer.models.compare import compare_export
 from trainer.models.export import Exported, export_model
 from trainer.models.identity import model_identity
 from trainer.models.live import load_model

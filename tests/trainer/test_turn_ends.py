@@ -13,10 +13,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, 
 
 from trainer.config import TrialConfig
 from trainer.data import prepare
-from trainer.evaluation.answers import answer_greedily, chosen_prompts, end_tokens
+from trainer.evaluation.answers import answer_greedily, chosen_prompts
 from trainer.judging.answerer import Answerer
 from trainer.judging.prompts import fixed_prompts
 from trainer.judging.sampling import Decoding
+from trainer.models.ends import end_tokens
 from trainer.models.export import export_model
 from trainer.models.identity import locate
 from trainer.models.live import load_model

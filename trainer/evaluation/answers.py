@@ -21,6 +21,7 @@ from transformers import (
 from trainer.data.pairs import PairSet
 from trainer.forward.layout import micro_batches
 from trainer.generate import is_right
+from trainer.models.ends import end_tokens
 from trainer.sharding import is_sharded
 
 _GRAM = 4
@@ -88,13 +89,6 @@ def answer_greedily(
                 )
             )
     return answers
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()) -> list[int]:
-    """Ids of the tokens that end an answer: the model's own, the tokenizer's and `stops`, in ascending order."""
-    configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
-    several = [configured] if isinstance(configured, int) else (configured or [])
-    return sorted({*several, cast(int, tokenizer.eos_token_id), *stops})
 
 
 def generate(

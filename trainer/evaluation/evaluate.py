@@ -14,10 +14,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import TrialConfig
 from trainer.data.pairs import PairSet
-from trainer.evaluation.answers import Answer, answer_greedily, answer_metrics, chosen_prompts, end_tokens
+from trainer.evaluation.answers import Answer, answer_greedily, answer_metrics, chosen_prompts
 from trainer.evaluation.scoring import eval_metrics, score
 from trainer.forward.pair_model import PairModel
 from trainer.metrics import EVAL
+from trainer.models.ends import end_tokens
 from trainer.objectives.losses import needs
 from trainer.objectives.pair_logps import PairLogps
 from trainer.sharding import let_go

@@ -13,10 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config import ModelConfig, TrialConfig
 from trainer.errors import ModelError
-from trainer.evaluation.answers import end_tokens, generate
+from trainer.evaluation.answers import generate
 from trainer.forward.layout import micro_batches
 from trainer.judging.prompts import Prompt
 from trainer.judging.sampling import Decoding
+from trainer.models.ends import end_tokens
 from trainer.models.identity import locate
 from trainer.models.live import load_model
 

@@ -15,7 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from trainer.config import ModelConfig
 from trainer.errors import ModelError
-from trainer.evaluation.answers import end_tokens
+from trainer.models.ends import end_tokens
 from trainer.models.merge import BaseGone, merged
 from trainer.storage.durable import write_folder
 from trainer.zero3 import keep_off_stdout
