@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dashboards.pairs import Column, per_pair
+from dashboards.small_samples import NOTHING, pairs_needed, share_difference, widened
 from dashboards.sweep_frame import SweepFrame, TrialCase
 from trainer.metrics import base_name
 
@@ -18,13 +19,8 @@ RESAMPLES = 2000
 _SEED = 0
 _KEPT = 4000
 """Draws of up to this many rows are kept: at most 64 MB."""
-_NOTHING = 1e-12
-"""Below this a difference is the rounding of the sum, not a difference."""
-_MOST = 200_000
-"""More held-out pairs than anybody has: then a difference is as good as none."""
 _TAIL = 2.5
 _SHARES = ("accuracies/logp", "rewards/accuracies", "exact_answers")
-_Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +31,8 @@ class Difference:
     low: float
     high: float
     pairs: int
+    spread: float
+    """Standard deviation of the difference over pairs."""
     paired: bool = True
 
     @property
@@ -43,17 +41,11 @@ class Difference:
         return self.low > 0 or self.high < 0
 
     @property
-    def half_width(self) -> float:
-        """Half of the interval."""
-        return (self.high - self.low) / 2
-
-    @property
     def pairs_needed(self) -> int | None:
-        """About how many held-out pairs would make a difference of this size clear; None where there is none."""
-        if self.mean == 0 or self.half_width == 0:
-            return None
-        needed = math.ceil(self.pairs * (self.half_width / abs(self.mean)) ** 2)
-        return needed if needed <= _MOST else None
+        """About how many held-out pairs would make a difference of this size clear that is not clear now, more than
+        there are; None where there is none.
+        """
+        return pairs_needed(self.mean, self.spread, self.pairs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,8 +81,8 @@ def certainty(frame: SweepFrame) -> Certainty | None:
     for case in ranked[1:]:
         k = place.get(case.number)
         if k is not None:
-            mean = float(np.mean(matrix[:, 0] - matrix[:, k]))
-            rivals.append((case, _interval(mean, drawn[:, 0] - drawn[:, k], len(matrix))))
+            gaps = matrix[:, 0] - matrix[:, k]
+            rivals.append((case, _interval(gaps, drawn[:, 0] - drawn[:, k], is_share(frame.goal.metric))))
     shares = _shares(frame.sign * drawn)
     wins = {case.number: float(shares[k]) for k, case in enumerate(known)}
     return Certainty(
@@ -106,7 +98,7 @@ def certainty(frame: SweepFrame) -> Certainty | None:
 
 def _shares(drawn: Column) -> Column:
     """How often each column is the highest; where several are, the draw is shared among them."""
-    first = drawn >= drawn.max(axis=1, keepdims=True) - _NOTHING
+    first = drawn >= drawn.max(axis=1, keepdims=True) - NOTHING
     return np.mean(first / first.sum(axis=1, keepdims=True), axis=0)
 
 
@@ -132,10 +124,15 @@ def _kept_draws(rows: int) -> tuple[Column, ...]:
     return tuple(_draws(rows))
 
 
-def paired_difference(a: Column, b: Column) -> Difference:
-    """Mean of a - b over the same pairs, with its interval."""
-    gap = (a - b)[:, None]
-    return _interval(float(gap.mean()), resample(gap)[:, 0], len(gap))
+def is_share(metric: str) -> bool:
+    """Whether a metric is a share of pairs or prompts, so that no difference of it is beyond 1."""
+    return base_name(metric) in _SHARES
+
+
+def paired_difference(a: Column, b: Column, metric: str) -> Difference:
+    """Mean of a - b over the same pairs, with its interval; both are values of `metric`."""
+    gaps = a - b
+    return _interval(gaps, resample(gaps[:, None])[:, 0], is_share(metric))
 
 
 def case_values(frame: SweepFrame, case: TrialCase, metric: str | None = None) -> Column | None:
@@ -160,10 +157,15 @@ def _columns(frame: SweepFrame, ranked: Sequence[TrialCase]) -> tuple[NDArray[np
     return (np.stack(columns, axis=1), known) if known and known[0] is ranked[0] else None
 
 
-def _interval(mean: float, drawn: Column, pairs: int) -> Difference:
+def _interval(gaps: Column, drawn: Column, share: bool) -> Difference:
+    """`drawn`: means of resamples of `gaps`."""
+    mean = float(gaps.mean())
     low, high = (float(end) for end in np.percentile(drawn, [_TAIL, 100 - _TAIL]))
-    mean, low, high = (0.0 if abs(value) < _NOTHING else value for value in (mean, low, high))
-    return Difference(mean, low, high, pairs)
+    low, high = widened(mean, low, high, gaps)
+    if share:
+        low, high = max(low, -1.0), min(high, 1.0)
+    mean, low, high = (0.0 if abs(value) < NOTHING else value for value in (mean, low, high))
+    return Difference(mean, low, high, len(gaps), float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0)
 
 
 def _against_start(frame: SweepFrame, case: TrialCase) -> Difference | None:
@@ -171,7 +173,7 @@ def _against_start(frame: SweepFrame, case: TrialCase) -> Difference | None:
     start = None if case.pairs is None else case.pairs.at_start()
     before = None if start is None else per_pair(frame.goal.metric, start, case.config.loss)
     if after is not None and before is not None:
-        return paired_difference(after, before)
+        return paired_difference(after, before, frame.goal.metric)
     return _apart(frame, case.record.value, frame.start(frame.goal.metric))
 
 
@@ -187,12 +189,11 @@ def _unpaired(frame: SweepFrame, ranked: Sequence[TrialCase]) -> Certainty:
 
 
 def _apart(frame: SweepFrame, a: float | None, b: float | None) -> Difference | None:
-    name = base_name(frame.goal.metric)
-    if a is None or b is None or name not in _SHARES:
+    if a is None or b is None or not is_share(frame.goal.metric):
         return None
-    of_answers = name == "exact_answers"
+    of_answers = base_name(frame.goal.metric) == "exact_answers"
     count = frame.spec.base.evaluation.prompts if of_answers else 0 if frame.data is None else frame.data.eval_rows
     if count < 1:
         return None
-    spread = _Z * math.sqrt((a * (1 - a) + b * (1 - b)) / count)
-    return Difference(a - b, a - b - spread, a - b + spread, count, paired=False)
+    spread = math.sqrt(a * (1 - a) + b * (1 - b))
+    return Difference(a - b, *share_difference(a, b, count), count, spread, paired=False)

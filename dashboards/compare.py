@@ -83,7 +83,7 @@ def _behind(first: TrialCase | None, other: TrialCase | None) -> Difference | No
         return None
     ours = per_pair(COMMON_RULER, first.pairs, first.config.loss)
     theirs = per_pair(COMMON_RULER, other.pairs, other.config.loss)
-    return None if ours is None or theirs is None else paired_difference(ours, theirs)
+    return None if ours is None or theirs is None else paired_difference(ours, theirs, COMMON_RULER)
 
 
 def _own_choices(contenders: Sequence[Contender]) -> list[str]:

@@ -100,7 +100,7 @@ def compared(frame: SweepFrame, path: str, a: Any, b: Any) -> tuple[Difference, 
                 others.append(of_other)
     if not ones:
         return None
-    return paired_difference(np.mean(ones, axis=0), np.mean(others, axis=0)), len(ones)
+    return paired_difference(np.mean(ones, axis=0), np.mean(others, axis=0), frame.goal.metric), len(ones)
 
 
 def told_apart(frame: SweepFrame, path: str) -> bool | None:

@@ -118,7 +118,7 @@ def _best_against(frame: SweepFrame, other: TrialCase) -> Difference | None:
     ours, theirs = case_values(frame, best), case_values(frame, other)
     if ours is None or theirs is None or best.pairs is None or other.pairs is None:
         return None
-    return paired_difference(ours, theirs) if best.pairs.same_pairs(other.pairs) else None
+    return paired_difference(ours, theirs, frame.goal.metric) if best.pairs.same_pairs(other.pairs) else None
 
 
 def _range(frame: SweepFrame, path: str, dimension: Uniform | LogUniform | IntUniform) -> Next:

@@ -184,7 +184,14 @@ def _drive(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trust
         with (
             _viewing(spec, console) as shown,
             notifying(folder, spec, shown) as (view, tell_end),
-            Preparing(folder.cache, spec.base, worker_environment(threads_of(spec)), interrupt, view.tick) as data,
+            Preparing(
+                folder.cache,
+                spec.base,
+                worker_environment(threads_of(spec)),
+                interrupt,
+                view.tick,
+                trust_remote_code=trust_remote_code,
+            ) as data,
         ):
             ended: Stop | None = None
             deaths = 0

@@ -67,7 +67,7 @@ def _train(config: TrialConfig, options: argparse.Namespace) -> int:
     from trainer.run import Workshop
 
     folder: Path = options.out or Path("runs/alone") / options.trial.stem
-    workshop = Workshop(options.cache, trust_remote_code=options.trust_remote_code)
+    workshop = Workshop(options.cache, trust_remote_code=options.trust_remote_code, tell=log.info)
     run = workshop.train(config, folder)  # nothing is computed yet: a signal from here on is this run's
     signals = _listen(workshop.interrupt)
     reporter = JsonLinesReporter(sys.stdout) if workshop.is_main else None

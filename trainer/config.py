@@ -131,8 +131,14 @@ class DataConfig(Frozen):
         "first the prompt, down to max_length - 256 tokens (at least half of max_length), then the answers.",
     )
     chat_template: str | None = Field(default=None, description="Jinja text or a file with it; else the model's own.")
-    bad_rows: Literal["refuse", "skip"] = "refuse"
-    max_bad_share: Share = Field(default=0.01, description="With skip: the largest share of rows skipped.")
+    bad_rows: Literal["refuse", "skip"] = Field(
+        default="skip",
+        description="Rows that cannot be trained on. skip: left out and counted, up to max_bad_share of all rows; "
+        "refuse: not one is allowed.",
+    )
+    max_bad_share: Share = Field(
+        default=0.01, description="With bad_rows: skip, the largest share of rows left out; with more all is refused."
+    )
 
     @model_validator(mode="before")
     @classmethod

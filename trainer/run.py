@@ -15,7 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 from trainer.config import TrialConfig
 from trainer.errors import ModelError, ResumeError
 from trainer.evaluation.answers import Answer
-from trainer.evaluation.evaluate import write_eval_pairs
+from trainer.evaluation.evaluate import Examiner, write_eval_pairs
 from trainer.evaluation.samples import Samples
 from trainer.evaluation.start import StartShelf
 from trainer.models.export import save_model
@@ -46,10 +46,18 @@ def config_digest(config: TrialConfig) -> str:
 class Workshop:
     """Makes one trial after the other and loads nothing twice."""
 
-    def __init__(self, cache: Path, *, trust_remote_code: bool = False, beside: Workshop | None = None) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        trust_remote_code: bool = False,
+        beside: Workshop | None = None,
+        tell: Callable[[str], None] | None = None,
+    ) -> None:
         """`cache` is shared by all workers; `trust_remote_code` lets a model's folder run its own Python.
 
-        `beside`: as the method of that name has it.
+        `beside`: as the method of that name has it. `tell`: given each line of the data's report before training, in
+        the process that speaks for all.
         """
         disable_progress_bar()  # one bar per trial and file would drown what is said
         self._cache, self._trust = cache, trust_remote_code
@@ -58,6 +66,7 @@ class Workshop:
         self._stock = Stock(cache, self._world, trust_remote_code=trust_remote_code, beside=with_stock)
         self._shelf = StartShelf(cache, self._world) if beside is None else beside._shelf
         self._interrupted = threading.Event()
+        self._tell = tell
 
     def beside(self) -> Workshop:
         """Another workshop in this process, whose trials go on in turn with those of its like, a point at a time.
@@ -133,6 +142,9 @@ class Workshop:
         world, patience = self._world, Patience(self._world, interrupted)
         state = self._state([*earlier, folder], digest, folder) or self._forked(fork)
         prepared, tokenizer = self._stock.prepared(config.data, config.model)
+        if self._tell is not None and self.is_main:
+            for line in prepared.report.lines():
+                self._tell(f"data: {line}")
         cut = world.cuts(config.training)
         live = self._stock.live(config.model, to_cut=cut)
         check_vocabulary(live, prepared)
@@ -172,7 +184,7 @@ class Workshop:
             run.restore(state)
             log.info("continues after update %d of %d", state.step, run.total)
         ending = yield from run.points()
-        self._conclude(ending, run, live, tokenizer, [*earlier, folder], digest)
+        self._conclude(ending, run, live, looking, [*earlier, folder], digest)
         return ending
 
     def _state(self, folders: Sequence[Path], digest: str, folder: Path) -> checkpoint.State | None:
@@ -204,7 +216,7 @@ class Workshop:
         ending: Ending,
         run: Run,
         live: LiveModel,
-        tokenizer: PreTrainedTokenizerBase,
+        looking: Examiner,
         folders: Sequence[Path],
         digest: str,
     ) -> None:
@@ -212,7 +224,7 @@ class Workshop:
         tensors = live.whole(keep=main) if finished else None
         if ending.kind is not EndKind.STOPPED and main:
             if finished:
-                save_model(live.to_save, tokenizer, folders[-1] / "model", tensors)
+                save_model(live.to_save, looking.tokenizer, folders[-1] / "model", tensors, looking.stops)
             save_outcome(folders[-1], Outcome(digest, ending, run.history))
             checkpoint.discard(folders)
         self._world.wait()

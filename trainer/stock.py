@@ -62,7 +62,7 @@ class Stock:
         if self._data is None:
             # A generated model is made on the way, and transformers saves models in the first process only.
             with self._world.main_first():
-                tokenizer = load_tokenizer(model, data, self._cache)
+                tokenizer = load_tokenizer(model, data, self._cache, trust_remote_code=self._trust)
                 self._data = Tokenised(prepare(data, model, self._cache, tokenizer), tokenizer)
             self._all_data[key] = self._data
             self.counters["data_loaded"] += 1
@@ -151,4 +151,4 @@ def examiner(
         raise ModelError(f"model.attention packed: {why}") from why
     except (UnsupportedHead, StillRandom) as why:
         raise ModelError(str(why)) from why
-    return Examiner(config, live.base, model, tokenizer, prepared.eval, world, patience)
+    return Examiner(config, live.base, model, tokenizer, prepared.eval, world, patience, prepared.report.stop_tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,11 @@ _Loader.add_implicit_resolver(
 
 def load_trial(path: Path) -> TrialConfig:
     """The configuration in a YAML file. BadTrial with all mistakes where it is none."""
+    return trial_of(path, ())
+
+
+def trial_of(path: Path, changes: Sequence[tuple[str, Any]]) -> TrialConfig:
+    """Like `load_trial`, with the values at some dotted paths replaced."""
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
     except (OSError, UnicodeDecodeError) as why:
@@ -67,10 +73,23 @@ def load_trial(path: Path) -> TrialConfig:
         raise BadTrial(path, [f"{line}{why.problem}"]) from why
     except (yaml.YAMLError, RecursionError) as why:
         raise BadTrial(path, [f"no YAML: {why}"]) from why
+    for where, value in changes:
+        given = _changed(given, where.split("."), value)
     try:
         return TrialConfig.model_validate(given)
     except ValidationError as why:
         raise BadTrial(path, [_sentence(error) for error in why.errors()]) from why
+
+
+def _changed(tree: Any, path: Sequence[str], value: Any) -> Any:
+    """The tree with one value replaced; a group that is absent, or a value in its place, becomes a group."""
+    if not path:
+        return value
+    first, *rest = path
+    if isinstance(tree, list) and first.isdigit() and int(first) < len(tree):
+        return [_changed(each, rest, value) if i == int(first) else each for i, each in enumerate(tree)]
+    group = tree if isinstance(tree, dict) else {}
+    return {**group, first: _changed(group.get(first), rest, value)}
 
 
 def _sentence(error: Any) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from dashboards.diagnosis.finding import Finding, Level
 from dashboards.frame import show
 from dashboards.pairs import spearman
+from dashboards.small_samples import FEWEST_PAIRS, is_clear_correlation, share_difference
 from dashboards.sweep_frame import SweepFrame, TrialCase
 from trainer.metrics import EVAL
 
@@ -27,17 +27,18 @@ def answers_lost(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
     prompts = winner.config.evaluation.prompts
     if drop is None or start is None or gain is None or drop > -EXACT_DROP or frame.sign * gain <= 0 or prompts == 0:
         return
-    spread = math.sqrt((start * (1 - start) + (start + drop) * (1 - start - drop)) / prompts)
+    low, high = share_difference(start + drop, start, prompts)
     changes = [change for case in frame.ranked if (change := case.change(EXACT)) is not None]
     fewer = sum(change < 0 for change in changes)
-    sure = -drop > 2 * spread or (len(changes) >= 5 and fewer >= 0.8 * len(changes))
+    everywhere = prompts >= FEWEST_PAIRS and len(changes) >= 5 and fewer >= 0.8 * len(changes)
+    sure = high < 0 or everywhere
     yield Finding(
         "answers_lost",
         Level.SERIOUS if sure else Level.WARNING,
         "Fewer right answers while the ranking metric improves",
-        f"Trial {winner.label}: right answers went from {start:.1%} to {start + drop:.1%} of {prompts} prompts (one "
-        f"standard error of that difference is {spread:.1%}) while {frame.goal.metric} improved by {show(abs(gain))}; "
-        f"they fell in {fewer} of {len(changes)} complete trials.",
+        f"Trial {winner.label}: right answers went from {start:.1%} to {start + drop:.1%} of {prompts} prompts (95 % "
+        f"interval of that difference {low:+.1%} to {high:+.1%}) while {frame.goal.metric} improved by "
+        f"{show(abs(gain))}; they fell in {fewer} of {len(changes)} complete trials.",
         "The metric is being won at the cost of the task. Lower the learning rate, add loss.sft_weight or "
         "loss.nll_scale, rank by eval_exact_answers, and set evaluation.prompts higher to be sure of it.",
         (winner.label,),
@@ -55,11 +56,12 @@ def degenerate_text(winner: TrialCase) -> Iterator[Finding]:
     if length is not None and was is not None and was > 0 and length > LONGER * was:
         told.append(f"answers grew from {show(was)} to {show(length)} tokens")
     if told:
+        prompts = winner.config.evaluation.prompts
         yield Finding(
             "degenerate_text",
-            Level.SERIOUS,
+            Level.SERIOUS if prompts >= FEWEST_PAIRS else Level.WARNING,
             "The winner's answers have become longer or repeat themselves",
-            f"Trial {winner.label}: on the fixed prompts {' and '.join(told)}.",
+            f"Trial {winner.label}: on {prompts} fixed prompts {' and '.join(told)}.",
             "Read its samples below; lower the learning rate or raise beta.",
             (winner.label,),
         )
@@ -72,7 +74,9 @@ def length_bias(winner: TrialCase) -> Iterator[Finding]:
     rho = spearman(winner.pairs.gaps, winner.pairs.length_differences)
     start = winner.pairs.at_start()
     before = None if start is None else spearman(start.gaps, start.length_differences)
-    if rho is None or abs(rho) < BIAS or (before is not None and abs(rho) < abs(before) + 0.1):
+    if rho is None or abs(rho) < BIAS or not is_clear_correlation(rho, len(winner.pairs)):
+        return
+    if before is not None and abs(rho) < abs(before) + 0.1:
         return
     since = "" if before is None else f", {before:+.2f} before training"
     yield Finding(

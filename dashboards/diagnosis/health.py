@@ -32,7 +32,7 @@ def margin_below_gamma(winner: TrialCase) -> Iterator[Finding]:
     reached = ""
     if winner.pairs is not None:
         share = float(np.mean(loss.beta * winner.pairs.gaps > loss.margin))
-        reached = f" {share:.0%} of the held-out pairs reach the target."
+        reached = f" {share:.0%} of the {len(winner.pairs):,} held-out pairs reach the target."
     begun = winner.first(REWARD_MARGIN)
     since = "" if begun is None else f", from {show(begun)} at the start"
     yield Finding(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,10 +9,13 @@ import numpy as np
 from dashboards.certainty import Certainty
 from dashboards.diagnosis.finding import Finding, Level, rounded
 from dashboards.frame import show
+from dashboards.small_samples import FEW_PAIRS, FEWEST_ADVISED, pairs_needed, share_interval
 from dashboards.sweep_frame import SweepFrame, TrialCase
 from trainer.metrics import EVAL
 
 ACCURACY = f"{EVAL}accuracies/logp"
+NEAR_HALF = 0.6
+"""An accuracy that lies below this in 95 of 100 cases is no better than a coin for any use."""
 
 
 def worse_than_start(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
@@ -21,23 +23,26 @@ def worse_than_start(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
     start, best = frame.start(frame.goal.metric), sure.winner.record.value
     if start is None or best is None or _gained(frame, sure.winner):
         return
+    against = sure.against_start
     interval = ""
-    if sure.against_start is not None:
-        against = sure.against_start
+    if against is not None:
         interval = f" (95 % interval of the difference {show(against.low)} to {show(against.high)})"
-    equal = best == start
+    if against is not None and not against.clear and against.pairs <= FEW_PAIRS:
+        step = (
+            f"{against.pairs} held-out pair{'s say' if against.pairs > 1 else ' says'} little either way: hold out "
+            f"{FEWEST_ADVISED} or more before changing anything else."
+        )
+    elif best == start:
+        step = "Nothing moved: raise the learning rate by a factor of 3 to 10, or train for more updates."
+    else:
+        step = "Try learning rates 3 and 10 times smaller, and check that the chosen responses are the better ones."
     yield Finding(
         "worse_than_start",
         Level.SERIOUS,
         "No trial is better than the start model",
         f"The best of {len(frame.ranked)} complete trials has {frame.goal.metric} = {show(best)}; the start model had "
         f"{show(start)}{interval}.",
-        "Do not ship any of these. "
-        + (
-            "Nothing moved: raise the learning rate by a factor of 3 to 10, or train for more updates."
-            if equal
-            else "Try learning rates 3 and 10 times smaller, and check that the chosen responses are the better ones."
-        ),
+        f"Do not ship any of these. {step}",
         (sure.winner.label,),
         "training.learning_rate",
     )
@@ -70,20 +75,39 @@ def gain_not_clear(frame: SweepFrame, sure: Certainty) -> Iterator[Finding]:
 
 
 def coin_toss(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
-    """An accuracy that cannot be told from one half, of a trial that did get better: else `worse_than_start` speaks."""
+    """An accuracy that cannot be told from one half, of a trial that did get better: else `worse_than_start` speaks.
+
+    With few pairs that says nothing about the trial, only about the number of pairs.
+    """
     accuracy = winner.last(ACCURACY)
     count = len(winner.pairs) if winner.pairs is not None else 0 if frame.data is None else frame.data.eval_rows
     if accuracy is None or count == 0 or not _gained(frame, winner):
         return
-    spread = 1.96 * math.sqrt(0.25 / count)
-    if accuracy - 0.5 > spread:
+    low, high = share_interval(accuracy, count)
+    if low > 0.5:
+        return
+    evidence = (
+        f"Trial {winner.label}: {ACCURACY} = {show(accuracy)} over {count} held-out pair{'s' if count > 1 else ''}, "
+        f"95 % interval {low:.3f} to {high:.3f}; guessing gives 0.5."
+    )
+    hopeless = high < NEAR_HALF
+    if not hopeless and count <= FEW_PAIRS:
+        needed = pairs_needed(accuracy - 0.5, 0.5, count)
+        yield Finding(
+            "few_pairs",
+            Level.WARNING,
+            "Too few held-out pairs to tell whether the winner orders pairs better than by chance",
+            evidence,
+            (f"Hold out about {rounded(needed)} pairs" if needed else "Hold out more pairs")
+            + " (data.eval_share, or a data.eval of its own) before judging the trials.",
+            (winner.label,),
+        )
         return
     yield Finding(
         "coin_toss",
-        Level.SERIOUS,
-        "The winner orders pairs no better than a coin",
-        f"Trial {winner.label}: {ACCURACY} = {show(accuracy)} over {count} held-out pairs; guessing gives "
-        f"{0.5 - spread:.3f} to {0.5 + spread:.3f} in 95 of 100 cases.",
+        Level.SERIOUS if hopeless else Level.WARNING,
+        f"The winner {'orders' if hopeless else 'may order'} pairs no better than a coin",
+        evidence,
         "Raise the learning rate or train longer; if that does not help, look at the data: are chosen and rejected "
         "swapped, or too much alike?",
         (winner.label,),

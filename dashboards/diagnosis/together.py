@@ -17,6 +17,8 @@ from dashboards.sweep_frame import SweepFrame, TrialCase
 from orchestrator.spec.space import IntUniform, LogUniform, Uniform
 
 _FEWEST = 3
+_FEWEST_RANKED = 5
+"""Trials. Ranks of fewer are in order by chance in more than 5 of 100 cases (2 / 4! = 8 %)."""
 ALIKE = 0.95
 """From this rank correlation on, two leaves are as good as one."""
 
@@ -55,7 +57,7 @@ def _how_close(frame: SweepFrame, cases: list[TrialCase], a: str, b: str) -> str
     drawn = any(isinstance(frame.space.dimensions.get(p), (Uniform, LogUniform, IntUniform)) for p in (a, b))
     if not drawn and len(pairs) == len(_values(cases, a)) == len(_values(cases, b)):
         return "each value of one came with one value of the other"
-    if is_numeric(frame, a) and is_numeric(frame, b):
+    if len(cases) >= _FEWEST_RANKED and is_numeric(frame, a) and is_numeric(frame, b):
         rho = spearman(*(np.array([float(c.record.params[p]) for c in cases]) for p in (a, b)))
         if rho is not None and abs(rho) >= ALIKE:
             return f"their rank correlation is {rho:+.2f}"

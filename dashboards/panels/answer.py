@@ -12,6 +12,7 @@ from dashboards.diagnosis.finding import Level
 from dashboards.frame import brief, endings, show, signed, told
 from dashboards.insight import Insight
 from dashboards.seeds import seed_groups
+from dashboards.small_samples import FEW_PAIRS
 from dashboards.sureness import LISTED, how_sure, interval, nothing_yet
 from dashboards.sweep_frame import SweepFrame, TrialCase
 from orchestrator.judging.verdict import headline
@@ -79,7 +80,8 @@ def _facts(frame: SweepFrame, sure: Certainty) -> list[Fact]:
         found.append(Fact("gain over the start model", signed(sure.against_start.mean), interval(sure.against_start)))
     if sure.wins:
         share = sure.wins[winner.number]
-        found.append(Fact("would win again", f"{share:.0%}", f"of redraws of {sure.pairs:,} held-out pairs"))
+        few = ", which are few" if sure.pairs <= FEW_PAIRS else ""
+        found.append(Fact("would win again", f"{share:.0%}", f"of redraws of {sure.pairs:,} held-out pairs{few}"))
     judged = headline(winner.judged)
     if judged is not None and judged.win_rate is not None:
         rate = judged.win_rate

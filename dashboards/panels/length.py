@@ -11,6 +11,7 @@ from dashboards.blocks import Chart, Charts, Panel, Words
 from dashboards.figures import BLUE, GREY, VERMILION, figure
 from dashboards.insight import Insight
 from dashboards.pairs import HeldOut, spearman
+from dashboards.small_samples import is_clear_correlation
 
 _MOST = 800
 _BINS = 9
@@ -53,6 +54,8 @@ def panel(seen: Insight) -> Panel | None:
     words = f"Rank correlation of margin and length difference: {after:+.2f}"
     words += "" if before is None else f", {before:+.2f} before training"
     words += f", over {len(pairs):,} held-out pairs" + (f" ({-(-len(pairs) // step):,} drawn)." if step > 1 else ".")
+    if not is_clear_correlation(after, len(pairs)):
+        words += " That is no more than chance gives with as many pairs."
     words += " Above 0 the model prefers the longer of two responses, below 0 the shorter; near 0 it does not care."
     label = "Margin of each held-out pair against its difference in length"
     chart = Chart(made, "", label, 340)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import click
 
-from orchestrator.cli import hands, judging, looking, machine, reporting, running, starting, submitting
+from orchestrator.cli import data_command, hands, judging, looking, machine, reporting, running, starting, submitting
 from orchestrator.errors import ExitCode, OrchestrateError
 from trainer.errors import TrialError
 
@@ -26,6 +26,7 @@ def cli() -> None:
 for command in (
     starting.init,
     running.plan,
+    data_command.data,
     running.sweep,
     submitting.submit,
     running.resume,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.shared import JSON, print_json
+from orchestrator.cli.shared import JSON, TRUST, print_json
 from orchestrator.errors import ExitCode
 from orchestrator.folders import existing, home
 
@@ -52,21 +52,33 @@ def history(name: str, as_json: bool) -> None:
 @JSON
 @click.option("--export", "to", type=click.Path(path_type=Path), help="Write the winner as a model folder.")
 @click.option("--merge", is_flag=True, help="With --export: fold LoRA adapters into the weights.")
-def best(name: str, as_json: bool, to: Path | None, merge: bool) -> None:
+@click.option(
+    "--compare/--no-compare",
+    default=True,
+    help="With --export: load the files with plain transformers and compare log-probs with the trial's (the default).",
+)
+@TRUST
+def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, trust_remote_code: bool) -> None:
     """The best configuration so far, and its model."""
-    if merge and to is None:
-        raise click.UsageError("--merge goes with --export DIR")
+    if to is None and (merge or trust_remote_code or not compare):
+        flag = "--merge" if merge else "--trust-remote-code" if trust_remote_code else "--no-compare"
+        raise click.UsageError(f"{flag} goes with --export DIR")
     existing(home(), name)
     from orchestrator import sweep as room
     from orchestrator.commands.printing import print_best
 
     found = room.best(name, home())
     if to is not None:
-        found = {**found, "exported": str(room.export(name, home(), to, merge))}
+        exported = room.export(name, home(), to, merge, compare=compare, trust_remote_code=trust_remote_code, say=_say)
+        found = {**found, "exported": str(exported)}
     if as_json:
         print_json(found)
     else:
         print_best(found)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
 
 
 @click.command()

@@ -43,6 +43,8 @@ class Contestant:
     identity: tuple[object, ...]
     prompts: tuple[Prompt, ...]
     tokenizer: PreTrainedTokenizerBase
+    stops: tuple[int, ...]
+    """Tokens with which the responses of its data end."""
 
     @property
     def name(self) -> str:
@@ -93,11 +95,12 @@ class Contest:
         )
 
 
-def set_up(study: StudyReader, config: JudgeConfig) -> Contest:
+def set_up(study: StudyReader, config: JudgeConfig, *, trust_remote_code: bool = False) -> Contest:
     """The contest that the sweep's state and this configuration make. Reads the data; loads no model.
 
     NoTrialCompleted, WeightsGone; StorageRefused where the start model of an sft stage is gone.
     """
+    from trainer.data import prepare
     from trainer.data.tokenizer import tokenizer_digest
     from trainer.judging.prompts import fixed_prompts
     from trainer.judging.sampling import Decoding
@@ -116,8 +119,8 @@ def set_up(study: StudyReader, config: JudgeConfig) -> Contest:
         )
     which = f"trial{'s' if len(gone) > 1 else ''} {', '.join(gone)}"
     notices = [f"{which} not judged, as the weights were not kept (keep_models)"] if gone else []
-    made = made_start_model(spec, folder, report)
-    read: dict[str, tuple[tuple[Prompt, ...], PreTrainedTokenizerBase]] = {}
+    made = made_start_model(spec, folder, report, trust_remote_code=trust_remote_code)
+    read: dict[str, tuple[tuple[Prompt, ...], PreTrainedTokenizerBase, tuple[int, ...]]] = {}
     trials: list[Contestant] = []
     starts: list[Contestant] = []
     for record in (r for r in ranked if r.number in weights):
@@ -125,20 +128,25 @@ def set_up(study: StudyReader, config: JudgeConfig) -> Contest:
         # Read as the sweep's data check read them, so that the cache knows them.
         key = digest_of([trial.data.model_dump(mode="json"), trial.model.model_dump(mode="json")])
         if key not in read:
-            prompts, tokenizer = fixed_prompts(
-                trial.data, trial.model, folder.cache, config.prompts, config.prompts_from
+            found, tokenizer = fixed_prompts(
+                trial.data,
+                trial.model,
+                folder.cache,
+                config.prompts,
+                config.prompts_from,
+                trust_remote_code=trust_remote_code,
             )
-            read[key] = tuple(prompts), tokenizer
-        prompts, tokenizer = read[key]
+            stops = prepare(trial.data, trial.model, folder.cache, tokenizer).report.stop_tokens
+            read[key] = tuple(found), tokenizer, stops
+        prompts, tokenizer, stops = read[key]
         begun = trial if made is None else with_model(trial, made)
-        shared = (tokenizer_digest(tokenizer), trial.training.bf16)
+        shared = (tokenizer_digest(tokenizer), trial.training.bf16, stops)
         model = begun.model
         start = (model_identity(model, locate(model, folder.cache)), model.dtype, model.load_in_4bit)
         own = (study.id, record.number, weights[record.number].parent.name)
-        starts.append(Contestant(None, begun, None, ("start", *start, *shared), prompts, tokenizer))
-        trials.append(
-            Contestant(record.number, begun, weights[record.number], ("trial", *own, *shared), prompts, tokenizer)
-        )
+        asked = (prompts, tokenizer, stops)
+        starts.append(Contestant(None, begun, None, ("start", *start, *shared), *asked))
+        trials.append(Contestant(record.number, begun, weights[record.number], ("trial", *own, *shared), *asked))
     greedy = Decoding(config.max_new_tokens)
     sampled = [
         Decoding(config.max_new_tokens, sample, config.temperature, config.top_p, config.seed)
@@ -164,7 +172,12 @@ def answer_all(
                 if answerer is None:
                     stage(f"judge: loading {model.name}")
                     answerer = Answerer.open(
-                        model.config, model.weights, model.tokenizer, cache, trust_remote_code=trust_remote_code
+                        model.config,
+                        model.weights,
+                        model.tokenizer,
+                        cache,
+                        stops=model.stops,
+                        trust_remote_code=trust_remote_code,
                     )
                 for batch in answerer.answers(left, decoding, budget=budget, pause=pause):
                     kept.put({key: asdict(written) for key, written in batch.items()})

@@ -16,7 +16,7 @@ from orchestrator.driving.afterwards import Afterwards
 from orchestrator.driving.closing import write_last_report
 from orchestrator.driving.mirrored import Upkeep, keeping, take_place
 from orchestrator.driving.sft import Ready, train_start_model
-from orchestrator.driving.stages import check_data, load_report, steps_by_params
+from orchestrator.driving.stages import adapter_notices, check_data, load_report, steps_by_params
 from orchestrator.driving.story import open_sink, tell_end, tell_sweep
 from orchestrator.engine.attempt import OpenWorkshop
 from orchestrator.engine.cluster import Slots
@@ -69,7 +69,7 @@ def drive(
                 for sentence in held:
                     view.say(sentence)
                 take_place(study)
-                tell_sweep(study, sink, report.fingerprint)
+                tell_sweep(study, sink, report.fingerprint, adapter_notices(spec, data))
                 start_model = train_start_model(study, data, report, sink, view, worker, wishes)
                 worker.end()
                 data.end()

@@ -80,7 +80,7 @@ def judge(study: StudyReader, config: JudgeConfig, room: Room) -> Judged:
     SpecError, NobodyJudges and NotAgreed before anything is spent.
     """
     cache = study.folder.cache
-    contest = set_up(study, config)
+    contest = set_up(study, config, trust_remote_code=room.trust_remote_code)
     _somebody(contest, config)
     out = Judged(notices=list(contest.notices))
     _announce(contest, config, cache, room)

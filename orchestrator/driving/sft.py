@@ -67,7 +67,9 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
     )
 
 
-def made_start_model(spec: SweepSpec, folder: SweepFolder, report: DataReport) -> Path | None:
+def made_start_model(
+    spec: SweepSpec, folder: SweepFolder, report: DataReport, *, trust_remote_code: bool = False
+) -> Path | None:
     """Where the sft stage left its model; None where the sweep has no such stage. Reads the data where it has its own.
 
     StorageRefused where it is no longer in the cache.
@@ -79,7 +81,7 @@ def made_start_model(spec: SweepSpec, folder: SweepFolder, report: DataReport) -
     if config.data != spec.base.data:
         from trainer.data import prepare
 
-        fingerprint = prepare(config.data, config.model, folder.cache).fingerprint
+        fingerprint = prepare(config.data, config.model, folder.cache, trust_remote_code=trust_remote_code).fingerprint
     model = _folder(folder.cache, stage_key(config, fingerprint, folder.cache)) / "model"
     if not model.is_dir():
         raise StorageRefused(f"the start model that the sft stage made is no longer in {model}")

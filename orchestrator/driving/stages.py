@@ -12,7 +12,7 @@ from orchestrator.errors import DataError
 from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.spec.place import place
 from orchestrator.spec.sweep import SweepSpec
-from trainer.config import TrialConfig
+from trainer.config import TrialConfig, flatten
 from trainer.data.check import UnreadableData
 from trainer.data.summary import DataReport
 from trainer.errors import TrialError
@@ -29,15 +29,20 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: View, data: Preparing
     report = DataReport.model_validate_json(data.prepare(spec.base))
     _refuse_changed(spec, folder, load_report(folder), report)
     write_text(folder.path / DATA_FILE, report.model_dump_json(indent=1))
-    view.say(f"data: {report.train_rows:,} pairs to train on, {report.eval_rows:,} held out")
-    for finding in report.findings:
-        view.say(f"data: {finding}")
+    for line in report.lines():
+        view.say(f"data: {line}")
+    told = {str(finding) for finding in report.findings}
     for variant in _variants(spec):
-        steps_of(variant, DataReport.model_validate_json(data.prepare(variant)))
+        found = DataReport.model_validate_json(data.prepare(variant))
+        steps_of(variant, found)
+        _tell_others(view, _differing(spec, variant), found, told)
+    for notice in adapter_notices(spec, data):
+        view.say(notice)
     sft = sft_config(spec)
     if sft is not None:
         of_sft = report if sft.data == spec.base.data else DataReport.model_validate_json(data.prepare(sft))
         steps_of(sft, of_sft)
+        _tell_others(view, "data of the sft stage", of_sft, told)
     if spec.judge is not None and spec.judge.prompts_from is not None:
         try:
             given_prompts(spec.judge.prompts_from, spec.base.data)  # rather now than after days of training
@@ -47,10 +52,37 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: View, data: Preparing
 
 
 def _variants(spec: SweepSpec) -> list[TrialConfig]:
-    """The corners of the search that read other data, or read it through another model, than the ones before them."""
+    """The corners of the search that read other data, read it through another model, or adapt other layers of it, than
+    the ones before them."""
     corners = spec.search.corners()
     placed = [spec.search.place(spec.base, corners.point(i)) for i in range(min(len(corners), _CORNERS))] or [spec.base]
-    return list({(config.data.model_dump_json(), config.model.model_dump_json()): config for config in placed}.values())
+    return list({_inputs(config): config for config in placed}.values())
+
+
+def _inputs(config: TrialConfig) -> tuple[object, ...]:
+    adapted = None if config.lora is None else config.lora.target_modules
+    return config.data.model_dump_json(), config.model.model_dump_json(), adapted
+
+
+def adapter_notices(spec: SweepSpec, data: Preparing) -> list[str]:
+    """What the sweep's adapters change, each sentence once; of configurations that `check_data` has prepared."""
+    told = [notice for config in (spec.base, *_variants(spec)) for notice in data.notices(config)]
+    return list(dict.fromkeys(told))
+
+
+def _differing(spec: SweepSpec, config: TrialConfig) -> str:
+    """What a trial's data is called by the searched settings of model and data."""
+    leaves = flatten(config.model_dump(mode="json"))
+    searched = [path for path in spec.search.paths if path.startswith(("data.", "model."))]
+    return f"data with {', '.join(f'{path}={leaves.get(path)}' for path in searched)}" if searched else "data"
+
+
+def _tell_others(view: View, name: str, report: DataReport, told: set[str]) -> None:
+    """What was found in other data than the base's, unless it was said already; `told` is added to."""
+    for finding in map(str, report.findings):
+        if finding not in told:
+            view.say(f"{name}: {finding}")
+            told.add(finding)
 
 
 def _refuse_changed(spec: SweepSpec, folder: SweepFolder, before: DataReport | None, now: DataReport) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dashboards.mlflow_pages.note import note
 from dashboards.mlflow_pages.view import saved_view
+from orchestrator.driving.stages import load_report
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
 from orchestrator.spec.dump import spec_hash
 from orchestrator.spec.sweep import SweepSpec
@@ -40,19 +42,26 @@ def open_sink(study: Study, root: Path) -> Outbox:
     return Outbox(study.folder.outbox, receiver, fence=study.check_fence)
 
 
-def tell_sweep(study: Study, sink: Sink, fingerprint: str) -> None:
-    """Start (or start again) the parent run, with the resolved file, the environment and the data's report."""
+def tell_sweep(study: Study, sink: Sink, fingerprint: str, adapters: Sequence[str] = ()) -> None:
+    """Start (or start again) the parent run, with the resolved file, the environment and the data's report.
+
+    adapters: Sentences about what adapters change; the tag `lora.adapts`.
+    """
     folder, spec = study.folder, study.spec
     found = environment()
     path = folder.path / ENVIRONMENT_FILE
     write_json(path, found)
-    tags = {
+    report = load_report(folder)
+    tags = {} if report is None else {f"data.{name}": str(count) for name, count in report.counts().items()}
+    tags |= {
         "state": "RUNNING",
         "spec.hash": spec_hash(spec),
         "data.fingerprint": fingerprint,
         "goal": f"{spec.goal.direction} {spec.goal.metric}",
         NOTE: note(spec, study.trials(), "running"),
     }
+    if adapters:
+        tags["lora.adapts"] = "\n".join(adapters)
     sink.start(SWEEP, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
     for file in (folder.spec, path, folder.path / DATA_FILE):
         sink.artifact(SWEEP, file)

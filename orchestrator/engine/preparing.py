@@ -28,6 +28,7 @@ from trainer.errors import TrialError
 
 _POLL_SECONDS = 0.2
 _PATIENCE = 5.0
+_TRUST = "--trust-remote-code"
 
 
 class Preparing:
@@ -40,11 +41,13 @@ class Preparing:
         environment: Mapping[str, str],
         interrupt: Interrupt,
         tick: Callable[[], None],
+        *,
+        trust_remote_code: bool = False,
     ) -> None:
         self._interrupt, self._tick = interrupt, tick
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(cache)],
+            [sys.executable, "-m", __name__, str(cache), *([_TRUST] if trust_remote_code else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -95,6 +98,10 @@ class Preparing:
             case _:
                 raise StageFailed(f"preparing the data failed:\n{redact(answer['bug'])}")
 
+    def notices(self, config: TrialConfig) -> list[str]:
+        """What to tell of a configuration that was prepared, beside its data: what its adapters change."""
+        return list(json.loads(self._answers[config.model_dump_json()]).get("notices", []))
+
     def _ask(self, config: str) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # told when the answer is waited for
@@ -124,20 +131,26 @@ class Preparing:
         return redact(said[-2000:]) or f"it ended with {self._process.returncode} and said nothing"
 
 
-def _serve(cache: Path, requests: IO[str], answers: IO[str]) -> None:
+def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust: bool) -> None:
     """The process's life."""
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     for line in requests:
-        answers.write(json.dumps(_answer(cache, line)) + "\n")
+        answers.write(json.dumps(_answer(cache, line, trust)) + "\n")
         answers.flush()
 
 
-def _answer(cache: Path, config: str) -> dict[str, Any]:
+def _answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
     from trainer.data import prepare
 
     trial = TrialConfig.model_validate_json(config)
     try:
-        return {"report": prepare(trial.data, trial.model, cache).report.model_dump_json()}
+        found = prepare(trial.data, trial.model, cache, trust_remote_code=trust)
+        notices: list[str] = []
+        if trial.lora is not None:
+            from trainer.models.adapters import describe_adapters  # torch, which data alone does not need
+
+            notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust))
+        return {"report": found.report.model_dump_json(), "notices": notices}
     except TrialError as why:
         return {"data": str(why)}
     except OSError as why:
@@ -157,4 +170,4 @@ if __name__ == "__main__":
     # What libraries print goes to the errors; answers alone go where the driver reads.
     _mine = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _serve(Path(sys.argv[1]), sys.stdin, _mine)
+    _serve(Path(sys.argv[1]), sys.stdin, _mine, trust=_TRUST in sys.argv[2:])

@@ -12,6 +12,7 @@ import pytest
 
 import sweeps
 from orchestrator import cli
+from orchestrator.cli import looking
 from orchestrator.errors import NoTrialCompleted, StorageRefused, SweepHeld
 from orchestrator.folders import SweepFolder
 
@@ -65,7 +66,9 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["schema"], ["plan", "nothing.yaml"], ["status", "nothing"]], ids=lambda a: a[0]
+    "arguments",
+    [["--help"], ["schema"], ["plan", "nothing.yaml"], ["data", "nothing.yaml"], ["status", "nothing"]],
+    ids=lambda a: a[0],
 )
 def test_quick_commands_import_nothing_heavy(arguments: list[str]) -> None:
     code = (
@@ -208,7 +211,11 @@ def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, ro
         ),
         ("watch", ("known", root), {}),
         ("best", ("known", root), {}),
-        ("export", ("known", root, tmp_path / "m", True), {}),
+        (
+            "export",
+            ("known", root, tmp_path / "m", True),
+            {"compare": True, "trust_remote_code": False, "say": looking._say},  # pyright: ignore[reportPrivateUsage]
+        ),
         ("ui", ("known", root, 5001), {"open_browser": False}),
     ]
 

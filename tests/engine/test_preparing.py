@@ -16,8 +16,9 @@ from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.stage import StageFailed
 from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.errors import DataError
-from trainer.config import TrialConfig
+from trainer.config import ModelConfig, TrialConfig
 from trainer.data.summary import DataReport
+from trainer.models.identity import locate
 
 MODEL = {"generated": {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}}
 
@@ -87,3 +88,35 @@ with Interrupt(lambda: "") as interrupt:
     process.wait()
     while Path(f"/proc/{child}").exists() and "zombie" not in Path(f"/proc/{child}/status").read_text():
         time.sleep(0.05)  # the test's time limit is the bound
+
+
+def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None:
+    own = Path(locate(ModelConfig.model_validate(MODEL), tmp_path))
+    (own / "tokenization_own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    settings = json.loads((own / "tokenizer_config.json").read_text())
+    settings |= {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]},
+    }
+    (own / "tokenizer_config.json").write_text(json.dumps(settings))
+    first = TrialConfig.model_validate({"model": str(own), "data": {"train": GOOD, "max_length": 96}})
+    with Interrupt(lambda: "") as interrupt:
+        with begun(tmp_path, first, interrupt) as data, pytest.raises(DataError, match="only with --trust-remote-code"):
+            data.prepare(first)
+        with Preparing(tmp_path, first, {}, interrupt, lambda: None, trust_remote_code=True) as data:
+            assert DataReport.model_validate_json(data.prepare(first)).train_rows == 22
+
+
+def test_what_adapters_change_is_told_and_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    plain = config(GOOD)
+    adapted = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_proj"]}})
+    wrong = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_prj", "v_proj"]}})
+    with Interrupt(lambda: "") as interrupt, begun(tmp_path, plain, interrupt) as data:
+        for each in (plain, adapted):
+            data.prepare(each)
+        assert data.notices(plain) == []
+        assert data.notices(adapted) == ["lora adapts 2 layers (2 q_proj)"]
+        with pytest.raises(DataError, match=r"lora\.target_modules: q_prj is not in .*; did you mean q_proj\?"):
+            data.prepare(wrong)

@@ -74,6 +74,9 @@ class Preparing:
     def prepare(self, config: TrialConfig) -> str:
         return prepare(config.data, config.model, self.cache).report.model_dump_json()
 
+    def notices(self, _: TrialConfig) -> list[str]:
+        return []
+
 
 def test_a_file_that_changed_since_the_start_is_refused_with_what_changed(tmp_path: Path) -> None:
     from scripted import SilentView

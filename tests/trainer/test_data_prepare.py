@@ -57,7 +57,7 @@ def test_bad_rows_are_refused_with_counts_rows_and_the_next_step(tmp_path: Path,
     rows[20] = chat("a", "same", "same")
     path = write_rows(tmp_path / "a.jsonl", rows)
     with pytest.raises(BadData) as caught:
-        _prepare(data(path), model, tmp_path)
+        _prepare(data(path, bad_rows="refuse"), model, tmp_path)
     message = str(caught.value)
     assert f"2 rows have an empty response ({path}: 8, 12)" in message
     assert f"1 row holds a value that is no text (a boolean, a number, null) ({path}: 4). chosen: a message" in message
@@ -70,8 +70,34 @@ def test_bad_rows_are_refused_with_counts_rows_and_the_next_step(tmp_path: Path,
     skipped = _prepare(data(path, bad_rows="skip", max_bad_share=0.14), model, tmp_path)
     assert skipped.report.bad_rows == 4
     assert len(skipped.train) + len(skipped.eval) == 26
-    with pytest.raises(BadData, match=r"more than data\.max_bad_share 0\.1"):
+    with pytest.raises(BadData, match=r"more than data\.max_bad_share 0\.1\. .* data\.max_bad_share: 0\.14"):
         _prepare(data(path, bad_rows="skip", max_bad_share=0.1), model, tmp_path)
+
+
+def test_a_few_bad_rows_are_left_out_and_counted_by_default(tmp_path: Path, model: ModelConfig) -> None:
+    rows: list[Any] = good_rows(300)
+    rows[3] = chat("a", None, "b")
+    rows[7] = rows[11] = chat("a", "", "b")
+    path = write_rows(tmp_path / "a.jsonl", rows)
+    report = _prepare(data(path), model, tmp_path).report
+    assert (report.train_rows + report.eval_rows, report.bad_rows, report.checked_rows) == (297, 3, 300)
+    told = "\n".join(report.lines())
+    assert "3 of 300 rows are bad and left out (1.00%)" in told
+    assert f"2 rows have an empty response ({path}: 8, 12)" in told
+    assert f"1 row holds a value that is no text (a boolean, a number, null) ({path}: 4)" in told
+    counts = report.counts()
+    assert {k: n for k, n in counts.items() if k.startswith("rows.")} == {"rows.empty_response": 2, "rows.not_text": 1}
+    assert (counts["bad_rows"], counts["dropped_rows"]) == (3, 0)
+    rows[12] = chat("a", "same", "same")
+    with pytest.raises(
+        BadData, match=r"4 of 300 rows are bad \(1\.33%\), more than data\.max_bad_share 0\.01"
+    ) as caught:
+        _prepare(data(write_rows(tmp_path / "b.jsonl", rows)), model, tmp_path)
+    assert [(f.kind, f.count) for f in caught.value.findings] == [
+        ("empty_response", 2),
+        ("equal_responses", 1),
+        ("not_text", 1),
+    ]
 
 
 def test_only_the_first_row_numbers_are_listed_but_all_are_counted(tmp_path: Path, model: ModelConfig) -> None:
@@ -83,15 +109,35 @@ def test_only_the_first_row_numbers_are_listed_but_all_are_counted(tmp_path: Pat
     assert "19, 20, ...)" in str(found)
 
 
-def test_prompts_shared_between_train_and_evaluation(tmp_path: Path, model: ModelConfig) -> None:
-    train = write_rows(tmp_path / "a.jsonl", good_rows(40))
+def test_a_source_without_a_row_that_can_be_used_is_refused_however_small_its_share(
+    tmp_path: Path, model: ModelConfig
+) -> None:
+    large = write_rows(tmp_path / "a.jsonl", good_rows(300))
+    small = write_rows(tmp_path / "b.jsonl", [chat("b", "", "no"), chat("c", "same", "same")])
+    with pytest.raises(BadData, match=r"No row of .*b\.jsonl can be used"):
+        _prepare(data([large, small]), model, tmp_path)
+    assert _prepare(data([large, small], max_bad_share=1), model, tmp_path).report.bad_rows == 2
+
+
+@pytest.mark.parametrize("mode", ["skip", "refuse"])
+def test_prompts_that_are_evaluated_are_left_out_of_training(tmp_path: Path, model: ModelConfig, mode: str) -> None:
+    train = write_rows(tmp_path / "a.jsonl", good_rows(20))
     evaluation = write_rows(tmp_path / "b.jsonl", [chat("ask 5", "other", "answers"), *good_rows(3, "fresh")])
-    with pytest.raises(BadData, match=r"1 row has a prompt that is both trained on and evaluated .*: 6\)"):
-        _prepare(data(train, eval=evaluation), model, tmp_path)
-    found = _prepare(data(train, eval=evaluation, bad_rows="skip", max_bad_share=0.05), model, tmp_path)
+    found = _prepare(data(train, eval=evaluation, bad_rows=mode), model, tmp_path)
     assert 6 not in found.train.rows
-    assert (len(found.train), len(found.eval)) == (39, 4)
+    assert (len(found.train), len(found.eval)) == (19, 4)
+    assert (found.report.bad_rows, found.report.dropped_rows) == (0, 1)
     assert not found.report.eval_held_out
+    told = f"1 row has a prompt that is evaluated too; left out of training ({train}: 6)"
+    assert told in found.report.lines()
+    limited = _prepare(data(train, eval=evaluation, max_train_rows=19), model, tmp_path)
+    assert len(limited.train) == 19, "they are taken out before rows are counted"
+
+
+def test_the_same_file_for_training_and_evaluation_leaves_nothing(tmp_path: Path, model: ModelConfig) -> None:
+    path = write_rows(tmp_path / "a.jsonl", good_rows(20))
+    with pytest.raises(BadData, match=r"(?s)no row is left.*The train split is empty.*evaluated too"):
+        _prepare(data(path, eval=path), model, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -176,11 +176,7 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
         "use a template that renders the prompt alike (data.chat_template), set data.score: last where the answers "
         "hold several turns, or remove them",
     ),
-    "shared_prompt": (
-        _B,
-        "have a prompt that is both trained on and evaluated",
-        "remove them from one of the two, or leave data.eval out and let eval_share split by prompt",
-    ),
+    "shared_prompt": (_N, "have a prompt that is evaluated too; left out of training", ""),
     "no_rows": (_F, "no row is left", "give more rows, or another data.eval"),
     "prompt_cut": (_N, "lose the beginning of the question: they do not fit data.max_length or max_prompt_length", ""),
     "system_cut": (_N, "lose the system message or tool definitions, or a part: they do not fit", ""),
@@ -226,6 +222,13 @@ def severity(kind: Kind) -> Severity:
     return _MEANING[kind][0]
 
 
+def in_words(kind: Kind, detail: str = "") -> str:
+    """What a kind says of one row: "has an empty response", with the case's own words behind it."""
+    verb, _, rest = _MEANING[kind][1].partition(" ")
+    text = f"{_SINGULAR.get(verb, verb + 's')} {rest}"
+    return f"{text}. {detail}".rstrip(" .") if detail else text
+
+
 class Finding(Frozen):
     """One kind of trouble: how many rows have it and the first of them, as (source, row number from 1)."""
 
@@ -243,8 +246,7 @@ class Finding(Frozen):
 
     def __str__(self) -> str:
         meaning = _MEANING[self.kind][1]
-        verb, _, rest = meaning.partition(" ")
-        one = f"1 row {_SINGULAR.get(verb, verb + 's')} {rest}"
+        one = f"1 row {in_words(self.kind)}"
         text = one if self.count == 1 else f"{self.count:,} rows {meaning}" if self.count else meaning
         by_source: dict[str, list[str]] = {}
         for source, row in self.rows:
@@ -327,14 +329,23 @@ def judge(
     if not bad:
         return
     if mode == "refuse":
-        share = bad / rows
         raise BadData(
             found,
-            f"{bad:,} of {rows:,} rows are bad. Correct them, or train without them: "
-            f"data.bad_rows: skip, data.max_bad_share: {max(0.01, float(f'{share * 1.05:.2g}')):g}.",
+            f"{_of(bad, rows)}. Correct them, or train without them: "
+            f"data.bad_rows: skip, data.max_bad_share: {_share(bad, rows):g}.",
         )
     if bad > max_bad_share * rows:
         raise BadData(
             found,
-            f"{bad:,} of {rows:,} rows are bad ({bad / rows:.2%}), more than data.max_bad_share {max_bad_share:g}.",
+            f"{_of(bad, rows)} ({bad / rows:.2%}), more than data.max_bad_share {max_bad_share:g}. "
+            f"Correct them, or train without them: data.max_bad_share: {_share(bad, rows):g}.",
         )
+
+
+def _of(bad: int, rows: int) -> str:
+    return f"{bad:,} of {rows:,} rows {'is' if bad == 1 else 'are'} bad"
+
+
+def _share(bad: int, rows: int) -> float:
+    """A data.max_bad_share that lets these pass, of two digits."""
+    return min(1.0, max(0.01, float(f"{bad / rows * 1.05:.2g}")))

@@ -11,11 +11,11 @@ import numpy as np
 
 from trainer.config import DataConfig, GeneratedSource, ModelConfig, Source
 from trainer.data.cache import obtain
-from trainer.data.check import Severity, judge, severity
+from trainer.data.check import BadData, Severity, judge, severity
 from trainer.data.pairs import PairSet, Tokenised, write_pairs
 from trainer.data.progress import chunks
 from trainer.data.read import source_digest, source_name
-from trainer.data.select import EVAL, TRAIN, Row, Selection, Split, select, sources_of
+from trainer.data.select import EVAL, TRAIN, Place, Row, Selection, Split, select, sources_of
 from trainer.data.summary import DataReport, SourceRows, length_table
 from trainer.data.tokenise import Tokeniser, Tokens
 from trainer.data.tokenizer import load_tokenizer, tokenizer_digest
@@ -45,7 +45,12 @@ class Prepared:
 
 
 def prepare(
-    data: DataConfig, model: ModelConfig, cache: Path, tokenizer: PreTrainedTokenizerBase | None = None
+    data: DataConfig,
+    model: ModelConfig,
+    cache: Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> Prepared:
     """Preference pairs as token ids, from `cache/data/<fingerprint>` where they are there already.
 
@@ -53,7 +58,7 @@ def prepare(
     must not be trained on, UnreadableData for a source that cannot be opened, TokenizerError, and OSError where the
     disk refuses.
     """
-    ready = tokenizer or load_tokenizer(model, data, cache)
+    ready = tokenizer or load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
     fingerprint = fingerprint_of(data, ready)
     folder = cache / "data" / fingerprint
     computed = obtain(folder, lambda aside: _fill(aside, data, ready, fingerprint))
@@ -85,47 +90,75 @@ def _identity(source: Source) -> list[object]:
 # --- the work --------------------------------------------------------------------------------------------------------
 
 
-def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
-    """Write both splits and report.json into `folder`; BadData when the rules refuse what was found."""
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """Data as it would be trained on: read, checked and tokenised, nothing written."""
+
+    selection: Selection
+    pairs: dict[Split, list[Tokenised]]
+    left_out: dict[Place, Tokenised]
+    """Rows that tokenisation shows to be bad, or equal once cut."""
+    report: DataReport
+
+    def refuse(self, data: DataConfig) -> None:
+        """Raise BadData where the rules of `data` forbid to train on this: those of `judge`; and a source of which no
+        row can be used, unless `max_bad_share` is 1.
+        """
+        selection = self.selection
+        findings, bad = self.report.findings, len(selection.bad)
+        judge(findings, bad, selection.looked_at, data.bad_rows, data.max_bad_share)
+        useless: list[str] = []
+        for (split, source), count in selection.checked.items():
+            splits = (TRAIN, EVAL) if data.eval is None else (split,)
+            if count == sum(place[0] in splits and place[1] == source for place in selection.bad):
+                useless.append(selection.names[split][source])
+        if useless and data.max_bad_share < 1:
+            raise BadData(findings, f"No row of {', '.join(useless)} can be used. Correct it, or leave the source out.")
+
+
+def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> Examined:
+    """Read, check and tokenise both splits; what is wrong with rows is in the report and raises nothing here.
+
+    Raises UnreadableData for a source that cannot be opened, and TokenizerError.
+    """
     selection = select(data)
     tokeniser = Tokeniser(tokenizer, data)
+    left_out: dict[Place, Tokenised] = {}
     pairs: dict[Split, list[Tokenised]] = {
-        split: _tokenised(selection, data, split, tokeniser) for split in (TRAIN, EVAL)
+        split: _tokenised(selection, split, tokeniser, left_out) for split in (TRAIN, EVAL)
     }
     for split in (TRAIN, EVAL):
         if not pairs[split]:
             selection.findings.add_whole("no_rows", f"The {split} split is empty")
-    findings = selection.findings.as_tuple()
-    judge(findings, len(selection.bad), selection.looked_at, data.bad_rows, data.max_bad_share)
-    for split in (TRAIN, EVAL):
-        write_pairs(folder, split, pairs[split])
     stops = {int(tokenizer.eos_token_id), *tokeniser.ends}  # pyright: ignore[reportArgumentType]
     report = _report(selection, data, pairs, fingerprint, tuple(sorted(stops)))
-    (folder / "report.json").write_text(report.model_dump_json(indent=1), encoding="utf-8")
+    return Examined(selection, pairs, left_out, report)
 
 
-def _tokenised(selection: Selection, data: DataConfig, split: Split, tokeniser: Tokeniser) -> list[Tokenised]:
-    """Pairs of one split; rows that tokenisation shows to be bad, or equal once cut, are left out and counted."""
-    names = [source_name(source) for source in sources_of(data, split)]
+def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
+    """Write both splits and report.json into `folder`; BadData when the rules refuse what was found."""
+    found = examine(data, tokenizer, fingerprint)
+    found.refuse(data)
+    for split in (TRAIN, EVAL):
+        write_pairs(folder, split, found.pairs[split])
+    (folder / "report.json").write_text(found.report.model_dump_json(indent=1), encoding="utf-8")
+
+
+def _tokenised(
+    selection: Selection, split: Split, tokeniser: Tokeniser, left_out: dict[Place, Tokenised]
+) -> list[Tokenised]:
+    """Pairs of one split; rows that tokenisation shows to be bad, or equal once cut, go to `left_out`, counted."""
     out: list[Tokenised] = []
     for rows in chunks(selection.rows(split), _CHUNK, f"tokenising {split}"):
         for row, tokens in zip(rows, tokeniser([row.preference for row in rows]), strict=True):
-            if _note(selection, split, names[row.drawn.source], row, tokens):
+            place = row.place(split)
+            for kind, detail in tokens.notices:
+                selection.note(place, kind, detail)
+            if any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED for kind, _ in tokens.notices):
+                left_out[place] = _packed(row, tokens)
+            else:
                 out.append(_packed(row, tokens))
     return out
-
-
-def _note(selection: Selection, split: Split, name: str, row: Row, tokens: Tokens) -> bool:
-    """Record what was noticed about a row; whether it stays."""
-    stays = True
-    number = row.drawn.raw.number
-    for kind, detail in tokens.notices:
-        selection.findings.add(kind, name, number, detail)
-        if severity(kind) is Severity.BAD_ROW:
-            selection.bad.add((split, row.drawn.source, number))
-            stays = False
-        stays = stays and kind not in _DROPPED
-    return stays
 
 
 def _packed(row: Row, tokens: Tokens) -> Tokenised:
@@ -161,10 +194,11 @@ def _report(
         train_rows=len(pairs[TRAIN]),
         eval_rows=len(pairs[EVAL]),
         bad_rows=len(selection.bad),
-        dropped_rows=sum(len(selection.rows(s)) - len(pairs[s]) for s in (TRAIN, EVAL)),
+        dropped_rows=len(selection.shared) + sum(len(selection.rows(s)) - len(pairs[s]) for s in (TRAIN, EVAL)),
         sources=sources,
         findings=selection.findings.as_tuple(),
         lengths=length_table(everything),
         stop_tokens=stops,
         eval_held_out=data.eval is None,
+        checked_rows=selection.looked_at,
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 from trainer.config import FileSource, GeneratedSource, HubSource, Source
 from trainer.data.check import Notice, UnreadableData
 from trainer.data.columns import find_columns
+from trainer.data.conversions import conversion
 from trainer.storage.durable import digest_of
 
 if TYPE_CHECKING:
@@ -82,11 +83,19 @@ def read_source(source: Source, needed: Collection[str] = ("chosen", "rejected")
             return [Raw(i, row) for i, row in enumerate(generated_rows(source), start=1)]
         case _:
             assert_never(source)
-    return _renamed(rows, source.columns, source_name(source), needed)
+    return _renamed(rows, source, needed)
 
 
-def _renamed(rows: list[Raw], columns: dict[str, str | None], name: str, needed: Collection[str]) -> list[Raw]:
-    found = find_columns([row.fields for row in rows if row.fields is not None], columns, name, needed)
+def _renamed(rows: list[Raw], source: FileSource | HubSource, needed: Collection[str]) -> list[Raw]:
+    fields = [row.fields for row in rows if row.fields is not None]
+    try:
+        found = find_columns(fields, source.columns, source_name(source), needed)
+    except UnreadableData as why:
+        present = {key for row in fields for key in row}
+        code = "" if present & {"chosen", "rejected"} else conversion(source, present)
+        if not code:
+            raise
+        raise UnreadableData(f"{why} This writes them to pairs.jsonl, to be trained on:\n\n{code}") from why
     return [
         row if row.fields is None else Raw(row.number, found.fields(row.fields), notices=found.notices(row.fields))
         for row in rows

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.config import DataConfig, Source
-from trainer.data.check import Findings
+from trainer.data.check import Findings, Kind, Severity, severity
 from trainer.data.format import Bad, Preference, to_preference
 from trainer.data.mix import Drawn, at_most, held_out, mix, prompt_key
 from trainer.data.read import read_source, source_name
@@ -16,6 +16,8 @@ from trainer.data.read import read_source, source_name
 Split = Literal["train", "eval"]
 TRAIN: Split = "train"
 EVAL: Split = "eval"
+Place = tuple[Split, int, int]
+"""A row: its split, the position of its source in that split's list, its number there from 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,25 +28,48 @@ class Row:
     preference: Preference
     key: str
 
+    def place(self, split: Split) -> Place:
+        """Where it comes from, as a row of this split."""
+        return split, self.drawn.source, self.drawn.raw.number
+
 
 @dataclass(slots=True)
 class Selection:
     """Rows of both splits, and how many rows were read, looked at and found bad on the way.
 
-    `read` and `drawn` count by (split, position of the source in that split's list); where evaluation is held out of
+    `read` and `checked` count by (split, position of the source in that split's list); where evaluation is held out of
     the training sources, both splits share that list and what was read counts for `train`.
     """
 
-    findings: Findings
+    names: dict[Split, list[str]]
+    """How the sources of a split are called, in their order."""
+    findings: Findings = field(default_factory=Findings)
     train: list[Row] = field(default_factory=list)
     eval: list[Row] = field(default_factory=list)
-    bad: set[tuple[Split, int, int]] = field(default_factory=set)
-    looked_at: int = 0
+    bad: set[Place] = field(default_factory=set)
+    shared: set[Place] = field(default_factory=set)
+    """Training rows left out because their prompt is evaluated."""
+    checked: Counter[tuple[Split, int]] = field(default_factory=Counter)
     read: Counter[tuple[Split, int]] = field(default_factory=Counter)
+    notes: dict[Place, list[tuple[Kind, str]]] = field(default_factory=dict)
+    """What was noticed about each row: kinds, with the case in words."""
 
     def rows(self, split: Split) -> list[Row]:
         """The rows of one split."""
         return self.train if split == TRAIN else self.eval
+
+    @property
+    def looked_at(self) -> int:
+        """Rows drawn from all sources and checked."""
+        return self.checked.total()
+
+    def note(self, place: Place, kind: Kind, detail: str = "") -> None:
+        """Record one thing noticed about one row; a kind that is a bad row's makes the row one."""
+        split, source, row = place
+        self.findings.add(kind, self.names[split][source], row, detail)
+        self.notes.setdefault(place, []).append((kind, detail))
+        if severity(kind) is Severity.BAD_ROW:
+            self.bad.add(place)
 
 
 def sources_of(data: DataConfig, split: Split) -> Sequence[Source]:
@@ -54,20 +79,18 @@ def sources_of(data: DataConfig, split: Split) -> Sequence[Source]:
 
 def select(data: DataConfig) -> Selection:
     """Rows to train and to evaluate on, bad ones left out and counted. UnreadableData for a missing source."""
-    out = Selection(Findings())
+    out = Selection({split: [source_name(source) for source in sources_of(data, split)] for split in (TRAIN, EVAL)})
     train = _readable(out, TRAIN, data)
     if data.eval is not None:
-        evaluation = _readable(out, EVAL, data)
+        out.eval = at_most(_readable(out, EVAL, data), data.max_eval_rows)
+        train = _apart_from_evaluation(out, train)
     else:
         chosen = held_out([row.key for row in train], data.eval_share)
-        evaluation = [row for row in train if row.key in chosen]
+        out.eval = at_most([row for row in train if row.key in chosen], data.max_eval_rows)
         train = [row for row in train if row.key not in chosen]
-    out.eval = at_most(evaluation, data.max_eval_rows)
     out.train = at_most(train, data.max_train_rows)
-    if data.eval is not None:
-        _part_from_evaluation(out, data)
     for split in (TRAIN, EVAL):
-        _look_for_repeats(out, data, split)
+        _look_for_repeats(out, split)
     return out
 
 
@@ -77,7 +100,7 @@ def _readable(out: Selection, split: Split, data: DataConfig) -> list[Row]:
     out.read.update({(split, at): len(rows) for at, rows in enumerate(read)})
     rows: list[Row] = []
     for drawn in mix(read, [source.weight for source in sources]):
-        out.looked_at += 1
+        out.checked[split, drawn.source] += 1
         raw = drawn.raw
         found = (
             Bad("unreadable", raw.trouble)
@@ -85,33 +108,32 @@ def _readable(out: Selection, split: Split, data: DataConfig) -> list[Row]:
             else to_preference(raw.fields, score=data.score, apply_template=data.apply_template, noticed=raw.notices)
         )
         if isinstance(found, Bad):
-            out.findings.add(found.kind, source_name(sources[drawn.source]), drawn.raw.number, found.detail)
-            out.bad.add((split, drawn.source, drawn.raw.number))
+            out.note((split, drawn.source, drawn.raw.number), found.kind, found.detail)
         else:
             rows.append(Row(drawn, found, prompt_key(found.prompt)))
     return rows
 
 
-def _part_from_evaluation(out: Selection, data: DataConfig) -> None:
-    """Training rows whose prompt is evaluated are bad: the evaluation would measure memory."""
+def _apart_from_evaluation(out: Selection, train: list[Row]) -> list[Row]:
+    """Training rows whose prompt is evaluated are left out: the evaluation would measure memory."""
     evaluated = {row.key for row in out.eval}
     kept: list[Row] = []
-    for row in out.train:
-        if row.key in evaluated:
-            out.findings.add("shared_prompt", source_name(data.train[row.drawn.source]), row.drawn.raw.number)
-            out.bad.add((TRAIN, row.drawn.source, row.drawn.raw.number))
-        else:
+    for row in train:
+        if row.key not in evaluated:
             kept.append(row)
-    out.train = kept
+            continue
+        place = row.place(TRAIN)
+        out.note(place, "shared_prompt")
+        out.shared.add(place)
+    return kept
 
 
-def _look_for_repeats(out: Selection, data: DataConfig, split: Split) -> None:
+def _look_for_repeats(out: Selection, split: Split) -> None:
     seen: set[tuple[str, str, str]] = set()
     for row in out.rows(split):
         chosen, rejected = repr(row.preference.chosen), repr(row.preference.rejected)
-        name = source_name(sources_of(data, split)[row.drawn.source])
         if (row.key, chosen, rejected) in seen:
-            out.findings.add("duplicate_row", name, row.drawn.raw.number)
+            out.note(row.place(split), "duplicate_row")
         elif (row.key, rejected, chosen) in seen:
-            out.findings.add("contradiction", name, row.drawn.raw.number)
+            out.note(row.place(split), "contradiction")
         seen.add((row.key, chosen, rejected))

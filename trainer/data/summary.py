@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from trainer.data.check import Finding
 from trainer.data.pairs import Tokenised
@@ -36,6 +36,8 @@ class DataReport(Frozen):
     """Where generation has to stop: eos_token, and special tokens that the template closes a response with."""
     eval_held_out: bool
     """Whether evaluation was split off from training rows, by prompt."""
+    checked_rows: int = 0
+    """Rows drawn from the sources and checked, the bad ones included; 0 in reports of older versions."""
 
     def named(self, names: Sequence[str]) -> DataReport:
         """The same report about sources that have other names now, in their order: content decides, not the place."""
@@ -47,15 +49,35 @@ class DataReport(Frozen):
         return self.model_copy(update={"sources": sources, "findings": findings})
 
     def lines(self) -> list[str]:
-        """The report in words, a line each: what is trained and evaluated on, then every finding."""
+        """The report in words, a line each: what is trained and evaluated on, what is left out, then every finding."""
         held_out = ", held out by prompt" if self.eval_held_out else ""
-        rows = self.lengths["row"]
+        rows, pairs = self.lengths.get("row"), "pair" if self.train_rows == 1 else "pairs"
         return [
-            f"{self.train_rows:,} pairs to train on, {self.eval_rows:,} to evaluate on{held_out}",
-            f"tokens per row: median {rows['p50']}, 90 % up to {rows['p90']}, longest {rows['p100']}",
+            f"{self.train_rows:,} {pairs} to train on, {self.eval_rows:,} to evaluate on{held_out}",
+            *([] if rows is None else [_lengths(rows)]),
             *(f"{source.name} ({source.split}): {source.kept:,} of {source.read:,} rows" for source in self.sources),
+            *([] if not self.bad_rows else [self._bad()]),
             *(str(finding) for finding in self.findings),
         ]
+
+    def counts(self) -> dict[str, int]:
+        """Pairs, rows left out and findings by kind, by the names that tracking uses."""
+        counts = {"train_rows": self.train_rows, "eval_rows": self.eval_rows}
+        counts |= {"bad_rows": self.bad_rows, "dropped_rows": self.dropped_rows}
+        for finding in self.findings:
+            name = f"rows.{finding.kind}"
+            counts[name] = counts.get(name, 0) + finding.count
+        return counts
+
+    def _bad(self) -> str:
+        one = self.bad_rows == 1
+        of = f" of {self.checked_rows:,}" if self.checked_rows else ""
+        share = f" ({self.bad_rows / self.checked_rows:.2%})" if self.checked_rows else ""
+        return f"{self.bad_rows:,}{of} rows {'is' if one else 'are'} bad and left out{share}"
+
+
+def _lengths(rows: Mapping[str, int]) -> str:
+    return f"tokens per row: median {rows['p50']}, 90 % up to {rows['p90']}, longest {rows['p100']}"
 
 
 def length_table(pairs: Iterable[Tokenised]) -> dict[str, dict[str, int]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from trainer.config import DataConfig, ModelConfig
-from trainer.errors import TrialError
+from trainer.errors import TrialError, cannot_load
 from trainer.storage.durable import digest_of
 
 if TYPE_CHECKING:
@@ -19,13 +21,16 @@ class TokenizerError(TrialError):
     """The tokenizer cannot be loaded, or lacks what preference tuning needs."""
 
 
-def load_tokenizer(model: ModelConfig, data: DataConfig | None, cache: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: ModelConfig, data: DataConfig | None, cache: Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """The model's tokenizer (or `model.tokenizer`), with `data.chat_template` in place of its own where given.
 
     `cache` is where a generated model is made. A missing pad token becomes the end token: padding is masked by
-    position everywhere. TokenizerError when it cannot be loaded, is not a fast one, or has no end token.
+    position everywhere. TokenizerError when it cannot be loaded, is not a fast one, or has no end token. A tokenizer
+    whose class comes with the model is loaded only with `trust_remote_code`.
     """
-    tokenizer = _load(*_origin(model, cache))
+    tokenizer = _load(*_origin(model, cache), trust_remote_code)
     if data is not None and data.chat_template is not None:
         tokenizer.chat_template = template_text(data.chat_template)
     return tokenizer
@@ -42,12 +47,15 @@ def _origin(model: ModelConfig, cache: Path) -> tuple[str, str | None]:
     return model.name_or_path, model.revision
 
 
-def _load(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+        # False and not None: transformers would ask the terminal, or read an answer from a process's input.
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
+        if "trust_remote_code" in str(error):
+            raise TokenizerError(cannot_load(f"the tokenizer of {name!r}", error)) from error
         reason = str(error).strip().splitlines()[0]
         raise TokenizerError(
             f"the tokenizer of {name!r} cannot be loaded: {reason}. "
@@ -92,10 +100,12 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = json.loads(engine.to_str())
     # padding and truncation are the traces of earlier calls, not the tokenizer's own
     kept = {key: value for key, value in backend.items() if key not in {"padding", "truncation"}}
-    return digest_of(
-        {
-            "backend": kept,
-            "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
-            "template": tokenizer.chat_template,
-        }
-    )
+    described = {
+        "backend": kept,
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "template": tokenizer.chat_template,
+    }
+    module = type(tokenizer).__module__
+    if module.startswith("transformers_modules"):  # a class of the model's own code: its methods decide too
+        described["code"] = inspect.getsource(sys.modules[module])
+    return digest_of(described)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from statistics import fmean
 from typing import Any, cast
 
 import torch
+from peft import PeftModel
 from torch import nn
 from transformers import (
     GenerationConfig,
@@ -23,7 +25,9 @@ from trainer.errors import ModelError
 from trainer.forward.layout import micro_batches
 from trainer.forward.rotary import RotarySwitch
 from trainer.generate import is_right
+from trainer.models.ends import end_tokens
 from trainer.positions import positions_of
+from trainer.sharding import is_sharded
 
 _GRAM = 4
 
@@ -63,11 +67,15 @@ def answer_greedily(
     max_new_tokens: int,
     budget: int,
     pause: Callable[[], None],
+    stops: Sequence[int] = (),
 ) -> list[Answer]:
-    """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch."""
+    """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch.
+
+    stops: tokens that end an answer beside those of `end_tokens`, as the data's responses end with them.
+    """
     lengths = [int(n) for n in pairs.prompt_lengths]
     answers: list[Answer] = []
-    ends = end_tokens(model, tokenizer)
+    ends = end_tokens(model, tokenizer, stops)
     for batch in generation_batches(model, lengths, indexes, max_new_tokens, budget):
         pause()
         prompts = [pairs.pair(i).prompt.tolist() for i in batch]
@@ -116,13 +124,6 @@ def generation_batches(
     return batches
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The tokens that end an answer: the model's own and the tokenizer's."""
-    configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
-    several = [configured] if isinstance(configured, int) else (configured or [])
-    return sorted({*several, cast(int, tokenizer.eos_token_id)})
-
-
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -132,7 +133,8 @@ def generate(
 ) -> list[list[int]]:
     """The likeliest token after the other behind each prompt, in one batch, up to an end token, which is left out.
 
-    `processors` change the scores first: with noise in them, the likeliest one is a draw.
+    `processors` change the scores first: with noise in them, the likeliest one is a draw. A sharded model is called by
+    all its processes, which make the same number of passes even where their answers end at different tokens.
     """
     width = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), width), ends[0], dtype=torch.long)
@@ -140,18 +142,33 @@ def generate(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    # A configuration of its own: the model's may sample, or forbid repetition.
     greedy = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
     )
     if (rotary := RotarySwitch.of(model)) is not None:
         rotary.reset()  # the frequencies of an earlier, longer batch would stay
     batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
-    with torch.no_grad():
+    core = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
+    with torch.no_grad(), _no_settings_of_its_own(core):
         out = cast(Any, model.generate)(
-            **batch, generation_config=greedy, logits_processor=LogitsProcessorList(processors)
+            **batch,
+            generation_config=greedy,
+            logits_processor=LogitsProcessorList(processors),
+            synced_gpus=is_sharded(core),
         )
     return [_until(row, ends) for row in out[:, width:].tolist()]
+
+
+@contextmanager
+def _no_settings_of_its_own(model: PreTrainedModel) -> Generator[None]:
+    """Generation with nothing but what the call says: transformers fills what it leaves open (a penalty for repetition,
+    beams, forbidden tokens) from the model's own configuration."""
+    before = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = before
 
 
 def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from trainer.evaluation.answers import Answer, answer_greedily, answer_metrics, 
 from trainer.evaluation.scoring import eval_metrics, score
 from trainer.forward.pair_model import PairModel
 from trainer.metrics import EVAL
+from trainer.models.ends import end_tokens
 from trainer.objectives.losses import needs
 from trainer.objectives.pair_logps import PairLogps
 from trainer.sharding import let_go
@@ -35,6 +37,8 @@ class Examiner:
     pairs: PairSet
     world: World
     patience: Patience
+    stops: tuple[int, ...] = ()
+    """Tokens with which the data's responses end."""
 
     def logps(self, pairs: PairSet, indexes: Sequence[int] | None = None) -> PairLogps:
         """Log-probs of these pairs (by default all), on the CPU."""
@@ -52,10 +56,12 @@ class Examiner:
             )
 
     def answers(self) -> list[Answer]:
-        """Greedy answers to the first `evaluation.prompts` distinct held-out prompts; every process gives them all."""
+        """Greedy answers to the first `evaluation.prompts` distinct held-out prompts; every process returns all of the
+        first one's.
+        """
         evaluation, training = self.config.evaluation, self.config.training
         with _at_rest(self.live), self.world.autocast(training.bf16, keep=not self.model.sharded):
-            return answer_greedily(
+            found = answer_greedily(
                 self.live,
                 self.tokenizer,
                 self.pairs,
@@ -63,7 +69,16 @@ class Examiner:
                 max_new_tokens=evaluation.max_new_tokens,
                 budget=training.tokens_per_micro_batch,
                 pause=self.patience.pause,
+                stops=self.stops,
             )
+        if self.world.size == 1:
+            return found
+        return [Answer(**json.loads(one)) for one in self.world.agree([json.dumps(asdict(one)) for one in found])]
+
+    @property
+    def ends(self) -> list[int]:
+        """Ids of the tokens that end an answer."""
+        return end_tokens(self.live, self.tokenizer, self.stops)
 
     def metrics(self, logps: PairLogps, reference: PairLogps, answers: Sequence[Answer]) -> dict[str, float]:
         """All `eval_` metrics; `reference` are the start model's log-probs of the same pairs."""

@@ -43,7 +43,7 @@ class StartShelf:
         if evaluation.prompts == 0:
             return []
         key = self._key(config, identity, prepared, start)
-        key |= {"answers": evaluation.prompts, "max_new_tokens": evaluation.max_new_tokens}
+        key |= {"answers": evaluation.prompts, "max_new_tokens": evaluation.max_new_tokens, "ends": start.ends}
         name = digest_of(key)
         if name not in self._answers:
             self._answers[name], computed = start_answers(self._cache, key, self._world, start.answers)

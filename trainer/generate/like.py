@@ -78,14 +78,14 @@ def _config_of(name: str, revision: str | None) -> PretrainedConfig | None:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=True)
+        return AutoConfig.from_pretrained(name, revision=revision, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if Path(name).exists():
             raise ModelError(f"{name} holds no model configuration that can be read: {error}") from error
         if not _hub_reachable():
             return None
     try:
-        return AutoConfig.from_pretrained(name, revision=revision)
+        return AutoConfig.from_pretrained(name, revision=revision, trust_remote_code=False)
     except (OSError, ValueError):
         return None
 

@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trainer.config import ModelConfig, TrialConfig
 from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.errors import ModelError
-from trainer.evaluation.answers import end_tokens, generate, generation_batches
+from trainer.evaluation.answers import generate, generation_batches
 from trainer.judging.prompts import Prompt
 from trainer.judging.sampling import Decoding
+from trainer.models.ends import end_tokens
 from trainer.models.identity import locate
 from trainer.models.live import load_model
 
@@ -33,9 +34,12 @@ class Written:
 class Answerer:
     """A loaded model with its tokenizer, at rest."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, bf16: bool) -> None:
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, bf16: bool, stops: Sequence[int] = ()
+    ) -> None:
+        """stops: tokens with which the data's responses end; they end an answer too."""
         self._model, self._tokenizer, self._bf16 = model.eval(), tokenizer, bf16
-        self._ends = end_tokens(model, tokenizer)
+        self._ends = end_tokens(model, tokenizer, stops)
 
     @classmethod
     def open(
@@ -45,6 +49,7 @@ class Answerer:
         tokenizer: PreTrainedTokenizerBase,
         cache: Path,
         *,
+        stops: Sequence[int] = (),
         trust_remote_code: bool = False,
     ) -> Answerer:
         """The start model of this trial, or with `weights` (a trial's `model` folder) what it became.
@@ -64,7 +69,7 @@ class Answerer:
             except (OSError, ValueError) as why:
                 raise ModelError(f"the adapters in {weights} cannot be loaded: {why}") from why
             model = cast(PreTrainedModel, adapted)
-        return cls(model, tokenizer, bf16=config.training.bf16)
+        return cls(model, tokenizer, bf16=config.training.bf16, stops=stops)
 
     def answers(
         self, prompts: Sequence[Prompt], decoding: Decoding, *, budget: int, pause: Callable[[], None]

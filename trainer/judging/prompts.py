@@ -43,14 +43,20 @@ class Prompt:
 
 
 def fixed_prompts(
-    data: DataConfig, model: ModelConfig, cache: Path, count: int, source: Source | None = None
+    data: DataConfig,
+    model: ModelConfig,
+    cache: Path,
+    count: int,
+    source: Source | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> tuple[list[Prompt], PreTrainedTokenizerBase]:
     """The first `count` distinct prompts, fewer where there are fewer, and the tokenizer of their tokens.
 
     They are held-out ones, or those of `source`, rendered and cut as the held-out ones are. UnreadableData where the
     source holds something else.
     """
-    tokenizer = load_tokenizer(model, data, cache)
+    tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
     every = _held_out(data, model, cache, count, tokenizer) if source is None else _given(source, data, tokenizer)
     out: dict[str, Prompt] = {}
     for row, ids, expected in every:

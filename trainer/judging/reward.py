@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from trainer.config import ModelConfig
 from trainer.data.format import Dialogue
 from trainer.environment import remove_foreign_settings, report_ignored
-from trainer.errors import ModelError
+from trainer.errors import ModelError, cannot_load
 from trainer.forward.layout import micro_batches
 from trainer.models.identity import model_identity
 
@@ -47,7 +47,7 @@ class RewardScorer:
         `label` says which one is the reward.
         """
         self._model = _load(name, revision, _DTYPES[dtype], trust_remote_code)
-        self._tokenizer = _tokenizer(name, revision)
+        self._tokenizer = _tokenizer(name, revision, trust_remote_code)
         self._max_length = max_length
         outputs = cast(int, self._model.config.num_labels)
         if outputs > 1 and label is None:
@@ -103,7 +103,7 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> P
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as why:
-        raise ModelError(f"the reward model {name} cannot be loaded: {why}") from why
+        raise ModelError(cannot_load(f"the reward model {name}", why)) from why
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
         raise ModelError(
@@ -113,11 +113,13 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> P
     return cast(PreTrainedModel, cast(Any, model).to(device)).eval()
 
 
-def _tokenizer(name: str, revision: str | None) -> PreTrainedTokenizerBase:
+def _tokenizer(name: str, revision: str | None, trust: bool) -> PreTrainedTokenizerBase:
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, revision=revision)
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust
+        )
     except (OSError, ValueError, KeyError) as why:
-        raise ModelError(f"the tokenizer of the reward model {name} cannot be loaded: {why}") from why
+        raise ModelError(cannot_load(f"the tokenizer of the reward model {name}", why)) from why
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.truncation_side, tokenizer.padding_side = "left", "right"

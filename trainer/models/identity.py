@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from huggingface_hub import try_to_load_from_cache
@@ -20,13 +21,16 @@ def locate(config: ModelConfig, cache: Path) -> str:
 
 
 def model_identity(config: ModelConfig, place: str) -> str:
-    """Name of the start weights: the digest of a folder's safetensors and config.json, or a hub model's commit.
+    """Name of the start model: the digest of a folder's safetensors, config.json and own code, or a hub model's commit.
 
     A hub model must have been loaded before, so that its commit is known; without one the revision stands for it.
     """
     folder = Path(place)
     if folder.is_dir():
-        return f"sha256:{sha256_of([*sorted(folder.glob('*.safetensors')), folder / 'config.json'])}"
+        files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
+        if "auto_map" in json.loads(files[-1].read_text(encoding="utf-8")):  # its own code computes
+            files += sorted(folder.rglob("*.py"))
+        return f"sha256:{sha256_of(files)}"
     cached = try_to_load_from_cache(place, "config.json", revision=config.revision)
     commit = Path(cached).parent.name if isinstance(cached, str) else (config.revision or "main")
     return f"hub:{place}@{commit}"

@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from trainer.config import LoraConfig, ModelConfig, TrainingConfig
 from trainer.errors import ModelError
+from trainer.models.adapters import adapt, no_causal_model
 from trainer.models.start_weights import StartWeights, named_tensors
 from trainer.randomness import switch_off
 from trainer.sharding import CannotShard, gathered, is_sharded, shard
 from trainer.zero3 import CannotDivide, Zero3
 
+_log = logging.getLogger(__name__)
+_said: set[str] = set()
+"""What this process has told about adapters: each once, however many trials have them."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(
-    config: ModelConfig, place: str, device: torch.device | None, *, trust_remote_code: bool = False
+    config: ModelConfig,
+    place: str,
+    device: torch.device | None,
+    *,
+    trust_remote_code: bool = False,
+    as_stored: bool = False,
 ) -> PreTrainedModel:
     """The start model on `device` in `config.dtype`, dropout off, from `place`: a folder or a hub name.
+
+    as_stored: in the dtype of its files instead.
 
     Without a device it stays as it was read, mapped from its files on the CPU: to be cut into slices.
 
@@ -35,9 +46,9 @@ def load_model(
     with a sentence for what cannot be loaded, or only in part.
     """
     _check_folder(Path(place))
-    wanted: dict[str, Any] = {"dtype": _DTYPES[config.dtype]}
+    wanted: dict[str, Any] = {"dtype": "auto" if as_stored else _DTYPES[config.dtype]}
     if config.load_in_4bit:
-        wanted |= {"quantization_config": _four_bits(), "device_map": {"": device}}
+        wanted |= {"quantization_config": four_bits(), "device_map": {"": device}}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
@@ -48,7 +59,7 @@ def load_model(
             **wanted,
         )
     except (OSError, ValueError, SafetensorError) as why:
-        raise ModelError(f"the model {place} cannot be loaded: {why}") from why
+        raise ModelError(no_causal_model(place, why)) from why
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
         raise ModelError(
@@ -84,7 +95,8 @@ def _check_folder(place: Path) -> None:
         )
 
 
-def _four_bits() -> BitsAndBytesConfig:
+def four_bits() -> BitsAndBytesConfig:
+    """Return how weights are kept in 4 bits; ModelError where bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             "model.load_in_4bit needs bitsandbytes, which is not installed: pip install 'prefsweep[quantisation]'"
@@ -166,23 +178,11 @@ class LiveModel:
         self.base.requires_grad_(True)
 
     def _begin_adapters(self, lora: LoraConfig, seed: int) -> None:
-        targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-        head = {name for name, module in self.base.named_modules() if module is self.base.get_output_embeddings()}
-        if not isinstance(targets, str) and head & set(targets):
-            raise ModelError("lora.target_modules names the output head, whose logits are never made; leave it out")
         torch.manual_seed(seed)
-        wanted = PeftLoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
-            lora_dropout=lora.dropout,
-            target_modules=targets,
-            task_type="CAUSAL_LM",
-            revision=self.config.revision,
-        )
-        try:
-            self._adapted = get_peft_model(self.base, wanted)  # pyright: ignore[reportAttributeAccessIssue]
-        except ValueError as why:
-            raise ModelError(f"these adapters do not fit this model: {why}") from why
+        self._adapted, notice = adapt(self.base, lora, self.config.revision)
+        if notice not in _said:
+            _log.info("%s", notice)
+            _said.add(notice)
 
     def shard(self, training: TrainingConfig, device: torch.device) -> None:
         """After `begin`: keep this process's slice of every weight. Such a model serves one trial and is dropped."""

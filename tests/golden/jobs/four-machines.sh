@@ -63,7 +63,7 @@ base:
     max_length: 2048
     max_prompt_length: 1800
     chat_template: null
-    bad_rows: refuse
+    bad_rows: skip
     max_bad_share: 0.01
   loss:
     kind: simpo

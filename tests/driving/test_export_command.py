@@ -1,0 +1,145 @@
+"""`orchestrate best NAME --export DIR`: what the best trial trained, which still loads when the cache is gone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from orchestrator.cli import main
+from orchestrator.driving.sft import made_start_model, sft_config, with_model
+from orchestrator.engine.stage import stage_key
+from orchestrator.errors import ExitCode
+from orchestrator.folders import DATA_FILE, SweepFolder, make
+from orchestrator.spec.dump import dump
+from orchestrator.spec.load import loads
+from orchestrator.study.records import Trial
+from orchestrator.study.state import Outcome, TrialState
+from orchestrator.study.study import Study
+from trainer.data import prepare
+from trainer.run import Workshop
+
+SWEEP = """
+name: adapted
+base:
+  model:
+    generated: {vocab_size: 320, hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+                num_key_value_heads: 2, max_position_embeddings: 128}
+  data:
+    train: {generated: instructions, rows: 24}
+    eval: {generated: instructions, split: eval, rows: 6}
+    max_length: 96
+  training: {pairs_per_update: 8, max_steps: 2, eval_steps: 2, learning_rate: 5e-2}
+  lora: {r: 4}
+  evaluation: {prompts: 0}
+search:
+  loss.beta: [2.0]
+sft:
+  training: {pairs_per_update: 8, max_steps: 2, learning_rate: 1e-2}
+maximize: eval_accuracies/logp
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with a finished sweep: an SFT stage, and one trial with adapters over its model."""
+    root = tmp_path_factory.mktemp("trained") / "runs"
+    spec = loads(SWEEP, root.parent)
+    folder = SweepFolder(root, spec.name)
+    make(folder, dump(spec))
+    report = prepare(spec.base.data, spec.base.model, folder.cache).report
+    (folder.path / DATA_FILE).write_text(report.model_dump_json())
+    workshop, sft = Workshop(folder.cache), sft_config(spec)
+    assert sft is not None
+    list(workshop.train(sft, folder.cache / "sft" / stage_key(sft, report.fingerprint, folder.cache) / "run"))
+    start = made_start_model(spec, folder, report)
+    assert start is not None
+    with Study.create(folder, spec, train_pairs=report.train_rows) as study:
+        study.begin()
+        trial = study.claim()
+        assert isinstance(trial, Trial)
+        points = list(workshop.train(with_model(trial.config, start), folder.attempt(trial.number, trial.attempt)))
+        study.observe(trial, points)
+        study.close(trial, Outcome(TrialState.COMPLETE))
+    return root
+
+
+@pytest.fixture
+def home(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(trained))
+    return trained
+
+
+def test_adapters_after_an_sft_stage_bring_their_base_along(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["best", "adapted", "--export", str(tmp_path / "out"), "--json"]) == ExitCode.DONE
+    said = capsys.readouterr()
+    assert json.loads(said.out)["exported"] == str(tmp_path / "out")
+    assert "export: mean log-prob of the responses of 6 held-out pairs: " in said.err
+    assert f"it went along into {tmp_path / 'out/base'} (--merge makes one model of both)" in said.err
+    assert "compared: mean log-prob of the responses of 6 held-out pairs" in (tmp_path / "out/README.md").read_text()
+    aside = home.with_name("elsewhere")
+    home.rename(aside)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+        assert any("lora_" in name for name, _ in loaded.named_parameters())
+    finally:
+        aside.rename(home)
+
+
+def test_merged_it_is_one_model(home: Path, tmp_path: Path) -> None:
+    assert main(["best", "adapted", "--export", str(tmp_path / "out"), "--merge"]) == ExitCode.DONE
+    assert not list((tmp_path / "out").glob("adapter*"))
+    assert not (tmp_path / "out/base").exists()
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.model_type == "llama"
+    assert home.exists()
+
+
+def test_what_cannot_be_or_does_not_compare_is_refused(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = tmp_path / "runs"
+    shutil.copytree(home, copy)
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(copy))
+    (file,) = (copy / "adapted").rglob("adapter_model.safetensors")
+    known = file.parents[1] / "eval_pairs.safetensors"
+    kept = known.read_bytes()
+    known.unlink()
+    out = str(tmp_path / "out")
+    assert main(["best", "adapted", "--export", out]) == ExitCode.USER
+    assert "cannot be compared with its trial: the log-probs of the trial's last evaluation" in capsys.readouterr().err
+    assert main(["best", "adapted", "--export", str(tmp_path / "unseen"), "--no-compare"]) == ExitCode.DONE
+    assert "compared" not in (tmp_path / "unseen/README.md").read_text()
+    known.write_bytes(kept)
+    save_file({k: 2 * v for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
+    for merge in ([], ["--merge"]):
+        assert main(["best", "adapted", "--export", out, *merge]) == ExitCode.OURS
+        assert "the export is not the model that was trained" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_a_base_that_is_gone_is_a_sentence_with_what_makes_it_again(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage, aside = home / "cache/sft", tmp_path / "sft"
+    stage.rename(aside)
+    try:
+        for merge in ([], ["--merge"]):
+            assert main(["best", "adapted", "--export", str(tmp_path / "out"), *merge]) == ExitCode.USER
+            said = capsys.readouterr().err
+            assert "of these adapters is no longer there; orchestrate resume adapted makes it again" in said
+    finally:
+        aside.rename(stage)
+
+
+@pytest.mark.parametrize("flag", ["--merge", "--no-compare", "--trust-remote-code"])
+def test_flags_of_an_export_want_one(home: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["best", "adapted", flag]) == ExitCode.USER
+    assert f"{flag} goes with --export DIR" in capsys.readouterr().err
+    assert home.exists()

@@ -1,0 +1,52 @@
+"""Two processes that each hold slices of one model and generate: `python generate_together.py RANK PORT NUMBER CACHE`.
+
+Their answers end at different tokens, as rounding that differs between GPUs can make them. Prints the answers, and what
+the model computes afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+
+import torch
+from small_trials import MODEL, trial
+
+from trainer.config import ModelConfig, TrainingConfig
+from trainer.data import prepare
+from trainer.evaluation.answers import generate
+from trainer.meeting import join
+from trainer.models.identity import locate
+from trainer.models.live import LiveModel, load_model
+from trainer.sharding import let_go
+from trainer.world import World
+
+NEVER = 319
+"""The last token of the vocabulary, which this model does not choose."""
+
+
+def main(rank: int, port: int, number: int, cache: Path) -> None:
+    join(rank, 2, port, socket.socket(fileno=number) if rank == 0 else None)
+    world = World()
+    config = ModelConfig.model_validate(MODEL)
+    live = LiveModel(load_model(config, locate(config, cache), None), config, "id")
+    live.begin(None, TrainingConfig(), once=True)
+    live.shard(TrainingConfig(distributed="fsdp2"), world.device)
+    live.base.eval()
+    pairs = prepare(trial().data, config, cache).eval
+    prompts = [pairs.pair(i).prompt.tolist() for i in range(3)]
+    free = generate(live.base, prompts, [NEVER], 12)
+    let_go(live.base)
+    first = sorted({answer[0] for answer in free})
+    # This process's answers end at once, the other's never.
+    found = generate(live.base, prompts, first if rank == 0 else [NEVER], 12)
+    let_go(live.base)
+    again = generate(live.base, prompts, [NEVER], 12)
+    print(json.dumps({"free": free, "found": found, "again": again}))
+    torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:4]), Path(sys.argv[4]))
