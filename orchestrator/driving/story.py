@@ -48,6 +48,7 @@ def tell_sweep(study: Study, sink: Sink, fingerprint: str) -> None:
     write_json(path, found)
     tags = {
         "state": "RUNNING",
+        "reason": "",
         "spec.hash": spec_hash(spec),
         "data.fingerprint": fingerprint,
         "goal": f"{spec.goal.direction} {spec.goal.metric}",

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.engine.stage import StageFailed
-from orchestrator.engine.stopping import Interrupt, Interrupted
+from orchestrator.engine.stopping import Interrupt, Interrupted, deaf_to_sigterm
 from orchestrator.errors import DataError, StorageRefused
 from trainer.config import TrialConfig
 from trainer.errors import TrialError
@@ -42,14 +42,15 @@ class Preparing:
     ) -> None:
         self._interrupt, self._tick = interrupt, tick
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(cache)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C is the driver's to answer
-        )
+        with deaf_to_sigterm():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(cache)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=os.environ | environment,
+                start_new_session=True,  # Ctrl-C is the driver's to answer
+            )
         self._asked: list[str] = []
         self._answers: dict[str, str] = {}
         self._heard = b""
