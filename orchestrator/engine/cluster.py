@@ -197,7 +197,7 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
 
     hush(folder)
     try:
-        with deaf_to_sigterm():
+        with starting_ray():
             ray.init(
                 address="local",
                 num_cpus=0,  # slots count; Ray would start idle workers for CPUs
@@ -209,13 +209,26 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
                 runtime_env={"env_vars": worker_environment(slots.threads)},
                 _temp_dir=str(place),
             )
-            interrupt.listen()
         quiet(folder / "driver.log")  # again: starting, it cleared its loggers
         with interrupt.watching(server_is_gone()):
             yield
     finally:
         ray.shutdown()
         _collect(folder)
+
+
+@contextmanager
+def starting_ray() -> Generator[None]:
+    """What Ray starts while entered is never reached by SIGTERM, and Ray leaves this process's own handler alone."""
+    from ray._private import utils
+
+    taken = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    try:
+        with deaf_to_sigterm():
+            yield
+    finally:
+        utils.set_sigterm_handler = taken
 
 
 def server_is_gone() -> Callable[[], bool]:

@@ -22,10 +22,11 @@ from orchestrator.engine.cluster import (
     quiet,
     server_is_gone,
     slots_on,
+    starting_ray,
     threads_of,
     worker_environment,
 )
-from orchestrator.engine.stopping import Interrupt, Interrupted, deaf_to_sigterm
+from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.engine.view import View
 from orchestrator.spec.shares import sharing_of
 from orchestrator.spec.sweep import SweepSpec
@@ -66,7 +67,7 @@ def joined(folder: Path, spec: SweepSpec, asked: Asked, interrupt: Interrupt, vi
     hush(folder)
     try:
         try:
-            with deaf_to_sigterm():  # Ray's own handler would end this process without a word
+            with starting_ray():
                 ray.init(
                     address=address,
                     log_to_driver=False,
@@ -76,7 +77,6 @@ def joined(folder: Path, spec: SweepSpec, asked: Asked, interrupt: Interrupt, vi
                         "py_modules": _code(),
                     },
                 )
-                interrupt.listen()
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise ClusterError(f"--address {address}: {_first_line(error)}") from error
         quiet(folder / "driver.log")

@@ -20,6 +20,7 @@ import pytest
 from engine_driver import STEPS, check_exact, command, drive, environment, finish, records, trained, wait_for
 from scripted import write_script
 
+from orchestrator.engine.cluster import starting_ray
 from orchestrator.engine.stopping import Interrupt, deaf_to_sigterm
 from orchestrator.study.state import TrialState
 
@@ -73,7 +74,8 @@ SENDERS: dict[str, tuple[list[str], Sent]] = {
     "systemd and slurm": ([], every_process),
     "container": (["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"], inside),
 }
-QUICK = ("kill of the group", "systemd and slurm")
+QUICK = ("ctrl-c", "systemd and slurm")
+"""In CI; there `tests/sweep/test_sweep.py` has its whole group killed."""
 
 
 def started_by(before: list[str], root: Path) -> subprocess.Popen[str]:
@@ -203,16 +205,22 @@ def test_a_server_that_is_gone_is_told_from_one_that_listens(monkeypatch: pytest
 def test_processes_started_meanwhile_are_not_reached_by_sigterm() -> None:
     with deaf_to_sigterm():
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        grandchild = subprocess.Popen(["sh", "-c", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for process in (child, grandchild):
+        words = ["bash", "-c", "cat; true"]  # as Ray starts its workers
+        shell = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for process in (child, shell):
         process.send_signal(signal.SIGTERM)
         assert process.communicate("still here")[0] == "still here"
         assert process.returncode == 0
 
 
-def test_one_that_arrives_meanwhile_is_answered_afterwards() -> None:
+def test_a_signal_while_ray_starts_is_the_drivers_own() -> None:
+    """Ray would take SIGTERM for itself and end the process with code 15, without a word."""
+    from ray._private import utils
+
     with Interrupt(lambda: "") as interrupt:
-        with deaf_to_sigterm():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert not interrupt.asked
+        before = signal.getsignal(signal.SIGTERM)
+        with starting_ray():
+            utils.set_sigterm_handler(lambda *_: sys.exit(15))
+            assert signal.getsignal(signal.SIGTERM) == before
+        os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.asked
