@@ -209,7 +209,7 @@ class Shared:
         spec = SPEC.model_copy(update={"name": f"s{self.count}"})
         training = {"max_steps": 6, "pairs_per_update": 8, "save_steps": 2, "logging_steps": 1} | (sft or {})
         spec = SweepSpec.model_validate(
-            spec.model_dump() | {"base": SPEC.base.model_dump() | base, "sft": {"training": training}}
+            spec.model_dump() | {"base": SPEC.base.model_dump() | LITTLE | base, "sft": {"training": training}}
         )
         folder = SweepFolder(self.root / "runs", spec.name)
         folder.path.mkdir(parents=True)
@@ -225,6 +225,7 @@ class Shared:
 
 
 EVALUATED = {"evaluation": {"prompts": 2, "max_new_tokens": 3}}
+LITTLE = {"evaluation": {"prompts": 1, "samples": 0, "max_new_tokens": 1}}
 
 
 def test_another_evaluation_takes_the_start_model_that_is_there(tmp_path: Path) -> None:
