@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
@@ -122,12 +123,9 @@ def _begin(place: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConf
     said = (None if mirror is None else mirror.read(_CONFIG)) or config.model_dump_json(indent=1).encode()
     aside = place / f".{_CONFIG}.{uuid4().hex[:8]}.tmp"
     aside.write_bytes(said)
-    try:
-        os.link(aside, place / _CONFIG)  # whole or not at all, and never over another's
-    except FileExistsError:
-        pass
-    finally:
-        aside.unlink()
+    with suppress(FileExistsError):  # whole or not at all, and never over another's
+        os.link(aside, place / _CONFIG)
+    aside.unlink()
     begun = _begun_as(place)
     assert begun is not None
     if mirror is not None:

@@ -222,8 +222,11 @@ def starting_ray() -> Generator[None]:
     """What Ray starts while entered is never reached by SIGTERM, and Ray leaves this process's own handler alone."""
     from ray._private import utils
 
+    def leave(_: object) -> None:
+        """Instead of Ray's own, which would end this process without a word."""
+
     taken = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda _: None
+    utils.set_sigterm_handler = leave
     try:
         with deaf_to_sigterm():
             yield

@@ -228,4 +228,7 @@ def test_rows_that_cannot_be_read_leave_the_lengths_alone_and_it_is_said(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "what", "answer": "that"}\n' * 9)
     assert cli.main(["init", "--model", str(made / "model"), "--data", str(bad), "--gpus", "0"]) == 0
-    assert "max_length is not fitted to the rows, which could not be read: " in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the lengths of the rows could not be read" in said
+    assert "max_length is not fitted to them" in said
+    assert load(Path("sweep.yaml")).base.data.max_length == 512, "the model's last position"

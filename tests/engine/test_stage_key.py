@@ -15,8 +15,14 @@ from trainer.models.identity import locate, model_identity
 from trainer.run import config_digest
 from trainer.storage.durable import digest_of
 
-TINY = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-TINY |= {"num_attention_heads": 1, "num_key_value_heads": 1}
+TINY = {
+    "vocab_size": 320,
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+}
 BASE: dict[str, Any] = {
     "model": {"name_or_path": "m"},
     "data": {"train": ["t.jsonl"]},
