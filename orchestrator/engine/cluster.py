@@ -197,7 +197,7 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
 
     hush(folder)
     try:
-        with starting_ray():
+        with starting_ray(interrupt):
             ray.init(
                 address="local",
                 num_cpus=0,  # slots count; Ray would start idle workers for CPUs
@@ -218,8 +218,8 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
 
 
 @contextmanager
-def starting_ray() -> Generator[None]:
-    """What Ray starts while entered is never reached by SIGTERM, and Ray leaves this process's own handler alone."""
+def starting_ray(interrupt: Interrupt) -> Generator[None]:
+    """What Ray starts while entered is never reached by SIGTERM, and this process's own handler holds afterwards."""
     from ray._private import utils
 
     def leave(_: object) -> None:
@@ -229,7 +229,10 @@ def starting_ray() -> Generator[None]:
     utils.set_sigterm_handler = leave
     try:
         with deaf_to_sigterm():
-            yield
+            try:
+                yield
+            finally:
+                interrupt.listen()
     finally:
         utils.set_sigterm_handler = taken
 

@@ -67,7 +67,7 @@ def joined(folder: Path, spec: SweepSpec, asked: Asked, interrupt: Interrupt, vi
     hush(folder)
     try:
         try:
-            with starting_ray():
+            with starting_ray(interrupt):
                 ray.init(
                     address=address,
                     log_to_driver=False,

@@ -83,7 +83,8 @@ class Interrupt:
 
     def __enter__(self) -> Self:
         for sign in _SIGNALS:
-            self._before[sign] = signal.signal(sign, self._on_signal)
+            self._before[sign] = signal.getsignal(sign)
+        self.listen()
         self._arrivals = os.pipe()
         for end in self._arrivals:
             os.set_blocking(end, False)
@@ -97,6 +98,11 @@ class Interrupt:
         self._arrivals = (-1, -1)
         for sign, handler in self._before.items():
             signal.signal(sign, handler)
+
+    def listen(self) -> None:
+        """Take the signals (again: Ray takes SIGTERM when it starts, in C++ too)."""
+        for sign in _SIGNALS:
+            signal.signal(sign, self._on_signal)
 
     @contextmanager
     def watching(self, lost: Callable[[], bool]) -> Generator[None]:

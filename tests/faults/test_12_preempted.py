@@ -219,8 +219,9 @@ def test_a_signal_while_ray_starts_is_the_drivers_own() -> None:
 
     with Interrupt(lambda: "") as interrupt:
         before = signal.getsignal(signal.SIGTERM)
-        with starting_ray():
+        with starting_ray(interrupt):
             utils.set_sigterm_handler(lambda *_: sys.exit(15))
             assert signal.getsignal(signal.SIGTERM) == before
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray's core does
         os.kill(os.getpid(), signal.SIGTERM)
         assert interrupt.asked
