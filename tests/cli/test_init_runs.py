@@ -21,12 +21,15 @@ from orchestrator.driving import drive
 from orchestrator.engine.attempt import Attempt, OpenWorkshop
 from orchestrator.engine.cluster import Slots
 from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.stopping import Stop
+from orchestrator.engine.stopping import Stop, StopKind
 from orchestrator.spec.load import load
 from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.records import Trial
+from orchestrator.study.state import Outcome, TrialState
 from orchestrator.study.study import Study
 from trainer.config import GeneratedModel, GeneratedSource
 from trainer.generate import generated_model, generated_rows
+from trainer.report import Point
 
 TINY = GeneratedModel(
     vocab_size=320,
@@ -232,3 +235,41 @@ def test_rows_that_cannot_be_read_leave_the_lengths_alone_and_it_is_said(
     assert "the lengths of the rows could not be read" in said
     assert "max_length is not fitted to them" in said
     assert load(Path("sweep.yaml")).base.data.max_length == 512, "the model's last position"
+
+
+OUTSIDE = """
+name: first
+base:
+  model: {model}
+  data: {{train: {rows}, max_length: 256}}
+  training: {{pairs_per_update: 4, max_steps: 2}}
+search:
+  loss.beta: [2.0, 2.5]
+  loss.gamma_beta_ratio: [0.3, 0.5]
+  training.learning_rate: [3e-7, 5e-7]
+enqueue:
+  - {{loss.beta: 3.0, training.weight_decay: 0.1}}
+sampler: staged
+maximize: eval_accuracies/logp
+"""
+
+
+def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A staged search from the margin's default, 0.25, and a given trial that is the best and that it returns to."""
+
+    def valued(study: Study, *_: Any, **__: Any) -> Stop:
+        while isinstance(trial := study.claim(), Trial):
+            value = 0.9 if trial.number == 0 else 0.5 + 0.01 * trial.number
+            study.observe(trial, [Point(1, {"eval_accuracies/logp": value})])
+            study.close(trial, Outcome(TrialState.COMPLETE))
+        return Stop(StopKind.FINISHED)
+
+    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
+    monkeypatch.setattr(drive, "run_trials", valued)
+    Path("first.yaml").write_text(OUTSIDE.format(model=made / "model", rows=made / "pairs.jsonl"))
+    assert cli.main(["sweep", "first.yaml"]) == 0
+    check_run("first")
+    found = status("first", Path("runs").resolve())
+    assert found["best"] == 0
+    assert {t["params"]["loss.gamma_beta_ratio"] for t in found["trials"]} == {0.25, 0.3, 0.5}
+    assert [t["params"].get("training.weight_decay") for t in found["trials"]].count(0.1) > 2
