@@ -20,6 +20,10 @@ ENVIRONMENT_FILE = "environment.json"
 """Versions, hardware, commit."""
 RUNS_FILE = "runs.json"
 """MLflow's run ids, by our names of runs."""
+CRASH_FILES = "internal-error-*.txt"
+"""Tracebacks of bugs that ended a driver, by their time."""
+ASIDE = ".set-aside"
+"""In the runs folder: what crashed before its first trial and gave its name back."""
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 

@@ -17,6 +17,7 @@ from dashboards.terminal import open_view
 from orchestrator.commands.export import export
 from orchestrator.commands.look import best, status, watch
 from orchestrator.driving import lock
+from orchestrator.driving.crash import free_folder, leave_trace, make_folder
 from orchestrator.driving.elsewhere import bring, check_elsewhere, refuse_taken
 from orchestrator.driving.room import NoRoom, check_room
 from orchestrator.engine.address import Asked, ClusterError
@@ -25,7 +26,7 @@ from orchestrator.engine.joining import joined
 from orchestrator.engine.stopping import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.engine.vitals import RayDied
 from orchestrator.errors import DataError, ExitCode, NameTaken, NoSuchSweep, SpecError
-from orchestrator.folders import SweepFolder, existing, fresh, known_sweeps, make
+from orchestrator.folders import SweepFolder, existing, known_sweeps
 from orchestrator.mirror.probe import MirrorError
 from orchestrator.spec.dump import dump, spec_hash
 from orchestrator.spec.extras import check_extras
@@ -51,17 +52,18 @@ def start(spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust
 
     NameTaken before anything is written; DataError before the first trial.
     """
-    folder = fresh(root, spec.name)
+    folder = free_folder(root, spec.name)
     warm_start(spec, root)  # refused before anything is written
     check_elsewhere(spec, root)
     refuse_taken(spec)
     if cluster_at is None:
         _check_here(folder, spec)
-    make(folder, dump(spec))
+    if told := make_folder(folder, dump(spec)):
+        sys.stderr.write(f"{told}\n")
     with lock.hold(folder):
         try:
             return _drive(folder, spec, cluster_at, trust_remote_code)
-        except (SpecError, DataError, ClusterError, NoRoom, MirrorError):
+        except (SpecError, DataError, ClusterError, NoRoom, MirrorError, KeyboardInterrupt):
             if not Study.exists(folder):  # nothing was begun: the name stays free
                 shutil.rmtree(folder.path)
             raise
@@ -168,6 +170,16 @@ def _check_here(folder: SweepFolder, spec: SweepSpec) -> None:
 
 
 def _drive(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trust_remote_code: bool) -> ExitCode:
+    try:
+        return _driven(folder, spec, cluster_at, trust_remote_code)
+    except Exception as error:
+        left = leave_trace(folder, error)
+        if left is error:
+            raise
+        raise left from error
+
+
+def _driven(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trust_remote_code: bool) -> ExitCode:
     from orchestrator.driving.drive import drive, farewell
     from orchestrator.driving.judged import judge_after
     from orchestrator.driving.judging import key_of
@@ -202,6 +214,9 @@ def _drive(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trust
                 except Interrupted:
                     ended = Stop(StopKind.INTERRUPTED)
                 except RayDied as why:
+                    if interrupt.asked:  # whoever ended this process ended Ray with it
+                        ended = Stop(StopKind.INTERRUPTED)
+                        continue
                     deaths += 1
                     if deaths > _RAY_DEATHS:
                         raise

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import tempfile
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 
 import click
 
@@ -52,6 +55,25 @@ for command in (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; every ending is an exit code, and a user's mistake is a sentence, not a traceback."""
+    with _sigterm_as_sigint():
+        return _run(arguments)
+
+
+@contextmanager
+def _sigterm_as_sigint() -> Generator[None]:
+    """What Ctrl-C ends, SIGTERM ends alike; a running sweep takes both signals for itself."""
+    here = threading.current_thread() is threading.main_thread()
+    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(arguments, prog_name="orchestrate", standalone_mode=False)
         return int(code or ExitCode.DONE)

@@ -20,7 +20,7 @@ from orchestrator.cli.shared import (
 )
 from orchestrator.cli.submitting import job_options, render
 from orchestrator.errors import ExitCode
-from orchestrator.folders import existing, fresh, home
+from orchestrator.folders import existing, home
 
 POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -107,8 +107,10 @@ def sweep(
     """Run a sweep. Ctrl-C once: checkpoint and stop; twice: now."""
     spec, notices = read_spec(file, sets, name, rehearse)
     cluster_at = asked_cluster(address, machines)
-    if not go_on:
-        fresh(home(), spec.name)
+    if not go_on and (home() / spec.name).exists():
+        from orchestrator.driving.crash import free_folder
+
+        free_folder(home(), spec.name)
     from orchestrator.sweep import start, start_or_resume
 
     begin = start_or_resume if go_on else start

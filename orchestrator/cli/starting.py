@@ -16,10 +16,14 @@ from orchestrator.errors import ExitCode
 @click.option("--data", help="A hub data set, or a JSONL, JSON, Parquet or CSV file of preference pairs.")
 @click.option("--gpus", help="How many GPUs; a trial on each.")
 @click.option("--objective", help="simpo, dpo, orpo or cpo.")
-def init(file: Path, model: str | None, data: str | None, gpus: str | None, objective: str | None) -> ExitCode:
-    """Write a first sweep file from four answers. Never overwrites.
+@click.option("--lora", is_flag=True, help="Adapters instead of all weights.")
+def init(
+    file: Path, model: str | None, data: str | None, gpus: str | None, objective: str | None, lora: bool
+) -> ExitCode:
+    """Write a first sweep file from four answers, sized for the model and the data. Never overwrites.
 
-    On a terminal it asks for what no option says; elsewhere the defaults are taken.
+    On a terminal it asks for what no option says; elsewhere the defaults are taken. A model's folder and a file of
+    pairs are looked at; with both, the rows' lengths in tokens are read, which takes seconds.
     """
     if file.exists():
         raise click.UsageError(f"{file} exists already; give another FILE")
@@ -45,7 +49,11 @@ def init(file: Path, model: str | None, data: str | None, gpus: str | None, obje
     if wrong:
         raise click.UsageError("\n".join(wrong))
     kind = room.OBJECTIVES[found["objective"]]
-    text = room.write(file.stem, room.Answers(found["model"], found["data"], int(found["gpus"]), kind))
+    answers = room.Answers(found["model"], found["data"], int(found["gpus"]), kind, lora)
+    facts = room.find_facts(answers)
+    for notice in facts.notices:
+        click.echo(notice, err=True)
+    text = room.write(file.stem, answers, facts)
     from orchestrator.spec.load import loads
 
     loads(text, file.resolve().parent, source=str(file))

@@ -13,6 +13,7 @@ from dashboards.frame import TrialView
 from dashboards.summary import summary
 from dashboards.terminal import open_view, wide_console
 from orchestrator.driving import lock
+from orchestrator.driving.crash import last_crash
 from orchestrator.driving.retention import model_of
 from orchestrator.driving.stages import load_report, steps_by_params
 from orchestrator.engine.messages import MIRROR
@@ -38,7 +39,8 @@ def status(name: str, root: Path) -> dict[str, Any]:
     if not Study.exists(folder):
         spec = load(folder.spec)
         state = "preparing" if driver else "interrupted"
-        return _object(spec, state, driver, [], [], {}, None, 0.0)
+        found = _object(spec, state, driver, [], [], {}, None, 0.0)
+        return found | {"why": "" if driver else last_crash(folder)}
     with Study.open(folder) as study:
         trials, front = study.trials(), study.front()
         state, spent = state_of(study), study.spent()

@@ -14,11 +14,11 @@ from orchestrator.tracking.sink import SWEEP, Sink
 OVER = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG})
 
 
-def write_last_report(study: Study, sink: Sink, view: View, ended: Stop | None) -> None:
+def write_last_report(study: Study, sink: Sink, view: View, ended: Stop) -> None:
     """Write report.html and attach it, unless the sweep was interrupted and goes on later."""
     if not study.trials():
         return
-    if ended is None or ended.kind not in OVER:
+    if ended.kind not in OVER:
         tell_standing(study, sink, "interrupted")
         return
     view.stage("writing the report")

@@ -126,14 +126,15 @@ def _trials(
 
 
 def _end_tracking(study: Study, sink: Sink, view: View, ended: Stop | None) -> None:
-    """Tell how it ended and deliver what is left; nothing of either where another driver has taken over."""
+    """Tell how it ended and deliver what is left; of an error, crash.py tells. Nothing of either where another driver
+    has taken over.
+    """
     if study.fenced:
         sink.close(0.0)
         return
-    state = "FAILED" if ended is None else ended.kind.name
-    status = "FAILED" if ended is None else _STATUS.get(ended.kind, "KILLED")
-    write_last_report(study, sink, view, ended)
-    tell_end(study, sink, state, status, "" if ended is None else ended.text)
+    if ended is not None:
+        write_last_report(study, sink, view, ended)
+        tell_end(study, sink, ended.kind.name, _STATUS.get(ended.kind, "KILLED"), ended.text)
     left = sink.close(_DELIVERY_SECONDS)
     if left:
         view.say(f"tracking: {left} messages wait in {study.folder.outbox}; the next resume delivers them")

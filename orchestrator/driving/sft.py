@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import os
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from orchestrator.engine import memory
 from orchestrator.engine.messages import MIRROR, End, EndKind, Job, Report
 from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.retries import LOSSES
-from orchestrator.engine.stage import StageDied, StageFailed, StageWorker, stage_key
+from orchestrator.engine.stage import StageDied, StageFailed, StageWorker
+from orchestrator.engine.stage_key import stage_key
 from orchestrator.engine.view import View
 from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import Finding, SpecError, StorageRefused
 from orchestrator.folders import SweepFolder
 from orchestrator.mirror.places import of_sft
+from orchestrator.mirror.store import Mirror
 from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.state import FailureKind
 from orchestrator.study.study import Study
@@ -27,6 +31,10 @@ from trainer.loss_config import SftLoss
 from trainer.training.schedule import total_updates
 
 _SHOWN = ("eval_nll_loss", "eval_exact_answers")
+_CONFIG = "trial.json"
+"""The configuration that a run of the stage was begun with."""
+_COMPUTED = ("tokens_per_micro_batch", "distributed")
+"""How the work is cut, which may change while a run goes on."""
 _ORIGIN = ("model.name_or_path", "model.generated", "model.revision")
 
 
@@ -82,14 +90,50 @@ def made_start_model(
         from trainer.data import prepare
 
         fingerprint = prepare(config.data, config.model, folder.cache, trust_remote_code=trust_remote_code).fingerprint
-    model = _folder(folder.cache, stage_key(config, fingerprint, folder.cache)) / "model"
+    model = _folder(folder.cache, stage_key(config, fingerprint, folder.cache), config) / "model"
     if not model.is_dir():
         raise StorageRefused(f"the start model that the sft stage made is no longer in {model}")
     return model
 
 
-def _folder(cache: Path, key: str) -> Path:
-    return cache / "sft" / key / "run"
+def _folder(cache: Path, key: str, config: TrialConfig) -> Path:
+    """Where this configuration's run lies among those of the same key; once begun, always the same place.
+
+    All of a key make the same weights, so one run serves them; but an unfinished one that keeps all activations must
+    not be forced on a configuration whose memory has no room for them, nor the other way round.
+    """
+    key_folder, checkpointing = cache / "sft" / key, config.training.gradient_checkpointing
+    own = key_folder / ("run-checkpointing" if checkpointing else "run-plain")
+    first = key_folder / "run"
+    begun = _begun_as(first)
+    fits = begun is None or begun.training.gradient_checkpointing is checkpointing or (first / "model").is_dir()
+    return first if fits and not own.is_dir() else own
+
+
+def _begun_as(place: Path) -> TrialConfig | None:
+    """The configuration that a run was begun with; None before it is begun."""
+    file = place / _CONFIG
+    return TrialConfig.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _begin(place: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfig:
+    """The configuration that the run here goes on with: as whoever began it measured it, computed as this one says.
+
+    Whoever began it may be another sweep with another `evaluation`, at this moment too.
+    """
+    place.mkdir(parents=True, exist_ok=True)
+    said = (None if mirror is None else mirror.read(_CONFIG)) or config.model_dump_json(indent=1).encode()
+    aside = place / f".{_CONFIG}.{uuid4().hex[:8]}.tmp"
+    aside.write_bytes(said)
+    with suppress(FileExistsError):  # whole or not at all, and never over another's
+        os.link(aside, place / _CONFIG)
+    aside.unlink()
+    begun = _begun_as(place)
+    assert begun is not None
+    if mirror is not None:
+        mirror.write(_CONFIG, (place / _CONFIG).read_bytes())
+    mine = {name: getattr(config.training, name) for name in _COMPUTED}
+    return begun.model_copy(update={"training": begun.training.model_copy(update=mine)})
 
 
 def train_start_model(
@@ -128,10 +172,15 @@ class _Stage:
         report: DataReport,
     ) -> None:
         self._study, self._sink, self._view, self._worker, self._wishes = study, sink, view, worker, wishes
-        self._config, self._longest = config, report.lengths["row"]["p100"]
+        self._longest = report.lengths["row"]["p100"]
         self._steps = total_updates(config.training, report.train_rows)
         self._key = worker.key(config, report.fingerprint)
-        self.place = _folder(study.folder.cache, self._key)
+        self.place = _folder(study.folder.cache, self._key, config)
+        spec = study.spec
+        self._mirror = None if spec.mirror is None else of_sft(spec.mirror, spec.name, self._key)
+        self._config = _begin(self.place, config, self._mirror)
+        if self._config.evaluation != config.evaluation:
+            view.say("sft: the run of another sweep makes the same weights, and is taken with that sweep's evaluation")
 
     def train(self) -> End:
         """Train to an end that another worker or a smaller micro-batch would not change."""
@@ -160,15 +209,12 @@ class _Stage:
     def _attempt(self) -> End:
         learned = self._study.learned_micro_batch()
         config = memory.fitted(self._config, learned)
-        self.place.mkdir(parents=True, exist_ok=True)
-        (self.place / "trial.json").write_text(json.dumps(config.model_dump(mode="json"), indent=1), encoding="utf-8")
         tags = {"state": "RUNNING", "sft.key": self._key}
         if config is not self._config:  # the params stay what was asked for
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start(SFT, name=SFT, params=self._config.leaves(), tags=tags, at=time.time())
         self._view.stage(f"sft: 0 of {self._steps} updates")
-        spec = self._study.spec
-        mirror = None if spec.mirror is None else of_sft(spec.mirror, spec.name, self._key).url
+        mirror = None if self._mirror is None else self._mirror.url
         job = Job(SFT, 1, config.model_dump_json(), self.place, mirror=mirror)
         return self._worker.train(job, self._heard, lambda: self._wishes.ask() is not None)
 

@@ -55,6 +55,7 @@ def tell_sweep(study: Study, sink: Sink, fingerprint: str, adapters: Sequence[st
     tags = {} if report is None else {f"data.{name}": str(count) for name, count in report.counts().items()}
     tags |= {
         "state": "RUNNING",
+        "reason": "",
         "spec.hash": spec_hash(spec),
         "data.fingerprint": fingerprint,
         "goal": f"{spec.goal.direction} {spec.goal.metric}",

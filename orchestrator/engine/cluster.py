@@ -7,15 +7,16 @@ import math
 import os
 import secrets
 import shutil
+import socket
 import tempfile
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import trainer
 from orchestrator.engine.nvidia import smallest_memory
-from orchestrator.engine.stopping import Interrupt
+from orchestrator.engine.stopping import Interrupt, deaf_to_sigterm
 from orchestrator.errors import Finding, SpecError
 from orchestrator.spec.shares import sharing_of
 from orchestrator.spec.sweep import SweepSpec
@@ -190,23 +191,60 @@ def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]
 
     hush(folder)
     try:
-        ray.init(
-            address="local",
-            num_cpus=0,  # slots count; Ray would start idle workers for CPUs
-            num_gpus=visible_gpus(),
-            resources={_SLOT: float(slots.count), PROCESS: float(slots.count * slots.processes)},
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=False,
-            runtime_env={"env_vars": worker_environment(slots.threads)},
-            _temp_dir=str(place),
-        )
+        with starting_ray(interrupt):
+            ray.init(
+                address="local",
+                num_cpus=0,  # slots count; Ray would start idle workers for CPUs
+                num_gpus=visible_gpus(),
+                resources={_SLOT: float(slots.count), PROCESS: float(slots.count * slots.processes)},
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=False,
+                runtime_env={"env_vars": worker_environment(slots.threads)},
+                _temp_dir=str(place),
+            )
         quiet(folder / "driver.log")  # again: starting, it cleared its loggers
-        interrupt.listen()
-        yield
+        with interrupt.watching(server_is_gone()):
+            yield
     finally:
         ray.shutdown()
         _collect(folder)
+
+
+@contextmanager
+def starting_ray(interrupt: Interrupt) -> Generator[None]:
+    """What Ray starts while entered is never reached by SIGTERM, and this process's own handler holds afterwards."""
+    from ray._private import utils
+
+    def leave(_: object) -> None:
+        """Instead of Ray's own, which would end this process without a word."""
+
+    taken = utils.set_sigterm_handler
+    utils.set_sigterm_handler = leave
+    try:
+        with deaf_to_sigterm():
+            try:
+                yield
+            finally:
+                interrupt.listen()
+    finally:
+        utils.set_sigterm_handler = taken
+
+
+def server_is_gone() -> Callable[[], bool]:
+    """Whether Ray's own server (GCS) takes no more connections: then no call into Ray comes to an end."""
+    import ray
+
+    host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
+
+    def gone() -> bool:
+        try:
+            with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+                return False
+        except OSError:
+            return True
+
+    return gone
 
 
 def hush(folder: Path) -> None:

@@ -15,7 +15,17 @@ from typing import Any
 import orchestrator
 import trainer
 from orchestrator.engine.address import Asked, ClusterError, authorise, find, is_loopback
-from orchestrator.engine.cluster import Machine, Slots, hush, quiet, slots_on, threads_of, worker_environment
+from orchestrator.engine.cluster import (
+    Machine,
+    Slots,
+    hush,
+    quiet,
+    server_is_gone,
+    slots_on,
+    starting_ray,
+    threads_of,
+    worker_environment,
+)
 from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.engine.view import View
 from orchestrator.spec.shares import sharing_of
@@ -58,23 +68,27 @@ def joined(folder: Path, spec: SweepSpec, asked: Asked, interrupt: Interrupt, vi
     hush(folder)
     try:
         try:
-            ray.init(
-                address=address,
-                log_to_driver=False,
-                configure_logging=False,
-                runtime_env={"env_vars": _environment(threads_of(spec, sharing_of(spec, None))), "py_modules": _code()},
-            )
+            with starting_ray(interrupt):
+                ray.init(
+                    address=address,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    runtime_env={
+                        "env_vars": _environment(threads_of(spec, sharing_of(spec, None))),
+                        "py_modules": _code(),
+                    },
+                )
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise ClusterError(f"--address {address}: {_first_line(error)}") from error
         quiet(folder / "driver.log")
-        interrupt.listen()
-        machines = _machines(asked.machines, interrupt, view)
-        _look_over(folder.parent, machines, interrupt)
-        slots = slots_on(spec, list(machines.values()), shared=True)
-        os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
-        many = "" if len(machines) == 1 else "s"
-        view.say(f"Ray cluster {address}: {len(machines)} machine{many}, {slots.count} trials at a time")
-        yield slots
+        with interrupt.watching(server_is_gone()):
+            machines = _machines(asked.machines, interrupt, view)
+            _look_over(folder.parent, machines, interrupt)
+            slots = slots_on(spec, list(machines.values()), shared=True)
+            os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
+            many = "" if len(machines) == 1 else "s"
+            view.say(f"Ray cluster {address}: {len(machines)} machine{many}, {slots.count} trials at a time")
+            yield slots
     finally:
         ray.shutdown()
 

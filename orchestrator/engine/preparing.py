@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from orchestrator.engine.stage import StageFailed
-from orchestrator.engine.stopping import Interrupt, Interrupted
+from orchestrator.engine.stopping import Interrupt, Interrupted, deaf_to_sigterm
 from orchestrator.errors import DataError, StorageRefused
 from orchestrator.tracking.secrets import redact
 from trainer.config import TrialConfig
@@ -46,14 +46,15 @@ class Preparing:
     ) -> None:
         self._interrupt, self._tick = interrupt, tick
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__, str(cache), *([_TRUST] if trust_remote_code else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            env=os.environ | environment,
-            start_new_session=True,  # Ctrl-C is the driver's to answer
-        )
+        with deaf_to_sigterm():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(cache), *([_TRUST] if trust_remote_code else [])],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=os.environ | environment,
+                start_new_session=True,  # Ctrl-C is the driver's to answer
+            )
         self._asked: list[str] = []
         self._answers: dict[str, str] = {}
         self._heard = b""

@@ -11,6 +11,7 @@ from orchestrator.engine.cluster import Slots
 from orchestrator.engine.failures import WorkerLost
 from orchestrator.engine.messages import STOP_FILE, WORKER_FILE, End, EndKind, Job, Report
 from orchestrator.engine.opening import for_slots
+from orchestrator.engine.stage_key import stage_key
 from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.engine.vitals import check_ray
 from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
@@ -29,16 +30,6 @@ class StageFailed(OrchestrateError):
 
 class StageDied(StageFailed):
     """Its worker process ended."""
-
-
-def stage_key(config: TrialConfig, fingerprint: str, cache: Path) -> str:
-    """Name of what training this configuration makes: configuration, data and start weights."""
-    from trainer.models.identity import locate, model_identity
-    from trainer.run import config_digest
-    from trainer.storage.durable import digest_of
-
-    start = model_identity(config.model, locate(config.model, cache))
-    return digest_of([config_digest(config), fingerprint, start])[:32]
 
 
 class StageProcess:

@@ -20,7 +20,7 @@ from orchestrator.study.knowing import Known, view
 from orchestrator.study.ledger import Ledger
 from orchestrator.study.policy import Drawn, Policy
 from orchestrator.study.pruning.decide import Judge
-from orchestrator.study.reading import ATTEMPTS, GIVEN, IDENTITY, NOTE, STARTED, TO_OPTUNA, UPDATES
+from orchestrator.study.reading import ATTEMPTS, GIVEN, IDENTITY, NOTE, PARAMS, STARTED, TO_OPTUNA, UPDATES
 from orchestrator.study.records import Trial
 from orchestrator.study.remembered import Remembered
 from orchestrator.study.settled import Settled
@@ -79,7 +79,13 @@ class Issuer:
         drawn = self._policy.draw(trials)
         if drawn is None:
             return None
-        issued = self._create(c, number, drawn, drawn.params, {NOTE: drawn.note} if drawn.note else {})
+        kept: dict[str, Any] = {NOTE: drawn.note} if drawn.note else {}
+        if beyond := outside(self._spec.search, drawn.params):
+            kept[PARAMS] = drawn.params
+        inside = {path: value for path, value in drawn.params.items() if path not in beyond}
+        issued = self._create(c, number, drawn, inside, kept)
+        for told in drawn.left_out:
+            self._ledger.add_event(c, "left out", told, number)
         twin = next((trial.number for trial in reversed(trials) if trial.identity == drawn.identity), None)
         if twin is not None:
             self._ledger.add_event(c, "twin", f"equal to trial {twin}: nothing else came up", number)

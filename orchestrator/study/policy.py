@@ -44,6 +44,8 @@ class Drawn:
     config: TrialConfig
     identity: str
     note: dict[str, Any] = field(default_factory=dict[str, Any])
+    left_out: tuple[str, ...] = ()
+    """Combinations that the sampler passed over before this one, each with the reason."""
 
 
 class Policy:
@@ -82,8 +84,8 @@ class Policy:
             return f"all {_drawn(trials)} points of the grid issued"
         if self._staged is not None:
             step = self._staged.step(trials)
-            if step.params is None and step.waits_for is None:
-                return f"all {len(self._staged.stages)} stages done"
+            if step.point is None and step.waits_for is None:
+                return "; ".join([f"all {len(self._staged.stages)} stages done", *step.left_out])
         return ""
 
     def draw(self, trials: Sequence[Known]) -> Drawn | None:
@@ -101,8 +103,9 @@ class Policy:
                 return None if params is None else self.place(params)
             case StagedSampler():
                 assert self._staged is not None
-                params = self._staged.step(trials).params
-                return None if params is None else self.place(params)
+                step = self._staged.step(trials)
+                point = step.point
+                return None if point is None else Drawn(point.params, point.config, point.identity, {}, step.left_out)
             case RandomSampler():
                 return self._first_new(place, 0, tried)
             case QmcSampler(seed=seed):

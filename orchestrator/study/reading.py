@@ -40,6 +40,11 @@ Optuna's own params of it are those that the search could have drawn.
 """
 
 
+PARAMS = "params"
+"""All params of a drawn trial of which Optuna keeps only some: staged search also starts from and returns to values
+that the search does not list, for which Optuna's distributions have no room."""
+
+
 def record(
     trial: FrozenTrial, step: int, metrics: dict[str, float], order: Sequence[str], seconds: float
 ) -> TrialRecord:
@@ -87,9 +92,14 @@ def is_paused(trial: FrozenTrial) -> bool:
 
 def params(trial: FrozenTrial, order: Sequence[str]) -> dict[str, Any]:
     """A trial's leaves in the file's order; of a given one also those outside the search."""
-    held = trial.user_attrs[GIVEN]["params"] if GIVEN in trial.user_attrs else trial.params
+    held = _params(trial)
     listed = {path: held[path] for path in order if path in held}
     return listed | {path: value for path, value in held.items() if path not in listed}
+
+
+def _params(trial: FrozenTrial) -> dict[str, Any]:
+    kept = trial.user_attrs
+    return kept[GIVEN]["params"] if GIVEN in kept else kept.get(PARAMS, trial.params)
 
 
 def known(trial: FrozenTrial) -> Known:
@@ -98,7 +108,7 @@ def known(trial: FrozenTrial) -> Known:
     values = kept.get(VALUES)
     return Known(
         number=trial.number,
-        params=kept[GIVEN]["params"] if GIVEN in kept else trial.params,
+        params=_params(trial),
         state=FROM_OPTUNA[trial.state],
         values=None if values is None else tuple(float(value) for value in values),
         course={step: value for step, value in sorted(trial.intermediate_values.items()) if step > 0},

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,21 @@ import pytest
 
 from orchestrator.driving.sft import train_start_model
 from orchestrator.driving.stages import check_data
+from orchestrator.engine.attempt import Attempt, open_workshop
 from orchestrator.engine.cluster import cluster
+from orchestrator.engine.messages import End, Job, Report
+from orchestrator.engine.messages import EndKind as EndOfAttempt
 from orchestrator.engine.preparing import Preparing
 from orchestrator.engine.stage import StageDied, StageFailed, StageWorker
-from orchestrator.engine.stopping import Interrupt
+from orchestrator.engine.stage_key import stage_key
+from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.engine.wishes import Wishes
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.sweep import SweepSpec
 from orchestrator.study.records import Trial
 from orchestrator.study.study import Study
 from trainer.config import TrialConfig
+from trainer.data import prepare
 from trainer.report import Ending, EndKind, Point
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
@@ -146,3 +153,117 @@ def test_a_lost_worker_is_followed_by_another_a_bounded_number_of_times(tmp_path
     assert again.error is None
     assert [step for step, _ in again.log] == [1, 2, 2, 2, 2, 3, 4], "resumed, from the newest checkpoint"
     again.study.dispose()
+
+
+# --- one run for all sweeps whose start model has the same weights ---------------------------------------------------
+
+
+class InProcess:
+    """The real trainer, in this process. `stop_at`: an update after which somebody interrupts."""
+
+    def __init__(self, cache: Path, stop_at: int | None = None) -> None:
+        self._cache, self._stop_at = cache, stop_at
+        self._workshop = open_workshop(cache)
+        self.steps: list[int] = []
+
+    def key(self, config: TrialConfig, fingerprint: str) -> str:
+        return stage_key(config, fingerprint, self._cache)
+
+    def train(self, job: Job, heard: Callable[[Report], None], stopped: Callable[[], bool]) -> End:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        attempt = Attempt(job, lambda: self._workshop)
+        while True:
+            report = attempt.pull()
+            heard(report)
+            self.steps += [point.step for point in report.points]
+            if self._stop_at is not None and self._stop_at in self.steps:
+                self._workshop.interrupt()
+            if report.end is not None:
+                if report.end.kind is EndOfAttempt.RELEASED:
+                    raise Interrupted
+                return report.end
+
+    def restart(self) -> None:
+        raise AssertionError("nothing is lost here")
+
+
+class PreparedHere:
+    """The data, without a process of its own."""
+
+    def __init__(self, cache: Path) -> None:
+        self._cache = cache
+
+    def prepare(self, config: TrialConfig) -> str:
+        return prepare(config.data, config.model, self._cache).report.model_dump_json()
+
+
+class Shared:
+    """Sweeps of one runs folder, each up to its start model."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.cache, self.count = root, root / "runs" / "cache", 0
+        self.view, self.sink = SilentView(), ListSink()
+
+    def start_model(self, worker: InProcess, sft: dict[str, Any] | None = None, **base: Any) -> Path | None:
+        self.count += 1
+        spec = SPEC.model_copy(update={"name": f"s{self.count}"})
+        training = {"max_steps": 6, "pairs_per_update": 8, "save_steps": 2, "logging_steps": 1} | (sft or {})
+        spec = SweepSpec.model_validate(
+            spec.model_dump() | {"base": SPEC.base.model_dump() | LITTLE | base, "sft": {"training": training}}
+        )
+        folder = SweepFolder(self.root / "runs", spec.name)
+        folder.path.mkdir(parents=True)
+        data: Any = PreparedHere(self.cache)
+        report = check_data(spec, folder, self.view, data)
+        study = Study.create(folder, spec)
+        study.begin()
+        try:
+            in_process: Any = worker
+            return train_start_model(study, data, report, self.sink, self.view, in_process, Wishes(study))
+        finally:
+            study.dispose()
+
+
+EVALUATED = {"evaluation": {"prompts": 2, "max_new_tokens": 3}}
+LITTLE = {"evaluation": {"prompts": 1, "samples": 0, "max_new_tokens": 1}}
+
+
+def test_another_evaluation_takes_the_start_model_that_is_there(tmp_path: Path) -> None:
+    shared = Shared(tmp_path)
+    first = InProcess(shared.cache)
+    model = shared.start_model(first)
+    assert model is not None
+    written = (model / "model.safetensors").stat().st_mtime_ns
+    for sft, base in (
+        ({}, EVALUATED),
+        ({"eval_steps": 1, "logging_steps": 2, "save_steps": 1}, {}),
+        ({"gradient_checkpointing": True, "tokens_per_micro_batch": 300}, {}),
+    ):
+        later = InProcess(shared.cache)
+        assert shared.start_model(later, sft, **base) == model
+        assert later.steps == first.steps, "its story is told again"
+        assert later._workshop.counters["model_loaded"] == 0  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    assert (model / "model.safetensors").stat().st_mtime_ns == written
+    assert sum("taken with that sweep's evaluation" in line for line in shared.view.said) == 1
+    other = shared.start_model(InProcess(shared.cache), {"learning_rate": 1e-3})
+    assert other != model
+
+
+def test_another_evaluation_goes_on_with_what_was_interrupted(tmp_path: Path) -> None:
+    alone, shared = Shared(tmp_path / "alone"), Shared(tmp_path / "shared")
+    untouched = alone.start_model(InProcess(alone.cache))
+    with pytest.raises(Interrupted):
+        shared.start_model(InProcess(shared.cache, stop_at=3))
+    other_memory = shared.start_model(InProcess(shared.cache), {"gradient_checkpointing": True})
+    later = InProcess(shared.cache)
+    model = shared.start_model(later, {"eval_steps": 1}, **EVALUATED)
+    assert untouched is not None
+    assert model is not None
+    assert other_memory is not None
+    assert later.steps == list(range(7))
+    assert other_memory.parent.parent == model.parent.parent, "one name"
+    assert other_memory != model, "but an unfinished run that needs more memory was not forced on it"
+    for made in (model, other_memory):
+        assert (made / "model.safetensors").read_bytes() == (untouched / "model.safetensors").read_bytes()
+    again = shared.start_model(InProcess(shared.cache), {"gradient_checkpointing": True})
+    assert again == other_memory, "always the same place"

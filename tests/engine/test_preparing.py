@@ -61,7 +61,6 @@ def test_a_death_is_told_with_its_last_words(tmp_path: Path) -> None:
 
 def test_an_interruption_ends_the_wait_and_the_process(tmp_path: Path) -> None:
     with Interrupt(lambda: "") as interrupt:
-        interrupt.listen()
         with begun(tmp_path, config(GOOD), interrupt) as data:
             os.kill(os.getpid(), signal.SIGINT)
             with pytest.raises(Interrupted):

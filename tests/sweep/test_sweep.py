@@ -61,7 +61,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
         talk.append(line)
         if line.startswith("trial 0 step 20/"):
             assert status("tiny", root)["state"] == "running"
-            os.killpg(first.pid, signal.SIGINT)
+            os.killpg(first.pid, signal.SIGTERM)
             break
     out, err = first.communicate(timeout=120)
     told = "".join(talk) + err

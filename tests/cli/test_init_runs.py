@@ -1,0 +1,275 @@
+"""Every file that `init` can write: loaded and planned, run whole in small, and sized for its model and data."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orchestrator.sweep
+from orchestrator import cli
+from orchestrator.commands.beginning import DEFAULT_DATA, DEFAULT_MODEL, OBJECTIVES
+from orchestrator.commands.look import status
+from orchestrator.commands.planning import plan_here
+from orchestrator.driving import drive
+from orchestrator.engine.attempt import Attempt, OpenWorkshop
+from orchestrator.engine.cluster import Slots
+from orchestrator.engine.conductor import Conductor
+from orchestrator.engine.stopping import Stop, StopKind
+from orchestrator.spec.load import load
+from orchestrator.spec.sweep import SweepSpec
+from orchestrator.study.records import Trial
+from orchestrator.study.state import Outcome, TrialState
+from orchestrator.study.study import Study
+from trainer.config import GeneratedModel, GeneratedSource
+from trainer.generate import generated_model, generated_rows
+from trainer.report import Point
+
+TINY = GeneratedModel(
+    vocab_size=320,
+    hidden_size=16,
+    intermediate_size=32,
+    num_hidden_layers=1,
+    num_attention_heads=1,
+    num_key_value_heads=1,
+)
+ROWS = 60
+MATRIX = list(itertools.product(OBJECTIVES, (False, True), (0, 2), (False, True)))
+"""Objective, adapters or not, GPUs, model and data local or on the hub."""
+
+
+def named(case: tuple[str, bool, int, bool]) -> str:
+    objective, lora, gpus, local = case
+    return f"{objective}-{'lora' if lora else 'all'}-{gpus}gpus-{'local' if local else 'hub'}"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model's folder and a file of pairs."""
+    root = tmp_path_factory.mktemp("made")
+    shutil.copytree(generated_model(TINY, root / "cache"), root / "model")
+    rows = generated_rows(GeneratedSource(generated="instructions", rows=ROWS))
+    (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return root
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "none"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
+
+
+def init(case: tuple[str, bool, int, bool], made: Path) -> SweepSpec:
+    objective, lora, gpus, local = case
+    where = (str(made / "model"), str(made / "pairs.jsonl")) if local else (DEFAULT_MODEL, DEFAULT_DATA)
+    words = ["init", "first.yaml", "--objective", objective, "--gpus", str(gpus)]
+    words += ["--model", where[0], "--data", where[1], *(["--lora"] if lora else [])]
+    assert cli.main(words) == 0
+    return load(Path("first.yaml"))
+
+
+@pytest.mark.parametrize("case", MATRIX, ids=named)
+def test_it_loads_and_can_be_planned(case: tuple[str, bool, int, bool], made: Path, tmp_path: Path) -> None:
+    spec = init(case, made)
+    objective, lora, gpus, local = case
+    assert (spec.base.loss.kind, spec.base.lora is not None) == (objective, lora)
+    training = spec.base.training
+    assert training.bf16 is (gpus > 0)
+    assert training.gradient_checkpointing is (gpus > 0 and not local)
+    plan = plan_here(spec, tmp_path / "runs", ())
+    assert plan.trials is not None
+    assert plan.trials > 0
+
+
+# --- run whole -------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def no_cluster(*_: object) -> Generator[None]:
+    yield
+
+
+def run_here(
+    study: Study, sink: Any, view: Any, interrupt: Any, slots: Slots, *, opened: OpenWorkshop, **more: Any
+) -> Stop:
+    """The engine without Ray: one trial after the other, in this process."""
+    conductor = Conductor(study, sink, view, interrupt, **more)
+    workshop = opened(study.folder.cache)
+    while not conductor.idle:
+        conductor.tick()
+        job = conductor.next(1)
+        if job is None:
+            continue
+        attempt = Attempt(job, lambda: workshop)
+        while conductor.heard(job.id, attempt.pull()):
+            pass
+        attempt.close()
+    return conductor.result()
+
+
+def check_run(name: str) -> None:
+    found = status(name, Path("runs").resolve())
+    assert (found["state"], {t["state"] for t in found["trials"]}) == ("finished", {"COMPLETE"})
+    assert found["best"] is not None
+    for words in (["report", name], ["suggest", name], ["best", name, "--json"]):
+        assert cli.main(words) == 0
+
+
+LOCAL = [case for case in MATRIX if case[3] and case[2] == 0]
+ELSEWHERE = [case for case in MATRIX if case not in LOCAL]
+SMALL = ["--set=training.max_steps=2", "--set=evaluation.prompts=1"]
+SOON = [("simpo", False, 0, True), ("dpo", True, 0, True), ("simpo", True, 2, False)]
+
+
+def slow_but(cases: list[Any]) -> list[Any]:
+    return [c if c in SOON else pytest.param(c, marks=pytest.mark.slow) for c in cases]
+
+
+@pytest.mark.parametrize("case", slow_but(LOCAL), ids=named)
+def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
+    monkeypatch.setattr(drive, "run_trials", run_here)
+    init(case, made)
+    assert cli.main(["sweep", "first.yaml", *SMALL]) == 0
+    check_run("first")
+
+
+@pytest.mark.parametrize("case", slow_but(ELSEWHERE), ids=named)
+def test_in_small_where_it_wants_a_gpu_or_the_hub(
+    case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
+    monkeypatch.setattr(drive, "run_trials", run_here)
+    init(case, made)
+    assert cli.main(["sweep", "first.yaml", "--rehearse", "--set=evaluation.prompts=1"]) == 0
+    check_run("first-rehearsal")
+
+
+@pytest.mark.slow
+def test_the_first_file_of_most_people_runs_as_they_run_it(made: Path) -> None:
+    """With Ray and two workers."""
+    init(("simpo", False, 0, True), made)
+    assert cli.main(["sweep", "first.yaml"]) == 0
+    check_run("first")
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def write_pairs(path: Path, rows: int) -> Path:
+    made = generated_rows(GeneratedSource(generated="instructions", rows=rows))
+    path.write_text("".join(json.dumps(row) + "\n" for row in made))
+    return path
+
+
+def test_a_tiny_model_gets_its_own_rates_lengths_and_steps(made: Path, tmp_path: Path) -> None:
+    spec = init(("simpo", False, 0, True), made)
+    text = Path("first.yaml").read_text()
+    assert "thousand parameters" in text
+    assert spec.search.listed("training.learning_rate") == (1e-4, 3e-4, 1e-3)
+    assert spec.base.data.max_length < 200, "as long as its rows"
+    assert spec.base.data.eval_share == 0.3
+    assert spec.base.training.pairs_per_update == 8
+    assert spec.base.training.num_train_epochs == 3
+    assert spec.base.evaluation.max_new_tokens < 64
+    many = write_pairs(tmp_path / "many.jsonl", 8000)
+    assert cli.main(["init", "many.yaml", "--model", str(made / "model"), "--data", str(many), "--gpus", "0"]) == 0
+    spec = load(Path("many.yaml"))
+    assert (spec.base.training.pairs_per_update, spec.base.training.max_steps) == (32, 200)
+    assert spec.base.data.eval_share == 0.1
+    assert cli.main(["init", "gpu.yaml", "--model", str(made / "model"), "--data", str(many), "--gpus", "1"]) == 0
+    spec = load(Path("gpu.yaml"))
+    assert (spec.base.training.max_steps, spec.base.training.num_train_epochs) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "lowest", "highest"),
+    [
+        ("org/any-70B", 5e-8, 2e-7),
+        ("org/Thing_13b_chat", 1e-7, 5e-7),
+        (DEFAULT_MODEL, 3e-7, 1e-6),
+        ("org/nothing-said", 3e-7, 1e-6),
+        ("org/Small-1.7B-Instruct", 5e-7, 1e-6),
+        ("org/Smaller-135M", 1e-6, 1e-4),
+    ],
+)
+def test_a_hub_model_by_its_name(name: str, lowest: float, highest: float) -> None:
+    assert cli.main(["init", "--model", name, "--gpus", "8"]) == 0
+    rates = load(Path("sweep.yaml")).search.listed("training.learning_rate")
+    assert (rates[0], rates[-1]) == (lowest, highest)
+
+
+def test_adapters_take_ten_times_the_rates(made: Path) -> None:
+    alone = init(("dpo", False, 2, False), made).search.listed("training.learning_rate")
+    Path("first.yaml").unlink()
+    adapters = init(("dpo", True, 2, False), made).search.listed("training.learning_rate")
+    assert adapters == pytest.approx([10 * rate for rate in alone if isinstance(rate, float)])
+
+
+def test_rows_longer_than_the_models_positions_are_said_to_be_cut(made: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(made / "model", tmp_path / "short")
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
+    assert cli.main(["init", "--model", str(model), "--data", str(made / "pairs.jsonl"), "--gpus", "0"]) == 0
+    assert load(Path("sweep.yaml")).base.data.max_length == 40
+    assert "the model's last position" in Path("sweep.yaml").read_text()
+
+
+def test_rows_that_cannot_be_read_leave_the_lengths_alone_and_it_is_said(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"question": "what", "answer": "that"}\n' * 9)
+    assert cli.main(["init", "--model", str(made / "model"), "--data", str(bad), "--gpus", "0"]) == 0
+    said = capsys.readouterr().err
+    assert "the lengths of the rows could not be read" in said
+    assert "max_length is not fitted to them" in said
+    assert load(Path("sweep.yaml")).base.data.max_length == 512, "the model's last position"
+
+
+OUTSIDE = """
+name: first
+base:
+  model: {model}
+  data: {{train: {rows}, max_length: 256}}
+  training: {{pairs_per_update: 4, max_steps: 2}}
+search:
+  loss.beta: [2.0, 2.5]
+  loss.gamma_beta_ratio: [0.3, 0.5]
+  training.learning_rate: [3e-7, 5e-7]
+enqueue:
+  - {{loss.beta: 3.0, training.weight_decay: 0.1}}
+sampler: staged
+maximize: eval_accuracies/logp
+"""
+
+
+def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A staged search from the margin's default, 0.25, and a given trial that is the best and that it returns to."""
+
+    def valued(study: Study, *_: Any, **__: Any) -> Stop:
+        while isinstance(trial := study.claim(), Trial):
+            value = 0.9 if trial.number == 0 else 0.5 + 0.01 * trial.number
+            study.observe(trial, [Point(1, {"eval_accuracies/logp": value})])
+            study.close(trial, Outcome(TrialState.COMPLETE))
+        return Stop(StopKind.FINISHED)
+
+    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
+    monkeypatch.setattr(drive, "run_trials", valued)
+    Path("first.yaml").write_text(OUTSIDE.format(model=made / "model", rows=made / "pairs.jsonl"))
+    assert cli.main(["sweep", "first.yaml"]) == 0
+    check_run("first")
+    found = status("first", Path("runs").resolve())
+    assert found["best"] == 0
+    assert {t["params"]["loss.gamma_beta_ratio"] for t in found["trials"]} == {0.25, 0.3, 0.5}
+    assert [t["params"].get("training.weight_decay") for t in found["trials"]].count(0.1) > 2

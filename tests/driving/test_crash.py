@@ -1,0 +1,196 @@
+"""A bug that ends the driver leaves its trace where people look, and gives the name back where nothing was begun."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import orchestrator.sweep
+from orchestrator import cli
+from orchestrator.commands.history import history
+from orchestrator.commands.look import status
+from orchestrator.driving import crash, drive
+from orchestrator.engine.stopping import Stop, StopKind
+from orchestrator.errors import ExitCode, NameTaken, StorageRefused, SweepHeld
+from orchestrator.folders import ASIDE, SweepFolder
+from orchestrator.spec.load import load
+from orchestrator.study.records import Trial
+from orchestrator.study.state import Outcome, TrialState
+from orchestrator.study.study import Study
+from trainer.report import Point
+
+TEXT = """
+name: s
+base:
+  model: {generated: {vocab_size: 320, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 1,
+                      num_attention_heads: 1, num_key_value_heads: 1}}
+  data: {train: {generated: instructions, rows: 64}, max_length: 64}
+  loss: {kind: simpo}
+  training: {pairs_per_update: 8, max_steps: 2}
+search: {loss.beta: [2.0, 3.0]}
+maximize: eval_accuracies/logp
+"""
+TOKEN = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
+Run = Callable[..., Stop]
+
+
+@contextmanager
+def no_cluster(*_: object) -> Generator[None]:
+    yield
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A sweep's file; Ray is left out, its trials are run by what the test gives."""
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
+    (tmp_path / "s.yaml").write_text(TEXT)
+    return tmp_path / "s.yaml"
+
+
+@pytest.fixture
+def trials_run_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
+    return lambda run: monkeypatch.setattr(drive, "run_trials", run)
+
+
+def broken(*_: Any, **__: Any) -> Stop:
+    raise TypeError(f"an unexpected thing with {TOKEN}")
+
+
+def broken_in_a_trial(study: Study, *_: Any, **__: Any) -> Stop:
+    study.claim()
+    raise KeyError("boom")
+
+
+def good(study: Study, *_: Any, **__: Any) -> Stop:
+    while isinstance(trial := study.claim(), Trial):
+        study.observe(trial, [Point(1, {"eval_accuracies/logp": 0.5})])
+        study.close(trial, Outcome(TrialState.COMPLETE))
+    return Stop(StopKind.FINISHED)
+
+
+def parent_runs(root: Path) -> list[tuple[str, str, str]]:
+    """Status, state and reason of every sweep's own run, by their beginning."""
+    rows = sqlite3.connect(root / "mlflow.db").execute(
+        "select r.status, s.value, w.value from runs r join tags t using (run_uuid) "
+        "join tags s on s.run_uuid = r.run_uuid and s.key = 'state' "
+        "join tags w on w.run_uuid = r.run_uuid and w.key = 'reason' "
+        "where t.key = 'prefsweep.run' and t.value = 'sweep' order by r.start_time"
+    )
+    return [(status, state, reason) for status, state, reason in rows]
+
+
+def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
+    file: Path, trials_run_by: Callable[[Run], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = file.parent / "runs"
+    trials_run_by(broken)
+    assert cli.main(["sweep", str(file)]) == ExitCode.OURS
+    said = capsys.readouterr().err
+    assert "this is ours, not yours: TypeError: an unexpected thing" in said
+    assert "the name is free: `orchestrate sweep FILE` begins anew" in said
+    (trace,) = (root / "s").glob("internal-error-*.txt")
+    assert str(trace) in said
+    assert "in broken" in trace.read_text()
+    assert TOKEN not in said + trace.read_text(), "secrets are masked"
+    found = status("s", root)
+    assert found["state"] == "interrupted"
+    assert found["why"].startswith("internal error: TypeError: an unexpected thing")
+    assert str(trace) in found["why"]
+    assert [e["text"] for e in history("s", root)["events"] if e["kind"] == "stopping"] == [found["why"]]
+    assert parent_runs(root) == [("FAILED", "FAILED", found["why"])]
+
+    trials_run_by(good)
+    assert cli.main(["sweep", str(file)]) == 0
+    assert "a sweep s had crashed before its first trial; what it left was moved to" in capsys.readouterr().err
+    (aside,) = (root / ASIDE).iterdir()
+    assert (aside / trace.name).is_file()
+    assert (aside / "study.db").is_file()
+    assert (status("s", root)["state"], len(status("s", root)["trials"])) == ("finished", 2)
+    assert parent_runs(root)[1] == ("FINISHED", "FINISHED", "")
+    with pytest.raises(NameTaken):
+        orchestrator.sweep.start(load(file), root)
+
+
+def test_a_bug_after_a_trial_had_begun_keeps_the_name_and_a_good_resume_clears_the_trace(
+    file: Path, trials_run_by: Callable[[Run], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = file.parent / "runs"
+    trials_run_by(broken_in_a_trial)
+    assert cli.main(["sweep", str(file)]) == ExitCode.OURS
+    assert "What was done is kept: orchestrate resume s" in capsys.readouterr().err
+    assert cli.main(["sweep", str(file)]) == ExitCode.USER, "there is a trial: the name is taken"
+    assert "orchestrate resume s" in capsys.readouterr().err
+    assert parent_runs(root)[0][:2] == ("FAILED", "FAILED")
+    assert cli.main(["resume", "s"]) == ExitCode.OURS
+    stopped = [e["text"] for e in history("s", root)["events"] if e["kind"] == "stopping"]
+    assert [text.partition(" (")[0] for text in stopped] == ["internal error: KeyError: 'boom'"] * 2
+
+    trials_run_by(good)
+    assert cli.main(["resume", "s"]) == 0
+    found = status("s", root)
+    assert (found["state"], found["why"]) == ("finished", "all 2 points of the grid issued")
+    assert parent_runs(root) == [("FINISHED", "FINISHED", "")]
+
+
+def test_a_bug_before_there_is_a_study(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trials_run_by: Callable[[Run], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = file.parent / "runs"
+
+    def no_ray(*_: object) -> None:
+        raise RuntimeError("Ray would not start")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(orchestrator.sweep, "cluster", no_ray)
+        assert cli.main(["sweep", str(file)]) == ExitCode.OURS
+    found = status("s", root)
+    assert found["why"].startswith("internal error: RuntimeError: Ray would not start (traceback in ")
+    assert [event["text"] for event in history("s", root)["events"]] == [found["why"]]
+    assert "the name is free" in capsys.readouterr().err
+    trials_run_by(good)
+    assert cli.main(["sweep", str(file)]) == 0
+    assert status("s", root)["state"] == "finished"
+
+
+def test_a_folder_without_a_trace_is_not_taken_for_a_crashed_one(file: Path) -> None:
+    folder = SweepFolder(file.parent / "runs", "s")
+    folder.path.mkdir(parents=True)
+    assert not crash.is_free(folder)
+    folder.spec.write_text(TEXT)
+    assert not crash.is_free(folder), "killed, or about to begin"
+    with pytest.raises(NameTaken):
+        crash.make_folder(folder, TEXT)
+
+
+def test_an_error_of_the_user_is_kept_as_the_reason_too(file: Path, trials_run_by: Callable[[Run], None]) -> None:
+    def refused(*_: Any, **__: Any) -> Stop:
+        raise StorageRefused("the disk is gone")
+
+    trials_run_by(refused)
+    root = file.parent / "runs"
+    assert cli.main(["sweep", str(file)]) == ExitCode.REFUSED
+    assert status("s", root)["why"] == "error: the disk is gone"
+    assert parent_runs(root) == [("FAILED", "FAILED", "error: the disk is gone")]
+    assert not crash.is_free(SweepFolder(root, "s"))
+
+
+def test_a_driver_that_was_replaced_records_nothing(file: Path, trials_run_by: Callable[[Run], None]) -> None:
+    def replaced(*_: Any, **__: Any) -> Stop:
+        raise SweepHeld("s", "somebody else")
+
+    trials_run_by(replaced)
+    root = file.parent / "runs"
+    assert cli.main(["sweep", str(file)]) == ExitCode.HELD
+    assert status("s", root)["why"] == ""
+    assert parent_runs(root)[0][:2] == ("RUNNING", "RUNNING")
