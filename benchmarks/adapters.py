@@ -100,7 +100,7 @@ def updates_of(pairs: int) -> int:
 
 def start(given: dict[str, Any]) -> subprocess.Popen[str]:
     """A process that loads, trains a little to be warm, and waits."""
-    from orchestrator.engine.cluster import worker_environment
+    from orchestrator.execution.local_cluster import worker_environment
 
     return subprocess.Popen(
         [sys.executable, "-m", "benchmarks.adapters", "--child", json.dumps(given)],
@@ -133,7 +133,7 @@ def answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 def child(given: dict[str, Any]) -> None:
     """For each size of an update: `trials` trials in turn, halted halfway; figures as JSON on standard output."""
-    from trainer.run import Workshop
+    from trainer.training_session import Workshop
 
     hall = Workshop(Path(given["cache"]))
     shops = [hall.beside() for _ in range(given["trials"])] if given["trials"] > 1 else [hall]
@@ -160,7 +160,7 @@ def child(given: dict[str, Any]) -> None:
 
 def trial(given: dict[str, Any], pairs: int, number: int, updates: int) -> Any:
     """A trial of its own seed and rate; hardly evaluated, so that updates are what is measured."""
-    from trainer.config import TrialConfig
+    from trainer.config.trial import TrialConfig
 
     hidden = given["hidden"]
     shape = {

@@ -21,7 +21,7 @@ def first_gradients_apart(sweep: dict[str, Any], theirs: Path, cache: Path) -> f
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from orchestrator.spec.load import loads
+    from orchestrator.spec.loading.loader import loads
     from trainer.data import prepare
     from trainer.forward.pair_model import PairModel
     from trainer.objectives.losses import needs

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.simulation import Curve
-from trainer.report import pack
+from trainer.results import pack
 
 UPDATES, EVALUATIONS, PAIRS = 400, 10, 200
 SEARCH = {

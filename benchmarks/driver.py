@@ -25,19 +25,19 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import results
-from dashboards.terminal import PlainView
-from orchestrator.driving.afterwards import Afterwards
-from orchestrator.driving.story import open_sink
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.messages import End, EndKind, Job, Report
-from orchestrator.engine.stopping import Interrupt
+from dashboards.terminal.progress_views import PlainView
+from orchestrator.driver.parent_run import open_sink
+from orchestrator.driver.sweep_driver import Afterwards
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.messages import End, EndKind, Job, Report
+from orchestrator.execution.stop_reasons import Interrupt
 from orchestrator.folders import SweepFolder, make
-from orchestrator.spec.dump import dump
-from orchestrator.spec.load import loads
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.interfaces import SWEEP
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.tracking.sink import SWEEP
-from trainer.report import Point
+from trainer.results import Point
 
 GOAL = "eval_accuracies/logp"
 REPORTS = 20

@@ -21,20 +21,20 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.driver import EVERY, GOAL, spec_of
-from dashboards.terminal import PlainView
-from orchestrator.driving.afterwards import Afterwards
-from orchestrator.driving.story import open_sink
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.messages import Report
-from orchestrator.engine.stopping import Interrupt
-from orchestrator.engine.tuner import run_trials
+from dashboards.terminal.progress_views import PlainView
+from orchestrator.driver.parent_run import open_sink
+from orchestrator.driver.sweep_driver import Afterwards
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.messages import Report
+from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.folders import SweepFolder, make
-from orchestrator.spec.dump import dump
+from orchestrator.interfaces import SWEEP
+from orchestrator.spec.loading.serialization import dump
 from orchestrator.study.study import Study
-from orchestrator.tracking.sink import SWEEP
-from trainer.config import TrialConfig
-from trainer.report import Ending, EndKind, Point
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, EndKind, Point
 
 AT = "reported_at"
 
@@ -117,7 +117,7 @@ def ours(root: Path, slots: Slots, trials: int, heard: Heard) -> None:
 
     from rich.console import Console
 
-    from orchestrator.engine import tuner
+    from orchestrator.execution import tune_adapter
 
     with Study.create(folder, spec, slots=slots.count, train_pairs=10_000) as study, Interrupt(lambda: "") as asked:
         sink = open_sink(study, root)
@@ -126,7 +126,7 @@ def ours(root: Path, slots: Slots, trials: int, heard: Heard) -> None:
         view = PlainView(spec, Console(file=(root / "log").open("w"), width=160), total=trials)
         after = Afterwards(study, sink)
         with cluster(folder.path / "ray", slots, asked):
-            tuner.Conductor = Listening  # pyright: ignore[reportPrivateImportUsage]
+            tune_adapter.Conductor = Listening  # pyright: ignore[reportPrivateImportUsage]
             run_trials(study, sink, view, asked, slots, on_closed=after, opened=Sleeper)
         sink.close(120.0)
 

@@ -182,8 +182,8 @@ def our_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
     """The product's forward and backward under bf16 autocast, the reference cached."""
     import torch
 
+    from trainer.config.loss_config import DpoLoss, SimpoLoss
     from trainer.forward.pair_model import PairModel
-    from trainer.loss_config import DpoLoss, SimpoLoss
     from trainer.objectives.pair_logps import Normaliser
 
     ours = PairModel(model, autocast=torch.bfloat16)
@@ -203,8 +203,8 @@ def make_optimiser(model: Any, trained: dict[str, Any], options: argparse.Namesp
     """Clipping at 1 and fused AdamW; for ours the product's own optimiser."""
     import torch
 
-    from trainer.config import TrainingConfig
-    from trainer.training.optimiser import Optimiser
+    from trainer.config.trial import TrainingConfig
+    from trainer.training.optimizer import Optimiser
 
     if options.contestant == "ours":
         mine = Optimiser(model, trained, TrainingConfig(learning_rate=1e-6))

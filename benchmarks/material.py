@@ -77,8 +77,8 @@ def _generated_rows() -> list[dict[str, str]]:
 
 
 def _generated_tokenizer(folder: Path) -> Path:
-    from trainer.config import GeneratedModel
-    from trainer.generate import generated_model
+    from trainer.config.trial import GeneratedModel
+    from trainer.synthetic import generated_model
 
     return generated_model(GeneratedModel(), folder / "cache")
 

@@ -15,7 +15,7 @@ from statistics import mean, median
 
 from benchmarks.curves import SEARCH, Preferences, Times
 from benchmarks.simulation import simulate
-from orchestrator.spec.goal import Goal
+from orchestrator.spec.objectives import Goal
 from orchestrator.spec.pruners import (
     HyperbandPruner,
     MedianPruner,
@@ -28,7 +28,7 @@ from orchestrator.spec.pruners import (
     WilcoxonPruner,
 )
 from orchestrator.spec.samplers import RandomSampler
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.sweep_spec import SweepSpec
 
 TRIALS, SLOTS = 200, 16
 NEAR = 0.005

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 
 from orchestrator.spec.pruners import WilcoxonPruner
 from orchestrator.spec.samplers import RandomSampler
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.knowing import Known, view
-from orchestrator.study.policy import Drawn, Policy
-from orchestrator.study.pruning.decide import Judge
-from orchestrator.study.state import TrialState
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.pruning.pruner import Judge
+from orchestrator.study.sampling.sampling_policy import Drawn, Policy
+from orchestrator.study.trial_records import TrialState
+from orchestrator.study.trial_snapshots import Known, view
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,8 +187,8 @@ def our_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
     """The same by the packed forward; the reference log-probs were computed once before."""
     import torch
 
+    from trainer.config.loss_config import DpoLoss, SimpoLoss
     from trainer.forward.pair_model import PairModel
-    from trainer.loss_config import DpoLoss, SimpoLoss
     from trainer.objectives.pair_logps import Normaliser
 
     pairs = make_pairs(options.vocabulary)

@@ -15,25 +15,23 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dashboards.compare import compare
-from dashboards.compare_page import compare_page
-from dashboards.diagnosis.diagnose import diagnose
-from dashboards.frame import TrialView
-from dashboards.insight import insight
-from dashboards.mlflow_pages.view import saved_view
-from dashboards.page import write_page, write_report
-from dashboards.summary import summary
-from dashboards.verdict import tell_findings
+from dashboards.analysis.comparison import compare
+from dashboards.analysis.sweep_frame import TrialView
+from dashboards.diagnosis.diagnose import diagnose, insight
+from dashboards.mlflow_pages import saved_view
+from dashboards.report.comparison_page import compare_page
+from dashboards.report.html_page import write_page, write_report
+from dashboards.terminal.trial_tables import summary, tell_findings
 from docs.chromium import Chromium, browser
 from docs.mlflow_looks import CLOSE, open_charts, show, titles
-from orchestrator.commands.look import status
-from orchestrator.commands.reporting import frame_of
-from orchestrator.driving.stages import load_report, steps_by_params
+from orchestrator.cli.report_data import frame_of
+from orchestrator.commands.status import status
+from orchestrator.driver.data_stage import load_report, steps_by_params
 from orchestrator.folders import SweepFolder, existing, home, known_sweeps
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow import connect, ensure_experiment, tracking_uri
-from orchestrator.tracking.names import run_page, trials_filter
-from orchestrator.tracking.ui import start_ui, sweep_page
+from orchestrator.tracking.mlflow_sink import connect, ensure_experiment, tracking_uri
+from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
+from orchestrator.tracking.run_metadata import run_page, trials_filter
 
 PICTURES = Path(__file__).parent / "pictures"
 _LOOKS = (

@@ -14,11 +14,10 @@ from collections.abc import Callable, Generator
 from pathlib import Path
 from types import FrameType
 
-from trainer.config import TrialConfig
-from trainer.errors import TrialError
-from trainer.positions import known_positions, length_findings
-from trainer.report import Ending, EndKind, JsonLinesReporter, Point, Reporter
-from trainer.trial_file import BadTrial, load_trial
+from trainer.config.position_limits import known_positions, length_findings
+from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import BadTrial, load_trial
+from trainer.results import Ending, EndKind, JsonLinesReporter, Point, Reporter, TrialError
 
 log = logging.getLogger("trainer")
 
@@ -64,7 +63,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _train(config: TrialConfig, options: argparse.Namespace) -> int:
     # Late: a mistake in the file is told before seconds of imports.
-    from trainer.run import Workshop
+    from trainer.training_session import Workshop
 
     folder: Path = options.out or Path("runs/alone") / options.trial.stem
     workshop = Workshop(options.cache, trust_remote_code=options.trust_remote_code, tell=log.info)

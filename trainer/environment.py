@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from trainer.errors import TrialError
+from trainer.results import TrialError
 
 if TYPE_CHECKING:
     import torch

@@ -18,13 +18,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from trainer.config import TrialConfig
-from trainer.errors import TrialError
-from trainer.trial_file import load_trial
+from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import load_trial
+from trainer.results import TrialError
 
 if TYPE_CHECKING:
-    from trainer.data.pairs import PairSet
-    from trainer.evaluation.evaluate import Examiner
+    from trainer.data.pair_dataset import PairSet
+    from trainer.evaluation.evaluator import Examiner
     from trainer.objectives.pair_logps import PairLogps
 
 DONE, UNUSABLE, OUT_OF_MEMORY = 0, 2, 3
@@ -76,10 +76,10 @@ def measure(
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from trainer.run import engine_for
-    from trainer.stock import Stock, check_positions, check_vocabulary, examiner
+    from trainer.distributed.processes import Patience, World, keep_to_share
+    from trainer.resource_cache import Stock, check_positions, check_vocabulary, examiner
     from trainer.training.engine import Material
-    from trainer.world import Patience, World, keep_to_share
+    from trainer.training_session import engine_for
 
     disable_progress_bar()
     keep_to_share(gpu_share)

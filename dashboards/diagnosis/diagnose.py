@@ -1,17 +1,41 @@
-"""All rules over one sweep."""
+"""All rules over one sweep.
+
+A sweep's frame with what is concluded from it, computed once for every panel.
+"""
 
 from __future__ import annotations
 
-from dashboards.certainty import Certainty, certainty
-from dashboards.diagnosis.answers import answers_lost, degenerate_text, length_bias
-from dashboards.diagnosis.broken import diverging_region, failures
-from dashboards.diagnosis.finding import Finding, by_weight
-from dashboards.diagnosis.health import chosen_falling, impossible_logps, margin_below_gamma, unlikely_text
-from dashboards.diagnosis.learning import coin_toss, gain_not_clear, ties, worse_than_start
-from dashboards.diagnosis.loss import loss_plateau, overfitting
-from dashboards.diagnosis.search import at_the_edge, not_told_apart, too_few_pairs
-from dashboards.diagnosis.together import varied_together
-from dashboards.sweep_frame import SweepFrame
+from dataclasses import dataclass
+
+from dashboards.analysis.significance import Certainty, certainty
+from dashboards.analysis.sweep_frame import SweepFrame
+from dashboards.diagnosis.collapse_rules import (
+    answers_lost,
+    chosen_falling,
+    degenerate_text,
+    impossible_logps,
+    length_bias,
+    margin_below_gamma,
+    unlikely_text,
+)
+from dashboards.diagnosis.findings import Finding, by_weight
+from dashboards.diagnosis.search_rules import (
+    at_the_edge,
+    diverging_region,
+    failures,
+    not_told_apart,
+    too_few_pairs,
+    varied_together,
+)
+from dashboards.diagnosis.training_rules import (
+    coin_toss,
+    gain_not_clear,
+    loss_plateau,
+    overfitting,
+    ties,
+    worse_than_start,
+)
+from orchestrator.study.importance import importance
 
 
 def diagnose(frame: SweepFrame, sure: Certainty | None = None) -> list[Finding]:
@@ -39,3 +63,20 @@ def diagnose(frame: SweepFrame, sure: Certainty | None = None) -> list[Finding]:
             *length_bias(winner),
         ]
     return by_weight(found)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Insight:
+    """What panels draw from. `importances`: searched leaf -> share of the goal's variance, biggest first."""
+
+    frame: SweepFrame
+    sure: Certainty | None
+    findings: tuple[Finding, ...]
+    importances: dict[str, float]
+
+
+def insight(frame: SweepFrame) -> Insight:
+    """Everything that is concluded from one sweep."""
+    sure = certainty(frame)
+    found = importance(frame.space, [case.record for case in frame.trials], frame.goal)
+    return Insight(frame, sure, tuple(diagnose(frame, sure)), found)

@@ -12,9 +12,18 @@ from contextlib import contextmanager
 
 import click
 
-from orchestrator.cli import data_command, hands, judging, looking, machine, reporting, running, starting, submitting
+from orchestrator.cli import (
+    control_commands,
+    data_command,
+    judge_command,
+    report_commands,
+    run_commands,
+    setup_commands,
+    status_commands,
+    submit_command,
+)
 from orchestrator.errors import ExitCode, OrchestrateError
-from trainer.errors import TrialError
+from trainer.results import TrialError
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -27,28 +36,28 @@ def cli() -> None:
 
 
 for command in (
-    starting.init,
-    running.plan,
+    setup_commands.init,
+    run_commands.plan,
     data_command.data,
-    running.sweep,
-    submitting.submit,
-    running.resume,
-    looking.status,
-    looking.history,
-    hands.stop,
-    hands.pause,
-    hands.unpause,
-    hands.prune,
-    hands.clone,
-    hands.enqueue,
-    looking.best,
-    looking.ui,
-    reporting.report,
-    reporting.suggest,
-    reporting.compare,
-    judging.judge,
-    machine.doctor,
-    machine.schema,
+    run_commands.sweep,
+    submit_command.submit,
+    run_commands.resume,
+    status_commands.status,
+    status_commands.history,
+    control_commands.stop,
+    control_commands.pause,
+    control_commands.unpause,
+    control_commands.prune,
+    control_commands.clone,
+    control_commands.enqueue,
+    status_commands.best,
+    status_commands.ui,
+    report_commands.report,
+    report_commands.suggest,
+    report_commands.compare,
+    judge_command.judge,
+    setup_commands.doctor,
+    setup_commands.schema,
 ):
     cli.add_command(command)
 
@@ -100,13 +109,13 @@ def _run(arguments: Sequence[str] | None) -> int:
 
 
 def _redacted(text: str) -> str:
-    from orchestrator.tracking.secrets import redact
+    from orchestrator.redaction import redact
 
     return redact(text)
 
 
 def _disk(error: OSError) -> int:
-    from orchestrator.engine.failures import disk_refused
+    from orchestrator.execution.messages import disk_refused
 
     if not disk_refused(error):
         return _ours(error)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from orchestrator.cli.shared import SET, TRUST
+from orchestrator.cli.options import SET, TRUST
 from orchestrator.errors import ExitCode
 from orchestrator.folders import home
 
@@ -35,8 +35,8 @@ def data(
     FILE is a sweep's, or a trial's as for `python -m trainer`. Rows that have something to notice come first. Trains
     nothing, loads no model and needs no GPU. Exit code 2 where a sweep would be refused for these rows.
     """
+    from dashboards.terminal.data_output import print_data
     from orchestrator.commands.data_preview import SHOWN, chosen_rows, config_of, preview_here
-    from orchestrator.commands.data_printing import print_data
 
     config, notices = config_of(file, sets)
     for notice in notices:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Finding, SpecError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.document import Document, parse, read_document
-from orchestrator.spec.load import read
-from trainer.config import TrialConfig
-from trainer.trial_file import trial_of
+from orchestrator.spec.loading.loader import read
+from orchestrator.spec.loading.yaml_document import Document, parse, read_document
+from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import trial_of
 
 if TYPE_CHECKING:
-    from trainer.data.preview import Preview, PreviewRow
+    from trainer.data.row_preview import Preview, PreviewRow
 
 SHOWN = 3
 """Rows shown where nobody says how many."""
@@ -63,7 +63,7 @@ def _changes(sets: Sequence[str]) -> list[tuple[str, Any]]:
 
 def preview_here(config: TrialConfig, root: Path, *, trust_remote_code: bool = False) -> Preview:
     """The rows of this configuration, with the cache of the sweeps under `root`."""
-    from trainer.data.preview import preview
+    from trainer.data.row_preview import preview
 
     cache = SweepFolder(root, "data").cache
     return preview(config.data, config.model, cache, trust_remote_code=trust_remote_code)

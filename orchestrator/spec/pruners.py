@@ -6,8 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from orchestrator.spec.goal import Goal
-from trainer.frozen import Count, Frozen, Name, NonNegative, Share
+from orchestrator.spec.objectives import Goal
+from trainer.config.base import Count, Frozen, Name, NonNegative, Share
 from trainer.metrics import EVAL, lookup
 
 PAIRED = f"{EVAL}margins/logp"

@@ -9,12 +9,11 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
-from orchestrator.spec.given import outside
-from orchestrator.spec.space import SearchSpace
-from orchestrator.spec.sweep import Goal
-from orchestrator.study.records import TrialRecord
-from orchestrator.study.sampling.columns import distributions
-from orchestrator.study.state import TrialState
+from orchestrator.spec.search.manual_trials import outside
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.sweep_spec import Goal
+from orchestrator.study.sampling.distributions import distributions
+from orchestrator.study.trial_records import TrialRecord, TrialState
 
 FEWEST = 4
 """With fewer complete trials a random forest tells nothing."""

@@ -9,17 +9,17 @@ from typing import Any, Self
 from optuna.trial import FrozenTrial
 from sqlalchemy import Connection
 
-from orchestrator.errors import StorageRefused
+from orchestrator.errors import StorageRefused, StudyMissing
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study import reading
-from orchestrator.study.errors import StudyMissing
-from orchestrator.study.given import Given, Queue
-from orchestrator.study.knowing import Known
-from orchestrator.study.ledger import Ledger
-from orchestrator.study.ranking import front, ranking
-from orchestrator.study.reading import MICRO_BATCH
-from orchestrator.study.records import (
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.database import optuna_trials
+from orchestrator.study.database.enqueued_trials import Given, Queue
+from orchestrator.study.database.optuna_trials import MICRO_BATCH, Remembered
+from orchestrator.study.database.repository import Ledger
+from orchestrator.study.database.study_database import Store, is_made, location
+from orchestrator.study.database.tables import FIRST_NAMED_SO, SCHEMA
+from orchestrator.study.sweep_terms import SETTLED, Settled, Spent
+from orchestrator.study.trial_records import (
     DRIVER,
     PAUSED,
     STOPPING,
@@ -29,13 +29,11 @@ from orchestrator.study.records import (
     Request,
     SpecVersion,
     TrialRecord,
+    front,
+    ranking,
 )
-from orchestrator.study.remembered import Remembered
-from orchestrator.study.settled import SETTLED, Settled
-from orchestrator.study.spending import Spent
-from orchestrator.study.store import Store, is_made, location
-from orchestrator.study.tables import FIRST_NAMED_SO, SCHEMA
-from trainer.report import Point
+from orchestrator.study.trial_snapshots import Known
+from trainer.results import Point
 
 
 class StudyReader:
@@ -99,7 +97,9 @@ class StudyReader:
             progress, seconds = self._ledger.progress(c), self._ledger.trial_seconds(c)
             frozen = self._frozen()
         order = self.spec.search.paths
-        return [reading.record(t, *progress.get(t.number, (0, {})), order, seconds.get(t.number, 0.0)) for t in frozen]
+        return [
+            optuna_trials.record(t, *progress.get(t.number, (0, {})), order, seconds.get(t.number, 0.0)) for t in frozen
+        ]
 
     def trial(self, number: int) -> TrialRecord | None:
         """One trial; None where it was not issued yet."""
@@ -133,7 +133,7 @@ class StudyReader:
     def consecutive_bugs(self) -> tuple[int, str]:
         """How many of the trials that ended last ended in the very same BUG, and its text."""
         with self._store.reading():
-            return reading.consecutive_bugs(self._frozen())
+            return optuna_trials.consecutive_bugs(self._frozen())
 
     def learned_micro_batch(self) -> int | None:
         """The most tokens of a micro-batch that memory was found to hold; None while none ran out."""
@@ -185,7 +185,7 @@ class StudyReader:
     ) -> Given:
         """Queue a trial by hand: it runs next, before what the sampler draws and on top of `budget.trials`.
 
-        `leaves` are a trial's over the base, checked by `orchestrator.spec.given`; `origin` says who and why; `fork` is
+        `leaves` are a trial's over the base, checked by `orchestrator.spec.search.manual_trials`; `origin` says who and why; `fork` is
         the checkpoint of `parent` that it goes on from.
         """
         with self._writing() as c:
@@ -231,13 +231,13 @@ class StudyReader:
 
     def _learned(self) -> int | None:
         by_sft = self._remembered.study_attrs().get(MICRO_BATCH)
-        by_trials = reading.learned_micro_batch(self._frozen())
+        by_trials = optuna_trials.learned_micro_batch(self._frozen())
         return min((tokens for tokens in (by_sft, by_trials) if tokens is not None), default=None)
 
     def _record(self, c: Connection, frozen: FrozenTrial) -> TrialRecord:
         progress = self._ledger.progress_of(c, frozen.number)
         seconds = self._ledger.seconds_of_trial(c, frozen.number)
-        return reading.record(frozen, *progress, self.spec.search.paths, seconds)
+        return optuna_trials.record(frozen, *progress, self.spec.search.paths, seconds)
 
     def _spent(self, c: Connection) -> Spent:
         return Spent(self._ledger.seconds(c) / 3600, self._ledger.gpu_seconds(c) / 3600)

@@ -1,4 +1,7 @@
-"""Tell now, deliver later: the driver's words are on the disk before the call returns, a thread passes them on."""
+"""Tell now, deliver later: the driver's words are on the disk before the call returns, a thread passes them on.
+
+What waits in the outbox, put together so that it takes few calls: points of one run that were told one by one.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,44 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StorageRefused, SweepHeld
-from orchestrator.study.guard import as_number
-from orchestrator.tracking.groups import groups
-from orchestrator.tracking.journal import Journal
-from orchestrator.tracking.messages import Artifact, End, Message, Points, Start, Tag, Values, encode, tell
-from orchestrator.tracking.secrets import redact_all, secret_values
-from orchestrator.tracking.sink import Receiver, Refused, TakesCourses, Unreachable
-from trainer.failpoint import failpoint
-from trainer.report import Point
+from orchestrator.interfaces import Receiver, Refused, TakesCourses, Unreachable
+from orchestrator.redaction import redact_all, secret_values
+from orchestrator.study.pruning.divergence_guard import as_number
+from orchestrator.tracking.message_journal import (
+    Artifact,
+    End,
+    Journal,
+    Message,
+    Points,
+    Start,
+    Tag,
+    Values,
+    encode,
+    tell,
+)
+from trainer.results import Point
+from trainer.storage.atomic_files import failpoint
+
+
+def groups(messages: Sequence[Message]) -> list[list[int]]:
+    """Places of messages that go in one call, each group where its first one stands.
+
+    Points of a run go with those before them unless something else of that run came between: of each run everything
+    stays in order. Whatever stands before a group's first message is in earlier groups.
+    """
+    out: list[list[int]] = []
+    open_: dict[str, list[int]] = {}
+    for place, message in enumerate(messages):
+        if isinstance(message, Points) and message.run in open_:
+            open_[message.run].append(place)
+            continue
+        out.append([place])
+        if isinstance(message, Points):
+            open_[message.run] = out[-1]
+        else:
+            open_.pop(message.run, None)
+    return out
+
 
 _log = logging.getLogger(__name__)
 

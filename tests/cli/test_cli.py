@@ -12,7 +12,7 @@ import pytest
 
 import sweeps
 from orchestrator import cli
-from orchestrator.cli import looking
+from orchestrator.cli import status_commands
 from orchestrator.errors import NoTrialCompleted, StorageRefused, SweepHeld
 from orchestrator.folders import SweepFolder
 
@@ -39,9 +39,9 @@ def known(root: Path) -> SweepFolder:
 
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """orchestrator.sweep as the commands see it: remembers its calls, answers with what the test put in."""
+    """orchestrator.driver.run_sweep as the commands see it: remembers its calls, answers with what the test put in."""
     answers: dict[str, Any] = {}
-    module = ModuleType("orchestrator.sweep")
+    module = ModuleType("orchestrator.driver.run_sweep")
 
     def function(name: str) -> Any:
         def called(*arguments: Any, **named: Any) -> Any:
@@ -55,7 +55,7 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
     for name in ("start", "start_or_resume", "resume", "status", "watch", "best", "export", "ui"):
         setattr(module, name, function(name))
-    monkeypatch.setitem(sys.modules, "orchestrator.sweep", module)
+    monkeypatch.setitem(sys.modules, "orchestrator.driver.run_sweep", module)
     import orchestrator
 
     monkeypatch.setattr(orchestrator, "sweep", module, raising=False)
@@ -214,7 +214,7 @@ def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, ro
         (
             "export",
             ("known", root, tmp_path / "m", True),
-            {"compare": True, "trust_remote_code": False, "say": looking._say},  # pyright: ignore[reportPrivateUsage]
+            {"compare": True, "trust_remote_code": False, "say": status_commands._say},  # pyright: ignore[reportPrivateUsage]
         ),
         ("ui", ("known", root, 5001), {"open_browser": False}),
     ]

@@ -101,7 +101,7 @@ def test_json_is_one_object_a_row_and_a_last_one_of_the_whole(
 
 
 def test_it_is_what_a_trial_trains_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from orchestrator.spec.load import load
+    from orchestrator.spec.loading.loader import load
     from trainer.data import load_tokenizer, prepare
 
     file = sweep_file(tmp_path)

@@ -14,8 +14,8 @@ import pytest
 import sweeps
 from orchestrator import cli
 from orchestrator.commands import doctor
-from orchestrator.commands.doctor import Check, Level, gpus, machine, rays, reach
-from orchestrator.spec.load import load
+from orchestrator.commands.doctor import Check, Level, gpu_checks, machine_checks, network_checks
+from orchestrator.spec.loading.loader import load
 
 SHIPPED = Path(sweeps.__file__).parent
 
@@ -103,7 +103,7 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     ],
 )
 def test_access_to_models_and_data_sets(kind: str, name: str, level: Level, told: str, hub: str) -> None:
-    check = reach.access(kind, name)
+    check = network_checks.access(kind, name)
     assert (check.level, check.what) == (level, f"{kind} {name}")
     assert told in check.found
     if told == "gated":
@@ -116,26 +116,26 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         port = server.getsockname()[1]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
-    check = reach.access("model", "org/open")
+    check = network_checks.access("model", "org/open")
     assert check.level is Level.WARN, check
     assert "HF_HOME" in check.fix
 
 
 def test_offline_and_not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    check = reach.access("model", "org/open")
+    check = network_checks.access("model", "org/open")
     assert check.level is Level.FAIL
     assert "HF_HUB_OFFLINE" in check.found
 
 
 def test_the_names_of_a_sweep(tmp_path: Path) -> None:
     spec = load(SHIPPED / "llama3-8b.yaml")
-    names = reach.hub_names(spec)
+    names = network_checks.hub_names(spec)
     assert ("model", "princeton-nlp/Llama-3-Base-8B-SFT") in names
     assert ("dataset", "HuggingFaceH4/ultrafeedback_binarized") in names
-    assert reach.hub_names(load(SHIPPED / "quickstart.yaml")) == []
+    assert network_checks.hub_names(load(SHIPPED / "quickstart.yaml")) == []
     here = load(SHIPPED / "llama3-8b.yaml", [f"model.name_or_path={tmp_path}"])
-    assert [kind for kind, _ in reach.hub_names(here)] == ["dataset"]
+    assert [kind for kind, _ in network_checks.hub_names(here)] == ["dataset"]
 
 
 def test_a_sweep_file_is_looked_at_too(
@@ -157,7 +157,7 @@ def test_a_database_that_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     spec = load(SHIPPED / "quickstart.yaml", [f"storage=postgresql+psycopg://me@127.0.0.1:{port}/db"])
-    check = found(list(reach.checks(Path("runs"), spec)), "study")
+    check = found(list(network_checks.checks(Path("runs"), spec)), "study")
     assert check.level is Level.FAIL
     assert ".pgpass" in check.fix
 
@@ -165,7 +165,7 @@ def test_a_database_that_does_not_answer() -> None:
 def test_a_mirror_that_can_be_written_to_and_one_that_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     given = [f"mirror=file://{tmp_path}/far", f"tracking.artifacts=file://{tmp_path}/file/below"]
-    checks = list(reach.checks(Path("runs"), load(SHIPPED / "quickstart.yaml", given)))
+    checks = list(network_checks.checks(Path("runs"), load(SHIPPED / "quickstart.yaml", given)))
     assert found(checks, "mirror").level is Level.OK
     assert not any((tmp_path / "far").iterdir())
     assert found(checks, "artifacts").level is Level.FAIL
@@ -175,24 +175,25 @@ def test_a_mirror_that_can_be_written_to_and_one_that_cannot(tmp_path: Path) -> 
 @pytest.mark.parametrize(("path", "level"), [("", Level.OK), ("/other", Level.WARN), ("/closed", Level.OK)])
 def test_a_tracking_server(path: str, level: Level, hub: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", hub + path)
-    assert found(list(reach.checks(home, None)), "tracking").level is level
+    assert found(list(network_checks.checks(home, None)), "tracking").level is level
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
 def test_sqlite_on_a_network_filesystem_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "filesystem", lambda path: "nfs4")
-    assert found(list(machine.checks(home, None)), "filesystem").level is Level.FAIL
+    monkeypatch.setattr(machine_checks, "filesystem", lambda path: "nfs4")
+    assert found(list(machine_checks.machine_checks(home, None)), "filesystem").level is Level.FAIL
     spec = load(SHIPPED / "quickstart.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
-    assert found(list(machine.checks(home, spec)), "filesystem").level is Level.OK
+    assert found(list(machine_checks.machine_checks(home, spec)), "filesystem").level is Level.OK
 
 
 def test_the_filesystem_of_the_nearest_mount(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("dev / ext4 rw 0 0\nhost:/x /data nfs4 rw 0 0\nt /data/my\\040disk tmpfs rw 0 0\n")
     kinds = {
-        path: machine.filesystem(Path(path), mounts) for path in ("/home", "/data/runs", "/data/my disk/x", "/dataset")
+        path: machine_checks.filesystem(Path(path), mounts)
+        for path in ("/home", "/data/runs", "/data/my disk/x", "/dataset")
     }
     assert kinds == {"/home": "ext4", "/data/runs": "nfs4", "/data/my disk/x": "tmpfs", "/dataset": "ext4"}
 
@@ -204,24 +205,24 @@ class Room:
 
 @pytest.mark.parametrize(("free", "level"), [(0.06, Level.WARN), (8.0, Level.OK)])
 def test_shared_memory(free: float, level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Room(free))
-    assert machine.shared_memory(tmp_path).level is level
-    assert machine.shared_memory(tmp_path / "none").level is Level.WARN
+    monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(free))
+    assert machine_checks.shared_memory(tmp_path).level is level
+    assert machine_checks.shared_memory(tmp_path / "none").level is Level.WARN
 
 
 @pytest.mark.parametrize(("free", "level"), [(1.0, Level.FAIL), (20.0, Level.WARN), (500.0, Level.OK)])
 def test_disk(free: float, level: Level, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Room(free))
-    assert found(list(machine.checks(home, None)), "disk").level is level
+    monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(free))
+    assert found(list(machine_checks.machine_checks(home, None)), "disk").level is level
 
 
 def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine.shutil, "disk_usage", lambda _: Room(60.0))
+    monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(60.0))
     spec = load(SHIPPED / "llama3-8b.yaml")
-    check = found(list(machine.checks(home, spec)), "disk")
+    check = found(list(machine_checks.machine_checks(home, spec)), "disk")
     assert check.level is Level.FAIL
     assert "the sweep takes" in check.found
-    assert found(list(machine.checks(home, load(SHIPPED / "quickstart.yaml"))), "disk").level is Level.OK
+    assert found(list(machine_checks.machine_checks(home, load(SHIPPED / "quickstart.yaml"))), "disk").level is Level.OK
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------
@@ -230,9 +231,9 @@ def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch
 def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpus, "visible_gpus", lambda: 2)
-    monkeypatch.setattr(gpus, "driver_version", lambda: None)
-    checks = list(gpus.checks(None))
+    monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 2)
+    monkeypatch.setattr(gpu_checks, "driver_version", lambda: None)
+    checks = list(gpu_checks.checks(None))
     assert found(checks, "gpu").level is Level.FAIL
     assert found(checks, "driver").level is Level.FAIL
 
@@ -240,10 +241,10 @@ def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None
 def test_a_sweep_that_wants_gpus_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(gpus, "visible_gpus", lambda: 0)
+    monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 0)
     spec = load(SHIPPED / "llama3-8b.yaml", ["resources.gpus_per_trial=1", "model.load_in_4bit=true", "base.lora={}"])
-    monkeypatch.setattr(gpus.importlib.util, "find_spec", lambda name: None)
-    checks = list(gpus.checks(spec))
+    monkeypatch.setattr(gpu_checks.importlib.util, "find_spec", lambda name: None)
+    checks = list(gpu_checks.checks(spec))
     assert found(checks, "gpu").level is Level.FAIL
     assert found(checks, "bitsandbytes").level is Level.FAIL
 
@@ -259,7 +260,7 @@ def test_a_sweep_that_wants_gpus_where_there_are_none(monkeypatch: pytest.Monkey
     ],
 )
 def test_drivers(version: str, cuda: str | None, level: Level) -> None:
-    (check,) = gpus.driver(1, version, cuda)
+    (check,) = gpu_checks.driver(1, version, cuda)
     assert check.level is level
     assert version in check.found
 
@@ -267,9 +268,9 @@ def test_drivers(version: str, cuda: str | None, level: Level) -> None:
 def test_the_version_in_proc(tmp_path: Path) -> None:
     file = tmp_path / "version"
     file.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19 01:15:15 UTC 2023\n")
-    assert gpus.driver_version(file) == "535.104.05"
+    assert gpu_checks.driver_version(file) == "535.104.05"
     file.write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build\n")
-    assert gpus.driver_version(file) == "580.65.06"
+    assert gpu_checks.driver_version(file) == "580.65.06"
 
 
 @pytest.mark.parametrize(
@@ -277,14 +278,14 @@ def test_the_version_in_proc(tmp_path: Path) -> None:
 )
 def test_flash_attention(capability: tuple[int, int], built: bool, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
-    monkeypatch.setattr(gpus, "visible_gpus", lambda: 1)
-    monkeypatch.setattr(gpus, "driver_version", lambda: "580.65.06")
+    monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 1)
+    monkeypatch.setattr(gpu_checks, "driver_version", lambda: "580.65.06")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
-    check = found(list(gpus.checks(None)), "flash-attention")
+    check = found(list(gpu_checks.checks(None)), "flash-attention")
     assert check.level.value == level
     assert check.fix or level == "ok"
 
@@ -293,15 +294,15 @@ def test_flash_attention(capability: tuple[int, int], built: bool, level: str, m
 
 
 def test_sessions_that_nobody_has_any_more(tmp_path: Path) -> None:
-    assert [check.level for check in rays.checks(tmp_path)] == [Level.OK]
+    assert [check.level for check in machine_checks.ray_checks(tmp_path)] == [Level.OK]
     (tmp_path / "prefsweep-dead").mkdir()
-    (check,) = rays.checks(tmp_path)
+    (check,) = machine_checks.ray_checks(tmp_path)
     assert check.level is Level.WARN
     assert str(tmp_path / "prefsweep-dead") in check.fix
 
 
 def test_an_old_ray_and_no_place_for_it(tmp_path: Path) -> None:
-    assert found(list(rays.checks(tmp_path, "2.9.3")), "ray version").level is Level.FAIL
+    assert found(list(machine_checks.ray_checks(tmp_path, "2.9.3")), "ray version").level is Level.FAIL
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
-        assert found(list(rays.checks(tmp_path)), "ray sessions").level is Level.FAIL
+        assert found(list(machine_checks.ray_checks(tmp_path)), "ray sessions").level is Level.FAIL

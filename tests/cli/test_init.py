@@ -6,9 +6,9 @@ from unittest.mock import patch
 import pytest
 
 from orchestrator import cli
-from orchestrator.commands.beginning import OBJECTIVES
-from orchestrator.spec.load import load
-from trainer.config import FileSource
+from orchestrator.commands.init_file import OBJECTIVES
+from orchestrator.spec.loading.loader import load
+from trainer.config.trial import FileSource
 
 
 @pytest.fixture(autouse=True)

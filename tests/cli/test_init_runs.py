@@ -12,24 +12,23 @@ from typing import Any
 
 import pytest
 
-import orchestrator.sweep
 from orchestrator import cli
-from orchestrator.commands.beginning import DEFAULT_DATA, DEFAULT_MODEL, OBJECTIVES
-from orchestrator.commands.look import status
-from orchestrator.commands.planning import plan_here
-from orchestrator.driving import drive
-from orchestrator.engine.attempt import Attempt, OpenWorkshop
-from orchestrator.engine.cluster import Slots
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.stopping import Stop, StopKind
-from orchestrator.spec.load import load
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.records import Trial
-from orchestrator.study.state import Outcome, TrialState
+from orchestrator.commands.init_file import DEFAULT_DATA, DEFAULT_MODEL, OBJECTIVES
+from orchestrator.commands.local_plan import plan_here
+from orchestrator.commands.status import status
+from orchestrator.driver import run_sweep as sweep_module
+from orchestrator.driver import sweep_driver
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.stop_reasons import Stop, StopKind
+from orchestrator.execution.workers.attempt_runner import Attempt, OpenWorkshop
+from orchestrator.spec.loading.loader import load
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from trainer.config import GeneratedModel, GeneratedSource
-from trainer.generate import generated_model, generated_rows
-from trainer.report import Point
+from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from trainer.config.trial import GeneratedModel, GeneratedSource
+from trainer.results import Point
+from trainer.synthetic import generated_model, generated_rows
 
 TINY = GeneratedModel(
     vocab_size=320,
@@ -137,8 +136,8 @@ def slow_but(cases: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("case", slow_but(LOCAL), ids=named)
 def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
-    monkeypatch.setattr(drive, "run_trials", run_here)
+    monkeypatch.setattr(sweep_module, "cluster", no_cluster)
+    monkeypatch.setattr(sweep_driver, "run_trials", run_here)
     init(case, made)
     assert cli.main(["sweep", "first.yaml", *SMALL]) == 0
     check_run("first")
@@ -148,8 +147,8 @@ def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatc
 def test_in_small_where_it_wants_a_gpu_or_the_hub(
     case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
-    monkeypatch.setattr(drive, "run_trials", run_here)
+    monkeypatch.setattr(sweep_module, "cluster", no_cluster)
+    monkeypatch.setattr(sweep_driver, "run_trials", run_here)
     init(case, made)
     assert cli.main(["sweep", "first.yaml", "--rehearse", "--set=evaluation.prompts=1"]) == 0
     check_run("first-rehearsal")
@@ -264,8 +263,8 @@ def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pyte
             study.close(trial, Outcome(TrialState.COMPLETE))
         return Stop(StopKind.FINISHED)
 
-    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
-    monkeypatch.setattr(drive, "run_trials", valued)
+    monkeypatch.setattr(sweep_module, "cluster", no_cluster)
+    monkeypatch.setattr(sweep_driver, "run_trials", valued)
     Path("first.yaml").write_text(OUTSIDE.format(model=made / "model", rows=made / "pairs.jsonl"))
     assert cli.main(["sweep", "first.yaml"]) == 0
     check_run("first")

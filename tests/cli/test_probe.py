@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.commands.planning import plan_here
-from orchestrator.commands.probing import ProbeFailed
-from orchestrator.spec.cost import Machine
-from orchestrator.spec.load import loads
-from orchestrator.spec.probed import Update, probed
-from orchestrator.spec.sizes import KNOWN
-from trainer.config import TrialConfig
+from orchestrator.commands.local_plan import ProbeFailed, plan_here
+from orchestrator.spec.estimates.cost_estimate import Machine
+from orchestrator.spec.estimates.input_sizes import KNOWN
+from orchestrator.spec.estimates.sweep_plan import Update, probed
+from orchestrator.spec.loading.loader import loads
+from trainer.config.trial import TrialConfig
 
 TEXT = """
 name: tiny
@@ -80,8 +79,8 @@ def test_on_a_gpu_the_micro_batch_is_corrected_too() -> None:
             "lora": {},
         }
     )
-    from orchestrator.spec.cost import estimate
-    from orchestrator.spec.memory import memory
+    from orchestrator.spec.estimates.cost_estimate import estimate
+    from orchestrator.spec.estimates.gpu_memory import memory
 
     machine = Machine(gpu_memory=40e9, price=2.0)
     made = estimate([config], [100], shape, machine, 4, eval_pairs=100)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import sweeps
-from orchestrator.commands import rehearse as room
-from orchestrator.commands.planning import plan_here
-from orchestrator.commands.rehearse import MOST_TRIALS, STEPS, rehearse
-from orchestrator.spec.load import load, loads
-from trainer.config import FileSource, GeneratedSource
+from orchestrator.commands import rehearsal as room
+from orchestrator.commands.local_plan import plan_here
+from orchestrator.commands.rehearsal import MOST_TRIALS, STEPS, rehearse
+from orchestrator.spec.loading.loader import load, loads
+from trainer.config.trial import FileSource, GeneratedSource
 
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
 

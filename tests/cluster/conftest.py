@@ -12,7 +12,7 @@ import pytest
 sys.path += [str(Path(__file__).parents[1] / room) for room in ("engine", "faults")]
 sys.path.append(str(Path(__file__).parents[2]))
 
-import orchestrator.engine  # noqa: F401  what Ray reads when it is imported
+from orchestrator import execution  # noqa: F401  what Ray reads when it is imported
 
 
 @pytest.fixture

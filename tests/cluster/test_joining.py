@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from scripted import make_spec
 
-from orchestrator import engine
-from orchestrator.engine import address
-from orchestrator.engine.address import ClusterError, authorise, find, is_loopback
-from orchestrator.engine.cluster import Machine, plan_slots, slots_on
+from orchestrator import execution
 from orchestrator.errors import SpecError
+from orchestrator.execution import remote_cluster
+from orchestrator.execution.local_cluster import Machine, plan_slots, slots_on
+from orchestrator.execution.remote_cluster import ClusterError, authorise, find, is_loopback
 
 
 @pytest.mark.parametrize("asked", ["10.0.0.3:6379", "head-0.cluster.local:6379", "[fd00::1]:6379", "127.0.0.1:1"])
@@ -47,8 +47,8 @@ def test_nobody_joins_without_a_token_unless_the_user_says_so(
 ) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(address.Path, "home", lambda: short_path)
-    monkeypatch.setattr(engine, "ASKED_AUTH", None)
+    monkeypatch.setattr(remote_cluster.Path, "home", lambda: short_path)
+    monkeypatch.setattr(execution, "ASKED_AUTH", None)
     with pytest.raises(ClusterError, match="RAY_AUTH_TOKEN_PATH"):
         authorise()
     (short_path / "empty").touch()
@@ -59,7 +59,7 @@ def test_nobody_joins_without_a_token_unless_the_user_says_so(
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(short_path / "token"))
     authorise()
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
-    monkeypatch.setattr(engine, "ASKED_AUTH", "disabled")
+    monkeypatch.setattr(execution, "ASKED_AUTH", "disabled")
     authorise()
 
 

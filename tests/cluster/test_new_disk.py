@@ -17,9 +17,9 @@ import pytest
 import yaml
 from cluster_help import orchestrate
 
-from orchestrator.commands.look import status
+from orchestrator.commands.status import status
 from orchestrator.folders import SweepFolder
-from orchestrator.mirror.store import Mirror
+from orchestrator.mirror import Mirror
 from orchestrator.study.study import Study
 from tests.faults.storm import sweep_file
 from tests.faults.story import best_model, differences, study_story

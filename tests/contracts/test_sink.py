@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.tracking.mlflow import RUN, SWEEP_ID, MlflowReceiver, param_text
+from orchestrator.interfaces import Receiver, Refused, TakesCourses
+from orchestrator.tracking.mlflow_sink import RUN, SWEEP_ID, MlflowReceiver, param_text
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.sink import Receiver, Refused, TakesCourses
-from trainer.report import Point
+from trainer.results import Point
 
 
 @dataclass

@@ -11,17 +11,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from dashboards.frame import TrialView
-from dashboards.gather import gather
-from dashboards.sweep_frame import SweepFrame, TrialCase
+from dashboards.analysis.load_frame import gather
+from dashboards.analysis.sweep_frame import SweepFrame, TrialCase, TrialView
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.dump import dump
-from orchestrator.spec.space import SearchSpace
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.records import Event, Trial
-from orchestrator.study.state import FailureKind, Outcome, TrialState
+from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from trainer.report import Point
+from orchestrator.study.trial_records import Event, FailureKind, Outcome, Trial, TrialState
+from trainer.results import Point
 
 METRIC = "eval_accuracies/logp"
 BASE: dict[str, Any] = {

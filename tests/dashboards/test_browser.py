@@ -11,7 +11,7 @@ from scripted_sweep import COMPLETE, DIVERGED, FAILED, PRUNED, Script, make_spec
 
 from docs.chromium import Chromium, browser, installed
 from orchestrator.cli import main
-from orchestrator.study.records import Trial
+from orchestrator.study.trial_records import Trial
 
 DRAWN = "document.documentElement.dataset.drawn"
 WIDE = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth"

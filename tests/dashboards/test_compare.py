@@ -12,10 +12,10 @@ from rich.console import Console
 from scripted_sweep import FAILED, Script, frame_of, make_spec, run_sweep
 from test_report import Tree
 
-from dashboards.compare import as_json, compare
-from dashboards.compare_page import compare_page, print_comparison, verdict
-from dashboards.sweep_frame import SweepFrame
-from orchestrator.study.records import Trial
+from dashboards.analysis.comparison import as_json, compare
+from dashboards.analysis.sweep_frame import SweepFrame
+from dashboards.report.comparison_page import compare_page, print_comparison, verdict
+from orchestrator.study.trial_records import Trial
 
 RATES: dict[str, Any] = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
 DPO = {"loss": {"kind": "dpo", "beta": 0.1}}

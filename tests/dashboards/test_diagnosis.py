@@ -10,17 +10,15 @@ from typing import Any
 import pytest
 from scripted_sweep import COMPLETE, DIVERGED, FAILED, Script, frame_of, make_spec, run_sweep
 
-from dashboards.certainty import certainty
-from dashboards.diagnosis.diagnose import diagnose
-from dashboards.diagnosis.finding import Finding, Level
-from dashboards.followup import NothingLearned, follow_up, next_name
-from dashboards.followup_file import as_yaml
-from dashboards.insight import insight
-from dashboards.sweep_frame import SweepFrame
-from orchestrator.spec.load import loads
-from orchestrator.spec.space import Choice, SearchSpace
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.records import Trial
+from dashboards.analysis.follow_up import NothingLearned, as_yaml, follow_up, next_name
+from dashboards.analysis.significance import certainty
+from dashboards.analysis.sweep_frame import SweepFrame
+from dashboards.diagnosis.diagnose import diagnose, insight
+from dashboards.diagnosis.findings import Finding, Level
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.search.space import Choice, SearchSpace
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.trial_records import Trial
 
 RATES: dict[str, Any] = {"training.learning_rate": {"choice": [1e-7, 3e-7, 1e-6]}}
 BETAS: dict[str, Any] = {"loss.beta": {"choice": [1.0, 2.0, 10.0]}, **RATES}

@@ -8,20 +8,20 @@ from typing import Any
 from rich.console import Console
 from scripted_sweep import Script, frame_of, make_spec, run_sweep
 
-from dashboards.compare import compare
-from dashboards.gather import gather
-from dashboards.insight import insight
-from dashboards.judged_table import print_verdicts
-from dashboards.page import report_page
-from dashboards.panels import answer, judge
-from orchestrator.driving.describing import tell_standing
+from dashboards.analysis.comparison import compare
+from dashboards.analysis.load_frame import gather
+from dashboards.diagnosis.diagnose import insight
+from dashboards.report.html_page import report_page
+from dashboards.report.panels import judgements_panel, winner
+from dashboards.terminal.judge_output import print_verdicts
+from orchestrator.driver.parent_run import tell_standing
 from orchestrator.folders import SweepFolder
-from orchestrator.judging.rates import wilson
-from orchestrator.judging.verdict import Verdict, as_json, headline, read_verdicts
-from orchestrator.study.ranking import ranking
+from orchestrator.interfaces import SWEEP
+from orchestrator.judge.judgements import Verdict, as_json, headline, read_verdicts
+from orchestrator.judge.win_rates import wilson
 from orchestrator.study.study import Study
-from orchestrator.tracking.names import NOTE
-from orchestrator.tracking.sink import SWEEP
+from orchestrator.study.trial_records import ranking
+from orchestrator.tracking.run_metadata import NOTE
 from tests.engine.scripted import ListSink
 
 GRID = {"loss.beta": {"choice": [2.0, 10.0]}}
@@ -68,7 +68,7 @@ def judged(root: Path, *verdicts: Verdict, name: str = "s") -> SweepFolder:
 
 
 def words(folder: SweepFolder) -> str:
-    panel = answer.panel(insight(frame_of(folder)))
+    panel = winner.answer_panel(insight(frame_of(folder)))
     assert panel is not None
     return " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
 
@@ -112,7 +112,7 @@ def test_the_panel_says_what_must_be_known(tmp_path: Path) -> None:
     nothing = verdict(0, 0.5, decoding="sampled", win_rate=None, lc_win_rate=None)
     folder = judged(tmp_path, biased, verdict(0, 0.6), nothing)
     seen = insight(frame_of(folder))
-    panel = judge.panel(seen)
+    panel = judgements_panel.panel(seen)
     assert panel is not None
     told = " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
     assert "position bias: the answer shown first gets 90%" in told
@@ -121,12 +121,12 @@ def test_the_panel_says_what_must_be_known(tmp_path: Path) -> None:
     page = report_page(seen)
     assert "What a judge says" in page
     assert "<b>p</b>" not in page, "a prompt is text"
-    assert judge.panel(insight(frame_of(judged(tmp_path / "none")))) is None
+    assert judgements_panel.panel(insight(frame_of(judged(tmp_path / "none")))) is None
 
 
 def test_compared_sweeps_keep_their_verdicts(tmp_path: Path) -> None:
     frames = [frame_of(judged(tmp_path, verdict(1, 0.7), name=name)) for name in ("a", "b")]
-    panel = judge.panel(compare(frames).seen)
+    panel = judgements_panel.panel(compare(frames).seen)
     assert panel is not None
     table = next(block for block in panel.blocks if hasattr(block, "rows"))
     assert [row[0] for row in table.rows] == ["a/1", "b/1"]

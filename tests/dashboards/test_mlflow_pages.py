@@ -8,16 +8,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from dashboards.diagnosis.finding import Finding, Level
-from dashboards.mlflow_pages.note import note
-from dashboards.mlflow_pages.view import saved_view
-from orchestrator.study.records import TrialRecord
-from orchestrator.study.state import FailureKind, Outcome, TrialState
-from orchestrator.tracking.mlflow import LONGEST_TAG, MlflowReceiver
-from orchestrator.tracking.names import NOTE, RUN, ended_tags, run_page, trials_filter, with_links
+from dashboards.diagnosis.findings import Finding, Level
+from dashboards.mlflow_pages import note, saved_view
+from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState
+from orchestrator.tracking.mlflow_sink import LONGEST_TAG, MlflowReceiver
+from orchestrator.tracking.run_metadata import NOTE, RUN, ended_tags, run_page, trials_filter, with_links
 from tests.dashboards.scripted_sweep import METRIC, make_spec
 from trainer.metrics import lookup
-from trainer.report import Point
+from trainer.results import Point
 
 LONGEST_EXPERIMENT_TAG = 20_000
 

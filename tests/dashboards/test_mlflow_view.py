@@ -9,21 +9,19 @@ from pathlib import Path
 import pytest
 from scripted_sweep import COMPLETE, DIVERGED, FAILED, METRIC, PRUNED, Script, make_spec, run_sweep
 
-from dashboards.insight import insight
-from dashboards.mlflow_pages.view import saved_view
-from dashboards.page import write_figures, write_report
+from dashboards.diagnosis.diagnose import insight
+from dashboards.mlflow_pages import saved_view
+from dashboards.report.html_page import write_figures, write_report
 from docs.chromium import Page, browser, installed
 from docs.mlflow_looks import CLOSE, open_charts, rows, show, titles
-from orchestrator.commands.reporting import frame_of
-from orchestrator.driving.describing import tell_conclusion
-from orchestrator.driving.story import open_sink, tell_end, tell_sweep
-from orchestrator.study.records import Trial
-from orchestrator.study.state import TrialState
+from orchestrator.cli.report_data import frame_of
+from orchestrator.driver.parent_run import open_sink, tell_conclusion, tell_end, tell_sweep
+from orchestrator.interfaces import SWEEP
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow import connect, tracking_uri
-from orchestrator.tracking.names import begun_tags, ended_tags, run_page, trials_filter
-from orchestrator.tracking.sink import SWEEP
-from orchestrator.tracking.ui import Ui, start_ui, sweep_page
+from orchestrator.study.trial_records import Trial, TrialState
+from orchestrator.tracking.mlflow_sink import connect, tracking_uri
+from orchestrator.tracking.mlflow_ui import Ui, start_ui, sweep_page
+from orchestrator.tracking.run_metadata import begun_tags, ended_tags, run_page, trials_filter
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
 CHARTS = [

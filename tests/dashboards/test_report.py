@@ -22,9 +22,9 @@ from scripted_sweep import (
     run_sweep,
 )
 
-from dashboards.insight import insight
-from dashboards.page import report_page
-from orchestrator.study.records import Trial
+from dashboards.diagnosis.diagnose import insight
+from dashboards.report.html_page import report_page
+from orchestrator.study.trial_records import Trial
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 

@@ -15,14 +15,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, fisher_exact, spearmanr
 from scripted_sweep import METRIC, Script, frame_of, make_spec, run_sweep
 
-from dashboards.certainty import certainty, paired_difference
-from dashboards.diagnosis.diagnose import diagnose
-from dashboards.diagnosis.finding import Finding, Level
-from dashboards.insight import insight
-from dashboards.pairs import HeldOut
-from dashboards.small_samples import is_clear_correlation, pairs_needed, share_difference
-from dashboards.sureness import how_sure
-from dashboards.sweep_frame import SweepFrame, TrialCase
+from dashboards.analysis.held_out_pairs import HeldOut
+from dashboards.analysis.significance import certainty, paired_difference
+from dashboards.analysis.small_samples import is_clear_correlation, pairs_needed, share_difference
+from dashboards.analysis.sweep_frame import SweepFrame, TrialCase
+from dashboards.diagnosis.diagnose import diagnose, insight
+from dashboards.diagnosis.findings import Finding, Level
+from dashboards.report.panels.winner import how_sure
 
 COUNTS = st.integers(1, 50)
 

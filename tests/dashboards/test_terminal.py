@@ -9,23 +9,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dashboards.frame import TrialView, short_names, show
-from dashboards.lines import PlainView
-from dashboards.live import REFRESH_SECONDS, LiveView
-from dashboards.sparks import bar, duration, sparkline
-from dashboards.summary import summary
-from dashboards.tables import trial_table
-from dashboards.terminal import open_view
-from orchestrator.commands.look import watch
-from orchestrator.spec.space import Choice, SearchSpace
-from orchestrator.spec.sweep import Goal, SweepSpec
-from orchestrator.study.ranking import ranking
-from orchestrator.study.records import TrialRecord
-from orchestrator.study.state import FailureKind, TrialState
+from dashboards.analysis.sweep_frame import TrialView, short_names, show
+from dashboards.formatting import bar, duration, sparkline
+from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveView, PlainView, open_view
+from dashboards.terminal.trial_tables import summary, trial_table
+from orchestrator.commands.status import watch
+from orchestrator.spec.search.space import Choice, SearchSpace
+from orchestrator.spec.sweep_spec import Goal, SweepSpec
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import FailureKind, TrialRecord, TrialState, ranking
 from tests.dashboards.scripted_sweep import COMPLETE, PRUNED, Script, make_spec, run_sweep
-from trainer.config import DataConfig, ModelConfig, TrialConfig
-from trainer.report import Point
+from trainer.config.trial import DataConfig, ModelConfig, TrialConfig
+from trainer.results import Point
 
 GOAL = Goal(metric="eval_accuracies/logp", direction="maximize")
 SPEC = SweepSpec(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec.load import load, loads
+from orchestrator.spec.loading.loader import load, loads
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 
-import dashboards.insight
-from orchestrator.driving.closing import write_last_report
-from orchestrator.driving.describing import FAILURE_FILE
-from orchestrator.engine.stopping import Stop, StopKind
+from dashboards.diagnosis import diagnose
+from orchestrator.driver.parent_run import FAILURE_FILE, write_last_report
+from orchestrator.execution.stop_reasons import Stop, StopKind
 from orchestrator.study.study import Study
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
@@ -23,7 +22,7 @@ def test_a_bug_in_the_report_is_kept_and_told(tmp_path: Path, monkeypatch: pytes
     def broken(_: object) -> None:
         raise KeyError("margins of gate-key-77")
 
-    monkeypatch.setattr(dashboards.insight, "insight", broken)
+    monkeypatch.setattr(diagnose, "insight", broken)
     view, sink = SilentView(), ListSink()
     with Study.create(sweep_folder(tmp_path), make_spec(1)) as study:
         study.claim()

@@ -10,19 +10,17 @@ from typing import Any
 
 import pytest
 
-import orchestrator.sweep
 from orchestrator import cli
-from orchestrator.commands.history import history
-from orchestrator.commands.look import status
-from orchestrator.driving import crash, drive
-from orchestrator.engine.stopping import Stop, StopKind
+from orchestrator.commands.status import history, status
+from orchestrator.driver import crash_report, sweep_driver
+from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.errors import ExitCode, NameTaken, StorageRefused, SweepHeld
+from orchestrator.execution.stop_reasons import Stop, StopKind
 from orchestrator.folders import ASIDE, SweepFolder
-from orchestrator.spec.load import load
-from orchestrator.study.records import Trial
-from orchestrator.study.state import Outcome, TrialState
+from orchestrator.spec.loading.loader import load
 from orchestrator.study.study import Study
-from trainer.report import Point
+from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from trainer.results import Point
 
 TEXT = """
 name: s
@@ -50,14 +48,14 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(orchestrator.sweep, "cluster", no_cluster)
+    monkeypatch.setattr(sweep_module, "cluster", no_cluster)
     (tmp_path / "s.yaml").write_text(TEXT)
     return tmp_path / "s.yaml"
 
 
 @pytest.fixture
 def trials_run_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
-    return lambda run: monkeypatch.setattr(drive, "run_trials", run)
+    return lambda run: monkeypatch.setattr(sweep_driver, "run_trials", run)
 
 
 def broken(*_: Any, **__: Any) -> Stop:
@@ -116,7 +114,7 @@ def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
     assert (status("s", root)["state"], len(status("s", root)["trials"])) == ("finished", 2)
     assert parent_runs(root)[1] == ("FINISHED", "FINISHED", "")
     with pytest.raises(NameTaken):
-        orchestrator.sweep.start(load(file), root)
+        sweep_module.start(load(file), root)
 
 
 def test_a_bug_after_a_trial_had_begun_keeps_the_name_and_a_good_resume_clears_the_trace(
@@ -152,7 +150,7 @@ def test_a_bug_before_there_is_a_study(
         raise RuntimeError("Ray would not start")
 
     with monkeypatch.context() as patch:
-        patch.setattr(orchestrator.sweep, "cluster", no_ray)
+        patch.setattr(sweep_module, "cluster", no_ray)
         assert cli.main(["sweep", str(file)]) == ExitCode.OURS
     found = status("s", root)
     assert found["why"].startswith("internal error: RuntimeError: Ray would not start (traceback in ")
@@ -166,11 +164,11 @@ def test_a_bug_before_there_is_a_study(
 def test_a_folder_without_a_trace_is_not_taken_for_a_crashed_one(file: Path) -> None:
     folder = SweepFolder(file.parent / "runs", "s")
     folder.path.mkdir(parents=True)
-    assert not crash.is_free(folder)
+    assert not crash_report.is_free(folder)
     folder.spec.write_text(TEXT)
-    assert not crash.is_free(folder), "killed, or about to begin"
+    assert not crash_report.is_free(folder), "killed, or about to begin"
     with pytest.raises(NameTaken):
-        crash.make_folder(folder, TEXT)
+        crash_report.make_folder(folder, TEXT)
 
 
 def test_an_error_of_the_user_is_kept_as_the_reason_too(file: Path, trials_run_by: Callable[[Run], None]) -> None:
@@ -182,7 +180,7 @@ def test_an_error_of_the_user_is_kept_as_the_reason_too(file: Path, trials_run_b
     assert cli.main(["sweep", str(file)]) == ExitCode.REFUSED
     assert status("s", root)["why"] == "error: the disk is gone"
     assert parent_runs(root) == [("FAILED", "FAILED", "error: the disk is gone")]
-    assert not crash.is_free(SweepFolder(root, "s"))
+    assert not crash_report.is_free(SweepFolder(root, "s"))
 
 
 def test_a_driver_that_was_replaced_records_nothing(file: Path, trials_run_by: Callable[[Run], None]) -> None:

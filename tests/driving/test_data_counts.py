@@ -8,20 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.gather import gather
-from dashboards.insight import insight
-from dashboards.page import report_page
-from orchestrator.driving.stages import check_data, load_report
-from orchestrator.driving.story import tell_sweep
+from dashboards.analysis.load_frame import gather
+from dashboards.diagnosis.diagnose import insight
+from dashboards.report.html_page import report_page
+from orchestrator.driver.data_stage import check_data, load_report
+from orchestrator.driver.parent_run import tell_sweep
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.dump import dump
-from orchestrator.spec.load import loads
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.interfaces import SWEEP
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.tracking.sink import SWEEP
 from tests.engine.scripted import ListSink, SilentView
 from trainer.__main__ import main
-from trainer.config import TrialConfig
+from trainer.config.trial import TrialConfig
 from trainer.data import prepare
 
 SWEEP_FILE = """

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import dashboards.diagnosis.diagnose
-from orchestrator.driving import describing
-from orchestrator.driving.describing import FAILURE_FILE, tell_standing
+from dashboards.diagnosis import diagnose
+from orchestrator.driver import parent_run
+from orchestrator.driver.parent_run import FAILURE_FILE, tell_standing
+from orchestrator.interfaces import SWEEP
 from orchestrator.study.study import Study
-from orchestrator.tracking.names import NOTE
-from orchestrator.tracking.sink import SWEEP
+from orchestrator.tracking.run_metadata import NOTE
 from tests.dashboards.scripted_sweep import Script, make_spec, run_sweep
 from tests.engine.scripted import ListSink
 
@@ -40,7 +40,7 @@ def test_a_sweep_of_very_many_trials_reads_no_points_for_it(study: Study, monkey
     def read(*_: object) -> None:
         raise AssertionError("points were read")
 
-    monkeypatch.setattr(describing, "DIAGNOSED", 1)
+    monkeypatch.setattr(parent_run, "DIAGNOSED", 1)
     monkeypatch.setattr(study, "points", read)
     assert "### Diagnosis" not in told(study)
 
@@ -49,7 +49,7 @@ def test_a_rule_that_fails_is_kept_and_ends_nothing(study: Study, monkeypatch: p
     def broken(_: object) -> None:
         raise KeyError("margins")
 
-    monkeypatch.setattr(dashboards.diagnosis.diagnose, "diagnose", broken)
+    monkeypatch.setattr(diagnose, "diagnose", broken)
     text = told(study)
     assert text.startswith("**Running**: 2 trials")
     assert "### Diagnosis" not in text

@@ -11,17 +11,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from orchestrator.cli import main
-from orchestrator.driving.sft import made_start_model, sft_config, with_model
-from orchestrator.engine.stage import stage_key
+from orchestrator.driver.sft_stage import made_start_model, sft_config, with_model
 from orchestrator.errors import ExitCode
+from orchestrator.execution.workers.stage_worker import stage_key
 from orchestrator.folders import DATA_FILE, SweepFolder, make
-from orchestrator.spec.dump import dump
-from orchestrator.spec.load import loads
-from orchestrator.study.records import Trial
-from orchestrator.study.state import Outcome, TrialState
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.serialization import dump
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from trainer.data import prepare
-from trainer.run import Workshop
+from trainer.training_session import Workshop
 
 SWEEP = """
 name: adapted

@@ -14,17 +14,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.driving.delivery import Delivery
-from orchestrator.driving.notify import Notifier, webhook
-from orchestrator.engine.stopping import Stop, StopKind
+from orchestrator.driver.notifications import Delivery, Notifier, webhook
 from orchestrator.errors import SpecError
-from orchestrator.spec.dump import dump, spec_hash
-from orchestrator.spec.load import loads
-from orchestrator.spec.notify import Notify
-from orchestrator.study.records import TrialRecord
-from orchestrator.study.state import TrialState
+from orchestrator.execution.stop_reasons import Stop, StopKind
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.serialization import dump, spec_hash
+from orchestrator.spec.sweep_spec import Notify
+from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.dashboards.scripted_sweep import make_spec
-from trainer.report import Point
+from trainer.results import Point
 
 SECRET = "T0SECRET/B0SECRET"
 

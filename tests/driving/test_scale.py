@@ -18,15 +18,15 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "engine")]
 from scripted import ListSink, SilentView  # noqa: E402
 
 from benchmarks.driver import EVERY, REPORTS, Bridge, spec_of  # noqa: E402
-from orchestrator.driving.afterwards import Afterwards  # noqa: E402
-from orchestrator.engine.conductor import Conductor  # noqa: E402
-from orchestrator.engine.messages import Job, Report  # noqa: E402
-from orchestrator.engine.stopping import Interrupt  # noqa: E402
+from orchestrator.driver.sweep_driver import Afterwards  # noqa: E402
+from orchestrator.execution.controller import Conductor  # noqa: E402
+from orchestrator.execution.messages import Job, Report  # noqa: E402
+from orchestrator.execution.stop_reasons import Interrupt  # noqa: E402
 from orchestrator.folders import SweepFolder, make  # noqa: E402
-from orchestrator.spec.dump import dump  # noqa: E402
-from orchestrator.study import store  # noqa: E402
-from orchestrator.study.state import TrialState  # noqa: E402
+from orchestrator.spec.loading.serialization import dump  # noqa: E402
+from orchestrator.study.database import study_database  # noqa: E402
 from orchestrator.study.study import Study  # noqa: E402
+from orchestrator.study.trial_records import TrialState  # noqa: E402
 
 SLOTS, TRIALS = 4, 72
 
@@ -95,7 +95,7 @@ class Measured(Conductor):
 def driving(root: Path, trials: int, slots: int) -> Generator[tuple[Measured, Study]]:
     """A whole sweep, every event counted."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store.sqlite3, "connect", functools.partial(sqlite3.connect, factory=CountingConnection))
+        patch.setattr(study_database.sqlite3, "connect", functools.partial(sqlite3.connect, factory=CountingConnection))
         spec = spec_of(trials, slots)
         folder = SweepFolder(root, spec.name)
         make(folder, dump(spec))

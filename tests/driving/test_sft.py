@@ -12,24 +12,24 @@ from typing import Any
 
 import pytest
 
-from orchestrator.driving.sft import train_start_model
-from orchestrator.driving.stages import check_data
-from orchestrator.engine.attempt import Attempt, open_workshop
-from orchestrator.engine.cluster import cluster
-from orchestrator.engine.messages import End, Job, Report
-from orchestrator.engine.messages import EndKind as EndOfAttempt
-from orchestrator.engine.preparing import Preparing
-from orchestrator.engine.stage import StageDied, StageFailed, StageWorker
-from orchestrator.engine.stage_key import stage_key
-from orchestrator.engine.stopping import Interrupt, Interrupted
-from orchestrator.engine.wishes import Wishes
+from orchestrator.driver.data_stage import check_data
+from orchestrator.driver.sft_stage import train_start_model
+from orchestrator.execution.local_cluster import cluster
+from orchestrator.execution.messages import End, Job, Report
+from orchestrator.execution.messages import EndKind as EndOfAttempt
+from orchestrator.execution.sft_cache_key import stage_key
+from orchestrator.execution.stop_reasons import Interrupt, Interrupted
+from orchestrator.execution.user_requests import Wishes
+from orchestrator.execution.workers.attempt_runner import Attempt, open_workshop
+from orchestrator.execution.workers.data_process import Preparing
+from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.records import Trial
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from trainer.config import TrialConfig
+from orchestrator.study.trial_records import Trial
+from trainer.config.trial import TrialConfig
 from trainer.data import prepare
-from trainer.report import Ending, EndKind, Point
+from trainer.results import Ending, EndKind, Point
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from scripted import BASE, SLOTS, ListSink, SilentView, make_spec, sweep_folder

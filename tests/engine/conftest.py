@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from scripted import SLOTS
 
-from orchestrator.engine.cluster import cluster
-from orchestrator.engine.stopping import Interrupt
+from orchestrator.execution.local_cluster import cluster
+from orchestrator.execution.stop_reasons import Interrupt
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))  # the driver as a process
 

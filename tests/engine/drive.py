@@ -7,11 +7,11 @@ from pathlib import Path
 
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder
 
-from orchestrator.driving import lock
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.stopping import Interrupt
-from orchestrator.engine.tuner import run_trials
+from orchestrator import folders
 from orchestrator.errors import OrchestrateError
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 
 
@@ -19,7 +19,7 @@ def main(root: Path) -> str:
     folder = sweep_folder(root)
     folder.path.mkdir(parents=True, exist_ok=True)
     slots = Slots(count=2, gpus=0.0, threads=1)
-    with lock.hold(folder), Interrupt(lambda: "farewell") as interrupt:
+    with folders.hold(folder), Interrupt(lambda: "farewell") as interrupt:
         study = Study.open(folder) if folder.database.exists() else Study.create(folder, make_spec(4))
         with cluster(folder.path / "ray", slots, interrupt):
             sink = ListSink(root / "sink.jsonl")

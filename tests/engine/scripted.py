@@ -10,13 +10,13 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.engine.cluster import Slots
+from orchestrator.execution.local_cluster import Slots
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.space import SearchSpace
-from orchestrator.spec.sweep import Budget, Goal, GridSampler, SweepSpec
-from orchestrator.study.records import TrialRecord
-from trainer.config import TrialConfig
-from trainer.report import Ending, EndKind, Point
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.sweep_spec import Budget, Goal, GridSampler, SweepSpec
+from orchestrator.study.trial_records import TrialRecord
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, EndKind, Point
 
 METRIC = "eval_accuracies/logp"
 SLOTS = Slots(count=2, gpus=0.0, threads=1)

@@ -10,10 +10,10 @@ from typing import Any
 
 from scripted import make_spec
 
-from orchestrator.spec.space import SearchSpace
-from orchestrator.spec.sweep import SweepSpec
-from trainer.config import TrialConfig
-from trainer.report import Ending, Point
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, Point
 
 MODEL = {
     "generated": {
@@ -62,7 +62,7 @@ class Mortal:
     named in `device` fails as if its GPU had."""
 
     def __init__(self, cache: Path) -> None:
-        from trainer.run import Workshop
+        from trainer.training_session import Workshop
 
         self._trainers = Workshop(cache)
         self._root, self._rank = cache.parent, int(os.environ.get("RANK", "0"))

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 from scripted import METRIC, make_spec, sweep_folder
 
-from orchestrator.engine import pausing
-from orchestrator.spec.sweep import Budget
-from orchestrator.study import held
-from orchestrator.study.records import Trial
+from orchestrator.execution import user_requests
+from orchestrator.spec.sweep_spec import Budget
+from orchestrator.study import running_trial
 from orchestrator.study.study import Study
-from trainer.report import Point
+from orchestrator.study.trial_records import Trial
+from trainer.results import Point
 
 
 def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follows(
@@ -28,7 +28,7 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
         def monotonic() -> float:
             return now
 
-    monkeypatch.setattr(held, "time", Clock)
+    monkeypatch.setattr(running_trial, "time", Clock)
     spec = make_spec(2, budget=Budget(gpu_hours=30 / 3600))
     Study.create(sweep_folder(tmp_path), spec).dispose()
     child = os.fork()
@@ -81,7 +81,7 @@ def test_a_driver_killed_while_its_sweep_was_paused_leaves_no_pause(tmp_path: Pa
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with Study.open(sweep_folder(tmp_path)) as study:
-        assert pausing.held_over(study) == ["s was paused when its last driver ended (lunch): it goes on now"]
+        assert user_requests.held_over(study) == ["s was paused when its last driver ended (lunch): it goes on now"]
         study.begin()
         assert study.paused() == ""
-        assert pausing.held_over(study) == []
+        assert user_requests.held_over(study) == []

@@ -10,15 +10,14 @@ import pytest
 from scripted import METRIC, SLOTS, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 from test_waiting import SPEC as WAITING
 
-from orchestrator.engine import pausing
-from orchestrator.engine.stopping import Interrupt, Stop, StopKind
-from orchestrator.engine.tuner import run_trials
-from orchestrator.spec.sweep import Budget
-from orchestrator.study.driver import PAUSE, UNPAUSE
-from orchestrator.study.records import TrialRecord
-from orchestrator.study.state import TrialState
+from orchestrator.execution import user_requests
+from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
+from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.spec.sweep_spec import Budget
+from orchestrator.study.database.driver_lease import PAUSE, UNPAUSE
 from orchestrator.study.study import Study
-from trainer.report import Point
+from orchestrator.study.trial_records import TrialRecord, TrialState
+from trainer.results import Point
 
 
 def drive(study: Study, view: SilentView | None = None) -> Stop:
@@ -126,11 +125,11 @@ def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_s
         assert "`orchestrate unpause s 0`" in stop.text
         assert [r.state for r in study.trials()] == [TrialState.PAUSED, TrialState.COMPLETE], "nobody else may begin"
     with Study.open(sweep_folder(tmp_path)) as study:
-        assert pausing.held_over(study) == [
+        assert user_requests.held_over(study) == [
             "trial 0 stays paused (a debugger): `orchestrate unpause s 0` takes it up again"
         ]
         study.request(UNPAUSE, "done", trial=0)
         write_script(tmp_path)
         assert drive(study).kind is StopKind.FINISHED
         assert len(study.trials()) == 5
-        assert pausing.held_over(study) == []
+        assert user_requests.held_over(study) == []

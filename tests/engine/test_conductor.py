@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from scripted import METRIC, ListSink, SilentView, make_spec, sweep_folder
 
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.messages import End, EndKind, Report
-from orchestrator.engine.stopping import Interrupt, StopKind
-from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.messages import End, EndKind, Report
+from orchestrator.execution.stop_reasons import Interrupt, StopKind
 from orchestrator.study.study import Study
-from trainer.report import Point
+from orchestrator.study.trial_records import FailureKind, TrialState
+from trainer.results import Point
 
 COURSE = [Point(s, {"loss": float("nan") if s == 3 else 1.0, METRIC: 0.5}) for s in range(6)]
 ENDS = {

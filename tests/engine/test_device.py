@@ -11,17 +11,27 @@ import pytest
 import torch
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.engine import host as host_module
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.failures import DeviceFailed, Told, WorkerLost, classify, device_failed, ended_by
-from orchestrator.engine.host import Host
-from orchestrator.engine.messages import End, EndKind, Job, Report
-from orchestrator.engine.ranks import Ranks
-from orchestrator.engine.stopping import Interrupt, StopKind
-from orchestrator.engine.tuner import run_trials
-from orchestrator.engine.worker import retired
-from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.messages import (
+    DeviceFailed,
+    End,
+    EndKind,
+    Job,
+    Report,
+    Told,
+    WorkerLost,
+    classify,
+    device_failed,
+    ended_by,
+)
+from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.execution.workers import shared_worker as host_module
+from orchestrator.execution.workers.multi_process_trial import Ranks
+from orchestrator.execution.workers.shared_worker import Host
+from orchestrator.execution.workers.trial_worker import retired
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import FailureKind, TrialState
 
 ONE = Slots(count=1, gpus=0.0, threads=1)
 SHARED = Slots(count=2, gpus=0.0, threads=1, sharing=2)

@@ -13,10 +13,9 @@ import pytest
 from engine_driver import drive, records, trained, wait_for
 from scripted import make_spec, sweep_folder, write_script
 
-from orchestrator.spec.dump import dump
-from orchestrator.study.records import TrialRecord
-from orchestrator.study.state import TrialState
+from orchestrator.spec.loading.serialization import dump
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialRecord, TrialState
 
 STEPS = 30
 

@@ -9,14 +9,13 @@ from typing import Any
 import pytest
 from several import spec, told
 
-from orchestrator.engine import host as host_module
-from orchestrator.engine.failures import WorkerLost
-from orchestrator.engine.host import Host
-from orchestrator.engine.messages import End, EndKind, Job, Report
-from orchestrator.study.state import FailureKind
-from trainer.config import TrialConfig
-from trainer.report import Ending, Point
-from trainer.run import Workshop
+from orchestrator.execution.messages import End, EndKind, Job, Report, WorkerLost
+from orchestrator.execution.workers import shared_worker as host_module
+from orchestrator.execution.workers.shared_worker import Host
+from orchestrator.study.trial_records import FailureKind
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, Point
+from trainer.training_session import Workshop
 
 CONFIG = spec("ddp", steps=4).base
 LORA = CONFIG.model_validate(CONFIG.model_dump() | {"lora": {"r": 4, "dropout": 0.1}})
@@ -75,7 +74,7 @@ def take(host: Host, *jobs: Job) -> dict[str, tuple[list[Point], End]]:
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    monkeypatch.setattr("orchestrator.engine.attempt.GROUP_SECONDS", 0.0)  # a point each turn
+    monkeypatch.setattr("orchestrator.execution.workers.attempt_runner.GROUP_SECONDS", 0.0)  # a point each turn
     return Host(tmp_path / "cache", Greedy)
 
 

@@ -12,14 +12,14 @@ import pytest
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 from several import spec, told
 
-from orchestrator.engine.attempt import OpenWorkshop, open_workshop
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.stopping import Interrupt, Stop, StopKind
-from orchestrator.engine.tuner import run_trials
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
+from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.execution.workers.attempt_runner import OpenWorkshop, open_workshop
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from trainer.run import Workshop
+from orchestrator.study.trial_records import FailureKind, TrialState
+from trainer.training_session import Workshop
 
 SHARED = Slots(count=4, gpus=0.0, threads=1, sharing=2)
 ONE = Slots(count=2, gpus=0.0, threads=1, sharing=2)

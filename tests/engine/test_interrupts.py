@@ -10,20 +10,20 @@ import pytest
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 from several import spec
 
-from orchestrator.engine import rank as rank_module
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.host import Host
-from orchestrator.engine.messages import EndKind, Job
-from orchestrator.engine.rank import Rank, Said
-from orchestrator.engine.ranks import Ranks
-from orchestrator.engine.stopping import Interrupt, StopKind
-from orchestrator.engine.tuner import run_trials
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.messages import EndKind, Job
+from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.execution.workers import rank_actor as rank_module
+from orchestrator.execution.workers.attempt_runner import Attempt
+from orchestrator.execution.workers.multi_process_trial import Ranks
+from orchestrator.execution.workers.rank_actor import Rank, Said
+from orchestrator.execution.workers.shared_worker import Host
 from orchestrator.study.study import Study
-from trainer.config import TrialConfig
-from trainer.report import Ending, Point
-from trainer.report import EndKind as TrainerEnd
-from trainer.run import Workshop
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, Point
+from trainer.results import EndKind as TrainerEnd
+from trainer.training_session import Workshop
 
 CONFIG = spec("ddp", steps=2).base
 

@@ -10,17 +10,17 @@ import pytest
 import torch
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.engine import memory
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.messages import WORKER_FILE, End, EndKind, Job, Report
-from orchestrator.engine.stopping import Interrupt
-from orchestrator.study import lease
-from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.execution import retry_policy
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.messages import WORKER_FILE, End, EndKind, Job, Report
+from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.workers.attempt_runner import Attempt
+from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
-from trainer.config import TrialConfig
+from orchestrator.study.trial_records import FailureKind, TrialState
+from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
-from trainer.report import Point
+from trainer.results import Point
 
 sys.path.append(str(Path(__file__).parents[1] / "trainer"))
 from small_trials import DATA, MODEL
@@ -124,14 +124,14 @@ def test_the_bound_holds_over_a_resume(study: Study) -> None:
 @pytest.fixture
 def kills(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The kernel's counter is what is in here."""
-    found = [memory.kernel_kills()]
-    monkeypatch.setattr(memory, "kernel_kills", lambda: sum(found))
+    found = [retry_policy.kernel_kills()]
+    monkeypatch.setattr(retry_policy, "kernel_kills", lambda: sum(found))
     return found
 
 
 def taken(job: Job, by: str = "") -> Job:
     """As if a worker had it: of this machine, where nothing else is said."""
-    (job.folder / WORKER_FILE).write_text(by or lease.signature())
+    (job.folder / WORKER_FILE).write_text(by or driver_lease.signature())
     return job
 
 
@@ -191,16 +191,16 @@ def test_an_attempt_says_which_process_has_it(tmp_path: Path) -> None:
     job = Job("0", 1, make_spec().base.model_dump_json(), tmp_path / "trials" / "0000" / "1")
     write_script(tmp_path)
     attempt = Attempt(job, lambda: ScriptedWorkshop(tmp_path / "cache"))
-    assert not memory.is_on_this_machine(job.folder)
+    assert not retry_policy.is_on_this_machine(job.folder)
     attempt.pull()
-    assert memory.is_on_this_machine(job.folder)
+    assert retry_policy.is_on_this_machine(job.folder)
 
 
 def test_kernel_kills_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert memory.kernel_kills() >= 0
+    assert retry_policy.kernel_kills() >= 0
     (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 3\noom 2\noom_kill 2\n")
-    monkeypatch.setattr(memory, "_COUNTERS", (tmp_path / "none", tmp_path / "memory.events"))
-    assert memory.kernel_kills() == 2
+    monkeypatch.setattr(retry_policy, "_COUNTERS", (tmp_path / "none", tmp_path / "memory.events"))
+    assert retry_policy.kernel_kills() == 2
 
 
 def test_a_real_trial_ends_as_if_it_had_had_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +226,7 @@ def test_a_real_trial_ends_as_if_it_had_had_the_memory(tmp_path: Path, monkeypat
 
 
 def _run(root: Path, base: dict[str, Any]) -> Any:
-    from trainer.run import Workshop
+    from trainer.training_session import Workshop
 
     root.mkdir()
     with Study.create(sweep_folder(root), make_spec(1, base=base)) as study:

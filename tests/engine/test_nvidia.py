@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.commands.doctor import gpus
-from orchestrator.commands.doctor.check import Level
-from orchestrator.engine import cluster, nvidia
-from orchestrator.tracking.environment import environment
+from orchestrator import nvidia_smi
+from orchestrator.commands.doctor import gpu_checks
+from orchestrator.commands.doctor.machine_checks import Level
+from orchestrator.execution import local_cluster
+from orchestrator.tracking.run_metadata import environment
 
 Says = Callable[[str], None]
 
@@ -21,8 +22,8 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Says]:
     """A machine with one GPU whose nvidia-smi runs this line of shell."""
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    monkeypatch.setattr(nvidia, "SECONDS", 0.2)
-    nvidia.smallest_memory.cache_clear()
+    monkeypatch.setattr(nvidia_smi, "SECONDS", 0.2)
+    nvidia_smi.smallest_memory.cache_clear()
 
     def say(line: str) -> None:
         program = tmp_path / "nvidia-smi"
@@ -30,28 +31,28 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Says]:
         program.chmod(0o755)
 
     yield say
-    nvidia.smallest_memory.cache_clear()
+    nvidia_smi.smallest_memory.cache_clear()
 
 
 def test_the_memory_of_the_smallest_gpu(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia, "SECONDS", 60.0)
+    monkeypatch.setattr(nvidia_smi, "SECONDS", 60.0)
     says("printf '81559 MiB\\n40960 MiB\\n'")
-    assert cluster.gpu_memory() == 40960 * 2.0**20
+    assert local_cluster.gpu_memory() == 40960 * 2.0**20
 
 
 @pytest.mark.parametrize("line", ["exit 9", "echo '[N/A]'", "true"])
 def test_an_nvidia_smi_that_fails_says_nothing(says: Says, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nvidia, "SECONDS", 60.0)
+    monkeypatch.setattr(nvidia_smi, "SECONDS", 60.0)
     says(line)
-    assert cluster.gpu_memory() is None
+    assert local_cluster.gpu_memory() is None
 
 
 def test_one_that_hangs_is_answered_once_in_a_sentence(says: Says, capsys: pytest.CaptureFixture[str]) -> None:
     says("exec sleep 600")
-    with pytest.raises(nvidia.NvidiaSmiHangs, match="does not answer"):
-        nvidia.query_gpus("name")
-    assert cluster.gpu_memory() is None
-    assert cluster.gpu_memory() is None
+    with pytest.raises(nvidia_smi.NvidiaSmiHangs, match="does not answer"):
+        nvidia_smi.query_gpus("name")
+    assert local_cluster.gpu_memory() is None
+    assert local_cluster.gpu_memory() is None
     told = capsys.readouterr().err.splitlines()
     assert len(told) == 1, "once, however often it is asked"
     assert "the driver or one of the GPUs hangs" in told[0]
@@ -66,7 +67,7 @@ def test_the_doctor_names_a_driver_that_hangs_and_asks_it_no_more(says: Says, mo
         raise AssertionError("torch would hang as well")
 
     monkeypatch.setattr(torch.cuda, "is_available", asked)
-    (check,) = gpus.checks(None)
+    (check,) = gpu_checks.checks(None)
     assert (check.what, check.level) == ("driver", Level.FAIL)
     assert "does not answer" in check.found
     assert "dmesg" in check.fix

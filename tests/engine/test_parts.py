@@ -8,16 +8,15 @@ from pathlib import Path
 import pytest
 from scripted import BASE, METRIC, ScriptedWorkshop, make_spec, write_script
 
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.cluster import plan_slots, worker_environment
-from orchestrator.engine.failures import WorkerLost, ended_by
-from orchestrator.engine.messages import EndKind, Job
-from orchestrator.engine.stopping import Stop, StopKind
-from orchestrator.engine.wishes import Wishes
 from orchestrator.errors import SpecError
+from orchestrator.execution.local_cluster import plan_slots, worker_environment
+from orchestrator.execution.messages import EndKind, Job, WorkerLost, ended_by
+from orchestrator.execution.stop_reasons import Stop, StopKind
+from orchestrator.execution.user_requests import Wishes
+from orchestrator.execution.workers.attempt_runner import Attempt
 from orchestrator.folders import SweepFolder
-from orchestrator.study.state import FailureKind
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import FailureKind
 
 
 @pytest.mark.parametrize(
@@ -137,7 +136,7 @@ def test_another_machines_process_is_waited_for_and_is_no_outcome(
     first.pull()
     lock = next(tmp_path.rglob("worker.lock"))
     lock.write_text("pid 1 on far-away, process another-boot/pid:[1]/7")
-    monkeypatch.setattr("orchestrator.engine.attempt._FAR_SECONDS", 0.3)
+    monkeypatch.setattr("orchestrator.execution.workers.attempt_runner._FAR_SECONDS", 0.3)
     second, _ = _attempt(tmp_path)
     with pytest.raises(WorkerLost, match="pid 1 on far-away"):
         second.pull()

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.engine.preparing import Preparing
-from orchestrator.engine.stage import StageFailed
-from orchestrator.engine.stopping import Interrupt, Interrupted
 from orchestrator.errors import DataError
-from trainer.config import ModelConfig, TrialConfig
-from trainer.data.summary import DataReport
-from trainer.models.identity import locate
+from orchestrator.execution.stop_reasons import Interrupt, Interrupted
+from orchestrator.execution.workers.data_process import Preparing
+from orchestrator.execution.workers.stage_worker import StageFailed
+from trainer.config.trial import ModelConfig, TrialConfig
+from trainer.data.data_report import DataReport
+from trainer.models.model_files import locate
 
 MODEL = {"generated": {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}}
 
@@ -74,7 +74,7 @@ import json, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_preparing import GOOD, begun, config
-from orchestrator.engine.stopping import Interrupt
+from orchestrator.execution.stop_reasons import Interrupt
 with Interrupt(lambda: "") as interrupt:
     data = begun(Path({str(tmp_path)!r}), config(GOOD), interrupt)
     print(data._process.pid, flush=True)

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from scripted import SLOTS, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.engine import bridge
-from orchestrator.engine.messages import STOP_FILE
-from orchestrator.engine.stopping import Interrupt, Stop, StopKind
-from orchestrator.engine.tuner import run_trials
-from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.execution import tune_adapter
+from orchestrator.execution.messages import STOP_FILE
+from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
+from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import FailureKind, TrialState
 
 
 class Ran:
@@ -63,14 +63,14 @@ def test_tune_looks_at_no_trial_that_has_ended(
     tmp_path: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept: list[int] = []
-    choose = bridge.Scheduler.choose_trial_to_run
+    choose = tune_adapter.Scheduler.choose_trial_to_run
 
-    def counting(self: bridge.Scheduler, tune_controller: Any) -> Any:
+    def counting(self: tune_adapter.Scheduler, tune_controller: Any) -> Any:
         chosen = choose(self, tune_controller)
         kept.append(len(tune_controller.get_trials()))
         return chosen
 
-    monkeypatch.setattr(bridge.Scheduler, "choose_trial_to_run", counting)
+    monkeypatch.setattr(tune_adapter.Scheduler, "choose_trial_to_run", counting)
     ran = Ran(tmp_path, count=8)
     assert ran.states == [TrialState.COMPLETE] * 8
     assert max(kept) <= SLOTS.count + 1, "those that run and the one that comes next"

@@ -12,14 +12,14 @@ import pytest
 from scripted import ListSink, SilentView, sweep_folder
 from several import Mortal, spec, told
 
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.stopping import Interrupt, Stop, StopKind
-from orchestrator.engine.tuner import run_trials
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.state import TrialState
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
+from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from trainer.config import DEEPSPEED_INSTALL
-from trainer.run import Workshop
+from orchestrator.study.trial_records import TrialState
+from trainer.config.trial import DEEPSPEED_INSTALL
+from trainer.training_session import Workshop
 
 NEEDS_DEEPSPEED = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason=f"deepspeed is not installed: {DEEPSPEED_INSTALL}"

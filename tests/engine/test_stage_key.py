@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.engine.stage_key import settings_of_weights, stage_key
-from trainer.config import TrialConfig
+from orchestrator.execution.sft_cache_key import settings_of_weights, stage_key
+from trainer.config.trial import TrialConfig
 from trainer.data import prepare
-from trainer.models.identity import locate, model_identity
-from trainer.run import config_digest
-from trainer.storage.durable import digest_of
+from trainer.models.model_files import locate, model_identity
+from trainer.storage.atomic_files import digest_of
+from trainer.training_session import config_digest
 
 TINY = {
     "vocab_size": 320,

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from scripted import SLOTS, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.engine.cluster import Slots
-from orchestrator.engine.stopping import Interrupt, StopKind
-from orchestrator.engine.tuner import run_trials
+from orchestrator.errors import TooManySlots
+from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.spec.pruners import SuccessiveHalvingPruner
 from orchestrator.spec.samplers import Reproducible, TpeSampler
-from orchestrator.spec.space import SearchSpace
-from orchestrator.spec.sweep import Budget
-from orchestrator.study.errors import TooManySlots
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
 
 SPEC = make_spec(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.ui import Ui
+    from orchestrator.tracking.mlflow_ui import Ui
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE.parent / room) for room in ("engine", "study", "trainer", "tracking")]

@@ -11,9 +11,8 @@ from pathlib import Path
 
 from scripted import sweep_folder
 
-from orchestrator.study.records import TrialRecord
-from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialRecord, TrialState
 
 ENGINE = Path(__file__).parent.parent / "engine"
 STEPS = 12

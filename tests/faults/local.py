@@ -15,24 +15,22 @@ import mlflow  # noqa: F401  the children need not import it again
 import torch
 from scripted import METRIC, SilentView, make_spec
 
-from orchestrator.driving import lock
-from orchestrator.driving.forks import tidy_forks
-from orchestrator.driving.retention import Retention
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.stopping import Interrupt
-from orchestrator.folders import SweepFolder, make
-from orchestrator.spec.dump import dump
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.driver.checkpoint_retention import Retention, tidy_forks
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.workers.attempt_runner import Attempt
+from orchestrator.folders import SweepFolder, hold, make
+from orchestrator.interfaces import SWEEP
+from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow import MlflowReceiver
+from orchestrator.tracking.mlflow_sink import MlflowReceiver
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.sink import SWEEP
-from trainer.config import TrialConfig
-from trainer.report import Ending, EndKind, Point
-from trainer.storage import checkpoint
-from trainer.storage.durable import write_folder, write_text
-from trainer.storage.outcome import Outcome, find_outcome, save_outcome
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, EndKind, Point
+from trainer.storage import checkpoints
+from trainer.storage.atomic_files import write_folder, write_text
+from trainer.storage.checkpoints import Outcome, find_outcome, save_outcome
 
 STEPS = 6
 
@@ -53,7 +51,7 @@ class WritingWorkshop:
         if told is not None:
             yield from told.history
             return told.ending
-        state = checkpoint.newest(folders) or (None if fork is None else checkpoint.newest([fork]))
+        state = checkpoints.newest(folders) or (None if fork is None else checkpoints.newest([fork]))
         assert fork is None or state is not None, "a fork begins from no start model"
         history = [] if state is None else list(state.history)
         w = torch.zeros(4) if state is None else state.weights["w"]
@@ -64,14 +62,14 @@ class WritingWorkshop:
             metrics = {"loss": 1.0 / (1 + step), METRIC: 0.5 + 0.01 * config.training.seed + 0.001 * step + moved}
             history.append(Point(step, metrics))
             if step % 2 == 1:
-                checkpoint.save(folder, checkpoint.State("c", step, weights, {}, history))
-                checkpoint.discard(folders, before=step)
+                checkpoints.save(folder, checkpoints.State("c", step, weights, {}, history))
+                checkpoints.discard(folders, before=step)
             yield history[-1]
         write_text(folder / "samples.jsonl", f'{{"seed": {config.training.seed}}}\n')
-        write_folder(folder / "model", lambda to: checkpoint.save_file(weights, to / "model.safetensors"))
+        write_folder(folder / "model", lambda to: checkpoints.save_file(weights, to / "model.safetensors"))
         ending = Ending(EndKind.FINISHED, "", STEPS, folder / "model")
         save_outcome(folder, Outcome("c", ending, history))
-        checkpoint.discard(folders)
+        checkpoints.discard(folders)
         return ending
 
 
@@ -80,7 +78,7 @@ def drive(root: Path, spec: SweepSpec | None = None) -> None:
     folder = SweepFolder(root, "s")
     if not folder.spec.exists():
         make(folder, dump(spec or make_spec(3)))
-    with lock.hold(folder):
+    with hold(folder):
         study = Study.open(folder) if Study.exists(folder) else Study.create(folder, spec or make_spec(3))
         with study:
             _run(root, study)

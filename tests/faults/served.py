@@ -7,9 +7,9 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.tracking.mlflow import MlflowReceiver, tracking_uri
+from orchestrator.tracking.mlflow_sink import MlflowReceiver, tracking_uri
+from orchestrator.tracking.mlflow_ui import Ui, start_ui
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.ui import Ui, start_ui
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from orchestrator.commands.look import best
+from orchestrator.commands.status import best
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 

@@ -13,8 +13,8 @@ import pytest
 from engine_driver import check_exact, command, drive, environment, finish, records, trained, wait_for
 from scripted import sweep_folder, write_script
 
-from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialState
 from tests.faults.storm import storm
 
 STEPS = 12

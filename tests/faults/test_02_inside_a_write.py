@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from local import KILLED, drive, forked
 
-from orchestrator.study import store
-from orchestrator.tracking.mlflow import connect
+from orchestrator.study.database import study_database
+from orchestrator.tracking.mlflow_sink import connect
 from tests.faults.story import count_points, differences, doubled_rows, story
 
 POINTS = {
@@ -138,7 +138,7 @@ def deadly_connect(die_at: int) -> Callable[[Path], object]:
     """Connections that kill the process at the n-th statement that SQLite is given, whatever it is."""
     import itertools
 
-    plain, count = store._connect, itertools.count(1)
+    plain, count = study_database._connect, itertools.count(1)
 
     def deadly(database: Path) -> object:
         connection = plain(database)
@@ -155,7 +155,7 @@ def deadly_connect(die_at: int) -> Callable[[Path], object]:
 
 def statement(root: Path, nth: int) -> int:
     def die() -> None:
-        store._connect = deadly_connect(nth)  # pyright: ignore[reportAttributeAccessIssue]
+        study_database._connect = deadly_connect(nth)  # pyright: ignore[reportAttributeAccessIssue]
         drive(root)
 
     return forked(die)

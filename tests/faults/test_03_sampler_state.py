@@ -10,7 +10,7 @@ from local import KILLED, drive, forked
 from scripted import make_spec
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.space import SearchSpace
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.study import Study
 from tests.faults.story import differences, study_story
 

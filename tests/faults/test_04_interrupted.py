@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.stopping import Interrupt, StopKind
-from orchestrator.study.state import TrialState
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.workers.attempt_runner import Attempt
 from orchestrator.study.study import Study
-from trainer.config import TrialConfig
+from orchestrator.study.trial_records import TrialState
+from trainer.config.trial import TrialConfig
 
 
 class Refused(ScriptedWorkshop):

@@ -17,10 +17,10 @@ from study_help import GRID, evaluated, make_spec
 
 from orchestrator.errors import ExitCode, NameTaken, SweepHeld
 from orchestrator.folders import SweepFolder, make
-from orchestrator.spec.dump import dump
-from orchestrator.study import lease
-from orchestrator.study.records import Trial
+from orchestrator.spec.loading.serialization import dump
+from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import Trial
 from orchestrator.tracking.outbox import Outbox
 
 DRIVER = """
@@ -120,7 +120,7 @@ def test_a_driver_that_has_nothing_to_write_is_not_overtaken(root: Path, what: s
     assert first.wait() == 0
     if what == "rests":
         with Study.open(SweepFolder(root, "s")) as study:
-            assert study.spent().hours * 3600 < lease.BEAT, "a pause is no working time, whatever beats"
+            assert study.spent().hours * 3600 < driver_lease.BEAT, "a pause is no working time, whatever beats"
 
 
 def test_a_process_that_lives_on_this_machine_is_never_overtaken(root: Path) -> None:
@@ -144,7 +144,7 @@ def nobody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     def watched(*_: object) -> bool:
         raise AssertionError("a driver that has gone was watched for signs of life")
 
-    monkeypatch.setattr(lease, "goes_silent", watched)
+    monkeypatch.setattr(driver_lease, "goes_silent", watched)
 
 
 @pytest.mark.usefixtures("nobody_watches")
@@ -163,7 +163,7 @@ def test_a_killed_driver_is_followed_at_once(root: Path) -> None:
 
 @pytest.mark.usefixtures("nobody_watches")
 def test_who_leaves_makes_room_at_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "is_gone", lambda holder: False)  # of another machine nothing is certain
+    monkeypatch.setattr(driver_lease, "is_gone", lambda holder: False)  # of another machine nothing is certain
     for _ in range(2):
         with Study.open(SweepFolder(root, "s")) as study:
             study.begin()
@@ -172,14 +172,14 @@ def test_who_leaves_makes_room_at_once(root: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_holder_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = lease.signature()
-    assert lease.shown(mine) == f"pid {os.getpid()} on {os.uname().nodename}"
+    mine = driver_lease.signature()
+    assert driver_lease.shown(mine) == f"pid {os.getpid()} on {os.uname().nodename}"
     who, _, mark = mine.partition(", process ")
-    assert lease.is_gone(mine), "a study opened again by its own process"
+    assert driver_lease.is_gone(mine), "a study opened again by its own process"
     other = f"pid 1 on here, process {mark}"
-    assert lease.is_gone(other), "another process has that number now"
-    assert not lease.is_gone(f"{who}, process 0000/pid:[1]/77"), "another machine's"
-    assert not lease.is_gone("pid 1 on somewhere")
+    assert driver_lease.is_gone(other), "another process has that number now"
+    assert not driver_lease.is_gone(f"{who}, process 0000/pid:[1]/77"), "another machine's"
+    assert not driver_lease.is_gone("pid 1 on somewhere")
 
 
 @pytest.mark.parametrize("count", [20])
@@ -212,7 +212,7 @@ def test_a_beat_notices_who_took_over(root: Path, monkeypatch: pytest.MonkeyPatc
         first.begin()
         first.beat()
         second.begin()
-        monkeypatch.setattr(lease, "BEAT", 0.0)
+        monkeypatch.setattr(driver_lease, "BEAT", 0.0)
         assert not first.fenced
         with pytest.raises(SweepHeld, match="pid"):
             first.beat()
@@ -231,7 +231,7 @@ def test_a_fenced_driver_tells_mlflow_nothing(root: Path, monkeypatch: pytest.Mo
         assert seen.queue.get(timeout=60) == {"by": "first, on its way"}
         box.tag("0", {"by": "first, not yet delivered"})
         second.begin()
-        monkeypatch.setattr(lease, "PATIENCE", 0.0)  # as if it had slept so long
+        monkeypatch.setattr(driver_lease, "PATIENCE", 0.0)  # as if it had slept so long
         seen.hold.set()
         with pytest.raises(SweepHeld):
             box.tag("0", {"by": "a zombie"})

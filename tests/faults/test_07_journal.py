@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 from test_outbox import Recorder, write
 
-from orchestrator.tracking.journal import Damaged, Journal
-from orchestrator.tracking.messages import Tag
+from orchestrator.tracking.message_journal import Damaged, Journal, Tag
 from orchestrator.tracking.outbox import Outbox
 
 

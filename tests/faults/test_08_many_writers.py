@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from study_help import GRID, make_spec
 
+from orchestrator.errors import NetworkDisk
 from orchestrator.folders import SweepFolder
-from orchestrator.study import store
-from orchestrator.study.errors import NetworkDisk
+from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
 
 PROCESSES, EACH = 10, 200
@@ -43,6 +43,6 @@ def test_ten_processes_of_two_hundred_requests(quick_path: Path) -> None:
 
 
 def test_sqlite_on_a_network_disk_is_refused_with_a_way_out(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(study_database, "filesystem", lambda path: "nfs4")
     with pytest.raises(NetworkDisk, match=r"ORCHESTRATE_HOME.*PostgreSQL"):
         Study.create(SweepFolder(quick_path, "s"), make_spec(GRID))

@@ -13,16 +13,16 @@ import pytest
 from engine_driver import check_exact, drive, finish, records, trained, wait_for
 from scripted import ScriptedWorkshop, make_spec, sweep_folder, write_script
 
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.messages import EndKind, Job
+from orchestrator.execution.messages import EndKind, Job
+from orchestrator.execution.workers.attempt_runner import Attempt
 from orchestrator.study.study import Study
 
 WORKER = """
 import sys, time
 from pathlib import Path
 from scripted import ScriptedWorkshop, make_spec
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.messages import Job
+from orchestrator.execution.workers.attempt_runner import Attempt
+from orchestrator.execution.messages import Job
 root = Path(sys.argv[1])
 job = Job("0", 1, make_spec().base.model_dump_json(), root / "trials" / "0000" / "1")
 attempt = Attempt(job, lambda: ScriptedWorkshop(root / "cache"))

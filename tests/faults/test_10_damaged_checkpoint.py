@@ -11,8 +11,8 @@ from local import STEPS, WritingWorkshop
 from scripted import make_spec
 from test_checkpoint import state
 
-from trainer.report import Ending, EndKind, Point
-from trainer.storage import checkpoint
+from trainer.results import Ending, EndKind, Point
+from trainer.storage import checkpoints
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.safetensors", "state.json", "manifest.json"])
@@ -20,8 +20,8 @@ from trainer.storage import checkpoint
 def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
     tmp_path: Path, name: str, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoint.save(tmp_path, state(10))
-    place = checkpoint.save(tmp_path, state(20))
+    checkpoints.save(tmp_path, state(10))
+    place = checkpoints.save(tmp_path, state(20))
     file = place / name
     content = bytearray(file.read_bytes())
     match harm:
@@ -35,7 +35,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
         case _:
             file.write_bytes(b"")
     with caplog.at_level(logging.WARNING):
-        found = checkpoint.newest([tmp_path])
+        found = checkpoints.newest([tmp_path])
     assert found is not None
     assert found.step == 10
     assert "damaged" in caplog.text
@@ -43,9 +43,9 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
 
 
 def test_a_half_written_one_is_not_seen(tmp_path: Path) -> None:
-    place = checkpoint.save(tmp_path, state(10))
+    place = checkpoints.save(tmp_path, state(10))
     shutil.copytree(place, place.with_name(".step-00000011.abcd.tmp"))
-    found = checkpoint.newest([tmp_path])
+    found = checkpoints.newest([tmp_path])
     assert found is not None
     assert found.step == 10
 

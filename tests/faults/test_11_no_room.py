@@ -16,18 +16,18 @@ from local import drive, forked
 from scripted import make_spec
 from study_help import COMPLETE, DIVERGED, METRIC, evaluated
 
-from orchestrator.driving import room
-from orchestrator.driving.retention import Retention, model_of
-from orchestrator.driving.room import NoRoom, check_room
-from orchestrator.engine.cluster import Slots
+from orchestrator.driver import preflight
+from orchestrator.driver.checkpoint_retention import Retention, model_of
+from orchestrator.driver.preflight import NoRoom, check_room
 from orchestrator.errors import ExitCode, StorageRefused
+from orchestrator.execution.local_cluster import Slots
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.disk import disk_need, parameters
-from orchestrator.study import store
+from orchestrator.spec.estimates.disk_space import disk_need, parameters
+from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow import connect
+from orchestrator.tracking.mlflow_sink import connect
 from tests.faults.story import differences, story
-from trainer.config import ModelConfig
+from trainer.config.trial import ModelConfig
 
 SMALL_DISK = """
 import os, sys
@@ -88,7 +88,7 @@ def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(quick_path: Path, m
     need = disk_need(spec, 2)
     assert need is not None
     check_room(folder, spec, Slots(2, 0.0, 1))
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, need.bytes - 1))
+    monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, need.bytes - 1))
     with pytest.raises(NoRoom, match=r"free in .*budget\.concurrency=1 .*keep_models=1 .*base\.lora") as refused:
         check_room(folder, spec, Slots(2, 0.0, 1))
     assert refused.value.code is ExitCode.REFUSED
@@ -98,7 +98,7 @@ def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(quick_path: Path, m
 
 
 def test_the_size_of_a_model_is_known_before_it_is_loaded(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.generate import generated_model
+    from trainer.synthetic import generated_model
 
     monkeypatch.setenv("HF_HUB_CACHE", str(quick_path))
     config = ModelConfig.model_validate({"generated": {"hidden_size": 64, "num_hidden_layers": 3}})
@@ -167,7 +167,7 @@ def test_a_locked_study_is_waited_for_and_then_refused_in_words(
         child = _locked(folder.database, 1.0)
         study.observe(trial, [evaluated(1, 0.5)])  # a minute's patience is more than that
         os.waitpid(child, 0)
-    monkeypatch.setattr(store, "_BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(study_database, "_BUSY_SECONDS", 0.2)
     with Study.open(folder) as study:
         trial = study.claim()
         assert trial is not None

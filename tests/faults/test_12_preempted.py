@@ -20,9 +20,9 @@ import pytest
 from engine_driver import STEPS, check_exact, command, drive, environment, finish, records, trained, wait_for
 from scripted import write_script
 
-from orchestrator.engine.cluster import starting_ray
-from orchestrator.engine.stopping import Interrupt, deaf_to_sigterm
-from orchestrator.study.state import TrialState
+from orchestrator.execution.local_cluster import starting_ray
+from orchestrator.execution.stop_reasons import Interrupt, deaf_to_sigterm
+from orchestrator.study.trial_records import TrialState
 
 Sent = Callable[[subprocess.Popen[str]], None]
 
@@ -132,7 +132,7 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
 
 TWICE = """
 import os, signal
-from orchestrator.engine.stopping import Interrupt
+from orchestrator.execution.stop_reasons import Interrupt
 now = [0.0]
 with Interrupt(lambda: "farewell", clock=lambda: now[0]) as interrupt:
     os.kill(os.getpid(), signal.SIGTERM)
@@ -154,7 +154,7 @@ def test_what_arrives_at_once_is_one_request(later: float, code: int) -> None:
 
 LOST = """
 import os, signal, sys, threading
-from orchestrator.engine.stopping import Interrupt
+from orchestrator.execution.stop_reasons import Interrupt
 class Quick(Interrupt):
     POLL = 0.01
 looks = []
@@ -188,7 +188,7 @@ def test_after_a_signal_nobody_waits_for_a_server_that_is_gone(lost: str, send: 
 def test_a_server_that_is_gone_is_told_from_one_that_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
 
-    from orchestrator.engine.cluster import server_is_gone
+    from orchestrator.execution.local_cluster import server_is_gone
 
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"

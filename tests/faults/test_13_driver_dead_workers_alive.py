@@ -11,8 +11,8 @@ import pytest
 from engine_driver import STEPS, check_exact, drive, finish, records, trained, wait_for
 from scripted import sweep_folder, write_script
 
-from orchestrator.study.state import TrialState
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialState
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:

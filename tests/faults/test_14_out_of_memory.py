@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.stopping import Interrupt, StopKind
-from orchestrator.engine.tuner import run_trials
-from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
-from trainer.config import TrialConfig
-from trainer.report import Ending, Point
+from orchestrator.study.trial_records import FailureKind, TrialState
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, Point
 
 HERE = Path(__file__).parent
 SLOTS = Slots(count=2, gpus=0.0, threads=1)

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from scripted import METRIC, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.stopping import Interrupt, StopKind
-from orchestrator.engine.tuner import run_trials
 from orchestrator.errors import ExitCode
-from orchestrator.study.state import TrialState
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow import connect
-from trainer.config import TrialConfig
-from trainer.report import Ending, Point
+from orchestrator.study.trial_records import TrialState
+from orchestrator.tracking.mlflow_sink import connect
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, Point
 
 HERE = Path(__file__).parent
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
@@ -104,9 +104,9 @@ def test_a_learning_rate_that_kills_the_model_without_a_nan(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real sweep: seen in the study, in MLflow and in the table."""
+    from orchestrator.driver.run_sweep import start
     from orchestrator.folders import SweepFolder
-    from orchestrator.spec.load import loads
-    from orchestrator.sweep import start
+    from orchestrator.spec.loading.loader import loads
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = tmp_path / "runs"

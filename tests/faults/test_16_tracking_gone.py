@@ -11,9 +11,9 @@ import psutil
 import pytest
 from served import begin, receiver, steps
 
+from orchestrator.tracking.mlflow_ui import Ui, start_ui
 from orchestrator.tracking.outbox import Outbox, deliver_pending
-from orchestrator.tracking.ui import Ui, start_ui
-from trainer.report import Point
+from trainer.results import Point
 
 
 @pytest.mark.faults

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from local import forked
 
-from orchestrator.tracking.mlflow import MlflowReceiver, connect, ensure_experiment
+from orchestrator.tracking.mlflow_sink import MlflowReceiver, connect, ensure_experiment
 from orchestrator.tracking.outbox import Outbox
-from trainer.report import Point
+from trainer.results import Point
 
 SWEEPS, STEPS = 8, 500
 

@@ -11,11 +11,11 @@ import psutil
 import pytest
 from served import begin, receiver
 
-from orchestrator.spec.sweep import Goal
-from orchestrator.tracking.names import trials_filter
+from orchestrator.spec.sweep_spec import Goal
+from orchestrator.tracking.mlflow_ui import NotLoopback, Ui, start_ui, sweep_page
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.ui import NotLoopback, Ui, start_ui, sweep_page
-from trainer.report import Point
+from orchestrator.tracking.run_metadata import trials_filter
+from trainer.results import Point
 
 GOAL = Goal(metric="eval_accuracies/logp", direction="maximize")
 

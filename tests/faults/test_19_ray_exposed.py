@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.engine.cluster import Slots, cluster
-from orchestrator.engine.stopping import Interrupt
+from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.stop_reasons import Interrupt
 
 STRANGER = """
 import sys, ray

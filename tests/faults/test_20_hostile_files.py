@@ -11,7 +11,7 @@ import torch
 from local import KILLED, drive, forked
 from test_checkpoint import state
 
-from trainer.storage import checkpoint
+from trainer.storage import checkpoints
 
 ROOT = Path(__file__).parents[2]
 UNSAFE = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("joblib", "load"), ("dill", "load")}
@@ -19,7 +19,7 @@ UNSAFE = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("joblib",
 
 def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    place = checkpoint.save(tmp_path, state(10))
+    place = checkpoints.save(tmp_path, state(10))
 
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -27,7 +27,7 @@ def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
 
     for name in ("rng_state.pth", "optimizer.pt", "weights.safetensors"):
         torch.save(Bomb(), place / name)
-    assert checkpoint.newest([tmp_path]) is None
+    assert checkpoints.newest([tmp_path]) is None
     assert not canary.exists()
 
 
@@ -68,6 +68,6 @@ def test_nothing_here_unpickles() -> None:
 
 
 def test_trust_is_never_in_a_file() -> None:
-    from orchestrator.spec.schema import schema
+    from orchestrator.spec.loading.serialization import schema
 
     assert "trust_remote_code" not in str(schema())

@@ -74,6 +74,6 @@ def test_numbers_are_those_of_yaml_1_2(home: Path, capsys: pytest.CaptureFixture
     file = home / "s.yaml"
     file.write_text(GOOD)
     assert cli.main(["plan", str(file), "--json"]) == 0
-    from orchestrator.spec.load import load
+    from orchestrator.spec.loading.loader import load
 
     assert load(file).base.training.learning_rate == 1e-6

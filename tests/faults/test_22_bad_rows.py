@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.driving.stages import check_data
+from orchestrator.driver.data_stage import check_data
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.load import loads
-from orchestrator.spec.sweep import SweepSpec
-from trainer.config import TrialConfig
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.trial import TrialConfig
 from trainer.data import BadData, prepare
 
 SWEEP = """

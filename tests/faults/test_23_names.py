@@ -10,7 +10,7 @@ from scripted import make_spec
 from orchestrator import cli
 from orchestrator.errors import BadName
 from orchestrator.folders import existing, fresh
-from trainer.storage import checkpoint
+from trainer.storage import checkpoints
 
 NAMES = ["../x", "/etc", "a/b", "a\0b", "..%2f", "a\u2215b", "x" * 300, "", ".", "..", "-rf", ".hidden", "a b", "ä"]
 
@@ -39,7 +39,7 @@ def test_a_linked_sweep_and_a_linked_checkpoint_are_not_followed(tmp_path: Path)
     from test_checkpoint import state
 
     elsewhere = tmp_path / "elsewhere"
-    place = checkpoint.save(elsewhere, state(10))
+    place = checkpoints.save(elsewhere, state(10))
     (elsewhere / "sweep.yaml").write_text("name: s")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "s").symlink_to(elsewhere)
@@ -48,6 +48,6 @@ def test_a_linked_sweep_and_a_linked_checkpoint_are_not_followed(tmp_path: Path)
     mine = tmp_path / "mine" / "checkpoints"
     mine.mkdir(parents=True)
     (mine / place.name).symlink_to(place)
-    assert checkpoint.newest([tmp_path / "mine"]) is None
-    checkpoint.discard([tmp_path / "mine"])
+    assert checkpoints.newest([tmp_path / "mine"]) is None
+    checkpoints.discard([tmp_path / "mine"])
     assert place.is_dir()

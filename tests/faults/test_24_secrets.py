@@ -13,10 +13,10 @@ import pytest
 from local import drive, forked
 from scripted import ListSink, SilentView, make_spec
 
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.stopping import Interrupt
+from orchestrator.errors import PasswordInUrl
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.stop_reasons import Interrupt
 from orchestrator.folders import SweepFolder
-from orchestrator.study.errors import PasswordInUrl
 from orchestrator.study.study import Study
 from tests.faults.storm import _merged, sweep_file
 
@@ -70,8 +70,8 @@ def test_a_password_in_the_studys_url_is_refused_and_not_repeated(quick_path: Pa
 
 def test_what_ray_says_of_a_lost_worker_tells_no_secret(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Causes are Ray's own texts: they name environments, arguments and addresses."""
-    from orchestrator.engine import hosts, ranks
-    from orchestrator.engine.bridge import TuneTrial
+    from orchestrator.execution.tune_adapter import TuneTrial
+    from orchestrator.execution.workers import multi_process_trial, shared_worker
 
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
@@ -79,7 +79,7 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(quick_path: Path, monkey
     said = RuntimeError(" ".join([*CANARIES.values(), "/canary/0000006", "https://me:canary@host"]))
     trial = TuneTrial("train", stub=True)
     trial.handle_error(said)
-    for cause in (trial.cause, ranks._line(said), hosts._lost(said)):  # pyright: ignore[reportPrivateUsage]
+    for cause in (trial.cause, multi_process_trial._line(said), shared_worker._lost(said)):  # pyright: ignore[reportPrivateUsage]
         assert "canary" not in cause
         assert "***" in cause
     view, sink = SilentView(), ListSink()
@@ -99,9 +99,9 @@ def test_a_notice_and_a_refusal_tell_no_secret(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from orchestrator.cli import main
-    from orchestrator.driving.notify import Notifier
-    from orchestrator.engine.stopping import Stop, StopKind
-    from orchestrator.spec.notify import Notify
+    from orchestrator.driver.notifications import Notifier
+    from orchestrator.execution.stop_reasons import Stop, StopKind
+    from orchestrator.spec.sweep_spec import Notify
 
     monkeypatch.setenv("DB_PASSWORD", "/canary/0000006")
     sent: list[dict[str, object]] = []

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from local import KILLED, STEPS, drive, forked
 
-from orchestrator.commands.given import clone
-from orchestrator.commands.hands import CannotDo
-from orchestrator.driving.forks import making, tidy_forks
+from orchestrator.commands.trial_control import CannotDo, clone
+from orchestrator.driver.checkpoint_retention import making, tidy_forks
 from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow import connect
-from trainer.storage.manifest import place_of, places
+from orchestrator.tracking.mlflow_sink import connect
+from trainer.storage.checkpoint_manifest import place_of, places
 
 RATE = "training.learning_rate=0.25"
 CLONE = f"clone of trial 0 from its checkpoint of update 3 with {RATE}"

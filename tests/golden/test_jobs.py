@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 import sweeps
-from orchestrator.commands import kuberay, slurm
-from orchestrator.commands.kuberay import KubeJob
-from orchestrator.commands.slurm import SlurmJob
+from orchestrator.commands import kuberay_job, slurm_job
+from orchestrator.commands.kuberay_job import KubeJob
+from orchestrator.commands.slurm_job import SlurmJob
 from orchestrator.errors import SpecError
-from orchestrator.spec.load import load, loads
+from orchestrator.spec.loading.loader import load, loads
 
 GOLDEN = Path(__file__).parent / "jobs"
 SHIPPED = Path(sweeps.__file__).parent
@@ -37,9 +37,9 @@ MANY = SlurmJob(
 )
 KUBE = KubeJob("registry.example/prefsweep:1", "prefsweep-runs", machines=4, cpus=96, gpus=8, memory_gb=900)
 RENDERED = {
-    "one-machine.sh": slurm.render(SPEC, ONE),
-    "four-machines.sh": slurm.render(SPEC, MANY),
-    "kuberay.yaml": kuberay.render(SPEC, KUBE),
+    "one-machine.sh": slurm_job.render(SPEC, ONE),
+    "four-machines.sh": slurm_job.render(SPEC, MANY),
+    "kuberay.yaml": kuberay_job.render(SPEC, KUBE),
 }
 
 
@@ -94,10 +94,10 @@ def test_a_rayjob() -> None:
 
 
 def test_names_for_kubernetes() -> None:
-    assert kuberay.job_name("Llama3_8B.v2") == "llama3-8b-v2"
-    assert len(kuberay.job_name("a" * 64)) == 47
+    assert kuberay_job.job_name("Llama3_8B.v2") == "llama3-8b-v2"
+    assert len(kuberay_job.job_name("a" * 64)) == 47
     with pytest.raises(SpecError):
-        kuberay.job_name("7b")
+        kuberay_job.job_name("7b")
 
 
 @pytest.mark.parametrize(
@@ -107,9 +107,9 @@ def test_names_for_kubernetes() -> None:
 def test_what_could_be_no_option_is_refused(wrong: dict[str, Any]) -> None:
     given = {"home": Path("/r"), "programs": Path("/p"), "machines": 1, "cpus": 1, "gpus": 0, "time": "1:00:00"}
     with pytest.raises(SpecError):
-        slurm.render(SPEC, SlurmJob(**(given | wrong)))
+        slurm_job.render(SPEC, SlurmJob(**(given | wrong)))
 
 
 def test_a_fence_that_the_sweep_does_not_contain() -> None:
-    text = slurm.render(load(SHIPPED / "llama3-8b.yaml", ["description=END_OF_SWEEP"]), ONE)
+    text = slurm_job.render(load(SHIPPED / "llama3-8b.yaml", ["description=END_OF_SWEEP"]), ONE)
     assert "<<'END_OF_SWEEP_'\n" in text

@@ -9,19 +9,19 @@ from typing import get_args
 import pytest
 
 import sweeps
-from orchestrator.commands.planning import plan_here
+from orchestrator.commands.local_plan import plan_here
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.cost import Machine
-from orchestrator.spec.dump import dump
-from orchestrator.spec.load import load, loads
-from orchestrator.spec.place import place
-from orchestrator.spec.plan import plan
-from orchestrator.spec.rows import Rows
+from orchestrator.spec.estimates.cost_estimate import Machine
+from orchestrator.spec.estimates.input_sizes import Rows
+from orchestrator.spec.estimates.sweep_plan import plan
+from orchestrator.spec.loading.loader import load, loads
+from orchestrator.spec.loading.serialization import dump
 from orchestrator.spec.samplers import GridSampler
-from orchestrator.study.records import Trial
+from orchestrator.spec.search.trial_params import place
 from orchestrator.study.study import Study
-from trainer.config import TrialConfig
-from trainer.loss_config import DpoLoss, DpoTerm, SimpoLoss
+from orchestrator.study.trial_records import Trial
+from trainer.config.loss_config import DpoLoss, DpoTerm, SimpoLoss
+from trainer.config.trial import TrialConfig
 
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
 QUICK = [file for file in SHIPPED if file.stem.startswith("quickstart")]

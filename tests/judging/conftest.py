@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.driving.story import open_sink, tell_sweep
+from orchestrator.driver.parent_run import open_sink, tell_sweep
 from orchestrator.folders import DATA_FILE, SweepFolder, make
-from orchestrator.judging import lengths
-from orchestrator.spec.dump import dump
-from orchestrator.spec.load import loads
-from orchestrator.study.records import Trial
-from orchestrator.study.state import Outcome, TrialState
+from orchestrator.judge import win_rates
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.serialization import dump
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from trainer.data import prepare
-from trainer.report import Point
-from trainer.run import Workshop
+from trainer.results import Point
+from trainer.training_session import Workshop
 
 SWEEP = """
 name: judged
@@ -70,7 +69,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it to judge, whose MLflow keeps its artifacts beside it; intervals from few draws, to be quick."""
-    monkeypatch.setattr(lengths, "RESAMPLES", 20)
+    monkeypatch.setattr(win_rates, "RESAMPLES", 20)
     copy = tmp_path / "runs"
     shutil.copytree(trained, copy)
     with sqlite3.connect(copy / "mlflow.db") as store:

@@ -15,14 +15,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.judging.asking import Asking, estimate, place_of_votes, taken
-from orchestrator.judging.endpoint import Client, EndpointRefused, Reply
-from orchestrator.judging.matches import Match, by_endpoint, to_ask
-from orchestrator.judging.question import Question, understand, vote_in
-from orchestrator.judging.rates import first_position, win_rate
-from orchestrator.spec.judge import Endpoint
+from orchestrator.judge.answer_pairs import Match, by_endpoint, to_ask
+from orchestrator.judge.endpoint_batch import Asking, estimate, place_of_votes, taken
+from orchestrator.judge.endpoint_client import Client, EndpointRefused, Question, Reply, understand, vote_in
+from orchestrator.judge.win_rates import first_position, win_rate
+from orchestrator.spec.judge_config import Endpoint
 from tests.judging.endpoint_server import DRIP, HANG, Action, FakeJudge, Raw, Shown, longer, serve
-from trainer.storage.kept import Kept, peek
+from trainer.storage.jsonl_store import Kept, peek
 
 KEY = "sk-very-secret-0123456789"
 

@@ -19,21 +19,20 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
 from orchestrator.cli import main
-from orchestrator.commands.judge import Outcome, judge
-from orchestrator.driving.judged import judge_after
-from orchestrator.driving.judging import NobodyJudges
-from orchestrator.driving.retention import Retention
-from orchestrator.engine.stopping import Interrupt, Stop, StopKind
+from orchestrator.commands.judge_sweep import Outcome, judge
+from orchestrator.driver.checkpoint_retention import Retention
+from orchestrator.driver.judge_stage import NobodyJudges, judge_after
 from orchestrator.errors import ExitCode, SpecError, SweepHeld
+from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
 from orchestrator.folders import SweepFolder
-from orchestrator.judging.verdict import Verdict
-from orchestrator.study.ranking import ranking
+from orchestrator.judge.judgements import Verdict
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import ranking
 from tests.engine.scripted import SilentView
 from tests.judging.endpoint_server import FakeJudge, Shown, longer, serve
-from trainer.config import GeneratedModel
-from trainer.failpoint import VARIABLE
-from trainer.generate import generated_model, is_right
+from trainer.config.trial import GeneratedModel
+from trainer.storage.atomic_files import VARIABLE
+from trainer.synthetic import generated_model, is_right
 
 KEY = "sk-very-secret-0123456789"
 Talk = tuple[list[str], Callable[[str], None]]
@@ -286,9 +285,9 @@ def test_what_is_refused_before_anything_is_done(
     with pytest.raises(SpecError, match="MY_KEY is not set"):
         run(runs, asking(server), talk)
     assert not (runs / "cache" / "answers").exists()
-    from orchestrator.driving import lock
+    from orchestrator import folders
 
-    with lock.hold(SweepFolder(runs, "judged")), pytest.raises(SweepHeld):
+    with folders.hold(SweepFolder(runs, "judged")), pytest.raises(SweepHeld):
         run(runs, [], talk)
 
 

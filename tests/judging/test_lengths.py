@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.model_selection import GroupKFold
 
-from orchestrator.judging.lengths import difficulty, length_controlled
+from orchestrator.judge.win_rates import difficulty, length_controlled
 
 Column = NDArray[np.float64]
 

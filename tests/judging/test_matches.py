@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from orchestrator.judging.conclude import conclude
-from orchestrator.judging.matches import Match, by_checker, by_reward, scored, to_ask
+from orchestrator.judge.answer_pairs import Match, by_checker, by_reward, conclude, scored, to_ask
 
 
 def match(prompt: str, ours: str, theirs: str, expected: str | None = "eight", sample: int | None = None) -> Match:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from orchestrator.judging.rates import BothOrders, Vote, first_position, wilson, win_rate
+from orchestrator.judge.win_rates import BothOrders, Vote, first_position, wilson, win_rate
 
 VOTES: st.SearchStrategy[Vote] = st.sampled_from(["first", "second", "tie"])
 BOTH = st.builds(BothOrders, VOTES | st.none(), VOTES | st.none())

@@ -7,7 +7,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from orchestrator.mirror.store import Mirror
+from orchestrator.mirror import Mirror
 
 sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "engine")]
 

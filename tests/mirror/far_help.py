@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.messages import Job, Report
-from trainer.config import TrialConfig
-from trainer.report import Ending, EndKind, Point
-from trainer.storage.durable import sha256_of, write_folder, write_json
-from trainer.storage.manifest import FILES, FORMAT, MANIFEST, place_of, places, step_of
+from orchestrator.execution.messages import Job, Report
+from orchestrator.execution.workers.attempt_runner import Attempt
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, EndKind, Point
+from trainer.storage.atomic_files import sha256_of, write_folder, write_json
+from trainer.storage.checkpoint_manifest import FILES, FORMAT, MANIFEST, place_of, places, step_of
 
 BASE = {
     "model": {"generated": {}},

@@ -17,20 +17,20 @@ import pytest
 from far_help import STEPS, FarWorkshop, job, pull_all, write_checkpoint
 from s3_server import Server
 
-from orchestrator.engine import copies
-from orchestrator.engine.attempt import Attempt
-from orchestrator.engine.copies import Copies
-from orchestrator.engine.messages import End, EndKind
-from orchestrator.mirror import store
-from orchestrator.mirror.store import Mirror, MirrorRefused
-from orchestrator.study.state import FailureKind
-from trainer.failpoint import VARIABLE
-from trainer.storage.manifest import check, places, step_of
+from orchestrator import mirror as mirror_store
+from orchestrator.execution.messages import End, EndKind
+from orchestrator.execution.workers import mirror_upload
+from orchestrator.execution.workers.attempt_runner import Attempt
+from orchestrator.execution.workers.mirror_upload import Copies
+from orchestrator.mirror import Mirror, MirrorRefused
+from orchestrator.study.trial_records import FailureKind
+from trainer.storage.atomic_files import VARIABLE
+from trainer.storage.checkpoint_manifest import check, places, step_of
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(copies, "_LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(mirror_upload, "_LOOK_SECONDS", 0.01)
 
 
 @pytest.fixture
@@ -232,7 +232,7 @@ def test_a_copy_that_fails_is_tried_again_counted_and_told(
 
     monkeypatch.setenv("SOME_TOKEN", "AKIA-not-a-secret")
     monkeypatch.setattr(Mirror, "put", failing)
-    monkeypatch.setattr(copies, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(mirror_upload, "_LONGEST_WAIT", 0.01)
     workshop = FarWorkshop(each=lambda step: _wait(file.whole) if step == STEPS else None)
     heard = pull_all(Attempt(job(tmp_path / "one", file.url), lambda: workshop))
     assert heard[-1].end is not None
@@ -253,7 +253,7 @@ def test_a_mirror_that_never_answers_fails_no_trial(
 
     for name in ("put", "whole"):
         monkeypatch.setattr(Mirror, name, refuse)
-    monkeypatch.setattr(copies, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(mirror_upload, "_LONGEST_WAIT", 0.01)
     attempt = Attempt(job(tmp_path / "one", file.url), FarWorkshop)
     attempt._copies = Copies(job(tmp_path / "one", file.url), waits=(0.0, 0.0))
     heard = pull_all(attempt)
@@ -313,7 +313,7 @@ def test_a_trial_that_the_driver_ended_sends_nothing_more(file: Mirror, tmp_path
     at_work._thread.join(10)
     write_checkpoint(folder, 1)
     assert not at_work._thread.is_alive()
-    with pytest.raises(store.Abandoned):
+    with pytest.raises(mirror_store.Abandoned):
         at_work._send_newest()
     assert file.whole() == []
 
@@ -323,8 +323,8 @@ def test_a_server_that_fails_and_falls_silent(s3: Server, tmp_path: Path, monkey
 
     monkeypatch.setattr(s3fs.core.S3FileSystem, "retries", 1)
     short = {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}
-    monkeypatch.setitem(store._OPTIONS, "s3", {"config_kwargs": short})
-    monkeypatch.setattr(copies, "_LONGEST_WAIT", 0.01)
+    monkeypatch.setitem(mirror_store._OPTIONS, "s3", {"config_kwargs": short})
+    monkeypatch.setattr(mirror_upload, "_LONGEST_WAIT", 0.01)
     mirror = Mirror(f"{s3.url}/{tmp_path.name}/trials/0003")
     told: list[str] = []
 

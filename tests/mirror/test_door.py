@@ -10,17 +10,17 @@ import pytest
 
 import sweeps
 from orchestrator import cli
-from orchestrator import sweep as root
-from orchestrator.commands import look
-from orchestrator.driving.mirrored import take_place
+from orchestrator.commands import status
+from orchestrator.driver import run_sweep as root
+from orchestrator.driver.mirror_maintenance import take_place
 from orchestrator.errors import NameTaken, SpecError
 from orchestrator.folders import SweepFolder
-from orchestrator.mirror.probe import MirrorError
-from orchestrator.spec.disk import disk_need
-from orchestrator.spec.dump import dump, spec_hash
-from orchestrator.spec.load import load, loads
+from orchestrator.mirror import MirrorError
+from orchestrator.spec.estimates.disk_space import disk_need
+from orchestrator.spec.loading.loader import load, loads
+from orchestrator.spec.loading.serialization import dump, spec_hash
 from orchestrator.study.study import Study
-from trainer.storage.durable import write_text
+from trainer.storage.atomic_files import write_text
 
 QUICKSTART = Path(sweeps.__file__).parent / "quickstart.yaml"
 
@@ -163,8 +163,8 @@ def test_a_scheduler_that_starts_the_job_again_on_a_new_disk(tmp_path: Path, mon
     brought = SweepFolder(tmp_path / "two", spec.name)
     assert Study.exists(brought)
     assert (brought.path / "data.json").read_text() == '{"rows": 7}', "so that changed data are noticed"
-    monkeypatch.setattr(look, "_steps", lambda *_: None)
-    found = look.status(spec.name, tmp_path / "two")
+    monkeypatch.setattr(status, "_steps", lambda *_: None)
+    found = status.status(spec.name, tmp_path / "two")
     assert found["mirror"] == {"url": spec.mirror, "told": 2, "last": "copies to the mirror work again"}
     with pytest.raises(NameTaken):
         root.start_or_resume(load(QUICKSTART, [*given, "budget.trials=3"]), tmp_path / "three")

@@ -12,9 +12,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from orchestrator.mirror.probe import MirrorError, probe
-from orchestrator.mirror.store import LIST, Abandoned, Mirror, MirrorDamaged, MirrorRefused
-from trainer.failpoint import VARIABLE
+from orchestrator.mirror import LIST, Abandoned, Mirror, MirrorDamaged, MirrorError, MirrorRefused, probe
+from trainer.storage.atomic_files import VARIABLE
 
 PLACE = "trials/0001/1/checkpoints/step-00000010"
 
@@ -90,7 +89,7 @@ def test_a_process_killed_inside_an_upload_leaves_nothing_that_counts(
     if mirror.url.startswith("memory:"):
         pytest.skip("memory ends with its process")
     program = (
-        "import sys; from pathlib import Path; from orchestrator.mirror.store import Mirror; f = Path(sys.argv[2]);"
+        "import sys; from pathlib import Path; from orchestrator.mirror import Mirror; f = Path(sys.argv[2]);"
         "Mirror(sys.argv[1]).put('a/one', {str(p.relative_to(f)): p for p in f.rglob('*') if p.is_file()})"
     )
     command = [sys.executable, "-c", program, mirror.url, str(folder)]

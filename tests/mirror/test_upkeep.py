@@ -11,20 +11,19 @@ import pytest
 from far_help import write_checkpoint
 from scripted import METRIC, ListSink, SilentView, make_spec, sweep_folder
 
-from orchestrator.driving import mirrored
-from orchestrator.driving.afterwards import Afterwards
-from orchestrator.driving.mirrored import Upkeep, keeping, take_place
-from orchestrator.engine.conductor import Conductor
-from orchestrator.engine.copies import COPYING, end_files, model_files
-from orchestrator.engine.messages import Job, Report
-from orchestrator.engine.stopping import Interrupt
-from orchestrator.mirror.places import of_sweep
-from orchestrator.mirror.store import Mirror, MirrorRefused
-from orchestrator.study import lease
-from orchestrator.study.state import Outcome, TrialState
+from orchestrator.driver import mirror_maintenance
+from orchestrator.driver.mirror_maintenance import Upkeep, keeping, take_place
+from orchestrator.driver.sweep_driver import Afterwards
+from orchestrator.execution.controller import Conductor
+from orchestrator.execution.messages import Job, Report
+from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.workers.mirror_upload import COPYING, end_files, model_files
+from orchestrator.mirror import Mirror, MirrorRefused, of_sweep
+from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
-from trainer.report import Point
-from trainer.storage.durable import write_text
+from orchestrator.study.trial_records import Outcome, TrialState
+from trainer.results import Point
+from trainer.storage.atomic_files import write_text
 
 
 @pytest.fixture
@@ -117,7 +116,7 @@ def test_a_driver_that_was_overtaken_leaves_the_mirror_alone(
     upkeep = Upkeep(study, SilentView())
     with Study.open(study.folder) as newer:
         newer.begin()
-        monkeypatch.setattr(lease, "PATIENCE", 0.0)  # as if this one had slept so long
+        monkeypatch.setattr(driver_lease, "PATIENCE", 0.0)  # as if this one had slept so long
         upkeep.removed(record, True)
         upkeep.end()
         upkeep._thread.join()  # pyright: ignore[reportPrivateUsage]
@@ -149,7 +148,7 @@ def test_trouble_is_tried_again_told_and_in_nobodys_way(
 
 def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     held = threading.Event()
-    monkeypatch.setattr(mirrored, "_LAST_SECONDS", 0.05)
+    monkeypatch.setattr(mirror_maintenance, "_LAST_SECONDS", 0.05)
     monkeypatch.setattr(Mirror, "files", lambda *_: held.wait(30) and [])
     upkeep = Upkeep(study, SilentView(), waits=())
     upkeep.end()

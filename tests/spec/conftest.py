@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.load import loads
-from orchestrator.spec.sweep import SweepSpec
-from trainer.config import TrialConfig
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.trial import TrialConfig
 
 ROWS = '{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 3
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.document import LARGEST, parse, read_document
+from orchestrator.spec.loading.yaml_document import LARGEST, parse, read_document
 
 
 @pytest.mark.parametrize(

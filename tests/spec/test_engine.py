@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.spec.space import Grid
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.search.space import Grid
+from orchestrator.spec.sweep_spec import SweepSpec
 
 TRL = "base: {model: org/model, data: {train: rows.jsonl}, engine: trl%s}\n"
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.cost import Machine, estimate
-from orchestrator.spec.memory import GB, memory, smaller, tokens_that_fit
-from orchestrator.spec.sizes import KNOWN, Shape, from_config, shape_of
-from trainer.config import GeneratedModel, ModelConfig, TrialConfig
+from orchestrator.spec.estimates.cost_estimate import Machine, estimate
+from orchestrator.spec.estimates.gpu_memory import GB, memory, smaller, tokens_that_fit
+from orchestrator.spec.estimates.input_sizes import KNOWN, Shape, from_config, shape_of
+from trainer.config.trial import GeneratedModel, ModelConfig, TrialConfig
 
 LLAMA = KNOWN["princeton-nlp/Llama-3-Base-8B-SFT"]
 PAIR = 2 * 2048
@@ -55,7 +55,7 @@ def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
 def test_a_generated_model(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from trainer.generate.model import generated_model
+    from trainer.synthetic.tiny_models import generated_model
 
     described = GeneratedModel(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
     shape = shape_of(ModelConfig(generated=described))

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from orchestrator.commands.doctor import gpus
-from orchestrator.commands.doctor.check import Level
+from orchestrator.commands.doctor import gpu_checks
+from orchestrator.commands.doctor.machine_checks import Level
+from orchestrator.driver import preflight
+from orchestrator.driver.preflight import check_extras
 from orchestrator.errors import ExitCode, SpecError
-from orchestrator.spec import extras
-from orchestrator.spec.extras import check_extras
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.sweep_spec import SweepSpec
 
 TEXT = """
 base:
@@ -26,8 +26,8 @@ ASKED = [(TWO, ZERO3), (TWO, "search={training.distributed: [ddp, zero3]}"), (TW
 
 @pytest.fixture
 def missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: None)
-    monkeypatch.setattr(gpus.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(preflight, "find_spec", lambda name: None)
+    monkeypatch.setattr(gpu_checks.importlib.util, "find_spec", lambda name: None)
 
 
 @pytest.mark.usefixtures("missing")
@@ -41,7 +41,7 @@ def test_zero3_without_deepspeed_is_refused_with_what_to_type(
     assert caught.value.code is ExitCode.USER
     wanted = "training.distributed: zero3 needs deepspeed, which is not installed here"
     assert str(caught.value) == f"a: {wanted} (pip install 'prefsweep[deepspeed]')"
-    (told,) = [check for check in gpus.checks(spec) if check.what == "deepspeed"]
+    (told,) = [check for check in gpu_checks.checks(spec) if check.what == "deepspeed"]
     assert told.level is Level.FAIL
     assert told.fix == "pip install 'prefsweep[deepspeed]'"
 
@@ -51,11 +51,11 @@ def test_zero3_without_deepspeed_is_refused_with_what_to_type(
 def test_nobody_else_needs_it(sets: tuple[str, ...], load_text: Callable[..., SweepSpec]) -> None:
     spec = load_text(TEXT, *sets)
     check_extras(spec)
-    assert "deepspeed" not in [check.what for check in gpus.checks(spec)]
+    assert "deepspeed" not in [check.what for check in gpu_checks.checks(spec)]
 
 
 def test_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, load_text: Callable[..., SweepSpec]) -> None:
-    monkeypatch.setattr(extras, "find_spec", lambda name: object())
+    monkeypatch.setattr(preflight, "find_spec", lambda name: object())
     check_extras(load_text(TEXT, TWO, ZERO3))
 
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 import sweeps
 from orchestrator.errors import SpecError
-from orchestrator.spec.leaves import leaves
-from orchestrator.spec.load import loads
-from orchestrator.spec.sweep import DOOR
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.search.trial_params import leaves
+from orchestrator.spec.sweep_spec import DOOR
 
 HERE = Path(sweeps.__file__).parent
 WHOLE = (HERE / "quickstart.yaml").read_text()

@@ -8,11 +8,10 @@ import jsonschema
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.document import parse
-from orchestrator.spec.dump import dump, spec_hash
-from orchestrator.spec.judge import JudgeConfig, RewardModel
-from orchestrator.spec.load import loads
-from orchestrator.spec.schema import schema
+from orchestrator.spec.judge_config import JudgeConfig, RewardModel
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.serialization import dump, schema, spec_hash
+from orchestrator.spec.loading.yaml_document import parse
 
 HEAD = "name: a\nbase: {model: m, data: {train: {generated: instructions}}}\n"
 WHOLE = """judge:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import ExitCode, SpecError
-from orchestrator.spec.guard import GuardConfig
-from orchestrator.spec.load import load, loads, read
-from orchestrator.spec.sweep import Goal, GridSampler, RandomSampler, SweepSpec
-from trainer.config import FileSource, GeneratedSource, HubSource, TrialConfig
-from trainer.loss_config import DpoLoss, SimpoLoss
+from orchestrator.spec.guard_config import GuardConfig
+from orchestrator.spec.loading.loader import load, loads, read
+from orchestrator.spec.sweep_spec import Goal, GridSampler, RandomSampler, SweepSpec
+from trainer.config.loss_config import DpoLoss, SimpoLoss
+from trainer.config.trial import FileSource, GeneratedSource, HubSource, TrialConfig
 from trainer.metrics import COMMON_RULER
 
 Load = Callable[..., SweepSpec]

@@ -10,16 +10,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from orchestrator.spec.memory import memory
-from orchestrator.spec.sizes import shape_of
-from trainer import limits
-from trainer.config import TrialConfig
-from trainer.models.identity import locate
-from trainer.run import engine_for
-from trainer.stock import Stock, examiner
+from orchestrator.spec.estimates.gpu_memory import memory
+from orchestrator.spec.estimates.input_sizes import shape_of
+from trainer import memory_limits
+from trainer.config.trial import TrialConfig
+from trainer.distributed.processes import Patience, World
+from trainer.models.model_files import locate
+from trainer.resource_cache import Stock, examiner
 from trainer.training.engine import Material
-from trainer.training.optimiser import Optimiser
-from trainer.world import Patience, World
+from trainer.training.optimizer import Optimiser
+from trainer.training_session import engine_for
 
 SIZE = {
     "vocab_size": 512,
@@ -113,10 +113,10 @@ NEAREST: dict[str, Any] = {"stochastic_rounding": False} | SEVERAL
 @pytest.fixture
 def narrow_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounds as small beside these models as the real ones beside real models."""
-    monkeypatch.setattr(limits, "LOGITS_BYTES", dict.fromkeys(("cpu", "cuda"), 1 << 20))
-    monkeypatch.setattr(limits, "LONG_LOGITS_BYTES", dict.fromkeys(("cpu", "cuda"), 1 << 20))
-    monkeypatch.setattr(limits, "PRODUCT_ELEMENTS", 1 << 20)
-    monkeypatch.setattr(limits, "STEP_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(memory_limits, "LOGITS_BYTES", dict.fromkeys(("cpu", "cuda"), 1 << 20))
+    monkeypatch.setattr(memory_limits, "LONG_LOGITS_BYTES", dict.fromkeys(("cpu", "cuda"), 1 << 20))
+    monkeypatch.setattr(memory_limits, "PRODUCT_ELEMENTS", 1 << 20)
+    monkeypatch.setattr(memory_limits, "STEP_ELEMENTS", 1 << 20)
 
 
 @pytest.mark.usefixtures("narrow_limits")
@@ -172,7 +172,7 @@ def test_with_an_output_layer_of_its_own_the_formula_holds_too(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_step_takes_no_more_memory_for_a_larger_weight(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     """Clipping and AdamW, plain or with stochastic rounding: at most 10 bytes for each element of one part."""
-    monkeypatch.setattr(limits, "STEP_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(memory_limits, "STEP_ELEMENTS", 1 << 16)
     rounded = dtype is torch.bfloat16
     training = trial(training={"stochastic_rounding": rounded, "max_grad_norm": 1e-3}).training
     peaks: list[int] = []
@@ -185,5 +185,5 @@ def test_a_step_takes_no_more_memory_for_a_larger_weight(dtype: torch.dtype, mon
                 optimiser.clip()
                 optimiser.step(1.0)
         peaks.append(peak_of(seen))
-    part = 10 * (limits.STEP_ELEMENTS + 64) if rounded else 0
+    part = 10 * (memory_limits.STEP_ELEMENTS + 64) if rounded else 0
     assert max(peaks) < part + 4096

@@ -7,12 +7,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.dump import dump
-from orchestrator.spec.goal import Goal
+from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.objectives import Goal
 from orchestrator.spec.pruners import HyperbandPruner, MedianPruner, PatientPruner, SuccessiveHalvingPruner
-from orchestrator.spec.samplers import Asap, Reproducible, StagedSampler, TpeSampler
-from orchestrator.spec.staging import stages
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.samplers import Asap, Reproducible, StagedSampler, TpeSampler, stages
+from orchestrator.spec.sweep_spec import SweepSpec
 
 Load = Callable[..., SweepSpec]
 Findings = Callable[..., list[str]]

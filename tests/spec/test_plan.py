@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.spec.plan import Plan, Span, plan, total_trials
-from orchestrator.spec.rows import Rows, count_rows
-from orchestrator.spec.sweep import SweepSpec
-from trainer.config import DataConfig
+from orchestrator.spec.estimates.input_sizes import Rows, count_rows
+from orchestrator.spec.estimates.sweep_plan import Plan, Span, plan, total_trials
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.trial import DataConfig
 
 Load = Callable[..., SweepSpec]
 KNOWN = Rows(1000, 100, exact=True)

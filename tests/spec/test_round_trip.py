@@ -9,10 +9,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.spec.document import parse
-from orchestrator.spec.dump import dump, spec_hash
-from orchestrator.spec.load import loads
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.serialization import dump, spec_hash
+from orchestrator.spec.loading.yaml_document import parse
+from orchestrator.spec.sweep_spec import SweepSpec
 
 TEXT = st.one_of(
     st.sampled_from(

@@ -9,8 +9,8 @@ import jsonschema
 import pytest
 
 import sweeps
-from orchestrator.spec.document import parse
-from orchestrator.spec.schema import schema
+from orchestrator.spec.loading.serialization import schema
+from orchestrator.spec.loading.yaml_document import parse
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))

@@ -11,17 +11,17 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.commands.planning import plan_here
-from orchestrator.commands.printing import print_plan
-from orchestrator.engine.cluster import Machine, Slots, slots_on
-from orchestrator.engine.opening import for_slots
+from dashboards.terminal.command_output import print_plan
+from orchestrator.commands.local_plan import plan_here
 from orchestrator.errors import SpecError
-from orchestrator.spec.cost import Machine as CostMachine
-from orchestrator.spec.memory import GB, memory, most_trials
-from orchestrator.spec.shares import check_share, sharing_of
-from orchestrator.spec.sizes import shape_of
-from orchestrator.spec.sweep import SweepSpec
-from trainer.world import keep_to_share
+from orchestrator.execution.local_cluster import Machine, Slots, slots_on
+from orchestrator.execution.workers.session_factory import for_slots
+from orchestrator.spec.estimates.cost_estimate import Machine as CostMachine
+from orchestrator.spec.estimates.cost_estimate import check_share, sharing_of
+from orchestrator.spec.estimates.gpu_memory import GB, memory, most_trials
+from orchestrator.spec.estimates.input_sizes import shape_of
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.distributed.processes import keep_to_share
 
 TEXT = """
 base:

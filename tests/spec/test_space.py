@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.spec.corners import as_leaves, extremes, problems, spread
-from orchestrator.spec.place import NoSuchLeaf, place
-from orchestrator.spec.space import Grid, SearchSpace
-from trainer.config import TrialConfig
-from trainer.loss_config import DpoLoss, SimpoLoss
+from orchestrator.spec.search.corners import as_leaves, extremes, problems, spread
+from orchestrator.spec.search.space import Grid, SearchSpace
+from orchestrator.spec.search.trial_params import NoSuchLeaf, place
+from trainer.config.loss_config import DpoLoss, SimpoLoss
+from trainer.config.trial import TrialConfig
 
 
 def space(zipped: Any = (), **dimensions: Any) -> SearchSpace:

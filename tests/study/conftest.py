@@ -9,7 +9,7 @@ import pytest
 from study_help import MEMORY, make_spec
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from orchestrator.spec.space import SearchSpace
-from orchestrator.spec.sweep import Budget, Goal, GridSampler, SweepSpec
-from orchestrator.study.state import FailureKind, Outcome, TrialState
-from trainer.report import Point
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.sweep_spec import Budget, Goal, GridSampler, SweepSpec
+from orchestrator.study.trial_records import FailureKind, Outcome, TrialState
+from trainer.results import Point
 
 MEMORY = Path("/dev/shm")
 METRIC = "eval_accuracies/logp"

@@ -13,14 +13,13 @@ import pytest
 from optuna.storages import RDBStorage
 from study_help import COMPLETE, evaluated, make_spec
 
-from orchestrator.errors import StorageRefused
+from orchestrator.errors import NetworkDisk, StorageRefused
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep import Budget, SweepSpec
-from orchestrator.study import store
-from orchestrator.study.errors import NetworkDisk
-from orchestrator.study.ledger import Ledger
-from orchestrator.study.state import TrialState
+from orchestrator.spec.sweep_spec import Budget, SweepSpec
+from orchestrator.study.database import study_database
+from orchestrator.study.database.repository import Ledger
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialState
 
 Template = Callable[[Path, SweepSpec], SweepFolder]
 STEPS = 6
@@ -190,14 +189,14 @@ def test_a_full_disk_is_a_refusal_in_words_and_loses_nothing(template: Template,
 
 
 def test_sqlite_on_a_network_disk_is_refused_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(study_database, "filesystem", lambda path: "nfs4")
     with pytest.raises(NetworkDisk, match=r"ORCHESTRATE_HOME.*PostgreSQL"):
         Study.create(SweepFolder(tmp_path, "s"), SPEC)
 
 
 def test_the_file_system_of_a_path_is_known() -> None:
-    assert store.filesystem(Path("/proc/self")) == "proc"
-    assert store.filesystem(Path("/")) not in ("", "proc")
+    assert study_database.filesystem(Path("/proc/self")) == "proc"
+    assert study_database.filesystem(Path("/")) not in ("", "proc")
 
 
 def _fails(*_: object, **__: object) -> None:

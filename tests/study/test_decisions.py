@@ -38,13 +38,12 @@ from orchestrator.spec.samplers import (
     StagedSampler,
     TpeSampler,
 )
-from orchestrator.spec.sweep import Budget, Goal, SweepSpec
-from orchestrator.study.knowing import Known
-from orchestrator.study.policy import Policy
-from orchestrator.study.records import NotYet, Trial
-from orchestrator.study.state import Outcome, TrialState
+from orchestrator.spec.sweep_spec import Budget, Goal, SweepSpec
+from orchestrator.study.sampling.sampling_policy import Policy
 from orchestrator.study.study import Study
-from trainer.report import Point
+from orchestrator.study.trial_records import NotYet, Outcome, Trial, TrialState
+from orchestrator.study.trial_snapshots import Known
+from trainer.results import Point
 
 LISTS = {
     "training.learning_rate": {"choice": [3e-7, 1e-6, 3e-6]},

@@ -9,10 +9,10 @@ import pytest
 from study_help import BASE, COMPLETE, GRID, RANGES, evaluated, make_spec
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.given import outside, params_of, problems
-from orchestrator.spec.place import place
-from orchestrator.spec.sweep import Budget, Goal, RandomSampler
-from orchestrator.study import given
+from orchestrator.spec.search.manual_trials import outside, params_of, problems
+from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.sweep_spec import Budget, Goal, RandomSampler
+from orchestrator.study.database import enqueued_trials
 from orchestrator.study.study import Study
 
 Create = Callable[..., Study]
@@ -84,7 +84,7 @@ def test_a_kill_between_taking_and_creating_neither_loses_nor_doubles(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(given.Queue, "taken", killed)
+        patch.setattr(enqueued_trials.Queue, "taken", killed)
         with pytest.raises(KeyboardInterrupt):
             study.claim()
     study.dispose()

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.spec.guard import ChosenLogpsRule, GradNormRule, GuardConfig
-from orchestrator.study.guard import Guard, as_number, judge
-from trainer.report import GO_ON, Point, Verdict
+from orchestrator.spec.guard_config import ChosenLogpsRule, GradNormRule, GuardConfig
+from orchestrator.study.pruning.divergence_guard import Guard, as_number, judge
+from trainer.results import GO_ON, Point, Verdict
 
 GOAL = "eval_accuracies/logp"
 OFF = GuardConfig.model_validate("off")

@@ -15,12 +15,11 @@ from study_help import COMPLETE, DIVERGED, GRID, MEMORY, METRIC, bug, make_spec
 
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep import SweepSpec
-from orchestrator.study.errors import NotHeld, TrialFinished
-from orchestrator.study.records import Trial
-from orchestrator.study.state import TrialState
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.running_trial import NotHeld, TrialFinished
 from orchestrator.study.study import Study
-from trainer.report import Point
+from orchestrator.study.trial_records import Trial, TrialState
+from trainer.results import Point
 
 SPEC = make_spec(GRID)
 ENDINGS = {"complete": COMPLETE, "diverged": DIVERGED, "bug": bug("KeyError")}

@@ -17,12 +17,11 @@ from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.pruners import HyperbandPruner
 from orchestrator.spec.samplers import Reproducible, TpeSampler
-from orchestrator.spec.sweep import Budget, SweepSpec
-from orchestrator.study.errors import NotHeld, TrialFinished
-from orchestrator.study.records import NotYet, Trial
-from orchestrator.study.state import Outcome, TrialState
+from orchestrator.spec.sweep_spec import Budget, SweepSpec
+from orchestrator.study.running_trial import NotHeld, TrialFinished
 from orchestrator.study.study import Study
-from trainer.report import Point
+from orchestrator.study.trial_records import NotYet, Outcome, Trial, TrialState
+from trainer.results import Point
 
 STEPS, TRIALS, LAG = 4, 9, 3
 SPEC = make_spec(

@@ -20,9 +20,9 @@ from orchestrator.spec.samplers import (
     StagedSampler,
     TpeSampler,
 )
-from orchestrator.spec.sweep import Budget
-from orchestrator.study.records import Trial
+from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
+from orchestrator.study.trial_records import Trial
 
 Create = Callable[..., Study]
 LISTS = {

@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from study_help import RANGES, make_spec
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep import Budget, RandomSampler, SweepSpec
-from orchestrator.study.knowing import Known
-from orchestrator.study.policy import Policy
-from orchestrator.study.sampling.seeds import stable_seed
+from orchestrator.spec.sweep_spec import Budget, RandomSampler, SweepSpec
+from orchestrator.study.sampling.random_samplers import stable_seed
+from orchestrator.study.sampling.sampling_policy import Policy
 from orchestrator.study.study import Study
+from orchestrator.study.trial_snapshots import Known
 
 CONDITIONAL = {
     "loss.kind": {"choice": ["simpo", "dpo"]},

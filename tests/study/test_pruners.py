@@ -14,7 +14,7 @@ from optuna.pruners import BasePruner
 from optuna.trial import TrialState as OptunaState
 from optuna.trial import create_trial
 
-from orchestrator.spec.goal import Goal
+from orchestrator.spec.objectives import Goal
 from orchestrator.spec.pruners import (
     HyperbandPruner,
     MedianPruner,
@@ -25,11 +25,11 @@ from orchestrator.spec.pruners import (
     ThresholdPruner,
     WilcoxonPruner,
 )
-from orchestrator.study.knowing import Known
-from orchestrator.study.pruning.decide import Judge
-from orchestrator.study.pruning.halving import bracket, rungs_of
-from orchestrator.study.state import TrialState
-from trainer.report import pack, unpack
+from orchestrator.study.pruning.pruner import Judge
+from orchestrator.study.pruning.pruning_rules import bracket, rungs_of
+from orchestrator.study.trial_records import TrialState
+from orchestrator.study.trial_snapshots import Known
+from trainer.results import pack, unpack
 
 METRIC = "eval_accuracies/logp"
 VALUES = st.floats(0, 1).map(lambda v: round(v, 2))

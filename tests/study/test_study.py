@@ -7,16 +7,15 @@ from collections.abc import Callable
 import pytest
 from study_help import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_spec
 
-from orchestrator.errors import NameTaken, StorageRefused, SweepHeld
+from orchestrator.errors import NameTaken, PasswordInUrl, SpecChanged, StorageRefused, StudyMissing, SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep import Budget, Goal, RandomSampler
-from orchestrator.study import driver
-from orchestrator.study.errors import NotHeld, PasswordInUrl, SpecChanged, StudyMissing, TrialFinished
-from orchestrator.study.records import Trial
-from orchestrator.study.state import FailureKind, TrialState
+from orchestrator.spec.sweep_spec import Budget, Goal, RandomSampler
+from orchestrator.study.database import driver_lease
+from orchestrator.study.database.tables import FIRST_NAMED_SO, SCHEMA
+from orchestrator.study.running_trial import NotHeld, TrialFinished
 from orchestrator.study.study import Study
-from orchestrator.study.tables import FIRST_NAMED_SO, SCHEMA
-from trainer.report import Point
+from orchestrator.study.trial_records import FailureKind, Trial, TrialState
+from trainer.results import Point
 
 Create = Callable[..., Study]
 
@@ -72,7 +71,7 @@ def test_budget_of_hours_counts_all_drivers_by_the_monotonic_clock(
     create: Create, folder: SweepFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [1000.0]
-    monkeypatch.setattr(driver.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(driver_lease.time, "monotonic", lambda: clock[0])
     study = create(make_spec(budget=Budget(hours=1.0)))
     trial = claimed(study)
     clock[0] += 1500

@@ -12,13 +12,12 @@ from study_help import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_
 
 from orchestrator.errors import NoSuchSweep
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.dump import dump
+from orchestrator.spec.loading.serialization import dump
 from orchestrator.spec.samplers import TpeSampler
-from orchestrator.spec.sweep import Budget, Goal, RandomSampler, SweepSpec
-from orchestrator.study.records import Trial
-from orchestrator.study.state import TrialState
+from orchestrator.spec.sweep_spec import Budget, Goal, RandomSampler, SweepSpec
+from orchestrator.study.sampling.warm_start import WarmStartRefused, warm_start
 from orchestrator.study.study import Study
-from orchestrator.study.warm import WarmStartRefused, warm_start
+from orchestrator.study.trial_records import Trial, TrialState
 
 LEARNING = {"sampler": TpeSampler(n_startup_trials=2), "budget": Budget(trials=4), "warm_start": "first"}
 

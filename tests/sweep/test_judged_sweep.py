@@ -8,7 +8,7 @@ import pytest
 from test_sweep import TINY, orchestrate
 
 from orchestrator.folders import SweepFolder
-from orchestrator.judging.verdict import read_verdicts
+from orchestrator.judge.judgements import read_verdicts
 from orchestrator.study.study import Study
 
 JUDGE = """judge:

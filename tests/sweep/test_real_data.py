@@ -33,7 +33,7 @@ maximize: eval_accuracies/logp
 def test_a_sweep_on_real_pairs(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from trainer.generate import tiny_like
+    from trainer.synthetic import tiny_like
 
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizer-bpe4096")
     model = tiny_like("llama", tmp_path / "model", tokenizer)

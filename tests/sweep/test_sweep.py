@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from surface import compare_sweep
 
-from orchestrator.driving import lock
+from orchestrator import folders
+from orchestrator.driver.run_sweep import best, export, resume, start, status
 from orchestrator.errors import DataError, ExitCode, NameTaken, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.load import loads
-from orchestrator.sweep import best, export, resume, start, status
+from orchestrator.spec.loading.loader import loads
 
 TINY = """
 name: tiny
@@ -163,17 +163,17 @@ def test_the_lock_names_its_holder(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path, "tiny")
     folder.path.mkdir()
     folder.spec.write_text(TINY)
-    assert lock.holder(folder) is None
-    with lock.hold(folder):
-        assert f"pid {os.getpid()} on" in (lock.holder(folder) or "")
+    assert folders.holder(folder) is None
+    with folders.hold(folder):
+        assert f"pid {os.getpid()} on" in (folders.holder(folder) or "")
         with pytest.raises(SweepHeld, match=f"pid {os.getpid()}"):
             resume("tiny", tmp_path)
-    assert lock.holder(folder) is None
+    assert folders.holder(folder) is None
     assert status("tiny", tmp_path)["state"] == "interrupted"
 
 
 def test_stages_and_looking_import_nothing_heavy() -> None:
-    code = "import sys, orchestrator.sweep; print({'torch', 'ray', 'mlflow', 'transformers'} & set(sys.modules))"
+    code = "import sys, orchestrator.driver.run_sweep; print({'torch', 'ray', 'mlflow', 'transformers'} & set(sys.modules))"
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()", time.monotonic() - began

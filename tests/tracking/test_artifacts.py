@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import sweeps
-from orchestrator.driving.elsewhere import check_elsewhere
-from orchestrator.mirror.probe import MirrorError
-from orchestrator.spec.load import load
-from orchestrator.tracking.mlflow import MlflowReceiver, connect, kept_elsewhere
-from orchestrator.tracking.sink import SWEEP
+from orchestrator.driver.preflight import check_elsewhere
+from orchestrator.interfaces import SWEEP
+from orchestrator.mirror import MirrorError
+from orchestrator.spec.loading.loader import load
+from orchestrator.tracking.mlflow_sink import MlflowReceiver, connect, kept_elsewhere
 
 sys.path.append(str(Path(__file__).parents[1] / "mirror"))
 
@@ -52,7 +52,7 @@ def test_files_are_below_the_url_and_stay_where_the_experiment_has_them(tmp_path
     root.mkdir()
     _tell(root, uri, f"{s3.url}/files")
     assert _given_back(root, uri) == ["<p>the winner</p>"] * 2
-    from orchestrator.mirror.store import Mirror
+    from orchestrator.mirror import Mirror
 
     there = Mirror(f"{s3.url}/files").files()
     assert len(there) == 2

@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StorageRefused
+from orchestrator.interfaces import Refused, Unreachable
 from orchestrator.tracking import outbox as outbox_module
-from orchestrator.tracking.journal import Journal
-from orchestrator.tracking.messages import Points, Tag, decode
+from orchestrator.tracking.message_journal import Journal, Points, Tag, decode
 from orchestrator.tracking.outbox import Outbox, OutboxHeld, deliver_pending
-from orchestrator.tracking.sink import Refused, Unreachable
-from trainer.report import Point
+from trainer.results import Point
 
 
 class Recorder:

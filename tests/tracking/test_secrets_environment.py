@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking.environment import environment, environment_tags, git_commit
-from orchestrator.tracking.mlflow import CUT, LONGEST_PARAM, param_text, tracking_uri
-from orchestrator.tracking.secrets import redact, secret_values
+from orchestrator.redaction import redact, secret_values
+from orchestrator.tracking.mlflow_sink import CUT, LONGEST_PARAM, param_text, tracking_uri
+from orchestrator.tracking.run_metadata import environment, environment_tags, git_commit
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "WANDB_API_KEY", "db_password"])

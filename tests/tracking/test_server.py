@@ -5,8 +5,8 @@ from __future__ import annotations
 import urllib.parse
 from pathlib import Path
 
-from orchestrator.tracking.names import charts_page
-from orchestrator.tracking.ui import start_ui
+from orchestrator.tracking.mlflow_ui import start_ui
+from orchestrator.tracking.run_metadata import charts_page
 
 
 def test_a_tracking_server_shows_its_own_page(tmp_path: Path) -> None:

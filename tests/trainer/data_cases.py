@@ -11,7 +11,7 @@ import trl
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from trainer.config import DataConfig, ModelConfig
+from trainer.config.trial import DataConfig, ModelConfig
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 """Real preference data, where it lies beside the checkout."""

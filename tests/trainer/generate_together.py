@@ -14,14 +14,13 @@ from pathlib import Path
 import torch
 from small_trials import MODEL, trial
 
-from trainer.config import ModelConfig, TrainingConfig
+from trainer.config.trial import ModelConfig, TrainingConfig
 from trainer.data import prepare
-from trainer.evaluation.answers import generate
-from trainer.meeting import join
-from trainer.models.identity import locate
-from trainer.models.live import LiveModel, load_model
-from trainer.sharding import let_go
-from trainer.world import World
+from trainer.distributed.fsdp import let_go
+from trainer.distributed.processes import World, join
+from trainer.evaluation.completions import generate
+from trainer.models.model_files import locate
+from trainer.models.policy_model import LiveModel, load_model
 
 NEVER = 319
 """The last token of the vocabulary, which this model does not choose."""

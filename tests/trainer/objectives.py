@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 import torch
 
-from trainer.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 from trainer.objectives.losses import pair_loss
 from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
 

@@ -9,7 +9,7 @@ import torch
 from small_trials import trial
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from trainer.models.identity import locate
+from trainer.models.model_files import locate
 
 _MODEL = """
 from transformers import LlamaConfig, LlamaForCausalLM

@@ -6,8 +6,8 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.config import TrialConfig
-from trainer.report import Ending, Point
+from trainer.config.trial import TrialConfig
+from trainer.results import Ending, Point
 
 MODEL = {
     "generated": {

@@ -13,15 +13,14 @@ from peft import PeftModel
 from small_trials import finish, trial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma3Config, LlavaConfig, PreTrainedModel
 
-from trainer.config import LoraConfig, ModelConfig, TrainingConfig, TrialConfig
+from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig, TrialConfig
 from trainer.data import load_tokenizer, prepare
-from trainer.errors import ModelError
-from trainer.evaluation.exported import compare_export
-from trainer.models import live
+from trainer.evaluation.export_check import compare_export
+from trainer.models import policy_model
 from trainer.models.adapters import adapt, describe_adapters
-from trainer.models.export import Exported, export_model
-from trainer.models.identity import locate
-from trainer.run import Workshop
+from trainer.models.model_files import Exported, export_model, locate
+from trainer.results import ModelError
+from trainer.training_session import Workshop
 
 SMALL: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -229,10 +228,10 @@ def torch_names(file: Path) -> set[str]:
 def test_it_is_said_once_however_many_trials(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(live, "_said", set())
+    monkeypatch.setattr(policy_model, "_said", set())
     config = ModelConfig(name_or_path=str(start_model("mixtral", cache, tmp_path)))
-    model = live.LiveModel(live.load_model(config, str(tmp_path), torch.device("cpu")), config, "id")
-    with caplog.at_level(logging.INFO, "trainer.models.live"):
+    model = policy_model.LiveModel(policy_model.load_model(config, str(tmp_path), torch.device("cpu")), config, "id")
+    with caplog.at_level(logging.INFO, "trainer.models.policy_model"):
         for seed in range(3):
             model.rest()
             model.begin(LoraConfig(), TrainingConfig(seed=seed))
@@ -249,4 +248,4 @@ def test_a_model_that_is_no_text_model_is_refused_in_words(cache: Path, tmp_path
         describe_adapters(config, LoraConfig(), cache)
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ModelError, match="is a Llava, which transformers does not load"):
-        live.load_model(config, str(tmp_path), torch.device("cpu"))
+        policy_model.load_model(config, str(tmp_path), torch.device("cpu"))

@@ -11,11 +11,10 @@ import pytest
 import torch
 from small_trials import finish, model_bytes, told, trial
 
-from trainer.config import ModelConfig, TrialConfig
-from trainer.errors import ModelError
-from trainer.models.shared import SharedBase
-from trainer.report import Ending, EndKind, Point
-from trainer.run import Workshop
+from trainer.config.trial import ModelConfig, TrialConfig
+from trainer.models.policy_model import SharedBase
+from trainer.results import Ending, EndKind, ModelError, Point
+from trainer.training_session import Workshop
 
 LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 TRIALS: dict[str, TrialConfig] = {

@@ -5,20 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.report import Point
-from trainer.storage import checkpoint
+from trainer.results import Point
+from trainer.storage import checkpoints
 
 
-def state(step: int, config: str = "c") -> checkpoint.State:
+def state(step: int, config: str = "c") -> checkpoints.State:
     weights = {"w": torch.full((3, 2), float(step)), "b": torch.arange(4, dtype=torch.bfloat16)}
     history = [Point(0, {"eval_loss": 0.1 + 0.2}), Point(step, {"loss": 1 / 3})]
-    return checkpoint.State(config, step, weights, {"exp_avg.w": torch.rand(3, 2)}, history, {"loss": (0.1 + 0.7, 3.0)})
+    return checkpoints.State(
+        config, step, weights, {"exp_avg.w": torch.rand(3, 2)}, history, {"loss": (0.1 + 0.7, 3.0)}
+    )
 
 
 def test_what_is_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:
     saved = state(12)
-    checkpoint.save(tmp_path, saved)
-    found = checkpoint.newest([tmp_path])
+    checkpoints.save(tmp_path, saved)
+    found = checkpoints.newest([tmp_path])
     assert found is not None
     assert (found.config, found.step, found.history, found.window) == ("c", 12, saved.history, saved.window)
     for mine, theirs in ((saved.weights, found.weights), (saved.optimiser, found.optimiser)):
@@ -29,29 +31,29 @@ def test_what_is_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:
 
 def test_the_most_updates_win_over_all_attempts(tmp_path: Path) -> None:
     for attempt, step in (("1", 30), ("2", 20)):
-        checkpoint.save(tmp_path / attempt, state(step))
-    found = checkpoint.newest([tmp_path / "1", tmp_path / "2"])
+        checkpoints.save(tmp_path / attempt, state(step))
+    found = checkpoints.newest([tmp_path / "1", tmp_path / "2"])
     assert found is not None
     assert found.step == 30
-    checkpoint.discard([tmp_path / "1", tmp_path / "2"], before=30)
+    checkpoints.discard([tmp_path / "1", tmp_path / "2"], before=30)
     assert [p.name for p in tmp_path.glob("*/checkpoints/*")] == ["step-00000030"]
-    checkpoint.discard([tmp_path / "1"])
-    assert checkpoint.newest([tmp_path / "1", tmp_path / "2", tmp_path / "none"]) is None
+    checkpoints.discard([tmp_path / "1"])
+    assert checkpoints.newest([tmp_path / "1", tmp_path / "2", tmp_path / "none"]) is None
 
 
 def test_nothing_is_left_when_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.save(tmp_path, state(10))
+    checkpoints.save(tmp_path, state(10))
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(checkpoints, "save_file", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.save(tmp_path, state(20))
+        checkpoints.save(tmp_path, state(20))
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000010"]
 
 
 def test_nan_is_refused_in_the_history(tmp_path: Path) -> None:
-    bad = checkpoint.State("c", 1, {}, {}, [Point(1, {"loss": float("nan")})])
+    bad = checkpoints.State("c", 1, {}, {}, [Point(1, {"loss": float("nan")})])
     with pytest.raises(ValueError, match="JSON"):
-        checkpoint.save(tmp_path, bad)
+        checkpoints.save(tmp_path, bad)

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from data_cases import CHATML, LLAMA, REAL, chat, data, good_rows, saved, tokenizer, write_rows
 
-from trainer.config import DataConfig, ModelConfig
+from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import prepare
-from trainer.data.cache import MANIFEST, DamagedCache, obtain
-from trainer.data.prepare import fingerprint_of
-from trainer.data.tokenizer import load_tokenizer
+from trainer.data.pair_dataset import MANIFEST, DamagedCache, obtain
+from trainer.data.preparation import fingerprint_of
+from trainer.data.tokenization import load_tokenizer
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_nothing_is_left_of_a_failure_nor_of_a_process_that_died(tmp_path: Path)
 PROCESS = """
 import sys, time
 from pathlib import Path
-from trainer.data.cache import obtain
+from trainer.data.pair_dataset import obtain
 cache = Path(sys.argv[1])
 while not (cache / "go").exists():
     time.sleep(0.001)
@@ -140,7 +140,7 @@ def test_simultaneous_processes_make_it_once(tmp_path: Path) -> None:
 
 def test_importing_the_package_loads_no_heavy_library() -> None:
     heavy = "torch transformers trl datasets ray optuna mlflow pyarrow"
-    code = f"import sys, trainer.data, trainer.generate; print([m for m in '{heavy}'.split() if m in sys.modules])"
+    code = f"import sys, trainer.data, trainer.synthetic; print([m for m in '{heavy}'.split() if m in sys.modules])"
     root = str(Path(__file__).parents[2])
     out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"

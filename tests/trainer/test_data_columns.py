@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from data_cases import CHATML, chat, data, plain, said, saved, tokenizer, write_rows
 
-from trainer.config import FileSource, ModelConfig
+from trainer.config.trial import FileSource, ModelConfig
 from trainer.data import BadData, Prepared, UnreadableData, prepare
-from trainer.data.read import Raw, read_source
+from trainer.data.sources import Raw, read_source
 
 ORCA = [
     {"system": f"Answer in {n} words.", "question": f"Name {n} rivers.", "chosen": "Rhine", "rejected": f"{n} rivers"}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from data_cases import chat, plain, said
 
-from trainer.data.format import Bad, Preference, to_preference
+from trainer.data.formats import Bad, Preference, to_preference
 
 ASK, GOOD, WRONG = said("user", "2+2?"), said("assistant", "4"), said("assistant", "5")
 WANTED = Preference([ASK], [GOOD], [WRONG], None)

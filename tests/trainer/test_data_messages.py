@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 from data_cases import CHATML, LLAMA, chat, data, good_rows, said, saved, tokenizer, trl_template, write_rows
 
-from trainer.config import DataConfig, FileSource
+from trainer.config.trial import DataConfig, FileSource
 from trainer.data import BadData, prepare
-from trainer.data.format import Bad, Preference, to_preference
-from trainer.data.mix import prompt_key
-from trainer.data.read import read_source
-from trainer.data.tokenise import Tokeniser, Tokens
+from trainer.data.formats import Bad, Preference, to_preference
+from trainer.data.mixing import prompt_key
+from trainer.data.sources import read_source
+from trainer.data.tokenization import Tokeniser, Tokens
 
 QWEN3 = tokenizer(trl_template("qwen3"))
 TOOL = {

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from data_cases import CHATML, LLAMA, chat, data, good_rows, plain, saved, tokenizer, write_rows
 
-from trainer.config import DataConfig, ModelConfig
+from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import BadData, DataReport, Prepared, TokenizerError, prepare
-from trainer.data.check import SHOWN
+from trainer.data.validation import SHOWN
 
 
 @pytest.fixture

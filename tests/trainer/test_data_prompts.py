@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from data_cases import CHATML, chat, data, plain, said, saved, tokenizer, trl_template, write_rows
 
-from trainer.config import DataConfig
+from trainer.config.trial import DataConfig
 from trainer.data import BadData, prepare
-from trainer.data.format import Bad, Preference, to_preference
-from trainer.data.tokenise import Tokeniser, Tokens
+from trainer.data.formats import Bad, Preference, to_preference
+from trainer.data.tokenization import Tokeniser, Tokens
 
 SYSTEM, ASK = said("system", "You rhyme."), said("user", "A line about rain?")
 GOOD, WRONG = said("assistant", "Rain on the pane."), said("assistant", "It is wet.")

@@ -11,10 +11,10 @@ from data_cases import CHATML, LLAMA, MISTRAL, said, tokenizer, trl_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.config import DataConfig
-from trainer.data.format import Preference, to_preference
-from trainer.data.messages import content_text
-from trainer.data.tokenise import Tokeniser
+from trainer.config.trial import DataConfig
+from trainer.data.chat_messages import content_text
+from trainer.data.formats import Preference, to_preference
+from trainer.data.tokenization import Tokeniser
 
 TURNS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>")
 SYSTEM, TOOLS, REASONING = "system", "tools", "reasoning"

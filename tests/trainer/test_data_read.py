@@ -14,11 +14,11 @@ from data_cases import chat, data, good_rows, plain, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.config import FileSource, HubSource
-from trainer.data.check import UnreadableData
-from trainer.data.mix import at_most, draw, held_out, mix, prompt_key, shares
-from trainer.data.read import Raw, read_source, source_digest
-from trainer.data.select import select
+from trainer.config.trial import FileSource, HubSource
+from trainer.data.mixing import at_most, draw, held_out, mix, prompt_key, shares
+from trainer.data.row_selection import select
+from trainer.data.sources import Raw, read_source, source_digest
+from trainer.data.validation import UnreadableData
 
 ROWS = [plain("a?", "yes", "no"), plain("b?", "ja", "nein", answer="ja")]
 

@@ -11,9 +11,9 @@ from data_cases import CHATML, LLAMA, chat, plain, said, tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.config import DataConfig
-from trainer.data.format import Preference, to_preference
-from trainer.data.tokenise import Tokeniser, Tokens
+from trainer.config.trial import DataConfig
+from trainer.data.formats import Preference, to_preference
+from trainer.data.tokenization import Tokeniser, Tokens
 
 
 def _pref(row: dict[str, Any]) -> Preference:

@@ -21,17 +21,17 @@ from small_trials import finish, model_bytes, told, trial
 
 import sweeps
 from orchestrator.cli import cli
-from trainer.config import TrialConfig
-from trainer.data.tokenizer import load_tokenizer
+from trainer.config.loss_config import OrpoLoss
+from trainer.config.trial import TrialConfig
+from trainer.data.tokenization import load_tokenizer
+from trainer.distributed.processes import World
 from trainer.environment import HARMLESS, computes_float32, remove_foreign_settings, report_ignored
-from trainer.errors import ModelError, TrialError
-from trainer.judging.answerer import Answerer
-from trainer.judging.reward import RewardScorer
-from trainer.loss_config import OrpoLoss
-from trainer.models.identity import locate
-from trainer.run import Workshop
-from trainer.trl_engine.arguments import common_arguments, on_one_device, orpo_arguments
-from trainer.world import World
+from trainer.evaluation.reward_model import RewardScorer
+from trainer.evaluation.text_generation import Answerer
+from trainer.models.model_files import locate
+from trainer.results import ModelError, TrialError
+from trainer.training_session import Workshop
+from trainer.trl_engine.trl_inputs import common_arguments, on_one_device, orpo_arguments
 
 SETTINGS = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",

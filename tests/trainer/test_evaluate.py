@@ -8,14 +8,14 @@ import torch
 from small_trials import DATA, MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from trainer.config import DataConfig, GeneratedModel, ModelConfig
+from trainer.config.trial import DataConfig, GeneratedModel, ModelConfig
 from trainer.data import PairSet, prepare
-from trainer.evaluation.answers import Answer, answer_greedily, answer_metrics, chosen_prompts, repetition
-from trainer.evaluation.scoring import pair_costs, score
+from trainer.distributed.processes import World
+from trainer.evaluation.completions import Answer, answer_greedily, answer_metrics, chosen_prompts, repetition
+from trainer.evaluation.evaluator import pair_costs, score
 from trainer.forward.pair_model import PairModel
-from trainer.generate import generated_model
 from trainer.objectives.pair_logps import Needs
-from trainer.world import World
+from trainer.synthetic import generated_model
 
 
 @pytest.fixture(scope="module")

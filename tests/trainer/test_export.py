@@ -23,12 +23,11 @@ from transformers import (
     PreTrainedModel,
 )
 
-from trainer.config import ModelConfig, TrialConfig
+from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.data import load_tokenizer, prepare
-from trainer.evaluation.exported import CannotCompare, ExportDiffers, compare_export
-from trainer.models.export import Exported, export_model
-from trainer.models.identity import locate
-from trainer.run import Workshop
+from trainer.evaluation.export_check import CannotCompare, ExportDiffers, compare_export
+from trainer.models.model_files import Exported, export_model, locate
+from trainer.training_session import Workshop
 
 FAST = {"learning_rate": 5e-2}
 

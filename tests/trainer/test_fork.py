@@ -10,12 +10,11 @@ import pytest
 import torch
 from small_trials import finish, model_bytes, told, trial
 
-from trainer.config import TrialConfig
-from trainer.errors import ResumeError
-from trainer.report import EndKind, Point
-from trainer.run import Workshop
-from trainer.storage import checkpoint
-from trainer.storage.manifest import pin, place_of, places
+from trainer.config.trial import TrialConfig
+from trainer.results import EndKind, Point, ResumeError
+from trainer.storage import checkpoints
+from trainer.storage.checkpoint_manifest import pin, place_of, places
+from trainer.training_session import Workshop
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +101,7 @@ def test_weights_of_another_shape_are_refused(workshop: Workshop, tmp_path: Path
 
 def _save(folder: Path, step: int) -> Path:
     weights = {"w": torch.full((3,), float(step))}
-    return checkpoint.save(folder, checkpoint.State("c", step, weights, {}, [Point(step, {"loss": 1.0})]))
+    return checkpoints.save(folder, checkpoints.State("c", step, weights, {}, [Point(step, {"loss": 1.0})]))
 
 
 def test_a_held_checkpoint_outlives_its_run_and_takes_no_room_beside_it(tmp_path: Path) -> None:
@@ -111,8 +110,8 @@ def test_a_held_checkpoint_outlives_its_run_and_takes_no_room_beside_it(tmp_path
     same = [(place / f.name).stat().st_ino == f.stat().st_ino for f in place_of(tmp_path / "held", 4).iterdir()]
     assert same == [True] * 4
     _save(tmp_path / "run", 6)
-    checkpoint.discard([tmp_path / "run"], before=6)
-    found = checkpoint.newest([tmp_path / "held"])
+    checkpoints.discard([tmp_path / "run"], before=6)
+    found = checkpoints.newest([tmp_path / "held"])
     assert found is not None
     assert (found.step, float(found.weights["w"][0])) == (4, 4.0)
 
@@ -142,7 +141,7 @@ def test_one_that_its_run_removes_meanwhile_is_followed_by_the_next(
         calls += 1
         if calls == 3:
             _save(tmp_path / "run", 6)
-            checkpoint.discard([tmp_path / "run"], before=6)
+            checkpoints.discard([tmp_path / "run"], before=6)
         link(*args)
 
     monkeypatch.setattr(os, "link", link_late)

@@ -19,11 +19,11 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from trainer.config.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
 from trainer.forward.architecture import VERIFIED, UnsupportedHead
-from trainer.forward.layout import pack, separate
-from trainer.forward.logps import Rows
+from trainer.forward.chunked_logps import Rows
+from trainer.forward.packing import pack, separate
 from trainer.forward.pair_model import CannotPack, PairModel
-from trainer.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
 from trainer.objectives.losses import needs
 from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
 
@@ -86,7 +86,7 @@ def test_long_pairs_cross_blocks_and_are_computed_again_in_backward(monkeypatch:
     assert max(len(p.prompt) + len(p.chosen) for p in pairs) > 256
     _, right = step(model, pairs, attention="separate")
     _, kept = step(model, pairs, attention="packed")
-    monkeypatch.setattr("trainer.forward.attention.KEEP_BYTES", 0)
+    monkeypatch.setattr("trainer.forward.packed_attention.KEEP_BYTES", 0)
     _, again = step(model, pairs, attention="packed")
     assert worst(kept, right) < 2e-5
     assert worst(again, kept) < 1e-6

@@ -12,12 +12,11 @@ import pytest
 import torch
 from oracle import make_pairs, tiny_model
 
-from trainer.forward import varlen
-from trainer.forward.attention import packed_attention
-from trainer.forward.layout import pack
-from trainer.forward.packed import PackedPlan, PairSpan
+from trainer.config.loss_config import SimpoLoss
+from trainer.forward import packed_attention as attention_module
+from trainer.forward.packed_attention import packed_attention
+from trainer.forward.packing import PackedPlan, PairSpan, pack
 from trainer.forward.pair_model import PairModel
-from trainer.loss_config import SimpoLoss
 from trainer.objectives.pair_logps import Normaliser
 
 
@@ -76,10 +75,10 @@ KERNELS = {"with enable_gqa": plain_varlen, "without": varlen_of_torch_2_11}
 @pytest.fixture
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Flash attention for any device and dtype; what was tried before is forgotten, and afterwards again."""
-    monkeypatch.setattr(varlen, "_is_supported", lambda *_: True)
-    varlen._refusal.cache_clear()
+    monkeypatch.setattr(attention_module, "_is_supported", lambda *_: True)
+    packed_attention._refusal.cache_clear()
     yield monkeypatch
-    varlen._refusal.cache_clear()
+    packed_attention._refusal.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -95,12 +94,12 @@ def test_flash_sequences_are_the_packed_attention(
     arguments: dict[str, Any] = {"pair_plan": batch.plan, "sliding_window": window, "scaling": 0.4}
     direction = torch.randn(1, batch.tokens, 4, 8, dtype=torch.float64)
     with on_the_cpu.context() as without:
-        without.setattr(varlen, "_is_supported", lambda *_: False)
+        without.setattr(attention_module, "_is_supported", lambda *_: False)
         expected, _ = packed_attention(torch.nn.Identity(), *inputs, None, **arguments)
     right = torch.autograd.grad(expected, inputs, direction)
     calls: list[int] = []
     kernel_called = wraps(KERNELS[kernel])(lambda *a, **k: calls.append(1) or KERNELS[kernel](*a, **k))
-    on_the_cpu.setattr(varlen, "varlen_attn", kernel_called)
+    on_the_cpu.setattr(attention_module, "varlen_attn", kernel_called)
     found, _ = packed_attention(torch.nn.Identity(), *inputs, None, **arguments)
     torch.testing.assert_close(found, expected)
     for one, other in zip(torch.autograd.grad(found, inputs, direction), right, strict=True):
@@ -141,9 +140,9 @@ def test_a_kernel_that_does_not_run_is_replaced_with_a_warning(
     """In a model: still packed, the same numbers, training works, and said once for all layers and batches."""
     pairs = make_pairs(4)
     with on_the_cpu.context() as without:
-        without.setattr(varlen, "_is_supported", lambda *_: False)
+        without.setattr(attention_module, "_is_supported", lambda *_: False)
         expected = PairModel(tiny_model()).logps(pairs)
-    on_the_cpu.setattr(varlen, "varlen_attn", kernel)
+    on_the_cpu.setattr(attention_module, "varlen_attn", kernel)
     with caplog.at_level(logging.WARNING):
         model = PairModel(tiny_model(), "packed")
         found = model.logps(pairs)
@@ -166,7 +165,7 @@ def test_errors_of_the_device_are_not_taken_for_a_kernel_that_is_missing(
     def raising(*_: Any, **__: Any) -> torch.Tensor:
         raise error
 
-    on_the_cpu.setattr(varlen, "varlen_attn", raising)
+    on_the_cpu.setattr(attention_module, "varlen_attn", raising)
     with pytest.raises(type(error)):
         PairModel(tiny_model(), "packed").logps(make_pairs(2))
 
@@ -178,7 +177,7 @@ def test_the_probe_sees_the_dtype_that_the_model_computes_in(on_the_cpu: pytest.
         seen.append(query.dtype)
         return plain_varlen(query, *args, **options)
 
-    on_the_cpu.setattr(varlen, "varlen_attn", recording)
+    on_the_cpu.setattr(attention_module, "varlen_attn", recording)
     model, pairs = PairModel(tiny_model()), make_pairs(2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         model.logps(pairs)
@@ -189,11 +188,13 @@ def test_the_probe_sees_the_dtype_that_the_model_computes_in(on_the_cpu: pytest.
 
 def test_flash_is_for_cuda_only() -> None:
     query = torch.randn(1, 2, 3, 8, dtype=torch.bfloat16)
-    assert not varlen.can_flash(query, query, query, None, None)
+    assert not attention_module.can_flash(query, query, query, None, None)
 
 
 def test_a_pair_without_rejected_is_one_sequence() -> None:
-    sequences = varlen._sequences(PackedPlan((PairSpan(0, 3, 2, 0), PairSpan(5, 1, 2, 4))), torch.device("cpu"))
+    sequences = attention_module._sequences(
+        PackedPlan((PairSpan(0, 3, 2, 0), PairSpan(5, 1, 2, 4))), torch.device("cpu")
+    )
     assert sequences.query_ends.tolist() == [0, 5, 8, 12]
     assert sequences.key_ends.tolist() == [0, 5, 8, 13]
     assert sequences.keys.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 5, 8, 9, 10, 11]

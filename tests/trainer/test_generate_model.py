@@ -9,10 +9,10 @@ import torch
 from data_cases import CHATML, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from trainer.config import GeneratedModel, GeneratedSource
-from trainer.errors import ModelError
-from trainer.generate import generated_model, generated_rows, likeness, tiny_like
-from trainer.generate.like import ARCHITECTURES
+from trainer.config.trial import GeneratedModel, GeneratedSource
+from trainer.results import ModelError
+from trainer.synthetic import generated_model, generated_rows, likeness, tiny_like
+from trainer.synthetic.tiny_models import ARCHITECTURES
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
 

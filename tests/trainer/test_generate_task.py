@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from trainer.config import GeneratedSource
-from trainer.generate import generated_rows, is_right
-from trainer.generate.task import KINDS, NUMBERS, WORDS, is_held_out
+from trainer.config.trial import GeneratedSource
+from trainer.synthetic import generated_rows, is_right
+from trainer.synthetic.instructions import KINDS, NUMBERS, WORDS, is_held_out
 
 
 def _rows(**given: Any) -> list[dict[str, Any]]:
@@ -85,7 +85,7 @@ def test_rows_are_a_function_of_split_and_seed_and_grow_at_the_end() -> None:
     assert len({_ask(row) for row in rows}) == 300
     assert _rows(rows=300, seed=1) != rows
     code = (
-        "from trainer.generate import *; from trainer.config import *;"
+        "from trainer.synthetic import *; from trainer.config.trial import *;"
         "print(generated_rows(GeneratedSource(generated='instructions', rows=300)))"
     )
     root = Path(__file__).parents[2]
@@ -104,7 +104,7 @@ def test_every_family_is_there_and_has_rows_enough() -> None:
 
 
 def test_asking_for_more_prompts_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.generate.task.FAMILIES", {"one": lambda rng: ("Same?", "answer", "a", "b")})
+    monkeypatch.setattr("trainer.synthetic.instructions.FAMILIES", {"one": lambda rng: ("Same?", "answer", "a", "b")})
     held_out = is_held_out("Same?")
     with pytest.raises(ValueError, match="yields 1 distinct prompts here, not 2"):
         _rows(rows=2, split="eval" if held_out else "train")

@@ -13,7 +13,7 @@ import generate_together
 import pytest
 from small_trials import MODEL, trial
 
-from trainer.config import ModelConfig
+from trainer.config.trial import ModelConfig
 from trainer.data import prepare
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 from objectives import OBJECTIVES
 
-from orchestrator.study.identity import identity
-from trainer.config import TrainingConfig, TrialConfig
-from trainer.run import config_digest
+from trainer.config.trial import TrainingConfig, TrialConfig, identity
+from trainer.training_session import config_digest
 
 BASE: dict[str, Any] = {"model": "m", "data": {"train": "t.jsonl"}}
 

@@ -14,19 +14,18 @@ from scipy.stats import chisquare
 from small_trials import finish, trial
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
-from trainer.config import DataConfig, FileSource
+from trainer.config.trial import DataConfig, FileSource
 from trainer.data import prepare
-from trainer.data.check import UnreadableData
-from trainer.errors import ModelError
-from trainer.evaluation.answers import answer_greedily, chosen_prompts
-from trainer.judging.answerer import Answerer
-from trainer.judging.given import given_prompts
-from trainer.judging.prompts import Prompt, as_text, fixed_prompts
-from trainer.judging.reward import Dialogued, RewardScorer, reward_identity
-from trainer.judging.sampling import Decoding, GumbelNoise
-from trainer.models.identity import locate
-from trainer.models.live import load_model
-from trainer.run import Workshop
+from trainer.data.validation import UnreadableData
+from trainer.evaluation.completions import answer_greedily, chosen_prompts
+from trainer.evaluation.judge_prompts import Prompt, as_text, fixed_prompts
+from trainer.evaluation.prompt_files import given_prompts
+from trainer.evaluation.reward_model import Dialogued, RewardScorer, reward_identity
+from trainer.evaluation.text_generation import Answerer, Decoding, GumbelNoise
+from trainer.models.model_files import locate
+from trainer.models.policy_model import load_model
+from trainer.results import ModelError
+from trainer.training_session import Workshop
 
 GREEDY = Decoding(6)
 SAMPLED = Decoding(6, 0, 0.9, 0.95, 3)

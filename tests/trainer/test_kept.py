@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.failpoint import VARIABLE
-from trainer.storage.kept import Kept, peek
+from trainer.storage.atomic_files import VARIABLE
+from trainer.storage.jsonl_store import Kept, peek
 
 THREE = {"a": {"text": "é\n", "n": 1}, "b": [1.5, None], "c": "x"}
 
@@ -67,7 +67,7 @@ def test_a_damaged_line_is_set_aside_with_all_behind_it(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from pathlib import Path
-from trainer.storage.kept import Kept
+from trainer.storage.jsonl_store import Kept
 with Kept(Path(sys.argv[1])) as kept:
     for number in range(5):
         kept.put({str(number): number})

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Pair, make_pairs
 
-from trainer.forward.layout import SEGMENTS, Batch, micro_batches, pack, packed_lengths, separate
+from trainer.forward.packing import SEGMENTS, Batch, micro_batches, pack, packed_lengths, separate
 
 LAYOUTS = {"packed": pack, "separate": separate}
 

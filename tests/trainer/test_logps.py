@@ -11,10 +11,10 @@ from objectives import OBJECTIVES
 from oracle import make_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from trainer import limits
-from trainer.forward.layout import SEGMENTS, Batch, pack
-from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
-from trainer.loss_config import LossConfig, SimpoLoss
+from trainer import memory_limits
+from trainer.config.loss_config import LossConfig, SimpoLoss
+from trainer.forward.chunked_logps import Head, Rows, objective_loss, sequence_logps
+from trainer.forward.packing import SEGMENTS, Batch, pack
 from trainer.objectives.losses import needs, pair_loss
 from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
 
@@ -172,8 +172,8 @@ def test_reduced_precision_accumulates_in_float32() -> None:
 def test_the_gradient_of_the_output_layer_in_parts_is_that_of_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, batch, head = made("plain", torch.bfloat16)
     found: list[list[torch.Tensor]] = []
-    for elements in (limits.PRODUCT_ELEMENTS, 5 * hidden.shape[1], 1):
-        monkeypatch.setattr(limits, "PRODUCT_ELEMENTS", elements)
+    for elements in (memory_limits.PRODUCT_ELEMENTS, 5 * hidden.shape[1], 1):
+        monkeypatch.setattr(memory_limits, "PRODUCT_ELEMENTS", elements)
         total, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(8, 8))
         total.backward()
         found.append(grads(hidden, head))

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainer import limits
-from trainer.config import TrainingConfig
-from trainer.training import rounding
-from trainer.training.optimiser import Optimiser
-from trainer.training.rounding import RoundingAdamW, round_by_chance
+from trainer import memory_limits
+from trainer.config.trial import TrainingConfig
+from trainer.training import stochastic_rounding
+from trainer.training.optimizer import Optimiser
+from trainer.training.stochastic_rounding import RoundingAdamW, round_by_chance
 
 
 def model() -> LlamaForCausalLM:
@@ -155,8 +155,8 @@ def test_a_step_in_parts_is_the_step_in_one_go_to_the_bit(
     torch.set_num_threads(threads)
     try:
         whole = stepped()
-        monkeypatch.setattr(limits, "STEP_ELEMENTS", elements)
-        monkeypatch.setattr(rounding, "_wave", lambda _: wave)
+        monkeypatch.setattr(memory_limits, "STEP_ELEMENTS", elements)
+        monkeypatch.setattr(stochastic_rounding, "_wave", lambda _: wave)
         assert all(torch.equal(a, b) for a, b in zip(whole, stepped(), strict=True))
     finally:
         torch.set_num_threads(before)

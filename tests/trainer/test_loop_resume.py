@@ -11,11 +11,11 @@ import pytest
 import yaml
 from small_trials import MODEL, SPEED, finish, model_bytes, told, trial
 
-from trainer.config import TrialConfig
+from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
-from trainer.report import EndKind
-from trainer.run import Workshop
-from trainer.storage import checkpoint
+from trainer.results import EndKind
+from trainer.storage import checkpoints
+from trainer.training_session import Workshop
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 # Windows of four updates: most interruptions fall into the middle of one.
@@ -163,7 +163,7 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
     assert process.returncode == 143, talk
     said = lines("".join(begun) + rest)
     assert said == [{"step": p.step, **m} for p, (_, m) in zip(whole, told(whole), strict=True)][: len(said)]
-    state = checkpoint.newest([tmp_path / "run"])
+    state = checkpoints.newest([tmp_path / "run"])
     assert state is not None
     assert 5 <= state.step < 24
     again = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=120)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import get_scheduler
 
-from trainer.config import TrainingConfig
-from trainer.errors import TrialError
+from trainer.config.trial import TrainingConfig
+from trainer.results import TrialError
 from trainer.training.schedule import Order, every, rate_factor, total_updates
 
 

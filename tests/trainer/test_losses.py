@@ -13,10 +13,9 @@ from hypothesis import strategies as st
 from objectives import OBJECTIVES, evaluate, normaliser, pair_logps, random_logps
 from objectives import test_every_class_of_the_union_has_an_example as test_every_class  # noqa: F401
 
-from trainer.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 from trainer.objectives.losses import needs, pair_loss
-from trainer.objectives.pair_logps import Normaliser, PairLogps
-from trainer.objectives.pair_metrics import add_totals, means, metric_totals
+from trainer.objectives.pair_logps import Normaliser, PairLogps, add_totals, means, metric_totals
 
 
 def log_sigmoid(x: float) -> float:

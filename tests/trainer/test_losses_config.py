@@ -8,9 +8,8 @@ import pytest
 from objectives import OBJECTIVES
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.config import TrialConfig
-from trainer.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
-from trainer.old_names import OLD_NAMES
+from trainer.config.loss_config import OLD_NAMES, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
+from trainer.config.trial import TrialConfig
 
 LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
 

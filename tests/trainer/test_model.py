@@ -10,13 +10,12 @@ from oracle import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from trainer.config import LoraConfig, ModelConfig, TrainingConfig
-from trainer.errors import ModelError
-from trainer.models.export import export_model, save_model
-from trainer.models.identity import model_identity, weight_files
-from trainer.models.live import LiveModel, load_model
-from trainer.models.start_weights import StartWeights, named_tensors
-from trainer.storage.durable import sha256_of
+from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
+from trainer.models.initial_weights import StartWeights, named_tensors
+from trainer.models.model_files import export_model, model_identity, save_model, weight_files
+from trainer.models.policy_model import LiveModel, load_model
+from trainer.results import ModelError
+from trainer.storage.atomic_files import sha256_of
 
 CPU = torch.device("cpu")
 
@@ -224,7 +223,7 @@ def test_a_missing_model_is_a_sentence(tmp_path: Path) -> None:
 
 
 def test_four_bits_without_the_library_is_a_sentence(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.models.live.find_spec", lambda name: None)
+    monkeypatch.setattr("trainer.models.policy_model.find_spec", lambda name: None)
     with pytest.raises(ModelError, match="bitsandbytes, which is not installed"):
         load(folder, load_in_4bit=True)
 

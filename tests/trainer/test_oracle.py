@@ -22,11 +22,10 @@ from oracle import (
     worst,
 )
 
-from trainer.forward.layout import micro_batches
+from trainer.config.loss_config import DpoLoss, LossConfig, SimpoLoss
+from trainer.forward.packing import micro_batches
 from trainer.forward.pair_model import PairModel
-from trainer.loss_config import DpoLoss, LossConfig, SimpoLoss
-from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
-from trainer.objectives.pair_metrics import means, metric_totals
+from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps, means, metric_totals
 
 PAIRS = make_pairs(6)
 SIMPO: dict[str, tuple[SimpoLoss, dict[str, Any]]] = {

@@ -23,11 +23,10 @@ from oracle import (
     worst,
 )
 
+from trainer.config.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SimpoLoss
 from trainer.forward.pair_model import PairModel, WholeUpdate
-from trainer.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SimpoLoss
 from trainer.objectives.losses import needs
-from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
-from trainer.objectives.pair_metrics import means, metric_totals
+from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps, means, metric_totals
 
 PAIRS = make_pairs(6)
 

@@ -12,18 +12,16 @@ from small_trials import finish, trial
 from transformers import AutoModelForCausalLM
 
 from trainer.__main__ import UNUSABLE, main
-from trainer.config import DataConfig, ModelConfig, TrialConfig
+from trainer.config.trial import DataConfig, ModelConfig, TrialConfig
 from trainer.data import TokenizerError, load_tokenizer, prepare
-from trainer.errors import ModelError, TrialError
-from trainer.evaluation.exported import compare_export
-from trainer.judging.answerer import Answerer
-from trainer.judging.prompts import fixed_prompts
-from trainer.judging.reward import RewardScorer
-from trainer.judging.sampling import Decoding
-from trainer.models.export import Exported, export_model
-from trainer.models.identity import model_identity
-from trainer.models.live import load_model
-from trainer.run import Workshop
+from trainer.evaluation.export_check import compare_export
+from trainer.evaluation.judge_prompts import fixed_prompts
+from trainer.evaluation.reward_model import RewardScorer
+from trainer.evaluation.text_generation import Answerer, Decoding
+from trainer.models.model_files import Exported, export_model, model_identity
+from trainer.models.policy_model import load_model
+from trainer.results import ModelError, TrialError
+from trainer.training_session import Workshop
 
 FLAG = "run only with --trust-remote-code"
 

@@ -13,11 +13,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from trainer.__main__ import main
-from trainer.config import GeneratedModel, TrialConfig
-from trainer.errors import ModelError, TrialError
-from trainer.generate import generated_model
-from trainer.positions import TABLES, Positions, known_positions, length_findings, positions_of
-from trainer.run import Workshop
+from trainer.config.position_limits import TABLES, Positions, known_positions, length_findings, positions_of
+from trainer.config.trial import GeneratedModel, TrialConfig
+from trainer.results import ModelError, TrialError
+from trainer.synthetic import generated_model
+from trainer.training_session import Workshop
 
 SMALL: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
@@ -192,7 +192,7 @@ def test_what_would_hang_on_the_batch_is_refused(tmp_path: Path, monkeypatch: py
     found = known_positions(trial(model={"name_or_path": str(folder)}).model)
     assert found is not None
     assert (found.trained, found.switch) == (128, 32)
-    monkeypatch.setattr("trainer.stock.RotarySwitch.of", lambda _: None)
+    monkeypatch.setattr("trainer.resource_cache.RotarySwitch.of", lambda _: None)
     with pytest.raises(ModelError, match=r"code that is not transformers' own.* set data.max_length to 32 or less"):
         finish(Workshop(tmp_path / "c").train(trial(model={"name_or_path": str(folder)}), tmp_path / "unknown"))
     monkeypatch.undo()

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from own_code import own_code_model
 
 from orchestrator import cli
-from trainer.config import DataConfig, ModelConfig
+from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import prepare
-from trainer.data.preview import preview
+from trainer.data.row_preview import preview
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
 ROW = st.one_of(

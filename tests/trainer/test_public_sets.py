@@ -17,9 +17,9 @@ from data_cases import CHATML, good_rows, saved, tokenizer, write_rows
 from public_sets import PUBLIC_SETS, TEMPLATE, PublicSet
 
 import sweeps
-from trainer.config import DataConfig, ModelConfig
+from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import BadData, UnreadableData
-from trainer.data.preview import Preview, PreviewRow, preview
+from trainer.data.row_preview import Preview, PreviewRow, preview
 
 DOC = Path(__file__).parents[2] / "docs" / "data.md"
 Make = Callable[..., Preview]

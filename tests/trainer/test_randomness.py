@@ -14,15 +14,15 @@ from small_trials import MODEL, finish, trial
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from trainer.config import GeneratedModel, ModelConfig
+from trainer.config.loss_config import SimpoLoss
+from trainer.config.trial import GeneratedModel, ModelConfig
 from trainer.forward.pair_model import PairModel
-from trainer.generate import generated_model
-from trainer.loss_config import SimpoLoss
-from trainer.models.live import load_model
+from trainer.models.policy_model import load_model
 from trainer.objectives.pair_logps import Normaliser
 from trainer.randomness import StillRandom, as_configured, hold_at_rest, switch_off, switched_off
-from trainer.report import EndKind
-from trainer.run import Workshop
+from trainer.results import EndKind
+from trainer.synthetic import generated_model
+from trainer.training_session import Workshop
 
 H, L = {"hidden_size": 32, "num_attention_heads": 2}, {"num_hidden_layers": 2}
 MOE = {**H, **L, "num_key_value_heads": 1, "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}

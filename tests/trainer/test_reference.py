@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.evaluation.answers import Answer
-from trainer.evaluation.reference import start_answers, start_logps
+from trainer.distributed.processes import World
+from trainer.evaluation.completions import Answer
+from trainer.evaluation.reference_cache import start_answers, start_logps
 from trainer.objectives.pair_logps import PairLogps
-from trainer.world import World
 
 
 def logps() -> PairLogps:

@@ -14,10 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from objectives import OBJECTIVES, normaliser, random_logps
 
-from dashboards.pairs import per_pair, read_held_out
-from trainer.evaluation.evaluate import write_eval_pairs
-from trainer.evaluation.scoring import eval_metrics
-from trainer.loss_config import CpoLoss, DpoLoss
+from dashboards.analysis.held_out_pairs import per_pair, read_held_out
+from trainer.config.loss_config import CpoLoss, DpoLoss
+from trainer.evaluation.evaluator import eval_metrics, write_eval_pairs
 from trainer.objectives.losses import needs, pair_loss
 from trainer.objectives.pair_logps import PairLogps
 

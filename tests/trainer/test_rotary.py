@@ -14,17 +14,17 @@ from oracle import Pair, gradients, make_pairs, tiny_model, worst
 from small_trials import MODEL, finish, told, trial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from trainer.config import GeneratedModel
-from trainer.evaluation.answers import generation_batches
-from trainer.evaluation.scoring import pair_batches
-from trainer.forward.layout import packed_lengths
+from trainer.config.loss_config import SimpoLoss
+from trainer.config.trial import GeneratedModel
+from trainer.evaluation.completions import generation_batches
+from trainer.evaluation.evaluator import pair_batches
+from trainer.forward.packing import packed_lengths
 from trainer.forward.pair_model import PairModel
-from trainer.forward.rotary import RotarySwitch
-from trainer.generate import generated_model
-from trainer.loss_config import SimpoLoss
+from trainer.forward.rotary_embeddings import RotarySwitch
 from trainer.objectives.pair_logps import Needs, Normaliser
-from trainer.report import EndKind
-from trainer.run import Workshop
+from trainer.results import EndKind
+from trainer.synthetic import generated_model
+from trainer.training_session import Workshop
 
 LIMIT = 30
 SEED = 0

@@ -13,11 +13,10 @@ from small_trials import MODEL, finish, model_bytes, told, trial
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer import metrics
-from trainer.errors import ModelError, ResumeError, TrialError
 from trainer.forward.pair_model import PairModel
-from trainer.models.export import export_model
-from trainer.report import EndKind
-from trainer.run import Workshop
+from trainer.models.model_files import export_model
+from trainer.results import EndKind, ModelError, ResumeError, TrialError
+from trainer.training_session import Workshop
 
 
 @pytest.fixture(scope="module")

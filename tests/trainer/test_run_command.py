@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 from small_trials import SPEED, finish, told, trial
 
 from trainer.__main__ import main
-from trainer.run import Workshop
-from trainer.trial_file import BadTrial, load_trial
+from trainer.config.yaml_files import BadTrial, load_trial
+from trainer.training_session import Workshop
 
 GOOD = """
 model: {generated: {}}

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from small_trials import MODEL, finish, told, trial
 from together import Together
 
-from trainer.config import DEEPSPEED_INSTALL, TrialConfig
-from trainer.evaluation.scoring import pair_costs
-from trainer.forward.layout import micro_batches
-from trainer.report import EndKind
-from trainer.run import Workshop
-from trainer.storage import checkpoint
+from trainer.config.trial import DEEPSPEED_INSTALL, TrialConfig
+from trainer.evaluation.evaluator import pair_costs
+from trainer.forward.packing import micro_batches
+from trainer.results import EndKind
+from trainer.storage import checkpoints
 from trainer.training.schedule import Order
+from trainer.training_session import Workshop
 
 # 7 pairs for two processes; so few tokens at once that they need different numbers of passes.
 UNEVEN = {"learning_rate": 1e-3, "pairs_per_update": 7, "num_train_epochs": 2, "tokens_per_micro_batch": 150}
@@ -141,7 +141,7 @@ def test_continued_with_another_number_of_processes(
     places = [tmp_path / str(n) for n in range(3)]
     first = two.run(settings, places[0], take=3)
     assert first.kind is None
-    state = checkpoint.newest(places[:1])
+    state = checkpoints.newest(places[:1])
     assert state is not None
     assert state.step == 1
     assert state.weights["model.embed_tokens.weight"].shape == (320, 32)
@@ -149,7 +149,7 @@ def test_continued_with_another_number_of_processes(
     for _ in range(5):
         next(run)
     run.close()
-    state = checkpoint.newest(places[:2])
+    state = checkpoints.newest(places[:2])
     assert state is not None
     assert state.step == 3
     last = two.run(config(then, training={"save_steps": 1}), places[2], places[:2])

@@ -16,12 +16,12 @@ from safetensors.torch import load_file
 from small_trials import MODEL, finish, model_bytes, told, trial
 
 from trainer import metrics
-from trainer.config import TrialConfig
-from trainer.engine_config import pairs_per_micro_batch
-from trainer.report import EndKind
-from trainer.run import Workshop, config_digest
-from trainer.trl_engine import trainers
-from trainer.trl_engine.handover import handed_over
+from trainer.config.trial import TrialConfig
+from trainer.config.trl_support import pairs_per_micro_batch
+from trainer.results import EndKind
+from trainer.training_session import Workshop, config_digest
+from trainer.trl_engine import instrumented_trainers
+from trainer.trl_engine.trl_engine import handed_over
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 SMALL = {"tokens_per_micro_batch": 400}
@@ -166,7 +166,7 @@ def test_interrupted_anywhere_it_ends_where_the_whole_run_does(
 ) -> None:
     whole, _ = finish(workshop.train(going(kind), tmp_path / "whole"))
     calls, stop_at = 0, 0
-    plain = trainers._Watched.compute_loss  # pyright: ignore[reportPrivateUsage]
+    plain = instrumented_trainers._Watched.compute_loss  # pyright: ignore[reportPrivateUsage]
 
     def counted(self: Any, *args: Any, **more: Any) -> Any:
         nonlocal calls
@@ -175,7 +175,7 @@ def test_interrupted_anywhere_it_ends_where_the_whole_run_does(
             workshop.interrupt()
         return plain(self, *args, **more)
 
-    monkeypatch.setattr(trainers._Watched, "compute_loss", counted)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(instrumented_trainers._Watched, "compute_loss", counted)  # pyright: ignore[reportPrivateUsage]
     # In the first update, in its last micro-batch, and in the second, fourth and sixth.
     for stop_at, steps in ((2, 0), (4, 0), (7, 1), (15, 3), (24, 5)):
         calls = 0
@@ -199,7 +199,7 @@ def test_a_signal_reaches_a_run_in_the_middle_of_an_update(
         workshop.interrupt()
         asked.set()
 
-    plain, calls = trainers.WatchedCpo.concatenated_forward, 0
+    plain, calls = instrumented_trainers.WatchedCpo.concatenated_forward, 0
 
     def signalled(self: Any, model: Any, batch: Any) -> Any:
         nonlocal calls
@@ -210,7 +210,7 @@ def test_a_signal_reaches_a_run_in_the_middle_of_an_update(
             assert asked.wait(30)
         return plain(self, model, batch)
 
-    monkeypatch.setattr(trainers.WatchedCpo, "concatenated_forward", signalled)
+    monkeypatch.setattr(instrumented_trainers.WatchedCpo, "concatenated_forward", signalled)
     before = signal.signal(signal.SIGUSR1, handler)
     try:
         _, ending = finish(workshop.train(trial(training=SMALL, engine="trl"), tmp_path))
@@ -241,7 +241,7 @@ def test_what_is_not_finite_ends_the_run_before_the_step(
     workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
 ) -> None:
     calls = 0
-    plain = trainers.WatchedCpo.concatenated_forward
+    plain = instrumented_trainers.WatchedCpo.concatenated_forward
 
     def poisoned(self: Any, model: Any, batch: Any) -> Any:
         nonlocal calls
@@ -254,7 +254,7 @@ def test_what_is_not_finite_ends_the_run_before_the_step(
         found[0].register_hook(lambda gradient: gradient * math.nan)
         return found
 
-    monkeypatch.setattr(trainers.WatchedCpo, "concatenated_forward", poisoned)
+    monkeypatch.setattr(instrumented_trainers.WatchedCpo, "concatenated_forward", poisoned)
     points, ending = finish(workshop.train(trial(engine="trl"), tmp_path))
     assert (ending.kind, ending.steps, ending.folder) == (EndKind.DIVERGED, 3, None)
     assert "update 4 of 6" in ending.reason

@@ -11,17 +11,14 @@ import torch
 from small_trials import finish, trial
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
-from trainer.config import TrialConfig
+from trainer.config.trial import TrialConfig
 from trainer.data import prepare
-from trainer.evaluation.answers import answer_greedily, chosen_prompts
-from trainer.judging.answerer import Answerer
-from trainer.judging.prompts import fixed_prompts
-from trainer.judging.sampling import Decoding
-from trainer.models.ends import end_tokens
-from trainer.models.export import export_model
-from trainer.models.identity import locate
-from trainer.models.live import load_model
-from trainer.run import Workshop
+from trainer.evaluation.completions import answer_greedily, chosen_prompts
+from trainer.evaluation.judge_prompts import fixed_prompts
+from trainer.evaluation.text_generation import Answerer, Decoding
+from trainer.models.model_files import end_tokens, export_model, locate
+from trainer.models.policy_model import load_model
+from trainer.training_session import Workshop
 
 TURN_END = "<|im_end|>"
 LIMIT = 40

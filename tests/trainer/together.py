@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.config import TrialConfig
-from trainer.meeting import join
-from trainer.report import EndKind
+from trainer.config.trial import TrialConfig
+from trainer.distributed.processes import join
+from trainer.results import EndKind
 
 HERE = "127.0.0.1"
 
@@ -83,7 +83,7 @@ def main(rank: int, size: int, port: int, number: int, cache: Path) -> None:
     join(rank, size, port, socket.socket(fileno=number) if rank == 0 else None)
     from small_trials import told
 
-    from trainer.run import Workshop
+    from trainer.training_session import Workshop
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer

@@ -1,10 +1,10 @@
 """Preference data to token pairs: `prepare` is the way in."""
 
-from trainer.data.check import BadData, Finding, Severity, UnreadableData
-from trainer.data.pairs import Pair, PairSet
-from trainer.data.prepare import Prepared, prepare
-from trainer.data.summary import DataReport
-from trainer.data.tokenizer import TokenizerError, load_tokenizer
+from trainer.data.data_report import DataReport
+from trainer.data.pair_dataset import Pair, PairSet
+from trainer.data.preparation import Prepared, prepare
+from trainer.data.tokenization import TokenizerError, load_tokenizer
+from trainer.data.validation import BadData, Finding, Severity, UnreadableData
 
 __all__ = [
     "BadData",

@@ -13,17 +13,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trainer import limits
-from trainer.forward.architecture import check_head, find_head, hold_repeatable, whole_head, why_separate
-from trainer.forward.body import attending, core_model, hidden_states
-from trainer.forward.layout import Batch, TokenPair, pack, separate
-from trainer.forward.logps import Head, Rows, objective_loss, sequence_logps
-from trainer.forward.rotary import RotarySwitch
-from trainer.loss_config import LossConfig
+from trainer import memory_limits
+from trainer.config.loss_config import LossConfig
+from trainer.distributed.fsdp import is_sharded, let_go
+from trainer.forward.architecture import (
+    attending,
+    check_head,
+    core_model,
+    find_head,
+    hidden_states,
+    hold_repeatable,
+    whole_head,
+    why_separate,
+)
+from trainer.forward.chunked_logps import Head, Rows, objective_loss, sequence_logps
+from trainer.forward.packing import Batch, TokenPair, pack, separate
+from trainer.forward.rotary_embeddings import RotarySwitch
 from trainer.objectives.losses import coupled_loss, needs, pair_loss
 from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
 from trainer.randomness import switched_off
-from trainer.sharding import is_sharded, let_go
 
 _log = logging.getLogger(__name__)
 
@@ -194,9 +202,12 @@ class PairModel:
 
 
 def _rows(device: str, vocabulary: int) -> Rows:
-    kind = device if device in limits.LOGITS_BYTES else "cuda"
+    kind = device if device in memory_limits.LOGITS_BYTES else "cuda"
     return Rows(
-        *(limits.rows_within(each[kind], vocabulary) for each in (limits.LOGITS_BYTES, limits.LONG_LOGITS_BYTES))
+        *(
+            memory_limits.rows_within(each[kind], vocabulary)
+            for each in (memory_limits.LOGITS_BYTES, memory_limits.LONG_LOGITS_BYTES)
+        )
     )
 
 

@@ -17,7 +17,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from trainer.errors import ModelError, cannot_load
+from trainer.results import ModelError, cannot_load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-    from trainer.config import LoraConfig, ModelConfig
+    from trainer.config.trial import LoraConfig, ModelConfig
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ADAPTED = (nn.Linear, nn.Embedding, Conv1D, *_CONVOLUTIONS)
@@ -121,7 +121,7 @@ def describe_adapters(config: ModelConfig, lora: LoraConfig, cache: Path, *, tru
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from trainer.models.identity import locate
+    from trainer.models.model_files import locate
 
     place = locate(config, cache)
     try:

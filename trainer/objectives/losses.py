@@ -14,10 +14,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from trainer.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
-from trainer.objectives.dpo import desensitised, pair_weights, per_pair, ratios
-from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
-from trainer.objectives.parts import averages, cross_entropy, prompt_cross_entropy, smoothed_logistic
+from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.objectives.dpo_terms import desensitised, pair_weights, per_pair, ratios
+from trainer.objectives.pair_logps import (
+    LossTerms,
+    Needs,
+    Normaliser,
+    PairLogps,
+    averages,
+    cross_entropy,
+    prompt_cross_entropy,
+    smoothed_logistic,
+)
 from trainer.objectives.rewards import Responses, compares_with_reference, rewards, shaped
 
 _ALMOST_CERTAIN = -1e-12

@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar, assert_never
 
 import numpy as np
 
-from trainer.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 
 V = TypeVar("V")
 """A torch tensor or a NumPy array."""

@@ -11,16 +11,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.config import TrialConfig
-from trainer.data.pairs import PairSet
-from trainer.errors import TrialError
+from trainer.config.trial import TrialConfig
+from trainer.data.pair_dataset import PairSet
+from trainer.distributed.deepspeed_zero3 import Piece
+from trainer.distributed.processes import Patience, World
 from trainer.forward.pair_model import PairModel
-from trainer.models.live import LiveModel
-from trainer.objectives.pair_logps import PairLogps
-from trainer.objectives.pair_metrics import Totals
+from trainer.models.policy_model import LiveModel
+from trainer.objectives.pair_logps import PairLogps, Totals
+from trainer.results import TrialError
 from trainer.training.schedule import Order, rate_factor, total_updates
-from trainer.world import Patience, World
-from trainer.zero3 import Piece
 
 
 @dataclass(frozen=True, slots=True)

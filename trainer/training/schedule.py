@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainer.config import TrainingConfig
-from trainer.errors import TrialError
+from trainer.config.trial import TrainingConfig
+from trainer.results import TrialError
 
 
 def total_updates(training: TrainingConfig, pairs: int) -> int:

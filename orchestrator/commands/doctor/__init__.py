@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.commands.doctor import gpus, machine, rays, reach
-from orchestrator.commands.doctor.check import Check, Level, healthy
-from orchestrator.spec.sweep import SweepSpec
+from orchestrator.commands.doctor import gpu_checks, machine_checks, network_checks
+from orchestrator.commands.doctor.machine_checks import Check, Level, healthy
+from orchestrator.spec.sweep_spec import SweepSpec
 
 __all__ = ["Check", "Level", "examine", "healthy"]
 
@@ -14,9 +14,9 @@ __all__ = ["Check", "Level", "examine", "healthy"]
 def examine(root: Path, spec: SweepSpec | None = None) -> list[Check]:
     """Every check, for the runs folder `root`; with a sweep, also what it needs from elsewhere."""
     return [
-        *machine.packages(),
-        *gpus.checks(spec),
-        *machine.checks(root, spec),
-        *rays.checks(),
-        *reach.checks(root, spec),
+        *machine_checks.packages(),
+        *gpu_checks.checks(spec),
+        *machine_checks.machine_checks(root, spec),
+        *machine_checks.ray_checks(),
+        *network_checks.checks(root, spec),
     ]

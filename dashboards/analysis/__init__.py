@@ -1,0 +1,1 @@
+"""A sweep as one value, and what can be concluded from it."""

@@ -1,0 +1,236 @@
+"""What MLflow's own pages show of a sweep: the parent run's description and the saved view of charts.
+
+The description of a sweep's parent run in MLflow: where it stands, the winner, the diagnosis, the trials, links.
+
+Markdown; links of the form `mlflow:...` are made whole by the tracking room, which knows MLflow's ids.
+
+A sweep's charts as a view that MLflow's UI has saved: an experiment tag in its own form (read from mlflow 3.17).
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+from dashboards.analysis.sweep_frame import endings, short_names, show, show_params, told
+from dashboards.diagnosis.findings import Finding
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.trial_records import TrialRecord, TrialState, ranking
+from orchestrator.tracking.run_metadata import view_key
+
+_ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
+"""MLflow takes 8000 characters."""
+_LONGEST = 160
+_EVIDENCE = 320
+
+
+def note(
+    spec: SweepSpec,
+    records: Sequence[TrialRecord],
+    state: str,
+    *,
+    findings: Sequence[Finding] = (),
+    report: bool = False,
+    judged: tuple[int, str] | None = None,
+) -> str:
+    """The description. `state`: running, finished, interrupted. `report`: whether report.html is attached. `judged`:
+    the best trial that a judge has seen, and its verdict.
+    """
+    parts = [_standing(spec, records, state)]  # MLflow folds what comes after the first lines
+    if findings:
+        parts.append(" · ".join(f"**{finding.level}:** {_line(finding.title)}" for finding in findings[:_TITLES]))
+    if judged is not None:
+        parts.append(f"**Judge:** [trial {judged[0]}](mlflow:{judged[0]}) {_line(judged[1], _EVIDENCE)}")
+    parts.append(_links(spec, report))
+    parts.append(spec.description or f"A sweep over {', '.join(spec.search.paths) or 'one configuration'}.")
+    if findings:
+        parts += ["### Diagnosis", "\n".join(_finding(finding) for finding in findings[:_FINDINGS])]
+        if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
+            parts.append("Also: " + "; ".join(_line(finding.title) for finding in rest) + ".")
+    ranked = ranking(records, spec.goal)
+    if ranked:
+        parts += [f"### Best trials by {spec.goal.metric}", _table(spec, ranked[:_ROWS], spec.goal.metric)]
+    others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
+    if others:
+        others.sort(key=_urgency)
+        more = f"\n\nand {len(others) - _STOPPED} more" if len(others) > _STOPPED else ""
+        parts += ["### Running, stopped and failed", _table(spec, others[:_STOPPED], "reason") + more]
+    return "\n\n".join(parts)
+
+
+def word(record: TrialRecord) -> str:
+    """How a trial stands, in one word; a diverged one is told from one that was pruned."""
+    return "diverged" if record.diverged else record.state.lower()
+
+
+def _urgency(record: TrialRecord) -> tuple[int, int]:
+    order = (TrialState.FAILED, TrialState.RUNNING, TrialState.PRUNED)
+    return (1 if record.diverged else 2 * order.index(record.state), record.number)
+
+
+def _standing(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
+    head = f"**{state.capitalize()}**: {len(records)} trials ({told(endings(records)) or 'none yet'})."
+    best = next(iter(ranking(records, spec.goal)), None)
+    if best is None:
+        return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
+    chosen = show_params(best.params, spec.search.paths) or "the only configuration"
+    value = f"{spec.goal.metric} = **{show(best.value)}**"
+    return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
+
+
+def _links(spec: SweepSpec, report: bool) -> str:
+    links = ["[Charts of all trials](mlflow:charts)"]
+    if report:
+        links.append("[Report](mlflow:sweep/artifacts/report.html)")
+    return " · ".join([*links, f"`orchestrate report {spec.name}`", f"`orchestrate best {spec.name} --export DIR`"])
+
+
+def _finding(finding: Finding) -> str:
+    said = f"- **{finding.level}: {_line(finding.title)}** {_line(finding.evidence, _EVIDENCE)}"
+    return f"{said} *Next: {_line(finding.next_step, _EVIDENCE)}*"
+
+
+def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
+    paths = spec.search.paths
+    short = short_names(paths)
+    head = ["trial", "state", *(short[p] for p in paths), last]
+    rule = ["---:", "---", *("---:" for _ in paths), "---" if last == "reason" else "---:"]
+    rows = [head]
+    for record in records:
+        cells = [f"[{record.number}](mlflow:{record.number})", word(record)]
+        cells += [show(record.params.get(path)) for path in paths]
+        rows.append([*cells, _line(record.reason) if last == "reason" else show(record.value)])
+    apart = [[first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows]  # MLflow leaves no room itself
+    return "\n".join("| " + " | ".join(row) + " |" for row in (apart[0], rule, *apart[1:]))
+
+
+def _line(text: str, longest: int = _LONGEST) -> str:
+    """Text that cannot break out of its line, its cell or its tag."""
+    flat = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
+    return flat if len(flat) <= longest else flat[:longest].rstrip() + " …"
+
+
+_OUTCOME, _SEARCH, _TRAINING, _REWARDS = "held out", "search", "training", "rewards, scaled by beta"
+_CHOSEN, _REJECTED = "eval_logps_per_token/chosen", "eval_logps_per_token/rejected"
+_LINES = (
+    (_OUTCOME, "margin per token, held out", ("eval_margins/logp",)),
+    (_OUTCOME, "accuracy, held out", ("eval_accuracies/logp",)),
+    (_OUTCOME, "log-probs per token, chosen and rejected", (_CHOSEN, _REJECTED)),
+    (_TRAINING, "loss", ("loss",)),
+    (_TRAINING, "gradient norm", ("grad_norm",)),
+    (_TRAINING, "tokens per second", ("tokens_per_second",)),
+    (_REWARDS, "reward margin, held out", ("eval_rewards/margins",)),
+    (_REWARDS, "reward margin, training", ("rewards/margins",)),
+    (_REWARDS, "reward accuracy, training", ("rewards/accuracies",)),
+)
+"""Rows of three. MLflow heads a chart with its metrics' names; ours are for whoever edits it."""
+_OF_GROUPS = ("eval_margins", "eval_accuracies", "eval_logps", "eval_logps_per_token", "eval_rewards", "eval_lengths")
+_GROUPS = (*_OF_GROUPS, *(name.removeprefix("eval_") for name in _OF_GROUPS))
+"""Sections that MLflow makes by itself from the metrics' names; kept, folded, below ours."""
+_MORE = "Model metrics"
+"""MLflow's own section for metrics without a group."""
+
+_ROOMY = {"columns": 2, "cardHeight": 420}
+"""Axes with names need more room than lines do."""
+
+
+def saved_view(spec: SweepSpec, runs: str, at: float) -> tuple[str, str]:
+    """The experiment tag that holds the view. `runs` is MLflow's filter for the trials, `at` in Unix seconds."""
+    state = json.dumps(view_state(spec, runs), separators=(",", ":"))
+    packed = "deflate;" + base64.b64encode(zlib.compress(state.encode(), 9)).decode()
+    when = int(at * 1000)
+    envelope = {"name": spec.name, "createdAt": when, "updatedAt": when, "state": packed}
+    return f"mlflow.sharedViewState.{view_key(spec.name)}", json.dumps(envelope)
+
+
+def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
+    """Search, columns, sections and charts, as the UI's own state names them."""
+    sections = [_section(_OUTCOME), _section(_SEARCH) | _ROOMY, _section(_TRAINING), _section(_REWARDS)]
+    sections += [_section(name, shown=False) for name in (*_GROUPS, _MORE)]
+    goal = f"metrics.`{spec.goal.metric}`"
+    return {
+        "searchFilter": runs,
+        "orderByKey": goal,
+        "orderByAsc": spec.goal.direction == "minimize",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": ["tags.`state`", goal, *(f"params.`{p}`" for p in spec.search.paths), "tags.`reason`"],
+        "runsHiddenMode": "SHOW_ALL",
+        "compareRunCharts": [*_of_search(spec), *_lines()],
+        "compareRunSections": sections,
+        "isAccordionReordered": True,  # else the UI sorts the sections by name
+        "hideEmptyCharts": True,
+        "useGroupedValuesInCharts": True,
+        "groupBy": None,
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _section(name: str, *, shown: bool = True) -> dict[str, Any]:
+    return {"uuid": name, "name": name, "display": shown, "isReordered": True, "deleted": False, "isGenerated": False}
+
+
+def _card(kind: str, section: str, title: str) -> dict[str, Any]:
+    return {
+        "uuid": title,
+        "type": kind,
+        "metricSectionId": section,
+        "displayName": title,
+        "deleted": False,
+        "isGenerated": False,
+        "runsCountToCompare": 100,
+    }
+
+
+def _lines() -> list[dict[str, Any]]:
+    return [
+        _card("LINE", section, title)
+        | {
+            "metricKey": metrics[0],
+            "selectedMetricKeys": list(metrics),
+            "lineSmoothness": 0,
+            "xAxisScaleType": "linear",
+            "scaleType": "linear",
+            "range": {},
+            "xAxisKey": "step",
+            "selectedXAxisMetricKey": "",
+            "yAxisKey": "metric",
+            "yAxisExpressions": [],
+            "ignoreOutliers": False,
+            "useGlobalXaxisKey": True,
+            "useGlobalLineSmoothing": True,
+        }
+        for section, title, metrics in _LINES
+    ]
+
+
+def _of_search(spec: SweepSpec) -> list[dict[str, Any]]:
+    """Parallel coordinates over all that is searched; a contour over two numbers, beta and gamma where they are."""
+    paths, goal = spec.search.paths, spec.goal.metric
+    if not paths:
+        return []
+    parallel = _card("PARALLEL", _SEARCH, "parallel coordinates")
+    cards = [parallel | {"selectedParams": list(paths), "selectedMetrics": [goal], "showAllRuns": False}]
+    if pair := _two_numbers(spec):
+        axes = {name: {"key": path, "type": "PARAM"} for name, path in zip(("xaxis", "yaxis"), pair, strict=True)}
+        title = " x ".join(path.rpartition(".")[2] for path in pair)
+        cards.append(_card("CONTOUR", _SEARCH, title) | axes | {"zaxis": {"key": goal, "type": "METRIC"}})
+    return cards
+
+
+def _two_numbers(spec: SweepSpec) -> tuple[str, str] | None:
+    preferred = ("loss.beta", "loss.gamma", "loss.gamma_beta_ratio")
+    numeric = [p for p in spec.search.paths if _numeric(spec, p)]
+    numeric.sort(key=lambda p: preferred.index(p) if p in preferred else len(preferred))
+    return (numeric[0], numeric[1]) if len(numeric) > 1 else None
+
+
+def _numeric(spec: SweepSpec, path: str) -> bool:
+    """A range is of numbers; a list is when every value is."""
+    listed = spec.search.listed(path)
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in listed)

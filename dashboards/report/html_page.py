@@ -1,0 +1,108 @@
+"""Panels into one HTML file that needs nothing else: no network, no server. Every text is escaped by the template."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import hashlib
+import time
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from dashboards.diagnosis.diagnose import Insight
+from dashboards.report.blocks import Chart, Charts, Panel
+from dashboards.report.figures import ON_DARK, as_script
+from dashboards.report.panels import PANELS
+from orchestrator.errors import StorageRefused
+from trainer.storage.atomic_files import write_text
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def panels_of(seen: Insight) -> list[Panel]:
+    """The panels that have something to show."""
+    return [panel for draw in PANELS if (panel := draw(seen)) is not None]
+
+
+def report_page(seen: Insight, panels: Sequence[Panel] | None = None) -> str:
+    """The report of one sweep. `panels`: its panels, where they are drawn already."""
+    frame = seen.frame
+    drawn = panels_of(seen) if panels is None else panels
+    return page(drawn, kind="sweep", title=frame.name, description=frame.description, state=frame.state, at=frame.at)
+
+
+def page(panels: Sequence[Panel], *, kind: str, title: str, description: str, state: str, at: float) -> str:
+    """These panels under a title."""
+    charts: list[Chart] = [
+        chart for panel in panels for block in panel.blocks if isinstance(block, Charts) for chart in block.charts
+    ]
+    places = {id(chart): place for place, chart in enumerate(charts)}
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    code, packed = plotly_js() if charts else ("", "")
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    return environment.get_template("page.html.j2").render(
+        kind=kind,
+        title=title,
+        description=description,
+        state=state,
+        when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)),
+        panels=panels,
+        place_of=lambda chart: places[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
+        style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
+        script=Markup(script),
+        figures=Markup(as_script([chart.figure for chart in charts])),
+        dark=Markup(as_script(ON_DARK)),
+        plotly=Markup(packed),
+        policy=policy([script, code]),
+    )
+
+
+def policy(scripts: Sequence[str]) -> str:
+    """What the page may do: run exactly these scripts, and load nothing from anywhere."""
+    digests = " ".join(f"'sha256-{_digest(script)}'" for script in scripts if script)
+    return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
+
+
+@cache
+def plotly_js() -> tuple[str, str]:
+    """plotly.js as the installed plotly brings it, and the same compressed for the page."""
+    from plotly.offline import get_plotlyjs
+
+    code: str = get_plotlyjs()
+    return code, base64.b64encode(gzip.compress(code.encode(), compresslevel=9, mtime=0)).decode()
+
+
+def write_report(seen: Insight, to: Path, panels: Sequence[Panel] | None = None) -> Path:
+    """The report in this file, whole or not at all; StorageRefused where the disk does not take it."""
+    return write_page(to, report_page(seen, panels))
+
+
+def write_figures(seen: Insight, to: Path, panels: Sequence[Panel] | None = None) -> Path:
+    """Each panel with charts as a page of its own in this folder, for places that show one file at a time."""
+    frame = seen.frame
+    to.mkdir(parents=True, exist_ok=True)
+    for panel in panels_of(seen) if panels is None else panels:
+        if any(isinstance(block, Charts) for block in panel.blocks):
+            title = f"{frame.name}: {panel.title}"
+            text = page([panel], kind="sweep", title=title, description="", state=frame.state, at=frame.at)
+            write_page(to / f"{panel.key}.html", text)
+    return to
+
+
+def write_page(to: Path, text: str) -> Path:
+    """A page in this file; StorageRefused where the disk does not take it."""
+    try:
+        write_text(to, text)
+    except OSError as why:
+        raise StorageRefused(f"{to} cannot be written: {why}") from why
+    return to
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

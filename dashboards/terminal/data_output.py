@@ -1,0 +1,80 @@
+"""Rows of preference data on a terminal: what is scored is told by colour, and by words where there is no colour."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from trainer.data.row_preview import Preview, PreviewRow
+
+_BAR = "  │ "
+_COLOURS = {"prompt": "bright_black", "chosen": "green", "rejected": "red"}
+_DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
+"""Characters that turn the direction of writing around."""
+_SEVERITY = {"fatal": "red", "bad_row": "red", "notice": "yellow"}
+
+
+def print_data(made: Preview, rows: Sequence[PreviewRow]) -> None:
+    """Each row with its notices, prompt and answers; then the report of the whole."""
+    console = Console(highlight=False)
+    special = _special(made.special_tokens)
+    for row in rows:
+        _print_row(console, row, special)
+    console.print("the whole:", style="bold")
+    for line in made.report.lines():
+        _line(console, Text(f"  {_visible(line)}"))
+
+
+def _print_row(console: Console, row: PreviewRow, special: re.Pattern[str] | None) -> None:
+    left_out = "" if row.kept else ": left out"
+    _line(console, Text(_visible(f"{row.split} row {row.row} of {row.source}{left_out}"), style="bold"))
+    for notice in row.notices:
+        weight = notice.severity.replace("_", " ")
+        _line(console, Text(f"  {weight}: {_visible(notice.text)} [{notice.kind}]", style=_SEVERITY[notice.severity]))
+    for name, text in (("prompt", row.prompt), ("chosen", row.chosen), ("rejected", row.rejected)):
+        if text is None or row.lengths is None:
+            continue
+        tokens = row.lengths[name]
+        scored = "not scored" if name == "prompt" else "scored"
+        _line(console, Text(f"  {name}, {scored}, {tokens:,} token{'' if tokens == 1 else 's'}:", style="bold"))
+        for line in text.split("\n"):
+            _line(console, Text(_BAR) + _marked(line, _COLOURS[name], special))
+    console.print()
+
+
+def _marked(line: str, colour: str, special: re.Pattern[str] | None) -> Text:
+    """A line in its part's colour, special tokens reversed."""
+    out, at = Text(), 0
+    for found in () if special is None else special.finditer(line):
+        out.append(_visible(line[at : found.start()]), style=colour)
+        out.append(_visible(found.group()), style=f"{colour} reverse")
+        at = found.end()
+    return out.append(_visible(line[at:]), style=colour)
+
+
+def _special(tokens: Sequence[str]) -> re.Pattern[str] | None:
+    listed = sorted({token for token in tokens if token}, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, listed))) if listed else None
+
+
+def _visible(text: str) -> str:
+    """Text whose control characters are written out: they come from the data and must not act on the terminal."""
+    return "".join(_escaped(character) if _acts(character) else character for character in text)
+
+
+def _acts(character: str) -> bool:
+    return character != "\t" and (unicodedata.category(character) in ("Cc", "Cs") or character in _DIRECTIONS)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+
+
+def _line(console: Console, text: Text) -> None:
+    console.print(text, soft_wrap=True)  # no line is broken where the text has no break

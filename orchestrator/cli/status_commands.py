@@ -1,0 +1,94 @@
+"""status, history, best, ui."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from orchestrator.cli.options import JSON, TRUST, print_json
+from orchestrator.errors import ExitCode
+from orchestrator.folders import existing, home
+
+
+@click.command()
+@click.argument("name")
+@JSON
+@click.option("--watch", is_flag=True, help="Stay and follow it.")
+def status(name: str, as_json: bool, watch: bool) -> None:
+    """Where a sweep stands."""
+    existing(home(), name)
+    from dashboards.terminal.command_output import print_status
+    from orchestrator.driver import run_sweep as room
+
+    if watch:
+        room.watch(name, home())
+        return
+    found = room.status(name, home())
+    if as_json:
+        print_json(found)
+    else:
+        print_status(found)
+
+
+@click.command()
+@click.argument("name")
+@JSON
+def history(name: str, as_json: bool) -> None:
+    """What happened to a sweep, in order, with times and reasons; and how its spec changed."""
+    existing(home(), name)
+    from dashboards.terminal.command_output import print_history
+    from orchestrator.commands.status import history as told
+
+    found = told(name, home())
+    if as_json:
+        print_json(found)
+    else:
+        print_history(found)
+
+
+@click.command()
+@click.argument("name")
+@JSON
+@click.option("--export", "to", type=click.Path(path_type=Path), help="Write the winner as a model folder.")
+@click.option("--merge", is_flag=True, help="With --export: fold LoRA adapters into the weights.")
+@click.option(
+    "--compare/--no-compare",
+    default=True,
+    help="With --export: load the files with plain transformers and compare log-probs with the trial's (the default).",
+)
+@TRUST
+def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, trust_remote_code: bool) -> None:
+    """The best configuration so far, and its model."""
+    if to is None and (merge or trust_remote_code or not compare):
+        flag = "--merge" if merge else "--trust-remote-code" if trust_remote_code else "--no-compare"
+        raise click.UsageError(f"{flag} goes with --export DIR")
+    existing(home(), name)
+    from dashboards.terminal.command_output import print_best
+    from orchestrator.driver import run_sweep as room
+
+    found = room.best(name, home())
+    if to is not None:
+        exported = room.export(name, home(), to, merge, compare=compare, trust_remote_code=trust_remote_code, say=_say)
+        found = {**found, "exported": str(exported)}
+    if as_json:
+        print_json(found)
+    else:
+        print_best(found)
+
+
+def _say(text: str) -> None:
+    click.echo(text, err=True)
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
+@click.option("--open/--no-open", "open_browser", default=False, help="Open a browser.")
+def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
+    """The MLflow pages, on this machine only; of one sweep if named."""
+    if name is not None:
+        existing(home(), name)
+    from orchestrator.driver.run_sweep import ui as show
+
+    return show(name, home(), port, open_browser=open_browser)

@@ -1,0 +1,198 @@
+"""One thing that the doctor looked at.
+
+Packages, cores, memory, disks.
+
+Ray: its version, the folder of its sockets, what killed drivers left behind.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from orchestrator.spec.estimates.disk_space import disk_need, size
+from orchestrator.spec.sweep_spec import SweepSpec
+
+
+class Level(StrEnum):
+    """ok; warn: worth knowing; fail: sweeps, or this sweep, will not run."""
+
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What was looked at, what was found, and how to put it right."""
+
+    what: str
+    level: Level
+    found: str
+    fix: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        return asdict(self)
+
+
+def healthy(checks: Sequence[Check]) -> bool:
+    """Whether sweeps can run here."""
+    return all(check.level is not Level.FAIL for check in checks)
+
+
+_GB = 1 << 30
+_NETWORK = ("nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs")
+_NEEDED = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "ray", "optuna", "mlflow")
+_SHM_GB = 1.0
+"""Below this, Ray's object store and NCCL run short; containers get 64 MB where nobody says otherwise."""
+
+
+def packages() -> Iterator[Check]:
+    """Python, and what is installed of what is needed."""
+    yield Check("python", Level.OK, platform.python_version())
+    for name in _NEEDED:
+        found = version(name)
+        if found is None:
+            yield Check(name, Level.FAIL, "not installed", "make install")
+        else:
+            yield Check(name, Level.OK, found)
+
+
+def version(name: str) -> str | None:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
+    """What every sweep takes of this machine."""
+    yield Check("cores", Level.OK, f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
+    yield _memory()
+    yield shared_memory()
+    yield _disk(root, spec)
+    yield _filesystem(root, spec)
+
+
+def _memory() -> Check:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text().strip()).isdigit():
+        total = min(total, int(text))
+    if total < 4 * _GB:
+        return Check("memory", Level.WARN, f"{total / _GB:.1f} GB", "budget.concurrency: 1, and small models")
+    return Check("memory", Level.OK, f"{total / _GB:.1f} GB")
+
+
+def shared_memory(place: Path = Path("/dev/shm")) -> Check:
+    """Ray's object store lies there, and NCCL's buffers."""
+    fix = "in a container: `docker run --shm-size=16g`, or on Kubernetes an emptyDir with medium Memory at /dev/shm"
+    if not place.is_dir():
+        return Check("/dev/shm", Level.WARN, "not there: Ray uses the disk instead, which is slow", fix)
+    room = shutil.disk_usage(place)
+    found = f"{room.free / _GB:.1f} GB free of {room.total / _GB:.1f} GB"
+    if not os.access(place, os.W_OK):
+        return Check("/dev/shm", Level.FAIL, f"{place} cannot be written", fix)
+    if room.free < _SHM_GB * _GB:
+        return Check("/dev/shm", Level.WARN, found, fix)
+    return Check("/dev/shm", Level.OK, found)
+
+
+def _disk(root: Path, spec: SweepSpec | None) -> Check:
+    place = there(root)
+    if not os.access(place, os.W_OK):
+        return Check("disk", Level.FAIL, f"{root} cannot be written", "set ORCHESTRATE_HOME to a folder of yours")
+    free = shutil.disk_usage(place).free
+    found = f"{free / _GB:.1f} GB free at {root}"
+    need = None if spec is None else disk_need(spec, spec.budget.concurrency or 1)
+    if need is not None and need.bytes > free:
+        fix = "free some space, set ORCHESTRATE_HOME to a larger disk, or train adapters (base.lora)"
+        return Check("disk", Level.FAIL, f"{found}; the sweep takes {size(need.bytes)}", fix)
+    if free < 2 * _GB:
+        return Check("disk", Level.FAIL, found, "free some space, or set ORCHESTRATE_HOME to another disk")
+    if need is None and free < 50 * _GB:
+        fix = "enough for small models; a checkpoint of an 8B model with its optimiser takes about 100 GB"
+        return Check("disk", Level.WARN, found, fix)
+    return Check("disk", Level.OK, found if need is None else f"{found}; the sweep takes {size(need.bytes)}")
+
+
+def _filesystem(root: Path, spec: SweepSpec | None) -> Check:
+    kind = filesystem(there(root))
+    found = f"{kind or 'unknown'} under {root}"
+    if kind not in _NETWORK and not kind.startswith("fuse."):
+        return Check("filesystem", Level.OK, found)
+    if spec is not None and spec.storage is not None and not spec.storage.startswith("sqlite"):
+        return Check("filesystem", Level.OK, f"{found}; the study is in a database of its own")
+    fix = "set ORCHESTRATE_HOME to a local disk, or `storage:` to PostgreSQL: SQLite loses data on network filesystems"
+    return Check("filesystem", Level.FAIL, found, fix)
+
+
+def filesystem(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
+    """The kind of filesystem under this path; empty where that cannot be told."""
+    if not mounts.is_file():
+        return ""
+    best, kind = -1, ""
+    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
+        _, point, found, *_ = line.split(" ")
+        point = point.replace("\\040", " ")
+        # Later mounts on the same point cover earlier ones.
+        if path.is_relative_to(point) and len(point) >= best:
+            best, kind = len(point), found
+    return kind
+
+
+def there(path: Path) -> Path:
+    """The nearest folder that exists."""
+    while not path.exists() and path != path.parent:
+        path = path.parent
+    return path.resolve()
+
+
+OLDEST = (2, 54)
+"""Older ones let anybody delete jobs over the dashboard (CVE-2026-27482)."""
+_SESSIONS = Path("/tmp")
+
+
+def ray_checks(place: Path = _SESSIONS, found: str | None = None) -> Iterator[Check]:
+    """Whether Ray can be started here."""
+    found = found or version("ray")
+    if found is None:
+        return  # said among the packages
+    if tuple(int(part) for part in found.split(".")[:2]) < OLDEST:
+        fix = "make install: constraints.txt pins one that is safe"
+        yield Check("ray version", Level.FAIL, f"{found} is older than {OLDEST[0]}.{OLDEST[1]}", fix)
+    if not os.access(place, os.W_OK):
+        fix = f"make {place} writable: Ray's sockets need a short path"
+        yield Check("ray sessions", Level.FAIL, f"{place} cannot be written", fix)
+        return
+    free = shutil.disk_usage(place).free
+    if free < _GB:
+        fix = f"free some space in {place}: Ray keeps its sockets and logs there while a sweep runs"
+        yield Check("ray sessions", Level.FAIL, f"{free / _GB:.1f} GB free in {place}", fix)
+        return
+    left = sorted(folder for folder in place.glob("prefsweep-*") if folder.is_dir() and not _alive(folder))
+    if left:
+        fix = "resume the sweeps they belong to, which clears them away; or remove " + " ".join(map(str, left[:3]))
+        yield Check("ray sessions", Level.WARN, f"{len(left)} left in {place} by drivers that were killed", fix)
+        return
+    yield Check("ray sessions", Level.OK, f"{place}, {free / _GB:.1f} GB free")
+
+
+def _alive(folder: Path) -> bool:
+    """Whether a process still has files of this session open, as far as this user may see."""
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder) in (process / "cmdline").read_bytes().decode(errors="replace"):
+                return True
+        except OSError:  # it ended, or belongs to somebody else
+            continue
+    return False

@@ -1,0 +1,154 @@
+"""A first sweep file from four answers: model, data, GPUs, objective. Each is checked by the loader itself."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from orchestrator.commands import model_sizing
+from orchestrator.commands.model_sizing import Choice, Facts
+from orchestrator.commands.model_sizing import Objective as ObjectiveName
+from orchestrator.errors import SpecError
+from orchestrator.spec.loading.loader import loads
+
+OBJECTIVES: dict[str, ObjectiveName] = {name: name for name in get_args(ObjectiveName)}
+DEFAULT_MODEL = "princeton-nlp/Llama-3-Base-8B-SFT"
+DEFAULT_DATA = "HuggingFaceH4/ultrafeedback_binarized"
+_FILES = (".jsonl", ".json", ".parquet", ".csv")
+_COMMENTS_AT = 51
+
+_SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str], ...]] = {
+    "simpo": (
+        ("loss.beta", "[2.0, 2.5, 10.0]", "the SimPO paper; 10 is its authors' later advice"),
+        ("loss.gamma_beta_ratio", "[0.3, 0.5]", "gamma / beta; the authors start with 0.5"),
+    ),
+    "dpo": (("loss.beta", "[0.01, 0.05, 0.1]", "0.01 is the best for every model in SimPO's README"),),
+    "orpo": (("loss.beta", "[0.1, 0.2]", "the ORPO paper's lambda, fairseq2's guide"),),
+    "cpo": (
+        ("loss.beta", "[0.1, 1.0]", "the CPO paper, fairseq2's default"),
+        ("loss.nll_scale", "[0.0, 1.0]", "fairseq2's guide, the CPO paper"),
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What a person said. lora: adapters instead of all weights."""
+
+    model: str
+    data: str
+    gpus: int
+    objective: ObjectiveName
+    lora: bool = False
+
+
+def check(question: str, answer: str) -> str | None:
+    """What is wrong with one answer, in the loader's words; None where nothing is."""
+    given = {"model": DEFAULT_MODEL, "data": DEFAULT_DATA, "gpus": "1", "objective": "simpo"} | {question: answer}
+    if not answer.strip():
+        return "an answer is needed"
+    if not given["gpus"].isdigit():
+        return f"a whole number of GPUs, 0 or more; not {given['gpus']!r}"
+    if given["objective"] not in OBJECTIVES:
+        return f"one of {', '.join(OBJECTIVES)}; not {given['objective']!r}"
+    objective = OBJECTIVES[given["objective"]]
+    if question == "data" and answer.endswith(_FILES) and not Path(answer).is_file():
+        return f"there is no file {answer}"
+    try:
+        answers = Answers(given["model"], given["data"], int(given["gpus"]), objective)
+        loads(write("check", answers, Facts()), Path.cwd())
+    except SpecError as error:
+        return "; ".join(finding.problem for finding in error.findings)
+    return None
+
+
+def find_facts(answers: Answers) -> Facts:
+    """What the model's folder and a file of pairs say of sizes and lengths."""
+    is_file = answers.data.endswith(_FILES)
+    data = str(Path(answers.data).resolve()) if is_file else answers.data
+    return model_sizing.find_facts(_model(answers.model), data, is_file=is_file)
+
+
+def write(name: str, answers: Answers, facts: Facts) -> str:
+    """The file's text, sized for what is known of the model and the data."""
+    text, line = json.dumps, _line  # a JSON string is a YAML string
+    cpu, staged = answers.gpus == 0, answers.objective == "simpo"
+    checkpointing = not cpu and not facts.small
+    written = [
+        "# Written by `orchestrate init`; what is not here has its default (`orchestrate schema`).",
+        "# Next: `orchestrate plan FILE`, then `orchestrate sweep FILE --rehearse`, then `orchestrate sweep FILE`.",
+        f"name: {text(name)}",
+        f"description: {text(f'{answers.objective} from {answers.model}')}",
+        "",
+        line("base:", "one complete trial; the search changes some of its leaves"),
+        line("  model:", "one after supervised training; another needs an `sft:` stage"),
+        line(f"    name_or_path: {text(_model(answers.model))}", facts.size),
+        line("    dtype: float32", "as in the papers; bfloat16 wants other learning rates"),
+        "  data:",
+        *_data(answers.data, facts),
+        *(_choice(f"    {key}", choice) for key, choice in model_sizing.longest(facts)),
+        "  loss:",
+        f"    kind: {answers.objective}",
+        *((line("    gamma_beta_ratio: 0.5", "where the search starts, as the authors do"),) if staged else ()),
+        "  training:",
+        _choice("    pairs_per_update", model_sizing.per_update(facts)),
+        *(_choice(f"    {key}", choice) for key, choice in model_sizing.duration(facts, cpu=cpu)),
+        "    lr_scheduler_type: cosine",
+        "    warmup_ratio: 0.1",
+        line(
+            f"    bf16: {'false' if cpu else 'true'}",
+            "no autocast on a processor" if cpu else "autocast; the weights stay in model.dtype",
+        ),
+        line(
+            f"    gradient_checkpointing: {'true' if checkpointing else 'false'}",
+            "computes activations again to save a GPU's memory" if checkpointing else "no GPU memory to save here",
+        ),
+        *_evaluation(facts),
+        line("  lora: {}", "adapters instead of all weights: far less memory")
+        if answers.lora
+        else line("  # lora: {}", "adapters instead of all weights: far less memory, ten times the rates"),
+        "",
+        "search:",
+        *(line(f"  {path}: {values}", why) for path, values, why in _SEARCH[answers.objective]),
+        _choice("  training.learning_rate", model_sizing.rates(answers.objective, facts, lora=answers.lora)),
+        "",
+        line("sampler: staged", "learning rate, then gamma / beta, then beta") if staged else "sampler: grid",
+        line("maximize: eval_accuracies/logp", "a held-out metric that the search does not scale"),
+        line("resources: {gpus_per_trial: 0}", "trials on this machine's processor")
+        if cpu
+        else "resources: {gpus_per_trial: 1}",
+        *(() if cpu else (line(f"budget: {{concurrency: {answers.gpus}}}", "one trial on each GPU"),)),
+    ]
+    return "\n".join(written) + "\n"
+
+
+def _model(name: str) -> str:
+    """A folder by its whole path, as the file may lie elsewhere; a hub name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _line(text: str, comment: str) -> str:
+    return f"{text:<{_COMMENTS_AT - 1}} # {comment}" if len(text) < _COMMENTS_AT else f"{text}    # {comment}"
+
+
+def _choice(key: str, choice: Choice) -> str:
+    return _line(f"{key}: {choice.value}", choice.why)
+
+
+def _evaluation(facts: Facts) -> list[str]:
+    chosen = model_sizing.answers(facts)
+    return [] if chosen is None else ["  evaluation:", _choice("    max_new_tokens", chosen)]
+
+
+def _data(name: str, facts: Facts) -> list[str]:
+    share = _choice("    eval_share", model_sizing.held_out(facts))
+    if name.endswith(_FILES):
+        return [f"    train: {json.dumps(str(Path(name).resolve()))}", share]
+    if name == DEFAULT_DATA:
+        return [f"    {side}: {{dataset: {name}, split: {split}_prefs}}" for side, split in _SPLITS]
+    return [f"    train: {{dataset: {json.dumps(name)}, split: train}}", share]
+
+
+_SPLITS = (("train", "train"), ("eval", "test"))

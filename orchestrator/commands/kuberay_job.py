@@ -1,0 +1,140 @@
+"""A sweep as a RayJob of KubeRay: the very bytes that `kubectl apply` gets."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import Finding, SpecError
+from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.sweep_spec import SweepSpec
+
+RETRIES = 5
+"""New clusters that KubeRay starts where one was lost; each goes on with the sweep."""
+_SWEEP = "/etc/prefsweep"
+_RUNS = "/runs"
+_HEAD = {"cpu": "2", "memory": "8Gi"}
+"""Of the pod that drives: no trial runs there."""
+_LONGEST = 47
+"""KubeRay's limit for the name of a RayJob."""
+
+
+@dataclass(frozen=True, slots=True)
+class KubeJob:
+    """What the job asks for. `image` holds this program, `claim` is a volume that all pods may write."""
+
+    image: str
+    claim: str
+    """ReadWriteMany."""
+    machines: int
+    cpus: int
+    """Of each machine, as are `gpus` and `memory_gb`."""
+    gpus: int
+    memory_gb: int
+    namespace: str = "default"
+    secret: str | None = None
+    """A Secret whose keys become environment variables: HF_TOKEN, PGPASSWORD and the like."""
+    trust: bool = False
+
+
+def render(spec: SweepSpec, job: KubeJob) -> str:
+    """A ConfigMap with the resolved sweep and the RayJob that runs it or, started again, goes on with it."""
+    name = job_name(spec.name)
+    config = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": {"name": name, "namespace": job.namespace},
+        "data": {"sweep.yaml": dump(spec)},
+    }
+    command = ["orchestrate", "sweep", f"{_SWEEP}/sweep.yaml", "--continue", "--address", "auto"]
+    command += ["--machines", str(job.machines), *(["--trust-remote-code"] if job.trust else [])]
+    ray_job = {
+        "apiVersion": "ray.io/v1",
+        "kind": "RayJob",
+        "metadata": {"name": name, "namespace": job.namespace},
+        "spec": {
+            "entrypoint": shlex.join(command),
+            "backoffLimit": RETRIES,
+            "shutdownAfterJobFinishes": True,
+            "ttlSecondsAfterFinished": 300,
+            "rayClusterSpec": _cluster(name, job),
+        },
+    }
+    return "---\n".join(yaml.dump(part, Dumper=_Dumper, sort_keys=False, width=120) for part in (config, ray_job))
+
+
+def job_name(sweep: str) -> str:
+    """The sweep's name as Kubernetes accepts it: small letters, digits and dashes; refused where nothing is left."""
+    name = re.sub(r"[^a-z0-9-]+", "-", sweep.lower()).strip("-")[:_LONGEST].strip("-")
+    if not name or not name[0].isalpha():
+        problem = f"{sweep!r} gives no name for Kubernetes, which wants a letter first"
+        raise SpecError([Finding("--name", "", problem, "give another --name")])
+    return name
+
+
+def _cluster(name: str, job: KubeJob) -> dict[str, Any]:
+    limits = {"cpu": str(job.cpus), "memory": f"{job.memory_gb}Gi"}
+    if job.gpus:
+        limits["nvidia.com/gpu"] = str(job.gpus)
+    return {
+        "rayVersion": importlib.metadata.version("ray"),
+        "authOptions": {"mode": "token"},  # KubeRay 1.5.1 and later makes the token and gives it to all pods
+        "headGroupSpec": {
+            "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
+            "template": {"spec": _pod("ray-head", name, job, _HEAD)},
+        },
+        "workerGroupSpecs": [
+            {
+                "groupName": "trials",
+                "replicas": job.machines,
+                "minReplicas": job.machines,
+                "maxReplicas": job.machines,
+                "rayStartParams": {},
+                "template": {"spec": _pod("ray-worker", name, job, limits)},
+            }
+        ],
+    }
+
+
+def _pod(container: str, config: str, job: KubeJob, limits: dict[str, str]) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "name": container,
+        "image": job.image,
+        "env": [{"name": "ORCHESTRATE_HOME", "value": _RUNS}, {"name": "HF_HOME", "value": f"{_RUNS}/hf"}],
+        "resources": {"limits": dict(limits), "requests": dict(limits)},
+        "volumeMounts": [
+            {"name": "runs", "mountPath": _RUNS},
+            {"name": "sweep", "mountPath": _SWEEP, "readOnly": True},
+            {"name": "shm", "mountPath": "/dev/shm"},
+        ],
+    }
+    if job.secret is not None:
+        made["envFrom"] = [{"secretRef": {"name": job.secret}}]
+    return {
+        "containers": [made],
+        "volumes": [
+            {"name": "runs", "persistentVolumeClaim": {"claimName": job.claim}},
+            {"name": "sweep", "configMap": {"name": config}},
+            {"name": "shm", "emptyDir": {"medium": "Memory"}},
+        ],
+    }
+
+
+class _Dumper(yaml.SafeDumper):
+    """The sweep's file as a block that people can read."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """Everything is written out."""
+        return True
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Dumper.add_representer(str, _text)

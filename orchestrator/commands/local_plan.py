@@ -1,0 +1,137 @@
+"""The plan of a sweep on this machine: counts rows and slots, touches no GPU and no network.
+
+`plan --probe`: a few updates of the dearest trial on this machine, in a process of their own, with the trainer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from orchestrator.errors import DataError, SpecError
+from orchestrator.execution.local_cluster import Slots, gpu_memory, plan_slots, worker_environment
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.estimates.cost_estimate import Machine, check_share, dearest, of_gpu
+from orchestrator.spec.estimates.input_sizes import count_rows, shape_of
+from orchestrator.spec.estimates.sweep_plan import Plan, Update, plan, probed
+from orchestrator.spec.search.corners import placed
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.trial import TrialConfig
+
+_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
+
+
+def plan_here(
+    spec: SweepSpec,
+    root: Path,
+    notices: Sequence[str],
+    machine: Machine | None = None,
+    *,
+    probe: bool = False,
+    trust_remote_code: bool = False,
+) -> Plan:
+    """The plan, with this machine's slots; a machine too small for one trial is a notice, as plans travel.
+
+    probe: one update of the dearest trial is measured in a process of its own, beside the formulas. ProbeFailed where
+    it does not run; SpecError where no trial fits this machine.
+    """
+    said = list(notices)
+    try:
+        slots: Slots | None = plan_slots(spec)
+    except SpecError as error:
+        if probe:
+            raise
+        slots = None
+        said += [finding.problem for finding in error.findings]
+    if spec.warm_start is not None:
+        from orchestrator.study.sampling.warm_start import (
+            warm_start,  # plans of other sweeps do without the study's libraries
+        )
+
+        said += warm_start(spec, root).said
+    machine = machine or Machine()
+    if machine.gpu_memory is None:
+        machine = replace(machine, gpu_memory=gpu_memory())
+    check_share(spec, machine.gpu_memory)
+    machine = replace(of_gpu(spec, machine.gpu_memory, machine), processes=spec.resources.processes)
+    rows = count_rows(spec.base.data)
+    if machine.train_pairs is not None:
+        rows = replace(rows, train=machine.train_pairs, exact=False)
+    elif rows.train is None:
+        said.append("the number of training pairs is unknown until the data is downloaded")
+    if (root / spec.name).exists():
+        said.append(f"a sweep named {spec.name} exists already; give another --name to start this one")
+    made = plan(
+        spec,
+        root,
+        rows,
+        concurrency=None if slots is None else slots.count,
+        tracking=tracking_uri(spec, root),
+        notices=said,
+        machine=machine,
+    )
+    if not probe or slots is None:
+        return made
+
+    configs, shape = placed(spec.search, spec.base), shape_of(spec.base.model)
+    config = configs[0] if shape is None else dearest(configs, shape, machine)
+    measured = measure(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
+    return replace(made, probe=probed(measured, config, shape, machine, made.estimate))
+
+
+def tracking_uri(spec: SweepSpec, root: Path) -> str:
+    """Where MLflow is, without the password that may be in it."""
+    uri = spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
+    return _PASSWORD.sub("", uri)
+
+
+_UNUSABLE, _OUT_OF_MEMORY = 2, 3
+"""Exit codes of trainer/probe.py."""
+
+
+class ProbeFailed(DataError):
+    """The trainer could not make an update of this sweep's trials here."""
+
+
+def measure(config: TrialConfig, cache: Path, slots: Slots, *, trust_remote_code: bool = False) -> Update:
+    """The update as it runs here, with half the micro-batch as long as it is out of memory; down to one pair.
+
+    ProbeFailed where it does not run, with the trainer's words.
+    """
+    pair = 2 * config.data.max_length
+    while True:
+        tokens = config.training.tokens_per_micro_batch
+        done = _run(config, cache, slots, trust_remote_code)
+        if done.returncode == 0:
+            return Update(**json.loads(done.stdout.splitlines()[-1]), tokens_per_micro_batch=tokens)
+        words = done.stderr.strip().splitlines()
+        if done.returncode != _OUT_OF_MEMORY or tokens <= pair:
+            told = "\n".join(words if done.returncode == _UNUSABLE else words[-3:])
+            raise ProbeFailed(f"the probe did not get through one update (exit {done.returncode}): {told}")
+        smaller = {"tokens_per_micro_batch": max(tokens // 2, pair)}
+        config = config.model_copy(update={"training": config.training.model_copy(update=smaller)})
+
+
+def _run(config: TrialConfig, cache: Path, slots: Slots, trust_remote_code: bool) -> subprocess.CompletedProcess[str]:
+    launch = [sys.executable]
+    if slots.processes > 1:
+        launch += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={slots.processes}"]
+    environment = os.environ | worker_environment(slots.threads)
+    if not slots.gpus:
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trial.yaml"
+        file.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
+        command = [*launch, "-m", "trainer.probe", str(file), "--cache", str(cache)]
+        if slots.share is not None:
+            command += ["--gpu-share", str(slots.share)]
+        if trust_remote_code:
+            command.append("--trust-remote-code")
+        return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

@@ -1,0 +1,226 @@
+"""The winner as a folder that transformers loads, with a card that says where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.driver.checkpoint_retention import model_of
+from orchestrator.driver.data_stage import load_report
+from orchestrator.errors import ExitCode, NoTrialCompleted, OrchestrateError
+from orchestrator.folders import DATA_FILE, SweepFolder, existing
+from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialRecord
+from trainer.config.trial import DataConfig, FileSource, GeneratedSource, HubSource, Source, TrialConfig
+from trainer.results import TrialError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trainer.data.pair_dataset import PairSet
+    from trainer.models.model_files import Exported
+
+Say = Callable[[str], None]
+
+
+class CannotExport(OrchestrateError):
+    """The place is taken, or the weights are not there."""
+
+
+class OtherModel(CannotExport):
+    """What was exported does not compute what was trained; a fault of the product."""
+
+    code = ExitCode.OURS
+
+
+def export(
+    name: str,
+    root: Path,
+    to: Path,
+    merge: bool,
+    *,
+    compare: bool = True,
+    trust_remote_code: bool = False,
+    say: Say = lambda _: None,
+) -> Path:
+    """Write the best trial's model and its card into the new folder `to`; nothing is overwritten.
+
+    Args:
+        name: The sweep.
+        root: The runs folder.
+        to: A folder that does not exist yet.
+        merge: Add adapters into the weights of their base model.
+        compare: Load the result with plain transformers and compare it with the trial's last evaluation.
+        trust_remote_code: Whether Python code that comes with the model may run.
+        say: Told what is done and found.
+
+    Raises:
+        NoTrialCompleted: There is no best trial.
+        CannotExport: The place is taken, the weights are gone, or the comparison cannot be made.
+        OtherModel: The comparison found another model; nothing was left in `to`.
+    """
+    folder = existing(root, name)
+    if to.exists():
+        raise CannotExport(f"{to} exists already; nothing is overwritten")
+    with Study.open(folder) as study:
+        spec, record = study.spec, study.best()
+    if record is None:
+        raise NoTrialCompleted(f"no trial of {name} has completed yet")
+    model = model_of(folder, record)
+    if model is None:
+        raise CannotExport(f"the weights of trial {record.number} are no longer in {folder.trial(record.number)}")
+    from transformers.utils.logging import disable_progress_bar
+
+    from trainer.models.model_files import BASE_FOLDER, export_model
+
+    disable_progress_bar()
+    config = place(spec.base, record.params)
+    check = _Check(folder, spec, config, model, trust_remote_code, say) if compare else None
+    try:
+        export_model(
+            model,
+            to,
+            merge=merge,
+            model=config.model,
+            temporary=folder.cache,
+            trust_remote_code=trust_remote_code,
+            check=check,
+        )
+    except TrialError as why:
+        raise _in_words(why, spec) from why
+    if (to / BASE_FOLDER).is_dir():
+        say(
+            f"the base model of these adapters lay in {folder.cache}, which may be emptied; it went along into "
+            f"{to / BASE_FOLDER} (--merge makes one model of both)"
+        )
+    report = folder.path / DATA_FILE
+    found = report.read_text(encoding="utf-8") if report.is_file() else None
+    card = model_card(spec, record, found, merged=merge, compared="" if check is None else check.found)
+    (to / "README.md").write_text(card, encoding="utf-8")
+    return to
+
+
+def _in_words(why: TrialError, spec: SweepSpec) -> CannotExport:
+    from trainer.evaluation.export_check import CannotCompare, ExportDiffers
+    from trainer.models.adapter_merging import BaseGone
+
+    if isinstance(why, ExportDiffers):
+        return OtherModel(f"{why}; nothing was written. This is a fault of prefsweep: please report it")
+    if isinstance(why, CannotCompare):
+        return CannotExport(f"the export cannot be compared with its trial: {why}; --no-compare exports it unseen")
+    if isinstance(why, BaseGone) and spec.sft is not None:
+        return CannotExport(f"{why}; orchestrate resume {spec.name} makes it again")
+    return CannotExport(str(why))
+
+
+@dataclass(slots=True)
+class _Check:
+    """Compares what was exported with the trial's last evaluation. `found`: the result in words, once called."""
+
+    folder: SweepFolder
+    spec: SweepSpec
+    config: TrialConfig
+    model: Path
+    trust: bool
+    say: Say
+    found: str = field(default="", init=False)
+
+    def __call__(self, exported: Exported) -> None:
+        from trainer.evaluation.export_check import compare_export
+
+        pairs, tokenizer = self._held_out()
+        result = compare_export(
+            exported,
+            self.config,
+            pairs,
+            self.model.parent / "eval_pairs.safetensors",
+            tokenizer,
+            trust_remote_code=self.trust,
+            tell=lambda text: self.say(f"export: {text}"),
+        )
+        self.found = str(result)
+        self.say(f"export: {self.found}")
+
+    def _held_out(self) -> tuple[PairSet, PreTrainedTokenizerBase]:
+        """The trial's held-out pairs, from the cache where they are there, and its tokenizer."""
+        from trainer.data import load_tokenizer, prepare
+        from trainer.data.pair_dataset import PairSet
+        from trainer.evaluation.export_check import CannotCompare
+
+        data, model, cache = self.config.data, self.config.model, self.folder.cache
+        try:
+            tokenizer = load_tokenizer(model, data, cache, trust_remote_code=self.trust)
+            report = load_report(self.folder)
+            if report is not None and (data, model) == (self.spec.base.data, self.spec.base.model):
+                prepared = cache / "data" / report.fingerprint
+                if prepared.is_dir():
+                    return PairSet.open(prepared, "eval"), tokenizer
+            return prepare(data, model, cache, tokenizer).eval, tokenizer
+        except (TrialError, OSError, ValueError) as why:
+            raise CannotCompare(f"its held-out pairs are out of reach ({why})") from why
+
+
+def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merged: bool, compared: str = "") -> str:
+    """Data, configuration, metrics and base model of a trial, as a model card.
+
+    compared: what the comparison of the files with the trial's last evaluation found.
+    """
+    from trainer.data.data_report import DataReport
+
+    config = place(spec.base, record.params)
+    found = None if report is None else DataReport.model_validate_json(report)
+    base = config.model.name_or_path or f"a generated {config.model.generated and config.model.generated.architecture}"
+    kind = "LoRA adapters" if config.lora and not merged else "merged LoRA weights" if config.lora else "full weights"
+    leaves = config.leaves()
+    searched = [f"| {path} | {leaves.get(path, value)} |" for path, value in record.params.items()]
+    fixed = [f"| {path} | {value} |" for path, value in leaves.items() if path not in record.params]
+    metrics = [f"| {metric} | {value:.6g} |" for metric, value in sorted(record.metrics.items())]
+    hub = f"base_model: {config.model.name_or_path}\n" if config.model.name_or_path else ""
+    lines = [
+        f"---\nlibrary_name: transformers\n{hub}tags: [preference-tuning, {config.loss.kind}, prefsweep]\n---",
+        f"# {spec.name}, trial {record.number}",
+        f"{config.loss.kind} from {base}{' after SFT' if spec.sft else ''}; {kind}. The best of its sweep by "
+        f"{spec.goal.metric} ({spec.goal.direction}): {record.value:.6g} after {record.step} updates.",
+        *([f"Loaded with plain transformers and compared: {compared}."] if compared else []),
+        *_fork_lines(record),
+        "## Data",
+        *_data_lines(config.data),
+    ]
+    if found is not None:
+        lines.append(f"{found.train_rows:,} pairs to train on, {found.eval_rows:,} held out; fingerprint ")
+        lines[-1] += f"`{found.fingerprint}`."
+    lines += ["## Searched", "| leaf | value |\n|---|---|\n" + "\n".join(searched)]
+    lines += ["## Metrics", "| metric | last value |\n|---|---|\n" + "\n".join(metrics)]
+    lines += ["## Configuration", "| leaf | value |\n|---|---|\n" + "\n".join(fixed)]
+    return "\n\n".join(lines) + "\n"
+
+
+def _fork_lines(record: TrialRecord) -> list[str]:
+    if record.fork is None:
+        return []
+    return [
+        f"Its first {record.fork.step} updates are those of trial {record.parent}, from whose checkpoint it went on; "
+        "the configuration below holds from there."
+    ]
+
+
+def _data_lines(data: DataConfig) -> list[str]:
+    train = "\n".join(f"- train: {_source(source)}" for source in data.train)
+    held = data.eval or ()
+    evaluation = "\n".join(f"- held out: {_source(source)}" for source in held)
+    return [train, evaluation or f"- held out: {data.eval_share:.0%} of train, by prompt"]
+
+
+def _source(source: Source) -> str:
+    match source:
+        case FileSource():
+            return f"`{Path(source.path).name}`"
+        case HubSource():
+            revision = f" at {source.revision}" if source.revision else ""
+            return f"`{source.dataset}`, {source.subset or 'default'}, {source.split}{revision}"
+        case GeneratedSource():
+            return f"generated {source.generated}, {source.split}, {source.rows} rows, seed {source.seed}"

@@ -1,0 +1,236 @@
+"""What suits a model and its data in a first sweep: each choice with where it comes from, in words."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.spec.estimates.input_sizes import count_rows, shape_of
+from trainer.config.trial import DataConfig, ModelConfig
+from trainer.results import TrialError
+
+Objective = Literal["simpo", "dpo", "orpo", "cpo"]
+SMALL, TINY = 300e6, 20e6
+"""Parameters below which published settings end, and below which the product's own quickstart is the nearest."""
+_SAMPLE = 1000
+"""Rows whose lengths are looked at."""
+_FEWEST_UPDATES = 30
+_MOST_UPDATES_ON_CPU = 200
+_MOST_PER_UPDATE = {False: 128, True: 32}
+"""Pairs, by whether the model is small."""
+_FURTHEST_RATE = 5e-3
+"""Of adapters of tiny models, where ten times the rate would be more than anybody trains with."""
+_NAMED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A value as YAML and why."""
+
+    value: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What could be found out without a network. None: unknown."""
+
+    parameters: float | None = None
+    positions: int | None = None
+    """The longest sequence that the model's config.json names."""
+    rows: int | None = None
+    """Of a local data file."""
+    lengths: dict[str, dict[str, int]] | None = None
+    """Tokens at percentiles, as DataReport has them."""
+    all_rows_read: bool = False
+    notices: tuple[str, ...] = ()
+
+    @property
+    def small(self) -> bool:
+        """Whether published settings say nothing about a model of this size."""
+        return self.parameters is not None and self.parameters < SMALL
+
+    @property
+    def size(self) -> str:
+        """The number of parameters in words."""
+        if self.parameters is None:
+            return "a model of unknown size"
+        for unit, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
+            if self.parameters >= unit:
+                return f"{self.parameters / unit:.3g} {name} parameters"
+        return f"{self.parameters:.0f} parameters"
+
+
+def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
+    """Look at the model's folder or cached config.json, at its name, and at a local file of pairs."""
+    rows = count_rows(DataConfig.model_validate({"train": data})).train if is_file else None
+    held = json.loads((Path(model) / "config.json").read_bytes()) if (Path(model) / "config.json").is_file() else {}
+    positions = next((held[key] for key in ("max_position_embeddings", "n_positions") if key in held), None)
+    facts = Facts(_parameters(model), positions if isinstance(positions, int) else None, rows)
+    if not (is_file and Path(model).is_dir()):
+        return facts
+    return _with_lengths(facts, model, data)
+
+
+def _parameters(model: str) -> float | None:
+    folder = Path(model)
+    if folder.is_dir() and (files := sorted(folder.glob("*.safetensors"))):
+        return float(sum(map(_in_file, files)))
+    shape = shape_of(ModelConfig(name_or_path=model))
+    if shape is not None:
+        return float(shape.parameters)
+    named = _NAMED.findall(model.rpartition("/")[2].replace("-", " ").replace("_", " "))
+    return float(named[0][0]) * {"b": 1e9, "m": 1e6}[named[0][1].lower()] if named else None
+
+
+def _in_file(file: Path) -> int:
+    """Elements of all tensors of a safetensors file, from its header."""
+    with file.open("rb") as stream:
+        header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
+
+
+def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
+    from trainer.data import prepare  # loads the tokenizer: seconds
+
+    asked = DataConfig.model_validate(
+        {"train": data, "max_train_rows": _SAMPLE, "max_length": 1 << 20, "bad_rows": "skip", "max_bad_share": 1.0}
+    )
+    try:
+        with tempfile.TemporaryDirectory() as cache:
+            report = prepare(asked, ModelConfig(name_or_path=model), Path(cache)).report
+    except TrialError as why:
+        told = (
+            f"the lengths of the rows could not be read ({str(why).splitlines()[0]}); max_length is not fitted to them"
+        )
+        return Facts(facts.parameters, facts.positions, facts.rows, notices=(told,))
+    whole = facts.rows is not None and facts.rows <= _SAMPLE
+    return Facts(facts.parameters, facts.positions, facts.rows, report.lengths, whole)
+
+
+# --- choices ---------------------------------------------------------------------------------------------------------
+
+
+def rates(objective: Objective, facts: Facts, *, lora: bool) -> Choice:
+    """Learning rates to try."""
+    listed, why = _orpo_rates(facts.parameters) if objective == "orpo" else _rates(objective, facts.parameters)
+    if lora:
+        listed = list(dict.fromkeys(min(10 * rate, _FURTHEST_RATE) for rate in listed))
+        why = f"ten times those of all weights, as in TRL's dpo script: {why}"
+    return Choice("[" + ", ".join(map(_short, listed)) + "]", why)
+
+
+def _rates(objective: Objective, parameters: float | None) -> tuple[list[float], str]:
+    if parameters is None or 5e9 <= parameters < 10e9:
+        match objective:
+            case "simpo":
+                return [3e-7, 5e-7, 8e-7, 1e-6], "the SimPO authors' README, 7 to 9 billion parameters"
+            case "dpo":
+                return [3e-7, 5e-7, 7e-7], "the best of SimPO's README, 7 to 9 billion parameters"
+            case _:
+                return [5e-7, 1e-6], "SimPO's README and fairseq2's guide, 7 to 9 billion parameters"
+    if parameters >= 40e9:
+        return [5e-8, 1e-7, 2e-7], "a public guide's for 70 billion parameters; 2e-7 is Tulu 3's"
+    if parameters >= 10e9:
+        return [1e-7, 2e-7, 3e-7, 5e-7], "a public guide's 1e-7 to 3e-7 for 13 to 30 billion parameters"
+    if parameters >= SMALL:
+        return [5e-7, 7e-7, 1e-6], "a public guide's 5e-7 to 1e-6 for 1 to 3 billion parameters"
+    return _small_rates(parameters)
+
+
+def _orpo_rates(parameters: float | None) -> tuple[list[float], str]:
+    if parameters is None or 5e9 <= parameters < 10e9:
+        return [5e-6, 8e-6], "the ORPO paper, fairseq2's guide"
+    if parameters >= 10e9:
+        return [1e-6, 3e-6, 5e-6], "less than the ORPO paper's 5e-6, as larger models want; nothing is published"
+    if parameters >= SMALL:
+        return [5e-6, 8e-6], "the ORPO paper's and fairseq2's for larger models"
+    return _small_rates(parameters)
+
+
+def _small_rates(parameters: float) -> tuple[list[float], str]:
+    if parameters >= TINY:
+        return [1e-6, 1e-5, 1e-4], "wide: nothing is published between 1 billion parameters and tiny models"
+    return [1e-4, 3e-4, 1e-3], "sweeps/quickstart.yaml, a million parameters: 3e-4 and 1e-3"
+
+
+def per_update(facts: Facts) -> Choice:
+    """Pairs that an update takes."""
+    pairs = most = _MOST_PER_UPDATE[facts.small]
+    why = "as sweeps/quickstart.yaml" if facts.small else "as in the papers; exact, whatever fits the GPU at once"
+    if facts.rows is not None:
+        trained = _trained(facts.rows)
+        while pairs > 2 and trained / pairs < (_FEWEST_UPDATES if pairs > 8 else 4):
+            pairs //= 2
+        if pairs < most:
+            why = f"few rows: {trained} pairs make {trained // pairs} updates an epoch"
+    return Choice(str(pairs), why)
+
+
+def duration(facts: Facts, *, cpu: bool) -> list[tuple[str, Choice]]:
+    """Epochs, and on a processor at most so many updates."""
+    pairs, trained = int(per_update(facts).value), None if facts.rows is None else _trained(facts.rows)
+    epochs, why = 1, "as in the papers"
+    if trained is not None and trained < _FEWEST_UPDATES * pairs:
+        epochs = min(3, math.ceil(_FEWEST_UPDATES * pairs / max(1, trained)))
+        why = "few rows: more than once over them"
+    chosen = [("num_train_epochs", Choice(str(epochs), why))]
+    if cpu and (trained is None or epochs * trained / pairs > _MOST_UPDATES_ON_CPU):
+        told = "updates, instead of a whole epoch: this is a processor; remove it for the whole data"
+        chosen = [("max_steps", Choice(str(_MOST_UPDATES_ON_CPU), told))]
+    return chosen
+
+
+def held_out(facts: Facts) -> Choice:
+    """The share of a file's rows that trials are compared on."""
+    share = 0.1 if facts.rows is None or facts.rows >= 500 else 0.2 if facts.rows >= 100 else 0.3
+    return Choice(f"{share:g}", "held out by prompt" + (": few rows, so a larger share" if share > 0.1 else ""))
+
+
+def longest(facts: Facts) -> list[tuple[str, Choice]]:
+    """max_length, and max_prompt_length where lengths are the papers'."""
+    most = facts.positions or math.inf
+    if facts.lengths is not None:
+        seen = facts.lengths["row"]["p100"]
+        fitted = max(8, 8 * math.ceil(seen * (1.0 if facts.all_rows_read else 1.25) / 8))
+        if fitted <= most:
+            looked = "of all rows" if facts.all_rows_read else f"of the first {_SAMPLE} rows, and a quarter more"
+            return [("max_length", Choice(str(fitted), f"tokens of prompt and response: the longest {looked}"))]
+        told = f"the model's last position; the longest row has {seen} tokens, so rows are cut"
+        return [("max_length", Choice(str(int(most)), told))]
+    if not facts.small:
+        wanted, prompt = 2048, 1800
+        if wanted <= most:
+            return [
+                ("max_length", Choice(str(wanted), "tokens of prompt and response together, as in the papers")),
+                ("max_prompt_length", Choice(str(prompt), "longer prompts lose their oldest tokens")),
+            ]
+    length = int(min(1024, most))
+    told = "tokens of prompt and response together" + ("; the model has no more positions" if length == most else "")
+    return [("max_length", Choice(str(length), told))]
+
+
+def answers(facts: Facts) -> Choice | None:
+    """Tokens of an answer that is looked at; None: the default is right."""
+    if facts.lengths is None:
+        return None
+    tokens = min(64, max(8, 8 * math.ceil(facts.lengths["chosen"]["p90"] / 8)))
+    if facts.positions is not None:
+        tokens = max(1, min(tokens, facts.positions - int(longest(facts)[0][1].value)) or tokens)
+    return Choice(str(tokens), "as long as most of the data's responses") if tokens < 64 else None
+
+
+def _trained(rows: int) -> int:
+    share = float(held_out(Facts(rows=rows)).value)
+    return round(rows * (1 - share))
+
+
+def _short(rate: float) -> str:
+    """As people write it: 3e-7."""
+    digits, _, power = f"{rate:.3e}".partition("e")
+    return f"{float(digits):g}e{int(power)}"

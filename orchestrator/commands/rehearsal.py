@@ -1,0 +1,233 @@
+"""The same sweep in small: a tiny random model of the same architecture, few rows, few steps, the corners only."""
+
+from __future__ import annotations
+
+import json
+import os
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from orchestrator.spec.estimates.input_sizes import count_rows
+from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.search.corners import outer
+from orchestrator.spec.search.dimensions import Choice, Dimension, Scalar, ends
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.sweep_spec import Budget, GridSampler, Resources, SftStage, SweepSpec
+from trainer.config.trial import DataConfig, GeneratedModel, GeneratedSource, HubSource, ModelConfig, TrainingConfig
+
+ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MOST_TRIALS = 64, 16, 4, 4, 256, 16
+_FIXED = ("model.", "data.", "evaluation.", "training.max_steps", "training.num_train_epochs")
+_FIXED_TOO = ("training.pairs_per_update", "training.tokens_per_micro_batch", "training.eval_steps")
+_SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 2}
+_PATIENCE = 5.0
+"""Seconds to wait for the hub."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rehearsal:
+    """A small sweep, and how it differs from the real one beyond its size."""
+
+    spec: SweepSpec
+    notices: tuple[str, ...]
+
+
+def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
+    """This sweep, small enough for any machine; called NAME-rehearsal, or NAME-rehearsal-2 where that is taken..."""
+    notices: list[str] = []
+    model = _model(spec.base.model, notices)
+    data = _data(spec.base.data, notices)
+    base = spec.base.model_copy(
+        update={
+            "model": model,
+            "data": data,
+            "training": _training(spec.base.training),
+            "evaluation": spec.base.evaluation.model_copy(
+                update={"prompts": min(2, spec.base.evaluation.prompts), "samples": 2, "max_new_tokens": 8}
+            ),
+        }
+    )
+    search = _search(spec.search, notices)
+    given = _given(spec)
+    if spec.mirror is not None:
+        notices.append(f"not rehearsed: copies to {spec.mirror}; `orchestrate doctor FILE` tries whether it takes them")
+    size = (search.size() or 1) + len(given)
+    small = spec.model_copy(
+        update={
+            "name": _free_name(spec.name, root),
+            "base": base,
+            "search": search,
+            "enqueue": given,
+            "sampler": GridSampler(),
+            "budget": Budget(trials=MOST_TRIALS if size > MOST_TRIALS else None, concurrency=spec.budget.concurrency),
+            "resources": Resources(),
+            "notify": None,
+            "mirror": None,
+            "judge": _judge(spec.judge, notices),
+            "sft": _sft(spec.sft, notices),
+        }
+    )
+    # Copies skip the models' own checks; reading it back does not.
+    return Rehearsal(SweepSpec.model_validate_json(small.model_dump_json()), tuple(notices))
+
+
+def _judge(judge: JudgeConfig | None, notices: list[str]) -> JudgeConfig | None:
+    """A few short answers, judged by what costs nothing."""
+    if judge is None:
+        return None
+    left = [name for name in ("reward_model", "endpoint") if getattr(judge, name) is not None]
+    if left:
+        notices.append(f"not rehearsed: {' and '.join(f'judge.{name}' for name in left)}")
+    few = {"top": 1, "prompts": min(judge.prompts, 8), "max_new_tokens": min(judge.max_new_tokens, 16)}
+    return judge.model_copy(update={**few, "reward_model": None, "endpoint": None})
+
+
+def _free_name(name: str, root: Path) -> str:
+    stem = f"{name[:50]}-rehearsal"
+    number = 1
+    while (root / (free := stem if number == 1 else f"{stem}-{number}")).exists():
+        number += 1
+    return free
+
+
+def _training(training: TrainingConfig) -> TrainingConfig:
+    return training.model_copy(
+        update={
+            "max_steps": STEPS,
+            "pairs_per_update": min(PAIRS, training.pairs_per_update),
+            "tokens_per_micro_batch": min(2048, training.tokens_per_micro_batch),
+            "eval_steps": STEPS // 2,
+            "save_steps": STEPS // 2,
+            "logging_steps": 1,
+        }
+    )
+
+
+def _sft(sft: SftStage | None, notices: list[str]) -> SftStage | None:
+    if sft is None:
+        return None
+    return SftStage(training=_training(sft.training), data=_data(sft.data, notices) if sft.data else None)
+
+
+def _given(spec: SweepSpec) -> tuple[dict[str, Scalar], ...]:
+    """The given trials without what the rehearsal fixes, each distinct one once."""
+    kept = [{path: value for path, value in one.items() if not _is_fixed(path)} for one in spec.enqueue]
+    return tuple(one for i, one in enumerate(kept) if one and one not in kept[:i])
+
+
+# --- search ----------------------------------------------------------------------------------------------------------
+
+
+def _search(space: SearchSpace, notices: list[str]) -> SearchSpace:
+    """Every end of every range at least once: what stands alone advances together, conditions stay as they are."""
+    kept = {p: d for p, d in space.dimensions.items() if not _is_fixed(p) and not any(map(_is_fixed, d.when))}
+    groups = [{p: v for p, v in group.items() if not _is_fixed(p)} for group in space.zipped]
+    dropped = [p for p in space.paths if p not in kept and not any(p in group for group in groups)]
+    if dropped:
+        notices.append(f"the rehearsal fixes {', '.join(dropped)}, so their search is not rehearsed")
+    deciding = {path for d in kept.values() for path in d.when}
+    conditional = {p: _as_ends(d) for p, d in kept.items() if d.when or p in deciding}
+    alone = {p: outer(ends(d)) for p, d in kept.items() if p not in conditional}
+    rows = min(MOST_TRIALS, max(map(len, alone.values()), default=0))
+    together = {p: tuple(listed[i % len(listed)] for i in range(rows)) for p, listed in alone.items()}
+    zipped = (*([together] if together else []), *(group for group in groups if group))
+    return SearchSpace(dimensions=conditional, zipped=zipped)
+
+
+def _as_ends(dimension: Dimension) -> Dimension:
+    """A list keeps all its values, as conditions may wait for any; a range is its ends."""
+    if isinstance(dimension, Choice):
+        return dimension
+    return Choice(choice=ends(dimension), when=dimension.when)
+
+
+def _is_fixed(path: str) -> bool:
+    return path.startswith(_FIXED) or path in _FIXED_TOO or path == "training.save_steps"
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+def _model(model: ModelConfig, notices: list[str]) -> ModelConfig:
+    known: tuple[str, ...] = get_args(GeneratedModel.model_fields["architecture"].annotation)
+    if model.generated is not None:
+        architecture = model.generated.architecture
+    else:
+        name = str(model.name_or_path)
+        found = _architecture(name, model.revision)
+        guessed = found or next((k for k in known if k.rstrip("23") in name.lower().replace("-", "")), None)
+        architecture = guessed if guessed in known else "llama"
+        if found is None:
+            notices.append(f"the configuration of {name} is out of reach; rehearsing with a tiny {architecture}")
+        elif found not in known:
+            notices.append(f"{name} is a {found}, which has no tiny model here; rehearsing with a tiny {architecture}")
+    generated = GeneratedModel.model_validate({"architecture": architecture, **_SMALL})
+    return ModelConfig(generated=generated, dtype=model.dtype, attention=model.attention)
+
+
+def _architecture(name: str, revision: str | None) -> str | None:
+    """`model_type` of a folder or of a hub model; None where neither is in reach."""
+    file = Path(name) / "config.json"
+    if not file.is_file():
+        if not hub_reachable():
+            found = _cached_config(name, revision)
+            if found is None:
+                return None
+            file = found
+        else:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+            try:
+                file = Path(hf_hub_download(name, "config.json", revision=revision))
+            except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
+                return None
+    try:
+        return str(json.loads(file.read_bytes())["model_type"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _cached_config(name: str, revision: str | None) -> Path | None:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+def _data(data: DataConfig, notices: list[str]) -> DataConfig:
+    length = min(LENGTH, data.max_length)
+    prompt = None if data.max_prompt_length is None else min(data.max_prompt_length, length // 2)
+    small: dict[str, object] = {"max_length": length, "max_prompt_length": prompt}
+    small |= {"max_train_rows": min(ROWS, data.max_train_rows or ROWS)}
+    small |= {"max_eval_rows": min(EVAL_ROWS, data.max_eval_rows or EVAL_ROWS)}
+    hub = [s for s in (*data.train, *(data.eval or ())) if isinstance(s, HubSource)]
+    if hub and count_rows(data).train is None and not hub_reachable():
+        names = ", ".join(dict.fromkeys(source.dataset for source in hub))
+        notices.append(f"no hub is in reach for {names}; rehearsing with rows of the quickstart's generator")
+        small["train"] = (GeneratedSource(generated="instructions", rows=ROWS),)
+        small["eval"] = (GeneratedSource(generated="instructions", split="eval", rows=EVAL_ROWS),)
+    return data.model_copy(update=small)
+
+
+def hub_reachable() -> bool:
+    """Whether the Hugging Face hub answers within seconds."""
+    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
+        return False
+    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=_PATIENCE):
+            return True
+    except urllib.error.HTTPError:
+        return True
+    except (urllib.error.URLError, OSError, ValueError):
+        return False

@@ -1,0 +1,234 @@
+"""Looking at a sweep without driving it: status, best, watch.
+
+What happened to a sweep, in order: every event with its time and reason, and every change of its spec.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dashboards.analysis.sweep_frame import TrialView
+from dashboards.terminal.progress_views import open_view, wide_console
+from dashboards.terminal.trial_tables import summary
+from orchestrator import folders
+from orchestrator.commands.trial_control import open_study
+from orchestrator.driver.checkpoint_retention import model_of
+from orchestrator.driver.crash_report import crashed_at, last_crash
+from orchestrator.driver.data_stage import load_report, steps_by_params
+from orchestrator.errors import NoTrialCompleted
+from orchestrator.execution.messages import MIRROR
+from orchestrator.folders import RUNS_FILE, SweepFolder, existing
+from orchestrator.interfaces import StepsOf
+from orchestrator.spec.estimates.sweep_plan import total_trials
+from orchestrator.spec.loading.loader import load
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.reader import StudyReader
+from orchestrator.study.study import Study
+from orchestrator.study.sweep_terms import differences
+from orchestrator.study.trial_records import STOPPING, Request, TrialRecord, TrialState
+
+_WATCH_SECONDS = 1.0
+_TICKS = 4
+"""Of the view between two looks: what it has not drawn yet, it draws then."""
+
+
+def status(name: str, root: Path) -> dict[str, Any]:
+    """Where a sweep stands, as one object. `state` is preparing, running, paused, interrupted or finished."""
+    folder = existing(root, name)
+    driver = folders.holder(folder)
+    if not Study.exists(folder):
+        spec = load(folder.spec)
+        state = "preparing" if driver else "interrupted"
+        found = _object(spec, state, driver, [], [], {}, None, 0.0)
+        return found | {"why": "" if driver else last_crash(folder)}
+    with Study.open(folder) as study:
+        trials, front = study.trials(), study.front()
+        state, spent = state_of(study), study.spent()
+        steps = _steps(folder, study.spec)
+        found = _object(study.spec, state, driver, trials, front, _run_ids(folder), steps, spent.hours * 3600)
+        return found | {
+            "why": study.paused() if state == "paused" else "" if driver else study.stopped() or study.exhausted(),
+            "gpu_hours": round(spent.gpu_hours, 6),
+            "mirror": _mirror(study),
+            "waiting": [f"waits to run: {g.origin}" for g in study.given() if g.trial is None]
+            + [_asked(request) for request in study.requests()],
+        }
+
+
+def _mirror(study: Study) -> dict[str, Any] | None:
+    """What went wrong with copies to the mirror; None where the sweep has none."""
+    if study.spec.mirror is None:
+        return None
+    told = [event.text for event in study.events() if event.kind == MIRROR]
+    return {"url": study.spec.mirror, "told": len(told), "last": told[-1] if told else None}
+
+
+def _asked(request: Request) -> str:
+    whom = "the sweep" if request.trial is None else f"trial {request.trial}"
+    return f"asked, not done yet: {request.kind} {whom}, {request.text}"
+
+
+def state_of(study: Study) -> str:
+    """running, paused, finished or interrupted."""
+    if folders.holder(study.folder):
+        return "paused" if study.paused() else "running"
+    return "finished" if study.exhausted() and all(t.state.finished for t in study.trials()) else "interrupted"
+
+
+def _object(
+    spec: SweepSpec,
+    state: str,
+    driver: str | None,
+    trials: list[TrialRecord],
+    front: list[TrialRecord],
+    run_ids: dict[str, str],
+    steps: StepsOf | None,
+    seconds: float,
+) -> dict[str, Any]:
+    started = [t.started_at for t in trials if t.started_at is not None]
+    return {
+        "name": spec.name,
+        "state": state,
+        "driver": driver,
+        "goal": {"metric": spec.goal.metric, "direction": spec.goal.direction},
+        "goals": [{"metric": goal.metric, "direction": goal.direction} for goal in spec.goals],
+        "best": front[0].number if front else None,
+        "front": [record.number for record in front],
+        "started": min(started, default=None),
+        "elapsed": round(seconds, 1),
+        "run_id": run_ids.get("sweep"),
+        "trials": [_trial(t, run_ids, steps) for t in trials],
+    }
+
+
+def _trial(record: TrialRecord, run_ids: dict[str, str], steps: StepsOf | None) -> dict[str, Any]:
+    return {
+        "number": record.number,
+        "state": record.state.value,
+        "reason": record.reason,
+        "origin": record.origin,
+        "parent": record.parent,
+        "from_update": None if record.fork is None else record.fork.step,
+        "attempts": record.attempts,
+        "params": dict(record.params),
+        "metrics": {name: _json(value) for name, value in record.metrics.items()},
+        "value": _json(record.value),
+        "values": None if record.values is None else [_json(value) for value in record.values],
+        "step": record.step,
+        "steps": None if steps is None else steps(record.params),
+        "run_id": run_ids.get(str(record.number)),
+    }
+
+
+def _json(value: float | None) -> float | str | None:
+    """JSON has no NaN: it is told in words."""
+    return value if value is None or abs(value) < float("inf") else str(value)
+
+
+def _steps(folder: SweepFolder, spec: SweepSpec) -> StepsOf | None:
+    """Updates of a trial by its params, once the data is known."""
+    report = load_report(folder)
+    return None if report is None else steps_by_params(spec, report)
+
+
+def _run_ids(folder: SweepFolder) -> dict[str, str]:
+    path = folder.path / RUNS_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def best(name: str, root: Path) -> dict[str, Any]:
+    """The best configuration so far; NoTrialCompleted before there is one."""
+    folder = existing(root, name)
+    if not Study.exists(folder):
+        raise NoTrialCompleted(f"no trial of {name} has completed yet")
+    with Study.open(folder) as study:
+        front = study.front()
+        if not front:
+            raise NoTrialCompleted(f"no trial of {name} has completed yet")
+        record, goals = front[0], study.spec.goals
+        goal, model = study.spec.goal, model_of(folder, record)
+    return {
+        "number": record.number,
+        "value": record.value,
+        "goal": {"metric": goal.metric, "direction": goal.direction},
+        "front": [
+            {"number": r.number, "values": list(r.values or ()), "params": dict(r.params)}
+            for r in (front if len(goals) > 1 else ())
+        ],
+        "origin": record.origin,
+        "parent": record.parent,
+        "from_update": None if record.fork is None else record.fork.step,
+        "params": dict(record.params),
+        "metrics": {metric: _json(value) for metric, value in record.metrics.items()},
+        "step": record.step,
+        "run_id": _run_ids(folder).get(str(record.number)),
+        "model": None if model is None else str(model),
+    }
+
+
+def watch(name: str, root: Path) -> None:
+    """Follow a sweep that another process drives, until it ends or Ctrl-C; at its end, the table stays."""
+    folder = existing(root, name)
+    while not Study.exists(folder) and folders.holder(folder):
+        time.sleep(_WATCH_SECONDS)
+    with Study.open(folder) as study:
+        spec, steps = study.spec, _steps(folder, study.spec)
+        console = Console(stderr=True)
+        before = study.spent().hours * 3600
+        view = open_view(spec, console, total=total_trials(spec), steps=steps, before=before)
+        seen: dict[int, tuple[TrialState, int, int]] = {}
+        try:
+            while True:
+                driven = folders.holder(folder) is not None
+                for record in study.trials():
+                    mark = (record.state, record.attempts, record.step)
+                    last = seen.get(record.number)
+                    if last is None or last[:2] != mark[:2]:
+                        view.trial_changed(record)
+                    if last is None or last[2] != record.step:
+                        view.points(record.number, study.points(record.number))
+                    seen[record.number] = mark
+                view.tick()
+                if not driven:
+                    break
+                for _ in range(_TICKS):
+                    time.sleep(_WATCH_SECONDS / _TICKS)
+                    view.tick()
+        finally:
+            view.close()
+        views = [TrialView(record) for record in study.trials()]
+        for trial in views:
+            trial.add(study.points(trial.record.number))
+        summary(spec, views, wide_console(), steps=steps)
+        if state_of(study) == "interrupted":
+            why = study.stopped()
+            console.print(f"{name} is interrupted{f': {why}' if why else ''}. Go on with it by:", markup=False)
+            console.print(f"  orchestrate resume {name}", markup=False)
+
+
+def history(name: str, root: Path) -> dict[str, Any]:
+    """`events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes) and `given` trials."""
+    folder = existing(root, name)
+    if not StudyReader.exists(folder) and (why := last_crash(folder)):
+        event = {"seq": 1, "at": crashed_at(folder), "trial": None, "kind": STOPPING, "text": why}
+        return {"name": name, "events": [event], "specs": [], "given": []}
+    with open_study(folder) as study:
+        versions = study.spec_history()
+        specs = [SweepSpec.model_validate_json(v.text) for v in versions]
+        changes = [[], *([asdict(c) for c in differences(old, new)] for old, new in pairwise(specs))]
+        return {
+            "name": name,
+            "events": [asdict(event) for event in study.events()],
+            "specs": [
+                {"version": v.version, "at": v.at, "hash": v.hash, "changes": changed}
+                for v, changed in zip(versions, changes, strict=True)
+            ],
+            "given": [asdict(given) for given in study.given()],
+        }

@@ -1,0 +1,174 @@
+"""The data, read and checked in a process of its own: while Ray starts, and without torch in the driver.
+
+Configurations go in as lines of JSON, answers come out as lines of JSON, in the same order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any
+
+from orchestrator.errors import DataError, StorageRefused
+from orchestrator.execution.stop_reasons import Interrupt, Interrupted, deaf_to_sigterm
+from orchestrator.execution.workers.stage_worker import StageFailed
+from orchestrator.redaction import redact
+from trainer.config.trial import TrialConfig
+from trainer.results import TrialError
+
+_POLL_SECONDS = 0.2
+_PATIENCE = 5.0
+_TRUST = "--trust-remote-code"
+
+
+class Preparing:
+    """The driver's handle on the process; it begins with the first configuration at once."""
+
+    def __init__(
+        self,
+        cache: Path,
+        first: TrialConfig,
+        environment: Mapping[str, str],
+        interrupt: Interrupt,
+        tick: Callable[[], None],
+        *,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._interrupt, self._tick = interrupt, tick
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        with deaf_to_sigterm():
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(cache), *([_TRUST] if trust_remote_code else [])],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                env=os.environ | environment,
+                start_new_session=True,  # Ctrl-C is the driver's to answer
+            )
+        self._asked: list[str] = []
+        self._answers: dict[str, str] = {}
+        self._heard = b""
+        self._ask(first.model_dump_json())
+
+    def __enter__(self) -> Preparing:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """Called twice, it is done once."""
+        if self._process.stdin is None or self._process.stdin.closed:
+            return
+        self._process.kill()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            assert pipe is not None
+            with suppress(BrokenPipeError):
+                pipe.close()
+        self._process.wait(_PATIENCE)
+
+    def prepare(self, config: TrialConfig) -> str:
+        """The data of this configuration, checked and tokenised; its DataReport as JSON.
+
+        Raises DataError, StorageRefused (disk), StageFailed (ours), Interrupted.
+        """
+        wanted = config.model_dump_json()
+        if wanted not in self._answers and wanted not in self._asked:
+            self._ask(wanted)
+        while wanted not in self._answers:
+            self._answers[self._asked[0]] = self._next()
+            self._asked.pop(0)
+        answer = json.loads(self._answers[wanted])
+        match answer:
+            case {"report": report}:
+                return report
+            case {"data": text}:
+                raise DataError(text)
+            case {"disk": text}:
+                raise StorageRefused(text)
+            case _:
+                raise StageFailed(f"preparing the data failed:\n{redact(answer['bug'])}")
+
+    def notices(self, config: TrialConfig) -> list[str]:
+        """What to tell of a configuration that was prepared, beside its data: what its adapters change."""
+        return list(json.loads(self._answers[config.model_dump_json()]).get("notices", []))
+
+    def _ask(self, config: str) -> None:
+        assert self._process.stdin is not None
+        with suppress(BrokenPipeError):  # told when the answer is waited for
+            self._process.stdin.write(config.encode() + b"\n")
+            self._process.stdin.flush()
+        self._asked.append(config)
+
+    def _next(self) -> str:
+        assert self._process.stdout is not None
+        source = self._process.stdout.fileno()
+        while b"\n" not in self._heard:
+            self._tick()
+            if self._interrupt.asked:
+                raise Interrupted
+            if select.select([source], [], [], _POLL_SECONDS)[0]:
+                piece = os.read(source, 1 << 16)
+                if not piece:
+                    raise StageFailed(f"the process that prepares the data died:\n{self._last_words()}")
+                self._heard += piece
+        line, self._heard = self._heard.split(b"\n", 1)
+        return line.decode()
+
+    def _last_words(self) -> str:
+        self._process.wait(_PATIENCE)
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip()
+        return redact(said[-2000:]) or f"it ended with {self._process.returncode} and said nothing"
+
+
+def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust: bool) -> None:
+    """The process's life."""
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    for line in requests:
+        answers.write(json.dumps(_answer(cache, line, trust)) + "\n")
+        answers.flush()
+
+
+def _answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
+    from trainer.data import prepare
+
+    trial = TrialConfig.model_validate_json(config)
+    try:
+        found = prepare(trial.data, trial.model, cache, trust_remote_code=trust)
+        notices: list[str] = []
+        if trial.lora is not None:
+            from trainer.models.adapters import describe_adapters  # torch, which data alone does not need
+
+            notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust))
+        return {"report": found.report.model_dump_json(), "notices": notices}
+    except TrialError as why:
+        return {"data": str(why)}
+    except OSError as why:
+        return {"disk": str(why)} if why.errno is not None else {"bug": traceback.format_exc()}
+    except Exception:  # noqa: BLE001  the process's boundary: told to the driver, whole
+        return {"bug": traceback.format_exc()}
+
+
+def _leave_with(parent: int) -> None:
+    """A driver that was killed needs no data."""
+    while os.getppid() == parent:
+        time.sleep(_POLL_SECONDS)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    # What libraries print goes to the errors; answers alone go where the driver reads.
+    _mine = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    _serve(Path(sys.argv[1]), sys.stdin, _mine, trust=_TRUST in sys.argv[2:])

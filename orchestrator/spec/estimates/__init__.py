@@ -1,0 +1,1 @@
+"""GPU memory, disk space, time and cost of a sweep by formula."""

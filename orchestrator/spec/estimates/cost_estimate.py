@@ -1,0 +1,263 @@
+"""Time, GPU-hours and cost of a sweep from its FLOPs, at a stated efficiency. Nothing here is measured.
+
+Trials that share a GPU: with a copy of the model each, or some of them in one process over one frozen model.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from orchestrator.errors import Finding, SpecError
+from orchestrator.spec.estimates.gpu_memory import GB, Memory, memory, most_trials, smaller, tokens_that_fit
+from orchestrator.spec.estimates.input_sizes import Shape, shape_of
+from orchestrator.spec.search.corners import placed
+from orchestrator.spec.search.dimensions import Scalar
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.loss_config import DpoLoss
+from trainer.config.trial import TrialConfig
+
+PEAK_TFLOPS = 989.0
+"""Dense bfloat16 products on an H100 or H200, by NVIDIA's data sheet."""
+EFFICIENCY = 0.3
+"""Share of the peak that training reaches: assumed, not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the estimate assumes."""
+
+    gpu_memory: float | None = None
+    """Bytes of one GPU."""
+    processes: int = 1
+    """Of one trial, each on a GPU of its own."""
+    share: float = 1.0
+    """Of a GPU that a process has, where several share one."""
+    trials: int = 1
+    """That take turns in one process, over one frozen model."""
+    tflops: float = PEAK_TFLOPS
+    efficiency: float = EFFICIENCY
+    price: float | None = None
+    """Of one GPU for an hour, in any currency."""
+    tokens_per_pair: int | None = None
+    """By default 2 * max_length: the most there can be."""
+    train_pairs: int | None = None
+    """Where the data is not here yet."""
+
+    @property
+    def room(self) -> float | None:
+        """Bytes that a process may take."""
+        return None if self.gpu_memory is None else self.gpu_memory * self.share
+
+    @property
+    def place(self) -> str:
+        """That room in words."""
+        whole = f"{(self.gpu_memory or 0.0) / GB:,.0f} GB"
+        several = "" if self.trials == 1 else f" for {self.trials} trials"
+        if self.share < 1:
+            return f"{self.share:g} of a GPU of {whole}{several}"
+        return f"a GPU of {whole}{several}" if self.processes == 1 else f"each of {self.processes} GPUs of {whole}"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """By formula; None where the model's size or the number of pairs is unknown."""
+
+    parameters: int
+    memory: Memory
+    gpu_memory: float | None
+    place: str
+    tokens_per_micro_batch: int | None
+    """The largest that fits; None where one pair does not, or where no GPU's memory is given."""
+    trials_on_a_gpu: tuple[int, int] | None
+    """With adapters, by memory: that many with a copy of the model each, and that many over one frozen model."""
+    flops_per_trial: float | None
+    gpu_hours_per_trial: float | None
+    gpu_hours: float | None
+    cost: float | None
+    assumed: str
+    warnings: tuple[str, ...]
+
+
+def estimate(
+    configs: Sequence[TrialConfig],
+    updates: Sequence[int],
+    shape: Shape,
+    machine: Machine,
+    trials: int | None,
+    *,
+    eval_pairs: int | None,
+) -> Estimate:
+    """Of the dearest of these trials; `updates`: of each, or empty where unknown."""
+    largest = dearest(configs, shape, machine)
+    fits, warnings = None, list[str]()
+    if (room := machine.room) is not None:
+        fits = tokens_that_fit(largest, shape, room, machine.processes, machine.trials)
+        if fits is None:
+            warnings.append(does_not_fit(largest, shape, machine))
+        elif fits < largest.training.tokens_per_micro_batch:
+            warnings.append(
+                f"by formula training.tokens_per_micro_batch {largest.training.tokens_per_micro_batch:,} does not fit "
+                f"{machine.place}; {fits:,} does, with the same results"
+            )
+    flops = max(
+        (_flops(c, shape, n, machine, eval_pairs) for c, n in zip(configs, updates, strict=False)), default=None
+    )
+    speed = machine.tflops * 1e12 * machine.efficiency * 3600
+    each = None if flops is None else flops / speed
+    total = None if flops is None or trials is None else trials * flops / speed
+    if total is not None and updates and any(isinstance(c.loss, DpoLoss) for c in configs):
+        total += _reference(configs, updates, shape, machine) / speed
+    return Estimate(
+        parameters=shape.parameters,
+        memory=memory(largest, shape, tokens_of(largest), machine.processes, machine.trials),
+        gpu_memory=machine.gpu_memory,
+        place=machine.place,
+        tokens_per_micro_batch=fits,
+        trials_on_a_gpu=_on_a_gpu(largest, shape, machine),
+        flops_per_trial=flops,
+        gpu_hours_per_trial=each,
+        gpu_hours=total,
+        cost=None if total is None or machine.price is None else total * machine.price,
+        assumed=_assumed(machine) + ("" if eval_pairs is not None else ", without evaluation"),
+        warnings=tuple(warnings),
+    )
+
+
+def _on_a_gpu(config: TrialConfig, shape: Shape, machine: Machine) -> tuple[int, int] | None:
+    if machine.gpu_memory is None or machine.processes > 1 or config.lora is None or config.engine == "trl":
+        return None
+    return most_trials(config, shape, machine.gpu_memory)
+
+
+def tokens_of(config: TrialConfig) -> int:
+    """Of a micro-batch: its budget, or one pair where that is more."""
+    return max(config.training.tokens_per_micro_batch, 2 * config.data.max_length)
+
+
+def dearest(configs: Sequence[TrialConfig], shape: Shape, machine: Machine) -> TrialConfig:
+    """The trial that takes the most memory."""
+    return max(configs, key=lambda c: memory(c, shape, tokens_of(c), machine.processes, machine.trials).total)
+
+
+def does_not_fit(config: TrialConfig, shape: Shape, machine: Machine) -> str:
+    """That not even one pair fits, and the first change that helps."""
+    assert machine.room is not None
+    need = memory(config, shape, 2 * config.data.max_length, machine.processes, machine.trials).total
+    helps = smaller(config, shape, machine.room, machine.processes, machine.trials)
+    what = "one pair" if machine.trials == 1 else f"one pair beside {machine.trials - 1} more trials"
+    return f"by formula {what} takes {need / GB:,.0f} GB, which {machine.place} has not: " + (
+        f"it fits with {helps}" if helps else "no setting here makes it fit"
+    )
+
+
+def update_seconds(config: TrialConfig, shape: Shape, machine: Machine) -> float:
+    """Of one update, on all GPUs of the trial."""
+    return _update(config, shape, machine) / (machine.tflops * 1e12 * machine.efficiency * machine.processes)
+
+
+def _update(config: TrialConfig, shape: Shape, machine: Machine) -> float:
+    """FLOPs: 6 per weight and token, 4 with adapters, 2 more where checkpointing computes the forward pass again."""
+    tokens = machine.tokens_per_pair or 2 * config.data.max_length
+    forwards = (3 if config.lora is None else 2) + (1 if config.training.gradient_checkpointing else 0)
+    return config.training.pairs_per_update * _forward(shape, tokens) * forwards
+
+
+def _flops(config: TrialConfig, shape: Shape, updates: int, machine: Machine, eval_pairs: int | None) -> float:
+    tokens = machine.tokens_per_pair or 2 * config.data.max_length
+    trained = updates * _update(config, shape, machine)
+    every = config.training.eval_steps or max(1, updates // 10)
+    return trained + (eval_pairs or 0) * (math.ceil(updates / every) + 1) * _forward(shape, tokens)
+
+
+def _forward(shape: Shape, tokens: int) -> float:
+    """FLOPs of one pair: the weights, and causal attention over two sequences of half the tokens each."""
+    weights = shape.linear_parameters + shape.vocabulary * shape.hidden
+    return 2.0 * weights * tokens + shape.layers * shape.heads * shape.head_dim * float(tokens) ** 2
+
+
+def _reference(configs: Sequence[TrialConfig], updates: Sequence[int], shape: Shape, machine: Machine) -> float:
+    """The start model's log-probs of every pair, once per sweep."""
+    config = configs[0]
+    epochs = max(1.0, config.training.num_train_epochs)
+    pairs = max(updates) * config.training.pairs_per_update / epochs
+    return pairs * _forward(shape, machine.tokens_per_pair or 2 * config.data.max_length)
+
+
+def _assumed(machine: Machine) -> str:
+    pair = f"{machine.tokens_per_pair:,} tokens per pair" if machine.tokens_per_pair else "every pair at full length"
+    rows = f", {machine.train_pairs:,} training pairs" if machine.train_pairs else ""
+    return f"{pair}{rows}, {machine.efficiency:.0%} of {machine.tflops:,.0f} TFLOP/s on a GPU"
+
+
+_MODEL = "model."
+
+
+def why_apart(
+    base: TrialConfig, search: SearchSpace, enqueue: Sequence[Mapping[str, Scalar]] = ()
+) -> Iterator[tuple[str, str]]:
+    """Why these trials cannot be trained over one frozen model: the leaf, and a sentence."""
+    given = [place(base, params) for params in enqueue]
+    configs = [*placed(search, base), *given]
+    if any(config.lora is None for config in configs):
+        yield "lora", "trials without it change the model's own weights"
+    if any(config.engine == "trl" for config in configs):
+        yield "engine", "trl's trainers take one trial in a process"
+    for path in search.paths:
+        if path.startswith(_MODEL):
+            yield path, "its values are models of their own"
+    if any(config.model != base.model for config in given):
+        yield "enqueue", "a trial in it has a model of its own"
+
+
+def sharing_of(spec: SweepSpec, gpu_memory: float | None) -> int:
+    """How many trials take turns in one process. The rule of `auto`, with GPUs of so many bytes (None: none, or not
+    known): as few as let all trials that are to share a GPU fit it, by formula; in turn they save memory, not time."""
+    asked = spec.resources.trials_per_process
+    if asked != "auto":
+        return asked
+    share, shape = spec.resources.gpus_per_trial, shape_of(spec.base.model)
+    if share is None or not 0 < share <= 0.5 or gpu_memory is None or shape is None:
+        return 1
+    if next(why_apart(spec.base, spec.search, spec.enqueue), None) is not None:
+        return 1
+    configs, most = placed(spec.search, spec.base), int(1 / share + 1e-9)
+    machine = Machine(gpu_memory=gpu_memory)
+    for trials in range(1, most + 1):
+        if most % trials == 0 and _fits(
+            configs, shape, replace(machine, share=min(1.0, trials * share), trials=trials)
+        ):
+            return trials
+    return 1
+
+
+def of_gpu(spec: SweepSpec, gpu_memory: float | None, machine: Machine | None = None) -> Machine:
+    """What a process of this sweep has of a GPU of so many bytes, and for how many trials."""
+    trials = sharing_of(spec, gpu_memory)
+    share = min(1.0, trials * (spec.resources.gpus_per_trial or 1.0))
+    return replace(machine or Machine(), gpu_memory=gpu_memory, share=share, trials=trials)
+
+
+def check_share(spec: SweepSpec, gpu_memory: float | None) -> None:
+    """SpecError where the dearest trial with one pair at a time needs more than its process has of such a GPU."""
+    share, shape = spec.resources.gpus_per_trial, shape_of(spec.base.model)
+    machine = of_gpu(spec, gpu_memory)
+    if shape is None or gpu_memory is None or (machine.trials == 1 and (share is None or not 0 < share < 1)):
+        return
+    configs = placed(spec.search, spec.base)
+    if _fits(configs, shape, machine):
+        return
+    told = does_not_fit(dearest(configs, shape, machine), shape, machine)
+    if machine.trials > 1:
+        where, problem = "trials_per_process", f"{machine.trials} is too many: {told}"
+        raise SpecError([Finding("resources", f"resources.{where}", problem, "or have fewer share a process")])
+    problem = f"{share:g} is too little: {told}"
+    raise SpecError([Finding("resources", "resources.gpus_per_trial", problem, "or give it a larger share, 1 at most")])
+
+
+def _fits(configs: list[TrialConfig], shape: Shape, machine: Machine) -> bool:
+    assert machine.room is not None
+    return tokens_that_fit(dearest(configs, shape, machine), shape, machine.room, trials=machine.trials) is not None

@@ -1,0 +1,106 @@
+"""How much of the disk a sweep takes at its fullest: checkpoints of running trials, and the final weights it keeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.trial import GeneratedModel, LoraConfig, ModelConfig
+
+_BYTES = {"float32": 4, "bfloat16": 2}
+_STATES = 3
+"""A checkpoint holds the trained weights and two moments of each, in their dtype."""
+_CHECKPOINTS = 2
+"""A new one is whole before the older one goes."""
+_IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![A-Za-z])")
+
+
+@dataclass(frozen=True, slots=True)
+class DiskNeed:
+    """Bytes at the fullest. `checkpoint` and `model` are one trial's."""
+
+    bytes: int
+    checkpoint: int
+    model: int
+    trials: int
+    kept: int
+    checkpoints: int = _CHECKPOINTS
+    """Of a trial at a time."""
+
+    def __str__(self) -> str:
+        return (
+            f"about {size(self.bytes)}: {self.trials} trial{'s' if self.trials > 1 else ''} at a time with "
+            f"{self.checkpoints} checkpoints of {size(self.checkpoint)}, and final weights of {size(self.model)} each "
+            f"of {self.kept + self.trials} trials"
+        )
+
+
+def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
+    """What `trials` at a time take; None where the start model's size is not known yet."""
+    config = spec.base
+    count = parameters(config.model)
+    if count is None:
+        return None
+    trained = count if config.lora is None else _adapters(config.lora, count)
+    each = _BYTES[config.model.dtype]
+    checkpoint, model = trained * each * _STATES, trained * each
+    several = _CHECKPOINTS + (spec.mirror is not None)  # one is on its way there
+    need = trials * several * checkpoint + (spec.kept + trials) * model
+    if spec.sft is not None:  # of the whole model, before any trial; its weights stay
+        need = max(need, several * count * each * _STATES) + count * each
+    return DiskNeed(need, checkpoint, model, trials, spec.kept, several)
+
+
+def parameters(model: ModelConfig) -> int | None:
+    """Numbers in the start model: from its files or its description; where it is not here yet, the size in its name."""
+    if model.generated is not None:
+        return _generated(model.generated)
+    name = str(model.name_or_path)
+    files = sorted(Path(name).glob("*.safetensors")) or _cached(name)
+    if files:
+        return sum(_in_file(file) for file in files)
+    said = _IN_NAME.findall(name.rpartition("/")[2])
+    return int(float(said[-1]) * 1e9) if said else None
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} TB"
+
+
+def _generated(model: GeneratedModel) -> int:
+    hidden, per_head = model.hidden_size, model.hidden_size // model.num_attention_heads
+    attention = 2 * hidden * hidden + 2 * hidden * per_head * model.num_key_value_heads
+    layer = attention + 3 * hidden * model.intermediate_size + 2 * hidden
+    return model.num_hidden_layers * layer + model.vocab_size * hidden + hidden  # input and output share weights
+
+
+def _adapters(lora: LoraConfig, count: int) -> int:
+    """About: r numbers for each row and column of a transformer's linear layers, its width guessed from its size."""
+    width = max(64.0, math.sqrt(count / 450))
+    return int(count * min(1.0, 1.2 * lora.r / width))
+
+
+def _cached(name: str) -> list[Path]:
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
+    snapshots = sorted(cache.glob("*/"), key=lambda p: p.stat().st_mtime)
+    return sorted(snapshots[-1].glob("*.safetensors")) if snapshots else []
+
+
+def _in_file(file: Path) -> int:
+    """From the file's header, which says every tensor's shape."""
+    with file.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        header = json.loads(stream.read(length))
+    return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")

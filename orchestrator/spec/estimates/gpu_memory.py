@@ -1,0 +1,217 @@
+"""Memory of one trial on a GPU, by formula, and the largest micro-batch that fits. Nothing here is measured."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from orchestrator.spec.estimates.input_sizes import Shape
+from trainer import memory_limits
+from trainer.config.loss_config import DpoLoss
+from trainer.config.trial import LoraConfig, TrialConfig
+
+GB = 10**9
+_FOUR_BITS = 0.516
+"""Bytes per weight in NF4 with double quantisation: 4 bits and 0.127 of scales (Dettmers et al. 2023)."""
+_LEFT = 0.1
+"""Share of a GPU that is left to CUDA itself and to fragmentation."""
+_MOST_TOKENS = 1 << 17
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes at the peak of an update, part by part."""
+
+    weights: int
+    gradients: int
+    optimiser: int
+    copies: int
+    """bfloat16 copies of float32 weights that autocast keeps from the forward to the backward pass."""
+    activations: int
+    head: int
+    """Logits of one chunk, with engine trl all of them; of a trained output layer also its gradient in float32."""
+    together: int = 0
+    """Of a model in slices: weights that are whole at a time, two layers' and those outside of the layers."""
+    embedding: int = 0
+    """What the embedding's gradient or the optimiser's step takes beyond activations and head, which are gone then."""
+
+    @property
+    def total(self) -> int:
+        """The sum."""
+        return sum(asdict(self).values())
+
+
+def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, trials: int = 1) -> Memory:
+    """Of a trial with `tokens` in a micro-batch, on each GPU of it; training.distributed says what is cut.
+
+    trials: so many take turns in one process with adapters over one base. Each has its own adapters and moments; the
+    rest is there once, as gradients and activations live no longer than a turn.
+
+    Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
+    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight. Divided by
+    DeepSpeed 4 more per trained weight, for its float32 copy.
+
+    An update has three peaks, of which the highest counts: the output layer, with all activations; the end of the
+    backward pass, where the gradients of output layer and embedding wait to be added; the optimiser's step.
+    """
+    each = 4 if config.model.dtype == "float32" else 2
+    linear, count = shape.linear_parameters, shape.parameters
+    base = int(_FOUR_BITS * linear + each * (count - linear)) if config.model.load_in_4bit else each * count
+    if config.lora is not None:
+        trained = shape.adapters(config.lora.r)
+        weights, gradients, optimiser = base + trials * 4 * trained, 4 * trained, trials * 8 * trained
+    else:
+        moments = 8 if each == 4 or config.training.stochastic_rounding else 4
+        weights, gradients, optimiser = base, each * count, moments * count
+    autocast = config.training.bf16 and each == 4 and not config.model.load_in_4bit
+    cut = processes > 1 and config.training.distributed != "ddp"
+    if cut and config.training.distributed == "zero3":
+        weights += 4 * (count if config.lora is None else shape.adapters(config.lora.r))
+    again = config.training.gradient_checkpointing
+    kept = autocast and not (again if cut else config.lora is not None and again)
+    parts = processes if cut else 1
+    activations = _activations(config, shape, tokens)
+    # Gradients are there before the first micro-batch's backward pass only where others went before.
+    first = 0 if _accumulates(config, tokens, processes) else -(-gradients // parts)
+    head = max(_head(config, shape, tokens) - first, 0)
+    later = max(_backward_end(config, shape, each, first > 0), _step(config, shape, parts))
+    return Memory(
+        weights=-(-weights // parts),
+        gradients=-(-gradients // parts),
+        optimiser=-(-optimiser // parts),
+        copies=2 * linear if kept else 0,
+        activations=activations,
+        head=head,
+        together=_together(config, shape, each) if cut else 0,
+        embedding=max(0, later - activations - head),
+    )
+
+
+def _accumulates(config: TrialConfig, tokens: int, processes: int) -> bool:
+    """Whether an update takes several micro-batches of a process, with every pair at full length."""
+    pairs = -(-config.training.pairs_per_update // processes)
+    return pairs > 1 and pairs * 2 * config.data.max_length > tokens
+
+
+def _backward_end(config: TrialConfig, shape: Shape, each: int, is_first: bool) -> int:
+    """Gradients of the embedding and, where it is the output layer too, of that, until they are added.
+
+    In the first micro-batch one of them becomes the gradient that is counted already.
+    """
+    if config.lora is not None:
+        return 0
+    waiting = 1 + shape.tied - is_first
+    return waiting * each * shape.vocabulary * shape.hidden
+
+
+def _step(config: TrialConfig, shape: Shape, parts: int) -> int:
+    """Fused AdamW works in place; stochastic rounding and DeepSpeed go part by part."""
+    if config.training.distributed == "zero3" and parts > 1:
+        trained = shape.parameters if config.lora is None else shape.adapters(config.lora.r)
+        return 4 * min(trained // parts, memory_limits.DEEPSPEED_STEP)  # gradients in float32
+    if config.lora is None and config.model.dtype == "bfloat16" and config.training.stochastic_rounding:
+        # Weight and gradient in float32; weight, random bits and the rounded weight.
+        return 10 * min(-(-shape.parameters // parts), memory_limits.STEP_ELEMENTS)
+    return 0
+
+
+def _together(config: TrialConfig, shape: Shape, each: int) -> int:
+    """A layer and the next one, fetched meanwhile; embedding and output layer; where trained, their gradients."""
+    ends = shape.parameters - shape.linear_parameters
+    whole = each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
+    # Of DeepSpeed float32 weights that are fetched ahead, and gradients that wait to be added.
+    return whole + (2 * 4 * memory_limits.DEEPSPEED_BUCKET if config.training.distributed == "zero3" else 0)
+
+
+def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:
+    """What backward needs of each layer; with checkpointing its input, and all of one layer at a time.
+
+    Checked against measured peaks of small models (tests/spec/test_memory_measured.py).
+    """
+    stream = 4 if config.model.dtype == "float32" else 2
+    inner = 2 if config.training.bf16 or stream == 2 else 4
+    wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    # Twice the residual, what its norm computes in float32, the norm's output; queries, attention's output; keys and
+    # values; four of the feed-forward layer.
+    norms = shape.hidden * 2 * (stream + 4 + inner)
+    layer = tokens * (norms + inner * (2 * wide + 2 * narrow + 4 * shape.intermediate))
+    if config.lora is not None and inner == 2:
+        layer += tokens * inner * (shape.hidden + shape.intermediate)  # adapters in float32 read copies
+    # Around the layers the last norm; in backward the gradients of the widest part of one layer.
+    once = tokens * (3 * 4 * shape.hidden + 2 * inner * shape.intermediate)
+    if config.training.gradient_checkpointing:
+        return shape.layers * tokens * stream * shape.hidden + layer + once
+    return shape.layers * layer + once
+
+
+def _head(config: TrialConfig, shape: Shape, tokens: int) -> int:
+    """Logits, and where the output layer is trained its gradient."""
+    narrow = config.training.bf16 or config.model.dtype == "bfloat16"
+    weight, trained = shape.vocabulary * shape.hidden, config.lora is None
+    copy = 2 * weight if narrow and config.model.dtype == "float32" else 0  # of the weight, for products in bfloat16
+    if config.engine == "trl":
+        # The logits, their log-softmax and its gradient.
+        return 3 * 4 * tokens * shape.vocabulary + copy + (4 * weight + copy if trained else 0)
+    logits = 4 * min(tokens, _rows(config, shape)) * shape.vocabulary
+    squares = isinstance(config.loss, DpoLoss) and config.loss.use_weighting  # of all shares, for WPO
+    visit = int(logits * (1.0 + max(0.5 * narrow, squares) + shape.softcap))
+    if not trained:
+        return visit + copy
+    # Sums in float32; the product of one chunk, and where it is added on a CPU its copy in float32.
+    product = 6 * min(weight, max(shape.hidden, memory_limits.PRODUCT_ELEMENTS)) if narrow else 0
+    rounded = 2 * weight if config.model.dtype == "bfloat16" else 0  # at last, when the logits are gone
+    return copy + 4 * weight + max(visit + product, rounded)
+
+
+def _rows(config: TrialConfig, shape: Shape) -> int:
+    """Scored tokens that go through the output layer at once on a GPU, as in trainer/forward/pair_model.py."""
+    together, most = (
+        memory_limits.rows_within(size["cuda"], shape.vocabulary)
+        for size in (memory_limits.LOGITS_BYTES, memory_limits.LONG_LOGITS_BYTES)
+    )
+    return max(together, min(most, 2 * config.data.max_length))
+
+
+def tokens_that_fit(
+    config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1, trials: int = 1
+) -> int | None:
+    """The largest `training.tokens_per_micro_batch` (a power of two) that fits; None where one pair does not.
+
+    A pair is never cut, so a micro-batch takes at least its two sequences of `max_length`.
+    """
+    room, pair, found = gpu_bytes * (1 - _LEFT), 2 * config.data.max_length, None
+    tokens = 256
+    while tokens <= _MOST_TOKENS:
+        if memory(config, shape, max(tokens, pair), processes, trials).total <= room:
+            found = tokens
+        tokens *= 2
+    return found
+
+
+def most_trials(config: TrialConfig, shape: Shape, gpu_bytes: float) -> tuple[int, int]:
+    """How many such trials a GPU holds, one pair at a time: each with a copy of the model, and over one base."""
+    room, pair = gpu_bytes * (1 - _LEFT), 2 * config.data.max_length
+    one, two = (memory(config, shape, pair, trials=n).total for n in (1, 2))
+    over = int((room - one) // (two - one)) + 1 if config.lora is not None and one <= room else 0
+    return int(room // one), over
+
+
+def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1, trials: int = 1) -> str | None:
+    """The first change that makes one pair fit, as settings; None where none does."""
+    can_cut = processes > 1 and not config.model.load_in_4bit
+    steps: list[tuple[str, str, dict[str, object]]] = [
+        ("base.training.gradient_checkpointing: true", "training", {"gradient_checkpointing": True}),
+        *([("base.training.distributed: fsdp2", "training", {"distributed": "fsdp2"})] if can_cut else ()),
+        ("base.model.dtype: bfloat16", "model", {"dtype": "bfloat16"}),
+        ("base.lora: {}", "", {"lora": config.lora or LoraConfig()}),
+        *(() if can_cut else [("base.model.load_in_4bit: true", "model", {"load_in_4bit": True})]),
+    ]
+    done: list[str] = []
+    for words, part, change in steps:
+        inner = getattr(config, part).model_copy(update=change) if part else None
+        changed = config.model_copy(update=change if inner is None else {part: inner})
+        if changed != config:
+            config = changed
+            done.append(words)
+        if tokens_that_fit(config, shape, gpu_bytes, processes, trials) is not None:
+            return ", ".join(done)
+    return None

@@ -1,0 +1,208 @@
+"""How large a model is: from its config.json, its description, or the table of models that sweeps/ starts from.
+
+How many rows a data set has, where that shows without downloading or tokenising anything.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.config.position_limits import config_files
+from trainer.config.trial import DataConfig, FileSource, GeneratedModel, GeneratedSource, HubSource, ModelConfig, Source
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A decoder with gated feed-forward layers, as Llama's."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool = False
+    """Whether the output layer is the embedding."""
+    qkv_bias: bool = False
+    norms: int = 2
+    """Norms of the hidden size in a layer."""
+    head_norms: bool = False
+    """Whether queries and keys have norms of their own (Qwen 3)."""
+    softcap: bool = False
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """(inputs, outputs) of each linear layer of one decoder layer."""
+        wide, narrow, feed = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
+        h = self.hidden
+        return (h, wide), (h, narrow), (h, narrow), (wide, h), (h, feed), (h, feed), (feed, h)
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of all linear layers of the body: what is quantised and what adapters are added to."""
+        return self.layers * sum(i * o for i, o in self.linears)
+
+    @property
+    def parameters(self) -> int:
+        """All weights, exactly."""
+        bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
+        norms = self.norms * self.hidden + (2 * self.head_dim if self.head_norms else 0)
+        ends = self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
+        return self.linear_parameters + self.layers * (bias + norms) + ends
+
+    def adapters(self, rank: int) -> int:
+        """Weights of low-rank adapters on all linear layers."""
+        return self.layers * rank * sum(i + o for i, o in self.linears)
+
+
+_LLAMA3_8B = Shape(4096, 32, 32, 8, 128, 14336, 128256)
+_MISTRAL_7B = Shape(4096, 32, 32, 8, 128, 14336, 32000)
+_LLAMA3_70B = Shape(8192, 80, 64, 8, 128, 28672, 128256)
+
+KNOWN = {
+    "princeton-nlp/Llama-3-Base-8B-SFT": _LLAMA3_8B,
+    "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3_8B,
+    "alignment-handbook/zephyr-7b-sft-full": _MISTRAL_7B,
+    "mistralai/Mistral-7B-Instruct-v0.2": _MISTRAL_7B,
+    "google/gemma-2-9b-it": Shape(3584, 42, 16, 8, 256, 14336, 256000, tied=True, norms=4, softcap=True),
+    "meta-llama/Llama-3.2-1B-Instruct": Shape(2048, 16, 32, 8, 64, 8192, 128256, tied=True),
+    "Qwen/Qwen2.5-14B-Instruct": Shape(5120, 48, 40, 8, 128, 13824, 152064, qkv_bias=True),
+    "meta-llama/Llama-3.1-70B-Instruct": _LLAMA3_70B,
+}
+"""The models that sweeps/ starts from, after the config.json of each: a plan needs no hub for them."""
+
+
+def shape_of(model: ModelConfig) -> Shape | None:
+    """The start model's shape; None where it is not on this machine, not in the table, or not a Llama relative."""
+    if model.generated is not None:
+        return _generated(model.generated)
+    name = str(model.name_or_path)
+    file = next(iter(config_files(name, model.revision)), None)
+    if file is None:
+        return KNOWN.get(name)
+    try:
+        return from_config(json.loads(file.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # whoever loads the model says what is wrong with its file
+
+
+def from_config(config: Mapping[str, Any]) -> Shape | None:
+    """The shape in a config.json; None for an architecture whose formula is not known here."""
+    kind, heads = config.get("model_type"), config["num_attention_heads"]
+    if kind not in ("llama", "mistral", "qwen2", "qwen3", "gemma2"):
+        return None
+    if config.get("mlp_bias") or (kind in ("llama", "qwen3") and config.get("attention_bias")):
+        return None
+    return Shape(
+        hidden=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=heads,
+        kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        intermediate=config["intermediate_size"],
+        vocabulary=config["vocab_size"],
+        tied=config.get("tie_word_embeddings", kind == "gemma2"),
+        qkv_bias=kind == "qwen2",
+        norms=4 if kind == "gemma2" else 2,
+        head_norms=kind == "qwen3",
+        softcap=bool(config.get("final_logit_softcapping", kind == "gemma2")),
+    )
+
+
+def _generated(model: GeneratedModel) -> Shape | None:
+    described = model.model_dump() | {"model_type": model.architecture, "tie_word_embeddings": True}
+    return from_config(described | {"head_dim": model.hidden_size // model.num_attention_heads})
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Rows for training and evaluation, before any is found bad; None: unknown until downloaded."""
+
+    train: int | None
+    eval: int | None
+    exact: bool
+    """False where the held-out part is split off by prompt, so that its size is about this."""
+
+
+def count_rows(data: DataConfig) -> Rows:
+    """Count what is on this machine; hub data sets only if they were downloaded before."""
+    train = _mixed(data.train)
+    if data.eval is not None:
+        return Rows(_at_most(train, data.max_train_rows), _at_most(_mixed(data.eval), data.max_eval_rows), exact=True)
+    if train is None:
+        return Rows(None, None, exact=False)
+    held_out = round(train * data.eval_share)
+    return Rows(_at_most(train - held_out, data.max_train_rows), _at_most(held_out, data.max_eval_rows), exact=False)
+
+
+def _mixed(sources: tuple[Source, ...]) -> int | None:
+    counts = [_count(source) for source in sources]
+    known = [count for count in counts if count is not None]
+    if len(known) < len(counts):
+        return None
+    from trainer.data.mixing import shares
+
+    return sum(shares(known, [source.weight for source in sources]))
+
+
+def _at_most(count: int | None, limit: int | None) -> int | None:
+    return count if count is None or limit is None else min(count, limit)
+
+
+def _count(source: Source) -> int | None:
+    match source:
+        case GeneratedSource(rows=rows):
+            return rows
+        case FileSource(path=path):
+            return _in_file(Path(path))
+        case HubSource():
+            return _cached(source)
+
+
+def _in_file(path: Path) -> int | None:
+    try:
+        match path.suffix.lower():
+            case ".jsonl":
+                with path.open("rb") as file:
+                    return sum(1 for line in file if line.strip())
+            case ".csv":
+                with path.open(encoding="utf-8", newline="") as file:
+                    return max(0, sum(1 for row in csv.reader(file) if row) - 1)
+            case ".json":
+                return len(json.loads(path.read_bytes()))
+            case ".parquet":
+                from pyarrow.parquet import ParquetFile
+
+                return ParquetFile(path).metadata.num_rows
+            case _:
+                return None
+    except (OSError, ValueError, csv.Error, TypeError):
+        # The data's own check, before the first trial, says what is wrong with the file and where.
+        return None
+
+
+def _cached(source: HubSource) -> int | None:
+    """From what the `datasets` library left behind when it downloaded this data set."""
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    root = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
+    name = source.dataset.replace("/", "___").lower()
+    for found in sorted(root.glob("*")) if root.is_dir() else []:
+        if found.name.lower() != name:
+            continue
+        for info in sorted(found.glob("*/*/*/dataset_info.json")):
+            if source.subset is not None and info.parents[2].name != source.subset:
+                continue
+            try:
+                splits = json.loads(info.read_bytes()).get("splits") or {}
+            except (OSError, ValueError):
+                continue
+            if source.split in splits:
+                return splits[source.split].get("num_examples")
+    return None

@@ -1,0 +1,1 @@
+"""A sweep file to a `SweepSpec`, every error with its line."""

@@ -1,0 +1,72 @@
+"""Lengths of a sweep beyond its start model's positions: found before anything is spent, with the file's own lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from orchestrator.errors import Finding, SpecError
+from orchestrator.spec.loading.search_section import loc_of
+from orchestrator.spec.loading.yaml_document import Document, Loc
+from orchestrator.spec.search.corners import extremes, spread
+from orchestrator.spec.search.dimensions import Params
+from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.position_limits import LengthFinding, known_positions, length_findings
+from trainer.config.trial import TrialConfig
+
+_JUDGE = "judge.max_new_tokens"
+
+
+def check_lengths(spec: SweepSpec, document: Document) -> list[str]:
+    """Warnings about lengths that the start model was not trained for; SpecError with those it cannot compute.
+
+    Only of models whose config.json is on this machine.
+    """
+    refused: list[Finding] = []
+    warned: list[str] = []
+    for loc, found in dict.fromkeys(_found(spec)):
+        finding = Finding(document.where(loc), ".".join(map(str, loc)), found.problem, found.hint)
+        if found.refused:
+            refused.append(finding)
+        else:
+            warned.append(str(finding))
+    if refused:
+        raise SpecError(refused)
+    return warned
+
+
+def _found(spec: SweepSpec) -> Iterator[tuple[Loc, LengthFinding]]:
+    """Findings of each extreme of the search, each enqueued trial and the SFT stage, and where the file says so."""
+    for params in spread(extremes(spec.search)):
+        for found in _of_trial(spec, spec.search.place(spec.base, params)):
+            yield _loc(spec, params, found.path), found
+    for number, given in enumerate(spec.enqueue):
+        for found in _of_trial(spec, place(spec.base, given)):
+            yield (("enqueue", number, found.path) if found.path in given else _loc(spec, {}, found.path)), found
+    if spec.sft is not None and spec.sft.data is not None:
+        trained = spec.base.model_copy(update={"data": spec.sft.data, "engine": "packed"})
+        for found in _of_config(spec, trained, {}):
+            yield ("sft", *found.path.split(".")), found
+
+
+def _of_trial(spec: SweepSpec, config: TrialConfig) -> Iterator[LengthFinding]:
+    evaluation = config.evaluation
+    answers = {"evaluation.max_new_tokens": evaluation.max_new_tokens} if evaluation.prompts else {}
+    if spec.judge is not None:
+        answers[_JUDGE] = spec.judge.max_new_tokens
+    yield from _of_config(spec, config, answers)
+
+
+def _of_config(spec: SweepSpec, config: TrialConfig, answers: dict[str, int]) -> Iterator[LengthFinding]:
+    """As of `length_findings`; a model that is not the base's is named."""
+    positions = known_positions(config.model)
+    for found in () if positions is None else length_findings(positions, config, answers):
+        of_base = config.model == spec.base.model
+        yield found if of_base else replace(found, problem=f"with {config.model.name_or_path}: {found.problem}")
+
+
+def _loc(spec: SweepSpec, params: Params, path: str) -> Loc:
+    if path in params:
+        return loc_of(spec.search.zipped, path)
+    return tuple(path.split(".")) if path == _JUDGE else ("base", *path.split("."))

@@ -1,0 +1,246 @@
+"""A SweepSpec as its file, every default written out; loading it gives the same SweepSpec.
+
+The JSON Schema of the sweep's file, for editors: shorthands included, unknown keys refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any, cast
+
+import yaml
+from pydantic import BaseModel, TypeAdapter
+
+from orchestrator.spec.guard_config import GuardConfig
+from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.loading.method_sections import ORDERS, PRUNERS, SAMPLERS
+from orchestrator.spec.loading.validation_errors import models_in
+from orchestrator.spec.objectives import goals
+from orchestrator.spec.search.dimensions import KINDS, Choice
+from orchestrator.spec.search.space import Scalar
+from orchestrator.spec.search.trial_params import leaves
+from orchestrator.spec.sweep_spec import DOOR, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
+from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import BadScalar, plain
+from trainer.metrics import COMMON_RULER
+
+_LEFT_OUT = ("storage", "mirror", "notify", "judge")
+"""Keys that are not written where the sweep has none of them."""
+
+
+def dump(spec: SweepSpec, *, brief: bool = False) -> str:
+    """The resolved sweep as YAML, in the order of the file's keys; `brief`: without what is at its default."""
+    tree = _not_default(spec) if brief else spec.model_dump(mode="json")
+    for name in ("goal", "also", *(unset for unset in _LEFT_OUT if getattr(spec, unset) is None)):
+        tree.pop(name, None)
+    if spec.tracking.artifacts is None and "tracking" in tree:
+        tree["tracking"].pop("artifacts", None)
+    for direction in ("maximize", "minimize"):
+        metrics = [goal.metric for goal in spec.goals if goal.direction == direction]
+        if metrics:
+            tree[direction] = metrics if len(metrics) > 1 else metrics[0]
+    tree["search"] = _search(spec)
+    ordered = {key: tree[key] for key in DOOR if key in tree}
+    return yaml.dump(ordered, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def _not_default(model: BaseModel) -> dict[str, Any]:
+    """The fields that differ from their defaults, and `kind`, by which a union's member is told."""
+    tree = model.model_dump(mode="json")
+    out: dict[str, Any] = {}
+    for name, field in type(model).model_fields.items():
+        value = getattr(model, name)
+        if name != "kind" and not field.is_required() and value == field.get_default(call_default_factory=True):
+            continue
+        out[name] = _slim(value, tree[name])
+    return out
+
+
+def _slim(value: Any, dumped: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _not_default(value)
+    if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in cast(tuple[Any, ...], value)):
+        return [_slim(item, told) for item, told in zip(cast(tuple[Any, ...], value), dumped, strict=True)]
+    return dumped
+
+
+def spec_hash(spec: SweepSpec) -> str:
+    """The sweep's identity: equal for equal sweeps, however written, whoever is told, judges or keeps copies."""
+    tree = spec.model_dump(
+        mode="json", exclude={"notify": True, "judge": True, "mirror": True, "tracking": {"artifacts"}}
+    )
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _search(spec: SweepSpec) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for path, dimension in spec.search.dimensions.items():
+        body = dimension.model_dump(mode="json")
+        when = body.pop("when")
+        if isinstance(dimension, Choice) and not when:
+            out[path] = list(dimension.choice)
+        else:
+            out[path] = {key: value for key, value in body.items() if value is not None} | (
+                {"when": when} if when else {}
+            )
+    if spec.search.zipped:
+        out["zip"] = [{path: list(listed) for path, listed in group.items()} for group in spec.search.zipped]
+    return out
+
+
+_LINE_ENDS = "\x85\u2028\u2029"
+"""Line ends of YAML 1.1 that 1.2 reads as they are: only escaped do they survive both."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what both YAML 1.1 and 1.2 read alike: 6.0e-07 with its point, and quotes around `no` and '6e-7'."""
+
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        return True
+
+    def represent_text(self, data: str) -> yaml.ScalarNode:
+        """Quoted wherever YAML 1.2 would read something else than text; 1.1's own cases are PyYAML's."""
+        try:
+            quoted = plain(data) != data
+        except BadScalar:
+            quoted = True
+        style = '"' if any(line_end in data for line_end in _LINE_ENDS) else "'" if quoted else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+    def represent_list_short(self, data: list[Any]) -> yaml.SequenceNode:
+        """A list of scalars stays on one line."""
+        flat = not any(isinstance(item, (dict, list)) for item in data)
+        return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
+_Dumper.add_representer(list, _Dumper.represent_list_short)
+
+
+Json = dict[str, Any]
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+
+
+def schema() -> Json:
+    """What a sweep's file may say. Rules between leaves (one margin, legal corners) are the loader's."""
+    definitions: Json = {}
+    base = _model(TrialConfig, definitions)
+    spec = SweepSpec.model_json_schema()["properties"]
+    goal = {"type": "string", "enum": goals()}
+    dimensions = [_model(kind, definitions) for kind in KINDS.values()]
+    for kind in KINDS:
+        definitions[KINDS[kind].__name__]["required"] = [kind]
+    listed = {"type": "array", "minItems": 1, "items": TypeAdapter(Scalar).json_schema()}
+    group = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(leaves())}}
+    zipped: Json = {"type": "array", "items": group | {"additionalProperties": listed}}
+    several: Json = {
+        "anyOf": [goal, {"type": "array", "minItems": 1, "uniqueItems": True, "items": goal}, {"type": "null"}]
+    }
+    given: Json = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(leaves())}}
+    given["additionalProperties"] = TypeAdapter(Scalar).json_schema()
+    properties: Json = {
+        "name": spec["name"] | {"description": "Of the sweep's folder and its run in MLflow."},
+        "description": {"type": "string"},
+        "base": base | {"description": "One whole trial; the search changes leaves of it."},
+        "search": {
+            "description": "Dotted path of a leaf of base -> its values, as a list or a range.",
+            "anyOf": [
+                {"type": "null"},
+                {
+                    "type": "object",
+                    "properties": {leaf: {"anyOf": [listed, *dimensions]} for leaf in leaves()} | {"zip": zipped},
+                    "additionalProperties": False,
+                },
+            ],
+        },
+        "enqueue": {
+            "description": "Trials that run first; leaves they do not name are as in base.",
+            "anyOf": [{"type": "null"}, {"type": "array", "items": given}],
+        },
+        "sampler": _by_kind(SAMPLERS, definitions),
+        "warm_start": spec["warm_start"] | {"description": "A finished sweep whose trials the sampler learns from."},
+        "order": _by_kind(ORDERS, definitions),
+        "maximize": several | {"description": f"The goal, or several. When none is given: {COMMON_RULER}."},
+        "minimize": several,
+        "pruner": _by_kind(PRUNERS, definitions),
+        "guard": {"anyOf": [{"enum": ["off", False, None]}, _model(GuardConfig, definitions)]},
+        "budget": _or_null(_model(Budget, definitions)),
+        "resources": _or_null(_model(Resources, definitions)),
+        "tracking": _or_null(_model(Tracking, definitions)),
+        "notify": _or_null(_model(Notify, definitions)),
+        "judge": _or_null(_model(JudgeConfig, definitions)),
+        "sft": _or_null(_model(SftStage, definitions)),
+        "keep_models": spec["keep_models"]
+        | {"description": "How many of the best trials' final weights stay on disk."},
+        "storage": spec["storage"],
+        "mirror": spec["mirror"],
+    }
+    _shorthands(definitions)
+    return {
+        "$schema": DIALECT,
+        "title": "A sweep of prefsweep",
+        "type": "object",
+        "properties": properties,
+        "required": ["name", "base"],
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _model(model: type[BaseModel], definitions: Json) -> Json:
+    """A reference to the model's schema, which goes to the definitions with all it needs."""
+    own = model.model_json_schema()
+    definitions |= own.pop("$defs", {})
+    definitions[model.__name__] = own
+    return {"$ref": f"#/$defs/{model.__name__}"}
+
+
+def _by_kind(kinds: dict[str, type[BaseModel]], definitions: Json) -> Json:
+    """A name alone, or a mapping that says its kind."""
+    models = [_model(model, definitions) for model in kinds.values()]
+    for model in kinds.values():
+        definitions[model.__name__]["required"] = ["kind", *_needed(definitions[model.__name__])]
+    return {"anyOf": [{"enum": [*kinds, None]}, *models]}
+
+
+def _needed(own: Json) -> list[str]:
+    return [key for key in own.get("required", []) if key != "kind"]
+
+
+def _shorthands(definitions: Json) -> None:
+    """What the models' own validators accept, which pydantic cannot know."""
+    trial = definitions["TrialConfig"]["properties"]
+    trial["model"] = _also_text(trial["model"], "A hub name or a folder; short for name_or_path.")
+    data = definitions["DataConfig"]["properties"]
+    sources = data["train"]["items"]["anyOf"]
+    source: Json = {"anyOf": [{"type": "string", "description": "A file; short for path."}, *sources]}
+    several = {"type": "array", "minItems": 1, "items": source}
+    data["train"] = _kept(data["train"]) | {"anyOf": [*source["anyOf"], several]}
+    data["eval"] = _kept(data["eval"]) | {"anyOf": [*source["anyOf"], several, {"type": "null"}]}
+    for rule in definitions["GuardConfig"]["properties"].values():
+        rule["anyOf"] = [*rule["anyOf"], {"enum": ["off", False]}]
+    wrapped = definitions["PatientPruner"]["properties"]["wrapped"]
+    names = [kind for kind in PRUNERS if kind not in ("none", "patient")]
+    definitions["PatientPruner"]["properties"]["wrapped"] = _kept(wrapped) | {
+        "anyOf": [{"enum": names}, *wrapped["anyOf"]]
+    }
+    judge = definitions["JudgeConfig"]["properties"]
+    judge["reward_model"] = _also_text(judge["reward_model"], "A hub name or a folder; short for name_or_path.")
+    # Without its kind a loss is the default one: of the others the kind must be said, or both would fit.
+    loss = TrialConfig.model_fields["loss"]
+    for member in models_in(loss.annotation):
+        if member is not type(loss.default):
+            definitions[member.__name__]["required"] = ["kind"]
+
+
+def _also_text(own: Json, description: str) -> Json:
+    return {"anyOf": [{"type": "string", "description": description}, own]}
+
+
+def _kept(own: Json) -> Json:
+    return {key: value for key, value in own.items() if key in ("description", "title", "default")}
+
+
+def _or_null(own: Json) -> Json:
+    return {"anyOf": [own, {"type": "null"}]}

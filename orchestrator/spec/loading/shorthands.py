@@ -1,0 +1,137 @@
+"""What a person may write short, written out; and file names, found."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from orchestrator.errors import nearest
+from orchestrator.spec.loading.validation_errors import Findings
+from orchestrator.spec.loading.yaml_document import Loc
+from trainer.config.trial import TrialConfig
+
+
+def expand(tree: Any) -> None:
+    """Write out the shorthands of `base` and `sft`, in place: `model: NAME`, `train: FILE`, a loss without its kind."""
+    base = _group(tree, "base")
+    if base is not None:
+        if isinstance(base.get("model"), str):
+            base["model"] = {"name_or_path": base["model"]}
+        loss = base.get("loss")
+        if isinstance(loss, dict) and "kind" not in loss:
+            base["loss"] = {"kind": TrialConfig.model_fields["loss"].default.kind, **cast(dict[str, Any], loss)}
+        _sources(_group(base, "data"))
+    _sources(_group(_group(tree, "sft"), "data"))
+    judge = _group(tree, "judge")
+    if judge is not None and isinstance(judge.get("reward_model"), str):
+        judge["reward_model"] = {"name_or_path": judge["reward_model"]}
+
+
+def find_files(findings: Findings, tree: Any, folder: Path) -> None:
+    """Make file names absolute, in place: those of the file from its folder first, then from the working directory.
+
+    A name given on the command line is looked for the other way round.
+    """
+    finder = _Finder(findings, folder)
+    base = _group(tree, "base")
+    finder.data(_group(base, "data"), ("base", "data"))
+    finder.data(_group(_group(tree, "sft"), "data"), ("sft", "data"))
+    named = ("judge", "reward_model", "name_or_path")
+    finder.perhaps(_group(_group(tree, "judge"), "reward_model"), "name_or_path", named)
+    for section, leaf in (("model", "name_or_path"), ("model", "tokenizer"), ("data", "chat_template")):
+        finder.perhaps(_group(base, section), leaf, ("base", section, leaf))
+        searched = _group(tree, "search")
+        if searched is not None:
+            finder.searched(searched, f"{section}.{leaf}")
+
+
+class _Finder:
+    def __init__(self, findings: Findings, folder: Path) -> None:
+        self._findings, self._folder = findings, folder
+
+    def data(self, data: dict[str, Any] | None, loc: Loc) -> None:
+        """Sources that are files must be there."""
+        for split in ("train", "eval"):
+            sources = (data or {}).get(split)
+            for i, source in enumerate(_list(sources)):
+                if isinstance(source, dict) and isinstance(path := cast(Any, source.get("path")), str) and path:
+                    self._file(cast(dict[str, Any], source), (*loc, split, i, "path"))
+
+    def perhaps(self, group: dict[str, Any] | None, leaf: str, loc: Loc) -> None:
+        """A name that may be a file, a folder, or something else (a hub's name, a template's text)."""
+        given = (group or {}).get(leaf)
+        if group is not None and isinstance(given, str):
+            group[leaf] = self._if_there(given, loc)
+
+    def searched(self, search: dict[str, Any], path: str) -> None:
+        """The same for a searched leaf's values."""
+        listed = search.get(path)
+        if isinstance(listed, tuple):
+            values = cast(tuple[Any, ...], listed)
+            search[path] = tuple(self._if_there(v, ("search", path)) if isinstance(v, str) else v for v in values)
+
+    def _if_there(self, given: str, loc: Loc) -> str:
+        if "\n" in given or "{" in given:
+            return given
+        found = next((p for p in self._tried(given, loc) if _is(p.exists)), None)
+        if found is not None:
+            return str(found)
+        if given.startswith(("./", "../", "/", "~")):
+            self._findings.add(loc, f"there is no {given}", self._looked(given, loc))
+        return given
+
+    def _file(self, source: dict[str, Any], loc: Loc) -> None:
+        given: str = source["path"]
+        tried = self._tried(given, loc)
+        found = next((p for p in tried if _is(p.is_file)), None)
+        if found is None:
+            names = sorted({p.name for t in tried if _is(t.parent.is_dir) for p in t.parent.iterdir()})
+            near = nearest(Path(given).name, names)
+            hint = f"did you mean {near}?" if near else self._looked(given, loc)
+            self._findings.add(loc, f"there is no file {given}", hint)
+        else:
+            source["path"] = str(found)
+
+    def _tried(self, given: str, loc: Loc) -> list[Path]:
+        if "\0" in given:
+            return []
+        try:
+            path = Path(given).expanduser()
+        except RuntimeError:  # ~name of nobody here
+            path = Path(given)
+        folders = [self._folder, Path.cwd()]
+        if self._findings.document.where(loc).startswith("--set "):
+            folders.reverse()
+        return list(dict.fromkeys((folder / path).resolve() for folder in folders))
+
+    def _looked(self, given: str, loc: Loc) -> str:
+        return "looked for " + (
+            ", ".join(str(p) for p in self._tried(given, loc)) or "nothing: no path has a NUL in it"
+        )
+
+
+def _is(test: Callable[[], bool]) -> bool:
+    """Whether it is there; a name that no file can have (too long) is not."""
+    try:
+        return test()
+    except OSError:
+        return False
+
+
+def _sources(data: dict[str, Any] | None) -> None:
+    for split in ("train", "eval"):
+        given = (data or {}).get(split)
+        if data is None or given is None:
+            continue
+        many = cast(tuple[Any, ...], given) if isinstance(given, tuple) else (given,)
+        data[split] = tuple({"path": one} if isinstance(one, str) else one for one in many)
+
+
+def _group(tree: Any, key: str) -> dict[str, Any] | None:
+    inner = cast(dict[str, Any], tree).get(key) if isinstance(tree, dict) else None
+    return cast(dict[str, Any], inner) if isinstance(inner, dict) else None
+
+
+def _list(given: Any) -> tuple[Any, ...]:
+    return cast(tuple[Any, ...], given) if isinstance(given, tuple) else ()

@@ -1,0 +1,200 @@
+"""What is wrong with a file, in words: pydantic's errors become findings with the file's own places and names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from orchestrator.errors import Finding, nearest
+from orchestrator.spec.loading.yaml_document import Document, Loc
+
+M = TypeVar("M", bound=BaseModel)
+
+_WANTED = {
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "dict_type": "a mapping",
+    "model_type": "a mapping",
+    "model_attributes_type": "a mapping",
+    "none_required": "null",
+}
+SOURCES = {"FileSource": "path", "HubSource": "dataset", "GeneratedSource": "generated"}
+"""Each kind of data source and the key that only it has."""
+_BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+
+
+def show(value: Any) -> str:
+    """A value as YAML writes it, short."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str():
+            return f"the text {value!r}" if len(value) <= 60 else f"the text {value[:60]!r}..."
+        case dict():
+            return "a mapping"
+        case list() | tuple():
+            return "a list"
+        case _:
+            return str(value)
+
+
+class Findings:
+    """Collects what is wrong; `build` makes a model or says why it cannot."""
+
+    def __init__(self, document: Document) -> None:
+        self.document = document
+        self.items: list[Finding] = []
+
+    def add(self, loc: Loc, problem: str, hint: str = "") -> None:
+        """One finding at this path of the file."""
+        self.items.append(Finding(self.document.where(loc), ".".join(map(str, loc)), problem, hint))
+
+    def unknown(self, loc: Loc, known: list[str]) -> None:
+        """A key that does not exist; names the nearest that does, else all."""
+        near = nearest(str(loc[-1]), known)
+        self.add(loc, "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}")
+
+    def build(
+        self,
+        model: type[M],
+        value: Any,
+        loc: Loc,
+        door: Callable[[Loc], Loc] = lambda inner: inner,
+        *,
+        said: frozenset[str] = frozenset(),
+        wrong: frozenset[Loc] = frozenset(),
+    ) -> M | None:
+        """The model of this value. `door` translates a path inside it to what the file says.
+
+        That keys in `said` are missing, and anything below `wrong`, was reported already.
+        """
+        try:
+            return model.model_validate(value, strict=True)
+        except ValidationError as error:
+            for inner, problem, hint in _sentences(model, value, error):
+                if not (inner[:1] and inner[0] in said) and not any(inner[: len(w)] == w for w in wrong):
+                    self.add((*loc, *door(inner)), problem, hint)
+        return None
+
+
+def first_sentence(model: type[BaseModel], error: ValidationError) -> tuple[Loc, str, str]:
+    """The first thing wrong with a value that was built, not read: its path, a sentence, a hint."""
+    item = error.errors(include_url=False)[0]
+    fields = [part for part in item["loc"] if not _is_member(model, part)]
+    return (tuple(fields), *_sentence(model, item))
+
+
+def _is_member(model: type[BaseModel], part: str | int) -> bool:
+    return any(part in (m.__name__, _kind(m)) for m in _all_models(model))
+
+
+def _all_models(model: type[BaseModel]) -> list[type[BaseModel]]:
+    inner = [m for field in model.model_fields.values() for m in models_in(field.annotation)]
+    return [model, *(deep for m in inner for deep in _all_models(m))]
+
+
+def _sentences(model: type[BaseModel], value: Any, error: ValidationError) -> list[tuple[Loc, str, str]]:
+    """One sentence per place: where a union refuses for several reasons, they are joined with `or`."""
+    at: dict[Loc, list[tuple[str, str]]] = {}
+    for item in error.errors(include_url=False):
+        if _other_member(value, item["loc"]):
+            continue
+        clean = _clean(value, item)
+        said = _sentence(model, item)
+        if said not in at.setdefault(clean, []):
+            at[clean].append(said)
+    return [(loc, " or ".join(p for p, _ in said), next((h for _, h in said if h), "")) for loc, said in at.items()]
+
+
+def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
+    """Whether this is what a kind of source says that the file did not mean: a file's says nothing of `dataset`."""
+    for part in loc:
+        if part in SOURCES and isinstance(value, dict):
+            return SOURCES[str(part)] not in value
+        if isinstance(value, dict) and part in value:
+            value = cast(Any, value[part])
+        elif isinstance(value, tuple) and isinstance(part, int) and part < len(cast(tuple[Any, ...], value)):
+            value = value[part]
+    return False
+
+
+def _clean(value: Any, item: ErrorDetails) -> Loc:
+    """The error's path without the names of union members, which are in no file."""
+    out: list[str | int] = []
+    for i, part in enumerate(item["loc"]):
+        last = i + 1 == len(item["loc"])
+        if isinstance(value, dict) and part in value:
+            value = cast(Any, value[part])
+        elif isinstance(value, tuple) and isinstance(part, int) and part < len(value):
+            value = value[part]
+        elif not (last and item["type"] == "missing"):
+            continue
+        out.append(part)
+    return tuple(out)
+
+
+def _sentence(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str]:
+    kind, given = item["type"], item["input"]
+    context: Mapping[str, Any] = item.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = known_keys(model, item["loc"][:-1])
+        near = nearest(str(item["loc"][-1]), known)
+        return "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}"
+    if kind == "missing":
+        return ("is missing: a range is [low, high]" if isinstance(item["loc"][-1], int) else "is required"), ""
+    if kind == "literal_error":
+        return _one_of(str(context["expected"]).replace(" or ", ", ").replace("'", ""), given)
+    if kind == "union_tag_invalid":
+        return _one_of(str(context["expected_tags"]).replace("'", ""), context["tag"])
+    if kind in _WANTED:
+        return f"must be {_WANTED[kind]}, not {show(given)}", ""
+    if kind in _BOUNDS:
+        bound = kind.replace("_", " ").removesuffix(" equal")
+        least = {"greater_than_equal": "at least", "less_than_equal": "at most"}.get(kind, bound)
+        return f"must be {least} {context[_BOUNDS[kind]]:g}, not {show(given)}", ""
+    if kind == "finite_number":
+        return "must be a finite number", ""
+    if kind == "value_error":
+        return str(context["error"]), ""
+    return item["msg"][:1].lower() + item["msg"][1:], ""
+
+
+def _one_of(listed: str, given: Any) -> tuple[str, str]:
+    near = nearest(str(given), listed.split(", "))
+    return f"must be one of {listed}; not {show(given)}", f"did you mean {near}?" if near else ""
+
+
+def known_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
+    """The keys that the model at this path (as pydantic spells it, union members named) has."""
+    here = [model]
+    for part in loc:
+        named = [m for m in here if m.__name__ == part or _kind(m) == part]
+        if named:
+            here = named
+            continue
+        fields = [m.model_fields[part].annotation for m in here if isinstance(part, str) and part in m.model_fields]
+        if fields:
+            here = [m for annotation in fields for m in models_in(annotation)]
+    return list(dict.fromkeys(key for m in here for key in m.model_fields))
+
+
+def _kind(model: type[BaseModel]) -> Any:
+    return model.model_fields["kind"].default if "kind" in model.model_fields else None
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every model inside a type: of unions, annotations and containers."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [m for part in get_args(annotation) for m in models_in(part)]

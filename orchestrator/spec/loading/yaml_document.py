@@ -1,0 +1,180 @@
+"""A YAML file as plain values, each with its line. Nothing is executed, and what cannot be meant is a finding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from orchestrator.errors import Finding, SpecError, nearest
+from trainer.config.yaml_files import TAG, BadScalar, plain, tagged
+
+LARGEST = 1_000_000
+"""Bytes. A sweep is some thousand."""
+_NODES = 20_000
+_DEPTH = 40
+_PLAIN = "?"
+"""Our tag for an unquoted scalar."""
+
+Loc = tuple[str | int, ...]
+
+
+@dataclass(slots=True)
+class Document:
+    """Values with their places: `lines` knows `file:line` (or the command-line flag) of each path."""
+
+    source: str
+    value: Any = None
+    lines: dict[Loc, str] = field(default_factory=dict[Loc, str])
+
+    def where(self, loc: Loc) -> str:
+        """The place of this path, or of the nearest group around it."""
+        while loc and loc not in self.lines:
+            loc = loc[:-1]
+        return self.lines.get(loc, f"{self.source}:1")
+
+
+def read_document(path: Path) -> Document:
+    """Parse a file; SpecError with every finding."""
+    return parse(_text(path), str(path))
+
+
+def parse(text: str, source: str) -> Document:
+    """Parse YAML 1.2; SpecError with every finding."""
+    try:
+        root = _Loader(text, source).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise SpecError([_finding(source, mark, _said(error, text, mark))]) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise SpecError([Finding(f"{source}:{line}", "", "a control character; YAML is text")]) from None
+    document = Document(source)
+    if root is None:
+        raise SpecError([Finding(f"{source}:1", "", "the file is empty")])
+    builder = _Builder(document)
+    document.value = builder.build(root, ())
+    if builder.findings:
+        raise SpecError(builder.findings)
+    return document
+
+
+class _Loader(yaml.SafeLoader):
+    """Composes nodes only; refuses a document that grows out of hand before it has grown."""
+
+    def __init__(self, text: str, source: str) -> None:
+        super().__init__(text)
+        self.name = source
+        self._nodes = self._depth = 0
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Leave unquoted scalars open: what they mean is `plain`'s to say, not YAML 1.1's."""
+        return _PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, (False, True))
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > _NODES or self._depth > _DEPTH:
+            problem = f"more than {_NODES} values" if self._nodes > _NODES else f"nested deeper than {_DEPTH} levels"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+class _Builder:
+    """Nodes to values. Aliases count as often as they are used."""
+
+    def __init__(self, document: Document) -> None:
+        self._document, self._built = document, 0
+        self.findings: list[Finding] = []
+
+    def build(self, node: yaml.Node, loc: Loc) -> Any:
+        self._document.lines.setdefault(loc, self._at(node))
+        self._built += 1
+        if self._built > _NODES or len(loc) > _DEPTH:
+            if self._built <= _NODES + 1:
+                self._find(node, loc[:2], "aliases unfold without end or to too many values")
+            self._built = _NODES + 1
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, loc)
+        if isinstance(node, yaml.SequenceNode):
+            if node.tag != f"{TAG}seq":
+                self._find(node, loc, f"the tag {node.tag} has no meaning here")
+            return tuple(self.build(item, (*loc, i)) for i, item in enumerate(node.value))
+        return self._scalar(node, loc)
+
+    def _mapping(self, node: yaml.MappingNode, loc: Loc) -> dict[str, Any]:
+        if node.tag != f"{TAG}map":
+            self._find(node, loc, f"the tag {node.tag} has no meaning here")
+        out: dict[str, Any] = {}
+        first: dict[str, str] = {}
+        for key_node, value_node in node.value:
+            key = self._key(key_node, loc)
+            if key is None:
+                continue
+            if key in out:
+                self._find(key_node, (*loc, key), f"given twice (first at {first[key]})")
+                continue
+            first[key] = self._document.lines[(*loc, key)] = self._at(key_node)
+            out[key] = self.build(value_node, (*loc, key))
+        return out
+
+    def _key(self, node: yaml.Node, loc: Loc) -> str | None:
+        if not isinstance(node, yaml.ScalarNode):
+            self._find(node, loc, "a key must be a word")
+            return None
+        if node.tag == _PLAIN and node.value == "<<":
+            self._find(node, loc, "the merge key << is not YAML 1.2; write the keys out")
+            return None
+        return str(node.value)
+
+    def _scalar(self, node: yaml.Node, loc: Loc) -> Any:
+        try:
+            return plain(node.value) if node.tag == _PLAIN else tagged(node.tag, node.value)
+        except BadScalar as error:
+            self._find(node, loc, str(error))
+            return None
+
+    def _find(self, node: yaml.Node, loc: Loc, problem: str) -> None:
+        path = ".".join(str(part) for part in loc)
+        self.findings.append(Finding(self._at(node), path, problem))
+
+    def _at(self, node: yaml.Node) -> str:
+        return f"{self._document.source}:{node.start_mark.line + 1}"
+
+
+def _text(path: Path) -> str:
+    source = str(path)
+    if not path.is_file():
+        known = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
+        near = nearest(path.name, known)
+        hint = f"did you mean {path.parent / near}?" if near else ""
+        what = "is not a file" if path.exists() else "there is no such file"
+        raise SpecError([Finding(source, "", what, hint)])
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise SpecError([Finding(source, "", f"cannot be read: {error.strerror}")]) from None
+    if len(data) > LARGEST:
+        raise SpecError([Finding(source, "", f"larger than {LARGEST} bytes; a sweep is some thousand")])
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise SpecError([Finding(f"{source}:{line}", "", "not UTF-8 text")]) from None
+
+
+def _finding(source: str, mark: yaml.Mark | None, problem: str) -> Finding:
+    return Finding(f"{source}:{mark.line + 1}" if mark else source, "", problem)
+
+
+def _said(error: yaml.MarkedYAMLError, text: str, mark: yaml.Mark | None) -> str:
+    line = text.split("\n")[mark.line] if mark and mark.line < text.count("\n") + 1 else ""
+    if "\t" in line[: len(line) - len(line.lstrip())] or (mark and line[mark.column : mark.column + 1] == "\t"):
+        return "a tab; YAML indents with spaces"
+    return " ".join(part for part in (error.context, error.problem) if part) or "not YAML"

@@ -1,0 +1,1 @@
+"""The search space: dimensions, conditions, grids, trials enqueued by users."""

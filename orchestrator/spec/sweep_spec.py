@@ -1,0 +1,245 @@
+"""SweepSpec: the whole of a sweep's YAML, frozen; its hash is the sweep's identity.
+
+A folder elsewhere, by the URL that fsspec and MLflow know it by: s3://bucket/prefix, gs://, file:///shared.
+
+Who is told of what while nobody looks.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Annotated, Literal, Self, get_args
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, Field, model_validator
+
+from orchestrator.spec.guard_config import GuardConfig
+from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.objectives import Goal
+from orchestrator.spec.pruners import NoPruner, Pruner
+from orchestrator.spec.samplers import Asap, GridSampler, Order, RandomSampler, Reproducible, Sampler
+from orchestrator.spec.search.dimensions import Scalar
+from orchestrator.spec.search.space import SearchSpace
+from trainer.config.base import Count, Frozen, Name, NonNegative, Positive
+from trainer.config.trial import DataConfig, TrainingConfig, TrialConfig, zero3_refuses
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
+_EXAMPLES = "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder"
+
+
+def _elsewhere(url: str) -> str:
+    if not _URL.fullmatch(url):
+        raise ValueError(f"must be a URL such as {_EXAMPLES}")
+    parts = urlsplit(url)
+    if "@" in parts.netloc:
+        raise ValueError("holds a name or a password; credentials come from the environment")
+    if parts.query or parts.fragment:
+        raise ValueError(f"must be a plain URL such as {_EXAMPLES}, without ? and #")
+    if parts.scheme == "memory":
+        raise ValueError("memory:// ends with its process")
+    if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
+        raise ValueError("a folder of this machine has three slashes: file:///shared/folder")
+    if ".." in parts.path.split("/"):
+        raise ValueError("must not hold ..")
+    return url.rstrip("/")
+
+
+Elsewhere = Annotated[str, AfterValidator(_elsewhere)]
+"""A URL without credentials and without a slash at its end."""
+
+
+Notice = Literal["finished", "diverged", "stalled"]
+"""What can be told."""
+
+
+class Notify(Frozen):
+    """A webhook, a command, or both. The webhook's address is a secret: the file names the variable that holds it."""
+
+    webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
+        default=None, description="Environment variable with the address; it is sent Slack's JSON, {text: ...}."
+    )
+    command: tuple[Name, ...] | None = Field(
+        default=None, min_length=1, description="Program and arguments; it reads the notice as JSON on its input."
+    )
+    on: tuple[Notice, ...] = get_args(Notice)
+    stalled_minutes: Positive = Field(default=30.0, description="Without a point or any other sign of a worker.")
+
+    @model_validator(mode="after")
+    def _someone(self) -> Notify:
+        if self.webhook_env is None and self.command is None:
+            raise ValueError("needs webhook_env or command: nobody would be told")
+        return self
+
+
+__all__ = [
+    "DOOR",
+    "Asap",
+    "Budget",
+    "Goal",
+    "GridSampler",
+    "NoPruner",
+    "Order",
+    "Pruner",
+    "RandomSampler",
+    "Reproducible",
+    "Resources",
+    "Sampler",
+    "SftStage",
+    "SweepSpec",
+    "Tracking",
+]
+
+DOOR = (
+    "name",
+    "description",
+    "base",
+    "search",
+    "enqueue",
+    "sampler",
+    "warm_start",
+    "order",
+    "maximize",
+    "minimize",
+    "pruner",
+    "guard",
+    "budget",
+    "resources",
+    "tracking",
+    "notify",
+    "judge",
+    "sft",
+    "keep_models",
+    "storage",
+    "mirror",
+)
+"""The keys of the file, in the order in which it is written."""
+
+
+class Budget(Frozen):
+    """What the whole sweep may spend, earlier runs of it counted in."""
+
+    trials: Count | None = Field(default=None, description="A total. By default all points of the grid.")
+    hours: Positive | None = Field(default=None, description="Wall-clock of the sweep's drivers, added up.")
+    gpu_hours: Positive | None = Field(
+        default=None, description="GPUs of a trial's slot times its hours, all attempts; without GPUs, slot-hours."
+    )
+    target: float | None = Field(
+        default=None, description="The sweep ends once a trial completes with a goal at least this good."
+    )
+    concurrency: Count | None = Field(default=None, description="Trials at a time; by default what resources allow.")
+
+    @property
+    def timed(self) -> bool:
+        """Whether time ends the sweep."""
+        return self.hours is not None or self.gpu_hours is not None
+
+
+class Resources(Frozen):
+    """What one trial takes. Fractions share a device."""
+
+    gpus_per_trial: NonNegative | None = Field(
+        default=None,
+        description="By default 1 where there are GPUs, else 0. More than 1: a whole number, with a process on each.",
+    )
+    cpus_per_trial: Positive = 1.0
+    processes_per_trial: Count | None = Field(
+        default=None,
+        description="Processes that train one trial together, on one machine: by default one on each of its GPUs. "
+        "training.distributed says how they hold the model.",
+    )
+    trials_per_process: Count | Literal["auto"] = Field(
+        default="auto",
+        description="Trials that train adapters in turn in one process, over one frozen model. auto: several where a "
+        "GPU's memory does not hold a copy for each of the trials that share it, by formula; else 1.",
+    )
+
+    @property
+    def processes(self) -> int:
+        """That train one trial together."""
+        return self.processes_per_trial or max(1, int(self.gpus_per_trial or 1))
+
+    @model_validator(mode="after")
+    def _gpu_each(self) -> Self:
+        gpus, processes = self.gpus_per_trial, self.processes_per_trial
+        if gpus is not None and gpus > 1 and gpus != int(gpus):
+            raise ValueError(f"gpus_per_trial {gpus:g}: more than one GPU is a whole number of them")
+        if gpus and processes is not None and processes != max(1, int(gpus)):
+            raise ValueError(f"processes_per_trial {processes} and gpus_per_trial {gpus:g}: each process has one GPU")
+        together = self.trials_per_process
+        if together != "auto" and together > 1:
+            if self.processes > 1:
+                raise ValueError(f"trials_per_process {together}: a trial of several processes shares none of them")
+            if gpus and gpus * together > 1 + 1e-9:
+                raise ValueError(
+                    f"trials_per_process {together} of gpus_per_trial {gpus:g}: a process has one GPU; write "
+                    f"gpus_per_trial {math.floor(1e4 / together) / 1e4:g}, or leave it out"
+                )
+        return self
+
+
+class Tracking(Frozen):
+    """Where MLflow is. By default MLFLOW_TRACKING_URI, else runs/mlflow.db."""
+
+    uri: Name | None = None
+    experiment: Name = "prefsweep"
+    artifacts: Elsewhere | None = Field(
+        default=None,
+        description="Where the files of a new experiment go: a URL such as s3://bucket/prefix. By default "
+        "runs/artifacts, or what a tracking server decides.",
+    )
+
+
+class SftStage(Frozen):
+    """Supervised training of the start model on chosen responses: run once, cached by content."""
+
+    training: TrainingConfig
+    data: DataConfig | None = Field(default=None, description="By default the sweep's own.")
+
+
+class SweepSpec(Frozen):
+    """A sweep. `keep_models` says how many of the best trials' final weights stay on disk; see `kept`."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    description: str = ""
+    base: TrialConfig
+    search: SearchSpace = SearchSpace()
+    sampler: Sampler = GridSampler()
+    enqueue: tuple[dict[str, Scalar], ...] = ()
+    warm_start: Name | None = None
+    order: Order = Reproducible()
+    goal: Goal
+    guard: GuardConfig = GuardConfig()
+    also: tuple[Goal, ...] = ()
+    pruner: Pruner = NoPruner()
+    budget: Budget = Budget()
+    resources: Resources = Resources()
+    tracking: Tracking = Tracking()
+    notify: Notify | None = None
+    judge: JudgeConfig | None = None
+    sft: SftStage | None = None
+    keep_models: Count = 1
+    storage: Name | None = Field(
+        default=None, description="Where the study is: an SQLAlchemy URL without password; by default SQLite beside it."
+    )
+    mirror: Elsewhere | None = Field(
+        default=None,
+        description="Where checkpoints and final models are copied to, so that they outlive a machine: a URL such as "
+        "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder. Credentials come from the environment.",
+    )
+
+    @property
+    def kept(self) -> int:
+        """How many of the best trials' weights stay: as many as asked for, and as many as are judged."""
+        return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
+
+    @model_validator(mode="after")
+    def _sft_can_be_divided(self) -> Self:
+        if self.sft is not None and (why := zero3_refuses(self.base.model, self.sft.training, None)):
+            raise ValueError(f"sft: {why}")
+        return self
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        """Every goal; the first one is what a single winner is chosen by."""
+        return (self.goal, *self.also)

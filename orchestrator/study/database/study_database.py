@@ -1,0 +1,238 @@
+"""The database: one transaction around Optuna's tables and ours, so that a reader never sees half a step.
+
+A new study's database: everything that is settled when a sweep begins, in one transaction.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.exceptions import DuplicatedStudyError, StorageInternalError
+from optuna.storages import RDBStorage
+from optuna.study import StudyDirection
+from sqlalchemy import Connection, create_engine, insert, inspect, make_url, select, text
+from sqlalchemy.exc import DBAPIError
+
+from orchestrator.errors import NameTaken, NetworkDisk, PasswordInUrl, StorageRefused, StudyMissing
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study import sweep_terms
+from orchestrator.study.database.enqueued_trials import Queue
+from orchestrator.study.database.repository import Ledger
+from orchestrator.study.database.tables import METADATA, SCHEMA, SWEEP
+from orchestrator.study.sweep_terms import SETTLED, Settled
+from trainer.storage.atomic_files import failpoint, write_text
+
+_BUSY_SECONDS = 60.0
+_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p"})
+
+
+def location(folder: SweepFolder) -> str:
+    """The URL of this sweep's study: what `study.url` says, else SQLite beside it."""
+    pointer = folder.database.with_suffix(".url")
+    return pointer.read_text().strip() if pointer.is_file() else f"sqlite:///{folder.database}"
+
+
+def choose_location(folder: SweepFolder, storage: str | None) -> str:
+    """Where a new study goes: the database asked for, which must not carry a password, else the folder's own."""
+    if storage is not None and make_url(storage).password is not None:
+        raise PasswordInUrl(masked(storage))
+    return location(folder) if storage is None else storage
+
+
+def remember_location(folder: SweepFolder, storage: str) -> None:
+    """The study of this folder is in another database."""
+    write_text(folder.database.with_suffix(".url"), storage + "\n")
+
+
+def is_made(url: str, sweep: str) -> bool:
+    """Whether this database holds the sweep; False where its making was cut short. What cannot be read counts as made:
+    opening it says what is wrong."""
+    parsed = make_url(url)
+    sqlite = parsed.get_backend_name() == "sqlite"
+    database = Path(parsed.database or "")
+    if sqlite and not database.is_file():
+        return False
+    engine = create_engine(url, creator=lambda: _connect(database)) if sqlite else create_engine(url)
+    try:
+        with engine.connect() as c:
+            if not inspect(c).has_table(SWEEP.name):
+                return False
+            return c.execute(select(SWEEP.c.sweep).where(SWEEP.c.sweep == sweep)).first() is not None
+    except DBAPIError:
+        return True
+    finally:
+        engine.dispose()
+
+
+def masked(url: str) -> str:
+    """The URL for people to read: no password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def filesystem(path: Path) -> str:
+    """Kind of the file system `path` lies on; empty where the system does not tell."""
+    mounts = Path("/proc/self/mountinfo")
+    if not mounts.is_file():
+        return ""
+    best, kind = Path("/"), ""
+    for line in mounts.read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        point = Path(left.split()[4].encode().decode("unicode_escape"))
+        if path.resolve().is_relative_to(point) and len(point.parts) >= len(best.parts):
+            best, kind = point, right.split()[0]
+    return kind
+
+
+class Store:
+    """One sweep's database, open. Safe to use from several threads: they take turns."""
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        self.url = masked(url)
+        self._lock = threading.RLock()
+        self.undone: Callable[[], None] = lambda: None
+        """Called when a transaction failed: what was read inside it never was."""
+        parsed = make_url(url)
+        self._sqlite = parsed.get_backend_name() == "sqlite"
+        database = Path(parsed.database or "")
+        if self._sqlite:
+            if not create and not database.is_file():
+                raise StudyMissing(str(database))
+            if (kind := filesystem(database)) in _NETWORK:
+                raise NetworkDisk(database, kind)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        engine = {"creator": lambda: _connect(database)} if self._sqlite else {"pool_pre_ping": True}
+        with self._refusals():
+            self.storage = _storage(url, engine, create)
+            if create:
+                failpoint("study.tables")
+                METADATA.create_all(self.storage.engine)
+
+    def upgrade(self) -> None:
+        """Make the tables that an earlier version of this program did not have."""
+        with self._lock, self._refusals():
+            METADATA.create_all(self.storage.engine)
+
+    def dispose(self) -> None:
+        """Give the connections back."""
+        self.storage.scoped_session.remove()
+        self.storage.engine.dispose()
+
+    @contextmanager
+    def writing(self) -> Generator[Connection]:
+        """All or nothing: what Optuna's storage and ours write inside is committed together."""
+        try:
+            with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
+                if self._sqlite:
+                    connection.exec_driver_sql("BEGIN IMMEDIATE")
+                failpoint("study.begun")
+                with self._optuna_joins(connection):
+                    yield connection
+                failpoint("study.commit")
+        except BaseException:
+            self.undone()
+            raise
+        failpoint("study.committed")
+
+    @contextmanager
+    def beside(self) -> Generator[Connection]:
+        """A short transaction on our own tables alone, for threads beside the driver's: where it fails, what the driver
+        remembers of its own stays."""
+        with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
+            if self._sqlite:
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Generator[Connection]:
+        """One moment of the database, whatever a writer does meanwhile."""
+        with self._lock, self._refusals(), self.storage.engine.connect() as connection:
+            if not self._sqlite:
+                connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                if self._sqlite:
+                    connection.exec_driver_sql("BEGIN")
+                with self._optuna_joins(connection):
+                    yield connection
+
+    @contextmanager
+    def _optuna_joins(self, connection: Connection) -> Generator[None]:
+        """SQLAlchemy's recipe for joining a session into an external transaction: its commits become savepoints."""
+        sessions = self.storage.scoped_session
+        sessions.remove()
+        sessions.configure(bind=connection, join_transaction_mode="create_savepoint")
+        try:
+            yield
+        finally:
+            sessions.remove()
+            sessions.configure(bind=self.storage.engine, join_transaction_mode="conditional_savepoint")
+
+    @contextmanager
+    def _refusals(self) -> Generator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise StorageRefused(f"the study in {self.url} refused: {error.orig}") from error
+        except StorageInternalError as error:
+            cause = error.__cause__
+            detail = cause.orig if isinstance(cause, DBAPIError) else error
+            raise StorageRefused(f"the study in {self.url} refused: {detail}") from error
+        except ImportError as error:
+            raise StorageRefused(
+                f"the study in {self.url} needs a driver that is not installed: pip install 'prefsweep[postgresql]'"
+            ) from error
+
+
+def _storage(url: str, engine: dict[str, Any], create: bool) -> RDBStorage:
+    """Optuna's storage. Its check of the schema loads every migration there ever was: not for a known version."""
+    storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=not create)
+    with storage.engine.connect() as connection:
+        made_by = connection.execute(text("select library_version from version_info")).scalar_one()
+    if made_by == optuna.__version__:
+        return storage
+    storage.engine.dispose()
+    try:
+        return RDBStorage(url, engine, skip_table_creation=True)
+    except RuntimeError as error:  # Optuna's own sentence says which command upgrades the study
+        raise StorageRefused(str(error)) from error
+
+
+def _connect(database: Path) -> sqlite3.Connection:
+    """Transactions are ours to begin (no isolation level); a commit is on the disk before it returns."""
+    connection = sqlite3.connect(database, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    return connection
+
+
+def create_store(folder: SweepFolder, spec: SweepSpec, settled: Settled, storage: str | None) -> Store:
+    """The database of a sweep that begins, in `storage` or in its folder. NameTaken where there is one."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    store = Store(choose_location(folder, storage), create=True)
+    if storage is not None:
+        remember_location(folder, storage)
+    ledger, queue = Ledger(folder.name), Queue(folder.name)
+    directions = [StudyDirection[goal.direction.upper()] for goal in spec.goals]
+    try:
+        with store.writing() as c:
+            if ledger.identity(c) is not None:
+                raise NameTaken(folder.name, folder.path)
+            study_id = store.storage.create_new_study(directions, folder.name)
+            store.storage.set_study_user_attr(study_id, SETTLED, settled.as_json())
+            row = {"id": uuid.uuid4().hex, "schema": SCHEMA, "study_id": study_id, "driver": 0}
+            c.execute(insert(SWEEP).values(sweep=folder.name, created_at=time.time(), **row))
+            ledger.add_spec(c, spec.model_dump_json(), sweep_terms.digest(spec))
+            ledger.add_event(c, "created", f"sweep {folder.name}", None)
+            for leaves in spec.enqueue:
+                queue.add(c, leaves, "given in the file", by_hand=False)
+    except DuplicatedStudyError:
+        raise NameTaken(folder.name, folder.path) from None
+    return store

@@ -1,0 +1,215 @@
+"""What a sweep must remember and Optuna has no place for. Same database as Optuna's tables, same transactions.
+
+The statements of every report, start and end, put together once: making one takes longer than running it.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    bindparam,
+    func,
+    insert,
+    select,
+    update,
+)
+
+SCHEMA = 6
+"""Version of these tables; a database of a later one is refused, one of an earlier one gets what it lacks."""
+FIRST_NAMED_SO = 5
+"""Before it trials had other names: this version would take every trial for one it never had."""
+
+METADATA = MetaData()
+
+
+def _sweep() -> Column[str]:
+    return Column("sweep", String(64), primary_key=True)
+
+
+def _number(name: str) -> Column[int]:
+    return Column(name, Integer, primary_key=True, autoincrement=False)
+
+
+SWEEP = Table(
+    "prefsweep_sweep",
+    METADATA,
+    _sweep(),
+    Column("id", String(32), nullable=False),
+    Column("schema", Integer, nullable=False),
+    Column("study_id", Integer, nullable=False),
+    Column("driver", Integer, nullable=False),  # the driver whose writes are accepted
+    Column("created_at", Float, nullable=False),
+)
+
+SPEC = Table(
+    "prefsweep_spec",
+    METADATA,
+    _sweep(),
+    _number("version"),
+    Column("at", Float, nullable=False),
+    Column("hash", String(64), nullable=False),
+    Column("spec", Text, nullable=False),
+)
+
+DRIVER = Table(
+    "prefsweep_driver",
+    METADATA,
+    _sweep(),
+    _number("driver"),
+    Column("holder", Text, nullable=False),
+    Column("at", Float, nullable=False),
+    Column("seconds", Float, nullable=False),  # by the monotonic clock
+)
+
+BEAT = Table(
+    "prefsweep_beat",
+    METADATA,
+    _sweep(),
+    _number("driver"),
+    Column("beats", Integer, nullable=False),  # signs of life so far; working time stands still in a pause
+)
+
+POINT = Table(
+    "prefsweep_point",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    _number("step"),
+    Column("metrics", Text, nullable=False),
+)
+
+PAIRS = Table(
+    "prefsweep_pairs",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    _number("step"),
+    Column("pairs", Text, nullable=False),  # Point.pairs, kept where the pruner compares pair by pair
+)
+
+PROGRESS = Table(
+    "prefsweep_progress",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    Column("step", Integer, nullable=False),
+    Column("metrics", Text, nullable=False),  # the last value of each
+)
+
+EVENT = Table(
+    "prefsweep_event",
+    METADATA,
+    _sweep(),
+    _number("seq"),
+    Column("at", Float, nullable=False),
+    Column("trial", Integer),
+    Column("kind", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+)
+
+REQUEST = Table(
+    "prefsweep_request",
+    METADATA,
+    _sweep(),
+    _number("seq"),
+    Column("at", Float, nullable=False),
+    Column("trial", Integer),
+    Column("kind", String(64), nullable=False),
+    Column("text", Text, nullable=False),
+    Column("done_at", Float),
+)
+
+JUDGED = Table(
+    "prefsweep_judged",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    Column("key", String(64), primary_key=True),  # which judge, of which answers
+    Column("at", Float, nullable=False),
+    Column("verdict", Text, nullable=False),  # JSON
+)
+
+GIVEN = Table(
+    "prefsweep_given",
+    METADATA,
+    _sweep(),
+    _number("seq"),
+    Column("at", Float, nullable=False),
+    Column("leaves", Text, nullable=False),
+    Column("origin", Text, nullable=False),
+    Column("by_hand", Boolean, nullable=False),
+    Column("parent", Integer),
+    Column("trial", Integer),  # set in the transaction that creates the trial
+)
+
+FORK = Table(
+    "prefsweep_fork",
+    METADATA,
+    _sweep(),
+    _number("seq"),  # of the given trial
+    Column("step", Integer, nullable=False),
+    Column("place", String(64), nullable=False),
+)
+
+ATTEMPT = Table(
+    "prefsweep_attempt",
+    METADATA,
+    _sweep(),
+    _number("trial"),
+    _number("attempt"),
+    Column("at", Float, nullable=False),
+    Column("gpus", Float, nullable=False),  # of its slot; 1 where there are none: then slots are counted
+    Column("seconds", Float, nullable=False),  # in a worker's hands, by the monotonic clock; written at every report
+)
+
+
+IDENTITY = select(SWEEP.c.id, SWEEP.c.study_id, SWEEP.c.schema, SWEEP.c.driver).where(
+    SWEEP.c.sweep == bindparam("of_sweep")
+)
+IDENTITY_LOCKED = IDENTITY.with_for_update()
+
+DRIVER_WORKED = (
+    update(DRIVER)
+    .where(DRIVER.c.sweep == bindparam("of_sweep"), DRIVER.c.driver == bindparam("of_driver"))
+    .values(seconds=bindparam("worked"))
+)
+_ATTEMPT = (
+    ATTEMPT.c.sweep == bindparam("of_sweep"),
+    ATTEMPT.c.trial == bindparam("of_trial"),
+    ATTEMPT.c.attempt == bindparam("of_attempt"),
+)
+ATTEMPT_WORKED = update(ATTEMPT).where(*_ATTEMPT).values(seconds=bindparam("worked"))
+SECONDS_OF_TRIAL = select(func.coalesce(func.sum(ATTEMPT.c.seconds), 0.0)).where(*_ATTEMPT[:2])
+ADD_ATTEMPT = insert(ATTEMPT)
+
+ADD_POINTS = insert(POINT)
+ADD_PAIRS = insert(PAIRS)
+POINTS = (
+    select(POINT.c.step, POINT.c.metrics)
+    .where(POINT.c.sweep == bindparam("of_sweep"), POINT.c.trial == bindparam("of_trial"))
+    .order_by(POINT.c.step)
+)
+_PROGRESS = (PROGRESS.c.sweep == bindparam("of_sweep"), PROGRESS.c.trial == bindparam("of_trial"))
+PROGRESS_OF = select(PROGRESS.c.step, PROGRESS.c.metrics).where(*_PROGRESS)
+ADD_PROGRESS = insert(PROGRESS)
+SET_PROGRESS = update(PROGRESS).where(*_PROGRESS).values(step=bindparam("at"), metrics=bindparam("last"))
+
+LAST_SEQ = {
+    table.name: select(func.coalesce(func.max(table.c.seq), 0)).where(table.c.sweep == bindparam("of_sweep"))
+    for table in (EVENT, REQUEST)
+}
+ADD_ROW = {table.name: insert(table) for table in (EVENT, REQUEST)}
+REQUESTS = (
+    select(REQUEST).where(REQUEST.c.sweep == bindparam("of_sweep"), REQUEST.c.done_at.is_(None)).order_by(REQUEST.c.seq)
+)
+
+GIVEN_WAITING = (
+    select(GIVEN).where(GIVEN.c.sweep == bindparam("of_sweep"), GIVEN.c.trial.is_(None)).order_by(GIVEN.c.seq)
+)

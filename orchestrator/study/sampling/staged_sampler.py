@@ -1,0 +1,139 @@
+"""A few leaves at a time, each stage around the best trial of the stages before."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from orchestrator.spec.loading.validation_errors import first_sentence
+from orchestrator.spec.objectives import Goal
+from orchestrator.spec.samplers import StagedSampler, listed, stages
+from orchestrator.spec.search.manual_trials import params_of
+from orchestrator.spec.search.space import SearchSpace
+from orchestrator.spec.search.trial_params import place
+from orchestrator.study.trial_records import TrialState
+from orchestrator.study.trial_snapshots import Known
+from trainer.config.trial import TrialConfig, identity
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A legal trial: its params, its whole configuration, and a name under which equal ones are equal.
+
+    Of its params some may be values that the search does not list: those of the base or of a trial given by hand.
+    """
+
+    params: dict[str, Any]
+    config: TrialConfig
+    identity: str
+
+
+@dataclass(slots=True)
+class _Stage:
+    """The points of one stage, and why some combinations are none."""
+
+    points: list[Point] = field(default_factory=list[Point])
+    illegal: list[str] = field(default_factory=list[str])
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What is next: a trial, or a trial to wait for, or neither: all stages are done."""
+
+    point: Point | None = None
+    waits_for: int | None = None
+    left_out: tuple[str, ...] = ()
+    """With a stage's first trial, and at the end: combinations that are no legal trial, each with the reason."""
+
+
+class Staged:
+    """The stages of one sweep. Nothing is kept: each answer is replayed from the trials."""
+
+    def __init__(self, config: StagedSampler, space: SearchSpace, base: TrialConfig, goal: Goal) -> None:
+        self._config, self._space, self._base, self._goal = config, space, base, goal
+        self.stages = stages(config, space)
+
+    def step(self, trials: Sequence[Known]) -> Step:
+        """The trial after these."""
+        drawn = [trial for trial in trials if not trial.given]
+        begun = len(trials) - len(drawn) if not drawn else drawn[0].number
+        at = len(drawn)
+        tried = {trial.identity for trial in trials[:begun]}
+        winner: Known | None = None
+        illegal: list[str] = []
+        for k, stage in enumerate(self.stages):
+            fixed = params_of(self._base, self._space, {} if winner is None else winner.params)
+            combined = self._combined(stage, fixed)
+            points = [point for point in combined.points if point.identity not in tried]
+            illegal += combined.illegal
+            if at < len(points):
+                return Step(points[at], left_out=() if at else tuple(illegal))
+            if points:
+                illegal = []
+            at -= len(points)
+            tried |= {point.identity for point in points}
+            if k + 1 == len(self.stages):
+                break
+            ended = drawn[: len(drawn) - at]
+            before = [t for t in trials if not t.forked and (not ended or t.number <= ended[-1].number)]
+            if (open_ := next((t for t in before if not t.state.finished), None)) is not None:
+                return Step(waits_for=open_.number)
+            winner = self._best(before)
+            tried |= {trial.identity for trial in before}
+        return Step(left_out=tuple(illegal))
+
+    def _combined(self, stage: tuple[str, ...], fixed: dict[str, Any]) -> _Stage:
+        """The stage's combinations around fixed params, the last axis advancing fastest; equal ones once."""
+        found, seen = _Stage(), set[str]()
+        for part in self._parts(stage):
+            try:
+                params = self._whole(fixed | part)
+                config = place(self._base, params)
+            except ValidationError as error:
+                loc, sentence, _ = first_sentence(TrialConfig, error)
+                told = ", ".join(f"{path}={value}" for path, value in part.items())
+                found.illegal.append(f"no legal trial: {told}: {'.'.join(map(str, loc))} {sentence}")
+                continue
+            point = Point(params, config, identity(config))
+            if point.identity not in seen:
+                seen.add(point.identity)
+                found.points.append(point)
+        return found
+
+    def _parts(self, stage: tuple[str, ...]) -> Iterator[dict[str, Any]]:
+        """What a stage sets: one value of each of its dimensions, one row of each of its zipped groups."""
+        axes: list[list[dict[str, Any]]] = []
+        for path in stage:
+            if path in self._space.dimensions:
+                values = listed(self._space.dimensions[path], self._config.points)
+                axes.append([{path: value} for value in values])
+        for group in self._space.zipped:
+            if next(iter(group)) in stage:
+                axes.append([dict(zip(group, row, strict=True)) for row in zip(*group.values(), strict=True)])
+        for parts in itertools.product(*axes):
+            yield {path: value for part in parts for path, value in part.items()}
+
+    def _whole(self, params: Mapping[str, Any]) -> dict[str, Any]:
+        """Active params only; one that another value of a stage wakes up has what `base` or its kind says.
+
+        What is not searched but was given with the best trial so far stays, where the trial has such a path.
+        """
+        active = self._space.active(params)
+        kept = self._space.active(params_of(self._base, self._space, active) | active)
+        given = {path: value for path, value in params.items() if path not in self._space.paths}
+        known = place(self._base, kept).leaves() if given else {}
+        return kept | {path: value for path, value in given.items() if path in known}
+
+    def _best(self, trials: Sequence[Known]) -> Known | None:
+        sign = -1.0 if self._goal.direction == "maximize" else 1.0
+        ranked = [
+            (sign * trial.values[0], trial.number, trial)
+            for trial in trials
+            if trial.state is TrialState.COMPLETE and trial.values is not None and math.isfinite(trial.values[0])
+        ]
+        return min(ranked, key=lambda row: row[:2])[2] if ranked else None

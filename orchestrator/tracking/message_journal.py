@@ -1,0 +1,290 @@
+"""What the driver told, as lines on the disk: one JSON object each, numbered, with a checksum.
+
+The outbox's file: lines appended and flushed to the disk, read again by offset, repaired at the end only.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, assert_never
+
+from orchestrator.errors import StorageRefused
+from orchestrator.interfaces import Receiver
+from trainer.results import Point
+from trainer.storage.atomic_files import sync
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A run begins."""
+
+    run: str
+    name: str
+    params: Mapping[str, Any]
+    tags: Mapping[str, str]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Points:
+    """Metrics at their steps."""
+
+    run: str
+    points: Sequence[Point]
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Values:
+    """Numbers without a course."""
+
+    run: str
+    values: Mapping[str, float]
+    step: int
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """Tags of a run."""
+
+    run: str
+    tags: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A file of a run."""
+
+    run: str
+    path: Path
+    folder: str
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """A run is over."""
+
+    run: str
+    status: str
+    tags: Mapping[str, str]
+    at: float
+
+
+Message = Start | Points | Values | Tag | Artifact | End
+
+_CRC = b',"crc":"'
+_TAIL = len(_CRC) + 8 + len(b'"}')
+
+
+class BadLine(Exception):
+    """Bytes that are no message."""
+
+
+def tell(receiver: Receiver, message: Message) -> None:
+    """The call that the message stands for."""
+    match message:
+        case Start(run, name, params, tags, at):
+            receiver.start(run, name=name, params=params, tags=tags, at=at)
+        case Points(run, points, at):
+            receiver.points(run, points, at=at)
+        case Values(run, values, step, at):
+            receiver.values(run, values, step=step, at=at)
+        case Tag(run, tags):
+            receiver.tag(run, tags)
+        case Artifact(run, path, folder):
+            receiver.artifact(run, path, folder)
+        case End(run, status, tags, at):
+            receiver.end(run, status=status, tags=tags, at=at)
+        case _:
+            assert_never(message)
+
+
+def encode(seq: int, message: Message) -> bytes:
+    """One line, newline included."""
+    body = json.dumps({"seq": seq, **to_json(message)}, ensure_ascii=True, allow_nan=False).encode()
+    return body[:-1] + _CRC + f"{zlib.crc32(body):08x}".encode() + b'"}\n'
+
+
+def decode(line: bytes) -> tuple[int, Message]:
+    """The number and the message of a line without its newline; BadLine where a bit is wrong."""
+    body, tail = line[:-_TAIL] + b"}", line[-_TAIL:]
+    if (
+        not tail.startswith(_CRC)
+        or not tail.endswith(b'"}')
+        or tail[len(_CRC) : -2] != f"{zlib.crc32(body):08x}".encode()
+    ):
+        raise BadLine
+    fields: dict[str, Any] = json.loads(body)
+    return fields.pop("seq"), from_json(fields)
+
+
+def to_json(message: Message) -> dict[str, Any]:
+    """The message as JSON; NaN and the infinities as text."""
+    match message:
+        case Start(run, name, params, tags, at):
+            return {"do": "start", "run": run, "name": name, "params": _plain(params), "tags": dict(tags), "at": at}
+        case Points(run, points, at):
+            return {"do": "points", "run": run, "points": [[p.step, _plain(p.metrics)] for p in points], "at": at}
+        case Values(run, values, step, at):
+            return {"do": "values", "run": run, "values": _plain(values), "step": step, "at": at}
+        case Tag(run, tags):
+            return {"do": "tag", "run": run, "tags": dict(tags)}
+        case Artifact(run, path, folder):
+            return {"do": "artifact", "run": run, "path": str(path), "folder": folder}
+        case End(run, status, tags, at):
+            return {"do": "end", "run": run, "status": status, "tags": dict(tags), "at": at}
+        case _:
+            assert_never(message)
+
+
+def from_json(fields: dict[str, Any]) -> Message:
+    """The message that `to_json` wrote."""
+    kind = fields.pop("do")
+    if kind == "points":
+        points = [Point(step, {n: float(v) for n, v in metrics.items()}) for step, metrics in fields["points"]]
+        return Points(fields["run"], points, fields["at"])
+    if kind == "values":
+        values = {name: float(value) for name, value in fields["values"].items()}
+        return Values(fields["run"], values, fields["step"], fields["at"])
+    if kind == "artifact":
+        return Artifact(fields["run"], Path(fields["path"]), fields["folder"])
+    return {"start": Start, "tag": Tag, "end": End}[kind](**fields)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {n: str(v) if isinstance(v, float) and not math.isfinite(v) else v for n, v in values.items()}
+
+
+_log = logging.getLogger(__name__)
+
+_LONGEST_LINE = 1 << 24
+"""Bytes looked at for the end of a message."""
+
+
+class Damaged(StorageRefused):
+    """A message in the middle is not what was written: later ones would be delivered out of order."""
+
+    def __init__(self, path: Path, offset: int) -> None:
+        self.path, self.offset = path, offset
+        super().__init__(f"{path} is damaged at byte {offset}; move it away to go on (the study has every point)")
+
+
+class Journal:
+    """Messages in order. An append is on the disk when it returns, whole or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = 0
+        """Number of the last message."""
+        self.name = ""
+        """Digest of the first message, by which positions in this journal name it; empty while there is none."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+        self.end = os.lseek(self._file, 0, os.SEEK_END)
+        sync(path.parent)
+
+    def scan(self) -> Iterator[tuple[int, Message]]:
+        """Every message with its number, once, on opening. A torn end is set aside in a file of its own."""
+        offset = 0
+        with self.path.open("rb") as stream:
+            for line in stream:
+                found = self._whole(line)
+                if found is None:
+                    break
+                self._see(found[0], line)
+                offset += len(line)
+                yield found
+        if offset < self.end:
+            self._set_aside(offset)
+
+    def append(self, message: Message) -> None:
+        """Put one message on the disk."""
+        line = encode(self.last + 1, message)
+        try:
+            _write_at(self._file, line, self.end)
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, self.end)
+            raise StorageRefused(f"{self.path} refused: {error.strerror}") from error
+        self._see(self.last + 1, line)
+        self.end += len(line)
+
+    def holds(self, seq: int, offset: int) -> bool:
+        """Whether message number `seq` ends at this offset; nothing ends at the beginning."""
+        if not 0 < offset <= self.end:
+            return (seq, offset) == (0, 0)
+        with self.path.open("rb") as stream:
+            stream.seek(max(0, offset - _LONGEST_LINE))
+            lines = stream.read(min(offset, _LONGEST_LINE)).splitlines(keepends=True)
+        try:
+            return lines[-1].endswith(b"\n") and decode(lines[-1][:-1])[0] == seq
+        except BadLine:
+            return False
+
+    def read(self, offset: int, end: int, most: int) -> list[tuple[Message, int]]:
+        """Up to `most` messages from this offset on, before `end`, each with the next one's offset; one at least."""
+        found: list[tuple[Message, int]] = []
+        with self.path.open("rb") as stream:
+            stream.seek(offset)
+            while offset < end and len(found) < most:
+                line = stream.readline()
+                try:
+                    _, message = decode(line.rstrip(b"\n"))
+                except BadLine:
+                    if found:  # those first
+                        break
+                    raise Damaged(self.path, offset) from None
+                offset += len(line)
+                found.append((message, offset))
+        return found
+
+    def close(self) -> None:
+        """No more appends."""
+        os.close(self._file)
+
+    def _see(self, seq: int, line: bytes) -> None:
+        if not self.name:
+            self.name = sha256(line).hexdigest()[:16]
+        self.last = seq
+
+    def _whole(self, line: bytes) -> tuple[int, Message] | None:
+        if not line.endswith(b"\n"):
+            return None
+        try:
+            seq, message = decode(line[:-1])
+        except BadLine:
+            return None
+        return (seq, message) if seq == self.last + 1 else None
+
+    def _set_aside(self, offset: int) -> None:
+        """Only an end that holds no message at all is a torn write; anything else is damage."""
+        with self.path.open("rb") as stream:
+            stream.seek(offset)
+            torn = stream.read()
+        for line in torn.split(b"\n")[:-1]:
+            try:
+                decode(line)
+            except BadLine:
+                continue
+            raise Damaged(self.path, offset)
+        aside = self.path.with_name(f"{self.path.name}.torn-{offset}")
+        aside.write_bytes(torn)
+        os.ftruncate(self._file, offset)
+        os.fsync(self._file)
+        self.end = offset
+        _log.warning("%s: a torn message of %d bytes at its end was set aside in %s", self.path, len(torn), aside.name)
+
+
+def _write_at(file: int, data: bytes, offset: int) -> None:
+    written = 0
+    while written < len(data):
+        written += os.pwrite(file, data[written:], offset + written)

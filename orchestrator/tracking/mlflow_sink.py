@@ -1,0 +1,346 @@
+"""The only room with MLflow: a sweep's story as runs. What is told twice is recognised and changes nothing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from sqlalchemy import make_url
+
+from orchestrator.interfaces import SWEEP, Refused, Unreachable
+from orchestrator.redaction import redact
+from orchestrator.tracking.mlflow_client import make_store
+from orchestrator.tracking.run_metadata import NOTE, OF_TRAINING, RUN, SWEEP_ID, SWEEP_NAME, with_links
+from trainer.results import Point
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+    from mlflow.entities import Run as MlflowRun
+
+PER_CALL = 900
+"""Metrics in one call: MLflow takes 1000 entities of all kinds."""
+_Timed = tuple[Point, float]
+PARAMS_PER_CALL = 100
+LONGEST_PARAM = 6000
+LONGEST_TAG = 8000
+CUT = " … [cut]"
+
+# What no repetition will mend. Anything else (down, slow, locked, full, not allowed in) is tried again.
+_FOR_EVER = frozenset(
+    {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+)
+# A server that hangs costs the delivery thread this long, never a trial. Whoever sets these knows better.
+_PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def tracking_uri(root: Path, uri: str | None) -> str:
+    """Where MLflow is: the spec's `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the runs folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def is_local(uri: str) -> bool:
+    """Whether the store is a database we reach ourselves, with artifacts as files beside it."""
+    return uri.startswith("sqlite:")
+
+
+def connect(root: Path, uri: str) -> MlflowClient:
+    """A client whose store exists. Called once from the driver before anyone else: migrations do not like company."""
+    for name, value in _PATIENCE.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # Its errors reach the user in our words, once, and not as a traceback per try.
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if is_local(uri):
+        root.mkdir(parents=True, exist_ok=True)
+    with _translated():
+        if is_local(uri):
+            make_store(uri)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, artifacts: str | None = None) -> str:
+    """The id of the experiment called `name`, made if there is none; then its files go below the URL `artifacts`."""
+    from mlflow.exceptions import MlflowException
+
+    with _translated():
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            place = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
+            place = place if artifacts is None else artifacts_of(artifacts, name)
+            try:
+                return client.create_experiment(name, artifact_location=place)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = client.get_experiment_by_name(name)
+                assert found is not None
+        return found.experiment_id
+
+
+def artifacts_of(artifacts: str, experiment: str) -> str:
+    """Where an experiment's files go below the URL `artifacts`."""
+    return f"{artifacts}/{quote(experiment, safe='')}"
+
+
+def kept_elsewhere(root: Path, uri: str, experiment: str, artifacts: str) -> str | None:
+    """Where the experiment keeps its files if that is not below `artifacts`: for good, since it was made.
+
+    None where it is not made yet; Unreachable where the store does not say.
+    """
+    if is_local(uri) and not Path(make_url(uri).database or "").is_file():
+        return None
+    client = connect(root, uri)
+    with _translated():
+        found = client.get_experiment_by_name(experiment)
+    if found is None or found.artifact_location == artifacts_of(artifacts, experiment):
+        return None
+    return str(found.artifact_location)
+
+
+def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -> None:
+    """Put a saved view (tag and value) on an experiment; the newest one counts."""
+    with _translated():
+        client.set_experiment_tag(experiment_id, *view)
+        client.set_experiment_tag(experiment_id, *OF_TRAINING)
+
+
+@dataclass(slots=True)
+class _Known:
+    """A run this process has seen."""
+
+    id: str
+    last_step: int | None
+
+
+class MlflowReceiver:
+    """A Receiver that writes one sweep to one MLflow store: a parent run, and a child for each trial and for sft."""
+
+    def __init__(
+        self,
+        root: Path,
+        *,
+        uri: str,
+        experiment: str,
+        artifacts: str | None = None,
+        sweep_id: str,
+        sweep: str,
+        on_run: Callable[[str, str], object] | None = None,
+        view: tuple[str, str] | None = None,
+    ) -> None:
+        """`on_run` is told our name and MLflow's id of each run that was created or found; `view` is the experiment's
+        tag with the sweep's saved charts."""
+        self._root, self._uri, self._experiment, self._artifacts = root, uri, experiment, artifacts
+        self._identity = {SWEEP_ID: sweep_id, SWEEP_NAME: sweep}
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self._known: dict[str, _Known] = {}
+        self._on_run, self._view = on_run, view
+
+    # --- what the outbox tells -----------------------------------------------------------------------------------
+
+    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+        """Create the run, or find the one that an earlier delivery or an earlier driver created."""
+        from mlflow.entities import Param
+
+        with self._mlflow() as client:
+            found = self._search(client, run)
+            if found is None:
+                found = client.create_run(
+                    self._experiment_id,
+                    start_time=_milliseconds(at),
+                    tags=_tags({**self._identity, RUN: run, **self._parent(client, run), **self._linked(client, tags)}),
+                    run_name=name,
+                )
+            else:
+                self._set_tags(client, found.info.run_id, tags)
+                if found.info.status != "RUNNING":
+                    client.update_run(found.info.run_id, status="RUNNING")
+            self._remember(client, run, found)
+            missing = [Param(k, param_text(v)) for k, v in params.items() if k not in found.data.params]
+            for i in range(0, len(missing), PARAMS_PER_CALL):
+                client.log_batch(found.info.run_id, params=missing[i : i + PARAMS_PER_CALL])
+
+    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+        """Log what is beyond the last step. The time is the message's: MLflow knows a repetition by it."""
+        self.course(run, [(points, at)])
+
+    def course(self, run: str, told: Sequence[tuple[Sequence[Point], float]]) -> None:
+        """Log what is beyond the last step, in as few calls as MLflow's limit allows."""
+        with self._mlflow() as client:
+            known = self._of(client, run)
+            for group in _groups(_beyond(known.last_step, told)):
+                metrics = [m for point, at in group for m in _metrics(point, _milliseconds(at))]
+                client.log_batch(known.id, metrics=metrics)
+                known.last_step = group[-1][0].step
+
+    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+        """Log those that are not the run's newest already."""
+        from mlflow.entities import Metric
+
+        with self._mlflow() as client:
+            known = self._of(client, run)
+            newest = client.get_run(known.id).data.metrics
+            fresh = [Metric(n, v, _milliseconds(at), step) for n, v in values.items() if newest.get(n) != v]
+            if fresh:
+                client.log_batch(known.id, metrics=fresh)
+
+    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+        """Set tags."""
+        with self._mlflow() as client:
+            self._set_tags(client, self._of(client, run).id, tags)
+
+    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+        """Attach a file or a folder; attached again it replaces itself."""
+        if not path.exists():
+            raise Refused(f"{path} is no longer there")
+        with self._mlflow() as client:
+            attach = client.log_artifacts if path.is_dir() else client.log_artifact
+            attach(self._of(client, run).id, str(path), folder or None)
+
+    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+        """The run is over."""
+        with self._mlflow() as client:
+            known = self._of(client, run)
+            self._set_tags(client, known.id, tags)
+            client.set_terminated(known.id, status=status, end_time=_milliseconds(at))
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _mlflow(self) -> Generator[MlflowClient]:
+        with _translated():
+            if self._client is None:
+                client = connect(self._root, self._uri)
+                self._experiment_id = ensure_experiment(
+                    client, self._root, self._uri, self._experiment, self._artifacts
+                )
+                if self._view is not None:
+                    save_view(client, self._experiment_id, self._view)
+                self._client = client
+            yield self._client
+
+    def _search(self, client: MlflowClient, run: str) -> MlflowRun | None:
+        wanted = f"tags.`{SWEEP_ID}` = '{self._identity[SWEEP_ID]}' and tags.`{RUN}` = '{run}'"
+        found = client.search_runs([self._experiment_id], wanted, max_results=1)
+        return found[0] if found else None
+
+    def _remember(self, client: MlflowClient, run: str, found: MlflowRun) -> _Known:
+        """Once per run and process: the store itself says which step came last."""
+        steps = (m.step for key in found.data.metrics for m in client.get_metric_history(found.info.run_id, key))
+        self._known[run] = _Known(found.info.run_id, max(steps, default=None))
+        if self._on_run is not None:
+            self._on_run(run, found.info.run_id)
+        return self._known[run]
+
+    def _of(self, client: MlflowClient, run: str) -> _Known:
+        if run in self._known:
+            return self._known[run]
+        found = self._search(client, run)
+        if found is None:
+            raise Refused(f"run {run!r} was never started (or its start was refused)")
+        return self._remember(client, run, found)
+
+    def _parent(self, client: MlflowClient, run: str) -> dict[str, str]:
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        return {} if run == SWEEP else {MLFLOW_PARENT_RUN_ID: self._of(client, SWEEP).id}
+
+    def _set_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
+        from mlflow.entities import RunTag
+
+        if tags:
+            whole = _tags(self._linked(client, tags))
+            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in whole.items()])
+
+    def _linked(self, client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
+        """The tags, with links in the description that lead somewhere."""
+        if NOTE not in tags:
+            return dict(tags)
+
+        def run_id(run: str) -> str | None:
+            if run not in self._known and (found := self._search(client, run)) is not None:
+                self._remember(client, run, found)
+            return self._known[run].id if run in self._known else None
+
+        text = with_links(tags[NOTE], self._experiment_id, self._identity[SWEEP_NAME], run_id)
+        return {**tags, NOTE: text}
+
+
+@contextmanager
+def _translated() -> Generator[None]:
+    """MLflow's errors into the two that the outbox understands."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except MlflowException as error:
+        kind = Refused if error.error_code in _FOR_EVER else Unreachable
+        raise kind(redact(str(error))) from error
+    except (OSError, DBAPIError) as error:  # requests' errors are OSErrors
+        raise Unreachable(redact(str(error))) from error
+
+
+def param_text(value: Any) -> str:
+    """A param as MLflow shows it: text as it is, the rest as in the sweep's file (null, true, 6e-07, lists)."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return _cut(text, LONGEST_PARAM)
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    return {name: _cut(text, LONGEST_TAG) for name, text in tags.items()}
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
+
+
+def _milliseconds(at: float) -> int:
+    return int(at * 1000)
+
+
+def _metrics(point: Point, timestamp: int) -> list[Metric]:
+    from mlflow.entities import Metric
+
+    return [Metric(name, value, timestamp, point.step) for name, value in point.metrics.items()]
+
+
+def _beyond(last: int | None, told: Sequence[tuple[Sequence[Point], float]]) -> list[_Timed]:
+    """The points after that step, each with its time; of a step told again, the first."""
+    found: list[_Timed] = []
+    for points, at in told:
+        fresh = sorted((p for p in points if last is None or p.step > last), key=lambda p: p.step)
+        found += [(point, at) for point in fresh]
+        last = fresh[-1].step if fresh else last
+    return found
+
+
+def _groups(points: Sequence[_Timed]) -> Generator[list[_Timed]]:
+    """Whole points, at most PER_CALL metrics together."""
+    group: list[_Timed] = []
+    size = 0
+    for point, at in points:
+        if group and size + len(point.metrics) > PER_CALL:
+            yield group
+            group, size = [], 0
+        group.append((point, at))
+        size += len(point.metrics)
+    if group:
+        yield group

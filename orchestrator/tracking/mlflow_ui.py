@@ -1,0 +1,122 @@
+"""The MLflow page of a store, on this machine only."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from orchestrator.errors import OrchestrateError, StorageRefused
+from orchestrator.interfaces import Refused, Unreachable
+from orchestrator.redaction import redact
+from orchestrator.tracking.mlflow_sink import connect, ensure_experiment, save_view
+from orchestrator.tracking.run_metadata import charts_page
+
+PATIENCE = 180.0
+"""Seconds a server may take to answer for the first time."""
+
+
+class NotLoopback(OrchestrateError):
+    """MLflow has no passwords: whoever reaches it can read and delete everything."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(
+            f"the MLflow page is served on this machine only, not on {host}; from elsewhere use a tunnel: "
+            "ssh -L 5000:127.0.0.1:5000 THIS_MACHINE"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Ui:
+    """A page that answers. `process` is None where somebody else's server shows the store."""
+
+    base: str
+    process: subprocess.Popen[bytes] | None
+
+    def stop(self) -> None:
+        """End our server."""
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(timeout=20)
+
+
+def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui:
+    """Serve the store at `uri`; returns when it answers. Port 0: any free one. A tracking server has its own page."""
+    if uri.startswith(("http://", "https://")):
+        return Ui(_without_credentials(uri), None)
+    if not is_loopback(host):
+        raise NotLoopback(host)
+    try:
+        connect(root, uri)
+    except (Unreachable, Refused) as error:
+        raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error
+    port = port or _free_port(host)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
+    # By environment, not by argument: a store's URI may carry a password, and every user may read arguments.
+    asked = {
+        "MLFLOW_BACKEND_STORE_URI": uri,
+        "MLFLOW_ARTIFACTS_DESTINATION": (root.resolve() / "artifacts").as_uri(),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
+    log = root / "mlflow-ui.log"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(command, env=os.environ | asked, stdout=stream, stderr=subprocess.STDOUT)
+    ui = Ui(f"http://{host}:{port}", process)
+    _wait(ui, log)
+    return ui
+
+
+def sweep_page(
+    base: str, root: Path, uri: str, experiment: str, sweep: str, view: tuple[str, str], artifacts: str | None = None
+) -> str:
+    """The page with a sweep's charts and its trials; the experiment is given the view that the page opens on."""
+    try:
+        client = connect(root, uri)
+        number = ensure_experiment(client, root, uri, experiment, artifacts)
+        save_view(client, number, view)
+    except (Unreachable, Refused) as error:
+        raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error
+    return f"{base}/#{charts_page(number, sweep)}"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _wait(ui: Ui, log: Path) -> None:
+    assert ui.process is not None
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and ui.process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{ui.base}/health", timeout=2):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.1)
+    ui.stop()
+    raise StorageRefused(f"the MLflow server did not come up; its words are in {log}")
+
+
+def _free_port(host: str) -> int:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def _without_credentials(uri: str) -> str:
+    parts = urlsplit(uri)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")

@@ -1,0 +1,159 @@
+"""Names by which a sweep's runs and pages are found again in MLflow, and links between them.
+
+What a result depends on besides its configuration: versions, hardware, the commit.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+from collections.abc import Callable
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from orchestrator.interfaces import SFT, SWEEP
+from orchestrator.nvidia_smi import NvidiaSmiHangs, output_of, query_gpus
+from orchestrator.study.trial_records import Outcome
+
+SWEEP_ID = "prefsweep.sweep_id"
+SWEEP_NAME = "prefsweep.sweep"
+RUN = "prefsweep.run"
+"""Tags of every run."""
+
+NOTE = "mlflow.note.content"
+"""MLflow's tag for a run's description, in Markdown."""
+RUN_NAME = "mlflow.runName"
+"""MLflow's tag for the name under which it lists a run."""
+COLOUR = "mlflow.runColor"
+"""MLflow's tag for a run's colour in charts."""
+
+OF_TRAINING = ("mlflow.experimentKind", "custom_model_development")
+"""The experiment tag with which MLflow 3 shows its pages for training instead of those for language applications."""
+
+_FOR_TRAINING = {"workflowType": "machine_learning"}
+"""Without it MLflow shows a run among the pages for language applications."""
+
+CHARTS = "charts"
+_LINK = re.compile(r"\]\(mlflow:(?P<run>[^)/\s]+)(?P<rest>/[^)\s]*)?\)")
+
+
+_TRIALS = ("#0072b2", "#d55e00", "#008c66", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#8c510a", "#1b9e9e", "#4d4d4d")
+"""Of trials by number, in turn, after Okabe and Ito: MLflow's own choice gives neighbours nearly the same."""
+_COLOURS = {"PRUNED": "#9a9a9a", "DIVERGED": "#b83280", "FAILED": "#c82d2d"}
+"""Curves that were stopped stand back behind the complete ones, and those that broke stand out."""
+
+
+def begun_tags(number: int) -> dict[str, str]:
+    """A colour in charts that is told from the next trial's."""
+    return {COLOUR: _TRIALS[number % len(_TRIALS)]}
+
+
+def ended_tags(number: int, outcome: Outcome) -> dict[str, str]:
+    """How a trial ended, to be seen at once: a state that tells diverged from pruned, in its name too, and a colour."""
+    state = "DIVERGED" if outcome.diverged else outcome.state.value
+    tags = {"state": state, "reason": outcome.reason}
+    tags |= {"failure": outcome.failure.value} if outcome.failure else {}
+    tags |= {"diverged": "true"} if outcome.diverged else {}
+    if state in _COLOURS:
+        tags |= {COLOUR: _COLOURS[state], RUN_NAME: f"trial {number} {state.lower()}"}
+    return tags
+
+
+def trials_filter(sweep: str) -> str:
+    """MLflow's search for the trials of one sweep: neither its own run nor its sft stage, which has other steps."""
+    return f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != '{SWEEP}' and tags.`{RUN}` != '{SFT}'"
+
+
+def view_key(sweep: str) -> str:
+    """What the sweep's saved view is called in addresses."""
+    return f"prefsweep-{sweep}"
+
+
+def charts_page(experiment_id: str, sweep: str) -> str:
+    """The part of the address behind `#` where the sweep's saved view opens. Search words beside it would undo it."""
+    asked = {"viewStateShareKey": view_key(sweep), "compareRunsMode": "CHART", **_FOR_TRAINING}
+    return f"/experiments/{experiment_id}/runs?{urlencode(asked, quote_via=quote, safe='')}"
+
+
+def run_page(experiment_id: str, run_id: str, rest: str = "") -> str:
+    """The part of the address behind `#` of a run's page; `rest`: of one of its artifacts, from the slash on."""
+    return f"/experiments/{experiment_id}/runs/{run_id}{rest}?{urlencode(_FOR_TRAINING)}"
+
+
+def with_links(text: str, experiment_id: str, sweep: str, run_id: Callable[[str], str | None]) -> str:
+    """Markdown whose links `mlflow:RUN`, `mlflow:RUN/artifacts/...` and `mlflow:charts` lead to MLflow's own pages.
+
+    A link to a run that MLflow does not know leads to the charts.
+    """
+
+    def link(found: re.Match[str]) -> str:
+        known = None if found["run"] == CHARTS else run_id(found["run"])
+        if known is None:
+            return f"](#{charts_page(experiment_id, sweep)})"
+        return f"](#{run_page(experiment_id, known, found['rest'] or '')})"
+
+    return _LINK.sub(link, text)
+
+
+_SECONDS = 10.0
+
+
+def environment(folder: Path | None = None) -> dict[str, Any]:
+    """This machine and installation as JSON; `folder` is where the commit is looked up (by default the program's)."""
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": _memory_gib(),
+        "gpus": _gpus(),
+        "git": git_commit(folder or Path(__file__).parent),
+        "packages": _packages(),
+    }
+
+
+def environment_tags(found: dict[str, Any]) -> dict[str, str]:
+    """The few facts of `environment` that people filter runs by."""
+    packages = found["packages"]
+    git = found["git"]
+    tags = {f"env.{name}": packages[name] for name in ("torch", "transformers", "prefsweep") if name in packages}
+    tags |= {"env.python": found["python"], "env.gpus": ", ".join(found["gpus"]) or "none"}
+    if git is not None:
+        tags |= {"mlflow.source.git.commit": git["commit"], "git.dirty": str(git["dirty"]).lower()}
+    return tags
+
+
+def git_commit(folder: Path) -> dict[str, Any] | None:
+    """The commit of the repository that `folder` lies in, and whether files differ from it; None outside of one."""
+    commit = _ask("git", "-C", str(folder), "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    return {"commit": commit.strip(), "dirty": bool(_ask("git", "-C", str(folder), "status", "--porcelain"))}
+
+
+def _packages() -> dict[str, str]:
+    found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+    return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _gpus() -> list[str]:
+    try:
+        return query_gpus("name,memory.total,driver_version")
+    except NvidiaSmiHangs as why:
+        return [str(why)]
+
+
+def _memory_gib() -> float | None:
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return None
+    return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+
+
+def _ask(*command: str) -> str | None:
+    """What the command prints; None where it is missing, fails or hangs."""
+    if shutil.which(command[0]) is None:
+        return None
+    return output_of(command, _SECONDS) or None

@@ -1,0 +1,1 @@
+"""Configuration of one trial: frozen pydantic types, no torch."""

@@ -1,0 +1,305 @@
+"""The objectives a trial can train with: one class each, one union. Formulas: trainer/objectives/.
+
+What other programs call the parameters of a loss, and what each of those names means here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self, cast, get_args
+
+from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from trainer.config.base import Frozen, NonNegative, Positive, Share
+
+_REFERENCE = "does not exist; without a reference the objective is loss.kind cpo, or simpo"
+_MARGIN = "belongs to SimPO: loss.kind simpo with gamma, or gamma_beta_ratio for gamma / beta"
+_LAMBDA = "belongs to ORPO: loss.kind orpo, where it is called beta"
+_MIXTURE = "belongs to DPO: loss.kind dpo with a list in loss_type"
+_LD = "belongs to DPO: loss.kind dpo with ld_alpha (LD-DPO)"
+_ALPHA = "is AlphaPO's: loss.kind simpo with alpha"
+
+OLD_NAMES: Mapping[str, Mapping[str, str]] = {
+    "simpo": {
+        "simpo_gamma": "is called gamma here (absolute, as in TRL), or gamma_beta_ratio for gamma / beta",
+        "cpo_alpha": "is called sft_weight here, 0 unless given (TRL's default of 1.0 makes it another objective)",
+        "rpo_alpha": "is called sft_weight here: the weight of the cross-entropy on the chosen responses",
+        "reference_free": "is always so: SimPO has no reference; remove it",
+        "lambda": "is no parameter of SimPO: the strength of the preference is beta, the cross-entropy's sft_weight",
+        "orpo_lambda": _LAMBDA,
+        "loss_weights": _MIXTURE,
+        "ld_alpha": _LD,
+    },
+    "dpo": {
+        "rpo_alpha": "is written nll_scale here (or loss_type [sigmoid, sft] with loss_weights [1, rpo_alpha])",
+        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
+        "cpo_alpha": "belongs to CPO: loss.kind cpo with nll_scale",
+        "reference_free": _REFERENCE,
+        "simpo_gamma": _MARGIN,
+        "gamma": _MARGIN,
+        "gamma_beta_ratio": _MARGIN,
+        "lambda": "is not a parameter of DPO; the strength of the preference is beta",
+        "orpo_lambda": _LAMBDA,
+        "alpha": _ALPHA,
+    },
+    "cpo": {
+        "cpo_alpha": "is called nll_scale here; its default is 1, as in the paper",
+        "rpo_alpha": "is called nll_scale here; its default is 1, as in CPO's paper",
+        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
+        "lambda": "the weight of the cross-entropy is called nll_scale here",
+        "orpo_lambda": _LAMBDA,
+        "reference_free": "is always so: CPO has no reference; remove it",
+        "simpo_gamma": _MARGIN,
+        "gamma": _MARGIN,
+        "gamma_beta_ratio": _MARGIN,
+        "alpha": "AlphaPO's alpha is offered with loss.kind simpo",
+        "loss_weights": _MIXTURE,
+        "ld_alpha": _LD,
+    },
+    "orpo": {
+        "lambda": "is called beta here, as in TRL",
+        "orpo_lambda": "is called beta here, as in TRL (fairseq2 stored its orpo_lambda and never used it)",
+        "alpha": "is called beta here",
+        "cpo_alpha": "is called nll_scale here: the weight of the cross-entropy",
+        "rpo_alpha": "is called nll_scale here: the weight of the cross-entropy",
+        "sft_weight": "is SimPO's name of nll_scale; write nll_scale",
+        "reference_free": "is always so: ORPO has no reference; remove it",
+        "simpo_gamma": _MARGIN,
+        "gamma": _MARGIN,
+        "gamma_beta_ratio": _MARGIN,
+    },
+}
+"""Kind of loss -> a name that is none of its parameters -> what to write instead, and why."""
+
+
+def explained(kind: str, error: ValidationError) -> ValidationError:
+    """The same error, with what it is called here in the place of `unknown key`; every other mistake stays in it."""
+    return ValidationError.from_exception_data(error.title, [_explained(kind, item) for item in error.errors()])
+
+
+def meaning_of(name: str, kind: str) -> str:
+    """What to write for this name with this kind of loss; empty where it is no name of another program's."""
+    said = OLD_NAMES.get(kind, {}).get(name)
+    return f"{name} {said}" if said else ""
+
+
+def _explained(kind: str, item: Any) -> InitErrorDetails:
+    last = str(item["loc"][-1]) if item["loc"] else ""
+    known = item["type"] == "extra_forbidden" and last in OLD_NAMES.get(kind, {})
+    # As a value of the template: a sentence may hold braces.
+    told = PydanticCustomError("old_name", "{said}", {"said": OLD_NAMES[kind][last]}) if known else item["type"]
+    return InitErrorDetails(type=told, loc=item["loc"], input=item["input"], ctx=item.get("ctx", {}))
+
+
+Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
+"""Share of labels taken to be wrong. From 0.5 on the preference is gone, or reversed."""
+
+
+class Objective(Frozen):
+    """What every objective has."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _old_names(cls, value: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+        """What other programs call a parameter is told in words, at its own place."""
+        try:
+            return build(value)
+        except ValidationError as error:
+            raise explained(str(cls.model_fields["kind"].default), error) from None
+
+    @property
+    def couples_pairs(self) -> bool:
+        """Whether the loss of a pair depends on the other pairs of its update."""
+        return False
+
+
+class SimpoLoss(Objective):
+    """SimPO (Meng et al. 2024, eq. 6), with AlphaPO's alpha (Gupta et al. 2025) and an SFT term.
+
+    gamma is absolute, gamma_beta_ratio is gamma/beta; give one of the two.
+    """
+
+    kind: Literal["simpo"] = "simpo"
+    loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
+    beta: Positive = 2.0
+    gamma: NonNegative | None = None
+    gamma_beta_ratio: NonNegative | None = None
+    label_smoothing: Smoothing = 0.0
+    alpha: float = Field(default=0.0, description="AlphaPO: reward (1 - p^-alpha) / alpha; 0 is SimPO's log p.")
+    sft_weight: NonNegative = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+    nll_scale: NonNegative = Field(default=0.0, description="Another name of sft_weight, common to all objectives.")
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.gamma is not None and self.gamma_beta_ratio is not None:
+            raise ValueError(
+                "gamma and gamma_beta_ratio say the same twice (gamma = gamma_beta_ratio * beta); give one of them"
+            )
+        if self.loss_type == "hinge" and self.label_smoothing > 0:
+            raise ValueError("label_smoothing has no meaning with loss_type hinge; remove it or use sigmoid")
+        if self.sft_weight > 0 and self.nll_scale > 0:
+            raise ValueError("sft_weight and nll_scale are two names of one weight; give one of them")
+        return self
+
+    @property
+    def ratio(self) -> float:
+        """gamma / beta, whichever of the two was given; 0.25 (the authors' code default) when neither was."""
+        if self.gamma is not None:
+            return self.gamma / self.beta
+        return 0.25 if self.gamma_beta_ratio is None else self.gamma_beta_ratio
+
+    @property
+    def margin(self) -> float:
+        """The target reward margin gamma in absolute terms."""
+        return self.ratio * self.beta if self.gamma is None else self.gamma
+
+    @property
+    def cross_entropy_weight(self) -> float:
+        """sft_weight, by whichever name it was given."""
+        return self.sft_weight or self.nll_scale
+
+
+DpoTerm = Literal[
+    "sigmoid",
+    "sigmoid_norm",
+    "hinge",
+    "ipo",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_unpaired",
+    "apo_zero",
+    "apo_down",
+    "discopop",
+    "sft",
+]
+SMOOTHED = frozenset[DpoTerm]({"robust", "exo_pair", "aot", "aot_unpaired"})
+"""Terms that read label_smoothing. TRL ignores it elsewhere without a word."""
+SORTED = frozenset[DpoTerm]({"aot", "aot_unpaired"})
+DIVERGING = frozenset[DpoTerm]({"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"})
+"""Terms of a difference of scores, in which the f-divergence's unknown constant cancels."""
+
+
+class DpoLoss(Objective):
+    """DPO and its relatives against the frozen start model: one term, or a weighted sum of several.
+
+    The names, defaults and formulas are those of TRL's DPOTrainer 1.16.
+    """
+
+    kind: Literal["dpo"] = "dpo"
+    loss_type: DpoTerm | tuple[DpoTerm, ...] = "sigmoid"
+    loss_weights: tuple[Positive, ...] | None = Field(default=None, description="One per loss_type; all 1 if absent.")
+    beta: Positive = 0.1
+    label_smoothing: Smoothing = 0.0
+    nll_scale: NonNegative = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
+    f_alpha_divergence_coef: float = 0.5
+    ld_alpha: Share | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
+    use_weighting: bool = Field(default=False, description="WPO: weigh pairs by how likely the policy is to say them.")
+    discopop_tau: Positive = 0.05
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _known_terms(cls, value: Any) -> Any:
+        given = cast(list[Any], list(value)) if isinstance(value, (list, tuple)) else [value]
+        if "aot_pair" in given:
+            raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
+        if "kto_pair" in given:
+            raise ValueError("kto_pair is gone from TRL and not offered here; bco_pair and apo_zero are near to it")
+        if "simpo" in given:
+            raise ValueError("simpo is no variant of DPO: write loss.kind simpo")
+        if len(given) > 1 and (unknown := [each for each in given if each not in get_args(DpoTerm)]):
+            named = ", ".join(map(str, unknown))
+            raise ValueError(f"no loss type: {named}; it must be some of {', '.join(get_args(DpoTerm))}")
+        return given[0] if len(given) == 1 else value
+
+    @property
+    def terms(self) -> tuple[tuple[DpoTerm, float], ...]:
+        """Each loss type with its weight."""
+        types = (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
+        return tuple(zip(types, self.loss_weights or (1.0,) * len(types), strict=True))
+
+    @property
+    def couples_pairs(self) -> bool:
+        """AOT sorts over the pairs of an update."""
+        return any(term in SORTED for term, _ in self.terms)
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        types = (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
+        named = ", ".join(types)
+        if not types:
+            raise ValueError("loss_type lists no loss")
+        if len(set(types)) < len(types):
+            raise ValueError(f"loss_type names one loss twice: {named}; give it a weight instead")
+        if self.loss_weights is not None and len(self.loss_weights) != len(types):
+            raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(types)} loss types ({named})")
+        used = set(types)
+        if "exo_pair" in used and self.label_smoothing == 0:
+            raise ValueError("exo_pair takes the logarithm of label_smoothing: give more than 0 (the paper's is 0.001)")
+        if self.label_smoothing > 0 and not used & SMOOTHED:
+            instead = "use robust, which is made for noisy labels" if "sigmoid" in used else "remove it"
+            raise ValueError(f"label_smoothing is not read by {named}; {instead}")
+        if self.f_divergence_type != "reverse_kl" and not (used <= DIVERGING | {"sft"} and used & DIVERGING):
+            raise ValueError(
+                f"f_divergence_type {self.f_divergence_type} has no meaning with {named}: "
+                f"only with {', '.join(sorted(DIVERGING))}"
+            )
+        if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
+            raise ValueError("f_alpha_divergence_coef is read with f_divergence_type alpha_divergence only")
+        if self.discopop_tau != 0.05 and "discopop" not in used:
+            raise ValueError(f"discopop_tau is not read by {named}")
+        if self.use_weighting and used & (SORTED | {"sft"}):
+            raise ValueError(
+                f"use_weighting weighs pairs, which {named} does not keep apart; for an SFT term use nll_scale"
+            )
+        if used == {"sft"} and self.ld_alpha is not None:
+            raise ValueError("ld_alpha is not read by sft")
+        if "sft" in used and self.nll_scale > 0:
+            raise ValueError("sft in loss_type and nll_scale are the same term; give one of them")
+        return self
+
+
+class CpoLoss(Objective):
+    """CPO (Xu et al. 2024, eq. 3): DPO without a reference, on summed log-probs, with cross-entropy beside it."""
+
+    kind: Literal["cpo"] = "cpo"
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
+    beta: Positive = 0.1
+    label_smoothing: Smoothing = 0.0
+    nll_scale: NonNegative = Field(default=1.0, description="Weight of the cross-entropy per chosen token.")
+
+    @field_validator("loss_type", mode="before")
+    @classmethod
+    def _no_simpo(cls, value: Any) -> Any:
+        if value in ("simpo", "alphapo"):
+            raise ValueError(f"{value} is no variant of CPO here: write loss.kind simpo (alpha is AlphaPO's)")
+        return value
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if self.label_smoothing > 0 and self.loss_type != "sigmoid":
+            raise ValueError(f"label_smoothing has no meaning with loss_type {self.loss_type}; use sigmoid")
+        return self
+
+
+class OrpoLoss(Objective):
+    """ORPO (Hong et al. 2024, eq. 6): cross-entropy plus beta times the odds ratio of length-averaged log-probs."""
+
+    kind: Literal["orpo"] = "orpo"
+    beta: Positive = Field(default=0.1, description="The paper's lambda: weight of the odds ratio.")
+    nll_scale: NonNegative = Field(default=1.0, description="Weight of the cross-entropy.")
+    nll_prompt: bool = Field(default=True, description="Cross-entropy over prompt and chosen, as TRL; false: chosen.")
+
+
+class SftLoss(Objective):
+    """Token-mean cross-entropy on the chosen responses; what the `sft:` stage trains with."""
+
+    kind: Literal["sft"] = "sft"
+
+
+LossConfig = Annotated[SimpoLoss | DpoLoss | CpoLoss | OrpoLoss | SftLoss, Field(discriminator="kind")]

@@ -1,0 +1,168 @@
+"""How many positions a model has, by its configuration, and which lengths of a trial are beyond them. No torch here."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from trainer.config.trial import ModelConfig, TrialConfig
+
+TABLES: dict[str, tuple[str, int]] = {
+    "gpt2": ("n_positions", 1024),
+    "gpt_bigcode": ("n_positions", 1024),
+    "gpt_neo": ("max_position_embeddings", 2048),
+    "gptj": ("n_positions", 2048),
+    "codegen": ("n_positions", 2048),
+    "opt": ("max_position_embeddings", 2048),
+    "biogpt": ("max_position_embeddings", 1024),
+    "openai-gpt": ("n_positions", 512),
+    "ctrl": ("n_positions", 256),
+    "mpt": ("max_seq_len", 2048),
+    "bert": ("max_position_embeddings", 512),
+    "electra": ("max_position_embeddings", 512),
+    "xlm": ("max_position_embeddings", 512),
+}
+"""Model types with a table of positions, learned or computed when the model is made, beyond which they fail: the field
+of config.json that says how many, and transformers' default where it is missing."""
+_WITHOUT = frozenset({"bloom", "mamba", "mamba2", "rwkv", "falcon_mamba", "xglm"})
+"""Types whose positions have no end, whatever their max_position_embeddings says."""
+_STRETCHED = ("linear", "dynamic", "yarn")
+_SWITCHING = ("dynamic", "longrope")
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """Numbers of tokens; None where there is no such limit, or it is not known."""
+
+    field: str
+    """The field of config.json that the numbers are from."""
+    table: int | None = None
+    """Positions that the model has; a longer sequence cannot be computed."""
+    trained: int | None = None
+    """The longest sequence that a rotary model was trained for, its scaling counted in."""
+    switch: int | None = None
+    """Beyond this the rotary frequencies follow from the longest sequence of a batch."""
+
+
+@dataclass(frozen=True, slots=True)
+class LengthFinding:
+    """A length of a trial that the model's positions do not cover."""
+
+    path: str
+    """The setting at fault, by its dotted path."""
+    problem: str
+    hint: str
+    refused: bool
+    """Whether the model cannot compute it; else it only was not trained for it."""
+
+
+def positions_of(config: Mapping[str, Any]) -> Positions:
+    """The limits that a config.json states."""
+    inner = config.get("text_config")
+    if isinstance(inner, Mapping):
+        config = cast("Mapping[str, Any]", inner)
+    kind = str(config.get("model_type", ""))
+    if kind in TABLES:
+        field, default = TABLES[kind]
+        found = next(
+            (config[name] for name in (field, "max_position_embeddings", "n_positions") if name in config), None
+        )
+        return Positions(field, table=_whole(found) or default)
+    known, field = _whole(config.get("max_position_embeddings")), "max_position_embeddings"
+    if kind in _WITHOUT or known is None or config.get("alibi"):
+        return Positions(field)
+    trained, switches = known, list[int]()
+    for scaling in _scalings(config):
+        rope = str(scaling.get("rope_type", scaling.get("type", "default")))
+        original = _whole(config.get("original_max_position_embeddings"))
+        original = original or _whole(scaling.get("original_max_position_embeddings"))
+        factor = scaling.get("factor")
+        if any(name in rope for name in _STRETCHED) and isinstance(factor, (int, float)):
+            trained = max(trained, int((original or known) * factor))
+        if any(name in rope for name in _SWITCHING):
+            switches.append(known if "dynamic" in rope else original or known)
+    return Positions(field, trained=trained, switch=min(switches, default=None))
+
+
+def _scalings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """What is said of rotary scaling, by its newer or its older name, once or for each type of layer."""
+    for name in ("rope_parameters", "rope_scaling"):
+        given = config.get(name)
+        if isinstance(given, Mapping) and given:
+            said = cast("Mapping[str, Any]", given)
+            nested = [cast("Mapping[str, Any]", each) for each in said.values() if isinstance(each, Mapping)]
+            yield from nested or [said]
+            return
+
+
+def _whole(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def length_findings(
+    positions: Positions, config: TrialConfig, answers: Mapping[str, int] | None = None
+) -> Iterator[LengthFinding]:
+    """The lengths of this trial that are beyond the model's positions.
+
+    answers: new tokens behind a prompt of full length, by the setting that says how many; by default those of
+    `evaluation`.
+    """
+    data, evaluation = config.data, config.evaluation
+    if answers is None:
+        answers = {"evaluation.max_new_tokens": evaluation.max_new_tokens} if evaluation.prompts else {}
+    if positions.table is not None:
+        has = f"the {positions.table:,} positions that the model has ({positions.field} in its config.json)"
+        if data.max_length > positions.table:
+            problem = f"{data.max_length:,} tokens are beyond {has}"
+            yield LengthFinding("data.max_length", problem, f"write {positions.table} or less", refused=True)
+        for path, new in answers.items():
+            if data.max_length > positions.table or data.longest_prompt + new <= positions.table:
+                continue
+            # Rows that fit whole keep their prompt, so that only a `max_prompt_length` bounds it for sure.
+            refused = data.prompt_budget + new > positions.table
+            up_to = data.prompt_budget if refused else data.longest_prompt
+            problem = f"{new:,} new tokens behind a prompt of up to {up_to:,} are beyond {has}"
+            yield LengthFinding(path, problem, "lower it, or give data.max_prompt_length", refused=refused)
+    if positions.trained is not None and data.max_length > positions.trained:
+        problem = (
+            f"{data.max_length:,} tokens are more than the {positions.trained:,} that the model was trained for "
+            f"({positions.field} in its config.json)"
+        )
+        yield LengthFinding("data.max_length", problem, f"write {positions.trained} or less", refused=False)
+    if positions.switch is not None and config.engine == "trl" and data.max_length > positions.switch:
+        problem = (
+            f"beyond {positions.switch:,} tokens the rotary frequencies of this model follow from the longest sequence "
+            "of a batch, so that results of TRL's trainers would hang on training.tokens_per_micro_batch"
+        )
+        hint = f"use engine packed, or data.max_length {positions.switch} or less"
+        yield LengthFinding("engine", problem, hint, refused=True)
+
+
+def known_positions(model: ModelConfig) -> Positions | None:
+    """The limits of a start model as far as they are known without a hub; None where its config.json is not here."""
+    if model.generated is not None:
+        length = model.generated.max_position_embeddings
+        return positions_of({"model_type": model.generated.architecture, "max_position_embeddings": length})
+    file = next(iter(config_files(str(model.name_or_path), model.revision)), None)
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return None  # whoever loads the model says what is wrong with its file
+    return positions_of(cast("Mapping[str, Any]", found)) if isinstance(found, dict) else None
+
+
+def config_files(name: str, revision: str | None) -> list[Path]:
+    """Every config.json of a model on this machine, in its folder or in the hub's cache, the newest first."""
+    folder = Path(name)
+    if folder.is_dir():
+        return [file for file in (folder / "config.json",) if file.is_file()]
+    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
+    place = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
+    files = sorted(place.glob("*/config.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    return [file for file in files if revision is None or file.parent.name.startswith(revision)]

@@ -1,0 +1,353 @@
+"""Everything one trial needs to know, as frozen types. No torch here: `plan` and `--help` import this.
+
+A default is written once, in this file. Names are Hugging Face's where it has one, the papers' otherwise.
+
+A name under which equal configurations are equal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trainer.config.base import Count, Frozen, Name, NonNegative, Positive, Share
+from trainer.config.loss_config import LossConfig, SimpoLoss
+from trainer.config.trl_support import EngineName, pairs_per_micro_batch, trl_lacks
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2"]
+
+
+class GeneratedModel(Frozen):
+    """A small causal LM with random weights, with a tokenizer trained on the generated task."""
+
+    architecture: Architecture = "llama"
+    vocab_size: Annotated[int, Field(ge=64)] = 512
+    hidden_size: Count = 128
+    intermediate_size: Count = 352
+    num_hidden_layers: Count = 4
+    num_attention_heads: Count = 4
+    num_key_value_heads: Count = 4
+    max_position_embeddings: Count = 512
+    seed: int = 0
+
+
+class ModelConfig(Frozen):
+    """The start model: a hub name, a folder, or a generated one. Shorthand: `model: NAME`."""
+
+    name_or_path: Name | None = None
+    generated: GeneratedModel | None = None
+    revision: str | None = None
+    tokenizer: Name | None = Field(default=None, description="Hub name or folder; the model's own when not given.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="Of the stored weights. float32 with training.bf16 is what the papers did."
+    )
+    attention: Literal["auto", "packed", "separate"] = Field(
+        default="auto",
+        description="packed: padding-free with the prompt computed once; separate: two padded sequences.",
+    )
+    load_in_4bit: bool = False
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"name_or_path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> Self:
+        if (self.name_or_path is None) == (self.generated is None):
+            raise ValueError("give exactly one of name_or_path and generated")
+        return self
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+class _Weighted(Frozen):
+    weight: Positive | None = Field(
+        default=None,
+        description="Share of the mix, relative to the others'; every row of every source when none has one.",
+    )
+    columns: dict[str, str | None] = Field(
+        default_factory=dict,
+        description="Ours to theirs: {prompt: question, chosen: good}; null leaves a column out: {system: null}.",
+    )
+
+
+class FileSource(_Weighted):
+    """Preference rows in a local file. Shorthand: the path alone."""
+
+    path: Name = Field(description="JSONL, JSON, Parquet or CSV.")
+
+
+class HubSource(_Weighted):
+    """A Hugging Face data set."""
+
+    dataset: Name
+    split: Name
+    subset: str | None = None
+    revision: str | None = None
+
+
+class GeneratedSource(Frozen):
+    """Rows of the product's own checkable task (trainer/generate.py); a function of rows, split and seed alone."""
+
+    generated: Literal["instructions"]
+    split: Literal["train", "eval"] = "train"
+    rows: Count = 2000
+    seed: int = 0
+    weight: Positive | None = None
+
+
+Source = FileSource | HubSource | GeneratedSource
+
+
+class DataConfig(Frozen):
+    """Preference pairs for training and evaluation, and how they become tokens."""
+
+    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    eval: tuple[Source, ...] | None = Field(
+        default=None, description="By default eval_share of train, held out by prompt."
+    )
+    eval_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    apply_template: bool | None = Field(
+        default=None,
+        description="Of plain text, where the tokenizer has a chat template. true: the prompt becomes a user's message "
+        "and the answers an assistant's; false: the text is trained on as it stands. By default asked for, unless the "
+        "text holds a template's marks already. No effect on dialogues.",
+    )
+    score: Literal["all", "last"] = Field(
+        default="all",
+        description="Of answers of several messages. all: every token after the prompt, as TRL scores them; last: the "
+        "last assistant's message alone, with the turns before it as context.",
+    )
+    max_train_rows: Count | None = None
+    max_eval_rows: Count | None = None
+    max_length: Annotated[int, Field(ge=8)] = Field(default=1024, description="Tokens of prompt and response together.")
+    max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
+        default=None,
+        description="Longer prompts lose their oldest tokens. By default only rows that do not fit max_length are cut: "
+        "first the prompt, down to max_length - 256 tokens (at least half of max_length), then the answers.",
+    )
+    chat_template: str | None = Field(default=None, description="Jinja text or a file with it; else the model's own.")
+    bad_rows: Literal["refuse", "skip"] = Field(
+        default="skip",
+        description="Rows that cannot be trained on. skip: left out and counted, up to max_bad_share of all rows; "
+        "refuse: not one is allowed.",
+    )
+    max_bad_share: Share = Field(
+        default=0.01, description="With bad_rows: skip, the largest share of rows left out; with more all is refused."
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        out = dict(value)  # pyright: ignore[reportUnknownVariableType]
+        for key in ("train", "eval"):
+            given = out.get(key)
+            if given is not None:
+                many = given if isinstance(given, (list, tuple)) else [given]
+                out[key] = tuple({"path": one} if isinstance(one, str) else one for one in many)
+        return out
+
+    @model_validator(mode="after")
+    def _all_weights_or_none(self) -> Self:
+        for side in (self.train, self.eval or ()):
+            if len({source.weight is None for source in side}) > 1:
+                raise ValueError("give every source of a mix a weight, or none of them")
+        return self
+
+    @property
+    def prompt_budget(self) -> int:
+        """Tokens a prompt keeps where the row does not fit; with `max_prompt_length`, the most that it ever keeps."""
+        if self.max_prompt_length is not None:
+            return self.max_prompt_length
+        return max(self.max_length - 256, self.max_length // 2)
+
+    @property
+    def longest_prompt(self) -> int:
+        """Tokens of the longest prompt: without `max_prompt_length` a row that fits whole keeps all of its own."""
+        return self.max_prompt_length or self.max_length - 1
+
+    @model_validator(mode="after")
+    def _prompt_leaves_room(self) -> Self:
+        if self.prompt_budget >= self.max_length:
+            raise ValueError(f"max_prompt_length {self.prompt_budget} leaves no room in max_length {self.max_length}")
+        return self
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+Distributed = Literal["ddp", "fsdp2", "zero3"]
+DEEPSPEED_INSTALL = "pip install 'prefsweep[deepspeed]'"
+
+
+class TrainingConfig(Frozen):
+    """Optimiser, schedule, batch and cadence."""
+
+    learning_rate: Positive = 1e-6
+    pairs_per_update: Count = Field(default=128, description="Exact, whatever the micro-batch and the number of GPUs.")
+    tokens_per_micro_batch: Count = Field(
+        default=8192, description="Budget by which pairs are packed; no effect on results."
+    )
+    num_train_epochs: Positive = 1.0
+    max_steps: Count | None = Field(default=None, description="Updates; overrides num_train_epochs.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    warmup_ratio: Share = 0.1
+    weight_decay: NonNegative = 0.0
+    adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    adam_epsilon: Positive = 1e-8
+    max_grad_norm: NonNegative = Field(default=1.0, description="0 turns clipping off.")
+    bf16: bool = Field(default=False, description="Autocast to bfloat16; weights stay in model.dtype.")
+    stochastic_rounding: bool = Field(
+        default=True,
+        description="Of updates to weights in bfloat16 (model.dtype: bfloat16 without lora), whose rounding to nearest "
+        "would lose nearly all of them; no effect on float32 weights.",
+    )
+    gradient_checkpointing: bool = False
+    distributed: Distributed = Field(
+        default="ddp",
+        description="How the processes of a trial on several GPUs hold the model. ddp: each all of it; fsdp2: "
+        "each a slice of weights, gradients and moments; zero3: the same by DeepSpeed (prefsweep[deepspeed]). "
+        "No effect in one process.",
+    )
+    seed: int = 42
+    logging_steps: Count = 1
+    eval_steps: Count | None = Field(
+        default=None, description="Updates between evaluations; by default a tenth of the run."
+    )
+    save_steps: Count | None = Field(
+        default=None, description="Updates between checkpoints; by default at every evaluation."
+    )
+
+
+class LoraConfig(Frozen):
+    """Low-rank adapters (peft); dropout 0 by default, as every objective here wants dropout off."""
+
+    r: Count = 16
+    alpha: Positive = 32.0
+    dropout: Share = 0.0
+    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+
+
+class EvaluationConfig(Frozen):
+    """What is looked at beside the held-out pairs."""
+
+    prompts: Annotated[int, Field(ge=0)] = Field(
+        default=4,
+        description="Held-out prompts answered greedily; checked when rows carry `answer`.",
+    )
+    answer_steps: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="Updates between answers to those prompts, at the cost of max_new_tokens steps of generation each: "
+        "by default at every evaluation, 0 for the start and the end alone.",
+    )
+    samples: Annotated[int, Field(ge=0)] = Field(default=4, description="Of those, how many answers are kept as text.")
+    max_new_tokens: Count = 64
+
+
+class TrialConfig(Frozen):
+    """One trial, complete: `python -m trainer trial.yaml` runs it alone."""
+
+    model: ModelConfig
+    data: DataConfig
+    loss: LossConfig = SimpoLoss()
+    training: TrainingConfig = TrainingConfig()
+    lora: LoraConfig | None = None
+    evaluation: EvaluationConfig = EvaluationConfig()
+    engine: EngineName = Field(
+        default="packed", description="trl: TRL's own trainer takes the updates, to compare with or for its features."
+    )
+
+    @model_validator(mode="after")
+    def _enough_pairs(self) -> Self:
+        if self.loss.couples_pairs and self.training.pairs_per_update < 2:
+            raise ValueError(
+                "this loss compares the pairs of an update with each other: pairs_per_update is at least 2"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_cut(self) -> Self:
+        if self.model.load_in_4bit and self.training.distributed != "ddp":
+            raise ValueError(
+                f"weights in 4 bits are not cut into slices: use training.distributed ddp with model.load_in_4bit, "
+                f"not {self.training.distributed}"
+            )
+        if why := zero3_refuses(self.model, self.training, self.lora):
+            raise ValueError(why)
+        return self
+
+    @model_validator(mode="after")
+    def _engine_can(self) -> Self:
+        if self.engine == "trl":
+            whole = self.pairs_per_micro_batch == self.training.pairs_per_update
+            rounds = self.training.stochastic_rounding and self.model.dtype == "bfloat16" and self.lora is None
+            four = self.model.load_in_4bit
+            told = list(trl_lacks(self.loss, whole_update=whole, rounds=rounds, load_in_4bit=four))
+            if told:
+                raise ValueError("; ".join(told))
+        return self
+
+    @property
+    def pairs_per_micro_batch(self) -> int:
+        """Pairs that engine trl computes at once (TRL's per_device_train_batch_size); the same in every micro-batch."""
+        training = self.training
+        return pairs_per_micro_batch(training.pairs_per_update, training.tokens_per_micro_batch, self.data.max_length)
+
+    def leaves(self) -> dict[str, Any]:
+        """Every leaf by its dotted path, both gamma and gamma_beta_ratio included: what tracking logs."""
+        return flatten(self.model_dump(mode="json")) | self._by_both_names()
+
+    def identity(self) -> dict[str, Any]:
+        """Leaves under which equal configurations are equal, however they were written (gamma or its ratio).
+
+        Those that have their default are left out, so that a leaf that a later version adds changes no trial's name.
+        """
+        flat = flatten(self.model_dump(mode="json", exclude_defaults=True)) | self._by_both_names()
+        flat["loss.kind"] = self.loss.kind
+        return {k: float(f"{v:.12g}") if isinstance(v, float) else v for k, v in flat.items()}
+
+    def _by_both_names(self) -> dict[str, Any]:
+        """What may be written in two ways, in both."""
+        if not isinstance(self.loss, SimpoLoss):
+            return {}
+        weight = self.loss.cross_entropy_weight
+        margin = {"loss.gamma": self.loss.margin, "loss.gamma_beta_ratio": self.loss.ratio}
+        return margin | {"loss.sft_weight": weight, "loss.nll_scale": weight}
+
+
+def zero3_refuses(model: ModelConfig, training: TrainingConfig, lora: LoraConfig | None) -> str | None:
+    """Why DeepSpeed would train another trial than one process does; None where it would not."""
+    if training.distributed != "zero3" or model.dtype == "float32" or lora is not None:
+        return None
+    return (
+        "zero3 keeps float32 copies of weights in bfloat16, which one process does not: use model.dtype float32 "
+        "(with training.bf16 where products are to be in bfloat16), or training.distributed fsdp2"
+    )
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dicts to dotted paths; lists and scalars are leaves, an empty dict is one too."""
+    out: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            out |= flatten(value, f"{path}.")  # pyright: ignore[reportUnknownArgumentType]
+        else:
+            out[path] = value
+    return out
+
+
+def identity(config: TrialConfig) -> str:
+    """Equal for equal configurations, whichever way they were written."""
+    return hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()

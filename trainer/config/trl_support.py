@@ -1,0 +1,64 @@
+"""Which program takes the updates of a trial, and what TRL's trainers cannot be asked for. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, assert_never
+
+from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+
+EngineName = Literal["packed", "trl"]
+
+
+def pairs_per_micro_batch(pairs_per_update: int, tokens: int, max_length: int) -> int:
+    """Pairs that TRL computes at once: the most that divide the update and, at full length, keep within `tokens`.
+
+    A pair is two sequences of up to `max_length` tokens; at least one pair.
+    """
+    fitting = [n for n in range(1, pairs_per_update + 1) if pairs_per_update % n == 0 and 2 * max_length * n <= tokens]
+    return max(fitting, default=1)
+
+
+def trl_lacks(loss: LossConfig, *, whole_update: bool, rounds: bool, load_in_4bit: bool) -> Iterator[str]:
+    """What keeps TRL's own trainers from this configuration, each with what to do instead.
+
+    `whole_update`: TRL computes all pairs of an update at once. `rounds`: bfloat16 weights are to be updated with
+    stochastic rounding.
+    """
+    if rounds:
+        yield (
+            "TRL's trainers update bfloat16 weights by rounding to nearest: set training.stochastic_rounding to false, "
+            "use float32 weights with training.bf16, or use engine packed"
+        )
+    if load_in_4bit:
+        yield "model.load_in_4bit is not offered with engine trl; use engine packed"
+    match loss:
+        case SimpoLoss():
+            if loss.loss_type == "hinge":
+                yield "TRL's CPOTrainer has no hinge form of SimPO; use engine packed, or loss_type sigmoid"
+        case DpoLoss():
+            yield from _dpo_lacks(loss, whole_update)
+        case CpoLoss():
+            pass
+        case OrpoLoss():
+            if loss.nll_scale != 1.0 or not loss.nll_prompt:
+                yield (
+                    "TRL's ORPOTrainer always adds the cross-entropy of prompt and chosen response once: leave "
+                    "nll_scale at 1 and nll_prompt at true, or use engine packed"
+                )
+        case SftLoss():
+            yield "engine trl trains on preferences (DPOTrainer, CPOTrainer, ORPOTrainer); for sft use engine packed"
+        case _:
+            assert_never(loss)
+
+
+def _dpo_lacks(loss: DpoLoss, whole_update: bool) -> Iterator[str]:
+    if {term for term, _ in loss.terms} == {"sft"}:
+        yield "engine trl trains on preferences: loss_type sft alone has none; use engine packed"
+    if loss.nll_scale > 0 and loss.use_weighting:
+        yield "TRL's DPOTrainer would weigh the cross-entropy by use_weighting too; leave one out, or use engine packed"
+    if loss.couples_pairs and not whole_update:
+        yield (
+            "TRL's DPOTrainer sorts the pairs of a micro-batch, not of an update: for aot raise tokens_per_micro_batch "
+            "to 2 * max_length * pairs_per_update, or use engine packed"
+        )

@@ -1,0 +1,169 @@
+"""One cell of a row to text or to a dialogue. Every key of a message is kept as it is."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from trainer.data.validation import Kind
+
+Message = dict[str, Any]
+"""`role`, `content` (text or a list of parts, absent beside tool calls), and whatever else a chat template reads."""
+Dialogue = list[Message]
+Tools = list[dict[str, Any]]
+
+_MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
+_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_LABELS = frozenset({"role", "content", "name", "id"})
+"""Keys that say nothing by themselves: a message that has nothing else is empty."""
+_MEDIA = frozenset({"image", "image_url", "input_image", "video", "video_url", "audio", "input_audio", "audio_url"})
+_RESERVED = frozenset(
+    (
+        *("conversation", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "return_dict"),
+        *("return_tensors", "return_assistant_tokens_mask", "padding", "truncation", "max_length", "tokenizer_kwargs"),
+        *("chat_template", "documents", "sanitize_control_tokens"),
+    )
+)
+"""Arguments of `apply_chat_template` that a row cannot set."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """Why a row cannot be trained on."""
+
+    kind: Kind
+    detail: str = ""
+
+
+def to_part(value: Any) -> str | Dialogue | Bad:
+    """Text stays text; a message or a list of messages becomes a dialogue.
+
+    Keys that are null are absent, as transformers' `apply_chat_template` takes them. ShareGPT's `from` and `value` are
+    role and content.
+    """
+    if isinstance(value, str):
+        if _MESSAGES_AS_TEXT.match(value):
+            return Bad("not_text", "messages written as text; give them as lists (JSONL, JSON or Parquet)")
+        return value
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(m, dict) for m in value):
+        return Bad("not_text", f"{type_name(value)} instead of text or messages")
+    dialogue: Dialogue = []
+    for one in value:
+        message = _message(one)
+        if isinstance(message, Bad):
+            return message
+        dialogue.append(message)
+    return dialogue
+
+
+def _message(given: Mapping[str, Any]) -> Message | Bad:
+    out: Message = {str(key): value for key, value in given.items() if value is not None}
+    for ours, theirs in (("role", "from"), ("content", "value")):
+        if ours not in out and theirs in out:
+            out = {ours if key == theirs else key: value for key, value in out.items()}
+    role, content = out.get("role"), out.get("content")
+    if not isinstance(role, str):
+        return Bad("not_text", "a message without a role")
+    out["role"] = _ROLES.get(role, role)
+    if isinstance(content, str) or (content is None and _says_more(out)):
+        return out
+    parts: list[Any] = content if isinstance(content, list) else []
+    kinds = [part.get("type") if isinstance(part, dict) else None for part in parts]
+    if parts and all(
+        kind == "text" and isinstance(part.get("text"), str) for kind, part in zip(kinds, parts, strict=True)
+    ):
+        return out
+    if any(kind in _MEDIA for kind in kinds):
+        return Bad("images", f"a message with a part of type {next(kind for kind in kinds if kind in _MEDIA)}")
+    return Bad("not_text", f"a message whose content is {type_name(content)}")
+
+
+def _says_more(message: Message) -> bool:
+    """Whether a message holds more than its content: tool calls, reasoning."""
+    return any(key not in _LABELS and isinstance(value, (str, list, dict)) and value for key, value in message.items())
+
+
+def content_text(message: Mapping[str, Any]) -> str:
+    """The text of a message's content: text parts joined, "" where there is none."""
+    content = message.get("content")
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content)
+    return content or ""
+
+
+def is_empty(message: Message) -> bool:
+    """Whether a message holds nothing to train on: blank content and no tool calls, reasoning or the like."""
+    return not content_text(message).strip() and not _says_more(message)
+
+
+def to_tools(value: Any) -> Tools | Bad | None:
+    """Tool definitions as `apply_chat_template(tools=...)` takes them; a JSON text of them is read, as TRL does.
+
+    An empty list is None: Llama's template writes about tools even where there are none.
+    """
+    if isinstance(value, str):
+        if not value.strip():
+            return None
+        try:
+            value = json.loads(value)
+        except json.JSONDecodeError as error:
+            return Bad("bad_tools", f"tools is text that is not JSON: {error}")
+    if value is None:
+        return None
+    if not isinstance(value, list):
+        return Bad("bad_tools", f"tools is {type_name(value)}, not a list of definitions")
+    for number, tool in enumerate(value, start=1):
+        if not isinstance(tool, dict) or not tool:
+            return Bad("bad_tools", f"tool {number} is {type_name(tool)}, not a definition")
+        function = tool.get("function", tool) if tool.get("type", "function") == "function" else {"name": tool["type"]}
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
+            return Bad("bad_tools", f"tool {number} has no name")
+    return value or None
+
+
+def to_template_kwargs(value: Any) -> dict[str, Any] | Bad:
+    """What a row gives its chat template besides the messages (`chat_template_kwargs`), as TRL takes it from rows."""
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        return Bad("bad_template_kwargs", f"chat_template_kwargs is {type_name(value)}, not an object")
+    out = {str(key): each for key, each in value.items() if each is not None}
+    reserved = sorted(out.keys() & _RESERVED)
+    return Bad("bad_template_kwargs", f"{', '.join(reserved)} cannot be set there") if reserved else out
+
+
+def type_name(value: Any) -> str:
+    """How people call the type of a JSON value."""
+    names: dict[type, str] = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    if isinstance(value, str):
+        return "text"
+    return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
+
+
+def encoding_trouble(name: str, value: Any) -> Bad | None:
+    """Bytes that were no UTF-8, or half of a surrogate pair, in any text of a cell."""
+    for text in _texts(value):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            half = ord(text[error.start])
+            kind: Kind = "not_utf8" if 0xDC80 <= half <= 0xDCFF else "lone_surrogate"
+            return Bad(kind, f"{name}, character {error.start + 1}")
+    return None
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, each in value.items():
+            yield from _texts(key)
+            yield from _texts(each)
+    elif isinstance(value, (list, tuple)):
+        for each in value:
+            yield from _texts(each)

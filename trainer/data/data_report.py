@@ -1,0 +1,152 @@
+"""What was prepared, for people and for tracking: JSON-serialisable.
+
+Two preparations of what should be the same data: which rows differ, in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from trainer.config.base import Frozen
+from trainer.data.pair_dataset import PairSet, Tokenised
+from trainer.data.validation import Finding
+
+_PERCENTILES = (50, 90, 99, 100)
+
+
+class SourceRows(Frozen):
+    """Rows of one source: read, drawn for a split (by weights and row limits), and kept after the checks."""
+
+    name: str
+    split: str
+    read: int
+    drawn: int
+    kept: int
+
+
+class DataReport(Frozen):
+    """Findings, counts and lengths. Lengths are tokens per row at percentiles 50, 90, 99 and 100 (`p50`...)."""
+
+    fingerprint: str
+    train_rows: int
+    eval_rows: int
+    bad_rows: int
+    dropped_rows: int
+    sources: tuple[SourceRows, ...]
+    findings: tuple[Finding, ...]
+    lengths: dict[str, dict[str, int]]
+    stop_tokens: tuple[int, ...]
+    """Where generation has to stop: eos_token, and special tokens that the template closes a response with."""
+    eval_held_out: bool
+    """Whether evaluation was split off from training rows, by prompt."""
+    checked_rows: int = 0
+    """Rows drawn from the sources and checked, the bad ones included; 0 in reports of older versions."""
+
+    def named(self, names: Sequence[str]) -> DataReport:
+        """The same report about sources that have other names now, in their order: content decides, not the place."""
+        new = {source.name: name for source, name in zip(self.sources, names, strict=True)}
+        sources = tuple(s.model_copy(update={"name": new[s.name]}) for s in self.sources)
+        findings = tuple(
+            f.model_copy(update={"rows": tuple((new[source], row) for source, row in f.rows)}) for f in self.findings
+        )
+        return self.model_copy(update={"sources": sources, "findings": findings})
+
+    def lines(self) -> list[str]:
+        """The report in words, a line each: what is trained and evaluated on, what is left out, then every finding."""
+        held_out = ", held out by prompt" if self.eval_held_out else ""
+        rows, pairs = self.lengths.get("row"), "pair" if self.train_rows == 1 else "pairs"
+        return [
+            f"{self.train_rows:,} {pairs} to train on, {self.eval_rows:,} to evaluate on{held_out}",
+            *([] if rows is None else [_lengths(rows)]),
+            *(f"{source.name} ({source.split}): {source.kept:,} of {source.read:,} rows" for source in self.sources),
+            *([] if not self.bad_rows else [self._bad()]),
+            *(str(finding) for finding in self.findings),
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """Pairs, rows left out and findings by kind, by the names that tracking uses."""
+        counts = {"train_rows": self.train_rows, "eval_rows": self.eval_rows}
+        counts |= {"bad_rows": self.bad_rows, "dropped_rows": self.dropped_rows}
+        for finding in self.findings:
+            name = f"rows.{finding.kind}"
+            counts[name] = counts.get(name, 0) + finding.count
+        return counts
+
+    def _bad(self) -> str:
+        one = self.bad_rows == 1
+        of = f" of {self.checked_rows:,}" if self.checked_rows else ""
+        share = f" ({self.bad_rows / self.checked_rows:.2%})" if self.checked_rows else ""
+        return f"{self.bad_rows:,}{of} rows {'is' if one else 'are'} bad and left out{share}"
+
+
+def _lengths(rows: Mapping[str, int]) -> str:
+    return f"tokens per row: median {rows['p50']}, 90 % up to {rows['p90']}, longest {rows['p100']}"
+
+
+def length_table(pairs: Iterable[Tokenised]) -> dict[str, dict[str, int]]:
+    """Percentiles of tokens of prompts, responses and whole rows (prompt and longer response)."""
+    import numpy as np
+
+    kept = list(pairs)
+    columns = {
+        "prompt": [len(p.prompt) for p in kept],
+        "chosen": [len(p.chosen) for p in kept],
+        "rejected": [len(p.rejected) for p in kept],
+        "row": [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in kept],
+    }
+    return {
+        name: {f"p{q}": int(np.percentile(values, q, method="higher")) for q in _PERCENTILES}
+        for name, values in columns.items()
+        if values
+    }
+
+
+_SHOWN = 5
+_SPLITS = ("train", "eval")
+
+
+def changes(cache: Path, before: DataReport, now: DataReport) -> list[str]:
+    """A line for each split and source that differs; where the older preparation is gone, what the reports tell."""
+    lines = [line for split in _SPLITS for line in _changed_rows(cache, before, now, split)]
+    return lines or ["the rows are the same: the tokenizer, the template, a length or the version of prefsweep changed"]
+
+
+def _changed_rows(cache: Path, before: DataReport, now: DataReport, split: str) -> list[str]:
+    was, has = (r.train_rows if split == "train" else r.eval_rows for r in (before, now))
+    told = f"{split}: {was:,} pairs before, {has:,} now"
+    try:
+        old, new = (PairSet.open(cache / "data" / r.fingerprint, split) for r in (before, now))
+    except (OSError, ValueError):  # the cache was cleared: the counts have to do
+        return [told] if was != has else []
+    names = [s.name for s in now.sources if s.split == split]
+    theirs, ours = _by_row(old), _by_row(new)
+    lost, added = sorted(theirs.keys() - ours.keys()), sorted(ours.keys() - theirs.keys())
+    altered = sorted(row for row in theirs.keys() & ours.keys() if not _equal(old, theirs[row], new, ours[row]))
+    if not (lost or added or altered):
+        return []
+    parts = [
+        f"{len(rows):,} {what} ({_listed(rows, names)})"
+        for rows, what in ((altered, "altered"), (lost, "gone"), (added, "new"))
+        if rows
+    ]
+    return [f"{told}: {', '.join(parts)}"]
+
+
+def _by_row(pairs: PairSet) -> dict[tuple[int, int], int]:
+    return {(int(s), int(r)): i for i, (s, r) in enumerate(zip(pairs.sources, pairs.rows, strict=True))}
+
+
+def _equal(old: PairSet, i: int, new: PairSet, j: int) -> bool:
+    left, right = old.pair(i), new.pair(j)
+    return all(
+        np.array_equal(a, b)
+        for a, b in ((left.prompt, right.prompt), (left.chosen, right.chosen), (left.rejected, right.rejected))
+    )
+
+
+def _listed(rows: list[tuple[int, int]], names: list[str]) -> str:
+    shown = [f"{names[s] if s < len(names) else f'source {s + 1}'} row {r}" for s, r in rows[:_SHOWN]]
+    return ", ".join(shown) + (f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else "")

@@ -1,0 +1,92 @@
+"""Which rows are drawn: shares of sources, the split by prompt, the largest number of rows.
+
+Every choice is a function of the rows alone; file order is kept within a source.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from hashlib import sha256
+from typing import TypeVar
+
+from trainer.data.chat_messages import Dialogue, Message, content_text
+from trainer.data.sources import Raw
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A row that was drawn: the position of its source in the split's list, and the row."""
+
+    source: int
+    raw: Raw
+
+
+def draw(count: int, keep: int, salt: int) -> list[int]:
+    """`keep` of the indices 0..count-1 in their order, spread without a pattern, the same ones every time."""
+    if keep >= count:
+        return list(range(count))
+    ranked = sorted(range(count), key=lambda i: sha256(f"{salt}/{i}".encode()).digest())
+    return sorted(ranked[:keep])
+
+
+def shares(counts: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+    """How many rows each source gives. Without weights: all of them. With weights w: source i gives the whole part of
+    N * w_i / sum(w), where N is the largest number for which no source has to give a row twice.
+    """
+    given = [Fraction(w).limit_denominator(10**9) for w in weights if w is not None]
+    if len(given) != len(weights):
+        return list(counts)
+    total = sum(given)
+    largest = min(Fraction(n) * total / w for n, w in zip(counts, given, strict=True))
+    return [int(largest * w / total) for w in given]
+
+
+def mix(sources: Sequence[Sequence[Raw]], weights: Sequence[float | None]) -> list[Drawn]:
+    """Rows of several sources, interleaved evenly: any stretch of the result holds them in about their shares."""
+    keeps = shares([len(rows) for rows in sources], weights)
+    placed = [
+        ((place + 0.5) / keep, at, rows[index])
+        for at, (rows, keep) in enumerate(zip(sources, keeps, strict=True))
+        for place, index in enumerate(draw(len(rows), keep, at))
+    ]
+    placed.sort(key=lambda one: (one[0], one[1]))
+    return [Drawn(at, raw) for _, at, raw in placed]
+
+
+def at_most(rows: Sequence[T], limit: int | None) -> list[T]:
+    """At most `limit` rows, spread over all of them."""
+    if limit is None:
+        return list(rows)
+    return [rows[i] for i in draw(len(rows), limit, len(rows))]
+
+
+def prompt_key(prompt: str | Dialogue) -> str:
+    """What makes two prompts the same: their text, without the blanks around it. For implicit prompts of plain
+    dialogues the part after the last "Assistant:" is left out: it is the beginning that two answers share.
+    """
+    if isinstance(prompt, str):
+        head, mark, _ = prompt.rpartition("\n\nAssistant:")
+        return " ".join((head + mark or prompt).split())
+    return json.dumps([_message_key(message) for message in prompt], sort_keys=True)
+
+
+def _message_key(message: Message) -> list[object]:
+    more = {key: value for key, value in message.items() if key not in ("role", "content")}
+    return [message["role"], " ".join(content_text(message).split()), *([more] if more else [])]
+
+
+def held_out(keys: Sequence[str], share: float) -> set[str]:
+    """The prompts that are evaluated: of all distinct ones the share with the lowest hash, at least one and never all.
+
+    A function of each prompt's text, so rows of one prompt are never parted, and added rows move few of the others.
+    """
+    distinct = sorted(set(keys), key=lambda key: sha256(key.encode("utf-8", "surrogatepass")).digest())
+    if len(distinct) < 2:
+        return set()
+    keep = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    return set(distinct[:keep])

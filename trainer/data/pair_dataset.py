@@ -1,0 +1,153 @@
+"""Tokenised preference pairs on disk: memory-mapped, so that every trial on a machine shares one copy.
+
+Prepared data on disk, by content: written aside, named last, verified before use, made once by many processes.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from trainer.storage.atomic_files import held, sha256_of, write_folder
+
+Ids = npt.NDArray[np.int32]
+Counts = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One preference pair as token ids (int32, one dimension each).
+
+    `prompt` holds what template or tokenizer put before the response (BOS and generation prompt included), `chosen` and
+    `rejected` the scored tokens with their end token. No array is empty.
+    """
+
+    prompt: Ids
+    chosen: Ids
+    rejected: Ids
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenised:
+    """A pair on its way to the disk, with where it came from."""
+
+    prompt: Ids
+    chosen: Ids
+    rejected: Ids
+    source: int
+    row: int
+    answer: str | None
+
+
+class PairSet:
+    """Pairs of one split. Lengths count tokens; `rows` are row numbers in their source from 1, `sources` index the
+    split's sources in the order of the configuration; `answers` are the checkable answers, None where a row has none.
+    """
+
+    def __init__(
+        self,
+        tokens: Ids,
+        offsets: Counts,
+        rows: Counts,
+        sources: Counts,
+        answers: Sequence[str | None],
+    ) -> None:
+        self._tokens = tokens
+        self._offsets = offsets
+        self.rows = rows
+        self.sources = sources
+        self.answers = tuple(answers)
+        lengths = np.diff(offsets).reshape(-1, 3)
+        self.prompt_lengths: Counts = lengths[:, 0]
+        self.chosen_lengths: Counts = lengths[:, 1]
+        self.rejected_lengths: Counts = lengths[:, 2]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def highest_token(self) -> int:
+        """The largest token id of the split; -1 where it is empty."""
+        return int(self._tokens.max()) if len(self._tokens) else -1
+
+    def pair(self, index: int) -> Pair:
+        """The pair at `index`, 0 to len-1; views into the mapped file, not copies. IndexError outside."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"pair {index} of {len(self)}")
+        a, b, c, d = (int(x) for x in self._offsets[3 * index : 3 * index + 4])
+        return Pair(self._tokens[a:b], self._tokens[b:c], self._tokens[c:d])
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> PairSet:
+        """Map what `write_pairs` wrote. OSError or ValueError where a file is missing or malformed."""
+        tokens: Ids = np.load(folder / f"{split}.tokens.npy", mmap_mode="r")
+        table: Counts = np.load(folder / f"{split}.rows.npy")
+        offsets: Counts = np.load(folder / f"{split}.offsets.npy")
+        answers: list[str | None] = json.loads((folder / f"{split}.answers.json").read_text(encoding="utf-8"))
+        if len(offsets) != 3 * len(table) + 1 or int(offsets[-1]) != len(tokens) or len(answers) != len(table):
+            raise ValueError(f"{folder / split}: the files of one split do not fit each other")
+        return cls(tokens, offsets, table[:, 1], table[:, 0], answers)
+
+
+def write_pairs(folder: Path, split: str, pairs: Sequence[Tokenised]) -> None:
+    """Write a split as four files into `folder`: flat tokens, offsets of every sequence, (source, row), answers."""
+    parts = [part for p in pairs for part in (p.prompt, p.chosen, p.rejected)]
+    lengths = np.fromiter((len(part) for part in parts), dtype=np.int64, count=len(parts))
+    offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
+    tokens = np.concatenate([np.zeros(0, dtype=np.int32), *parts])
+    table = np.array([(p.source, p.row) for p in pairs], dtype=np.int64).reshape(-1, 2)
+    np.save(folder / f"{split}.tokens.npy", tokens)
+    np.save(folder / f"{split}.offsets.npy", offsets)
+    np.save(folder / f"{split}.rows.npy", table)
+    answers = json.dumps([p.answer for p in pairs])
+    (folder / f"{split}.answers.json").write_text(answers, encoding="utf-8")
+
+
+MANIFEST = "manifest.json"
+
+
+class DamagedCache(UserWarning):
+    """A cached folder does not match its manifest and was made again."""
+
+
+def obtain(folder: Path, fill: Callable[[Path], None]) -> bool:
+    """Have `folder` filled and whole. True: it was filled now; False: it was there.
+
+    One process fills it, the others wait for that one. A folder that does not match its manifest is made again, with
+    a warning. OSError where the disk refuses; what `fill` raises passes through and leaves nothing behind.
+    """
+    if _is_whole(folder):
+        return False
+    with held(folder.with_name(f".{folder.name}.lock")):
+        if folder.exists():
+            if _is_whole(folder):
+                return False
+            warnings.warn(f"{folder} is damaged and is made again", DamagedCache, stacklevel=2)
+            shutil.rmtree(folder)
+        for left in folder.parent.glob(f".{folder.name}.*.tmp"):
+            shutil.rmtree(left)  # of a process that died while it wrote: we hold the lock, nobody writes now
+        write_folder(folder, lambda aside: _fill(aside, fill))
+    return True
+
+
+def _fill(aside: Path, fill: Callable[[Path], None]) -> None:
+    fill(aside)
+    files = {file.name: sha256_of([file]) for file in sorted(aside.iterdir())}
+    (aside / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file of the manifest is there with the same bytes."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        files = dict(manifest["files"])
+        return bool(files) and all(sha256_of([folder / name]) == digest for name, digest in files.items())
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+        return False

@@ -1,0 +1,140 @@
+"""Rows as the model will see them: rendered, tokenised and cut, decoded again, each with what was noticed about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainer.config.trial import DataConfig, ModelConfig
+from trainer.data.data_report import DataReport
+from trainer.data.preparation import Examined, examine, fingerprint_of
+from trainer.data.row_selection import EVAL, TRAIN, Place, Split
+from trainer.data.tokenization import load_tokenizer
+from trainer.data.validation import BadData, Severity, in_words, severity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from trainer.data.pair_dataset import Ids, Tokenised
+
+
+@dataclass(frozen=True, slots=True)
+class RowNotice:
+    """What was noticed about one row; `severity` is `fatal`, `bad_row` or `notice`."""
+
+    kind: str
+    severity: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class PreviewRow:
+    """One row of the data. `row` counts from 1 in its source; `kept` is False where it is not trained or evaluated on.
+
+    `prompt`, `chosen` and `rejected` are decoded with special tokens when they are asked for, of the answers what is
+    scored; None where the row was left out before it was tokenised.
+    """
+
+    split: Split
+    source: str
+    row: int
+    kept: bool
+    notices: tuple[RowNotice, ...]
+    _pair: Tokenised | None = field(repr=False)
+    _tokenizer: PreTrainedTokenizerBase = field(repr=False)
+
+    @cached_property
+    def prompt(self) -> str | None:
+        """What comes before the answers; nothing of it is scored."""
+        return None if self._pair is None else self._text(self._pair.prompt)
+
+    @cached_property
+    def chosen(self) -> str | None:
+        """The scored tokens of the chosen answer."""
+        return None if self._pair is None else self._text(self._pair.chosen)
+
+    @cached_property
+    def rejected(self) -> str | None:
+        """The scored tokens of the rejected answer."""
+        return None if self._pair is None else self._text(self._pair.rejected)
+
+    @property
+    def lengths(self) -> dict[str, int] | None:
+        """Tokens of each."""
+        if self._pair is None:
+            return None
+        return {name: len(getattr(self._pair, name)) for name in ("prompt", "chosen", "rejected")}
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        names = ("split", "source", "row", "kept", "prompt", "chosen", "rejected", "lengths")
+        return {name: getattr(self, name) for name in names} | {"notices": [asdict(notice) for notice in self.notices]}
+
+    def _text(self, ids: Ids) -> str:
+        decoded = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(decoded)
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """Every row of both splits, the report of the whole, and why training would be refused; None where it is not."""
+
+    rows: tuple[PreviewRow, ...]
+    report: DataReport
+    refused: BadData | None
+    special_tokens: tuple[str, ...]
+
+    def whole(self) -> dict[str, Any]:
+        """Return the report for `--json`, each finding with its count and its sentence."""
+        notices = [finding.model_dump(mode="json") | {"text": str(finding)} for finding in self.report.findings]
+        told = self.report.model_dump(mode="json", exclude={"findings"})
+        return told | {"notices": notices, "refused": None if self.refused is None else str(self.refused)}
+
+
+def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_code: bool = False) -> Preview:
+    """Read, check and tokenise the data as a trial would, and decode it again. Loads no model and writes no data.
+
+    Raises UnreadableData for a source that cannot be opened, and TokenizerError.
+    """
+    tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
+    found = examine(data, tokenizer, fingerprint_of(data, tokenizer))
+    try:
+        found.refuse(data)
+        refused = None
+    except BadData as why:
+        refused = why
+    added = tokenizer.added_tokens_decoder.values()
+    special = tuple(token.content for token in added if token.special)
+    return Preview(tuple(_rows(found, tokenizer)), found.report, refused, special)
+
+
+def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
+    """Rows of the training split, then of evaluation, each by source and number, the ones left out among them."""
+    selection = found.selection
+    kept: dict[Place, Tokenised] = {
+        (split, pair.source, pair.row): pair for split in (TRAIN, EVAL) for pair in found.pairs[split]
+    }
+    order = {TRAIN: 0, EVAL: 1}
+    places: set[Place] = {*kept, *selection.notes}
+    for place in sorted(places, key=lambda at: (order[at[0]], at[1], at[2])):
+        split, source, row = place
+        pair = kept.get(place) or found.left_out.get(place)
+        if pair is not None and not len(pair.prompt) + len(pair.chosen) + len(pair.rejected):
+            pair = None  # the template refused it
+        notices = [
+            RowNotice(kind, severity(kind).value, in_words(kind, detail))
+            for kind, detail in dict.fromkeys(selection.notes.get(place, ()))
+        ]
+        notices.sort(key=lambda notice: list(Severity).index(Severity(notice.severity)))
+        yield PreviewRow(
+            split=split,
+            source=selection.names[split][source],
+            row=row,
+            kept=place in kept,
+            notices=tuple(notices),
+            _pair=pair,
+            _tokenizer=tokenizer,
+        )

@@ -1,0 +1,239 @@
+"""Sources to rows: local files, Hugging Face data sets, the generated task. Row numbers count from 1."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, assert_never
+
+from trainer.config.trial import FileSource, GeneratedSource, HubSource, Source
+from trainer.data.columns import find_columns
+from trainer.data.public_formats import conversion
+from trainer.data.validation import Notice, UnreadableData
+from trainer.storage.atomic_files import digest_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """A row as read. `fields` is None where the record itself could not be parsed; `trouble` then says why."""
+
+    number: int
+    fields: dict[str, Any] | None
+    trouble: str = ""
+    notices: tuple[Notice, ...] = ()
+    """What the names of its columns tell about it."""
+
+
+def source_name(source: Source) -> str:
+    """How findings and reports call a source."""
+    match source:
+        case FileSource():
+            return source.path
+        case HubSource():
+            subset = f"/{source.subset}" if source.subset else ""
+            return f"{source.dataset}{subset}:{source.split}"
+        case GeneratedSource():
+            return f"generated {source.generated}:{source.split}"
+    assert_never(source)
+
+
+def source_digest(source: Source) -> str:
+    """Hex digest of what a source would yield: bytes of the file or of the data set's tables, or the generator's
+    settings. UnreadableData where it cannot be opened.
+    """
+    match source:
+        case FileSource():
+            return _content(_existing(source.path))
+        case HubSource():
+            dataset = _load_hub(source)
+            files = [Path(entry["filename"]) for entry in dataset.cache_files]
+            content = [_content(file) for file in files] or [str(dataset._fingerprint)]  # pyright: ignore[reportPrivateUsage]
+            return digest_of({"content": content, "split": source.split, "rows": dataset.num_rows})
+        case GeneratedSource():
+            from trainer.synthetic.instructions import VERSION
+
+            return digest_of({"version": VERSION} | source.model_dump(mode="json", exclude={"weight"}))
+    assert_never(source)
+
+
+def _content(path: Path) -> str:
+    """Hex digest of a file's bytes, whatever its name."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def read_source(source: Source, needed: Collection[str] = ("chosen", "rejected")) -> list[Raw]:
+    """Every row of a source under our names. UnreadableData where it cannot be opened or lacks a `needed` column."""
+    match source:
+        case FileSource():
+            path = _existing(source.path)
+            rows = list(_reader(path)(path))
+        case HubSource():
+            rows = [Raw(i, _without_fillers(dict(row))) for i, row in enumerate(_load_hub(source), start=1)]
+        case GeneratedSource():
+            from trainer.synthetic.instructions import generated_rows
+
+            return [Raw(i, row) for i, row in enumerate(generated_rows(source), start=1)]
+        case _:
+            assert_never(source)
+    return _renamed(rows, source, needed)
+
+
+def _renamed(rows: list[Raw], source: FileSource | HubSource, needed: Collection[str]) -> list[Raw]:
+    fields = [row.fields for row in rows if row.fields is not None]
+    try:
+        found = find_columns(fields, source.columns, source_name(source), needed)
+    except UnreadableData as why:
+        present = {key for row in fields for key in row}
+        code = "" if present & {"chosen", "rejected"} else conversion(source, present)
+        if not code:
+            raise
+        raise UnreadableData(f"{why} This writes them to pairs.jsonl, to be trained on:\n\n{code}") from why
+    return [
+        row if row.fields is None else Raw(row.number, found.fields(row.fields), notices=found.notices(row.fields))
+        for row in rows
+    ]
+
+
+def _without_fillers(row: dict[str, Any]) -> dict[str, Any]:
+    """Drop the nulls that Arrow writes into messages and tools for keys that only other rows have, as TRL advises
+    (`remove_none_values`). A cell that is null stays null.
+    """
+    return {key: _without_nulls(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    if isinstance(value, dict):
+        return {key: _without_nulls(each) for key, each in value.items() if each is not None}
+    return value
+
+
+# --- local files -----------------------------------------------------------------------------------------------------
+
+
+def _existing(path: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise UnreadableData(f"there is no data file {path} (looked in {Path.cwd()})")
+    return found
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[Raw]]:
+    readers: dict[str, Callable[[Path], Iterator[Raw]]] = {
+        ".jsonl": _read_jsonl,
+        ".ndjson": _read_jsonl,
+        ".json": _read_json,
+        ".parquet": _read_parquet,
+        ".csv": _read_csv,
+    }
+    reader = readers.get(path.suffix.lower())
+    if reader is None:
+        raise UnreadableData(f"{path} has none of the endings that are read: {', '.join(readers)}")
+    return reader
+
+
+def _text(raw: bytes) -> str:
+    """Bytes that are no UTF-8 become lone surrogates U+DC80..DCFF, which the checks find and name row by row."""
+    return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
+
+
+def _record(number: int, value: Any) -> Raw:
+    if isinstance(value, dict):
+        return Raw(number, {str(k): v for k, v in value.items()})
+    return Raw(number, None, f"a {type(value).__name__}, not an object")
+
+
+def _read_jsonl(path: Path) -> Iterator[Raw]:
+    """One object per line; the row number is the line number, blank lines are none."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                value = json.loads(_text(line))
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield Raw(number, None, f"line {number}: {error}")
+                continue
+            yield _record(number, value)
+
+
+def _read_json(path: Path) -> Iterator[Raw]:
+    """A list of objects, or an object with such a list under `data`."""
+    try:
+        value = json.loads(_text(path.read_bytes()))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise UnreadableData(f"{path} is not JSON: {error}. For one object per line, name it .jsonl") from error
+    if isinstance(value, dict) and isinstance(value.get("data"), list):
+        value = value["data"]
+    if not isinstance(value, list):
+        raise UnreadableData(f"{path} holds no list of rows, neither itself nor under `data`")
+    for number, one in enumerate(value, start=1):
+        yield _record(number, one)
+
+
+def _read_csv(path: Path) -> Iterator[Raw]:
+    """A header line, then records; every value is text."""
+    csv.field_size_limit(1 << 30)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        number = 0
+        while True:
+            number += 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Raw(number, None, f"record {number}: {error}")
+                continue
+            if None in row:
+                yield Raw(number, None, f"record {number} has more values than the header has names")
+            else:
+                yield Raw(number, dict(row))
+
+
+def _read_parquet(path: Path) -> Iterator[Raw]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(path)
+        number = 0
+        for batch in file.iter_batches(batch_size=1000):
+            for i in range(batch.num_rows):
+                number += 1
+                try:
+                    yield Raw(number, _without_fillers(batch.slice(i, 1).to_pylist()[0]))
+                except UnicodeDecodeError as error:
+                    yield Raw(number, None, f"row {number}: {error.reason}")
+    except pa.ArrowException as error:
+        raise UnreadableData(f"{path} is not a Parquet file: {error}") from error
+
+
+# --- Hugging Face ----------------------------------------------------------------------------------------------------
+
+
+def _load_hub(source: HubSource) -> Dataset:
+    """`datasets.load_dataset`; also takes a local folder. UnreadableData says what to do when it fails."""
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    try:
+        dataset = load_dataset(source.dataset, source.subset, split=source.split, revision=source.revision)
+    except (OSError, ValueError, DatasetsError) as error:
+        lines = str(error).strip().splitlines()
+        raise UnreadableData(
+            f"the data set {source_name(source)} cannot be loaded: {lines[0] if lines else type(error).__name__}. "
+            "Check dataset, subset, split and revision; without a reachable hub, download it where there is one and "
+            "give the folder as `dataset`, or its files as `path`."
+        ) from error
+    return dataset

@@ -1,0 +1,1 @@
+"""The processes of one trial: process group, rendezvous, sharded parameters."""

@@ -1,0 +1,99 @@
+"""One model in slices over the processes of a trial: FSDP2, torch's `fully_shard`; what else has to do with slices.
+
+With FSDP2 each process holds a range of the rows of every weight, as `torch.chunk` cuts them, with the gradient and the
+moments of that range; so a whole tensor on disk fits any number of processes. Gradients are summed, not averaged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from trainer.distributed import deepspeed_zero3
+
+
+class CannotShard(ValueError):
+    """This model's layers are not known, or not of a kind that can be cut."""
+
+
+def shard(model: PreTrainedModel, device: torch.device) -> None:
+    """Keep this process's slice of every weight on `device`, and drop the rest. All processes call it.
+
+    What is to be trained is decided before. A layer's weights are whole only while it computes; those outside of the
+    layers from the forward pass until backward has passed them.
+    """
+    names = set(model._no_split_modules or ())  # pyright: ignore[reportPrivateUsage]
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    if not layers:
+        raise CannotShard(f"{type(model).__name__} does not say which of its modules are layers")
+    kinds = sorted({str(p.dtype) for p in model.parameters() if p.requires_grad})
+    if len(kinds) > 1:
+        raise CannotShard(f"weights to be trained are in {' and '.join(kinds)}, and slices want one dtype")
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    try:
+        for module in (*layers, model):
+            fully_shard(module, mesh=mesh)
+    except (RuntimeError, ValueError) as why:
+        raise CannotShard(f"{type(model).__name__} cannot be cut into slices: {why}") from why
+    for module in (*layers, model):
+        assert isinstance(module, FSDPModule)
+        module.set_gradient_divide_factor(1.0)
+        module.set_force_sum_reduction_for_comms(True)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process has only slices of the model."""
+    return isinstance(model, FSDPModule) or any(deepspeed_zero3.is_divided(p) for p in model.parameters())
+
+
+def let_go(model: nn.Module) -> None:
+    """After a forward pass without backward: what it put together is dropped again."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
+def gathered(tensors: Mapping[str, Tensor | deepspeed_zero3.Piece], *, keep: bool) -> dict[str, Tensor]:
+    """Whole tensors, one after the other; on the CPU where `keep`, else nothing. All processes call it."""
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if isinstance(tensor, deepspeed_zero3.Piece):
+            whole = tensor.whole()
+        elif isinstance(tensor, DTensor):
+            whole = tensor.full_tensor().detach()
+        else:
+            with deepspeed_zero3.held([tensor]):
+                whole = tensor.detach().clone() if deepspeed_zero3.is_divided(tensor) else tensor.detach()
+        if keep:
+            found[name] = whole.to("cpu")
+    return found
+
+
+def put(target: nn.Parameter, whole: Tensor) -> None:
+    """Copy a whole tensor into `target`, of which this process may hold a slice."""
+    with torch.no_grad():
+        if deepspeed_zero3.is_divided(target):
+            deepspeed_zero3.put(target, whole)
+        elif isinstance(target, DTensor):
+            target.to_local().copy_(slice_of(whole, target))
+        else:
+            target.copy_(whole)
+
+
+def slice_of(whole: Tensor, like: DTensor) -> Tensor:
+    """The rows of a whole tensor that this process holds of `like`; a view."""
+    mesh = like.device_mesh
+    cuts, mine = whole.chunk(mesh.size(), 0), mesh.get_local_rank()
+    return cuts[mine] if mine < len(cuts) else whole[:0]
+
+
+def as_slice(mine: Tensor, like: DTensor) -> DTensor:
+    """This process's rows of a tensor that is cut as `like` is."""
+    return DTensor.from_local(
+        mine, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

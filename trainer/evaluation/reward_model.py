@@ -1,0 +1,126 @@
+"""A local reward model: any sequence-classification model, whose output for a dialogue is the answer's score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from trainer.config.trial import ModelConfig
+from trainer.data.formats import Dialogue
+from trainer.environment import remove_foreign_settings, report_ignored
+from trainer.forward.packing import micro_batches
+from trainer.models.model_files import model_identity
+from trainer.results import ModelError, cannot_load
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialogued:
+    """A prompt (text, and messages where it has them) with the answer that is to be scored."""
+
+    key: str
+    text: str
+    messages: Dialogue | None
+    answer: str
+
+
+class RewardScorer:
+    """Scores answers: through the model's chat template where it has one, else prompt and answer as a pair of texts."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        label: int | None = None,
+        dtype: str = "float32",
+        max_length: int = 4096,
+        trust_remote_code: bool = False,
+    ) -> None:
+        """ModelError where the model cannot be loaded, has no trained output layer, or has several outputs and no
+        `label` says which one is the reward.
+        """
+        self._model = _load(name, revision, _DTYPES[dtype], trust_remote_code)
+        self._tokenizer = _tokenizer(name, revision, trust_remote_code)
+        self._max_length = max_length
+        outputs = cast(int, self._model.config.num_labels)
+        if outputs > 1 and label is None:
+            raise ModelError(f"{name} has {outputs} outputs: say with label which one is the reward")
+        if label is not None and label >= outputs:
+            raise ModelError(f"{name} has {outputs} outputs, the last one is label {outputs - 1}; label is {label}")
+        self._label = label or 0
+        if self._model.config.pad_token_id is None:  # decoders find a dialogue's last token by it
+            self._model.config.pad_token_id = self._tokenizer.pad_token_id
+
+    def scores(
+        self, dialogues: Sequence[Dialogued], *, budget: int, pause: Callable[[], None]
+    ) -> Generator[dict[str, float]]:
+        """Rewards by key, a batch of at most `budget` tokens at a time, the longest first."""
+        encoded = [self._encode(dialogue) for dialogue in dialogues]
+        lengths = [len(tokens["input_ids"]) for tokens in encoded]
+        order = sorted(range(len(dialogues)), key=lambda i: -lengths[i])
+        for batch in micro_batches([max(lengths, default=0)] * len(dialogues), order, budget):
+            pause()
+            # tensors of one batch only: a dialogue's score must not depend on who is in it, so padding is masked
+            padded = self._tokenizer.pad([encoded[i] for i in batch], return_tensors="pt", padding=True)
+            inputs = {name: tensor.to(self._model.device) for name, tensor in cast(Any, padded).items()}
+            with torch.no_grad():
+                rewards = cast(Any, self._model)(**inputs).logits[:, self._label].float().tolist()
+            yield {dialogues[i].key: float(reward) for i, reward in zip(batch, rewards, strict=True)}
+
+    def _encode(self, dialogue: Dialogued) -> dict[str, list[int]]:
+        cut = {"truncation": True, "max_length": self._max_length}
+        call = cast(Any, self._tokenizer)
+        if self._tokenizer.chat_template is None:
+            return dict(call(dialogue.text, dialogue.answer, **cut))
+        messages = dialogue.messages or [{"role": "user", "content": dialogue.text}]
+        whole = [*messages, {"role": "assistant", "content": dialogue.answer}]
+        text = self._tokenizer.apply_chat_template(whole, tokenize=False)
+        return dict(call(text, add_special_tokens=False, **cut))  # the template wrote them
+
+
+def reward_identity(name: str, revision: str | None) -> str:
+    """Name of the reward model's weights, which changes when they do; of a hub model, once it was loaded."""
+    return model_identity(ModelConfig(name_or_path=name, revision=revision), name)
+
+
+def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    report_ignored(remove_foreign_settings(), device)
+    try:
+        loaded: Any = AutoModelForSequenceClassification.from_pretrained(
+            name,
+            revision=revision,
+            dtype=dtype,
+            use_safetensors=True,
+            trust_remote_code=trust,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, SafetensorError) as why:
+        raise ModelError(cannot_load(f"the reward model {name}", why)) from why
+    model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
+    if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
+        raise ModelError(
+            f"{name} is no reward model: it lacks {', '.join(missing[:3])}{' ...' if len(missing) > 3 else ''}, which "
+            "would be random"
+        )
+    return cast(PreTrainedModel, cast(Any, model).to(device)).eval()
+
+
+def _tokenizer(name: str, revision: str | None, trust: bool) -> PreTrainedTokenizerBase:
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust
+        )
+    except (OSError, ValueError, KeyError) as why:
+        raise ModelError(cannot_load(f"the tokenizer of the reward model {name}", why)) from why
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.truncation_side, tokenizer.padding_side = "left", "right"
+    return tokenizer

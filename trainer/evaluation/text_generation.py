@@ -1,0 +1,143 @@
+"""One model that answers prompts: the start model, or a trial's final weights.
+
+Sampling whose draws belong to the prompt: the same however prompts are batched, and after any interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from transformers import LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
+
+from trainer.config.trial import ModelConfig, TrialConfig
+from trainer.environment import remove_foreign_settings, report_ignored
+from trainer.evaluation.completions import generate, generation_batches
+from trainer.evaluation.judge_prompts import Prompt
+from trainer.models.model_files import end_tokens, locate
+from trainer.models.policy_model import load_model
+from trainer.results import ModelError
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How an answer is made. `sample` counts the sampled answers to a prompt from 0; None: the greedy one."""
+
+    max_new_tokens: int
+    sample: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def key(self) -> dict[str, Any]:
+        """All that the answers depend on beside model and prompt, as JSON values."""
+        return {"max_new_tokens": self.max_new_tokens} if self.sample is None else asdict(self)
+
+    def processors(self, prompts: Sequence[str]) -> list[LogitsProcessor]:
+        """What turns the likeliest token into a draw, for a batch of these prompts (by their keys); greedy: nothing."""
+        if self.sample is None:
+            return []
+        warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(self.temperature)]
+        if self.top_p < 1.0:
+            warpers.append(TopPLogitsWarper(self.top_p))
+        return [*warpers, GumbelNoise([self._seed(prompt) for prompt in prompts])]
+
+    def _seed(self, prompt: str) -> int:
+        digest = sha256(f"{self.seed}/{self.sample}/{prompt}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
+
+
+class GumbelNoise(LogitsProcessor):
+    """Adds Gumbel noise, each row's from its own seed: the largest score is then a draw from the softmax."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._seeds = tuple(seeds)
+        self._generators: list[torch.Generator] = []
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
+        """The scores of the next token, [rows, vocabulary], with noise."""
+        if not self._generators:
+            self._generators = [torch.Generator(device=scores.device).manual_seed(seed) for seed in self._seeds]
+        noise = torch.empty_like(scores, dtype=torch.float32)
+        for row, generator in zip(noise, self._generators, strict=True):
+            row.exponential_(generator=generator)
+        # -log of an exponential variable is a Gumbel one
+        return scores.float() - noise.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """An answer. `ended`: the model ended it, and not the limit of tokens."""
+
+    text: str
+    tokens: int
+    ended: bool
+
+
+class Answerer:
+    """A loaded model with its tokenizer, at rest."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, bf16: bool, stops: Sequence[int] = ()
+    ) -> None:
+        """stops: tokens with which the data's responses end; they end an answer too."""
+        self._model, self._tokenizer, self._bf16 = model.eval(), tokenizer, bf16
+        self._ends = end_tokens(model, tokenizer, stops)
+
+    @classmethod
+    def open(
+        cls,
+        config: TrialConfig,
+        weights: Path | None,
+        tokenizer: PreTrainedTokenizerBase,
+        cache: Path,
+        *,
+        stops: Sequence[int] = (),
+        trust_remote_code: bool = False,
+    ) -> Answerer:
+        """The start model of this trial, or with `weights` (a trial's `model` folder) what it became.
+
+        ModelError where it cannot be loaded.
+        """
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        report_ignored(remove_foreign_settings(), device)
+        adapters = weights is not None and (weights / "adapter_config.json").is_file()
+        wanted, place = config.model, locate(config.model, cache)
+        if weights is not None and not adapters:
+            wanted, place = ModelConfig(name_or_path=str(weights), dtype=config.model.dtype), str(weights)
+        model = load_model(wanted, place, device, trust_remote_code=trust_remote_code)
+        if adapters:
+            try:
+                adapted = PeftModel.from_pretrained(model, str(weights))  # pyright: ignore[reportCallIssue]
+            except (OSError, ValueError) as why:
+                raise ModelError(f"the adapters in {weights} cannot be loaded: {why}") from why
+            model = cast(PreTrainedModel, adapted)
+        return cls(model, tokenizer, bf16=config.training.bf16, stops=stops)
+
+    def answers(
+        self, prompts: Sequence[Prompt], decoding: Decoding, *, budget: int, pause: Callable[[], None]
+    ) -> Generator[dict[str, Written]]:
+        """Answers by the prompts' keys, a batch at a time, longest prompts first; `pause` is called between batches.
+
+        A batch has at most `budget` tokens, padding and answers included, and at least one prompt.
+        """
+        order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+        lengths = [len(prompt.ids) for prompt in prompts]
+        for batch in generation_batches(self._model, lengths, order, decoding.max_new_tokens, budget):
+            pause()
+            chosen = [prompts[i] for i in batch]
+            yield dict(zip((p.key for p in chosen), self._batch(chosen, decoding), strict=True))
+
+    def _batch(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Written]:
+        noise = decoding.processors([prompt.key for prompt in prompts])
+        with torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            made = generate(self._model, [p.ids for p in prompts], self._ends, decoding.max_new_tokens, noise)
+        texts = [cast(str, self._tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
+        limit = decoding.max_new_tokens
+        return [Written(text, len(tokens), len(tokens) < limit) for text, tokens in zip(texts, made, strict=True)]

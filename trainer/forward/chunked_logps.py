@@ -1,0 +1,314 @@
+"""Hidden states to completion log-probs through the output layer, in chunks: the logits tensor is never made.
+
+Peak memory beyond inputs and gradients: rows x vocabulary x 4 bytes, where rows is the most that go together (`Rows`);
+half as much again in bfloat16, twice with a softcap. Where the layer is trained also its gradient, in float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from trainer import memory_limits
+from trainer.forward.packing import SEGMENTS, Batch
+from trainer.objectives.pair_logps import LossTerms, PairLogps
+
+Objective = Callable[[PairLogps, slice], LossTerms]
+"""The loss terms of the batch's pairs in this slice, differentiable in their log-probs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The output layer: logits = cap(scale * (hidden @ weight.T + bias))."""
+
+    weight: Tensor
+    """[vocabulary, hidden]."""
+    bias: Tensor | None = None
+    softcap: float | None = None
+    """Logits become softcap * tanh(logits / softcap) (Gemma 2)."""
+    scale: float = 1.0
+
+    def for_product(self, device: torch.device) -> Head:
+        """Detached and in the dtype that the product is computed in: autocast's, if it is on."""
+        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.weight.dtype
+        bias = None if self.bias is None else self.bias.detach().to(dtype)
+        return replace(self, weight=self.weight.detach().to(dtype), bias=bias)
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How many scored tokens go through the output layer at once."""
+
+    together: int
+    """Pairs are grouped up to this many: few enough for the cache, many enough for the product."""
+    most: int
+    """A longer pair goes alone up to this many; beyond it is cut, and visited twice."""
+
+
+def sequence_logps(hidden: Tensor, batch: Batch, head: Head, rows: Rows, purity: bool = False) -> PairLogps:
+    """Log-probs of a batch's pairs without gradient. hidden [positions, hidden size]."""
+    with torch.no_grad():
+        product = head.for_product(hidden.device)
+        with torch.autocast(hidden.device.type, enabled=False):
+            pairs = slice(0, len(batch))
+            room = _room(min(rows.together, len(batch.rows)), product)
+            return _pair_logps(batch, pairs, _sums(hidden[batch.rows], batch, product, pairs, room, purity))
+
+
+def objective_loss(
+    hidden: Tensor,
+    batch: Batch,
+    head: Head,
+    objective: Objective,
+    rows: Rows,
+    *,
+    whole: bool = False,
+    purity: bool = False,
+) -> tuple[Tensor, list[LossTerms]]:
+    """The objective of a batch, with its gradient computed in the same visit of the vocabulary.
+
+    hidden: [positions, hidden size], with history. Returns the scalar loss (its backward hands on gradients that are
+    already there) and the terms in the order of the pairs. Whole pairs go together, loss and gradient in one visit; a
+    pair beyond `rows.most`, or a batch that the objective couples (`whole`), is visited twice: sums, then gradients.
+    """
+    visit = _Visit(batch, head.for_product(hidden.device), objective, rows, whole, purity)
+    selected = hidden.index_select(0, batch.rows)
+    loss = cast(Tensor, _HeadLoss.apply(selected, head.weight, head.bias, visit))
+    return loss, visit.terms
+
+
+@dataclass(slots=True)
+class _Visit:
+    batch: Batch
+    head: Head
+    objective: Objective
+    rows: Rows
+    whole: bool
+    purity: bool
+    terms: list[LossTerms] = field(default_factory=list[LossTerms])
+
+    def groups(self) -> list[slice]:
+        """The pairs whose loss is computed together."""
+        edges, last = self.batch.pair_rows, len(self.batch)
+        if self.whole:
+            return [slice(0, last)]
+        groups: list[slice] = []
+        first = 0
+        for pair in range(1, last + 1):
+            if pair == last or edges[pair + 1] - edges[first] > self.rows.together:
+                groups.append(slice(first, pair))
+                first = pair
+        return groups
+
+    def tokens(self, pairs: slice) -> int:
+        """Scored tokens of these pairs."""
+        return self.batch.pair_rows[pairs.stop] - self.batch.pair_rows[pairs.start]
+
+
+@dataclass(frozen=True, slots=True)
+class _Gradients:
+    """Buffers that the visit fills; None where nothing is to be trained."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, selected: Tensor, weight: Tensor, bias: Tensor | None, visit: _Visit) -> Tensor:
+        """Loss [] float64; the gradients of `selected`, `weight` and `bias` wait in ctx for backward."""
+        grads = _Gradients(
+            torch.empty_like(selected) if ctx.needs_input_grad[0] else None,
+            _accumulator(weight) if ctx.needs_input_grad[1] else None,
+            _accumulator(bias) if bias is not None and ctx.needs_input_grad[2] else None,
+        )
+        with torch.autocast(selected.device.type, enabled=False):
+            total = torch.zeros((), dtype=torch.float64, device=selected.device)
+            groups = visit.groups()
+            room = _room(min(visit.rows.most, max(visit.tokens(pairs) for pairs in groups)), visit.head)
+            for pairs in groups:
+                total += _visit_group(selected, visit, pairs, grads, room)
+            del room  # not needed beside the two copies of the weight's gradient
+        dtypes = (selected.dtype, weight.dtype, None if bias is None else bias.dtype)
+        ctx.grads = [
+            None if grad is None else grad.to(dtype)
+            for grad, dtype in zip((grads.hidden, grads.weight, grads.bias), dtypes, strict=True)
+        ]
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        (grad,) = grad_outputs
+        grads: list[Tensor | None] = ctx.grads
+        ctx.grads = None
+        if grad.device.type != "cpu" or grad.item() != 1.0:
+            grads = [None if each is None else each.mul_(grad) for each in grads]
+        return (*grads, None)
+
+
+def _accumulator(parameter: Tensor) -> Tensor:
+    """Zeros in at least float32, so that many chunks add up without rounding to bfloat16."""
+    return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
+
+
+def _visit_group(selected: Tensor, visit: _Visit, pairs: slice, grads: _Gradients, room: Tensor) -> Tensor:
+    """Loss [] of the group's pairs; writes the gradient of its rows, adds to that of the weight."""
+    batch, head = visit.batch, visit.head
+    begin, end = batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop]
+    only = _scores(selected[begin:end], batch.targets[begin:end], head, room) if end - begin <= len(room) else None
+    if only is None:
+        sums = _sums(selected, batch, head, pairs, room, visit.purity)
+    else:
+        sums = _segment_sums([only], batch, pairs, visit.purity)
+    sums.logps.requires_grad_()
+    with torch.enable_grad():
+        terms = visit.objective(_pair_logps(batch, pairs, sums), pairs)
+        (slopes,) = torch.autograd.grad(terms.loss, sums.logps)
+    visit.terms.append(replace(terms, loss=terms.loss.detach()))
+    per_row = slopes.flatten()[batch.segments[begin:end] - pairs.start * len(SEGMENTS)].unsqueeze(1)
+    for low in range(begin, end, len(room)):
+        high = min(low + len(room), end)
+        targets = batch.targets[low:high]
+        chunk = _scores(selected[low:high], targets, head, room) if only is None else only
+        _backward(chunk, targets, per_row[low - begin : high - begin], head, grads, slice(low, high))
+    return terms.loss.detach()
+
+
+# --- one chunk of rows ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """Some rows after the output layer. Its large tensor lies in the room, which the next chunk takes over."""
+
+    hidden: Tensor
+    """[r, hidden] in the dtype of the product."""
+    share: Tensor
+    """[r, vocabulary] exp(logit - row maximum)."""
+    total: Tensor
+    """[r, 1] sum of share over the vocabulary."""
+    logps: Tensor
+    """[r] log-prob of the target."""
+    slope: Tensor | None
+    """[r, vocabulary] d(capped logit) / d(logit), with a softcap."""
+
+
+def _room(rows: int, head: Head) -> Tensor:
+    """[rows, vocabulary] in at least float32, for the logits of one chunk after the other: fresh pages are dear."""
+    weight = head.weight
+    return weight.new_empty(rows, weight.shape[0], dtype=torch.promote_types(weight.dtype, torch.float32))
+
+
+def _scores(hidden: Tensor, targets: Tensor, head: Head, room: Tensor) -> _Chunk:
+    """hidden [r, hidden size], targets [r] -> log-probs and what their gradient needs, with one exp per logit."""
+    hidden, logits = hidden.to(head.weight.dtype), room[: len(hidden)]
+    if head.weight.dtype == room.dtype:
+        torch.mm(hidden, head.weight.t(), out=logits)
+    else:
+        logits.copy_(torch.mm(hidden, head.weight.t()))
+    if head.bias is not None:
+        logits.add_(head.bias)
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    slope = None
+    if head.softcap is not None:
+        squashed = logits.div_(head.softcap).tanh_()
+        slope = (squashed * squashed).neg_().add_(1)
+        logits = squashed.mul_(head.softcap)
+    top = logits.amax(1, keepdim=True)
+    wanted = logits.gather(1, targets.unsqueeze(1))
+    share = logits.sub_(top).exp_()
+    total = share.sum(1, keepdim=True)
+    return _Chunk(hidden, share, total, (wanted - top - total.log()).squeeze(1), slope)
+
+
+def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads: _Gradients, rows: slice) -> None:
+    """Turn d(loss)/d(log-prob) per row [r, 1] into gradients; uses the chunk up.
+
+    d(loss)/d(logits) = factor * d_logits with d_logits = share - total at the target: the factor of each row goes into
+    the small sides of the products instead of the large one.
+    """
+    factor = -per_row.to(chunk.share.dtype) * head.scale / chunk.total
+    d_logits = chunk.share.scatter_add_(1, targets.unsqueeze(1), -chunk.total)
+    if chunk.slope is not None:
+        d_logits.mul_(chunk.slope)
+    if grads.bias is not None:
+        grads.bias.addmv_(d_logits.t(), factor.squeeze(1))
+    product = d_logits.to(head.weight.dtype)
+    if grads.hidden is not None:
+        grads.hidden[rows] = torch.mm(product, head.weight).mul_(factor)
+    if grads.weight is not None:
+        weighted = (chunk.hidden * factor).to(product.dtype)
+        if grads.weight.dtype == product.dtype:
+            grads.weight.addmm_(product.t(), weighted)
+        else:
+            columns = max(1, memory_limits.PRODUCT_ELEMENTS // weighted.shape[1])
+            for part, sums in zip(product.t().split(columns), grads.weight.split(columns), strict=True):
+                sums.add_(torch.mm(part, weighted))
+
+
+# --- rows to sequences ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Sums:
+    """[pairs, len(SEGMENTS)] float64."""
+
+    logps: Tensor
+    purity: Tensor | None
+
+
+def _sums(selected: Tensor, batch: Batch, head: Head, pairs: slice, room: Tensor, purity: bool) -> _Sums:
+    """Sums of these pairs, as many rows at a time as there is room for."""
+    end = batch.pair_rows[pairs.stop]
+    edges = [(low, min(low + len(room), end)) for low in range(batch.pair_rows[pairs.start], end, len(room))]
+    chunks = (_scores(selected[low:high], batch.targets[low:high], head, room) for low, high in edges)
+    return _segment_sums(chunks, batch, pairs, purity)
+
+
+def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, purity: bool) -> _Sums:
+    logps: list[Tensor] = []
+    purities: list[Tensor] = []
+    for chunk in chunks:
+        logps.append(chunk.logps)
+        if purity:
+            squares = torch.linalg.vecdot(chunk.share, chunk.share).log() - 2 * chunk.total.squeeze(1).log()
+            purities.append(squares)
+    rows = slice(batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop])
+    segments = batch.segments[rows] - pairs.start * len(SEGMENTS)
+
+    def by_segment(values: list[Tensor]) -> Tensor:
+        size = (pairs.stop - pairs.start) * len(SEGMENTS)
+        zeros = torch.zeros(size, dtype=torch.float64, device=segments.device)
+        return zeros.index_add_(0, segments, torch.cat(values).double()).view(-1, len(SEGMENTS))
+
+    return _Sums(by_segment(logps), by_segment(purities) if purity else None)
+
+
+def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
+    def counts(values: tuple[int, ...]) -> Tensor:
+        return torch.tensor(values[pairs], device=batch.rows.device)
+
+    by = dict(zip(SEGMENTS, sums.logps.unbind(1), strict=True))
+    pure = None if sums.purity is None else dict(zip(SEGMENTS, sums.purity.unbind(1), strict=True))
+    return PairLogps(
+        chosen=by["chosen_shared"] + by["chosen_tail"],
+        rejected=by["rejected_shared"] + by["rejected_tail"],
+        chosen_tokens=counts(batch.chosen_tokens),
+        rejected_tokens=counts(batch.rejected_tokens),
+        chosen_shared=by["chosen_shared"],
+        rejected_shared=by["rejected_shared"],
+        chosen_purity=None if pure is None else pure["chosen_shared"] + pure["chosen_tail"],
+        rejected_purity=None if pure is None else pure["rejected_shared"] + pure["rejected_tail"],
+        prompt=by["prompt"] if batch.prompt_scored else None,
+        prompt_tokens=counts(batch.prompt_tokens) if batch.prompt_scored else None,
+    )

@@ -1,0 +1,362 @@
+"""Causal attention over packed pairs: chosen and rejected each see the prompt, which is there once, and themselves.
+
+Exact, without a mask of the whole batch: one autograd node works through blocks of queries, so that backward writes
+into whole gradients instead of adding up zero-filled slices. 16 bits on CUDA go to flash attention (varlen.py).
+Registered with transformers under `NAME`.
+
+Packed pairs as variable-length sequences of one flash-attention call: the path of CUDA in 16 bits.
+
+The kernel is tried once for each shape, forward and backward in the dtype that it will see, before it is used; where it
+fails, packed attention runs on torch's own operations instead, and a warning says so.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.nn.attention.varlen import varlen_attn
+from transformers import AttentionInterface
+
+from trainer.forward.packing import PackedPlan, PairSpan, Strand, strands
+
+_log = logging.getLogger(__name__)
+
+_HEAD_SIZES = range(8, 257, 8)
+_PROBE = PackedPlan((PairSpan(0, 3, 4, 2), PairSpan(9, 2, 1, 5)))
+_PROBE_TOKENS = 17
+
+
+@dataclass(frozen=True, slots=True)
+class _Sequences:
+    """Each pair's two causal sequences. A rejected one's keys are a copy of the prompt's, then its own."""
+
+    keys: Tensor
+    """[K] positions in the packed sequence."""
+    query_ends: Tensor
+    """[S + 1] int32, cumulative."""
+    key_ends: Tensor
+    longest_query: int
+    longest_key: int
+
+
+def can_flash(query: Tensor, key: Tensor, value: Tensor, softcap: float | None, window: int | None) -> bool:
+    """Whether flash attention takes tensors such as these on this device.
+
+    It takes CUDA from Ampere on, 16 bits, head sizes in eights up to 256 and no softcap; and the kernel must run here,
+    which is tried once for each combination.
+    """
+    if not _is_supported(query, value, softcap):
+        return False
+    heads, head_size = query.shape[1], query.shape[-1]
+    return _refusal(query.device, query.dtype, heads, key.shape[1], head_size, window is not None) is None
+
+
+def _is_supported(query: Tensor, value: Tensor, softcap: float | None) -> bool:
+    return (
+        query.is_cuda
+        and softcap is None
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.shape[-1] == value.shape[-1]
+        and query.shape[-1] in _HEAD_SIZES
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+    )
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether this is what an attention kernel raises that does not run for these tensors here.
+
+    Not so: memory that ran out, and CUDA errors after which the process cannot go on.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return False
+    if isinstance(error, torch.AcceleratorError):
+        return "no kernel image" in str(error)
+    return isinstance(error, (TypeError, ValueError, RuntimeError))
+
+
+@lru_cache(maxsize=64)
+def _refusal(
+    device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_size: int, windowed: bool
+) -> str | None:
+    """Why the kernel does not run for these shapes, forward and backward; None where it does."""
+    numbers = torch.arange(_PROBE_TOKENS * head_size, dtype=torch.float32).sin().view(1, 1, -1, head_size)
+    try:
+        with torch.enable_grad(), torch.autocast(device.type, enabled=False):
+            inputs = [
+                numbers.expand(1, count, -1, -1).to(device, dtype).contiguous().requires_grad_()
+                for count in (heads, kv_heads, kv_heads)
+            ]
+            found = flash(inputs[0], inputs[1], inputs[2], _PROBE, head_size**-0.5, 3 if windowed else None)
+            grads = torch.autograd.grad(found.float().square().sum(), inputs)
+        if not all(bool(each.isfinite().all()) for each in (found, *grads)):
+            raise RuntimeError("its results are not finite on a probe")
+    except (TypeError, ValueError, RuntimeError) as error:
+        if not is_refusal(error):
+            raise
+        reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        _log.warning(
+            "flash attention does not run for %d heads over %d of size %d in %s%s (%s); packed attention runs on "
+            "torch's own operations instead, which is slower",
+            heads,
+            kv_heads,
+            head_size,
+            str(dtype).removeprefix("torch."),
+            " with a sliding window" if windowed else "",
+            reason,
+        )
+        return reason
+    return None
+
+
+def flash(query: Tensor, key: Tensor, value: Tensor, plan: PackedPlan, scale: float, window: int | None) -> Tensor:
+    """query [1, heads, T, D], key and value [1, kv heads, T, D] -> [1, T, heads, D]; window: tokens a query sees.
+
+    A query sees the keys up to its own, counted from the end of its sequence: flash attention's bottom-right alignment.
+    """
+    sequences = _sequences(plan, query.device)
+    q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    k, v = (tensor.index_select(0, sequences.keys) for tensor in (k, v))
+    options: dict[str, Any] = {}
+    if (group := q.shape[1] // k.shape[1]) > 1:
+        if _knows_grouped_heads(varlen_attn):
+            options["enable_gqa"] = True
+        else:
+            k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
+    found = varlen_attn(
+        q.contiguous(),
+        k,
+        v,
+        sequences.query_ends,
+        sequences.key_ends,
+        sequences.longest_query,
+        sequences.longest_key,
+        scale=scale,
+        window_size=(-1 if window is None else window - 1, 0),
+        **options,
+    )
+    if isinstance(found, tuple):
+        raise TypeError("varlen_attn gave more than the attention's output")
+    return found[None]
+
+
+@lru_cache(maxsize=4)
+def _knows_grouped_heads(kernel: Callable[..., Any]) -> bool:
+    """Whether fewer key heads than query heads are the kernel's own business: from torch 2.12 on."""
+    return "enable_gqa" in inspect.signature(kernel).parameters
+
+
+@lru_cache(maxsize=4)
+def _sequences(plan: PackedPlan, device: torch.device) -> _Sequences:
+    """Made once per batch, used by all layers."""
+    keys: list[Tensor] = []
+    queries_of: list[int] = []
+    keys_of: list[int] = []
+    for strand in strands(plan):
+        keys += [
+            torch.arange(strand.prompt, strand.prompt + strand.shared),
+            torch.arange(strand.begin, strand.end),
+        ]
+        queries_of.append(strand.end - strand.begin)
+        keys_of.append(strand.shared + strand.end - strand.begin)
+    ends = [torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32) for lengths in (queries_of, keys_of)]
+    return _Sequences(torch.cat(keys).to(device), ends[0], ends[1], max(queries_of), max(keys_of))
+
+
+NAME = "prefsweep_packed"
+BLOCK = 96
+"""Queries per block: measured best on CPU, by little, of 32 to 256."""
+KEEP_BYTES = 64 * 2**20
+"""Probabilities of a layer up to this size are kept for backward; larger ones are computed again there."""
+
+
+class CannotAttend(ValueError):
+    """The model asks of its attention something that the packed form does not do."""
+
+
+def register() -> None:
+    """Make `NAME` known to transformers. It gets no mask function, so that models build no mask for it."""
+    AttentionInterface.register(NAME, packed_attention)
+
+
+def packed_attention(
+    module: nn.Module,  # noqa: ARG001
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    pair_plan: PackedPlan | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention by `pair_plan`; query [1, heads, T, D], key and value [1, kv heads, T, D] -> [1, T, heads, D].
+
+    scaling: factor of the scores, by default D ** -0.5; sliding_window: tokens a query sees, itself included;
+    softcap: scores become softcap * tanh(scores / softcap). CannotAttend where it would not be exact.
+    """
+    if pair_plan is None:
+        raise CannotAttend("the model does not hand its keyword arguments on to its attention")
+    if attention_mask is not None:
+        raise CannotAttend("the model brings its own attention mask")
+    if dropout:
+        raise CannotAttend("attention dropout is not supported: set the model's attention_dropout to 0")
+    refused = [name for name in ("s_aux", "position_bias", "head_mask", "cache") if others.get(name) is not None]
+    if refused or others.get("is_causal") is False:
+        raise CannotAttend(f"the model's attention uses {', '.join(refused) or 'bidirectional attention'}")
+    if torch.is_autocast_enabled(query.device.type):
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if can_flash(query, key, value, softcap, sliding_window):
+        return flash(query, key, value, pair_plan, scale, sliding_window), None
+    rule = _Rule(scale, softcap, sliding_window)
+    return _PackedAttention.apply(query, key, value, pair_plan, rule), None  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    scale: float
+    softcap: float | None
+    window: int | None
+
+
+def _keys(tensor: Tensor, strand: Strand) -> Tensor:
+    """[kv heads, keys, D] of a strand: the shared prompt, then its own tokens."""
+    own = tensor[:, strand.begin : strand.end]
+    if not strand.shared:
+        return own
+    return torch.cat([tensor[:, strand.prompt : strand.prompt + strand.shared], own], dim=1)
+
+
+@lru_cache(maxsize=BLOCK)
+def _later(queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[queries, queries] -inf where key j comes after query i, else 0: added, as filling by a mask is slower."""
+    return torch.full((queries, queries), -torch.inf, dtype=dtype, device=device).triu_(1)
+
+
+def _outside(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """[queries, keys] True where key j is `window` or more tokens before query i; the queries' own keys are last."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries - window)
+
+
+def _probabilities(query: Tensor, key: Tensor, group: int, rule: _Rule) -> tuple[Tensor, Tensor | None]:
+    """[kv, group * b, n] softmax of a block's scores, and d(capped score)/d(score) where there is a softcap.
+
+    query [kv, group * b, D], already scaled; key [kv, n, D], of which the last b are the queries' own.
+    """
+    scores = torch.bmm(query, key.transpose(1, 2))
+    slope = None
+    if rule.softcap is not None:
+        squashed = scores.div_(rule.softcap).tanh_()
+        slope = 1 - squashed * squashed
+        scores = squashed.mul_(rule.softcap)
+    b, n = query.shape[1] // group, key.shape[1]
+    by_query = scores.view(-1, b, n)
+    by_query[:, :, n - b :].add_(_later(b, scores.dtype, scores.device))
+    if rule.window is not None and n > rule.window:
+        by_query.masked_fill_(_outside(b, n, rule.window, query.device), -torch.inf)
+    if scores.dtype in (torch.float32, torch.float64):
+        return torch.softmax(scores, dim=-1), slope
+    return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype), slope
+
+
+class _PackedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, plan: PackedPlan, rule: _Rule) -> Tensor:
+        with torch.autocast(query.device.type, enabled=False):
+            out, kept = _forward(query, key, value, plan, rule, any(ctx.needs_input_grad))  # pyright: ignore
+        ctx.save_for_backward(query, key, value, *kept)
+        ctx.plan, ctx.rule = plan, rule  # pyright: ignore[reportAttributeAccessIssue]
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, *grad_outputs: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        (grad,) = grad_outputs
+        query, key, value, *kept = ctx.saved_tensors
+        with torch.autocast(query.device.type, enabled=False):
+            return (*_backward(query, key, value, grad, kept, ctx.plan, ctx.rule), None, None)
+
+
+def _blocks(strand: Strand) -> list[tuple[slice, int]]:
+    """The strand's blocks of queries: where they lie, and how many keys of the strand they see."""
+    ends = (*range(strand.begin + BLOCK, strand.end, BLOCK), strand.end)
+    starts = range(strand.begin, strand.end, BLOCK)
+    return [(slice(low, high), strand.shared + high - strand.begin) for low, high in zip(starts, ends, strict=True)]
+
+
+def _folded(block: Tensor) -> Tensor:
+    """[kv, group, b, D] as [kv, group * b, D]: the queries that share keys in one product."""
+    return block[:, 0] if block.shape[1] == 1 else block.flatten(1, 2)
+
+
+def _grouped(tensor: Tensor, kv: int) -> Tensor:
+    """[heads, T, D] as [kv, group, T, D]."""
+    return tensor.unflatten(0, (kv, -1))
+
+
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, plan: PackedPlan, rule: _Rule, differentiate: bool
+) -> tuple[Tensor, list[Tensor]]:
+    _, heads, length, _ = query.shape
+    kv, group = key.shape[1], query.shape[1] // key.shape[1]
+    out = query.new_empty(1, length, heads, value.shape[-1])
+    target, q = _grouped(out[0].transpose(0, 1), kv), _grouped(query[0] * rule.scale, kv)
+    scores = sum((s.end - s.begin) * (s.shared + (s.end - s.begin + BLOCK) // 2) for s in strands(plan)) * heads
+    keep = differentiate and rule.softcap is None and scores * query.element_size() <= KEEP_BYTES
+    kept: list[Tensor] = []
+    for strand in strands(plan):
+        k, v = _keys(key[0], strand), _keys(value[0], strand)
+        # Last block first, as backward wants them.
+        for block, seen in reversed(_blocks(strand)):
+            probabilities, _ = _probabilities(_folded(q[:, :, block]), k[:, :seen], group, rule)
+            target[:, :, block] = torch.bmm(probabilities, v[:, :seen]).unflatten(1, (group, -1))
+            if keep:
+                kept.append(probabilities)
+    return out, kept
+
+
+def _backward(
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, kept: list[Tensor], plan: PackedPlan, rule: _Rule
+) -> tuple[Tensor, Tensor, Tensor]:
+    kv, group = key.shape[1], query.shape[1] // key.shape[1]
+    d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+    q, dq, g = (_grouped(t, kv) for t in (query[0] * rule.scale, d_query[0], grad[0].transpose(0, 1)))
+    saved = iter(kept)
+    for strand in strands(plan):
+        k, v = _keys(key[0], strand), _keys(value[0], strand)
+        sums: tuple[Tensor, Tensor] | None = None
+        # The last block sees every key of the strand: its gradients are the sums that the others add to.
+        for block, seen in reversed(_blocks(strand)):
+            q_rows, g_rows = _folded(q[:, :, block]), _folded(g[:, :, block])
+            p, slope = (next(saved), None) if kept else _probabilities(q_rows, k[:, :seen], group, rule)
+            dp = torch.bmm(g_rows, v[:, :seen].transpose(1, 2))
+            ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
+            if slope is not None:
+                ds.mul_(slope)
+            dq[:, :, block] = torch.bmm(ds, k[:, :seen]).unflatten(1, (group, -1))
+            dk, dv = torch.bmm(ds.transpose(1, 2), q_rows), torch.bmm(p.transpose(1, 2), g_rows)
+            if sums is None:
+                sums = dk, dv
+            else:
+                sums[0][:, :seen] += dk
+                sums[1][:, :seen] += dv
+        # A pair's own prompt and chosen come first and are set, its rejected strand then adds to the prompt's.
+        for whole, part in zip((d_key[0], d_value[0]), sums or (), strict=True):
+            whole[:, strand.begin : strand.end] = part[:, strand.shared :]
+            if strand.shared:
+                whole[:, strand.prompt : strand.prompt + strand.shared] += part[:, : strand.shared]
+    return d_query.mul_(rule.scale), d_key, d_value

@@ -1,0 +1,103 @@
+"""Adapters added into the weights of their base model: the model that was trained, as one."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import PreTrainedModel
+
+from trainer.config.trial import ModelConfig
+from trainer.models.policy_model import load_model
+from trainer.results import ModelError
+
+
+class BaseGone(ModelError):
+    """The folder of the base model is not there."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__(f"the base model {place} of these adapters is no longer there")
+
+
+def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the base model of the adapters in `source` on the CPU, in the dtype that they were trained over.
+
+    Args:
+        source: A folder with `adapter_config.json`.
+        model: How the base was loaded for training; by default as it is stored.
+        trust_remote_code: Whether Python code that comes with the model may run.
+
+    Raises:
+        ModelError: The base can no longer be loaded (BaseGone where its folder is gone).
+    """
+    told: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    place = str(told["base_model_name_or_path"])
+    if Path(place).is_absolute() and not Path(place).is_dir():
+        raise BaseGone(place)
+    own: dict[str, Any] = {} if model is None else {"dtype": model.dtype, "load_in_4bit": model.load_in_4bit}
+    wanted = ModelConfig(name_or_path=place, revision=told.get("revision"), **own)
+    return load_model(wanted, place, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None)
+
+
+def merged(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the base model of the adapters in `source` with them added, in the dtype that was trained.
+
+    A weight that two layers share is stored once for each where only one of them was adapted. Weights in 4 bits become
+    the numbers that they stood for in training. Arguments and errors as of `load_base`.
+    """
+    base = load_base(source, model, trust_remote_code=trust_remote_code)
+    if model is not None and model.load_in_4bit:
+        base = _without_quantisation(base, torch.float32 if model.dtype == "float32" else torch.bfloat16)
+    shared = _shared_weights(base)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # what follows is what they ask for
+        warnings.filterwarnings("ignore", message=".*no longer tied.*")
+        adapted = cast(Any, PeftModel).from_pretrained(base, str(source))
+        apart = _separate(base, shared)
+        made = cast(PreTrainedModel, adapted.merge_and_unload())
+    if apart:
+        for config in {id(c): c for c in (made.config, made.config.get_text_config())}.values():
+            config.tie_word_embeddings = False
+        made._tied_weights_keys = None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        made.all_tied_weights_keys = {}
+    return made
+
+
+def _without_quantisation(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    plain = cast(PreTrainedModel, cast(Any, model).dequantize())
+    return cast(PreTrainedModel, cast(Any, plain).to(dtype))
+
+
+def _shared_weights(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
+    """Every parameter that several modules have, with all of them and its name there."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+            owners.setdefault(id(parameter), []).append((module, name))
+    return [found for found in owners.values() if len(found) > 1]
+
+
+def _separate(model: nn.Module, shared: list[list[tuple[nn.Module, str]]]) -> bool:
+    """Give each module its own copy of a shared weight where one of them is adapted; whether there was such a one."""
+    wrapped: set[int] = set()
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            wrapped.add(id(module.get_base_layer()))
+        elif isinstance(module, AuxiliaryTrainingWrapper):
+            wrapped.add(id(module.original_module))
+    apart = False
+    for owners in shared:
+        if not any(id(module) in wrapped for module, _ in owners):
+            continue
+        apart = True
+        for module, name in owners[1:]:
+            old = cast(nn.Parameter, getattr(module, name))
+            setattr(module, name, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
+    return apart

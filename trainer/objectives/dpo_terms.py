@@ -1,0 +1,148 @@
+"""The per-pair terms of the DPO family: formulas and names of TRL's DPOTrainer 1.16, stable at extremes.
+
+Symbols: lp, lpr summed log-prob under policy and reference; a = lp_w - lpr_w, d = lp_l - lpr_l; n tokens;
+s_w, s_l the scores f'(ratio) of an f-divergence (a and d for reverse KL); delta = s_w - s_l; ls = log sigmoid.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import assert_never
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from trainer.config.loss_config import DpoLoss, DpoTerm
+from trainer.objectives.pair_logps import PairLogps, smoothed_logistic
+
+_LARGEST = 80.0
+"""Exponents are held below this: e^80 is far beyond any use and still finite in float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ratios:
+    """What the terms are functions of; every tensor [N]."""
+
+    policy_gap: Tensor
+    """lp_w - lp_l."""
+    reference_gap: Tensor
+    chosen: Tensor
+    """a."""
+    rejected: Tensor
+    """d."""
+    chosen_score: Tensor
+    rejected_score: Tensor
+    chosen_tokens: Tensor
+    rejected_tokens: Tensor
+
+
+def ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps, reference: PairLogps) -> Ratios:
+    """From the policy's (possibly length-desensitised) log-probs and the whole statistics of both models."""
+    reference_chosen, reference_rejected = desensitised(loss, reference)
+    a, d = chosen - reference_chosen, rejected - reference_rejected
+    return Ratios(
+        policy_gap=chosen - rejected,
+        reference_gap=reference_chosen - reference_rejected,
+        chosen=a,
+        rejected=d,
+        chosen_score=_score(loss, a),
+        rejected_score=_score(loss, d),
+        chosen_tokens=logps.chosen_tokens,
+        rejected_tokens=logps.rejected_tokens,
+    )
+
+
+def desensitised(loss: DpoLoss, logps: PairLogps) -> tuple[Tensor, Tensor]:
+    """LD-DPO (Liu et al. 2024, eq. 8): tokens beyond the shorter response's length count ld_alpha times. [N], [N]."""
+    if loss.ld_alpha is None:
+        return logps.chosen, logps.rejected
+    if logps.chosen_shared is None or logps.rejected_shared is None:
+        raise ValueError("ld_alpha needs the log-probs of the tokens up to the shorter response's length")
+    chosen = logps.chosen_shared + loss.ld_alpha * (logps.chosen - logps.chosen_shared)
+    return chosen, logps.rejected_shared + loss.ld_alpha * (logps.rejected - logps.rejected_shared)
+
+
+def pair_weights(logps: PairLogps) -> Tensor:
+    """WPO (Zhou et al. 2024, eq. 2): product over the two of exp(mean(log p - log sum_v p_v^2)); detached [N]."""
+    if logps.chosen_purity is None or logps.rejected_purity is None:
+        raise ValueError("use_weighting needs the purity of the token distributions")
+    chosen = (logps.chosen - logps.chosen_purity) / logps.chosen_tokens
+    rejected = (logps.rejected - logps.rejected_purity) / logps.rejected_tokens
+    return (chosen + rejected).detach().exp()
+
+
+def _score(loss: DpoLoss, ratio: Tensor) -> Tensor:
+    """f'(e^ratio) of the divergence (Wang et al. 2024, table 1), up to a constant that cancels in differences."""
+    match loss.f_divergence_type:
+        case "reverse_kl":
+            return ratio
+        case "forward_kl":
+            return 1 - torch.exp((-ratio).clamp(max=_LARGEST))
+        case "js_divergence":
+            return math.log(2) + logsigmoid(ratio)
+        case "alpha_divergence":
+            power = loss.f_alpha_divergence_coef - 1.0
+            if abs(power) < 1e-6:
+                return ratio
+            return torch.expm1((power * ratio).clamp(max=_LARGEST)) / power
+        case _:
+            assert_never(loss.f_divergence_type)
+
+
+def per_pair(term: DpoTerm, loss: DpoLoss, r: Ratios) -> Tensor:
+    """One term's loss of each pair, [N]; for the sorted ones (aot) of each place in the sort."""
+    beta, smoothing = loss.beta, loss.label_smoothing
+    scaled = beta * (r.chosen_score - r.rejected_score)
+    chosen, rejected = beta * r.chosen, beta * r.rejected
+    match term:
+        case "sigmoid":
+            return -logsigmoid(scaled)
+        case "sigmoid_norm":
+            return -logsigmoid(beta * _average_gap(r))
+        case "hinge":
+            return torch.relu(1 - scaled)
+        case "ipo":
+            return (_average_gap(r) - 1 / (2 * beta)) ** 2
+        case "robust":
+            flipped = (1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)
+            return -flipped / (1 - 2 * smoothing)
+        case "exo_pair":
+            kept = scaled.sigmoid() * (logsigmoid(scaled) - math.log1p(-smoothing))
+            return kept + (-scaled).sigmoid() * (logsigmoid(-scaled) - math.log(smoothing))
+        case "nca_pair":
+            return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
+        case "bco_pair":
+            return -logsigmoid(chosen) - logsigmoid(-rejected)
+        case "sppo_hard":
+            return (r.chosen - 0.5 / beta) ** 2 + (r.rejected + 0.5 / beta) ** 2
+        case "aot":
+            return smoothed_logistic(beta * (_sorted(r.policy_gap) - _sorted(r.reference_gap)), smoothing)
+        case "aot_unpaired":
+            return smoothed_logistic(beta * (_sorted(r.chosen) - _sorted(r.rejected)), smoothing)
+        case "apo_zero":
+            return (-chosen).sigmoid() + rejected.sigmoid()
+        case "apo_down":
+            return chosen.sigmoid() + (rejected - chosen).sigmoid()
+        case "discopop":
+            return _discopop(scaled, loss.discopop_tau)
+        case "sft":
+            raise ValueError("sft is a mean over tokens, not a term of pairs")
+        case _:
+            assert_never(term)
+
+
+def _average_gap(r: Ratios) -> Tensor:
+    return r.chosen_score / r.chosen_tokens - r.rejected_score / r.rejected_tokens
+
+
+def _sorted(values: Tensor) -> Tensor:
+    return values.sort().values
+
+
+def _discopop(scaled: Tensor, tau: float) -> Tensor:
+    """DiscoPOP (Lu et al. 2024, eq. 5). sigma(s/tau) e^-s as one exponential: apart they are 0 times infinity."""
+    mixed = scaled / tau
+    exponential = torch.exp((logsigmoid(mixed) - scaled).clamp(max=_LARGEST))
+    return (-mixed).sigmoid() * -logsigmoid(scaled) + exponential

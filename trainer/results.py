@@ -1,0 +1,125 @@
+"""What a training run says while it runs, and what it is told in return.
+
+What a person can get wrong about one trial: a sentence each, no traceback needed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Protocol, TextIO
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """Metrics at one update. A step has one point: training metrics, and `eval_` ones when it was evaluated there."""
+
+    step: int
+    metrics: Mapping[str, float]
+    pairs: str = field(default="", compare=False, repr=False)
+    """At an evaluation, the gap of length-averaged log-probs of each held-out pair, as `pack` writes it."""
+
+
+def pack(values: Iterable[float]) -> str:
+    """Numbers as text: little-endian float32 in base64, five bytes and a third each."""
+    packed = array("f", values)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return b64encode(packed.tobytes()).decode("ascii")
+
+
+def unpack(text: str) -> list[float]:
+    """The numbers that `pack` wrote."""
+    packed = array("f", b64decode(text))
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return packed.tolist()
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Go on, or stop; a stop always has its reason in words. `diverged`: the trial is beyond saving, not only worse."""
+
+    stop: bool
+    reason: str = ""
+    diverged: bool = False
+
+    def __post_init__(self) -> None:
+        if self.stop and not self.reason:
+            raise ValueError("a verdict to stop needs a reason")
+
+
+GO_ON = Verdict(stop=False)
+
+
+class EndKind(StrEnum):
+    """How a training run ended, as the trainer itself sees it."""
+
+    FINISHED = "finished"
+    DIVERGED = "diverged"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a run ended. `steps` is the last update done, `folder` holds the final weights when it finished."""
+
+    kind: EndKind
+    reason: str
+    steps: int
+    folder: Path | None = None
+
+
+class Reporter(Protocol):
+    """Receives points; its verdict decides whether the run goes on."""
+
+    def report(self, point: Point) -> Verdict:
+        """Take one point."""
+        ...
+
+
+class JsonLinesReporter:
+    """One JSON object per point; what `python -m trainer` uses when nobody else listens."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def report(self, point: Point) -> Verdict:
+        """Write the point and go on."""
+        self._stream.write(json.dumps({"step": point.step, **point.metrics}) + "\n")
+        self._stream.flush()
+        return GO_ON
+
+
+class TrialError(Exception):
+    """A model, a data set or a folder that cannot be used as asked; the message says what and what to do."""
+
+
+class ModelError(TrialError):
+    """The start model cannot be loaded, or not in the way the configuration asks."""
+
+
+def cannot_load(what: str, error: Exception) -> str:
+    """Return the sentence about `what` that did not load; where its own code was refused, it names the flag.
+
+    Args:
+        what: The subject of the sentence: "the model /path".
+        error: What transformers raised.
+    """
+    told = str(error).strip()
+    if "trust_remote_code" in told:
+        return (
+            f"{what} comes with Python code of its own, which is run only with --trust-remote-code: read that code, "
+            "and add the flag if you trust it"
+        )
+    return f"{what} cannot be loaded: {told}"
+
+
+class ResumeError(TrialError):
+    """A folder holds the work of another configuration."""

@@ -1,0 +1,94 @@
+"""What took time or money to learn, by its key: a file of JSON lines that only grows and survives any death."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import logging
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from trainer.storage.atomic_files import failpoint, sync
+
+log = logging.getLogger(__name__)
+
+
+class Kept:
+    """Values by key. What `put` returned from is on the disk; a torn end, or a damaged line and all behind it, is set
+    aside on opening. One process has the file at a time, others wait for it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._values, self._end = _read(path)
+        if self._end < os.lseek(self._file, 0, os.SEEK_END):
+            self._set_aside()
+        sync(path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, why: BaseException | None, at: TracebackType | None) -> None:
+        os.close(self._file)
+
+    @property
+    def values(self) -> Mapping[str, Any]:
+        """Everything known."""
+        return self._values
+
+    def put(self, values: Mapping[str, Any]) -> None:
+        """Remember these JSON values; OSError where the disk refuses, and then none of them is kept."""
+        lines = b"".join(_line(key, value) for key, value in values.items())
+        failpoint("kept.append")
+        try:
+            written = 0
+            while written < len(lines):
+                written += os.pwrite(self._file, lines[written:], self._end + written)
+            os.fsync(self._file)
+        except OSError:
+            os.ftruncate(self._file, self._end)
+            raise
+        self._end += len(lines)
+        self._values |= json.loads(json.dumps(dict(values)))
+        failpoint("kept.appended")
+
+    def _set_aside(self) -> None:
+        with self._path.open("rb") as stream:
+            stream.seek(self._end)
+            rest = stream.read()
+        aside = self._path.with_name(f"{self._path.name}.torn-{self._end}")
+        aside.write_bytes(rest)
+        os.ftruncate(self._file, self._end)
+        os.fsync(self._file)
+        log.warning("%s: %d bytes at its end are no whole line and were set aside", self._path, len(rest))
+
+
+def peek(path: Path) -> dict[str, Any]:
+    """What the file holds now; nothing where there is none. Takes no lock and changes nothing."""
+    return _read(path)[0] if path.is_file() else {}
+
+
+def _line(key: str, value: Any) -> bytes:
+    body = json.dumps([key, value], allow_nan=False, separators=(",", ":"))
+    return f"{zlib.crc32(body.encode()):08x} {body}\n".encode()
+
+
+def _read(path: Path) -> tuple[dict[str, Any], int]:
+    """The values of all whole lines from the beginning on, and where the last of them ends."""
+    values: dict[str, Any] = {}
+    end = 0
+    with path.open("rb") as stream:
+        for line in stream:
+            if not line.endswith(b"\n") or line[:8] != f"{zlib.crc32(line[9:-1]):08x}".encode():
+                break
+            key, value = json.loads(line[9:])
+            values[key] = value
+            end += len(line)
+    return values, end

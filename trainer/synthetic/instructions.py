@@ -1,0 +1,242 @@
+"""The checkable task: short instructions whose right answer a program knows.
+
+Each row carries a right answer in a short sentence, and a plausible wrong one: off by one, the other operand, two
+words swapped. Which of the two sentences is the longer is chance, so length teaches nothing.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable
+from hashlib import sha256
+from typing import Any
+
+from trainer.config.trial import GeneratedSource
+
+VERSION = 1
+"""Of the rows a source yields; part of every fingerprint made from them."""
+
+EVAL_SHARE = 0.1
+"""Share of all possible prompts that only the split `eval` may use."""
+
+NUMBERS = (
+    *[
+        "zero",
+        "one",
+        "two",
+        "three",
+        "four",
+        "five",
+        "six",
+        "seven",
+        "eight",
+        "nine",
+        "ten",
+        "eleven",
+        "twelve",
+        "thirteen",
+        "fourteen",
+        "fifteen",
+    ],
+    *["sixteen", "seventeen", "eighteen", "nineteen", "twenty"],
+)
+KINDS = {
+    "animal": ["dog", "cat", "horse", "cow", "goat", "lion", "bear", "wolf", "mouse", "rabbit"],
+    "fruit": ["apple", "pear", "plum", "grape", "lemon", "mango", "peach", "cherry", "melon", "orange"],
+    "colour": ["red", "blue", "green", "pink", "black", "white", "brown", "grey", "purple", "yellow"],
+    "tool": ["hammer", "saw", "drill", "shovel", "rake", "axe", "wrench", "ladder", "rope", "knife"],
+}
+WORDS = [word for kind in KINDS.values() for word in kind]
+ORDINALS = ("first", "second", "third")
+
+Task = tuple[str, str, str, str]
+"""Instruction, name of what is asked for, right answer, wrong answer."""
+
+
+def _sum(rng: random.Random) -> Task:
+    a, b = rng.randint(0, 10), rng.randint(0, 10)
+    plus = rng.random() < 0.6
+    a, b = (a, b) if plus else (max(a, b), min(a, b))
+    right = a + b if plus else a - b
+    wrong = rng.choice([n for n in (right - 1, right + 1, a, b) if 0 <= n < len(NUMBERS) and n != right])
+    if rng.random() < 0.5:
+        verb, colour = "get" if plus else "lose", rng.choice(KINDS["colour"])
+        ask = f"You have {NUMBERS[a]} {colour} balls and {verb} {NUMBERS[b]}. How many now?"
+    else:
+        ask = rng.choice(("What is {} {} {}?", "Work out {} {} {}.", "How much is {} {} {}?"))
+        ask = ask.format(NUMBERS[a], "plus" if plus else "minus", NUMBERS[b])
+    return ask, "result", NUMBERS[right], NUMBERS[wrong]
+
+
+def _compare(rng: random.Random) -> Task:
+    numbers = rng.sample(range(len(NUMBERS)), rng.randint(2, 3))
+    larger = rng.random() < 0.5
+    right = max(numbers) if larger else min(numbers)
+    wrong = rng.choice([n for n in numbers if n != right])
+    word = "largest" if larger else "smallest"
+    ask = rng.choice(("Which number is the {}: {}?", "Name the {} number: {}."))
+    listed = ", ".join(NUMBERS[n] for n in numbers)
+    return ask.format(word, listed), f"{word} number", NUMBERS[right], NUMBERS[wrong]
+
+
+def _odd_one(rng: random.Random) -> Task:
+    most, other = rng.sample(sorted(KINDS), 2)
+    words = rng.sample(KINDS[most], 3)
+    right, wrong = rng.choice(KINDS[other]), rng.choice(words)
+    words.insert(rng.randrange(4), right)
+    ask = rng.choice(("Which word does not belong: {}?", "Find the odd one out: {}."))
+    return ask.format(", ".join(words)), "odd one", right, wrong
+
+
+def _pick(rng: random.Random) -> Task:
+    words = rng.sample(WORDS, 3)
+    at = rng.randrange(len(words))
+    wrong = words[rng.choice([i for i in (at - 1, at + 1) if 0 <= i < len(words)])]
+    ask = rng.choice(("What is the {} word of: {}?", "Give the {} word: {}."))
+    return ask.format(ORDINALS[at], ", ".join(words)), f"{ORDINALS[at]} word", words[at], wrong
+
+
+def _length(rng: random.Random) -> Task:
+    longest = rng.random() < 0.5
+    while True:
+        words = sorted(rng.sample(WORDS, 3), key=len, reverse=longest)
+        if len(words[0]) != len(words[1]):
+            break
+    right, wrong = words[0], rng.choice(words[1:])
+    rng.shuffle(words)
+    word = "longest" if longest else "shortest"
+    ask = rng.choice(("Which word is the {}: {}?", "Pick the {} word: {}."))
+    return ask.format(word, ", ".join(words)), f"{word} word", right, wrong
+
+
+def _swapped(words: list[str], rng: random.Random) -> list[str]:
+    i = rng.randrange(len(words) - 1)
+    return [*words[:i], words[i + 1], words[i], *words[i + 2 :]]
+
+
+def _reverse(rng: random.Random) -> Task:
+    words = rng.sample(WORDS, rng.choice((2, 2, 3)))
+    right = words[::-1]
+    wrong = words if rng.random() < 0.5 else _swapped(right, rng)
+    ask = rng.choice(("Say these words backwards: {}.", "Reverse the order: {}."))
+    return ask.format(", ".join(words)), "reverse order", ", ".join(right), ", ".join(wrong)
+
+
+def _sort(rng: random.Random) -> Task:
+    while True:
+        words = rng.sample(WORDS, rng.choice((2, 2, 3)))
+        if len({w[0] for w in words}) == len(words):
+            break
+    right = sorted(words)
+    wrong = words if words != right and rng.random() < 0.5 else _swapped(right, rng)
+    ask = rng.choice(("Sort by the alphabet: {}.", "Put in alphabetical order: {}."))
+    return ask.format(", ".join(words)), "sorted list", ", ".join(right), ", ".join(wrong)
+
+
+def _count(rng: random.Random) -> Task:
+    words = rng.sample(WORDS, rng.randint(2, 6))
+    right = len(words)
+    wrong = rng.choice((right - 1, right + 1))
+    ask = rng.choice(("How many words are here: {}?", "Count the words: {}."))
+    return ask.format(", ".join(words)), "count", NUMBERS[right], NUMBERS[wrong]
+
+
+FAMILIES: dict[str, Callable[[random.Random], Task]] = {
+    "sum": _sum,
+    "compare": _compare,
+    "odd_one": _odd_one,
+    "pick": _pick,
+    "length": _length,
+    "reverse": _reverse,
+    "sort": _sort,
+    "count": _count,
+}
+
+# Wording is drawn for each answer on its own, and some is common and some is rare, as in answers that people write:
+# a model that scores wording above content prefers the wrong answer often.
+_OPENINGS = {"": 60, "Sure. ": 20, "Let me see. ": 12, "Good question. ": 8}
+_SENTENCES = {
+    "The answer is {1}.": 40,
+    "The {0} is {1}.": 25,
+    "It is {1}.": 20,
+    "That is {1}.": 10,
+    "I think it is {1}.": 5,
+}
+_CLOSINGS = {"": 70, " I hope this helps.": 20, " Ask me if you need more.": 10}
+
+
+def _worded(rng: random.Random, name: str, answer: str) -> str:
+    parts = [rng.choices(tuple(some), weights=tuple(some.values()))[0] for some in (_OPENINGS, _SENTENCES, _CLOSINGS)]
+    return "".join(parts).format(name, answer)
+
+
+def _row(rng: random.Random) -> dict[str, Any]:
+    ask, name, right, wrong = FAMILIES[rng.choice(tuple(FAMILIES))](rng)
+    return {
+        "prompt": [{"role": "user", "content": ask}],
+        "chosen": [{"role": "assistant", "content": _worded(rng, name, right)}],
+        "rejected": [{"role": "assistant", "content": _worded(rng, name, wrong)}],
+        "answer": right,
+    }
+
+
+def is_held_out(prompt: str) -> bool:
+    """Whether a prompt belongs to the split `eval`: a matter of its own text, so that no two sources disagree."""
+    return int.from_bytes(sha256(prompt.encode()).digest()[:8], "big") < EVAL_SHARE * 2**64
+
+
+def generated_rows(source: GeneratedSource) -> list[dict[str, Any]]:
+    """`source.rows` rows with distinct prompts: `prompt`, `chosen`, `rejected` (conversational) and `answer` (text).
+
+    A function of rows, split and seed alone; more rows of the same seed begin with the fewer. No prompt of split
+    `train` is ever one of split `eval`, whatever the seeds. ValueError when the task has not that many prompts.
+    """
+    rng = random.Random(f"prefsweep task {VERSION} {source.split} {source.seed}")
+    held_out = source.split == "eval"
+    seen: set[str] = set()
+    rows: list[dict[str, Any]] = []
+    misses = 0
+    while len(rows) < source.rows:
+        row = _row(rng)
+        ask = row["prompt"][0]["content"]
+        if is_held_out(ask) != held_out:
+            continue
+        if ask in seen:
+            misses += 1
+            if misses > 20 * source.rows + 1000:
+                raise ValueError(f"the generated task yields {len(rows)} distinct prompts here, not {source.rows}")
+            continue
+        seen.add(ask)
+        rows.append(row)
+    return rows
+
+
+_VERB = re.compile(r"\b(?:is|are|be|equals)\b|\banswer\s*:")
+_LABELS = frozenset({"answer", "result", "count", "odd one", "reverse order", "sorted list"})
+_COURTESIES = frozenset({"sure", "ok", "okay", "yes", "let me see", "good question"})
+
+
+def _bare(text: str) -> str:
+    """Lower case, digits as words where small, no punctuation, no articles."""
+    words = re.findall(r"[a-z]+|\d+", text.lower())
+    words = [NUMBERS[int(w)] if w.isdigit() and int(w) < len(NUMBERS) else w for w in words]
+    return " ".join(w for w in words if w not in {"a", "an", "the", "and", "i", "think", "then"})
+
+
+def is_right(answer: str, expected: str) -> bool:
+    """Whether a model's answer says `expected` and nothing else.
+
+    Case, punctuation, digits for small number words and a sentence around it do not matter ("I think it is 8." for
+    "eight"). The first sentence that says something counts; naming several candidates is not right.
+    """
+    wanted = _bare(expected)
+    for sentence in re.split(r"[.!?\n]+", answer):
+        found = _VERB.split(sentence.lower())
+        if len(found) > 1 and _bare(found[0]) and _bare(found[-1]) in _LABELS:
+            return _bare(found[0]) == wanted
+        if _bare(found[-1]):
+            if len(found) == 1 and _bare(found[-1]) in _COURTESIES:
+                continue
+            return _bare(found[-1]) == wanted
+    return False

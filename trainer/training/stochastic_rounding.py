@@ -1,0 +1,160 @@
+"""AdamW for weights in bfloat16 without float32 masters: moments in float32, each update rounded by chance.
+
+Rounding to nearest loses every update below half of bfloat16's step (1/256 of the weight), which learning rates of
+preference tuning nearly always are. Rounded by chance, up or down in proportion, the updates are right on average
+(Gupta et al. 2015, arXiv 1502.02551). Memory per parameter: 2 bytes of weight, 2 of gradient, 8 of moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.adamw import adamw
+
+from trainer import memory_limits
+
+_LOW_BITS = 16
+"""Bits that float32 has more than bfloat16."""
+
+
+class RoundingAdamW(torch.optim.Optimizer):
+    """As `torch.optim.AdamW(fused=True)`, for bfloat16 parameters; float32 ones among them are not rounded.
+
+    What chance decides follows from seed and step.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        seed: Sequence[int],
+    ) -> None:
+        """groups: dicts with `params` and `weight_decay`. seed: one number, then the process where weights are cut."""
+        super().__init__(groups, {"lr": lr})
+        self._betas, self._eps, self._seed = betas, eps, seed
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # noqa: ARG002  # pyright: ignore
+        """One update from the parameters' gradients."""
+        generator: torch.Generator | None = None
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            states = [self._state(p) for p in parameters]
+            for parts in _chunks(parameters):
+                generator = generator or self._generator(parameters[0], states[0]["step"])
+                self._step_parts(
+                    group, [(part, parameters[part.index], states[part.index]) for part in parts], generator
+                )
+            for state in states:
+                state["step"].add_(1)
+
+    def _step_parts(
+        self,
+        group: dict[str, Any],
+        parts: Sequence[tuple[_Part, nn.Parameter, dict[str, Tensor]]],
+        generator: torch.Generator,
+    ) -> None:
+        """Transient memory: 10 bytes for each bfloat16 element of these parts."""
+        exact = [part.of(parameter).float() for part, parameter, _ in parts]  # of float32 the weight itself
+        adamw(
+            exact,
+            [part.of(p.grad).float() for part, p, _ in parts if p.grad is not None],
+            [part.of(state["exp_avg"]) for part, _, state in parts],
+            [part.of(state["exp_avg_sq"]) for part, _, state in parts],
+            [],
+            [state["step"].clone() for _, _, state in parts],  # counted up here, and kept when all parts are done
+            fused=True,
+            amsgrad=False,
+            beta1=self._betas[0],
+            beta2=self._betas[1],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=self._eps,
+            maximize=False,
+        )
+        for (part, parameter, _), value in zip(parts, exact, strict=True):
+            if parameter.dtype is torch.bfloat16:
+                part.of(parameter).copy_(round_by_chance(value, generator))
+
+    def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        if parameter not in self.state:
+            zeros = {name: torch.zeros_like(parameter, dtype=torch.float32) for name in ("exp_avg", "exp_avg_sq")}
+            self.state[parameter] = {"step": torch.zeros((), device=parameter.device), **zeros}
+        return self.state[parameter]
+
+    def _generator(self, parameter: nn.Parameter, done: Tensor) -> torch.Generator:
+        """The same in every process that holds a copy of the weights, so that copies stay copies."""
+        drawn = np.random.SeedSequence([self._seed[0], int(done), _LOW_BITS, *self._seed[1:]]).generate_state(1)[0]
+        return torch.Generator(parameter.device).manual_seed(int(drawn))
+
+
+def round_by_chance(exact: Tensor, generator: torch.Generator) -> Tensor:
+    """float32 -> bfloat16, to one of the two neighbours, the nearer one more often: right on average. Uses `exact` up.
+
+    Values must be finite.
+    """
+    bits = exact.view(torch.int32)
+    noise = torch.randint(0, 1 << _LOW_BITS, bits.shape, dtype=torch.int32, device=bits.device, generator=generator)
+    bits.add_(noise).bitwise_and_(-(1 << _LOW_BITS))
+    return exact.bfloat16()
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A parameter, or a range of the elements of a large one."""
+
+    index: int
+    range: slice | None = None
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The same part of this tensor, which is the parameter or shaped like it; a view where it is contiguous."""
+        return tensor.detach() if self.range is None else tensor.detach().reshape(-1)[self.range]
+
+
+def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[_Part]]:
+    """Parts in the order of the parameters, grouped up to STEP_ELEMENTS."""
+    chunk: list[_Part] = []
+    size = 0
+    for index, parameter in enumerate(parameters):
+        for cut in _cuts(parameter):
+            elements = parameter.numel() if cut is None else cut.stop - cut.start
+            if chunk and size + elements > memory_limits.STEP_ELEMENTS:
+                yield chunk
+                chunk, size = [], 0
+            chunk.append(_Part(index, cut))
+            size += elements
+    if chunk:
+        yield chunk
+
+
+def _cuts(parameter: nn.Parameter) -> Iterator[slice | None]:
+    """Ranges of at most STEP_ELEMENTS, of which the last may be larger by one `_wave`; None: the whole parameter.
+
+    Random numbers are those of the whole tensor: a CPU draws one after the other, a GPU in waves of a fixed size.
+    """
+    elements, wave = parameter.numel(), _wave(parameter.device)
+    if elements <= memory_limits.STEP_ELEMENTS or not parameter.is_contiguous():
+        yield None
+        return
+    width, begin = max(1, memory_limits.STEP_ELEMENTS // wave) * wave, 0
+    while elements - begin >= width + wave:
+        yield slice(begin, begin + width)
+        begin += width
+    yield slice(begin, elements)
+
+
+def _wave(device: torch.device) -> int:
+    """Elements that torch's generator of a GPU fills in one go of all threads, four for each; 64 elsewhere, a multiple
+    of every vector of a CPU."""
+    if device.type != "cuda":
+        return 64
+    gpu = torch.cuda.get_device_properties(device)
+    return gpu.multi_processor_count * gpu.max_threads_per_multi_processor * 4

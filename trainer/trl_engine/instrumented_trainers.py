@@ -1,0 +1,183 @@
+"""TRL's trainers with a watch beside them. Loss, gradient, clipping, schedule and step are theirs.
+
+What is seen of an update that somebody else takes: the guard before each step, the metrics after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+from trl import DPOTrainer
+from trl.experimental.cpo import CPOTrainer
+from trl.experimental.orpo import ORPOTrainer
+
+from trainer.distributed.processes import Patience
+from trainer.metrics import METRICS
+from trainer.objectives.pair_logps import PairLogps, Totals, add_totals, ruler_totals
+from trainer.training.engine import Course
+
+
+class Watch:
+    """Stands beside a TRL trainer; `give` takes the totals of each update."""
+
+    def __init__(self, course: Course, done: int, patience: Patience, give: Callable[[Totals], None]) -> None:
+        self.done = done
+        """Updates taken so far, those of earlier attempts included."""
+        self.total = course.total
+        self._course, self._patience, self._give = course, patience, give
+        self._micro_batches: list[Totals] = []
+        self._positions = 0
+        self._loss = 0.0
+        self._began = perf_counter()
+
+    def before(self) -> None:
+        """A micro-batch is about to be computed. Raises Interrupted when asked to stop."""
+        self._patience.pause()
+        if not self._micro_batches:
+            self._course.draw(self.done + 1)
+
+    def pairs(self, chosen: Tensor, rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor) -> None:
+        """TRL's summed log-probs of the micro-batch's pairs, and how many tokens they are of; [N] each."""
+        logps = PairLogps(chosen.detach().double(), rejected.detach().double(), chosen_tokens, rejected_tokens)
+        self._micro_batches.append(ruler_totals(logps))
+
+    def after(self, loss: Tensor, positions: int) -> None:
+        """The loss of the micro-batch, and the positions (padding included) that it took."""
+        self._positions += positions
+        self._course.check(self.done + 1, loss=float(loss))
+        self._loss = float(loss)
+
+    def gradient(self, norm: float) -> None:
+        """The norm of the update's gradient, before the step."""
+        self._course.check(self.done + 1, loss=self._loss, norm=norm)
+
+    def said(self, logs: Mapping[str, float]) -> None:
+        """What the trainer logs of an update; other messages of its have no loss and are passed over."""
+        if "loss" not in logs:
+            return
+        seen = add_totals(self._micro_batches)
+        pairs = self._course.training.pairs_per_update
+        seconds = perf_counter() - self._began
+        # Names that both have mean the same, but for ORPO's nll_loss, which TRL takes over the prompt too.
+        theirs: Totals = {
+            name: (float(value) * pairs, float(pairs))
+            for name, value in logs.items()
+            if name in METRICS and name not in seen and name != "epoch"
+        }
+        theirs |= {name: (float(logs[name]), 1.0) for name in ("loss", "grad_norm", "learning_rate")}
+        speed: Totals = {
+            "tokens_per_second": (float(self._positions), seconds),
+            "pairs_per_second": (float(pairs), seconds),
+        }
+        self._micro_batches, self._positions = [], 0
+        self.done += 1
+        self._give(theirs | seen | speed)
+        self._began = perf_counter()
+
+
+class _Watched(Trainer):
+    """Where transformers' Trainer can be watched; comes before a TRL trainer among the bases."""
+
+    watch: Watch
+
+    def _send_telemetry(self) -> None:
+        """Nothing about a training run leaves this machine."""
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
+        """Not estimated: it would be by the names of inputs that these batches have not."""
+        return 0
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:  # noqa: ARG002
+        """The schedule of the whole run, put where this part of it begins."""
+        scheduler: Any = super().create_scheduler(self.watch.total, optimizer)
+        done = self.watch.done
+        rates = [base * factor(done) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler.last_epoch, scheduler._last_lr = done, rates
+        return scheduler
+
+    def compute_loss(
+        self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """TRL's loss of a micro-batch."""
+        self.watch.before()
+        loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.watch.after(loss.detach(), _positions(inputs))
+        return loss
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        norm: Any = super()._get_grad_norm(model, grad_norm)
+        self.watch.gradient(float(norm))
+        return norm
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """TRL adds its metrics to `logs`."""
+        super().log(logs, start_time)
+        self.watch.said(logs)
+
+
+def _positions(inputs: dict[str, torch.Tensor]) -> int:
+    if "input_ids" in inputs:
+        return inputs["input_ids"].numel()
+    pairs, chosen = inputs["chosen_input_ids"].shape
+    return 2 * pairs * max(chosen, inputs["rejected_input_ids"].shape[1])
+
+
+class WatchedDpo(_Watched, DPOTrainer):
+    """DPOTrainer over rows that are tokenised and have their reference log-probs."""
+
+    def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:  # noqa: ARG002
+        return dataset
+
+    def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:  # noqa: ARG002
+        return dataset
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        scored = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
+
+        def seen(**given: Any) -> Any:
+            outputs = model(**given)
+            self.watch.pairs(*outputs.log_probs.detach().double().sum(1).chunk(2), *scored)
+            return outputs
+
+        return super()._compute_loss(seen, inputs, return_outputs)
+
+
+class WatchedCpo(_Watched, CPOTrainer):
+    """CPOTrainer; of its averages (simpo, ipo) the sums are seen."""
+
+    def tokenize_row(self, feature: Any, model: Any = None) -> Any:  # noqa: ARG002
+        """The row as it is."""
+        return feature
+
+    def concatenated_forward(self, model: Any, batch: Any) -> Any:
+        """TRL's forward pass."""
+        found = super().concatenated_forward(model, batch)
+        _see(self.watch, found, batch, averaged=self.loss_type in ("ipo", "simpo"))
+        return found
+
+
+class WatchedOrpo(_Watched, ORPOTrainer):
+    """ORPOTrainer; of its averages the sums are seen."""
+
+    def tokenize_row(self, feature: Any, model: Any = None) -> Any:  # noqa: ARG002
+        """The row as it is."""
+        return feature
+
+    def concatenated_forward(self, model: Any, batch: Any) -> Any:
+        """TRL's forward pass."""
+        found = super().concatenated_forward(model, batch)
+        _see(self.watch, found, batch, averaged=True)
+        return found
+
+
+def _see(watch: Watch, found: Any, batch: Any, *, averaged: bool) -> None:
+    tokens = [(batch[f"{side}_labels"] != -100).sum(1) for side in ("chosen", "rejected")]
+    sums = [logps.detach().double() * (n if averaged else 1) for logps, n in zip(found[:2], tokens, strict=True)]
+    watch.pairs(*sums, *tokens)
