@@ -25,6 +25,7 @@ import numpy as np
 from rich.console import Console
 
 from benchmarks import results
+from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.progress_views import PlainView
 from orchestrator.driver.parent_run import open_sink
 from orchestrator.driver.sweep_driver import Afterwards
@@ -212,7 +213,7 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
     log = io.StringIO()
     view = PlainView(spec, Console(file=log, width=160), total=trials)
     with Study.create(folder, spec, slots=slots, train_pairs=10_000) as study, Interrupt(lambda: "") as interrupt:
-        sink = open_sink(study, root)
+        sink = open_sink(study, root, DashboardReporter())
         study.begin(0.0)
         sink.start(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
         after = Afterwards(study, sink)

@@ -21,6 +21,7 @@ import numpy as np
 
 from benchmarks import results
 from benchmarks.driver import EVERY, GOAL, spec_of
+from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.progress_views import PlainView
 from orchestrator.driver.parent_run import open_sink
 from orchestrator.driver.sweep_driver import Afterwards
@@ -120,7 +121,7 @@ def ours(root: Path, slots: Slots, trials: int, heard: Heard) -> None:
     from orchestrator.execution import tune_adapter
 
     with Study.create(folder, spec, slots=slots.count, train_pairs=10_000) as study, Interrupt(lambda: "") as asked:
-        sink = open_sink(study, root)
+        sink = open_sink(study, root, DashboardReporter())
         study.begin(0.0)
         sink.start(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
         view = PlainView(spec, Console(file=(root / "log").open("w"), width=160), total=trials)

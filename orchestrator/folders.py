@@ -22,6 +22,8 @@ from uuid import uuid4
 from orchestrator.errors import BadName, NameTaken, NoSuchSweep, SweepHeld, nearest
 from trainer.storage.atomic_files import failpoint, sync, write_text
 
+FAILURE_FILE = "failure.txt"
+"""In an attempt's folder: the traceback of what ended it."""
 DATA_FILE = "data.json"
 """What was found in the data."""
 ENVIRONMENT_FILE = "environment.json"

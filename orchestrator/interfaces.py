@@ -6,9 +6,12 @@ The seam to the outside: what a tracking sink is told. Every call may be repeate
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
 from trainer.results import Point
 
@@ -45,6 +48,43 @@ class View(Protocol):
     def close(self) -> None:
         """Leave the terminal as it was."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class ReportFiles:
+    """A sweep's report on disk. `description`: Markdown for the sweep's own page in MLflow."""
+
+    page: Path
+    figures: Path
+    description: str
+
+
+class SweepReporter(Protocol):
+    """Describes and reports a sweep. Implemented by `dashboards.sweep_reporter`; it reads and decides nothing."""
+
+    def charts_view(self, spec: SweepSpec) -> tuple[str, str]:
+        """Key and value of the MLflow experiment tag that holds the saved view of charts."""
+        ...
+
+    def describe(self, study: Study, state: str, *, steps: StepsOf | None, diagnose: bool = True) -> str:
+        """Return Markdown: where the sweep stands and, where `diagnose`, what is wrong and what to try next.
+
+        state: "running", "finished" or "interrupted"; steps: updates of a trial by its params, None where unknown.
+        """
+        ...
+
+    def write_report(self, study: Study, state: str, *, steps: StepsOf | None) -> ReportFiles:
+        """Write report.html and its figures into the sweep's folder."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Presentation:
+    """What a driver shows its sweep with; the command line puts it together."""
+
+    open_view: Callable[[SweepSpec, int | None], View]
+    """From a spec and the number of its trials, None where it is not known."""
+    reporter: SweepReporter
 
 
 SWEEP = "sweep"

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from dashboards.analysis.held_out_pairs import DamagedPairs, HeldOut, read_held_out
 from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCase, TrialView, short_names
-from orchestrator.execution.messages import FAILURE_FILE
-from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, SweepFolder
+from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, FAILURE_FILE, SweepFolder
 from orchestrator.interfaces import StepsOf
 from orchestrator.judge.judgements import Verdict, read_verdicts
 from orchestrator.spec.estimates.sweep_plan import total_trials

@@ -42,6 +42,7 @@ def judge(
     says. Ctrl-C loses nothing: the same command goes on where it was, and asks nobody twice.
     """
     existing(home(), name)
+    from dashboards.sweep_reporter import DashboardReporter
     from dashboards.terminal.judge_output import Talk, print_verdicts
     from dashboards.terminal.progress_views import wide_console
     from orchestrator.commands.judge_sweep import judge as run
@@ -57,6 +58,7 @@ def judge(
             stage=talk.stage,
             say=talk.say,
             agree=_agree(yes, talk.pause),
+            reporter=DashboardReporter(),
             trust_remote_code=trust_remote_code,
         )
     if as_json:

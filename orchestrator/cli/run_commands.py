@@ -111,7 +111,7 @@ def sweep(
         from orchestrator.driver.crash_report import free_folder
 
         free_folder(home(), spec.name)
-    from orchestrator.driver.run_sweep import start, start_or_resume
+    from orchestrator.cli.composition import start, start_or_resume
 
     begin = start_or_resume if go_on else start
 
@@ -132,7 +132,7 @@ def resume(
     """Go on with a sweep that was stopped or killed."""
     if mirror is None:
         existing(home(), name)
-    from orchestrator.driver.run_sweep import resume as go_on
+    from orchestrator.cli.composition import resume as go_on
 
     cluster_at = asked_cluster(address, machines)
     return go_on(name, home(), sets, mirror=mirror, cluster_at=cluster_at, trust_remote_code=trust_remote_code)

@@ -19,12 +19,14 @@ def status(name: str, as_json: bool, watch: bool) -> None:
     """Where a sweep stands."""
     existing(home(), name)
     from dashboards.terminal.command_output import print_status
-    from orchestrator.driver import run_sweep as room
+    from orchestrator.commands.status import status as read_status
 
     if watch:
-        room.watch(name, home())
+        from orchestrator.cli.composition import watch as follow
+
+        follow(name, home())
         return
-    found = room.status(name, home())
+    found = read_status(name, home())
     if as_json:
         print_json(found)
     else:
@@ -65,11 +67,12 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
         raise click.UsageError(f"{flag} goes with --export DIR")
     existing(home(), name)
     from dashboards.terminal.command_output import print_best
-    from orchestrator.driver import run_sweep as room
+    from orchestrator.commands.model_export import export
+    from orchestrator.commands.status import best as read_best
 
-    found = room.best(name, home())
+    found = read_best(name, home())
     if to is not None:
-        exported = room.export(name, home(), to, merge, compare=compare, trust_remote_code=trust_remote_code, say=_say)
+        exported = export(name, home(), to, merge, compare=compare, trust_remote_code=trust_remote_code, say=_say)
         found = {**found, "exported": str(exported)}
     if as_json:
         print_json(found)
@@ -89,6 +92,6 @@ def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
     """The MLflow pages, on this machine only; of one sweep if named."""
     if name is not None:
         existing(home(), name)
-    from orchestrator.driver.run_sweep import ui as show
+    from orchestrator.cli.composition import ui as show
 
     return show(name, home(), port, open_browser=open_browser)

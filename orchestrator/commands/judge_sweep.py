@@ -12,6 +12,7 @@ from orchestrator.driver.judge_stage import Room, judge_and_tell, key_of
 from orchestrator.errors import ExitCode, Finding, NoTrialCompleted, SpecError
 from orchestrator.execution.stop_reasons import Interrupt, Interrupted
 from orchestrator.folders import SweepFolder, existing
+from orchestrator.interfaces import SweepReporter
 from orchestrator.judge.endpoint_batch import Estimate
 from orchestrator.judge.judgements import Verdict, read_verdicts
 from orchestrator.spec.judge_config import Endpoint, JudgeConfig
@@ -40,6 +41,7 @@ def judge(
     stage: Callable[[str], None],
     say: Callable[[str], None],
     agree: Agree,
+    reporter: SweepReporter,
     trust_remote_code: bool = False,
 ) -> Outcome:
     """Judge a sweep that nobody drives. `sets` replace leaves of its `judge:` for this time."""
@@ -52,7 +54,7 @@ def judge(
             key_of(config.endpoint, name)  # rather now than after a yes
         state = state_of(study)
         with folders.hold(folder), Interrupt(lambda: f"Go on with it by:\n  orchestrate judge {name}") as interrupt:
-            room = Room(stage, say, interrupt, agree, trust_remote_code)
+            room = Room(stage, say, interrupt, agree, reporter, trust_remote_code)
             code, notices = ExitCode.DONE, list[str]()
             try:
                 judged = judge_and_tell(study, config, room, state)

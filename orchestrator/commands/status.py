@@ -6,37 +6,26 @@ What happened to a sweep, in order: every event with its time and reason, and ev
 from __future__ import annotations
 
 import json
-import time
 from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from dashboards.analysis.sweep_frame import TrialView
-from dashboards.terminal.progress_views import open_view, wide_console
-from dashboards.terminal.trial_tables import summary
 from orchestrator import folders
 from orchestrator.commands.trial_control import open_study
 from orchestrator.driver.checkpoint_retention import model_of
 from orchestrator.driver.crash_report import crashed_at, last_crash
-from orchestrator.driver.data_stage import load_report, steps_by_params
+from orchestrator.driver.data_stage import known_steps
 from orchestrator.errors import NoTrialCompleted
 from orchestrator.execution.messages import MIRROR
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing
 from orchestrator.interfaces import StepsOf
-from orchestrator.spec.estimates.sweep_plan import total_trials
 from orchestrator.spec.loading.loader import load
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.study import Study
 from orchestrator.study.sweep_terms import differences
-from orchestrator.study.trial_records import STOPPING, Request, TrialRecord, TrialState
-
-_WATCH_SECONDS = 1.0
-_TICKS = 4
-"""Of the view between two looks: what it has not drawn yet, it draws then."""
+from orchestrator.study.trial_records import STOPPING, Request, TrialRecord
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
@@ -51,7 +40,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
     with Study.open(folder) as study:
         trials, front = study.trials(), study.front()
         state, spent = state_of(study), study.spent()
-        steps = _steps(folder, study.spec)
+        steps = known_steps(folder, study.spec)
         found = _object(study.spec, state, driver, trials, front, _run_ids(folder), steps, spent.hours * 3600)
         return found | {
             "why": study.paused() if state == "paused" else "" if driver else study.stopped() or study.exhausted(),
@@ -132,12 +121,6 @@ def _json(value: float | None) -> float | str | None:
     return value if value is None or abs(value) < float("inf") else str(value)
 
 
-def _steps(folder: SweepFolder, spec: SweepSpec) -> StepsOf | None:
-    """Updates of a trial by its params, once the data is known."""
-    report = load_report(folder)
-    return None if report is None else steps_by_params(spec, report)
-
-
 def _run_ids(folder: SweepFolder) -> dict[str, str]:
     path = folder.path / RUNS_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -171,46 +154,6 @@ def best(name: str, root: Path) -> dict[str, Any]:
         "run_id": _run_ids(folder).get(str(record.number)),
         "model": None if model is None else str(model),
     }
-
-
-def watch(name: str, root: Path) -> None:
-    """Follow a sweep that another process drives, until it ends or Ctrl-C; at its end, the table stays."""
-    folder = existing(root, name)
-    while not Study.exists(folder) and folders.holder(folder):
-        time.sleep(_WATCH_SECONDS)
-    with Study.open(folder) as study:
-        spec, steps = study.spec, _steps(folder, study.spec)
-        console = Console(stderr=True)
-        before = study.spent().hours * 3600
-        view = open_view(spec, console, total=total_trials(spec), steps=steps, before=before)
-        seen: dict[int, tuple[TrialState, int, int]] = {}
-        try:
-            while True:
-                driven = folders.holder(folder) is not None
-                for record in study.trials():
-                    mark = (record.state, record.attempts, record.step)
-                    last = seen.get(record.number)
-                    if last is None or last[:2] != mark[:2]:
-                        view.trial_changed(record)
-                    if last is None or last[2] != record.step:
-                        view.points(record.number, study.points(record.number))
-                    seen[record.number] = mark
-                view.tick()
-                if not driven:
-                    break
-                for _ in range(_TICKS):
-                    time.sleep(_WATCH_SECONDS / _TICKS)
-                    view.tick()
-        finally:
-            view.close()
-        views = [TrialView(record) for record in study.trials()]
-        for trial in views:
-            trial.add(study.points(trial.record.number))
-        summary(spec, views, wide_console(), steps=steps)
-        if state_of(study) == "interrupted":
-            why = study.stopped()
-            console.print(f"{name} is interrupted{f': {why}' if why else ''}. Go on with it by:", markup=False)
-            console.print(f"  orchestrate resume {name}", markup=False)
 
 
 def history(name: str, root: Path) -> dict[str, Any]:

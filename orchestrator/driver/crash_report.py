@@ -12,6 +12,7 @@ from orchestrator.driver.parent_run import open_sink, tell_end, tell_standing
 from orchestrator.errors import ExitCode, NameTaken, OrchestrateError, StorageRefused, SweepHeld
 from orchestrator.execution.messages import disk_refused
 from orchestrator.folders import ASIDE, CRASH_FILES, SweepFolder, fresh, make
+from orchestrator.interfaces import SweepReporter
 from orchestrator.redaction import redact
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import STOPPING
@@ -39,7 +40,7 @@ class InternalError(OrchestrateError):
         super().__init__(f"this is ours, not yours: {told}\nThe traceback is in {trace}; please report it.\n{after}")
 
 
-def leave_trace(folder: SweepFolder, error: Exception) -> Exception:
+def leave_trace(folder: SweepFolder, error: Exception, reporter: SweepReporter) -> Exception:
     """Record that this error ended the driver, in the history and on the parent run in tracking; what to raise for it.
 
     An error that is a user's to answer is returned as it is, a bug as InternalError with its traceback in a file. A
@@ -50,24 +51,24 @@ def leave_trace(folder: SweepFolder, error: Exception) -> Exception:
     bug = not isinstance(error, (OrchestrateError, TrialError)) and not disk_refused(error)
     told = redact(f"{type(error).__name__}: {error}" if bug else str(error))
     if not bug and not (isinstance(error, OrchestrateError) and error.code is ExitCode.OURS):
-        _record(folder, f"error: {_first_line(told)}")
+        _record(folder, f"error: {_first_line(told)}", reporter)
         return error
     trace = folder.path / time.strftime(CRASH_FILES.replace("*", "%Y%m%d-%H%M%S"))
     reason = f"{INTERNAL}{_first_line(told)} (traceback in {trace})"
     write_text(trace, redact(f"{reason}\n\n{''.join(traceback.format_exception(error))}"))
-    _record(folder, reason)
+    _record(folder, reason, reporter)
     return InternalError(folder, told, trace) if bug else error
 
 
-def _record(folder: SweepFolder, reason: str) -> None:
+def _record(folder: SweepFolder, reason: str, reporter: SweepReporter) -> None:
     if not Study.exists(folder):
         return
     # A full disk or a database that is gone: the error that is being recorded says so itself.
     with suppress(StorageRefused), Study.open(folder) as study:
         study.note(STOPPING, reason)
-        sink = open_sink(study, folder.root)
+        sink = open_sink(study, folder.root, reporter)
         try:
-            tell_standing(study, sink, "interrupted")
+            tell_standing(study, sink, reporter, "interrupted")
             tell_end(study, sink, "FAILED", "FAILED", reason)
         finally:
             sink.close(_DELIVERY_SECONDS)

@@ -9,7 +9,7 @@ from orchestrator.driver.sft_stage import sft_config
 from orchestrator.errors import DataError
 from orchestrator.execution.workers.data_process import Preparing
 from orchestrator.folders import DATA_FILE, SweepFolder
-from orchestrator.interfaces import View
+from orchestrator.interfaces import StepsOf, View
 from orchestrator.spec.search.trial_params import place
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig, flatten
@@ -119,3 +119,9 @@ def load_report(folder: SweepFolder) -> DataReport | None:
     """What was found in the data; None before it was looked at."""
     path = folder.path / DATA_FILE
     return DataReport.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def known_steps(folder: SweepFolder, spec: SweepSpec) -> StepsOf | None:
+    """Updates of a trial by its params; None before the data was looked at."""
+    report = load_report(folder)
+    return None if report is None else steps_by_params(spec, report)

@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.driver.judge_candidates import Contest, Tell, answer_all, score_all, set_up
-from orchestrator.driver.parent_run import OVER, attach_report, best_judged, open_sink
+from orchestrator.driver.parent_run import OVER, attach_report, open_sink
 from orchestrator.errors import Finding, OrchestrateError, SpecError
 from orchestrator.execution.stop_reasons import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SWEEP, Sink, View
+from orchestrator.interfaces import SWEEP, Sink, SweepReporter, View
 from orchestrator.judge.answer_pairs import Match, Opinion, by_checker, by_endpoint, by_reward, conclude, to_ask
 from orchestrator.judge.endpoint_batch import Asking, Estimate, estimate, place_of_votes
 from orchestrator.judge.endpoint_client import FIRST_WAIT, Client, EndpointRefused, Question
-from orchestrator.judge.judgements import HowDecoded, JudgeKind, Verdict, as_json, headline, read_verdicts
+from orchestrator.judge.judgements import HowDecoded, JudgeKind, Verdict, as_json, best_judged, headline, read_verdicts
 from orchestrator.redaction import redact
 from orchestrator.spec.judge_config import Endpoint, JudgeConfig
 from orchestrator.study.reader import StudyReader
@@ -63,6 +63,7 @@ class Room:
     say: Tell
     interrupt: Interrupt
     agree: Callable[[Endpoint, Estimate], bool]
+    reporter: SweepReporter
     trust_remote_code: bool = False
     first_wait: float = FIRST_WAIT
 
@@ -216,13 +217,21 @@ def judge_and_tell(study: Study, config: JudgeConfig, room: Room, state: str) ->
     try:
         judged = judge(study, config, room)
     except (Interrupted, EndpointRefused):
-        _tell(study, room.say, state)
+        _tell(study, room, state)
         raise
-    _tell(study, room.say, state)
+    _tell(study, room, state)
     return judged
 
 
-def judge_after(folder: SweepFolder, ended: Stop, view: View, interrupt: Interrupt, *, trust_remote_code: bool) -> None:
+def judge_after(
+    folder: SweepFolder,
+    ended: Stop,
+    view: View,
+    interrupt: Interrupt,
+    reporter: SweepReporter,
+    *,
+    trust_remote_code: bool,
+) -> None:
     """What `judge:` asks for at the end of a sweep. What goes wrong is said: the sweep itself is over and well."""
     if ended.kind not in OVER:
         return
@@ -236,6 +245,7 @@ def judge_after(folder: SweepFolder, ended: Stop, view: View, interrupt: Interru
             say=view.say,
             interrupt=interrupt,
             agree=lambda endpoint, _: endpoint.max_cost is not None,
+            reporter=reporter,
             trust_remote_code=trust_remote_code,
         )
         again = f"to go on with it: orchestrate judge {study.spec.name}"
@@ -254,21 +264,21 @@ def judge_after(folder: SweepFolder, ended: Stop, view: View, interrupt: Interru
                 view.say(f"judge: {notice}")
 
 
-def _tell(study: Study, say: Callable[[str], None], state: str) -> None:
+def _tell(study: Study, room: Room, state: str) -> None:
     verdicts = read_verdicts(study.judged())
     if not verdicts:
         return
     file = study.folder.path / JUDGE_FOLDER / JUDGE_FILE
     write_json(file, as_json(verdicts))
-    sink = open_sink(study, study.folder.root)
+    sink = open_sink(study, study.folder.root, room.reporter)
     try:
         _tell_runs(study, sink, verdicts)
         sink.artifact(SWEEP, file, "judge")
-        attach_report(study, sink, say, state)
+        attach_report(study, sink, room.reporter, room.say, state)
     finally:
         left = sink.close(_DELIVERY_SECONDS)
     if left:
-        say(f"tracking: {left} messages wait in {study.folder.outbox}; the next run delivers them")
+        room.say(f"tracking: {left} messages wait in {study.folder.outbox}; the next run delivers them")
 
 
 def _tell_runs(study: Study, sink: Sink, verdicts: list[Verdict]) -> None:

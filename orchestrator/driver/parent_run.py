@@ -15,26 +15,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dashboards.diagnosis.findings import Finding
-from dashboards.mlflow_pages import note, saved_view
-from orchestrator.driver.data_stage import load_report, steps_by_params
+from orchestrator.driver.data_stage import known_steps, load_report
 from orchestrator.execution.stop_reasons import Stop, StopKind
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
-from orchestrator.interfaces import SWEEP, Sink, View
-from orchestrator.judge.judgements import Verdict, headline, read_verdicts
+from orchestrator.interfaces import SWEEP, Sink, SweepReporter, View
 from orchestrator.redaction import redact
 from orchestrator.spec.loading.serialization import spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import ranking
 from orchestrator.tracking.mlflow_sink import MlflowReceiver, tracking_uri
 from orchestrator.tracking.outbox import Outbox
-from orchestrator.tracking.run_metadata import NOTE, environment, environment_tags, trials_filter
+from orchestrator.tracking.run_metadata import NOTE, environment, environment_tags
 from trainer.config.trial import flatten
 from trainer.storage.atomic_files import write_json
 
 
-def open_sink(study: Study, root: Path) -> Outbox:
+def open_sink(study: Study, root: Path, reporter: SweepReporter) -> Outbox:
     """An outbox in the sweep's folder that delivers to its MLflow."""
     tracking = study.spec.tracking
     uri = tracking_uri(root, tracking.uri)
@@ -46,12 +42,14 @@ def open_sink(study: Study, root: Path) -> Outbox:
         sweep_id=study.id,
         sweep=study.spec.name,
         on_run=functools.partial(_remember, study.folder),
-        view=saved_view(study.spec, trials_filter(study.spec.name), time.time()),
+        view=reporter.charts_view(study.spec),
     )
     return Outbox(study.folder.outbox, receiver, fence=study.check_fence)
 
 
-def tell_sweep(study: Study, sink: Sink, fingerprint: str, adapters: Sequence[str] = ()) -> None:
+def tell_sweep(
+    study: Study, sink: Sink, reporter: SweepReporter, fingerprint: str, adapters: Sequence[str] = ()
+) -> None:
     """Start (or start again) the parent run, with the resolved file, the environment and the data's report.
 
     adapters: Sentences about what adapters change; the tag `lora.adapts`.
@@ -68,7 +66,7 @@ def tell_sweep(study: Study, sink: Sink, fingerprint: str, adapters: Sequence[st
         "spec.hash": spec_hash(spec),
         "data.fingerprint": fingerprint,
         "goal": f"{spec.goal.direction} {spec.goal.metric}",
-        NOTE: note(spec, study.trials(), "running"),
+        NOTE: reporter.describe(study, "running", steps=None, diagnose=False),
     }
     if adapters:
         tags["lora.adapts"] = "\n".join(adapters)
@@ -103,18 +101,17 @@ def _params(spec: SweepSpec) -> dict[str, Any]:
 
 
 FAILURE_FILE = "report-failure.txt"
-DIAGNOSED = 200
-"""Trials. A diagnosis reads every point: with more of them the driver leaves it to `orchestrate report` and the end."""
 
 
-def tell_standing(study: Study, sink: Sink, state: str = "running") -> None:
-    """The description as the sweep stands now, with the diagnosis once a trial has completed."""
-    _tell(study, sink, state, _findings_so_far(study, state))
-
-
-def tell_conclusion(study: Study, sink: Sink, state: str, findings: Sequence[Finding]) -> None:
-    """The description at the end: with the diagnosis, and the report beside it."""
-    _tell(study, sink, state, findings, report=True)
+def tell_standing(study: Study, sink: Sink, reporter: SweepReporter, state: str = "running") -> None:
+    """Describe the sweep as it stands now, with the diagnosis once a trial has completed."""
+    steps = known_steps(study.folder, study.spec)
+    try:
+        text = reporter.describe(study, state, steps=steps)
+    except Exception as why:  # noqa: BLE001 - a bug in a rule must not end days of training; it is kept and told
+        keep_failure(study, "diagnosis", why)
+        text = reporter.describe(study, state, steps=steps, diagnose=False)
+    sink.tag(SWEEP, {NOTE: text})
 
 
 def keep_failure(study: Study, what: str, why: Exception) -> str:
@@ -126,70 +123,29 @@ def keep_failure(study: Study, what: str, why: Exception) -> str:
     return f"{said}; the traceback is in {place}"
 
 
-def best_judged(study: Study, verdicts: Sequence[Verdict]) -> tuple[int, str] | None:
-    """The best trial that a judge has seen, and what it says in a sentence."""
-    judged = {verdict.trial for verdict in verdicts}
-    best = next((r.number for r in ranking(study.trials(), *study.spec.goals) if r.number in judged), None)
-    if best is None:
-        return None
-    first = headline(verdict for verdict in verdicts if verdict.trial == best)
-    return best, "no verdict" if first is None else first.in_words
-
-
-def _tell(study: Study, sink: Sink, state: str, findings: Sequence[Finding], *, report: bool = False) -> None:
-    judged = best_judged(study, read_verdicts(study.judged()))
-    said = note(study.spec, study.trials(), state, findings=findings, report=report, judged=judged)
-    sink.tag(SWEEP, {NOTE: said})
-
-
-def _findings_so_far(study: Study, state: str) -> Sequence[Finding]:
-    from dashboards.analysis.load_frame import gather
-    from dashboards.diagnosis.diagnose import diagnose
-
-    records = study.trials()
-    if len(records) > DIAGNOSED or not ranking(records, *study.spec.goals):
-        return ()
-    data = load_report(study.folder)
-    steps = None if data is None else steps_by_params(study.spec, data)
-    try:
-        return diagnose(gather(study, state=state, steps=steps))
-    except Exception as why:  # noqa: BLE001 - a bug in a rule must not end days of training; it is kept and told
-        keep_failure(study, "diagnosis", why)
-        return ()
-
-
 OVER = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TARGET, StopKind.SAME_BUG})
 
 
-def write_last_report(study: Study, sink: Sink, view: View, ended: Stop) -> None:
+def write_last_report(study: Study, sink: Sink, view: View, reporter: SweepReporter, ended: Stop) -> None:
     """Write report.html and attach it, unless the sweep was interrupted and goes on later."""
     if not study.trials():
         return
     if ended.kind not in OVER:
-        tell_standing(study, sink, "interrupted")
+        tell_standing(study, sink, reporter, "interrupted")
         return
     view.stage("writing the report")
-    attach_report(study, sink, view.say, "finished" if ended.kind is StopKind.FINISHED else "interrupted")
+    attach_report(study, sink, reporter, view.say, "finished" if ended.kind is StopKind.FINISHED else "interrupted")
 
 
-def attach_report(study: Study, sink: Sink, say: Callable[[str], None], state: str) -> None:
+def attach_report(study: Study, sink: Sink, reporter: SweepReporter, say: Callable[[str], None], state: str) -> None:
     """Write report.html and its figures, attach them to the parent run, describe it. `state`: as the report says."""
-    from dashboards.analysis.load_frame import gather
-    from dashboards.diagnosis.diagnose import insight
-    from dashboards.report.html_page import panels_of, write_figures, write_report
-
-    data = load_report(study.folder)
-    steps = None if data is None else steps_by_params(study.spec, data)
     try:
-        seen = insight(gather(study, state=state, steps=steps))
-        panels = panels_of(seen)
-        path = write_report(seen, study.folder.report, panels)
-        figures = write_figures(seen, study.folder.path / "figures", panels)
+        files = reporter.write_report(study, state, steps=known_steps(study.folder, study.spec))
     except Exception as why:  # noqa: BLE001 - a bug in a page must not end days of training; it is kept and told
         kept = keep_failure(study, "report", why)
         say(f"the report could not be made ({kept}); try orchestrate report {study.spec.name}")
-        tell_standing(study, sink, state)
+        tell_standing(study, sink, reporter, state)
         return
-    sink.artifact(SWEEP, path)
-    sink.artifact(SWEEP, figures, "figures")
-    tell_conclusion(study, sink, state, seen.findings)
+    sink.artifact(SWEEP, files.page)
+    sink.artifact(SWEEP, files.figures, "figures")
+    sink.tag(SWEEP, {NOTE: files.description})

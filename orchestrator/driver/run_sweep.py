@@ -5,21 +5,15 @@ from __future__ import annotations
 import functools
 import shutil
 import sys
-import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from dashboards.terminal.progress_views import open_view
 from orchestrator import folders
-from orchestrator.commands.model_export import export
-from orchestrator.commands.status import best, status, watch
 from orchestrator.driver.crash_report import free_folder, leave_trace, make_folder
 from orchestrator.driver.preflight import NoRoom, bring, check_elsewhere, check_extras, check_room, refuse_taken
-from orchestrator.errors import DataError, ExitCode, NameTaken, NoSuchSweep, SpecError
+from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError
 from orchestrator.execution.local_cluster import (
     RayDied,
     Slots,
@@ -43,15 +37,20 @@ from orchestrator.study.study import Study
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
-    from orchestrator.interfaces import View
+    from orchestrator.interfaces import Presentation, View
 
 _RAY_DEATHS = 3
 """How often Ray is started again in one driver's life."""
 
-__all__ = ["best", "export", "resume", "start", "start_or_resume", "status", "ui", "watch"]
 
-
-def start(spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust_remote_code: bool = False) -> ExitCode:
+def start(
+    spec: SweepSpec,
+    root: Path,
+    presentation: Presentation,
+    *,
+    cluster_at: Asked | None = None,
+    trust_remote_code: bool = False,
+) -> Stop:
     """Run a new sweep to its end, on this machine or on a cluster that exists.
 
     NameTaken before anything is written; DataError before the first trial.
@@ -66,7 +65,7 @@ def start(spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust
         sys.stderr.write(f"{told}\n")
     with folders.hold(folder):
         try:
-            return _drive(folder, spec, cluster_at, trust_remote_code)
+            return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
         except (SpecError, DataError, ClusterError, NoRoom, MirrorError, KeyboardInterrupt):
             if not Study.exists(folder):  # nothing was begun: the name stays free
                 shutil.rmtree(folder.path)
@@ -74,8 +73,13 @@ def start(spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust
 
 
 def start_or_resume(
-    spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust_remote_code: bool = False
-) -> ExitCode:
+    spec: SweepSpec,
+    root: Path,
+    presentation: Presentation,
+    *,
+    cluster_at: Asked | None = None,
+    trust_remote_code: bool = False,
+) -> Stop:
     """Run this sweep, or go on with it where it has begun: what a scheduler may start again and again.
 
     NameTaken where another sweep has the name. What was amended since the beginning stays amended.
@@ -85,25 +89,26 @@ def start_or_resume(
     except NoSuchSweep:
         folder = None if spec.mirror is None else bring(spec.name, root, spec.mirror)
     if folder is None:
-        return start(spec, root, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+        return start(spec, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
     begun = load(folder.spec)
     if Study.exists(folder):
         with Study.open(folder) as study:
             begun = SweepSpec.model_validate_json(study.spec_history()[0].text)
     if spec_hash(begun) != spec_hash(spec):
         raise NameTaken(spec.name, folder.path)
-    return resume(spec.name, root, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    return resume(spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
 
 
 def resume(
     name: str,
     root: Path,
+    presentation: Presentation,
     overrides: Sequence[str] = (),
     *,
     mirror: str | None = None,
     cluster_at: Asked | None = None,
     trust_remote_code: bool = False,
-) -> ExitCode:
+) -> Stop:
     """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify, judge and keep_models.
 
     Where this disk does not have it, what is in `mirror`, a URL, is brought first.
@@ -126,40 +131,7 @@ def resume(
         check_elsewhere(spec, root)
         if cluster_at is None:
             _check_here(folder, spec)
-        return _drive(folder, spec, cluster_at, trust_remote_code)
-
-
-def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
-    """Serve the MLflow pages on loopback until Ctrl-C; prints the address of the sweep's charts."""
-    from dashboards.mlflow_pages import saved_view
-    from orchestrator.spec.sweep_spec import Tracking
-    from orchestrator.tracking.mlflow_sink import tracking_uri
-    from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
-    from orchestrator.tracking.run_metadata import trials_filter
-
-    spec = load(existing(root, name).spec) if name is not None else None
-    tracking = spec.tracking if spec is not None else Tracking()
-    uri = tracking_uri(root, tracking.uri)
-    with Interrupt(lambda: "") as interrupt:
-        shown = start_ui(root, uri, port=port)
-        try:
-            page = shown.base
-            if spec is not None:
-                view = saved_view(spec, trials_filter(spec.name), time.time())
-                page = sweep_page(page, root, uri, tracking.experiment, spec.name, view, tracking.artifacts)
-            sys.stdout.write(f"{page}\n")
-            sys.stdout.flush()
-            if open_browser:
-                import webbrowser
-
-                webbrowser.open(page)
-            if shown.process is not None:
-                sys.stderr.write("serving on this machine only; Ctrl-C ends it\n")
-                while not interrupt.asked and shown.process.poll() is None:
-                    time.sleep(0.2)
-        finally:
-            shown.stop()
-    return ExitCode.DONE
+        return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
 
 
 def _check_here(folder: SweepFolder, spec: SweepSpec) -> None:
@@ -173,31 +145,42 @@ def _check_here(folder: SweepFolder, spec: SweepSpec) -> None:
 # --- driving ---------------------------------------------------------------------------------------------------------
 
 
-def _drive(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trust_remote_code: bool) -> ExitCode:
+def _drive(
+    folder: SweepFolder,
+    spec: SweepSpec,
+    presentation: Presentation,
+    cluster_at: Asked | None,
+    trust_remote_code: bool,
+) -> Stop:
     try:
-        return _driven(folder, spec, cluster_at, trust_remote_code)
+        return _driven(folder, spec, presentation, cluster_at, trust_remote_code)
     except Exception as error:
-        left = leave_trace(folder, error)
+        left = leave_trace(folder, error, presentation.reporter)
         if left is error:
             raise
         raise left from error
 
 
-def _driven(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trust_remote_code: bool) -> ExitCode:
+def _driven(
+    folder: SweepFolder,
+    spec: SweepSpec,
+    presentation: Presentation,
+    cluster_at: Asked | None,
+    trust_remote_code: bool,
+) -> Stop:
     from orchestrator.driver.judge_stage import judge_after, key_of
     from orchestrator.driver.notifications import notifying
-    from orchestrator.driver.sweep_driver import drive, farewell
+    from orchestrator.driver.sweep_driver import drive
     from orchestrator.execution.workers.attempt_runner import open_workshop
     from orchestrator.execution.workers.data_process import Preparing
 
     endpoint = None if spec.judge is None else spec.judge.endpoint
     if endpoint is not None and endpoint.max_cost is not None:
         key_of(endpoint, spec.name)  # missing after days of training, it would be too late
-    console = Console(stderr=True)
     opened = functools.partial(open_workshop, trust_remote_code=trust_remote_code)
     with Interrupt(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as interrupt:
         with (
-            _viewing(spec, console) as shown,
+            _viewing(spec, presentation) as shown,
             notifying(folder, spec, shown) as (view, tell_end),
             Preparing(
                 folder.cache,
@@ -213,7 +196,7 @@ def _driven(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trus
             while ended is None:
                 try:
                     with _machines(folder, spec, cluster_at, interrupt, view) as slots:
-                        ended = drive(folder, spec, slots, view, interrupt, opened, data)
+                        ended = drive(folder, spec, slots, view, interrupt, opened, data, presentation.reporter)
                 except Interrupted:
                     ended = Stop(StopKind.INTERRUPTED)
                 except RayDied as why:
@@ -224,9 +207,9 @@ def _driven(folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, trus
                     if deaths > _RAY_DEATHS:
                         raise
                     view.say(f"{why}; starting it again, running trials go on from their newest checkpoints")
-            judge_after(folder, ended, view, interrupt, trust_remote_code=trust_remote_code)
+            judge_after(folder, ended, view, interrupt, presentation.reporter, trust_remote_code=trust_remote_code)
             tell_end(ended)
-        return farewell(folder, spec, ended, console)
+        return ended
 
 
 @contextmanager
@@ -247,8 +230,8 @@ def _machines(
 
 
 @contextmanager
-def _viewing(spec: SweepSpec, console: Console) -> Generator[View]:
-    view = open_view(spec, console, total=total_trials(spec))
+def _viewing(spec: SweepSpec, presentation: Presentation) -> Generator[View]:
+    view = presentation.open_view(spec, total_trials(spec))
     try:
         yield view
     finally:

@@ -6,21 +6,12 @@ What follows a trial's end: the disk is tidied, and now and then the sweep descr
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
-from rich.console import Console
-
-from dashboards.analysis.load_frame import gather
-from dashboards.analysis.sweep_frame import TrialView
-from dashboards.diagnosis.diagnose import diagnose
-from dashboards.terminal.progress_views import wide_console
-from dashboards.terminal.trial_tables import summary, tell_findings
 from orchestrator.driver.checkpoint_retention import Retention, tidy_forks
-from orchestrator.driver.data_stage import adapter_notices, check_data, load_report, steps_by_params
+from orchestrator.driver.data_stage import adapter_notices, check_data, steps_by_params
 from orchestrator.driver.mirror_maintenance import Upkeep, keeping, take_place
 from orchestrator.driver.parent_run import open_sink, tell_end, tell_standing, tell_sweep, write_last_report
 from orchestrator.driver.sft_stage import Ready, train_start_model
-from orchestrator.errors import ExitCode
 from orchestrator.execution.local_cluster import Slots
 from orchestrator.execution.stop_reasons import Interrupt, Interrupted, Stop, StopKind
 from orchestrator.execution.tune_adapter import run_trials
@@ -29,7 +20,7 @@ from orchestrator.execution.workers.attempt_runner import OpenWorkshop
 from orchestrator.execution.workers.data_process import Preparing
 from orchestrator.execution.workers.stage_worker import StageWorker
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import Sink, View
+from orchestrator.interfaces import Sink, SweepReporter, View
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
@@ -45,8 +36,8 @@ _SHARE = 0.01
 class Afterwards:
     """Called after each ended trial."""
 
-    def __init__(self, study: Study, sink: Sink, mirror: Upkeep | None = None) -> None:
-        self._study, self._sink = study, sink
+    def __init__(self, study: Study, sink: Sink, reporter: SweepReporter, mirror: Upkeep | None = None) -> None:
+        self._study, self._sink, self._reporter = study, sink, reporter
         removed = None if mirror is None else mirror.removed
         self._retention = Retention(study.folder, study.spec, study.trials(), removed)
         tidy_forks(study.folder, study)
@@ -58,7 +49,7 @@ class Afterwards:
         tidy_forks(self._study.folder, self._study)
         began = time.monotonic()
         if began >= self._due:
-            tell_standing(self._study, self._sink)
+            tell_standing(self._study, self._sink, self._reporter)
             took = time.monotonic() - began
             self._due = began + max(_DESCRIBED_EVERY, took / _SHARE)
 
@@ -80,6 +71,7 @@ def drive(
     interrupt: Interrupt,
     opened: OpenWorkshop,
     data: Preparing,
+    reporter: SweepReporter,
 ) -> Stop:
     """Do what is left of the sweep; says why it ended."""
     with StageWorker(slots, folder.cache, interrupt, view.tick, opened) as worker:
@@ -89,24 +81,24 @@ def drive(
         with _study(folder, spec, slots, report, view) as study:
             held = held_over(study)
             study.begin(slots.gpus)  # before anything is told: SweepHeld where another driver lives
-            sink = open_sink(study, folder.root)
+            sink = open_sink(study, folder.root, reporter)
             ended: Stop | None = None  # stays None when an error passes through
             wishes = Wishes(study)
             try:
                 for sentence in held:
                     view.say(sentence)
                 take_place(study)
-                tell_sweep(study, sink, report.fingerprint, adapter_notices(spec, data))
+                tell_sweep(study, sink, reporter, report.fingerprint, adapter_notices(spec, data))
                 start_model = train_start_model(study, data, report, sink, view, worker, wishes)
                 worker.end()
                 data.end()
                 ready = Ready(report, start_model)
                 with keeping(study, view) as mirror:
-                    ended = _trials(study, sink, view, interrupt, slots, ready, opened, mirror)
+                    ended = _trials(study, sink, view, interrupt, slots, ready, opened, mirror, reporter)
             except Interrupted:
                 ended = wishes.stop or Stop(StopKind.INTERRUPTED)
             finally:
-                _end_tracking(study, sink, view, ended)
+                _end_tracking(study, sink, view, reporter, ended)
     assert ended is not None
     return ended
 
@@ -130,6 +122,7 @@ def _trials(
     ready: Ready,
     opened: OpenWorkshop,
     mirror: Upkeep | None,
+    reporter: SweepReporter,
 ) -> Stop:
     spec = study.spec
     view.expect(steps_by_params(spec, ready.data))
@@ -146,13 +139,13 @@ def _trials(
         interrupt,
         slots,
         place=ready.place,
-        on_closed=Afterwards(study, sink, mirror),
+        on_closed=Afterwards(study, sink, reporter, mirror),
         longest=ready.data.lengths["row"]["p100"],
         opened=opened,
     )
 
 
-def _end_tracking(study: Study, sink: Sink, view: View, ended: Stop | None) -> None:
+def _end_tracking(study: Study, sink: Sink, view: View, reporter: SweepReporter, ended: Stop | None) -> None:
     """Tell how it ended and deliver what is left; of an error, crash.py tells. Nothing of either where another driver
     has taken over.
     """
@@ -160,62 +153,8 @@ def _end_tracking(study: Study, sink: Sink, view: View, ended: Stop | None) -> N
         sink.close(0.0)
         return
     if ended is not None:
-        write_last_report(study, sink, view, ended)
+        write_last_report(study, sink, view, reporter, ended)
         tell_end(study, sink, ended.kind.name, _STATUS.get(ended.kind, "KILLED"), ended.text)
     left = sink.close(_DELIVERY_SECONDS)
     if left:
         view.say(f"tracking: {left} messages wait in {study.folder.outbox}; the next resume delivers them")
-
-
-def farewell(folder: SweepFolder, spec: SweepSpec, ended: Stop, talk: Console) -> ExitCode:
-    """The table, the best configuration and what to type next; the exit code that fits."""
-    resume_line = f"  orchestrate resume {spec.name}"
-    records: Sequence[TrialRecord] = []
-    if Study.exists(folder):
-        with Study.open(folder) as study:
-            records = study.trials()
-            views = [_view_of(study, record) for record in records]
-        report = load_report(folder)
-        console = wide_console()
-        summary(spec, views, console, steps=None if report is None else steps_by_params(spec, report))
-        _tell_findings(folder, console)
-    any_complete = any(r.value is not None for r in records)
-    if ended.text and ended.kind is not StopKind.FINISHED:
-        talk.print(f"{ended.kind.value}: {ended.text}", markup=False, soft_wrap=True)
-    if ended.kind is not StopKind.FINISHED:
-        talk.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
-    if any_complete:
-        talk.print(
-            f"Next:\n  orchestrate best {spec.name} --export DIR\n  orchestrate ui {spec.name}\n"
-            f"  orchestrate report {spec.name}\n  orchestrate status {spec.name}",
-            markup=False,
-            soft_wrap=True,
-        )
-    return _code(ended.kind, any_complete)
-
-
-def _tell_findings(folder: SweepFolder, console: Console) -> None:
-    with Study.open(folder) as study:
-        frame = gather(study, state="finished")
-    if frame.ranked:
-        tell_findings(diagnose(frame), frame.name, console)
-
-
-def _view_of(study: Study, record: TrialRecord) -> TrialView:
-    view = TrialView(record)
-    view.add(study.points(record.number))
-    return view
-
-
-def _code(kind: StopKind, any_complete: bool) -> ExitCode:
-    match kind:
-        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.PAUSED | StopKind.PUT_ASIDE:
-            return ExitCode.INTERRUPTED
-        case StopKind.NO_DISK:
-            return ExitCode.REFUSED
-        case StopKind.WORKERS_LOST:
-            return ExitCode.OURS
-        case StopKind.SAME_BUG:
-            return ExitCode.OURS if any_complete else ExitCode.NO_TRIAL_COMPLETED
-        case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
-            return ExitCode.DONE if any_complete else ExitCode.NO_TRIAL_COMPLETED

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind
 from trainer.data.validation import BadData
@@ -103,7 +104,6 @@ class Report:
     """Whether the worker process is to get no other trial: it was using a GPU when this one failed."""
 
 
-FAILURE_FILE = "failure.txt"
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _DISK_WORDS = ("No space left on device", "StorageFull", "Disk quota exceeded")
 _MEMORY = re.compile(

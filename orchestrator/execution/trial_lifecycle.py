@@ -13,7 +13,8 @@ from typing import Any
 import yaml
 
 from orchestrator.execution import retry_policy
-from orchestrator.execution.messages import FAILURE_FILE, Job
+from orchestrator.execution.messages import Job
+from orchestrator.folders import FAILURE_FILE
 from orchestrator.interfaces import Sink, View
 from orchestrator.mirror import of_trial
 from orchestrator.study.study import Study

@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import ranking
 from trainer.config.base import Frozen
 
 JudgeKind = Literal["checker", "reward", "endpoint"]
@@ -147,3 +149,13 @@ def as_json(verdicts: Sequence[Verdict]) -> dict[str, Any]:
         str(number): {verdict.key: verdict.model_dump(mode="json") for verdict in each}
         for number, each in groupby(ordered, key=lambda v: v.trial)
     }
+
+
+def best_judged(study: Study, verdicts: Sequence[Verdict]) -> tuple[int, str] | None:
+    """The best trial that a judge has seen, and what it says in a sentence."""
+    judged = {verdict.trial for verdict in verdicts}
+    best = next((r.number for r in ranking(study.trials(), *study.spec.goals) if r.number in judged), None)
+    if best is None:
+        return None
+    first = headline(verdict for verdict in verdicts if verdict.trial == best)
+    return best, "no verdict" if first is None else first.in_words

@@ -185,8 +185,8 @@ class StudyReader:
     ) -> Given:
         """Queue a trial by hand: it runs next, before what the sampler draws and on top of `budget.trials`.
 
-        `leaves` are a trial's over the base, checked by `orchestrator.spec.search.manual_trials`; `origin` says who and why; `fork` is
-        the checkpoint of `parent` that it goes on from.
+        `leaves` are a trial's over the base, checked by `orchestrator.spec.search.manual_trials`; `origin` says who and
+        why; `fork` is the checkpoint of `parent` that it goes on from.
         """
         with self._writing() as c:
             seq = self._queue.add(c, leaves, origin, by_hand=True, parent=parent, fork=fork)

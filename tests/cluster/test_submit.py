@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from orchestrator import cli
-from orchestrator.driver.run_sweep import status
+from orchestrator.commands.status import status
 from tests.faults.storm import NAME, sweep_file
 
 JOB = ["--cpus-per-machine", "1", "--gpus-per-machine", "0", "--time", "60"]

@@ -13,6 +13,7 @@ from dashboards.analysis.load_frame import gather
 from dashboards.diagnosis.diagnose import insight
 from dashboards.report.html_page import report_page
 from dashboards.report.panels import judgements_panel, winner
+from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.judge_output import print_verdicts
 from orchestrator.driver.parent_run import tell_standing
 from orchestrator.folders import SweepFolder
@@ -88,7 +89,7 @@ def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None
     with Study.open(folder) as study:
         best = ranking(study.trials(), *study.spec.goals)[0].number
         sink = ListSink()
-        tell_standing(study, sink, "finished")
+        tell_standing(study, sink, DashboardReporter(), "finished")
     rate = {0: "90%", 1: "75%"}[best]
     assert f"**Judge:** [trial {best}](mlflow:{best}) wins {rate} (95 % interval" in sink.tags(SWEEP)[NOTE]
 

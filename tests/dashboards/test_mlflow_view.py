@@ -9,14 +9,11 @@ from pathlib import Path
 import pytest
 from scripted_sweep import COMPLETE, DIVERGED, FAILED, METRIC, PRUNED, Script, make_spec, run_sweep
 
-from dashboards.diagnosis.diagnose import insight
 from dashboards.mlflow_pages import saved_view
-from dashboards.report.html_page import write_figures, write_report
+from dashboards.sweep_reporter import DashboardReporter
 from docs.chromium import Page, browser, installed
 from docs.mlflow_looks import CLOSE, open_charts, rows, show, titles
-from orchestrator.cli.report_data import frame_of
-from orchestrator.driver.parent_run import open_sink, tell_conclusion, tell_end, tell_sweep
-from orchestrator.interfaces import SWEEP
+from orchestrator.driver.parent_run import attach_report, open_sink, tell_end, tell_sweep
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
 from orchestrator.tracking.mlflow_sink import connect, tracking_uri
@@ -47,8 +44,8 @@ def tell(root: Path, name: str) -> None:
     """What a driver tells while such a sweep runs, all at once."""
     folder = run_sweep(root, make_spec(name), rich)
     with Study.open(folder) as study:
-        sink = open_sink(study, root)
-        tell_sweep(study, sink, "f" * 12)
+        sink = open_sink(study, root, DashboardReporter())
+        tell_sweep(study, sink, DashboardReporter(), "f" * 12)
         for record in study.trials():
             run, outcome = str(record.number), WORDS.get(record.number, COMPLETE)
             params = {path: record.params[path] for path in study.spec.search.paths}
@@ -61,10 +58,7 @@ def tell(root: Path, name: str) -> None:
             )
             sink.points(run, study.points(record.number), at=time.time())
             sink.end(run, status=STATUS[record.state], tags=ended_tags(record.number, outcome), at=time.time())
-        seen = insight(frame_of(folder))
-        sink.artifact(SWEEP, write_report(seen, folder.report))
-        sink.artifact(SWEEP, write_figures(seen, folder.path / "figures"), "figures")
-        tell_conclusion(study, sink, "finished", seen.findings)
+        attach_report(study, sink, DashboardReporter(), print, "finished")
         tell_end(study, sink, "FINISHED", "FINISHED", "")
         assert sink.close(120) == 0
 

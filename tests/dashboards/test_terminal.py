@@ -13,7 +13,7 @@ from dashboards.analysis.sweep_frame import TrialView, short_names, show
 from dashboards.formatting import bar, duration, sparkline
 from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveView, PlainView, open_view
 from dashboards.terminal.trial_tables import summary, trial_table
-from orchestrator.commands.status import watch
+from orchestrator.cli.composition import watch
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import Goal, SweepSpec
 from orchestrator.study.study import Study

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dashboards.diagnosis import diagnose
+from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.parent_run import FAILURE_FILE, write_last_report
 from orchestrator.execution.stop_reasons import Stop, StopKind
 from orchestrator.study.study import Study
@@ -26,7 +27,7 @@ def test_a_bug_in_the_report_is_kept_and_told(tmp_path: Path, monkeypatch: pytes
     view, sink = SilentView(), ListSink()
     with Study.create(sweep_folder(tmp_path), make_spec(1)) as study:
         study.claim()
-        write_last_report(study, sink, view, Stop(StopKind.FINISHED))
+        write_last_report(study, sink, view, DashboardReporter(), Stop(StopKind.FINISHED))
         told = [e.text for e in study.events() if e.kind == "report failed"]
     kept = (study.folder.path / FAILURE_FILE).read_text()
     assert "KeyError" in told[0]

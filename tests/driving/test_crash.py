@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator import cli
+from orchestrator.cli.composition import start
 from orchestrator.commands.status import history, status
 from orchestrator.driver import crash_report, sweep_driver
 from orchestrator.driver import run_sweep as sweep_module
@@ -114,7 +115,7 @@ def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
     assert (status("s", root)["state"], len(status("s", root)["trials"])) == ("finished", 2)
     assert parent_runs(root)[1] == ("FINISHED", "FINISHED", "")
     with pytest.raises(NameTaken):
-        sweep_module.start(load(file), root)
+        start(load(file), root)
 
 
 def test_a_bug_after_a_trial_had_begun_keeps_the_name_and_a_good_resume_clears_the_trace(

@@ -11,6 +11,7 @@ import pytest
 from dashboards.analysis.load_frame import gather
 from dashboards.diagnosis.diagnose import insight
 from dashboards.report.html_page import report_page
+from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.data_stage import check_data, load_report
 from orchestrator.driver.parent_run import tell_sweep
 from orchestrator.folders import SweepFolder
@@ -101,7 +102,7 @@ def test_counts_by_kind_are_tags_of_the_sweeps_run_and_the_same_again_on_resume(
     first, again = ListSink(), ListSink()
     with Study.create(folder, spec) as study:
         for sink in (first, again):
-            tell_sweep(study, sink, report.fingerprint)
+            tell_sweep(study, sink, DashboardReporter(), report.fingerprint)
     tags = first.tags(SWEEP)
     assert {name: value for name, value in tags.items() if name.startswith("data.") and name != "data.fingerprint"} == {
         "data.train_rows": "396",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from dashboards.diagnosis import diagnose
+from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver import parent_run
 from orchestrator.driver.parent_run import FAILURE_FILE, tell_standing
 from orchestrator.interfaces import SWEEP
@@ -25,7 +26,7 @@ def study(tmp_path: Path) -> Study:
 
 def told(study: Study) -> str:
     sink = ListSink()
-    tell_standing(study, sink)
+    tell_standing(study, sink, DashboardReporter())
     return sink.tags(SWEEP)[NOTE]
 
 

@@ -104,7 +104,7 @@ def test_a_learning_rate_that_kills_the_model_without_a_nan(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real sweep: seen in the study, in MLflow and in the table."""
-    from orchestrator.driver.run_sweep import start
+    from orchestrator.cli.composition import start
     from orchestrator.folders import SweepFolder
     from orchestrator.spec.loading.loader import loads
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.parent_run import open_sink, tell_sweep
 from orchestrator.folders import DATA_FILE, SweepFolder, make
 from orchestrator.judge import win_rates
@@ -49,9 +50,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder.path / DATA_FILE).write_text(report.model_dump_json())
     workshop = Workshop(folder.cache)
     with Study.create(folder, spec, train_pairs=report.train_rows) as study:
-        sink = open_sink(study, root)
+        sink = open_sink(study, root, DashboardReporter())
         study.begin()
-        tell_sweep(study, sink, report.fingerprint)
+        tell_sweep(study, sink, DashboardReporter(), report.fingerprint)
         while trial := study.claim():
             assert isinstance(trial, Trial)
             run = str(trial.number)

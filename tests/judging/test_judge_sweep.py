@@ -18,6 +18,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.cli import main
 from orchestrator.commands.judge_sweep import Outcome, judge
 from orchestrator.driver.checkpoint_retention import Retention
@@ -63,7 +64,7 @@ def asking(server: FakeJudge) -> list[str]:
 
 
 def run(runs: Path, sets: list[str], talk: Talk, *, agree: bool = True) -> Outcome:
-    return judge("judged", runs, sets, stage=talk[1], say=talk[1], agree=lambda *_: agree)
+    return judge("judged", runs, sets, stage=talk[1], say=talk[1], agree=lambda *_: agree, reporter=DashboardReporter())
 
 
 def by_key(verdicts: tuple[Verdict, ...]) -> dict[tuple[int, str], Verdict]:
@@ -297,9 +298,9 @@ def test_what_is_refused_before_anything_is_done(
 def test_after_a_sweep_what_the_file_asks_for(runs: Path) -> None:
     folder, view = SweepFolder(runs, "judged"), SilentView()
     with Interrupt(lambda: "") as interrupt:
-        judge_after(folder, Stop(StopKind.INTERRUPTED), view, interrupt, trust_remote_code=False)
+        judge_after(folder, Stop(StopKind.INTERRUPTED), view, interrupt, DashboardReporter(), trust_remote_code=False)
         assert not view.said
-        judge_after(folder, Stop(StopKind.FINISHED), view, interrupt, trust_remote_code=False)
+        judge_after(folder, Stop(StopKind.FINISHED), view, interrupt, DashboardReporter(), trust_remote_code=False)
     with Study.open(folder) as study:
         assert len(study.judged()) == 4, "two trials, greedy and sampled, by the rows' own answers"
     assert "What a judge says" in folder.report.read_text(encoding="utf-8")

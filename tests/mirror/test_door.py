@@ -10,6 +10,7 @@ import pytest
 
 import sweeps
 from orchestrator import cli
+from orchestrator.cli.composition import presentation
 from orchestrator.commands import status
 from orchestrator.driver import run_sweep as root
 from orchestrator.driver.mirror_maintenance import take_place
@@ -148,7 +149,7 @@ def test_a_scheduler_that_starts_the_job_again_on_a_new_disk(tmp_path: Path, mon
     called: list[str] = []
     monkeypatch.setattr(root, "start", lambda *_, **__: called.append("start"))
     monkeypatch.setattr(root, "resume", lambda *_, **__: called.append("resume"))
-    root.start_or_resume(spec, tmp_path / "two")
+    root.start_or_resume(spec, tmp_path / "two", presentation())
     assert called == ["start"], "nobody has begun it"
 
     folder = SweepFolder(tmp_path / "one", spec.name)
@@ -158,13 +159,13 @@ def test_a_scheduler_that_starts_the_job_again_on_a_new_disk(tmp_path: Path, mon
         take_place(study)
         study.note("mirror", "a copy failed (503)", 3)
         study.note("mirror", "copies to the mirror work again")
-    root.start_or_resume(spec, tmp_path / "two")
+    root.start_or_resume(spec, tmp_path / "two", presentation())
     assert called == ["start", "resume"]
     brought = SweepFolder(tmp_path / "two", spec.name)
     assert Study.exists(brought)
     assert (brought.path / "data.json").read_text() == '{"rows": 7}', "so that changed data are noticed"
-    monkeypatch.setattr(status, "_steps", lambda *_: None)
+    monkeypatch.setattr(status, "known_steps", lambda *_: None)
     found = status.status(spec.name, tmp_path / "two")
     assert found["mirror"] == {"url": spec.mirror, "told": 2, "last": "copies to the mirror work again"}
     with pytest.raises(NameTaken):
-        root.start_or_resume(load(QUICKSTART, [*given, "budget.trials=3"]), tmp_path / "three")
+        root.start_or_resume(load(QUICKSTART, [*given, "budget.trials=3"]), tmp_path / "three", presentation())

@@ -15,7 +15,9 @@ import pytest
 from surface import compare_sweep
 
 from orchestrator import folders
-from orchestrator.driver.run_sweep import best, export, resume, start, status
+from orchestrator.cli.composition import resume, start
+from orchestrator.commands.model_export import export
+from orchestrator.commands.status import best, status
 from orchestrator.errors import DataError, ExitCode, NameTaken, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import loads
@@ -173,7 +175,8 @@ def test_the_lock_names_its_holder(tmp_path: Path) -> None:
 
 
 def test_stages_and_looking_import_nothing_heavy() -> None:
-    code = "import sys, orchestrator.driver.run_sweep; print({'torch', 'ray', 'mlflow', 'transformers'} & set(sys.modules))"
+    heavy = "{'torch', 'ray', 'mlflow', 'transformers'}"
+    code = f"import sys, orchestrator.driver.run_sweep; print({heavy} & set(sys.modules))"
     began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()", time.monotonic() - began

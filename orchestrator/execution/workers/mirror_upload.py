@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import SimpleQueue
 
-from orchestrator.execution.messages import FAILURE_FILE, End, EndKind, Job
+from orchestrator.execution.messages import End, EndKind, Job
 from orchestrator.execution.workers.mirror_download import FORK, attempts_of, checkpoint_place, fetch
+from orchestrator.folders import FAILURE_FILE
 from orchestrator.mirror import CHECKPOINTS, END, MODEL, Abandoned, Mirror, MirrorRefused
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind

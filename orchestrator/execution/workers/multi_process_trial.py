@@ -14,8 +14,9 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.execution.messages import FAILURE_FILE, End, EndKind, Told, WorkerLost
+from orchestrator.execution.messages import End, EndKind, Told, WorkerLost
 from orchestrator.execution.workers.attempt_runner import OpenWorkshop
+from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
 from trainer.config.trial import TrialConfig
 from trainer.results import Ending, Point
