@@ -38,9 +38,9 @@ def main() -> None:
         child(json.loads(options.child))
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = contest(options, Path(folder))
+        found = compare_arrangements(options, Path(folder))
     for row in found:
-        print(f"{row['trials']} trials of {row['pairs']} pairs, {row['how']}: {told(row)}", flush=True)
+        print(f"{row['trials']} trials of {row['pairs']} pairs, {row['how']}: {row_text(row)}", flush=True)
     if options.write:
         from benchmarks.results import write
 
@@ -48,12 +48,12 @@ def main() -> None:
         write("adapters", {**given, "rows": found})
 
 
-def told(row: dict[str, Any]) -> str:
+def row_text(row: dict[str, Any]) -> str:
     """A row in words."""
     return f"{row['ms']:.0f} ms wall-clock, {row['cpu_ms']:.0f} ms of CPU per trial and update; {row['mb']:.0f} MB"
 
 
-def contest(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+def compare_arrangements(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
     """All arrangements; the median of the rounds."""
     arrangements = [(AFTER, 1), *((how, trials) for trials in options.trials for how in (IN_TURN, EACH))]
     seen: dict[tuple[str, int], list[list[dict[str, float]]]] = {each: [] for each in arrangements}
@@ -133,28 +133,28 @@ def answer(process: subprocess.Popen[str]) -> dict[str, float]:
 
 def child(given: dict[str, Any]) -> None:
     """For each size of an update: `trials` trials in turn, halted halfway; figures as JSON on standard output."""
-    from trainer.training_session import Workshop
+    from trainer.training_session import TrainingSession
 
-    hall = Workshop(Path(given["cache"]))
-    shops = [hall.beside() for _ in range(given["trials"])] if given["trials"] > 1 else [hall]
+    first_session = TrainingSession(Path(given["cache"]))
+    sessions = [first_session.sibling() for _ in range(given["trials"])] if given["trials"] > 1 else [first_session]
     for pairs in given["pairs"]:
         updates = updates_of(pairs)
         with tempfile.TemporaryDirectory() as folder:
-            for number, shop in enumerate(shops):  # to be warm
-                in_turn([shop.train(trial(given, pairs, number, 1), Path(folder) / f"warm-{number}")])
+            for number, session in enumerate(sessions):  # to be warm
+                in_turn([session.train(trial(given, pairs, number, 1), Path(folder) / f"warm-{number}")])
             say({})
             sys.stdin.readline()
             before = spent()
-            courses = [
-                shop.train(trial(given, pairs, number, updates), Path(folder) / str(number))
-                for number, shop in enumerate(shops)
+            curves = [
+                session.train(trial(given, pairs, number, updates), Path(folder) / str(number))
+                for number, session in enumerate(sessions)
             ]
             for _ in range(updates // 2):
-                for course in courses:
-                    next(course)
+                for plan in curves:
+                    next(plan)
             say({"mb": memory()})
             sys.stdin.readline()
-            in_turn(courses)
+            in_turn(curves)
             say({"cpu": spent() - before})
 
 
@@ -195,12 +195,12 @@ def trial(given: dict[str, Any], pairs: int, number: int, updates: int) -> Any:
     )
 
 
-def in_turn(courses: list[Generator[Any, None, Any]]) -> None:
+def in_turn(curves: list[Generator[Any, None, Any]]) -> None:
     """A point of each, again and again, until all have ended."""
-    while courses:
-        for course in list(courses):
-            if next(course, None) is None:
-                courses.remove(course)
+    while curves:
+        for plan in list(curves):
+            if next(plan, None) is None:
+                curves.remove(plan)
 
 
 def spent() -> float:

@@ -21,22 +21,22 @@ def first_gradients_apart(sweep: dict[str, Any], theirs: Path, cache: Path) -> f
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from orchestrator.spec.loading.loader import loads
+    from orchestrator.spec.loading.loader import load_spec_text
     from trainer.data import prepare
     from trainer.forward.pair_model import PairModel
-    from trainer.objectives.losses import needs
-    from trainer.objectives.pair_logps import Normaliser
-    from trainer.training.schedule import Order
+    from trainer.objectives.losses import required_stats
+    from trainer.objectives.pair_logps import UpdateNormalizer
+    from trainer.training.schedule import DataOrder
 
-    spec = loads(yaml.safe_dump(sweep), Path.cwd())
-    config = spec.search.place(spec.base, spec.search.corners().point(0))
+    spec = load_spec_text(yaml.safe_dump(sweep), Path.cwd())
+    config = spec.search.apply(spec.base, spec.search.corners().params_at(0))
     train = prepare(config.data, config.model, cache).train
-    first = Order(len(train), config.training.pairs_per_update, config.training.seed).update(1)
+    first = DataOrder(len(train), config.training.pairs_per_update, config.training.seed).pairs_of(1)
     pairs = [train.pair(i) for i in first]
     model = AutoModelForCausalLM.from_pretrained(sweep["base"]["model"], dtype=torch.float32).train()
     mine = PairModel(model)
-    reference = mine.logps(pairs) if needs(config.loss).reference else None
-    norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    reference = mine.logps(pairs) if required_stats(config.loss).reference else None
+    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
     mine.backward(pairs, config.loss, reference, norm, torch.Tensor.backward)
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.max_grad_norm)
     expected = load_file(theirs)

@@ -82,18 +82,18 @@ def _read_ours(home: Path, sweep: dict[str, Any], started: float, seconds: float
     pairs = sweep["base"]["training"]["pairs_per_update"]
     with Study.open(SweepFolder(home, sweep["name"])) as study:
         trials = study.trials()
-        points = {t.number: study.points(t.number) for t in trials}
+        metrics = {t.number: study.metric_history(t.number) for t in trials}
     steps = sum(
         pairs / p.metrics["pairs_per_second"]
-        for told in points.values()
-        for p in told
+        for output in metrics.values()
+        for p in output
         if "pairs_per_second" in p.metrics
     )
     begun = [t.started_at or 0.0 for t in trials]
     ended = [t.finished_at or 0.0 for t in trials]
     slots = sweep["budget"]["concurrency"]
     inside = sum(b - a for a, b in zip(begun, ended, strict=True))
-    # Trials that began with the sweep waited for their process's imports, the start model's evaluation and reference.
+    # Trials that began with the sweep waited for their process's imports, the initial model's evaluation and reference.
     loading = sum(b - a for a, b in list(zip(begun, ended, strict=True))[:slots]) - slots * inside_median(begun, ended)
     parts = {
         "before the first trial": min(begun) - started,

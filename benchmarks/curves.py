@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from benchmarks.simulation import Curve
-from trainer.results import pack
+from trainer.results import pack_floats
 
 UPDATES, EVALUATIONS, PAIRS = 400, 10, 200
 SEARCH = {
@@ -58,7 +58,7 @@ class Preferences:
 
         def pairs(step: int) -> str:
             chance = np.random.default_rng([self.seed, number, step])
-            return pack(gaps[step] + hardness + chance.normal(0, 0.5, PAIRS))
+            return pack_floats(gaps[step] + hardness + chance.normal(0, 0.5, PAIRS))
 
         return Curve(values, UPDATES, self._seconds(random), pairs)
 

@@ -26,21 +26,21 @@ from rich.console import Console
 
 from benchmarks import results
 from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.progress_views import PlainView
+from dashboards.terminal.progress_views import PlainLogView
 from orchestrator.driver.parent_run import open_sink
-from orchestrator.driver.sweep_driver import Afterwards
-from orchestrator.execution.controller import Conductor
-from orchestrator.execution.messages import End, EndKind, Job, Report
-from orchestrator.execution.stop_reasons import Interrupt
-from orchestrator.folders import SweepFolder, make
+from orchestrator.driver.sweep_driver import AfterTrial
+from orchestrator.execution.controller import TrialController
+from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptStatus, AttemptTask
+from orchestrator.execution.stop_reasons import SignalHandler
+from orchestrator.folders import SweepFolder, create_sweep_folder
 from orchestrator.interfaces import SWEEP
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from trainer.results import Point
+from trainer.results import StepMetrics
 
-GOAL = "eval_accuracies/logp"
+OBJECTIVE = "eval_accuracies/logp"
 REPORTS = 20
 """Of a trial, one per second: a trial lasts 20 s, which is short; longer ones ask less of the driver."""
 GLANCE = 0.1
@@ -55,7 +55,7 @@ _EVALUATION = ("eval_loss", "eval_rewards/margins", "eval_margins/logp", "eval_l
 
 def spec_of(trials: int, slots: int, sampler: str = "random") -> SweepSpec:
     """A sweep whose pruner looks at every trial, over nine dimensions' worth of nothing."""
-    return loads(
+    return load_spec_text(
         f"""
 name: driver
 base:
@@ -69,7 +69,7 @@ search:
   training.learning_rate: {{log_uniform: [1.0e-7, 1.0e-5]}}
 sampler: {{kind: {sampler}, seed: 1}}
 pruner: {{kind: percentile, percentile: 75.0, n_warmup_steps: 0.7}}
-maximize: {GOAL}
+maximize: {OBJECTIVE}
 budget: {{trials: {trials}, concurrency: {slots}}}
 """,
         Path("/"),
@@ -117,16 +117,16 @@ class Bucket:
 class _Event:
     due: float
     slot: int
-    job: Job = field(compare=False)
+    job: AttemptTask = field(compare=False)
     step: int = field(compare=False)
 
 
 class Bridge:
-    """Ray's part, scripted: hands reports to the conductor and asks it for the next job."""
+    """Ray's part, scripted: hands reports to the trial controller and asks it for the next job."""
 
-    def __init__(self, conductor: Conductor, slots: int, *, paced: bool = True) -> None:
+    def __init__(self, controller: TrialController, slots: int, *, paced: bool = True) -> None:
         """Not `paced`: every event at once, in the order in which it would be due."""
-        self._conductor, self._slots, self._paced = conductor, slots, paced
+        self._controller, self._slots, self._paced = controller, slots, paced
         self._free = list(range(slots))[::-1]
         self._queue: list[_Event] = []
         self._zero = time.perf_counter()
@@ -157,16 +157,16 @@ class Bridge:
         self._reached = max(self._reached, due)
         while (left := due - self._now) > 0:
             time.sleep(min(left, GLANCE))
-            with self._conductor as conductor:
-                conductor.tick()
+            with self._controller as controller:
+                controller.poll()
 
     def _take(self, event: _Event, bucket: Bucket) -> None:
         report = _report(event.job, event.step)
         self._await(event.due)
         began, cpu = time.perf_counter(), time.thread_time()
-        with self._conductor as conductor:
-            conductor.tick()
-            goes_on = conductor.heard(event.job.id, report)
+        with self._controller as controller:
+            controller.poll()
+            goes_on = controller.on_report(event.job.id, report)
         took, cpu = time.perf_counter() - began, time.thread_time() - cpu
         bucket.latencies.append(self._now - event.due)
         bucket.cpu["report" if goes_on else "end"].append(cpu)
@@ -182,8 +182,8 @@ class Bridge:
     def _fill(self, bucket: Bucket | None = None) -> None:
         while self._free:
             began, cpu = time.perf_counter(), time.thread_time()
-            with self._conductor as conductor:
-                job = conductor.next(self._slots)
+            with self._controller as controller:
+                job = controller.next_attempt(self._slots)
             if job is None:
                 return
             slot = self._free.pop()
@@ -195,30 +195,32 @@ class Bridge:
             heapq.heappush(self._queue, _Event(first + 1.0, slot, job, 0))
 
 
-def _report(job: Job, step: int) -> Report:
+def _report(job: AttemptTask, step: int) -> AttemptReport:
     number = int(job.run)
-    metrics = {name: 1.0 / (1 + step + place) for place, name in enumerate(_TRAINING)}
+    metrics = {name: 1.0 / (1 + step + path) for path, name in enumerate(_TRAINING)}
     if step % EVERY == 0 or step == REPORTS:
-        metrics |= {name: 0.1 * place for place, name in enumerate(_EVALUATION)}
-        metrics[GOAL] = 0.5 + (0.2 + 0.1 * math.sin(number)) * step / REPORTS
-    end = End(EndKind.FINISHED, "", steps=step) if step == REPORTS else None
-    return Report((Point(step, metrics),), end, pid=1000 + number % 64, counters={"imports": 1})
+        metrics |= {name: 0.1 * path for path, name in enumerate(_EVALUATION)}
+        metrics[OBJECTIVE] = 0.5 + (0.2 + 0.1 * math.sin(number)) * step / REPORTS
+    end = AttemptResult(AttemptStatus.FINISHED, "", steps=step) if step == REPORTS else None
+    return AttemptReport((StepMetrics(step, metrics),), end, pid=1000 + number % 64, counters={"imports": 1})
 
 
 def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dict[str, Any]:
     """Drive one sweep and measure."""
     spec = spec_of(trials, slots, sampler)
     folder = SweepFolder(root, spec.name)
-    make(folder, dump(spec))
+    create_sweep_folder(folder, dump_spec(spec))
     log = io.StringIO()
-    view = PlainView(spec, Console(file=log, width=160), total=trials)
-    with Study.create(folder, spec, slots=slots, train_pairs=10_000) as study, Interrupt(lambda: "") as interrupt:
+    view = PlainLogView(spec, Console(file=log, width=160), total=trials)
+    with Study.create(folder, spec, slots=slots, train_pairs=10_000) as study, SignalHandler(lambda: "") as signals:
         sink = open_sink(study, root, DashboardReporter())
-        study.begin(0.0)
-        sink.start(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
-        after = Afterwards(study, sink)
-        conductor = Conductor(study, sink, view, interrupt, place=lambda config: config, on_closed=after)
-        bridge = Bridge(conductor, slots)
+        study.start_driving(0.0)
+        sink.start_run(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
+        after = AfterTrial(study, sink, DashboardReporter())
+        controller = TrialController(
+            study, sink, view, signals, finish_config=lambda config: config, on_trial_end=after
+        )
+        bridge = Bridge(controller, slots)
 
         def watch(bucket: Bucket) -> None:
             """Note what is to be known at the end of a bucket, and say it."""
@@ -264,13 +266,13 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    asked = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="prefsweep-driver-") as place:
-        found = measure(Path(place), asked.trials, asked.slots, asked.sampler)
+    requested = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="prefsweep-driver-") as path:
+        found = measure(Path(path), requested.trials, requested.slots, requested.sampler)
     for row in found["rows"]:
         print("  ".join(f"{name}={value:.1f}" for name, value in row.items()), flush=True)
     print(f"{found['seconds']:.0f} s, {found['pruned']} pruned, {found['pending_at_end']} messages behind")
-    if asked.write:
+    if requested.write:
         results.write("driver", found)
 
 

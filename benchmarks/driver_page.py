@@ -73,9 +73,9 @@ def draw(file: Path, found: dict[str, Any]) -> None:
     rows = found["rows"]
     finished = [row["finished"] for row in rows]
     figure, (left, middle, right) = pyplot.subplots(1, 3, figsize=(11, 2.8), layout="constrained")
-    for kind, colour in (("report", BLUE), ("start", ORANGE), ("end", GREEN)):
+    for kind, color in (("report", BLUE), ("start", ORANGE), ("end", GREEN)):
         shown = [(row["finished"], row[f"{kind}_cpu_ms"]) for row in rows if f"{kind}_cpu_ms" in row]
-        left.plot(*zip(*shown, strict=True), color=colour, label=kind)
+        left.plot(*zip(*shown, strict=True), color=color, label=kind)
     left.set_title("processor time of the driver per event, ms", fontsize=10)
     left.legend(frameon=False, fontsize=8)
     middle.plot(finished, [row["cores"] for row in rows], color=BLUE, label="all")

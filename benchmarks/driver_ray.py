@@ -20,28 +20,28 @@ from typing import Any
 import numpy as np
 
 from benchmarks import results
-from benchmarks.driver import EVERY, GOAL, spec_of
+from benchmarks.driver import EVERY, OBJECTIVE, spec_of
 from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.progress_views import PlainView
+from dashboards.terminal.progress_views import PlainLogView
 from orchestrator.driver.parent_run import open_sink
-from orchestrator.driver.sweep_driver import Afterwards
-from orchestrator.execution.controller import Conductor
-from orchestrator.execution.local_cluster import Slots, cluster
-from orchestrator.execution.messages import Report
-from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.driver.sweep_driver import AfterTrial
+from orchestrator.execution.controller import TrialController
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.messages import AttemptReport
+from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.tune_adapter import run_trials
-from orchestrator.folders import SweepFolder, make
+from orchestrator.folders import SweepFolder, create_sweep_folder
 from orchestrator.interfaces import SWEEP
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, EndKind, Point
+from trainer.results import RunResult, RunStatus, StepMetrics
 
 AT = "reported_at"
 
 
 @dataclass(slots=True)
-class Heard:
+class LatencyWindow:
     """From the moment at which every slot has reported `warm` times: latencies, and the process's time."""
 
     slots: int
@@ -78,7 +78,7 @@ class Heard:
 
 
 class Sleeper:
-    """A workshop whose trials sleep a second and report."""
+    """A training session whose trials sleep a second and report."""
 
     counters: dict[str, int]
 
@@ -91,58 +91,61 @@ class Sleeper:
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
-        """As many reports as the configuration has updates, and the start model's."""
+    ) -> Generator[StepMetrics, None, RunResult]:
+        """As many reports as the configuration has updates, and the initial model's."""
         del folder, earlier, fork
         last = config.training.max_steps or 0
         for step in range(last + 1):
             time.sleep(1.0)
             metrics = {"loss": 1.0 / (1 + step), AT: time.time()}
             if step % EVERY == 0 or step == last:
-                metrics[GOAL] = 0.5
-            yield Point(step, metrics)
-        return Ending(EndKind.FINISHED, "", last)
+                metrics[OBJECTIVE] = 0.5
+            yield StepMetrics(step, metrics)
+        return RunResult(RunStatus.FINISHED, "", last)
 
 
-def ours(root: Path, slots: Slots, trials: int, heard: Heard) -> None:
+def ours(root: Path, slots: Slots, trials: int, received: LatencyWindow) -> None:
     """This product: conductor, study, outbox and MLflow on top of Tune."""
     spec = spec_of(trials, slots.count)
     folder = SweepFolder(root, spec.name)
-    make(folder, dump(spec))
+    create_sweep_folder(folder, dump_spec(spec))
 
-    class Listening(Conductor):
-        def heard(self, job_id: str, report: Report) -> bool:
-            if report.points:
-                heard.take(report.points[-1].metrics[AT])
-            return super().heard(job_id, report)
+    class Listening(TrialController):
+        def on_report(self, task_id: str, report: AttemptReport) -> bool:
+            if report.metrics:
+                received.take(report.metrics[-1].metrics[AT])
+            return super().on_report(task_id, report)
 
     from rich.console import Console
 
     from orchestrator.execution import tune_adapter
 
-    with Study.create(folder, spec, slots=slots.count, train_pairs=10_000) as study, Interrupt(lambda: "") as asked:
+    with (
+        Study.create(folder, spec, slots=slots.count, train_pairs=10_000) as study,
+        SignalHandler(lambda: "") as requested,
+    ):
         sink = open_sink(study, root, DashboardReporter())
-        study.begin(0.0)
-        sink.start(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
-        view = PlainView(spec, Console(file=(root / "log").open("w"), width=160), total=trials)
-        after = Afterwards(study, sink)
-        with cluster(folder.path / "ray", slots, asked):
-            tune_adapter.Conductor = Listening  # pyright: ignore[reportPrivateImportUsage]
-            run_trials(study, sink, view, asked, slots, on_closed=after, opened=Sleeper)
+        study.start_driving(0.0)
+        sink.start_run(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
+        view = PlainLogView(spec, Console(file=(root / "log").open("w"), width=160), total=trials)
+        after = AfterTrial(study, sink, DashboardReporter())
+        with local_cluster(folder.path / "ray", slots, requested):
+            tune_adapter.TrialController = Listening  # pyright: ignore[reportPrivateImportUsage]
+            run_trials(study, sink, view, requested, slots, on_trial_end=after, open_session=Sleeper)
         sink.close(120.0)
 
 
-def alone(root: Path, slots: Slots, trials: int, heard: Heard) -> None:
+def alone(root: Path, slots: Slots, trials: int, received: LatencyWindow) -> None:
     """Ray Tune with a scheduler that does nothing but listen."""
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
     class Listening(FIFOScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            heard.take(result[AT])
+            received.take(result[AT])
             return super().on_trial_result(tune_controller, trial, result)
 
-    with Interrupt(lambda: "") as asked, cluster(root / "ray", slots, asked):
+    with SignalHandler(lambda: "") as requested, local_cluster(root / "ray", slots, requested):
         tune.Tuner(
             tune.with_resources(Sleeping, tune.PlacementGroupFactory(slots.bundles)),
             param_space={"steps": spec_of(trials, slots.count).base.training.max_steps},
@@ -174,7 +177,7 @@ def _trainable() -> type:
 
 Sleeping = _trainable()
 
-WAYS: dict[str, Callable[[Path, Slots, int, Heard], None]] = {"Ray Tune alone": alone, "this product": ours}
+WAYS: dict[str, Callable[[Path, Slots, int, LatencyWindow], None]] = {"Ray Tune alone": alone, "this product": ours}
 
 
 def main() -> None:
@@ -183,18 +186,18 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--trials", type=int, default=192)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    asked = parser.parse_args()
+    requested = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for way, run in WAYS.items():
-        heard = Heard(asked.slots)
-        with tempfile.TemporaryDirectory(prefix="prefsweep-ray-") as place:
-            run(Path(place), Slots(count=asked.slots, gpus=0.0, threads=1), asked.trials, heard)
-        rows.append(heard.row(way))
+        received = LatencyWindow(requested.slots)
+        with tempfile.TemporaryDirectory(prefix="prefsweep-ray-") as path:
+            run(Path(path), Slots(count=requested.slots, gpus=0.0, threads=1), requested.trials, received)
+        rows.append(received.row(way))
         print(
             "  ".join(f"{k}={v:.1f}" if isinstance(v, float) else f"{k}={v}" for k, v in rows[-1].items()), flush=True
         )
-    if asked.write:
-        results.write("driver_ray", {"trials": asked.trials, "rows": rows})
+    if requested.write:
+        results.write("driver_ray", {"trials": requested.trials, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""One GPU: an optimiser step of a random-weight Llama-3-8B, ours and TRL's, on the same batch.
+"""One GPU: an optimizer step of a random-weight Llama-3-8B, ours and TRL's, on the same batch.
 
 `make bench-gpu`, or `python -m benchmarks.gpu [--size 1b] [--case full] [--write]`: step time, peak memory and tokens
 per second, SimPO against TRL's CPOTrainer and DPO against its DPOTrainer. Each contestant is its own process; one that
@@ -53,7 +53,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.contestant:
         options.case, options.loss = options.case[0], options.loss[0]
-        print(json.dumps(contest(options)), flush=True)
+        print(json.dumps(time_steps(options)), flush=True)
         return
     rows = [
         {"size": options.size, "case": case, "loss": loss, "contestant": name, **run(options, case, loss, name)}
@@ -84,20 +84,20 @@ def run(options: argparse.Namespace, case: str, loss: str, name: str) -> dict[st
     return found
 
 
-def contest(options: argparse.Namespace) -> dict[str, Any]:
-    """Time so many optimiser steps; seconds, peak GiB, and tokens of the batch without padding per second."""
+def time_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Time so many optimizer steps; seconds, peak GiB, and tokens of the batch without padding per second."""
     import torch
 
     model, pairs = make_model(options), make_pairs(options)
     step = (trl_step if options.contestant == "trl" else our_step)(model, pairs, options)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    optimiser = make_optimiser(model, trained, options)
+    optimizer = make_optimizer(model, trained, options)
     on_gpu = options.device == "cuda"
     times: list[float] = []
     for _ in range(options.rounds + 2):
         began = time.perf_counter()
         loss = float(step())
-        optimiser()
+        optimizer()
         if on_gpu:
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
@@ -184,10 +184,10 @@ def our_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
 
     from trainer.config.loss_config import DpoLoss, SimpoLoss
     from trainer.forward.pair_model import PairModel
-    from trainer.objectives.pair_logps import Normaliser
+    from trainer.objectives.pair_logps import UpdateNormalizer
 
     ours = PairModel(model, autocast=torch.bfloat16)
-    norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
     loss = SimpoLoss(beta=2.0, gamma=1.0) if options.loss == "simpo" else DpoLoss(beta=0.1)
     with torch.autocast(options.device, torch.bfloat16):
         reference = None if options.loss == "simpo" else ours.logps(pairs)
@@ -199,16 +199,16 @@ def our_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
     return step
 
 
-def make_optimiser(model: Any, trained: dict[str, Any], options: argparse.Namespace) -> Callable[[], Any]:
-    """Clipping at 1 and fused AdamW; for ours the product's own optimiser."""
+def make_optimizer(model: Any, trained: dict[str, Any], options: argparse.Namespace) -> Callable[[], Any]:
+    """Clipping at 1 and fused AdamW; for ours the product's own optimizer."""
     import torch
 
     from trainer.config.trial import TrainingConfig
-    from trainer.training.optimizer import Optimiser
+    from trainer.training.optimizer import Optimizer
 
     if options.contestant == "ours":
-        mine = Optimiser(model, trained, TrainingConfig(learning_rate=1e-6))
-        return lambda: (mine.clip(), mine.step(1.0))
+        mine = Optimizer(model, trained, TrainingConfig(learning_rate=1e-6))
+        return lambda: (mine.clip_gradients(), mine.step(1.0))
     adam = torch.optim.AdamW(trained.values(), lr=1e-6, fused=True)
 
     def step() -> None:

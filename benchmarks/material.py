@@ -1,4 +1,4 @@
-"""What every contestant gets: the same start model, tokenizer, rows and order."""
+"""What every contestant gets: the same initial model, tokenizer, rows and order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data"
 
 
 @dataclass(frozen=True)
-class Material:
+class BenchmarkInputs:
     """Paths and sizes of one benchmark's inputs."""
 
     model: Path
@@ -23,7 +23,9 @@ class Material:
     source: str
 
 
-def prepare(folder: Path, *, vocab_size: int, train_rows: int, eval_rows: int, max_length: int = 512) -> Material:
+def prepare(
+    folder: Path, *, vocab_size: int, train_rows: int, eval_rows: int, max_length: int = 512
+) -> BenchmarkInputs:
     """Write model, train.jsonl and eval.jsonl under `folder`; plain-text rows, none longer than max_length tokens."""
     from transformers import AutoTokenizer
 
@@ -33,7 +35,7 @@ def prepare(folder: Path, *, vocab_size: int, train_rows: int, eval_rows: int, m
     tokenizer.bos_token = None  # TRL's CPO would put one before the template's own start
     rows = _real_rows() if real else _generated_rows()
     random.Random(0).shuffle(rows)
-    kept: list[dict[str, str]] = []
+    remaining: list[dict[str, str]] = []
     seen: set[str] = set()  # a prompt that is trained on must not be evaluated
     for row in rows:
         if row["prompt"] in seen:
@@ -41,15 +43,17 @@ def prepare(folder: Path, *, vocab_size: int, train_rows: int, eval_rows: int, m
         seen.add(row["prompt"])
         longest = max(len(tokenizer(row["prompt"] + row[k])["input_ids"]) for k in ("chosen", "rejected"))
         if 64 <= longest < max_length - 2:
-            kept.append(row)
-        if len(kept) == train_rows + eval_rows:
+            remaining.append(row)
+        if len(remaining) == train_rows + eval_rows:
             break
     model = folder / f"model-{vocab_size}"
     if not model.is_dir():
         _write_model(model, tokenizer, vocab_size)
-    for name, part in (("train", kept[:train_rows]), ("eval", kept[train_rows:])):
+    for name, part in (("train", remaining[:train_rows]), ("eval", remaining[train_rows:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part))
-    return Material(model, folder / "train.jsonl", folder / "eval.jsonl", max_length, "real" if real else "generated")
+    return BenchmarkInputs(
+        model, folder / "train.jsonl", folder / "eval.jsonl", max_length, "real" if real else "generated"
+    )
 
 
 def _real_rows() -> list[dict[str, str]]:
@@ -78,9 +82,9 @@ def _generated_rows() -> list[dict[str, str]]:
 
 def _generated_tokenizer(folder: Path) -> Path:
     from trainer.config.trial import GeneratedModel
-    from trainer.synthetic import generated_model
+    from trainer.synthetic import generate_model
 
-    return generated_model(GeneratedModel(), folder / "cache")
+    return generate_model(GeneratedModel(), folder / "cache")
 
 
 def _write_model(model: Path, tokenizer: Any, vocab_size: int) -> None:

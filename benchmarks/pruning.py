@@ -1,4 +1,4 @@
-"""What each pruner saves and whether it keeps the winner; what the order of knowing costs. Writes docs/decisions.md.
+"""What each pruner saves and whether it keeps the winner; what the visibility rule costs. Writes docs/decisions.md.
 
 python -m benchmarks.pruning --seeds 100
 """
@@ -15,7 +15,7 @@ from statistics import mean, median
 
 from benchmarks.curves import SEARCH, Preferences, Times
 from benchmarks.simulation import simulate
-from orchestrator.spec.objectives import Goal
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import (
     HyperbandPruner,
     MedianPruner,
@@ -60,7 +60,7 @@ def spec_of(pruner: Pruner, seed: int) -> SweepSpec:
             "base": base,
             "search": {"dimensions": SEARCH},
             "sampler": RandomSampler(seed=seed),
-            "goal": Goal(metric="eval_accuracies/logp", direction="maximize"),
+            "goal": Objective(metric="eval_accuracies/logp", direction="maximize"),
             "pruner": pruner,
         }
     )
@@ -77,7 +77,7 @@ class Result:
     makespan: float
 
 
-class Kept:
+class SimulationCache:
     """Results of sweeps, each simulated once; in a file, so that an interrupted run goes on where it was."""
 
     def __init__(self, file: Path | None) -> None:
@@ -91,8 +91,8 @@ class Kept:
         """One simulated sweep."""
         key = f"{name} {seed} {lag} {times}"
         if key not in self._known:
-            world = Preferences(seed, times)
-            ran = simulate(spec_of(PRUNERS[name], seed), world, slots=SLOTS, lag=lag, trials=TRIALS)
+            process_group = Preferences(seed, times)
+            ran = simulate(spec_of(PRUNERS[name], seed), process_group, slots=SLOTS, lag=lag, trials=TRIALS)
             best = ran.best()
             assert best is not None
             assert best.values is not None
@@ -106,39 +106,39 @@ class Kept:
         return self._known[key]
 
 
-def pruner_table(seeds: Sequence[int], kept: Kept) -> list[list[str]]:
+def pruner_table(seeds: Sequence[int], remaining: SimulationCache) -> list[list[str]]:
     """Per pruner: what it saves of the updates, and what becomes of the winner."""
-    runs = {seed: {name: kept.run(name, seed, 2 * SLOTS) for name in PRUNERS} for seed in seeds}
+    runs = {seed: {name: remaining.run(name, seed, 2 * SLOTS) for name in PRUNERS} for seed in seeds}
     rows = []
     for name in PRUNERS:
         if name == NONE:
             continue
         pairs = [(runs[seed][name], runs[seed][NONE]) for seed in seeds]
-        saved = [1 - ran.trained / whole.trained for ran, whole in pairs]
-        regrets = [whole.value - ran.value for ran, whole in pairs]
+        saved = [1 - ran.trained / total.trained for ran, total in pairs]
+        regrets = [total.value - ran.value for ran, total in pairs]
         rows.append(
             [
                 name,
                 f"{_percent(saved)} ({min(saved):.0%} to {max(saved):.0%})",
-                _percent([ran.best == whole.best for ran, whole in pairs]),
+                _percent([ran.best == total.best for ran, total in pairs]),
                 _percent([regret <= NEAR for regret in regrets]),
                 f"{mean(regrets):.4f}",
                 _percent([ran.idle for ran, _ in pairs]),
-                f"{median(whole.makespan / ran.makespan for ran, whole in pairs):.2f} times faster",
+                f"{median(total.makespan / ran.makespan for ran, total in pairs):.2f} times faster",
             ]
         )
     return rows
 
 
-def order_table(seeds: Sequence[int], kept: Kept) -> list[list[str]]:
+def order_table(seeds: Sequence[int], remaining: SimulationCache) -> list[list[str]]:
     """Per pruner and distribution of trial times: the share of slots' time spent waiting, by lag."""
     rows = []
     for name in ("hyperband", "successive_halving", "median"):
         for times in TIMES:
             row = [name, times]
-            asap = [kept.run(name, seed, None, times) for seed in seeds]
+            asap = [remaining.run(name, seed, None, times) for seed in seeds]
             for lags in LAGS:
-                rans = [kept.run(name, seed, lags * SLOTS, times) for seed in seeds]
+                rans = [remaining.run(name, seed, lags * SLOTS, times) for seed in seeds]
                 longer = median(r.makespan / a.makespan for r, a in zip(rans, asap, strict=True))
                 row.append(f"{_percent([r.idle for r in rans])} ({longer:.2f})")
             rows.append(row)
@@ -161,9 +161,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--order-seeds", type=int, default=10, help="sweeps per cell of the table of the order")
     parser.add_argument("--keep", type=Path, help="a file of results: an interrupted run goes on from there")
     given = parser.parse_args(arguments)
-    kept = Kept(given.keep)
-    order = order_table(range(given.order_seeds), kept)
-    pruners = pruner_table(range(given.seeds), kept)
+    remaining = SimulationCache(given.keep)
+    order = order_table(range(given.order_seeds), remaining)
+    pruners = pruner_table(range(given.seeds), remaining)
     head = ["pruner", "updates saved", "same winner", f"winner within {NEAR:g}", "mean regret", "slots idle", "sweep"]
     first = _table(head, pruners)
     second = _table(["pruner", "trial times", *(f"lag {k} x slots" for k in LAGS)], order)

@@ -90,7 +90,7 @@ def three_ways(name: str, found: dict[str, Any]) -> str:
 
 
 def steps(found: dict[str, Any]) -> str:
-    """One optimiser step, ours and TRL's."""
+    """One optimizer step, ours and TRL's."""
     rows = ["| loss | vocabulary | threads | TRL, ms | ours, ms | median of ratios |", "|---|---|---|---|---|---|"]
     rows += [
         f"| {r['loss']} | {r['vocabulary']} | {r['threads']} | {r['trl']:.0f} | {r['ours']:.0f} | {r['ratio']:.2f} |"
@@ -120,8 +120,8 @@ def gpu(found: dict[str, Any]) -> str:
     """Steps on one GPU."""
     rows = ["| model | case | loss | | ms | peak GiB | tokens/s |", "|---|---|---|---|---|---|---|"]
     for r in found["rows"]:
-        told = r.get("failed") or f"{1e3 * r['seconds']:.0f} | {r['peak_gib']:.1f} | {r['tokens_per_second']:.0f}"
-        rows.append(f"| {r['size']} | {r['case']} | {r['loss']} | {r['contestant']} | {told} |")
+        output = r.get("failed") or f"{1e3 * r['seconds']:.0f} | {r['peak_gib']:.1f} | {r['tokens_per_second']:.0f}"
+        rows.append(f"| {r['size']} | {r['case']} | {r['loss']} | {r['contestant']} | {output} |")
     return "\n".join([f"{found['gpu']}, batch of {found['pairs']} pairs; {found['measured']}.", "", *rows])
 
 
@@ -134,8 +134,8 @@ def draw_three_ways(file: Path, found: dict[str, Any]) -> None:
 
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 2.6), layout="constrained")
     names = list(found["seconds"])[::-1]
-    colours = [BLUE if name == "orchestrate" else GREY for name in names]
-    bars = left.barh(names, [found["seconds"][name] for name in names], color=colours)
+    colors = [BLUE if name == "orchestrate" else GREY for name in names]
+    bars = left.barh(names, [found["seconds"][name] for name in names], color=colors)
     left.bar_label(bars, fmt="%.0f s", padding=3)
     left.set_title(f"{found['method']}: {found['trials']} trials", fontsize=10)
     left.spines[["top", "right", "bottom"]].set_visible(False)

@@ -11,10 +11,10 @@ from typing import Any, ClassVar
 from orchestrator.spec.pruners import WilcoxonPruner
 from orchestrator.spec.samplers import RandomSampler
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.pruning.pruner import Judge
-from orchestrator.study.sampling.sampling_policy import Drawn, Policy
+from orchestrator.study.pruning.pruner import TrialPruner
+from orchestrator.study.sampling.sampling_policy import SampledTrial, SamplingPolicy
 from orchestrator.study.trial_records import TrialState
-from orchestrator.study.trial_snapshots import Known, view
+from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ World = Callable[[int, Mapping[str, Any]], Curve]
 class Ran:
     """What became of a simulated sweep. Times in seconds of the fake clock."""
 
-    trials: list[Known] = field(default_factory=list[Known])
+    trials: list[TrialSnapshot] = field(default_factory=list[TrialSnapshot])
     reasons: dict[int, str] = field(default_factory=dict[int, str])
     trained: int = 0
     """Updates done in all trials."""
@@ -50,102 +50,100 @@ class Ran:
     @property
     def table(self) -> list[tuple[Any, ...]]:
         """Params, state, reason and course of every trial: what must not depend on concurrency."""
-        return [
-            (t.number, dict(t.params), t.state, self.reasons.get(t.number, ""), dict(t.course)) for t in self.trials
-        ]
+        return [(t.number, dict(t.params), t.state, self.reasons.get(t.number, ""), dict(t.curve)) for t in self.trials]
 
     @property
     def idle_share(self) -> float:
         """Of the slots' time, that in which they waited."""
         return self.idle / (self.busy + self.idle) if self.busy else 0.0
 
-    def best(self) -> Known | None:
+    def best(self) -> TrialSnapshot | None:
         """The complete trial with the highest value."""
         done = [t for t in self.trials if t.state is TrialState.COMPLETE and t.values is not None]
         return max(done, key=lambda t: (t.values[0] if t.values else -math.inf, -t.number), default=None)
 
 
 @dataclass(slots=True)
-class _Live:
+class _ActiveTrial:
     curve: Curve
-    judge: Judge
+    judge: TrialPruner
     steps: list[int]
     course: dict[int, float] = field(default_factory=dict[int, float])
 
 
-class Drawing(Policy):
+class Drawing(SamplingPolicy):
     """The policy, remembering random draws from sweep to sweep: they depend on the seed and the number alone."""
 
-    memory: ClassVar[dict[tuple[str, int], Drawn]] = {}
+    memory: ClassVar[dict[tuple[str, int], SampledTrial]] = {}
 
-    def draw(self, trials: Sequence[Known]) -> Drawn | None:
+    def sample(self, trials: Sequence[TrialSnapshot]) -> SampledTrial | None:
         if not isinstance(self._spec.sampler, RandomSampler):
-            return super().draw(trials)
+            return super().sample(trials)
         key = (f"{self._spec.search}{self._spec.sampler}", len(trials))
-        drawn = self.memory.get(key)
-        if drawn is None or any(trial.identity == drawn.identity for trial in trials):
-            drawn = super().draw(trials)
-            assert drawn is not None
-            self.memory[key] = drawn
-        return drawn
+        sampled = self.memory.get(key)
+        if sampled is None or any(trial.fingerprint == sampled.fingerprint for trial in trials):
+            sampled = super().sample(trials)
+            assert sampled is not None
+            self.memory[key] = sampled
+        return sampled
 
 
 def simulate(spec: SweepSpec, world: World, *, slots: int, lag: int | None, trials: int) -> Ran:
     """Run `trials` trials over `slots` slots; `lag` None is `order: asap`. The goal is to be maximized."""
     policy, ran, clock = Drawing(spec, lag), Ran(), 0.0
-    live: dict[int, _Live] = {}
+    active: dict[int, _ActiveTrial] = {}
     events: list[tuple[float, int]] = []
     over = waits = False
 
-    told: dict[int, dict[int, str]] = {}
+    output: dict[int, dict[int, str]] = {}
     paired = isinstance(spec.pruner, WilcoxonPruner)
 
-    def judge_of(number: int, updates: int, trials: list[Known]) -> Judge:
-        return Judge.of(spec, number, updates, trials, lambda other: told[other])
+    def judge_of(number: int, updates: int, trials: list[TrialSnapshot]) -> TrialPruner:
+        return TrialPruner.create(spec, number, updates, trials, lambda other: output[other])
 
-    def known() -> list[Known]:
+    def known() -> list[TrialSnapshot]:
         if lag is not None:
-            return list(ran.trials)  # what runs is known by its leaves alone
-        return [replace(t, course=dict(live[t.number].course)) if t.number in live else t for t in ran.trials]
+            return list(ran.trials)  # what runs is known by its settings alone
+        return [replace(t, curve=dict(active[t.number].course)) if t.number in active else t for t in ran.trials]
 
     while True:
-        while not over and not waits and len(live) < slots:
+        while not over and not waits and len(active) < slots:
             now = known()
-            if len(now) >= trials or policy.spent(now):
+            if len(now) >= trials or policy.exhausted_reason(now):
                 over = True
-            elif policy.waits_for(now) is not None or (drawn := policy.draw(now)) is None:
+            elif policy.blocking_trial(now) is not None or (sampled := policy.sample(now)) is None:
                 waits = True  # until another trial ends
             else:
                 number = len(now)
-                curve = world(number, drawn.params)
+                curve = world(number, sampled.params)
                 ran.trials.append(
-                    Known(
+                    TrialSnapshot(
                         number,
-                        drawn.params,
+                        sampled.params,
                         updates=curve.updates,
-                        note=drawn.note,
-                        identity=drawn.identity,
+                        note=sampled.note,
+                        fingerprint=sampled.fingerprint,
                     )
                 )
                 ran.whole += curve.updates
-                judge = judge_of(number, curve.updates, view(now, number, lag))
-                told[number] = {}
-                live[number] = _Live(curve, judge, sorted(curve.values))
+                judge = judge_of(number, curve.updates, visible_trials(now, number, lag))
+                output[number] = {}
+                active[number] = _ActiveTrial(curve, judge, sorted(curve.values))
                 heapq.heappush(events, (clock + curve.seconds_per_update * min(curve.values), number))
         if not events:
             break
         at, number = heapq.heappop(events)
-        ran.idle += 0.0 if over else (slots - len(live)) * (at - clock)
-        ran.busy += len(live) * (at - clock)
+        ran.idle += 0.0 if over else (slots - len(active)) * (at - clock)
+        ran.busy += len(active) * (at - clock)
         clock = at
-        one = live[number]
+        one = active[number]
         step = one.steps.pop(0)
         one.course[step] = one.curve.values[step]
         if lag is None:
-            one.judge = judge_of(number, one.curve.updates, view(known(), number, None))
+            one.judge = judge_of(number, one.curve.updates, visible_trials(known(), number, None))
         if paired:
-            told[number][step] = one.curve.pairs(step)
-        state, reason = _verdict(one, step, told[number].get(step, ""))
+            output[number][step] = one.curve.pairs(step)
+        state, reason = _decision(one, step, output[number].get(step, ""))
         if state is None:
             heapq.heappush(events, (clock + one.curve.seconds_per_update * (one.steps[0] - step), number))
             continue
@@ -153,17 +151,17 @@ def simulate(spec: SweepSpec, world: World, *, slots: int, lag: int | None, tria
         ran.reasons[number] = reason
         bad = reason.startswith("diverged")
         values = (-math.inf,) if bad else (one.course[step],)
-        ended = replace(ran.trials[number], state=state, values=values, course=dict(one.course), diverged=bad)
+        ended = replace(ran.trials[number], state=state, values=values, curve=dict(one.course), diverged=bad)
         ran.trials[number] = ended
-        del live[number]
+        del active[number]
         waits = False
     ran.makespan = clock
     return ran
 
 
-def _verdict(one: _Live, step: int, pairs: str) -> tuple[TrialState | None, str]:
+def _decision(one: _ActiveTrial, step: int, pairs: str) -> tuple[TrialState | None, str]:
     if math.isnan(one.course[step]):
         return TrialState.PRUNED, f"diverged at update {step}"
-    if reason := one.judge.reason(one.course, step, pairs):
+    if reason := one.judge.prune_reason(one.course, step, pairs):
         return TrialState.PRUNED, reason
     return (None, "") if one.steps else (TrialState.COMPLETE, "")

@@ -1,4 +1,4 @@
-"""One optimiser step, ours and TRL's in turn: `python -m benchmarks.step [--loss dpo] [--vocabulary 32768]`.
+"""One optimizer step, ours and TRL's in turn: `python -m benchmarks.step [--loss dpo] [--vocabulary 32768]`.
 
 Each contestant is a process of its own that keeps its model: TRL as people run it, ours with the allocator settings of
 the product's workers. Same weights, same pairs, float32, fused AdamW, clipping at 1.
@@ -42,7 +42,7 @@ def main() -> None:
         for threads in options.threads or [1]
     ]
     if options.contestant:
-        contest(cases[0])
+        run_step_server(cases[0])
         return
     rows = [duel(case) for case in cases]
     if options.write:
@@ -115,22 +115,22 @@ def answer(process: subprocess.Popen[str]) -> dict[str, float]:
     raise RuntimeError("a contestant ended early; run it alone with --contestant to see why")
 
 
-def contest(options: argparse.Namespace) -> None:
+def run_step_server(options: argparse.Namespace) -> None:
     """A step per line of standard input; its loss and milliseconds as JSON on standard output."""
     import torch
 
     torch.set_num_threads(options.threads)
     model = llama(options.vocabulary, seed=0)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
     step = (trl_step if options.contestant == "trl" else our_step)(model, options)
     for _ in sys.stdin:
         wall, cpu = time.perf_counter(), time.process_time()
         loss = step()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        spent = {"wall": 1e3 * (time.perf_counter() - wall), "cpu": 1e3 * (time.process_time() - cpu)}
-        print(json.dumps({"loss": float(loss), **spent}), flush=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        usage = {"wall": 1e3 * (time.perf_counter() - wall), "cpu": 1e3 * (time.process_time() - cpu)}
+        print(json.dumps({"loss": float(loss), **usage}), flush=True)
 
 
 def llama(vocabulary: int, seed: int) -> Any:
@@ -189,10 +189,10 @@ def our_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
 
     from trainer.config.loss_config import DpoLoss, SimpoLoss
     from trainer.forward.pair_model import PairModel
-    from trainer.objectives.pair_logps import Normaliser
+    from trainer.objectives.pair_logps import UpdateNormalizer
 
     pairs = make_pairs(options.vocabulary)
-    norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
     reference = None if options.loss == "simpo" else PairModel(llama(options.vocabulary, seed=1)).logps(pairs)
     loss = SimpoLoss(beta=2.0, gamma=1.0) if options.loss == "simpo" else DpoLoss(beta=0.1)
     ours = PairModel(model)

@@ -1,8 +1,8 @@
 """The same grid three ways in one run: a shell loop of TRL scripts, Ray Tune with TRL, and `orchestrate sweep`.
 
-`python -m benchmarks.three_ways [--method simpo|dpo] [--updates 16]`: same start model, rows, order, updates, float32.
-It checks that the trained results agree (first-step gradients to 1e-5, final evaluation to 1e-3) and prints ratios and
-where the time went. The shell loop gives each script all cores, the other two a core per trial.
+`python -m benchmarks.three_ways [--method simpo|dpo] [--updates 16]`: same initial model, rows, order and updates, in
+float32. The script checks that the trained results agree (first-step gradients to 1e-5, final evaluation to 1e-3) and
+prints ratios and where the time went. The shell loop gives each script all cores, the other two a core per trial.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.agreement import final_metrics_apart, first_gradients_apart
 from benchmarks.contestants import Took, ours, ray_tune, shell_loop
-from benchmarks.material import Material, prepare
+from benchmarks.material import BenchmarkInputs, prepare
 from benchmarks.results import write
 
 PAIRS, EVAL_ROWS, SLOTS = 8, 64, 2
@@ -46,13 +46,13 @@ def main() -> None:
 def compare(method: str, folder: Path, vocab_size: int, updates: int) -> dict[str, Any]:
     """Run the three ways one after the other and put the figures side by side."""
     material = prepare(folder, vocab_size=vocab_size, train_rows=PAIRS * updates, eval_rows=EVAL_ROWS)
-    points = trials_of(method)
-    files = trl_files(method, material, folder, points, updates)
+    history = trials_of(method)
+    files = trl_files(method, material, folder, history, updates)
     sweep = sweep_of(method, material, updates)
-    tell(f"{method}: {len(points)} trials of {updates} updates of {PAIRS} pairs, {material.source} rows")
-    mine = told("orchestrate sweep", ours(sweep, folder))
-    loop = told("shell loop of TRL", shell_loop(files, threads=os.cpu_count() or 1))
-    tune = told("Ray Tune with TRL", ray_tune(files, SLOTS, folder))
+    tell(f"{method}: {len(history)} trials of {updates} updates of {PAIRS} pairs, {material.source} rows")
+    mine = log_time("orchestrate sweep", ours(sweep, folder))
+    loop = log_time("shell loop of TRL", shell_loop(files, threads=os.cpu_count() or 1))
+    tune = log_time("Ray Tune with TRL", ray_tune(files, SLOTS, folder))
     gradients = first_gradients_apart(sweep, folder / "trl-0" / "gradients.safetensors", folder / "runs" / "cache")
     metrics = final_metrics_apart(loop.metrics, mine.metrics)
     if gradients > 1e-5 or metrics > 1e-3:
@@ -61,7 +61,7 @@ def compare(method: str, folder: Path, vocab_size: int, updates: int) -> dict[st
         "method": method,
         "data": material.source,
         "vocabulary": vocab_size,
-        "trials": len(points),
+        "trials": len(history),
         "updates": updates,
         "seconds": {"shell loop": loop.seconds, "ray tune": tune.seconds, "orchestrate": mine.seconds},
         "parts": {"shell loop": loop.parts, "ray tune": tune.parts, "orchestrate": mine.parts},
@@ -78,7 +78,7 @@ def tell(text: str) -> None:
     print(text, flush=True)
 
 
-def told(name: str, took: Took) -> Took:
+def log_time(name: str, took: Took) -> Took:
     """Say it as it comes: the whole run takes a while."""
     tell(f"  {name}: {took.seconds:.0f} s")
     return took
@@ -91,17 +91,17 @@ def trials_of(method: str) -> list[dict[str, float]]:
 
 
 def trl_files(
-    method: str, material: Material, folder: Path, points: list[dict[str, float]], updates: int
+    method: str, material: BenchmarkInputs, folder: Path, history: list[dict[str, float]], updates: int
 ) -> list[Path]:
     """One JSON per trial for `benchmarks.trl_trial`, the rows in the order in which our trials see them."""
-    from trainer.training.schedule import Order
+    from trainer.training.schedule import DataOrder
 
     rows = material.train.read_text().splitlines()
-    order = Order(len(rows), PAIRS, 42)
+    order = DataOrder(len(rows), PAIRS, 42)
     ordered = folder / "ordered.jsonl"
-    ordered.write_text("".join(rows[i] + "\n" for step in range(1, updates + 1) for i in order.update(step)))
+    ordered.write_text("".join(rows[i] + "\n" for step in range(1, updates + 1) for i in order.pairs_of(step)))
     files: list[Path] = []
-    for n, point in enumerate(points):
+    for n, step_metrics in enumerate(history):
         trial: dict[str, Any] = {
             "method": method,
             "model": str(material.model),
@@ -111,9 +111,9 @@ def trl_files(
             "out": str(folder / f"trl-{n}"),
             "pairs_per_update": PAIRS,
             "max_steps": updates,
-            "learning_rate": point["training.learning_rate"],
-            "beta": point["loss.beta"],
-            "gamma": point.get("loss.gamma", 0.0),
+            "learning_rate": step_metrics["training.learning_rate"],
+            "beta": step_metrics["loss.beta"],
+            "gamma": step_metrics.get("loss.gamma", 0.0),
             "gradients": n == 0,
         }
         files.append(folder / f"trl-{n}.json")
@@ -121,7 +121,7 @@ def trl_files(
     return files
 
 
-def sweep_of(method: str, material: Material, updates: int) -> dict[str, Any]:
+def sweep_of(method: str, material: BenchmarkInputs, updates: int) -> dict[str, Any]:
     """The same grid as a sweep."""
     data = {"train": str(material.train), "eval": str(material.eval), "max_length": material.max_length}
     return {

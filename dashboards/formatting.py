@@ -1,4 +1,4 @@
-"""Courses and progress in one line of text."""
+"""Learning curves and progress as one line of text."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """The course of a metric in `width` characters; non-finite values are shown as `!`."""
+    """The curve of a metric in `width` characters; non-finite values are shown as `!`."""
     if not values:
         return ""
-    picked = _thin(values, width)
+    picked = _downsample(values, width)
     finite = [v for v in picked if math.isfinite(v)]
     if not finite:
         return "!" * len(picked)
@@ -22,26 +22,26 @@ def sparkline(values: Sequence[float], width: int = 12) -> str:
     return "".join(_BARS[round((v - low) / span * level)] if math.isfinite(v) else "!" for v in picked)
 
 
-def _thin(values: Sequence[float], width: int) -> list[float]:
+def _downsample(values: Sequence[float], width: int) -> list[float]:
     if len(values) <= width:
         return list(values)
     last = len(values) - 1
     return [values[round(i * last / (width - 1))] for i in range(width)]
 
 
-def bar(share: float, width: int) -> str:
+def progress_bar(share: float, width: int) -> str:
     """A progress bar of `width` characters."""
     filled = round(max(0.0, min(1.0, share)) * width)
     return "━" * filled + "─" * (width - filled)
 
 
-def duration(seconds: float | None) -> str:
+def format_duration(seconds: float | None) -> str:
     """Seconds as a person says them: 42 s, 3 min 10 s, 2 h 05 min."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    total = max(0, round(seconds))
+    if total < 60:
+        return f"{total} s"
+    if total < 3600:
+        return f"{total // 60} min {total % 60:02d} s"
+    return f"{total // 3600} h {total % 3600 // 60:02d} min"

@@ -1,10 +1,8 @@
-"""What MLflow's own pages show of a sweep: the parent run's description and the saved view of charts.
+"""A sweep in MLflow's own pages: the parent run's description (Markdown) and the saved view of charts.
 
-The description of a sweep's parent run in MLflow: where it stands, the winner, the diagnosis, the trials, links.
-
-Markdown; links of the form `mlflow:...` are made whole by the tracking room, which knows MLflow's ids.
-
-A sweep's charts as a view that MLflow's UI has saved: an experiment tag in its own form (read from mlflow 3.17).
+The description has state, winner, diagnosis, trials and links; links of the form `mlflow:...` are completed by
+orchestrator.tracking, which knows MLflow's ids. The view is an experiment tag in the form that MLflow's UI saves (read
+from mlflow 3.17).
 """
 
 from __future__ import annotations
@@ -15,42 +13,47 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from dashboards.analysis.sweep_frame import endings, short_names, show, show_params, told
+from dashboards.analysis.sweep_frame import format_counts, format_params, format_value, short_names, state_counts
 from dashboards.diagnosis.findings import Finding
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.trial_records import TrialRecord, TrialState, ranking
+from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
 from orchestrator.tracking.run_metadata import view_key
 
 _ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
 """MLflow takes 8000 characters."""
-_LONGEST = 160
-_EVIDENCE = 320
+_MAX_REASON_LENGTH = 160
+_MAX_EVIDENCE_LENGTH = 320
 
 
-def note(
+def run_description(
     spec: SweepSpec,
     records: Sequence[TrialRecord],
     state: str,
     *,
     findings: Sequence[Finding] = (),
     report: bool = False,
-    judged: tuple[int, str] | None = None,
+    judgements: tuple[int, str] | None = None,
 ) -> str:
-    """The description. `state`: running, finished, interrupted. `report`: whether report.html is attached. `judged`:
-    the best trial that a judge has seen, and its verdict.
+    """Return the description in Markdown.
+
+    `state`: running, finished or interrupted. `report`: whether report.html is attached. `judgements`: the best trial
+    that a judge has seen, and its judgement.
     """
-    parts = [_standing(spec, records, state)]  # MLflow folds what comes after the first lines
+    parts = [_status_line(spec, records, state)]  # MLflow folds what comes after the first lines
     if findings:
-        parts.append(" · ".join(f"**{finding.level}:** {_line(finding.title)}" for finding in findings[:_TITLES]))
-    if judged is not None:
-        parts.append(f"**Judge:** [trial {judged[0]}](mlflow:{judged[0]}) {_line(judged[1], _EVIDENCE)}")
+        parts.append(" · ".join(f"**{finding.level}:** {_one_line(finding.title)}" for finding in findings[:_TITLES]))
+    if judgements is not None:
+        parts.append(
+            f"**Judge:** [trial {judgements[0]}](mlflow:{judgements[0]}) "
+            f"{_one_line(judgements[1], _MAX_EVIDENCE_LENGTH)}"
+        )
     parts.append(_links(spec, report))
     parts.append(spec.description or f"A sweep over {', '.join(spec.search.paths) or 'one configuration'}.")
     if findings:
-        parts += ["### Diagnosis", "\n".join(_finding(finding) for finding in findings[:_FINDINGS])]
+        parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
         if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
-            parts.append("Also: " + "; ".join(_line(finding.title) for finding in rest) + ".")
-    ranked = ranking(records, spec.goal)
+            parts.append("Also: " + "; ".join(_one_line(finding.title) for finding in rest) + ".")
+    ranked = rank_trials(records, spec.goal)
     if ranked:
         parts += [f"### Best trials by {spec.goal.metric}", _table(spec, ranked[:_ROWS], spec.goal.metric)]
     others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
@@ -61,7 +64,7 @@ def note(
     return "\n\n".join(parts)
 
 
-def word(record: TrialRecord) -> str:
+def state_label(record: TrialRecord) -> str:
     """How a trial stands, in one word; a diverged one is told from one that was pruned."""
     return "diverged" if record.diverged else record.state.lower()
 
@@ -71,13 +74,13 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
     return (1 if record.diverged else 2 * order.index(record.state), record.number)
 
 
-def _standing(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
-    head = f"**{state.capitalize()}**: {len(records)} trials ({told(endings(records)) or 'none yet'})."
-    best = next(iter(ranking(records, spec.goal)), None)
+def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
+    head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
+    best = next(iter(rank_trials(records, spec.goal)), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
-    chosen = show_params(best.params, spec.search.paths) or "the only configuration"
-    value = f"{spec.goal.metric} = **{show(best.value)}**"
+    chosen = format_params(best.params, spec.search.paths) or "the only configuration"
+    value = f"{spec.goal.metric} = **{format_value(best.value)}**"
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -88,9 +91,9 @@ def _links(spec: SweepSpec, report: bool) -> str:
     return " · ".join([*links, f"`orchestrate report {spec.name}`", f"`orchestrate best {spec.name} --export DIR`"])
 
 
-def _finding(finding: Finding) -> str:
-    said = f"- **{finding.level}: {_line(finding.title)}** {_line(finding.evidence, _EVIDENCE)}"
-    return f"{said} *Next: {_line(finding.next_step, _EVIDENCE)}*"
+def _finding_line(finding: Finding) -> str:
+    text = f"- **{finding.level}: {_one_line(finding.title)}** {_one_line(finding.evidence, _MAX_EVIDENCE_LENGTH)}"
+    return f"{text} *Next: {_one_line(finding.next_step, _MAX_EVIDENCE_LENGTH)}*"
 
 
 def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
@@ -100,14 +103,14 @@ def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
     rule = ["---:", "---", *("---:" for _ in paths), "---" if last == "reason" else "---:"]
     rows = [head]
     for record in records:
-        cells = [f"[{record.number}](mlflow:{record.number})", word(record)]
-        cells += [show(record.params.get(path)) for path in paths]
-        rows.append([*cells, _line(record.reason) if last == "reason" else show(record.value)])
+        cells = [f"[{record.number}](mlflow:{record.number})", state_label(record)]
+        cells += [format_value(record.params.get(path)) for path in paths]
+        rows.append([*cells, _one_line(record.reason) if last == "reason" else format_value(record.value)])
     apart = [[first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows]  # MLflow leaves no room itself
     return "\n".join("| " + " | ".join(row) + " |" for row in (apart[0], rule, *apart[1:]))
 
 
-def _line(text: str, longest: int = _LONGEST) -> str:
+def _one_line(text: str, longest: int = _MAX_REASON_LENGTH) -> str:
     """Text that cannot break out of its line, its cell or its tag."""
     flat = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
     return flat if len(flat) <= longest else flat[:longest].rstrip() + " …"
@@ -133,7 +136,7 @@ _GROUPS = (*_OF_GROUPS, *(name.removeprefix("eval_") for name in _OF_GROUPS))
 _MORE = "Model metrics"
 """MLflow's own section for metrics without a group."""
 
-_ROOMY = {"columns": 2, "cardHeight": 420}
+_SECTION_DISPLAY = {"columns": 2, "cardHeight": 420}
 """Axes with names need more room than lines do."""
 
 
@@ -148,20 +151,20 @@ def saved_view(spec: SweepSpec, runs: str, at: float) -> tuple[str, str]:
 
 def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
     """Search, columns, sections and charts, as the UI's own state names them."""
-    sections = [_section(_OUTCOME), _section(_SEARCH) | _ROOMY, _section(_TRAINING), _section(_REWARDS)]
+    sections = [_section(_OUTCOME), _section(_SEARCH) | _SECTION_DISPLAY, _section(_TRAINING), _section(_REWARDS)]
     sections += [_section(name, shown=False) for name in (*_GROUPS, _MORE)]
-    goal = f"metrics.`{spec.goal.metric}`"
+    objective = f"metrics.`{spec.goal.metric}`"
     return {
         "searchFilter": runs,
-        "orderByKey": goal,
+        "orderByKey": objective,
         "orderByAsc": spec.goal.direction == "minimize",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
         "modelVersionFilter": "All Runs",
-        "selectedColumns": ["tags.`state`", goal, *(f"params.`{p}`" for p in spec.search.paths), "tags.`reason`"],
+        "selectedColumns": ["tags.`state`", objective, *(f"params.`{p}`" for p in spec.search.paths), "tags.`reason`"],
         "runsHiddenMode": "SHOW_ALL",
-        "compareRunCharts": [*_of_search(spec), *_lines()],
+        "compareRunCharts": [*_search_charts(spec), *_lines()],
         "compareRunSections": sections,
         "isAccordionReordered": True,  # else the UI sorts the sections by name
         "hideEmptyCharts": True,
@@ -209,17 +212,17 @@ def _lines() -> list[dict[str, Any]]:
     ]
 
 
-def _of_search(spec: SweepSpec) -> list[dict[str, Any]]:
+def _search_charts(spec: SweepSpec) -> list[dict[str, Any]]:
     """Parallel coordinates over all that is searched; a contour over two numbers, beta and gamma where they are."""
-    paths, goal = spec.search.paths, spec.goal.metric
+    paths, objective = spec.search.paths, spec.goal.metric
     if not paths:
         return []
     parallel = _card("PARALLEL", _SEARCH, "parallel coordinates")
-    cards = [parallel | {"selectedParams": list(paths), "selectedMetrics": [goal], "showAllRuns": False}]
+    cards = [parallel | {"selectedParams": list(paths), "selectedMetrics": [objective], "showAllRuns": False}]
     if pair := _two_numbers(spec):
         axes = {name: {"key": path, "type": "PARAM"} for name, path in zip(("xaxis", "yaxis"), pair, strict=True)}
         title = " x ".join(path.rpartition(".")[2] for path in pair)
-        cards.append(_card("CONTOUR", _SEARCH, title) | axes | {"zaxis": {"key": goal, "type": "METRIC"}})
+        cards.append(_card("CONTOUR", _SEARCH, title) | axes | {"zaxis": {"key": objective, "type": "METRIC"}})
     return cards
 
 
@@ -232,5 +235,5 @@ def _two_numbers(spec: SweepSpec) -> tuple[str, str] | None:
 
 def _numeric(spec: SweepSpec, path: str) -> bool:
     """A range is of numbers; a list is when every value is."""
-    listed = spec.search.listed(path)
+    listed = spec.search.listed_values(path)
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in listed)

@@ -15,19 +15,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dashboards.analysis.comparison import compare
-from dashboards.analysis.sweep_frame import TrialView
-from dashboards.diagnosis.diagnose import diagnose, insight
+from dashboards.analysis.comparison import compare_sweeps
+from dashboards.analysis.sweep_frame import TrialCurves
+from dashboards.diagnosis.diagnose import analyze, diagnose
 from dashboards.mlflow_pages import saved_view
-from dashboards.report.comparison_page import compare_page
+from dashboards.report.comparison_page import comparison_page
 from dashboards.report.html_page import write_page, write_report
-from dashboards.terminal.trial_tables import summary, tell_findings
+from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from docs.chromium import Chromium, browser
 from docs.mlflow_looks import CLOSE, open_charts, show, titles
-from orchestrator.cli.report_data import frame_of
+from orchestrator.cli.report_data import load_sweep_frame
 from orchestrator.commands.status import status
-from orchestrator.driver.data_stage import load_report, steps_by_params
-from orchestrator.folders import SweepFolder, existing, home, known_sweeps
+from orchestrator.driver.data_stage import load_report, updates_by_params
+from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_sink import connect, ensure_experiment, tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
@@ -48,31 +48,31 @@ _DESCRIBED = "document.body.innerText.includes('Best trials by')"
 
 def terminal(name: str, to: Path) -> None:
     """The end of a sweep as the terminal shows it."""
-    folder = existing(home(), name)
+    folder = existing_sweep(runs_folder(), name)
     with Study.open(folder) as study:
         spec = study.spec
-        views = [TrialView(record) for record in study.trials()]
+        views = [TrialCurves(record) for record in study.trials()]
         for view in views:
-            view.add(study.points(view.record.number))
+            view.add(study.metric_history(view.record.number))
         report = load_report(study.folder)
-    steps = None if report is None else steps_by_params(spec, report)
+    steps = None if report is None else updates_by_params(spec, report)
     console = Console(record=True, width=118, file=io.StringIO(), force_terminal=True)
-    summary(spec, views, console, steps=steps)
-    tell_findings(diagnose(frame_of(folder)), name, console)
+    print_final_summary(spec, views, console, steps=steps)
+    print_findings(diagnose(load_sweep_frame(folder)), name, console)
     drawn = console.export_svg(title=f"orchestrate sweep sweeps/{name}.yaml")
     to.write_text(_FONT.sub("", drawn), encoding="utf-8")  # rich would fetch a font from elsewhere
 
 
 def mlflow(name: str, chromium: Chromium, folder: Path) -> None:
     """The sweep's page in MLflow, and its charts: all of them, on a screen that is tall enough."""
-    with Study.open(existing(home(), name)) as study:
+    with Study.open(existing_sweep(runs_folder(), name)) as study:
         spec = study.spec
-    uri = tracking_uri(home(), spec.tracking.uri)
-    ui = start_ui(home(), uri)
+    uri = tracking_uri(runs_folder(), spec.tracking.uri)
+    ui = start_ui(runs_folder(), uri)
     try:
         page = chromium.page()
         view = saved_view(spec, trials_filter(name), time.time())
-        address = sweep_page(ui.base, home(), uri, spec.tracking.experiment, name, view)
+        address = sweep_page(ui.base, runs_folder(), uri, spec.tracking.experiment, name, view)
         open_charts(page, address, height=1700)
         for title in titles(page):
             assert show(page, title) == "drawn", title
@@ -91,8 +91,8 @@ def mlflow(name: str, chromium: Chromium, folder: Path) -> None:
 
 def _run_page(uri: str, experiment: str, name: str) -> str:
     """Where MLflow shows the parent run."""
-    number = ensure_experiment(connect(home(), uri), home(), uri, experiment)
-    return f"/#{run_page(number, status(name, home())['run_id'])}"
+    number = ensure_experiment(connect(runs_folder(), uri), runs_folder(), uri, experiment)
+    return f"/#{run_page(number, status(name, runs_folder())['run_id'])}"
 
 
 def page_pictures(file: Path, looks: Sequence[tuple[str, int, int, bool]], chromium: Chromium) -> None:
@@ -105,16 +105,16 @@ def page_pictures(file: Path, looks: Sequence[tuple[str, int, int, bool]], chrom
 
 def main() -> None:
     """Make every picture of the README and the documents."""
-    names = sys.argv[1:] or ["quickstart", *sorted(n for n in known_sweeps(home()) if n in _OTHERS)]
-    folders: list[SweepFolder] = [existing(home(), name) for name in names]
+    names = sys.argv[1:] or ["quickstart", *sorted(n for n in known_sweeps(runs_folder()) if n in _OTHERS)]
+    folders: list[SweepFolder] = [existing_sweep(runs_folder(), name) for name in names]
     PICTURES.mkdir(exist_ok=True)
     terminal(names[0], PICTURES / "terminal.svg")
     with browser() as chromium, tempfile.TemporaryDirectory() as place:
-        report = write_report(insight(frame_of(folders[0])), Path(place) / "report.html")
+        report = write_report(analyze(load_sweep_frame(folders[0])), Path(place) / "report.html")
         page_pictures(report, _LOOKS, chromium)
         if len(folders) > 1:
             file = Path(place) / "compare.html"
-            write_page(file, compare_page(compare([frame_of(folder) for folder in folders])))
+            write_page(file, comparison_page(compare_sweeps([load_sweep_frame(folder) for folder in folders])))
             page_pictures(file, [("compare", 1280, 1900, False)], chromium)
         mlflow(names[0], chromium, PICTURES)
     print(f"pictures of {', '.join(names)} in {PICTURES}")

@@ -1,7 +1,4 @@
-"""Every error a user can cause: a class with fields, one sentence, one exit code.
-
-What the study refuses: each says which trial, what was asked and why not.
-"""
+"""Every error a user can cause, the study's refusals among them: a class with fields, one sentence, one exit code."""
 
 from __future__ import annotations
 
@@ -16,15 +13,15 @@ class ExitCode(IntEnum):
     """What the command tells the shell."""
 
     DONE = 0
-    OURS = 1
+    INTERNAL_ERROR = 1
     USER = 2
     NO_TRIAL_COMPLETED = 3
-    HELD = 4
+    LOCKED = 4
     REFUSED = 5
     INTERRUPTED = 130
 
 
-def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+def closest_match(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word most like this one, for `did you mean`."""
     found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
@@ -43,13 +40,13 @@ class Finding:
     where: str
     """`file:line`, or the command-line flag it came from."""
     path: str
-    """Dotted path of the leaf; empty for the file as a whole."""
+    """Dotted path of the setting; empty for the file as a whole."""
     problem: str
     hint: str = ""
 
     def __str__(self) -> str:
-        place = f"{self.where}: {self.path}: " if self.path else f"{self.where}: "
-        return f"{place}{self.problem}{f' ({self.hint})' if self.hint else ''}"
+        location = f"{self.where}: {self.path}: " if self.path else f"{self.where}: "
+        return f"{location}{self.problem}{f' ({self.hint})' if self.hint else ''}"
 
 
 class SpecError(OrchestrateError):
@@ -64,7 +61,7 @@ class DataError(OrchestrateError):
     """Rows that cannot be trained on, counted and listed."""
 
 
-class BadName(OrchestrateError):
+class InvalidSweepName(OrchestrateError):
     """A name that cannot be a sweep's: it becomes a folder."""
 
     def __init__(self, name: str) -> None:
@@ -106,7 +103,7 @@ class NoTrialCompleted(OrchestrateError):
 class SweepHeld(OrchestrateError):
     """Another driver holds this sweep."""
 
-    code = ExitCode.HELD
+    code = ExitCode.LOCKED
 
     def __init__(self, name: str, holder: str, *, stopped: bool = False) -> None:
         """`stopped`: the holder's process was stopped by a signal, as by Ctrl-Z, and answers no request."""
@@ -154,8 +151,8 @@ class PasswordInUrl(OrchestrateError):
 class SpecChanged(OrchestrateError):
     """The change asked for would mix trials of two different sweeps."""
 
-    def __init__(self, name: str, leaves: Sequence[str], changes: Sequence[str], may: Sequence[str]) -> None:
-        self.leaves = list(leaves)
+    def __init__(self, name: str, paths: Sequence[str], changes: Sequence[str], may: Sequence[str]) -> None:
+        self.paths = list(paths)
         listed = "\n".join(f"  {change}" for change in changes)
         super().__init__(
             f"a sweep that has begun keeps what its trials have in common, else they could not be compared:\n{listed}\n"
@@ -166,7 +163,7 @@ class SpecChanged(OrchestrateError):
 
 
 class TooManySlots(OrchestrateError):
-    """More trials at a time than the sweep's order of knowing allows."""
+    """More trials at a time than the sweep's visibility rule allows."""
 
     def __init__(self, slots: int, lag: int) -> None:
         self.slots, self.lag = slots, lag

@@ -1,6 +1,6 @@
-"""Where everything lies: one place that knows the layout under the runs folder.
+"""Layout under the runs folder, and the driver's lock on a sweep.
 
-One driver per sweep: a lock that ends with its process, and says whose it is.
+The lock ends with the process that holds it, and names its holder.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TextIO
 from uuid import uuid4
 
-from orchestrator.errors import BadName, NameTaken, NoSuchSweep, SweepHeld, nearest
-from trainer.storage.atomic_files import failpoint, sync, write_text
+from orchestrator.errors import InvalidSweepName, NameTaken, NoSuchSweep, SweepHeld, closest_match
+from trainer.storage.atomic_files import failpoint, fsync, write_text
 
 FAILURE_FILE = "failure.txt"
 """In an attempt's folder: the traceback of what ended it."""
@@ -35,10 +35,10 @@ CRASH_FILES = "internal-error-*.txt"
 ASIDE = ".set-aside"
 """In the runs folder: what crashed before its first trial and gave its name back."""
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+SWEEP_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def home() -> Path:
+def runs_folder() -> Path:
     """The runs folder: $ORCHESTRATE_HOME, or ./runs."""
     return Path(os.environ.get("ORCHESTRATE_HOME", "runs")).resolve()
 
@@ -103,19 +103,21 @@ def known_sweeps(root: Path) -> list[str]:
     """Names of the sweeps under `root`."""
     if not root.is_dir():
         return []
-    return sorted(p.name for p in root.iterdir() if NAME.fullmatch(p.name) and (p / "sweep.yaml").is_file())
+    return sorted(
+        p.name for p in root.iterdir() if SWEEP_NAME_PATTERN.fullmatch(p.name) and (p / "sweep.yaml").is_file()
+    )
 
 
-def existing(root: Path, name: str) -> SweepFolder:
+def existing_sweep(root: Path, name: str) -> SweepFolder:
     """The folder of a sweep that is there; NoSuchSweep names the nearest one otherwise."""
     folder = _folder(root, name)
     if not folder.spec.is_file():
         known = known_sweeps(root)
-        raise NoSuchSweep(name, known, nearest(name, known))
+        raise NoSuchSweep(name, known, closest_match(name, known))
     return folder
 
 
-def fresh(root: Path, name: str) -> SweepFolder:
+def new_sweep_folder(root: Path, name: str) -> SweepFolder:
     """The folder of a sweep to begin; NameTaken when anything is there. Makes nothing."""
     folder = _folder(root, name)
     if folder.path.exists():
@@ -123,54 +125,54 @@ def fresh(root: Path, name: str) -> SweepFolder:
     return folder
 
 
-def make(folder: SweepFolder, spec: str) -> None:
+def create_sweep_folder(folder: SweepFolder, spec: str) -> None:
     """The sweep's folder with its file in it, both or neither; NameTaken when somebody else was quicker."""
     folder.root.mkdir(parents=True, exist_ok=True)
-    aside = folder.root / f".{folder.name}.{uuid4().hex[:8]}.tmp"
-    aside.mkdir()
+    temporary = folder.root / f".{folder.name}.{uuid4().hex[:8]}.tmp"
+    temporary.mkdir()
     try:
-        write_text(aside / folder.spec.name, spec)
+        write_text(temporary / folder.spec.name, spec)
         failpoint("sweep.folder")
-        aside.rename(folder.path)
-        sync(folder.root)
+        temporary.rename(folder.path)
+        fsync(folder.root)
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
             raise NameTaken(folder.name, folder.path) from None
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     failpoint("sweep.made")
 
 
 def _folder(root: Path, name: str) -> SweepFolder:
     """A link in the runs folder could lead anywhere, so none is followed."""
     folder = SweepFolder(root, name)
-    if not NAME.fullmatch(name) or folder.path.is_symlink():
-        raise BadName(name)
+    if not SWEEP_NAME_PATTERN.fullmatch(name) or folder.path.is_symlink():
+        raise InvalidSweepName(name)
     return folder
 
 
-_GLANCE_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 """`status` holds the lock for a moment to see whether anybody drives."""
 
 
 @contextmanager
-def hold(folder: SweepFolder) -> Generator[None]:
+def sweep_lock(folder: SweepFolder) -> Generator[None]:
     """Be the sweep's driver while entered; SweepHeld, naming the holder, when another process is."""
     with folder.lock.open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + _GLANCE_SECONDS
+        deadline = time.monotonic() + _POLL_SECONDS
         while not _locked(file):
             if time.monotonic() > deadline:
-                raise SweepHeld(folder.name, _told(folder.lock))
+                raise SweepHeld(folder.name, _read_holder(folder.lock))
             time.sleep(0.02)
         file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}, boot {_boot()}")
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}, boot {_boot_id()}")
         file.flush()
         yield
         file.truncate(0)
 
 
-def holder(folder: SweepFolder) -> str | None:
+def lock_holder(folder: SweepFolder) -> str | None:
     """Who drives the sweep; None when nobody does."""
     if not folder.lock.exists():
         return None
@@ -178,7 +180,7 @@ def holder(folder: SweepFolder) -> str | None:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
-            return _told(folder.lock)
+            return _read_holder(folder.lock)
     return None
 
 
@@ -190,11 +192,11 @@ def _locked(file: TextIO) -> bool:
     return True
 
 
-def _told(path: Path) -> str:
+def _read_holder(path: Path) -> str:
     text = path.read_text(encoding="utf-8").strip()
     return text.partition(", boot")[0] or "a process that is just starting"
 
 
-def _boot() -> str:
+def _boot_id() -> str:
     path = Path("/proc/sys/kernel/random/boot_id")
     return path.read_text(encoding="ascii").strip() if path.exists() else "unknown"

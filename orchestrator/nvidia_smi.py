@@ -1,4 +1,4 @@
-"""What `nvidia-smi` says of this machine's GPUs, and a sentence where it does not answer."""
+"""GPUs of this machine as `nvidia-smi` reports them, and a message where it does not answer."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def query_gpus(fields: str) -> list[str]:
     program = shutil.which("nvidia-smi")
     if program is None:
         return []
-    said = output_of([program, f"--query-gpu={fields}", "--format=csv,noheader"], SECONDS)
-    if said is None:
+    message = output_of([program, f"--query-gpu={fields}", "--format=csv,noheader"], SECONDS)
+    if message is None:
         raise NvidiaSmiHangs
-    return [line.strip() for line in said.splitlines() if line.strip()]
+    return [line.strip() for line in message.splitlines() if line.strip()]
 
 
 def output_of(command: Sequence[str], seconds: float) -> str | None:
@@ -42,13 +42,13 @@ def output_of(command: Sequence[str], seconds: float) -> str | None:
     """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
-        said, _ = process.communicate(timeout=seconds)
+        message, _ = process.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
         process.kill()
         assert process.stdout is not None
         process.stdout.close()
         return None
-    return said if process.returncode == 0 else ""
+    return message if process.returncode == 0 else ""
 
 
 @functools.cache
@@ -56,8 +56,8 @@ def smallest_memory() -> float | None:
     """Bytes of the smallest GPU, asked once per process; None where it is not known: a hang is said on stderr."""
     try:
         lines = query_gpus("memory.total")
-    except NvidiaSmiHangs as why:
-        sys.stderr.write(f"{why}; the memory of the GPUs is taken as not known ({REMEDY})\n")
+    except NvidiaSmiHangs as error:
+        sys.stderr.write(f"{error}; the memory of the GPUs is taken as not known ({REMEDY})\n")
         return None
     mebibytes = [int(line.split()[0]) for line in lines if line.split()[0].isdigit()]  # "81559 MiB"
     return min(mebibytes) * 2.0**20 if mebibytes else None

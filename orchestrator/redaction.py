@@ -1,4 +1,4 @@
-"""Keeping secrets out of what is shown to others."""
+"""Secrets masked in text that is shown or stored elsewhere."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 MASK = "***"
 _SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL|WEBHOOK", re.IGNORECASE)
-_SHORTEST = 8
+_MIN_SECRET_LENGTH = 8
 """Shorter values are no secrets but words like `true` or `0`; masking them would garble everything."""
 _URI_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+@")
 
@@ -18,7 +18,7 @@ _URI_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+@"
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
     """Values of environment variables whose names say that they are secret, longest first."""
     found = os.environ if environment is None else environment
-    values = {v for name, v in found.items() if _SECRET_NAME.search(name) and len(v) >= _SHORTEST}
+    values = {v for name, v in found.items() if _SECRET_NAME.search(name) and len(v) >= _MIN_SECRET_LENGTH}
     return sorted((v for v in values if not _is_place(v)), key=len, reverse=True)
 
 

@@ -13,8 +13,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files stay whole and in their order; only folders move."""
     here = Path(__file__).parent
 
-    def place(item: pytest.Item) -> int:
+    def path(item: pytest.Item) -> int:
         folder = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
         return _LONG.index(folder) if folder in _LONG else len(_LONG)
 
-    items.sort(key=place)
+    items.sort(key=path)

@@ -1,7 +1,7 @@
-"""`python -m trainer trial.yaml`: train one configuration alone; points as JSON lines on stdout, talk on stderr.
+"""`python -m trainer trial.yaml`: train one configuration alone; metrics as JSON lines on stdout, log on stderr.
 
 Exit codes: 0 finished, 2 the configuration, the data, the model or the folder cannot be used, 3 diverged, 130 and 143
-interrupted by Ctrl-C or SIGTERM with a checkpoint written: the same command goes on. Anything else is a bug.
+interrupted by Ctrl-C or SIGTERM with a checkpoint written: the same command continues. Anything else is a bug.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from types import FrameType
 
 from trainer.config.position_limits import known_positions, length_findings
 from trainer.config.trial import TrialConfig
-from trainer.config.yaml_files import BadTrial, load_trial
-from trainer.results import Ending, EndKind, JsonLinesReporter, Point, Reporter, TrialError
+from trainer.config.yaml_files import InvalidTrialFile, load_trial
+from trainer.results import JsonLinesReporter, Reporter, RunResult, RunStatus, StepMetrics, TrialError
 
 log = logging.getLogger("trainer")
 
@@ -33,19 +33,22 @@ def main(arguments: list[str] | None = None) -> int:
         config = load_trial(options.trial)
         check_lengths(config, options.trial)
         return _train(config, options)
-    except TrialError as why:
-        sys.stderr.write(f"{why}\n")
+    except TrialError as error:
+        sys.stderr.write(f"{error}\n")
         return UNUSABLE
 
 
 def check_lengths(config: TrialConfig, file: Path) -> None:
-    """Warn of lengths that the start model was not trained for; BadTrial where it has no positions for them."""
+    """Warn of lengths that the initial model was not trained for.
+
+    Raises InvalidTrialFile where the model has no positions for them.
+    """
     positions = known_positions(config.model)
     found = [] if positions is None else list(length_findings(positions, config))
     for warned in (each for each in found if not each.refused):
         log.warning("%s: %s: %s (%s)", file, warned.path, warned.problem, warned.hint)
     if refused := [f"{each.path}: {each.problem} ({each.hint})" for each in found if each.refused]:
-        raise BadTrial(file, refused)
+        raise InvalidTrialFile(file, refused)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
@@ -63,48 +66,48 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 def _train(config: TrialConfig, options: argparse.Namespace) -> int:
     # Late: a mistake in the file is told before seconds of imports.
-    from trainer.training_session import Workshop
+    from trainer.training_session import TrainingSession
 
     folder: Path = options.out or Path("runs/alone") / options.trial.stem
-    workshop = Workshop(options.cache, trust_remote_code=options.trust_remote_code, tell=log.info)
-    run = workshop.train(config, folder)  # nothing is computed yet: a signal from here on is this run's
-    signals = _listen(workshop.interrupt)
-    reporter = JsonLinesReporter(sys.stdout) if workshop.is_main else None
-    ending = _drive(run, reporter)
-    log.info("%s: %s", ending.kind.value, ending.reason)
-    match ending.kind:
-        case EndKind.FINISHED:
-            log.info("model: %s", ending.folder)
+    session = TrainingSession(options.cache, trust_remote_code=options.trust_remote_code, tell=log.info)
+    run = session.train(config, folder)  # nothing is computed yet: a signal from here on is this run's
+    signals = _install_signal_handlers(session.interrupt)
+    reporter = JsonLinesReporter(sys.stdout) if session.is_main else None
+    result = _drive(run, reporter)
+    log.info("%s: %s", result.status.value, result.reason)
+    match result.status:
+        case RunStatus.FINISHED:
+            log.info("model: %s", result.folder)
             return DONE
-        case EndKind.DIVERGED:
+        case RunStatus.DIVERGED:
             return DIVERGED
-        case EndKind.STOPPED:
+        case RunStatus.STOPPED:
             return 128 + signals[0] if signals else DONE
 
 
-def _listen(interrupt: Callable[[], None]) -> list[int]:
+def _install_signal_handlers(interrupt: Callable[[], None]) -> list[int]:
     """A first SIGTERM or SIGINT asks for a checkpoint, a second ends the process; the list holds what came so far."""
-    got: list[int] = []
+    received: list[int] = []
 
-    def heard(number: int, _: FrameType | None) -> None:
-        got.append(number)
+    def on_signal(number: int, _: FrameType | None) -> None:
+        received.append(number)
         interrupt()
         signal.signal(number, signal.SIG_DFL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, heard)
-    return got
+        signal.signal(number, on_signal)
+    return received
 
 
-def _drive(run: Generator[Point, None, Ending], reporter: Reporter | None) -> Ending:
+def _drive(run: Generator[StepMetrics, None, RunResult], reporter: Reporter | None) -> RunResult:
     while True:
         try:
-            point = next(run)
+            step_metrics = next(run)
         except StopIteration as end:
             return end.value
-        if reporter is not None and (verdict := reporter.report(point)).stop:
+        if reporter is not None and (decision := reporter.report(step_metrics)).stop:
             run.close()
-            return Ending(EndKind.STOPPED, verdict.reason, point.step)
+            return RunResult(RunStatus.STOPPED, decision.reason, step_metrics.step)
 
 
 if __name__ == "__main__":

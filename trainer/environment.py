@@ -34,7 +34,7 @@ _NARROW = (
     "DNNL_DEFAULT_FPMATH_MODE",
 )
 """Products of float32 in a narrower format: cuBLAS, torch, oneDNN under both of its names."""
-_NOTHING = frozenset({"", "0", "no", "none", "false", "default", "strict"})
+_IGNORABLE = frozenset({"", "0", "no", "none", "false", "default", "strict"})
 """Values that ask for nothing, as `accelerate launch` sets them without options."""
 _EXACT = 1e-5
 """Largest relative error of a float32 product; TF32 and bfloat16 are beyond 1e-4."""
@@ -94,4 +94,4 @@ def _names() -> list[str]:
 
 
 def _asks(name: str, value: str) -> bool:
-    return value.strip().lower() not in _NOTHING and not (name.endswith("_STEPS") and value.strip() == "1")
+    return value.strip().lower() not in _IGNORABLE and not (name.endswith("_STEPS") and value.strip() == "1")

@@ -1,4 +1,4 @@
-"""Bounds on memory that a run takes for a moment, also read by the plan's formula (orchestrator/spec/memory.py)."""
+"""Bounds on short-lived memory of a run, shared with the plan's formula (orchestrator/spec/estimates/gpu_memory.py)."""
 
 from __future__ import annotations
 

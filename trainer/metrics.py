@@ -15,12 +15,12 @@ _BETA_LIKE = frozenset(
 _ANY_LOSS = frozenset({"loss"})
 _KIND = frozenset({"loss.kind"})
 _SUMMED = frozenset({"loss.kind", "loss.loss_type", "loss.ld_alpha"})
-"""Leaves that decide whether log-probs are sums, averages, or sums that weigh tokens."""
+"""Settings that decide whether log-probs are sums, averages, or sums that weigh tokens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: its meaning, the direction that is better (None: neither), and the leaves that scale it."""
+    """One metric: its meaning, the direction that is better (None: neither), and the settings that scale it."""
 
     name: str
     meaning: str
@@ -62,8 +62,8 @@ _TABLE = (
 )
 
 METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
-COMMON_RULER = f"{EVAL}accuracies/logp"
-"""The held-out metric that no hyperparameter scales: the same ruler for every objective."""
+COMPARISON_METRIC = f"{EVAL}accuracies/logp"
+"""The held-out metric that no hyperparameter scales: the same comparison metric for every objective."""
 
 
 def base_name(name: str) -> str:
@@ -84,15 +84,15 @@ def all_names() -> list[str]:
     return [m.name for m in _TABLE if m.on_train] + [EVAL + m.name for m in _TABLE if m.on_eval]
 
 
-def nearest(name: str) -> str | None:
+def closest_name(name: str) -> str | None:
     """The valid name most like `name`."""
     found = get_close_matches(name, all_names(), n=1, cutoff=0.4)
     return found[0] if found else None
 
 
 def scaled_by(name: str, searched: Iterable[str]) -> list[str]:
-    """Which of the searched leaves scale this metric; empty: it may rank the trials."""
+    """Which of the searched settings scale this metric; empty: it may rank the trials."""
     metric = lookup(name)
     if metric is None:
         return []
-    return sorted(s for s in searched if any(s == leaf or s.startswith(f"{leaf}.") for leaf in metric.scaled_by))
+    return sorted(s for s in searched if any(s == path or s.startswith(f"{path}.") for path in metric.scaled_by))

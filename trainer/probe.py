@@ -1,4 +1,4 @@
-"""`python -m trainer.probe trial.yaml`: a few updates of one trial, measured; nothing is kept but the cache.
+"""`python -m trainer.probe trial.yaml`: measure a few updates of one trial; only the cache is kept.
 
 On stdout one JSON object, from the first process where several train together: seconds of an update (the fastest but
 the first, which also fills caches), what it computed, and the most memory that this process took: on a GPU what torch
@@ -23,18 +23,18 @@ from trainer.config.yaml_files import load_trial
 from trainer.results import TrialError
 
 if TYPE_CHECKING:
-    from trainer.data.pair_dataset import PairSet
-    from trainer.evaluation.evaluator import Examiner
+    from trainer.data.pair_dataset import PairDataset
+    from trainer.evaluation.evaluator import Evaluator
     from trainer.objectives.pair_logps import PairLogps
 
 DONE, UNUSABLE, OUT_OF_MEMORY = 0, 2, 3
 _UPDATES = 3
 _STATUS = Path("/proc/self/status")
-_MEMORY_WORDS = ("out of memory", "can't allocate memory", "not enough memory")
+_OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough memory")
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class UpdateMeasurement:
     """One update. `tokens` are positions that the model's body computed, of all processes; `peak_bytes` of this one."""
 
     device: str
@@ -56,13 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config, trust = load_trial(options.trial), options.trust_remote_code
         found = measure(config, options.cache, gpu_share=options.gpu_share, trust_remote_code=trust)
-    except TrialError as why:
-        sys.stderr.write(f"{why}\n")
+    except TrialError as error:
+        sys.stderr.write(f"{error}\n")
         return UNUSABLE
-    except (MemoryError, RuntimeError) as why:
-        if isinstance(why, RuntimeError) and not any(words in str(why) for words in _MEMORY_WORDS):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _OUT_OF_MEMORY_PHRASES):
             raise
-        sys.stderr.write(f"out of memory: {str(why).partition(chr(10))[0]}\n")
+        sys.stderr.write(f"out of memory: {str(error).partition(chr(10))[0]}\n")
         return OUT_OF_MEMORY
     if found is not None:
         sys.stdout.write(json.dumps(asdict(found)) + "\n")
@@ -71,72 +71,74 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def measure(
     config: TrialConfig, cache: Path, *, gpu_share: float = 1.0, trust_remote_code: bool = False
-) -> Measured | None:
+) -> UpdateMeasurement | None:
     """The measurement in the first process, None in the others."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
-    from trainer.distributed.processes import Patience, World, keep_to_share
-    from trainer.resource_cache import Stock, check_positions, check_vocabulary, examiner
-    from trainer.training.engine import Material
-    from trainer.training_session import engine_for
+    from trainer.distributed.processes import CancelToken, ProcessGroup, limit_gpu_memory
+    from trainer.resource_cache import ResourceCache, check_positions, check_vocabulary, make_evaluator
+    from trainer.training.engine import TrainingInputs
+    from trainer.training_session import create_engine
 
     disable_progress_bar()
-    keep_to_share(gpu_share)
-    world = World()
-    patience, before = Patience(world, lambda: False), _kilobytes("VmRSS")
+    limit_gpu_memory(gpu_share)
+    process_group = ProcessGroup()
+    cancel_token, before = CancelToken(process_group, lambda: False), _kilobytes("VmRSS")
     config = config.model_copy(update={"training": config.training.model_copy(update={"max_steps": _UPDATES})})
-    stock = Stock(cache, world, trust_remote_code=trust_remote_code)
-    prepared, tokenizer = stock.prepared(config.data, config.model)
-    cut = world.cuts(config.training)
-    live = stock.live(config.model, to_cut=cut)
-    check_vocabulary(live, prepared)
-    check_positions(live, prepared)
-    if cut:
-        live.begin(config.lora, config.training, once=True)
-        live.shard(config.training, world.device)
-    reference = _reference(config, examiner(config, live, prepared, tokenizer, world, patience), prepared.train)
-    if not cut:
-        live.begin(config.lora, config.training)
-    looking = examiner(config, live, prepared, tokenizer, world, patience)
-    material = Material(live, looking.model, prepared.train, reference, world, patience)
-    seconds, totals = list[float](), dict[str, tuple[float, float]]()
+    resources = ResourceCache(cache, process_group, trust_remote_code=trust_remote_code)
+    prepared, tokenizer = resources.load_data(config.data, config.model)
+    sharded = process_group.shards_model(config.training)
+    policy = resources.load_model(config.model, will_shard=sharded)
+    check_vocabulary(policy, prepared)
+    check_positions(policy, prepared)
+    if sharded:
+        policy.prepare_for_trial(config.lora, config.training, single_use=True)
+        policy.shard(config.training, process_group.device)
+    reference = _reference(
+        config, make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token), prepared.train
+    )
+    if not sharded:
+        policy.prepare_for_trial(config.lora, config.training)
+    evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
+    inputs = TrainingInputs(policy, evaluator.pair_model, prepared.train, reference, process_group, cancel_token)
+    seconds, sums = list[float](), dict[str, tuple[float, float]]()
     with tempfile.TemporaryDirectory() as folder:
-        engine = engine_for(config, material, tokenizer, Path(folder))
+        engine = create_engine(config, inputs, tokenizer, Path(folder))
         for step in range(1, _UPDATES + 1):
             began = perf_counter()
-            totals = engine.update(step)
+            sums = engine.step(step)
             seconds.append(perf_counter() - began)
         engine.close()
-    cuda = world.device.type == "cuda"
-    if not world.is_main:
+    cuda = process_group.device.type == "cuda"
+    if not process_group.is_main:
         return None
-    return Measured(
-        device=torch.cuda.get_device_name(world.device) if cuda else "CPU",
-        processes=world.size,
+    return UpdateMeasurement(
+        device=torch.cuda.get_device_name(process_group.device) if cuda else "CPU",
+        processes=process_group.size,
         pairs=config.training.pairs_per_update,
-        tokens=round(totals["tokens_per_second"][0]),
+        tokens=round(sums["tokens_per_second"][0]),
         seconds=min(seconds[1:]),
-        peak_bytes=torch.cuda.max_memory_allocated(world.device)
+        peak_bytes=torch.cuda.max_memory_allocated(process_group.device)
         if cuda
         else 1024 * max(0, _kilobytes("VmHWM") - before),
     )
 
 
-def _reference(config: TrialConfig, at_rest: Examiner, pairs: PairSet) -> PairLogps | None:
-    """The start model's log-probs of the pairs that will be trained on, and zeros elsewhere."""
-    from trainer.objectives.losses import needs
+def _reference(config: TrialConfig, evaluator: Evaluator, pairs: PairDataset) -> PairLogps | None:
+    """The initial model's log-probs of the pairs that will be trained on, and zeros elsewhere."""
+    from trainer.objectives.losses import required_stats
     from trainer.objectives.pair_logps import PairLogps
-    from trainer.training.schedule import Order
+    from trainer.training.schedule import DataOrder
 
-    wanted, training = needs(config.loss), config.training
-    if not wanted.reference:
+    required, training = required_stats(config.loss), config.training
+    if not required.reference:
         return None
-    order = Order(len(pairs), training.pairs_per_update, training.seed)
-    used = sorted({index for step in range(1, _UPDATES + 1) for index in order.update(step)})
-    found = at_rest.logps(pairs, used)
-    whole = {name: column.new_zeros(len(pairs)) for name, column in found.columns().items()}
-    return PairLogps.from_columns(whole).with_rows(used, found)
+    order = DataOrder(len(pairs), training.pairs_per_update, training.seed)
+    used = sorted({index for step in range(1, _UPDATES + 1) for index in order.pairs_of(step)})
+    found = evaluator.logps(pairs, used)
+    full = {name: column.new_zeros(len(pairs)) for name, column in found.columns().items()}
+    return PairLogps.from_columns(full).replace_pairs(used, found)
 
 
 def _kilobytes(name: str) -> int:

@@ -1,10 +1,10 @@
-"""What models draw at random in training mode, and how that is switched off: the one place that knows of it.
+"""Sources of randomness of a model in training mode, and how they are switched off.
 
-Every objective compares log-probs of several passes (policy with reference, one update with the next), so a model under
-training computes what it computes at rest. Architectures keep their randomness in dropout modules, in numbers of other
-modules (OPT's `layerdrop`, Mixtral's `jitter_noise`), and in configurations that are read at each pass (Falcon's
-`hidden_dropout`). `switch_off` sets those to nothing. What is left, PhiMoE's drawn experts for instance, is found by
-comparing passes: `hold_at_rest`.
+Every objective compares log-probs of several passes (policy with reference, one update with the next), so a model in
+training must compute the same as in evaluation mode. Architectures keep their randomness in dropout modules, in numbers
+of other modules (OPT's `layerdrop`, Mixtral's `jitter_noise`), and in configurations that are read at each pass
+(Falcon's `hidden_dropout`). `switch_off` sets those to zero. What is left, for instance PhiMoE's sampled experts, is
+found by comparing passes: `hold_at_rest`.
 """
 
 from __future__ import annotations
@@ -158,9 +158,9 @@ def _stay_at_rest(module: nn.Module, mode: bool = True) -> nn.Module:
 def _set_modes(core: nn.Module, kind: type[nn.Module] | None) -> None:
     """Training mode for modules of this very type (nn.Module: all; None: none) that are not held at rest."""
     for module in core.modules():
-        wanted = kind is nn.Module or type(module) is kind
-        held = "train" in vars(module)
-        module.training = wanted and not held and not isinstance(module, _DropoutNd)
+        requested = kind is nn.Module or type(module) is kind
+        current = "train" in vars(module)
+        module.training = requested and not current and not isinstance(module, _DropoutNd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,4 @@
-"""What a training run says while it runs, and what it is told in return.
-
-What a person can get wrong about one trial: a sentence each, no traceback needed.
-"""
+"""Results of a training run: `StepMetrics`, `StopDecision`, `RunResult`, and the errors that a user can correct."""
 
 from __future__ import annotations
 
@@ -17,16 +14,16 @@ from typing import Protocol, TextIO
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class StepMetrics:
     """Metrics at one update. A step has one point: training metrics, and `eval_` ones when it was evaluated there."""
 
     step: int
     metrics: Mapping[str, float]
     pairs: str = field(default="", compare=False, repr=False)
-    """At an evaluation, the gap of length-averaged log-probs of each held-out pair, as `pack` writes it."""
+    """At an evaluation, the gap of length-averaged log-probs of each held-out pair, as `pack_floats` writes it."""
 
 
-def pack(values: Iterable[float]) -> str:
+def pack_floats(values: Iterable[float]) -> str:
     """Numbers as text: little-endian float32 in base64, five bytes and a third each."""
     packed = array("f", values)
     if sys.byteorder == "big":
@@ -34,8 +31,8 @@ def pack(values: Iterable[float]) -> str:
     return b64encode(packed.tobytes()).decode("ascii")
 
 
-def unpack(text: str) -> list[float]:
-    """The numbers that `pack` wrote."""
+def unpack_floats(text: str) -> list[float]:
+    """The numbers that `pack_floats` wrote."""
     packed = array("f", b64decode(text))
     if sys.byteorder == "big":
         packed.byteswap()
@@ -43,7 +40,7 @@ def unpack(text: str) -> list[float]:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class StopDecision:
     """Go on, or stop; a stop always has its reason in words. `diverged`: the trial is beyond saving, not only worse."""
 
     stop: bool
@@ -55,10 +52,10 @@ class Verdict:
             raise ValueError("a verdict to stop needs a reason")
 
 
-GO_ON = Verdict(stop=False)
+CONTINUE = StopDecision(stop=False)
 
 
-class EndKind(StrEnum):
+class RunStatus(StrEnum):
     """How a training run ended, as the trainer itself sees it."""
 
     FINISHED = "finished"
@@ -67,19 +64,19 @@ class EndKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Ending:
+class RunResult:
     """How a run ended. `steps` is the last update done, `folder` holds the final weights when it finished."""
 
-    kind: EndKind
+    status: RunStatus
     reason: str
     steps: int
     folder: Path | None = None
 
 
 class Reporter(Protocol):
-    """Receives points; its verdict decides whether the run goes on."""
+    """Receives points; its decision decides whether the run goes on."""
 
-    def report(self, point: Point) -> Verdict:
+    def report(self, metrics: StepMetrics) -> StopDecision:
         """Take one point."""
         ...
 
@@ -90,11 +87,11 @@ class JsonLinesReporter:
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def report(self, point: Point) -> Verdict:
+    def report(self, metrics: StepMetrics) -> StopDecision:
         """Write the point and go on."""
-        self._stream.write(json.dumps({"step": point.step, **point.metrics}) + "\n")
+        self._stream.write(json.dumps({"step": metrics.step, **metrics.metrics}) + "\n")
         self._stream.flush()
-        return GO_ON
+        return CONTINUE
 
 
 class TrialError(Exception):
@@ -102,7 +99,7 @@ class TrialError(Exception):
 
 
 class ModelError(TrialError):
-    """The start model cannot be loaded, or not in the way the configuration asks."""
+    """The initial model cannot be loaded, or not in the way the configuration asks."""
 
 
 def cannot_load(what: str, error: Exception) -> str:
@@ -112,13 +109,13 @@ def cannot_load(what: str, error: Exception) -> str:
         what: The subject of the sentence: "the model /path".
         error: What transformers raised.
     """
-    told = str(error).strip()
-    if "trust_remote_code" in told:
+    message = str(error).strip()
+    if "trust_remote_code" in message:
         return (
             f"{what} comes with Python code of its own, which is run only with --trust-remote-code: read that code, "
             "and add the flag if you trust it"
         )
-    return f"{what} cannot be loaded: {told}"
+    return f"{what} cannot be loaded: {message}"
 
 
 class ResumeError(TrialError):

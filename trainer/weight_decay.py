@@ -1,4 +1,4 @@
-"""Which of the trained parameters decay: all but norms and biases, as in transformers' Trainer."""
+"""Parameter groups of the optimizer: weights decay, norms and biases do not, as in transformers' Trainer."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from transformers.trainer_pt_utils import get_parameter_names
 _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
 
 
-def decay_groups(model: nn.Module, trained: Mapping[str, nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
-    """The trained parameters of `model` by name as an optimiser's groups: those that decay, then the others."""
+def parameter_groups(
+    model: nn.Module, trained: Mapping[str, nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
+    """The trained parameters of `model` by name as an optimizer's groups: those that decay, then the others."""
     decaying = set(get_parameter_names(model, [nn.LayerNorm], _NO_DECAY))
     groups: list[dict[str, Any]] = [
         {"params": [p for n, p in trained.items() if n in decaying], "weight_decay": weight_decay},

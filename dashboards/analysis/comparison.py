@@ -1,8 +1,7 @@
-"""Several sweeps side by side, by the one ruler that no objective scales; and whether they may be compared at all.
+"""Several sweeps side by side by the comparison metric, which no objective scales; and whether they may be compared.
 
-Whether sweeps may be compared: the same data, start model, tokens and pairs per update, each told where not.
-
-All trials of several sweeps as one sweep, ranked by the ruler that no objective scales.
+Sweeps are comparable at equal data, initial model, tokens and pairs per update; mismatches are listed. `merge_frames`
+makes one sweep of all trials, ranked by the comparison metric.
 """
 
 from __future__ import annotations
@@ -13,51 +12,51 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dashboards.analysis.held_out_pairs import per_pair
+from dashboards.analysis.held_out_pairs import metric_by_pair
 from dashboards.analysis.run_costs import costs
-from dashboards.analysis.significance import Certainty, Difference, certainty, paired_difference
-from dashboards.analysis.sweep_frame import SweepFrame, TrialCase, TrialView, short_names, show
-from dashboards.diagnosis.diagnose import Insight
-from orchestrator.spec.objectives import Goal
+from dashboards.analysis.significance import Difference, Significance, analyze_significance, paired_difference
+from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame, format_value, short_names
+from dashboards.diagnosis.diagnose import SweepAnalysis
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.study.importance import importance
-from trainer.metrics import COMMON_RULER, EVAL
+from trainer.metrics import COMPARISON_METRIC, EVAL
 
 _TOKENS = 1.05
 """Tokens of the compared trials may differ by this factor: lengths of the drawn pairs vary."""
 _EFFORT = 1.5
-_START = f"{EVAL}logps_per_token/chosen"
+_INITIAL_METRIC = f"{EVAL}logps_per_token/chosen"
 
-Entry = tuple[SweepFrame, TrialCase | None]
+Entry = tuple[SweepFrame, TrialFrame | None]
 
 
-def mismatches(entries: Sequence[Entry]) -> list[str]:
+def find_mismatches(entries: Sequence[Entry]) -> list[str]:
     """What is not matched between these sweeps and their best trials, in words with the numbers."""
-    told = [
+    problems = [
         _differ("the data differs", entries, lambda f, _: None if f.data is None else f.data.fingerprint[:12]),
-        _held_out(entries),
+        _held_out_mismatch(entries),
         _differ("the start models differ", entries, lambda f, _: _model(f)),
-        _starts(entries),
-        _differ("pairs per update differ", entries, lambda _, c: None if c is None else str(_pairs(c))),
-        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.view.step:,}"),
-        _tokens(entries),
+        _initial_mismatch(entries),
+        _differ("pairs per update differ", entries, lambda _, c: None if c is None else str(_held_out_rows(c))),
+        _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.step:,}"),
+        _token_mismatch(entries),
         _differ("precision differs", entries, lambda f, _: _precision(f)),
         _differ("what is trained differs", entries, lambda f, _: "LoRA" if f.spec.base.lora else "all weights"),
-        _effort(entries),
+        _effort_mismatch(entries),
     ]
     unfinished = [f"{frame.name} is {frame.state}" for frame, _ in entries if frame.state != "finished"]
-    return [line for line in told if line] + [f"{words}: this is how it stands now." for words in unfinished]
+    return [line for line in problems if line] + [f"{text}: this is how it stands now." for text in unfinished]
 
 
-def _differ(what: str, entries: Sequence[Entry], of: Callable[[SweepFrame, TrialCase | None], str | None]) -> str:
-    known = [(frame.name, value) for frame, case in entries if (value := of(frame, case)) is not None]
+def _differ(what: str, entries: Sequence[Entry], of: Callable[[SweepFrame, TrialFrame | None], str | None]) -> str:
+    known = [(frame.name, value) for frame, trial in entries if (value := of(frame, trial)) is not None]
     if len({value for _, value in known}) < 2:
         return ""
     return f"Not matched: {what} (" + "; ".join(f"{name}: {value}" for name, value in known) + ")."
 
 
-def _pairs(case: TrialCase) -> int:
-    return case.config.training.pairs_per_update
+def _held_out_rows(trial: TrialFrame) -> int:
+    return trial.config.training.pairs_per_update
 
 
 def _model(frame: SweepFrame) -> str:
@@ -72,18 +71,18 @@ def _precision(frame: SweepFrame) -> str:
     return f"{base.model.dtype}{' with bf16 autocast' if base.training.bf16 else ''}"
 
 
-def _starts(entries: Sequence[Entry]) -> str:
+def _initial_mismatch(entries: Sequence[Entry]) -> str:
     """Measured, where names say nothing: the start's log-prob of the held-out pairs."""
-    known = [(frame.name, value) for frame, _ in entries if (value := frame.start(_START)) is not None]
+    known = [(frame.name, value) for frame, _ in entries if (value := frame.initial_value(_INITIAL_METRIC)) is not None]
     if len(known) < 2 or all(math.isclose(value, known[0][1], rel_tol=1e-4) for _, value in known):
         return ""
-    listed = "; ".join(f"{name}: {show(value)}" for name, value in known)
+    listed = "; ".join(f"{name}: {format_value(value)}" for name, value in known)
     return f"Not matched: the start models see the held-out pairs differently (log-prob per chosen token {listed})."
 
 
-def _held_out(entries: Sequence[Entry]) -> str:
-    known = [(frame.name, case.pairs) for frame, case in entries if case is not None and case.pairs is not None]
-    if len(known) < len([case for _, case in entries if case is not None]):
+def _held_out_mismatch(entries: Sequence[Entry]) -> str:
+    known = [(frame.name, trial.pairs) for frame, trial in entries if trial is not None and trial.pairs is not None]
+    if len(known) < len([trial for _, trial in entries if trial is not None]):
         return "Some trials left no held-out pairs: differences to them have no interval."
     if not known or all(pairs.same_pairs(known[0][1]) for _, pairs in known):
         return ""
@@ -91,8 +90,8 @@ def _held_out(entries: Sequence[Entry]) -> str:
     return f"Not matched: the held-out pairs are not the same ({listed}), so differences have no interval."
 
 
-def _tokens(entries: Sequence[Entry]) -> str:
-    known = [(frame.name, case.tokens) for frame, case in entries if case is not None]
+def _token_mismatch(entries: Sequence[Entry]) -> str:
+    known = [(frame.name, trial.tokens) for frame, trial in entries if trial is not None]
     counted = [(name, tokens) for name, tokens in known if tokens is not None]
     if len(counted) < len(known):
         return "The tokens of some trials are not known, so whether they are matched is not either."
@@ -101,7 +100,7 @@ def _tokens(entries: Sequence[Entry]) -> str:
     return "Not matched: tokens of training (" + "; ".join(f"{name}: {tokens:,.0f}" for name, tokens in counted) + ")."
 
 
-def _effort(entries: Sequence[Entry]) -> str:
+def _effort_mismatch(entries: Sequence[Entry]) -> str:
     counts = [(frame.name, len(frame.ranked)) for frame, _ in entries if frame.ranked]
     if len(counts) < 2 or max(n for _, n in counts) <= _EFFORT * min(n for _, n in counts):
         return ""
@@ -109,42 +108,45 @@ def _effort(entries: Sequence[Entry]) -> str:
     return f"Not matched: the best of many trials looks better than the best of few (complete trials {listed})."
 
 
-RULER = Goal(metric=COMMON_RULER, direction="maximize")
-_NO_MATTER = frozenset(
+COMPARISON_OBJECTIVE = Objective(metric=COMPARISON_METRIC, direction="maximize")
+_WITHOUT_EFFECT = frozenset(
     f"training.{leaf}" for leaf in ("eval_steps", "save_steps", "logging_steps", "tokens_per_micro_batch", "max_steps")
 )
-"""Leaves that say how a run is looked at, or that the check of updates says already."""
-_TWIN = "loss.gamma_beta_ratio"
+"""Settings that say how a run is looked at, or that the check of updates says already."""
+_EQUIVALENT_PATH = "loss.gamma_beta_ratio"
 
 
-def merge(frames: Sequence[SweepFrame]) -> SweepFrame:
-    """All trials as one sweep ranked by the ruler: labelled `sweep/number`, told apart by every leaf that varies."""
+def merge_frames(frames: Sequence[SweepFrame]) -> SweepFrame:
+    """Return all trials as one sweep ranked by the comparison metric.
+
+    Trials are labeled `sweep/number` and described by every setting that varies among the sweeps.
+    """
     first = frames[0]
-    placed = [(frame, case, case.config.leaves()) for frame in frames for case in frame.trials]
+    placed = [(frame, trial, trial.config.flat_params()) for frame in frames for trial in frame.trials]
     searched = list(dict.fromkeys(path for frame in frames for path in frame.paths))
-    told = ["loss.kind", *searched, *_fixed_but_different(frames)]
-    varied = [p for p in dict.fromkeys(told) if len({repr(leaves.get(p)) for _, _, leaves in placed}) > 1]
+    problems = ["loss.kind", *searched, *_differing_fixed_paths(frames)]
+    varied = [p for p in dict.fromkeys(problems) if len({repr(own_paths.get(p)) for _, _, own_paths in placed}) > 1]
     if "loss.gamma" in varied:
-        varied = [p for p in varied if p != _TWIN]
-    paths = tuple(p for p in varied if all(_scalar(leaves.get(p)) for _, _, leaves in placed))
-    cases: list[TrialCase] = []
-    for number, (frame, case, leaves) in enumerate(placed):
-        value = case.last(COMMON_RULER) if case.record.value is not None else None
-        params = {p: leaves[p] for p in paths if p in leaves}
-        record = dataclasses.replace(case.record, number=number, params=params, value=value, values=None)
-        label = f"{frame.name}/{case.label}"
-        cases.append(dataclasses.replace(case, view=TrialView(record, case.view.courses), label=label))
+        varied = [p for p in varied if p != _EQUIVALENT_PATH]
+    paths = tuple(p for p in varied if all(_scalar(own_paths.get(p)) for _, _, own_paths in placed))
+    trials: list[TrialFrame] = []
+    for number, (frame, trial, own_paths) in enumerate(placed):
+        value = trial.last(COMPARISON_METRIC) if trial.record.value is not None else None
+        params = {p: own_paths[p] for p in paths if p in own_paths}
+        record = dataclasses.replace(trial.record, number=number, params=params, value=value, values=None)
+        label = f"{frame.name}/{trial.label}"
+        trials.append(dataclasses.replace(trial, curves=TrialCurves(record, trial.curves.curves), label=label))
     listed = {
-        p: tuple({repr(c.record.params[p]): c.record.params[p] for c in cases if p in c.record.params}.values())
+        p: tuple({repr(c.record.params[p]): c.record.params[p] for c in trials if p in c.record.params}.values())
         for p in paths
     }
     return SweepFrame(
         name=" against ".join(frame.name for frame in frames),
         description="",
-        goal=RULER,
+        objective=COMPARISON_OBJECTIVE,
         paths=paths,
         space=SearchSpace(dimensions={p: Choice(choice=values) for p, values in listed.items() if values}),
-        trials=tuple(cases),
+        trials=tuple(trials),
         spec=first.spec,
         state="finished" if all(frame.state == "finished" for frame in frames) else "running",
         at=max(frame.at for frame in frames),
@@ -153,19 +155,19 @@ def merge(frames: Sequence[SweepFrame]) -> SweepFrame:
         gpus=any(frame.gpus for frame in frames),
         notices=tuple(notice for frame in frames for notice in frame.notices),
         sweeps=tuple(frame.name for frame in frames),
-        short=short_names(paths),
+        short_names=short_names(paths),
     )
 
 
-def _fixed_but_different(frames: Sequence[SweepFrame]) -> list[str]:
-    """Leaves of the objective and of the training that each sweep fixes, at other values than the others."""
-    bases = [frame.spec.base.leaves() for frame in frames]
+def _differing_fixed_paths(frames: Sequence[SweepFrame]) -> list[str]:
+    """Settings of the objective and of the training that each sweep fixes, at other values than the others."""
+    bases = [frame.spec.base.flat_params() for frame in frames]
     shared = set(bases[0]).intersection(*bases[1:])
     return sorted(
         path
         for path in shared
         if path.startswith(("loss.", "training."))
-        and path not in _NO_MATTER
+        and path not in _WITHOUT_EFFECT
         and len({repr(base[path]) for base in bases}) > 1
     )
 
@@ -180,11 +182,11 @@ EXACT = f"{EVAL}exact_answers"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Contender:
-    """One sweep and its best trial by the ruler; None where no trial completed."""
+class ComparedSweep:
+    """One sweep and its best trial by the comparison metric; None where no trial completed."""
 
     frame: SweepFrame
-    case: TrialCase | None
+    trial: TrialFrame | None
     value: float | None
     behind: Difference | None = None
     """The first contender minus this one; None for the first, and where it cannot be told."""
@@ -192,90 +194,91 @@ class Contender:
     @property
     def objective(self) -> str:
         """loss.kind, and its type where it has several."""
-        loss = (self.case.config if self.case else self.frame.spec.base).loss
+        loss = (self.trial.config if self.trial else self.frame.spec.base).loss
         kind = getattr(loss, "loss_type", None)
         plain = kind in (None, "sigmoid")
         return loss.kind if plain else f"{loss.kind} ({kind if isinstance(kind, str) else ' + '.join(kind or ())})"
 
     @property
-    def own_winner(self) -> TrialCase | None:
-        """The best by the sweep's own goal."""
+    def own_best(self) -> TrialFrame | None:
+        """The best by the sweep's own objective."""
         return next(iter(self.frame.ranked), None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Comparison:
+class SweepComparison:
     """Contenders, the best first, what makes the comparison doubtful, and all trials in one frame."""
 
-    contenders: tuple[Contender, ...]
+    sweeps: tuple[ComparedSweep, ...]
     warnings: tuple[str, ...]
-    seen: Insight
+    analysis: SweepAnalysis
 
 
-def compare(frames: Sequence[SweepFrame]) -> Comparison:
-    """Rank these sweeps by the common ruler."""
-    found = [_contender(frame) for frame in frames]
+def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
+    """Rank these sweeps by the common comparison metric."""
+    found = [_compared_sweep(frame) for frame in frames]
     ranked = sorted(found, key=lambda c: (c.value is None, -(c.value or 0.0)))
-    first = ranked[0].case
-    placed = [ranked[0], *(dataclasses.replace(c, behind=_behind(first, c.case)) for c in ranked[1:])]
-    merged = merge(frames)
-    sure: Certainty | None = certainty(merged)
-    weights = importance(merged.space, [case.record for case in merged.trials], merged.goal)
-    warnings = [*mismatches([(c.frame, c.case) for c in placed]), *_own_choices(placed)]
-    return Comparison(tuple(placed), tuple(warnings), Insight(merged, sure, (), weights))
+    first = ranked[0].trial
+    placed = [ranked[0], *(dataclasses.replace(c, behind=_behind(first, c.trial)) for c in ranked[1:])]
+    merged = merge_frames(frames)
+    significance: Significance | None = analyze_significance(merged)
+    weights = importance(merged.space, [trial.record for trial in merged.trials], merged.objective)
+    warnings = [*find_mismatches([(c.frame, c.trial) for c in placed]), *_own_choices(placed)]
+    return SweepComparison(tuple(placed), tuple(warnings), SweepAnalysis(merged, significance, (), weights))
 
 
-def _contender(frame: SweepFrame) -> Contender:
-    known = [(value, case) for case in frame.ranked if (value := case.last(COMMON_RULER)) is not None]
+def _compared_sweep(frame: SweepFrame) -> ComparedSweep:
+    known = [(value, trial) for trial in frame.ranked if (value := trial.last(COMPARISON_METRIC)) is not None]
     if not known:
-        return Contender(frame, None, None)
-    value, case = max(known, key=lambda row: row[0])
-    return Contender(frame, case, value)
+        return ComparedSweep(frame, None, None)
+    value, trial = max(known, key=lambda row: row[0])
+    return ComparedSweep(frame, trial, value)
 
 
-def _behind(first: TrialCase | None, other: TrialCase | None) -> Difference | None:
+def _behind(first: TrialFrame | None, other: TrialFrame | None) -> Difference | None:
     if first is None or other is None or first.pairs is None or other.pairs is None:
         return None
     if not first.pairs.same_pairs(other.pairs):
         return None
-    ours = per_pair(COMMON_RULER, first.pairs, first.config.loss)
-    theirs = per_pair(COMMON_RULER, other.pairs, other.config.loss)
-    return None if ours is None or theirs is None else paired_difference(ours, theirs, COMMON_RULER)
+    ours = metric_by_pair(COMPARISON_METRIC, first.pairs, first.config.loss)
+    theirs = metric_by_pair(COMPARISON_METRIC, other.pairs, other.config.loss)
+    return None if ours is None or theirs is None else paired_difference(ours, theirs, COMPARISON_METRIC)
 
 
-def _own_choices(contenders: Sequence[Contender]) -> list[str]:
+def _own_choices(sweeps: Sequence[ComparedSweep]) -> list[str]:
     return [
-        f"{c.frame.name}: its own goal ({c.frame.goal.metric}) chose trial {own.label}, the ruler trial {c.case.label}."
-        for c in contenders
-        if c.case is not None and (own := c.own_winner) is not None and own is not c.case
+        f"{c.frame.name}: its own goal ({c.frame.objective.metric}) chose trial {own.label}, "
+        f"the ruler trial {c.trial.label}."
+        for c in sweeps
+        if c.trial is not None and (own := c.own_best) is not None and own is not c.trial
     ]
 
 
-def as_json(found: Comparison) -> dict[str, Any]:
+def as_json(found: SweepComparison) -> dict[str, Any]:
     """For `--json`."""
     rows: list[dict[str, Any]] = []
-    for place, c in enumerate(found.contenders, 1):
-        spent = costs(c.frame.trials)
+    for rank, c in enumerate(found.sweeps, 1):
+        usage = costs(c.frame.trials)
         rows.append(
             {
-                "place": place if c.case else None,
+                "place": rank if c.trial else None,
                 "sweep": c.frame.name,
                 "objective": c.objective,
-                "trial": None if c.case is None else c.case.number,
-                "params": {} if c.case is None else dict(c.case.record.params),
-                COMMON_RULER: c.value,
-                MARGIN: None if c.case is None else c.case.last(MARGIN),
-                "start": c.frame.start(COMMON_RULER),
-                "chosen_change": None if c.case is None else c.case.change(CHOSEN),
-                EXACT: None if c.case is None else c.case.last(EXACT),
+                "trial": None if c.trial is None else c.trial.number,
+                "params": {} if c.trial is None else dict(c.trial.record.params),
+                COMPARISON_METRIC: c.value,
+                MARGIN: None if c.trial is None else c.trial.last(MARGIN),
+                "start": c.frame.initial_value(COMPARISON_METRIC),
+                "chosen_change": None if c.trial is None else c.trial.change(CHOSEN),
+                EXACT: None if c.trial is None else c.trial.last(EXACT),
                 "behind": None
                 if c.behind is None
-                else {"mean": c.behind.mean, "low": c.behind.low, "high": c.behind.high, "clear": c.behind.clear},
+                else {"mean": c.behind.mean, "low": c.behind.low, "high": c.behind.high, "clear": c.behind.is_clear},
                 "complete": len(c.frame.ranked),
                 "trials": len(c.frame.trials),
-                "updates": None if c.case is None else c.case.view.step,
-                "tokens": None if c.case is None else c.case.tokens,
-                "slot_hours": spent.seconds / 3600,
+                "updates": None if c.trial is None else c.trial.curves.step,
+                "tokens": None if c.trial is None else c.trial.tokens,
+                "slot_hours": usage.seconds / 3600,
             }
         )
-    return {"ruler": COMMON_RULER, "sweeps": rows, "warnings": list(found.warnings)}
+    return {"ruler": COMPARISON_METRIC, "sweeps": rows, "warnings": list(found.warnings)}

@@ -1,4 +1,4 @@
-"""What a trial left of every held-out pair: its log-probs, and the numbers per pair that paired comparisons need."""
+"""A trial's log-probs of every held-out pair, and the values per pair that paired comparisons need."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Column = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class HeldOut:
+class HeldOutPairs:
     """Summed log-probs and token counts of N held-out pairs, [N] each, and which rows they are.
 
-    `start_chosen` and `start_rejected` are the start model's; None in files of versions that did not write them.
+    `initial_chosen` and `initial_rejected` are the initial model's; None in files of versions that did not write them.
     """
 
     chosen: Column
@@ -29,14 +29,14 @@ class HeldOut:
     rejected_tokens: Column
     rows: NDArray[np.int64]
     """[N, 2]: source and row."""
-    start_chosen: Column | None = None
-    start_rejected: Column | None = None
+    initial_chosen: Column | None = None
+    initial_rejected: Column | None = None
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     @property
-    def gaps(self) -> Column:
+    def margins(self) -> Column:
         """Length-averaged log-prob of chosen minus rejected."""
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
 
@@ -45,7 +45,7 @@ class HeldOut:
         """Tokens of chosen minus tokens of rejected."""
         return self.chosen_tokens - self.rejected_tokens
 
-    def same_pairs(self, other: HeldOut) -> bool:
+    def same_pairs(self, other: HeldOutPairs) -> bool:
         """Whether both are of the same rows with the same token counts, so that they can be compared pair by pair."""
         return (
             len(self) == len(other)
@@ -54,18 +54,18 @@ class HeldOut:
             and bool(np.array_equal(self.rejected_tokens, other.rejected_tokens))
         )
 
-    def at_start(self) -> HeldOut | None:
-        """The same pairs under the start model; None where they were not written."""
-        if self.start_chosen is None or self.start_rejected is None:
+    def initial(self) -> HeldOutPairs | None:
+        """The same pairs under the initial model; None where they were not written."""
+        if self.initial_chosen is None or self.initial_rejected is None:
             return None
-        return HeldOut(
-            self.start_chosen,
-            self.start_rejected,
+        return HeldOutPairs(
+            self.initial_chosen,
+            self.initial_rejected,
             self.chosen_tokens,
             self.rejected_tokens,
             self.rows,
-            self.start_chosen,
-            self.start_rejected,
+            self.initial_chosen,
+            self.initial_rejected,
         )
 
 
@@ -73,15 +73,15 @@ class DamagedPairs(Exception):
     """A file of held-out pairs that cannot be read."""
 
 
-def read_held_out(path: Path) -> HeldOut | None:
+def read_held_out(path: Path) -> HeldOutPairs | None:
     """The pairs in an `eval_pairs.safetensors`; None without rejected responses, DamagedPairs where bad."""
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
         found: dict[str, Any] = load_file(path)
-    except (OSError, SafetensorError, ValueError) as why:
-        raise DamagedPairs(f"{path} cannot be read: {why}") from why
+    except (OSError, SafetensorError, ValueError) as error:
+        raise DamagedPairs(f"{path} cannot be read: {error}") from error
     needed = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "source", "row")
     if any(name not in found for name in needed) or len(found["chosen"]) == 0:
         return None
@@ -93,18 +93,18 @@ def read_held_out(path: Path) -> HeldOut | None:
 
     chosen, rejected, chosen_tokens, rejected_tokens = (np.asarray(found[n], dtype=np.float64) for n in needed[:4])
     rows = np.stack([np.asarray(found[n], dtype=np.int64) for n in needed[4:]], axis=1)
-    return HeldOut(
+    return HeldOutPairs(
         chosen, rejected, chosen_tokens, rejected_tokens, rows, column("start_chosen"), column("start_rejected")
     )
 
 
-def per_pair(metric: str, pairs: HeldOut, loss: LossConfig) -> Column | None:
+def metric_by_pair(metric: str, pairs: HeldOutPairs, loss: LossConfig) -> Column | None:
     """The metric's value of each pair, whose mean is the metric; None for a metric that is no mean over pairs."""
     match base_name(metric):
         case "accuracies/logp":
-            return (pairs.gaps > 0).astype(np.float64)
+            return (pairs.margins > 0).astype(np.float64)
         case "margins/logp":
-            return pairs.gaps
+            return pairs.margins
         case "logps_per_token/chosen":
             return pairs.chosen / pairs.chosen_tokens
         case "logps_per_token/rejected":
@@ -116,13 +116,13 @@ def per_pair(metric: str, pairs: HeldOut, loss: LossConfig) -> Column | None:
             return None
 
 
-def _rewards(pairs: HeldOut, loss: LossConfig) -> tuple[Column, Column] | None:
+def _rewards(pairs: HeldOutPairs, loss: LossConfig) -> tuple[Column, Column] | None:
     """The implicit rewards of chosen and rejected; None where the file lacks what they are made of."""
     if isinstance(loss, DpoLoss) and loss.ld_alpha is not None:
         return None  # made of sums over the shorter response's length, which the file has of the trained model only
     try:
-        chosen = rewards(loss, Responses(pairs.chosen, pairs.chosen_tokens, pairs.start_chosen))
-        return chosen, rewards(loss, Responses(pairs.rejected, pairs.rejected_tokens, pairs.start_rejected))
+        chosen = rewards(loss, Responses(pairs.chosen, pairs.chosen_tokens, pairs.initial_chosen))
+        return chosen, rewards(loss, Responses(pairs.rejected, pairs.rejected_tokens, pairs.initial_rejected))
     except NoReference:
         return None
 
@@ -135,6 +135,6 @@ def spearman(a: Column, b: Column) -> float | None:
 
 
 def _ranks(values: Column) -> Column:
-    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    _, position, count = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(count)
-    return (last - (count - 1) / 2)[place]
+    return (last - (count - 1) / 2)[position]

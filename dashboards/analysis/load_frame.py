@@ -1,4 +1,4 @@
-"""A study and its folder into a SweepFrame. Reads only; what is missing or damaged is said, not fatal."""
+"""Loads a study and its folder into a SweepFrame. Reads only; missing or damaged files become notices, not errors."""
 
 from __future__ import annotations
 
@@ -7,84 +7,84 @@ import time
 from itertools import groupby
 from pathlib import Path
 
-from dashboards.analysis.held_out_pairs import DamagedPairs, HeldOut, read_held_out
-from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCase, TrialView, short_names
+from dashboards.analysis.held_out_pairs import DamagedPairs, HeldOutPairs, read_held_out
+from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCurves, TrialFrame, short_names
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, FAILURE_FILE, SweepFolder
-from orchestrator.interfaces import StepsOf
-from orchestrator.judge.judgements import Verdict, read_verdicts
+from orchestrator.interfaces import UpdatesOf
+from orchestrator.judge.judgements import Judgement, parse_judgements
 from orchestrator.spec.estimates.sweep_plan import total_trials
-from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from trainer.data.data_report import DataReport
 
 PAIRS_FILE = "eval_pairs.safetensors"
 SAMPLES_FILE = "samples.jsonl"
-_LAST_LINES = 12
-_DAMAGED = (OSError, ValueError, KeyError, TypeError)
+_TRACEBACK_LINES = 12
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 
-def gather(study: Study, *, state: str, steps: StepsOf | None = None) -> SweepFrame:
+def load_frame(study: Study, *, state: str, steps: UpdatesOf | None = None) -> SweepFrame:
     """Everything the sweep left. `state` as `status` says it; `steps`: updates of a trial by its params."""
     folder, spec = study.folder, study.spec
     notices: list[str] = []
     records = study.trials()
-    judged = _judged(study, notices)
-    cases = tuple(_case(study, record, steps, judged.get(record.number, ()), notices) for record in records)
+    judgements = _judgements(study, notices)
+    trials = tuple(_trial_frame(study, record, steps, judgements.get(record.number, ()), notices) for record in records)
     gone = [r.number for r in records if r.state is TrialState.COMPLETE and not folder.trial(r.number).is_dir()]
     if gone:
-        told = "all trials" if len(gone) == len(records) else f"{len(gone)} trials"
+        which = "all trials" if len(gone) == len(records) else f"{len(gone)} trials"
         notices.append(
-            f"The folders of {told} are gone: their answers and their held-out pairs cannot be shown, and differences "
+            f"The folders of {which} are gone: their answers and their held-out pairs cannot be shown, and differences "
             "between them are estimated without pairing."
         )
     data = folder.path / DATA_FILE
     return SweepFrame(
         name=spec.name,
         description=spec.description,
-        goal=spec.goal,
+        objective=spec.goal,
         paths=spec.search.paths,
         space=spec.search,
-        trials=cases,
+        trials=trials,
         spec=spec,
         state=state,
         at=time.time(),
-        hours=study.spent().hours,
+        hours=study.usage().hours,
         planned=total_trials(spec),
         data=DataReport.model_validate_json(data.read_text(encoding="utf-8")) if data.is_file() else None,
         events=tuple(study.events()),
         gpus=_gpus(folder, spec.resources.gpus_per_trial),
         notices=tuple(notices),
-        also=spec.also,
-        short=short_names(spec.search.paths),
+        further_objectives=spec.also,
+        short_names=short_names(spec.search.paths),
     )
 
 
-def _judged(study: Study, notices: list[str]) -> dict[int, tuple[Verdict, ...]]:
-    """Judges' verdicts by trial."""
+def _judgements(study: Study, notices: list[str]) -> dict[int, tuple[Judgement, ...]]:
+    """Judges' judgements by trial."""
     try:
-        found = read_verdicts(study.judged())
-    except ValueError as why:
-        notices.append(f"the judge's verdicts cannot be read: {why}")
+        found = parse_judgements(study.judgements())
+    except ValueError as error:
+        notices.append(f"the judge's verdicts cannot be read: {error}")
         return {}
-    return {number: tuple(each) for number, each in groupby(found, key=lambda verdict: verdict.trial)}
+    return {number: tuple(each) for number, each in groupby(found, key=lambda judgement: judgement.trial)}
 
 
-def _case(
-    study: Study, record: TrialRecord, steps: StepsOf | None, judged: tuple[Verdict, ...], notices: list[str]
-) -> TrialCase:
-    view = TrialView(record)
-    view.add(study.points(record.number))
+def _trial_frame(
+    study: Study, record: TrialRecord, steps: UpdatesOf | None, judgements: tuple[Judgement, ...], notices: list[str]
+) -> TrialFrame:
+    curves = TrialCurves(record)
+    curves.add(study.metric_history(record.number))
     attempts = [study.folder.attempt(record.number, k) for k in range(record.attempts, 0, -1)]
-    return TrialCase(
-        view=view,
-        config=place(study.spec.base, record.params),
+    return TrialFrame(
+        curves=curves,
+        config=apply_params(study.spec.base, record.params),
         label=str(record.number),
         sweep=study.spec.name,
         steps=None if steps is None else steps(record.params),
         samples=_samples(_newest(attempts, SAMPLES_FILE), notices),
         pairs=_pairs(_newest(attempts, PAIRS_FILE), notices),
-        judged=judged,
+        judgements=judgements,
         failure=_failure(_newest(attempts, FAILURE_FILE)) if record.state is TrialState.FAILED else "",
     )
 
@@ -102,18 +102,18 @@ def _samples(path: Path | None, notices: list[str]) -> tuple[Sample, ...]:
             Sample(int(row["step"]), str(row["prompt"]), str(row["answer"]), row.get("expected"), row.get("right"))
             for row in rows
         )
-    except _DAMAGED as why:
-        notices.append(f"{path} cannot be read: {why}")
+    except _READ_ERRORS as error:
+        notices.append(f"{path} cannot be read: {error}")
         return ()
 
 
-def _pairs(path: Path | None, notices: list[str]) -> HeldOut | None:
+def _pairs(path: Path | None, notices: list[str]) -> HeldOutPairs | None:
     if path is None:
         return None
     try:
         return read_held_out(path)
-    except DamagedPairs as why:
-        notices.append(str(why))
+    except DamagedPairs as error:
+        notices.append(str(error))
         return None
 
 
@@ -121,12 +121,12 @@ def _failure(path: Path | None) -> str:
     if path is None:
         return ""
     lines = path.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
-    return "\n".join(lines[-_LAST_LINES:])
+    return "\n".join(lines[-_TRACEBACK_LINES:])
 
 
-def _gpus(folder: SweepFolder, asked: float | None) -> bool:
+def _gpus(folder: SweepFolder, shown_paths: float | None) -> bool:
     """Whether a slot is a GPU: as asked, else by what the machine had."""
-    if asked is not None:
-        return asked > 0
+    if shown_paths is not None:
+        return shown_paths > 0
     path = folder.path / ENVIRONMENT_FILE
     return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("gpus"))

@@ -1,7 +1,4 @@
-"""What trials cost, and what stopping them early saved.
-
-Who ran when: the attempts of a sweep from its events, laid into slots.
-"""
+"""Costs of trials, savings by stopping early, and the attempts of a sweep over slots, read from its events."""
 
 from __future__ import annotations
 
@@ -9,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dashboards.analysis.sweep_frame import TrialCase
+from dashboards.analysis.sweep_frame import TrialFrame
 from orchestrator.study.trial_records import Event, TrialState
 
 
@@ -28,33 +25,33 @@ class Costs:
     """What the pruned trials had left to do, at each one's own pace."""
 
 
-def costs(cases: Sequence[TrialCase]) -> Costs:
+def costs(trials: Sequence[TrialFrame]) -> Costs:
     """The cost of these trials together."""
     saved_updates, saved_seconds = 0, 0.0
-    for case in cases:
-        if case.record.state is TrialState.PRUNED and case.steps is not None and case.view.step > 0:
-            left = max(0, case.steps - case.view.step)
+    for trial in trials:
+        if trial.record.state is TrialState.PRUNED and trial.steps is not None and trial.curves.step > 0:
+            left = max(0, trial.steps - trial.curves.step)
             saved_updates += left
-            saved_seconds += case.record.seconds * left / case.view.step
-    counted = [case.tokens for case in cases if case.view.step > 0]
+            saved_seconds += trial.record.seconds * left / trial.curves.step
+    counted = [trial.tokens for trial in trials if trial.curves.step > 0]
     tokens = [count for count in counted if count is not None]
     return Costs(
-        trials=len(cases),
-        seconds=sum(case.record.seconds for case in cases),
-        updates=sum(case.view.step for case in cases),
-        pairs=sum(case.view.step * case.config.training.pairs_per_update for case in cases),
+        trials=len(trials),
+        seconds=sum(trial.record.seconds for trial in trials),
+        updates=sum(trial.curves.step for trial in trials),
+        pairs=sum(trial.curves.step * trial.config.training.pairs_per_update for trial in trials),
         tokens=sum(tokens) if tokens and len(tokens) == len(counted) else None,
         saved_updates=saved_updates,
         saved_seconds=saved_seconds,
     )
 
 
-_ENDS = frozenset({*(s.lower() for s in TrialState if s.finished), "released", "worker lost"})
+_END_EVENTS = frozenset({*(s.lower() for s in TrialState if s.finished), "released", "worker lost"})
 _PID = re.compile(r"worker\.pid=(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class AttemptSpan:
     """One attempt: seconds since the epoch, the slot it took (0, 1, ...), and the event that ended it."""
 
     trial: int
@@ -68,7 +65,7 @@ class Span:
     """The worker process, where the study knows it."""
 
 
-def spans(events: Sequence[Event], now: float) -> list[Span]:
+def attempt_spans(events: Sequence[Event], now: float) -> list[AttemptSpan]:
     """Every attempt, in order of its beginning. One that has not ended lasts until `now`."""
     open_: dict[int, tuple[int, float]] = {}
     done: list[tuple[int, int, float, float, str, str]] = []
@@ -81,10 +78,10 @@ def spans(events: Sequence[Event], now: float) -> list[Span]:
         if event.kind == "issued":
             if trial in open_:  # its driver died without a word
                 attempt, begun = open_.pop(trial)
-                done.append((trial, attempt, begun, _last_before(events, event), "lost", "the driver died"))
+                done.append((trial, attempt, begun, _last_event_before(events, event), "lost", "the driver died"))
             newest[trial] = newest.get(trial, 0) + 1
             open_[trial] = (newest[trial], event.at)
-        elif event.kind in _ENDS and trial in open_:
+        elif event.kind in _END_EVENTS and trial in open_:
             attempt, begun = open_.pop(trial)
             done.append((trial, attempt, begun, event.at, event.kind, event.text))
         elif event.kind == "worker" and (found := _PID.search(event.text)):
@@ -93,17 +90,19 @@ def spans(events: Sequence[Event], now: float) -> list[Span]:
     return _in_slots(sorted(done, key=lambda row: row[2]), pids)
 
 
-def _last_before(events: Sequence[Event], event: Event) -> float:
+def _last_event_before(events: Sequence[Event], event: Event) -> float:
     """When the sweep was last heard of before a later driver issued this trial again."""
     earlier = [e.at for e in events if e.seq < event.seq and e.kind != "driver"]
     return max(earlier, default=event.at)
 
 
-def _in_slots(rows: Sequence[tuple[int, int, float, float, str, str]], pids: dict[tuple[int, int], str]) -> list[Span]:
+def _in_slots(
+    rows: Sequence[tuple[int, int, float, float, str, str]], pids: dict[tuple[int, int], str]
+) -> list[AttemptSpan]:
     """The first free slot each, rather the one whose last worker was the same process."""
     free_from: list[float] = []
     last_pid: list[str] = []
-    out: list[Span] = []
+    out: list[AttemptSpan] = []
     for trial, attempt, begun, ended, end, text in rows:
         pid = pids.get((trial, attempt), "")
         free = [k for k, at in enumerate(free_from) if at <= begun + 1e-6]
@@ -112,11 +111,11 @@ def _in_slots(rows: Sequence[tuple[int, int, float, float, str, str]], pids: dic
             free_from.append(0.0)
             last_pid.append("")
         free_from[slot], last_pid[slot] = ended, pid
-        out.append(Span(trial, attempt, begun, ended, end, text, slot, pid))
+        out.append(AttemptSpan(trial, attempt, begun, ended, end, text, slot, pid))
     return out
 
 
-def idle_gaps(found: Sequence[Span], least: float) -> list[tuple[float, float]]:
+def idle_gaps(found: Sequence[AttemptSpan], least: float) -> list[tuple[float, float]]:
     """Stretches in which nothing ran for at least `least` seconds: the sweep was stopped."""
     gaps: list[tuple[float, float]] = []
     until = found[0].begun if found else 0.0

@@ -1,4 +1,4 @@
-"""How sure a ranking is: bootstrap over the held-out pairs, paired, as all trials saw the same ones."""
+"""Significance of a ranking: paired bootstrap over the held-out pairs, which are the same for all trials."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from dashboards.analysis.held_out_pairs import Column, per_pair
+from dashboards.analysis.held_out_pairs import Column, metric_by_pair
 from dashboards.analysis.small_samples import NOTHING, pairs_needed, share_difference, widened
-from dashboards.analysis.sweep_frame import SweepFrame, TrialCase
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from trainer.metrics import base_name
 
 RESAMPLES = 2000
 _SEED = 0
-_KEPT = 4000
+_CACHED_ROWS = 4000
 """Draws of up to this many rows are kept: at most 64 MB."""
 _TAIL = 2.5
-_SHARES = ("accuracies/logp", "rewards/accuracies", "exact_answers")
+_FRACTION_METRICS = ("accuracies/logp", "rewards/accuracies", "exact_answers")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A mean difference with its 95 % interval, in the goal's own units."""
+    """A mean difference with its 95 % interval, in the objective's own units."""
 
     mean: float
     low: float
@@ -36,7 +36,7 @@ class Difference:
     paired: bool = True
 
     @property
-    def clear(self) -> bool:
+    def is_clear(self) -> bool:
         """Whether the interval leaves 0 out."""
         return self.low > 0 or self.high < 0
 
@@ -49,23 +49,23 @@ class Difference:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Certainty:
-    """What may be said of the winner. `rivals` are the other complete trials, best first."""
+class Significance:
+    """What may be said of the winner. `runners_up` are the other complete trials, best first."""
 
-    winner: TrialCase
+    winner: TrialFrame
     pairs: int
     """Held-out pairs; 0 where no comparison was possible."""
     paired: bool
-    against_start: Difference | None
-    rivals: tuple[tuple[TrialCase, Difference], ...]
-    """Winner minus rival; positive: more of the goal's metric."""
+    against_initial: Difference | None
+    runners_up: tuple[tuple[TrialFrame, Difference], ...]
+    """Winner minus runner-up; positive: more of the objective's metric."""
     wins: dict[int, float]
     """Share of resamples of the pairs in which each trial would have won, a tie shared; empty without pairs."""
-    tied: tuple[TrialCase, ...]
+    not_distinguishable: tuple[TrialFrame, ...]
     """Trials whose difference to the winner is not clear, the winner first."""
 
 
-def certainty(frame: SweepFrame) -> Certainty | None:
+def analyze_significance(frame: SweepFrame) -> Significance | None:
     """How sure the winner is; None before any trial is complete."""
     ranked = frame.ranked
     if not ranked:
@@ -75,38 +75,40 @@ def certainty(frame: SweepFrame) -> Certainty | None:
     if columns is None:
         return _unpaired(frame, ranked)
     matrix, known = columns
-    drawn = resample(matrix)
-    place = {case.number: k for k, case in enumerate(known)}
-    rivals: list[tuple[TrialCase, Difference]] = []
-    for case in ranked[1:]:
-        k = place.get(case.number)
+    resampled = resample(matrix)
+    position = {trial.number: k for k, trial in enumerate(known)}
+    runners_up: list[tuple[TrialFrame, Difference]] = []
+    for trial in ranked[1:]:
+        k = position.get(trial.number)
         if k is not None:
-            gaps = matrix[:, 0] - matrix[:, k]
-            rivals.append((case, _interval(gaps, drawn[:, 0] - drawn[:, k], is_share(frame.goal.metric))))
-    shares = _shares(frame.sign * drawn)
-    wins = {case.number: float(shares[k]) for k, case in enumerate(known)}
-    return Certainty(
+            differences = matrix[:, 0] - matrix[:, k]
+            runners_up.append(
+                (trial, _interval(differences, resampled[:, 0] - resampled[:, k], is_share(frame.objective.metric)))
+            )
+    shares = _win_shares(frame.sign * resampled)
+    wins = {trial.number: float(shares[k]) for k, trial in enumerate(known)}
+    return Significance(
         winner=winner,
         pairs=len(matrix),
         paired=True,
-        against_start=_against_start(frame, winner),
-        rivals=tuple(rivals),
+        against_initial=_against_initial(frame, winner),
+        runners_up=tuple(runners_up),
         wins=wins,
-        tied=(winner, *(case for case, difference in rivals if not difference.clear)),
+        not_distinguishable=(winner, *(trial for trial, difference in runners_up if not difference.is_clear)),
     )
 
 
-def _shares(drawn: Column) -> Column:
+def _win_shares(resampled: Column) -> Column:
     """How often each column is the highest; where several are, the draw is shared among them."""
-    first = drawn >= drawn.max(axis=1, keepdims=True) - NOTHING
+    first = resampled >= resampled.max(axis=1, keepdims=True) - NOTHING
     return np.mean(first / first.sum(axis=1, keepdims=True), axis=0)
 
 
 def resample(matrix: Column) -> Column:
     """Means of each column over RESAMPLES bootstrap draws of the rows, the same draws for all: [RESAMPLES, columns]."""
     rows = len(matrix)
-    drawn = _kept_draws(rows) if rows <= _KEPT else _draws(rows)
-    return np.concatenate([counts @ matrix for counts in drawn]) / rows
+    resampled = _cached_draws(rows) if rows <= _CACHED_ROWS else _draws(rows)
+    return np.concatenate([counts @ matrix for counts in resampled]) / rows
 
 
 def _draws(rows: int) -> Iterator[Column]:
@@ -119,79 +121,81 @@ def _draws(rows: int) -> Iterator[Column]:
 
 
 @lru_cache(maxsize=1)
-def _kept_draws(rows: int) -> tuple[Column, ...]:
+def _cached_draws(rows: int) -> tuple[Column, ...]:
     """A diagnosis compares many columns of the same rows: their draws are made once."""
     return tuple(_draws(rows))
 
 
 def is_share(metric: str) -> bool:
     """Whether a metric is a share of pairs or prompts, so that no difference of it is beyond 1."""
-    return base_name(metric) in _SHARES
+    return base_name(metric) in _FRACTION_METRICS
 
 
 def paired_difference(a: Column, b: Column, metric: str) -> Difference:
     """Mean of a - b over the same pairs, with its interval; both are values of `metric`."""
-    gaps = a - b
-    return _interval(gaps, resample(gaps[:, None])[:, 0], is_share(metric))
+    differences = a - b
+    return _interval(differences, resample(differences[:, None])[:, 0], is_share(metric))
 
 
-def case_values(frame: SweepFrame, case: TrialCase, metric: str | None = None) -> Column | None:
-    """The goal's value on each held-out pair after training; None where the trial left none."""
-    if case.pairs is None:
+def trial_values(frame: SweepFrame, trial: TrialFrame, metric: str | None = None) -> Column | None:
+    """The objective's value on each held-out pair after training; None where the trial left none."""
+    if trial.pairs is None:
         return None
-    return per_pair(metric or frame.goal.metric, case.pairs, case.config.loss)
+    return metric_by_pair(metric or frame.objective.metric, trial.pairs, trial.config.loss)
 
 
-def _columns(frame: SweepFrame, ranked: Sequence[TrialCase]) -> tuple[NDArray[np.float64], list[TrialCase]] | None:
+def _columns(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> tuple[NDArray[np.float64], list[TrialFrame]] | None:
     """One column a trial, the winner's first; None where the winner has none."""
     first = ranked[0].pairs
     if first is None:
         return None
-    known: list[TrialCase] = []
+    known: list[TrialFrame] = []
     columns: list[Column] = []
-    for case in ranked:
-        values = case_values(frame, case)
-        if values is not None and case.pairs is not None and case.pairs.same_pairs(first):
-            known.append(case)
+    for trial in ranked:
+        values = trial_values(frame, trial)
+        if values is not None and trial.pairs is not None and trial.pairs.same_pairs(first):
+            known.append(trial)
             columns.append(values)
     return (np.stack(columns, axis=1), known) if known and known[0] is ranked[0] else None
 
 
-def _interval(gaps: Column, drawn: Column, share: bool) -> Difference:
-    """`drawn`: means of resamples of `gaps`."""
-    mean = float(gaps.mean())
-    low, high = (float(end) for end in np.percentile(drawn, [_TAIL, 100 - _TAIL]))
-    low, high = widened(mean, low, high, gaps)
+def _interval(differences: Column, resampled: Column, share: bool) -> Difference:
+    """`resampled`: means of resamples of `differences`."""
+    mean = float(differences.mean())
+    low, high = (float(end) for end in np.percentile(resampled, [_TAIL, 100 - _TAIL]))
+    low, high = widened(mean, low, high, differences)
     if share:
         low, high = max(low, -1.0), min(high, 1.0)
     mean, low, high = (0.0 if abs(value) < NOTHING else value for value in (mean, low, high))
-    return Difference(mean, low, high, len(gaps), float(gaps.std(ddof=1)) if len(gaps) > 1 else 0.0)
+    return Difference(
+        mean, low, high, len(differences), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    )
 
 
-def _against_start(frame: SweepFrame, case: TrialCase) -> Difference | None:
-    after = case_values(frame, case)
-    start = None if case.pairs is None else case.pairs.at_start()
-    before = None if start is None else per_pair(frame.goal.metric, start, case.config.loss)
+def _against_initial(frame: SweepFrame, trial: TrialFrame) -> Difference | None:
+    after = trial_values(frame, trial)
+    start = None if trial.pairs is None else trial.pairs.initial()
+    before = None if start is None else metric_by_pair(frame.objective.metric, start, trial.config.loss)
     if after is not None and before is not None:
-        return paired_difference(after, before, frame.goal.metric)
-    return _apart(frame, case.record.value, frame.start(frame.goal.metric))
+        return paired_difference(after, before, frame.objective.metric)
+    return _unpaired_difference(frame, trial.record.value, frame.initial_value(frame.objective.metric))
 
 
-def _unpaired(frame: SweepFrame, ranked: Sequence[TrialCase]) -> Certainty:
+def _unpaired(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> Significance:
     """Without the pairs only shares have a known spread: that of two independent samples, which is wider."""
     winner = ranked[0]
-    found = [(case, _apart(frame, winner.record.value, case.record.value)) for case in ranked[1:]]
-    rivals = tuple((case, difference) for case, difference in found if difference is not None)
-    pairs = rivals[0][1].pairs if rivals else 0
-    tied = (winner, *(case for case, difference in rivals if not difference.clear))
-    against = _apart(frame, winner.record.value, frame.start(frame.goal.metric))
-    return Certainty(winner, pairs, False, against, rivals, {}, tied)
+    found = [(trial, _unpaired_difference(frame, winner.record.value, trial.record.value)) for trial in ranked[1:]]
+    runners_up = tuple((trial, difference) for trial, difference in found if difference is not None)
+    pairs = runners_up[0][1].pairs if runners_up else 0
+    indistinguishable = (winner, *(trial for trial, difference in runners_up if not difference.is_clear))
+    against = _unpaired_difference(frame, winner.record.value, frame.initial_value(frame.objective.metric))
+    return Significance(winner, pairs, False, against, runners_up, {}, indistinguishable)
 
 
-def _apart(frame: SweepFrame, a: float | None, b: float | None) -> Difference | None:
-    if a is None or b is None or not is_share(frame.goal.metric):
+def _unpaired_difference(frame: SweepFrame, a: float | None, b: float | None) -> Difference | None:
+    if a is None or b is None or not is_share(frame.objective.metric):
         return None
-    of_answers = base_name(frame.goal.metric) == "exact_answers"
+    of_answers = base_name(frame.objective.metric) == "exact_answers"
     count = frame.spec.base.evaluation.prompts if of_answers else 0 if frame.data is None else frame.data.eval_rows
     if count < 1:
         return None

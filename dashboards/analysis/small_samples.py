@@ -1,4 +1,4 @@
-"""Intervals that stay honest with few held-out pairs: what a mean, a share or a rank correlation over them can show."""
+"""Confidence intervals for few held-out pairs: of a mean, a share or a rank correlation."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ _MOST_ADVISED = 200_000
 """Pairs. More than anybody holds out: a difference that needs them is as good as none."""
 
 
-def widened(mean: float, low: float, high: float, gaps: Column) -> tuple[float, float]:
+def widened(mean: float, low: float, high: float, differences: Column) -> tuple[float, float]:
     """Return a bootstrap interval of a mean corrected for few observations.
 
     Args:
-        mean: mean of `gaps`.
+        mean: mean of `differences`.
         low: lower end of the percentile bootstrap's 95 % interval.
         high: upper end.
-        gaps: [N] what was averaged, one value a pair.
+        differences: [N] what was averaged, one value a pair.
 
     Returns:
         The ends, widened by Student's t and the N - 1 of the variance. Where fewer than FEWEST_PAIRS values differ from
         0 the interval reaches 0: no sign-flip test of so few can reject at 5 %.
     """
-    count = len(gaps)
+    count = len(differences)
     if count > 1:
         factor = math.sqrt(count / (count - 1)) * _student(count - 1) / Z
         low, high = mean - factor * (mean - low), mean + factor * (high - mean)
-    return _reaching_zero(low, high, int(np.sum(np.abs(gaps) > NOTHING)))
+    return _reaching_zero(low, high, int(np.sum(np.abs(differences) > NOTHING)))
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:

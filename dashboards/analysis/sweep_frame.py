@@ -1,6 +1,6 @@
-"""A whole sweep as one value: what reports, diagnoses and comparisons are pure functions of.
+"""`SweepFrame`: a sweep as one value, made from the study's records and metrics.
 
-What every way of looking shares: a sweep as one tidy value, made from the study's records and points.
+Reports, diagnoses and comparisons are pure functions of the frame.
 """
 
 from __future__ import annotations
@@ -11,49 +11,49 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from dashboards.analysis.held_out_pairs import HeldOut
-from orchestrator.judge.judgements import Verdict
-from orchestrator.spec.objectives import Goal
+from dashboards.analysis.held_out_pairs import HeldOutPairs
+from orchestrator.judge.judgements import Judgement
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.trial_records import Event, TrialRecord, TrialState, front, ranking
+from orchestrator.study.trial_records import Event, TrialRecord, TrialState, pareto_front, rank_trials
 from trainer.config.trial import TrialConfig
 from trainer.data.data_report import DataReport
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 
 @dataclass(slots=True)
-class TrialView:
-    """One trial as it is shown: its record, and the courses of a few metrics."""
+class TrialCurves:
+    """One trial as it is shown: its record, and the metric curves of a few metrics."""
 
     record: TrialRecord
-    courses: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])
+    curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict[str, list[tuple[int, float]]])
 
-    def add(self, points: Iterable[Point]) -> None:
+    def add(self, metrics: Iterable[StepMetrics]) -> None:
         """Append points; a step seen before changes nothing."""
-        for point in points:
-            for name, value in point.metrics.items():
-                course = self.courses.setdefault(name, [])
-                if not course or point.step > course[-1][0]:
-                    course.append((point.step, value))
+        for step_metrics in metrics:
+            for name, value in step_metrics.metrics.items():
+                curve = self.curves.setdefault(name, [])
+                if not curve or step_metrics.step > curve[-1][0]:
+                    curve.append((step_metrics.step, value))
 
     def values(self, name: str) -> list[float]:
         """A metric's values in order of steps."""
-        return [value for _, value in self.courses.get(name, ())]
+        return [value for _, value in self.curves.get(name, ())]
 
     def last(self, name: str) -> float | None:
         """A metric's newest value."""
-        course = self.courses.get(name)
-        return course[-1][1] if course else self.record.metrics.get(name)
+        curve = self.curves.get(name)
+        return curve[-1][1] if curve else self.record.metrics.get(name)
 
     @property
     def step(self) -> int:
         """The newest update seen."""
-        newest = max((course[-1][0] for course in self.courses.values() if course), default=0)
+        newest = max((curve[-1][0] for curve in self.curves.values() if curve), default=0)
         return max(newest, self.record.step)
 
 
-def endings(records: Iterable[TrialRecord]) -> dict[str, int]:
+def state_counts(records: Iterable[TrialRecord]) -> dict[str, int]:
     """How many trials stand how, in words, only those that occur; diverged ones are told from pruned ones."""
     out = dict.fromkeys([*(s.lower() for s in TrialState), "diverged"], 0)
     for record in records:
@@ -61,7 +61,7 @@ def endings(records: Iterable[TrialRecord]) -> dict[str, int]:
     return {word: count for word, count in out.items() if count}
 
 
-def told(found: Mapping[str, int]) -> str:
+def format_counts(found: Mapping[str, int]) -> str:
     """`9 complete, 1 pruned`."""
     return ", ".join(f"{count} {word}" for word, count in found.items())
 
@@ -81,7 +81,7 @@ def short_names(paths: Sequence[str]) -> dict[str, str]:
     return out
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A hyperparameter or metric in few characters: 6e-07, 0.7312, sigmoid."""
     if value is None:
         return "–"
@@ -97,20 +97,20 @@ def show(value: Any) -> str:
     return f"{value:.4g}"
 
 
-def brief(value: float | None) -> str:
+def format_brief(value: float | None) -> str:
     """A measured value in three digits."""
-    return "–" if value is None else show(float(f"{value:.3g}"))
+    return "–" if value is None else format_value(float(f"{value:.3g}"))
 
 
-def signed(value: float) -> str:
+def format_signed(value: float) -> str:
     """A change, with its sign and two digits."""
-    return ("+" if value > 0 else "") + show(float(f"{value:.2g}"))
+    return ("+" if value > 0 else "") + format_value(float(f"{value:.2g}"))
 
 
-def show_params(params: Mapping[str, Any], paths: Sequence[str]) -> str:
-    """`beta=2 gamma=0.5 learning_rate=6e-7`, only the leaves that this trial has."""
+def format_params(params: Mapping[str, Any], paths: Sequence[str]) -> str:
+    """`beta=2 gamma=0.5 learning_rate=6e-7`, only the settings that this trial has."""
     short = short_names(paths)
-    return " ".join(f"{short[p]}={show(params[p])}" for p in paths if p in params)
+    return " ".join(f"{short[p]}={format_value(params[p])}" for p in paths if p in params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,49 +125,49 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TrialCase:
-    """One trial with all that it left: its courses, its configuration, its held-out pairs, its samples."""
+class TrialFrame:
+    """One trial with all that it left: its metric curves, its configuration, its held-out pairs, its samples."""
 
-    view: TrialView
+    curves: TrialCurves
     config: TrialConfig
     label: str
     sweep: str
     steps: int | None = None
     """Updates of the whole trial; None where the data is not known."""
     samples: tuple[Sample, ...] = ()
-    pairs: HeldOut | None = None
+    pairs: HeldOutPairs | None = None
     failure: str = ""
     """The end of the traceback of a trial that failed."""
-    judged: tuple[Verdict, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
     """What judges said of its answers."""
 
     @property
     def record(self) -> TrialRecord:
         """What the study knows of it."""
-        return self.view.record
+        return self.curves.record
 
     @property
     def number(self) -> int:
         """Unique in its frame."""
-        return self.view.record.number
+        return self.curves.record.number
 
     def first(self, metric: str) -> float | None:
-        """The metric at step 0: the start model's; None where it was not measured there."""
-        course = self.view.courses.get(metric)
-        return course[0][1] if course and course[0][0] == 0 else None
+        """The metric at step 0: the initial model's; None where it was not measured there."""
+        curve = self.curves.curves.get(metric)
+        return curve[0][1] if curve and curve[0][0] == 0 else None
 
     def last(self, metric: str) -> float | None:
         """The metric's newest finite value."""
-        value = self.view.last(metric)
+        value = self.curves.last(metric)
         return value if value is not None and math.isfinite(value) else None
 
     def change(self, metric: str) -> float | None:
-        """The newest value minus the start model's."""
+        """The newest value minus the initial model's."""
         before, after = self.first(metric), self.last(metric)
         return None if before is None or after is None else after - before
 
     @property
-    def end_word(self) -> str:
+    def state_label(self) -> str:
         """How it stands, in one word; a diverged trial is told from one that was pruned."""
         return "DIVERGED" if self.record.diverged else str(self.record.state)
 
@@ -175,8 +175,8 @@ class TrialCase:
     def tokens(self) -> float | None:
         """Tokens computed in training, from the tokens per pair of each logged update; None where none was logged."""
         per_second, pairs = (
-            self.view.courses.get("tokens_per_second", []),
-            self.view.courses.get("pairs_per_second", []),
+            self.curves.curves.get("tokens_per_second", []),
+            self.curves.curves.get("pairs_per_second", []),
         )
         rates = {step: value for step, value in pairs if value > 0 and math.isfinite(value)}
         per_pair = [(step, tokens / rates[step]) for step, tokens in per_second if step in rates]
@@ -195,11 +195,11 @@ class SweepFrame:
 
     name: str
     description: str
-    goal: Goal
+    objective: Objective
     paths: tuple[str, ...]
-    """Searched leaves, in the file's order."""
+    """Searched settings, in the file's order."""
     space: SearchSpace
-    trials: tuple[TrialCase, ...]
+    trials: tuple[TrialFrame, ...]
     spec: SweepSpec
     state: str
     """preparing, running, interrupted or finished."""
@@ -217,49 +217,56 @@ class SweepFrame:
     """What could not be read, in words."""
     sweeps: tuple[str, ...] = ()
     """The sweeps put side by side; empty for one alone."""
-    also: tuple[Goal, ...] = ()
-    """Further goals, where there are several."""
-    short: Mapping[str, str] = field(default_factory=dict[str, str])
+    further_objectives: tuple[Objective, ...] = ()
+    """Further objectives, where there are several."""
+    short_names: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @cached_property
-    def ranked(self) -> list[TrialCase]:
+    def ranked(self) -> list[TrialFrame]:
         """Complete trials, best first."""
-        by_number = {case.number: case for case in self.trials}
-        return [by_number[r.number] for r in ranking([c.record for c in self.trials], self.goal, *self.also)]
+        by_number = {trial.number: trial for trial in self.trials}
+        return [
+            by_number[r.number]
+            for r in rank_trials([c.record for c in self.trials], self.objective, *self.further_objectives)
+        ]
 
     @cached_property
-    def whole(self) -> list[TrialCase]:
-        """Complete trials that began from the start model, best first: those whose result is that of their params."""
-        return [case for case in self.ranked if case.record.fork is None]
+    def comparable_trials(self) -> list[TrialFrame]:
+        """Complete trials that began from the initial model, best first: those whose result is that of their params."""
+        return [trial for trial in self.ranked if trial.record.fork is None]
 
     @cached_property
-    def front(self) -> list[TrialCase]:
-        """With several goals, the Pareto front; empty with one."""
-        by_number = {case.number: case for case in self.trials}
-        goals = (self.goal, *self.also)
-        return [by_number[r.number] for r in front([c.record for c in self.trials], goals)] if self.also else []
+    def pareto_front(self) -> list[TrialFrame]:
+        """With several objectives, the Pareto front; empty with one."""
+        by_number = {trial.number: trial for trial in self.trials}
+        objectives = (self.objective, *self.further_objectives)
+        return (
+            [by_number[r.number] for r in pareto_front([c.record for c in self.trials], objectives)]
+            if self.further_objectives
+            else []
+        )
 
     @property
     def sign(self) -> float:
-        """1 where more of the goal is better, -1 where less is."""
-        return 1.0 if self.goal.direction == "maximize" else -1.0
+        """1 where more of the objective is better, -1 where less is."""
+        return 1.0 if self.objective.direction == "maximize" else -1.0
 
-    def start(self, metric: str) -> float | None:
-        """The start model's value of a metric: what the first trial that measured it saw at step 0."""
-        found = (case.first(metric) for case in self.trials)
+    def initial_value(self, metric: str) -> float | None:
+        """The initial model's value of a metric: what the first trial that measured it saw at step 0."""
+        found = (trial.first(metric) for trial in self.trials)
         return next((value for value in found if value is not None and math.isfinite(value)), None)
 
-    def value(self, case: TrialCase) -> float | None:
-        """The goal's value of a trial, or its newest where it did not complete; None where that is not finite."""
-        value = case.record.value if case.record.value is not None else case.last(self.goal.metric)
+    def value(self, trial: TrialFrame) -> float | None:
+        """The objective's value of a trial, or its newest where it did not complete; None where that is not finite."""
+        value = trial.record.value if trial.record.value is not None else trial.last(self.objective.metric)
         return value if value is not None and math.isfinite(value) else None
 
-    def in_state(self, *states: TrialState) -> list[TrialCase]:
+    def in_state(self, *states: TrialState) -> list[TrialFrame]:
         """The trials in these states."""
-        return [case for case in self.trials if case.record.state in states]
+        return [trial for trial in self.trials if trial.record.state in states]
 
-    def words(self, case: TrialCase, paths: Sequence[str] | None = None) -> str:
-        """`beta 2, gamma 0.5`: the searched leaves of a trial, and what a person gave it beyond them."""
-        given: Mapping[str, Any] = case.record.params
-        asked = list(dict.fromkeys([*self.paths, *given])) if paths is None else paths
-        return ", ".join(f"{self.short.get(p, p)} {show(given[p])}" for p in asked if p in given)
+    def describe_params(self, trial: TrialFrame, paths: Sequence[str] | None = None) -> str:
+        """`beta 2, gamma 0.5`: the searched settings of a trial, and what a person gave it beyond them."""
+        given: Mapping[str, Any] = trial.record.params
+        shown_paths = list(dict.fromkeys([*self.paths, *given])) if paths is None else paths
+        return ", ".join(f"{self.short_names.get(p, p)} {format_value(given[p])}" for p in shown_paths if p in given)

@@ -1,1 +1,1 @@
-"""What is wrong or noteworthy about a sweep, in words with numbers and the next step. Pure functions of its frame."""
+"""Findings about a sweep with numbers and the next step; pure functions of its frame."""

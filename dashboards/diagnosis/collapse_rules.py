@@ -1,6 +1,6 @@
-"""Whether the winner is healthy or hollow: signs of collapse that no ranking shows (OBJECTIVES: pitfalls 12 and 13).
+"""Rules for signs of collapse that no ranking shows.
 
-What the winner says and prefers: right answers lost, text that repeats or grows, a taste for length.
+Chosen log-probs that fall, right answers that are lost, text that repeats or grows, length bias.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import numpy as np
 
 from dashboards.analysis.held_out_pairs import spearman
 from dashboards.analysis.small_samples import FEWEST_PAIRS, is_clear_correlation, share_difference
-from dashboards.analysis.sweep_frame import SweepFrame, TrialCase, show
-from dashboards.diagnosis.findings import Finding, Level
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_value
+from dashboards.diagnosis.findings import Finding, FindingLevel
 from trainer.config.loss_config import SimpoLoss
 from trainer.metrics import EVAL
 
@@ -25,26 +25,27 @@ FAR_BELOW = 0.5
 """Of gamma: a mean reward margin under this share of its target is far below it."""
 CHOSEN_DROP = 0.1
 """Nats per token: a chosen response of 100 tokens is then e^10 times less likely than before."""
-UNLIKELY = -10.0
+UNLIKELY_LOGP = -10.0
 
 
-def margin_below_gamma(winner: TrialCase) -> Iterator[Finding]:
+def margin_below_gamma(winner: TrialFrame) -> Iterator[Finding]:
     """SimPO asks for beta x (gap of log-probs per token) > gamma; how far is the winner from that?"""
     loss, margin = winner.config.loss, winner.last(REWARD_MARGIN)
     if not isinstance(loss, SimpoLoss) or margin is None or loss.margin <= 0 or margin >= FAR_BELOW * loss.margin:
         return
     reached = ""
     if winner.pairs is not None:
-        share = float(np.mean(loss.beta * winner.pairs.gaps > loss.margin))
+        share = float(np.mean(loss.beta * winner.pairs.margins > loss.margin))
         reached = f" {share:.0%} of the {len(winner.pairs):,} held-out pairs reach the target."
     begun = winner.first(REWARD_MARGIN)
-    since = "" if begun is None else f", from {show(begun)} at the start"
+    since = "" if begun is None else f", from {format_value(begun)} at the start"
     yield Finding(
         "margin_below_gamma",
-        Level.NOTE,
+        FindingLevel.NOTE,
         "The winner's margin is far below its target gamma",
-        f"Trial {winner.label}: mean reward margin {show(margin)}{since}, against gamma {show(loss.margin)}; per token "
-        f"that is a gap of {show(margin / loss.beta)} where gamma / beta = {show(loss.ratio)} is asked for.{reached}",
+        f"Trial {winner.label}: mean reward margin {format_value(margin)}{since}, against gamma "
+        f"{format_value(loss.margin)}; per token that is a gap of {format_value(margin / loss.beta)} where "
+        f"gamma / beta = {format_value(loss.ratio)} is asked for.{reached}",
         "Most pairs still pull with full force, so gamma acts as a constant push: try a smaller gamma, or train longer "
         "or with a higher learning rate if the chosen log-probs hold.",
         (winner.label,),
@@ -52,57 +53,57 @@ def margin_below_gamma(winner: TrialCase) -> Iterator[Finding]:
     )
 
 
-def chosen_falling(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
+def chosen_logps_falling(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     """Margins that rise while the chosen responses become less likely: the known way in which SimPO collapses."""
-    falling = [case for case in frame.ranked if _falls(case)]
+    falling = [trial for trial in frame.ranked if _falls(trial)]
     if not falling:
         return
     hollow = winner in falling
-    case = winner if hollow else falling[0]
-    margin, drop, start = case.change(MARGIN), case.change(CHOSEN), case.first(CHOSEN)
+    trial = winner if hollow else falling[0]
+    margin, drop, start = trial.change(MARGIN), trial.change(CHOSEN), trial.first(CHOSEN)
     assert margin is not None
     assert drop is not None
     assert start is not None
-    beta = case.config.loss.beta if isinstance(case.config.loss, SimpoLoss) else None
+    beta = trial.config.loss.beta if isinstance(trial.config.loss, SimpoLoss) else None
     steps = ["lower the learning rate"]
     if beta is not None:
         better = "; the authors often found 10 better" if beta < 10 else ""
-        steps += [f"raise beta (now {show(beta)}{better})", "or add loss.sft_weight: 0.1"]
+        steps += [f"raise beta (now {format_value(beta)}{better})", "or add loss.sft_weight: 0.1"]
     else:
         steps.append("or raise loss.nll_scale")
     yield Finding(
         "chosen_falling",
-        (Level.SERIOUS if -drop > margin else Level.WARNING) if hollow else Level.NOTE,
+        (FindingLevel.SERIOUS if -drop > margin else FindingLevel.WARNING) if hollow else FindingLevel.NOTE,
         "Margins rise while the chosen responses become less likely"
         + ("" if hollow else " (in trials that did not win)"),
-        f"Trial {case.label}: the margin rose by {show(margin)} per token while the chosen log-prob fell from "
-        f"{show(start)} to {show(start + drop)} per token ({show(drop)}); so in {len(falling)} of "
-        f"{len(frame.ranked)} complete trials.",
+        f"Trial {trial.label}: the margin rose by {format_value(margin)} per token while the chosen log-prob fell from "
+        f"{format_value(start)} to {format_value(start + drop)} per token ({format_value(drop)}); so in {len(falling)} "
+        f"of {len(frame.ranked)} complete trials.",
         f"The model learns what not to say. {', '.join(steps).capitalize()}; and read the samples before shipping.",
         tuple(c.label for c in falling),
         "training.learning_rate",
     )
 
 
-def _falls(case: TrialCase) -> bool:
-    margin, drop = case.change(MARGIN), case.change(CHOSEN)
+def _falls(trial: TrialFrame) -> bool:
+    margin, drop = trial.change(MARGIN), trial.change(CHOSEN)
     return margin is not None and drop is not None and margin > 0 and drop < -CHOSEN_DROP
 
 
-def unlikely_text(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
+def unlikely_text(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     """Log-probs under -10 per token: worse than guessing among 22,000 tokens."""
-    low = [c for c in frame.ranked if (c.last(CHOSEN) or 0.0) < UNLIKELY]
+    low = [c for c in frame.ranked if (c.last(CHOSEN) or 0.0) < UNLIKELY_LOGP]
     if not low:
         return
     worst = winner if winner in low else low[0]
     start = worst.first(CHOSEN)
-    was_so = start is not None and start < UNLIKELY
+    was_so = start is not None and start < UNLIKELY_LOGP
     yield Finding(
         "unlikely_text",
-        Level.SERIOUS if winner in low else Level.NOTE,
+        FindingLevel.SERIOUS if winner in low else FindingLevel.NOTE,
         "Chosen responses have log-probs under -10 per token",
-        f"Trial {worst.label}: {show(worst.last(CHOSEN))} per token"
-        + ("" if start is None else f", {show(start)} at the start")
+        f"Trial {worst.label}: {format_value(worst.last(CHOSEN))} per token"
+        + ("" if start is None else f", {format_value(start)} at the start")
         + f"; so in {len(low)} of {len(frame.ranked)} complete trials.",
         "The start model itself does not know this kind of text: check the chat template and the tokenizer, or train "
         "it with SFT first."
@@ -120,10 +121,10 @@ def impossible_logps(frame: SweepFrame) -> Iterator[Finding]:
     first = wrong[0]
     yield Finding(
         "impossible_logps",
-        Level.SERIOUS,
+        FindingLevel.SERIOUS,
         "Log-probs above 0, which cannot be",
-        f"Trial {first.label}: chosen {show(first.last(CHOSEN))}, rejected {show(first.last(REJECTED))} per token; so "
-        f"in {len(wrong)} of {len(frame.trials)} trials.",
+        f"Trial {first.label}: chosen {format_value(first.last(CHOSEN))}, rejected "
+        f"{format_value(first.last(REJECTED))} per token; so in {len(wrong)} of {len(frame.trials)} trials.",
         "This is a defect of the program, not of the training: believe no number of these trials, and report it.",
         tuple(c.label for c in wrong),
     )
@@ -139,24 +140,24 @@ BIAS = 0.3
 EXACT_DROP = 0.05
 
 
-def answers_lost(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
+def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     """Exact answers that go while the ranking metric improves."""
-    drop, gain, start = winner.change(EXACT), winner.change(frame.goal.metric), winner.first(EXACT)
+    drop, gain, start = winner.change(EXACT), winner.change(frame.objective.metric), winner.first(EXACT)
     prompts = winner.config.evaluation.prompts
     if drop is None or start is None or gain is None or drop > -EXACT_DROP or frame.sign * gain <= 0 or prompts == 0:
         return
     low, high = share_difference(start + drop, start, prompts)
-    changes = [change for case in frame.ranked if (change := case.change(EXACT)) is not None]
+    changes = [change for trial in frame.ranked if (change := trial.change(EXACT)) is not None]
     fewer = sum(change < 0 for change in changes)
     everywhere = prompts >= FEWEST_PAIRS and len(changes) >= 5 and fewer >= 0.8 * len(changes)
-    sure = high < 0 or everywhere
+    significance = high < 0 or everywhere
     yield Finding(
         "answers_lost",
-        Level.SERIOUS if sure else Level.WARNING,
+        FindingLevel.SERIOUS if significance else FindingLevel.WARNING,
         "Fewer right answers while the ranking metric improves",
         f"Trial {winner.label}: right answers went from {start:.1%} to {start + drop:.1%} of {prompts} prompts (95 % "
-        f"interval of that difference {low:+.1%} to {high:+.1%}) while {frame.goal.metric} improved by "
-        f"{show(abs(gain))}; they fell in {fewer} of {len(changes)} complete trials.",
+        f"interval of that difference {low:+.1%} to {high:+.1%}) while {frame.objective.metric} improved by "
+        f"{format_value(abs(gain))}; they fell in {fewer} of {len(changes)} complete trials.",
         "The metric is being won at the cost of the task. Lower the learning rate, add loss.sft_weight or "
         "loss.nll_scale, rank by eval_exact_answers, and set evaluation.prompts higher to be sure of it.",
         (winner.label,),
@@ -164,34 +165,34 @@ def answers_lost(frame: SweepFrame, winner: TrialCase) -> Iterator[Finding]:
     )
 
 
-def degenerate_text(winner: TrialCase) -> Iterator[Finding]:
+def degenerate_text(winner: TrialFrame) -> Iterator[Finding]:
     """Answers that repeat themselves or run on."""
-    told: list[str] = []
+    problems: list[str] = []
     repeated, before = winner.last(REPETITION), winner.first(REPETITION)
     if repeated is not None and before is not None and repeated - before > REPEATED:
-        told.append(f"repeated 4-grams went from {before:.0%} to {repeated:.0%}")
+        problems.append(f"repeated 4-grams went from {before:.0%} to {repeated:.0%}")
     length, was = winner.last(LENGTH), winner.first(LENGTH)
     if length is not None and was is not None and was > 0 and length > LONGER * was:
-        told.append(f"answers grew from {show(was)} to {show(length)} tokens")
-    if told:
+        problems.append(f"answers grew from {format_value(was)} to {format_value(length)} tokens")
+    if problems:
         prompts = winner.config.evaluation.prompts
         yield Finding(
             "degenerate_text",
-            Level.SERIOUS if prompts >= FEWEST_PAIRS else Level.WARNING,
+            FindingLevel.SERIOUS if prompts >= FEWEST_PAIRS else FindingLevel.WARNING,
             "The winner's answers have become longer or repeat themselves",
-            f"Trial {winner.label}: on {prompts} fixed prompts {' and '.join(told)}.",
+            f"Trial {winner.label}: on {prompts} fixed prompts {' and '.join(problems)}.",
             "Read its samples below; lower the learning rate or raise beta.",
             (winner.label,),
         )
 
 
-def length_bias(winner: TrialCase) -> Iterator[Finding]:
-    """Whether the winner prefers the longer response more than the start model did."""
+def length_bias(winner: TrialFrame) -> Iterator[Finding]:
+    """Whether the winner prefers the longer response more than the initial model did."""
     if winner.pairs is None:
         return
-    rho = spearman(winner.pairs.gaps, winner.pairs.length_differences)
-    start = winner.pairs.at_start()
-    before = None if start is None else spearman(start.gaps, start.length_differences)
+    rho = spearman(winner.pairs.margins, winner.pairs.length_differences)
+    start = winner.pairs.initial()
+    before = None if start is None else spearman(start.margins, start.length_differences)
     if rho is None or abs(rho) < BIAS or not is_clear_correlation(rho, len(winner.pairs)):
         return
     if before is not None and abs(rho) < abs(before) + 0.1:
@@ -199,7 +200,7 @@ def length_bias(winner: TrialCase) -> Iterator[Finding]:
     since = "" if before is None else f", {before:+.2f} before training"
     yield Finding(
         "length_bias",
-        Level.NOTE,
+        FindingLevel.NOTE,
         f"The winner prefers {'longer' if rho > 0 else 'shorter'} responses",
         f"Trial {winner.label}: rank correlation of margin with length difference {rho:+.2f} over {len(winner.pairs)} "
         f"held-out pairs{since}.",

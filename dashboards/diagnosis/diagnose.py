@@ -1,82 +1,82 @@
-"""All rules over one sweep.
-
-A sweep's frame with what is concluded from it, computed once for every panel.
-"""
+"""`diagnose`: all rules over one sweep; `SweepAnalysis`: the frame with all conclusions, computed once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dashboards.analysis.significance import Certainty, certainty
+from dashboards.analysis.significance import Significance, analyze_significance
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.collapse_rules import (
-    answers_lost,
-    chosen_falling,
+    chosen_logps_falling,
     degenerate_text,
+    exact_answers_lost,
     impossible_logps,
     length_bias,
     margin_below_gamma,
     unlikely_text,
 )
-from dashboards.diagnosis.findings import Finding, by_weight
+from dashboards.diagnosis.findings import Finding, by_level
 from dashboards.diagnosis.search_rules import (
-    at_the_edge,
+    confounded,
     diverging_region,
     failures,
-    not_told_apart,
+    no_clear_effect,
+    optimum_at_boundary,
     too_few_pairs,
-    varied_together,
 )
 from dashboards.diagnosis.training_rules import (
-    coin_toss,
+    accuracy_at_chance,
     gain_not_clear,
     loss_plateau,
     overfitting,
     ties,
-    worse_than_start,
+    worse_than_initial,
 )
 from orchestrator.study.importance import importance
 
 
-def diagnose(frame: SweepFrame, sure: Certainty | None = None) -> list[Finding]:
-    """What there is to say about this sweep, the weightiest first. `sure`: its certainty, where known already."""
-    sure = sure or certainty(frame)
+def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[Finding]:
+    """Return the findings about a sweep, the most serious first.
+
+    `significance`: the sweep's significance analysis where computed already; otherwise computed here.
+    """
+    significance = significance or analyze_significance(frame)
     found = [*failures(frame), *diverging_region(frame), *impossible_logps(frame)]
-    if sure is not None:
-        winner = sure.winner
+    if significance is not None:
+        winner = significance.winner
         found += [
-            *worse_than_start(frame, sure),
-            *gain_not_clear(frame, sure),
-            *chosen_falling(frame, winner),
-            *answers_lost(frame, winner),
+            *worse_than_initial(frame, significance),
+            *gain_not_clear(frame, significance),
+            *chosen_logps_falling(frame, winner),
+            *exact_answers_lost(frame, winner),
             *unlikely_text(frame, winner),
             *degenerate_text(winner),
             *margin_below_gamma(winner),
-            *coin_toss(frame, winner),
+            *accuracy_at_chance(frame, winner),
             *ties(winner),
             *loss_plateau(winner),
             *overfitting(frame, winner),
-            *at_the_edge(frame),
-            *not_told_apart(frame),
-            *varied_together(frame),
-            *too_few_pairs(sure),
+            *optimum_at_boundary(frame),
+            *no_clear_effect(frame),
+            *confounded(frame),
+            *too_few_pairs(significance),
             *length_bias(winner),
         ]
-    return by_weight(found)
+    return by_level(found)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Insight:
-    """What panels draw from. `importances`: searched leaf -> share of the goal's variance, biggest first."""
+class SweepAnalysis:
+    """What panels draw from. `importances`: searched setting -> share of the objective's variance, biggest first."""
 
     frame: SweepFrame
-    sure: Certainty | None
+    significance: Significance | None
     findings: tuple[Finding, ...]
     importances: dict[str, float]
 
 
-def insight(frame: SweepFrame) -> Insight:
+def analyze(frame: SweepFrame) -> SweepAnalysis:
     """Everything that is concluded from one sweep."""
-    sure = certainty(frame)
-    found = importance(frame.space, [case.record for case in frame.trials], frame.goal)
-    return Insight(frame, sure, tuple(diagnose(frame, sure)), found)
+    significance = analyze_significance(frame)
+    found = importance(frame.space, [trial.record for trial in frame.trials], frame.objective)
+    return SweepAnalysis(frame, significance, tuple(diagnose(frame, significance)), found)

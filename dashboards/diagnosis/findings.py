@@ -1,4 +1,4 @@
-"""What a diagnosis says."""
+"""`Finding` and `FindingLevel`: one statement of a diagnosis and its severity."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Any
 
 
-class Level(StrEnum):
+class FindingLevel(StrEnum):
     """serious: do not ship on this; warning: act on it; note: good to know."""
 
     SERIOUS = "serious"
@@ -15,7 +15,7 @@ class Level(StrEnum):
     NOTE = "note"
 
 
-_ORDER = list(Level)
+_ORDER = list(FindingLevel)
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,26 +24,26 @@ class Finding:
 
     rule: str
     """Name of the rule, the same in every sweep: what programs go by."""
-    level: Level
+    level: FindingLevel
     title: str
     evidence: str
     next_step: str
     trials: tuple[str, ...] = ()
     """Labels of the trials it is about."""
     leaf: str = ""
-    """Dotted path of the leaf it is about."""
+    """Dotted path of the setting it is about."""
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         return asdict(self)
 
 
-def by_weight(findings: list[Finding]) -> list[Finding]:
+def by_level(findings: list[Finding]) -> list[Finding]:
     """The serious ones first, else in the order found."""
     return sorted(findings, key=lambda finding: _ORDER.index(finding.level))
 
 
-def rounded(count: int) -> str:
+def round_count(count: int) -> str:
     """Two digits are enough for an estimate."""
     if count < 100:
         return str(count)

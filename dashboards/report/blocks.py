@@ -1,4 +1,4 @@
-"""What a panel is made of: the few kinds of content that the page's template knows. Text is plain, never HTML."""
+"""Content blocks of a panel, as the page's template knows them. Text is plain, never HTML."""
 
 from __future__ import annotations
 
@@ -6,33 +6,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from dashboards.diagnosis.findings import Finding, Level
+from dashboards.diagnosis.findings import Finding, FindingLevel
 
 
 @dataclass(frozen=True, slots=True)
-class Fact:
+class KeyFigure:
     """A figure to see first: its name, its value, and what is to be known beside it."""
 
     name: str
     value: str
-    beside: str = ""
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
+class KeyFigures:
     """Several figures in a row."""
 
-    facts: tuple[Fact, ...]
+    facts: tuple[KeyFigure, ...]
     kind: ClassVar[str] = "facts"
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
+class Paragraph:
     """A paragraph. `strong`: something to see; `level`: and how bad it is."""
 
     text: str
     strong: bool = False
-    level: Level | None = None
+    level: FindingLevel | None = None
     kind: ClassVar[str] = "words"
 
 
@@ -44,13 +44,13 @@ class Chart:
     title: str
     label: str
     height: int = 320
-    least_width: int = 0
+    min_width: int = 0
     """In pixels; a narrower screen scrolls inside the chart's frame, never the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Charts:
-    """Charts side by side, as many as fit. `legend`: colour and words."""
+    """Charts side by side, as many as fit. `legend`: color and words."""
 
     charts: tuple[Chart, ...]
     legend: tuple[tuple[str, str], ...] = ()
@@ -90,10 +90,10 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class ModelReply:
     """One model's answer to a prompt."""
 
-    who: str
+    model_label: str
     text: str
     right: bool | None
 
@@ -104,11 +104,11 @@ class Replies:
 
     prompt: str
     expected: str | None
-    replies: tuple[Reply, ...]
+    replies: tuple[ModelReply, ...]
     kind: ClassVar[str] = "replies"
 
 
-Block = Facts | Words | Charts | Table | Code | Findings | Replies
+Block = KeyFigures | Paragraph | Charts | Table | Code | Findings | Replies
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What all figures share: a palette safe for colour-blind eyes, plain text, few digits, and plotly's JSON."""
+"""Shared parts of all figures: a palette for color-blind readers, plain text, few digits, plotly's JSON."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from dashboards.analysis.sweep_frame import TrialCase
+from dashboards.analysis.sweep_frame import TrialFrame
 
 BLUE, VERMILION, GREEN, PINK, GOLD, GREY = "#0072b2", "#d55e00", "#008c66", "#b5548a", "#a07400", "#7d8590"
 """After Okabe and Ito, darkened where white paper needs it."""
@@ -25,25 +25,25 @@ ON_DARK = {
     PAPER: "#191d23",
 }
 """The same roles on a dark page; the page swaps them."""
-FAINT = "rgba(128,134,144,0.45)"
-RANKS = (BLUE, VERMILION, GREEN, PINK, GOLD)
+FAINT_COLOR = "rgba(128,134,144,0.45)"
+RANK_COLORS = (BLUE, VERMILION, GREEN, PINK, GOLD)
 """The best trials, in order."""
-ENDS = {
+STATE_MARKERS = {
     "COMPLETE": (GREEN, "circle"),
     "PRUNED": (GOLD, "triangle-down"),
     "DIVERGED": (PINK, "x"),
     "FAILED": (VERMILION, "square"),
     "RUNNING": (BLUE, "diamond"),
 }
-"""How a trial ended: colour and shape, so that neither is needed alone."""
-OTHER_END = (GREY, "circle-open")
-SCALE = ("#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
+"""How a trial ended: color and shape, so that neither is needed alone."""
+OTHER_MARKER = (GREY, "circle-open")
+COLOR_SCALE = ("#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
 """Viridis without its darkest and its brightest end: seen on white and on black."""
 _DIGITS = 4
 
 
 def figure(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
-    """Traces and a layout as plotly's JSON. Checked by plotly; fonts, grids and theme colours are the page's."""
+    """Traces and a layout as plotly's JSON. Checked by plotly; fonts, grids and theme colors are the page's."""
     made = go.Figure(data=list(traces), layout={"template": None, "showlegend": False, "margin": MARGIN, **layout})
     tree: dict[str, Any] = made.to_plotly_json()
     tree["layout"].pop("template", None)
@@ -74,42 +74,42 @@ def as_script(value: Any) -> str:
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
-def plain(text: object) -> str:
+def escape_text(text: object) -> str:
     """Text for a figure: plotly reads a few HTML tags in labels, and these words are not ours."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def end_of(case: TrialCase) -> tuple[str, str]:
-    """Colour and shape of how the trial stands."""
-    return ENDS.get(case.end_word, OTHER_END)
+def state_marker(trial: TrialFrame) -> tuple[str, str]:
+    """Color and shape of how the trial stands."""
+    return STATE_MARKERS.get(trial.state_label, OTHER_MARKER)
 
 
-def shade(share: float) -> tuple[int, int, int]:
-    """The colour of SCALE at 0 to 1."""
-    place = max(0.0, min(1.0, share)) * (len(SCALE) - 1)
-    low = min(int(place), len(SCALE) - 2)
-    a, b = (tuple(int(c[k : k + 2], 16) for k in (1, 3, 5)) for c in SCALE[low : low + 2])
-    rest = place - low
+def scale_color(share: float) -> tuple[int, int, int]:
+    """The color of COLOR_SCALE at 0 to 1."""
+    position = max(0.0, min(1.0, share)) * (len(COLOR_SCALE) - 1)
+    low = min(int(position), len(COLOR_SCALE) - 2)
+    a, b = (tuple(int(c[k : k + 2], 16) for k in (1, 3, 5)) for c in COLOR_SCALE[low : low + 2])
+    rest = position - low
     red, green, blue = (round(x + (y - x) * rest) for x, y in zip(a, b, strict=True))
     return red, green, blue
 
 
-def ink_on(rgb: tuple[int, int, int]) -> str:
-    """Black or white, whichever reads better on this colour (WCAG relative luminance)."""
+def text_color_on(rgb: tuple[int, int, int]) -> str:
+    """Black or white, whichever reads better on this color (WCAG relative luminance)."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#000000" if luminance > 0.179 else "#ffffff"
 
 
-def thin(course: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
+def downsample(curve: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
     """At most this many points, evenly by place, the first and the last kept."""
-    if len(course) <= most:
-        return list(course)
-    last = len(course) - 1
-    return [course[k] for k in sorted({round(i * last / (most - 1)) for i in range(most)})]
+    if len(curve) <= most:
+        return list(curve)
+    last = len(curve) - 1
+    return [curve[k] for k in sorted({round(i * last / (most - 1)) for i in range(most)})]
 
 
-def colour_scale(sign: float) -> list[list[float | str]]:
-    """SCALE for plotly, the bright end where the goal is better."""
-    stops = SCALE if sign > 0 else SCALE[::-1]
-    return [[k / (len(stops) - 1), colour] for k, colour in enumerate(stops)]
+def color_scale(sign: float) -> list[list[float | str]]:
+    """COLOR_SCALE for plotly, the bright end where the objective is better."""
+    stops = COLOR_SCALE if sign > 0 else COLOR_SCALE[::-1]
+    return [[k / (len(stops) - 1), color] for k, color in enumerate(stops)]

@@ -1,4 +1,4 @@
-"""Panels into one HTML file that needs nothing else: no network, no server. Every text is escaped by the template."""
+"""Panels to one self-contained HTML file: no network, no server. The template escapes every text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dashboards.diagnosis.diagnose import Insight
+from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Chart, Charts, Panel
 from dashboards.report.figures import ON_DARK, as_script
 from dashboards.report.panels import PANELS
@@ -23,24 +23,26 @@ from trainer.storage.atomic_files import write_text
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def panels_of(seen: Insight) -> list[Panel]:
+def draw_panels(analysis: SweepAnalysis) -> list[Panel]:
     """The panels that have something to show."""
-    return [panel for draw in PANELS if (panel := draw(seen)) is not None]
+    return [panel for draw in PANELS if (panel := draw(analysis)) is not None]
 
 
-def report_page(seen: Insight, panels: Sequence[Panel] | None = None) -> str:
+def report_page(analysis: SweepAnalysis, panels: Sequence[Panel] | None = None) -> str:
     """The report of one sweep. `panels`: its panels, where they are drawn already."""
-    frame = seen.frame
-    drawn = panels_of(seen) if panels is None else panels
-    return page(drawn, kind="sweep", title=frame.name, description=frame.description, state=frame.state, at=frame.at)
+    frame = analysis.frame
+    drawn_panels = draw_panels(analysis) if panels is None else panels
+    return render_page(
+        drawn_panels, kind="sweep", title=frame.name, description=frame.description, state=frame.state, at=frame.at
+    )
 
 
-def page(panels: Sequence[Panel], *, kind: str, title: str, description: str, state: str, at: float) -> str:
+def render_page(panels: Sequence[Panel], *, kind: str, title: str, description: str, state: str, at: float) -> str:
     """These panels under a title."""
     charts: list[Chart] = [
         chart for panel in panels for block in panel.blocks if isinstance(block, Charts) for chart in block.charts
     ]
-    places = {id(chart): place for place, chart in enumerate(charts)}
+    positions = {id(chart): position for position, chart in enumerate(charts)}
     script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
     code, packed = plotly_js() if charts else ("", "")
     environment = Environment(
@@ -53,17 +55,17 @@ def page(panels: Sequence[Panel], *, kind: str, title: str, description: str, st
         state=state,
         when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)),
         panels=panels,
-        place_of=lambda chart: places[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
+        place_of=lambda chart: positions[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         figures=Markup(as_script([chart.figure for chart in charts])),
         dark=Markup(as_script(ON_DARK)),
         plotly=Markup(packed),
-        policy=policy([script, code]),
+        policy=content_security_policy([script, code]),
     )
 
 
-def policy(scripts: Sequence[str]) -> str:
+def content_security_policy(scripts: Sequence[str]) -> str:
     """What the page may do: run exactly these scripts, and load nothing from anywhere."""
     digests = " ".join(f"'sha256-{_digest(script)}'" for script in scripts if script)
     return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
@@ -78,19 +80,19 @@ def plotly_js() -> tuple[str, str]:
     return code, base64.b64encode(gzip.compress(code.encode(), compresslevel=9, mtime=0)).decode()
 
 
-def write_report(seen: Insight, to: Path, panels: Sequence[Panel] | None = None) -> Path:
+def write_report(analysis: SweepAnalysis, to: Path, panels: Sequence[Panel] | None = None) -> Path:
     """The report in this file, whole or not at all; StorageRefused where the disk does not take it."""
-    return write_page(to, report_page(seen, panels))
+    return write_page(to, report_page(analysis, panels))
 
 
-def write_figures(seen: Insight, to: Path, panels: Sequence[Panel] | None = None) -> Path:
+def write_figures(analysis: SweepAnalysis, to: Path, panels: Sequence[Panel] | None = None) -> Path:
     """Each panel with charts as a page of its own in this folder, for places that show one file at a time."""
-    frame = seen.frame
+    frame = analysis.frame
     to.mkdir(parents=True, exist_ok=True)
-    for panel in panels_of(seen) if panels is None else panels:
+    for panel in draw_panels(analysis) if panels is None else panels:
         if any(isinstance(block, Charts) for block in panel.blocks):
             title = f"{frame.name}: {panel.title}"
-            text = page([panel], kind="sweep", title=title, description="", state=frame.state, at=frame.at)
+            text = render_page([panel], kind="sweep", title=title, description="", state=frame.state, at=frame.at)
             write_page(to / f"{panel.key}.html", text)
     return to
 
@@ -99,8 +101,8 @@ def write_page(to: Path, text: str) -> Path:
     """A page in this file; StorageRefused where the disk does not take it."""
     try:
         write_text(to, text)
-    except OSError as why:
-        raise StorageRefused(f"{to} cannot be written: {why}") from why
+    except OSError as error:
+        raise StorageRefused(f"{to} cannot be written: {error}") from error
     return to
 
 

@@ -1,4 +1,4 @@
-"""What the commands print on stdout for people; `--json` prints the same data for programs."""
+"""Output of the commands as tables on stdout; `--json` prints the same data."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.spec.estimates.disk_space import size
+from orchestrator.spec.estimates.disk_space import format_bytes
 
 if TYPE_CHECKING:
     from orchestrator.commands.doctor import Check
-    from orchestrator.spec.estimates.sweep_plan import Plan
+    from orchestrator.spec.estimates.sweep_plan import SweepPlan
 
-_REASON = 30
+_REASON_WIDTH = 30
 """Columns in which a reason can still be read."""
-_PIPED = 200
+_PIPED_WIDTH = 200
 """Columns of a table that goes into a file or another program."""
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: SweepPlan) -> None:
     """The plan as two columns, then what is written, then what to know."""
     console = _console()
-    table = _facts(f"plan of {plan.name}")
+    table = _key_figures(f"plan of {plan.name}")
     table.add_row("goal", plan.goal)
     for path, values in plan.searched.items():
         table.add_row(path, escape(values))
@@ -47,7 +47,9 @@ def print_plan(plan: Plan) -> None:
     table.add_row("tokens per trial, at most", f"{tokens:,}" if tokens is not None else unknown)
     if plan.tokens_at_most is not None:
         table.add_row("tokens of the sweep, at most", f"{plan.tokens_at_most:,}")
-    table.add_row("disk, at its fullest", unknown if plan.disk_bytes is None else f"about {size(plan.disk_bytes)}")
+    table.add_row(
+        "disk, at its fullest", unknown if plan.disk_bytes is None else f"about {format_bytes(plan.disk_bytes)}"
+    )
     table.add_row("identity", plan.identity[:12])
     console.print(table)
     _print_estimate(console, plan)
@@ -62,21 +64,21 @@ def print_plan(plan: Plan) -> None:
         console.print(corners)
     if len(plan.corners) > 32:
         console.print(f"and {len(plan.corners) - 32} more corners (--json has them all)")
-    writes = _facts("will be written")
-    for place in plan.writes:
-        writes.add_row(escape(place.path), place.what)
+    writes = _key_figures("will be written")
+    for written in plan.writes:
+        writes.add_row(escape(written.path), written.what)
     console.print(writes)
     for notice in plan.notices:
         console.print(f"note: {notice}", markup=False)
 
 
-def _print_estimate(console: Console, plan: Plan) -> None:
+def _print_estimate(console: Console, plan: SweepPlan) -> None:
     """Memory, time and cost, which are formulas and not measurements."""
     made = plan.estimate
     if made is None:
         console.print("no estimate: the model's size is unknown until it is downloaded")
         return
-    table = _facts("by formula, nothing measured")
+    table = _key_figures("by formula, nothing measured")
     table.add_row("parameters", f"{made.parameters:,}")
     parts = {f.name: getattr(made.memory, f.name) / 1e9 for f in fields(made.memory)}
     listed = ", ".join(f"{name} {size:.3g}" for name, size in parts.items() if size)
@@ -98,19 +100,19 @@ def _print_estimate(console: Console, plan: Plan) -> None:
     console.print(table)
 
 
-def _print_probe(console: Console, plan: Plan) -> None:
+def _print_probe(console: Console, plan: SweepPlan) -> None:
     """The measured update, each figure beside its formula's."""
     made = plan.probe
     if made is None:
         return
     found = made.measured
     several = f", {found.processes} processes" if found.processes > 1 else ""
-    table = _facts(f"measured here, on {found.device}{several}")
+    table = _key_figures(f"measured here, on {found.device}{several}")
     seconds = "" if made.formula_seconds is None else f"; by formula {made.formula_seconds:.3g} s"
     table.add_row("an update", f"{found.seconds:.3g} s for {found.pairs:,} pairs, {found.tokens:,} tokens{seconds}")
-    held = "" if made.formula_bytes is None else f"; by formula {made.formula_bytes / 1e9:.3g} GB"
-    held += "" if made.gpu else " on a GPU"
-    what = f"{found.peak_bytes / 1e9:.3g} GB with {found.tokens_per_micro_batch:,} tokens per micro-batch{held}"
+    by_formula = "" if made.formula_bytes is None else f"; by formula {made.formula_bytes / 1e9:.3g} GB"
+    by_formula += "" if made.gpu else " on a GPU"
+    what = f"{found.peak_bytes / 1e9:.3g} GB with {found.tokens_per_micro_batch:,} tokens per micro-batch{by_formula}"
     table.add_row("memory per GPU" if made.gpu else "memory beyond the program's", what)
     if (right := made.corrected) is not None:
         if made.gpu and right.gpu_memory is not None:
@@ -130,13 +132,13 @@ def _print_probe(console: Console, plan: Plan) -> None:
 def print_status(found: Mapping[str, Any]) -> None:
     """One line for the sweep, one row a trial."""
     console = _console()
-    goal = found.get("goal")
-    console.print(f"{found['name']}: {found['state']}, {_goal(goal)}", markup=False)
-    for said in (found.get("why"), *found.get("waiting", ()), _mirror(found.get("mirror"))):
-        if said:
-            console.print(said, markup=False)
+    objective = found.get("goal")
+    console.print(f"{found['name']}: {found['state']}, {_goal(objective)}", markup=False)
+    for text in (found.get("why"), *found.get("waiting", ()), _mirror(found.get("mirror"))):
+        if text:
+            console.print(text, markup=False)
     trials: Sequence[Mapping[str, Any]] = found.get("trials", ())
-    metric = goal.get("metric") if isinstance(goal, Mapping) else None
+    metric = objective.get("metric") if isinstance(objective, Mapping) else None
     paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
     table = Table(box=None, header_style="bold")
     for column in ("trial", "state", "step", *paths, *([str(metric)] if metric else []), "reason"):
@@ -144,24 +146,23 @@ def print_status(found: Mapping[str, Any]) -> None:
     for trial in trials:
         params, metrics = trial.get("params", {}), trial.get("metrics", {})
         table.add_row(
-            _starred(trial, found),
+            _trial_cell(trial, found),
             str(trial["state"]),
             f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
             *(_short(params[path]) if path in params else "-" for path in paths),
             *([_short(metrics.get(metric))] if metric else []),
-            escape("; ".join(said for said in (trial.get("reason"), trial.get("origin")) if said)),
+            escape("; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)),
         )
-    if not console.is_terminal or _needed(table, trials) <= console.width:
+    if not console.is_terminal or _needed_width(table, trials) <= console.width:
         console.print(table)
         return
     for trial in trials:  # in a narrow terminal a row a trial would cut values
         value = f"  {metric}={_short(trial.get('metrics', {}).get(metric))}" if metric else ""
-        head = (
-            f"trial {_starred(trial, found)} {trial['state']} {trial.get('step', 0)}/{trial.get('steps') or '?'}{value}"
-        )
+        progress = f"{trial.get('step', 0)}/{trial.get('steps') or '?'}"
+        head = f"trial {_trial_cell(trial, found)} {trial['state']} {progress}{value}"
         console.print(head, markup=False, style="bold")
-        said = "; ".join(said for said in (trial.get("reason"), trial.get("origin")) if said)
-        for line in (_params(trial.get("params", {})), said):
+        text = "; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)
+        for line in (_params(trial.get("params", {})), text):
             if line:
                 console.print(Padding(Text(line), (0, 0, 0, 2), expand=False))
 
@@ -173,17 +174,17 @@ def _mirror(found: Mapping[str, Any] | None) -> str:
     return f"mirror {found['url']}: told of {found['told']} times, last: {found['last']} (all: orchestrate history)"
 
 
-def _starred(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Its number; the best one's, or the front's, with a star."""
     number = trial["number"]
     return f"★ {number}" if number in found.get("front", ()) else str(number)
 
 
-def _needed(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
+def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
     """Columns that the table needs; reasons may be broken over lines."""
     unbounded = Console(width=1000, height=100)  # both: on a dumb terminal rich goes by 80 columns else
     reason = max((len(trial.get("reason") or "") for trial in trials), default=0)
-    return Measurement.get(unbounded, unbounded.options, table).maximum - max(0, reason - _REASON)
+    return Measurement.get(unbounded, unbounded.options, table).maximum - max(0, reason - _REASON_WIDTH)
 
 
 def print_history(found: Mapping[str, Any]) -> None:
@@ -199,16 +200,16 @@ def print_history(found: Mapping[str, Any]) -> None:
 
 
 def print_best(found: Mapping[str, Any]) -> None:
-    """The winner's leaves and metrics."""
-    table = _facts("best")
+    """The winner's settings and metrics."""
+    table = _key_figures("best")
     for key, value in found.items():
         if key == "front":
             for member in value:
-                told = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
-                table.add_row(escape(f"front trial {member['number']}"), escape(told))
+                texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
+                table.add_row(escape(f"front trial {member['number']}"), escape(texts))
         elif isinstance(value, Mapping):
-            for inner, leaf in sorted(value.items()):
-                table.add_row(escape(f"{key} {inner}"), escape(_short(leaf)))
+            for inner, path in sorted(value.items()):
+                table.add_row(escape(f"{key} {inner}"), escape(_short(path)))
         elif value not in (None, ""):
             table.add_row(key, escape(_short(value)))
     _console().print(table)
@@ -219,10 +220,10 @@ def print_checks(checks: Sequence[Check]) -> None:
     table = Table(box=None, header_style="bold")
     for column in ("", "what", "found", "fix"):
         table.add_column(column)
-    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    colors = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
         level = check.level.value
-        table.add_row(f"[{colours[level]}]{level}[/]", check.what, escape(check.found), escape(check.fix))
+        table.add_row(f"[{colors[level]}]{level}[/]", check.what, escape(check.found), escape(check.fix))
     _console().print(table)
 
 
@@ -230,17 +231,17 @@ def _params(params: Mapping[str, Any]) -> str:
     return " ".join(f"{path}={_short(value)}" for path, value in params.items())
 
 
-def _goal(goal: Any) -> str:
-    return f"{goal['direction']} {goal['metric']}" if isinstance(goal, Mapping) else str(goal)
+def _goal(objective: Any) -> str:
+    return f"{objective['direction']} {objective['metric']}" if isinstance(objective, Mapping) else str(objective)
 
 
 def _console() -> Console:
     # Piped output is for reading later: no line is broken to fit a terminal that is not there.
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPED)
+    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
-def _facts(title: str) -> Table:
+def _key_figures(title: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
     table.add_column(style="cyan", no_wrap=True)
     table.add_column(overflow="fold")

@@ -1,4 +1,4 @@
-"""Rows of preference data on a terminal: what is scored is told by colour, and by words where there is no colour."""
+"""Rows of preference data on a terminal: scored text is marked by color, and in words without color."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def print_data(made: Preview, rows: Sequence[PreviewRow]) -> None:
     for row in rows:
         _print_row(console, row, special)
     console.print("the whole:", style="bold")
-    for line in made.report.lines():
+    for line in made.report.summary_lines():
         _line(console, Text(f"  {_visible(line)}"))
 
 
@@ -48,14 +48,14 @@ def _print_row(console: Console, row: PreviewRow, special: re.Pattern[str] | Non
     console.print()
 
 
-def _marked(line: str, colour: str, special: re.Pattern[str] | None) -> Text:
-    """A line in its part's colour, special tokens reversed."""
+def _marked(line: str, color: str, special: re.Pattern[str] | None) -> Text:
+    """A line in its part's color, special tokens reversed."""
     out, at = Text(), 0
     for found in () if special is None else special.finditer(line):
-        out.append(_visible(line[at : found.start()]), style=colour)
-        out.append(_visible(found.group()), style=f"{colour} reverse")
+        out.append(_visible(line[at : found.start()]), style=color)
+        out.append(_visible(found.group()), style=f"{color} reverse")
         at = found.end()
-    return out.append(_visible(line[at:]), style=colour)
+    return out.append(_visible(line[at:]), style=color)
 
 
 def _special(tokens: Sequence[str]) -> re.Pattern[str] | None:

@@ -1,10 +1,7 @@
-"""A table that redraws itself in place, a few times a second at most.
+"""Progress on the terminal: a live table, or plain lines where output is piped; `SweepProgress`.
 
-One line per event, for logs and pipes.
-
-How far a sweep is, as its views know it: done, left, and the time left from the measured speed.
-
-A sweep on the terminal: a live table where there is one, plain lines where output is piped.
+The table redraws itself in place, a few times a second at most; plain lines are one per event. The time left follows
+from the measured speed.
 """
 
 from __future__ import annotations
@@ -17,80 +14,80 @@ from rich.live import Live
 from rich.segment import SegmentLines
 from rich.text import Text
 
-from dashboards.analysis.sweep_frame import TrialView, endings, show, show_params
-from dashboards.formatting import bar, duration
+from dashboards.analysis.sweep_frame import TrialCurves, format_params, format_value, state_counts
+from dashboards.formatting import format_duration, progress_bar
 from dashboards.terminal.trial_tables import ACCURACIES, MARGINS, trial_table
-from orchestrator.interfaces import StepsOf
-from orchestrator.spec.sweep_spec import Goal, SweepSpec
-from orchestrator.study.trial_records import TrialRecord, TrialState, ranking
-from trainer.results import Point
+from orchestrator.interfaces import UpdatesOf
+from orchestrator.spec.sweep_spec import Objective, SweepSpec
+from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
+from trainer.results import StepMetrics
 
 Clock = Callable[[], float]
-_COUNTED = ("running", "paused", "pruned", "diverged", "failed")
-_EARLIEST = 3.0
+_COUNTED_STATES = ("running", "paused", "pruned", "diverged", "failed")
+_MIN_ESTIMATE_SECONDS = 3.0
 """Seconds before a speed is worth telling."""
 
 
-class Standing:
+class SweepProgress:
     """What a view knows of the sweep so far."""
 
     def __init__(
         self,
         spec: SweepSpec,
         total: int | None,
-        steps: StepsOf | None,
+        steps: UpdatesOf | None,
         clock: Clock = time.monotonic,
         *,
         before: float = 0.0,
     ) -> None:
         """before: seconds that the sweep had run already."""
         self._before = before
-        self.spec, self.total, self.steps = spec, total, steps
-        self.trials: dict[int, TrialView] = {}
+        self.spec, self.total, self.updates_of = spec, total, steps
+        self.trials: dict[int, TrialCurves] = {}
         self._clock, self._began = clock, clock()
         self._first_at: float | None = None
         self._done_before = 0.0
 
-    def changed(self, record: TrialRecord) -> bool:
+    def update(self, record: TrialRecord) -> bool:
         """Take the record; whether the trial was known to be under way."""
-        view = self.trials.get(record.number)
-        under_way = view is not None and not view.record.state.finished
-        if view is None:
-            view = self.trials[record.number] = TrialView(record)
-            self._done_before += self._share_of(view)  # an earlier driver's work says nothing of this one's speed
+        curves = self.trials.get(record.number)
+        under_way = curves is not None and not curves.record.state.finished
+        if curves is None:
+            curves = self.trials[record.number] = TrialCurves(record)
+            self._done_before += self._share_of(curves)  # an earlier driver's work says nothing of this one's speed
             self._first_at = self._clock() if self._first_at is None else self._first_at
         else:
-            view.record = record
+            curves.record = record
         return under_way
 
     def headline(self) -> str:
         """Done, left, and the time left from the measured speed."""
-        ends = endings(v.record for v in self.trials.values())
+        ends = state_counts(v.record for v in self.trials.values())
         done = sum(v.record.state.finished for v in self.trials.values())
         total = max(self.total or 0, len(self.trials))  # those by hand come on top
         share = self._done() / max(1, total)
-        words = [f"{bar(share, 20)} {done}/{total} trials"]
-        words += [f"{ends[word]} {word}" for word in _COUNTED if word in ends]
+        text = [f"{progress_bar(share, 20)} {done}/{total} trials"]
+        text += [f"{ends[word]} {word}" for word in _COUNTED_STATES if word in ends]
         elapsed = self._before + self._clock() - self._began
-        words.append(f"{duration(elapsed)} so far")
+        text.append(f"{format_duration(elapsed)} so far")
         left = self._seconds_left(total)
         if left is not None and done < total:
-            words.append(f"about {duration(left)} left")
-        return " · ".join(words)
+            text.append(f"about {format_duration(left)} left")
+        return " · ".join(text)
 
-    def steps_of(self, view: TrialView) -> int | None:
+    def total_updates(self, curves: TrialCurves) -> int | None:
         """Updates of the whole trial, once known."""
-        return None if self.steps is None else self.steps(view.record.params)
+        return None if self.updates_of is None else self.updates_of(curves.record.params)
 
     def _done(self) -> float:
         """In trials: a running one counts with the share of its updates."""
-        return sum(self._share_of(view) for view in self.trials.values())
+        return sum(self._share_of(curves) for curves in self.trials.values())
 
-    def _share_of(self, view: TrialView) -> float:
-        if view.record.state.finished:
+    def _share_of(self, curves: TrialCurves) -> float:
+        if curves.record.state.finished:
             return 1.0
-        steps = self.steps_of(view)
-        return min(1.0, view.step / steps) if steps else 0.0
+        steps = self.total_updates(curves)
+        return min(1.0, curves.step / steps) if steps else 0.0
 
     def _seconds_left(self, total: int) -> float | None:
         done = self._done()
@@ -98,20 +95,20 @@ class Standing:
             done - self._done_before,
             self._clock() - (self._began if self._first_at is None else self._first_at),
         )
-        if fresh <= 0 or elapsed < _EARLIEST:
+        if fresh <= 0 or elapsed < _MIN_ESTIMATE_SECONDS:
             return None
         return (total - done) / (fresh / elapsed)
 
 
 REFRESH_SECONDS = 0.25
 _ROWS_KEPT_FREE = 8
-_TOLD = (TrialState.PAUSED, TrialState.PRUNED, TrialState.FAILED)
+_LOGGED_STATES = (TrialState.PAUSED, TrialState.PRUNED, TrialState.FAILED)
 
 
-class LiveView:
-    """The table of trials; verdicts are printed above it, so that none scrolls away unseen.
+class LiveTableView:
+    """The table of trials; judgements are printed above it, so that none scrolls away unseen.
 
-    What changes between two drawings is drawn with the next one: by what comes next, or by `tick`.
+    What changes between two drawings is drawn with the next one: by what comes next, or by `refresh`.
     """
 
     def __init__(
@@ -120,45 +117,45 @@ class LiveView:
         console: Console,
         *,
         total: int | None = None,
-        steps: StepsOf | None = None,
+        steps: UpdatesOf | None = None,
         before: float = 0.0,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._seen = Standing(spec, total, steps, clock, before=before)
+        self._progress = SweepProgress(spec, total, steps, clock, before=before)
         self._console, self._clock = console, clock
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._drawn_at: float | None = None
         self._stage = ""
         self._live.start()
 
-    def stage(self, text: str) -> None:
+    def set_stage(self, text: str) -> None:
         """What the sweep is busy with before its trials; drawn at once, as it may take a while."""
         self._stage = text
         self._draw()
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line that stays."""
         self._console.print(Text(text))
 
-    def expect(self, steps: StepsOf) -> None:
+    def set_total_updates(self, updates_of: UpdatesOf) -> None:
         """The number of updates of a trial by its params, once known."""
-        self._seen.steps = steps
+        self._progress.updates_of = updates_of
 
-    def trial_changed(self, record: TrialRecord) -> None:
+    def update_trial(self, record: TrialRecord) -> None:
         """A trial began, ended or was issued again."""
-        fell_now = self._seen.changed(record)  # what an earlier driver decided is in the table
+        fell_now = self._progress.update(record)  # what an earlier driver decided is in the table
         self._stage = ""
-        if fell_now and record.state in _TOLD:
+        if fell_now and record.state in _LOGGED_STATES:
             word = "DIVERGED" if record.diverged else str(record.state)
-            self.say(f"trial {record.number} {word}: {record.reason}")
-        self.tick()
+            self.log(f"trial {record.number} {word}: {record.reason}")
+        self.refresh()
 
-    def points(self, number: int, points: Sequence[Point]) -> None:
+    def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
         """New metrics of a trial."""
-        self._seen.trials[number].add(points)
-        self.tick()
+        self._progress.trials[number].add(metrics)
+        self.refresh()
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         """Time passed: draw, unless that was done just now."""
         if self._drawn_at is None or self._clock() - self._drawn_at >= REFRESH_SECONDS:
             self._draw()
@@ -169,43 +166,43 @@ class LiveView:
 
     def _draw(self) -> None:
         self._drawn_at = self._clock()
-        # As lines: a verdict printed above has rich write the table again, and that must not lay it out again.
+        # As lines: a judgement printed above has rich write the table again, and that must not lay it out again.
         lines = self._console.render_lines(self._render(), pad=False)
         self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
 
     def _render(self) -> RenderableType:
-        seen, size = self._seen, self._console.size
-        head = Text(f"{seen.spec.name}  ", style="bold").append(seen.headline(), style="not bold")
+        progress, size = self._progress, self._console.size
+        head = Text(f"{progress.spec.name}  ", style="bold").append(progress.headline(), style="not bold")
         if self._stage:
             return Group(head, Text(self._stage, style="cyan"))
-        room = max(3, size.height - _ROWS_KEPT_FREE)
-        shown = most_telling(list(seen.trials.values()), room, seen.spec.goal)
+        max_rows = max(3, size.height - _ROWS_KEPT_FREE)
+        shown = most_relevant(list(progress.trials.values()), max_rows, progress.spec.goal)
         table = trial_table(
             shown,
-            seen.spec.search.paths,
-            seen.spec.goal,
-            steps=seen.steps,
+            progress.spec.search.paths,
+            progress.spec.goal,
+            steps=progress.updates_of,
             width=size.width,
-            most_reasons=room - len(shown),
+            most_reasons=max_rows - len(shown),
         )
-        hidden = len(seen.trials) - len(shown)
+        hidden = len(progress.trials) - len(shown)
         return Group(head, table, Text(f"… and {hidden} finished trials more", style="dim") if hidden else Text(""))
 
 
-def most_telling(views: list[TrialView], room: int, goal: Goal) -> list[TrialView]:
+def most_relevant(all_curves: list[TrialCurves], max_rows: int, objective: Objective) -> list[TrialCurves]:
     """What fits: running trials, the best one, then the newest finished; shown in order of number."""
-    if len(views) > room:
-        best = [record.number for record in ranking([v.record for v in views], goal)[:1]]
+    if len(all_curves) > max_rows:
+        best = [record.number for record in rank_trials([v.record for v in all_curves], objective)[:1]]
 
-        def urgency(view: TrialView) -> tuple[int, int]:
-            finished = view.record.state.finished
-            return (0 if view.record.number in best else 1 if not finished else 2, -view.record.number)
+        def urgency(curves: TrialCurves) -> tuple[int, int]:
+            finished = curves.record.state.finished
+            return (0 if curves.record.number in best else 1 if not finished else 2, -curves.record.number)
 
-        views = sorted(views, key=urgency)[:room]
-    return sorted(views, key=lambda v: v.record.number)
+        all_curves = sorted(all_curves, key=urgency)[:max_rows]
+    return sorted(all_curves, key=lambda v: v.record.number)
 
 
-class PlainView:
+class PlainLogView:
     """One line per event, for logs and pipes."""
 
     def __init__(
@@ -214,69 +211,69 @@ class PlainView:
         console: Console,
         *,
         total: int | None = None,
-        steps: StepsOf | None = None,
+        steps: UpdatesOf | None = None,
         before: float = 0.0,
     ) -> None:
-        self._seen = Standing(spec, total, steps, before=before)
+        self._progress = SweepProgress(spec, total, steps, before=before)
         self._console = console
 
-    def stage(self, text: str) -> None:
+    def set_stage(self, text: str) -> None:
         """What the sweep is busy with before its trials."""
-        self.say(text)
+        self.log(text)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         """A line."""
         self._console.print(Text(text), soft_wrap=True)
 
-    def expect(self, steps: StepsOf) -> None:
+    def set_total_updates(self, updates_of: UpdatesOf) -> None:
         """The number of updates of a trial by its params, once known."""
-        self._seen.steps = steps
+        self._progress.updates_of = updates_of
 
-    def trial_changed(self, record: TrialRecord) -> None:
+    def update_trial(self, record: TrialRecord) -> None:
         """A trial began, ended or was issued again."""
-        self._seen.changed(record)
-        words = [f"trial {record.number} {record.state}", show_params(record.params, self._seen.spec.search.paths)]
+        self._progress.update(record)
+        text = [f"trial {record.number} {record.state}", format_params(record.params, self._progress.spec.search.paths)]
         if record.value is not None:
-            words.append(f"{self._seen.spec.goal.metric}={show(record.value)}")
+            text.append(f"{self._progress.spec.goal.metric}={format_value(record.value)}")
         if record.reason:
-            words.append(record.reason)
+            text.append(record.reason)
         if record.state is TrialState.RUNNING and record.attempts > 1:
-            words.append(f"attempt {record.attempts}")
-        self.say("  ".join(w for w in words if w))
+            text.append(f"attempt {record.attempts}")
+        self.log("  ".join(w for w in text if w))
         if record.state.finished:
-            self.say(self._seen.headline())
+            self.log(self._progress.headline())
 
-    def points(self, number: int, points: Sequence[Point]) -> None:
+    def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
         """New metrics of a trial: a line per evaluation."""
-        view = self._seen.trials[number]
-        view.add(points)
-        for point in points:
-            names = dict.fromkeys((self._seen.spec.goal.metric, ACCURACIES, MARGINS))
-            told = [f"{n}={show(point.metrics[n])}" for n in names if n in point.metrics]
-            if told:
-                steps = self._seen.steps_of(view)
+        curves = self._progress.trials[number]
+        curves.add(metrics)
+        for step_metrics in metrics:
+            names = dict.fromkeys((self._progress.spec.goal.metric, ACCURACIES, MARGINS))
+            texts = [f"{n}={format_value(step_metrics.metrics[n])}" for n in names if n in step_metrics.metrics]
+            if texts:
+                steps = self._progress.total_updates(curves)
                 of = f"/{steps}" if steps else ""
-                self.say(f"trial {number} step {point.step}{of}  " + "  ".join(told))
+                self.log(f"trial {number} step {step_metrics.step}{of}  " + "  ".join(texts))
 
-    def tick(self) -> None:
+    def refresh(self) -> None:
         """Nothing to redraw."""
 
     def close(self) -> None:
         """Nothing to tidy."""
 
 
-_PIPED = 160
+_PIPED_WIDTH = 160
 
 
 def wide_console() -> Console:
     """Standard output; piped, no line is broken to fit a terminal that is not there."""
     console = Console()
-    return console if console.is_terminal else Console(width=_PIPED)
+    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
 
 
 def open_view(
-    spec: SweepSpec, console: Console, *, total: int | None = None, steps: StepsOf | None = None, before: float = 0.0
-) -> LiveView | PlainView:
+    spec: SweepSpec, console: Console, *, total: int | None = None, steps: UpdatesOf | None = None, before: float = 0.0
+) -> LiveTableView | PlainLogView:
     """The view that fits where the output goes. `before`: seconds that the sweep had run when it is opened."""
-    kind = LiveView if console.is_terminal and not console.is_dumb_terminal else PlainView
+    kind = LiveTableView if console.is_terminal and not console.is_dumb_terminal else PlainLogView
     return kind(spec, console, total=total, steps=steps, before=before)

@@ -103,9 +103,9 @@ def _run(arguments: Sequence[str] | None) -> int:
         sys.stderr.close()
         return int(ExitCode.DONE)
     except OSError as error:
-        return _disk(error)
+        return _disk_error(error)
     except Exception as error:  # noqa: BLE001 - the last door: a bug becomes a line and a file, never a wall of text
-        return _ours(error)
+        return _internal_error(error)
 
 
 def _redacted(text: str) -> str:
@@ -114,24 +114,24 @@ def _redacted(text: str) -> str:
     return redact(text)
 
 
-def _disk(error: OSError) -> int:
-    from orchestrator.execution.messages import disk_refused
+def _disk_error(error: OSError) -> int:
+    from orchestrator.execution.messages import is_disk_error
 
-    if not disk_refused(error):
-        return _ours(error)
+    if not is_disk_error(error):
+        return _internal_error(error)
     where = f" at {error.filename}" if error.filename else ""
     click.echo(f"the disk refused{where}: {error.strerror}; free some space, and the sweep can be resumed", err=True)
     return int(ExitCode.REFUSED)
 
 
-def _ours(error: Exception) -> int:
+def _internal_error(error: Exception) -> int:
     with tempfile.NamedTemporaryFile(
         "w", encoding="utf-8", prefix="orchestrate-", suffix=".traceback.txt", delete=False
     ) as file:
         file.write(_redacted("".join(traceback.format_exception(error))))
-    told = _redacted(f"{type(error).__name__}: {error}")
+    message = _redacted(f"{type(error).__name__}: {error}")
     click.echo(
-        f"this is ours, not yours: {told}\nThe traceback is in {file.name}; please report it.",
+        f"this is ours, not yours: {message}\nThe traceback is in {file.name}; please report it.",
         err=True,
     )
-    return int(ExitCode.OURS)
+    return int(ExitCode.INTERNAL_ERROR)

@@ -1,4 +1,4 @@
-"""The composition root: drivers get their progress view and their reporter here, and a sweep's end is printed here."""
+"""The composition root: gives the driver its progress view and reporter, and prints the final summary."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from pathlib import Path
 
 from rich.console import Console
 
-from dashboards.analysis.load_frame import gather
-from dashboards.analysis.sweep_frame import TrialView
+from dashboards.analysis.load_frame import load_frame
+from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.mlflow_pages import saved_view
 from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.progress_views import open_view, wide_console
-from dashboards.terminal.trial_tables import summary, tell_findings
+from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
-from orchestrator.commands.status import state_of
+from orchestrator.commands.status import sweep_state
 from orchestrator.driver import run_sweep
 from orchestrator.driver.data_stage import known_steps
 from orchestrator.errors import ExitCode
-from orchestrator.execution.remote_cluster import Asked
-from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
-from orchestrator.folders import SweepFolder, existing
+from orchestrator.execution.remote_cluster import ClusterAddress
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
+from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.interfaces import Presentation
 from orchestrator.spec.estimates.sweep_plan import total_trials
-from orchestrator.spec.loading.loader import load
+from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec, Tracking
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
@@ -35,7 +35,7 @@ from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import trials_filter
 
 _WATCH_SECONDS = 1.0
-_TICKS = 4
+_LOCK_CHECK_TICKS = 4
 """Of the view between two looks: what it has not drawn yet, it draws then."""
 
 
@@ -47,20 +47,22 @@ def presentation() -> Presentation:
     )
 
 
-def start(spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust_remote_code: bool = False) -> ExitCode:
+def start(
+    spec: SweepSpec, root: Path, *, cluster_at: ClusterAddress | None = None, trust_remote_code: bool = False
+) -> ExitCode:
     """Run a new sweep to its end and print what came of it; errors as `orchestrator.driver.run_sweep.start`."""
     ended = run_sweep.start(spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
-    return print_end(SweepFolder(root, spec.name), spec, ended)
+    return print_summary(SweepFolder(root, spec.name), spec, ended)
 
 
 def start_or_resume(
-    spec: SweepSpec, root: Path, *, cluster_at: Asked | None = None, trust_remote_code: bool = False
+    spec: SweepSpec, root: Path, *, cluster_at: ClusterAddress | None = None, trust_remote_code: bool = False
 ) -> ExitCode:
     """Run this sweep, or continue it where it has begun, and print what came of it."""
     ended = run_sweep.start_or_resume(
         spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code
     )
-    return print_end(SweepFolder(root, spec.name), spec, ended)
+    return print_summary(SweepFolder(root, spec.name), spec, ended)
 
 
 def resume(
@@ -69,7 +71,7 @@ def resume(
     overrides: Sequence[str] = (),
     *,
     mirror: str | None = None,
-    cluster_at: Asked | None = None,
+    cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
 ) -> ExitCode:
     """Continue a sweep and print what came of it; errors as `orchestrator.driver.run_sweep.resume`."""
@@ -82,57 +84,57 @@ def resume(
         cluster_at=cluster_at,
         trust_remote_code=trust_remote_code,
     )
-    folder = existing(root, name)
-    return print_end(folder, load(folder.spec), ended)
+    folder = existing_sweep(root, name)
+    return print_summary(folder, load_spec(folder.spec), ended)
 
 
-def watch(name: str, root: Path) -> None:
+def watch_sweep(name: str, root: Path) -> None:
     """Follow a sweep that another process drives, until it ends or Ctrl-C; at its end, the table stays."""
-    folder = existing(root, name)
-    while not Study.exists(folder) and folders.holder(folder):
+    folder = existing_sweep(root, name)
+    while not Study.exists(folder) and folders.lock_holder(folder):
         time.sleep(_WATCH_SECONDS)
     with Study.open(folder) as study:
         spec, steps = study.spec, known_steps(folder, study.spec)
         console = Console(stderr=True)
-        before = study.spent().hours * 3600
+        before = study.usage().hours * 3600
         view = open_view(spec, console, total=total_trials(spec), steps=steps, before=before)
         seen: dict[int, tuple[TrialState, int, int]] = {}
         try:
             while True:
-                driven = folders.holder(folder) is not None
+                driven = folders.lock_holder(folder) is not None
                 for record in study.trials():
                     mark = (record.state, record.attempts, record.step)
                     last = seen.get(record.number)
                     if last is None or last[:2] != mark[:2]:
-                        view.trial_changed(record)
+                        view.update_trial(record)
                     if last is None or last[2] != record.step:
-                        view.points(record.number, study.points(record.number))
+                        view.add_metrics(record.number, study.metric_history(record.number))
                     seen[record.number] = mark
-                view.tick()
+                view.refresh()
                 if not driven:
                     break
-                for _ in range(_TICKS):
-                    time.sleep(_WATCH_SECONDS / _TICKS)
-                    view.tick()
+                for _ in range(_LOCK_CHECK_TICKS):
+                    time.sleep(_WATCH_SECONDS / _LOCK_CHECK_TICKS)
+                    view.refresh()
         finally:
             view.close()
-        views = [TrialView(record) for record in study.trials()]
+        views = [TrialCurves(record) for record in study.trials()]
         for trial in views:
-            trial.add(study.points(trial.record.number))
-        summary(spec, views, wide_console(), steps=steps)
-        if state_of(study) == "interrupted":
-            why = study.stopped()
-            console.print(f"{name} is interrupted{f': {why}' if why else ''}. Go on with it by:", markup=False)
+            trial.add(study.metric_history(trial.record.number))
+        print_final_summary(spec, views, wide_console(), steps=steps)
+        if sweep_state(study) == "interrupted":
+            reason = study.stop_reason()
+            console.print(f"{name} is interrupted{f': {reason}' if reason else ''}. Go on with it by:", markup=False)
             console.print(f"  orchestrate resume {name}", markup=False)
 
 
 def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
     """Serve the MLflow pages on loopback until Ctrl-C; prints the address of the sweep's charts."""
 
-    spec = load(existing(root, name).spec) if name is not None else None
+    spec = load_spec(existing_sweep(root, name).spec) if name is not None else None
     tracking = spec.tracking if spec is not None else Tracking()
     uri = tracking_uri(root, tracking.uri)
-    with Interrupt(lambda: "") as interrupt:
+    with SignalHandler(lambda: "") as signals:
         shown = start_ui(root, uri, port=port)
         try:
             page = shown.base
@@ -147,62 +149,62 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
                 webbrowser.open(page)
             if shown.process is not None:
                 sys.stderr.write("serving on this machine only; Ctrl-C ends it\n")
-                while not interrupt.asked and shown.process.poll() is None:
+                while not signals.stop_requested and shown.process.poll() is None:
                     time.sleep(0.2)
         finally:
             shown.stop()
     return ExitCode.DONE
 
 
-def print_end(folder: SweepFolder, spec: SweepSpec, ended: Stop) -> ExitCode:
+def print_summary(folder: SweepFolder, spec: SweepSpec, ended: StopReason) -> ExitCode:
     """The table, the best configuration and what to type next; the exit code that fits."""
-    talk = Console(stderr=True)
+    progress = Console(stderr=True)
     resume_line = f"  orchestrate resume {spec.name}"
     records: Sequence[TrialRecord] = []
     if Study.exists(folder):
         with Study.open(folder) as study:
             records = study.trials()
-            views = [_view_of(study, record) for record in records]
+            views = [_trial_curves(study, record) for record in records]
         console = wide_console()
-        summary(spec, views, console, steps=known_steps(folder, spec))
-        _tell_findings(folder, console)
+        print_final_summary(spec, views, console, steps=known_steps(folder, spec))
+        _print_findings(folder, console)
     any_complete = any(r.value is not None for r in records)
     if ended.text and ended.kind is not StopKind.FINISHED:
-        talk.print(f"{ended.kind.value}: {ended.text}", markup=False, soft_wrap=True)
+        progress.print(f"{ended.kind.value}: {ended.text}", markup=False, soft_wrap=True)
     if ended.kind is not StopKind.FINISHED:
-        talk.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
+        progress.print(f"Resume it with:\n{resume_line}", markup=False, soft_wrap=True)
     if any_complete:
-        talk.print(
+        progress.print(
             f"Next:\n  orchestrate best {spec.name} --export DIR\n  orchestrate ui {spec.name}\n"
             f"  orchestrate report {spec.name}\n  orchestrate status {spec.name}",
             markup=False,
             soft_wrap=True,
         )
-    return _code(ended.kind, any_complete)
+    return _exit_code(ended.kind, any_complete)
 
 
-def _tell_findings(folder: SweepFolder, console: Console) -> None:
+def _print_findings(folder: SweepFolder, console: Console) -> None:
     with Study.open(folder) as study:
-        frame = gather(study, state="finished")
+        frame = load_frame(study, state="finished")
     if frame.ranked:
-        tell_findings(diagnose(frame), frame.name, console)
+        print_findings(diagnose(frame), frame.name, console)
 
 
-def _view_of(study: Study, record: TrialRecord) -> TrialView:
-    view = TrialView(record)
-    view.add(study.points(record.number))
+def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
+    view = TrialCurves(record)
+    view.add(study.metric_history(record.number))
     return view
 
 
-def _code(kind: StopKind, any_complete: bool) -> ExitCode:
+def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:
     match kind:
         case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.PAUSED | StopKind.PUT_ASIDE:
             return ExitCode.INTERRUPTED
         case StopKind.NO_DISK:
             return ExitCode.REFUSED
         case StopKind.WORKERS_LOST:
-            return ExitCode.OURS
+            return ExitCode.INTERNAL_ERROR
         case StopKind.SAME_BUG:
-            return ExitCode.OURS if any_complete else ExitCode.NO_TRIAL_COMPLETED
+            return ExitCode.INTERNAL_ERROR if any_complete else ExitCode.NO_TRIAL_COMPLETED
         case StopKind.FINISHED | StopKind.OUT_OF_BUDGET | StopKind.TARGET:
             return ExitCode.DONE if any_complete else ExitCode.NO_TRIAL_COMPLETED

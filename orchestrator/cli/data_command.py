@@ -1,4 +1,4 @@
-"""data: what the model will see."""
+"""Command `data`: rows as the model will see them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli.options import SET, TRUST
 from orchestrator.errors import ExitCode
-from orchestrator.folders import home
+from orchestrator.folders import runs_folder
 
 
 @click.command()
@@ -41,7 +41,7 @@ def data(
     config, notices = config_of(file, sets)
     for notice in notices:
         click.echo(notice, err=True)
-    made = preview_here(config, home(), trust_remote_code=trust_remote_code)
+    made = preview_here(config, runs_folder(), trust_remote_code=trust_remote_code)
     count = rows if rows is not None or as_json or row is not None else SHOWN
     shown, left = chosen_rows(made, count, split, row)
     if as_json:

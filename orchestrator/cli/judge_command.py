@@ -1,4 +1,4 @@
-"""judge."""
+"""Command `judge`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 from orchestrator.cli.options import JSON, SET, TRUST, print_json
 from orchestrator.errors import ExitCode
-from orchestrator.folders import existing, home
+from orchestrator.folders import existing_sweep, runs_folder
 
 if TYPE_CHECKING:
     from orchestrator.judge.endpoint_batch import Estimate
@@ -41,47 +41,47 @@ def judge(
     By the rows' own answers, a reward model or an OpenAI-compatible endpoint, as `judge:` in the sweep's file or --set
     says. Ctrl-C loses nothing: the same command goes on where it was, and asks nobody twice.
     """
-    existing(home(), name)
+    existing_sweep(runs_folder(), name)
     from dashboards.sweep_reporter import DashboardReporter
-    from dashboards.terminal.judge_output import Talk, print_verdicts
+    from dashboards.terminal.judge_output import JudgeProgress, print_judgements
     from dashboards.terminal.progress_views import wide_console
-    from orchestrator.commands.judge_sweep import judge as run
-    from orchestrator.judge.judgements import as_json as told
+    from orchestrator.commands.judge_sweep import judge_sweep as run
+    from orchestrator.judge.judgements import as_json as judgements_as_json
 
     short = {"judge.top": top, "judge.prompts": prompts}
     given = (*sets, *(f"{path}={value}" for path, value in short.items() if value is not None))
-    with Talk() as talk:
+    with JudgeProgress() as progress:
         found = run(
             name,
-            home(),
+            runs_folder(),
             given,
-            stage=talk.stage,
-            say=talk.say,
-            agree=_agree(yes, talk.pause),
+            set_stage=progress.set_stage,
+            log=progress.log,
+            confirm_cost=_confirm_cost(yes, progress.pause),
             reporter=DashboardReporter(),
             trust_remote_code=trust_remote_code,
         )
     if as_json:
-        print_json({"name": name, "trials": told(found.verdicts), "notices": list(found.notices)})
+        print_json({"name": name, "trials": judgements_as_json(found.judgements), "notices": list(found.notices)})
     else:
-        print_verdicts(found.verdicts, wide_console())
+        print_judgements(found.judgements, wide_console())
     for notice in found.notices:
         click.echo(notice, err=True)
     return found.code
 
 
-def _agree(yes: bool, pause: Callable[[], None]) -> Callable[[Endpoint, Estimate], bool]:
-    """Whether the endpoint may be asked: what --yes says, else a person; NotAgreed where nobody says yes."""
-    from orchestrator.driver.judge_stage import NotAgreed
+def _confirm_cost(yes: bool, pause: Callable[[], None]) -> Callable[[Endpoint, Estimate], bool]:
+    """Whether the endpoint may be asked: what --yes says, else a person; CostNotConfirmed where nobody says yes."""
+    from orchestrator.driver.judge_stage import CostNotConfirmed
 
     def agree(endpoint: Endpoint, expected: Estimate) -> bool:
         if yes:
             return True
         pause()
         if not sys.stdin.isatty():
-            raise NotAgreed(f"nobody is there to agree to {expected}; add --yes, or leave it out: {_WITHOUT}")
+            raise CostNotConfirmed(f"nobody is there to agree to {expected}; add --yes, or leave it out: {_WITHOUT}")
         if not click.confirm(f"Ask {endpoint.model} now?", err=True):
-            raise NotAgreed(f"nothing was generated and nobody was asked; without the endpoint: {_WITHOUT}")
+            raise CostNotConfirmed(f"nothing was generated and nobody was asked; without the endpoint: {_WITHOUT}")
         return True
 
     return agree

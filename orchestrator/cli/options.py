@@ -1,4 +1,4 @@
-"""What several commands have in common: their options, reading a sweep's file, printing JSON."""
+"""Shared options of the commands, reading a sweep's file, JSON output."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from orchestrator.folders import home
+from orchestrator.folders import runs_folder
 
 if TYPE_CHECKING:
-    from orchestrator.execution.remote_cluster import Asked
+    from orchestrator.execution.remote_cluster import ClusterAddress
     from orchestrator.spec.sweep_spec import SweepSpec
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -36,13 +36,13 @@ def cluster_options(command: F) -> F:
     return address(machines(command))
 
 
-def asked_cluster(address: str | None, machines: int) -> Asked | None:
+def cluster_address(address: str | None, machines: int) -> ClusterAddress | None:
     """What `--address` and `--machines` say."""
-    from orchestrator.execution.remote_cluster import Asked
+    from orchestrator.execution.remote_cluster import ClusterAddress
 
     if address is None and machines != 1:
         raise click.UsageError("--machines belongs to --address")
-    return None if address is None else Asked(address, machines)
+    return None if address is None else ClusterAddress(address, machines)
 
 
 def spec_options(command: F) -> F:
@@ -55,11 +55,11 @@ def spec_options(command: F) -> F:
 
 def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool) -> tuple[SweepSpec, tuple[str, ...]]:
     """The sweep that was asked for, and what to say about how it was read. SpecError with every finding."""
-    from orchestrator.spec.loading.loader import read
+    from orchestrator.spec.loading.loader import load_with_notices
     from orchestrator.spec.loading.position_checks import check_lengths
     from trainer.environment import foreign_settings, ignored
 
-    loaded, foreign = read(file, sets, name=name), foreign_settings()
+    loaded, foreign = load_with_notices(file, sets, name=name), foreign_settings()
     notices = (
         *loaded.notices,
         *check_lengths(loaded.spec, loaded.document),
@@ -69,7 +69,7 @@ def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool)
         return loaded.spec, notices
     from orchestrator.commands.rehearsal import rehearse as small
 
-    rehearsal = small(loaded.spec, home())
+    rehearsal = small(loaded.spec, runs_folder())
     return rehearsal.spec, (*notices, *rehearsal.notices)
 
 

@@ -1,4 +1,4 @@
-"""report, suggest, compare."""
+"""Commands `report`, `suggest` and `compare`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from orchestrator.cli.options import JSON, print_json
-from orchestrator.folders import existing, home
+from orchestrator.folders import existing_sweep, runs_folder
 
 
 @click.command()
@@ -16,10 +16,10 @@ from orchestrator.folders import existing, home
 @JSON
 def report(name: str, to: Path | None, as_json: bool) -> None:
     """One page to read and to send: the answer, how sure it is, what is wrong, what to try next."""
-    existing(home(), name)
+    existing_sweep(runs_folder(), name)
     from orchestrator.cli.report_data import report as make
 
-    found = make(name, home(), to)
+    found = make(name, runs_folder(), to)
     if as_json:
         print_json(found)
     else:
@@ -31,10 +31,10 @@ def report(name: str, to: Path | None, as_json: bool) -> None:
 @click.option("--output", "to", type=click.Path(path_type=Path, dir_okay=False), help="Write it into this new file.")
 def suggest(name: str, to: Path | None) -> None:
     """A follow-up sweep that acts on the diagnosis, each range with its reason."""
-    existing(home(), name)
+    existing_sweep(runs_folder(), name)
     from orchestrator.cli.report_data import suggest as make
 
-    text = make(name, home(), to)
+    text = make(name, runs_folder(), to)
     if to is None:
         click.echo(text, nl=False)
     else:
@@ -50,14 +50,14 @@ def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
     if len(set(names)) < 2:
         raise click.UsageError("give two sweeps or more")
     for name in names:
-        existing(home(), name)
+        existing_sweep(runs_folder(), name)
     from orchestrator.cli.report_data import compare as side_by_side
 
-    found = side_by_side(names, home(), to)
+    found = side_by_side(names, runs_folder(), to)
     if as_json:
-        from dashboards.analysis.comparison import as_json as told
+        from dashboards.analysis.comparison import as_json as comparison_as_json
 
-        print_json(told(found))
+        print_json(comparison_as_json(found))
     else:
         from dashboards.report.comparison_page import print_comparison
         from dashboards.terminal.progress_views import wide_console

@@ -1,4 +1,4 @@
-"""plan, sweep, resume."""
+"""Commands `plan`, `sweep` and `resume`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.cli.options import (
     JSON,
     SET,
     TRUST,
-    asked_cluster,
+    cluster_address,
     cluster_options,
     print_json,
     read_spec,
@@ -20,7 +20,7 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.submit_command import job_options, render
 from orchestrator.errors import ExitCode
-from orchestrator.folders import existing, home
+from orchestrator.folders import existing_sweep, runs_folder
 
 POSITIVE = click.FloatRange(0, min_open=True)
 
@@ -51,28 +51,28 @@ def plan(
     train_pairs: int | None,
     probe: bool,
     trust_remote_code: bool,
-    **asked: Any,
+    **job_settings: Any,
 ) -> None:
     """What a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Starts no trial.
 
     With --slurm or --kuberay: the very bytes that `submit` would hand over.
     """
     from dashboards.terminal.command_output import print_plan
-    from orchestrator.commands.local_plan import plan_here
-    from orchestrator.spec.estimates.cost_estimate import EFFICIENCY, PEAK_TFLOPS, Machine
+    from orchestrator.commands.local_plan import plan_locally
+    from orchestrator.spec.estimates.cost_estimate import EFFICIENCY, PEAK_TFLOPS, GpuAssumptions
     from orchestrator.spec.estimates.gpu_memory import GB
 
     spec, notices = read_spec(file, sets, name, rehearse)
-    job = render(spec, asked, trust=trust_remote_code)
+    job = render(spec, job_settings, trust=trust_remote_code)
     if job is not None:
-        from orchestrator.cli.submit_command import cautions
+        from orchestrator.cli.submit_command import submission_warnings
 
-        for line in (*notices, *cautions(spec), job.assumed):
+        for line in (*notices, *submission_warnings(spec), job.assumed):
             if line:
                 click.echo(line, err=True)
         click.echo(job.text, nl=False)
         return
-    machine = Machine(
+    machine = GpuAssumptions(
         gpu_memory=None if gpu_memory is None else gpu_memory * GB,
         tflops=tflops or PEAK_TFLOPS,
         efficiency=efficiency or EFFICIENCY,
@@ -82,7 +82,7 @@ def plan(
     )
     if probe:
         click.echo("measuring one update on this machine", err=True)
-    made = plan_here(spec, home(), notices, machine, probe=probe, trust_remote_code=trust_remote_code)
+    made = plan_locally(spec, runs_folder(), notices, machine, probe=probe, trust_remote_code=trust_remote_code)
     if as_json:
         print_json(made.as_json())
     else:
@@ -106,18 +106,18 @@ def sweep(
 ) -> ExitCode:
     """Run a sweep. Ctrl-C once: checkpoint and stop; twice: now."""
     spec, notices = read_spec(file, sets, name, rehearse)
-    cluster_at = asked_cluster(address, machines)
-    if not go_on and (home() / spec.name).exists():
+    cluster_at = cluster_address(address, machines)
+    if not go_on and (runs_folder() / spec.name).exists():
         from orchestrator.driver.crash_report import free_folder
 
-        free_folder(home(), spec.name)
+        free_folder(runs_folder(), spec.name)
     from orchestrator.cli.composition import start, start_or_resume
 
     begin = start_or_resume if go_on else start
 
     for notice in notices:
         click.echo(notice, err=True)
-    return begin(spec, home(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    return begin(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
 
 
 @click.command()
@@ -131,8 +131,8 @@ def resume(
 ) -> ExitCode:
     """Go on with a sweep that was stopped or killed."""
     if mirror is None:
-        existing(home(), name)
+        existing_sweep(runs_folder(), name)
     from orchestrator.cli.composition import resume as go_on
 
-    cluster_at = asked_cluster(address, machines)
-    return go_on(name, home(), sets, mirror=mirror, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    cluster_at = cluster_address(address, machines)
+    return go_on(name, runs_folder(), sets, mirror=mirror, cluster_at=cluster_at, trust_remote_code=trust_remote_code)

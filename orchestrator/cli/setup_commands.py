@@ -1,19 +1,17 @@
-"""init.
-
-doctor, schema: what needs no sweep.
-"""
+"""Commands `init`, `doctor` and `schema`, which need no sweep."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 from orchestrator.cli.options import JSON, SET, print_json, read_spec
 from orchestrator.errors import ExitCode
-from orchestrator.folders import home
+from orchestrator.folders import runs_folder
 
 
 @click.command()
@@ -33,36 +31,43 @@ def init(
     """
     if file.exists():
         raise click.UsageError(f"{file} exists already; give another FILE")
-    from orchestrator.commands import init_file as room
+    from orchestrator.commands import init_file
     from orchestrator.execution.local_cluster import visible_gpus
 
-    asked = {
-        "model": (model, "Start model, a hub name or a folder", room.DEFAULT_MODEL),
-        "data": (data, "Preference pairs, a hub data set or a file", room.DEFAULT_DATA),
+    questions = {
+        "model": (model, "Start model, a hub name or a folder", init_file.DEFAULT_MODEL),
+        "data": (data, "Preference pairs, a hub data set or a file", init_file.DEFAULT_DATA),
         "gpus": (gpus, "GPUs", str(visible_gpus())),
-        "objective": (objective, f"Objective ({', '.join(room.OBJECTIVES)})", "simpo"),
+        "objective": (objective, f"Objective ({', '.join(init_file.OBJECTIVES)})", "simpo"),
     }
     found: dict[str, str] = {}
     wrong: list[str] = []
-    for question, (given, words, default) in asked.items():
+    for question, (given, words, default) in questions.items():
         ask = given is None and sys.stdin.isatty()
         found[question] = click.prompt(words, default, err=True) if ask else default if given is None else given
-        while (problem := room.check(question, found[question])) is not None and ask:
+        while (problem := init_file.check_answer(question, found[question])) is not None and ask:
             click.echo(f"{question}: {problem}", err=True)
             found[question] = click.prompt(words, default, err=True)
         if problem is not None:
             wrong.append(f"--{question}: {problem}")
     if wrong:
         raise click.UsageError("\n".join(wrong))
-    kind = room.OBJECTIVES[found["objective"]]
-    answers = room.Answers(found["model"], found["data"], int(found["gpus"]), kind, lora)
-    facts = room.find_facts(answers)
+    kind = init_file.OBJECTIVES[found["objective"]]
+    answers = init_file.InitAnswers(found["model"], found["data"], int(found["gpus"]), kind, lora)
+    facts = init_file.find_facts(answers)
+    if facts.apply_template:
+        message = "the rows are plain text and the tokenizer has a chat template"
+        if sys.stdin.isatty():
+            put = click.confirm(f"{message}; put them into it?", default=True, err=True)
+            facts = replace(facts, apply_template=put)
+        else:
+            click.echo(f"{message}: they are put into it (data.apply_template: true)", err=True)
     for notice in facts.notices:
         click.echo(notice, err=True)
-    text = room.write(file.stem, answers, facts)
-    from orchestrator.spec.loading.loader import loads
+    text = init_file.write_sweep_file(file.stem, answers, facts)
+    from orchestrator.spec.loading.loader import load_spec_text
 
-    loads(text, file.resolve().parent, source=str(file))
+    load_spec_text(text, file.resolve().parent, source=str(file))
     with file.open("x", encoding="utf-8") as out:
         out.write(text)
     click.echo(str(file))
@@ -80,20 +85,20 @@ def doctor(file: Path | None, sets: Sequence[str], as_json: bool) -> ExitCode:
     With a sweep's FILE: also whether its models, data sets, tracking server and database can be reached.
     """
     from dashboards.terminal.command_output import print_checks
-    from orchestrator.commands.doctor import examine, healthy
+    from orchestrator.commands.doctor import is_healthy, run_checks
 
     spec = None if file is None else read_spec(file, sets, None, False)[0]
-    checks = examine(home(), spec)
+    checks = run_checks(runs_folder(), spec)
     if as_json:
-        print_json({"healthy": healthy(checks), "checks": [check.as_json() for check in checks]})
+        print_json({"healthy": is_healthy(checks), "checks": [check.as_json() for check in checks]})
     else:
         print_checks(checks)
-    return ExitCode.DONE if healthy(checks) else ExitCode.USER
+    return ExitCode.DONE if is_healthy(checks) else ExitCode.USER
 
 
 @click.command()
 def schema() -> None:
     """The JSON Schema of a sweep's file, for editors."""
-    from orchestrator.spec.loading.serialization import schema as made
+    from orchestrator.spec.loading.serialization import schema as json_schema
 
-    print_json(made())
+    print_json(json_schema())

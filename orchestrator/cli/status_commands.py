@@ -1,4 +1,4 @@
-"""status, history, best, ui."""
+"""Commands `status`, `history`, `best` and `ui`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import click
 
 from orchestrator.cli.options import JSON, TRUST, print_json
 from orchestrator.errors import ExitCode
-from orchestrator.folders import existing, home
+from orchestrator.folders import existing_sweep, runs_folder
 
 
 @click.command()
@@ -17,16 +17,16 @@ from orchestrator.folders import existing, home
 @click.option("--watch", is_flag=True, help="Stay and follow it.")
 def status(name: str, as_json: bool, watch: bool) -> None:
     """Where a sweep stands."""
-    existing(home(), name)
+    existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_status
     from orchestrator.commands.status import status as read_status
 
     if watch:
-        from orchestrator.cli.composition import watch as follow
+        from orchestrator.cli.composition import watch_sweep as follow
 
-        follow(name, home())
+        follow(name, runs_folder())
         return
-    found = read_status(name, home())
+    found = read_status(name, runs_folder())
     if as_json:
         print_json(found)
     else:
@@ -38,11 +38,11 @@ def status(name: str, as_json: bool, watch: bool) -> None:
 @JSON
 def history(name: str, as_json: bool) -> None:
     """What happened to a sweep, in order, with times and reasons; and how its spec changed."""
-    existing(home(), name)
+    existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_history
-    from orchestrator.commands.status import history as told
+    from orchestrator.commands.status import history as read_history
 
-    found = told(name, home())
+    found = read_history(name, runs_folder())
     if as_json:
         print_json(found)
     else:
@@ -65,14 +65,16 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
     if to is None and (merge or trust_remote_code or not compare):
         flag = "--merge" if merge else "--trust-remote-code" if trust_remote_code else "--no-compare"
         raise click.UsageError(f"{flag} goes with --export DIR")
-    existing(home(), name)
+    existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_best
-    from orchestrator.commands.model_export import export
+    from orchestrator.commands.model_export import export_best_model
     from orchestrator.commands.status import best as read_best
 
-    found = read_best(name, home())
+    found = read_best(name, runs_folder())
     if to is not None:
-        exported = export(name, home(), to, merge, compare=compare, trust_remote_code=trust_remote_code, say=_say)
+        exported = export_best_model(
+            name, runs_folder(), to, merge, compare=compare, trust_remote_code=trust_remote_code, say=_say
+        )
         found = {**found, "exported": str(exported)}
     if as_json:
         print_json(found)
@@ -91,7 +93,7 @@ def _say(text: str) -> None:
 def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
     """The MLflow pages, on this machine only; of one sweep if named."""
     if name is not None:
-        existing(home(), name)
-    from orchestrator.cli.composition import ui as show
+        existing_sweep(runs_folder(), name)
+    from orchestrator.cli.composition import ui as serve_ui
 
-    return show(name, home(), port, open_browser=open_browser)
+    return serve_ui(name, runs_folder(), port, open_browser=open_browser)

@@ -1,7 +1,4 @@
-"""submit, and what `plan` prints for a scheduler.
-
-Hand a rendered job to the scheduler's own command, and say what it says.
-"""
+"""Command `submit`, and `plan --slurm` and `--kuberay`: render a job, hand it to the scheduler, show its reply."""
 
 from __future__ import annotations
 
@@ -17,7 +14,7 @@ import click
 
 from orchestrator.cli.options import TRUST, read_spec, spec_options
 from orchestrator.errors import OrchestrateError
-from orchestrator.folders import fresh, home
+from orchestrator.folders import new_sweep_folder, runs_folder
 from orchestrator.redaction import redact
 from orchestrator.spec.sweep_spec import SweepSpec
 
@@ -66,49 +63,49 @@ def job_options(command: F) -> F:
     return command
 
 
-def render(spec: SweepSpec, asked: dict[str, Any], *, trust: bool = False) -> Rendered | None:
+def render(spec: SweepSpec, job_settings: dict[str, Any], *, trust: bool = False) -> Rendered | None:
     """The job that was asked for; None where neither scheduler was named."""
-    if asked["slurm"] and asked["kuberay"]:
+    if job_settings["slurm"] and job_settings["kuberay"]:
         raise click.UsageError("--slurm or --kuberay, not both")
     common: dict[str, Any] = {
-        "machines": asked["machines"],
-        "cpus": _CPUS if asked["cpus_per_machine"] is None else asked["cpus_per_machine"],
-        "gpus": _GPUS if asked["gpus_per_machine"] is None else asked["gpus_per_machine"],
+        "machines": job_settings["machines"],
+        "cpus": _CPUS if job_settings["cpus_per_machine"] is None else job_settings["cpus_per_machine"],
+        "gpus": _GPUS if job_settings["gpus_per_machine"] is None else job_settings["gpus_per_machine"],
         "trust": trust,
     }
-    assumed = _assumed(asked)
-    if asked["slurm"]:
+    assumed = _assumptions(job_settings)
+    if job_settings["slurm"]:
         from orchestrator.commands import slurm_job
 
         job = slurm_job.SlurmJob(
-            home=home(),
+            home=runs_folder(),
             programs=Path(sys.executable).parent,
-            memory_gb=asked["memory_per_machine"],
-            more=tuple(asked["more"]),
-            **{name: asked[name] for name in ("time", "partition", "account")},
-            setup=tuple(asked["setup"]),
+            memory_gb=job_settings["memory_per_machine"],
+            more=tuple(job_settings["more"]),
+            **{name: job_settings[name] for name in ("time", "partition", "account")},
+            setup=tuple(job_settings["setup"]),
             **common,
         )
-        return Rendered(slurm_job.render(spec, job), ("sbatch",), assumed)
-    if asked["kuberay"]:
+        return Rendered(slurm_job.render_slurm_job(spec, job), ("sbatch",), assumed)
+    if job_settings["kuberay"]:
         from orchestrator.commands import kuberay_job
 
-        if asked["image"] is None:
+        if job_settings["image"] is None:
             raise click.UsageError("--kuberay needs --image: a container image that holds this program")
         kube = kuberay_job.KubeJob(
-            memory_gb=asked["memory_per_machine"] or _MEMORY_GB,
-            **{name: asked[name] for name in ("image", "claim", "namespace", "secret")},
+            memory_gb=job_settings["memory_per_machine"] or _MEMORY_GB,
+            **{name: job_settings[name] for name in ("image", "claim", "namespace", "secret")},
             **common,
         )
-        return Rendered(kuberay_job.render(spec, kube), ("kubectl", "apply", "-f", "-"), assumed)
+        return Rendered(kuberay_job.render_kuberay_job(spec, kube), ("kubectl", "apply", "-f", "-"), assumed)
     return None
 
 
-def _assumed(asked: dict[str, Any]) -> str:
+def _assumptions(job_settings: dict[str, Any]) -> str:
     """What nobody said of the machines, and how it is said."""
     parts = [("gpus_per_machine", f"{_GPUS} GPUs"), ("cpus_per_machine", f"{_CPUS} CPUs")]
-    parts += [("memory_per_machine", f"{_MEMORY_GB} GB of memory")] if asked["kuberay"] else []
-    unsaid = [f"{words} (--{name.replace('_', '-')})" for name, words in parts if asked[name] is None]
+    parts += [("memory_per_machine", f"{_MEMORY_GB} GB of memory")] if job_settings["kuberay"] else []
+    unsaid = [f"{words} (--{name.replace('_', '-')})" for name, words in parts if job_settings[name] is None]
     return f"assumed of each machine: {', '.join(unsaid)}" if unsaid else ""
 
 
@@ -117,17 +114,17 @@ def _assumed(asked: dict[str, Any]) -> str:
 @job_options
 @TRUST
 def submit(
-    file: Path, sets: Sequence[str], name: str | None, rehearse: bool, trust_remote_code: bool, **asked: Any
+    file: Path, sets: Sequence[str], name: str | None, rehearse: bool, trust_remote_code: bool, **job_settings: Any
 ) -> None:
     """Hand a sweep to Slurm or Kubernetes: exactly the bytes that `plan` prints with the same options."""
 
     spec, notices = read_spec(file, sets, name, rehearse)
-    made = render(spec, asked, trust=trust_remote_code)
+    made = render(spec, job_settings, trust=trust_remote_code)
     if made is None:
         raise click.UsageError("--slurm or --kuberay?")
-    if asked["slurm"]:
-        check_free(spec, home())
-    for line in (*notices, *cautions(spec), made.assumed):
+    if job_settings["slurm"]:
+        check_name_free(spec, runs_folder())
+    for line in (*notices, *submission_warnings(spec), made.assumed):
         if line:
             click.echo(line, err=True)
     click.echo(submit_job(made.text, made.command))
@@ -148,31 +145,31 @@ def submit_job(text: str, command: Sequence[str]) -> str:
     return done.stdout.decode(errors="replace").strip()
 
 
-def check_free(spec: SweepSpec, root: Path) -> None:
+def check_name_free(spec: SweepSpec, root: Path) -> None:
     """NameTaken where the runs folder has a sweep of this name: better said now than in the job."""
-    fresh(root, spec.name)
+    new_sweep_folder(root, spec.name)
 
 
-def cautions(spec: SweepSpec) -> list[str]:
+def submission_warnings(spec: SweepSpec) -> list[str]:
     """What a sweep of several machines needs and its file does not give."""
-    said: list[str] = []
+    warnings: list[str] = []
     if spec.storage is None:
-        said.append(
+        warnings.append(
             "the study will be SQLite in the runs folder, which is refused on a network disk; "
             "give --set storage=postgresql+psycopg://USER@HOST/DATABASE"
         )
     if spec.mirror is None:
-        said.append(
+        warnings.append(
             "checkpoints will be in the runs folder only, on a disk that all machines share and that outlives the job; "
             "for copies elsewhere give --set mirror=s3://BUCKET/PREFIX"
         )
     if spec.tracking.uri is None:
-        said.append(
+        warnings.append(
             "MLflow will be SQLite in the runs folder; on a network disk give --set tracking.uri=http://HOST:PORT"
         )
     elif redact(spec.tracking.uri) != spec.tracking.uri:
-        said.append(
+        warnings.append(
             "tracking.uri carries a password, in this job for everybody to read; leave it out and give the job "
             "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
         )
-    return said
+    return warnings

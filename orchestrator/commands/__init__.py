@@ -1,1 +1,1 @@
-"""What the commands do that drive nothing."""
+"""What commands compute that drive nothing: data is returned, nothing is printed."""

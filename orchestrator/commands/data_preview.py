@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import Finding, SpecError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.loading.loader import read
-from orchestrator.spec.loading.yaml_document import Document, parse, read_document
+from orchestrator.spec.loading.loader import load_with_notices
+from orchestrator.spec.loading.yaml_document import Document, parse_document, read_document
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import trial_of
 
@@ -33,7 +33,7 @@ def config_of(file: Path, sets: Sequence[str]) -> tuple[TrialConfig, list[str]]:
     value = document.value
     if isinstance(value, dict) and "base" not in value and ("model" in value or "data" in value):
         return trial_of(file, _changes(sets)), []
-    loaded = read(file, sets)
+    loaded = load_with_notices(file, sets)
     notices = list(loaded.notices)
     searched = [path for path in loaded.spec.search.paths if path.startswith(("data.", "model."))]
     if searched:
@@ -51,7 +51,7 @@ def _changes(sets: Sequence[str]) -> list[tuple[str, Any]]:
             findings.append(Finding(f"--set {one}", "", "must be PATH=VALUE, such as data.max_length=512"))
             continue
         try:
-            value: Document | None = parse(text, f"--set {one}") if text.strip() else None
+            value: Document | None = parse_document(text, f"--set {one}") if text.strip() else None
         except SpecError as error:
             findings += error.findings
             continue
@@ -100,6 +100,6 @@ def chosen_rows(
     order = [*picked, *(i for i, each in enumerate(rows) if i not in picked and not each.notices)]
     order += [i for i in range(len(rows)) if i not in picked and rows[i].notices]
     shown = [rows[i] for i in order[:count]]
-    told = {notice.kind for each in shown for notice in each.notices}
+    message = {notice.kind for each in shown for notice in each.notices}
     there = {notice.kind for each in rows for notice in each.notices}
-    return shown, len(there - told)
+    return shown, len(there - message)

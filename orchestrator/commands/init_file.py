@@ -11,7 +11,7 @@ from orchestrator.commands import model_sizing
 from orchestrator.commands.model_sizing import Choice, Facts
 from orchestrator.commands.model_sizing import Objective as ObjectiveName
 from orchestrator.errors import SpecError
-from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.loader import load_spec_text
 
 OBJECTIVES: dict[str, ObjectiveName] = {name: name for name in get_args(ObjectiveName)}
 DEFAULT_MODEL = "princeton-nlp/Llama-3-Base-8B-SFT"
@@ -34,7 +34,7 @@ _SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str], ...]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class InitAnswers:
     """What a person said. lora: adapters instead of all weights."""
 
     model: str
@@ -44,7 +44,7 @@ class Answers:
     lora: bool = False
 
 
-def check(question: str, answer: str) -> str | None:
+def check_answer(question: str, answer: str) -> str | None:
     """What is wrong with one answer, in the loader's words; None where nothing is."""
     given = {"model": DEFAULT_MODEL, "data": DEFAULT_DATA, "gpus": "1", "objective": "simpo"} | {question: answer}
     if not answer.strip():
@@ -57,21 +57,21 @@ def check(question: str, answer: str) -> str | None:
     if question == "data" and answer.endswith(_FILES) and not Path(answer).is_file():
         return f"there is no file {answer}"
     try:
-        answers = Answers(given["model"], given["data"], int(given["gpus"]), objective)
-        loads(write("check", answers, Facts()), Path.cwd())
+        answers = InitAnswers(given["model"], given["data"], int(given["gpus"]), objective)
+        load_spec_text(write_sweep_file("check", answers, Facts()), Path.cwd())
     except SpecError as error:
         return "; ".join(finding.problem for finding in error.findings)
     return None
 
 
-def find_facts(answers: Answers) -> Facts:
+def find_facts(answers: InitAnswers) -> Facts:
     """What the model's folder and a file of pairs say of sizes and lengths."""
     is_file = answers.data.endswith(_FILES)
     data = str(Path(answers.data).resolve()) if is_file else answers.data
     return model_sizing.find_facts(_model(answers.model), data, is_file=is_file)
 
 
-def write(name: str, answers: Answers, facts: Facts) -> str:
+def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
     """The file's text, sized for what is known of the model and the data."""
     text, line = json.dumps, _line  # a JSON string is a YAML string
     cpu, staged = answers.gpus == 0, answers.objective == "simpo"
@@ -111,7 +111,7 @@ def write(name: str, answers: Answers, facts: Facts) -> str:
         else line("  # lora: {}", "adapters instead of all weights: far less memory, ten times the rates"),
         "",
         "search:",
-        *(line(f"  {path}: {values}", why) for path, values, why in _SEARCH[answers.objective]),
+        *(line(f"  {path}: {values}", reason) for path, values, reason in _SEARCH[answers.objective]),
         _choice("  training.learning_rate", model_sizing.rates(answers.objective, facts, lora=answers.lora)),
         "",
         line("sampler: staged", "learning rate, then gamma / beta, then beta") if staged else "sampler: grid",
@@ -145,10 +145,18 @@ def _evaluation(facts: Facts) -> list[str]:
 def _data(name: str, facts: Facts) -> list[str]:
     share = _choice("    eval_share", model_sizing.held_out(facts))
     if name.endswith(_FILES):
-        return [f"    train: {json.dumps(str(Path(name).resolve()))}", share]
+        return [f"    train: {json.dumps(str(Path(name).resolve()))}", share, *_template(facts)]
     if name == DEFAULT_DATA:
         return [f"    {side}: {{dataset: {name}, split: {split}_prefs}}" for side, split in _SPLITS]
     return [f"    train: {{dataset: {json.dumps(name)}, split: train}}", share]
+
+
+def _template(facts: Facts) -> list[str]:
+    """Whether plain text is put into the tokenizer's chat template, where that is a question."""
+    if facts.apply_template is None:
+        return []
+    told = "prompts become a user's messages" if facts.apply_template else "plain text is taken as it stands"
+    return [_line(f"    apply_template: {json.dumps(facts.apply_template)}", f"{told}; the tokenizer has a template")]
 
 
 _SPLITS = (("train", "train"), ("eval", "test"))

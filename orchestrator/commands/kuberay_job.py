@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from orchestrator.errors import Finding, SpecError
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 
 RETRIES = 5
@@ -20,7 +20,7 @@ _SWEEP = "/etc/prefsweep"
 _RUNS = "/runs"
 _HEAD = {"cpu": "2", "memory": "8Gi"}
 """Of the pod that drives: no trial runs there."""
-_LONGEST = 47
+_MAX_NAME_LENGTH = 47
 """KubeRay's limit for the name of a RayJob."""
 
 
@@ -42,14 +42,14 @@ class KubeJob:
     trust: bool = False
 
 
-def render(spec: SweepSpec, job: KubeJob) -> str:
+def render_kuberay_job(spec: SweepSpec, job: KubeJob) -> str:
     """A ConfigMap with the resolved sweep and the RayJob that runs it or, started again, goes on with it."""
     name = job_name(spec.name)
     config = {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": {"name": name, "namespace": job.namespace},
-        "data": {"sweep.yaml": dump(spec)},
+        "data": {"sweep.yaml": dump_spec(spec)},
     }
     command = ["orchestrate", "sweep", f"{_SWEEP}/sweep.yaml", "--continue", "--address", "auto"]
     command += ["--machines", str(job.machines), *(["--trust-remote-code"] if job.trust else [])]
@@ -70,7 +70,7 @@ def render(spec: SweepSpec, job: KubeJob) -> str:
 
 def job_name(sweep: str) -> str:
     """The sweep's name as Kubernetes accepts it: small letters, digits and dashes; refused where nothing is left."""
-    name = re.sub(r"[^a-z0-9-]+", "-", sweep.lower()).strip("-")[:_LONGEST].strip("-")
+    name = re.sub(r"[^a-z0-9-]+", "-", sweep.lower()).strip("-")[:_MAX_NAME_LENGTH].strip("-")
     if not name or not name[0].isalpha():
         problem = f"{sweep!r} gives no name for Kubernetes, which wants a letter first"
         raise SpecError([Finding("--name", "", problem, "give another --name")])

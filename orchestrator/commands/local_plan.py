@@ -1,6 +1,6 @@
-"""The plan of a sweep on this machine: counts rows and slots, touches no GPU and no network.
+"""The plan of a sweep on this machine, from counts of rows and slots; uses no GPU and no network.
 
-`plan --probe`: a few updates of the dearest trial on this machine, in a process of their own, with the trainer.
+`--probe` measures a few updates of the most expensive trial here, with the trainer in a process of its own.
 """
 
 from __future__ import annotations
@@ -18,72 +18,72 @@ from pathlib import Path
 from orchestrator.errors import DataError, SpecError
 from orchestrator.execution.local_cluster import Slots, gpu_memory, plan_slots, worker_environment
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.estimates.cost_estimate import Machine, check_share, dearest, of_gpu
-from orchestrator.spec.estimates.input_sizes import count_rows, shape_of
-from orchestrator.spec.estimates.sweep_plan import Plan, Update, plan, probed
-from orchestrator.spec.search.corners import placed
+from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
+from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
+from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, compare_with_formula, make_plan
+from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig
 
 _PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 
 
-def plan_here(
+def plan_locally(
     spec: SweepSpec,
     root: Path,
     notices: Sequence[str],
-    machine: Machine | None = None,
+    machine: GpuAssumptions | None = None,
     *,
     probe: bool = False,
     trust_remote_code: bool = False,
-) -> Plan:
+) -> SweepPlan:
     """The plan, with this machine's slots; a machine too small for one trial is a notice, as plans travel.
 
     probe: one update of the dearest trial is measured in a process of its own, beside the formulas. ProbeFailed where
     it does not run; SpecError where no trial fits this machine.
     """
-    said = list(notices)
+    all_notices = list(notices)
     try:
         slots: Slots | None = plan_slots(spec)
     except SpecError as error:
         if probe:
             raise
         slots = None
-        said += [finding.problem for finding in error.findings]
+        all_notices += [finding.problem for finding in error.findings]
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
             warm_start,  # plans of other sweeps do without the study's libraries
         )
 
-        said += warm_start(spec, root).said
-    machine = machine or Machine()
+        all_notices += warm_start(spec, root).notices
+    machine = machine or GpuAssumptions()
     if machine.gpu_memory is None:
         machine = replace(machine, gpu_memory=gpu_memory())
     check_share(spec, machine.gpu_memory)
-    machine = replace(of_gpu(spec, machine.gpu_memory, machine), processes=spec.resources.processes)
+    machine = replace(gpu_share(spec, machine.gpu_memory, machine), processes=spec.resources.processes)
     rows = count_rows(spec.base.data)
     if machine.train_pairs is not None:
         rows = replace(rows, train=machine.train_pairs, exact=False)
     elif rows.train is None:
-        said.append("the number of training pairs is unknown until the data is downloaded")
+        all_notices.append("the number of training pairs is unknown until the data is downloaded")
     if (root / spec.name).exists():
-        said.append(f"a sweep named {spec.name} exists already; give another --name to start this one")
-    made = plan(
+        all_notices.append(f"a sweep named {spec.name} exists already; give another --name to start this one")
+    made = make_plan(
         spec,
         root,
         rows,
         concurrency=None if slots is None else slots.count,
         tracking=tracking_uri(spec, root),
-        notices=said,
+        notices=all_notices,
         machine=machine,
     )
     if not probe or slots is None:
         return made
 
-    configs, shape = placed(spec.search, spec.base), shape_of(spec.base.model)
-    config = configs[0] if shape is None else dearest(configs, shape, machine)
-    measured = measure(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
-    return replace(made, probe=probed(measured, config, shape, machine, made.estimate))
+    configs, shape = corner_configs(spec.search, spec.base), model_shape(spec.base.model)
+    config = configs[0] if shape is None else largest_config(configs, shape, machine)
+    measured = measure_update(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
+    return replace(made, probe=compare_with_formula(measured, config, shape, machine, made.estimate))
 
 
 def tracking_uri(spec: SweepSpec, root: Path) -> str:
@@ -100,7 +100,9 @@ class ProbeFailed(DataError):
     """The trainer could not make an update of this sweep's trials here."""
 
 
-def measure(config: TrialConfig, cache: Path, slots: Slots, *, trust_remote_code: bool = False) -> Update:
+def measure_update(
+    config: TrialConfig, cache: Path, slots: Slots, *, trust_remote_code: bool = False
+) -> MeasuredUpdate:
     """The update as it runs here, with half the micro-batch as long as it is out of memory; down to one pair.
 
     ProbeFailed where it does not run, with the trainer's words.
@@ -110,11 +112,11 @@ def measure(config: TrialConfig, cache: Path, slots: Slots, *, trust_remote_code
         tokens = config.training.tokens_per_micro_batch
         done = _run(config, cache, slots, trust_remote_code)
         if done.returncode == 0:
-            return Update(**json.loads(done.stdout.splitlines()[-1]), tokens_per_micro_batch=tokens)
+            return MeasuredUpdate(**json.loads(done.stdout.splitlines()[-1]), tokens_per_micro_batch=tokens)
         words = done.stderr.strip().splitlines()
         if done.returncode != _OUT_OF_MEMORY or tokens <= pair:
-            told = "\n".join(words if done.returncode == _UNUSABLE else words[-3:])
-            raise ProbeFailed(f"the probe did not get through one update (exit {done.returncode}): {told}")
+            message = "\n".join(words if done.returncode == _UNUSABLE else words[-3:])
+            raise ProbeFailed(f"the probe did not get through one update (exit {done.returncode}): {message}")
         smaller = {"tokens_per_micro_batch": max(tokens // 2, pair)}
         config = config.model_copy(update={"training": config.training.model_copy(update=smaller)})
 
@@ -130,8 +132,8 @@ def _run(config: TrialConfig, cache: Path, slots: Slots, trust_remote_code: bool
         file = Path(folder) / "trial.yaml"
         file.write_text(json.dumps(config.model_dump(mode="json")), encoding="utf-8")
         command = [*launch, "-m", "trainer.probe", str(file), "--cache", str(cache)]
-        if slots.share is not None:
-            command += ["--gpu-share", str(slots.share)]
+        if slots.gpu_fraction is not None:
+            command += ["--gpu-share", str(slots.gpu_fraction)]
         if trust_remote_code:
             command.append("--trust-remote-code")
         return subprocess.run(command, capture_output=True, text=True, check=False, env=environment)

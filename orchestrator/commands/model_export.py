@@ -1,4 +1,4 @@
-"""The winner as a folder that transformers loads, with a card that says where it comes from."""
+"""The best model as a folder that transformers loads, with a model card that states its origin."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.driver.checkpoint_retention import model_of
+from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.data_stage import load_report
 from orchestrator.errors import ExitCode, NoTrialCompleted, OrchestrateError
-from orchestrator.folders import DATA_FILE, SweepFolder, existing
-from orchestrator.spec.search.trial_params import place
+from orchestrator.folders import DATA_FILE, SweepFolder, existing_sweep
+from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord
@@ -21,7 +21,7 @@ from trainer.results import TrialError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trainer.data.pair_dataset import PairSet
+    from trainer.data.pair_dataset import PairDataset
     from trainer.models.model_files import Exported
 
 Say = Callable[[str], None]
@@ -34,10 +34,10 @@ class CannotExport(OrchestrateError):
 class OtherModel(CannotExport):
     """What was exported does not compute what was trained; a fault of the product."""
 
-    code = ExitCode.OURS
+    code = ExitCode.INTERNAL_ERROR
 
 
-def export(
+def export_best_model(
     name: str,
     root: Path,
     to: Path,
@@ -63,14 +63,14 @@ def export(
         CannotExport: The place is taken, the weights are gone, or the comparison cannot be made.
         OtherModel: The comparison found another model; nothing was left in `to`.
     """
-    folder = existing(root, name)
+    folder = existing_sweep(root, name)
     if to.exists():
         raise CannotExport(f"{to} exists already; nothing is overwritten")
     with Study.open(folder) as study:
         spec, record = study.spec, study.best()
     if record is None:
         raise NoTrialCompleted(f"no trial of {name} has completed yet")
-    model = model_of(folder, record)
+    model = model_folder(folder, record)
     if model is None:
         raise CannotExport(f"the weights of trial {record.number} are no longer in {folder.trial(record.number)}")
     from transformers.utils.logging import disable_progress_bar
@@ -78,7 +78,7 @@ def export(
     from trainer.models.model_files import BASE_FOLDER, export_model
 
     disable_progress_bar()
-    config = place(spec.base, record.params)
+    config = apply_params(spec.base, record.params)
     check = _Check(folder, spec, config, model, trust_remote_code, say) if compare else None
     try:
         export_model(
@@ -90,8 +90,8 @@ def export(
             trust_remote_code=trust_remote_code,
             check=check,
         )
-    except TrialError as why:
-        raise _in_words(why, spec) from why
+    except TrialError as error:
+        raise _in_words(error, spec) from error
     if (to / BASE_FOLDER).is_dir():
         say(
             f"the base model of these adapters lay in {folder.cache}, which may be emptied; it went along into "
@@ -104,17 +104,17 @@ def export(
     return to
 
 
-def _in_words(why: TrialError, spec: SweepSpec) -> CannotExport:
+def _in_words(reason: TrialError, spec: SweepSpec) -> CannotExport:
     from trainer.evaluation.export_check import CannotCompare, ExportDiffers
     from trainer.models.adapter_merging import BaseGone
 
-    if isinstance(why, ExportDiffers):
-        return OtherModel(f"{why}; nothing was written. This is a fault of prefsweep: please report it")
-    if isinstance(why, CannotCompare):
-        return CannotExport(f"the export cannot be compared with its trial: {why}; --no-compare exports it unseen")
-    if isinstance(why, BaseGone) and spec.sft is not None:
-        return CannotExport(f"{why}; orchestrate resume {spec.name} makes it again")
-    return CannotExport(str(why))
+    if isinstance(reason, ExportDiffers):
+        return OtherModel(f"{reason}; nothing was written. This is a fault of prefsweep: please report it")
+    if isinstance(reason, CannotCompare):
+        return CannotExport(f"the export cannot be compared with its trial: {reason}; --no-compare exports it unseen")
+    if isinstance(reason, BaseGone) and spec.sft is not None:
+        return CannotExport(f"{reason}; orchestrate resume {spec.name} makes it again")
+    return CannotExport(str(reason))
 
 
 @dataclass(slots=True)
@@ -145,10 +145,10 @@ class _Check:
         self.found = str(result)
         self.say(f"export: {self.found}")
 
-    def _held_out(self) -> tuple[PairSet, PreTrainedTokenizerBase]:
+    def _held_out(self) -> tuple[PairDataset, PreTrainedTokenizerBase]:
         """The trial's held-out pairs, from the cache where they are there, and its tokenizer."""
         from trainer.data import load_tokenizer, prepare
-        from trainer.data.pair_dataset import PairSet
+        from trainer.data.pair_dataset import PairDataset
         from trainer.evaluation.export_check import CannotCompare
 
         data, model, cache = self.config.data, self.config.model, self.folder.cache
@@ -158,10 +158,10 @@ class _Check:
             if report is not None and (data, model) == (self.spec.base.data, self.spec.base.model):
                 prepared = cache / "data" / report.fingerprint
                 if prepared.is_dir():
-                    return PairSet.open(prepared, "eval"), tokenizer
+                    return PairDataset.open(prepared, "eval"), tokenizer
             return prepare(data, model, cache, tokenizer).eval, tokenizer
-        except (TrialError, OSError, ValueError) as why:
-            raise CannotCompare(f"its held-out pairs are out of reach ({why})") from why
+        except (TrialError, OSError, ValueError) as error:
+            raise CannotCompare(f"its held-out pairs are out of reach ({error})") from error
 
 
 def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merged: bool, compared: str = "") -> str:
@@ -171,13 +171,13 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
     """
     from trainer.data.data_report import DataReport
 
-    config = place(spec.base, record.params)
+    config = apply_params(spec.base, record.params)
     found = None if report is None else DataReport.model_validate_json(report)
     base = config.model.name_or_path or f"a generated {config.model.generated and config.model.generated.architecture}"
     kind = "LoRA adapters" if config.lora and not merged else "merged LoRA weights" if config.lora else "full weights"
-    leaves = config.leaves()
-    searched = [f"| {path} | {leaves.get(path, value)} |" for path, value in record.params.items()]
-    fixed = [f"| {path} | {value} |" for path, value in leaves.items() if path not in record.params]
+    params = config.flat_params()
+    searched = [f"| {path} | {params.get(path, value)} |" for path, value in record.params.items()]
+    fixed = [f"| {path} | {value} |" for path, value in params.items() if path not in record.params]
     metrics = [f"| {metric} | {value:.6g} |" for metric, value in sorted(record.metrics.items())]
     hub = f"base_model: {config.model.name_or_path}\n" if config.model.name_or_path else ""
     lines = [
@@ -210,8 +210,8 @@ def _fork_lines(record: TrialRecord) -> list[str]:
 
 def _data_lines(data: DataConfig) -> list[str]:
     train = "\n".join(f"- train: {_source(source)}" for source in data.train)
-    held = data.eval or ()
-    evaluation = "\n".join(f"- held out: {_source(source)}" for source in held)
+    held_out = data.eval or ()
+    evaluation = "\n".join(f"- held out: {_source(source)}" for source in held_out)
     return [train, evaluation or f"- held out: {data.eval_share:.0%} of train, by prompt"]
 
 

@@ -6,11 +6,11 @@ import json
 import math
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from orchestrator.spec.estimates.input_sizes import count_rows, shape_of
+from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.results import TrialError
 
@@ -48,6 +48,8 @@ class Facts:
     lengths: dict[str, dict[str, int]] | None = None
     """Tokens at percentiles, as DataReport has them."""
     all_rows_read: bool = False
+    apply_template: bool | None = None
+    """data.apply_template, where the rows are plain text and the tokenizer has a chat template; None: no question."""
     notices: tuple[str, ...] = ()
 
     @property
@@ -69,19 +71,19 @@ class Facts:
 def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
     """Look at the model's folder or cached config.json, at its name, and at a local file of pairs."""
     rows = count_rows(DataConfig.model_validate({"train": data})).train if is_file else None
-    held = json.loads((Path(model) / "config.json").read_bytes()) if (Path(model) / "config.json").is_file() else {}
-    positions = next((held[key] for key in ("max_position_embeddings", "n_positions") if key in held), None)
+    stored = json.loads((Path(model) / "config.json").read_bytes()) if (Path(model) / "config.json").is_file() else {}
+    positions = next((stored[key] for key in ("max_position_embeddings", "n_positions") if key in stored), None)
     facts = Facts(_parameters(model), positions if isinstance(positions, int) else None, rows)
-    if not (is_file and Path(model).is_dir()):
+    if not is_file:
         return facts
-    return _with_lengths(facts, model, data)
+    return _with_lengths(facts, model, data) if Path(model).is_dir() else _with_form(facts, data)
 
 
 def _parameters(model: str) -> float | None:
     folder = Path(model)
     if folder.is_dir() and (files := sorted(folder.glob("*.safetensors"))):
         return float(sum(map(_in_file, files)))
-    shape = shape_of(ModelConfig(name_or_path=model))
+    shape = model_shape(ModelConfig(name_or_path=model))
     if shape is not None:
         return float(shape.parameters)
     named = _NAMED.findall(model.rpartition("/")[2].replace("-", " ").replace("_", " "))
@@ -96,21 +98,56 @@ def _in_file(file: Path) -> int:
 
 
 def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
-    from trainer.data import prepare  # loads the tokenizer: seconds
+    from trainer.data import load_tokenizer  # loads the tokenizer: seconds
+    from trainer.data.preparation import examine
 
-    asked = DataConfig.model_validate(
-        {"train": data, "max_train_rows": _SAMPLE, "max_length": 1 << 20, "bad_rows": "skip", "max_bad_share": 1.0}
+    share = float(held_out(facts).value)
+    requested = DataConfig.model_validate(
+        {"train": data, "max_train_rows": _SAMPLE, "max_length": 1 << 20, "eval_share": share}
     )
     try:
         with tempfile.TemporaryDirectory() as cache:
-            report = prepare(asked, ModelConfig(name_or_path=model), Path(cache)).report
-    except TrialError as why:
-        told = (
-            f"the lengths of the rows could not be read ({str(why).splitlines()[0]}); max_length is not fitted to them"
+            tokenizer = load_tokenizer(ModelConfig(name_or_path=model), requested, Path(cache))
+        found = examine(requested, tokenizer, "")
+        if any(finding.kind == "template_undecided" for finding in found.report.findings):
+            requested = requested.model_copy(update={"apply_template": True})
+            found = examine(requested, tokenizer, "")
+    except TrialError as error:
+        message = (
+            f"the lengths of the rows could not be read, and max_length is not fitted to them; {_to_correct(error)}"
         )
-        return Facts(facts.parameters, facts.positions, facts.rows, notices=(told,))
-    whole = facts.rows is not None and facts.rows <= _SAMPLE
-    return Facts(facts.parameters, facts.positions, facts.rows, report.lengths, whole)
+        return replace(facts, notices=(message,))
+    try:
+        found.refuse(requested)
+        notices: tuple[str, ...] = ()
+    except TrialError as error:
+        notices = (_to_correct(error),)
+    complete = facts.rows is not None and facts.rows <= _SAMPLE
+    lengths = found.report.lengths if found.report.train_rows else None
+    return replace(
+        facts, lengths=lengths, all_rows_read=complete, apply_template=requested.apply_template, notices=notices
+    )
+
+
+def _with_form(facts: Facts, data: str) -> Facts:
+    """Without the tokenizer: whether the rows are plain text, so that a chat template would be a question."""
+    from trainer.data.row_selection import TRAIN, select_rows
+
+    try:
+        found = select_rows(DataConfig.model_validate({"train": data, "max_train_rows": _SAMPLE}))
+    except TrialError as error:
+        return replace(facts, notices=(_to_correct(error),))
+    if not any(isinstance(row.preference.prompt, str) for row in found.rows(TRAIN)):
+        return facts
+    message = (
+        "the rows are plain text: where the tokenizer has a chat template, the file is refused until "
+        "data.apply_template is true (prompts become a user's messages) or false (the text is taken as it stands)"
+    )
+    return replace(facts, notices=(message,))
+
+
+def _to_correct(error: TrialError) -> str:
+    return f"the file is refused until this is corrected: {error}"
 
 
 # --- choices ---------------------------------------------------------------------------------------------------------
@@ -118,11 +155,11 @@ def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
 
 def rates(objective: Objective, facts: Facts, *, lora: bool) -> Choice:
     """Learning rates to try."""
-    listed, why = _orpo_rates(facts.parameters) if objective == "orpo" else _rates(objective, facts.parameters)
+    listed, reason = _orpo_rates(facts.parameters) if objective == "orpo" else _rates(objective, facts.parameters)
     if lora:
         listed = list(dict.fromkeys(min(10 * rate, _FURTHEST_RATE) for rate in listed))
-        why = f"ten times those of all weights, as in TRL's dpo script: {why}"
-    return Choice("[" + ", ".join(map(_short, listed)) + "]", why)
+        reason = f"ten times those of all weights, as in TRL's dpo script: {reason}"
+    return Choice("[" + ", ".join(map(_short, listed)) + "]", reason)
 
 
 def _rates(objective: Objective, parameters: float | None) -> tuple[list[float], str]:
@@ -162,27 +199,27 @@ def _small_rates(parameters: float) -> tuple[list[float], str]:
 def per_update(facts: Facts) -> Choice:
     """Pairs that an update takes."""
     pairs = most = _MOST_PER_UPDATE[facts.small]
-    why = "as sweeps/quickstart.yaml" if facts.small else "as in the papers; exact, whatever fits the GPU at once"
+    reason = "as sweeps/quickstart.yaml" if facts.small else "as in the papers; exact, whatever fits the GPU at once"
     if facts.rows is not None:
         trained = _trained(facts.rows)
         while pairs > 2 and trained / pairs < (_FEWEST_UPDATES if pairs > 8 else 4):
             pairs //= 2
         if pairs < most:
-            why = f"few rows: {trained} pairs make {trained // pairs} updates an epoch"
-    return Choice(str(pairs), why)
+            reason = f"few rows: {trained} pairs make {trained // pairs} updates an epoch"
+    return Choice(str(pairs), reason)
 
 
 def duration(facts: Facts, *, cpu: bool) -> list[tuple[str, Choice]]:
     """Epochs, and on a processor at most so many updates."""
     pairs, trained = int(per_update(facts).value), None if facts.rows is None else _trained(facts.rows)
-    epochs, why = 1, "as in the papers"
+    epochs, reason = 1, "as in the papers"
     if trained is not None and trained < _FEWEST_UPDATES * pairs:
         epochs = min(3, math.ceil(_FEWEST_UPDATES * pairs / max(1, trained)))
-        why = "few rows: more than once over them"
-    chosen = [("num_train_epochs", Choice(str(epochs), why))]
+        reason = "few rows: more than once over them"
+    chosen = [("num_train_epochs", Choice(str(epochs), reason))]
     if cpu and (trained is None or epochs * trained / pairs > _MOST_UPDATES_ON_CPU):
-        told = "updates, instead of a whole epoch: this is a processor; remove it for the whole data"
-        chosen = [("max_steps", Choice(str(_MOST_UPDATES_ON_CPU), told))]
+        message = "updates, instead of a whole epoch: this is a processor; remove it for the whole data"
+        chosen = [("max_steps", Choice(str(_MOST_UPDATES_ON_CPU), message))]
     return chosen
 
 
@@ -201,18 +238,18 @@ def longest(facts: Facts) -> list[tuple[str, Choice]]:
         if fitted <= most:
             looked = "of all rows" if facts.all_rows_read else f"of the first {_SAMPLE} rows, and a quarter more"
             return [("max_length", Choice(str(fitted), f"tokens of prompt and response: the longest {looked}"))]
-        told = f"the model's last position; the longest row has {seen} tokens, so rows are cut"
-        return [("max_length", Choice(str(int(most)), told))]
+        message = f"the model's last position; the longest row has {seen} tokens, so rows are cut"
+        return [("max_length", Choice(str(int(most)), message))]
     if not facts.small:
-        wanted, prompt = 2048, 1800
-        if wanted <= most:
+        required, prompt = 2048, 1800
+        if required <= most:
             return [
-                ("max_length", Choice(str(wanted), "tokens of prompt and response together, as in the papers")),
+                ("max_length", Choice(str(required), "tokens of prompt and response together, as in the papers")),
                 ("max_prompt_length", Choice(str(prompt), "longer prompts lose their oldest tokens")),
             ]
     length = int(min(1024, most))
-    told = "tokens of prompt and response together" + ("; the model has no more positions" if length == most else "")
-    return [("max_length", Choice(str(length), told))]
+    message = "tokens of prompt and response together" + ("; the model has no more positions" if length == most else "")
+    return [("max_length", Choice(str(length), message))]
 
 
 def answers(facts: Facts) -> Choice | None:

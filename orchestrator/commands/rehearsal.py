@@ -1,4 +1,4 @@
-"""The same sweep in small: a tiny random model of the same architecture, few rows, few steps, the corners only."""
+"""The sweep in small: a tiny random model of the same architecture, few rows, few steps, only the corners."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import get_args
 
 from orchestrator.spec.estimates.input_sizes import count_rows
 from orchestrator.spec.judge_config import JudgeConfig
-from orchestrator.spec.search.corners import outer
-from orchestrator.spec.search.dimensions import Choice, Dimension, Scalar, ends
+from orchestrator.spec.search.corners import extreme_values
+from orchestrator.spec.search.dimensions import Choice, Dimension, Scalar, end_values
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import Budget, GridSampler, Resources, SftStage, SweepSpec
 from trainer.config.trial import DataConfig, GeneratedModel, GeneratedSource, HubSource, ModelConfig, TrainingConfig
 
-ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MOST_TRIALS = 64, 16, 4, 4, 256, 16
+ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MAX_TRIALS = 64, 16, 4, 4, 256, 16
 _FIXED = ("model.", "data.", "evaluation.", "training.max_steps", "training.num_train_epochs")
-_FIXED_TOO = ("training.pairs_per_update", "training.tokens_per_micro_batch", "training.eval_steps")
+_ALSO_FIXED = ("training.pairs_per_update", "training.tokens_per_micro_batch", "training.eval_steps")
 _SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 2}
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 """Seconds to wait for the hub."""
 
 
@@ -50,7 +50,7 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
         }
     )
     search = _search(spec.search, notices)
-    given = _given(spec)
+    given = _enqueued(spec)
     if spec.mirror is not None:
         notices.append(f"not rehearsed: copies to {spec.mirror}; `orchestrate doctor FILE` tries whether it takes them")
     size = (search.size() or 1) + len(given)
@@ -61,7 +61,7 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
             "search": search,
             "enqueue": given,
             "sampler": GridSampler(),
-            "budget": Budget(trials=MOST_TRIALS if size > MOST_TRIALS else None, concurrency=spec.budget.concurrency),
+            "budget": Budget(trials=MAX_TRIALS if size > MAX_TRIALS else None, concurrency=spec.budget.concurrency),
             "resources": Resources(),
             "notify": None,
             "mirror": None,
@@ -111,10 +111,10 @@ def _sft(sft: SftStage | None, notices: list[str]) -> SftStage | None:
     return SftStage(training=_training(sft.training), data=_data(sft.data, notices) if sft.data else None)
 
 
-def _given(spec: SweepSpec) -> tuple[dict[str, Scalar], ...]:
-    """The given trials without what the rehearsal fixes, each distinct one once."""
-    kept = [{path: value for path, value in one.items() if not _is_fixed(path)} for one in spec.enqueue]
-    return tuple(one for i, one in enumerate(kept) if one and one not in kept[:i])
+def _enqueued(spec: SweepSpec) -> tuple[dict[str, Scalar], ...]:
+    """The manual trials without what the rehearsal fixes, each distinct one once."""
+    remaining = [{path: value for path, value in one.items() if not _is_fixed(path)} for one in spec.enqueue]
+    return tuple(one for i, one in enumerate(remaining) if one and one not in remaining[:i])
 
 
 # --- search ----------------------------------------------------------------------------------------------------------
@@ -122,29 +122,29 @@ def _given(spec: SweepSpec) -> tuple[dict[str, Scalar], ...]:
 
 def _search(space: SearchSpace, notices: list[str]) -> SearchSpace:
     """Every end of every range at least once: what stands alone advances together, conditions stay as they are."""
-    kept = {p: d for p, d in space.dimensions.items() if not _is_fixed(p) and not any(map(_is_fixed, d.when))}
+    remaining = {p: d for p, d in space.dimensions.items() if not _is_fixed(p) and not any(map(_is_fixed, d.when))}
     groups = [{p: v for p, v in group.items() if not _is_fixed(p)} for group in space.zipped]
-    dropped = [p for p in space.paths if p not in kept and not any(p in group for group in groups)]
+    dropped = [p for p in space.paths if p not in remaining and not any(p in group for group in groups)]
     if dropped:
         notices.append(f"the rehearsal fixes {', '.join(dropped)}, so their search is not rehearsed")
-    deciding = {path for d in kept.values() for path in d.when}
-    conditional = {p: _as_ends(d) for p, d in kept.items() if d.when or p in deciding}
-    alone = {p: outer(ends(d)) for p, d in kept.items() if p not in conditional}
-    rows = min(MOST_TRIALS, max(map(len, alone.values()), default=0))
+    deciding = {path for d in remaining.values() for path in d.when}
+    conditional = {p: _reduced_to_ends(d) for p, d in remaining.items() if d.when or p in deciding}
+    alone = {p: extreme_values(end_values(d)) for p, d in remaining.items() if p not in conditional}
+    rows = min(MAX_TRIALS, max(map(len, alone.values()), default=0))
     together = {p: tuple(listed[i % len(listed)] for i in range(rows)) for p, listed in alone.items()}
     zipped = (*([together] if together else []), *(group for group in groups if group))
     return SearchSpace(dimensions=conditional, zipped=zipped)
 
 
-def _as_ends(dimension: Dimension) -> Dimension:
+def _reduced_to_ends(dimension: Dimension) -> Dimension:
     """A list keeps all its values, as conditions may wait for any; a range is its ends."""
     if isinstance(dimension, Choice):
         return dimension
-    return Choice(choice=ends(dimension), when=dimension.when)
+    return Choice(choice=end_values(dimension), when=dimension.when)
 
 
 def _is_fixed(path: str) -> bool:
-    return path.startswith(_FIXED) or path in _FIXED_TOO or path == "training.save_steps"
+    return path.startswith(_FIXED) or path in _ALSO_FIXED or path == "training.save_steps"
 
 
 # --- model -----------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def hub_reachable() -> bool:
         return False
     request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
     try:
-        with urllib.request.urlopen(request, timeout=_PATIENCE):
+        with urllib.request.urlopen(request, timeout=_TIMEOUT):
             return True
     except urllib.error.HTTPError:
         return True

@@ -11,10 +11,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from orchestrator.errors import Finding, SpecError
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 
-GRACE = 180
+GRACE_SECONDS = 180
 """Seconds before the end of the job's time at which its trials are checkpointed."""
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 _WORD = re.compile(r"[A-Za-z0-9._,@%+-]+")
@@ -34,7 +34,7 @@ class SlurmJob:
     memory_gb: int | None = None
     partition: str | None = None
     account: str | None = None
-    grace: int = GRACE
+    grace: int = GRACE_SECONDS
     more: tuple[str, ...] = ()
     """Further options of sbatch, each a line."""
     setup: tuple[str, ...] = ()
@@ -42,10 +42,10 @@ class SlurmJob:
     trust: bool = False
 
 
-def render(spec: SweepSpec, job: SlurmJob) -> str:
+def render_slurm_job(spec: SweepSpec, job: SlurmJob) -> str:
     """The batch script; the resolved sweep is inside, so that nothing changes between submitting and running."""
     _check(job)
-    sweep = dump(spec)
+    sweep = dump_spec(spec)
     fence = "END_OF_SWEEP"
     while fence in sweep:
         fence += "_"

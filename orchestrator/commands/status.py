@@ -1,6 +1,6 @@
-"""Looking at a sweep without driving it: status, best, watch.
+"""Data of `status`, `best` and `history`; read without driving the sweep.
 
-What happened to a sweep, in order: every event with its time and reason, and every change of its spec.
+The history has every event with its time and reason, and every change of the spec.
 """
 
 from __future__ import annotations
@@ -13,41 +13,45 @@ from typing import Any
 
 from orchestrator import folders
 from orchestrator.commands.trial_control import open_study
-from orchestrator.driver.checkpoint_retention import model_of
+from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.crash_report import crashed_at, last_crash
 from orchestrator.driver.data_stage import known_steps
 from orchestrator.errors import NoTrialCompleted
 from orchestrator.execution.messages import MIRROR
-from orchestrator.folders import RUNS_FILE, SweepFolder, existing
-from orchestrator.interfaces import StepsOf
-from orchestrator.spec.loading.loader import load
+from orchestrator.folders import RUNS_FILE, SweepFolder, existing_sweep
+from orchestrator.interfaces import UpdatesOf
+from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.study import Study
-from orchestrator.study.sweep_terms import differences
+from orchestrator.study.sweep_terms import spec_differences
 from orchestrator.study.trial_records import STOPPING, Request, TrialRecord
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
     """Where a sweep stands, as one object. `state` is preparing, running, paused, interrupted or finished."""
-    folder = existing(root, name)
-    driver = folders.holder(folder)
+    folder = existing_sweep(root, name)
+    driver = folders.lock_holder(folder)
     if not Study.exists(folder):
-        spec = load(folder.spec)
+        spec = load_spec(folder.spec)
         state = "preparing" if driver else "interrupted"
-        found = _object(spec, state, driver, [], [], {}, None, 0.0)
+        found = _status_object(spec, state, driver, [], [], {}, None, 0.0)
         return found | {"why": "" if driver else last_crash(folder)}
     with Study.open(folder) as study:
-        trials, front = study.trials(), study.front()
-        state, spent = state_of(study), study.spent()
+        trials, front = study.trials(), study.pareto_front()
+        state, usage = sweep_state(study), study.usage()
         steps = known_steps(folder, study.spec)
-        found = _object(study.spec, state, driver, trials, front, _run_ids(folder), steps, spent.hours * 3600)
+        found = _status_object(study.spec, state, driver, trials, front, _run_ids(folder), steps, usage.hours * 3600)
         return found | {
-            "why": study.paused() if state == "paused" else "" if driver else study.stopped() or study.exhausted(),
-            "gpu_hours": round(spent.gpu_hours, 6),
+            "why": study.pause_reason()
+            if state == "paused"
+            else ""
+            if driver
+            else study.stop_reason() or study.exhausted_reason(),
+            "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),
-            "waiting": [f"waits to run: {g.origin}" for g in study.given() if g.trial is None]
-            + [_asked(request) for request in study.requests()],
+            "waiting": [f"waits to run: {g.origin}" for g in study.enqueued_trials() if g.trial is None]
+            + [_request_text(request) for request in study.requests()],
         }
 
 
@@ -55,30 +59,30 @@ def _mirror(study: Study) -> dict[str, Any] | None:
     """What went wrong with copies to the mirror; None where the sweep has none."""
     if study.spec.mirror is None:
         return None
-    told = [event.text for event in study.events() if event.kind == MIRROR]
-    return {"url": study.spec.mirror, "told": len(told), "last": told[-1] if told else None}
+    messages = [event.text for event in study.events() if event.kind == MIRROR]
+    return {"url": study.spec.mirror, "told": len(messages), "last": messages[-1] if messages else None}
 
 
-def _asked(request: Request) -> str:
-    whom = "the sweep" if request.trial is None else f"trial {request.trial}"
-    return f"asked, not done yet: {request.kind} {whom}, {request.text}"
+def _request_text(request: Request) -> str:
+    target = "the sweep" if request.trial is None else f"trial {request.trial}"
+    return f"asked, not done yet: {request.kind} {target}, {request.text}"
 
 
-def state_of(study: Study) -> str:
+def sweep_state(study: Study) -> str:
     """running, paused, finished or interrupted."""
-    if folders.holder(study.folder):
-        return "paused" if study.paused() else "running"
-    return "finished" if study.exhausted() and all(t.state.finished for t in study.trials()) else "interrupted"
+    if folders.lock_holder(study.folder):
+        return "paused" if study.pause_reason() else "running"
+    return "finished" if study.exhausted_reason() and all(t.state.finished for t in study.trials()) else "interrupted"
 
 
-def _object(
+def _status_object(
     spec: SweepSpec,
     state: str,
     driver: str | None,
     trials: list[TrialRecord],
     front: list[TrialRecord],
     run_ids: dict[str, str],
-    steps: StepsOf | None,
+    steps: UpdatesOf | None,
     seconds: float,
 ) -> dict[str, Any]:
     started = [t.started_at for t in trials if t.started_at is not None]
@@ -87,7 +91,7 @@ def _object(
         "state": state,
         "driver": driver,
         "goal": {"metric": spec.goal.metric, "direction": spec.goal.direction},
-        "goals": [{"metric": goal.metric, "direction": goal.direction} for goal in spec.goals],
+        "goals": [{"metric": objective.metric, "direction": objective.direction} for objective in spec.objectives],
         "best": front[0].number if front else None,
         "front": [record.number for record in front],
         "started": min(started, default=None),
@@ -97,7 +101,7 @@ def _object(
     }
 
 
-def _trial(record: TrialRecord, run_ids: dict[str, str], steps: StepsOf | None) -> dict[str, Any]:
+def _trial(record: TrialRecord, run_ids: dict[str, str], steps: UpdatesOf | None) -> dict[str, Any]:
     return {
         "number": record.number,
         "state": record.state.value,
@@ -128,22 +132,22 @@ def _run_ids(folder: SweepFolder) -> dict[str, str]:
 
 def best(name: str, root: Path) -> dict[str, Any]:
     """The best configuration so far; NoTrialCompleted before there is one."""
-    folder = existing(root, name)
+    folder = existing_sweep(root, name)
     if not Study.exists(folder):
         raise NoTrialCompleted(f"no trial of {name} has completed yet")
     with Study.open(folder) as study:
-        front = study.front()
+        front = study.pareto_front()
         if not front:
             raise NoTrialCompleted(f"no trial of {name} has completed yet")
-        record, goals = front[0], study.spec.goals
-        goal, model = study.spec.goal, model_of(folder, record)
+        record, objectives = front[0], study.spec.objectives
+        objective, model = study.spec.goal, model_folder(folder, record)
     return {
         "number": record.number,
         "value": record.value,
-        "goal": {"metric": goal.metric, "direction": goal.direction},
+        "goal": {"metric": objective.metric, "direction": objective.direction},
         "front": [
             {"number": r.number, "values": list(r.values or ()), "params": dict(r.params)}
-            for r in (front if len(goals) > 1 else ())
+            for r in (front if len(objectives) > 1 else ())
         ],
         "origin": record.origin,
         "parent": record.parent,
@@ -157,15 +161,15 @@ def best(name: str, root: Path) -> dict[str, Any]:
 
 
 def history(name: str, root: Path) -> dict[str, Any]:
-    """`events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes) and `given` trials."""
-    folder = existing(root, name)
-    if not StudyReader.exists(folder) and (why := last_crash(folder)):
-        event = {"seq": 1, "at": crashed_at(folder), "trial": None, "kind": STOPPING, "text": why}
+    """`events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes) and `enqueued` trials."""
+    folder = existing_sweep(root, name)
+    if not StudyReader.exists(folder) and (reason := last_crash(folder)):
+        event = {"seq": 1, "at": crashed_at(folder), "trial": None, "kind": STOPPING, "text": reason}
         return {"name": name, "events": [event], "specs": [], "given": []}
     with open_study(folder) as study:
         versions = study.spec_history()
         specs = [SweepSpec.model_validate_json(v.text) for v in versions]
-        changes = [[], *([asdict(c) for c in differences(old, new)] for old, new in pairwise(specs))]
+        changes = [[], *([asdict(c) for c in spec_differences(old, new)] for old, new in pairwise(specs))]
         return {
             "name": name,
             "events": [asdict(event) for event in study.events()],
@@ -173,5 +177,5 @@ def history(name: str, root: Path) -> dict[str, Any]:
                 {"version": v.version, "at": v.at, "hash": v.hash, "changes": changed}
                 for v, changed in zip(versions, changes, strict=True)
             ],
-            "given": [asdict(given) for given in study.given()],
+            "given": [asdict(enqueued) for enqueued in study.enqueued_trials()],
         }

@@ -1,1 +1,1 @@
-"""One driver's life: lock, stages, trials, what stays on the disk."""
+"""One driver's life: lock, stages, trials, what stays on disk."""

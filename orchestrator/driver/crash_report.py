@@ -1,4 +1,4 @@
-"""A sweep that an error ended: the trace it leaves, and its name, free again where no trial had begun."""
+"""A sweep ended by an error: the traceback it leaves, and its name, free again where no trial had begun."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestrator import folders
-from orchestrator.driver.parent_run import open_sink, tell_end, tell_standing
+from orchestrator.driver.parent_run import end_parent_run, open_sink, update_description
 from orchestrator.errors import ExitCode, NameTaken, OrchestrateError, StorageRefused, SweepHeld
-from orchestrator.execution.messages import disk_refused
-from orchestrator.folders import ASIDE, CRASH_FILES, SweepFolder, fresh, make
+from orchestrator.execution.messages import is_disk_error
+from orchestrator.folders import ASIDE, CRASH_FILES, SweepFolder, create_sweep_folder, new_sweep_folder
 from orchestrator.interfaces import SweepReporter
 from orchestrator.redaction import redact
 from orchestrator.study.study import Study
@@ -28,16 +28,16 @@ _LONGEST = 500
 class InternalError(OrchestrateError):
     """A bug that ended the driver; its traceback lies beside the study."""
 
-    code = ExitCode.OURS
+    code = ExitCode.INTERNAL_ERROR
 
-    def __init__(self, folder: SweepFolder, told: str, trace: Path) -> None:
+    def __init__(self, folder: SweepFolder, message: str, trace: Path) -> None:
         self.trace = trace
         after = (
             "No trial had begun, so the name is free: `orchestrate sweep FILE` begins anew"
             if is_free(folder)
             else f"What was done is kept: orchestrate resume {folder.name}"
         )
-        super().__init__(f"this is ours, not yours: {told}\nThe traceback is in {trace}; please report it.\n{after}")
+        super().__init__(f"this is ours, not yours: {message}\nThe traceback is in {trace}; please report it.\n{after}")
 
 
 def leave_trace(folder: SweepFolder, error: Exception, reporter: SweepReporter) -> Exception:
@@ -48,16 +48,16 @@ def leave_trace(folder: SweepFolder, error: Exception, reporter: SweepReporter) 
     """
     if isinstance(error, SweepHeld):
         return error
-    bug = not isinstance(error, (OrchestrateError, TrialError)) and not disk_refused(error)
-    told = redact(f"{type(error).__name__}: {error}" if bug else str(error))
-    if not bug and not (isinstance(error, OrchestrateError) and error.code is ExitCode.OURS):
-        _record(folder, f"error: {_first_line(told)}", reporter)
+    bug = not isinstance(error, (OrchestrateError, TrialError)) and not is_disk_error(error)
+    message = redact(f"{type(error).__name__}: {error}" if bug else str(error))
+    if not bug and not (isinstance(error, OrchestrateError) and error.code is ExitCode.INTERNAL_ERROR):
+        _record(folder, f"error: {_first_line(message)}", reporter)
         return error
     trace = folder.path / time.strftime(CRASH_FILES.replace("*", "%Y%m%d-%H%M%S"))
-    reason = f"{INTERNAL}{_first_line(told)} (traceback in {trace})"
+    reason = f"{INTERNAL}{_first_line(message)} (traceback in {trace})"
     write_text(trace, redact(f"{reason}\n\n{''.join(traceback.format_exception(error))}"))
     _record(folder, reason, reporter)
-    return InternalError(folder, told, trace) if bug else error
+    return InternalError(folder, message, trace) if bug else error
 
 
 def _record(folder: SweepFolder, reason: str, reporter: SweepReporter) -> None:
@@ -65,11 +65,11 @@ def _record(folder: SweepFolder, reason: str, reporter: SweepReporter) -> None:
         return
     # A full disk or a database that is gone: the error that is being recorded says so itself.
     with suppress(StorageRefused), Study.open(folder) as study:
-        study.note(STOPPING, reason)
+        study.add_event(STOPPING, reason)
         sink = open_sink(study, folder.root, reporter)
         try:
-            tell_standing(study, sink, reporter, "interrupted")
-            tell_end(study, sink, "FAILED", "FAILED", reason)
+            update_description(study, sink, reporter, "interrupted")
+            end_parent_run(study, sink, "FAILED", "FAILED", reason)
         finally:
             sink.close(_DELIVERY_SECONDS)
 
@@ -95,14 +95,14 @@ def is_free(folder: SweepFolder) -> bool:
     if not Study.exists(folder):
         return last_crash(folder) != ""
     with Study.open(folder) as study:
-        begun = bool(study.trials()) or any(given.by_hand for given in study.given())
-        return not begun and study.stopped().startswith(INTERNAL)
+        begun = bool(study.trials()) or any(given.by_hand for given in study.enqueued_trials())
+        return not begun and study.stop_reason().startswith(INTERNAL)
 
 
 def free_folder(root: Path, name: str) -> SweepFolder:
     """The folder of a sweep to begin: nothing is there, or what a bug ended before the first trial. NameTaken else."""
     folder = SweepFolder(root, name)
-    return folder if is_free(folder) and folders.holder(folder) is None else fresh(root, name)
+    return folder if is_free(folder) and folders.lock_holder(folder) is None else new_sweep_folder(root, name)
 
 
 def make_folder(folder: SweepFolder, spec: str) -> str:
@@ -111,16 +111,16 @@ def make_folder(folder: SweepFolder, spec: str) -> str:
     What that one left is moved aside, not removed. NameTaken where somebody else was quicker.
     """
     if not folder.path.exists():
-        make(folder, spec)
+        create_sweep_folder(folder, spec)
         return ""
-    with folders.hold(folder):
+    with folders.sweep_lock(folder):
         if not is_free(folder):
             raise NameTaken(folder.name, folder.path)
-        aside = folder.root / ASIDE / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
-        aside.parent.mkdir(exist_ok=True)
-        folder.path.rename(aside)
-        make(folder, spec)
-    return f"a sweep {folder.name} had crashed before its first trial; what it left was moved to {aside}"
+        temporary = folder.root / ASIDE / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+        temporary.parent.mkdir(exist_ok=True)
+        folder.path.rename(temporary)
+        create_sweep_folder(folder, spec)
+    return f"a sweep {folder.name} had crashed before its first trial; what it left was moved to {temporary}"
 
 
 def _first_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Who is judged on what: the best trials whose weights are there, their start model, the prompts, their answers."""
+"""Models to judge and their prompts: the best trials whose weights exist, their initial model, their answers."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.driver.checkpoint_retention import model_of
+from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.data_stage import load_report
-from orchestrator.driver.sft_stage import made_start_model, with_model
+from orchestrator.driver.sft_stage import sft_model_folder, with_model
 from orchestrator.errors import NoTrialCompleted, OrchestrateError
-from orchestrator.judge.answer_pairs import Match
+from orchestrator.judge.answer_pairs import AnswerPair
 from orchestrator.spec.judge_config import JudgeConfig
-from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.reader import StudyReader
-from orchestrator.study.trial_records import ranking
+from orchestrator.study.trial_records import rank_trials
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import digest_of
-from trainer.storage.jsonl_store import Kept, peek
+from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trainer.evaluation.judge_prompts import Prompt
-    from trainer.evaluation.text_generation import Decoding
+    from trainer.evaluation.judge_prompts import JudgePrompt
+    from trainer.evaluation.text_generation import DecodingConfig
 
-Tell = Callable[[str], None]
+LogFn = Callable[[str], None]
 
 
 class WeightsGone(OrchestrateError):
@@ -34,14 +34,14 @@ class WeightsGone(OrchestrateError):
 
 
 @dataclass(frozen=True, slots=True)
-class Contestant:
-    """A model that answers: a trial's with its weights, or a start model (`number` None)."""
+class JudgedModel:
+    """A model that answers: a trial's with its weights, or an initial model (`number` None)."""
 
     number: int | None
     config: TrialConfig
     weights: Path | None
-    identity: tuple[object, ...]
-    prompts: tuple[Prompt, ...]
+    fingerprint: tuple[object, ...]
+    prompts: tuple[JudgePrompt, ...]
     tokenizer: PreTrainedTokenizerBase
     stops: tuple[int, ...]
     """Tokens with which the responses of its data end."""
@@ -51,35 +51,35 @@ class Contestant:
         """For people."""
         return "the start model" if self.number is None else f"trial {self.number}"
 
-    def file(self, cache: Path, decoding: Decoding) -> Path:
+    def completions_file(self, cache: Path, decoding: DecodingConfig) -> Path:
         """Where its answers are kept, by prompt."""
-        named = digest_of([self.identity, decoding.key()])[:32]
+        named = digest_of([self.fingerprint, decoding.key()])[:32]
         return cache / "answers" / f"{named}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
-class Contest:
-    """Trials and, at the same place, the start model of each; how they answer."""
+class JudgeTask:
+    """Trials and, at the same place, the initial model of each; how they answer."""
 
-    trials: tuple[Contestant, ...]
-    starts: tuple[Contestant, ...]
-    decodings: tuple[Decoding, ...]
+    trials: tuple[JudgedModel, ...]
+    initial_models: tuple[JudgedModel, ...]
+    decodings: tuple[DecodingConfig, ...]
     notices: tuple[str, ...]
 
-    def models(self) -> list[Contestant]:
-        """Every model once, start models first."""
-        return list({c.identity: c for c in (*self.starts, *self.trials)}.values())
+    def models(self) -> list[JudgedModel]:
+        """Every model once, initial models first."""
+        return list({c.fingerprint: c for c in (*self.initial_models, *self.trials)}.values())
 
-    def matches(self, cache: Path, decodings: Sequence[Decoding]) -> dict[int, list[Match]]:
+    def answer_pairs(self, cache: Path, decodings: Sequence[DecodingConfig]) -> dict[int, list[AnswerPair]]:
         """By trial, every pair of answers that is there."""
-        out: dict[int, list[Match]] = {}
-        for trial, start in zip(self.trials, self.starts, strict=True):
+        out: dict[int, list[AnswerPair]] = {}
+        for trial, start in zip(self.trials, self.initial_models, strict=True):
             assert trial.number is not None
             out[trial.number] = []
             for decoding in decodings:
-                ours, theirs = (peek(c.file(cache, decoding)) for c in (trial, start))
+                ours, theirs = (read_jsonl_store(c.completions_file(cache, decoding)) for c in (trial, start))
                 out[trial.number] += [
-                    _match(trial.number, p, decoding, ours[p.key], theirs[p.key])
+                    _answer_pair(trial.number, p, decoding, ours[p.key], theirs[p.key])
                     for p in trial.prompts
                     if p.key in ours and p.key in theirs
                 ]
@@ -91,27 +91,27 @@ class Contest:
             sum(p.key not in known for p in model.prompts)
             for model in self.models()
             for decoding in self.decodings
-            for known in [peek(model.file(cache, decoding))]
+            for known in [read_jsonl_store(model.completions_file(cache, decoding))]
         )
 
 
-def set_up(study: StudyReader, config: JudgeConfig, *, trust_remote_code: bool = False) -> Contest:
+def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_code: bool = False) -> JudgeTask:
     """The contest that the sweep's state and this configuration make. Reads the data; loads no model.
 
-    NoTrialCompleted, WeightsGone; StorageRefused where the start model of an sft stage is gone.
+    NoTrialCompleted, WeightsGone; StorageRefused where the initial model of an sft stage is gone.
     """
     from trainer.data import prepare
     from trainer.data.tokenization import tokenizer_digest
     from trainer.evaluation.judge_prompts import fixed_prompts
-    from trainer.evaluation.text_generation import Decoding
-    from trainer.models.model_files import locate, model_identity
+    from trainer.evaluation.text_generation import DecodingConfig
+    from trainer.models.model_files import model_fingerprint, resolve_model_path
 
     folder, spec = study.folder, study.spec
-    ranked = ranking(study.trials(), *spec.goals)[: config.top]
+    ranked = rank_trials(study.trials(), *spec.objectives)[: config.top]
     report = load_report(folder)
     if not ranked or report is None:
         raise NoTrialCompleted(f"no trial of {spec.name} has completed yet: there is nothing to judge")
-    weights = {record.number: found for record in ranked if (found := model_of(folder, record)) is not None}
+    weights = {record.number: found for record in ranked if (found := model_folder(folder, record)) is not None}
     gone = [str(record.number) for record in ranked if record.number not in weights]
     if not weights:
         raise WeightsGone(
@@ -119,12 +119,12 @@ def set_up(study: StudyReader, config: JudgeConfig, *, trust_remote_code: bool =
         )
     which = f"trial{'s' if len(gone) > 1 else ''} {', '.join(gone)}"
     notices = [f"{which} not judged, as the weights were not kept (keep_models)"] if gone else []
-    made = made_start_model(spec, folder, report, trust_remote_code=trust_remote_code)
-    read: dict[str, tuple[tuple[Prompt, ...], PreTrainedTokenizerBase, tuple[int, ...]]] = {}
-    trials: list[Contestant] = []
-    starts: list[Contestant] = []
+    made = sft_model_folder(spec, folder, report, trust_remote_code=trust_remote_code)
+    read: dict[str, tuple[tuple[JudgePrompt, ...], PreTrainedTokenizerBase, tuple[int, ...]]] = {}
+    trials: list[JudgedModel] = []
+    starts: list[JudgedModel] = []
     for record in (r for r in ranked if r.number in weights):
-        trial = place(spec.base, record.params)
+        trial = apply_params(spec.base, record.params)
         # Read as the sweep's data check read them, so that the cache knows them.
         key = digest_of([trial.data.model_dump(mode="json"), trial.model.model_dump(mode="json")])
         if key not in read:
@@ -142,36 +142,42 @@ def set_up(study: StudyReader, config: JudgeConfig, *, trust_remote_code: bool =
         begun = trial if made is None else with_model(trial, made)
         shared = (tokenizer_digest(tokenizer), trial.training.bf16, stops)
         model = begun.model
-        start = (model_identity(model, locate(model, folder.cache)), model.dtype, model.load_in_4bit)
+        start = (model_fingerprint(model, resolve_model_path(model, folder.cache)), model.dtype, model.load_in_4bit)
         own = (study.id, record.number, weights[record.number].parent.name)
-        asked = (prompts, tokenizer, stops)
-        starts.append(Contestant(None, begun, None, ("start", *start, *shared), *asked))
-        trials.append(Contestant(record.number, begun, weights[record.number], ("trial", *own, *shared), *asked))
-    greedy = Decoding(config.max_new_tokens)
+        inputs = (prompts, tokenizer, stops)
+        starts.append(JudgedModel(None, begun, None, ("start", *start, *shared), *inputs))
+        trials.append(JudgedModel(record.number, begun, weights[record.number], ("trial", *own, *shared), *inputs))
+    greedy = DecodingConfig(config.max_new_tokens)
     sampled = [
-        Decoding(config.max_new_tokens, sample, config.temperature, config.top_p, config.seed)
+        DecodingConfig(config.max_new_tokens, sample, config.temperature, config.top_p, config.seed)
         for sample in range(config.samples)
     ]
-    return Contest(tuple(trials), tuple(starts), (greedy, *sampled), tuple(notices))
+    return JudgeTask(tuple(trials), tuple(starts), (greedy, *sampled), tuple(notices))
 
 
-def answer_all(
-    contest: Contest, cache: Path, budget: int, stage: Tell, pause: Callable[[], None], *, trust_remote_code: bool
+def generate_missing(
+    task: JudgeTask,
+    cache: Path,
+    budget: int,
+    set_stage: LogFn,
+    check_cancelled: Callable[[], None],
+    *,
+    trust_remote_code: bool,
 ) -> None:
     """Have every model give the answers that are missing; each batch is on the disk before the next begins."""
-    from trainer.evaluation.text_generation import Answerer
+    from trainer.evaluation.text_generation import TextGenerator
 
-    for model in contest.models():
-        answerer: Answerer | None = None
-        for decoding in contest.decodings:
+    for model in task.models():
+        text_generator: TextGenerator | None = None
+        for decoding in task.decodings:
             how = "greedy" if decoding.sample is None else "sampled"
-            with Kept(model.file(cache, decoding)) as kept:
-                left = [prompt for prompt in model.prompts if prompt.key not in kept.values]
+            with JsonlStore(model.completions_file(cache, decoding)) as store:
+                left = [prompt for prompt in model.prompts if prompt.key not in store.values]
                 if not left:
                     continue
-                if answerer is None:
-                    stage(f"judge: loading {model.name}")
-                    answerer = Answerer.open(
+                if text_generator is None:
+                    set_stage(f"judge: loading {model.name}")
+                    text_generator = TextGenerator.load(
                         model.config,
                         model.weights,
                         model.tokenizer,
@@ -179,56 +185,67 @@ def answer_all(
                         stops=model.stops,
                         trust_remote_code=trust_remote_code,
                     )
-                for batch in answerer.answers(left, decoding, budget=budget, pause=pause):
-                    kept.put({key: asdict(written) for key, written in batch.items()})
-                    done = sum(prompt.key in kept.values for prompt in model.prompts)
-                    stage(f"judge: {model.name}, {how} answers: {done} of {len(model.prompts)}")
+                for batch in text_generator.generate(left, decoding, budget=budget, check_cancelled=check_cancelled):
+                    store.put({key: asdict(written) for key, written in batch.items()})
+                    done = sum(prompt.key in store.values for prompt in model.prompts)
+                    set_stage(f"judge: {model.name}, {how} answers: {done} of {len(model.prompts)}")
 
 
-def score_all(
-    matches: Sequence[Match], config: JudgeConfig, cache: Path, stage: Tell, pause: Callable[[], None], *, trust: bool
+def reward_scores(
+    pairs: Sequence[AnswerPair],
+    config: JudgeConfig,
+    cache: Path,
+    set_stage: LogFn,
+    check_cancelled: Callable[[], None],
+    *,
+    trust: bool,
 ) -> Mapping[str, float]:
     """The reward model's score of every answer, computed where it is not kept."""
-    from trainer.evaluation.reward_model import Dialogued, RewardScorer, reward_identity
+    from trainer.evaluation.reward_model import RewardInput, RewardScorer, reward_model_fingerprint
 
-    wanted = config.reward_model
-    assert wanted is not None
+    reward_config = config.reward_model
+    assert reward_config is not None
 
-    def opened() -> RewardScorer:
-        stage(f"judge: loading {wanted.name_or_path}")
-        settings = wanted.model_dump(exclude={"name_or_path"})
-        return RewardScorer(wanted.name_or_path, **settings, trust_remote_code=trust)
+    def open_session() -> RewardScorer:
+        set_stage(f"judge: loading {reward_config.name_or_path}")
+        settings = reward_config.model_dump(exclude={"name_or_path"})
+        return RewardScorer(reward_config.name_or_path, **settings, trust_remote_code=trust)
 
     # Of a hub's model the commit, which names its weights, is known once it was loaded.
-    scorer = None if Path(wanted.name_or_path).is_dir() else opened()
-    identity = [reward_identity(wanted.name_or_path, wanted.revision), wanted.label, wanted.dtype, wanted.max_length]
-    with Kept(cache / "rewards" / f"{digest_of(identity)[:32]}.jsonl") as kept:
-        asked = {d.key: d for m in matches for d in _dialogues(m, Dialogued)}
-        left = [dialogue for key, dialogue in asked.items() if key not in kept.values]
+    scorer = None if Path(reward_config.name_or_path).is_dir() else open_session()
+    identity = [
+        reward_model_fingerprint(reward_config.name_or_path, reward_config.revision),
+        reward_config.label,
+        reward_config.dtype,
+        reward_config.max_length,
+    ]
+    with JsonlStore(cache / "rewards" / f"{digest_of(identity)[:32]}.jsonl") as store:
+        inputs = {d.key: d for m in pairs for d in _reward_inputs(m, RewardInput)}
+        left = [dialogue for key, dialogue in inputs.items() if key not in store.values]
         if left:
-            scorer = scorer or opened()
-            for batch in scorer.scores(left, budget=config.tokens_per_batch, pause=pause):
-                kept.put({key: repr(score) for key, score in batch.items()})
-                done = sum(key in kept.values for key in asked)
-                stage(f"judge: {wanted.name_or_path} scores answers: {done} of {len(asked)}")
-        return {key: float(kept.values[key]) for key in asked}
+            scorer = scorer or open_session()
+            for batch in scorer.score(left, budget=config.tokens_per_batch, check_cancelled=check_cancelled):
+                store.put({key: repr(score) for key, score in batch.items()})
+                done = sum(key in store.values for key in inputs)
+                set_stage(f"judge: {reward_config.name_or_path} scores answers: {done} of {len(inputs)}")
+        return {key: float(store.values[key]) for key in inputs}
 
 
-def _dialogues(match: Match, make: Callable[[str, str, Any, str], Any]) -> Iterator[Any]:
-    from orchestrator.judge.answer_pairs import scored
+def _reward_inputs(answer_pair: AnswerPair, make: Callable[[str, str, Any, str], Any]) -> Iterator[Any]:
+    from orchestrator.judge.answer_pairs import reward_key
 
-    for answer in (match.ours, match.theirs):
-        yield make(scored(match, answer), match.text, match.messages, answer)
+    for answer in (answer_pair.trial_answer, answer_pair.initial_answer):
+        yield make(reward_key(answer_pair, answer), answer_pair.text, answer_pair.messages, answer)
 
 
-def _match(number: int, prompt: Prompt, decoding: Decoding, ours: Any, theirs: Any) -> Match:
-    return Match(
+def _answer_pair(number: int, prompt: JudgePrompt, decoding: DecodingConfig, ours: Any, theirs: Any) -> AnswerPair:
+    return AnswerPair(
         trial=number,
         prompt=prompt.key,
         text=prompt.text,
         messages=prompt.messages,
         expected=prompt.expected,
         sample=decoding.sample,
-        ours=str(ours["text"]),
-        theirs=str(theirs["text"]),
+        trial_answer=str(ours["text"]),
+        initial_answer=str(theirs["text"]),
     )

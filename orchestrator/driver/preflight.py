@@ -1,8 +1,6 @@
-"""Whether the disk has room for a sweep, asked before anything is spent.
+"""Checks before anything is spent: disk space, storage on other machines, optional packages.
 
-What a sweep keeps on other machines, looked at before anything is spent; and a sweep brought to a new disk.
-
-Packages that only some trials need: missing, a sweep is refused before anything is spent.
+Also restores a sweep from its mirror to a new disk.
 """
 
 from __future__ import annotations
@@ -13,63 +11,70 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-from orchestrator.errors import BadName, Finding, SpecError, StorageRefused
+from orchestrator.errors import Finding, InvalidSweepName, SpecError, StorageRefused
 from orchestrator.execution.local_cluster import Slots
-from orchestrator.folders import DATA_FILE, NAME, SweepFolder, make
-from orchestrator.interfaces import Refused, Unreachable
-from orchestrator.mirror import SPEC, STUDY, MirrorError, of_sweep, probe
-from orchestrator.spec.estimates.disk_space import disk_need, size
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.search.corners import placed
+from orchestrator.folders import DATA_FILE, SWEEP_NAME_PATTERN, SweepFolder, create_sweep_folder
+from orchestrator.interfaces import MessageRejected, TrackingUnavailable
+from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_path
+from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.database.study_database import is_made, masked, remember_location
-from orchestrator.tracking.mlflow_sink import kept_elsewhere, tracking_uri
+from orchestrator.study.database.study_database import hide_password, store_study_url, study_exists
+from orchestrator.tracking.mlflow_sink import fixed_artifact_location, tracking_uri
 from trainer.config.trial import DEEPSPEED_INSTALL, TrainingConfig
 from trainer.storage.atomic_files import write_text
 
 
-class NoRoom(StorageRefused):
+class DiskTooSmall(StorageRefused):
     """The disk would be full before the sweep's end."""
 
 
-def check_room(folder: SweepFolder, spec: SweepSpec, slots: Slots) -> None:
-    """NoRoom, with what would help, where the sweep's fullest moment does not fit beside what is there already."""
+def check_disk_space(folder: SweepFolder, spec: SweepSpec, slots: Slots) -> None:
+    """Check that the sweep's peak disk use fits beside what is on the disk already.
+
+    Raises DiskTooSmall, with what would help.
+    """
     need = disk_need(spec, slots.count)
     if need is None:  # a model that is not downloaded and whose name tells no size
         return
-    place = folder.root
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free + _held(folder.path / "trials")
+    path = folder.root
+    while not path.exists():
+        path = path.parent
+    free = shutil.disk_usage(path).free + _existing_bytes(folder.path / "trials")
     if need.bytes <= free:
         return
     ways = ["a larger disk for the runs folder ($ORCHESTRATE_HOME)"]
     fewer = disk_need(spec, 1)
     if slots.count > 1 and fewer is not None:
-        ways.append(f"--set budget.concurrency=1 ({size(fewer.bytes)})")
-    judged = 1 if spec.judge is None else spec.judge.top
-    if spec.keep_models > judged:
-        ways.append(f"--set keep_models={judged} ({size((spec.keep_models - judged) * need.model)} less)")
-    if spec.kept > spec.keep_models:
-        ways.append(f"--set judge.top=1 ({size((spec.kept - spec.keep_models) * need.model)} less)")
+        ways.append(f"--set budget.concurrency=1 ({format_bytes(fewer.bytes)})")
+    judgements = 1 if spec.judge is None else spec.judge.top
+    if spec.keep_models > judgements:
+        ways.append(
+            f"--set keep_models={judgements} ({format_bytes((spec.keep_models - judgements) * need.model)} less)"
+        )
+    if spec.models_kept > spec.keep_models:
+        ways.append(f"--set judge.top=1 ({format_bytes((spec.models_kept - spec.keep_models) * need.model)} less)")
     if spec.base.lora is None:
         ways.append("adapters instead of full weights (base.lora)")
-    raise NoRoom(f"{spec.name} needs {need}; {size(free)} are free in {place}. What helps: {', or '.join(ways)}")
+    raise DiskTooSmall(
+        f"{spec.name} needs {need}; {format_bytes(free)} are free in {path}. What helps: {', or '.join(ways)}"
+    )
 
 
-def _held(place: Path) -> int:
+def _existing_bytes(path: Path) -> int:
     """Bytes of this sweep's trials that are on the disk already: they are part of what it needs."""
-    return sum(file.stat().st_size for file in place.rglob("*") if file.is_file()) if place.is_dir() else 0
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
 
 
 _CLIENTS = {"s3": ("boto3", "s3"), "gs": ("google.cloud.storage", "gs")}
 """What MLflow writes such artifacts with, and our extra that brings it."""
 
 
-def check_elsewhere(spec: SweepSpec, root: Path) -> None:
+def check_remote_storage(spec: SweepSpec, root: Path) -> None:
     """MirrorError where the mirror or the place of artifacts cannot be used as the file says."""
     if spec.mirror is not None:
-        probe(spec.mirror)
+        probe_mirror(spec.mirror)
     artifacts = spec.tracking.artifacts
     if artifacts is None:
         return
@@ -79,16 +84,18 @@ def check_elsewhere(spec: SweepSpec, root: Path) -> None:
             f"tracking.artifacts: {artifacts} needs {client}, which is not installed: pip install 'prefsweep[{extra}]'"
         )
     try:
-        probe(artifacts)
-    except MirrorError as why:
-        raise MirrorError(f"tracking.artifacts: {str(why).removeprefix('mirror: ')}") from why
+        probe_mirror(artifacts)
+    except MirrorError as error:
+        raise MirrorError(f"tracking.artifacts: {str(error).removeprefix('mirror: ')}") from error
     try:
-        kept = kept_elsewhere(root, tracking_uri(root, spec.tracking.uri), spec.tracking.experiment, artifacts)
-    except (Unreachable, Refused):
+        stored = fixed_artifact_location(
+            root, tracking_uri(root, spec.tracking.uri), spec.tracking.experiment, artifacts
+        )
+    except (TrackingUnavailable, MessageRejected):
         return  # a tracking server that is down holds nothing up; metrics and files wait in the outbox
-    if kept is not None:
+    if stored is not None:
         raise MirrorError(
-            f"tracking.artifacts: the experiment {spec.tracking.experiment!r} keeps its files in {kept} since it was "
+            f"tracking.artifacts: the experiment {spec.tracking.experiment!r} keeps its files in {stored} since it was "
             "made; give tracking.experiment another name, or leave tracking.artifacts out"
         )
 
@@ -100,11 +107,11 @@ def _installed(module: str) -> bool:
         return False
 
 
-def refuse_taken(spec: SweepSpec) -> None:
+def check_mirror_free(spec: SweepSpec) -> None:
     """MirrorError where the mirror has copies of a sweep of this name: a new one would mix with it."""
     if spec.mirror is None:
         return
-    sweep = of_sweep(spec.mirror, spec.name)
+    sweep = sweep_path(spec.mirror, spec.name)
     if sweep.read(STUDY) is not None:
         raise MirrorError(
             f"mirror: a sweep named {spec.name!r} has its copies in {sweep.url}; continue it with `orchestrate resume "
@@ -112,32 +119,32 @@ def refuse_taken(spec: SweepSpec) -> None:
         )
 
 
-def bring(name: str, root: Path, url: str) -> SweepFolder | None:
+def restore_from_mirror(name: str, root: Path, url: str) -> SweepFolder | None:
     """The folder of a sweep that another machine began, made on this disk; None where the mirror knows no such sweep.
 
     The study has to be in a database that outlived that machine. Endings and models follow when it is driven.
     """
-    if not NAME.fullmatch(name):
-        raise BadName(name)
-    probe(url)
-    sweep = of_sweep(url, name)
-    said = sweep.read(SPEC)
-    if sweep.read(STUDY) is None or said is None:
+    if not SWEEP_NAME_PATTERN.fullmatch(name):
+        raise InvalidSweepName(name)
+    probe_mirror(url)
+    sweep = sweep_path(url, name)
+    content = sweep.read(SPEC)
+    if sweep.read(STUDY) is None or content is None:
         return None
-    spec = loads(said.decode(), root, source=f"{sweep.url}/{SPEC}")
+    spec = load_spec_text(content.decode(), root, source=f"{sweep.url}/{SPEC}")
     if spec.storage is None:
         raise MirrorError(
             f"{name} cannot go on here: its study was SQLite in the runs folder of another disk, and a mirror keeps "
             "checkpoints and models, not the study; sweeps with `storage:` (PostgreSQL) can"
         )
-    if not is_made(spec.storage, name):
-        raise StorageRefused(f"the study of {name} is not in {masked(spec.storage)}")
+    if not study_exists(spec.storage, name):
+        raise StorageRefused(f"the study of {name} is not in {hide_password(spec.storage)}")
     data = sweep.read(DATA_FILE)
     folder = SweepFolder(root, name)
-    make(folder, said.decode())
+    create_sweep_folder(folder, content.decode())
     if data is not None:
         write_text(folder.path / DATA_FILE, data.decode())
-    remember_location(folder, spec.storage)
+    store_study_url(folder, spec.storage)
     return folder
 
 
@@ -154,6 +161,6 @@ def wants_deepspeed(spec: SweepSpec) -> bool:
 
 
 def _trainings(spec: SweepSpec) -> Iterator[TrainingConfig]:
-    yield from (config.training for config in placed(spec.search, spec.base))
+    yield from (config.training for config in corner_configs(spec.search, spec.base))
     if spec.sft is not None:
         yield spec.sft.training

@@ -1,4 +1,4 @@
-"""The composition root: what each command does, with everything it needs put together."""
+"""`start`, `resume` and `start_or_resume`: the sweep's lock, the cluster, restarts of Ray."""
 
 from __future__ import annotations
 
@@ -12,34 +12,41 @@ from typing import TYPE_CHECKING
 
 from orchestrator import folders
 from orchestrator.driver.crash_report import free_folder, leave_trace, make_folder
-from orchestrator.driver.preflight import NoRoom, bring, check_elsewhere, check_extras, check_room, refuse_taken
+from orchestrator.driver.preflight import (
+    DiskTooSmall,
+    check_disk_space,
+    check_extras,
+    check_mirror_free,
+    check_remote_storage,
+    restore_from_mirror,
+)
 from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError
 from orchestrator.execution.local_cluster import (
     RayDied,
     Slots,
-    cluster,
     gpu_memory,
+    local_cluster,
     plan_slots,
-    threads_of,
+    threads_per_process,
     worker_environment,
 )
-from orchestrator.execution.remote_cluster import Asked, ClusterError, joined
-from orchestrator.execution.stop_reasons import Interrupt, Interrupted, Stop, StopKind
-from orchestrator.folders import SweepFolder, existing, known_sweeps
+from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
+from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
+from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError
 from orchestrator.spec.estimates.cost_estimate import check_share
 from orchestrator.spec.estimates.sweep_plan import total_trials
-from orchestrator.spec.loading.loader import load, loads
-from orchestrator.spec.loading.serialization import dump, spec_hash
+from orchestrator.spec.loading.loader import load_spec, load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.sampling.warm_start import warm_start
 from orchestrator.study.study import Study
 from trainer.storage.atomic_files import write_text
 
 if TYPE_CHECKING:
-    from orchestrator.interfaces import Presentation, View
+    from orchestrator.interfaces import Presentation, ProgressView
 
-_RAY_DEATHS = 3
+_MAX_RAY_RESTARTS = 3
 """How often Ray is started again in one driver's life."""
 
 
@@ -48,25 +55,25 @@ def start(
     root: Path,
     presentation: Presentation,
     *,
-    cluster_at: Asked | None = None,
+    cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
-) -> Stop:
+) -> StopReason:
     """Run a new sweep to its end, on this machine or on a cluster that exists.
 
     NameTaken before anything is written; DataError before the first trial.
     """
     folder = free_folder(root, spec.name)
     warm_start(spec, root)  # refused before anything is written
-    check_elsewhere(spec, root)
-    refuse_taken(spec)
+    check_remote_storage(spec, root)
+    check_mirror_free(spec)
     if cluster_at is None:
-        _check_here(folder, spec)
-    if told := make_folder(folder, dump(spec)):
-        sys.stderr.write(f"{told}\n")
-    with folders.hold(folder):
+        _check_machine(folder, spec)
+    if message := make_folder(folder, dump_spec(spec)):
+        sys.stderr.write(f"{message}\n")
+    with folders.sweep_lock(folder):
         try:
             return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
-        except (SpecError, DataError, ClusterError, NoRoom, MirrorError, KeyboardInterrupt):
+        except (SpecError, DataError, ClusterError, DiskTooSmall, MirrorError, KeyboardInterrupt):
             if not Study.exists(folder):  # nothing was begun: the name stays free
                 shutil.rmtree(folder.path)
             raise
@@ -77,20 +84,20 @@ def start_or_resume(
     root: Path,
     presentation: Presentation,
     *,
-    cluster_at: Asked | None = None,
+    cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
-) -> Stop:
+) -> StopReason:
     """Run this sweep, or go on with it where it has begun: what a scheduler may start again and again.
 
     NameTaken where another sweep has the name. What was amended since the beginning stays amended.
     """
     try:
-        folder = existing(root, spec.name)
+        folder = existing_sweep(root, spec.name)
     except NoSuchSweep:
-        folder = None if spec.mirror is None else bring(spec.name, root, spec.mirror)
+        folder = None if spec.mirror is None else restore_from_mirror(spec.name, root, spec.mirror)
     if folder is None:
         return start(spec, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
-    begun = load(folder.spec)
+    begun = load_spec(folder.spec)
     if Study.exists(folder):
         with Study.open(folder) as study:
             begun = SweepSpec.model_validate_json(study.spec_history()[0].text)
@@ -106,40 +113,40 @@ def resume(
     overrides: Sequence[str] = (),
     *,
     mirror: str | None = None,
-    cluster_at: Asked | None = None,
+    cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
-) -> Stop:
+) -> StopReason:
     """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify, judge and keep_models.
 
     Where this disk does not have it, what is in `mirror`, a URL, is brought first.
     """
-    if mirror is not None and name not in known_sweeps(root) and bring(name, root, mirror) is None:
+    if mirror is not None and name not in known_sweeps(root) and restore_from_mirror(name, root, mirror) is None:
         raise MirrorError(f"there is no sweep named {name!r} in {mirror}")
-    folder = existing(root, name)
-    with folders.hold(folder):
+    folder = existing_sweep(root, name)
+    with folders.sweep_lock(folder):
         if Study.exists(folder):
             with Study.open(folder) as study:
                 spec = study.spec
                 if overrides:
-                    spec = loads(dump(spec), folder.path, overrides, source=str(folder.spec))
+                    spec = load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec))
                     for change in study.amend(spec):
                         sys.stderr.write(f"changed {change}\n")
-                if folder.spec.read_text(encoding="utf-8") != dump(spec):
-                    write_text(folder.spec, dump(spec))
+                if folder.spec.read_text(encoding="utf-8") != dump_spec(spec):
+                    write_text(folder.spec, dump_spec(spec))
         else:
-            spec = load(folder.spec, overrides)
-        check_elsewhere(spec, root)
+            spec = load_spec(folder.spec, overrides)
+        check_remote_storage(spec, root)
         if cluster_at is None:
-            _check_here(folder, spec)
+            _check_machine(folder, spec)
         return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
 
 
-def _check_here(folder: SweepFolder, spec: SweepSpec) -> None:
+def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:
     """Whether this machine has what the sweep takes."""
     check_extras(spec)
     slots = plan_slots(spec)
     check_share(spec, gpu_memory())
-    check_room(folder, spec, slots)
+    check_disk_space(folder, spec, slots)
 
 
 # --- driving ---------------------------------------------------------------------------------------------------------
@@ -149,9 +156,9 @@ def _drive(
     folder: SweepFolder,
     spec: SweepSpec,
     presentation: Presentation,
-    cluster_at: Asked | None,
+    cluster_at: ClusterAddress | None,
     trust_remote_code: bool,
-) -> Stop:
+) -> StopReason:
     try:
         return _driven(folder, spec, presentation, cluster_at, trust_remote_code)
     except Exception as error:
@@ -165,72 +172,72 @@ def _driven(
     folder: SweepFolder,
     spec: SweepSpec,
     presentation: Presentation,
-    cluster_at: Asked | None,
+    cluster_at: ClusterAddress | None,
     trust_remote_code: bool,
-) -> Stop:
-    from orchestrator.driver.judge_stage import judge_after, key_of
-    from orchestrator.driver.notifications import notifying
+) -> StopReason:
+    from orchestrator.driver.judge_stage import endpoint_key, judge_after_sweep
+    from orchestrator.driver.notifications import notify_events
     from orchestrator.driver.sweep_driver import drive
-    from orchestrator.execution.workers.attempt_runner import open_workshop
-    from orchestrator.execution.workers.data_process import Preparing
+    from orchestrator.execution.workers.attempt_runner import open_session
+    from orchestrator.execution.workers.data_process import DataProcess
 
     endpoint = None if spec.judge is None else spec.judge.endpoint
     if endpoint is not None and endpoint.max_cost is not None:
-        key_of(endpoint, spec.name)  # missing after days of training, it would be too late
-    opened = functools.partial(open_workshop, trust_remote_code=trust_remote_code)
-    with Interrupt(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as interrupt:
+        endpoint_key(endpoint, spec.name)  # missing after days of training, it would be too late
+    session_opener = functools.partial(open_session, trust_remote_code=trust_remote_code)
+    with SignalHandler(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as signals:
         with (
-            _viewing(spec, presentation) as shown,
-            notifying(folder, spec, shown) as (view, tell_end),
-            Preparing(
+            _open_view(spec, presentation) as shown,
+            notify_events(folder, spec, shown) as (view, tell_end),
+            DataProcess(
                 folder.cache,
                 spec.base,
-                worker_environment(threads_of(spec)),
-                interrupt,
-                view.tick,
+                worker_environment(threads_per_process(spec)),
+                signals,
+                view.refresh,
                 trust_remote_code=trust_remote_code,
             ) as data,
         ):
-            ended: Stop | None = None
+            ended: StopReason | None = None
             deaths = 0
             while ended is None:
                 try:
-                    with _machines(folder, spec, cluster_at, interrupt, view) as slots:
-                        ended = drive(folder, spec, slots, view, interrupt, opened, data, presentation.reporter)
+                    with _cluster(folder, spec, cluster_at, signals, view) as slots:
+                        ended = drive(folder, spec, slots, view, signals, session_opener, data, presentation.reporter)
                 except Interrupted:
-                    ended = Stop(StopKind.INTERRUPTED)
-                except RayDied as why:
-                    if interrupt.asked:  # whoever ended this process ended Ray with it
-                        ended = Stop(StopKind.INTERRUPTED)
+                    ended = StopReason(StopKind.INTERRUPTED)
+                except RayDied as error:
+                    if signals.stop_requested:  # whoever ended this process ended Ray with it
+                        ended = StopReason(StopKind.INTERRUPTED)
                         continue
                     deaths += 1
-                    if deaths > _RAY_DEATHS:
+                    if deaths > _MAX_RAY_RESTARTS:
                         raise
-                    view.say(f"{why}; starting it again, running trials go on from their newest checkpoints")
-            judge_after(folder, ended, view, interrupt, presentation.reporter, trust_remote_code=trust_remote_code)
+                    view.log(f"{error}; starting it again, running trials go on from their newest checkpoints")
+            judge_after_sweep(folder, ended, view, signals, presentation.reporter, trust_remote_code=trust_remote_code)
             tell_end(ended)
         return ended
 
 
 @contextmanager
-def _machines(
-    folder: SweepFolder, spec: SweepSpec, cluster_at: Asked | None, interrupt: Interrupt, view: View
+def _cluster(
+    folder: SweepFolder, spec: SweepSpec, cluster_at: ClusterAddress | None, signals: SignalHandler, view: ProgressView
 ) -> Generator[Slots]:
     """Ray on this machine, or the cluster that was asked for; what trials get of it."""
     if cluster_at is None:
-        view.stage("starting Ray")
+        view.set_stage("starting Ray")
         slots = plan_slots(spec)
-        with cluster(folder.path / "ray", slots, interrupt):
+        with local_cluster(folder.path / "ray", slots, signals):
             yield slots
         return
-    view.stage("joining the Ray cluster")
-    with joined(folder.path / "ray", spec, cluster_at, interrupt, view) as slots:
-        check_room(folder, spec, slots)
+    view.set_stage("joining the Ray cluster")
+    with connect_cluster(folder.path / "ray", spec, cluster_at, signals, view) as slots:
+        check_disk_space(folder, spec, slots)
         yield slots
 
 
 @contextmanager
-def _viewing(spec: SweepSpec, presentation: Presentation) -> Generator[View]:
+def _open_view(spec: SweepSpec, presentation: Presentation) -> Generator[ProgressView]:
     view = presentation.open_view(spec, total_trials(spec))
     try:
         yield view

@@ -1,4 +1,4 @@
-"""The SFT stage: one start model for all trials, made once. Memory and lost workers are answered as in trials."""
+"""The SFT stage: one initial model for all trials, trained once. Lost workers and memory are handled as in trials."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from uuid import uuid4
 
 from orchestrator.errors import Finding, SpecError, StorageRefused
 from orchestrator.execution import retry_policy
-from orchestrator.execution.messages import MIRROR, End, EndKind, Job, Report
-from orchestrator.execution.retry_policy import LOSSES
+from orchestrator.execution.messages import MIRROR, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
+from orchestrator.execution.retry_policy import MAX_LOSSES
 from orchestrator.execution.sft_cache_key import stage_key
-from orchestrator.execution.user_requests import Wishes
-from orchestrator.execution.workers.data_process import Preparing
+from orchestrator.execution.user_requests import StopConditions
+from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SFT, Sink, View
-from orchestrator.mirror import Mirror, of_sft
+from orchestrator.interfaces import SFT, ProgressView, TrackingSink
+from orchestrator.mirror import Mirror, sft_path
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
@@ -28,24 +28,24 @@ from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.data.data_report import DataReport
 from trainer.training.schedule import total_updates
 
-_SHOWN = ("eval_nll_loss", "eval_exact_answers")
+_SHOWN_METRICS = ("eval_nll_loss", "eval_exact_answers")
 _CONFIG = "trial.json"
 """The configuration that a run of the stage was begun with."""
 _COMPUTED = ("tokens_per_micro_batch", "distributed")
 """How the work is cut, which may change while a run goes on."""
-_ORIGIN = ("model.name_or_path", "model.generated", "model.revision")
+_MODEL_SOURCE_PATHS = ("model.name_or_path", "model.generated", "model.revision")
 
 
 @dataclass(frozen=True, slots=True)
-class Ready:
-    """What the trials start from. `start_model` is the folder that the SFT stage made."""
+class InitialState:
+    """What the trials start from. `initial_model` is the folder that the SFT stage made."""
 
     data: DataReport
-    start_model: Path | None = None
+    initial_model: Path | None = None
 
-    def place(self, config: TrialConfig) -> TrialConfig:
+    def apply(self, config: TrialConfig) -> TrialConfig:
         """A trial's configuration, complete: with the model it really starts from."""
-        return config if self.start_model is None else with_model(config, self.start_model)
+        return config if self.initial_model is None else with_model(config, self.initial_model)
 
 
 def with_model(config: TrialConfig, folder: Path) -> TrialConfig:
@@ -59,7 +59,7 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
     """The SFT stage as a trial of its own; None where the sweep has none."""
     if spec.sft is None:
         return None
-    searched = [path for path in spec.search.paths if path.startswith(_ORIGIN)]
+    searched = [path for path in spec.search.paths if path.startswith(_MODEL_SOURCE_PATHS)]
     if searched:
         problem = "the sft stage makes one start model for all trials, so the start model cannot be searched"
         raise SpecError([Finding(spec.name, searched[0], problem, "remove it from search, or remove sft")])
@@ -73,7 +73,7 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
     )
 
 
-def made_start_model(
+def sft_model_folder(
     spec: SweepSpec, folder: SweepFolder, report: DataReport, *, trust_remote_code: bool = False
 ) -> Path | None:
     """Where the sft stage left its model; None where the sweep has no such stage. Reads the data where it has its own.
@@ -108,34 +108,40 @@ def _folder(cache: Path, key: str, config: TrialConfig) -> Path:
     return first if fits and not own.is_dir() else own
 
 
-def _begun_as(place: Path) -> TrialConfig | None:
+def _begun_as(path: Path) -> TrialConfig | None:
     """The configuration that a run was begun with; None before it is begun."""
-    file = place / _CONFIG
+    file = path / _CONFIG
     return TrialConfig.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _begin(place: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfig:
+def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfig:
     """The configuration that the run here goes on with: as whoever began it measured it, computed as this one says.
 
     Whoever began it may be another sweep with another `evaluation`, at this moment too.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    said = (None if mirror is None else mirror.read(_CONFIG)) or config.model_dump_json(indent=1).encode()
-    aside = place / f".{_CONFIG}.{uuid4().hex[:8]}.tmp"
-    aside.write_bytes(said)
+    path.mkdir(parents=True, exist_ok=True)
+    report = (None if mirror is None else mirror.read(_CONFIG)) or config.model_dump_json(indent=1).encode()
+    temporary = path / f".{_CONFIG}.{uuid4().hex[:8]}.tmp"
+    temporary.write_bytes(report)
     with suppress(FileExistsError):  # whole or not at all, and never over another's
-        os.link(aside, place / _CONFIG)
-    aside.unlink()
-    begun = _begun_as(place)
+        os.link(temporary, path / _CONFIG)
+    temporary.unlink()
+    begun = _begun_as(path)
     assert begun is not None
     if mirror is not None:
-        mirror.write(_CONFIG, (place / _CONFIG).read_bytes())
+        mirror.write(_CONFIG, (path / _CONFIG).read_bytes())
     mine = {name: getattr(config.training, name) for name in _COMPUTED}
     return begun.model_copy(update={"training": begun.training.model_copy(update=mine)})
 
 
-def train_start_model(
-    study: Study, data: Preparing, report: DataReport, sink: Sink, view: View, worker: StageWorker, wishes: Wishes
+def run_sft_stage(
+    study: Study,
+    data: DataProcess,
+    report: DataReport,
+    sink: TrackingSink,
+    view: ProgressView,
+    worker: StageWorker,
+    stop_conditions: StopConditions,
 ) -> Path | None:
     """Run the SFT stage once, cached by content; the folder of its model, None where the sweep has no such stage."""
     config = sft_config(study.spec)
@@ -143,17 +149,17 @@ def train_start_model(
         return None
     if config.data != study.spec.base.data:
         report = DataReport.model_validate_json(data.prepare(config))
-    stage = _Stage(study, sink, view, worker, wishes, config, report)
+    stage = _Stage(study, sink, view, worker, stop_conditions, config, report)
     end = stage.train()
-    tags = {"state": "COMPLETE" if end.kind is EndKind.FINISHED else "FAILED", "reason": end.reason}
-    status = "FINISHED" if end.kind is EndKind.FINISHED else "FAILED"
-    sink.end(SFT, status=status, tags=tags, at=time.time())
-    if end.kind is EndKind.NO_DISK:
+    tags = {"state": "COMPLETE" if end.status is AttemptStatus.FINISHED else "FAILED", "reason": end.reason}
+    status = "FINISHED" if end.status is AttemptStatus.FINISHED else "FAILED"
+    sink.end_run(SFT, status=status, tags=tags, at=time.time())
+    if end.status is AttemptStatus.NO_DISK:
         raise StorageRefused(f"the sft stage could not write: {end.reason}")
-    if end.kind is not EndKind.FINISHED:
-        raise StageFailed(f"the sft stage ended as {end.kind}: {end.reason} (see {stage.place})")
-    view.say(f"sft: {end.steps} updates done; every trial starts from {stage.place / 'model'}")
-    return stage.place / "model"
+    if end.status is not AttemptStatus.FINISHED:
+        raise StageFailed(f"the sft stage ended as {end.status}: {end.reason} (see {stage.folder})")
+    view.log(f"sft: {end.steps} updates done; every trial starts from {stage.folder / 'model'}")
+    return stage.folder / "model"
 
 
 class _Stage:
@@ -162,25 +168,31 @@ class _Stage:
     def __init__(
         self,
         study: Study,
-        sink: Sink,
-        view: View,
+        sink: TrackingSink,
+        view: ProgressView,
         worker: StageWorker,
-        wishes: Wishes,
+        stop_conditions: StopConditions,
         config: TrialConfig,
         report: DataReport,
     ) -> None:
-        self._study, self._sink, self._view, self._worker, self._wishes = study, sink, view, worker, wishes
-        self._longest = report.lengths["row"]["p100"]
+        self._study, self._sink, self._view, self._worker, self._stop_conditions = (
+            study,
+            sink,
+            view,
+            worker,
+            stop_conditions,
+        )
+        self._longest_row = report.lengths["row"]["p100"]
         self._steps = total_updates(config.training, report.train_rows)
         self._key = worker.key(config, report.fingerprint)
-        self.place = _folder(study.folder.cache, self._key, config)
+        self.folder = _folder(study.folder.cache, self._key, config)
         spec = study.spec
-        self._mirror = None if spec.mirror is None else of_sft(spec.mirror, spec.name, self._key)
-        self._config = _begin(self.place, config, self._mirror)
+        self._mirror = None if spec.mirror is None else sft_path(spec.mirror, spec.name, self._key)
+        self._config = _begin(self.folder, config, self._mirror)
         if self._config.evaluation != config.evaluation:
-            view.say("sft: the run of another sweep makes the same weights, and is taken with that sweep's evaluation")
+            view.log("sft: the run of another sweep makes the same weights, and is taken with that sweep's evaluation")
 
-    def train(self) -> End:
+    def train(self) -> AttemptResult:
         """Train to an end that another worker or a smaller micro-batch would not change."""
         losses, kills = 0, retry_policy.KernelKills()
         while True:
@@ -188,55 +200,59 @@ class _Stage:
             try:
                 end = self._attempt()
             except StageDied as died:
-                cause = kills.answer(self.place, str(died), before)
+                cause = kills.answer(self.folder, str(died), before)
                 if not cause:
                     losses += 1
-                    if losses == LOSSES:
+                    if losses == MAX_LOSSES:
                         raise
-                    self._study.note("worker lost", f"sft: {died}")
-                    self._view.say(f"sft: {died}; it goes on from its newest checkpoint")
+                    self._study.add_event("worker lost", f"sft: {died}")
+                    self._view.log(f"sft: {died}; it goes on from its newest checkpoint")
                     self._worker.restart()
                     continue
-                end = End(EndKind.FAILED, cause, failure=FailureKind.OUT_OF_MEMORY)
+                end = AttemptResult(AttemptStatus.FAILED, cause, failure=FailureKind.OUT_OF_MEMORY)
             if end.failure is not FailureKind.OUT_OF_MEMORY:
                 return end
-            if (failed := self._smaller(end.reason)) is not None:
+            if (failed := self._halve_micro_batch(end.reason)) is not None:
                 return failed
             self._worker.restart()
 
-    def _attempt(self) -> End:
-        learned = self._study.learned_micro_batch()
-        config = retry_policy.fitted(self._config, learned)
+    def _attempt(self) -> AttemptResult:
+        limit = self._study.micro_batch_limit()
+        config = retry_policy.with_micro_batch_limit(self._config, limit)
         tags = {"state": "RUNNING", "sft.key": self._key}
         if config is not self._config:  # the params stay what was asked for
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
-        self._sink.start(SFT, name=SFT, params=self._config.leaves(), tags=tags, at=time.time())
-        self._view.stage(f"sft: 0 of {self._steps} updates")
+        self._sink.start_run(SFT, name=SFT, params=self._config.flat_params(), tags=tags, at=time.time())
+        self._view.set_stage(f"sft: 0 of {self._steps} updates")
         mirror = None if self._mirror is None else self._mirror.url
-        job = Job(SFT, 1, config.model_dump_json(), self.place, mirror=mirror)
-        return self._worker.train(job, self._heard, lambda: self._wishes.ask() is not None)
+        task = AttemptTask(SFT, 1, config.model_dump_json(), self.folder, mirror=mirror)
+        return self._worker.train(task, self._on_report, lambda: self._stop_conditions.poll() is not None)
 
-    def _heard(self, said: Report) -> None:
-        for told in said.said:
-            self._study.note(MIRROR, f"sft: {told}")
-            self._view.say(f"sft: {told}")
-        self._sink.points(SFT, said.points, at=time.time())
-        for point in said.points:
-            told = [f"{name}={point.metrics[name]:.4g}" for name in _SHOWN if name in point.metrics]
-            if told:
-                self._view.stage(f"sft: {point.step} of {self._steps} updates  {'  '.join(told)}")
+    def _on_report(self, report: AttemptReport) -> None:
+        for message in report.notices:
+            self._study.add_event(MIRROR, f"sft: {message}")
+            self._view.log(f"sft: {message}")
+        self._sink.log_metrics(SFT, report.metrics, at=time.time())
+        for step_metrics in report.metrics:
+            message = [
+                f"{name}={step_metrics.metrics[name]:.4g}" for name in _SHOWN_METRICS if name in step_metrics.metrics
+            ]
+            if message:
+                self._view.set_stage(f"sft: {step_metrics.step} of {self._steps} updates  {'  '.join(message)}")
 
-    def _smaller(self, why: str) -> End | None:
+    def _halve_micro_batch(self, reason: str) -> AttemptResult | None:
         """Half the micro-batch from now on, also for the trials; where one pair was too much, how the stage ends."""
-        learned = self._study.learned_micro_batch()
-        tokens = retry_policy.smaller(retry_policy.in_effect(self._config, learned), self._longest)
+        limit = self._study.micro_batch_limit()
+        tokens = retry_policy.halved_micro_batch(
+            retry_policy.effective_micro_batch(self._config, limit), self._longest_row
+        )
         if tokens is None:
-            self._study.learn_micro_batch(None, "")  # what did not help teaches nothing
-            told = retry_policy.given_up(self._config, learned, why)
-            return End(EndKind.FAILED, told, failure=FailureKind.OUT_OF_MEMORY)
-        self._study.learn_micro_batch(tokens, why)
-        self._view.say(
-            f"the sft stage ran out of memory ({why}); it goes on from its newest checkpoint with {tokens} tokens per "
-            "micro-batch, as do the trials"
+            self._study.set_micro_batch_limit(None, "")  # what did not help teaches nothing
+            message = retry_policy.out_of_memory_message(self._config, limit, reason)
+            return AttemptResult(AttemptStatus.FAILED, message, failure=FailureKind.OUT_OF_MEMORY)
+        self._study.set_micro_batch_limit(tokens, reason)
+        self._view.log(
+            f"the sft stage ran out of memory ({reason}); it goes on from its newest checkpoint with {tokens} tokens "
+            "per micro-batch, as do the trials"
         )
         return None

@@ -1,8 +1,8 @@
-"""How trials are executed: the only room with Ray."""
+"""How trials are executed: the only package that imports Ray."""
 
 import os
 
-ASKED_AUTH = os.environ.get("RAY_AUTH_MODE")
+USER_AUTH_MODE = os.environ.get("RAY_AUTH_MODE")
 """What the user says of a cluster that exists already; our own always has a token."""
 
 # Ray reads these when it is imported, wherever that happens first, and its workers inherit them.

@@ -1,4 +1,4 @@
-"""The driver's side of every trial: claim, tell, observe, close. Decides when to stop. Knows no Ray."""
+"""`TrialController`: which trial runs next, ends or stops; the driver's side of every trial. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -7,51 +7,51 @@ from collections.abc import Callable
 from types import TracebackType
 
 from orchestrator.execution import retry_policy
-from orchestrator.execution.messages import MIRROR, End, EndKind, Job, Report
-from orchestrator.execution.retry_policy import Retries, SameBug
-from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
-from orchestrator.execution.trial_lifecycle import Beginning, Live, close, release
-from orchestrator.execution.user_requests import Hands, Wishes, left_over
-from orchestrator.interfaces import Sink, View
+from orchestrator.execution.messages import MIRROR, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
+from orchestrator.execution.retry_policy import RepeatedBug, RetryPolicy
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
+from orchestrator.execution.trial_lifecycle import ActiveAttempt, AttemptLauncher, finish_attempt, release_attempt
+from orchestrator.execution.user_requests import StopConditions, TrialRequests, remaining_reason
+from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import FailureKind, NotYet, Outcome, TrialRecord, TrialState
+from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState, WaitForTrial
 from trainer.config.trial import TrialConfig
-from trainer.results import GO_ON
+from trainer.results import CONTINUE
 
 
-class Conductor:
+class TrialController:
     """One run of the engine over a study. The sink is always told before the study commits."""
 
     def __init__(
         self,
         study: Study,
-        sink: Sink,
-        view: View,
-        interrupt: Interrupt,
+        sink: TrackingSink,
+        view: ProgressView,
+        signals: SignalHandler,
         *,
-        place: Callable[[TrialConfig], TrialConfig],
-        on_closed: Callable[[TrialRecord], None],
-        longest: int = 1,
+        finish_config: Callable[[TrialConfig], TrialConfig],
+        on_trial_end: Callable[[TrialRecord], None],
+        longest_row: int = 1,
     ) -> None:
-        """`longest`: tokens of the data's longest row, below which no micro-batch can be made smaller."""
-        self._study, self._sink, self._view, self._interrupt = study, sink, view, interrupt
-        self._beginning = Beginning(study, sink, view, place)
-        self._on_closed = on_closed
-        self._live: dict[str, Live] = {}
-        self._again = Retries(study, view, longest)
-        self._wishes = Wishes(study)
-        self._hands = Hands(study, sink, view, on_closed)
-        self._bugs = SameBug(study)
+        """`longest_row`: tokens of the data's longest row, below which no micro-batch can be made smaller."""
+        self._study, self._sink, self._view, self._signals = study, sink, view, signals
+        self._launcher = AttemptLauncher(study, sink, view, finish_config)
+        self._on_trial_end = on_trial_end
+        self._active: dict[str, ActiveAttempt] = {}
+        self._retries = RetryPolicy(study, view, longest_row)
+        self._stop_conditions = StopConditions(study)
+        self._trial_requests = TrialRequests(study, sink, view, on_trial_end)
+        self._repeated_bug = RepeatedBug(study)
         self._kills = retry_policy.KernelKills()
         self._exhausted = False
-        self._waits = False
-        self.stop: Stop | None = None
+        self._is_waiting = False
+        self.stop_reason: StopReason | None = None
         self.error: BaseException | None = None
         """What went wrong inside a call from Tune, which would wrap it beyond recognition."""
 
     # --- as a context: remembers what passes through ---------------------------------------------------------------
 
-    def __enter__(self) -> Conductor:
+    def __enter__(self) -> TrialController:
         return self
 
     def __exit__(self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None) -> None:
@@ -60,171 +60,173 @@ class Conductor:
     # --- what runs next ------------------------------------------------------------------------------------------
 
     @property
-    def idle(self) -> bool:
+    def is_idle(self) -> bool:
         """Nothing runs and nothing will."""
-        return not self._live and not self._again and (self.stop is not None or self._exhausted)
+        return not self._active and not self._retries and (self.stop_reason is not None or self._exhausted)
 
-    def next(self, slots: int) -> Job | None:
+    def next_attempt(self, slots: int) -> AttemptTask | None:
         """The next attempt to start, if a slot is free and there is one; a slot is idle while the study says wait."""
-        if self.stop is not None or len(self._live) >= slots:
+        if self.stop_reason is not None or len(self._active) >= slots:
             return None
-        if self._waits and not self._again:
-            self._exhausted = not self._live  # then what it waits for is paused
+        if self._is_waiting and not self._retries:
+            self._exhausted = not self._active  # then what it waits for is paused
             return None  # nothing has ended since the study said so
-        trial = self._again.pop() if self._again else self._study.claim()
-        if isinstance(trial, NotYet):
-            self._waits = True
-            self._exhausted = not self._live
+        trial = self._retries.pop() if self._retries else self._study.ask()
+        if isinstance(trial, WaitForTrial):
+            self._is_waiting = True
+            self._exhausted = not self._active
             return None
         if trial is None:
-            self._exhausted = not self._live
+            self._exhausted = not self._active
             return None
-        live = self._beginning.begin(trial)
-        self._live[live.job.id] = live
-        return live.job
+        active = self._launcher.start_attempt(trial)
+        self._active[active.task.id] = active
+        return active.task
 
-    def began(self, job_id: str) -> None:
+    def began(self, task_id: str) -> None:
         """A worker process has this attempt: until now it waited for a slot, which is no GPU time. Told again, nothing
         changes."""
-        if (live := self._live.get(job_id)) is not None:
-            self._study.begun(live.trial)
+        if (active := self._active.get(task_id)) is not None:
+            self._study.begun(active.trial)
 
     # --- what workers say ----------------------------------------------------------------------------------------
 
-    def heard(self, job_id: str, report: Report) -> bool:
+    def on_report(self, task_id: str, report: AttemptReport) -> bool:
         """Take a report; whether the attempt goes on."""
-        live = self._live.get(job_id)
-        if live is None:
+        active = self._active.get(task_id)
+        if active is None:
             return False
-        trial, run = live.trial, str(live.trial.number)
+        trial, run = active.trial, str(active.trial.number)
         self._study.begun(trial)
-        live.kills = retry_policy.kernel_kills()  # none of these was this worker
-        if tags := live.news(report.pid, report.counters):
-            self._sink.tag(run, tags)
-        for told in report.said:
-            self._study.note(MIRROR, told, trial.number)
-            self._view.say(f"trial {trial.number}: {told}")
-        verdict = GO_ON
-        if report.points:
-            counted, verdict = self._study.accept(trial, report.points)
+        active.kills_at_start = retry_policy.kernel_kills()  # none of these was this worker
+        if tags := active.new_tags(report.pid, report.counters):
+            self._sink.set_tags(run, tags)
+        for notice in report.notices:
+            self._study.add_event(MIRROR, notice, trial.number)
+            self._view.log(f"trial {trial.number}: {notice}")
+        decision = CONTINUE
+        if report.metrics:
+            counted, decision = self._study.preview(trial, report.metrics)
             if counted:
-                self._sink.points(run, counted, at=time.time())
-                self._study.observe(trial, counted)
-                self._view.points(trial.number, counted)
-        if verdict.stop:  # before any end: it came after the point at which the trial was to stop
-            self._close(live, Outcome(TrialState.PRUNED, verdict.reason, diverged=verdict.diverged))
-            if report.end is not None and report.end.kind is EndKind.NO_DISK:
-                self._no_disk(report.end)
-        elif report.end is not None:
-            self._end(live, report.end)
-        elif (ended := self._hands.ends(trial.number)) is not None:
-            self._close(live, ended)
+                self._sink.log_metrics(run, counted, at=time.time())
+                self._study.report(trial, counted)
+                self._view.add_metrics(trial.number, counted)
+        if decision.stop:  # before any end: it came after the point at which the trial was to stop
+            self._close(active, Outcome(TrialState.PRUNED, decision.reason, diverged=decision.diverged))
+            if report.result is not None and report.result.status is AttemptStatus.NO_DISK:
+                self._on_disk_full(report.result)
+        elif report.result is not None:
+            self._end(active, report.result)
+        elif (ended := self._trial_requests.end_outcome(trial.number)) is not None:
+            self._close(active, ended)
         else:
             return True
         return False
 
-    def _end(self, live: Live, end: End) -> None:
-        match end.kind:
-            case EndKind.FINISHED:
-                self._close(live, Outcome(TrialState.COMPLETE))
-            case EndKind.DIVERGED:
-                self._close(live, Outcome(TrialState.PRUNED, f"diverged: {end.reason}", diverged=True))
-            case EndKind.FAILED if end.failure is FailureKind.OUT_OF_MEMORY:
-                self._no_memory(live, end.reason)
-            case EndKind.FAILED:
-                failure = end.failure or FailureKind.BUG
-                self._close(live, Outcome(TrialState.FAILED, end.reason, failure))
-            case EndKind.RELEASED:
-                self._release(live)
-            case EndKind.NO_DISK:
-                self._release(live)
-                self._no_disk(end)
-            case EndKind.LOST:
-                self.lost(live.job.id, end.reason)
-        if end.kind in (EndKind.FINISHED, EndKind.DIVERGED, EndKind.FAILED) and (why := self._bugs.count(end)):
-            self._halt(StopKind.SAME_BUG, why)
+    def _end(self, active: ActiveAttempt, result: AttemptResult) -> None:
+        match result.status:
+            case AttemptStatus.FINISHED:
+                self._close(active, Outcome(TrialState.COMPLETE))
+            case AttemptStatus.DIVERGED:
+                self._close(active, Outcome(TrialState.PRUNED, f"diverged: {result.reason}", diverged=True))
+            case AttemptStatus.FAILED if result.failure is FailureKind.OUT_OF_MEMORY:
+                self._on_out_of_memory(active, result.reason)
+            case AttemptStatus.FAILED:
+                failure = result.failure or FailureKind.BUG
+                self._close(active, Outcome(TrialState.FAILED, result.reason, failure))
+            case AttemptStatus.RELEASED:
+                self._release(active)
+            case AttemptStatus.NO_DISK:
+                self._release(active)
+                self._on_disk_full(result)
+            case AttemptStatus.LOST:
+                self.on_worker_lost(active.task.id, result.reason)
+        if result.status in (AttemptStatus.FINISHED, AttemptStatus.DIVERGED, AttemptStatus.FAILED) and (
+            reason := self._repeated_bug.count(result)
+        ):
+            self._stop(StopKind.SAME_BUG, reason)
 
-    def _no_disk(self, end: End) -> None:
-        self._halt(StopKind.NO_DISK, f"the disk refused to be written to: {end.reason}")
+    def _on_disk_full(self, result: AttemptResult) -> None:
+        self._stop(StopKind.NO_DISK, f"the disk refused to be written to: {result.reason}")
 
-    def _close(self, live: Live, outcome: Outcome) -> None:
-        record = close(self._study, self._sink, live, outcome)
-        self._waits = False
-        del self._live[live.job.id]
-        self._hands.answered(record.number)
-        self._wishes.closed(record)
-        self._view.trial_changed(record)
-        self._on_closed(record)
+    def _close(self, active: ActiveAttempt, outcome: Outcome) -> None:
+        record = finish_attempt(self._study, self._sink, active, outcome)
+        self._is_waiting = False
+        del self._active[active.task.id]
+        self._trial_requests.complete(record.number)
+        self._stop_conditions.on_trial_end(record)
+        self._view.update_trial(record)
+        self._on_trial_end(record)
 
-    def _release(self, live: Live) -> None:
+    def _release(self, active: ActiveAttempt) -> None:
         """Its worker let go of it: it is issued again later, unless somebody ended or paused it meanwhile."""
-        ended = self._hands.ends(live.trial.number)
+        ended = self._trial_requests.end_outcome(active.trial.number)
         if ended is not None:
-            self._close(live, ended)
+            self._close(active, ended)
             return
-        if self._hands.pauses(live.trial.number):
-            del self._live[live.job.id]
+        if self._trial_requests.pause_if_requested(active.trial.number):
+            del self._active[active.task.id]
             return
-        release(self._study, self._sink, live)
-        del self._live[live.job.id]
+        release_attempt(self._study, self._sink, active)
+        del self._active[active.task.id]
 
-    def _no_memory(self, live: Live, why: str) -> None:
-        failed = self._again.smaller(live.trial, why, stopping=self.stop is not None)
+    def _on_out_of_memory(self, active: ActiveAttempt, reason: str) -> None:
+        failed = self._retries.retry_with_less_memory(active.trial, reason, stopping=self.stop_reason is not None)
         if failed is not None:
-            self._close(live, failed)
+            self._close(active, failed)
         else:
-            del self._live[live.job.id]
+            del self._active[active.task.id]
 
     # --- workers that die ----------------------------------------------------------------------------------------
 
-    def lost(self, job_id: str, cause: str) -> None:
+    def on_worker_lost(self, task_id: str, cause: str) -> None:
         """The worker of this attempt is gone. Told twice, it counts once. No outcome: the trial is issued again."""
-        live = self._live.get(job_id)
-        if live is None:
+        active = self._active.get(task_id)
+        if active is None:
             return
-        if killed := self._kills.answer(live.job.folder, cause, live.kills):
-            self._no_memory(live, killed)
+        if killed := self._kills.answer(active.task.folder, cause, active.kills_at_start):
+            self._on_out_of_memory(active, killed)
             return
-        del self._live[job_id]
-        if why := self._again.lost(live.trial, cause, stopping=self.stop is not None):
-            self._halt(StopKind.WORKERS_LOST, why)
+        del self._active[task_id]
+        if reason := self._retries.retry_after_loss(active.trial, cause, stopping=self.stop_reason is not None):
+            self._stop(StopKind.WORKERS_LOST, reason)
 
     # --- when to stop --------------------------------------------------------------------------------------------
 
-    def tick(self) -> None:
+    def poll(self) -> None:
         """Time passed: look at signals, requests and the clock."""
-        self._view.tick()
-        if self._interrupt.asked:
-            self._halt(StopKind.INTERRUPTED)
-        stop = self._wishes.ask()
-        if self._wishes.looked:  # a trial that somebody gave meanwhile waits for less
-            self._waits = False
-        if self._wishes.trials:
-            self._apply_hands()
+        self._view.refresh()
+        if self._signals.stop_requested:
+            self._stop(StopKind.INTERRUPTED)
+        stop = self._stop_conditions.poll()
+        if self._stop_conditions.has_polled:  # a trial that somebody gave meanwhile waits for less
+            self._is_waiting = False
+        if self._stop_conditions.trial_requests:
+            self._apply_trial_requests()
         if stop is not None:
-            self._halt(stop.kind, stop.text)
+            self._stop(stop.kind, stop.text)
 
-    def _apply_hands(self) -> None:
-        asked, self._wishes.trials = self._wishes.trials, ()
-        self._again.give_back({request.trial for request in asked})  # without a worker it is as good as free
-        self._hands.apply(asked, {live.trial.number: live.job for live in self._live.values()})
+    def _apply_trial_requests(self) -> None:
+        requested, self._stop_conditions.trial_requests = self._stop_conditions.trial_requests, ()
+        self._retries.release({request.trial for request in requested})  # without a worker it is as good as free
+        self._trial_requests.apply(requested, {active.trial.number: active.task for active in self._active.values()})
 
-    def _halt(self, kind: StopKind, text: str = "") -> None:
+    def _stop(self, kind: StopKind, text: str = "") -> None:
         """Start nothing more, and have every running trial checkpoint and come back."""
-        if self.stop is not None:
+        if self.stop_reason is not None:
             return
-        self.stop = Stop(kind, text)
-        self._study.note("stopping", f"{kind.value}: {text}" if text else kind.value)
-        for live in self._live.values():
-            live.job.ask_to_stop()
-        self._again.give_back()
-        waiting = f"; waiting for {len(self._live)} running trials to checkpoint" if self._live else ""
-        self._view.say(f"stopping ({kind.value}{f': {text}' if text else ''}){waiting}")
+        self.stop_reason = StopReason(kind, text)
+        self._study.add_event("stopping", f"{kind.value}: {text}" if text else kind.value)
+        for active in self._active.values():
+            active.task.request_stop()
+        self._retries.release()
+        waiting = f"; waiting for {len(self._active)} running trials to checkpoint" if self._active else ""
+        self._view.log(f"stopping ({kind.value}{f': {text}' if text else ''}){waiting}")
 
-    def result(self) -> Stop:
+    def result(self) -> StopReason:
         """How it ended."""
-        if self.stop is not None:
-            return self.stop
+        if self.stop_reason is not None:
+            return self.stop_reason
         # The last trial's end may come between two looks at the clock and the target.
-        over = None if self._study.tried() else self._wishes.over()
-        return over or left_over(self._study)
+        over = None if self._study.space_reason() else self._stop_conditions.budget_reason()
+        return over or remaining_reason(self._study)

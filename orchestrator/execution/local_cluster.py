@@ -1,6 +1,6 @@
 """Ray on this machine: started quietly, on loopback, with a token; its logs kept with the sweep.
 
-Whether Ray itself still lives: its own processes can be killed like any other.
+`check_ray_health` raises RayDied if the GCS server or the raylet has exited.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from typing import Any
 
 import trainer
 from orchestrator.errors import ExitCode, Finding, OrchestrateError, SpecError
-from orchestrator.execution.stop_reasons import Interrupt, deaf_to_sigterm
+from orchestrator.execution.stop_reasons import SignalHandler, deaf_to_sigterm
 from orchestrator.nvidia_smi import smallest_memory
-from orchestrator.spec.estimates.cost_estimate import sharing_of
+from orchestrator.spec.estimates.cost_estimate import trials_per_process
 from orchestrator.spec.sweep_spec import SweepSpec
 
 _SLOT = "slot"
 _WORKER_CPU = 0.01
 """Of a worker whose trial is trained by processes of its own: Ray wants more than nothing."""
-_RELAY_CPU = 0.0001
+_PROXY_CPU = 0.0001
 """Of one whose trial shares a process with others: it may be on any machine, and must not keep that process off one."""
-PROCESS = "process"
+PROCESS_RESOURCE = "process"
 """What each process of a trial that has several takes of Ray, and each that several trials share."""
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
@@ -61,13 +61,13 @@ class Slots:
     """That train one trial together."""
     cpus: float | None = None
     """What a trial asks of a cluster that others use too. None: the cluster is our own, and slots are counted."""
-    sharing: int = 1
+    trials_per_process: int = 1
     """Trials that take turns in one process, over one frozen base."""
 
     @property
-    def hosts(self) -> int:
+    def shared_processes(self) -> int:
         """Processes, where trials share them."""
-        return math.ceil(self.count / self.sharing)
+        return math.ceil(self.count / self.trials_per_process)
 
     @property
     def bundles(self) -> list[dict[str, float]]:
@@ -75,31 +75,33 @@ class Slots:
 
         CPUs are counted by slots where the cluster is our own: Ray would round fractions its own way.
         """
-        if self.sharing > 1:
-            return [{"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": _RELAY_CPU}]
+        if self.trials_per_process > 1:
+            return [{"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": _PROXY_CPU}]
         if self.processes > 1:
             worker = {"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": _WORKER_CPU}
-            return [worker, *(self.of_process for _ in range(self.processes))]
-        asked = {"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": self.cpus}
-        return [asked | ({"GPU": self.gpus} if self.gpus else {})]
+            return [worker, *(self.process_resources for _ in range(self.processes))]
+        resources = {"CPU": 0.0, _SLOT: 1.0} if self.cpus is None else {"CPU": self.cpus}
+        return [resources | ({"GPU": self.gpus} if self.gpus else {})]
 
     @property
-    def of_process(self) -> dict[str, float]:
+    def process_resources(self) -> dict[str, float]:
         """What a process asks of Ray that is one of a trial's several, or in which trials take turns."""
-        asked = {"CPU": 0.0, PROCESS: 1.0}
+        resources = {"CPU": 0.0, PROCESS_RESOURCE: 1.0}
         if self.cpus is not None:  # in Ray's steps of 0.0001, and with the worker no more than the trial's own
-            asked = {"CPU": math.floor(1e4 * self.sharing * (self.cpus - _WORKER_CPU) / self.processes) / 1e4}
-        return asked | ({"GPU": self.share or 1.0} if self.gpus else {})
+            resources = {
+                "CPU": math.floor(1e4 * self.trials_per_process * (self.cpus - _WORKER_CPU) / self.processes) / 1e4
+            }
+        return resources | ({"GPU": self.gpu_fraction or 1.0} if self.gpus else {})
 
     @property
-    def of_stage(self) -> dict[str, float]:
+    def stage_resources(self) -> dict[str, float]:
         """What a worker asks of Ray before the trials, alone with what later one process has or speaks for."""
-        return self.of_process if self.sharing > 1 else self.bundles[0]
+        return self.process_resources if self.trials_per_process > 1 else self.bundles[0]
 
     @property
-    def share(self) -> float | None:
+    def gpu_fraction(self) -> float | None:
         """Of a GPU, for each process; None where it has whole ones or none."""
-        share = round(self.gpus * self.sharing, 4)
+        share = round(self.gpus * self.trials_per_process, 4)
         return share if 0 < share < 1 else None
 
     @property
@@ -127,7 +129,7 @@ def slots_on(
         problem = f"a trial has {processes} processes, and engine trl trains in one"
         raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
     with_gpus = any(machine.gpus for machine in machines)
-    sharing = sharing_of(spec, gpu_memory if with_gpus else None)
+    sharing = trials_per_process(spec, gpu_memory if with_gpus else None)
     each = wants.gpus_per_trial
     if each is None:
         each = processes / sharing if with_gpus else 0.0
@@ -136,19 +138,24 @@ def slots_on(
     if fit < 1:
         has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine at all"
         where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
-        who = "a trial asks" if sharing == 1 else f"{sharing} trials in one process ask"
-        problem = f"{who} for {cores:g} CPUs and {sharing * each:g} GPUs; {where}"
+        label = "a trial asks" if sharing == 1 else f"{sharing} trials in one process ask"
+        problem = f"{label} for {cores:g} CPUs and {sharing * each:g} GPUs; {where}"
         raise SpecError([Finding("resources", "resources", problem)])
     count = min(fit, spec.budget.concurrency or fit)
     sharing = min(sharing, count)
     return Slots(
-        count, each, threads_of(spec, sharing), processes, cpus=_cores(spec) if shared else None, sharing=sharing
+        count,
+        each,
+        threads_per_process(spec, sharing),
+        processes,
+        cpus=_cores(spec) if shared else None,
+        trials_per_process=sharing,
     )
 
 
-def threads_of(spec: SweepSpec, sharing: int = 1) -> int:
+def threads_per_process(spec: SweepSpec, trials_per_process: int = 1) -> int:
     """Threads of each of a trial's processes, or of one in which so many trials take turns."""
-    return max(1, int(sharing * _cores(spec) / spec.resources.processes + 1e-9))
+    return max(1, int(trials_per_process * _cores(spec) / spec.resources.processes + 1e-9))
 
 
 def _cores(spec: SweepSpec) -> float:
@@ -180,43 +187,43 @@ def gpu_memory() -> float | None:
 
 
 @contextmanager
-def cluster(folder: Path, slots: Slots, interrupt: Interrupt) -> Generator[None]:
+def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generator[None]:
     """Ray while entered; its logs end up in `folder`/logs."""
-    _collect(folder)
+    _collect_logs(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Ray's sockets need a short path (AF_UNIX takes 107 characters), so it lives in /tmp until it ends.
-    place = Path(tempfile.mkdtemp(prefix="prefsweep-", dir="/tmp"))
-    (folder / "session").write_text(str(place), encoding="utf-8")
-    token = place / "token"
+    ray_folder = Path(tempfile.mkdtemp(prefix="prefsweep-", dir="/tmp"))
+    (folder / "session").write_text(str(ray_folder), encoding="utf-8")
+    token = ray_folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
     os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count)}
     import ray
 
-    hush(folder)
+    prepare_ray_environment(folder)
     try:
-        with starting_ray(interrupt):
+        with starting_ray(signals):
             ray.init(
                 address="local",
                 num_cpus=0,  # slots count; Ray would start idle workers for CPUs
                 num_gpus=visible_gpus(),
-                resources={_SLOT: float(slots.count), PROCESS: float(slots.count * slots.processes)},
+                resources={_SLOT: float(slots.count), PROCESS_RESOURCE: float(slots.count * slots.processes)},
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
                 runtime_env={"env_vars": worker_environment(slots.threads)},
-                _temp_dir=str(place),
+                _temp_dir=str(ray_folder),
             )
-        quiet(folder / "driver.log")  # again: starting, it cleared its loggers
-        with interrupt.watching(server_is_gone()):
+        log_ray_to_file(folder / "driver.log")  # again: starting, it cleared its loggers
+        with signals.watching(server_is_gone()):
             yield
     finally:
         ray.shutdown()
-        _collect(folder)
+        _collect_logs(folder)
 
 
 @contextmanager
-def starting_ray(interrupt: Interrupt) -> Generator[None]:
+def starting_ray(signals: SignalHandler) -> Generator[None]:
     """What Ray starts while entered is never reached by SIGTERM, and this process's own handler holds afterwards."""
     from ray._private import utils
 
@@ -230,7 +237,7 @@ def starting_ray(interrupt: Interrupt) -> Generator[None]:
             try:
                 yield
             finally:
-                interrupt.listen()
+                signals.install()
     finally:
         utils.set_sigterm_handler = taken
 
@@ -251,14 +258,14 @@ def server_is_gone() -> Callable[[], bool]:
     return gone
 
 
-def hush(folder: Path) -> None:
+def prepare_ray_environment(folder: Path) -> None:
     """Before Ray starts: its token is read anew, its words go to `folder`/driver.log, no secret is propagated."""
     from ray._private import worker as printing
     from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
     from ray.tune.execution import class_cache
 
     AuthenticationTokenLoader.instance().reset_cache()  # each cluster of a process has a token of its own
-    quiet(folder / "driver.log")
+    log_ray_to_file(folder / "driver.log")
     printing._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]  what it prints would be on our stdout
     class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # workers inherit them; no need to write them down
 
@@ -281,7 +288,7 @@ def _cpus() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def quiet(log: Path) -> None:
+def log_ray_to_file(log: Path) -> None:
     """Ray's words go to a file, not to the user's terminal."""
     handler = logging.FileHandler(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
@@ -294,36 +301,36 @@ def quiet(log: Path) -> None:
     logger.propagate = False
 
 
-def _collect(folder: Path) -> None:
+def _collect_logs(folder: Path) -> None:
     """Bring a session's logs home and remove the rest; also that of a driver that was killed."""
     pointer = folder / "session"
     if not pointer.is_file():
         return
-    place = Path(pointer.read_text(encoding="utf-8"))
-    for logs in sorted(place.glob("session_2*/logs")):
+    ray_folder = Path(pointer.read_text(encoding="utf-8"))
+    for logs in sorted(ray_folder.glob("session_2*/logs")):
         shutil.copytree(logs, folder / "logs" / logs.parent.name, dirs_exist_ok=True, ignore_dangling_symlinks=True)
-    if place.name.startswith("prefsweep-"):
-        shutil.rmtree(place, ignore_errors=True)
+    if ray_folder.name.startswith("prefsweep-"):
+        shutil.rmtree(ray_folder, ignore_errors=True)
     pointer.unlink()
 
 
-_VITAL = ("gcs_server", "raylet")
+_REQUIRED_PROCESSES = ("gcs_server", "raylet")
 
 
 class RayDied(OrchestrateError):
     """A process of Ray's own ended; no worker can be reached any more. The study has everything: begin again."""
 
-    code = ExitCode.OURS
+    code = ExitCode.INTERNAL_ERROR
 
     def __init__(self, names: list[str]) -> None:
         super().__init__(f"Ray's own process{'es' if len(names) > 1 else ''} {' and '.join(names)} ended")
 
 
-def check_ray() -> None:
+def check_ray_health() -> None:
     """RayDied where nothing more can be expected of this cluster."""
     from ray._private import worker
 
     node: Any = worker._global_node  # pyright: ignore[reportPrivateUsage]
-    ended = [] if node is None else [str(kind) for kind, _ in node.dead_processes() if kind in _VITAL]
+    ended = [] if node is None else [str(kind) for kind, _ in node.dead_processes() if kind in _REQUIRED_PROCESSES]
     if ended:
         raise RayDied(sorted(set(ended)))

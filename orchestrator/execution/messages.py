@@ -1,6 +1,6 @@
-"""What the driver hands to a worker and what it hears back. Plain values: no Ray, no torch.
+"""Messages between driver and workers: `AttemptTask`, `AttemptReport`, `AttemptResult`. Plain values: no Ray, no torch.
 
-An exception in a trial becomes data: its kind, its words, its traceback in the attempt's folder.
+An exception in a trial becomes data: its kind, its message, its traceback in the attempt's folder.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind
 from trainer.data.validation import BadData
-from trainer.results import Point
+from trainer.results import StepMetrics
 
-STOP_FILE = "stop-asked"
+STOP_REQUEST_FILE = "stop-asked"
 """In an attempt's folder: the worker checkpoints and hands the trial back."""
 
 WORKER_FILE = "worker"
 """In an attempt's folder: which process has it, as `lease.signature()` tells it."""
 
 REPORT = "report"
-"""The key under which Ray Tune's result carries a `Report`."""
+"""The key under which Ray Tune's result carries a `AttemptReport`."""
 
 MIRROR = "mirror"
 """The kind of event that tells of copies which failed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
+class AttemptTask:
     """One attempt at a trial. `config` is a TrialConfig as JSON: workers rebuild it, nothing else is shared."""
 
     run: str
@@ -56,18 +56,18 @@ class Job:
         """Held by the process that works on this trial: an older attempt's process may still be dying."""
         return self.folder.parent / "worker.lock"
 
-    def ask_to_stop(self) -> None:
+    def request_stop(self) -> None:
         """Have the worker checkpoint and let go."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / STOP_FILE).touch()
+        (self.folder / STOP_REQUEST_FILE).touch()
 
     @property
-    def stop_asked(self) -> bool:
+    def stop_requested(self) -> bool:
         """Whether the driver wants this trial back."""
-        return (self.folder / STOP_FILE).exists()
+        return (self.folder / STOP_REQUEST_FILE).exists()
 
 
-class EndKind(StrEnum):
+class AttemptStatus(StrEnum):
     """How an attempt ended. RELEASED, NO_DISK and LOST are no outcome of the trial: it will be issued again."""
 
     FINISHED = "finished"
@@ -80,32 +80,32 @@ class EndKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """The end of an attempt. `signature` tells one bug from another."""
+class AttemptResult:
+    """The end of an attempt. `bug_signature` tells one bug from another."""
 
-    kind: EndKind
+    status: AttemptStatus
     reason: str
     steps: int = 0
     failure: FailureKind | None = None
-    signature: str = ""
+    bug_signature: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class AttemptReport:
     """Points in order, and the end when it came. `counters` says what the worker `pid` has loaded so far."""
 
-    points: Sequence[Point]
-    end: End | None
+    metrics: Sequence[StepMetrics]
+    result: AttemptResult | None
     pid: int
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
-    said: Sequence[str] = ()
+    notices: Sequence[str] = ()
     """What people should know of the mirror."""
     retire: bool = False
     """Whether the worker process is to get no other trial: it was using a GPU when this one failed."""
 
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
-_DISK_WORDS = ("No space left on device", "StorageFull", "Disk quota exceeded")
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
+_DISK_FULL_PHRASES = ("No space left on device", "StorageFull", "Disk quota exceeded")
 _MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|STATUS_\w*ALLOC\w*_FAILED|MemoryAllocation"
 )
@@ -113,8 +113,9 @@ _MEMORY = re.compile(
 _DEVICE = re.compile(
     r"(CUDA|HIP) (error|driver error|unknown error)|cuda[A-Z]\w*\(\)|(CUDA|HIP)_ERROR_|cuDNN error"
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUFFT|HIPBLAS)_STATUS_|Triton Error \[|unhandled cuda error|device-side assert"
+    r"|CUDA (Error|kernel failed)|illegal memory access|misaligned address|unspecified launch failure"
 )
-"""Of the CUDA runtime and driver, cuBLAS and its like, Triton, and NCCL where CUDA failed under it."""
+"""Of the CUDA runtime and driver, cuBLAS and its like, Triton, NCCL where CUDA failed under it, others' kernels."""
 
 
 class WorkerLost(Exception):
@@ -125,27 +126,27 @@ class DeviceFailed(WorkerLost):
     """A GPU failed under this process: whatever it asks of CUDA from now on fails too, so the process has to end."""
 
 
-class Told(Exception):
+class RemoteFailure(Exception):
     """An exception in another process, which has made it an end already."""
 
-    def __init__(self, end: End) -> None:
-        super().__init__(end.reason)
-        self.end = end
+    def __init__(self, result: AttemptResult) -> None:
+        super().__init__(result.reason)
+        self.result = result
 
 
-def ended_by(error: Exception, folder: Path) -> End:
+def result_of_exception(error: Exception, folder: Path) -> AttemptResult:
     """The end that this exception means; its traceback goes to `folder/failure.txt`."""
-    if isinstance(error, Told):
-        return error.end
+    if isinstance(error, RemoteFailure):
+        return error.result
     reason = redact(f"{type(error).__name__}: {_first_line(error)}")
-    if disk_refused(error):
-        return End(EndKind.NO_DISK, reason)
+    if is_disk_error(error):
+        return AttemptResult(AttemptStatus.NO_DISK, reason)
     folder.mkdir(parents=True, exist_ok=True)
-    told = redact("".join(traceback.format_exception(error)))  # libraries put tokens into their errors
-    (folder / FAILURE_FILE).write_text(told, encoding="utf-8")
+    traceback_text = redact("".join(traceback.format_exception(error)))  # libraries put tokens into their errors
+    (folder / FAILURE_FILE).write_text(traceback_text, encoding="utf-8")
     if device_failed(error):
-        return End(EndKind.LOST, reason)
-    return End(EndKind.FAILED, reason, failure=classify(error), signature=signature(error))
+        return AttemptResult(AttemptStatus.LOST, reason)
+    return AttemptResult(AttemptStatus.FAILED, reason, failure=classify(error), bug_signature=bug_signature(error))
 
 
 def classify(error: Exception) -> FailureKind:
@@ -162,7 +163,7 @@ def device_failed(error: Exception) -> bool:
 
     Such errors stay with the process: every later call fails as well, whoever's trial makes it.
     """
-    causes = list(_with_causes(error))
+    causes = list(_with_causes(error, implied=True))  # whatever was raised on the way out, the device stays as it is
     return not any(_is_memory(each) for each in causes) and any(_is_of_device(each) for each in causes)
 
 
@@ -178,24 +179,26 @@ def _is_of_device(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and _DEVICE.search(str(error)) is not None
 
 
-def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from."""
+def _with_causes(error: BaseException | None, *, implied: bool = False) -> Iterator[BaseException]:
+    """The error and what it was raised from; `implied`: also what was being handled when it was raised."""
     while error is not None:
         yield error
-        error = error.__cause__
+        handled = error.__context__ if implied and not error.__suppress_context__ else None
+        error = error.__cause__ or handled
 
 
-def signature(error: Exception) -> str:
+def bug_signature(error: Exception) -> str:
     """Type and place: equal for one bug, whatever numbers its message carries."""
     frames = traceback.extract_tb(error.__traceback__)
-    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
-    return f"{type(error).__name__} at {place}"
+    location = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+    return f"{type(error).__name__} at {location}"
 
 
-def disk_refused(error: BaseException | None) -> bool:
+def is_disk_error(error: BaseException | None) -> bool:
     """Whether a full, exhausted or read-only disk is behind it."""
     return any(
-        (isinstance(each, OSError) and each.errno in _DISK) or any(words in str(each) for words in _DISK_WORDS)
+        (isinstance(each, OSError) and each.errno in _DISK_ERRNOS)
+        or any(words in str(each) for words in _DISK_FULL_PHRASES)
         for each in _with_causes(error)
     )
 

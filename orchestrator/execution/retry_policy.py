@@ -1,8 +1,6 @@
-"""Trials that go on in another attempt: after a lost worker, or with a smaller micro-batch where memory ran out.
+"""`RetryPolicy`: another attempt after a lost worker, or with a smaller micro-batch after running out of memory.
 
-Out of memory: how it is told from other deaths of a worker, and the next smaller size to try.
-
-The same bug again and again: a sweep whose every trial would fail alike is stopped.
+`RepeatedBug` stops a sweep in which every trial would fail with the same error.
 """
 
 from __future__ import annotations
@@ -11,14 +9,14 @@ from collections import deque
 from collections.abc import Collection
 from pathlib import Path
 
-from orchestrator.execution.messages import WORKER_FILE, End, EndKind
-from orchestrator.interfaces import View
+from orchestrator.execution.messages import WORKER_FILE, AttemptResult, AttemptStatus
+from orchestrator.interfaces import ProgressView
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Outcome, Trial, TrialState
 from trainer.config.trial import TrialConfig
 
-_BY_RAY = ("NODE_OUT_OF_MEMORY", "running low on memory", "OutOfMemoryError")
+_RAY_OUT_OF_MEMORY_PHRASES = ("NODE_OUT_OF_MEMORY", "running low on memory", "OutOfMemoryError")
 """What Ray says when its own monitor killed a worker. It names the kernel's OOM killer as a guess for every death."""
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
@@ -55,7 +53,7 @@ class KernelKills:
         `since`: the counter when the worker was last known to live. The counter is this machine's, so it tells nothing
         of a worker on another one. Empty where nothing shows that it was memory.
         """
-        if any(words in cause for words in _BY_RAY):
+        if any(words in cause for words in _RAY_OUT_OF_MEMORY_PHRASES):
             return f"Ray's memory monitor killed the worker: {cause}"
         if is_on_this_machine(folder) and self.charge(since):
             return f"the kernel killed the worker for its memory: {cause}"
@@ -64,49 +62,49 @@ class KernelKills:
 
 def is_on_this_machine(folder: Path) -> bool:
     """Whether the worker of the attempt in `folder` is known, and on this machine."""
-    told = folder / WORKER_FILE
-    return told.is_file() and not driver_lease.is_elsewhere(told.read_text(encoding="utf-8"))
+    message = folder / WORKER_FILE
+    return message.is_file() and not driver_lease.is_remote(message.read_text(encoding="utf-8"))
 
 
-def in_effect(config: TrialConfig, learned: int | None) -> int:
-    """The token budget of a micro-batch that this runs with; `learned`: at most so many, as more ran out of memory."""
+def effective_micro_batch(config: TrialConfig, limit: int | None) -> int:
+    """The token budget of a micro-batch that this runs with; `limit`: at most so many, as more ran out of memory."""
     configured = config.training.tokens_per_micro_batch
-    return configured if learned is None else min(configured, learned)
+    return configured if limit is None else min(configured, limit)
 
 
-def smaller(budget: int, longest: int) -> int | None:
+def halved_micro_batch(budget: int, longest: int) -> int | None:
     """Half the budget, down to `longest`, the tokens of the longest row: then the largest micro-batch is one pair."""
     return None if budget <= longest else max(budget // 2, longest)
 
 
-def given_up(config: TrialConfig, learned: int | None, why: str) -> str:
+def out_of_memory_message(config: TrialConfig, limit: int | None, reason: str) -> str:
     """What was tried, and what to set."""
-    configured, last = config.training.tokens_per_micro_batch, in_effect(config, learned)
+    configured, last = config.training.tokens_per_micro_batch, effective_micro_batch(config, limit)
     tried = f"after halving training.tokens_per_micro_batch from {configured} to {last}" if last < configured else "and"
     return (
         f"out of memory with one pair per micro-batch, {tried} there is nothing smaller to try; set "
         f"training.gradient_checkpointing: true, lower data.max_length, train with lora, or give a trial more memory "
-        f"(last: {why})"
+        f"(last: {reason})"
     )
 
 
-def fitted(config: TrialConfig, learned: int | None) -> TrialConfig:
+def with_micro_batch_limit(config: TrialConfig, limit: int | None) -> TrialConfig:
     """The configuration as it is run; the very same object where nothing had to be made smaller."""
-    tokens = in_effect(config, learned)
+    tokens = effective_micro_batch(config, limit)
     if tokens == config.training.tokens_per_micro_batch:
         return config
     return config.model_copy(update={"training": config.training.model_copy(update={"tokens_per_micro_batch": tokens})})
 
 
-LOSSES = 3
+MAX_LOSSES = 3
 """Workers lost by one trial in one driver's life before the sweep stops, resumably: who resumes it has looked."""
 
 
-class Retries:
+class RetryPolicy:
     """Attempts that were issued again and wait for a worker. Where the sweep stops, they wait in the study instead."""
 
-    def __init__(self, study: Study, view: View, longest: int) -> None:
-        self._study, self._view, self._longest = study, view, longest
+    def __init__(self, study: Study, view: ProgressView, longest_row: int) -> None:
+        self._study, self._view, self._longest_row = study, view, longest_row
         self._waiting: deque[Trial] = deque()
         self._losses: dict[int, int] = {}
 
@@ -117,62 +115,62 @@ class Retries:
         """The one that waits longest."""
         return self._waiting.popleft()
 
-    def give_back(self, numbers: Collection[int | None] | None = None) -> None:
+    def release(self, numbers: Collection[int | None] | None = None) -> None:
         """These (None: all) to the study: no worker has them yet."""
         for trial in [t for t in self._waiting if numbers is None or t.number in numbers]:
             self._waiting.remove(trial)
             self._study.release(trial)
 
-    def smaller(self, trial: Trial, why: str, *, stopping: bool) -> Outcome | None:
+    def retry_with_less_memory(self, trial: Trial, reason: str, *, stopping: bool) -> Outcome | None:
         """Once more from its newest checkpoint with half the micro-batch; at one pair it has failed: how it ends."""
-        tokens = smaller(in_effect(trial.config, trial.micro_batch), self._longest)
+        tokens = halved_micro_batch(effective_micro_batch(trial.config, trial.micro_batch), self._longest_row)
         if tokens is None:
-            told = given_up(trial.config, trial.micro_batch, why)
-            return Outcome(TrialState.FAILED, told, FailureKind.OUT_OF_MEMORY)
-        again = self._study.reissue(trial, tokens, why)
+            message = out_of_memory_message(trial.config, trial.micro_batch, reason)
+            return Outcome(TrialState.FAILED, message, FailureKind.OUT_OF_MEMORY)
+        again = self._study.retry(trial, tokens, reason)
         if stopping:
             self._study.release(again)
             return None
-        self._view.say(
-            f"trial {trial.number} ran out of memory ({why}); it goes on from its newest checkpoint with {tokens} "
+        self._view.log(
+            f"trial {trial.number} ran out of memory ({reason}); it goes on from its newest checkpoint with {tokens} "
             "tokens per micro-batch, as do the trials after it"
         )
         self._waiting.append(again)
         return None
 
-    def lost(self, trial: Trial, cause: str, *, stopping: bool) -> str:
+    def retry_after_loss(self, trial: Trial, cause: str, *, stopping: bool) -> str:
         """Its worker is gone. That is no outcome; why the sweep must stop, in words, where it happens too often."""
         number = trial.number
         self._losses[number] = self._losses.get(number, 0) + 1
-        self._study.note("worker lost", f"attempt {trial.attempt}: {cause}", number)
+        self._study.add_event("worker lost", f"attempt {trial.attempt}: {cause}", number)
         if stopping:
             self._study.release(trial)
             return ""
-        if self._losses[number] >= LOSSES:
+        if self._losses[number] >= MAX_LOSSES:
             self._study.release(trial)
-            return f"trial {number} lost its worker {LOSSES} times; last: {cause}"
-        self._view.say(f"trial {number} lost its worker ({cause}); it is issued again from its newest checkpoint")
-        self._waiting.append(self._study.reissue(trial))
+            return f"trial {number} lost its worker {MAX_LOSSES} times; last: {cause}"
+        self._view.log(f"trial {number} lost its worker ({cause}); it is issued again from its newest checkpoint")
+        self._waiting.append(self._study.retry(trial))
         return ""
 
 
-SAME_BUGS = 3
+MAX_SAME_BUGS = 3
 
 
-class SameBug:
+class RepeatedBug:
     """Counts trials that ended in one and the same bug, one after the other."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
         self._last, self._count = "", 0
 
-    def count(self, end: End) -> str:
+    def count(self, result: AttemptResult) -> str:
         """One more trial ended by itself; why the sweep should stop, in words, or nothing."""
-        if end.kind is not EndKind.FAILED or (end.failure or FailureKind.BUG) is not FailureKind.BUG:
+        if result.status is not AttemptStatus.FAILED or (result.failure or FailureKind.BUG) is not FailureKind.BUG:
             self._last, self._count = "", 0
             return ""
-        self._count = self._count + 1 if end.signature == self._last else 1
-        self._last = end.signature
-        if max(self._count, self._study.consecutive_bugs()[0]) < SAME_BUGS:
+        self._count = self._count + 1 if result.bug_signature == self._last else 1
+        self._last = result.bug_signature
+        if max(self._count, self._study.consecutive_bugs()[0]) < MAX_SAME_BUGS:
             return ""
-        return f"the same bug ended {SAME_BUGS} trials in a row: {end.reason}"
+        return f"the same bug ended {MAX_SAME_BUGS} trials in a row: {result.reason}"

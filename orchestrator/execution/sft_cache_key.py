@@ -1,4 +1,4 @@
-"""Name of the start model that the SFT stage makes: of what changes its weights, and of nothing else."""
+"""Cache key of the SFT stage's model: a digest of exactly what changes its weights."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.trial import TrialConfig
 
 if TYPE_CHECKING:
-    from trainer.data.pair_dataset import PairSet
+    from trainer.data.pair_dataset import PairDataset
 
 _FORMAT = 1
 _REPLACED = ("model.name_or_path", "model.generated", "model.revision", "data.")
-"""By digests of what is there: the start weights, and the training rows as tokens."""
+"""By digests of what is there: the initial weights, and the training rows as tokens."""
 _KEPT = ("data.chat_template",)
 """Saved with the model: its trials render their rows with it."""
 _NO_EFFECT = (
@@ -33,11 +33,11 @@ def stage_key(config: TrialConfig, fingerprint: str, cache: Path) -> str:
     fingerprint: of its prepared data. Where an earlier version of this program, whose names held more, left a run of
     this very configuration, it is that run's name: trials that began from its model keep it.
     """
-    from trainer.models.model_files import locate, model_identity
+    from trainer.models.model_files import model_fingerprint, resolve_model_path
     from trainer.storage.atomic_files import digest_of
     from trainer.training_session import config_digest
 
-    start = model_identity(config.model, locate(config.model, cache))
+    start = model_fingerprint(config.model, resolve_model_path(config.model, cache))
     earlier = digest_of([config_digest(config), fingerprint, start])[:32]
     if (cache / "sft" / earlier).is_dir():
         return earlier
@@ -52,7 +52,7 @@ def settings_of_weights(config: TrialConfig) -> dict[str, Any]:
     silent = {*_unread(config)}
     return {
         path: value
-        for path, value in config.identity().items()
+        for path, value in config.canonical_params().items()
         if path in _KEPT or (not path.startswith((*_REPLACED, *_NO_EFFECT)) and path not in silent)
     }
 
@@ -69,7 +69,7 @@ def _unread(config: TrialConfig) -> list[str]:
     return found
 
 
-def _digest(pairs: PairSet) -> str:
+def _digest(pairs: PairDataset) -> str:
     """Of the prompts and the chosen responses, in order: supervised training reads no others."""
     import hashlib
 

@@ -1,4 +1,4 @@
-"""Why a run of the engine ended, and the signals that end it."""
+"""`StopReason`: why a run ended; and the handlers of SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class StopKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopReason:
     """A kind, and the words for the user."""
 
     kind: StopKind
@@ -60,7 +60,7 @@ def deaf_to_sigterm() -> Generator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class Interrupt:
+class SignalHandler:
     """SIGINT and SIGTERM while entered: the first asks, a second one ends the process at once.
 
     What arrives within ONE_REQUEST seconds is one request: `timeout` and `kill` of a group send to the process and to
@@ -73,9 +73,9 @@ class Interrupt:
     MISSES = 4
     """So many looks in a row that find it lost."""
 
-    def __init__(self, farewell: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
-        self.asked = False
-        self._farewell, self._clock = farewell, clock
+    def __init__(self, message: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
+        self.stop_requested = False
+        self._message, self._clock = message, clock
         self._asked_at = 0.0
         self._before: dict[int, signal.Handlers | int | Callable[[int, FrameType | None], object] | None] = {}
         self._arrivals = (-1, -1)
@@ -84,22 +84,22 @@ class Interrupt:
     def __enter__(self) -> Self:
         for sign in _SIGNALS:
             self._before[sign] = signal.getsignal(sign)
-        self.listen()
+        self.install()
         self._arrivals = os.pipe()
-        for end in self._arrivals:
-            os.set_blocking(end, False)
+        for result in self._arrivals:
+            os.set_blocking(result, False)
         self._earlier_fd = signal.set_wakeup_fd(self._arrivals[1], warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._earlier_fd)
-        for end in self._arrivals:
-            os.close(end)
+        for result in self._arrivals:
+            os.close(result)
         self._arrivals = (-1, -1)
         for sign, handler in self._before.items():
             signal.signal(sign, handler)
 
-    def listen(self) -> None:
+    def install(self) -> None:
         """Take the signals (again: Ray takes SIGTERM when it starts, in C++ too)."""
         for sign in _SIGNALS:
             signal.signal(sign, self._on_signal)
@@ -122,9 +122,9 @@ class Interrupt:
             thread.join()
 
     def _watch(self, lost: Callable[[], bool], over: threading.Event) -> None:
-        arrived, misses = self.asked, 0
+        arrived, misses = self.stop_requested, 0
         while not over.wait(self.POLL):
-            arrived = arrived or self.asked or self._has_arrived()
+            arrived = arrived or self.stop_requested or self._has_arrived()
             misses = misses + 1 if arrived and lost() else 0
             if misses == self.MISSES:
                 self._leave()
@@ -136,12 +136,12 @@ class Interrupt:
             return False
 
     def _on_signal(self, _sign: int, _frame: FrameType | None) -> None:
-        if not self.asked:
-            self.asked, self._asked_at = True, self._clock()
+        if not self.stop_requested:
+            self.stop_requested, self._asked_at = True, self._clock()
         elif self._clock() - self._asked_at > self.ONE_REQUEST:
             self._leave()
 
     def _leave(self) -> None:
-        sys.stderr.write(f"\n{self._farewell()}\n")
+        sys.stderr.write(f"\n{self._message()}\n")
         sys.stderr.flush()
         os._exit(int(ExitCode.INTERRUPTED))

@@ -1,6 +1,6 @@
-"""An issued trial on its way into a worker's hands: its folder, its file, its run in tracking.
+"""Start and end of an attempt: its folder, its trial file, its run in tracking, its outcome in the study.
 
-A trial that ended or came back: tracking is told before the study commits, so a kill in between loses nothing.
+Tracking is written before the study commits, so that a kill in between loses nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 
 from orchestrator.execution import retry_policy
-from orchestrator.execution.messages import Job
+from orchestrator.execution.messages import AttemptTask
 from orchestrator.folders import FAILURE_FILE
-from orchestrator.interfaces import Sink, View
-from orchestrator.mirror import of_trial
+from orchestrator.interfaces import ProgressView, TrackingSink
+from orchestrator.mirror import trial_path
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialRecord, TrialState
-from orchestrator.tracking.run_metadata import begun_tags, ended_tags
+from orchestrator.tracking.run_metadata import end_tags, start_tags
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import failpoint
 
@@ -28,35 +28,40 @@ _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 @dataclass(slots=True)
-class Live:
-    """A trial that a worker has. `kills`: the kernel's for memory when its worker was last known to live; `told`: the
-    worker's tags so far."""
+class ActiveAttempt:
+    """A trial that runs on a worker.
+
+    `kills_at_start`: how many processes the kernel had killed for memory when the worker was last known to be alive.
+    `logged_tags`: the worker's tags so far.
+    """
 
     trial: Trial
-    job: Job
-    kills: int
-    told: dict[str, str] = field(default_factory=dict[str, str])
+    task: AttemptTask
+    kills_at_start: int
+    logged_tags: dict[str, str] = field(default_factory=dict[str, str])
 
-    def news(self, pid: int, counters: Mapping[str, int]) -> dict[str, str]:
+    def new_tags(self, pid: int, counters: Mapping[str, int]) -> dict[str, str]:
         """Tags not yet told: by which worker the trial runs, and what that worker had loaded by then."""
         tags = {"worker.pid": str(pid)} | {f"worker.{name}": str(count) for name, count in counters.items()}
-        fresh = {name: value for name, value in tags.items() if self.told.get(name) != value}
-        self.told |= fresh
+        fresh = {name: value for name, value in tags.items() if self.logged_tags.get(name) != value}
+        self.logged_tags |= fresh
         return fresh
 
 
-class Beginning:
+class AttemptLauncher:
     """Makes a worker's job of a trial that the study issued. `place` finishes its configuration."""
 
-    def __init__(self, study: Study, sink: Sink, view: View, place: Callable[[TrialConfig], TrialConfig]) -> None:
-        self._study, self._sink, self._view, self._place = study, sink, view, place
+    def __init__(
+        self, study: Study, sink: TrackingSink, view: ProgressView, finish_config: Callable[[TrialConfig], TrialConfig]
+    ) -> None:
+        self._study, self._sink, self._view, self._finish_config = study, sink, view, finish_config
 
-    def begin(self, trial: Trial) -> Live:
+    def start_attempt(self, trial: Trial) -> ActiveAttempt:
         """Everything is on the disk and told when this returns."""
         where = self._study.folder
         run, folder = str(trial.number), where.attempt(trial.number, trial.attempt)
-        configured = self._place(trial.config)
-        config = retry_policy.fitted(configured, trial.micro_batch)
+        configured = self._finish_config(trial.config)
+        config = retry_policy.with_micro_batch_limit(configured, trial.micro_batch)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "trial.yaml").write_text(
             yaml.dump(config.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
@@ -66,48 +71,50 @@ class Beginning:
         fork = None if trial.fork is None else where.forks / trial.fork.place
         there = tuple(p for p in earlier if p.is_dir())
         spec = self._study.spec
-        mirror = None if spec.mirror is None else of_trial(spec.mirror, spec.name, trial.number).url
-        job = Job(run, trial.attempt, config.model_dump_json(), folder, there, fork, mirror)
+        mirror = None if spec.mirror is None else trial_path(spec.mirror, spec.name, trial.number).url
+        task = AttemptTask(run, trial.attempt, config.model_dump_json(), folder, there, fork, mirror)
         record = self._study.trial(trial.number)
         assert record is not None
-        tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **begun_tags(trial.number)}
+        tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **start_tags(trial.number)}
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
         tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}
         if config is not configured:  # the params stay what was asked for
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
-        self._sink.start(run, name=f"trial {trial.number}", params=configured.leaves(), tags=tags, at=time.time())
-        self._view.trial_changed(record)
-        return Live(trial, job, retry_policy.kernel_kills())
+        self._sink.start_run(
+            run, name=f"trial {trial.number}", params=configured.flat_params(), tags=tags, at=time.time()
+        )
+        self._view.update_trial(record)
+        return ActiveAttempt(trial, task, retry_policy.kernel_kills())
 
 
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
-_KEPT = ("trial.yaml", "samples.jsonl", FAILURE_FILE)
+_ARTIFACT_FILES = ("trial.yaml", "samples.jsonl", FAILURE_FILE)
 """Files of an attempt that tracking shows."""
 
 
-def close(study: Study, sink: Sink, live: Live, outcome: Outcome) -> TrialRecord:
+def finish_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt, outcome: Outcome) -> TrialRecord:
     """End the trial for good, in tracking and in the study; the record says how it ended."""
-    run = str(live.trial.number)
-    tags = ended_tags(live.trial.number, outcome)
-    for name in _KEPT:
+    run = str(active.trial.number)
+    tags = end_tags(active.trial.number, outcome)
+    for name in _ARTIFACT_FILES:
         # A trial whose ending an earlier attempt wrote has its files there.
-        places = [folder / name for folder in (live.job.folder, *reversed(live.job.earlier))]
-        if (found := next((place for place in places if place.is_file()), None)) is not None:
-            sink.artifact(run, found)
-    sink.end(run, status=_STATUS[outcome.state], tags=tags, at=time.time())
+        paths = [folder / name for folder in (active.task.folder, *reversed(active.task.earlier))]
+        if (found := next((path for path in paths if path.is_file()), None)) is not None:
+            sink.log_artifact(run, found)
+    sink.end_run(run, status=_STATUS[outcome.state], tags=tags, at=time.time())
     failpoint("trial.told")
-    counted = " ".join(f"{name}={value}" for name, value in sorted(live.told.items()))
-    record = study.close(live.trial, outcome, counted or "no worker")
+    counted = " ".join(f"{name}={value}" for name, value in sorted(active.logged_tags.items()))
+    record = study.tell(active.trial, outcome, counted or "no worker")
     failpoint("trial.closed")
     if record.state is not outcome.state:  # the study knows better, e.g. a goal never reported
         known = Outcome(record.state, record.reason, record.failure, diverged=record.diverged)
-        tags = ended_tags(record.number, known)
-        sink.end(run, status=_STATUS[record.state], tags=tags, at=time.time())
+        tags = end_tags(record.number, known)
+        sink.end_run(run, status=_STATUS[record.state], tags=tags, at=time.time())
     return record
 
 
-def release(study: Study, sink: Sink, live: Live) -> None:
+def release_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt) -> None:
     """Its worker let go of it and it has no outcome: a later claim issues it again."""
-    sink.end(str(live.trial.number), status="KILLED", tags={"state": "INTERRUPTED"}, at=time.time())
-    study.release(live.trial)
+    sink.end_run(str(active.trial.number), status="KILLED", tags={"state": "INTERRUPTED"}, at=time.time())
+    study.release(active.trial)

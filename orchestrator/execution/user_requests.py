@@ -1,8 +1,7 @@
-"""Requests about single trials. Each stays in the study until it has had its effect: no kill of a driver loses it.
+"""Requests from other terminals, and the budget's limits, while a sweep runs.
 
-What ends or pauses a sweep from outside while it runs: requests from other terminals, and its budget.
-
-What is paused: a sweep as a whole, whose driver stays and waits; or single trials, which may be all that is left.
+A request about a single trial stays in the study until it has taken effect, so that a killed driver loses none. While
+the whole sweep is paused its driver waits; single paused trials may be all that is left of a sweep.
 """
 
 from __future__ import annotations
@@ -10,79 +9,81 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from orchestrator.execution.messages import Job
-from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
-from orchestrator.interfaces import Sink, View
+from orchestrator.execution.messages import AttemptTask
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
+from orchestrator.interfaces import ProgressView, TrackingSink
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.driver_lease import PAUSE, PRUNE, STOP, UNPAUSE
 from orchestrator.study.study import Study
-from orchestrator.study.sweep_terms import overspent, reached
+from orchestrator.study.sweep_terms import budget_exceeded, target_reached
 from orchestrator.study.trial_records import Outcome, Request, TrialRecord, TrialState
 
 PAUSED_STATUS = "KILLED"
 """MLflow has no word for it; the tag `state` says PAUSED."""
 
 
-class Hands:
+class TrialRequests:
     """What people asked for and is not done yet. A trial in a worker's hands ends or pauses at its next report."""
 
-    def __init__(self, study: Study, sink: Sink, view: View, on_closed: Callable[[TrialRecord], None]) -> None:
-        self._study, self._sink, self._view, self._on_closed = study, sink, view, on_closed
-        self._ending: dict[int, Request] = {}
+    def __init__(
+        self, study: Study, sink: TrackingSink, view: ProgressView, on_trial_end: Callable[[TrialRecord], None]
+    ) -> None:
+        self._study, self._sink, self._view, self._on_trial_end = study, sink, view, on_trial_end
+        self._result: dict[int, Request] = {}
         self._pausing: dict[int, Request] = {}
 
-    def apply(self, requests: Sequence[Request], live: Mapping[int, Job]) -> None:
-        """Do what can be done now; `live` are the trials that workers have."""
+    def apply(self, requests: Sequence[Request], active: Mapping[int, AttemptTask]) -> None:
+        """Do what can be done now; `active` are the trials that workers have."""
         for request in requests:
             number = request.trial
             assert number is not None
-            if number in live:
-                self._ask(number, request, live[number])
+            if number in active:
+                self._forward_to_worker(number, request, active[number])
             else:
-                self._do(number, request)
+                self._apply_now(number, request)
 
-    def _ask(self, number: int, request: Request, job: Job) -> None:
+    def _forward_to_worker(self, number: int, request: Request, task: AttemptTask) -> None:
         """A worker has it: remember, and answer when its report comes."""
         match request.kind:
             case "prune" | "stop":
-                self._ending[number] = request
+                self._result[number] = request
             case "pause":
                 self._pausing[number] = request
-                if not job.stop_asked:
-                    self._view.say(f"trial {number} is asked to checkpoint and pause: {request.text}")
-                    job.ask_to_stop()
+                if not task.stop_requested:
+                    self._view.log(f"trial {number} is asked to checkpoint and pause: {request.text}")
+                    task.request_stop()
             case _ if number not in self._pausing:
-                self._answer(request, f"trial {number} was not paused")
+                self._complete(request, f"trial {number} was not paused")
             case _:
                 pass  # once it is paused
 
-    def _do(self, number: int, request: Request) -> None:
+    def _apply_now(self, number: int, request: Request) -> None:
         record = self._study.trial(number)
         if record is None or record.state.finished:
             state = "not there" if record is None else f"{record.state} already"
-            self._answer(request, f"too late to {request.kind}: trial {number} is {state}")
+            self._complete(request, f"too late to {request.kind}: trial {number} is {state}")
         elif request.kind in (PRUNE, STOP):
-            outcome = by_hand(request)
+            outcome = outcome_of_request(request)
             tags = {"state": outcome.state.value, "reason": outcome.reason}
-            self._sink.end(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
-            ended = self._study.dismiss(number, outcome)
-            self.answered(number)
-            self._answer(request)
-            self._view.trial_changed(ended)
-            self._on_closed(ended)
+            self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
+            ended = self._study.tell_unassigned(number, outcome)
+            self.complete(number)
+            self._complete(request)
+            self._view.update_trial(ended)
+            self._on_trial_end(ended)
         elif request.kind == PAUSE:
             self.pause(number, request)
         elif request.kind == UNPAUSE:
             self._study.unpause(number, request.text)
-            self._answer(request)
-            self._view.say(f"trial {number} goes on: {request.text}")
+            self._complete(request)
+            self._view.log(f"trial {number} goes on: {request.text}")
 
-    def ends(self, number: int) -> Outcome | None:
+    def end_outcome(self, number: int) -> Outcome | None:
         """How this trial is to end by hand; None: it goes on."""
-        request = self._ending.get(number)
-        return None if request is None else by_hand(request)
+        request = self._result.get(number)
+        return None if request is None else outcome_of_request(request)
 
-    def pauses(self, number: int) -> bool:
+    def pause_if_requested(self, number: int) -> bool:
         """Its worker has let go of it: if it was to be paused it is now, and True."""
         request = self._pausing.get(number)
         if request is None:
@@ -93,92 +94,95 @@ class Hands:
     def pause(self, number: int, request: Request) -> None:
         """Put the trial aside."""
         tags = {"state": TrialState.PAUSED.value, "reason": request.text}
-        self._sink.end(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
+        self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
         self._study.pause(number, request.text)
-        self._answer(request)
+        self._complete(request)
         self._pausing.pop(number, None)
         paused = self._study.trial(number)
         assert paused is not None
-        self._view.trial_changed(paused)
+        self._view.update_trial(paused)
 
-    def answered(self, number: int) -> None:
+    def complete(self, number: int) -> None:
         """The trial has ended, by hand or before a hand reached it."""
-        for waiting in (self._ending, self._pausing):
+        for waiting in (self._result, self._pausing):
             request = waiting.pop(number, None)
             if request is not None:
-                self._answer(request)
+                self._complete(request)
 
-    def _answer(self, request: Request, said: str = "") -> None:
-        self._study.done(request.seq)
-        if said:
-            self._study.note("answered", said, request.trial)
-            self._view.say(said)
+    def _complete(self, request: Request, message: str = "") -> None:
+        self._study.complete_request(request.seq)
+        if message:
+            self._study.add_event("answered", message, request.trial)
+            self._view.log(message)
 
 
-def by_hand(request: Request) -> Outcome:
+def outcome_of_request(request: Request) -> Outcome:
     """How a trial ends that somebody ended."""
     return Outcome(TrialState.PRUNED, f"by hand: {request.text}")
 
 
-_ASK_SECONDS = 1.0
+_REQUEST_POLL_SECONDS = 1.0
 
 
-class Wishes:
-    """Asks the study now and then. `stop` stays once there is one; `trials` are requests about single trials.
+class StopConditions:
+    """Polls the study for reasons to stop the sweep and for requests about single trials (`trial_requests`).
 
-    `looked` says whether the last call asked, and so saw what other terminals had done.
+    `stop_reason`, once set, stays. `has_polled`: whether the last call read the study, and so saw what other terminals
+    had done.
     """
 
     def __init__(self, study: Study) -> None:
-        self.stop: Stop | None = None
-        self.trials: Sequence[Request] = ()
-        self.looked = False
+        self.stop_reason: StopReason | None = None
+        self.trial_requests: Sequence[Request] = ()
+        self.has_polled = False
         self._study, self._asked_at = study, 0.0
-        self._target: str = _reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
+        self._target: str = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
-    def ask(self) -> Stop | None:
+    def poll(self) -> StopReason | None:
         """Look, at most once a second."""
         now = time.monotonic()
-        self.looked = self.stop is None and now - self._asked_at >= _ASK_SECONDS
-        if not self.looked:
-            return self.stop
+        self.has_polled = self.stop_reason is None and now - self._asked_at >= _REQUEST_POLL_SECONDS
+        if not self.has_polled:
+            return self.stop_reason
         self._asked_at = now
-        self._study.beat()
-        asked = self._study.requests()
-        self.trials = [request for request in asked if request.trial is not None]
-        for request in asked:
+        self._study.heartbeat()
+        requests = self._study.requests()
+        self.trial_requests = [request for request in requests if request.trial is not None]
+        for request in requests:
             if request.trial is None:
-                self._take(request)
-        self.stop = self.stop or self.over()
-        return self.stop
+                self._handle(request)
+        self.stop_reason = self.stop_reason or self.budget_reason()
+        return self.stop_reason
 
-    def _take(self, request: Request) -> None:
+    def _handle(self, request: Request) -> None:
         if request.kind == STOP:
-            self.stop = Stop(StopKind.STOPPED, request.text or "stopped by `orchestrate stop`")
-        elif request.kind == PAUSE and self.stop is None:
-            self.stop = Stop(StopKind.PAUSED, request.text)
-        elif request.kind == UNPAUSE and self.stop is not None and self.stop.kind is StopKind.PAUSED:
-            self.stop = None
-        self._study.done(request.seq)
+            self.stop_reason = StopReason(StopKind.STOPPED, request.text or "stopped by `orchestrate stop`")
+        elif request.kind == PAUSE and self.stop_reason is None:
+            self.stop_reason = StopReason(StopKind.PAUSED, request.text)
+        elif request.kind == UNPAUSE and self.stop_reason is not None and self.stop_reason.kind is StopKind.PAUSED:
+            self.stop_reason = None
+        self._study.complete_request(request.seq)
 
-    def closed(self, record: TrialRecord) -> None:
+    def on_trial_end(self, record: TrialRecord) -> None:
         """A trial ended: it may be what the sweep was looking for."""
-        self._target = self._target or _reached(self._study.spec, record)
+        self._target = self._target or _target_reached(self._study.spec, record)
 
-    def over(self) -> Stop | None:
+    def budget_reason(self) -> StopReason | None:
         """Time or target ends the sweep, with what gives it more."""
         budget = self._study.spec.budget
         if self._target:
             more = "`--set budget.target=VALUE` asks for more, null for no target"
-            return Stop(StopKind.TARGET, f"{self._target}; {more}")
-        if not budget.timed or not (over := overspent(budget, self._study.spent())):
+            return StopReason(StopKind.TARGET, f"{self._target}; {more}")
+        if not budget.has_time_limit or not (over := budget_exceeded(budget, self._study.usage())):
             return None
-        leaf, limit = ("gpu_hours", budget.gpu_hours) if "gpu_hours" in over else ("hours", budget.hours)
-        return Stop(StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{leaf}={2 * (limit or 0.0):g}` gives it more")
+        setting, limit = ("gpu_hours", budget.gpu_hours) if "gpu_hours" in over else ("hours", budget.hours)
+        return StopReason(
+            StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{setting}={2 * (limit or 0.0):g}` gives it more"
+        )
 
 
-def _reached(spec: SweepSpec, record: TrialRecord | None) -> str:
-    if record is None or not reached(spec.budget, spec.goal, record.value):
+def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
+    if record is None or not target_reached(spec.budget, spec.goal, record.value):
         return ""
     return f"trial {record.number} has {spec.goal.metric} {record.value:g}, and the target is {spec.budget.target:g}"
 
@@ -186,44 +190,46 @@ def _reached(spec: SweepSpec, record: TrialRecord | None) -> str:
 _POLL_SECONDS = 0.5
 
 
-def wait(study: Study, view: View, interrupt: Interrupt, why: str) -> Stop | None:
+def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, reason: str) -> StopReason | None:
     """Until the sweep is unpaused (None), stopped or interrupted. Requests about single trials wait as well."""
-    study.rest(why)
-    view.stage(f"paused: {why}; `orchestrate unpause {study.folder.name}` goes on")
+    study.pause_sweep(reason)
+    view.set_stage(f"paused: {reason}; `orchestrate unpause {study.folder.name}` goes on")
     while True:
-        view.tick()
-        study.beat()
-        if interrupt.asked:
-            return Stop(StopKind.INTERRUPTED)
+        view.refresh()
+        study.heartbeat()
+        if signals.stop_requested:
+            return StopReason(StopKind.INTERRUPTED)
         for request in study.requests():
             if request.trial is None:
-                study.done(request.seq)
+                study.complete_request(request.seq)
                 if request.kind == STOP:
-                    return Stop(StopKind.STOPPED, request.text)
+                    return StopReason(StopKind.STOPPED, request.text)
                 if request.kind == UNPAUSE:
-                    study.wake(request.text)
-                    view.say(f"goes on: {request.text}")
+                    study.resume_sweep(request.text)
+                    view.log(f"goes on: {request.text}")
                     return None
         time.sleep(_POLL_SECONDS)
 
 
-def held_over(study: Study) -> list[str]:
+def paused_notices(study: Study) -> list[str]:
     """What an earlier pause still holds, or no longer does, in words: to be told before this driver begins."""
     name = study.folder.name
-    said: list[str] = []
-    if why := study.paused():
-        said.append(f"{name} was paused when its last driver ended ({why}): it goes on now")
+    message: list[str] = []
+    if reason := study.pause_reason():
+        message.append(f"{name} was paused when its last driver ended ({reason}): it goes on now")
     for record in study.trials():
         if record.state is TrialState.PAUSED:
             again = f"`orchestrate unpause {name} {record.number}` takes it up again"
-            said.append(f"trial {record.number} stays paused ({record.reason}): {again}")
-    return said
+            message.append(f"trial {record.number} stays paused ({record.reason}): {again}")
+    return message
 
 
-def left_over(study: Study) -> Stop:
+def remaining_reason(study: Study) -> StopReason:
     """How a sweep ended that has nothing more to run."""
-    aside = [str(r.number) for r in study.trials() if r.state is TrialState.PAUSED]
-    if aside:
-        first = f"orchestrate unpause {study.folder.name} {aside[0]}"
-        return Stop(StopKind.PUT_ASIDE, f"nothing is left to do but what is paused: {', '.join(aside)}; `{first}`")
-    return Stop(StopKind.FINISHED, study.exhausted())
+    paused = [str(r.number) for r in study.trials() if r.state is TrialState.PAUSED]
+    if paused:
+        first = f"orchestrate unpause {study.folder.name} {paused[0]}"
+        return StopReason(
+            StopKind.PUT_ASIDE, f"nothing is left to do but what is paused: {', '.join(paused)}; `{first}`"
+        )
+    return StopReason(StopKind.FINISHED, study.exhausted_reason())

@@ -1,1 +1,1 @@
-"""Judging answers: whom to ask and how, and what the preferences come to."""
+"""Judges of answers, and win rates from their preferences."""

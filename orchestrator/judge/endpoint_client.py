@@ -1,6 +1,6 @@
-"""One question to an OpenAI-compatible endpoint, asked again where no answer came. The key is sent and never told.
+"""`EndpointClient`: one question to an OpenAI-compatible endpoint, retried without an answer; its prompt and its reply.
 
-The question that an endpoint is asked, and what its answer means.
+The API key is sent and never logged.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _REFUSAL = re.compile(
 )
 _VOTES: dict[str, Vote] = {"a": "first", "b": "second", "c": "tie", "tie": "tie"}
 
-Trouble = Literal["malformed", "refused", "cut_off"]
+ReplyProblem = Literal["malformed", "refused", "cut_off"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +65,8 @@ class Question:
 
     def messages(self) -> list[dict[str, str]]:
         """As a chat."""
-        asked = _USER.format(prompt=self.prompt, first=self.first, second=self.second)
-        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": asked}]
+        content = _USER.format(prompt=self.prompt, first=self.first, second=self.second)
+        return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]
 
     @property
     def characters(self) -> int:
@@ -74,8 +74,8 @@ class Question:
         return sum(len(message["content"]) for message in self.messages())
 
 
-def vote_in(text: str) -> Vote | None:
-    """The verdict that stands in an answer: the last one in brackets, or the letter alone; None where there is none."""
+def parse_vote(text: str) -> Vote | None:
+    """Return the vote in a reply: the last one in brackets, or the letter alone; None where there is none."""
     bracketed = _BRACKETED.findall(text)
     if bracketed:
         return _VOTES[str(bracketed[-1]).lower()]
@@ -83,11 +83,11 @@ def vote_in(text: str) -> Vote | None:
     return None if bare is None else _VOTES[bare[1].lower()]
 
 
-def understand(text: str, finish: str, refusal: str) -> Vote | Trouble:
+def parse_reply(text: str, finish: str, refusal: str) -> Vote | ReplyProblem:
     """What a chat completion says. `finish`: why it ended; `refusal`: the endpoint's own word for declining."""
     if refusal or finish == "content_filter":
         return "refused"
-    vote = vote_in(text)
+    vote = parse_vote(text)
     if vote is not None:
         return vote
     if _REFUSAL.match(text):
@@ -97,19 +97,19 @@ def understand(text: str, finish: str, refusal: str) -> Vote | Trouble:
 
 CHARACTERS_PER_TOKEN = 4
 """About, where an endpoint does not count tokens for us."""
-LARGEST = 1_000_000
-"""Bytes of an answer; a verdict is some hundred."""
-FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
+MAX_REPLY_BYTES = 1_000_000
+"""Bytes of an answer; a judgement is some hundred."""
+FIRST_WAIT, MAX_WAIT = 1.0, 60.0
 """Seconds before the second try; doubled for each further one."""
 NEW_LIMIT = "max_completion_tokens"
 """What models that think first call max_tokens; a refusal that names it is answered by using it from then on."""
 MALFORMED_TRIES = 3
-_SAID = 300
+_MAX_QUOTED = 300
 
 Failure = Literal[
     "rate_limited", "server_error", "timed_out", "unreachable", "malformed", "refused", "cut_off", "rejected"
 ]
-_PASSING: frozenset[str] = frozenset({"rate_limited", "server_error", "timed_out", "unreachable"})
+_TRANSIENT: frozenset[str] = frozenset({"rate_limited", "server_error", "timed_out", "unreachable"})
 """No answer: tried again; the question stays open when all tries are spent."""
 REJECTED = "rejected"
 """The endpoint does not take this very request (too long, say): not tried again, open until the next run."""
@@ -128,14 +128,14 @@ class Reply:
     vote: Vote | None = None
     failure: Failure | None = None
     tries: Counter[str] = field(default_factory=Counter[str])
-    """Calls without a verdict, by what happened."""
+    """Calls without a judgement, by what happened."""
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     said: str = ""
 
     @property
-    def open(self) -> bool:
+    def is_open(self) -> bool:
         """Whether it has to be asked again another time."""
         return self.vote is None and self.failure is None
 
@@ -152,14 +152,14 @@ class Reply:
         }
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Reply:
+    def from_json(cls, content: dict[str, Any]) -> Reply:
         """As it was kept."""
-        fields: dict[str, Any] = {**told, "tries": Counter[str](told["tries"])}
+        fields: dict[str, Any] = {**content, "tries": Counter[str](content["tries"])}
         return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
-class _Said:
+class _Answered:
     """One call that was answered with 200."""
 
     meaning: Vote | Failure
@@ -176,7 +176,7 @@ class _Failed:
     wait: float | None = None
 
 
-class Client:
+class EndpointClient:
     """Asks; safe to use from several threads. `stop` cuts the waits between tries short."""
 
     def __init__(self, config: Endpoint, key: str | None, *, first_wait: float = FIRST_WAIT) -> None:
@@ -202,11 +202,11 @@ class Client:
         reply = Reply()
         while True:
             reply.calls += 1
-            came = self._once(question)
-            if isinstance(came, _Said):
+            came = self._request(question)
+            if isinstance(came, _Answered):
                 reply.prompt_tokens += came.prompt_tokens or question.characters // CHARACTERS_PER_TOKEN
                 reply.completion_tokens += came.completion_tokens or 1 + len(came.text) // CHARACTERS_PER_TOKEN
-                reply.said = came.text[:_SAID]
+                reply.said = came.text[:_MAX_QUOTED]
                 if came.meaning in ("first", "second", "tie"):
                     reply.vote = came.meaning
                     return reply
@@ -214,10 +214,12 @@ class Client:
             reply.tries[came.kind] += 1
             if came.kind == REJECTED:
                 return reply
-            if came.kind not in _PASSING and (came.kind != "malformed" or reply.tries["malformed"] >= MALFORMED_TRIES):
+            if came.kind not in _TRANSIENT and (
+                came.kind != "malformed" or reply.tries["malformed"] >= MALFORMED_TRIES
+            ):
                 reply.failure = came.kind
                 return reply
-            if reply.calls > self._config.retries and came.kind in _PASSING:
+            if reply.calls > self._config.retries and came.kind in _TRANSIENT:
                 return reply
             if self._stopping.wait(self._wait(reply, came)):
                 return reply
@@ -225,10 +227,10 @@ class Client:
     def _wait(self, reply: Reply, came: _Failed) -> float:
         if came.kind == "malformed":
             return 0.0
-        doubled = min(LONGEST_WAIT, self._first_wait * 2 ** (reply.calls - 1)) * random.uniform(0.75, 1.25)
-        return max(doubled, min(came.wait or 0.0, LONGEST_WAIT))
+        doubled = min(MAX_WAIT, self._first_wait * 2 ** (reply.calls - 1)) * random.uniform(0.75, 1.25)
+        return max(doubled, min(came.wait or 0.0, MAX_WAIT))
 
-    def _once(self, question: Question) -> _Said | _Failed:
+    def _request(self, question: Question) -> _Answered | _Failed:
         import httpx2
 
         config = self._config
@@ -243,9 +245,9 @@ class Client:
                     return _Failed("timed_out")
                 renamed = response.status_code == 400 and limit == "max_tokens" and NEW_LIMIT.encode() in data
                 if not renamed:
-                    return _meaning(response, data, config)
+                    return _classify_response(response, data, config)
             self._limit = NEW_LIMIT
-            return self._once(question)
+            return self._request(question)
         except httpx2.TimeoutException:
             return _Failed("timed_out")
         except (httpx2.TransportError, httpx2.DecodingError):  # their words may hold the address
@@ -253,18 +255,18 @@ class Client:
 
 
 def _read(response: httpx2.Response, deadline: float) -> bytes | None:
-    """The body up to LARGEST; None where it does not end in time, however slowly it drips."""
+    """The body up to MAX_REPLY_BYTES; None where it does not end in time, however slowly it drips."""
     data = b""
     for chunk in response.iter_bytes():
         data += chunk
         if time.monotonic() > deadline:
             return None
-        if len(data) > LARGEST:
+        if len(data) > MAX_REPLY_BYTES:
             break
     return data
 
 
-def _meaning(response: httpx2.Response, data: bytes, config: Endpoint) -> _Said | _Failed:
+def _classify_response(response: httpx2.Response, data: bytes, config: Endpoint) -> _Answered | _Failed:
     status = response.status_code
     if status == 429:
         return _Failed("rate_limited", _retry_after(response.headers.get("Retry-After", "")))
@@ -288,18 +290,18 @@ def _hint(status: int, config: Endpoint) -> str:
     return ""
 
 
-def _completion(data: bytes) -> _Said | _Failed:
+def _completion(data: bytes) -> _Answered | _Failed:
     """What the body says; malformed where it is no chat completion."""
     try:
-        told: Any = json.loads(data)
-        choice: Any = told["choices"][0]
+        content: Any = json.loads(data)
+        choice: Any = content["choices"][0]
         message: Any = choice["message"]
         text, refusal = message.get("content") or "", message.get("refusal") or ""
         if not isinstance(text, str) or not isinstance(refusal, str):
             return _Failed("malformed")
-        used: Any = told.get("usage") or {}
-        return _Said(
-            understand(text, str(choice.get("finish_reason") or ""), refusal),
+        used: Any = content.get("usage") or {}
+        return _Answered(
+            parse_reply(text, str(choice.get("finish_reason") or ""), refusal),
             _count(used.get("prompt_tokens")),
             _count(used.get("completion_tokens")),
             text or refusal,

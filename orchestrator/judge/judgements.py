@@ -1,4 +1,4 @@
-"""What a judge said of one trial, as values that are kept, told and drawn."""
+"""`Judgement`: one judge's result for one trial."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import ranking
-from trainer.config.base import Frozen
+from orchestrator.study.trial_records import rank_trials
+from trainer.config.base import FrozenModel
 
 JudgeKind = Literal["checker", "reward", "endpoint"]
-HowDecoded = Literal["greedy", "sampled"]
+DecodingKind = Literal["greedy", "sampled"]
 
 
-class Rate(Frozen):
+class Rate(FrozenModel):
     """A share with its 95 % interval."""
 
     value: float
@@ -24,13 +24,13 @@ class Rate(Frozen):
     high: float
 
     @property
-    def clear(self) -> bool:
+    def is_clear(self) -> bool:
         """Whether the interval leaves one half out."""
         return self.low > 0.5 or self.high < 0.5
 
 
-class Asked(Frozen):
-    """What asking an endpoint took. `calls` counts every request, `failures` those without a verdict, by kind."""
+class EndpointUsage(FrozenModel):
+    """What asking an endpoint took. `calls` counts every request, `failures` those without a judgement, by kind."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -41,9 +41,9 @@ class Asked(Frozen):
     """Questions that are still open: asked again by the next run."""
 
 
-class Outcome(Frozen):
+class PairOutcome(FrozenModel):
     """One pair of answers: to which prompt, which of its samples (None: greedy), and how far the trial's is
-    preferred: 1, 0.5 for a tie, 0; None without a verdict.
+    preferred: 1, 0.5 for a tie, 0; None without a judgement.
     """
 
     prompt: str
@@ -51,7 +51,7 @@ class Outcome(Frozen):
     preference: float | None
 
 
-class Example(Frozen):
+class Example(FrozenModel):
     """A pair of answers to look at."""
 
     prompt: str
@@ -60,22 +60,22 @@ class Example(Frozen):
     preference: float
 
 
-class Verdict(Frozen):
-    """One judge's comparison of a trial's answers with the start model's."""
+class Judgement(FrozenModel):
+    """One judge's comparison of a trial's answers with the initial model's."""
 
     trial: int
     judge: JudgeKind
     by: str
     """Who judged, in words: a model's name."""
-    decoding: HowDecoded
+    decoding: DecodingKind
     wins: int
     """Prompts whose samples' mean preference is the trial's; ties are those of exactly one half."""
     ties: int
     losses: int
     left_out: int
-    """Pairs without a verdict."""
+    """Pairs without a judgement."""
     prompts: int
-    """Prompts with at least one verdict."""
+    """Prompts with at least one judgement."""
     win_rate: Rate | None
     """Ties count half; None where nothing was judged."""
     lc_win_rate: Rate | None
@@ -93,25 +93,25 @@ class Verdict(Frozen):
     order plays no part."""
     agree: float | None
     """Share of pairs of which both orders say the same."""
-    asked: Asked | None
-    outcomes: tuple[Outcome, ...]
+    asked: EndpointUsage | None
+    outcomes: tuple[PairOutcome, ...]
     examples: tuple[Example, ...]
     at: float
 
     @property
     def key(self) -> str:
-        """By which it is told from the trial's other verdicts, and named in MLflow."""
+        """By which it is told from the trial's other judgements, and named in MLflow."""
         return f"{self.judge}_{self.decoding}"
 
     @property
-    def who(self) -> str:
+    def judge_label(self) -> str:
         """The judge, in words."""
         return {"checker": "the rows' own answers", "reward": f"reward model {self.by}"}.get(self.judge, self.by)
 
     @property
-    def in_words(self) -> str:
+    def summary(self) -> str:
         """A sentence without its subject, the trial."""
-        how = f"by {self.who}, {self.decoding} answers"
+        how = f"by {self.judge_label}, {self.decoding} answers"
         if self.win_rate is None:
             return f"has no verdict {how}"
         rate = f"{self.win_rate.value:.0%} (95 % interval {self.win_rate.low:.0%} … {self.win_rate.high:.0%})"
@@ -128,34 +128,34 @@ class Verdict(Frozen):
 
 
 _ORDER: tuple[str, ...] = ("endpoint_greedy", "endpoint_sampled", "reward_greedy", "reward_sampled")
-"""Which verdict counts first where there are several; a checker sees right and wrong alone."""
+"""Which judgement counts first where there are several; a checker sees right and wrong alone."""
 
 
-def headline(verdicts: Iterable[Verdict]) -> Verdict | None:
-    """The verdict to name first, of those with a win rate."""
-    told = {verdict.key: verdict for verdict in verdicts if verdict.win_rate is not None}
-    return next((told[key] for key in (*_ORDER, *sorted(told)) if key in told), None)
+def headline(judgements: Iterable[Judgement]) -> Judgement | None:
+    """The judgement to name first, of those with a win rate."""
+    by_key = {judgement.key: judgement for judgement in judgements if judgement.win_rate is not None}
+    return next((by_key[key] for key in (*_ORDER, *sorted(by_key)) if key in by_key), None)
 
 
-def read_verdicts(texts: Iterable[str]) -> list[Verdict]:
+def parse_judgements(texts: Iterable[str]) -> list[Judgement]:
     """Verdicts as the study keeps them; ValueError for one that this version cannot read."""
-    return [Verdict.model_validate_json(text) for text in texts]
+    return [Judgement.model_validate_json(text) for text in texts]
 
 
-def as_json(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
     """For programs: by trial, then by judge and decoding."""
-    ordered = sorted(verdicts, key=lambda v: (v.trial, v.key))
+    ordered = sorted(judgements, key=lambda v: (v.trial, v.key))
     return {
-        str(number): {verdict.key: verdict.model_dump(mode="json") for verdict in each}
+        str(number): {judgement.key: judgement.model_dump(mode="json") for judgement in each}
         for number, each in groupby(ordered, key=lambda v: v.trial)
     }
 
 
-def best_judged(study: Study, verdicts: Sequence[Verdict]) -> tuple[int, str] | None:
+def best_judged_trial(study: Study, judgements: Sequence[Judgement]) -> tuple[int, str] | None:
     """The best trial that a judge has seen, and what it says in a sentence."""
-    judged = {verdict.trial for verdict in verdicts}
-    best = next((r.number for r in ranking(study.trials(), *study.spec.goals) if r.number in judged), None)
+    judged = {judgement.trial for judgement in judgements}
+    best = next((r.number for r in rank_trials(study.trials(), *study.spec.objectives) if r.number in judged), None)
     if best is None:
         return None
-    first = headline(verdict for verdict in verdicts if verdict.trial == best)
-    return best, "no verdict" if first is None else first.in_words
+    first = headline(judgement for judgement in judgements if judgement.trial == best)
+    return best, "no verdict" if first is None else first.summary

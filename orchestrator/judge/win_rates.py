@@ -1,6 +1,6 @@
-"""Preferences into a win rate, its interval, and what the order in which answers were shown does to it.
+"""Win rate, its Wilson interval, position bias and length-controlled win rate of a judge's preferences.
 
-The length-controlled win rate of AlpacaEval 2: what the win rate would be if both answers were as long.
+Length-controlled win rate (AlpacaEval 2): the win rate to be expected if both answers had the same length.
 
 Source: Dubois, Galambosi, Liang, Hashimoto, "Length-Controlled AlpacaEval", 2024, and `length_controlled_v1` in
 alpaca_eval's `metrics/glm_winrate.py`. As there: a logistic regression without intercept of the preference (0 to 1) on
@@ -10,14 +10,14 @@ alpaca_eval's `metrics/glm_winrate.py`. As there: a logistic regression without 
 - the prompt's difficulty, where it is known;
 
 with an L1 penalty whose strength (ten values, 1e-4 to 1e4) is the best by log loss in five folds of prompts, fitted by
-liblinear. The rate is the mean prediction over the prompts with the length's term put to 0.
+liblinear. The rate is the mean prediction over the prompts with the length term set to 0.
 
 What differs, because AlpacaEval's own files are about its 805 prompts and one baseline: difficulty is not looked up but
 estimated from how the *other* judged trials fare on the prompt, smoothed log-odds, and only where there are at least
 three of them; and no rows of the baseline told to be verbose or concise are added (weight 0.2 there). The interval is
-ours: the fit, at the strength found, over draws of the prompts with replacement. Where that strength leaves nothing of
-the model's term, as it does with few prompts, it says one half of any data: rate and interval are then of the weakest
-penalty. Several samples of a prompt weigh together what one does.
+our own: the fit, at the strength found, over draws of the prompts with replacement. Where that strength removes the
+model's term, as it does with few prompts, the rate would be one half for any data: rate and interval are then those of
+the weakest penalty. Several samples of a prompt together have the weight of one.
 """
 
 from __future__ import annotations
@@ -39,31 +39,33 @@ _Z = 1.959964
 
 
 @dataclass(frozen=True, slots=True)
-class BothOrders:
-    """The votes on one pair: with the trial's answer shown first, and with it second. None: no verdict."""
+class VotePair:
+    """The votes on one pair: with the trial's answer shown first, and with it second. None: no judgement."""
 
-    ours_first: Vote | None
-    ours_second: Vote | None
+    trial_first: Vote | None
+    trial_second: Vote | None
 
     @property
     def preference(self) -> float | None:
-        """How far the trial's answer is preferred, the mean of both orders; None unless both have a verdict."""
-        if self.ours_first is None or self.ours_second is None:
+        """How far the trial's answer is preferred, the mean of both orders; None unless both have a judgement."""
+        if self.trial_first is None or self.trial_second is None:
             return None
         given = {"first": 1.0, "tie": 0.5, "second": 0.0}
-        return (given[self.ours_first] + 1.0 - given[self.ours_second]) / 2
+        return (given[self.trial_first] + 1.0 - given[self.trial_second]) / 2
 
     @property
     def for_first(self) -> float | None:
         """The share of the decided votes that went to the answer shown first; None where neither is decided."""
-        decided = [vote == "first" for vote in (self.ours_first, self.ours_second) if vote in ("first", "second")]
+        decided = [vote == "first" for vote in (self.trial_first, self.trial_second) if vote in ("first", "second")]
         return sum(decided) / len(decided) if decided else None
 
     @property
-    def agree(self) -> bool | None:
-        """Whether both orders prefer the same answer; None unless both have a verdict."""
+    def is_consistent(self) -> bool | None:
+        """Whether both orders prefer the same answer; None unless both have a judgement."""
         preference = self.preference
-        return None if preference is None else preference in (0.0, 1.0) or self.ours_first == self.ours_second == "tie"
+        return (
+            None if preference is None else preference in (0.0, 1.0) or self.trial_first == self.trial_second == "tie"
+        )
 
 
 def wilson(share: float, count: int) -> Rate:
@@ -102,14 +104,16 @@ def win_rate(preferences: Iterable[tuple[str, float]]) -> Rate | None:
     return wilson(min(1.0, max(0.0, math.fsum(means) / len(means))), len(means))
 
 
-def first_position(votes: Sequence[tuple[str, BothOrders]]) -> tuple[Rate | None, float | None]:
+def first_position(votes: Sequence[tuple[str, VotePair]]) -> tuple[Rate | None, float | None]:
     """The share of decided votes for the answer shown first (one half is no bias), and the share of pairs of which both
     orders say the same; None where there is none.
 
     `votes`: prompt and both orders' votes on one pair, which are one observation; each prompt weighs alike.
     """
     first = win_rate((prompt, share) for prompt, both in votes if (share := both.for_first) is not None)
-    agreed = mean_over_prompts((prompt, float(agree)) for prompt, both in votes if (agree := both.agree) is not None)
+    agreed = mean_over_prompts(
+        (prompt, float(agree)) for prompt, both in votes if (agree := both.is_consistent) is not None
+    )
     return first, agreed
 
 
@@ -118,46 +122,51 @@ Column = NDArray[np.float64]
 FOLDS = 5
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 4, 10))
 RESAMPLES = 300
-LEAST_OTHERS = 3
+MIN_OTHER_TRIALS = 3
 """Judged trials beside the one in question, for the prompts' difficulty."""
 _SEED = 0
 _TAIL = 2.5
-_EDGE = 1e-6
+_MIN_PROBABILITY = 1e-6
 """Preferences of 0 and 1 are this far inside: a class without any weight cannot be fitted."""
 
 
 def length_controlled(
-    preferences: Column, ours: Column, theirs: Column, prompts: Sequence[str], difficulty: Column | None = None
+    preferences: Column,
+    trial_lengths: Column,
+    initial_lengths: Column,
+    prompts: Sequence[str],
+    difficulty: Column | None = None,
 ) -> Rate | None:
     """The length-controlled win rate, see above; None with fewer prompts than folds.
 
-    All are of the same pairs of answers: `ours` and `theirs` their characters, `prompts` which ones are of one prompt.
+    All arguments are of the same pairs of answers: `trial_lengths` and `initial_lengths` their characters, `prompts`
+    the prompt of each.
     """
-    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-    groups, count = np.array([places[prompt] for prompt in prompts], dtype=np.int64), len(places)
+    positions = {prompt: position for position, prompt in enumerate(dict.fromkeys(prompts))}
+    groups, count = np.array([positions[prompt] for prompt in prompts], dtype=np.int64), len(positions)
     if count < FOLDS:
         return None
     each = (1 / np.bincount(groups))[groups]  # a prompt's samples weigh 1 together
-    gaps = theirs - ours
-    middle = float(np.average(gaps, weights=each))
-    spread = float(np.sqrt(np.sum(each * (gaps - middle) ** 2) / (count - 1)))
-    length = np.tanh(gaps / spread) if spread > 0 else np.zeros_like(gaps)
-    terms = [length, np.ones_like(gaps)] + ([] if difficulty is None else [difficulty])
+    margins = initial_lengths - trial_lengths
+    middle = float(np.average(margins, weights=each))
+    spread = float(np.sqrt(np.sum(each * (margins - middle) ** 2) / (count - 1)))
+    length = np.tanh(margins / spread) if spread > 0 else np.zeros_like(margins)
+    terms = [length, np.ones_like(margins)] + ([] if difficulty is None else [difficulty])
     design = np.stack(terms, axis=1)
     level = design.copy()
     level[:, 0] = 0.0
     strength = best_strength(design, preferences, each, groups)
-    fitted = fit(design, preferences, each, strength)
+    fitted = fit_logistic(design, preferences, each, strength)
     if fitted[1] == 0:  # shrunk to nothing: one half, whatever the data say
         strength = STRENGTHS[-1]
-        fitted = fit(design, preferences, each, strength)
+        fitted = fit_logistic(design, preferences, each, strength)
     value = _mean(level, fitted, each)
     rng = np.random.default_rng(_SEED)
-    drawn: list[float] = []
+    sampled: list[float] = []
     for _ in range(RESAMPLES):
         weights = each * rng.multinomial(count, np.full(count, 1 / count))[groups]
-        drawn.append(_mean(level, fit(design, preferences, weights, strength), weights))
-    low, high = (float(end) for end in np.percentile(drawn, [_TAIL, 100 - _TAIL]))
+        sampled.append(_mean(level, fit_logistic(design, preferences, weights, strength), weights))
+    low, high = (float(end) for end in np.percentile(sampled, [_TAIL, 100 - _TAIL]))
     return Rate(value=value, low=min(low, value), high=max(high, value))
 
 
@@ -165,22 +174,22 @@ def best_strength(design: Column, preferences: Column, weights: Column, groups: 
     """The penalty's inverse with the least log loss on prompts that were not fitted."""
     from sklearn.model_selection import GroupKFold
 
-    def held_out_loss(rest: NDArray[Any], held: NDArray[Any], strength: float) -> float:
-        fitted = fit(design[rest], preferences[rest], weights[rest], strength)
-        return _log_loss(preferences[held], _logistic(design[held] @ fitted), weights[held])
+    def held_out_loss(rest: NDArray[Any], stored: NDArray[Any], strength: float) -> float:
+        fitted = fit_logistic(design[rest], preferences[rest], weights[rest], strength)
+        return _log_loss(preferences[stored], _logistic(design[stored] @ fitted), weights[stored])
 
     folds = list(GroupKFold(n_splits=FOLDS).split(design, groups=groups))
-    losses = [np.mean([held_out_loss(rest, held, strength) for rest, held in folds]) for strength in STRENGTHS]
+    losses = [np.mean([held_out_loss(rest, stored, strength) for rest, stored in folds]) for strength in STRENGTHS]
     return STRENGTHS[int(np.argmin(losses))]
 
 
-def fit(design: Column, preferences: Column, weights: Column, strength: float) -> Column:
+def fit_logistic(design: Column, preferences: Column, weights: Column, strength: float) -> Column:
     """Coefficients. A preference of 0.7 is a row that won with weight 0.7 and one that lost with 0.3."""
     from sklearn import config_context
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    inside = np.clip(preferences, _EDGE, 1 - _EDGE)
+    inside = np.clip(preferences, _MIN_PROBABILITY, 1 - _MIN_PROBABILITY)
     model = LogisticRegression(
         l1_ratio=1.0, C=strength, solver="liblinear", fit_intercept=False, tol=1e-6, max_iter=1000, random_state=123
     )
@@ -192,16 +201,16 @@ def fit(design: Column, preferences: Column, weights: Column, strength: float) -
     return np.asarray(model.coef_[0], dtype=np.float64)
 
 
-def difficulty(others: Sequence[Sequence[tuple[str, float]]], prompts: Sequence[str]) -> Column | None:
+def prompt_difficulty(others: Sequence[Sequence[tuple[str, float]]], prompts: Sequence[str]) -> Column | None:
     """How trials other than the one in question fare on each prompt, as log-odds with one win and one loss added; None
     where there are too few of them. `others`: of each, prompts with preferences.
     """
-    if len(others) < LEAST_OTHERS:
+    if len(others) < MIN_OTHER_TRIALS:
         return None
     won: dict[str, float] = {}
     count: dict[str, int] = {}
-    for told in others:
-        for prompt, mean in prompt_means(told).items():
+    for preferences in others:
+        for prompt, mean in prompt_means(preferences).items():
             won[prompt] = won.get(prompt, 0.0) + mean
             count[prompt] = count.get(prompt, 0) + 1
     return np.array([np.log((won.get(p, 0.0) + 1) / (count.get(p, 0) - won.get(p, 0.0) + 1)) for p in prompts])
@@ -215,6 +224,6 @@ def _logistic(x: Column) -> Column:
     return np.exp(-np.logaddexp(0.0, -x))
 
 
-def _log_loss(truth: Column, told: Column, weights: Column) -> float:
-    inside = np.clip(told, 1e-15, 1 - 1e-15)
+def _log_loss(truth: Column, preferences: Column, weights: Column) -> float:
+    inside = np.clip(preferences, 1e-15, 1 - 1e-15)
     return -float(np.average(truth * np.log(inside) + (1 - truth) * np.log(1 - inside), weights=weights))

@@ -1,4 +1,4 @@
-"""Who judges the answers of the best trials, which answers, and how they are made."""
+"""Settings of the judge: who judges, which answers of the best trials, and how these are generated."""
 
 from __future__ import annotations
 
@@ -7,22 +7,24 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
 
-from trainer.config.base import Count, Frozen, Name, NonNegative, Positive
+from trainer.config.base import FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
 from trainer.config.trial import Source
 
-_AtLeastNone = Annotated[int, Field(ge=0)]
+_NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
-class RewardModel(Frozen):
+class RewardModel(FrozenModel):
     """A sequence-classification model: the answer it scores higher wins. Shorthand: its name alone."""
 
-    name_or_path: Name
+    name_or_path: NonEmptyStr
     revision: str | None = None
-    label: _AtLeastNone | None = Field(
+    label: _NonNegativeInt | None = Field(
         default=None, description="Which output is the reward; needed where the model has several."
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
-    max_length: Count = Field(default=4096, description="Tokens of a dialogue; longer ones lose their oldest tokens.")
+    max_length: PositiveInt = Field(
+        default=4096, description="Tokens of a dialogue; longer ones lose their oldest tokens."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -30,30 +32,30 @@ class RewardModel(Frozen):
         return {"name_or_path": value} if isinstance(value, str) else value
 
 
-class Endpoint(Frozen):
+class Endpoint(FrozenModel):
     """A language model behind an OpenAI-compatible address. Its key is a secret: the file names the variable."""
 
-    url: Name = Field(description="What stands before /chat/completions, such as https://api.openai.com/v1.")
-    model: Name
+    url: NonEmptyStr = Field(description="What stands before /chat/completions, such as https://api.openai.com/v1.")
+    model: NonEmptyStr
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         default=None, description="Environment variable with the key; none is sent where this is null."
     )
-    prompt_price: NonNegative | None = Field(default=None, description="Per million tokens read, in any currency.")
-    completion_price: NonNegative | None = Field(default=None, description="Per million tokens written.")
-    max_cost: Positive | None = Field(
+    prompt_price: NonNegativeFloat | None = Field(default=None, description="Per million tokens read, in any currency.")
+    completion_price: NonNegativeFloat | None = Field(default=None, description="Per million tokens written.")
+    max_cost: PositiveFloat | None = Field(
         default=None, description="No question is asked beyond this; and up to it a sweep asks without a person's yes."
     )
-    max_tokens: Count = Field(default=32, description="Of a verdict; a model that thinks first needs hundreds.")
-    temperature: NonNegative | None = Field(default=0.0, description="null: not sent, for models that refuse it.")
+    max_tokens: PositiveInt = Field(default=32, description="Of a verdict; a model that thinks first needs hundreds.")
+    temperature: NonNegativeFloat | None = Field(default=0.0, description="null: not sent, for models that refuse it.")
     concurrency: Annotated[int, Field(ge=1, le=64)] = Field(default=4, description="Questions under way at a time.")
-    timeout: Positive = Field(default=60.0, description="Seconds for one answer.")
-    retries: _AtLeastNone = Field(
+    timeout: PositiveFloat = Field(default=60.0, description="Seconds for one answer.")
+    retries: _NonNegativeInt = Field(
         default=5, description="Of a question that got no answer (429, 5xx, time-out), after waits that double."
     )
 
     @field_validator("url")
     @classmethod
-    def _address(cls, url: str) -> str:
+    def _check_url(cls, url: str) -> str:
         try:
             parts = urlsplit(url)
             known = parts.scheme in ("http", "https") and bool(parts.hostname)
@@ -67,7 +69,7 @@ class Endpoint(Frozen):
         return url.rstrip("/")
 
     @model_validator(mode="after")
-    def _both_prices(self) -> Endpoint:
+    def _check_prices(self) -> Endpoint:
         if (self.prompt_price is None) != (self.completion_price is None):
             raise ValueError("give both prompt_price and completion_price, or neither")
         if self.max_cost is not None and self.prompt_price is None:
@@ -75,21 +77,23 @@ class Endpoint(Frozen):
         return self
 
 
-class JudgeConfig(Frozen):
+class JudgeConfig(FrozenModel):
     """The best trials' answers to fixed prompts against the start model's, greedy and sampled."""
 
-    top: Count = Field(default=3, description="Trials that are judged, the best first; their weights stay on disk.")
-    prompts: Count = Field(default=128, description="Distinct prompts, from the first on.")
+    top: PositiveInt = Field(
+        default=3, description="Trials that are judged, the best first; their weights stay on disk."
+    )
+    prompts: PositiveInt = Field(default=128, description="Distinct prompts, from the first on.")
     prompts_from: Source | None = Field(
         default=None,
         description="Rows with a `prompt` and perhaps an `answer`, such as AlpacaEval's; by default the held-out rows.",
     )
-    samples: _AtLeastNone = Field(default=1, description="Sampled answers to each prompt, beside the greedy one.")
-    max_new_tokens: Count = 512
-    temperature: Positive = 0.7
+    samples: _NonNegativeInt = Field(default=1, description="Sampled answers to each prompt, beside the greedy one.")
+    max_new_tokens: PositiveInt = 512
+    temperature: PositiveFloat = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     seed: int = 0
-    tokens_per_batch: Count = Field(
+    tokens_per_batch: PositiveInt = Field(
         default=32768, description="Of one batch of generation or of scoring; no effect on results but rounding."
     )
     checker: bool = Field(default=True, description="Judge by the rows' own `answer`, where they carry one.")
@@ -98,5 +102,5 @@ class JudgeConfig(Frozen):
 
     @field_validator("prompts_from", mode="before")
     @classmethod
-    def _path_alone(cls, value: Any) -> Any:
+    def _expand_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value

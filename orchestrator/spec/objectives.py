@@ -1,8 +1,7 @@
-"""What a sweep is ranked by.
+"""`Objective`: the metric a sweep is ranked by, and which metrics may rank it.
 
-What a sweep may be ranked by: a held-out metric that the search itself does not scale.
-
-Whether held-out rows say their right answer, as far as that shows without reading the data.
+A ranking metric is measured on held-out data and not scaled by the search itself. `eval_rows_have_answers`: whether
+held-out rows carry their right answer, as far as that can be known without reading the data.
 """
 
 from __future__ import annotations
@@ -13,28 +12,28 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-from orchestrator.errors import nearest
-from trainer.config.base import Frozen, Name
+from orchestrator.errors import closest_match
+from trainer.config.base import FrozenModel, NonEmptyStr
 from trainer.config.trial import DataConfig, EvaluationConfig, FileSource, GeneratedSource, HubSource, Source
-from trainer.metrics import COMMON_RULER, EVAL, METRICS, base_name, lookup, scaled_by
+from trainer.metrics import COMPARISON_METRIC, EVAL, METRICS, base_name, lookup, scaled_by
 
 
-class Goal(Frozen):
-    """What the sweep is ranked by: a held-out metric that the search does not scale (objective.py refuses others)."""
+class Objective(FrozenModel):
+    """What the sweep is ranked by: a held-out metric that the search does not scale (`check_metric` refuses others)."""
 
-    metric: Name
+    metric: NonEmptyStr
     direction: Literal["maximize", "minimize"]
 
 
-ALTERNATIVES = (f"{EVAL}rewards/accuracies", f"{EVAL}margins/logp", COMMON_RULER)
-_ANSWERED = ("exact_answers", "repetition", "answer_length")
+ALTERNATIVES = (f"{EVAL}rewards/accuracies", f"{EVAL}margins/logp", COMPARISON_METRIC)
+_COMPLETION_METRICS = ("exact_answers", "repetition", "answer_length")
 
 Problem = tuple[str, str]
 """A sentence and a hint."""
 
 
-def goals() -> list[str]:
-    """Every metric that may be a goal where nothing scales it."""
+def objective_metrics() -> list[str]:
+    """Every metric that may be an objective where nothing scales it."""
     return [EVAL + m.name for m in METRICS.values() if m.on_eval]
 
 
@@ -44,9 +43,9 @@ def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Proble
     if not metric.startswith(EVAL):
         if known is not None and known.on_eval:
             return f"{metric} is measured on the training pairs of one update", f"use {EVAL}{metric}, the held-out one"
-        return f"there is no metric {metric!r}", _near(metric)
+        return f"there is no metric {metric!r}", _closest_metric_hint(metric)
     if known is None:
-        return f"there is no metric {metric!r}", _near(metric)
+        return f"there is no metric {metric!r}", _closest_metric_hint(metric)
     scaling = scaled_by(metric, searched)
     fit = [m for m in ALTERNATIVES if not scaled_by(m, scaling)]
     if "loss.kind" in scaling:
@@ -72,7 +71,7 @@ def check_kind(metric: str, kinds: Iterable[object]) -> Problem | None:
     known = lookup(metric)
     if known is None or known.kind is None or set(kinds) == {known.kind}:
         return None
-    return f"{metric} is measured with loss.kind {known.kind} alone", f"use {COMMON_RULER}"
+    return f"{metric} is measured with loss.kind {known.kind} alone", f"use {COMPARISON_METRIC}"
 
 
 _HELD_OUT = (
@@ -82,34 +81,37 @@ _HELD_OUT = (
 )
 
 
-def check_ruler(searched: Iterable[str]) -> list[str]:
-    """Which searched leaves change what is held out: trials measured on different pairs cannot be ranked."""
-    return [path for path in searched if any(path == leaf or path.startswith(f"{leaf}.") for leaf in _HELD_OUT)]
+def check_fixed_evaluation(searched: Iterable[str]) -> list[str]:
+    """Which searched settings change what is held out: trials measured on different pairs cannot be ranked."""
+    return [path for path in searched if any(path == prefix or path.startswith(f"{prefix}.") for prefix in _HELD_OUT)]
 
 
-def check_answers(metric: str, evaluation: EvaluationConfig) -> Problem | None:
+def check_completion_metric(metric: str, evaluation: EvaluationConfig) -> Problem | None:
     """Why a metric of greedy answers would never be measured."""
-    if base_name(metric) in _ANSWERED and evaluation.prompts == 0:
+    if base_name(metric) in _COMPLETION_METRICS and evaluation.prompts == 0:
         return f"{metric} is measured on greedy answers, and there are none", "set base.evaluation.prompts above 0"
     return None
 
 
-def measured_while_training(metric: str) -> Problem | None:
+def unmeasured_reason(metric: str) -> Problem | None:
     """Why a trial cannot be judged by this metric before its end; None where it can."""
-    if base_name(metric) in _ANSWERED:
-        return f"{metric} is measured at the start and the end only, too late to stop a trial", f"use {COMMON_RULER}"
+    if base_name(metric) in _COMPLETION_METRICS:
+        return (
+            f"{metric} is measured at the start and the end only, too late to stop a trial",
+            f"use {COMPARISON_METRIC}",
+        )
     return None
 
 
-def needs_answers(metric: str) -> bool:
+def requires_answers(metric: str) -> bool:
     """Whether the rows must say the right answer."""
     return base_name(metric) == "exact_answers"
 
 
-def _near(metric: str) -> str:
+def _closest_metric_hint(metric: str) -> str:
     # A word that is nearest without the prefix counts too: `accuracies/logp` for `accuracy/logp`.
-    near = nearest(metric, goals(), 0.4) or nearest(EVAL + metric, goals(), 0.4)
-    return f"did you mean {near}?" if near else f"valid: {', '.join(goals())}"
+    near = closest_match(metric, objective_metrics(), 0.4) or closest_match(EVAL + metric, objective_metrics(), 0.4)
+    return f"did you mean {near}?" if near else f"valid: {', '.join(objective_metrics())}"
 
 
 ANSWER = "answer"
@@ -117,10 +119,10 @@ ANSWER = "answer"
 
 def eval_rows_have_answers(data: DataConfig) -> bool:
     """False only where a source certainly has no answers."""
-    return any(_may_have(source) for source in (data.eval or data.train))
+    return any(_may_have_answers(source) for source in (data.eval or data.train))
 
 
-def _may_have(source: Source) -> bool:
+def _may_have_answers(source: Source) -> bool:
     match source:
         case GeneratedSource():
             return True

@@ -1,4 +1,4 @@
-"""When a trial is stopped because others do better. A trial is judged at its evaluations, by one held-out metric."""
+"""Settings of pruners. A trial is compared at its evaluations, by one held-out metric."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from orchestrator.spec.objectives import Goal
-from trainer.config.base import Count, Frozen, Name, NonNegative, Share
+from orchestrator.spec.objectives import Objective
+from trainer.config.base import Fraction, FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveInt
 from trainer.metrics import EVAL, lookup
 
-PAIRED = f"{EVAL}margins/logp"
-"""What the paired test compares, pair by pair: the gap of length-averaged log-probs, which no leaf scales."""
+PAIRED_METRIC = f"{EVAL}margins/logp"
+"""What the paired test compares, pair by pair: the gap of length-averaged log-probs, which no setting scales."""
 
 
 def _amount(given: float) -> float:
@@ -30,22 +30,22 @@ Warmup = Annotated[
     Field(ge=0, description="No trial is judged before: updates, or a share of the training below 1."),
     AfterValidator(_amount),
 ]
-Metric = Annotated[Name | None, Field(description="What trials are compared by; by default the goal.")]
+Metric = Annotated[NonEmptyStr | None, Field(description="What trials are compared by; by default the goal.")]
 
 
-class NoPruner(Frozen):
+class NoPruner(FrozenModel):
     """Every trial runs to its end."""
 
     kind: Literal["none"] = "none"
 
 
-class _Rungs(Frozen):
+class _RungSettings(FrozenModel):
     metric: Metric = None
     min_resource: Amount = 0.1
     reduction_factor: Annotated[int, Field(ge=2, description="One trial of so many goes on at each rung.")] = 3
 
 
-class SuccessiveHalvingPruner(_Rungs):
+class SuccessiveHalvingPruner(_RungSettings):
     """At each rung the best share of 1 / reduction_factor goes on (ASHA, Li et al. 2020)."""
 
     kind: Literal["successive_halving"] = "successive_halving"
@@ -54,39 +54,39 @@ class SuccessiveHalvingPruner(_Rungs):
     )
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
+    def _check_ascending(self) -> Self:
         _check_rungs(self.rungs)
         return self
 
 
-class HyperbandPruner(_Rungs):
+class HyperbandPruner(_RungSettings):
     """Successive halving with several first rungs, so that slow starters get a chance (Li et al. 2018)."""
 
     kind: Literal["hyperband"] = "hyperband"
 
 
-class PercentilePruner(Frozen):
+class PercentilePruner(FrozenModel):
     """Stops a trial whose best value so far is outside the best `percentile` of the others at the same update."""
 
     kind: Literal["percentile"] = "percentile"
     metric: Metric = None
     percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
-    n_startup_trials: Count = 5
+    n_startup_trials: PositiveInt = 5
     n_warmup_steps: Warmup = 0
-    n_min_trials: Count = 1
+    n_min_trials: PositiveInt = 1
 
 
-class MedianPruner(Frozen):
+class MedianPruner(FrozenModel):
     """Stops a trial whose best value so far is worse than the median of the others at the same update."""
 
     kind: Literal["median"] = "median"
     metric: Metric = None
-    n_startup_trials: Count = 5
+    n_startup_trials: PositiveInt = 5
     n_warmup_steps: Warmup = 0
-    n_min_trials: Count = 1
+    n_min_trials: PositiveInt = 1
 
 
-class ThresholdPruner(Frozen):
+class ThresholdPruner(FrozenModel):
     """Stops a trial whose metric leaves fixed bounds, or is no number."""
 
     kind: Literal["threshold"] = "threshold"
@@ -96,7 +96,7 @@ class ThresholdPruner(Frozen):
     n_warmup_steps: Warmup = 0
 
     @model_validator(mode="after")
-    def _bounded(self) -> Self:
+    def _check_bounds(self) -> Self:
         if self.lower is None and self.upper is None:
             raise ValueError("needs lower, upper or both")
         if self.lower is not None and self.upper is not None and self.lower >= self.upper:
@@ -104,57 +104,59 @@ class ThresholdPruner(Frozen):
         return self
 
 
-class WilcoxonPruner(Frozen):
+class WilcoxonPruner(FrozenModel):
     """Stops a trial that is worse than the best one pair by pair: a signed-rank test over the held-out pairs."""
 
     kind: Literal["wilcoxon"] = "wilcoxon"
-    p_threshold: Share = 0.1
+    p_threshold: Fraction = 0.1
     n_warmup_steps: Warmup = Field(
         default=0.5, description="Early on, the pairs tell learning rates apart and not where they lead."
     )
 
 
-Judging = HyperbandPruner | SuccessiveHalvingPruner | MedianPruner | PercentilePruner | ThresholdPruner | WilcoxonPruner
+RankingPruner = (
+    HyperbandPruner | SuccessiveHalvingPruner | MedianPruner | PercentilePruner | ThresholdPruner | WilcoxonPruner
+)
 
 
-class PatientPruner(Frozen):
+class PatientPruner(FrozenModel):
     """Stops a trial that did not get better in `patience` evaluations; with `wrapped`, only if that one agrees."""
 
     kind: Literal["patient"] = "patient"
     metric: Metric = None
-    patience: Count = 3
-    min_delta: NonNegative = 0.0
-    wrapped: Annotated[Judging, Field(discriminator="kind")] | None = None
+    patience: PositiveInt = 3
+    min_delta: NonNegativeFloat = 0.0
+    wrapped: Annotated[RankingPruner, Field(discriminator="kind")] | None = None
 
 
-Pruner = Annotated[NoPruner | Judging | PatientPruner, Field(discriminator="kind")]
+Pruner = Annotated[NoPruner | RankingPruner | PatientPruner, Field(discriminator="kind")]
 
 
-def judged_by(pruner: Pruner, goals: tuple[Goal, ...]) -> Goal | None:
+def pruning_metric(pruner: Pruner, objectives: tuple[Objective, ...]) -> Objective | None:
     """The metric that this pruner looks at, and which way is better; None where neither is."""
     if isinstance(pruner, WilcoxonPruner):
-        return Goal(metric=PAIRED, direction="maximize")
+        return Objective(metric=PAIRED_METRIC, direction="maximize")
     metric = None if isinstance(pruner, NoPruner) else pruner.metric
     if metric is None:
-        return goals[0]
-    same = next((goal for goal in goals if goal.metric == metric), None)
+        return objectives[0]
+    same = next((objective for objective in objectives if objective.metric == metric), None)
     known = lookup(metric)
     if same is not None or known is None:
-        return same or Goal(metric=metric, direction="maximize")
+        return same or Objective(metric=metric, direction="maximize")
     match known.better:
         case "maximize" | "minimize":
-            return Goal(metric=metric, direction=known.better)
+            return Objective(metric=metric, direction=known.better)
         case _:
             return None
 
 
-def compares(pruner: Pruner) -> bool:
+def depends_on_other_trials(pruner: Pruner) -> bool:
     """Whether a verdict depends on other trials."""
     match pruner:
         case NoPruner() | ThresholdPruner():
             return False
         case PatientPruner(wrapped=wrapped):
-            return wrapped is not None and compares(wrapped)
+            return wrapped is not None and depends_on_other_trials(wrapped)
         case _:
             return True
 

@@ -1,7 +1,4 @@
-"""How a sweep chooses what to try, and how much a trial may know of the others.
-
-Which leaves the staged sampler tunes together, and in which order.
-"""
+"""Settings of samplers, of the order of results, and the stages of the staged sampler."""
 
 from __future__ import annotations
 
@@ -10,45 +7,45 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from orchestrator.errors import nearest
-from orchestrator.spec.search.dimensions import Choice, Dimension, IntUniform, LogUniform, Scalar, Uniform, values
+from orchestrator.errors import closest_match
+from orchestrator.spec.search.dimensions import Choice, Dimension, IntUniform, LogUniform, Scalar, Uniform, all_values
 from orchestrator.spec.search.space import SearchSpace
-from trainer.config.base import Count, Frozen, Name, Positive
+from trainer.config.base import FrozenModel, NonEmptyStr, PositiveFloat, PositiveInt
 
 Seed = Annotated[int, Field(description="Same seed, same trials.")]
 Startup = Annotated[int, Field(ge=1, description="Trials drawn at random before the sampler trusts what it learned.")]
 
 
-class GridSampler(Frozen):
+class GridSampler(FrozenModel):
     """Every combination once, in the file's order (the last dimension advances fastest)."""
 
     kind: Literal["grid"] = "grid"
 
 
-class RandomSampler(Frozen):
+class RandomSampler(FrozenModel):
     """Independent draws; trial n depends on the seed and n alone."""
 
     kind: Literal["random"] = "random"
     seed: Seed = 0
 
 
-class QmcSampler(Frozen):
+class QmcSampler(FrozenModel):
     """Scrambled Sobol points: covers the space more evenly than random draws; trial n depends on seed and n alone."""
 
     kind: Literal["qmc"] = "qmc"
     seed: Seed = 0
 
 
-class TpeSampler(Frozen):
+class TpeSampler(FrozenModel):
     """Optuna's tree-structured Parzen estimator, all leaves together; one goal or several."""
 
     kind: Literal["tpe"] = "tpe"
     seed: Seed = 0
     n_startup_trials: Startup = 10
-    n_ei_candidates: Count = 24
+    n_ei_candidates: PositiveInt = 24
 
 
-class GpSampler(Frozen):
+class GpSampler(FrozenModel):
     """Optuna's Gaussian process: fewer trials for few continuous leaves; about a quarter of a second per trial."""
 
     kind: Literal["gp"] = "gp"
@@ -56,7 +53,7 @@ class GpSampler(Frozen):
     n_startup_trials: Startup = 10
 
 
-class CmaEsSampler(Frozen):
+class CmaEsSampler(FrozenModel):
     """CMA-ES (Hansen): one goal, for many continuous leaves. What is neither number nor unconditional is random."""
 
     kind: Literal["cmaes"] = "cmaes"
@@ -64,10 +61,10 @@ class CmaEsSampler(Frozen):
     population_size: Annotated[int, Field(ge=4)] | None = Field(
         default=None, description="Trials per generation; by default 4 + 3 ln(leaves), Hansen's rule."
     )
-    sigma0: Positive = Field(default=1 / 6, description="First step, as a share of each leaf's range.")
+    sigma0: PositiveFloat = Field(default=1 / 6, description="First step, as a share of each leaf's range.")
 
 
-class NsgaIISampler(Frozen):
+class NsgaIISampler(FrozenModel):
     """Optuna's NSGA-II: evolves a population towards the Pareto front of several goals."""
 
     kind: Literal["nsgaii"] = "nsgaii"
@@ -77,7 +74,7 @@ class NsgaIISampler(Frozen):
     )
 
 
-class StagedSampler(Frozen):
+class StagedSampler(FrozenModel):
     """A few leaves at a time, each stage from the best trial so far: the SimPO authors' advice.
 
     By default the learning rate, then gamma (or its ratio), then beta, then each other leaf; what is not yet tuned has
@@ -85,9 +82,9 @@ class StagedSampler(Frozen):
     """
 
     kind: Literal["staged"] = "staged"
-    stages: Annotated[tuple[Annotated[tuple[Name, ...], Field(min_length=1)], ...], Field(min_length=1)] | None = Field(
-        default=None, description="Leaves per stage, each searched leaf in one of them."
-    )
+    stages: (
+        Annotated[tuple[Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)], ...], Field(min_length=1)] | None
+    ) = Field(default=None, description="Leaves per stage, each searched leaf in one of them.")
     points: Annotated[int, Field(ge=2)] = Field(
         default=5, description="Values tried of a continuous range, evenly over it, both ends included."
     )
@@ -98,20 +95,20 @@ Sampler = Annotated[
     Field(discriminator="kind"),
 ]
 
-Learner = TpeSampler | GpSampler | CmaEsSampler | NsgaIISampler
+AdaptiveSampler = TpeSampler | GpSampler | CmaEsSampler | NsgaIISampler
 """Samplers that look at results."""
 
 
-class Reproducible(Frozen):
+class Reproducible(FrozenModel):
     """Trial n knows the results of trials up to n - lag, whoever finished first: the same sweep at any speed."""
 
     kind: Literal["reproducible"] = "reproducible"
-    lag: Count | None = Field(
+    lag: PositiveInt | None = Field(
         default=None, description="At least the trials at a time; by default twice that, fixed when the sweep begins."
     )
 
 
-class Asap(Frozen):
+class Asap(FrozenModel):
     """Trial n knows whatever has finished by then: no slot waits, and no two runs of the sweep are alike."""
 
     kind: Literal["asap"] = "asap"
@@ -120,7 +117,7 @@ class Asap(Frozen):
 Order = Annotated[Reproducible | Asap, Field(discriminator="kind")]
 
 
-FIRST = (
+DEFAULT_STAGES = (
     ("loss.kind", "loss.loss_type"),
     ("training.learning_rate",),
     ("loss.gamma", "loss.gamma_beta_ratio"),
@@ -129,14 +126,14 @@ FIRST = (
 """The learning rate matters most, then the margin, then beta (SimPO's README and issues 50 and 69): one at a time."""
 
 
-def stages(sampler: StagedSampler, search: SearchSpace) -> tuple[tuple[str, ...], ...]:
-    """The leaves of each stage; leaves that advance together stay together."""
+def stage_paths(sampler: StagedSampler, search: SearchSpace) -> tuple[tuple[str, ...], ...]:
+    """The settings of each stage; leaves that advance together stay together."""
     if sampler.stages is not None:
         return sampler.stages
     left = list(search.paths)
     out: list[tuple[str, ...]] = []
-    for wanted in (*FIRST, *((path,) for path in search.paths)):
-        stage = tuple(p for path in wanted if path in left for p in _together(search, path))
+    for required in (*DEFAULT_STAGES, *((path,) for path in search.paths)):
+        stage = tuple(p for path in required if path in left for p in _zipped_with(search, path))
         if stage:
             out.append(stage)
             left = [path for path in left if path not in stage]
@@ -151,26 +148,26 @@ def check_stages(sampler: StagedSampler, search: SearchSpace) -> Iterator[tuple[
     for k, stage in enumerate(sampler.stages):
         for i, path in enumerate(stage):
             if path not in search.paths:
-                near = nearest(path, search.paths)
+                near = closest_match(path, search.paths)
                 yield ("stages", k, i), f"{path} is not searched", f"did you mean {near}?" if near else ""
             elif path in seen:
                 yield ("stages", k, i), f"{path} is in a stage already", ""
-            elif set(_together(search, path)) - set(stage):
-                yield ("stages", k, i), f"{path} advances together with {', '.join(_together(search, path))}", ""
+            elif set(_zipped_with(search, path)) - set(stage):
+                yield ("stages", k, i), f"{path} advances together with {', '.join(_zipped_with(search, path))}", ""
             seen.add(path)
     if missing := [path for path in search.paths if path not in seen]:
         yield ("stages",), f"every searched leaf belongs to a stage; missing: {', '.join(missing)}", ""
 
 
-def listed(dimension: Dimension, points: int) -> tuple[Scalar, ...]:
-    """The values of a leaf that a stage tries: its list or lattice, of a range `points` values evenly over it."""
+def stage_values(dimension: Dimension, points: int) -> tuple[Scalar, ...]:
+    """The values of a setting that a stage tries: its list or lattice, of a range `points` values evenly over it."""
     match dimension:
         case Choice(choice=choice):
             return choice
         case Uniform(uniform=(low, high), step=None):
-            return tuple(_tidy(low + (high - low) * i / (points - 1)) for i in range(points))
+            return tuple(_round_value(low + (high - low) * i / (points - 1)) for i in range(points))
         case LogUniform(log_uniform=(low, high)):
-            return tuple(_tidy(low * (high / low) ** (i / (points - 1))) for i in range(points))
+            return tuple(_round_value(low * (high / low) ** (i / (points - 1))) for i in range(points))
         case IntUniform(int_uniform=(low, high), step=1, log=log) if high - low >= points:
             spread = (
                 low * (high / low) ** (i / (points - 1)) if log else low + (high - low) * i / (points - 1)
@@ -178,28 +175,28 @@ def listed(dimension: Dimension, points: int) -> tuple[Scalar, ...]:
             )
             return tuple(dict.fromkeys(round(value) for value in spread))
         case Uniform() | IntUniform():
-            return tuple(values(dimension) or ())
+            return tuple(all_values(dimension) or ())
 
 
-def most_trials(sampler: StagedSampler, search: SearchSpace) -> int:
+def max_trials(sampler: StagedSampler, search: SearchSpace) -> int:
     """Trials of all stages, those counted twice that a later stage need not run again."""
-    return sum(_size(stage, sampler.points, search) for stage in stages(sampler, search))
+    return sum(_size(stage, sampler.points, search) for stage in stage_paths(sampler, search))
 
 
 def _size(stage: tuple[str, ...], points: int, search: SearchSpace) -> int:
     size = 1
     for path in stage:
         if path in search.dimensions:
-            size *= len(listed(search.dimensions[path], points))
+            size *= len(stage_values(search.dimensions[path], points))
     for group in search.zipped:
         if next(iter(group)) in stage:
             size *= len(next(iter(group.values())))
     return size
 
 
-def _together(search: SearchSpace, path: str) -> tuple[str, ...]:
+def _zipped_with(search: SearchSpace, path: str) -> tuple[str, ...]:
     return next((tuple(group) for group in search.zipped if path in group), (path,))
 
 
-def _tidy(value: float) -> float:
+def _round_value(value: float) -> float:
     return float(f"{value:.6g}")

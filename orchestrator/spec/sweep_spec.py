@@ -1,8 +1,7 @@
-"""SweepSpec: the whole of a sweep's YAML, frozen; its hash is the sweep's identity.
+"""`SweepSpec`: a sweep's YAML as a frozen value, with budget, resources, tracking, SFT stage and notifications.
 
-A folder elsewhere, by the URL that fsspec and MLflow know it by: s3://bucket/prefix, gs://, file:///shared.
-
-Who is told of what while nobody looks.
+Its hash identifies the sweep. Folders on other machines are URLs that fsspec and MLflow understand: s3://bucket/prefix,
+gs://, file:///shared.
 """
 
 from __future__ import annotations
@@ -16,19 +15,19 @@ from pydantic import AfterValidator, Field, model_validator
 
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
-from orchestrator.spec.objectives import Goal
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import NoPruner, Pruner
 from orchestrator.spec.samplers import Asap, GridSampler, Order, RandomSampler, Reproducible, Sampler
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
-from trainer.config.base import Count, Frozen, Name, NonNegative, Positive
+from trainer.config.base import FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
 from trainer.config.trial import DataConfig, TrainingConfig, TrialConfig, zero3_refuses
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 _EXAMPLES = "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder"
 
 
-def _elsewhere(url: str) -> str:
+def _check_url(url: str) -> str:
     if not _URL.fullmatch(url):
         raise ValueError(f"must be a URL such as {_EXAMPLES}")
     parts = urlsplit(url)
@@ -45,40 +44,40 @@ def _elsewhere(url: str) -> str:
     return url.rstrip("/")
 
 
-Elsewhere = Annotated[str, AfterValidator(_elsewhere)]
+StorageUrl = Annotated[str, AfterValidator(_check_url)]
 """A URL without credentials and without a slash at its end."""
 
 
-Notice = Literal["finished", "diverged", "stalled"]
+NotificationKind = Literal["finished", "diverged", "stalled"]
 """What can be told."""
 
 
-class Notify(Frozen):
+class Notify(FrozenModel):
     """A webhook, a command, or both. The webhook's address is a secret: the file names the variable that holds it."""
 
     webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         default=None, description="Environment variable with the address; it is sent Slack's JSON, {text: ...}."
     )
-    command: tuple[Name, ...] | None = Field(
+    command: tuple[NonEmptyStr, ...] | None = Field(
         default=None, min_length=1, description="Program and arguments; it reads the notice as JSON on its input."
     )
-    on: tuple[Notice, ...] = get_args(Notice)
-    stalled_minutes: Positive = Field(default=30.0, description="Without a point or any other sign of a worker.")
+    on: tuple[NotificationKind, ...] = get_args(NotificationKind)
+    stalled_minutes: PositiveFloat = Field(default=30.0, description="Without a point or any other sign of a worker.")
 
     @model_validator(mode="after")
-    def _someone(self) -> Notify:
+    def _check_receiver(self) -> Notify:
         if self.webhook_env is None and self.command is None:
             raise ValueError("needs webhook_env or command: nobody would be told")
         return self
 
 
 __all__ = [
-    "DOOR",
+    "SECTION_ORDER",
     "Asap",
     "Budget",
-    "Goal",
     "GridSampler",
     "NoPruner",
+    "Objective",
     "Order",
     "Pruner",
     "RandomSampler",
@@ -90,7 +89,7 @@ __all__ = [
     "Tracking",
 ]
 
-DOOR = (
+SECTION_ORDER = (
     "name",
     "description",
     "base",
@@ -116,39 +115,41 @@ DOOR = (
 """The keys of the file, in the order in which it is written."""
 
 
-class Budget(Frozen):
+class Budget(FrozenModel):
     """What the whole sweep may spend, earlier runs of it counted in."""
 
-    trials: Count | None = Field(default=None, description="A total. By default all points of the grid.")
-    hours: Positive | None = Field(default=None, description="Wall-clock of the sweep's drivers, added up.")
-    gpu_hours: Positive | None = Field(
+    trials: PositiveInt | None = Field(default=None, description="A total. By default all points of the grid.")
+    hours: PositiveFloat | None = Field(default=None, description="Wall-clock of the sweep's drivers, added up.")
+    gpu_hours: PositiveFloat | None = Field(
         default=None, description="GPUs of a trial's slot times its hours, all attempts; without GPUs, slot-hours."
     )
     target: float | None = Field(
         default=None, description="The sweep ends once a trial completes with a goal at least this good."
     )
-    concurrency: Count | None = Field(default=None, description="Trials at a time; by default what resources allow.")
+    concurrency: PositiveInt | None = Field(
+        default=None, description="Trials at a time; by default what resources allow."
+    )
 
     @property
-    def timed(self) -> bool:
+    def has_time_limit(self) -> bool:
         """Whether time ends the sweep."""
         return self.hours is not None or self.gpu_hours is not None
 
 
-class Resources(Frozen):
+class Resources(FrozenModel):
     """What one trial takes. Fractions share a device."""
 
-    gpus_per_trial: NonNegative | None = Field(
+    gpus_per_trial: NonNegativeFloat | None = Field(
         default=None,
         description="By default 1 where there are GPUs, else 0. More than 1: a whole number, with a process on each.",
     )
-    cpus_per_trial: Positive = 1.0
-    processes_per_trial: Count | None = Field(
+    cpus_per_trial: PositiveFloat = 1.0
+    processes_per_trial: PositiveInt | None = Field(
         default=None,
         description="Processes that train one trial together, on one machine: by default one on each of its GPUs. "
         "training.distributed says how they hold the model.",
     )
-    trials_per_process: Count | Literal["auto"] = Field(
+    trials_per_process: PositiveInt | Literal["auto"] = Field(
         default="auto",
         description="Trials that train adapters in turn in one process, over one frozen model. auto: several where a "
         "GPU's memory does not hold a copy for each of the trials that share it, by formula; else 1.",
@@ -160,7 +161,7 @@ class Resources(Frozen):
         return self.processes_per_trial or max(1, int(self.gpus_per_trial or 1))
 
     @model_validator(mode="after")
-    def _gpu_each(self) -> Self:
+    def _check_gpus(self) -> Self:
         gpus, processes = self.gpus_per_trial, self.processes_per_trial
         if gpus is not None and gpus > 1 and gpus != int(gpus):
             raise ValueError(f"gpus_per_trial {gpus:g}: more than one GPU is a whole number of them")
@@ -178,26 +179,26 @@ class Resources(Frozen):
         return self
 
 
-class Tracking(Frozen):
+class Tracking(FrozenModel):
     """Where MLflow is. By default MLFLOW_TRACKING_URI, else runs/mlflow.db."""
 
-    uri: Name | None = None
-    experiment: Name = "prefsweep"
-    artifacts: Elsewhere | None = Field(
+    uri: NonEmptyStr | None = None
+    experiment: NonEmptyStr = "prefsweep"
+    artifacts: StorageUrl | None = Field(
         default=None,
         description="Where the files of a new experiment go: a URL such as s3://bucket/prefix. By default "
         "runs/artifacts, or what a tracking server decides.",
     )
 
 
-class SftStage(Frozen):
+class SftStage(FrozenModel):
     """Supervised training of the start model on chosen responses: run once, cached by content."""
 
     training: TrainingConfig
     data: DataConfig | None = Field(default=None, description="By default the sweep's own.")
 
 
-class SweepSpec(Frozen):
+class SweepSpec(FrozenModel):
     """A sweep. `keep_models` says how many of the best trials' final weights stay on disk; see `kept`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -206,11 +207,11 @@ class SweepSpec(Frozen):
     search: SearchSpace = SearchSpace()
     sampler: Sampler = GridSampler()
     enqueue: tuple[dict[str, Scalar], ...] = ()
-    warm_start: Name | None = None
+    warm_start: NonEmptyStr | None = None
     order: Order = Reproducible()
-    goal: Goal
+    goal: Objective
     guard: GuardConfig = GuardConfig()
-    also: tuple[Goal, ...] = ()
+    also: tuple[Objective, ...] = ()
     pruner: Pruner = NoPruner()
     budget: Budget = Budget()
     resources: Resources = Resources()
@@ -218,28 +219,28 @@ class SweepSpec(Frozen):
     notify: Notify | None = None
     judge: JudgeConfig | None = None
     sft: SftStage | None = None
-    keep_models: Count = 1
-    storage: Name | None = Field(
+    keep_models: PositiveInt = 1
+    storage: NonEmptyStr | None = Field(
         default=None, description="Where the study is: an SQLAlchemy URL without password; by default SQLite beside it."
     )
-    mirror: Elsewhere | None = Field(
+    mirror: StorageUrl | None = Field(
         default=None,
         description="Where checkpoints and final models are copied to, so that they outlive a machine: a URL such as "
         "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder. Credentials come from the environment.",
     )
 
     @property
-    def kept(self) -> int:
+    def models_kept(self) -> int:
         """How many of the best trials' weights stay: as many as asked for, and as many as are judged."""
         return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
 
     @model_validator(mode="after")
-    def _sft_can_be_divided(self) -> Self:
-        if self.sft is not None and (why := zero3_refuses(self.base.model, self.sft.training, None)):
-            raise ValueError(f"sft: {why}")
+    def _check_sft_sharding(self) -> Self:
+        if self.sft is not None and (reason := zero3_refuses(self.base.model, self.sft.training, None)):
+            raise ValueError(f"sft: {reason}")
         return self
 
     @property
-    def goals(self) -> tuple[Goal, ...]:
-        """Every goal; the first one is what a single winner is chosen by."""
+    def objectives(self) -> tuple[Objective, ...]:
+        """Every objective; the first one is what a single winner is chosen by."""
         return (self.goal, *self.also)

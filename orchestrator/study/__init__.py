@@ -1,1 +1,1 @@
-"""The truth about a sweep: the only room with Optuna."""
+"""The truth about a sweep; the only package that imports Optuna."""

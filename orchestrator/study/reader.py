@@ -1,4 +1,4 @@
-"""The study as every process may read it, and what any terminal may leave in it. Takes no lock."""
+"""`StudyReader`: what every process may read, and requests to the driver. Takes no lock."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from orchestrator.errors import StorageRefused, StudyMissing
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database import optuna_trials
-from orchestrator.study.database.enqueued_trials import Given, Queue
-from orchestrator.study.database.optuna_trials import MICRO_BATCH, Remembered
-from orchestrator.study.database.repository import Ledger
-from orchestrator.study.database.study_database import Store, is_made, location
-from orchestrator.study.database.tables import FIRST_NAMED_SO, SCHEMA
-from orchestrator.study.sweep_terms import SETTLED, Settled, Spent
+from orchestrator.study.database.enqueued_trials import EnqueuedTrial, TrialQueue
+from orchestrator.study.database.optuna_trials import MICRO_BATCH, OptunaTrials
+from orchestrator.study.database.repository import SweepRepository
+from orchestrator.study.database.study_database import StudyDatabase, study_exists, study_url
+from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
+from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms, Usage
 from orchestrator.study.trial_records import (
-    DRIVER,
+    DRIVER_EVENT,
     PAUSED,
     STOPPING,
     UNPAUSED,
@@ -29,42 +29,42 @@ from orchestrator.study.trial_records import (
     Request,
     SpecVersion,
     TrialRecord,
-    front,
-    ranking,
+    pareto_front,
+    rank_trials,
 )
-from orchestrator.study.trial_snapshots import Known
-from trainer.results import Point
+from orchestrator.study.trial_snapshots import TrialSnapshot
+from trainer.results import StepMetrics
 
 
 class StudyReader:
     """One sweep's truth, read. `Study` adds the driving."""
 
-    def __init__(self, folder: SweepFolder, store: Store) -> None:
+    def __init__(self, folder: SweepFolder, database: StudyDatabase) -> None:
         self.folder = folder
-        self._store = store
-        self._ledger = Ledger(folder.name)
-        self._queue = Queue(folder.name)
-        with store.reading() as c:
-            identity = self._ledger.identity(c)
-            versions = self._ledger.spec_versions(c)
-            kept = {} if identity is None else store.storage.get_study_user_attrs(identity.study_id)
+        self._database = database
+        self._repository = SweepRepository(folder.name)
+        self._queue = TrialQueue(folder.name)
+        with database.snapshot() as c:
+            identity = self._repository.identity(c)
+            versions = self._repository.spec_versions(c)
+            attrs = {} if identity is None else database.storage.get_study_user_attrs(identity.study_id)
         if identity is None:
-            raise StudyMissing(store.url)
+            raise StudyMissing(database.url)
         if identity.schema > SCHEMA:
-            raise StorageRefused(f"the study in {store.url} was written by a later version of this program")
-        if identity.schema < FIRST_NAMED_SO:
+            raise StorageRefused(f"the study in {database.url} was written by a later version of this program")
+        if identity.schema < OLDEST_SCHEMA:
             raise StorageRefused(
-                f"the study in {store.url} was written by an earlier version of this program, which named trials "
+                f"the study in {database.url} was written by an earlier version of this program, which named trials "
                 "differently; look at it and finish it with that version"
             )
         if identity.schema < SCHEMA:
-            store.upgrade()
+            database.upgrade()
         self.id: str = identity.id
         """Unique to this sweep for ever, also when its name is used again elsewhere."""
         self._study_id = identity.study_id
-        self._remembered = Remembered(store.storage, identity.study_id)
-        store.undone = self._remembered.forget
-        self.settled = Settled.from_json(kept[SETTLED]) if SETTLED in kept else Settled()
+        self._optuna_trials = OptunaTrials(database.storage, identity.study_id)
+        database.on_rollback = self._optuna_trials.invalidate
+        self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms()
         self.spec = SweepSpec.model_validate_json(versions[-1].text)
 
     # --- opening -------------------------------------------------------------------------------------------------
@@ -72,16 +72,16 @@ class StudyReader:
     @staticmethod
     def exists(folder: SweepFolder) -> bool:
         """Whether this folder's sweep has a study, here or in another database; one half made is none."""
-        return is_made(location(folder), folder.name)
+        return study_exists(study_url(folder), folder.name)
 
     @classmethod
     def open(cls, folder: SweepFolder) -> Self:
         """The study of a sweep that exists; changes nothing."""
-        return cls(folder, Store(location(folder)))
+        return cls(folder, StudyDatabase(study_url(folder)))
 
     def dispose(self) -> None:
         """Give the database connections back. Held trials stay RUNNING."""
-        self._store.dispose()
+        self._database.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -93,151 +93,152 @@ class StudyReader:
 
     def trials(self) -> list[TrialRecord]:
         """Every trial issued so far, by number."""
-        with self._store.reading() as c:
-            progress, seconds = self._ledger.progress(c), self._ledger.trial_seconds(c)
+        with self._database.snapshot() as c:
+            progress, seconds = self._repository.progress(c), self._repository.trial_seconds(c)
             frozen = self._frozen()
         order = self.spec.search.paths
         return [
-            optuna_trials.record(t, *progress.get(t.number, (0, {})), order, seconds.get(t.number, 0.0)) for t in frozen
+            optuna_trials.to_record(t, *progress.get(t.number, (0, {})), order, seconds.get(t.number, 0.0))
+            for t in frozen
         ]
 
     def trial(self, number: int) -> TrialRecord | None:
         """One trial; None where it was not issued yet."""
-        with self._store.reading() as c:
+        with self._database.snapshot() as c:
             frozen = self._frozen()
             return self._record(c, frozen[number]) if number < len(frozen) else None
 
-    def known(self) -> list[Known]:
+    def snapshots(self) -> list[TrialSnapshot]:
         """Every trial as samplers and pruners see it."""
-        with self._store.reading():
-            return self._remembered.known()
+        with self._database.snapshot():
+            return self._optuna_trials.snapshots()
 
-    def points(self, number: int) -> list[Point]:
+    def metric_history(self, number: int) -> list[StepMetrics]:
         """Every point of a trial, by step."""
-        with self._store.reading() as c:
-            return self._ledger.points(c, number)
+        with self._database.snapshot() as c:
+            return self._repository.metric_history(c, number)
 
     def best(self) -> TrialRecord | None:
-        """The complete trial with the best value of the goal; with several goals, the first of the Pareto front."""
-        return next(iter(ranking(self.trials(), *self.spec.goals)), None)
+        """Return the complete trial with the best objective; with several objectives, the first of the Pareto front."""
+        return next(iter(rank_trials(self.trials(), *self.spec.objectives)), None)
 
-    def front(self) -> list[TrialRecord]:
-        """The complete trials that no other one beats in every goal; with one goal, the best."""
-        return front(self.trials(), self.spec.goals)
+    def pareto_front(self) -> list[TrialRecord]:
+        """The complete trials that no other one beats in every objective; with one objective, the best."""
+        return pareto_front(self.trials(), self.spec.objectives)
 
     def events(self, after: int = 0) -> list[Event]:
         """What happened, in order, after event number `after`."""
-        with self._store.reading() as c:
-            return self._ledger.events(c, after)
+        with self._database.snapshot() as c:
+            return self._repository.events(c, after)
 
     def consecutive_bugs(self) -> tuple[int, str]:
         """How many of the trials that ended last ended in the very same BUG, and its text."""
-        with self._store.reading():
+        with self._database.snapshot():
             return optuna_trials.consecutive_bugs(self._frozen())
 
-    def learned_micro_batch(self) -> int | None:
+    def micro_batch_limit(self) -> int | None:
         """The most tokens of a micro-batch that memory was found to hold; None while none ran out."""
-        with self._store.reading():
-            return self._learned()
+        with self._database.snapshot():
+            return self._micro_batch_limit()
 
-    def spent(self) -> Spent:
+    def usage(self) -> Usage:
         """Working time of all drivers of this sweep, and GPU time of all attempts."""
-        with self._store.reading() as c:
-            return self._spent(c)
+        with self._database.snapshot() as c:
+            return self._usage(c)
 
-    def paused(self) -> str:
+    def pause_reason(self) -> str:
         """Why the sweep as a whole is paused, in words; empty while it is not."""
-        with self._store.reading() as c:
-            last = self._ledger.last_event(c, (DRIVER, PAUSED, UNPAUSED))
+        with self._database.snapshot() as c:
+            last = self._repository.last_event(c, (DRIVER_EVENT, PAUSED, UNPAUSED))
         return last.text if last is not None and last.kind == PAUSED else ""
 
-    def stopped(self) -> str:
+    def stop_reason(self) -> str:
         """How its last driver came to an end, in words; empty while one begins anew or the sweep is finished."""
-        with self._store.reading() as c:
-            last = self._ledger.last_event(c, (DRIVER, STOPPING))
+        with self._database.snapshot() as c:
+            last = self._repository.last_event(c, (DRIVER_EVENT, STOPPING))
         return last.text if last is not None and last.kind == STOPPING else ""
 
     def spec_history(self) -> list[SpecVersion]:
         """Every spec this sweep ran under, the first one first."""
-        with self._store.reading() as c:
-            return self._ledger.spec_versions(c)
+        with self._database.snapshot() as c:
+            return self._repository.spec_versions(c)
 
-    def judged(self) -> list[str]:
-        """Every judge's verdict on a trial, as the JSON that `keep_judged` was given; by trial and key."""
-        with self._store.reading() as c:
-            return self._ledger.judged(c)
+    def judgements(self) -> list[str]:
+        """Every judge's decision on a trial, as the JSON that `save_judgement` was given; by trial and key."""
+        with self._database.snapshot() as c:
+            return self._repository.judgements(c)
 
     # --- from any terminal ---------------------------------------------------------------------------------------
 
-    def note(self, kind: str, text: str, trial: int | None = None) -> int:
+    def add_event(self, kind: str, text: str, trial: int | None = None) -> int:
         """Remember that something happened; returns its number in the order."""
-        with self._writing() as c:
-            return self._ledger.add_event(c, kind, text, trial)
+        with self._transaction() as c:
+            return self._repository.add_event(c, kind, text, trial)
 
-    def give(
+    def enqueue(
         self,
-        leaves: Mapping[str, Any],
+        params: Mapping[str, Any],
         origin: str,
         *,
         kind: str,
         parent: int | None = None,
         fork: Fork | None = None,
-    ) -> Given:
+    ) -> EnqueuedTrial:
         """Queue a trial by hand: it runs next, before what the sampler draws and on top of `budget.trials`.
 
-        `leaves` are a trial's over the base, checked by `orchestrator.spec.search.manual_trials`; `origin` says who and
+        `params` are a trial's over the base, checked by `orchestrator.spec.search.manual_trials`; `origin` says who and
         why; `fork` is the checkpoint of `parent` that it goes on from.
         """
-        with self._writing() as c:
-            seq = self._queue.add(c, leaves, origin, by_hand=True, parent=parent, fork=fork)
-            self._ledger.add_event(c, kind, origin, parent)
+        with self._transaction() as c:
+            seq = self._queue.add(c, params, origin, by_hand=True, parent=parent, fork=fork)
+            self._repository.add_event(c, kind, origin, parent)
             return next(g for g in self._queue.all(c) if g.seq == seq)
 
-    def given(self) -> list[Given]:
+    def enqueued_trials(self) -> list[EnqueuedTrial]:
         """Every trial given by people: waiting ones have no number yet."""
-        with self._store.reading() as c:
+        with self._database.snapshot() as c:
             return self._queue.all(c)
 
-    def keep_judged(self, trial: int, key: str, verdict: str) -> None:
-        """Remember a judge's verdict on a trial; an older one of the same key is replaced."""
-        with self._writing() as c:
-            self._ledger.set_judged(c, trial, key, verdict)
+    def save_judgement(self, trial: int, key: str, judgement: str) -> None:
+        """Remember a judge's decision on a trial; an older one of the same key is replaced."""
+        with self._transaction() as c:
+            self._repository.save_judgement(c, trial, key, judgement)
 
-    def request(self, kind: str, text: str = "", trial: int | None = None) -> int:
+    def add_request(self, kind: str, text: str = "", trial: int | None = None) -> int:
         """Ask the driver for something; returns the request's number."""
-        with self._writing() as c:
-            return self._ledger.add_request(c, kind, text, trial)
+        with self._transaction() as c:
+            return self._repository.add_request(c, kind, text, trial)
 
     def requests(self) -> list[Request]:
         """What was asked and is not yet done, oldest first."""
-        with self._store.reading() as c:
-            return self._ledger.requests(c)
+        with self._database.snapshot() as c:
+            return self._repository.requests(c)
 
-    def done(self, seq: int) -> None:
+    def complete_request(self, seq: int) -> None:
         """That request is dealt with."""
-        with self._writing() as c:
-            self._ledger.done(c, seq)
+        with self._transaction() as c:
+            self._repository.complete_request(c, seq)
 
     # --- inside --------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _writing(self) -> Generator[Connection]:
-        with self._store.writing() as c:
-            self._ledger.identity(c, lock=True)
+    def _transaction(self) -> Generator[Connection]:
+        with self._database.transaction() as c:
+            self._repository.identity(c, lock=True)
             yield c
 
     def _frozen(self) -> list[FrozenTrial]:
-        return self._remembered.trials()
+        return self._optuna_trials.trials()
 
-    def _learned(self) -> int | None:
-        by_sft = self._remembered.study_attrs().get(MICRO_BATCH)
-        by_trials = optuna_trials.learned_micro_batch(self._frozen())
+    def _micro_batch_limit(self) -> int | None:
+        by_sft = self._optuna_trials.study_attrs().get(MICRO_BATCH)
+        by_trials = optuna_trials.micro_batch_limit(self._frozen())
         return min((tokens for tokens in (by_sft, by_trials) if tokens is not None), default=None)
 
     def _record(self, c: Connection, frozen: FrozenTrial) -> TrialRecord:
-        progress = self._ledger.progress_of(c, frozen.number)
-        seconds = self._ledger.seconds_of_trial(c, frozen.number)
-        return optuna_trials.record(frozen, *progress, self.spec.search.paths, seconds)
+        progress = self._repository.progress_of(c, frozen.number)
+        seconds = self._repository.seconds_of_trial(c, frozen.number)
+        return optuna_trials.to_record(frozen, *progress, self.spec.search.paths, seconds)
 
-    def _spent(self, c: Connection) -> Spent:
-        return Spent(self._ledger.seconds(c) / 3600, self._ledger.gpu_seconds(c) / 3600)
+    def _usage(self, c: Connection) -> Usage:
+        return Usage(self._repository.total_driver_seconds(c) / 3600, self._repository.gpu_seconds(c) / 3600)

@@ -1,10 +1,7 @@
-"""A trial in the hands of a worker of this process.
+"""`RunningTrial`: a trial that a worker of this process runs; its logged metrics, early stopping and final outcome.
 
-What stops a running trial, in the order of its points: the guard, then the pruner.
-
-What goes into the books when a trial ends.
-
-Calls that the study refuses because they are programming errors, never the user's.
+`EarlyStopping` applies the divergence guard, then the pruner, in the order of the metrics. `StudyMisuse` and its
+subclasses are programming errors, never the user's.
 """
 
 from __future__ import annotations
@@ -15,122 +12,128 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.spec.sweep_spec import Goal
-from orchestrator.study.pruning.divergence_guard import Guard
-from orchestrator.study.pruning.pruner import Judge
+from orchestrator.spec.sweep_spec import Objective
+from orchestrator.study.pruning.divergence_guard import DivergenceGuard
+from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialState
 from trainer.metrics import EVAL
-from trainer.results import GO_ON, Point, Verdict
+from trainer.results import CONTINUE, StepMetrics, StopDecision
 
-OF_THE_LOSS = ("loss", "grad_norm", f"{EVAL}loss")
+LOSS_METRICS = ("loss", "grad_norm", f"{EVAL}loss")
 """Metrics that change with what scales the loss."""
 
 
-class Watch:
-    """Watches one trial. A function of its points by step: told again, or in other batches, the verdict is the same.
+class EarlyStopping:
+    """Watches one trial. A function of its points by step: told again, or in other batches, the decision is the same.
 
     `judge` gives the pruner with what the trial may know now; in a reproducible sweep that never changes.
     """
 
-    def __init__(self, guard: Guard, judge: Callable[[], Judge], metric: str, *, inherited: int = -1) -> None:
+    def __init__(
+        self, guard: DivergenceGuard, make_pruner: Callable[[], TrialPruner], metric: str, *, inherited: int = -1
+    ) -> None:
         """`inherited`: the update up to which the points are another trial's, whom guard and pruner let pass."""
-        self._guard, self._judge, self._metric, self._inherited = guard, judge, metric, inherited
-        self._course: dict[int, float] = {}
+        self._guard, self._make_pruner, self._metric, self._inherited = guard, make_pruner, metric, inherited
+        self._curve: dict[int, float] = {}
         self._seen = -1
-        self.verdict = GO_ON
+        self.decision = CONTINUE
 
-    def see(self, points: Iterable[Point]) -> list[Point]:
+    def update(self, metrics: Iterable[StepMetrics]) -> list[StepMetrics]:
         """Take points, in any order within the call, and return those that count: none beyond the trial's end."""
-        counted: list[Point] = []
-        for point in sorted(points, key=lambda p: p.step):
-            fresh = point.step > self._seen
-            if fresh and self.verdict.stop:
+        counted: list[StepMetrics] = []
+        for step_metrics in sorted(metrics, key=lambda p: p.step):
+            fresh = step_metrics.step > self._seen
+            if fresh and self.decision.stop:
                 break
-            if point.step <= self._inherited:
-                counted.append(self._inherit(point))
+            if step_metrics.step <= self._inherited:
+                counted.append(self._inherit(step_metrics))
                 continue
-            clean = self._guard.see([point])
+            clean = self._guard.update([step_metrics])
             counted += clean
             if fresh:
-                self._seen = point.step
-                self.verdict = self._guard.verdict
-                if not self.verdict.stop and clean and self._metric in clean[0].metrics:
-                    self._course[point.step] = clean[0].metrics[self._metric]
-                    if reason := self._judge().reason(self._course, point.step, point.pairs):
-                        self.verdict = Verdict(stop=True, reason=reason)
+                self._seen = step_metrics.step
+                self.decision = self._guard.decision
+                if not self.decision.stop and clean and self._metric in clean[0].metrics:
+                    self._curve[step_metrics.step] = clean[0].metrics[self._metric]
+                    if reason := self._make_pruner().prune_reason(self._curve, step_metrics.step, step_metrics.pairs):
+                        self.decision = StopDecision(stop=True, reason=reason)
         return counted
 
-    def _inherit(self, point: Point) -> Point:
-        """The start model and the way so far are the other trial's; the scale of the loss may be this one's own."""
-        self._guard.see([replace(point, metrics={n: v for n, v in point.metrics.items() if n not in OF_THE_LOSS})])
-        self._seen = max(self._seen, point.step)
-        if self._metric in point.metrics:
-            self._course[point.step] = point.metrics[self._metric]
-        return point
+    def _inherit(self, step_metrics: StepMetrics) -> StepMetrics:
+        """The initial model and the way so far are the other trial's; the scale of the loss may be this one's own."""
+        self._guard.update(
+            [replace(step_metrics, metrics={n: v for n, v in step_metrics.metrics.items() if n not in LOSS_METRICS})]
+        )
+        self._seen = max(self._seen, step_metrics.step)
+        if self._metric in step_metrics.metrics:
+            self._curve[step_metrics.step] = step_metrics.metrics[self._metric]
+        return step_metrics
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class LoggedMetrics:
     """What the study has of a trial: its steps, the last of them and the last value of every metric."""
 
     steps: set[int] = field(default_factory=set[int])
     step: int = 0
     last: Mapping[str, float] = field(default_factory=dict[str, float])
 
-    def after(self, points: Sequence[Point]) -> Told:
+    def with_metrics(self, metrics: Sequence[StepMetrics]) -> LoggedMetrics:
         """With these, in order, on top. The set of steps is the same one: nobody keeps the older one."""
         last = dict(self.last)
-        for point in points:
-            last |= point.metrics
-        self.steps.update(point.step for point in points)
-        return Told(self.steps, max(self.step, *(point.step for point in points)), last)
+        for step_metrics in metrics:
+            last |= step_metrics.metrics
+        self.steps.update(step_metrics.step for step_metrics in metrics)
+        return LoggedMetrics(self.steps, max(self.step, *(step_metrics.step for step_metrics in metrics)), last)
 
 
 @dataclass(slots=True)
-class Held:
+class RunningTrial:
     """A trial this process has issued and not yet closed or released."""
 
     number: int
     attempt: int
     trial_id: int
     gpus: float
-    watch: Watch
-    told: Told | None = None
+    early_stopping: EarlyStopping
+    logged: LoggedMetrics | None = None
     """What was committed of it; None: to be read, as after a transaction that failed."""
-    since: float | None = None
+    issued_at: float | None = None
     """By the monotonic clock, when a worker took it; None while it waits for one."""
 
     def begin(self) -> None:
         """A worker has it now. Called again, it changes nothing."""
-        if self.since is None:
-            self.since = time.monotonic()
+        if self.issued_at is None:
+            self.issued_at = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """How long a worker has had it."""
-        return 0.0 if self.since is None else time.monotonic() - self.since
+        return 0.0 if self.issued_at is None else time.monotonic() - self.issued_at
 
 
-def settle(
-    outcome: Outcome, seen: Mapping[str, float], goals: Sequence[Goal]
+def resolve_outcome(
+    outcome: Outcome, last_metrics: Mapping[str, float], objectives: Sequence[Objective]
 ) -> tuple[Outcome, tuple[float, ...] | None]:
-    """The outcome and the goals' values to record; `seen` are the last values of every metric.
+    """The outcome and the objectives' values to record; `last_metrics` are the last values of every metric.
 
-    A complete trial has a finite value of each goal, a diverged one the worst there is.
+    A complete trial has a finite value of each objective, a diverged one the worst there is.
     """
     if outcome.diverged:
         # A failed trial would be invisible to the samplers, and they would come back to the same place.
-        return outcome, tuple(-math.inf if goal.direction == "maximize" else math.inf for goal in goals)
-    for goal in goals:
-        value = seen.get(goal.metric)
+        return outcome, tuple(-math.inf if objective.direction == "maximize" else math.inf for objective in objectives)
+    for objective in objectives:
+        value = last_metrics.get(objective.metric)
         if value is not None and math.isfinite(value):
             continue
         if outcome.state is TrialState.COMPLETE:
             what = "was never reported" if value is None else f"is {value}"
-            reason = f"the trial ran to its end, but its goal {goal.metric} {what}"
+            reason = f"the trial ran to its end, but its goal {objective.metric} {what}"
             return Outcome(TrialState.FAILED, reason, FailureKind.BUG), None
         return outcome, None
-    return outcome, None if outcome.state is TrialState.FAILED else tuple(seen[goal.metric] for goal in goals)
+    return outcome, None if outcome.state is TrialState.FAILED else tuple(
+        last_metrics[objective.metric] for objective in objectives
+    )
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
@@ -146,15 +149,15 @@ class StudyMisuse(Exception):
 class TrialFinished(StudyMisuse):
     """A finished trial takes no more points and no other outcome."""
 
-    def __init__(self, number: int, state: TrialState, asked: str) -> None:
+    def __init__(self, number: int, state: TrialState, operation: str) -> None:
         self.number, self.state = number, state
-        super().__init__(f"trial {number} is {state}, which is final: {asked} refused")
+        super().__init__(f"trial {number} is {state}, which is final: {operation} refused")
 
 
-class NotHeld(StudyMisuse):
+class AttemptSuperseded(StudyMisuse):
     """Only the attempt that was issued last may write."""
 
-    def __init__(self, number: int, attempt: int, held: int | None) -> None:
-        self.number, self.attempt, self.held = number, attempt, held
-        what = "is not issued" if held is None else f"is in attempt {held}"
+    def __init__(self, number: int, attempt: int, current: int | None) -> None:
+        self.number, self.attempt, self.held = number, attempt, current
+        what = "is not issued" if current is None else f"is in attempt {current}"
         super().__init__(f"attempt {attempt} of trial {number} may not write: the trial {what}")

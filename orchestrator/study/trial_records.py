@@ -1,9 +1,4 @@
-"""What the study hands out: a trial to run, and the record of one.
-
-The states of a trial and the reasons for each.
-
-Which trial is better.
-"""
+"""`Trial`, `TrialRecord`, `TrialState` and `Outcome`: what the study returns; ranking and Pareto front."""
 
 from __future__ import annotations
 
@@ -13,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from orchestrator.spec.objectives import Goal
+from orchestrator.spec.objectives import Objective
 from trainer.config.trial import TrialConfig
 
 
@@ -62,7 +57,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Where a trial goes on from, instead of the start model: another trial's checkpoint."""
+    """Where a trial goes on from, instead of the initial model: another trial's checkpoint."""
 
     step: int
     """The update after which it was written; the trial's own points begin after it."""
@@ -84,10 +79,10 @@ class Trial:
 
 
 @dataclass(frozen=True, slots=True)
-class NotYet:
-    """No trial can be issued before trial `waits_for` has ended: the next one's draw or verdicts depend on it."""
+class WaitForTrial:
+    """No trial can be issued before trial `number` has ended: the next one's draw or decisions depend on it."""
 
-    waits_for: int
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +99,9 @@ class TrialRecord:
     step: int = 0
     metrics: Mapping[str, float] = field(default_factory=dict[str, float])
     value: float | None = None
-    """The goal's value (of several goals, the first one's); None until complete."""
+    """The objective's value (of several objectives, the first one's); None until complete."""
     values: tuple[float, ...] | None = None
-    """The value of every goal; None until complete."""
+    """The value of every objective; None until complete."""
     started_at: float | None = None
     finished_at: float | None = None
     seconds: float = 0.0
@@ -116,11 +111,11 @@ class TrialRecord:
     parent: int | None = None
     """The trial that it is a clone of."""
     fork: Fork | None = None
-    """The parent's checkpoint that it goes on from; None: from the start model."""
+    """The parent's checkpoint that it goes on from; None: from the initial model."""
 
 
 # Kinds of events that are read back.
-DRIVER = "driver"
+DRIVER_EVENT = "driver"
 STOPPING = "stopping"
 PAUSED = "paused"
 UNPAUSED = "unpaused"
@@ -158,28 +153,32 @@ class SpecVersion:
     text: str
 
 
-def ranking(records: Iterable[TrialRecord], *goals: Goal) -> list[TrialRecord]:
+def rank_trials(records: Iterable[TrialRecord], *objectives: Objective) -> list[TrialRecord]:
     """Complete trials, best first; equal ones in order of number. Non-finite values never rank.
 
-    With several goals, by how many fronts lie before the trial's own (non-dominated sorting), then by the first goal.
+    With several objectives, trials are ordered by the number of fronts before their own (non-dominated sorting), then
+    by the first objective.
     """
-    left = [record for record in records if _ranks(record)]
+    left = [record for record in records if _has_finite_values(record)]
     out: list[TrialRecord] = []
     while left:
-        layer = left if len(goals) == 1 else _undominated(left, goals)
-        out += sorted(layer, key=lambda r: (_costs(r, goals)[0], r.number))
+        layer = left if len(objectives) == 1 else _undominated(left, objectives)
+        out += sorted(layer, key=lambda r: (_costs(r, objectives)[0], r.number))
         left = [record for record in left if record not in layer]
     return out
 
 
-def front(records: Iterable[TrialRecord], goals: Sequence[Goal]) -> list[TrialRecord]:
-    """The Pareto front, best in the first goal first: trials that no other one equals or beats in every goal."""
-    ranked = [record for record in records if _ranks(record)]
-    return sorted(_undominated(ranked, goals), key=lambda r: (_costs(r, goals), r.number))
+def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    """Return the Pareto front, best in the first objective first.
+
+    The front holds the trials that no other one equals or beats in every objective.
+    """
+    ranked = [record for record in records if _has_finite_values(record)]
+    return sorted(_undominated(ranked, objectives), key=lambda r: (_costs(r, objectives), r.number))
 
 
-def _undominated(records: Sequence[TrialRecord], goals: Sequence[Goal]) -> list[TrialRecord]:
-    costs = [_costs(record, goals) for record in records]
+def _undominated(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
+    costs = [_costs(record, objectives) for record in records]
     return [r for r, mine in zip(records, costs, strict=True) if not any(_dominates(other, mine) for other in costs)]
 
 
@@ -187,13 +186,13 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
     return a != b and all(x <= y for x, y in zip(a, b, strict=True))
 
 
-def _costs(record: TrialRecord, goals: Sequence[Goal]) -> tuple[float, ...]:
+def _costs(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
     """The values, less being better."""
     values = record.values or (() if record.value is None else (record.value,))
-    return tuple(-v if g.direction == "maximize" else v for v, g in zip(values, goals, strict=False))
+    return tuple(-v if g.direction == "maximize" else v for v, g in zip(values, objectives, strict=False))
 
 
-def _ranks(record: TrialRecord) -> bool:
+def _has_finite_values(record: TrialRecord) -> bool:
     if record.state is not TrialState.COMPLETE or record.value is None:
         return False
     return all(math.isfinite(value) for value in record.values or (record.value,))

@@ -1,1 +1,1 @@
-"""How trials are shown to others: the only room with MLflow."""
+"""Tracking of trials in MLflow; the only package that imports it."""

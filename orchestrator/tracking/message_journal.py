@@ -1,6 +1,6 @@
-"""What the driver told, as lines on the disk: one JSON object each, numbered, with a checksum.
+"""Tracking messages and their journal on disk: one JSON object per line, numbered, with a checksum.
 
-The outbox's file: lines appended and flushed to the disk, read again by offset, repaired at the end only.
+Lines are appended and flushed to disk, read by offset, and repaired at the end of the file only.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from orchestrator.errors import StorageRefused
-from orchestrator.interfaces import Receiver
-from trainer.results import Point
-from trainer.storage.atomic_files import sync
+from orchestrator.interfaces import TrackingReceiver
+from trainer.results import StepMetrics
+from trainer.storage.atomic_files import fsync
 
 
 @dataclass(frozen=True, slots=True)
-class Start:
+class StartRun:
     """A run begins."""
 
     run: str
@@ -34,16 +34,16 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
-class Points:
+class LogMetrics:
     """Metrics at their steps."""
 
     run: str
-    points: Sequence[Point]
+    metrics: Sequence[StepMetrics]
     at: float
 
 
 @dataclass(frozen=True, slots=True)
-class Values:
+class LogFinalMetrics:
     """Numbers without a course."""
 
     run: str
@@ -53,7 +53,7 @@ class Values:
 
 
 @dataclass(frozen=True, slots=True)
-class Tag:
+class SetTags:
     """Tags of a run."""
 
     run: str
@@ -61,7 +61,7 @@ class Tag:
 
 
 @dataclass(frozen=True, slots=True)
-class Artifact:
+class LogArtifact:
     """A file of a run."""
 
     run: str
@@ -70,7 +70,7 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class EndRun:
     """A run is over."""
 
     run: str
@@ -79,31 +79,31 @@ class End:
     at: float
 
 
-Message = Start | Points | Values | Tag | Artifact | End
+Message = StartRun | LogMetrics | LogFinalMetrics | SetTags | LogArtifact | EndRun
 
 _CRC = b',"crc":"'
 _TAIL = len(_CRC) + 8 + len(b'"}')
 
 
-class BadLine(Exception):
+class InvalidLine(Exception):
     """Bytes that are no message."""
 
 
-def tell(receiver: Receiver, message: Message) -> None:
+def deliver(receiver: TrackingReceiver, message: Message) -> None:
     """The call that the message stands for."""
     match message:
-        case Start(run, name, params, tags, at):
-            receiver.start(run, name=name, params=params, tags=tags, at=at)
-        case Points(run, points, at):
-            receiver.points(run, points, at=at)
-        case Values(run, values, step, at):
-            receiver.values(run, values, step=step, at=at)
-        case Tag(run, tags):
-            receiver.tag(run, tags)
-        case Artifact(run, path, folder):
-            receiver.artifact(run, path, folder)
-        case End(run, status, tags, at):
-            receiver.end(run, status=status, tags=tags, at=at)
+        case StartRun(run, name, params, tags, at):
+            receiver.start_run(run, name=name, params=params, tags=tags, at=at)
+        case LogMetrics(run, points, at):
+            receiver.log_metrics(run, points, at=at)
+        case LogFinalMetrics(run, values, step, at):
+            receiver.log_final_metrics(run, values, step=step, at=at)
+        case SetTags(run, tags):
+            receiver.set_tags(run, tags)
+        case LogArtifact(run, path, folder):
+            receiver.log_artifact(run, path, folder)
+        case EndRun(run, status, tags, at):
+            receiver.end_run(run, status=status, tags=tags, at=at)
         case _:
             assert_never(message)
 
@@ -115,14 +115,14 @@ def encode(seq: int, message: Message) -> bytes:
 
 
 def decode(line: bytes) -> tuple[int, Message]:
-    """The number and the message of a line without its newline; BadLine where a bit is wrong."""
+    """The number and the message of a line without its newline; InvalidLine where a bit is wrong."""
     body, tail = line[:-_TAIL] + b"}", line[-_TAIL:]
     if (
         not tail.startswith(_CRC)
         or not tail.endswith(b'"}')
         or tail[len(_CRC) : -2] != f"{zlib.crc32(body):08x}".encode()
     ):
-        raise BadLine
+        raise InvalidLine
     fields: dict[str, Any] = json.loads(body)
     return fields.pop("seq"), from_json(fields)
 
@@ -130,17 +130,17 @@ def decode(line: bytes) -> tuple[int, Message]:
 def to_json(message: Message) -> dict[str, Any]:
     """The message as JSON; NaN and the infinities as text."""
     match message:
-        case Start(run, name, params, tags, at):
+        case StartRun(run, name, params, tags, at):
             return {"do": "start", "run": run, "name": name, "params": _plain(params), "tags": dict(tags), "at": at}
-        case Points(run, points, at):
+        case LogMetrics(run, points, at):
             return {"do": "points", "run": run, "points": [[p.step, _plain(p.metrics)] for p in points], "at": at}
-        case Values(run, values, step, at):
+        case LogFinalMetrics(run, values, step, at):
             return {"do": "values", "run": run, "values": _plain(values), "step": step, "at": at}
-        case Tag(run, tags):
+        case SetTags(run, tags):
             return {"do": "tag", "run": run, "tags": dict(tags)}
-        case Artifact(run, path, folder):
+        case LogArtifact(run, path, folder):
             return {"do": "artifact", "run": run, "path": str(path), "folder": folder}
-        case End(run, status, tags, at):
+        case EndRun(run, status, tags, at):
             return {"do": "end", "run": run, "status": status, "tags": dict(tags), "at": at}
         case _:
             assert_never(message)
@@ -150,14 +150,14 @@ def from_json(fields: dict[str, Any]) -> Message:
     """The message that `to_json` wrote."""
     kind = fields.pop("do")
     if kind == "points":
-        points = [Point(step, {n: float(v) for n, v in metrics.items()}) for step, metrics in fields["points"]]
-        return Points(fields["run"], points, fields["at"])
+        history = [StepMetrics(step, {n: float(v) for n, v in metrics.items()}) for step, metrics in fields["points"]]
+        return LogMetrics(fields["run"], history, fields["at"])
     if kind == "values":
         values = {name: float(value) for name, value in fields["values"].items()}
-        return Values(fields["run"], values, fields["step"], fields["at"])
+        return LogFinalMetrics(fields["run"], values, fields["step"], fields["at"])
     if kind == "artifact":
-        return Artifact(fields["run"], Path(fields["path"]), fields["folder"])
-    return {"start": Start, "tag": Tag, "end": End}[kind](**fields)
+        return LogArtifact(fields["run"], Path(fields["path"]), fields["folder"])
+    return {"start": StartRun, "tag": SetTags, "end": EndRun}[kind](**fields)
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ _LONGEST_LINE = 1 << 24
 """Bytes looked at for the end of a message."""
 
 
-class Damaged(StorageRefused):
+class JournalDamaged(StorageRefused):
     """A message in the middle is not what was written: later ones would be delivered out of order."""
 
     def __init__(self, path: Path, offset: int) -> None:
@@ -190,21 +190,21 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self.end = os.lseek(self._file, 0, os.SEEK_END)
-        sync(path.parent)
+        fsync(path.parent)
 
     def scan(self) -> Iterator[tuple[int, Message]]:
         """Every message with its number, once, on opening. A torn end is set aside in a file of its own."""
         offset = 0
         with self.path.open("rb") as stream:
             for line in stream:
-                found = self._whole(line)
+                found = self._is_intact(line)
                 if found is None:
                     break
                 self._see(found[0], line)
                 offset += len(line)
                 yield found
         if offset < self.end:
-            self._set_aside(offset)
+            self._move_torn_tail(offset)
 
     def append(self, message: Message) -> None:
         """Put one message on the disk."""
@@ -227,22 +227,22 @@ class Journal:
             lines = stream.read(min(offset, _LONGEST_LINE)).splitlines(keepends=True)
         try:
             return lines[-1].endswith(b"\n") and decode(lines[-1][:-1])[0] == seq
-        except BadLine:
+        except InvalidLine:
             return False
 
-    def read(self, offset: int, end: int, most: int) -> list[tuple[Message, int]]:
-        """Up to `most` messages from this offset on, before `end`, each with the next one's offset; one at least."""
+    def read(self, offset: int, end: int, limit: int) -> list[tuple[Message, int]]:
+        """Up to `limit` messages from this offset on, before `end`, each with the next one's offset; one at least."""
         found: list[tuple[Message, int]] = []
         with self.path.open("rb") as stream:
             stream.seek(offset)
-            while offset < end and len(found) < most:
+            while offset < end and len(found) < limit:
                 line = stream.readline()
                 try:
                     _, message = decode(line.rstrip(b"\n"))
-                except BadLine:
+                except InvalidLine:
                     if found:  # those first
                         break
-                    raise Damaged(self.path, offset) from None
+                    raise JournalDamaged(self.path, offset) from None
                 offset += len(line)
                 found.append((message, offset))
         return found
@@ -256,16 +256,16 @@ class Journal:
             self.name = sha256(line).hexdigest()[:16]
         self.last = seq
 
-    def _whole(self, line: bytes) -> tuple[int, Message] | None:
+    def _is_intact(self, line: bytes) -> tuple[int, Message] | None:
         if not line.endswith(b"\n"):
             return None
         try:
             seq, message = decode(line[:-1])
-        except BadLine:
+        except InvalidLine:
             return None
         return (seq, message) if seq == self.last + 1 else None
 
-    def _set_aside(self, offset: int) -> None:
+    def _move_torn_tail(self, offset: int) -> None:
         """Only an end that holds no message at all is a torn write; anything else is damage."""
         with self.path.open("rb") as stream:
             stream.seek(offset)
@@ -273,15 +273,17 @@ class Journal:
         for line in torn.split(b"\n")[:-1]:
             try:
                 decode(line)
-            except BadLine:
+            except InvalidLine:
                 continue
-            raise Damaged(self.path, offset)
-        aside = self.path.with_name(f"{self.path.name}.torn-{offset}")
-        aside.write_bytes(torn)
+            raise JournalDamaged(self.path, offset)
+        torn_file = self.path.with_name(f"{self.path.name}.torn-{offset}")
+        torn_file.write_bytes(torn)
         os.ftruncate(self._file, offset)
         os.fsync(self._file)
         self.end = offset
-        _log.warning("%s: a torn message of %d bytes at its end was set aside in %s", self.path, len(torn), aside.name)
+        _log.warning(
+            "%s: a torn message of %d bytes at its end was set aside in %s", self.path, len(torn), torn_file.name
+        )
 
 
 def _write_at(file: int, data: bytes, offset: int) -> None:

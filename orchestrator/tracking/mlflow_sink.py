@@ -1,4 +1,4 @@
-"""The only room with MLflow: a sweep's story as runs. What is told twice is recognised and changes nothing."""
+"""`MlflowSink`: runs, metrics, tags and artifacts in MLflow. A repeated message changes nothing."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from urllib.parse import quote
 
 from sqlalchemy import make_url
 
-from orchestrator.interfaces import SWEEP, Refused, Unreachable
+from orchestrator.interfaces import SWEEP, MessageRejected, TrackingUnavailable
 from orchestrator.redaction import redact
-from orchestrator.tracking.mlflow_client import make_store
-from orchestrator.tracking.run_metadata import NOTE, OF_TRAINING, RUN, SWEEP_ID, SWEEP_NAME, with_links
-from trainer.results import Point
+from orchestrator.tracking.mlflow_client import create_mlflow_database
+from orchestrator.tracking.run_metadata import NOTE, RUN, SWEEP_ID, SWEEP_NAME, TRAINING_EXPERIMENT, with_links
+from trainer.results import StepMetrics
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 PER_CALL = 900
 """Metrics in one call: MLflow takes 1000 entities of all kinds."""
-_Timed = tuple[Point, float]
+_TimedMetrics = tuple[StepMetrics, float]
 PARAMS_PER_CALL = 100
-LONGEST_PARAM = 6000
-LONGEST_TAG = 8000
+MAX_PARAM_LENGTH = 6000
+MAX_TAG_LENGTH = 8000
 CUT = " … [cut]"
 
 # What no repetition will mend. Anything else (down, slow, locked, full, not allowed in) is tried again.
-_FOR_EVER = frozenset(
+_PERMANENT_ERRORS = frozenset(
     {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 )
 # A server that hangs costs the delivery thread this long, never a trial. Whoever sets these knows better.
-_PATIENCE = {
+_HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -58,7 +58,7 @@ def is_local(uri: str) -> bool:
 
 def connect(root: Path, uri: str) -> MlflowClient:
     """A client whose store exists. Called once from the driver before anyone else: migrations do not like company."""
-    for name, value in _PATIENCE.items():
+    for name, value in _HTTP_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
@@ -67,9 +67,9 @@ def connect(root: Path, uri: str) -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if is_local(uri):
         root.mkdir(parents=True, exist_ok=True)
-    with _translated():
+    with _translate_errors():
         if is_local(uri):
-            make_store(uri)
+            create_mlflow_database(uri)
         client = MlflowClient(uri)
         client.search_experiments(max_results=1)
     return client
@@ -79,13 +79,13 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
     """The id of the experiment called `name`, made if there is none; then its files go below the URL `artifacts`."""
     from mlflow.exceptions import MlflowException
 
-    with _translated():
+    with _translate_errors():
         found = client.get_experiment_by_name(name)
         if found is None:
-            place = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
-            place = place if artifacts is None else artifacts_of(artifacts, name)
+            location = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
+            location = location if artifacts is None else artifact_location(artifacts, name)
             try:
-                return client.create_experiment(name, artifact_location=place)
+                return client.create_experiment(name, artifact_location=location)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -94,43 +94,43 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
         return found.experiment_id
 
 
-def artifacts_of(artifacts: str, experiment: str) -> str:
+def artifact_location(artifacts: str, experiment: str) -> str:
     """Where an experiment's files go below the URL `artifacts`."""
     return f"{artifacts}/{quote(experiment, safe='')}"
 
 
-def kept_elsewhere(root: Path, uri: str, experiment: str, artifacts: str) -> str | None:
+def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: str) -> str | None:
     """Where the experiment keeps its files if that is not below `artifacts`: for good, since it was made.
 
-    None where it is not made yet; Unreachable where the store does not say.
+    None where it is not made yet; TrackingUnavailable where the store does not say.
     """
     if is_local(uri) and not Path(make_url(uri).database or "").is_file():
         return None
     client = connect(root, uri)
-    with _translated():
+    with _translate_errors():
         found = client.get_experiment_by_name(experiment)
-    if found is None or found.artifact_location == artifacts_of(artifacts, experiment):
+    if found is None or found.artifact_location == artifact_location(artifacts, experiment):
         return None
     return str(found.artifact_location)
 
 
 def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -> None:
     """Put a saved view (tag and value) on an experiment; the newest one counts."""
-    with _translated():
+    with _translate_errors():
         client.set_experiment_tag(experiment_id, *view)
-        client.set_experiment_tag(experiment_id, *OF_TRAINING)
+        client.set_experiment_tag(experiment_id, *TRAINING_EXPERIMENT)
 
 
 @dataclass(slots=True)
-class _Known:
+class _KnownRun:
     """A run this process has seen."""
 
     id: str
     last_step: int | None
 
 
-class MlflowReceiver:
-    """A Receiver that writes one sweep to one MLflow store: a parent run, and a child for each trial and for sft."""
+class MlflowSink:
+    """A TrackingReceiver for one sweep in one MLflow store: a parent run, and a child for each trial and for sft."""
 
     def __init__(
         self,
@@ -150,12 +150,12 @@ class MlflowReceiver:
         self._identity = {SWEEP_ID: sweep_id, SWEEP_NAME: sweep}
         self._client: MlflowClient | None = None
         self._experiment_id = ""
-        self._known: dict[str, _Known] = {}
+        self._known_runs: dict[str, _KnownRun] = {}
         self._on_run, self._view = on_run, view
 
     # --- what the outbox tells -----------------------------------------------------------------------------------
 
-    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+    def start_run(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
         """Create the run, or find the one that an earlier delivery or an earlier driver created."""
         from mlflow.entities import Param
 
@@ -165,59 +165,61 @@ class MlflowReceiver:
                 found = client.create_run(
                     self._experiment_id,
                     start_time=_milliseconds(at),
-                    tags=_tags({**self._identity, RUN: run, **self._parent(client, run), **self._linked(client, tags)}),
+                    tags=_tags(
+                        {**self._identity, RUN: run, **self._parent(client, run), **self._with_links(client, tags)}
+                    ),
                     run_name=name,
                 )
             else:
                 self._set_tags(client, found.info.run_id, tags)
                 if found.info.status != "RUNNING":
                     client.update_run(found.info.run_id, status="RUNNING")
-            self._remember(client, run, found)
+            self._cache_run(client, run, found)
             missing = [Param(k, param_text(v)) for k, v in params.items() if k not in found.data.params]
             for i in range(0, len(missing), PARAMS_PER_CALL):
                 client.log_batch(found.info.run_id, params=missing[i : i + PARAMS_PER_CALL])
 
-    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+    def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
         """Log what is beyond the last step. The time is the message's: MLflow knows a repetition by it."""
-        self.course(run, [(points, at)])
+        self.log_metric_history(run, [(metrics, at)])
 
-    def course(self, run: str, told: Sequence[tuple[Sequence[Point], float]]) -> None:
+    def log_metric_history(self, run: str, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> None:
         """Log what is beyond the last step, in as few calls as MLflow's limit allows."""
         with self._mlflow() as client:
-            known = self._of(client, run)
-            for group in _groups(_beyond(known.last_step, told)):
-                metrics = [m for point, at in group for m in _metrics(point, _milliseconds(at))]
+            known = self._find_run(client, run)
+            for group in _groups(_new_metrics(known.last_step, history)):
+                metrics = [m for step_metrics, at in group for m in _metrics(step_metrics, _milliseconds(at))]
                 client.log_batch(known.id, metrics=metrics)
                 known.last_step = group[-1][0].step
 
-    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+    def log_final_metrics(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
         """Log those that are not the run's newest already."""
         from mlflow.entities import Metric
 
         with self._mlflow() as client:
-            known = self._of(client, run)
+            known = self._find_run(client, run)
             newest = client.get_run(known.id).data.metrics
             fresh = [Metric(n, v, _milliseconds(at), step) for n, v in values.items() if newest.get(n) != v]
             if fresh:
                 client.log_batch(known.id, metrics=fresh)
 
-    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+    def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
         with self._mlflow() as client:
-            self._set_tags(client, self._of(client, run).id, tags)
+            self._set_tags(client, self._find_run(client, run).id, tags)
 
-    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+    def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         """Attach a file or a folder; attached again it replaces itself."""
         if not path.exists():
-            raise Refused(f"{path} is no longer there")
+            raise MessageRejected(f"{path} is no longer there")
         with self._mlflow() as client:
             attach = client.log_artifacts if path.is_dir() else client.log_artifact
-            attach(self._of(client, run).id, str(path), folder or None)
+            attach(self._find_run(client, run).id, str(path), folder or None)
 
-    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+    def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
         """The run is over."""
         with self._mlflow() as client:
-            known = self._of(client, run)
+            known = self._find_run(client, run)
             self._set_tags(client, known.id, tags)
             client.set_terminated(known.id, status=status, end_time=_milliseconds(at))
 
@@ -225,7 +227,7 @@ class MlflowReceiver:
 
     @contextmanager
     def _mlflow(self) -> Generator[MlflowClient]:
-        with _translated():
+        with _translate_errors():
             if self._client is None:
                 client = connect(self._root, self._uri)
                 self._experiment_id = ensure_experiment(
@@ -237,54 +239,54 @@ class MlflowReceiver:
             yield self._client
 
     def _search(self, client: MlflowClient, run: str) -> MlflowRun | None:
-        wanted = f"tags.`{SWEEP_ID}` = '{self._identity[SWEEP_ID]}' and tags.`{RUN}` = '{run}'"
-        found = client.search_runs([self._experiment_id], wanted, max_results=1)
+        filter_string = f"tags.`{SWEEP_ID}` = '{self._identity[SWEEP_ID]}' and tags.`{RUN}` = '{run}'"
+        found = client.search_runs([self._experiment_id], filter_string, max_results=1)
         return found[0] if found else None
 
-    def _remember(self, client: MlflowClient, run: str, found: MlflowRun) -> _Known:
+    def _cache_run(self, client: MlflowClient, run: str, found: MlflowRun) -> _KnownRun:
         """Once per run and process: the store itself says which step came last."""
         steps = (m.step for key in found.data.metrics for m in client.get_metric_history(found.info.run_id, key))
-        self._known[run] = _Known(found.info.run_id, max(steps, default=None))
+        self._known_runs[run] = _KnownRun(found.info.run_id, max(steps, default=None))
         if self._on_run is not None:
             self._on_run(run, found.info.run_id)
-        return self._known[run]
+        return self._known_runs[run]
 
-    def _of(self, client: MlflowClient, run: str) -> _Known:
-        if run in self._known:
-            return self._known[run]
+    def _find_run(self, client: MlflowClient, run: str) -> _KnownRun:
+        if run in self._known_runs:
+            return self._known_runs[run]
         found = self._search(client, run)
         if found is None:
-            raise Refused(f"run {run!r} was never started (or its start was refused)")
-        return self._remember(client, run, found)
+            raise MessageRejected(f"run {run!r} was never started (or its start was refused)")
+        return self._cache_run(client, run, found)
 
     def _parent(self, client: MlflowClient, run: str) -> dict[str, str]:
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        return {} if run == SWEEP else {MLFLOW_PARENT_RUN_ID: self._of(client, SWEEP).id}
+        return {} if run == SWEEP else {MLFLOW_PARENT_RUN_ID: self._find_run(client, SWEEP).id}
 
     def _set_tags(self, client: MlflowClient, run_id: str, tags: Mapping[str, str]) -> None:
         from mlflow.entities import RunTag
 
         if tags:
-            whole = _tags(self._linked(client, tags))
-            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in whole.items()])
+            all_tags = _tags(self._with_links(client, tags))
+            client.log_batch(run_id, tags=[RunTag(k, v) for k, v in all_tags.items()])
 
-    def _linked(self, client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
+    def _with_links(self, client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
         """The tags, with links in the description that lead somewhere."""
         if NOTE not in tags:
             return dict(tags)
 
         def run_id(run: str) -> str | None:
-            if run not in self._known and (found := self._search(client, run)) is not None:
-                self._remember(client, run, found)
-            return self._known[run].id if run in self._known else None
+            if run not in self._known_runs and (found := self._search(client, run)) is not None:
+                self._cache_run(client, run, found)
+            return self._known_runs[run].id if run in self._known_runs else None
 
         text = with_links(tags[NOTE], self._experiment_id, self._identity[SWEEP_NAME], run_id)
         return {**tags, NOTE: text}
 
 
 @contextmanager
-def _translated() -> Generator[None]:
+def _translate_errors() -> Generator[None]:
     """MLflow's errors into the two that the outbox understands."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError
@@ -292,23 +294,23 @@ def _translated() -> Generator[None]:
     try:
         yield
     except MlflowException as error:
-        kind = Refused if error.error_code in _FOR_EVER else Unreachable
+        kind = MessageRejected if error.error_code in _PERMANENT_ERRORS else TrackingUnavailable
         raise kind(redact(str(error))) from error
     except (OSError, DBAPIError) as error:  # requests' errors are OSErrors
-        raise Unreachable(redact(str(error))) from error
+        raise TrackingUnavailable(redact(str(error))) from error
 
 
 def param_text(value: Any) -> str:
     """A param as MLflow shows it: text as it is, the rest as in the sweep's file (null, true, 6e-07, lists)."""
     text = value if isinstance(value, str) else json.dumps(value)
-    return _cut(text, LONGEST_PARAM)
+    return _truncate(text, MAX_PARAM_LENGTH)
 
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    return {name: _cut(text, LONGEST_TAG) for name, text in tags.items()}
+    return {name: _truncate(text, MAX_TAG_LENGTH) for name, text in tags.items()}
 
 
-def _cut(text: str, longest: int) -> str:
+def _truncate(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - len(CUT)] + CUT
 
 
@@ -316,31 +318,31 @@ def _milliseconds(at: float) -> int:
     return int(at * 1000)
 
 
-def _metrics(point: Point, timestamp: int) -> list[Metric]:
+def _metrics(step_metrics: StepMetrics, timestamp: int) -> list[Metric]:
     from mlflow.entities import Metric
 
-    return [Metric(name, value, timestamp, point.step) for name, value in point.metrics.items()]
+    return [Metric(name, value, timestamp, step_metrics.step) for name, value in step_metrics.metrics.items()]
 
 
-def _beyond(last: int | None, told: Sequence[tuple[Sequence[Point], float]]) -> list[_Timed]:
+def _new_metrics(last: int | None, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> list[_TimedMetrics]:
     """The points after that step, each with its time; of a step told again, the first."""
-    found: list[_Timed] = []
-    for points, at in told:
-        fresh = sorted((p for p in points if last is None or p.step > last), key=lambda p: p.step)
-        found += [(point, at) for point in fresh]
+    found: list[_TimedMetrics] = []
+    for metrics, at in history:
+        fresh = sorted((p for p in metrics if last is None or p.step > last), key=lambda p: p.step)
+        found += [(step_metrics, at) for step_metrics in fresh]
         last = fresh[-1].step if fresh else last
     return found
 
 
-def _groups(points: Sequence[_Timed]) -> Generator[list[_Timed]]:
+def _groups(metrics: Sequence[_TimedMetrics]) -> Generator[list[_TimedMetrics]]:
     """Whole points, at most PER_CALL metrics together."""
-    group: list[_Timed] = []
+    group: list[_TimedMetrics] = []
     size = 0
-    for point, at in points:
-        if group and size + len(point.metrics) > PER_CALL:
+    for step_metrics, at in metrics:
+        if group and size + len(step_metrics.metrics) > PER_CALL:
             yield group
             group, size = [], 0
-        group.append((point, at))
-        size += len(point.metrics)
+        group.append((step_metrics, at))
+        size += len(step_metrics.metrics)
     if group:
         yield group

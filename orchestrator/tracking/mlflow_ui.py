@@ -1,4 +1,4 @@
-"""The MLflow page of a store, on this machine only."""
+"""The MLflow UI of a tracking store, on loopback only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.errors import OrchestrateError, StorageRefused
-from orchestrator.interfaces import Refused, Unreachable
+from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.redaction import redact
 from orchestrator.tracking.mlflow_sink import connect, ensure_experiment, save_view
 from orchestrator.tracking.run_metadata import charts_page
 
-PATIENCE = 180.0
+START_TIMEOUT = 180.0
 """Seconds a server may take to answer for the first time."""
 
 
@@ -35,7 +35,7 @@ class NotLoopback(OrchestrateError):
 
 
 @dataclass(frozen=True, slots=True)
-class Ui:
+class UiServer:
     """A page that answers. `process` is None where somebody else's server shows the store."""
 
     base: str
@@ -48,20 +48,20 @@ class Ui:
             self.process.wait(timeout=20)
 
 
-def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui:
+def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> UiServer:
     """Serve the store at `uri`; returns when it answers. Port 0: any free one. A tracking server has its own page."""
     if uri.startswith(("http://", "https://")):
-        return Ui(_without_credentials(uri), None)
+        return UiServer(_without_credentials(uri), None)
     if not is_loopback(host):
         raise NotLoopback(host)
     try:
         connect(root, uri)
-    except (Unreachable, Refused) as error:
+    except (TrackingUnavailable, MessageRejected) as error:
         raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error
     port = port or _free_port(host)
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
     # By environment, not by argument: a store's URI may carry a password, and every user may read arguments.
-    asked = {
+    environment = {
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_ARTIFACTS_DESTINATION": (root.resolve() / "artifacts").as_uri(),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
@@ -69,8 +69,8 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
     }
     log = root / "mlflow-ui.log"
     with log.open("wb") as stream:
-        process = subprocess.Popen(command, env=os.environ | asked, stdout=stream, stderr=subprocess.STDOUT)
-    ui = Ui(f"http://{host}:{port}", process)
+        process = subprocess.Popen(command, env=os.environ | environment, stdout=stream, stderr=subprocess.STDOUT)
+    ui = UiServer(f"http://{host}:{port}", process)
     _wait(ui, log)
     return ui
 
@@ -83,7 +83,7 @@ def sweep_page(
         client = connect(root, uri)
         number = ensure_experiment(client, root, uri, experiment, artifacts)
         save_view(client, number, view)
-    except (Unreachable, Refused) as error:
+    except (TrackingUnavailable, MessageRejected) as error:
         raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error
     return f"{base}/#{charts_page(number, sweep)}"
 
@@ -98,9 +98,9 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _wait(ui: Ui, log: Path) -> None:
+def _wait(ui: UiServer, log: Path) -> None:
     assert ui.process is not None
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and ui.process.poll() is None:
         try:
             with urllib.request.urlopen(f"{ui.base}/health", timeout=2):

@@ -1,6 +1,6 @@
-"""Tell now, deliver later: the driver's words are on the disk before the call returns, a thread passes them on.
+"""`Outbox`: a durable queue of tracking messages. A message is on disk before the call returns; a thread delivers.
 
-What waits in the outbox, put together so that it takes few calls: points of one run that were told one by one.
+Waiting metrics of one run are grouped, so that delivery takes few calls.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import StorageRefused, SweepHeld
-from orchestrator.interfaces import Receiver, Refused, TakesCourses, Unreachable
+from orchestrator.interfaces import BatchReceiver, MessageRejected, TrackingReceiver, TrackingUnavailable
 from orchestrator.redaction import redact_all, secret_values
 from orchestrator.study.pruning.divergence_guard import as_number
 from orchestrator.tracking.message_journal import (
-    Artifact,
-    End,
+    EndRun,
     Journal,
+    LogArtifact,
+    LogFinalMetrics,
+    LogMetrics,
     Message,
-    Points,
-    Start,
-    Tag,
-    Values,
+    SetTags,
+    StartRun,
+    deliver,
     encode,
-    tell,
 )
-from trainer.results import Point
+from trainer.results import StepMetrics
 from trainer.storage.atomic_files import failpoint
 
 
-def groups(messages: Sequence[Message]) -> list[list[int]]:
+def group_messages(messages: Sequence[Message]) -> list[list[int]]:
     """Places of messages that go in one call, each group where its first one stands.
 
     Points of a run go with those before them unless something else of that run came between: of each run everything
@@ -45,12 +45,12 @@ def groups(messages: Sequence[Message]) -> list[list[int]]:
     """
     out: list[list[int]] = []
     open_: dict[str, list[int]] = {}
-    for place, message in enumerate(messages):
-        if isinstance(message, Points) and message.run in open_:
-            open_[message.run].append(place)
+    for index, message in enumerate(messages):
+        if isinstance(message, LogMetrics) and message.run in open_:
+            open_[message.run].append(index)
             continue
-        out.append([place])
-        if isinstance(message, Points):
+        out.append([index])
+        if isinstance(message, LogMetrics):
             open_[message.run] = out[-1]
         else:
             open_.pop(message.run, None)
@@ -60,20 +60,20 @@ def groups(messages: Sequence[Message]) -> list[list[int]]:
 _log = logging.getLogger(__name__)
 
 FIRST_WAIT = 0.5
-LONGEST_WAIT = 30.0
+MAX_WAIT = 30.0
 """Seconds between tries while the receiver is unreachable; doubled from the first to the longest."""
-AT_ONCE = 1000
+BATCH_SIZE = 1000
 """Messages looked at together; while more than these wait, delivery does not rest."""
-SHARE = 0.25
+CPU_FRACTION = 0.25
 """Of a processor's time, which delivery takes while it keeps up: the thread competes with the driver itself."""
-LONGEST_REST = 5.0
+MAX_REST = 5.0
 """Seconds by which delivery may be later for that."""
-SWITCH = 0.0005
+SWITCH_INTERVAL = 0.0005
 """Seconds after which delivery gives way to the driver's thread. Python's own 5 ms cost a report, which writes to the
 disk a dozen times, as much as 60 ms."""
 
 
-class OutboxHeld(StorageRefused):
+class OutboxLocked(StorageRefused):
     """Another process delivers from this outbox."""
 
     def __init__(self, folder: Path) -> None:
@@ -81,59 +81,59 @@ class OutboxHeld(StorageRefused):
 
 
 class Outbox:
-    """A Sink that never waits for its receiver. One process at a time has it open.
+    """A TrackingSink that never waits for its receiver. One process at a time has it open.
 
     Files: `messages.jsonl` (all that was told), `delivered.json` (how far it got), `refused.jsonl` (what the receiver
     will never take). A message is delivered at least once; receivers ignore what they know, so it counts once.
     """
 
-    def __init__(self, folder: Path, deliver: Receiver, *, fence: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: Path, deliver: TrackingReceiver, *, fence: Callable[[], None] = lambda: None) -> None:
         """`fence` raises SweepHeld once another driver has taken over: from then on nothing is told or delivered."""
         self._folder, self._receiver, self._fence = folder, deliver, fence
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(folder)
         self._journal = Journal(folder / "messages.jsonl")
-        self._told: dict[str, int] = {}
+        self._last_step: dict[str, int] = {}
         self._latest = 0.0
         for _, message in self._journal.scan():
-            self._remember(message)
+            self._track_state(message)
         self._seq, self._offset = _read_position(folder / "delivered.json", self._journal)
         self._changed = threading.Condition()
-        self._closing = self._abandoned = self._closed = False
-        self._trouble = ""
-        sys.setswitchinterval(min(SWITCH, sys.getswitchinterval()))
+        self._closing = self._is_abandoned = self._closed = False
+        self._failure = ""
+        sys.setswitchinterval(min(SWITCH_INTERVAL, sys.getswitchinterval()))
         self._thread = threading.Thread(target=self._deliver_all, name="outbox", daemon=True)
         self._thread.start()
 
     # --- what the driver calls -----------------------------------------------------------------------------------
 
-    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+    def start_run(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
         """A run begins, or begins again."""
-        self._tell(Start(run, name, params, tags, at))
+        self._enqueue(StartRun(run, name, params, tags, at))
 
-    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+    def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
         """Metrics at their steps; steps told before, in this process or an earlier one, are skipped."""
-        last = self._told.get(run)
-        fresh = {p.step: p for p in reversed(points) if last is None or p.step > last}
+        last = self._last_step.get(run)
+        fresh = {p.step: p for p in reversed(metrics) if last is None or p.step > last}
         if fresh:
-            numbers = [Point(s, {n: as_number(v) for n, v in fresh[s].metrics.items()}) for s in sorted(fresh)]
-            self._tell(Points(run, numbers, at))
+            numbers = [StepMetrics(s, {n: as_number(v) for n, v in fresh[s].metrics.items()}) for s in sorted(fresh)]
+            self._enqueue(LogMetrics(run, numbers, at))
 
-    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+    def log_final_metrics(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
         """Numbers without a course."""
-        self._tell(Values(run, {name: as_number(value) for name, value in values.items()}, step, at))
+        self._enqueue(LogFinalMetrics(run, {name: as_number(value) for name, value in values.items()}, step, at))
 
-    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+    def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         """Set tags."""
-        self._tell(Tag(run, tags))
+        self._enqueue(SetTags(run, tags))
 
-    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+    def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         """Attach a file, as it is when it is delivered."""
-        self._tell(Artifact(run, path.resolve(), folder))
+        self._enqueue(LogArtifact(run, path.resolve(), folder))
 
-    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+    def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
         """A run is over."""
-        self._tell(End(run, status, tags, at))
+        self._enqueue(EndRun(run, status, tags, at))
 
     @property
     def pending(self) -> int:
@@ -143,7 +143,7 @@ class Outbox:
     @property
     def trouble(self) -> str:
         """Why delivery stands still, in words; empty while all is well."""
-        return self._trouble
+        return self._failure
 
     def close(self, timeout: float) -> int:
         """Deliver what is left for up to `timeout` seconds; returns how many messages stay for a later opening."""
@@ -155,7 +155,7 @@ class Outbox:
             self._changed.notify_all()
             while self.pending and self._thread.is_alive() and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(min(left, 0.2))
-            self._abandoned = self._closed = True
+            self._is_abandoned = self._closed = True
             self._changed.notify_all()
         self._thread.join(0.5)  # a receiver that hangs keeps the (daemon) thread: it can write nothing here any more
         self._journal.close()
@@ -164,47 +164,47 @@ class Outbox:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _tell(self, message: Message) -> None:
+    def _enqueue(self, message: Message) -> None:
         self._fence()
         with self._changed:
             if self._closed:
                 raise RuntimeError("the outbox is closed")
-            message = self._steady(message)
+            message = self._monotonic(message)
             failpoint("outbox.append")
             self._journal.append(redact_message(message))
             failpoint("outbox.appended")
-            self._remember(message)
+            self._track_state(message)
             self._changed.notify_all()
 
-    def _steady(self, message: Message) -> Message:
+    def _monotonic(self, message: Message) -> Message:
         """The message at a time no earlier than the one before it: a clock set back makes no negative durations."""
-        if isinstance(message, (Tag, Artifact)):
+        if isinstance(message, (SetTags, LogArtifact)):
             return message
         return replace(message, at=max(message.at, self._latest))
 
-    def _remember(self, message: Message) -> None:
-        if not isinstance(message, (Tag, Artifact)):
+    def _track_state(self, message: Message) -> None:
+        if not isinstance(message, (SetTags, LogArtifact)):
             self._latest = max(self._latest, message.at)
-        if isinstance(message, Points):
-            self._told[message.run] = max(self._told.get(message.run, -1), *(p.step for p in message.points))
+        if isinstance(message, LogMetrics):
+            self._last_step[message.run] = max(self._last_step.get(message.run, -1), *(p.step for p in message.metrics))
 
     def _deliver_all(self) -> None:
-        """The thread. An error that is neither Unreachable nor Refused ends it, with a traceback: it is ours."""
+        """The thread. Any error but TrackingUnavailable and MessageRejected ends it, with a traceback: it is a bug."""
         finished = warm = False  # its first call imports and connects: that comes once
         try:
             while (work := self._wait_for_work()) is not None:
                 began = time.thread_time()
                 if not self._deliver_some(*work):
                     break
-                spent = time.thread_time() - began
-                if warm and self.pending < AT_ONCE:
-                    self._rest(min(spent / SHARE - spent, LONGEST_REST))
+                usage = time.thread_time() - began
+                if warm and self.pending < BATCH_SIZE:
+                    self._rest(min(usage / CPU_FRACTION - usage, MAX_REST))
                 warm = True
             finished = True
         finally:
             with self._changed:
                 if not finished:
-                    self._trouble = "delivery ended by a fault of this program (traceback above); messages are kept"
+                    self._failure = "delivery ended by a fault of this program (traceback above); messages are kept"
                 self._changed.notify_all()
 
     def _wait_for_work(self) -> tuple[int, int] | None:
@@ -212,7 +212,7 @@ class Outbox:
         with self._changed:
             while self._offset >= self._journal.end and not self._closing:
                 self._changed.wait()
-            if self._abandoned or self._offset >= self._journal.end:
+            if self._is_abandoned or self._offset >= self._journal.end:
                 return None
             return self._offset, self._journal.end
 
@@ -225,13 +225,15 @@ class Outbox:
 
     def _deliver_some(self, offset: int, end: int) -> bool:
         """What waits there, a run's points together where the receiver takes that; False when closed meanwhile."""
-        read = self._journal.read(offset, end, AT_ONCE)
+        read = self._journal.read(offset, end, BATCH_SIZE)
         messages, seq = [message for message, _ in read], self._seq
-        together = groups(messages) if isinstance(self._receiver, TakesCourses) else [[k] for k in range(len(read))]
+        together = (
+            group_messages(messages) if isinstance(self._receiver, BatchReceiver) else [[k] for k in range(len(read))]
+        )
         starts = [group[0] for group in together[1:]] + [len(read)]
         for group, until in zip(together, starts, strict=True):
             failpoint("outbox.deliver")
-            if not self._deliver([(seq + 1 + place, messages[place]) for place in group]):
+            if not self._deliver([(seq + 1 + index, messages[index]) for index in group]):
                 return False
             failpoint("outbox.delivered")
             self._advance(seq + until, read[until - 1][1])  # nothing before the next group's start is left
@@ -244,64 +246,66 @@ class Outbox:
         Refused together, they are tried one by one: only those that are refused alone are set aside.
         """
         wait = FIRST_WAIT
-        while not self._abandoned:
+        while not self._is_abandoned:
             try:
                 self._fence()
-                self._tell_receiver([message for _, message in group])
+                self._deliver_group([message for _, message in group])
             except SweepHeld as error:
-                self._trouble = f"nothing more is told: {error}"
+                self._failure = f"nothing more is told: {error}"
                 return False
-            except (Unreachable, StorageRefused) as error:
-                if not self._trouble:
+            except (TrackingUnavailable, StorageRefused) as error:
+                if not self._failure:
                     _log.warning("tracking is unreachable, messages wait on the disk: %s", error)
-                self._trouble = str(error)
-                self._pause(wait)
-                wait = min(2 * wait, LONGEST_WAIT)
-            except Refused as error:
+                self._failure = str(error)
+                self._wait(wait)
+                wait = min(2 * wait, MAX_WAIT)
+            except MessageRejected as error:
                 if len(group) > 1:
                     return all(self._deliver([one]) for one in group)
-                self._set_aside(*group[0], error)
+                self._reject(*group[0], error)
                 return True
             else:
-                self._trouble = ""
+                self._failure = ""
                 return True
         return False
 
-    def _tell_receiver(self, group: Sequence[Message]) -> None:
-        if len(group) > 1 and isinstance(self._receiver, TakesCourses):
-            self._receiver.course(group[0].run, [(m.points, m.at) for m in group if isinstance(m, Points)])
+    def _deliver_group(self, group: Sequence[Message]) -> None:
+        if len(group) > 1 and isinstance(self._receiver, BatchReceiver):
+            self._receiver.log_metric_history(
+                group[0].run, [(m.metrics, m.at) for m in group if isinstance(m, LogMetrics)]
+            )
         else:
-            tell(self._receiver, group[0])
+            deliver(self._receiver, group[0])
 
-    def _pause(self, seconds: float) -> None:
+    def _wait(self, seconds: float) -> None:
         """Wait; closing cuts the long waits short, as the time that is left is better spent on trying."""
         until = time.monotonic() + seconds
         with self._changed:
-            while not self._abandoned and (left := until - time.monotonic()) > 0:
+            while not self._is_abandoned and (left := until - time.monotonic()) > 0:
                 if self._closing:
                     left = min(left, FIRST_WAIT)
                     until = min(until, time.monotonic() + left)
                 self._changed.wait(left)
 
-    def _set_aside(self, seq: int, message: Message, error: Refused) -> None:
+    def _reject(self, seq: int, message: Message, error: MessageRejected) -> None:
         _log.error("tracking refused a message of run %s, set aside: %s", message.run, error)
         with (self._folder / "refused.jsonl").open("ab") as stream:
             stream.write(encode(seq, message))
 
     def _advance(self, seq: int, offset: int) -> None:
         with self._changed:
-            if self._abandoned:
+            if self._is_abandoned:
                 return
             self._seq, self._offset = seq, offset
             # Not flushed: losing it costs a second delivery, which changes nothing.
-            aside = self._folder / "delivered.json.tmp"
-            aside.write_text(json.dumps({"seq": self._seq, "offset": self._offset, "journal": self._journal.name}))
-            aside.replace(self._folder / "delivered.json")
+            temporary = self._folder / "delivered.json.tmp"
+            temporary.write_text(json.dumps({"seq": self._seq, "offset": self._offset, "journal": self._journal.name}))
+            temporary.replace(self._folder / "delivered.json")
             failpoint("outbox.advanced")
             self._changed.notify_all()
 
 
-def deliver_pending(folder: Path, deliver: Receiver, timeout: float) -> int:
+def deliver_pending(folder: Path, deliver: TrackingReceiver, timeout: float) -> int:
     """Deliver what an earlier process left, for up to `timeout` seconds; returns how many messages still stay."""
     if not (folder / "messages.jsonl").is_file():
         return 0
@@ -310,16 +314,16 @@ def deliver_pending(folder: Path, deliver: Receiver, timeout: float) -> int:
 
 def redact_message(message: Message) -> Message:
     """The message without the secrets of this environment."""
-    if isinstance(message, (Points, Values, Artifact)):
+    if isinstance(message, (LogMetrics, LogFinalMetrics, LogArtifact)):
         return message
     secrets = secret_values()
     match message:
-        case Start(run, name, params, tags, at):
-            return Start(run, name, redact_all(params, secrets), redact_all(tags, secrets), at)
-        case Tag(run, tags):
-            return Tag(run, redact_all(tags, secrets))
-        case End(run, status, tags, at):
-            return End(run, status, redact_all(tags, secrets), at)
+        case StartRun(run, name, params, tags, at):
+            return StartRun(run, name, redact_all(params, secrets), redact_all(tags, secrets), at)
+        case SetTags(run, tags):
+            return SetTags(run, redact_all(tags, secrets))
+        case EndRun(run, status, tags, at):
+            return EndRun(run, status, redact_all(tags, secrets), at)
 
 
 def _lock(folder: Path) -> int:
@@ -328,7 +332,7 @@ def _lock(folder: Path) -> int:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(file)
-        raise OutboxHeld(folder) from None
+        raise OutboxLocked(folder) from None
     return file
 
 

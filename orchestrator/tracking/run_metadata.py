@@ -1,6 +1,6 @@
-"""Names by which a sweep's runs and pages are found again in MLflow, and links between them.
+"""Tags, links and environment of MLflow runs.
 
-What a result depends on besides its configuration: versions, hardware, the commit.
+The environment is what a result depends on besides its configuration: versions, hardware, the commit.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ NOTE = "mlflow.note.content"
 """MLflow's tag for a run's description, in Markdown."""
 RUN_NAME = "mlflow.runName"
 """MLflow's tag for the name under which it lists a run."""
-COLOUR = "mlflow.runColor"
-"""MLflow's tag for a run's colour in charts."""
+COLOR = "mlflow.runColor"
+"""MLflow's tag for a run's color in charts."""
 
-OF_TRAINING = ("mlflow.experimentKind", "custom_model_development")
+TRAINING_EXPERIMENT = ("mlflow.experimentKind", "custom_model_development")
 """The experiment tag with which MLflow 3 shows its pages for training instead of those for language applications."""
 
 _FOR_TRAINING = {"workflowType": "machine_learning"}
@@ -41,25 +41,36 @@ CHARTS = "charts"
 _LINK = re.compile(r"\]\(mlflow:(?P<run>[^)/\s]+)(?P<rest>/[^)\s]*)?\)")
 
 
-_TRIALS = ("#0072b2", "#d55e00", "#008c66", "#cc79a7", "#e69f00", "#56b4e9", "#6a3d9a", "#8c510a", "#1b9e9e", "#4d4d4d")
+_TRIAL_COLORS = (
+    "#0072b2",
+    "#d55e00",
+    "#008c66",
+    "#cc79a7",
+    "#e69f00",
+    "#56b4e9",
+    "#6a3d9a",
+    "#8c510a",
+    "#1b9e9e",
+    "#4d4d4d",
+)
 """Of trials by number, in turn, after Okabe and Ito: MLflow's own choice gives neighbours nearly the same."""
-_COLOURS = {"PRUNED": "#9a9a9a", "DIVERGED": "#b83280", "FAILED": "#c82d2d"}
+_STATE_COLORS = {"PRUNED": "#9a9a9a", "DIVERGED": "#b83280", "FAILED": "#c82d2d"}
 """Curves that were stopped stand back behind the complete ones, and those that broke stand out."""
 
 
-def begun_tags(number: int) -> dict[str, str]:
-    """A colour in charts that is told from the next trial's."""
-    return {COLOUR: _TRIALS[number % len(_TRIALS)]}
+def start_tags(number: int) -> dict[str, str]:
+    """A color in charts that is told from the next trial's."""
+    return {COLOR: _TRIAL_COLORS[number % len(_TRIAL_COLORS)]}
 
 
-def ended_tags(number: int, outcome: Outcome) -> dict[str, str]:
-    """How a trial ended, to be seen at once: a state that tells diverged from pruned, in its name too, and a colour."""
+def end_tags(number: int, outcome: Outcome) -> dict[str, str]:
+    """How a trial ended, to be seen at once: a state that tells diverged from pruned, in its name too, and a color."""
     state = "DIVERGED" if outcome.diverged else outcome.state.value
     tags = {"state": state, "reason": outcome.reason}
     tags |= {"failure": outcome.failure.value} if outcome.failure else {}
     tags |= {"diverged": "true"} if outcome.diverged else {}
-    if state in _COLOURS:
-        tags |= {COLOUR: _COLOURS[state], RUN_NAME: f"trial {number} {state.lower()}"}
+    if state in _STATE_COLORS:
+        tags |= {COLOR: _STATE_COLORS[state], RUN_NAME: f"trial {number} {state.lower()}"}
     return tags
 
 
@@ -75,8 +86,8 @@ def view_key(sweep: str) -> str:
 
 def charts_page(experiment_id: str, sweep: str) -> str:
     """The part of the address behind `#` where the sweep's saved view opens. Search words beside it would undo it."""
-    asked = {"viewStateShareKey": view_key(sweep), "compareRunsMode": "CHART", **_FOR_TRAINING}
-    return f"/experiments/{experiment_id}/runs?{urlencode(asked, quote_via=quote, safe='')}"
+    query = {"viewStateShareKey": view_key(sweep), "compareRunsMode": "CHART", **_FOR_TRAINING}
+    return f"/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote, safe='')}"
 
 
 def run_page(experiment_id: str, run_id: str, rest: str = "") -> str:
@@ -128,10 +139,10 @@ def environment_tags(found: dict[str, Any]) -> dict[str, str]:
 
 def git_commit(folder: Path) -> dict[str, Any] | None:
     """The commit of the repository that `folder` lies in, and whether files differ from it; None outside of one."""
-    commit = _ask("git", "-C", str(folder), "rev-parse", "HEAD")
+    commit = _command_output("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return None
-    return {"commit": commit.strip(), "dirty": bool(_ask("git", "-C", str(folder), "status", "--porcelain"))}
+    return {"commit": commit.strip(), "dirty": bool(_command_output("git", "-C", str(folder), "status", "--porcelain"))}
 
 
 def _packages() -> dict[str, str]:
@@ -142,8 +153,8 @@ def _packages() -> dict[str, str]:
 def _gpus() -> list[str]:
     try:
         return query_gpus("name,memory.total,driver_version")
-    except NvidiaSmiHangs as why:
-        return [str(why)]
+    except NvidiaSmiHangs as error:
+        return [str(error)]
 
 
 def _memory_gib() -> float | None:
@@ -152,7 +163,7 @@ def _memory_gib() -> float | None:
     return round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
 
 
-def _ask(*command: str) -> str | None:
+def _command_output(*command: str) -> str | None:
     """What the command prints; None where it is missing, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None

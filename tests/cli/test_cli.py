@@ -38,10 +38,9 @@ def known(root: Path) -> SweepFolder:
 
 
 @pytest.fixture
-def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """orchestrator.driver.run_sweep as the commands see it: remembers its calls, answers with what the test put in."""
+def fake_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the commands call: remembers its calls, answers with what the test put in."""
     answers: dict[str, Any] = {}
-    module = ModuleType("orchestrator.driver.run_sweep")
 
     def function(name: str) -> Any:
         def called(*arguments: Any, **named: Any) -> Any:
@@ -53,12 +52,22 @@ def room(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
         return called
 
-    for name in ("start", "start_or_resume", "resume", "status", "watch", "best", "export", "ui"):
-        setattr(module, name, function(name))
-    monkeypatch.setitem(sys.modules, "orchestrator.driver.run_sweep", module)
-    import orchestrator
-
-    monkeypatch.setattr(orchestrator, "sweep", module, raising=False)
+    fakes: dict[str, dict[str, str]] = {
+        "orchestrator.cli.composition": {
+            "start": "start",
+            "start_or_resume": "start_or_resume",
+            "resume": "resume",
+            "watch_sweep": "watch",
+            "ui": "ui",
+        },
+        "orchestrator.commands.status": {"status": "status", "best": "best"},
+        "orchestrator.commands.model_export": {"export_best_model": "export"},
+    }
+    for place, names in fakes.items():
+        module = ModuleType(place)
+        for name, told in names.items():
+            setattr(module, name, function(told))
+        monkeypatch.setitem(sys.modules, place, module)
     return answers
 
 
@@ -112,7 +121,7 @@ def test_the_module_is_the_program() -> None:
     ],
 )
 def test_every_ending_is_a_code_and_a_sentence(
-    room: dict[str, Any],
+    fake_commands: dict[str, Any],
     known: SweepFolder,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -122,7 +131,7 @@ def test_every_ending_is_a_code_and_a_sentence(
     said: str,
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    room["resume"] = ending
+    fake_commands["resume"] = ending
     assert cli.main(["resume", "known"]) == code
     out, err = capsys.readouterr()
     assert said in err
@@ -171,31 +180,35 @@ def test_a_link_is_no_sweep(root: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "is no link" in capsys.readouterr().err
 
 
-def test_a_name_used_before_is_refused(room: dict[str, Any], root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_used_before_is_refused(
+    fake_commands: dict[str, Any], root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = root / "quickstart"
     folder.mkdir(parents=True)
     (folder / "sweep.yaml").write_text("precious")
     assert cli.main(["sweep", QUICKSTART]) == 2
     assert "orchestrate resume quickstart" in capsys.readouterr().err
     assert (folder / "sweep.yaml").read_text() == "precious"
-    assert "calls" not in room
+    assert "calls" not in fake_commands
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
 
 
-def test_sweep_starts_what_the_file_says(room: dict[str, Any], root: Path) -> None:
-    room["start"] = 3
+def test_sweep_starts_what_the_file_says(fake_commands: dict[str, Any], root: Path) -> None:
+    fake_commands["start"] = 3
     arguments = ["sweep", QUICKSTART, "--set", "loss.beta=3.14159", "--name", "other", "--trust-remote-code"]
     assert cli.main(arguments) == 3
-    ((_, (spec, where), named),) = room["calls"]
+    ((_, (spec, where), named),) = fake_commands["calls"]
     assert (spec.name, spec.base.loss.beta, where) == ("other", 3.14159, root)
     assert named == {"cluster_at": None, "trust_remote_code": True}
     assert "loss.beta" not in spec.search.paths
 
 
-def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, root: Path, tmp_path: Path) -> None:
-    room |= {"resume": 0, "ui": 0, "status": STATUS, "best": {"number": 1}, "export": tmp_path / "m"}
+def test_the_other_commands_pass_on(
+    fake_commands: dict[str, Any], known: SweepFolder, root: Path, tmp_path: Path
+) -> None:
+    fake_commands |= {"resume": 0, "ui": 0, "status": STATUS, "best": {"number": 1}, "export": tmp_path / "m"}
     for arguments in (
         ["resume", "known", "--set", "budget.trials=9"],
         ["status", "known", "--watch"],
@@ -203,7 +216,7 @@ def test_the_other_commands_pass_on(room: dict[str, Any], known: SweepFolder, ro
         ["ui", "known", "--port", "5001", "--no-open"],
     ):
         assert cli.main(arguments) == 0
-    assert room["calls"] == [
+    assert fake_commands["calls"] == [
         (
             "resume",
             ("known", root, ("budget.trials=9",)),
@@ -243,9 +256,9 @@ STATUS = {
 
 
 def test_status_is_one_object_or_a_table(
-    room: dict[str, Any], known: SweepFolder, capsys: pytest.CaptureFixture[str]
+    fake_commands: dict[str, Any], known: SweepFolder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    room["status"] = STATUS
+    fake_commands["status"] = STATUS
     assert cli.main(["status", "known", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == STATUS
     assert cli.main(["status", "known"]) == 0
@@ -253,8 +266,8 @@ def test_status_is_one_object_or_a_table(
     assert all(word in out for word in ("known: running", "2.5", "0.625", "3/40", "loss is [nan]"))
 
 
-def test_json_has_no_nan(room: dict[str, Any], known: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    room["best"] = {"number": 1, "metrics": {"loss": float("nan"), "grad_norm": [float("inf"), 1.0]}}
+def test_json_has_no_nan(fake_commands: dict[str, Any], known: SweepFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    fake_commands["best"] = {"number": 1, "metrics": {"loss": float("nan"), "grad_norm": [float("inf"), 1.0]}}
     assert cli.main(["best", "known", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["metrics"] == {"loss": None, "grad_norm": [None, 1.0]}
 

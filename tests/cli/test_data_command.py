@@ -42,13 +42,13 @@ def rows_with_everything() -> list[Any]:
     return rows
 
 
-def sweep_file(place: Path, rows: list[Any] | None = None, search: str = "{loss.beta: [2.0, 3.0]}") -> str:
-    folder = place / "tokenizer"
+def sweep_file(path: Path, rows: list[Any] | None = None, search: str = "{loss.beta: [2.0, 3.0]}") -> str:
+    folder = path / "tokenizer"
     saved(tokenizer(CHATML), folder)
-    train = write_rows(place / "train.jsonl", rows_with_everything() if rows is None else rows)
-    held = write_rows(place / "held.jsonl", good_rows(4, "held"))
-    file = place / "sweep.yaml"
-    file.write_text(SWEEP.format(tokenizer=folder, train=train, eval=held, search=search))
+    train = write_rows(path / "train.jsonl", rows_with_everything() if rows is None else rows)
+    held_trial = write_rows(path / "held.jsonl", good_rows(4, "held"))
+    file = path / "sweep.yaml"
+    file.write_text(SWEEP.format(tokenizer=folder, train=train, eval=held_trial, search=search))
     return str(file)
 
 
@@ -64,7 +64,7 @@ def test_json_is_one_object_a_row_and_a_last_one_of_the_whole(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(sweep_file(tmp_path), "--json") == 0
-    *rows, whole = objects(capsys.readouterr().out)
+    *rows, complete = objects(capsys.readouterr().out)
     assert [(row["split"], row["row"]) for row in rows] == [
         *(("train", n) for n in range(1, 21)),
         *(("eval", n) for n in range(1, 5)),
@@ -94,22 +94,27 @@ def test_json_is_one_object_a_row_and_a_last_one_of_the_whole(
     assert found[7]["kept"]
     assert found[7]["lengths"]["chosen"] + found[7]["lengths"]["prompt"] == 128
 
-    counts = {notice["kind"]: notice["count"] for notice in whole["notices"]}
+    counts = {notice["kind"]: notice["count"] for notice in complete["notices"]}
     assert counts == {"empty_response": 1, "not_text": 1, "response_cut": 1, "duplicate_row": 1, "shared_prompt": 1}
-    assert (whole["train_rows"], whole["eval_rows"], whole["bad_rows"], whole["dropped_rows"]) == (17, 4, 2, 1)
-    assert whole["refused"] is None
+    assert (complete["train_rows"], complete["eval_rows"], complete["bad_rows"], complete["dropped_rows"]) == (
+        17,
+        4,
+        2,
+        1,
+    )
+    assert complete["refused"] is None
 
 
 def test_it_is_what_a_trial_trains_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from orchestrator.spec.loading.loader import load
+    from orchestrator.spec.loading.loader import load_spec
     from trainer.data import load_tokenizer, prepare
 
     file = sweep_file(tmp_path)
     assert run(file, "--json") == 0
-    *rows, whole = objects(capsys.readouterr().out)
-    base = load(Path(file)).base
+    *rows, complete = objects(capsys.readouterr().out)
+    base = load_spec(Path(file)).base
     prepared, decode = prepare(base.data, base.model, tmp_path / "c"), load_tokenizer(base.model, base.data, tmp_path)
-    assert prepared.report.fingerprint == whole["fingerprint"]
+    assert prepared.report.fingerprint == complete["fingerprint"]
     for split, pairs in (("train", prepared.train), ("eval", prepared.eval)):
         shown = {row["row"]: row for row in rows if row["split"] == split and row["kept"]}
         assert sorted(shown) == sorted(map(int, pairs.rows))
@@ -173,9 +178,9 @@ def test_a_split_and_a_row_alone(tmp_path: Path, capsys: pytest.CaptureFixture[s
     *rows, _ = objects(capsys.readouterr().out)
     assert [(row["split"], row["row"]) for row in rows] == [("train", 2), ("eval", 2)]
     assert run(sweep_file(tmp_path), "--row", "9", "--split", "eval") == 2
-    told = capsys.readouterr().err
-    assert "--row 9: there is no such row of eval" in told
-    assert "held.jsonl: 4 rows read" in told
+    logged = capsys.readouterr().err
+    assert "--row 9: there is no such row of eval" in logged
+    assert "held.jsonl: 4 rows read" in logged
 
 
 def test_rows_that_refuse_a_sweep_are_shown_and_then_refused(
@@ -183,10 +188,10 @@ def test_rows_that_refuse_a_sweep_are_shown_and_then_refused(
 ) -> None:
     assert run(sweep_file(tmp_path), "--set", "data.max_bad_share=0.01", "--json") == 2
     shown = capsys.readouterr()
-    *rows, whole = objects(shown.out)
+    *rows, complete = objects(shown.out)
     assert len(rows) == 24
-    assert "2 of 24 rows are bad (8.33%), more than data.max_bad_share 0.01" in whole["refused"]
-    assert whole["refused"] in shown.err
+    assert "2 of 24 rows are bad (8.33%), more than data.max_bad_share 0.01" in complete["refused"]
+    assert complete["refused"] in shown.err
 
 
 def test_a_trials_file_as_for_the_trainer_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,9 +201,9 @@ def test_a_trials_file_as_for_the_trainer_alone(tmp_path: Path, capsys: pytest.C
     file.write_text(f"model: {{generated: {{}}, tokenizer: {model.tokenizer}}}\ndata: {{train: {train}}}\n")
     file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
     assert run(str(file), "--set", "data.max_length=24", "--json", "--rows", "1") == 0
-    row, whole = objects(capsys.readouterr().out)
+    row, complete = objects(capsys.readouterr().out)
     assert sum(row["lengths"][name] for name in ("prompt", "chosen")) <= 24
-    assert whole["lengths"]["row"]["p100"] <= 24
+    assert complete["lengths"]["row"]["p100"] <= 24
     assert run(str(file), "--set", "data.maks_length=24") == 2
     assert "data.maks_length: there is no such key" in capsys.readouterr().err
     assert run(str(file), "--set", "data.max_length") == 2

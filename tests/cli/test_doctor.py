@@ -14,8 +14,8 @@ import pytest
 import sweeps
 from orchestrator import cli
 from orchestrator.commands import doctor
-from orchestrator.commands.doctor import Check, Level, gpu_checks, machine_checks, network_checks
-from orchestrator.spec.loading.loader import load
+from orchestrator.commands.doctor import Check, CheckLevel, gpu_checks, machine_checks, network_checks
+from orchestrator.spec.loading.loader import load_spec
 
 SHIPPED = Path(sweeps.__file__).parent
 
@@ -71,8 +71,8 @@ def found(checks: list[Check], what: str) -> Check:
 
 
 def test_every_problem_has_its_fix(home: Path) -> None:
-    checks = doctor.examine(home / "runs")
-    assert all(check.fix for check in checks if check.level is not Level.OK)
+    checks = doctor.run_checks(home / "runs")
+    assert all(check.fix for check in checks if check.level is not CheckLevel.OK)
     expected = {"python", "torch", "gpu", "flash-attention", "cores", "memory", "/dev/shm", "disk", "filesystem"}
     assert expected | {"ray", "ray sessions", "hub token", "tracking"} <= {check.what for check in checks}
     assert not (home / "runs").exists()
@@ -83,9 +83,9 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:canary@127.0.0.1:1/")
     assert cli.main(["doctor", "--json"]) in (0, 2)
     out = capsys.readouterr().out
-    said = {check["what"]: check for check in json.loads(out)["checks"]}
-    assert said["hub token"]["found"] == "present"
-    assert said["tracking"]["level"] == "warn"
+    messages = {check["what"]: check for check in json.loads(out)["checks"]}
+    assert messages["hub token"]["found"] == "present"
+    assert messages["tracking"]["level"] == "warn"
     assert "canary" not in out
 
 
@@ -95,15 +95,15 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("kind", "name", "level", "told"),
     [
-        ("model", "org/open", Level.OK, "may be downloaded"),
-        ("dataset", "org/pairs", Level.OK, "may be downloaded"),
-        ("model", "org/gated", Level.FAIL, "gated"),
-        ("model", "org/none", Level.FAIL, "not found"),
-        ("model", "org/broken", Level.WARN, "does not answer"),
+        ("model", "org/open", CheckLevel.OK, "may be downloaded"),
+        ("dataset", "org/pairs", CheckLevel.OK, "may be downloaded"),
+        ("model", "org/gated", CheckLevel.FAIL, "gated"),
+        ("model", "org/none", CheckLevel.FAIL, "not found"),
+        ("model", "org/broken", CheckLevel.WARN, "does not answer"),
     ],
 )
-def test_access_to_models_and_data_sets(kind: str, name: str, level: Level, told: str, hub: str) -> None:
-    check = network_checks.access(kind, name)
+def test_access_to_models_and_data_sets(kind: str, name: str, level: CheckLevel, told: str, hub: str) -> None:
+    check = network_checks.check_hub_access(kind, name)
     assert (check.level, check.what) == (level, f"{kind} {name}")
     assert told in check.found
     if told == "gated":
@@ -116,25 +116,25 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         port = server.getsockname()[1]
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
-    check = network_checks.access("model", "org/open")
-    assert check.level is Level.WARN, check
+    check = network_checks.check_hub_access("model", "org/open")
+    assert check.level is CheckLevel.WARN, check
     assert "HF_HOME" in check.fix
 
 
 def test_offline_and_not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    check = network_checks.access("model", "org/open")
-    assert check.level is Level.FAIL
+    check = network_checks.check_hub_access("model", "org/open")
+    assert check.level is CheckLevel.FAIL
     assert "HF_HUB_OFFLINE" in check.found
 
 
 def test_the_names_of_a_sweep(tmp_path: Path) -> None:
-    spec = load(SHIPPED / "llama3-8b.yaml")
+    spec = load_spec(SHIPPED / "llama3-8b.yaml")
     names = network_checks.hub_names(spec)
     assert ("model", "princeton-nlp/Llama-3-Base-8B-SFT") in names
     assert ("dataset", "HuggingFaceH4/ultrafeedback_binarized") in names
-    assert network_checks.hub_names(load(SHIPPED / "quickstart.yaml")) == []
-    here = load(SHIPPED / "llama3-8b.yaml", [f"model.name_or_path={tmp_path}"])
+    assert network_checks.hub_names(load_spec(SHIPPED / "quickstart.yaml")) == []
+    here = load_spec(SHIPPED / "llama3-8b.yaml", [f"model.name_or_path={tmp_path}"])
     assert [kind for kind, _ in network_checks.hub_names(here)] == ["dataset"]
 
 
@@ -145,54 +145,56 @@ def test_a_sweep_file_is_looked_at_too(
     with socket.create_server(("127.0.0.1", 0)) as server:
         storage = f"storage=postgresql+psycopg://me@127.0.0.1:{server.getsockname()[1]}/db"
         cli.main(["doctor", str(SHIPPED / "llama3-8b.yaml"), "--json", "--set", storage])
-    said = json.loads(capsys.readouterr().out)
-    levels = {check["what"]: check["level"] for check in said["checks"]}
+    messages = json.loads(capsys.readouterr().out)
+    levels = {check["what"]: check["level"] for check in messages["checks"]}
     assert levels["model princeton-nlp/Llama-3-Base-8B-SFT"] == "fail"
     assert levels["study"] == "ok"
-    assert said["healthy"] is False
+    assert messages["healthy"] is False
     assert cli.main(["doctor", str(tmp_path / "none.yaml")]) == 2
 
 
 def test_a_database_that_does_not_answer() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
-    spec = load(SHIPPED / "quickstart.yaml", [f"storage=postgresql+psycopg://me@127.0.0.1:{port}/db"])
-    check = found(list(network_checks.checks(Path("runs"), spec)), "study")
-    assert check.level is Level.FAIL
+    spec = load_spec(SHIPPED / "quickstart.yaml", [f"storage=postgresql+psycopg://me@127.0.0.1:{port}/db"])
+    check = found(list(network_checks.network_checks(Path("runs"), spec)), "study")
+    assert check.level is CheckLevel.FAIL
     assert ".pgpass" in check.fix
 
 
 def test_a_mirror_that_can_be_written_to_and_one_that_cannot(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     given = [f"mirror=file://{tmp_path}/far", f"tracking.artifacts=file://{tmp_path}/file/below"]
-    checks = list(network_checks.checks(Path("runs"), load(SHIPPED / "quickstart.yaml", given)))
-    assert found(checks, "mirror").level is Level.OK
+    checks = list(network_checks.network_checks(Path("runs"), load_spec(SHIPPED / "quickstart.yaml", given)))
+    assert found(checks, "mirror").level is CheckLevel.OK
     assert not any((tmp_path / "far").iterdir())
-    assert found(checks, "artifacts").level is Level.FAIL
+    assert found(checks, "artifacts").level is CheckLevel.FAIL
     assert "environment" in found(checks, "artifacts").fix
 
 
-@pytest.mark.parametrize(("path", "level"), [("", Level.OK), ("/other", Level.WARN), ("/closed", Level.OK)])
-def test_a_tracking_server(path: str, level: Level, hub: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("path", "level"), [("", CheckLevel.OK), ("/other", CheckLevel.WARN), ("/closed", CheckLevel.OK)]
+)
+def test_a_tracking_server(path: str, level: CheckLevel, hub: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", hub + path)
-    assert found(list(network_checks.checks(home, None)), "tracking").level is level
+    assert found(list(network_checks.network_checks(home, None)), "tracking").level is level
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
 
 
 def test_sqlite_on_a_network_filesystem_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine_checks, "filesystem", lambda path: "nfs4")
-    assert found(list(machine_checks.machine_checks(home, None)), "filesystem").level is Level.FAIL
-    spec = load(SHIPPED / "quickstart.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
-    assert found(list(machine_checks.machine_checks(home, spec)), "filesystem").level is Level.OK
+    monkeypatch.setattr(machine_checks, "filesystem_type", lambda path: "nfs4")
+    assert found(list(machine_checks.machine_checks(home, None)), "filesystem").level is CheckLevel.FAIL
+    spec = load_spec(SHIPPED / "quickstart.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
+    assert found(list(machine_checks.machine_checks(home, spec)), "filesystem").level is CheckLevel.OK
 
 
 def test_the_filesystem_of_the_nearest_mount(tmp_path: Path) -> None:
     mounts = tmp_path / "mounts"
     mounts.write_text("dev / ext4 rw 0 0\nhost:/x /data nfs4 rw 0 0\nt /data/my\\040disk tmpfs rw 0 0\n")
     kinds = {
-        path: machine_checks.filesystem(Path(path), mounts)
+        path: machine_checks.filesystem_type(Path(path), mounts)
         for path in ("/home", "/data/runs", "/data/my disk/x", "/dataset")
     }
     assert kinds == {"/home": "ext4", "/data/runs": "nfs4", "/data/my disk/x": "tmpfs", "/dataset": "ext4"}
@@ -203,26 +205,29 @@ class Room:
         self.free = self.total = int(free * (1 << 30))
 
 
-@pytest.mark.parametrize(("free", "level"), [(0.06, Level.WARN), (8.0, Level.OK)])
-def test_shared_memory(free: float, level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("free", "level"), [(0.06, CheckLevel.WARN), (8.0, CheckLevel.OK)])
+def test_shared_memory(free: float, level: CheckLevel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(free))
     assert machine_checks.shared_memory(tmp_path).level is level
-    assert machine_checks.shared_memory(tmp_path / "none").level is Level.WARN
+    assert machine_checks.shared_memory(tmp_path / "none").level is CheckLevel.WARN
 
 
-@pytest.mark.parametrize(("free", "level"), [(1.0, Level.FAIL), (20.0, Level.WARN), (500.0, Level.OK)])
-def test_disk(free: float, level: Level, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("free", "level"), [(1.0, CheckLevel.FAIL), (20.0, CheckLevel.WARN), (500.0, CheckLevel.OK)])
+def test_disk(free: float, level: CheckLevel, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(free))
     assert found(list(machine_checks.machine_checks(home, None)), "disk").level is level
 
 
 def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(60.0))
-    spec = load(SHIPPED / "llama3-8b.yaml")
+    spec = load_spec(SHIPPED / "llama3-8b.yaml")
     check = found(list(machine_checks.machine_checks(home, spec)), "disk")
-    assert check.level is Level.FAIL
+    assert check.level is CheckLevel.FAIL
     assert "the sweep takes" in check.found
-    assert found(list(machine_checks.machine_checks(home, load(SHIPPED / "quickstart.yaml"))), "disk").level is Level.OK
+    assert (
+        found(list(machine_checks.machine_checks(home, load_spec(SHIPPED / "quickstart.yaml"))), "disk").level
+        is CheckLevel.OK
+    )
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------
@@ -233,34 +238,36 @@ def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 2)
     monkeypatch.setattr(gpu_checks, "driver_version", lambda: None)
-    checks = list(gpu_checks.checks(None))
-    assert found(checks, "gpu").level is Level.FAIL
-    assert found(checks, "driver").level is Level.FAIL
+    checks = list(gpu_checks.gpu_checks(None))
+    assert found(checks, "gpu").level is CheckLevel.FAIL
+    assert found(checks, "driver").level is CheckLevel.FAIL
 
 
 def test_a_sweep_that_wants_gpus_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 0)
-    spec = load(SHIPPED / "llama3-8b.yaml", ["resources.gpus_per_trial=1", "model.load_in_4bit=true", "base.lora={}"])
+    spec = load_spec(
+        SHIPPED / "llama3-8b.yaml", ["resources.gpus_per_trial=1", "model.load_in_4bit=true", "base.lora={}"]
+    )
     monkeypatch.setattr(gpu_checks.importlib.util, "find_spec", lambda name: None)
-    checks = list(gpu_checks.checks(spec))
-    assert found(checks, "gpu").level is Level.FAIL
-    assert found(checks, "bitsandbytes").level is Level.FAIL
+    checks = list(gpu_checks.gpu_checks(spec))
+    assert found(checks, "gpu").level is CheckLevel.FAIL
+    assert found(checks, "bitsandbytes").level is CheckLevel.FAIL
 
 
 @pytest.mark.parametrize(
     ("version", "cuda", "level"),
     [
-        ("570.86.15", "13.0", Level.FAIL),
-        ("580.65.06", "13.0", Level.OK),
-        ("535.104.05", "12.8", Level.OK),
-        ("470.1", "12.1", Level.FAIL),
-        ("470.1", None, Level.OK),
+        ("570.86.15", "13.0", CheckLevel.FAIL),
+        ("580.65.06", "13.0", CheckLevel.OK),
+        ("535.104.05", "12.8", CheckLevel.OK),
+        ("470.1", "12.1", CheckLevel.FAIL),
+        ("470.1", None, CheckLevel.OK),
     ],
 )
-def test_drivers(version: str, cuda: str | None, level: Level) -> None:
-    (check,) = gpu_checks.driver(1, version, cuda)
+def test_drivers(version: str, cuda: str | None, level: CheckLevel) -> None:
+    (check,) = gpu_checks.check_driver(1, version, cuda)
     assert check.level is level
     assert version in check.found
 
@@ -285,7 +292,7 @@ def test_flash_attention(capability: tuple[int, int], built: bool, level: str, m
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda i: "Card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda i: capability)
     monkeypatch.setattr(torch.backends.cuda, "is_flash_attention_available", lambda: built)
-    check = found(list(gpu_checks.checks(None)), "flash-attention")
+    check = found(list(gpu_checks.gpu_checks(None)), "flash-attention")
     assert check.level.value == level
     assert check.fix or level == "ok"
 
@@ -294,15 +301,15 @@ def test_flash_attention(capability: tuple[int, int], built: bool, level: str, m
 
 
 def test_sessions_that_nobody_has_any_more(tmp_path: Path) -> None:
-    assert [check.level for check in machine_checks.ray_checks(tmp_path)] == [Level.OK]
+    assert [check.level for check in machine_checks.ray_checks(tmp_path)] == [CheckLevel.OK]
     (tmp_path / "prefsweep-dead").mkdir()
     (check,) = machine_checks.ray_checks(tmp_path)
-    assert check.level is Level.WARN
+    assert check.level is CheckLevel.WARN
     assert str(tmp_path / "prefsweep-dead") in check.fix
 
 
 def test_an_old_ray_and_no_place_for_it(tmp_path: Path) -> None:
-    assert found(list(machine_checks.ray_checks(tmp_path, "2.9.3")), "ray version").level is Level.FAIL
+    assert found(list(machine_checks.ray_checks(tmp_path, "2.9.3")), "ray version").level is CheckLevel.FAIL
     if os.geteuid() != 0:
         tmp_path.chmod(0o500)
-        assert found(list(machine_checks.ray_checks(tmp_path)), "ray sessions").level is Level.FAIL
+        assert found(list(machine_checks.ray_checks(tmp_path)), "ray sessions").level is CheckLevel.FAIL

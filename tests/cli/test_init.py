@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator import cli
 from orchestrator.commands.init_file import OBJECTIVES
-from orchestrator.spec.loading.loader import load
+from orchestrator.spec.loading.loader import load_spec
 from trainer.config.trial import FileSource
 
 
@@ -22,7 +22,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_written_loads(objective: str, gpus: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["init", "first.yaml", "--objective", objective, "--gpus", gpus]) == 0
     assert capsys.readouterr().out == "first.yaml\n"
-    spec = load(Path("first.yaml"))
+    spec = load_spec(Path("first.yaml"))
     assert (spec.name, spec.base.loss.kind) == ("first", objective)
     assert (spec.resources.gpus_per_trial, spec.budget.concurrency) == ((0, None) if gpus == "0" else (1, 2))
     assert Path("first.yaml").read_text().count("#") > 10
@@ -32,7 +32,7 @@ def test_a_file_of_pairs_with_odd_names(tmp_path: Path) -> None:
     odd = tmp_path / "pairs: 'a' #1.jsonl"
     odd.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
     assert cli.main(["init", "--data", odd.name, "--model", "me/my: model"]) == 0
-    spec = load(Path("sweep.yaml"))
+    spec = load_spec(Path("sweep.yaml"))
     assert spec.base.data.train == (FileSource(path=str(odd)),)
     assert spec.base.model.name_or_path == "me/my: model"
 
@@ -46,17 +46,17 @@ def test_nothing_is_overwritten(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_wrong_answer_is_told_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["init", "--objective", "simp", "--gpus", "two", "--data", "no.jsonl", "--model", ""]) == 2
-    said = capsys.readouterr().err
-    assert all(f"--{question}: " in said for question in ("model", "data", "gpus", "objective"))
+    messages = capsys.readouterr().err
+    assert all(f"--{question}: " in messages for question in ("model", "data", "gpus", "objective"))
     assert not Path("sweep.yaml").exists()
 
 
 def test_on_a_terminal_it_asks_until_it_can_use_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
-    with patch("click.prompt", side_effect=["org/start", "org/pairs", "many", "1", "dpo"]) as asked:
+    with patch("click.prompt", side_effect=["org/start", "org/pairs", "many", "1", "dpo"]) as requested:
         assert cli.main(["init"]) == 0
-    assert asked.call_count == 5
-    spec = load(Path("sweep.yaml"))
+    assert requested.call_count == 5
+    spec = load_spec(Path("sweep.yaml"))
     assert (spec.base.model.name_or_path, spec.base.loss.kind) == ("org/start", "dpo")
 
 

@@ -5,30 +5,31 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from orchestrator import cli
 from orchestrator.commands.init_file import DEFAULT_DATA, DEFAULT_MODEL, OBJECTIVES
-from orchestrator.commands.local_plan import plan_here
+from orchestrator.commands.local_plan import plan_locally
 from orchestrator.commands.status import status
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.driver import sweep_driver
-from orchestrator.execution.controller import Conductor
+from orchestrator.execution.controller import TrialController
 from orchestrator.execution.local_cluster import Slots
-from orchestrator.execution.stop_reasons import Stop, StopKind
-from orchestrator.execution.workers.attempt_runner import Attempt, OpenWorkshop
-from orchestrator.spec.loading.loader import load
+from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.execution.workers.attempt_runner import AttemptRunner, SessionFactory
+from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from trainer.config.trial import GeneratedModel, GeneratedSource
-from trainer.results import Point
-from trainer.synthetic import generated_model, generated_rows
+from trainer.results import StepMetrics
+from trainer.synthetic import generate_model, generate_rows
 
 TINY = GeneratedModel(
     vocab_size=320,
@@ -52,8 +53,8 @@ def named(case: tuple[str, bool, int, bool]) -> str:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model's folder and a file of pairs."""
     root = tmp_path_factory.mktemp("made")
-    shutil.copytree(generated_model(TINY, root / "cache"), root / "model")
-    rows = generated_rows(GeneratedSource(generated="instructions", rows=ROWS))
+    shutil.copytree(generate_model(TINY, root / "cache"), root / "model")
+    rows = generate_rows(GeneratedSource(generated="instructions", rows=ROWS))
     (root / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return root
 
@@ -74,7 +75,7 @@ def init(case: tuple[str, bool, int, bool], made: Path) -> SweepSpec:
     words = ["init", "first.yaml", "--objective", objective, "--gpus", str(gpus)]
     words += ["--model", where[0], "--data", where[1], *(["--lora"] if lora else [])]
     assert cli.main(words) == 0
-    return load(Path("first.yaml"))
+    return load_spec(Path("first.yaml"))
 
 
 @pytest.mark.parametrize("case", MATRIX, ids=named)
@@ -85,7 +86,7 @@ def test_it_loads_and_can_be_planned(case: tuple[str, bool, int, bool], made: Pa
     training = spec.base.training
     assert training.bf16 is (gpus > 0)
     assert training.gradient_checkpointing is (gpus > 0 and not local)
-    plan = plan_here(spec, tmp_path / "runs", ())
+    plan = plan_locally(spec, tmp_path / "runs", ())
     assert plan.trials is not None
     assert plan.trials > 0
 
@@ -99,21 +100,21 @@ def no_cluster(*_: object) -> Generator[None]:
 
 
 def run_here(
-    study: Study, sink: Any, view: Any, interrupt: Any, slots: Slots, *, opened: OpenWorkshop, **more: Any
-) -> Stop:
+    study: Study, sink: Any, view: Any, signals: Any, slots: Slots, *, open_session: SessionFactory, **more: Any
+) -> StopReason:
     """The engine without Ray: one trial after the other, in this process."""
-    conductor = Conductor(study, sink, view, interrupt, **more)
-    workshop = opened(study.folder.cache)
-    while not conductor.idle:
-        conductor.tick()
-        job = conductor.next(1)
-        if job is None:
+    controller = TrialController(study, sink, view, signals, **more)
+    session = open_session(study.folder.cache)
+    while not controller.is_idle:
+        controller.poll()
+        task = controller.next_attempt(1)
+        if task is None:
             continue
-        attempt = Attempt(job, lambda: workshop)
-        while conductor.heard(job.id, attempt.pull()):
+        attempt = AttemptRunner(task, lambda: session)
+        while controller.on_report(task.id, attempt.next_report()):
             pass
         attempt.close()
-    return conductor.result()
+    return controller.result()
 
 
 def check_run(name: str) -> None:
@@ -136,7 +137,7 @@ def slow_but(cases: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("case", slow_but(LOCAL), ids=named)
 def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "cluster", no_cluster)
+    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
     monkeypatch.setattr(sweep_driver, "run_trials", run_here)
     init(case, made)
     assert cli.main(["sweep", "first.yaml", *SMALL]) == 0
@@ -147,7 +148,7 @@ def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatc
 def test_in_small_where_it_wants_a_gpu_or_the_hub(
     case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_module, "cluster", no_cluster)
+    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
     monkeypatch.setattr(sweep_driver, "run_trials", run_here)
     init(case, made)
     assert cli.main(["sweep", "first.yaml", "--rehearse", "--set=evaluation.prompts=1"]) == 0
@@ -166,7 +167,7 @@ def test_the_first_file_of_most_people_runs_as_they_run_it(made: Path) -> None:
 
 
 def write_pairs(path: Path, rows: int) -> Path:
-    made = generated_rows(GeneratedSource(generated="instructions", rows=rows))
+    made = generate_rows(GeneratedSource(generated="instructions", rows=rows))
     path.write_text("".join(json.dumps(row) + "\n" for row in made))
     return path
 
@@ -175,7 +176,7 @@ def test_a_tiny_model_gets_its_own_rates_lengths_and_steps(made: Path, tmp_path:
     spec = init(("simpo", False, 0, True), made)
     text = Path("first.yaml").read_text()
     assert "thousand parameters" in text
-    assert spec.search.listed("training.learning_rate") == (1e-4, 3e-4, 1e-3)
+    assert spec.search.listed_values("training.learning_rate") == (1e-4, 3e-4, 1e-3)
     assert spec.base.data.max_length < 200, "as long as its rows"
     assert spec.base.data.eval_share == 0.3
     assert spec.base.training.pairs_per_update == 8
@@ -183,11 +184,11 @@ def test_a_tiny_model_gets_its_own_rates_lengths_and_steps(made: Path, tmp_path:
     assert spec.base.evaluation.max_new_tokens < 64
     many = write_pairs(tmp_path / "many.jsonl", 8000)
     assert cli.main(["init", "many.yaml", "--model", str(made / "model"), "--data", str(many), "--gpus", "0"]) == 0
-    spec = load(Path("many.yaml"))
+    spec = load_spec(Path("many.yaml"))
     assert (spec.base.training.pairs_per_update, spec.base.training.max_steps) == (32, 200)
     assert spec.base.data.eval_share == 0.1
     assert cli.main(["init", "gpu.yaml", "--model", str(made / "model"), "--data", str(many), "--gpus", "1"]) == 0
-    spec = load(Path("gpu.yaml"))
+    spec = load_spec(Path("gpu.yaml"))
     assert (spec.base.training.max_steps, spec.base.training.num_train_epochs) == (None, 1)
 
 
@@ -204,14 +205,14 @@ def test_a_tiny_model_gets_its_own_rates_lengths_and_steps(made: Path, tmp_path:
 )
 def test_a_hub_model_by_its_name(name: str, lowest: float, highest: float) -> None:
     assert cli.main(["init", "--model", name, "--gpus", "8"]) == 0
-    rates = load(Path("sweep.yaml")).search.listed("training.learning_rate")
+    rates = load_spec(Path("sweep.yaml")).search.listed_values("training.learning_rate")
     assert (rates[0], rates[-1]) == (lowest, highest)
 
 
 def test_adapters_take_ten_times_the_rates(made: Path) -> None:
-    alone = init(("dpo", False, 2, False), made).search.listed("training.learning_rate")
+    alone = init(("dpo", False, 2, False), made).search.listed_values("training.learning_rate")
     Path("first.yaml").unlink()
-    adapters = init(("dpo", True, 2, False), made).search.listed("training.learning_rate")
+    adapters = init(("dpo", True, 2, False), made).search.listed_values("training.learning_rate")
     assert adapters == pytest.approx([10 * rate for rate in alone if isinstance(rate, float)])
 
 
@@ -220,7 +221,7 @@ def test_rows_longer_than_the_models_positions_are_said_to_be_cut(made: Path, tm
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
     assert cli.main(["init", "--model", str(model), "--data", str(made / "pairs.jsonl"), "--gpus", "0"]) == 0
-    assert load(Path("sweep.yaml")).base.data.max_length == 40
+    assert load_spec(Path("sweep.yaml")).base.data.max_length == 40
     assert "the model's last position" in Path("sweep.yaml").read_text()
 
 
@@ -230,10 +231,91 @@ def test_rows_that_cannot_be_read_leave_the_lengths_alone_and_it_is_said(
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"question": "what", "answer": "that"}\n' * 9)
     assert cli.main(["init", "--model", str(made / "model"), "--data", str(bad), "--gpus", "0"]) == 0
+    messages = capsys.readouterr().err
+    assert "the lengths of the rows could not be read" in messages
+    assert "max_length is not fitted to them" in messages
+    assert load_spec(Path("sweep.yaml")).base.data.max_length == 512, "the model's last position"
+
+
+def text_rows() -> list[dict[str, str]]:
+    """The rows of `made` as plain text."""
+    rows = generate_rows(GeneratedSource(generated="instructions", rows=ROWS))
+    return [{key: row[key][-1]["content"] for key in ("prompt", "chosen", "rejected")} for row in rows]
+
+
+TEXT_FORMS: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
+    "columns": lambda row: row,
+    "system": lambda row: {"system": "Be brief.", **row},
+    "hh": lambda row: {
+        side: f"\n\nHuman: {row['prompt']}\n\nAssistant: {row[side]}" for side in ("chosen", "rejected")
+    },
+}
+
+
+def write_text_rows(path: Path, form: str) -> Path:
+    path.write_text("".join(json.dumps(TEXT_FORMS[form](row)) + "\n" for row in text_rows()))
+    return path
+
+
+@pytest.mark.parametrize("form", TEXT_FORMS)
+def test_plain_text_rows_are_put_into_the_template_that_the_tokenizer_has(
+    form: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_text_rows(tmp_path / "rows.jsonl", form)
+    assert cli.main(["init", "--model", str(made / "model"), "--data", str(rows), "--gpus", "0"]) == 0
     said = capsys.readouterr().err
-    assert "the lengths of the rows could not be read" in said
-    assert "max_length is not fitted to them" in said
-    assert load(Path("sweep.yaml")).base.data.max_length == 512, "the model's last position"
+    assert "they are put into it (data.apply_template: true)" in said
+    assert "refused" not in said
+    data = load_spec(Path("sweep.yaml")).base.data
+    assert data.apply_template is True
+    assert data.max_length < 200, "as long as its rows"
+    assert cli.main(["data", "sweep.yaml", "--rows", "1"]) == 0, "a sweep is not refused"
+
+
+def test_on_a_terminal_it_asks_whether_text_is_put_into_the_template(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    rows = write_text_rows(tmp_path / "rows.jsonl", "columns")
+    words = ["--model", str(made / "model"), "--data", str(rows), "--gpus", "0", "--objective", "dpo"]
+    with patch("click.confirm", return_value=False) as asked:
+        assert cli.main(["init", *words]) == 0
+    asked.assert_called_once()
+    assert load_spec(Path("sweep.yaml")).base.data.apply_template is False
+    assert cli.main(["data", "sweep.yaml", "--rows", "1"]) == 0, "a sweep is not refused"
+
+
+def test_text_for_a_tokenizer_without_a_template_asks_nothing(made: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(made / "model", tmp_path / "bare")
+    (model / "chat_template.jinja").unlink()
+    rows = write_text_rows(tmp_path / "rows.jsonl", "columns")
+    assert cli.main(["init", "--model", str(model), "--data", str(rows), "--gpus", "0"]) == 0
+    assert "apply_template" not in Path("sweep.yaml").read_text()
+    assert cli.main(["data", "sweep.yaml", "--rows", "1"]) == 0, "a sweep is not refused"
+
+
+def test_text_for_a_tokenizer_on_the_hub_asks_its_question(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = write_text_rows(tmp_path / "rows.jsonl", "columns")
+    assert cli.main(["init", "text.yaml", "--model", "org/any-1B", "--data", str(rows), "--gpus", "1"]) == 0
+    assert "the rows are plain text: where the tokenizer has a chat template" in capsys.readouterr().err
+    words = ["--model", "org/any-1B", "--data", str(made / "pairs.jsonl"), "--gpus", "1"]
+    assert cli.main(["init", "messages.yaml", *words]) == 0
+    assert "plain text" not in capsys.readouterr().err
+
+
+def test_rows_that_a_sweep_would_refuse_are_named_when_the_file_is_written(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{**row, "chosen": ""} if number % 5 == 0 else row for number, row in enumerate(text_rows())]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["init", "--model", str(made / "model"), "--data", str(bad), "--gpus", "0"]) == 0
+    said = capsys.readouterr().err
+    assert "the file is refused until this is corrected" in said
+    assert "12 rows have an empty response" in said
+    assert load_spec(Path("sweep.yaml")).base.data.max_length < 200, "the other rows are measured"
 
 
 OUTSIDE = """
@@ -254,16 +336,16 @@ maximize: eval_accuracies/logp
 
 
 def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A staged search from the margin's default, 0.25, and a given trial that is the best and that it returns to."""
+    """A staged search from the margin's default, 0.25, and a manual trial that is the best and that it returns to."""
 
-    def valued(study: Study, *_: Any, **__: Any) -> Stop:
-        while isinstance(trial := study.claim(), Trial):
+    def valued(study: Study, *_: Any, **__: Any) -> StopReason:
+        while isinstance(trial := study.ask(), Trial):
             value = 0.9 if trial.number == 0 else 0.5 + 0.01 * trial.number
-            study.observe(trial, [Point(1, {"eval_accuracies/logp": value})])
-            study.close(trial, Outcome(TrialState.COMPLETE))
-        return Stop(StopKind.FINISHED)
+            study.report(trial, [StepMetrics(1, {"eval_accuracies/logp": value})])
+            study.tell(trial, Outcome(TrialState.COMPLETE))
+        return StopReason(StopKind.FINISHED)
 
-    monkeypatch.setattr(sweep_module, "cluster", no_cluster)
+    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
     monkeypatch.setattr(sweep_driver, "run_trials", valued)
     Path("first.yaml").write_text(OUTSIDE.format(model=made / "model", rows=made / "pairs.jsonl"))
     assert cli.main(["sweep", "first.yaml"]) == 0

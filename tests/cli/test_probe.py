@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli import main
-from orchestrator.commands.local_plan import ProbeFailed, plan_here
-from orchestrator.spec.estimates.cost_estimate import Machine
-from orchestrator.spec.estimates.input_sizes import KNOWN
-from orchestrator.spec.estimates.sweep_plan import Update, probed
-from orchestrator.spec.loading.loader import loads
+from orchestrator.commands.local_plan import ProbeFailed, plan_locally
+from orchestrator.spec.estimates.cost_estimate import GpuAssumptions
+from orchestrator.spec.estimates.input_sizes import KNOWN_SHAPES
+from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, compare_with_formula
+from orchestrator.spec.loading.loader import load_spec_text
 from trainer.config.trial import TrialConfig
 
 TEXT = """
@@ -57,20 +57,20 @@ def test_what_the_trainer_cannot_use_is_told_in_its_words(tmp_path: Path) -> Non
     rows.write_text('{"prompt": "a", "chosen": "b", "rejected": "b"}\n' * 20)
     text = TEXT.replace("{generated: instructions, rows: 64}", f"'{rows}'\n    apply_template: false")
     with pytest.raises(ProbeFailed, match="rows"):
-        plan_here(loads(text, tmp_path), tmp_path / "runs", (), probe=True)
+        plan_locally(load_spec_text(text, tmp_path), tmp_path / "runs", (), probe=True)
 
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    spec = loads(TEXT, tmp_path, ["resources.processes_per_trial=2", "base.training.distributed=fsdp2"])
-    made = plan_here(spec, tmp_path / "runs", (), probe=True).probe
+    spec = load_spec_text(TEXT, tmp_path, ["resources.processes_per_trial=2", "base.training.distributed=fsdp2"])
+    made = plan_locally(spec, tmp_path / "runs", (), probe=True).probe
     assert made is not None
     assert (made.measured.processes, made.measured.pairs) == (2, 8)
 
 
 def test_on_a_gpu_the_micro_batch_is_corrected_too() -> None:
     """With figures of a GPU that is not here: the measured peak is a quarter above the formula's."""
-    shape = KNOWN["princeton-nlp/Llama-3-Base-8B-SFT"]
+    shape = KNOWN_SHAPES["princeton-nlp/Llama-3-Base-8B-SFT"]
     config = TrialConfig.model_validate(
         {
             "model": {"name_or_path": "princeton-nlp/Llama-3-Base-8B-SFT", "dtype": "bfloat16"},
@@ -82,11 +82,11 @@ def test_on_a_gpu_the_micro_batch_is_corrected_too() -> None:
     from orchestrator.spec.estimates.cost_estimate import estimate
     from orchestrator.spec.estimates.gpu_memory import memory
 
-    machine = Machine(gpu_memory=40e9, price=2.0)
+    machine = GpuAssumptions(gpu_memory=40e9, price=2.0)
     made = estimate([config], [100], shape, machine, 4, eval_pairs=100)
-    held = memory(config, shape, 8192).total
-    update = Update("NVIDIA H100", 1, 128, 300_000, 20.0, round(1.25 * held), 8192)
-    probe = probed(update, config, shape, machine, made)
+    held_trial = memory(config, shape, 8192).total
+    update = MeasuredUpdate("NVIDIA H100", 1, 128, 300_000, 20.0, round(1.25 * held_trial), 8192)
+    probe = compare_with_formula(update, config, shape, machine, made)
     assert probe.corrected is not None
     assert (probe.corrected.tokens_per_micro_batch or 0) < (made.tokens_per_micro_batch or 0)
     slower = 20.0 / (probe.formula_seconds or 0)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import sweeps
-from orchestrator.commands import rehearsal as room
-from orchestrator.commands.local_plan import plan_here
-from orchestrator.commands.rehearsal import MOST_TRIALS, STEPS, rehearse
-from orchestrator.spec.loading.loader import load, loads
+from orchestrator.commands import rehearsal as rehearsal_module
+from orchestrator.commands.local_plan import plan_locally
+from orchestrator.commands.rehearsal import MAX_TRIALS, STEPS, rehearse
+from orchestrator.spec.loading.loader import load_spec, load_spec_text
 from trainer.config.trial import FileSource, GeneratedSource
 
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
@@ -23,38 +23,38 @@ def no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_every_shipped_sweep_can_be_rehearsed(file: Path, tmp_path: Path) -> None:
-    spec = load(file)
+    spec = load_spec(file)
     small = rehearse(spec, tmp_path).spec
     assert small.name == f"{spec.name}-rehearsal"
     assert small.base.model.generated is not None
     assert small.base.loss == spec.base.loss
     assert small.enqueue == spec.enqueue
-    plan = plan_here(small, tmp_path, ())
+    plan = plan_locally(small, tmp_path, ())
     assert plan.trials is not None
-    assert plan.trials <= MOST_TRIALS
+    assert plan.trials <= MAX_TRIALS
     assert plan.updates_per_trial is not None
     assert plan.updates_per_trial.most == STEPS
-    drawn = [small.search.grid_point(i) for i in range(small.search.size() or 1)]
-    assert plan.trials >= len(drawn)
+    sampled = [small.search.grid_point(i) for i in range(small.search.size() or 1)]
+    assert plan.trials >= len(sampled)
     for path in spec.search.paths:
-        listed = spec.search.listed(path)
-        assert {min(listed), max(listed)} <= {point[path] for point in drawn if path in point}
+        listed = spec.search.listed_values(path)
+        assert {min(listed), max(listed)} <= {step_metrics[path] for step_metrics in sampled if path in step_metrics}
 
 
 def test_without_a_hub_the_rows_are_generated_and_it_is_said(tmp_path: Path) -> None:
-    rehearsal = rehearse(load(next(file for file in SHIPPED if file.stem == "llama3-8b")), tmp_path)
+    rehearsal = rehearse(load_spec(next(file for file in SHIPPED if file.stem == "llama3-8b")), tmp_path)
     assert all(isinstance(source, GeneratedSource) for source in rehearsal.spec.base.data.train)
     assert any("no hub is in reach for HuggingFaceH4/ultrafeedback_binarized" in note for note in rehearsal.notices)
     assert any("tiny llama" in note for note in rehearsal.notices)
 
 
 def test_with_a_hub_the_rows_are_the_real_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(room, "hub_reachable", lambda: True)
-    monkeypatch.setattr(room, "_architecture", lambda name, revision: "mamba")
-    spec = load(next(file for file in SHIPPED if file.stem == "llama3-8b"))
+    monkeypatch.setattr(rehearsal_module, "hub_reachable", lambda: True)
+    monkeypatch.setattr(rehearsal_module, "_architecture", lambda name, revision: "mamba")
+    spec = load_spec(next(file for file in SHIPPED if file.stem == "llama3-8b"))
     rehearsal = rehearse(spec, tmp_path)
     assert rehearsal.spec.base.data.train == spec.base.data.train
-    assert rehearsal.spec.base.data.max_train_rows == room.ROWS
+    assert rehearsal.spec.base.data.max_train_rows == rehearsal_module.ROWS
     assert any("is a mamba" in note for note in rehearsal.notices)
 
 
@@ -73,7 +73,7 @@ search:
 sampler: random
 budget: {trials: 30}
 """
-    rehearsal = rehearse(loads(text, tmp_path), tmp_path)
+    rehearsal = rehearse(load_spec_text(text, tmp_path), tmp_path)
     spec = rehearsal.spec
     assert spec.base.model.generated is not None
     assert spec.base.model.generated.architecture == "qwen2"
@@ -84,13 +84,13 @@ budget: {trials: 30}
 
 
 def test_the_first_free_name(tmp_path: Path) -> None:
-    spec = load(next(file for file in SHIPPED if file.stem == "quickstart"))
+    spec = load_spec(next(file for file in SHIPPED if file.stem == "quickstart"))
     (tmp_path / "quickstart-rehearsal").mkdir()
     assert rehearse(spec, tmp_path).spec.name == "quickstart-rehearsal-2"
 
 
 def test_a_rehearsal_leaves_nothing_in_the_mirror(tmp_path: Path) -> None:
     file = next(file for file in SHIPPED if file.stem == "quickstart")
-    rehearsal = rehearse(load(file, ["mirror=s3://bucket/prefix"]), tmp_path)
+    rehearsal = rehearse(load_spec(file, ["mirror=s3://bucket/prefix"]), tmp_path)
     assert rehearsal.spec.mirror is None
     assert any("copies to s3://bucket/prefix" in notice for notice in rehearsal.notices)

@@ -18,9 +18,9 @@ from orchestrator import execution  # noqa: F401  what Ray reads when it is impo
 @pytest.fixture
 def short_path() -> Iterator[Path]:
     """Ray's sockets need a short path."""
-    place = Path(tempfile.mkdtemp(prefix="prefsweep-test-", dir="/tmp"))
-    yield place
-    shutil.rmtree(place, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(prefix="prefsweep-test-", dir="/tmp"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture

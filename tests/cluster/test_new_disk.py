@@ -22,7 +22,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.mirror import Mirror
 from orchestrator.study.study import Study
 from tests.faults.storm import sweep_file
-from tests.faults.story import best_model, differences, study_story
+from tests.faults.story import best_model, differences, study_record
 
 sys.path.append(str(Path(__file__).parents[1] / "mirror"))
 
@@ -37,10 +37,10 @@ def s3() -> Iterator[Any]:
         yield server
 
 
-def _sweep(place: Path, name: str, **more: Any) -> Path:
+def _sweep(mirror_folder: Path, name: str, **more: Any) -> Path:
     given = sweep_file(trials=4, seed=3) | {"name": name} | more
     given["base"]["training"] |= {"max_steps": 120, "save_steps": 5}
-    file = place / f"{name}.yaml"
+    file = mirror_folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump(given))
     return file
 
@@ -60,7 +60,11 @@ def _running_with_a_copy(mirror: Mirror, root: Path, name: str) -> int | None:
     trials = status(name, root)["trials"]
     if not any(trial["state"] in ("COMPLETE", "PRUNED") for trial in trials):
         return None
-    copied = {int(place.split("/")[1]) for place in mirror.whole("trials") if "/checkpoints/" in place}
+    copied = {
+        int(mirror_folder.split("/")[1])
+        for mirror_folder in mirror.complete_paths("trials")
+        if "/checkpoints/" in mirror_folder
+    }
     return next((t["number"] for t in trials if t["state"] == "RUNNING" and t["number"] in copied), None)
 
 
@@ -81,7 +85,7 @@ def test_a_sweep_goes_on_on_a_new_disk(database: str, short_path: Path, s3: Any)
         storage=POSTGRESQL if database == "postgresql" else f"sqlite:///{short_path}/elsewhere/study.db",
         tracking={"uri": f"sqlite:///{short_path}/elsewhere/mlflow.db", "artifacts": f"{s3.url}/files"},
     )
-    mirror = Mirror(url).under(name)
+    mirror = Mirror(url).subfolders(name)
     driver = orchestrate(lost, "sweep", str(file))
     until = time.monotonic() + 400
     while (number := _running_with_a_copy(mirror, lost, name)) is None:
@@ -102,9 +106,9 @@ def test_a_sweep_goes_on_on_a_new_disk(database: str, short_path: Path, s3: Any)
     assert (new / name / "trials" / f"{number:04d}" / "1").is_dir(), "fetched, not begun anew"
     assert not [event for event in events if event.kind == "mirror"], "nothing went wrong with any copy"
     left = mirror.files("trials")
-    assert not [place for place in left if "/checkpoints/" in place]
-    kept = {place.split("/")[1] for place in left if "/model/" in place}
-    assert kept == {f"{status(name, new)['best']:04d}"}
+    assert not [mirror_folder for mirror_folder in left if "/checkpoints/" in mirror_folder]
+    stored = {mirror_folder.split("/")[1] for mirror_folder in left if "/model/" in mirror_folder}
+    assert stored == {f"{status(name, new)['best']:04d}"}
     assert Mirror(f"{s3.url}/files").files(), "MLflow's files are in the bucket"
     assert not (new / "artifacts").exists()
     with_secrets = [path for path in new.rglob("*") if path.is_file() and b"not-a-real-secret" in path.read_bytes()]
@@ -113,6 +117,6 @@ def test_a_sweep_goes_on_on_a_new_disk(database: str, short_path: Path, s3: Any)
     undisturbed = orchestrate(alone, "sweep", str(_sweep(short_path, name)))
     out, _ = undisturbed.communicate(timeout=400)
     assert undisturbed.returncode == 0, out
-    assert differences(study_story(alone, name), study_story(new, name)) == []
+    assert differences(study_record(alone, name), study_record(new, name)) == []
     assert best_model(alone, name) == best_model(new, name)
     assert json.dumps(best_model(new, name)) != "{}"

@@ -24,9 +24,9 @@ exec "$@"
 """
 
 
-def _program(place: Path, name: str, text: str) -> None:
-    place.mkdir(exist_ok=True)
-    file = place / name
+def _program(path: Path, name: str, text: str) -> None:
+    path.mkdir(exist_ok=True)
+    file = path / name
     file.write_text(text)
     file.chmod(file.stat().st_mode | stat.S_IXUSR)
 
@@ -63,11 +63,13 @@ def test_the_bytes_of_plan_are_the_bytes_that_are_submitted(
     assert cli.main(["plan", str(sweep), *options]) == 0
     planned = capfdbinary.readouterr().out
     assert cli.main(["submit", str(sweep), *options]) == 0
-    said = capfdbinary.readouterr()
-    assert said.out == b"submitted 7\n"
-    assert b"storage=postgresql" in said.err
-    assert b"mirror=s3://" in said.err
-    assert (b"assumed of each machine: 8 GPUs (--gpus-per-machine), 64 CPUs" in said.err) == ("--kuberay" in options)
+    messages = capfdbinary.readouterr()
+    assert messages.out == b"submitted 7\n"
+    assert b"storage=postgresql" in messages.err
+    assert b"mirror=s3://" in messages.err
+    assert (b"assumed of each machine: 8 GPUs (--gpus-per-machine), 64 CPUs" in messages.err) == (
+        "--kuberay" in options
+    )
     assert got.read_bytes() == planned
     assert (short_path / "got.options").read_text().split() == told
     assert not (short_path / "runs").exists()
@@ -92,19 +94,19 @@ def test_a_scheduler_that_refuses(
     assert "invalid partition" in capsys.readouterr().err
 
 
-def _job(script: bytes, place: Path, restarts: int) -> subprocess.Popen[str]:
+def _job(script: bytes, path: Path, restarts: int) -> subprocess.Popen[str]:
     """What slurmd does with a batch script, as far as the script can tell."""
     env = os.environ | {
-        "PATH": f"{place / 'bin'}:{os.environ['PATH']}",
+        "PATH": f"{path / 'bin'}:{os.environ['PATH']}",
         "SLURM_JOB_ID": "4711",
         "SLURM_RESTART_COUNT": str(restarts),
         "PREFSWEEP_HEAD_IP": "127.0.0.1",
     }
     for name in [name for name in env if name.startswith("RAY_")]:
         env.pop(name)  # a batch job does not have them
-    file = place / "script.sh"
+    file = path / "script.sh"
     file.write_bytes(script)
-    log = (place / "job.log").open("ab")
+    log = (path / "job.log").open("ab")
     return subprocess.Popen(["bash", str(file)], env=env, stdout=log, stderr=log, text=True, start_new_session=True)
 
 

@@ -17,7 +17,7 @@ from cluster_help import orchestrate
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import NAME, sweep_file
-from tests.faults.story import differences, story
+from tests.faults.story import differences, sweep_record
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def three_nodes(short_path: Path, token: Path) -> Iterator[Any]:
     cluster.shutdown()
 
 
-def _sweep(place: Path) -> Path:
+def _sweep(path: Path) -> Path:
     given = sweep_file(trials=5, seed=3)
     given["budget"] = {"trials": 5, "concurrency": 3}
     given["order"] = {"kind": "reproducible", "lag": 3}
     given["base"]["training"] |= {"max_steps": 120, "save_steps": 5}
-    file = place / "sweep.yaml"
+    file = path / "sweep.yaml"
     file.write_text(yaml.safe_dump(given))
     return file
 
@@ -55,10 +55,10 @@ def _working(root: Path, raylets: set[int], deadline: float) -> tuple[int, int]:
         for lock in sorted((root / NAME / "trials").glob("*/worker.lock")):
             if not list(lock.parent.glob("1/checkpoints/step-*/manifest.json")) or (lock.parent / "1/model").exists():
                 continue
-            said = lock.read_text().split()
-            if len(said) < 2 or not psutil.pid_exists(int(said[1])):
+            messages = lock.read_text().split()
+            if len(messages) < 2 or not psutil.pid_exists(int(messages[1])):
                 continue
-            parent = psutil.Process(int(said[1])).ppid()
+            parent = psutil.Process(int(messages[1])).ppid()
             if parent in raylets:
                 return int(lock.parent.name), parent
         time.sleep(0.02)
@@ -90,4 +90,4 @@ def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(short_path: Path, thre
     undisturbed = orchestrate(alone, "sweep", str(file))
     out, _ = undisturbed.communicate(timeout=500)
     assert undisturbed.returncode == 0, out
-    assert differences(story(alone, NAME), story(hit, NAME)) == []
+    assert differences(sweep_record(alone, NAME), sweep_record(hit, NAME)) == []

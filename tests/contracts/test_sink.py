@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.interfaces import Receiver, Refused, TakesCourses
-from orchestrator.tracking.mlflow_sink import RUN, SWEEP_ID, MlflowReceiver, param_text
+from orchestrator.interfaces import BatchReceiver, MessageRejected, TrackingReceiver
+from orchestrator.tracking.mlflow_sink import RUN, SWEEP_ID, MlflowSink, param_text
 from orchestrator.tracking.outbox import Outbox
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 
 @dataclass
@@ -31,22 +31,24 @@ class Seen:
 
 class SinkContract(ABC):
     @abstractmethod
-    def open(self, root: Path) -> Receiver:
+    def open(self, root: Path) -> TrackingReceiver:
         """A receiver onto what lies under `root`, as a new process would make it."""
 
     @abstractmethod
     def look(self, root: Path) -> dict[str, Seen]:
         """Every run by its name inside the sweep; a run that is there twice is an error."""
 
-    def tell(self, to: Receiver, artifact: Path) -> None:
-        to.start("sweep", name="s", params={}, tags={"state": "RUNNING"}, at=1.0)
-        to.start("0", name="s 0", params={"loss.beta": 2.0, "lora": None}, tags={"attempt": "1"}, at=2.0)
-        to.points("0", [Point(0, {"loss": 3.0, "rewards/margins": 0.1})], at=3.0)
-        to.points("0", [Point(1, {"loss": 2.0}), Point(2, {"loss": math.nan, "eval_loss": 1.5})], at=4.0)
-        to.tag("0", {"reason": "none"})
-        to.values("0", {"judge/win_rate": 0.5}, step=2, at=4.5)
-        to.artifact("0", artifact, "samples")
-        to.end("0", status="FINISHED", tags={"state": "COMPLETE"}, at=5.0)
+    def tell(self, to: TrackingReceiver, artifact: Path) -> None:
+        to.start_run("sweep", name="s", params={}, tags={"state": "RUNNING"}, at=1.0)
+        to.start_run("0", name="s 0", params={"loss.beta": 2.0, "lora": None}, tags={"attempt": "1"}, at=2.0)
+        to.log_metrics("0", [StepMetrics(0, {"loss": 3.0, "rewards/margins": 0.1})], at=3.0)
+        to.log_metrics(
+            "0", [StepMetrics(1, {"loss": 2.0}), StepMetrics(2, {"loss": math.nan, "eval_loss": 1.5})], at=4.0
+        )
+        to.set_tags("0", {"reason": "none"})
+        to.log_final_metrics("0", {"judge/win_rate": 0.5}, step=2, at=4.5)
+        to.log_artifact("0", artifact, "samples")
+        to.end_run("0", status="FINISHED", tags={"state": "COMPLETE"}, at=5.0)
 
     def expect(self, root: Path) -> None:
         seen = self.look(root)
@@ -83,26 +85,30 @@ class SinkContract(ABC):
 
     def test_steps_known_are_skipped_whatever_time_and_value_they_come_with(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
-        to.start("sweep", name="s", params={}, tags={}, at=1.0)
-        to.start("0", name="0", params={}, tags={}, at=1.0)
-        to.points("0", [Point(1, {"loss": 1.0}), Point(2, {"loss": 2.0})], at=3.0)
+        to.start_run("sweep", name="s", params={}, tags={}, at=1.0)
+        to.start_run("0", name="0", params={}, tags={}, at=1.0)
+        to.log_metrics("0", [StepMetrics(1, {"loss": 1.0}), StepMetrics(2, {"loss": 2.0})], at=3.0)
         for again in (to, self.open(tmp_path)):
-            again.points("0", [Point(1, {"loss": 9.0}), Point(2, {"loss": 2.0}), Point(3, {"loss": 3.0})], at=4.0)
+            again.log_metrics(
+                "0",
+                [StepMetrics(1, {"loss": 9.0}), StepMetrics(2, {"loss": 2.0}), StepMetrics(3, {"loss": 3.0})],
+                at=4.0,
+            )
         assert self.look(tmp_path)["0"].points["loss"] == [(1, 1.0), (2, 2.0), (3, 3.0)]
 
     def test_a_value_told_anew_is_the_newest(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
-        to.start("sweep", name="s", params={}, tags={}, at=1.0)
+        to.start_run("sweep", name="s", params={}, tags={}, at=1.0)
         for again, value in enumerate((0.5, 0.5, 0.75, 0.75)):
-            to.values("sweep", {"judge/win_rate": value}, step=0, at=2.0 + again)
+            to.log_final_metrics("sweep", {"judge/win_rate": value}, step=0, at=2.0 + again)
         assert self.look(tmp_path)["sweep"].points["judge/win_rate"] == [(0, 0.5), (0, 0.75)]
 
     def test_a_run_that_begins_again_keeps_what_it_has(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
-        to.start("sweep", name="s", params={}, tags={}, at=1.0)
-        to.start("0", name="0", params={"a": 1}, tags={"attempt": "1"}, at=1.0)
-        to.end("0", status="KILLED", tags={"state": "INTERRUPTED"}, at=2.0)
-        to.start("0", name="0", params={"a": 2, "b": 3}, tags={"attempt": "2"}, at=3.0)
+        to.start_run("sweep", name="s", params={}, tags={}, at=1.0)
+        to.start_run("0", name="0", params={"a": 1}, tags={"attempt": "1"}, at=1.0)
+        to.end_run("0", status="KILLED", tags={"state": "INTERRUPTED"}, at=2.0)
+        to.start_run("0", name="0", params={"a": 2, "b": 3}, tags={"attempt": "2"}, at=3.0)
         seen = self.look(tmp_path)["0"]
         assert seen.params == {"a": "1", "b": "3"}
         assert seen.tags["attempt"] == "2"
@@ -110,21 +116,21 @@ class SinkContract(ABC):
 
     def test_a_run_never_started_is_refused(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
-        with pytest.raises(Refused, match="never started"):
-            to.points("7", [Point(1, {"loss": 1.0})], at=1.0)
+        with pytest.raises(MessageRejected, match="never started"):
+            to.log_metrics("7", [StepMetrics(1, {"loss": 1.0})], at=1.0)
 
     def test_a_file_that_is_gone_is_refused(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
-        to.start("sweep", name="s", params={}, tags={}, at=1.0)
-        with pytest.raises(Refused, match="no longer there"):
-            to.artifact("sweep", tmp_path / "never")
+        to.start_run("sweep", name="s", params={}, tags={}, at=1.0)
+        with pytest.raises(MessageRejected, match="no longer there"):
+            to.log_artifact("sweep", tmp_path / "never")
 
     def test_many_metrics_params_and_long_texts(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
-        to.start("sweep", name="s", params={}, tags={}, at=1.0)
+        to.start_run("sweep", name="s", params={}, tags={}, at=1.0)
         params = {f"p.{i}": i for i in range(250)} | {"long": "x" * 20_000}
-        to.start("0", name="0", params=params, tags={"long": "y" * 20_000}, at=1.0)
-        to.points("0", [Point(s, {f"m/{i}": float(i) for i in range(60)}) for s in range(40)], at=2.0)
+        to.start_run("0", name="0", params=params, tags={"long": "y" * 20_000}, at=1.0)
+        to.log_metrics("0", [StepMetrics(s, {f"m/{i}": float(i) for i in range(60)}) for s in range(40)], at=2.0)
         seen = self.look(tmp_path)["0"]
         assert len(seen.params) == 251
         assert all(len(seen.points[f"m/{i}"]) == 40 for i in range(60))
@@ -145,43 +151,43 @@ class InMemory:
     def __init__(self, runs: dict[str, Seen]) -> None:
         self._runs = runs
 
-    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+    def start_run(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
         seen = self._runs.setdefault(run, Seen(parent=run != "sweep"))
         seen.params = {k: param_text(v) for k, v in params.items()} | seen.params
         seen.tags |= tags
         seen.status = "RUNNING"
 
-    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+    def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
         mine = self._of(run).points
-        last = max((step for told in mine.values() for step, _ in told), default=-1)
-        for point in points:
-            if point.step > last:
-                for name, value in point.metrics.items():
-                    mine.setdefault(name, []).append((point.step, value))
+        last = max((step for logged in mine.values() for step, _ in logged), default=-1)
+        for step_metrics in metrics:
+            if step_metrics.step > last:
+                for name, value in step_metrics.metrics.items():
+                    mine.setdefault(name, []).append((step_metrics.step, value))
 
-    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+    def log_final_metrics(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
         mine = self._of(run).points
         for name, value in values.items():
             if not mine.get(name) or mine[name][-1][1] != value:
                 mine.setdefault(name, []).append((step, value))
 
-    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+    def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         self._of(run).tags |= tags
 
-    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+    def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         if not path.exists():
-            raise Refused(f"{path} is no longer there")
+            raise MessageRejected(f"{path} is no longer there")
         name = f"{folder}/{path.name}"
         if name not in self._of(run).artifacts:
             self._of(run).artifacts.append(name)
 
-    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+    def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
         self._of(run).tags |= tags
         self._of(run).status = status
 
     def _of(self, run: str) -> Seen:
         if run not in self._runs:
-            raise Refused(f"run {run!r} was never started")
+            raise MessageRejected(f"run {run!r} was never started")
         return self._runs[run]
 
 
@@ -190,7 +196,7 @@ class TestInMemory(SinkContract):
     def _empty(self) -> None:
         self.runs: dict[str, Seen] = {}
 
-    def open(self, root: Path) -> Receiver:
+    def open(self, root: Path) -> TrackingReceiver:
         return InMemory(self.runs)
 
     def look(self, root: Path) -> dict[str, Seen]:
@@ -202,8 +208,8 @@ class TestMlflow(SinkContract):
     def _migrated(self, tmp_path: Path, empty_mlflow: Path) -> None:
         (tmp_path / "mlflow.db").write_bytes(empty_mlflow.read_bytes())
 
-    def open(self, root: Path) -> Receiver:
-        return MlflowReceiver(root, uri=_uri(root), experiment="e", sweep_id="id", sweep="s")
+    def open(self, root: Path) -> TrackingReceiver:
+        return MlflowSink(root, uri=_uri(root), experiment="e", sweep_id="id", sweep="s")
 
     def look(self, root: Path) -> dict[str, Seen]:
         from mlflow import MlflowClient
@@ -224,7 +230,7 @@ class TestMlflow(SinkContract):
             found[name] = Seen(
                 params=dict(run.data.params),
                 tags=dict(run.data.tags),
-                points={key: sorted((m.step, m.value) for m in told) for key, told in history.items()},
+                points={key: sorted((m.step, m.value) for m in logged) for key, logged in history.items()},
                 status=run.info.status,
                 parent=parent is not None,
                 artifacts=[file.path for file in listed],
@@ -244,14 +250,16 @@ class TestMlflow(SinkContract):
             return real(client, run_id, metrics=metrics, **more)
 
         monkeypatch.setattr(MlflowClient, "log_batch", counting)
-        told = [([Point(k, {"loss": float(k)})], 2.0 + k) for k in range(60)]
-        told.insert(30, ([Point(29, {"loss": 9.0}), Point(30, {"loss": 30.0})], 99.0))  # one known, one told twice
+        logged = [([StepMetrics(k, {"loss": float(k)})], 2.0 + k) for k in range(60)]
+        logged.insert(
+            30, ([StepMetrics(29, {"loss": 9.0}), StepMetrics(30, {"loss": 30.0})], 99.0)
+        )  # one known, one told twice
         for _ in range(2):
             to = self.open(tmp_path)
-            assert isinstance(to, TakesCourses)
-            to.start("sweep", name="s", params={}, tags={}, at=1.0)
-            to.start("0", name="0", params={}, tags={}, at=1.0)
-            to.course("0", told)
+            assert isinstance(to, BatchReceiver)
+            to.start_run("sweep", name="s", params={}, tags={}, at=1.0)
+            to.start_run("0", name="0", params={}, tags={}, at=1.0)
+            to.log_metric_history("0", logged)
         assert calls == [60]
         assert self.look(tmp_path)["0"].points["loss"] == [(k, float(k)) for k in range(60)]
         client = MlflowClient(_uri(tmp_path))

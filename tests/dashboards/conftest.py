@@ -15,5 +15,5 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
     if not MEMORY.is_dir():
         yield tmp_path
         return
-    with tempfile.TemporaryDirectory(dir=MEMORY) as place:
-        yield Path(place)
+    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
+        yield Path(path)

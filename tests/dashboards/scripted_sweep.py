@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from dashboards.analysis.load_frame import gather
-from dashboards.analysis.sweep_frame import SweepFrame, TrialCase, TrialView
+from dashboards.analysis.load_frame import load_frame
+from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Event, FailureKind, Outcome, Trial, TrialState
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 METRIC = "eval_accuracies/logp"
 BASE: dict[str, Any] = {
@@ -85,8 +85,8 @@ def held_out(quality: float, chosen: float, pairs: int = PAIRS, seed: int = 0) -
 
 
 def accuracy(columns: Mapping[str, np.ndarray], prefix: str = "") -> float:
-    gaps = columns[f"{prefix}chosen"] / columns["chosen_tokens"]
-    return float(np.mean(gaps > columns[f"{prefix}rejected"] / columns["rejected_tokens"]))
+    margins = columns[f"{prefix}chosen"] / columns["chosen_tokens"]
+    return float(np.mean(margins > columns[f"{prefix}rejected"] / columns["rejected_tokens"]))
 
 
 def make_spec(name: str = "s", search: Mapping[str, Any] | None = None, **more: Any) -> SweepSpec:
@@ -107,45 +107,45 @@ def run_sweep(
     """Claim, observe and close every trial (or the first few) as scripted; two at a time."""
     folder = SweepFolder(root, spec.name)
     with Study.create(folder, spec) as study:
-        folder.spec.write_text(dump(spec), encoding="utf-8")
-        held: list[tuple[Trial, Script]] = []
+        folder.spec.write_text(dump_spec(spec), encoding="utf-8")
+        held_trial: list[tuple[Trial, Script]] = []
         count = 0
         while True:
-            while len(held) < 2 and (trials is None or count < trials):
-                trial = study.claim()
+            while len(held_trial) < 2 and (trials is None or count < trials):
+                trial = study.ask()
                 if not isinstance(trial, Trial):
                     break
                 count += 1
-                held.append((trial, script(trial)))
-            if not held:
+                held_trial.append((trial, script(trial)))
+            if not held_trial:
                 return folder
-            trial, plan = held.pop(0)
+            trial, plan = held_trial.pop(0)
             _act(study, folder, trial, plan, pairs)
 
 
 def _act(study: Study, folder: SweepFolder, trial: Trial, plan: Script, pairs: int) -> None:
     columns = held_out(plan.quality, plan.chosen, pairs)
-    study.observe(trial, points(plan, columns, trial.config.loss.beta if trial.config.loss.kind == "simpo" else 1.0))
-    place = folder.attempt(trial.number, trial.attempt)
+    study.report(trial, points(plan, columns, trial.config.loss.beta if trial.config.loss.kind == "simpo" else 1.0))
+    path = folder.attempt(trial.number, trial.attempt)
     if plan.files:
-        place.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True)
         if plan.samples is not None:
             rows = [
                 {"step": step, "prompt": "<script>alert('p')</script> Say it.", "answer": text, "expected": "it"}
                 | {"right": step > 0}
                 for step, text in ((0, plan.samples[0]), (plan.steps, plan.samples[1]))
             ]
-            (place / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+            (path / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
         if plan.outcome is COMPLETE:
-            save_file(columns, place / "eval_pairs.safetensors")
+            save_file(columns, path / "eval_pairs.safetensors")
         if plan.outcome is FAILED:
-            (place / "failure.txt").write_text("Traceback\n  <script>alert('f')</script>\n", encoding="utf-8")
+            (path / "failure.txt").write_text("Traceback\n  <script>alert('f')</script>\n", encoding="utf-8")
     if plan.outcome is not None:
-        study.close(trial, plan.outcome)
-        study.note("worker", f"worker.pid={100 + trial.number % 2} worker.trials=1", trial.number)
+        study.tell(trial, plan.outcome)
+        study.add_event("worker", f"worker.pid={100 + trial.number % 2} worker.trials=1", trial.number)
 
 
-def points(plan: Script, columns: Mapping[str, np.ndarray], beta: float) -> list[Point]:
+def points(plan: Script, columns: Mapping[str, np.ndarray], beta: float) -> list[StepMetrics]:
     """Straight lines from the start's values to the trial's own, an evaluation every `every` updates."""
     before, after = accuracy(columns, "start_"), accuracy(columns)
     noise = float(np.mean(columns["start_chosen"] / columns["chosen_tokens"])) - START_CHOSEN
@@ -174,7 +174,7 @@ def points(plan: Script, columns: Mapping[str, np.ndarray], beta: float) -> list
     }
     ended_early = plan.outcome is not None and plan.outcome is not COMPLETE
     until = plan.steps // 2 if ended_early or plan.outcome is None else plan.steps
-    out: list[Point] = []
+    out: list[StepMetrics] = []
     for step in range(until + 1):
         share = step / plan.steps
         metrics: dict[str, float] = {}
@@ -186,28 +186,30 @@ def points(plan: Script, columns: Mapping[str, np.ndarray], beta: float) -> list
             if plan.loss is not None:
                 metrics["eval_loss"] = plan.loss(step)
         if metrics:
-            out.append(Point(step, metrics))
+            out.append(StepMetrics(step, metrics))
     return out
 
 
 def grown(frame: SweepFrame, times: int) -> SweepFrame:
     """The same sweep `times` as long: each trial again, later, with params a little apart."""
     count, lasted = len(frame.trials), max(event.at for event in frame.events) - frame.events[0].at + 1
-    cases: list[TrialCase] = []
+    trials: list[TrialFrame] = []
     events: list[Event] = []
     for k in range(times):
-        for case in frame.trials:
-            number, old = case.number + k * count, case.record
+        for trial_frame in frame.trials:
+            number, old = trial_frame.number + k * count, trial_frame.record
             params = {path: value * (1 + 0.003 * k) for path, value in old.params.items()}
             value = None if old.value is None else old.value + 0.0003 * k
             record = replace(old, number=number, params=params, value=value)
-            cases.append(replace(case, view=TrialView(record, case.view.courses), label=str(number)))
+            trials.append(
+                replace(trial_frame, curves=TrialCurves(record, trial_frame.curves.curves), label=str(number))
+            )
         for event in frame.events:
             trial = None if event.trial is None else event.trial + k * count
             events.append(replace(event, seq=len(events), at=event.at + k * lasted, trial=trial))
-    return replace(frame, trials=tuple(cases), events=tuple(events))
+    return replace(frame, trials=tuple(trials), events=tuple(events))
 
 
 def frame_of(folder: SweepFolder, state: str = "finished", steps: int | None = 40) -> SweepFrame:
     with Study.open(folder) as study:
-        return gather(study, state=state, steps=None if steps is None else lambda _: steps)
+        return load_frame(study, state=state, steps=None if steps is None else lambda _: steps)

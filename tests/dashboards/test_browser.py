@@ -62,10 +62,10 @@ def test_reports_as_people_see_them(
     assert main(["compare", "rich", "one", "--output", str(tmp_path / "both.html")]) == 0
     capsys.readouterr()
     assert main(["report", "rich", "--json", "--output", str(tmp_path / "other.html")]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["file"] == str(tmp_path / "other.html")
-    assert told["best"]["trial"] == 11
-    assert {"rule", "title", "evidence", "next_step", "level"} <= set(told["findings"][0])
+    logged = json.loads(capsys.readouterr().out)
+    assert logged["file"] == str(tmp_path / "other.html")
+    assert logged["best"]["trial"] == 11
+    assert {"rule", "title", "evidence", "next_step", "level"} <= set(logged["findings"][0])
     assert main(["suggest", "rich"]) == 0
     assert "# " in capsys.readouterr().out
     assert main(["suggest", "empty"]) == 3

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from scripted_sweep import COMPLETE, DIVERGED, FAILED, Script, frame_of, make_spec, run_sweep
 
-from dashboards.analysis.follow_up import NothingLearned, as_yaml, follow_up, next_name
-from dashboards.analysis.significance import certainty
+from dashboards.analysis.follow_up import NothingLearned, follow_up, next_name, to_yaml
+from dashboards.analysis.significance import analyze_significance
 from dashboards.analysis.sweep_frame import SweepFrame
-from dashboards.diagnosis.diagnose import diagnose, insight
-from dashboards.diagnosis.findings import Finding, Level
-from orchestrator.spec.loading.loader import loads
+from dashboards.diagnosis.diagnose import analyze, diagnose
+from dashboards.diagnosis.findings import Finding, FindingLevel
+from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import Trial
@@ -43,7 +43,7 @@ def inner_best(trial: Trial) -> Script:
 
 def test_a_healthy_sweep_has_no_complaint(tmp_path: Path) -> None:
     frame = swept(tmp_path, inner_best, base={"loss": {"kind": "simpo", "beta": 2.0, "gamma": 1.0}})
-    assert [f.rule for f in diagnose(frame) if f.level is not Level.NOTE] == []
+    assert [f.rule for f in diagnose(frame) if f.level is not FindingLevel.NOTE] == []
 
 
 def test_margin_far_below_gamma_counts_in_rewards(tmp_path: Path) -> None:
@@ -55,8 +55,8 @@ def test_margin_far_below_gamma_counts_in_rewards(tmp_path: Path) -> None:
     assert "margin_below_gamma" not in rules(swept(tmp_path / "b", inner_best, base={"loss": ratio}))
 
 
-@pytest.mark.parametrize(("chosen", "level"), [(-3.0, Level.SERIOUS), (-1.3, Level.WARNING)])
-def test_margins_that_rise_while_chosen_falls(chosen: float, level: Level, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("chosen", "level"), [(-3.0, FindingLevel.SERIOUS), (-1.3, FindingLevel.WARNING)])
+def test_margins_that_rise_while_chosen_falls(chosen: float, level: FindingLevel, tmp_path: Path) -> None:
     def hollow(trial: Trial) -> Script:
         return Script(quality=0.9 if rate(trial) == 3e-7 else 0.2, chosen=chosen if rate(trial) == 3e-7 else -1.0)
 
@@ -69,7 +69,7 @@ def test_margins_that_rise_while_chosen_falls(chosen: float, level: Level, tmp_p
 
 def test_log_probs_under_ten(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.5 + rate(t) * 1e5, chosen=-12.0)))["unlikely_text"]
-    assert found.level is Level.SERIOUS
+    assert found.level is FindingLevel.SERIOUS
     assert "-12" in found.evidence
     assert "lower the learning rate" in found.next_step
 
@@ -87,7 +87,7 @@ def test_a_loss_that_comes_up_again(tmp_path: Path) -> None:
 
     found = rules(swept(tmp_path / "a", lambda t: Script(quality=0.5, loss=valley)))
     assert found["overfitting"].title == "The held-out loss came up again after update 20"
-    assert found["overfitting"].level is Level.NOTE
+    assert found["overfitting"].level is FindingLevel.NOTE
     assert "1 at the start, 0.6 at update 20, 0.9 at the end" in found["overfitting"].evidence
     assert "did not suffer" in found["overfitting"].evidence
     assert "loss_plateau" not in found
@@ -99,7 +99,7 @@ def test_a_loss_that_only_rose_did_move(tmp_path: Path) -> None:
     found = rules(swept(tmp_path / "a", lambda t: Script(quality=0.5, loss=lambda step: 0.7 + 0.05 * step)))
     assert "loss_plateau" not in found
     assert found["overfitting"].title == "The held-out loss only rose"
-    assert found["overfitting"].level is Level.NOTE
+    assert found["overfitting"].level is FindingLevel.NOTE
     assert "0.7 at the start" in found["overfitting"].evidence
     assert "2.7 at the end" in found["overfitting"].evidence
 
@@ -107,14 +107,14 @@ def test_a_loss_that_only_rose_did_move(tmp_path: Path) -> None:
 def test_log_probs_above_nought_are_a_defect(tmp_path: Path) -> None:
     last = {"eval_logps_per_token/chosen": 0.5}
     found = rules(swept(tmp_path, lambda t: Script(quality=0.5, last=last)))["impossible_logps"]
-    assert found.level is Level.SERIOUS
+    assert found.level is FindingLevel.SERIOUS
     assert "chosen 0.5" in found.evidence
     assert "3 of 3 trials" in found.evidence
 
 
 def test_a_gain_that_the_pairs_cannot_show(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.108)))
-    assert found["gain_not_clear"].level is Level.WARNING
+    assert found["gain_not_clear"].level is FindingLevel.WARNING
     assert "over 300 held-out pairs; it was picked as the best of 3" in found["gain_not_clear"].evidence
     assert "gain_not_clear" not in rules(swept(tmp_path / "clear", inner_best))
 
@@ -143,9 +143,9 @@ def test_values_drawn_from_ranges_are_not_varied_together(tmp_path: Path) -> Non
 
 
 def test_draws_in_which_several_are_best_are_shared(tmp_path: Path) -> None:
-    sure = certainty(swept(tmp_path, lambda t: Script(quality=0.5)))
-    assert sure is not None
-    assert list(sure.wins.values()) == pytest.approx([1 / 3] * 3)
+    significance = analyze_significance(swept(tmp_path, lambda t: Script(quality=0.5)))
+    assert significance is not None
+    assert list(significance.wins.values()) == pytest.approx([1 / 3] * 3)
 
 
 def test_divergence_is_laid_to_the_leaf_that_explains_most(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_coin_and_ties(tmp_path: Path) -> None:
     frame = frame_of(noisy)
     assert "coin_toss" not in rules(frame), "58 % of 1,200 pairs are more than a coin's"
     found = rules(swept(tmp_path, lambda t: Script(quality=0.0 - rate(t))))
-    assert found["worse_than_start"].level is Level.SERIOUS
+    assert found["worse_than_start"].level is FindingLevel.SERIOUS
     assert "coin_toss" not in found, "one says smaller steps, the other larger ones"
     frame = swept(tmp_path / "ties", inner_best)
     pairs = frame.ranked[0].pairs
@@ -192,7 +192,7 @@ def test_a_coin_and_ties(tmp_path: Path) -> None:
 def test_the_edge_names_points_to_add(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.2 + 0.3 * math.log10(rate(t) / 1e-7))))["at_the_edge"]
     assert found.leaf == "training.learning_rate"
-    assert found.level is Level.WARNING
+    assert found.level is FindingLevel.WARNING
     assert "add 2e-6 and 4e-6" in found.next_step
     low = rules(swept(tmp_path / "low", lambda t: Script(quality=0.2 - 0.3 * math.log10(rate(t) / 1e-6))))
     assert "add 5e-8 and 2.5e-8" in low["at_the_edge"].next_step
@@ -203,9 +203,9 @@ def test_values_that_the_grid_comes_to_later_are_no_news(tmp_path: Path) -> None
     folder = run_sweep(tmp_path, make_spec(search=RATES), lambda t: Script(quality=0.2 + rate(t) * 1e6), trials=2)
     frame = frame_of(folder, state="interrupted")
     assert "at_the_edge" not in rules(frame)
-    made = follow_up(insight(frame))
+    made = follow_up(analyze(frame))
     assert made.spec.search.dimensions["training.learning_rate"] == Choice(choice=(2e-07, 3e-07, 6.5e-07))
-    assert "s is interrupted: 2 of 3 trials are complete; wait for the rest." in made.head
+    assert "s is interrupted: 2 of 3 trials are complete; wait for the rest." in made.notes
 
 
 def test_the_edge_of_a_range(tmp_path: Path) -> None:
@@ -236,7 +236,7 @@ def test_right_answers_lost_while_accuracy_rises(tmp_path: Path) -> None:
 
     spec: dict[str, Any] = {"evaluation": {"prompts": 64}}
     found = rules(swept(tmp_path, script, base=spec))["answers_lost"]
-    assert found.level is Level.SERIOUS
+    assert found.level is FindingLevel.SERIOUS
     assert "from 50.0% to 10.0% of 64 prompts" in found.evidence
     assert "3 of 3 complete trials" in found.evidence
 
@@ -252,9 +252,9 @@ def test_where_everything_diverged(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(outcome=DIVERGED if rate(t) > 5e-7 else COMPLETE), BETAS))
     assert found["diverging_region"].title == "Every trial with learning_rate of 1e-6 or more diverged"
     assert "3 of 3 trials, against 0 of 6 below it" in found["diverging_region"].evidence
-    assert found["diverging_region"].level is Level.WARNING
+    assert found["diverging_region"].level is FindingLevel.WARNING
     nothing = rules(swept(tmp_path / "all", lambda _: Script(outcome=DIVERGED)))
-    assert nothing["diverging_region"].level is Level.SERIOUS
+    assert nothing["diverging_region"].level is FindingLevel.SERIOUS
 
 
 def test_failures_by_kind(tmp_path: Path) -> None:
@@ -268,9 +268,9 @@ def test_failures_by_kind(tmp_path: Path) -> None:
 
 def followed(frame: SweepFrame, tmp_path: Path) -> tuple[SweepSpec, str]:
     """The follow-up through its file and the real loader: the same sweep comes out."""
-    made = follow_up(insight(frame), {"s"})
-    text = as_yaml(made)
-    loaded = loads(text, tmp_path)
+    made = follow_up(analyze(frame), {"s"})
+    text = to_yaml(made)
+    loaded = load_spec_text(text, tmp_path)
     assert loaded == made.spec
     return loaded, text
 
@@ -283,9 +283,9 @@ def test_beyond_the_edge_and_finer_elsewhere(tmp_path: Path) -> None:
     frame = swept(tmp_path, script, BETAS)
     spec, text = followed(frame, tmp_path)
     assert spec.name == "s-2"
-    assert spec.search.drawable("training.learning_rate") == (1e-6, 2e-6, 4e-6)
-    assert spec.search.drawable("loss.beta") == (1.4, 2.0, 4.5)
-    assert spec.base.leaves()["loss.beta"] == 2.0
+    assert spec.search.choices("training.learning_rate") == (1e-6, 2e-6, 4e-6)
+    assert spec.search.choices("loss.beta") == (1.4, 2.0, 4.5)
+    assert spec.base.flat_params()["loss.beta"] == 2.0
     assert "# the best was the highest tried" in text
     assert "# half-way to the neighbours of the best, 2" in text
 
@@ -306,24 +306,24 @@ def test_what_makes_no_difference_is_fixed(tmp_path: Path) -> None:
 
 def test_equal_ones_are_run_again_with_other_seeds(tmp_path: Path) -> None:
     spec, text = followed(swept(tmp_path, lambda t: Script(quality=0.5)), tmp_path)
-    assert spec.search.drawable("training.seed") == (1, 2, 3)
+    assert spec.search.choices("training.seed") == (1, 2, 3)
     assert spec.search.zipped == ({"training.learning_rate": (1e-7, 3e-7, 1e-6)},)
     assert "could not be told apart on 300 held-out pairs" in text
 
 
 def test_a_hollow_winner_goes_down_and_gets_an_sft_term(tmp_path: Path) -> None:
     spec, text = followed(swept(tmp_path, lambda t: Script(quality=0.2 + 5e5 * rate(t), chosen=-3.0)), tmp_path)
-    assert spec.search.drawable("training.learning_rate") == (2.5e-7, 5e-7, 1e-6)
-    assert spec.search.drawable("loss.sft_weight") == (0.0, 0.1)
+    assert spec.search.choices("training.learning_rate") == (2.5e-7, 5e-7, 1e-6)
+    assert spec.search.choices("loss.sft_weight") == (0.0, 0.1)
     assert "# downwards from 1e-6: margins rise while" in text
 
 
 def test_a_hollow_winner_goes_down_where_the_rate_was_not_searched_too(tmp_path: Path) -> None:
     betas = {"loss.beta": {"choice": [2.0, 10.0]}}
-    made = follow_up(insight(swept(tmp_path, lambda t: Script(quality=0.3, chosen=-3.0), betas)))
+    made = follow_up(analyze(swept(tmp_path, lambda t: Script(quality=0.3, chosen=-3.0), betas)))
     at = made.spec.base.training.learning_rate
     assert made.spec.search.dimensions["training.learning_rate"] == Choice(choice=(at / 4, at / 2, at))
-    assert "downwards" in made.why["training.learning_rate"]
+    assert "downwards" in made.reasons["training.learning_rate"]
 
 
 def test_not_into_what_diverged(tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_not_into_what_diverged(tmp_path: Path) -> None:
         return Script(quality=0.2 if rate(trial) == 1e-7 else 0.8)
 
     spec, _ = followed(swept(tmp_path, script), tmp_path)
-    values = spec.search.drawable("training.learning_rate")
+    values = spec.search.choices("training.learning_rate")
     assert values is not None
     assert max(float(v) for v in values if isinstance(v, float)) < 1e-6
 
@@ -345,7 +345,7 @@ def test_not_beyond_where_most_diverged(tmp_path: Path) -> None:
         return Script(quality=0.2 + 5e5 * rate(trial) + (0.1 if trial.params["loss.beta"] == 2.0 else 0.0))
 
     spec, text = followed(swept(tmp_path, script, BETAS), tmp_path)
-    values = spec.search.drawable("training.learning_rate")
+    values = spec.search.choices("training.learning_rate")
     assert values is not None
     assert max(float(v) for v in values if isinstance(v, float)) == 1e-6
     assert "# not beyond 1e-6: from 1e-6 on at least half of the trials diverged" in text
@@ -354,7 +354,7 @@ def test_not_beyond_where_most_diverged(tmp_path: Path) -> None:
 def test_a_hollow_dpo_winner_gets_an_nll_term(tmp_path: Path) -> None:
     base = {"loss": {"kind": "dpo"}}
     spec, _ = followed(swept(tmp_path, lambda t: Script(quality=0.2 + 5e5 * rate(t), chosen=-3.0), base=base), tmp_path)
-    assert spec.search.drawable("loss.nll_scale") == (0.0, 0.1)
+    assert spec.search.choices("loss.nll_scale") == (0.0, 0.1)
 
 
 def test_a_hollow_winner_asks_for_no_larger_margin(tmp_path: Path) -> None:
@@ -363,7 +363,7 @@ def test_a_hollow_winner_asks_for_no_larger_margin(tmp_path: Path) -> None:
     spec, text = followed(
         swept(tmp_path, lambda t: Script(quality=script[t.params["loss.gamma"]], chosen=-3.0), gammas), tmp_path
     )
-    assert spec.search.drawable("loss.gamma") == (1.0, 1.5)
+    assert spec.search.choices("loss.gamma") == (1.0, 1.5)
     assert "not beyond 1.5" in text
 
 
@@ -372,16 +372,16 @@ def test_after_divergence_of_a_zip_its_other_leaves_stay(tmp_path: Path) -> None
     spec = make_spec(search={})
     space = SearchSpace.model_validate({"zipped": zipped})
     frame = frame_of(run_sweep(tmp_path, spec.model_copy(update={"search": space}), lambda _: Script(outcome=DIVERGED)))
-    made = follow_up(insight(frame))
+    made = follow_up(analyze(frame))
     assert made.spec.search.zipped == ({"loss.beta": (2.0, 10.0)},)
 
 
 def test_after_divergence_alone_and_after_failures_alone(tmp_path: Path) -> None:
     spec, text = followed(swept(tmp_path / "a", lambda _: Script(outcome=DIVERGED)), tmp_path)
-    assert spec.search.drawable("training.learning_rate") == (3e-9, 1e-8, 3e-8)
+    assert spec.search.choices("training.learning_rate") == (3e-9, 1e-8, 3e-8)
     assert "far smaller steps" in text
     with pytest.raises(NothingLearned):
-        follow_up(insight(swept(tmp_path / "b", lambda _: Script(outcome=FAILED))))
+        follow_up(analyze(swept(tmp_path / "b", lambda _: Script(outcome=FAILED))))
 
 
 def test_ranges_are_narrowed_to_where_the_best_lie(tmp_path: Path) -> None:
@@ -412,13 +412,13 @@ def test_conditional_leaves_of_the_winner(tmp_path: Path) -> None:
     spec, text = followed(swept(tmp_path / "a", script, search), tmp_path)
     assert spec.base.loss.kind == "simpo"
     assert "loss.kind is fixed: clearly worse: cpo" in text
-    assert spec.search.drawable("loss.gamma") == (0.75, 1.0, 1.2)
+    assert spec.search.choices("loss.gamma") == (0.75, 1.0, 1.2)
 
     def alike(trial: Trial) -> Script:
         return Script(quality=0.9 if trial.params.get("loss.gamma", 1.0) == 1.0 else 0.3)
 
     spec, text = followed(swept(tmp_path / "b", alike, search), tmp_path)
-    assert spec.search.drawable("loss.kind") == ("simpo", "cpo")
+    assert spec.search.choices("loss.kind") == ("simpo", "cpo")
     assert spec.search.dimensions["loss.gamma"].when == {"loss.kind": ("simpo",)}
 
 

@@ -8,14 +8,14 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from dashboards.diagnosis.findings import Finding, Level
-from dashboards.mlflow_pages import note, saved_view
+from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.mlflow_pages import run_description, saved_view
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState
-from orchestrator.tracking.mlflow_sink import LONGEST_TAG, MlflowReceiver
-from orchestrator.tracking.run_metadata import NOTE, RUN, ended_tags, run_page, trials_filter, with_links
+from orchestrator.tracking.mlflow_sink import MAX_TAG_LENGTH, MlflowSink
+from orchestrator.tracking.run_metadata import NOTE, RUN, end_tags, run_page, trials_filter, with_links
 from tests.dashboards.scripted_sweep import METRIC, make_spec
 from trainer.metrics import lookup
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 LONGEST_EXPERIMENT_TAG = 20_000
 
@@ -68,10 +68,10 @@ def test_the_description_says_what_ended_how_and_stays_short_enough() -> None:
     records += [record(200, TrialState.PRUNED, reason="in | the <b>lower</b> half\nof all")]
     records += [record(201, TrialState.PRUNED, reason="diverged: loss is nan", diverged=True)]
     records += [record(202, TrialState.FAILED, reason="x" * 5000, failure=FailureKind.BUG)]
-    findings = [Finding(f"r{n}", Level.WARNING, "t" * 300, "e" * 900, "n" * 900) for n in range(9)]
-    text = note(spec, records, "finished", findings=findings, report=True)
-    whole = with_links(text, "1", "mine", lambda run: f"{run:0>32}")
-    assert len(whole) < LONGEST_TAG
+    findings = [Finding(f"r{n}", FindingLevel.WARNING, "t" * 300, "e" * 900, "n" * 900) for n in range(9)]
+    text = run_description(spec, records, "finished", findings=findings, report=True)
+    complete = with_links(text, "1", "mine", lambda run: f"{run:0>32}")
+    assert len(complete) < MAX_TAG_LENGTH
     head = text.split("\n\n")[0]
     assert head.startswith(
         "**Finished**: 203 trials (200 complete, 1 pruned, 1 failed, 1 diverged). **Best: [trial 199]"
@@ -79,27 +79,27 @@ def test_the_description_says_what_ended_how_and_stays_short_enough() -> None:
     assert "in \\| the &lt;b>lower&lt;/b> half of all" in text
     assert "| &nbsp;diverged |" in text
     assert "](#/experiments/1/runs/0000000000000000000000000000sweep/artifacts/report.html)" not in text
-    assert f"](#/experiments/1/runs/{'sweep':0>32}/artifacts/report.html?workflowType=machine_learning)" in whole
-    assert "mlflow:" not in whole
+    assert f"](#/experiments/1/runs/{'sweep':0>32}/artifacts/report.html?workflowType=machine_learning)" in complete
+    assert "mlflow:" not in complete
 
 
 def test_nothing_complete_yet_is_said() -> None:
-    assert "No trial has completed yet." in note(make_spec(), [], "running")
+    assert "No trial has completed yet." in run_description(make_spec(), [], "running")
     failed = [record(0, TrialState.FAILED, reason="boom", failure=FailureKind.BUG)]
-    assert "No trial has completed." in note(make_spec(), failed, "finished")
+    assert "No trial has completed." in run_description(make_spec(), failed, "finished")
 
 
 def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     spec = make_spec("mine")
     view = saved_view(spec, trials_filter("mine"), 1.0)
-    to = MlflowReceiver(tmp_path, uri=uri, experiment="e", sweep_id="id", sweep="mine", view=view)
-    to.start("sweep", name="mine", params={}, tags={}, at=1.0)
-    to.start("0", name="trial 0", params={}, tags={}, at=1.0)
-    to.points("0", [Point(1, {"loss": 1.0})], at=1.0)
+    to = MlflowSink(tmp_path, uri=uri, experiment="e", sweep_id="id", sweep="mine", view=view)
+    to.start_run("sweep", name="mine", params={}, tags={}, at=1.0)
+    to.start_run("0", name="trial 0", params={}, tags={}, at=1.0)
+    to.log_metrics("0", [StepMetrics(1, {"loss": 1.0})], at=1.0)
     diverged = Outcome(TrialState.PRUNED, "diverged: loss is nan", diverged=True)
-    to.end("0", status="KILLED", tags=ended_tags(0, diverged), at=2.0)
-    to.tag("sweep", {NOTE: "[trial 0](mlflow:0) [charts](mlflow:charts) [gone](mlflow:7)"})
+    to.end_run("0", status="KILLED", tags=end_tags(0, diverged), at=2.0)
+    to.set_tags("sweep", {NOTE: "[trial 0](mlflow:0) [charts](mlflow:charts) [gone](mlflow:7)"})
 
     from mlflow import MlflowClient
 

@@ -13,12 +13,12 @@ from dashboards.mlflow_pages import saved_view
 from dashboards.sweep_reporter import DashboardReporter
 from docs.chromium import Page, browser, installed
 from docs.mlflow_looks import CLOSE, open_charts, rows, show, titles
-from orchestrator.driver.parent_run import attach_report, open_sink, tell_end, tell_sweep
+from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink, start_parent_run
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
 from orchestrator.tracking.mlflow_sink import connect, tracking_uri
-from orchestrator.tracking.mlflow_ui import Ui, start_ui, sweep_page
-from orchestrator.tracking.run_metadata import begun_tags, ended_tags, run_page, trials_filter
+from orchestrator.tracking.mlflow_ui import UiServer, start_ui, sweep_page
+from orchestrator.tracking.run_metadata import end_tags, run_page, start_tags, trials_filter
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
 CHARTS = [
@@ -45,26 +45,26 @@ def tell(root: Path, name: str) -> None:
     folder = run_sweep(root, make_spec(name), rich)
     with Study.open(folder) as study:
         sink = open_sink(study, root, DashboardReporter())
-        tell_sweep(study, sink, DashboardReporter(), "f" * 12)
+        start_parent_run(study, sink, DashboardReporter(), "f" * 12)
         for record in study.trials():
             run, outcome = str(record.number), WORDS.get(record.number, COMPLETE)
             params = {path: record.params[path] for path in study.spec.search.paths}
-            sink.start(
+            sink.start_run(
                 run,
                 name=f"trial {run}",
                 params=params,
-                tags={"state": "RUNNING", **begun_tags(record.number)},
+                tags={"state": "RUNNING", **start_tags(record.number)},
                 at=time.time(),
             )
-            sink.points(run, study.points(record.number), at=time.time())
-            sink.end(run, status=STATUS[record.state], tags=ended_tags(record.number, outcome), at=time.time())
+            sink.log_metrics(run, study.metric_history(record.number), at=time.time())
+            sink.end_run(run, status=STATUS[record.state], tags=end_tags(record.number, outcome), at=time.time())
         attach_report(study, sink, DashboardReporter(), print, "finished")
-        tell_end(study, sink, "FINISHED", "FINISHED", "")
+        end_parent_run(study, sink, "FINISHED", "FINISHED", "")
         assert sink.close(120) == 0
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Ui, Page]]:
+def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, UiServer, Page]]:
     if installed() is None:
         pytest.skip("no Chromium on the PATH")
     root = tmp_path_factory.mktemp("mlflow")
@@ -79,7 +79,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Ui, P
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_view_opens_on_the_charts_by_name_with_the_sweeps_runs(told: tuple[Path, Ui, Page]) -> None:
+def test_the_view_opens_on_the_charts_by_name_with_the_sweeps_runs(told: tuple[Path, UiServer, Page]) -> None:
     root, ui, page = told
     spec = make_spec("seen")
     view = saved_view(spec, trials_filter("seen"), time.time())
@@ -92,7 +92,7 @@ def test_the_view_opens_on_the_charts_by_name_with_the_sweeps_runs(told: tuple[P
 
 @pytest.mark.browser
 @pytest.mark.slow
-def test_the_parent_run_opens_on_its_description(told: tuple[Path, Ui, Page]) -> None:
+def test_the_parent_run_opens_on_its_description(told: tuple[Path, UiServer, Page]) -> None:
     root, ui, page = told
     client = connect(root, tracking_uri(root, None))
     experiment = client.get_experiment_by_name("prefsweep")

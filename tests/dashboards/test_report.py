@@ -22,7 +22,7 @@ from scripted_sweep import (
     run_sweep,
 )
 
-from dashboards.diagnosis.diagnose import insight
+from dashboards.diagnosis.diagnose import analyze
 from dashboards.report.html_page import report_page
 from orchestrator.study.trial_records import Trial
 
@@ -44,15 +44,15 @@ class Tree(HTMLParser):
         assert self.open == [], self.open
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        held = dict(attrs)
+        held_trial = dict(attrs)
         if tag not in VOID:
             self.open.append(tag)
         if tag == "section":
-            self.sections.append(held["id"] or "")
+            self.sections.append(held_trial["id"] or "")
         if tag == "script":
-            self.scripts.append((held, ""))
+            self.scripts.append((held_trial, ""))
         self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "data") and value]
-        assert not any(name.startswith("on") for name in held), held
+        assert not any(name.startswith("on") for name in held_trial), held_trial
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open, tag
@@ -60,18 +60,18 @@ class Tree(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "script":
-            held, text = self.scripts[-1]
-            self.scripts[-1] = (held, text + data)
+            held_trial, text = self.scripts[-1]
+            self.scripts[-1] = (held_trial, text + data)
         else:
             self.text += data
 
 
 def page_of(frame: Any) -> tuple[str, Tree]:
-    page = report_page(insight(frame))
+    page = report_page(analyze(frame))
     tree = Tree(page)
     assert all(address.startswith(("#", "data:,")) for address in tree.addresses), tree.addresses
-    assert len([text for held, text in tree.scripts if held.get("type") is None]) == 1
-    figures = json.loads(next(text for held, text in tree.scripts if held.get("id") == "figures"))
+    assert len([text for held_trial, text in tree.scripts if held_trial.get("type") is None]) == 1
+    figures = json.loads(next(text for held_trial, text in tree.scripts if held_trial.get("id") == "figures"))
     assert page.count('class="chart"') == len(figures)
     assert "NaN" not in json.dumps(figures)
     return page, tree
@@ -119,13 +119,13 @@ def test_a_rich_sweep_has_every_panel_and_no_text_of_others_is_alive(tmp_path: P
 
 def test_the_answer_says_who_won_how_sure_and_what_to_copy(tmp_path: Path) -> None:
     frame = frame_of(run_sweep(tmp_path, make_spec(), lambda t: Script(quality=0.9 if t.number == 4 else 0.2)))
-    seen = insight(frame)
-    assert seen.sure is not None
-    assert seen.sure.winner.number == 4
-    assert [case.number for case in seen.sure.tied] == [4]
-    assert seen.sure.against_start is not None
-    assert seen.sure.against_start.low > 0
-    assert seen.sure.against_start.paired
+    analysis = analyze(frame)
+    assert analysis.significance is not None
+    assert analysis.significance.winner.number == 4
+    assert [trial_frame.number for trial_frame in analysis.significance.not_distinguishable] == [4]
+    assert analysis.significance.against_initial is not None
+    assert analysis.significance.against_initial.low > 0
+    assert analysis.significance.against_initial.paired
     _, tree = page_of(frame)
     assert "Trial 4 is better than every other" in tree.text
     assert "beta: 2.0" in tree.text
@@ -284,7 +284,7 @@ def test_several_goals_have_a_front(tmp_path: Path) -> None:
 
     also = [{"metric": "eval_nll_loss", "direction": "minimize"}]
     frame = frame_of(run_sweep(tmp_path, make_spec(also=also), trade))
-    assert {case.number for case in frame.front} == {8, 9, 10, 11}
+    assert {trial_frame.number for trial_frame in frame.pareto_front} == {8, 9, 10, 11}
     _, tree = page_of(frame)
     assert set(tree.sections) == {*EVERY, "front"}
     assert "eval_nll_loss (minimize)" in tree.text

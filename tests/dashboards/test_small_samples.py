@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, fisher_exact, spearmanr
 from scripted_sweep import METRIC, Script, frame_of, make_spec, run_sweep
 
-from dashboards.analysis.held_out_pairs import HeldOut
-from dashboards.analysis.significance import certainty, paired_difference
+from dashboards.analysis.held_out_pairs import HeldOutPairs
+from dashboards.analysis.significance import analyze_significance, paired_difference
 from dashboards.analysis.small_samples import is_clear_correlation, pairs_needed, share_difference
-from dashboards.analysis.sweep_frame import SweepFrame, TrialCase
-from dashboards.diagnosis.diagnose import diagnose, insight
-from dashboards.diagnosis.findings import Finding, Level
-from dashboards.report.panels.winner import how_sure
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
+from dashboards.diagnosis.diagnose import analyze, diagnose
+from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.report.panels.winner import significance_text
 
 COUNTS = st.integers(1, 50)
 
@@ -35,26 +35,26 @@ def one_sweep() -> SweepFrame:
 def with_pairs(count: int, after: list[int], before: int) -> SweepFrame:
     """The sweep with `count` held-out pairs, `after[k]` in order by trial k, `before` by the start."""
     frame = one_sweep()
-    cases = [_with_pairs(case, count, right, before) for case, right in zip(frame.trials, after, strict=True)]
-    return replace(frame, trials=tuple(cases))
+    trials = [_with_pairs(trial, count, right, before) for trial, right in zip(frame.trials, after, strict=True)]
+    return replace(frame, trials=tuple(trials))
 
 
-def _with_pairs(case: TrialCase, count: int, right: int, before: int) -> TrialCase:
+def _with_pairs(trial: TrialFrame, count: int, right: int, before: int) -> TrialFrame:
     rejected = np.full(count, -20.0)
-    place = np.arange(count)
-    pairs = HeldOut(
-        chosen=rejected + np.where(place < right, 1.0, -1.0),
+    path = np.arange(count)
+    pairs = HeldOutPairs(
+        chosen=rejected + np.where(path < right, 1.0, -1.0),
         rejected=rejected,
         chosen_tokens=np.full(count, 10.0),
         rejected_tokens=np.full(count, 10.0),
-        rows=np.stack([np.zeros(count, dtype=np.int64), place + 1], axis=1),
-        start_chosen=rejected + np.where(place < before, 1.0, -1.0),
-        start_rejected=rejected,
+        rows=np.stack([np.zeros(count, dtype=np.int64), path + 1], axis=1),
+        initial_chosen=rejected + np.where(path < before, 1.0, -1.0),
+        initial_rejected=rejected,
     )
-    course = [(0, before / count), (40, right / count)]
-    view = replace(case.view, record=replace(case.record, value=right / count), courses={**case.view.courses})
-    view.courses[METRIC] = course
-    return replace(case, view=view, pairs=pairs)
+    curve = [(0, before / count), (40, right / count)]
+    view = replace(trial.curves, record=replace(trial.record, value=right / count), curves={**trial.curves.curves})
+    view.curves[METRIC] = curve
+    return replace(trial, curves=view, pairs=pairs)
 
 
 def said(found: list[Finding]) -> str:
@@ -65,14 +65,14 @@ def test_two_pairs_that_are_both_right_are_not_called_a_coin() -> None:
     frame = with_pairs(2, [2, 1, 1], before=1)
     found = {f.rule: f for f in diagnose(frame)}
     assert "coin_toss" not in found
-    assert found["few_pairs"].level is Level.WARNING
+    assert found["few_pairs"].level is FindingLevel.WARNING
     assert "over 2 held-out pairs, 95 % interval 0.158 to 1.000" in found["few_pairs"].evidence
     assert "Hold out about 100 pairs" in found["few_pairs"].next_step
     assert "not clearly better than the start model" in found["gain_not_clear"].title
     assert "Hold out about 100 pairs" in found["gain_not_clear"].next_step
-    sure = certainty(frame)
-    assert sure is not None
-    assert "not clearly better than the start model" in how_sure(frame, sure)
+    significance = analyze_significance(frame)
+    assert significance is not None
+    assert "not clearly better than the start model" in significance_text(frame, significance)
 
 
 @given(st.data())
@@ -80,10 +80,10 @@ def test_advice_over_few_pairs_asks_for_more_pairs_than_there_are(data: st.DataO
     count = data.draw(COUNTS)
     right = st.integers(0, count)
     frame = with_pairs(count, [data.draw(right) for _ in range(3)], data.draw(right))
-    seen = insight(frame)
-    words = said(list(seen.findings))
-    for asked in re.findall(r"about ([\d,]+) (?:held-out )?pairs", words, re.IGNORECASE):
-        assert int(asked.replace(",", "")) >= max(100, count + 1)
+    analysis = analyze(frame)
+    words = said(list(analysis.findings))
+    for requested in re.findall(r"about ([\d,]+) (?:held-out )?pairs", words, re.IGNORECASE):
+        assert int(requested.replace(",", "")) >= max(100, count + 1)
     winner = frame.ranked[0]
     accuracy = winner.last(METRIC)
     assert accuracy is not None
@@ -93,14 +93,14 @@ def test_advice_over_few_pairs_asks_for_more_pairs_than_there_are(data: st.DataO
     assert "may order pairs no better than a coin" not in words
     if best > count / 2:
         assert "no better than a coin" not in words
-    start = sum(winner.pairs.at_start().gaps > 0)  # pyright: ignore[reportOptionalMemberAccess]
+    start = sum(winner.pairs.initial().margins > 0)  # pyright: ignore[reportOptionalMemberAccess]
     if best > start:
-        told = {finding.rule for finding in seen.findings} & {"few_pairs", "coin_toss"}
-        assert bool(told) == (binomtest(best, count).proportion_ci().low <= 0.5)
-    assert seen.sure is not None
-    against = seen.sure.against_start
+        logged = {finding.rule for finding in analysis.findings} & {"few_pairs", "coin_toss"}
+        assert bool(logged) == (binomtest(best, count).proportion_ci().low <= 0.5)
+    assert analysis.significance is not None
+    against = analysis.significance.against_initial
     assert against is not None
-    if against.clear:  # then the exact test agrees that it is no chance
+    if against.is_clear:  # then the exact test agrees that it is no chance
         gained = abs(best - start)
         assert binomtest(gained, gained).pvalue < 0.05
 
@@ -110,15 +110,15 @@ def test_a_mean_of_fewer_than_six_differing_pairs_is_never_clear(gaps: list[floa
     column = np.array(gaps)
     found = paired_difference(column, np.zeros(len(column)), "eval_margins/logp")
     assert found.low <= found.mean <= found.high
-    if found.clear:
+    if found.is_clear:
         assert np.sum(np.abs(column) > 1e-12) >= 6
 
 
 def test_intervals_of_means_hold_what_they_promise_with_few_pairs() -> None:
     """The plain bootstrap of 8 values leaves the truth out in 12 of 100 cases; 5 are promised."""
     rng = np.random.default_rng(0)
-    drawn = [paired_difference(rng.normal(0.5, 1, 8), np.zeros(8), "eval_margins/logp") for _ in range(400)]
-    covered = sum(found.low <= 0.5 <= found.high for found in drawn)
+    sampled = [paired_difference(rng.normal(0.5, 1, 8), np.zeros(8), "eval_margins/logp") for _ in range(400)]
+    covered = sum(found.low <= 0.5 <= found.high for found in sampled)
     assert covered >= 0.93 * 400
 
 
@@ -150,9 +150,9 @@ def test_a_preference_for_length_needs_more_than_three_pairs() -> None:
     frame = with_pairs(4, [3, 1, 1], before=1)
     winner = frame.ranked[0]
     assert winner.pairs is not None
-    few = replace(winner.pairs, chosen_tokens=np.array([14.0, 13.0, 12.0, 11.0]), start_chosen=None)
-    cases = tuple(replace(case, pairs=few) if case is winner else case for case in frame.trials)
-    assert "length_bias" not in {f.rule for f in diagnose(replace(frame, trials=cases))}
+    few = replace(winner.pairs, chosen_tokens=np.array([14.0, 13.0, 12.0, 11.0]), initial_chosen=None)
+    trials = tuple(replace(trial, pairs=few) if trial is winner else trial for trial in frame.trials)
+    assert "length_bias" not in {f.rule for f in diagnose(replace(frame, trials=trials))}
 
 
 @pytest.mark.parametrize("pairs", [1, 2, 50, 99, 100, 5000])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spec.loading.loader import load, loads
+from orchestrator.spec.loading.loader import load_spec, load_spec_text
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -53,8 +53,8 @@ def test_there_are_commands() -> None:
 def test_the_command_runs(command: str, where: Path) -> None:
     match command:
         case "make quickstart":
-            asked = run(["make", "-n", "quickstart"], where)
-            assert "orchestrate sweep sweeps/quickstart.yaml" in asked.stdout, asked.stderr
+            requested = run(["make", "-n", "quickstart"], where)
+            assert "orchestrate sweep sweeps/quickstart.yaml" in requested.stdout, requested.stderr
             # The same sweep, shortened: the whole one takes minutes.
             done = run([*ORCHESTRATE, "sweep", "sweeps/quickstart.yaml", *SMALL], where)
             assert "Best: trial" in done.stdout
@@ -94,11 +94,11 @@ def test_the_exported_model_is_one(where: Path) -> None:
 def test_the_yaml_is_the_shipped_sweep() -> None:
     block = re.search(r"```yaml\n(.*?)```", README, flags=re.S)
     assert block
-    shown, shipped = loads(block.group(1), ROOT), load(ROOT / "sweeps" / "llama3-8b.yaml")
+    shown, shipped = load_spec_text(block.group(1), ROOT), load_spec(ROOT / "sweeps" / "llama3-8b.yaml")
     assert (shown.search, shown.goal, shown.resources) == (shipped.search, shipped.goal, shipped.resources)
-    for path, value in shown.base.leaves().items():
+    for path, value in shown.base.flat_params().items():
         if path not in ("training.eval_steps", "training.logging_steps"):
-            assert shipped.base.leaves()[path] == value, path
+            assert shipped.base.flat_params()[path] == value, path
 
 
 def test_links_and_pictures_exist() -> None:

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from dashboards.analysis.load_frame import gather
-from dashboards.diagnosis.diagnose import insight
+from dashboards.analysis.load_frame import load_frame
+from dashboards.diagnosis.diagnose import analyze
 from dashboards.report.html_page import report_page
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.data_stage import check_data, load_report
-from orchestrator.driver.parent_run import tell_sweep
+from orchestrator.driver.parent_run import start_parent_run
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from tests.engine.scripted import ListSink, SilentView
@@ -52,46 +52,46 @@ class Preparing:
         return []
 
 
-def written(place: Path, file: str = SWEEP_FILE) -> SweepSpec:
+def written(path: Path, file: str = SWEEP_FILE) -> SweepSpec:
     rows = [*ROWS]
     rows[6] |= {"rejected": ""}
     rows[8] |= {"chosen": "same", "rejected": "same"}
     rows[9] |= {"rejected": ""}
-    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    held = [ROWS[20], *({"prompt": f"held {n}", "chosen": "yes", "rejected": "no"} for n in range(6))]
-    (place / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held))
-    return loads(file, place)
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_trial = [ROWS[20], *({"prompt": f"held {n}", "chosen": "yes", "rejected": "no"} for n in range(6))]
+    (path / "held.jsonl").write_text("".join(json.dumps(row) + "\n" for row in held_trial))
+    return load_spec_text(file, path)
 
 
-def started(place: Path, spec: SweepSpec) -> tuple[SweepFolder, list[str]]:
-    folder, view = SweepFolder(place / "runs", "s"), SilentView()
+def started(path: Path, spec: SweepSpec) -> tuple[SweepFolder, list[str]]:
+    folder, view = SweepFolder(path / "runs", "s"), SilentView()
     folder.path.mkdir(parents=True)
-    folder.spec.write_text(dump(spec))
+    folder.spec.write_text(dump_spec(spec))
     check_data(spec, folder, view, Preparing(folder.cache))  # pyright: ignore[reportArgumentType]
     return folder, view.said
 
 
 def test_a_sweep_says_at_its_start_what_it_leaves_out(tmp_path: Path) -> None:
     spec = written(tmp_path)
-    _, said = started(tmp_path, spec)
+    _, messages = started(tmp_path, spec)
     rows = spec.base.data.train[0].path  # pyright: ignore[reportAttributeAccessIssue]
-    assert "data: 396 pairs to train on, 7 to evaluate on" in said
-    assert "data: 3 of 407 rows are bad and left out (0.74%)" in said
-    assert f"data: 2 rows have an empty response ({rows}: 7, 10)" in said
-    assert f"data: 1 row has equal chosen and rejected responses ({rows}: 9)" in said
-    assert f"data: 1 row has a prompt that is evaluated too; left out of training ({rows}: 21)" in said
+    assert "data: 396 pairs to train on, 7 to evaluate on" in messages
+    assert "data: 3 of 407 rows are bad and left out (0.74%)" in messages
+    assert f"data: 2 rows have an empty response ({rows}: 7, 10)" in messages
+    assert f"data: 1 row has equal chosen and rejected responses ({rows}: 9)" in messages
+    assert f"data: 1 row has a prompt that is evaluated too; left out of training ({rows}: 21)" in messages
 
 
 def test_the_trainer_alone_says_the_same(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     spec = written(tmp_path)
-    _, said = started(tmp_path, spec)
+    _, messages = started(tmp_path, spec)
     file = tmp_path / "trial.yaml"
     file.write_text(json.dumps(spec.base.model_dump(mode="json", exclude_none=True)))
     caplog.set_level(logging.INFO, logger="trainer")
     assert main([str(file), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "runs" / "cache")]) == 0
-    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("data: ")]
-    assert told == [line for line in said if line.startswith("data: ")]
-    assert len(told) > 4
+    logged = [record.getMessage() for record in caplog.records if record.getMessage().startswith("data: ")]
+    assert logged == [line for line in messages if line.startswith("data: ")]
+    assert len(logged) > 4
 
 
 def test_counts_by_kind_are_tags_of_the_sweeps_run_and_the_same_again_on_resume(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_counts_by_kind_are_tags_of_the_sweeps_run_and_the_same_again_on_resume(
     first, again = ListSink(), ListSink()
     with Study.create(folder, spec) as study:
         for sink in (first, again):
-            tell_sweep(study, sink, DashboardReporter(), report.fingerprint)
+            start_parent_run(study, sink, DashboardReporter(), report.fingerprint)
     tags = first.tags(SWEEP)
     assert {name: value for name, value in tags.items() if name.startswith("data.") and name != "data.fingerprint"} == {
         "data.train_rows": "396",
@@ -122,7 +122,7 @@ def test_the_report_counts_them_too(tmp_path: Path) -> None:
     spec = written(tmp_path)
     folder, _ = started(tmp_path, spec)
     with Study.create(folder, spec) as study:
-        made = report_page(insight(gather(study, state="running")))
+        made = report_page(analyze(load_frame(study, state="running")))
     assert "3 bad, 1 for other reasons" in made
     for words in ("2 rows have an empty response", "1 row has a prompt that is evaluated too"):
         assert words in made
@@ -138,8 +138,8 @@ def test_other_data_of_the_search_and_of_the_sft_stage_is_told_where_it_differs(
         file + "sft: {training: {max_steps: 1}, data: {train: sft.jsonl, max_length: 64, apply_template: true}}\n",
     )
     (tmp_path / "rows.jsonl").open("a").write(json.dumps(ROWS[30]) + "\n")
-    _, said = started(tmp_path, spec)
-    assert any(line.startswith("data of the sft stage: 1 row has an empty response (") for line in said)
-    repeated = [line for line in said if "repeats an earlier row" in line]
-    assert len([line for line in said if "2 rows have an empty response" in line]) == 1, "said once"
-    assert repeated == [line for line in said if line.startswith("data: 1 row repeats an earlier row (")]
+    _, messages = started(tmp_path, spec)
+    assert any(line.startswith("data of the sft stage: 1 row has an empty response (") for line in messages)
+    repeated = [line for line in messages if "repeats an earlier row" in line]
+    assert len([line for line in messages if "2 rows have an empty response" in line]) == 1, "said once"
+    assert repeated == [line for line in messages if line.startswith("data: 1 row repeats an earlier row (")]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dashboards import sweep_reporter
 from dashboards.diagnosis import diagnose
 from dashboards.sweep_reporter import DashboardReporter
-from orchestrator.driver import parent_run
-from orchestrator.driver.parent_run import FAILURE_FILE, tell_standing
+from orchestrator.driver.parent_run import FAILURE_FILE, update_description
 from orchestrator.interfaces import SWEEP
 from orchestrator.study.study import Study
 from orchestrator.tracking.run_metadata import NOTE
@@ -24,14 +24,14 @@ def study(tmp_path: Path) -> Study:
     return Study.open(folder)
 
 
-def told(study: Study) -> str:
+def description_of(study: Study) -> str:
     sink = ListSink()
-    tell_standing(study, sink, DashboardReporter())
+    update_description(study, sink, DashboardReporter())
     return sink.tags(SWEEP)[NOTE]
 
 
 def test_the_diagnosis_is_there_while_the_sweep_runs(study: Study) -> None:
-    text = told(study)
+    text = description_of(study)
     assert text.startswith("**Running**: 2 trials (2 complete).")
     assert "### Diagnosis" in text
     assert "*Next: " in text
@@ -41,9 +41,9 @@ def test_a_sweep_of_very_many_trials_reads_no_points_for_it(study: Study, monkey
     def read(*_: object) -> None:
         raise AssertionError("points were read")
 
-    monkeypatch.setattr(parent_run, "DIAGNOSED", 1)
-    monkeypatch.setattr(study, "points", read)
-    assert "### Diagnosis" not in told(study)
+    monkeypatch.setattr(sweep_reporter, "MAX_DIAGNOSED_TRIALS", 1)
+    monkeypatch.setattr(study, "metric_history", read)
+    assert "### Diagnosis" not in description_of(study)
 
 
 def test_a_rule_that_fails_is_kept_and_ends_nothing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_a_rule_that_fails_is_kept_and_ends_nothing(study: Study, monkeypatch: p
         raise KeyError("margins")
 
     monkeypatch.setattr(diagnose, "diagnose", broken)
-    text = told(study)
+    text = description_of(study)
     assert text.startswith("**Running**: 2 trials")
     assert "### Diagnosis" not in text
     assert [e.text for e in study.events() if e.kind == "diagnosis failed"] == ["KeyError: 'margins'"]

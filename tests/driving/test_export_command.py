@@ -11,16 +11,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from orchestrator.cli import main
-from orchestrator.driver.sft_stage import made_start_model, sft_config, with_model
+from orchestrator.driver.sft_stage import sft_config, sft_model_folder, with_model
 from orchestrator.errors import ExitCode
 from orchestrator.execution.workers.stage_worker import stage_key
-from orchestrator.folders import DATA_FILE, SweepFolder, make
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.folders import DATA_FILE, SweepFolder, create_sweep_folder
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from trainer.data import prepare
-from trainer.training_session import Workshop
+from trainer.training_session import TrainingSession
 
 SWEEP = """
 name: adapted
@@ -47,23 +47,23 @@ maximize: eval_accuracies/logp
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a finished sweep: an SFT stage, and one trial with adapters over its model."""
     root = tmp_path_factory.mktemp("trained") / "runs"
-    spec = loads(SWEEP, root.parent)
+    spec = load_spec_text(SWEEP, root.parent)
     folder = SweepFolder(root, spec.name)
-    make(folder, dump(spec))
+    create_sweep_folder(folder, dump_spec(spec))
     report = prepare(spec.base.data, spec.base.model, folder.cache).report
     (folder.path / DATA_FILE).write_text(report.model_dump_json())
-    workshop, sft = Workshop(folder.cache), sft_config(spec)
+    session, sft = TrainingSession(folder.cache), sft_config(spec)
     assert sft is not None
-    list(workshop.train(sft, folder.cache / "sft" / stage_key(sft, report.fingerprint, folder.cache) / "run"))
-    start = made_start_model(spec, folder, report)
+    list(session.train(sft, folder.cache / "sft" / stage_key(sft, report.fingerprint, folder.cache) / "run"))
+    start = sft_model_folder(spec, folder, report)
     assert start is not None
     with Study.create(folder, spec, train_pairs=report.train_rows) as study:
-        study.begin()
-        trial = study.claim()
+        study.start_driving()
+        trial = study.ask()
         assert isinstance(trial, Trial)
-        points = list(workshop.train(with_model(trial.config, start), folder.attempt(trial.number, trial.attempt)))
-        study.observe(trial, points)
-        study.close(trial, Outcome(TrialState.COMPLETE))
+        metrics = list(session.train(with_model(trial.config, start), folder.attempt(trial.number, trial.attempt)))
+        study.report(trial, metrics)
+        study.tell(trial, Outcome(TrialState.COMPLETE))
     return root
 
 
@@ -77,18 +77,18 @@ def test_adapters_after_an_sft_stage_bring_their_base_along(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["best", "adapted", "--export", str(tmp_path / "out"), "--json"]) == ExitCode.DONE
-    said = capsys.readouterr()
-    assert json.loads(said.out)["exported"] == str(tmp_path / "out")
-    assert "export: mean log-prob of the responses of 6 held-out pairs: " in said.err
-    assert f"it went along into {tmp_path / 'out/base'} (--merge makes one model of both)" in said.err
+    messages = capsys.readouterr()
+    assert json.loads(messages.out)["exported"] == str(tmp_path / "out")
+    assert "export: mean log-prob of the responses of 6 held-out pairs: " in messages.err
+    assert f"it went along into {tmp_path / 'out/base'} (--merge makes one model of both)" in messages.err
     assert "compared: mean log-prob of the responses of 6 held-out pairs" in (tmp_path / "out/README.md").read_text()
-    aside = home.with_name("elsewhere")
-    home.rename(aside)
+    temporary = home.with_name("elsewhere")
+    home.rename(temporary)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         assert any("lora_" in name for name, _ in loaded.named_parameters())
     finally:
-        aside.rename(home)
+        temporary.rename(home)
 
 
 def test_merged_it_is_one_model(home: Path, tmp_path: Path) -> None:
@@ -107,17 +107,17 @@ def test_what_cannot_be_or_does_not_compare_is_refused(
     monkeypatch.setenv("ORCHESTRATE_HOME", str(copy))
     (file,) = (copy / "adapted").rglob("adapter_model.safetensors")
     known = file.parents[1] / "eval_pairs.safetensors"
-    kept = known.read_bytes()
+    stored = known.read_bytes()
     known.unlink()
     out = str(tmp_path / "out")
     assert main(["best", "adapted", "--export", out]) == ExitCode.USER
     assert "cannot be compared with its trial: the log-probs of the trial's last evaluation" in capsys.readouterr().err
     assert main(["best", "adapted", "--export", str(tmp_path / "unseen"), "--no-compare"]) == ExitCode.DONE
     assert "compared" not in (tmp_path / "unseen/README.md").read_text()
-    known.write_bytes(kept)
+    known.write_bytes(stored)
     save_file({k: 2 * v for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
     for merge in ([], ["--merge"]):
-        assert main(["best", "adapted", "--export", out, *merge]) == ExitCode.OURS
+        assert main(["best", "adapted", "--export", out, *merge]) == ExitCode.INTERNAL_ERROR
         assert "the export is not the model that was trained" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
@@ -126,15 +126,15 @@ def test_what_cannot_be_or_does_not_compare_is_refused(
 def test_a_base_that_is_gone_is_a_sentence_with_what_makes_it_again(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stage, aside = home / "cache/sft", tmp_path / "sft"
-    stage.rename(aside)
+    stage, temporary = home / "cache/sft", tmp_path / "sft"
+    stage.rename(temporary)
     try:
         for merge in ([], ["--merge"]):
             assert main(["best", "adapted", "--export", str(tmp_path / "out"), *merge]) == ExitCode.USER
-            said = capsys.readouterr().err
-            assert "of these adapters is no longer there; orchestrate resume adapted makes it again" in said
+            messages = capsys.readouterr().err
+            assert "of these adapters is no longer there; orchestrate resume adapted makes it again" in messages
     finally:
-        aside.rename(stage)
+        temporary.rename(stage)
 
 
 @pytest.mark.parametrize("flag", ["--merge", "--no-compare", "--trust-remote-code"])

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from orchestrator.driver.notifications import Delivery, Notifier, webhook
+from orchestrator.driver.notifications import NoticeDelivery, NotifyingView, webhook_url
 from orchestrator.errors import SpecError
-from orchestrator.execution.stop_reasons import Stop, StopKind
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.loading.serialization import dump, spec_hash
+from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.sweep_spec import Notify
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.dashboards.scripted_sweep import make_spec
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 SECRET = "T0SECRET/B0SECRET"
 
@@ -74,16 +74,16 @@ class Lines:
         self.said: list[str] = []
         self.points_seen = 0
 
-    def stage(self, text: str) -> None: ...
-    def say(self, text: str) -> None:
+    def set_stage(self, text: str) -> None: ...
+    def log(self, text: str) -> None:
         self.said.append(text)
 
-    def expect(self, steps: object) -> None: ...
-    def trial_changed(self, record: TrialRecord) -> None: ...
-    def points(self, number: int, points: object) -> None:
+    def set_total_updates(self, updates_of: object) -> None: ...
+    def update_trial(self, record: TrialRecord) -> None: ...
+    def add_metrics(self, number: int, metrics: object) -> None:
         self.points_seen += 1
 
-    def tick(self) -> None: ...
+    def refresh(self) -> None: ...
     def close(self) -> None: ...
 
 
@@ -96,18 +96,18 @@ def test_what_happens_is_told_once_each(hook: Hook, tmp_path: Path) -> None:
     config = Notify(webhook_env="HOOK", stalled_minutes=10)
     lines = Lines()
     spec = make_spec("mine", notify=config)
-    told = Notifier(spec, lines, Delivery(hook.url, None, waits=()), config, lambda: now[0])
-    told.trial_changed(record(7, TrialState.PRUNED, reason="diverged: an earlier driver's", diverged=True))
-    told.trial_changed(record(0, TrialState.RUNNING))
-    told.trial_changed(record(0, TrialState.PRUNED, reason="diverged: loss is nan & <bad>", diverged=True))
-    told.trial_changed(record(1, TrialState.RUNNING))
+    logged = NotifyingView(spec, lines, NoticeDelivery(hook.url, None, waits=()), config, lambda: now[0])
+    logged.update_trial(record(7, TrialState.PRUNED, reason="diverged: an earlier driver's", diverged=True))
+    logged.update_trial(record(0, TrialState.RUNNING))
+    logged.update_trial(record(0, TrialState.PRUNED, reason="diverged: loss is nan & <bad>", diverged=True))
+    logged.update_trial(record(1, TrialState.RUNNING))
     for now[0] in (599.0, 601.0, 700.0):
-        told.tick()
-    told.points(1, [Point(1, {"loss": 1.0})])
+        logged.refresh()
+    logged.add_metrics(1, [StepMetrics(1, {"loss": 1.0})])
     now[0] = 1400.0
-    told.tick()
-    told.trial_changed(record(1, TrialState.COMPLETE, value=0.75))
-    told.ended(Stop(StopKind.FINISHED), record(1, TrialState.COMPLETE, value=0.75))
+    logged.refresh()
+    logged.update_trial(record(1, TrialState.COMPLETE, value=0.75))
+    logged.notify_end(StopReason(StopKind.FINISHED), record(1, TrialState.COMPLETE, value=0.75))
     assert [message["text"] for message in hook.got] == [
         "trial 0 of mine diverged: loss is nan &amp; &lt;bad&gt;",
         "mine has stalled: no sign of any worker for 10 minutes",
@@ -119,7 +119,7 @@ def test_what_happens_is_told_once_each(hook: Hook, tmp_path: Path) -> None:
 
 
 def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(hook: Hook) -> None:
-    delivery = Delivery(hook.url, None, waits=(0.0, 0.0))
+    delivery = NoticeDelivery(hook.url, None, waits=(0.0, 0.0))
     hook.answers = [500, 429]
     delivery.send({"event": "finished", "sweep": "s", "trial": None, "text": "first"})
     delivery.send({"event": "stalled", "sweep": "s", "trial": None, "text": "second"})
@@ -128,76 +128,76 @@ def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(
     hook.answers = [500, 500, 503]
     delivery.close(20)
     assert [message["text"] for message in hook.got[:3]] == ["first"] * 3
-    told = delivery.troubles()
+    logged = delivery.take_failures()
     assert len(hook.got) <= 6
-    assert all(SECRET not in line and "127.0.0.1" not in line for line in told)
-    gone = Delivery(f"http://127.0.0.1:1/{SECRET}", None, waits=(0.0,))
+    assert all(SECRET not in line and "127.0.0.1" not in line for line in logged)
+    gone = NoticeDelivery(f"http://127.0.0.1:1/{SECRET}", None, waits=(0.0,))
     gone.send({"event": "finished", "sweep": "s", "trial": None, "text": "x"})
     gone.close(20)
-    (said,) = gone.troubles()
-    assert said.startswith("the webhook did not take the notice (finished): it cannot be reached")
-    assert SECRET not in said
+    (messages,) = gone.take_failures()
+    assert messages.startswith("the webhook did not take the notice (finished): it cannot be reached")
+    assert SECRET not in messages
 
 
 def test_an_endpoint_that_hangs_holds_nobody_up(hook: Hook) -> None:
     hook.hang = threading.Event()
     lines = Lines()
     config = Notify(webhook_env="HOOK")
-    told = Notifier(make_spec("mine", notify=config), lines, Delivery(hook.url, None, waits=()), config)
-    told.trial_changed(record(0, TrialState.RUNNING))
-    told.trial_changed(record(0, TrialState.PRUNED, reason="diverged: x", diverged=True))
+    logged = NotifyingView(make_spec("mine", notify=config), lines, NoticeDelivery(hook.url, None, waits=()), config)
+    logged.update_trial(record(0, TrialState.RUNNING))
+    logged.update_trial(record(0, TrialState.PRUNED, reason="diverged: x", diverged=True))
     while not hook.got:
         time.sleep(0.01)
-    told.points(0, [Point(1, {"loss": 1.0})])  # while the server has the notice and says nothing
-    told.tick()
+    logged.add_metrics(0, [StepMetrics(1, {"loss": 1.0})])  # while the server has the notice and says nothing
+    logged.refresh()
     assert lines.points_seen == 1
     hook.hang.set()
-    told.ended(Stop(StopKind.INTERRUPTED), None)
+    logged.notify_end(StopReason(StopKind.INTERRUPTED), None)
     assert len(hook.got) == 1  # whoever interrupts a sweep knows it
 
 
 def test_a_command_reads_the_notice(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     code = f"import sys, os; open({str(out)!r}, 'w').write(sys.stdin.read() + os.environ['PREFSWEEP_EVENT'])"
-    delivery = Delivery(None, (sys.executable, "-c", code), waits=())
+    delivery = NoticeDelivery(None, (sys.executable, "-c", code), waits=())
     delivery.send({"event": "diverged", "sweep": "s", "trial": 3, "text": "t"})
     delivery.close(30)
     assert out.read_text() == '{"event": "diverged", "sweep": "s", "trial": 3, "text": "t"}diverged'
-    assert delivery.troubles() == []
+    assert delivery.take_failures() == []
     wrong = {
         (sys.executable, "-c", "raise SystemExit('no')"): "ended with 1: no",
         ("/no/such",): "No such file",
     }
     for command, words in wrong.items():
-        failing = Delivery(None, command, waits=())
+        failing = NoticeDelivery(None, command, waits=())
         failing.send({"event": "stalled", "sweep": "s", "trial": None, "text": "t"})
         failing.close(30)
-        assert words in failing.troubles()[0]
+        assert words in failing.take_failures()[0]
 
 
 def test_the_address_comes_from_the_environment_only(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec("mine", notify=Notify(webhook_env="MY_HOOK"))
     monkeypatch.delenv("MY_HOOK", raising=False)
     with pytest.raises(SpecError, match="MY_HOOK is not set"):
-        webhook(spec)
+        webhook_url(spec)
     monkeypatch.setenv("MY_HOOK", f"hooks.example.org/{SECRET}")
     with pytest.raises(SpecError, match="holds no http") as refused:
-        webhook(spec)
+        webhook_url(spec)
     assert SECRET not in str(refused.value)
     monkeypatch.setenv("MY_HOOK", f"https://hooks.example.org/{SECRET}")
-    assert webhook(spec) == f"https://hooks.example.org/{SECRET}"
+    assert webhook_url(spec) == f"https://hooks.example.org/{SECRET}"
 
 
 def test_the_file_says_it_and_it_is_no_part_of_the_identity(tmp_path: Path) -> None:
     plain = make_spec("mine")
-    told = make_spec("mine", notify=Notify(webhook_env="HOOK", command=("notify-send", "hi"), stalled_minutes=5))
-    assert loads(dump(told), tmp_path).notify == told.notify
-    assert "notify" not in dump(plain)
-    assert spec_hash(plain) == spec_hash(told)
+    logged = make_spec("mine", notify=Notify(webhook_env="HOOK", command=("notify-send", "hi"), stalled_minutes=5))
+    assert load_spec_text(dump_spec(logged), tmp_path).notify == logged.notify
+    assert "notify" not in dump_spec(plain)
+    assert spec_hash(plain) == spec_hash(logged)
     for wrong, words in (
         ("notify: {}", "needs webhook_env or command"),
         ("notify: {webhook_env: 'https://x'}", "notify.webhook_env"),
         ("notify: {command: [a], on: [finnished]}", "notify.on"),
     ):
         with pytest.raises(SpecError, match=words.replace(".", "\\.")):
-            loads(dump(plain) + wrong + "\n", tmp_path)
+            load_spec_text(dump_spec(plain) + wrong + "\n", tmp_path)

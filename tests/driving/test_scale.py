@@ -18,12 +18,13 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "engine")]
 from scripted import ListSink, SilentView  # noqa: E402
 
 from benchmarks.driver import EVERY, REPORTS, Bridge, spec_of  # noqa: E402
-from orchestrator.driver.sweep_driver import Afterwards  # noqa: E402
-from orchestrator.execution.controller import Conductor  # noqa: E402
-from orchestrator.execution.messages import Job, Report  # noqa: E402
-from orchestrator.execution.stop_reasons import Interrupt  # noqa: E402
-from orchestrator.folders import SweepFolder, make  # noqa: E402
-from orchestrator.spec.loading.serialization import dump  # noqa: E402
+from dashboards.sweep_reporter import DashboardReporter  # noqa: E402
+from orchestrator.driver.sweep_driver import AfterTrial  # noqa: E402
+from orchestrator.execution.controller import TrialController  # noqa: E402
+from orchestrator.execution.messages import AttemptReport, AttemptTask  # noqa: E402
+from orchestrator.execution.stop_reasons import SignalHandler  # noqa: E402
+from orchestrator.folders import SweepFolder, create_sweep_folder  # noqa: E402
+from orchestrator.spec.loading.serialization import dump_spec  # noqa: E402
 from orchestrator.study.database import study_database  # noqa: E402
 from orchestrator.study.study import Study  # noqa: E402
 from orchestrator.study.trial_records import TrialState  # noqa: E402
@@ -66,7 +67,7 @@ class CountingConnection(sqlite3.Connection):
         return super().cursor(factory)
 
 
-class Measured(Conductor):
+class Measured(TrialController):
     """Notes what every event took of the database, by kind and by the number of trials that had ended."""
 
     def __init__(self, *given: Any, **more: Any) -> None:
@@ -74,13 +75,13 @@ class Measured(Conductor):
         self.ended = 0
         self.taken: list[tuple[str, int, int, int]] = []
 
-    def next(self, slots: int) -> Job | None:
-        return self._count("start", lambda: super(Measured, self).next(slots))
+    def next_attempt(self, slots: int) -> AttemptTask | None:
+        return self._count("start", lambda: super(Measured, self).next_attempt(slots))
 
-    def heard(self, job_id: str, report: Report) -> bool:
-        evaluated = any(name.startswith("eval_") for point in report.points for name in point.metrics)
-        kind = "end" if report.end is not None else "evaluation" if evaluated else "report"
-        goes_on = self._count(kind, lambda: super(Measured, self).heard(job_id, report))
+    def on_report(self, task_id: str, report: AttemptReport) -> bool:
+        evaluated = any(name.startswith("eval_") for step_metrics in report.metrics for name in step_metrics.metrics)
+        kind = "end" if report.result is not None else "evaluation" if evaluated else "report"
+        goes_on = self._count(kind, lambda: super(Measured, self).on_report(task_id, report))
         self.ended += not goes_on
         return goes_on
 
@@ -98,15 +99,17 @@ def driving(root: Path, trials: int, slots: int) -> Generator[tuple[Measured, St
         patch.setattr(study_database.sqlite3, "connect", functools.partial(sqlite3.connect, factory=CountingConnection))
         spec = spec_of(trials, slots)
         folder = SweepFolder(root, spec.name)
-        make(folder, dump(spec))
+        create_sweep_folder(folder, dump_spec(spec))
         study = Study.create(folder, spec, slots=slots, train_pairs=10_000)
         sink, view = ListSink(), SilentView()
-        after = Afterwards(study, sink)
-        patch.setattr(after, "_due", float("inf"))  # describing the sweep is bounded by its share of the time instead
-        with study, Interrupt(lambda: "") as interrupt:
-            conductor = Measured(study, sink, view, interrupt, place=lambda config: config, on_closed=after)
-            Bridge(conductor, slots, paced=False).run(lambda bucket: None)
-            yield conductor, study
+        after = AfterTrial(study, sink, DashboardReporter())
+        patch.setattr(
+            after, "_next_description", float("inf")
+        )  # describing the sweep is bounded by its share of the time instead
+        with study, SignalHandler(lambda: "") as signals:
+            controller = Measured(study, sink, view, signals, finish_config=lambda config: config, on_trial_end=after)
+            Bridge(controller, slots, paced=False).run(lambda bucket: None)
+            yield controller, study
 
 
 @pytest.fixture(scope="module")
@@ -116,30 +119,30 @@ def driven(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Measured,
 
 
 def test_the_script_is_a_sweep(driven: tuple[Measured, Study]) -> None:
-    conductor, study = driven
+    controller, study = driven
     records = study.trials()
-    assert len(records) == TRIALS == conductor.ended
+    assert len(records) == TRIALS == controller.ended
     states = {record.state for record in records}
     assert states == {TrialState.COMPLETE, TrialState.PRUNED}, "the pruner looks and acts"
-    kinds = [kind for kind, *_ in conductor.taken]
+    kinds = [kind for kind, *_ in controller.taken]
     assert kinds.count("report") > TRIALS * (REPORTS - REPORTS // EVERY - 3)
-    assert sum(statements for _, _, statements, _ in conductor.taken) > 1000, "they are counted"
-    assert sum(rows for *_, rows in conductor.taken) > 1000
+    assert sum(statements for _, _, statements, _ in controller.taken) > 1000, "they are counted"
+    assert sum(rows for *_, rows in controller.taken) > 1000
 
 
 @pytest.mark.parametrize("kind", ["report", "evaluation", "end", "start"])
 def test_an_event_costs_the_same_at_the_end_as_at_the_beginning(driven: tuple[Measured, Study], kind: str) -> None:
-    conductor, _ = driven
-    early = [(s, r) for k, ended, s, r in conductor.taken if k == kind and SLOTS <= ended < TRIALS // 3]
-    late = [(s, r) for k, ended, s, r in conductor.taken if k == kind and ended >= TRIALS - TRIALS // 3 - SLOTS]
+    controller, _ = driven
+    early = [(s, r) for k, ended, s, r in controller.taken if k == kind and SLOTS <= ended < TRIALS // 3]
+    late = [(s, r) for k, ended, s, r in controller.taken if k == kind and ended >= TRIALS - TRIALS // 3 - SLOTS]
     assert len(early) > 5 < len(late)
     assert max(statements for statements, _ in late) <= max(statements for statements, _ in early)
     assert max(rows for _, rows in late) <= max(rows for _, rows in early)
 
 
 def test_a_report_writes_one_row_of_each_table_and_reads_whether_it_may(driven: tuple[Measured, Study]) -> None:
-    conductor, _ = driven
-    reports = [(statements, rows) for kind, _, statements, rows in conductor.taken if kind == "report"]
+    controller, _ = driven
+    reports = [(statements, rows) for kind, _, statements, rows in controller.taken if kind == "report"]
     # begin; the fence; the driver's time; the attempt's time; the point; its trial's last values
     assert set(reports) == {(6, 1)}
 
@@ -154,12 +157,12 @@ def test_an_event_costs_the_same_however_many_trials_are_open(driven: tuple[Meas
 
 def test_ended_trials_are_read_once_and_an_undone_transaction_is_forgotten(driven: tuple[Measured, Study]) -> None:
     _, study = driven
-    study.known()
+    study.snapshots()
     before = Counts.rows
-    assert len(study.known()) == TRIALS
+    assert len(study.snapshots()) == TRIALS
     assert Counts.rows - before < 10
-    with pytest.raises(RuntimeError), study._store.writing():  # pyright: ignore[reportPrivateUsage]
+    with pytest.raises(RuntimeError), study._database.transaction():  # pyright: ignore[reportPrivateUsage]
         raise RuntimeError("undone")
     before = Counts.rows
-    assert len(study.known()) == TRIALS
+    assert len(study.snapshots()) == TRIALS
     assert Counts.rows - before > TRIALS

@@ -13,15 +13,15 @@ from typing import Any
 import pytest
 
 from orchestrator.driver.data_stage import check_data
-from orchestrator.driver.sft_stage import train_start_model
-from orchestrator.execution.local_cluster import cluster
-from orchestrator.execution.messages import End, Job, Report
-from orchestrator.execution.messages import EndKind as EndOfAttempt
+from orchestrator.driver.sft_stage import run_sft_stage
+from orchestrator.execution.local_cluster import local_cluster
+from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptTask
+from orchestrator.execution.messages import AttemptStatus as EndOfAttempt
 from orchestrator.execution.sft_cache_key import stage_key
-from orchestrator.execution.stop_reasons import Interrupt, Interrupted
-from orchestrator.execution.user_requests import Wishes
-from orchestrator.execution.workers.attempt_runner import Attempt, open_workshop
-from orchestrator.execution.workers.data_process import Preparing
+from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
+from orchestrator.execution.user_requests import StopConditions
+from orchestrator.execution.workers.attempt_runner import AttemptRunner, open_session
+from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -29,7 +29,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
 from trainer.config.trial import TrialConfig
 from trainer.data import prepare
-from trainer.results import Ending, EndKind, Point
+from trainer.results import RunResult, RunStatus, StepMetrics
 
 sys.path.append(str(Path(__file__).parents[1] / "engine"))
 from scripted import BASE, SLOTS, ListSink, SilentView, make_spec, sweep_folder
@@ -55,10 +55,10 @@ class Faulty:
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
+    ) -> Generator[StepMetrics, None, RunResult]:
         script = json.loads((self._root / "script.json").read_text())
-        tokens, place = config.training.tokens_per_micro_batch, folder / "step"
-        done = int(place.read_text()) if place.exists() else 0
+        tokens, path = config.training.tokens_per_micro_batch, folder / "step"
+        done = int(path.read_text()) if path.exists() else 0
         for step in range(5):
             if step > done:
                 with (self._root / "trained.log").open("a") as log:
@@ -69,17 +69,17 @@ class Faulty:
                         os.kill(os.getpid(), signal.SIGKILL)
                     if tokens > script.get("fits", 1 << 30):
                         raise MemoryError
-                place.write_text(str(step))
-            yield Point(step, {"loss": 1.0, "eval_nll_loss": 1.0})
+                path.write_text(str(step))
+            yield StepMetrics(step, {"loss": 1.0, "eval_nll_loss": 1.0})
         (folder / "model").mkdir(exist_ok=True)
-        return Ending(EndKind.FINISHED, "", 4, folder / "model")
+        return RunResult(RunStatus.FINISHED, "", 4, folder / "model")
 
 
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import this file
-    with Interrupt(lambda: "") as interrupt, cluster(tmp_path_factory.mktemp("ray"), SLOTS, interrupt):
+    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SLOTS, signals):
         yield
     patch.undo()
 
@@ -89,20 +89,20 @@ class Staged:
         (root / "script.json").write_text(json.dumps(script))
         folder, self.view, self.sink = sweep_folder(root), SilentView(), ListSink()
         folder.path.mkdir(parents=True, exist_ok=True)
-        interrupt = Interrupt(lambda: "")
+        signals = SignalHandler(lambda: "")
         self.error: StageFailed | None = None
         with (
-            StageWorker(SLOTS, folder.cache, interrupt, self.view.tick, Faulty) as worker,
-            Preparing(folder.cache, SPEC.base, {}, interrupt, self.view.tick) as data,
+            StageWorker(SLOTS, folder.cache, signals, self.view.refresh, Faulty) as worker,
+            DataProcess(folder.cache, SPEC.base, {}, signals, self.view.refresh) as data,
         ):
             worker.start()
             report = check_data(SPEC, folder, self.view, data)
             self.longest = int(report.lengths["row"]["p100"])
             self.study = Study.open(folder) if Study.exists(folder) else Study.create(folder, SPEC)
-            self.study.begin()
+            self.study.start_driving()
             try:
-                wishes = Wishes(self.study)
-                self.model = train_start_model(self.study, data, report, self.sink, self.view, worker, wishes)
+                stop_conditions = StopConditions(self.study)
+                self.model = run_sft_stage(self.study, data, report, self.sink, self.view, worker, stop_conditions)
             except StageFailed as error:
                 self.error = error
         self.log = [tuple(map(int, line.split())) for line in (root / "trained.log").read_text().splitlines()]
@@ -124,20 +124,20 @@ def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp
     assert started == [512] * 3, "params stay what was asked for"
     ran.study.dispose()
     with Study.open(sweep_folder(tmp_path)) as later:
-        trial = later.claim()
+        trial = later.ask()
         assert isinstance(trial, Trial)
         assert trial.micro_batch == 128
-        smaller = later.reissue(trial, 100, "a trial knows better")
-        assert (smaller.micro_batch, later.learned_micro_batch()) == (100, 100)
+        smaller = later.retry(trial, 100, "a trial knows better")
+        assert (smaller.micro_batch, later.micro_batch_limit()) == (100, 100)
 
 
 def test_one_pair_too_much_is_a_failure_in_words_and_teaches_nothing(tmp_path: Path, ray_cluster: None) -> None:
     ran = Staged(tmp_path, fits=0)
-    told = str(ran.error)
-    assert "the sft stage ended as failed: out of memory with one pair per micro-batch" in told
-    assert f"after halving training.tokens_per_micro_batch from 512 to {ran.longest}" in told
+    logged = str(ran.error)
+    assert "the sft stage ended as failed: out of memory with one pair per micro-batch" in logged
+    assert f"after halving training.tokens_per_micro_batch from 512 to {ran.longest}" in logged
     assert [tokens for step, tokens in ran.log if step == 2][-1] == ran.longest
-    assert ran.study.learned_micro_batch() is None
+    assert ran.study.micro_batch_limit() is None
     assert ran.sink.tags("sft")["state"] == "FAILED"
     ran.study.dispose()
 
@@ -155,7 +155,7 @@ def test_a_lost_worker_is_followed_by_another_a_bounded_number_of_times(tmp_path
     again.study.dispose()
 
 
-# --- one run for all sweeps whose start model has the same weights ---------------------------------------------------
+# --- one run for all sweeps whose initial model has the same weights ------------------------------------------------
 
 
 class InProcess:
@@ -163,25 +163,27 @@ class InProcess:
 
     def __init__(self, cache: Path, stop_at: int | None = None) -> None:
         self._cache, self._stop_at = cache, stop_at
-        self._workshop = open_workshop(cache)
+        self._session = open_session(cache)
         self.steps: list[int] = []
 
     def key(self, config: TrialConfig, fingerprint: str) -> str:
         return stage_key(config, fingerprint, self._cache)
 
-    def train(self, job: Job, heard: Callable[[Report], None], stopped: Callable[[], bool]) -> End:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        attempt = Attempt(job, lambda: self._workshop)
+    def train(
+        self, task: AttemptTask, received: Callable[[AttemptReport], None], stopped: Callable[[], bool]
+    ) -> AttemptResult:
+        task.folder.mkdir(parents=True, exist_ok=True)
+        attempt = AttemptRunner(task, lambda: self._session)
         while True:
-            report = attempt.pull()
-            heard(report)
-            self.steps += [point.step for point in report.points]
+            report = attempt.next_report()
+            received(report)
+            self.steps += [step_metrics.step for step_metrics in report.metrics]
             if self._stop_at is not None and self._stop_at in self.steps:
-                self._workshop.interrupt()
-            if report.end is not None:
-                if report.end.kind is EndOfAttempt.RELEASED:
+                self._session.interrupt()
+            if report.result is not None:
+                if report.result.status is EndOfAttempt.RELEASED:
                     raise Interrupted
-                return report.end
+                return report.result
 
     def restart(self) -> None:
         raise AssertionError("nothing is lost here")
@@ -196,9 +198,12 @@ class PreparedHere:
     def prepare(self, config: TrialConfig) -> str:
         return prepare(config.data, config.model, self._cache).report.model_dump_json()
 
+    def notices(self, _: TrialConfig) -> list[str]:
+        return []
+
 
 class Shared:
-    """Sweeps of one runs folder, each up to its start model."""
+    """Sweeps of one runs folder, each up to its initial model."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.cache, self.count = root, root / "runs" / "cache", 0
@@ -216,10 +221,10 @@ class Shared:
         data: Any = PreparedHere(self.cache)
         report = check_data(spec, folder, self.view, data)
         study = Study.create(folder, spec)
-        study.begin()
+        study.start_driving()
         try:
             in_process: Any = worker
-            return train_start_model(study, data, report, self.sink, self.view, in_process, Wishes(study))
+            return run_sft_stage(study, data, report, self.sink, self.view, in_process, StopConditions(study))
         finally:
             study.dispose()
 
@@ -242,7 +247,7 @@ def test_another_evaluation_takes_the_start_model_that_is_there(tmp_path: Path) 
         later = InProcess(shared.cache)
         assert shared.start_model(later, sft, **base) == model
         assert later.steps == first.steps, "its story is told again"
-        assert later._workshop.counters["model_loaded"] == 0  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        assert later._session.counters["model_loaded"] == 0  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     assert (model / "model.safetensors").stat().st_mtime_ns == written
     assert sum("taken with that sweep's evaluation" in line for line in shared.view.said) == 1
     other = shared.start_model(InProcess(shared.cache), {"learning_rate": 1e-3})

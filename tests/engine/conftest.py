@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from scripted import SLOTS
 
-from orchestrator.execution.local_cluster import cluster
-from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.local_cluster import local_cluster
+from orchestrator.execution.stop_reasons import SignalHandler
 
 sys.path.append(str(Path(__file__).parents[1] / "faults"))  # the driver as a process
 
@@ -19,6 +19,6 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `scripted`
     folder = tmp_path_factory.mktemp("ray")
-    with Interrupt(lambda: "") as interrupt, cluster(folder, SLOTS, interrupt):
+    with SignalHandler(lambda: "") as signals, local_cluster(folder, SLOTS, signals):
         yield folder
     patch.undo()

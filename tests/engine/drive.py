@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder
+from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder
 
 from orchestrator import folders
 from orchestrator.errors import OrchestrateError
-from orchestrator.execution.local_cluster import Slots, cluster
-from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 
@@ -19,11 +19,11 @@ def main(root: Path) -> str:
     folder = sweep_folder(root)
     folder.path.mkdir(parents=True, exist_ok=True)
     slots = Slots(count=2, gpus=0.0, threads=1)
-    with folders.hold(folder), Interrupt(lambda: "farewell") as interrupt:
+    with folders.sweep_lock(folder), SignalHandler(lambda: "farewell") as signals:
         study = Study.open(folder) if folder.database.exists() else Study.create(folder, make_spec(4))
-        with cluster(folder.path / "ray", slots, interrupt):
+        with local_cluster(folder.path / "ray", slots, signals):
             sink = ListSink(root / "sink.jsonl")
-            stop = run_trials(study, sink, SilentView(), interrupt, slots, opened=ScriptedWorkshop)
+            stop = run_trials(study, sink, SilentView(), signals, slots, open_session=ScriptedSession)
         return stop.kind.value
 
 

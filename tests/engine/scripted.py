@@ -1,4 +1,4 @@
-"""A workshop that trains nothing: what each trial does stands in script.json beside the runs folder."""
+"""A training session that trains nothing: what each trial does stands in script.json beside the runs folder."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any
 from orchestrator.execution.local_cluster import Slots
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.sweep_spec import Budget, Goal, GridSampler, SweepSpec
+from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
 from orchestrator.study.trial_records import TrialRecord
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, EndKind, Point
+from trainer.results import RunResult, RunStatus, StepMetrics
 
 METRIC = "eval_accuracies/logp"
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
@@ -33,7 +33,7 @@ def make_spec(trials: int = 6, **more: Any) -> SweepSpec:
         "base": BASE,
         "search": SearchSpace.model_validate({"dimensions": {"training.seed": {"choice": list(range(trials))}}}),
         "sampler": GridSampler(),
-        "goal": Goal(metric=METRIC, direction="maximize"),
+        "goal": Objective(metric=METRIC, direction="maximize"),
         "budget": Budget(),
     }
     return SweepSpec.model_validate(given | more)
@@ -44,26 +44,26 @@ def write_script(root: Path, **script: Any) -> None:
     (root / "script.json").write_text(json.dumps(script))
 
 
-class ScriptedWorkshop:
-    """Behaviours by trial number: ok, slow, bug, memory, nan, die (once), deadly (always), nogoal, device (a GPU fails,
+class ScriptedSession:
+    """Behaviors by trial number: ok, slow, bug, memory, nan, die (once), deadly (always), nogoal, device (a GPU fails,
     once). `gpu` in the script: as if the process used one."""
 
     def __init__(self, cache: Path) -> None:
         self._cache, self._root = cache, cache.parent
         self.counters = {"imports": 1, "trials": 0}
-        self._asked = False
+        self._requested = False
 
     def interrupt(self) -> None:
-        self._asked = True
+        self._requested = True
 
-    def beside(self) -> ScriptedWorkshop:
-        other = ScriptedWorkshop(self._cache)
+    def sibling(self) -> ScriptedSession:
+        other = ScriptedSession(self._cache)
         other.counters = self.counters
         return other
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
+    ) -> Generator[StepMetrics, None, RunResult]:
         script = json.loads((self._root / "script.json").read_text())
         number = int(folder.parent.name)
         what = script.get("trials", {}).get(str(number), "ok")
@@ -74,15 +74,15 @@ class ScriptedWorkshop:
 
             torch.cuda.is_initialized = lambda: True
         done = 0
-        for place in (*earlier, folder):
-            if (place / "checkpoint.json").is_file():
-                done = max(done, json.loads((place / "checkpoint.json").read_text()))
+        for path in (*earlier, folder):
+            if (path / "checkpoint.json").is_file():
+                done = max(done, json.loads((path / "checkpoint.json").read_text()))
         for step in range(steps + 1):
             if step > done:
-                if self._asked:
-                    self._asked = False
+                if self._requested:
+                    self._requested = False
                     _save(folder, done)
-                    return Ending(EndKind.STOPPED, "interrupted", done)
+                    return RunResult(RunStatus.STOPPED, "interrupted", done)
                 time.sleep(8 * pause if what == "slow" else pause)
                 done = step
                 if step % 2 == 0:
@@ -93,7 +93,7 @@ class ScriptedWorkshop:
             metrics = {"loss": loss, "grad_norm": 1.0}
             if step % 2 == 0 and what != "nogoal":
                 metrics[METRIC] = 0.5 + 0.01 * config.training.seed + 0.001 * step
-            yield Point(step, metrics)
+            yield StepMetrics(step, metrics)
             if step == 3 and (what == "deadly" or (what == "die" and not earlier)):
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == 1 and what == "bug":
@@ -102,13 +102,13 @@ class ScriptedWorkshop:
                 raise MemoryError
             if step == 3 and what == "device" and not earlier:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_...")
-        return Ending(EndKind.FINISHED, "", steps)
+        return RunResult(RunStatus.FINISHED, "", steps)
 
 
 def _save(folder: Path, step: int) -> None:
-    aside = folder / "checkpoint.tmp"
-    aside.write_text(json.dumps(step))
-    aside.replace(folder / "checkpoint.json")
+    temporary = folder / "checkpoint.tmp"
+    temporary.write_text(json.dumps(step))
+    temporary.replace(folder / "checkpoint.json")
 
 
 class ListSink:
@@ -124,22 +124,22 @@ class ListSink:
             with self._log.open("a") as log:
                 log.write(json.dumps(call) + "\n")
 
-    def start(self, run: str, *, name: str, params: Any, tags: Any, at: float) -> None:
+    def start_run(self, run: str, *, name: str, params: Any, tags: Any, at: float) -> None:
         self._add("start", run, dict(params), dict(tags))
 
-    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
-        self._add("points", run, [p.step for p in points])
+    def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
+        self._add("points", run, [p.step for p in metrics])
 
-    def values(self, run: str, values: Any, *, step: int, at: float) -> None:
+    def log_final_metrics(self, run: str, values: Any, *, step: int, at: float) -> None:
         self._add("values", run, dict(values), step)
 
-    def tag(self, run: str, tags: Any) -> None:
+    def set_tags(self, run: str, tags: Any) -> None:
         self._add("tag", run, dict(tags))
 
-    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+    def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         self._add("artifact", run, str(path))
 
-    def end(self, run: str, *, status: str, tags: Any, at: float) -> None:
+    def end_run(self, run: str, *, status: str, tags: Any, at: float) -> None:
         self._add("end", run, status, dict(tags))
 
     def close(self, timeout: float) -> int:
@@ -158,20 +158,20 @@ class SilentView:
         self.said: list[str] = []
         self.records: list[TrialRecord] = []
 
-    def stage(self, text: str) -> None:
+    def set_stage(self, text: str) -> None:
         self.said.append(text)
 
-    def say(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.said.append(text)
 
-    def expect(self, steps: Any) -> None: ...
+    def set_total_updates(self, updates_of: Any) -> None: ...
 
-    def trial_changed(self, record: TrialRecord) -> None:
+    def update_trial(self, record: TrialRecord) -> None:
         self.records.append(record)
 
-    def points(self, number: int, points: Sequence[Point]) -> None: ...
+    def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None: ...
 
-    def tick(self) -> None: ...
+    def refresh(self) -> None: ...
 
     def close(self) -> None: ...
 

@@ -13,7 +13,7 @@ from scripted import make_spec
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, Point
+from trainer.results import RunResult, StepMetrics
 
 MODEL = {
     "generated": {
@@ -53,18 +53,18 @@ def spec(strategy: str, steps: int = 6, rates: Sequence[float] = (1e-3,), **more
     return make_spec(base=base, search=SearchSpace.model_validate(searched), **more)
 
 
-def told(points: Sequence[Point]) -> list[tuple[int, dict[str, float]]]:
-    return [(p.step, {k: v for k, v in p.metrics.items() if k not in SPEED}) for p in points]
+def without_speed(metrics: Sequence[StepMetrics]) -> list[tuple[int, dict[str, float]]]:
+    return [(p.step, {k: v for k, v in p.metrics.items() if k not in SPEED}) for p in metrics]
 
 
 class Mortal:
-    """The trainer's workshop; in the first attempt the process named in `die` kills itself after update 3, and the one
-    named in `device` fails as if its GPU had."""
+    """The trainer's training session. In the first attempt the process named in `die` kills itself after update 3, and
+    the one named in `device` fails as if its GPU had."""
 
     def __init__(self, cache: Path) -> None:
-        from trainer.training_session import Workshop
+        from trainer.training_session import TrainingSession
 
-        self._trainers = Workshop(cache)
+        self._trainers = TrainingSession(cache)
         self._root, self._rank = cache.parent, int(os.environ.get("RANK", "0"))
 
     @property
@@ -76,8 +76,8 @@ class Mortal:
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
-        asked, fails = self._root / "die", self._root / "device"
+    ) -> Generator[StepMetrics, None, RunResult]:
+        requested, fails = self._root / "die", self._root / "device"
         if earlier:
             left = [pid for pid in (self._root / "pids").read_text().split() if _lives(int(pid))]
             (self._root / f"left-{self._rank}").write_text(" ".join(left))
@@ -87,14 +87,19 @@ class Mortal:
         run = self._trainers.train(config, folder, earlier, fork)
         while True:
             try:
-                point = next(run)
+                step_metrics = next(run)
             except StopIteration as end:
                 return end.value
-            if point.step == 3 and not earlier and asked.is_file() and int(asked.read_text()) == self._rank:
+            if (
+                step_metrics.step == 3
+                and not earlier
+                and requested.is_file()
+                and int(requested.read_text()) == self._rank
+            ):
                 os.kill(os.getpid(), signal.SIGKILL)
-            if point.step == 3 and not earlier and fails.is_file() and int(fails.read_text()) == self._rank:
+            if step_metrics.step == 3 and not earlier and fails.is_file() and int(fails.read_text()) == self._rank:
                 raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
-            yield point
+            yield step_metrics
 
 
 def _lives(pid: int) -> bool:

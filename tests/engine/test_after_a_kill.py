@@ -14,7 +14,7 @@ from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study import running_trial
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 
 def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follows(
@@ -35,37 +35,37 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
     if child == 0:
         try:
             study = Study.open(sweep_folder(tmp_path))
-            study.begin(2.0)
-            trial = study.claim()
+            study.start_driving(2.0)
+            trial = study.ask()
             assert isinstance(trial, Trial)
             now += 100.0  # it waits for a slot
             study.begun(trial)
             now += 10.0
-            study.observe(trial, [Point(1, {METRIC: 0.5})])
+            study.report(trial, [StepMetrics(1, {METRIC: 0.5})])
             now += 5.0
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with Study.open(sweep_folder(tmp_path)) as study:
-        assert study.spent().gpu_hours * 3600 == pytest.approx(20.0)
+        assert study.usage().gpu_hours * 3600 == pytest.approx(20.0)
         now = 50.0
-        study.begin(2.0)
-        trial = study.claim()
+        study.start_driving(2.0)
+        trial = study.ask()
         assert isinstance(trial, Trial)
         assert (trial.number, trial.attempt) == (0, 2)
         now += 100.0
-        assert study.spent().gpu_hours * 3600 == pytest.approx(20.0), "waiting for a slot is no GPU time"
+        assert study.usage().gpu_hours * 3600 == pytest.approx(20.0), "waiting for a slot is no GPU time"
         study.begun(trial)
         now += 4.0
-        assert study.spent().gpu_hours * 3600 == pytest.approx(28.0)
-        assert study.exhausted() == ""
+        assert study.usage().gpu_hours * 3600 == pytest.approx(28.0)
+        assert study.exhausted_reason() == ""
         now += 1.0
-        study.observe(trial, [Point(2, {METRIC: 0.5})])
-        assert study.spent().gpu_hours * 3600 == pytest.approx(30.0)
-        assert study.exhausted() == "0.00833 of 0.00833333 gpu_hours spent"
+        study.report(trial, [StepMetrics(2, {METRIC: 0.5})])
+        assert study.usage().gpu_hours * 3600 == pytest.approx(30.0)
+        assert study.exhausted_reason() == "0.00833 of 0.00833333 gpu_hours spent"
     with Study.open(sweep_folder(tmp_path)) as study:
-        assert study.spent().gpu_hours * 3600 == pytest.approx(30.0)
+        assert study.usage().gpu_hours * 3600 == pytest.approx(30.0)
 
 
 def test_a_driver_killed_while_its_sweep_was_paused_leaves_no_pause(tmp_path: Path) -> None:
@@ -74,14 +74,16 @@ def test_a_driver_killed_while_its_sweep_was_paused_leaves_no_pause(tmp_path: Pa
     if child == 0:
         try:
             study = Study.open(sweep_folder(tmp_path))
-            study.begin()
-            study.rest("lunch")
+            study.start_driving()
+            study.pause_sweep("lunch")
             os.kill(os.getpid(), signal.SIGKILL)
         finally:
             os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with Study.open(sweep_folder(tmp_path)) as study:
-        assert user_requests.held_over(study) == ["s was paused when its last driver ended (lunch): it goes on now"]
-        study.begin()
-        assert study.paused() == ""
-        assert user_requests.held_over(study) == []
+        assert user_requests.paused_notices(study) == [
+            "s was paused when its last driver ended (lunch): it goes on now"
+        ]
+        study.start_driving()
+        assert study.pause_reason() == ""
+        assert user_requests.paused_notices(study) == []

@@ -1,4 +1,4 @@
-"""The conductor over a real study, without Ray: what counts of what workers say."""
+"""The trial controller over a real study, without Ray: what counts of what workers say."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 from scripted import METRIC, ListSink, SilentView, make_spec, sweep_folder
 
-from orchestrator.execution.controller import Conductor
-from orchestrator.execution.messages import End, EndKind, Report
-from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.controller import TrialController
+from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptStatus
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from trainer.results import Point
+from trainer.results import StepMetrics
 
-COURSE = [Point(s, {"loss": float("nan") if s == 3 else 1.0, METRIC: 0.5}) for s in range(6)]
+HISTORY = [StepMetrics(s, {"loss": float("nan") if s == 3 else 1.0, METRIC: 0.5}) for s in range(6)]
 ENDS = {
     "goes on": None,
-    "finished": End(EndKind.FINISHED, ""),
-    "failed": End(EndKind.FAILED, "KeyError: x", failure=FailureKind.BUG, signature="x"),
-    "diverged": End(EndKind.DIVERGED, "update 6: the loss is nan"),
-    "released": End(EndKind.RELEASED, ""),
-    "no disk": End(EndKind.NO_DISK, "full"),
+    "finished": AttemptResult(AttemptStatus.FINISHED, ""),
+    "failed": AttemptResult(AttemptStatus.FAILED, "KeyError: x", failure=FailureKind.BUG, bug_signature="x"),
+    "diverged": AttemptResult(AttemptStatus.DIVERGED, "update 6: the loss is nan"),
+    "released": AttemptResult(AttemptStatus.RELEASED, ""),
+    "no disk": AttemptResult(AttemptStatus.NO_DISK, "full"),
 }
 
 
@@ -30,16 +30,16 @@ class Driven:
         root.mkdir(exist_ok=True)
         self.study = study or Study.create(sweep_folder(root), make_spec(trials))
         self.sink, self.view = ListSink(), SilentView()
-        self.conductor = Conductor(
+        self.conductor = TrialController(
             self.study,
             self.sink,
             self.view,
-            Interrupt(lambda: ""),
-            place=lambda config: config,
-            on_closed=lambda _: None,
+            SignalHandler(lambda: ""),
+            finish_config=lambda config: config,
+            on_trial_end=lambda _: None,
         )
 
-    def told(self) -> list[int]:
+    def logged_steps(self) -> list[int]:
         return [step for call in self.sink.calls if call[0] == "points" for step in call[2]]
 
 
@@ -49,43 +49,43 @@ def test_what_came_after_the_point_at_which_it_diverged_does_not_count(
     tmp_path: Path, how: str, batches: list[int]
 ) -> None:
     driven = Driven(tmp_path)
-    job = driven.conductor.next(1)
-    assert job is not None
+    task = driven.conductor.next_attempt(1)
+    assert task is not None
     at, goes_on = 0, True
     for size in batches:
         if goes_on:
-            end = ENDS[how] if at + size == len(COURSE) else None
-            goes_on = driven.conductor.heard(job.id, Report(COURSE[at : at + size], end, 1))
+            end = ENDS[how] if at + size == len(HISTORY) else None
+            goes_on = driven.conductor.on_report(task.id, AttemptReport(HISTORY[at : at + size], end, 1))
         at += size
     record = driven.study.trials()[0]
     assert (record.state, record.diverged) == (TrialState.PRUNED, True)
     assert record.reason == "diverged: loss is nan at step 3"
-    assert [p.step for p in driven.study.points(0)] == driven.told() == [0, 1, 2, 3]
+    assert [p.step for p in driven.study.metric_history(0)] == driven.logged_steps() == [0, 1, 2, 3]
     assert driven.sink.tags("0")["reason"] == record.reason
     assert driven.sink.tags("0")["diverged"] == "true"
-    stopped = driven.conductor.stop
+    stopped = driven.conductor.stop_reason
     assert (stopped is not None and stopped.kind is StopKind.NO_DISK) == (how == "no disk" and batches in ([6], [2, 4]))
 
 
 def test_a_driver_that_died_before_the_trial_was_closed(tmp_path: Path) -> None:
     """The next one knows from the points that the trial was to stop, however far its checkpoint got."""
     first = Driven(tmp_path)
-    trial = first.study.claim()
+    trial = first.study.ask()
     assert trial is not None
-    first.study.observe(trial, COURSE)
+    first.study.report(trial, HISTORY)
     first.study.dispose()
     second = Driven(tmp_path, Study.open(first.study.folder))
-    job = second.conductor.next(1)
-    assert job is not None
-    assert not second.conductor.heard(job.id, Report(COURSE[:1], None, 1))
+    task = second.conductor.next_attempt(1)
+    assert task is not None
+    assert not second.conductor.on_report(task.id, AttemptReport(HISTORY[:1], None, 1))
     assert second.study.trials()[0].reason == "diverged: loss is nan at step 3"
-    assert [p.step for p in second.study.points(0)] == [0, 1, 2, 3]
+    assert [p.step for p in second.study.metric_history(0)] == [0, 1, 2, 3]
 
 
 def test_the_trainers_own_end_by_divergence_has_its_words(tmp_path: Path) -> None:
     driven = Driven(tmp_path)
-    job = driven.conductor.next(1)
-    assert job is not None
-    driven.conductor.heard(job.id, Report(COURSE[:2], ENDS["diverged"], 1))
+    task = driven.conductor.next_attempt(1)
+    assert task is not None
+    driven.conductor.on_report(task.id, AttemptReport(HISTORY[:2], ENDS["diverged"], 1))
     record = driven.study.trials()[0]
     assert (record.diverged, record.reason) == (True, "diverged: update 6: the loss is nan")

@@ -9,32 +9,32 @@ from typing import Any
 
 import pytest
 import torch
-from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.execution.local_cluster import Slots, cluster
+from orchestrator.execution.local_cluster import Slots, local_cluster
 from orchestrator.execution.messages import (
+    AttemptReport,
+    AttemptResult,
+    AttemptStatus,
+    AttemptTask,
     DeviceFailed,
-    End,
-    EndKind,
-    Job,
-    Report,
-    Told,
+    RemoteFailure,
     WorkerLost,
     classify,
     device_failed,
-    ended_by,
+    result_of_exception,
 )
-from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.workers import shared_worker as host_module
-from orchestrator.execution.workers.multi_process_trial import Ranks
-from orchestrator.execution.workers.shared_worker import Host
+from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
+from orchestrator.execution.workers.shared_worker import SharedWorker
 from orchestrator.execution.workers.trial_worker import retired
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
 
 ONE = Slots(count=1, gpus=0.0, threads=1)
-SHARED = Slots(count=2, gpus=0.0, threads=1, sharing=2)
+SHARED = Slots(count=2, gpus=0.0, threads=1, trials_per_process=2)
 BROKEN = [
     "CUDA error: an illegal memory access was encountered",
     "CUDA error: uncorrectable ECC error encountered",
@@ -47,6 +47,8 @@ BROKEN = [
     "Unexpected error from cudaGetDeviceCount(). Did you run some cuda functions before calling NumCudaDevices()",
     "CUDA unknown error - this may be due to an incorrectly set up environment",
     "NCCL error in: ../NCCLUtils.hpp:268, unhandled cuda error (run with NCCL_DEBUG=INFO for details)",
+    "CUDA kernel failed : misaligned address",
+    "CUDA Error: an illegal memory access was encountered",
 ]
 FULL = [
     "CUDA error: out of memory",
@@ -65,7 +67,7 @@ def test_any_cuda_error_but_out_of_memory_loses_the_process(
 ) -> None:
     error = kind(words)
     assert device_failed(error)
-    assert ended_by(error, tmp_path).kind is EndKind.LOST
+    assert result_of_exception(error, tmp_path).status is AttemptStatus.LOST
     assert words in (tmp_path / "failure.txt").read_text(), "the traceback is kept"
 
 
@@ -74,10 +76,18 @@ def test_memory_that_cuda_or_its_libraries_do_not_get_is_out_of_memory(words: st
     error = RuntimeError(words)
     assert not device_failed(error)
     assert classify(error) is FailureKind.OUT_OF_MEMORY
-    assert ended_by(error, tmp_path).failure is FailureKind.OUT_OF_MEMORY
+    assert result_of_exception(error, tmp_path).failure is FailureKind.OUT_OF_MEMORY
     wrapped = ValueError("while generating")
     wrapped.__cause__ = torch.OutOfMemoryError(words)
     assert classify(wrapped) is FailureKind.OUT_OF_MEMORY
+
+
+def test_what_is_raised_while_a_cuda_error_is_handled_loses_the_process_too() -> None:
+    later = ValueError("while saving")
+    later.__context__ = RuntimeError("CUDA error: unspecified launch failure")
+    assert device_failed(later)
+    later.__suppress_context__ = True
+    assert not device_failed(later)
 
 
 @pytest.mark.parametrize(
@@ -102,30 +112,32 @@ def test_an_error_that_cuda_caused_loses_the_process_as_well() -> None:
 @pytest.mark.parametrize(
     ("end", "on_gpu", "goes"),
     [
-        (End(EndKind.FAILED, "", failure=FailureKind.BUG), True, True),
-        (End(EndKind.FAILED, "", failure=FailureKind.OUT_OF_MEMORY), True, True),
-        (End(EndKind.FAILED, "", failure=FailureKind.DATA), True, False),
-        (End(EndKind.FAILED, "", failure=FailureKind.BUG), False, False),
-        (End(EndKind.FINISHED, ""), True, False),
-        (End(EndKind.DIVERGED, ""), True, False),
+        (AttemptResult(AttemptStatus.FAILED, "", failure=FailureKind.BUG), True, True),
+        (AttemptResult(AttemptStatus.FAILED, "", failure=FailureKind.OUT_OF_MEMORY), True, True),
+        (AttemptResult(AttemptStatus.FAILED, "", failure=FailureKind.DATA), True, False),
+        (AttemptResult(AttemptStatus.FAILED, "", failure=FailureKind.BUG), False, False),
+        (AttemptResult(AttemptStatus.FINISHED, ""), True, False),
+        (AttemptResult(AttemptStatus.DIVERGED, ""), True, False),
         (None, True, False),
     ],
 )
 def test_a_process_that_uses_a_gpu_is_retired_after_a_failure_that_is_not_the_users(
-    end: End | None, on_gpu: bool, goes: bool, monkeypatch: pytest.MonkeyPatch
+    end: AttemptResult | None, on_gpu: bool, goes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: on_gpu)
-    assert retired(Report([], end, 1)).retire is goes
+    assert retired(AttemptReport([], end, 1)).retire is goes
 
 
 def test_of_several_processes_the_one_whose_gpu_failed_is_the_cause(tmp_path: Path) -> None:
-    ranks = Ranks(tmp_path, ScriptedWorkshop, 2, {"CPU": 1.0})
-    lost = End(EndKind.LOST, "AcceleratorError: CUDA error: unspecified launch failure")
-    other = End(EndKind.FAILED, "DistBackendError: NCCL error: remote process exited", failure=FailureKind.BUG)
-    why = ranks._failure({0: other, 1: lost}, tmp_path)  # pyright: ignore[reportPrivateUsage]
-    assert isinstance(why, WorkerLost)
-    assert str(why) == f"process 2 of 2 cannot go on: {lost.reason}"
-    assert isinstance(ranks._failure({0: other}, tmp_path), Told)  # pyright: ignore[reportPrivateUsage]
+    ranks = MultiProcessSession(tmp_path, ScriptedSession, 2, {"CPU": 1.0})
+    lost = AttemptResult(AttemptStatus.LOST, "AcceleratorError: CUDA error: unspecified launch failure")
+    other = AttemptResult(
+        AttemptStatus.FAILED, "DistBackendError: NCCL error: remote process exited", failure=FailureKind.BUG
+    )
+    reason = ranks._failure({0: other, 1: lost}, tmp_path)  # pyright: ignore[reportPrivateUsage]
+    assert isinstance(reason, WorkerLost)
+    assert str(reason) == f"process 2 of 2 cannot go on: {lost.reason}"
+    assert isinstance(ranks._failure({0: other}, tmp_path), RemoteFailure)  # pyright: ignore[reportPrivateUsage]
 
 
 def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
@@ -133,17 +145,17 @@ def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
 ) -> None:
     write_script(tmp_path, trials={"0": "device"})
     config = make_spec().base.model_dump_json()
-    jobs = [Job(str(n), 1, config, tmp_path / "trials" / f"{n:04d}" / "1") for n in range(2)]
-    host = Host(tmp_path / "cache", ScriptedWorkshop)
-    for job in jobs:
-        host.begin(job)
-    assert [host.pull("0-1").points[-1].step for _ in range(2)] == [0, 2], "until an evaluation each"
-    host.pull("1-1")
+    jobs = [AttemptTask(str(n), 1, config, tmp_path / "trials" / f"{n:04d}" / "1") for n in range(2)]
+    host = SharedWorker(tmp_path / "cache", ScriptedSession)
+    for task in jobs:
+        host.start(task)
+    assert [host.next_report("0-1").metrics[-1].step for _ in range(2)] == [0, 2], "until an evaluation each"
+    host.next_report("1-1")
     done = (tmp_path / "trained.log").read_text()
     with pytest.raises(DeviceFailed, match="illegal memory access"):
-        host.pull("0-1")
+        host.next_report("0-1")
     with pytest.raises(DeviceFailed, match="shares with other trials: RuntimeError: CUDA error: an illegal"):
-        host.pull("1-1")
+        host.next_report("1-1")
     assert [line for line in (tmp_path / "trained.log").read_text()[len(done) :].splitlines() if line[0] == "1"] == []
     ended: list[int] = []
 
@@ -152,7 +164,7 @@ def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
         raise SystemExit
 
     monkeypatch.setattr(host_module.os, "_exit", leave)
-    for act in (lambda: host.close("0-1"), lambda: host.begin(jobs[1])):
+    for act in (lambda: host.close("0-1"), lambda: host.start(jobs[1])):
         with pytest.raises(SystemExit):
             act()
     assert ended == [1, 1]
@@ -162,7 +174,7 @@ def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `scripted`
-    with Interrupt(lambda: "") as interrupt, cluster(tmp_path_factory.mktemp("ray"), SHARED, interrupt):
+    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SHARED, signals):
         yield
     patch.undo()
 
@@ -171,9 +183,9 @@ def run(root: Path, slots: Slots, trials: int = 3) -> tuple[StopKind, Study, lis
     """How it ended, and which process each trial was in, in order."""
     sink = ListSink()
     study = Study.create(sweep_folder(root), make_spec(trials), slots=slots.count)
-    stop = run_trials(study, sink, SilentView(), Interrupt(lambda: ""), slots, opened=ScriptedWorkshop)
-    told: list[tuple[Any, ...]] = [call for call in sink.calls if call[0] == "tag" and "worker.pid" in call[2]]
-    return stop.kind, study, [(run, tags["worker.pid"]) for _, run, tags in told]
+    stop = run_trials(study, sink, SilentView(), SignalHandler(lambda: ""), slots, open_session=ScriptedSession)
+    logged: list[tuple[Any, ...]] = [call for call in sink.calls if call[0] == "tag" and "worker.pid" in call[2]]
+    return stop.kind, study, [(run, tags["worker.pid"]) for _, run, tags in logged]
 
 
 def alive(pid: str) -> bool:
@@ -188,19 +200,19 @@ def alive(pid: str) -> bool:
 @pytest.mark.parametrize("slots", [ONE, SHARED])
 def test_a_failed_gpu_costs_one_process_and_no_trial(tmp_path: Path, slots: Slots) -> None:
     write_script(tmp_path, trials={"0": "device"}, gpu=True)
-    ended, study, places = run(tmp_path, slots)
+    ended, study, paths = run(tmp_path, slots)
     assert ended is StopKind.FINISHED
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 3
     lost = [(e.trial, e.text) for e in study.events() if e.kind == "worker lost"]
     assert 0 in [trial for trial, _ in lost]
     assert all("CUDA error: an illegal memory access" in text or "anew" in text or "ended" in text for _, text in lost)
     assert "CUDA error: an illegal memory access" in next(text for trial, text in lost if trial == 0), "the cause stays"
-    broken, again = [pid for run, pid in places if run == "0"]
+    broken, again = [pid for run, pid in paths if run == "0"]
     assert not alive(broken)
     assert again != broken
-    assert ("2", broken) not in places, "the next trial is in another process"
+    assert ("2", broken) not in paths, "the next trial is in another process"
     for number in range(3):
-        assert [p.step for p in study.points(number)] == [0, 1, 2, 3, 4]
+        assert [p.step for p in study.metric_history(number)] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -208,11 +220,11 @@ def test_a_failed_gpu_costs_one_process_and_no_trial(tmp_path: Path, slots: Slot
 @pytest.mark.parametrize("slots", [ONE, SHARED])
 def test_after_a_bug_only_a_process_without_a_gpu_gets_the_next_trial(tmp_path: Path, slots: Slots, gpu: bool) -> None:
     write_script(tmp_path, trials={"0": "bug"}, gpu=gpu, pause=0.05)
-    ended, study, places = run(tmp_path, slots, trials=4)
+    ended, study, paths = run(tmp_path, slots, trials=4)
     assert ended is StopKind.FINISHED
     assert [r.state for r in study.trials()] == [TrialState.FAILED] + [TrialState.COMPLETE] * 3
     assert not any(e.kind == "worker lost" for e in study.events()), "nobody's trial suffers from it"
-    where = dict(places)
-    neighbour = slots.sharing > 1  # trial 1 was in that process already, and ends in it
+    where = dict(paths)
+    neighbour = slots.trials_per_process > 1  # trial 1 was in that process already, and ends in it
     assert (where["1"] == where["0"]) is (neighbour or not gpu)
     assert (where["2"] == where["0"]) is not gpu

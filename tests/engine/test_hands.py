@@ -13,7 +13,7 @@ import pytest
 from engine_driver import drive, records, trained, wait_for
 from scripted import make_spec, sweep_folder, write_script
 
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 
@@ -26,7 +26,7 @@ def orchestrate(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
-def said(root: Path, *arguments: str) -> str:
+def command_output(root: Path, *arguments: str) -> str:
     done = orchestrate(root, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stderr
@@ -39,7 +39,7 @@ def refused(root: Path, *arguments: str) -> str:
     return done.stderr
 
 
-def told(root: Path, *arguments: str) -> Any:
+def command_json(root: Path, *arguments: str) -> Any:
     done = orchestrate(root, *arguments, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -55,17 +55,19 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     write_script(root, steps=STEPS, pause=4.0)
     folder = sweep_folder(root)
     folder.path.mkdir(parents=True)
-    folder.spec.write_text(dump(make_spec(4)))
+    folder.spec.write_text(dump_spec(make_spec(4)))
     assert "still preparing" in refused(root, "pause", "s")
     driver = drive(root)
     wait_for(lambda: {"0 1", "1 1"} <= set(trained(root)), driver)
 
-    queued = said(root, "enqueue", "s", "--set", "training.seed=77")
+    queued = command_output(root, "enqueue", "s", "--set", "training.seed=77")
     assert "it runs next" in queued
     assert "outside the search: training.seed (0, 1, 2, 3)" in queued
     assert "nobody drives" not in queued
-    assert "asked trial 0 of s to checkpoint" in said(root, "pause", "s", "0", "--why", "a debugger needs the slot")
-    assert "asked trial 1 of s to end" in said(root, "prune", "s", "1", "--why", "margins are flat")
+    assert "asked trial 0 of s to checkpoint" in command_output(
+        root, "pause", "s", "0", "--why", "a debugger needs the slot"
+    )
+    assert "asked trial 1 of s to end" in command_output(root, "prune", "s", "1", "--why", "margins are flat")
     wait_for(lambda: [of(root, n).state for n in (0, 1)] == [TrialState.PAUSED, TrialState.PRUNED], driver)
     pruned, paused = of(root, 1), of(root, 0)
     assert pruned.reason.startswith("by hand: margins are flat (by ")
@@ -76,19 +78,19 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     wait_for(lambda: of(root, 2).step >= 1, driver)
     assert (of(root, 2).params, of(root, 2).origin[:12]) == ({"training.seed": 77}, "enqueued by ")
 
-    assert "running trials checkpoint" in said(root, "pause", "s")
-    wait_for(lambda: told(root, "status", "s")["state"] == "paused", driver)
+    assert "running trials checkpoint" in command_output(root, "pause", "s")
+    wait_for(lambda: command_json(root, "status", "s")["state"] == "paused", driver)
     done = trained(root)
     assert "s is paused already" in refused(root, "pause", "s")
-    cloned = said(root, "clone", "s", "0", "--set", "training.max_steps=9", "--why", "shorter")
+    cloned = command_output(root, "clone", "s", "0", "--set", "training.max_steps=9", "--why", "shorter")
     assert "queued a clone of trial 0 with training.max_steps=9" in cloned
-    found = told(root, "status", "s")
+    found = command_json(root, "status", "s")
     assert found["why"].startswith("by ")
     assert any("clone of trial 0 with training.max_steps=9" in line for line in found["waiting"])
     assert trained(root) == done, "nothing trains while it is paused"
     write_script(root, steps=STEPS, pause=0.02)
-    said(root, "unpause", "s")
-    said(root, "unpause", "s", "0")
+    command_output(root, "unpause", "s")
+    command_output(root, "unpause", "s", "0")
     out, err = driver.communicate(timeout=300)
     assert (driver.returncode, out.strip(), err) == (0, "finished", "")
 
@@ -104,7 +106,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     assert any(c[0] == "end" and c[1] == "0" and c[-1]["state"] == "PAUSED" for c in calls)
     assert any(c[0] == "start" and c[-1].get("clone.of") == "0" for c in calls)
 
-    happened = [(e["kind"], e["trial"]) for e in told(root, "history", "s")["events"]]
+    happened = [(e["kind"], e["trial"]) for e in command_json(root, "history", "s")["events"]]
     for event in (("paused", 0), ("paused", None), ("unpaused", 0), ("unpaused", None), ("pruned", 1), ("cloned", 0)):
         assert event in happened, event
     assert "margins are flat" in orchestrate(root, "history", "s").stdout
@@ -118,10 +120,10 @@ def _after_the_end(root: Path) -> None:
     assert "did you mean training.seed?" in wrong
     assert "Missing option '--why'" in refused(root, "prune", "s", "1")
     assert "changes nothing" in refused(root, "clone", "s", "1")
-    asked = said(root, "enqueue", "s", "--set", "training.seed=79")
-    assert "nobody drives s now: done at the next `orchestrate resume s`" in asked
+    requested = command_output(root, "enqueue", "s", "--set", "training.seed=79")
+    assert "nobody drives s now: done at the next `orchestrate resume s`" in requested
     with Study.open(sweep_folder(root)) as study:
-        assert study.exhausted() == ""
+        assert study.exhausted_reason() == ""
 
 
 @pytest.mark.timeout(400)
@@ -131,17 +133,17 @@ def test_requests_wait_for_the_next_driver_and_paused_trials_end_a_sweep_resumab
     write_script(root, steps=4)
     folder = sweep_folder(root)
     folder.path.mkdir(parents=True)
-    folder.spec.write_text(dump(make_spec(4)))
+    folder.spec.write_text(dump_spec(make_spec(4)))
     with Study.create(folder, make_spec(4)) as dead:  # a driver that was killed with two trials begun
-        assert [t.number for t in (dead.claim(), dead.claim()) if t is not None] == [0, 1]
-    assert "at the next `orchestrate resume s`" in said(root, "prune", "s", "0", "--why", "not worth it")
-    assert "at the next" in said(root, "pause", "s", "1")
+        assert [t.number for t in (dead.ask(), dead.ask()) if t is not None] == [0, 1]
+    assert "at the next `orchestrate resume s`" in command_output(root, "prune", "s", "0", "--why", "not worth it")
+    assert "at the next" in command_output(root, "pause", "s", "1")
     first = drive(root)
     out, err = first.communicate(timeout=60)
     assert (first.returncode, out.strip(), err) == (0, "paused trials are left", "")
     assert [r.state.value for r in records(root)] == ["PRUNED", "PAUSED", "COMPLETE", "COMPLETE"]
-    assert told(root, "status", "s")["state"] == "interrupted"
-    said(root, "unpause", "s", "1")
+    assert command_json(root, "status", "s")["state"] == "interrupted"
+    command_output(root, "unpause", "s", "1")
     second = drive(root)
     out, err = second.communicate(timeout=60)
     assert (out.strip(), err) == ("finished", "")

@@ -9,38 +9,42 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
-from several import spec, told
+from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
+from several import spec, without_speed
 
-from orchestrator.execution.local_cluster import Slots, cluster
-from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
-from orchestrator.execution.workers.attempt_runner import OpenWorkshop, open_workshop
+from orchestrator.execution.workers.attempt_runner import SessionFactory, open_session
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from trainer.training_session import Workshop
+from trainer.training_session import TrainingSession
 
-SHARED = Slots(count=4, gpus=0.0, threads=1, sharing=2)
-ONE = Slots(count=2, gpus=0.0, threads=1, sharing=2)
+SHARED = Slots(count=4, gpus=0.0, threads=1, trials_per_process=2)
+ONE = Slots(count=2, gpus=0.0, threads=1, trials_per_process=2)
 LORA = {"r": 4, "dropout": 0.1}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def ray_of_hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def ray_of_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `scripted`
-    with Interrupt(lambda: "") as interrupt, cluster(tmp_path_factory.mktemp("ray"), SHARED, interrupt):
+    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SHARED, signals):
         yield
     patch.undo()
 
 
 def run(
-    root: Path, sweep: SweepSpec, slots: Slots = SHARED, opened: OpenWorkshop = ScriptedWorkshop
-) -> tuple[Stop, Study, ListSink]:
+    root: Path, sweep: SweepSpec, slots: Slots = SHARED, open_session: SessionFactory = ScriptedSession
+) -> tuple[StopReason, Study, ListSink]:
     folder, sink = sweep_folder(root), ListSink()
     study = Study.open(folder) if folder.database.exists() else Study.create(folder, sweep)
-    return run_trials(study, sink, SilentView(), Interrupt(lambda: ""), slots, opened=opened), study, sink
+    return (
+        run_trials(study, sink, SilentView(), SignalHandler(lambda: ""), slots, open_session=open_session),
+        study,
+        sink,
+    )
 
 
 def pids(sink: ListSink, count: int) -> list[str]:
@@ -53,7 +57,7 @@ def test_eight_trials_over_two_processes(tmp_path: Path) -> None:
     stop, study, sink = run(tmp_path, make_spec(8))
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 8
-    assert all([p.step for p in study.points(n)] == [0, 1, 2, 3, 4] for n in range(8))
+    assert all([p.step for p in study.metric_history(n)] == [0, 1, 2, 3, 4] for n in range(8))
     assert len(set(pids(sink, 8))) == 2
     trained = max(int(sink.tags(str(n))["worker.trials"]) for n in range(8))
     assert trained < 8, "both processes took part"
@@ -80,9 +84,9 @@ class Once(SilentView):
         super().__init__()
         self._act, self._seen = act, set[int]()
 
-    def points(self, number: int, points: Any) -> None:
+    def add_metrics(self, number: int, metrics: Any) -> None:
         before = len(self._seen)
-        if points[-1].step > 0:
+        if metrics[-1].step > 0:
             self._seen.add(number)
         if before < len(self._seen) == 2:
             self._act()
@@ -95,10 +99,10 @@ def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> No
     study = Study.create(folder, make_spec(3))
 
     def kill() -> None:
-        write_script(tmp_path, steps=max(study.points(n)[-1].step for n in range(2)) + 40)
+        write_script(tmp_path, steps=max(study.metric_history(n)[-1].step for n in range(2)) + 40)
         os.kill(int(sink.tags("0")["worker.pid"]), signal.SIGKILL)
 
-    stop = run_trials(study, sink, Once(kill), Interrupt(lambda: ""), ONE, opened=ScriptedWorkshop)
+    stop = run_trials(study, sink, Once(kill), SignalHandler(lambda: ""), ONE, open_session=ScriptedSession)
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 3
     assert [r.attempts for r in study.trials()] == [2, 2, 1]
@@ -107,7 +111,7 @@ def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> No
     assert all("the process that it shares with other trials" in event.text for event in lost)
     trained = (tmp_path / "trained.log").read_text().splitlines()
     for number in range(3):
-        assert [p.step for p in study.points(number)] == list(range(study.points(number)[-1].step + 1))
+        assert [p.step for p in study.metric_history(number)] == list(range(study.metric_history(number)[-1].step + 1))
         assert trained.count(f"{number} 1") == 1, "what was saved is not trained again"
 
 
@@ -130,23 +134,23 @@ def assert_each_as_alone(study: Study, cache: Path, root: Path) -> None:
     """To the bit: every metric of every update, and the weights that are saved."""
     for record in study.trials():
         assert record.state is TrialState.COMPLETE, record
-        config, folder = study.spec.search.place(study.spec.base, record.params), root / str(record.number)
-        points = list(Workshop(cache).train(config, folder))
-        assert told(study.points(record.number)) == told(points)
+        config, folder = study.spec.search.apply(study.spec.base, record.params), root / str(record.number)
+        metrics = list(TrainingSession(cache).train(config, folder))
+        assert without_speed(study.metric_history(record.number)) == without_speed(metrics)
         saved = study.folder.attempt(record.number, record.attempts) / "model" / "adapter_model.safetensors"
         assert saved.read_bytes() == (folder / "model" / "adapter_model.safetensors").read_bytes()
 
 
 def test_real_trials_in_one_process_are_what_each_is_alone(tmp_path: Path) -> None:
     sweep = adapters((1e-3, 2e-3, 3e-3)).model_copy(update={"keep_models": 3})
-    stop, study, sink = run(tmp_path / "runs", sweep, ONE, opened=open_workshop)
+    stop, study, sink = run(tmp_path / "runs", sweep, ONE, open_session=open_session)
     assert stop.kind is StopKind.FINISHED, stop
     assert len(set(pids(sink, 3))) == 1
     assert sink.tags("2")["worker.model_loaded"] == sink.tags("2")["worker.data_loaded"] == "1"
     assert_each_as_alone(study, tmp_path / "cache", tmp_path / "alone")
 
 
-class Noted(Workshop):
+class Noted(TrainingSession):
     """Leaves the id of its process beside the cache."""
 
     def __init__(self, cache: Path) -> None:
@@ -159,20 +163,20 @@ class Noted(Workshop):
 def test_real_trials_go_on_from_their_checkpoints(tmp_path: Path, how: str) -> None:
     root = tmp_path / "runs"
     study, sink = Study.create(sweep_folder(root), adapters((1e-3, 2e-3), steps=100)), ListSink()
-    interrupt = Interrupt(lambda: "")
+    signals = SignalHandler(lambda: "")
 
     def act() -> None:
         if how == "killed":
             os.kill(int(sink.tags("0")["worker.pid"]), signal.SIGKILL)
         else:
-            interrupt.asked = True
+            signals.stop_requested = True
 
-    stop = run_trials(study, sink, Once(act), interrupt, ONE)
+    stop = run_trials(study, sink, Once(act), signals, ONE)
     if how == "interrupted":
         assert stop.kind is StopKind.INTERRUPTED
         assert [r.state for r in study.trials()] == [TrialState.RUNNING] * 2
         study.dispose()
-        stop, study, _ = run(root, study.spec, ONE, opened=open_workshop)
+        stop, study, _ = run(root, study.spec, ONE, open_session=open_session)
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.attempts for r in study.trials()] == [2, 2]
     assert_each_as_alone(study, tmp_path / "cache", tmp_path / "alone")

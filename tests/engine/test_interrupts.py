@@ -7,28 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 from several import spec
 
-from orchestrator.execution.local_cluster import Slots, cluster
-from orchestrator.execution.messages import EndKind, Job
-from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.messages import AttemptStatus, AttemptTask
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.workers import rank_actor as rank_module
-from orchestrator.execution.workers.attempt_runner import Attempt
-from orchestrator.execution.workers.multi_process_trial import Ranks
-from orchestrator.execution.workers.rank_actor import Rank, Said
-from orchestrator.execution.workers.shared_worker import Host
+from orchestrator.execution.workers.attempt_runner import AttemptRunner
+from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
+from orchestrator.execution.workers.rank_actor import RankActor, RankStep
+from orchestrator.execution.workers.shared_worker import SharedWorker
 from orchestrator.study.study import Study
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, Point
-from trainer.results import EndKind as TrainerEnd
-from trainer.training_session import Workshop
+from trainer.results import RunResult, StepMetrics
+from trainer.results import RunStatus as TrainerEnd
+from trainer.training_session import TrainingSession
 
 CONFIG = spec("ddp", steps=2).base
 
 
-def finish(run: Generator[Point, None, Ending]) -> Ending:
+def finish(run: Generator[StepMetrics, None, RunResult]) -> RunResult:
     while True:
         try:
             next(run)
@@ -37,14 +37,14 @@ def finish(run: Generator[Point, None, Ending]) -> Ending:
 
 
 def test_the_trainers_next_run_knows_nothing_of_an_interrupt_that_came_late(tmp_path: Path) -> None:
-    workshop = Workshop(tmp_path / "cache")
-    assert finish(workshop.train(CONFIG, tmp_path / "0")).kind is TrainerEnd.FINISHED
-    workshop.interrupt()
-    assert finish(workshop.train(CONFIG, tmp_path / "1")).kind is TrainerEnd.FINISHED
-    run = workshop.train(CONFIG, tmp_path / "2")
-    workshop.interrupt()  # before anything was computed: this run's
-    assert finish(run).kind is TrainerEnd.STOPPED
-    assert finish(workshop.train(CONFIG, tmp_path / "2")).kind is TrainerEnd.FINISHED
+    session = TrainingSession(tmp_path / "cache")
+    assert finish(session.train(CONFIG, tmp_path / "0")).status is TrainerEnd.FINISHED
+    session.interrupt()
+    assert finish(session.train(CONFIG, tmp_path / "1")).status is TrainerEnd.FINISHED
+    run = session.train(CONFIG, tmp_path / "2")
+    session.interrupt()  # before anything was computed: this run's
+    assert finish(run).status is TrainerEnd.STOPPED
+    assert finish(session.train(CONFIG, tmp_path / "2")).status is TrainerEnd.FINISHED
 
 
 class Counting:
@@ -59,9 +59,9 @@ class Counting:
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
-        yield Point(0, {"eval_loss": 1.0})
-        return Ending(TrainerEnd.FINISHED, "", 0)
+    ) -> Generator[StepMetrics, None, RunResult]:
+        yield StepMetrics(0, {"eval_loss": 1.0})
+        return RunResult(TrainerEnd.FINISHED, "", 0)
 
 
 class Wakes:
@@ -84,64 +84,65 @@ class Wakes:
 
 
 def test_a_watch_that_wakes_as_its_attempt_ends_interrupts_nobody(tmp_path: Path) -> None:
-    job = Job("0", 1, CONFIG.model_dump_json(), tmp_path / "0" / "1")
-    workshop = Counting()
-    attempt: Any = Attempt(job, lambda: workshop)
-    attempt._over = Wakes(attempt._let_go)
-    job.ask_to_stop()
-    attempt._watch(workshop)
-    assert workshop.interrupts == 0
-    again: Any = Attempt(job, lambda: workshop)
-    again._over = Wakes(lambda: again._over.set() if workshop.interrupts else None)
-    again._watch(workshop)
-    assert workshop.interrupts == 1, "while it runs it is interrupted"
+    task = AttemptTask("0", 1, CONFIG.model_dump_json(), tmp_path / "0" / "1")
+    session = Counting()
+    attempt: Any = AttemptRunner(task, lambda: session)
+    attempt._is_over = Wakes(attempt._release_lock)
+    task.request_stop()
+    attempt._watch_for_stop(session)
+    assert session.interrupts == 0
+    again: Any = AttemptRunner(task, lambda: session)
+    again._is_over = Wakes(lambda: again._is_over.set() if session.interrupts else None)
+    again._watch_for_stop(session)
+    assert session.interrupts == 1, "while it runs it is interrupted"
 
 
 def test_in_a_shared_process_a_seat_that_was_left_is_not_given_up(tmp_path: Path) -> None:
     write_script(tmp_path)
     jobs = [
-        Job(str(n), 1, make_spec().base.model_dump_json(), tmp_path / "trials" / f"{n:04d}" / "1") for n in range(2)
+        AttemptTask(str(n), 1, make_spec().base.model_dump_json(), tmp_path / "trials" / f"{n:04d}" / "1")
+        for n in range(2)
     ]
-    host = Host(tmp_path / "cache", ScriptedWorkshop)
-    host.begin(jobs[0])
-    while host.pull("0-1").end is None:
+    host = SharedWorker(tmp_path / "cache", ScriptedSession)
+    host.start(jobs[0])
+    while host.next_report("0-1").result is None:
         pass
     host.close("0-1")
-    host.begin(jobs[1])
-    first = host.pull("1-1")
-    host.give_up("0-1")  # the driver's word on the first trial comes late
+    host.start(jobs[1])
+    first = host.next_report("1-1")
+    host.abandon("0-1")  # the driver's word on the first trial comes late
     reports = [first]
-    while reports[-1].end is None:
-        reports.append(host.pull("1-1"))
-    assert reports[-1].end.kind is EndKind.FINISHED
+    while reports[-1].result is None:
+        reports.append(host.next_report("1-1"))
+    assert reports[-1].result.status is AttemptStatus.FINISHED
 
 
 def test_one_of_several_processes_ends_the_run_that_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rank_module, "_end_with_ray", lambda _: None)
-    rank, workshop = Rank(0, 2, tmp_path, lambda _: Counting()), Counting()
-    rank._workshop = workshop  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(rank_module, "_exit_with_raylet", lambda _: None)
+    rank, session = RankActor(0, 2, tmp_path, lambda _: Counting()), Counting()
+    rank._session = session  # pyright: ignore[reportPrivateUsage]
     rank.begin(1, CONFIG.model_dump_json(), tmp_path, [], None)
     rank.begin(2, CONFIG.model_dump_json(), tmp_path, [], None)
     rank.interrupt(1)
-    assert workshop.interrupts == 0
+    assert session.interrupts == 0
     rank.interrupt(2)
-    assert workshop.interrupts == 1
+    assert session.interrupts == 1
 
 
 def test_the_processes_of_a_trial_are_not_told_of_an_interrupt_that_came_late(tmp_path: Path) -> None:
-    class Alone(Ranks):
+    class Alone(MultiProcessSession):
         def _start(self) -> None:
             self._actors = [self]
 
-        def _ask(self, method: str, *given: Any) -> dict[int, Any]:
-            return {0: Said(ending=Ending(TrainerEnd.FINISHED, "", 0)) if method == "next" else None}
+        def _call_all(self, method: str, *given: Any) -> dict[int, Any]:
+            return {0: RankStep(result=RunResult(TrainerEnd.FINISHED, "", 0)) if method == "next" else None}
 
-    ranks = Alone(tmp_path, ScriptedWorkshop, 1, {"CPU": 1.0})
-    assert finish(ranks.train(CONFIG, tmp_path / "0")).kind is TrainerEnd.FINISHED
+    ranks = Alone(tmp_path, ScriptedSession, 1, {"CPU": 1.0})
+    assert finish(ranks.train(CONFIG, tmp_path / "0")).status is TrainerEnd.FINISHED
     ranks._actors = []  # pyright: ignore[reportPrivateUsage]
     ranks.interrupt()
     # Told of it, the second run would ask its processes to stop, which fails here: they are no actors.
-    assert finish(ranks.train(CONFIG, tmp_path / "1")).kind is TrainerEnd.FINISHED
+    assert finish(ranks.train(CONFIG, tmp_path / "1")).status is TrainerEnd.FINISHED
 
 
 def test_a_trial_that_waits_for_a_slot_uses_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,17 +151,17 @@ def test_a_trial_that_waits_for_a_slot_uses_no_gpu(tmp_path: Path, monkeypatch: 
     write_script(tmp_path, pause=0.3)
     here = Slots(count=1, gpus=0.0, threads=1)
     with (
-        Interrupt(lambda: "") as interrupt,
-        cluster(tmp_path / "ray", here, interrupt),
+        SignalHandler(lambda: "") as signals,
+        local_cluster(tmp_path / "ray", here, signals),
         Study.create(sweep_folder(tmp_path), make_spec(2), slots=2) as study,
     ):
         two = Slots(count=2, gpus=0.0, threads=1)
-        stop = run_trials(study, ListSink(), SilentView(), interrupt, two, opened=ScriptedWorkshop)
+        stop = run_trials(study, ListSink(), SilentView(), signals, two, open_session=ScriptedSession)
         assert stop.kind is StopKind.FINISHED
         first, second = (r.seconds for r in study.trials())
         issued = [e.seq for e in study.events() if e.kind == "issued"]
         ended = [e.seq for e in study.events() if e.kind == "complete"]
         assert issued[1] < ended[0], "the second one was issued while the first one ran"
         assert min(first, second) > 0
-        assert first + second <= study.spent().hours * 3600
-        assert study.spent().gpu_hours * 3600 == pytest.approx(first + second)
+        assert first + second <= study.usage().hours * 3600
+        assert study.usage().gpu_hours * 3600 == pytest.approx(first + second)

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import nvidia_smi
 from orchestrator.commands.doctor import gpu_checks
-from orchestrator.commands.doctor.machine_checks import Level
+from orchestrator.commands.doctor.machine_checks import CheckLevel
 from orchestrator.execution import local_cluster
 from orchestrator.tracking.run_metadata import environment
 
@@ -53,22 +53,22 @@ def test_one_that_hangs_is_answered_once_in_a_sentence(says: Says, capsys: pytes
         nvidia_smi.query_gpus("name")
     assert local_cluster.gpu_memory() is None
     assert local_cluster.gpu_memory() is None
-    told = capsys.readouterr().err.splitlines()
-    assert len(told) == 1, "once, however often it is asked"
-    assert "the driver or one of the GPUs hangs" in told[0]
-    assert "dmesg" in told[0]
+    logged = capsys.readouterr().err.splitlines()
+    assert len(logged) == 1, "once, however often it is asked"
+    assert "the driver or one of the GPUs hangs" in logged[0]
+    assert "dmesg" in logged[0]
 
 
 def test_the_doctor_names_a_driver_that_hangs_and_asks_it_no_more(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
     says("exec sleep 600")
     torch = pytest.importorskip("torch")
 
-    def asked() -> bool:
+    def requested() -> bool:
         raise AssertionError("torch would hang as well")
 
-    monkeypatch.setattr(torch.cuda, "is_available", asked)
-    (check,) = gpu_checks.checks(None)
-    assert (check.what, check.level) == ("driver", Level.FAIL)
+    monkeypatch.setattr(torch.cuda, "is_available", requested)
+    (check,) = gpu_checks.gpu_checks(None)
+    assert (check.what, check.level) == ("driver", CheckLevel.FAIL)
     assert "does not answer" in check.found
     assert "dmesg" in check.fix
 

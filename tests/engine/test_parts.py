@@ -6,14 +6,14 @@ import errno
 from pathlib import Path
 
 import pytest
-from scripted import BASE, METRIC, ScriptedWorkshop, make_spec, write_script
+from scripted import BASE, METRIC, ScriptedSession, make_spec, write_script
 
 from orchestrator.errors import SpecError
 from orchestrator.execution.local_cluster import plan_slots, worker_environment
-from orchestrator.execution.messages import EndKind, Job, WorkerLost, ended_by
-from orchestrator.execution.stop_reasons import Stop, StopKind
-from orchestrator.execution.user_requests import Wishes
-from orchestrator.execution.workers.attempt_runner import Attempt
+from orchestrator.execution.messages import AttemptStatus, AttemptTask, WorkerLost, result_of_exception
+from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.execution.user_requests import StopConditions
+from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
@@ -63,9 +63,9 @@ def test_resources_that_no_trial_can_have(resources: dict[str, float], said: str
 
 
 def test_trl_trains_in_one_process() -> None:
-    wanted = make_spec(resources={"processes_per_trial": 2}, base={**BASE, "engine": "trl"})
+    expected = make_spec(resources={"processes_per_trial": 2}, base={**BASE, "engine": "trl"})
     with pytest.raises(SpecError, match="engine trl trains in one"):
-        plan_slots(wanted, cpus=8, gpus=0)
+        plan_slots(expected, cpus=8, gpus=0)
 
 
 def test_a_trial_that_does_not_fit_is_refused() -> None:
@@ -81,49 +81,49 @@ def test_a_worker_takes_no_secret_through_ray(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("error", "kind", "failure"),
     [
-        (MemoryError(), EndKind.FAILED, FailureKind.OUT_OF_MEMORY),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), EndKind.FAILED, FailureKind.OUT_OF_MEMORY),
-        (KeyError("x"), EndKind.FAILED, FailureKind.BUG),
-        (OSError(errno.ENOSPC, "No space left on device"), EndKind.NO_DISK, None),
-        (FileNotFoundError(errno.ENOENT, "gone"), EndKind.FAILED, FailureKind.BUG),
+        (MemoryError(), AttemptStatus.FAILED, FailureKind.OUT_OF_MEMORY),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), AttemptStatus.FAILED, FailureKind.OUT_OF_MEMORY),
+        (KeyError("x"), AttemptStatus.FAILED, FailureKind.BUG),
+        (OSError(errno.ENOSPC, "No space left on device"), AttemptStatus.NO_DISK, None),
+        (FileNotFoundError(errno.ENOENT, "gone"), AttemptStatus.FAILED, FailureKind.BUG),
     ],
 )
-def test_exceptions_as_data(tmp_path: Path, error: Exception, kind: EndKind, failure: FailureKind | None) -> None:
-    end = ended_by(error, tmp_path)
-    assert (end.kind, end.failure) == (kind, failure)
-    assert (tmp_path / "failure.txt").exists() == (kind is EndKind.FAILED)
+def test_exceptions_as_data(tmp_path: Path, error: Exception, kind: AttemptStatus, failure: FailureKind | None) -> None:
+    end = result_of_exception(error, tmp_path)
+    assert (end.status, end.failure) == (kind, failure)
+    assert (tmp_path / "failure.txt").exists() == (kind is AttemptStatus.FAILED)
 
 
-def _attempt(tmp_path: Path, **script: object) -> tuple[Attempt, Job]:
+def _attempt(tmp_path: Path, **script: object) -> tuple[AttemptRunner, AttemptTask]:
     write_script(tmp_path, **script)
-    job = Job("0", 1, make_spec().base.model_dump_json(), tmp_path / "trials" / "0000" / "1")
-    workshop = ScriptedWorkshop(tmp_path / "cache")
-    return Attempt(job, lambda: workshop, patience=0.2), job
+    task = AttemptTask("0", 1, make_spec().base.model_dump_json(), tmp_path / "trials" / "0000" / "1")
+    session = ScriptedSession(tmp_path / "cache")
+    return AttemptRunner(task, lambda: session, lock_timeout=0.2), task
 
 
 def test_points_come_back_at_once_after_an_evaluation(tmp_path: Path) -> None:
     attempt, _ = _attempt(tmp_path, steps=4)
-    reports = [attempt.pull() for _ in range(4)]
-    assert [[p.step for p in r.points] for r in reports] == [[0], [1, 2], [3, 4], []]
-    assert METRIC in reports[1].points[-1].metrics
-    assert reports[-1].end is not None
-    assert reports[-1].end.kind is EndKind.FINISHED
+    reports = [attempt.next_report() for _ in range(4)]
+    assert [[p.step for p in r.metrics] for r in reports] == [[0], [1, 2], [3, 4], []]
+    assert METRIC in reports[1].metrics[-1].metrics
+    assert reports[-1].result is not None
+    assert reports[-1].result.status is AttemptStatus.FINISHED
 
 
 def test_asked_before_it_began_it_loads_nothing(tmp_path: Path) -> None:
-    attempt, job = _attempt(tmp_path)
-    job.ask_to_stop()
-    report = attempt.pull()
-    assert report.end is not None
-    assert report.end.kind is EndKind.RELEASED
+    attempt, task = _attempt(tmp_path)
+    task.request_stop()
+    report = attempt.next_report()
+    assert report.result is not None
+    assert report.result.status is AttemptStatus.RELEASED
     assert report.counters == {}
 
 
 def test_two_processes_never_work_on_one_trial(tmp_path: Path) -> None:
     first, _ = _attempt(tmp_path)
-    first.pull()
+    first.next_report()
     second, _ = _attempt(tmp_path)
-    end = second.pull().end
+    end = second.next_report().result
     assert end is not None
     assert "another process" in end.reason
     first.close()
@@ -133,31 +133,33 @@ def test_another_machines_process_is_waited_for_and_is_no_outcome(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = _attempt(tmp_path)
-    first.pull()
+    first.next_report()
     lock = next(tmp_path.rglob("worker.lock"))
     lock.write_text("pid 1 on far-away, process another-boot/pid:[1]/7")
-    monkeypatch.setattr("orchestrator.execution.workers.attempt_runner._FAR_SECONDS", 0.3)
+    monkeypatch.setattr("orchestrator.execution.workers.attempt_runner._REMOTE_LOCK_SECONDS", 0.3)
     second, _ = _attempt(tmp_path)
     with pytest.raises(WorkerLost, match="pid 1 on far-away"):
-        second.pull()
+        second.next_report()
     first.close()
 
 
 def test_wishes_are_heard_once_and_hours_are_told(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path, "s")
     with Study.create(folder, make_spec()) as study:
-        study.begin()
-        assert Wishes(study).ask() is None
-        study.request("stop", "enough", trial=3)
-        study.request("stop", "all of it")
-        wishes = Wishes(study)
-        assert wishes.ask() == Stop(StopKind.STOPPED, "all of it")
-        assert [(r.trial, r.text) for r in wishes.trials] == [(3, "enough")]
-        assert list(wishes.trials) == study.requests(), "one about a trial stays until it has had its effect"
+        study.start_driving()
+        assert StopConditions(study).poll() is None
+        study.add_request("stop", "enough", trial=3)
+        study.add_request("stop", "all of it")
+        stop_conditions = StopConditions(study)
+        assert stop_conditions.poll() == StopReason(StopKind.STOPPED, "all of it")
+        assert [(r.trial, r.text) for r in stop_conditions.trial_requests] == [(3, "enough")]
+        assert list(stop_conditions.trial_requests) == study.requests(), (
+            "one about a trial stays until it has had its effect"
+        )
     folder = SweepFolder(tmp_path, "short")
     with Study.create(folder, make_spec(name="short", budget={"hours": 1e-9})) as study:
-        study.begin()
-        stop = Wishes(study).ask()
+        study.start_driving()
+        stop = StopConditions(study).poll()
         assert stop is not None
         assert stop.kind is StopKind.OUT_OF_BUDGET
         assert "--set budget.hours" in stop.text

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import SLOTS, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from scripted import SLOTS, ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.execution import tune_adapter
-from orchestrator.execution.messages import STOP_FILE
-from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
+from orchestrator.execution.messages import STOP_REQUEST_FILE
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
@@ -22,22 +22,22 @@ class Ran:
         folder = sweep_folder(root)
         self.folder, self.sink, self.view = folder, ListSink(), SilentView()
         self.study = Study.open(folder) if folder.database.exists() else Study.create(folder, make_spec(count))
-        interrupt = Interrupt(lambda: "")
+        signals = SignalHandler(lambda: "")
         closed: list[int] = []
 
-        def on_closed(record: Any) -> None:
+        def on_trial_end(record: Any) -> None:
             closed.append(record.number)
             if interrupt_at is not None and len(closed) == interrupt_at:
-                interrupt.asked = True
+                signals.stop_requested = True
 
-        self.stop: Stop = run_trials(
-            self.study, self.sink, self.view, interrupt, SLOTS, on_closed=on_closed, opened=ScriptedWorkshop
+        self.stop: StopReason = run_trials(
+            self.study, self.sink, self.view, signals, SLOTS, on_trial_end=on_trial_end, open_session=ScriptedSession
         )
         self.records = self.study.trials()
         self.states = [r.state for r in self.records]
 
     def steps(self, number: int) -> list[int]:
-        return [p.step for p in self.study.points(number)]
+        return [p.step for p in self.study.metric_history(number)]
 
 
 def test_six_trials_over_two_slots_load_once_per_worker(tmp_path: Path, ray_cluster: Path) -> None:
@@ -62,18 +62,18 @@ def test_six_trials_over_two_slots_load_once_per_worker(tmp_path: Path, ray_clus
 def test_tune_looks_at_no_trial_that_has_ended(
     tmp_path: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept: list[int] = []
+    stored: list[int] = []
     choose = tune_adapter.Scheduler.choose_trial_to_run
 
     def counting(self: tune_adapter.Scheduler, tune_controller: Any) -> Any:
         chosen = choose(self, tune_controller)
-        kept.append(len(tune_controller.get_trials()))
+        stored.append(len(tune_controller.get_trials()))
         return chosen
 
     monkeypatch.setattr(tune_adapter.Scheduler, "choose_trial_to_run", counting)
     ran = Ran(tmp_path, count=8)
     assert ran.states == [TrialState.COMPLETE] * 8
-    assert max(kept) <= SLOTS.count + 1, "those that run and the one that comes next"
+    assert max(stored) <= SLOTS.count + 1, "those that run and the one that comes next"
 
 
 def test_ends_of_every_kind_are_recorded_and_the_sweep_goes_on(tmp_path: Path, ray_cluster: Path) -> None:
@@ -130,7 +130,7 @@ def test_interrupted_and_continued(tmp_path: Path, ray_cluster: Path) -> None:
     assert first.stop.kind is StopKind.INTERRUPTED
     assert first.states.count(TrialState.RUNNING) >= 1
     running = [r.number for r in first.records if r.state is TrialState.RUNNING]
-    assert all((first.folder.attempt(n, 1) / STOP_FILE).exists() for n in running)
+    assert all((first.folder.attempt(n, 1) / STOP_REQUEST_FILE).exists() for n in running)
     second = Ran(tmp_path, steps=20, pause=0.01)
     assert second.states == [TrialState.COMPLETE] * 6
     assert all(second.steps(n) == list(range(21)) for n in range(6))
@@ -143,16 +143,16 @@ def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: Path) -> 
     folder = sweep_folder(tmp_path)
     study = Study.create(folder, make_spec(6))
     write_script(tmp_path, pause=0.2, steps=30)
-    asked: list[int] = []
+    requested: list[int] = []
 
     class Asking(SilentView):
-        def points(self, number: int, points: Any) -> None:
-            if not asked:
-                asked.append(study.request("stop", "enough of this one", trial=number))
-            elif len(asked) == 1 and any(r.state is TrialState.PRUNED for r in self.records):
-                asked.append(study.request("stop", "enough"))
+        def add_metrics(self, number: int, metrics: Any) -> None:
+            if not requested:
+                requested.append(study.add_request("stop", "enough of this one", trial=number))
+            elif len(requested) == 1 and any(r.state is TrialState.PRUNED for r in self.records):
+                requested.append(study.add_request("stop", "enough"))
 
-    stop = run_trials(study, ListSink(), Asking(), Interrupt(lambda: ""), SLOTS, opened=ScriptedWorkshop)
+    stop = run_trials(study, ListSink(), Asking(), SignalHandler(lambda: ""), SLOTS, open_session=ScriptedSession)
     assert stop.kind is StopKind.STOPPED
     assert stop.text == "enough"
     pruned = [r for r in study.trials() if r.state is TrialState.PRUNED]

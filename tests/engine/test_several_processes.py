@@ -10,16 +10,16 @@ from typing import Any
 
 import pytest
 from scripted import ListSink, SilentView, sweep_folder
-from several import Mortal, spec, told
+from several import Mortal, spec, without_speed
 
-from orchestrator.execution.local_cluster import Slots, cluster
-from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from trainer.config.trial import DEEPSPEED_INSTALL
-from trainer.training_session import Workshop
+from trainer.training_session import TrainingSession
 
 NEEDS_DEEPSPEED = pytest.mark.skipif(
     find_spec("deepspeed") is None, reason=f"deepspeed is not installed: {DEEPSPEED_INSTALL}"
@@ -32,31 +32,31 @@ def ray_of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     patch = pytest.MonkeyPatch()
     here = str(Path(__file__).parent)  # workers import `several`
     patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
-    with Interrupt(lambda: "") as interrupt, cluster(tmp_path_factory.mktemp("ray"), TWO, interrupt):
+    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), TWO, signals):
         yield
     patch.undo()
 
 
 def run(
     root: Path, sweep: SweepSpec, slots: Slots = TWO, view: SilentView | None = None
-) -> tuple[Stop, Study, ListSink]:
+) -> tuple[StopReason, Study, ListSink]:
     folder, sink = sweep_folder(root), ListSink()
     study = Study.open(folder) if folder.database.exists() else Study.create(folder, sweep)
-    interrupt = Interrupt(lambda: "")
+    signals = SignalHandler(lambda: "")
     if isinstance(view, Watching):
-        view.interrupt, view.study = interrupt, study
-    return run_trials(study, sink, view or SilentView(), interrupt, slots, opened=Mortal), study, sink
+        view.interrupt, view.study = signals, study
+    return run_trials(study, sink, view or SilentView(), signals, slots, open_session=Mortal), study, sink
 
 
 class Watching(SilentView):
     """Does something at the first point of trial 0 after its start."""
 
-    interrupt: Interrupt
+    interrupt: SignalHandler
     study: Study
     done = False
 
-    def points(self, number: int, points: Any) -> None:
-        if not self.done and number == 0 and points[-1].step > 0:
+    def add_metrics(self, number: int, metrics: Any) -> None:
+        if not self.done and number == 0 and metrics[-1].step > 0:
             self.done = True
             self.act()
 
@@ -66,27 +66,27 @@ class Watching(SilentView):
 
 class Interrupting(Watching):
     def act(self) -> None:
-        self.interrupt.asked = True
+        self.interrupt.stop_requested = True
 
 
 class Pruning(Watching):
     def act(self) -> None:
-        self.study.request("prune", "seen enough", trial=0)
+        self.study.add_request("prune", "seen enough", trial=0)
 
 
 def assert_as_alone(study: Study, number: int, cache: Path, folder: Path) -> None:
     """Against the same trial in this process alone."""
     record = study.trials()[number]
     assert record.state is TrialState.COMPLETE
-    config = study.spec.search.place(study.spec.base, record.params)
-    alone = Workshop(cache)
-    points, course = [], alone.train(config, folder)
-    for point in course:
-        points.append(point)
-    found = told(study.points(number))
-    assert [step for step, _ in found] == [p.step for p in points]
-    for (step, metrics), (_, wanted) in zip(found, told(points), strict=True):
-        assert metrics == pytest.approx(wanted, rel=1e-5, abs=1e-6), f"step {step}"
+    config = study.spec.search.apply(study.spec.base, record.params)
+    alone = TrainingSession(cache)
+    histories, course = [], alone.train(config, folder)
+    for step_metrics in course:
+        histories.append(step_metrics)
+    found = without_speed(study.metric_history(number))
+    assert [step for step, _ in found] == [p.step for p in histories]
+    for (step, metrics), (_, expected) in zip(found, without_speed(histories), strict=True):
+        assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6), f"step {step}"
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ import pytest
 from orchestrator.execution.sft_cache_key import settings_of_weights, stage_key
 from trainer.config.trial import TrialConfig
 from trainer.data import prepare
-from trainer.models.model_files import locate, model_identity
+from trainer.models.model_files import model_fingerprint, resolve_model_path
 from trainer.storage.atomic_files import digest_of
 from trainer.training_session import config_digest
 
@@ -41,7 +41,9 @@ OTHERS: dict[str, tuple[Any, bool]] = {
     "data.max_eval_rows": (5, False),
     "data.max_length": (512, False),
     "data.max_prompt_length": (100, False),
-    "data.bad_rows": ("skip", False),
+    "data.bad_rows": ("refuse", False),
+    "data.apply_template": (True, False),  # the tokens say what came of it
+    "data.score": ("last", False),
     "data.max_bad_share": (0.5, False),
     # The tokenizer is saved with the model.
     "model.tokenizer": ("other", True),
@@ -82,7 +84,7 @@ OTHERS: dict[str, tuple[Any, bool]] = {
 }
 
 FIXED = ("model.generated", "loss.kind", "engine")
-"""The stage has no other, or (the start model) another one beside it."""
+"""The stage has no other, or (the initial model) another one beside it."""
 
 
 def config(changes: dict[str, Any] | None = None) -> TrialConfig:
@@ -98,7 +100,7 @@ def config(changes: dict[str, Any] | None = None) -> TrialConfig:
 
 def test_every_setting_is_decided() -> None:
     """A setting that is added later is in the key until somebody decides otherwise, here and in the table."""
-    assert OTHERS.keys() == config().leaves().keys()
+    assert OTHERS.keys() == config().flat_params().keys()
 
 
 @pytest.mark.parametrize("path", [path for path in OTHERS if path not in FIXED])
@@ -124,11 +126,11 @@ def test_what_other_settings_make_meaningless_is_not_in_the_key() -> None:
 
 
 def rows(path: Path, answers: str, first: int = 0, rejected: str = "no") -> str:
-    told = [
+    logged = [
         {"prompt": f"question {k}", "chosen": f"{answers} {k}", "rejected": f"{rejected} {k}"}
         for k in range(first, first + 12)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in told))
+    path.write_text("".join(json.dumps(row) + "\n" for row in logged))
     return str(path)
 
 
@@ -142,20 +144,21 @@ def key(cache: Path, data: dict[str, Any], model: dict[str, Any] | None = None, 
 def test_the_rows_that_are_learned_decide_and_not_how_they_are_written_down(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     data = {"train": rows(tmp_path / "a.jsonl", "yes"), "eval": rows(tmp_path / "e.jsonl", "yes", 50)}
+    data |= {"apply_template": False}
     first = key(cache, data)
     same = [
         data | {"train": rows(tmp_path / "copy.jsonl", "yes")},
         data | {"train": rows(tmp_path / "others_lose.jsonl", "yes", rejected="never")},
         data | {"eval": rows(tmp_path / "f.jsonl", "of course", 70)},
         data | {"max_length": 512},
-        data | {"bad_rows": "skip"},
+        data | {"bad_rows": "refuse"},
     ]
     assert {key(cache, each) for each in same} == {first}
     others = [
         data | {"train": rows(tmp_path / "b.jsonl", "surely")},
         data | {"max_train_rows": 8},
         data | {"max_length": 9, "max_prompt_length": 4},
-        {"train": data["train"], "eval_share": 0.3},
+        {"train": data["train"], "eval_share": 0.3, "apply_template": False},
     ]
     assert len({first, *(key(cache, each) for each in others)}) == 5
     assert key(cache, data, TINY | {"seed": 3}) != first, "other start weights"
@@ -165,13 +168,17 @@ def test_a_run_that_an_earlier_version_began_keeps_its_name(tmp_path: Path) -> N
     made = TrialConfig.model_validate(
         {
             "model": {"generated": TINY},
-            "data": {"train": rows(tmp_path / "a.jsonl", "yes"), "eval": rows(tmp_path / "e.jsonl", "yes", 50)},
+            "data": {
+                "train": rows(tmp_path / "a.jsonl", "yes"),
+                "eval": rows(tmp_path / "e.jsonl", "yes", 50),
+                "apply_template": False,
+            },
             "loss": {"kind": "sft"},
         }
     )
     cache = tmp_path / "cache"
     fingerprint = prepare(made.data, made.model, cache).fingerprint
-    start = model_identity(made.model, locate(made.model, cache))
+    start = model_fingerprint(made.model, resolve_model_path(made.model, cache))
     earlier = digest_of([config_digest(made), fingerprint, start])[:32]
     assert stage_key(made, fingerprint, cache) != earlier
     (cache / "sft" / earlier / "run").mkdir(parents=True)

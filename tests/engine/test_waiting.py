@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import SLOTS, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from scripted import SLOTS, ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.errors import TooManySlots
 from orchestrator.execution.local_cluster import Slots
-from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.spec.pruners import SuccessiveHalvingPruner
 from orchestrator.spec.samplers import Reproducible, TpeSampler
@@ -30,7 +30,9 @@ SPEC = make_spec(
 def ran(root: Path, slots: Slots, **script: Any) -> list[Any]:
     write_script(root, **script)
     with Study.create(sweep_folder(root), SPEC, slots=slots.count) as study:
-        stop = run_trials(study, ListSink(), SilentView(), Interrupt(lambda: ""), slots, opened=ScriptedWorkshop)
+        stop = run_trials(
+            study, ListSink(), SilentView(), SignalHandler(lambda: ""), slots, open_session=ScriptedSession
+        )
         assert stop.kind is StopKind.FINISHED
         assert stop.text == "5 of 5 trials issued"
         return [(t.number, dict(t.params), t.state, t.reason, t.step) for t in study.trials()]
@@ -48,6 +50,6 @@ def test_more_slots_than_the_order_allows_are_refused(tmp_path: Path) -> None:
     with Study.create(sweep_folder(tmp_path), SPEC, slots=2) as study:
         slots = Slots(count=3, gpus=0.0, threads=1)
         with pytest.raises(TooManySlots, match="at most 2 trials can run at a time, and 3 would"):
-            run_trials(study, ListSink(), SilentView(), Interrupt(lambda: ""), slots, opened=ScriptedWorkshop)
+            run_trials(study, ListSink(), SilentView(), SignalHandler(lambda: ""), slots, open_session=ScriptedSession)
     with pytest.raises(TooManySlots):
         Study.create(sweep_folder(tmp_path / "other"), SPEC, slots=3)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.mlflow_ui import Ui
+    from orchestrator.tracking.mlflow_ui import UiServer
 
 HERE = Path(__file__).parent
 sys.path += [str(HERE.parent / room) for room in ("engine", "study", "trainer", "tracking")]
@@ -22,9 +22,9 @@ MEMORY = Path("/dev/shm")
 @pytest.fixture
 def quick_path() -> Iterator[Path]:
     """In memory where the system has it: a kill is tested here, not the disk, and waiting for that takes minutes."""
-    place = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
-    yield place
-    shutil.rmtree(place, ignore_errors=True)
+    path = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def runs(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def ui(runs: Path) -> Iterator[Ui]:
+def ui(runs: Path) -> Iterator[UiServer]:
     """MLflow's server over a store of its own."""
     from served import serving  # MLflow takes seconds to load
 

@@ -62,4 +62,4 @@ def check_exact(root: Path) -> None:
     with Study.open(sweep_folder(root)) as study:
         assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 4
         for number in range(4):
-            assert [p.step for p in study.points(number)] == list(range(STEPS + 1))
+            assert [p.step for p in study.metric_history(number)] == list(range(STEPS + 1))

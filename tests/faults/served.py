@@ -7,13 +7,13 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.tracking.mlflow_sink import MlflowReceiver, tracking_uri
-from orchestrator.tracking.mlflow_ui import Ui, start_ui
+from orchestrator.tracking.mlflow_sink import MlflowSink, tracking_uri
+from orchestrator.tracking.mlflow_ui import UiServer, start_ui
 from orchestrator.tracking.outbox import Outbox
 
 
 @contextmanager
-def serving(runs: Path) -> Generator[Ui]:
+def serving(runs: Path) -> Generator[UiServer]:
     ui = start_ui(runs, tracking_uri(runs, f"sqlite:///{runs / 'mlflow.db'}"))
     try:
         yield ui
@@ -21,13 +21,13 @@ def serving(runs: Path) -> Generator[Ui]:
         ui.stop()
 
 
-def receiver(runs: Path, uri: str) -> MlflowReceiver:
-    return MlflowReceiver(runs, uri=uri, experiment="e", sweep_id="id", sweep="s")
+def receiver(runs: Path, uri: str) -> MlflowSink:
+    return MlflowSink(runs, uri=uri, experiment="e", sweep_id="id", sweep="s")
 
 
 def begin(box: Outbox) -> None:
-    box.start("sweep", name="s", params={}, tags={}, at=1.0)
-    box.start("0", name="s 0", params={"loss.beta": 2.0}, tags={}, at=1.0)
+    box.start_run("sweep", name="s", params={}, tags={}, at=1.0)
+    box.start_run("0", name="s 0", params={"loss.beta": 2.0}, tags={}, at=1.0)
 
 
 def steps(runs: Path) -> list[int]:

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.faults.story import CLOCKED, count_points, differences, doubled_rows, lost_rows, story
+from tests.faults.story import CLOCKED, count_points, differences, doubled_rows, lost_rows, sweep_record
 
 Say = Callable[[str], None]
 NAME = "storm"
@@ -143,7 +143,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def points_told(root: Path) -> int:
+def logged_points(root: Path) -> int:
     """How many points the study has so far."""
     database = root / NAME / "study.db"
     if not database.is_file():
@@ -168,11 +168,17 @@ def weather(
         if driver is None:
             tally.drivers += 1
             driver = Driver(root, file, logs / f"{tally.drivers:03d}.log")
-            before = points_told(root)
+            before = logged_points(root)
             lives_on = False
         if left:
-            at_start = not lives_on and chance.random() < _AT_START
-            _wait(driver, root, chance.uniform(0.2, 12.0) if at_start else chance.uniform(0.0, 5.0), at_start, before)
+            initial_completions = not lives_on and chance.random() < _AT_START
+            _wait(
+                driver,
+                root,
+                chance.uniform(0.2, 12.0) if initial_completions else chance.uniform(0.0, 5.0),
+                initial_completions,
+                before,
+            )
         else:
             driver.process.wait()
         code = driver.process.poll()
@@ -187,10 +193,13 @@ def weather(
         left -= 1
         tally.kills += 1
         tally.by_target[hit] = tally.by_target.get(hit, 0) + 1
-        tally.at_start += at_start
+        tally.at_start += initial_completions
         seen |= {p.pid: p.create_time() for p in tree if _alive(p)}
-        say(f"kill {tally.kills}: {hit}{' while starting' if at_start else ''}, {points_told(root)} points told")
-        before = points_told(root)
+        say(
+            f"kill {tally.kills}: {hit}{' while starting' if initial_completions else ''}, "
+            f"{logged_points(root)} points told"
+        )
+        before = logged_points(root)
         if hit in ("worker", "ray"):
             lives_on = True
         else:
@@ -198,10 +207,15 @@ def weather(
     _none_left(seen)
 
 
-def _wait(driver: Driver, root: Path, seconds: float, at_start: bool, before: int) -> None:
+def _wait(driver: Driver, root: Path, seconds: float, initial_completions: bool, before: int) -> None:
     """To the instant of the next kill: soon after the start, or some time after training went on."""
     until = time.monotonic() + 120
-    while not at_start and time.monotonic() < until and driver.process.poll() is None and points_told(root) <= before:
+    while (
+        not initial_completions
+        and time.monotonic() < until
+        and driver.process.poll() is None
+        and logged_points(root) <= before
+    ):
         time.sleep(0.05)
     until = time.monotonic() + seconds
     while time.monotonic() < until and driver.process.poll() is None:
@@ -236,30 +250,30 @@ def _none_left(seen: dict[int, float]) -> None:
 
 
 def storm(
-    place: Path, *, kills: int, trials: int, seed: int, say: Say, changes: Any = None, sweeps: int | None = None
+    path: Path, *, kills: int, trials: int, seed: int, say: Say, changes: Any = None, sweeps: int | None = None
 ) -> Tally:
     """The calm sweep once, then stormy ones until all kills are spent (or so many sweeps are done); what was found.
 
     A storm in a place where there was one goes on from its tally.
     """
-    place.mkdir(parents=True, exist_ok=True)
-    file = place / "storm.yaml"
+    path.mkdir(parents=True, exist_ok=True)
+    file = path / "storm.yaml"
     file.write_text(yaml.safe_dump(_merged(sweep_file(trials, seed), changes or {}), sort_keys=False))
-    ledger = place / "tally.json"
-    tally = Tally(**json.loads(ledger.read_text())) if ledger.exists() else Tally()
+    repository = path / "tally.json"
+    tally = Tally(**json.loads(repository.read_text())) if repository.exists() else Tally()
     chance = random.Random(f"{seed} {tally.sweeps}")
     began = time.monotonic() - tally.seconds
-    calm_root = place / "calm"
+    calm_root = path / "calm"
     if not (calm_root / NAME).exists():
         weather(calm_root, file, 0, chance, Tally(), say)
-    calm = story(calm_root, NAME)
+    calm = sweep_record(calm_root, NAME)
     say(f"left alone: {len(calm['study'])} trials, {count_points(calm)} points in {time.monotonic() - began:.0f} s")
     until = tally.sweeps + sweeps if sweeps else None
     while tally.kills < kills and tally.sweeps != until:
-        root = place / f"stormy-{tally.sweeps + 1}"
+        root = path / f"stormy-{tally.sweeps + 1}"
         shutil.rmtree(root, ignore_errors=True)
         weather(root, file, kills - tally.kills, chance, tally, say)
-        stormy = story(root, NAME)
+        stormy = sweep_record(root, NAME)
         tally.sweeps += 1
         tally.trials += len(stormy["study"])
         tally.pruned += sum(t["state"] == "PRUNED" for t in stormy["study"].values())
@@ -271,7 +285,7 @@ def storm(
         tally.differences += found
         say(f"sweep {tally.sweeps} ended after {tally.kills} kills: {len(found)} differences")
         tally.seconds = time.monotonic() - began
-        ledger.write_text(json.dumps(asdict(tally), indent=1))
+        repository.write_text(json.dumps(asdict(tally), indent=1))
     return tally
 
 
@@ -293,27 +307,27 @@ def main() -> int:
     options.add_argument("--sweeps", type=int, help="pause after so many; the same command goes on")
     options.add_argument("--place", type=Path, default=Path("runs/storm"), help="everything is written here")
     options.add_argument("--with", dest="changes", type=yaml.safe_load, default={}, help="YAML merged over the sweep")
-    asked = options.parse_args()
+    requested = options.parse_args()
     began = time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
     tally = storm(
-        asked.place.resolve(),
-        kills=asked.kills,
-        trials=asked.trials,
-        seed=asked.seed,
+        requested.place.resolve(),
+        kills=requested.kills,
+        trials=requested.trials,
+        seed=requested.seed,
         say=say,
-        changes=asked.changes,
-        sweeps=asked.sweeps,
+        changes=requested.changes,
+        sweeps=requested.sweeps,
     )
     for difference in tally.differences[:20]:
         print(difference)
     hit = ", ".join(f"{count} {target}" for target, count in sorted(tally.by_target.items()))
     print(
         f"kills survived {tally.kills} ({hit}; {tally.at_start} while a driver was starting), over {tally.sweeps} "
-        f"sweeps of {asked.trials} trials and {tally.points} points in {tally.seconds:.0f} s: trials lost "
+        f"sweeps of {requested.trials} trials and {tally.points} points in {tally.seconds:.0f} s: trials lost "
         f"{tally.trials_lost}, points lost {tally.points_lost}, points doubled {tally.points_doubled}, differences "
         f"{len(tally.differences)} "
         f"(compared: params, states, reasons, every metric at every step but {', '.join(sorted(CLOCKED))}, MLflow's "

@@ -14,7 +14,7 @@ from local import KILLED, drive, forked
 
 from orchestrator.study.database import study_database
 from orchestrator.tracking.mlflow_sink import connect
-from tests.faults.story import count_points, differences, doubled_rows, story
+from tests.faults.story import count_points, differences, doubled_rows, sweep_record
 
 POINTS = {
     "sweep.folder": 1,
@@ -73,17 +73,17 @@ def fresh(quick_path: Path, store_made: Path) -> Callable[[int], Path]:
     return make
 
 
-def killed_at(root: Path, point: str) -> int:
+def killed_at(root: Path, step_metrics: str) -> int:
     def die() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ORCHESTRATE_FAILPOINT", point)
+            patch.setenv("ORCHESTRATE_FAILPOINT", step_metrics)
             drive(root)
 
     return forked(die)
 
 
 def assert_same(calm: Path, root: Path) -> None:
-    left, right = story(calm, "s"), story(root, "s")
+    left, right = sweep_record(calm, "s"), sweep_record(root, "s")
     assert differences(left, right) == []
     assert doubled_rows(right) == 0
     assert count_points(right) == 21
@@ -108,8 +108,8 @@ def test_at_every_pass_of_a_failpoint(calm: Path, fresh: Callable[[int], Path], 
 def test_again_and_again_at_every_point(calm: Path, fresh: Callable[[int], Path]) -> None:
     """One sweep that dies at every point in turn."""
     deaths, root = 0, fresh(0)
-    for point, nth in POINTS.items():
-        deaths += killed_at(root, f"{point}:{nth}") == KILLED
+    for step_metrics, nth in POINTS.items():
+        deaths += killed_at(root, f"{step_metrics}:{nth}") == KILLED
     assert forked(lambda: drive(root)) == 0
     assert deaths > len(POINTS) // 2
     assert_same(calm, root)

@@ -12,7 +12,7 @@ from scripted import make_spec
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.study import Study
-from tests.faults.story import differences, study_story
+from tests.faults.story import differences, study_record
 
 SPACE = {
     "training.learning_rate": {"log_uniform": [1e-6, 1e-3]},
@@ -42,9 +42,9 @@ def test_suggestions_after_a_kill_are_those_of_the_sweep_left_alone(quick_path: 
         kills += 1
     assert kills >= 2
     assert forked(lambda: drive(stormy, spec)) == 0
-    assert differences(study_story(calm, "s"), study_story(stormy, "s")) == []
+    assert differences(study_record(calm, "s"), study_record(stormy, "s")) == []
     with Study.open(SweepFolder(stormy, "s")) as study:
-        told = {r.number: r.value for r in study.trials()}
+        logged = {r.number: r.value for r in study.trials()}
     theirs = optuna.load_study(study_name="s", storage=f"sqlite:///{stormy / 's' / 'study.db'}")
-    assert {t.number: t.value for t in theirs.trials} == told, "Optuna's own view is the study's"
-    assert len(told) == 6
+    assert {t.number: t.value for t in theirs.trials} == logged, "Optuna's own view is the study's"
+    assert len(logged) == 6

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.execution.controller import Conductor
-from orchestrator.execution.stop_reasons import Interrupt, StopKind
-from orchestrator.execution.workers.attempt_runner import Attempt
+from orchestrator.execution.controller import TrialController
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
+from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from trainer.config.trial import TrialConfig
 
 
-class Refused(ScriptedWorkshop):
+class Refused(ScriptedSession):
     """The disk is full once trial 1 has begun."""
 
     def train(
@@ -31,33 +31,33 @@ class Refused(ScriptedWorkshop):
         return (yield from run)
 
 
-def go(study: Study, root: Path, workshop: type[ScriptedWorkshop], interrupt: Interrupt) -> Conductor:
-    conductor = Conductor(
-        study, ListSink(), SilentView(), interrupt, place=lambda config: config, on_closed=lambda _: None
+def go(study: Study, root: Path, session: type[ScriptedSession], signals: SignalHandler) -> TrialController:
+    controller = TrialController(
+        study, ListSink(), SilentView(), signals, finish_config=lambda config: config, on_trial_end=lambda _: None
     )
-    while not conductor.idle:
-        job = conductor.next(1)
-        if job is None:
+    while not controller.is_idle:
+        task = controller.next_attempt(1)
+        if task is None:
             continue
-        attempt = Attempt(job, lambda: workshop(root / "cache"))
-        while conductor.heard(job.id, attempt.pull()):
+        attempt = AttemptRunner(task, lambda: session(root / "cache"))
+        while controller.on_report(task.id, attempt.next_report()):
             pass
         attempt.close()
-        conductor.tick()
-    return conductor
+        controller.poll()
+    return controller
 
 
 @pytest.mark.parametrize("cause", ["disk", "signal"])
 def test_trials_stay_to_be_resumed(quick_path: Path, cause: str) -> None:
     write_script(quick_path, steps=4)
     with Study.create(sweep_folder(quick_path), make_spec(4)) as study:
-        interrupt = Interrupt(lambda: "")
-        interrupt.asked = cause == "signal"
-        stopped = go(study, quick_path, Refused if cause == "disk" else ScriptedWorkshop, interrupt).result()
+        signals = SignalHandler(lambda: "")
+        signals.stop_requested = cause == "signal"
+        stopped = go(study, quick_path, Refused if cause == "disk" else ScriptedSession, signals).result()
         assert stopped.kind is (StopKind.NO_DISK if cause == "disk" else StopKind.INTERRUPTED)
         states = [r.state for r in study.trials()]
         assert TrialState.FAILED not in states
         assert len(states) < 4
-        go(study, quick_path, ScriptedWorkshop, Interrupt(lambda: ""))
+        go(study, quick_path, ScriptedSession, SignalHandler(lambda: ""))
         assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 4
-        assert [[p.step for p in study.points(n)] for n in range(4)] == [[0, 1, 2, 3, 4]] * 4
+        assert [[p.step for p in study.metric_history(n)] for n in range(4)] == [[0, 1, 2, 3, 4]] * 4

@@ -28,21 +28,21 @@ def test_ten_processes_of_two_hundred_requests(quick_path: Path) -> None:
             try:
                 with Study.open(folder) as study:
                     for i in range(EACH):
-                        study.request("pause", f"{process} {i}")
+                        study.add_request("pause", f"{process} {i}")
                 code = 0
             finally:
                 os._exit(code)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * PROCESSES
     with Study.open(folder) as study:
-        asked = study.requests()
-    assert [r.seq for r in asked] == list(range(1, PROCESSES * EACH + 1))
+        requested = study.requests()
+    assert [r.seq for r in requested] == list(range(1, PROCESSES * EACH + 1))
     for process in range(PROCESSES):
-        mine = [r.text for r in asked if r.text.startswith(f"{process} ")]
+        mine = [r.text for r in requested if r.text.startswith(f"{process} ")]
         assert mine == [f"{process} {i}" for i in range(EACH)], "each process's own are in its order"
 
 
 def test_sqlite_on_a_network_disk_is_refused_with_a_way_out(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_database, "filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(study_database, "filesystem_type", lambda path: "nfs4")
     with pytest.raises(NetworkDisk, match=r"ORCHESTRATE_HOME.*PostgreSQL"):
         Study.create(SweepFolder(quick_path, "s"), make_spec(GRID))

@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pytest
 from engine_driver import check_exact, drive, finish, records, trained, wait_for
-from scripted import ScriptedWorkshop, make_spec, sweep_folder, write_script
+from scripted import ScriptedSession, make_spec, sweep_folder, write_script
 
-from orchestrator.execution.messages import EndKind, Job
-from orchestrator.execution.workers.attempt_runner import Attempt
+from orchestrator.execution.messages import AttemptStatus, AttemptTask
+from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.study import Study
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from scripted import ScriptedWorkshop, make_spec
-from orchestrator.execution.workers.attempt_runner import Attempt
-from orchestrator.execution.messages import Job
+from scripted import ScriptedSession, make_spec
+from orchestrator.execution.workers.attempt_runner import AttemptRunner
+from orchestrator.execution.messages import AttemptTask
 root = Path(sys.argv[1])
-job = Job("0", 1, make_spec().base.model_dump_json(), root / "trials" / "0000" / "1")
-attempt = Attempt(job, lambda: ScriptedWorkshop(root / "cache"))
-print(len(attempt.pull().points), flush=True)
+job = AttemptTask("0", 1, make_spec().base.model_dump_json(), root / "trials" / "0000" / "1")
+attempt = AttemptRunner(job, lambda: ScriptedSession(root / "cache"))
+print(len(attempt.next_report().metrics), flush=True)
 time.sleep(600)
 """
 
@@ -40,11 +40,11 @@ def test_a_sleeping_worker_of_an_older_attempt_is_put_down(tmp_path: Path) -> No
     assert zombie.stdout.readline() == "1\n"
     zombie.send_signal(signal.SIGSTOP)
     folder = tmp_path / "trials" / "0000"
-    job = Job("0", 2, make_spec().base.model_dump_json(), folder / "2", (folder / "1",))
-    attempt = Attempt(job, lambda: ScriptedWorkshop(tmp_path / "cache"), patience=0.3)
-    reports = [attempt.pull() for _ in range(4)]
-    assert reports[-1].end is not None
-    assert reports[-1].end.kind is EndKind.FINISHED
+    task = AttemptTask("0", 2, make_spec().base.model_dump_json(), folder / "2", (folder / "1",))
+    attempt = AttemptRunner(task, lambda: ScriptedSession(tmp_path / "cache"), lock_timeout=0.3)
+    reports = [attempt.next_report() for _ in range(4)]
+    assert reports[-1].result is not None
+    assert reports[-1].result.status is AttemptStatus.FINISHED
     assert zombie.wait(timeout=5) == -signal.SIGKILL
 
 

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from local import STEPS, WritingWorkshop
+from local import STEPS, WritingSession
 from scripted import make_spec
 from test_checkpoint import state
 
-from trainer.results import Ending, EndKind, Point
+from trainer.results import RunResult, RunStatus, StepMetrics
 from trainer.storage import checkpoints
 
 
@@ -20,9 +20,9 @@ from trainer.storage import checkpoints
 def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
     tmp_path: Path, name: str, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    checkpoints.save(tmp_path, state(10))
-    place = checkpoints.save(tmp_path, state(20))
-    file = place / name
+    checkpoints.save_checkpoint(tmp_path, state(10))
+    path = checkpoints.save_checkpoint(tmp_path, state(20))
+    file = path / name
     content = bytearray(file.read_bytes())
     match harm:
         case "cut":
@@ -35,17 +35,17 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
         case _:
             file.write_bytes(b"")
     with caplog.at_level(logging.WARNING):
-        found = checkpoints.newest([tmp_path])
+        found = checkpoints.load_newest([tmp_path])
     assert found is not None
     assert found.step == 10
     assert "damaged" in caplog.text
-    assert (place.parent / "step-00000020.damaged").is_dir()
+    assert (path.parent / "step-00000020.damaged").is_dir()
 
 
 def test_a_half_written_one_is_not_seen(tmp_path: Path) -> None:
-    place = checkpoints.save(tmp_path, state(10))
-    shutil.copytree(place, place.with_name(".step-00000011.abcd.tmp"))
-    found = checkpoints.newest([tmp_path])
+    path = checkpoints.save_checkpoint(tmp_path, state(10))
+    shutil.copytree(path, path.with_name(".step-00000011.abcd.tmp"))
+    found = checkpoints.load_newest([tmp_path])
     assert found is not None
     assert found.step == 10
 
@@ -54,24 +54,24 @@ def test_a_half_written_one_is_not_seen(tmp_path: Path) -> None:
 def test_the_trial_goes_on_from_what_is_good_or_from_the_start(tmp_path: Path, harm: str) -> None:
     config = make_spec().base
 
-    def go(folder: Path, *earlier: Path, until: int | None = None) -> tuple[list[Point], Ending | None]:
-        run, points = WritingWorkshop().train(config, folder, earlier), list[Point]()
-        while until is None or len(points) < until:
+    def go(folder: Path, *earlier: Path, until: int | None = None) -> tuple[list[StepMetrics], RunResult | None]:
+        run, metrics = WritingSession().train(config, folder, earlier), list[StepMetrics]()
+        while until is None or len(metrics) < until:
             try:
-                points.append(next(run))
+                metrics.append(next(run))
             except StopIteration as end:
-                return points, end.value
-        return points, None
+                return metrics, end.value
+        return metrics, None
 
-    whole, _ = go(tmp_path / "whole")
+    complete, _ = go(tmp_path / "whole")
     go(tmp_path / "1", until=5)
     (newest,) = (tmp_path / "1" / "checkpoints").iterdir()
     older = newest.with_name("step-00000001")
     shutil.copytree(newest, older)
-    for place in [newest] if harm == "newest" else [newest, older]:
-        (place / "manifest.json").write_text("{")
-    points, ending = go(tmp_path / "2", tmp_path / "1")
-    assert ending is not None
-    assert (ending.kind, ending.steps) == (EndKind.FINISHED, STEPS)
-    assert points == whole
+    for path in [newest] if harm == "newest" else [newest, older]:
+        (path / "manifest.json").write_text("{")
+    metrics, result = go(tmp_path / "2", tmp_path / "1")
+    assert result is not None
+    assert (result.status, result.steps) == (RunStatus.FINISHED, STEPS)
+    assert metrics == complete
     assert len(list(tmp_path.glob("1/checkpoints/*.damaged"))) == (1 if harm == "newest" else 2)

@@ -17,16 +17,16 @@ from scripted import make_spec
 from study_help import COMPLETE, DIVERGED, METRIC, evaluated
 
 from orchestrator.driver import preflight
-from orchestrator.driver.checkpoint_retention import Retention, model_of
-from orchestrator.driver.preflight import NoRoom, check_room
+from orchestrator.driver.checkpoint_retention import CheckpointRetention, model_folder
+from orchestrator.driver.preflight import DiskTooSmall, check_disk_space
 from orchestrator.errors import ExitCode, StorageRefused
 from orchestrator.execution.local_cluster import Slots
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.estimates.disk_space import disk_need, parameters
+from orchestrator.spec.estimates.disk_space import disk_need, parameter_count
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_sink import connect
-from tests.faults.story import differences, story
+from tests.faults.story import differences, sweep_record
 from trainer.config.trial import ModelConfig
 
 SMALL_DISK = """
@@ -76,10 +76,10 @@ def test_a_disk_of_two_megabytes_that_fills_up(tmp_path: Path) -> None:
     codes = [int(c) for c in done.stdout.split()]
     assert set(codes) <= {0, int(ExitCode.REFUSED)}, trouble
     assert codes.count(int(ExitCode.REFUSED)) >= 2, codes
-    said = (tmp_path / "said").read_text()
-    assert "No space left" in said or "disk is full" in said
+    messages = (tmp_path / "said").read_text()
+    assert "No space left" in messages or "disk is full" in messages
     shutil.copytree(tmp_path / "after", disk, dirs_exist_ok=True)  # where the study and MLflow say their files are
-    assert differences(story(calm, "s"), story(disk, "s")) == []
+    assert differences(sweep_record(calm, "s"), sweep_record(disk, "s")) == []
 
 
 def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,31 +87,31 @@ def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(quick_path: Path, m
     folder = SweepFolder(quick_path, "s")
     need = disk_need(spec, 2)
     assert need is not None
-    check_room(folder, spec, Slots(2, 0.0, 1))
+    check_disk_space(folder, spec, Slots(2, 0.0, 1))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, need.bytes - 1))
-    with pytest.raises(NoRoom, match=r"free in .*budget\.concurrency=1 .*keep_models=1 .*base\.lora") as refused:
-        check_room(folder, spec, Slots(2, 0.0, 1))
+    with pytest.raises(DiskTooSmall, match=r"free in .*budget\.concurrency=1 .*keep_models=1 .*base\.lora") as refused:
+        check_disk_space(folder, spec, Slots(2, 0.0, 1))
     assert refused.value.code is ExitCode.REFUSED
     (folder.path / "trials").mkdir(parents=True)
     (folder.path / "trials" / "checkpoint").write_bytes(b"x")
-    check_room(folder, spec, Slots(2, 0.0, 1))  # what it wrote itself is part of what it needs
+    check_disk_space(folder, spec, Slots(2, 0.0, 1))  # what it wrote itself is part of what it needs
 
 
 def test_the_size_of_a_model_is_known_before_it_is_loaded(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trainer.synthetic import generated_model
+    from trainer.synthetic import generate_model
 
     monkeypatch.setenv("HF_HUB_CACHE", str(quick_path))
     config = ModelConfig.model_validate({"generated": {"hidden_size": 64, "num_hidden_layers": 3}})
     assert config.generated is not None
-    folder = generated_model(config.generated, quick_path)
-    exact = parameters(ModelConfig(name_or_path=str(folder)))
-    about = parameters(config)
+    folder = generate_model(config.generated, quick_path)
+    exact = parameter_count(ModelConfig(name_or_path=str(folder)))
+    about = parameter_count(config)
     assert exact is not None
     assert about is not None
     assert about == pytest.approx(exact, rel=0.1)
-    assert parameters(ModelConfig(name_or_path="meta-llama/Meta-Llama-3-8B-Instruct")) == 8_000_000_000
-    assert parameters(ModelConfig(name_or_path="Qwen/Qwen2.5-0.5B")) == 500_000_000
-    assert parameters(ModelConfig(name_or_path="microsoft/phi-4")) is None
+    assert parameter_count(ModelConfig(name_or_path="meta-llama/Meta-Llama-3-8B-Instruct")) == 8_000_000_000
+    assert parameter_count(ModelConfig(name_or_path="Qwen/Qwen2.5-0.5B")) == 500_000_000
+    assert parameter_count(ModelConfig(name_or_path="microsoft/phi-4")) is None
 
 
 def test_48_trials_never_hold_more_than_the_best_and_the_running(quick_path: Path) -> None:
@@ -119,23 +119,23 @@ def test_48_trials_never_hold_more_than_the_best_and_the_running(quick_path: Pat
     most = 0
     with Study.create(SweepFolder(quick_path, "s"), spec) as study:
         folder, running = study.folder, []
-        for trial in iter(study.claim, None):
-            place = folder.attempt(trial.number, trial.attempt)
+        for trial in iter(study.ask, None):
+            path = folder.attempt(trial.number, trial.attempt)
             for part in ("checkpoints/step-00000010", "model"):
-                (place / part).mkdir(parents=True)
-                (place / part / "weights").write_bytes(b"w")
+                (path / part).mkdir(parents=True)
+                (path / part / "weights").write_bytes(b"w")
             running.append(trial)
             if len(running) < 2:
                 continue
             ended = running.pop(0)
-            study.observe(ended, [evaluated(1, (ended.number * 7 % 48) / 48)])
-            study.close(ended, DIVERGED if ended.number % 5 == 0 else COMPLETE)
-            Retention(folder, spec, study.trials())
+            study.report(ended, [evaluated(1, (ended.number * 7 % 48) / 48)])
+            study.tell(ended, DIVERGED if ended.number % 5 == 0 else COMPLETE)
+            CheckpointRetention(folder, spec, study.trials())
             most = max(most, len(list(folder.path.glob("trials/*/*/*/weights"))))
             checkpoints = {p.parents[1].name for p in folder.path.glob("trials/*/*/checkpoints")}
             assert checkpoints == {f"{t.number:04d}" for t in running}
         best = sorted((r for r in study.trials() if r.value is not None), key=lambda r: -(r.value or 0))[:3]
-        assert [model_of(folder, r) is not None for r in best] == [True] * 3
+        assert [model_folder(folder, r) is not None for r in best] == [True] * 3
         assert spec.goal.metric == METRIC
     assert most <= 3 + 2, "three kept, one running with its checkpoint and its weights"
 
@@ -145,8 +145,8 @@ def _locked(database: Path, seconds: float) -> int:
     ready_r, ready_w = os.pipe()
     child = os.fork()
     if child == 0:
-        held = sqlite3.connect(database, isolation_level=None)
-        held.execute("BEGIN IMMEDIATE")
+        held_trial = sqlite3.connect(database, isolation_level=None)
+        held_trial.execute("BEGIN IMMEDIATE")
         os.write(ready_w, b"x")
         time.sleep(seconds)
         os._exit(0)
@@ -162,19 +162,19 @@ def test_a_locked_study_is_waited_for_and_then_refused_in_words(
     folder = SweepFolder(quick_path, "s")
     Study.create(folder, make_spec(4)).dispose()
     with Study.open(folder) as study:
-        trial = study.claim()
+        trial = study.ask()
         assert trial is not None
         child = _locked(folder.database, 1.0)
-        study.observe(trial, [evaluated(1, 0.5)])  # a minute's patience is more than that
+        study.report(trial, [evaluated(1, 0.5)])  # a minute's patience is more than that
         os.waitpid(child, 0)
     monkeypatch.setattr(study_database, "_BUSY_SECONDS", 0.2)
     with Study.open(folder) as study:
-        trial = study.claim()
+        trial = study.ask()
         assert trial is not None
         child = _locked(folder.database, 3.0)
         with pytest.raises(StorageRefused, match="locked"):
-            study.observe(trial, [evaluated(2, 0.6)])
+            study.report(trial, [evaluated(2, 0.6)])
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        study.observe(trial, [evaluated(2, 0.6)])
-        assert [p.step for p in study.points(0)] == [1, 2]
+        study.report(trial, [evaluated(2, 0.6)])
+        assert [p.step for p in study.metric_history(0)] == [1, 2]

@@ -21,7 +21,7 @@ from engine_driver import STEPS, check_exact, command, drive, environment, finis
 from scripted import write_script
 
 from orchestrator.execution.local_cluster import starting_ray
-from orchestrator.execution.stop_reasons import Interrupt, deaf_to_sigterm
+from orchestrator.execution.stop_reasons import SignalHandler, deaf_to_sigterm
 from orchestrator.study.trial_records import TrialState
 
 Sent = Callable[[subprocess.Popen[str]], None]
@@ -35,13 +35,13 @@ def start(words: list[str]) -> subprocess.Popen[str]:
 def descendants(pid: int) -> list[int]:
     """Every process below this one, children before their own children."""
     parents: dict[int, list[int]] = {}
-    for place in Path("/proc").iterdir():
-        if place.name.isdigit():
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
             try:
-                parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:  # it ended meanwhile
                 continue
-            parents.setdefault(parent, []).append(int(place.name))
+            parents.setdefault(parent, []).append(int(path.name))
     found = [pid]
     for one in found:
         found += parents.get(one, [])
@@ -132,13 +132,13 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
 
 TWICE = """
 import os, signal
-from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.stop_reasons import SignalHandler
 now = [0.0]
-with Interrupt(lambda: "farewell", clock=lambda: now[0]) as interrupt:
+with SignalHandler(lambda: "farewell", clock=lambda: now[0]) as interrupt:
     os.kill(os.getpid(), signal.SIGTERM)
     now[0] = {later}
     os.kill(os.getpid(), signal.SIGTERM)
-    print("asked", interrupt.asked)
+    print("asked", interrupt.stop_requested)
 """
 
 
@@ -154,8 +154,8 @@ def test_what_arrives_at_once_is_one_request(later: float, code: int) -> None:
 
 LOST = """
 import os, signal, sys, threading
-from orchestrator.execution.stop_reasons import Interrupt
-class Quick(Interrupt):
+from orchestrator.execution.stop_reasons import SignalHandler
+class Quick(SignalHandler):
     POLL = 0.01
 looks = []
 def lost():
@@ -166,7 +166,7 @@ with Quick(lambda: f"farewell after {{len(looks)}}") as interrupt:
         signal.pthread_sigmask(signal.SIG_BLOCK, set()) # stays in one thread
         {send}
         threading.Event().wait({seconds})
-print("asked", interrupt.asked, len(looks) > 0)
+print("asked", interrupt.stop_requested, len(looks) > 0)
 """
 
 
@@ -217,11 +217,11 @@ def test_a_signal_while_ray_starts_is_the_drivers_own() -> None:
     """Ray would take SIGTERM for itself and end the process with code 15, without a word."""
     from ray._private import utils
 
-    with Interrupt(lambda: "") as interrupt:
+    with SignalHandler(lambda: "") as signals:
         before = signal.getsignal(signal.SIGTERM)
-        with starting_ray(interrupt):
+        with starting_ray(signals):
             utils.set_sigterm_handler(lambda *_: sys.exit(15))
             assert signal.getsignal(signal.SIGTERM) == before
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray's core does
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interrupt.asked
+        assert signals.stop_requested

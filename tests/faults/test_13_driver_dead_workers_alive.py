@@ -38,16 +38,16 @@ def test_no_orphan_trains_on(tmp_path: Path) -> None:
     workers = [p for p in below if "ray::Worker" in title(p)]
     _, left = psutil.wait_procs(workers, timeout=30)
     assert alive(left) == [], "they outlive their driver"
-    told, lines = {r.number: r.attempts for r in records(tmp_path)}, len(trained(tmp_path))
+    logged, lines = {r.number: r.attempts for r in records(tmp_path)}, len(trained(tmp_path))
     time.sleep(2)
     assert len(trained(tmp_path)) == lines, "somebody trains on"
 
     folder = sweep_folder(tmp_path)
-    first = [folder.attempt(number, 1) for number in told]
-    before = {p: p.stat().st_mtime_ns for place in first for p in place.rglob("*")}
+    first = [folder.attempt(number, 1) for number in logged]
+    before = {p: p.stat().st_mtime_ns for path in first for p in path.rglob("*")}
     write_script(tmp_path, steps=STEPS, pause=0.02)
     finish(tmp_path)
-    assert {p: p.stat().st_mtime_ns for place in first for p in place.rglob("*")} == before
+    assert {p: p.stat().st_mtime_ns for path in first for p in path.rglob("*")} == before
     check_exact(tmp_path)
     _, left = psutil.wait_procs(below, timeout=150)  # Ray's agents notice after a minute; they train nothing
     assert alive(left) == []
@@ -65,10 +65,10 @@ def test_a_request_works_after_a_resume(tmp_path: Path) -> None:
     seen = len(trained(tmp_path))
     wait_for(lambda: len(trained(tmp_path)) > seen, again)
     with Study.open(sweep_folder(tmp_path)) as study:
-        study.request("stop", "enough of trial 0", trial=0)
+        study.add_request("stop", "enough of trial 0", trial=0)
     wait_for(lambda: records(tmp_path)[0].state is TrialState.PRUNED, again)
     assert records(tmp_path)[0].reason == "by hand: enough of trial 0"
     with Study.open(sweep_folder(tmp_path)) as study:
-        study.request("stop", "enough")
+        study.add_request("stop", "enough")
     out, err = again.communicate(timeout=60)
     assert (again.returncode, out.strip()) == (0, "stopped"), err

@@ -8,15 +8,15 @@ from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
-from scripted import ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
-from orchestrator.execution.local_cluster import Slots, cluster
-from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, Point
+from trainer.results import RunResult, StepMetrics
 
 HERE = Path(__file__).parent
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
@@ -25,21 +25,21 @@ NEEDS = {0: 100_000, 1: 1 << 20}
 ROOM = 300 << 20
 
 
-class HungryWorkshop(ScriptedWorkshop):
+class HungrySession(ScriptedSession):
     """A real limit on the process's memory, and a real block of it by the size of the micro-batch."""
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
+    ) -> Generator[StepMetrics, None, RunResult]:
         each = NEEDS.get(int(folder.parent.name), 0)
         course = super().train(config, folder, earlier, fork)
         while True:
             try:
-                point = next(course)
+                step_metrics = next(course)
             except StopIteration as end:
                 return end.value
-            yield point
-            if point.step == 3 and each:
+            yield step_metrics
+            if step_metrics.step == 3 and each:
                 _take(each * config.training.tokens_per_micro_batch)
 
 
@@ -60,13 +60,13 @@ def test_workers_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     folder = sweep_folder(tmp_path)
     view, sink = SilentView(), ListSink()
     with (
-        Interrupt(lambda: "") as interrupt,
-        cluster(tmp_path / "ray", SLOTS, interrupt),
+        SignalHandler(lambda: "") as signals,
+        local_cluster(tmp_path / "ray", SLOTS, signals),
         Study.create(folder, make_spec(4)) as study,
     ):
-        stop = run_trials(study, sink, view, interrupt, SLOTS, longest=512, opened=HungryWorkshop)
+        stop = run_trials(study, sink, view, signals, SLOTS, longest_row=512, open_session=HungrySession)
         records, events = study.trials(), study.events()
-        points = {r.number: [p.step for p in study.points(r.number)] for r in records}
+        metrics = {r.number: [p.step for p in study.metric_history(r.number)] for r in records}
     assert stop.kind is StopKind.FINISHED
     states = [(r.state, r.failure, r.attempts) for r in records]
     assert states[0][:2] == (TrialState.COMPLETE, None)
@@ -75,8 +75,8 @@ def test_workers_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert states[1][2] <= 5, "8192, 4096, 2048, 1024, 512"
     assert "to 512 there is nothing smaller to try" in records[1].reason
     assert [s for s, *_ in states[2:]] == [TrialState.COMPLETE] * 2
-    assert all(steps == sorted(set(steps)) for steps in points.values())
-    assert points[0] == [0, 1, 2, 3, 4]
+    assert all(steps == sorted(set(steps)) for steps in metrics.values())
+    assert metrics[0] == [0, 1, 2, 3, 4]
     assert {e.trial for e in events if e.kind == "out of memory"} == {0, 1}
     assert {e.trial for e in events if e.kind == "worker lost"} == {2}
     assert sink.tags("0")["memory.tokens_per_micro_batch"] in ("2048", "1024", "512")

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import METRIC, ListSink, ScriptedWorkshop, SilentView, make_spec, sweep_folder, write_script
+from scripted import METRIC, ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.errors import ExitCode
-from orchestrator.execution.local_cluster import Slots, cluster
-from orchestrator.execution.stop_reasons import Interrupt, StopKind
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from orchestrator.tracking.mlflow_sink import connect
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, Point
+from trainer.results import RunResult, StepMetrics
 
 HERE = Path(__file__).parent
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
@@ -33,23 +33,23 @@ STRANGE: list[tuple[str, Any]] = [
 ]
 
 
-class StrangeWorkshop(ScriptedWorkshop):
+class StrangeSession(ScriptedSession):
     """Trial n reports the n-th strange value at step 2."""
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
+    ) -> Generator[StepMetrics, None, RunResult]:
         number = int(folder.parent.name)
         course = super().train(config, folder, earlier, fork)
         while True:
             try:
-                point = next(course)
+                step_metrics = next(course)
             except StopIteration as end:
                 return end.value
-            if number < len(STRANGE) and point.step == 2:
+            if number < len(STRANGE) and step_metrics.step == 2:
                 name, value = STRANGE[number]
-                point = Point(2, {**point.metrics, name: value})
-            yield point
+                step_metrics = StepMetrics(2, {**step_metrics.metrics, name: value})
+            yield step_metrics
 
 
 def test_values_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,13 +57,13 @@ def test_values_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     write_script(tmp_path)
     sink, sound = ListSink(), len(STRANGE)
     with (
-        Interrupt(lambda: "") as interrupt,
-        cluster(tmp_path / "ray", SLOTS, interrupt),
+        SignalHandler(lambda: "") as signals,
+        local_cluster(tmp_path / "ray", SLOTS, signals),
         Study.create(sweep_folder(tmp_path), make_spec(sound + 1)) as study,
     ):
-        stop = run_trials(study, sink, SilentView(), interrupt, SLOTS, opened=StrangeWorkshop)
+        stop = run_trials(study, sink, SilentView(), signals, SLOTS, open_session=StrangeSession)
         records, best = study.trials(), study.best()
-        last = [study.points(n)[-1] for n in range(sound)]
+        last = [study.metric_history(n)[-1] for n in range(sound)]
     assert stop.kind is StopKind.FINISHED
     assert best is not None
     assert best.number == sound
@@ -74,7 +74,8 @@ def test_values_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert "at step 2" in record.reason
         assert sink.tags(str(record.number))["reason"] == record.reason
     assert all(
-        point.step == 2 and not math.isfinite(point.metrics[n]) for point, (n, _) in zip(last, STRANGE, strict=True)
+        step_metrics.step == 2 and not math.isfinite(step_metrics.metrics[n])
+        for step_metrics, (n, _) in zip(last, STRANGE, strict=True)
     )
     assert records[sound].state is TrialState.COMPLETE
 
@@ -106,11 +107,11 @@ def test_a_learning_rate_that_kills_the_model_without_a_nan(
     """A real sweep: seen in the study, in MLflow and in the table."""
     from orchestrator.cli.composition import start
     from orchestrator.folders import SweepFolder
-    from orchestrator.spec.loading.loader import loads
+    from orchestrator.spec.loading.loader import load_spec_text
 
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     root = tmp_path / "runs"
-    assert start(loads(ABSURD, tmp_path), root) is ExitCode.DONE
+    assert start(load_spec_text(ABSURD, tmp_path), root) is ExitCode.DONE
     with Study.open(SweepFolder(root, "absurd")) as study:
         sound, dead = study.trials()
         known = study.id
@@ -123,8 +124,8 @@ def test_a_learning_rate_that_kills_the_model_without_a_nan(
     client = connect(root, uri)
     experiment = client.get_experiment_by_name("prefsweep")
     assert experiment is not None
-    wanted = f"tags.`prefsweep.sweep_id` = '{known}' and tags.`prefsweep.run` = '1'"
-    run = client.search_runs([experiment.experiment_id], wanted)[0]
+    expected = f"tags.`prefsweep.sweep_id` = '{known}' and tags.`prefsweep.run` = '1'"
+    run = client.search_runs([experiment.experiment_id], expected)[0]
     assert (run.data.tags["diverged"], run.data.tags["reason"]) == ("true", dead.reason)
     table = capfd.readouterr().out
     assert "DIVERGED" in table

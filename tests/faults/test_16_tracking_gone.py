@@ -11,18 +11,18 @@ import psutil
 import pytest
 from served import begin, receiver, steps
 
-from orchestrator.tracking.mlflow_ui import Ui, start_ui
+from orchestrator.tracking.mlflow_ui import UiServer, start_ui
 from orchestrator.tracking.outbox import Outbox, deliver_pending
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 
 @pytest.mark.faults
-def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui: Ui) -> None:
+def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui: UiServer) -> None:
     port = int(ui.base.rpartition(":")[2])
     box = Outbox(runs / "outbox", receiver(runs, ui.base))
     begin(box)
     for step in range(5):
-        box.points("0", [Point(step, {"loss": 1.0})], at=float(step))
+        box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))
     while len(steps(runs)) < 2:
         time.sleep(0.05)
     assert ui.process is not None
@@ -30,7 +30,7 @@ def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui:
         process.kill()
     ui.process.wait()
     for step in range(5, 20):
-        box.points("0", [Point(step, {"loss": 1.0})], at=float(step))
+        box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))
     while not box.trouble:
         time.sleep(0.1)
     assert box.pending >= 15, "telling did not wait for the server"
@@ -44,12 +44,12 @@ def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui:
 
 @pytest.mark.faults
 def test_a_server_that_hangs_holds_nobody_and_gets_the_rest_later(
-    runs: Path, ui: Ui, monkeypatch: pytest.MonkeyPatch
+    runs: Path, ui: UiServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
     box = Outbox(runs / "outbox", receiver(runs, ui.base))
     begin(box)
-    box.points("0", [Point(0, {"loss": 1.0})], at=0.0)
+    box.log_metrics("0", [StepMetrics(0, {"loss": 1.0})], at=0.0)
     while not steps(runs):
         time.sleep(0.05)
     assert ui.process is not None
@@ -57,7 +57,7 @@ def test_a_server_that_hangs_holds_nobody_and_gets_the_rest_later(
     for pid in tree:
         os.kill(pid, signal.SIGSTOP)
     for step in range(1, 50):
-        box.points("0", [Point(step, {"loss": 1.0})], at=float(step))
+        box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))
     left = box.close(1.0)
     assert left >= 48, "neither telling nor closing waited for the server"
     for pid in tree:

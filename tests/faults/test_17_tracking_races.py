@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 from local import forked
 
-from orchestrator.tracking.mlflow_sink import MlflowReceiver, connect, ensure_experiment
+from orchestrator.tracking.mlflow_sink import MlflowSink, connect, ensure_experiment
 from orchestrator.tracking.outbox import Outbox
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 SWEEPS, STEPS = 8, 500
 
 
 def tell(root: Path, number: int) -> None:
-    receiver = MlflowReceiver(
+    receiver = MlflowSink(
         root, uri=f"sqlite:///{root / 'mlflow.db'}", experiment="e", sweep_id=f"id{number}", sweep=f"s{number}"
     )
     box = Outbox(root / f"outbox{number}", receiver)
-    box.start("sweep", name="s", params={}, tags={}, at=1.0)
-    box.start("0", name="trial 0", params={"n": number}, tags={}, at=1.0)
+    box.start_run("sweep", name="s", params={}, tags={}, at=1.0)
+    box.start_run("0", name="trial 0", params={"n": number}, tags={}, at=1.0)
     for step in range(STEPS):
-        box.points("0", [Point(step, {"loss": step / 7, "grad_norm": 1.0})], at=2.0 + step)
-    box.end("0", status="FINISHED", tags={}, at=1000.0)
+        box.log_metrics("0", [StepMetrics(step, {"loss": step / 7, "grad_norm": 1.0})], at=2.0 + step)
+    box.end_run("0", status="FINISHED", tags={}, at=1000.0)
     assert box.close(500.0) == 0
     assert not (root / f"outbox{number}" / "refused.jsonl").exists()
 

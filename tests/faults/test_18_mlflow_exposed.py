@@ -11,13 +11,13 @@ import psutil
 import pytest
 from served import begin, receiver
 
-from orchestrator.spec.sweep_spec import Goal
-from orchestrator.tracking.mlflow_ui import NotLoopback, Ui, start_ui, sweep_page
+from orchestrator.spec.sweep_spec import Objective
+from orchestrator.tracking.mlflow_ui import NotLoopback, UiServer, start_ui, sweep_page
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import trials_filter
-from trainer.results import Point
+from trainer.results import StepMetrics
 
-GOAL = Goal(metric="eval_accuracies/logp", direction="maximize")
+OBJECTIVE = Objective(metric="eval_accuracies/logp", direction="maximize")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])
@@ -27,13 +27,13 @@ def test_other_machines_are_not_served(runs: Path, host: str) -> None:
     assert not runs.exists()
 
 
-def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(runs: Path, ui: Ui) -> None:
+def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(runs: Path, ui: UiServer) -> None:
     from mlflow import MlflowClient
 
     box = Outbox(runs / "outbox", receiver(runs, ui.base))
     begin(box)
-    box.points("0", [Point(1, {"loss": float("nan"), "rewards/margins": float("inf")})], at=2.0)
-    box.end("0", status="FAILED", tags={"reason": "diverged"}, at=3.0)
+    box.log_metrics("0", [StepMetrics(1, {"loss": float("nan"), "rewards/margins": float("inf")})], at=2.0)
+    box.end_run("0", status="FAILED", tags={"reason": "diverged"}, at=3.0)
     assert box.close(60.0) == 0
 
     with urllib.request.urlopen(ui.base) as page:

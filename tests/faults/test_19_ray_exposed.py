@@ -10,8 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.execution.local_cluster import Slots, cluster
-from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.stop_reasons import SignalHandler
 
 STRANGER = """
 import sys, ray
@@ -37,15 +37,15 @@ def stranger(address: str, environment: dict[str, str]) -> tuple[str, int | None
 
 @pytest.mark.faults
 def test_what_listens_and_who_gets_in(tmp_path: Path) -> None:
-    with Interrupt(lambda: "") as interrupt, cluster(tmp_path / "ray", Slots(1, 0.0, 1), interrupt):
+    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path / "ray", Slots(1, 0.0, 1), signals):
         import ray
 
         address = ray.get_runtime_context().gcs_address
         below = psutil.Process().children(recursive=True)
         listening = [c.laddr for p in below for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
         assert len(listening) > 2
-        assert {place.ip for place in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
-        assert 8265 not in {place.port for place in listening}, "the dashboard"
+        assert {path.ip for path in listening} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        assert 8265 not in {path.port for path in listening}, "the dashboard"
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
         assert token.stat().st_mode & 0o077 == 0
         secret = token.read_text()
@@ -55,6 +55,6 @@ def test_what_listens_and_who_gets_in(tmp_path: Path) -> None:
         wrong = tmp_path / "wrong"
         wrong.write_text("0" * 64)
         for more in ({}, {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(wrong)}):
-            said, returned = stranger(address, base | more)
-            assert "inside" not in said, said
-            assert "auth" in said.lower() or returned != 0
+            messages, returned = stranger(address, base | more)
+            assert "inside" not in messages, messages
+            assert "auth" in messages.lower() or returned != 0

@@ -19,15 +19,15 @@ UNSAFE = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("joblib",
 
 def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    place = checkpoints.save(tmp_path, state(10))
+    path = checkpoints.save_checkpoint(tmp_path, state(10))
 
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (canary,)  # pyright: ignore[reportReturnType]
 
     for name in ("rng_state.pth", "optimizer.pt", "weights.safetensors"):
-        torch.save(Bomb(), place / name)
-    assert checkpoints.newest([tmp_path]) is None
+        torch.save(Bomb(), path / name)
+    assert checkpoints.load_newest([tmp_path]) is None
     assert not canary.exists()
 
 
@@ -57,7 +57,9 @@ def test_bombs_in_a_sweeps_folder_do_not_go_off(quick_path: Path) -> None:
 
 
 def test_nothing_here_unpickles() -> None:
-    for file in [f for room in ("trainer", "orchestrator", "dashboards") for f in (ROOT / room).rglob("*.py")]:
+    for file in [
+        f for available in ("trainer", "orchestrator", "dashboards") for f in (ROOT / available).rglob("*.py")
+    ]:
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 called = (getattr(node.func.value, "id", ""), node.func.attr)

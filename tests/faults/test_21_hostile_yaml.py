@@ -52,13 +52,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", BAD)
 def test_it_is_a_sentence_with_its_place(home: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    text, said = BAD[name]
+    text, messages = BAD[name]
     file = home / "s.yaml"
     file.write_text(text)
     for command in ("plan", "sweep"):
         assert cli.main([command, str(file)]) == 2
         err = capsys.readouterr().err
-        assert said in err
+        assert messages in err
         assert "Traceback" not in err
         assert [p.name for p in home.iterdir()] == ["s.yaml"], "nothing is written"
 
@@ -74,6 +74,6 @@ def test_numbers_are_those_of_yaml_1_2(home: Path, capsys: pytest.CaptureFixture
     file = home / "s.yaml"
     file.write_text(GOOD)
     assert cli.main(["plan", str(file), "--json"]) == 0
-    from orchestrator.spec.loading.loader import load
+    from orchestrator.spec.loading.loader import load_spec
 
-    assert load(file).base.training.learning_rate == 1e-6
+    assert load_spec(file).base.training.learning_rate == 1e-6

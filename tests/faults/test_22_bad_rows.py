@@ -10,7 +10,7 @@ import pytest
 from orchestrator.driver.data_stage import check_data
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig
 from trainer.data import BadData, prepare
@@ -36,10 +36,10 @@ BAD = {
 }
 
 
-def write(place: Path, rows: list[dict[str, object]], ending: str = "\n") -> SweepSpec:
+def write(path: Path, rows: list[dict[str, object]], result: str = "\n") -> SweepSpec:
     lines = [json.dumps(row) for row in rows]
-    (place / "rows.jsonl").write_bytes((ending.join(lines) + ending).encode())
-    return loads(SWEEP, place)
+    (path / "rows.jsonl").write_bytes((result.join(lines) + result).encode())
+    return load_spec_text(SWEEP, path)
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -61,7 +61,7 @@ def test_lines_that_are_no_text(tmp_path: Path) -> None:
 
 def test_a_long_row_and_carriage_returns_are_no_fault(tmp_path: Path) -> None:
     long = {"prompt": "word " * 200_000, "chosen": "yes", "rejected": "no"}
-    spec = write(tmp_path, [*GOOD, long], ending="\r\n")
+    spec = write(tmp_path, [*GOOD, long], result="\r\n")
     assert len(prepare(spec.base.data, spec.base.model, tmp_path / "cache").train) > 20
 
 
@@ -93,10 +93,10 @@ def test_a_file_that_changed_since_the_start_is_refused_with_what_changed(tmp_pa
     write(tmp_path, changed)
     with pytest.raises(DataError, match=r"rows\.jsonl row 5\b") as refused:
         check_data(spec, folder, SilentView(), worker)  # pyright: ignore[reportArgumentType]
-    said = str(refused.value)
-    assert "1 altered" in said
-    assert "1 new (" in said
-    assert "row 41" in said
+    messages = str(refused.value)
+    assert "1 altered" in messages
+    assert "1 new (" in messages
+    assert "row 41" in messages
     assert (folder.path / "data.json").read_bytes() == before
 
     write(tmp_path, list(GOOD))

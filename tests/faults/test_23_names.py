@@ -8,8 +8,8 @@ import pytest
 from scripted import make_spec
 
 from orchestrator import cli
-from orchestrator.errors import BadName
-from orchestrator.folders import existing, fresh
+from orchestrator.errors import InvalidSweepName
+from orchestrator.folders import existing_sweep, new_sweep_folder
 from trainer.storage import checkpoints
 
 NAMES = ["../x", "/etc", "a/b", "a\0b", "..%2f", "a\u2215b", "x" * 300, "", ".", "..", "-rf", ".hidden", "a b", "ä"]
@@ -17,8 +17,8 @@ NAMES = ["../x", "/etc", "a/b", "a\0b", "..%2f", "a\u2215b", "x" * 300, "", ".",
 
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_are_no_folders(tmp_path: Path, name: str) -> None:
-    for ask in (existing, fresh):
-        with pytest.raises(BadName):
+    for ask in (existing_sweep, new_sweep_folder):
+        with pytest.raises(InvalidSweepName):
             ask(tmp_path, name)
     with pytest.raises(ValueError, match="name"):
         make_spec(name=name)
@@ -39,15 +39,15 @@ def test_a_linked_sweep_and_a_linked_checkpoint_are_not_followed(tmp_path: Path)
     from test_checkpoint import state
 
     elsewhere = tmp_path / "elsewhere"
-    place = checkpoints.save(elsewhere, state(10))
+    path = checkpoints.save_checkpoint(elsewhere, state(10))
     (elsewhere / "sweep.yaml").write_text("name: s")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "s").symlink_to(elsewhere)
-    with pytest.raises(BadName, match="no link"):
-        existing(tmp_path / "runs", "s")
+    with pytest.raises(InvalidSweepName, match="no link"):
+        existing_sweep(tmp_path / "runs", "s")
     mine = tmp_path / "mine" / "checkpoints"
     mine.mkdir(parents=True)
-    (mine / place.name).symlink_to(place)
-    assert checkpoints.newest([tmp_path / "mine"]) is None
-    checkpoints.discard([tmp_path / "mine"])
-    assert place.is_dir()
+    (mine / path.name).symlink_to(path)
+    assert checkpoints.load_newest([tmp_path / "mine"]) is None
+    checkpoints.remove_checkpoints([tmp_path / "mine"])
+    assert path.is_dir()

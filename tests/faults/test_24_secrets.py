@@ -14,8 +14,8 @@ from local import drive, forked
 from scripted import ListSink, SilentView, make_spec
 
 from orchestrator.errors import PasswordInUrl
-from orchestrator.execution.controller import Conductor
-from orchestrator.execution.stop_reasons import Interrupt
+from orchestrator.execution.controller import TrialController
+from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import _merged, sweep_file
@@ -50,7 +50,7 @@ def test_a_failing_trial_tells_no_secret(quick_path: Path, monkeypatch: pytest.M
             raise RuntimeError(f"401 for https://me:{CANARIES['PGPASSWORD']}@host with {CANARIES['HF_TOKEN']}")
             yield
 
-        local.WritingWorkshop.train = fails  # pyright: ignore[reportAttributeAccessIssue]
+        local.WritingSession.train = fails  # pyright: ignore[reportAttributeAccessIssue]
         drive(quick_path, make_spec(2))
 
     assert forked(go) == 0
@@ -76,22 +76,24 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(quick_path: Path, monkey
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("DB_PASSWORD", "/canary/0000006")
-    said = RuntimeError(" ".join([*CANARIES.values(), "/canary/0000006", "https://me:canary@host"]))
+    messages = RuntimeError(" ".join([*CANARIES.values(), "/canary/0000006", "https://me:canary@host"]))
     trial = TuneTrial("train", stub=True)
-    trial.handle_error(said)
-    for cause in (trial.cause, multi_process_trial._line(said), shared_worker._lost(said)):  # pyright: ignore[reportPrivateUsage]
+    trial.handle_error(messages)
+    for cause in (trial.cause, multi_process_trial._line(messages), shared_worker._worker_lost(messages)):  # pyright: ignore[reportPrivateUsage]
         assert "canary" not in cause
         assert "***" in cause
     view, sink = SilentView(), ListSink()
     with Study.create(SweepFolder(quick_path, "s"), make_spec(1)) as study:
-        driven = Conductor(study, sink, view, Interrupt(lambda: ""), place=lambda c: c, on_closed=lambda _: None)
+        driven = TrialController(
+            study, sink, view, SignalHandler(lambda: ""), finish_config=lambda c: c, on_trial_end=lambda _: None
+        )
         for _ in range(3):
-            job = driven.next(1)
-            assert job is not None
-            driven.lost(job.id, trial.cause)
-        assert driven.stop is not None
-        told = [driven.stop.text, *view.said, *(event.text for event in study.events()), str(sink.calls)]
-    assert "canary" not in "".join(told)
+            task = driven.next_attempt(1)
+            assert task is not None
+            driven.on_worker_lost(task.id, trial.cause)
+        assert driven.stop_reason is not None
+        logged = [driven.stop_reason.text, *view.said, *(event.text for event in study.events()), str(sink.calls)]
+    assert "canary" not in "".join(logged)
     assert found_in(quick_path) == []
 
 
@@ -99,8 +101,8 @@ def test_a_notice_and_a_refusal_tell_no_secret(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from orchestrator.cli import main
-    from orchestrator.driver.notifications import Notifier
-    from orchestrator.execution.stop_reasons import Stop, StopKind
+    from orchestrator.driver.notifications import NotifyingView
+    from orchestrator.execution.stop_reasons import StopKind, StopReason
     from orchestrator.spec.sweep_spec import Notify
 
     monkeypatch.setenv("DB_PASSWORD", "/canary/0000006")
@@ -110,14 +112,14 @@ def test_a_notice_and_a_refusal_tell_no_secret(
         def send(self, notice: dict[str, object]) -> None:
             sent.append(notice)
 
-        def troubles(self) -> list[str]:
+        def take_failures(self) -> list[str]:
             return []
 
         def close(self, timeout: float) -> None: ...
 
     config = Notify.model_validate({"command": ["true"]})
-    Notifier(make_spec(1), SilentView(), Sent(), config).ended(  # pyright: ignore[reportArgumentType]
-        Stop(StopKind.WORKERS_LOST, "died of /canary/0000006"), None
+    NotifyingView(make_spec(1), SilentView(), Sent(), config).notify_end(  # pyright: ignore[reportArgumentType]
+        StopReason(StopKind.WORKERS_LOST, "died of /canary/0000006"), None
     )
     assert "died of ***" in str(sent[0]["text"])
     assert main(["status", "/canary/0000006"]) != 0
@@ -155,5 +157,5 @@ def test_a_whole_sweep_with_ray(tmp_path: Path) -> None:
     out, err = process.communicate()
     assert process.returncode == 0, err
     assert found_in(root) == []
-    told = out + err + " ".join(arguments)
-    assert [name for name, value in CANARIES.items() if value in told] == []
+    logged = out + err + " ".join(arguments)
+    assert [name for name, value in CANARIES.items() if value in logged] == []

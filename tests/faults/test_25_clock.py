@@ -11,7 +11,7 @@ from study_help import GRID, make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
-from tests.faults.story import differences, story
+from tests.faults.story import differences, sweep_record
 
 DAY = 86400.0
 
@@ -33,22 +33,22 @@ def test_a_sweep_under_a_jumping_clock(quick_path: Path) -> None:
         root.mkdir()
     assert forked(lambda: drive(calm)) == 0
 
-    def go(point: str) -> None:
+    def go(step_metrics: str) -> None:
         jumping()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ORCHESTRATE_FAILPOINT", point)
+            patch.setenv("ORCHESTRATE_FAILPOINT", step_metrics)
             drive(jumpy)
 
     assert forked(lambda: go("trial.told:1")) == KILLED
     assert forked(lambda: go("never")) == 0
-    found = story(jumpy, "s")
-    assert differences(story(calm, "s"), found) == []
+    found = sweep_record(jumpy, "s")
+    assert differences(sweep_record(calm, "s"), found) == []
     assert not any(run["negative duration"] for run in found["mlflow"].values())
     with Study.open(SweepFolder(jumpy, "s")) as study:
         assert [e.seq for e in study.events()] == list(range(1, len(study.events()) + 1))
         assert all(0 <= r.seconds < 3600 for r in study.trials())
         assert all((r.finished_at or 0) >= (r.started_at or 0) for r in study.trials())
-        assert study.spent().hours < 1
+        assert study.usage().hours < 1
 
 
 def test_a_day_by_the_wall_clock_spends_no_budget_and_steals_no_lease(
@@ -56,11 +56,11 @@ def test_a_day_by_the_wall_clock_spends_no_budget_and_steals_no_lease(
 ) -> None:
     spec = make_spec(GRID, budget={"hours": 2.0})
     with Study.create(SweepFolder(quick_path, "s"), spec) as study:
-        trial = study.claim()
+        trial = study.ask()
         assert trial is not None
         real = time.time
         monkeypatch.setattr(time, "time", lambda: real() + 30 * DAY)
-        study.beat()
-        assert study.exhausted() == ""
-        assert study.claim() is not None
+        study.heartbeat()
+        assert study.exhausted_reason() == ""
+        assert study.ask() is not None
         study.release(trial)

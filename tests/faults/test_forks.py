@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from local import KILLED, STEPS, drive, forked
 
-from orchestrator.commands.trial_control import CannotDo, clone
-from orchestrator.driver.checkpoint_retention import making, tidy_forks
+from orchestrator.commands.trial_control import RequestRefused, clone
+from orchestrator.driver.checkpoint_retention import fork_lock, remove_unused_forks
 from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_sink import connect
-from trainer.storage.checkpoint_manifest import place_of, places
+from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoints
 
 RATE = "training.learning_rate=0.25"
 CLONE = f"clone of trial 0 from its checkpoint of update 3 with {RATE}"
@@ -48,10 +48,10 @@ def root(begun: Path, quick_path: Path) -> Path:
     return quick_path / "runs"
 
 
-def killed(work: Callable[[], Any], point: str) -> int:
+def killed(work: Callable[[], Any], step_metrics: str) -> int:
     def die() -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ORCHESTRATE_FAILPOINT", point)
+            patch.setenv("ORCHESTRATE_FAILPOINT", step_metrics)
             work()
 
     return forked(die)
@@ -61,33 +61,33 @@ def ask(root: Path, *sets: str) -> list[str]:
     return clone("s", root, 0, list(sets) or [RATE], "try a smaller rate", from_checkpoint=True)
 
 
-def told(root: Path) -> list[Any]:
+def trial_facts(root: Path) -> list[Any]:
     with Study.open(SweepFolder(root, "s")) as study:
         return [
-            (r.number, r.state, dict(r.params), r.fork and r.fork.step, r.value, study.points(r.number))
+            (r.number, r.state, dict(r.params), r.fork and r.fork.step, r.value, study.metric_history(r.number))
             for r in study.trials()
         ]
 
 
-def held(root: Path) -> list[str]:
+def fork_names(root: Path) -> list[str]:
     forks = SweepFolder(root, "s").forks
-    return sorted(place.name for place in forks.iterdir()) if forks.is_dir() else []
+    return sorted(path.name for path in forks.iterdir()) if forks.is_dir() else []
 
 
 def test_it_goes_on_from_the_checkpoint_and_is_told_of_everywhere(root: Path) -> None:
-    said = ask(root)
-    assert said[0].startswith(
+    messages = ask(root)
+    assert messages[0].startswith(
         "queued a clone of trial 0 from its checkpoint of update 3 with training.learning_rate=0.25"
     )
-    assert len(held(root)) == 1
+    assert len(fork_names(root)) == 1
     assert forked(partial(drive, root)) == 0
-    assert held(root) == [], "it has a checkpoint of its own, or has ended"
+    assert fork_names(root) == [], "it has a checkpoint of its own, or has ended"
     with Study.open(SweepFolder(root, "s")) as study:
         record = next(r for r in study.trials() if r.fork is not None)
-        parent = study.points(0)
-        mine = study.points(record.number)
+        parent = study.metric_history(0)
+        mine = study.metric_history(record.number)
         events = [e.text for e in study.events() if e.kind == "cloned"]
-        assert [t.number for t in study.known() if t.forked] == [record.number]
+        assert [t.number for t in study.snapshots() if t.is_fork] == [record.number]
     assert (record.number, record.parent, record.fork and record.fork.step) == (1, 0, 3)
     assert record.origin.startswith(CLONE)
     assert record.origin.endswith(": try a smaller rate")
@@ -109,28 +109,28 @@ def test_killed_while_asking_and_asked_again(root: Path, quick_path: Path) -> No
     shutil.copytree(root, calm)
     ask(calm)
     assert forked(partial(drive, calm)) == 0
-    deaths = [killed(partial(ask, root), point) for point in ASKING]
+    deaths = [killed(partial(ask, root), step_metrics) for step_metrics in ASKING]
     assert deaths == [KILLED] * len(ASKING)
     with Study.open(SweepFolder(root, "s")) as study:
-        assert study.given() == [], "killed before it was queued, it is not queued"
-    assert len(held(root)) > 0
+        assert study.enqueued_trials() == [], "killed before it was queued, it is not queued"
+    assert len(fork_names(root)) > 0
     ask(root)
     assert forked(partial(drive, root)) == 0
-    assert told(root) == told(calm)
-    assert held(root) == [], "what the killed terminals left behind is gone too"
+    assert trial_facts(root) == trial_facts(calm)
+    assert fork_names(root) == [], "what the killed terminals left behind is gone too"
 
 
 def test_killed_while_it_runs_it_ends_as_if_nothing_had_been(root: Path, quick_path: Path) -> None:
     calm = quick_path / "calm"
     shutil.copytree(root, calm)
-    for place in (root, calm):
-        ask(place)
+    for path in (root, calm):
+        ask(path)
     assert forked(partial(drive, calm)) == 0
-    deaths = [killed(partial(drive, root), f"{point}:{n}") for point in DRIVING for n in (1, 2)]
+    deaths = [killed(partial(drive, root), f"{step_metrics}:{n}") for step_metrics in DRIVING for n in (1, 2)]
     assert deaths.count(KILLED) >= len(DRIVING)
     assert forked(partial(drive, root)) == 0
-    assert told(root) == told(calm)
-    assert held(root) == []
+    assert trial_facts(root) == trial_facts(calm)
+    assert fork_names(root) == []
 
 
 def test_the_held_checkpoint_outlives_its_trial(root: Path) -> None:
@@ -139,20 +139,20 @@ def test_the_held_checkpoint_outlives_its_trial(root: Path) -> None:
     folder = SweepFolder(root, "s")
     shutil.rmtree(folder.trial(0))
     with Study.open(folder) as study:
-        tidy_forks(folder, study)
-    (place,) = held(root)
-    assert [p.name for p in places([folder.forks / place])] == ["step-00000003"]
+        remove_unused_forks(folder, study)
+    (path,) = fork_names(root)
+    assert [p.name for p in list_checkpoints([folder.forks / path])] == ["step-00000003"]
 
 
 def test_what_is_being_made_is_left_alone(root: Path) -> None:
     folder = SweepFolder(root, "s")
     (folder.forks / "abc").mkdir(parents=True)
     with Study.open(folder) as study:
-        with making(folder):
-            tidy_forks(folder, study)
-            assert held(root) == ["abc"]
-        tidy_forks(folder, study)
-    assert held(root) == []
+        with fork_lock(folder):
+            remove_unused_forks(folder, study)
+            assert fork_names(root) == ["abc"]
+        remove_unused_forks(folder, study)
+    assert fork_names(root) == []
 
 
 def test_what_a_checkpoint_cannot_go_on_under_is_refused_by_name(root: Path) -> None:
@@ -169,24 +169,28 @@ def test_what_a_checkpoint_cannot_go_on_under_is_refused_by_name(root: Path) -> 
     assert "these may: loss.beta, " in refused.value.findings[0].hint
     with pytest.raises(SpecError, match="is the same for all trials of this sweep"):
         ask(root, "model.attention=separate")
-    with pytest.raises(CannotDo, match=r"is of update 3, and the clone would have 2: set training.max_steps above 3"):
+    with pytest.raises(
+        RequestRefused, match=r"is of update 3, and the clone would have 2: set training.max_steps above 3"
+    ):
         ask(root, "training.max_steps=2")
-    assert held(root) == []
+    assert fork_names(root) == []
     with Study.open(SweepFolder(root, "s")) as study:
-        assert study.given() == []
+        assert study.enqueued_trials() == []
     ask(root, "loss.beta=9", "training.max_steps=60", "training.weight_decay=0.1")
 
 
 def test_without_a_good_checkpoint_it_is_refused(root: Path) -> None:
     folder = SweepFolder(root, "s")
     (run,) = folder.trial(0).glob("[0-9]*")
-    (place_of(run, 3) / "state.json").write_text("{}")
-    with pytest.raises(CannotDo, match=r"no good checkpoint yet: the checkpoint of update 3 is damaged"):
+    (checkpoint_path(run, 3) / "state.json").write_text("{}")
+    with pytest.raises(RequestRefused, match=r"no good checkpoint yet: the checkpoint of update 3 is damaged"):
         ask(root)
     shutil.rmtree(run / "checkpoints")
-    with pytest.raises(CannotDo, match=r"no good checkpoint yet: the first is written after `training.save_steps`"):
+    with pytest.raises(
+        RequestRefused, match=r"no good checkpoint yet: the first is written after `training.save_steps`"
+    ):
         ask(root)
     assert forked(partial(drive, root)) == 0
-    with pytest.raises(CannotDo, match="is COMPLETE, and the checkpoints of an ended trial are removed"):
+    with pytest.raises(RequestRefused, match="is COMPLETE, and the checkpoints of an ended trial are removed"):
         ask(root)
-    assert held(root) == []
+    assert fork_names(root) == []

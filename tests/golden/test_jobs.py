@@ -15,11 +15,11 @@ from orchestrator.commands import kuberay_job, slurm_job
 from orchestrator.commands.kuberay_job import KubeJob
 from orchestrator.commands.slurm_job import SlurmJob
 from orchestrator.errors import SpecError
-from orchestrator.spec.loading.loader import load, loads
+from orchestrator.spec.loading.loader import load_spec, load_spec_text
 
 GOLDEN = Path(__file__).parent / "jobs"
 SHIPPED = Path(sweeps.__file__).parent
-SPEC = load(SHIPPED / "llama3-8b.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
+SPEC = load_spec(SHIPPED / "llama3-8b.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
 ONE = SlurmJob(Path("/shared/runs"), Path("/shared/my venv/bin"), machines=1, cpus=16, gpus=0, time="60")
 MANY = SlurmJob(
     Path("/shared/runs"),
@@ -37,9 +37,9 @@ MANY = SlurmJob(
 )
 KUBE = KubeJob("registry.example/prefsweep:1", "prefsweep-runs", machines=4, cpus=96, gpus=8, memory_gb=900)
 RENDERED = {
-    "one-machine.sh": slurm_job.render(SPEC, ONE),
-    "four-machines.sh": slurm_job.render(SPEC, MANY),
-    "kuberay.yaml": kuberay_job.render(SPEC, KUBE),
+    "one-machine.sh": slurm_job.render_slurm_job(SPEC, ONE),
+    "four-machines.sh": slurm_job.render_slurm_job(SPEC, MANY),
+    "kuberay.yaml": kuberay_job.render_kuberay_job(SPEC, KUBE),
 }
 
 
@@ -73,7 +73,7 @@ def test_the_sweep_inside_is_the_sweep(name: str) -> None:
         inside = text.split("<<'END_OF_SWEEP'\n")[1].split("\nEND_OF_SWEEP\n")[0]
     else:
         inside = next(yaml.safe_load_all(text))["data"]["sweep.yaml"]
-    assert loads(inside, Path("/")) == SPEC
+    assert load_spec_text(inside, Path("/")) == SPEC
 
 
 def test_a_rayjob() -> None:
@@ -107,9 +107,9 @@ def test_names_for_kubernetes() -> None:
 def test_what_could_be_no_option_is_refused(wrong: dict[str, Any]) -> None:
     given = {"home": Path("/r"), "programs": Path("/p"), "machines": 1, "cpus": 1, "gpus": 0, "time": "1:00:00"}
     with pytest.raises(SpecError):
-        slurm_job.render(SPEC, SlurmJob(**(given | wrong)))
+        slurm_job.render_slurm_job(SPEC, SlurmJob(**(given | wrong)))
 
 
 def test_a_fence_that_the_sweep_does_not_contain() -> None:
-    text = slurm_job.render(load(SHIPPED / "llama3-8b.yaml", ["description=END_OF_SWEEP"]), ONE)
+    text = slurm_job.render_slurm_job(load_spec(SHIPPED / "llama3-8b.yaml", ["description=END_OF_SWEEP"]), ONE)
     assert "<<'END_OF_SWEEP_'\n" in text

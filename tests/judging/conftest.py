@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 
 from dashboards.sweep_reporter import DashboardReporter
-from orchestrator.driver.parent_run import open_sink, tell_sweep
-from orchestrator.folders import DATA_FILE, SweepFolder, make
+from orchestrator.driver.parent_run import open_sink, start_parent_run
+from orchestrator.folders import DATA_FILE, SweepFolder, create_sweep_folder
 from orchestrator.judge import win_rates
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.loading.serialization import dump
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
 from trainer.data import prepare
-from trainer.results import Point
-from trainer.training_session import Workshop
+from trainer.results import StepMetrics
+from trainer.training_session import TrainingSession
 
 SWEEP = """
 name: judged
@@ -43,26 +43,26 @@ judge: {top: 2, prompts: 8, max_new_tokens: 8}
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with a finished sweep of three tiny trials: really trained, in MLflow, not yet judged."""
     root = tmp_path_factory.mktemp("trained") / "runs"
-    spec = loads(SWEEP, root.parent)
+    spec = load_spec_text(SWEEP, root.parent)
     folder = SweepFolder(root, spec.name)
-    make(folder, dump(spec))
+    create_sweep_folder(folder, dump_spec(spec))
     report = prepare(spec.base.data, spec.base.model, folder.cache).report
     (folder.path / DATA_FILE).write_text(report.model_dump_json())
-    workshop = Workshop(folder.cache)
+    session = TrainingSession(folder.cache)
     with Study.create(folder, spec, train_pairs=report.train_rows) as study:
         sink = open_sink(study, root, DashboardReporter())
-        study.begin()
-        tell_sweep(study, sink, DashboardReporter(), report.fingerprint)
-        while trial := study.claim():
+        study.start_driving()
+        start_parent_run(study, sink, DashboardReporter(), report.fingerprint)
+        while trial := study.ask():
             assert isinstance(trial, Trial)
             run = str(trial.number)
-            sink.start(run, name=f"trial {run}", params=trial.config.leaves(), tags={}, at=time.time())
-            points: list[Point] = list(workshop.train(trial.config, folder.attempt(trial.number, trial.attempt)))
-            sink.points(run, points, at=time.time())
-            study.observe(trial, points)
-            study.close(trial, Outcome(TrialState.COMPLETE))
-            sink.end(run, status="FINISHED", tags={"state": "COMPLETE"}, at=time.time())
-        sink.end("sweep", status="FINISHED", tags={"state": "FINISHED"}, at=time.time())
+            sink.start_run(run, name=f"trial {run}", params=trial.config.flat_params(), tags={}, at=time.time())
+            metrics: list[StepMetrics] = list(session.train(trial.config, folder.attempt(trial.number, trial.attempt)))
+            sink.log_metrics(run, metrics, at=time.time())
+            study.report(trial, metrics)
+            study.tell(trial, Outcome(TrialState.COMPLETE))
+            sink.end_run(run, status="FINISHED", tags={"state": "COMPLETE"}, at=time.time())
+        sink.end_run("sweep", status="FINISHED", tags={"state": "FINISHED"}, at=time.time())
         assert sink.close(60.0) == 0
     return root
 
@@ -80,7 +80,7 @@ def runs(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 
 @pytest.fixture
-def talk() -> tuple[list[str], Callable[[str], None]]:
+def log_lines() -> tuple[list[str], Callable[[str], None]]:
     """What was said, and who listens."""
-    said: list[str] = []
-    return said, said.append
+    messages: list[str] = []
+    return messages, messages.append

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.judge.answer_pairs import Match, by_endpoint, to_ask
-from orchestrator.judge.endpoint_batch import Asking, estimate, place_of_votes, taken
-from orchestrator.judge.endpoint_client import Client, EndpointRefused, Question, Reply, understand, vote_in
+from orchestrator.judge.answer_pairs import AnswerPair, endpoint_preferences, open_questions
+from orchestrator.judge.endpoint_batch import EndpointBatch, estimate, total_usage, votes_file
+from orchestrator.judge.endpoint_client import EndpointClient, EndpointRefused, Question, Reply, parse_reply, parse_vote
 from orchestrator.judge.win_rates import first_position, win_rate
 from orchestrator.spec.judge_config import Endpoint
 from tests.judging.endpoint_server import DRIP, HANG, Action, FakeJudge, Raw, Shown, longer, serve
-from trainer.storage.jsonl_store import Kept, peek
+from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
 
 KEY = "sk-very-secret-0123456789"
 
@@ -39,28 +39,28 @@ def endpoint(server: FakeJudge, **more: Any) -> Endpoint:
 
 def one(server: FakeJudge, decide: Callable[[Shown, int], Action], **more: Any) -> Reply:
     server.decide = decide
-    client = Client(endpoint(server, **more), KEY, first_wait=0.001)
+    client = EndpointClient(endpoint(server, **more), KEY, first_wait=0.001)
     try:
         return client.ask(Question("p", "a", "bb"))
     finally:
         client.close()
 
 
-def match(number: int, ours: str, theirs: str, prompt: str | None = None) -> Match:
-    return Match(0, prompt or f"p{number}", f"prompt {number}", None, None, None, ours, theirs)
+def match(number: int, ours: str, theirs: str, prompt: str | None = None) -> AnswerPair:
+    return AnswerPair(0, prompt or f"p{number}", f"prompt {number}", None, None, None, ours, theirs)
 
 
 MATCHES = [match(i, "x" * (i + 2), "y" * (10 - i)) for i in range(12)]
 
 
-def run(server: FakeJudge, folder: Path, matches: list[Match], **more: Any) -> tuple[Asking, dict[str, Any]]:
+def run(server: FakeJudge, folder: Path, pairs: list[AnswerPair], **more: Any) -> tuple[EndpointBatch, dict[str, Any]]:
     config = endpoint(server, **more)
-    client = Client(config, KEY, first_wait=0.001)
+    client = EndpointClient(config, KEY, first_wait=0.001)
     try:
-        with Kept(place_of_votes(folder, config)) as kept:
-            asking = Asking(config, client, kept)
-            asking.ask_all(to_ask(matches), lambda *_: None, lambda: False)
-            return asking, dict(kept.values)
+        with JsonlStore(votes_file(folder, config)) as stored:
+            batch = EndpointBatch(config, client, stored)
+            batch.ask_all(open_questions(pairs), lambda *_: None, lambda: False)
+            return batch, dict(stored.values)
     finally:
         client.close()
 
@@ -84,16 +84,16 @@ def run(server: FakeJudge, folder: Path, matches: list[Match], **more: Any) -> t
     ],
 )
 def test_the_verdict_in_a_text(text: str, vote: str | None) -> None:
-    assert vote_in(text) == vote
+    assert parse_vote(text) == vote
 
 
 def test_refusals_and_cut_answers_are_told_from_noise() -> None:
-    assert understand("I'm sorry, but I can't compare these.", "stop", "") == "refused"
-    assert understand("", "stop", "I will not") == "refused"
-    assert understand("", "content_filter", "") == "refused"
-    assert understand("Let me think about", "length", "") == "cut_off"
-    assert understand("Both", "stop", "") == "malformed"
-    assert understand("I'm sorry to say that A is wrong. [[B]]", "stop", "") == "second"
+    assert parse_reply("I'm sorry, but I can't compare these.", "stop", "") == "refused"
+    assert parse_reply("", "stop", "I will not") == "refused"
+    assert parse_reply("", "content_filter", "") == "refused"
+    assert parse_reply("Let me think about", "length", "") == "cut_off"
+    assert parse_reply("Both", "stop", "") == "malformed"
+    assert parse_reply("I'm sorry to say that A is wrong. [[B]]", "stop", "") == "second"
 
 
 # --- one question ----------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_it_waits_as_long_as_the_endpoint_asks(server: FakeJudge) -> None:
 
 def test_after_all_tries_the_question_stays_open(server: FakeJudge) -> None:
     reply = one(server, lambda *_: 503)
-    assert reply.open
+    assert reply.is_open
     assert reply.calls == 4, "the first try and three retries"
     assert reply.tries == Counter({"server_error": 4})
 
@@ -140,7 +140,7 @@ def test_after_all_tries_the_question_stays_open(server: FakeJudge) -> None:
 def test_nobody_there(server: FakeJudge) -> None:
     server.url = "http://127.0.0.1:9/v1"
     reply = one(server, lambda *_: "[[A]]", retries=1)
-    assert reply.open
+    assert reply.is_open
     assert reply.tries == Counter({"unreachable": 2})
 
 
@@ -190,32 +190,39 @@ def test_both_orders_are_asked_once_each_and_equal_answers_not_at_all(server: Fa
         return longer(shown)
 
     server.decide = decide
-    matches = [*MATCHES, match(50, "same", "same"), MATCHES[0]]
-    asking, known = run(server, tmp_path, matches, concurrency=3)
-    assert asking.trouble == ""
+    pairs = [*MATCHES, match(50, "same", "same"), MATCHES[0]]
+    batch, known = run(server, tmp_path, pairs, concurrency=3)
+    assert batch.open_reason == ""
     shown = Counter(server.asked)
     assert len(shown) == 24
     assert set(shown.values()) == {1}
     assert {(s.second, s.first) for s in shown} == {(s.first, s.second) for s in shown}
     assert 2 <= server.at_once <= 3
-    opinion = by_endpoint(matches, endpoint(server), known)
-    expected = [1.0 if len(m.ours) > len(m.theirs) else 0.0 if len(m.ours) < len(m.theirs) else 0.5 for m in MATCHES]
-    assert list(opinion.preferences) == [*expected, 0.5, expected[0]]
-    assert first_position(opinion.votes)[1] == 1.0
-    run(server, tmp_path, matches)
+    preferences = endpoint_preferences(pairs, endpoint(server), known)
+    expected = [
+        1.0
+        if len(m.trial_answer) > len(m.initial_answer)
+        else 0.0
+        if len(m.trial_answer) < len(m.initial_answer)
+        else 0.5
+        for m in MATCHES
+    ]
+    assert list(preferences.preferences) == [*expected, 0.5, expected[0]]
+    assert first_position(preferences.votes)[1] == 1.0
+    run(server, tmp_path, pairs)
     assert len(server.asked) == 24, "nothing is asked twice"
 
 
 def test_a_judge_that_likes_the_first_answer_is_seen_through(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda *_: "[[A]]"
     _, known = run(server, tmp_path, MATCHES)
-    opinion = by_endpoint(MATCHES, endpoint(server), known)
-    assert set(opinion.preferences) == {0.5}
-    first, agree = first_position(opinion.votes)
+    preferences = endpoint_preferences(MATCHES, endpoint(server), known)
+    assert set(preferences.preferences) == {0.5}
+    first, agree = first_position(preferences.votes)
     assert first is not None
     assert (first.value, agree) == (1.0, 0.0)
-    assert first.clear
-    rate = win_rate([(m.prompt, p) for m, p in zip(MATCHES, opinion.preferences, strict=True) if p is not None])
+    assert first.is_clear
+    rate = win_rate([(m.prompt, p) for m, p in zip(MATCHES, preferences.preferences, strict=True) if p is not None])
     assert rate is not None
     assert rate.value == 0.5
 
@@ -233,15 +240,15 @@ def test_failures_are_counted_and_leave_their_pair_out(server: FakeJudge, tmp_pa
     server.decide = decide
     config = endpoint(server, prompt_price=10.0, completion_price=20.0)
     _, known = run(server, tmp_path, MATCHES, prompt_price=10.0, completion_price=20.0)
-    opinion = by_endpoint(MATCHES, config, known)
-    assert [p is None for p in opinion.preferences] == [True, True] + [False] * 10
-    assert opinion.asked is not None
-    assert opinion.asked.failures == {"refused": 2, "malformed": 3, "rate_limited": 2}
-    assert opinion.asked.calls == 24 + 2 + 2
+    preferences = endpoint_preferences(MATCHES, config, known)
+    assert [p is None for p in preferences.preferences] == [True, True] + [False] * 10
+    assert preferences.usage is not None
+    assert preferences.usage.failures == {"refused": 2, "malformed": 3, "rate_limited": 2}
+    assert preferences.usage.calls == 24 + 2 + 2
     paid = 28 - 2  # a 429 costs nothing
-    assert (opinion.asked.prompt_tokens, opinion.asked.completion_tokens) == (paid * 100, paid * 5)
-    assert opinion.asked.cost == pytest.approx(paid * (100 * 10 + 5 * 20) / 1e6)
-    assert opinion.asked.unanswered == 0
+    assert (preferences.usage.prompt_tokens, preferences.usage.completion_tokens) == (paid * 100, paid * 5)
+    assert preferences.usage.cost == pytest.approx(paid * (100 * 10 + 5 * 20) / 1e6)
+    assert preferences.usage.unanswered == 0
     again = len(server.asked)
     run(server, tmp_path, MATCHES, prompt_price=10.0, completion_price=20.0)
     assert len(server.asked) == again, "refused and malformed answers are answers"
@@ -250,36 +257,38 @@ def test_failures_are_counted_and_leave_their_pair_out(server: FakeJudge, tmp_pa
 def test_what_got_no_answer_is_asked_by_the_next_run(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda shown, _: 500 if shown.prompt == "prompt 3" else longer(shown)
     _, known = run(server, tmp_path, MATCHES, retries=1)
-    asked = taken(endpoint(server), known, to_ask(MATCHES))
-    assert (asked.unanswered, asked.failures) == (2, {"server_error": 4})
+    requested = total_usage(endpoint(server), known, open_questions(MATCHES))
+    assert (requested.unanswered, requested.failures) == (2, {"server_error": 4})
     server.decide = longer
     before = len(server.asked)
     _, known = run(server, tmp_path, MATCHES, retries=1)
     assert len(server.asked) == before + 2
-    asked = taken(endpoint(server), known, to_ask(MATCHES))
-    assert (asked.unanswered, asked.failures, asked.calls) == (0, {"server_error": 4}, 22 + 4 + 2)
+    requested = total_usage(endpoint(server), known, open_questions(MATCHES))
+    assert (requested.unanswered, requested.failures, requested.calls) == (0, {"server_error": 4}, 22 + 4 + 2)
 
 
 def test_an_endpoint_that_is_down_is_left_alone(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda *_: 503
-    asking, known = run(server, tmp_path, MATCHES, retries=0)
-    assert "8 questions in a row got no answer (server error" in asking.trouble
+    batch, known = run(server, tmp_path, MATCHES, retries=0)
+    assert "8 questions in a row got no answer (server error" in batch.open_reason
     assert len(server.asked) < 12
-    assert taken(endpoint(server), known, to_ask(MATCHES)).unanswered == 24
+    assert total_usage(endpoint(server), known, open_questions(MATCHES)).unanswered == 24
 
 
 def test_requests_that_do_not_fit_are_not_repeated(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda *_: 400
-    asking, _ = run(server, tmp_path, MATCHES)
-    assert "does max_tokens or temperature suit the model?" in asking.trouble
+    batch, _ = run(server, tmp_path, MATCHES)
+    assert "does max_tokens or temperature suit the model?" in batch.open_reason
     assert set(Counter(server.asked).values()) == {1}
 
 
 def test_a_model_that_wants_max_completion_tokens_gets_them(server: FakeJudge, tmp_path: Path) -> None:
-    wanted = b'{"error": {"message": "Unsupported parameter: \'max_tokens\'. Use \'max_completion_tokens\' instead."}}'
-    server.decide = lambda *_: Raw(400, wanted) if "max_tokens" in server.bodies[-1] else "[[A]]"
-    asking, _ = run(server, tmp_path, MATCHES, concurrency=1)
-    assert asking.trouble == ""
+    expected = (
+        b'{"error": {"message": "Unsupported parameter: \'max_tokens\'. Use \'max_completion_tokens\' instead."}}'
+    )
+    server.decide = lambda *_: Raw(400, expected) if "max_tokens" in server.bodies[-1] else "[[A]]"
+    batch, _ = run(server, tmp_path, MATCHES, concurrency=1)
+    assert batch.open_reason == ""
     assert ["max_tokens" in body for body in server.bodies].count(True) == 1
     assert all(body.get("max_completion_tokens", 32) == 32 for body in server.bodies)
 
@@ -287,27 +296,27 @@ def test_a_model_that_wants_max_completion_tokens_gets_them(server: FakeJudge, t
 def test_no_more_is_spent_than_was_agreed(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = longer
     prices = {"prompt_price": 1000.0, "completion_price": 1000.0, "max_cost": 1.0, "max_tokens": 5}
-    asking, known = run(server, tmp_path, MATCHES, **prices)
-    asked = taken(endpoint(server, **prices), known, to_ask(MATCHES))
-    assert asked.cost is not None
-    assert 0 < asked.cost <= 1.0
-    assert asked.unanswered > 0
-    assert "max_cost 1 is spent" in asking.trouble
+    batch, known = run(server, tmp_path, MATCHES, **prices)
+    requested = total_usage(endpoint(server, **prices), known, open_questions(MATCHES))
+    assert requested.cost is not None
+    assert 0 < requested.cost <= 1.0
+    assert requested.unanswered > 0
+    assert "max_cost 1 is spent" in batch.open_reason
 
 
 def test_malformed_answers_cost_no_more_than_was_agreed_either(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda *_: "no verdict at all"
     prices = {"prompt_price": 1000.0, "completion_price": 1000.0, "max_cost": 1.0, "max_tokens": 5}
     _, known = run(server, tmp_path, MATCHES, **prices)
-    asked = taken(endpoint(server, **prices), known, to_ask(MATCHES))
-    assert asked.cost is not None
-    assert 0 < asked.cost <= 1.0
-    assert asked.calls == asked.failures["malformed"] > 1
+    requested = total_usage(endpoint(server, **prices), known, open_questions(MATCHES))
+    assert requested.cost is not None
+    assert 0 < requested.cost <= 1.0
+    assert requested.calls == requested.failures["malformed"] > 1
 
 
 def test_the_estimate_is_an_upper_bound(server: FakeJudge, tmp_path: Path) -> None:
     config = endpoint(server, prompt_price=2.0, completion_price=8.0, max_tokens=32)
-    expected = estimate(config, [question.characters for question in to_ask(MATCHES)])
+    expected = estimate(config, [question.characters for question in open_questions(MATCHES)])
     assert expected.calls == 24
     assert expected.completion_tokens == 24 * 32
     assert expected.cost == pytest.approx((expected.prompt_tokens * 2 + 24 * 32 * 8) / 1e6)
@@ -318,11 +327,13 @@ def test_the_estimate_is_an_upper_bound(server: FakeJudge, tmp_path: Path) -> No
 def test_stopped_in_the_middle_it_keeps_what_it_has(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = longer
     config = endpoint(server)
-    client = Client(config, KEY)
-    with Kept(place_of_votes(tmp_path, config)) as kept:
-        whole = Asking(config, client, kept).ask_all(to_ask(MATCHES), lambda *_: None, lambda: len(kept.values) >= 5)
-        assert not whole
-        assert len(kept.values) == len(server.asked) < 24
+    client = EndpointClient(config, KEY)
+    with JsonlStore(votes_file(tmp_path, config)) as stored:
+        complete = EndpointBatch(config, client, stored).ask_all(
+            open_questions(MATCHES), lambda *_: None, lambda: len(stored.values) >= 5
+        )
+        assert not complete
+        assert len(stored.values) == len(server.asked) < 24
     client.close()
     run(server, tmp_path, MATCHES)
     assert set(Counter(server.asked).values()) == {1}
@@ -346,7 +357,7 @@ def test_killed_at_any_moment_it_asks_nothing_twice(server: FakeJudge, tmp_path:
         return longer(shown)
 
     server.decide = slow
-    place = place_of_votes(tmp_path, endpoint(server))
+    path = votes_file(tmp_path, endpoint(server))
     kept_when_killed: list[set[str]] = []
     asked_when_killed: list[int] = []
     for until in (4, 12):
@@ -357,13 +368,13 @@ def test_killed_at_any_moment_it_asks_nothing_twice(server: FakeJudge, tmp_path:
             time.sleep(0.01)
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
-        kept_when_killed.append(set(peek(place)))
+        kept_when_killed.append(set(read_jsonl_store(path)))
         asked_when_killed.append(len(server.asked))
     run(server, tmp_path, MATCHES)
-    assert len(peek(place)) == 24
-    for kept, asked in zip(kept_when_killed, asked_when_killed, strict=True):
-        after = {Question(s.prompt, s.first, s.second).key for s in server.asked[asked:]}
-        assert not kept & after, "what was answered and on the disk is not asked again"
+    assert len(read_jsonl_store(path)) == 24
+    for stored, requested in zip(kept_when_killed, asked_when_killed, strict=True):
+        after = {Question(s.prompt, s.first, s.second).key for s in server.asked[requested:]}
+        assert not stored & after, "what was answered and on the disk is not asked again"
     # At each death at most `concurrency` questions were under way, sent but not recorded.
     assert len(server.asked) <= 24 + 2 * 2
 

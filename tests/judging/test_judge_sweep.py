@@ -20,20 +20,20 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.cli import main
-from orchestrator.commands.judge_sweep import Outcome, judge
-from orchestrator.driver.checkpoint_retention import Retention
-from orchestrator.driver.judge_stage import NobodyJudges, judge_after
+from orchestrator.commands.judge_sweep import JudgeOutcome, judge_sweep
+from orchestrator.driver.checkpoint_retention import CheckpointRetention
+from orchestrator.driver.judge_stage import NoJudgeLeft, judge_after_sweep
 from orchestrator.errors import ExitCode, SpecError, SweepHeld
-from orchestrator.execution.stop_reasons import Interrupt, Stop, StopKind
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder
-from orchestrator.judge.judgements import Verdict
+from orchestrator.judge.judgements import Judgement
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import ranking
+from orchestrator.study.trial_records import rank_trials
 from tests.engine.scripted import SilentView
 from tests.judging.endpoint_server import FakeJudge, Shown, longer, serve
 from trainer.config.trial import GeneratedModel
-from trainer.storage.atomic_files import VARIABLE
-from trainer.synthetic import generated_model, is_right
+from trainer.storage.atomic_files import FAILPOINT_VARIABLE
+from trainer.synthetic import generate_model, is_correct
 
 KEY = "sk-very-secret-0123456789"
 Talk = tuple[list[str], Callable[[str], None]]
@@ -48,114 +48,122 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeJudge]:
 
 @pytest.fixture(scope="session")
 def reward(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("reward")
-    source = generated_model(GeneratedModel(vocab_size=320, hidden_size=32, intermediate_size=64), place / "cache")
+    path = tmp_path_factory.mktemp("reward")
+    source = generate_model(GeneratedModel(vocab_size=320, hidden_size=32, intermediate_size=64), path / "cache")
     config = AutoConfig.from_pretrained(source, num_labels=1)
     torch.manual_seed(0)
-    AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).save_pretrained(place / "rm")
-    AutoTokenizer.from_pretrained(source).save_pretrained(place / "rm")
-    return place / "rm"
+    AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).save_pretrained(path / "rm")
+    AutoTokenizer.from_pretrained(source).save_pretrained(path / "rm")
+    return path / "rm"
 
 
-def asking(server: FakeJudge) -> list[str]:
+def endpoint_sets(server: FakeJudge) -> list[str]:
     return [
         f"judge.endpoint={{url: '{server.url}', model: big, api_key_env: MY_KEY, prompt_price: 1, completion_price: 2}}"
     ]
 
 
-def run(runs: Path, sets: list[str], talk: Talk, *, agree: bool = True) -> Outcome:
-    return judge("judged", runs, sets, stage=talk[1], say=talk[1], agree=lambda *_: agree, reporter=DashboardReporter())
+def run(runs: Path, sets: list[str], progress: Talk, *, agree: bool = True) -> JudgeOutcome:
+    return judge_sweep(
+        "judged",
+        runs,
+        sets,
+        set_stage=progress[1],
+        log=progress[1],
+        confirm_cost=lambda *_: agree,
+        reporter=DashboardReporter(),
+    )
 
 
-def by_key(verdicts: tuple[Verdict, ...]) -> dict[tuple[int, str], Verdict]:
-    return {(v.trial, v.key): v for v in verdicts}
+def by_key(judgements: tuple[Judgement, ...]) -> dict[tuple[int, str], Judgement]:
+    return {(v.trial, v.key): v for v in judgements}
 
 
-def plain(verdicts: tuple[Verdict, ...]) -> list[dict[str, Any]]:
+def plain(judgements: tuple[Judgement, ...]) -> list[dict[str, Any]]:
     """Without when they fell."""
-    return [v.model_dump(exclude={"at"}) for v in verdicts]
+    return [v.model_dump(exclude={"at"}) for v in judgements]
 
 
-def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Path, talk: Talk) -> None:
-    sets = [*asking(server), f"judge.reward_model={reward}"]
-    found = run(runs, sets, talk)
+def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Path, log_lines: Talk) -> None:
+    sets = [*endpoint_sets(server), f"judge.reward_model={reward}"]
+    found = run(runs, sets, log_lines)
     assert found.code == ExitCode.DONE
     folder = SweepFolder(runs, "judged")
     with Study.open(folder) as study:
-        best = [record.number for record in ranking(study.trials(), study.spec.goal)[:2]]
-    verdicts = by_key(found.verdicts)
+        best = [record.number for record in rank_trials(study.trials(), study.spec.goal)[:2]]
+    judgements = by_key(found.judgements)
     kinds = [f"{judge}_{how}" for judge in ("checker", "reward", "endpoint") for how in ("greedy", "sampled")]
-    assert set(verdicts) == {(number, kind) for number in best for kind in kinds}
-    for verdict in found.verdicts:
-        assert verdict.wins + verdict.ties + verdict.losses == verdict.prompts == 8
-        assert verdict.left_out == 0
-        assert verdict.win_rate is not None
-        assert verdict.win_rate.value == pytest.approx((verdict.wins + verdict.ties / 2) / 8)
-        assert verdict.lc_win_rate is not None
+    assert set(judgements) == {(number, kind) for number in best for kind in kinds}
+    for judgement in found.judgements:
+        assert judgement.wins + judgement.ties + judgement.losses == judgement.prompts == 8
+        assert judgement.left_out == 0
+        assert judgement.win_rate is not None
+        assert judgement.win_rate.value == pytest.approx((judgement.wins + judgement.ties / 2) / 8)
+        assert judgement.lc_win_rate is not None
     _check_calls(server, found)
     _check_answers(runs, found)
     _check_mlflow(runs, found, best)
-    said = "\n".join(talk[0])
-    assert "at most" in said
-    assert "calls" in said
+    messages = "\n".join(log_lines[0])
+    assert "at most" in messages
+    assert "calls" in messages
     page = folder.report.read_text(encoding="utf-8")
     assert "What a judge says" in page
     assert f"Trial {best[0]} wins" in page
     assert "by big, greedy answers" in page
 
-    asked, kept = len(server.asked), _contents(runs / "cache" / "answers")
-    again = run(runs, sets, talk)
-    assert len(server.asked) == asked, "nothing is asked twice"
-    assert _contents(runs / "cache" / "answers") == kept, "nothing is answered twice"
-    assert plain(again.verdicts) == plain(found.verdicts)
+    requested, stored = len(server.asked), _contents(runs / "cache" / "answers")
+    again = run(runs, sets, log_lines)
+    assert len(server.asked) == requested, "nothing is asked twice"
+    assert _contents(runs / "cache" / "answers") == stored, "nothing is answered twice"
+    assert plain(again.judgements) == plain(found.judgements)
     _check_mlflow(runs, again, best)
     for file in runs.rglob("*"):
         assert not file.is_file() or KEY.encode() not in file.read_bytes()
-    assert KEY not in said
+    assert KEY not in messages
 
 
-def test_on_prompts_from_elsewhere(runs: Path, talk: Talk, tmp_path: Path) -> None:
+def test_on_prompts_from_elsewhere(runs: Path, log_lines: Talk, tmp_path: Path) -> None:
     rows = [{"instruction": f"Write {n}.", "answer": str(n), "output": "what somebody wrote"} for n in range(6)]
     (tmp_path / "eval.json").write_text(json.dumps(rows))
     source = f"judge.prompts_from={{path: {tmp_path / 'eval.json'}, columns: {{prompt: instruction}}}}"
-    found = run(runs, [source, "judge.top=1", "judge.samples=0"], talk)
-    assert [(v.judge, v.prompts) for v in found.verdicts] == [("checker", 6)]
-    assert {each.prompt for each in found.verdicts[0].examples} <= {row["instruction"] for row in rows}
-    assert f"on 6 prompts of {tmp_path / 'eval.json'} (greedy)" in "\n".join(talk[0])
+    found = run(runs, [source, "judge.top=1", "judge.samples=0"], log_lines)
+    assert [(v.judge, v.prompts) for v in found.judgements] == [("checker", 6)]
+    assert {each.prompt for each in found.judgements[0].examples} <= {row["instruction"] for row in rows}
+    assert f"on 6 prompts of {tmp_path / 'eval.json'} (greedy)" in "\n".join(log_lines[0])
 
 
-def _check_calls(server: FakeJudge, found: Outcome) -> None:
+def _check_calls(server: FakeJudge, found: JudgeOutcome) -> None:
     assert set(Counter(server.asked).values()) == {1}
     assert {(s.second, s.first) for s in server.asked} == {(s.first, s.second) for s in server.asked}
     assert set(server.keys) == {f"Bearer {KEY}"}
-    verdict = by_key(found.verdicts)[found.verdicts[0].trial, "endpoint_greedy"]
-    assert verdict.asked is not None
-    assert verdict.asked.calls > 0
-    assert verdict.asked.cost == pytest.approx(verdict.asked.calls * (100 + 2 * 5) / 1e6)
-    assert verdict.agree in (None, 1.0), "this judge goes by length alone"
-    for example in verdict.examples:
+    judgement = by_key(found.judgements)[found.judgements[0].trial, "endpoint_greedy"]
+    assert judgement.asked is not None
+    assert judgement.asked.calls > 0
+    assert judgement.asked.cost == pytest.approx(judgement.asked.calls * (100 + 2 * 5) / 1e6)
+    assert judgement.agree in (None, 1.0), "this judge goes by length alone"
+    for example in judgement.examples:
         assert (example.preference > 0.5) == (len(example.ours) > len(example.theirs))
 
 
-def _check_answers(runs: Path, found: Outcome) -> None:
-    """The checker's verdicts, from the answers on the disk."""
+def _check_answers(runs: Path, found: JudgeOutcome) -> None:
+    """The checker's judgements, from the answers on the disk."""
     files = list((runs / "cache" / "answers").glob("*.jsonl"))
     assert len(files) == 3 * 2, "the start model and two trials, greedy and sampled"
     assert all(len(file.read_text().splitlines()) == 8 for file in files)
-    assert is_right("two.", "two")
-    for verdict in found.verdicts:
-        if verdict.judge == "checker":
-            assert verdict.score is not None
-            assert verdict.start_score is not None
-            assert 8 * (verdict.score - verdict.start_score) == pytest.approx(verdict.wins - verdict.losses)
+    assert is_correct("two.", "two")
+    for judgement in found.judgements:
+        if judgement.judge == "checker":
+            assert judgement.score is not None
+            assert judgement.start_score is not None
+            assert 8 * (judgement.score - judgement.start_score) == pytest.approx(judgement.wins - judgement.losses)
 
 
-def _check_mlflow(runs: Path, found: Outcome, best: list[int]) -> None:
+def _check_mlflow(runs: Path, found: JudgeOutcome, best: list[int]) -> None:
     store = sqlite3.connect(runs / "mlflow.db")
     names = dict(store.execute("select value, run_uuid from tags where key = 'prefsweep.run'"))
-    for verdict in found.verdicts:
-        for run_name in [str(verdict.trial), *(["sweep"] if verdict.trial == best[0] else [])]:
-            for name, value in verdict.metrics().items():
+    for judgement in found.judgements:
+        for run_name in [str(judgement.trial), *(["sweep"] if judgement.trial == best[0] else [])]:
+            for name, value in judgement.metrics().items():
                 query = "select value from metrics where run_uuid = ? and key = ?"
                 rows = store.execute(query, (names[run_name], name)).fetchall()
                 assert rows == [(pytest.approx(value),)], f"{run_name} {name} once"
@@ -182,14 +190,14 @@ def command(runs: Path, *arguments: str, **environment: str) -> subprocess.Popen
 
 
 @pytest.mark.slow
-def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server: FakeJudge, talk: Talk) -> None:
-    sets = [*asking(server), "judge.samples=0", "judge.tokens_per_batch=1"]
+def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server: FakeJudge, log_lines: Talk) -> None:
+    sets = [*endpoint_sets(server), "judge.samples=0", "judge.tokens_per_batch=1"]
     # In the middle of the answers: each is a batch of its own here, and the third is not yet on the disk.
-    child = command(runs, "--yes", *flags(sets), **{VARIABLE: "kept.append:3"})
+    child = command(runs, "--yes", *flags(sets), **{FAILPOINT_VARIABLE: "kept.append:3"})
     child.communicate(timeout=200)
     assert child.returncode == -signal.SIGKILL
-    kept = _contents(runs / "cache" / "answers")
-    assert sum(text.count(b"\n") for text in kept.values()) == 2
+    stored = _contents(runs / "cache" / "answers")
+    assert sum(text.count(b"\n") for text in stored.values()) == 2
     assert not server.asked
 
     # In the middle of the questions.
@@ -203,26 +211,26 @@ def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server
         time.sleep(0.01)
     child.kill()
     child.communicate()
-    assert all(_contents(runs / "cache" / "answers")[name].startswith(text) for name, text in kept.items())
+    assert all(_contents(runs / "cache" / "answers")[name].startswith(text) for name, text in stored.items())
     voted = sum(file.read_bytes().count(b"\n") for file in (runs / "judged" / "judge").glob("votes-*.jsonl"))
     killed = len(server.asked)
     assert voted <= killed <= voted + 4
 
     server.decide = longer
-    done = run(runs, sets, talk)
+    done = run(runs, sets, log_lines)
     assert done.code == ExitCode.DONE
     questions = len(set(server.asked))
     assert len(server.asked) <= questions + 4, "at most what was under way at the death was asked again"
-    asked = len(server.asked)
-    assert plain(run(runs, sets, talk).verdicts) == plain(done.verdicts)
-    assert len(server.asked) == asked
+    requested = len(server.asked)
+    assert plain(run(runs, sets, log_lines).judgements) == plain(done.judgements)
+    assert len(server.asked) == requested
 
     calm = runs.parent / "calm"
     subprocess.run(["cp", "-r", str(trained), str(calm)], check=True)
-    whole = run(calm, sets, talk)
+    complete = run(calm, sets, log_lines)
     ignored = {"at": True, "asked": True}
-    assert [v.model_dump(exclude=ignored) for v in done.verdicts] == [
-        v.model_dump(exclude=ignored) for v in whole.verdicts
+    assert [v.model_dump(exclude=ignored) for v in done.judgements] == [
+        v.model_dump(exclude=ignored) for v in complete.judgements
     ]
 
 
@@ -231,17 +239,17 @@ def flags(sets: list[str]) -> list[str]:
 
 
 def test_nobody_is_asked_without_a_yes(
-    runs: Path, server: FakeJudge, talk: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    runs: Path, server: FakeJudge, log_lines: Talk, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("ORCHESTRATE_HOME", str(runs))
-    assert main(["judge", "judged", *flags(asking(server))]) == ExitCode.USER
+    assert main(["judge", "judged", *flags(endpoint_sets(server))]) == ExitCode.USER
     err = capsys.readouterr().err
     assert "at most 64 calls" in err
     assert "add --yes" in err
     assert not server.asked
     assert not (runs / "cache" / "answers").exists()
-    found = run(runs, [*asking(server), "judge.samples=0"], talk, agree=False)
-    assert {v.judge for v in found.verdicts} == {"checker"}
+    found = run(runs, [*endpoint_sets(server), "judge.samples=0"], log_lines, agree=False)
+    assert {v.judge for v in found.judgements} == {"checker"}
     assert "was not asked" in found.notices[0]
     assert not server.asked
 
@@ -253,9 +261,9 @@ def test_what_the_command_prints(
     words = ["judge", "judged", "--top", "1", "--prompts", "5", "--set", "judge.samples=0"]
     assert main([*words, "--json"]) == ExitCode.DONE
     out, err = capsys.readouterr()
-    told = json.loads(out)
-    (verdict,) = (v for trial in told["trials"].values() for v in trial.values())
-    assert (verdict["judge"], verdict["prompts"]) == ("checker", 5)
+    logged = json.loads(out)
+    (judgement,) = (v for trial in logged["trials"].values() for v in trial.values())
+    assert (judgement["judge"], judgement["prompts"]) == ("checker", 5)
     assert "5 held-out prompts (greedy)" in err
     assert main(words) == ExitCode.DONE
     out, err = capsys.readouterr()
@@ -263,33 +271,33 @@ def test_what_the_command_prints(
     assert "0 answers are to be generated" in err
 
 
-def test_questions_left_open_are_said(runs: Path, server: FakeJudge, talk: Talk) -> None:
+def test_questions_left_open_are_said(runs: Path, server: FakeJudge, log_lines: Talk) -> None:
     server.decide = lambda *_: 500
-    sets = [*asking(server), "judge.endpoint.retries=0", "judge.samples=0"]
-    found = run(runs, sets, talk)
+    sets = [*endpoint_sets(server), "judge.endpoint.retries=0", "judge.samples=0"]
+    found = run(runs, sets, log_lines)
     assert found.code == ExitCode.REFUSED
     assert "still open" in found.notices[0]
-    endpoint = [v for v in found.verdicts if v.judge == "endpoint"]
+    endpoint = [v for v in found.judgements if v.judge == "endpoint"]
     assert all(v.asked is not None and v.asked.unanswered == v.left_out * 2 for v in endpoint)
     server.decide = longer
-    assert run(runs, sets, talk).code == ExitCode.DONE
+    assert run(runs, sets, log_lines).code == ExitCode.DONE
 
 
 def test_what_is_refused_before_anything_is_done(
-    runs: Path, server: FakeJudge, talk: Talk, monkeypatch: pytest.MonkeyPatch
+    runs: Path, server: FakeJudge, log_lines: Talk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(NobodyJudges, match=r"judge\.checker is false"):
-        run(runs, ["judge.checker=false"], talk)
+    with pytest.raises(NoJudgeLeft, match=r"judge\.checker is false"):
+        run(runs, ["judge.checker=false"], log_lines)
     with pytest.raises(SpecError, match="only leaves of judge"):
-        run(runs, ["loss.beta=3"], talk)
+        run(runs, ["loss.beta=3"], log_lines)
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(SpecError, match="MY_KEY is not set"):
-        run(runs, asking(server), talk)
+        run(runs, endpoint_sets(server), log_lines)
     assert not (runs / "cache" / "answers").exists()
     from orchestrator import folders
 
-    with folders.hold(SweepFolder(runs, "judged")), pytest.raises(SweepHeld):
-        run(runs, [], talk)
+    with folders.sweep_lock(SweepFolder(runs, "judged")), pytest.raises(SweepHeld):
+        run(runs, [], log_lines)
 
 
 # --- after a sweep ---------------------------------------------------------------------------------------------------
@@ -297,12 +305,16 @@ def test_what_is_refused_before_anything_is_done(
 
 def test_after_a_sweep_what_the_file_asks_for(runs: Path) -> None:
     folder, view = SweepFolder(runs, "judged"), SilentView()
-    with Interrupt(lambda: "") as interrupt:
-        judge_after(folder, Stop(StopKind.INTERRUPTED), view, interrupt, DashboardReporter(), trust_remote_code=False)
+    with SignalHandler(lambda: "") as signals:
+        judge_after_sweep(
+            folder, StopReason(StopKind.INTERRUPTED), view, signals, DashboardReporter(), trust_remote_code=False
+        )
         assert not view.said
-        judge_after(folder, Stop(StopKind.FINISHED), view, interrupt, DashboardReporter(), trust_remote_code=False)
+        judge_after_sweep(
+            folder, StopReason(StopKind.FINISHED), view, signals, DashboardReporter(), trust_remote_code=False
+        )
     with Study.open(folder) as study:
-        assert len(study.judged()) == 4, "two trials, greedy and sampled, by the rows' own answers"
+        assert len(study.judgements()) == 4, "two trials, greedy and sampled, by the rows' own answers"
     assert "What a judge says" in folder.report.read_text(encoding="utf-8")
 
 
@@ -310,5 +322,5 @@ def test_the_weights_that_are_judged_are_kept(runs: Path) -> None:
     folder = SweepFolder(runs, "judged")
     with Study.open(folder) as study:
         assert study.spec.keep_models == 1
-        Retention(folder, study.spec, study.trials())
+        CheckpointRetention(folder, study.spec, study.trials())
     assert len(list(folder.path.glob("trials/*/*/model"))) == 2

@@ -1,4 +1,4 @@
-"""The length-controlled win rate against a computation of its own: the same objective, minimised by scipy."""
+"""The length-controlled win rate against a computation of its own: the same objective, minimized by scipy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from sklearn.model_selection import GroupKFold
 
-from orchestrator.judge.win_rates import difficulty, length_controlled
+from orchestrator.judge.win_rates import length_controlled, prompt_difficulty
 
 Column = NDArray[np.float64]
 
@@ -21,19 +21,19 @@ def data(
     rng = np.random.default_rng(seed)
     theirs = rng.integers(80, 400, rows).astype(float)
     ours = theirs + rng.normal(60, 90, rows).round()
-    gaps = theirs - ours
-    votes = rng.random((rows, 2)) < expit(model - length * np.tanh(gaps / gaps.std(ddof=1)))[:, None]
+    margins = theirs - ours
+    votes = rng.random((rows, 2)) < expit(model - length * np.tanh(margins / margins.std(ddof=1)))[:, None]
     return votes.mean(axis=1), ours, theirs, [f"p{i}" for i in range(rows)]
 
 
-def lasso(design: Column, wanted: Column, strength: float) -> Column:
+def lasso(design: Column, expected: Column, strength: float) -> Column:
     """min |w|_1 + C * sum of soft log losses; w as a difference of two that are not negative."""
     width = design.shape[1]
 
     def loss(parts: Column) -> tuple[float, Column]:
         at = design @ (parts[:width] - parts[width:])
-        soft = np.sum(np.logaddexp(0, at) - wanted * at)
-        slope = design.T @ (expit(at) - wanted)
+        soft = np.sum(np.logaddexp(0, at) - expected * at)
+        slope = design.T @ (expit(at) - expected)
         return float(parts.sum() + strength * soft), np.concatenate([1 + strength * slope, 1 - strength * slope])
 
     tight = {"maxiter": 20_000, "maxfun": 200_000, "ftol": 1e-15, "gtol": 1e-10}
@@ -43,55 +43,55 @@ def lasso(design: Column, wanted: Column, strength: float) -> Column:
     return found.x[:width] - found.x[width:]
 
 
-def independent(wanted: Column, ours: Column, theirs: Column, hard: Column | None = None) -> float:
-    gaps = theirs - ours
-    columns = [np.tanh(gaps / gaps.std(ddof=1)), np.ones(len(gaps)), *([] if hard is None else [hard])]
+def independent(expected: Column, ours: Column, theirs: Column, hard: Column | None = None) -> float:
+    margins = theirs - ours
+    columns = [np.tanh(margins / margins.std(ddof=1)), np.ones(len(margins)), *([] if hard is None else [hard])]
     design = np.stack(columns, axis=1)
 
     def held_out_loss(strength: float) -> float:
         losses: list[float] = []
-        for rest, held in GroupKFold(5).split(design, groups=np.arange(len(gaps))):
-            at = design[held] @ lasso(design[rest], wanted[rest], strength)
-            losses.append(float(np.mean(np.logaddexp(0, at) - wanted[held] * at)))
+        for rest, held_trial in GroupKFold(5).split(design, groups=np.arange(len(margins))):
+            at = design[held_trial] @ lasso(design[rest], expected[rest], strength)
+            losses.append(float(np.mean(np.logaddexp(0, at) - expected[held_trial] * at)))
         return float(np.mean(losses))
 
     strengths = np.logspace(-4, 4, 10)
     best = strengths[int(np.argmin([held_out_loss(c) for c in strengths]))]
-    weights = lasso(design, wanted, best)
+    weights = lasso(design, expected, best)
     design[:, 0] = 0
     return float(expit(design @ weights).mean())
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_it_is_what_another_solver_finds(seed: int) -> None:
-    wanted, ours, theirs, prompts = data(seed)
-    found = length_controlled(wanted, ours, theirs, prompts)
+    expected, ours, theirs, prompts = data(seed)
+    found = length_controlled(expected, ours, theirs, prompts)
     assert found is not None
-    assert found.value == pytest.approx(independent(wanted, ours, theirs), abs=2e-3)
+    assert found.value == pytest.approx(independent(expected, ours, theirs), abs=2e-3)
     assert found.low < found.value < found.high
 
 
 def test_it_takes_the_length_out() -> None:
-    wanted, ours, theirs, prompts = data(3, rows=400)
-    found = length_controlled(wanted, ours, theirs, prompts)
+    expected, ours, theirs, prompts = data(3, rows=400)
+    found = length_controlled(expected, ours, theirs, prompts)
     assert found is not None
-    assert wanted.mean() > 0.68, "the judge likes length, and the model writes more"
+    assert expected.mean() > 0.68, "the judge likes length, and the model writes more"
     assert found.low < expit(0.4) < found.high, "what the data were made with"
-    assert found.value < wanted.mean() - 0.05
+    assert found.value < expected.mean() - 0.05
 
 
 def test_with_the_prompts_difficulty() -> None:
-    wanted, ours, theirs, prompts = data(5)
+    expected, ours, theirs, prompts = data(5)
     rng = np.random.default_rng(0)
     others = [[(p, float(rng.random() < 0.5)) for p in prompts] for _ in range(3)]
-    hard = difficulty(others, prompts)
+    hard = prompt_difficulty(others, prompts)
     assert hard is not None
-    assert difficulty(others[:2], prompts) is None
-    won = sum(told[0][1] for told in others)
+    assert prompt_difficulty(others[:2], prompts) is None
+    won = sum(logged[0][1] for logged in others)
     assert hard[0] == pytest.approx(np.log((won + 1) / (3 - won + 1)))
-    found = length_controlled(wanted, ours, theirs, prompts, hard)
+    found = length_controlled(expected, ours, theirs, prompts, hard)
     assert found is not None
-    assert found.value == pytest.approx(independent(wanted, ours, theirs, hard), abs=2e-3)
+    assert found.value == pytest.approx(independent(expected, ours, theirs, hard), abs=2e-3)
 
 
 def test_the_edges() -> None:
@@ -104,17 +104,19 @@ def test_the_edges() -> None:
     all_lost = length_controlled(0 * ones, same, same + np.arange(5), five)
     assert all_lost is not None
     assert all_lost.value < 0.05
-    tied = length_controlled(ones / 2, same, same, five)
-    assert tied is not None
-    assert (tied.low, tied.value, tied.high) == pytest.approx((0.5, 0.5, 0.5), abs=1e-3)
+    indistinguishable = length_controlled(ones / 2, same, same, five)
+    assert indistinguishable is not None
+    assert (indistinguishable.low, indistinguishable.value, indistinguishable.high) == pytest.approx(
+        (0.5, 0.5, 0.5), abs=1e-3
+    )
 
 
 def test_where_the_penalty_leaves_nothing_the_interval_is_not_of_width_nought() -> None:
     """Two wins, four losses and eighteen ties: little is known, and least of all that it is one half."""
-    wanted = np.array([1.0] * 2 + [0.0] * 4 + [0.5] * 18)
+    expected = np.array([1.0] * 2 + [0.0] * 4 + [0.5] * 18)
     rng = np.random.default_rng(2)
     ours, theirs = rng.integers(5, 30, 24).astype(float), rng.integers(5, 30, 24).astype(float)
-    found = length_controlled(wanted, ours, theirs, [f"p{k}" for k in range(24)])
+    found = length_controlled(expected, ours, theirs, [f"p{k}" for k in range(24)])
     assert found is not None
     assert found.high - found.low > 0.15
     assert 0.42 < found.value < 0.5, "a little less than one half, not one half whatever the votes are"
@@ -122,9 +124,9 @@ def test_where_the_penalty_leaves_nothing_the_interval_is_not_of_width_nought() 
 
 
 def test_samples_of_a_prompt_stay_together() -> None:
-    wanted, ours, theirs, prompts = data(7, rows=60)
-    doubled = [np.concatenate([c, c]) for c in (wanted, ours, theirs)]
-    once = length_controlled(wanted, ours, theirs, prompts)
+    expected, ours, theirs, prompts = data(7, rows=60)
+    doubled = [np.concatenate([c, c]) for c in (expected, ours, theirs)]
+    once = length_controlled(expected, ours, theirs, prompts)
     often = length_controlled(doubled[0], doubled[1], doubled[2], prompts * 2)
     assert once is not None
     assert often is not None
@@ -133,14 +135,14 @@ def test_samples_of_a_prompt_stay_together() -> None:
 
 def test_a_prompt_weighs_the_same_however_many_samples_it_has() -> None:
     """The same answers once more to the prompts that were won: they were known to be won before."""
-    wanted, ours, theirs, prompts = data(11, rows=60)
-    again = np.concatenate([np.arange(60), np.repeat(np.flatnonzero(wanted > 0.5), 5)])
-    once = length_controlled(wanted, ours, theirs, prompts)
-    often = length_controlled(wanted[again], ours[again], theirs[again], [prompts[k] for k in again])
+    expected, ours, theirs, prompts = data(11, rows=60)
+    again = np.concatenate([np.arange(60), np.repeat(np.flatnonzero(expected > 0.5), 5)])
+    once = length_controlled(expected, ours, theirs, prompts)
+    often = length_controlled(expected[again], ours[again], theirs[again], [prompts[k] for k in again])
     assert once is not None
     assert often is not None
     assert often.value == pytest.approx(once.value, abs=0.03), "folds differ, weights do not"
     others = [[(p, 1.0) for p in prompts] + [("p0", 0.0)] * 3 for _ in range(3)]
-    hard = difficulty(others, prompts)
+    hard = prompt_difficulty(others, prompts)
     assert hard is not None
     assert hard[0] == pytest.approx(np.log((3 * 0.25 + 1) / (3 * 0.75 + 1))), "three trials, whatever their samples"

@@ -9,31 +9,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from orchestrator.judge.win_rates import BothOrders, Vote, first_position, wilson, win_rate
+from orchestrator.judge.win_rates import Vote, VotePair, first_position, wilson, win_rate
 
 VOTES: st.SearchStrategy[Vote] = st.sampled_from(["first", "second", "tie"])
-BOTH = st.builds(BothOrders, VOTES | st.none(), VOTES | st.none())
+BOTH = st.builds(VotePair, VOTES | st.none(), VOTES | st.none())
 PREFERENCES = st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])), max_size=40)
 SWAPPED: dict[Vote | None, Vote | None] = {"first": "second", "second": "first", "tie": "tie", None: None}
 
 
 @given(BOTH)
-def test_the_answers_exchanged_exchange_the_preference(both: BothOrders) -> None:
+def test_the_answers_exchanged_exchange_the_preference(both: VotePair) -> None:
     # The same judge with both models exchanged saw ours second where it saw it first: the same two votes, exchanged.
-    exchanged = BothOrders(both.ours_second, both.ours_first)
+    exchanged = VotePair(both.trial_second, both.trial_first)
     if both.preference is None:
         assert exchanged.preference is None
-        assert None in (both.ours_first, both.ours_second)
+        assert None in (both.trial_first, both.trial_second)
     else:
         assert exchanged.preference == pytest.approx(1 - both.preference)
-        assert both.agree == exchanged.agree
+        assert both.is_consistent == exchanged.is_consistent
 
 
 @given(VOTES)
 def test_a_judge_that_only_sees_places_prefers_nobody(vote: Vote) -> None:
-    both = BothOrders(vote, vote)
+    both = VotePair(vote, vote)
     assert both.preference == 0.5
-    assert both.agree is (vote == "tie")
+    assert both.is_consistent is (vote == "tie")
 
 
 @given(PREFERENCES)
@@ -74,12 +74,12 @@ def test_no_share_is_refused() -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdef"), BOTH), max_size=30))
-def test_the_first_position_of_the_answers_exchanged_mirrors(votes: list[tuple[str, BothOrders]]) -> None:
+def test_the_first_position_of_the_answers_exchanged_mirrors(votes: list[tuple[str, VotePair]]) -> None:
     first, agree = first_position(votes)
     assert (first is None) == (
-        not any(v in ("first", "second") for _, b in votes for v in (b.ours_first, b.ours_second))
+        not any(v in ("first", "second") for _, b in votes for v in (b.trial_first, b.trial_second))
     )
-    swapped = [(prompt, BothOrders(SWAPPED[b.ours_first], SWAPPED[b.ours_second])) for prompt, b in votes]
+    swapped = [(prompt, VotePair(SWAPPED[b.trial_first], SWAPPED[b.trial_second])) for prompt, b in votes]
     other, same = first_position(swapped)
     assert same == agree
     if first is not None and other is not None:
@@ -88,10 +88,10 @@ def test_the_first_position_of_the_answers_exchanged_mirrors(votes: list[tuple[s
 
 def test_both_orders_of_a_pair_are_one_observation_of_the_position() -> None:
     """Forty votes on twenty pairs are no surer than twenty coins, and samples of a prompt are no more of them."""
-    votes = [(str(n), BothOrders("first", "first") if n < 15 else BothOrders("second", "second")) for n in range(20)]
+    votes = [(str(n), VotePair("first", "first") if n < 15 else VotePair("second", "second")) for n in range(20)]
     first, agree = first_position(votes)
     assert first == wilson(0.75, 20)
     assert agree == 0.0
     assert first_position(votes * 3) == (first, agree)
-    one_sided = [("a", BothOrders("first", "tie")), ("a", BothOrders("second", None)), ("b", BothOrders("first", None))]
+    one_sided = [("a", VotePair("first", "tie")), ("a", VotePair("second", None)), ("b", VotePair("first", None))]
     assert first_position(one_sided)[0] == wilson(0.75, 2), "a: one half, b: one"

@@ -13,13 +13,13 @@ from orchestrator import cli
 from orchestrator.cli.composition import presentation
 from orchestrator.commands import status
 from orchestrator.driver import run_sweep as root
-from orchestrator.driver.mirror_maintenance import take_place
+from orchestrator.driver.mirror_maintenance import claim_mirror
 from orchestrator.errors import NameTaken, SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.mirror import MirrorError
 from orchestrator.spec.estimates.disk_space import disk_need
-from orchestrator.spec.loading.loader import load, loads
-from orchestrator.spec.loading.serialization import dump, spec_hash
+from orchestrator.spec.loading.loader import load_spec, load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.study.study import Study
 from trainer.storage.atomic_files import write_text
 
@@ -41,22 +41,22 @@ def refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
 
 def test_it_is_a_key_of_the_file_and_no_part_of_the_identity() -> None:
-    alone, mirrored = load(QUICKSTART), load(QUICKSTART, ["mirror=s3://bucket/prefix/"])
+    alone, mirrored = load_spec(QUICKSTART), load_spec(QUICKSTART, ["mirror=s3://bucket/prefix/"])
     assert mirrored.mirror == "s3://bucket/prefix"
-    assert "mirror: s3://bucket/prefix" in dump(mirrored)
-    assert loads(dump(mirrored), Path()) == mirrored
-    assert "mirror" not in dump(alone)
+    assert "mirror: s3://bucket/prefix" in dump_spec(mirrored)
+    assert load_spec_text(dump_spec(mirrored), Path()) == mirrored
+    assert "mirror" not in dump_spec(alone)
     assert spec_hash(alone) == spec_hash(mirrored)
-    elsewhere = load(QUICKSTART, ["tracking.artifacts=gs://bucket/files"])
+    elsewhere = load_spec(QUICKSTART, ["tracking.artifacts=gs://bucket/files"])
     assert elsewhere.tracking.artifacts == "gs://bucket/files"
-    assert loads(dump(elsewhere), Path()) == elsewhere
-    assert "artifacts" not in dump(alone)
+    assert load_spec_text(dump_spec(elsewhere), Path()) == elsewhere
+    assert "artifacts" not in dump_spec(alone)
     assert spec_hash(alone) == spec_hash(elsewhere)
 
 
 def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:
-    alone = disk_need(load(QUICKSTART), 2)
-    mirrored = disk_need(load(QUICKSTART, ["mirror=s3://bucket"]), 2)
+    alone = disk_need(load_spec(QUICKSTART), 2)
+    mirrored = disk_need(load_spec(QUICKSTART, ["mirror=s3://bucket"]), 2)
     assert alone is not None
     assert mirrored is not None
     assert mirrored.bytes - alone.bytes == 2 * alone.checkpoint
@@ -77,7 +77,7 @@ def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:
 )
 def test_urls_that_cannot_be_meant(key: str, url: str, said: str) -> None:
     with pytest.raises(SpecError) as error:
-        load(QUICKSTART, [f"{key}={url}"])
+        load_spec(QUICKSTART, [f"{key}={url}"])
     (finding,) = error.value.findings
     assert finding.path == key
     assert said in finding.problem
@@ -88,22 +88,22 @@ def test_a_mirror_that_cannot_be_used_is_refused_before_anything_is_written(
     refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").touch()
-    said = refused("sweep", str(QUICKSTART), "--set", f"mirror=file://{tmp_path}/file/below")
-    assert "what must be possible there: write, read, list and delete" in said
+    messages = refused("sweep", str(QUICKSTART), "--set", f"mirror=file://{tmp_path}/file/below")
+    assert "what must be possible there: write, read, list and delete" in messages
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # of a test before this one
-    said = refused("sweep", str(QUICKSTART), "--set", "mirror=s3://bucket/prefix")
-    assert "pip install 'prefsweep[s3]' (or pip install s3fs)" in said
-    said = refused("sweep", str(QUICKSTART), "--set", "tracking.artifacts=s3://bucket/prefix")
-    assert said.startswith("tracking.artifacts: s3://bucket/prefix needs a library that is not installed")
+    messages = refused("sweep", str(QUICKSTART), "--set", "mirror=s3://bucket/prefix")
+    assert "pip install 'prefsweep[s3]' (or pip install s3fs)" in messages
+    messages = refused("sweep", str(QUICKSTART), "--set", "tracking.artifacts=s3://bucket/prefix")
+    assert messages.startswith("tracking.artifacts: s3://bucket/prefix needs a library that is not installed")
     assert "is not known" in refused("sweep", str(QUICKSTART), "--set", "mirror=ss3://bucket")
 
 
 def test_a_name_that_has_copies_already(refused: Callable[..., str], tmp_path: Path) -> None:
     url = f"file://{tmp_path}/far"
     write_text(tmp_path / "far" / "quickstart" / "study", "0" * 32)
-    said = refused("sweep", str(QUICKSTART), "--set", f"mirror={url}")
-    assert f"orchestrate resume quickstart --mirror {url}" in said
+    messages = refused("sweep", str(QUICKSTART), "--set", f"mirror={url}")
+    assert f"orchestrate resume quickstart --mirror {url}" in messages
 
 
 def test_a_sweep_that_cannot_be_brought(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_a_sweep_that_cannot_be_brought(refused: Callable[..., str], tmp_path: P
     assert f"there is no sweep named 'quickstart' in {url}" in refused("resume", "quickstart", "--mirror", url)
     far = tmp_path / "far" / "quickstart"
     write_text(far / "study", "0" * 32)
-    write_text(far / "sweep.yaml", dump(load(QUICKSTART, [f"mirror={url}"])))
+    write_text(far / "sweep.yaml", dump_spec(load_spec(QUICKSTART, [f"mirror={url}"])))
     assert "a mirror keeps checkpoints and models, not the study" in refused("resume", "quickstart", "--mirror", url)
     assert "cannot be a sweep's name" in refused("resume", "../quickstart", "--mirror", url)
 
@@ -123,29 +123,29 @@ def test_a_study_that_is_not_where_the_mirror_says(
     far = tmp_path / "far" / "quickstart"
     given = [f"mirror=file://{tmp_path}/far", f"storage=sqlite:///{tmp_path}/gone.db"]
     write_text(far / "study", "0" * 32)
-    write_text(far / "sweep.yaml", dump(load(QUICKSTART, given)))
+    write_text(far / "sweep.yaml", dump_spec(load_spec(QUICKSTART, given)))
     assert cli.main(["resume", "quickstart", "--mirror", f"file://{tmp_path}/far"]) == 5
     assert f"the study of quickstart is not in sqlite:///{tmp_path}/gone.db" in capsys.readouterr().err
 
 
 def test_two_sweeps_of_one_name_do_not_share_a_place(tmp_path: Path) -> None:
-    spec = load(QUICKSTART, [f"mirror=file://{tmp_path}/far"])
+    spec = load_spec(QUICKSTART, [f"mirror=file://{tmp_path}/far"])
     for home in ("one", "two"):
         folder = SweepFolder(tmp_path / home, spec.name)
-        write_text(folder.spec, dump(spec))
+        write_text(folder.spec, dump_spec(spec))
         write_text(folder.path / "data.json", "{}")
         with Study.create(folder, spec) as study:
             if home == "one":
-                take_place(study)
-                take_place(study)
+                claim_mirror(study)
+                claim_mirror(study)
                 continue
             with pytest.raises(MirrorError, match="another sweep named 'quickstart' has its copies in"):
-                take_place(study)
+                claim_mirror(study)
 
 
 def test_a_scheduler_that_starts_the_job_again_on_a_new_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = [f"mirror=file://{tmp_path}/far", f"storage=sqlite:///{tmp_path}/study.db"]
-    spec = load(QUICKSTART, given)
+    spec = load_spec(QUICKSTART, given)
     called: list[str] = []
     monkeypatch.setattr(root, "start", lambda *_, **__: called.append("start"))
     monkeypatch.setattr(root, "resume", lambda *_, **__: called.append("resume"))
@@ -153,12 +153,12 @@ def test_a_scheduler_that_starts_the_job_again_on_a_new_disk(tmp_path: Path, mon
     assert called == ["start"], "nobody has begun it"
 
     folder = SweepFolder(tmp_path / "one", spec.name)
-    write_text(folder.spec, dump(spec))
+    write_text(folder.spec, dump_spec(spec))
     write_text(folder.path / "data.json", '{"rows": 7}')
     with Study.create(folder, spec) as study:
-        take_place(study)
-        study.note("mirror", "a copy failed (503)", 3)
-        study.note("mirror", "copies to the mirror work again")
+        claim_mirror(study)
+        study.add_event("mirror", "a copy failed (503)", 3)
+        study.add_event("mirror", "copies to the mirror work again")
     root.start_or_resume(spec, tmp_path / "two", presentation())
     assert called == ["start", "resume"]
     brought = SweepFolder(tmp_path / "two", spec.name)
@@ -168,4 +168,4 @@ def test_a_scheduler_that_starts_the_job_again_on_a_new_disk(tmp_path: Path, mon
     found = status.status(spec.name, tmp_path / "two")
     assert found["mirror"] == {"url": spec.mirror, "told": 2, "last": "copies to the mirror work again"}
     with pytest.raises(NameTaken):
-        root.start_or_resume(load(QUICKSTART, [*given, "budget.trials=3"]), tmp_path / "three", presentation())
+        root.start_or_resume(load_spec(QUICKSTART, [*given, "budget.trials=3"]), tmp_path / "three", presentation())

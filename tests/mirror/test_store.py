@@ -12,10 +12,18 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from orchestrator.mirror import LIST, Abandoned, Mirror, MirrorDamaged, MirrorError, MirrorRefused, probe
-from trainer.storage.atomic_files import VARIABLE
+from orchestrator.mirror import (
+    COMPLETE_LIST,
+    Mirror,
+    MirrorDamaged,
+    MirrorError,
+    MirrorRefused,
+    UploadCancelled,
+    probe_mirror,
+)
+from trainer.storage.atomic_files import FAILPOINT_VARIABLE
 
-PLACE = "trials/0001/1/checkpoints/step-00000010"
+PREFIX = "trials/0001/1/checkpoints/step-00000010"
 
 
 @pytest.fixture
@@ -36,18 +44,18 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_there_and_back(mirror: Mirror, folder: Path, tmp_path: Path) -> None:
-    assert mirror.whole() == []
-    mirror.put(PLACE, files(folder))
+    assert mirror.complete_paths() == []
+    mirror.put(PREFIX, files(folder))
     mirror.put("trials/0001/1/end", {"manifest.json": folder / "manifest.json"})
-    assert mirror.whole() == [PLACE, "trials/0001/1/end"]
-    assert mirror.whole("trials/0001/1/checkpoints") == [PLACE]
-    assert mirror.under("trials/0001").whole() == ["1/checkpoints/step-00000010", "1/end"]
+    assert mirror.complete_paths() == [PREFIX, "trials/0001/1/end"]
+    assert mirror.complete_paths("trials/0001/1/checkpoints") == [PREFIX]
+    assert mirror.subfolders("trials/0001").complete_paths() == ["1/checkpoints/step-00000010", "1/end"]
     back = tmp_path / "back" / "step-00000010"
-    assert mirror.get(PLACE, back)
+    assert mirror.get(PREFIX, back)
     assert contents(back) == contents(folder)
     mirror.remove("trials/0001/1/checkpoints")
-    assert mirror.whole() == ["trials/0001/1/end"]
-    assert not mirror.get(PLACE, back)
+    assert mirror.complete_paths() == ["trials/0001/1/end"]
+    assert not mirror.get(PREFIX, back)
     assert contents(back) == contents(folder), "what is here stays where nothing is there"
     mirror.remove("trials/0001/1/checkpoints")
 
@@ -57,8 +65,8 @@ def test_small_files(mirror: Mirror) -> None:
     mirror.write("sweep.yaml", b"name: a")
     mirror.write("sweep.yaml", b"name: b")
     assert mirror.read("sweep.yaml") == b"name: b"
-    mirror.erase("sweep.yaml")
-    mirror.erase("sweep.yaml")
+    mirror.delete_file("sweep.yaml")
+    mirror.delete_file("sweep.yaml")
     assert mirror.read("sweep.yaml") is None
 
 
@@ -74,12 +82,12 @@ def test_an_upload_cut_short_does_not_count(mirror: Mirror, folder: Path, tmp_pa
     mirror.put("a/one", files(folder))
     with pytest.raises(MirrorRefused, match="FileNotFoundError"):
         mirror.put("a/one", files(folder) | {"zzz": folder / "gone"})
-    assert mirror.whole("a") == [], "nor does what was there before it"
+    assert mirror.complete_paths("a") == [], "nor does what was there before it"
     assert not mirror.get("a/one", tmp_path / "back")
     assert not (tmp_path / "back").exists()
-    with pytest.raises(Abandoned):
-        mirror.put("a/one", files(folder), wanted=lambda: False)
-    assert mirror.whole("a") == []
+    with pytest.raises(UploadCancelled):
+        mirror.put("a/one", files(folder), required=lambda: False)
+    assert mirror.complete_paths("a") == []
 
 
 @pytest.mark.parametrize("point", ["mirror.file:1", "mirror.file:2", "mirror.list:1"])
@@ -93,9 +101,9 @@ def test_a_process_killed_inside_an_upload_leaves_nothing_that_counts(
         "Mirror(sys.argv[1]).put('a/one', {str(p.relative_to(f)): p for p in f.rglob('*') if p.is_file()})"
     )
     command = [sys.executable, "-c", program, mirror.url, str(folder)]
-    killed = subprocess.run(command, env=os.environ | {VARIABLE: point}, check=False, timeout=120)
+    killed = subprocess.run(command, env=os.environ | {FAILPOINT_VARIABLE: point}, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    assert mirror.whole() == []
+    assert mirror.complete_paths() == []
     assert not mirror.get("a/one", tmp_path / "back")
     subprocess.run(command, check=True, timeout=120)
     assert mirror.get("a/one", tmp_path / "back")
@@ -110,7 +118,7 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(
     mirror.write("a/one/model/weights.safetensors", content)
     with pytest.raises(MirrorDamaged, match=r"weights\.safetensors differs from its digest"):
         mirror.get("a/one", tmp_path / "back")
-    mirror.erase("a/one/model/weights.safetensors")
+    mirror.delete_file("a/one/model/weights.safetensors")
     with pytest.raises(MirrorDamaged, match=r"weights\.safetensors is gone"):
         mirror.get("a/one", tmp_path / "back")
     assert list(tmp_path.glob("*back*")) == []
@@ -127,7 +135,7 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(
     ],
 )
 def test_a_list_that_cannot_be_trusted(told: object, said: str, mirror: Mirror, tmp_path: Path) -> None:
-    mirror.write(f"a/one/{LIST}", json.dumps(told).encode())
+    mirror.write(f"a/one/{COMPLETE_LIST}", json.dumps(told).encode())
     with pytest.raises(MirrorDamaged, match=said):
         mirror.get("a/one", tmp_path / "in" / "back")
     assert not (tmp_path / "in" / "back").exists()
@@ -135,19 +143,19 @@ def test_a_list_that_cannot_be_trusted(told: object, said: str, mirror: Mirror, 
 
 def test_a_probe_leaves_nothing(mirror: Mirror) -> None:
     mirror.write("other", b"1")
-    probe(mirror.url)
+    probe_mirror(mirror.url)
     store, root = fsspec.core.url_to_fs(mirror.url, use_listings_cache=False)
     assert [path.rpartition("/")[2] for path in store.find(root)] == ["other"]
 
 
 def test_storages_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MirrorError, match=r"gss:// is not known; did you mean gs://\?"):
-        probe("gss://bucket/a")
+        probe_mirror("gss://bucket/a")
     (tmp_path / "file").touch()
     with pytest.raises(MirrorError, match="write, read, list and delete"):
-        probe(f"file://{tmp_path}/file/below")
+        probe_mirror(f"file://{tmp_path}/file/below")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(MirrorError, match=r"pip install 'prefsweep\[gs\]' \(or pip install gcsfs\)"):
-        probe("gs://bucket/a")
+        probe_mirror("gs://bucket/a")
     with pytest.raises(MirrorRefused):
-        Mirror("nosuch://bucket").whole()
+        Mirror("nosuch://bucket").complete_paths()

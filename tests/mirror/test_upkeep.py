@@ -11,18 +11,19 @@ import pytest
 from far_help import write_checkpoint
 from scripted import METRIC, ListSink, SilentView, make_spec, sweep_folder
 
+from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver import mirror_maintenance
-from orchestrator.driver.mirror_maintenance import Upkeep, keeping, take_place
-from orchestrator.driver.sweep_driver import Afterwards
-from orchestrator.execution.controller import Conductor
-from orchestrator.execution.messages import Job, Report
-from orchestrator.execution.stop_reasons import Interrupt
-from orchestrator.execution.workers.mirror_upload import COPYING, end_files, model_files
-from orchestrator.mirror import Mirror, MirrorRefused, of_sweep
+from orchestrator.driver.mirror_maintenance import MirrorMaintenance, claim_mirror, maintain_mirror
+from orchestrator.driver.sweep_driver import AfterTrial
+from orchestrator.execution.controller import TrialController
+from orchestrator.execution.messages import AttemptReport, AttemptTask
+from orchestrator.execution.stop_reasons import SignalHandler
+from orchestrator.execution.workers.mirror_upload import UPLOADING, model_files, result_files
+from orchestrator.mirror import Mirror, MirrorRefused, sweep_path
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, TrialState
-from trainer.results import Point
+from trainer.results import StepMetrics
 from trainer.storage.atomic_files import write_text
 
 
@@ -36,14 +37,14 @@ def study(tmp_path: Path) -> Iterator[Study]:
 @pytest.fixture
 def far(study: Study) -> Mirror:
     assert study.spec.mirror is not None
-    return of_sweep(study.spec.mirror, study.spec.name)
+    return sweep_path(study.spec.mirror, study.spec.name)
 
 
 def _trial(study: Study, far: Mirror, value: float, ended: Outcome | None) -> int:
     """A trial as its worker leaves it, here and in the mirror."""
-    trial = study.claim()
+    trial = study.ask()
     assert trial is not None
-    study.observe(trial, [Point(0, {METRIC: value})])
+    study.report(trial, [StepMetrics(0, {METRIC: value})])
     folder = study.folder.attempt(trial.number, 1)
     write_text(folder / "samples.jsonl", f"{trial.number}\n")
     write_checkpoint(folder, 4)
@@ -52,9 +53,9 @@ def _trial(study: Study, far: Mirror, value: float, ended: Outcome | None) -> in
         write_text(folder / "model" / "model.safetensors", f"weights of {trial.number}")
         write_text(folder / "ending.json", "{}")
         far.put(f"trials/{trial.number:04d}/1/model", model_files(folder))
-        far.put(f"trials/{trial.number:04d}/1/end", end_files(folder))
+        far.put(f"trials/{trial.number:04d}/1/end", result_files(folder))
     if ended is not None:
-        study.close(trial, ended)
+        study.tell(trial, ended)
     return trial.number
 
 
@@ -62,16 +63,16 @@ COMPLETE, PRUNED = Outcome(TrialState.COMPLETE), Outcome(TrialState.PRUNED, "med
 
 
 def test_what_goes_here_goes_there(study: Study, far: Mirror) -> None:
-    with keeping(study, SilentView()) as mirror:
-        after = Afterwards(study, ListSink(), mirror)
+    with maintain_mirror(study, SilentView()) as mirror:
+        after = AfterTrial(study, ListSink(), DashboardReporter(), mirror)
         for value, ended in ((0.5, COMPLETE), (0.7, COMPLETE), (0.1, PRUNED), (0.2, None)):
             number = _trial(study, far, value, ended)
-            (study.folder.attempt(number, 1) / COPYING / "left").mkdir(parents=True)
+            (study.folder.attempt(number, 1) / UPLOADING / "left").mkdir(parents=True)
             record = study.trial(number)
             assert record is not None
             if ended is not None:
                 after(record)
-    assert far.whole() == [
+    assert far.complete_paths() == [
         "trials/0000/1/end",
         "trials/0001/1/end",
         "trials/0001/1/model",
@@ -79,7 +80,7 @@ def test_what_goes_here_goes_there(study: Study, far: Mirror) -> None:
         "trials/0003/1/checkpoints/step-00000004",
     ], "the best one's weights, no checkpoint but the running trial's, and what the pruned one left"
     assert not (study.folder.attempt(0, 1) / "model").exists()
-    assert not (study.folder.attempt(2, 1) / COPYING).exists()
+    assert not (study.folder.attempt(2, 1) / UPLOADING).exists()
 
 
 def test_a_new_disk_gets_what_it_lacks_and_the_mirror_what_it_lacks(study: Study, far: Mirror) -> None:
@@ -91,18 +92,18 @@ def test_a_new_disk_gets_what_it_lacks_and_the_mirror_what_it_lacks(study: Study
     far.remove("trials/0001/1/model")
     write_text(study.folder.attempt(1, 1) / "model" / "model.safetensors", "weights of 1")
     view = SilentView()
-    with keeping(study, view):
+    with maintain_mirror(study, view):
         assert (study.folder.attempt(0, 1) / "samples.jsonl").read_text() == "0\n"
         assert not (study.folder.attempt(0, 1) / "model").exists(), "not one of the best"
         assert (study.folder.attempt(1, 1) / "samples.jsonl").read_text() == "1\n"
         assert not study.folder.attempt(3, 1).joinpath(".fetched").exists()
     assert "mirror: what 2 of 2 ended trials left was fetched" in view.said
-    assert "trials/0001/1/model" in far.whole()
-    assert "trials/0002/1/end" in far.whole()
+    assert "trials/0001/1/model" in far.complete_paths()
+    assert "trials/0002/1/end" in far.complete_paths()
     assert [name for name in far.files() if "/checkpoints/" in name and "0003" not in name] == []
 
     shutil.rmtree(study.folder.path / "trials")
-    with keeping(study, view):
+    with maintain_mirror(study, view):
         assert (study.folder.attempt(1, 1) / "model" / "model.safetensors").read_text() == "weights of 1"
     assert not [event for event in study.events() if event.kind == "mirror"]
 
@@ -113,13 +114,13 @@ def test_a_driver_that_was_overtaken_leaves_the_mirror_alone(
     numbers = [_trial(study, far, value, COMPLETE) for value in (0.5, 0.7)]
     record, before = study.trial(numbers[0]), sorted(far.files())
     assert record is not None
-    upkeep = Upkeep(study, SilentView())
+    maintenance = MirrorMaintenance(study, SilentView())
     with Study.open(study.folder) as newer:
-        newer.begin()
-        monkeypatch.setattr(driver_lease, "PATIENCE", 0.0)  # as if this one had slept so long
-        upkeep.removed(record, True)
-        upkeep.end()
-        upkeep._thread.join()  # pyright: ignore[reportPrivateUsage]
+        newer.start_driving()
+        monkeypatch.setattr(driver_lease, "SILENCE_TIMEOUT", 0.0)  # as if this one had slept so long
+        maintenance.on_removed(record, True)
+        maintenance.shut_down()
+        maintenance._thread.join()  # pyright: ignore[reportPrivateUsage]
     assert sorted(far.files()) == before
 
 
@@ -136,35 +137,37 @@ def test_trouble_is_tried_again_told_and_in_nobodys_way(
         raise MirrorRefused("503") if len(tries) < 4 else ValueError("ours")
 
     monkeypatch.setattr(Mirror, "remove", refuse)
-    upkeep = Upkeep(study, view, waits=(0.0, 0.0))
-    upkeep.removed(record, False)
-    upkeep.end()
+    maintenance = MirrorMaintenance(study, view, waits=(0.0, 0.0))
+    maintenance.on_removed(record, False)
+    maintenance.shut_down()
     assert len(tries) == 6, "three for what was asked, three for what both sides agree on at the end"
     assert set(tries) == {"mirror"}
-    told = [event.text for event in study.events() if event.kind == "mirror"]
-    assert told == ["given up after 3 tries: 503", "given up after 3 tries: ours"]
+    logged = [event.text for event in study.events() if event.kind == "mirror"]
+    assert logged == ["given up after 3 tries: 503", "given up after 3 tries: ours"]
     assert "mirror: given up after 3 tries: 503" in view.said
 
 
 def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = threading.Event()
-    monkeypatch.setattr(mirror_maintenance, "_LAST_SECONDS", 0.05)
-    monkeypatch.setattr(Mirror, "files", lambda *_: held.wait(30) and [])
-    upkeep = Upkeep(study, SilentView(), waits=())
-    upkeep.end()
-    held.set()
+    held_trial = threading.Event()
+    monkeypatch.setattr(mirror_maintenance, "_FINISH_TIMEOUT", 0.05)
+    monkeypatch.setattr(Mirror, "files", lambda *_: held_trial.wait(30) and [])
+    maintenance = MirrorMaintenance(study, SilentView(), waits=())
+    maintenance.shut_down()
+    held_trial.set()
     assert any("the next resume does it" in event.text for event in study.events() if event.kind == "mirror")
 
 
 def test_a_worker_s_words_reach_history_and_terminal(study: Study) -> None:
     view = SilentView()
-    with Interrupt(lambda: "") as interrupt:
-        conductor = Conductor(study, ListSink(), view, interrupt, place=lambda c: c, on_closed=lambda _: None)
-        job = conductor.next(1)
-        assert isinstance(job, Job)
-        assert job.mirror is not None
-        assert job.mirror.endswith("/far/s/trials/0000")
-        conductor.heard(job.id, Report((), None, 7, {"mirror_failures": 1}, ("a copy failed (503)",)))
+    with SignalHandler(lambda: "") as signals:
+        controller = TrialController(
+            study, ListSink(), view, signals, finish_config=lambda c: c, on_trial_end=lambda _: None
+        )
+        task = controller.next_attempt(1)
+        assert isinstance(task, AttemptTask)
+        assert task.mirror is not None
+        assert task.mirror.endswith("/far/s/trials/0000")
+        controller.on_report(task.id, AttemptReport((), None, 7, {"mirror_failures": 1}, ("a copy failed (503)",)))
     assert [(e.trial, e.text) for e in study.events() if e.kind == "mirror"] == [(0, "a copy failed (503)")]
     assert "trial 0: a copy failed (503)" in view.said
 
@@ -172,7 +175,7 @@ def test_a_worker_s_words_reach_history_and_terminal(study: Study) -> None:
 def test_the_sweep_s_own_files_are_there(study: Study, far: Mirror) -> None:
     write_text(study.folder.spec, "name: s\n")
     write_text(study.folder.path / "data.json", "{}")
-    take_place(study)
+    claim_mirror(study)
     assert far.read("sweep.yaml") == b"name: s\n"
     assert far.read("data.json") == b"{}"
     assert far.read("study") == study.id.encode()

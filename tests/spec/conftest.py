@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig
 
@@ -33,7 +33,7 @@ def load_text(folder: Path) -> Callable[..., SweepSpec]:
             text += "\nbase: {model: org/model, data: {train: rows.jsonl}}\n"
         if not text.startswith("name:") and "\nname:" not in text:
             text += "\nname: a\n"
-        return loads(text, folder, sets)
+        return load_spec_text(text, folder, sets)
 
     return load
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.loading.yaml_document import LARGEST, parse, read_document
+from orchestrator.spec.loading.yaml_document import MAX_BYTES, parse_document, read_document
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ from orchestrator.spec.loading.yaml_document import LARGEST, parse, read_documen
     ],
 )
 def test_scalars_of_yaml_1_2(text: str, value: object) -> None:
-    read = parse(f"a: {text}", "f").value["a"]
+    read = parse_document(f"a: {text}", "f").value["a"]
     assert read == value
     assert type(read) is type(value)
 
@@ -83,21 +83,21 @@ def test_what_cannot_be_meant_is_refused_with_its_line(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    text, said = CORPUS[name]
+    text, messages = CORPUS[name]
     with pytest.raises(SpecError) as caught:
-        parse(text, "f")
-    assert said in str(caught.value)
+        parse_document(text, "f")
+    assert messages in str(caught.value)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_all_findings_at_once() -> None:
     with pytest.raises(SpecError) as caught:
-        parse("a: .nan\nb: 1\nb: 2\nc: !x 1\n", "f")
+        parse_document("a: .nan\nb: 1\nb: 2\nc: !x 1\n", "f")
     assert [finding.where for finding in caught.value.findings] == ["f:1", "f:3", "f:4"]
 
 
 def test_an_alias_is_its_value() -> None:
-    assert parse("a: &x {b: [1, 2]}\nc: *x\n", "f").value["c"] == {"b": (1, 2)}
+    assert parse_document("a: &x {b: [1, 2]}\nc: *x\n", "f").value["c"] == {"b": (1, 2)}
 
 
 def test_files(tmp_path: Path) -> None:
@@ -108,17 +108,17 @@ def test_files(tmp_path: Path) -> None:
         "large.yaml": "larger than",
         "latin.yaml": "latin.yaml:2: not UTF-8",
     }
-    (tmp_path / "large.yaml").write_bytes(b"#" * (LARGEST + 1))
+    (tmp_path / "large.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
     (tmp_path / "latin.yaml").write_bytes(b"a: 1\nb: \xe9\n")
-    for name, said in cases.items():
+    for name, messages in cases.items():
         with pytest.raises(SpecError) as caught:
             read_document(tmp_path / name)
-        assert said in str(caught.value)
+        assert messages in str(caught.value)
     (tmp_path / "mark.yaml").write_bytes(b"\xef\xbb\xbfa: 1\n")
     assert read_document(tmp_path / "mark.yaml").value == {"a": 1}
 
 
 def test_places() -> None:
-    document = parse("a:\n  b:\n    - 1\n    - 2\nc: {d: 1}\n", "f")
-    places = {("a",): "f:1", ("a", "b"): "f:2", ("a", "b", 1): "f:4", ("c", "d"): "f:5", ("a", "b", 1, "x"): "f:4"}
-    assert {loc: document.where(loc) for loc in places} == places
+    document = parse_document("a:\n  b:\n    - 1\n    - 2\nc: {d: 1}\n", "f")
+    paths = {("a",): "f:1", ("a", "b"): "f:2", ("a", "b", 1): "f:4", ("c", "d"): "f:5", ("a", "b", 1, "x"): "f:4"}
+    assert {loc: document.location(loc) for loc in paths} == paths

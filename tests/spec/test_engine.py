@@ -1,4 +1,4 @@
-"""`engine` in a sweep: a leaf like any other, and TRL's gaps found before anything runs."""
+"""`engine` in a sweep: a setting like any other, and TRL's gaps found before anything runs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def test_the_engine_can_be_searched_and_scales_no_metric(load_text: Callable[...
     spec = load_text(
         "search: {engine: [packed, trl], loss.beta: [2.0, 2.5]}\nmaximize: eval_accuracies/logp\n",
     )
-    placed = [spec.search.place(spec.base, point) for point in Grid(spec.search, spec.base)]
-    wanted = [("packed", 2.0), ("packed", 2.5), ("trl", 2.0), ("trl", 2.5)]
-    assert [(config.engine, config.leaves()["loss.beta"]) for config in placed] == wanted
+    placed = [spec.search.apply(spec.base, point) for point in Grid(spec.search, spec.base)]
+    expected = [("packed", 2.0), ("packed", 2.5), ("trl", 2.0), ("trl", 2.5)]
+    assert [(config.engine, config.flat_params()["loss.beta"]) for config in placed] == expected
     alone = load_text("search: {engine: [packed, trl]}\nminimize: eval_loss\n")
     assert alone.search.size() == 2
 
@@ -28,15 +28,15 @@ def test_the_engine_is_set_from_the_command_line(load_text: Callable[..., SweepS
 
 def test_what_trl_lacks_is_said_at_its_line(findings: Callable[..., list[str]]) -> None:
     rest = "search: {loss.beta: [0.1, 0.2]}\nmaximize: eval_accuracies/logp\n"
-    (said,) = findings(rest + TRL % ", loss: {kind: orpo, nll_scale: 0.5}")
-    assert "leave nll_scale at 1 and nll_prompt at true, or use engine packed" in said
-    (said,) = findings(rest + TRL.replace("trl", "tlr") % "")
-    assert "engine" in said
-    assert "packed, trl" in said
+    (messages,) = findings(rest + TRL % ", loss: {kind: orpo, nll_scale: 0.5}")
+    assert "leave nll_scale at 1 and nll_prompt at true, or use engine packed" in messages
+    (messages,) = findings(rest + TRL.replace("trl", "tlr") % "")
+    assert "engine" in messages
+    assert "packed, trl" in messages
 
 
 def test_a_searched_loss_that_trl_lacks_is_said(findings: Callable[..., list[str]]) -> None:
     text = "search: {loss.loss_type: [sigmoid, hinge]}\nmaximize: eval_accuracies/logp\n" + TRL % ""
-    (said,) = findings(text)
-    assert "search.loss.loss_type" in said
-    assert "no hinge form of SimPO" in said
+    (messages,) = findings(text)
+    assert "search.loss.loss_type" in messages
+    assert "no hinge form of SimPO" in messages

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.estimates.cost_estimate import Machine, estimate
-from orchestrator.spec.estimates.gpu_memory import GB, memory, smaller, tokens_that_fit
-from orchestrator.spec.estimates.input_sizes import KNOWN, Shape, from_config, shape_of
+from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, estimate
+from orchestrator.spec.estimates.gpu_memory import GB, max_micro_batch_tokens, memory, suggest_change
+from orchestrator.spec.estimates.input_sizes import KNOWN_SHAPES, ModelShape, model_shape, shape_from_config
 from trainer.config.trial import GeneratedModel, ModelConfig, TrialConfig
 
-LLAMA = KNOWN["princeton-nlp/Llama-3-Base-8B-SFT"]
+LLAMA = KNOWN_SHAPES["princeton-nlp/Llama-3-Base-8B-SFT"]
 PAIR = 2 * 2048
 
 
@@ -28,7 +28,7 @@ BF16 = {"dtype": "bfloat16"}
 
 def test_published_numbers_of_parameters() -> None:
     """As their cards say, in billions."""
-    found = {name.rpartition("/")[2]: round(shape.parameters / 1e9, 2) for name, shape in KNOWN.items()}
+    found = {name.rpartition("/")[2]: round(shape.parameters / 1e9, 2) for name, shape in KNOWN_SHAPES.items()}
     assert found == {
         "Llama-3-Base-8B-SFT": 8.03,
         "Meta-Llama-3-8B-Instruct": 8.03,
@@ -47,7 +47,7 @@ def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
 
     small = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = AutoConfig.for_model(kind, **small, num_key_value_heads=2, vocab_size=70, head_dim=12)
-    shape = from_config(config.to_dict())
+    shape = shape_from_config(config.to_dict())
     assert shape is not None
     assert shape.parameters == AutoModelForCausalLM.from_config(config).num_parameters()
 
@@ -55,29 +55,29 @@ def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
 def test_a_generated_model(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from trainer.synthetic.tiny_models import generated_model
+    from trainer.synthetic.tiny_models import generate_model
 
     described = GeneratedModel(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
-    shape = shape_of(ModelConfig(generated=described))
+    shape = model_shape(ModelConfig(generated=described))
     assert shape is not None
-    made = AutoModelForCausalLM.from_pretrained(generated_model(described, tmp_path))
+    made = AutoModelForCausalLM.from_pretrained(generate_model(described, tmp_path))
     assert shape.parameters == made.num_parameters()
 
 
 def test_weights_gradients_and_optimiser_of_8b() -> None:
     """128, 96 and 64 GB for full fine-tuning; 16.1 and 0.67 for adapters."""
 
-    def held(config: TrialConfig) -> float:
+    def held_trial(config: TrialConfig) -> float:
         found = memory(config, LLAMA, PAIR)
         return (found.weights + found.gradients + found.optimiser) / GB
 
-    assert held(trial(training=CHECKPOINTED)) == pytest.approx(128.5, rel=0.01)
-    assert held(trial(BF16, training=CHECKPOINTED)) == pytest.approx(96, rel=0.01)
+    assert held_trial(trial(training=CHECKPOINTED)) == pytest.approx(128.5, rel=0.01)
+    assert held_trial(trial(BF16, training=CHECKPOINTED)) == pytest.approx(96, rel=0.01)
     nearest = CHECKPOINTED | {"stochastic_rounding": False}
-    assert held(trial(BF16, training=nearest)) == pytest.approx(64, rel=0.01)
+    assert held_trial(trial(BF16, training=nearest)) == pytest.approx(64, rel=0.01)
     assert memory(trial(BF16, training=nearest), LLAMA, PAIR).weights == pytest.approx(16.1 * GB, rel=0.01)
     assert LLAMA.adapters(16) == 41_943_040
-    assert held(trial(BF16, lora={})) == pytest.approx(16.06 + 0.67, rel=0.01)
+    assert held_trial(trial(BF16, lora={})) == pytest.approx(16.06 + 0.67, rel=0.01)
 
 
 def test_activations_and_head_of_8b() -> None:
@@ -92,9 +92,9 @@ def test_activations_and_head_of_8b() -> None:
 
 
 def test_four_bits_are_about_a_quarter() -> None:
-    whole = memory(trial(BF16, lora={}), LLAMA, PAIR).weights
+    complete = memory(trial(BF16, lora={}), LLAMA, PAIR).weights
     quarter = memory(trial(BF16 | {"load_in_4bit": True}, lora={}), LLAMA, PAIR).weights
-    assert 0.25 * whole < quarter < 0.4 * whole  # the embedding and the head stay as they are
+    assert 0.25 * complete < quarter < 0.4 * complete  # the embedding and the head stay as they are
 
 
 WAYS = ("fsdp2", "zero3")
@@ -103,15 +103,15 @@ WAYS = ("fsdp2", "zero3")
 def test_slices_are_a_share_of_weights_gradients_and_moments() -> None:
     """8B in full on 8 GPUs: 128.5 / 8 GB on each, and what is whole at a time; copied, all of it on each."""
     cut = CHECKPOINTED | {"distributed": "fsdp2"}
-    found, whole = memory(trial(training=cut), LLAMA, PAIR, 8), memory(trial(training=CHECKPOINTED), LLAMA, PAIR, 8)
-    assert (whole.weights + whole.gradients + whole.optimiser) / GB == pytest.approx(128.5, rel=0.01)
+    found, complete = memory(trial(training=cut), LLAMA, PAIR, 8), memory(trial(training=CHECKPOINTED), LLAMA, PAIR, 8)
+    assert (complete.weights + complete.gradients + complete.optimiser) / GB == pytest.approx(128.5, rel=0.01)
     assert (found.weights + found.gradients + found.optimiser) / GB == pytest.approx(128.5 / 8, rel=0.01)
     layer, ends = LLAMA.linear_parameters // 32, 2 * 4096 * 128256
     assert found.together == pytest.approx(2 * 4 * (2 * layer + ends), rel=0.01)
-    assert (found.activations, found.head, found.copies) == (whole.activations, whole.head, 0)
+    assert (found.activations, found.head, found.copies) == (complete.activations, complete.head, 0)
     assert memory(trial(training=cut), LLAMA, PAIR) == memory(trial(training=CHECKPOINTED), LLAMA, PAIR)
-    assert tokens_that_fit(trial(training=cut), LLAMA, 80 * GB, 8) is not None
-    assert smaller(trial(training=CHECKPOINTED), LLAMA, 80 * GB, 8) == "base.training.distributed: fsdp2"
+    assert max_micro_batch_tokens(trial(training=cut), LLAMA, 80 * GB, 8) is not None
+    assert suggest_change(trial(training=CHECKPOINTED), LLAMA, 80 * GB, 8) == "base.training.distributed: fsdp2"
 
 
 def test_beside_the_published_figure() -> None:
@@ -140,36 +140,36 @@ def test_divided_by_deepspeed_there_is_a_copy_of_the_weights_and_two_buckets_mor
 
 def test_what_fits() -> None:
     full, adapters = trial(training=CHECKPOINTED), trial(BF16, lora={}, training=CHECKPOINTED)
-    assert tokens_that_fit(full, LLAMA, 80 * GB) is None
-    assert smaller(full, LLAMA, 80 * GB) == "base.model.dtype: bfloat16, base.lora: {}"
-    assert smaller(full, LLAMA, 2 * GB) is None
-    fits = tokens_that_fit(adapters, LLAMA, 80 * GB)
+    assert max_micro_batch_tokens(full, LLAMA, 80 * GB) is None
+    assert suggest_change(full, LLAMA, 80 * GB) == "base.model.dtype: bfloat16, base.lora: {}"
+    assert suggest_change(full, LLAMA, 2 * GB) is None
+    fits = max_micro_batch_tokens(adapters, LLAMA, 80 * GB)
     assert fits is not None
     assert memory(adapters, LLAMA, fits).total <= 72 * GB < memory(adapters, LLAMA, 2 * fits).total
 
 
 def test_time_and_cost_are_the_flops() -> None:
-    shape = Shape(64, 2, 4, 4, 16, 128, 100)
-    machine = Machine(tflops=1.0, efficiency=0.5, price=2.0, tokens_per_pair=1)
+    shape = ModelShape(64, 2, 4, 4, 16, 128, 100)
+    machine = GpuAssumptions(tflops=1.0, efficiency=0.5, price=2.0, tokens_per_pair=1)
     config = trial(training={"pairs_per_update": 10, "eval_steps": 5})
     made = estimate([config], [20], shape, machine, 3, eval_pairs=7)
     weights = shape.linear_parameters + 6400
     forward = 2 * weights + 2 * 64
-    wanted = 20 * 10 * 3 * forward + 7 * 5 * forward
-    assert made.flops_per_trial == pytest.approx(wanted)
-    assert made.gpu_hours == pytest.approx(3 * wanted / 0.5e12 / 3600)
+    expected = 20 * 10 * 3 * forward + 7 * 5 * forward
+    assert made.flops_per_trial == pytest.approx(expected)
+    assert made.gpu_hours == pytest.approx(3 * expected / 0.5e12 / 3600)
     assert made.cost == pytest.approx(2.0 * (made.gpu_hours or 0))
     assert made.warnings == ()
 
 
 def test_what_does_not_fit_is_said_with_what_does() -> None:
     config = trial(training=CHECKPOINTED)
-    made = estimate([config], [], LLAMA, Machine(gpu_memory=80 * GB), 3, eval_pairs=None)
+    made = estimate([config], [], LLAMA, GpuAssumptions(gpu_memory=80 * GB), 3, eval_pairs=None)
     assert made.tokens_per_micro_batch is None
     assert (made.gpu_hours, made.cost) == (None, None)
     assert "it fits with base.model.dtype: bfloat16, base.lora: {}" in made.warnings[0]
 
 
 def test_a_model_that_is_not_here_is_unknown() -> None:
-    assert shape_of(ModelConfig(name_or_path="nobody/nothing")) is None
-    assert from_config({"model_type": "mamba", "num_attention_heads": 1}) is None
+    assert model_shape(ModelConfig(name_or_path="nobody/nothing")) is None
+    assert shape_from_config({"model_type": "mamba", "num_attention_heads": 1}) is None

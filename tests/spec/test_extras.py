@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from orchestrator.commands.doctor import gpu_checks
-from orchestrator.commands.doctor.machine_checks import Level
+from orchestrator.commands.doctor.machine_checks import CheckLevel
 from orchestrator.driver import preflight
 from orchestrator.driver.preflight import check_extras
 from orchestrator.errors import ExitCode, SpecError
@@ -39,11 +39,11 @@ def test_zero3_without_deepspeed_is_refused_with_what_to_type(
     with pytest.raises(SpecError) as caught:
         check_extras(spec)
     assert caught.value.code is ExitCode.USER
-    wanted = "training.distributed: zero3 needs deepspeed, which is not installed here"
-    assert str(caught.value) == f"a: {wanted} (pip install 'prefsweep[deepspeed]')"
-    (told,) = [check for check in gpu_checks.checks(spec) if check.what == "deepspeed"]
-    assert told.level is Level.FAIL
-    assert told.fix == "pip install 'prefsweep[deepspeed]'"
+    expected = "training.distributed: zero3 needs deepspeed, which is not installed here"
+    assert str(caught.value) == f"a: {expected} (pip install 'prefsweep[deepspeed]')"
+    (logged,) = [check for check in gpu_checks.gpu_checks(spec) if check.what == "deepspeed"]
+    assert logged.level is CheckLevel.FAIL
+    assert logged.fix == "pip install 'prefsweep[deepspeed]'"
 
 
 @pytest.mark.usefixtures("missing")
@@ -51,7 +51,7 @@ def test_zero3_without_deepspeed_is_refused_with_what_to_type(
 def test_nobody_else_needs_it(sets: tuple[str, ...], load_text: Callable[..., SweepSpec]) -> None:
     spec = load_text(TEXT, *sets)
     check_extras(spec)
-    assert "deepspeed" not in [check.what for check in gpu_checks.checks(spec)]
+    assert "deepspeed" not in [check.what for check in gpu_checks.gpu_checks(spec)]
 
 
 def test_where_it_is_installed(monkeypatch: pytest.MonkeyPatch, load_text: Callable[..., SweepSpec]) -> None:

@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 import sweeps
 from orchestrator.errors import SpecError
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.search.trial_params import leaves
-from orchestrator.spec.sweep_spec import DOOR
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.search.trial_params import config_paths
+from orchestrator.spec.sweep_spec import SECTION_ORDER
 
 HERE = Path(sweeps.__file__).parent
-WHOLE = (HERE / "quickstart.yaml").read_text()
-TREE: dict[str, Any] = yaml.safe_load(WHOLE)
+COMPLETE = (HERE / "quickstart.yaml").read_text()
+TREE: dict[str, Any] = yaml.safe_load(COMPLETE)
 
 SCALARS = st.one_of(
     st.none(),
@@ -29,7 +29,7 @@ SCALARS = st.one_of(
     ),
 )
 KEYS = st.sampled_from(
-    [*DOOR, *leaves(), "zip", "choice", "uniform", "when", "step", "kind", "path", "model", "data", "0"]
+    [*SECTION_ORDER, *config_paths(), "zip", "choice", "uniform", "when", "step", "kind", "path", "model", "data", "0"]
 )
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
@@ -39,29 +39,31 @@ VALUES = st.recursive(
 @given(st.lists(st.tuples(st.integers(0, 200), VALUES), min_size=1, max_size=3))
 @settings(max_examples=60, deadline=None)
 def test_values_in_any_place(changes: list[tuple[int, Any]]) -> None:
-    tree: Any = yaml.safe_load(WHOLE)
-    for place, value in changes:
+    tree: Any = yaml.safe_load(COMPLETE)
+    for path, value in changes:
         groups = [tree, *_groups(tree)]
-        group = groups[place % len(groups)]
-        keys = [*group, *leaves()]
-        group[keys[place % len(keys)]] = value
+        group = groups[path % len(groups)]
+        keys = [*group, *config_paths()]
+        group[keys[path % len(keys)]] = value
     assert unexplained(yaml.safe_dump(tree)) == []
 
 
 @given(
-    st.integers(0, len(WHOLE)),
+    st.integers(0, len(COMPLETE)),
     st.integers(0, 12),
     st.sampled_from(["", "\t", ":", "- ", "[", "}", "&a ", "*a", "!!str ", "#"]),
 )
 @settings(max_examples=60, deadline=None)
 def test_a_file_cut_and_glued(start: int, length: int, glue: str) -> None:
-    assert unexplained(WHOLE[:start] + glue + WHOLE[start + length :]) == []
+    assert unexplained(COMPLETE[:start] + glue + COMPLETE[start + length :]) == []
 
 
-@given(st.sampled_from([*leaves(), *DOOR, "search.loss.beta", "search.zip", "data.train.0.rows"]), VALUES)
+@given(
+    st.sampled_from([*config_paths(), *SECTION_ORDER, "search.loss.beta", "search.zip", "data.train.0.rows"]), VALUES
+)
 @settings(max_examples=60, deadline=None)
 def test_any_override(path: str, value: Any) -> None:
-    assert unexplained(WHOLE, f"{path}={yaml.safe_dump(value, default_flow_style=True)}") == []
+    assert unexplained(COMPLETE, f"{path}={yaml.safe_dump(value, default_flow_style=True)}") == []
 
 
 def _groups(tree: Any) -> list[dict[str, Any]]:
@@ -72,7 +74,7 @@ def _groups(tree: Any) -> list[dict[str, Any]]:
 def unexplained(text: str, *sets: str) -> list[str]:
     """What is wrong with the answer: nothing where it is a sweep, or findings with a place and a sentence each."""
     try:
-        loads(text, HERE, sets)
+        load_spec_text(text, HERE, sets)
     except SpecError as error:
         bad = [str(finding) for finding in error.findings if not (finding.where and finding.problem)]
         return bad if error.findings else ["refused without a finding"]

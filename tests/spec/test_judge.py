@@ -9,12 +9,12 @@ import pytest
 
 from orchestrator.errors import SpecError
 from orchestrator.spec.judge_config import JudgeConfig, RewardModel
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.loading.serialization import dump, schema, spec_hash
-from orchestrator.spec.loading.yaml_document import parse
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec, schema, spec_hash
+from orchestrator.spec.loading.yaml_document import parse_document
 
 HEAD = "name: a\nbase: {model: m, data: {train: {generated: instructions}}}\n"
-WHOLE = """judge:
+COMPLETE = """judge:
   top: 2
   prompts: 64
   samples: 3
@@ -25,25 +25,25 @@ WHOLE = """judge:
 
 
 def test_what_it_takes(tmp_path: Path) -> None:
-    plain, told = loads(HEAD, tmp_path), loads(HEAD + WHOLE, tmp_path)
+    plain, logged = load_spec_text(HEAD, tmp_path), load_spec_text(HEAD + COMPLETE, tmp_path)
     assert plain.judge is None
-    judge = told.judge
+    judge = logged.judge
     assert judge is not None
     assert judge.reward_model == RewardModel(name_or_path="org/reward")
     assert judge.endpoint is not None
     assert (judge.endpoint.url, judge.endpoint.prompt_price) == ("https://api.example.org/v1", 2.0)
-    assert loads(dump(told), tmp_path).judge == judge
-    assert "judge" not in dump(plain)
-    assert spec_hash(plain) == spec_hash(told)
-    assert (plain.kept, told.kept) == (1, 2), "what is judged is kept"
-    assert loads(HEAD + "judge: {}", tmp_path).judge == JudgeConfig()
-    assert loads(HEAD + "judge: null", tmp_path).judge is None
-    assert loads(HEAD, tmp_path, ["judge.endpoint={url: 'http://localhost:1/v1', model: m}"]).judge is not None
+    assert load_spec_text(dump_spec(logged), tmp_path).judge == judge
+    assert "judge" not in dump_spec(plain)
+    assert spec_hash(plain) == spec_hash(logged)
+    assert (plain.models_kept, logged.models_kept) == (1, 2), "what is judged is kept"
+    assert load_spec_text(HEAD + "judge: {}", tmp_path).judge == JudgeConfig()
+    assert load_spec_text(HEAD + "judge: null", tmp_path).judge is None
+    assert load_spec_text(HEAD, tmp_path, ["judge.endpoint={url: 'http://localhost:1/v1', model: m}"]).judge is not None
 
 
 def test_a_reward_model_beside_the_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "reward").mkdir()
-    found = loads(HEAD + "judge: {reward_model: ./reward}", tmp_path).judge
+    found = load_spec_text(HEAD + "judge: {reward_model: ./reward}", tmp_path).judge
     assert found is not None
     assert found.reward_model is not None
     assert found.reward_model.name_or_path == str(tmp_path / "reward")
@@ -68,21 +68,21 @@ def test_a_reward_model_beside_the_file_is_found(tmp_path: Path) -> None:
 )
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, text: str, words: str) -> None:
     with pytest.raises(SpecError) as refused:
-        loads(HEAD + text, tmp_path)
+        load_spec_text(HEAD + text, tmp_path)
     assert words in str(refused.value)
     assert "sweep.yaml:3" in str(refused.value)
 
 
 def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as refused:
-        loads(HEAD + "judge:\n  top: 0\n  samples: -1\n  endpoint: {model: m}\n", tmp_path)
+        load_spec_text(HEAD + "judge:\n  top: 0\n  samples: -1\n  endpoint: {model: m}\n", tmp_path)
     assert [f.path for f in refused.value.findings] == ["judge.top", "judge.samples", "judge.endpoint.url"]
 
 
 @pytest.mark.parametrize(
     ("text", "fits"),
     [
-        (WHOLE, True),
+        (COMPLETE, True),
         ("judge: null", True),
         ("judge: {reward_model: {name_or_path: m, label: 1}}", True),
         ("judge: {topp: 1}", False),
@@ -91,7 +91,7 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 )
 def test_the_json_schema(text: str, fits: bool) -> None:
     validator = jsonschema.Draft202012Validator(schema())
-    assert validator.is_valid(_json(parse(HEAD + text, "f").value)) is fits
+    assert validator.is_valid(_json(parse_document(HEAD + text, "f").value)) is fits
 
 
 def _json(value: object) -> object:

@@ -7,11 +7,11 @@ import pytest
 
 from orchestrator.errors import ExitCode, SpecError
 from orchestrator.spec.guard_config import GuardConfig
-from orchestrator.spec.loading.loader import load, loads, read
-from orchestrator.spec.sweep_spec import Goal, GridSampler, RandomSampler, SweepSpec
+from orchestrator.spec.loading.loader import load_spec, load_spec_text, load_with_notices
+from orchestrator.spec.sweep_spec import GridSampler, Objective, RandomSampler, SweepSpec
 from trainer.config.loss_config import DpoLoss, SimpoLoss
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, TrialConfig
-from trainer.metrics import COMMON_RULER
+from trainer.metrics import COMPARISON_METRIC
 
 Load = Callable[..., SweepSpec]
 Refused = Callable[..., list[str]]
@@ -77,20 +77,20 @@ f:30: trials: unknown key"""
 
 def test_everything_wrong_is_said_at_once_each_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(SpecError) as caught:
-        loads(WRONG, tmp_path, source="f")
+        load_spec_text(WRONG, tmp_path, source="f")
     assert caught.value.code is ExitCode.USER
-    said = [str(finding) for finding in caught.value.findings]
-    wanted = SAID.splitlines()
-    for line, (one, start) in enumerate(zip(said, wanted, strict=False)):
+    messages = [str(finding) for finding in caught.value.findings]
+    expected = SAID.splitlines()
+    for line, (one, start) in enumerate(zip(messages, expected, strict=False)):
         assert one.startswith(start), (line, one)
-    assert len(said) == len(wanted)
+    assert len(messages) == len(expected)
 
 
 def test_the_shortest_sweep(load_text: Load, folder: Path) -> None:
     spec = load_text("")
     assert spec.base.data.train == (FileSource(path=str(folder / "rows.jsonl")),)
     assert spec.base.model.name_or_path == "org/model"
-    assert spec.goal == Goal(metric=COMMON_RULER, direction="maximize")
+    assert spec.goal == Objective(metric=COMPARISON_METRIC, direction="maximize")
     assert spec.sampler == GridSampler()
     assert spec.search.size() == 1
 
@@ -151,11 +151,11 @@ base:
 def test_the_papers_gamma_goes_through_every_door(load_text: Load) -> None:
     spec = load_text("search: {loss.beta: [3.14159], loss.gamma: [1.0]}")
     params = spec.search.grid_point(0)
-    config = TrialConfig.model_validate_json(spec.search.place(spec.base, params).model_dump_json())
+    config = TrialConfig.model_validate_json(spec.search.apply(spec.base, params).model_dump_json())
     assert isinstance(config.loss, SimpoLoss)
     assert config.loss.beta == 3.14159
-    assert config.leaves()["loss.beta"] == 3.14159
-    assert config.leaves()["loss.gamma_beta_ratio"] == 1.0 / 3.14159
+    assert config.flat_params()["loss.beta"] == 3.14159
+    assert config.flat_params()["loss.gamma_beta_ratio"] == 1.0 / 3.14159
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -169,47 +169,55 @@ def test_files_are_found_from_the_sweeps_folder_then_from_here(tmp_path: Path, m
     (here / "only.jsonl").write_text("{}")
     (there / "s.yaml").write_text("name: a\nbase: {model: m/m, data: {train: both.jsonl, eval: only.jsonl}}\n")
     monkeypatch.chdir(here)
-    data = load(there / "s.yaml").base.data
+    data = load_spec(there / "s.yaml").base.data
     assert data.train == (FileSource(path=str(there / "both.jsonl")),)
     assert data.eval == (FileSource(path=str(here / "only.jsonl")),)
     # A name typed on the command line means the folder it is typed in.
-    data = load(there / "s.yaml", ["data.train=both.jsonl"]).base.data
+    data = load_spec(there / "s.yaml", ["data.train=both.jsonl"]).base.data
     assert data.train == (FileSource(path=str(here / "both.jsonl")),)
 
 
 def test_a_missing_file_names_its_neighbour(findings: Refused) -> None:
-    (said,) = findings("name: a\nbase:\n  model: m/m\n  data: {train: rows.json}\n")
-    assert said.startswith(
+    (messages,) = findings("name: a\nbase:\n  model: m/m\n  data: {train: rows.json}\n")
+    assert messages.startswith(
         "sweep.yaml:4: base.data.train.0.path: there is no file rows.json (did you mean rows.jsonl?)"
     )
 
 
 @pytest.mark.parametrize("name", ['"a\\0b"', "x" * 5000, "~nobody-here/x", "/", "/proc/self/mem/x"])
 def test_names_that_no_file_has(findings: Refused, name: str) -> None:
-    (said,) = findings(f"base: {{model: m/m, data: {{train: {name}}}}}")
-    assert "there is no file" in said
-    (said, *_) = findings(f"base: {{model: {name}, data: {{train: nothing}}}}")
-    assert said.startswith("sweep.yaml:1: ")
+    (messages,) = findings(f"base: {{model: m/m, data: {{train: {name}}}}}")
+    assert "there is no file" in messages
+    (messages, *_) = findings(f"base: {{model: {name}, data: {{train: nothing}}}}")
+    assert messages.startswith("sweep.yaml:1: ")
 
 
 def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refused, folder: Path) -> None:
     (folder / "org").mkdir()
     (folder / "org" / "model").mkdir()
     assert load_text("").base.model.name_or_path == str(folder / "org" / "model")
-    (said,) = findings("base: {model: ./nothing, data: {train: rows.jsonl}}")
-    assert "there is no ./nothing" in said
+    (messages,) = findings("base: {model: ./nothing, data: {train: rows.jsonl}}")
+    assert "there is no ./nothing" in messages
 
 
-# --- goals -----------------------------------------------------------------------------------------------------------
+# --- objectives -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("search", "goal", "said"),
     [
         ("loss.beta: [1, 2]", "maximize: eval_rewards/margins", "0.69 to 2.75"),
-        ("loss.beta: [1, 2]", "minimize: eval_loss", "use eval_rewards/accuracies, eval_margins/logp, " + COMMON_RULER),
+        (
+            "loss.beta: [1, 2]",
+            "minimize: eval_loss",
+            "use eval_rewards/accuracies, eval_margins/logp, " + COMPARISON_METRIC,
+        ),
         ("loss.gamma_beta_ratio: [1, 2]", "maximize: eval_rewards/chosen", "is scaled by the search"),
-        ("loss.kind: [simpo, dpo]", "maximize: eval_rewards/accuracies", "the same ruler for all: " + COMMON_RULER),
+        (
+            "loss.kind: [simpo, dpo]",
+            "maximize: eval_rewards/accuracies",
+            "the same ruler for all: " + COMPARISON_METRIC,
+        ),
         ("loss.kind: [simpo, orpo]", "maximize: eval_log_odds_chosen", "is measured with loss.kind orpo alone"),
         ("training.seed: [1, 2]", "maximize: eval_log_odds_ratio", "orpo alone"),
         ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, the held-out one"),
@@ -218,7 +226,7 @@ def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refus
         ("training.seed: [1, 2]", "maximize: eval_nll_loss", "better when low (write minimize:)"),
         ("training.seed: [1, 2]", "maximize: 3", "must be the name of a metric"),
         ("training.seed: [1, 2]", "maximize: eval_exact_answers", "carry no right answer"),
-        ("training.seed: [1, 2]", f"maximize: {COMMON_RULER}\nminimize: {COMMON_RULER}", "is a goal already"),
+        ("training.seed: [1, 2]", f"maximize: {COMPARISON_METRIC}\nminimize: {COMPARISON_METRIC}", "is a goal already"),
     ],
 )
 def test_goals_that_cannot_rank(findings: Refused, search: str, goal: str, said: str) -> None:
@@ -232,7 +240,7 @@ def test_goals_that_cannot_rank(findings: Refused, search: str, goal: str, said:
     [
         ("training.learning_rate: [1e-6, 1e-5]", "minimize: eval_loss"),
         ("loss.beta: [1, 2]", "maximize: eval_margins/logp"),
-        ("loss.kind: [simpo, dpo]", f"maximize: {COMMON_RULER}"),
+        ("loss.kind: [simpo, dpo]", f"maximize: {COMPARISON_METRIC}"),
     ],
 )
 def test_goals_that_can(load_text: Load, search: str, goal: str) -> None:
@@ -250,10 +258,10 @@ def test_what_is_held_out_cannot_be_searched(findings: Refused, leaf: str) -> No
 
 def test_answers_need_prompts(findings: Refused, load_text: Load) -> None:
     text = "base: {{model: m/m, data: {{train: {{generated: instructions}}}}, evaluation: {{prompts: {}}}}}\n"
-    goal = "maximize: eval_exact_answers\n"
-    (said,) = findings(text.format(0) + goal)
-    assert "set base.evaluation.prompts above 0" in said
-    assert load_text(text.format(2) + goal).goal.metric == "eval_exact_answers"
+    objective = "maximize: eval_exact_answers\n"
+    (messages,) = findings(text.format(0) + objective)
+    assert "set base.evaluation.prompts above 0" in messages
+    assert load_text(text.format(2) + objective).goal.metric == "eval_exact_answers"
 
 
 # --- samplers, budget ------------------------------------------------------------------------------------------------
@@ -261,10 +269,10 @@ def test_answers_need_prompts(findings: Refused, load_text: Load) -> None:
 
 def test_a_grid_needs_an_end(findings: Refused, load_text: Load) -> None:
     rate = "search:\n  training.learning_rate: {log_uniform: [1e-7, 1e-5]}\n"
-    (said,) = findings(rate)
-    assert said.startswith("sweep.yaml:2: search.training.learning_rate: the grid sampler needs a list")
-    (said,) = findings(rate + "sampler: random\n")
-    assert "give budget.trials, budget.hours or budget.gpu_hours" in said
+    (messages,) = findings(rate)
+    assert messages.startswith("sweep.yaml:2: search.training.learning_rate: the grid sampler needs a list")
+    (messages,) = findings(rate + "sampler: random\n")
+    assert "give budget.trials, budget.hours or budget.gpu_hours" in messages
     assert load_text(rate + "sampler: random\nbudget: {hours: 2}\n").search.size() is None
 
 
@@ -311,7 +319,7 @@ def test_set_reaches_every_leaf(load_text: Load) -> None:
     assert spec.base.data.train[0].weight == 2.0
     assert spec.base.lora is not None
     assert spec.base.lora.r == 8
-    assert spec.goal == Goal(metric="eval_nll_loss", direction="minimize")
+    assert spec.goal == Objective(metric="eval_nll_loss", direction="minimize")
 
 
 def test_set_fixes_what_was_searched(folder: Path) -> None:
@@ -320,11 +328,11 @@ def test_set_fixes_what_was_searched(folder: Path) -> None:
         "name: a\nbase: {model: m/m, data: {train: rows.jsonl}, loss: {gamma_beta_ratio: 0.5, beta: 3}}\n"
         "search:\n  loss.kind: [simpo, dpo]\n  loss.label_smoothing: {choice: [0.1], when: {loss.kind: simpo}}\n"
     )
-    loaded = read(file, ["loss.kind=dpo"])
+    loaded = load_with_notices(file, ["loss.kind=dpo"])
     assert loaded.spec.base.loss == DpoLoss()
     assert loaded.spec.search.paths == ()
     assert any("was searched and is now fixed" in notice for notice in loaded.notices)
-    loaded = read(file, ["loss.kind=simpo", "loss.gamma=1.2"])
+    loaded = load_with_notices(file, ["loss.kind=simpo", "loss.gamma=1.2"])
     assert loaded.spec.base.loss == SimpoLoss(beta=3.0, gamma=1.2)
     assert loaded.spec.search.paths == ("loss.label_smoothing",)
     assert any("replaces loss.gamma_beta_ratio" in notice for notice in loaded.notices)
@@ -353,5 +361,5 @@ def test_set_is_blamed_for_its_own(findings: Refused, flag: str, said: str) -> N
 
 
 def test_both_margins_in_one_file(findings: Refused) -> None:
-    (said,) = findings("base: {model: m/m, data: {train: rows.jsonl}, loss: {gamma: 1.0, gamma_beta_ratio: 0.5}}")
-    assert "give one of them" in said
+    (messages,) = findings("base: {model: m/m, data: {train: rows.jsonl}, loss: {gamma: 1.0, gamma_beta_ratio: 0.5}}")
+    assert "give one of them" in messages

@@ -11,15 +11,15 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from orchestrator.spec.estimates.gpu_memory import memory
-from orchestrator.spec.estimates.input_sizes import shape_of
+from orchestrator.spec.estimates.input_sizes import model_shape
 from trainer import memory_limits
 from trainer.config.trial import TrialConfig
-from trainer.distributed.processes import Patience, World
-from trainer.models.model_files import locate
-from trainer.resource_cache import Stock, examiner
-from trainer.training.engine import Material
-from trainer.training.optimizer import Optimiser
-from trainer.training_session import engine_for
+from trainer.distributed.processes import CancelToken, ProcessGroup
+from trainer.models.model_files import resolve_model_path
+from trainer.resource_cache import ResourceCache, make_evaluator
+from trainer.training.engine import TrainingInputs
+from trainer.training.optimizer import Optimizer
+from trainer.training_session import create_engine
 
 SIZE = {
     "vocab_size": 512,
@@ -49,22 +49,27 @@ def trial(model: dict[str, Any] | None = None, training: dict[str, Any] | None =
 
 def measured(config: TrialConfig, cache: Path) -> tuple[int, int]:
     """Bytes at the peak of the second update, and the tokens that it computed."""
-    world = World()
-    patience = Patience(world, lambda: False)
-    stock = Stock(cache, world, trust_remote_code=False)
-    prepared, tokenizer = stock.prepared(config.data, config.model)
-    live = stock.live(config.model)
-    live.begin(config.lora, config.training)
-    looking = examiner(config, live, prepared, tokenizer, world, patience)
-    engine = engine_for(config, Material(live, looking.model, prepared.train, None, world, patience), tokenizer, cache)
-    engine.update(1)  # makes the moments
-    held = sum(p.untyped_storage().nbytes() for p in live.base.parameters())
-    held += sum(moment.untyped_storage().nbytes() for moment in engine.state().values() if moment.dim() > 0)
+    process_group = ProcessGroup()
+    patience = CancelToken(process_group, lambda: False)
+    resources = ResourceCache(cache, process_group, trust_remote_code=False)
+    prepared, tokenizer = resources.load_data(config.data, config.model)
+    live = resources.load_model(config.model)
+    live.prepare_for_trial(config.lora, config.training)
+    evaluator = make_evaluator(config, live, prepared, tokenizer, process_group, patience)
+    engine = create_engine(
+        config,
+        TrainingInputs(live, evaluator.pair_model, prepared.train, None, process_group, patience),
+        tokenizer,
+        cache,
+    )
+    engine.step(1)  # makes the moments
+    held_trial = sum(p.untyped_storage().nbytes() for p in live.base.parameters())
+    held_trial += sum(moment.untyped_storage().nbytes() for moment in engine.state_dict().values() if moment.dim() > 0)
     assert all(p.grad is None for p in live.base.parameters()), "what is held has no gradients in it"
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        totals = engine.update(2)
+        totals = engine.step(2)
     engine.close()
-    return held + peak_of(seen), round(totals["tokens_per_second"][0])
+    return held_trial + peak_of(seen), round(totals["tokens_per_second"][0])
 
 
 def peak_of(seen: profile) -> int:
@@ -95,7 +100,7 @@ def peak_of(seen: profile) -> int:
 )
 def test_the_formula_is_never_below_the_measured_peak_and_not_far_above(config: TrialConfig, tmp_path: Path) -> None:
     found, tokens = measured(config, tmp_path)
-    shape = shape_of(config.model)
+    shape = model_shape(config.model)
     assert shape is not None
     assert 0.8 < found / memory(config, shape, tokens).total <= 1.0
 
@@ -139,7 +144,7 @@ def narrow_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_with_a_large_vocabulary_the_formula_holds_too(config: TrialConfig, tmp_path: Path) -> None:
     found, tokens = measured(config, tmp_path)
-    shape = shape_of(config.model)
+    shape = model_shape(config.model)
     assert shape is not None
     assert 0.8 < found / memory(config, shape, tokens).total <= 1.0
 
@@ -156,13 +161,13 @@ def test_with_a_large_vocabulary_the_formula_holds_too(config: TrialConfig, tmp_
 def test_with_an_output_layer_of_its_own_the_formula_holds_too(
     dtype: dict[str, Any], training: dict[str, Any], tmp_path: Path
 ) -> None:
-    made = locate(trial(WIDE).model, tmp_path / "cache")
+    made = resolve_model_path(trial(WIDE).model, tmp_path / "cache")
     config = AutoConfig.from_pretrained(made)
     config.tie_word_embeddings = False
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "untied")
     AutoTokenizer.from_pretrained(made).save_pretrained(tmp_path / "untied")
     trained = trial({"generated": None, "name_or_path": str(tmp_path / "untied")} | dtype, training)
-    shape = shape_of(trained.model)
+    shape = model_shape(trained.model)
     assert shape is not None
     assert not shape.tied
     found, tokens = measured(trained, tmp_path / "cache")
@@ -178,12 +183,12 @@ def test_a_step_takes_no_more_memory_for_a_larger_weight(dtype: torch.dtype, mon
     peaks: list[int] = []
     for rows in (1 << 9, 1 << 12):
         net = torch.nn.Linear(1 << 10, rows, bias=False, dtype=dtype)
-        optimiser = Optimiser(net, dict(net.named_parameters()), training)
+        optimizer = Optimizer(net, dict(net.named_parameters()), training)
         for _ in range(2):  # the first step makes the moments
             net.weight.grad = torch.ones_like(net.weight)
             with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-                optimiser.clip()
-                optimiser.step(1.0)
+                optimizer.clip_gradients()
+                optimizer.step(1.0)
         peaks.append(peak_of(seen))
     part = 10 * (memory_limits.STEP_ELEMENTS + 64) if rounded else 0
     assert max(peaks) < part + 4096

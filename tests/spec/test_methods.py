@@ -1,4 +1,4 @@
-"""Samplers, order, pruners, goals and given trials as the file says them."""
+"""Samplers, order, pruners, objectives and manual trials as the file says them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator.spec.loading.serialization import dump
-from orchestrator.spec.objectives import Goal
+from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import HyperbandPruner, MedianPruner, PatientPruner, SuccessiveHalvingPruner
-from orchestrator.spec.samplers import Asap, Reproducible, StagedSampler, TpeSampler, stages
+from orchestrator.spec.samplers import Asap, Reproducible, StagedSampler, TpeSampler, stage_paths
 from orchestrator.spec.sweep_spec import SweepSpec
 
 Load = Callable[..., SweepSpec]
@@ -38,10 +38,10 @@ def test_rungs_in_updates_or_shares(load_text: Load, findings: Findings) -> None
     assert spec.pruner == SuccessiveHalvingPruner(rungs=(0.25, 0.5))
     spec = load_text("pruner: {kind: hyperband, min_resource: 20}")
     assert spec.pruner == HyperbandPruner(min_resource=20)
-    (said,) = findings("pruner: {kind: successive_halving, rungs: [0.5, 20]}")
-    assert "rungs are all updates or all shares" in said
-    (said,) = findings("pruner: {kind: hyperband, min_resource: 2.5}")
-    assert "2.5 is neither a number of updates (1, 2, ...) nor a share of the training" in said
+    (messages,) = findings("pruner: {kind: successive_halving, rungs: [0.5, 20]}")
+    assert "rungs are all updates or all shares" in messages
+    (messages,) = findings("pruner: {kind: hyperband, min_resource: 2.5}")
+    assert "2.5 is neither a number of updates (1, 2, ...) nor a share of the training" in messages
 
 
 WRONG = {
@@ -83,18 +83,18 @@ WRONG = {
 
 @pytest.mark.parametrize("name", WRONG)
 def test_what_is_wrong_is_said_with_its_line(findings: Findings, name: str) -> None:
-    text, wanted = WRONG[name]
-    said = findings(text)
-    assert any(wanted in one for one in said), said
-    assert all(one.startswith("sweep.yaml:") for one in said)
+    text, expected = WRONG[name]
+    messages = findings(text)
+    assert any(expected in one for one in messages), messages
+    assert all(one.startswith("sweep.yaml:") for one in messages)
 
 
 def test_several_goals_in_both_directions(load_text: Load) -> None:
     spec = load_text("maximize: [eval_accuracies/logp, eval_margins/logp]\nminimize: eval_nll_loss")
-    assert spec.goals == (
-        Goal(metric="eval_accuracies/logp", direction="maximize"),
-        Goal(metric="eval_margins/logp", direction="maximize"),
-        Goal(metric="eval_nll_loss", direction="minimize"),
+    assert spec.objectives == (
+        Objective(metric="eval_accuracies/logp", direction="maximize"),
+        Objective(metric="eval_margins/logp", direction="maximize"),
+        Objective(metric="eval_nll_loss", direction="minimize"),
     )
 
 
@@ -123,10 +123,10 @@ def test_given_trials_may_lie_outside(load_text: Load) -> None:
 def test_stages_by_what_is_searched(load_text: Load, search: str, wanted: Any) -> None:
     spec = load_text(f"search: {{{search}}}\nsampler: staged")
     assert isinstance(spec.sampler, StagedSampler)
-    assert stages(spec.sampler, spec.search) == wanted
+    assert stage_paths(spec.sampler, spec.search) == wanted
 
 
 def test_storage_is_a_key_of_the_file(load_text: Load) -> None:
     spec = load_text("storage: postgresql+psycopg://user@host/db")
     assert spec.storage == "postgresql+psycopg://user@host/db"
-    assert "storage: postgresql+psycopg://user@host/db" in dump(spec)
+    assert "storage: postgresql+psycopg://user@host/db" in dump_spec(spec)

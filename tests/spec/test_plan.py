@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import DataError
-from orchestrator.spec.estimates.input_sizes import Rows, count_rows
-from orchestrator.spec.estimates.sweep_plan import Plan, Span, plan, total_trials
+from orchestrator.spec.estimates.input_sizes import RowCounts, count_rows
+from orchestrator.spec.estimates.sweep_plan import IntRange, SweepPlan, make_plan, total_trials
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import DataConfig
 
 Load = Callable[..., SweepSpec]
-KNOWN = Rows(1000, 100, exact=True)
+KNOWN = RowCounts(1000, 100, exact=True)
 
 
-def planned(spec: SweepSpec, rows: Rows = KNOWN, concurrency: int | None = 4) -> Plan:
-    return plan(spec, Path("runs"), rows, concurrency=concurrency, tracking="sqlite:///runs/mlflow.db")
+def planned(spec: SweepSpec, rows: RowCounts = KNOWN, concurrency: int | None = 4) -> SweepPlan:
+    return make_plan(spec, Path("runs"), rows, concurrency=concurrency, tracking="sqlite:///runs/mlflow.db")
 
 
 def test_numbers(load_text: Load) -> None:
     found = planned(load_text("search: {loss.beta: [2.0, 2.5], training.num_train_epochs: [1, 2, 3]}"))
     assert (found.trials, found.grid, found.concurrency) == (6, 6, 4)
-    assert found.updates_per_trial == Span(7, 23)
-    assert found.pairs_per_trial == Span(7 * 128, 23 * 128)
+    assert found.updates_per_trial == IntRange(7, 23)
+    assert found.pairs_per_trial == IntRange(7 * 128, 23 * 128)
     assert found.tokens_per_trial_at_most == 23 * 128 * 2 * 1024
     assert found.tokens_at_most == found.tokens_per_trial_at_most * 6
     assert len(found.corners) == 4
@@ -49,19 +49,19 @@ def test_total_trials(load_text: Load) -> None:
 
 
 def test_unknown_rows(load_text: Load) -> None:
-    unknown = Rows(None, None, exact=True)
+    unknown = RowCounts(None, None, exact=True)
     assert planned(load_text(""), unknown).updates_per_trial is None
-    assert planned(load_text("", "training.max_steps=5"), unknown).updates_per_trial == Span(5, 5)
+    assert planned(load_text("", "training.max_steps=5"), unknown).updates_per_trial == IntRange(5, 5)
 
 
 def test_too_few_pairs(load_text: Load) -> None:
     with pytest.raises(DataError, match="fewer than one update"):
-        planned(load_text(""), Rows(100, 10, exact=True))
+        planned(load_text(""), RowCounts(100, 10, exact=True))
 
 
 def test_everything_written_lies_under_the_root(load_text: Load) -> None:
-    places = [place.path for place in planned(load_text("")).writes]
-    assert all(place.startswith(("runs/", "sqlite:///runs/")) for place in places)
+    paths = [path.path for path in planned(load_text("")).writes]
+    assert all(path.startswith(("runs/", "sqlite:///runs/")) for path in paths)
 
 
 def test_rows_are_counted_without_reading_them(tmp_path: Path) -> None:
@@ -75,9 +75,11 @@ def test_rows_are_counted_without_reading_them(tmp_path: Path) -> None:
 def test_rows_of_mixes_and_splits() -> None:
     generated = {"generated": "instructions", "rows": 100}
     split = count_rows(DataConfig.model_validate({"train": [generated], "max_train_rows": 50}))
-    assert split == Rows(50, 10, exact=False)
+    assert split == RowCounts(50, 10, exact=False)
     mixed = [generated | {"weight": 1.0}, generated | {"seed": 1, "weight": 3.0}]
-    assert count_rows(DataConfig.model_validate({"train": mixed, "eval": [generated]})) == Rows(133, 100, exact=True)
+    assert count_rows(DataConfig.model_validate({"train": mixed, "eval": [generated]})) == RowCounts(
+        133, 100, exact=True
+    )
 
 
 def test_rows_of_a_downloaded_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.spec.loading.loader import loads
-from orchestrator.spec.loading.serialization import dump, spec_hash
-from orchestrator.spec.loading.yaml_document import parse
+from orchestrator.spec.loading.loader import load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec, spec_hash
+from orchestrator.spec.loading.yaml_document import parse_document
 from orchestrator.spec.sweep_spec import SweepSpec
 
 TEXT = st.one_of(
@@ -92,13 +92,13 @@ def specs(draw: st.DrawFn) -> SweepSpec:
 @given(specs())
 @settings(max_examples=40, deadline=None)
 def test_a_sweep_survives_its_file(spec: SweepSpec) -> None:
-    text = dump(spec)
-    again = loads(text, Path("/"))
+    text = dump_spec(spec)
+    again = load_spec_text(text, Path("/"))
     assert again == spec
     assert spec_hash(again) == spec_hash(spec)
-    assert dump(again) == text
+    assert dump_spec(again) == text
     # YAML 1.1's readers, PyYAML among them, see the same values.
-    assert _lists(parse(text, "f").value) == yaml.safe_load(text)
+    assert _lists(parse_document(text, "f").value) == yaml.safe_load(text)
 
 
 def test_the_hash_is_of_the_meaning(load_text: Any) -> None:

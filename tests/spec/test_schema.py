@@ -10,7 +10,7 @@ import pytest
 
 import sweeps
 from orchestrator.spec.loading.serialization import schema
-from orchestrator.spec.loading.yaml_document import parse
+from orchestrator.spec.loading.yaml_document import parse_document
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
@@ -74,7 +74,7 @@ def test_what_is_wrong_is_seen(name: str) -> None:
 
 
 def _errors(text: str) -> list[str]:
-    return [error.json_path for error in VALIDATOR.iter_errors(_json(parse(text, "f").value))]
+    return [error.json_path for error in VALIDATOR.iter_errors(_json(parse_document(text, "f").value))]
 
 
 def _json(value: Any) -> Any:

@@ -12,16 +12,15 @@ import pytest
 import torch
 
 from dashboards.terminal.command_output import print_plan
-from orchestrator.commands.local_plan import plan_here
+from orchestrator.commands.local_plan import plan_locally
 from orchestrator.errors import SpecError
 from orchestrator.execution.local_cluster import Machine, Slots, slots_on
-from orchestrator.execution.workers.session_factory import for_slots
-from orchestrator.spec.estimates.cost_estimate import Machine as CostMachine
-from orchestrator.spec.estimates.cost_estimate import check_share, sharing_of
-from orchestrator.spec.estimates.gpu_memory import GB, memory, most_trials
-from orchestrator.spec.estimates.input_sizes import shape_of
+from orchestrator.execution.workers.session_factory import session_factory
+from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, trials_per_process
+from orchestrator.spec.estimates.gpu_memory import GB, max_trials_per_gpu, memory
+from orchestrator.spec.estimates.input_sizes import model_shape
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.distributed.processes import keep_to_share
+from trainer.distributed.processes import limit_gpu_memory
 
 TEXT = """
 base:
@@ -56,35 +55,35 @@ def test_a_whole_gpu_or_one_that_is_not_known_is_not_judged(load_text: Callable[
 
 
 def test_plan_refuses_it_and_reckons_with_the_share(load_text: Callable[..., SweepSpec], tmp_path: Path) -> None:
-    machine = CostMachine(gpu_memory=80 * GB)
+    machine = GpuAssumptions(gpu_memory=80 * GB)
     quarter = load_text(TEXT, "resources.gpus_per_trial=0.25", "resources.trials_per_process=1")
     with pytest.raises(SpecError, match="too little"):
-        plan_here(quarter, tmp_path, (), machine)
-    half = plan_here(load_text(TEXT, "resources.gpus_per_trial=0.5"), tmp_path, (), machine).estimate
-    whole = plan_here(load_text(TEXT, "resources.gpus_per_trial=1"), tmp_path, (), machine).estimate
+        plan_locally(quarter, tmp_path, (), machine)
+    half = plan_locally(load_text(TEXT, "resources.gpus_per_trial=0.5"), tmp_path, (), machine).estimate
+    complete = plan_locally(load_text(TEXT, "resources.gpus_per_trial=1"), tmp_path, (), machine).estimate
     assert half is not None
-    assert whole is not None
+    assert complete is not None
     assert half.place == "0.5 of a GPU of 80 GB"
-    assert (half.tokens_per_micro_batch or 0) < (whole.tokens_per_micro_batch or 0)
+    assert (half.tokens_per_micro_batch or 0) < (complete.tokens_per_micro_batch or 0)
 
 
 def test_a_worker_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """What torch is told; there is no GPU here to try it on."""
-    said: list[float] = []
+    messages: list[float] = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", said.append)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", messages.append)
 
     def opened(cache: Path) -> Any:
         return cache
 
-    assert for_slots(opened, Slots(2, 0.5, 1))(tmp_path) == tmp_path
-    assert said == [0.5]
+    assert session_factory(opened, Slots(2, 0.5, 1))(tmp_path) == tmp_path
+    assert messages == [0.5]
     for alone in (Slots(2, 1.0, 1), Slots(2, 0.0, 1)):
-        assert for_slots(opened, alone) is opened
-    assert isinstance(for_slots(opened, Slots(1, 2.0, 1, processes=2)), functools.partial)
+        assert session_factory(opened, alone) is opened
+    assert isinstance(session_factory(opened, Slots(1, 2.0, 1, processes=2)), functools.partial)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    keep_to_share(0.5)
-    assert said == [0.5]
+    limit_gpu_memory(0.5)
+    assert messages == [0.5]
 
 
 # --- several in one process, over one frozen model -------------------------------------------------------------------
@@ -93,14 +92,14 @@ def test_a_worker_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_each_further_trial_in_a_process_takes_its_adapters_and_moments(load_text: Callable[..., SweepSpec]) -> None:
     """SPEED.md's 0.5 GB: 41.9 million weights of 12 bytes."""
     config = load_text(TEXT).base
-    shape = shape_of(config.model)
+    shape = model_shape(config.model)
     assert shape is not None
     one, two = (memory(config, shape, 4096, trials=n).total for n in (1, 2))
     assert two - one == 12 * shape.adapters(16)
     assert two - one == pytest.approx(0.50 * GB, rel=0.01)
-    copies, over_one = most_trials(config, shape, 80 * GB)
+    copies, over_one = max_trials_per_gpu(config, shape, 80 * GB)
     assert (copies, over_one) == (3, int((0.9 * 80 * GB - memory(config, shape, 4096).total) // (two - one)) + 1)
-    assert most_trials(config, shape, 10 * GB) == (0, 0)
+    assert max_trials_per_gpu(config, shape, 10 * GB) == (0, 0)
 
 
 @pytest.mark.parametrize(("share", "trials"), [(1, 1), (0.5, 1), (0.25, 2), (0.125, 4), (0.0625, 8)])
@@ -108,18 +107,22 @@ def test_as_few_share_a_process_as_let_all_fit_the_gpu(
     share: float, trials: int, load_text: Callable[..., SweepSpec]
 ) -> None:
     spec = load_text(TEXT, f"resources.gpus_per_trial={share}")
-    assert sharing_of(spec, 80 * GB) == trials
+    assert trials_per_process(spec, 80 * GB) == trials
     check_share(spec, 80 * GB)
-    assert sharing_of(spec, 8000 * GB) == 1
-    assert sharing_of(spec, None) == 1, "no GPU, or one that is not known"
+    assert trials_per_process(spec, 8000 * GB) == 1
+    assert trials_per_process(spec, None) == 1, "no GPU, or one that is not known"
     slots = slots_on(spec, [Machine(16, 1)], gpu_memory=80 * GB)
-    assert (slots.count, slots.sharing, slots.hosts) == (round(1 / share), trials, round(1 / share) // trials)
-    assert slots.share == (share * trials if share * trials < 1 else None)
+    assert (slots.count, slots.trials_per_process, slots.shared_processes) == (
+        round(1 / share),
+        trials,
+        round(1 / share) // trials,
+    )
+    assert slots.gpu_fraction == (share * trials if share * trials < 1 else None)
 
 
 def test_what_fits_no_process_at_all_is_refused_as_ever(load_text: Callable[..., SweepSpec]) -> None:
     spec = load_text(TEXT, "resources.gpus_per_trial=0.25")
-    assert sharing_of(spec, 8 * GB) == 1
+    assert trials_per_process(spec, 8 * GB) == 1
     with pytest.raises(SpecError, match=r"0\.25 is too little"):
         check_share(spec, 8 * GB)
     with pytest.raises(SpecError, match=r"200 is too many: by formula one pair beside 199 more trials takes \d+ GB"):
@@ -132,7 +135,7 @@ def test_what_fits_no_process_at_all_is_refused_as_ever(load_text: Callable[...,
 def test_auto_leaves_each_its_process_where_they_cannot_share_one(
     change: str, load_text: Callable[..., SweepSpec]
 ) -> None:
-    assert sharing_of(load_text(TEXT, "resources.gpus_per_trial=0.125", change), 80 * GB) == 1
+    assert trials_per_process(load_text(TEXT, "resources.gpus_per_trial=0.125", change), 80 * GB) == 1
 
 
 def test_every_reason_against_it_is_said_at_once(load_text: Callable[..., SweepSpec]) -> None:
@@ -146,8 +149,8 @@ resources: {trials_per_process: 4}
         load_text(text)
     found = {finding.problem: finding for finding in caught.value.findings}
     assert list(found) == [
-        f"4 trials cannot train over one frozen model: {why}"
-        for why in (
+        f"4 trials cannot train over one frozen model: {reason}"
+        for reason in (
             "lora: trials without it change the model's own weights",
             "engine: trl's trainers take one trial in a process",
             "model.revision: its values are models of their own",
@@ -175,15 +178,20 @@ def test_numbers_that_make_no_process(wanted: str, said: str, load_text: Callabl
 
 def test_the_slots_of_processes_that_are_shared(load_text: Callable[..., SweepSpec]) -> None:
     four = load_text(TEXT, "resources.trials_per_process=4")
-    assert slots_on(four, [Machine(8, 0)]) == Slots(8, 0.0, 4, sharing=4)
+    assert slots_on(four, [Machine(8, 0)]) == Slots(8, 0.0, 4, trials_per_process=4)
     on_gpus = slots_on(four, [Machine(8, 2)], gpu_memory=80 * GB)
-    assert (on_gpus.count, on_gpus.gpus, on_gpus.hosts, on_gpus.of_process["GPU"]) == (8, 0.25, 2, 1.0)
+    assert (on_gpus.count, on_gpus.gpus, on_gpus.shared_processes, on_gpus.process_resources["GPU"]) == (
+        8,
+        0.25,
+        2,
+        1.0,
+    )
     assert on_gpus.bundles == [{"CPU": 0.0, "slot": 1.0}]
     joined = slots_on(four, [Machine(8, 1), Machine(3, 1)], shared=True)
-    assert (joined.count, joined.of_process) == (4, {"CPU": 3.96, "GPU": 1.0})
+    assert (joined.count, joined.process_resources) == (4, {"CPU": 3.96, "GPU": 1.0})
     assert joined.bundles == [{"CPU": 0.0001}]
     few = slots_on(load_text(TEXT, "resources.trials_per_process=4", "budget.concurrency=1"), [Machine(8, 0)])
-    assert (few.count, few.sharing) == (1, 1)
+    assert (few.count, few.trials_per_process) == (1, 1)
     with pytest.raises(SpecError, match="4 trials in one process ask for 4 CPUs and 0 GPUs; this machine has 2 CPUs"):
         slots_on(four, [Machine(2, 0)])
 
@@ -191,19 +199,19 @@ def test_the_slots_of_processes_that_are_shared(load_text: Callable[..., SweepSp
 def test_the_plan_says_how_many_fit_both_ways(
     load_text: Callable[..., SweepSpec], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    machine = CostMachine(gpu_memory=80 * GB)
-    made = plan_here(load_text(TEXT, "resources.gpus_per_trial=0.25"), tmp_path, (), machine)
+    machine = GpuAssumptions(gpu_memory=80 * GB)
+    made = plan_locally(load_text(TEXT, "resources.gpus_per_trial=0.25"), tmp_path, (), machine)
     assert made.estimate is not None
     assert made.estimate.place == "0.5 of a GPU of 80 GB for 2 trials"
     assert made.estimate.trials_on_a_gpu == (3, 99)
     print_plan(made)
     assert "3 with a copy of the model each, 99 over one frozen model" in " ".join(capsys.readouterr().out.split())
-    full = plan_here(load_text(TEXT, "base.lora=null"), tmp_path, (), machine)
+    full = plan_locally(load_text(TEXT, "base.lora=null"), tmp_path, (), machine)
     assert full.estimate is not None
     assert full.estimate.trials_on_a_gpu is None
 
 
 def test_how_trials_are_put_into_processes_is_no_part_of_them(load_text: Callable[..., SweepSpec]) -> None:
     one, four = load_text(TEXT), load_text(TEXT, "resources.trials_per_process=4")
-    assert one.base.identity() == four.base.identity()
+    assert one.base.canonical_params() == four.base.canonical_params()
     assert one.resources != four.resources

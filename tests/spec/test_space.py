@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from orchestrator.spec.search.corners import as_leaves, extremes, problems, spread
+from orchestrator.spec.search.corners import extreme_space, find_corner_problems, sample_corners, with_typed_values
 from orchestrator.spec.search.space import Grid, SearchSpace
-from orchestrator.spec.search.trial_params import NoSuchLeaf, place
+from orchestrator.spec.search.trial_params import UnknownPath, apply_params
 from trainer.config.loss_config import DpoLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 
@@ -58,12 +58,12 @@ def test_conditions_on_conditions() -> None:
         ("loss.kind", "loss.loss_type"),
         ("loss.kind",),
     }
-    drawn = {"loss.kind": "dpo", "loss.loss_type": "sigmoid", "loss.label_smoothing": 0.1}
-    assert nested.active(drawn) == {"loss.kind": "dpo"}
+    sampled = {"loss.kind": "dpo", "loss.loss_type": "sigmoid", "loss.label_smoothing": 0.1}
+    assert nested.active(sampled) == {"loss.kind": "dpo"}
 
 
 def test_a_large_grid_is_reached_without_building_it() -> None:
-    huge = space(**{f"training__{leaf}": list(range(1, 1001)) for leaf in ("seed", "max_steps", "eval_steps")})
+    huge = space(**{f"training__{path}": list(range(1, 1001)) for path in ("seed", "max_steps", "eval_steps")})
     assert huge.size() == 10**9
     assert huge.grid_point(10**9 - 1) == {
         "training.seed": 1000,
@@ -77,12 +77,12 @@ def test_a_large_grid_is_reached_without_building_it() -> None:
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=4), st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_every_combination_comes_once(lengths: list[int], conditional: bool) -> None:
-    leaves = ["training.seed", "training.max_steps", "training.eval_steps", "training.save_steps"]
+    params = ["training.seed", "training.max_steps", "training.eval_steps", "training.save_steps"]
     dimensions: dict[str, Any] = {}
     for i, length in enumerate(lengths):
-        dimensions[leaves[i]] = {"choice": list(range(1, length + 1))}
+        dimensions[params[i]] = {"choice": list(range(1, length + 1))}
         if conditional and i > 0:
-            dimensions[leaves[i]]["when"] = {leaves[0]: 1}
+            dimensions[params[i]]["when"] = {params[0]: 1}
     grid = points(SearchSpace.model_validate({"dimensions": dimensions}))
     rest = math.prod(lengths[1:])
     assert len(grid) == (rest + lengths[0] - 1 if conditional else rest * lengths[0])
@@ -174,40 +174,40 @@ def test_a_condition_must_be_able_to_hold() -> None:
 
 def test_a_drawn_margin_clears_the_other_name(base: TrialConfig) -> None:
     ratio = base.model_copy(update={"loss": SimpoLoss(gamma_beta_ratio=0.5)})
-    assert place(ratio, {"loss.gamma": 1.2}).loss == SimpoLoss(gamma=1.2)
+    assert apply_params(ratio, {"loss.gamma": 1.2}).loss == SimpoLoss(gamma=1.2)
     gamma = base.model_copy(update={"loss": SimpoLoss(gamma=1.0)})
-    assert place(gamma, {"loss.gamma_beta_ratio": 0.4}).loss == SimpoLoss(gamma_beta_ratio=0.4)
+    assert apply_params(gamma, {"loss.gamma_beta_ratio": 0.4}).loss == SimpoLoss(gamma_beta_ratio=0.4)
 
 
 def test_another_kind_starts_from_its_own_defaults(base: TrialConfig) -> None:
     tuned = base.model_copy(update={"loss": SimpoLoss(beta=10.0)})
-    assert place(tuned, {"loss.kind": "dpo"}).loss == DpoLoss()
-    assert place(tuned, {"loss.kind": "dpo", "loss.beta": 0.05}).loss == DpoLoss(beta=0.05)
-    assert place(tuned, {"loss.kind": "simpo"}).loss == SimpoLoss(beta=10.0)
+    assert apply_params(tuned, {"loss.kind": "dpo"}).loss == DpoLoss()
+    assert apply_params(tuned, {"loss.kind": "dpo", "loss.beta": 0.05}).loss == DpoLoss(beta=0.05)
+    assert apply_params(tuned, {"loss.kind": "simpo"}).loss == SimpoLoss(beta=10.0)
 
 
 def test_only_active_leaves_are_placed(base: TrialConfig) -> None:
-    drawn = {"loss.kind": "dpo", "loss.gamma": 0.5, "training.seed": 1}
-    assert METHODS.place(base, drawn).loss == DpoLoss()
+    sampled = {"loss.kind": "dpo", "loss.gamma": 0.5, "training.seed": 1}
+    assert METHODS.apply(base, sampled).loss == DpoLoss()
 
 
 def test_a_path_must_be_a_leaf(base: TrialConfig) -> None:
-    with pytest.raises(NoSuchLeaf, match=r"did you mean loss\.beta"):
-        place(base, {"loss.bta": 1.0})
-    with pytest.raises(NoSuchLeaf, match="lora is null"):
-        place(base, {"lora.r": 8})
-    with pytest.raises(NoSuchLeaf, match="is a group"):
-        place(base, {"training": 1})
+    with pytest.raises(UnknownPath, match=r"did you mean loss\.beta"):
+        apply_params(base, {"loss.bta": 1.0})
+    with pytest.raises(UnknownPath, match="lora is null"):
+        apply_params(base, {"lora.r": 8})
+    with pytest.raises(UnknownPath, match="is a group"):
+        apply_params(base, {"training": 1})
 
 
 @given(st.floats(1e-3, 1e3), st.floats(0, 10), st.floats(1e-9, 1e-2))
 @settings(max_examples=30, deadline=None)
 def test_what_is_placed_is_what_is_logged(beta: float, gamma: float, rate: float) -> None:
     base = TrialConfig.model_validate({"model": "m", "data": {"train": "rows.jsonl"}})
-    drawn = {"loss.beta": beta, "loss.gamma": gamma, "training.learning_rate": rate}
-    leaves = place(base, drawn).leaves()
-    assert {path: leaves[path] for path in drawn} == drawn
-    assert leaves["loss.gamma_beta_ratio"] == gamma / beta
+    sampled = {"loss.beta": beta, "loss.gamma": gamma, "training.learning_rate": rate}
+    params = apply_params(base, sampled).flat_params()
+    assert {path: params[path] for path in sampled} == sampled
+    assert params["loss.gamma_beta_ratio"] == gamma / beta
 
 
 # --- equal points, corners -------------------------------------------------------------------------------------------
@@ -217,30 +217,32 @@ def test_equal_points_come_once_and_are_told(base: TrialConfig) -> None:
     grid = Grid(space(loss__beta=[2, 2.5, 2.0], loss__gamma=[None, 0.5]), base)
     # gamma left out is 0.25 * beta: with beta 2 that is 0.5, the same trial written twice.
     assert [tuple(p.values()) for p in grid] == [(2, None), (2.5, None), (2.5, 0.5)]
-    assert [kept for _, kept in grid.equal] == [{"loss.beta": 2, "loss.gamma": None}] * 3
+    assert [stored for _, stored in grid.equal] == [{"loss.beta": 2, "loss.gamma": None}] * 3
     assert grid.count() == 3
-    assert grid.point(3) is None
+    assert grid.params_at(3) is None
 
 
 def test_the_ratio_and_the_margin_are_one_identity(base: TrialConfig) -> None:
-    gamma = place(base, {"loss.beta": 2.5, "loss.gamma": 1.4})
-    ratio = place(base, {"loss.beta": 2.5, "loss.gamma_beta_ratio": 0.56})
-    assert gamma.identity() == ratio.identity()
+    gamma = apply_params(base, {"loss.beta": 2.5, "loss.gamma": 1.4})
+    ratio = apply_params(base, {"loss.beta": 2.5, "loss.gamma_beta_ratio": 0.56})
+    assert gamma.canonical_params() == ratio.canonical_params()
 
 
 def test_every_end_is_tried(base: TrialConfig) -> None:
     wrong = space(
         loss__beta={"uniform": (0.0, 2.0)}, training__max_steps={"int_uniform": (0, 4)}, loss__gamma=[1.0, -1.0]
     )
-    said = {(p.path, p.value): p.problem for p in problems(wrong, base)}
-    assert set(said) == {("loss.beta", 0.0), ("training.max_steps", 0), ("loss.gamma", -1.0)}
-    assert said["training.max_steps", 0] == "must be at least 1, not 0"
+    messages = {(p.path, p.value): p.problem for p in find_corner_problems(wrong, base)}
+    assert set(messages) == {("loss.beta", 0.0), ("training.max_steps", 0), ("loss.gamma", -1.0)}
+    assert messages["training.max_steps", 0] == "must be at least 1, not 0"
 
 
 def test_values_that_cannot_meet(base: TrialConfig) -> None:
-    (problem,) = problems(space(loss__loss_type=["sigmoid", "hinge"], loss__label_smoothing=[0.0, 0.1]), base)
+    (problem,) = find_corner_problems(
+        space(loss__loss_type=["sigmoid", "hinge"], loss__label_smoothing=[0.0, 0.1]), base
+    )
     assert "label_smoothing has no meaning with loss_type hinge" in problem.problem
-    (problem,) = problems(space(loss__kind=["simpo", "dpo"], loss__gamma=[0.5]), base)
+    (problem,) = find_corner_problems(space(loss__kind=["simpo", "dpo"], loss__gamma=[0.5]), base)
     assert (problem.path, "when" in problem.hint) == ("loss.gamma", True)
 
 
@@ -248,20 +250,20 @@ def test_values_that_cannot_meet(base: TrialConfig) -> None:
     ("leaf", "value"), [("training__max_steps", True), ("loss__beta", "2.0"), ("training__bf16", "no")]
 )
 def test_a_value_is_of_its_leafs_type(base: TrialConfig, leaf: str, value: Any) -> None:
-    (problem,) = problems(space(**{leaf: [value]}), base)
+    (problem,) = find_corner_problems(space(**{leaf: [value]}), base)
     assert "write" in problem.problem
 
 
 def test_values_become_their_leafs(base: TrialConfig) -> None:
-    typed = as_leaves(space(loss__beta=[2, 2.5], zipped=[{"training.max_steps": (1.0, 2.0)}]), base)
-    assert [type(v) for v in typed.listed("loss.beta")] == [float, float]
-    assert [type(v) for v in typed.listed("training.max_steps")] == [int, int]
+    typed = with_typed_values(space(loss__beta=[2, 2.5], zipped=[{"training.max_steps": (1.0, 2.0)}]), base)
+    assert [type(v) for v in typed.listed_values("loss.beta")] == [float, float]
+    assert [type(v) for v in typed.listed_values("training.max_steps")] == [int, int]
 
 
 def test_corners_of_a_large_search_are_spread(base: TrialConfig) -> None:
     wide = space(training__seed=list(range(1, 101)), training__max_steps=list(range(1, 101)))
-    tried = list(spread(wide.corners()))
+    tried = list(sample_corners(wide.corners()))
     assert len(tried) == 512
     assert tried[0] == {"training.seed": 1, "training.max_steps": 1}
     assert tried[-1] == {"training.seed": 100, "training.max_steps": 100}
-    assert len(extremes(wide)) == 4
+    assert len(extreme_space(wide)) == 4

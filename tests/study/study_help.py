@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.sweep_spec import Budget, Goal, GridSampler, SweepSpec
+from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialState
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 MEMORY = Path("/dev/shm")
 METRIC = "eval_accuracies/logp"
@@ -29,7 +29,7 @@ def make_spec(search: dict[str, Any] | None = None, zipped: Any = (), **more: An
         "base": BASE,
         "search": SearchSpace.model_validate(space),
         "sampler": GridSampler(),
-        "goal": Goal(metric=METRIC, direction="maximize"),
+        "goal": Objective(metric=METRIC, direction="maximize"),
         "budget": Budget(),
     }
     return SweepSpec.model_validate(given | more)
@@ -39,5 +39,5 @@ def bug(text: str) -> Outcome:
     return Outcome(TrialState.FAILED, text, FailureKind.BUG)
 
 
-def evaluated(step: int, value: float, **more: float) -> Point:
-    return Point(step, {METRIC: value, **more})
+def evaluated(step: int, value: float, **more: float) -> StepMetrics:
+    return StepMetrics(step, {METRIC: value, **more})

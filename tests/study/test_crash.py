@@ -17,7 +17,7 @@ from orchestrator.errors import NetworkDisk, StorageRefused
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.database import study_database
-from orchestrator.study.database.repository import Ledger
+from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 
@@ -29,10 +29,10 @@ SPEC = make_spec(budget=Budget(trials=4))
 def drive(folder: SweepFolder) -> None:
     """A driver with perfect workers: each step is told once more after a restart, as a checkpoint would."""
     with Study.open(folder) as study:
-        for trial in iter(study.claim, None):
+        for trial in iter(study.ask, None):
             for step in range(STEPS):
-                study.observe(trial, [evaluated(step, step / 10 + trial.number)])
-            study.close(trial, COMPLETE)
+                study.report(trial, [evaluated(step, step / 10 + trial.number)])
+            study.tell(trial, COMPLETE)
 
 
 def forked(work: Callable[[], None]) -> int:
@@ -58,17 +58,17 @@ def assert_whole(folder: SweepFolder) -> None:
         assert [t.state for t in trials] == [TrialState.COMPLETE] * 4
         assert [t.value for t in trials] == [pytest.approx(0.5 + n) for n in range(4)]
         for trial in trials:
-            told = study.points(trial.number)
-            assert told == [evaluated(step, step / 10 + trial.number) for step in range(STEPS)]
-        endings = [e.trial for e in study.events() if e.kind == "complete"]
-        assert sorted(endings) == [0, 1, 2, 3]
+            logged = study.metric_history(trial.number)
+            assert logged == [evaluated(step, step / 10 + trial.number) for step in range(STEPS)]
+        results = [e.trial for e in study.events() if e.kind == "complete"]
+        assert sorted(results) == [0, 1, 2, 3]
 
 
 INSIDE = [
-    (Ledger, "new_driver"),
-    (Ledger, "worked"),
-    (Ledger, "add_points"),
-    (Ledger, "add_event"),
+    (SweepRepository, "add_driver"),
+    (SweepRepository, "set_driver_seconds"),
+    (SweepRepository, "add_metrics"),
+    (SweepRepository, "add_event"),
     (RDBStorage, "create_new_trial"),
     (RDBStorage, "set_trial_intermediate_value"),
     (RDBStorage, "set_trial_user_attr"),
@@ -129,9 +129,9 @@ def test_a_reader_sees_whole_steps_while_the_driver_writes(template: Template, t
             assert now >= steps, "a step was seen and then was gone"
             for trial in trials:
                 assert (trial.value is not None) == (trial.state is TrialState.COMPLETE)
-                told = [p.step for p in reader.points(trial.number)]
-                assert told == list(range(len(told)))
-                assert len(told) > trial.step or not trial.metrics
+                logged = [p.step for p in reader.metric_history(trial.number)]
+                assert logged == list(range(len(logged)))
+                assert len(logged) > trial.step or not trial.metrics
             steps, seen = now, seen + 1
     assert seen > 3
     assert_whole(folder)
@@ -141,26 +141,26 @@ def test_other_terminals_may_ask_while_the_driver_writes(template: Template, tmp
     folder = template(tmp_path, SPEC)
     child = forked(lambda: drive(folder))
     with Study.open(folder) as other:
-        asked = [other.request("prune", str(i), trial=0) for i in range(20)]
+        requested = [other.add_request("prune", str(i), trial=0) for i in range(20)]
     assert status(child) == 0
     with Study.open(folder) as study:
-        assert [r.seq for r in study.requests()] == asked
+        assert [r.seq for r in study.requests()] == requested
     assert_whole(folder)
 
 
 def test_an_error_inside_leaves_the_study_usable(template: Template, tmp_path: Path) -> None:
     folder = template(tmp_path, SPEC)
     with Study.open(folder) as study:
-        trial = study.claim()
+        trial = study.ask()
         assert trial is not None
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(RDBStorage, "set_trial_state_values", _fails)
-            study.observe(trial, [evaluated(1, 0.5)])
+            study.report(trial, [evaluated(1, 0.5)])
             with pytest.raises(ZeroDivisionError):
-                study.close(trial, COMPLETE)
+                study.tell(trial, COMPLETE)
         assert study.trials()[0].state is TrialState.RUNNING
         assert study.trials()[0].finished_at is None
-        assert study.close(trial, COMPLETE).value == 0.5
+        assert study.tell(trial, COMPLETE).value == 0.5
 
 
 def test_a_full_disk_is_a_refusal_in_words_and_loses_nothing(template: Template, tmp_path: Path) -> None:
@@ -170,33 +170,33 @@ def test_a_full_disk_is_a_refusal_in_words_and_loses_nothing(template: Template,
         import resource
 
         with Study.open(folder) as study:
-            trial = study.claim()
+            trial = study.ask()
             assert trial is not None
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             wal = folder.database.with_name("study.db-wal")
             resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size, resource.RLIM_INFINITY))
             try:
                 for step in range(100):
-                    study.observe(trial, [evaluated(step, 0.1, **{f"m{i}": 0.1 for i in range(200)})])
+                    study.report(trial, [evaluated(step, 0.1, **{f"m{i}": 0.1 for i in range(200)})])
             except StorageRefused as error:
                 os._exit(42 if "hunter" not in str(error) else 43)
             os._exit(44)
 
     assert status(forked(fill)) == 42
     with Study.open(folder) as study:
-        steps = [p.step for p in study.points(0)]
+        steps = [p.step for p in study.metric_history(0)]
         assert steps == list(range(len(steps)))
 
 
 def test_sqlite_on_a_network_disk_is_refused_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_database, "filesystem", lambda path: "nfs4")
+    monkeypatch.setattr(study_database, "filesystem_type", lambda path: "nfs4")
     with pytest.raises(NetworkDisk, match=r"ORCHESTRATE_HOME.*PostgreSQL"):
         Study.create(SweepFolder(tmp_path, "s"), SPEC)
 
 
 def test_the_file_system_of_a_path_is_known() -> None:
-    assert study_database.filesystem(Path("/proc/self")) == "proc"
-    assert study_database.filesystem(Path("/")) not in ("", "proc")
+    assert study_database.filesystem_type(Path("/proc/self")) == "proc"
+    assert study_database.filesystem_type(Path("/")) not in ("", "proc")
 
 
 def _fails(*_: object, **__: object) -> None:

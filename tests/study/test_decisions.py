@@ -38,12 +38,12 @@ from orchestrator.spec.samplers import (
     StagedSampler,
     TpeSampler,
 )
-from orchestrator.spec.sweep_spec import Budget, Goal, SweepSpec
-from orchestrator.study.sampling.sampling_policy import Policy
+from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
+from orchestrator.study.sampling.sampling_policy import SamplingPolicy
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import NotYet, Outcome, Trial, TrialState
-from orchestrator.study.trial_snapshots import Known
-from trainer.results import Point
+from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
+from orchestrator.study.trial_snapshots import TrialSnapshot
+from trainer.results import StepMetrics
 
 LISTS = {
     "training.learning_rate": {"choice": [3e-7, 1e-6, 3e-6]},
@@ -101,7 +101,7 @@ def test_any_number_of_slots_gives_the_same_trials(sampler: str) -> None:
     assert one.table == two.table == four.table
     assert any(trial.state is TrialState.COMPLETE for trial in one.trials)
     if sampler not in ("grid", "staged"):
-        assert len({trial.identity for trial in one.trials}) == 14
+        assert len({trial.fingerprint for trial in one.trials}) == 14
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)
@@ -112,11 +112,11 @@ def test_any_number_of_slots_gives_the_same_verdicts(pruner: str) -> None:
     pruned = [t for t in one.trials if t.state is TrialState.PRUNED and not t.diverged]
     assert (pruned != []) == (pruner != "none")
     assert all(
-        one.reasons[t.number].startswith(f"pruned at update {max(t.course)}: {METRIC}")
+        one.reasons[t.number].startswith(f"pruned at update {max(t.curve)}: {METRIC}")
         or "best" in one.reasons[t.number]
         for t in pruned
     )
-    assert all(max(t.course) < 400 for t in pruned), "a trial that reached its end is complete"
+    assert all(max(t.curve) < 400 for t in pruned), "a trial that reached its end is complete"
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "nsgaii", "random", "qmc", "staged"])
@@ -137,20 +137,20 @@ def test_asap_never_waits_and_may_differ() -> None:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_one_trial_and_no_trial(sampler: str) -> None:
-    policy = Policy(spec_of(SAMPLERS[sampler], NoPruner()), 2)
-    first = policy.draw([])
+    policy = SamplingPolicy(spec_of(SAMPLERS[sampler], NoPruner()), 2)
+    first = policy.sample([])
     assert first is not None
-    assert policy.draw([]) == first
-    assert policy.waits_for([]) is None
-    one = Known(0, first.params, identity=first.identity, note=first.note)
-    second = policy.draw([one])
+    assert policy.sample([]) == first
+    assert policy.blocking_trial([]) is None
+    one = TrialSnapshot(0, first.params, fingerprint=first.fingerprint, note=first.note)
+    second = policy.sample([one])
     assert second is not None
-    assert second.identity != first.identity
+    assert second.fingerprint != first.fingerprint
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsgaii"])
 def test_a_sampler_that_learns_finds_better_trials_than_chance(sampler: str) -> None:
-    def value(trial: Known) -> float:
+    def value(trial: TrialSnapshot) -> float:
         rate = math.log10(trial.params["training.learning_rate"]) + 6
         return (
             -(rate**2)
@@ -159,11 +159,13 @@ def test_a_sampler_that_learns_finds_better_trials_than_chance(sampler: str) -> 
         )
 
     def mean_of_late_ones(config: Sampler) -> float:
-        policy, trials = Policy(spec_of(config, NoPruner()), 2), list[Known]()
+        policy, trials = SamplingPolicy(spec_of(config, NoPruner()), 2), list[TrialSnapshot]()
         for number in range(45):
-            drawn = policy.draw(trials)
-            assert drawn is not None
-            trial = Known(number, drawn.params, TrialState.COMPLETE, note=drawn.note, identity=drawn.identity)
+            sampled = policy.sample(trials)
+            assert sampled is not None
+            trial = TrialSnapshot(
+                number, sampled.params, TrialState.COMPLETE, note=sampled.note, fingerprint=sampled.fingerprint
+            )
             trials.append(replace(trial, values=(value(trial),)))
         return sum(t.values[0] for t in trials[30:] if t.values) / 15
 
@@ -172,20 +174,20 @@ def test_a_sampler_that_learns_finds_better_trials_than_chance(sampler: str) -> 
 
 @pytest.mark.parametrize("sampler", ["tpe", "gp", "cmaes", "nsgaii"])
 def test_diverged_failed_and_strange_trials_do_no_harm(sampler: str) -> None:
-    policy, trials = Policy(spec_of(SAMPLERS[sampler], NoPruner()), 1), list[Known]()
+    policy, trials = SamplingPolicy(spec_of(SAMPLERS[sampler], NoPruner()), 1), list[TrialSnapshot]()
     for number in range(12):
-        drawn = policy.draw(trials)
-        assert drawn is not None
-        trial = Known(number, drawn.params, note=drawn.note, identity=drawn.identity)
-        ends: list[Known] = [
-            replace(trial, state=TrialState.PRUNED, values=(-math.inf,), diverged=True, course={3: math.nan}),
+        sampled = policy.sample(trials)
+        assert sampled is not None
+        trial = TrialSnapshot(number, sampled.params, note=sampled.note, fingerprint=sampled.fingerprint)
+        ends: list[TrialSnapshot] = [
+            replace(trial, state=TrialState.PRUNED, values=(-math.inf,), diverged=True, curve={3: math.nan}),
             replace(trial, state=TrialState.FAILED),
             replace(trial, state=TrialState.PRUNED, values=None),
-            replace(trial, state=TrialState.COMPLETE, values=(0.5 + number / 100,), course={5: 0.6}),
+            replace(trial, state=TrialState.COMPLETE, values=(0.5 + number / 100,), curve={5: 0.6}),
             replace(trial, state=TrialState.COMPLETE, values=(0.9,), params={**trial.params, "loss.beta": 77.0}),
         ]
         trials.append(ends[number % 5])
-    assert policy.draw(trials) is not None
+    assert policy.sample(trials) is not None
 
 
 # --- the same through the database, with kills -----------------------------------------------------------------------
@@ -201,9 +203,9 @@ def through_the_study(folder: SweepFolder, spec: SweepSpec, slots: int, seed: in
             study.dispose()
             study = Study.open(folder)
             live.clear()
-        claimed: Trial | NotYet | None = None
+        claimed: Trial | WaitForTrial | None = None
         if len(live) < slots:
-            claimed = study.claim()
+            claimed = study.ask()
             if isinstance(claimed, Trial):
                 live[claimed.number] = (claimed, 0)
                 continue
@@ -211,28 +213,28 @@ def through_the_study(folder: SweepFolder, spec: SweepSpec, slots: int, seed: in
         if not live:
             break
         number = chance.choice(sorted(live))
-        trial, place = live[number]
+        trial, path = live[number]
         curve = world(number, trial.params)
         steps = sorted(curve.values)[3::4]  # evaluations cost a transaction each
-        point = steps[place]
-        value = curve.values[point]
+        step_metrics = steps[path]
+        value = curve.values[step_metrics]
         loss = math.nan if math.isnan(value) else 0.5
         metrics = {"loss": loss} if math.isnan(value) else {METRIC: value, "loss": loss}
-        verdict = study.observe(trial, [Point(point, metrics)])
+        decision = study.report(trial, [StepMetrics(step_metrics, metrics)])
         if kills and chance.random() < 0.05:
-            assert study.observe(trial, [Point(point, metrics)]) == verdict, "asked twice, said twice"
-        if verdict.stop:
-            study.close(trial, Outcome(TrialState.PRUNED, verdict.reason, diverged=math.isnan(value)))
-        elif point == steps[-1]:
-            study.close(trial, bug("late") if number == 2 else COMPLETE)
+            assert study.report(trial, [StepMetrics(step_metrics, metrics)]) == decision, "asked twice, said twice"
+        if decision.stop:
+            study.tell(trial, Outcome(TrialState.PRUNED, decision.reason, diverged=math.isnan(value)))
+        elif step_metrics == steps[-1]:
+            study.tell(trial, bug("late") if number == 2 else COMPLETE)
         else:
-            live[number] = (trial, place + 1)
+            live[number] = (trial, path + 1)
             continue
         del live[number]
     rows = [(t.number, dict(t.params), t.state, t.reason, t.values, t.diverged) for t in study.trials()]
-    points = [study.points(number) for number in range(len(rows))]
+    reported = [study.metric_history(number) for number in range(len(rows))]
     study.dispose()
-    return [*map(repr, rows), repr(points)]  # NaN is like NaN
+    return [*map(repr, rows), repr(reported)]  # NaN is like NaN
 
 
 SWEEPS = {
@@ -260,19 +262,19 @@ def test_killed_and_reopened_it_is_the_same_sweep(
 
 
 def test_several_goals_give_a_front(tmp_path: Path, template: Callable[[Path, SweepSpec], SweepFolder]) -> None:
-    also = (Goal(metric="eval_nll_loss", direction="minimize"),)
+    also = (Objective(metric="eval_nll_loss", direction="minimize"),)
     spec = spec_of(TpeSampler(n_startup_trials=2), NoPruner(), also=also, budget=Budget(trials=5))
     values = [(0.5, 1.0), (0.6, 2.0), (0.55, 3.0), (0.6, 1.5), (math.nan, 1.0)]
     with Study.open(template(tmp_path, spec)) as study:
         for accuracy, nll in values:
-            trial = study.claim()
+            trial = study.ask()
             assert isinstance(trial, Trial)
-            study.observe(trial, [Point(1, {METRIC: accuracy, "eval_nll_loss": nll})])
-            study.close(trial, COMPLETE)
+            study.report(trial, [StepMetrics(1, {METRIC: accuracy, "eval_nll_loss": nll})])
+            study.tell(trial, COMPLETE)
         records = study.trials()
         assert [r.values for r in records[:4]] == values[:4]
         assert records[4].state is TrialState.FAILED
-        assert [r.number for r in study.front()] == [3, 0]
+        assert [r.number for r in study.pareto_front()] == [3, 0]
         best = study.best()
         assert best is not None
         assert best.number == 3

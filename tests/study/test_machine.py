@@ -16,10 +16,10 @@ from study_help import COMPLETE, DIVERGED, GRID, MEMORY, METRIC, bug, make_spec
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.running_trial import NotHeld, TrialFinished
+from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 SPEC = make_spec(GRID)
 ENDINGS = {"complete": COMPLETE, "diverged": DIVERGED, "bug": bug("KeyError")}
@@ -48,8 +48,8 @@ class Machine(RuleBasedStateMachine):
         self.place.cleanup()
 
     @rule(target=live)
-    def claim(self) -> Any:
-        trial = self.study.claim()
+    def ask(self) -> Any:
+        trial = self.study.ask()
         lost = sorted(n for n in self.attempts if n not in self.held and n not in self.ended)
         if lost:
             assert trial is not None
@@ -65,46 +65,46 @@ class Machine(RuleBasedStateMachine):
         return trial
 
     @rule(trial=live, steps=st.lists(st.integers(0, 6), max_size=4), value=st.floats(0, 1))
-    def observe(self, trial: Trial, steps: list[int], value: float) -> None:
-        points = [Point(step, {METRIC: value, "loss": value}) for step in steps]
+    def report(self, trial: Trial, steps: list[int], value: float) -> None:
+        metrics = [StepMetrics(step, {METRIC: value, "loss": value}) for step in steps]
         if self.held.get(trial.number) != trial.attempt:
-            with pytest.raises((NotHeld, TrialFinished)):
-                self.study.observe(trial, points)
+            with pytest.raises((AttemptSuperseded, TrialFinished)):
+                self.study.report(trial, metrics)
             return
-        assert not self.study.observe(trial, points).stop
+        assert not self.study.report(trial, metrics).stop
         for step in steps:
             self.points[trial.number].setdefault(step, value)
 
     @rule(trial=live, how=st.sampled_from(sorted(ENDINGS)))
-    def close(self, trial: Trial, how: str) -> None:
+    def tell(self, trial: Trial, how: str) -> None:
         if self.held.get(trial.number) != trial.attempt:
             if self.ended.get(trial.number) is None:
-                with pytest.raises(NotHeld):
-                    self.study.close(trial, ENDINGS[how])
+                with pytest.raises(AttemptSuperseded):
+                    self.study.tell(trial, ENDINGS[how])
             return
-        record = self.study.close(trial, ENDINGS[how])
+        record = self.study.tell(trial, ENDINGS[how])
         del self.held[trial.number]
-        wanted = ENDINGS[how].state
+        expected = ENDINGS[how].state
         has_value = bool(self.points[trial.number])
-        if wanted is TrialState.COMPLETE and not has_value:
-            wanted = TrialState.FAILED
-        assert record.state is wanted
-        self.ended[trial.number] = wanted
+        if expected is TrialState.COMPLETE and not has_value:
+            expected = TrialState.FAILED
+        assert record.state is expected
+        self.ended[trial.number] = expected
 
     @rule(trial=consumes(live), target=live)
-    def reissue(self, trial: Trial) -> Any:
+    def retry(self, trial: Trial) -> Any:
         if self.held.get(trial.number) != trial.attempt:
-            with pytest.raises((NotHeld, TrialFinished)):
-                self.study.reissue(trial)
+            with pytest.raises((AttemptSuperseded, TrialFinished)):
+                self.study.retry(trial)
             return multiple()
-        again = self.study.reissue(trial)
+        again = self.study.retry(trial)
         self.attempts[trial.number] = self.held[trial.number] = again.attempt
         return multiple(trial, again)
 
     @rule(trial=live)
     def release(self, trial: Trial) -> None:
         if self.held.get(trial.number) != trial.attempt:
-            with pytest.raises((NotHeld, TrialFinished)):
+            with pytest.raises((AttemptSuperseded, TrialFinished)):
                 self.study.release(trial)
             return
         self.study.release(trial)
@@ -121,20 +121,20 @@ class Machine(RuleBasedStateMachine):
     def taken_over(self) -> None:
         """Another driver claims while this one sleeps; this one wakes up and is refused."""
         with Study.open(self.folder) as other:
-            trial = other.claim()
+            trial = other.ask()
             if trial is not None:
                 self.attempts[trial.number] = trial.attempt
                 self.points.setdefault(trial.number, {})
-            other.note("took over", "for a moment")
+            other.add_event("took over", "for a moment")
         if self.study._driver is not None:  # pyright: ignore[reportPrivateUsage]
             with pytest.raises(SweepHeld):
-                self.study.claim()
+                self.study.ask()
         self.crash()
 
     @rule()
     def what_the_driver_remembers_is_what_the_database_says(self) -> None:
         with Study.open(self.folder) as fresh:
-            assert repr(self.study.known()) == repr(fresh.known())  # NaN is like NaN
+            assert repr(self.study.snapshots()) == repr(fresh.snapshots())  # NaN is like NaN
             assert repr(self.study.trials()) == repr(fresh.trials())
 
     @invariant()
@@ -146,11 +146,11 @@ class Machine(RuleBasedStateMachine):
         for record in records:
             assert record.attempts == self.attempts[record.number]
             assert record.state is self.ended.get(record.number, TrialState.RUNNING)
-            told = {p.step: p.metrics["loss"] for p in self.study.points(record.number)}
-            assert told == self.points[record.number]
-            last = max(told, default=None)
+            logged = {p.step: p.metrics["loss"] for p in self.study.metric_history(record.number)}
+            assert logged == self.points[record.number]
+            last = max(logged, default=None)
             assert record.step == (last or 0)
-            assert record.metrics.get(METRIC) == (None if last is None else told[last])
+            assert record.metrics.get(METRIC) == (None if last is None else logged[last])
             if record.state is TrialState.COMPLETE:
                 assert record.value == record.metrics[METRIC]
 

@@ -1,4 +1,4 @@
-"""tpe and hyperband under any order of events: every draw and every verdict is that of the sweep left alone."""
+"""tpe and hyperband under any order of events: every draw and every decision is that of the sweep left alone."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.pruners import HyperbandPruner
 from orchestrator.spec.samplers import Reproducible, TpeSampler
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
-from orchestrator.study.running_trial import NotHeld, TrialFinished
+from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import NotYet, Outcome, Trial, TrialState
-from trainer.results import Point
+from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
+from trainer.results import StepMetrics
 
 STEPS, TRIALS, LAG = 4, 9, 3
 SPEC = make_spec(
@@ -34,20 +34,20 @@ SPEC = make_spec(
 )
 
 
-def point(trial: Trial, step: int) -> Point:
-    """What the trial says there: a function of its leaves, so that all runs of it are alike."""
+def point(trial: Trial, step: int) -> StepMetrics:
+    """What the trial says there: a function of its settings, so that all runs of it are alike."""
     value = round(0.9 - 0.1 * abs(trial.params["loss.beta"] - 2.5) - 0.05 / (step + 1) * (trial.number % 3), 6)
-    return Point(step, {METRIC: value, "loss": 0.5})
+    return StepMetrics(step, {METRIC: value, "loss": 0.5})
 
 
 def advance(study: Study, trial: Trial, step: int) -> bool:
     """Tell one step; whether the trial ended there."""
-    verdict = study.observe(trial, [point(trial, step)])
-    if verdict.stop:
-        study.close(trial, Outcome(TrialState.PRUNED, verdict.reason, diverged=verdict.diverged))
+    decision = study.report(trial, [point(trial, step)])
+    if decision.stop:
+        study.tell(trial, Outcome(TrialState.PRUNED, decision.reason, diverged=decision.diverged))
     elif step == STEPS:
-        study.close(trial, COMPLETE)
-    return verdict.stop or step == STEPS
+        study.tell(trial, COMPLETE)
+    return decision.stop or step == STEPS
 
 
 def table(study: Study) -> list[Any]:
@@ -56,7 +56,7 @@ def table(study: Study) -> list[Any]:
 
 def left_alone(folder: SweepFolder) -> list[Any]:
     with Study.open(folder) as study:
-        while isinstance(trial := study.claim(), Trial):
+        while isinstance(trial := study.ask(), Trial):
             for step in range(STEPS + 1):
                 if advance(study, trial, step):
                     break
@@ -78,7 +78,7 @@ class Machine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """However it was left, it can be brought to its end, and the end is the same."""
         for _ in range(TRIALS * (STEPS + 3)):
-            self.claim()
+            self.ask()
             if not self.held:
                 break
             self.tell(0, 0)
@@ -88,12 +88,12 @@ class Machine(RuleBasedStateMachine):
 
     @precondition(lambda self: len(self.held) < LAG)
     @rule()
-    def claim(self) -> None:
+    def ask(self) -> None:
         if len(self.held) >= LAG:
             return
-        trial = self.study.claim()
-        if isinstance(trial, NotYet):
-            assert trial.waits_for in self.held, "what is waited for runs"
+        trial = self.study.ask()
+        if isinstance(trial, WaitForTrial):
+            assert trial.number in self.held, "what is waited for runs"
         elif trial is not None:
             self.held[trial.number] = (trial, 0)
 
@@ -104,7 +104,7 @@ class Machine(RuleBasedStateMachine):
         number = sorted(self.held)[which % len(self.held)]
         trial, step = self.held[number]
         for again in range(max(0, step - back), step):
-            assert not self.study.observe(trial, [point(trial, again)]).stop
+            assert not self.study.report(trial, [point(trial, again)]).stop
         if advance(self.study, trial, step):
             self.stale.append(self.held.pop(number)[0])
         else:
@@ -119,7 +119,7 @@ class Machine(RuleBasedStateMachine):
         if release:
             self.study.release(trial)
         else:
-            self.held[number] = (self.study.reissue(trial), 0)
+            self.held[number] = (self.study.retry(trial), 0)
 
     @rule()
     def crash(self) -> None:
@@ -132,17 +132,17 @@ class Machine(RuleBasedStateMachine):
     def lose_the_lease(self) -> None:
         """Another driver takes over; this one wakes up, is refused, and the other one dies too."""
         with Study.open(self.folder) as other:
-            other.begin()
+            other.start_driving()
         if self.study._driver is not None:  # pyright: ignore[reportPrivateUsage]
             with pytest.raises(SweepHeld):
-                self.study.claim()
+                self.study.ask()
         self.crash()
 
     @precondition(lambda self: self.stale)
     @rule()
     def a_late_worker_is_refused(self) -> None:
-        with pytest.raises((NotHeld, TrialFinished)):
-            self.study.observe(self.stale[-1], [point(self.stale[-1], STEPS)])
+        with pytest.raises((AttemptSuperseded, TrialFinished)):
+            self.study.report(self.stale[-1], [point(self.stale[-1], STEPS)])
 
     @invariant()
     def as_if_left_alone(self) -> None:

@@ -28,22 +28,22 @@ def study(tmp_path: Path) -> Iterator[Study]:
 
 @needs_postgresql
 def test_a_sweep_with_a_crash_and_a_fenced_driver(study: Study) -> None:
-    for trial in iter(study.claim, None):
-        study.observe(trial, [evaluated(step, 0.1 * trial.number, loss=math.nan) for step in range(5)])
+    for trial in iter(study.ask, None):
+        study.report(trial, [evaluated(step, 0.1 * trial.number, loss=math.nan) for step in range(5)])
         if trial.number < 3:
-            study.close(trial, COMPLETE if trial.number else DIVERGED)
+            study.tell(trial, COMPLETE if trial.number else DIVERGED)
     with Study.open(study.folder) as later:
         states = [t.state for t in later.trials()]
         assert states == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
         best = later.best()
         assert best is not None
         assert best.number == 2
-        again = later.claim()
+        again = later.ask()
         assert again is not None
         assert (again.number, again.attempt) == (3, 2)
-        assert [p.step for p in later.points(3)] == list(range(5))
+        assert [p.step for p in later.metric_history(3)] == list(range(5))
         with pytest.raises(SweepHeld):
-            study.claim()
+            study.ask()
 
 
 @needs_postgresql

@@ -9,27 +9,27 @@ from study_help import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_
 
 from orchestrator.errors import NameTaken, PasswordInUrl, SpecChanged, StorageRefused, StudyMissing, SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep_spec import Budget, Goal, RandomSampler
+from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler
 from orchestrator.study.database import driver_lease
-from orchestrator.study.database.tables import FIRST_NAMED_SO, SCHEMA
-from orchestrator.study.running_trial import NotHeld, TrialFinished
+from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
+from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Trial, TrialState
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 Create = Callable[..., Study]
 
 
 def claimed(study: Study) -> Trial:
-    trial = study.claim()
+    trial = study.ask()
     assert trial is not None
     return trial
 
 
 def finish(study: Study, value: float = 0.5) -> Trial:
     trial = claimed(study)
-    study.observe(trial, [evaluated(1, value)])
-    study.close(trial, COMPLETE)
+    study.report(trial, [evaluated(1, value)])
+    study.tell(trial, COMPLETE)
     return trial
 
 
@@ -38,21 +38,21 @@ def finish(study: Study, value: float = 0.5) -> Trial:
 
 def test_grid_is_issued_in_order_each_point_once(create: Create) -> None:
     study = create()
-    drawn = [(t.number, dict(t.params)) for t in iter(study.claim, None)]
-    assert drawn == [
+    sampled = [(t.number, dict(t.params)) for t in iter(study.ask, None)]
+    assert sampled == [
         (0, {"loss.beta": 2.0, "loss.gamma": 0.5}),
         (1, {"loss.beta": 2.0, "loss.gamma": 1.0}),
         (2, {"loss.beta": 2.5, "loss.gamma": 0.5}),
         (3, {"loss.beta": 2.5, "loss.gamma": 1.0}),
     ]
-    assert study.exhausted() == "all 4 points of the grid issued"
+    assert study.exhausted_reason() == "all 4 points of the grid issued"
     assert [t.state for t in study.trials()] == [TrialState.RUNNING] * 4
 
 
 def test_a_claimed_trial_carries_the_whole_configuration(create: Create) -> None:
     trial = claimed(create())
-    assert trial.config.leaves()["loss.gamma"] == 0.5
-    assert trial.config.leaves()["loss.beta"] == 2.0
+    assert trial.config.flat_params()["loss.gamma"] == 0.5
+    assert trial.config.flat_params()["loss.beta"] == 2.0
 
 
 def test_budget_of_trials_is_a_total_over_all_drivers(create: Create, folder: SweepFolder) -> None:
@@ -61,10 +61,10 @@ def test_budget_of_trials_is_a_total_over_all_drivers(create: Create, folder: Sw
     finish(study)
     study.dispose()
     with Study.open(folder) as later:
-        assert later.exhausted() == ""
+        assert later.exhausted_reason() == ""
         assert finish(later).number == 2
-        assert later.claim() is None
-        assert later.exhausted() == "3 of 3 trials issued"
+        assert later.ask() is None
+        assert later.exhausted_reason() == "3 of 3 trials issued"
 
 
 def test_budget_of_hours_counts_all_drivers_by_the_monotonic_clock(
@@ -75,16 +75,16 @@ def test_budget_of_hours_counts_all_drivers_by_the_monotonic_clock(
     study = create(make_spec(budget=Budget(hours=1.0)))
     trial = claimed(study)
     clock[0] += 1500
-    study.close(trial, bug("x"))
+    study.tell(trial, bug("x"))
     study.dispose()
     clock[0] += 1e6  # between drivers nobody works
     with Study.open(folder) as later:
-        assert later.spent().hours == pytest.approx(1500 / 3600)
+        assert later.usage().hours == pytest.approx(1500 / 3600)
         trial = claimed(later)
         clock[0] += 2200
-        later.close(trial, bug("x"))
-        assert later.claim() is None
-        assert later.exhausted() == "1.03 of 1 hours spent"
+        later.tell(trial, bug("x"))
+        assert later.ask() is None
+        assert later.exhausted_reason() == "1.03 of 1 hours spent"
 
 
 def test_trials_left_running_come_first_with_the_same_number_and_the_next_attempt(
@@ -92,7 +92,7 @@ def test_trials_left_running_come_first_with_the_same_number_and_the_next_attemp
 ) -> None:
     study = create()
     first, second = claimed(study), claimed(study)
-    study.observe(second, [evaluated(1, 0.1)])
+    study.report(second, [evaluated(1, 0.1)])
     study.dispose()  # the driver dies
     with Study.open(folder) as later:
         again = [claimed(later) for _ in range(3)]
@@ -100,7 +100,7 @@ def test_trials_left_running_come_first_with_the_same_number_and_the_next_attemp
         assert again[0].params == first.params
         assert again[1].config == second.config
         assert [t.attempts for t in later.trials()] == [2, 2, 1]
-        assert later.points(1) == [evaluated(1, 0.1)]
+        assert later.metric_history(1) == [evaluated(1, 0.1)]
 
 
 def test_a_released_trial_is_issued_again(create: Create) -> None:
@@ -115,11 +115,11 @@ def test_a_released_trial_is_issued_again(create: Create) -> None:
 def test_a_reissued_trial_fences_off_its_lost_worker(create: Create) -> None:
     study = create()
     lost = claimed(study)
-    again = study.reissue(lost)
+    again = study.retry(lost)
     assert (again.number, again.attempt, again.config) == (lost.number, 2, lost.config)
-    with pytest.raises(NotHeld, match="attempt 1 of trial 0 may not write: the trial is in attempt 2"):
-        study.observe(lost, [evaluated(1, 0.9)])
-    assert study.points(0) == []
+    with pytest.raises(AttemptSuperseded, match="attempt 1 of trial 0 may not write: the trial is in attempt 2"):
+        study.report(lost, [evaluated(1, 0.9)])
+    assert study.metric_history(0) == []
 
 
 # --- observe -------------------------------------------------------------------------------------------------------
@@ -128,9 +128,13 @@ def test_a_reissued_trial_fences_off_its_lost_worker(create: Create) -> None:
 def test_a_step_told_twice_counts_once_and_the_first_telling_stays(create: Create) -> None:
     study = create()
     trial = claimed(study)
-    study.observe(trial, [Point(0, {"loss": 3.0}), evaluated(1, 0.5, loss=2.0)])
-    study.observe(trial, [evaluated(1, 0.9, loss=9.0), Point(2, {"loss": 1.0}), Point(2, {"loss": 8.0})])
-    assert study.points(0) == [Point(0, {"loss": 3.0}), evaluated(1, 0.5, loss=2.0), Point(2, {"loss": 1.0})]
+    study.report(trial, [StepMetrics(0, {"loss": 3.0}), evaluated(1, 0.5, loss=2.0)])
+    study.report(trial, [evaluated(1, 0.9, loss=9.0), StepMetrics(2, {"loss": 1.0}), StepMetrics(2, {"loss": 8.0})])
+    assert study.metric_history(0) == [
+        StepMetrics(0, {"loss": 3.0}),
+        evaluated(1, 0.5, loss=2.0),
+        StepMetrics(2, {"loss": 1.0}),
+    ]
     record = study.trials()[0]
     assert (record.step, dict(record.metrics)) == (2, {METRIC: 0.5, "loss": 1.0})
 
@@ -138,15 +142,15 @@ def test_a_step_told_twice_counts_once_and_the_first_telling_stays(create: Creat
 def test_steps_out_of_order_leave_the_last_values_the_last(create: Create) -> None:
     study = create()
     trial = claimed(study)
-    study.observe(trial, [Point(5, {"loss": 5.0})])
-    study.observe(trial, [Point(3, {"loss": 3.0, "epoch": 0.3}), Point(2, {"epoch": 0.2})])
+    study.report(trial, [StepMetrics(5, {"loss": 5.0})])
+    study.report(trial, [StepMetrics(3, {"loss": 3.0, "epoch": 0.3}), StepMetrics(2, {"epoch": 0.2})])
     record = study.trials()[0]
     assert (record.step, dict(record.metrics)) == (5, {"loss": 5.0, "epoch": 0.3})
 
 
 def test_no_points_are_nothing(create: Create) -> None:
     study = create()
-    assert not study.observe(claimed(study), []).stop
+    assert not study.report(claimed(study), []).stop
     assert study.trials()[0].step == 0
 
 
@@ -154,16 +158,16 @@ def test_no_points_are_nothing(create: Create) -> None:
 def test_non_finite_metrics_are_kept_as_they_are(create: Create, value: float) -> None:
     study = create()
     trial = claimed(study)
-    verdict = study.observe(trial, [Point(3, {"loss": value, METRIC: value})])
-    assert verdict.stop
-    assert verdict.reason == f"diverged: loss is {value} at step 3"
-    kept = study.points(0)[0].metrics["loss"]
-    assert kept == value or (math.isnan(kept) and math.isnan(value))
+    decision = study.report(trial, [StepMetrics(3, {"loss": value, METRIC: value})])
+    assert decision.stop
+    assert decision.reason == f"diverged: loss is {value} at step 3"
+    stored = study.metric_history(0)[0].metrics["loss"]
+    assert stored == value or (math.isnan(stored) and math.isnan(value))
 
 
 def test_the_database_holds_json_that_any_reader_takes(create: Create, folder: SweepFolder) -> None:
     study = create()
-    study.observe(claimed(study), [Point(1, {"loss": math.nan})])
+    study.report(claimed(study), [StepMetrics(1, {"loss": math.nan})])
     with sqlite3.connect(folder.database) as raw:
         assert raw.execute("select json_extract(metrics, '$.loss') from prefsweep_point").fetchone() == ("nan",)
 
@@ -174,8 +178,8 @@ def test_the_database_holds_json_that_any_reader_takes(create: Create, folder: S
 def test_complete_takes_the_last_value_of_the_goal(create: Create) -> None:
     study = create()
     trial = claimed(study)
-    study.observe(trial, [evaluated(10, 0.9), evaluated(20, 0.7), Point(21, {"loss": 1.0})])
-    record = study.close(trial, COMPLETE)
+    study.report(trial, [evaluated(10, 0.9), evaluated(20, 0.7), StepMetrics(21, {"loss": 1.0})])
+    record = study.tell(trial, COMPLETE)
     assert (record.state, record.value, record.step) == (TrialState.COMPLETE, 0.7, 21)
     assert record == study.trials()[0]
     assert record.started_at is not None
@@ -188,12 +192,12 @@ def test_complete_takes_the_last_value_of_the_goal(create: Create) -> None:
     [([], "was never reported"), ([evaluated(1, 0.5), evaluated(2, math.nan)], "is nan")],
 )
 def test_complete_without_a_finite_goal_is_a_failure_that_says_so(
-    create: Create, points: list[Point], why: str
+    create: Create, points: list[StepMetrics], why: str
 ) -> None:
     study = create()
     trial = claimed(study)
-    study.observe(trial, points)
-    record = study.close(trial, COMPLETE)
+    study.report(trial, points)
+    record = study.tell(trial, COMPLETE)
     assert (record.state, record.failure, record.value) == (TrialState.FAILED, FailureKind.BUG, None)
     assert record.reason == f"the trial ran to its end, but its goal {METRIC} {why}"
     assert study.best() is None
@@ -202,8 +206,8 @@ def test_complete_without_a_finite_goal_is_a_failure_that_says_so(
 def test_a_diverged_trial_is_pruned_with_its_reason_and_the_worst_value(create: Create, folder: SweepFolder) -> None:
     study = create()
     trial = claimed(study)
-    study.observe(trial, [evaluated(1, 0.9)])
-    record = study.close(trial, DIVERGED)
+    study.report(trial, [evaluated(1, 0.9)])
+    record = study.tell(trial, DIVERGED)
     assert (record.state, record.diverged, record.value) == (TrialState.PRUNED, True, None)
     assert record.reason == DIVERGED.reason
     assert study.best() is None
@@ -215,19 +219,19 @@ def test_finished_is_final(create: Create, folder: SweepFolder) -> None:
     study = create()
     trial = finish(study)
     before = study.trials()
-    assert study.close(trial, COMPLETE) == before[0]
+    assert study.tell(trial, COMPLETE) == before[0]
     with pytest.raises(TrialFinished, match="trial 0 is COMPLETE, which is final: closing it as FAILED refused"):
-        study.close(trial, bug("late"))
+        study.tell(trial, bug("late"))
     with pytest.raises(TrialFinished, match="points refused"):
-        study.observe(trial, [evaluated(9, 1.0)])
+        study.report(trial, [evaluated(9, 1.0)])
     with pytest.raises(TrialFinished):
-        study.reissue(trial)
+        study.retry(trial)
     with pytest.raises(TrialFinished):
         study.release(trial)
     with Study.open(folder) as later:
-        assert later.close(trial, COMPLETE) == before[0]
+        assert later.tell(trial, COMPLETE) == before[0]
         with pytest.raises(TrialFinished):
-            later.close(trial, DIVERGED)
+            later.tell(trial, DIVERGED)
     assert study.trials() == before
 
 
@@ -235,10 +239,10 @@ def test_only_issued_trials_can_write(create: Create, folder: SweepFolder) -> No
     study = create()
     trial = claimed(study)
     study.release(trial)
-    with pytest.raises(NotHeld, match="is not issued"):
-        study.observe(trial, [])
-    with pytest.raises(NotHeld):
-        study.close(Trial(99, 1, {}, trial.config), COMPLETE)
+    with pytest.raises(AttemptSuperseded, match="is not issued"):
+        study.report(trial, [])
+    with pytest.raises(AttemptSuperseded):
+        study.tell(Trial(99, 1, {}, trial.config), COMPLETE)
 
 
 # --- ranking and counting --------------------------------------------------------------------------------------------
@@ -246,7 +250,7 @@ def test_only_issued_trials_can_write(create: Create, folder: SweepFolder) -> No
 
 @pytest.mark.parametrize(("direction", "winner"), [("maximize", 1), ("minimize", 0)])
 def test_best_by_the_goals_direction_and_the_first_among_equals(create: Create, direction: str, winner: int) -> None:
-    study = create(make_spec(goal=Goal.model_validate({"metric": METRIC, "direction": direction})))
+    study = create(make_spec(goal=Objective.model_validate({"metric": METRIC, "direction": direction})))
     for value in (0.2, 0.8, 0.8, 0.2):
         finish(study, value)
     best = study.best()
@@ -258,19 +262,19 @@ def test_the_same_bug_in_a_row_is_counted_by_the_order_of_ending(create: Create)
     study = create()
     a, b, c, d = (claimed(study) for _ in range(4))
     assert study.consecutive_bugs() == (0, "")
-    study.close(c, bug("KeyError: x"))
-    study.observe(a, [evaluated(1, 0.5)])
-    study.close(a, COMPLETE)
+    study.tell(c, bug("KeyError: x"))
+    study.report(a, [evaluated(1, 0.5)])
+    study.tell(a, COMPLETE)
     assert study.consecutive_bugs() == (0, "")
-    study.close(d, bug("KeyError: x"))
-    study.close(b, bug("KeyError: x"))
+    study.tell(d, bug("KeyError: x"))
+    study.tell(b, bug("KeyError: x"))
     assert study.consecutive_bugs() == (2, "KeyError: x")
 
 
 def test_another_bug_begins_another_row(create: Create) -> None:
     study = create()
-    study.close(claimed(study), bug("one"))
-    study.close(claimed(study), bug("two"))
+    study.tell(claimed(study), bug("one"))
+    study.tell(claimed(study), bug("two"))
     assert study.consecutive_bugs() == (1, "two")
 
 
@@ -282,10 +286,10 @@ def test_a_newer_driver_fences_off_the_older(create: Create, folder: SweepFolder
     trial = claimed(old)
     with Study.open(folder) as new:
         assert claimed(new).attempt == 2
-        for write in (lambda: old.observe(trial, [evaluated(1, 0.1)]), lambda: old.close(trial, COMPLETE), old.claim):
+        for write in (lambda: old.report(trial, [evaluated(1, 0.1)]), lambda: old.tell(trial, COMPLETE), old.ask):
             with pytest.raises(SweepHeld, match="pid"):
                 write()
-        assert new.points(0) == []
+        assert new.metric_history(0) == []
         assert [t.attempts for t in new.trials()] == [2]
 
 
@@ -296,25 +300,25 @@ def test_readers_write_nothing_and_fence_nobody(create: Create, folder: SweepFol
         assert len(reader.trials()) == 1
         assert reader.spec == study.spec
         assert reader.id == study.id
-    study.observe(trial, [evaluated(1, 0.1)])
+    study.report(trial, [evaluated(1, 0.1)])
 
 
 def test_requests_reach_the_driver_in_order_and_are_done_once(create: Create, folder: SweepFolder) -> None:
     study = create()
     claimed(study)
     with Study.open(folder) as other:
-        other.request("stop", "asked by me", trial=2)
-        other.request("stop")
-    asked = study.requests()
-    assert [(r.kind, r.text, r.trial) for r in asked] == [("stop", "asked by me", 2), ("stop", "", None)]
-    study.done(asked[0].seq)
-    assert [r.seq for r in study.requests()] == [asked[1].seq]
+        other.add_request("stop", "asked by me", trial=2)
+        other.add_request("stop")
+    requested = study.requests()
+    assert [(r.kind, r.text, r.trial) for r in requested] == [("stop", "asked by me", 2), ("stop", "", None)]
+    study.complete_request(requested[0].seq)
+    assert [r.seq for r in study.requests()] == [requested[1].seq]
 
 
 def test_a_request_to_stop_lapses_with_the_next_driver(create: Create, folder: SweepFolder) -> None:
     study = create()
-    study.request("stop", "enough")
-    study.request("pause", trial=0)
+    study.add_request("stop", "enough")
+    study.add_request("pause", trial=0)
     claimed(study)
     assert [r.kind for r in study.requests()] == ["pause"]
     assert "a request to stop lapsed: enough" in [e.text for e in study.events()]
@@ -322,7 +326,7 @@ def test_a_request_to_stop_lapses_with_the_next_driver(create: Create, folder: S
 
 def test_events_are_numbered_in_order(create: Create) -> None:
     study = create()
-    study.note("hello", "world", trial=3)
+    study.add_event("hello", "world", trial=3)
     finish(study)
     events = study.events()
     assert [e.seq for e in events] == list(range(1, len(events) + 1))
@@ -336,7 +340,7 @@ def test_events_are_numbered_in_order(create: Create) -> None:
 def test_the_budget_may_grow_and_history_remembers(create: Create, folder: SweepFolder) -> None:
     study = create(make_spec(budget=Budget(trials=1)))
     finish(study)
-    assert study.claim() is None
+    assert study.ask() is None
     assert list(map(str, study.amend(make_spec(budget=Budget(trials=2))))) == ["budget.trials: 1 -> 2"]
     assert claimed(study).number == 1
     assert study.amend(make_spec(budget=Budget(trials=2))) == []
@@ -401,11 +405,11 @@ def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None
         assert [t.value for t in one.trials()] == [0.1]
         assert [t.value for t in two.trials()] == [0.2]
         assert one.id != two.id
-        assert one.points(0) != two.points(0)
+        assert one.metric_history(0) != two.metric_history(0)
 
 
 @pytest.mark.parametrize(
-    ("schema", "said"), [(SCHEMA + 1, "a later version"), (FIRST_NAMED_SO - 1, "an earlier version")]
+    ("schema", "said"), [(SCHEMA + 1, "a later version"), (OLDEST_SCHEMA - 1, "an earlier version")]
 )
 def test_a_study_of_another_version_is_refused(create: Create, folder: SweepFolder, schema: int, said: str) -> None:
     create().dispose()

@@ -51,21 +51,21 @@ class Row:
 def rehearse(file: Path, home: Path) -> Row:
     """Run it, then ask `status` how it ended."""
     began = time.monotonic()
-    code, _, said = _orchestrate(home, "sweep", str(file), "--rehearse")
+    code, _, messages = _orchestrate(home, "sweep", str(file), "--rehearse")
     took = time.monotonic() - began
     shown = ""
     if code == 0:
-        code, shown, said = _orchestrate(home, "status", f"{file.stem}-rehearsal", "--json")
+        code, shown, messages = _orchestrate(home, "status", f"{file.stem}-rehearsal", "--json")
     if code != 0:
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+        last = next((line for line in reversed(messages.splitlines()) if line.strip()), "it said nothing")
         return Row(file.name, 0, "", "", took, f"exit {code}: {last.strip()}")
     status: dict[str, Any] = json.loads(shown)
     states = Counter(str(trial["state"]) for trial in status["trials"])
     wrong = [str(t["number"]) for t in status["trials"] if not _well(t)]
     best = status["best"] is not None
-    verdict = f"trials {', '.join(wrong)} did not end well" if wrong else _GREEN if best else "no best trial"
+    decision = f"trials {', '.join(wrong)} did not end well" if wrong else _GREEN if best else "no best trial"
     ended = ", ".join(f"{count} {state.lower()}" for state, count in sorted(states.items()))
-    return Row(file.name, states.total(), ended, str(status["goal"]["metric"]), took, verdict)
+    return Row(file.name, states.total(), ended, str(status["goal"]["metric"]), took, decision)
 
 
 def _well(trial: dict[str, Any]) -> bool:
@@ -106,20 +106,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="*", type=Path, help="by default every file in sweeps/")
     parser.add_argument("--write", action="store_true", help="keep the table in docs/rehearsals.md")
-    asked = parser.parse_args(arguments)
-    files: list[Path] = asked.files or SHIPPED
+    requested = parser.parse_args(arguments)
+    files: list[Path] = requested.files or SHIPPED
     console = Console()
     rows: list[Row] = []
-    with tempfile.TemporaryDirectory() as place, console.status("") as shown:
+    with tempfile.TemporaryDirectory() as path, console.status("") as shown:
         for number, file in enumerate(files, start=1):
             shown.update(f"{number} of {len(files)}: {file.name}")
-            rows.append(rehearse(file, Path(place)))
+            rows.append(rehearse(file, Path(path)))
             console.print(*rows[-1].cells, sep="  ", soft_wrap=True)
     table = Table(*_HEAD, title="Rehearsals")
     for row in rows:
         table.add_row(*row.cells, style=None if row.verdict == _GREEN else "red")
     console.print(table)
-    if asked.write:
+    if requested.write:
         PAGE.write_text(page(rows), encoding="utf-8")
     return 0 if all(row.verdict == _GREEN for row in rows) else 1
 

@@ -40,8 +40,10 @@ def test_one_sweep_compares_both_engines(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "orchestrator.cli"]
     done = subprocess.run([*command, "sweep", str(tmp_path / "both.yaml")], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = subprocess.run([*command, "status", "both", "--json"], env=env, capture_output=True, text=True, check=True)
-    trials = json.loads(said.stdout)["trials"]
+    messages = subprocess.run(
+        [*command, "status", "both", "--json"], env=env, capture_output=True, text=True, check=True
+    )
+    trials = json.loads(messages.stdout)["trials"]
     assert [t["state"] for t in trials] == ["COMPLETE"] * 4
     by = {(t["params"]["engine"], t["params"]["loss.kind"]): t for t in trials}
     tracked = sqlite3.connect(root / "mlflow.db")

@@ -40,7 +40,7 @@ def test_a_finished_sweep_is_extended(tmp_path: Path) -> None:
         command = [sys.executable, "-m", "orchestrator.cli", *arguments]
         return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
-    def told(*arguments: str) -> Any:
+    def logged(*arguments: str) -> Any:
         done = orchestrate(*arguments, "--json")
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)
@@ -48,22 +48,22 @@ def test_a_finished_sweep_is_extended(tmp_path: Path) -> None:
     (tmp_path / "more.yaml").write_text(SWEEP, encoding="utf-8")
     first = orchestrate("sweep", str(tmp_path / "more.yaml"))
     assert first.returncode == 0, first.stderr
-    before = told("status", "more")
+    before = logged("status", "more")
     assert (before["state"], before["why"], len(before["trials"])) == ("finished", "2 of 2 trials issued", 2)
 
     refused = orchestrate("resume", "more", "--set", "base.loss.label_smoothing=0.1")
     assert refused.returncode == 2
     assert "base.loss.label_smoothing" in refused.stderr
-    assert told("status", "more") == before
+    assert logged("status", "more") == before
 
     second = orchestrate("resume", "more", "--set", "budget.trials=3")
     assert second.returncode == 0, second.stderr
     assert "changed budget.trials: 2 -> 3\n" in second.stderr
-    after = told("status", "more")
+    after = logged("status", "more")
     assert (after["state"], after["why"]) == ("finished", "3 of 3 trials issued")
     assert after["trials"][:2] == before["trials"], "what was there is as it was, run ids included"
     assert [t["state"] for t in after["trials"]] == ["COMPLETE"] * 3
-    events = told("history", "more")["events"]
+    events = logged("history", "more")["events"]
     assert [e["text"] for e in events if e["kind"] == "spec"] == ["budget.trials: 2 -> 3"]
     issued = [e["trial"] for e in events if e["kind"] == "issued"]
     assert issued == [0, 1, 2]

@@ -8,7 +8,7 @@ import pytest
 from test_sweep import TINY, orchestrate
 
 from orchestrator.folders import SweepFolder
-from orchestrator.judge.judgements import read_verdicts
+from orchestrator.judge.judgements import parse_judgements
 from orchestrator.study.study import Study
 
 JUDGE = """judge:
@@ -29,9 +29,9 @@ def test_a_sweep_is_judged_at_its_end(tmp_path: Path) -> None:
     assert "big was not asked" in err
     folder = SweepFolder(root, "tiny")
     with Study.open(folder) as study:
-        verdicts = read_verdicts(study.judged())
-    assert {(v.judge, v.decoding) for v in verdicts} == {("checker", "greedy"), ("checker", "sampled")}
-    assert len(verdicts) == 4
+        decisions = parse_judgements(study.judgements())
+    assert {(v.judge, v.decoding) for v in decisions} == {("checker", "greedy"), ("checker", "sampled")}
+    assert len(decisions) == 4
     assert len(list(folder.path.glob("trials/*/*/model"))) == 2
     assert len(list((root / "artifacts").rglob("judge.json"))) == 1
     assert len(list((root / "artifacts").rglob("report.html"))) == 1

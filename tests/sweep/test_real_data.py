@@ -33,10 +33,10 @@ maximize: eval_accuracies/logp
 def test_a_sweep_on_real_pairs(tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
-    from trainer.synthetic import tiny_like
+    from trainer.synthetic import tiny_model_like
 
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizer-bpe4096")
-    model = tiny_like("llama", tmp_path / "model", tokenizer)
+    model = tiny_model_like("llama", tmp_path / "model", tokenizer)
     lines = (SHARED / "preference-train.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines[::20]) + "\n", encoding="utf-8")
     (tmp_path / "real.yaml").write_text(SWEEP.format(model=model, train="pairs.jsonl"), encoding="utf-8")
@@ -46,8 +46,10 @@ def test_a_sweep_on_real_pairs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "orchestrator.cli"]
     done = subprocess.run([*command, "sweep", str(tmp_path / "real.yaml")], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    said = subprocess.run([*command, "status", "real", "--json"], env=env, capture_output=True, text=True, check=True)
-    trials = json.loads(said.stdout)["trials"]
+    messages = subprocess.run(
+        [*command, "status", "real", "--json"], env=env, capture_output=True, text=True, check=True
+    )
+    trials = json.loads(messages.stdout)["trials"]
     assert [t["state"] for t in trials] == ["COMPLETE"] * 4
     margins = [t["metrics"]["eval_margins/logp"] for t in trials]
     assert len(set(margins)) == 4, "four configurations, four different models"

@@ -16,11 +16,11 @@ from surface import compare_sweep
 
 from orchestrator import folders
 from orchestrator.cli.composition import resume, start
-from orchestrator.commands.model_export import export
+from orchestrator.commands.model_export import export_best_model
 from orchestrator.commands.status import best, status
 from orchestrator.errors import DataError, ExitCode, NameTaken, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.loading.loader import loads
+from orchestrator.spec.loading.loader import load_spec_text
 
 TINY = """
 name: tiny
@@ -58,17 +58,17 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     file.write_text(TINY)
     first = orchestrate(root, "sweep", str(file))
     assert first.stderr is not None
-    talk: list[str] = []
+    progress: list[str] = []
     for line in first.stderr:
-        talk.append(line)
+        progress.append(line)
         if line.startswith("trial 0 step 20/"):
             assert status("tiny", root)["state"] == "running"
             os.killpg(first.pid, signal.SIGTERM)
             break
     out, err = first.communicate(timeout=120)
-    told = "".join(talk) + err
-    assert first.returncode == ExitCode.INTERRUPTED, told
-    assert "  orchestrate resume tiny\n" in told
+    logged = "".join(progress) + err
+    assert first.returncode == ExitCode.INTERRUPTED, logged
+    assert "  orchestrate resume tiny\n" in logged
     left = status("tiny", root)
     assert left["state"] == "interrupted"
     assert "RUNNING" in {t["state"] for t in left["trials"]}
@@ -116,7 +116,7 @@ def _check_mlflow(root: Path, found: dict[str, object]) -> None:
 
 def _check_export(root: Path, to: Path) -> None:
     winner = best("tiny", root)
-    assert export("tiny", root, to, merge=False) == to
+    assert export_best_model("tiny", root, to, merge=False) == to
     card = (to / "README.md").read_text()
     assert "loss.beta" in card
     assert f"trial {winner['number']}" in card
@@ -125,7 +125,7 @@ def _check_export(root: Path, to: Path) -> None:
     assert AutoModelForCausalLM.from_pretrained(to).config.hidden_size == 32
     assert AutoTokenizer.from_pretrained(to).eos_token
     with pytest.raises(Exception, match="exists already"):
-        export("tiny", root, to, merge=False)
+        export_best_model("tiny", root, to, merge=False)
 
 
 def test_bad_data_ends_with_its_list_and_leaves_the_name_free(tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ def test_bad_data_ends_with_its_list_and_leaves_the_name_free(tmp_path: Path) ->
     text = TINY.replace("train: {generated: instructions, rows: 200}", f"train: {rows}\n    apply_template: false")
     text = text.replace("    eval: {generated: instructions, split: eval, rows: 16}\n", "")
     with pytest.raises(DataError, match="equal chosen and rejected"):
-        start(loads(text, tmp_path), root)
+        start(load_spec_text(text, tmp_path), root)
     assert not (root / "tiny").exists()
 
 
@@ -143,12 +143,12 @@ def test_prompts_for_the_judge_are_looked_at_before_the_first_trial(tmp_path: Pa
     (tmp_path / "asked.jsonl").write_text('{"prompt": "fine"}\n{"prompt": ""}\n')
     text = f"{TINY}\njudge: {{prompts_from: {tmp_path / 'asked.jsonl'}}}\n"
     with pytest.raises(DataError, match=r"judge\.prompts_from: .*row 2: no prompt"):
-        start(loads(text, tmp_path), tmp_path / "runs")
+        start(load_spec_text(text, tmp_path), tmp_path / "runs")
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
 def test_a_used_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    spec = loads(TINY, tmp_path)
+    spec = load_spec_text(TINY, tmp_path)
     (tmp_path / "tiny").mkdir()
     with pytest.raises(NameTaken):
         start(spec, tmp_path)
@@ -157,7 +157,7 @@ def test_a_used_name_is_refused_before_anything_is_written(tmp_path: Path) -> No
 
 def test_a_trial_too_large_for_the_machine_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="this machine has"):
-        start(loads(TINY, tmp_path, ["resources.cpus_per_trial=4096"]), tmp_path)
+        start(load_spec_text(TINY, tmp_path, ["resources.cpus_per_trial=4096"]), tmp_path)
     assert not (tmp_path / "tiny").exists()
 
 
@@ -165,12 +165,12 @@ def test_the_lock_names_its_holder(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path, "tiny")
     folder.path.mkdir()
     folder.spec.write_text(TINY)
-    assert folders.holder(folder) is None
-    with folders.hold(folder):
-        assert f"pid {os.getpid()} on" in (folders.holder(folder) or "")
+    assert folders.lock_holder(folder) is None
+    with folders.sweep_lock(folder):
+        assert f"pid {os.getpid()} on" in (folders.lock_holder(folder) or "")
         with pytest.raises(SweepHeld, match=f"pid {os.getpid()}"):
             resume("tiny", tmp_path)
-    assert folders.holder(folder) is None
+    assert folders.lock_holder(folder) is None
     assert status("tiny", tmp_path)["state"] == "interrupted"
 
 
@@ -184,7 +184,7 @@ def test_stages_and_looking_import_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_a_sweep_of_two_processes_from_its_sft_stage_on(tmp_path: Path) -> None:
-    """As on a machine of GPUs: the start model and each trial are made by two processes, each with slices."""
+    """As on a machine of GPUs: the initial model and each trial are made by two processes, each with slices."""
     file = tmp_path / "tiny.yaml"
     several = ["resources.processes_per_trial=2", "training.max_steps=6", "training.eval_steps=3"]
     several += ["training.distributed=fsdp2", "sft.training.distributed=fsdp2", "search={loss.beta: [2.0, 5.0]}"]
@@ -196,4 +196,4 @@ def test_a_sweep_of_two_processes_from_its_sft_stage_on(tmp_path: Path) -> None:
     assert "sft: 4 updates done" in err
     found = status("tiny", tmp_path / "runs")
     assert [(t["state"], t["attempts"]) for t in found["trials"]] == [("COMPLETE", 1)] * 2
-    assert export("tiny", tmp_path / "runs", tmp_path / "model", merge=False).is_dir()
+    assert export_best_model("tiny", tmp_path / "runs", tmp_path / "model", merge=False).is_dir()

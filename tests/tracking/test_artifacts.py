@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 import sweeps
-from orchestrator.driver.preflight import check_elsewhere
+from orchestrator.driver.preflight import check_remote_storage
 from orchestrator.interfaces import SWEEP
 from orchestrator.mirror import MirrorError
-from orchestrator.spec.loading.loader import load
-from orchestrator.tracking.mlflow_sink import MlflowReceiver, connect, kept_elsewhere
+from orchestrator.spec.loading.loader import load_spec
+from orchestrator.tracking.mlflow_sink import MlflowSink, connect, fixed_artifact_location
 
 sys.path.append(str(Path(__file__).parents[1] / "mirror"))
 
@@ -31,11 +31,11 @@ def s3() -> Any:
 def _tell(root: Path, uri: str, artifacts: str) -> None:
     (root / "report.html").write_text("<p>the winner</p>")
     given: dict[str, Any] = {"uri": uri, "experiment": "a/b", "sweep_id": "7", "sweep": "s", "artifacts": artifacts}
-    receiver = MlflowReceiver(root, **given)
-    receiver.start(SWEEP, name="s", params={}, tags={}, at=1.0)
-    receiver.start("0", name="trial 0", params={}, tags={}, at=1.0)
+    receiver = MlflowSink(root, **given)
+    receiver.start_run(SWEEP, name="s", params={}, tags={}, at=1.0)
+    receiver.start_run("0", name="trial 0", params={}, tags={}, at=1.0)
     for run in (SWEEP, "0"):
-        receiver.artifact(run, root / "report.html")
+        receiver.log_artifact(run, root / "report.html")
 
 
 def _given_back(root: Path, uri: str) -> list[str]:
@@ -43,8 +43,8 @@ def _given_back(root: Path, uri: str) -> list[str]:
     found = client.get_experiment_by_name("a/b")
     assert found is not None
     runs = client.search_runs([found.experiment_id])
-    told = [Path(client.download_artifacts(run.info.run_id, "report.html")) for run in runs]
-    return [place.read_text() for place in told]
+    logged = [Path(client.download_artifacts(run.info.run_id, "report.html")) for run in runs]
+    return [path.read_text() for path in logged]
 
 
 def test_files_are_below_the_url_and_stay_where_the_experiment_has_them(tmp_path: Path, s3: Any) -> None:
@@ -58,9 +58,9 @@ def test_files_are_below_the_url_and_stay_where_the_experiment_has_them(tmp_path
     assert len(there) == 2
     assert all(name.startswith("a%2Fb/") and name.endswith("/artifacts/report.html") for name in there)
     assert not (root / "artifacts").exists()
-    assert kept_elsewhere(root, uri, "a/b", f"{s3.url}/files") is None
-    assert kept_elsewhere(root, uri, "other", f"file://{tmp_path}/far") is None
-    assert kept_elsewhere(root, uri, "a/b", f"file://{tmp_path}/far") == f"{s3.url}/files/a%2Fb"
+    assert fixed_artifact_location(root, uri, "a/b", f"{s3.url}/files") is None
+    assert fixed_artifact_location(root, uri, "other", f"file://{tmp_path}/far") is None
+    assert fixed_artifact_location(root, uri, "a/b", f"file://{tmp_path}/far") == f"{s3.url}/files/a%2Fb"
     given = [f"tracking.uri={uri}", "tracking.experiment=a/b", f"tracking.artifacts=file://{tmp_path}/far"]
     with pytest.raises(MirrorError, match=r"give tracking\.experiment another name"):
-        check_elsewhere(load(QUICKSTART, given), root)
+        check_remote_storage(load_spec(QUICKSTART, given), root)

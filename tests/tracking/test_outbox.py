@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import StorageRefused
-from orchestrator.interfaces import Refused, Unreachable
+from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.tracking import outbox as outbox_module
-from orchestrator.tracking.message_journal import Journal, Points, Tag, decode
-from orchestrator.tracking.outbox import Outbox, OutboxHeld, deliver_pending
-from trainer.results import Point
+from orchestrator.tracking.message_journal import Journal, LogMetrics, SetTags, decode
+from orchestrator.tracking.outbox import Outbox, OutboxLocked, deliver_pending
+from trainer.results import StepMetrics
 
 
 class Recorder:
@@ -32,22 +32,22 @@ class Recorder:
         self.before()
         self.calls.append((what, run, value))
 
-    def start(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
+    def start_run(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
         self._take("start", run, (name, dict(params), dict(tags), at))
 
-    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
-        self._take("points", run, (list(points), at))
+    def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
+        self._take("points", run, (list(metrics), at))
 
-    def values(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
+    def log_final_metrics(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
         self._take("values", run, (dict(values), step, at))
 
-    def tag(self, run: str, tags: Mapping[str, str]) -> None:
+    def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
         self._take("tag", run, dict(tags))
 
-    def artifact(self, run: str, path: Path, folder: str = "") -> None:
+    def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         self._take("artifact", run, (path, folder))
 
-    def end(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
+    def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
         self._take("end", run, (status, dict(tags), at))
 
     @property
@@ -58,25 +58,25 @@ class Recorder:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "FIRST_WAIT", 0.01)
-    monkeypatch.setattr(outbox_module, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(outbox_module, "MAX_WAIT", 0.05)
 
 
-def point(step: int, value: float = 1.0) -> Point:
-    return Point(step, {"loss": value})
+def step_metrics_at(step: int, value: float = 1.0) -> StepMetrics:
+    return StepMetrics(step, {"loss": value})
 
 
 def test_all_messages_arrive_in_order_and_as_they_were_told(tmp_path: Path) -> None:
     seen = Recorder()
     box = Outbox(tmp_path / "o", seen)
-    box.start("0", name="n", params={"a": [1, None], "b": 6e-7}, tags={"t": "ü"}, at=1.5)
-    box.points("0", [Point(1, {"loss": math.inf, "rewards/margins": 0.1})], at=2.5)
-    box.tag("0", {"x": "y"})
-    box.artifact("0", tmp_path / "f", "g")
-    box.end("0", status="FINISHED", tags={}, at=3.5)
+    box.start_run("0", name="n", params={"a": [1, None], "b": 6e-7}, tags={"t": "ü"}, at=1.5)
+    box.log_metrics("0", [StepMetrics(1, {"loss": math.inf, "rewards/margins": 0.1})], at=2.5)
+    box.set_tags("0", {"x": "y"})
+    box.log_artifact("0", tmp_path / "f", "g")
+    box.end_run("0", status="FINISHED", tags={}, at=3.5)
     assert box.close(10.0) == 0
     assert seen.calls == [
         ("start", "0", ("n", {"a": [1, None], "b": 6e-7}, {"t": "ü"}, 1.5)),
-        ("points", "0", ([Point(1, {"loss": math.inf, "rewards/margins": 0.1})], 2.5)),
+        ("points", "0", ([StepMetrics(1, {"loss": math.inf, "rewards/margins": 0.1})], 2.5)),
         ("tag", "0", {"x": "y"}),
         ("artifact", "0", (tmp_path / "f", "g")),
         ("end", "0", ("FINISHED", {}, 3.5)),
@@ -86,7 +86,7 @@ def test_all_messages_arrive_in_order_and_as_they_were_told(tmp_path: Path) -> N
 def test_what_is_no_number_arrives_as_nan(tmp_path: Path) -> None:
     seen = Recorder()
     box = Outbox(tmp_path / "o", seen)
-    box.points("0", [Point(1, {"loss": None, "text": "abc", "nan": math.nan})], at=1.0)  # type: ignore[dict-item]
+    box.log_metrics("0", [StepMetrics(1, {"loss": None, "text": "abc", "nan": math.nan})], at=1.0)  # type: ignore[dict-item]
     assert box.close(10.0) == 0
     assert all(math.isnan(v) for v in seen.calls[0][2][0][0].metrics.values())
 
@@ -94,15 +94,20 @@ def test_what_is_no_number_arrives_as_nan(tmp_path: Path) -> None:
 def test_steps_told_before_are_skipped_also_by_a_later_process(tmp_path: Path) -> None:
     seen = Recorder()
     box = Outbox(tmp_path / "o", seen)
-    box.points("0", [point(0), point(1)], at=1.0)
-    box.points("0", [point(1, 9.0), point(2), point(2, 9.0)], at=2.0)
-    box.points("1", [point(0)], at=2.0)
+    box.log_metrics("0", [step_metrics_at(0), step_metrics_at(1)], at=1.0)
+    box.log_metrics("0", [step_metrics_at(1, 9.0), step_metrics_at(2), step_metrics_at(2, 9.0)], at=2.0)
+    box.log_metrics("1", [step_metrics_at(0)], at=2.0)
     box.close(10.0)
     box = Outbox(tmp_path / "o", seen)
-    box.points("0", [point(0), point(1), point(2), point(3)], at=3.0)
-    box.points("0", [point(3)], at=4.0)
+    box.log_metrics("0", [step_metrics_at(0), step_metrics_at(1), step_metrics_at(2), step_metrics_at(3)], at=3.0)
+    box.log_metrics("0", [step_metrics_at(3)], at=4.0)
     assert box.close(10.0) == 0
-    assert [v[0] for _, _, v in seen.calls] == [[point(0), point(1)], [point(2)], [point(0)], [point(3)]]
+    assert [v[0] for _, _, v in seen.calls] == [
+        [step_metrics_at(0), step_metrics_at(1)],
+        [step_metrics_at(2)],
+        [step_metrics_at(0)],
+        [step_metrics_at(3)],
+    ]
 
 
 def test_a_receiver_that_fails_costs_time_and_nothing_else(tmp_path: Path) -> None:
@@ -110,12 +115,12 @@ def test_a_receiver_that_fails_costs_time_and_nothing_else(tmp_path: Path) -> No
 
     def fail_often() -> None:
         if chance.random() < 0.6:
-            raise Unreachable("server is down")
+            raise TrackingUnavailable("server is down")
 
     seen = Recorder(fail_often)
     box = Outbox(tmp_path / "o", seen)
     for step in range(40):
-        box.points("0", [point(step)], at=float(step))
+        box.log_metrics("0", [step_metrics_at(step)], at=float(step))
     assert box.close(30.0) == 0
     assert seen.steps == list(range(40))
     assert box.trouble == ""
@@ -126,7 +131,7 @@ def test_a_receiver_that_hangs_never_holds_the_caller(tmp_path: Path) -> None:
     box = Outbox(tmp_path / "o", Recorder(lambda: go.wait(60) and None))
     began = time.monotonic()
     for step in range(100):
-        box.points("0", [point(step)], at=float(step))
+        box.log_metrics("0", [step_metrics_at(step)], at=float(step))
     assert box.close(0.3) == 100
     assert time.monotonic() - began < 10
     later = Recorder()
@@ -139,10 +144,10 @@ def test_a_receiver_that_hangs_never_holds_the_caller(tmp_path: Path) -> None:
 
 def test_an_unreachable_receiver_is_named_and_all_is_kept(tmp_path: Path) -> None:
     def down() -> None:
-        raise Unreachable("connection refused")
+        raise TrackingUnavailable("connection refused")
 
     box = Outbox(tmp_path / "o", Recorder(down))
-    box.points("0", [point(1)], at=1.0)
+    box.log_metrics("0", [step_metrics_at(1)], at=1.0)
     while not box.trouble:
         time.sleep(0.01)
     assert (box.trouble, box.pending) == ("connection refused", 1)
@@ -154,52 +159,52 @@ def test_a_receiver_that_dies_midway_gets_that_message_again(tmp_path: Path) -> 
     taken: list[int] = []
 
     class DiesAfterTaking(Recorder):
-        def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
-            super().points(run, points, at=at)
-            taken.append(points[0].step)
+        def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
+            super().log_metrics(run, metrics, at=at)
+            taken.append(metrics[0].step)
             if len(taken) == 3:
-                raise Unreachable("the answer was lost on the way")
+                raise TrackingUnavailable("the answer was lost on the way")
 
     box = Outbox(tmp_path / "o", DiesAfterTaking())
     for step in range(5):
-        box.points("0", [point(step)], at=1.0)
+        box.log_metrics("0", [step_metrics_at(step)], at=1.0)
     assert box.close(10.0) == 0
     assert taken == [0, 1, 2, 2, 3, 4]
 
 
-class Courses(Recorder):
+class BatchRecorder(Recorder):
     """Takes several messages of a run in one call."""
 
-    def course(self, run: str, told: Sequence[tuple[Sequence[Point], float]]) -> None:
-        self._take("course", run, [([p.step for p in points], at) for points, at in told])
+    def log_metric_history(self, run: str, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> None:
+        self._take("course", run, [([p.step for p in metrics], at) for metrics, at in history])
 
 
-def held_back(folder: Path, tell: Callable[[Outbox], None]) -> None:
+def outbox_filled_offline(folder: Path, tell: Callable[[Outbox], None]) -> None:
     """What the driver told while nobody could be reached."""
 
     def unreachable() -> None:
-        raise Unreachable("down")
+        raise TrackingUnavailable("down")
 
     box = Outbox(folder, Recorder(unreachable))
     tell(box)
     assert box.close(0.0) == box.pending > 0
 
 
-def story(box: Outbox) -> None:
+def send_messages(box: Outbox) -> None:
     for run in ("0", "1"):
-        box.start(run, name=run, params={}, tags={}, at=1.0)
+        box.start_run(run, name=run, params={}, tags={}, at=1.0)
     for step in range(3):
         for run in ("0", "1"):
-            box.points(run, [point(step)], at=2.0 + step)
-    box.tag("0", {"a": "b"})
+            box.log_metrics(run, [step_metrics_at(step)], at=2.0 + step)
+    box.set_tags("0", {"a": "b"})
     for step in range(3, 5):
         for run in ("0", "1"):
-            box.points(run, [point(step)], at=2.0 + step)
+            box.log_metrics(run, [step_metrics_at(step)], at=2.0 + step)
 
 
 def test_points_of_a_run_that_wait_go_in_one_call_each_with_its_time(tmp_path: Path) -> None:
-    held_back(tmp_path / "o", story)
-    seen = Courses()
+    outbox_filled_offline(tmp_path / "o", send_messages)
+    seen = BatchRecorder()
     assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
     assert [(what, run) for what, run, _ in seen.calls] == [
         ("start", "0"),
@@ -212,71 +217,74 @@ def test_points_of_a_run_that_wait_go_in_one_call_each_with_its_time(tmp_path: P
     assert [value for what, run, value in seen.calls if (what, run) == ("course", "1")] == [
         [([step], 2.0 + step) for step in range(5)]
     ]
-    whole = Recorder()  # one that takes them one by one only
-    held_back(tmp_path / "p", story)
-    assert deliver_pending(tmp_path / "p", whole, 10.0) == 0
-    assert [what for what, *_ in whole.calls].count("points") == 10
+    complete = Recorder()  # one that takes them one by one only
+    outbox_filled_offline(tmp_path / "p", send_messages)
+    assert deliver_pending(tmp_path / "p", complete, 10.0) == 0
+    assert [what for what, *_ in complete.calls].count("points") == 10
 
 
 def test_calls_grow_with_runs_and_not_with_reports(tmp_path: Path) -> None:
     def many(box: Outbox) -> None:
         for step in range(200):
             for run in range(4):
-                box.points(str(run), [point(step)], at=1.0)
+                box.log_metrics(str(run), [step_metrics_at(step)], at=1.0)
 
-    held_back(tmp_path / "o", many)
-    seen = Courses()
+    outbox_filled_offline(tmp_path / "o", many)
+    seen = BatchRecorder()
     assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
     assert len(seen.calls) == 4
     assert sum(len(value) for _, _, value in seen.calls) == 800
 
 
 def test_refused_together_only_the_guilty_one_is_set_aside(tmp_path: Path) -> None:
-    class Picky(Courses):
-        def course(self, run: str, told: Sequence[tuple[Sequence[Point], float]]) -> None:
-            raise Refused("one of these")
+    class Picky(BatchRecorder):
+        def log_metric_history(self, run: str, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> None:
+            raise MessageRejected("one of these")
 
-        def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
-            if points[0].step == 1:
-                raise Refused("this one")
-            super().points(run, points, at=at)
+        def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
+            if metrics[0].step == 1:
+                raise MessageRejected("this one")
+            super().log_metrics(run, metrics, at=at)
 
-    held_back(tmp_path / "o", lambda box: [box.points("0", [point(step)], at=1.0) for step in range(3)] and None)
+    outbox_filled_offline(
+        tmp_path / "o",
+        lambda box: [box.log_metrics("0", [step_metrics_at(step)], at=1.0) for step in range(3)] and None,
+    )
     seen = Picky()
     assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
     assert seen.steps == [0, 2]
-    aside = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
-    assert [decode(line) for line in aside] == [(2, Points("0", [point(1)], 1.0))]
+    temporary = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
+    assert [decode(line) for line in temporary] == [(2, LogMetrics("0", [step_metrics_at(1)], 1.0))]
 
 
 def test_closed_between_two_groups_the_later_opening_goes_on_there(tmp_path: Path) -> None:
     """Run 1's points had gone with earlier ones of its own; they are told again, and the receiver knows them."""
-    held_back(tmp_path / "o", story)
+    outbox_filled_offline(tmp_path / "o", send_messages)
 
-    class DownAfter(Courses):
-        def tag(self, run: str, tags: Mapping[str, str]) -> None:
-            raise Unreachable("down")
+    class DownAfter(BatchRecorder):
+        def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
+            raise TrackingUnavailable("down")
 
     first = DownAfter()
     assert deliver_pending(tmp_path / "o", first, 0.3) == 5
-    later = Courses()
+    later = BatchRecorder()
     assert deliver_pending(tmp_path / "o", later, 10.0) == 0
     assert [(what, run) for what, run, _ in later.calls] == [("tag", "0"), ("course", "0"), ("course", "1")]
 
 
 def test_what_is_refused_for_ever_is_set_aside_and_the_rest_arrives(tmp_path: Path) -> None:
     class Picky(Recorder):
-        def tag(self, run: str, tags: Mapping[str, str]) -> None:
-            raise Refused("no such run")
+        def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
+            raise MessageRejected("no such run")
 
     seen = Picky()
     box = Outbox(tmp_path / "o", seen)
-    box.tag("9", {"a": "b"})
-    box.points("0", [point(1)], at=1.0)
+    box.set_tags("9", {"a": "b"})
+    box.log_metrics("0", [step_metrics_at(1)], at=1.0)
     assert box.close(10.0) == 0
     assert seen.steps == [1]
-    aside = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
-    assert [decode(line) for line in aside] == [(1, Tag("9", {"a": "b"}))]
+    temporary = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
+    assert [decode(line) for line in temporary] == [(1, SetTags("9", {"a": "b"}))]
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -285,7 +293,7 @@ def test_a_fault_of_ours_is_loud_and_loses_nothing(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     box = Outbox(tmp_path / "o", Recorder(bug))
-    box.points("0", [point(1)], at=1.0)
+    box.log_metrics("0", [step_metrics_at(1)], at=1.0)
     assert box.close(10.0) == 1
     assert "fault of this program" in box.trouble
     box.close(0.0)
@@ -296,7 +304,7 @@ def test_a_fault_of_ours_is_loud_and_loses_nothing(tmp_path: Path) -> None:
 
 def test_one_process_at_a_time(tmp_path: Path) -> None:
     box = Outbox(tmp_path / "o", Recorder())
-    with pytest.raises(OutboxHeld):
+    with pytest.raises(OutboxLocked):
         Outbox(tmp_path / "o", Recorder())
     box.close(1.0)
     Outbox(tmp_path / "o", Recorder()).close(1.0)
@@ -307,13 +315,13 @@ def test_closed_is_closed(tmp_path: Path) -> None:
     assert box.close(1.0) == 0
     assert box.close(1.0) == 0
     with pytest.raises(RuntimeError, match="closed"):
-        box.tag("0", {})
+        box.set_tags("0", {})
 
 
 def write(folder: Path, count: int) -> bytes:
     box = Outbox(folder, Recorder())
     for step in range(count):
-        box.points("0", [point(step)], at=1.0)
+        box.log_metrics("0", [step_metrics_at(step)], at=1.0)
     box.close(10.0)
     (folder / "delivered.json").unlink()
     return (folder / "messages.jsonl").read_bytes()
@@ -352,7 +360,7 @@ def test_a_journal_that_was_moved_away_takes_no_new_message_with_it(tmp_path: Pa
     unreachable = Recorder(_down)
     box = Outbox(folder, unreachable)
     for step in range(10, 10 + first):
-        box.points("0", [point(step, value=0.125)], at=2.0)
+        box.log_metrics("0", [step_metrics_at(step, value=0.125)], at=2.0)
     assert box.close(0.05) == first
     seen = Recorder()
     assert deliver_pending(folder, seen, 10.0) == 0
@@ -374,19 +382,19 @@ def test_an_older_versions_position_still_counts(tmp_path: Path) -> None:
 
 
 def _down() -> None:
-    raise Unreachable("down")
+    raise TrackingUnavailable("down")
 
 
 def test_a_full_disk_refuses_and_leaves_whole_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = Recorder()
     box = Outbox(tmp_path / "o", seen)
-    box.points("0", [point(0)], at=1.0)
+    box.log_metrics("0", [step_metrics_at(0)], at=1.0)
     real = os.pwrite
     monkeypatch.setattr(os, "pwrite", _half_then_full(real))
     with pytest.raises(StorageRefused, match="No space left"):
-        box.points("0", [point(1)], at=1.0)
+        box.log_metrics("0", [step_metrics_at(1)], at=1.0)
     monkeypatch.setattr(os, "pwrite", real)
-    box.points("0", [point(1)], at=1.0)
+    box.log_metrics("0", [step_metrics_at(1)], at=1.0)
     assert box.close(10.0) == 0
     assert seen.steps == [0, 1]
 
@@ -395,9 +403,9 @@ def test_secrets_of_the_environment_never_reach_the_disk(tmp_path: Path, monkeyp
     monkeypatch.setenv("HF_TOKEN", "hf_canary_12345")
     box = Outbox(tmp_path / "o", seen := Recorder())
     params = {"data": [{"url": "https://me:pass@host/x", "auth": "Bearer hf_canary_12345"}]}
-    box.start("0", name="n", params=params, tags={"t": "hf_canary_12345"}, at=1.0)
-    box.tag("0", {"t": "hf_canary_12345"})
-    box.end("0", status="FAILED", tags={"reason": "401 with hf_canary_12345"}, at=1.0)
+    box.start_run("0", name="n", params=params, tags={"t": "hf_canary_12345"}, at=1.0)
+    box.set_tags("0", {"t": "hf_canary_12345"})
+    box.end_run("0", status="FAILED", tags={"reason": "401 with hf_canary_12345"}, at=1.0)
     box.close(10.0)
     on_disk = (tmp_path / "o" / "messages.jsonl").read_text()
     assert "canary" not in on_disk
@@ -415,9 +423,9 @@ class FileReceiver(Recorder):
         super().__init__()
         self.path = path
 
-    def points(self, run: str, points: Sequence[Point], *, at: float) -> None:
+    def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
         with self.path.open("a") as stream:
-            stream.write("".join(f"{run} {p.step} {at}\n" for p in points))
+            stream.write("".join(f"{run} {p.step} {at}\n" for p in metrics))
         time.sleep(0.001)
 
 
@@ -430,23 +438,23 @@ def test_delivered_once_whatever_instant_the_writer_is_killed_at(tmp_path: Path)
         if child == 0:
             box = Outbox(folder, FileReceiver(target))
             for step in range(300):  # re-emitted from the start each time, as after a lost checkpoint
-                box.points("0", [point(step)], at=time.time())
+                box.log_metrics("0", [step_metrics_at(step)], at=time.time())
             os._exit(0 if box.close(30.0) == 0 else 1)
         time.sleep(chance.uniform(0.01, 0.15))
         os.kill(child, signal.SIGKILL)
         kills += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     box = Outbox(folder, FileReceiver(target))
     for step in range(300):
-        box.points("0", [point(step)], at=time.time())
+        box.log_metrics("0", [step_metrics_at(step)], at=time.time())
     assert box.close(60.0) == 0
     assert kills > 3
     lines = target.read_text().splitlines()
     assert sorted({int(line.split()[1]) for line in lines}) == list(range(300))
     assert len(set(lines)) == 300, "a step was delivered with two times: it would be there twice"
     journal = Journal(folder / "messages.jsonl")
-    told = [p.step for _, m in journal.scan() if isinstance(m, Points) for p in m.points]
+    history = [p.step for _, m in journal.scan() if isinstance(m, LogMetrics) for p in m.metrics]
     journal.close()
-    assert told == list(range(300))
+    assert history == list(range(300))
 
 
 def _half_then_full(real: Callable[[int, bytes, int], int]) -> Callable[[int, bytes, int], int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.redaction import redact, secret_values
-from orchestrator.tracking.mlflow_sink import CUT, LONGEST_PARAM, param_text, tracking_uri
+from orchestrator.tracking.mlflow_sink import CUT, MAX_PARAM_LENGTH, param_text, tracking_uri
 from orchestrator.tracking.run_metadata import environment, environment_tags, git_commit
 
 
@@ -85,5 +85,5 @@ def test_params_look_as_in_the_sweeps_file(value: object, text: str) -> None:
 
 def test_a_long_param_is_cut_with_a_mark() -> None:
     text = param_text("x" * 10_000)
-    assert len(text) == LONGEST_PARAM
+    assert len(text) == MAX_PARAM_LENGTH
     assert text.endswith(CUT)

@@ -15,11 +15,11 @@ def test_a_tracking_server_shows_its_own_page(tmp_path: Path) -> None:
 
 
 def test_the_address_of_a_sweeps_charts() -> None:
-    page, asked = charts_page("3", "my-sweep").split("?")
+    page, requested = charts_page("3", "my-sweep").split("?")
     assert page == "/experiments/3/runs"
-    wanted = dict(urllib.parse.parse_qsl(asked))
+    expected = dict(urllib.parse.parse_qsl(requested))
     # Search words in the address would keep MLflow from loading the view: they are inside it.
-    assert wanted == {
+    assert expected == {
         "viewStateShareKey": "prefsweep-my-sweep",
         "compareRunsMode": "CHART",
         "workflowType": "machine_learning",

@@ -76,7 +76,7 @@ def write_rows(path: Path, rows: Sequence[Any]) -> str:
     return str(path)
 
 
-def said(role: str, content: Any) -> dict[str, Any]:
+def chat_message(role: str, content: Any) -> dict[str, Any]:
     """One message."""
     return {"role": role, "content": content}
 
@@ -84,9 +84,9 @@ def said(role: str, content: Any) -> dict[str, Any]:
 def chat(ask: str, chosen: Any, rejected: Any, **more: Any) -> dict[str, Any]:
     """A conversational row with an explicit prompt."""
     return {
-        "prompt": [said("user", ask)],
-        "chosen": [said("assistant", chosen)],
-        "rejected": [said("assistant", rejected)],
+        "prompt": [chat_message("user", ask)],
+        "chosen": [chat_message("assistant", chosen)],
+        "rejected": [chat_message("assistant", rejected)],
         **more,
     }
 

@@ -16,33 +16,33 @@ from small_trials import MODEL, trial
 
 from trainer.config.trial import ModelConfig, TrainingConfig
 from trainer.data import prepare
-from trainer.distributed.fsdp import let_go
-from trainer.distributed.processes import World, join
-from trainer.evaluation.completions import generate
-from trainer.models.model_files import locate
-from trainer.models.policy_model import LiveModel, load_model
+from trainer.distributed.fsdp import reshard
+from trainer.distributed.processes import ProcessGroup, join_rendezvous
+from trainer.evaluation.completions import generate_token_ids
+from trainer.models.model_files import resolve_model_path
+from trainer.models.policy_model import PolicyModel, load_model
 
 NEVER = 319
 """The last token of the vocabulary, which this model does not choose."""
 
 
 def main(rank: int, port: int, number: int, cache: Path) -> None:
-    join(rank, 2, port, socket.socket(fileno=number) if rank == 0 else None)
-    world = World()
+    join_rendezvous(rank, 2, port, socket.socket(fileno=number) if rank == 0 else None)
+    process_group = ProcessGroup()
     config = ModelConfig.model_validate(MODEL)
-    live = LiveModel(load_model(config, locate(config, cache), None), config, "id")
-    live.begin(None, TrainingConfig(), once=True)
-    live.shard(TrainingConfig(distributed="fsdp2"), world.device)
-    live.base.eval()
+    policy = PolicyModel(load_model(config, resolve_model_path(config, cache), None), config, "id")
+    policy.prepare_for_trial(None, TrainingConfig(), single_use=True)
+    policy.shard(TrainingConfig(distributed="fsdp2"), process_group.device)
+    policy.base.eval()
     pairs = prepare(trial().data, config, cache).eval
     prompts = [pairs.pair(i).prompt.tolist() for i in range(3)]
-    free = generate(live.base, prompts, [NEVER], 12)
-    let_go(live.base)
+    free = generate_token_ids(policy.base, prompts, [NEVER], 12)
+    reshard(policy.base)
     first = sorted({answer[0] for answer in free})
     # This process's answers end at once, the other's never.
-    found = generate(live.base, prompts, first if rank == 0 else [NEVER], 12)
-    let_go(live.base)
-    again = generate(live.base, prompts, [NEVER], 12)
+    found = generate_token_ids(policy.base, prompts, first if rank == 0 else [NEVER], 12)
+    reshard(policy.base)
+    again = generate_token_ids(policy.base, prompts, [NEVER], 12)
     print(json.dumps({"free": free, "found": found, "again": again}))
     torch.distributed.barrier()
 

@@ -6,11 +6,11 @@ from typing import Any, get_args
 
 import torch
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 from trainer.objectives.losses import pair_loss
-from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
+from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateNormalizer
 
-_TERMS: dict[DpoTerm, dict[str, Any]] = {term: {} for term in get_args(DpoTerm)} | {
+_TERMS: dict[DpoLossType, dict[str, Any]] = {term: {} for term in get_args(DpoLossType)} | {
     "robust": {"label_smoothing": 0.1},
     "exo_pair": {"label_smoothing": 1e-3},
     "aot": {"label_smoothing": 0.05},
@@ -89,11 +89,11 @@ def random_logps(pairs: int = 5, seed: int = 0, per_token: float = 1.0) -> PairL
     return PairLogps(**sums(0.0), reference=PairLogps(**sums(1.0)))
 
 
-def normaliser(logps: PairLogps) -> Normaliser:
+def normalizer(logps: PairLogps) -> UpdateNormalizer:
     prompts = 0 if logps.prompt_tokens is None else int(logps.prompt_tokens.sum())
-    return Normaliser(len(logps), int(logps.chosen_tokens.sum()), prompts)
+    return UpdateNormalizer(len(logps), int(logps.chosen_tokens.sum()), prompts)
 
 
 def evaluate(loss: LossConfig, logps: PairLogps) -> LossTerms:
     """The objective with these pairs as a whole update."""
-    return pair_loss(loss, logps, normaliser(logps))
+    return pair_loss(loss, logps, normalizer(logps))

@@ -9,7 +9,7 @@ import torch
 from small_trials import trial
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from trainer.models.model_files import locate
+from trainer.models.model_files import resolve_model_path
 
 _MODEL = """
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -31,7 +31,7 @@ class OwnTokenizer(PreTrainedTokenizerFast):
 
 def own_code_model(cache: Path, to: Path) -> Path:
     """Write such a folder: a Llama of two small layers with the generated task's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(locate(trial().model, cache))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(trial().model, cache))
     torch.manual_seed(0)
     LlamaForCausalLM(
         LlamaConfig(

@@ -152,7 +152,7 @@ HH = PublicSet(
         ),
     ],
     settings=TEMPLATE,
-    kinds={3: {"empty_response"}, 4: {"several_turns"}},
+    kinds={1: {"text_turns"}, 2: {"text_turns"}, 3: {"empty_response"}, 4: {"text_turns", "several_turns"}},
     left_out=frozenset({3}),
 )
 
@@ -214,16 +214,16 @@ DISTILABEL_ORCA = PublicSet(
 
 
 def _capybara(turns: list[str], chosen: str, rejected: str) -> Row:
-    asked = turns[-1]
+    requested = turns[-1]
     head = [(user if i % 2 == 0 else assistant)(text) for i, text in enumerate(turns)]
     return {
         "source": "Airoboros",
-        "conversation": [{"input": asked, "output": chosen}],
+        "conversation": [{"input": requested, "output": chosen}],
         "original_response": chosen,
-        "generation_prompt": ["<s>[INST] " + asked + " [/INST]"],
+        "generation_prompt": ["<s>[INST] " + requested + " [/INST]"],
         "raw_generation_responses": [rejected],
         "new_generations": [rejected],
-        "prompt": asked,
+        "prompt": requested,
         "chosen": [*head, assistant(chosen)],
         "rejected": [*head, assistant(rejected)],
         "rating_chosen": 5,
@@ -296,8 +296,8 @@ MATH = PublicSet(
 
 
 def _ranked(*texts: str, ranks: tuple[float, ...] | None = None) -> list[Row]:
-    places = ranks or tuple(float(i) for i in range(1, len(texts) + 1))
-    return [{"answer": text, "model": "gpt-4", "rank": rank} for text, rank in zip(texts, places, strict=True)]
+    paths = ranks or tuple(float(i) for i in range(1, len(texts) + 1))
+    return [{"answer": text, "model": "gpt-4", "rank": rank} for text, rank in zip(texts, paths, strict=True)]
 
 
 NECTAR = PublicSet(
@@ -320,6 +320,7 @@ NECTAR = PublicSet(
         )
     ],
     settings=TEMPLATE,
+    kinds={n: {"text_turns"} for n in (1, 2, 3)},
     converted=3,
 )
 

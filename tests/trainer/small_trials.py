@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, Point
+from trainer.results import RunResult, StepMetrics
 
 MODEL = {
     "generated": {
@@ -41,19 +41,19 @@ def trial(loss: str | dict[str, Any] = "simpo", training: dict[str, Any] | None 
     return TrialConfig.model_validate(given | more)
 
 
-def finish(run: Generator[Point, None, Ending]) -> tuple[list[Point], Ending]:
+def finish(run: Generator[StepMetrics, None, RunResult]) -> tuple[list[StepMetrics], RunResult]:
     """All points and the ending."""
-    points: list[Point] = []
+    metrics: list[StepMetrics] = []
     while True:
         try:
-            points.append(next(run))
+            metrics.append(next(run))
         except StopIteration as end:
-            return points, end.value
+            return metrics, end.value
 
 
-def told(points: Sequence[Point]) -> list[tuple[int, dict[str, float]]]:
+def without_speed(metrics: Sequence[StepMetrics]) -> list[tuple[int, dict[str, float]]]:
     """Points without what the clock says."""
-    return [(p.step, {k: v for k, v in p.metrics.items() if k not in SPEED}) for p in points]
+    return [(p.step, {k: v for k, v in p.metrics.items() if k not in SPEED}) for p in metrics]
 
 
 def model_bytes(folder: Path) -> dict[str, bytes]:

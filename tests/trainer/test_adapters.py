@@ -18,9 +18,9 @@ from trainer.data import load_tokenizer, prepare
 from trainer.evaluation.export_check import compare_export
 from trainer.models import policy_model
 from trainer.models.adapters import adapt, describe_adapters
-from trainer.models.model_files import Exported, export_model, locate
+from trainer.models.model_files import Exported, export_model, resolve_model_path
 from trainer.results import ModelError
-from trainer.training_session import Workshop
+from trainer.training_session import TrainingSession
 
 SMALL: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -75,7 +75,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start_model(kind: str, cache: Path, to: Path) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(described(kind), dtype=torch.float32).save_pretrained(to)
-    AutoTokenizer.from_pretrained(locate(trial().model, cache)).save_pretrained(to)
+    AutoTokenizer.from_pretrained(resolve_model_path(trial().model, cache)).save_pretrained(to)
     return to
 
 
@@ -185,29 +185,29 @@ SLOW = ("hybrid", "vision", "experts alone")
 )
 def test_what_is_said_is_what_is_trained_kept_and_exported(case: str, cache: Path, tmp_path: Path) -> None:
     kind, targets = CASES[case]
-    place = start_model(kind, cache, tmp_path / "start")
+    path = start_model(kind, cache, tmp_path / "start")
     config: TrialConfig = trial(
-        model={"name_or_path": str(place)}, lora={"r": 4, "target_modules": targets}, training={"learning_rate": 3e-2}
+        model={"name_or_path": str(path)}, lora={"r": 4, "target_modules": targets}, training={"learning_rate": 3e-2}
     )
     assert config.lora is not None
     made, _ = adapt(on_meta(kind), config.lora)
-    workshop = Workshop(cache)
-    points, _ = finish(workshop.train(config, tmp_path / "run"))
-    assert abs(points[-1].metrics["eval_nll_loss"] - points[0].metrics["eval_nll_loss"]) > 1e-3
+    session = TrainingSession(cache)
+    metrics, _ = finish(session.train(config, tmp_path / "run"))
+    assert abs(metrics[-1].metrics["eval_nll_loss"] - metrics[0].metrics["eval_nll_loss"]) > 1e-3
     stored = torch_names(tmp_path / "run/model/adapter_model.safetensors")
     assert {re.sub(r"(\.base_layer)*$", "", name) for name in stored} == adapted(made)
-    again, _ = finish(workshop.train(config, tmp_path / "again"))  # the same model, its adapters taken off before
-    assert again[-1].metrics["eval_nll_loss"] == points[-1].metrics["eval_nll_loss"]
-    told: list[str] = []
+    again, _ = finish(session.train(config, tmp_path / "again"))  # the same model, its adapters taken off before
+    assert again[-1].metrics["eval_nll_loss"] == metrics[-1].metrics["eval_nll_loss"]
+    logged: list[str] = []
 
     def check(exported: Exported) -> None:
         pairs = prepare(config.data, config.model, cache).eval
         tokenizer = load_tokenizer(config.model, config.data, cache)
-        compare_export(exported, config, pairs, tmp_path / "run/eval_pairs.safetensors", tokenizer, tell=told.append)
+        compare_export(exported, config, pairs, tmp_path / "run/eval_pairs.safetensors", tokenizer, tell=logged.append)
 
     for merge in (False, True):
         export_model(tmp_path / "run/model", tmp_path / f"out {merge}", merge=merge, model=config.model, check=check)
-    assert len(told) == 2
+    assert len(logged) == 2
 
 
 def adapted(made: PeftModel) -> set[str]:
@@ -230,11 +230,11 @@ def test_it_is_said_once_however_many_trials(
 ) -> None:
     monkeypatch.setattr(policy_model, "_said", set())
     config = ModelConfig(name_or_path=str(start_model("mixtral", cache, tmp_path)))
-    model = policy_model.LiveModel(policy_model.load_model(config, str(tmp_path), torch.device("cpu")), config, "id")
+    model = policy_model.PolicyModel(policy_model.load_model(config, str(tmp_path), torch.device("cpu")), config, "id")
     with caplog.at_level(logging.INFO, "trainer.models.policy_model"):
         for seed in range(3):
-            model.rest()
-            model.begin(LoraConfig(), TrainingConfig(seed=seed))
+            model.reset()
+            model.prepare_for_trial(LoraConfig(), TrainingConfig(seed=seed))
     assert [r.message for r in caplog.records] == [describe_adapters(config, LoraConfig(), cache)]
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from small_trials import finish, model_bytes, told, trial
+from small_trials import finish, model_bytes, trial, without_speed
 
 from trainer.config.trial import ModelConfig, TrialConfig
-from trainer.models.policy_model import SharedBase
-from trainer.results import Ending, EndKind, ModelError, Point
-from trainer.training_session import Workshop
+from trainer.models.policy_model import SharedBaseModel
+from trainer.results import ModelError, RunResult, RunStatus, StepMetrics
+from trainer.training_session import TrainingSession
 
 LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 TRIALS: dict[str, TrialConfig] = {
@@ -27,8 +27,8 @@ TRIALS: dict[str, TrialConfig] = {
     ),
     "autocast": trial("simpo", lora=LORA | {"r": 8}, training={"bf16": True, "pairs_per_update": 5}),
 }
-Told = tuple[list[tuple[int, dict[str, float]]], EndKind, dict[str, bytes]]
-Course = Generator[Point, None, Ending]
+Told = tuple[list[tuple[int, dict[str, float]]], RunStatus, dict[str, bytes]]
+Course = Generator[StepMetrics, None, RunResult]
 
 
 @pytest.fixture(scope="module")
@@ -38,26 +38,26 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
-    """Each trial in a workshop of its own."""
+    """Each trial in a training session of its own."""
     out: dict[str, Told] = {}
     for name, config in TRIALS.items():
         folder = tmp_path_factory.mktemp("alone")
-        points, ending = finish(Workshop(cache).train(config, folder))
-        out[name] = (told(points), ending.kind, model_bytes(folder))
+        metrics, result = finish(TrainingSession(cache).train(config, folder))
+        out[name] = (without_speed(metrics), result.status, model_bytes(folder))
     return out
 
 
-def in_turn(courses: Mapping[str, Course]) -> dict[str, tuple[list[Point], Ending]]:
+def in_turn(curves: Mapping[str, Course]) -> dict[str, tuple[list[StepMetrics], RunResult]]:
     """A point of each, again and again, until all have ended."""
-    points: dict[str, list[Point]] = {name: [] for name in courses}
-    out: dict[str, tuple[list[Point], Ending]] = {}
-    while len(out) < len(courses):
-        for name, course in courses.items():
+    metrics: dict[str, list[StepMetrics]] = {name: [] for name in curves}
+    out: dict[str, tuple[list[StepMetrics], RunResult]] = {}
+    while len(out) < len(curves):
+        for name, plan in curves.items():
             if name not in out:
                 try:
-                    points[name].append(next(course))
+                    metrics[name].append(next(plan))
                 except StopIteration as end:
-                    out[name] = points[name], end.value
+                    out[name] = metrics[name], end.value
     return out
 
 
@@ -65,34 +65,34 @@ def in_turn(courses: Mapping[str, Course]) -> dict[str, tuple[list[Point], Endin
 def test_trials_in_turn_over_one_base_are_what_each_is_alone(
     cache: Path, tmp_path: Path, alone: dict[str, Told], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bases: list[SharedBase] = []
-    made = SharedBase.__init__
+    bases: list[SharedBaseModel] = []
+    made = SharedBaseModel.__init__
 
-    def remembered(base: SharedBase, *given: Any) -> None:
+    def optuna_trials(base: SharedBaseModel, *given: Any) -> None:
         bases.append(base)
         made(base, *given)
 
-    monkeypatch.setattr(SharedBase, "__init__", remembered)
-    hall = Workshop(cache)
-    shops = {name: hall.beside() for name in names}
-    courses = {name: shops[name].train(TRIALS[name], tmp_path / name) for name in names}
-    first = {name: next(course) for name, course in courses.items()}
+    monkeypatch.setattr(SharedBaseModel, "__init__", optuna_trials)
+    first_session = TrainingSession(cache)
+    sessions = {name: first_session.sibling() for name in names}
+    curves = {name: sessions[name].train(TRIALS[name], tmp_path / name) for name in names}
+    first = {name: next(plan) for name, plan in curves.items()}
     (base,) = bases
     weights = {parameter.data_ptr() for parameter in base._model.parameters()}
     start = [parameter.detach().clone() for parameter in base._model.parameters()]
-    for shop in shops.values():
-        live = shop._stock._live
-        assert live is not None
-        frozen = [p for p in live[1].base.parameters() if not p.requires_grad]
+    for session in sessions.values():
+        policy = session._resources._policy
+        assert policy is not None
+        frozen = [p for p in policy[1].base.parameters() if not p.requires_grad]
         assert {p.data_ptr() for p in frozen} == weights
-        assert all(p.data_ptr() not in weights for p in live[1].trained().values())
-    ended = in_turn(courses)
+        assert all(p.data_ptr() not in weights for p in policy[1].trainable_parameters().values())
+    ended = in_turn(curves)
     for name in names:
-        points, ending = ended[name]
-        assert (told([first[name], *points]), ending.kind, model_bytes(tmp_path / name)) == alone[name]
+        metrics, result = ended[name]
+        assert (without_speed([first[name], *metrics]), result.status, model_bytes(tmp_path / name)) == alone[name]
     for parameter, before in zip(base._model.parameters(), start, strict=True):
         assert torch.equal(parameter, before)
-    counters = hall.counters
+    counters = first_session.counters
     assert (counters["model_loaded"], counters["data_loaded"], counters["trials"]) == (1, 1, len(names))
 
 
@@ -100,65 +100,65 @@ def test_what_befalls_one_trial_leaves_its_neighbours_alone(
     cache: Path, tmp_path: Path, alone: dict[str, Told]
 ) -> None:
     """One is pruned, one raises, one is interrupted and goes on in another process; one runs through it all."""
-    hall = Workshop(cache)
-    shops = [hall.beside() for _ in range(4)]
-    stays = shops[0].train(TRIALS["dpo, dropout"], tmp_path / "stays")
-    pruned = shops[1].train(TRIALS["autocast"], tmp_path / "pruned")
-    raises = shops[2].train(TRIALS["simpo"], tmp_path / "raises")
-    stopped = shops[3].train(TRIALS["rank 2, checkpointed"], tmp_path / "stopped")
-    points = [next(stays)]
-    for course in (pruned, raises, stopped):
-        next(course)
-    points.append(next(stays))
+    first_session = TrainingSession(cache)
+    sessions = [first_session.sibling() for _ in range(4)]
+    stays = sessions[0].train(TRIALS["dpo, dropout"], tmp_path / "stays")
+    pruned = sessions[1].train(TRIALS["autocast"], tmp_path / "pruned")
+    raises = sessions[2].train(TRIALS["simpo"], tmp_path / "raises")
+    stopped = sessions[3].train(TRIALS["rank 2, checkpointed"], tmp_path / "stopped")
+    metrics = [next(stays)]
+    for plan in (pruned, raises, stopped):
+        next(plan)
+    metrics.append(next(stays))
     next(pruned)
     pruned.close()
-    points.append(next(stays))
+    metrics.append(next(stays))
     next(stopped)
-    shops[3].interrupt()
-    points.append(next(stays))
-    told_before, ending = finish(stopped)
-    assert ending.kind is EndKind.STOPPED
+    sessions[3].interrupt()
+    metrics.append(next(stays))
+    told_before, result = finish(stopped)
+    assert result.status is RunStatus.STOPPED
     with pytest.raises(ZeroDivisionError):
         raises.throw(ZeroDivisionError)
 
-    # The workshops that are free now take the next trials.
-    again = shops[1].train(TRIALS["rank 2, checkpointed"], tmp_path / "again", [tmp_path / "stopped"])
-    simpo = shops[2].train(TRIALS["simpo"], tmp_path / "simpo")
+    # The training sessions that are free now take the next trials.
+    again = sessions[1].train(TRIALS["rank 2, checkpointed"], tmp_path / "again", [tmp_path / "stopped"])
+    simpo = sessions[2].train(TRIALS["simpo"], tmp_path / "simpo")
     ended = in_turn({"dpo, dropout": stays, "rank 2, checkpointed": again, "simpo": simpo})
-    ended["dpo, dropout"] = (points + ended["dpo, dropout"][0], ended["dpo, dropout"][1])
+    ended["dpo, dropout"] = (metrics + ended["dpo, dropout"][0], ended["dpo, dropout"][1])
     folders = {"dpo, dropout": "stays", "rank 2, checkpointed": "again", "simpo": "simpo"}
     for name, folder in folders.items():
-        given, ending = ended[name]
-        assert (told(given), ending.kind, model_bytes(tmp_path / folder)) == alone[name]
-    assert hall.counters["model_loaded"] == 1
+        given, result = ended[name]
+        assert (without_speed(given), result.status, model_bytes(tmp_path / folder)) == alone[name]
+    assert first_session.counters["model_loaded"] == 1
     assert told_before == []
 
 
 def test_only_adapters_are_trained_over_a_shared_base(cache: Path, tmp_path: Path) -> None:
-    shop = Workshop(cache).beside()
+    session = TrainingSession(cache).sibling()
     with pytest.raises(ModelError, match="can only be trained with `lora`"):
-        finish(shop.train(trial("simpo"), tmp_path / "full"))
-    points, ending = finish(shop.train(TRIALS["simpo"], tmp_path / "adapters"))
-    assert ending.kind is EndKind.FINISHED
-    assert points
+        finish(session.train(trial("simpo"), tmp_path / "full"))
+    metrics, result = finish(session.train(TRIALS["simpo"], tmp_path / "adapters"))
+    assert result.status is RunStatus.FINISHED
+    assert metrics
 
 
 def test_another_model_is_another_base_and_goes_with_its_last_trial(cache: Path, tmp_path: Path) -> None:
-    hall = Workshop(cache)
+    first_session = TrainingSession(cache)
     other = TRIALS["simpo"].model_dump()
     other["model"]["generated"]["seed"] = 5
-    one, two = hall.beside(), hall.beside()
-    courses = [
+    one, two = first_session.sibling(), first_session.sibling()
+    curves = [
         one.train(TRIALS["simpo"], tmp_path / "one"),
         two.train(TrialConfig.model_validate(other), tmp_path / "two"),
     ]
-    first = [next(course).metrics["eval_margins/logp"] for course in courses]
+    first = [next(plan).metrics["eval_margins/logp"] for plan in curves]
     assert first[0] != first[1]
-    assert hall.counters["model_loaded"] == 2
-    for course in courses:
-        course.close()
-    known: Mapping[ModelConfig, SharedBase] = hall._stock._all_bases
+    assert first_session.counters["model_loaded"] == 2
+    for plan in curves:
+        plan.close()
+    known: Mapping[ModelConfig, SharedBaseModel] = first_session._resources._all_bases
     assert len(known) == 2
-    del one, two, courses
+    del one, two, curves
     gc.collect()
     assert not known

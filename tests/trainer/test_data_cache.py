@@ -13,8 +13,8 @@ from data_cases import CHATML, LLAMA, REAL, chat, data, good_rows, saved, tokeni
 
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import prepare
-from trainer.data.pair_dataset import MANIFEST, DamagedCache, obtain
-from trainer.data.preparation import fingerprint_of
+from trainer.data.pair_dataset import MANIFEST, DamagedCache, get_or_create
+from trainer.data.preparation import data_fingerprint
 from trainer.data.tokenization import load_tokenizer
 
 
@@ -38,23 +38,25 @@ def test_the_fingerprint_follows_content_and_not_the_place(tmp_path: Path, model
     rows = good_rows(20)
     path = write_rows(tmp_path / "a.jsonl", rows)
     made = load_tokenizer(model, None, tmp_path)
-    base = fingerprint_of(data(path), made)
+    base = data_fingerprint(data(path), made)
     (tmp_path / "elsewhere").mkdir()
-    assert fingerprint_of(data(write_rows(tmp_path / "elsewhere" / "b.jsonl", rows)), made) == base
-    assert fingerprint_of(data(path), load_tokenizer(model, None, tmp_path)) == base
+    assert data_fingerprint(data(write_rows(tmp_path / "elsewhere" / "b.jsonl", rows)), made) == base
+    assert data_fingerprint(data(path), load_tokenizer(model, None, tmp_path)) == base
     made(["x", "yy"], padding=True, truncation=True, max_length=5)
-    assert fingerprint_of(data(path), made) == base, "an earlier call's padding is not the tokenizer's own"
+    assert data_fingerprint(data(path), made) == base, "an earlier call's padding is not the tokenizer's own"
     others = [
-        fingerprint_of(data(write_rows(tmp_path / "a2.jsonl", [*rows[:-1], chat("ask 19", "yes 19", "no 18")])), made),
-        fingerprint_of(data(path, max_length=128), made),
-        fingerprint_of(data(path, max_prompt_length=7), made),
-        fingerprint_of(data(path, eval_share=0.5), made),
-        fingerprint_of(data(path, max_train_rows=5), made),
-        fingerprint_of(data(path, eval=path), made),
-        fingerprint_of(data({"path": path, "columns": {"prompt": "chosen"}}), made),
-        fingerprint_of(data(path), tokenizer(CHATML)),
-        fingerprint_of(data(path), tokenizer(LLAMA, merges=["a s"])),
-        fingerprint_of(data(path), tokenizer(LLAMA, eos="</s>")),
+        data_fingerprint(
+            data(write_rows(tmp_path / "a2.jsonl", [*rows[:-1], chat("ask 19", "yes 19", "no 18")])), made
+        ),
+        data_fingerprint(data(path, max_length=128), made),
+        data_fingerprint(data(path, max_prompt_length=7), made),
+        data_fingerprint(data(path, eval_share=0.5), made),
+        data_fingerprint(data(path, max_train_rows=5), made),
+        data_fingerprint(data(path, eval=path), made),
+        data_fingerprint(data({"path": path, "columns": {"prompt": "chosen"}}), made),
+        data_fingerprint(data(path), tokenizer(CHATML)),
+        data_fingerprint(data(path), tokenizer(LLAMA, merges=["a s"])),
+        data_fingerprint(data(path), tokenizer(LLAMA, eos="</s>")),
     ]
     assert len({base, *others}) == len(others) + 1
 
@@ -74,12 +76,12 @@ def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path: Path, model: Mod
     first = prepare(config, model, tmp_path / "cache")
     folder = tmp_path / "cache" / "data" / first.fingerprint
     tokens, manifest = folder / "train.tokens.npy", folder / MANIFEST
-    whole = tokens.read_bytes()
+    full = tokens.read_bytes()
     match harm:
         case "cut":
-            tokens.write_bytes(whole[:-4])
+            tokens.write_bytes(full[:-4])
         case "flip":
-            tokens.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            tokens.write_bytes(full[:-1] + bytes([full[-1] ^ 1]))
         case "gone":
             tokens.unlink()
         case "no manifest":
@@ -89,7 +91,7 @@ def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path: Path, model: Mod
     with pytest.warns(DamagedCache):
         again = prepare(config, model, tmp_path / "cache")
     assert again.computed
-    assert tokens.read_bytes() == whole
+    assert tokens.read_bytes() == full
     assert not prepare(config, model, tmp_path / "cache").computed
 
 
@@ -98,26 +100,26 @@ def test_nothing_is_left_of_a_failure_nor_of_a_process_that_died(tmp_path: Path)
     left = tmp_path / "data" / ".abc.0123abcd.tmp"
     left.mkdir(parents=True)
 
-    def fails(aside: Path) -> None:
-        (aside / "half").write_text("x")
+    def fails(temporary: Path) -> None:
+        (temporary / "half").write_text("x")
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        obtain(folder, fails)
+        get_or_create(folder, fails)
     assert [p.name for p in (tmp_path / "data").iterdir()] == [".abc.lock"]
 
 
 PROCESS = """
 import sys, time
 from pathlib import Path
-from trainer.data.pair_dataset import obtain
+from trainer.data.pair_dataset import get_or_create
 cache = Path(sys.argv[1])
 while not (cache / "go").exists():
     time.sleep(0.001)
 def fill(folder):
     time.sleep(0.2)
     (folder / "x").write_text("content")
-print(obtain(cache / "data" / "abc", fill), (cache / "data" / "abc" / "x").read_text())
+print(get_or_create(cache / "data" / "abc", fill), (cache / "data" / "abc" / "x").read_text())
 """
 
 
@@ -134,8 +136,8 @@ def test_simultaneous_processes_make_it_once(tmp_path: Path) -> None:
         for _ in range(4)
     ]
     (tmp_path / "go").touch()
-    said = sorted(p.communicate(timeout=120)[0].strip() for p in started)
-    assert said == ["False content"] * 3 + ["True content"]
+    messages = sorted(p.communicate(timeout=120)[0].strip() for p in started)
+    assert messages == ["False content"] * 3 + ["True content"]
 
 
 def test_importing_the_package_loads_no_heavy_library() -> None:

@@ -1,4 +1,4 @@
-"""Columns: mapped, recognised, left over, of another kind of data; and plain text that meets a chat template."""
+"""Columns: mapped, recognized, left over, of another kind of data; and plain text that meets a chat template."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_cases import CHATML, chat, data, plain, said, saved, tokenizer, write_rows
+from data_cases import CHATML, chat, chat_message, data, plain, saved, tokenizer, write_rows
 
 from trainer.config.trial import FileSource, ModelConfig
 from trainer.data import BadData, Prepared, UnreadableData, prepare
-from trainer.data.sources import Raw, read_source
+from trainer.data.sources import RawRow, read_source
 
 ORCA = [
     {"system": f"Answer in {n} words.", "question": f"Name {n} rivers.", "chosen": "Rhine", "rejected": f"{n} rivers"}
@@ -30,7 +30,7 @@ def bare(tmp_path: Path) -> ModelConfig:
     return saved(tokenizer(None), tmp_path / "bare")
 
 
-def _read(path: str, **columns: str | None) -> list[Raw]:
+def _read(path: str, **columns: str | None) -> list[RawRow]:
     return read_source(FileSource(path=path, columns=columns))
 
 
@@ -76,12 +76,12 @@ def test_a_system_column_beside_dialogues_is_their_first_message_unless_they_hav
     tmp_path: Path, chatml: ModelConfig
 ) -> None:
     rows = [chat(f"ask {i}", "b", "c", system_prompt="Be kind.") for i in range(9)]
-    rows[4]["prompt"].insert(0, said("system", "Be kind."))
+    rows[4]["prompt"].insert(0, chat_message("system", "Be kind."))
     found = _prepare(tmp_path, chatml, rows)
     for row in (1, 5):
         assert _prompt(found, row).startswith("<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nask")
         assert _prompt(found, row).count("Be kind.") == 1
-    rows[4]["prompt"][0] = said("system", "Be short.")
+    rows[4]["prompt"][0] = chat_message("system", "Be short.")
     with pytest.raises(BadData, match=r"1 row has a system text that is not the system message.*: 5\)"):
         _prepare(tmp_path, chatml, rows)
 
@@ -184,16 +184,33 @@ def test_columns_that_look_meaningful_and_are_not_used_are_counted(tmp_path: Pat
     found = _prepare(tmp_path, bare, rows)
     assert sorted(_told(found, "unused_column")) == [("The column 'history'", 2), ("The column 'score'", 1)]
     assert any(
-        "hold something in a column that is not used" in line and ": 3, 7)" in line for line in found.report.lines()
+        "hold something in a column that is not used" in line and ": 3, 7)" in line
+        for line in found.report.summary_lines()
     )
 
 
+def test_longer_names_that_tell_the_same_are_counted_too(tmp_path: Path) -> None:
+    row = plain("A river?", "Rhine", "Hill", system_instruction="Be brief.", Available_Tools=["map"], ecosystem="Alps")
+    found = _read(write_rows(tmp_path / "a.jsonl", [row]))[0]
+    assert found.notices == tuple(
+        ("unused_column", f"The column {name!r}") for name in ("system_instruction", "Available_Tools")
+    )
+
+
+def test_conversations_before_two_answers_are_the_prompt_as_in_llama_factory(tmp_path: Path) -> None:
+    turns = [{"from": "system", "value": "Be brief."}, {"from": "human", "value": "A river?"}]
+    answers = {side: {"from": "gpt", "value": text} for side, text in (("chosen", "Rhine"), ("rejected", "Hill"))}
+    found = _read(write_rows(tmp_path / "a.jsonl", [{"conversations": turns, **answers}]))[0]
+    assert found.fields == {"prompt": turns, **answers}
+    assert found.notices == (("recognised_column", "'conversations' is taken for prompt"),)
+
+
 def test_dialogues_need_no_prompt_column_and_take_none_by_its_name(tmp_path: Path, chatml: ModelConfig) -> None:
-    ask = said("user", "A river?")
-    rows = [{"question": f"Survey {i}", "chosen": [ask, said("assistant", f"Rhine {i}")],
-             "rejected": [ask, said("assistant", "Hill")]} for i in range(9)]  # fmt: skip
-    rows.append({"question": "A river?", "chosen": [said("user", "One?"), said("assistant", "a")],
-                 "rejected": [said("user", "One?"), said("assistant", "b")]})  # fmt: skip
+    ask = chat_message("user", "A river?")
+    rows = [{"question": f"Survey {i}", "chosen": [ask, chat_message("assistant", f"Rhine {i}")],
+             "rejected": [ask, chat_message("assistant", "Hill")]} for i in range(9)]  # fmt: skip
+    rows.append({"question": "A river?", "chosen": [chat_message("user", "One?"), chat_message("assistant", "a")],
+                 "rejected": [chat_message("user", "One?"), chat_message("assistant", "b")]})  # fmt: skip
     found = _prepare(tmp_path, chatml, rows)
     assert _prompt(found, 2) == "<|im_start|>user\nA river?<|im_end|>\n<|im_start|>assistant\n"
     assert _told(found, "unused_column") == [("The column 'question'", 10)]
@@ -214,7 +231,10 @@ def test_scores_that_contradict_the_order_are_told(tmp_path: Path, bare: ModelCo
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({"prompt": [said("user", "a")], "completion": [said("assistant", "b")], "label": True}, "unpaired rows"),
+        (
+            {"prompt": [chat_message("user", "a")], "completion": [chat_message("assistant", "b")], "label": True},
+            "unpaired rows",
+        ),
         ({"prompt": "a", "answers": [{"answer": "b", "rank": 1.0}], "turns": 1}, "as Nectar does.*best rank"),
         ({"prompt": "a", "response_0": "b", "response_1": "c", "better_response_id": 1}, "PKU.*better_response_id"),
         ({"history": "a", "human_ref_A": "b", "human_ref_B": "c", "labels": 1}, "SHP.*prompt: history"),
@@ -222,7 +242,7 @@ def test_scores_that_contradict_the_order_are_told(tmp_path: Path, bare: ModelCo
         ({"context": [], "response1": "b", "response2": "c", "overall_preference": 1}, "HelpSteer3.*overall_"),
         ({"instruction": "a", "completions": [{"response": "b", "overall_score": 3}]}, "several scored completions"),
         ({"prompt": "a", "completion": "b"}, "one completion, as for SFT"),
-        ({"messages": [said("user", "a"), said("assistant", "b")]}, "without a second answer"),
+        ({"messages": [chat_message("user", "a"), chat_message("assistant", "b")]}, "without a second answer"),
     ],
 )  # fmt: skip
 def test_data_that_are_no_pairs_are_answered_in_a_sentence_that_is_right(tmp_path: Path, row: Any, says: str) -> None:
@@ -238,7 +258,7 @@ def test_rows_with_images_are_refused_for_what_they_are(tmp_path: Path, chatml: 
 
 
 def test_a_parquet_file_with_a_null_prompt_keeps_its_dialogues(tmp_path: Path) -> None:
-    rows = [{"prompt": None, "chosen": [said("user", "a"), said("assistant", "b")],
-             "rejected": [said("user", "a"), said("assistant", "c")]}] * 2  # fmt: skip
+    rows = [{"prompt": None, "chosen": [chat_message("user", "a"), chat_message("assistant", "b")],
+             "rejected": [chat_message("user", "a"), chat_message("assistant", "c")]}] * 2  # fmt: skip
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
     assert [row.fields for row in _read(str(tmp_path / "a.parquet"))] == rows

@@ -6,11 +6,11 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from data_cases import chat, plain, said
+from data_cases import chat, chat_message, plain
 
-from trainer.data.formats import Bad, Preference, to_preference
+from trainer.data.formats import InvalidRow, Preference, to_preference
 
-ASK, GOOD, WRONG = said("user", "2+2?"), said("assistant", "4"), said("assistant", "5")
+ASK, GOOD, WRONG = chat_message("user", "2+2?"), chat_message("assistant", "4"), chat_message("assistant", "5")
 WANTED = Preference([ASK], [GOOD], [WRONG], None)
 
 
@@ -52,9 +52,14 @@ def test_conversational_formats_are_one(row: dict[str, Any]) -> None:
 
 
 def test_a_longer_dialogue_keeps_all_but_the_last_message_as_prompt() -> None:
-    talk = [said("system", "Be brief."), said("user", "hi"), said("assistant", "hello"), ASK]
-    found = to_preference({"chosen": [*talk, GOOD], "rejected": [*talk, WRONG]})
-    assert found == Preference(talk, [GOOD], [WRONG], None)
+    progress = [
+        chat_message("system", "Be brief."),
+        chat_message("user", "hi"),
+        chat_message("assistant", "hello"),
+        ASK,
+    ]
+    found = to_preference({"chosen": [*progress, GOOD], "rejected": [*progress, WRONG]})
+    assert found == Preference(progress, [GOOD], [WRONG], None)
 
 
 def test_plain_text_explicit_and_implicit() -> None:
@@ -110,9 +115,13 @@ def test_the_checkable_answer_travels_along() -> None:
         (chat("a", "b", "b"), "equal_responses"),
         ({"chosen": "same", "rejected": "same"}, "equal_responses"),
         ({"chosen": [ASK, GOOD], "rejected": [ASK, GOOD]}, "equal_responses"),
-        ({"chosen": [ASK, GOOD], "rejected": [said("user", "3?"), WRONG]}, "questions_differ"),
+        ({"chosen": [ASK, GOOD], "rejected": [chat_message("user", "3?"), WRONG]}, "questions_differ"),
         (
-            {"prompt": [said("system", "s")], "chosen": [ASK, GOOD], "rejected": [said("user", "3?"), WRONG]},
+            {
+                "prompt": [chat_message("system", "s")],
+                "chosen": [ASK, GOOD],
+                "rejected": [chat_message("user", "3?"), WRONG],
+            },
             "questions_differ",
         ),
         ({"prompt": "5+5?", "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]}, "prompt_not_in_dialogue"),
@@ -123,5 +132,5 @@ def test_the_checkable_answer_travels_along() -> None:
 )
 def test_bad_rows_are_named(row: dict[str, Any], kind: str) -> None:
     found = to_preference(row)
-    assert isinstance(found, Bad)
+    assert isinstance(found, InvalidRow)
     assert found.kind == kind

@@ -12,7 +12,7 @@ from data_cases import CHATML, LLAMA, chat, data, good_rows, plain, saved, token
 
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import BadData, DataReport, Prepared, TokenizerError, prepare
-from trainer.data.validation import SHOWN
+from trainer.data.validation import MAX_ROWS_SHOWN
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def test_a_few_bad_rows_are_left_out_and_counted_by_default(tmp_path: Path, mode
     path = write_rows(tmp_path / "a.jsonl", rows)
     report = _prepare(data(path), model, tmp_path).report
     assert (report.train_rows + report.eval_rows, report.bad_rows, report.checked_rows) == (297, 3, 300)
-    told = "\n".join(report.lines())
-    assert "3 of 300 rows are bad and left out (1.00%)" in told
-    assert f"2 rows have an empty response ({path}: 8, 12)" in told
-    assert f"1 row holds a value that is no text (a boolean, a number, null) ({path}: 4)" in told
+    logged = "\n".join(report.summary_lines())
+    assert "3 of 300 rows are bad and left out (1.00%)" in logged
+    assert f"2 rows have an empty response ({path}: 8, 12)" in logged
+    assert f"1 row holds a value that is no text (a boolean, a number, null) ({path}: 4)" in logged
     counts = report.counts()
     assert {k: n for k, n in counts.items() if k.startswith("rows.")} == {"rows.empty_response": 2, "rows.not_text": 1}
     assert (counts["bad_rows"], counts["dropped_rows"]) == (3, 0)
@@ -105,7 +105,7 @@ def test_only_the_first_row_numbers_are_listed_but_all_are_counted(tmp_path: Pat
     with pytest.raises(BadData) as caught:
         _prepare(data(write_rows(tmp_path / "a.jsonl", rows)), model, tmp_path)
     found = next(f for f in caught.value.findings if f.kind == "empty_response")
-    assert (found.count, len(found.rows)) == (50, SHOWN)
+    assert (found.count, len(found.rows)) == (50, MAX_ROWS_SHOWN)
     assert "19, 20, ...)" in str(found)
 
 
@@ -128,8 +128,8 @@ def test_prompts_that_are_evaluated_are_left_out_of_training(tmp_path: Path, mod
     assert (len(found.train), len(found.eval)) == (19, 4)
     assert (found.report.bad_rows, found.report.dropped_rows) == (0, 1)
     assert not found.report.eval_held_out
-    told = f"1 row has a prompt that is evaluated too; left out of training ({train}: 6)"
-    assert told in found.report.lines()
+    logged = f"1 row has a prompt that is evaluated too; left out of training ({train}: 6)"
+    assert logged in found.report.summary_lines()
     limited = _prepare(data(train, eval=evaluation, max_train_rows=19), model, tmp_path)
     assert len(limited.train) == 19, "they are taken out before rows are counted"
 
@@ -208,7 +208,7 @@ def test_what_is_only_worth_knowing_is_reported(tmp_path: Path, model: ModelConf
     assert (found.report.dropped_rows, found.report.bad_rows, len(found.train)) == (1, 0, 15)
     assert found.report.lengths["row"]["p100"] == 128
     assert found.report.stop_tokens == (tokenizer(LLAMA).eos_token_id,)
-    assert any(line.startswith("15 pairs to train on, 3 to evaluate on") for line in found.report.lines())
+    assert any(line.startswith("15 pairs to train on, 3 to evaluate on") for line in found.report.summary_lines())
 
 
 def test_the_report_is_json_and_comes_back(tmp_path: Path, model: ModelConfig) -> None:

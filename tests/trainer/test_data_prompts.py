@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_cases import CHATML, chat, data, plain, said, saved, tokenizer, trl_template, write_rows
+from data_cases import CHATML, chat, chat_message, data, plain, saved, tokenizer, trl_template, write_rows
 
 from trainer.config.trial import DataConfig
 from trainer.data import BadData, prepare
-from trainer.data.formats import Bad, Preference, to_preference
-from trainer.data.tokenization import Tokeniser, Tokens
+from trainer.data.formats import InvalidRow, Preference, to_preference
+from trainer.data.tokenization import EncodedPair, PairTokenizer
 
-SYSTEM, ASK = said("system", "You rhyme."), said("user", "A line about rain?")
-GOOD, WRONG = said("assistant", "Rain on the pane."), said("assistant", "It is wet.")
-MORE, THANKS = said("user", "One more."), said("assistant", "And again.")
+SYSTEM, ASK = chat_message("system", "You rhyme."), chat_message("user", "A line about rain?")
+GOOD, WRONG = chat_message("assistant", "Rain on the pane."), chat_message("assistant", "It is wet.")
+MORE, THANKS = chat_message("user", "One more."), chat_message("assistant", "And again.")
 
 
 def _pref(row: dict[str, Any], **rules: Any) -> Preference:
@@ -33,9 +33,9 @@ def _kinds(row: dict[str, Any], **rules: Any) -> list[str]:
     return [kind for kind, _ in _pref(row, **rules).notices]
 
 
-def _tokens(made: Any, row: dict[str, Any], **config: Any) -> Tokens:
+def _tokens(made: Any, row: dict[str, Any], **config: Any) -> EncodedPair:
     rules = DataConfig.model_validate({"train": "unused", "max_length": 10_000} | config)
-    return Tokeniser(made, rules)([_pref(row, score=rules.score, apply_template=rules.apply_template)])[0]
+    return PairTokenizer(made, rules)([_pref(row, score=rules.score, apply_template=rules.apply_template)])[0]
 
 
 # --- dialogues: an explicit prompt is never thrown away --------------------------------------------------------------
@@ -61,7 +61,7 @@ def test_the_last_answer_alone_is_scored_where_that_is_asked_for() -> None:
 
 def test_last_answers_after_different_turns_are_refused_with_their_reason(tmp_path: Path) -> None:
     apart = {"prompt": [ASK], "chosen": [GOOD, MORE, THANKS], "rejected": [WRONG, MORE, WRONG]}
-    assert to_preference(apart, score="last") == Bad("turns_differ")
+    assert to_preference(apart, score="last") == InvalidRow("turns_differ")
     path = write_rows(tmp_path / "a.jsonl", [*[chat(f"{i}", "b", "c") for i in range(9)], apart])
     with pytest.raises(BadData, match=r"1 row differs before their last answers.*: 10\).*data\.score: all"):
         prepare(data(path, score="last"), saved(tokenizer(), tmp_path / "t"), tmp_path / "cache")
@@ -74,7 +74,11 @@ def test_last_answers_after_different_turns_are_refused_with_their_reason(tmp_pa
         {"prompt": [SYSTEM, ASK], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": [SYSTEM, ASK], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
         {"prompt": [SYSTEM, ASK], "chosen": [ASK, GOOD], "rejected": [WRONG]},
-        {"prompt": [SYSTEM, said("user", "A line  about rain? ")], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+        {
+            "prompt": [SYSTEM, chat_message("user", "A line  about rain? ")],
+            "chosen": [ASK, GOOD],
+            "rejected": [ASK, WRONG],
+        },
         {"prompt": [ASK], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": "A line  about rain?", "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": "You rhyme.\n\nA line about rain?", "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
@@ -92,8 +96,8 @@ def test_a_prompt_of_a_system_message_alone_stays_before_the_dialogues() -> None
     row = {"prompt": [SYSTEM], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]}
     assert _parts(row) == ([SYSTEM, ASK], [GOOD], [WRONG])
     assert _kinds(row) == ["context_moved"]
-    other = row | {"rejected": [said("user", "Something else?"), WRONG]}
-    assert to_preference(other) == Bad("questions_differ")
+    other = row | {"rejected": [chat_message("user", "Something else?"), WRONG]}
+    assert to_preference(other) == InvalidRow("questions_differ")
 
 
 def test_an_answer_may_say_again_what_was_said_before() -> None:
@@ -114,7 +118,7 @@ def test_a_text_prompt_that_one_answer_repeats_as_a_message_is_kept_once() -> No
 
 def test_a_text_prompt_that_its_dialogues_do_not_hold_is_refused() -> None:
     row = {"prompt": "A line about snow?", "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]}
-    assert to_preference(row) == Bad("prompt_not_in_dialogue")
+    assert to_preference(row) == InvalidRow("prompt_not_in_dialogue")
 
 
 def test_two_answers_that_share_their_first_turn_share_it_as_context_as_in_trl() -> None:
@@ -128,7 +132,7 @@ def test_a_prompt_that_changes_once_the_answer_follows_is_a_bad_row_and_a_templa
     call = {"role": "assistant", "content": "", "reasoning_content": "Look it up.", "tool_calls": [
         {"type": "function", "function": {"name": "rhyme", "arguments": {"word": "rain"}}}
     ]}  # fmt: skip
-    row = {"prompt": [ASK, call, said("tool", "pane")], "chosen": [GOOD, MORE, THANKS], "rejected": [WRONG]}
+    row = {"prompt": [ASK, call, chat_message("tool", "pane")], "chosen": [GOOD, MORE, THANKS], "rejected": [WRONG]}
     kinds = dict(_tokens(tokenizer(trl_template("qwen3")), row).notices)
     assert "Look it up." in kinds["prompt_changes"]
     surprise = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
@@ -145,8 +149,17 @@ def test_a_text_prompt_that_both_answers_repeat_is_kept_once_with_a_notice() -> 
     assert _kinds(row) == ["prompt_repeated"]
     blanks = plain(prompt + " \n", f"{prompt} Four.", f"{prompt} Three.")
     assert _parts(blanks) == (prompt, " Four.", " Three.")
-    once = plain(prompt, f"{prompt} Four.", " Three.")
-    assert _parts(once) == (prompt, f"{prompt} Four.", " Three.")
+    chinese = "法国的首都是哪里？"
+    row = plain(chinese, f"{chinese}巴黎。", f"{chinese}罗马。")
+    assert _parts(row) == (chinese, "巴黎。", "罗马。")
+    assert _kinds(row) == ["prompt_repeated"]
+
+
+def test_a_text_prompt_that_one_answer_alone_begins_with_stays_there_with_a_notice() -> None:
+    prompt = "Question: What is three plus one?\nAnswer:"
+    row = plain(prompt, f"{prompt} Four.", " Three.")
+    assert _parts(row) == (prompt, f"{prompt} Four.", " Three.")
+    assert _kinds(row) == ["prompt_echoed"]
 
 
 def test_short_words_that_answers_may_begin_with_by_chance_stay() -> None:
@@ -158,8 +171,8 @@ def test_short_words_that_answers_may_begin_with_by_chance_stay() -> None:
     assert _kinds(longer) == []
 
 
-def _hh(*said: str) -> str:
-    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {text}" for i, text in enumerate(said))
+def _hh(*messages: str) -> str:
+    return "".join(f"\n\n{('Human', 'Assistant')[i % 2]}: {text}" for i, text in enumerate(messages))
 
 
 def test_hh_text_is_parted_at_the_last_assistant_that_both_share() -> None:
@@ -170,7 +183,7 @@ def test_hh_text_is_parted_at_the_last_assistant_that_both_share() -> None:
     assert _parts(longer) == (_hh("Hi", "Hello", "Egg?") + "\n\nAssistant:", " Boil it.", " Bo")
     begins = {"chosen": _hh("Egg?", "Boil it."), "rejected": _hh("Egg?", "Boil")}
     assert _parts(begins) == ("\n\nHuman: Egg?\n\nAssistant:", " Boil it.", " Boil")
-    assert to_preference({"chosen": _hh("Egg?", "Boil."), "rejected": "\n\nHuman: Egg?\n\nAssistant:"}) == Bad(
+    assert to_preference({"chosen": _hh("Egg?", "Boil."), "rejected": "\n\nHuman: Egg?\n\nAssistant:"}) == InvalidRow(
         "empty_response"
     )
 
@@ -179,19 +192,22 @@ def test_hh_text_that_parts_before_the_last_turn_is_told() -> None:
     row = {"chosen": _hh("Egg?", "Boil it.", "Long?", "Seven."), "rejected": _hh("Egg?", "Fry it.", "Long?", "One.")}
     assert _parts(row)[0] == "\n\nHuman: Egg?\n\nAssistant:"
     assert _kinds(row) == ["several_turns"]
-    assert to_preference(row, score="last") == Bad("turns_differ")
+    assert to_preference(row, score="last") == InvalidRow("turns_differ")
 
 
 def test_hh_text_becomes_messages_where_the_template_is_applied() -> None:
     row = {"chosen": _hh("Hi", "Hello", "Egg?", "Boil it."), "rejected": _hh("Hi", "Hello", "Egg?", "Fry it.")}
-    talk = [said("user", "Hi"), said("assistant", "Hello"), said("user", "Egg?")]
-    wanted = (talk, [said("assistant", "Boil it.")], [said("assistant", "Fry it.")])
-    assert _parts(row, apply_template=True) == wanted
+    progress = [chat_message("user", "Hi"), chat_message("assistant", "Hello"), chat_message("user", "Egg?")]
+    expected = (progress, [chat_message("assistant", "Boil it.")], [chat_message("assistant", "Fry it.")])
+    assert _parts(row, apply_template=True) == expected
+    found = to_preference(row, apply_template=True)
+    assert isinstance(found, Preference)
+    assert found.notices == (("text_turns", ""),)
     apart = plain(_hh("Hi", "Hello", "Egg?") + "\n\nAssistant:", " Boil it.", " Fry it.")
-    assert _parts(apart, apply_template=True) == wanted
-    assert _parts(plain(_hh("Hi", "Hello", "Egg?"), "Boil it.", "Fry it."), apply_template=True) == wanted
-    assert _parts(row | {"prompt": _hh("Hi", "Hello", "Egg?")}, apply_template=True) == wanted
-    assert to_preference(row | {"rejected": _hh("Hi", "Hello", "Egg?", "")}, apply_template=True) == Bad(
+    assert _parts(apart, apply_template=True) == expected
+    assert _parts(plain(_hh("Hi", "Hello", "Egg?"), "Boil it.", "Fry it."), apply_template=True) == expected
+    assert _parts(row | {"prompt": _hh("Hi", "Hello", "Egg?")}, apply_template=True) == expected
+    assert to_preference(row | {"rejected": _hh("Hi", "Hello", "Egg?", "")}, apply_template=True) == InvalidRow(
         "empty_response"
     )
 

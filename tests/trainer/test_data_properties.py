@@ -7,14 +7,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from data_cases import CHATML, LLAMA, MISTRAL, said, tokenizer, trl_template
+from data_cases import CHATML, LLAMA, MISTRAL, chat_message, tokenizer, trl_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.config.trial import DataConfig
 from trainer.data.chat_messages import content_text
 from trainer.data.formats import Preference, to_preference
-from trainer.data.tokenization import Tokeniser
+from trainer.data.tokenization import PairTokenizer
 
 TURNS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>")
 SYSTEM, TOOLS, REASONING = "system", "tools", "reasoning"
@@ -43,35 +43,40 @@ def dialogues(draw: Callable[[Any], Any], knows: frozenset[str]) -> dict[str, An
 
     def answer(text: str) -> dict[str, Any]:
         thought = {"reasoning_content": draw(words)} if REASONING in knows and draw(st.booleans()) else {}
-        return said("assistant", text) | thought
+        return chat_message("assistant", text) | thought
 
-    prompt: list[dict[str, Any]] = [said("system", draw(words))] if SYSTEM in knows and draw(st.booleans()) else []
+    prompt: list[dict[str, Any]] = (
+        [chat_message("system", draw(words))] if SYSTEM in knows and draw(st.booleans()) else []
+    )
     uses_tools = TOOLS in knows and draw(st.booleans())
     for _ in range(draw(st.integers(0, 2))):
-        prompt += [said("user", draw(words)), answer(draw(words))]
-    prompt.append(said("user", draw(words)))
+        prompt += [chat_message("user", draw(words)), answer(draw(words))]
+    prompt.append(chat_message("user", draw(words)))
     if uses_tools and draw(st.booleans()):
         call = {"type": "function", "function": {"name": "look_up", "arguments": {"word": draw(words)}}}
         prompt.append(
-            draw(st.sampled_from([{"role": "assistant"}, said("assistant", draw(words))])) | {"tool_calls": [call]}
+            draw(st.sampled_from([{"role": "assistant"}, chat_message("assistant", draw(words))]))
+            | {"tool_calls": [call]}
         )
-        prompt.append(said("tool", draw(words)) | {"name": "look_up"})
+        prompt.append(chat_message("tool", draw(words)) | {"name": "look_up"})
     first, second = draw(st.lists(words, min_size=2, max_size=2, unique_by=str.strip))
     chosen, rejected = [answer(first)], [answer(second)]
     if draw(st.integers(0, 3)) == 0:
-        chosen += [said("user", draw(words)), answer(draw(words))]
+        chosen += [chat_message("user", draw(words)), answer(draw(words))]
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected} | ({"tools": [TOOL]} if uses_tools else {})
 
 
 def _rendered(made: Any, row: Mapping[str, Any], side: str | None) -> str:
-    talk = row["prompt"] + (row[side] if side else [])
-    return made.apply_chat_template(talk, tools=row.get("tools"), tokenize=False, add_generation_prompt=side is None)
+    progress = row["prompt"] + (row[side] if side else [])
+    return made.apply_chat_template(
+        progress, tools=row.get("tools"), tokenize=False, add_generation_prompt=side is None
+    )
 
 
 def _tokens(made: Any, row: Mapping[str, Any]) -> Any:
     preference = to_preference(row)
     assert isinstance(preference, Preference), preference
-    return Tokeniser(made, DataConfig.model_validate({"train": "unused", "max_length": 100_000}))([preference])[0]
+    return PairTokenizer(made, DataConfig.model_validate({"train": "unused", "max_length": 100_000}))([preference])[0]
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -85,13 +90,13 @@ def test_prompt_and_answer_are_the_whole_rendering_and_the_answer_alone_is_score
     assert not kinds & {"template_refuses", "missing_eos", "duplicate_bos", "empty_prompt"}
     alone = _rendered(made, row, None)
     for ids, side in ((found.chosen, "chosen"), (found.rejected, "rejected")):
-        whole = _rendered(made, row, side)
-        assert made.decode(found.prompt + ids) == whole
+        full = _rendered(made, row, side)
+        assert made.decode(found.prompt + ids) == full
         if "prompt_changes" in kinds:
             assert not all(_rendered(made, row, other).startswith(alone) for other in ("chosen", "rejected"))
         else:
             assert made.decode(found.prompt) == alone
-            assert made.decode(ids) == whole.removeprefix(alone)
+            assert made.decode(ids) == full.removeprefix(alone)
         scored, at = made.decode(ids), 0
         for message in row[side]:  # every word of the answer is there, in its order
             assert (at := scored.find(content_text(message).strip(), at)) >= 0
@@ -107,17 +112,17 @@ def test_no_message_tool_or_thought_is_lost_without_a_notice(style: str, pick: A
     found = _tokens(made, row)
     if any(kind in {"template_refuses", "equal_rendered"} for kind, _ in found.notices):
         return
-    told = " ".join(f"{kind} {detail}" for kind, detail in found.notices)
+    logged = " ".join(f"{kind} {detail}" for kind, detail in found.notices)
     text = made.decode(found.prompt + found.chosen)
-    talk = row["prompt"] + row["chosen"]
+    progress = row["prompt"] + row["chosen"]
     for key in ("reasoning_content", "tool_calls"):
-        for value in (message[key] for message in talk if key in message):
+        for value in (message[key] for message in progress if key in message):
             inner = value.strip() if isinstance(value, str) else "look_up"
-            assert inner in text or f"ignored_key The key '{key}'" in told
+            assert inner in text or f"ignored_key The key '{key}'" in logged
     if "tools" in row:
-        assert "A word" in text or "ignored_key The tools of a row" in told
-    if any(content_text(message).strip() not in text for message in talk):
-        assert "content_altered" in told
+        assert "A word" in text or "ignored_key The tools of a row" in logged
+    if any(content_text(message).strip() not in text for message in progress):
+        assert "content_altered" in logged
 
 
 class Rows(list[dict[str, Any]]):
@@ -151,13 +156,13 @@ def test_ids_are_those_of_trls_dpo_trainer(style: str, pick: Any) -> None:
         theirs["rejected_ids"],
     )
     # the same pair without a prompt of its own, and with one that the dialogues repeat
-    whole = {side: row["prompt"] + row[side] for side in ("chosen", "rejected")} | {
+    full = {side: row["prompt"] + row[side] for side in ("chosen", "rejected")} | {
         key: row[key] for key in ("tools",) if key in row
     }
     if row["chosen"][0] != row["rejected"][0]:
-        implied = _tokens(made, whole)
+        implied = _tokens(made, full)
         assert (implied.prompt, implied.chosen, implied.rejected) == (ours.prompt, ours.chosen, ours.rejected)
-        repeated = _tokens(made, whole | {"prompt": row["prompt"]})
+        repeated = _tokens(made, full | {"prompt": row["prompt"]})
         assert (repeated.prompt, repeated.chosen, repeated.rejected) == (ours.prompt, ours.chosen, ours.rejected)
         assert ("prompt_repeated", "") in repeated.notices
 
@@ -186,8 +191,8 @@ def test_plain_text_is_joined_as_it_stands_as_in_trl(prompt: str, chosen: str, r
 def test_hh_text_is_parted_at_its_last_common_answer(asked: list[str], chosen: str, rejected: str) -> None:
     if chosen == rejected:
         return
-    talk = "\n\nAssistant: so\n\nHuman: ".join(asked)
-    prompt = f"\n\nHuman: {talk}\n\nAssistant:"
+    progress = "\n\nAssistant: so\n\nHuman: ".join(asked)
+    prompt = f"\n\nHuman: {progress}\n\nAssistant:"
     row = {"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"}
     found = to_preference(row)
     assert isinstance(found, Preference)
@@ -245,5 +250,5 @@ def test_whatever_a_row_holds_it_is_a_pair_or_named_for_what_is_wrong(row: Any, 
     if isinstance(found, Preference):
         made = STYLES["qwen3"][0]
         rules = {"train": "unused", "score": score, "apply_template": applied}
-        tokens = Tokeniser(made, DataConfig.model_validate(rules))([found])[0]
+        tokens = PairTokenizer(made, DataConfig.model_validate(rules))([found])[0]
         assert tokens.notices or (tokens.prompt and tokens.chosen and tokens.rejected)

@@ -15,15 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.config.trial import FileSource, HubSource
-from trainer.data.mixing import at_most, draw, held_out, mix, prompt_key, shares
-from trainer.data.row_selection import select
-from trainer.data.sources import Raw, read_source, source_digest
+from trainer.data.mixing import held_out_prompts, limit_rows, mix_sources, prompt_key, rows_per_source, sample_indices
+from trainer.data.row_selection import select_rows
+from trainer.data.sources import RawRow, read_source, source_digest
 from trainer.data.validation import UnreadableData
 
 ROWS = [plain("a?", "yes", "no"), plain("b?", "ja", "nein", answer="ja")]
 
 
-def _read(path: Path, **columns: str) -> list[Raw]:
+def _read(path: Path, **columns: str) -> list[RawRow]:
     return read_source(FileSource(path=str(path), columns=columns))
 
 
@@ -67,7 +67,7 @@ def test_broken_lines_are_rows_of_their_own(tmp_path: Path) -> None:
     good = json.dumps(ROWS[0]).encode()
     bad_utf8 = good.replace(b"yes", b"y\xffs")
     (tmp_path / "a.jsonl").write_bytes(b"\n".join([good, good[:-5], b"[1]", b"null", bad_utf8, b"[" * 100_000, good]))
-    selection = select(data({"path": str(tmp_path / "a.jsonl")}, eval=[str(_other(tmp_path))]))
+    selection = select_rows(data({"path": str(tmp_path / "a.jsonl")}, eval=[str(_other(tmp_path))]))
     found = {f.kind: (f.count, [row for _, row in f.rows]) for f in selection.findings.as_tuple()}
     assert found == {"unreadable": (4, [2, 3, 4, 6]), "not_utf8": (1, [5]), "duplicate_row": (1, [7])}
 
@@ -157,52 +157,52 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
 # --- mixing and splitting --------------------------------------------------------------------------------------------
 
 
-def _raw(count: int) -> list[Raw]:
-    return [Raw(i + 1, {}) for i in range(count)]
+def _raw(count: int) -> list[RawRow]:
+    return [RawRow(i + 1, {}) for i in range(count)]
 
 
 def test_weights_decide_the_shares_and_no_weights_take_all() -> None:
-    assert shares([100, 50], [None, None]) == [100, 50]
-    assert shares([100, 50], [1.0, 1.0]) == [50, 50]
-    assert shares([100, 50], [3.0, 1.0]) == [100, 33]
-    assert shares([100, 50, 7], [0.7, 0.2, 0.1]) == [49, 14, 7]
+    assert rows_per_source([100, 50], [None, None]) == [100, 50]
+    assert rows_per_source([100, 50], [1.0, 1.0]) == [50, 50]
+    assert rows_per_source([100, 50], [3.0, 1.0]) == [100, 33]
+    assert rows_per_source([100, 50, 7], [0.7, 0.2, 0.1]) == [49, 14, 7]
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.floats(0.01, 100)), min_size=1, max_size=4))
 def test_shares_never_repeat_a_row_and_keep_the_proportions(sources: list[tuple[int, float]]) -> None:
     counts, weights = [n for n, _ in sources], [w for _, w in sources]
-    found = shares(counts, weights)
+    found = rows_per_source(counts, weights)
     assert all(0 <= k <= n for k, n in zip(found, counts, strict=True))
     most = min(n / w for n, w in sources)
     assert all(abs(k - most * w) <= 1.001 for k, w in zip(found, weights, strict=True))
 
 
 def test_a_mix_is_interleaved_and_the_same_every_time() -> None:
-    mixed = mix([_raw(90), _raw(30)], [2.0, 1.0])
-    assert mixed == mix([_raw(90), _raw(30)], [2.0, 1.0])
+    mixed = mix_sources([_raw(90), _raw(30)], [2.0, 1.0])
+    assert mixed == mix_sources([_raw(90), _raw(30)], [2.0, 1.0])
     assert Counter(d.source for d in mixed) == {0: 60, 1: 30}
     for start in range(0, 90, 15):
         assert Counter(d.source for d in mixed[start : start + 15]) == {0: 10, 1: 5}
     for at in (0, 1):
-        numbers = [d.raw.number for d in mixed if d.source == at]
+        numbers = [d.row.number for d in mixed if d.source == at]
         assert numbers == sorted(set(numbers))
 
 
 def test_what_is_drawn_is_spread_over_all_rows() -> None:
-    assert draw(10, 10, 0) == list(range(10))
-    found = draw(1000, 100, 0)
+    assert sample_indices(10, 10, 0) == list(range(10))
+    found = sample_indices(1000, 100, 0)
     assert len(set(found)) == 100
     assert found == sorted(found)
     assert 350 < sum(found) / 100 < 650
-    assert at_most("abc", None) == ["a", "b", "c"]
-    assert at_most("abc", 5) == ["a", "b", "c"]
+    assert limit_rows("abc", None) == ["a", "b", "c"]
+    assert limit_rows("abc", 5) == ["a", "b", "c"]
 
 
 @given(st.lists(st.text(max_size=3), min_size=2, max_size=60), st.floats(0.01, 0.99))
 def test_held_out_prompts_are_a_share_of_the_distinct_ones(keys: list[str], share: float) -> None:
-    found = held_out(keys, share)
+    found = held_out_prompts(keys, share)
     distinct = len(set(keys))
-    assert found == held_out(keys[::-1], share)
+    assert found == held_out_prompts(keys[::-1], share)
     if distinct > 1:
         assert 1 <= len(found) < distinct
         assert abs(len(found) - share * distinct) <= 1
@@ -211,7 +211,7 @@ def test_held_out_prompts_are_a_share_of_the_distinct_ones(keys: list[str], shar
 def test_no_prompt_is_in_both_splits(tmp_path: Path) -> None:
     rows = [chat(f"ask {i % 20}", f"yes {i}", f"no {i}") for i in range(100)]
     rows += [plain(f"p{i % 7}", f"yes {i}", f"no {i}") for i in range(40)]
-    selection = select(data(write_rows(tmp_path / "a.jsonl", rows), eval_share=0.3))
+    selection = select_rows(data(write_rows(tmp_path / "a.jsonl", rows), eval_share=0.3))
     train, evaluation = ({row.key for row in part} for part in (selection.train, selection.eval))
     assert len(train) == 19
     assert len(evaluation) == 8
@@ -227,6 +227,6 @@ def test_implicit_prompts_of_plain_dialogues_are_parted_at_the_answer() -> None:
 
 def test_row_limits_hold_for_each_split(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", good_rows(100))
-    selection = select(data(path, max_train_rows=30, max_eval_rows=4))
+    selection = select_rows(data(path, max_train_rows=30, max_eval_rows=4))
     assert (len(selection.train), len(selection.eval)) == (30, 4)
-    assert selection.looked_at == 100
+    assert selection.checked_rows == 100

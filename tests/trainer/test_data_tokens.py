@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_cases import CHATML, LLAMA, chat, plain, said, tokenizer
+from data_cases import CHATML, LLAMA, chat, chat_message, plain, tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.config.trial import DataConfig
 from trainer.data.formats import Preference, to_preference
-from trainer.data.tokenization import Tokeniser, Tokens
+from trainer.data.tokenization import EncodedPair, PairTokenizer
 
 
 def _pref(row: dict[str, Any]) -> Preference:
@@ -26,15 +26,24 @@ def _config(**more: Any) -> DataConfig:
     return DataConfig.model_validate({"train": "unused", "apply_template": False, "max_length": 10_000} | more)
 
 
-def _tokens(made: Any, row: dict[str, Any], max_length: int = 10_000, budget: int | None = None) -> Tokens:
-    return Tokeniser(made, _config(max_length=max_length, max_prompt_length=budget))([_pref(row)])[0]
+def _tokens(made: Any, row: dict[str, Any], max_length: int = 10_000, budget: int | None = None) -> EncodedPair:
+    return PairTokenizer(made, _config(max_length=max_length, max_prompt_length=budget))([_pref(row)])[0]
 
 
-TALK = [said("system", "Be brief."), said("user", "hi"), said("assistant", "hello"), said("user", "2+2?")]
+TALK = [
+    chat_message("system", "Be brief."),
+    chat_message("user", "hi"),
+    chat_message("assistant", "hello"),
+    chat_message("user", "2+2?"),
+]
 ROWS = [
     chat("2+2?", "4", "5"),
-    {"prompt": TALK, "chosen": [said("assistant", "4")], "rejected": [said("assistant", "not 4 but 5 — ünïcode 🙂")]},
-    {"chosen": [*TALK, said("assistant", "4")], "rejected": [*TALK, said("assistant", "5")]},
+    {
+        "prompt": TALK,
+        "chosen": [chat_message("assistant", "4")],
+        "rejected": [chat_message("assistant", "not 4 but 5 — ünïcode 🙂")],
+    },
+    {"chosen": [*TALK, chat_message("assistant", "4")], "rejected": [*TALK, chat_message("assistant", "5")]},
     chat("a", "\nstarts with a line break", " starts with a blank"),
 ]
 PLAIN = [
@@ -52,8 +61,8 @@ def test_prompt_and_response_are_the_templates_own_rendering(template: str, row:
     preference = _pref(row)
     found = _tokens(made, row)
     for ids, response in ((found.chosen, preference.chosen), (found.rejected, preference.rejected)):
-        whole = made.apply_chat_template([*preference.prompt, *response], tokenize=True, return_dict=False)
-        assert found.prompt + ids == whole
+        untruncated = made.apply_chat_template([*preference.prompt, *response], tokenize=True, return_dict=False)
+        assert found.prompt + ids == untruncated
         assert made.eos_token_id in ids
     assert found.prompt == made.apply_chat_template(
         preference.prompt, tokenize=True, return_dict=False, add_generation_prompt=True
@@ -130,9 +139,9 @@ def test_the_first_case_is_told_in_words() -> None:
 
 def test_ends_are_counted_for_generation_to_stop_at() -> None:
     made = tokenizer(CHATML, eos="</s>")
-    tokenise = Tokeniser(made, _config(max_length=100))
+    tokenise = PairTokenizer(made, _config(max_length=100))
     tokenise([_pref(ROWS[0])])
-    assert dict(tokenise.ends) == {made.convert_tokens_to_ids("<|im_end|>"): 2}
+    assert dict(tokenise.end_token_ids) == {made.convert_tokens_to_ids("<|im_end|>"): 2}
 
 
 # --- cutting ---------------------------------------------------------------------------------------------------------
@@ -140,19 +149,19 @@ def test_ends_are_counted_for_generation_to_stop_at() -> None:
 
 def test_a_long_prompt_loses_its_oldest_tokens_and_keeps_bos() -> None:
     made = tokenizer(LLAMA)
-    whole = _tokens(made, chat("0123456789" * 5, "yes", "no"))
+    untruncated = _tokens(made, chat("0123456789" * 5, "yes", "no"))
     cut = _tokens(made, chat("0123456789" * 5, "yes", "no"), max_length=100, budget=20)
-    assert cut.prompt == whole.prompt[:1] + whole.prompt[-19:]
-    assert (cut.chosen, cut.rejected) == (whole.chosen, whole.rejected)
+    assert cut.prompt == untruncated.prompt[:1] + untruncated.prompt[-19:]
+    assert (cut.chosen, cut.rejected) == (untruncated.chosen, untruncated.rejected)
     assert cut.notices == [("prompt_cut", "")]
 
 
 def test_a_long_response_is_cut_to_what_remains() -> None:
     made = tokenizer(LLAMA)
-    whole = _tokens(made, chat("a", "y" * 50, "no"))
-    cut = _tokens(made, chat("a", "y" * 50, "no"), max_length=len(whole.prompt) + 10, budget=30)
-    assert cut.chosen == whole.chosen[:10]
-    assert cut.rejected == whole.rejected
+    untruncated = _tokens(made, chat("a", "y" * 50, "no"))
+    cut = _tokens(made, chat("a", "y" * 50, "no"), max_length=len(untruncated.prompt) + 10, budget=30)
+    assert cut.chosen == untruncated.chosen[:10]
+    assert cut.rejected == untruncated.rejected
     assert cut.notices == [("response_cut", "")]
 
 
@@ -164,8 +173,8 @@ def test_responses_that_only_differ_beyond_the_cut_are_told() -> None:
 def test_without_max_prompt_length_only_rows_that_do_not_fit_are_cut() -> None:
     """A prompt of more than max_length - 256 tokens keeps its head as long as the row fits."""
     made = tokenizer(LLAMA)
-    whole = _tokens(made, chat("x" * 760, "yes", "no"))
-    assert 768 < len(whole.prompt) + len(whole.chosen) < 1024
+    untruncated = _tokens(made, chat("x" * 760, "yes", "no"))
+    assert 768 < len(untruncated.prompt) + len(untruncated.chosen) < 1024
     fits = _tokens(made, chat("x" * 780, "yes", "no"), max_length=1024)
     assert fits.notices == []
     assert len(fits.prompt) > 780
@@ -176,8 +185,8 @@ def test_without_max_prompt_length_only_rows_that_do_not_fit_are_cut() -> None:
 def test_a_row_that_does_not_fit_loses_of_its_prompt_only_what_is_needed() -> None:
     made = tokenizer(LLAMA)
     row = chat("x" * 780, "y" * 250, "no")
-    whole, cut = _tokens(made, row), _tokens(made, row, max_length=1024)
-    assert (cut.chosen, cut.rejected) == (whole.chosen, whole.rejected)
+    untruncated, cut = _tokens(made, row), _tokens(made, row, max_length=1024)
+    assert (cut.chosen, cut.rejected) == (untruncated.chosen, untruncated.rejected)
     assert len(cut.prompt) + len(cut.chosen) == 1024
     assert cut.notices == [("prompt_cut", "")]
     longer = _tokens(made, chat("x" * 900, "y" * 400, "no"), max_length=1024)
@@ -195,8 +204,17 @@ def test_a_row_that_does_not_fit_loses_of_its_prompt_only_what_is_needed() -> No
     ],
 )
 def test_what_was_cut_of_a_prompt_is_counted_by_kind(length: int, kinds: list[str]) -> None:
-    talk = [said("system", "s" * 100), said("user", "a" * 60), said("assistant", "b" * 60), said("user", "c" * 60)]
-    row = {"prompt": talk, "chosen": [said("assistant", "yes")], "rejected": [said("assistant", "no")]}
+    progress = [
+        chat_message("system", "s" * 100),
+        chat_message("user", "a" * 60),
+        chat_message("assistant", "b" * 60),
+        chat_message("user", "c" * 60),
+    ]
+    row = {
+        "prompt": progress,
+        "chosen": [chat_message("assistant", "yes")],
+        "rejected": [chat_message("assistant", "no")],
+    }
     assert [kind for kind, _ in _tokens(tokenizer(CHATML), row, max_length=length).notices] == kinds
 
 
@@ -217,12 +235,12 @@ def test_cut_pairs_fit_and_are_never_empty(ask: str, good: str, bad: str, length
         return
     budget = pick.draw(st.integers(1, length - 1))
     made = tokenizer(LLAMA)
-    whole, cut = _tokens(made, chat(ask, good, bad)), _tokens(made, chat(ask, good, bad), length, budget)
+    untruncated, cut = _tokens(made, chat(ask, good, bad)), _tokens(made, chat(ask, good, bad), length, budget)
     assert 1 <= len(cut.prompt) <= budget
-    for full, part in ((whole.chosen, cut.chosen), (whole.rejected, cut.rejected)):
+    for full, part in ((untruncated.chosen, cut.chosen), (untruncated.rejected, cut.rejected)):
         assert part
         assert len(cut.prompt) + len(part) <= length
         assert part == full[: len(part)]
         if len(part) < len(full):
             assert len(cut.prompt) + len(part) == length
-    assert np.array_equal(cut.prompt[-1:], whole.prompt[-1:])
+    assert np.array_equal(cut.prompt[-1:], untruncated.prompt[-1:])

@@ -17,20 +17,20 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from click.testing import CliRunner
-from small_trials import finish, model_bytes, told, trial
+from small_trials import finish, model_bytes, trial, without_speed
 
 import sweeps
 from orchestrator.cli import cli
 from trainer.config.loss_config import OrpoLoss
 from trainer.config.trial import TrialConfig
 from trainer.data.tokenization import load_tokenizer
-from trainer.distributed.processes import World
+from trainer.distributed.processes import ProcessGroup
 from trainer.environment import HARMLESS, computes_float32, remove_foreign_settings, report_ignored
 from trainer.evaluation.reward_model import RewardScorer
-from trainer.evaluation.text_generation import Answerer
-from trainer.models.model_files import locate
+from trainer.evaluation.text_generation import TextGenerator
+from trainer.models.model_files import resolve_model_path
 from trainer.results import ModelError, TrialError
-from trainer.training_session import Workshop
+from trainer.training_session import TrainingSession
 from trainer.trl_engine.trl_inputs import common_arguments, on_one_device, orpo_arguments
 
 SETTINGS = {
@@ -84,8 +84,8 @@ def plain(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tu
 
 def trained(config: TrialConfig, cache: Path, folder: Path) -> tuple[dict[str, bytes], object]:
     _forget()
-    points, _ = finish(Workshop(cache).train(config, folder))
-    return model_bytes(folder), told(points)
+    metrics, _ = finish(TrainingSession(cache).train(config, folder))
+    return model_bytes(folder), without_speed(metrics)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
@@ -105,12 +105,12 @@ def test_no_variable_of_the_environment_changes_what_is_trained(
 def test_a_variable_set_after_the_first_trial_changes_nothing_either(
     plain: dict[str, tuple[dict[str, bytes], object]], cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    workshop = Workshop(cache)
+    session = TrainingSession(cache)
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     for name in ("trl", "packed"):
-        points, _ = finish(workshop.train(CONFIGS[name], tmp_path / name))
-        assert (model_bytes(tmp_path / name), told(points)) == plain[name]
+        metrics, _ = finish(session.train(CONFIGS[name], tmp_path / name))
+        assert (model_bytes(tmp_path / name), without_speed(metrics)) == plain[name]
 
 
 def test_a_process_of_its_own_with_every_variable_that_accelerate_reads_trains_the_same(
@@ -119,12 +119,12 @@ def test_a_process_of_its_own_with_every_variable_that_accelerate_reads_trains_t
     """Also what is read while libraries are imported."""
     sources = Path(accelerate.__file__).parent.rglob("*.py")
     read = {name for file in sources for name in re.findall(r"ACCELERATE_[A-Z0-9_]*[A-Z0-9]", file.read_text())}
-    wanted = dict.fromkeys(read - HARMLESS, "4") | SETTINGS
-    assert len(wanted) > 30
+    expected = dict.fromkeys(read - HARMLESS, "4") | SETTINGS
+    assert len(expected) > 30
     file = tmp_path / "trial.yaml"
     file.write_text(yaml.safe_dump(CONFIGS["packed"].model_dump(mode="json", exclude_none=True)))
     command = [sys.executable, "-m", "trainer", str(file), "--out", str(tmp_path / "run"), "--cache", str(cache)]
-    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | wanted, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | expected, check=False)
     assert done.returncode == 0, done.stderr
     assert model_bytes(tmp_path / "run") == plain["packed"][0]
     assert json.loads(done.stdout.splitlines()[0])["step"] == 0
@@ -146,8 +146,8 @@ def test_what_asks_for_something_is_named_once_and_what_asks_for_nothing_is_not(
     }.items():
         monkeypatch.setenv(name, value)
     with caplog.at_level(logging.WARNING, "trainer.environment"):
-        World()
-        World()
+        ProcessGroup()
+        ProcessGroup()
     (record,) = caplog.records
     assert record.getMessage().endswith(": ACCELERATE_MIXED_PRECISION=bf16")
     assert os.environ["ACCELERATE_USE_CPU"] == "true", "where a process computes stays"
@@ -185,13 +185,13 @@ def test_float32_that_stays_narrow_is_refused(monkeypatch: pytest.MonkeyPatch) -
 def test_a_judge_computes_float32_too(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIGS["packed"]
     tokenizer = load_tokenizer(config.model, config.data, cache)
-    folder = str(locate(config.model, cache))
+    folder = str(resolve_model_path(config.model, cache))
 
     def reward() -> None:
         with pytest.raises(ModelError, match="no reward model"):
             RewardScorer(folder)
 
-    for opened in (lambda: Answerer.open(config, None, tokenizer, cache), reward):
+    for opened in (lambda: TextGenerator.load(config, None, tokenizer, cache), reward):
         monkeypatch.setenv("NVIDIA_TF32_OVERRIDE", "1")
         torch.set_float32_matmul_precision("high")  # as TORCH_ALLOW_TF32_CUBLAS_OVERRIDE does at the start
         opened()

@@ -9,27 +9,27 @@ from small_trials import DATA, MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from trainer.config.trial import DataConfig, GeneratedModel, ModelConfig
-from trainer.data import PairSet, prepare
-from trainer.distributed.processes import World
-from trainer.evaluation.completions import Answer, answer_greedily, answer_metrics, chosen_prompts, repetition
-from trainer.evaluation.evaluator import pair_costs, score
+from trainer.data import PairDataset, prepare
+from trainer.distributed.processes import ProcessGroup
+from trainer.evaluation.completions import Completion, complete_greedily, completion_metrics, repetition, select_prompts
+from trainer.evaluation.evaluator import pair_costs, score_pairs
 from trainer.forward.pair_model import PairModel
-from trainer.objectives.pair_logps import Needs
-from trainer.synthetic import generated_model
+from trainer.objectives.pair_logps import RequiredStats
+from trainer.synthetic import generate_model
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return generated_model(GeneratedModel(**MODEL["generated"]), tmp_path_factory.mktemp("cache"))
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return generate_model(GeneratedModel(**MODEL["generated"]), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
-def model(place: Path) -> PreTrainedModel:
-    return AutoModelForCausalLM.from_pretrained(place).eval()
+def model(model_path: Path) -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(model_path).eval()
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairSet:
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> PairDataset:
     cache = tmp_path_factory.mktemp("data")
     return prepare(DataConfig.model_validate(DATA), ModelConfig.model_validate(MODEL), cache).eval
 
@@ -41,9 +41,9 @@ def nothing() -> None:
 @pytest.mark.parametrize("attention", ["packed", "separate"])
 @pytest.mark.parametrize("budget", [1, 60, 10_000])
 def test_log_probs_of_a_set_are_in_order_whatever_the_batches(
-    model: PreTrainedModel, pairs: PairSet, attention: str, budget: int
+    model: PreTrainedModel, pairs: PairDataset, attention: str, budget: int
 ) -> None:
-    found = score(PairModel(model, attention), pairs, Needs(), budget, World(), nothing)  # pyright: ignore
+    found = score_pairs(PairModel(model, attention), pairs, RequiredStats(), budget, ProcessGroup(), nothing)  # pyright: ignore
     for index in range(len(pairs)):
         pair = pairs.pair(index)
         for response, ours, count in (
@@ -58,7 +58,7 @@ def test_log_probs_of_a_set_are_in_order_whatever_the_batches(
             assert int(count) == len(response)
 
 
-def test_costs_are_what_the_model_computes(model: PreTrainedModel, pairs: PairSet) -> None:
+def test_costs_are_what_the_model_computes(model: PreTrainedModel, pairs: PairDataset) -> None:
     for attention in ("packed", "separate"):
         ours = PairModel(model, attention)  # pyright: ignore[reportArgumentType]
         ours.logps([pairs.pair(2)])
@@ -67,13 +67,15 @@ def test_costs_are_what_the_model_computes(model: PreTrainedModel, pairs: PairSe
 
 @pytest.mark.parametrize("budget", [1, 10_000])
 def test_greedy_answers_equal_those_of_one_prompt_at_a_time(
-    place: Path, model: PreTrainedModel, pairs: PairSet, budget: int
+    model_path: Path, model: PreTrainedModel, pairs: PairDataset, budget: int
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    indexes = chosen_prompts(pairs, 5)
-    answers = answer_greedily(model, tokenizer, pairs, indexes, max_new_tokens=7, budget=budget, pause=nothing)
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    indexes = select_prompts(pairs, 5)
+    completions = complete_greedily(
+        model, tokenizer, pairs, indexes, max_new_tokens=7, budget=budget, check_cancelled=nothing
+    )
     assert len({pairs.pair(i).prompt.tobytes() for i in indexes}) == 5
-    for index, answer in zip(indexes, answers, strict=True):
+    for index, answer in zip(indexes, completions, strict=True):
         ids = pairs.pair(index).prompt.tolist()
         new: list[int] = []
         while len(new) < 7:
@@ -88,15 +90,15 @@ def test_greedy_answers_equal_those_of_one_prompt_at_a_time(
         assert answer.right is False
 
 
-def test_the_end_token_ends_an_answer(place: Path, model: PreTrainedModel, pairs: PairSet) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(place)
-    (free,) = answer_greedily(model, tokenizer, pairs, [0], max_new_tokens=6, budget=999, pause=nothing)
+def test_the_end_token_ends_an_answer(model_path: Path, model: PreTrainedModel, pairs: PairDataset) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_path)
+    (free,) = complete_greedily(model, tokenizer, pairs, [0], max_new_tokens=6, budget=999, check_cancelled=nothing)
     assert free.tokens == 6
     ids = pairs.pair(0).prompt.tolist()
     with torch.no_grad():
         second = model.generate(torch.tensor([ids]), max_new_tokens=2, do_sample=False)[0, -1]
     model.generation_config.eos_token_id = [int(second), tokenizer.eos_token_id]
-    (ended,) = answer_greedily(model, tokenizer, pairs, [0], max_new_tokens=6, budget=999, pause=nothing)
+    (ended,) = complete_greedily(model, tokenizer, pairs, [0], max_new_tokens=6, budget=999, check_cancelled=nothing)
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     assert ended.tokens <= 1
 
@@ -109,7 +111,11 @@ def test_repetition_counts_repeated_four_grams() -> None:
 
 
 def test_answer_metrics() -> None:
-    given = [Answer("", "", "a", True, 4, 0.5), Answer("", "", "b", False, 2, 0.0), Answer("", "", None, None, 3, 0.1)]
-    assert answer_metrics(given) == {"exact_answers": 0.5, "repetition": pytest.approx(0.2), "answer_length": 3.0}
-    assert "exact_answers" not in answer_metrics(given[2:])
-    assert answer_metrics([]) == {}
+    given = [
+        Completion("", "", "a", True, 4, 0.5),
+        Completion("", "", "b", False, 2, 0.0),
+        Completion("", "", None, None, 3, 0.1),
+    ]
+    assert completion_metrics(given) == {"exact_answers": 0.5, "repetition": pytest.approx(0.2), "answer_length": 3.0}
+    assert "exact_answers" not in completion_metrics(given[2:])
+    assert completion_metrics([]) == {}

@@ -26,8 +26,8 @@ from transformers import (
 from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.data import load_tokenizer, prepare
 from trainer.evaluation.export_check import CannotCompare, ExportDiffers, compare_export
-from trainer.models.model_files import Exported, export_model, locate
-from trainer.training_session import Workshop
+from trainer.models.model_files import Exported, export_model, resolve_model_path
+from trainer.training_session import TrainingSession
 
 FAST = {"learning_rate": 5e-2}
 
@@ -38,13 +38,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workshop(cache: Path) -> Workshop:
-    return Workshop(cache)
+def workshop(cache: Path) -> TrainingSession:
+    return TrainingSession(cache)
 
 
 def start_model(kind: str, cache: Path, to: Path, **more: Any) -> Path:
     """A small model of random weights, its output layer tied to its embeddings, with the generated task's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(locate(trial().model, cache))
+    tokenizer = AutoTokenizer.from_pretrained(resolve_model_path(trial().model, cache))
     torch.manual_seed(3)
     if kind == "gpt2":
         model: PreTrainedModel = GPT2LMHeadModel(
@@ -64,16 +64,16 @@ def start_model(kind: str, cache: Path, to: Path, **more: Any) -> Path:
 
 def compared(run: Path, config: TrialConfig, cache: Path, to: Path, *, merge: bool = False, **more: Any) -> list[str]:
     """Export the run's model into `to`, compared; what was told."""
-    told: list[str] = []
+    logged: list[str] = []
 
     def check(exported: Exported) -> None:
         pairs = prepare(config.data, config.model, cache).eval
         tokenizer = load_tokenizer(config.model, config.data, cache)
         file = run / "eval_pairs.safetensors"
-        told.append(str(compare_export(exported, config, pairs, file, tokenizer, tell=told.append)))
+        logged.append(str(compare_export(exported, config, pairs, file, tokenizer, tell=logged.append)))
 
     export_model(run / "model", to, merge=merge, model=config.model, temporary=cache, check=check, **more)
-    return told
+    return logged
 
 
 @pytest.mark.parametrize(
@@ -85,25 +85,25 @@ def compared(run: Path, config: TrialConfig, cache: Path, to: Path, *, merge: bo
     ],
 )
 def test_adapters_of_a_model_with_tied_embeddings_merge_into_what_was_trained(
-    kind: str, targets: Any, cache: Path, workshop: Workshop, tmp_path: Path
+    kind: str, targets: Any, cache: Path, workshop: TrainingSession, tmp_path: Path
 ) -> None:
-    place = start_model(kind, cache, tmp_path / "start")
-    config = trial(model={"name_or_path": str(place)}, lora={"r": 4, "target_modules": targets}, training=FAST)
-    points, _ = finish(workshop.train(config, tmp_path / "run"))
-    assert abs(points[-1].metrics["eval_nll_loss"] - points[0].metrics["eval_nll_loss"]) > 1e-2
-    told = compared(tmp_path / "run", config, cache, tmp_path / "merged", merge=True)
-    assert "held-out pairs" in told[-1]
+    path = start_model(kind, cache, tmp_path / "start")
+    config = trial(model={"name_or_path": str(path)}, lora={"r": 4, "target_modules": targets}, training=FAST)
+    metrics, _ = finish(workshop.train(config, tmp_path / "run"))
+    assert abs(metrics[-1].metrics["eval_nll_loss"] - metrics[0].metrics["eval_nll_loss"]) > 1e-2
+    logged = compared(tmp_path / "run", config, cache, tmp_path / "merged", merge=True)
+    assert "held-out pairs" in logged[-1]
     compared(tmp_path / "run", config, cache, tmp_path / "adapters")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    tied = targets == "all-linear"
-    assert merged.config.tie_word_embeddings is tied
+    indistinguishable = targets == "all-linear"
+    assert merged.config.tie_word_embeddings is indistinguishable
     same = torch.equal(merged.get_input_embeddings().weight, merged.get_output_embeddings().weight)
-    assert same is tied
-    # It is a start model like any other, and carries the tokenizer's files but none of the adapters.
+    assert same is indistinguishable
+    # It is an initial model like any other, and carries the tokenizer's files but none of the adapters.
     again = trial(model={"name_or_path": str(tmp_path / "merged")}, training={"learning_rate": 1e-9})
     then, _ = finish(workshop.train(again, tmp_path / "again"))
     for name in ("eval_nll_loss", "eval_margins/logp"):
-        assert then[0].metrics[name] == pytest.approx(points[-1].metrics[name], rel=1e-4, abs=1e-6)
+        assert then[0].metrics[name] == pytest.approx(metrics[-1].metrics[name], rel=1e-4, abs=1e-6)
     assert not list((tmp_path / "merged").glob("adapter*"))
     assert (tmp_path / "merged/chat_template.jinja").exists()
 
@@ -123,8 +123,8 @@ def test_whatever_touches_a_tied_weight_merges_to_the_same_logits(
     settings: dict[str, Any], cache: Path, tmp_path: Path
 ) -> None:
     """Adapters that peft can make and a trial cannot, for folders that come from elsewhere."""
-    place = start_model("llama", cache, tmp_path / "start")
-    base = AutoModelForCausalLM.from_pretrained(place)
+    path = start_model("llama", cache, tmp_path / "start")
+    base = AutoModelForCausalLM.from_pretrained(path)
     torch.manual_seed(1)
     adapted = get_peft_model(base, PeftLoraConfig(r=2, init_lora_weights=False, task_type="CAUSAL_LM", **settings))
     with torch.no_grad():
@@ -133,24 +133,24 @@ def test_whatever_touches_a_tied_weight_merges_to_the_same_logits(
                 parameter.add_(0.1 * torch.randn_like(parameter))
     ids = torch.arange(5, 25)[None]
     cast(Any, adapted).save_pretrained(tmp_path / "adapters", save_embedding_layers=False)
-    AutoTokenizer.from_pretrained(place).save_pretrained(tmp_path / "adapters")
-    fresh = cast(Any, PeftModel).from_pretrained(AutoModelForCausalLM.from_pretrained(place), tmp_path / "adapters")
+    AutoTokenizer.from_pretrained(path).save_pretrained(tmp_path / "adapters")
+    fresh = cast(Any, PeftModel).from_pretrained(AutoModelForCausalLM.from_pretrained(path), tmp_path / "adapters")
     with torch.no_grad():
-        wanted = fresh.eval()(input_ids=ids).logits
+        expected = fresh.eval()(input_ids=ids).logits
     export_model(tmp_path / "adapters", tmp_path / "merged", merge=True)
     with torch.no_grad():
         found = AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()(input_ids=ids).logits
-        start = AutoModelForCausalLM.from_pretrained(place).eval()(input_ids=ids).logits
-    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert (wanted - start).abs().max() > 1e-2
+        start = AutoModelForCausalLM.from_pretrained(path).eval()(input_ids=ids).logits
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - start).abs().max() > 1e-2
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_full_weights_are_exported_as_they_were_trained(
-    dtype: str, cache: Path, workshop: Workshop, tmp_path: Path
+    dtype: str, cache: Path, workshop: TrainingSession, tmp_path: Path
 ) -> None:
-    place = start_model("llama", cache, tmp_path / "start")
-    model = {"name_or_path": str(place), "dtype": dtype}
+    path = start_model("llama", cache, tmp_path / "start")
+    model = {"name_or_path": str(path), "dtype": dtype}
     config = trial(model=model, training={"learning_rate": 1e-2})
     finish(workshop.train(config, tmp_path / "run"))
     compared(tmp_path / "run", config, cache, tmp_path / "out")
@@ -159,33 +159,35 @@ def test_full_weights_are_exported_as_they_were_trained(
     assert stored.config.tie_word_embeddings is True
 
 
-def test_adapters_merge_in_the_dtype_they_were_trained_over(cache: Path, workshop: Workshop, tmp_path: Path) -> None:
+def test_adapters_merge_in_the_dtype_they_were_trained_over(
+    cache: Path, workshop: TrainingSession, tmp_path: Path
+) -> None:
     """Over a model stored in bfloat16 and trained in float32 a small change would be lost in its rounding."""
-    place = start_model("llama", cache, tmp_path / "start")
-    AutoModelForCausalLM.from_pretrained(place, dtype=torch.bfloat16).save_pretrained(place)
-    config = trial(model={"name_or_path": str(place)}, lora={"r": 4}, training={"learning_rate": 1e-3})
+    path = start_model("llama", cache, tmp_path / "start")
+    AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).save_pretrained(path)
+    config = trial(model={"name_or_path": str(path)}, lora={"r": 4}, training={"learning_rate": 1e-3})
     finish(workshop.train(config, tmp_path / "run"))
     compared(tmp_path / "run", config, cache, tmp_path / "out", merge=True)
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == torch.float32
 
 
 def test_adapters_over_weights_in_4_bits_are_exported_as_they_were_trained(
-    cache: Path, workshop: Workshop, tmp_path: Path
+    cache: Path, workshop: TrainingSession, tmp_path: Path
 ) -> None:
     """Merged, the base's weights are the numbers that the 4 bits stood for, not those of its file."""
     pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: pip install 'prefsweep[quantisation]'")
-    place = start_model("llama", cache, tmp_path / "start", hidden_size=128, intermediate_size=128)
-    config = trial(model={"name_or_path": str(place), "load_in_4bit": True}, lora={"r": 4}, training=FAST)
+    path = start_model("llama", cache, tmp_path / "start", hidden_size=128, intermediate_size=128)
+    config = trial(model={"name_or_path": str(path), "load_in_4bit": True}, lora={"r": 4}, training=FAST)
     finish(workshop.train(config, tmp_path / "run"))
     for merge in (False, True):
         compared(tmp_path / "run", config, cache, tmp_path / f"out {merge}", merge=merge)
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "out True")
     assert getattr(merged.config, "quantization_config", None) is None
-    stored = load_file(place / "model.safetensors")["model.layers.0.self_attn.o_proj.weight"]
+    stored = load_file(path / "model.safetensors")["model.layers.0.self_attn.o_proj.weight"]
     assert not torch.allclose(merged.model.layers[0].self_attn.o_proj.weight, stored, atol=1e-3)
 
 
-def test_an_export_that_is_another_model_leaves_nothing(cache: Path, workshop: Workshop, tmp_path: Path) -> None:
+def test_an_export_that_is_another_model_leaves_nothing(cache: Path, workshop: TrainingSession, tmp_path: Path) -> None:
     config = trial(lora={"r": 4}, training=FAST)
     finish(workshop.train(config, tmp_path / "run"))
     weights = tmp_path / "run/model/adapter_model.safetensors"
@@ -197,7 +199,7 @@ def test_an_export_that_is_another_model_leaves_nothing(cache: Path, workshop: W
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
 
 
-def test_an_export_with_another_template_is_refused(cache: Path, workshop: Workshop, tmp_path: Path) -> None:
+def test_an_export_with_another_template_is_refused(cache: Path, workshop: TrainingSession, tmp_path: Path) -> None:
     config = trial(training=FAST)
     finish(workshop.train(config, tmp_path / "run"))
     template = tmp_path / "run/model/chat_template.jinja"
@@ -208,9 +210,9 @@ def test_an_export_with_another_template_is_refused(cache: Path, workshop: Works
 
 
 def test_the_exported_tokenizer_has_the_template_that_was_trained_with(
-    cache: Path, workshop: Workshop, tmp_path: Path
+    cache: Path, workshop: TrainingSession, tmp_path: Path
 ) -> None:
-    own = AutoTokenizer.from_pretrained(locate(trial().model, cache)).chat_template
+    own = AutoTokenizer.from_pretrained(resolve_model_path(trial().model, cache)).chat_template
     template = own.replace("<|user|>", "<|user|>\n") if "<|user|>" in own else "{# ours #}" + own
     data = trial().data.model_dump() | {"chat_template": template}
     for lora in (None, {"r": 2}):
@@ -223,7 +225,7 @@ def test_the_exported_tokenizer_has_the_template_that_was_trained_with(
             assert AutoTokenizer.from_pretrained(to).chat_template == template
 
 
-def test_without_what_to_compare_with_it_says_so(cache: Path, workshop: Workshop, tmp_path: Path) -> None:
+def test_without_what_to_compare_with_it_says_so(cache: Path, workshop: TrainingSession, tmp_path: Path) -> None:
     config = trial(training=FAST)
     finish(workshop.train(config, tmp_path / "run"))
     other = trial(data=trial().data.model_dump() | {"max_eval_rows": 3}, training=FAST)
@@ -234,28 +236,30 @@ def test_without_what_to_compare_with_it_says_so(cache: Path, workshop: Workshop
         compared(tmp_path / "run", config, cache, tmp_path / "out")
 
 
-def test_a_base_in_the_cache_goes_along_with_its_adapters(cache: Path, workshop: Workshop, tmp_path: Path) -> None:
+def test_a_base_in_the_cache_goes_along_with_its_adapters(
+    cache: Path, workshop: TrainingSession, tmp_path: Path
+) -> None:
     """As an SFT stage's model does: the export still loads when the cache was emptied."""
     own = tmp_path / "cache"
-    place = start_model("llama", cache, own / "sft/key/run/model")
-    config = trial(model={"name_or_path": str(place)}, lora={"r": 4}, training=FAST)
-    points, _ = finish(Workshop(own).train(config, tmp_path / "run"))
+    path = start_model("llama", cache, own / "sft/key/run/model")
+    config = trial(model={"name_or_path": str(path)}, lora={"r": 4}, training=FAST)
+    metrics, _ = finish(TrainingSession(own).train(config, tmp_path / "run"))
     compared(tmp_path / "run", config, own, tmp_path / "out")
     shutil.rmtree(own)
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert any("lora_" in name for name, _ in loaded.named_parameters())
-    told = json.loads((tmp_path / "out/adapter_config.json").read_text())
-    assert told["base_model_name_or_path"] == str(tmp_path / "out/base")
-    export_model(tmp_path / "out", tmp_path / "merged", merge=True, model=ModelConfig(name_or_path=str(place)))
+    logged = json.loads((tmp_path / "out/adapter_config.json").read_text())
+    assert logged["base_model_name_or_path"] == str(tmp_path / "out/base")
+    export_model(tmp_path / "out", tmp_path / "merged", merge=True, model=ModelConfig(name_or_path=str(path)))
     again = trial(model={"name_or_path": str(tmp_path / "merged")}, training={"learning_rate": 1e-9})
     then, _ = finish(workshop.train(again, tmp_path / "again"))
-    assert then[0].metrics["eval_nll_loss"] == pytest.approx(points[-1].metrics["eval_nll_loss"], rel=1e-4)
+    assert then[0].metrics["eval_nll_loss"] == pytest.approx(metrics[-1].metrics["eval_nll_loss"], rel=1e-4)
 
 
-def test_a_base_of_the_users_own_stays_where_it_is(cache: Path, workshop: Workshop, tmp_path: Path) -> None:
-    place = start_model("llama", cache, tmp_path / "start")
-    config = trial(model={"name_or_path": str(place)}, lora={"r": 4}, training=FAST)
+def test_a_base_of_the_users_own_stays_where_it_is(cache: Path, workshop: TrainingSession, tmp_path: Path) -> None:
+    path = start_model("llama", cache, tmp_path / "start")
+    config = trial(model={"name_or_path": str(path)}, lora={"r": 4}, training=FAST)
     finish(workshop.train(config, tmp_path / "run"))
     compared(tmp_path / "run", config, cache, tmp_path / "out")
     assert not (tmp_path / "out/base").exists()
-    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"] == str(place)
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["base_model_name_or_path"] == str(path)

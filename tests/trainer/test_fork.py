@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from small_trials import finish, model_bytes, told, trial
+from small_trials import finish, model_bytes, trial, without_speed
 
 from trainer.config.trial import TrialConfig
-from trainer.results import EndKind, Point, ResumeError
+from trainer.results import ResumeError, RunStatus, StepMetrics
 from trainer.storage import checkpoints
-from trainer.storage.checkpoint_manifest import pin, place_of, places
-from trainer.training_session import Workshop
+from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoints, pin_checkpoint
+from trainer.training_session import TrainingSession
 
 
 @pytest.fixture(scope="module")
@@ -23,8 +23,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workshop(cache: Path) -> Workshop:
-    return Workshop(cache)
+def session(cache: Path) -> TrainingSession:
+    return TrainingSession(cache)
 
 
 def config(**training: Any) -> TrialConfig:
@@ -32,68 +32,68 @@ def config(**training: Any) -> TrialConfig:
 
 
 @pytest.fixture
-def held(workshop: Workshop, tmp_path: Path) -> Path:
+def pinned(session: TrainingSession, tmp_path: Path) -> Path:
     """The checkpoint of update 3 of six, held in a place of its own; its run is gone."""
-    run = workshop.train(config(), tmp_path / "parent")
+    run = session.train(config(), tmp_path / "parent")
     while next(run).step < 4:
         pass
     run.close()
-    assert pin([tmp_path / "parent"], tmp_path / "held") == (3, [])
+    assert pin_checkpoint([tmp_path / "parent"], tmp_path / "held") == (3, [])
     shutil.rmtree(tmp_path / "parent")
     return tmp_path / "held"
 
 
-def test_the_state_is_the_whole_state(workshop: Workshop, tmp_path: Path, held: Path) -> None:
+def test_the_state_is_the_whole_state(session: TrainingSession, tmp_path: Path, pinned: Path) -> None:
     """Weights, moments, schedule, random numbers, place in the data, open window: nothing changed, nothing differs."""
-    whole, _ = finish(workshop.train(config(), tmp_path / "whole"))
-    points, ending = finish(workshop.train(config(), tmp_path / "fork", (), held))
-    assert (ending.kind, told(points)) == (EndKind.FINISHED, told(whole))
+    full, _ = finish(session.train(config(), tmp_path / "whole"))
+    metrics, result = finish(session.train(config(), tmp_path / "fork", (), pinned))
+    assert (result.status, without_speed(metrics)) == (RunStatus.FINISHED, without_speed(full))
     assert model_bytes(tmp_path / "fork") == model_bytes(tmp_path / "whole")
 
 
-def test_another_rate_and_length_from_there_on(workshop: Workshop, tmp_path: Path, held: Path) -> None:
+def test_another_rate_and_length_from_there_on(session: TrainingSession, tmp_path: Path, pinned: Path) -> None:
     other = config(learning_rate=1e-3, max_steps=8)
-    points, ending = finish(workshop.train(other, tmp_path / "1", (), held))
-    whole, _ = finish(workshop.train(config(), tmp_path / "whole"))
-    assert (ending.kind, ending.steps) == (EndKind.FINISHED, 8)
-    assert told(points)[:3] == told(whole)[:3], "its story begins with the other run's"
-    assert points[2].step == 3
-    assert told(points)[3:] != told(whole)[3:]
-    rates = {p.step: p.metrics["learning_rate"] for p in points if "learning_rate" in p.metrics}
-    assert rates[4] < 1e-3 < whole[1].metrics["learning_rate"]
-    finish(workshop.train(other, tmp_path / "2", (), held))
+    metrics, result = finish(session.train(other, tmp_path / "1", (), pinned))
+    full, _ = finish(session.train(config(), tmp_path / "whole"))
+    assert (result.status, result.steps) == (RunStatus.FINISHED, 8)
+    assert without_speed(metrics)[:3] == without_speed(full)[:3], "its story begins with the other run's"
+    assert metrics[2].step == 3
+    assert without_speed(metrics)[3:] != without_speed(full)[3:]
+    rates = {p.step: p.metrics["learning_rate"] for p in metrics if "learning_rate" in p.metrics}
+    assert rates[4] < 1e-3 < full[1].metrics["learning_rate"]
+    finish(session.train(other, tmp_path / "2", (), pinned))
     assert model_bytes(tmp_path / "1") == model_bytes(tmp_path / "2"), "the same again"
-    finish(workshop.train(other, tmp_path / "anew"))
+    finish(session.train(other, tmp_path / "anew"))
     assert model_bytes(tmp_path / "1") != model_bytes(tmp_path / "anew")
 
 
-def test_interrupted_it_goes_on_from_its_own_checkpoint(workshop: Workshop, tmp_path: Path, held: Path) -> None:
+def test_interrupted_it_goes_on_from_its_own_checkpoint(session: TrainingSession, tmp_path: Path, pinned: Path) -> None:
     other = trial({"kind": "simpo", "beta": 9.0}, training={"save_steps": 1, "logging_steps": 2})
-    whole, _ = finish(workshop.train(other, tmp_path / "whole", (), held))
-    run = workshop.train(other, tmp_path / "1", (), held)
-    while next(run).step < 5 and not places([tmp_path / "1"]):
+    full, _ = finish(session.train(other, tmp_path / "whole", (), pinned))
+    run = session.train(other, tmp_path / "1", (), pinned)
+    while next(run).step < 5 and not list_checkpoints([tmp_path / "1"]):
         pass
     run.close()
-    shutil.rmtree(held)
-    points, _ = finish(workshop.train(other, tmp_path / "2", [tmp_path / "1"], held))
-    assert told(points) == told(whole)
+    shutil.rmtree(pinned)
+    metrics, _ = finish(session.train(other, tmp_path / "2", [tmp_path / "1"], pinned))
+    assert without_speed(metrics) == without_speed(full)
     assert model_bytes(tmp_path / "2") == model_bytes(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("harm", ["damaged", "gone"])
-def test_never_from_the_start_instead(workshop: Workshop, tmp_path: Path, held: Path, harm: str) -> None:
+def test_never_from_the_start_instead(session: TrainingSession, tmp_path: Path, pinned: Path, harm: str) -> None:
     if harm == "gone":
-        shutil.rmtree(held)
+        shutil.rmtree(pinned)
     else:
-        (place_of(held, 3) / "optimiser.safetensors").write_bytes(b"rubbish")
+        (checkpoint_path(pinned, 3) / "optimiser.safetensors").write_bytes(b"rubbish")
     with pytest.raises(ResumeError, match="the checkpoint that this trial goes on from is damaged or gone"):
-        finish(workshop.train(config(learning_rate=1e-3), tmp_path / "fork", (), held))
+        finish(session.train(config(learning_rate=1e-3), tmp_path / "fork", (), pinned))
 
 
-def test_weights_of_another_shape_are_refused(workshop: Workshop, tmp_path: Path, held: Path) -> None:
+def test_weights_of_another_shape_are_refused(session: TrainingSession, tmp_path: Path, pinned: Path) -> None:
     adapters = trial(training={"save_steps": 1}, lora={"r": 2, "alpha": 4})
     with pytest.raises(ResumeError, match="other weights"):
-        finish(workshop.train(adapters, tmp_path / "fork", (), held))
+        finish(session.train(adapters, tmp_path / "fork", (), pinned))
 
 
 # --- holding ---------------------------------------------------------------------------------------------------------
@@ -101,17 +101,19 @@ def test_weights_of_another_shape_are_refused(workshop: Workshop, tmp_path: Path
 
 def _save(folder: Path, step: int) -> Path:
     weights = {"w": torch.full((3,), float(step))}
-    return checkpoints.save(folder, checkpoints.State("c", step, weights, {}, [Point(step, {"loss": 1.0})]))
+    return checkpoints.save_checkpoint(
+        folder, checkpoints.TrainState("c", step, weights, {}, [StepMetrics(step, {"loss": 1.0})])
+    )
 
 
 def test_a_held_checkpoint_outlives_its_run_and_takes_no_room_beside_it(tmp_path: Path) -> None:
-    place = _save(tmp_path / "run", 4)
-    assert pin([tmp_path / "run"], tmp_path / "held") == (4, [])
-    same = [(place / f.name).stat().st_ino == f.stat().st_ino for f in place_of(tmp_path / "held", 4).iterdir()]
+    path = _save(tmp_path / "run", 4)
+    assert pin_checkpoint([tmp_path / "run"], tmp_path / "held") == (4, [])
+    same = [(path / f.name).stat().st_ino == f.stat().st_ino for f in checkpoint_path(tmp_path / "held", 4).iterdir()]
     assert same == [True] * 4
     _save(tmp_path / "run", 6)
-    checkpoints.discard([tmp_path / "run"], before=6)
-    found = checkpoints.newest([tmp_path / "held"])
+    checkpoints.remove_checkpoints([tmp_path / "run"], before=6)
+    found = checkpoints.load_newest([tmp_path / "held"])
     assert found is not None
     assert (found.step, float(found.weights["w"][0])) == (4, 4.0)
 
@@ -120,12 +122,12 @@ def test_the_newest_good_one_is_held(tmp_path: Path) -> None:
     _save(tmp_path / "1", 4)
     damaged = _save(tmp_path / "2", 6)
     (damaged / "weights.safetensors").write_bytes(b"rubbish")
-    step, passed = pin([tmp_path / "1", tmp_path / "2"], tmp_path / "held")
+    step, passed = pin_checkpoint([tmp_path / "1", tmp_path / "2"], tmp_path / "held")
     assert step == 4
     assert passed == ["the checkpoint of update 6 is damaged (weights.safetensors differs from its digest)"]
-    assert [p.name for p in places([tmp_path / "held"])] == ["step-00000004"]
+    assert [p.name for p in list_checkpoints([tmp_path / "held"])] == ["step-00000004"]
     assert damaged.is_dir(), "whether to set it aside is its own run's business"
-    assert pin([tmp_path / "none"], tmp_path / "other") == (None, [])
+    assert pin_checkpoint([tmp_path / "none"], tmp_path / "other") == (None, [])
 
 
 def test_one_that_its_run_removes_meanwhile_is_followed_by_the_next(
@@ -141,9 +143,9 @@ def test_one_that_its_run_removes_meanwhile_is_followed_by_the_next(
         calls += 1
         if calls == 3:
             _save(tmp_path / "run", 6)
-            checkpoints.discard([tmp_path / "run"], before=6)
+            checkpoints.remove_checkpoints([tmp_path / "run"], before=6)
         link(*args)
 
     monkeypatch.setattr(os, "link", link_late)
-    assert pin([tmp_path / "run"], tmp_path / "held") == (6, [])
+    assert pin_checkpoint([tmp_path / "run"], tmp_path / "held") == (6, [])
     assert [p.name for p in (tmp_path / "held" / "checkpoints").iterdir()] == ["step-00000006"]

@@ -20,12 +20,12 @@ from transformers import (
 )
 
 from trainer.config.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
-from trainer.forward.architecture import VERIFIED, UnsupportedHead
-from trainer.forward.chunked_logps import Rows
-from trainer.forward.packing import pack, separate
+from trainer.forward.architecture import VERIFIED_ARCHITECTURES, UnsupportedHead
+from trainer.forward.chunked_logps import ChunkSize
+from trainer.forward.packing import pack_pairs, pad_pairs
 from trainer.forward.pair_model import CannotPack, PairModel
-from trainer.objectives.losses import needs
-from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
+from trainer.objectives.losses import required_stats
+from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats, UpdateNormalizer
 
 SIMPO = SimpoLoss(beta=2.0, gamma=1.0, sft_weight=0.1)
 
@@ -49,8 +49,8 @@ def build(name: str) -> PreTrainedModel:
     return tiny_model(name.split("-", maxsplit=1)[0], **ARCHITECTURES[name])
 
 
-def norm_of(pairs: list[Pair]) -> Normaliser:
-    return Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+def norm_of(pairs: list[Pair]) -> UpdateNormalizer:
+    return UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
 
 
 def step(
@@ -62,7 +62,7 @@ def step(
 
 
 def test_every_verified_type_is_verified_here() -> None:
-    assert {name.split("-", maxsplit=1)[0] for name in ARCHITECTURES} == VERIFIED
+    assert {name.split("-", maxsplit=1)[0] for name in ARCHITECTURES} == VERIFIED_ARCHITECTURES
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
@@ -71,7 +71,7 @@ def test_packed_equals_separate(name: str) -> None:
     model, pairs = build(name), make_pairs(5)
     shared, apart = PairModel(model, "packed"), PairModel(model, "separate")
     assert (shared.mode, apart.mode) == ("packed", "separate")
-    one, other = (each.logps(pairs, Needs(prompt=True)).columns() for each in (shared, apart))
+    one, other = (each.logps(pairs, RequiredStats(prompt=True)).columns() for each in (shared, apart))
     for column in one:
         torch.testing.assert_close(one[column], other[column], rtol=1e-5, atol=1e-4)
     terms, found = step(model, pairs, attention="packed")
@@ -85,25 +85,25 @@ def test_long_pairs_cross_blocks_and_are_computed_again_in_backward(monkeypatch:
     model, pairs = tiny_model(), make_pairs(3, scale=12)
     assert max(len(p.prompt) + len(p.chosen) for p in pairs) > 256
     _, right = step(model, pairs, attention="separate")
-    _, kept = step(model, pairs, attention="packed")
-    monkeypatch.setattr("trainer.forward.packed_attention.KEEP_BYTES", 0)
+    _, stored = step(model, pairs, attention="packed")
+    monkeypatch.setattr("trainer.forward.packed_attention.MAX_SAVED_BYTES", 0)
     _, again = step(model, pairs, attention="packed")
-    assert worst(kept, right) < 2e-5
-    assert worst(again, kept) < 1e-6
+    assert worst(stored, right) < 2e-5
+    assert worst(again, stored) < 1e-6
 
 
 @pytest.mark.parametrize("attention", ["packed", "separate"])
 @pytest.mark.parametrize("loss", [SIMPO, DpoLoss(), SftLoss()], ids=lambda loss: loss.kind)
 def test_gradients_do_not_depend_on_micro_batches(attention: str, loss: LossConfig) -> None:
     model, pairs = tiny_model(), make_pairs(6)
-    reference = PairModel(moved(model)).logps(pairs) if needs(loss).reference else None
+    reference = PairModel(moved(model)).logps(pairs) if required_stats(loss).reference else None
     terms, right = step(model, pairs, loss, reference, attention=attention)
     pair_model = PairModel(model, attention)  # pyright: ignore[reportArgumentType]
     for cut in ([[0], [1], [2], [3], [4], [5]], [[4, 1], [0, 5, 3], [2]]):
         model.zero_grad()
         total = 0.0
         for index in cut:
-            part = None if reference is None else reference.rows(index)
+            part = None if reference is None else reference.select(index)
             found = pair_model.backward([pairs[i] for i in index], loss, part, norm_of(pairs), torch.Tensor.backward)
             total += float(found.loss)
         assert total == pytest.approx(float(terms.loss), rel=1e-6)
@@ -113,8 +113,8 @@ def test_gradients_do_not_depend_on_micro_batches(attention: str, loss: LossConf
 def test_chunks_of_the_output_layer_do_not_matter() -> None:
     model, pairs = tiny_model(), make_pairs(6)
     _, right = step(model, pairs)
-    for rows in (Rows(7, 7), Rows(7, 64), Rows(64, 64)):
-        _, found = step(model, pairs, rows=rows)
+    for rows in (ChunkSize(7, 7), ChunkSize(7, 64), ChunkSize(64, 64)):
+        _, found = step(model, pairs, chunk_size=rows)
         assert worst(found, right) < 1e-5
 
 
@@ -220,8 +220,8 @@ def test_counters_count_passes_and_positions() -> None:
         each.logps(pairs)
         each.backward(pairs, SIMPO, None, norm_of(pairs), torch.Tensor.backward)
     assert (shared.counters.forwards, apart.counters.forwards) == (2, 2)
-    assert shared.counters.tokens == 2 * pack(pairs).tokens
-    assert apart.counters.tokens == 2 * separate(pairs).tokens > shared.counters.tokens
+    assert shared.counters.tokens == 2 * pack_pairs(pairs).tokens
+    assert apart.counters.tokens == 2 * pad_pairs(pairs).tokens > shared.counters.tokens
 
 
 def test_sft_computes_no_rejected_responses() -> None:
@@ -229,9 +229,9 @@ def test_sft_computes_no_rejected_responses() -> None:
     trained = PairModel(model)
     terms = trained.backward(pairs, SftLoss(), None, norm_of(pairs), torch.Tensor.backward)
     assert trained.counters.tokens == sum(len(p.prompt) + len(p.chosen) - 1 for p in pairs)
-    whole = trained.logps(pairs)
-    torch.testing.assert_close(terms.logps.chosen, whole.chosen)
-    assert float(terms.loss) == pytest.approx(float(-whole.chosen.sum() / whole.chosen_tokens.sum()), rel=1e-6)
+    full = trained.logps(pairs)
+    torch.testing.assert_close(terms.logps.chosen, full.chosen)
+    assert float(terms.loss) == pytest.approx(float(-full.chosen.sum() / full.chosen_tokens.sum()), rel=1e-6)
 
 
 def test_the_model_is_left_as_it_was() -> None:
@@ -295,8 +295,8 @@ def test_architectures_that_cannot_share_say_why_and_still_train(name: str, capl
     with caplog.at_level(logging.WARNING):
         trained = PairModel(model)
     assert trained.mode == "separate"
-    assert trained.why_separate is not None
-    assert any(part in trained.why_separate for part in reason.split("|"))
+    assert trained.separate_reason is not None
+    assert any(part in trained.separate_reason for part in reason.split("|"))
     with caplog.at_level(logging.WARNING):
         PairModel(model)
     assert sum("separate padded sequences" in record.message for record in caplog.records) == 1
@@ -304,7 +304,7 @@ def test_architectures_that_cannot_share_say_why_and_still_train(name: str, capl
     assert torch.isfinite(terms.loss)
     for number, pair in enumerate(pairs):
         alone = trained.logps([pair])
-        torch.testing.assert_close(terms.logps.rows([number]).chosen, alone.chosen, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(terms.logps.select([number]).chosen, alone.chosen, rtol=1e-5, atol=1e-5)
     with pytest.raises(CannotPack, match="cannot share prompts"):
         PairModel(model, "packed")
 
@@ -313,10 +313,12 @@ def test_a_type_that_no_test_covers_is_compared_when_it_is_loaded(monkeypatch: p
     model = tiny_model()
     model.config.model_type = "unheard_of"
     assert PairModel(model).mode == "packed"
-    monkeypatch.setattr("trainer.forward.architecture._selected", lambda core, batch: torch.randn(len(batch.rows), 4))
-    assert "differ by" in str(PairModel(model).why_separate)
+    monkeypatch.setattr(
+        "trainer.forward.architecture._scored_hidden_states", lambda core, batch: torch.randn(len(batch.rows), 4)
+    )
+    assert "differ by" in str(PairModel(model).separate_reason)
     model.config.sliding_window = 4096
-    assert "not verified" in str(PairModel(model).why_separate)
+    assert "not verified" in str(PairModel(model).separate_reason)
 
 
 def test_an_unknown_output_layer_is_refused() -> None:

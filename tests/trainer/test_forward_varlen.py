@@ -15,9 +15,9 @@ from oracle import make_pairs, tiny_model
 from trainer.config.loss_config import SimpoLoss
 from trainer.forward import packed_attention as attention_module
 from trainer.forward.packed_attention import packed_attention
-from trainer.forward.packing import PackedPlan, PairSpan, pack
+from trainer.forward.packing import PackingPlan, PairSpan, pack_pairs
 from trainer.forward.pair_model import PairModel
-from trainer.objectives.pair_logps import Normaliser
+from trainer.objectives.pair_logps import UpdateNormalizer
 
 
 def plain_varlen(
@@ -76,9 +76,9 @@ KERNELS = {"with enable_gqa": plain_varlen, "without": varlen_of_torch_2_11}
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Flash attention for any device and dtype; what was tried before is forgotten, and afterwards again."""
     monkeypatch.setattr(attention_module, "_is_supported", lambda *_: True)
-    packed_attention._refusal.cache_clear()
+    attention_module._refusal.cache_clear()
     yield monkeypatch
-    packed_attention._refusal.cache_clear()
+    attention_module._refusal.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -87,7 +87,7 @@ def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 def test_flash_sequences_are_the_packed_attention(
     window: int | None, kv_heads: int, kernel: str, on_the_cpu: pytest.MonkeyPatch
 ) -> None:
-    batch = pack(make_pairs(4))
+    batch = pack_pairs(make_pairs(4))
     torch.manual_seed(0)
     shapes = [(1, heads, batch.tokens, 8) for heads in (4, kv_heads, kv_heads)]
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
@@ -146,14 +146,14 @@ def test_a_kernel_that_does_not_run_is_replaced_with_a_warning(
     with caplog.at_level(logging.WARNING):
         model = PairModel(tiny_model(), "packed")
         found = model.logps(pairs)
-        norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+        norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
         model.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
     torch.testing.assert_close(found.chosen, expected.chosen)
-    (said,) = [record.message for record in caplog.records if "flash attention" in record.message]
-    assert "torch's own operations" in said
+    (messages,) = [record.message for record in caplog.records if "flash attention" in record.message]
+    assert "torch's own operations" in messages
     assert {refused: "only supports Ampere", unheard_of: "TypeError", forward_only: "no backward kernel"}.get(
         kernel, "not finite"
-    ) in said
+    ) in messages
 
 
 @pytest.mark.parametrize(
@@ -188,12 +188,12 @@ def test_the_probe_sees_the_dtype_that_the_model_computes_in(on_the_cpu: pytest.
 
 def test_flash_is_for_cuda_only() -> None:
     query = torch.randn(1, 2, 3, 8, dtype=torch.bfloat16)
-    assert not attention_module.can_flash(query, query, query, None, None)
+    assert not attention_module.supports_flash(query, query, query, None, None)
 
 
 def test_a_pair_without_rejected_is_one_sequence() -> None:
     sequences = attention_module._sequences(
-        PackedPlan((PairSpan(0, 3, 2, 0), PairSpan(5, 1, 2, 4))), torch.device("cpu")
+        PackingPlan((PairSpan(0, 3, 2, 0), PairSpan(5, 1, 2, 4))), torch.device("cpu")
     )
     assert sequences.query_ends.tolist() == [0, 5, 8, 12]
     assert sequences.key_ends.tolist() == [0, 5, 8, 13]
@@ -203,7 +203,7 @@ def test_a_pair_without_rejected_is_one_sequence() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_flash_agrees_on_cuda() -> None:
-    batch = pack(make_pairs(6, scale=8)).to(torch.device("cuda"))
+    batch = pack_pairs(make_pairs(6, scale=8)).to(torch.device("cuda"))
     torch.manual_seed(0)
     inputs = [
         torch.randn(1, heads, batch.tokens, 64, device="cuda", dtype=torch.bfloat16, requires_grad=True)

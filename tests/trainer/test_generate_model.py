@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from trainer.config.trial import GeneratedModel, GeneratedSource
 from trainer.results import ModelError
-from trainer.synthetic import generated_model, generated_rows, likeness, tiny_like
+from trainer.synthetic import detect_architecture, generate_model, generate_rows, tiny_model_like
 from trainer.synthetic.tiny_models import ARCHITECTURES
 
 SMALL = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -26,13 +26,13 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def test_a_generated_model_loads_and_speaks_its_tokenizer(tmp_path: Path) -> None:
-    folder = generated_model(_small(), tmp_path)
+    folder = generate_model(_small(), tmp_path)
     model = AutoModelForCausalLM.from_pretrained(folder)
     made = AutoTokenizer.from_pretrained(folder)
     assert (len(made), model.config.vocab_size) == (512, 512)
     for name in ("bos", "eos", "pad"):
         assert getattr(made, f"{name}_token_id") == getattr(model.config, f"{name}_token_id") is not None
-    row = generated_rows(GeneratedSource(generated="instructions", rows=1))[0]
+    row = generate_rows(GeneratedSource(generated="instructions", rows=1))[0]
     text = made.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False)
     ids = made(text, add_special_tokens=False)["input_ids"]
     assert ids[0] == made.bos_token_id
@@ -45,37 +45,37 @@ def test_a_generated_model_loads_and_speaks_its_tokenizer(tmp_path: Path) -> Non
 
 def test_the_same_configuration_gives_the_same_bytes(tmp_path: Path) -> None:
     state = torch.get_rng_state()
-    first, second = (generated_model(_small(), tmp_path / name) for name in "ab")
+    first, second = (generate_model(_small(), tmp_path / name) for name in "ab")
     assert _bytes(first) == _bytes(second)
     assert torch.equal(torch.get_rng_state(), state)
-    other = generated_model(_small(seed=1), tmp_path / "a")
+    other = generate_model(_small(seed=1), tmp_path / "a")
     assert first.name != other.name
     assert _bytes(first)["model.safetensors"] != _bytes(other)["model.safetensors"]
     made = (first / "model.safetensors").stat().st_mtime_ns
-    assert generated_model(_small(), tmp_path / "a") == first
+    assert generate_model(_small(), tmp_path / "a") == first
     assert (first / "model.safetensors").stat().st_mtime_ns == made
 
 
 def test_a_vocabulary_too_small_for_every_byte_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="the least is 262"):
-        generated_model(_small(vocab_size=100), tmp_path)
+        generate_model(_small(vocab_size=100), tmp_path)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_generated_and_made_alike(tmp_path: Path, architecture: str) -> None:
     made = tokenizer(CHATML)
-    by_name = tiny_like(architecture, tmp_path / "name", made)  # pyright: ignore[reportArgumentType]
-    by_config = tiny_like(AutoConfig.for_model(architecture), tmp_path / "config", made)
+    by_name = tiny_model_like(architecture, tmp_path / "name", made)  # pyright: ignore[reportArgumentType]
+    by_config = tiny_model_like(AutoConfig.for_model(architecture), tmp_path / "config", made)
     assert (by_name / "model.safetensors").read_bytes() == (by_config / "model.safetensors").read_bytes()
-    for folder in (generated_model(_small(architecture), tmp_path), by_name):
+    for folder in (generate_model(_small(architecture), tmp_path), by_name):
         model, info = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
         assert model.config.model_type == architecture
         assert not any(info.values())
         assert sum(p.numel() for p in model.parameters()) < 500_000
         ids = torch.tensor([[3, 5, 7, 9]])
         assert torch.isfinite(model(ids).logits).all()
-    assert likeness(str(by_name)).architecture == architecture
-    for folder in (generated_model(_small(architecture), tmp_path), by_name):
+    assert detect_architecture(str(by_name)).architecture == architecture
+    for folder in (generate_model(_small(architecture), tmp_path), by_name):
         loaded, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
         assert len(loaded) == config.vocab_size
         for name in ("eos", "pad"):
@@ -87,7 +87,7 @@ def test_what_a_big_model_has_of_its_own_is_kept(tmp_path: Path) -> None:
     big = AutoConfig.for_model(
         "llama", rope_theta=500000.0, tie_word_embeddings=True, rms_norm_eps=1e-5, hidden_size=8192
     )
-    folder = tiny_like(big, tmp_path / "m", tokenizer(CHATML))
+    folder = tiny_model_like(big, tmp_path / "m", tokenizer(CHATML))
     config = AutoConfig.from_pretrained(folder)
     assert (config.tie_word_embeddings, config.rms_norm_eps, config.hidden_size) == (True, 1e-5, 64)
     assert config.rope_parameters["rope_theta"] == 500000.0
@@ -109,15 +109,15 @@ def test_without_a_hub_the_name_is_asked(
     monkeypatch: pytest.MonkeyPatch, name: str, architecture: str, says: str
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = likeness(name)
+    found = detect_architecture(name)
     assert found.architecture == architecture
-    assert says in found.said
+    assert says in found.explanation
 
 
 def test_an_architecture_that_is_not_rehearsed_and_a_broken_folder_are_named(tmp_path: Path) -> None:
     AutoConfig.for_model("gpt2").save_pretrained(tmp_path / "gpt2")
     with pytest.raises(ModelError, match="gpt2 model; rehearsals know llama"):
-        likeness(str(tmp_path / "gpt2"))
+        detect_architecture(str(tmp_path / "gpt2"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(ModelError, match="no model configuration"):
-        likeness(str(tmp_path / "empty"))
+        detect_architecture(str(tmp_path / "empty"))

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from trainer.config.trial import GeneratedSource
-from trainer.synthetic import generated_rows, is_right
+from trainer.synthetic import generate_rows, is_correct
 from trainer.synthetic.instructions import KINDS, NUMBERS, WORDS, is_held_out
 
 
 def _rows(**given: Any) -> list[dict[str, Any]]:
-    return generated_rows(GeneratedSource.model_validate({"generated": "instructions"} | given))
+    return generate_rows(GeneratedSource.model_validate({"generated": "instructions"} | given))
 
 
 def _ask(row: dict[str, Any]) -> str:
@@ -61,8 +61,8 @@ def test_answers_are_right_by_another_program() -> None:
 
 def test_chosen_is_right_and_rejected_is_wrong() -> None:
     for row in _rows(rows=2000, seed=1):
-        assert is_right(row["chosen"][0]["content"], row["answer"]), row
-        assert not is_right(row["rejected"][0]["content"], row["answer"]), row
+        assert is_correct(row["chosen"][0]["content"], row["answer"]), row
+        assert not is_correct(row["rejected"][0]["content"], row["answer"]), row
 
 
 def test_the_longer_answer_is_not_the_better_one() -> None:
@@ -86,7 +86,7 @@ def test_rows_are_a_function_of_split_and_seed_and_grow_at_the_end() -> None:
     assert _rows(rows=300, seed=1) != rows
     code = (
         "from trainer.synthetic import *; from trainer.config.trial import *;"
-        "print(generated_rows(GeneratedSource(generated='instructions', rows=300)))"
+        "print(generate_rows(GeneratedSource(generated='instructions', rows=300)))"
     )
     root = Path(__file__).parents[2]
     for salt in ("1", "2"):
@@ -129,7 +129,7 @@ def test_asking_for_more_prompts_than_there_are_is_an_error(monkeypatch: pytest.
     ],
 )
 def test_right_however_it_is_said(answer: str, expected: str) -> None:
-    assert is_right(answer, expected)
+    assert is_correct(answer, expected)
 
 
 @pytest.mark.parametrize(
@@ -150,4 +150,4 @@ def test_right_however_it_is_said(answer: str, expected: str) -> None:
     ],
 )
 def test_wrong_however_it_is_said(answer: str, expected: str) -> None:
-    assert not is_right(answer, expected)
+    assert not is_correct(answer, expected)

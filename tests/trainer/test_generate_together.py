@@ -31,12 +31,12 @@ def test_processes_whose_answers_end_apart_wait_for_each_other(tmp_path: Path) -
             for rank in range(2)
         ]  # fmt: skip
     try:
-        said = [process.communicate()[0].splitlines() for process in processes]
+        messages = [process.communicate()[0].splitlines() for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    first, second = (json.loads(lines[-1]) for lines in said)
+    first, second = (json.loads(lines[-1]) for lines in messages)
     assert first["free"] == second["free"] == second["found"] == first["again"] == second["again"]
     assert first["found"] == [[], [], []]
     assert all(len(answer) == 12 for answer in first["free"])

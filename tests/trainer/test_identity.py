@@ -1,4 +1,4 @@
-"""A trial's name: the same for equal configurations, also after an upgrade that knows more leaves."""
+"""A trial's name: the same for equal configurations, also after an upgrade that knows more settings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from objectives import OBJECTIVES
 
-from trainer.config.trial import TrainingConfig, TrialConfig, identity
+from trainer.config.trial import TrainingConfig, TrialConfig, config_fingerprint
 from trainer.training_session import config_digest
 
 BASE: dict[str, Any] = {"model": "m", "data": {"train": "t.jsonl"}}
@@ -36,16 +36,16 @@ class LaterTrial(TrialConfig):
 def test_a_leaf_that_an_upgrade_adds_changes_no_name(written: dict[str, Any]) -> None:
     before = trial(**written)
     later = LaterTrial.model_validate(BASE | written | {"training": LaterTraining(**written.get("training", {}))})
-    assert "training.muon" in later.leaves()
-    assert identity(later) == identity(before)
+    assert "training.muon" in later.flat_params()
+    assert config_fingerprint(later) == config_fingerprint(before)
     assert config_digest(later) == config_digest(before)
     used = LaterTrial.model_validate(BASE | written | {"training": LaterTraining(muon=True)})
-    assert identity(used) != identity(before)
+    assert config_fingerprint(used) != config_fingerprint(before)
 
 
 def test_a_default_written_out_is_no_other_trial() -> None:
-    whole = json.loads(trial().model_dump_json())
-    assert identity(TrialConfig.model_validate(whole)) == identity(trial())
+    full = json.loads(trial().model_dump_json())
+    assert config_fingerprint(TrialConfig.model_validate(full)) == config_fingerprint(trial())
 
 
 def test_what_differs_has_another_name() -> None:
@@ -64,9 +64,9 @@ def test_what_differs_has_another_name() -> None:
         ),
     ]
     for one, other in combinations(different, 2):
-        assert identity(one) != identity(other)
+        assert config_fingerprint(one) != config_fingerprint(other)
         assert config_digest(one) != config_digest(other)
 
 
 def test_every_objective_has_its_own_name() -> None:
-    assert len({identity(trial(loss=loss)) for loss in OBJECTIVES.values()}) == len(OBJECTIVES)
+    assert len({config_fingerprint(trial(loss=loss)) for loss in OBJECTIVES.values()}) == len(OBJECTIVES)

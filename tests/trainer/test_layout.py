@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracle import Pair, make_pairs
 
-from trainer.forward.packing import SEGMENTS, Batch, micro_batches, pack, packed_lengths, separate
+from trainer.forward.packing import SEGMENTS, Batch, micro_batches, pack_pairs, packed_lengths, pad_pairs
 
-LAYOUTS = {"packed": pack, "separate": separate}
+LAYOUTS = {"packed": pack_pairs, "separate": pad_pairs}
 
 
 def by_segment(batch: Batch, pairs: list[Pair]) -> dict[tuple[int, str], list[int]]:
@@ -44,11 +44,11 @@ def test_every_scored_token_follows_its_own_context(layout: str, prompt: bool) -
     expected = []
     for pair in pairs:
         for response in (pair.chosen, pair.rejected):
-            whole = [*pair.prompt.tolist(), *response.tolist()]
-            expected += [(whole[:n], whole[n]) for n in range(len(pair.prompt), len(whole))]
+            full = [*pair.prompt.tolist(), *response.tolist()]
+            expected += [(full[:n], full[n]) for n in range(len(pair.prompt), len(full))]
         if prompt:
-            whole = pair.prompt.tolist()
-            expected += [(whole[:n], whole[n]) for n in range(1, len(whole))]
+            full = pair.prompt.tolist()
+            expected += [(full[:n], full[n]) for n in range(1, len(full))]
     found = [
         (context(batch, row), target) for row, target in zip(batch.rows.tolist(), batch.targets.tolist(), strict=True)
     ]
@@ -79,7 +79,7 @@ def test_rejected_can_be_left_out(layout: str) -> None:
 
 def test_packed_has_no_padding_and_positions_of_separate_sequences() -> None:
     pairs = make_pairs(6)
-    batch = pack(pairs)
+    batch = pack_pairs(pairs)
     lengths = packed_lengths(
         [len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]
     )
@@ -92,7 +92,7 @@ def test_packed_has_no_padding_and_positions_of_separate_sequences() -> None:
 
 def test_rows_of_a_pair_are_adjacent() -> None:
     pairs = make_pairs(5)
-    batch = pack(pairs, prompt=True)
+    batch = pack_pairs(pairs, prompt=True)
     assert batch.pair_rows[-1] == len(batch.rows)
     for number, (low, high) in enumerate(zip(batch.pair_rows, batch.pair_rows[1:], strict=False)):
         assert set((batch.segments[low:high] // len(SEGMENTS)).tolist()) == {number}
@@ -138,5 +138,5 @@ def test_a_budget_of_nothing_is_refused() -> None:
 
 
 def test_batches_move() -> None:
-    batch = pack(make_pairs(2)).to(torch.device("meta"))
+    batch = pack_pairs(make_pairs(2)).to(torch.device("meta"))
     assert batch.rows.device.type == batch.input_ids.device.type == "meta"

@@ -13,10 +13,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer import memory_limits
 from trainer.config.loss_config import LossConfig, SimpoLoss
-from trainer.forward.chunked_logps import Head, Rows, objective_loss, sequence_logps
-from trainer.forward.packing import SEGMENTS, Batch, pack
-from trainer.objectives.losses import needs, pair_loss
-from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps
+from trainer.forward.chunked_logps import ChunkSize, Head, objective_loss, sequence_logps
+from trainer.forward.packing import SEGMENTS, Batch, pack_pairs
+from trainer.objectives.losses import pair_loss, required_stats
+from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateNormalizer
 
 HIDDEN, VOCABULARY = 16, 97
 HEADS: dict[str, dict[str, Any]] = {
@@ -29,7 +29,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 def made(kind: str, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, Batch, Head]:
     pairs = make_pairs(6, vocabulary=VOCABULARY)
-    batch = pack(pairs, prompt=True)
+    batch = pack_pairs(pairs, prompt=True)
     torch.manual_seed(0)
     hidden = torch.randn(batch.tokens, HIDDEN, dtype=dtype, requires_grad=True)
     options = dict(HEADS[kind])
@@ -52,7 +52,7 @@ def plain_logps(hidden: torch.Tensor, batch: Batch, head: Head) -> PairLogps:
         found = torch.zeros(len(batch) * len(SEGMENTS), dtype=torch.float64).index_add(0, batch.segments, values)
         return dict(zip(SEGMENTS, found.view(-1, len(SEGMENTS)).unbind(1), strict=True))
 
-    by, purity = sums(tokens), sums(pure.detach())
+    by, collision_prob = sums(tokens), sums(pure.detach())
     return PairLogps(
         chosen=by["chosen_shared"] + by["chosen_tail"],
         rejected=by["rejected_shared"] + by["rejected_tail"],
@@ -60,8 +60,8 @@ def plain_logps(hidden: torch.Tensor, batch: Batch, head: Head) -> PairLogps:
         rejected_tokens=torch.tensor(batch.rejected_tokens),
         chosen_shared=by["chosen_shared"],
         rejected_shared=by["rejected_shared"],
-        chosen_purity=purity["chosen_shared"] + purity["chosen_tail"],
-        rejected_purity=purity["rejected_shared"] + purity["rejected_tail"],
+        chosen_purity=collision_prob["chosen_shared"] + collision_prob["chosen_tail"],
+        rejected_purity=collision_prob["rejected_shared"] + collision_prob["rejected_tail"],
         prompt=by["prompt"],
         prompt_tokens=torch.tensor(batch.prompt_tokens),
     )
@@ -85,7 +85,7 @@ def grads(hidden: torch.Tensor, head: Head) -> list[torch.Tensor]:
 @pytest.mark.parametrize("rows", [3, 40, 10_000])
 def test_logps_are_those_of_the_full_logits(kind: str, rows: int) -> None:
     hidden, batch, head = made(kind)
-    found = sequence_logps(hidden, batch, head, Rows(rows, rows), purity=True).columns()
+    found = sequence_logps(hidden, batch, head, ChunkSize(rows, rows), collision_prob=True).columns()
     expected = plain_logps(hidden, batch, head).columns()
     assert found.keys() == expected.keys()
     for name in expected:
@@ -107,26 +107,32 @@ def test_gradients_through_every_form_of_output_layer(kind: str) -> None:
 
 def check(loss: LossConfig, kind: str, rows: int) -> None:
     hidden, batch, head = made(kind)
-    norm = Normaliser(len(batch), sum(batch.chosen_tokens), sum(batch.prompt_tokens))
+    norm = UpdateNormalizer(len(batch), sum(batch.chosen_tokens), sum(batch.prompt_tokens))
     logps = plain_logps(hidden, batch, head)
-    reference = shifted(logps) if needs(loss).reference else None
+    reference = shifted(logps) if required_stats(loss).reference else None
     expected = pair_loss(loss, replace(logps, reference=reference), norm)
     expected.loss.backward()
-    wanted = grads(hidden, head)
+    expected_logps = grads(hidden, head)
 
     def objective(part: PairLogps, pairs: slice) -> LossTerms:
-        return pair_loss(loss, replace(part, reference=None if reference is None else reference.rows(pairs)), norm)
+        return pair_loss(loss, replace(part, reference=None if reference is None else reference.select(pairs)), norm)
 
-    asked = needs(loss)
+    requested = required_stats(loss)
     total, terms = objective_loss(
-        hidden, batch, head, objective, Rows(rows, rows), whole=asked.whole_update, purity=asked.purity
+        hidden,
+        batch,
+        head,
+        objective,
+        ChunkSize(rows, rows),
+        couples_pairs=requested.update_logps,
+        collision_prob=requested.collision_prob,
     )
     total.backward()
     assert float(total.detach()) == pytest.approx(float(expected.loss), rel=1e-10)
-    whole = LossTerms.cat(terms)
-    assert float(whole.loss) == pytest.approx(float(expected.loss), rel=1e-10)
-    torch.testing.assert_close(whole.chosen_rewards, expected.chosen_rewards)
-    for found, right in zip(grads(hidden, head), wanted, strict=True):
+    full = LossTerms.cat(terms)
+    assert float(full.loss) == pytest.approx(float(expected.loss), rel=1e-10)
+    torch.testing.assert_close(full.chosen_rewards, expected.chosen_rewards)
+    for found, right in zip(grads(hidden, head), expected_logps, strict=True):
         torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-12)
 
 
@@ -134,7 +140,7 @@ def test_the_incoming_gradient_multiplies() -> None:
     hidden, batch, head = made("plain")
     results = []
     for factor in (1.0, -2.5):
-        total, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(50, 50))
+        total, _ = objective_loss(hidden, batch, head, simpo(batch), ChunkSize(50, 50))
         (factor * total).backward()
         results.append(grads(hidden, head))
     for one, other in zip(*results, strict=True):
@@ -143,12 +149,12 @@ def test_the_incoming_gradient_multiplies() -> None:
 
 def test_a_frozen_output_layer_gets_no_gradient() -> None:
     hidden, batch, head = made("bias")
-    expected, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(50, 50))
+    expected, _ = objective_loss(hidden, batch, head, simpo(batch), ChunkSize(50, 50))
     expected.backward()
     right = grads(hidden, head)[0]
     assert head.bias is not None
     frozen = replace(head, weight=head.weight.detach(), bias=head.bias.detach())
-    total, _ = objective_loss(hidden, batch, frozen, simpo(batch), Rows(50, 50))
+    total, _ = objective_loss(hidden, batch, frozen, simpo(batch), ChunkSize(50, 50))
     total.backward()
     (found,) = grads(hidden, head)
     torch.testing.assert_close(found, right)
@@ -160,7 +166,7 @@ def test_reduced_precision_accumulates_in_float32() -> None:
     hidden, batch, head = made("plain", torch.bfloat16)
     found = []
     for rows in (20, 10_000):
-        total, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(rows, rows))
+        total, _ = objective_loss(hidden, batch, head, simpo(batch), ChunkSize(rows, rows))
         total.backward()
         assert total.dtype == torch.float64
         found.append(grads(hidden, head))
@@ -174,7 +180,7 @@ def test_the_gradient_of_the_output_layer_in_parts_is_that_of_one_product(monkey
     found: list[list[torch.Tensor]] = []
     for elements in (memory_limits.PRODUCT_ELEMENTS, 5 * hidden.shape[1], 1):
         monkeypatch.setattr(memory_limits, "PRODUCT_ELEMENTS", elements)
-        total, _ = objective_loss(hidden, batch, head, simpo(batch), Rows(8, 8))
+        total, _ = objective_loss(hidden, batch, head, simpo(batch), ChunkSize(8, 8))
         total.backward()
         found.append(grads(hidden, head))
     assert found[0][1].abs().max() > 0
@@ -184,7 +190,7 @@ def test_the_gradient_of_the_output_layer_in_parts_is_that_of_one_product(monkey
 
 
 def simpo(batch: Batch) -> Any:
-    norm = Normaliser(len(batch), sum(batch.chosen_tokens))
+    norm = UpdateNormalizer(len(batch), sum(batch.chosen_tokens))
     return lambda part, pairs: pair_loss(SimpoLoss(beta=2.0, gamma=1.0), part, norm)
 
 
@@ -208,14 +214,14 @@ def test_no_tensor_of_tokens_times_vocabulary_is_ever_made(rows: int) -> None:
     """The largest is a chunk of rows, and the rows of the largest pair decide nothing: longer ones are cut."""
     vocabulary = 1000
     pairs = make_pairs(8, vocabulary=vocabulary)
-    batch = pack(pairs)
+    batch = pack_pairs(pairs)
     hidden = torch.randn(batch.tokens, 8, requires_grad=True)
     head = Head(torch.randn(vocabulary, 8, requires_grad=True))
-    norm = Normaliser(len(pairs), sum(batch.chosen_tokens))
+    norm = UpdateNormalizer(len(pairs), sum(batch.chosen_tokens))
     with Largest() as seen:
-        sequence_logps(hidden, batch, head, Rows(rows, rows))
+        sequence_logps(hidden, batch, head, ChunkSize(rows, rows))
         total, _ = objective_loss(
-            hidden, batch, head, lambda part, _: pair_loss(SimpoLoss(), part, norm), Rows(rows, rows)
+            hidden, batch, head, lambda part, _: pair_loss(SimpoLoss(), part, norm), ChunkSize(rows, rows)
         )
         total.backward()
     assert len(batch.rows) > 2 * rows

@@ -8,8 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from trainer import memory_limits
 from trainer.config.trial import TrainingConfig
 from trainer.training import stochastic_rounding
-from trainer.training.optimizer import Optimiser
-from trainer.training.stochastic_rounding import RoundingAdamW, round_by_chance
+from trainer.training.optimizer import Optimizer
+from trainer.training.stochastic_rounding import RoundingAdamW, round_stochastically
 
 
 def model() -> LlamaForCausalLM:
@@ -28,7 +28,7 @@ def draw(net: torch.nn.Module, step: int, size: float = 1.0) -> None:
 def test_equals_plain_adamw_with_clipping_and_decay_beside_norms() -> None:
     ours, theirs = model(), model()
     training = TrainingConfig(learning_rate=1e-2, weight_decay=0.1, adam_beta2=0.95, max_grad_norm=0.5)
-    optimiser = Optimiser(ours, dict(ours.named_parameters()), training)
+    optimizer = Optimizer(ours, dict(ours.named_parameters()), training)
     norms = [p for n, p in theirs.named_parameters() if "norm" in n]
     rest = [p for n, p in theirs.named_parameters() if "norm" not in n]
     assert len(norms) == 3
@@ -39,8 +39,10 @@ def test_equals_plain_adamw_with_clipping_and_decay_beside_norms() -> None:
     for step in range(4):
         draw(ours, step)
         draw(theirs, step)
-        assert optimiser.clip() == pytest.approx(float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5)))
-        assert optimiser.step(0.5) == 5e-3
+        assert optimizer.clip_gradients() == pytest.approx(
+            float(torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5))
+        )
+        assert optimizer.step(0.5) == 5e-3
         for group in plain.param_groups:
             group["lr"] = 5e-3
         plain.step()
@@ -51,33 +53,33 @@ def test_equals_plain_adamw_with_clipping_and_decay_beside_norms() -> None:
 
 def test_no_clipping_at_zero() -> None:
     net = model()
-    optimiser = Optimiser(net, dict(net.named_parameters()), TrainingConfig(max_grad_norm=0))
+    optimizer = Optimizer(net, dict(net.named_parameters()), TrainingConfig(max_grad_norm=0))
     draw(net, 1, 100.0)
     before = [p.grad.clone() for p in net.parameters() if p.grad is not None]
-    assert optimiser.clip() > 100
+    assert optimizer.clip_gradients() > 100
     assert all(torch.equal(a, b.grad) for a, b in zip(before, net.parameters(), strict=True))
 
 
 def test_goes_on_from_its_state_to_the_bit() -> None:
-    whole, broken = model(), model()
+    full, broken = model(), model()
     training = TrainingConfig(learning_rate=1e-2)
-    first = Optimiser(whole, dict(whole.named_parameters()), training)
-    second = Optimiser(broken, dict(broken.named_parameters()), training)
+    first = Optimizer(full, dict(full.named_parameters()), training)
+    second = Optimizer(broken, dict(broken.named_parameters()), training)
     for step in range(6):
         if step == 3:
-            saved = {k: v.clone() for k, v in second.state().items()}
-            second = Optimiser(broken, dict(broken.named_parameters()), training)
-            second.load(saved)
-        for net, optimiser in ((whole, first), (broken, second)):
+            saved = {k: v.clone() for k, v in second.state_dict().items()}
+            second = Optimizer(broken, dict(broken.named_parameters()), training)
+            second.load_state_dict(saved)
+        for net, optimizer in ((full, first), (broken, second)):
             draw(net, step)
-            optimiser.clip()
-            optimiser.step(1.0)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+            optimizer.clip_gradients()
+            optimizer.step(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(full.parameters(), broken.parameters(), strict=True))
 
 
 def test_rounding_by_chance_is_right_on_average() -> None:
     exact = torch.tensor([1.0 + 1 / 512, -(1.0 + 1 / 1024), 1e-6 * 1.003, 2.0, 0.0]).repeat(20_000, 1)
-    rounded = round_by_chance(exact.clone(), torch.Generator().manual_seed(0))
+    rounded = round_stochastically(exact.clone(), torch.Generator().manual_seed(0))
     assert rounded.dtype is torch.bfloat16
     step = exact[0].abs() / 128
     assert ((rounded.float() - exact).abs() <= step + 1e-30).all()
@@ -89,15 +91,15 @@ def test_rounding_by_chance_is_right_on_average() -> None:
 def test_small_updates_of_bfloat16_weights_are_not_lost() -> None:
     """At a rate of 1e-5 a weight near 0.02 never moves when rounded to nearest."""
     exact, nearest, chance = model(), model().bfloat16(), model().bfloat16()
-    optimisers = [
-        Optimiser(net, dict(net.named_parameters()), TrainingConfig(learning_rate=1e-5, stochastic_rounding=rounding))
+    optimizers = [
+        Optimizer(net, dict(net.named_parameters()), TrainingConfig(learning_rate=1e-5, stochastic_rounding=rounding))
         for net, rounding in ((exact, True), (nearest, False), (chance, True))
     ]
     start = [p.detach().clone() for p in chance.parameters()]
     for _ in range(20):
-        for net, optimiser in zip((exact, nearest, chance), optimisers, strict=True):
+        for net, optimizer in zip((exact, nearest, chance), optimizers, strict=True):
             draw(net, 7)
-            optimiser.step(1.0)
+            optimizer.step(1.0)
 
     def moved(net: torch.nn.Module) -> float:
         """How far along the signs of the exact updates, in units of the exact way."""
@@ -111,21 +113,21 @@ def test_small_updates_of_bfloat16_weights_are_not_lost() -> None:
 
 
 def test_rounding_goes_on_from_its_state_to_the_bit() -> None:
-    whole, broken = model().bfloat16(), model().bfloat16()
+    full, broken = model().bfloat16(), model().bfloat16()
     training = TrainingConfig(learning_rate=1e-3, weight_decay=0.1)
-    first = Optimiser(whole, dict(whole.named_parameters()), training)
-    second = Optimiser(broken, dict(broken.named_parameters()), training)
+    first = Optimizer(full, dict(full.named_parameters()), training)
+    second = Optimizer(broken, dict(broken.named_parameters()), training)
     for step in range(6):
         if step == 3:
-            saved = {k: v.clone() for k, v in second.state().items()}
+            saved = {k: v.clone() for k, v in second.state_dict().items()}
             assert {v.dtype for v in saved.values()} == {torch.float32}
-            second = Optimiser(broken, dict(broken.named_parameters()), training)
-            second.load(saved)
-        for net, optimiser in ((whole, first), (broken, second)):
+            second = Optimizer(broken, dict(broken.named_parameters()), training)
+            second.load_state_dict(saved)
+        for net, optimizer in ((full, first), (broken, second)):
             draw(net, step)
-            optimiser.clip()
-            optimiser.step(1.0)
-    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), broken.parameters(), strict=True))
+            optimizer.clip_gradients()
+            optimizer.step(1.0)
+    assert all(torch.equal(a, b) for a, b in zip(full.parameters(), broken.parameters(), strict=True))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -154,10 +156,10 @@ def test_a_step_in_parts_is_the_step_in_one_go_to_the_bit(
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        whole = stepped()
+        full = stepped()
         monkeypatch.setattr(memory_limits, "STEP_ELEMENTS", elements)
         monkeypatch.setattr(stochastic_rounding, "_wave", lambda _: wave)
-        assert all(torch.equal(a, b) for a, b in zip(whole, stepped(), strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(full, stepped(), strict=True))
     finally:
         torch.set_num_threads(before)
 
@@ -169,10 +171,10 @@ def test_float32_weights_among_bfloat16_ones_are_updated_exactly() -> None:
     mixed.get_parameter(name).data = exact.get_parameter(name).detach().clone()
     training = TrainingConfig(learning_rate=1e-5)
     for net in (mixed, exact):
-        optimiser = Optimiser(net, dict(net.named_parameters()), training)
+        optimizer = Optimizer(net, dict(net.named_parameters()), training)
         for parameter in net.parameters():
             parameter.grad = torch.ones_like(parameter)
-        optimiser.step(1.0)
+        optimizer.step(1.0)
     assert torch.equal(mixed.get_parameter(name), exact.get_parameter(name))
     assert mixed.get_parameter(name).dtype is torch.float32
     start = model().bfloat16()

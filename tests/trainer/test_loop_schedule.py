@@ -8,19 +8,19 @@ from transformers import get_scheduler
 
 from trainer.config.trial import TrainingConfig
 from trainer.results import TrialError
-from trainer.training.schedule import Order, every, rate_factor, total_updates
+from trainer.training.schedule import DataOrder, interval, lr_lambda, total_updates
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "constant_with_warmup"])
 @pytest.mark.parametrize(("total", "ratio"), [(1, 0.1), (7, 0.1), (20, 0.0), (33, 0.25), (10, 1.0)])
 def test_rates_equal_those_of_transformers(kind: str, total: int, ratio: float) -> None:
     training = TrainingConfig(lr_scheduler_type=kind, warmup_ratio=ratio, learning_rate=3e-7)
-    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-7)
-    theirs = get_scheduler(kind, optimiser, num_warmup_steps=math.ceil(total * ratio), num_training_steps=total)
-    ours = rate_factor(training, total)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=3e-7)
+    theirs = get_scheduler(kind, optimizer, num_warmup_steps=math.ceil(total * ratio), num_training_steps=total)
+    ours = lr_lambda(training, total)
     for step in range(1, total + 1):
         assert 3e-7 * ours(step) == theirs.get_last_lr()[0]
-        optimiser.step()
+        optimizer.step()
         theirs.step()
 
 
@@ -39,13 +39,13 @@ def test_less_than_one_update_says_the_numbers() -> None:
 
 
 def test_order_takes_each_pair_once_per_epoch_and_is_stateless() -> None:
-    order = Order(10, 4, seed=1)
-    stream = [i for step in range(1, 6) for i in order.update(step)]
+    order = DataOrder(10, 4, seed=1)
+    stream = [i for step in range(1, 6) for i in order.pairs_of(step)]
     assert sorted(stream[:10]) == sorted(stream[10:]) == list(range(10))
     assert stream[:10] != stream[10:]
-    assert Order(10, 4, seed=1).update(3) == stream[8:12]
-    assert Order(10, 4, seed=2).update(1) != stream[:4]
+    assert DataOrder(10, 4, seed=1).pairs_of(3) == stream[8:12]
+    assert DataOrder(10, 4, seed=2).pairs_of(1) != stream[:4]
 
 
 def test_intervals() -> None:
-    assert (every(None, 100), every(None, 5), every(7, 100)) == (10, 1, 7)
+    assert (interval(None, 100), interval(None, 5), interval(7, 100)) == (10, 1, 7)

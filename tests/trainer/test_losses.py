@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objectives import OBJECTIVES, evaluate, normaliser, pair_logps, random_logps
+from objectives import OBJECTIVES, evaluate, normalizer, pair_logps, random_logps
 from objectives import test_every_class_of_the_union_has_an_example as test_every_class  # noqa: F401
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SftLoss, SimpoLoss
-from trainer.objectives.losses import needs, pair_loss
-from trainer.objectives.pair_logps import Normaliser, PairLogps, add_totals, means, metric_totals
+from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
+from trainer.objectives.losses import pair_loss, required_stats
+from trainer.objectives.pair_logps import PairLogps, UpdateNormalizer, merge_sums, metric_means, metric_sums
 
 
 def log_sigmoid(x: float) -> float:
@@ -58,7 +58,7 @@ def test_gradient_of_the_guide() -> None:
     """d(loss)/d(z) at z = 0.8 (gap minus gamma/beta), beta 2, smoothing 0.1, from the guide: -0.135963 times beta."""
     z = torch.tensor([0.8], dtype=torch.float64, requires_grad=True)
     logps = PairLogps(z + 0.5 - 1.0, -torch.ones(1, dtype=torch.float64), torch.ones(1), torch.ones(1))
-    terms = pair_loss(SimpoLoss(beta=2.0, gamma=1.0, label_smoothing=0.1), logps, Normaliser(1, 1))
+    terms = pair_loss(SimpoLoss(beta=2.0, gamma=1.0, label_smoothing=0.1), logps, UpdateNormalizer(1, 1))
     terms.loss.backward()
     assert z.grad is not None
     expected = 2.0 * (0.1 - (1 - 1 / (1 + math.exp(-1.6))))
@@ -79,10 +79,10 @@ def test_dpo_table_value_and_step_zero() -> None:
     terms = evaluate(DpoLoss(beta=0.1), start)
     assert float(terms.loss) == pytest.approx(math.log(2))
     # Ties count as wrong, as in TRL: accuracy 0 before the first step.
-    assert means(metric_totals(terms))["rewards/accuracies"] == 0.0
+    assert metric_means(metric_sums(terms))["rewards/accuracies"] == 0.0
 
 
-TABLE: dict[DpoTerm, tuple[float, dict[str, float]]] = {
+TABLE: dict[DpoLossType, tuple[float, dict[str, float]]] = {
     "sigmoid": (0.513015, {}),
     "sigmoid_norm": (0.683197, {}),
     "hinge": (0.6, {}),
@@ -101,8 +101,8 @@ TABLE: dict[DpoTerm, tuple[float, dict[str, float]]] = {
 }
 
 
-@pytest.mark.parametrize("term", get_args(DpoTerm))
-def test_dpo_terms_have_the_values_that_trl_gave(term: DpoTerm) -> None:
+@pytest.mark.parametrize("term", get_args(DpoLossType))
+def test_dpo_terms_have_the_values_that_trl_gave(term: DpoLossType) -> None:
     """Log-ratios 2 and -2, beta 0.1, 20 tokens; run with TRL 1.16. A sort of one pair sorts nothing: aot is sigmoid."""
     value, options = TABLE[term]
     logps = pair_logps([-18.0], [-22.0], [20], [20], ([-20.0], [-20.0]))
@@ -193,7 +193,7 @@ def test_sft_is_the_mean_over_tokens_not_over_sequences() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradcheck(name: str) -> None:
     loss, logps = OBJECTIVES[name], random_logps(4, seed=3)
-    norm = normaliser(logps)
+    norm = normalizer(logps)
 
     def value(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
         # WPO's weights are constants by definition: purities that move along hold them still.
@@ -210,15 +210,15 @@ def test_gradcheck(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_micro_batches_add_up(name: str) -> None:
     loss, logps = OBJECTIVES[name], random_logps(7, seed=1)
-    if needs(loss).whole_update:
+    if required_stats(loss).update_logps:
         pytest.skip("couples the pairs of an update by definition")
-    norm = normaliser(logps)
-    whole = pair_loss(loss, logps, norm)
-    parts = [pair_loss(loss, logps.rows(part), norm) for part in (slice(0, 1), slice(1, 5), slice(5, 7))]
-    assert float(sum(part.loss for part in parts)) == pytest.approx(float(whole.loss), rel=1e-12)
-    together = means(add_totals(metric_totals(part) for part in parts))
-    assert together == pytest.approx(means(metric_totals(whole)), rel=1e-12)
-    assert together["loss"] == pytest.approx(float(whole.loss), rel=1e-12)
+    norm = normalizer(logps)
+    full = pair_loss(loss, logps, norm)
+    parts = [pair_loss(loss, logps.select(part), norm) for part in (slice(0, 1), slice(1, 5), slice(5, 7))]
+    assert float(sum(part.loss for part in parts)) == pytest.approx(float(full.loss), rel=1e-12)
+    together = metric_means(merge_sums(metric_sums(part) for part in parts))
+    assert together == pytest.approx(metric_means(metric_sums(full)), rel=1e-12)
+    assert together["loss"] == pytest.approx(float(full.loss), rel=1e-12)
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
@@ -237,7 +237,7 @@ def test_finite_at_extremes(name: str, scale: float) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_missing_reference_is_an_error(name: str) -> None:
     logps = replace(random_logps(2), reference=None)
-    if needs(OBJECTIVES[name]).reference:
+    if required_stats(OBJECTIVES[name]).reference:
         with pytest.raises(ValueError, match="start model"):
             evaluate(OBJECTIVES[name], logps)
     else:
@@ -253,7 +253,7 @@ RANKING = (
 response down as well by their formula (nca, apo_down, exo)."""
 
 
-@pytest.mark.parametrize("name", [name for name, loss in OBJECTIVES.items() if needs(loss).reference])
+@pytest.mark.parametrize("name", [name for name, loss in OBJECTIVES.items() if required_stats(loss).reference])
 @pytest.mark.parametrize("shift", [-30.0, 1e-3, 500.0])
 def test_what_policy_and_reference_share_does_not_matter(name: str, shift: float) -> None:
     """Only log-ratios count: a response that both find likelier by the same factor leaves the preference as it is."""
@@ -268,7 +268,7 @@ def test_what_policy_and_reference_share_does_not_matter(name: str, shift: float
         return PairLogps.from_columns(columns)
 
     assert logps.reference is not None
-    found = evaluate(loss, moved(logps).against(moved(logps.reference)))
+    found = evaluate(loss, moved(logps).with_reference(moved(logps.reference)))
     expected = evaluate(loss, logps)
     assert float(found.loss) == pytest.approx(float(expected.loss), rel=1e-9)
     torch.testing.assert_close(found.chosen_rewards, expected.chosen_rewards, rtol=1e-9, atol=1e-9)
@@ -295,7 +295,7 @@ def test_mirrored_pairs_mirror_the_gradient(name: str) -> None:
                     logps.reference.columns()[f"{other}{kind}"],
                 )
         columns["chosen"] = columns["chosen"].clone().requires_grad_()
-        evaluate(loss, PairLogps.from_columns(columns).against(PairLogps.from_columns(frozen))).loss.backward()
+        evaluate(loss, PairLogps.from_columns(columns).with_reference(PairLogps.from_columns(frozen))).loss.backward()
         grad = columns["chosen"].grad
         assert grad is not None
         pulls.append(grad * columns["chosen_tokens"] if name in {"simpo", "dpo-sigmoid_norm"} else grad)
@@ -356,12 +356,12 @@ def test_dpo_sees_only_the_gap_of_log_ratios(a: float, d: float, shift: float, b
 
 def test_metrics_follow_each_objectives_convention() -> None:
     logps = pair_logps([-10.0, -30.0], [-40.0, -8.0], [10, 15], [20, 8], ([-12.0, -30.0], [-39.0, -9.0]))
-    simpo = means(metric_totals(evaluate(SimpoLoss(beta=2.0, gamma=1.0), replace(logps, reference=None))))
+    simpo = metric_means(metric_sums(evaluate(SimpoLoss(beta=2.0, gamma=1.0), replace(logps, reference=None))))
     assert simpo["logps/chosen"] == pytest.approx(-1.5)
     assert simpo["rewards/chosen"] == pytest.approx(-3.0)
     assert simpo["rewards/margins"] == pytest.approx(0.0)
     assert simpo["rewards/accuracies"] == 0.5
-    dpo = means(metric_totals(evaluate(DpoLoss(beta=0.1), logps)))
+    dpo = metric_means(metric_sums(evaluate(DpoLoss(beta=0.1), logps)))
     assert dpo["logps/chosen"] == pytest.approx(-20.0)
     assert dpo["rewards/chosen"] == pytest.approx(0.1 * (2.0 + 0.0) / 2)
     assert dpo["rewards/rejected"] == pytest.approx(0.1 * (-1.0 + 1.0) / 2)
@@ -377,12 +377,12 @@ def test_metrics_follow_each_objectives_convention() -> None:
 def test_metrics_have_names_that_are_known() -> None:
     from trainer.metrics import METRICS
 
-    assert metric_totals(evaluate(DpoLoss(), random_logps())).keys() <= METRICS.keys()
+    assert metric_sums(evaluate(DpoLoss(), random_logps())).keys() <= METRICS.keys()
 
 
 def test_without_rejected_responses_their_metrics_are_absent() -> None:
     logps = pair_logps([-10.0], [0.0], [10], [0])
-    found = means(metric_totals(evaluate(SftLoss(), logps)))
+    found = metric_means(metric_sums(evaluate(SftLoss(), logps)))
     assert found == pytest.approx(
         {"loss": 1.0, "nll_loss": 1.0, "logps/chosen": -10.0, "logps_per_token/chosen": -1.0, "lengths/chosen": 10.0}
     )
@@ -391,13 +391,13 @@ def test_without_rejected_responses_their_metrics_are_absent() -> None:
 def test_a_reference_of_other_pairs_is_refused() -> None:
     mine, other = random_logps(3, seed=1), random_logps(3, seed=2)
     with pytest.raises(ValueError, match="other pairs"):
-        mine.against(other)
-    assert mine.against(mine.reference).reference is not None
+        mine.with_reference(other)
+    assert mine.with_reference(mine.reference).reference is not None
 
 
 def test_pair_logps_cut_and_joined_are_the_same() -> None:
     logps = random_logps(5)
-    joined = PairLogps.cat([logps.rows([0, 1]), logps.rows(slice(2, 5))])
+    joined = PairLogps.cat([logps.select([0, 1]), logps.select(slice(2, 5))])
     for name, column in logps.columns().items():
         assert torch.equal(joined.columns()[name], column)
     assert joined.reference is not None

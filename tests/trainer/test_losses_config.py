@@ -8,7 +8,7 @@ import pytest
 from objectives import OBJECTIVES
 from pydantic import TypeAdapter, ValidationError
 
-from trainer.config.loss_config import OLD_NAMES, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
+from trainer.config.loss_config import PARAMETER_ALIASES, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 
 LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
@@ -69,10 +69,10 @@ def test_refused_with_a_sentence(given: dict[str, Any], sentence: str) -> None:
         LOSS.validate_python(given)
 
 
-@pytest.mark.parametrize("kind", OLD_NAMES)
+@pytest.mark.parametrize("kind", PARAMETER_ALIASES)
 def test_no_old_name_is_a_parameter(kind: str) -> None:
     fields = type(LOSS.validate_python({"kind": kind})).model_fields
-    assert not fields.keys() & OLD_NAMES[kind].keys()
+    assert not fields.keys() & PARAMETER_ALIASES[kind].keys()
 
 
 def test_an_old_name_is_told_at_its_place_and_hides_no_other_mistake() -> None:
@@ -106,8 +106,8 @@ def test_a_loss_over_pairs_needs_more_than_one() -> None:
 
 def test_two_names_of_the_sft_weight_are_one_point() -> None:
     by_either = [trial(SimpoLoss(**{name: 0.4})) for name in ("sft_weight", "nll_scale")]
-    assert by_either[0].identity() == by_either[1].identity()
-    assert by_either[0].leaves()["loss.nll_scale"] == 0.4
+    assert by_either[0].canonical_params() == by_either[1].canonical_params()
+    assert by_either[0].flat_params()["loss.nll_scale"] == 0.4
 
 
 def test_defaults_are_those_of_the_papers() -> None:

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
-from trainer.models.initial_weights import StartWeights, named_tensors
-from trainer.models.model_files import export_model, model_identity, save_model, weight_files
-from trainer.models.policy_model import LiveModel, load_model
+from trainer.models.initial_weights import InitialWeights, named_tensors
+from trainer.models.model_files import export_model, model_fingerprint, save_model, weight_files
+from trainer.models.policy_model import PolicyModel, load_model
 from trainer.results import ModelError
 from trainer.storage.atomic_files import sha256_of
 
@@ -22,23 +22,23 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("model")
+    path = tmp_path_factory.mktemp("model")
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, attention_dropout=0.1,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(place)
-    return place
+    LlamaForCausalLM(config).save_pretrained(path)
+    return path
 
 
-def load(place: Path, **more: object) -> torch.nn.Module:
-    return load_model(ModelConfig(name_or_path=str(place), **more), str(place), CPU)  # pyright: ignore
+def load(path: Path, **more: object) -> torch.nn.Module:
+    return load_model(ModelConfig(name_or_path=str(path), **more), str(path), CPU)  # pyright: ignore
 
 
-def live(place: Path) -> LiveModel:
-    config = ModelConfig(name_or_path=str(place))
-    return LiveModel(load_model(config, str(place), CPU), config, "id", weight_files(config, str(place)))
+def policy(path: Path) -> PolicyModel:
+    config = ModelConfig(name_or_path=str(path))
+    return PolicyModel(load_model(config, str(path), CPU), config, "id", weight_files(config, str(path)))
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -73,30 +73,30 @@ def test_training_never_writes_into_the_model_file(folder: Path) -> None:
 
 
 def test_start_weights_come_back_to_the_bit(folder: Path) -> None:
-    model = live(folder)
+    model = policy(folder)
     start = weights(model.base)
-    assert model.rest() is False
-    model.begin(None, TrainingConfig())
+    assert model.reset() is False
+    model.prepare_for_trial(None, TrainingConfig())
     with torch.no_grad():
-        for p in model.trained().values():
+        for p in model.trainable_parameters().values():
             p.mul_(1.5).add_(0.1)
     assert not same(weights(model.base), start)
-    assert model.rest() is True
+    assert model.reset() is True
     assert same(weights(model.base), start)
-    assert model.trained() == {}
+    assert model.trainable_parameters() == {}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_start_weights_are_mapped_from_the_file(folder: Path, dtype: str) -> None:
     model = load(folder, dtype=dtype)
-    before, start = weights(model), StartWeights(model, sorted(folder.glob("*.safetensors")))
+    before, start = weights(model), InitialWeights(model, sorted(folder.glob("*.safetensors")))
     # Only the rotary frequencies, which no file holds; a bfloat16 model starts from the float32 file's weights rounded.
     assert start.copied_bytes == sum(b.nbytes for _, b in model.named_buffers())
     assert start.mapped_bytes == 4 * sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         for _, tensor in named_tensors(model):
             tensor.add_(1.0)
-    start.put_back(model)
+    start.restore(model)
     assert same(weights(model), before)
     assert str(folder) in Path("/proc/self/maps").read_text()
 
@@ -105,72 +105,72 @@ def test_weights_that_differ_from_the_file_are_copied(folder: Path) -> None:
     model = load(folder)
     with torch.no_grad():
         model.model.norm.weight.mul_(2.0)
-    before, start = weights(model), StartWeights(model, sorted(folder.glob("*.safetensors")))
+    before, start = weights(model), InitialWeights(model, sorted(folder.glob("*.safetensors")))
     assert start.copied_bytes == model.model.norm.weight.nbytes + sum(b.nbytes for _, b in model.named_buffers())
     with torch.no_grad():
         model.model.norm.weight.zero_()
-    start.put_back(model)
+    start.restore(model)
     assert same(weights(model), before)
 
 
 def test_a_start_model_that_changes_meanwhile_is_refused(folder: Path, tmp_path: Path) -> None:
-    place = tmp_path / "model"
-    copytree(folder, place)
-    model = load(place)
-    start = StartWeights(model, sorted(place.glob("*.safetensors")))
-    with (place / "model.safetensors").open("r+b") as file:
+    path = tmp_path / "model"
+    copytree(folder, path)
+    model = load(path)
+    start = InitialWeights(model, sorted(path.glob("*.safetensors")))
+    with (path / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
     with pytest.raises(ModelError, match="changed while trials start from it"):
-        start.put_back(model)
+        start.restore(model)
 
 
 def test_a_start_model_that_is_removed_meanwhile_stays_mapped(folder: Path, tmp_path: Path) -> None:
-    place = tmp_path / "model"
-    copytree(folder, place)
-    model = load(place)
-    before, start = weights(model), StartWeights(model, sorted(place.glob("*.safetensors")))
-    rmtree(place)
+    path = tmp_path / "model"
+    copytree(folder, path)
+    model = load(path)
+    before, start = weights(model), InitialWeights(model, sorted(path.glob("*.safetensors")))
+    rmtree(path)
     with torch.no_grad():
         model.model.norm.weight.zero_()
-    start.put_back(model)
+    start.restore(model)
     assert same(weights(model), before)
 
 
 def test_adapters_are_a_function_of_the_seed_and_leave_no_trace(folder: Path) -> None:
-    model = live(folder)
+    model = policy(folder)
     start = weights(model.base)
-    drawn = []
+    sampled = []
     for seed, rank in ((1, 4), (2, 2), (1, 4)):
-        model.rest()
-        model.begin(LoraConfig(r=rank), TrainingConfig(seed=seed, gradient_checkpointing=seed == 2))
-        assert all("lora_" in name for name in model.trained())
-        drawn.append({k: v.detach().clone() for k, v in model.trained().items()})
+        model.reset()
+        model.prepare_for_trial(LoraConfig(r=rank), TrainingConfig(seed=seed, gradient_checkpointing=seed == 2))
+        assert all("lora_" in name for name in model.trainable_parameters())
+        sampled.append({k: v.detach().clone() for k, v in model.trainable_parameters().items()})
         with torch.no_grad():
-            for p in model.trained().values():
+            for p in model.trainable_parameters().values():
                 p.add_(1.0)
-    assert same(drawn[0], drawn[2])
-    assert not same(drawn[0], drawn[1])
-    model.rest()
+    assert same(sampled[0], sampled[2])
+    assert not same(sampled[0], sampled[1])
+    model.reset()
     assert same(weights(model.base), start)
-    model.begin(None, TrainingConfig())
-    assert model.trained().keys() == dict(model.base.named_parameters()).keys()
+    model.prepare_for_trial(None, TrainingConfig())
+    assert model.trainable_parameters().keys() == dict(model.base.named_parameters()).keys()
 
 
 def test_gradient_checkpointing_follows_the_trial(folder: Path) -> None:
-    model = live(folder)
-    model.begin(None, TrainingConfig(gradient_checkpointing=True))
+    model = policy(folder)
+    model.prepare_for_trial(None, TrainingConfig(gradient_checkpointing=True))
     assert model.base.is_activation_checkpointing
-    model.rest()
-    model.begin(None, TrainingConfig())
+    model.reset()
+    model.prepare_for_trial(None, TrainingConfig())
     assert not model.base.is_activation_checkpointing
 
 
 def test_lora_dropout_only_when_asked(folder: Path) -> None:
-    model = live(folder)
+    model = policy(folder)
     for share in (0.0, 0.25):
-        model.rest()
-        model.begin(LoraConfig(dropout=share), TrainingConfig())
+        model.reset()
+        model.prepare_for_trial(LoraConfig(dropout=share), TrainingConfig())
         found = {m.p for m in model.base.modules() if isinstance(m, torch.nn.Dropout)}
         assert found == ({share} if share else set())
 
@@ -184,7 +184,7 @@ def test_lora_dropout_only_when_asked(folder: Path) -> None:
 )
 def test_adapters_that_cannot_be_are_refused(folder: Path, lora: LoraConfig, message: str) -> None:
     with pytest.raises(ModelError, match=message):
-        live(folder).begin(lora, TrainingConfig())
+        policy(folder).prepare_for_trial(lora, TrainingConfig())
 
 
 def test_pickled_weights_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -205,15 +205,15 @@ def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_code_in_a_model_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
-    place = tmp_path / "model"
-    place.mkdir()
-    (place / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    (place / "config.json").write_text(
+    path = tmp_path / "model"
+    path.mkdir()
+    (path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    (path / "config.json").write_text(
         '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}'
     )
-    (place / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
+    (path / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
     with pytest.raises(ModelError, match="run only with --trust-remote-code"):
-        load(place)
+        load(path)
     assert not canary.exists()
 
 
@@ -230,16 +230,16 @@ def test_four_bits_without_the_library_is_a_sentence(folder: Path, monkeypatch: 
 
 def test_identity_follows_the_bytes(folder: Path, tmp_path: Path) -> None:
     config = ModelConfig(name_or_path=str(folder))
-    first = model_identity(config, str(folder))
+    first = model_fingerprint(config, str(folder))
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.save_pretrained(tmp_path / "same")
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1
     model.save_pretrained(tmp_path / "other")
     assert first.startswith("sha256:")
-    assert model_identity(config, str(tmp_path / "same")) == model_identity(config, str(tmp_path / "same"))
-    assert model_identity(config, str(tmp_path / "other")) != model_identity(config, str(tmp_path / "same"))
-    assert model_identity(ModelConfig(name_or_path="a/b", revision="abc"), "a/b") == "hub:a/b@abc"
+    assert model_fingerprint(config, str(tmp_path / "same")) == model_fingerprint(config, str(tmp_path / "same"))
+    assert model_fingerprint(config, str(tmp_path / "other")) != model_fingerprint(config, str(tmp_path / "same"))
+    assert model_fingerprint(ModelConfig(name_or_path="a/b", revision="abc"), "a/b") == "hub:a/b@abc"
 
 
 def test_export_refuses_what_is_there_or_is_nothing(folder: Path, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from oracle import (
 from trainer.config.loss_config import DpoLoss, LossConfig, SimpoLoss
 from trainer.forward.packing import micro_batches
 from trainer.forward.pair_model import PairModel
-from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps, means, metric_totals
+from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateNormalizer, metric_means, metric_sums
 
 PAIRS = make_pairs(6)
 SIMPO: dict[str, tuple[SimpoLoss, dict[str, Any]]] = {
@@ -41,8 +41,8 @@ SIMPO: dict[str, tuple[SimpoLoss, dict[str, Any]]] = {
 }
 
 
-def norm_of(pairs: list[Pair]) -> Normaliser:
-    return Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+def norm_of(pairs: list[Pair]) -> UpdateNormalizer:
+    return UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
 
 
 def ours(model: Any, loss: LossConfig, reference: PairLogps | None) -> tuple[LossTerms, dict[str, torch.Tensor]]:
@@ -53,7 +53,7 @@ def ours(model: Any, loss: LossConfig, reference: PairLogps | None) -> tuple[Los
         pair_model.backward(
             [PAIRS[i] for i in part],
             loss,
-            None if reference is None else reference.rows(part),
+            None if reference is None else reference.select(part),
             norm_of(PAIRS),
             torch.Tensor.backward,
         )
@@ -71,8 +71,8 @@ def test_simpo_agrees_with_trls_cpo_trainer(case: str, tmp_path: Path) -> None:
     terms, found = ours(model, loss, None)
     assert float(terms.loss) == pytest.approx(value, rel=1e-5)
     assert worst(found, right) < 1e-5
-    told = {name: sum(values) / len(values) for name, values in trainer._stored_metrics["train"].items()}
-    agree(means(metric_totals(terms)), told, without={"nll_loss"} if not loss.sft_weight else set())
+    logged = {name: sum(values) / len(values) for name, values in trainer._stored_metrics["train"].items()}
+    agree(metric_means(metric_sums(terms)), logged, without={"nll_loss"} if not loss.sft_weight else set())
 
 
 def test_dpo_agrees_with_trls_dpo_trainer(tmp_path: Path) -> None:
@@ -84,16 +84,16 @@ def test_dpo_agrees_with_trls_dpo_trainer(tmp_path: Path) -> None:
     terms, found = ours(model, DpoLoss(beta=0.1), reference)
     assert float(terms.loss) == pytest.approx(value, rel=1e-5)
     assert worst(found, right) < 1e-5
-    told = {name: values[0] for name, values in trainer._metrics["train"].items()}
-    agree(means(metric_totals(terms)), told, without=set())
+    logged = {name: values[0] for name, values in trainer._metrics["train"].items()}
+    agree(metric_means(metric_sums(terms)), logged, without=set())
 
 
-def agree(found: dict[str, float], told: dict[str, float], without: set[str]) -> None:
+def agree(found: dict[str, float], logged: dict[str, float], without: set[str]) -> None:
     """Every metric that both report has the same value."""
-    names = (found.keys() & told.keys()) - without
+    names = (found.keys() & logged.keys()) - without
     assert {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "logps/chosen"} <= names
     for name in names:
-        assert found[name] == pytest.approx(told[name], rel=1e-4, abs=1e-5), name
+        assert found[name] == pytest.approx(logged[name], rel=1e-4, abs=1e-5), name
 
 
 @pytest.mark.parametrize("kind", ["simpo", "dpo"])
@@ -108,19 +108,19 @@ def test_twenty_updates_of_adamw_agree_with_trl(kind: str, tmp_path: Path) -> No
         loss = DpoLoss(beta=0.1)
         trainer = dpo_trainer(theirs, deepcopy(frozen), tmp_path, beta=0.1)
     pair_model, start = PairModel(mine), PairModel(frozen)
-    optimisers = [torch.optim.AdamW(model.parameters(), lr=1e-4) for model in (mine, theirs)]
+    optimizers = [torch.optim.AdamW(model.parameters(), lr=1e-4) for model in (mine, theirs)]
     losses: list[tuple[float, float]] = []
     for update in range(20):
         pairs = make_pairs(4, seed=100 + update % 4)
         theirs.train()
-        optimisers[1].zero_grad()
+        optimizers[1].zero_grad()
         right = trainer.compute_loss(theirs, cpo_inputs(pairs) if kind == "simpo" else dpo_inputs(pairs))
         right.backward()
-        optimisers[0].zero_grad()
+        optimizers[0].zero_grad()
         reference = None if kind == "simpo" else start.logps(pairs)
         terms = pair_model.backward(pairs, loss, reference, norm_of(pairs), torch.Tensor.backward)
-        for optimiser in optimisers:
-            optimiser.step()
+        for optimizer in optimizers:
+            optimizer.step()
         losses.append((float(terms.loss), float(right.detach())))
     for found, expected in losses:
         assert found == pytest.approx(expected, rel=1e-4)

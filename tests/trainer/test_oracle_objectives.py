@@ -23,10 +23,10 @@ from oracle import (
     worst,
 )
 
-from trainer.config.loss_config import CpoLoss, DpoLoss, DpoTerm, LossConfig, OrpoLoss, SimpoLoss
-from trainer.forward.pair_model import PairModel, WholeUpdate
-from trainer.objectives.losses import needs
-from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps, means, metric_totals
+from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SimpoLoss
+from trainer.forward.pair_model import PairModel, UpdateLogps
+from trainer.objectives.losses import required_stats
+from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateNormalizer, metric_means, metric_sums
 
 PAIRS = make_pairs(6)
 
@@ -35,7 +35,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "exo_pair": {"label_smoothing": 1e-3},
     "aot": {"label_smoothing": 0.05},
 }
-DPO: dict[str, dict[str, Any]] = {term: {"loss_type": term, **_OPTIONS.get(term, {})} for term in get_args(DpoTerm)}
+DPO: dict[str, dict[str, Any]] = {term: {"loss_type": term, **_OPTIONS.get(term, {})} for term in get_args(DpoLossType)}
 DPO |= {
     "mixture": {"loss_type": ["sigmoid", "bco_pair", "sft"], "loss_weights": [0.8, 0.2, 1.0]},
     "mixture-smoothed": {"loss_type": ["hinge", "aot_unpaired"], "label_smoothing": 0.2},
@@ -66,8 +66,8 @@ CPO: dict[str, tuple[LossConfig, dict[str, Any]]] = {
 }
 
 
-def norm_of(pairs: list[Pair]) -> Normaliser:
-    return Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+def norm_of(pairs: list[Pair]) -> UpdateNormalizer:
+    return UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
 
 
 def ours(
@@ -76,28 +76,28 @@ def ours(
     """One update's terms and gradients, whole or in micro-batches."""
     model.zero_grad(set_to_none=True)
     pair_model, cut = PairModel(model), cut or [list(range(len(PAIRS)))]
-    whole = None
-    if needs(loss).whole_update and len(cut) > 1:
-        whole = pair_model.logps(PAIRS, needs(loss)).against(reference)
+    full = None
+    if required_stats(loss).update_logps and len(cut) > 1:
+        full = pair_model.logps(PAIRS, required_stats(loss)).with_reference(reference)
     terms = [
         pair_model.backward(
             [PAIRS[i] for i in part],
             loss,
-            None if reference is None else reference.rows(part),
+            None if reference is None else reference.select(part),
             norm_of(PAIRS),
             torch.Tensor.backward,
-            None if whole is None else WholeUpdate(whole, part),
+            None if full is None else UpdateLogps(full, part),
         )
         for part in cut
     ]
     return LossTerms.cat(terms), gradients(model)
 
 
-def agree(found: dict[str, float], told: dict[str, float]) -> None:
-    names = found.keys() & told.keys()
+def agree(found: dict[str, float], logged: dict[str, float]) -> None:
+    names = found.keys() & logged.keys()
     assert {"rewards/chosen", "rewards/margins", "rewards/accuracies", "logps/chosen", "logps/rejected"} <= names
     for name in names:
-        assert found[name] == pytest.approx(told[name], rel=1e-4, abs=1e-5), name
+        assert found[name] == pytest.approx(logged[name], rel=1e-4, abs=1e-5), name
 
 
 @pytest.fixture(scope="module")
@@ -118,13 +118,13 @@ def test_dpo_and_its_relatives(case: str, models: tuple[Any, Any, PairLogps], tm
     # while each, over all parameters, is within 1e-5 of the same in float64.
     limit = {"forward-kl": 2e-5, "discopop": 3e-5}.get(case, 1e-5)
     for cut in (None, [[0, 1, 2], [3], [4, 5]]):
-        terms, found = ours(model, loss, reference if needs(loss).reference else None, cut)
+        terms, found = ours(model, loss, reference if required_stats(loss).reference else None, cut)
         assert float(terms.loss) == pytest.approx(value, rel=1e-5)
         assert together(found, right) < limit
         assert worst(found, right) < limit
         if case != "sft":
-            told = {name: values[0] for name, values in trainer._metrics["train"].items()}
-            agree(means(metric_totals(terms)), told)
+            logged = {name: values[0] for name, values in trainer._metrics["train"].items()}
+            agree(metric_means(metric_sums(terms)), logged)
 
 
 @pytest.mark.parametrize("case", CPO)
@@ -135,9 +135,9 @@ def test_cpo_and_alphapo(case: str, models: tuple[Any, Any, PairLogps], tmp_path
     terms, found = ours(models[0], loss, None)
     assert float(terms.loss) == pytest.approx(value, rel=1e-5)
     assert worst(found, right) < 1e-5
-    told = {name: sum(values) / len(values) for name, values in trainer._stored_metrics["train"].items()}
+    logged = {name: sum(values) / len(values) for name, values in trainer._stored_metrics["train"].items()}
     # TRL reports 0 where the cross-entropy is not part of the loss.
-    agree(means(metric_totals(terms)), {k: v for k, v in told.items() if k != "nll_loss" or v != 0})
+    agree(metric_means(metric_sums(terms)), {k: v for k, v in logged.items() if k != "nll_loss" or v != 0})
 
 
 def test_orpo(models: tuple[Any, Any, PairLogps], tmp_path: Path) -> None:
@@ -147,10 +147,10 @@ def test_orpo(models: tuple[Any, Any, PairLogps], tmp_path: Path) -> None:
         terms, found = ours(models[0], OrpoLoss(beta=0.3), None, cut)
         assert float(terms.loss) == pytest.approx(value, rel=1e-5)
         assert worst(found, right) < 1e-5
-    told = {name: sum(values) / len(values) for name, values in trainer._stored_metrics["train"].items()}
+    logged = {name: sum(values) / len(values) for name, values in trainer._stored_metrics["train"].items()}
     # Ours is per chosen token for every objective, TRL's ORPO counts the prompt's tokens too.
-    agree(means(metric_totals(terms)), {name: each for name, each in told.items() if name != "nll_loss"})
-    assert {"log_odds_ratio", "log_odds_chosen"} <= told.keys()
+    agree(metric_means(metric_sums(terms)), {name: each for name, each in logged.items() if name != "nll_loss"})
+    assert {"log_odds_ratio", "log_odds_chosen"} <= logged.keys()
 
 
 def test_simpo_hinge_against_its_formula_in_float64(models: tuple[Any, Any, PairLogps]) -> None:
@@ -159,15 +159,15 @@ def test_simpo_hinge_against_its_formula_in_float64(models: tuple[Any, Any, Pair
     loss = SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0)
     terms, found = ours(model, loss, None, [[0, 1], [2, 3, 4, 5]])
     exact = tiny_model().double()
-    gaps = []
+    margins = []
     for pair in PAIRS:
         averages = []
         for response in (pair.chosen, pair.rejected):
             ids = torch.tensor([*pair.prompt.tolist(), *response.tolist()])[None]
             scores = exact(ids).logits[0, :-1].log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
             averages.append(scores[len(pair.prompt) - 1 :].mean())
-        gaps.append(averages[0] - averages[1])
-    value = torch.relu(1 - 2.0 * (torch.stack(gaps) - 0.5)).mean()
+        margins.append(averages[0] - averages[1])
+    value = torch.relu(1 - 2.0 * (torch.stack(margins) - 0.5)).mean()
     value.backward()
     assert float(terms.loss) == pytest.approx(float(value.detach()), rel=1e-5)
     assert worst(found, {name: grad.float() for name, grad in gradients(exact).items()}) < 1e-5
@@ -180,7 +180,7 @@ def test_coupled_pairs_in_parts_need_the_whole_update(models: tuple[Any, Any, Pa
         PairModel(model).backward(
             [PAIRS[i] for i in part],
             DpoLoss(loss_type="aot"),
-            reference.rows(part),
+            reference.select(part),
             norm_of(PAIRS),
             torch.Tensor.backward,
         )

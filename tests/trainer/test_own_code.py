@@ -17,11 +17,11 @@ from trainer.data import TokenizerError, load_tokenizer, prepare
 from trainer.evaluation.export_check import compare_export
 from trainer.evaluation.judge_prompts import fixed_prompts
 from trainer.evaluation.reward_model import RewardScorer
-from trainer.evaluation.text_generation import Answerer, Decoding
-from trainer.models.model_files import Exported, export_model, model_identity
+from trainer.evaluation.text_generation import DecodingConfig, TextGenerator
+from trainer.models.model_files import Exported, export_model, model_fingerprint
 from trainer.models.policy_model import load_model
 from trainer.results import ModelError, TrialError
-from trainer.training_session import Workshop
+from trainer.training_session import TrainingSession
 
 FLAG = "run only with --trust-remote-code"
 
@@ -53,7 +53,7 @@ def test_without_the_flag_every_loader_names_it(folder: Path, cache: Path, tmp_p
     with pytest.raises(ModelError, match=f"the reward model .*{FLAG}"):
         RewardScorer(str(folder))
     with pytest.raises(TrialError, match=FLAG):
-        finish(Workshop(cache).train(own, tmp_path / "run"))
+        finish(TrainingSession(cache).train(own, tmp_path / "run"))
 
 
 def test_the_command_refuses_in_words_and_trains_with_the_flag(
@@ -73,23 +73,29 @@ def test_with_the_flag_it_is_trained_judged_and_exported(
 ) -> None:
     own = config(folder, lora=lora)
     run, trust = tmp_path / "run", {"trust_remote_code": True}
-    finish(Workshop(cache, **trust).train(own, run))
+    finish(TrainingSession(cache, **trust).train(own, run))
     prompts, tokenizer = fixed_prompts(own.data, own.model, cache, 2, **trust)
     assert type(tokenizer).__name__ == "OwnTokenizer"
-    answerer = Answerer.open(own, run / "model", tokenizer, cache, **trust)
-    assert sum(len(batch) for batch in answerer.answers(prompts, Decoding(3), budget=999, pause=lambda: None)) == 2
-    told: list[str] = []
+    text_generator = TextGenerator.load(own, run / "model", tokenizer, cache, **trust)
+    assert (
+        sum(
+            len(batch)
+            for batch in text_generator.generate(prompts, DecodingConfig(3), budget=999, check_cancelled=lambda: None)
+        )
+        == 2
+    )
+    logged: list[str] = []
 
     def check(exported: Exported) -> None:
         pairs = prepare(own.data, own.model, cache, tokenizer).eval
         file = run / "eval_pairs.safetensors"
-        told.append(str(compare_export(exported, own, pairs, file, tokenizer, tell=told.append, **trust)))
+        logged.append(str(compare_export(exported, own, pairs, file, tokenizer, tell=logged.append, **trust)))
 
     for merge in (False, True):
         export_model(run / "model", tmp_path / f"out {merge}", merge=merge, model=own.model, check=check, **trust)
-    assert len(told) == 4
-    whole = AutoModelForCausalLM.from_pretrained(tmp_path / "out True", **trust)
-    assert type(whole).__name__ == "OwnForCausalLM"
+    assert len(logged) == 4
+    full = AutoModelForCausalLM.from_pretrained(tmp_path / "out True", **trust)
+    assert type(full).__name__ == "OwnForCausalLM"
     assert (tmp_path / "out True/modeling_own.py").is_file()
     if lora is not None:
         with pytest.raises(ModelError, match=FLAG):
@@ -102,12 +108,12 @@ def test_a_models_code_is_part_of_its_name_and_of_its_datas(folder: Path, cache:
     data = DataConfig.model_validate(trial().data.model_dump())
     names, fingerprints = [], []
     for version in ("a", "b"):
-        place = own_code_model(cache, tmp_path / version)
+        path = own_code_model(cache, tmp_path / version)
         for file in ("modeling_own.py", "tokenization_own.py"):
-            with (place / file).open("a") as code:
+            with (path / file).open("a") as code:
                 code.write(f"# version {version}\n")
-        model = ModelConfig(name_or_path=str(place))
-        names.append(model_identity(model, str(place)))
+        model = ModelConfig(name_or_path=str(path))
+        names.append(model_fingerprint(model, str(path)))
         fingerprints.append(prepare(data, model, cache, trust_remote_code=True).fingerprint)
     assert names[0] != names[1]
     assert fingerprints[0] != fingerprints[1]

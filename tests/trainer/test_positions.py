@@ -16,8 +16,8 @@ from trainer.__main__ import main
 from trainer.config.position_limits import TABLES, Positions, known_positions, length_findings, positions_of
 from trainer.config.trial import GeneratedModel, TrialConfig
 from trainer.results import ModelError, TrialError
-from trainer.synthetic import generated_model
-from trainer.training_session import Workshop
+from trainer.synthetic import generate_model
+from trainer.training_session import TrainingSession
 
 SMALL: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 16, "n_layer": 1, "n_head": 2},
@@ -134,7 +134,7 @@ def test_findings_name_the_setting() -> None:
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A GPT-2 of 48 positions with the generated task's tokenizer."""
     folder = tmp_path_factory.mktemp("gpt2")
-    tokenizer = AutoTokenizer.from_pretrained(generated_model(GeneratedModel(**MODEL["generated"]), folder / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(generate_model(GeneratedModel(**MODEL["generated"]), folder / "cache"))
     config = AutoConfig.for_model("gpt2", vocab_size=320, n_positions=48, n_embd=32, n_layer=1, n_head=2)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -153,17 +153,17 @@ def test_a_row_beyond_the_table_is_refused_before_training(gpt2: str, tmp_path: 
         data=rows(tmp_path / "rows.jsonl", 60) | {"max_length": 96, "apply_template": False},
     )
     with pytest.raises(ModelError, match=r"longest row has 64 tokens.* 48 positions .*data.max_length to 48"):
-        finish(Workshop(tmp_path / "cache").train(config, tmp_path / "run"))
+        finish(TrainingSession(tmp_path / "cache").train(config, tmp_path / "run"))
 
 
 def test_rows_that_fit_train_whatever_the_limit_says(gpt2: str, tmp_path: Path) -> None:
     """What ran before goes on: only the file's own check is strict."""
     data = rows(tmp_path / "rows.jsonl", 6) | {"max_length": 96, "apply_template": False}
     config = trial(model={"name_or_path": gpt2}, data=data, training={"max_steps": 1})
-    finish(Workshop(tmp_path / "cache").train(config, tmp_path / "run"))
+    finish(TrainingSession(tmp_path / "cache").train(config, tmp_path / "run"))
     longer = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_new_tokens": 60})})
     with pytest.raises(ModelError, match="60 new ones is beyond the 48 positions"):
-        finish(Workshop(tmp_path / "cache").train(longer, tmp_path / "longer"))
+        finish(TrainingSession(tmp_path / "cache").train(longer, tmp_path / "longer"))
 
 
 def test_the_command_says_which_setting_is_at_fault(
@@ -173,15 +173,15 @@ def test_the_command_says_which_setting_is_at_fault(
     data = rows(tmp_path / "rows.jsonl", 6) | {"max_length": 96, "apply_template": False}
     file.write_text(json.dumps({"model": gpt2, "data": data}), encoding="utf-8")
     assert main([str(file), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]) == 2
-    said = capsys.readouterr().err
-    assert f"{file}: data.max_length: 96 tokens are beyond the 48 positions" in said
+    messages = capsys.readouterr().err
+    assert f"{file}: data.max_length: 96 tokens are beyond the 48 positions" in messages
     assert not (tmp_path / "run").exists()
 
 
 def test_what_would_hang_on_the_batch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """TRL's trainers, and a model whose own code switches in a way that is not known."""
     folder = tmp_path / "model"
-    tokenizer = AutoTokenizer.from_pretrained(generated_model(GeneratedModel(**MODEL["generated"]), tmp_path / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(generate_model(GeneratedModel(**MODEL["generated"]), tmp_path / "cache"))
     scaling = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
     sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = AutoConfig.for_model(
@@ -194,7 +194,11 @@ def test_what_would_hang_on_the_batch_is_refused(tmp_path: Path, monkeypatch: py
     assert (found.trained, found.switch) == (128, 32)
     monkeypatch.setattr("trainer.resource_cache.RotarySwitch.of", lambda _: None)
     with pytest.raises(ModelError, match=r"code that is not transformers' own.* set data.max_length to 32 or less"):
-        finish(Workshop(tmp_path / "c").train(trial(model={"name_or_path": str(folder)}), tmp_path / "unknown"))
+        finish(TrainingSession(tmp_path / "c").train(trial(model={"name_or_path": str(folder)}), tmp_path / "unknown"))
     monkeypatch.undo()
     with pytest.raises(TrialError, match=r"beyond 32 tokens .* use engine packed, or data.max_length 32 or less"):
-        finish(Workshop(tmp_path / "c").train(trial(model={"name_or_path": str(folder)}, engine="trl"), tmp_path / "r"))
+        finish(
+            TrainingSession(tmp_path / "c").train(
+                trial(model={"name_or_path": str(folder)}, engine="trl"), tmp_path / "r"
+            )
+        )

@@ -37,20 +37,20 @@ def test_every_row_is_there_once_and_counts_are_those_of_its_notices(
     rows: list[Any], limit: int | None, tmp_path: Path, model: ModelConfig
 ) -> None:
     path = write_rows(tmp_path / "rows.jsonl", [*rows, chat("always", "yes", "no")])
-    held = write_rows(tmp_path / "held.jsonl", good_rows(2, "held"))
-    given = {"train": path, "eval": held, "max_length": 64, "max_bad_share": 1, "max_train_rows": limit}
+    held_trial = write_rows(tmp_path / "held.jsonl", good_rows(2, "held"))
+    given = {"train": path, "eval": held_trial, "max_length": 64, "max_bad_share": 1, "max_train_rows": limit}
     config = DataConfig.model_validate(given | {"apply_template": True})
     made = preview(config, model, tmp_path / "cache")
-    places = [(row.split, row.row) for row in made.rows]
-    assert len(set(places)) == len(places)
+    paths = [(row.split, row.row) for row in made.rows]
+    assert len(set(paths)) == len(paths)
     if limit is None:
-        assert [place for place in places if place[0] == "train"] == [("train", n + 1) for n in range(len(rows) + 1)]
+        assert [place for place in paths if place[0] == "train"] == [("train", n + 1) for n in range(len(rows) + 1)]
     counted = {finding.kind: 0 for finding in made.report.findings if finding.kind != "no_rows"}
     for finding in made.report.findings:
         if finding.kind != "no_rows":
             counted[finding.kind] += finding.count
-    told = [notice.kind for row in made.rows for notice in row.notices]
-    assert {kind: told.count(kind) for kind in set(told)} == counted
+    logged = [notice.kind for row in made.rows for notice in row.notices]
+    assert {kind: logged.count(kind) for kind in set(logged)} == counted
     assert sum(row.kept for row in made.rows) == made.report.train_rows + made.report.eval_rows
     for row in made.rows:
         assert row.kept <= (row.lengths is not None)

@@ -34,12 +34,12 @@ def model(tmp_path: Path) -> ModelConfig:
 def make(tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> Make:
     """Preview rows as training data; `settings` are those of data, `columns` those of the source."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
-    held = write_rows(tmp_path / "held.jsonl", good_rows(3, "held"))
+    held_trial = write_rows(tmp_path / "held.jsonl", good_rows(3, "held"))
 
     def made(path: str, columns: Any = (), **settings: Any) -> Preview:
         given = {
             "train": [{"path": path, "columns": dict(columns)}],
-            "eval": held,
+            "eval": held_trial,
             "max_length": 512,
             "max_bad_share": 1,
         }
@@ -48,9 +48,9 @@ def make(tmp_path: Path, model: ModelConfig, monkeypatch: pytest.MonkeyPatch) ->
     return made
 
 
-def as_pairs(made: Make, one: PublicSet, place: Path, ending: str = "jsonl") -> Preview:
+def as_pairs(made: Make, one: PublicSet, place: Path, result: str = "jsonl") -> Preview:
     """What becomes of a set: as it is, or after the program in the refusal has run."""
-    path = written(one.rows, place / f"rows.{ending}")
+    path = written(one.rows, place / f"rows.{result}")
     if one.converted is None:
         return made(path, one.columns, **one.settings)
     with pytest.raises(UnreadableData) as refused:
@@ -66,8 +66,8 @@ def written(rows: list[dict[str, Any]], path: Path) -> str:
     return write_rows(path, rows)
 
 
-def run_program(message: str, place: Path) -> None:
-    with contextlib.chdir(place):
+def run_program(message: str, path: Path) -> None:
+    with contextlib.chdir(path):
         exec(message.split("\n\n", 1)[1], {})
 
 
@@ -109,9 +109,9 @@ def test_turns_of_the_longer_ones_are_messages(make: Make, tmp_path: Path) -> No
         "Intel/orca_dpo_pairs": (["user"], "5", "23"),
     }
     for name, (roles, chosen, rejected) in second.items():
-        place = tmp_path / re.sub(r"\W", "", name)
-        place.mkdir()
-        row = trained(as_pairs(make, by_name[name], place))[1]
+        path = tmp_path / re.sub(r"\W", "", name)
+        path.mkdir()
+        row = trained(as_pairs(make, by_name[name], path))[1]
         assert row.prompt is not None
         assert re.findall(r"<\|im_start\|>(\w+)", row.prompt) == [*roles, "assistant"], name
         assert (row.chosen, row.rejected) == (f"{chosen}<|im_end|>\n", f"{rejected}<|im_end|>\n"), name
@@ -123,9 +123,9 @@ def test_rows_without_a_preference_are_counted_by_the_program(
 ) -> None:
     with pytest.raises(UnreadableData) as refused:
         make(written(one.rows, tmp_path / "rows.jsonl"))
-    said = str(refused.value)
-    assert one.name.partition("/")[2].split("-")[0].split(" ")[0] in said
-    run_program(said, tmp_path)
+    messages = str(refused.value)
+    assert one.name.partition("/")[2].split("-")[0].split(" ")[0] in messages
+    run_program(messages, tmp_path)
     assert f"{one.converted} pairs, {4 - (one.converted or 0)} rows without" in capsys.readouterr().out
 
 
@@ -151,10 +151,8 @@ def test_a_few_unusual_rows_do_not_refuse_a_large_set(make: Make, tmp_path: Path
     for number in range(396):
         ask = f"Name colour number {number}."
         sides = {"chosen": "Violet.", "rejected": "Brown."}
-        dialogues = {
-            k: [{"role": "user", "content": ask}, {"role": "assistant", "content": v}] for k, v in sides.items()
-        }
-        rows.append({**one.rows[0], "prompt": ask, **dialogues, "messages": dialogues["chosen"]})
+        inputs = {k: [{"role": "user", "content": ask}, {"role": "assistant", "content": v}] for k, v in sides.items()}
+        rows.append({**one.rows[0], "prompt": ask, **inputs, "messages": inputs["chosen"]})
     made = make(write_rows(tmp_path / "rows.jsonl", rows), max_bad_share=0.01)
     assert made.refused is None
     assert (made.report.train_rows, made.report.bad_rows) == (398, 2)
@@ -184,9 +182,9 @@ def settings_of(one: PublicSet) -> str:
 def test_the_table_in_the_docs_is_what_happens(make: Make, tmp_path: Path) -> None:
     lines = [f"| {' | '.join(HEAD)} |", "|---|---|---|---|"]
     for i, one in enumerate(PUBLIC_SETS):
-        place = tmp_path / str(i)
-        place.mkdir()
-        row = trained(as_pairs(make, one, place))[0]
+        path = tmp_path / str(i)
+        path.mkdir()
+        row = trained(as_pairs(make, one, path))[0]
         lines.append(f"| {one.name} | {settings_of(one)} | {one.said} | {example(row)} |")
     text = DOC.read_text(encoding="utf-8")
     begin, end = "<!-- public sets: begin -->\n", "<!-- public sets: end -->"

@@ -18,11 +18,11 @@ from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel, ModelConfig
 from trainer.forward.pair_model import PairModel
 from trainer.models.policy_model import load_model
-from trainer.objectives.pair_logps import Normaliser
+from trainer.objectives.pair_logps import UpdateNormalizer
 from trainer.randomness import StillRandom, as_configured, hold_at_rest, switch_off, switched_off
-from trainer.results import EndKind
-from trainer.synthetic import generated_model
-from trainer.training_session import Workshop
+from trainer.results import RunStatus
+from trainer.synthetic import generate_model
+from trainer.training_session import TrainingSession
 
 H, L = {"hidden_size": 32, "num_attention_heads": 2}, {"num_hidden_layers": 2}
 MOE = {**H, **L, "num_key_value_heads": 1, "intermediate_size": 32, "num_local_experts": 4, "num_experts_per_tok": 2}
@@ -65,11 +65,11 @@ CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
-def save(case: str, place: Path) -> PreTrainedModel:
+def save(case: str, path: Path) -> PreTrainedModel:
     torch.manual_seed(0)
     config = AutoConfig.for_model(case.partition("-")[0], vocab_size=256, **CASES[case][0])
     model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
-    model.save_pretrained(place)
+    model.save_pretrained(path)
     return model.eval()
 
 
@@ -83,7 +83,7 @@ def test_a_model_under_training_computes_what_it_computes_at_rest(
     with caplog.at_level(logging.WARNING):
         ours = PairModel(model)
     model.requires_grad_(True).train()
-    norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
     for seed in (1, 2, 3):
         torch.manual_seed(seed)
         terms = ours.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
@@ -93,8 +93,8 @@ def test_a_model_under_training_computes_what_it_computes_at_rest(
                 every = plain(ids, use_cache=False).logits[0, len(pair.prompt) - 1 : -1].double().log_softmax(-1)
             expected = every.gather(1, ids[0, len(pair.prompt) :, None]).sum()
             assert float(terms.logps.chosen[index]) == pytest.approx(float(expected), rel=1e-5)
-    (said,) = [r.message for r in caplog.records if "switched off" in r.message]
-    assert all(f" {named}" in said for named in CASES[case][1])
+    (messages,) = [r.message for r in caplog.records if "switched off" in r.message]
+    assert all(f" {named}" in messages for named in CASES[case][1])
     assert ("stay at rest" in caplog.text) == (case == "phimoe")
     if case == "phimoe":
         assert "PhimoeTopKRouter" in caplog.text
@@ -108,8 +108,8 @@ def probabilities(tree: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("case", ["falcon", "mpt", "mixtral"])
 def test_what_is_switched_off_stays_in_the_saved_configuration(case: str, tmp_path: Path) -> None:
     save(case, tmp_path / "start")
-    place = str(tmp_path / "start")
-    model = load_model(ModelConfig(name_or_path=place), place, torch.device("cpu"))
+    path = str(tmp_path / "start")
+    model = load_model(ModelConfig(name_or_path=path), path, torch.device("cpu"))
     with as_configured(model):
         model.save_pretrained(tmp_path / "saved")
     started, saved = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("start", "saved"))
@@ -190,14 +190,14 @@ def test_dropout_of_adapters_is_left_alone() -> None:
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Mixtral that gives its router's logits by default, as some on the hub do, with jitter."""
-    place = tmp_path_factory.mktemp("mixture")
-    tokenizer = AutoTokenizer.from_pretrained(generated_model(GeneratedModel(**MODEL["generated"]), place / "cache"))
+    path = tmp_path_factory.mktemp("mixture")
+    tokenizer = AutoTokenizer.from_pretrained(generate_model(GeneratedModel(**MODEL["generated"]), path / "cache"))
     torch.manual_seed(0)
     options = {"router_aux_loss_coef": 0.5, "output_router_logits": True, "router_jitter_noise": 0.1}
     config = AutoConfig.for_model("mixtral", vocab_size=320, **MOE, **options)
-    AutoModelForCausalLM.from_config(config).save_pretrained(place / "model")
-    tokenizer.save_pretrained(place / "model")
-    return str(place / "model")
+    AutoModelForCausalLM.from_config(config).save_pretrained(path / "model")
+    tokenizer.save_pretrained(path / "model")
+    return str(path / "model")
 
 
 @pytest.mark.parametrize("loss", ["dpo", "cpo", "orpo"])
@@ -205,15 +205,15 @@ def test_a_mixture_that_gives_router_logits_answers_and_trains_alike_with_both_e
     loss: str, mixture: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its load-balancing loss, which the notice says is no part of the objective, is none with TRL either."""
-    workshop, points = Workshop(tmp_path / "cache"), {}
+    session, metrics = TrainingSession(tmp_path / "cache"), {}
     for engine in ("packed", "trl"):
         options = {"model": {"name_or_path": mixture}, "engine": engine, "training": {"max_steps": 2}}
-        run = workshop.train(trial(loss, **options), tmp_path / engine)
+        run = session.train(trial(loss, **options), tmp_path / engine)
         with caplog.at_level(logging.WARNING):
-            points[engine], ending = finish(run)
-        assert ending.kind is EndKind.FINISHED
-        assert "eval_repetition" in points[engine][-1].metrics, "two prompts were answered in one batch"
-    for ours, theirs in zip(points["packed"], points["trl"], strict=True):
+            metrics[engine], result = finish(run)
+        assert result.status is RunStatus.FINISHED
+        assert "eval_repetition" in metrics[engine][-1].metrics, "two prompts were answered in one batch"
+    for ours, theirs in zip(metrics["packed"], metrics["trl"], strict=True):
         for name in {"loss", "grad_norm", "margins/logp", "eval_margins/logp"} & ours.metrics.keys():
             assert ours.metrics[name] == pytest.approx(theirs.metrics[name], rel=2e-3, abs=1e-6)
     assert "load-balancing loss is not part of the objective" in caplog.text

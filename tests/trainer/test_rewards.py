@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objectives import OBJECTIVES, normaliser, random_logps
+from objectives import OBJECTIVES, normalizer, random_logps
 
-from dashboards.analysis.held_out_pairs import per_pair, read_held_out
+from dashboards.analysis.held_out_pairs import metric_by_pair, read_held_out
 from trainer.config.loss_config import CpoLoss, DpoLoss
 from trainer.evaluation.evaluator import eval_metrics, write_eval_pairs
-from trainer.objectives.losses import needs, pair_loss
+from trainer.objectives.losses import pair_loss, required_stats
 from trainer.objectives.pair_logps import PairLogps
 
 NAME = "eval_rewards/accuracies"
@@ -37,7 +37,7 @@ def reported(folder: Path, name: str, logps: PairLogps, start: PairLogps) -> Any
     write_eval_pairs(path, logps, start, Rows(len(logps)))  # pyright: ignore[reportArgumentType]
     held_out = read_held_out(path)
     assert held_out is not None
-    return per_pair(NAME, held_out, OBJECTIVES[name])
+    return metric_by_pair(NAME, held_out, OBJECTIVES[name])
 
 
 @pytest.mark.parametrize("name", [name for name in OBJECTIVES if name not in LD])
@@ -49,17 +49,17 @@ def test_reward_accuracy_on_the_page_is_the_one_of_evaluation(
     loss, found = OBJECTIVES[name], random_logps(pairs, seed, per_token)
     start = found.reference
     assert start is not None
-    logps = replace(found, reference=start if needs(loss).reference else None)
+    logps = replace(found, reference=start if required_stats(loss).reference else None)
     evaluated = eval_metrics(loss, logps, [5] * pairs)[NAME]
     with tempfile.TemporaryDirectory() as folder:
         values = reported(Path(folder), name, replace(found, reference=None), start)
     assert values.mean() == pytest.approx(evaluated, abs=1e-12)
-    terms = pair_loss(loss, logps, normaliser(logps))
+    terms = pair_loss(loss, logps, normalizer(logps))
     assert (values > 0).tolist() == (terms.chosen_rewards > terms.rejected_rewards).tolist()
 
 
 def test_cpo_ipo_compares_averages_and_dpo_sft_compares_no_reference(tmp_path: Path) -> None:
-    """A longer chosen response: of lower sum and higher average; and one that the start model liked better."""
+    """A longer chosen response: of lower sum and higher average; and one that the initial model liked better."""
     two = {"chosen_tokens": torch.tensor([10]), "rejected_tokens": torch.tensor([2])}
     logps = PairLogps(chosen=torch.tensor([-9.0]).double(), rejected=torch.tensor([-4.0]).double(), **two)
     start = PairLogps(chosen=torch.tensor([-1.0]).double(), rejected=torch.tensor([-9.0]).double(), **two)
@@ -73,7 +73,7 @@ def test_cpo_ipo_compares_averages_and_dpo_sft_compares_no_reference(tmp_path: P
 
 @pytest.mark.parametrize("name", LD)
 def test_length_desensitised_rewards_are_not_guessed(name: str, tmp_path: Path) -> None:
-    """The file has no sums over the shorter response's length of the start model."""
+    """The file has no sums over the shorter response's length of the initial model."""
     found = random_logps(4)
     assert found.reference is not None
     assert reported(tmp_path, name, replace(found, reference=None), found.reference) is None

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from oracle import Pair, gradients, make_pairs, tiny_model, worst
-from small_trials import MODEL, finish, told, trial
+from small_trials import MODEL, finish, trial, without_speed
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from trainer.config.loss_config import SimpoLoss
@@ -21,10 +21,10 @@ from trainer.evaluation.evaluator import pair_batches
 from trainer.forward.packing import packed_lengths
 from trainer.forward.pair_model import PairModel
 from trainer.forward.rotary_embeddings import RotarySwitch
-from trainer.objectives.pair_logps import Needs, Normaliser
-from trainer.results import EndKind
-from trainer.synthetic import generated_model
-from trainer.training_session import Workshop
+from trainer.objectives.pair_logps import RequiredStats, UpdateNormalizer
+from trainer.results import RunStatus
+from trainer.synthetic import generate_model
+from trainer.training_session import TrainingSession
 
 LIMIT = 30
 SEED = 0
@@ -82,7 +82,7 @@ def test_a_batch_is_the_sum_of_its_rows(case: str, attention: str) -> None:
     before = deepcopy(model)
     ours = PairModel(model, attention)  # pyright: ignore[reportArgumentType]
     for _ in range(2):  # nothing of a batch is left for the next
-        found = ours.logps(pairs, Needs(prompt=True))
+        found = ours.logps(pairs, RequiredStats(prompt=True))
         for index, pair in enumerate(pairs):
             for response, sums in ((pair.chosen, found.chosen), (pair.rejected, found.rejected)):
                 assert float(sums[index]) == pytest.approx(alone(before, pair.prompt, response), rel=1e-5)
@@ -96,7 +96,7 @@ def test_gradients_do_not_hang_on_the_budget(case: str, attention: str) -> None:
     """Of the whole update, for several budgets, against pair by pair; packed pairs keep within the budget."""
     model, pairs = build(case), pairs_across_the_limit()
     ours = PairModel(model, attention)  # pyright: ignore[reportArgumentType]
-    norm = Normaliser.of_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
     sizes = [[len(part) for part in (p.prompt, p.chosen, p.rejected)] for p in pairs]
     assert ours.rotary is not None
     if attention == "packed":
@@ -165,7 +165,7 @@ def test_only_answers_that_can_cross_the_switch_are_written_alone() -> None:
 def place(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Phi-3 whose switch lies among the lengths of the generated task."""
     folder = tmp_path_factory.mktemp("phi")
-    tokenizer = AutoTokenizer.from_pretrained(generated_model(GeneratedModel(**MODEL["generated"]), folder / "cache"))
+    tokenizer = AutoTokenizer.from_pretrained(generate_model(GeneratedModel(**MODEL["generated"]), folder / "cache"))
     torch.manual_seed(0)
     sizes = {"num_attention_heads": 2, "num_key_value_heads": 1, "hidden_size": 32, "intermediate_size": 32}
     options = {**PHI, **sizes, "num_hidden_layers": 2, "rope_parameters": LONGROPE, "pad_token_id": 0}
@@ -177,20 +177,23 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_a_trial_does_not_hang_on_its_budget(place: str, tmp_path: Path) -> None:
     """Answers of a model that switches while it writes them included."""
-    points: dict[int, Any] = {}
-    answers: dict[int, str] = {}
+    metrics: dict[int, Any] = {}
+    completions: dict[int, str] = {}
     for budget in (40, 150, 100_000):
         config = trial(
             model={"name_or_path": place},
             training={"tokens_per_micro_batch": budget, "max_steps": 3, "learning_rate": 1e-3},
             evaluation={"prompts": 5, "max_new_tokens": 12, "samples": 5},
         )
-        found, ending = finish(Workshop(tmp_path / f"cache{budget}").train(config, tmp_path / str(budget)))
-        assert ending.kind is EndKind.FINISHED
-        points[budget], answers[budget] = told(found), (tmp_path / str(budget) / "samples.jsonl").read_text()
+        found, result = finish(TrainingSession(tmp_path / f"cache{budget}").train(config, tmp_path / str(budget)))
+        assert result.status is RunStatus.FINISHED
+        metrics[budget], completions[budget] = (
+            without_speed(found),
+            (tmp_path / str(budget) / "samples.jsonl").read_text(),
+        )
     for budget in (40, 150):
-        assert answers[budget] == answers[100_000]
-        for one, other in zip(points[budget], points[100_000], strict=True):
+        assert completions[budget] == completions[100_000]
+        for one, other in zip(metrics[budget], metrics[100_000], strict=True):
             assert one[1] == pytest.approx(other[1], rel=1e-4, abs=1e-6)
-    lengths = [len(json.loads(line)["answer"].split()) for line in answers[40].splitlines()]
+    lengths = [len(json.loads(line)["answer"].split()) for line in completions[40].splitlines()]
     assert max(lengths) > 0

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_trials import MODEL, finish, model_bytes, told, trial
+from small_trials import MODEL, finish, model_bytes, trial, without_speed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trainer import metrics
 from trainer.forward.pair_model import PairModel
 from trainer.models.model_files import export_model
-from trainer.results import EndKind, ModelError, ResumeError, TrialError
-from trainer.training_session import Workshop
+from trainer.results import ModelError, ResumeError, RunStatus, TrialError
+from trainer.training_session import TrainingSession
 
 
 @pytest.fixture(scope="module")
@@ -25,28 +25,28 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def workshop(cache: Path) -> Workshop:
-    return Workshop(cache)
+def session(cache: Path) -> TrainingSession:
+    return TrainingSession(cache)
 
 
 LORA = {"r": 4, "alpha": 8, "target_modules": "all-linear"}
 
 
-def test_a_run_says_and_leaves_everything(workshop: Workshop, tmp_path: Path) -> None:
-    points, ending = finish(workshop.train(trial(), tmp_path))
-    assert ending.kind is EndKind.FINISHED
-    assert (ending.steps, ending.folder) == (6, tmp_path / "model")
-    assert [p.step for p in points] == list(range(7))
-    for point in points:
-        assert set(point.metrics) <= set(metrics.all_names())
-        assert all(math.isfinite(v) for v in point.metrics.values())
-        assert ("eval_loss" in point.metrics) == (point.step in (0, 3, 6))
-        assert ("loss" in point.metrics) == (point.step > 0)
-        assert ("eval_exact_answers" in point.metrics) == (point.step in (0, 3, 6))
-    assert points[3].metrics["epoch"] == 1.0
-    assert points[1].metrics["learning_rate"] == 0.0
-    assert points[2].metrics["learning_rate"] == 5e-3
-    assert points[6].metrics["eval_loss"] != points[3].metrics["eval_loss"] != points[0].metrics["eval_loss"]
+def test_a_run_says_and_leaves_everything(session: TrainingSession, tmp_path: Path) -> None:
+    history, result = finish(session.train(trial(), tmp_path))
+    assert result.status is RunStatus.FINISHED
+    assert (result.steps, result.folder) == (6, tmp_path / "model")
+    assert [p.step for p in history] == list(range(7))
+    for step_metrics in history:
+        assert set(step_metrics.metrics) <= set(metrics.all_names())
+        assert all(math.isfinite(v) for v in step_metrics.metrics.values())
+        assert ("eval_loss" in step_metrics.metrics) == (step_metrics.step in (0, 3, 6))
+        assert ("loss" in step_metrics.metrics) == (step_metrics.step > 0)
+        assert ("eval_exact_answers" in step_metrics.metrics) == (step_metrics.step in (0, 3, 6))
+    assert history[3].metrics["epoch"] == 1.0
+    assert history[1].metrics["learning_rate"] == 0.0
+    assert history[2].metrics["learning_rate"] == 5e-3
+    assert history[6].metrics["eval_loss"] != history[3].metrics["eval_loss"] != history[0].metrics["eval_loss"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template
     lines = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
@@ -54,10 +54,10 @@ def test_a_run_says_and_leaves_everything(workshop: Workshop, tmp_path: Path) ->
     assert set(lines[0]) == {"step", "prompt", "answer", "expected", "right"}
     pairs = load_file(tmp_path / "eval_pairs.safetensors")
     gap = pairs["chosen"] / pairs["chosen_tokens"] - pairs["rejected"] / pairs["rejected_tokens"]
-    assert float(gap.mean()) == pytest.approx(points[6].metrics["eval_margins/logp"], rel=1e-12)
+    assert float(gap.mean()) == pytest.approx(history[6].metrics["eval_margins/logp"], rel=1e-12)
     assert pairs["row"].tolist() == [1, 2, 3, 4, 5, 6]
     before = pairs["start_chosen"] / pairs["chosen_tokens"] - pairs["start_rejected"] / pairs["rejected_tokens"]
-    assert float(before.mean()) == pytest.approx(points[0].metrics["eval_margins/logp"], rel=1e-12)
+    assert float(before.mean()) == pytest.approx(history[0].metrics["eval_margins/logp"], rel=1e-12)
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -71,11 +71,11 @@ def test_a_warm_workshop_trains_as_a_fresh_one_does_to_the_bit(cache: Path, tmp_
         trial("dpo", training={"bf16": True}),
         trial("dpo"),
     ]
-    warm = Workshop(cache)
+    warm = TrainingSession(cache)
     for number, config in enumerate(trials):
-        points, _ = finish(warm.train(config, tmp_path / "warm" / str(number)))
-        fresh, _ = finish(Workshop(cache).train(config, tmp_path / "fresh" / str(number)))
-        assert told(points) == told(fresh)
+        history, _ = finish(warm.train(config, tmp_path / "warm" / str(number)))
+        fresh, _ = finish(TrainingSession(cache).train(config, tmp_path / "fresh" / str(number)))
+        assert without_speed(history) == without_speed(fresh)
         assert model_bytes(tmp_path / "warm" / str(number)) == model_bytes(tmp_path / "fresh" / str(number))
     assert model_bytes(tmp_path / "warm/0") == model_bytes(tmp_path / "warm/6")
     assert model_bytes(tmp_path / "warm/0") != model_bytes(tmp_path / "warm/1")
@@ -90,36 +90,36 @@ def test_a_warm_workshop_trains_as_a_fresh_one_does_to_the_bit(cache: Path, tmp_
 
 
 def test_the_reference_is_computed_once_for_all(tmp_path: Path) -> None:
-    first, second = Workshop(tmp_path / "cache"), Workshop(tmp_path / "cache")
+    first, second = TrainingSession(tmp_path / "cache"), TrainingSession(tmp_path / "cache")
     one, _ = finish(first.train(trial("dpo"), tmp_path / "1"))
     two, _ = finish(second.train(trial("dpo"), tmp_path / "2"))
     assert (first.counters["reference_computed"], first.counters["reference_loaded"]) == (1, 0)
     assert (second.counters["reference_computed"], second.counters["reference_loaded"]) == (0, 1)
     assert (second.counters["start_loaded"], second.counters["answers_loaded"]) == (1, 1)
-    assert told(one) == told(two)
+    assert without_speed(one) == without_speed(two)
 
 
-def test_sft_learns(workshop: Workshop, tmp_path: Path) -> None:
-    points, _ = finish(workshop.train(trial("sft"), tmp_path))
-    assert points[6].metrics["nll_loss"] < points[1].metrics["nll_loss"] - 0.3
-    assert points[6].metrics["eval_nll_loss"] < points[0].metrics["eval_nll_loss"] - 0.3
+def test_sft_learns(session: TrainingSession, tmp_path: Path) -> None:
+    history, _ = finish(session.train(trial("sft"), tmp_path))
+    assert history[6].metrics["nll_loss"] < history[1].metrics["nll_loss"] - 0.3
+    assert history[6].metrics["eval_nll_loss"] < history[0].metrics["eval_nll_loss"] - 0.3
 
 
-def test_dpo_starts_at_no_reward(workshop: Workshop, tmp_path: Path) -> None:
-    points, _ = finish(workshop.train(trial("dpo"), tmp_path))
-    assert points[0].metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-12)
-    assert points[0].metrics["eval_rewards/margins"] == 0.0
-    assert points[1].metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
+def test_dpo_starts_at_no_reward(session: TrainingSession, tmp_path: Path) -> None:
+    history, _ = finish(session.train(trial("dpo"), tmp_path))
+    assert history[0].metrics["eval_loss"] == pytest.approx(math.log(2), abs=1e-12)
+    assert history[0].metrics["eval_rewards/margins"] == 0.0
+    assert history[1].metrics["loss"] == pytest.approx(math.log(2), abs=1e-5)
 
 
-def test_micro_batches_do_not_matter(workshop: Workshop, tmp_path: Path) -> None:
+def test_micro_batches_do_not_matter(session: TrainingSession, tmp_path: Path) -> None:
     for budget in (40, 100, 10_000):
         config = trial(training={"tokens_per_micro_batch": budget, "learning_rate": 1e-3})
-        finish(workshop.train(config, tmp_path / str(budget)))
-    whole = load_file(tmp_path / "10000/model/model.safetensors")
+        finish(session.train(config, tmp_path / str(budget)))
+    full = load_file(tmp_path / "10000/model/model.safetensors")
     for budget in (40, 100):
         part = load_file(tmp_path / str(budget) / "model/model.safetensors")
-        for name, tensor in whole.items():
+        for name, tensor in full.items():
             torch.testing.assert_close(part[name], tensor, rtol=1e-4, atol=1e-5)
 
 
@@ -132,45 +132,47 @@ def log_normal_rows(path: Path) -> dict[str, object]:
 
     rows = [{"prompt": f"{i} {words(1.2)}", "chosen": words(1.5) + " yes", "rejected": words(1.5)} for i in range(40)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return {"train": str(path), "eval_share": 0.2, "max_length": 128}
+    return {"train": str(path), "eval_share": 0.2, "max_length": 128, "apply_template": False}
 
 
-def test_padding_counts_towards_the_budget(workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_padding_counts_towards_the_budget(
+    session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of padded micro-batches, in training and evaluation; only a pair that is longer alone may pass the budget."""
     data, model, computed = log_normal_rows(tmp_path / "rows.jsonl"), MODEL | {"attention": "separate"}, []
-    plain = PairModel._layout  # pyright: ignore[reportPrivateUsage]
+    plain = PairModel._make_batch  # pyright: ignore[reportPrivateUsage]
 
     def recorded(self: PairModel, *args: Any) -> Any:
         batch = plain(self, *args)
         computed.append((len(batch), batch.tokens))
         return batch
 
-    monkeypatch.setattr(PairModel, "_layout", recorded)
-    budgets, points, passes = (250, 1000, 100_000), {}, {}
+    monkeypatch.setattr(PairModel, "_make_batch", recorded)
+    budgets, history, passes = (250, 1000, 100_000), {}, {}
     for budget in budgets:
         computed.clear()
         training = {"tokens_per_micro_batch": budget, "max_steps": 3, "learning_rate": 1e-3}
         config = trial(training=training, data=data, model=model)
-        points[budget], ending = finish(workshop.train(config, tmp_path / str(budget)))
-        assert ending.kind is EndKind.FINISHED
+        history[budget], result = finish(session.train(config, tmp_path / str(budget)))
+        assert result.status is RunStatus.FINISHED
         assert all(tokens <= budget or pairs == 1 for pairs, tokens in computed)
         passes[budget] = len(computed)
     assert any(tokens > 250 for _, tokens in computed)
     assert passes[250] > passes[1000] > passes[100_000]
     for budget in budgets[:2]:
-        part, whole = (load_file(tmp_path / str(b) / "model/model.safetensors") for b in (budget, 100_000))
-        for name, tensor in whole.items():
+        part, full = (load_file(tmp_path / str(b) / "model/model.safetensors") for b in (budget, 100_000))
+        for name, tensor in full.items():
             torch.testing.assert_close(part[name], tensor, rtol=1e-4, atol=1e-5)
-        for one, other in zip(told(points[budget]), told(points[100_000]), strict=True):
+        for one, other in zip(without_speed(history[budget]), without_speed(history[100_000]), strict=True):
             assert one[1] == pytest.approx(other[1], rel=1e-4, abs=1e-6)
 
 
-def test_micro_batches_do_not_matter_where_pairs_are_coupled(workshop: Workshop, tmp_path: Path) -> None:
-    points = {}
+def test_micro_batches_do_not_matter_where_pairs_are_coupled(session: TrainingSession, tmp_path: Path) -> None:
+    history = {}
     for budget in (60, 10_000):
         config = trial(loss={"kind": "dpo", "loss_type": "aot"}, training={"tokens_per_micro_batch": budget})
-        points[budget], _ = finish(workshop.train(config, tmp_path / str(budget)))
-    for small, large in zip(points[60], points[10_000], strict=True):
+        history[budget], _ = finish(session.train(config, tmp_path / str(budget)))
+    for small, large in zip(history[60], history[10_000], strict=True):
         assert small.metrics.keys() == large.metrics.keys()
         for name in {"loss", "grad_norm", "eval_loss"} & small.metrics.keys():
             assert small.metrics[name] == pytest.approx(large.metrics[name], rel=1e-3)
@@ -184,29 +186,29 @@ def test_micro_batches_do_not_matter_where_pairs_are_coupled(workshop: Workshop,
         {"kind": "dpo", "loss_type": ["sigmoid", "hinge"], "loss_weights": [1, 0.5], "use_weighting": True},
     ],
 )
-def test_other_objectives_train(workshop: Workshop, tmp_path: Path, loss: dict[str, object]) -> None:
-    points, ending = finish(workshop.train(trial(loss=loss, training={"max_steps": 2}), tmp_path))
-    assert ending.kind is EndKind.FINISHED
-    assert all(set(p.metrics) <= set(metrics.all_names()) for p in points)
+def test_other_objectives_train(session: TrainingSession, tmp_path: Path, loss: dict[str, object]) -> None:
+    history, result = finish(session.train(trial(loss=loss, training={"max_steps": 2}), tmp_path))
+    assert result.status is RunStatus.FINISHED
+    assert all(set(p.metrics) <= set(metrics.all_names()) for p in history)
 
 
-def test_windows_average_over_their_updates(workshop: Workshop, tmp_path: Path) -> None:
-    single, _ = finish(workshop.train(trial(training={"eval_steps": 4}), tmp_path / "1"))
-    points, _ = finish(workshop.train(trial(training={"logging_steps": 3, "eval_steps": 4}), tmp_path / "3"))
-    assert [p.step for p in points] == [0, 3, 4, 6]
-    assert set(points[2].metrics) == {n for n in points[2].metrics if n.startswith("eval_")}
+def test_windows_average_over_their_updates(session: TrainingSession, tmp_path: Path) -> None:
+    single, _ = finish(session.train(trial(training={"eval_steps": 4}), tmp_path / "1"))
+    history, _ = finish(session.train(trial(training={"logging_steps": 3, "eval_steps": 4}), tmp_path / "3"))
+    assert [p.step for p in history] == [0, 3, 4, 6]
+    assert set(history[2].metrics) == {n for n in history[2].metrics if n.startswith("eval_")}
     for name in ("loss", "rewards/margins", "margins/logp", "grad_norm"):
         mean = sum(p.metrics[name] for p in single[1:4]) / 3
-        assert points[1].metrics[name] == pytest.approx(mean, rel=1e-12)
+        assert history[1].metrics[name] == pytest.approx(mean, rel=1e-12)
     tokens = [p.metrics["lengths/chosen"] * 8 for p in single[1:4]]
     nll = sum(p.metrics["nll_loss"] * t for p, t in zip(single[1:4], tokens, strict=True)) / sum(tokens)
-    assert points[1].metrics["nll_loss"] == pytest.approx(nll, rel=1e-12)
-    assert points[1].metrics["learning_rate"] == single[3].metrics["learning_rate"]
+    assert history[1].metrics["nll_loss"] == pytest.approx(nll, rel=1e-12)
+    assert history[1].metrics["learning_rate"] == single[3].metrics["learning_rate"]
 
 
 @pytest.mark.parametrize(("where", "word"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
 def test_what_is_not_finite_ends_the_run_at_once(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
+    session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
 ) -> None:
     calls = 0
     plain = PairModel.backward
@@ -225,87 +227,89 @@ def test_what_is_not_finite_ends_the_run_at_once(
         return terms
 
     monkeypatch.setattr(PairModel, "backward", poisoned)
-    points, ending = finish(workshop.train(trial(), tmp_path))
-    assert (ending.kind, ending.steps, ending.folder) == (EndKind.DIVERGED, 3, None)
-    assert "update 4 of 6" in ending.reason
-    assert word in ending.reason
+    history, result = finish(session.train(trial(), tmp_path))
+    assert (result.status, result.steps, result.folder) == (RunStatus.DIVERGED, 3, None)
+    assert "update 4 of 6" in result.reason
+    assert word in result.reason
     assert calls == 4
-    assert [p.step for p in points] == [0, 1, 2, 3]
+    assert [p.step for p in history] == [0, 1, 2, 3]
     assert not (tmp_path / "model").exists()
     monkeypatch.undo()
-    assert finish(workshop.train(trial(), tmp_path))[1] == ending
+    assert finish(session.train(trial(), tmp_path))[1] == result
 
 
-def test_a_diverged_trial_leaves_the_next_one_untouched(cache: Path, workshop: Workshop, tmp_path: Path) -> None:
-    finish(workshop.train(trial(), tmp_path / "good"))
+def test_a_diverged_trial_leaves_the_next_one_untouched(cache: Path, session: TrainingSession, tmp_path: Path) -> None:
+    finish(session.train(trial(), tmp_path / "good"))
     wild = trial(training={"learning_rate": 1e30, "max_grad_norm": 0, "warmup_ratio": 0.0})
-    _, ending = finish(workshop.train(wild, tmp_path / "wild"))
-    assert ending.kind is EndKind.DIVERGED
-    finish(workshop.train(trial(), tmp_path / "again"))
+    _, result = finish(session.train(wild, tmp_path / "wild"))
+    assert result.status is RunStatus.DIVERGED
+    finish(session.train(trial(), tmp_path / "again"))
     assert model_bytes(tmp_path / "again") == model_bytes(tmp_path / "good")
 
 
 @pytest.mark.parametrize("loss", ["simpo", "dpo"])
-def test_adapters_are_saved_alone_and_merged_on_request(workshop: Workshop, tmp_path: Path, loss: str) -> None:
-    points, _ = finish(workshop.train(trial(loss, lora=LORA, training={"learning_rate": 2e-2}), tmp_path / "run"))
+def test_adapters_are_saved_alone_and_merged_on_request(session: TrainingSession, tmp_path: Path, loss: str) -> None:
+    history, _ = finish(session.train(trial(loss, lora=LORA, training={"learning_rate": 2e-2}), tmp_path / "run"))
     saved = tmp_path / "run/model"
     assert [p.name for p in saved.glob("*.safetensors")] == ["adapter_model.safetensors"]
     export_model(saved, tmp_path / "merged", merge=True)
     merged = trial(loss, model={"name_or_path": str(tmp_path / "merged")}, training={"learning_rate": 1e-9})
-    again, _ = finish(workshop.train(merged, tmp_path / "from merged"))
+    again, _ = finish(session.train(merged, tmp_path / "from merged"))
     for name in ("eval_margins/logp", "eval_nll_loss"):
-        assert again[0].metrics[name] == pytest.approx(points[-1].metrics[name], rel=1e-4)
-        assert abs(points[-1].metrics[name] - points[0].metrics[name]) > 1e-3
+        assert again[0].metrics[name] == pytest.approx(history[-1].metrics[name], rel=1e-4)
+        assert abs(history[-1].metrics[name] - history[0].metrics[name]) > 1e-3
     with pytest.raises(ModelError, match="adapters, not a whole model"):
-        finish(workshop.train(trial(model={"name_or_path": str(saved)}), tmp_path / "no"))
+        finish(session.train(trial(model={"name_or_path": str(saved)}), tmp_path / "no"))
 
 
-def test_a_folder_of_another_configuration_is_refused(workshop: Workshop, tmp_path: Path) -> None:
-    run = workshop.train(trial(training={"save_steps": 1}), tmp_path)
+def test_a_folder_of_another_configuration_is_refused(session: TrainingSession, tmp_path: Path) -> None:
+    run = session.train(trial(training={"save_steps": 1}), tmp_path)
     for _ in range(4):
         next(run)
     run.close()
     with pytest.raises(ResumeError, match="another configuration"):
-        next(workshop.train(trial("dpo"), tmp_path))
+        next(session.train(trial("dpo"), tmp_path))
     smaller = trial(training={"save_steps": 1, "tokens_per_micro_batch": 64})
-    assert finish(workshop.train(smaller, tmp_path))[1].kind is EndKind.FINISHED
+    assert finish(session.train(smaller, tmp_path))[1].status is RunStatus.FINISHED
 
 
-def test_too_little_data_is_a_sentence(workshop: Workshop, tmp_path: Path) -> None:
+def test_too_little_data_is_a_sentence(session: TrainingSession, tmp_path: Path) -> None:
     with pytest.raises(TrialError, match="the 24 training pairs are fewer than one update of pairs_per_update 32"):
-        finish(workshop.train(trial(training={"pairs_per_update": 32}), tmp_path))
+        finish(session.train(trial(training={"pairs_per_update": 32}), tmp_path))
 
 
-def test_no_prompts_no_answers(workshop: Workshop, tmp_path: Path) -> None:
+def test_no_prompts_no_answers(session: TrainingSession, tmp_path: Path) -> None:
     config = trial(evaluation={"prompts": 0})
-    points, _ = finish(workshop.train(config, tmp_path))
-    assert not any("answer" in name or "repetition" in name for p in points for name in p.metrics)
+    history, _ = finish(session.train(config, tmp_path))
+    assert not any("answer" in name or "repetition" in name for p in history for name in p.metrics)
     assert not (tmp_path / "samples.jsonl").exists()
 
 
 @pytest.mark.parametrize(("every", "looks"), [(2, [0, 2, 4, 6]), (0, [0, 6]), (4, [0, 4, 6])])
-def test_how_often_the_answers_are_looked_at(workshop: Workshop, tmp_path: Path, every: int, looks: list[int]) -> None:
+def test_how_often_the_answers_are_looked_at(
+    session: TrainingSession, tmp_path: Path, every: int, looks: list[int]
+) -> None:
     config = trial(evaluation={"prompts": 2, "max_new_tokens": 6, "answer_steps": every, "samples": 1})
-    run = workshop.train(config, tmp_path / "1")
+    run = session.train(config, tmp_path / "1")
     first = [next(run) for _ in range(6)]
     run.close()  # after update 5; its newest checkpoint is of update 3
-    points, _ = finish(workshop.train(config, tmp_path / "2", [tmp_path / "1"]))
-    assert told(points[:6]) == told(first)
-    assert [p.step for p in points if "eval_repetition" in p.metrics] == looks
+    history, _ = finish(session.train(config, tmp_path / "2", [tmp_path / "1"]))
+    assert without_speed(history[:6]) == without_speed(first)
+    assert [p.step for p in history if "eval_repetition" in p.metrics] == looks
     lines = [json.loads(line) for line in (tmp_path / "2/samples.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == looks, "older attempts' texts are kept"
 
 
-def test_dtypes_and_attention_modes_train(workshop: Workshop, tmp_path: Path) -> None:
+def test_dtypes_and_attention_modes_train(session: TrainingSession, tmp_path: Path) -> None:
     from small_trials import MODEL
 
-    _, packed = finish(workshop.train(trial(training={"max_steps": 2}), tmp_path / "p"))
-    points = {}
+    _, packed = finish(session.train(trial(training={"max_steps": 2}), tmp_path / "p"))
+    history = {}
     for name, model in {"separate": {"attention": "separate"}, "bfloat16": {"dtype": "bfloat16"}}.items():
-        points[name], ending = finish(
-            workshop.train(trial(model=MODEL | model, training={"max_steps": 2}), tmp_path / name)
+        history[name], result = finish(
+            session.train(trial(model=MODEL | model, training={"max_steps": 2}), tmp_path / name)
         )
-        assert ending.kind is packed.kind is EndKind.FINISHED
+        assert result.status is packed.status is RunStatus.FINISHED
     ours = load_file(tmp_path / "p/model/model.safetensors")
     theirs = load_file(tmp_path / "separate/model/model.safetensors")
     for name, tensor in ours.items():

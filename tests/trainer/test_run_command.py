@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_trials import SPEED, finish, told, trial
+from small_trials import SPEED, finish, trial, without_speed
 
 from trainer.__main__ import main
-from trainer.config.yaml_files import BadTrial, load_trial
-from trainer.training_session import Workshop
+from trainer.config.yaml_files import InvalidTrialFile, load_trial
+from trainer.training_session import TrainingSession
 
 GOOD = """
 model: {generated: {}}
@@ -26,7 +26,7 @@ training: {learning_rate: 6e-7, num_train_epochs: 1}
 def problems(tmp_path: Path, text: str) -> list[str]:
     file = tmp_path / "trial.yaml"
     file.write_text(text, encoding="utf-8")
-    with pytest.raises(BadTrial) as caught:
+    with pytest.raises(InvalidTrialFile) as caught:
         load_trial(file)
     return caught.value.problems
 
@@ -72,10 +72,10 @@ def test_bad_configurations_exit_with_2_and_no_traceback(tmp_path: Path, capsys:
     file.write_text("nothing: here\n")
     assert main([str(file)]) == 2
     assert main([str(tmp_path / "absent.yaml")]) == 2
-    said = capsys.readouterr()
-    assert said.out == ""
-    assert "model: is missing" in said.err
-    assert "Traceback" not in said.err
+    messages = capsys.readouterr()
+    assert messages.out == ""
+    assert "model: is missing" in messages.err
+    assert "Traceback" not in messages.err
 
 
 def test_diverged_exits_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -83,8 +83,8 @@ def test_diverged_exits_with_3(tmp_path: Path, capsys: pytest.CaptureFixture[str
     file = tmp_path / "trial.yaml"
     file.write_text(json.dumps(wild.model_dump(mode="json", exclude_none=True)))
     assert main([str(file), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]) == 3
-    points = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [p["step"] for p in points][:2] == [0, 1]
+    history = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [p["step"] for p in history][:2] == [0, 1]
 
 
 def test_the_configuration_is_told_before_the_heavy_imports() -> None:
@@ -100,7 +100,7 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
     )
     file = tmp_path / "trial.yaml"
     file.write_text(yaml.safe_dump(config.model_dump(mode="json", exclude_none=True)))
-    one, _ = finish(Workshop(tmp_path / "cache").train(config, tmp_path / "one"))
+    one, _ = finish(TrainingSession(tmp_path / "cache").train(config, tmp_path / "one"))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainer"]
     done = subprocess.run(
@@ -108,9 +108,9 @@ def test_two_processes_train_as_one(tmp_path: Path) -> None:
         capture_output=True, text=True, env=environment, check=False, timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    points = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(points) == len(one)
-    for ours, (step, metrics) in zip(points, told(one), strict=True):
+    history = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(history) == len(one)
+    for ours, (step, metrics) in zip(history, without_speed(one), strict=True):
         assert ours.pop("step") == step
         assert ours == pytest.approx(metrics | {name: ours[name] for name in SPEED if name in ours}, rel=1e-4, abs=1e-6)
     theirs = load_file(tmp_path / "two/model/model.safetensors")

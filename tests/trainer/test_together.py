@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_trials import MODEL, finish, told, trial
+from small_trials import MODEL, finish, trial, without_speed
 from together import Together
 
 from trainer.config.trial import DEEPSPEED_INSTALL, TrialConfig
 from trainer.evaluation.evaluator import pair_costs
 from trainer.forward.packing import micro_batches
-from trainer.results import EndKind
+from trainer.results import RunStatus
 from trainer.storage import checkpoints
-from trainer.training.schedule import Order
-from trainer.training_session import Workshop
+from trainer.training.schedule import DataOrder
+from trainer.training_session import TrainingSession
 
 # 7 pairs for two processes; so few tokens at once that they need different numbers of passes.
 UNEVEN = {"learning_rate": 1e-3, "pairs_per_update": 7, "num_train_epochs": 2, "tokens_per_micro_batch": 150}
@@ -40,8 +40,8 @@ def two(cache: Path) -> Iterator[Together]:
 
 
 @pytest.fixture(scope="module")
-def one(cache: Path) -> Workshop:
-    return Workshop(cache)
+def one(cache: Path) -> TrainingSession:
+    return TrainingSession(cache)
 
 
 def config(
@@ -52,17 +52,17 @@ def config(
 
 def assert_same(theirs: list[tuple[int, dict[str, float]]], ours: list[tuple[int, dict[str, float]]]) -> None:
     assert [step for step, _ in theirs] == [step for step, _ in ours]
-    for (step, found), (_, wanted) in zip(theirs, ours, strict=True):
-        assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6), f"step {step}"
+    for (step, found), (_, expected) in zip(theirs, ours, strict=True):
+        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6), f"step {step}"
 
 
 def assert_same_model(theirs: Path, ours: Path) -> None:
     names = sorted(p.name for p in (ours / "model").glob("*.safetensors"))
     assert names == sorted(p.name for p in (theirs / "model").glob("*.safetensors"))
     for name in names:
-        found, wanted = load_file(theirs / "model" / name), load_file(ours / "model" / name)
-        assert found.keys() == wanted.keys()
-        for key, tensor in wanted.items():
+        found, expected = load_file(theirs / "model" / name), load_file(ours / "model" / name)
+        assert found.keys() == expected.keys()
+        for key, tensor in expected.items():
             torch.testing.assert_close(found[key], tensor, rtol=1e-5, atol=1e-6)
 
 
@@ -93,11 +93,11 @@ def marked(case: str) -> Any:
 
 
 @pytest.mark.parametrize("case", [marked(case) for case in CASES])
-def test_two_processes_train_as_one(case: str, two: Together, one: Workshop, tmp_path: Path) -> None:
-    wanted, _ = finish(one.train(CASES[case], tmp_path / "one"))
+def test_two_processes_train_as_one(case: str, two: Together, one: TrainingSession, tmp_path: Path) -> None:
+    expected, _ = finish(one.train(CASES[case], tmp_path / "one"))
     ran = two.run(CASES[case], tmp_path / "two")
-    assert ran.kind is EndKind.FINISHED
-    assert_same(ran.points, told(wanted))
+    assert ran.kind is RunStatus.FINISHED
+    assert_same(ran.points, without_speed(expected))
     assert_same_model(tmp_path / "two", tmp_path / "one")
     assert (tmp_path / "two/samples.jsonl").read_text() == (tmp_path / "one/samples.jsonl").read_text()
     found, known = (load_file(tmp_path / n / "eval_pairs.safetensors") for n in ("two", "one"))
@@ -105,19 +105,19 @@ def test_two_processes_train_as_one(case: str, two: Together, one: Workshop, tmp
         torch.testing.assert_close(found[name], column, rtol=1e-5, atol=1e-5)
 
 
-def test_the_cases_ask_for_different_numbers_of_passes(one: Workshop, tmp_path: Path) -> None:
+def test_the_cases_ask_for_different_numbers_of_passes(one: TrainingSession, tmp_path: Path) -> None:
     settings = CASES["slices"]
-    prepared, _ = one._stock.prepared(settings.data, settings.model)  # pyright: ignore[reportPrivateUsage]
+    prepared, _ = one._resources.load_data(settings.data, settings.model)  # pyright: ignore[reportPrivateUsage]
 
     class Packed:
         mode = "packed"
         rotary = None
 
     costs = pair_costs(Packed(), prepared.train)  # pyright: ignore[reportArgumentType]
-    order = Order(len(prepared.train), 7, settings.training.seed)
+    order = DataOrder(len(prepared.train), 7, settings.training.seed)
     passes = []
     for step in range(1, 7):
-        lengths = [costs[i] for i in order.update(step)]
+        lengths = [costs[i] for i in order.pairs_of(step)]
         passes.append([len(micro_batches(lengths, range(rank, 7, 2), 150)) for rank in range(2)])
     assert any(a != b for a, b in passes)
 
@@ -133,29 +133,29 @@ def test_the_cases_ask_for_different_numbers_of_passes(one: Workshop, tmp_path: 
     ],
 )
 def test_continued_with_another_number_of_processes(
-    strategy: str, then: str, two: Together, one: Workshop, tmp_path: Path
+    strategy: str, then: str, two: Together, one: TrainingSession, tmp_path: Path
 ) -> None:
     """Two processes, one, then two again that may hold the model otherwise."""
     settings = config(strategy, training={"save_steps": 1})
-    wanted, _ = finish(one.train(settings, tmp_path / "whole"))
-    places = [tmp_path / str(n) for n in range(3)]
-    first = two.run(settings, places[0], take=3)
+    expected, _ = finish(one.train(settings, tmp_path / "whole"))
+    paths = [tmp_path / str(n) for n in range(3)]
+    first = two.run(settings, paths[0], take=3)
     assert first.kind is None
-    state = checkpoints.newest(places[:1])
+    state = checkpoints.load_newest(paths[:1])
     assert state is not None
     assert state.step == 1
     assert state.weights["model.embed_tokens.weight"].shape == (320, 32)
-    run = one.train(settings, places[1], places[:1])
+    run = one.train(settings, paths[1], paths[:1])
     for _ in range(5):
         next(run)
     run.close()
-    state = checkpoints.newest(places[:2])
+    state = checkpoints.load_newest(paths[:2])
     assert state is not None
     assert state.step == 3
-    last = two.run(config(then, training={"save_steps": 1}), places[2], places[:2])
-    assert last.kind is EndKind.FINISHED
-    assert_same(last.points, told(wanted))
-    assert_same_model(places[2], tmp_path / "whole")
+    last = two.run(config(then, training={"save_steps": 1}), paths[2], paths[:2])
+    assert last.kind is RunStatus.FINISHED
+    assert_same(last.points, without_speed(expected))
+    assert_same_model(paths[2], tmp_path / "whole")
     assert not list(tmp_path.glob("*/checkpoints/*"))
 
 
@@ -175,17 +175,17 @@ ADAPTERS_BESIDE = {"model": MODEL | SIXTEEN, "lora": {"r": 2, "alpha": 4}}
     ],
 )
 def test_slices_of_a_model_in_16_bits(
-    strategy: str, more: dict[str, Any], two: Together, one: Workshop, tmp_path: Path
+    strategy: str, more: dict[str, Any], two: Together, one: TrainingSession, tmp_path: Path
 ) -> None:
     """In full each process rounds its rows by its own chance; adapters are in float32."""
     training = {"learning_rate": 1e-4} | more.get("training", {})
     settings = config(strategy, **(more | {"training": training}))
-    wanted, _ = finish(one.train(settings, tmp_path / "one"))
+    expected, _ = finish(one.train(settings, tmp_path / "one"))
     ran = two.run(settings, tmp_path / "two")
-    assert ran.kind is EndKind.FINISHED
+    assert ran.kind is RunStatus.FINISHED
     name = "eval_logps/chosen"
-    ends = [ran.points[-1][1][name], wanted[-1].metrics[name]]
-    start = wanted[0].metrics[name]
+    ends = [ran.points[-1][1][name], expected[-1].metrics[name]]
+    start = expected[0].metrics[name]
     assert abs(ends[0] - ends[1]) < 0.2 * abs(ends[1] - start) + 0.05
     again = two.run(settings, tmp_path / "again")
     assert again.points == ran.points

@@ -13,15 +13,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from small_trials import MODEL, finish, model_bytes, told, trial
+from small_trials import MODEL, finish, model_bytes, trial, without_speed
 
 from trainer import metrics
 from trainer.config.trial import TrialConfig
 from trainer.config.trl_support import pairs_per_micro_batch
-from trainer.results import EndKind
-from trainer.training_session import Workshop, config_digest
+from trainer.results import RunStatus
+from trainer.training_session import TrainingSession, config_digest
 from trainer.trl_engine import instrumented_trainers
-from trainer.trl_engine.trl_engine import handed_over
+from trainer.trl_engine.trl_engine import iterate_in_thread
 
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 SMALL = {"tokens_per_micro_batch": 400}
@@ -34,8 +34,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def workshop(cache: Path) -> Workshop:
-    return Workshop(cache)
+def session(cache: Path) -> TrainingSession:
+    return TrainingSession(cache)
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -72,13 +72,15 @@ EQUAL: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", EQUAL)
-def test_both_engines_arrive_at_the_same_weights_and_metrics(workshop: Workshop, tmp_path: Path, name: str) -> None:
+def test_both_engines_arrive_at_the_same_weights_and_metrics(
+    session: TrainingSession, tmp_path: Path, name: str
+) -> None:
     loss, training = EQUAL[name]
     ran = {}
     for engine in ("packed", "trl"):
         config = trial(loss, training={"learning_rate": 1e-3} | training, engine=engine)
-        ran[engine], ending = finish(workshop.train(config, tmp_path / engine))
-        assert ending.kind is EndKind.FINISHED
+        ran[engine], result = finish(session.train(config, tmp_path / engine))
+        assert result.status is RunStatus.FINISHED
         assert sorted(p.name for p in (tmp_path / engine).iterdir()) == [
             *("checkpoints", "ending.json", "eval_pairs.safetensors", "model", "samples.jsonl")
         ]
@@ -92,46 +94,48 @@ def test_both_engines_arrive_at_the_same_weights_and_metrics(workshop: Workshop,
             if metric != "rewards/accuracies" and not metric.endswith("_per_second"):
                 assert theirs.metrics[metric] == pytest.approx(value, rel=1e-4, abs=2e-5), (ours.step, metric)
     moved = weights(tmp_path / "trl")
-    start = weights_at_start(workshop, tmp_path)
+    start = weights_at_start(session, tmp_path)
     assert max(float((moved[n] - start[n]).abs().max()) for n in moved) > 1e-3
 
 
-def weights_at_start(workshop: Workshop, tmp_path: Path) -> dict[str, torch.Tensor]:
-    finish(workshop.train(trial(training={"learning_rate": 1e-30, "max_steps": 1}), tmp_path / "start"))
+def weights_at_start(session: TrainingSession, tmp_path: Path) -> dict[str, torch.Tensor]:
+    finish(session.train(trial(training={"learning_rate": 1e-30, "max_steps": 1}), tmp_path / "start"))
     return weights(tmp_path / "start")
 
 
 @pytest.mark.parametrize("loss", ["dpo", "simpo"])
-def test_adapters_train_and_are_saved_alone(workshop: Workshop, tmp_path: Path, loss: str) -> None:
+def test_adapters_train_and_are_saved_alone(session: TrainingSession, tmp_path: Path, loss: str) -> None:
     training = {"gradient_checkpointing": True, "learning_rate": 2e-3} | SMALL
     for engine in ("packed", "trl"):
         config = trial(loss, lora=LORA | {"dropout": 0.0}, training=training, engine=engine)
-        finish(workshop.train(config, tmp_path / engine))
+        finish(session.train(config, tmp_path / engine))
         assert [p.name for p in (tmp_path / engine / "model").rglob("*.safetensors")] == ["adapter_model.safetensors"]
     assert apart(tmp_path / "packed", tmp_path / "trl") < 2e-6
 
 
-def test_bf16_is_near(workshop: Workshop, tmp_path: Path) -> None:
+def test_bf16_is_near(session: TrainingSession, tmp_path: Path) -> None:
     last = {}
     for engine in ("packed", "trl"):
         config = trial("dpo", training={"bf16": True, "learning_rate": 1e-3}, engine=engine)
-        last[engine] = finish(workshop.train(config, tmp_path / engine))[0][-1].metrics
+        last[engine] = finish(session.train(config, tmp_path / engine))[0][-1].metrics
     assert last["trl"]["eval_loss"] == pytest.approx(last["packed"]["eval_loss"], rel=0.02)
-    plain, _ = finish(workshop.train(trial("dpo", training={"learning_rate": 1e-3}, engine="trl"), tmp_path / "plain"))
+    plain, _ = finish(session.train(trial("dpo", training={"learning_rate": 1e-3}, engine="trl"), tmp_path / "plain"))
     assert plain[-1].metrics["eval_loss"] != last["trl"]["eval_loss"]
 
 
-def test_bfloat16_weights_are_rounded_to_nearest_when_that_is_asked_for(workshop: Workshop, tmp_path: Path) -> None:
+def test_bfloat16_weights_are_rounded_to_nearest_when_that_is_asked_for(
+    session: TrainingSession, tmp_path: Path
+) -> None:
     last = {}
     for engine in ("packed", "trl"):
         training = {"learning_rate": 1e-3, "stochastic_rounding": False}
         config = trial("dpo", model=MODEL | {"dtype": "bfloat16"}, training=training, engine=engine)
-        last[engine] = finish(workshop.train(config, tmp_path / engine))[0][-1].metrics
+        last[engine] = finish(session.train(config, tmp_path / engine))[0][-1].metrics
     assert last["trl"]["eval_loss"] == pytest.approx(last["packed"]["eval_loss"], rel=0.02)
 
 
 def test_the_next_trial_finds_everything_as_it_was(cache: Path, tmp_path: Path) -> None:
-    warm = Workshop(cache)
+    warm = TrainingSession(cache)
     between = [
         trial("dpo", engine="trl", training={"bf16": True}),
         trial("simpo", engine="trl", lora=LORA),
@@ -162,44 +166,44 @@ def going(kind: str) -> TrialConfig:
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_interrupted_anywhere_it_ends_where_the_whole_run_does(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+    session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    whole, _ = finish(workshop.train(going(kind), tmp_path / "whole"))
+    full, _ = finish(session.train(going(kind), tmp_path / "whole"))
     calls, stop_at = 0, 0
-    plain = instrumented_trainers._Watched.compute_loss  # pyright: ignore[reportPrivateUsage]
+    plain = instrumented_trainers._InstrumentedTrainer.compute_loss  # pyright: ignore[reportPrivateUsage]
 
     def counted(self: Any, *args: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == stop_at:
-            workshop.interrupt()
+            session.interrupt()
         return plain(self, *args, **more)
 
-    monkeypatch.setattr(instrumented_trainers._Watched, "compute_loss", counted)  # pyright: ignore[reportPrivateUsage]
+    monkeypatch.setattr(instrumented_trainers._InstrumentedTrainer, "compute_loss", counted)  # pyright: ignore[reportPrivateUsage]
     # In the first update, in its last micro-batch, and in the second, fourth and sixth.
     for stop_at, steps in ((2, 0), (4, 0), (7, 1), (15, 3), (24, 5)):
         calls = 0
         folder = tmp_path / str(stop_at)
-        _, ending = finish(workshop.train(going(kind), folder / "1"))
-        assert (ending.kind, ending.steps) == (EndKind.STOPPED, steps)
+        _, result = finish(session.train(going(kind), folder / "1"))
+        assert (result.status, result.steps) == (RunStatus.STOPPED, steps)
         calls = 100
-        points, ending = finish(workshop.train(going(kind), folder / "2", [folder / "1"]))
-        assert ending.kind is EndKind.FINISHED
-        assert told(points) == told(whole)
+        metrics, result = finish(session.train(going(kind), folder / "2", [folder / "1"]))
+        assert result.status is RunStatus.FINISHED
+        assert without_speed(metrics) == without_speed(full)
         assert model_bytes(folder / "2") == model_bytes(tmp_path / "whole")
     assert not any(thread.name == "trl" for thread in threading.enumerate())
 
 
 def test_a_signal_reaches_a_run_in_the_middle_of_an_update(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = threading.Event()
+    requested = threading.Event()
 
     def handler(*_: object) -> None:
-        workshop.interrupt()
-        asked.set()
+        session.interrupt()
+        requested.set()
 
-    plain, calls = instrumented_trainers.WatchedCpo.concatenated_forward, 0
+    plain, calls = instrumented_trainers.InstrumentedCpoTrainer.concatenated_forward, 0
 
     def signalled(self: Any, model: Any, batch: Any) -> Any:
         nonlocal calls
@@ -207,41 +211,41 @@ def test_a_signal_reaches_a_run_in_the_middle_of_an_update(
         if calls == 6:
             # Handlers run in the main thread, which waits for this one.
             os.kill(os.getpid(), signal.SIGUSR1)
-            assert asked.wait(30)
+            assert requested.wait(30)
         return plain(self, model, batch)
 
-    monkeypatch.setattr(instrumented_trainers.WatchedCpo, "concatenated_forward", signalled)
+    monkeypatch.setattr(instrumented_trainers.InstrumentedCpoTrainer, "concatenated_forward", signalled)
     before = signal.signal(signal.SIGUSR1, handler)
     try:
-        _, ending = finish(workshop.train(trial(training=SMALL, engine="trl"), tmp_path))
+        _, result = finish(session.train(trial(training=SMALL, engine="trl"), tmp_path))
     finally:
         signal.signal(signal.SIGUSR1, before)
-    assert (ending.kind, ending.steps, calls) == (EndKind.STOPPED, 1, 6)
+    assert (result.status, result.steps, calls) == (RunStatus.STOPPED, 1, 6)
 
 
 def test_closed_at_any_point_it_ends_where_the_whole_run_does(cache: Path, tmp_path: Path) -> None:
     settings = trial("cpo", training={"save_steps": 2}, engine="trl")
-    whole, _ = finish(Workshop(cache).train(settings, tmp_path / "whole"))
+    full, _ = finish(TrainingSession(cache).train(settings, tmp_path / "whole"))
     for taken in (1, 3, 4, 6):
         first, second = tmp_path / f"{taken}-1", tmp_path / f"{taken}-2"
-        run = Workshop(cache).train(settings, first)
+        run = TrainingSession(cache).train(settings, first)
         begun = [next(run) for _ in range(taken)]
         run.close()
-        assert told(begun) == told(whole[:taken])
+        assert without_speed(begun) == without_speed(full[:taken])
         assert not any(thread.name == "trl" for thread in threading.enumerate())
-        points, ending = finish(Workshop(cache).train(settings, second, [first]))
-        assert ending.kind is EndKind.FINISHED
-        assert told(points) == told(whole)
+        metrics, result = finish(TrainingSession(cache).train(settings, second, [first]))
+        assert result.status is RunStatus.FINISHED
+        assert without_speed(metrics) == without_speed(full)
         assert model_bytes(second) == model_bytes(tmp_path / "whole")
     assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("checkpoint-*"))
 
 
 @pytest.mark.parametrize(("where", "word"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
 def test_what_is_not_finite_ends_the_run_before_the_step(
-    workshop: Workshop, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
+    session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
 ) -> None:
     calls = 0
-    plain = instrumented_trainers.WatchedCpo.concatenated_forward
+    plain = instrumented_trainers.InstrumentedCpoTrainer.concatenated_forward
 
     def poisoned(self: Any, model: Any, batch: Any) -> Any:
         nonlocal calls
@@ -254,13 +258,13 @@ def test_what_is_not_finite_ends_the_run_before_the_step(
         found[0].register_hook(lambda gradient: gradient * math.nan)
         return found
 
-    monkeypatch.setattr(instrumented_trainers.WatchedCpo, "concatenated_forward", poisoned)
-    points, ending = finish(workshop.train(trial(engine="trl"), tmp_path))
-    assert (ending.kind, ending.steps, ending.folder) == (EndKind.DIVERGED, 3, None)
-    assert "update 4 of 6" in ending.reason
-    assert word in ending.reason
+    monkeypatch.setattr(instrumented_trainers.InstrumentedCpoTrainer, "concatenated_forward", poisoned)
+    metrics, result = finish(session.train(trial(engine="trl"), tmp_path))
+    assert (result.status, result.steps, result.folder) == (RunStatus.DIVERGED, 3, None)
+    assert "update 4 of 6" in result.reason
+    assert word in result.reason
     assert calls == 4
-    assert [p.step for p in points] == [0, 1, 2, 3]
+    assert [p.step for p in metrics] == [0, 1, 2, 3]
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
@@ -311,7 +315,7 @@ def test_a_call_stands_still_while_its_consumer_has_the_word() -> None:
             give(number)
         raise ValueError("after the last")
 
-    given = handed_over(call, "handed")
+    given = iterate_in_thread(call, "handed")
     for number in range(3):
         assert next(given) == number
         assert done == list(range(number + 1))
@@ -328,7 +332,7 @@ def test_a_closed_call_unwinds() -> None:
         finally:
             unwound.append("yes")
 
-    given = handed_over(call, "handed")
+    given = iterate_in_thread(call, "handed")
     assert next(given) == 1
     given.close()
     assert unwound == ["yes"]

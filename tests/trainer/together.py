@@ -1,7 +1,7 @@
 """Processes that train together, kept warm between trials: `python together.py NUMBER SIZE PORT CACHE`.
 
 Each line on stdin is a trial for all of them: its configuration, folder, older folders, and how many points to take.
-Each answers with a line: points, ending, and what its workshop has loaded.
+Each answers with a line: points, ending, and what its training session has loaded.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from trainer.config.trial import TrialConfig
-from trainer.distributed.processes import join
-from trainer.results import EndKind
+from trainer.distributed.processes import join_rendezvous
+from trainer.results import RunStatus
 
 HERE = "127.0.0.1"
 
@@ -26,7 +26,7 @@ HERE = "127.0.0.1"
 @dataclass(frozen=True)
 class Ran:
     points: list[tuple[int, dict[str, float]]]
-    kind: EndKind | None
+    kind: RunStatus | None
     counters: dict[str, int]
 
 
@@ -50,22 +50,22 @@ class Together:
     def run(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), take: int | None = None) -> Ran:
         """Train in all processes, to the end or closed after `take` points; what the first one says."""
         self.begin(config, folder, earlier, take)
-        said = [json.loads(_out(process).readline()) for process in self.processes]
-        assert len({json.dumps(s["points"]) for s in said}) == 1, "every process tells the same"
-        first = said[0]
-        points = [(int(step), metrics) for step, metrics in first["points"]]
-        return Ran(points, EndKind(first["kind"]) if first["kind"] else None, first["counters"])
+        messages = [json.loads(_out(process).readline()) for process in self.processes]
+        assert len({json.dumps(s["points"]) for s in messages}) == 1, "every process tells the same"
+        first = messages[0]
+        history = [(int(step), metrics) for step, metrics in first["points"]]
+        return Ran(history, RunStatus(first["kind"]) if first["kind"] else None, first["counters"])
 
     def begin(self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), take: int | None = None) -> None:
-        job = {
+        task = {
             "config": config.model_dump(mode="json"),
             "folder": str(folder),
-            "earlier": [str(place) for place in earlier],
+            "earlier": [str(path) for path in earlier],
             "take": take,
         }
         for process in self.processes:
             assert process.stdin is not None
-            process.stdin.write(json.dumps(job) + "\n")
+            process.stdin.write(json.dumps(task) + "\n")
             process.stdin.flush()
 
     def end(self) -> None:
@@ -80,29 +80,29 @@ def _out(process: subprocess.Popen[str]) -> IO[str]:
 
 
 def main(rank: int, size: int, port: int, number: int, cache: Path) -> None:
-    join(rank, size, port, socket.socket(fileno=number) if rank == 0 else None)
-    from small_trials import told
+    join_rendezvous(rank, size, port, socket.socket(fileno=number) if rank == 0 else None)
+    from small_trials import without_speed
 
-    from trainer.training_session import Workshop
+    from trainer.training_session import TrainingSession
 
-    answers = os.fdopen(os.dup(1), "w")
+    completions = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    workshop = Workshop(cache)
+    session = TrainingSession(cache)
     for line in sys.stdin:
-        job: dict[str, Any] = json.loads(line)
-        config = TrialConfig.model_validate(job["config"])
-        run = workshop.train(config, Path(job["folder"]), [Path(place) for place in job["earlier"]])
-        points, kind = [], None
-        while job["take"] is None or len(points) < job["take"]:
+        task: dict[str, Any] = json.loads(line)
+        config = TrialConfig.model_validate(task["config"])
+        run = session.train(config, Path(task["folder"]), [Path(path) for path in task["earlier"]])
+        history, kind = [], None
+        while task["take"] is None or len(history) < task["take"]:
             try:
-                points.append(next(run))
+                history.append(next(run))
             except StopIteration as end:
                 kind = end.value.kind.value
                 break
         run.close()
-        said = {"points": told(points), "kind": kind, "counters": dict(workshop.counters)}
-        answers.write(json.dumps(said) + "\n")
-        answers.flush()
+        messages = {"points": without_speed(history), "kind": kind, "counters": dict(session.counters)}
+        completions.write(json.dumps(messages) + "\n")
+        completions.flush()
 
 
 if __name__ == "__main__":

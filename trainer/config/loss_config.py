@@ -1,6 +1,6 @@
-"""The objectives a trial can train with: one class each, one union. Formulas: trainer/objectives/.
+"""Objectives a trial can train with: one configuration class each, and their union. Formulas: trainer/objectives/.
 
-What other programs call the parameters of a loss, and what each of those names means here.
+`PARAMETER_ALIASES` maps the names that other libraries use for a loss parameter to the names used here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self, cast, get_args
 from pydantic import Field, ModelWrapValidatorHandler, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
-from trainer.config.base import Frozen, NonNegative, Positive, Share
+from trainer.config.base import Fraction, FrozenModel, NonNegativeFloat, PositiveFloat
 
 _REFERENCE = "does not exist; without a reference the objective is loss.kind cpo, or simpo"
 _MARGIN = "belongs to SimPO: loss.kind simpo with gamma, or gamma_beta_ratio for gamma / beta"
@@ -20,7 +20,7 @@ _MIXTURE = "belongs to DPO: loss.kind dpo with a list in loss_type"
 _LD = "belongs to DPO: loss.kind dpo with ld_alpha (LD-DPO)"
 _ALPHA = "is AlphaPO's: loss.kind simpo with alpha"
 
-OLD_NAMES: Mapping[str, Mapping[str, str]] = {
+PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
     "simpo": {
         "simpo_gamma": "is called gamma here (absolute, as in TRL), or gamma_beta_ratio for gamma / beta",
         "cpo_alpha": "is called sft_weight here, 0 unless given (TRL's default of 1.0 makes it another objective)",
@@ -73,40 +73,42 @@ OLD_NAMES: Mapping[str, Mapping[str, str]] = {
 """Kind of loss -> a name that is none of its parameters -> what to write instead, and why."""
 
 
-def explained(kind: str, error: ValidationError) -> ValidationError:
+def with_alias_hints(kind: str, error: ValidationError) -> ValidationError:
     """The same error, with what it is called here in the place of `unknown key`; every other mistake stays in it."""
-    return ValidationError.from_exception_data(error.title, [_explained(kind, item) for item in error.errors()])
+    return ValidationError.from_exception_data(error.title, [_with_alias_hint(kind, item) for item in error.errors()])
 
 
-def meaning_of(name: str, kind: str) -> str:
+def alias_hint(name: str, kind: str) -> str:
     """What to write for this name with this kind of loss; empty where it is no name of another program's."""
-    said = OLD_NAMES.get(kind, {}).get(name)
-    return f"{name} {said}" if said else ""
+    hint = PARAMETER_ALIASES.get(kind, {}).get(name)
+    return f"{name} {hint}" if hint else ""
 
 
-def _explained(kind: str, item: Any) -> InitErrorDetails:
+def _with_alias_hint(kind: str, item: Any) -> InitErrorDetails:
     last = str(item["loc"][-1]) if item["loc"] else ""
-    known = item["type"] == "extra_forbidden" and last in OLD_NAMES.get(kind, {})
+    known = item["type"] == "extra_forbidden" and last in PARAMETER_ALIASES.get(kind, {})
     # As a value of the template: a sentence may hold braces.
-    told = PydanticCustomError("old_name", "{said}", {"said": OLD_NAMES[kind][last]}) if known else item["type"]
-    return InitErrorDetails(type=told, loc=item["loc"], input=item["input"], ctx=item.get("ctx", {}))
+    kind_or_error = (
+        PydanticCustomError("old_name", "{said}", {"said": PARAMETER_ALIASES[kind][last]}) if known else item["type"]
+    )
+    return InitErrorDetails(type=kind_or_error, loc=item["loc"], input=item["input"], ctx=item.get("ctx", {}))
 
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
 """Share of labels taken to be wrong. From 0.5 on the preference is gone, or reversed."""
 
 
-class Objective(Frozen):
+class BaseLoss(FrozenModel):
     """What every objective has."""
 
     @model_validator(mode="wrap")
     @classmethod
-    def _old_names(cls, value: Any, build: ModelWrapValidatorHandler[Self]) -> Self:
+    def _explain_aliases(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
         """What other programs call a parameter is told in words, at its own place."""
         try:
-            return build(value)
+            return handler(value)
         except ValidationError as error:
-            raise explained(str(cls.model_fields["kind"].default), error) from None
+            raise with_alias_hints(str(cls.model_fields["kind"].default), error) from None
 
     @property
     def couples_pairs(self) -> bool:
@@ -114,7 +116,7 @@ class Objective(Frozen):
         return False
 
 
-class SimpoLoss(Objective):
+class SimpoLoss(BaseLoss):
     """SimPO (Meng et al. 2024, eq. 6), with AlphaPO's alpha (Gupta et al. 2025) and an SFT term.
 
     gamma is absolute, gamma_beta_ratio is gamma/beta; give one of the two.
@@ -122,16 +124,18 @@ class SimpoLoss(Objective):
 
     kind: Literal["simpo"] = "simpo"
     loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
-    beta: Positive = 2.0
-    gamma: NonNegative | None = None
-    gamma_beta_ratio: NonNegative | None = None
+    beta: PositiveFloat = 2.0
+    gamma: NonNegativeFloat | None = None
+    gamma_beta_ratio: NonNegativeFloat | None = None
     label_smoothing: Smoothing = 0.0
     alpha: float = Field(default=0.0, description="AlphaPO: reward (1 - p^-alpha) / alpha; 0 is SimPO's log p.")
-    sft_weight: NonNegative = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
-    nll_scale: NonNegative = Field(default=0.0, description="Another name of sft_weight, common to all objectives.")
+    sft_weight: NonNegativeFloat = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+    nll_scale: NonNegativeFloat = Field(
+        default=0.0, description="Another name of sft_weight, common to all objectives."
+    )
 
     @model_validator(mode="after")
-    def _sound(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.gamma is not None and self.gamma_beta_ratio is not None:
             raise ValueError(
                 "gamma and gamma_beta_ratio say the same twice (gamma = gamma_beta_ratio * beta); give one of them"
@@ -160,7 +164,7 @@ class SimpoLoss(Objective):
         return self.sft_weight or self.nll_scale
 
 
-DpoTerm = Literal[
+DpoLossType = Literal[
     "sigmoid",
     "sigmoid_norm",
     "hinge",
@@ -177,34 +181,38 @@ DpoTerm = Literal[
     "discopop",
     "sft",
 ]
-SMOOTHED = frozenset[DpoTerm]({"robust", "exo_pair", "aot", "aot_unpaired"})
+SMOOTHED_TERMS = frozenset[DpoLossType]({"robust", "exo_pair", "aot", "aot_unpaired"})
 """Terms that read label_smoothing. TRL ignores it elsewhere without a word."""
-SORTED = frozenset[DpoTerm]({"aot", "aot_unpaired"})
-DIVERGING = frozenset[DpoTerm]({"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"})
+SORTED_TERMS = frozenset[DpoLossType]({"aot", "aot_unpaired"})
+F_DIVERGENCE_TERMS = frozenset[DpoLossType](
+    {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"}
+)
 """Terms of a difference of scores, in which the f-divergence's unknown constant cancels."""
 
 
-class DpoLoss(Objective):
+class DpoLoss(BaseLoss):
     """DPO and its relatives against the frozen start model: one term, or a weighted sum of several.
 
     The names, defaults and formulas are those of TRL's DPOTrainer 1.16.
     """
 
     kind: Literal["dpo"] = "dpo"
-    loss_type: DpoTerm | tuple[DpoTerm, ...] = "sigmoid"
-    loss_weights: tuple[Positive, ...] | None = Field(default=None, description="One per loss_type; all 1 if absent.")
-    beta: Positive = 0.1
+    loss_type: DpoLossType | tuple[DpoLossType, ...] = "sigmoid"
+    loss_weights: tuple[PositiveFloat, ...] | None = Field(
+        default=None, description="One per loss_type; all 1 if absent."
+    )
+    beta: PositiveFloat = 0.1
     label_smoothing: Smoothing = 0.0
-    nll_scale: NonNegative = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
+    nll_scale: NonNegativeFloat = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
-    ld_alpha: Share | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
+    ld_alpha: Fraction | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
     use_weighting: bool = Field(default=False, description="WPO: weigh pairs by how likely the policy is to say them.")
-    discopop_tau: Positive = 0.05
+    discopop_tau: PositiveFloat = 0.05
 
     @field_validator("loss_type", mode="before")
     @classmethod
-    def _known_terms(cls, value: Any) -> Any:
+    def _check_loss_types(cls, value: Any) -> Any:
         given = cast(list[Any], list(value)) if isinstance(value, (list, tuple)) else [value]
         if "aot_pair" in given:
             raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
@@ -212,13 +220,13 @@ class DpoLoss(Objective):
             raise ValueError("kto_pair is gone from TRL and not offered here; bco_pair and apo_zero are near to it")
         if "simpo" in given:
             raise ValueError("simpo is no variant of DPO: write loss.kind simpo")
-        if len(given) > 1 and (unknown := [each for each in given if each not in get_args(DpoTerm)]):
+        if len(given) > 1 and (unknown := [each for each in given if each not in get_args(DpoLossType)]):
             named = ", ".join(map(str, unknown))
-            raise ValueError(f"no loss type: {named}; it must be some of {', '.join(get_args(DpoTerm))}")
+            raise ValueError(f"no loss type: {named}; it must be some of {', '.join(get_args(DpoLossType))}")
         return given[0] if len(given) == 1 else value
 
     @property
-    def terms(self) -> tuple[tuple[DpoTerm, float], ...]:
+    def terms(self) -> tuple[tuple[DpoLossType, float], ...]:
         """Each loss type with its weight."""
         types = (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
         return tuple(zip(types, self.loss_weights or (1.0,) * len(types), strict=True))
@@ -226,10 +234,10 @@ class DpoLoss(Objective):
     @property
     def couples_pairs(self) -> bool:
         """AOT sorts over the pairs of an update."""
-        return any(term in SORTED for term, _ in self.terms)
+        return any(term in SORTED_TERMS for term, _ in self.terms)
 
     @model_validator(mode="after")
-    def _sound(self) -> Self:
+    def _check_consistency(self) -> Self:
         types = (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
         named = ", ".join(types)
         if not types:
@@ -241,19 +249,21 @@ class DpoLoss(Objective):
         used = set(types)
         if "exo_pair" in used and self.label_smoothing == 0:
             raise ValueError("exo_pair takes the logarithm of label_smoothing: give more than 0 (the paper's is 0.001)")
-        if self.label_smoothing > 0 and not used & SMOOTHED:
+        if self.label_smoothing > 0 and not used & SMOOTHED_TERMS:
             instead = "use robust, which is made for noisy labels" if "sigmoid" in used else "remove it"
             raise ValueError(f"label_smoothing is not read by {named}; {instead}")
-        if self.f_divergence_type != "reverse_kl" and not (used <= DIVERGING | {"sft"} and used & DIVERGING):
+        if self.f_divergence_type != "reverse_kl" and not (
+            used <= F_DIVERGENCE_TERMS | {"sft"} and used & F_DIVERGENCE_TERMS
+        ):
             raise ValueError(
                 f"f_divergence_type {self.f_divergence_type} has no meaning with {named}: "
-                f"only with {', '.join(sorted(DIVERGING))}"
+                f"only with {', '.join(sorted(F_DIVERGENCE_TERMS))}"
             )
         if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
             raise ValueError("f_alpha_divergence_coef is read with f_divergence_type alpha_divergence only")
         if self.discopop_tau != 0.05 and "discopop" not in used:
             raise ValueError(f"discopop_tau is not read by {named}")
-        if self.use_weighting and used & (SORTED | {"sft"}):
+        if self.use_weighting and used & (SORTED_TERMS | {"sft"}):
             raise ValueError(
                 f"use_weighting weighs pairs, which {named} does not keep apart; for an SFT term use nll_scale"
             )
@@ -264,14 +274,14 @@ class DpoLoss(Objective):
         return self
 
 
-class CpoLoss(Objective):
+class CpoLoss(BaseLoss):
     """CPO (Xu et al. 2024, eq. 3): DPO without a reference, on summed log-probs, with cross-entropy beside it."""
 
     kind: Literal["cpo"] = "cpo"
     loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    beta: Positive = 0.1
+    beta: PositiveFloat = 0.1
     label_smoothing: Smoothing = 0.0
-    nll_scale: NonNegative = Field(default=1.0, description="Weight of the cross-entropy per chosen token.")
+    nll_scale: NonNegativeFloat = Field(default=1.0, description="Weight of the cross-entropy per chosen token.")
 
     @field_validator("loss_type", mode="before")
     @classmethod
@@ -281,22 +291,22 @@ class CpoLoss(Objective):
         return value
 
     @model_validator(mode="after")
-    def _sound(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.label_smoothing > 0 and self.loss_type != "sigmoid":
             raise ValueError(f"label_smoothing has no meaning with loss_type {self.loss_type}; use sigmoid")
         return self
 
 
-class OrpoLoss(Objective):
+class OrpoLoss(BaseLoss):
     """ORPO (Hong et al. 2024, eq. 6): cross-entropy plus beta times the odds ratio of length-averaged log-probs."""
 
     kind: Literal["orpo"] = "orpo"
-    beta: Positive = Field(default=0.1, description="The paper's lambda: weight of the odds ratio.")
-    nll_scale: NonNegative = Field(default=1.0, description="Weight of the cross-entropy.")
+    beta: PositiveFloat = Field(default=0.1, description="The paper's lambda: weight of the odds ratio.")
+    nll_scale: NonNegativeFloat = Field(default=1.0, description="Weight of the cross-entropy.")
     nll_prompt: bool = Field(default=True, description="Cross-entropy over prompt and chosen, as TRL; false: chosen.")
 
 
-class SftLoss(Objective):
+class SftLoss(BaseLoss):
     """Token-mean cross-entropy on the chosen responses; what the `sft:` stage trains with."""
 
     kind: Literal["sft"] = "sft"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from trainer.config.trial import ModelConfig, TrialConfig
+from trainer.results import ModelError
 
 TABLES: dict[str, tuple[str, int]] = {
     "gpt2": ("n_positions", 1024),
@@ -93,9 +94,9 @@ def _scalings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     for name in ("rope_parameters", "rope_scaling"):
         given = config.get(name)
         if isinstance(given, Mapping) and given:
-            said = cast("Mapping[str, Any]", given)
-            nested = [cast("Mapping[str, Any]", each) for each in said.values() if isinstance(each, Mapping)]
-            yield from nested or [said]
+            message = cast("Mapping[str, Any]", given)
+            nested = [cast("Mapping[str, Any]", each) for each in message.values() if isinstance(each, Mapping)]
+            yield from nested or [message]
             return
 
 
@@ -142,8 +143,17 @@ def length_findings(
         yield LengthFinding("engine", problem, hint, refused=True)
 
 
+def refuse_long_answers(positions: Positions, longest_prompt: int, new: int) -> None:
+    """ModelError where a model has no positions for its longest prompt with `new` tokens behind it, all in tokens."""
+    if positions.table is not None and longest_prompt + new > positions.table:
+        raise ModelError(
+            f"a prompt of {longest_prompt:,} tokens with {new:,} new ones is beyond the {positions.table:,} positions "
+            f"of the model ({positions.field} in its config.json): lower max_new_tokens or data.max_prompt_length"
+        )
+
+
 def known_positions(model: ModelConfig) -> Positions | None:
-    """The limits of a start model as far as they are known without a hub; None where its config.json is not here."""
+    """The limits of an initial model as far as they are known without a hub; None where its config.json is not here."""
     if model.generated is not None:
         length = model.generated.max_position_embeddings
         return positions_of({"model_type": model.generated.architecture, "max_position_embeddings": length})
@@ -163,6 +173,6 @@ def config_files(name: str, revision: str | None) -> list[Path]:
     if folder.is_dir():
         return [file for file in (folder / "config.json",) if file.is_file()]
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    place = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
-    files = sorted(place.glob("*/config.json"), key=lambda p: p.stat().st_mtime, reverse=True)
+    path = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
+    files = sorted(path.glob("*/config.json"), key=lambda p: p.stat().st_mtime, reverse=True)
     return [file for file in files if revision is None or file.parent.name.startswith(revision)]

@@ -1,8 +1,7 @@
-"""Everything one trial needs to know, as frozen types. No torch here: `plan` and `--help` import this.
+"""`TrialConfig` and its sections: the complete configuration of one trial, and its fingerprint.
 
-A default is written once, in this file. Names are Hugging Face's where it has one, the papers' otherwise.
-
-A name under which equal configurations are equal.
+Frozen types without torch, since `plan` and `--help` import this module. A default is written once, here. Names are
+Hugging Face's where it has one, the papers' otherwise. Configurations with equal fingerprints are equal.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import Count, Frozen, Name, NonNegative, Positive, Share
+from trainer.config.base import Fraction, FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
 from trainer.config.loss_config import LossConfig, SimpoLoss
-from trainer.config.trl_support import EngineName, pairs_per_micro_batch, trl_lacks
+from trainer.config.trl_support import EngineName, pairs_per_micro_batch, unsupported_by_trl
 
 # --- model -----------------------------------------------------------------------------------------------------------
 
@@ -23,27 +22,29 @@ from trainer.config.trl_support import EngineName, pairs_per_micro_batch, trl_la
 Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2"]
 
 
-class GeneratedModel(Frozen):
+class GeneratedModel(FrozenModel):
     """A small causal LM with random weights, with a tokenizer trained on the generated task."""
 
     architecture: Architecture = "llama"
     vocab_size: Annotated[int, Field(ge=64)] = 512
-    hidden_size: Count = 128
-    intermediate_size: Count = 352
-    num_hidden_layers: Count = 4
-    num_attention_heads: Count = 4
-    num_key_value_heads: Count = 4
-    max_position_embeddings: Count = 512
+    hidden_size: PositiveInt = 128
+    intermediate_size: PositiveInt = 352
+    num_hidden_layers: PositiveInt = 4
+    num_attention_heads: PositiveInt = 4
+    num_key_value_heads: PositiveInt = 4
+    max_position_embeddings: PositiveInt = 512
     seed: int = 0
 
 
-class ModelConfig(Frozen):
+class ModelConfig(FrozenModel):
     """The start model: a hub name, a folder, or a generated one. Shorthand: `model: NAME`."""
 
-    name_or_path: Name | None = None
+    name_or_path: NonEmptyStr | None = None
     generated: GeneratedModel | None = None
     revision: str | None = None
-    tokenizer: Name | None = Field(default=None, description="Hub name or folder; the model's own when not given.")
+    tokenizer: NonEmptyStr | None = Field(
+        default=None, description="Hub name or folder; the model's own when not given."
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Of the stored weights. float32 with training.bf16 is what the papers did."
     )
@@ -59,7 +60,7 @@ class ModelConfig(Frozen):
         return {"name_or_path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _one_origin(self) -> Self:
+    def _check_one_source(self) -> Self:
         if (self.name_or_path is None) == (self.generated is None):
             raise ValueError("give exactly one of name_or_path and generated")
         return self
@@ -68,8 +69,8 @@ class ModelConfig(Frozen):
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-class _Weighted(Frozen):
-    weight: Positive | None = Field(
+class _WeightedSource(FrozenModel):
+    weight: PositiveFloat | None = Field(
         default=None,
         description="Share of the mix, relative to the others'; every row of every source when none has one.",
     )
@@ -79,35 +80,35 @@ class _Weighted(Frozen):
     )
 
 
-class FileSource(_Weighted):
+class FileSource(_WeightedSource):
     """Preference rows in a local file. Shorthand: the path alone."""
 
-    path: Name = Field(description="JSONL, JSON, Parquet or CSV.")
+    path: NonEmptyStr = Field(description="JSONL, JSON, Parquet or CSV.")
 
 
-class HubSource(_Weighted):
+class HubSource(_WeightedSource):
     """A Hugging Face data set."""
 
-    dataset: Name
-    split: Name
+    dataset: NonEmptyStr
+    split: NonEmptyStr
     subset: str | None = None
     revision: str | None = None
 
 
-class GeneratedSource(Frozen):
+class GeneratedSource(FrozenModel):
     """Rows of the product's own checkable task (trainer/generate.py); a function of rows, split and seed alone."""
 
     generated: Literal["instructions"]
     split: Literal["train", "eval"] = "train"
-    rows: Count = 2000
+    rows: PositiveInt = 2000
     seed: int = 0
-    weight: Positive | None = None
+    weight: PositiveFloat | None = None
 
 
 Source = FileSource | HubSource | GeneratedSource
 
 
-class DataConfig(Frozen):
+class DataConfig(FrozenModel):
     """Preference pairs for training and evaluation, and how they become tokens."""
 
     train: Annotated[tuple[Source, ...], Field(min_length=1)]
@@ -126,8 +127,8 @@ class DataConfig(Frozen):
         description="Of answers of several messages. all: every token after the prompt, as TRL scores them; last: the "
         "last assistant's message alone, with the turns before it as context.",
     )
-    max_train_rows: Count | None = None
-    max_eval_rows: Count | None = None
+    max_train_rows: PositiveInt | None = None
+    max_eval_rows: PositiveInt | None = None
     max_length: Annotated[int, Field(ge=8)] = Field(default=1024, description="Tokens of prompt and response together.")
     max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
@@ -140,7 +141,7 @@ class DataConfig(Frozen):
         description="Rows that cannot be trained on. skip: left out and counted, up to max_bad_share of all rows; "
         "refuse: not one is allowed.",
     )
-    max_bad_share: Share = Field(
+    max_bad_share: Fraction = Field(
         default=0.01, description="With bad_rows: skip, the largest share of rows left out; with more all is refused."
     )
 
@@ -158,7 +159,7 @@ class DataConfig(Frozen):
         return out
 
     @model_validator(mode="after")
-    def _all_weights_or_none(self) -> Self:
+    def _check_weights(self) -> Self:
         for side in (self.train, self.eval or ()):
             if len({source.weight is None for source in side}) > 1:
                 raise ValueError("give every source of a mix a weight, or none of them")
@@ -177,7 +178,7 @@ class DataConfig(Frozen):
         return self.max_prompt_length or self.max_length - 1
 
     @model_validator(mode="after")
-    def _prompt_leaves_room(self) -> Self:
+    def _check_prompt_length(self) -> Self:
         if self.prompt_budget >= self.max_length:
             raise ValueError(f"max_prompt_length {self.prompt_budget} leaves no room in max_length {self.max_length}")
         return self
@@ -190,23 +191,25 @@ Distributed = Literal["ddp", "fsdp2", "zero3"]
 DEEPSPEED_INSTALL = "pip install 'prefsweep[deepspeed]'"
 
 
-class TrainingConfig(Frozen):
+class TrainingConfig(FrozenModel):
     """Optimiser, schedule, batch and cadence."""
 
-    learning_rate: Positive = 1e-6
-    pairs_per_update: Count = Field(default=128, description="Exact, whatever the micro-batch and the number of GPUs.")
-    tokens_per_micro_batch: Count = Field(
+    learning_rate: PositiveFloat = 1e-6
+    pairs_per_update: PositiveInt = Field(
+        default=128, description="Exact, whatever the micro-batch and the number of GPUs."
+    )
+    tokens_per_micro_batch: PositiveInt = Field(
         default=8192, description="Budget by which pairs are packed; no effect on results."
     )
-    num_train_epochs: Positive = 1.0
-    max_steps: Count | None = Field(default=None, description="Updates; overrides num_train_epochs.")
+    num_train_epochs: PositiveFloat = 1.0
+    max_steps: PositiveInt | None = Field(default=None, description="Updates; overrides num_train_epochs.")
     lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    warmup_ratio: Share = 0.1
-    weight_decay: NonNegative = 0.0
+    warmup_ratio: Fraction = 0.1
+    weight_decay: NonNegativeFloat = 0.0
     adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
     adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    adam_epsilon: Positive = 1e-8
-    max_grad_norm: NonNegative = Field(default=1.0, description="0 turns clipping off.")
+    adam_epsilon: PositiveFloat = 1e-8
+    max_grad_norm: NonNegativeFloat = Field(default=1.0, description="0 turns clipping off.")
     bf16: bool = Field(default=False, description="Autocast to bfloat16; weights stay in model.dtype.")
     stochastic_rounding: bool = Field(
         default=True,
@@ -221,25 +224,25 @@ class TrainingConfig(Frozen):
         "No effect in one process.",
     )
     seed: int = 42
-    logging_steps: Count = 1
-    eval_steps: Count | None = Field(
+    logging_steps: PositiveInt = 1
+    eval_steps: PositiveInt | None = Field(
         default=None, description="Updates between evaluations; by default a tenth of the run."
     )
-    save_steps: Count | None = Field(
+    save_steps: PositiveInt | None = Field(
         default=None, description="Updates between checkpoints; by default at every evaluation."
     )
 
 
-class LoraConfig(Frozen):
+class LoraConfig(FrozenModel):
     """Low-rank adapters (peft); dropout 0 by default, as every objective here wants dropout off."""
 
-    r: Count = 16
-    alpha: Positive = 32.0
-    dropout: Share = 0.0
+    r: PositiveInt = 16
+    alpha: PositiveFloat = 32.0
+    dropout: Fraction = 0.0
     target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
 
 
-class EvaluationConfig(Frozen):
+class EvaluationConfig(FrozenModel):
     """What is looked at beside the held-out pairs."""
 
     prompts: Annotated[int, Field(ge=0)] = Field(
@@ -252,10 +255,10 @@ class EvaluationConfig(Frozen):
         "by default at every evaluation, 0 for the start and the end alone.",
     )
     samples: Annotated[int, Field(ge=0)] = Field(default=4, description="Of those, how many answers are kept as text.")
-    max_new_tokens: Count = 64
+    max_new_tokens: PositiveInt = 64
 
 
-class TrialConfig(Frozen):
+class TrialConfig(FrozenModel):
     """One trial, complete: `python -m trainer trial.yaml` runs it alone."""
 
     model: ModelConfig
@@ -269,7 +272,7 @@ class TrialConfig(Frozen):
     )
 
     @model_validator(mode="after")
-    def _enough_pairs(self) -> Self:
+    def _check_pairs_per_update(self) -> Self:
         if self.loss.couples_pairs and self.training.pairs_per_update < 2:
             raise ValueError(
                 "this loss compares the pairs of an update with each other: pairs_per_update is at least 2"
@@ -277,25 +280,29 @@ class TrialConfig(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _can_be_cut(self) -> Self:
+    def _check_sharding(self) -> Self:
         if self.model.load_in_4bit and self.training.distributed != "ddp":
             raise ValueError(
                 f"weights in 4 bits are not cut into slices: use training.distributed ddp with model.load_in_4bit, "
                 f"not {self.training.distributed}"
             )
-        if why := zero3_refuses(self.model, self.training, self.lora):
-            raise ValueError(why)
+        if reason := zero3_refuses(self.model, self.training, self.lora):
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")
-    def _engine_can(self) -> Self:
+    def _check_engine(self) -> Self:
         if self.engine == "trl":
-            whole = self.pairs_per_micro_batch == self.training.pairs_per_update
-            rounds = self.training.stochastic_rounding and self.model.dtype == "bfloat16" and self.lora is None
+            single_batch = self.pairs_per_micro_batch == self.training.pairs_per_update
+            stochastic = self.training.stochastic_rounding and self.model.dtype == "bfloat16" and self.lora is None
             four = self.model.load_in_4bit
-            told = list(trl_lacks(self.loss, whole_update=whole, rounds=rounds, load_in_4bit=four))
-            if told:
-                raise ValueError("; ".join(told))
+            unsupported = list(
+                unsupported_by_trl(
+                    self.loss, single_batch=single_batch, stochastic_rounding=stochastic, load_in_4bit=four
+                )
+            )
+            if unsupported:
+                raise ValueError("; ".join(unsupported))
         return self
 
     @property
@@ -304,20 +311,20 @@ class TrialConfig(Frozen):
         training = self.training
         return pairs_per_micro_batch(training.pairs_per_update, training.tokens_per_micro_batch, self.data.max_length)
 
-    def leaves(self) -> dict[str, Any]:
-        """Every leaf by its dotted path, both gamma and gamma_beta_ratio included: what tracking logs."""
-        return flatten(self.model_dump(mode="json")) | self._by_both_names()
+    def flat_params(self) -> dict[str, Any]:
+        """Every setting by its dotted path, both gamma and gamma_beta_ratio included: what tracking logs."""
+        return flatten(self.model_dump(mode="json")) | self._equivalent_params()
 
-    def identity(self) -> dict[str, Any]:
-        """Leaves under which equal configurations are equal, however they were written (gamma or its ratio).
+    def canonical_params(self) -> dict[str, Any]:
+        """Settings under which equal configurations are equal, however they were written (gamma or its ratio).
 
-        Those that have their default are left out, so that a leaf that a later version adds changes no trial's name.
+        Those that have their default are left out, so that a setting that a later version adds changes no trial's name.
         """
-        flat = flatten(self.model_dump(mode="json", exclude_defaults=True)) | self._by_both_names()
+        flat = flatten(self.model_dump(mode="json", exclude_defaults=True)) | self._equivalent_params()
         flat["loss.kind"] = self.loss.kind
         return {k: float(f"{v:.12g}") if isinstance(v, float) else v for k, v in flat.items()}
 
-    def _by_both_names(self) -> dict[str, Any]:
+    def _equivalent_params(self) -> dict[str, Any]:
         """What may be written in two ways, in both."""
         if not isinstance(self.loss, SimpoLoss):
             return {}
@@ -348,6 +355,6 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def identity(config: TrialConfig) -> str:
+def config_fingerprint(config: TrialConfig) -> str:
     """Equal for equal configurations, whichever way they were written."""
-    return hashlib.sha256(json.dumps(config.identity(), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(config.canonical_params(), sort_keys=True).encode()).hexdigest()

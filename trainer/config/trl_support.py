@@ -1,4 +1,4 @@
-"""Which program takes the updates of a trial, and what TRL's trainers cannot be asked for. No torch here."""
+"""Engine names, and which configurations TRL's trainers do not support. No torch."""
 
 from __future__ import annotations
 
@@ -10,22 +10,26 @@ from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, S
 EngineName = Literal["packed", "trl"]
 
 
-def pairs_per_micro_batch(pairs_per_update: int, tokens: int, max_length: int) -> int:
-    """Pairs that TRL computes at once: the most that divide the update and, at full length, keep within `tokens`.
+def pairs_per_micro_batch(pairs_per_update: int, token_budget: int, max_length: int) -> int:
+    """Pairs that TRL computes at once: the most that divide the update and, at full length, keep within `token_budget`.
 
     A pair is two sequences of up to `max_length` tokens; at least one pair.
     """
-    fitting = [n for n in range(1, pairs_per_update + 1) if pairs_per_update % n == 0 and 2 * max_length * n <= tokens]
+    fitting = [
+        n for n in range(1, pairs_per_update + 1) if pairs_per_update % n == 0 and 2 * max_length * n <= token_budget
+    ]
     return max(fitting, default=1)
 
 
-def trl_lacks(loss: LossConfig, *, whole_update: bool, rounds: bool, load_in_4bit: bool) -> Iterator[str]:
-    """What keeps TRL's own trainers from this configuration, each with what to do instead.
+def unsupported_by_trl(
+    loss: LossConfig, *, single_batch: bool, stochastic_rounding: bool, load_in_4bit: bool
+) -> Iterator[str]:
+    """Return what TRL's own trainers do not support of this configuration, each with what to do instead.
 
-    `whole_update`: TRL computes all pairs of an update at once. `rounds`: bfloat16 weights are to be updated with
-    stochastic rounding.
+    `single_batch`: TRL computes all pairs of an update at once. `stochastic_rounding`: bfloat16 weights are to be
+    updated with stochastic rounding.
     """
-    if rounds:
+    if stochastic_rounding:
         yield (
             "TRL's trainers update bfloat16 weights by rounding to nearest: set training.stochastic_rounding to false, "
             "use float32 weights with training.bf16, or use engine packed"
@@ -37,7 +41,7 @@ def trl_lacks(loss: LossConfig, *, whole_update: bool, rounds: bool, load_in_4bi
             if loss.loss_type == "hinge":
                 yield "TRL's CPOTrainer has no hinge form of SimPO; use engine packed, or loss_type sigmoid"
         case DpoLoss():
-            yield from _dpo_lacks(loss, whole_update)
+            yield from _dpo_unsupported(loss, single_batch)
         case CpoLoss():
             pass
         case OrpoLoss():
@@ -52,12 +56,12 @@ def trl_lacks(loss: LossConfig, *, whole_update: bool, rounds: bool, load_in_4bi
             assert_never(loss)
 
 
-def _dpo_lacks(loss: DpoLoss, whole_update: bool) -> Iterator[str]:
+def _dpo_unsupported(loss: DpoLoss, single_batch: bool) -> Iterator[str]:
     if {term for term, _ in loss.terms} == {"sft"}:
         yield "engine trl trains on preferences: loss_type sft alone has none; use engine packed"
     if loss.nll_scale > 0 and loss.use_weighting:
         yield "TRL's DPOTrainer would weigh the cross-entropy by use_weighting too; leave one out, or use engine packed"
-    if loss.couples_pairs and not whole_update:
+    if loss.couples_pairs and not single_batch:
         yield (
             "TRL's DPOTrainer sorts the pairs of a micro-batch, not of an update: for aot raise tokens_per_micro_batch "
             "to 2 * max_length * pairs_per_update, or use engine packed"

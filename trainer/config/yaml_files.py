@@ -1,6 +1,6 @@
-"""A trial's YAML to its configuration; every mistake in it as one sentence.
+"""Reads a trial's YAML file into its configuration; each mistake is reported as one sentence.
 
-YAML 1.2's core schema: what a plain scalar means. PyYAML's own is 1.1, where `6e-7` is text and `no` is false.
+Plain scalars follow YAML 1.2's core schema. PyYAML implements 1.1, where `6e-7` is text and `no` is false.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.config.trial import TrialConfig
 from trainer.results import TrialError
 
 
-class BadTrial(TrialError):
+class InvalidTrialFile(TrialError):
     """The file cannot be read as one trial's configuration; `problems` holds a sentence for each mistake."""
 
     def __init__(self, path: Path, problems: list[str]) -> None:
@@ -61,7 +61,7 @@ _Loader.add_implicit_resolver(
 
 
 def load_trial(path: Path) -> TrialConfig:
-    """The configuration in a YAML file. BadTrial with all mistakes where it is none."""
+    """The configuration in a YAML file. InvalidTrialFile with all mistakes where it is none."""
     return trial_of(path, ())
 
 
@@ -69,19 +69,19 @@ def trial_of(path: Path, changes: Sequence[tuple[str, Any]]) -> TrialConfig:
     """Like `load_trial`, with the values at some dotted paths replaced."""
     try:
         given = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
-    except (OSError, UnicodeDecodeError) as why:
-        raise BadTrial(path, [f"cannot be read: {why}"]) from why
-    except yaml.MarkedYAMLError as why:
-        line = f"line {why.problem_mark.line + 1}: " if why.problem_mark else ""
-        raise BadTrial(path, [f"{line}{why.problem}"]) from why
-    except (yaml.YAMLError, RecursionError) as why:
-        raise BadTrial(path, [f"no YAML: {why}"]) from why
+    except (OSError, UnicodeDecodeError) as reason:
+        raise InvalidTrialFile(path, [f"cannot be read: {reason}"]) from reason
+    except yaml.MarkedYAMLError as reason:
+        line = f"line {reason.problem_mark.line + 1}: " if reason.problem_mark else ""
+        raise InvalidTrialFile(path, [f"{line}{reason.problem}"]) from reason
+    except (yaml.YAMLError, RecursionError) as reason:
+        raise InvalidTrialFile(path, [f"no YAML: {reason}"]) from reason
     for where, value in changes:
         given = _changed(given, where.split("."), value)
     try:
         return TrialConfig.model_validate(given)
-    except ValidationError as why:
-        raise BadTrial(path, [_sentence(error) for error in why.errors()]) from why
+    except ValidationError as reason:
+        raise InvalidTrialFile(path, [_error_message(error) for error in reason.errors()]) from reason
 
 
 def _changed(tree: Any, path: Sequence[str], value: Any) -> Any:
@@ -95,15 +95,15 @@ def _changed(tree: Any, path: Sequence[str], value: Any) -> Any:
     return {**group, first: _changed(group.get(first), rest, value)}
 
 
-def _sentence(error: Any) -> str:
+def _error_message(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
         return f"{where}: there is no such key"
     if error["type"] == "missing":
         return f"{where}: is missing"
-    said = str(error["msg"]).removeprefix("Value error, ")
+    message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
-    return f"{where}: {said[:1].lower()}{said[1:]}{shown}"
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
 
 
 TAG = "tag:yaml.org,2002:"
@@ -116,8 +116,8 @@ _OCTAL = re.compile(r"0o[0-7]+")
 _HEX = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_LONGEST = 64
-_CORE: dict[str, type | tuple[type, ...]] = {
+_MAX_SCALAR_LENGTH = 64
+_CORE_TYPES: dict[str, type | tuple[type, ...]] = {
     f"{TAG}int": int,
     f"{TAG}float": (int, float),
     f"{TAG}bool": bool,
@@ -125,11 +125,11 @@ _CORE: dict[str, type | tuple[type, ...]] = {
 }
 
 
-class BadScalar(ValueError):
+class InvalidScalar(ValueError):
     """A scalar that can be no value of a sweep."""
 
 
-def plain(text: str) -> str | int | float | bool | None:
+def parse_scalar(text: str) -> str | int | float | bool | None:
     """The value of an unquoted scalar."""
     if _NULL.fullmatch(text):
         return None
@@ -138,8 +138,8 @@ def plain(text: str) -> str | int | float | bool | None:
     if _FALSE.fullmatch(text):
         return False
     if _NOT_FINITE.fullmatch(text):
-        raise BadScalar(f"{text} is not a finite number")
-    if len(text) > _LONGEST:
+        raise InvalidScalar(f"{text} is not a finite number")
+    if len(text) > _MAX_SCALAR_LENGTH:
         return text
     for pattern, base in ((_INT, 10), (_OCTAL, 8), (_HEX, 16)):
         if pattern.fullmatch(text):
@@ -147,19 +147,19 @@ def plain(text: str) -> str | int | float | bool | None:
     if _FLOAT.fullmatch(text):
         number = float(text)
         if number in (float("inf"), float("-inf")):
-            raise BadScalar(f"{text} is beyond the range of numbers")
+            raise InvalidScalar(f"{text} is beyond the range of numbers")
         return number
     return text
 
 
-def tagged(tag: str, text: str) -> str | int | float | bool | None:
+def parse_tagged_scalar(tag: str, text: str) -> str | int | float | bool | None:
     """The value of a scalar that says its core type itself (`!!str 5`)."""
     if tag == f"{TAG}str":
         return text
-    wanted = _CORE.get(tag)
-    if wanted is None:
-        raise BadScalar(f"the tag {tag} has no meaning here")
-    value = plain(text)
-    if not isinstance(value, wanted):
-        raise BadScalar(f"{text!r} is no {tag.removeprefix(TAG)}")
+    expected = _CORE_TYPES.get(tag)
+    if expected is None:
+        raise InvalidScalar(f"the tag {tag} has no meaning here")
+    value = parse_scalar(text)
+    if not isinstance(value, expected):
+        raise InvalidScalar(f"{text!r} is no {tag.removeprefix(TAG)}")
     return float(value) if tag == f"{TAG}float" and isinstance(value, int) else value

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.data.validation import Kind
+from trainer.data.validation import FindingKind
 
 Message = dict[str, Any]
 """`role`, `content` (text or a list of parts, absent beside tool calls), and whatever else a chat template reads."""
@@ -31,14 +31,14 @@ _RESERVED = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
+class InvalidRow:
     """Why a row cannot be trained on."""
 
-    kind: Kind
+    kind: FindingKind
     detail: str = ""
 
 
-def to_part(value: Any) -> str | Dialogue | Bad:
+def to_part(value: Any) -> str | Dialogue | InvalidRow:
     """Text stays text; a message or a list of messages becomes a dialogue.
 
     Keys that are null are absent, as transformers' `apply_chat_template` takes them. ShareGPT's `from` and `value` are
@@ -46,29 +46,29 @@ def to_part(value: Any) -> str | Dialogue | Bad:
     """
     if isinstance(value, str):
         if _MESSAGES_AS_TEXT.match(value):
-            return Bad("not_text", "messages written as text; give them as lists (JSONL, JSON or Parquet)")
+            return InvalidRow("not_text", "messages written as text; give them as lists (JSONL, JSON or Parquet)")
         return value
     if isinstance(value, dict):
         value = [value]
     if not isinstance(value, (list, tuple)) or not all(isinstance(m, dict) for m in value):
-        return Bad("not_text", f"{type_name(value)} instead of text or messages")
+        return InvalidRow("not_text", f"{type_name(value)} instead of text or messages")
     dialogue: Dialogue = []
     for one in value:
         message = _message(one)
-        if isinstance(message, Bad):
+        if isinstance(message, InvalidRow):
             return message
         dialogue.append(message)
     return dialogue
 
 
-def _message(given: Mapping[str, Any]) -> Message | Bad:
+def _message(given: Mapping[str, Any]) -> Message | InvalidRow:
     out: Message = {str(key): value for key, value in given.items() if value is not None}
     for ours, theirs in (("role", "from"), ("content", "value")):
         if ours not in out and theirs in out:
             out = {ours if key == theirs else key: value for key, value in out.items()}
     role, content = out.get("role"), out.get("content")
     if not isinstance(role, str):
-        return Bad("not_text", "a message without a role")
+        return InvalidRow("not_text", "a message without a role")
     out["role"] = _ROLES.get(role, role)
     if isinstance(content, str) or (content is None and _says_more(out)):
         return out
@@ -79,8 +79,8 @@ def _message(given: Mapping[str, Any]) -> Message | Bad:
     ):
         return out
     if any(kind in _MEDIA for kind in kinds):
-        return Bad("images", f"a message with a part of type {next(kind for kind in kinds if kind in _MEDIA)}")
-    return Bad("not_text", f"a message whose content is {type_name(content)}")
+        return InvalidRow("images", f"a message with a part of type {next(kind for kind in kinds if kind in _MEDIA)}")
+    return InvalidRow("not_text", f"a message whose content is {type_name(content)}")
 
 
 def _says_more(message: Message) -> bool:
@@ -101,7 +101,7 @@ def is_empty(message: Message) -> bool:
     return not content_text(message).strip() and not _says_more(message)
 
 
-def to_tools(value: Any) -> Tools | Bad | None:
+def to_tools(value: Any) -> Tools | InvalidRow | None:
     """Tool definitions as `apply_chat_template(tools=...)` takes them; a JSON text of them is read, as TRL does.
 
     An empty list is None: Llama's template writes about tools even where there are none.
@@ -112,29 +112,29 @@ def to_tools(value: Any) -> Tools | Bad | None:
         try:
             value = json.loads(value)
         except json.JSONDecodeError as error:
-            return Bad("bad_tools", f"tools is text that is not JSON: {error}")
+            return InvalidRow("bad_tools", f"tools is text that is not JSON: {error}")
     if value is None:
         return None
     if not isinstance(value, list):
-        return Bad("bad_tools", f"tools is {type_name(value)}, not a list of definitions")
+        return InvalidRow("bad_tools", f"tools is {type_name(value)}, not a list of definitions")
     for number, tool in enumerate(value, start=1):
         if not isinstance(tool, dict) or not tool:
-            return Bad("bad_tools", f"tool {number} is {type_name(tool)}, not a definition")
+            return InvalidRow("bad_tools", f"tool {number} is {type_name(tool)}, not a definition")
         function = tool.get("function", tool) if tool.get("type", "function") == "function" else {"name": tool["type"]}
         if not isinstance(function, dict) or not isinstance(function.get("name"), str) or not function["name"]:
-            return Bad("bad_tools", f"tool {number} has no name")
+            return InvalidRow("bad_tools", f"tool {number} has no name")
     return value or None
 
 
-def to_template_kwargs(value: Any) -> dict[str, Any] | Bad:
+def to_template_kwargs(value: Any) -> dict[str, Any] | InvalidRow:
     """What a row gives its chat template besides the messages (`chat_template_kwargs`), as TRL takes it from rows."""
     if value is None:
         return {}
     if not isinstance(value, dict):
-        return Bad("bad_template_kwargs", f"chat_template_kwargs is {type_name(value)}, not an object")
+        return InvalidRow("bad_template_kwargs", f"chat_template_kwargs is {type_name(value)}, not an object")
     out = {str(key): each for key, each in value.items() if each is not None}
     reserved = sorted(out.keys() & _RESERVED)
-    return Bad("bad_template_kwargs", f"{', '.join(reserved)} cannot be set there") if reserved else out
+    return InvalidRow("bad_template_kwargs", f"{', '.join(reserved)} cannot be set there") if reserved else out
 
 
 def type_name(value: Any) -> str:
@@ -145,15 +145,15 @@ def type_name(value: Any) -> str:
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
-def encoding_trouble(name: str, value: Any) -> Bad | None:
+def encoding_trouble(name: str, value: Any) -> InvalidRow | None:
     """Bytes that were no UTF-8, or half of a surrogate pair, in any text of a cell."""
     for text in _texts(value):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             half = ord(text[error.start])
-            kind: Kind = "not_utf8" if 0xDC80 <= half <= 0xDCFF else "lone_surrogate"
-            return Bad(kind, f"{name}, character {error.start + 1}")
+            kind: FindingKind = "not_utf8" if 0xDC80 <= half <= 0xDCFF else "lone_surrogate"
+            return InvalidRow(kind, f"{name}, character {error.start + 1}")
     return None
 
 

@@ -112,8 +112,8 @@ class ChatTemplate:
     def prompt_comes_first(self) -> bool:
         """Whether a simple prompt, rendered alone, is the beginning of its rendering with an answer."""
         ask: Dialogue = [{"role": "user", "content": _ASK}]
-        alone, whole = self._simple(ask, ask=True), self._simple([*ask, {"role": "assistant", "content": _SAY}])
-        return alone is not None and whole is not None and whole.startswith(alone)
+        alone, complete = self._simple(ask, ask=True), self._simple([*ask, {"role": "assistant", "content": _SAY}])
+        return alone is not None and complete is not None and complete.startswith(alone)
 
     def _simple(self, dialogue: Dialogue, ask: bool = False) -> str | None:
         return self._probe(self.as_wanted(dialogue), ask)
@@ -128,41 +128,41 @@ class ChatTemplate:
 
     # --- what is not rendered ----------------------------------------------------------------------------------------
 
-    def ignored(self, dialogues: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any]) -> list[str]:
+    def ignored(self, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any]) -> list[str]:
         """Names of what makes no difference in any of the renderings: keys of messages, tools, template variables.
 
-        `dialogues` are the whole dialogues of a row, each with its rendering.
+        `inputs` are the whole dialogues of a row, each with its rendering.
         """
         keys = dict.fromkeys(
             key
-            for talk, _ in dialogues
-            for m in talk
+            for progress, _ in inputs
+            for m in progress
             for key, value in m.items()
             if key not in ("role", "content") and value
         )
         out: list[str] = []
         for key in keys:
-            if self._same_without(key, dialogues, tools, kwargs, whole=True):
+            if self._same_without(key, inputs, tools, kwargs, complete=True):
                 out.append(f"The key {key!r} of messages")
-            elif self._same_without(key, dialogues, tools, kwargs, whole=False):
+            elif self._same_without(key, inputs, tools, kwargs, complete=False):
                 out.append(f"The key {key!r} of messages before the last")
-        if tools and all(self._same(talk, None, kwargs, text) for talk, text in dialogues):
+        if tools and all(self._same(progress, None, kwargs, text) for progress, text in inputs):
             out.append("The tools of a row")
         source = str(self._tokenizer.get_chat_template(tools=tools))  # pyright: ignore[reportArgumentType]
         out += [f"The value {name!r} of chat_template_kwargs" for name in kwargs if name not in source]
         return out
 
     def _same_without(
-        self, key: str, dialogues: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any], whole: bool
+        self, key: str, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any], complete: bool
     ) -> bool:
         """Whether no rendering changes without a key, in all messages or in those before the last."""
         changed = False
-        for talk, text in dialogues:
-            end = len(talk) if whole else len(talk) - 1
-            if not any(message.get(key) for message in talk[:end]):
+        for progress, text in inputs:
+            end = len(progress) if complete else len(progress) - 1
+            if not any(message.get(key) for message in progress[:end]):
                 continue
             changed = True
-            without = [{k: v for k, v in m.items() if k != key} if i < end else m for i, m in enumerate(talk)]
+            without = [{k: v for k, v in m.items() if k != key} if i < end else m for i, m in enumerate(progress)]
             if not self._same(without, tools, kwargs, text):
                 return False
         return changed
@@ -179,9 +179,9 @@ def altered(dialogue: Dialogue, text: str) -> list[Message]:
     at, out = 0, list[Message]()
     for message in dialogue:
         said = content_text(message).strip()
-        place = text.find(said, at)
-        if place < 0:
+        path = text.find(said, at)
+        if path < 0:
             out.append(message)
         else:
-            at = place + len(said)
+            at = path + len(said)
     return out

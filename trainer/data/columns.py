@@ -1,7 +1,8 @@
-"""Columns of a source to our names: mapped, recognised by a usual name, left over, or of another kind of data."""
+"""Columns of a source to our names: mapped, recognized by a usual name, left over, or of another kind of data."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -24,7 +25,7 @@ FIELDS = (
 """What a row may carry under our names."""
 
 _USUAL: Mapping[str, tuple[str, ...]] = {
-    "prompt": ("question", "instruction", "query", "problem", "input"),
+    "prompt": ("question", "instruction", "query", "problem", "input", "conversations"),
     "chosen": ("chosen_response",),
     "rejected": ("rejected_response",),
     "system": ("system_prompt", "system_message"),
@@ -42,6 +43,14 @@ _MEANINGFUL = frozenset(
     )
 )
 """Columns that hold something which a model may be meant to read, or which may be meant to choose rows."""
+
+_TELLING = frozenset(
+    (
+        *("system", "tool", "tools", "function", "functions", "context", "history", "document", "documents"),
+        *("image", "images", "audio", "video", "videos"),
+    )
+)
+"""Words of names that are longer, such as `system_instruction` or `available_tools`, that tell the same."""
 
 _OTHER_FORMS: tuple[tuple[frozenset[str], str], ...] = (
     (
@@ -117,21 +126,21 @@ class Columns:
         return {ours: row[theirs] for ours, theirs in self.taken.items() if theirs in row}
 
     def notices(self, row: Mapping[str, Any]) -> tuple[Notice, ...]:
-        """What the names tell about a row: recognised columns, and unused ones that hold something."""
+        """What the names tell about a row: recognized columns, and unused ones that hold something."""
         found: list[Notice] = [
             ("recognised_column", f"{self.taken[ours]!r} is taken for {ours}")
             for ours in self.recognised
             if not _blank(row.get(self.taken[ours]))
         ]
-        held = [name for name in self.unused if not _blank(row.get(name))]
-        if not held:
+        current = [name for name in self.unused if not _blank(row.get(name))]
+        if not current:
             return tuple(found)
         used = [row.get(self.taken[ours]) for ours in ("prompt", "chosen", "rejected") if ours in self.taken]
         used += [
             message.get("content") for part in used if isinstance(part, list) for message in part if _is_object(message)
         ]
         # a copy of what is used is no loss
-        found.extend(("unused_column", f"The column {name!r}") for name in held if row[name] not in used)
+        found.extend(("unused_column", f"The column {name!r}") for name in current if row[name] not in used)
         return tuple(found)
 
 
@@ -187,7 +196,7 @@ def find_columns(
             raise UnreadableData(_other_form(present, name) or _missing(ours, ours, name, list(present)))
     left_out = {ours for ours, theirs in columns.items() if theirs is None}
     left_out |= {usual for ours in left_out for usual in _USUAL.get(ours, ())}
-    unused = [n for n in present if n in _MEANINGFUL and n not in out.taken.values() and n not in left_out]
+    unused = [n for n in present if _is_meaningful(n) and n not in out.taken.values() and n not in left_out]
     return Columns(out.taken, tuple(out.recognised), tuple(unused))
 
 
@@ -202,8 +211,8 @@ def _missing(ours: str, theirs: str, name: str, present: list[str]) -> str:
 
 def _other_form(present: Collection[str], name: str) -> str | None:
     """What a source is that has no pairs, and what to do with it."""
-    told = next((text for names, text in _OTHER_FORMS if names <= set(present)), None)
-    return None if told is None else f"{name} {told}. It has {', '.join(sorted(present))}."
+    message = next((text for names, text in _OTHER_FORMS if names <= set(present)), None)
+    return None if message is None else f"{name} {message}. It has {', '.join(sorted(present))}."
 
 
 def _hold_prompts(
@@ -214,6 +223,10 @@ def _hold_prompts(
     values = (row.get(chosen) for row in rows)
     first = next((value for value in values if value), None) if "chosen" in needed else None
     return isinstance(first, list) and len(first) > 1
+
+
+def _is_meaningful(name: str) -> bool:
+    return name in _MEANINGFUL or not _TELLING.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def _is_object(value: Any) -> bool:

@@ -1,7 +1,4 @@
-"""What was prepared, for people and for tracking: JSON-serialisable.
-
-Two preparations of what should be the same data: which rows differ, in words.
-"""
+"""`DataReport`: what was prepared, JSON-serializable; and which rows differ between two preparations."""
 
 from __future__ import annotations
 
@@ -10,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from trainer.config.base import Frozen
-from trainer.data.pair_dataset import PairSet, Tokenised
-from trainer.data.validation import Finding
+from trainer.config.base import FrozenModel
+from trainer.data.pair_dataset import PairDataset, TokenizedPair
+from trainer.data.validation import DataFinding
 
 _PERCENTILES = (50, 90, 99, 100)
 
 
-class SourceRows(Frozen):
+class SourceRows(FrozenModel):
     """Rows of one source: read, drawn for a split (by weights and row limits), and kept after the checks."""
 
     name: str
@@ -27,7 +24,7 @@ class SourceRows(Frozen):
     kept: int
 
 
-class DataReport(Frozen):
+class DataReport(FrozenModel):
     """Findings, counts and lengths. Lengths are tokens per row at percentiles 50, 90, 99 and 100 (`p50`...)."""
 
     fingerprint: str
@@ -36,7 +33,7 @@ class DataReport(Frozen):
     bad_rows: int
     dropped_rows: int
     sources: tuple[SourceRows, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[DataFinding, ...]
     lengths: dict[str, dict[str, int]]
     stop_tokens: tuple[int, ...]
     """Where generation has to stop: eos_token, and special tokens that the template closes a response with."""
@@ -45,7 +42,7 @@ class DataReport(Frozen):
     checked_rows: int = 0
     """Rows drawn from the sources and checked, the bad ones included; 0 in reports of older versions."""
 
-    def named(self, names: Sequence[str]) -> DataReport:
+    def with_source_names(self, names: Sequence[str]) -> DataReport:
         """The same report about sources that have other names now, in their order: content decides, not the place."""
         new = {source.name: name for source, name in zip(self.sources, names, strict=True)}
         sources = tuple(s.model_copy(update={"name": new[s.name]}) for s in self.sources)
@@ -54,7 +51,7 @@ class DataReport(Frozen):
         )
         return self.model_copy(update={"sources": sources, "findings": findings})
 
-    def lines(self) -> list[str]:
+    def summary_lines(self) -> list[str]:
         """The report in words, a line each: what is trained and evaluated on, what is left out, then every finding."""
         held_out = ", held out by prompt" if self.eval_held_out else ""
         rows, pairs = self.lengths.get("row"), "pair" if self.train_rows == 1 else "pairs"
@@ -86,16 +83,16 @@ def _lengths(rows: Mapping[str, int]) -> str:
     return f"tokens per row: median {rows['p50']}, 90 % up to {rows['p90']}, longest {rows['p100']}"
 
 
-def length_table(pairs: Iterable[Tokenised]) -> dict[str, dict[str, int]]:
+def length_table(pairs: Iterable[TokenizedPair]) -> dict[str, dict[str, int]]:
     """Percentiles of tokens of prompts, responses and whole rows (prompt and longer response)."""
     import numpy as np
 
-    kept = list(pairs)
+    pair_list = list(pairs)
     columns = {
-        "prompt": [len(p.prompt) for p in kept],
-        "chosen": [len(p.chosen) for p in kept],
-        "rejected": [len(p.rejected) for p in kept],
-        "row": [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in kept],
+        "prompt": [len(p.prompt) for p in pair_list],
+        "chosen": [len(p.chosen) for p in pair_list],
+        "rejected": [len(p.rejected) for p in pair_list],
+        "row": [len(p.prompt) + max(len(p.chosen), len(p.rejected)) for p in pair_list],
     }
     return {
         name: {f"p{q}": int(np.percentile(values, q, method="higher")) for q in _PERCENTILES}
@@ -104,11 +101,11 @@ def length_table(pairs: Iterable[Tokenised]) -> dict[str, dict[str, int]]:
     }
 
 
-_SHOWN = 5
+_MAX_ROWS_SHOWN = 5
 _SPLITS = ("train", "eval")
 
 
-def changes(cache: Path, before: DataReport, now: DataReport) -> list[str]:
+def describe_changes(cache: Path, before: DataReport, now: DataReport) -> list[str]:
     """A line for each split and source that differs; where the older preparation is gone, what the reports tell."""
     lines = [line for split in _SPLITS for line in _changed_rows(cache, before, now, split)]
     return lines or ["the rows are the same: the tokenizer, the template, a length or the version of prefsweep changed"]
@@ -116,30 +113,30 @@ def changes(cache: Path, before: DataReport, now: DataReport) -> list[str]:
 
 def _changed_rows(cache: Path, before: DataReport, now: DataReport, split: str) -> list[str]:
     was, has = (r.train_rows if split == "train" else r.eval_rows for r in (before, now))
-    told = f"{split}: {was:,} pairs before, {has:,} now"
+    message = f"{split}: {was:,} pairs before, {has:,} now"
     try:
-        old, new = (PairSet.open(cache / "data" / r.fingerprint, split) for r in (before, now))
+        old, new = (PairDataset.open(cache / "data" / r.fingerprint, split) for r in (before, now))
     except (OSError, ValueError):  # the cache was cleared: the counts have to do
-        return [told] if was != has else []
+        return [message] if was != has else []
     names = [s.name for s in now.sources if s.split == split]
-    theirs, ours = _by_row(old), _by_row(new)
+    theirs, ours = _index_by_row(old), _index_by_row(new)
     lost, added = sorted(theirs.keys() - ours.keys()), sorted(ours.keys() - theirs.keys())
-    altered = sorted(row for row in theirs.keys() & ours.keys() if not _equal(old, theirs[row], new, ours[row]))
+    altered = sorted(row for row in theirs.keys() & ours.keys() if not _same_pair(old, theirs[row], new, ours[row]))
     if not (lost or added or altered):
         return []
     parts = [
-        f"{len(rows):,} {what} ({_listed(rows, names)})"
+        f"{len(rows):,} {what} ({_format_rows(rows, names)})"
         for rows, what in ((altered, "altered"), (lost, "gone"), (added, "new"))
         if rows
     ]
-    return [f"{told}: {', '.join(parts)}"]
+    return [f"{message}: {', '.join(parts)}"]
 
 
-def _by_row(pairs: PairSet) -> dict[tuple[int, int], int]:
+def _index_by_row(pairs: PairDataset) -> dict[tuple[int, int], int]:
     return {(int(s), int(r)): i for i, (s, r) in enumerate(zip(pairs.sources, pairs.rows, strict=True))}
 
 
-def _equal(old: PairSet, i: int, new: PairSet, j: int) -> bool:
+def _same_pair(old: PairDataset, i: int, new: PairDataset, j: int) -> bool:
     left, right = old.pair(i), new.pair(j)
     return all(
         np.array_equal(a, b)
@@ -147,6 +144,6 @@ def _equal(old: PairSet, i: int, new: PairSet, j: int) -> bool:
     )
 
 
-def _listed(rows: list[tuple[int, int]], names: list[str]) -> str:
-    shown = [f"{names[s] if s < len(names) else f'source {s + 1}'} row {r}" for s, r in rows[:_SHOWN]]
-    return ", ".join(shown) + (f" and {len(rows) - _SHOWN:,} more" if len(rows) > _SHOWN else "")
+def _format_rows(rows: list[tuple[int, int]], names: list[str]) -> str:
+    shown = [f"{names[s] if s < len(names) else f'source {s + 1}'} row {r}" for s, r in rows[:_MAX_ROWS_SHOWN]]
+    return ", ".join(shown) + (f" and {len(rows) - _MAX_ROWS_SHOWN:,} more" if len(rows) > _MAX_ROWS_SHOWN else "")

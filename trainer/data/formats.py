@@ -1,11 +1,9 @@
-"""Rows of TRL's preference formats to one form: dialogues or plain text, with the prompt apart from the answers.
+"""Rows of TRL's preference formats to one form: dialogues or plain text, with the prompt separate from the answers.
 
-A column `prompt` is never thrown away. Where the answers repeat it, or its last messages, it is kept once, with a
-notice. Without one, the prompt is what both answers begin with: of dialogues the messages that they share, as TRL's
-`extract_prompt` decides, of plain text what `split_implied` finds. Blanks: plain prompts and answers are joined as they
-stand, none is added or dropped.
-
-Where the prompt ends in plain text that has none of its own: chosen and rejected begin with it.
+A column `prompt` is never discarded. Where the answers repeat it, or its last messages, it is kept once, with a notice.
+Without such a column the prompt is what both answers begin with: in dialogues the messages that they share, as TRL's
+`extract_prompt` decides; in plain text what `split_implied` finds. Plain prompts and answers are joined as they stand;
+no white space is added or dropped.
 """
 
 from __future__ import annotations
@@ -16,8 +14,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from trainer.data.chat_messages import (
-    Bad,
     Dialogue,
+    InvalidRow,
     Message,
     Tools,
     content_text,
@@ -44,6 +42,8 @@ _MARKS = (
 )
 """The first kind that occurs in what both texts begin with decides; its last place there is the prompt's end."""
 _SENTENCE_END = re.compile(r"[.?!]\s+\S|[。？！]\s*\S|\n\s*\S")
+_EAST_ASIAN = 0x2E80
+"""From this character on, scripts put no blanks between words."""
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -58,7 +58,7 @@ class Split:
     turns: bool
 
 
-def split_implied(chosen: str, rejected: str) -> Split | Bad:
+def split_implied(chosen: str, rejected: str) -> Split | InvalidRow:
     """Part two texts into their common prompt and the answers.
 
     The prompt ends after the last mark of an answer that both texts share up to there (HH-RLHF's `\\n\\nAssistant:`,
@@ -68,18 +68,18 @@ def split_implied(chosen: str, rejected: str) -> Split | Bad:
     """
     shared = _common_beginning(chosen, rejected)
     for mark in _MARKS:
-        places = [found.end() for found in mark.finditer(shared)]
-        if places:
-            end = places[-1]
+        paths = [found.end() for found in mark.finditer(shared)]
+        if paths:
+            end = paths[-1]
             good, bad = chosen[end:], rejected[end:]
             return Split(chosen[:end], good, bad, True, any(mark.search(text) for text in (good, bad)))
     if len(shared) in (len(chosen), len(rejected)):
-        return Bad("one_begins_other")
+        return InvalidRow("one_begins_other")
     words = _whole_words(shared, chosen[len(shared)], rejected[len(shared)])
     if not words.strip():
-        return Bad("no_prompt")
+        return InvalidRow("no_prompt")
     if _SENTENCE_END.search(words.rstrip()):
-        return Bad("prompt_undecided")
+        return InvalidRow("prompt_undecided")
     end = len(words) - words.endswith(" ")
     return Split(chosen[:end], chosen[end:], rejected[end:], False, False)
 
@@ -97,7 +97,12 @@ def _whole_words(shared: str, *following: str) -> str:
 
 
 def _in_word(character: str) -> bool:
-    return character.isalnum() and ord(character) < 0x2E80  # East Asian scripts put no blanks between words
+    return character.isalnum() and ord(character) < _EAST_ASIAN
+
+
+def count_words(text: str) -> int:
+    """Words between blanks, and one for every two characters of scripts that put none between words."""
+    return len(text.split()) + sum(character.isalnum() and ord(character) >= _EAST_ASIAN for character in text) // 2
 
 
 def repeats_prompt(prompt: str, chosen: str, rejected: str) -> bool:
@@ -119,7 +124,8 @@ def hh_dialogue(text: str) -> Dialogue | None:
         return None
     roles = {"Human": "user", "Assistant": "assistant"}
     out: Dialogue = [
-        {"role": roles[who], "content": said.strip()} for who, said in zip(turns[::2], turns[1::2], strict=True)
+        {"role": roles[label], "content": message.strip()}
+        for label, message in zip(turns[::2], turns[1::2], strict=True)
     ]
     return out[:-1] if out[-1] == {"role": "assistant", "content": ""} else out
 
@@ -132,7 +138,7 @@ def hh_question(prompt: str) -> str | None:
     return prompt if prompt.rstrip().endswith("\n\nAssistant:") else f"{prompt.rstrip()}\n\nAssistant: "
 
 
-__all__ = ["Bad", "Dialogue", "Message", "Preference", "Score", "content_text", "to_preference"]
+__all__ = ["Dialogue", "InvalidRow", "Message", "Preference", "Score", "content_text", "to_preference"]
 
 Score = Literal["all", "last"]
 
@@ -162,7 +168,7 @@ def to_preference(
     score: Score = "all",
     apply_template: bool | None = None,
     noticed: Sequence[Notice] = (),
-) -> Preference | Bad:
+) -> Preference | InvalidRow:
     """Bring a row under our names into one form, or say what is wrong with it. `fields` is not changed.
 
     Args:
@@ -173,29 +179,29 @@ def to_preference(
     """
     for name in ("chosen", "rejected"):
         if name not in fields:
-            return Bad("missing_field", f"no {name}")
+            return InvalidRow("missing_field", f"no {name}")
     if fields.get("images"):
-        return Bad("images", "the column of images is not empty")
+        return InvalidRow("images", "the column of images is not empty")
     parts: dict[str, str | Dialogue] = {}
     for name in ("prompt", "chosen", "rejected"):
-        if name not in fields or (name == "prompt" and fields[name] is None and _holds_dialogue(fields)):
+        if name not in fields or (name == "prompt" and fields[name] is None and _contains_dialogue(fields)):
             continue
         part = to_part(fields[name])
-        if isinstance(part, Bad):
-            return Bad(part.kind, f"{name}: {part.detail}")
+        if isinstance(part, InvalidRow):
+            return InvalidRow(part.kind, f"{name}: {part.detail}")
         parts[name] = part
     system = fields.get("system")
     if system is not None and not isinstance(system, str):
-        return Bad("not_text", "system: no text")
+        return InvalidRow("not_text", "system: no text")
     tools, kwargs = to_tools(fields.get("tools")), to_template_kwargs(fields.get("chat_template_kwargs"))
     for made in (tools, kwargs):
-        if isinstance(made, Bad):
+        if isinstance(made, InvalidRow):
             return made
     for name, value in (*parts.items(), ("system", system), ("tools", tools), ("chat_template_kwargs", kwargs)):
-        if trouble := encoding_trouble(name, value):
-            return trouble
-    found = _in_one_form(parts, system if system and system.strip() else None, score, apply_template)
-    if isinstance(found, Bad):
+        if error := encoding_trouble(name, value):
+            return error
+    found = _normalize(parts, system if system and system.strip() else None, score, apply_template)
+    if isinstance(found, InvalidRow):
         return found
     if tools and isinstance(found.prompt, str):
         found = replace(found, notices=(*found.notices, ("needs_template", "Tools")))
@@ -208,7 +214,7 @@ def to_preference(
     )
 
 
-def _holds_dialogue(fields: Mapping[str, Any]) -> bool:
+def _contains_dialogue(fields: Mapping[str, Any]) -> bool:
     return isinstance(fields["chosen"], list) and isinstance(fields["rejected"], list)
 
 
@@ -222,17 +228,17 @@ def _scores(fields: Mapping[str, Any]) -> list[Notice]:
     return [("score_contradicts", f"{good:g} for chosen, {bad:g} for rejected")] if good < bad else []
 
 
-def _in_one_form(
+def _normalize(
     parts: Mapping[str, str | Dialogue], system: str | None, score: Score, apply_template: bool | None
-) -> Preference | Bad:
+) -> Preference | InvalidRow:
     prompt, chosen, rejected = parts.get("prompt"), parts["chosen"], parts["rejected"]
     if any(not part if isinstance(part, list) else not part.strip() for part in (chosen, rejected)):
-        return Bad("empty_response")
+        return InvalidRow("empty_response")
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
         if apply_template:
             return _applied(prompt, chosen, rejected, system, score)
-        found = _plain(prompt, chosen, rejected, score)
-        if system is None or isinstance(found, Bad):
+        found = _text_preference(prompt, chosen, rejected, score)
+        if system is None or isinstance(found, InvalidRow):
             return found
         return replace(found, notices=(*found.notices, ("needs_template", "A system text")))
     good, bad = (_as_answer(part) for part in (chosen, rejected))
@@ -246,52 +252,57 @@ def _as_answer(part: str | Dialogue) -> Dialogue:
 # --- plain text ------------------------------------------------------------------------------------------------------
 
 
-def _plain(prompt: str | None, chosen: str, rejected: str, score: Score) -> Preference | Bad:
+def _text_preference(prompt: str | None, chosen: str, rejected: str, score: Score) -> Preference | InvalidRow:
     if chosen == rejected:
-        return Bad("equal_responses")
+        return InvalidRow("equal_responses")
     notices: list[Notice] = []
     if prompt is None:
         split = split_implied(chosen, rejected)
-        if isinstance(split, Bad):
+        if isinstance(split, InvalidRow):
             return split
         if split.turns and score == "last":
-            return Bad("turns_differ")
+            return InvalidRow("turns_differ")
         if split.turns:
             notices.append(("several_turns", ""))
         if not split.marked:
             notices.append(("implied_prompt", ""))
         prompt, chosen, rejected = split.prompt, split.chosen, split.rejected
     elif repeats_prompt(prompt, chosen, rejected):
-        if len(prompt.split()) < _FEW_WORDS:
+        if count_words(prompt) < _FEW_WORDS:
             notices.append(("prompt_echoed", ""))
         else:
             exact = chosen.startswith(prompt) and rejected.startswith(prompt)
             prompt = prompt if exact else prompt.rstrip()
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
             notices.append(("prompt_repeated", ""))
+    elif any(repeats_prompt(prompt, text, text) for text in (chosen, rejected)):
+        notices.append(("prompt_echoed", ""))
     if not prompt.strip():
-        return Bad("empty_prompt")
+        return InvalidRow("empty_prompt")
     if not chosen.strip() or not rejected.strip():
-        return Bad("empty_response")
+        return InvalidRow("empty_response")
     return Preference(prompt, chosen, rejected, None, notices=tuple(notices))
 
 
-def _applied(prompt: str | None, chosen: str, rejected: str, system: str | None, score: Score) -> Preference | Bad:
+def _applied(
+    prompt: str | None, chosen: str, rejected: str, system: str | None, score: Score
+) -> Preference | InvalidRow:
     """Plain text as a dialogue: HH-RLHF's turns become messages, any other prompt a user's message."""
     before = "" if prompt is None or repeats_prompt(prompt, chosen, rejected) else hh_question(prompt)
     good, bad = (None, None) if before is None else (hh_dialogue(before + text) for text in (chosen, rejected))
     if good is not None and bad is not None:
         if any(side[-1]["role"] != "assistant" for side in (good, bad)):
-            return Bad("empty_response")
-        return _dialogues(None, good, bad, system, score)
-    found = _plain(prompt, chosen, rejected, score)
-    if isinstance(found, Bad):
+            return InvalidRow("empty_response")
+        made = _dialogues(None, good, bad, system, score)
+        return made if isinstance(made, InvalidRow) else replace(made, notices=(("text_turns", ""), *made.notices))
+    found = _text_preference(prompt, chosen, rejected, score)
+    if isinstance(found, InvalidRow):
         return found
     cut = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
     texts = [str(part).lstrip() if cut else str(part) for part in (found.chosen, found.rejected)]
     answers = [[{"role": "assistant", "content": text}] for text in texts]
     made = _dialogues([{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score)
-    return made if isinstance(made, Bad) else replace(made, notices=(*found.notices, *made.notices))
+    return made if isinstance(made, InvalidRow) else replace(made, notices=(*found.notices, *made.notices))
 
 
 # --- dialogues -------------------------------------------------------------------------------------------------------
@@ -299,11 +310,11 @@ def _applied(prompt: str | None, chosen: str, rejected: str, system: str | None,
 
 def _dialogues(
     prompt: str | Dialogue | None, chosen: Dialogue, rejected: Dialogue, system: str | None, score: Score
-) -> Preference | Bad:
+) -> Preference | InvalidRow:
     notices: list[Notice] = []
     if isinstance(prompt, str):
         found = _text_prompt(prompt, chosen, rejected)
-        if isinstance(found, Bad):
+        if isinstance(found, InvalidRow):
             return found
         prompt, repeated = found
         if repeated:
@@ -311,11 +322,11 @@ def _dialogues(
     if prompt is None or (not prompt and max(len(chosen), len(rejected)) > 1):
         shared = _shared(chosen, rejected)
         if chosen == rejected:
-            return Bad("equal_responses")
+            return InvalidRow("equal_responses")
         if shared == min(len(chosen), len(rejected)):
-            return Bad("one_begins_other")
+            return InvalidRow("one_begins_other")
         if not shared and chosen[0]["role"] == rejected[0]["role"] == "assistant":
-            return Bad("no_prompt", "no column holds one, and both dialogues begin with an answer")
+            return InvalidRow("no_prompt", "no column holds one, and both dialogues begin with an answer")
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     else:
         before = len(chosen), len(rejected)
@@ -328,7 +339,7 @@ def _dialogues(
         prompt, chosen, rejected = prompt + chosen[:moved], chosen[moved:], rejected[moved:]
     if score == "last" and max(len(chosen), len(rejected)) > 1:
         if chosen[:-1] != rejected[:-1]:
-            return Bad("turns_differ")
+            return InvalidRow("turns_differ")
         prompt, chosen, rejected = prompt + chosen[:-1], chosen[-1:], rejected[-1:]
     return _checked(prompt, chosen, rejected, system, notices)
 
@@ -338,7 +349,7 @@ def _shared(left: Dialogue, right: Dialogue) -> int:
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def _text_prompt(prompt: str, chosen: Dialogue, rejected: Dialogue) -> tuple[Dialogue | None, bool] | Bad:
+def _text_prompt(prompt: str, chosen: Dialogue, rejected: Dialogue) -> tuple[Dialogue | None, bool] | InvalidRow:
     """A text prompt beside dialogues: None where they hold it (and whether they do), else a user's message."""
     single = len(chosen) == len(rejected) == 1
     if not prompt.strip():
@@ -346,10 +357,10 @@ def _text_prompt(prompt: str, chosen: Dialogue, rejected: Dialogue) -> tuple[Dia
     if single or "assistant" in (chosen[0]["role"], rejected[0]["role"]):
         return [{"role": "user", "content": prompt}], False
     texts = [_plain_words(content_text(m)) for m in chosen[: _shared(chosen, rejected)]]
-    wanted = _plain_words(prompt)
-    if any(wanted in text for text in texts) or (texts and all(text in wanted for text in texts)):
+    requested = _plain_words(prompt)
+    if any(requested in text for text in texts) or (texts and all(text in requested for text in texts)):
         return None, True
-    return Bad("prompt_not_in_dialogue")
+    return InvalidRow("prompt_not_in_dialogue")
 
 
 def _plain_words(text: str) -> str:
@@ -394,28 +405,28 @@ def _leading_questions(chosen: Dialogue, rejected: Dialogue) -> int:
 
 def _checked(
     prompt: Dialogue, chosen: Dialogue, rejected: Dialogue, system: str | None, notices: list[Notice]
-) -> Preference | Bad:
+) -> Preference | InvalidRow:
     """Two answers to one prompt: each begins and ends with an assistant's message that says something."""
     sides = (chosen, rejected)
     if all(side and side[0]["role"] != "assistant" for side in sides) and chosen[0] != rejected[0]:
-        return Bad("questions_differ")
+        return InvalidRow("questions_differ")
     if not any(not is_empty(message) for message in prompt):
-        return Bad("empty_prompt")
+        return InvalidRow("empty_prompt")
     for side in sides:
         if not side or side[0]["role"] != "assistant" or side[-1]["role"] != "assistant":
             roles = ", ".join(message["role"] for message in side)
-            return Bad("not_one_answer", f"messages of {roles or 'nobody'} where an assistant's are wanted")
+            return InvalidRow("not_one_answer", f"messages of {roles or 'nobody'} where an assistant's are wanted")
         if is_empty(side[-1]):
-            return Bad("empty_response")
+            return InvalidRow("empty_response")
     if prompt[-1]["role"] == "assistant":
-        return Bad("not_one_answer", "the prompt ends with an assistant's message")
+        return InvalidRow("not_one_answer", "the prompt ends with an assistant's message")
     if chosen == rejected:
-        return Bad("equal_responses")
+        return InvalidRow("equal_responses")
     if any(len(side) > 1 for side in sides):
         notices.append(("several_turns", ""))
     if system is not None:
         if prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": system}, *prompt]
         elif _plain_words(content_text(prompt[0])) != _plain_words(system):
-            return Bad("system_conflict")
+            return InvalidRow("system_conflict")
     return Preference(prompt, chosen, rejected, None, notices=tuple(notices))

@@ -1,4 +1,4 @@
-"""Which rows are drawn: shares of sources, the split by prompt, the largest number of rows.
+"""Row selection: weighted mixtures of sources, the train/eval split by prompt, row limits.
 
 Every choice is a function of the rows alone; file order is kept within a source.
 """
@@ -13,28 +13,28 @@ from hashlib import sha256
 from typing import TypeVar
 
 from trainer.data.chat_messages import Dialogue, Message, content_text
-from trainer.data.sources import Raw
+from trainer.data.sources import RawRow
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledRow:
     """A row that was drawn: the position of its source in the split's list, and the row."""
 
     source: int
-    raw: Raw
+    row: RawRow
 
 
-def draw(count: int, keep: int, salt: int) -> list[int]:
-    """`keep` of the indices 0..count-1 in their order, spread without a pattern, the same ones every time."""
-    if keep >= count:
-        return list(range(count))
-    ranked = sorted(range(count), key=lambda i: sha256(f"{salt}/{i}".encode()).digest())
-    return sorted(ranked[:keep])
+def sample_indices(size: int, count: int, salt: int) -> list[int]:
+    """`count` of the indices 0..count-1 in their order, spread without a pattern, the same ones every time."""
+    if count >= size:
+        return list(range(size))
+    ranked = sorted(range(size), key=lambda i: sha256(f"{salt}/{i}".encode()).digest())
+    return sorted(ranked[:count])
 
 
-def shares(counts: Sequence[int], weights: Sequence[float | None]) -> list[int]:
+def rows_per_source(counts: Sequence[int], weights: Sequence[float | None]) -> list[int]:
     """How many rows each source gives. Without weights: all of them. With weights w: source i gives the whole part of
     N * w_i / sum(w), where N is the largest number for which no source has to give a row twice.
     """
@@ -46,23 +46,23 @@ def shares(counts: Sequence[int], weights: Sequence[float | None]) -> list[int]:
     return [int(largest * w / total) for w in given]
 
 
-def mix(sources: Sequence[Sequence[Raw]], weights: Sequence[float | None]) -> list[Drawn]:
+def mix_sources(sources: Sequence[Sequence[RawRow]], weights: Sequence[float | None]) -> list[SampledRow]:
     """Rows of several sources, interleaved evenly: any stretch of the result holds them in about their shares."""
-    keeps = shares([len(rows) for rows in sources], weights)
+    keeps = rows_per_source([len(rows) for rows in sources], weights)
     placed = [
-        ((place + 0.5) / keep, at, rows[index])
+        ((position + 0.5) / keep, at, rows[index])
         for at, (rows, keep) in enumerate(zip(sources, keeps, strict=True))
-        for place, index in enumerate(draw(len(rows), keep, at))
+        for position, index in enumerate(sample_indices(len(rows), keep, at))
     ]
     placed.sort(key=lambda one: (one[0], one[1]))
-    return [Drawn(at, raw) for _, at, raw in placed]
+    return [SampledRow(at, raw) for _, at, raw in placed]
 
 
-def at_most(rows: Sequence[T], limit: int | None) -> list[T]:
+def limit_rows(rows: Sequence[T], limit: int | None) -> list[T]:
     """At most `limit` rows, spread over all of them."""
     if limit is None:
         return list(rows)
-    return [rows[i] for i in draw(len(rows), limit, len(rows))]
+    return [rows[i] for i in sample_indices(len(rows), limit, len(rows))]
 
 
 def prompt_key(prompt: str | Dialogue) -> str:
@@ -80,7 +80,7 @@ def _message_key(message: Message) -> list[object]:
     return [message["role"], " ".join(content_text(message).split()), *([more] if more else [])]
 
 
-def held_out(keys: Sequence[str], share: float) -> set[str]:
+def held_out_prompts(keys: Sequence[str], fraction: float) -> set[str]:
     """The prompts that are evaluated: of all distinct ones the share with the lowest hash, at least one and never all.
 
     A function of each prompt's text, so rows of one prompt are never parted, and added rows move few of the others.
@@ -88,5 +88,5 @@ def held_out(keys: Sequence[str], share: float) -> set[str]:
     distinct = sorted(set(keys), key=lambda key: sha256(key.encode("utf-8", "surrogatepass")).digest())
     if len(distinct) < 2:
         return set()
-    keep = min(max(1, round(share * len(distinct))), len(distinct) - 1)
+    keep = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
     return set(distinct[:keep])

@@ -1,6 +1,7 @@
-"""Tokenised preference pairs on disk: memory-mapped, so that every trial on a machine shares one copy.
+"""`PairDataset`: tokenized pairs on disk, memory-mapped, so that all trials on a machine share one copy.
 
-Prepared data on disk, by content: written aside, named last, verified before use, made once by many processes.
+The cache folder is addressed by content. A folder is written under a temporary name, renamed once complete, verified
+before use, and written by one process at a time.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer.storage.atomic_files import held, sha256_of, write_folder
+from trainer.storage.atomic_files import file_lock, sha256_of, write_folder
 
-Ids = npt.NDArray[np.int32]
+TokenIds = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
 
 
@@ -29,31 +30,31 @@ class Pair:
     `rejected` the scored tokens with their end token. No array is empty.
     """
 
-    prompt: Ids
-    chosen: Ids
-    rejected: Ids
+    prompt: TokenIds
+    chosen: TokenIds
+    rejected: TokenIds
 
 
 @dataclass(frozen=True, slots=True)
-class Tokenised:
+class TokenizedPair:
     """A pair on its way to the disk, with where it came from."""
 
-    prompt: Ids
-    chosen: Ids
-    rejected: Ids
+    prompt: TokenIds
+    chosen: TokenIds
+    rejected: TokenIds
     source: int
     row: int
     answer: str | None
 
 
-class PairSet:
+class PairDataset:
     """Pairs of one split. Lengths count tokens; `rows` are row numbers in their source from 1, `sources` index the
     split's sources in the order of the configuration; `answers` are the checkable answers, None where a row has none.
     """
 
     def __init__(
         self,
-        tokens: Ids,
+        tokens: TokenIds,
         offsets: Counts,
         rows: Counts,
         sources: Counts,
@@ -73,7 +74,7 @@ class PairSet:
         return len(self.rows)
 
     @property
-    def highest_token(self) -> int:
+    def max_token_id(self) -> int:
         """The largest token id of the split; -1 where it is empty."""
         return int(self._tokens.max()) if len(self._tokens) else -1
 
@@ -85,9 +86,9 @@ class PairSet:
         return Pair(self._tokens[a:b], self._tokens[b:c], self._tokens[c:d])
 
     @classmethod
-    def open(cls, folder: Path, split: str) -> PairSet:
+    def open(cls, folder: Path, split: str) -> PairDataset:
         """Map what `write_pairs` wrote. OSError or ValueError where a file is missing or malformed."""
-        tokens: Ids = np.load(folder / f"{split}.tokens.npy", mmap_mode="r")
+        tokens: TokenIds = np.load(folder / f"{split}.tokens.npy", mmap_mode="r")
         table: Counts = np.load(folder / f"{split}.rows.npy")
         offsets: Counts = np.load(folder / f"{split}.offsets.npy")
         answers: list[str | None] = json.loads((folder / f"{split}.answers.json").read_text(encoding="utf-8"))
@@ -96,7 +97,7 @@ class PairSet:
         return cls(tokens, offsets, table[:, 1], table[:, 0], answers)
 
 
-def write_pairs(folder: Path, split: str, pairs: Sequence[Tokenised]) -> None:
+def write_pairs(folder: Path, split: str, pairs: Sequence[TokenizedPair]) -> None:
     """Write a split as four files into `folder`: flat tokens, offsets of every sequence, (source, row), answers."""
     parts = [part for p in pairs for part in (p.prompt, p.chosen, p.rejected)]
     lengths = np.fromiter((len(part) for part in parts), dtype=np.int64, count=len(parts))
@@ -117,33 +118,33 @@ class DamagedCache(UserWarning):
     """A cached folder does not match its manifest and was made again."""
 
 
-def obtain(folder: Path, fill: Callable[[Path], None]) -> bool:
+def get_or_create(folder: Path, write: Callable[[Path], None]) -> bool:
     """Have `folder` filled and whole. True: it was filled now; False: it was there.
 
     One process fills it, the others wait for that one. A folder that does not match its manifest is made again, with
-    a warning. OSError where the disk refuses; what `fill` raises passes through and leaves nothing behind.
+    a warning. OSError where the disk refuses; what `write` raises passes through and leaves nothing behind.
     """
-    if _is_whole(folder):
+    if _is_complete(folder):
         return False
-    with held(folder.with_name(f".{folder.name}.lock")):
+    with file_lock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
-            if _is_whole(folder):
+            if _is_complete(folder):
                 return False
             warnings.warn(f"{folder} is damaged and is made again", DamagedCache, stacklevel=2)
             shutil.rmtree(folder)
         for left in folder.parent.glob(f".{folder.name}.*.tmp"):
             shutil.rmtree(left)  # of a process that died while it wrote: we hold the lock, nobody writes now
-        write_folder(folder, lambda aside: _fill(aside, fill))
+        write_folder(folder, lambda temporary: _write_folder(temporary, write))
     return True
 
 
-def _fill(aside: Path, fill: Callable[[Path], None]) -> None:
-    fill(aside)
-    files = {file.name: sha256_of([file]) for file in sorted(aside.iterdir())}
-    (aside / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
+def _write_folder(temporary: Path, write: Callable[[Path], None]) -> None:
+    write(temporary)
+    files = {file.name: sha256_of([file]) for file in sorted(temporary.iterdir())}
+    (temporary / MANIFEST).write_text(json.dumps({"files": files}, indent=1), encoding="utf-8")
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_complete(folder: Path) -> bool:
     """Whether every file of the manifest is there with the same bytes."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())

@@ -1,6 +1,6 @@
-"""Preference data, ready to train on: read, checked, tokenised once, cached by content.
+"""`prepare()`: preference data read, checked, tokenized once and cached by content.
 
-A bar on stderr for work that takes long enough to wonder about.
+Long steps show a progress bar on stderr.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 
 from trainer.config.trial import DataConfig, GeneratedSource, ModelConfig, Source
 from trainer.data.data_report import DataReport, SourceRows, length_table
-from trainer.data.pair_dataset import PairSet, Tokenised, obtain, write_pairs
-from trainer.data.row_selection import EVAL, TRAIN, Place, Row, Selection, Split, select, sources_of
+from trainer.data.pair_dataset import PairDataset, TokenizedPair, get_or_create, write_pairs
+from trainer.data.row_selection import EVAL, TRAIN, Place, PreferenceRow, Selection, Split, select_rows, sources_of
 from trainer.data.sources import source_digest, source_name
-from trainer.data.tokenization import Tokeniser, Tokens, load_tokenizer, tokenizer_digest
-from trainer.data.validation import BadData, Severity, judge, severity
+from trainer.data.tokenization import EncodedPair, PairTokenizer, load_tokenizer, tokenizer_digest
+from trainer.data.validation import BadData, Severity, raise_if_refused, severity
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PATIENCE = 2.0
+PROGRESS_DELAY = 2.0
 """Seconds before anything is shown."""
 
 
-def chunks(items: Sequence[T], size: int, what: str) -> Iterator[Sequence[T]]:
+def chunks(items: Sequence[T], size: int, description: str) -> Iterator[Sequence[T]]:
     """`items` in pieces of `size`; says on stderr how far it is once it takes more than two seconds. Where stderr is
     no terminal it is one line.
     """
@@ -45,15 +45,15 @@ def chunks(items: Sequence[T], size: int, what: str) -> Iterator[Sequence[T]]:
     with ExitStack() as stack:
         bar: Progress | None = None
         task = None
-        told = False
+        is_reported = False
         for start in range(0, len(items), size):
-            if not told and time.monotonic() - started > PATIENCE:
-                told = True
+            if not is_reported and time.monotonic() - started > PROGRESS_DELAY:
+                is_reported = True
                 if sys.stderr.isatty():
                     bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-                    task = bar.add_task(what, total=len(items), completed=start)
+                    task = bar.add_task(description, total=len(items), completed=start)
                 else:
-                    sys.stderr.write(f"{what}: {len(items):,} rows\n")
+                    sys.stderr.write(f"{description}: {len(items):,} rows\n")
             yield items[start : start + size]
             if bar is not None and task is not None:
                 bar.update(task, completed=min(start + size, len(items)))
@@ -63,7 +63,7 @@ FORMAT = 3
 """Of this package's choices (splits, mixing, cutting) and files; part of every fingerprint."""
 
 _CHUNK = 500
-_DROPPED = frozenset({"equal_after_cut"})
+_DROPPED_KINDS = frozenset({"equal_after_cut"})
 """Notices that cost the row."""
 
 
@@ -71,12 +71,12 @@ _DROPPED = frozenset({"equal_after_cut"})
 class Prepared:
     """Train and evaluation pairs, what was found in the data, and the fingerprint of all that decided it."""
 
-    train: PairSet
-    eval: PairSet
+    train: PairDataset
+    eval: PairDataset
     report: DataReport
     fingerprint: str
     computed: bool
-    """True when this call read and tokenised the data, False when it came from the cache."""
+    """True when this call read and tokenized the data, False when it came from the cache."""
 
 
 def prepare(
@@ -94,30 +94,30 @@ def prepare(
     disk refuses.
     """
     ready = tokenizer or load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
-    fingerprint = fingerprint_of(data, ready)
+    fingerprint = data_fingerprint(data, ready)
     folder = cache / "data" / fingerprint
-    computed = obtain(folder, lambda aside: _fill(aside, data, ready, fingerprint))
+    computed = get_or_create(folder, lambda temporary: _write_prepared(temporary, data, ready, fingerprint))
     report = DataReport.model_validate_json((folder / "report.json").read_bytes())
-    report = report.named([source_name(s) for split in (TRAIN, EVAL) for s in sources_of(data, split)])
-    train, evaluation = (PairSet.open(folder, split) for split in (TRAIN, EVAL))
+    report = report.with_source_names([source_name(s) for split in (TRAIN, EVAL) for s in sources_of(data, split)])
+    train, evaluation = (PairDataset.open(folder, split) for split in (TRAIN, EVAL))
     return Prepared(train, evaluation, report, fingerprint, computed)
 
 
-def fingerprint_of(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
+def data_fingerprint(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """32 hex digits over data content, tokenizer, template, lengths and rules; paths do not matter."""
     rules = data.model_dump(mode="json", exclude={"train", "eval", "chat_template"})
     return digest_of(
         {
             "format": FORMAT,
-            "train": [_identity(source) for source in data.train],
-            "eval": None if data.eval is None else [_identity(source) for source in data.eval],
+            "train": [_source_identity(source) for source in data.train],
+            "eval": None if data.eval is None else [_source_identity(source) for source in data.eval],
             "rules": rules | {"prompt_budget": data.prompt_budget},
             "tokenizer": tokenizer_digest(tokenizer),
         }
     )[:32]
 
 
-def _identity(source: Source) -> list[object]:
+def _source_identity(source: Source) -> list[object]:
     columns = {} if isinstance(source, GeneratedSource) else source.columns
     return [source_digest(source), source.weight, columns]
 
@@ -127,12 +127,12 @@ def _identity(source: Source) -> list[object]:
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """Data as it would be trained on: read, checked and tokenised, nothing written."""
+    """Data as it would be trained on: read, checked and tokenized, nothing written."""
 
     selection: Selection
-    pairs: dict[Split, list[Tokenised]]
-    left_out: dict[Place, Tokenised]
-    """Rows that tokenisation shows to be bad, or equal once cut."""
+    pairs: dict[Split, list[TokenizedPair]]
+    left_out: dict[Place, TokenizedPair]
+    """Rows that tokenization shows to be bad, or equal once cut."""
     report: DataReport
 
     def refuse(self, data: DataConfig) -> None:
@@ -140,37 +140,37 @@ class Examined:
         row can be used, unless `max_bad_share` is 1.
         """
         selection = self.selection
-        findings, bad = self.report.findings, len(selection.bad)
-        judge(findings, bad, selection.looked_at, data.bad_rows, data.max_bad_share)
+        findings, bad = self.report.findings, len(selection.invalid)
+        raise_if_refused(findings, bad, selection.checked_rows, data.bad_rows, data.max_bad_share)
         useless: list[str] = []
         for (split, source), count in selection.checked.items():
             splits = (TRAIN, EVAL) if data.eval is None else (split,)
-            if count == sum(place[0] in splits and place[1] == source for place in selection.bad):
+            if count == sum(path[0] in splits and path[1] == source for path in selection.invalid):
                 useless.append(selection.names[split][source])
         if useless and data.max_bad_share < 1:
             raise BadData(findings, f"No row of {', '.join(useless)} can be used. Correct it, or leave the source out.")
 
 
 def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> Examined:
-    """Read, check and tokenise both splits; what is wrong with rows is in the report and raises nothing here.
+    """Read, check and tokenize both splits; what is wrong with rows is in the report and raises nothing here.
 
     Raises UnreadableData for a source that cannot be opened, and TokenizerError.
     """
-    selection = select(data)
-    tokeniser = Tokeniser(tokenizer, data)
-    left_out: dict[Place, Tokenised] = {}
-    pairs: dict[Split, list[Tokenised]] = {
-        split: _tokenised(selection, split, tokeniser, left_out) for split in (TRAIN, EVAL)
+    selection = select_rows(data)
+    pair_tokenizer = PairTokenizer(tokenizer, data)
+    left_out: dict[Place, TokenizedPair] = {}
+    pairs: dict[Split, list[TokenizedPair]] = {
+        split: _tokenize_split(selection, split, pair_tokenizer, left_out) for split in (TRAIN, EVAL)
     }
     for split in (TRAIN, EVAL):
         if not pairs[split]:
-            selection.findings.add_whole("no_rows", f"The {split} split is empty")
-    stops = {int(tokenizer.eos_token_id), *tokeniser.ends}  # pyright: ignore[reportArgumentType]
-    report = _report(selection, data, pairs, fingerprint, tuple(sorted(stops)))
+            selection.findings.add_dataset_finding("no_rows", f"The {split} split is empty")
+    stops = {int(tokenizer.eos_token_id), *pair_tokenizer.end_token_ids}  # pyright: ignore[reportArgumentType]
+    report = _build_report(selection, data, pairs, fingerprint, tuple(sorted(stops)))
     return Examined(selection, pairs, left_out, report)
 
 
-def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
+def _write_prepared(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
     """Write both splits and report.json into `folder`; BadData when the rules refuse what was found."""
     found = examine(data, tokenizer, fingerprint)
     found.refuse(data)
@@ -179,46 +179,46 @@ def _fill(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fi
     (folder / "report.json").write_text(found.report.model_dump_json(indent=1), encoding="utf-8")
 
 
-def _tokenised(
-    selection: Selection, split: Split, tokeniser: Tokeniser, left_out: dict[Place, Tokenised]
-) -> list[Tokenised]:
-    """Pairs of one split; rows that tokenisation shows to be bad, or equal once cut, go to `left_out`, counted."""
-    out: list[Tokenised] = []
+def _tokenize_split(
+    selection: Selection, split: Split, pair_tokenizer: PairTokenizer, left_out: dict[Place, TokenizedPair]
+) -> list[TokenizedPair]:
+    """Pairs of one split; rows that tokenization shows to be bad, or equal once cut, go to `left_out`, counted."""
+    out: list[TokenizedPair] = []
     for rows in chunks(selection.rows(split), _CHUNK, f"tokenising {split}"):
-        for row, tokens in zip(rows, tokeniser([row.preference for row in rows]), strict=True):
-            place = row.place(split)
+        for row, tokens in zip(rows, pair_tokenizer([row.preference for row in rows]), strict=True):
+            path = row.place(split)
             for kind, detail in tokens.notices:
-                selection.note(place, kind, detail)
-            if any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED for kind, _ in tokens.notices):
-                left_out[place] = _packed(row, tokens)
+                selection.note(path, kind, detail)
+            if any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED_KINDS for kind, _ in tokens.notices):
+                left_out[path] = _to_tokenized_pair(row, tokens)
             else:
-                out.append(_packed(row, tokens))
+                out.append(_to_tokenized_pair(row, tokens))
     return out
 
 
-def _packed(row: Row, tokens: Tokens) -> Tokenised:
+def _to_tokenized_pair(row: PreferenceRow, tokens: EncodedPair) -> TokenizedPair:
     prompt, chosen, rejected = (
         np.array(ids, dtype=np.int32) for ids in (tokens.prompt, tokens.chosen, tokens.rejected)
     )
-    return Tokenised(prompt, chosen, rejected, row.drawn.source, row.drawn.raw.number, row.preference.answer)
+    return TokenizedPair(prompt, chosen, rejected, row.sampled.source, row.sampled.row.number, row.preference.answer)
 
 
-def _report(
+def _build_report(
     selection: Selection,
     data: DataConfig,
-    pairs: dict[Split, list[Tokenised]],
+    pairs: dict[Split, list[TokenizedPair]],
     fingerprint: str,
     stops: tuple[int, ...],
 ) -> DataReport:
-    drawn = {split: Counter(row.drawn.source for row in selection.rows(split)) for split in (TRAIN, EVAL)}
-    kept = {split: Counter(pair.source for pair in pairs[split]) for split in (TRAIN, EVAL)}
+    sampled = {split: Counter(row.sampled.source for row in selection.rows(split)) for split in (TRAIN, EVAL)}
+    kept_rows = {split: Counter(pair.source for pair in pairs[split]) for split in (TRAIN, EVAL)}
     sources = tuple(
         SourceRows(
             name=source_name(source),
             split=split,
-            read=selection.read[split if data.eval is not None else TRAIN, at],
-            drawn=drawn[split][at],
-            kept=kept[split][at],
+            read=selection.rows_read[split if data.eval is not None else TRAIN, at],
+            drawn=sampled[split][at],
+            kept=kept_rows[split][at],
         )
         for split in (TRAIN, EVAL)
         for at, source in enumerate(sources_of(data, split))
@@ -228,12 +228,12 @@ def _report(
         fingerprint=fingerprint,
         train_rows=len(pairs[TRAIN]),
         eval_rows=len(pairs[EVAL]),
-        bad_rows=len(selection.bad),
+        bad_rows=len(selection.invalid),
         dropped_rows=len(selection.shared) + sum(len(selection.rows(s)) - len(pairs[s]) for s in (TRAIN, EVAL)),
         sources=sources,
         findings=selection.findings.as_tuple(),
         lengths=length_table(everything),
         stop_tokens=stops,
         eval_held_out=data.eval is None,
-        checked_rows=selection.looked_at,
+        checked_rows=selection.checked_rows,
     )

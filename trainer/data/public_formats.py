@@ -107,7 +107,7 @@ def conversion(source: Source, present: Collection[str]) -> str:
 def _loading(source: Source) -> str:
     match source:
         case FileSource():
-            builder = next((b for ending, b in _BUILDERS.items() if source.path.lower().endswith(ending)), None)
+            builder = next((b for result, b in _BUILDERS.items() if source.path.lower().endswith(result)), None)
             if builder is None:
                 return ""
             return f'load_dataset("{builder}", data_files={json.dumps(source.path)}, split="train")'

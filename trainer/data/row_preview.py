@@ -1,4 +1,4 @@
-"""Rows as the model will see them: rendered, tokenised and cut, decoded again, each with what was noticed about it."""
+"""Rows as the model will see them: rendered, tokenized and cut, decoded again, each with what was noticed about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.data_report import DataReport
-from trainer.data.preparation import Examined, examine, fingerprint_of
+from trainer.data.preparation import Examined, data_fingerprint, examine
 from trainer.data.row_selection import EVAL, TRAIN, Place, Split
 from trainer.data.tokenization import load_tokenizer
 from trainer.data.validation import BadData, Severity, in_words, severity
@@ -18,7 +18,7 @@ from trainer.data.validation import BadData, Severity, in_words, severity
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from trainer.data.pair_dataset import Ids, Tokenised
+    from trainer.data.pair_dataset import TokenIds, TokenizedPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class PreviewRow:
     """One row of the data. `row` counts from 1 in its source; `kept` is False where it is not trained or evaluated on.
 
     `prompt`, `chosen` and `rejected` are decoded with special tokens when they are asked for, of the answers what is
-    scored; None where the row was left out before it was tokenised.
+    scored; None where the row was left out before it was tokenized.
     """
 
     split: Split
@@ -43,7 +43,7 @@ class PreviewRow:
     row: int
     kept: bool
     notices: tuple[RowNotice, ...]
-    _pair: Tokenised | None = field(repr=False)
+    _pair: TokenizedPair | None = field(repr=False)
     _tokenizer: PreTrainedTokenizerBase = field(repr=False)
 
     @cached_property
@@ -73,7 +73,7 @@ class PreviewRow:
         names = ("split", "source", "row", "kept", "prompt", "chosen", "rejected", "lengths")
         return {name: getattr(self, name) for name in names} | {"notices": [asdict(notice) for notice in self.notices]}
 
-    def _text(self, ids: Ids) -> str:
+    def _text(self, ids: TokenIds) -> str:
         decoded = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(decoded)
 
@@ -90,22 +90,22 @@ class Preview:
     def whole(self) -> dict[str, Any]:
         """Return the report for `--json`, each finding with its count and its sentence."""
         notices = [finding.model_dump(mode="json") | {"text": str(finding)} for finding in self.report.findings]
-        told = self.report.model_dump(mode="json", exclude={"findings"})
-        return told | {"notices": notices, "refused": None if self.refused is None else str(self.refused)}
+        message = self.report.model_dump(mode="json", exclude={"findings"})
+        return message | {"notices": notices, "refused": None if self.refused is None else str(self.refused)}
 
 
 def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_code: bool = False) -> Preview:
-    """Read, check and tokenise the data as a trial would, and decode it again. Loads no model and writes no data.
+    """Read, check and tokenize the data as a trial would, and decode it again. Loads no model and writes no data.
 
     Raises UnreadableData for a source that cannot be opened, and TokenizerError.
     """
     tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
-    found = examine(data, tokenizer, fingerprint_of(data, tokenizer))
+    found = examine(data, tokenizer, data_fingerprint(data, tokenizer))
     try:
         found.refuse(data)
         refused = None
-    except BadData as why:
-        refused = why
+    except BadData as error:
+        refused = error
     added = tokenizer.added_tokens_decoder.values()
     special = tuple(token.content for token in added if token.special)
     return Preview(tuple(_rows(found, tokenizer)), found.report, refused, special)
@@ -114,26 +114,26 @@ def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_c
 def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
     """Rows of the training split, then of evaluation, each by source and number, the ones left out among them."""
     selection = found.selection
-    kept: dict[Place, Tokenised] = {
+    remaining: dict[Place, TokenizedPair] = {
         (split, pair.source, pair.row): pair for split in (TRAIN, EVAL) for pair in found.pairs[split]
     }
     order = {TRAIN: 0, EVAL: 1}
-    places: set[Place] = {*kept, *selection.notes}
-    for place in sorted(places, key=lambda at: (order[at[0]], at[1], at[2])):
-        split, source, row = place
-        pair = kept.get(place) or found.left_out.get(place)
+    paths: set[Place] = {*remaining, *selection.notes}
+    for path in sorted(paths, key=lambda at: (order[at[0]], at[1], at[2])):
+        split, source, row = path
+        pair = remaining.get(path) or found.left_out.get(path)
         if pair is not None and not len(pair.prompt) + len(pair.chosen) + len(pair.rejected):
             pair = None  # the template refused it
         notices = [
             RowNotice(kind, severity(kind).value, in_words(kind, detail))
-            for kind, detail in dict.fromkeys(selection.notes.get(place, ()))
+            for kind, detail in dict.fromkeys(selection.notes.get(path, ()))
         ]
         notices.sort(key=lambda notice: list(Severity).index(Severity(notice.severity)))
         yield PreviewRow(
             split=split,
             source=selection.names[split][source],
             row=row,
-            kept=place in kept,
+            kept=path in remaining,
             notices=tuple(notices),
             _pair=pair,
             _tokenizer=tokenizer,

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Raw:
-    """A row as read. `fields` is None where the record itself could not be parsed; `trouble` then says why."""
+class RawRow:
+    """A row as read. `fields` is None where the record itself could not be parsed; `error` then says why."""
 
     number: int
     fields: dict[str, Any] | None
-    trouble: str = ""
+    error: str = ""
     notices: tuple[Notice, ...] = ()
     """What the names of its columns tell about it."""
 
@@ -50,11 +50,11 @@ def source_digest(source: Source) -> str:
     """
     match source:
         case FileSource():
-            return _content(_existing(source.path))
+            return _file_digest(_existing_file(source.path))
         case HubSource():
             dataset = _load_hub(source)
             files = [Path(entry["filename"]) for entry in dataset.cache_files]
-            content = [_content(file) for file in files] or [str(dataset._fingerprint)]  # pyright: ignore[reportPrivateUsage]
+            content = [_file_digest(file) for file in files] or [str(dataset._fingerprint)]  # pyright: ignore[reportPrivateUsage]
             return digest_of({"content": content, "split": source.split, "rows": dataset.num_rows})
         case GeneratedSource():
             from trainer.synthetic.instructions import VERSION
@@ -63,41 +63,41 @@ def source_digest(source: Source) -> str:
     assert_never(source)
 
 
-def _content(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     """Hex digest of a file's bytes, whatever its name."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def read_source(source: Source, needed: Collection[str] = ("chosen", "rejected")) -> list[Raw]:
-    """Every row of a source under our names. UnreadableData where it cannot be opened or lacks a `needed` column."""
+def read_source(source: Source, required: Collection[str] = ("chosen", "rejected")) -> list[RawRow]:
+    """Every row of a source under our names. UnreadableData where it cannot be opened or lacks a `required` column."""
     match source:
         case FileSource():
-            path = _existing(source.path)
+            path = _existing_file(source.path)
             rows = list(_reader(path)(path))
         case HubSource():
-            rows = [Raw(i, _without_fillers(dict(row))) for i, row in enumerate(_load_hub(source), start=1)]
+            rows = [RawRow(i, _without_fillers(dict(row))) for i, row in enumerate(_load_hub(source), start=1)]
         case GeneratedSource():
-            from trainer.synthetic.instructions import generated_rows
+            from trainer.synthetic.instructions import generate_rows
 
-            return [Raw(i, row) for i, row in enumerate(generated_rows(source), start=1)]
+            return [RawRow(i, row) for i, row in enumerate(generate_rows(source), start=1)]
         case _:
             assert_never(source)
-    return _renamed(rows, source, needed)
+    return _rename_columns(rows, source, required)
 
 
-def _renamed(rows: list[Raw], source: FileSource | HubSource, needed: Collection[str]) -> list[Raw]:
+def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: Collection[str]) -> list[RawRow]:
     fields = [row.fields for row in rows if row.fields is not None]
     try:
         found = find_columns(fields, source.columns, source_name(source), needed)
-    except UnreadableData as why:
+    except UnreadableData as error:
         present = {key for row in fields for key in row}
         code = "" if present & {"chosen", "rejected"} else conversion(source, present)
         if not code:
             raise
-        raise UnreadableData(f"{why} This writes them to pairs.jsonl, to be trained on:\n\n{code}") from why
+        raise UnreadableData(f"{error} This writes them to pairs.jsonl, to be trained on:\n\n{code}") from error
     return [
-        row if row.fields is None else Raw(row.number, found.fields(row.fields), notices=found.notices(row.fields))
+        row if row.fields is None else RawRow(row.number, found.fields(row.fields), notices=found.notices(row.fields))
         for row in rows
     ]
 
@@ -120,15 +120,15 @@ def _without_nulls(value: Any) -> Any:
 # --- local files -----------------------------------------------------------------------------------------------------
 
 
-def _existing(path: str) -> Path:
+def _existing_file(path: str) -> Path:
     found = Path(path).expanduser()
     if not found.is_file():
         raise UnreadableData(f"there is no data file {path} (looked in {Path.cwd()})")
     return found
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[Raw]]:
-    readers: dict[str, Callable[[Path], Iterator[Raw]]] = {
+def _reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
+    readers: dict[str, Callable[[Path], Iterator[RawRow]]] = {
         ".jsonl": _read_jsonl,
         ".ndjson": _read_jsonl,
         ".json": _read_json,
@@ -141,35 +141,35 @@ def _reader(path: Path) -> Callable[[Path], Iterator[Raw]]:
     return reader
 
 
-def _text(raw: bytes) -> str:
+def _decode(raw: bytes) -> str:
     """Bytes that are no UTF-8 become lone surrogates U+DC80..DCFF, which the checks find and name row by row."""
     return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
 
 
-def _record(number: int, value: Any) -> Raw:
+def _to_raw_row(number: int, value: Any) -> RawRow:
     if isinstance(value, dict):
-        return Raw(number, {str(k): v for k, v in value.items()})
-    return Raw(number, None, f"a {type(value).__name__}, not an object")
+        return RawRow(number, {str(k): v for k, v in value.items()})
+    return RawRow(number, None, f"a {type(value).__name__}, not an object")
 
 
-def _read_jsonl(path: Path) -> Iterator[Raw]:
+def _read_jsonl(path: Path) -> Iterator[RawRow]:
     """One object per line; the row number is the line number, blank lines are none."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                value = json.loads(_text(line))
+                value = json.loads(_decode(line))
             except (json.JSONDecodeError, RecursionError) as error:
-                yield Raw(number, None, f"line {number}: {error}")
+                yield RawRow(number, None, f"line {number}: {error}")
                 continue
-            yield _record(number, value)
+            yield _to_raw_row(number, value)
 
 
-def _read_json(path: Path) -> Iterator[Raw]:
+def _read_json(path: Path) -> Iterator[RawRow]:
     """A list of objects, or an object with such a list under `data`."""
     try:
-        value = json.loads(_text(path.read_bytes()))
+        value = json.loads(_decode(path.read_bytes()))
     except (json.JSONDecodeError, RecursionError) as error:
         raise UnreadableData(f"{path} is not JSON: {error}. For one object per line, name it .jsonl") from error
     if isinstance(value, dict) and isinstance(value.get("data"), list):
@@ -177,10 +177,10 @@ def _read_json(path: Path) -> Iterator[Raw]:
     if not isinstance(value, list):
         raise UnreadableData(f"{path} holds no list of rows, neither itself nor under `data`")
     for number, one in enumerate(value, start=1):
-        yield _record(number, one)
+        yield _to_raw_row(number, one)
 
 
-def _read_csv(path: Path) -> Iterator[Raw]:
+def _read_csv(path: Path) -> Iterator[RawRow]:
     """A header line, then records; every value is text."""
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
@@ -193,15 +193,15 @@ def _read_csv(path: Path) -> Iterator[Raw]:
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Raw(number, None, f"record {number}: {error}")
+                yield RawRow(number, None, f"record {number}: {error}")
                 continue
             if None in row:
-                yield Raw(number, None, f"record {number} has more values than the header has names")
+                yield RawRow(number, None, f"record {number} has more values than the header has names")
             else:
-                yield Raw(number, dict(row))
+                yield RawRow(number, dict(row))
 
 
-def _read_parquet(path: Path) -> Iterator[Raw]:
+def _read_parquet(path: Path) -> Iterator[RawRow]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -212,9 +212,9 @@ def _read_parquet(path: Path) -> Iterator[Raw]:
             for i in range(batch.num_rows):
                 number += 1
                 try:
-                    yield Raw(number, _without_fillers(batch.slice(i, 1).to_pylist()[0]))
+                    yield RawRow(number, _without_fillers(batch.slice(i, 1).to_pylist()[0]))
                 except UnicodeDecodeError as error:
-                    yield Raw(number, None, f"row {number}: {error.reason}")
+                    yield RawRow(number, None, f"row {number}: {error.reason}")
     except pa.ArrowException as error:
         raise UnreadableData(f"{path} is not a Parquet file: {error}") from error
 

@@ -1,12 +1,10 @@
-"""Preferences to token ids: the template's own rendering, cut at the lengths asked for, with what was noticed.
+"""Preferences to token ids: the chat template's rendering, cut at the configured lengths; and the trial's tokenizer.
 
-The ids are those of TRL's DPOTrainer 1.16 (`_prepare_dataset`): the whole dialogue is rendered and tokenised, and the
-answer is what follows the tokens that the prompt alone has in common with both renderings. Three things are our own.
-Cutting: TRL cuts the joined sequence, here the prompt loses its oldest tokens first. An answer whose text ends with the
-end of a turn gets no second one, even where blanks follow. Content given as text parts is joined for templates that
-want text.
-
-The tokenizer of a trial, with the chat template that the configuration asks for.
+The ids are those of TRL's DPOTrainer 1.16 (`_prepare_dataset`): the whole dialogue is rendered and tokenized, and the
+answer is what follows the tokens that the prompt alone has in common with both renderings. Three things differ. TRL
+cuts the joined sequence, here the prompt loses its oldest tokens first. An answer whose text ends with the end of a
+turn gets no second one, even where white space follows. Content given as text parts is joined for templates that want
+text.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
 from trainer.data.chat_template import ChatTemplate, Refused, altered
 from trainer.data.formats import Preference
-from trainer.data.validation import Kind, Notice
+from trainer.data.validation import FindingKind, Notice
 from trainer.results import TrialError, cannot_load
 from trainer.storage.atomic_files import digest_of
 
@@ -48,19 +46,19 @@ def load_tokenizer(
     position everywhere. TokenizerError when it cannot be loaded, is not a fast one, or has no end token. A tokenizer
     whose class comes with the model is loaded only with `trust_remote_code`.
     """
-    tokenizer = _load(*_origin(model, cache), trust_remote_code)
+    tokenizer = _load(*_tokenizer_source(model, cache), trust_remote_code)
     if data is not None and data.chat_template is not None:
         tokenizer.chat_template = template_text(data.chat_template)
     return tokenizer
 
 
-def _origin(model: ModelConfig, cache: Path) -> tuple[str, str | None]:
+def _tokenizer_source(model: ModelConfig, cache: Path) -> tuple[str, str | None]:
     if model.tokenizer is not None:
         return model.tokenizer, None
     if model.generated is not None:
-        from trainer.synthetic.tiny_models import generated_model
+        from trainer.synthetic.tiny_models import generate_model
 
-        return str(generated_model(model.generated, cache)), None
+        return str(generate_model(model.generated, cache)), None
     assert model.name_or_path is not None
     return model.name_or_path, model.revision
 
@@ -117,9 +115,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
     engine: Tokenizer = tokenizer.backend_tokenizer  # pyright: ignore[reportAssignmentType]
     backend = json.loads(engine.to_str())
     # padding and truncation are the traces of earlier calls, not the tokenizer's own
-    kept = {key: value for key, value in backend.items() if key not in {"padding", "truncation"}}
+    shared = {key: value for key, value in backend.items() if key not in {"padding", "truncation"}}
     described = {
-        "backend": kept,
+        "backend": shared,
         "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
         "template": tokenizer.chat_template,
     }
@@ -130,7 +128,7 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 @dataclass(slots=True)
-class Tokens:
+class EncodedPair:
     """Ids of one pair, empty where the template refused it, and what was noticed about it."""
 
     prompt: list[int] = field(default_factory=list)
@@ -149,7 +147,7 @@ class _Texts:
     dialogue: Dialogue | None
 
 
-class Tokeniser:
+class PairTokenizer:
     """Turns preferences of either form into token ids, in batches."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:
@@ -159,17 +157,17 @@ class Tokeniser:
         self._data = data
         self._eos = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
         self._bos: int | None = tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
-        self.ends: Counter[int] = Counter()
+        self.end_token_ids: Counter[int] = Counter()
         """Special tokens with which responses ended before they were cut."""
         added = tokenizer.added_tokens_decoder
         self._closing = {*added, self._eos}
         self._specials = {i for i, token in added.items() if token.special} | {self._eos}
 
-    def __call__(self, rows: Sequence[Preference]) -> list[Tokens]:
-        """One `Tokens` per row, in their order. TokenizerError for dialogues without a chat template."""
+    def __call__(self, rows: Sequence[Preference]) -> list[EncodedPair]:
+        """One `EncodedPair` per row, in their order. TokenizerError for dialogues without a chat template."""
         if any(not isinstance(row.prompt, str) for row in rows):
             require_template(self._tokenizer)
-        out = [Tokens(notices=list(row.notices)) for row in rows]
+        out = [EncodedPair(notices=list(row.notices)) for row in rows]
         rendered: list[tuple[int, _Texts]] = []
         for i, row in enumerate(rows):
             try:
@@ -179,12 +177,12 @@ class Tokeniser:
             else:
                 rendered.append((i, texts))
         plain = [(i, texts) for i, texts in rendered if texts.dialogue is None]
-        dialogues = [(i, texts) for i, texts in rendered if texts.dialogue is not None]
+        inputs = [(i, texts) for i, texts in rendered if texts.dialogue is not None]
         # a template writes its own special tokens; plain text gets those that the tokenizer adds
-        for group, add in ((plain, True), (dialogues, False)):
+        for group, add in ((plain, True), (inputs, False)):
             ids = self._ids([text for _, t in group for text in (t.prompt, t.chosen, t.rejected)], add)
             for n, (i, texts) in enumerate(group):
-                self._fill(out[i], rows[i], texts, ids[3 * n], ids[3 * n + 1], ids[3 * n + 2])
+                self._assign_ids(out[i], rows[i], texts, ids[3 * n], ids[3 * n + 1], ids[3 * n + 2])
         return out
 
     def _ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
@@ -196,14 +194,14 @@ class Tokeniser:
 
     # --- text --------------------------------------------------------------------------------------------------------
 
-    def _plain(self, row: Preference, out: Tokens) -> _Texts:
+    def _plain(self, row: Preference, out: EncodedPair) -> _Texts:
         prompt, *answers = (str(part) for part in (row.prompt, row.chosen, row.rejected))
         if self._is_rendered(prompt):
             out.notices.append(("already_rendered", ""))
         elif self._data.apply_template is None and self._template.exists:
             out.notices = [notice for notice in out.notices if notice[0] != "needs_template"]  # the same question
             out.notices.append(("template_undecided", ""))
-        chosen, rejected = (prompt + self._ended(answer) for answer in answers)
+        chosen, rejected = (prompt + self._with_eos(answer) for answer in answers)
         return _Texts(prompt, chosen, rejected, None)
 
     def _is_rendered(self, prompt: str) -> bool:
@@ -213,7 +211,7 @@ class Tokeniser:
             return True
         return self._marks is not None and self._marks.search(prompt) is not None
 
-    def _ended(self, answer: str) -> str:
+    def _with_eos(self, answer: str) -> str:
         """An answer of plain text with its end: the end of a turn that it has already, or eos_token."""
         return answer if answer.rstrip().endswith(self._end_texts) else answer + str(self._tokenizer.eos_token)
 
@@ -233,14 +231,14 @@ class Tokeniser:
     def _turn_end(self) -> str:
         return self._template.ends
 
-    def _dialogue(self, row: Preference, out: Tokens) -> _Texts:
+    def _dialogue(self, row: Preference, out: EncodedPair) -> _Texts:
         prompt, *answers = (self._template.as_wanted(list(part)) for part in (row.prompt, row.chosen, row.rejected))  # pyright: ignore[reportArgumentType]
         ended = [self._without_end(answer) for answer in answers]
         if ended != answers:
             out.notices.append(("already_ended", ""))
         tools, kwargs = row.tools, row.template_kwargs
         talks = [prompt + answer for answer in ended]
-        chosen, rejected = (self._template.render(talk, tools, kwargs) for talk in talks)
+        chosen, rejected = (self._template.render(progress, tools, kwargs) for progress in talks)
         alone = self._template.render(prompt, tools, kwargs, ask=True)
         self._look_at_rendering(row, [(talks[0], chosen), (talks[1], rejected)], out)
         return _Texts(alone, chosen, rejected, prompt)
@@ -257,25 +255,25 @@ class Tokeniser:
             said = (parts[-1]["text"] or "").rstrip()
             if message["role"] == "assistant" and said.endswith(ends):
                 said = said.removesuffix(next(end for end in sorted(ends, key=len, reverse=True) if said.endswith(end)))
-                whole = isinstance(content, list)
-                message = {**message, "content": [*parts[:-1], {**parts[-1], "text": said}] if whole else said}
+                complete = isinstance(content, list)
+                message = {**message, "content": [*parts[:-1], {**parts[-1], "text": said}] if complete else said}
             out.append(message)
         return out
 
-    def _look_at_rendering(self, row: Preference, talks: list[tuple[Dialogue, str]], out: Tokens) -> None:
+    def _look_at_rendering(self, row: Preference, talks: list[tuple[Dialogue, str]], out: EncodedPair) -> None:
         """Notice what of the messages the template leaves out or changes."""
-        if row.tools or row.template_kwargs or any(len(message) > 2 for talk, _ in talks for message in talk):
+        if row.tools or row.template_kwargs or any(len(message) > 2 for progress, _ in talks for message in progress):
             names = self._template.ignored(talks, row.tools, row.template_kwargs)
             out.notices.extend(("ignored_key", name) for name in names)
-        lost = next((message for talk, text in talks for message in altered(talk, text)), None)
+        lost = next((message for progress, text in talks for message in altered(progress, text)), None)
         if lost is not None:
             out.notices.append(("content_altered", f"The first is of role {lost['role']}"))
 
     # --- one row -----------------------------------------------------------------------------------------------------
 
-    def _fill(
+    def _assign_ids(
         self,
-        out: Tokens,
+        out: EncodedPair,
         row: Preference,
         texts: _Texts,
         prompt: list[int],
@@ -284,15 +282,15 @@ class Tokeniser:
     ) -> None:
         from trl.data_utils import common_prefix_length
 
-        kept = min(common_prefix_length(prompt, with_chosen), common_prefix_length(prompt, with_rejected))
-        if kept < len(prompt):
+        shared = min(common_prefix_length(prompt, with_chosen), common_prefix_length(prompt, with_rejected))
+        if shared < len(prompt):
             if texts.chosen.startswith(texts.prompt) and texts.rejected.startswith(texts.prompt):
                 out.notices.append(("boundary_merged", ""))
             else:
-                end = self._tokenizer.decode(prompt[kept:])
-                kind: Kind = "prompt_changes" if self._template.prompt_comes_first else "prompt_not_prefix"
+                end = self._tokenizer.decode(prompt[shared:])
+                kind: FindingKind = "prompt_changes" if self._template.prompt_comes_first else "prompt_not_prefix"
                 out.notices.append((kind, f"The prompt alone goes on with {end!r}"))
-        out.prompt, out.chosen, out.rejected = prompt[:kept], with_chosen[kept:], with_rejected[kept:]
+        out.prompt, out.chosen, out.rejected = prompt[:shared], with_chosen[shared:], with_rejected[shared:]
         if not out.prompt:
             out.notices.append(("empty_prompt", "no token of the prompt is left"))
         if not out.chosen or not out.rejected:
@@ -301,19 +299,19 @@ class Tokeniser:
             out.notices.append(("equal_rendered", ""))
         if self._bos is not None and out.prompt[:2] == [self._bos, self._bos]:
             out.notices.append(("duplicate_bos", ""))
-        self._look_at_ends(out)
+        self._check_ends(out)
         rendered = any(kind == "already_rendered" for kind, _ in out.notices)
-        if not rendered and self._special_text and any(self._special_text.search(text) for text in _own_texts(row)):
+        if not rendered and self._special_text and any(self._special_text.search(text) for text in _message_texts(row)):
             out.notices.append(("special_in_text", ""))
-        self._cut(out, row, texts)
+        self._truncate(out, row, texts)
 
-    def _look_at_ends(self, out: Tokens) -> None:
+    def _check_ends(self, out: EncodedPair) -> None:
         """A response must hold an end: eos_token, or the special token with which the template closes a message."""
         noticed: set[Notice] = set()
         for response in (out.chosen, out.rejected):
             last = next((i for i in reversed(response) if self._text(i).strip()), None)
             if last is not None and last in self._closing:
-                self.ends[last] += 1
+                self.end_token_ids[last] += 1
                 if self._eos not in response:
                     noticed.add(("other_end", f"They end with {self._text(last)!r}"))
             elif self._eos not in response:
@@ -323,7 +321,7 @@ class Tokeniser:
     def _text(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))
 
-    def _cut(self, out: Tokens, row: Preference, texts: _Texts) -> None:
+    def _truncate(self, out: EncodedPair, row: Preference, texts: _Texts) -> None:
         """Prompts lose their oldest tokens, BOS kept; answers are cut to what remains of `max_length`.
 
         With `max_prompt_length`, every longer prompt is cut to it. Without, only rows that do not fit are cut: the
@@ -331,28 +329,28 @@ class Tokeniser:
         """
         data, longest = self._data, max(len(out.chosen), len(out.rejected))
         keep = data.max_prompt_length or max(data.prompt_budget, data.max_length - longest)
-        whole = len(out.prompt)
-        if whole > keep:
+        complete = len(out.prompt)
+        if complete > keep:
             has_bos = self._bos is not None and out.prompt[0] == self._bos and keep > 1
             head = out.prompt[:1] if has_bos else []
-            lost = whole - keep + len(head)
+            lost = complete - keep + len(head)
             out.prompt = head + out.prompt[lost:]
             out.notices.extend((kind, "") for kind in self._kinds_cut(row, texts, lost))
-        room = data.max_length - len(out.prompt)
-        if longest > room:
+        budget = data.max_length - len(out.prompt)
+        if longest > budget:
             differed = out.chosen != out.rejected
-            out.chosen, out.rejected = out.chosen[:room], out.rejected[:room]
+            out.chosen, out.rejected = out.chosen[:budget], out.rejected[:budget]
             out.notices.append(("response_cut", ""))
             if differed and out.chosen == out.rejected:
                 out.notices.append(("equal_after_cut", ""))
 
-    def _kinds_cut(self, row: Preference, texts: _Texts, lost: int) -> list[Kind]:
+    def _kinds_cut(self, row: Preference, texts: _Texts, lost: int) -> list[FindingKind]:
         """What of a prompt is among its first `lost` tokens: system message or tools, earlier turns, the question."""
         if texts.dialogue is None:
             return ["prompt_cut"]
-        places = self._tokenizer(texts.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        start = int(places["offset_mapping"][lost][0]) if lost < len(places["input_ids"]) else len(texts.prompt)  # pyright: ignore
-        kinds: list[Kind] = []
+        paths = self._tokenizer(texts.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        start = int(paths["offset_mapping"][lost][0]) if lost < len(paths["input_ids"]) else len(texts.prompt)  # pyright: ignore
+        kinds: list[FindingKind] = []
         at = 0
         for tool in row.tools or ():
             name = str(tool.get("function", tool).get("name", ""))
@@ -360,10 +358,10 @@ class Tokeniser:
                 kinds.append("system_cut")
         for number, message in enumerate(texts.dialogue, start=1):
             said = content_text(message).strip()
-            place = texts.prompt.find(said, at)
-            if not said or place < 0 or place >= start:
+            position = texts.prompt.find(said, at)
+            if not said or position < 0 or position >= start:
                 continue
-            at = place + len(said)
+            at = position + len(said)
             last = number == len(texts.dialogue)
             kinds.append("system_cut" if message["role"] == "system" else "prompt_cut" if last else "turns_cut")
         return list(dict.fromkeys(kinds)) or ["turns_cut" if len(texts.dialogue) > 1 else "prompt_cut"]
@@ -386,7 +384,7 @@ def _any_of(texts: set[str]) -> re.Pattern[str] | None:
     return re.compile("|".join(map(re.escape, listed))) if listed else None
 
 
-def _own_texts(row: Preference) -> list[str]:
+def _message_texts(row: Preference) -> list[str]:
     return [
         text
         for part in (row.prompt, row.chosen, row.rejected)

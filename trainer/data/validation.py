@@ -1,4 +1,4 @@
-"""What can be wrong with preference data, in words: each kind with its weight, counted with row numbers."""
+"""Problems of preference data: `DataFinding`, severities, `BadData`; each kind is counted with row numbers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Literal
 
-from trainer.config.base import Frozen
+from trainer.config.base import FrozenModel
 from trainer.results import TrialError
 
-SHOWN = 20
+MAX_ROWS_SHOWN = 20
 """Row numbers kept per finding and source; the count is always whole."""
 
 
@@ -21,7 +21,7 @@ class Severity(StrEnum):
     NOTICE = "notice"
 
 
-Kind = Literal[
+FindingKind = Literal[
     "duplicate_bos",
     "prompt_not_prefix",
     "missing_eos",
@@ -61,6 +61,7 @@ Kind = Literal[
     "prompt_changes",
     "prompt_repeated",
     "prompt_echoed",
+    "text_turns",
     "context_moved",
     "several_turns",
     "implied_prompt",
@@ -75,14 +76,14 @@ Kind = Literal[
     "score_contradicts",
     "score_tie",
 ]
-Notice = tuple[Kind, str]
+Notice = tuple[FindingKind, str]
 """A kind of finding, and the case in words."""
 
-_COUNTED_BY_DETAIL: frozenset[Kind] = frozenset({"ignored_key", "unused_column", "recognised_column"})
+_COUNTED_BY_DETAIL: frozenset[FindingKind] = frozenset({"ignored_key", "unused_column", "recognised_column"})
 """Kinds whose detail names what they are about: each detail is a finding of its own."""
 
 _F, _B, _N = Severity.FATAL, Severity.BAD_ROW, Severity.NOTICE
-_MEANING: dict[Kind, tuple[Severity, str, str]] = {
+_KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "duplicate_bos": (_F, "begin with two BOS tokens", "remove the BOS text from the prompts, or from the template"),
     "prompt_not_prefix": (
         _F,
@@ -163,7 +164,7 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
     "images": (
         _B,
         "hold images, audio or video, and only text is trained on",
-        "remove them, or leave the column out: columns: {images: null}",
+        "remove them, or leave a column of them out: columns: {images: null}",
     ),
     "equal_rendered": (
         _B,
@@ -191,7 +192,13 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
     "prompt_repeated": (_N, "repeat the prompt, or its end, in the answers; it is kept once", ""),
     "prompt_echoed": (
         _N,
-        "have answers that both begin with the words of a short prompt; they stay in the answers",
+        "have answers that begin with the words of the prompt, which is short or begins one of them alone; they stay "
+        "in the answers",
+        "",
+    ),
+    "text_turns": (
+        _N,
+        "are text of turns (Human:, Assistant:), which become messages without these marks and the blanks around them",
         "",
     ),
     "context_moved": (_N, "begin both answers with the same messages of others; these belong to the prompt", ""),
@@ -217,22 +224,22 @@ _MEANING: dict[Kind, tuple[Severity, str, str]] = {
 _SINGULAR = {"are": "is", "have": "has"}
 
 
-def severity(kind: Kind) -> Severity:
+def severity(kind: FindingKind) -> Severity:
     """How grave a kind is."""
-    return _MEANING[kind][0]
+    return _KIND_DETAILS[kind][0]
 
 
-def in_words(kind: Kind, detail: str = "") -> str:
+def in_words(kind: FindingKind, detail: str = "") -> str:
     """What a kind says of one row: "has an empty response", with the case's own words behind it."""
-    verb, _, rest = _MEANING[kind][1].partition(" ")
+    verb, _, rest = _KIND_DETAILS[kind][1].partition(" ")
     text = f"{_SINGULAR.get(verb, verb + 's')} {rest}"
     return f"{text}. {detail}".rstrip(" .") if detail else text
 
 
-class Finding(Frozen):
+class DataFinding(FrozenModel):
     """One kind of trouble: how many rows have it and the first of them, as (source, row number from 1)."""
 
-    kind: Kind
+    kind: FindingKind
     severity: Severity
     count: int
     rows: tuple[tuple[str, int], ...]
@@ -242,25 +249,25 @@ class Finding(Frozen):
     @property
     def advice(self) -> str:
         """What to do about it; empty for a notice that needs nothing done."""
-        return _MEANING[self.kind][2]
+        return _KIND_DETAILS[self.kind][2]
 
     def __str__(self) -> str:
-        meaning = _MEANING[self.kind][1]
+        meaning = _KIND_DETAILS[self.kind][1]
         one = f"1 row {in_words(self.kind)}"
         text = one if self.count == 1 else f"{self.count:,} rows {meaning}" if self.count else meaning
         by_source: dict[str, list[str]] = {}
         for source, row in self.rows:
             by_source.setdefault(source, []).append(str(row))
-        places = [f"{source}: {', '.join(rows)}" for source, rows in by_source.items()]
-        if places:
-            text += f" ({'; '.join(places)}{', ...' if self.count > len(self.rows) else ''})"
+        paths = [f"{source}: {', '.join(rows)}" for source, rows in by_source.items()]
+        if paths:
+            text += f" ({'; '.join(paths)}{', ...' if self.count > len(self.rows) else ''})"
         return f"{text}. {self.detail}".rstrip(" .") if self.detail else text
 
 
 class BadData(TrialError):
     """Data that must not be trained on. `findings` are all that was found, the notices included."""
 
-    def __init__(self, findings: Sequence[Finding], next_step: str) -> None:
+    def __init__(self, findings: Sequence[DataFinding], next_step: str) -> None:
         self.findings = tuple(findings)
         self.next_step = next_step
         empty = any(f.kind == "no_rows" for f in self.findings)  # then the notices say where the rows went
@@ -268,7 +275,7 @@ class BadData(TrialError):
         lines = [f"  {f}{f' - {f.advice}' if f.advice else ''}" for f in grave]
         super().__init__("\n".join(["the preference data cannot be used:", *lines, next_step]))
 
-    def __reduce__(self) -> tuple[type[BadData], tuple[tuple[Finding, ...], str]]:
+    def __reduce__(self) -> tuple[type[BadData], tuple[tuple[DataFinding, ...], str]]:
         return (BadData, (self.findings, self.next_step))
 
 
@@ -276,7 +283,7 @@ class UnreadableData(TrialError):
     """A source that cannot be opened at all, or does not have the columns asked for; the message says what to do."""
 
 
-class Findings:
+class FindingCollector:
     """Collects what is found, row by row."""
 
     def __init__(self) -> None:
@@ -284,25 +291,25 @@ class Findings:
         self._rows: dict[Notice, list[tuple[str, int]]] = {}
         self._details: dict[Notice, str] = {}
 
-    def add(self, kind: Kind, source: str, row: int, detail: str = "") -> None:
+    def add(self, kind: FindingKind, source: str, row: int, detail: str = "") -> None:
         """Count one row of one kind. The detail of the first row is kept; a column or key is counted by its name."""
         key = (kind, detail if kind in _COUNTED_BY_DETAIL else "")
         self._counts[key] = self._counts.get(key, 0) + 1
         rows = self._rows.setdefault(key, [])
-        if len(rows) < SHOWN:
+        if len(rows) < MAX_ROWS_SHOWN:
             rows.append((source, row))
         if detail:
             self._details.setdefault(key, detail)
 
-    def add_whole(self, kind: Kind, detail: str) -> None:
+    def add_dataset_finding(self, kind: FindingKind, detail: str) -> None:
         """A finding about the data as a whole, no row in particular."""
         self._counts.setdefault((kind, ""), 0)
         self._details.setdefault((kind, ""), detail)
 
-    def as_tuple(self) -> tuple[Finding, ...]:
+    def as_tuple(self) -> tuple[DataFinding, ...]:
         """All findings, gravest first, then by count."""
         found = [
-            Finding(
+            DataFinding(
                 kind=key[0],
                 severity=severity(key[0]),
                 count=count,
@@ -315,30 +322,30 @@ class Findings:
         return tuple(sorted(found, key=lambda f: (order.index(f.severity), -f.count, f.kind, f.detail)))
 
 
-def judge(
-    findings: Iterable[Finding], bad: int, rows: int, mode: Literal["refuse", "skip"], max_bad_share: float
+def raise_if_refused(
+    findings: Iterable[DataFinding], bad_rows: int, rows: int, mode: Literal["refuse", "skip"], max_bad_share: float
 ) -> None:
     """Raise BadData where the rules say so: a fatal finding always; bad rows when refused, or more than the share.
 
-    `bad` counts distinct bad rows among `rows` looked at.
+    `bad_rows` counts distinct bad rows among `rows` looked at.
     """
     found = tuple(findings)
     if fatal := {f.kind for f in found if f.severity is Severity.FATAL}:
-        asked = fatal <= {"template_undecided", "needs_template"}
-        raise BadData(found, f"No setting skips this; {'decide' if asked else 'correct'} it and start again.")
-    if not bad:
+        requested = fatal <= {"template_undecided", "needs_template"}
+        raise BadData(found, f"No setting skips this; {'decide' if requested else 'correct'} it and start again.")
+    if not bad_rows:
         return
     if mode == "refuse":
         raise BadData(
             found,
-            f"{_of(bad, rows)}. Correct them, or train without them: "
-            f"data.bad_rows: skip, data.max_bad_share: {_share(bad, rows):g}.",
+            f"{_of(bad_rows, rows)}. Correct them, or train without them: "
+            f"data.bad_rows: skip, data.max_bad_share: {_share(bad_rows, rows):g}.",
         )
-    if bad > max_bad_share * rows:
+    if bad_rows > max_bad_share * rows:
         raise BadData(
             found,
-            f"{_of(bad, rows)} ({bad / rows:.2%}), more than data.max_bad_share {max_bad_share:g}. "
-            f"Correct them, or train without them: data.max_bad_share: {_share(bad, rows):g}.",
+            f"{_of(bad_rows, rows)} ({bad_rows / rows:.2%}), more than data.max_bad_share {max_bad_share:g}. "
+            f"Correct them, or train without them: data.max_bad_share: {_share(bad_rows, rows):g}.",
         )
 
 

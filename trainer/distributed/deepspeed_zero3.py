@@ -1,7 +1,7 @@
-"""One model in slices over the processes of a trial: ZeRO stage 3 by DeepSpeed, which owns backward pass and step.
+"""One model sharded over the processes of a trial by DeepSpeed's ZeRO stage 3, which owns backward pass and step.
 
 Each process holds a range of the elements of every flattened weight, with its float32 copy, gradient and moments.
-DeepSpeed's hooks put a module's weights together while it computes.
+DeepSpeed's hooks gather a module's weights while it computes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 
 from trainer.config.trial import DEEPSPEED_INSTALL, TrainingConfig
 from trainer.memory_limits import DEEPSPEED_BUCKET, DEEPSPEED_STEP
-from trainer.weight_decay import decay_groups
+from trainer.weight_decay import parameter_groups
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -42,7 +42,7 @@ class Zero3:
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._rate = training.learning_rate
         self._adam = torch.optim.AdamW(
-            decay_groups(model, self._trained, training.weight_decay),
+            parameter_groups(model, self._trained, training.weight_decay),
             lr=training.learning_rate,
             betas=(training.adam_beta1, training.adam_beta2),
             eps=training.adam_epsilon,
@@ -55,7 +55,7 @@ class Zero3:
         """Add the gradients of all processes to the slices. DeepSpeed averages them; here they are summed."""
         self.engine.backward(loss * distributed.get_world_size(), scale_wrt_gas=False)
 
-    def clip(self) -> float:
+    def clip_gradients(self) -> float:
         """The norm of all gradients together; `step` scales them down to max_grad_norm."""
         # One after the other: DeepSpeed gives each as a copy in float32.
         norms = [
@@ -77,7 +77,7 @@ class Zero3:
             raise RuntimeError("DeepSpeed did not take a step although the gradients are finite")
         return rate
 
-    def state(self) -> dict[str, Tensor | Piece]:
+    def state_dict(self) -> dict[str, Tensor | Piece]:
         """The moments by name, as this process's pieces; the live ones, not copies."""
         if not self._adam.state:
             return {}
@@ -90,8 +90,8 @@ class Zero3:
                 found[f"{moment}.{name}"] = Piece(mine, shape_of(parameter))
         return found
 
-    def load(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `state` returned, as whole tensors. KeyError where a moment of a parameter is missing."""
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state_dict` returned, as whole tensors. KeyError where a moment of a parameter is missing."""
         if not state:
             return
         for flat in cast("list[Tensor]", self.engine.optimizer.fp32_partitioned_groups_flat):

@@ -1,7 +1,7 @@
-"""One model in slices over the processes of a trial: FSDP2, torch's `fully_shard`; what else has to do with slices.
+"""One model sharded over the processes of a trial by FSDP2, torch's `fully_shard`: shard, gather, local shards.
 
-With FSDP2 each process holds a range of the rows of every weight, as `torch.chunk` cuts them, with the gradient and the
-moments of that range; so a whole tensor on disk fits any number of processes. Gradients are summed, not averaged.
+Each process holds a range of the rows of every weight, as `torch.chunk` cuts them, with the gradient and the moments of
+that range; a full tensor on disk therefore fits any number of processes. Gradients are summed, not averaged.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
     try:
         for module in (*layers, model):
             fully_shard(module, mesh=mesh)
-    except (RuntimeError, ValueError) as why:
-        raise CannotShard(f"{type(model).__name__} cannot be cut into slices: {why}") from why
+    except (RuntimeError, ValueError) as error:
+        raise CannotShard(f"{type(model).__name__} cannot be cut into slices: {error}") from error
     for module in (*layers, model):
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
@@ -52,48 +52,48 @@ def is_sharded(model: nn.Module) -> bool:
     return isinstance(model, FSDPModule) or any(deepspeed_zero3.is_divided(p) for p in model.parameters())
 
 
-def let_go(model: nn.Module) -> None:
+def reshard(model: nn.Module) -> None:
     """After a forward pass without backward: what it put together is dropped again."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
-def gathered(tensors: Mapping[str, Tensor | deepspeed_zero3.Piece], *, keep: bool) -> dict[str, Tensor]:
+def gather_full(tensors: Mapping[str, Tensor | deepspeed_zero3.Piece], *, keep: bool) -> dict[str, Tensor]:
     """Whole tensors, one after the other; on the CPU where `keep`, else nothing. All processes call it."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if isinstance(tensor, deepspeed_zero3.Piece):
-            whole = tensor.whole()
+            full = tensor.whole()
         elif isinstance(tensor, DTensor):
-            whole = tensor.full_tensor().detach()
+            full = tensor.full_tensor().detach()
         else:
             with deepspeed_zero3.held([tensor]):
-                whole = tensor.detach().clone() if deepspeed_zero3.is_divided(tensor) else tensor.detach()
+                full = tensor.detach().clone() if deepspeed_zero3.is_divided(tensor) else tensor.detach()
         if keep:
-            found[name] = whole.to("cpu")
+            found[name] = full.to("cpu")
     return found
 
 
-def put(target: nn.Parameter, whole: Tensor) -> None:
+def copy_into(target: nn.Parameter, full: Tensor) -> None:
     """Copy a whole tensor into `target`, of which this process may hold a slice."""
     with torch.no_grad():
         if deepspeed_zero3.is_divided(target):
-            deepspeed_zero3.put(target, whole)
+            deepspeed_zero3.put(target, full)
         elif isinstance(target, DTensor):
-            target.to_local().copy_(slice_of(whole, target))
+            target.to_local().copy_(shard_of(full, target))
         else:
-            target.copy_(whole)
+            target.copy_(full)
 
 
-def slice_of(whole: Tensor, like: DTensor) -> Tensor:
+def shard_of(full: Tensor, like: DTensor) -> Tensor:
     """The rows of a whole tensor that this process holds of `like`; a view."""
     mesh = like.device_mesh
-    cuts, mine = whole.chunk(mesh.size(), 0), mesh.get_local_rank()
-    return cuts[mine] if mine < len(cuts) else whole[:0]
+    cuts, local = full.chunk(mesh.size(), 0), mesh.get_local_rank()
+    return cuts[local] if local < len(cuts) else full[:0]
 
 
-def as_slice(mine: Tensor, like: DTensor) -> DTensor:
+def as_shard(local: Tensor, like: DTensor) -> DTensor:
     """This process's rows of a tensor that is cut as `like` is."""
     return DTensor.from_local(
-        mine, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+        local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )

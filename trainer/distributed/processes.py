@@ -1,6 +1,7 @@
-"""The processes that train one trial together: usually one; under `accelerate launch` or torchrun several.
+"""Processes that train one trial together: `ProcessGroup`, `CancelToken` and the rendezvous.
 
-How the processes of one trial find each other, on one machine: over loopback, by gloo on CPUs and NCCL on GPUs.
+Usually there is one process; `accelerate launch` or torchrun start several. The processes of one trial find each other
+on one machine over loopback, by gloo on CPUs and NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from torch import distributed, nn
 from trainer.config.trial import TrainingConfig
 from trainer.distributed.deepspeed_zero3 import keep_off_stdout
 from trainer.environment import remove_foreign_settings, report_ignored
-from trainer.objectives.pair_logps import Totals
+from trainer.objectives.pair_logps import MetricSums
 
 
 class Interrupted(Exception):
     """Somebody asked the run to save its state and stop; not an error."""
 
 
-def keep_to_share(share: float) -> None:
+def limit_gpu_memory(share: float) -> None:
     """Of the memory of the GPU that this process computes on; beyond it torch says out of memory."""
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(share)
 
 
-class World:
+class ProcessGroup:
     """Accelerate's processes and device. Every method that communicates must be called by all of them.
 
     Of accelerate only this is used: its `Accelerator` would divide and scale losses by variables of the environment.
@@ -63,19 +64,19 @@ class World:
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=keep):
             yield
 
-    def cuts(self, training: TrainingConfig) -> bool:
+    def shards_model(self, training: TrainingConfig) -> bool:
         """Whether each process is to hold slices of the model only."""
         return self.size > 1 and training.distributed != "ddp"
 
-    def add(self, totals: Totals) -> Totals:
+    def all_reduce_metrics(self, sums: MetricSums) -> MetricSums:
         """Totals over all processes; all must have the same names."""
         if self.size == 1:
-            return totals
-        flat = torch.tensor([totals[name] for name in sorted(totals)], dtype=torch.float64, device=self.device)
+            return sums
+        flat = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64, device=self.device)
         distributed.all_reduce(flat)
-        return {name: (float(n), float(w)) for name, (n, w) in zip(sorted(totals), flat.tolist(), strict=True)}
+        return {name: (float(n), float(w)) for name, (n, w) in zip(sorted(sums), flat.tolist(), strict=True)}
 
-    def add_tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+    def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over all processes, in place."""
         if self.size > 1:
             on_device = tensor.to(self.device)
@@ -83,7 +84,7 @@ class World:
             tensor.copy_(on_device)
         return tensor
 
-    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum every gradient over all processes; one that a process lacks counts as zero there."""
         if self.size == 1:
             return
@@ -97,19 +98,19 @@ class World:
         for work in waiting:
             work.wait()
 
-    def any(self, flag: bool) -> bool:
+    def any_rank(self, flag: bool) -> bool:
         """Whether the flag is up in at least one process."""
         if self.size == 1:
             return flag
-        return bool(self.add_tensor(torch.tensor([float(flag)]))[0] > 0)
+        return bool(self.all_reduce(torch.tensor([float(flag)]))[0] > 0)
 
-    def agree(self, names: list[str]) -> list[str]:
+    def broadcast(self, names: list[str]) -> list[str]:
         """The first process's names, in every process."""
         shared: list[object] = [names]
         distributed.broadcast_object_list(shared, device=self.device)
         return list(shared[0])  # pyright: ignore[reportArgumentType]
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Until every process is here."""
         self._processes.wait_for_everyone()
 
@@ -118,52 +119,60 @@ class World:
         return self._processes.main_process_first()
 
 
-class Patience:
-    """Asks, between pieces of work, whether to stop; processes that work together only stop together, at `settle`."""
+class CancelToken:
+    """Cooperative cancellation, checked between pieces of work.
 
-    def __init__(self, world: World, asked: Callable[[], bool]) -> None:
-        self._world, self._asked = world, asked
+    Processes that train together stop only together, at `check_all_ranks`.
+    """
 
-    def pause(self) -> None:
-        """Raise Interrupted when asked to; in several processes only `settle` does, so that none waits for ever."""
-        if self._world.size == 1 and self._asked():
+    def __init__(self, process_group: ProcessGroup, is_cancelled: Callable[[], bool]) -> None:
+        self._process_group, self._is_cancelled = process_group, is_cancelled
+
+    def check(self) -> None:
+        """Raise Interrupted if cancelled and this is the only process.
+
+        With several processes only `check_all_ranks` raises, so that none waits for ever.
+        """
+        if self._process_group.size == 1 and self._is_cancelled():
             raise Interrupted
 
-    def settle(self) -> None:
+    def check_all_ranks(self) -> None:
         """Raise Interrupted in all processes when one of them was asked to."""
-        if self._world.any(self._asked()):
+        if self._process_group.any_rank(self._is_cancelled()):
             raise Interrupted
 
 
-_HERE = "127.0.0.1"
-_LOOPBACK = "lo"
-_PATIENCE = timedelta(hours=2)
+_LOOPBACK_ADDRESS = "127.0.0.1"
+_LOOPBACK_INTERFACE = "lo"
+_RENDEZVOUS_TIMEOUT = timedelta(hours=2)
 """For the slowest thing that one process does while the others wait: a checkpoint of a large model. Whoever started
 them sees one that dies at once, and ends the others."""
 
 
-def listen() -> socket.socket:
+def open_rendezvous() -> socket.socket:
     """Of the first process: where the others will find it. Nobody beyond this machine can."""
-    listening = socket.create_server((_HERE, 0), backlog=128)
+    listening = socket.create_server((_LOOPBACK_ADDRESS, 0), backlog=128)
     listening.setblocking(False)
     return listening
 
 
-def join(rank: int, size: int, port: int, listening: socket.socket | None = None, gpus: Sequence[str] = ()) -> None:
-    """Make this process number `rank` of `size`, before its first World; waits for the others.
+def join_rendezvous(
+    rank: int, size: int, port: int, listening: socket.socket | None = None, gpus: Sequence[str] = ()
+) -> None:
+    """Make this process number `rank` of `size`, before its first ProcessGroup; wait for the others.
 
-    port: of the first process's `listen`, which also gives that socket. gpus: of all of them, in their order; every
-    process sees them all, since NCCL wants to, and computes on its own.
+    port: of the first process's `open_rendezvous`, which also gives that socket. gpus: of all of them, in their order;
+    every process sees them all, since NCCL needs to, and computes on its own.
     """
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
         "WORLD_SIZE": str(size),
         "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": _HERE,
+        "MASTER_ADDR": _LOOPBACK_ADDRESS,
         "MASTER_PORT": str(port),
-        "GLOO_SOCKET_IFNAME": _LOOPBACK,
-        "NCCL_SOCKET_IFNAME": _LOOPBACK,
+        "GLOO_SOCKET_IFNAME": _LOOPBACK_INTERFACE,
+        "NCCL_SOCKET_IFNAME": _LOOPBACK_INTERFACE,
         "CUDA_VISIBLE_DEVICES": ",".join(gpus),
     }
     if not gpus:
@@ -174,13 +183,13 @@ def join(rank: int, size: int, port: int, listening: socket.socket | None = None
     if gpus:
         torch.cuda.set_device(rank)
     store = distributed.TCPStore(
-        _HERE,
+        _LOOPBACK_ADDRESS,
         port,
         size,
         is_master=listening is not None,
-        timeout=_PATIENCE,
+        timeout=_RENDEZVOUS_TIMEOUT,
         wait_for_workers=False,
         master_listen_fd=None if listening is None else listening.detach(),
     )
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_PATIENCE)
+    distributed.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_RENDEZVOUS_TIMEOUT)

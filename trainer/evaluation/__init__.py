@@ -1,1 +1,1 @@
-"""What is measured on held-out pairs and prompts, and what is known of the start model."""
+"""Measurements on held-out pairs and prompts, and what is known of the initial model."""

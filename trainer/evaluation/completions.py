@@ -1,6 +1,7 @@
-"""Greedy answers of the model on held-out prompts, and what can be told from them without a judge.
+"""Greedy completions of held-out prompts, and metrics that need no judge.
 
-The answers to the fixed prompts as text, for people: a file that grows with each look and survives a new attempt.
+Completions of the fixed prompts are also written as text to a samples file, which grows with each evaluation and
+survives a new attempt.
 """
 
 from __future__ import annotations
@@ -25,21 +26,20 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trainer.config.position_limits import positions_of
-from trainer.data.pair_dataset import PairSet
+from trainer.config.position_limits import positions_of, refuse_long_answers
+from trainer.data.pair_dataset import PairDataset
 from trainer.distributed.fsdp import is_sharded
 from trainer.forward.packing import micro_batches
 from trainer.forward.rotary_embeddings import RotarySwitch
-from trainer.models.model_files import end_tokens
-from trainer.results import ModelError
+from trainer.models.model_files import end_token_ids
 from trainer.storage.atomic_files import write_text
-from trainer.synthetic import is_right
+from trainer.synthetic import is_correct
 
-_GRAM = 4
+_NGRAM = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Completion:
     """One greedy answer. `tokens` counts without the end token; `right` is None where no answer is expected."""
 
     prompt: str
@@ -50,7 +50,7 @@ class Answer:
     repetition: float
 
 
-def chosen_prompts(pairs: PairSet, count: int) -> list[int]:
+def select_prompts(pairs: PairDataset, count: int) -> list[int]:
     """The first pair of each of the first `count` distinct prompts: the same for every trial on these data."""
     seen: set[bytes] = set()
     picked: list[int] = []
@@ -64,41 +64,43 @@ def chosen_prompts(pairs: PairSet, count: int) -> list[int]:
     return picked
 
 
-def answer_greedily(
+def complete_greedily(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    pairs: PairSet,
+    pairs: PairDataset,
     indexes: Sequence[int],
     *,
     max_new_tokens: int,
     budget: int,
-    pause: Callable[[], None],
+    check_cancelled: Callable[[], None],
     stops: Sequence[int] = (),
-) -> list[Answer]:
+) -> list[Completion]:
     """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch.
 
-    stops: tokens that end an answer beside those of `end_tokens`, as the data's responses end with them.
+    stops: tokens that end an answer beside those of `end_token_ids`, as the data's responses end with them.
     """
     lengths = [int(n) for n in pairs.prompt_lengths]
-    answers: list[Answer] = []
-    ends = end_tokens(model, tokenizer, stops)
+    completions: list[Completion] = []
+    ends = end_token_ids(model, tokenizer, stops)
     for batch in generation_batches(model, lengths, indexes, max_new_tokens, budget):
-        pause()
+        check_cancelled()
         prompts = [pairs.pair(i).prompt.tolist() for i in batch]
-        for i, prompt, new in zip(batch, prompts, generate(model, prompts, ends, max_new_tokens), strict=True):
+        for i, prompt, new in zip(
+            batch, prompts, generate_token_ids(model, prompts, ends, max_new_tokens), strict=True
+        ):
             text = cast(str, tokenizer.decode(new, skip_special_tokens=True))
             expected = pairs.answers[i]
-            answers.append(
-                Answer(
+            completions.append(
+                Completion(
                     prompt=cast(str, tokenizer.decode(prompt, skip_special_tokens=False)),
                     answer=text,
                     expected=expected,
-                    right=None if expected is None else is_right(text, expected),
+                    right=None if expected is None else is_correct(text, expected),
                     tokens=len(new),
                     repetition=repetition(new),
                 )
             )
-    return answers
+    return completions
 
 
 def generation_batches(
@@ -110,14 +112,10 @@ def generation_batches(
     rotary frequencies follow from the longest row of the batch: then it would hang on its neighbours. ModelError where
     the model has no positions for the longest prompt with its answer.
     """
-    longest = max((prompt_lengths[i] for i in order), default=0) + max_new_tokens
-    positions = positions_of(cast(Any, model).config.to_dict())
-    if positions.table is not None and longest > positions.table and order:
-        raise ModelError(
-            f"a prompt of {longest - max_new_tokens:,} tokens with {max_new_tokens:,} new ones is beyond the "
-            f"{positions.table:,} positions of the model ({positions.field} in its config.json): lower max_new_tokens "
-            "or data.max_prompt_length"
-        )
+    longest_prompt = max((prompt_lengths[i] for i in order), default=0)
+    longest = longest_prompt + max_new_tokens
+    if order:
+        refuse_long_answers(positions_of(cast(Any, model).config.to_dict()), longest_prompt, max_new_tokens)
     # Every row costs what the longest does, so that a batch's padding stays within the budget too.
     costs, rotary = [longest] * len(prompt_lengths), RotarySwitch.of(model)
     if rotary is None:
@@ -130,7 +128,7 @@ def generation_batches(
     return batches
 
 
-def generate(
+def generate_token_ids(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     ends: Sequence[int],
@@ -162,7 +160,7 @@ def generate(
             logits_processor=LogitsProcessorList(processors),
             synced_gpus=is_sharded(core),
         )
-    return [_until(row, ends) for row in out[:, width:].tolist()]
+    return [_truncate_at_end(row, ends) for row in out[:, width:].tolist()]
 
 
 @contextmanager
@@ -177,55 +175,55 @@ def _no_settings_of_its_own(model: PreTrainedModel) -> Generator[None]:
         model.generation_config = before
 
 
-def _until(tokens: list[int], ends: Sequence[int]) -> list[int]:
-    stops = [place for place, token in enumerate(tokens) if token in ends]
+def _truncate_at_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
+    stops = [position for position, token in enumerate(tokens) if token in ends]
     return tokens[: stops[0]] if stops else tokens
 
 
 def repetition(tokens: Sequence[int]) -> float:
     """Share of 4-grams that occurred before in the same answer; 0.0 for one too short to have two."""
-    grams = [tuple(tokens[i : i + _GRAM]) for i in range(len(tokens) - _GRAM + 1)]
+    grams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def answer_metrics(answers: Sequence[Answer]) -> dict[str, float]:
+def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
     """`exact_answers` (only where answers are expected), `repetition` and `answer_length`; empty without answers."""
-    if not answers:
+    if not completions:
         return {}
-    checked = [a.right for a in answers if a.right is not None]
+    checked = [a.right for a in completions if a.right is not None]
     exact = {"exact_answers": fmean(checked)} if checked else {}
     return exact | {
-        "repetition": fmean(a.repetition for a in answers),
-        "answer_length": fmean(a.tokens for a in answers),
+        "repetition": fmean(a.repetition for a in completions),
+        "answer_length": fmean(a.tokens for a in completions),
     }
 
 
-FILE = "samples.jsonl"
+SAMPLES_FILE = "samples.jsonl"
 """One JSON object per line: step, prompt, answer, expected, right."""
 
 
-class Samples:
+class SampleFile:
     """The first `kept` answers of each look, in `folder`/samples.jsonl."""
 
-    def __init__(self, folder: Path, kept: int) -> None:
-        self._path, self._kept = folder / FILE, kept
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._path, self._limit = folder / SAMPLES_FILE, limit
         self._rows: dict[int, list[dict[str, Any]]] = {}
 
-    def take_over(self, folders: Sequence[Path], until: int) -> None:
+    def restore(self, folders: Sequence[Path], until: int) -> None:
         """What older attempts, the newest last, were answered up to update `until`, where this one goes on."""
         for folder in folders:
-            path = folder / FILE
+            path = folder / SAMPLES_FILE
             lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
             theirs: dict[int, list[dict[str, Any]]] = {}
             for row in map(json.loads, lines):
                 theirs.setdefault(row["step"], []).append(row)
             self._rows |= {step: rows for step, rows in theirs.items() if step <= until}
 
-    def add(self, step: int, answers: Sequence[Answer]) -> None:
+    def add(self, step: int, completions: Sequence[Completion]) -> None:
         """Keep a look; the file is whole at every moment."""
         self._rows[step] = [
             {"step": step, "prompt": a.prompt, "answer": a.answer, "expected": a.expected, "right": a.right}
-            for a in answers[: self._kept]
+            for a in completions[: self._limit]
         ]
         rows = [row for _, given in sorted(self._rows.items()) for row in given]
         write_text(self._path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.trial import TrialConfig
-from trainer.data.pair_dataset import PairSet
+from trainer.data.pair_dataset import PairDataset
 from trainer.models.model_files import Exported
 from trainer.models.policy_model import four_bits
 from trainer.results import ModelError, cannot_load
@@ -64,7 +64,7 @@ class Comparison:
 def compare_export(
     exported: Exported,
     config: TrialConfig,
-    pairs: PairSet,
+    pairs: PairDataset,
     logps: Path,
     tokenizer: PreTrainedTokenizerBase,
     *,
@@ -115,13 +115,13 @@ def compare_export(
     return found
 
 
-def _known(file: Path, pairs: PairSet) -> dict[str, Tensor]:
+def _known(file: Path, pairs: PairDataset) -> dict[str, Tensor]:
     if not file.is_file():
         raise CannotCompare(f"the log-probs of the trial's last evaluation are no longer there ({file})")
     try:
         known = load_file(file)
-    except (OSError, SafetensorError) as why:
-        raise CannotCompare(f"the log-probs of the trial's last evaluation cannot be read ({file}: {why})") from why
+    except (OSError, SafetensorError) as error:
+        raise CannotCompare(f"the log-probs of the trial's last evaluation cannot be read ({file}: {error})") from error
     same = len(known["row"]) == len(pairs) and bool(
         torch.equal(known["row"], torch.as_tensor(pairs.rows).clone())
         and torch.equal(known["source"], torch.as_tensor(pairs.sources).clone())
@@ -131,7 +131,7 @@ def _known(file: Path, pairs: PairSet) -> dict[str, Tensor]:
     return known
 
 
-def _some(pairs: PairSet) -> list[int]:
+def _some(pairs: PairDataset) -> list[int]:
     """A few pairs from all over the set, the shorter ones of those looked at."""
     step = max(1, len(pairs) // _LOOKED_AT)
     lengths = 2 * pairs.prompt_lengths + pairs.chosen_lengths + pairs.rejected_lengths
@@ -145,12 +145,12 @@ def _some(pairs: PairSet) -> list[int]:
 
 
 def _compare_tokenizers(
-    folder: Path, trained: PreTrainedTokenizerBase, pairs: PairSet, chosen: Sequence[int], trust: dict[str, Any]
+    folder: Path, trained: PreTrainedTokenizerBase, pairs: PairDataset, chosen: Sequence[int], trust: dict[str, Any]
 ) -> None:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **trust)
-    except (OSError, ValueError, KeyError) as why:
-        raise ModelError(cannot_load("the exported tokenizer", why)) from why
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(cannot_load("the exported tokenizer", error)) from error
     texts = [str(trained.decode(each.tolist())) for i in chosen for each in _parts(pairs, i)]
     both = [each(texts, add_special_tokens=False)["input_ids"] for each in (tokenizer, trained)]
     if both[0] != both[1] or tokenizer.chat_template != trained.chat_template:
@@ -158,33 +158,33 @@ def _compare_tokenizers(
         raise ExportDiffers(f"the exported tokenizer is not the one that was trained with: its {what} differ")
 
 
-def _parts(pairs: PairSet, i: int) -> tuple[Any, ...]:
+def _parts(pairs: PairDataset, i: int) -> tuple[Any, ...]:
     pair = pairs.pair(i)
     return pair.prompt, pair.chosen, pair.rejected
 
 
 def _load(exported: Exported, config: TrialConfig, trust: dict[str, Any]) -> PreTrainedModel:
     adapters = exported.base is not None
-    place = exported.base if exported.base is not None else str(exported.folder)
+    path = exported.base if exported.base is not None else str(exported.folder)
     dtype = _DTYPES[config.model.dtype] if adapters else "auto"
-    device = _device(Path(place))
+    device = _device(Path(path))
     more: dict[str, Any] = {"revision": exported.revision}
     if adapters and config.model.load_in_4bit:
         more |= {"quantization_config": four_bits(), "device_map": {"": device}}
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, **more, **trust)
+        model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more, **trust)
         if adapters:
             model = cast(Any, PeftModel).from_pretrained(model, str(exported.folder))
-    except (OSError, ValueError, SafetensorError) as why:
-        raise ModelError(cannot_load("what was exported", why)) from why
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(cannot_load("what was exported", error)) from error
     return model.to(device).eval()
 
 
-def _device(place: Path) -> torch.device:
+def _device(path: Path) -> torch.device:
     """The GPU where the model fits beside what else is there; a hub's model, of unknown size, is computed there too."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    needed = _SPARE * sum(file.stat().st_size for file in place.glob("*.safetensors")) if place.is_dir() else 0
+    needed = _SPARE * sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else 0
     return torch.device("cuda" if needed < torch.cuda.mem_get_info()[0] else "cpu")
 
 

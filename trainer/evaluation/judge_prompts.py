@@ -1,7 +1,4 @@
-"""Answers to fixed prompts for a judge to compare, and a reward model that is one.
-
-The fixed prompts: as tokens for the model that answers, as text and messages for whoever judges.
-"""
+"""Fixed prompts on which a judge compares answers: as tokens for the model, as text and messages for the judge."""
 
 from __future__ import annotations
 
@@ -15,25 +12,25 @@ from trainer.config.trial import DataConfig, ModelConfig, Source
 from trainer.data import load_tokenizer, prepare
 from trainer.data.chat_messages import Tools
 from trainer.data.formats import Dialogue, Message, Preference, content_text
-from trainer.data.row_selection import select
+from trainer.data.row_selection import select_rows
 from trainer.data.sources import source_name
-from trainer.data.tokenization import Tokeniser
+from trainer.data.tokenization import PairTokenizer
 from trainer.data.validation import UnreadableData
-from trainer.evaluation.completions import chosen_prompts
-from trainer.evaluation.prompt_files import given_prompts
+from trainer.evaluation.completions import select_prompts
+from trainer.evaluation.prompt_files import load_judge_prompts
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_Found = tuple[Preference, tuple[int, ...], str | None]
+_FoundPrompt = tuple[Preference, tuple[int, ...], str | None]
 """A row's preference, the tokens of its prompt, the right answer where that is known."""
 
-_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
+_ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class JudgePrompt:
     """A prompt. `key` is the same in every model; `messages` is None where the data is plain text; `expected` is the
     right answer where the row carries one.
     """
@@ -53,38 +50,44 @@ def fixed_prompts(
     source: Source | None = None,
     *,
     trust_remote_code: bool = False,
-) -> tuple[list[Prompt], PreTrainedTokenizerBase]:
+) -> tuple[list[JudgePrompt], PreTrainedTokenizerBase]:
     """The first `count` distinct prompts, fewer where there are fewer, and the tokenizer of their tokens.
 
     They are held-out ones, or those of `source`, rendered and cut as the held-out ones are. UnreadableData where the
     source holds something else.
     """
     tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
-    every = _held_out(data, model, cache, count, tokenizer) if source is None else _given(source, data, tokenizer)
-    out: dict[str, Prompt] = {}
+    every = (
+        _held_out_prompts(data, model, cache, count, tokenizer)
+        if source is None
+        else _prompts_from_source(source, data, tokenizer)
+    )
+    out: dict[str, JudgePrompt] = {}
     for row, ids, expected in every:
         if len(out) == count:
             break
         prompt, tools = row.prompt, row.tools
         key = digest_of([prompt, tools] if tools else prompt)[:32]
         messages = None if isinstance(prompt, str) else prompt
-        out.setdefault(key, Prompt(key, as_text(prompt, tools), messages, ids, expected))
+        out.setdefault(key, JudgePrompt(key, prompt_text(prompt, tools), messages, ids, expected))
     return list(out.values()), tokenizer
 
 
-def _held_out(
+def _held_out_prompts(
     data: DataConfig, model: ModelConfig, cache: Path, count: int, tokenizer: PreTrainedTokenizerBase
-) -> Iterator[_Found]:
+) -> Iterator[_FoundPrompt]:
     pairs = prepare(data, model, cache, tokenizer).eval
-    asked = {(row.drawn.source, row.drawn.raw.number): row.preference for row in select(data).eval}
-    for i in chosen_prompts(pairs, count):
-        row = asked[int(pairs.sources[i]), int(pairs.rows[i])]
+    preferences = {(row.sampled.source, row.sampled.row.number): row.preference for row in select_rows(data).eval}
+    for i in select_prompts(pairs, count):
+        row = preferences[int(pairs.sources[i]), int(pairs.rows[i])]
         yield row, tuple(int(token) for token in pairs.pair(i).prompt), pairs.answers[i]
 
 
-def _given(source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Iterator[_Found]:
-    rows = given_prompts(source, data)
-    tokens = Tokeniser(tokenizer, data)(rows)
+def _prompts_from_source(
+    source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[_FoundPrompt]:
+    rows = load_judge_prompts(source, data)
+    tokens = PairTokenizer(tokenizer, data)(rows)
     refused = [f"prompt {i}: {each.notices[-1][1]}" for i, each in enumerate(tokens, start=1) if not each.prompt]
     if refused:
         raise UnreadableData(f"{source_name(source)}: the chat template refuses {len(refused)} prompts, {refused[0]}")
@@ -92,7 +95,7 @@ def _given(source: Source, data: DataConfig, tokenizer: PreTrainedTokenizerBase)
         yield row, tuple(each.prompt), row.answer
 
 
-def as_text(prompt: str | Dialogue, tools: Tools | None = None) -> str:
+def prompt_text(prompt: str | Dialogue, tools: Tools | None = None) -> str:
     """The prompt for people and judges: a single user's message is its content; of a longer dialogue it is said who
     speaks. Tools, tool calls and whatever else a message holds stand in brackets, as JSON.
     """
@@ -101,7 +104,7 @@ def as_text(prompt: str | Dialogue, tools: Tools | None = None) -> str:
     if len(prompt) == 1 and prompt[0]["role"] == "user" and not tools:
         return content_text(prompt[0])
     listed = [_in_brackets("tools", tools)] if tools else []
-    return "\n\n".join([*listed, *(f"{_NAMES.get(m['role'], m['role'])}: {_whole_text(m)}" for m in prompt)])
+    return "\n\n".join([*listed, *(f"{_ROLE_NAMES.get(m['role'], m['role'])}: {_whole_text(m)}" for m in prompt)])
 
 
 def _whole_text(message: Message) -> str:

@@ -14,20 +14,20 @@ from trainer.config.trial import ModelConfig
 from trainer.data.formats import Dialogue
 from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.forward.packing import micro_batches
-from trainer.models.model_files import model_identity
+from trainer.models.model_files import model_fingerprint
 from trainer.results import ModelError, cannot_load
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Dialogued:
+class RewardInput:
     """A prompt (text, and messages where it has them) with the answer that is to be scored."""
 
     key: str
     text: str
     messages: Dialogue | None
-    answer: str
+    completion: str
 
 
 class RewardScorer:
@@ -58,36 +58,36 @@ class RewardScorer:
         if self._model.config.pad_token_id is None:  # decoders find a dialogue's last token by it
             self._model.config.pad_token_id = self._tokenizer.pad_token_id
 
-    def scores(
-        self, dialogues: Sequence[Dialogued], *, budget: int, pause: Callable[[], None]
+    def score(
+        self, items: Sequence[RewardInput], *, budget: int, check_cancelled: Callable[[], None]
     ) -> Generator[dict[str, float]]:
         """Rewards by key, a batch of at most `budget` tokens at a time, the longest first."""
-        encoded = [self._encode(dialogue) for dialogue in dialogues]
+        encoded = [self._encode(item) for item in items]
         lengths = [len(tokens["input_ids"]) for tokens in encoded]
-        order = sorted(range(len(dialogues)), key=lambda i: -lengths[i])
-        for batch in micro_batches([max(lengths, default=0)] * len(dialogues), order, budget):
-            pause()
+        order = sorted(range(len(items)), key=lambda i: -lengths[i])
+        for batch in micro_batches([max(lengths, default=0)] * len(items), order, budget):
+            check_cancelled()
             # tensors of one batch only: a dialogue's score must not depend on who is in it, so padding is masked
             padded = self._tokenizer.pad([encoded[i] for i in batch], return_tensors="pt", padding=True)
             inputs = {name: tensor.to(self._model.device) for name, tensor in cast(Any, padded).items()}
             with torch.no_grad():
                 rewards = cast(Any, self._model)(**inputs).logits[:, self._label].float().tolist()
-            yield {dialogues[i].key: float(reward) for i, reward in zip(batch, rewards, strict=True)}
+            yield {items[i].key: float(reward) for i, reward in zip(batch, rewards, strict=True)}
 
-    def _encode(self, dialogue: Dialogued) -> dict[str, list[int]]:
+    def _encode(self, item: RewardInput) -> dict[str, list[int]]:
         cut = {"truncation": True, "max_length": self._max_length}
         call = cast(Any, self._tokenizer)
         if self._tokenizer.chat_template is None:
-            return dict(call(dialogue.text, dialogue.answer, **cut))
-        messages = dialogue.messages or [{"role": "user", "content": dialogue.text}]
-        whole = [*messages, {"role": "assistant", "content": dialogue.answer}]
-        text = self._tokenizer.apply_chat_template(whole, tokenize=False)
+            return dict(call(item.text, item.completion, **cut))
+        messages = item.messages or [{"role": "user", "content": item.text}]
+        messages_with_answer = [*messages, {"role": "assistant", "content": item.completion}]
+        text = self._tokenizer.apply_chat_template(messages_with_answer, tokenize=False)
         return dict(call(text, add_special_tokens=False, **cut))  # the template wrote them
 
 
-def reward_identity(name: str, revision: str | None) -> str:
+def reward_model_fingerprint(name: str, revision: str | None) -> str:
     """Name of the reward model's weights, which changes when they do; of a hub model, once it was loaded."""
-    return model_identity(ModelConfig(name_or_path=name, revision=revision), name)
+    return model_fingerprint(ModelConfig(name_or_path=name, revision=revision), name)
 
 
 def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> PreTrainedModel:
@@ -102,8 +102,8 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> P
             trust_remote_code=trust,
             output_loading_info=True,
         )
-    except (OSError, ValueError, SafetensorError) as why:
-        raise ModelError(cannot_load(f"the reward model {name}", why)) from why
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(cannot_load(f"the reward model {name}", error)) from error
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
         raise ModelError(
@@ -118,8 +118,8 @@ def _tokenizer(name: str, revision: str | None, trust: bool) -> PreTrainedTokeni
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             name, revision=revision, trust_remote_code=trust
         )
-    except (OSError, ValueError, KeyError) as why:
-        raise ModelError(cannot_load(f"the tokenizer of the reward model {name}", why)) from why
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(cannot_load(f"the tokenizer of the reward model {name}", error)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.truncation_side, tokenizer.padding_side = "left", "right"

@@ -1,6 +1,6 @@
-"""One model that answers prompts: the start model, or a trial's final weights.
+"""`TextGenerator`: completions of prompts by the initial model or a trial's final weights.
 
-Sampling whose draws belong to the prompt: the same however prompts are batched, and after any interruption.
+Sampling noise is a function of the prompt and the seed, so completions do not depend on batching or interruptions.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopP
 
 from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.environment import remove_foreign_settings, report_ignored
-from trainer.evaluation.completions import generate, generation_batches
-from trainer.evaluation.judge_prompts import Prompt
-from trainer.models.model_files import end_tokens, locate
+from trainer.evaluation.completions import generate_token_ids, generation_batches
+from trainer.evaluation.judge_prompts import JudgePrompt
+from trainer.models.model_files import end_token_ids, resolve_model_path
 from trainer.models.policy_model import load_model
 from trainer.results import ModelError
 
 
 @dataclass(frozen=True, slots=True)
-class Decoding:
+class DecodingConfig:
     """How an answer is made. `sample` counts the sampled answers to a prompt from 0; None: the greedy one."""
 
     max_new_tokens: int
@@ -39,7 +39,7 @@ class Decoding:
         """All that the answers depend on beside model and prompt, as JSON values."""
         return {"max_new_tokens": self.max_new_tokens} if self.sample is None else asdict(self)
 
-    def processors(self, prompts: Sequence[str]) -> list[LogitsProcessor]:
+    def logits_processors(self, prompts: Sequence[str]) -> list[LogitsProcessor]:
         """What turns the likeliest token into a draw, for a batch of these prompts (by their keys); greedy: nothing."""
         if self.sample is None:
             return []
@@ -72,7 +72,7 @@ class GumbelNoise(LogitsProcessor):
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class GeneratedText:
     """An answer. `ended`: the model ended it, and not the limit of tokens."""
 
     text: str
@@ -80,7 +80,7 @@ class Written:
     ended: bool
 
 
-class Answerer:
+class TextGenerator:
     """A loaded model with its tokenizer, at rest."""
 
     def __init__(
@@ -88,10 +88,10 @@ class Answerer:
     ) -> None:
         """stops: tokens with which the data's responses end; they end an answer too."""
         self._model, self._tokenizer, self._bf16 = model.eval(), tokenizer, bf16
-        self._ends = end_tokens(model, tokenizer, stops)
+        self._end_token_ids = end_token_ids(model, tokenizer, stops)
 
     @classmethod
-    def open(
+    def load(
         cls,
         config: TrialConfig,
         weights: Path | None,
@@ -100,44 +100,52 @@ class Answerer:
         *,
         stops: Sequence[int] = (),
         trust_remote_code: bool = False,
-    ) -> Answerer:
-        """The start model of this trial, or with `weights` (a trial's `model` folder) what it became.
+    ) -> TextGenerator:
+        """The initial model of this trial, or with `weights` (a trial's `model` folder) what it became.
 
         ModelError where it cannot be loaded.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         report_ignored(remove_foreign_settings(), device)
         adapters = weights is not None and (weights / "adapter_config.json").is_file()
-        wanted, place = config.model, locate(config.model, cache)
+        model_config, path = config.model, resolve_model_path(config.model, cache)
         if weights is not None and not adapters:
-            wanted, place = ModelConfig(name_or_path=str(weights), dtype=config.model.dtype), str(weights)
-        model = load_model(wanted, place, device, trust_remote_code=trust_remote_code)
+            model_config, path = ModelConfig(name_or_path=str(weights), dtype=config.model.dtype), str(weights)
+        model = load_model(model_config, path, device, trust_remote_code=trust_remote_code)
         if adapters:
             try:
                 adapted = PeftModel.from_pretrained(model, str(weights))  # pyright: ignore[reportCallIssue]
-            except (OSError, ValueError) as why:
-                raise ModelError(f"the adapters in {weights} cannot be loaded: {why}") from why
+            except (OSError, ValueError) as error:
+                raise ModelError(f"the adapters in {weights} cannot be loaded: {error}") from error
             model = cast(PreTrainedModel, adapted)
         return cls(model, tokenizer, bf16=config.training.bf16, stops=stops)
 
-    def answers(
-        self, prompts: Sequence[Prompt], decoding: Decoding, *, budget: int, pause: Callable[[], None]
-    ) -> Generator[dict[str, Written]]:
-        """Answers by the prompts' keys, a batch at a time, longest prompts first; `pause` is called between batches.
+    def generate(
+        self,
+        prompts: Sequence[JudgePrompt],
+        decoding: DecodingConfig,
+        *,
+        budget: int,
+        check_cancelled: Callable[[], None],
+    ) -> Generator[dict[str, GeneratedText]]:
+        """Yield answers by the prompts' keys, a batch at a time, longest prompts first.
 
-        A batch has at most `budget` tokens, padding and answers included, and at least one prompt.
+        `check_cancelled` is called between batches. A batch has at most `budget` tokens, padding and answers included,
+        and at least one prompt.
         """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
         lengths = [len(prompt.ids) for prompt in prompts]
         for batch in generation_batches(self._model, lengths, order, decoding.max_new_tokens, budget):
-            pause()
+            check_cancelled()
             chosen = [prompts[i] for i in batch]
-            yield dict(zip((p.key for p in chosen), self._batch(chosen, decoding), strict=True))
+            yield dict(zip((p.key for p in chosen), self._generate_batch(chosen, decoding), strict=True))
 
-    def _batch(self, prompts: Sequence[Prompt], decoding: Decoding) -> list[Written]:
-        noise = decoding.processors([prompt.key for prompt in prompts])
+    def _generate_batch(self, prompts: Sequence[JudgePrompt], decoding: DecodingConfig) -> list[GeneratedText]:
+        noise = decoding.logits_processors([prompt.key for prompt in prompts])
         with torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            made = generate(self._model, [p.ids for p in prompts], self._ends, decoding.max_new_tokens, noise)
+            made = generate_token_ids(
+                self._model, [p.ids for p in prompts], self._end_token_ids, decoding.max_new_tokens, noise
+            )
         texts = [cast(str, self._tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
         limit = decoding.max_new_tokens
-        return [Written(text, len(tokens), len(tokens) < limit) for text, tokens in zip(texts, made, strict=True)]
+        return [GeneratedText(text, len(tokens), len(tokens) < limit) for text, tokens in zip(texts, made, strict=True)]

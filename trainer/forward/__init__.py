@@ -1,1 +1,1 @@
-"""One model over preference pairs: layout, attention, body and output layer."""
+"""One model over preference pairs: packing, attention, hidden states and output layer."""

@@ -1,6 +1,7 @@
-"""What can be done with an architecture: its output layer, and whether pairs may share a prompt. Never assumed.
+"""Properties of a model architecture: its output layer, its hidden states, and whether pairs can share a prompt.
 
-Hidden states of a batch from an unmodified transformers model, whatever it is wrapped in, whole or in slices.
+Each is checked on the model, never assumed. Hidden states come from an unmodified transformers model, wrapped or not,
+whole or sharded.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
 from trainer.distributed.deepspeed_zero3 import held, inside
-from trainer.distributed.fsdp import is_sharded, let_go
-from trainer.forward.chunked_logps import Head, Rows, sequence_logps
-from trainer.forward.packed_attention import NAME, CannotAttend, is_refusal, register
-from trainer.forward.packing import Batch, Tokens, pack, separate
+from trainer.distributed.fsdp import is_sharded, reshard
+from trainer.forward.chunked_logps import ChunkSize, Head, sequence_logps
+from trainer.forward.packed_attention import ATTENTION_NAME, CannotAttend, is_refusal, register
+from trainer.forward.packing import Batch, TokenArray, pack_pairs, pad_pairs
 from trainer.forward.rotary_embeddings import RotarySwitch
 from trainer.randomness import hold_at_rest
 
@@ -39,21 +40,21 @@ def core_model(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
-def body_of(core: PreTrainedModel) -> PreTrainedModel | None:
+def backbone_of(core: PreTrainedModel) -> PreTrainedModel | None:
     """The model without its output layer; a few types (Llama 4) have it under another name than their prefix says."""
     found = (core.base_model, getattr(core, "model", None))
     return next((body for body in found if isinstance(body, PreTrainedModel) and body is not core), None)
 
 
 @contextmanager
-def attending(core: PreTrainedModel, batch: Batch, rotary: RotarySwitch | None = None) -> Generator[None]:
+def use_attention(core: PreTrainedModel, batch: Batch, rotary: RotarySwitch | None = None) -> Generator[None]:
     """While this lasts the model attends as the layout wants; backward belongs in it, since it may compute again.
 
     rotary: the model's, where its frequencies depend on lengths; the batch was then laid out with its `key`.
     """
     if rotary is not None:
         assert batch.rotary is not None, "laid out without the model's key"
-        with rotary.by_sequence(batch.rotary), attending(core, batch):
+        with rotary.by_sequence(batch.rotary), use_attention(core, batch):
             yield
         return
     if batch.plan is None:
@@ -61,7 +62,7 @@ def attending(core: PreTrainedModel, batch: Batch, rotary: RotarySwitch | None =
         return
     register()
     before = core.config._attn_implementation or "eager"  # pyright: ignore[reportPrivateUsage]
-    core.set_attn_implementation(NAME)
+    core.set_attn_implementation(ATTENTION_NAME)
     try:
         yield
     finally:
@@ -69,7 +70,7 @@ def attending(core: PreTrainedModel, batch: Batch, rotary: RotarySwitch | None =
 
 
 def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tensor:
-    """Last hidden states of every position, flattened: [positions, hidden size]. Call it within `attending`."""
+    """Last hidden states of every position, flattened: [positions, hidden size]. Call it within `use_attention`."""
     inputs: dict[str, Any] = {"input_ids": batch.input_ids, "use_cache": False}
     if batch.position_ids is not None:
         inputs["position_ids"] = batch.position_ids
@@ -77,16 +78,16 @@ def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tens
         inputs["attention_mask"] = batch.attention_mask
     else:
         inputs["pair_plan"] = batch.plan
-    body = body_of(core)
+    body = backbone_of(core)
     assert body is not None, "find_head has refused it"
     if isinstance(model, DistributedDataParallel):
         # Its own forward must run, since it arms the gradient reduction; what it wraps gives the body's result.
-        with _answering(model.module, body.forward):
+        with _patched_forward(model.module, body.forward):
             states = model(**inputs).last_hidden_state
     elif is_sharded(core):
         # Its own forward must run here too. FSDP2 puts the weights together that are of no layer, those of the output
         # layer as well; DeepSpeed counts the passes, and has hooks on the body.
-        with _answering(core, body.forward if isinstance(core, FSDPModule) else body.__call__):
+        with _patched_forward(core, body.forward if isinstance(core, FSDPModule) else body.__call__):
             states = model(**inputs).last_hidden_state
     else:
         states = body(**inputs).last_hidden_state
@@ -94,10 +95,10 @@ def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tens
 
 
 @contextmanager
-def _answering(module: nn.Module, answer: Callable[..., Any]) -> Generator[None]:
-    """`module(...)` gives what `answer(...)` gives, until this ends."""
+def _patched_forward(module: nn.Module, replacement: Callable[..., Any]) -> Generator[None]:
+    """`module(...)` gives what `replacement(...)` gives, until this ends."""
     before = vars(module).get("forward")
-    module.forward = answer
+    module.forward = replacement
     try:
         yield
     finally:
@@ -107,7 +108,9 @@ def _answering(module: nn.Module, answer: Callable[..., Any]) -> Generator[None]
             module.forward = before
 
 
-VERIFIED = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"})
+VERIFIED_ARCHITECTURES = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2"}
+)
 """Model types whose packed and separate results are compared by the tests; others are compared when they are loaded."""
 _ATTENTION_LAYERS = frozenset({"full_attention", "sliding_attention"})
 
@@ -117,8 +120,8 @@ class UnsupportedHead(ValueError):
 
 
 def find_head(core: PreTrainedModel) -> Head:
-    """The output layer, as parameters. UnsupportedHead where it is adapted, quantised or does something unknown."""
-    if body_of(core) is None:
+    """The output layer, as parameters. UnsupportedHead where it is adapted, quantized or does something unknown."""
+    if backbone_of(core) is None:
         raise UnsupportedHead(f"{type(core).__name__} has no body apart from its output layer")
     layer = core.get_output_embeddings()
     if type(layer) is not nn.Linear:
@@ -133,7 +136,7 @@ def find_head(core: PreTrainedModel) -> Head:
 
 
 @contextmanager
-def whole_head(core: PreTrainedModel) -> Generator[Head]:
+def gathered_head(core: PreTrainedModel) -> Generator[Head]:
     """The output layer after a pass of the model, until its backward; of a model in slices it is put together."""
     head = find_head(core)
     with held([each for each in (head.weight, head.bias) if each is not None]):
@@ -142,16 +145,16 @@ def whole_head(core: PreTrainedModel) -> Generator[Head]:
 
 def check_head(core: PreTrainedModel, head: Head) -> None:
     """Compare the head's log-probs with the model's own on a few tokens, for types that the tests do not cover."""
-    if core.config.get_text_config().model_type in VERIFIED:
+    if core.config.get_text_config().model_type in VERIFIED_ARCHITECTURES:
         return
-    batch = separate(_probe(core)).to(head.weight.device)
+    batch = pad_pairs(_probe_pairs(core)).to(head.weight.device)
     with torch.no_grad(), _at_rest(core):
         hidden = hidden_states(core, core, batch)
-        with whole_head(core) as now:
-            ours = sequence_logps(hidden, batch, now, Rows(64, 64))
+        with gathered_head(core) as now:
+            ours = sequence_logps(hidden, batch, now, ChunkSize(64, 64))
         logits = core(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         every = logits.flatten(0, 1)[batch.rows].float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
-    let_go(core)
+    reshard(core)
     found, expected = ours.chosen.sum() + ours.rejected.sum(), every.double().sum()
     if not torch.allclose(found, expected, rtol=_tolerance(core)):
         raise UnsupportedHead(
@@ -164,16 +167,16 @@ def hold_repeatable(core: PreTrainedModel) -> list[str]:
     """Types of the modules that are held at rest, as they draw at random in training mode; StillRandom where that does
     not help. Not for types that the tests cover, which have nothing random but what is switched off after loading.
     """
-    if core.config.get_text_config().model_type in VERIFIED:
+    if core.config.get_text_config().model_type in VERIFIED_ARCHITECTURES:
         return []
-    batch = separate(_probe(core)).to(core.device)
+    batch = pad_pairs(_probe_pairs(core)).to(core.device)
     try:
         return hold_at_rest(core, lambda: hidden_states(core, core, batch)[batch.rows], 10 * _tolerance(core))
     finally:
-        let_go(core)
+        reshard(core)
 
 
-def why_separate(core: PreTrainedModel, autocast: torch.dtype | None = None) -> str | None:
+def packing_unsupported_reason(core: PreTrainedModel, autocast: torch.dtype | None = None) -> str | None:
     """Why this model cannot share a prompt between two responses; None where it can.
 
     autocast: the dtype under which the model will be trained; None: in that of its weights.
@@ -186,45 +189,47 @@ def why_separate(core: PreTrainedModel, autocast: torch.dtype | None = None) -> 
         return f"layers of type {', '.join(sorted(others))}"
     if not core._can_set_attn_implementation():  # pyright: ignore[reportPrivateUsage]
         return f"{type(core).__name__} does not take its attention from transformers' interface"
-    if config.model_type in VERIFIED:
+    if config.model_type in VERIFIED_ARCHITECTURES:
         # What the tests cannot see is CUDA's kernels.
-        return None if core.device.type == "cpu" else _compare(core, autocast)
+        return None if core.device.type == "cpu" else _compare_layouts(core, autocast)
     if getattr(config, "sliding_window", None) is not None:
         return f"a sliding window, which is not verified for models of type {config.model_type}"
-    return _compare(core, autocast)
+    return _compare_layouts(core, autocast)
 
 
 @dataclass(frozen=True, slots=True)
-class _Probe:
-    prompt: Tokens
-    chosen: Tokens
-    rejected: Tokens
+class _ProbePair:
+    prompt: TokenArray
+    chosen: TokenArray
+    rejected: TokenArray
 
 
-def _probe(core: PreTrainedModel) -> list[_Probe]:
+def _probe_pairs(core: PreTrainedModel) -> list[_ProbePair]:
     """Two small pairs of spread-out token ids."""
     vocabulary = core.config.get_text_config().vocab_size
     ids = (np.arange(1, 40) * 7919) % vocabulary
     cut = np.split(ids, [9, 15, 19, 24, 27])
-    return [_Probe(*cut[:3]), _Probe(*cut[3:])]
+    return [_ProbePair(*cut[:3]), _ProbePair(*cut[3:])]
 
 
 def _tolerance(core: PreTrainedModel) -> float:
     return 1e-4 if core.dtype in (torch.float32, torch.float64) and core.device.type == "cpu" else 0.1
 
 
-def _compare(core: PreTrainedModel, autocast: torch.dtype | None) -> str | None:
+def _compare_layouts(core: PreTrainedModel, autocast: torch.dtype | None) -> str | None:
     """Compute a probe both ways."""
     device = core.device
     try:
-        with torch.no_grad(), _at_rest(core), _as_trained(core, autocast):
-            found = [_selected(core, layout(_probe(core)).to(device)) for layout in (pack, separate)]
+        with torch.no_grad(), _at_rest(core), _training_autocast(core, autocast):
+            found = [
+                _scored_hidden_states(core, layout(_probe_pairs(core)).to(device)) for layout in (pack_pairs, pad_pairs)
+            ]
     except (CannotAttend, TypeError, ValueError, RuntimeError) as error:
         if not is_refusal(error):
             raise
         return str(error) if isinstance(error, CannotAttend) else f"{type(error).__name__}: {error}"
     finally:
-        let_go(core)
+        reshard(core)
     off = float((found[0] - found[1]).norm() / found[1].norm())
     return None if off <= _tolerance(core) else f"packed and separate results differ by {off:.1e} on a probe"
 
@@ -239,12 +244,12 @@ def _at_rest(core: PreTrainedModel) -> Generator[None]:
         core.train(before)
 
 
-def _as_trained(core: PreTrainedModel, autocast: torch.dtype | None) -> AbstractContextManager[object]:
+def _training_autocast(core: PreTrainedModel, autocast: torch.dtype | None) -> AbstractContextManager[object]:
     """On CUDA other kernels run in 16 bits. On a CPU they are the same, and comparing in float32 sees more."""
     mixed = autocast is not None and core.device.type == "cuda"
     return torch.autocast("cuda", dtype=autocast) if mixed else nullcontext()
 
 
-def _selected(core: PreTrainedModel, batch: Batch) -> Tensor:
-    with attending(core, batch):
+def _scored_hidden_states(core: PreTrainedModel, batch: Batch) -> Tensor:
+    with use_attention(core, batch):
         return hidden_states(core, core, batch)[batch.rows].double()

@@ -1,7 +1,7 @@
 """Hidden states to completion log-probs through the output layer, in chunks: the logits tensor is never made.
 
-Peak memory beyond inputs and gradients: rows x vocabulary x 4 bytes, where rows is the most that go together (`Rows`);
-half as much again in bfloat16, twice with a softcap. Where the layer is trained also its gradient, in float32.
+Peak memory beyond inputs and gradients: rows x vocabulary x 4 bytes, where rows is the largest chunk (`ChunkSize`);
+1.5 times that in bfloat16, twice with a softcap. A trained output layer adds its gradient, in float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer import memory_limits
 from trainer.forward.packing import SEGMENTS, Batch
 from trainer.objectives.pair_logps import LossTerms, PairLogps
 
-Objective = Callable[[PairLogps, slice], LossTerms]
+ObjectiveFn = Callable[[PairLogps, slice], LossTerms]
 """The loss terms of the batch's pairs in this slice, differentiable in their log-probs."""
 
 
@@ -41,66 +41,71 @@ class Head:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ChunkSize:
     """How many scored tokens go through the output layer at once."""
 
-    together: int
+    target_rows: int
     """Pairs are grouped up to this many: few enough for the cache, many enough for the product."""
-    most: int
+    max_rows: int
     """A longer pair goes alone up to this many; beyond it is cut, and visited twice."""
 
 
-def sequence_logps(hidden: Tensor, batch: Batch, head: Head, rows: Rows, purity: bool = False) -> PairLogps:
+def sequence_logps(
+    hidden: Tensor, batch: Batch, head: Head, chunk_size: ChunkSize, collision_prob: bool = False
+) -> PairLogps:
     """Log-probs of a batch's pairs without gradient. hidden [positions, hidden size]."""
     with torch.no_grad():
         product = head.for_product(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             pairs = slice(0, len(batch))
-            room = _room(min(rows.together, len(batch.rows)), product)
-            return _pair_logps(batch, pairs, _sums(hidden[batch.rows], batch, product, pairs, room, purity))
+            buffer = _logits_buffer(min(chunk_size.target_rows, len(batch.rows)), product)
+            return _pair_logps(batch, pairs, _sums(hidden[batch.rows], batch, product, pairs, buffer, collision_prob))
 
 
 def objective_loss(
     hidden: Tensor,
     batch: Batch,
     head: Head,
-    objective: Objective,
-    rows: Rows,
+    objective: ObjectiveFn,
+    chunk_size: ChunkSize,
     *,
-    whole: bool = False,
-    purity: bool = False,
+    couples_pairs: bool = False,
+    collision_prob: bool = False,
 ) -> tuple[Tensor, list[LossTerms]]:
-    """The objective of a batch, with its gradient computed in the same visit of the vocabulary.
+    """Return the objective of a batch, with its gradient computed in the same pass over the vocabulary.
 
-    hidden: [positions, hidden size], with history. Returns the scalar loss (its backward hands on gradients that are
-    already there) and the terms in the order of the pairs. Whole pairs go together, loss and gradient in one visit; a
-    pair beyond `rows.most`, or a batch that the objective couples (`whole`), is visited twice: sums, then gradients.
+    hidden: [positions, hidden size], with history. Returns the scalar loss (its backward passes on gradients that are
+    already computed) and the terms in the order of the pairs. Whole pairs go together, loss and gradient in one pass; a
+    pair beyond `chunk_size.most`, or a batch that the objective couples (`couples_pairs`), takes two: sums, then
+    gradients.
     """
-    visit = _Visit(batch, head.for_product(hidden.device), objective, rows, whole, purity)
+    chunked_pass = _ChunkedPass(
+        batch, head.for_product(hidden.device), objective, chunk_size, couples_pairs, collision_prob
+    )
     selected = hidden.index_select(0, batch.rows)
-    loss = cast(Tensor, _HeadLoss.apply(selected, head.weight, head.bias, visit))
-    return loss, visit.terms
+    loss = cast(Tensor, _ChunkedLoss.apply(selected, head.weight, head.bias, chunked_pass))
+    return loss, chunked_pass.terms
 
 
 @dataclass(slots=True)
-class _Visit:
+class _ChunkedPass:
     batch: Batch
     head: Head
-    objective: Objective
-    rows: Rows
-    whole: bool
-    purity: bool
+    objective: ObjectiveFn
+    chunk_size: ChunkSize
+    couples_pairs: bool
+    collision_prob: bool
     terms: list[LossTerms] = field(default_factory=list[LossTerms])
 
     def groups(self) -> list[slice]:
         """The pairs whose loss is computed together."""
         edges, last = self.batch.pair_rows, len(self.batch)
-        if self.whole:
+        if self.couples_pairs:
             return [slice(0, last)]
         groups: list[slice] = []
         first = 0
         for pair in range(1, last + 1):
-            if pair == last or edges[pair + 1] - edges[first] > self.rows.together:
+            if pair == last or edges[pair + 1] - edges[first] > self.chunk_size.target_rows:
                 groups.append(slice(first, pair))
                 first = pair
         return groups
@@ -119,9 +124,9 @@ class _Gradients:
     bias: Tensor | None
 
 
-class _HeadLoss(torch.autograd.Function):
+class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, selected: Tensor, weight: Tensor, bias: Tensor | None, visit: _Visit) -> Tensor:
+    def forward(ctx: Any, selected: Tensor, weight: Tensor, bias: Tensor | None, chunked_pass: _ChunkedPass) -> Tensor:
         """Loss [] float64; the gradients of `selected`, `weight` and `bias` wait in ctx for backward."""
         grads = _Gradients(
             torch.empty_like(selected) if ctx.needs_input_grad[0] else None,
@@ -130,11 +135,14 @@ class _HeadLoss(torch.autograd.Function):
         )
         with torch.autocast(selected.device.type, enabled=False):
             total = torch.zeros((), dtype=torch.float64, device=selected.device)
-            groups = visit.groups()
-            room = _room(min(visit.rows.most, max(visit.tokens(pairs) for pairs in groups)), visit.head)
+            groups = chunked_pass.groups()
+            buffer = _logits_buffer(
+                min(chunked_pass.chunk_size.max_rows, max(chunked_pass.tokens(pairs) for pairs in groups)),
+                chunked_pass.head,
+            )
             for pairs in groups:
-                total += _visit_group(selected, visit, pairs, grads, room)
-            del room  # not needed beside the two copies of the weight's gradient
+                total += _run_group(selected, chunked_pass, pairs, grads, buffer)
+            del buffer  # not needed beside the two copies of the weight's gradient
         dtypes = (selected.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.grads = [
             None if grad is None else grad.to(dtype)
@@ -160,25 +168,29 @@ def _accumulator(parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
 
 
-def _visit_group(selected: Tensor, visit: _Visit, pairs: slice, grads: _Gradients, room: Tensor) -> Tensor:
+def _run_group(selected: Tensor, chunked_pass: _ChunkedPass, pairs: slice, grads: _Gradients, buffer: Tensor) -> Tensor:
     """Loss [] of the group's pairs; writes the gradient of its rows, adds to that of the weight."""
-    batch, head = visit.batch, visit.head
+    batch, head = chunked_pass.batch, chunked_pass.head
     begin, end = batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop]
-    only = _scores(selected[begin:end], batch.targets[begin:end], head, room) if end - begin <= len(room) else None
+    only = (
+        _chunk_logps(selected[begin:end], batch.targets[begin:end], head, buffer)
+        if end - begin <= len(buffer)
+        else None
+    )
     if only is None:
-        sums = _sums(selected, batch, head, pairs, room, visit.purity)
+        sums = _sums(selected, batch, head, pairs, buffer, chunked_pass.collision_prob)
     else:
-        sums = _segment_sums([only], batch, pairs, visit.purity)
+        sums = _segment_sums([only], batch, pairs, chunked_pass.collision_prob)
     sums.logps.requires_grad_()
     with torch.enable_grad():
-        terms = visit.objective(_pair_logps(batch, pairs, sums), pairs)
+        terms = chunked_pass.objective(_pair_logps(batch, pairs, sums), pairs)
         (slopes,) = torch.autograd.grad(terms.loss, sums.logps)
-    visit.terms.append(replace(terms, loss=terms.loss.detach()))
+    chunked_pass.terms.append(replace(terms, loss=terms.loss.detach()))
     per_row = slopes.flatten()[batch.segments[begin:end] - pairs.start * len(SEGMENTS)].unsqueeze(1)
-    for low in range(begin, end, len(room)):
-        high = min(low + len(room), end)
+    for low in range(begin, end, len(buffer)):
+        high = min(low + len(buffer), end)
         targets = batch.targets[low:high]
-        chunk = _scores(selected[low:high], targets, head, room) if only is None else only
+        chunk = _chunk_logps(selected[low:high], targets, head, buffer) if only is None else only
         _backward(chunk, targets, per_row[low - begin : high - begin], head, grads, slice(low, high))
     return terms.loss.detach()
 
@@ -202,16 +214,16 @@ class _Chunk:
     """[r, vocabulary] d(capped logit) / d(logit), with a softcap."""
 
 
-def _room(rows: int, head: Head) -> Tensor:
+def _logits_buffer(rows: int, head: Head) -> Tensor:
     """[rows, vocabulary] in at least float32, for the logits of one chunk after the other: fresh pages are dear."""
     weight = head.weight
     return weight.new_empty(rows, weight.shape[0], dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
-def _scores(hidden: Tensor, targets: Tensor, head: Head, room: Tensor) -> _Chunk:
+def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head, buffer: Tensor) -> _Chunk:
     """hidden [r, hidden size], targets [r] -> log-probs and what their gradient needs, with one exp per logit."""
-    hidden, logits = hidden.to(head.weight.dtype), room[: len(hidden)]
-    if head.weight.dtype == room.dtype:
+    hidden, logits = hidden.to(head.weight.dtype), buffer[: len(hidden)]
+    if head.weight.dtype == buffer.dtype:
         torch.mm(hidden, head.weight.t(), out=logits)
     else:
         logits.copy_(torch.mm(hidden, head.weight.t()))
@@ -225,10 +237,10 @@ def _scores(hidden: Tensor, targets: Tensor, head: Head, room: Tensor) -> _Chunk
         slope = (squashed * squashed).neg_().add_(1)
         logits = squashed.mul_(head.softcap)
     top = logits.amax(1, keepdim=True)
-    wanted = logits.gather(1, targets.unsqueeze(1))
+    target_logits = logits.gather(1, targets.unsqueeze(1))
     share = logits.sub_(top).exp_()
     total = share.sum(1, keepdim=True)
-    return _Chunk(hidden, share, total, (wanted - top - total.log()).squeeze(1), slope)
+    return _Chunk(hidden, share, total, (target_logits - top - total.log()).squeeze(1), slope)
 
 
 def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads: _Gradients, rows: slice) -> None:
@@ -264,25 +276,25 @@ class _Sums:
     """[pairs, len(SEGMENTS)] float64."""
 
     logps: Tensor
-    purity: Tensor | None
+    collision_prob: Tensor | None
 
 
-def _sums(selected: Tensor, batch: Batch, head: Head, pairs: slice, room: Tensor, purity: bool) -> _Sums:
+def _sums(selected: Tensor, batch: Batch, head: Head, pairs: slice, buffer: Tensor, collision_prob: bool) -> _Sums:
     """Sums of these pairs, as many rows at a time as there is room for."""
     end = batch.pair_rows[pairs.stop]
-    edges = [(low, min(low + len(room), end)) for low in range(batch.pair_rows[pairs.start], end, len(room))]
-    chunks = (_scores(selected[low:high], batch.targets[low:high], head, room) for low, high in edges)
-    return _segment_sums(chunks, batch, pairs, purity)
+    edges = [(low, min(low + len(buffer), end)) for low in range(batch.pair_rows[pairs.start], end, len(buffer))]
+    chunks = (_chunk_logps(selected[low:high], batch.targets[low:high], head, buffer) for low, high in edges)
+    return _segment_sums(chunks, batch, pairs, collision_prob)
 
 
-def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, purity: bool) -> _Sums:
+def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collision_prob: bool) -> _Sums:
     logps: list[Tensor] = []
-    purities: list[Tensor] = []
+    collision_probs: list[Tensor] = []
     for chunk in chunks:
         logps.append(chunk.logps)
-        if purity:
+        if collision_prob:
             squares = torch.linalg.vecdot(chunk.share, chunk.share).log() - 2 * chunk.total.squeeze(1).log()
-            purities.append(squares)
+            collision_probs.append(squares)
     rows = slice(batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop])
     segments = batch.segments[rows] - pairs.start * len(SEGMENTS)
 
@@ -291,7 +303,7 @@ def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, purity: 
         zeros = torch.zeros(size, dtype=torch.float64, device=segments.device)
         return zeros.index_add_(0, segments, torch.cat(values).double()).view(-1, len(SEGMENTS))
 
-    return _Sums(by_segment(logps), by_segment(purities) if purity else None)
+    return _Sums(by_segment(logps), by_segment(collision_probs) if collision_prob else None)
 
 
 def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
@@ -299,7 +311,7 @@ def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
         return torch.tensor(values[pairs], device=batch.rows.device)
 
     by = dict(zip(SEGMENTS, sums.logps.unbind(1), strict=True))
-    pure = None if sums.purity is None else dict(zip(SEGMENTS, sums.purity.unbind(1), strict=True))
+    pure = None if sums.collision_prob is None else dict(zip(SEGMENTS, sums.collision_prob.unbind(1), strict=True))
     return PairLogps(
         chosen=by["chosen_shared"] + by["chosen_tail"],
         rejected=by["rejected_shared"] + by["rejected_tail"],

@@ -1,13 +1,11 @@
-"""Causal attention over packed pairs: chosen and rejected each see the prompt, which is there once, and themselves.
+"""Exact causal attention over packed pairs: chosen and rejected each attend to the shared prompt and to themselves.
 
-Exact, without a mask of the whole batch: one autograd node works through blocks of queries, so that backward writes
-into whole gradients instead of adding up zero-filled slices. 16 bits on CUDA go to flash attention (varlen.py).
-Registered with transformers under `NAME`.
+No mask of the whole batch is made: one autograd node works through blocks of queries, so that backward writes into full
+gradients instead of adding up zero-filled slices. Registered with transformers under `ATTENTION_NAME`.
 
-Packed pairs as variable-length sequences of one flash-attention call: the path of CUDA in 16 bits.
-
-The kernel is tried once for each shape, forward and backward in the dtype that it will see, before it is used; where it
-fails, packed attention runs on torch's own operations instead, and a warning says so.
+On CUDA in 16 bits the packed pairs are the variable-length sequences of one flash-attention call. The kernel is tried
+once for each shape, forward and backward, in the dtype that it will see; where it fails, packed attention runs on
+torch's own operations instead, and a warning says so.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface
 
-from trainer.forward.packing import PackedPlan, PairSpan, Strand, strands
+from trainer.forward.packing import CausalSegment, PackingPlan, PairSpan, causal_segments
 
 _log = logging.getLogger(__name__)
 
 _HEAD_SIZES = range(8, 257, 8)
-_PROBE = PackedPlan((PairSpan(0, 3, 4, 2), PairSpan(9, 2, 1, 5)))
+_PROBE = PackingPlan((PairSpan(0, 3, 4, 2), PairSpan(9, 2, 1, 5)))
 _PROBE_TOKENS = 17
 
 
@@ -47,7 +45,7 @@ class _Sequences:
     longest_key: int
 
 
-def can_flash(query: Tensor, key: Tensor, value: Tensor, softcap: float | None, window: int | None) -> bool:
+def supports_flash(query: Tensor, key: Tensor, value: Tensor, softcap: float | None, window: int | None) -> bool:
     """Whether flash attention takes tensors such as these on this device.
 
     It takes CUDA from Ampere on, 16 bits, head sizes in eights up to 256 and no softcap; and the kernel must run here,
@@ -94,7 +92,7 @@ def _refusal(
                 numbers.expand(1, count, -1, -1).to(device, dtype).contiguous().requires_grad_()
                 for count in (heads, kv_heads, kv_heads)
             ]
-            found = flash(inputs[0], inputs[1], inputs[2], _PROBE, head_size**-0.5, 3 if windowed else None)
+            found = flash_attention(inputs[0], inputs[1], inputs[2], _PROBE, head_size**-0.5, 3 if windowed else None)
             grads = torch.autograd.grad(found.float().square().sum(), inputs)
         if not all(bool(each.isfinite().all()) for each in (found, *grads)):
             raise RuntimeError("its results are not finite on a probe")
@@ -116,7 +114,9 @@ def _refusal(
     return None
 
 
-def flash(query: Tensor, key: Tensor, value: Tensor, plan: PackedPlan, scale: float, window: int | None) -> Tensor:
+def flash_attention(
+    query: Tensor, key: Tensor, value: Tensor, plan: PackingPlan, scale: float, window: int | None
+) -> Tensor:
     """query [1, heads, T, D], key and value [1, kv heads, T, D] -> [1, T, heads, D]; window: tokens a query sees.
 
     A query sees the keys up to its own, counted from the end of its sequence: flash attention's bottom-right alignment.
@@ -154,26 +154,26 @@ def _knows_grouped_heads(kernel: Callable[..., Any]) -> bool:
 
 
 @lru_cache(maxsize=4)
-def _sequences(plan: PackedPlan, device: torch.device) -> _Sequences:
+def _sequences(plan: PackingPlan, device: torch.device) -> _Sequences:
     """Made once per batch, used by all layers."""
     keys: list[Tensor] = []
     queries_of: list[int] = []
     keys_of: list[int] = []
-    for strand in strands(plan):
+    for segment in causal_segments(plan):
         keys += [
-            torch.arange(strand.prompt, strand.prompt + strand.shared),
-            torch.arange(strand.begin, strand.end),
+            torch.arange(segment.prompt, segment.prompt + segment.shared),
+            torch.arange(segment.begin, segment.end),
         ]
-        queries_of.append(strand.end - strand.begin)
-        keys_of.append(strand.shared + strand.end - strand.begin)
+        queries_of.append(segment.end - segment.begin)
+        keys_of.append(segment.shared + segment.end - segment.begin)
     ends = [torch.tensor([0, *lengths]).cumsum(0).to(device, torch.int32) for lengths in (queries_of, keys_of)]
     return _Sequences(torch.cat(keys).to(device), ends[0], ends[1], max(queries_of), max(keys_of))
 
 
-NAME = "prefsweep_packed"
-BLOCK = 96
+ATTENTION_NAME = "prefsweep_packed"
+BLOCK_SIZE = 96
 """Queries per block: measured best on CPU, by little, of 32 to 256."""
-KEEP_BYTES = 64 * 2**20
+MAX_SAVED_BYTES = 64 * 2**20
 """Probabilities of a layer up to this size are kept for backward; larger ones are computed again there."""
 
 
@@ -182,8 +182,8 @@ class CannotAttend(ValueError):
 
 
 def register() -> None:
-    """Make `NAME` known to transformers. It gets no mask function, so that models build no mask for it."""
-    AttentionInterface.register(NAME, packed_attention)
+    """Make `ATTENTION_NAME` known to transformers. It gets no mask function, so that models build no mask for it."""
+    AttentionInterface.register(ATTENTION_NAME, packed_attention)
 
 
 def packed_attention(
@@ -197,7 +197,7 @@ def packed_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    pair_plan: PackedPlan | None = None,
+    pair_plan: PackingPlan | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention by `pair_plan`; query [1, heads, T, D], key and value [1, kv heads, T, D] -> [1, T, heads, D].
@@ -218,39 +218,39 @@ def packed_attention(
         dtype = torch.get_autocast_dtype(query.device.type)
         query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    if can_flash(query, key, value, softcap, sliding_window):
-        return flash(query, key, value, pair_plan, scale, sliding_window), None
-    rule = _Rule(scale, softcap, sliding_window)
+    if supports_flash(query, key, value, softcap, sliding_window):
+        return flash_attention(query, key, value, pair_plan, scale, sliding_window), None
+    rule = _ScoreParams(scale, softcap, sliding_window)
     return _PackedAttention.apply(query, key, value, pair_plan, rule), None  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True, slots=True)
-class _Rule:
+class _ScoreParams:
     scale: float
     softcap: float | None
     window: int | None
 
 
-def _keys(tensor: Tensor, strand: Strand) -> Tensor:
+def _segment_keys(tensor: Tensor, segment: CausalSegment) -> Tensor:
     """[kv heads, keys, D] of a strand: the shared prompt, then its own tokens."""
-    own = tensor[:, strand.begin : strand.end]
-    if not strand.shared:
+    own = tensor[:, segment.begin : segment.end]
+    if not segment.shared:
         return own
-    return torch.cat([tensor[:, strand.prompt : strand.prompt + strand.shared], own], dim=1)
+    return torch.cat([tensor[:, segment.prompt : segment.prompt + segment.shared], own], dim=1)
 
 
-@lru_cache(maxsize=BLOCK)
-def _later(queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+@lru_cache(maxsize=BLOCK_SIZE)
+def _causal_mask(queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[queries, queries] -inf where key j comes after query i, else 0: added, as filling by a mask is slower."""
     return torch.full((queries, queries), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
-def _outside(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+def _window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
     """[queries, keys] True where key j is `window` or more tokens before query i; the queries' own keys are last."""
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries - window)
 
 
-def _probabilities(query: Tensor, key: Tensor, group: int, rule: _Rule) -> tuple[Tensor, Tensor | None]:
+def _probabilities(query: Tensor, key: Tensor, group: int, rule: _ScoreParams) -> tuple[Tensor, Tensor | None]:
     """[kv, group * b, n] softmax of a block's scores, and d(capped score)/d(score) where there is a softcap.
 
     query [kv, group * b, D], already scaled; key [kv, n, D], of which the last b are the queries' own.
@@ -263,9 +263,9 @@ def _probabilities(query: Tensor, key: Tensor, group: int, rule: _Rule) -> tuple
         scores = squashed.mul_(rule.softcap)
     b, n = query.shape[1] // group, key.shape[1]
     by_query = scores.view(-1, b, n)
-    by_query[:, :, n - b :].add_(_later(b, scores.dtype, scores.device))
+    by_query[:, :, n - b :].add_(_causal_mask(b, scores.dtype, scores.device))
     if rule.window is not None and n > rule.window:
-        by_query.masked_fill_(_outside(b, n, rule.window, query.device), -torch.inf)
+        by_query.masked_fill_(_window_mask(b, n, rule.window, query.device), -torch.inf)
     if scores.dtype in (torch.float32, torch.float64):
         return torch.softmax(scores, dim=-1), slope
     return torch.softmax(scores, dim=-1, dtype=torch.float32).to(scores.dtype), slope
@@ -273,10 +273,12 @@ def _probabilities(query: Tensor, key: Tensor, group: int, rule: _Rule) -> tuple
 
 class _PackedAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, plan: PackedPlan, rule: _Rule) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, query: Tensor, key: Tensor, value: Tensor, plan: PackingPlan, rule: _ScoreParams
+    ) -> Tensor:
         with torch.autocast(query.device.type, enabled=False):
-            out, kept = _forward(query, key, value, plan, rule, any(ctx.needs_input_grad))  # pyright: ignore
-        ctx.save_for_backward(query, key, value, *kept)
+            out, saved_blocks = _forward(query, key, value, plan, rule, any(ctx.needs_input_grad))  # pyright: ignore
+        ctx.save_for_backward(query, key, value, *saved_blocks)
         ctx.plan, ctx.rule = plan, rule  # pyright: ignore[reportAttributeAccessIssue]
         return out
 
@@ -286,63 +288,71 @@ class _PackedAttention(torch.autograd.Function):
         ctx: Any, *grad_outputs: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, None, None]:
         (grad,) = grad_outputs
-        query, key, value, *kept = ctx.saved_tensors
+        query, key, value, *saved_blocks = ctx.saved_tensors
         with torch.autocast(query.device.type, enabled=False):
-            return (*_backward(query, key, value, grad, kept, ctx.plan, ctx.rule), None, None)
+            return (*_backward(query, key, value, grad, saved_blocks, ctx.plan, ctx.rule), None, None)
 
 
-def _blocks(strand: Strand) -> list[tuple[slice, int]]:
+def _blocks(segment: CausalSegment) -> list[tuple[slice, int]]:
     """The strand's blocks of queries: where they lie, and how many keys of the strand they see."""
-    ends = (*range(strand.begin + BLOCK, strand.end, BLOCK), strand.end)
-    starts = range(strand.begin, strand.end, BLOCK)
-    return [(slice(low, high), strand.shared + high - strand.begin) for low, high in zip(starts, ends, strict=True)]
+    ends = (*range(segment.begin + BLOCK_SIZE, segment.end, BLOCK_SIZE), segment.end)
+    starts = range(segment.begin, segment.end, BLOCK_SIZE)
+    return [(slice(low, high), segment.shared + high - segment.begin) for low, high in zip(starts, ends, strict=True)]
 
 
-def _folded(block: Tensor) -> Tensor:
+def _fold_groups(block: Tensor) -> Tensor:
     """[kv, group, b, D] as [kv, group * b, D]: the queries that share keys in one product."""
     return block[:, 0] if block.shape[1] == 1 else block.flatten(1, 2)
 
 
-def _grouped(tensor: Tensor, kv: int) -> Tensor:
+def _split_groups(tensor: Tensor, kv: int) -> Tensor:
     """[heads, T, D] as [kv, group, T, D]."""
     return tensor.unflatten(0, (kv, -1))
 
 
 def _forward(
-    query: Tensor, key: Tensor, value: Tensor, plan: PackedPlan, rule: _Rule, differentiate: bool
+    query: Tensor, key: Tensor, value: Tensor, plan: PackingPlan, rule: _ScoreParams, differentiate: bool
 ) -> tuple[Tensor, list[Tensor]]:
     _, heads, length, _ = query.shape
     kv, group = key.shape[1], query.shape[1] // key.shape[1]
     out = query.new_empty(1, length, heads, value.shape[-1])
-    target, q = _grouped(out[0].transpose(0, 1), kv), _grouped(query[0] * rule.scale, kv)
-    scores = sum((s.end - s.begin) * (s.shared + (s.end - s.begin + BLOCK) // 2) for s in strands(plan)) * heads
-    keep = differentiate and rule.softcap is None and scores * query.element_size() <= KEEP_BYTES
-    kept: list[Tensor] = []
-    for strand in strands(plan):
-        k, v = _keys(key[0], strand), _keys(value[0], strand)
+    target, q = _split_groups(out[0].transpose(0, 1), kv), _split_groups(query[0] * rule.scale, kv)
+    scores = (
+        sum((s.end - s.begin) * (s.shared + (s.end - s.begin + BLOCK_SIZE) // 2) for s in causal_segments(plan)) * heads
+    )
+    keep = differentiate and rule.softcap is None and scores * query.element_size() <= MAX_SAVED_BYTES
+    saved_blocks: list[Tensor] = []
+    for segment in causal_segments(plan):
+        k, v = _segment_keys(key[0], segment), _segment_keys(value[0], segment)
         # Last block first, as backward wants them.
-        for block, seen in reversed(_blocks(strand)):
-            probabilities, _ = _probabilities(_folded(q[:, :, block]), k[:, :seen], group, rule)
+        for block, seen in reversed(_blocks(segment)):
+            probabilities, _ = _probabilities(_fold_groups(q[:, :, block]), k[:, :seen], group, rule)
             target[:, :, block] = torch.bmm(probabilities, v[:, :seen]).unflatten(1, (group, -1))
             if keep:
-                kept.append(probabilities)
-    return out, kept
+                saved_blocks.append(probabilities)
+    return out, saved_blocks
 
 
 def _backward(
-    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, kept: list[Tensor], plan: PackedPlan, rule: _Rule
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad: Tensor,
+    saved_blocks: list[Tensor],
+    plan: PackingPlan,
+    rule: _ScoreParams,
 ) -> tuple[Tensor, Tensor, Tensor]:
     kv, group = key.shape[1], query.shape[1] // key.shape[1]
     d_query, d_key, d_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-    q, dq, g = (_grouped(t, kv) for t in (query[0] * rule.scale, d_query[0], grad[0].transpose(0, 1)))
-    saved = iter(kept)
-    for strand in strands(plan):
-        k, v = _keys(key[0], strand), _keys(value[0], strand)
+    q, dq, g = (_split_groups(t, kv) for t in (query[0] * rule.scale, d_query[0], grad[0].transpose(0, 1)))
+    saved = iter(saved_blocks)
+    for segment in causal_segments(plan):
+        k, v = _segment_keys(key[0], segment), _segment_keys(value[0], segment)
         sums: tuple[Tensor, Tensor] | None = None
         # The last block sees every key of the strand: its gradients are the sums that the others add to.
-        for block, seen in reversed(_blocks(strand)):
-            q_rows, g_rows = _folded(q[:, :, block]), _folded(g[:, :, block])
-            p, slope = (next(saved), None) if kept else _probabilities(q_rows, k[:, :seen], group, rule)
+        for block, seen in reversed(_blocks(segment)):
+            q_rows, g_rows = _fold_groups(q[:, :, block]), _fold_groups(g[:, :, block])
+            p, slope = (next(saved), None) if saved_blocks else _probabilities(q_rows, k[:, :seen], group, rule)
             dp = torch.bmm(g_rows, v[:, :seen].transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             if slope is not None:
@@ -355,8 +365,8 @@ def _backward(
                 sums[0][:, :seen] += dk
                 sums[1][:, :seen] += dv
         # A pair's own prompt and chosen come first and are set, its rejected strand then adds to the prompt's.
-        for whole, part in zip((d_key[0], d_value[0]), sums or (), strict=True):
-            whole[:, strand.begin : strand.end] = part[:, strand.shared :]
-            if strand.shared:
-                whole[:, strand.prompt : strand.prompt + strand.shared] += part[:, : strand.shared]
+        for full, part in zip((d_key[0], d_value[0]), sums or (), strict=True):
+            full[:, segment.begin : segment.end] = part[:, segment.shared :]
+            if segment.shared:
+                full[:, segment.prompt : segment.prompt + segment.shared] += part[:, : segment.shared]
     return d_query.mul_(rule.scale), d_key, d_value

@@ -1,6 +1,6 @@
 """Pairs to batches: packed without padding, with the prompt computed once per pair; or padded, two rows per pair.
 
-Where pairs lie in a packed sequence, and the causal sequences that its attention consists of.
+`PackingPlan` holds the pairs' positions in a packed sequence and the causal segments of its attention.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ class PairSpan:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedPlan:
+class PackingPlan:
     """The pairs of one packed sequence."""
 
     spans: tuple[PairSpan, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Strand:
+class CausalSegment:
     """One causal sequence of a pair: its queries lie at [begin, end), `shared` keys lie before them at `prompt`."""
 
     begin: int
@@ -45,19 +45,19 @@ class Strand:
     shared: int
 
 
-def strands(plan: PackedPlan) -> Iterator[Strand]:
+def causal_segments(plan: PackingPlan) -> Iterator[CausalSegment]:
     """Each pair's prompt + chosen, then its rejected, which shares the prompt. In the order of the queries."""
     for span in plan.spans:
         middle = span.start + span.prompt + span.chosen
-        yield Strand(span.start, middle, span.start, 0)
+        yield CausalSegment(span.start, middle, span.start, 0)
         if span.rejected:
-            yield Strand(middle, middle + span.rejected, span.start, span.prompt)
+            yield CausalSegment(middle, middle + span.rejected, span.start, span.prompt)
 
 
 SEGMENTS = ("chosen_shared", "chosen_tail", "rejected_shared", "rejected_tail", "prompt")
 """Kinds of scored tokens; segment number of a token = pair * len(SEGMENTS) + the place of its kind here."""
 
-Tokens = NDArray[np.integer]
+TokenArray = NDArray[np.integer]
 RotaryKey = Callable[[int], int]
 """Tokens of a sequence -> what its rotary frequencies follow from (trainer.forward.rotary_embeddings)."""
 
@@ -66,11 +66,11 @@ class TokenPair(Protocol):
     """One preference pair as token ids (trainer.data.Pair)."""
 
     @property
-    def prompt(self) -> Tokens: ...  # noqa: D102
+    def prompt(self) -> TokenArray: ...  # noqa: D102
     @property
-    def chosen(self) -> Tokens: ...  # noqa: D102
+    def chosen(self) -> TokenArray: ...  # noqa: D102
     @property
-    def rejected(self) -> Tokens: ...  # noqa: D102
+    def rejected(self) -> TokenArray: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,7 @@ class Batch:
     """[1, T] packed, [2N, L] separate (chosen sequences first)."""
     position_ids: Tensor | None
     attention_mask: Tensor | None
-    plan: PackedPlan | None
+    plan: PackingPlan | None
     rows: Tensor
     """[R] the position whose hidden state predicts the target."""
     targets: Tensor
@@ -125,7 +125,7 @@ def packed_lengths(
 ) -> list[int]:
     """Positions each pair takes in the packed layout: the last token of a response predicts nothing and is left out.
 
-    key: as of `pack`; the prompt of a pair whose two sequences have different frequencies is there twice.
+    key: as of `pack_pairs`; the prompt of a pair whose two sequences have different frequencies is there twice.
     """
     return [
         p + c + r - 2 + (0 if key is None or key(p + c) == key(p + r) else p)
@@ -156,7 +156,7 @@ def micro_batches(
     return batches
 
 
-def pack(
+def pack_pairs(
     pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True, key: RotaryKey | None = None
 ) -> Batch:
     """One padding-free sequence: per pair prompt, chosen, rejected; the prompt's last state predicts both first tokens.
@@ -165,12 +165,12 @@ def pack(
     without `rejected` the rejected responses are left out. key: of a model whose rotary frequencies depend on lengths;
     a pair whose two sequences differ in it has the prompt twice. An empty prompt or response: ValueError.
     """
-    _check(pairs)
-    ids: list[Tokens] = []
-    positions: list[Tokens] = []
+    _check_pairs(pairs)
+    ids: list[TokenArray] = []
+    positions: list[TokenArray] = []
     spans: list[PairSpan] = []
-    places: list[_Places] = []
-    lengths: list[Tokens] = []
+    scored: list[_ScoredPositions] = []
+    lengths: list[TokenArray] = []
     start = 0
     for pair in pairs:
         p, c, r = len(pair.prompt), len(pair.chosen) - 1, len(pair.rejected) - 1 if rejected else 0
@@ -188,28 +188,28 @@ def pack(
             spans.append(PairSpan(start, p, c, r))
         before = first_rejected - 1 if apart else last
         second = np.concatenate([[before], np.arange(first_rejected, first_rejected + r)]) if rejected else np.arange(0)
-        places.append(_Places(np.arange(last, middle), second, np.arange(start, last)))
+        scored.append(_ScoredPositions(np.arange(last, middle), second, np.arange(start, last)))
         start = first_rejected + r
-    return _batch(
+    return _make_batch(
         pairs,
-        places,
+        scored,
         prompt,
         input_ids=np.concatenate(ids)[None],
         position_ids=np.concatenate(positions)[None],
-        plan=PackedPlan(tuple(spans)),
+        plan=PackingPlan(tuple(spans)),
         rotary=None if key is None else _rotary_plan(np.concatenate(lengths)[None], key),
     )
 
 
-def separate(
+def pad_pairs(
     pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True, key: RotaryKey | None = None
 ) -> Batch:
     """Two right-padded sequences per pair, N chosen then N rejected, for architectures that cannot share a prompt.
 
     With `prompt` the prompt's tokens are scored once, in the chosen sequence; without `rejected` there are N sequences.
-    key: as of `pack`.
+    key: as of `pack_pairs`.
     """
-    _check(pairs)
+    _check_pairs(pairs)
     sequences = [np.concatenate([pair.prompt, pair.chosen[:-1]]) for pair in pairs]
     if rejected:
         sequences += [np.concatenate([pair.prompt, pair.rejected[:-1]]) for pair in pairs]
@@ -219,45 +219,45 @@ def separate(
     for row, sequence in enumerate(sequences):
         input_ids[row, : len(sequence)] = sequence
         mask[row, : len(sequence)] = 1
-    places: list[_Places] = []
+    scored: list[_ScoredPositions] = []
     for index, pair in enumerate(pairs):
         first, second, p = index * longest, (len(pairs) + index) * longest, len(pair.prompt) - 1
-        places.append(
-            _Places(
+        scored.append(
+            _ScoredPositions(
                 np.arange(first + p, first + p + len(pair.chosen)),
                 np.arange(second + p, second + p + len(pair.rejected)) if rejected else np.arange(0),
                 np.arange(first, first + p),
             )
         )
     if key is None:
-        return _batch(pairs, places, prompt, input_ids=input_ids, mask=mask)
+        return _make_batch(pairs, scored, prompt, input_ids=input_ids, mask=mask)
     # A response's last token, which predicts nothing and is left out, counts towards its length all the same.
     lengths = np.array([[len(sequence) + 1] for sequence in sequences]).repeat(longest, axis=1)
     positions = np.arange(longest)[None].repeat(len(sequences), axis=0)
     rotary = _rotary_plan(lengths, key)
-    return _batch(pairs, places, prompt, input_ids=input_ids, position_ids=positions, mask=mask, rotary=rotary)
+    return _make_batch(pairs, scored, prompt, input_ids=input_ids, position_ids=positions, mask=mask, rotary=rotary)
 
 
-def _rotary_plan(lengths: Tokens, key: RotaryKey) -> RotaryPlan:
+def _rotary_plan(lengths: TokenArray, key: RotaryKey) -> RotaryPlan:
     """lengths: [rows, length] tokens of the sequence that each position belongs to."""
-    tokens, places = np.unique(lengths, return_inverse=True)
+    tokens, scored = np.unique(lengths, return_inverse=True)
     keys = [key(int(each)) for each in tokens]
     longest = dict(zip(keys, map(int, tokens), strict=True))  # ascending: the last of each key is kept
     numbers = {each: number for number, each in enumerate(longest)}
-    which = np.array([numbers[each] for each in keys])[places.reshape(lengths.shape)]
+    which = np.array([numbers[each] for each in keys])[scored.reshape(lengths.shape)]
     return RotaryPlan(tuple(longest.values()), _tensor(which))
 
 
 @dataclass(frozen=True, slots=True)
-class _Places:
+class _ScoredPositions:
     """Flat positions that predict a pair's chosen, rejected and prompt tokens; no rejected ones where left out."""
 
-    chosen: Tokens
-    rejected: Tokens
-    prompt: Tokens
+    chosen: TokenArray
+    rejected: TokenArray
+    prompt: TokenArray
 
 
-def _check(pairs: Sequence[TokenPair]) -> None:
+def _check_pairs(pairs: Sequence[TokenPair]) -> None:
     if not pairs:
         raise ValueError("a batch needs at least one pair")
     for number, pair in enumerate(pairs):
@@ -266,28 +266,28 @@ def _check(pairs: Sequence[TokenPair]) -> None:
                 raise ValueError(f"pair {number} of the batch has an empty {name}: nothing to score")
 
 
-def _batch(
+def _make_batch(
     pairs: Sequence[TokenPair],
-    places: Sequence[_Places],
+    scored: Sequence[_ScoredPositions],
     prompt: bool,
     *,
-    input_ids: Tokens,
-    position_ids: Tokens | None = None,
-    mask: Tokens | None = None,
-    plan: PackedPlan | None = None,
+    input_ids: TokenArray,
+    position_ids: TokenArray | None = None,
+    mask: TokenArray | None = None,
+    plan: PackingPlan | None = None,
     rotary: RotaryPlan | None = None,
 ) -> Batch:
     """The batch of these inputs, with what its positions predict."""
-    rows: list[Tokens] = []
-    targets: list[Tokens] = []
-    segments: list[Tokens] = []
+    rows: list[TokenArray] = []
+    targets: list[TokenArray] = []
+    segments: list[TokenArray] = []
     counts: list[int] = []
-    for number, (pair, place) in enumerate(zip(pairs, places, strict=True)):
+    for number, (pair, position) in enumerate(zip(pairs, scored, strict=True)):
         shared = min(len(pair.chosen), len(pair.rejected))
         first = number * len(SEGMENTS)
-        parts = [(0, place.chosen, pair.chosen), (2, place.rejected, pair.rejected[: len(place.rejected)])]
+        parts = [(0, position.chosen, pair.chosen), (2, position.rejected, pair.rejected[: len(position.rejected)])]
         if prompt:
-            parts.append((4, place.prompt, pair.prompt[1:]))
+            parts.append((4, position.prompt, pair.prompt[1:]))
         for kind, positions, tokens in parts:
             rows.append(positions)
             targets.append(tokens)
@@ -303,8 +303,8 @@ def _batch(
         targets=_tensor(np.concatenate(targets)),
         segments=_tensor(np.concatenate(segments)),
         pair_rows=(0, *accumulate(counts)),
-        chosen_tokens=tuple(len(place.chosen) for place in places),
-        rejected_tokens=tuple(len(place.rejected) for place in places),
+        chosen_tokens=tuple(len(position.chosen) for position in scored),
+        rejected_tokens=tuple(len(position.rejected) for position in scored),
         prompt_tokens=tuple(len(pair.prompt) - 1 for pair in pairs),
         prompt_scored=prompt,
         tokens=input_ids.size,
@@ -312,5 +312,5 @@ def _batch(
     )
 
 
-def _tensor(values: Tokens) -> Tensor:
+def _tensor(values: TokenArray) -> Tensor:
     return torch.from_numpy(values.astype(np.int64))

@@ -15,27 +15,27 @@ from transformers import PreTrainedModel
 
 from trainer import memory_limits
 from trainer.config.loss_config import LossConfig
-from trainer.distributed.fsdp import is_sharded, let_go
+from trainer.distributed.fsdp import is_sharded, reshard
 from trainer.forward.architecture import (
-    attending,
     check_head,
     core_model,
     find_head,
+    gathered_head,
     hidden_states,
     hold_repeatable,
-    whole_head,
-    why_separate,
+    packing_unsupported_reason,
+    use_attention,
 )
-from trainer.forward.chunked_logps import Head, Rows, objective_loss, sequence_logps
-from trainer.forward.packing import Batch, TokenPair, pack, separate
+from trainer.forward.chunked_logps import ChunkSize, Head, objective_loss, sequence_logps
+from trainer.forward.packing import Batch, TokenPair, pack_pairs, pad_pairs
 from trainer.forward.rotary_embeddings import RotarySwitch
-from trainer.objectives.losses import coupled_loss, needs, pair_loss
-from trainer.objectives.pair_logps import LossTerms, Needs, Normaliser, PairLogps
+from trainer.objectives.losses import coupled_loss, pair_loss, required_stats
+from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats, UpdateNormalizer
 from trainer.randomness import switched_off
 
 _log = logging.getLogger(__name__)
 
-_told: WeakSet[PreTrainedModel] = WeakSet()
+_warned: WeakSet[PreTrainedModel] = WeakSet()
 """Models of which it was said what is special about them: once, however many trials they serve."""
 
 
@@ -48,7 +48,7 @@ class CannotPack(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class WholeUpdate:
+class UpdateLogps:
     """The log-probs of all pairs of an update as the model is now, for objectives that couple them."""
 
     logps: PairLogps
@@ -58,7 +58,7 @@ class WholeUpdate:
 
 
 @dataclass(slots=True)
-class Counters:
+class PassCounters:
     """What was computed so far: passes through the model's body, and positions in them (padding included)."""
 
     forwards: int = 0
@@ -75,7 +75,7 @@ class PairModel:
         self,
         model: nn.Module,
         attention: Literal["auto", "packed", "separate"] = "auto",
-        rows: Rows | None = None,
+        chunk_size: ChunkSize | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
         """attention packed: CannotPack where the architecture cannot. rows: of logits at once, by default by memory.
@@ -88,30 +88,32 @@ class PairModel:
         check_head(self._core, self._head)
         if self._core not in _checked:
             self._check_repeatable()
-        reason = "asked for" if attention == "separate" else why_separate(self._core, autocast)
+        reason = "asked for" if attention == "separate" else packing_unsupported_reason(self._core, autocast)
         if attention == "packed" and reason is not None:
             raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
         self.rotary = RotarySwitch.of(self._core)
         """Where the model's rotary frequencies depend on the lengths of sequences: how."""
         if self.rotary is not None:
             self.rotary.reset()
-        if self._core not in _told:
-            self._tell(reason if attention == "auto" else None)
+        if self._core not in _warned:
+            self._warn_once(reason if attention == "auto" else None)
         self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
-        self.why_separate = reason
+        self.separate_reason = reason
         """Why the mode is not packed; None when it is."""
-        self.rows = rows or _rows(self.device.type, cast(nn.Linear, self._core.get_output_embeddings()).out_features)
-        self.counters = Counters()
+        self.chunk_size = chunk_size or _chunk_size(
+            self.device.type, cast(nn.Linear, self._core.get_output_embeddings()).out_features
+        )
+        self.counters = PassCounters()
         self.sharded = is_sharded(self._core)
         """Whether each process has slices of the weights: then all of them must make the same number of passes."""
 
     def _check_repeatable(self) -> None:
-        held = hold_repeatable(self._core)
-        if held:
-            _log.warning("drawing at random in training mode: modules of type %s stay at rest", ", ".join(held))
+        current = hold_repeatable(self._core)
+        if current:
+            _log.warning("drawing at random in training mode: modules of type %s stay at rest", ", ".join(current))
         _checked.add(self._core)
 
-    def _tell(self, reason: str | None) -> None:
+    def _warn_once(self, reason: str | None) -> None:
         if named := switched_off(self._core):
             found = ", ".join(f"{name} {value}" for name, value in named.items())
             _log.warning("switched off in the model while it is trained and evaluated: %s", found)
@@ -119,22 +121,22 @@ class PairModel:
             _log.warning("pairs are computed as separate padded sequences: %s", reason)
         if getattr(self._core.config.get_text_config(), "router_aux_loss_coef", None):
             _log.warning("a mixture of experts: its load-balancing loss is not part of the objective")
-        _told.add(self._core)
+        _warned.add(self._core)
 
     @property
     def device(self) -> torch.device:
         """Where the output layer is."""
         return self._head.weight.device
 
-    def logps(self, pairs: Sequence[TokenPair], wanted: Needs | None = None) -> PairLogps:
+    def logps(self, pairs: Sequence[TokenPair], required: RequiredStats | None = None) -> PairLogps:
         """Log-probs of one micro-batch of pairs, without gradient and without reference; on the model's device."""
-        wanted = Needs() if wanted is None else wanted
-        batch = self._layout(pairs, wanted)
-        with torch.no_grad(), attending(self._core, batch, self.rotary):
+        required = RequiredStats() if required is None else required
+        batch = self._make_batch(pairs, required)
+        with torch.no_grad(), use_attention(self._core, batch, self.rotary):
             hidden = hidden_states(self._core, self._core, batch)
-        with self._head_now() as head:
-            found = sequence_logps(hidden, batch, head, self.rows, wanted.purity)
-        let_go(self._core)
+        with self._gathered_head() as head:
+            found = sequence_logps(hidden, batch, head, self.chunk_size, required.collision_prob)
+        reshard(self._core)
         return found
 
     def backward(
@@ -142,27 +144,28 @@ class PairModel:
         pairs: Sequence[TokenPair],
         loss: LossConfig,
         reference: PairLogps | None,
-        norm: Normaliser,
+        norm: UpdateNormalizer,
         backward: Callable[[Tensor], object],
-        update: WholeUpdate | None = None,
+        update: UpdateLogps | None = None,
     ) -> LossTerms:
         """Add the gradient of one micro-batch's share of its update's loss.
 
-        reference: of these pairs in this order, for objectives that compare with the start model, else None.
+        reference: of these pairs in this order, for objectives that compare with the initial model, else None.
         norm: totals of the whole update over all processes. backward: called once with the scalar loss
         (`Tensor.backward` or of DeepSpeed); under DistributedDataParallel, which averages over processes, it
         multiplies by their number. The gradients of an update's micro-batches add up to that of its loss. update: only
-        for objectives that couple the pairs of an update (`needs(loss).whole_update`), where these pairs are not all.
+        for objectives that couple the pairs of an update (`required_stats(loss).update_logps`), where these pairs are
+        not all.
         """
-        wanted = needs(loss)
-        if wanted.whole_update and update is None and len(pairs) != norm.pairs:
+        required = required_stats(loss)
+        if required.update_logps and update is None and len(pairs) != norm.pairs:
             raise ValueError(
                 f"{loss.kind} with these terms couples the pairs of an update, but {len(pairs)} of {norm.pairs} were "
                 "given: give the whole update's log-probs too"
             )
-        if wanted.reference != (reference is not None):
-            raise ValueError(f"{loss.kind} {'needs' if wanted.reference else 'has no use for'} reference log-probs")
-        batch = self._layout(pairs, wanted)
+        if required.reference != (reference is not None):
+            raise ValueError(f"{loss.kind} {'needs' if required.reference else 'has no use for'} reference log-probs")
+        batch = self._make_batch(pairs, required)
         if reference is not None:
             _check_reference(reference, batch)
             reference = reference.to(self.device)
@@ -170,40 +173,40 @@ class PairModel:
         def objective(logps: PairLogps, part: slice) -> LossTerms:
             if update is not None:
                 return coupled_loss(loss, update.logps, update.index[part], logps, norm)
-            rows = None if reference is None else reference.rows(part)
+            rows = None if reference is None else reference.select(part)
             return pair_loss(loss, replace(logps, reference=rows), norm)
 
-        with attending(self._core, batch, self.rotary):
+        with use_attention(self._core, batch, self.rotary):
             hidden = hidden_states(self._model, self._core, batch)
-            with self._head_now() as head:
+            with self._gathered_head() as head:
                 total, terms = objective_loss(
                     hidden,
                     batch,
                     head,
                     objective,
-                    self.rows,
-                    whole=wanted.whole_update and update is None,
-                    purity=wanted.purity,
+                    self.chunk_size,
+                    couples_pairs=required.update_logps and update is None,
+                    collision_prob=required.collision_prob,
                 )
                 backward(total)
         return LossTerms.cat(terms)
 
-    def _head_now(self) -> AbstractContextManager[Head]:
+    def _gathered_head(self) -> AbstractContextManager[Head]:
         """The output layer during a pass; of a sharded model it is whole only then."""
-        return whole_head(self._core) if self.sharded else nullcontext(self._head)
+        return gathered_head(self._core) if self.sharded else nullcontext(self._head)
 
-    def _layout(self, pairs: Sequence[TokenPair], wanted: Needs) -> Batch:
-        layout = pack if self.mode == "packed" else separate
+    def _make_batch(self, pairs: Sequence[TokenPair], required: RequiredStats) -> Batch:
+        layout = pack_pairs if self.mode == "packed" else pad_pairs
         key = None if self.rotary is None else self.rotary.key
-        batch = layout(pairs, prompt=wanted.prompt, rejected=wanted.rejected, key=key).to(self.device)
+        batch = layout(pairs, prompt=required.prompt, rejected=required.rejected, key=key).to(self.device)
         self.counters.forwards += 1
         self.counters.tokens += batch.tokens
         return batch
 
 
-def _rows(device: str, vocabulary: int) -> Rows:
+def _chunk_size(device: str, vocabulary: int) -> ChunkSize:
     kind = device if device in memory_limits.LOGITS_BYTES else "cuda"
-    return Rows(
+    return ChunkSize(
         *(
             memory_limits.rows_within(each[kind], vocabulary)
             for each in (memory_limits.LOGITS_BYTES, memory_limits.LONG_LOGITS_BYTES)

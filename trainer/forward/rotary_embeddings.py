@@ -1,9 +1,9 @@
-"""Rotary models whose frequencies depend on the longest sequence of a batch: each sequence gets those of its length.
+"""Rotary embeddings that depend on the longest sequence of a batch, computed for each sequence's own length.
 
 transformers switches LongRoPE (Phi-3, PhiMoE) from short to long factors, and grows dynamic NTK scaling, by the largest
-position of a whole batch, and the grown frequencies stay for the batches that follow. A pair's log-probs would hang on
-its neighbours, so on `tokens_per_micro_batch`. While a batch of `PairModel` is computed, such modules are asked once
-for each length or side of the switch that the batch has, as if each sequence were alone.
+position of a whole batch, and the grown frequencies stay for the batches that follow. A pair's log-probs would depend
+on its neighbors, and so on `tokens_per_micro_batch`. While a batch of `PairModel` is computed, such modules are called
+once for each length or side of the switch in the batch, as if each sequence were alone.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def _forward(
 ) -> tuple[Tensor, ...] | Tensor:
     """The module's own result at the positions of one sequence, for each group, then put where the group's are."""
     where = position_ids.expand_as(plan.which)
-    whole: list[Tensor] | None = None
+    full: list[Tensor] | None = None
     single = False
     for group, longest in enumerate(plan.longest):
         _reset(module)
@@ -88,16 +88,16 @@ def _forward(
         table = type(module).forward(module, states, alone, *others, **options)
         single = isinstance(table, Tensor)
         parts = [each[0][where.clamp(max=longest - 1)] for each in ((table,) if single else table)]
-        if whole is None:
-            whole = parts
+        if full is None:
+            full = parts
             continue
         mine = plan.which == group
-        whole = [
+        full = [
             torch.where(mine.view(*mine.shape, *(1,) * (part.dim() - 2)), part, before)
-            for part, before in zip(parts, whole, strict=True)
+            for part, before in zip(parts, full, strict=True)
         ]
-    assert whole is not None, "a batch has at least one sequence"
-    return whole[0] if single else tuple(whole)
+    assert full is not None, "a batch has at least one sequence"
+    return full[0] if single else tuple(full)
 
 
 def _switching(module: nn.Module) -> list[tuple[str | None, str]]:

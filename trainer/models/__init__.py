@@ -1,1 +1,1 @@
-"""The live model: loaded once, restored between trials, exported at the end."""
+"""The policy model: loaded once, reset between trials, exported at the end."""

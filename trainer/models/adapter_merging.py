@@ -22,8 +22,8 @@ from trainer.results import ModelError
 class BaseGone(ModelError):
     """The folder of the base model is not there."""
 
-    def __init__(self, place: str) -> None:
-        super().__init__(f"the base model {place} of these adapters is no longer there")
+    def __init__(self, path: str) -> None:
+        super().__init__(f"the base model {path} of these adapters is no longer there")
 
 
 def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
@@ -37,13 +37,15 @@ def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: boo
     Raises:
         ModelError: The base can no longer be loaded (BaseGone where its folder is gone).
     """
-    told: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    place = str(told["base_model_name_or_path"])
-    if Path(place).is_absolute() and not Path(place).is_dir():
-        raise BaseGone(place)
+    message: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    path = str(message["base_model_name_or_path"])
+    if Path(path).is_absolute() and not Path(path).is_dir():
+        raise BaseGone(path)
     own: dict[str, Any] = {} if model is None else {"dtype": model.dtype, "load_in_4bit": model.load_in_4bit}
-    wanted = ModelConfig(name_or_path=place, revision=told.get("revision"), **own)
-    return load_model(wanted, place, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None)
+    requested = ModelConfig(name_or_path=path, revision=message.get("revision"), **own)
+    return load_model(
+        requested, path, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None
+    )
 
 
 def merged(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:

@@ -55,7 +55,7 @@ def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None)
     """
     layers = _Layers(model)
     targets = _targets(layers, lora)
-    wanted = PeftLoraConfig(
+    requested = PeftLoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,  # pyright: ignore[reportArgumentType]
         lora_dropout=lora.dropout,
@@ -68,14 +68,14 @@ def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None)
         with warnings.catch_warnings():
             # of fused experts' ranks, which are found by another name
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
-            made = cast("PeftModel", get_peft_model(model, wanted))
-    except ValueError as why:
-        if "lora_dropout" in str(why):
+            made = cast("PeftModel", get_peft_model(model, requested))
+    except ValueError as error:
+        if "lora_dropout" in str(error):
             raise ModelError(
                 "lora.dropout: adapters on tensors of experts have no dropout; set it to 0, or name other layers in "
                 "lora.target_modules"
-            ) from why
-        raise ModelError(f"these adapters do not fit this model: {why}") from why
+            ) from error
+        raise ModelError(f"these adapters do not fit this model: {error}") from error
     tuner = cast(Any, made.base_model)
     found = layers.notice(list(tuner.targeted_module_names), list(tuner.targeted_parameter_names), targets.asked)
     return made, found
@@ -90,7 +90,7 @@ def _targets(layers: _Layers, lora: LoraConfig) -> _Targets:
                 f"{layers.left_out(layers.linear)}; train it in full (without lora), or name other layers"
             )
         return _Targets("all-linear" if len(found) == len(layers.linear) else found, [], layers.linear)
-    modules, parameters, asked, problems = list[str](), list[str](), list[str](), list[str]()
+    modules, parameters, requested, problems = list[str](), list[str](), list[str](), list[str]()
     for target in lora.target_modules:
         named = _ending(target, layers.modules)
         good = [name for name in named if layers.why_not(name) is None]
@@ -99,7 +99,7 @@ def _targets(layers: _Layers, lora: LoraConfig) -> _Targets:
             parameters += tensors
         elif good:
             modules += [target] if len(good) == len(named) else good
-            asked += named
+            requested += named
         elif layers.fused(target):
             modules.append(target)
         elif named:
@@ -109,11 +109,11 @@ def _targets(layers: _Layers, lora: LoraConfig) -> _Targets:
             problems.append(layers.unknown(target))
     if problems:
         raise ModelError("; ".join(f"lora.target_modules: {problem}" for problem in problems))
-    return _Targets(list(dict.fromkeys(modules)), parameters, list(dict.fromkeys(asked)))
+    return _Targets(list(dict.fromkeys(modules)), parameters, list(dict.fromkeys(requested)))
 
 
 def describe_adapters(config: ModelConfig, lora: LoraConfig, cache: Path, *, trust_remote_code: bool = False) -> str:
-    """Return the sentence about a start model's adapters, from its configuration alone: no weight is read.
+    """Return the sentence about an initial model's adapters, from its configuration alone: no weight is read.
 
     Raises:
         ModelError: These adapters do not fit the model, or its configuration cannot be loaded.
@@ -121,26 +121,26 @@ def describe_adapters(config: ModelConfig, lora: LoraConfig, cache: Path, *, tru
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from trainer.models.model_files import locate
+    from trainer.models.model_files import resolve_model_path
 
-    place = locate(config, cache)
+    path = resolve_model_path(config, cache)
     try:
-        described = AutoConfig.from_pretrained(place, revision=config.revision, trust_remote_code=trust_remote_code)
+        described = AutoConfig.from_pretrained(path, revision=config.revision, trust_remote_code=trust_remote_code)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(described, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as why:
-        raise ModelError(no_causal_model(place, why)) from why
+    except (OSError, ValueError) as error:
+        raise ModelError(no_causal_model(path, error)) from error
     return adapt(model, lora)[1]
 
 
-def no_causal_model(place: str, why: Exception) -> str:
+def no_causal_model(path: str, reason: Exception) -> str:
     """Return the sentence about a model that transformers does not load as a causal language model."""
-    if "Unrecognized configuration class" not in str(why):
-        return cannot_load(f"the model {place}", why)
-    found = re.search(r"configuration class <class '[\w.]*\.(\w+)Config'>", str(why))
+    if "Unrecognized configuration class" not in str(reason):
+        return cannot_load(f"the model {path}", reason)
+    found = re.search(r"configuration class <class '[\w.]*\.(\w+)Config'>", str(reason))
     kind = f"a {found[1]}" if found else "of another kind"
     return (
-        f"the model {place} is {kind}, which transformers does not load as a causal language model of text alone: give "
+        f"the model {path} is {kind}, which transformers does not load as a causal language model of text alone: give "
         "a model of text, such as the language model that it was built on"
     )
 
@@ -189,9 +189,9 @@ class _Layers:
 
     def _part(self, name: str) -> str:
         """The part outside of the language model: the first name that leaves the path to it."""
-        parts, kept = name.split("."), self._text.split(".")
+        parts, remaining = name.split("."), self._text.split(".")
         for i, part in enumerate(parts):
-            if i >= len(kept) or part != kept[i]:
+            if i >= len(remaining) or part != remaining[i]:
                 return ".".join(parts[: i + 1])
         return name
 
@@ -224,36 +224,36 @@ class _Layers:
         convert_peft_config_for_transformers(config, model=self._model, conversions=None)
         return bool(config.target_parameters)
 
-    def notice(self, modules: Sequence[str], parameters: Sequence[str], asked: Sequence[str]) -> str:
+    def notice(self, modules: Sequence[str], parameters: Sequence[str], requested: Sequence[str]) -> str:
         """What is adapted, and what is not: of the layers that were asked for, and the tensors of experts."""
         layers = f"{_many(modules, 'layer')} ({_counted(modules)})" if modules else ""
         tensors = f"{_many(parameters, 'tensor')} of experts and routers ({_counted(parameters)})" if parameters else ""
         adapted = " and ".join(filter(None, [layers, tensors]))
-        return f"lora adapts {adapted}{self.left_out(asked, {*modules, *parameters})}"
+        return f"lora adapts {adapted}{self.left_out(requested, {*modules, *parameters})}"
 
-    def left_out(self, asked: Sequence[str], adapted: Set[str] = frozenset()) -> str:
+    def left_out(self, requested: Sequence[str], adapted: Set[str] = frozenset()) -> str:
         """What is not adapted, and why, as the rest of a sentence; empty where there is nothing to say."""
-        told: list[str] = []
-        left = [name for name in asked if name not in adapted]
+        message: list[str] = []
+        left = [name for name in requested if name not in adapted]
         outside = Counter(self._part(name) for name in left if not self.of_text(name))
-        told += [
+        message += [
             f"{count} layer{'s'[: count - 1]} in {part}, which a text does not pass" for part, count in outside.items()
         ]
         ours = [name for name in left if self.of_text(name)]
         mixers = [name for name in ours if self._read_directly(name)]
         if mixers:
-            told.append(f"{_counted(mixers)} of state-space mixers, whose kernels would pass an adapter by")
+            message.append(f"{_counted(mixers)} of state-space mixers, whose kernels would pass an adapter by")
         if others := [name for name in ours if name not in mixers]:
-            told.append(f"{_counted(others)}, as peft takes these names for parts of experts")
+            message.append(f"{_counted(others)}, as peft takes these names for parts of experts")
         experts = [name for name in self.tensors if name not in adapted]
         if experts:
             every = {name: p.numel() for name, p in self._sizes.items()}
             share = sum(every[name] for name in experts) / sum(every.values())
-            told.append(
+            message.append(
                 f"{_many(experts, 'tensor')} of experts ({_counted(experts)}) with {share:.0%} of the weights; to "
                 "adapt them, name them in lora.target_modules"
             )
-        return f"; not adapted: {'; '.join(told)}" if told else ""
+        return f"; not adapted: {'; '.join(message)}" if message else ""
 
 
 _PEFT_REFUSES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})

@@ -1,7 +1,7 @@
-"""The weights every trial starts from, kept for the next trial: mapped from the model's own files, not copied.
+"""`InitialWeights`: the weights every trial starts from, mapped from the model's files instead of copied.
 
-All workers of a machine then share one copy, in the system's page cache. What a file does not hold in the same form
-(another name, a tied or fused weight, a buffer) is kept in memory.
+All workers of a machine then share one copy, in the system's page cache. What no file holds in the same form (another
+name, a tied or fused weight, a buffer) is kept in memory.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
     return [*model.named_parameters(), *model.named_buffers()]
 
 
-class StartWeights:
+class InitialWeights:
     """Taken from a model that has just been loaded and not yet been trained."""
 
     def __init__(self, model: nn.Module, files: Sequence[Path]) -> None:
         """files: the safetensors files the model was loaded from. Every weight is compared once with what is there."""
-        self._seen = {file: _stamp(file) for file in files}
+        self._stamps = {file: _file_stamp(file) for file in files}
         self._mapped: dict[str, torch.Tensor] = {}
         self._copied: dict[str, torch.Tensor] = {}
-        found = _mapped(files)
+        found = _map_files(files)
         for name, tensor in named_tensors(model):
             there = found.get(name)
             if there is not None and there.shape == tensor.shape and torch.equal(there.to(tensor.dtype), tensor.cpu()):
@@ -47,17 +47,17 @@ class StartWeights:
         """Bytes held in this process's memory."""
         return _bytes(self._copied.values())
 
-    def put_back(self, model: nn.Module) -> None:
+    def restore(self, model: nn.Module) -> None:
         """Make the model's weights the start's to the bit. ModelError where a file was changed meanwhile."""
-        for file, stamp in self._seen.items():
-            if _stamp(file) not in (stamp, None):
+        for file, stamp in self._stamps.items():
+            if _file_stamp(file) not in (stamp, None):
                 raise ModelError(f"{file} was changed while trials start from it; a sweep has one start model")
         with torch.no_grad():
             for name, tensor in named_tensors(model):
                 tensor.copy_(self._mapped[name] if name in self._mapped else self._copied[name])
 
 
-def _mapped(files: Iterable[Path]) -> dict[str, torch.Tensor]:
+def _map_files(files: Iterable[Path]) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for file in files:
         with safe_open(file, framework="pt") as opened:  # pyright: ignore[reportUnknownVariableType]
@@ -66,7 +66,7 @@ def _mapped(files: Iterable[Path]) -> dict[str, torch.Tensor]:
     return found
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
+def _file_stamp(file: Path) -> tuple[int, int, int] | None:
     """What changes when a file does; None when it is gone, which a mapping survives."""
     try:
         stat = file.stat()

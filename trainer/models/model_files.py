@@ -1,8 +1,7 @@
-"""Which weights a run starts from, as a name that changes when they do: part of every cache key.
+"""Model folders: locate, fingerprint, save and export.
 
-A trained model as a folder that transformers loads: safetensors, tokenizer, adapters merged on request.
-
-Which tokens end what a model writes.
+The fingerprint changes with the weights and is part of every cache key. A saved model is a folder that transformers
+loads: safetensors and tokenizer, adapters merged on request. `end_token_ids`: the tokens that end a completion.
 """
 
 from __future__ import annotations
@@ -25,45 +24,46 @@ from trainer.models.adapter_merging import BaseGone, merged
 from trainer.randomness import as_configured
 from trainer.results import ModelError
 from trainer.storage.atomic_files import sha256_of, write_folder
-from trainer.synthetic import generated_model
+from trainer.synthetic import generate_model
 
 
-def locate(config: ModelConfig, cache: Path) -> str:
-    """Where the start model is: the folder it was generated into, or the configured folder or hub name."""
+def resolve_model_path(config: ModelConfig, cache: Path) -> str:
+    """Where the initial model is: the folder it was generated into, or the configured folder or hub name."""
     if config.generated is not None:
-        return str(generated_model(config.generated, cache))
+        return str(generate_model(config.generated, cache))
     assert config.name_or_path is not None
     return config.name_or_path
 
 
-def model_identity(config: ModelConfig, place: str) -> str:
-    """Name of the start model: the digest of a folder's safetensors, config.json and own code, or a hub model's commit.
+def model_fingerprint(config: ModelConfig, path: str) -> str:
+    """Return the initial model's fingerprint.
 
+    The digest of a folder's safetensors, config.json and own code, or a hub model's commit.
     A hub model must have been loaded before, so that its commit is known; without one the revision stands for it.
     """
-    folder = Path(place)
+    folder = Path(path)
     if folder.is_dir():
         files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
         if "auto_map" in json.loads(files[-1].read_text(encoding="utf-8")):  # its own code computes
             files += sorted(folder.rglob("*.py"))
         return f"sha256:{sha256_of(files)}"
-    cached = try_to_load_from_cache(place, "config.json", revision=config.revision)
+    cached = try_to_load_from_cache(path, "config.json", revision=config.revision)
     commit = Path(cached).parent.name if isinstance(cached, str) else (config.revision or "main")
-    return f"hub:{place}@{commit}"
+    return f"hub:{path}@{commit}"
 
 
-def weight_files(config: ModelConfig, place: str) -> list[Path]:
-    """The safetensors files of a start model that was loaded: its folder's, or its commit's in the hub cache."""
-    folder = Path(place)
+def weight_files(config: ModelConfig, path: str) -> list[Path]:
+    """The safetensors files of an initial model that was loaded: its folder's, or its commit's in the hub cache."""
+    folder = Path(path)
     if not folder.is_dir():
-        cached = try_to_load_from_cache(place, "config.json", revision=config.revision)
+        cached = try_to_load_from_cache(path, "config.json", revision=config.revision)
         if not isinstance(cached, str):
             return []
         folder = Path(cached).parent
     return sorted(folder.glob("*.safetensors"))
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()) -> list[int]:
+def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()) -> list[int]:
     """Ids of the tokens that end an answer: the model's own, the tokenizer's and `stops`, in ascending order."""
     configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
     several = [configured] if isinstance(configured, int) else (configured or [])
@@ -80,34 +80,34 @@ _OF_ADAPTERS = (ADAPTER_CONFIG, "adapter_model*.safetensors*", "README.md")
 def save_model(
     model: PreTrainedModel | PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    to: Path,
+    folder: Path,
     tensors: Mapping[str, Tensor] | None = None,
     stops: Sequence[int] = (),
 ) -> None:
-    """Write the model (adapters only, where it has them) and its tokenizer into `to`, whole or not at all.
+    """Write the model (adapters only, where it has them) and its tokenizer into `folder`, whole or not at all.
 
     Args:
         model: As it was trained.
         tokenizer: With the chat template that was trained with.
-        to: The new folder; one of that name is replaced.
+        folder: The new folder; one of that name is replaced.
         tensors: The whole state by name, where the model itself has only slices of it.
         stops: Tokens with which the data's responses end; `generation_config.json` names them beside the model's own.
     """
     keep_off_stdout()
     state = None if tensors is None else dict(tensors)
 
-    def fill(aside: Path) -> None:
+    def write(temporary: Path) -> None:
         core = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
         if isinstance(model, PeftModel):
             # "auto" would ask the hub whether the vocabulary grew; it never does here.
-            model.save_pretrained(str(aside), save_embedding_layers=False, state_dict=state)
+            model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
         else:
             with as_configured(model):
-                model.save_pretrained(aside, state_dict=state)
-        tokenizer.save_pretrained(aside)
-        _write_end_tokens(core, tokenizer, stops, aside)
+                model.save_pretrained(temporary, state_dict=state)
+        tokenizer.save_pretrained(temporary)
+        _write_end_tokens(core, tokenizer, stops, temporary)
 
-    write_folder(to, fill)
+    write_folder(folder, write)
 
 
 def _write_end_tokens(
@@ -118,12 +118,12 @@ def _write_end_tokens(
     if own is None:
         return
     path = folder / _GENERATION
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8") if path.exists() else own.to_json_string())
-    ends = end_tokens(model, tokenizer, stops)
-    told["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    told.pop("_from_model_config", None)  # older versions of transformers would fall back to the configuration's end
+    message: dict[str, Any] = json.loads(path.read_text(encoding="utf-8") if path.exists() else own.to_json_string())
+    ends = end_token_ids(model, tokenizer, stops)
+    message["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    message.pop("_from_model_config", None)  # older versions of transformers would fall back to the configuration's end
     # Written by hand: transformers refuses to save settings of a published model that it would only warn about.
-    path.write_text(json.dumps(told, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(message, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +137,7 @@ class Exported:
 
 def export_model(
     source: Path,
-    to: Path,
+    folder: Path,
     *,
     merge: bool = False,
     model: ModelConfig | None = None,
@@ -145,26 +145,26 @@ def export_model(
     trust_remote_code: bool = False,
     check: Callable[[Exported], None] | None = None,
 ) -> None:
-    """Copy a saved model into the new folder `to`; with `merge`, adapters are added into their base's weights.
+    """Copy a saved model into the new folder `folder`; with `merge`, adapters are added into their base's weights.
 
     Args:
         source: What `save_model` wrote.
-        to: A folder that does not exist yet.
+        folder: A folder that does not exist yet.
         merge: Of adapters, one whole model.
-        model: How the start model was loaded for training; by default as it is stored.
-        temporary: A folder that may be emptied: a base model in it goes along with its adapters, in `to`/base.
+        model: How the initial model was loaded for training; by default as it is stored.
+        temporary: A folder that may be emptied: a base model in it goes along with its adapters, in `folder`/base.
         trust_remote_code: Whether Python code that comes with the model may run.
-        check: Called with the files before they get their name; what it raises leaves no `to`.
+        check: Called with the files before they get their name; what it raises leaves no `folder`.
 
     Raises:
-        ModelError: `to` exists, `source` holds no model, or the adapters' base can no longer be loaded.
+        ModelError: `folder` exists, `source` holds no model, or the adapters' base can no longer be loaded.
     """
-    if to.exists():
-        raise ModelError(f"{to} exists already; nothing is overwritten")
+    if folder.exists():
+        raise ModelError(f"{folder} exists already; nothing is overwritten")
     if not any(source.glob("*.safetensors")):
         raise ModelError(f"{source} holds no saved model")
 
-    def fill(aside: Path) -> None:
+    def write(aside: Path) -> None:
         adapted = (source / ADAPTER_CONFIG).exists()
         if merge and adapted:
             shutil.copytree(source, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_OF_ADAPTERS))
@@ -177,11 +177,11 @@ def export_model(
             shutil.copytree(source, aside, dirs_exist_ok=True)
         written = Exported(aside)
         if adapted and not merge:
-            written = _with_base(aside, to, temporary, needed=check is not None)
+            written = _with_base(aside, folder, temporary, needed=check is not None)
         if check is not None:
             check(written)
 
-    write_folder(to, fill)
+    write_folder(folder, write)
 
 
 def _kept(path: Path) -> bytes | None:
@@ -191,14 +191,14 @@ def _kept(path: Path) -> bytes | None:
 def _with_base(aside: Path, to: Path, temporary: Path | None, *, needed: bool) -> Exported:
     """The copied adapters, and their base model beside them where it could be removed."""
     path = aside / ADAPTER_CONFIG
-    told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    base = Path(str(told["base_model_name_or_path"]))
+    message: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    base = Path(str(message["base_model_name_or_path"]))
     there = temporary is not None and base.is_absolute() and base.resolve().is_relative_to(temporary.resolve())
     if (needed or there) and base.is_absolute() and not base.is_dir():
         raise BaseGone(str(base))
     if not there:
-        return Exported(aside, str(base), told.get("revision"))
+        return Exported(aside, str(base), message.get("revision"))
     shutil.copytree(base, aside / BASE_FOLDER)
-    told |= {"base_model_name_or_path": str(to.absolute() / BASE_FOLDER), "revision": None}
-    path.write_text(json.dumps(told, indent=2, sort_keys=True), encoding="utf-8")
+    message |= {"base_model_name_or_path": str(to.absolute() / BASE_FOLDER), "revision": None}
+    path.write_text(json.dumps(message, indent=2, sort_keys=True), encoding="utf-8")
     return Exported(aside, str(aside / BASE_FOLDER))

@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from trainer.config.loss_config import DpoLoss, DpoTerm
+from trainer.config.loss_config import DpoLoss, DpoLossType
 from trainer.objectives.pair_logps import PairLogps, smoothed_logistic
 
-_LARGEST = 80.0
+_MAX_EXPONENT = 80.0
 """Exponents are held below this: e^80 is far beyond any use and still finite in float32."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ratios:
+class LogRatios:
     """What the terms are functions of; every tensor [N]."""
 
-    policy_gap: Tensor
+    policy_margin: Tensor
     """lp_w - lp_l."""
-    reference_gap: Tensor
+    reference_margin: Tensor
     chosen: Tensor
     """a."""
     rejected: Tensor
@@ -38,13 +38,13 @@ class Ratios:
     rejected_tokens: Tensor
 
 
-def ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps, reference: PairLogps) -> Ratios:
-    """From the policy's (possibly length-desensitised) log-probs and the whole statistics of both models."""
-    reference_chosen, reference_rejected = desensitised(loss, reference)
+def log_ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps, reference: PairLogps) -> LogRatios:
+    """From the policy's (possibly length-desensitized) log-probs and the whole statistics of both models."""
+    reference_chosen, reference_rejected = length_desensitized(loss, reference)
     a, d = chosen - reference_chosen, rejected - reference_rejected
-    return Ratios(
-        policy_gap=chosen - rejected,
-        reference_gap=reference_chosen - reference_rejected,
+    return LogRatios(
+        policy_margin=chosen - rejected,
+        reference_margin=reference_chosen - reference_rejected,
         chosen=a,
         rejected=d,
         chosen_score=_score(loss, a),
@@ -54,7 +54,7 @@ def ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps, re
     )
 
 
-def desensitised(loss: DpoLoss, logps: PairLogps) -> tuple[Tensor, Tensor]:
+def length_desensitized(loss: DpoLoss, logps: PairLogps) -> tuple[Tensor, Tensor]:
     """LD-DPO (Liu et al. 2024, eq. 8): tokens beyond the shorter response's length count ld_alpha times. [N], [N]."""
     if loss.ld_alpha is None:
         return logps.chosen, logps.rejected
@@ -64,7 +64,7 @@ def desensitised(loss: DpoLoss, logps: PairLogps) -> tuple[Tensor, Tensor]:
     return chosen, logps.rejected_shared + loss.ld_alpha * (logps.rejected - logps.rejected_shared)
 
 
-def pair_weights(logps: PairLogps) -> Tensor:
+def wpo_weights(logps: PairLogps) -> Tensor:
     """WPO (Zhou et al. 2024, eq. 2): product over the two of exp(mean(log p - log sum_v p_v^2)); detached [N]."""
     if logps.chosen_purity is None or logps.rejected_purity is None:
         raise ValueError("use_weighting needs the purity of the token distributions")
@@ -79,19 +79,19 @@ def _score(loss: DpoLoss, ratio: Tensor) -> Tensor:
         case "reverse_kl":
             return ratio
         case "forward_kl":
-            return 1 - torch.exp((-ratio).clamp(max=_LARGEST))
+            return 1 - torch.exp((-ratio).clamp(max=_MAX_EXPONENT))
         case "js_divergence":
             return math.log(2) + logsigmoid(ratio)
         case "alpha_divergence":
             power = loss.f_alpha_divergence_coef - 1.0
             if abs(power) < 1e-6:
                 return ratio
-            return torch.expm1((power * ratio).clamp(max=_LARGEST)) / power
+            return torch.expm1((power * ratio).clamp(max=_MAX_EXPONENT)) / power
         case _:
             assert_never(loss.f_divergence_type)
 
 
-def per_pair(term: DpoTerm, loss: DpoLoss, r: Ratios) -> Tensor:
+def term_losses(term: DpoLossType, loss: DpoLoss, r: LogRatios) -> Tensor:
     """One term's loss of each pair, [N]; for the sorted ones (aot) of each place in the sort."""
     beta, smoothing = loss.beta, loss.label_smoothing
     scaled = beta * (r.chosen_score - r.rejected_score)
@@ -100,17 +100,17 @@ def per_pair(term: DpoTerm, loss: DpoLoss, r: Ratios) -> Tensor:
         case "sigmoid":
             return -logsigmoid(scaled)
         case "sigmoid_norm":
-            return -logsigmoid(beta * _average_gap(r))
+            return -logsigmoid(beta * _average_margin(r))
         case "hinge":
             return torch.relu(1 - scaled)
         case "ipo":
-            return (_average_gap(r) - 1 / (2 * beta)) ** 2
+            return (_average_margin(r) - 1 / (2 * beta)) ** 2
         case "robust":
             flipped = (1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)
             return -flipped / (1 - 2 * smoothing)
         case "exo_pair":
-            kept = scaled.sigmoid() * (logsigmoid(scaled) - math.log1p(-smoothing))
-            return kept + (-scaled).sigmoid() * (logsigmoid(-scaled) - math.log(smoothing))
+            unflipped = scaled.sigmoid() * (logsigmoid(scaled) - math.log1p(-smoothing))
+            return unflipped + (-scaled).sigmoid() * (logsigmoid(-scaled) - math.log(smoothing))
         case "nca_pair":
             return -logsigmoid(chosen) - 0.5 * logsigmoid(-chosen) - 0.5 * logsigmoid(-rejected)
         case "bco_pair":
@@ -118,7 +118,7 @@ def per_pair(term: DpoTerm, loss: DpoLoss, r: Ratios) -> Tensor:
         case "sppo_hard":
             return (r.chosen - 0.5 / beta) ** 2 + (r.rejected + 0.5 / beta) ** 2
         case "aot":
-            return smoothed_logistic(beta * (_sorted(r.policy_gap) - _sorted(r.reference_gap)), smoothing)
+            return smoothed_logistic(beta * (_sorted(r.policy_margin) - _sorted(r.reference_margin)), smoothing)
         case "aot_unpaired":
             return smoothed_logistic(beta * (_sorted(r.chosen) - _sorted(r.rejected)), smoothing)
         case "apo_zero":
@@ -133,7 +133,7 @@ def per_pair(term: DpoTerm, loss: DpoLoss, r: Ratios) -> Tensor:
             assert_never(term)
 
 
-def _average_gap(r: Ratios) -> Tensor:
+def _average_margin(r: LogRatios) -> Tensor:
     return r.chosen_score / r.chosen_tokens - r.rejected_score / r.rejected_tokens
 
 
@@ -144,5 +144,5 @@ def _sorted(values: Tensor) -> Tensor:
 def _discopop(scaled: Tensor, tau: float) -> Tensor:
     """DiscoPOP (Lu et al. 2024, eq. 5). sigma(s/tau) e^-s as one exponential: apart they are 0 times infinity."""
     mixed = scaled / tau
-    exponential = torch.exp((logsigmoid(mixed) - scaled).clamp(max=_LARGEST))
+    exponential = torch.exp((logsigmoid(mixed) - scaled).clamp(max=_MAX_EXPONENT))
     return (-mixed).sigmoid() * -logsigmoid(scaled) + exponential

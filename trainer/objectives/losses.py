@@ -15,14 +15,14 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, SftLoss, SimpoLoss
-from trainer.objectives.dpo_terms import desensitised, pair_weights, per_pair, ratios
+from trainer.objectives.dpo_terms import length_desensitized, log_ratios, term_losses, wpo_weights
 from trainer.objectives.pair_logps import (
     LossTerms,
-    Needs,
-    Normaliser,
     PairLogps,
-    averages,
+    RequiredStats,
+    UpdateNormalizer,
     cross_entropy,
+    mean_logps,
     prompt_cross_entropy,
     smoothed_logistic,
 )
@@ -32,23 +32,25 @@ _ALMOST_CERTAIN = -1e-12
 """Log-probs are held below this where log(1 - p) is taken."""
 
 
-def needs(loss: LossConfig) -> Needs:
+def required_stats(loss: LossConfig) -> RequiredStats:
     """Which statistics, beyond sums and counts, this objective reads."""
     match loss:
         case SimpoLoss() | CpoLoss():
-            return Needs()
+            return RequiredStats()
         case DpoLoss():
             reference = compares_with_reference(loss)
-            return Needs(reference=reference, purity=loss.use_weighting, whole_update=loss.couples_pairs)
+            return RequiredStats(
+                reference=reference, collision_prob=loss.use_weighting, update_logps=loss.couples_pairs
+            )
         case OrpoLoss():
-            return Needs(prompt=loss.nll_prompt and loss.nll_scale > 0)
+            return RequiredStats(prompt=loss.nll_prompt and loss.nll_scale > 0)
         case SftLoss():
-            return Needs(rejected=False)
+            return RequiredStats(rejected=False)
         case _:
             assert_never(loss)
 
 
-def pair_loss(loss: LossConfig, logps: PairLogps, norm: Normaliser) -> LossTerms:
+def pair_loss(loss: LossConfig, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
     """The objective's terms at these pairs, its share of the update that `norm` describes.
 
     Raises ValueError where the objective needs a reference, or another statistic, that `logps` does not hold.
@@ -69,30 +71,30 @@ def pair_loss(loss: LossConfig, logps: PairLogps, norm: Normaliser) -> LossTerms
 
 
 def coupled_loss(
-    loss: LossConfig, whole: PairLogps, index: Sequence[int], part: PairLogps, norm: Normaliser
+    loss: LossConfig, update_logps: PairLogps, index: Sequence[int], part: PairLogps, norm: UpdateNormalizer
 ) -> LossTerms:
     """The terms of some pairs of an update under an objective that couples all of its pairs.
 
-    whole: the update's log-probs with reference, computed before; index: the places in it of `part`, which has
+    update_logps: the update's log-probs with reference, computed before; index: the places in it of `part`, which has
     history. The loss has the value of these pairs' share of the update's loss, and its whole gradient in `part`.
     """
-    terms = pair_loss(loss, whole.with_rows(index, part), norm)
+    terms = pair_loss(loss, update_logps.replace_pairs(index, part), norm)
     value = terms.loss.detach()
     shared = terms.loss - value + value * (len(index) / norm.pairs)
-    return replace(terms.rows(index), loss=shared)
+    return replace(terms.select(index), loss=shared)
 
 
 # --- simpo -----------------------------------------------------------------------------------------------------------
 
 
-def simpo(loss: SimpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
+def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
     """SimPO (Meng et al. 2024, eq. 6; princeton-nlp/SimPO scripts/simpo_trainer.py), z = alp_w - alp_l - gamma/beta.
 
     sigmoid: -(1-eps) ls(beta z) - eps ls(-beta z). hinge: max(0, 1 - beta z). Plus sft_weight * CE.
     With alpha, AlphaPO (Gupta et al. 2025): (1 - e^(-alpha alp)) / alpha in the place of alp.
     Reward: beta * alp, without gamma.
     """
-    chosen, rejected = averages(logps)
+    chosen, rejected = mean_logps(logps)
     scaled = loss.beta * (shaped(chosen, loss.alpha) - shaped(rejected, loss.alpha) - loss.ratio)
     match loss.loss_type:
         case "sigmoid":
@@ -101,47 +103,47 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
             losses = torch.relu(1 - scaled)
         case _:
             assert_never(loss.loss_type)
-    total = losses.sum() / norm.pairs + _weighted(loss.cross_entropy_weight, logps, norm)
-    return _terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
+    total = losses.sum() / norm.pairs + _weighted_nll(loss.cross_entropy_weight, logps, norm)
+    return _loss_terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- dpo -------------------------------------------------------------------------------------------------------------
 
 
-def dpo(loss: DpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
-    """The DPO family (Rafailov et al. 2023, eq. 7): the weighted sum of its terms (trainer/dpo_terms.py) and CE.
+def dpo(loss: DpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
+    """The DPO family (Rafailov et al. 2023, eq. 7): the weighted sum of its terms (dpo_terms.py) and CE.
 
     Reward: beta * (lp - lpr), summed whatever the term, as TRL. A term that sorts (aot) does so over these pairs: they
     must be the whole update.
     """
-    chosen, rejected = desensitised(loss, logps)
-    weights = pair_weights(logps) if loss.use_weighting else None
-    total = _weighted(loss.nll_scale, logps, norm)
+    chosen, rejected = length_desensitized(loss, logps)
+    weights = wpo_weights(logps) if loss.use_weighting else None
+    total = _weighted_nll(loss.nll_scale, logps, norm)
     if compares_with_reference(loss):
         if logps.reference is None:
             raise ValueError("this objective compares with the start model: give its log-probs (PairLogps.against)")
-        found = ratios(loss, chosen, rejected, logps, logps.reference)
+        found = log_ratios(loss, chosen, rejected, logps, logps.reference)
         for term, weight in loss.terms:
             if term != "sft":
-                losses = per_pair(term, loss, found)
+                losses = term_losses(term, loss, found)
                 losses = losses if weights is None else losses * weights
                 total = total + weight * losses.sum() / norm.pairs
     for term, weight in loss.terms:
         if term == "sft":
             total = total + weight * cross_entropy(logps, norm)
-    return _terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
+    return _loss_terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- cpo -------------------------------------------------------------------------------------------------------------
 
 
-def cpo(loss: CpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
+def cpo(loss: CpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
     """CPO (Xu et al. 2024, eq. 3) as TRL's CPOTrainer: the preference term plus nll_scale * CE.
 
     sigmoid: -(1-eps) ls(beta (lp_w - lp_l)) - eps ls(...). hinge: max(0, 1 - beta (lp_w - lp_l)).
     ipo: (alp_w - alp_l - 1/(2 beta))^2, on averages. Reward: beta * what the term is a function of.
     """
-    chosen, rejected = averages(logps) if loss.loss_type == "ipo" else (logps.chosen, logps.rejected)
+    chosen, rejected = mean_logps(logps) if loss.loss_type == "ipo" else (logps.chosen, logps.rejected)
     match loss.loss_type:
         case "sigmoid":
             losses = smoothed_logistic(loss.beta * (chosen - rejected), loss.label_smoothing)
@@ -151,30 +153,30 @@ def cpo(loss: CpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
             losses = (chosen - rejected - 1 / (2 * loss.beta)) ** 2
         case _:
             assert_never(loss.loss_type)
-    total = losses.sum() / norm.pairs + _weighted(loss.nll_scale, logps, norm)
-    return _terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
+    total = losses.sum() / norm.pairs + _weighted_nll(loss.nll_scale, logps, norm)
+    return _loss_terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- orpo ------------------------------------------------------------------------------------------------------------
 
 
-def orpo(loss: OrpoLoss, logps: PairLogps, norm: Normaliser) -> LossTerms:
+def orpo(loss: OrpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
     """ORPO (Hong et al. 2024, eqs. 4-7) as TRL's ORPOTrainer: nll_scale * NLL - beta * ls(log odds ratio).
 
     log odds ratio = (alp_w - alp_l) - (log(1 - e^alp_w) - log(1 - e^alp_l)), on averages: with sums it is the plain
     gap. NLL per token of prompt and chosen (nll_prompt), or of chosen alone. Reward: beta * alp.
     """
-    chosen, rejected = averages(logps)
-    odds = (chosen - rejected) - (_log_complement(chosen) - _log_complement(rejected))
+    chosen, rejected = mean_logps(logps)
+    odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
     total = -loss.beta * logsigmoid(odds).sum() / norm.pairs
     if loss.nll_scale:
         nll = prompt_cross_entropy(logps, norm) if loss.nll_prompt else cross_entropy(logps, norm)
         total = total + loss.nll_scale * nll
     extra = {"log_odds_ratio": logsigmoid(odds), "log_odds_chosen": odds}
-    return _terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected), extra)
+    return _loss_terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected), extra)
 
 
-def _log_complement(average: Tensor) -> Tensor:
+def _log1mexp(average: Tensor) -> Tensor:
     """log(1 - e^average)."""
     return torch.log(-torch.expm1(average.clamp(max=_ALMOST_CERTAIN)))
 
@@ -182,15 +184,17 @@ def _log_complement(average: Tensor) -> Tensor:
 # --- sft -------------------------------------------------------------------------------------------------------------
 
 
-def sft(logps: PairLogps, norm: Normaliser) -> LossTerms:
+def sft(logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
     """Cross-entropy per chosen token. It has no reward of its own: the summed log-probs stand in for it."""
-    return _terms(cross_entropy(logps, norm), logps, norm, _rewards(SftLoss(), logps), (logps.chosen, logps.rejected))
+    return _loss_terms(
+        cross_entropy(logps, norm), logps, norm, _rewards(SftLoss(), logps), (logps.chosen, logps.rejected)
+    )
 
 
 # --- all -------------------------------------------------------------------------------------------------------------
 
 
-def _weighted(weight: float, logps: PairLogps, norm: Normaliser) -> Tensor:
+def _weighted_nll(weight: float, logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
     return weight * cross_entropy(logps, norm) if weight else logps.chosen.new_zeros(())
 
 
@@ -198,17 +202,17 @@ def _rewards(loss: LossConfig, logps: PairLogps) -> tuple[Tensor, Tensor]:
     """The implicit rewards of chosen and rejected, [N] each."""
     sums, reference = (logps.chosen, logps.rejected), (None, None)
     if isinstance(loss, DpoLoss):
-        sums = desensitised(loss, logps)
-        reference = (None, None) if logps.reference is None else desensitised(loss, logps.reference)
+        sums = length_desensitized(loss, logps)
+        reference = (None, None) if logps.reference is None else length_desensitized(loss, logps.reference)
     tokens = (logps.chosen_tokens, logps.rejected_tokens)
     chosen, rejected = (rewards(loss, Responses(*side)) for side in zip(sums, tokens, reference, strict=True))
     return chosen, rejected
 
 
-def _terms(
+def _loss_terms(
     total: Tensor,
     logps: PairLogps,
-    norm: Normaliser,
+    norm: UpdateNormalizer,
     rewarded: tuple[Tensor, Tensor],
     reported: tuple[Tensor, Tensor],
     extra: Mapping[str, Tensor] | None = None,

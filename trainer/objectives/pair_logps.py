@@ -1,8 +1,7 @@
-"""What an objective sees of N preference pairs, and what it answers: sums of token log-probs in, loss terms out.
+"""Inputs and outputs of an objective: `PairLogps` (sums of token log-probs of N pairs) and `LossTerms`.
 
-Loss terms to metrics: sums and weights that add up over micro-batches and processes, then one division.
-
-What several objectives are made of.
+Also terms that several objectives share, and the conversion of loss terms to metrics: sums and weights that add up over
+micro-batches and processes, then one division.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from torch.nn.functional import logsigmoid
 class PairLogps:
     """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, float64, summed over tokens.
 
-    The optional ones are None where they were not asked for (see `Needs`); an objective that needs one says so.
+    The optional ones are None where they were not asked for (see `RequiredStats`); an objective that needs one says so.
     """
 
     chosen: Tensor
@@ -29,7 +28,7 @@ class PairLogps:
     chosen_tokens: Tensor
     """Number of scored tokens, int64, at least 1."""
     rejected_tokens: Tensor
-    """As chosen_tokens; 0 where the rejected responses were not computed (see Needs.rejected)."""
+    """As chosen_tokens; 0 where the rejected responses were not computed (see RequiredStats.rejected)."""
     chosen_shared: Tensor | None = None
     """Sum over the first min(|chosen|, |rejected|) tokens (LD-DPO)."""
     rejected_shared: Tensor | None = None
@@ -40,9 +39,9 @@ class PairLogps:
     """Sum over the prompt's tokens after its first (ORPO's cross-entropy covers them)."""
     prompt_tokens: Tensor | None = None
     reference: PairLogps | None = None
-    """The same pairs under the frozen start model."""
+    """The same pairs under the frozen initial model."""
 
-    def gaps(self) -> Tensor:
+    def margins(self) -> Tensor:
         """Gap of length-averaged log-probs, chosen minus rejected, of each pair: [N]."""
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
 
@@ -59,19 +58,19 @@ class PairLogps:
         """The inverse of `columns`; an unknown name is a TypeError."""
         return cls(**columns)  # pyright: ignore[reportArgumentType]
 
-    def rows(self, index: Sequence[int] | slice | Tensor) -> PairLogps:
+    def select(self, index: Sequence[int] | slice | Tensor) -> PairLogps:
         """These pairs only, reference included."""
         picked = PairLogps.from_columns({name: tensor[index] for name, tensor in self.columns().items()})
-        return replace(picked, reference=None if self.reference is None else self.reference.rows(index))
+        return replace(picked, reference=None if self.reference is None else self.reference.select(index))
 
-    def with_rows(self, index: Sequence[int], part: PairLogps) -> PairLogps:
+    def replace_pairs(self, index: Sequence[int], part: PairLogps) -> PairLogps:
         """The same with these pairs' statistics replaced by `part`'s, differentiable in them; reference unchanged."""
         new = part.columns()
         where = torch.tensor(index, device=self.chosen.device)
         put = {name: column.index_copy(0, where, new[name]) for name, column in self.columns().items() if name in new}
         return replace(PairLogps.from_columns(put), reference=self.reference)
 
-    def against(self, reference: PairLogps | None) -> PairLogps:
+    def with_reference(self, reference: PairLogps | None) -> PairLogps:
         """The same with its reference, moved to this device. Pairs of different number or lengths: ValueError."""
         if reference is None:
             return replace(self, reference=None)
@@ -106,20 +105,20 @@ class PairLogps:
 
 
 @dataclass(frozen=True, slots=True)
-class Needs:
+class RequiredStats:
     """Statistics beyond sums and counts that an objective reads; each costs something to compute."""
 
     rejected: bool = True
     """False: the rejected responses are of no use to it and training leaves them out."""
     reference: bool = False
     prompt: bool = False
-    purity: bool = False
-    whole_update: bool = False
+    collision_prob: bool = False
+    update_logps: bool = False
     """The loss couples the pairs of a batch (a sort), so it is no sum over pairs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Normaliser:
+class UpdateNormalizer:
     """Totals over ONE update, all micro-batches and processes: what each micro-batch divides by."""
 
     pairs: int
@@ -129,7 +128,7 @@ class Normaliser:
     """Predicted tokens of the prompts (each prompt's length minus 1); only ORPO reads it."""
 
     @classmethod
-    def of_lengths(cls, prompt: Sequence[int], chosen: Sequence[int]) -> Self:
+    def from_lengths(cls, prompt: Sequence[int], chosen: Sequence[int]) -> Self:
         """From the lengths in tokens of an update's prompts and chosen responses."""
         if len(prompt) != len(chosen):
             raise ValueError(f"{len(prompt)} prompts but {len(chosen)} chosen responses")
@@ -152,9 +151,9 @@ class LossTerms:
     """[N] each, detached: further metrics of this objective by name, means over pairs."""
     logps: PairLogps
     """What the terms were computed from, detached."""
-    norm: Normaliser
+    norm: UpdateNormalizer
 
-    def rows(self, index: Sequence[int]) -> LossTerms:
+    def select(self, index: Sequence[int]) -> LossTerms:
         """These pairs' rewards and log-probs; the loss is left whole."""
         return replace(
             self,
@@ -163,7 +162,7 @@ class LossTerms:
             chosen_logps=self.chosen_logps[index],
             rejected_logps=self.rejected_logps[index],
             extra={name: values[index] for name, values in self.extra.items()},
-            logps=self.logps.rows(index),
+            logps=self.logps.select(index),
         )
 
     @staticmethod
@@ -181,14 +180,14 @@ class LossTerms:
         )
 
 
-Totals = dict[str, tuple[float, float]]
+MetricSums = dict[str, tuple[float, float]]
 """Metric name -> (numerator, denominator). Adding both over parts and dividing once gives the metric of the whole."""
 
 
 _WITHOUT_REJECTED = ("loss", "logps/chosen", "nll_loss", "logps_per_token/chosen", "lengths/chosen")
 
 
-def metric_totals(terms: LossTerms) -> Totals:
+def metric_sums(terms: LossTerms) -> MetricSums:
     """Totals of every metric of trainer/metrics.py that follows from log-probs, at these pairs.
 
     `loss` is complete once the parts of one update (or of a whole evaluation set) are added; `nll_loss` is per
@@ -203,22 +202,22 @@ def metric_totals(terms: LossTerms) -> Totals:
         "rewards/accuracies": (terms.chosen_rewards > terms.rejected_rewards).sum(),
         "logps/chosen": terms.chosen_logps.sum(),
         "logps/rejected": terms.rejected_logps.sum(),
-        **_ruler(terms.logps),
+        **_comparison_values(terms.logps),
         **{name: values.sum() for name, values in terms.extra.items()},
     }
-    totals = _totals(sums, len(terms.logps))
-    totals["loss"] = (totals["loss"][0], len(terms.logps) / terms.norm.pairs)
-    if totals["lengths/rejected"][0] == 0:
-        return {name: totals[name] for name in _WITHOUT_REJECTED}
-    return totals
+    all_sums = _to_sums(sums, len(terms.logps))
+    all_sums["loss"] = (all_sums["loss"][0], len(terms.logps) / terms.norm.pairs)
+    if all_sums["lengths/rejected"][0] == 0:
+        return {name: all_sums[name] for name in _WITHOUT_REJECTED}
+    return all_sums
 
 
-def ruler_totals(logps: PairLogps) -> Totals:
-    """Those of `metric_totals` that no objective has a say in: margins/logp, lengths/chosen, nll_loss and so on."""
-    return _totals(_ruler(logps), len(logps))
+def comparison_sums(logps: PairLogps) -> MetricSums:
+    """Those of `metric_sums` that no objective has a say in: margins/logp, lengths/chosen, nll_loss and so on."""
+    return _to_sums(_comparison_values(logps), len(logps))
 
 
-def _ruler(logps: PairLogps) -> dict[str, Tensor]:
+def _comparison_values(logps: PairLogps) -> dict[str, Tensor]:
     chosen, rejected = logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens
     return {
         "nll_loss": -logps.chosen.sum(),
@@ -231,26 +230,26 @@ def _ruler(logps: PairLogps) -> dict[str, Tensor]:
     }
 
 
-def _totals(sums: Mapping[str, Tensor], pairs: int) -> Totals:
+def _to_sums(sums: Mapping[str, Tensor], pairs: int) -> MetricSums:
     values: list[float] = torch.stack([value.double() for value in sums.values()]).tolist()
-    totals: Totals = {name: (value, float(pairs)) for name, value in zip(sums, values, strict=True)}
-    totals["nll_loss"] = (totals["nll_loss"][0], totals["lengths/chosen"][0])
-    return totals
+    all_sums: MetricSums = {name: (value, float(pairs)) for name, value in zip(sums, values, strict=True)}
+    all_sums["nll_loss"] = (all_sums["nll_loss"][0], all_sums["lengths/chosen"][0])
+    return all_sums
 
 
-def add_totals(parts: Iterable[Totals]) -> Totals:
+def merge_sums(parts: Iterable[MetricSums]) -> MetricSums:
     """The totals of several parts together. Parts with other metrics raise KeyError."""
-    whole: Totals = {}
+    merged: MetricSums = {}
     for part in parts:
-        whole = {
-            name: (number + part[name][0], weight + part[name][1]) for name, (number, weight) in whole.items()
+        merged = {
+            name: (number + part[name][0], weight + part[name][1]) for name, (number, weight) in merged.items()
         } or dict(part)
-    return whole
+    return merged
 
 
-def means(totals: Totals) -> dict[str, float]:
+def metric_means(sums: MetricSums) -> dict[str, float]:
     """Numerators over denominators; NaN stays NaN."""
-    return {name: number / weight for name, (number, weight) in totals.items()}
+    return {name: number / weight for name, (number, weight) in sums.items()}
 
 
 def smoothed_logistic(scaled: Tensor, smoothing: float) -> Tensor:
@@ -260,18 +259,18 @@ def smoothed_logistic(scaled: Tensor, smoothing: float) -> Tensor:
     return -(1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)
 
 
-def cross_entropy(logps: PairLogps, norm: Normaliser) -> Tensor:
+def cross_entropy(logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
     """These pairs' share of the update's cross-entropy per chosen token; scalar."""
     return -logps.chosen.sum() / norm.chosen_tokens
 
 
-def prompt_cross_entropy(logps: PairLogps, norm: Normaliser) -> Tensor:
+def prompt_cross_entropy(logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
     """As `cross_entropy`, over the tokens of prompt and chosen response together."""
     if logps.prompt is None or norm.prompt_tokens == 0:
         raise ValueError("this objective scores prompts too: their log-probs and number of tokens are missing")
     return -(logps.prompt + logps.chosen).sum() / (norm.prompt_tokens + norm.chosen_tokens)
 
 
-def averages(logps: PairLogps) -> tuple[Tensor, Tensor]:
+def mean_logps(logps: PairLogps) -> tuple[Tensor, Tensor]:
     """Log-prob per token of chosen and rejected, [N] each."""
     return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens

@@ -14,12 +14,12 @@ from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, S
 
 V = TypeVar("V")
 """A torch tensor or a NumPy array."""
-_LARGEST = 80.0
+_MAX_EXPONENT = 80.0
 """Exponents are held below this: e^80 is far beyond any use and still finite in float32."""
 
 
 class NoReference(ValueError):
-    """The objective compares with the start model, whose log-probs are missing."""
+    """The objective compares with the initial model, whose log-probs are missing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,15 +27,15 @@ class Responses(Generic[V]):
     """Statistics of one side (chosen or rejected) of N pairs, [N] each."""
 
     logps: V
-    """Summed log-probs under the policy; for LD-DPO those that `desensitised` made of them."""
+    """Summed log-probs under the policy; for LD-DPO those that `length_desensitized` made of them."""
     tokens: V
     """Scored tokens."""
     reference: V | None = None
-    """As `logps`, under the start model; None where it is not known."""
+    """As `logps`, under the initial model; None where it is not known."""
 
 
 def compares_with_reference(loss: LossConfig) -> bool:
-    """Whether the objective reads the start model's log-probs."""
+    """Whether the objective reads the initial model's log-probs."""
     return isinstance(loss, DpoLoss) and any(term != "sft" for term, _ in loss.terms)
 
 
@@ -44,7 +44,7 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
 
     SimPO: beta * average log-prob (AlphaPO: shaped); ORPO and CPO ipo: beta * average; other CPO: beta * sum; DPO:
     beta * (sum - reference's sum), whatever its terms; SFT and DPO with the term sft alone: the sum itself. NoReference
-    where the objective compares with the start model and `reference` is None.
+    where the objective compares with the initial model and `reference` is None.
     """
     sums: Any = responses.logps
     match loss:
@@ -71,5 +71,5 @@ def shaped(average: Any, alpha: float) -> Any:
     if not alpha:
         return average
     if isinstance(average, np.ndarray):
-        return -np.expm1(np.minimum(-alpha * average, _LARGEST)) / alpha
-    return -(-alpha * average).clamp(max=_LARGEST).expm1() / alpha
+        return -np.expm1(np.minimum(-alpha * average, _MAX_EXPONENT)) / alpha
+    return -(-alpha * average).clamp(max=_MAX_EXPONENT).expm1() / alpha

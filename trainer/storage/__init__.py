@@ -1,1 +1,1 @@
-"""Files that are whole or not there: checkpoints, endings, locks."""
+"""Files that are complete or absent: checkpoints, run results, locks."""

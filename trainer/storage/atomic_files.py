@@ -1,10 +1,8 @@
-"""Files that are either whole or absent, whatever kills the process: written aside, flushed to the disk, renamed.
+"""Files that are complete or absent, whatever kills the process: written aside, flushed to disk, renamed.
 
-One process at a time: a lock that the operating system frees when its holder dies.
-
-Where tests kill a process: with `ORCHESTRATE_FAILPOINT=file.rename:3` the third pass of that point is its last.
-
-A point stands before or after each step of a write that has to be whole or absent. Without the variable it is nothing.
+Also a file lock that the operating system releases when its holder dies, and failpoints, at which tests kill a process:
+with `ORCHESTRATE_FAILPOINT=file.rename:3` the process is killed when it reaches that point for the third time.
+Failpoints stand before and after each step of a write; without the variable they do nothing.
 """
 
 from __future__ import annotations
@@ -22,16 +20,16 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-VARIABLE = "ORCHESTRATE_FAILPOINT"
+FAILPOINT_VARIABLE = "ORCHESTRATE_FAILPOINT"
 _passes: dict[str, Iterator[int]] = {}
 
 
 def failpoint(name: str) -> None:
     """SIGKILL to this process where the variable names this point and this pass."""
-    asked = os.environ.get(VARIABLE)
-    if asked is None:
+    configured = os.environ.get(FAILPOINT_VARIABLE)
+    if configured is None:
         return
-    point, _, last = asked.partition(":")
+    point, _, last = configured.partition(":")
     if point == name and next(_passes.setdefault(name, itertools.count(1))) == int(last or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -55,7 +53,7 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sync(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Ask the operating system to put a file, or a folder's list of names, on the disk now."""
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -64,27 +62,27 @@ def sync(path: Path) -> None:
         os.close(handle)
 
 
-def write_file(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a file aside in the same folder, then give it its name. OSError where the disk refuses."""
+def write_file(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` write a file aside in the same folder, then give it its name. OSError where the disk refuses."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        fill(aside)
-        sync(aside)
+        write(temporary)
+        fsync(temporary)
         failpoint("file.rename")
-        aside.replace(path)
+        temporary.replace(path)
         failpoint("file.renamed")
-        sync(path.parent)
+        fsync(path.parent)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
     """`write_file` for text in UTF-8."""
-    write_file(path, lambda aside: _put_text(aside, text))
+    write_file(path, lambda temporary: _write_text(temporary, text))
 
 
-def _put_text(path: Path, text: str) -> None:
+def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
 
 
@@ -93,29 +91,29 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, allow_nan=False, indent=1))
 
 
-def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Let `fill` write a folder aside, flush every file in it, then give it its name; one of that name is replaced."""
+def write_folder(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` write a folder aside, flush every file in it, then give it its name; one of that name is replaced."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
-    aside.mkdir()
+    temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
     try:
-        fill(aside)
+        write(temporary)
         failpoint("folder.sync")
-        for inner in sorted(aside.rglob("*")):
-            sync(inner)
-        sync(aside)
+        for inner in sorted(temporary.rglob("*")):
+            fsync(inner)
+        fsync(temporary)
         if path.exists():
             shutil.rmtree(path)
         failpoint("folder.rename")
-        aside.rename(path)
+        temporary.rename(path)
         failpoint("folder.renamed")
-        sync(path.parent)
+        fsync(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def held(path: Path) -> Generator[None]:
+def file_lock(path: Path) -> Generator[None]:
     """Hold an exclusive lock on `path` (made when absent, never removed); waits for whoever holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:

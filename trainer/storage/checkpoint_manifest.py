@@ -1,6 +1,7 @@
-"""Checkpoints as files: where they are, whether they are whole, and a second name for one. Needs no torch.
+"""Checkpoints as files: where they are, whether they are complete, and hard links that pin them. No torch.
 
-`folder/checkpoints/step-00000120/` holds FILES and `manifest.json` with the digest of each (checkpoint.py writes them).
+`folder/checkpoints/step-00000120/` holds CHECKPOINT_FILES and `manifest.json` with the digest of each (checkpoints.py
+writes them).
 """
 
 from __future__ import annotations
@@ -16,89 +17,92 @@ from typing import Any, cast
 from trainer.storage.atomic_files import failpoint, sha256_of, write_folder
 
 FORMAT = 1
-FILES = ("weights.safetensors", "optimiser.safetensors", "state.json")
+CHECKPOINT_FILES = ("weights.safetensors", "optimiser.safetensors", "state.json")
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"step-(\d{8})")
 
 
-class DamagedError(Exception):
+class DamagedCheckpoint(Exception):
     """The checkpoint is not what its manifest says."""
 
 
-def place_of(folder: Path, step: int) -> Path:
+def checkpoint_path(folder: Path, step: int) -> Path:
     """Where the checkpoint of that update lies in a run's folder."""
     return folder / "checkpoints" / f"step-{step:08d}"
 
 
-def places(folders: Iterable[Path]) -> list[Path]:
+def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
     """Every checkpoint of these run folders, the one with the most updates first; of equals, the last folder's."""
     found = [
-        (int(match[1]), order, place)
+        (int(match[1]), order, path)
         for order, folder in enumerate(folders)
-        for place in (folder / "checkpoints").glob("step-*")
-        if place.is_dir() and not place.is_symlink() and (match := _NAME.fullmatch(place.name))
+        for path in (folder / "checkpoints").glob("step-*")
+        if path.is_dir() and not path.is_symlink() and (match := _NAME.fullmatch(path.name))
     ]
-    return [place for *_, place in sorted(found, key=lambda f: f[:2], reverse=True)]
+    return [path for *_, path in sorted(found, key=lambda f: f[:2], reverse=True)]
 
 
-def step_of(place: Path) -> int:
+def checkpoint_step(path: Path) -> int:
     """The update after which it was written."""
-    return int(place.name.removeprefix("step-"))
+    return int(path.name.removeprefix("step-"))
 
 
-def check(place: Path) -> None:
-    """DamagedError where a file differs from its digest; OSError or ValueError where there is nothing to compare."""
-    manifest = read_object(place / MANIFEST)
+def verify_checkpoint(path: Path) -> None:
+    """Compare every file of a checkpoint with its digest.
+
+    Raises DamagedCheckpoint where one differs, OSError or ValueError where there is nothing to compare.
+    """
+    manifest = read_json_object(path / MANIFEST)
     if manifest.get("format") != FORMAT:
-        raise DamagedError(f"format {manifest.get('format')!r}, {FORMAT} expected")
+        raise DamagedCheckpoint(f"format {manifest.get('format')!r}, {FORMAT} expected")
     digests = cast("dict[str, str]", manifest["sha256"])
-    for name in FILES:
-        if sha256_of([place / name]) != digests[name]:
-            raise DamagedError(f"{name} differs from its digest")
+    for name in CHECKPOINT_FILES:
+        if sha256_of([path / name]) != digests[name]:
+            raise DamagedCheckpoint(f"{name} differs from its digest")
 
 
-def pin(folders: Sequence[Path], to: Path) -> tuple[int | None, list[str]]:
-    """Give the newest good checkpoint of these run folders a second place, in the run folder `to`.
+def pin_checkpoint(folders: Sequence[Path], target: Path) -> tuple[int | None, list[str]]:
+    """Give the newest good checkpoint of these run folders a second place, in the run folder `target`.
 
     It takes no room while the first one is there and stays when that is removed. Returns its update (None: there is
     none) and, in words, what was damaged and passed over.
     """
     passed: dict[str, str] = {}
     while True:
-        place = next((p for p in places(folders) if str(p) not in passed), None)
-        if place is None:
+        path = next((p for p in list_checkpoints(folders) if str(p) not in passed), None)
+        if path is None:
             return None, list(passed.values())
-        step = step_of(place)
-        held = place_of(to, step)
+        step = checkpoint_step(path)
+        pinned = checkpoint_path(target, step)
         try:
-            write_folder(held, lambda aside, place=place: _link(place, aside))
+            write_folder(pinned, lambda temporary, path=path: _hard_link(path, temporary))
         except FileNotFoundError:
-            if place.exists():
-                passed[str(place)] = f"the checkpoint of update {step} lacks a file"
+            if path.exists():
+                passed[str(path)] = f"the checkpoint of update {step} lacks a file"
             continue  # its run has written a newer one meanwhile and removed this
         failpoint("checkpoint.pinned")
         try:
-            check(held)
-        except (DamagedError, OSError, ValueError, KeyError, TypeError) as why:
-            shutil.rmtree(held)
-            passed[str(place)] = f"the checkpoint of update {step} is damaged ({why})"
+            verify_checkpoint(pinned)
+        except (DamagedCheckpoint, OSError, ValueError, KeyError, TypeError) as error:
+            shutil.rmtree(pinned)
+            passed[str(path)] = f"the checkpoint of update {step} is damaged ({error})"
             continue
         return step, list(passed.values())
 
 
-def _link(place: Path, aside: Path) -> None:
-    for name in (*FILES, MANIFEST):
+def _hard_link(path: Path, temporary: Path) -> None:
+    for name in (*CHECKPOINT_FILES, MANIFEST):
         try:
-            os.link(place / name, aside / name)
+            os.link(path / name, temporary / name)
         except FileNotFoundError:
             raise
         except OSError:  # a file system without links
-            shutil.copy2(place / name, aside / name)
+            shutil.copy2(path / name, temporary / name)
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; DamagedError where the file holds something else."""
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON object; DamagedCheckpoint where the file holds something else."""
     found: Any = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise DamagedError(f"{path.name} holds no object")
+        raise DamagedCheckpoint(f"{path.name} holds no object")
     return cast("dict[str, Any]", found)

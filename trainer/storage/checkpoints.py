@@ -1,10 +1,9 @@
-"""The state of a run on disk: safetensors and JSON only, each file's digest in a manifest that is written last.
+"""`TrainState`, saved and loaded as a checkpoint; and the stored result of a finished run.
 
-`folder/checkpoints/step-00000120/`: weights.safetensors (what is trained), optimiser.safetensors, state.json (step,
-metric history, open logging window), manifest.json. The order of the pairs, the schedule and the random numbers are
-functions of the seed and the step (trainer/schedule.py, trainer/loop.py), so the step is their whole state.
-
-How a run ended, on disk: who starts it again is told its story once more instead of training anew.
+`folder/checkpoints/step-00000120/`: weights.safetensors (trained weights), optimiser.safetensors, state.json (step,
+metric history, open logging window), manifest.json, written last, with the digest of each file. The data order, the
+schedule and the random numbers are functions of the seed and the step (trainer/training/schedule.py), so the step is
+their complete state. Restarting a finished run replays its metrics and returns its result without training.
 """
 
 from __future__ import annotations
@@ -21,26 +20,26 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from trainer.objectives.pair_logps import Totals
-from trainer.results import Ending, EndKind, Point
-from trainer.storage.atomic_files import failpoint, sha256_of, sync, write_folder, write_json
+from trainer.objectives.pair_logps import MetricSums
+from trainer.results import RunResult, RunStatus, StepMetrics
+from trainer.storage.atomic_files import failpoint, fsync, sha256_of, write_folder, write_json
 from trainer.storage.checkpoint_manifest import (
-    FILES,
+    CHECKPOINT_FILES,
     FORMAT,
     MANIFEST,
-    DamagedError,
-    check,
-    place_of,
-    places,
-    read_object,
-    step_of,
+    DamagedCheckpoint,
+    checkpoint_path,
+    checkpoint_step,
+    list_checkpoints,
+    read_json_object,
+    verify_checkpoint,
 )
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class TrainState:
     """What a run needs to go on as if it had never stopped.
 
     `config` is the digest of the configuration it belongs to; `window` the sums of the open logging window.
@@ -49,79 +48,79 @@ class State:
     config: str
     step: int
     weights: Mapping[str, torch.Tensor]
-    optimiser: Mapping[str, torch.Tensor]
-    history: Sequence[Point]
-    window: Totals = field(default_factory=Totals)
+    optimizer: Mapping[str, torch.Tensor]
+    history: Sequence[StepMetrics]
+    window: MetricSums = field(default_factory=MetricSums)
 
 
-def save(folder: Path, state: State) -> Path:
+def save_checkpoint(folder: Path, state: TrainState) -> Path:
     """Write the state under `folder/checkpoints` and return its place. OSError where the disk refuses; then nothing is
     changed."""
-    target = place_of(folder, state.step)
+    target = checkpoint_path(folder, state.step)
 
-    def fill(aside: Path) -> None:
-        save_file(_plain(state.weights), aside / "weights.safetensors")
+    def write(temporary: Path) -> None:
+        save_file(_plain(state.weights), temporary / "weights.safetensors")
         failpoint("checkpoint.weights")
-        save_file(_plain(state.optimiser), aside / "optimiser.safetensors")
-        said = {
+        save_file(_plain(state.optimizer), temporary / "optimiser.safetensors")
+        content = {
             "config": state.config,
             "step": state.step,
             "window": dict(state.window),
             "history": [asdict(p) for p in state.history],
         }
-        (aside / "state.json").write_text(json.dumps(said, allow_nan=False), encoding="utf-8")
-        for name in FILES:
-            sync(aside / name)
-        digests = {name: sha256_of([aside / name]) for name in FILES}
+        (temporary / "state.json").write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+        for name in CHECKPOINT_FILES:
+            fsync(temporary / name)
+        digests = {name: sha256_of([temporary / name]) for name in CHECKPOINT_FILES}
         failpoint("checkpoint.manifest")
         manifest = {"format": FORMAT, "step": state.step, "sha256": digests}
-        (aside / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
 
-    write_folder(target, fill)
+    write_folder(target, write)
     return target
 
 
-def newest(folders: Iterable[Path]) -> State | None:
+def load_newest(folders: Iterable[Path]) -> TrainState | None:
     """The good checkpoint with the most updates in these run folders; of equals, the one in the last folder.
 
     A damaged one is renamed to `*.damaged` with a warning, and the next is tried.
     """
-    for place in places(folders):
+    for path in list_checkpoints(folders):
         try:
-            return _load(place)
-        except (DamagedError, OSError, SafetensorError, ValueError, KeyError, TypeError) as why:
-            aside = _free_name(place.with_name(f"{place.name}.damaged"))
-            place.rename(aside)
-            log.warning("checkpoint %s is damaged (%s); set aside as %s", place, why, aside.name)
+            return _load(path)
+        except (DamagedCheckpoint, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+            temporary = _free_name(path.with_name(f"{path.name}.damaged"))
+            path.rename(temporary)
+            log.warning("checkpoint %s is damaged (%s); set aside as %s", path, error, temporary.name)
     return None
 
 
-def discard(folders: Iterable[Path], before: int | None = None) -> None:
+def remove_checkpoints(folders: Iterable[Path], before: int | None = None) -> None:
     """Remove the checkpoints of these run folders, all of them or those of fewer updates than `before`."""
-    for place in places(folders):
-        if before is None or step_of(place) < before:
-            shutil.rmtree(place)
+    for path in list_checkpoints(folders):
+        if before is None or checkpoint_step(path) < before:
+            shutil.rmtree(path)
             failpoint("checkpoint.discarded")
 
 
-def _load(place: Path) -> State:
-    check(place)
-    said = read_object(place / "state.json")
-    return State(
-        config=str(said["config"]),
-        step=int(said["step"]),
-        weights=load_file(place / "weights.safetensors"),
-        optimiser=load_file(place / "optimiser.safetensors"),
-        history=points(said["history"]),
-        window={str(k): (float(n), float(w)) for k, (n, w) in said["window"].items()},
+def _load(path: Path) -> TrainState:
+    verify_checkpoint(path)
+    content = read_json_object(path / "state.json")
+    return TrainState(
+        config=str(content["config"]),
+        step=int(content["step"]),
+        weights=load_file(path / "weights.safetensors"),
+        optimizer=load_file(path / "optimiser.safetensors"),
+        history=parse_history(content["history"]),
+        window={str(k): (float(n), float(w)) for k, (n, w) in content["window"].items()},
     )
 
 
-def points(said: Sequence[Mapping[str, Any]]) -> list[Point]:
+def parse_history(content: Sequence[Mapping[str, Any]]) -> list[StepMetrics]:
     """Points from their JSON form."""
     return [
-        Point(int(p["step"]), {str(k): float(v) for k, v in p["metrics"].items()}, str(p.get("pairs", "")))
-        for p in said
+        StepMetrics(int(p["step"]), {str(k): float(v) for k, v in p["metrics"].items()}, str(p.get("pairs", "")))
+        for p in content
     ]
 
 
@@ -137,44 +136,46 @@ def _free_name(path: Path) -> Path:
     return candidate
 
 
-_NAME = "ending.json"
+_RESULT_FILE = "ending.json"
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class StoredRunResult:
     """A finished or diverged run: `config` is the digest of its configuration, `history` all its points."""
 
     config: str
-    ending: Ending
-    history: Sequence[Point]
+    result: RunResult
+    history: Sequence[StepMetrics]
 
 
-def save_outcome(folder: Path, outcome: Outcome) -> None:
+def save_run_result(folder: Path, stored: StoredRunResult) -> None:
     """Write `folder/ending.json`, whole or not at all."""
-    ending = outcome.ending
+    result = stored.result
     write_json(
-        folder / _NAME,
+        folder / _RESULT_FILE,
         {
-            "config": outcome.config,
-            "kind": ending.kind.value,
-            "reason": ending.reason,
-            "steps": ending.steps,
-            "history": [asdict(p) for p in outcome.history],
+            "config": stored.config,
+            "kind": result.status.value,
+            "reason": result.reason,
+            "steps": result.steps,
+            "history": [asdict(p) for p in stored.history],
         },
     )
 
 
-def find_outcome(folders: Iterable[Path]) -> Outcome | None:
+def load_run_result(folders: Iterable[Path]) -> StoredRunResult | None:
     """The ending in the last of these folders that has one; of a finished run only where its model is still there."""
     for folder in reversed(list(folders)):
-        path = folder / _NAME
+        path = folder / _RESULT_FILE
         if not path.exists():
             continue
-        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        kind = EndKind(said["kind"])
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        kind = RunStatus(content["kind"])
         model = folder / "model"
-        if kind is EndKind.FINISHED and not model.is_dir():
+        if kind is RunStatus.FINISHED and not model.is_dir():
             continue
-        ending = Ending(kind, str(said["reason"]), int(said["steps"]), model if kind is EndKind.FINISHED else None)
-        return Outcome(str(said["config"]), ending, points(said["history"]))
+        result = RunResult(
+            kind, str(content["reason"]), int(content["steps"]), model if kind is RunStatus.FINISHED else None
+        )
+        return StoredRunResult(str(content["config"]), result, parse_history(content["history"]))
     return None

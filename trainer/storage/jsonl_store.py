@@ -1,4 +1,4 @@
-"""What took time or money to learn, by its key: a file of JSON lines that only grows and survives any death."""
+"""`JsonlStore`: append-only JSON lines by key, for results that cost time or money; survives a kill at any instant."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainer.storage.atomic_files import failpoint, sync
+from trainer.storage.atomic_files import failpoint, fsync
 
 log = logging.getLogger(__name__)
 
 
-class Kept:
+class JsonlStore:
     """Values by key. What `put` returned from is on the disk; a torn end, or a damaged line and all behind it, is set
     aside on opening. One process has the file at a time, others wait for it.
     """
@@ -29,13 +29,15 @@ class Kept:
         fcntl.flock(self._file, fcntl.LOCK_EX)
         self._values, self._end = _read(path)
         if self._end < os.lseek(self._file, 0, os.SEEK_END):
-            self._set_aside()
-        sync(path.parent)
+            self._move_damaged_tail()
+        fsync(path.parent)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, why: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, reason: BaseException | None, at: TracebackType | None
+    ) -> None:
         os.close(self._file)
 
     @property
@@ -59,18 +61,18 @@ class Kept:
         self._values |= json.loads(json.dumps(dict(values)))
         failpoint("kept.appended")
 
-    def _set_aside(self) -> None:
+    def _move_damaged_tail(self) -> None:
         with self._path.open("rb") as stream:
             stream.seek(self._end)
             rest = stream.read()
-        aside = self._path.with_name(f"{self._path.name}.torn-{self._end}")
-        aside.write_bytes(rest)
+        temporary = self._path.with_name(f"{self._path.name}.torn-{self._end}")
+        temporary.write_bytes(rest)
         os.ftruncate(self._file, self._end)
         os.fsync(self._file)
         log.warning("%s: %d bytes at its end are no whole line and were set aside", self._path, len(rest))
 
 
-def peek(path: Path) -> dict[str, Any]:
+def read_jsonl_store(path: Path) -> dict[str, Any]:
     """What the file holds now; nothing where there is none. Takes no lock and changes nothing."""
     return _read(path)[0] if path.is_file() else {}
 

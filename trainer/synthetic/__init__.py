@@ -1,6 +1,13 @@
-"""The product's own preference task, and small random models: what the quickstart and rehearsals run on."""
+"""The synthetic preference task and small random models, used by the quickstart and rehearsals."""
 
-from trainer.synthetic.instructions import generated_rows, is_right
-from trainer.synthetic.tiny_models import Likeness, generated_model, likeness, tiny_like
+from trainer.synthetic.instructions import generate_rows, is_correct
+from trainer.synthetic.tiny_models import ModelArchitecture, detect_architecture, generate_model, tiny_model_like
 
-__all__ = ["Likeness", "generated_model", "generated_rows", "is_right", "likeness", "tiny_like"]
+__all__ = [
+    "ModelArchitecture",
+    "detect_architecture",
+    "generate_model",
+    "generate_rows",
+    "is_correct",
+    "tiny_model_like",
+]

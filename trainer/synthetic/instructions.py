@@ -61,8 +61,8 @@ def _sum(rng: random.Random) -> Task:
     right = a + b if plus else a - b
     wrong = rng.choice([n for n in (right - 1, right + 1, a, b) if 0 <= n < len(NUMBERS) and n != right])
     if rng.random() < 0.5:
-        verb, colour = "get" if plus else "lose", rng.choice(KINDS["colour"])
-        ask = f"You have {NUMBERS[a]} {colour} balls and {verb} {NUMBERS[b]}. How many now?"
+        verb, color = "get" if plus else "lose", rng.choice(KINDS["colour"])
+        ask = f"You have {NUMBERS[a]} {color} balls and {verb} {NUMBERS[b]}. How many now?"
     else:
         ask = rng.choice(("What is {} {} {}?", "Work out {} {} {}.", "How much is {} {} {}?"))
         ask = ask.format(NUMBERS[a], "plus" if plus else "minus", NUMBERS[b])
@@ -110,7 +110,7 @@ def _length(rng: random.Random) -> Task:
     return ask.format(word, ", ".join(words)), f"{word} word", right, wrong
 
 
-def _swapped(words: list[str], rng: random.Random) -> list[str]:
+def _swap_two(words: list[str], rng: random.Random) -> list[str]:
     i = rng.randrange(len(words) - 1)
     return [*words[:i], words[i + 1], words[i], *words[i + 2 :]]
 
@@ -118,7 +118,7 @@ def _swapped(words: list[str], rng: random.Random) -> list[str]:
 def _reverse(rng: random.Random) -> Task:
     words = rng.sample(WORDS, rng.choice((2, 2, 3)))
     right = words[::-1]
-    wrong = words if rng.random() < 0.5 else _swapped(right, rng)
+    wrong = words if rng.random() < 0.5 else _swap_two(right, rng)
     ask = rng.choice(("Say these words backwards: {}.", "Reverse the order: {}."))
     return ask.format(", ".join(words)), "reverse order", ", ".join(right), ", ".join(wrong)
 
@@ -129,7 +129,7 @@ def _sort(rng: random.Random) -> Task:
         if len({w[0] for w in words}) == len(words):
             break
     right = sorted(words)
-    wrong = words if words != right and rng.random() < 0.5 else _swapped(right, rng)
+    wrong = words if words != right and rng.random() < 0.5 else _swap_two(right, rng)
     ask = rng.choice(("Sort by the alphabet: {}.", "Put in alphabetical order: {}."))
     return ask.format(", ".join(words)), "sorted list", ", ".join(right), ", ".join(wrong)
 
@@ -166,7 +166,7 @@ _SENTENCES = {
 _CLOSINGS = {"": 70, " I hope this helps.": 20, " Ask me if you need more.": 10}
 
 
-def _worded(rng: random.Random, name: str, answer: str) -> str:
+def _phrase(rng: random.Random, name: str, answer: str) -> str:
     parts = [rng.choices(tuple(some), weights=tuple(some.values()))[0] for some in (_OPENINGS, _SENTENCES, _CLOSINGS)]
     return "".join(parts).format(name, answer)
 
@@ -175,8 +175,8 @@ def _row(rng: random.Random) -> dict[str, Any]:
     ask, name, right, wrong = FAMILIES[rng.choice(tuple(FAMILIES))](rng)
     return {
         "prompt": [{"role": "user", "content": ask}],
-        "chosen": [{"role": "assistant", "content": _worded(rng, name, right)}],
-        "rejected": [{"role": "assistant", "content": _worded(rng, name, wrong)}],
+        "chosen": [{"role": "assistant", "content": _phrase(rng, name, right)}],
+        "rejected": [{"role": "assistant", "content": _phrase(rng, name, wrong)}],
         "answer": right,
     }
 
@@ -186,7 +186,7 @@ def is_held_out(prompt: str) -> bool:
     return int.from_bytes(sha256(prompt.encode()).digest()[:8], "big") < EVAL_SHARE * 2**64
 
 
-def generated_rows(source: GeneratedSource) -> list[dict[str, Any]]:
+def generate_rows(source: GeneratedSource) -> list[dict[str, Any]]:
     """`source.rows` rows with distinct prompts: `prompt`, `chosen`, `rejected` (conversational) and `answer` (text).
 
     A function of rows, split and seed alone; more rows of the same seed begin with the fewer. No prompt of split
@@ -217,26 +217,26 @@ _LABELS = frozenset({"answer", "result", "count", "odd one", "reverse order", "s
 _COURTESIES = frozenset({"sure", "ok", "okay", "yes", "let me see", "good question"})
 
 
-def _bare(text: str) -> str:
+def _normalize_text(text: str) -> str:
     """Lower case, digits as words where small, no punctuation, no articles."""
     words = re.findall(r"[a-z]+|\d+", text.lower())
     words = [NUMBERS[int(w)] if w.isdigit() and int(w) < len(NUMBERS) else w for w in words]
     return " ".join(w for w in words if w not in {"a", "an", "the", "and", "i", "think", "then"})
 
 
-def is_right(answer: str, expected: str) -> bool:
+def is_correct(answer: str, expected: str) -> bool:
     """Whether a model's answer says `expected` and nothing else.
 
     Case, punctuation, digits for small number words and a sentence around it do not matter ("I think it is 8." for
     "eight"). The first sentence that says something counts; naming several candidates is not right.
     """
-    wanted = _bare(expected)
+    expected_text = _normalize_text(expected)
     for sentence in re.split(r"[.!?\n]+", answer):
         found = _VERB.split(sentence.lower())
-        if len(found) > 1 and _bare(found[0]) and _bare(found[-1]) in _LABELS:
-            return _bare(found[0]) == wanted
-        if _bare(found[-1]):
-            if len(found) == 1 and _bare(found[-1]) in _COURTESIES:
+        if len(found) > 1 and _normalize_text(found[0]) and _normalize_text(found[-1]) in _LABELS:
+            return _normalize_text(found[0]) == expected_text
+        if _normalize_text(found[-1]):
+            if len(found) == 1 and _normalize_text(found[-1]) in _COURTESIES:
                 continue
-            return _bare(found[-1]) == wanted
+            return _normalize_text(found[-1]) == expected_text
     return False

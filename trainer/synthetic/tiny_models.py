@@ -1,6 +1,6 @@
-"""The generated task's tokenizer, and small models with random weights: nothing here needs a network.
+"""The synthetic task's tokenizer, small models with random weights, and tiny models after big ones. No network.
 
-A tiny random model of the same architecture as a big one, with a given tokenizer: what rehearsals train.
+`tiny_model_like` makes a tiny random model of a big model's architecture with a given tokenizer, for rehearsals.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from urllib.parse import urlsplit
 
 from trainer.config.trial import Architecture, GeneratedModel, GeneratedSource
 from trainer.results import ModelError
-from trainer.storage.atomic_files import digest_of, held, write_folder
+from trainer.storage.atomic_files import digest_of, file_lock, write_folder
 from trainer.synthetic.instructions import VERSION as TASK_VERSION
-from trainer.synthetic.instructions import generated_rows
+from trainer.synthetic.instructions import generate_rows
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -41,7 +41,7 @@ def _train_tokenizer(vocab_size: int, more: tuple[str, ...], folder: Path) -> No
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    rows = generated_rows(GeneratedSource(generated="instructions", rows=_TOKENIZER_ROWS, seed=0))
+    rows = generate_rows(GeneratedSource(generated="instructions", rows=_TOKENIZER_ROWS, seed=0))
     texts = [row[field][0]["content"] for row in rows for field in ("prompt", "chosen", "rejected")]
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
@@ -85,7 +85,7 @@ def _config(config: GeneratedModel, vocab_size: int, tokenizer: PreTrainedTokeni
     return AutoConfig.for_model(config.architecture, **shape)
 
 
-def write_random(config: PretrainedConfig, seed: int, folder: Path) -> None:
+def write_random_model(config: PretrainedConfig, seed: int, folder: Path) -> None:
     """Random weights in float32 as safetensors; the caller's random state is left as it was."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -103,7 +103,7 @@ def write_random(config: PretrainedConfig, seed: int, folder: Path) -> None:
             logging.enable_progress_bar()
 
 
-def generated_model(config: GeneratedModel, cache: Path) -> Path:
+def generate_model(config: GeneratedModel, cache: Path) -> Path:
     """A folder with model and tokenizer that `AutoModelForCausalLM` and `AutoTokenizer` load without a network.
 
     Made once per content under `cache/models/`; the same configuration gives the same bytes. ModelError for a
@@ -113,18 +113,18 @@ def generated_model(config: GeneratedModel, cache: Path) -> Path:
     folder = cache / "models" / f"{config.architecture}-{key}"
     if folder.exists():
         return folder
-    with held(folder.with_name(f".{folder.name}.lock")):
+    with file_lock(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
-            write_folder(folder, lambda aside: _fill(config, aside))
+            write_folder(folder, lambda temporary: _write_model(config, temporary))
     return folder
 
 
-def _fill(config: GeneratedModel, folder: Path) -> None:
+def _write_model(config: GeneratedModel, folder: Path) -> None:
     from transformers import AutoTokenizer
 
     _train_tokenizer(config.vocab_size, _CLASS_TOKENS.get(config.architecture, ()), folder)
     tokenizer = AutoTokenizer.from_pretrained(str(folder))
-    write_random(_config(config, config.vocab_size, tokenizer), config.seed, folder)
+    write_random_model(_config(config, config.vocab_size, tokenizer), config.seed, folder)
 
 
 ARCHITECTURES: tuple[Architecture, ...] = get_args(Architecture)
@@ -154,15 +154,15 @@ _TINY: dict[str, Any] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Likeness:
+class ModelArchitecture:
     """What a tiny model takes after, and a sentence on how that is known. `config` only where it could be read."""
 
     architecture: Architecture
     config: PretrainedConfig | None
-    said: str
+    explanation: str
 
 
-def likeness(name_or_path: str, revision: str | None = None) -> Likeness:
+def detect_architecture(name_or_path: str, revision: str | None = None) -> ModelArchitecture:
     """The architecture of a model: from its configuration in a folder, the hub's cache or a reachable hub, else guessed
     from its name, else llama; `said` tells which. ModelError for a configuration of an architecture not rehearsed here.
     """
@@ -174,12 +174,14 @@ def likeness(name_or_path: str, revision: str | None = None) -> Likeness:
             raise ModelError(
                 f"{name_or_path} is a {config.model_type} model; rehearsals know {', '.join(ARCHITECTURES)}"
             )
-        return Likeness(kind, config, f"{name_or_path} is a {kind} model, as its configuration says")
+        return ModelArchitecture(kind, config, f"{name_or_path} is a {kind} model, as its configuration says")
     lower = name_or_path.lower()
     for part, kind in _NAMES.items():
         if part in lower:
-            return Likeness(kind, None, f"no hub is reachable; {name_or_path} is taken for a {kind} model by its name")
-    return Likeness(
+            return ModelArchitecture(
+                kind, None, f"no hub is reachable; {name_or_path} is taken for a {kind} model by its name"
+            )
+    return ModelArchitecture(
         "llama", None, f"no hub is reachable and the name says nothing; {name_or_path} is rehearsed as llama"
     )
 
@@ -215,36 +217,38 @@ def _hub_reachable(seconds: float = 3.0) -> bool:
     return True
 
 
-def tiny_like(
-    like: Architecture | PretrainedConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0
+def tiny_model_like(
+    architecture: Architecture | PretrainedConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0
 ) -> Path:
     """Write model and tokenizer into `folder`, replacing what is there: two layers of width 64, random weights,
-    the tokenizer's vocabulary; the rest (rotary settings, windows, soft caps, tied weights) as in `like`.
+    the tokenizer's vocabulary; the rest (rotary settings, windows, soft caps, tied weights) as in `architecture`.
     """
 
-    def fill(aside: Path) -> None:
+    def write(temporary: Path) -> None:
         from transformers import AutoTokenizer
 
         # some architectures load any tokenizer with a class of their own, which may add tokens: what comes back counts
-        tokenizer.save_pretrained(str(aside))
-        _tiny_config(like, tokenizer).save_pretrained(str(aside))
-        write_random(_tiny_config(like, AutoTokenizer.from_pretrained(str(aside))), seed, aside)
+        tokenizer.save_pretrained(str(temporary))
+        _tiny_config(architecture, tokenizer).save_pretrained(str(temporary))
+        write_random_model(_tiny_config(architecture, AutoTokenizer.from_pretrained(str(temporary))), seed, temporary)
 
-    write_folder(folder, fill)
+    write_folder(folder, write)
     return folder
 
 
-def _tiny_config(like: Architecture | PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
+def _tiny_config(architecture: Architecture | PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    base = AutoConfig.for_model(like) if isinstance(like, str) else like
+    base = AutoConfig.for_model(architecture) if isinstance(architecture, str) else architecture
     # layer_types lists every layer, and names and dtypes are the big model's: all are made anew
-    kept = {k: v for k, v in base.to_dict().items() if k not in {"layer_types", "model_type", "_name_or_path", "dtype"}}
-    tiny = {k: v for k, v in _TINY.items() if k in kept}
+    remaining = {
+        k: v for k, v in base.to_dict().items() if k not in {"layer_types", "model_type", "_name_or_path", "dtype"}
+    }
+    tiny = {k: v for k, v in _TINY.items() if k in remaining}
     own = {
         "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return AutoConfig.for_model(base.model_type, **(kept | tiny | own))
+    return AutoConfig.for_model(base.model_type, **(remaining | tiny | own))

@@ -1,7 +1,7 @@
-"""The product's own engine: packed micro-batches, output layer in chunks, fused AdamW.
+"""`PackedEngine`: packed micro-batches, output layer in chunks, fused AdamW.
 
-Everything that chance decides is a function of the seed, the update and the process: the order of the pairs, the
-schedule, dropout where it was asked for. So an update is the same whether the run came here in one go or was continued.
+All randomness is a function of the seed, the update and the process: the data order, the schedule, dropout where it is
+configured. An update is therefore the same in a continued run as in one that was never interrupted.
 """
 
 from __future__ import annotations
@@ -14,84 +14,84 @@ from torch import nn
 
 from trainer.config.trial import TrialConfig
 from trainer.distributed.deepspeed_zero3 import Piece
-from trainer.evaluation.evaluator import pair_batches, pair_costs, score
-from trainer.forward.pair_model import WholeUpdate
-from trainer.objectives.losses import needs
-from trainer.objectives.pair_logps import LossTerms, Normaliser, PairLogps, Totals, add_totals, metric_totals
-from trainer.training.engine import Course, Material
-from trainer.training.optimizer import Optimiser
+from trainer.evaluation.evaluator import pair_batches, pair_costs, score_pairs
+from trainer.forward.pair_model import UpdateLogps
+from trainer.objectives.losses import required_stats
+from trainer.objectives.pair_logps import LossTerms, MetricSums, PairLogps, UpdateNormalizer, merge_sums, metric_sums
+from trainer.training.engine import TrainingInputs, UpdatePlan
+from trainer.training.optimizer import Optimizer
 
 
 class PackedEngine:
     """One update after the other with `PairModel`; several processes share the pairs of an update."""
 
-    def __init__(self, config: TrialConfig, material: Material) -> None:
-        self.course = Course(config, material)
-        self._loss, self._training, self._material = config.loss, config.training, material
-        self._trained = material.live.trained()
-        self._zero = material.live.zero
-        self._optimiser = self._zero or Optimiser(material.live.base, self._trained, config.training)
-        self._lengths = pair_costs(material.model, material.train)
+    def __init__(self, config: TrialConfig, inputs: TrainingInputs) -> None:
+        self.plan = UpdatePlan(config, inputs)
+        self._loss, self._training, self._inputs = config.loss, config.training, inputs
+        self._trained = inputs.policy.trainable_parameters()
+        self._zero = inputs.policy.zero
+        self._optimizer = self._zero or Optimizer(inputs.policy.base, self._trained, config.training)
+        self._lengths = pair_costs(inputs.pair_model, inputs.train)
 
-    def trained(self) -> Mapping[str, nn.Parameter]:
+    def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
         """The parameters being trained, by name."""
         return self._trained
 
-    def state(self) -> Mapping[str, torch.Tensor | Piece]:
-        """The optimiser's moments by name."""
-        return self._optimiser.state()
+    def state_dict(self) -> Mapping[str, torch.Tensor | Piece]:
+        """The optimizer's moments by name."""
+        return self._optimizer.state_dict()
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned."""
-        self._optimiser.load(state)
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` returned."""
+        self._optimizer.load_state_dict(state)
 
     def close(self) -> None:
         """Nothing was put on the model that would have to be taken off."""
 
-    def update(self, step: int) -> Totals:
+    def step(self, number: int) -> MetricSums:
         """One update: gradients of all micro-batches and processes added, checked, clipped, stepped."""
         began = perf_counter()
-        world, course = self._material.world, self.course
-        course.draw(step)
-        indexes = course.order.update(step)
-        totals = world.add(self._accumulate(indexes))
-        loss, weight = totals["loss"]
-        course.check(step, loss=loss / weight)
-        if not self._material.model.sharded:  # of sharded weights backward has added them
-            world.add_gradients(self._trained.values())
-        norm = self._optimiser.clip()
-        course.check(step, loss=loss / weight, norm=norm)
-        rate = self._optimiser.step(course.factor(step))
+        process_group, plan = self._inputs.process_group, self.plan
+        plan.seed_update(number)
+        indexes = plan.order.pairs_of(number)
+        sums = process_group.all_reduce_metrics(self._accumulate(indexes))
+        loss, weight = sums["loss"]
+        plan.check_finite(number, loss=loss / weight)
+        if not self._inputs.pair_model.sharded:  # of sharded weights backward has added them
+            process_group.all_reduce_gradients(self._trained.values())
+        norm = self._optimizer.clip_gradients()
+        plan.check_finite(number, loss=loss / weight, norm=norm)
+        rate = self._optimizer.step(plan.lr_factor(number))
         seconds = perf_counter() - began
-        return totals | {
+        return sums | {
             "grad_norm": (norm, 1.0),
             "learning_rate": (rate, 1.0),
-            "tokens_per_second": (totals["tokens_per_second"][0], seconds),
+            "tokens_per_second": (sums["tokens_per_second"][0], seconds),
             "pairs_per_second": (float(len(indexes)), seconds),
         }
 
-    def _accumulate(self, indexes: Sequence[int]) -> Totals:
-        model, world, pairs = self._material.model, self._material.world, self._material.train
-        norm = Normaliser.of_lengths(
+    def _accumulate(self, indexes: Sequence[int]) -> MetricSums:
+        model, process_group, pairs = self._inputs.pair_model, self._inputs.process_group, self._inputs.train
+        norm = UpdateNormalizer.from_lengths(
             [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]
         )
         lengths, budget = [self._lengths[i] for i in indexes], self._training.tokens_per_micro_batch
-        ranks = range(world.size)
-        shares = [pair_batches(model, lengths, range(rank, len(indexes), world.size), budget) for rank in ranks]
+        ranks = range(process_group.size)
+        shares = [pair_batches(model, lengths, range(rank, len(indexes), process_group.size), budget) for rank in ranks]
         before = model.counters.tokens
-        whole = self._whole(indexes) if needs(self._loss).whole_update else None
+        update_logps = self._update_logps(indexes) if required_stats(self._loss).update_logps else None
 
-        def visit(places: Sequence[int], backward: Callable[[torch.Tensor], None]) -> LossTerms:
-            batch = [indexes[place] for place in places]
-            reference = self._material.reference
-            with world.autocast(self._training.bf16, keep=not model.sharded):
+        def visit(positions: Sequence[int], backward: Callable[[torch.Tensor], None]) -> LossTerms:
+            batch = [indexes[position] for position in positions]
+            reference = self._inputs.reference
+            with process_group.autocast(self._training.bf16, keep=not model.sharded):
                 return model.backward(
                     [pairs.pair(i) for i in batch],
                     self._loss,
-                    None if reference is None else reference.rows(batch),
+                    None if reference is None else reference.select(batch),
                     norm,
                     backward,
-                    None if whole is None else WholeUpdate(whole, places),
+                    None if update_logps is None else UpdateLogps(update_logps, positions),
                 )
 
         def add(loss: torch.Tensor) -> None:
@@ -100,28 +100,28 @@ class PackedEngine:
             else:
                 self._zero.backward(loss)
 
-        parts: list[Totals] = []
-        for places in shares[world.rank]:
-            self._material.patience.pause()
-            parts.append(metric_totals(visit(places, add)))
+        parts: list[MetricSums] = []
+        for positions in shares[process_group.rank]:
+            self._inputs.cancel_token.check()
+            parts.append(metric_sums(visit(positions, add)))
         done = model.counters.tokens
         if model.sharded:
             for _ in range(max(map(len, shares)) - len(parts)):  # the others still need this process's slices
-                visit(shares[world.rank][0], lambda loss: add(loss * 0.0))
-        return add_totals(parts) | {"tokens_per_second": (float(done - before), 0.0)}
+                visit(shares[process_group.rank][0], lambda loss: add(loss * 0.0))
+        return merge_sums(parts) | {"tokens_per_second": (float(done - before), 0.0)}
 
-    def _whole(self, indexes: Sequence[int]) -> PairLogps:
+    def _update_logps(self, indexes: Sequence[int]) -> PairLogps:
         """A first visit, for objectives that couple the pairs: the log-probs of all pairs of the update."""
-        material, budget = self._material, self._training.tokens_per_micro_batch
-        with material.world.autocast(self._training.bf16, keep=not material.model.sharded):
-            found = score(
-                material.model,
-                material.train,
-                needs(self._loss),
+        inputs, budget = self._inputs, self._training.tokens_per_micro_batch
+        with inputs.process_group.autocast(self._training.bf16, keep=not inputs.pair_model.sharded):
+            found = score_pairs(
+                inputs.pair_model,
+                inputs.train,
+                required_stats(self._loss),
                 budget,
-                material.world,
-                material.patience.pause,
+                inputs.process_group,
+                inputs.cancel_token.check,
                 indexes,
             )
-        reference = None if material.reference is None else material.reference.rows(list(indexes))
-        return found.against(reference).to(material.world.device)
+        reference = None if inputs.reference is None else inputs.reference.select(list(indexes))
+        return found.with_reference(reference).to(inputs.process_group.device)

@@ -1,4 +1,4 @@
-"""Which pairs an update trains on and at which learning rate: pure functions of the step, so nothing is to be saved."""
+"""Number of updates, data order and learning-rate schedule: pure functions of the step, so no state is saved."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def total_updates(training: TrainingConfig, pairs: int) -> int:
     return updates
 
 
-def every(given: int | None, total: int) -> int:
+def interval(configured: int | None, total: int) -> int:
     """An interval in updates: as given, by default a tenth of the run."""
-    return given if given is not None else max(1, total // 10)
+    return configured if configured is not None else max(1, total // 10)
 
 
-class Order:
+class DataOrder:
     """The stream of training pairs: one seeded permutation per epoch, end to end.
 
     Update k (from 1) takes the stream's places (k-1)*per_update to k*per_update; an update may span two epochs.
@@ -50,20 +50,20 @@ class Order:
         self._pairs, self._per_update, self._seed = pairs, per_update, seed
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
-    def update(self, step: int) -> list[int]:
+    def pairs_of(self, step: int) -> list[int]:
         """The pair numbers of update `step` (from 1), in order."""
         first = (step - 1) * self._per_update
-        return [self._at(place) for place in range(first, first + self._per_update)]
+        return [self._at(position) for position in range(first, first + self._per_update)]
 
-    def _at(self, place: int) -> int:
-        epoch, within = divmod(place, self._pairs)
+    def _at(self, position: int) -> int:
+        epoch, within = divmod(position, self._pairs)
         if epoch != self._epoch:
             self._epoch = epoch
             self._permutation = np.random.default_rng([self._seed, epoch]).permutation(self._pairs)
         return int(self._permutation[within])
 
 
-def rate_factor(training: TrainingConfig, total: int) -> Callable[[int], float]:
+def lr_lambda(training: TrainingConfig, total: int) -> Callable[[int], float]:
     """Factor on the learning rate of update `step` (from 1), equal to transformers' `get_scheduler`.
 
     Warm-up takes ceil(total * warmup_ratio) updates, as transformers' Trainer rounds it; constant has none.

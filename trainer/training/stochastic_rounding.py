@@ -1,8 +1,9 @@
-"""AdamW for weights in bfloat16 without float32 masters: moments in float32, each update rounded by chance.
+"""AdamW with stochastic rounding for bfloat16 weights without float32 copies: moments in float32.
 
-Rounding to nearest loses every update below half of bfloat16's step (1/256 of the weight), which learning rates of
-preference tuning nearly always are. Rounded by chance, up or down in proportion, the updates are right on average
-(Gupta et al. 2015, arXiv 1502.02551). Memory per parameter: 2 bytes of weight, 2 of gradient, 8 of moments.
+Rounding to nearest loses every update below half of bfloat16's step (1/256 of the weight), which updates at the
+learning rates of preference tuning nearly always are. Rounded up or down with probability in proportion, updates are
+right on average (Gupta et al. 2015, arXiv 1502.02551). Memory per parameter: 2 bytes of weight, 2 of gradient, 8 of
+moments.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class RoundingAdamW(torch.optim.Optimizer):
         )
         for (part, parameter, _), value in zip(parts, exact, strict=True):
             if parameter.dtype is torch.bfloat16:
-                part.of(parameter).copy_(round_by_chance(value, generator))
+                part.of(parameter).copy_(round_stochastically(value, generator))
 
     def _state(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         if parameter not in self.state:
@@ -92,11 +93,11 @@ class RoundingAdamW(torch.optim.Optimizer):
 
     def _generator(self, parameter: nn.Parameter, done: Tensor) -> torch.Generator:
         """The same in every process that holds a copy of the weights, so that copies stay copies."""
-        drawn = np.random.SeedSequence([self._seed[0], int(done), _LOW_BITS, *self._seed[1:]]).generate_state(1)[0]
-        return torch.Generator(parameter.device).manual_seed(int(drawn))
+        sampled = np.random.SeedSequence([self._seed[0], int(done), _LOW_BITS, *self._seed[1:]]).generate_state(1)[0]
+        return torch.Generator(parameter.device).manual_seed(int(sampled))
 
 
-def round_by_chance(exact: Tensor, generator: torch.Generator) -> Tensor:
+def round_stochastically(exact: Tensor, generator: torch.Generator) -> Tensor:
     """float32 -> bfloat16, to one of the two neighbours, the nearer one more often: right on average. Uses `exact` up.
 
     Values must be finite.

@@ -1,4 +1,4 @@
-"""The training loop: a generator of points. Who consumes it decides how far it goes; an engine takes the updates."""
+"""`TrainLoop`: a generator of `StepMetrics`. Its consumer decides how far it runs; an engine takes the updates."""
 
 from __future__ import annotations
 
@@ -9,130 +9,139 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.config.trial import TrialConfig
-from trainer.distributed.fsdp import gathered, put
+from trainer.distributed.fsdp import copy_into, gather_full
 from trainer.distributed.processes import Interrupted
-from trainer.objectives.pair_logps import Totals, add_totals, means
-from trainer.results import Ending, EndKind, Point, ResumeError
+from trainer.objectives.pair_logps import MetricSums, merge_sums, metric_means
+from trainer.results import ResumeError, RunResult, RunStatus, StepMetrics
 from trainer.storage import checkpoints
-from trainer.training.engine import Diverged, Engine, Material
-from trainer.training.schedule import every
+from trainer.training.engine import Diverged, Engine, TrainingInputs
+from trainer.training.schedule import interval
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Exam:
-    """The held-out metrics of the start model, and of the model as it is after an update.
+class EvaluationFns:
+    """The held-out metrics of the initial model, and of the model as it is after an update.
 
-    `now(step, whole)` is asked after each update; where not the `whole` is due, it may still look at the answers.
+    `evaluate(step, whole)` is asked after each update; where not the `whole` is due, it may still look at the answers.
     Beside the metrics it gives what is known of each pair (`Point.pairs`).
     """
 
-    start: dict[str, float]
-    now: Callable[[int, bool], tuple[dict[str, float], str]]
+    initial: dict[str, float]
+    evaluate: Callable[[int, bool], tuple[dict[str, float], str]]
 
 
-class Run:
+class TrainLoop:
     """One trial's updates from its start, or from a checkpoint's state. `config_digest` names its configuration."""
 
     def __init__(
         self,
         config: TrialConfig,
-        material: Material,
+        inputs: TrainingInputs,
         engine: Engine,
-        exam: Exam,
+        evaluation_fns: EvaluationFns,
         folder: Path,
         earlier: Sequence[Path],
         config_digest: str,
     ) -> None:
-        self._training, self._material, self._engine, self._exam = config.training, material, engine, exam
-        self._folder, self._places, self._digest = folder, [*earlier, folder], config_digest
-        self.total = engine.course.total
-        self._eval_every = every(config.training.eval_steps, self.total)
+        self._training, self._inputs, self._engine, self._evaluation_fns = (
+            config.training,
+            inputs,
+            engine,
+            evaluation_fns,
+        )
+        self._folder, self._run_folders, self._digest = folder, [*earlier, folder], config_digest
+        self.total_updates = engine.plan.total_updates
+        self._eval_every = interval(config.training.eval_steps, self.total_updates)
         self._save_every = config.training.save_steps or self._eval_every
         self._step = 0
         self._saved_at = 0
-        self._window: Totals = {}
-        self.history: list[Point] = []
+        self._window: MetricSums = {}
+        self.history: list[StepMetrics] = []
 
-    def restore(self, state: checkpoints.State) -> None:
+    def restore(self, state: checkpoints.TrainState) -> None:
         """Take over a checkpoint's state. ResumeError where it is of other weights than this trial trains."""
-        trained = self._engine.trained()
+        trained = self._engine.trainable_parameters()
         if state.weights.keys() != trained.keys():
             raise ResumeError(f"the checkpoint of update {state.step} holds other weights than this trial trains")
         for name, parameter in trained.items():
-            put(parameter, state.weights[name])
-        self._engine.load(state.optimiser)
+            copy_into(parameter, state.weights[name])
+        self._engine.load_state_dict(state.optimizer)
         self._step = self._saved_at = state.step
         self._window = dict(state.window)
         self.history = list(state.history)
 
-    def points(self) -> Generator[Point, None, Ending]:
+    def run(self) -> Generator[StepMetrics, None, RunResult]:
         """Train; earlier points first. Closing the generator stops at once and saves nothing."""
         yield from list(self.history)
         try:
-            return (yield from self._points())
-        except Diverged as why:
-            return Ending(EndKind.DIVERGED, str(why), self._step)
+            return (yield from self._run())
+        except Diverged as error:
+            return RunResult(RunStatus.DIVERGED, str(error), self._step)
         except Interrupted:
             if self._step > self._saved_at:
                 self._save()
-            return Ending(EndKind.STOPPED, f"interrupted after update {self._step} of {self.total}", self._step)
+            return RunResult(
+                RunStatus.STOPPED, f"interrupted after update {self._step} of {self.total_updates}", self._step
+            )
         finally:
             self._engine.close()
 
-    def _points(self) -> Generator[Point, None, Ending]:
+    def _run(self) -> Generator[StepMetrics, None, RunResult]:
         if not self.history:
-            yield self._remember(self._finite(Point(0, self._exam.start)))
+            yield self._record(self._check_finite(StepMetrics(0, self._evaluation_fns.initial)))
         while True:
             # A run that was interrupted while it evaluated comes here with its point still to be said.
-            if self.history[-1].step < self._step and (point := self._look()).metrics:
-                yield self._remember(self._finite(point))
-            if self._step == self.total:
-                return Ending(EndKind.FINISHED, f"{self.total} updates done", self._step, self._folder / "model")
+            if self.history[-1].step < self._step and (step_metrics := self._evaluate()).metrics:
+                yield self._record(self._check_finite(step_metrics))
+            if self._step == self.total_updates:
+                return RunResult(
+                    RunStatus.FINISHED, f"{self.total_updates} updates done", self._step, self._folder / "model"
+                )
             if self._step % self._save_every == 0 and self._step > self._saved_at:
                 self._save()
-            self._material.patience.settle()
-            self._add(self._engine.update(self._step + 1))
+            self._inputs.cancel_token.check_all_ranks()
+            self._accumulate(self._engine.step(self._step + 1))
             self._step += 1
 
-    def _remember(self, point: Point) -> Point:
-        self.history.append(point)
-        return point
+    def _record(self, step_metrics: StepMetrics) -> StepMetrics:
+        self.history.append(step_metrics)
+        return step_metrics
 
     # --- what is said and kept ---------------------------------------------------------------------------------------
 
-    def _add(self, totals: Totals) -> None:
+    def _accumulate(self, sums: MetricSums) -> None:
         if self._window:
             # The rate of the last update is what a schedule shows; everything else is averaged.
             self._window["learning_rate"] = (0.0, 0.0)
-        self._window = add_totals([self._window, totals]) if self._window else totals
+        self._window = merge_sums([self._window, sums]) if self._window else sums
 
-    def _look(self) -> Point:
-        last = self._step == self.total
-        held_out, pairs = self._exam.now(self._step, last or self._step % self._eval_every == 0)
+    def _evaluate(self) -> StepMetrics:
+        last = self._step == self.total_updates
+        held_out, pairs = self._evaluation_fns.evaluate(self._step, last or self._step % self._eval_every == 0)
         # The window is emptied only now: an interruption while evaluating leaves it whole.
         if not (last or self._step % self._training.logging_steps == 0):
-            return Point(self._step, held_out, pairs)
-        trained = means(self._window)
-        trained["epoch"] = self._step * self._training.pairs_per_update / len(self._material.train)
+            return StepMetrics(self._step, held_out, pairs)
+        trained = metric_means(self._window)
+        trained["epoch"] = self._step * self._training.pairs_per_update / len(self._inputs.train)
         self._window = {}
-        return Point(self._step, trained | held_out, pairs)
+        return StepMetrics(self._step, trained | held_out, pairs)
 
-    def _finite(self, point: Point) -> Point:
-        bad = [f"{name} {value}" for name, value in point.metrics.items() if not math.isfinite(value)]
+    def _check_finite(self, step_metrics: StepMetrics) -> StepMetrics:
+        bad = [f"{name} {value}" for name, value in step_metrics.metrics.items() if not math.isfinite(value)]
         if bad:
-            raise Diverged(f"after update {point.step} of {self.total} not finite: {', '.join(bad)}")
-        return point
+            raise Diverged(f"after update {step_metrics.step} of {self.total_updates} not finite: {', '.join(bad)}")
+        return step_metrics
 
     def _save(self) -> None:
-        world = self._material.world
-        weights = gathered(self._engine.trained(), keep=world.is_main)
-        moments = gathered(self._engine.state(), keep=world.is_main)
-        if world.is_main:
-            state = checkpoints.State(self._digest, self._step, weights, moments, self.history, self._window)
-            place = checkpoints.save(self._folder, state)
-            checkpoints.discard(self._places, before=self._step)
-            log.info("checkpoint of update %d: %s", self._step, place)
-        world.wait()
+        process_group = self._inputs.process_group
+        weights = gather_full(self._engine.trainable_parameters(), keep=process_group.is_main)
+        moments = gather_full(self._engine.state_dict(), keep=process_group.is_main)
+        if process_group.is_main:
+            state = checkpoints.TrainState(self._digest, self._step, weights, moments, self.history, self._window)
+            path = checkpoints.save_checkpoint(self._folder, state)
+            checkpoints.remove_checkpoints(self._run_folders, before=self._step)
+            log.info("checkpoint of update %d: %s", self._step, path)
+        process_group.barrier()
         self._saved_at = self._step

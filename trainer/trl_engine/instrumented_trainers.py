@@ -1,6 +1,7 @@
-"""TRL's trainers with a watch beside them. Loss, gradient, clipping, schedule and step are theirs.
+"""Subclasses of TRL's trainers with callbacks before and after each step.
 
-What is seen of an update that somebody else takes: the guard before each step, the metrics after it.
+Loss, gradient, clipping, schedule and step are TRL's. The callbacks check the gradient before a step and record the
+metrics after it.
 """
 
 from __future__ import annotations
@@ -16,74 +17,76 @@ from trl import DPOTrainer
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.orpo import ORPOTrainer
 
-from trainer.distributed.processes import Patience
+from trainer.distributed.processes import CancelToken
 from trainer.metrics import METRICS
-from trainer.objectives.pair_logps import PairLogps, Totals, add_totals, ruler_totals
-from trainer.training.engine import Course
+from trainer.objectives.pair_logps import MetricSums, PairLogps, comparison_sums, merge_sums
+from trainer.training.engine import UpdatePlan
 
 
-class Watch:
-    """Stands beside a TRL trainer; `give` takes the totals of each update."""
+class StepCallbacks:
+    """Callbacks of a TRL trainer; `emit` takes the totals of each update."""
 
-    def __init__(self, course: Course, done: int, patience: Patience, give: Callable[[Totals], None]) -> None:
+    def __init__(
+        self, plan: UpdatePlan, done: int, cancel_token: CancelToken, emit: Callable[[MetricSums], None]
+    ) -> None:
         self.done = done
         """Updates taken so far, those of earlier attempts included."""
-        self.total = course.total
-        self._course, self._patience, self._give = course, patience, give
-        self._micro_batches: list[Totals] = []
+        self.total = plan.total_updates
+        self._plan, self._cancel_token, self._emit = plan, cancel_token, emit
+        self._micro_batches: list[MetricSums] = []
         self._positions = 0
         self._loss = 0.0
         self._began = perf_counter()
 
-    def before(self) -> None:
+    def before_step(self) -> None:
         """A micro-batch is about to be computed. Raises Interrupted when asked to stop."""
-        self._patience.pause()
+        self._cancel_token.check()
         if not self._micro_batches:
-            self._course.draw(self.done + 1)
+            self._plan.seed_update(self.done + 1)
 
-    def pairs(self, chosen: Tensor, rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor) -> None:
+    def on_pairs(self, chosen: Tensor, rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor) -> None:
         """TRL's summed log-probs of the micro-batch's pairs, and how many tokens they are of; [N] each."""
         logps = PairLogps(chosen.detach().double(), rejected.detach().double(), chosen_tokens, rejected_tokens)
-        self._micro_batches.append(ruler_totals(logps))
+        self._micro_batches.append(comparison_sums(logps))
 
-    def after(self, loss: Tensor, positions: int) -> None:
+    def after_step(self, loss: Tensor, positions: int) -> None:
         """The loss of the micro-batch, and the positions (padding included) that it took."""
         self._positions += positions
-        self._course.check(self.done + 1, loss=float(loss))
+        self._plan.check_finite(self.done + 1, loss=float(loss))
         self._loss = float(loss)
 
-    def gradient(self, norm: float) -> None:
+    def on_gradient(self, norm: float) -> None:
         """The norm of the update's gradient, before the step."""
-        self._course.check(self.done + 1, loss=self._loss, norm=norm)
+        self._plan.check_finite(self.done + 1, loss=self._loss, norm=norm)
 
-    def said(self, logs: Mapping[str, float]) -> None:
+    def on_log(self, logs: Mapping[str, float]) -> None:
         """What the trainer logs of an update; other messages of its have no loss and are passed over."""
         if "loss" not in logs:
             return
-        seen = add_totals(self._micro_batches)
-        pairs = self._course.training.pairs_per_update
+        seen = merge_sums(self._micro_batches)
+        pairs = self._plan.training.pairs_per_update
         seconds = perf_counter() - self._began
         # Names that both have mean the same, but for ORPO's nll_loss, which TRL takes over the prompt too.
-        theirs: Totals = {
+        trl_logs: MetricSums = {
             name: (float(value) * pairs, float(pairs))
             for name, value in logs.items()
             if name in METRICS and name not in seen and name != "epoch"
         }
-        theirs |= {name: (float(logs[name]), 1.0) for name in ("loss", "grad_norm", "learning_rate")}
-        speed: Totals = {
+        trl_logs |= {name: (float(logs[name]), 1.0) for name in ("loss", "grad_norm", "learning_rate")}
+        speed: MetricSums = {
             "tokens_per_second": (float(self._positions), seconds),
             "pairs_per_second": (float(pairs), seconds),
         }
         self._micro_batches, self._positions = [], 0
         self.done += 1
-        self._give(theirs | seen | speed)
+        self._emit(trl_logs | seen | speed)
         self._began = perf_counter()
 
 
-class _Watched(Trainer):
+class _InstrumentedTrainer(Trainer):
     """Where transformers' Trainer can be watched; comes before a TRL trainer among the bases."""
 
-    watch: Watch
+    callbacks: StepCallbacks
 
     def _send_telemetry(self) -> None:
         """Nothing about a training run leaves this machine."""
@@ -94,8 +97,8 @@ class _Watched(Trainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:  # noqa: ARG002
         """The schedule of the whole run, put where this part of it begins."""
-        scheduler: Any = super().create_scheduler(self.watch.total, optimizer)
-        done = self.watch.done
+        scheduler: Any = super().create_scheduler(self.callbacks.total, optimizer)
+        done = self.callbacks.done
         rates = [base * factor(done) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
         for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
@@ -106,20 +109,20 @@ class _Watched(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """TRL's loss of a micro-batch."""
-        self.watch.before()
+        self.callbacks.before_step()
         loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self.watch.after(loss.detach(), _positions(inputs))
+        self.callbacks.after_step(loss.detach(), _positions(inputs))
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         norm: Any = super()._get_grad_norm(model, grad_norm)
-        self.watch.gradient(float(norm))
+        self.callbacks.on_gradient(float(norm))
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """TRL adds its metrics to `logs`."""
         super().log(logs, start_time)
-        self.watch.said(logs)
+        self.callbacks.on_log(logs)
 
 
 def _positions(inputs: dict[str, torch.Tensor]) -> int:
@@ -129,8 +132,8 @@ def _positions(inputs: dict[str, torch.Tensor]) -> int:
     return 2 * pairs * max(chosen, inputs["rejected_input_ids"].shape[1])
 
 
-class WatchedDpo(_Watched, DPOTrainer):
-    """DPOTrainer over rows that are tokenised and have their reference log-probs."""
+class InstrumentedDpoTrainer(_InstrumentedTrainer, DPOTrainer):
+    """DPOTrainer over rows that are tokenized and have their reference log-probs."""
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:  # noqa: ARG002
         return dataset
@@ -143,13 +146,13 @@ class WatchedDpo(_Watched, DPOTrainer):
 
         def seen(**given: Any) -> Any:
             outputs = model(**given)
-            self.watch.pairs(*outputs.log_probs.detach().double().sum(1).chunk(2), *scored)
+            self.callbacks.on_pairs(*outputs.log_probs.detach().double().sum(1).chunk(2), *scored)
             return outputs
 
         return super()._compute_loss(seen, inputs, return_outputs)
 
 
-class WatchedCpo(_Watched, CPOTrainer):
+class InstrumentedCpoTrainer(_InstrumentedTrainer, CPOTrainer):
     """CPOTrainer; of its averages (simpo, ipo) the sums are seen."""
 
     def tokenize_row(self, feature: Any, model: Any = None) -> Any:  # noqa: ARG002
@@ -159,11 +162,11 @@ class WatchedCpo(_Watched, CPOTrainer):
     def concatenated_forward(self, model: Any, batch: Any) -> Any:
         """TRL's forward pass."""
         found = super().concatenated_forward(model, batch)
-        _see(self.watch, found, batch, averaged=self.loss_type in ("ipo", "simpo"))
+        _report_pairs(self.callbacks, found, batch, averaged=self.loss_type in ("ipo", "simpo"))
         return found
 
 
-class WatchedOrpo(_Watched, ORPOTrainer):
+class InstrumentedOrpoTrainer(_InstrumentedTrainer, ORPOTrainer):
     """ORPOTrainer; of its averages the sums are seen."""
 
     def tokenize_row(self, feature: Any, model: Any = None) -> Any:  # noqa: ARG002
@@ -173,11 +176,11 @@ class WatchedOrpo(_Watched, ORPOTrainer):
     def concatenated_forward(self, model: Any, batch: Any) -> Any:
         """TRL's forward pass."""
         found = super().concatenated_forward(model, batch)
-        _see(self.watch, found, batch, averaged=True)
+        _report_pairs(self.callbacks, found, batch, averaged=True)
         return found
 
 
-def _see(watch: Watch, found: Any, batch: Any, *, averaged: bool) -> None:
+def _report_pairs(watch: StepCallbacks, found: Any, batch: Any, *, averaged: bool) -> None:
     tokens = [(batch[f"{side}_labels"] != -100).sum(1) for side in ("chosen", "rejected")]
     sums = [logps.detach().double() * (n if averaged else 1) for logps, n in zip(found[:2], tokens, strict=True)]
-    watch.pairs(*sums, *tokens)
+    watch.on_pairs(*sums, *tokens)

@@ -1,11 +1,9 @@
-"""The engine that TRL is: one `trainer.train()` per attempt, of which each update is heard.
+"""`TrlEngine`: one call of `trainer.train()` per attempt, yielded update by update.
 
-Weights, moments, schedule, order and random numbers are put where an update begins, so that a run that was continued
-is the same as one in one go. TRL's own checkpoints, which are pickles in part, are neither written nor read.
-
-A blocking call as a generator: it runs in a thread of its own and stands still while its consumer has the word.
-
-What TRL and transformers' Trainer change on objects that the next trial uses too, put back afterwards.
+Weights, moments, schedule, data order and random numbers are set where an update begins, so that a continued run equals
+an uninterrupted one. TRL's own checkpoints, which are partly pickles, are neither written nor read. `iterate_in_thread`
+turns the blocking call into a generator: it runs in a thread that waits while the consumer works. Objects that TRL and
+transformers' Trainer change and the next trial uses are restored afterwards.
 """
 
 from __future__ import annotations
@@ -28,18 +26,23 @@ from trainer.config.loss_config import CpoLoss, DpoLoss, OrpoLoss, SftLoss, Simp
 from trainer.config.trial import TrialConfig
 from trainer.environment import remove_foreign_settings
 from trainer.evaluation.evaluator import longest_sequence
-from trainer.models.policy_model import LiveModel
-from trainer.objectives.pair_logps import Totals
+from trainer.models.policy_model import PolicyModel
+from trainer.objectives.pair_logps import MetricSums
 from trainer.results import TrialError
-from trainer.training.engine import Course, Material
+from trainer.training.engine import TrainingInputs, UpdatePlan
 from trainer.training.optimizer import load_moments, moments
-from trainer.trl_engine.instrumented_trainers import Watch, WatchedCpo, WatchedDpo, WatchedOrpo
+from trainer.trl_engine.instrumented_trainers import (
+    InstrumentedCpoTrainer,
+    InstrumentedDpoTrainer,
+    InstrumentedOrpoTrainer,
+    StepCallbacks,
+)
 from trainer.trl_engine.trl_inputs import (
-    Rows,
+    RemainingRows,
     common_arguments,
     cpo_arguments,
     dpo_arguments,
-    labelled_rows,
+    labeled_rows,
     orpo_arguments,
     preference_rows,
 )
@@ -47,64 +50,65 @@ from trainer.trl_engine.trl_inputs import (
 T = TypeVar("T")
 
 
-class Abandoned(BaseException):
+class ConsumerClosed(BaseException):
     """Nobody wants what comes next; raised where the call gives something, so that it unwinds."""
 
 
-class _Exchange(Generic[T]):
-    """The two sides take turns: `given` hands items over (None: the end), `go_on` gives the turn back."""
+class _Handoff(Generic[T]):
+    """The two sides take turns: `items` hands items over (None: the end), `resume` gives the turn back."""
 
     def __init__(self) -> None:
-        self.given: SimpleQueue[T | None] = SimpleQueue()
-        self.go_on = Semaphore(0)
+        self.items: SimpleQueue[T | None] = SimpleQueue()
+        self.resume = Semaphore(0)
         self.closed = False
         self.failure: BaseException | None = None
 
-    def give(self, item: T) -> None:
-        self.given.put(item)
-        self.go_on.acquire()
+    def put(self, item: T) -> None:
+        self.items.put(item)
+        self.resume.acquire()
         if self.closed:
-            raise Abandoned
+            raise ConsumerClosed
 
     def run(self, call: Callable[[Callable[[T], None]], object]) -> None:
         try:
-            call(self.give)
-        except Abandoned:
+            call(self.put)
+        except ConsumerClosed:
             self.failure = None
-        except BaseException as why:  # noqa: BLE001 - raised again in the consumer's thread
-            self.failure = why
-        self.given.put(None)
+        except BaseException as error:  # noqa: BLE001 - raised again in the consumer's thread
+            self.failure = error
+        self.items.put(None)
 
 
-def handed_over(call: Callable[[Callable[[T], None]], object], name: str) -> Generator[T, None, None]:
+def iterate_in_thread(call: Callable[[Callable[[T], None]], object], name: str) -> Generator[T, None, None]:
     """What `call` gives (it is passed the function to give with), one after the other.
 
-    An exception in the call is raised here. Closing the generator raises Abandoned in the call and waits for its end.
+    An exception in the call is raised here. Closing the generator raises ConsumerClosed in the call and waits for it to
+    end.
     """
-    exchange: _Exchange[T] = _Exchange()
+    exchange: _Handoff[T] = _Handoff()
     thread = Thread(target=exchange.run, args=(call,), name=name, daemon=True)
     thread.start()
     try:
-        while (item := exchange.given.get()) is not None:
+        while (item := exchange.items.get()) is not None:
             yield item
-            exchange.go_on.release()
+            exchange.resume.release()
     finally:
         exchange.closed = True
-        exchange.go_on.release()
+        exchange.resume.release()
         thread.join()
     if exchange.failure is not None:
         raise exchange.failure
 
 
 @contextmanager
-def left_as_found(live: LiveModel) -> Generator[None]:
+def restore_model_state(policy: PolicyModel) -> Generator[None]:
     """Until this ends attributes may change: the model's forward, its configs' tokens and cache, accelerate's state.
 
     Weights are none of this: they change, as they should.
     """
-    model: Any = live.base
+    model: Any = policy.base
     configs = [model.config, model.config.get_text_config(), model.generation_config]
-    attributes = [vars(one) for one in (model, live.to_save, *configs) if one is not None]
+    attributes = [vars(one) for one in (model, policy.model_to_save, *configs) if one is not None]
     states: list[dict[str, Any]] = [
         kind._shared_state  # pyright: ignore[reportPrivateUsage]
         for kind in (PartialState, AcceleratorState, GradientState)
@@ -122,59 +126,61 @@ class TrlEngine:
     """DPOTrainer, CPOTrainer or ORPOTrainer over the same tokens, in the same order, as the packed engine."""
 
     def __init__(
-        self, config: TrialConfig, material: Material, tokenizer: PreTrainedTokenizerBase, folder: Path
+        self, config: TrialConfig, inputs: TrainingInputs, tokenizer: PreTrainedTokenizerBase, folder: Path
     ) -> None:
         """TrialError in several processes, since theirs would each be a trainer of its own, and where the model's
         rotary frequencies would follow from the batch."""
-        if material.world.size > 1:
-            raise TrialError(f"engine trl trains in one process, here are {material.world.size}; use engine packed")
-        rotary, longest = material.model.rotary, longest_sequence(material.train)
+        if inputs.process_group.size > 1:
+            raise TrialError(
+                f"engine trl trains in one process, here are {inputs.process_group.size}; use engine packed"
+            )
+        rotary, longest = inputs.pair_model.rotary, longest_sequence(inputs.train)
         if rotary is not None and longest > rotary.limit:
             raise TrialError(
                 f"beyond {rotary.limit:,} tokens the rotary frequencies of this model follow from the longest sequence "
                 f"of a batch, and the longest row has {longest:,}: results of TRL's trainers would hang on "
                 f"training.tokens_per_micro_batch; use engine packed, or data.max_length {rotary.limit} or less"
             )
-        self.course = Course(config, material)
-        self._config, self._material, self._folder = config, material, folder
+        self.plan = UpdatePlan(config, inputs)
+        self._config, self._inputs, self._folder = config, inputs, folder
         self._tokenizer = tokenizer
-        self._trained = material.live.trained()
+        self._trained = inputs.policy.trainable_parameters()
         self._loaded: Mapping[str, torch.Tensor] = {}
         self._adam: torch.optim.Optimizer | None = None
-        self._updates: Generator[Totals] | None = None
+        self._updates: Generator[MetricSums] | None = None
 
-    def trained(self) -> Mapping[str, nn.Parameter]:
+    def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
         """The parameters being trained, by name."""
         return self._trained
 
-    def state(self) -> Mapping[str, torch.Tensor]:
-        """The optimiser's moments by name."""
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """The optimizer's moments by name."""
         return self._loaded if self._adam is None else moments(self._adam, self._trained)
 
-    def load(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state` returned."""
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take over what `state_dict` returned."""
         self._loaded = state
 
-    def update(self, step: int) -> Totals:
-        """Let TRL go on until update `step` is taken."""
+    def step(self, number: int) -> MetricSums:
+        """Let TRL go on until update `number` is taken."""
         if self._updates is None:
-            self._updates = handed_over(lambda give: self._train(step - 1, give), name="trl")
-        totals = next(self._updates)
-        if step == self.course.total:
+            self._updates = iterate_in_thread(lambda emit: self._train(number - 1, emit), name="trl")
+        sums = next(self._updates)
+        if number == self.plan.total_updates:
             next(self._updates, None)  # to the end of train()
-        return totals
+        return sums
 
     def close(self) -> None:
         """Stop the trainer where it stands and take off the model what it put there."""
         if self._updates is not None:
             self._updates.close()
 
-    def _train(self, done: int, give: Callable[[Totals], None]) -> None:
-        material = self._material
+    def _train(self, done: int, emit: Callable[[MetricSums], None]) -> None:
+        inputs = self._inputs
         remove_foreign_settings()
-        with left_as_found(material.live):
+        with restore_model_state(inputs.policy):
             trainer = self._trainer(done)
-            trainer.watch = Watch(self.course, done, material.patience, give)
+            trainer.callbacks = StepCallbacks(self.plan, done, inputs.cancel_token, emit)
             # Of these it would print on stdout, and write the tokenizer's tokens into the model's configuration.
             trainer.remove_callback(PrinterCallback)
             trainer.processing_class = None
@@ -184,17 +190,17 @@ class TrlEngine:
             trainer.train()
 
     def _trainer(self, done: int) -> Any:
-        config, material, total = self._config, self._material, self.course.total
-        cpu = material.world.device.type == "cpu"
+        config, inputs, total = self._config, self._inputs, self.plan.total_updates
+        cpu = inputs.process_group.device.type == "cpu"
         common = common_arguments(config, total - done, total, self._folder, cpu=cpu)
         tokenizer = deepcopy(self._tokenizer)
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked; the trial's own tokenizer stays as it is
-        model = material.live.to_save
+        model = inputs.policy.model_to_save
         match config.loss:
             case DpoLoss():
-                assert material.reference is not None
-                row = preference_rows(material.train, config.loss, material.reference)
-                trainer: Any = WatchedDpo(
+                assert inputs.reference is not None
+                row = preference_rows(inputs.train, config.loss, inputs.reference)
+                trainer: Any = InstrumentedDpoTrainer(
                     model,
                     args=dpo_arguments(config.loss, common),
                     train_dataset=Dataset.from_list([row(0)]),  # it insists on this class
@@ -202,16 +208,16 @@ class TrlEngine:
                 )
                 if "ref" in getattr(model, "peft_config", {}):
                     trainer.model.delete_adapter("ref")  # a copy of the adapters as reference, which is known already
-                trainer.train_dataset = Rows(self.course, done, row)
+                trainer.train_dataset = RemainingRows(self.plan, done, row)
                 return trainer
             case SimpoLoss() | CpoLoss():
-                rows: Any = Rows(self.course, done, labelled_rows(material.train))
+                rows: Any = RemainingRows(self.plan, done, labeled_rows(inputs.train))
                 arguments = cpo_arguments(config.loss, common, config.data.max_length)
-                return WatchedCpo(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+                return InstrumentedCpoTrainer(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
             case OrpoLoss():
-                rows = Rows(self.course, done, labelled_rows(material.train))
+                rows = RemainingRows(self.plan, done, labeled_rows(inputs.train))
                 arguments = orpo_arguments(config.loss, common, config.data.max_length)
-                return WatchedOrpo(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
+                return InstrumentedOrpoTrainer(model, args=arguments, train_dataset=rows, processing_class=tokenizer)
             case SftLoss():
                 raise TrialError("engine trl trains on preferences; for sft use engine packed")
             case _:

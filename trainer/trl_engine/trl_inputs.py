@@ -1,6 +1,7 @@
-"""A trial's configuration in TRL's words: every default of TRL's that would change the result is written out.
+"""TRL's inputs for a trial: its arguments and the tokenized rows.
 
-The tokenised pairs in the run's own order, as TRL's collators take them. TRL neither tokenises nor shuffles.
+Every default of TRL's that would change the result is set explicitly. Rows come in the run's own order, as TRL's
+collators take them; TRL neither tokenizes nor shuffles.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from trl.experimental.orpo import ORPOConfig
 
 from trainer.config.loss_config import CpoLoss, DpoLoss, OrpoLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
-from trainer.data.pair_dataset import Ids, Pair, PairSet
-from trainer.objectives.dpo_terms import desensitised
+from trainer.data.pair_dataset import Pair, PairDataset, TokenIds
+from trainer.objectives.dpo_terms import length_desensitized
 from trainer.objectives.pair_logps import PairLogps
-from trainer.training.engine import Course
+from trainer.training.engine import UpdatePlan
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 
@@ -116,36 +117,39 @@ def orpo_arguments(loss: OrpoLoss, common: dict[str, Any], max_length: int) -> O
     return on_one_device(ORPOConfig(**common, beta=loss.beta, max_length=max_length))
 
 
-Row = Callable[[int], dict[str, Any]]
+RowFn = Callable[[int], dict[str, Any]]
 """The number of a pair -> what a collator makes a batch of."""
 
 
-class Rows(Dataset[dict[str, Any]]):
+class RemainingRows(Dataset[dict[str, Any]]):
     """The pairs of all updates after `done`, end to end: one pass over this is the rest of the run."""
 
-    def __init__(self, course: Course, done: int, row: Row) -> None:
-        self._course, self._done, self._row = course, done, row
-        self._per_update = course.training.pairs_per_update
+    def __init__(self, plan: UpdatePlan, done: int, row: RowFn) -> None:
+        self._plan, self._done, self._row = plan, done, row
+        self._per_update = plan.training.pairs_per_update
         self._step, self._update = -1, list[int]()
 
     def __len__(self) -> int:
-        return (self._course.total - self._done) * self._per_update
+        return (self._plan.total_updates - self._done) * self._per_update
 
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        updates, within = divmod(place, self._per_update)
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        updates, within = divmod(position, self._per_update)
         if self._done + updates + 1 != self._step:
             self._step = self._done + updates + 1
-            self._update = self._course.order.update(self._step)
+            self._update = self._plan.order.pairs_of(self._step)
         return self._row(self._update[within])
 
-    def map(self, *_: Any, **__: Any) -> Rows:
+    def map(self, *_: Any, **__: Any) -> RemainingRows:
         """Itself: CPOTrainer and ORPOTrainer map a data set through template and tokenizer, which this one has seen."""
         return self
 
 
-def preference_rows(pairs: PairSet, loss: DpoLoss, reference: PairLogps) -> Row:
-    """As DataCollatorForPreference takes them, with the start model's log-probs as DPOTrainer would precompute them."""
-    chosen, rejected = (sums.tolist() for sums in desensitised(loss, reference))
+def preference_rows(pairs: PairDataset, loss: DpoLoss, reference: PairLogps) -> RowFn:
+    """Return a function from a row number to a row as DataCollatorForPreference takes it.
+
+    Rows carry the initial model's log-probs as DPOTrainer would precompute them.
+    """
+    chosen, rejected = (sums.tolist() for sums in length_desensitized(loss, reference))
 
     def row(index: int) -> dict[str, Any]:
         pair = pairs.pair(index)
@@ -160,18 +164,18 @@ def preference_rows(pairs: PairSet, loss: DpoLoss, reference: PairLogps) -> Row:
     return row
 
 
-def labelled_rows(pairs: PairSet) -> Row:
+def labeled_rows(pairs: PairDataset) -> RowFn:
     """As DPODataCollatorWithPadding takes them, for CPOTrainer and ORPOTrainer."""
 
     def row(index: int) -> dict[str, Any]:
         pair: Pair = pairs.pair(index)
         prompt = pair.prompt.tolist()
-        return _labelled("chosen", prompt, pair.chosen) | _labelled("rejected", prompt, pair.rejected)
+        return _labeled("chosen", prompt, pair.chosen) | _labeled("rejected", prompt, pair.rejected)
 
     return row
 
 
-def _labelled(side: str, prompt: list[int], response: Ids) -> dict[str, Any]:
+def _labeled(side: str, prompt: list[int], response: TokenIds) -> dict[str, Any]:
     scored: list[int] = response.tolist()
     return {
         f"{side}_input_ids": prompt + scored,

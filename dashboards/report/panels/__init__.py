@@ -1,13 +1,14 @@
-"""The report's sections, each a function of an Insight; None where it has nothing to show. To add one: a file, a name.
+"""The report's panels in order, each a function of a SweepAnalysis; None without anything to show.
 
-A panel draws one sweep or several put side by side (dashboards/compare.py): it goes by the frame alone.
+To add one: write a function and name it in `PANELS`. A panel draws one sweep or several side by side
+(dashboards/analysis/comparison.py), from the frame alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from dashboards.diagnosis.diagnose import Insight
+from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Panel
 from dashboards.report.panels import (
     heatmaps,
@@ -19,13 +20,13 @@ from dashboards.report.panels import (
     winner,
 )
 
-PANELS: tuple[Callable[[Insight], Panel | None], ...] = (
-    winner.answer_panel,
-    judgements_panel.panel,
+PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
+    winner.winner_panel,
+    judgements_panel.judgements_panel,
     winner.diagnosis_panel,
     hyperparameters.front_panel,
-    heatmaps.panel,
-    learning_curves.panel,
+    heatmaps.heatmap_panel,
+    learning_curves.learning_curves_panel,
     response_quality.collapse_panel,
     hyperparameters.importance_panel,
     hyperparameters.parallel_panel,
@@ -33,6 +34,6 @@ PANELS: tuple[Callable[[Insight], Panel | None], ...] = (
     response_quality.length_panel,
     trials_and_cost.cost_panel,
     trials_and_cost.timeline_panel,
-    trials_and_cost.endings_panel,
+    trials_and_cost.trials_panel,
     winner.setup_panel,
 )

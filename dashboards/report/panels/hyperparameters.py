@@ -1,8 +1,6 @@
-"""What matters: how much of the goal's spread each leaf explains, and the goal along each leaf.
+"""Panels of hyperparameters: importance, objective along each setting, parallel coordinates, Pareto front.
 
-Parallel coordinates, drawn as lines: they print, need no WebGL, and a finger can point at one.
-
-Several goals: the trials that no other one beats in all of them.
+Parallel coordinates are drawn as lines: they print and need no WebGL.
 """
 
 from __future__ import annotations
@@ -13,26 +11,36 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards.analysis.param_effects import is_log, is_numeric, levels
-from dashboards.analysis.sweep_frame import SweepFrame, TrialCase, brief, show
-from dashboards.diagnosis.diagnose import Insight
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_brief, format_value
+from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.report.blocks import Block, Chart, Charts, Panel, Table
-from dashboards.report.figures import BLUE, FAINT, GREY, PAPER, VERMILION, end_of, figure, plain, shade
-from orchestrator.spec.objectives import Goal
+from dashboards.report.figures import (
+    BLUE,
+    FAINT_COLOR,
+    GREY,
+    PAPER,
+    VERMILION,
+    escape_text,
+    figure,
+    scale_color,
+    state_marker,
+)
+from orchestrator.spec.objectives import Objective
 from trainer.metrics import EVAL
 
 
-def importance_panel(seen: Insight) -> Panel | None:
-    """fANOVA's shares, then a slice for each leaf."""
-    frame = seen.frame
+def importance_panel(analysis: SweepAnalysis) -> Panel | None:
+    """fANOVA's shares, then a slice for each setting."""
+    frame = analysis.frame
     slices = [_slice(frame, path) for path in frame.paths if len(levels(frame, path)) > 1]
     if not slices:
         return None
     blocks: list[Block] = []
-    if seen.importances:
-        blocks.append(Charts((_bars(seen),), wide=True))
+    if analysis.importances:
+        blocks.append(Charts((_bars(analysis),), wide=True))
     blocks.append(Charts(tuple(slices)))
     lead = "Each dot is a trial; the line joins the means of complete trials."
-    if seen.importances:
+    if analysis.importances:
         lead = (
             "Share of the goal's variance that each leaf explains among the complete trials (fANOVA: a random forest, "
             "so a rough guide with few trials). " + lead
@@ -40,11 +48,11 @@ def importance_panel(seen: Insight) -> Panel | None:
     return Panel("importance", "What matters", lead, blocks)
 
 
-def _bars(seen: Insight) -> Chart:
-    shares = list(reversed(seen.importances.items()))
+def _bars(analysis: SweepAnalysis) -> Chart:
+    shares = list(reversed(analysis.importances.items()))
     trace = go.Bar(
         x=[share for _, share in shares],
-        y=[plain(seen.frame.short.get(path, path)) for path, _ in shares],
+        y=[escape_text(analysis.frame.short_names.get(path, path)) for path, _ in shares],
         orientation="h",
         marker={"color": BLUE},
         text=[f"{share:.0%}" for _, share in shares],
@@ -64,90 +72,94 @@ def _bars(seen: Insight) -> Chart:
 
 def _slice(frame: SweepFrame, path: str) -> Chart:
     best = frame.ranked[0] if frame.ranked else None
-    cases = [c for c in frame.trials if path in c.record.params and frame.value(c) is not None]
-    cases.sort(key=lambda case: case is best)  # drawn last, on top
+    trials = [c for c in frame.trials if path in c.record.params and frame.value(c) is not None]
+    trials.sort(key=lambda trial: trial is best)  # drawn last, on top
     numeric, log = is_numeric(frame, path), is_log(frame, path)
 
-    def place(value: Any) -> Any:
-        return value if numeric else plain(show(value))
+    def position(value: Any) -> Any:
+        return value if numeric else escape_text(format_value(value))
 
     dots = go.Scatter(
-        x=[place(case.record.params[path]) for case in cases],
-        y=[frame.value(case) for case in cases],
+        x=[position(trial.record.params[path]) for trial in trials],
+        y=[frame.value(trial) for trial in trials],
         mode="markers",
         marker={
-            "color": [VERMILION if case is best else end_of(case)[0] for case in cases],
-            "symbol": ["star" if case is best else end_of(case)[1] for case in cases],
-            "size": [13 if case is best else 7 for case in cases],
+            "color": [VERMILION if trial is best else state_marker(trial)[0] for trial in trials],
+            "symbol": ["star" if trial is best else state_marker(trial)[1] for trial in trials],
+            "size": [13 if trial is best else 7 for trial in trials],
             "opacity": 0.8,
             "line": {"width": 0},
         },
-        text=[f"trial {plain(case.label)}, {case.end_word.lower()}<br>{plain(frame.words(case))}" for case in cases],
+        text=[
+            f"trial {escape_text(trial.label)}, {trial.state_label.lower()}<br>"
+            f"{escape_text(frame.describe_params(trial))}"
+            for trial in trials
+        ],
         hovertemplate="%{text}<br>%{y:.4g}<extra></extra>",
     )
     traces: list[Any] = [dots]
     found = levels(frame, path)
     if len(found) <= 12:
         means = go.Scatter(
-            x=[place(level.value) for level in found],
+            x=[position(level.value) for level in found],
             y=[level.mean for level in found],
             mode="lines",
             line={"color": GREY, "width": 1.5},
             hoverinfo="skip",
         )
         traces.insert(0, means)
-    axis: dict[str, Any] = {"title": {"text": plain(path)}}
+    axis: dict[str, Any] = {"title": {"text": escape_text(path)}}
     if numeric:
         values = [level.value for level in found]
         axis |= {"type": "log"} if log else {}
-        axis |= {"range": _padded([c.record.params[path] for c in cases], log)}
+        axis |= {"range": _padded_range([c.record.params[path] for c in trials], log)}
         if len(values) <= 6:
-            axis |= {"tickvals": values, "ticktext": [show(value) for value in values]}
+            axis |= {"tickvals": values, "ticktext": [format_value(value) for value in values]}
     else:
         axis |= {"type": "category"}
     made = figure(traces, xaxis=axis, yaxis={"zeroline": False}, margin={"l": 54, "r": 12, "t": 6, "b": 42})
-    title = f"{frame.goal.metric.removeprefix(EVAL)} by {frame.short.get(path, path)}"
-    return Chart(made, title, f"{frame.goal.metric} along {path}", 250)
+    title = f"{frame.objective.metric.removeprefix(EVAL)} by {frame.short_names.get(path, path)}"
+    return Chart(made, title, f"{frame.objective.metric} along {path}", 250)
 
 
-def _padded(values: list[Any], log: bool) -> list[float]:
+def _padded_range(values: list[Any], log: bool) -> list[float]:
     """The axis's range with room at both ends, so that no mark is cut; plotly's log axes count in powers of ten."""
     placed = [math.log10(value) if log else float(value) for value in values]
-    room = 0.08 * (max(placed) - min(placed)) or 0.5
-    return [min(placed) - room, max(placed) + room]
+    padding = 0.08 * (max(placed) - min(placed)) or 0.5
+    return [min(placed) - padding, max(placed) + padding]
 
 
-_SHADES = 12
-_DARKEST = 0.35
-"""Of the scale of colours: a thin line below this is lost on a dark page."""
-_PER_AXIS = 120
-_MISSING = -0.12
+_SHADE_COUNT = 12
+_MIN_SHADE = 0.35
+"""Of the scale of colors: a thin line below this is lost on a dark page."""
+_AXIS_WIDTH = 120
+_MISSING_POSITION = -0.12
 
 
-def parallel_panel(seen: Insight) -> Panel | None:
-    """A vertical axis for each searched leaf and one for the goal; a line for each trial that has a value."""
-    frame = seen.frame
-    shown = [case for case in frame.trials if frame.value(case) is not None]
+def parallel_panel(analysis: SweepAnalysis) -> Panel | None:
+    """A vertical axis for each searched setting and one for the objective; a line for each trial that has a value."""
+    frame = analysis.frame
+    shown = [trial for trial in frame.trials if frame.value(trial) is not None]
     paths = [p for p in frame.paths if len({repr(c.record.params[p]) for c in shown if p in c.record.params}) > 1]
     if len(shown) < 3 or len(paths) < 2:
         return None
-    values = [value for case in shown if (value := frame.value(case)) is not None]
+    values = [value for trial in shown if (value := frame.value(trial)) is not None]
     low, high = min(values), max(values)
     axes = [_Axis(frame, shown, path) for path in paths]
-    lines: dict[int, list[tuple[TrialCase, list[float]]]] = {}
-    for case in shown:
-        value = frame.value(case)
+    lines: dict[int, list[tuple[TrialFrame, list[float]]]] = {}
+    for trial in shown:
+        value = frame.value(trial)
         assert value is not None
         share = 0.5 if high == low else (value - low) / (high - low)
-        level = round((share if frame.sign > 0 else 1 - share) * (_SHADES - 1))
-        lines.setdefault(level, []).append((case, [*(axis.place(case) for axis in axes), share]))
+        level = round((share if frame.sign > 0 else 1 - share) * (_SHADE_COUNT - 1))
+        lines.setdefault(level, []).append((trial, [*(axis.position(trial) for axis in axes), share]))
     traces: list[Any] = [_lines(frame, level, lines[level]) for level in sorted(lines)]
     if frame.ranked:
         best = next(row for rows in lines.values() for row in rows if row[0] is frame.ranked[0])
-        traces.append(_lines(frame, _SHADES - 1, [best], width=4.5))
-    notes = [note for k, axis in enumerate(axes) for note in axis.notes(k)]
-    notes += _goal_notes(frame, len(axes), low, high)
-    lacking = any(axis.some_lack for axis in axes)
+        traces.append(_lines(frame, _SHADE_COUNT - 1, [best], width=4.5))
+    notes = [note for k, axis in enumerate(axes) for note in axis.annotations(k)]
+    notes += _objective_annotations(frame, len(axes), low, high)
+    lacking = any(axis.has_missing for axis in axes)
     line = {"color": GREY, "width": 1}
     shapes = [{"type": "line", "x0": k, "x1": k, "y0": 0, "y1": 1, "line": line} for k in range(len(axes) + 1)]
     made = figure(
@@ -160,26 +172,30 @@ def parallel_panel(seen: Insight) -> Panel | None:
         hovermode="closest",
     )
     label = "Parallel coordinates: each trial's searched leaves and its goal"
-    chart = Chart(made, "", label, 380, least_width=_PER_AXIS * (len(axes) + 1))
+    chart = Chart(made, "", label, 380, min_width=_AXIS_WIDTH * (len(axes) + 1))
     lead = "Brighter is better, the thick line is the winner. Trials that were stopped are drawn at their last value."
     return Panel("parallel", "All trials at once", lead, (Charts((chart,), wide=True),))
 
 
 class _Axis:
-    """One leaf's axis: where a trial crosses it, from 0 to 1, and its ticks."""
+    """One setting's axis: where a trial crosses it, from 0 to 1, and its ticks."""
 
-    def __init__(self, frame: SweepFrame, cases: list[TrialCase], path: str) -> None:
-        self._path, self._name = path, frame.short.get(path, path)
-        values = [case.record.params[path] for case in cases if path in case.record.params]
+    def __init__(self, frame: SweepFrame, trials: list[TrialFrame], path: str) -> None:
+        self._path, self._name = path, frame.short_names.get(path, path)
+        values = [trial.record.params[path] for trial in trials if path in trial.record.params]
         self._log = is_log(frame, path)
         self._numeric = is_numeric(frame, path)
         self._listed = sorted({repr(v): v for v in values}.values(), key=_order if self._numeric else str)
-        self.some_lack = len(values) < len(cases)
+        self.has_missing = len(values) < len(trials)
 
-    def place(self, case: TrialCase) -> float:
-        return _MISSING if self._path not in case.record.params else self._at(case.record.params[self._path])
+    def position(self, trial: TrialFrame) -> float:
+        return (
+            _MISSING_POSITION
+            if self._path not in trial.record.params
+            else self._position_of(trial.record.params[self._path])
+        )
 
-    def _at(self, value: Any) -> float:
+    def _position_of(self, value: Any) -> float:
         if not self._numeric:
             return [repr(v) for v in self._listed].index(repr(value)) / max(1, len(self._listed) - 1)
         low, high = float(self._listed[0]), float(self._listed[-1])
@@ -187,23 +203,28 @@ class _Axis:
             return math.log(value / low) / math.log(high / low)
         return (value - low) / (high - low)
 
-    def notes(self, k: int) -> list[dict[str, Any]]:
+    def annotations(self, k: int) -> list[dict[str, Any]]:
         few = self._listed if len(self._listed) <= 7 else [self._listed[0], self._listed[-1]]
-        ticks = [_note(k, self._at(value), plain(show(value)), "left") for value in few]
-        ticks.append(_note(k, 1.06, f"<b>{plain(self._name)}</b>", "center", "bottom", 0))
-        return [*ticks, _note(k, _MISSING, "not searched", "left")] if self.some_lack else ticks
+        ticks = [_annotation(k, self._position_of(value), escape_text(format_value(value)), "left") for value in few]
+        ticks.append(_annotation(k, 1.06, f"<b>{escape_text(self._name)}</b>", "center", "bottom", 0))
+        return [*ticks, _annotation(k, _MISSING_POSITION, "not searched", "left")] if self.has_missing else ticks
 
 
 def _order(value: Any) -> float:
     return float(value)
 
 
-def _goal_notes(frame: SweepFrame, k: int, low: float, high: float) -> list[dict[str, Any]]:
-    ends = [_note(k, 0.0, show(low), "left"), _note(k, 1.0, show(high), "left")]
-    return [*ends, _note(k, 1.06, f"<b>{plain(frame.goal.metric.removeprefix('eval_'))}</b>", "center", "bottom", 0)]
+def _objective_annotations(frame: SweepFrame, k: int, low: float, high: float) -> list[dict[str, Any]]:
+    ends = [_annotation(k, 0.0, format_value(low), "left"), _annotation(k, 1.0, format_value(high), "left")]
+    return [
+        *ends,
+        _annotation(
+            k, 1.06, f"<b>{escape_text(frame.objective.metric.removeprefix('eval_'))}</b>", "center", "bottom", 0
+        ),
+    ]
 
 
-def _note(x: float, y: float, text: str, anchor: str, up: str = "middle", shift: int = 5) -> dict[str, Any]:
+def _annotation(x: float, y: float, text: str, anchor: str, up: str = "middle", shift: int = 5) -> dict[str, Any]:
     return {
         "x": x,
         "y": y,
@@ -218,31 +239,39 @@ def _note(x: float, y: float, text: str, anchor: str, up: str = "middle", shift:
     }
 
 
-def _lines(frame: SweepFrame, level: int, rows: list[tuple[TrialCase, list[float]]], width: float = 1.6) -> Any:
+def _lines(frame: SweepFrame, level: int, rows: list[tuple[TrialFrame, list[float]]], width: float = 1.6) -> Any:
     x: list[float | None] = []
     y: list[float | None] = []
-    told: list[str | None] = []
-    for case, places in rows:
-        x += [*range(len(places)), None]
-        y += [*places, None]
-        words = f"trial {plain(case.label)}, {case.end_word.lower()}: {show(frame.value(case))}"
-        told += [*([f"{words}<br>{plain(frame.words(case))}"] * len(places)), None]
-    red, green, blue = shade(_DARKEST + (1 - _DARKEST) * level / (_SHADES - 1))
+    texts: list[str | None] = []
+    for trial, positions in rows:
+        x += [*range(len(positions)), None]
+        y += [*positions, None]
+        text = f"trial {escape_text(trial.label)}, {trial.state_label.lower()}: {format_value(frame.value(trial))}"
+        texts += [*([f"{text}<br>{escape_text(frame.describe_params(trial))}"] * len(positions)), None]
+    red, green, blue = scale_color(_MIN_SHADE + (1 - _MIN_SHADE) * level / (_SHADE_COUNT - 1))
     line = {"color": f"rgba({red},{green},{blue},{1.0 if width > 2 else 0.85})", "width": width}
-    return go.Scatter(x=x, y=y, text=told, mode="lines", line=line, hovertemplate="%{text}<extra></extra>")
+    return go.Scatter(x=x, y=y, text=texts, mode="lines", line=line, hovertemplate="%{text}<extra></extra>")
 
 
-def front_panel(seen: Insight) -> Panel | None:
-    """The front as a table, and drawn for each further goal against the first one."""
-    frame = seen.frame
-    if not frame.also or not frame.front:
+def front_panel(analysis: SweepAnalysis) -> Panel | None:
+    """The front as a table, and drawn for each further objective against the first one."""
+    frame = analysis.frame
+    if not frame.further_objectives or not frame.pareto_front:
         return None
-    charts = tuple(_chart(frame, other) for other in frame.also)
-    goals = (frame.goal, *frame.also)
-    head = ("trial", *(frame.short.get(p, p) for p in frame.paths), *(f"{g.metric} ({g.direction})" for g in goals))
+    charts = tuple(_chart(frame, other) for other in frame.further_objectives)
+    objectives = (frame.objective, *frame.further_objectives)
+    head = (
+        "trial",
+        *(frame.short_names.get(p, p) for p in frame.paths),
+        *(f"{g.metric} ({g.direction})" for g in objectives),
+    )
     rows = tuple(
-        (c.label, *(show(c.record.params.get(p)) for p in frame.paths), *(brief(c.last(g.metric)) for g in goals))
-        for c in frame.front
+        (
+            c.label,
+            *(format_value(c.record.params.get(p)) for p in frame.paths),
+            *(format_brief(c.last(g.metric)) for g in objectives),
+        )
+        for c in frame.pareto_front
     )
     table = Table(head, rows, frozenset(range(1, len(head))), marked=frozenset({0}))
     lead = "No trial is better than these in one goal without being worse in another. The first goal picks the winner."
@@ -250,28 +279,30 @@ def front_panel(seen: Insight) -> Panel | None:
     return Panel("front", "The Pareto front", lead, blocks)
 
 
-def _chart(frame: SweepFrame, other: Goal) -> Chart:
-    shown = [case for case in frame.ranked if case.last(other.metric) is not None]
-    best = sorted(frame.front, key=lambda case: case.last(frame.goal.metric) or math.inf)
-    inside = {case.number for case in best}
+def _chart(frame: SweepFrame, other: Objective) -> Chart:
+    shown = [trial for trial in frame.ranked if trial.last(other.metric) is not None]
+    best = sorted(frame.pareto_front, key=lambda trial: trial.last(frame.objective.metric) or math.inf)
+    inside = {trial.number for trial in best}
     line = _dots(frame, best, other, "lines+markers", VERMILION, 9)
-    rest = [case for case in shown if case.number not in inside]
+    rest = [trial for trial in shown if trial.number not in inside]
     made = figure(
         [_dots(frame, rest, other, "markers", None, 7), line],
-        xaxis={"title": {"text": plain(frame.goal.metric)}, "zeroline": False},
-        yaxis={"title": {"text": plain(other.metric)}, "zeroline": False},
+        xaxis={"title": {"text": escape_text(frame.objective.metric)}, "zeroline": False},
+        yaxis={"title": {"text": escape_text(other.metric)}, "zeroline": False},
         margin={"l": 62, "r": 12, "t": 6, "b": 46},
     )
-    return Chart(made, "", f"{other.metric} against {frame.goal.metric} of every complete trial", 340)
+    return Chart(made, "", f"{other.metric} against {frame.objective.metric} of every complete trial", 340)
 
 
-def _dots(frame: SweepFrame, cases: list[TrialCase], other: Goal, mode: str, colour: str | None, size: int) -> Any:
+def _dots(
+    frame: SweepFrame, trials: list[TrialFrame], other: Objective, mode: str, color: str | None, size: int
+) -> Any:
     return go.Scatter(
-        x=[case.last(frame.goal.metric) for case in cases],
-        y=[case.last(other.metric) for case in cases],
+        x=[trial.last(frame.objective.metric) for trial in trials],
+        y=[trial.last(other.metric) for trial in trials],
         mode=mode,
-        line={"color": colour or FAINT, "width": 1.5, "dash": "dot"},
-        marker={"size": size, "color": colour or [end_of(case)[0] for case in cases]},
-        text=[f"trial {plain(case.label)}<br>{plain(frame.words(case))}" for case in cases],
+        line={"color": color or FAINT_COLOR, "width": 1.5, "dash": "dot"},
+        marker={"size": size, "color": color or [state_marker(trial)[0] for trial in trials]},
+        text=[f"trial {escape_text(trial.label)}<br>{escape_text(frame.describe_params(trial))}" for trial in trials],
         hovertemplate="%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>",
     )

@@ -1,52 +1,52 @@
-"""What a judge says of the best trials' answers against the start model's."""
+"""Panel of the judge: win rates of the best trials' answers against the initial model's."""
 
 from __future__ import annotations
 
 import plotly.graph_objects as go
 
-from dashboards.analysis.sweep_frame import TrialCase
-from dashboards.diagnosis.diagnose import Insight
-from dashboards.report.blocks import Block, Chart, Charts, Panel, Replies, Reply, Table, Words
-from dashboards.report.figures import BLUE, GREEN, GREY, PINK, VERMILION, figure, plain
-from dashboards.terminal.judge_output import HEAD, MORE, more, row
-from orchestrator.judge.judgements import Verdict, headline
+from dashboards.analysis.sweep_frame import TrialFrame
+from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies, Table
+from dashboards.report.figures import BLUE, GREEN, GREY, PINK, VERMILION, escape_text, figure
+from dashboards.terminal.judge_output import EXTRA_HEAD, HEAD, extra_columns, table_row
+from orchestrator.judge.judgements import Judgement, headline
 
 _EXAMPLES = 4
-_COLOURS = {"endpoint": BLUE, "reward": GREEN, "checker": PINK}
+_JUDGE_COLORS = {"endpoint": BLUE, "reward": GREEN, "checker": PINK}
 
 
-def panel(seen: Insight) -> Panel | None:
+def judgements_panel(analysis: SweepAnalysis) -> Panel | None:
     """Win rates with their intervals, the table, and examples of what was preferred."""
-    judged = [(case, verdict) for case in seen.frame.ranked for verdict in case.judged]
-    if not judged:
+    judgements = [(trial, judgement) for trial in analysis.frame.ranked for judgement in trial.judgements]
+    if not judgements:
         return None
-    blocks: list[Block] = [_chart(judged), _table(judged)]
-    blocks += [Words(text) for text in _remarks([verdict for _, verdict in judged])]
-    blocks += _examples(seen)
+    blocks: list[Block] = [_chart(judgements), _table(judgements)]
+    blocks += [Paragraph(text) for text in _remarks([judgement for _, judgement in judgements])]
+    blocks += _examples(analysis)
     lead = "Answers to fixed prompts, the trial's against the start model's. Ties count half."
     return Panel("judge", "What a judge says", lead, blocks)
 
 
-def _chart(judged: list[tuple[TrialCase, Verdict]]) -> Charts:
-    told = [(case, v, v.win_rate) for case, v in judged if v.win_rate is not None]
-    names = [plain(f"trial {case.label}, {v.judge}, {v.decoding}") for case, v, _ in told]
+def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
+    with_rates = [(trial, v, v.win_rate) for trial, v in judgements if v.win_rate is not None]
+    names = [escape_text(f"trial {trial.label}, {v.judge}, {v.decoding}") for trial, v, _ in with_rates]
     traces = [
         go.Scatter(
-            x=[rate.value for _, _, rate in told],
+            x=[rate.value for _, _, rate in with_rates],
             y=names,
             mode="markers",
-            marker={"size": 9, "color": [_COLOURS[v.judge] for _, v, _ in told]},
+            marker={"size": 9, "color": [_JUDGE_COLORS[v.judge] for _, v, _ in with_rates]},
             error_x={
                 "type": "data",
                 "symmetric": False,
-                "array": [rate.high - rate.value for _, _, rate in told],
-                "arrayminus": [rate.value - rate.low for _, _, rate in told],
+                "array": [rate.high - rate.value for _, _, rate in with_rates],
+                "arrayminus": [rate.value - rate.low for _, _, rate in with_rates],
                 "color": GREY,
             },
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         ),
         go.Scatter(
-            x=[None if v.lc_win_rate is None else v.lc_win_rate.value for _, v, _ in told],
+            x=[None if v.lc_win_rate is None else v.lc_win_rate.value for _, v, _ in with_rates],
             y=names,
             mode="markers",
             marker={"size": 11, "symbol": "diamond-open", "color": VERMILION},
@@ -69,21 +69,23 @@ def _chart(judged: list[tuple[TrialCase, Verdict]]) -> Charts:
         yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
         margin={"l": 8, "r": 14, "t": 6, "b": 46},
     )
-    legend = tuple((_COLOURS[kind], kind) for kind in _COLOURS if any(v.judge == kind for _, v, _ in told))
+    legend = tuple(
+        (_JUDGE_COLORS[kind], kind) for kind in _JUDGE_COLORS if any(v.judge == kind for _, v, _ in with_rates)
+    )
     chart = Chart(made, "", "Win rate of each judged trial, with its 95 % interval", 110 + 34 * len(names))
     return Charts((chart,), (*legend, (VERMILION, "at equal length")), wide=True)
 
 
-def _table(judged: list[tuple[TrialCase, Verdict]]) -> Table:
-    rows = tuple((case.label, *row(verdict)[1:], *more(verdict)) for case, verdict in judged)
-    head = (*HEAD, *(name if name not in ("characters", "score") else f"{name} (start's)" for name in MORE))
+def _table(judgements: list[tuple[TrialFrame, Judgement]]) -> Table:
+    rows = tuple((trial.label, *table_row(judgement)[1:], *extra_columns(judgement)) for trial, judgement in judgements)
+    head = (*HEAD, *(name if name not in ("characters", "score") else f"{name} (start's)" for name in EXTRA_HEAD))
     return Table(head, rows, numeric=frozenset(set(range(len(head))) - {1, 2}))
 
 
-def _remarks(verdicts: list[Verdict]) -> list[str]:
+def _remarks(judgements: list[Judgement]) -> list[str]:
     """What has to be known to read the table."""
     found: list[str] = []
-    biased = [v for v in verdicts if v.first is not None and v.first.clear]
+    biased = [v for v in judgements if v.first is not None and v.first.is_clear]
     if biased:
         shares = " and ".join(dict.fromkeys(f"{v.first.value:.0%}" for v in biased if v.first is not None))
         found.append(
@@ -91,35 +93,35 @@ def _remarks(verdicts: list[Verdict]) -> list[str]:
             "were asked, so the bias makes ties and not winners."
         )
     failures: dict[str, int] = {}
-    for verdict in verdicts:
-        for kind, count in (verdict.asked.failures if verdict.asked else {}).items():
+    for judgement in judgements:
+        for kind, count in (judgement.asked.failures if judgement.asked else {}).items():
             failures[kind] = failures.get(kind, 0) + count
     if failures:
-        told = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(failures.items()))
-        found.append(f"Calls without a verdict, tried again where that could help: {told}.")
-    still_open = sum(v.asked.unanswered for v in verdicts if v.asked is not None)
+        with_rates = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(failures.items()))
+        found.append(f"Calls without a verdict, tried again where that could help: {with_rates}.")
+    still_open = sum(v.asked.unanswered for v in judgements if v.asked is not None)
     if still_open:
         found.append(f"{still_open} questions are still open: the same command asks them again.")
-    if any(v.lc_win_rate is not None for v in verdicts):
+    if any(v.lc_win_rate is not None for v in judgements):
         found.append(
             "At equal length: the length-controlled win rate of AlpacaEval 2, what a logistic regression expects where "
             "both answers are as long."
         )
-    if any(v.judge == "reward" for v in verdicts):
+    if any(v.judge == "reward" for v in judgements):
         found.append("A reward model that the trials' data were made with, or was trained on the like, is no outsider.")
     return found
 
 
-def _examples(seen: Insight) -> list[Block]:
+def _examples(analysis: SweepAnalysis) -> list[Block]:
     """Answers of the best judged trial that its judge liked and disliked."""
-    case = next((case for case in seen.frame.ranked if case.judged), None)
-    first = None if case is None else headline(case.judged)
-    if case is None or first is None:
+    trial = next((trial for trial in analysis.frame.ranked if trial.judgements), None)
+    first = None if trial is None else headline(trial.judgements)
+    if trial is None or first is None:
         return []
     blocks: list[Block] = []
     for example in first.examples[:_EXAMPLES]:
         preferred = example.preference > 0.5
-        ours = Reply(f"trial {case.label}{', preferred' if preferred else ''}", example.ours, None)
-        theirs = Reply(f"start model{'' if preferred else ', preferred'}", example.theirs, None)
+        ours = ModelReply(f"trial {trial.label}{', preferred' if preferred else ''}", example.ours, None)
+        theirs = ModelReply(f"start model{'' if preferred else ', preferred'}", example.theirs, None)
         blocks.append(Replies(example.prompt, None, (ours, theirs)))
     return blocks

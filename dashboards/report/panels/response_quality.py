@@ -1,8 +1,8 @@
-"""The collapse map: did the margin grow by raising the chosen responses, or only by burying the rejected ones?
+"""Panels of response quality: collapse map, length bias, samples.
 
-Length bias: does the model prefer the longer response, and more so than before training?
-
-What the models say: the fixed prompts answered by the start model, by the best trial and by the worst.
+Collapse map: whether the margin grew by raising the chosen responses or only by lowering the rejected ones. Length
+bias: whether the model prefers longer responses, and more than before training. Samples: the fixed prompts answered by
+the initial model, the best trial and the worst.
 """
 
 from __future__ import annotations
@@ -14,35 +14,47 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from dashboards.analysis.held_out_pairs import HeldOut, spearman
+from dashboards.analysis.held_out_pairs import HeldOutPairs, spearman
 from dashboards.analysis.small_samples import is_clear_correlation
-from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCase, show
+from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialFrame, format_value
 from dashboards.diagnosis.collapse_rules import CHOSEN, CHOSEN_DROP, MARGIN
-from dashboards.diagnosis.diagnose import Insight
-from dashboards.report.blocks import Block, Chart, Charts, Panel, Replies, Reply, Words
-from dashboards.report.figures import BLUE, FAINT, GREEN, GREY, RANKS, VERMILION, end_of, figure, plain
+from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies
+from dashboards.report.figures import (
+    BLUE,
+    FAINT_COLOR,
+    GREEN,
+    GREY,
+    RANK_COLORS,
+    VERMILION,
+    escape_text,
+    figure,
+    state_marker,
+)
 
 
-def collapse_panel(seen: Insight) -> Panel | None:
-    """Change of the margin against change of the chosen log-prob, both per token and since the start model."""
-    frame = seen.frame
+def collapse_panel(analysis: SweepAnalysis) -> Panel | None:
+    """Change of the margin against change of the chosen log-prob, both per token and since the initial model."""
+    frame = analysis.frame
     placed = [
-        (case, chosen, margin)
-        for case in frame.trials
-        if (chosen := case.change(CHOSEN)) is not None and (margin := case.change(MARGIN)) is not None
+        (trial, chosen, margin)
+        for trial in frame.trials
+        if (chosen := trial.change(CHOSEN)) is not None and (margin := trial.change(MARGIN)) is not None
     ]
     if not placed:
         return None
-    ranks = {case.number: k for k, case in enumerate(frame.ranked[: len(RANKS)])}
-    traces: list[Any] = [_path(case, RANKS[ranks[case.number]]) for case, _, _ in placed if case.number in ranks]
+    ranks = {trial.number: k for k, trial in enumerate(frame.ranked[: len(RANK_COLORS)])}
+    traces: list[Any] = [
+        _path(trial, RANK_COLORS[ranks[trial.number]]) for trial, _, _ in placed if trial.number in ranks
+    ]
     traces.append(_marks(frame, placed, ranks))
-    ends = [0.0, *(y for case, _, _ in placed for y in _margins(case))]
-    room = 0.12 * (max(ends) - min(ends)) or 0.1
-    bottom, top = min(ends) - room, max(ends) + room
+    ends = [0.0, *(y for trial, _, _ in placed for y in _margins(trial))]
+    padding = 0.12 * (max(ends) - min(ends)) or 0.1
+    bottom, top = min(ends) - padding, max(ends) + padding
     low = min(0.0, *(x for _, x, _ in placed)) - 0.02
     notes = [
-        _note("hollow: chosen falls too", VERMILION, 0.01, 0.99, "left"),
-        _note("healthy", GREEN, 0.99, 0.99, "right"),
+        _annotation("hollow: chosen falls too", VERMILION, 0.01, 0.99, "left"),
+        _annotation("healthy", GREEN, 0.99, 0.99, "right"),
     ]
     zero = {"type": "line", "line": {"color": GREY, "width": 1, "dash": "dot"}}
     edge = {"type": "line", "line": {"color": VERMILION, "width": 1, "dash": "dash"}}
@@ -68,47 +80,51 @@ def collapse_panel(seen: Insight) -> Panel | None:
     return Panel("collapse", "Healthy or hollow", lead, (Charts((Chart(made, "", label, 400),), wide=True),))
 
 
-def _margins(case: TrialCase) -> list[float]:
-    values = [value for _, value in case.view.courses.get(MARGIN, []) if math.isfinite(value)]
+def _margins(trial: TrialFrame) -> list[float]:
+    values = [value for _, value in trial.curves.curves.get(MARGIN, []) if math.isfinite(value)]
     return [value - values[0] for value in values]
 
 
-def _path(case: TrialCase, colour: str) -> Any:
-    chosen, margin = dict(case.view.courses.get(CHOSEN, [])), dict(case.view.courses.get(MARGIN, []))
+def _path(trial: TrialFrame, color: str) -> Any:
+    chosen, margin = dict(trial.curves.curves.get(CHOSEN, [])), dict(trial.curves.curves.get(MARGIN, []))
     steps = sorted(chosen.keys() & margin.keys())
     return go.Scatter(
         x=[chosen[step] - chosen[steps[0]] for step in steps],
         y=[margin[step] - margin[steps[0]] for step in steps],
         mode="lines",
-        line={"color": colour, "width": 1.4},
+        line={"color": color, "width": 1.4},
         hoverinfo="skip",
     )
 
 
-def _marks(frame: SweepFrame, placed: list[tuple[TrialCase, float, float]], ranks: dict[int, int]) -> Any:
-    cases = [case for case, _, _ in placed]
+def _marks(frame: SweepFrame, placed: list[tuple[TrialFrame, float, float]], ranks: dict[int, int]) -> Any:
+    trials = [trial for trial, _, _ in placed]
     return go.Scatter(
         x=[x for _, x, _ in placed],
         y=[y for _, _, y in placed],
         mode="markers+text" if len(placed) <= 30 else "markers",
-        text=[plain(case.label) for case in cases],
-        textposition=_beside([(x, y) for _, x, y in placed]),
+        text=[escape_text(trial.label) for trial in trials],
+        textposition=_label_positions([(x, y) for _, x, y in placed]),
         marker={
-            "size": [13 if ranks.get(case.number) == 0 else 9 for case in cases],
-            "symbol": ["star" if ranks.get(case.number) == 0 else end_of(case)[1] for case in cases],
-            "color": [RANKS[ranks[case.number]] if case.number in ranks else end_of(case)[0] for case in cases],
-            "line": {"width": 1, "color": FAINT},
+            "size": [13 if ranks.get(trial.number) == 0 else 9 for trial in trials],
+            "symbol": ["star" if ranks.get(trial.number) == 0 else state_marker(trial)[1] for trial in trials],
+            "color": [
+                RANK_COLORS[ranks[trial.number]] if trial.number in ranks else state_marker(trial)[0]
+                for trial in trials
+            ],
+            "line": {"width": 1, "color": FAINT_COLOR},
         },
         customdata=[
-            f"trial {plain(case.label)}, {case.end_word.lower()}<br>{plain(frame.words(case))}"
-            f"<br>{plain(frame.goal.metric)} {show(frame.value(case))}"
-            for case in cases
+            f"trial {escape_text(trial.label)}, {trial.state_label.lower()}<br>"
+            f"{escape_text(frame.describe_params(trial))}"
+            f"<br>{escape_text(frame.objective.metric)} {format_value(frame.value(trial))}"
+            for trial in trials
         ],
         hovertemplate="%{customdata}<br>chosen %{x:+.3g}, margin %{y:+.3g}<extra></extra>",
     )
 
 
-def _beside(points: list[tuple[float, float]]) -> list[str]:
+def _label_positions(points: list[tuple[float, float]]) -> list[str]:
     """Where each number stands: above its mark, and to the right or below where another is close by."""
     wide = max(x for x, _ in points) - min(x for x, _ in points) or 1.0
     high = max(y for _, y in points) - min(y for _, y in points) or 1.0
@@ -119,7 +135,7 @@ def _beside(points: list[tuple[float, float]]) -> list[str]:
     return out
 
 
-def _note(text: str, colour: str, x: float, y: float, anchor: str) -> dict[str, Any]:
+def _annotation(text: str, color: str, x: float, y: float, anchor: str) -> dict[str, Any]:
     return {
         "text": text,
         "showarrow": False,
@@ -129,33 +145,33 @@ def _note(text: str, colour: str, x: float, y: float, anchor: str) -> dict[str, 
         "y": y,
         "xanchor": anchor,
         "yanchor": "bottom",
-        "font": {"color": colour, "size": 12},
+        "font": {"color": color, "size": 12},
     }
 
 
-_MOST = 800
+_MAX_DOTS = 800
 _BINS = 9
 
 
-def length_panel(seen: Insight) -> Panel | None:
+def length_panel(analysis: SweepAnalysis) -> Panel | None:
     """Margin against length difference of every held-out pair under the winner, with means, and the start's means."""
-    frame = seen.frame
-    case = next((case for case in frame.ranked if case.pairs is not None), None)
-    if case is None or case.pairs is None:
+    frame = analysis.frame
+    trial = next((trial for trial in frame.ranked if trial.pairs is not None), None)
+    if trial is None or trial.pairs is None:
         return None
-    pairs, start = case.pairs, case.pairs.at_start()
+    pairs, start = trial.pairs, trial.pairs.initial()
     if np.ptp(pairs.length_differences) == 0:
         return None
-    step = max(1, -(-len(pairs) // _MOST))
+    step = max(1, -(-len(pairs) // _MAX_DOTS))
     dots = go.Scatter(
         x=pairs.length_differences[::step].tolist(),
-        y=pairs.gaps[::step].tolist(),
+        y=pairs.margins[::step].tolist(),
         mode="markers",
         marker={"size": 5, "color": BLUE, "opacity": 0.25},
         hovertemplate="%{x:+d} tokens: margin %{y:.3g}<extra></extra>",
     )
-    traces: list[Any] = [dots, _means(pairs, VERMILION, f"trial {case.label}")]
-    legend = [(VERMILION, f"mean margin, trial {case.label}")]
+    traces: list[Any] = [dots, _means(pairs, VERMILION, f"trial {trial.label}")]
+    legend = [(VERMILION, f"mean margin, trial {trial.label}")]
     if start is not None:
         traces.insert(1, _means(start, GREY, "start model"))
         legend.append((GREY, "mean margin, start model"))
@@ -167,37 +183,37 @@ def length_panel(seen: Insight) -> Panel | None:
         yaxis={"title": {"text": "margin per token"}, "zeroline": False},
         margin={"l": 58, "r": 12, "t": 6, "b": 46},
     )
-    after = spearman(pairs.gaps, pairs.length_differences)
-    before = None if start is None else spearman(start.gaps, start.length_differences)
+    after = spearman(pairs.margins, pairs.length_differences)
+    before = None if start is None else spearman(start.margins, start.length_differences)
     if after is None:
         return None
-    words = f"Rank correlation of margin and length difference: {after:+.2f}"
-    words += "" if before is None else f", {before:+.2f} before training"
-    words += f", over {len(pairs):,} held-out pairs" + (f" ({-(-len(pairs) // step):,} drawn)." if step > 1 else ".")
+    text = f"Rank correlation of margin and length difference: {after:+.2f}"
+    text += "" if before is None else f", {before:+.2f} before training"
+    text += f", over {len(pairs):,} held-out pairs" + (f" ({-(-len(pairs) // step):,} drawn)." if step > 1 else ".")
     if not is_clear_correlation(after, len(pairs)):
-        words += " That is no more than chance gives with as many pairs."
-    words += " Above 0 the model prefers the longer of two responses, below 0 the shorter; near 0 it does not care."
+        text += " That is no more than chance gives with as many pairs."
+    text += " Above 0 the model prefers the longer of two responses, below 0 the shorter; near 0 it does not care."
     label = "Margin of each held-out pair against its difference in length"
     chart = Chart(made, "", label, 340)
-    return Panel("length", "Length bias", "", (Charts((chart,), tuple(legend), wide=True), Words(words)))
+    return Panel("length", "Length bias", "", (Charts((chart,), tuple(legend), wide=True), Paragraph(text)))
 
 
-def _means(pairs: HeldOut, colour: str, name: str) -> Any:
+def _means(pairs: HeldOutPairs, color: str, name: str) -> Any:
     """Mean margin in bins of about equal numbers of pairs."""
     order = np.argsort(pairs.length_differences, kind="stable")
     groups = [group for group in np.array_split(order, min(_BINS, len(order))) if len(group)]
     return go.Scatter(
         x=[float(pairs.length_differences[group].mean()) for group in groups],
-        y=[float(pairs.gaps[group].mean()) for group in groups],
+        y=[float(pairs.margins[group].mean()) for group in groups],
         mode="lines+markers",
-        line={"color": colour, "width": 2.4},
-        marker={"size": 6, "color": colour},
+        line={"color": color, "width": 2.4},
+        marker={"size": 6, "color": color},
         hovertemplate=f"{name}: %{{y:.3g}}<extra></extra>",
     )
 
 
-_LONGEST = 4000
-_PROMPTS = 12
+_MAX_TEXT_LENGTH = 4000
+_MAX_PROMPTS = 12
 _MARKS = re.compile(
     r"<\|start_header_id\|>\w+<\|end_header_id\|>|<\|im_start\|>\w+\n|<start_of_turn>\w+\n|<end_of_turn>"
     r"|<\|\w+\|>|</?s>|<bos>|\[/?INST\]"
@@ -205,47 +221,58 @@ _MARKS = re.compile(
 """Of Llama 3, ChatML, Gemma, Zephyr and Mistral."""
 
 
-def samples_panel(seen: Insight) -> Panel | None:
+def samples_panel(analysis: SweepAnalysis) -> Panel | None:
     """One block a prompt."""
-    frame = seen.frame
-    told = [case for case in frame.ranked if _after(case)]
-    anybody = next((case for case in frame.trials if case.samples), None)
+    frame = analysis.frame
+    with_samples = [trial for trial in frame.ranked if _last_samples(trial)]
+    anybody = next((trial for trial in frame.trials if trial.samples), None)
     if anybody is None:
         return None
     chosen: list[tuple[str, list[Sample]]] = []
-    if told:
-        chosen.append((f"best, trial {told[0].label}", _after(told[0])))
-        if len(told) > 1:
-            chosen.append((f"worst that completed, trial {told[-1].label}", _after(told[-1])))
-    before = [sample for sample in (told[0] if told else anybody).samples if sample.step == 0]
+    if with_samples:
+        chosen.append((f"best, trial {with_samples[0].label}", _last_samples(with_samples[0])))
+        if len(with_samples) > 1:
+            chosen.append((f"worst that completed, trial {with_samples[-1].label}", _last_samples(with_samples[-1])))
+    before = [sample for sample in (with_samples[0] if with_samples else anybody).samples if sample.step == 0]
     prompts = list(dict.fromkeys(s.prompt for _, samples in [("", before), *chosen] for s in samples))
     blocks: list[Block] = []
-    for prompt in prompts[:_PROMPTS]:
-        replies = [_reply("start model", before, prompt), *(_reply(who, samples, prompt) for who, samples in chosen)]
+    for prompt in prompts[:_MAX_PROMPTS]:
+        replies = [
+            _model_reply("start model", before, prompt),
+            *(_model_reply(label, samples, prompt) for label, samples in chosen),
+        ]
         expected = next((s.expected for s in before if s.prompt == prompt and s.expected is not None), None)
-        blocks.append(Replies(_cut(_as_said(prompt)), expected, tuple(r for r in replies if r is not None)))
-    lead = "Greedy answers to fixed held-out prompts." + (" ✓ and ✗: checked by a program." if _checked(before) else "")
+        blocks.append(
+            Replies(_truncate(_without_template(prompt)), expected, tuple(r for r in replies if r is not None))
+        )
+    lead = "Greedy answers to fixed held-out prompts." + (
+        " ✓ and ✗: checked by a program." if _has_checked(before) else ""
+    )
     return Panel("samples", "What the models say", lead, blocks) if blocks else None
 
 
-def _as_said(prompt: str) -> str:
+def _without_template(prompt: str) -> str:
     """The prompt without the chat template's own marks."""
     return _MARKS.sub("", prompt).strip() or prompt
 
 
-def _after(case: TrialCase) -> list[Sample]:
-    last = max((sample.step for sample in case.samples), default=0)
-    return [sample for sample in case.samples if sample.step == last and last > 0]
+def _last_samples(trial: TrialFrame) -> list[Sample]:
+    last = max((sample.step for sample in trial.samples), default=0)
+    return [sample for sample in trial.samples if sample.step == last and last > 0]
 
 
-def _checked(samples: list[Sample]) -> bool:
+def _has_checked(samples: list[Sample]) -> bool:
     return any(sample.right is not None for sample in samples)
 
 
-def _reply(who: str, samples: list[Sample], prompt: str) -> Reply | None:
+def _model_reply(label: str, samples: list[Sample], prompt: str) -> ModelReply | None:
     found = next((sample for sample in samples if sample.prompt == prompt), None)
-    return None if found is None else Reply(who, _cut(found.answer), found.right)
+    return None if found is None else ModelReply(label, _truncate(found.answer), found.right)
 
 
-def _cut(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]} … [{len(text) - _LONGEST:,} more characters]"
+def _truncate(text: str) -> str:
+    return (
+        text
+        if len(text) <= _MAX_TEXT_LENGTH
+        else f"{text[:_MAX_TEXT_LENGTH]} … [{len(text) - _MAX_TEXT_LENGTH:,} more characters]"
+    )

@@ -5,18 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from orchestrator.commands.doctor import gpu_checks, machine_checks, network_checks
-from orchestrator.commands.doctor.machine_checks import Check, Level, healthy
+from orchestrator.commands.doctor.machine_checks import Check, CheckLevel, is_healthy
 from orchestrator.spec.sweep_spec import SweepSpec
 
-__all__ = ["Check", "Level", "examine", "healthy"]
+__all__ = ["Check", "CheckLevel", "is_healthy", "run_checks"]
 
 
-def examine(root: Path, spec: SweepSpec | None = None) -> list[Check]:
+def run_checks(root: Path, spec: SweepSpec | None = None) -> list[Check]:
     """Every check, for the runs folder `root`; with a sweep, also what it needs from elsewhere."""
     return [
         *machine_checks.packages(),
-        *gpu_checks.checks(spec),
+        *gpu_checks.gpu_checks(spec),
         *machine_checks.machine_checks(root, spec),
         *machine_checks.ray_checks(),
-        *network_checks.checks(root, spec),
+        *network_checks.network_checks(root, spec),
     ]

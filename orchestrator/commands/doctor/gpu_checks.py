@@ -1,4 +1,4 @@
-"""The driver, CUDA as torch sees it, flash attention, quantisation."""
+"""The driver, CUDA as torch sees it, flash attention, quantization."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from orchestrator.commands.doctor.machine_checks import Check, Level, version
+from orchestrator.commands.doctor.machine_checks import Check, CheckLevel, package_version
 from orchestrator.driver.preflight import wants_deepspeed
 from orchestrator.execution.local_cluster import visible_gpus
 from orchestrator.nvidia_smi import HANGS, REMEDY, NvidiaSmiHangs, query_gpus
@@ -21,13 +21,13 @@ NEEDS_DRIVER = {"11": 450, "12": 525, "13": 580}
 _AMPERE = (8, 0)
 
 
-def checks(spec: SweepSpec | None) -> Iterator[Check]:
+def gpu_checks(spec: SweepSpec | None) -> Iterator[Check]:
     """What trials would run on."""
     cards = visible_gpus()
     try:
         import torch
     except ImportError:
-        yield Check("gpu", Level.WARN, f"{cards} seen by the driver", "torch is not installed: make install")
+        yield Check("gpu", CheckLevel.WARN, f"{cards} seen by the driver", "torch is not installed: make install")
         return
     try:
         if cards:
@@ -35,12 +35,12 @@ def checks(spec: SweepSpec | None) -> Iterator[Check]:
         found = driver_version()
     except NvidiaSmiHangs:
         # What torch does with such a driver may hang as well: nothing more is asked of the GPUs.
-        yield Check("driver", Level.FAIL, HANGS, REMEDY)
+        yield Check("driver", CheckLevel.FAIL, HANGS, REMEDY)
         return
-    yield from driver(cards, found, str(torch.version.cuda) if torch.version.cuda else None)
+    yield from check_driver(cards, found, str(torch.version.cuda) if torch.version.cuda else None)
     yield _cuda(torch, cards, spec)
     yield _flash(torch, cards)
-    yield _quantisation(cards, spec)
+    yield _quantization(cards, spec)
     if spec is not None and wants_deepspeed(spec):
         yield _deepspeed()
 
@@ -54,45 +54,51 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
     return match[0] if match else None
 
 
-def driver(cards: int, found: str | None, cuda: str | None) -> Iterator[Check]:
+def check_driver(cards: int, found: str | None, cuda: str | None) -> Iterator[Check]:
     """Whether the driver is new enough for the CUDA that torch was built with."""
     if found is None:
         if cards:
             fix = "install NVIDIA's driver; in a container start it with the GPUs (`docker run --gpus all`)"
-            yield Check("driver", Level.FAIL, f"{cards} GPUs, but no driver answers", fix)
+            yield Check("driver", CheckLevel.FAIL, f"{cards} GPUs, but no driver answers", fix)
         return
     oldest = NEEDS_DRIVER.get(cuda.partition(".")[0]) if cuda else None
     if oldest is not None and int(found.partition(".")[0]) < oldest:
         fix = f"update the driver to {oldest} or later, or install torch for an older CUDA"
-        yield Check("driver", Level.FAIL, f"{found}; torch's CUDA {cuda} wants {oldest} or later", fix)
+        yield Check("driver", CheckLevel.FAIL, f"{found}; torch's CUDA {cuda} wants {oldest} or later", fix)
         return
-    yield Check("driver", Level.OK, found)
+    yield Check("driver", CheckLevel.OK, found)
 
 
 def _cuda(torch: Any, cards: int, spec: SweepSpec | None) -> Check:
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         works = torch.cuda.is_available()
     if works:
         names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-        return Check("gpu", Level.OK, f"{len(names)}: {', '.join(dict.fromkeys(names))}; CUDA {torch.version.cuda}")
+        return Check(
+            "gpu", CheckLevel.OK, f"{len(names)}: {', '.join(dict.fromkeys(names))}; CUDA {torch.version.cuda}"
+        )
     if cards:
-        why = f": {str(said[-1].message).splitlines()[0]}" if said else ""
+        reason = f": {str(caught[-1].message).splitlines()[0]}" if caught else ""
         if torch.version.cuda is None:
-            why = ": it was built without CUDA"
+            reason = ": it was built without CUDA"
         fix = "install a CUDA build of torch that suits the driver (README, GPU)"
-        return Check("gpu", Level.FAIL, f"{cards} seen by the driver, none by torch {torch.__version__}{why}", fix)
+        return Check(
+            "gpu", CheckLevel.FAIL, f"{cards} seen by the driver, none by torch {torch.__version__}{reason}", fix
+        )
     if spec is not None and (spec.resources.gpus_per_trial or 0) > 0:
-        asked = f"none, and a trial asks for {spec.resources.gpus_per_trial:g}"
-        return Check("gpu", Level.FAIL, asked, "run it where there are GPUs, or --set resources.gpus_per_trial=0")
+        message = f"none, and a trial asks for {spec.resources.gpus_per_trial:g}"
+        return Check(
+            "gpu", CheckLevel.FAIL, message, "run it where there are GPUs, or --set resources.gpus_per_trial=0"
+        )
     fix = "none needed for the quickstart; for models of billions of parameters rent one"
-    return Check("gpu", Level.WARN, "none; trials run on the CPU", fix)
+    return Check("gpu", CheckLevel.WARN, "none; trials run on the CPU", fix)
 
 
 def _flash(torch: Any, cards: int) -> Check:
     """Packed pairs use the flash attention that is part of torch; no other package is needed."""
     if not cards or not torch.cuda.is_available():
-        return Check("flash-attention", Level.OK, "of no use without a GPU")
+        return Check("flash-attention", CheckLevel.OK, "of no use without a GPU")
     slow = [
         torch.cuda.get_device_name(i)
         for i in range(torch.cuda.device_count())
@@ -100,27 +106,29 @@ def _flash(torch: Any, cards: int) -> Check:
     ]
     if slow:
         fix = "none; trials run with a slower attention there. From Ampere (A100) on it is used in 16 bits"
-        return Check("flash-attention", Level.WARN, f"not on {', '.join(dict.fromkeys(slow))}", fix)
+        return Check("flash-attention", CheckLevel.WARN, f"not on {', '.join(dict.fromkeys(slow))}", fix)
     if not torch.backends.cuda.is_flash_attention_available():
         fix = "install a build of torch that has it (the official CUDA builds do)"
-        return Check("flash-attention", Level.WARN, f"torch {torch.__version__} was built without it", fix)
-    return Check("flash-attention", Level.OK, f"torch's own, used in 16 bits (torch {torch.__version__})")
+        return Check("flash-attention", CheckLevel.WARN, f"torch {torch.__version__} was built without it", fix)
+    return Check("flash-attention", CheckLevel.OK, f"torch's own, used in 16 bits (torch {torch.__version__})")
 
 
 def _deepspeed() -> Check:
     if importlib.util.find_spec("deepspeed") is not None:
-        return Check("deepspeed", Level.OK, version("deepspeed") or "installed")
-    return Check("deepspeed", Level.FAIL, "not installed; the sweep has training.distributed zero3", DEEPSPEED_INSTALL)
+        return Check("deepspeed", CheckLevel.OK, package_version("deepspeed") or "installed")
+    return Check(
+        "deepspeed", CheckLevel.FAIL, "not installed; the sweep has training.distributed zero3", DEEPSPEED_INSTALL
+    )
 
 
-def _quantisation(cards: int, spec: SweepSpec | None) -> Check:
+def _quantization(cards: int, spec: SweepSpec | None) -> Check:
     needed = spec is not None and spec.base.model.load_in_4bit
     if importlib.util.find_spec("bitsandbytes") is not None:
-        return Check("bitsandbytes", Level.OK, version("bitsandbytes") or "installed")
+        return Check("bitsandbytes", CheckLevel.OK, package_version("bitsandbytes") or "installed")
     if needed:
         fix = "pip install 'prefsweep[quantisation]'"
-        return Check("bitsandbytes", Level.FAIL, "not installed; the sweep has model.load_in_4bit", fix)
+        return Check("bitsandbytes", CheckLevel.FAIL, "not installed; the sweep has model.load_in_4bit", fix)
     if cards:
         fix = "pip install 'prefsweep[quantisation]', if you want model.load_in_4bit"
-        return Check("bitsandbytes", Level.OK, "not installed; optional", fix)
-    return Check("bitsandbytes", Level.OK, "not installed; of no use without a GPU")
+        return Check("bitsandbytes", CheckLevel.OK, "not installed; optional", fix)
+    return Check("bitsandbytes", CheckLevel.OK, "not installed; of no use without a GPU")

@@ -1,4 +1,4 @@
-"""What is elsewhere: the hub, gated models and data sets, the tracking server, the study's database."""
+"""Checks of the hub, gated models and data sets, the tracking server, the study's database and the mirror."""
 
 from __future__ import annotations
 
@@ -10,36 +10,36 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from orchestrator.commands.doctor.machine_checks import Check, Level
-from orchestrator.mirror import MirrorError, probe
+from orchestrator.commands.doctor.machine_checks import Check, CheckLevel
+from orchestrator.mirror import MirrorError, probe_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import HubSource
 
-_PATIENCE = 5.0
+_TIMEOUT = 5.0
 _HTTP = {"http": 80, "https": 443}
 
 
-def checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
+def network_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
     """Reachable or not, allowed or not."""
     yield _token()
     if spec is not None:
         for kind, name in hub_names(spec):
-            yield access(kind, name)
+            yield check_hub_access(kind, name)
     yield _tracking(root, spec)
     if spec is not None and spec.storage is not None:
         yield _database(spec.storage)
     for what, url in () if spec is None else (("mirror", spec.mirror), ("artifacts", spec.tracking.artifacts)):
         if url is not None:
-            yield _place(what, url)
+            yield _check_storage(what, url)
 
 
 def _token() -> Check:
     from huggingface_hub import get_token
 
     if get_token():
-        return Check("hub token", Level.OK, "present")
+        return Check("hub token", CheckLevel.OK, "present")
     fix = "for gated models such as Llama: `hf auth login`, and accept the model's licence on its page"
-    return Check("hub token", Level.WARN, "none", fix)
+    return Check("hub token", CheckLevel.WARN, "none", fix)
 
 
 def hub_names(spec: SweepSpec) -> list[tuple[str, str]]:
@@ -57,72 +57,74 @@ def hub_names(spec: SweepSpec) -> list[tuple[str, str]]:
     return list(names)
 
 
-def access(kind: str, name: str) -> Check:
+def check_hub_access(kind: str, name: str) -> Check:
     """Whether the hub lets us have it. What is in the cache needs nobody's leave."""
     from huggingface_hub import HfApi, constants, try_to_load_from_cache
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
     what = f"{kind} {name}"
     if kind == "model" and isinstance(try_to_load_from_cache(name, "config.json"), str):
-        return Check(what, Level.OK, "in the cache of this machine")
+        return Check(what, CheckLevel.OK, "in the cache of this machine")
     if constants.HF_HUB_OFFLINE:
         fix = "unset HF_HUB_OFFLINE, or download it where there is a network and set HF_HOME to that cache"
-        return Check(what, Level.FAIL, "not in the cache, and HF_HUB_OFFLINE is set", fix)
+        return Check(what, CheckLevel.FAIL, "not in the cache, and HF_HUB_OFFLINE is set", fix)
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         HfApi().auth_check(name, repo_type=kind)
     except GatedRepoError:
-        return Check(what, Level.FAIL, "gated", f"accept its licence at {page}, then `hf auth login` with that account")
+        return Check(
+            what, CheckLevel.FAIL, "gated", f"accept its licence at {page}, then `hf auth login` with that account"
+        )
     except RepositoryNotFoundError:
         fix = "correct the name; a private one needs the token of somebody who may read it (`hf auth login`)"
-        return Check(what, Level.FAIL, "not found, or private", fix)
+        return Check(what, CheckLevel.FAIL, "not found, or private", fix)
     except (HTTPError, OSError) as error:
         fix = f"check the network to {constants.ENDPOINT}, or download it elsewhere and set HF_HOME to that cache"
-        return Check(what, Level.WARN, f"the hub does not answer ({type(error).__name__})", fix)
-    return Check(what, Level.OK, "may be downloaded")
+        return Check(what, CheckLevel.WARN, f"the hub does not answer ({type(error).__name__})", fix)
+    return Check(what, CheckLevel.OK, "may be downloaded")
 
 
 def _tracking(root: Path, spec: SweepSpec | None) -> Check:
     uri = (spec.tracking.uri if spec is not None else None) or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not uri:
-        return Check("tracking", Level.OK, f"MLflow in {root / 'mlflow.db'}")
+        return Check("tracking", CheckLevel.OK, f"MLflow in {root / 'mlflow.db'}")
     parts = urlsplit(uri)
     if parts.scheme not in _HTTP:
-        return Check("tracking", Level.OK, f"a {parts.scheme or 'file'} store")
+        return Check("tracking", CheckLevel.OK, f"a {parts.scheme or 'file'} store")
     where = f"{parts.hostname}:{parts.port or _HTTP[parts.scheme]}"  # without user and password, which may be in it
     health = f"{parts.scheme}://{where}{parts.path.rstrip('/')}/health"
     fix = "start it, or name another (tracking.uri, MLFLOW_TRACKING_URI); metrics wait on disk and no trial is lost"
     try:
-        with urllib.request.urlopen(health, timeout=_PATIENCE):
-            return Check("tracking", Level.OK, f"MLflow at {where} answers")
+        with urllib.request.urlopen(health, timeout=_TIMEOUT):
+            return Check("tracking", CheckLevel.OK, f"MLflow at {where} answers")
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
-            return Check("tracking", Level.OK, f"{where} answers and asks who is there ({error.code})")
-        return Check("tracking", Level.WARN, f"{where} answers {error.code}: is it MLflow?", fix)
+            return Check("tracking", CheckLevel.OK, f"{where} answers and asks who is there ({error.code})")
+        return Check("tracking", CheckLevel.WARN, f"{where} answers {error.code}: is it MLflow?", fix)
     except (OSError, ValueError) as error:
-        why = getattr(error, "reason", error)
-        return Check("tracking", Level.WARN, f"{where} does not answer ({type(why).__name__})", fix)
+        reason = getattr(error, "reason", error)
+        return Check("tracking", CheckLevel.WARN, f"{where} does not answer ({type(reason).__name__})", fix)
 
 
 def _database(url: str) -> Check:
     parts = urlsplit(url)
     if not parts.scheme.startswith("postgresql"):
-        return Check("study", Level.OK, f"{parts.scheme.partition('+')[0]} database")
+        return Check("study", CheckLevel.OK, f"{parts.scheme.partition('+')[0]} database")
     where = (parts.hostname or "localhost", parts.port or 5432)
     try:
-        with socket.create_connection(where, timeout=_PATIENCE):
-            return Check("study", Level.OK, f"PostgreSQL at {where[0]}:{where[1]} answers")
+        with socket.create_connection(where, timeout=_TIMEOUT):
+            return Check("study", CheckLevel.OK, f"PostgreSQL at {where[0]}:{where[1]} answers")
     except OSError as error:
         fix = "start it, or name another in `storage:`; its password belongs into ~/.pgpass"
         found = f"PostgreSQL at {where[0]}:{where[1]} does not answer ({error.strerror or type(error).__name__})"
-        return Check("study", Level.FAIL, found, fix)
+        return Check("study", CheckLevel.FAIL, found, fix)
 
 
-def _place(what: str, url: str) -> Check:
+def _check_storage(what: str, url: str) -> Check:
     """Written, read and deleted once: no other look tells whether a sweep could."""
     try:
-        probe(url)
+        probe_mirror(url)
     except MirrorError as error:
         fix = "its credentials belong into the environment, as the storage's own tools read them (AWS_PROFILE, ...)"
-        return Check(what, Level.FAIL, str(error).removeprefix("mirror: "), fix)
-    return Check(what, Level.OK, f"{url} can be written, read and deleted from")
+        return Check(what, CheckLevel.FAIL, str(error).removeprefix("mirror: "), fix)
+    return Check(what, CheckLevel.OK, f"{url} can be written, read and deleted from")

@@ -1,4 +1,4 @@
-"""One attempt at a trial inside a worker process, pulled from outside. Knows no Ray."""
+"""`AttemptRunner`: one attempt at a trial in a worker process; its reports are pulled. Knows no Ray."""
 
 from __future__ import annotations
 
@@ -10,24 +10,32 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Protocol
 
-from orchestrator.execution.messages import WORKER_FILE, DeviceFailed, End, EndKind, Job, Report, WorkerLost, ended_by
-from orchestrator.execution.workers.mirror_upload import Copies
+from orchestrator.execution.messages import (
+    WORKER_FILE,
+    AttemptReport,
+    AttemptResult,
+    AttemptStatus,
+    AttemptTask,
+    DeviceFailed,
+    WorkerLost,
+    result_of_exception,
+)
+from orchestrator.execution.workers.mirror_upload import MirrorUploader
 from orchestrator.study.database import driver_lease
 from trainer.config.trial import TrialConfig
 from trainer.metrics import EVAL
-from trainer.results import Ending, Point
-from trainer.results import EndKind as TrainerEnd
+from trainer.results import RunResult, RunStatus, StepMetrics
 
 GROUP_SECONDS = 0.5
 """Training points are gathered this long, so that fast steps do not flood the driver."""
 _LOCK_SECONDS = 20.0
-_FAR_SECONDS = 120.0
+_REMOTE_LOCK_SECONDS = 120.0
 """For a holder on another machine: a network disk frees the locks of a dead machine after a minute or two."""
-WATCH_SECONDS = 0.2
+STOP_POLL_SECONDS = 0.2
 
 
-class Workshop(Protocol):
-    """What stays loaded in a worker between trials: trainer.training_session.Workshop, or a script in tests."""
+class Session(Protocol):
+    """What stays loaded in a worker between trials: trainer.training_session.TrainingSession, or a script in tests."""
 
     @property
     def counters(self) -> Mapping[str, int]:
@@ -36,7 +44,7 @@ class Workshop(Protocol):
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
+    ) -> Generator[StepMetrics, None, RunResult]:
         """Train one configuration, from another run's checkpoint in `fork` where that is given. Closing the generator
         stops it at once and saves nothing."""
         ...
@@ -49,162 +57,168 @@ class Workshop(Protocol):
         ...
 
 
-class Hall(Workshop, Protocol):
-    """A workshop that others may stand beside: they share what is loaded and does not change."""
+class SharingSession(Session, Protocol):
+    """A training session that others may stand beside: they share what is loaded and does not change."""
 
-    def beside(self) -> Workshop:
+    def sibling(self) -> Session:
         """Another one in this process; trials in all of them go on in turn, a point at a time."""
         ...
 
 
-OpenWorkshop = Callable[[Path], Workshop]
+SessionFactory = Callable[[Path], Session]
 
 
-def open_workshop(cache: Path, *, trust_remote_code: bool = False) -> Workshop:
+def open_session(cache: Path, *, trust_remote_code: bool = False) -> Session:
     """The trainer's own; imported here, so that only workers pay for torch."""
-    from trainer.training_session import Workshop as Trainers
+    from trainer.training_session import TrainingSession
 
-    return Trainers(cache, trust_remote_code=trust_remote_code)
+    return TrainingSession(cache, trust_remote_code=trust_remote_code)
 
 
-class Attempt:
+class AttemptRunner:
     """Points and the end of one attempt. After an end, or `close`, there is nothing more to pull."""
 
-    def __init__(self, job: Job, workshop: Callable[[], Workshop], *, patience: float = _LOCK_SECONDS) -> None:
-        """`patience`: seconds to wait for another process that works in the same place."""
-        self._job, self._workshop, self._patience = job, workshop, patience
-        self._course: Generator[Point, None, Ending] | None = None
+    def __init__(
+        self, task: AttemptTask, open_session: Callable[[], Session], *, lock_timeout: float = _LOCK_SECONDS
+    ) -> None:
+        """`lock_timeout`: seconds to wait for another process that works in the same place."""
+        self._task, self._open_session, self._lock_timeout = task, open_session, lock_timeout
+        self._metrics: Generator[StepMetrics, None, RunResult] | None = None
         self._lock: IO[str] | None = None
-        self._copies = None if job.mirror is None else Copies(job)
-        self._over = threading.Event()
+        self._uploader = None if task.mirror is None else MirrorUploader(task)
+        self._is_over = threading.Event()
         self._interrupting = threading.Lock()
-        """Held while the workshop is interrupted: never for this attempt's sake once its run is over."""
+        """Held while the training session is interrupted: never for this attempt's sake once its run is over."""
 
-    def pull(self) -> Report:
+    def next_report(self) -> AttemptReport:
         """The next points: until an evaluation, the end, or half a second. WorkerLost is nobody's to record here;
         DeviceFailed, one of these, where this very process has to end."""
-        points: list[Point] = []
-        end: End | None = None
+        metrics: list[StepMetrics] = []
+        result: AttemptResult | None = None
         try:
-            end = self._gather(points)
+            result = self._collect(metrics)
         except WorkerLost:
             self._lose()
             raise
         except Exception as error:  # noqa: BLE001  the trial boundary: an exception becomes recorded data
-            end = ended_by(error, self._job.folder)
-            if end.kind is EndKind.LOST:
+            result = result_of_exception(error, self._task.folder)
+            if result.status is AttemptStatus.LOST:
                 self._lose()
-                raise DeviceFailed(end.reason) from None
-        if end is not None:
-            if self._copies is not None and self._course is not None:
-                self._copies.finish(end)
-            self._let_go()
-        return self._report(points, end)
+                raise DeviceFailed(result.reason) from None
+        if result is not None:
+            if self._uploader is not None and self._metrics is not None:
+                self._uploader.finish(result)
+            self._release_lock()
+        return self._report(metrics, result)
 
     def close(self) -> None:
         """Stop here: the driver has decided."""
-        if self._course is not None:
-            self._course.close()
-            if self._copies is not None:
-                self._copies.leave(wanted=False)
-        self._let_go()
+        if self._metrics is not None:
+            self._metrics.close()
+            if self._uploader is not None:
+                self._uploader.cancel(is_wanted=False)
+        self._release_lock()
 
     def _lose(self) -> None:
-        if self._copies is not None:
-            self._copies.leave(wanted=True)
-        self._let_go()
+        if self._uploader is not None:
+            self._uploader.cancel(is_wanted=True)
+        self._release_lock()
 
-    def _report(self, points: list[Point], end: End | None) -> Report:
-        counters = dict(self._workshop().counters) if self._course else {}
-        if self._copies is None:
-            return Report(tuple(points), end, os.getpid(), counters)
-        return Report(tuple(points), end, os.getpid(), {**counters, **self._copies.counters}, self._copies.said())
+    def _report(self, metrics: list[StepMetrics], result: AttemptResult | None) -> AttemptReport:
+        counters = dict(self._open_session().counters) if self._metrics else {}
+        if self._uploader is None:
+            return AttemptReport(tuple(metrics), result, os.getpid(), counters)
+        return AttemptReport(
+            tuple(metrics), result, os.getpid(), {**counters, **self._uploader.counters}, self._uploader.take_notices()
+        )
 
-    def _gather(self, points: list[Point]) -> End | None:
+    def _collect(self, metrics: list[StepMetrics]) -> AttemptResult | None:
         until = time.monotonic() + GROUP_SECONDS
-        if self._course is None:
-            if self._job.stop_asked:
-                return End(EndKind.RELEASED, "asked to stop before it began")
-            self._job.folder.mkdir(parents=True, exist_ok=True)
-            (self._job.folder / WORKER_FILE).write_text(driver_lease.signature(), encoding="utf-8")
-            workshop = self._workshop()
-            self._lock = _hold(self._job, self._patience)
+        if self._metrics is None:
+            if self._task.stop_requested:
+                return AttemptResult(AttemptStatus.RELEASED, "asked to stop before it began")
+            self._task.folder.mkdir(parents=True, exist_ok=True)
+            (self._task.folder / WORKER_FILE).write_text(driver_lease.process_id(), encoding="utf-8")
+            session = self._open_session()
+            self._lock = _acquire_lock(self._task, self._lock_timeout)
             if self._lock is None:
-                return End(EndKind.RELEASED, "asked to stop before it began")
-            config = TrialConfig.model_validate_json(self._job.config)
-            earlier = self._job.earlier if self._copies is None else self._copies.fetch()
-            self._course = workshop.train(config, self._job.folder, earlier, self._job.fork)
-            if self._copies is not None:
-                self._copies.begin()
-            threading.Thread(target=self._watch, args=(workshop,), daemon=True).start()
+                return AttemptResult(AttemptStatus.RELEASED, "asked to stop before it began")
+            config = TrialConfig.model_validate_json(self._task.config)
+            earlier = self._task.earlier if self._uploader is None else self._uploader.download_attempts()
+            self._metrics = session.train(config, self._task.folder, earlier, self._task.fork)
+            if self._uploader is not None:
+                self._uploader.start()
+            threading.Thread(target=self._watch_for_stop, args=(session,), daemon=True).start()
         while True:
             try:
-                point = next(self._course)
+                step_metrics = next(self._metrics)
             except StopIteration as done:
-                return _end_of(done.value)
-            points.append(point)
-            if any(name.startswith(EVAL) for name in point.metrics) or time.monotonic() >= until:
+                return _to_attempt_result(done.value)
+            metrics.append(step_metrics)
+            if any(name.startswith(EVAL) for name in step_metrics.metrics) or time.monotonic() >= until:
                 return None
 
-    def _watch(self, workshop: Workshop) -> None:
+    def _watch_for_stop(self, session: Session) -> None:
         """Beside the training: the driver may want the trial back, or be dead."""
         ray = os.getppid()
-        while not self._over.wait(WATCH_SECONDS):
+        while not self._is_over.wait(STOP_POLL_SECONDS):
             if os.getppid() != ray:
                 os._exit(1)  # Ray is gone, and the driver with it: another attempt may begin any moment
-            if self._job.stop_asked:
+            if self._task.stop_requested:
                 with self._interrupting:
-                    if not self._over.is_set():
-                        workshop.interrupt()
+                    if not self._is_over.is_set():
+                        session.interrupt()
 
-    def _let_go(self) -> None:
+    def _release_lock(self) -> None:
         with self._interrupting:
-            self._over.set()
+            self._is_over.set()
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
 
-def _end_of(ending: Ending) -> End:
-    match ending.kind:
-        case TrainerEnd.FINISHED:
-            kind = EndKind.FINISHED
-        case TrainerEnd.DIVERGED:
-            kind = EndKind.DIVERGED
-        case TrainerEnd.STOPPED:  # somebody wanted it back: no outcome of the trial
-            kind = EndKind.RELEASED
-    return End(kind, ending.reason, steps=ending.steps)
+def _to_attempt_result(result: RunResult) -> AttemptResult:
+    match result.status:
+        case RunStatus.FINISHED:
+            kind = AttemptStatus.FINISHED
+        case RunStatus.DIVERGED:
+            kind = AttemptStatus.DIVERGED
+        case RunStatus.STOPPED:  # somebody wanted it back: no outcome of the trial
+            kind = AttemptStatus.RELEASED
+    return AttemptResult(kind, result.reason, steps=result.steps)
 
 
-def _hold(job: Job, patience: float) -> IO[str] | None:
+def _acquire_lock(task: AttemptTask, timeout: float) -> IO[str] | None:
     """The lock of the trial's folder; None when the driver wants the trial back before that.
 
     Whoever holds it works on an older attempt, which nobody listens to any more: given time to end, it is ended.
     """
-    job.lock.parent.mkdir(parents=True, exist_ok=True)
-    held = job.lock.open("a+", encoding="utf-8")
+    task.lock.parent.mkdir(parents=True, exist_ok=True)
+    lock_file = task.lock.open("a+", encoding="utf-8")
     began = time.monotonic()
-    until = began + patience
-    while not job.stop_asked:
+    until = began + timeout
+    while not task.stop_requested:
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             if time.monotonic() > until:
-                holder = job.lock.read_text(encoding="utf-8")
-                if driver_lease.put_down(holder):
-                    until = time.monotonic() + patience
+                holder = task.lock.read_text(encoding="utf-8")
+                if driver_lease.kill(holder):
+                    until = time.monotonic() + timeout
                     continue
-                if not driver_lease.is_elsewhere(holder):
-                    held.close()
-                    raise TimeoutError(f"another process still works on this trial ({job.lock})") from None
-                if time.monotonic() > began + max(patience, _FAR_SECONDS):
-                    held.close()
-                    raise WorkerLost(f"{driver_lease.shown(holder)} still works on this trial ({job.lock})") from None
+                if not driver_lease.is_remote(holder):
+                    lock_file.close()
+                    raise TimeoutError(f"another process still works on this trial ({task.lock})") from None
+                if time.monotonic() > began + max(timeout, _REMOTE_LOCK_SECONDS):
+                    lock_file.close()
+                    raise WorkerLost(
+                        f"{driver_lease.holder_name(holder)} still works on this trial ({task.lock})"
+                    ) from None
             time.sleep(0.1)
         else:
-            held.truncate(0)
-            held.write(driver_lease.signature())
-            held.flush()
-            return held
-    held.close()
+            lock_file.truncate(0)
+            lock_file.write(driver_lease.process_id())
+            lock_file.flush()
+            return lock_file
+    lock_file.close()
     return None

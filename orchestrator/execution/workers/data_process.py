@@ -1,6 +1,6 @@
-"""The data, read and checked in a process of its own: while Ray starts, and without torch in the driver.
+"""`DataProcess`: data preparation in a process of its own, while Ray starts and without torch in the driver.
 
-Configurations go in as lines of JSON, answers come out as lines of JSON, in the same order.
+Configurations go in and replies come out as lines of JSON, in the same order.
 """
 
 from __future__ import annotations
@@ -17,21 +17,25 @@ import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from orchestrator.errors import DataError, StorageRefused
-from orchestrator.execution.stop_reasons import Interrupt, Interrupted, deaf_to_sigterm
+from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, deaf_to_sigterm
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.redaction import redact
+from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.results import TrialError
 
+if TYPE_CHECKING:
+    from trainer.data.pair_dataset import PairDataset
+
 _POLL_SECONDS = 0.2
-_PATIENCE = 5.0
+_EXIT_TIMEOUT = 5.0
 _TRUST = "--trust-remote-code"
 
 
-class Preparing:
+class DataProcess:
     """The driver's handle on the process; it begins with the first configuration at once."""
 
     def __init__(
@@ -39,12 +43,12 @@ class Preparing:
         cache: Path,
         first: TrialConfig,
         environment: Mapping[str, str],
-        interrupt: Interrupt,
-        tick: Callable[[], None],
+        signals: SignalHandler,
+        on_poll: Callable[[], None],
         *,
         trust_remote_code: bool = False,
     ) -> None:
-        self._interrupt, self._tick = interrupt, tick
+        self._signals, self._on_poll = signals, on_poll
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         with deaf_to_sigterm():
             self._process = subprocess.Popen(
@@ -55,18 +59,18 @@ class Preparing:
                 env=os.environ | environment,
                 start_new_session=True,  # Ctrl-C is the driver's to answer
             )
-        self._asked: list[str] = []
+        self._requested: list[str] = []
         self._answers: dict[str, str] = {}
-        self._heard = b""
-        self._ask(first.model_dump_json())
+        self._received = b""
+        self._send(first.model_dump_json())
 
-    def __enter__(self) -> Preparing:
+    def __enter__(self) -> DataProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self.shut_down()
 
-    def end(self) -> None:
+    def shut_down(self) -> None:
         """Called twice, it is done once."""
         if self._process.stdin is None or self._process.stdin.closed:
             return
@@ -75,20 +79,20 @@ class Preparing:
             assert pipe is not None
             with suppress(BrokenPipeError):
                 pipe.close()
-        self._process.wait(_PATIENCE)
+        self._process.wait(_EXIT_TIMEOUT)
 
     def prepare(self, config: TrialConfig) -> str:
-        """The data of this configuration, checked and tokenised; its DataReport as JSON.
+        """The data of this configuration, checked and tokenized; its DataReport as JSON.
 
         Raises DataError, StorageRefused (disk), StageFailed (ours), Interrupted.
         """
-        wanted = config.model_dump_json()
-        if wanted not in self._answers and wanted not in self._asked:
-            self._ask(wanted)
-        while wanted not in self._answers:
-            self._answers[self._asked[0]] = self._next()
-            self._asked.pop(0)
-        answer = json.loads(self._answers[wanted])
+        config_json = config.model_dump_json()
+        if config_json not in self._answers and config_json not in self._requested:
+            self._send(config_json)
+        while config_json not in self._answers:
+            self._answers[self._requested[0]] = self._next()
+            self._requested.pop(0)
+        answer = json.loads(self._answers[config_json])
         match answer:
             case {"report": report}:
                 return report
@@ -103,64 +107,76 @@ class Preparing:
         """What to tell of a configuration that was prepared, beside its data: what its adapters change."""
         return list(json.loads(self._answers[config.model_dump_json()]).get("notices", []))
 
-    def _ask(self, config: str) -> None:
+    def _send(self, config: str) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # told when the answer is waited for
             self._process.stdin.write(config.encode() + b"\n")
             self._process.stdin.flush()
-        self._asked.append(config)
+        self._requested.append(config)
 
     def _next(self) -> str:
         assert self._process.stdout is not None
         source = self._process.stdout.fileno()
-        while b"\n" not in self._heard:
-            self._tick()
-            if self._interrupt.asked:
+        while b"\n" not in self._received:
+            self._on_poll()
+            if self._signals.stop_requested:
                 raise Interrupted
             if select.select([source], [], [], _POLL_SECONDS)[0]:
                 piece = os.read(source, 1 << 16)
                 if not piece:
-                    raise StageFailed(f"the process that prepares the data died:\n{self._last_words()}")
-                self._heard += piece
-        line, self._heard = self._heard.split(b"\n", 1)
+                    raise StageFailed(f"the process that prepares the data died:\n{self._stderr_tail()}")
+                self._received += piece
+        line, self._received = self._received.split(b"\n", 1)
         return line.decode()
 
-    def _last_words(self) -> str:
-        self._process.wait(_PATIENCE)
+    def _stderr_tail(self) -> str:
+        self._process.wait(_EXIT_TIMEOUT)
         self._errors.seek(0)
-        said = self._errors.read().decode(errors="replace").strip()
-        return redact(said[-2000:]) or f"it ended with {self._process.returncode} and said nothing"
+        stderr = self._errors.read().decode(errors="replace").strip()
+        return redact(stderr[-2000:]) or f"it ended with {self._process.returncode} and said nothing"
 
 
 def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust: bool) -> None:
     """The process's life."""
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     for line in requests:
-        answers.write(json.dumps(_answer(cache, line, trust)) + "\n")
+        answers.write(json.dumps(_parse_answer(cache, line, trust)) + "\n")
         answers.flush()
 
 
-def _answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
+def _parse_answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
     from trainer.data import prepare
 
     trial = TrialConfig.model_validate_json(config)
     try:
         found = prepare(trial.data, trial.model, cache, trust_remote_code=trust)
+        _check_answers(trial, found.eval)
         notices: list[str] = []
         if trial.lora is not None:
             from trainer.models.adapters import describe_adapters  # torch, which data alone does not need
 
             notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust))
         return {"report": found.report.model_dump_json(), "notices": notices}
-    except TrialError as why:
-        return {"data": str(why)}
-    except OSError as why:
-        return {"disk": str(why)} if why.errno is not None else {"bug": traceback.format_exc()}
+    except TrialError as error:
+        return {"data": str(error)}
+    except OSError as error:
+        return {"disk": str(error)} if error.errno is not None else {"bug": traceback.format_exc()}
     except Exception:  # noqa: BLE001  the process's boundary: told to the driver, whole
         return {"bug": traceback.format_exc()}
 
 
-def _leave_with(parent: int) -> None:
+def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
+    """ModelError where the model has no positions for a held-out prompt with its answer: rather now than in a trial."""
+    positions = known_positions(trial.model)
+    if positions is None or positions.table is None or not trial.evaluation.prompts:
+        return
+    from trainer.evaluation.completions import select_prompts  # torch, which data alone does not need
+
+    lengths = [int(held_out.prompt_lengths[i]) for i in select_prompts(held_out, trial.evaluation.prompts)]
+    refuse_long_answers(positions, max(lengths, default=0), trial.evaluation.max_new_tokens)
+
+
+def _exit_with_parent(parent: int) -> None:
     """A driver that was killed needs no data."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
@@ -169,6 +185,6 @@ def _leave_with(parent: int) -> None:
 
 if __name__ == "__main__":
     # What libraries print goes to the errors; answers alone go where the driver reads.
-    _mine = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    _stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    _serve(Path(sys.argv[1]), sys.stdin, _mine, trust=_TRUST in sys.argv[2:])
+    _serve(Path(sys.argv[1]), sys.stdin, _stdout, trust=_TRUST in sys.argv[2:])

@@ -1,4 +1,4 @@
-"""What earlier attempts at a trial left in the mirror and this machine does not have, brought here before it trains."""
+"""Downloads from the mirror what earlier attempts left and this machine lacks, before the trial trains."""
 
 from __future__ import annotations
 
@@ -8,85 +8,85 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from orchestrator.execution.messages import Job
-from orchestrator.mirror import CHECKPOINTS, END, MODEL, Mirror, MirrorDamaged
+from orchestrator.execution.messages import AttemptTask
+from orchestrator.mirror import CHECKPOINTS, MODEL, RESULT, Mirror, MirrorDamaged
 from trainer.storage import checkpoint_manifest
-from trainer.storage.checkpoint_manifest import DamagedError
+from trainer.storage.checkpoint_manifest import DamagedCheckpoint
 
 log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(rf"(\d+)/{CHECKPOINTS}/step-(\d{{8}})")
-_LAST = (CHECKPOINTS, "ending.json")
+_RESULT_MARKERS = (CHECKPOINTS, "ending.json")
 """What gives the rest its meaning comes last."""
 
 
-FORK = 0
+FORK_ATTEMPT = 0
 """Another trial's checkpoint that this one goes on from is in the mirror as if it were of an attempt before all."""
 
 
-def attempts_of(job: Job) -> dict[int, Path]:
+def attempt_folders(task: AttemptTask) -> dict[int, Path]:
     """The folder of each attempt up to this one, and of the checkpoint that a clone begins from."""
-    fork = {} if job.fork is None else {FORK: job.fork}
-    return fork | {k: job.folder.parent / str(k) for k in range(1, job.attempt)} | {job.attempt: job.folder}
+    fork = {} if task.fork is None else {FORK_ATTEMPT: task.fork}
+    return fork | {k: task.folder.parent / str(k) for k in range(1, task.attempt)} | {task.attempt: task.folder}
 
 
-def fetch(mirror: Mirror, job: Job, damaged: Callable[[str], None]) -> list[tuple[int, int]]:
+def download_attempts(mirror: Mirror, task: AttemptTask, on_damaged: Callable[[str], None]) -> list[tuple[int, int]]:
     """Bring endings, and the newest whole checkpoint that is newer than any here.
 
-    `damaged` is told of each copy that is not what was sent, and an older one is taken. Gives the checkpoints that are
-    in the mirror and not found damaged, by update and attempt.
+    `on_damaged` is called for each copy that differs from what was sent; an older one is then taken. Returns the
+    checkpoints that are in the mirror and not found damaged, by update and attempt.
     """
-    folders = attempts_of(job)
-    whole = mirror.whole()
+    folders = attempt_folders(task)
+    complete = mirror.complete_paths()
     ended = False
     for attempt, folder in folders.items():
-        if f"{attempt}/{END}" in whole and not (folder / "ending.json").is_file():
-            ended |= _bring_end(mirror, attempt, folder, damaged)
-    there = sorted((int(m[2]), int(m[1])) for name in whole if (m := _CHECKPOINT.fullmatch(name)))
+        if f"{attempt}/{RESULT}" in complete and not (folder / "ending.json").is_file():
+            ended |= _download_result(mirror, attempt, folder, on_damaged)
+    there = sorted((int(m[2]), int(m[1])) for name in complete if (m := _CHECKPOINT.fullmatch(name)))
     if not ended:
-        here = _newest_here(folders.values())
+        here = _newest_local_step(folders.values())
         for step, attempt in there[::-1]:
             if step <= here or attempt not in folders:
                 continue
-            if _bring(mirror, checkpoint_place(step, attempt), folders[attempt], damaged):
+            if _download(mirror, checkpoint_mirror_path(step, attempt), folders[attempt], on_damaged):
                 log.info("checkpoint of update %d fetched from %s", step, mirror.url)
                 break
             there.remove((step, attempt))
     return there
 
 
-def checkpoint_place(step: int, attempt: int) -> str:
+def checkpoint_mirror_path(step: int, attempt: int) -> str:
     """Where a checkpoint is in its trial's mirror."""
     return f"{attempt}/{CHECKPOINTS}/step-{step:08d}"
 
 
-def bring_end(mirror: Mirror, attempt: int, folder: Path, *, model: bool) -> bool:
+def download_result(mirror: Mirror, attempt: int, folder: Path, *, model: bool) -> bool:
     """The files that an attempt left, and its model where asked for; False where nothing is, or not whole."""
-    told: list[str] = []
-    if not _bring(mirror, f"{attempt}/{END}", folder, told.append):
+    problems: list[str] = []
+    if not _download(mirror, f"{attempt}/{RESULT}", folder, problems.append):
         return False
-    return not model or _bring(mirror, f"{attempt}/{MODEL}", folder, told.append)
+    return not model or _download(mirror, f"{attempt}/{MODEL}", folder, problems.append)
 
 
-def _bring_end(mirror: Mirror, attempt: int, folder: Path, damaged: Callable[[str], None]) -> bool:
+def _download_result(mirror: Mirror, attempt: int, folder: Path, on_damaged: Callable[[str], None]) -> bool:
     """An attempt that ended unheard: whoever is next tells its story. The model first, without which it has none."""
-    _bring(mirror, f"{attempt}/{MODEL}", folder, damaged)
-    return _bring(mirror, f"{attempt}/{END}", folder, damaged) and (folder / "ending.json").is_file()
+    _download(mirror, f"{attempt}/{MODEL}", folder, on_damaged)
+    return _download(mirror, f"{attempt}/{RESULT}", folder, on_damaged) and (folder / "ending.json").is_file()
 
 
-def _bring(mirror: Mirror, place: str, folder: Path, damaged: Callable[[str], None]) -> bool:
-    aside = folder / ".fetched"
+def _download(mirror: Mirror, mirror_path: str, folder: Path, on_damaged: Callable[[str], None]) -> bool:
+    temporary = folder / ".fetched"
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        if not mirror.get(place, aside):
+        if not mirror.get(mirror_path, temporary):
             return False
-        for part in sorted(aside.iterdir(), key=lambda part: part.name in _LAST):
+        for part in sorted(temporary.iterdir(), key=lambda part: part.name in _RESULT_MARKERS):
             _install(part, folder)
-    except MirrorDamaged as why:
-        damaged(str(why))
+    except MirrorDamaged as error:
+        on_damaged(str(error))
         return False
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
     return True
 
 
@@ -105,12 +105,12 @@ def _install(part: Path, folder: Path) -> None:
         piece.rename(to)
 
 
-def _newest_here(folders: Iterable[Path]) -> int:
+def _newest_local_step(folders: Iterable[Path]) -> int:
     """The update of the newest good checkpoint in these folders; -1 without one."""
-    for place in checkpoint_manifest.places(folders):
+    for mirror_path in checkpoint_manifest.list_checkpoints(folders):
         try:
-            checkpoint_manifest.check(place)
-        except (DamagedError, OSError, ValueError, KeyError, TypeError):
+            checkpoint_manifest.verify_checkpoint(mirror_path)
+        except (DamagedCheckpoint, OSError, ValueError, KeyError, TypeError):
             continue  # whoever loads it sets it aside and says so
-        return checkpoint_manifest.step_of(place)
+        return checkpoint_manifest.checkpoint_step(mirror_path)
     return -1

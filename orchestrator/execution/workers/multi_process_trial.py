@@ -1,7 +1,8 @@
-"""The processes of a trial on several GPUs, in the trial's placement group, seen from its worker as one workshop.
+"""`MultiProcessSession`: the processes of a trial on several GPUs, seen from its worker as one training session.
 
-They make every step together: a point is asked of all, and closing the run closes it in all, so that none waits for
-another that has stopped. One that dies ends the attempt: the others are killed, and the trial is issued again.
+The processes run in the trial's placement group and take every step together: each is asked for every point, and
+closing the run closes it in all, so that none waits for another that has stopped. The death of one ends the attempt:
+the others are killed and the trial is retried.
 """
 
 from __future__ import annotations
@@ -14,30 +15,37 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.execution.messages import End, EndKind, Told, WorkerLost
-from orchestrator.execution.workers.attempt_runner import OpenWorkshop
+from orchestrator.execution.messages import AttemptResult, AttemptStatus, RemoteFailure, WorkerLost
+from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, Point
+from trainer.results import RunResult, StepMetrics
 
 _POLL_SECONDS = 1.0
 _CAUSE_SECONDS = 5.0
 """After a failure in one process: how long to wait for what the others say, of which one may be the cause."""
-_CONSEQUENCES = ("gloo", "NCCL", "DistBackendError", "Connection closed by peer", "Connection reset by peer")
+_SECONDARY_ERRORS = ("gloo", "NCCL", "DistBackendError", "Connection closed by peer", "Connection reset by peer")
 """Words of a process that lost another one."""
 
 
-class Ranks:
-    """A workshop of several processes; they are started at the first trial and kept for the next."""
+class MultiProcessSession:
+    """A training session of several processes; they are started at the first trial and kept for the next."""
 
-    def __init__(self, cache: Path, opened: OpenWorkshop, size: int, each: Mapping[str, float]) -> None:
-        """`each`: what one of the processes asks of Ray."""
-        self._cache, self._open, self._size, self._each = cache, opened, size, dict(each)
+    def __init__(
+        self, cache: Path, open_session: SessionFactory, size: int, process_resources: Mapping[str, float]
+    ) -> None:
+        """`process_resources`: what one of the processes asks of Ray."""
+        self._cache, self._open_session, self._size, self._process_resources = (
+            cache,
+            open_session,
+            size,
+            dict(process_resources),
+        )
         self._actors: list[Any] = []
         self._counters: Mapping[str, int] = {}
         self._run = 0
-        self._asked = threading.Event()
+        self._requested = threading.Event()
         """Whether the newest run is to end: each has an event and a number of its own."""
 
     @property
@@ -47,54 +55,56 @@ class Ranks:
 
     def interrupt(self) -> None:
         """Have the newest run save a checkpoint and end as STOPPED; from any thread. If it is over, nothing happens."""
-        self._asked.set()
+        self._requested.set()
         for actor in self._actors[:1]:  # it may be in the middle of a long step
             actor.interrupt.remote(self._run)
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[Point, None, Ending]:
-        """Train one configuration in all processes. WorkerLost where one of them ends or its GPU fails; Told where one
-        fails otherwise."""
+    ) -> Generator[StepMetrics, None, RunResult]:
+        """Train one configuration in all processes.
+
+        Raises WorkerLost where one of them ends or its GPU fails, RemoteFailure where one fails otherwise.
+        """
         self._run += 1
-        self._asked = threading.Event()
-        return self._train(self._run, self._asked, config, folder, earlier, fork)
+        self._requested = threading.Event()
+        return self._train(self._run, self._requested, config, folder, earlier, fork)
 
     def _train(
         self,
         run: int,
-        asked: threading.Event,
+        requested: threading.Event,
         config: TrialConfig,
         folder: Path,
         earlier: Sequence[Path],
         fork: Path | None,
-    ) -> Generator[Point, None, Ending]:
+    ) -> Generator[StepMetrics, None, RunResult]:
         try:
             if not self._actors:
                 self._start()
-            self._ask("begin", run, config.model_dump_json(), folder, list(earlier), fork)
+            self._call_all("begin", run, config.model_dump_json(), folder, list(earlier), fork)
             while True:
-                if asked.is_set():  # before there was anybody to tell, perhaps
+                if requested.is_set():  # before there was anybody to tell, perhaps
                     self._actors[0].interrupt.remote(run)
-                said = self._ask("next")
-                first = said.get(0)
-                failed = {number: one.failed for number, one in said.items() if one.failed is not None}
+                step = self._call_all("next")
+                first = step.get(0)
+                failed = {number: one.failed for number, one in step.items() if one.failed is not None}
                 if failed or first is None:
                     raise self._failure(failed, folder)
                 self._counters = first.counters
-                if first.ending is not None:
-                    return first.ending
-                assert first.point is not None
-                yield first.point
+                if first.result is not None:
+                    return first.result
+                assert first.metrics is not None
+                yield first.metrics
         except GeneratorExit:
             with contextlib.suppress(WorkerLost):  # the trial has ended whatever becomes of them
-                self._ask("close")
+                self._call_all("close")
             raise
         except BaseException:
-            self.end()
+            self.shut_down()
             raise
 
-    def end(self) -> None:
+    def shut_down(self) -> None:
         """End every process at once."""
         import ray
 
@@ -107,26 +117,26 @@ class Ranks:
         from ray.util import get_current_placement_group
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        from orchestrator.execution.workers.rank_actor import BESIDE, Rank
+        from orchestrator.execution.workers.rank_actor import COMPANION_RESOURCE, RankActor
 
         group = get_current_placement_group()
         assert group is not None, "the trial's worker is in a placement group"
         remote: Any = ray.remote  # its types know of no groups
-        actor = remote(concurrency_groups={BESIDE: 1})(Rank)
+        actor = remote(concurrency_groups={COMPANION_RESOURCE: 1})(RankActor)
         for number in range(self._size):
-            place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number + 1)
-            more = dict(self._each)
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number + 1)
+            more = dict(self._process_resources)
             options = {"num_cpus": more.pop("CPU"), "num_gpus": more.pop("GPU", 0.0), "resources": more}
-            made = actor.options(scheduling_strategy=place, **options).remote(
-                number, self._size, self._cache, self._open
+            made = actor.options(scheduling_strategy=strategy, **options).remote(
+                number, self._size, self._cache, self._open_session
             )
             self._actors.append(made)
-        given = self._ask("gpus")
+        given = self._call_all("gpus")
         gpus = [gpu for number in range(self._size) for gpu in given[number]]
-        port: int = ray.get(self._actors[0].listen.remote())
-        self._ask("join", port, gpus)
+        port: int = ray.get(self._actors[0].open_rendezvous.remote())
+        self._call_all("join_rendezvous", port, gpus)
 
-    def _ask(self, method: str, *given: Any) -> dict[int, Any]:
+    def _call_all(self, method: str, *given: Any) -> dict[int, Any]:
         """What each process answers, by number. After a failure of one, those that answered soon after it."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError
@@ -140,27 +150,27 @@ class Ranks:
                 try:
                     answers[number] = ray.get(done)
                 except (RayActorError, OutOfMemoryError) as died:
-                    self.end()
+                    self.shut_down()
                     raise WorkerLost(f"process {number + 1} of {self._size} ended: {_line(died)}") from None
                 if getattr(answers[number], "failed", None) is not None:
                     until = min(until, time.monotonic() + _CAUSE_SECONDS)
         return answers
 
-    def _failure(self, failed: Mapping[int, End], folder: Path) -> Exception:
-        number = _cause(failed, folder)
-        if failed[number].kind is EndKind.LOST:
+    def _failure(self, failed: Mapping[int, AttemptResult], folder: Path) -> Exception:
+        number = _root_cause(failed, folder)
+        if failed[number].status is AttemptStatus.LOST:
             return WorkerLost(f"process {number + 1} of {self._size} cannot go on: {failed[number].reason}")
-        return Told(failed[number])
+        return RemoteFailure(failed[number])
 
 
-def _cause(failed: Mapping[int, End], folder: Path) -> int:
+def _root_cause(failed: Mapping[int, AttemptResult], folder: Path) -> int:
     """The process whose failure the others follow from; its traceback becomes the attempt's."""
-    own = [n for n, end in failed.items() if not any(words in end.reason for words in _CONSEQUENCES)]
-    lost = [n for n in own if failed[n].kind is EndKind.LOST]
+    own = [n for n, result in failed.items() if not any(words in result.reason for words in _SECONDARY_ERRORS)]
+    lost = [n for n in own if failed[n].status is AttemptStatus.LOST]
     number = min(lost or own or failed)
-    told = folder / f"process-{number}" / FAILURE_FILE
-    if told.is_file():
-        shutil.copyfile(told, folder / FAILURE_FILE)
+    traceback_file = folder / f"process-{number}" / FAILURE_FILE
+    if traceback_file.is_file():
+        shutil.copyfile(traceback_file, folder / FAILURE_FILE)
     return number
 
 

@@ -1,4 +1,4 @@
-"""One process of a trial that has several: a Ray actor that makes a step when all the others do."""
+"""`RankActor`: one process of a multi-process trial, a Ray actor that takes a step when all others do."""
 
 from __future__ import annotations
 
@@ -12,100 +12,100 @@ from typing import Any
 
 import ray
 
-from orchestrator.execution.messages import End, ended_by
-from orchestrator.execution.workers.attempt_runner import WATCH_SECONDS, OpenWorkshop, Workshop
+from orchestrator.execution.messages import AttemptResult, result_of_exception
+from orchestrator.execution.workers.attempt_runner import STOP_POLL_SECONDS, Session, SessionFactory
 from trainer.config.trial import TrialConfig
-from trainer.results import Ending, Point
+from trainer.results import RunResult, StepMetrics
 
-BESIDE = "beside"
+COMPANION_RESOURCE = "beside"
 """The group of calls that are taken while a step is made."""
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class RankStep:
     """A point, or how it ended: by itself, or by an exception. `counters` says what this process has loaded so far."""
 
-    point: Point | None = None
-    ending: Ending | None = None
-    failed: End | None = None
+    metrics: StepMetrics | None = None
+    result: RunResult | None = None
+    failed: AttemptResult | None = None
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
-class Rank:
+class RankActor:
     """Number `number` of `size`. The first one writes the files and is heard; the others keep in step with it."""
 
-    def __init__(self, number: int, size: int, cache: Path, opened: OpenWorkshop) -> None:
-        self._number, self._size, self._cache, self._open = number, size, cache, opened
+    def __init__(self, number: int, size: int, cache: Path, open_session: SessionFactory) -> None:
+        self._number, self._size, self._cache, self._open_session = number, size, cache, open_session
         self._socket: socket.socket | None = None
-        self._workshop: Workshop | None = None
-        self._course: Generator[Point, None, Ending] | None = None
+        self._session: Session | None = None
+        self._metrics: Generator[StepMetrics, None, RunResult] | None = None
         self._folder = Path()
         self._run = 0
         self._between = threading.Lock()
         """Held while one run gives way to the next, so that an interrupt is of the one that it was meant for."""
-        threading.Thread(target=_end_with_ray, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_exit_with_raylet, args=(os.getppid(),), daemon=True).start()
 
     def gpus(self) -> list[str]:
         """What Ray gave to this process."""
         found: list[Any] = ray.get_gpu_ids()
         return [str(gpu) for gpu in found]
 
-    def listen(self) -> int:
+    def open_rendezvous(self) -> int:
         """Of the first one: where the others find it."""
-        from trainer.distributed.processes import listen
+        from trainer.distributed.processes import open_rendezvous
 
-        self._socket = listen()
+        self._socket = open_rendezvous()
         port: int = self._socket.getsockname()[1]
         return port
 
-    def join(self, port: int, gpus: Sequence[str]) -> int:
-        """Meet the others, then open the workshop; the process id."""
-        from trainer.distributed.processes import join
+    def join_rendezvous(self, port: int, gpus: Sequence[str]) -> int:
+        """Meet the others, then open the training session; the process id."""
+        from trainer.distributed.processes import join_rendezvous
 
-        join(self._number, self._size, port, self._socket, gpus)
-        self._workshop = self._open(self._cache)
+        join_rendezvous(self._number, self._size, port, self._socket, gpus)
+        self._session = self._open_session(self._cache)
         return os.getpid()
 
     def begin(self, run: int, config: str, folder: Path, earlier: Sequence[Path], fork: Path | None) -> None:
         """Train this next, as run number `run`; nothing is computed yet."""
-        assert self._workshop is not None
+        assert self._session is not None
         # A failure of another process than the first is told beside that one's, never over it.
         self._folder = folder if self._number == 0 else folder / f"process-{self._number}"
         with self._between:
             self._run = run
-            self._course = self._workshop.train(TrialConfig.model_validate_json(config), folder, earlier, fork)
+            self._metrics = self._session.train(TrialConfig.model_validate_json(config), folder, earlier, fork)
 
-    def next(self) -> Said:
+    def next(self) -> RankStep:
         """The next point, or the end."""
-        assert self._course is not None
-        assert self._workshop is not None
-        point, ending, failed = None, None, None
+        assert self._metrics is not None
+        assert self._session is not None
+        step_metrics, result, failed = None, None, None
         try:
-            point = next(self._course)
+            step_metrics = next(self._metrics)
         except StopIteration as done:
-            ending = done.value
+            result = done.value
         except Exception as error:  # noqa: BLE001  the trial boundary: an exception becomes recorded data
-            failed = ended_by(error, self._folder)
-        if point is None:
-            self._course = None
-        return Said(point, ending, failed, dict(self._workshop.counters))
+            failed = result_of_exception(error, self._folder)
+        if step_metrics is None:
+            self._metrics = None
+        return RankStep(step_metrics, result, failed, dict(self._session.counters))
 
     def close(self) -> None:
         """Stop here, as all the others do."""
-        if self._course is not None:
-            self._course.close()
-            self._course = None
+        if self._metrics is not None:
+            self._metrics.close()
+            self._metrics = None
 
-    @ray.method(concurrency_group=BESIDE)
+    @ray.method(concurrency_group=COMPANION_RESOURCE)
     def interrupt(self, run: int) -> None:
         """Have this run save a checkpoint and end; the processes agree among themselves when. Late, it does nothing."""
         with self._between:
-            if run == self._run and self._course is not None and self._workshop is not None:
-                self._workshop.interrupt()
+            if run == self._run and self._metrics is not None and self._session is not None:
+                self._session.interrupt()
 
 
-def _end_with_ray(raylet: int) -> None:
+def _exit_with_raylet(raylet: int) -> None:
     wait = threading.Event()
-    while not wait.wait(WATCH_SECONDS):
+    while not wait.wait(STOP_POLL_SECONDS):
         if os.getppid() != raylet:
             os._exit(1)

@@ -1,4 +1,4 @@
-"""How a worker opens its workshop: with a share of a GPU, with one or none, or in several processes."""
+"""Opens a worker's training session: with a share of a GPU, with one or none, or in several processes."""
 
 from __future__ import annotations
 
@@ -6,21 +6,26 @@ import functools
 from pathlib import Path
 
 from orchestrator.execution.local_cluster import Slots
-from orchestrator.execution.workers.attempt_runner import OpenWorkshop, Workshop
-from orchestrator.execution.workers.multi_process_trial import Ranks
+from orchestrator.execution.workers.attempt_runner import Session, SessionFactory
+from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
 
 
-def for_slots(opened: OpenWorkshop, slots: Slots) -> OpenWorkshop:
+def session_factory(open_session: SessionFactory, slots: Slots) -> SessionFactory:
     """What a worker of these slots calls to begin."""
     if slots.processes > 1:
-        return functools.partial(Ranks, opened=opened, size=slots.processes, each=slots.of_process)
-    if slots.share is not None:
-        return functools.partial(_in_a_share, opened=opened, share=slots.share)
-    return opened
+        return functools.partial(
+            MultiProcessSession,
+            open_session=open_session,
+            size=slots.processes,
+            process_resources=slots.process_resources,
+        )
+    if slots.gpu_fraction is not None:
+        return functools.partial(_open_with_gpu_fraction, open_session=open_session, gpu_fraction=slots.gpu_fraction)
+    return open_session
 
 
-def _in_a_share(cache: Path, *, opened: OpenWorkshop, share: float) -> Workshop:
-    from trainer.distributed.processes import keep_to_share
+def _open_with_gpu_fraction(cache: Path, *, open_session: SessionFactory, gpu_fraction: float) -> Session:
+    from trainer.distributed.processes import limit_gpu_memory
 
-    keep_to_share(share)
-    return opened(cache)
+    limit_gpu_memory(gpu_fraction)
+    return open_session(cache)

@@ -1,4 +1,4 @@
-"""Training before the first trial, in a worker of its own: the driver never imports torch."""
+"""`StageWorker`: training before the first trial in a worker of its own, since the driver never imports torch."""
 
 from __future__ import annotations
 
@@ -7,12 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
-from orchestrator.execution.local_cluster import Slots, check_ray
-from orchestrator.execution.messages import STOP_FILE, WORKER_FILE, End, EndKind, Job, Report, WorkerLost
+from orchestrator.execution.local_cluster import Slots, check_ray_health
+from orchestrator.execution.messages import (
+    STOP_REQUEST_FILE,
+    WORKER_FILE,
+    AttemptReport,
+    AttemptResult,
+    AttemptStatus,
+    AttemptTask,
+    WorkerLost,
+)
 from orchestrator.execution.sft_cache_key import stage_key
-from orchestrator.execution.stop_reasons import Interrupt, Interrupted
-from orchestrator.execution.workers.attempt_runner import Attempt, OpenWorkshop, Workshop
-from orchestrator.execution.workers.session_factory import for_slots
+from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
+from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory
+from orchestrator.execution.workers.session_factory import session_factory
 from orchestrator.redaction import redact
 from trainer.config.trial import TrialConfig
 from trainer.results import TrialError
@@ -23,37 +31,37 @@ _POLL_SECONDS = 0.2
 class StageFailed(OrchestrateError):
     """A stage before the trials did not end well; the sweep can be resumed once the cause is gone."""
 
-    code = ExitCode.OURS
+    code = ExitCode.INTERNAL_ERROR
 
 
 class StageDied(StageFailed):
     """Its worker process ended."""
 
 
-class StageProcess:
+class StageActor:
     """The worker's side."""
 
-    def __init__(self, cache: Path, open_workshop: OpenWorkshop) -> None:
-        self._cache, self._open = cache, open_workshop
-        self._loaded: Workshop | None = None
-        self._attempt: Attempt | None = None
+    def __init__(self, cache: Path, open_session: SessionFactory) -> None:
+        self._cache, self._open_session = cache, open_session
+        self._loaded: Session | None = None
+        self._runner: AttemptRunner | None = None
 
     def key(self, config: str, fingerprint: str) -> str:
         """Name of what training this configuration makes."""
         return stage_key(TrialConfig.model_validate_json(config), fingerprint, self._cache)
 
-    def begin(self, job: Job) -> None:
+    def start(self, task: AttemptTask) -> None:
         """Train this one next."""
-        self._attempt = Attempt(job, self._workshop, patience=float("inf"))
+        self._runner = AttemptRunner(task, self._session, lock_timeout=float("inf"))
 
-    def pull(self) -> Report:
+    def next_report(self) -> AttemptReport:
         """The next points of the training."""
-        assert self._attempt is not None
-        return self._attempt.pull()
+        assert self._runner is not None
+        return self._runner.next_report()
 
-    def _workshop(self) -> Workshop:
+    def _session(self) -> Session:
         if self._loaded is None:
-            self._loaded = self._open(self._cache)
+            self._loaded = self._open_session(self._cache)
         return self._loaded
 
 
@@ -64,12 +72,12 @@ class StageWorker:
         self,
         slots: Slots,
         cache: Path,
-        interrupt: Interrupt,
-        tick: Callable[[], None],
-        open_workshop: OpenWorkshop,
+        signals: SignalHandler,
+        on_poll: Callable[[], None],
+        open_session: SessionFactory,
     ) -> None:
-        self._interrupt, self._tick, self._slots = interrupt, tick, slots
-        self._given = (cache, for_slots(open_workshop, slots))
+        self._signals, self._on_poll, self._slots = signals, on_poll, slots
+        self._arguments = (cache, session_factory(open_session, slots))
         self._group: Any = None
         self._actor: Any = None
 
@@ -77,21 +85,21 @@ class StageWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.end()
+        self.shut_down()
 
     def start(self) -> None:
         """Take a slot and load, while others work."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-        bundle = self._slots.of_stage
+        bundle = self._slots.stage_resources
         options: dict[str, Any] = {"num_cpus": bundle.pop("CPU"), "num_gpus": bundle.pop("GPU", 0.0)}
         if self._slots.processes > 1:
             self._group = ray.util.placement_group(self._slots.bundles, strategy=self._slots.strategy)
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(self._group, 0)
-        self._actor = ray.remote(StageProcess).options(resources=bundle, **options).remote(*self._given)
+        self._actor = ray.remote(StageActor).options(resources=bundle, **options).remote(*self._arguments)
 
-    def end(self) -> None:
+    def shut_down(self) -> None:
         """Give the slot back; called twice, it is done once."""
         import ray
 
@@ -104,51 +112,53 @@ class StageWorker:
 
     def restart(self) -> None:
         """Another process in its place, with nothing loaded."""
-        self.end()
+        self.shut_down()
         self.start()
 
     def key(self, config: TrialConfig, fingerprint: str) -> str:
         """Name of what training this configuration makes."""
-        return self._ask(self._actor.key.remote(config.model_dump_json(), fingerprint))
+        return self._wait_for(self._actor.key.remote(config.model_dump_json(), fingerprint))
 
-    def train(self, job: Job, heard: Callable[[Report], None], stopped: Callable[[], bool]) -> End:
+    def train(
+        self, task: AttemptTask, on_report: Callable[[AttemptReport], None], should_stop: Callable[[], bool]
+    ) -> AttemptResult:
         """Train to the end, telling each report; Interrupted once the process has checkpointed, StageDied where it
         ended otherwise: then `restart`."""
-        for left in (STOP_FILE, WORKER_FILE):  # of an earlier process in the same folder
-            (job.folder / left).unlink(missing_ok=True)
-        self._ask(self._actor.begin.remote(job))
+        for left in (STOP_REQUEST_FILE, WORKER_FILE):  # of an earlier process in the same folder
+            (task.folder / left).unlink(missing_ok=True)
+        self._wait_for(self._actor.start.remote(task))
         while True:
-            report: Report = self._ask(self._actor.pull.remote(), job)
-            if stopped() and report.end is None:
-                job.ask_to_stop()
-            heard(report)
-            if report.end is not None:
-                if report.end.kind is EndKind.RELEASED:
+            report: AttemptReport = self._wait_for(self._actor.next_report.remote(), task)
+            if should_stop() and report.result is None:
+                task.request_stop()
+            on_report(report)
+            if report.result is not None:
+                if report.result.status is AttemptStatus.RELEASED:
                     raise Interrupted
-                return report.end
+                return report.result
 
-    def _ask(self, reference: Any, job: Job | None = None) -> Any:
+    def _wait_for(self, reference: Any, task: AttemptTask | None = None) -> Any:
         """Wait for an answer; with a job, an interruption lets it checkpoint, otherwise it ends the wait."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
         while not ray.wait([reference], timeout=_POLL_SECONDS)[0]:
-            self._tick()
-            check_ray()
-            if self._interrupt.asked:
-                if job is None:
+            self._on_poll()
+            check_ray_health()
+            if self._signals.stop_requested:
+                if task is None:
                     raise Interrupted
-                job.ask_to_stop()
+                task.request_stop()
         try:
             return ray.get(reference)
         except RayTaskError as error:
-            raise _ours(error.cause) from error
+            raise _user_message(error.cause) from error
         except (RayActorError, OutOfMemoryError) as error:
-            check_ray()
+            check_ray_health()
             raise StageDied(f"the worker of this stage died: {redact(str(error))}") from error
 
 
-def _ours(cause: BaseException) -> BaseException:
+def _user_message(cause: BaseException) -> BaseException:
     """What the user reads instead of Ray's wrapping."""
     if isinstance(cause, WorkerLost):
         return StageDied(f"the worker of this stage died: {cause}")

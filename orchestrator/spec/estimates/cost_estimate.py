@@ -1,6 +1,6 @@
 """Time, GPU-hours and cost of a sweep from its FLOPs, at a stated efficiency. Nothing here is measured.
 
-Trials that share a GPU: with a copy of the model each, or some of them in one process over one frozen model.
+Trials that share a GPU have a copy of the model each, or run in one process over one frozen model.
 """
 
 from __future__ import annotations
@@ -10,12 +10,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from orchestrator.errors import Finding, SpecError
-from orchestrator.spec.estimates.gpu_memory import GB, Memory, memory, most_trials, smaller, tokens_that_fit
-from orchestrator.spec.estimates.input_sizes import Shape, shape_of
-from orchestrator.spec.search.corners import placed
+from orchestrator.spec.estimates.gpu_memory import (
+    GB,
+    Memory,
+    max_micro_batch_tokens,
+    max_trials_per_gpu,
+    memory,
+    suggest_change,
+)
+from orchestrator.spec.estimates.input_sizes import ModelShape, model_shape
+from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
@@ -27,7 +34,7 @@ EFFICIENCY = 0.3
 
 
 @dataclass(frozen=True, slots=True)
-class Machine:
+class GpuAssumptions:
     """What the estimate assumes."""
 
     gpu_memory: float | None = None
@@ -48,18 +55,18 @@ class Machine:
     """Where the data is not here yet."""
 
     @property
-    def room(self) -> float | None:
+    def memory_per_process(self) -> float | None:
         """Bytes that a process may take."""
         return None if self.gpu_memory is None else self.gpu_memory * self.share
 
     @property
-    def place(self) -> str:
+    def description(self) -> str:
         """That room in words."""
-        whole = f"{(self.gpu_memory or 0.0) / GB:,.0f} GB"
+        gpu = f"{(self.gpu_memory or 0.0) / GB:,.0f} GB"
         several = "" if self.trials == 1 else f" for {self.trials} trials"
         if self.share < 1:
-            return f"{self.share:g} of a GPU of {whole}{several}"
-        return f"a GPU of {whole}{several}" if self.processes == 1 else f"each of {self.processes} GPUs of {whole}"
+            return f"{self.share:g} of a GPU of {gpu}{several}"
+        return f"a GPU of {gpu}{several}" if self.processes == 1 else f"each of {self.processes} GPUs of {gpu}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,147 +92,151 @@ class Estimate:
 def estimate(
     configs: Sequence[TrialConfig],
     updates: Sequence[int],
-    shape: Shape,
-    machine: Machine,
+    shape: ModelShape,
+    machine: GpuAssumptions,
     trials: int | None,
     *,
     eval_pairs: int | None,
 ) -> Estimate:
     """Of the dearest of these trials; `updates`: of each, or empty where unknown."""
-    largest = dearest(configs, shape, machine)
+    largest = largest_config(configs, shape, machine)
     fits, warnings = None, list[str]()
-    if (room := machine.room) is not None:
-        fits = tokens_that_fit(largest, shape, room, machine.processes, machine.trials)
+    if (available := machine.memory_per_process) is not None:
+        fits = max_micro_batch_tokens(largest, shape, available, machine.processes, machine.trials)
         if fits is None:
-            warnings.append(does_not_fit(largest, shape, machine))
+            warnings.append(too_large_message(largest, shape, machine))
         elif fits < largest.training.tokens_per_micro_batch:
             warnings.append(
                 f"by formula training.tokens_per_micro_batch {largest.training.tokens_per_micro_batch:,} does not fit "
-                f"{machine.place}; {fits:,} does, with the same results"
+                f"{machine.description}; {fits:,} does, with the same results"
             )
     flops = max(
-        (_flops(c, shape, n, machine, eval_pairs) for c, n in zip(configs, updates, strict=False)), default=None
+        (_trial_flops(c, shape, n, machine, eval_pairs) for c, n in zip(configs, updates, strict=False)), default=None
     )
     speed = machine.tflops * 1e12 * machine.efficiency * 3600
     each = None if flops is None else flops / speed
     total = None if flops is None or trials is None else trials * flops / speed
     if total is not None and updates and any(isinstance(c.loss, DpoLoss) for c in configs):
-        total += _reference(configs, updates, shape, machine) / speed
+        total += _reference_flops(configs, updates, shape, machine) / speed
     return Estimate(
         parameters=shape.parameters,
-        memory=memory(largest, shape, tokens_of(largest), machine.processes, machine.trials),
+        memory=memory(largest, shape, micro_batch_tokens(largest), machine.processes, machine.trials),
         gpu_memory=machine.gpu_memory,
-        place=machine.place,
+        place=machine.description,
         tokens_per_micro_batch=fits,
-        trials_on_a_gpu=_on_a_gpu(largest, shape, machine),
+        trials_on_a_gpu=_trials_on_a_gpu(largest, shape, machine),
         flops_per_trial=flops,
         gpu_hours_per_trial=each,
         gpu_hours=total,
         cost=None if total is None or machine.price is None else total * machine.price,
-        assumed=_assumed(machine) + ("" if eval_pairs is not None else ", without evaluation"),
+        assumed=_assumptions_text(machine) + ("" if eval_pairs is not None else ", without evaluation"),
         warnings=tuple(warnings),
     )
 
 
-def _on_a_gpu(config: TrialConfig, shape: Shape, machine: Machine) -> tuple[int, int] | None:
+def _trials_on_a_gpu(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> tuple[int, int] | None:
     if machine.gpu_memory is None or machine.processes > 1 or config.lora is None or config.engine == "trl":
         return None
-    return most_trials(config, shape, machine.gpu_memory)
+    return max_trials_per_gpu(config, shape, machine.gpu_memory)
 
 
-def tokens_of(config: TrialConfig) -> int:
+def micro_batch_tokens(config: TrialConfig) -> int:
     """Of a micro-batch: its budget, or one pair where that is more."""
     return max(config.training.tokens_per_micro_batch, 2 * config.data.max_length)
 
 
-def dearest(configs: Sequence[TrialConfig], shape: Shape, machine: Machine) -> TrialConfig:
+def largest_config(configs: Sequence[TrialConfig], shape: ModelShape, machine: GpuAssumptions) -> TrialConfig:
     """The trial that takes the most memory."""
-    return max(configs, key=lambda c: memory(c, shape, tokens_of(c), machine.processes, machine.trials).total)
+    return max(configs, key=lambda c: memory(c, shape, micro_batch_tokens(c), machine.processes, machine.trials).total)
 
 
-def does_not_fit(config: TrialConfig, shape: Shape, machine: Machine) -> str:
+def too_large_message(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> str:
     """That not even one pair fits, and the first change that helps."""
-    assert machine.room is not None
+    assert machine.memory_per_process is not None
     need = memory(config, shape, 2 * config.data.max_length, machine.processes, machine.trials).total
-    helps = smaller(config, shape, machine.room, machine.processes, machine.trials)
+    helps = suggest_change(config, shape, machine.memory_per_process, machine.processes, machine.trials)
     what = "one pair" if machine.trials == 1 else f"one pair beside {machine.trials - 1} more trials"
-    return f"by formula {what} takes {need / GB:,.0f} GB, which {machine.place} has not: " + (
+    return f"by formula {what} takes {need / GB:,.0f} GB, which {machine.description} has not: " + (
         f"it fits with {helps}" if helps else "no setting here makes it fit"
     )
 
 
-def update_seconds(config: TrialConfig, shape: Shape, machine: Machine) -> float:
+def update_seconds(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> float:
     """Of one update, on all GPUs of the trial."""
-    return _update(config, shape, machine) / (machine.tflops * 1e12 * machine.efficiency * machine.processes)
+    return _update_flops(config, shape, machine) / (machine.tflops * 1e12 * machine.efficiency * machine.processes)
 
 
-def _update(config: TrialConfig, shape: Shape, machine: Machine) -> float:
+def _update_flops(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> float:
     """FLOPs: 6 per weight and token, 4 with adapters, 2 more where checkpointing computes the forward pass again."""
     tokens = machine.tokens_per_pair or 2 * config.data.max_length
     forwards = (3 if config.lora is None else 2) + (1 if config.training.gradient_checkpointing else 0)
-    return config.training.pairs_per_update * _forward(shape, tokens) * forwards
+    return config.training.pairs_per_update * _forward_flops(shape, tokens) * forwards
 
 
-def _flops(config: TrialConfig, shape: Shape, updates: int, machine: Machine, eval_pairs: int | None) -> float:
+def _trial_flops(
+    config: TrialConfig, shape: ModelShape, updates: int, machine: GpuAssumptions, eval_pairs: int | None
+) -> float:
     tokens = machine.tokens_per_pair or 2 * config.data.max_length
-    trained = updates * _update(config, shape, machine)
+    trained = updates * _update_flops(config, shape, machine)
     every = config.training.eval_steps or max(1, updates // 10)
-    return trained + (eval_pairs or 0) * (math.ceil(updates / every) + 1) * _forward(shape, tokens)
+    return trained + (eval_pairs or 0) * (math.ceil(updates / every) + 1) * _forward_flops(shape, tokens)
 
 
-def _forward(shape: Shape, tokens: int) -> float:
+def _forward_flops(shape: ModelShape, tokens: int) -> float:
     """FLOPs of one pair: the weights, and causal attention over two sequences of half the tokens each."""
     weights = shape.linear_parameters + shape.vocabulary * shape.hidden
     return 2.0 * weights * tokens + shape.layers * shape.heads * shape.head_dim * float(tokens) ** 2
 
 
-def _reference(configs: Sequence[TrialConfig], updates: Sequence[int], shape: Shape, machine: Machine) -> float:
-    """The start model's log-probs of every pair, once per sweep."""
+def _reference_flops(
+    configs: Sequence[TrialConfig], updates: Sequence[int], shape: ModelShape, machine: GpuAssumptions
+) -> float:
+    """The initial model's log-probs of every pair, once per sweep."""
     config = configs[0]
     epochs = max(1.0, config.training.num_train_epochs)
     pairs = max(updates) * config.training.pairs_per_update / epochs
-    return pairs * _forward(shape, machine.tokens_per_pair or 2 * config.data.max_length)
+    return pairs * _forward_flops(shape, machine.tokens_per_pair or 2 * config.data.max_length)
 
 
-def _assumed(machine: Machine) -> str:
+def _assumptions_text(machine: GpuAssumptions) -> str:
     pair = f"{machine.tokens_per_pair:,} tokens per pair" if machine.tokens_per_pair else "every pair at full length"
     rows = f", {machine.train_pairs:,} training pairs" if machine.train_pairs else ""
     return f"{pair}{rows}, {machine.efficiency:.0%} of {machine.tflops:,.0f} TFLOP/s on a GPU"
 
 
-_MODEL = "model."
+_MODEL_PREFIX = "model."
 
 
-def why_apart(
+def cannot_share_base(
     base: TrialConfig, search: SearchSpace, enqueue: Sequence[Mapping[str, Scalar]] = ()
 ) -> Iterator[tuple[str, str]]:
-    """Why these trials cannot be trained over one frozen model: the leaf, and a sentence."""
-    given = [place(base, params) for params in enqueue]
-    configs = [*placed(search, base), *given]
+    """Why these trials cannot be trained over one frozen model: the setting, and a sentence."""
+    given = [apply_params(base, params) for params in enqueue]
+    configs = [*corner_configs(search, base), *given]
     if any(config.lora is None for config in configs):
         yield "lora", "trials without it change the model's own weights"
     if any(config.engine == "trl" for config in configs):
         yield "engine", "trl's trainers take one trial in a process"
     for path in search.paths:
-        if path.startswith(_MODEL):
+        if path.startswith(_MODEL_PREFIX):
             yield path, "its values are models of their own"
     if any(config.model != base.model for config in given):
         yield "enqueue", "a trial in it has a model of its own"
 
 
-def sharing_of(spec: SweepSpec, gpu_memory: float | None) -> int:
+def trials_per_process(spec: SweepSpec, gpu_memory: float | None) -> int:
     """How many trials take turns in one process. The rule of `auto`, with GPUs of so many bytes (None: none, or not
     known): as few as let all trials that are to share a GPU fit it, by formula; in turn they save memory, not time."""
-    asked = spec.resources.trials_per_process
-    if asked != "auto":
-        return asked
-    share, shape = spec.resources.gpus_per_trial, shape_of(spec.base.model)
+    requested = spec.resources.trials_per_process
+    if requested != "auto":
+        return requested
+    share, shape = spec.resources.gpus_per_trial, model_shape(spec.base.model)
     if share is None or not 0 < share <= 0.5 or gpu_memory is None or shape is None:
         return 1
-    if next(why_apart(spec.base, spec.search, spec.enqueue), None) is not None:
+    if next(cannot_share_base(spec.base, spec.search, spec.enqueue), None) is not None:
         return 1
-    configs, most = placed(spec.search, spec.base), int(1 / share + 1e-9)
-    machine = Machine(gpu_memory=gpu_memory)
+    configs, most = corner_configs(spec.search, spec.base), int(1 / share + 1e-9)
+    machine = GpuAssumptions(gpu_memory=gpu_memory)
     for trials in range(1, most + 1):
         if most % trials == 0 and _fits(
             configs, shape, replace(machine, share=min(1.0, trials * share), trials=trials)
@@ -234,30 +245,35 @@ def sharing_of(spec: SweepSpec, gpu_memory: float | None) -> int:
     return 1
 
 
-def of_gpu(spec: SweepSpec, gpu_memory: float | None, machine: Machine | None = None) -> Machine:
+def gpu_share(spec: SweepSpec, gpu_memory: float | None, machine: GpuAssumptions | None = None) -> GpuAssumptions:
     """What a process of this sweep has of a GPU of so many bytes, and for how many trials."""
-    trials = sharing_of(spec, gpu_memory)
+    trials = trials_per_process(spec, gpu_memory)
     share = min(1.0, trials * (spec.resources.gpus_per_trial or 1.0))
-    return replace(machine or Machine(), gpu_memory=gpu_memory, share=share, trials=trials)
+    return replace(machine or GpuAssumptions(), gpu_memory=gpu_memory, share=share, trials=trials)
 
 
 def check_share(spec: SweepSpec, gpu_memory: float | None) -> None:
     """SpecError where the dearest trial with one pair at a time needs more than its process has of such a GPU."""
-    share, shape = spec.resources.gpus_per_trial, shape_of(spec.base.model)
-    machine = of_gpu(spec, gpu_memory)
+    share, shape = spec.resources.gpus_per_trial, model_shape(spec.base.model)
+    machine = gpu_share(spec, gpu_memory)
     if shape is None or gpu_memory is None or (machine.trials == 1 and (share is None or not 0 < share < 1)):
         return
-    configs = placed(spec.search, spec.base)
+    configs = corner_configs(spec.search, spec.base)
     if _fits(configs, shape, machine):
         return
-    told = does_not_fit(dearest(configs, shape, machine), shape, machine)
+    message = too_large_message(largest_config(configs, shape, machine), shape, machine)
     if machine.trials > 1:
-        where, problem = "trials_per_process", f"{machine.trials} is too many: {told}"
+        where, problem = "trials_per_process", f"{machine.trials} is too many: {message}"
         raise SpecError([Finding("resources", f"resources.{where}", problem, "or have fewer share a process")])
-    problem = f"{share:g} is too little: {told}"
+    problem = f"{share:g} is too little: {message}"
     raise SpecError([Finding("resources", "resources.gpus_per_trial", problem, "or give it a larger share, 1 at most")])
 
 
-def _fits(configs: list[TrialConfig], shape: Shape, machine: Machine) -> bool:
-    assert machine.room is not None
-    return tokens_that_fit(dearest(configs, shape, machine), shape, machine.room, trials=machine.trials) is not None
+def _fits(configs: list[TrialConfig], shape: ModelShape, machine: GpuAssumptions) -> bool:
+    assert machine.memory_per_process is not None
+    return (
+        max_micro_batch_tokens(
+            largest_config(configs, shape, machine), shape, machine.memory_per_process, trials=machine.trials
+        )
+        is not None
+    )

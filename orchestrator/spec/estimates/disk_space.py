@@ -1,4 +1,4 @@
-"""How much of the disk a sweep takes at its fullest: checkpoints of running trials, and the final weights it keeps."""
+"""Peak disk space of a sweep: checkpoints of running trials, and the final weights it keeps."""
 
 from __future__ import annotations
 
@@ -29,47 +29,50 @@ class DiskNeed:
     checkpoint: int
     model: int
     trials: int
-    kept: int
+    kept_models: int
     checkpoints: int = _CHECKPOINTS
     """Of a trial at a time."""
 
     def __str__(self) -> str:
         return (
-            f"about {size(self.bytes)}: {self.trials} trial{'s' if self.trials > 1 else ''} at a time with "
-            f"{self.checkpoints} checkpoints of {size(self.checkpoint)}, and final weights of {size(self.model)} each "
-            f"of {self.kept + self.trials} trials"
+            f"about {format_bytes(self.bytes)}: {self.trials} trial{'s' if self.trials > 1 else ''} at a time with "
+            f"{self.checkpoints} checkpoints of {format_bytes(self.checkpoint)}, and final weights of "
+            f"{format_bytes(self.model)} each of {self.kept_models + self.trials} trials"
         )
 
 
 def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
-    """What `trials` at a time take; None where the start model's size is not known yet."""
+    """What `trials` at a time take; None where the initial model's size is not known yet."""
     config = spec.base
-    count = parameters(config.model)
+    count = parameter_count(config.model)
     if count is None:
         return None
-    trained = count if config.lora is None else _adapters(config.lora, count)
+    trained = count if config.lora is None else _adapter_count(config.lora, count)
     each = _BYTES[config.model.dtype]
     checkpoint, model = trained * each * _STATES, trained * each
     several = _CHECKPOINTS + (spec.mirror is not None)  # one is on its way there
-    need = trials * several * checkpoint + (spec.kept + trials) * model
+    need = trials * several * checkpoint + (spec.models_kept + trials) * model
     if spec.sft is not None:  # of the whole model, before any trial; its weights stay
         need = max(need, several * count * each * _STATES) + count * each
-    return DiskNeed(need, checkpoint, model, trials, spec.kept, several)
+    return DiskNeed(need, checkpoint, model, trials, spec.models_kept, several)
 
 
-def parameters(model: ModelConfig) -> int | None:
-    """Numbers in the start model: from its files or its description; where it is not here yet, the size in its name."""
+def parameter_count(model: ModelConfig) -> int | None:
+    """Return the number of parameters of the initial model; None if unknown.
+
+    Read from its files or its description; for a model that is not downloaded yet, from the size in its name.
+    """
     if model.generated is not None:
-        return _generated(model.generated)
+        return _generated_count(model.generated)
     name = str(model.name_or_path)
-    files = sorted(Path(name).glob("*.safetensors")) or _cached(name)
+    files = sorted(Path(name).glob("*.safetensors")) or _cached_files(name)
     if files:
-        return sum(_in_file(file) for file in files)
-    said = _IN_NAME.findall(name.rpartition("/")[2])
-    return int(float(said[-1]) * 1e9) if said else None
+        return sum(_count_in_file(file) for file in files)
+    sizes_in_name = _IN_NAME.findall(name.rpartition("/")[2])
+    return int(float(sizes_in_name[-1]) * 1e9) if sizes_in_name else None
 
 
-def size(count: float) -> str:
+def format_bytes(count: float) -> str:
     """Bytes for people."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
@@ -78,27 +81,27 @@ def size(count: float) -> str:
     return f"{count:,.3g} TB"
 
 
-def _generated(model: GeneratedModel) -> int:
+def _generated_count(model: GeneratedModel) -> int:
     hidden, per_head = model.hidden_size, model.hidden_size // model.num_attention_heads
     attention = 2 * hidden * hidden + 2 * hidden * per_head * model.num_key_value_heads
     layer = attention + 3 * hidden * model.intermediate_size + 2 * hidden
     return model.num_hidden_layers * layer + model.vocab_size * hidden + hidden  # input and output share weights
 
 
-def _adapters(lora: LoraConfig, count: int) -> int:
+def _adapter_count(lora: LoraConfig, count: int) -> int:
     """About: r numbers for each row and column of a transformer's linear layers, its width guessed from its size."""
     width = max(64.0, math.sqrt(count / 450))
     return int(count * min(1.0, 1.2 * lora.r / width))
 
 
-def _cached(name: str) -> list[Path]:
+def _cached_files(name: str) -> list[Path]:
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
     snapshots = sorted(cache.glob("*/"), key=lambda p: p.stat().st_mtime)
     return sorted(snapshots[-1].glob("*.safetensors")) if snapshots else []
 
 
-def _in_file(file: Path) -> int:
+def _count_in_file(file: Path) -> int:
     """From the file's header, which says every tensor's shape."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))

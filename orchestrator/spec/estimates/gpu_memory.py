@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from orchestrator.spec.estimates.input_sizes import Shape
+from orchestrator.spec.estimates.input_sizes import ModelShape
 from trainer import memory_limits
 from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import LoraConfig, TrialConfig
 
 GB = 10**9
-_FOUR_BITS = 0.516
-"""Bytes per weight in NF4 with double quantisation: 4 bits and 0.127 of scales (Dettmers et al. 2023)."""
-_LEFT = 0.1
+_BYTES_PER_4BIT_WEIGHT = 0.516
+"""Bytes per weight in NF4 with double quantization: 4 bits and 0.127 of scales (Dettmers et al. 2023)."""
+_RESERVED_FRACTION = 0.1
 """Share of a GPU that is left to CUDA itself and to fragmentation."""
-_MOST_TOKENS = 1 << 17
+_MAX_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Memory:
     together: int = 0
     """Of a model in slices: weights that are whole at a time, two layers' and those outside of the layers."""
     embedding: int = 0
-    """What the embedding's gradient or the optimiser's step takes beyond activations and head, which are gone then."""
+    """What the embedding's gradient or the optimizer's step takes beyond activations and head, which are gone then."""
 
     @property
     def total(self) -> int:
@@ -40,7 +40,7 @@ class Memory:
         return sum(asdict(self).values())
 
 
-def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, trials: int = 1) -> Memory:
+def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int = 1, trials: int = 1) -> Memory:
     """Of a trial with `tokens` in a micro-batch, on each GPU of it; training.distributed says what is cut.
 
     trials: so many take turns in one process with adapters over one base. Each has its own adapters and moments; the
@@ -51,23 +51,23 @@ def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, t
     DeepSpeed 4 more per trained weight, for its float32 copy.
 
     An update has three peaks, of which the highest counts: the output layer, with all activations; the end of the
-    backward pass, where the gradients of output layer and embedding wait to be added; the optimiser's step.
+    backward pass, where the gradients of output layer and embedding wait to be added; the optimizer's step.
     """
     each = 4 if config.model.dtype == "float32" else 2
     linear, count = shape.linear_parameters, shape.parameters
-    base = int(_FOUR_BITS * linear + each * (count - linear)) if config.model.load_in_4bit else each * count
+    base = int(_BYTES_PER_4BIT_WEIGHT * linear + each * (count - linear)) if config.model.load_in_4bit else each * count
     if config.lora is not None:
         trained = shape.adapters(config.lora.r)
-        weights, gradients, optimiser = base + trials * 4 * trained, 4 * trained, trials * 8 * trained
+        weights, gradients, optimizer = base + trials * 4 * trained, 4 * trained, trials * 8 * trained
     else:
         moments = 8 if each == 4 or config.training.stochastic_rounding else 4
-        weights, gradients, optimiser = base, each * count, moments * count
+        weights, gradients, optimizer = base, each * count, moments * count
     autocast = config.training.bf16 and each == 4 and not config.model.load_in_4bit
     cut = processes > 1 and config.training.distributed != "ddp"
     if cut and config.training.distributed == "zero3":
         weights += 4 * (count if config.lora is None else shape.adapters(config.lora.r))
     again = config.training.gradient_checkpointing
-    kept = autocast and not (again if cut else config.lora is not None and again)
+    has_copies = autocast and not (again if cut else config.lora is not None and again)
     parts = processes if cut else 1
     activations = _activations(config, shape, tokens)
     # Gradients are there before the first micro-batch's backward pass only where others went before.
@@ -77,11 +77,11 @@ def memory(config: TrialConfig, shape: Shape, tokens: int, processes: int = 1, t
     return Memory(
         weights=-(-weights // parts),
         gradients=-(-gradients // parts),
-        optimiser=-(-optimiser // parts),
-        copies=2 * linear if kept else 0,
+        optimiser=-(-optimizer // parts),
+        copies=2 * linear if has_copies else 0,
         activations=activations,
         head=head,
-        together=_together(config, shape, each) if cut else 0,
+        together=_gathered_bytes(config, shape, each) if cut else 0,
         embedding=max(0, later - activations - head),
     )
 
@@ -92,7 +92,7 @@ def _accumulates(config: TrialConfig, tokens: int, processes: int) -> bool:
     return pairs > 1 and pairs * 2 * config.data.max_length > tokens
 
 
-def _backward_end(config: TrialConfig, shape: Shape, each: int, is_first: bool) -> int:
+def _backward_end(config: TrialConfig, shape: ModelShape, each: int, is_first: bool) -> int:
     """Gradients of the embedding and, where it is the output layer too, of that, until they are added.
 
     In the first micro-batch one of them becomes the gradient that is counted already.
@@ -103,7 +103,7 @@ def _backward_end(config: TrialConfig, shape: Shape, each: int, is_first: bool) 
     return waiting * each * shape.vocabulary * shape.hidden
 
 
-def _step(config: TrialConfig, shape: Shape, parts: int) -> int:
+def _step(config: TrialConfig, shape: ModelShape, parts: int) -> int:
     """Fused AdamW works in place; stochastic rounding and DeepSpeed go part by part."""
     if config.training.distributed == "zero3" and parts > 1:
         trained = shape.parameters if config.lora is None else shape.adapters(config.lora.r)
@@ -114,15 +114,15 @@ def _step(config: TrialConfig, shape: Shape, parts: int) -> int:
     return 0
 
 
-def _together(config: TrialConfig, shape: Shape, each: int) -> int:
+def _gathered_bytes(config: TrialConfig, shape: ModelShape, each: int) -> int:
     """A layer and the next one, fetched meanwhile; embedding and output layer; where trained, their gradients."""
     ends = shape.parameters - shape.linear_parameters
-    whole = each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
+    gathered = each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
     # Of DeepSpeed float32 weights that are fetched ahead, and gradients that wait to be added.
-    return whole + (2 * 4 * memory_limits.DEEPSPEED_BUCKET if config.training.distributed == "zero3" else 0)
+    return gathered + (2 * 4 * memory_limits.DEEPSPEED_BUCKET if config.training.distributed == "zero3" else 0)
 
 
-def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:
+def _activations(config: TrialConfig, shape: ModelShape, tokens: int) -> int:
     """What backward needs of each layer; with checkpointing its input, and all of one layer at a time.
 
     Checked against measured peaks of small models (tests/spec/test_memory_measured.py).
@@ -143,7 +143,7 @@ def _activations(config: TrialConfig, shape: Shape, tokens: int) -> int:
     return shape.layers * layer + once
 
 
-def _head(config: TrialConfig, shape: Shape, tokens: int) -> int:
+def _head(config: TrialConfig, shape: ModelShape, tokens: int) -> int:
     """Logits, and where the output layer is trained its gradient."""
     narrow = config.training.bf16 or config.model.dtype == "bfloat16"
     weight, trained = shape.vocabulary * shape.hidden, config.lora is None
@@ -162,40 +162,42 @@ def _head(config: TrialConfig, shape: Shape, tokens: int) -> int:
     return copy + 4 * weight + max(visit + product, rounded)
 
 
-def _rows(config: TrialConfig, shape: Shape) -> int:
+def _rows(config: TrialConfig, shape: ModelShape) -> int:
     """Scored tokens that go through the output layer at once on a GPU, as in trainer/forward/pair_model.py."""
-    together, most = (
+    gathered_bytes, most = (
         memory_limits.rows_within(size["cuda"], shape.vocabulary)
         for size in (memory_limits.LOGITS_BYTES, memory_limits.LONG_LOGITS_BYTES)
     )
-    return max(together, min(most, 2 * config.data.max_length))
+    return max(gathered_bytes, min(most, 2 * config.data.max_length))
 
 
-def tokens_that_fit(
-    config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1, trials: int = 1
+def max_micro_batch_tokens(
+    config: TrialConfig, shape: ModelShape, gpu_bytes: float, processes: int = 1, trials: int = 1
 ) -> int | None:
     """The largest `training.tokens_per_micro_batch` (a power of two) that fits; None where one pair does not.
 
     A pair is never cut, so a micro-batch takes at least its two sequences of `max_length`.
     """
-    room, pair, found = gpu_bytes * (1 - _LEFT), 2 * config.data.max_length, None
+    available, pair, found = gpu_bytes * (1 - _RESERVED_FRACTION), 2 * config.data.max_length, None
     tokens = 256
-    while tokens <= _MOST_TOKENS:
-        if memory(config, shape, max(tokens, pair), processes, trials).total <= room:
+    while tokens <= _MAX_TOKENS:
+        if memory(config, shape, max(tokens, pair), processes, trials).total <= available:
             found = tokens
         tokens *= 2
     return found
 
 
-def most_trials(config: TrialConfig, shape: Shape, gpu_bytes: float) -> tuple[int, int]:
+def max_trials_per_gpu(config: TrialConfig, shape: ModelShape, gpu_bytes: float) -> tuple[int, int]:
     """How many such trials a GPU holds, one pair at a time: each with a copy of the model, and over one base."""
-    room, pair = gpu_bytes * (1 - _LEFT), 2 * config.data.max_length
+    available, pair = gpu_bytes * (1 - _RESERVED_FRACTION), 2 * config.data.max_length
     one, two = (memory(config, shape, pair, trials=n).total for n in (1, 2))
-    over = int((room - one) // (two - one)) + 1 if config.lora is not None and one <= room else 0
-    return int(room // one), over
+    over = int((available - one) // (two - one)) + 1 if config.lora is not None and one <= available else 0
+    return int(available // one), over
 
 
-def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int = 1, trials: int = 1) -> str | None:
+def suggest_change(
+    config: TrialConfig, shape: ModelShape, gpu_bytes: float, processes: int = 1, trials: int = 1
+) -> str | None:
     """The first change that makes one pair fit, as settings; None where none does."""
     can_cut = processes > 1 and not config.model.load_in_4bit
     steps: list[tuple[str, str, dict[str, object]]] = [
@@ -212,6 +214,6 @@ def smaller(config: TrialConfig, shape: Shape, gpu_bytes: float, processes: int 
         if changed != config:
             config = changed
             done.append(words)
-        if tokens_that_fit(config, shape, gpu_bytes, processes, trials) is not None:
+        if max_micro_batch_tokens(config, shape, gpu_bytes, processes, trials) is not None:
             return ", ".join(done)
     return None

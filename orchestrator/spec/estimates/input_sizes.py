@@ -1,6 +1,6 @@
-"""How large a model is: from its config.json, its description, or the table of models that sweeps/ starts from.
+"""Sizes of a sweep's inputs without loading, downloading or tokenizing them.
 
-How many rows a data set has, where that shows without downloading or tokenising anything.
+A model's shape comes from its config.json, its description or the table of models used in sweeps/.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from trainer.config.trial import DataConfig, FileSource, GeneratedModel, Generat
 
 
 @dataclass(frozen=True, slots=True)
-class Shape:
+class ModelShape:
     """A decoder with gated feed-forward layers, as Llama's."""
 
     hidden: int
@@ -46,7 +46,7 @@ class Shape:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all linear layers of the body: what is quantised and what adapters are added to."""
+        """Weights of all linear layers of the body: what is quantized and what adapters are added to."""
         return self.layers * sum(i * o for i, o in self.linears)
 
     @property
@@ -62,45 +62,45 @@ class Shape:
         return self.layers * rank * sum(i + o for i, o in self.linears)
 
 
-_LLAMA3_8B = Shape(4096, 32, 32, 8, 128, 14336, 128256)
-_MISTRAL_7B = Shape(4096, 32, 32, 8, 128, 14336, 32000)
-_LLAMA3_70B = Shape(8192, 80, 64, 8, 128, 28672, 128256)
+_LLAMA3_8B = ModelShape(4096, 32, 32, 8, 128, 14336, 128256)
+_MISTRAL_7B = ModelShape(4096, 32, 32, 8, 128, 14336, 32000)
+_LLAMA3_70B = ModelShape(8192, 80, 64, 8, 128, 28672, 128256)
 
-KNOWN = {
+KNOWN_SHAPES = {
     "princeton-nlp/Llama-3-Base-8B-SFT": _LLAMA3_8B,
     "meta-llama/Meta-Llama-3-8B-Instruct": _LLAMA3_8B,
     "alignment-handbook/zephyr-7b-sft-full": _MISTRAL_7B,
     "mistralai/Mistral-7B-Instruct-v0.2": _MISTRAL_7B,
-    "google/gemma-2-9b-it": Shape(3584, 42, 16, 8, 256, 14336, 256000, tied=True, norms=4, softcap=True),
-    "meta-llama/Llama-3.2-1B-Instruct": Shape(2048, 16, 32, 8, 64, 8192, 128256, tied=True),
-    "Qwen/Qwen2.5-14B-Instruct": Shape(5120, 48, 40, 8, 128, 13824, 152064, qkv_bias=True),
+    "google/gemma-2-9b-it": ModelShape(3584, 42, 16, 8, 256, 14336, 256000, tied=True, norms=4, softcap=True),
+    "meta-llama/Llama-3.2-1B-Instruct": ModelShape(2048, 16, 32, 8, 64, 8192, 128256, tied=True),
+    "Qwen/Qwen2.5-14B-Instruct": ModelShape(5120, 48, 40, 8, 128, 13824, 152064, qkv_bias=True),
     "meta-llama/Llama-3.1-70B-Instruct": _LLAMA3_70B,
 }
 """The models that sweeps/ starts from, after the config.json of each: a plan needs no hub for them."""
 
 
-def shape_of(model: ModelConfig) -> Shape | None:
-    """The start model's shape; None where it is not on this machine, not in the table, or not a Llama relative."""
+def model_shape(model: ModelConfig) -> ModelShape | None:
+    """The initial model's shape; None where it is not on this machine, not in the table, or not a Llama relative."""
     if model.generated is not None:
         return _generated(model.generated)
     name = str(model.name_or_path)
     file = next(iter(config_files(name, model.revision)), None)
     if file is None:
-        return KNOWN.get(name)
+        return KNOWN_SHAPES.get(name)
     try:
-        return from_config(json.loads(file.read_bytes()))
+        return shape_from_config(json.loads(file.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
         return None  # whoever loads the model says what is wrong with its file
 
 
-def from_config(config: Mapping[str, Any]) -> Shape | None:
+def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
     """The shape in a config.json; None for an architecture whose formula is not known here."""
     kind, heads = config.get("model_type"), config["num_attention_heads"]
     if kind not in ("llama", "mistral", "qwen2", "qwen3", "gemma2"):
         return None
     if config.get("mlp_bias") or (kind in ("llama", "qwen3") and config.get("attention_bias")):
         return None
-    return Shape(
+    return ModelShape(
         hidden=config["hidden_size"],
         layers=config["num_hidden_layers"],
         heads=heads,
@@ -116,13 +116,13 @@ def from_config(config: Mapping[str, Any]) -> Shape | None:
     )
 
 
-def _generated(model: GeneratedModel) -> Shape | None:
+def _generated(model: GeneratedModel) -> ModelShape | None:
     described = model.model_dump() | {"model_type": model.architecture, "tie_word_embeddings": True}
-    return from_config(described | {"head_dim": model.hidden_size // model.num_attention_heads})
+    return shape_from_config(described | {"head_dim": model.hidden_size // model.num_attention_heads})
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class RowCounts:
     """Rows for training and evaluation, before any is found bad; None: unknown until downloaded."""
 
     train: int | None
@@ -131,42 +131,46 @@ class Rows:
     """False where the held-out part is split off by prompt, so that its size is about this."""
 
 
-def count_rows(data: DataConfig) -> Rows:
+def count_rows(data: DataConfig) -> RowCounts:
     """Count what is on this machine; hub data sets only if they were downloaded before."""
-    train = _mixed(data.train)
+    train = _mixed_count(data.train)
     if data.eval is not None:
-        return Rows(_at_most(train, data.max_train_rows), _at_most(_mixed(data.eval), data.max_eval_rows), exact=True)
+        return RowCounts(
+            _limited(train, data.max_train_rows), _limited(_mixed_count(data.eval), data.max_eval_rows), exact=True
+        )
     if train is None:
-        return Rows(None, None, exact=False)
+        return RowCounts(None, None, exact=False)
     held_out = round(train * data.eval_share)
-    return Rows(_at_most(train - held_out, data.max_train_rows), _at_most(held_out, data.max_eval_rows), exact=False)
+    return RowCounts(
+        _limited(train - held_out, data.max_train_rows), _limited(held_out, data.max_eval_rows), exact=False
+    )
 
 
-def _mixed(sources: tuple[Source, ...]) -> int | None:
-    counts = [_count(source) for source in sources]
+def _mixed_count(sources: tuple[Source, ...]) -> int | None:
+    counts = [_count_source(source) for source in sources]
     known = [count for count in counts if count is not None]
     if len(known) < len(counts):
         return None
-    from trainer.data.mixing import shares
+    from trainer.data.mixing import rows_per_source
 
-    return sum(shares(known, [source.weight for source in sources]))
+    return sum(rows_per_source(known, [source.weight for source in sources]))
 
 
-def _at_most(count: int | None, limit: int | None) -> int | None:
+def _limited(count: int | None, limit: int | None) -> int | None:
     return count if count is None or limit is None else min(count, limit)
 
 
-def _count(source: Source) -> int | None:
+def _count_source(source: Source) -> int | None:
     match source:
         case GeneratedSource(rows=rows):
             return rows
         case FileSource(path=path):
-            return _in_file(Path(path))
+            return _rows_in_file(Path(path))
         case HubSource():
-            return _cached(source)
+            return _cached_rows(source)
 
 
-def _in_file(path: Path) -> int | None:
+def _rows_in_file(path: Path) -> int | None:
     try:
         match path.suffix.lower():
             case ".jsonl":
@@ -188,7 +192,7 @@ def _in_file(path: Path) -> int | None:
         return None
 
 
-def _cached(source: HubSource) -> int | None:
+def _cached_rows(source: HubSource) -> int | None:
     """From what the `datasets` library left behind when it downloaded this data set."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     root = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))

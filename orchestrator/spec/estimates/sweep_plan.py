@@ -1,6 +1,6 @@
-"""What a sweep would do: pure, so that it can be read before anything is spent.
+"""`SweepPlan`: what a sweep would do, a pure function of its spec.
 
-What a measured update says about a plan: the formulas beside it, and the plan's figures corrected by it.
+`compare_with_formula` puts a measured update beside the formulas; the plan's figures are corrected by the measurement.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 
 from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.estimates.cost_estimate import Estimate, Machine, estimate, update_seconds
+from orchestrator.spec.estimates.cost_estimate import Estimate, GpuAssumptions, estimate, update_seconds
 from orchestrator.spec.estimates.disk_space import disk_need
-from orchestrator.spec.estimates.gpu_memory import memory, tokens_that_fit
-from orchestrator.spec.estimates.input_sizes import Rows, Shape, shape_of
+from orchestrator.spec.estimates.gpu_memory import max_micro_batch_tokens, memory
+from orchestrator.spec.estimates.input_sizes import ModelShape, RowCounts, model_shape
 from orchestrator.spec.loading.serialization import spec_hash
-from orchestrator.spec.samplers import GridSampler, StagedSampler, most_trials
-from orchestrator.spec.search.corners import extremes, spread
+from orchestrator.spec.samplers import GridSampler, StagedSampler, max_trials
+from orchestrator.spec.search.corners import extreme_space, sample_corners
 from orchestrator.spec.search.dimensions import Params
 from orchestrator.spec.search.space import Grid
-from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import TrialConfig
 
 
 @dataclass(frozen=True, slots=True)
-class Update:
+class MeasuredUpdate:
     """One update of the dearest trial, as it ran here; `tokens_per_micro_batch`: of the largest that did."""
 
     device: str
@@ -40,10 +40,10 @@ class Update:
 
 
 @dataclass(frozen=True, slots=True)
-class Probe:
+class ProbeResult:
     """Measured and by formula. `corrected` is the plan's estimate with its times, and on a GPU its memory, measured."""
 
-    measured: Update
+    measured: MeasuredUpdate
     formula_seconds: float | None
     formula_bytes: int | None
     corrected: Estimate | None
@@ -54,33 +54,54 @@ class Probe:
         return self.measured.device != "CPU"
 
 
-def probed(
-    measured: Update, config: TrialConfig, shape: Shape | None, machine: Machine, made: Estimate | None
-) -> Probe:
-    """`config` is the trial that was measured, `made` the plan's estimate by formula."""
-    if shape is None or made is None:
-        return Probe(measured, None, None, None)
-    held = memory(config, shape, max(measured.tokens_per_micro_batch, 2 * config.data.max_length), measured.processes)
+def compare_with_formula(
+    measured: MeasuredUpdate,
+    config: TrialConfig,
+    shape: ModelShape | None,
+    machine: GpuAssumptions,
+    by_formula: Estimate | None,
+) -> ProbeResult:
+    """`config` is the trial that was measured, `by_formula` the plan's estimate by formula."""
+    if shape is None or by_formula is None:
+        return ProbeResult(measured, None, None, None)
+    predicted_bytes = memory(
+        config, shape, max(measured.tokens_per_micro_batch, 2 * config.data.max_length), measured.processes
+    )
     seconds = update_seconds(config, shape, machine)
-    return Probe(measured, seconds, held.total, _corrected(measured, config, shape, machine, made, seconds, held.total))
+    return ProbeResult(
+        measured,
+        seconds,
+        predicted_bytes.total,
+        _corrected(measured, config, shape, machine, by_formula, seconds, predicted_bytes.total),
+    )
 
 
 def _corrected(
-    measured: Update, config: TrialConfig, shape: Shape, machine: Machine, made: Estimate, seconds: float, held: int
+    measured: MeasuredUpdate,
+    config: TrialConfig,
+    shape: ModelShape,
+    machine: GpuAssumptions,
+    by_formula: Estimate,
+    seconds: float,
+    predicted_bytes: int,
 ) -> Estimate:
     slower = measured.seconds / seconds
     gpu = measured.device != "CPU"
-    fits = made.tokens_per_micro_batch
-    if gpu and machine.room is not None:
-        fits = tokens_that_fit(
-            config, shape, machine.room * held / measured.peak_bytes, machine.processes, machine.trials
+    fits = by_formula.tokens_per_micro_batch
+    if gpu and machine.memory_per_process is not None:
+        fits = max_micro_batch_tokens(
+            config,
+            shape,
+            machine.memory_per_process * predicted_bytes / measured.peak_bytes,
+            machine.processes,
+            machine.trials,
         )
     return replace(
-        made,
+        by_formula,
         tokens_per_micro_batch=fits,
-        gpu_hours_per_trial=_times(made.gpu_hours_per_trial, slower),
-        gpu_hours=_times(made.gpu_hours, slower),
-        cost=_times(made.cost, slower),
+        gpu_hours_per_trial=_times(by_formula.gpu_hours_per_trial, slower),
+        gpu_hours=_times(by_formula.gpu_hours, slower),
+        cost=_times(by_formula.cost, slower),
         assumed=f"every update takes {measured.seconds:.3g} s, as measured on {measured.device}",
         warnings=(),
     )
@@ -90,12 +111,12 @@ def _times(hours: float | None, slower: float) -> float | None:
     return None if hours is None else hours * slower
 
 
-MOST_POINTS = 100_000
+MAX_GRID_POINTS = 100_000
 """A grid beyond this is not walked to count its equal points."""
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class IntRange:
     """A number that may differ from trial to trial."""
 
     least: int
@@ -106,7 +127,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
+class WrittenPath:
     """A place that the sweep writes to, and what."""
 
     path: str
@@ -114,7 +135,7 @@ class Written:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SweepPlan:
     """All numbers of a sweep that are known before it starts; None where one is not."""
 
     name: str
@@ -130,15 +151,15 @@ class Plan:
     budget: dict[str, Any]
     train_pairs: int | None
     eval_pairs: int | None
-    updates_per_trial: Span | None
-    pairs_per_trial: Span | None
+    updates_per_trial: IntRange | None
+    pairs_per_trial: IntRange | None
     tokens_per_trial_at_most: int | None
     tokens_at_most: int | None
     disk_bytes: int | None
     estimate: Estimate | None
-    writes: list[Written]
+    writes: list[WrittenPath]
     notices: list[str]
-    probe: Probe | None = None
+    probe: ProbeResult | None = None
     """One update measured here, where that was asked for."""
 
     def as_json(self) -> dict[str, Any]:
@@ -146,34 +167,34 @@ class Plan:
         return asdict(self)
 
 
-def plan(
+def make_plan(
     spec: SweepSpec,
     root: Path,
-    rows: Rows,
+    rows: RowCounts,
     *,
     concurrency: int | None,
     tracking: str,
     notices: Sequence[str] = (),
-    machine: Machine | None = None,
-) -> Plan:
+    machine: GpuAssumptions | None = None,
+) -> SweepPlan:
     """The plan of this sweep under the runs folder `root`. DataError where the data cannot fill one update."""
-    said = list(notices)
+    notices_out = list(notices)
     grid = Grid(spec.search, spec.base) if isinstance(spec.sampler, GridSampler) else None
-    trials, distinct = _trials(spec, grid, said)
-    corners = list(spread(extremes(spec.search)))
-    configs = [spec.search.place(spec.base, params) for params in corners]
+    trials, distinct = _trials(spec, grid, notices_out)
+    corners = list(sample_corners(extreme_space(spec.search)))
+    configs = [spec.search.apply(spec.base, params) for params in corners]
     updates = list(_updates(configs, rows.train))
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
     # Prompt once for each of two responses: what the plain layout computes; the packed one computes less.
     tokens = [p * 2 * c.data.max_length for p, c in zip(pairs, configs, strict=False)]
     need = disk_need(spec, min(concurrency or 1, trials or concurrency or 1))
-    shape = shape_of(spec.base.model)
+    shape = model_shape(spec.base.model)
     by_formula = None
     if shape is not None:
         pairs_held = rows.eval if rows.train is not None else None
-        by_formula = estimate(configs, updates, shape, machine or Machine(), trials, eval_pairs=pairs_held)
-        said += by_formula.warnings
-    return Plan(
+        by_formula = estimate(configs, updates, shape, machine or GpuAssumptions(), trials, eval_pairs=pairs_held)
+        notices_out += by_formula.warnings
+    return SweepPlan(
         name=spec.name,
         identity=spec_hash(spec),
         goal=f"{spec.goal.direction} {spec.goal.metric}",
@@ -187,14 +208,14 @@ def plan(
         budget=spec.budget.model_dump(exclude_none=True),
         train_pairs=rows.train,
         eval_pairs=rows.eval,
-        updates_per_trial=_span(updates),
-        pairs_per_trial=_span(pairs),
+        updates_per_trial=_int_range(updates),
+        pairs_per_trial=_int_range(pairs),
         tokens_per_trial_at_most=max(tokens, default=None),
         tokens_at_most=max(tokens) * trials if tokens and trials else None,
         disk_bytes=None if need is None else need.bytes,
         estimate=by_formula,
         writes=_writes(spec, root, tracking),
-        notices=said,
+        notices=notices_out,
     )
 
 
@@ -204,30 +225,30 @@ def total_trials(spec: SweepSpec) -> int | None:
     return _trials(spec, grid, [])[0]
 
 
-def _trials(spec: SweepSpec, grid: Grid | None, said: list[str]) -> tuple[int | None, int | None]:
+def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:
     """How many trials will run, and how many distinct points the grid has."""
     budget = spec.budget.trials
     if isinstance(spec.sampler, StagedSampler):
-        most = most_trials(spec.sampler, spec.search) + len(spec.enqueue)
+        most = max_trials(spec.sampler, spec.search) + len(spec.enqueue)
         return min(budget or most, most), None
     if grid is None:
         return budget, None
     size = spec.search.size() or 0
-    if size > MOST_POINTS:
-        said.append(f"the grid has {size:,} combinations; they are not compared with each other here")
+    if size > MAX_GRID_POINTS:
+        notices_out.append(f"the grid has {size:,} combinations; they are not compared with each other here")
         return budget or size, size
-    distinct = grid.count() + _beside(grid, spec)
+    distinct = grid.count() + _count_outside_grid(grid, spec)
     if grid.equal:
-        said.append(f"{len(grid.equal)} of {size} grid points equal another one and are left out")
+        notices_out.append(f"{len(grid.equal)} of {size} grid points equal another one and are left out")
     if budget is not None and budget > distinct:
-        said.append(f"budget.trials {budget} is above the grid's {distinct} points; {distinct} trials will run")
+        notices_out.append(f"budget.trials {budget} is above the grid's {distinct} points; {distinct} trials will run")
     return min(budget or distinct, distinct), distinct
 
 
-def _beside(grid: Grid, spec: SweepSpec) -> int:
-    """How many of the given trials are no points of the grid."""
-    points = [place(spec.base, point).identity() for point in grid] if spec.enqueue else []
-    return sum(place(spec.base, given).identity() not in points for given in spec.enqueue)
+def _count_outside_grid(grid: Grid, spec: SweepSpec) -> int:
+    """How many of the manual trials are no points of the grid."""
+    points = [apply_params(spec.base, point).canonical_params() for point in grid] if spec.enqueue else []
+    return sum(apply_params(spec.base, given).canonical_params() not in points for given in spec.enqueue)
 
 
 def _updates(configs: Sequence[TrialConfig], pairs: int | None) -> Iterator[int]:
@@ -246,8 +267,8 @@ def _updates(configs: Sequence[TrialConfig], pairs: int | None) -> Iterator[int]
             return
 
 
-def _span(numbers: Sequence[int]) -> Span | None:
-    return Span(min(numbers), max(numbers)) if numbers else None
+def _int_range(numbers: Sequence[int]) -> IntRange | None:
+    return IntRange(min(numbers), max(numbers)) if numbers else None
 
 
 def _searched(spec: SweepSpec) -> dict[str, str]:
@@ -268,22 +289,24 @@ def _searched(spec: SweepSpec) -> dict[str, str]:
     return out
 
 
-def _writes(spec: SweepSpec, root: Path, tracking: str) -> list[Written]:
+def _writes(spec: SweepSpec, root: Path, tracking: str) -> list[WrittenPath]:
     folder = SweepFolder(root, spec.name)
-    models = f"final weights of the best {spec.kept}" if spec.kept > 1 else "final weights of the best one"
+    models = (
+        f"final weights of the best {spec.models_kept}" if spec.models_kept > 1 else "final weights of the best one"
+    )
     out = [
-        Written(str(folder.spec), "the resolved sweep"),
-        Written(str(folder.database), "the study: every trial, metric and event"),
-        Written(str(folder.path / "trials"), f"one folder per trial and attempt: checkpoints, samples, {models}"),
-        Written(str(folder.outbox), "tracking messages until they are delivered"),
-        Written(tracking, f"MLflow: the experiment {spec.tracking.experiment}, one run a sweep and one a trial"),
-        Written(str(folder.cache), "tokenised data and start weights, shared by all sweeps"),
+        WrittenPath(str(folder.spec), "the resolved sweep"),
+        WrittenPath(str(folder.database), "the study: every trial, metric and event"),
+        WrittenPath(str(folder.path / "trials"), f"one folder per trial and attempt: checkpoints, samples, {models}"),
+        WrittenPath(str(folder.outbox), "tracking messages until they are delivered"),
+        WrittenPath(tracking, f"MLflow: the experiment {spec.tracking.experiment}, one run a sweep and one a trial"),
+        WrittenPath(str(folder.cache), "tokenised data and start weights, shared by all sweeps"),
     ]
     if spec.sft is not None:
-        out.append(Written(str(folder.cache), "the start model after its supervised stage"))
+        out.append(WrittenPath(str(folder.cache), "the start model after its supervised stage"))
     if spec.tracking.artifacts is not None:
-        out.append(Written(spec.tracking.artifacts, "the files of the experiment"))
+        out.append(WrittenPath(spec.tracking.artifacts, "the files of the experiment"))
     if spec.mirror is not None:
         what = f"copies: the two newest checkpoints of each running trial, endings, {models}"
-        out.append(Written(f"{spec.mirror}/{spec.name}", what))
+        out.append(WrittenPath(f"{spec.mirror}/{spec.name}", what))
     return out

@@ -1,6 +1,6 @@
-"""The file's `sampler`, `order` and `pruner`: a name alone, or a mapping with its `kind`.
+"""Loads `sampler`, `order`, `pruner`, `warm_start`, `maximize` and `minimize`.
 
-The file's `maximize` and `minimize`: one metric, or several for a Pareto front.
+A method is a name alone, or a mapping with its `kind`. Objectives are one metric, or several for a Pareto front.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from typing import Any, Literal, cast
 
 from pydantic import BaseModel
 
-from orchestrator.errors import nearest
-from orchestrator.folders import NAME
-from orchestrator.spec.loading.search_section import loc_of
-from orchestrator.spec.loading.validation_errors import Findings, models_in, show
-from orchestrator.spec.loading.yaml_document import Loc
+from orchestrator.errors import closest_match
+from orchestrator.folders import SWEEP_NAME_PATTERN
+from orchestrator.spec.loading.search_section import location_of
+from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value, models_in
+from orchestrator.spec.loading.yaml_document import Location
 from orchestrator.spec.objectives import (
-    Goal,
-    check_answers,
+    Objective,
+    check_completion_metric,
+    check_fixed_evaluation,
     check_kind,
     check_metric,
-    check_ruler,
     eval_rows_have_answers,
-    measured_while_training,
-    needs_answers,
+    requires_answers,
+    unmeasured_reason,
 )
-from orchestrator.spec.pruners import NoPruner, PatientPruner, Pruner, WilcoxonPruner, judged_by
+from orchestrator.spec.pruners import NoPruner, PatientPruner, Pruner, WilcoxonPruner, pruning_metric
 from orchestrator.spec.samplers import (
+    AdaptiveSampler,
     CmaEsSampler,
     GridSampler,
-    Learner,
     Order,
     Reproducible,
     Sampler,
@@ -38,10 +38,10 @@ from orchestrator.spec.samplers import (
 )
 from orchestrator.spec.search.dimensions import is_numeric
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import KIND
+from orchestrator.spec.search.trial_params import LOSS_KIND
 from orchestrator.spec.sweep_spec import Budget
 from trainer.config.trial import TrialConfig
-from trainer.metrics import COMMON_RULER
+from trainer.metrics import COMPARISON_METRIC
 
 
 def _kinds(union: Any) -> dict[str, type[BaseModel]]:
@@ -53,46 +53,52 @@ ORDERS = _kinds(Order)
 PRUNERS = _kinds(Pruner)
 
 
-def build_sampler(findings: Findings, given: Any) -> Sampler | None:
+def load_sampler(findings: ErrorCollector, given: Any) -> Sampler | None:
     """How trials are chosen; the grid when nothing is said."""
-    return _named(findings, ("sampler",), given, SAMPLERS, GridSampler())
+    return _load_kind(findings, ("sampler",), given, SAMPLERS, GridSampler())
 
 
-def build_order(findings: Findings, given: Any) -> Order | None:
+def load_order(findings: ErrorCollector, given: Any) -> Order | None:
     """What a trial may know of the others."""
-    return _named(findings, ("order",), given, ORDERS, Reproducible())
+    return _load_kind(findings, ("order",), given, ORDERS, Reproducible())
 
 
-def build_pruner(findings: Findings, given: Any) -> Pruner | None:
+def load_pruner(findings: ErrorCollector, given: Any) -> Pruner | None:
     """What stops a trial early; nothing when nothing is said."""
     if isinstance(given, dict) and isinstance(wrapped := cast(dict[str, Any], given).get("wrapped"), str):
         given = cast(dict[str, Any], given) | {"wrapped": {"kind": wrapped}}
-    return _named(findings, ("pruner",), given, PRUNERS, NoPruner())
+    return _load_kind(findings, ("pruner",), given, PRUNERS, NoPruner())
 
 
-def _named(findings: Findings, loc: Loc, given: Any, kinds: dict[str, type[BaseModel]], default: Any) -> Any:
+def _load_kind(
+    findings: ErrorCollector, loc: Location, given: Any, kinds: dict[str, type[BaseModel]], default: Any
+) -> Any:
     if given is None:
         return default
     body = cast(dict[str, Any], given) if isinstance(given, dict) else {"kind": given}
     kind = body.get("kind")
     model = kinds.get(kind) if isinstance(kind, str) else None
     if model is None:
-        near = nearest(str(kind), kinds)
+        near = closest_match(str(kind), kinds)
         where = (*loc, "kind") if isinstance(given, dict) else loc
         hint = f"did you mean {near}?" if near else ""
-        findings.add(where, f"must be one of {', '.join(kinds)}; not {show(kind)}", hint)
+        findings.add(where, f"must be one of {', '.join(kinds)}; not {format_value(kind)}", hint)
         return None
-    return findings.build(model, body, loc)
+    return findings.validate(model, body, loc)
 
 
 def check_sampler(
-    findings: Findings, sampler: Sampler, search: SearchSpace, budget: Budget, goals: tuple[Goal, ...] | None
+    findings: ErrorCollector,
+    sampler: Sampler,
+    search: SearchSpace,
+    budget: Budget,
+    objectives: tuple[Objective, ...] | None,
 ) -> None:
     """A sweep must come to an end, and its sampler must suit what is searched."""
     match sampler:
         case GridSampler():
             for path in search.paths if search.size() is None else ():
-                if search.endless(path):
+                if search.is_continuous(path):
                     hint = "or sampler: random"
                     findings.add(("search", path), "the grid sampler needs a list, or a range with step", hint)
         case StagedSampler():
@@ -102,25 +108,27 @@ def check_sampler(
             if budget.trials is None and budget.hours is None and budget.gpu_hours is None:
                 problem = f"sampler {sampler.kind} draws without end"
                 findings.add(("budget",), problem, "give budget.trials, budget.hours or budget.gpu_hours")
-            if isinstance(sampler, Learner) and not search.paths:
+            if isinstance(sampler, AdaptiveSampler) and not search.paths:
                 findings.add(("sampler",), f"sampler {sampler.kind} has nothing to search", "give search")
-    if isinstance(sampler, CmaEsSampler) and len(moved := _numbers(search)) < 2:
+    if isinstance(sampler, CmaEsSampler) and len(moved := _numeric_paths(search)) < 2:
         found = f"only {moved[0]}" if moved else "none"
         problem = "sampler cmaes needs two leaves or more that are numbers and searched without `when`"
         findings.add(("sampler",), f"{problem}; here there is {found}", "use tpe or gp")
-    if goals is not None and len(goals) > 1 and budget.target is not None:
+    if objectives is not None and len(objectives) > 1 and budget.target is not None:
         findings.add(("budget", "target"), "is a value of one goal, and this sweep has several", "leave it out")
-    if goals is not None and len(goals) > 1 and isinstance(sampler, CmaEsSampler | StagedSampler):
-        problem = f"sampler {sampler.kind} follows one goal, and this sweep has {len(goals)}"
+    if objectives is not None and len(objectives) > 1 and isinstance(sampler, CmaEsSampler | StagedSampler):
+        problem = f"sampler {sampler.kind} follows one goal, and this sweep has {len(objectives)}"
         findings.add(("sampler",), problem, "use nsgaii, tpe or gp")
 
 
-def _numbers(search: SearchSpace) -> list[str]:
-    """The leaves that CMA-ES can move."""
+def _numeric_paths(search: SearchSpace) -> list[str]:
+    """The settings that CMA-ES can move."""
     return [path for path, dimension in search.dimensions.items() if not dimension.when and is_numeric(dimension)]
 
 
-def check_pruner(findings: Findings, pruner: Pruner, search: SearchSpace, goals: tuple[Goal, ...]) -> None:
+def check_pruner(
+    findings: ErrorCollector, pruner: Pruner, search: SearchSpace, objectives: tuple[Objective, ...]
+) -> None:
     """A pruner compares by a held-out metric that is measured while training and that the search does not scale."""
     if isinstance(pruner, NoPruner | WilcoxonPruner):
         return
@@ -130,43 +138,43 @@ def check_pruner(findings: Findings, pruner: Pruner, search: SearchSpace, goals:
         elif pruner.wrapped.metric is not None:
             problem = "a wrapped pruner looks at the same metric; name it once, as pruner.metric"
             findings.add(("pruner", "wrapped", "metric"), problem)
-    if pruner.metric is None and len(goals) > 1:
-        named = " or ".join(goal.metric for goal in goals)
+    if pruner.metric is None and len(objectives) > 1:
+        named = " or ".join(objective.metric for objective in objectives)
         findings.add(("pruner",), "the sweep has several goals: say which metric it compares", f"metric: {named}")
         return
-    goal = judged_by(pruner, goals)
-    if goal is None:
+    objective = pruning_metric(pruner, objectives)
+    if objective is None:
         findings.add(("pruner", "metric"), f"{pruner.metric} is neither better when high nor when low")
         return
-    problem = check_metric(goal.metric, goal.direction, search.paths) or measured_while_training(goal.metric)
-    if problem is not None and (pruner.metric is not None or measured_while_training(goal.metric)):
+    problem = check_metric(objective.metric, objective.direction, search.paths) or unmeasured_reason(objective.metric)
+    if problem is not None and (pruner.metric is not None or unmeasured_reason(objective.metric)):
         findings.add(("pruner", "metric") if pruner.metric is not None else ("pruner",), *problem)
 
 
-def check_warm_start(findings: Findings, given: Any, sampler: Sampler) -> None:
+def check_warm_start(findings: ErrorCollector, given: Any, sampler: Sampler) -> None:
     """Another sweep's trials are of use to a sampler that learns."""
     if given is None:
         return
-    if not isinstance(given, str) or not NAME.fullmatch(given):
-        findings.add(("warm_start",), f"must be the name of a finished sweep, not {show(given)}")
-    elif not isinstance(sampler, Learner):
-        learners = ", ".join(kind for kind, model in SAMPLERS.items() if issubclass(model, Learner))
+    if not isinstance(given, str) or not SWEEP_NAME_PATTERN.fullmatch(given):
+        findings.add(("warm_start",), f"must be the name of a finished sweep, not {format_value(given)}")
+    elif not isinstance(sampler, AdaptiveSampler):
+        learners = ", ".join(kind for kind, model in SAMPLERS.items() if issubclass(model, AdaptiveSampler))
         findings.add(("warm_start",), f"sampler {sampler.kind} learns from no results", f"use one of {learners}")
 
 
 _DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize")
 
 
-def build_goals(
-    findings: Findings, tree: dict[str, Any], search: SearchSpace | None, base: TrialConfig | None
-) -> tuple[Goal, ...] | None:
-    """What the trials are ranked by, those to maximize first; the common ruler where nothing is said."""
-    searched = search.paths if search is not None else _searched(tree)
-    for path in check_ruler(searched):
+def load_objectives(
+    findings: ErrorCollector, tree: dict[str, Any], search: SearchSpace | None, base: TrialConfig | None
+) -> tuple[Objective, ...] | None:
+    """What the trials are ranked by, those to maximize first; the common comparison metric where nothing is said."""
+    searched = search.paths if search is not None else _searched_paths(tree)
+    for path in check_fixed_evaluation(searched):
         problem = f"{path} decides what is held out or how it is measured, so trials that differ in it cannot be ranked"
-        where = loc_of(search.zipped if search is not None else (), path)
+        where = location_of(search.zipped if search is not None else (), path)
         findings.add(where, problem, "give it one value in base, and make a sweep for each other value")
-    goals: list[Goal] = []
+    objectives: list[Objective] = []
     before = len(findings.items)
     for direction in _DIRECTIONS:
         given = tree.get(direction)
@@ -176,43 +184,46 @@ def build_goals(
         if isinstance(given, tuple) and not listed:
             findings.add((direction,), "the list is empty")
         for i, metric in enumerate(listed):
-            loc: Loc = (direction, i) if isinstance(given, tuple) else (direction,)
+            loc: Location = (direction, i) if isinstance(given, tuple) else (direction,)
             if not isinstance(metric, str):
-                findings.add(loc, f"must be the name of a metric, not {show(metric)}")
-            elif any(goal.metric == metric for goal in goals):
+                findings.add(loc, f"must be the name of a metric, not {format_value(metric)}")
+            elif any(objective.metric == metric for objective in objectives):
                 findings.add(loc, f"{metric} is a goal already")
             elif (
-                problem := _problem(metric, direction, searched, base) or _other_kind(metric, search, base)
+                problem := _objective_problem(metric, direction, searched, base)
+                or _unreported_by_kinds(metric, search, base)
             ) is not None:
                 findings.add(loc, *problem)
             else:
-                goals.append(Goal(metric=metric, direction=direction))
+                objectives.append(Objective(metric=metric, direction=direction))
     if len(findings.items) > before:
         return None
-    if goals:
-        return tuple(goals)
-    problem = _problem(COMMON_RULER, "maximize", searched, base)
+    if objectives:
+        return tuple(objectives)
+    problem = _objective_problem(COMPARISON_METRIC, "maximize", searched, base)
     if problem is not None:
         findings.add(("maximize",), *problem)
         return None
-    return (Goal(metric=COMMON_RULER, direction="maximize"),)
+    return (Objective(metric=COMPARISON_METRIC, direction="maximize"),)
 
 
-def _problem(metric: str, direction: str, searched: Sequence[str], base: TrialConfig | None) -> tuple[str, str] | None:
+def _objective_problem(
+    metric: str, direction: str, searched: Sequence[str], base: TrialConfig | None
+) -> tuple[str, str] | None:
     problem = check_metric(metric, direction, searched)
     if problem is None and base is not None:
-        problem = check_answers(metric, base.evaluation)
-        if problem is None and needs_answers(metric) and not eval_rows_have_answers(base.data):
+        problem = check_completion_metric(metric, base.evaluation)
+        if problem is None and requires_answers(metric) and not eval_rows_have_answers(base.data):
             problem = ("the held-out rows carry no right answer", "give their column as columns: {answer: COLUMN}")
     return problem
 
 
-def _other_kind(metric: str, search: SearchSpace | None, base: TrialConfig | None) -> tuple[str, str] | None:
+def _unreported_by_kinds(metric: str, search: SearchSpace | None, base: TrialConfig | None) -> tuple[str, str] | None:
     if base is None or search is None:
         return None
-    return check_kind(metric, search.drawable(KIND) or (base.loss.kind,))
+    return check_kind(metric, search.choices(LOSS_KIND) or (base.loss.kind,))
 
 
-def _searched(tree: dict[str, Any]) -> list[str]:
+def _searched_paths(tree: dict[str, Any]) -> list[str]:
     given = tree.get("search")
     return [str(path) for path in cast(dict[str, Any], given)] if isinstance(given, dict) else []

@@ -1,4 +1,4 @@
-"""Lengths of a sweep beyond its start model's positions: found before anything is spent, with the file's own lines."""
+"""Checks a sweep's lengths against the initial model's number of positions; findings name the file's lines."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from orchestrator.errors import Finding, SpecError
-from orchestrator.spec.loading.search_section import loc_of
-from orchestrator.spec.loading.yaml_document import Document, Loc
-from orchestrator.spec.search.corners import extremes, spread
+from orchestrator.spec.loading.search_section import location_of
+from orchestrator.spec.loading.yaml_document import Document, Location
+from orchestrator.spec.search.corners import extreme_space, sample_corners
 from orchestrator.spec.search.dimensions import Params
-from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.position_limits import LengthFinding, known_positions, length_findings
 from trainer.config.trial import TrialConfig
@@ -19,14 +19,14 @@ _JUDGE = "judge.max_new_tokens"
 
 
 def check_lengths(spec: SweepSpec, document: Document) -> list[str]:
-    """Warnings about lengths that the start model was not trained for; SpecError with those it cannot compute.
+    """Warnings about lengths that the initial model was not trained for; SpecError with those it cannot compute.
 
     Only of models whose config.json is on this machine.
     """
     refused: list[Finding] = []
     warned: list[str] = []
     for loc, found in dict.fromkeys(_found(spec)):
-        finding = Finding(document.where(loc), ".".join(map(str, loc)), found.problem, found.hint)
+        finding = Finding(document.location(loc), ".".join(map(str, loc)), found.problem, found.hint)
         if found.refused:
             refused.append(finding)
         else:
@@ -36,13 +36,13 @@ def check_lengths(spec: SweepSpec, document: Document) -> list[str]:
     return warned
 
 
-def _found(spec: SweepSpec) -> Iterator[tuple[Loc, LengthFinding]]:
+def _found(spec: SweepSpec) -> Iterator[tuple[Location, LengthFinding]]:
     """Findings of each extreme of the search, each enqueued trial and the SFT stage, and where the file says so."""
-    for params in spread(extremes(spec.search)):
-        for found in _of_trial(spec, spec.search.place(spec.base, params)):
+    for params in sample_corners(extreme_space(spec.search)):
+        for found in _of_trial(spec, spec.search.apply(spec.base, params)):
             yield _loc(spec, params, found.path), found
     for number, given in enumerate(spec.enqueue):
-        for found in _of_trial(spec, place(spec.base, given)):
+        for found in _of_trial(spec, apply_params(spec.base, given)):
             yield (("enqueue", number, found.path) if found.path in given else _loc(spec, {}, found.path)), found
     if spec.sft is not None and spec.sft.data is not None:
         trained = spec.base.model_copy(update={"data": spec.sft.data, "engine": "packed"})
@@ -66,7 +66,7 @@ def _of_config(spec: SweepSpec, config: TrialConfig, answers: dict[str, int]) ->
         yield found if of_base else replace(found, problem=f"with {config.model.name_or_path}: {found.problem}")
 
 
-def _loc(spec: SweepSpec, params: Params, path: str) -> Loc:
+def _loc(spec: SweepSpec, params: Params, path: str) -> Location:
     if path in params:
-        return loc_of(spec.search.zipped, path)
+        return location_of(spec.search.zipped, path)
     return tuple(path.split(".")) if path == _JUDGE else ("base", *path.split("."))

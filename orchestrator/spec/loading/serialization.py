@@ -1,6 +1,6 @@
-"""A SweepSpec as its file, every default written out; loading it gives the same SweepSpec.
+"""A SweepSpec as YAML with every default written out, its hash, and the JSON Schema of sweep files.
 
-The JSON Schema of the sweep's file, for editors: shorthands included, unknown keys refused.
+Loading the YAML gives an equal SweepSpec. The schema includes shorthands and refuses unknown keys.
 """
 
 from __future__ import annotations
@@ -16,36 +16,36 @@ from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.method_sections import ORDERS, PRUNERS, SAMPLERS
 from orchestrator.spec.loading.validation_errors import models_in
-from orchestrator.spec.objectives import goals
-from orchestrator.spec.search.dimensions import KINDS, Choice
+from orchestrator.spec.objectives import objective_metrics
+from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice
 from orchestrator.spec.search.space import Scalar
-from orchestrator.spec.search.trial_params import leaves
-from orchestrator.spec.sweep_spec import DOOR, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
+from orchestrator.spec.search.trial_params import config_paths
+from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
 from trainer.config.trial import TrialConfig
-from trainer.config.yaml_files import BadScalar, plain
-from trainer.metrics import COMMON_RULER
+from trainer.config.yaml_files import InvalidScalar, parse_scalar
+from trainer.metrics import COMPARISON_METRIC
 
-_LEFT_OUT = ("storage", "mirror", "notify", "judge")
+_OMITTED_WHEN_UNSET = ("storage", "mirror", "notify", "judge")
 """Keys that are not written where the sweep has none of them."""
 
 
-def dump(spec: SweepSpec, *, brief: bool = False) -> str:
+def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
     """The resolved sweep as YAML, in the order of the file's keys; `brief`: without what is at its default."""
-    tree = _not_default(spec) if brief else spec.model_dump(mode="json")
-    for name in ("goal", "also", *(unset for unset in _LEFT_OUT if getattr(spec, unset) is None)):
+    tree = _changed_fields(spec) if brief else spec.model_dump(mode="json")
+    for name in ("goal", "also", *(unset for unset in _OMITTED_WHEN_UNSET if getattr(spec, unset) is None)):
         tree.pop(name, None)
     if spec.tracking.artifacts is None and "tracking" in tree:
         tree["tracking"].pop("artifacts", None)
     for direction in ("maximize", "minimize"):
-        metrics = [goal.metric for goal in spec.goals if goal.direction == direction]
+        metrics = [objective.metric for objective in spec.objectives if objective.direction == direction]
         if metrics:
             tree[direction] = metrics if len(metrics) > 1 else metrics[0]
     tree["search"] = _search(spec)
-    ordered = {key: tree[key] for key in DOOR if key in tree}
+    ordered = {key: tree[key] for key in SECTION_ORDER if key in tree}
     return yaml.dump(ordered, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
-def _not_default(model: BaseModel) -> dict[str, Any]:
+def _changed_fields(model: BaseModel) -> dict[str, Any]:
     """The fields that differ from their defaults, and `kind`, by which a union's member is told."""
     tree = model.model_dump(mode="json")
     out: dict[str, Any] = {}
@@ -53,15 +53,17 @@ def _not_default(model: BaseModel) -> dict[str, Any]:
         value = getattr(model, name)
         if name != "kind" and not field.is_required() and value == field.get_default(call_default_factory=True):
             continue
-        out[name] = _slim(value, tree[name])
+        out[name] = _without_defaults(value, tree[name])
     return out
 
 
-def _slim(value: Any, dumped: Any) -> Any:
+def _without_defaults(value: Any, dumped: Any) -> Any:
     if isinstance(value, BaseModel):
-        return _not_default(value)
+        return _changed_fields(value)
     if isinstance(value, tuple) and any(isinstance(item, BaseModel) for item in cast(tuple[Any, ...], value)):
-        return [_slim(item, told) for item, told in zip(cast(tuple[Any, ...], value), dumped, strict=True)]
+        return [
+            _without_defaults(item, message) for item, message in zip(cast(tuple[Any, ...], value), dumped, strict=True)
+        ]
     return dumped
 
 
@@ -102,8 +104,8 @@ class _Dumper(yaml.SafeDumper):
     def represent_text(self, data: str) -> yaml.ScalarNode:
         """Quoted wherever YAML 1.2 would read something else than text; 1.1's own cases are PyYAML's."""
         try:
-            quoted = plain(data) != data
-        except BadScalar:
+            quoted = parse_scalar(data) != data
+        except InvalidScalar:
             quoted = True
         style = '"' if any(line_end in data for line_end in _LINE_ENDS) else "'" if quoted else None
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
@@ -123,21 +125,25 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> Json:
-    """What a sweep's file may say. Rules between leaves (one margin, legal corners) are the loader's."""
+    """What a sweep's file may say. Rules between settings (one margin, legal corners) are the loader's."""
     definitions: Json = {}
     base = _model(TrialConfig, definitions)
     spec = SweepSpec.model_json_schema()["properties"]
-    goal = {"type": "string", "enum": goals()}
-    dimensions = [_model(kind, definitions) for kind in KINDS.values()]
-    for kind in KINDS:
-        definitions[KINDS[kind].__name__]["required"] = [kind]
+    objective = {"type": "string", "enum": objective_metrics()}
+    dimensions = [_model(kind, definitions) for kind in DIMENSION_KINDS.values()]
+    for kind in DIMENSION_KINDS:
+        definitions[DIMENSION_KINDS[kind].__name__]["required"] = [kind]
     listed = {"type": "array", "minItems": 1, "items": TypeAdapter(Scalar).json_schema()}
-    group = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(leaves())}}
+    group = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(config_paths())}}
     zipped: Json = {"type": "array", "items": group | {"additionalProperties": listed}}
     several: Json = {
-        "anyOf": [goal, {"type": "array", "minItems": 1, "uniqueItems": True, "items": goal}, {"type": "null"}]
+        "anyOf": [
+            objective,
+            {"type": "array", "minItems": 1, "uniqueItems": True, "items": objective},
+            {"type": "null"},
+        ]
     }
-    given: Json = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(leaves())}}
+    given: Json = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(config_paths())}}
     given["additionalProperties"] = TypeAdapter(Scalar).json_schema()
     properties: Json = {
         "name": spec["name"] | {"description": "Of the sweep's folder and its run in MLflow."},
@@ -149,7 +155,7 @@ def schema() -> Json:
                 {"type": "null"},
                 {
                     "type": "object",
-                    "properties": {leaf: {"anyOf": [listed, *dimensions]} for leaf in leaves()} | {"zip": zipped},
+                    "properties": {path: {"anyOf": [listed, *dimensions]} for path in config_paths()} | {"zip": zipped},
                     "additionalProperties": False,
                 },
             ],
@@ -161,7 +167,7 @@ def schema() -> Json:
         "sampler": _by_kind(SAMPLERS, definitions),
         "warm_start": spec["warm_start"] | {"description": "A finished sweep whose trials the sampler learns from."},
         "order": _by_kind(ORDERS, definitions),
-        "maximize": several | {"description": f"The goal, or several. When none is given: {COMMON_RULER}."},
+        "maximize": several | {"description": f"The goal, or several. When none is given: {COMPARISON_METRIC}."},
         "minimize": several,
         "pruner": _by_kind(PRUNERS, definitions),
         "guard": {"anyOf": [{"enum": ["off", False, None]}, _model(GuardConfig, definitions)]},
@@ -200,33 +206,33 @@ def _by_kind(kinds: dict[str, type[BaseModel]], definitions: Json) -> Json:
     """A name alone, or a mapping that says its kind."""
     models = [_model(model, definitions) for model in kinds.values()]
     for model in kinds.values():
-        definitions[model.__name__]["required"] = ["kind", *_needed(definitions[model.__name__])]
+        definitions[model.__name__]["required"] = ["kind", *_required(definitions[model.__name__])]
     return {"anyOf": [{"enum": [*kinds, None]}, *models]}
 
 
-def _needed(own: Json) -> list[str]:
+def _required(own: Json) -> list[str]:
     return [key for key in own.get("required", []) if key != "kind"]
 
 
 def _shorthands(definitions: Json) -> None:
     """What the models' own validators accept, which pydantic cannot know."""
     trial = definitions["TrialConfig"]["properties"]
-    trial["model"] = _also_text(trial["model"], "A hub name or a folder; short for name_or_path.")
+    trial["model"] = _or_text(trial["model"], "A hub name or a folder; short for name_or_path.")
     data = definitions["DataConfig"]["properties"]
     sources = data["train"]["items"]["anyOf"]
     source: Json = {"anyOf": [{"type": "string", "description": "A file; short for path."}, *sources]}
     several = {"type": "array", "minItems": 1, "items": source}
-    data["train"] = _kept(data["train"]) | {"anyOf": [*source["anyOf"], several]}
-    data["eval"] = _kept(data["eval"]) | {"anyOf": [*source["anyOf"], several, {"type": "null"}]}
+    data["train"] = _annotations(data["train"]) | {"anyOf": [*source["anyOf"], several]}
+    data["eval"] = _annotations(data["eval"]) | {"anyOf": [*source["anyOf"], several, {"type": "null"}]}
     for rule in definitions["GuardConfig"]["properties"].values():
         rule["anyOf"] = [*rule["anyOf"], {"enum": ["off", False]}]
     wrapped = definitions["PatientPruner"]["properties"]["wrapped"]
     names = [kind for kind in PRUNERS if kind not in ("none", "patient")]
-    definitions["PatientPruner"]["properties"]["wrapped"] = _kept(wrapped) | {
+    definitions["PatientPruner"]["properties"]["wrapped"] = _annotations(wrapped) | {
         "anyOf": [{"enum": names}, *wrapped["anyOf"]]
     }
     judge = definitions["JudgeConfig"]["properties"]
-    judge["reward_model"] = _also_text(judge["reward_model"], "A hub name or a folder; short for name_or_path.")
+    judge["reward_model"] = _or_text(judge["reward_model"], "A hub name or a folder; short for name_or_path.")
     # Without its kind a loss is the default one: of the others the kind must be said, or both would fit.
     loss = TrialConfig.model_fields["loss"]
     for member in models_in(loss.annotation):
@@ -234,11 +240,11 @@ def _shorthands(definitions: Json) -> None:
             definitions[member.__name__]["required"] = ["kind"]
 
 
-def _also_text(own: Json, description: str) -> Json:
+def _or_text(own: Json, description: str) -> Json:
     return {"anyOf": [{"type": "string", "description": description}, own]}
 
 
-def _kept(own: Json) -> Json:
+def _annotations(own: Json) -> Json:
     return {key: value for key, value in own.items() if key in ("description", "title", "default")}
 
 

@@ -1,4 +1,4 @@
-"""What a person may write short, written out; and file names, found."""
+"""Shorthands of the sweep's file written out, and file names resolved."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.errors import nearest
-from orchestrator.spec.loading.validation_errors import Findings
-from orchestrator.spec.loading.yaml_document import Loc
+from orchestrator.errors import closest_match
+from orchestrator.spec.loading.validation_errors import ErrorCollector
+from orchestrator.spec.loading.yaml_document import Location
 from trainer.config.trial import TrialConfig
 
 
-def expand(tree: Any) -> None:
+def expand_shorthands(tree: Any) -> None:
     """Write out the shorthands of `base` and `sft`, in place: `model: NAME`, `train: FILE`, a loss without its kind."""
     base = _group(tree, "base")
     if base is not None:
@@ -28,72 +28,72 @@ def expand(tree: Any) -> None:
         judge["reward_model"] = {"name_or_path": judge["reward_model"]}
 
 
-def find_files(findings: Findings, tree: Any, folder: Path) -> None:
+def resolve_paths(findings: ErrorCollector, tree: Any, folder: Path) -> None:
     """Make file names absolute, in place: those of the file from its folder first, then from the working directory.
 
     A name given on the command line is looked for the other way round.
     """
-    finder = _Finder(findings, folder)
+    finder = _PathResolver(findings, folder)
     base = _group(tree, "base")
-    finder.data(_group(base, "data"), ("base", "data"))
-    finder.data(_group(_group(tree, "sft"), "data"), ("sft", "data"))
+    finder.data_sources(_group(base, "data"), ("base", "data"))
+    finder.data_sources(_group(_group(tree, "sft"), "data"), ("sft", "data"))
     named = ("judge", "reward_model", "name_or_path")
-    finder.perhaps(_group(_group(tree, "judge"), "reward_model"), "name_or_path", named)
-    for section, leaf in (("model", "name_or_path"), ("model", "tokenizer"), ("data", "chat_template")):
-        finder.perhaps(_group(base, section), leaf, ("base", section, leaf))
+    finder.optional_path(_group(_group(tree, "judge"), "reward_model"), "name_or_path", named)
+    for section, path in (("model", "name_or_path"), ("model", "tokenizer"), ("data", "chat_template")):
+        finder.optional_path(_group(base, section), path, ("base", section, path))
         searched = _group(tree, "search")
         if searched is not None:
-            finder.searched(searched, f"{section}.{leaf}")
+            finder.searched_paths(searched, f"{section}.{path}")
 
 
-class _Finder:
-    def __init__(self, findings: Findings, folder: Path) -> None:
+class _PathResolver:
+    def __init__(self, findings: ErrorCollector, folder: Path) -> None:
         self._findings, self._folder = findings, folder
 
-    def data(self, data: dict[str, Any] | None, loc: Loc) -> None:
+    def data_sources(self, data: dict[str, Any] | None, loc: Location) -> None:
         """Sources that are files must be there."""
         for split in ("train", "eval"):
             sources = (data or {}).get(split)
-            for i, source in enumerate(_list(sources)):
+            for i, source in enumerate(_as_list(sources)):
                 if isinstance(source, dict) and isinstance(path := cast(Any, source.get("path")), str) and path:
-                    self._file(cast(dict[str, Any], source), (*loc, split, i, "path"))
+                    self._resolve_file(cast(dict[str, Any], source), (*loc, split, i, "path"))
 
-    def perhaps(self, group: dict[str, Any] | None, leaf: str, loc: Loc) -> None:
+    def optional_path(self, group: dict[str, Any] | None, path: str, loc: Location) -> None:
         """A name that may be a file, a folder, or something else (a hub's name, a template's text)."""
-        given = (group or {}).get(leaf)
+        given = (group or {}).get(path)
         if group is not None and isinstance(given, str):
-            group[leaf] = self._if_there(given, loc)
+            group[path] = self._if_exists(given, loc)
 
-    def searched(self, search: dict[str, Any], path: str) -> None:
-        """The same for a searched leaf's values."""
+    def searched_paths(self, search: dict[str, Any], path: str) -> None:
+        """The same for a searched setting's values."""
         listed = search.get(path)
         if isinstance(listed, tuple):
             values = cast(tuple[Any, ...], listed)
-            search[path] = tuple(self._if_there(v, ("search", path)) if isinstance(v, str) else v for v in values)
+            search[path] = tuple(self._if_exists(v, ("search", path)) if isinstance(v, str) else v for v in values)
 
-    def _if_there(self, given: str, loc: Loc) -> str:
+    def _if_exists(self, given: str, loc: Location) -> str:
         if "\n" in given or "{" in given:
             return given
-        found = next((p for p in self._tried(given, loc) if _is(p.exists)), None)
+        found = next((p for p in self._candidates(given, loc) if _path_exists(p.exists)), None)
         if found is not None:
             return str(found)
         if given.startswith(("./", "../", "/", "~")):
-            self._findings.add(loc, f"there is no {given}", self._looked(given, loc))
+            self._findings.add(loc, f"there is no {given}", self._first_existing(given, loc))
         return given
 
-    def _file(self, source: dict[str, Any], loc: Loc) -> None:
+    def _resolve_file(self, source: dict[str, Any], loc: Location) -> None:
         given: str = source["path"]
-        tried = self._tried(given, loc)
-        found = next((p for p in tried if _is(p.is_file)), None)
+        tried = self._candidates(given, loc)
+        found = next((p for p in tried if _path_exists(p.is_file)), None)
         if found is None:
-            names = sorted({p.name for t in tried if _is(t.parent.is_dir) for p in t.parent.iterdir()})
-            near = nearest(Path(given).name, names)
-            hint = f"did you mean {near}?" if near else self._looked(given, loc)
+            names = sorted({p.name for t in tried if _path_exists(t.parent.is_dir) for p in t.parent.iterdir()})
+            near = closest_match(Path(given).name, names)
+            hint = f"did you mean {near}?" if near else self._first_existing(given, loc)
             self._findings.add(loc, f"there is no file {given}", hint)
         else:
             source["path"] = str(found)
 
-    def _tried(self, given: str, loc: Loc) -> list[Path]:
+    def _candidates(self, given: str, loc: Location) -> list[Path]:
         if "\0" in given:
             return []
         try:
@@ -101,17 +101,17 @@ class _Finder:
         except RuntimeError:  # ~name of nobody here
             path = Path(given)
         folders = [self._folder, Path.cwd()]
-        if self._findings.document.where(loc).startswith("--set "):
+        if self._findings.document.location(loc).startswith("--set "):
             folders.reverse()
         return list(dict.fromkeys((folder / path).resolve() for folder in folders))
 
-    def _looked(self, given: str, loc: Loc) -> str:
+    def _first_existing(self, given: str, loc: Location) -> str:
         return "looked for " + (
-            ", ".join(str(p) for p in self._tried(given, loc)) or "nothing: no path has a NUL in it"
+            ", ".join(str(p) for p in self._candidates(given, loc)) or "nothing: no path has a NUL in it"
         )
 
 
-def _is(test: Callable[[], bool]) -> bool:
+def _path_exists(test: Callable[[], bool]) -> bool:
     """Whether it is there; a name that no file can have (too long) is not."""
     try:
         return test()
@@ -133,5 +133,5 @@ def _group(tree: Any, key: str) -> dict[str, Any] | None:
     return cast(dict[str, Any], inner) if isinstance(inner, dict) else None
 
 
-def _list(given: Any) -> tuple[Any, ...]:
+def _as_list(given: Any) -> tuple[Any, ...]:
     return cast(tuple[Any, ...], given) if isinstance(given, tuple) else ()

@@ -1,4 +1,4 @@
-"""What is wrong with a file, in words: pydantic's errors become findings with the file's own places and names."""
+"""pydantic's errors as findings with the file's own lines and names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, TypeVar, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.errors import Finding, nearest
-from orchestrator.spec.loading.yaml_document import Document, Loc
+from orchestrator.errors import Finding, closest_match
+from orchestrator.spec.loading.yaml_document import Document, Location
 
 M = TypeVar("M", bound=BaseModel)
 
-_WANTED = {
+_EXPECTED = {
     "float_type": "a number",
     "float_parsing": "a number",
     "int_type": "a whole number",
@@ -27,12 +27,12 @@ _WANTED = {
     "model_attributes_type": "a mapping",
     "none_required": "null",
 }
-SOURCES = {"FileSource": "path", "HubSource": "dataset", "GeneratedSource": "generated"}
+SOURCE_MODELS = {"FileSource": "path", "HubSource": "dataset", "GeneratedSource": "generated"}
 """Each kind of data source and the key that only it has."""
 _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
 
 
-def show(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value as YAML writes it, short."""
     match value:
         case None:
@@ -49,50 +49,50 @@ def show(value: Any) -> str:
             return str(value)
 
 
-class Findings:
-    """Collects what is wrong; `build` makes a model or says why it cannot."""
+class ErrorCollector:
+    """Collects what is wrong; `validate` makes a model or says why it cannot."""
 
     def __init__(self, document: Document) -> None:
         self.document = document
         self.items: list[Finding] = []
 
-    def add(self, loc: Loc, problem: str, hint: str = "") -> None:
+    def add(self, loc: Location, problem: str, hint: str = "") -> None:
         """One finding at this path of the file."""
-        self.items.append(Finding(self.document.where(loc), ".".join(map(str, loc)), problem, hint))
+        self.items.append(Finding(self.document.location(loc), ".".join(map(str, loc)), problem, hint))
 
-    def unknown(self, loc: Loc, known: list[str]) -> None:
+    def unknown_key(self, loc: Location, known: list[str]) -> None:
         """A key that does not exist; names the nearest that does, else all."""
-        near = nearest(str(loc[-1]), known)
+        near = closest_match(str(loc[-1]), known)
         self.add(loc, "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}")
 
-    def build(
+    def validate(
         self,
         model: type[M],
         value: Any,
-        loc: Loc,
-        door: Callable[[Loc], Loc] = lambda inner: inner,
+        loc: Location,
+        to_file_location: Callable[[Location], Location] = lambda inner: inner,
         *,
-        said: frozenset[str] = frozenset(),
-        wrong: frozenset[Loc] = frozenset(),
+        already_reported: frozenset[str] = frozenset(),
+        invalid: frozenset[Location] = frozenset(),
     ) -> M | None:
-        """The model of this value. `door` translates a path inside it to what the file says.
+        """The model of this value. `to_file_location` translates a path inside it to what the file says.
 
-        That keys in `said` are missing, and anything below `wrong`, was reported already.
+        That keys in `already_reported` are missing, and anything below `invalid`, was reported already.
         """
         try:
             return model.model_validate(value, strict=True)
         except ValidationError as error:
-            for inner, problem, hint in _sentences(model, value, error):
-                if not (inner[:1] and inner[0] in said) and not any(inner[: len(w)] == w for w in wrong):
-                    self.add((*loc, *door(inner)), problem, hint)
+            for inner, problem, hint in _error_messages(model, value, error):
+                if not (inner[:1] and inner[0] in already_reported) and not any(inner[: len(w)] == w for w in invalid):
+                    self.add((*loc, *to_file_location(inner)), problem, hint)
         return None
 
 
-def first_sentence(model: type[BaseModel], error: ValidationError) -> tuple[Loc, str, str]:
+def first_error(model: type[BaseModel], error: ValidationError) -> tuple[Location, str, str]:
     """The first thing wrong with a value that was built, not read: its path, a sentence, a hint."""
     item = error.errors(include_url=False)[0]
     fields = [part for part in item["loc"] if not _is_member(model, part)]
-    return (tuple(fields), *_sentence(model, item))
+    return (tuple(fields), *_error_message(model, item))
 
 
 def _is_member(model: type[BaseModel], part: str | int) -> bool:
@@ -104,24 +104,27 @@ def _all_models(model: type[BaseModel]) -> list[type[BaseModel]]:
     return [model, *(deep for m in inner for deep in _all_models(m))]
 
 
-def _sentences(model: type[BaseModel], value: Any, error: ValidationError) -> list[tuple[Loc, str, str]]:
+def _error_messages(model: type[BaseModel], value: Any, error: ValidationError) -> list[tuple[Location, str, str]]:
     """One sentence per place: where a union refuses for several reasons, they are joined with `or`."""
-    at: dict[Loc, list[tuple[str, str]]] = {}
+    at: dict[Location, list[tuple[str, str]]] = {}
     for item in error.errors(include_url=False):
         if _other_member(value, item["loc"]):
             continue
-        clean = _clean(value, item)
-        said = _sentence(model, item)
-        if said not in at.setdefault(clean, []):
-            at[clean].append(said)
-    return [(loc, " or ".join(p for p, _ in said), next((h for _, h in said if h), "")) for loc, said in at.items()]
+        clean = _clean_location(value, item)
+        messages = _error_message(model, item)
+        if messages not in at.setdefault(clean, []):
+            at[clean].append(messages)
+    return [
+        (loc, " or ".join(p for p, _ in messages), next((h for _, h in messages if h), ""))
+        for loc, messages in at.items()
+    ]
 
 
 def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
     """Whether this is what a kind of source says that the file did not mean: a file's says nothing of `dataset`."""
     for part in loc:
-        if part in SOURCES and isinstance(value, dict):
-            return SOURCES[str(part)] not in value
+        if part in SOURCE_MODELS and isinstance(value, dict):
+            return SOURCE_MODELS[str(part)] not in value
         if isinstance(value, dict) and part in value:
             value = cast(Any, value[part])
         elif isinstance(value, tuple) and isinstance(part, int) and part < len(cast(tuple[Any, ...], value)):
@@ -129,7 +132,7 @@ def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
     return False
 
 
-def _clean(value: Any, item: ErrorDetails) -> Loc:
+def _clean_location(value: Any, item: ErrorDetails) -> Location:
     """The error's path without the names of union members, which are in no file."""
     out: list[str | int] = []
     for i, part in enumerate(item["loc"]):
@@ -144,12 +147,12 @@ def _clean(value: Any, item: ErrorDetails) -> Loc:
     return tuple(out)
 
 
-def _sentence(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str]:
+def _error_message(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str]:
     kind, given = item["type"], item["input"]
     context: Mapping[str, Any] = item.get("ctx", {})
     if kind == "extra_forbidden":
         known = known_keys(model, item["loc"][:-1])
-        near = nearest(str(item["loc"][-1]), known)
+        near = closest_match(str(item["loc"][-1]), known)
         return "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}"
     if kind == "missing":
         return ("is missing: a range is [low, high]" if isinstance(item["loc"][-1], int) else "is required"), ""
@@ -157,12 +160,12 @@ def _sentence(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str]:
         return _one_of(str(context["expected"]).replace(" or ", ", ").replace("'", ""), given)
     if kind == "union_tag_invalid":
         return _one_of(str(context["expected_tags"]).replace("'", ""), context["tag"])
-    if kind in _WANTED:
-        return f"must be {_WANTED[kind]}, not {show(given)}", ""
+    if kind in _EXPECTED:
+        return f"must be {_EXPECTED[kind]}, not {format_value(given)}", ""
     if kind in _BOUNDS:
         bound = kind.replace("_", " ").removesuffix(" equal")
         least = {"greater_than_equal": "at least", "less_than_equal": "at most"}.get(kind, bound)
-        return f"must be {least} {context[_BOUNDS[kind]]:g}, not {show(given)}", ""
+        return f"must be {least} {context[_BOUNDS[kind]]:g}, not {format_value(given)}", ""
     if kind == "finite_number":
         return "must be a finite number", ""
     if kind == "value_error":
@@ -171,8 +174,8 @@ def _sentence(model: type[BaseModel], item: ErrorDetails) -> tuple[str, str]:
 
 
 def _one_of(listed: str, given: Any) -> tuple[str, str]:
-    near = nearest(str(given), listed.split(", "))
-    return f"must be one of {listed}; not {show(given)}", f"did you mean {near}?" if near else ""
+    near = closest_match(str(given), listed.split(", "))
+    return f"must be one of {listed}; not {format_value(given)}", f"did you mean {near}?" if near else ""
 
 
 def known_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A YAML file as plain values, each with its line. Nothing is executed, and what cannot be meant is a finding."""
+"""A YAML file as plain values, each with its line; nothing is executed, ambiguous values are findings."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import yaml
 
-from orchestrator.errors import Finding, SpecError, nearest
-from trainer.config.yaml_files import TAG, BadScalar, plain, tagged
+from orchestrator.errors import Finding, SpecError, closest_match
+from trainer.config.yaml_files import TAG, InvalidScalar, parse_scalar, parse_tagged_scalar
 
-LARGEST = 1_000_000
+MAX_BYTES = 1_000_000
 """Bytes. A sweep is some thousand."""
-_NODES = 20_000
-_DEPTH = 40
+_MAX_NODES = 20_000
+_MAX_DEPTH = 40
 _PLAIN = "?"
 """Our tag for an unquoted scalar."""
 
-Loc = tuple[str | int, ...]
+Location = tuple[str | int, ...]
 
 
 @dataclass(slots=True)
@@ -27,9 +27,9 @@ class Document:
 
     source: str
     value: Any = None
-    lines: dict[Loc, str] = field(default_factory=dict[Loc, str])
+    lines: dict[Location, str] = field(default_factory=dict[Location, str])
 
-    def where(self, loc: Loc) -> str:
+    def location(self, loc: Location) -> str:
         """The place of this path, or of the nearest group around it."""
         while loc and loc not in self.lines:
             loc = loc[:-1]
@@ -38,16 +38,16 @@ class Document:
 
 def read_document(path: Path) -> Document:
     """Parse a file; SpecError with every finding."""
-    return parse(_text(path), str(path))
+    return parse_document(_read_text(path), str(path))
 
 
-def parse(text: str, source: str) -> Document:
+def parse_document(text: str, source: str) -> Document:
     """Parse YAML 1.2; SpecError with every finding."""
     try:
         root = _Loader(text, source).get_single_node()
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise SpecError([_finding(source, mark, _said(error, text, mark))]) from None
+        raise SpecError([_finding(source, mark, _syntax_error(error, text, mark))]) from None
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise SpecError([Finding(f"{source}:{line}", "", "a control character; YAML is text")]) from None
@@ -76,8 +76,12 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self._nodes += 1
         self._depth += 1
-        if self._nodes > _NODES or self._depth > _DEPTH:
-            problem = f"more than {_NODES} values" if self._nodes > _NODES else f"nested deeper than {_DEPTH} levels"
+        if self._nodes > _MAX_NODES or self._depth > _MAX_DEPTH:
+            problem = (
+                f"more than {_MAX_NODES} values"
+                if self._nodes > _MAX_NODES
+                else f"nested deeper than {_MAX_DEPTH} levels"
+            )
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -91,25 +95,25 @@ class _Builder:
         self._document, self._built = document, 0
         self.findings: list[Finding] = []
 
-    def build(self, node: yaml.Node, loc: Loc) -> Any:
+    def build(self, node: yaml.Node, loc: Location) -> Any:
         self._document.lines.setdefault(loc, self._at(node))
         self._built += 1
-        if self._built > _NODES or len(loc) > _DEPTH:
-            if self._built <= _NODES + 1:
-                self._find(node, loc[:2], "aliases unfold without end or to too many values")
-            self._built = _NODES + 1
+        if self._built > _MAX_NODES or len(loc) > _MAX_DEPTH:
+            if self._built <= _MAX_NODES + 1:
+                self._add_error(node, loc[:2], "aliases unfold without end or to too many values")
+            self._built = _MAX_NODES + 1
             return None
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, loc)
         if isinstance(node, yaml.SequenceNode):
             if node.tag != f"{TAG}seq":
-                self._find(node, loc, f"the tag {node.tag} has no meaning here")
+                self._add_error(node, loc, f"the tag {node.tag} has no meaning here")
             return tuple(self.build(item, (*loc, i)) for i, item in enumerate(node.value))
         return self._scalar(node, loc)
 
-    def _mapping(self, node: yaml.MappingNode, loc: Loc) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, loc: Location) -> dict[str, Any]:
         if node.tag != f"{TAG}map":
-            self._find(node, loc, f"the tag {node.tag} has no meaning here")
+            self._add_error(node, loc, f"the tag {node.tag} has no meaning here")
         out: dict[str, Any] = {}
         first: dict[str, str] = {}
         for key_node, value_node in node.value:
@@ -117,29 +121,29 @@ class _Builder:
             if key is None:
                 continue
             if key in out:
-                self._find(key_node, (*loc, key), f"given twice (first at {first[key]})")
+                self._add_error(key_node, (*loc, key), f"given twice (first at {first[key]})")
                 continue
             first[key] = self._document.lines[(*loc, key)] = self._at(key_node)
             out[key] = self.build(value_node, (*loc, key))
         return out
 
-    def _key(self, node: yaml.Node, loc: Loc) -> str | None:
+    def _key(self, node: yaml.Node, loc: Location) -> str | None:
         if not isinstance(node, yaml.ScalarNode):
-            self._find(node, loc, "a key must be a word")
+            self._add_error(node, loc, "a key must be a word")
             return None
         if node.tag == _PLAIN and node.value == "<<":
-            self._find(node, loc, "the merge key << is not YAML 1.2; write the keys out")
+            self._add_error(node, loc, "the merge key << is not YAML 1.2; write the keys out")
             return None
         return str(node.value)
 
-    def _scalar(self, node: yaml.Node, loc: Loc) -> Any:
+    def _scalar(self, node: yaml.Node, loc: Location) -> Any:
         try:
-            return plain(node.value) if node.tag == _PLAIN else tagged(node.tag, node.value)
-        except BadScalar as error:
-            self._find(node, loc, str(error))
+            return parse_scalar(node.value) if node.tag == _PLAIN else parse_tagged_scalar(node.tag, node.value)
+        except InvalidScalar as error:
+            self._add_error(node, loc, str(error))
             return None
 
-    def _find(self, node: yaml.Node, loc: Loc, problem: str) -> None:
+    def _add_error(self, node: yaml.Node, loc: Location, problem: str) -> None:
         path = ".".join(str(part) for part in loc)
         self.findings.append(Finding(self._at(node), path, problem))
 
@@ -147,21 +151,21 @@ class _Builder:
         return f"{self._document.source}:{node.start_mark.line + 1}"
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     source = str(path)
     if not path.is_file():
         known = sorted(p.name for p in path.parent.glob("*.y*ml")) if path.parent.is_dir() else []
-        near = nearest(path.name, known)
+        near = closest_match(path.name, known)
         hint = f"did you mean {path.parent / near}?" if near else ""
         what = "is not a file" if path.exists() else "there is no such file"
         raise SpecError([Finding(source, "", what, hint)])
     try:
         with path.open("rb") as file:
-            data = file.read(LARGEST + 1)
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise SpecError([Finding(source, "", f"cannot be read: {error.strerror}")]) from None
-    if len(data) > LARGEST:
-        raise SpecError([Finding(source, "", f"larger than {LARGEST} bytes; a sweep is some thousand")])
+    if len(data) > MAX_BYTES:
+        raise SpecError([Finding(source, "", f"larger than {MAX_BYTES} bytes; a sweep is some thousand")])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -173,7 +177,7 @@ def _finding(source: str, mark: yaml.Mark | None, problem: str) -> Finding:
     return Finding(f"{source}:{mark.line + 1}" if mark else source, "", problem)
 
 
-def _said(error: yaml.MarkedYAMLError, text: str, mark: yaml.Mark | None) -> str:
+def _syntax_error(error: yaml.MarkedYAMLError, text: str, mark: yaml.Mark | None) -> str:
     line = text.split("\n")[mark.line] if mark and mark.line < text.count("\n") + 1 else ""
     if "\t" in line[: len(line) - len(line.lstrip())] or (mark and line[mark.column : mark.column + 1] == "\t"):
         return "a tab; YAML indents with spaces"

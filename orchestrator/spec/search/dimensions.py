@@ -1,6 +1,6 @@
-"""One searched leaf: a list of values or a range, each optionally only under a condition.
+"""Distributions of one searched setting: a list of values or a range, each optionally under a condition.
 
-The combinations of a search, counted and reached by number without building the others.
+`GridIndex` counts the combinations of a search and returns one by number without building the others.
 """
 
 from __future__ import annotations
@@ -11,21 +11,21 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from trainer.config.base import Count, Frozen, Positive
+from trainer.config.base import FrozenModel, PositiveFloat, PositiveInt
 
 Scalar = bool | int | float | str | None
 Params = dict[str, Any]
-"""A drawn point: dotted path -> value, active leaves only."""
+"""A drawn point: dotted path -> value, active settings only."""
 
 _SLACK = 1e-9
 
 
-def same(a: Scalar, b: Scalar) -> bool:
-    """Equal as values of a leaf: 2 is 2.0, but true is not 1."""
+def values_equal(a: Scalar, b: Scalar) -> bool:
+    """Equal as values of a setting: 2 is 2.0, but true is not 1."""
     return isinstance(a, bool) == isinstance(b, bool) and a == b
 
 
-class _Conditional(Frozen):
+class _Conditional(FrozenModel):
     when: dict[str, Scalar | tuple[Scalar, ...]] = Field(
         default_factory=dict[str, Any],
         description="Searched only where these leaves were drawn as one of these values.",
@@ -42,25 +42,25 @@ class Uniform(_Conditional):
     """Between low and high, both included; with `step` on that lattice."""
 
     uniform: tuple[float, float]
-    step: Positive | None = None
+    step: PositiveFloat | None = None
 
     @model_validator(mode="after")
-    def _range(self) -> Self:
+    def _check_range(self) -> Self:
         low, high = self.uniform
-        _ordered(low, high)
+        _check_order(low, high)
         if self.step is not None:
-            _whole_steps(low, high, self.step)
+            _check_steps(low, high, self.step)
         return self
 
 
 class LogUniform(_Conditional):
     """Uniform in the logarithm, both ends included."""
 
-    log_uniform: tuple[Positive, Positive]
+    log_uniform: tuple[PositiveFloat, PositiveFloat]
 
     @model_validator(mode="after")
-    def _range(self) -> Self:
-        _ordered(*self.log_uniform)
+    def _check_range(self) -> Self:
+        _check_order(*self.log_uniform)
         return self
 
 
@@ -68,14 +68,14 @@ class IntUniform(_Conditional):
     """Whole numbers from low to high, both included."""
 
     int_uniform: tuple[int, int]
-    step: Count = 1
+    step: PositiveInt = 1
     log: bool = False
 
     @model_validator(mode="after")
-    def _range(self) -> Self:
+    def _check_range(self) -> Self:
         low, high = self.int_uniform
-        _ordered(low, high)
-        _whole_steps(low, high, self.step)
+        _check_order(low, high)
+        _check_steps(low, high, self.step)
         if self.log and low < 1:
             raise ValueError(f"log needs a range above 0, and it begins at {low}")
         if self.log and self.step != 1:
@@ -84,7 +84,7 @@ class IntUniform(_Conditional):
 
 
 Dimension = Choice | Uniform | LogUniform | IntUniform
-KINDS: dict[str, type[Dimension]] = {
+DIMENSION_KINDS: dict[str, type[Dimension]] = {
     "choice": Choice,
     "uniform": Uniform,
     "log_uniform": LogUniform,
@@ -108,7 +108,7 @@ class Lattice(Sequence[float]):
         return float(f"{self._low + index * self._step:.12g}")
 
 
-def values(dimension: Dimension) -> Sequence[Scalar] | None:
+def all_values(dimension: Dimension) -> Sequence[Scalar] | None:
     """Every value in order; None where there are infinitely many."""
     match dimension:
         case Choice():
@@ -129,7 +129,7 @@ def is_numeric(dimension: Dimension) -> bool:
     return len(listed) > 1 and all(isinstance(v, int | float) and not isinstance(v, bool) for v in listed)
 
 
-def ends(dimension: Dimension) -> tuple[Scalar, ...]:
+def end_values(dimension: Dimension) -> tuple[Scalar, ...]:
     """Both ends of a range; of a list, each value."""
     match dimension:
         case Choice():
@@ -142,14 +142,14 @@ def ends(dimension: Dimension) -> tuple[Scalar, ...]:
             return dimension.int_uniform
 
 
-def _ordered(low: float, high: float) -> None:
+def _check_order(low: float, high: float) -> None:
     if not low < high:
         raise ValueError(
             f"the range [{low:g}, {high:g}] is not from low to high; for one value write a list: [{low:g}]"
         )
 
 
-def _whole_steps(low: float, high: float, step: float) -> None:
+def _check_steps(low: float, high: float, step: float) -> None:
     steps = (high - low) / step
     if steps < 1 - _SLACK or abs(steps - round(steps)) > _SLACK * max(1.0, steps):
         last = low + int(steps + _SLACK) * step
@@ -157,109 +157,113 @@ def _whole_steps(low: float, high: float, step: float) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Axis:
-    """Leaves that advance together. `values` is None for a continuous range."""
+class GridAxis:
+    """Settings that advance together. `all_values` is None for a continuous range."""
 
     paths: tuple[str, ...]
     values: Sequence[Scalar | tuple[Scalar, ...]] | None
     when: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict[str, tuple[Scalar, ...]])
 
-    def row(self, index: int) -> Params:
-        """The leaves of its index-th value."""
+    def params_at(self, index: int) -> Params:
+        """The settings of its index-th value."""
         assert self.values is not None
         value = self.values[index]
         return dict(zip(self.paths, value, strict=True)) if isinstance(value, tuple) else {self.paths[0]: value}
 
-    def active(self, drawn: Mapping[str, Scalar]) -> bool:
+    def is_active(self, sampled: Mapping[str, Scalar]) -> bool:
         """Whether its condition holds, given the axes before it."""
-        return all(p in drawn and any(same(drawn[p], v) for v in allowed) for p, allowed in self.when.items())
+        return all(
+            p in sampled and any(values_equal(sampled[p], v) for v in allowed) for p, allowed in self.when.items()
+        )
 
 
-class Circular(ValueError):
+class CircularConditions(ValueError):
     """Conditions that wait for each other."""
 
 
-def in_order(axes: Iterable[Axis]) -> list[Axis]:
+def order_axes(axes: Iterable[GridAxis]) -> list[GridAxis]:
     """The file's order, each conditional axis moved behind those it waits for. Conditions on no axis are left last."""
-    waiting, ready, known = list(axes), list[Axis](), set[str]()
+    waiting, ready, known = list(axes), list[GridAxis](), set[str]()
     searched = {path for axis in waiting for path in axis.paths}
     while waiting:
         free = next((a for a in waiting if known >= a.when.keys() & searched), None)
         if free is None:
-            raise Circular("the conditions of " + ", ".join(p for a in waiting for p in a.paths) + " go in a circle")
+            raise CircularConditions(
+                "the conditions of " + ", ".join(p for a in waiting for p in a.paths) + " go in a circle"
+            )
         waiting.remove(free)
         ready.append(free)
         known.update(free.paths)
     return ready
 
 
-class Axes:
+class GridIndex:
     """Mixed-radix numbers over the axes, the last advancing fastest; an inactive axis has no digit."""
 
-    def __init__(self, axes: Iterable[Axis]) -> None:
-        self._axes = in_order(axes)
+    def __init__(self, axes: Iterable[GridAxis]) -> None:
+        self._axes = order_axes(axes)
         self._deciding = {path for axis in self._axes for path in axis.when}
         self._counted: dict[tuple[object, ...], int] = {}
 
     @property
-    def ordered(self) -> Sequence[Axis]:
+    def ordered(self) -> Sequence[GridAxis]:
         """The axes, each behind those its condition waits for."""
         return self._axes
 
     @property
-    def endless(self) -> bool:
+    def is_continuous(self) -> bool:
         """Whether some axis is a continuous range."""
         return any(axis.values is None for axis in self._axes)
 
     def __len__(self) -> int:
         return self._count(0, {})
 
-    def point(self, index: int) -> Params:
+    def params_at(self, index: int) -> Params:
         """The index-th combination."""
         if not 0 <= index < len(self):
             raise IndexError(f"combination {index} of {len(self)}")
-        drawn: Params = {}
+        sampled: Params = {}
         for k, axis in enumerate(self._axes):
-            if not axis.active(drawn):
+            if not axis.is_active(sampled):
                 continue
-            digit, index = self._digit(k, drawn, index)
-            drawn |= axis.row(digit)
-        return drawn
+            digit, index = self._digit(k, sampled, index)
+            sampled |= axis.params_at(digit)
+        return sampled
 
     def active(self, params: Mapping[str, Scalar]) -> Params:
         """Those of `params` whose conditions hold."""
-        kept: Params = {}
+        remaining: Params = {}
         for axis in self._axes:
-            if axis.active(kept):
-                kept |= {path: params[path] for path in axis.paths if path in params}
-        return kept
+            if axis.is_active(remaining):
+                remaining |= {path: params[path] for path in axis.paths if path in params}
+        return remaining
 
-    def _digit(self, k: int, drawn: Params, index: int) -> tuple[int, int]:
+    def _digit(self, k: int, sampled: Params, index: int) -> tuple[int, int]:
         axis = self._axes[k]
         assert axis.values is not None
         if self._deciding.isdisjoint(axis.paths):
-            return divmod(index, self._count(k + 1, drawn))
+            return divmod(index, self._count(k + 1, sampled))
         for digit in range(len(axis.values)):
-            below = self._count(k + 1, drawn | axis.row(digit))
+            below = self._count(k + 1, sampled | axis.params_at(digit))
             if index < below:
                 return digit, index
             index -= below
         raise AssertionError("an index below the count has a digit")
 
-    def _count(self, k: int, drawn: Params) -> int:
+    def _count(self, k: int, sampled: Params) -> int:
         if k == len(self._axes):
             return 1
-        key = (k, *((p, type(v), v) for p, v in drawn.items() if p in self._deciding))
+        key = (k, *((p, type(v), v) for p, v in sampled.items() if p in self._deciding))
         if key not in self._counted:
-            self._counted[key] = self._count_new(k, drawn)
+            self._counted[key] = self._count_new(k, sampled)
         return self._counted[key]
 
-    def _count_new(self, k: int, drawn: Params) -> int:
+    def _count_new(self, k: int, sampled: Params) -> int:
         axis = self._axes[k]
-        if not axis.active(drawn):
-            return self._count(k + 1, drawn)
+        if not axis.is_active(sampled):
+            return self._count(k + 1, sampled)
         if axis.values is None:
             raise ValueError(f"{axis.paths[0]} is a continuous range: it has no combinations")
         if self._deciding.isdisjoint(axis.paths):
-            return len(axis.values) * self._count(k + 1, drawn)
-        return sum(self._count(k + 1, drawn | axis.row(i)) for i in range(len(axis.values)))
+            return len(axis.values) * self._count(k + 1, sampled)
+        return sum(self._count(k + 1, sampled | axis.params_at(i)) for i in range(len(axis.values)))

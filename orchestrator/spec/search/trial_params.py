@@ -1,7 +1,4 @@
-"""A drawn point into a complete trial.
-
-Every leaf that a trial can have, whatever its kind of loss: what may be searched and set.
-"""
+"""`apply_params`: sampled settings applied to a base configuration; `config_paths`: all settings of a trial."""
 
 from __future__ import annotations
 
@@ -12,83 +9,84 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel, TypeAdapter
 from pydantic.fields import FieldInfo
 
-from orchestrator.errors import nearest
+from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.search.dimensions import Scalar
 from trainer.config.loss_config import LossConfig
 from trainer.config.trial import TrialConfig, flatten
 
-KIND = "loss.kind"
-TWINS = {"loss.gamma": "loss.gamma_beta_ratio", "loss.gamma_beta_ratio": "loss.gamma"}
+LOSS_KIND = "loss.kind"
+EQUIVALENT_PATHS = {"loss.gamma": "loss.gamma_beta_ratio", "loss.gamma_beta_ratio": "loss.gamma"}
 """Two names of one margin: setting one clears the other."""
 
 _LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
 
 
-class NoSuchLeaf(ValueError):
+class UnknownPath(ValueError):
     """A path that names no leaf of the trial."""
 
-    def __init__(self, path: str, leaves: Mapping[str, Any]) -> None:
+    def __init__(self, path: str, known: Mapping[str, Any]) -> None:
         self.path = path
-        under = [leaf for leaf in leaves if leaf.startswith(f"{path}.")]
+        under = [name for name in known if name.startswith(f"{path}.")]
         parent = path.rpartition(".")[0]
         self.hint = ""
         if under:
             self.problem = "is a group of leaves, not a leaf"
             self.hint = "its leaves: " + ", ".join(under)
-        elif parent in leaves and leaves[parent] is None:
+        elif parent in known and known[parent] is None:
             self.problem = f"there is no such leaf, as {parent} is null"
             self.hint = f"give base.{parent} first"
         else:
             self.problem = "there is no such leaf in a trial"
-            near = nearest(path, leaves)
+            near = closest_match(path, known)
             self.hint = f"did you mean {near}?" if near else ""
         super().__init__(f"{path}: {self.problem}" + (f" ({self.hint})" if self.hint else ""))
 
 
-def of_kind(kind: str) -> dict[str, Any]:
+def default_loss(kind: str) -> dict[str, Any]:
     """The loss of this kind with its own defaults."""
     return _LOSS.validate_python({"kind": kind}).model_dump()
 
 
-def place(base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig:
-    """`base` with these leaves. Another loss.kind starts from that kind's defaults; one of gamma and its ratio rules.
+def apply_params(base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig:
+    """`base` with these settings. Another loss.kind starts from that kind's defaults; one of gamma and its ratio rules.
 
-    Raises NoSuchLeaf for a path that is no leaf, and pydantic's ValidationError for an illegal trial (both ValueError).
+    Raises UnknownPath for a path that is no setting, and pydantic's ValidationError for an illegal trial (both are
+    ValueErrors).
     """
     tree = base.model_dump()
-    kind = params.get(KIND)
+    kind = params.get(LOSS_KIND)
     if isinstance(kind, str) and kind != base.loss.kind:
-        tree["loss"] = of_kind(kind)
-    leaves = flatten(tree)
+        tree["loss"] = default_loss(kind)
+    known = flatten(tree)
     for path in params:
-        if path not in leaves:
-            raise NoSuchLeaf(path, leaves)
+        if path not in known:
+            raise UnknownPath(path, known)
     for path, value in params.items():
-        twin = TWINS.get(path)
-        if twin is not None and value is not None and twin not in params:
-            _put(tree, twin, None)
-        _put(tree, path, value)
+        equivalent = EQUIVALENT_PATHS.get(path)
+        if equivalent is not None and value is not None and equivalent not in params:
+            _set_path(tree, equivalent, None)
+        _set_path(tree, path, value)
     return TrialConfig.model_validate(tree)
 
 
-def _put(tree: dict[str, Any], path: str, value: Scalar) -> None:
-    *groups, leaf = path.split(".")
+def _set_path(tree: dict[str, Any], path: str, value: Scalar) -> None:
+    *groups, name = path.split(".")
     for group in groups:
         tree = tree[group]
-    tree[leaf] = value
+    tree[name] = value
 
 
 @cache
-def leaves() -> dict[str, tuple[FieldInfo, ...]]:
-    """Dotted path -> the fields it can be; lists and their contents are no leaves."""
+def config_paths() -> dict[str, tuple[FieldInfo, ...]]:
+    """Dotted path -> the fields it can be; lists and their contents are no settings."""
     found: dict[str, list[FieldInfo]] = {}
     _walk(TrialConfig, "", found)
     return {path: tuple(fields) for path, fields in found.items()}
 
 
 @cache
-def lists() -> frozenset[str]:
+def list_paths() -> frozenset[str]:
     """Paths that hold lists of groups: data.train, data.eval."""
     return frozenset(
         f"{section}.{name}"

@@ -1,11 +1,9 @@
-"""The driver's hold on a study: a token that fences off older drivers, and working time by the monotonic clock.
+"""`DriverLease`: the driver's right to write to a study, with fencing token, heartbeat and working time.
 
-Whether a study's driver lives: by its process where that can be seen, else by whether it goes on counting.
-
-No wall clock is compared: a driver counts its heartbeats and writes how long it has worked by its own monotonic clock,
-and who wants its place watches, by a monotonic clock too, whether these numbers still grow.
-
-A driver's signs of life, whatever the driver itself waits for: a pause, a long evaluation, a slow mirror.
+Whether a driver is alive is read from its process where that can be seen, else from its heartbeat. No wall clock is
+compared: a driver counts heartbeats and writes its working time by its own monotonic clock, and a process that wants
+the lease watches, by a monotonic clock too, whether these numbers still grow. The heartbeat continues while the driver
+waits for a pause, a long evaluation or a slow mirror.
 """
 
 from __future__ import annotations
@@ -22,41 +20,41 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from orchestrator.errors import StorageRefused, SweepHeld
-from orchestrator.study.database.repository import Ledger
-from orchestrator.study.trial_records import DRIVER
+from orchestrator.study.database.repository import SweepRepository
+from orchestrator.study.trial_records import DRIVER_EVENT
 
-BEAT = 10.0
+HEARTBEAT_SECONDS = 10.0
 """Seconds between a driver's heartbeats."""
-PATIENCE = 60.0
+SILENCE_TIMEOUT = 60.0
 """Seconds without a sign of life after which a driver that cannot be seen has lost the study."""
-_GLANCE = 0.5
+_POLL_SECONDS = 0.5
 _MARK = ", process "
 
 
-def signature() -> str:
+def process_id() -> str:
     """This process: for people, then boot, pid namespace and start, which no other process ever has together."""
-    return f"pid {os.getpid()} on {socket.gethostname()}{_MARK}{_place()}/{_started(os.getpid())}"
+    return f"pid {os.getpid()} on {socket.gethostname()}{_MARK}{_machine_id()}/{_start_time(os.getpid())}"
 
 
-def shown(holder: str) -> str:
+def holder_name(holder: str) -> str:
     """The part for people."""
     return holder.partition(_MARK)[0]
 
 
-def is_gone(holder: str) -> bool:
+def has_ended(holder: str) -> bool:
     """Whether that process has certainly ended, or is this one. Of another machine's nothing is certain."""
-    who, _, mark = holder.partition(_MARK)
-    place, _, started = mark.rpartition("/")
-    if place != _place() or "unknown" in (place, started):
+    name, _, mark = holder.partition(_MARK)
+    machine, _, started = mark.rpartition("/")
+    if machine != _machine_id() or "unknown" in (machine, started):
         return False
-    pid = int(who.split()[1])
-    return pid == os.getpid() or _started(pid) != started
+    pid = int(name.split()[1])
+    return pid == os.getpid() or _start_time(pid) != started
 
 
 def lives_here(holder: str) -> bool:
     """Whether that process certainly lives, on this machine: also one that sleeps or was stopped by a signal."""
-    place, _, started = holder.partition(_MARK)[2].rpartition("/")
-    return place == _place() and "unknown" not in (place, started) and not is_gone(holder)
+    machine, _, started = holder.partition(_MARK)[2].rpartition("/")
+    return machine == _machine_id() and "unknown" not in (machine, started) and not has_ended(holder)
 
 
 def is_stopped(holder: str) -> bool:
@@ -70,27 +68,29 @@ def clock() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
-def put_down(holder: str) -> bool:
+def kill(holder: str) -> bool:
     """SIGKILL to that process, one whose work no longer counts; False where it cannot be told from here which it is."""
-    who, _, mark = holder.partition(_MARK)
-    place, _, started = mark.rpartition("/")
-    if is_gone(holder) or place != _place() or started in ("none", "unknown"):
+    name, _, mark = holder.partition(_MARK)
+    machine, _, started = mark.rpartition("/")
+    if has_ended(holder) or machine != _machine_id() or started in ("none", "unknown"):
         return False
-    os.kill(int(who.split()[1]), signal.SIGKILL)
+    os.kill(int(name.split()[1]), signal.SIGKILL)
     return True
 
 
-def is_elsewhere(holder: str) -> bool:
+def is_remote(holder: str) -> bool:
     """Whether that process, if it lives, lives on another machine or in another container."""
-    return holder.partition(_MARK)[2].rpartition("/")[0] != _place()
+    return holder.partition(_MARK)[2].rpartition("/")[0] != _machine_id()
 
 
-def goes_silent(signs: Callable[[], tuple[float, int] | None], patience: float) -> bool:
-    """Watch a driver's signs of life: True when they stood still for so long, or the driver has left; False when they
-    grew."""
-    before, until = signs(), time.monotonic() + patience
+def watch_heartbeat(signs: Callable[[], tuple[float, int] | None], timeout: float) -> bool:
+    """Watch a driver's heartbeat for `timeout` seconds.
+
+    Returns True if it stood still or the driver has left, False as soon as it grew.
+    """
+    before, until = signs(), time.monotonic() + timeout
     while before is not None and time.monotonic() < until:
-        time.sleep(_GLANCE)
+        time.sleep(_POLL_SECONDS)
         now = signs()
         if now is None:
             break
@@ -99,14 +99,14 @@ def goes_silent(signs: Callable[[], tuple[float, int] | None], patience: float) 
     return True
 
 
-def _place() -> str:
+def _machine_id() -> str:
     boot, namespace = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/self/ns/pid")
     if not boot.exists() or not namespace.is_symlink():
         return "unknown"
     return f"{boot.read_text(encoding='ascii').strip()}/{namespace.readlink()}"
 
 
-def _started(pid: int) -> str:
+def _start_time(pid: int) -> str:
     """When the process began, in ticks since boot; `none` where there is no such process or only its shell."""
     fields = _stat(pid)
     if not fields:
@@ -124,100 +124,102 @@ def _stat(pid: int) -> list[str]:
 
 STOP, PAUSE, UNPAUSE, PRUNE = "stop", "pause", "unpause", "prune"
 """What any terminal may ask of the driver, for the whole sweep or for one trial."""
-OF_THE_MOMENT = (STOP, PAUSE, UNPAUSE)
+EXPIRING_REQUESTS = (STOP, PAUSE, UNPAUSE)
 """For the whole sweep these are meant for the driver of that moment, not for the one that resumes later."""
 
 
-class Driver:
+class DriverLease:
     """One process that drives a sweep. A newer one fences it off: its writes are refused from then on."""
 
-    def __init__(self, ledger: Ledger, token: int) -> None:
-        self._ledger, self._token = ledger, token
-        self._began, self._spoke = time.monotonic(), clock()
-        self._rests_since: float | None = None
+    def __init__(self, repository: SweepRepository, token: int) -> None:
+        self._repository, self._token = repository, token
+        self._began, self._last_write = time.monotonic(), clock()
+        self._paused_since: float | None = None
         self.fenced = False
         """Whether a write was refused because a newer driver took over."""
 
     @classmethod
-    def begin(cls, ledger: Ledger, c: Connection) -> Driver:
+    def acquire(cls, repository: SweepRepository, c: Connection) -> DriverLease:
         """Take over. Requests to stop that nobody answered have lapsed."""
-        ledger.identity(c, lock=True)
-        who = signature()
-        driver = cls(ledger, ledger.new_driver(c, who))
-        ledger.add_event(c, DRIVER, f"{shown(who)} drives", None)
-        for request in ledger.requests(c):
-            if request.trial is None and request.kind in OF_THE_MOMENT:
-                ledger.done(c, request.seq)
-                ledger.add_event(c, "lapsed", f"a request to {request.kind} lapsed: {request.text}", None)
+        repository.identity(c, lock=True)
+        name = process_id()
+        driver = cls(repository, repository.add_driver(c, name))
+        repository.add_event(c, DRIVER_EVENT, f"{holder_name(name)} drives", None)
+        for request in repository.requests(c):
+            if request.trial is None and request.kind in EXPIRING_REQUESTS:
+                repository.complete_request(c, request.seq)
+                repository.add_event(c, "lapsed", f"a request to {request.kind} lapsed: {request.text}", None)
         return driver
 
     @staticmethod
-    def await_turn(ledger: Ledger, reading: Callable[[], AbstractContextManager[Connection]]) -> None:
+    def wait_for_release(
+        repository: SweepRepository, reading: Callable[[], AbstractContextManager[Connection]]
+    ) -> None:
         """Return once no driver lives; SweepHeld, naming it, when one does.
 
         One of this machine holds the sweep while its process lives. One elsewhere is watched: it has lost the sweep
-        when it shows no sign of life for `lease.PATIENCE` seconds.
+        when it shows no sign of life for SILENCE_TIMEOUT seconds.
         """
         with reading() as c:
-            identity = ledger.identity(c)
-            holder = ledger.holder(c, identity.driver) if identity is not None and identity.driver else ""
-        if identity is None or not holder or is_gone(holder):
+            identity = repository.identity(c)
+            holder = repository.holder(c, identity.driver) if identity is not None and identity.driver else ""
+        if identity is None or not holder or has_ended(holder):
             return
         if lives_here(holder):
-            raise SweepHeld(ledger.sweep, shown(holder), stopped=is_stopped(holder))
+            raise SweepHeld(repository.sweep, holder_name(holder), stopped=is_stopped(holder))
 
         def signs() -> tuple[float, int] | None:
             with reading() as c:
-                now = ledger.identity(c)
-                return ledger.signs_of_life(c, identity.driver) if now is not None and now.driver else None
+                now = repository.identity(c)
+                return repository.signs_of_life(c, identity.driver) if now is not None and now.driver else None
 
-        if not goes_silent(signs, PATIENCE):
-            raise SweepHeld(ledger.sweep, shown(holder))
+        if not watch_heartbeat(signs, SILENCE_TIMEOUT):
+            raise SweepHeld(repository.sweep, holder_name(holder))
 
-    def leave(self, c: Connection) -> None:
+    def release(self, c: Connection) -> None:
         """The next driver need not wait. A driver that was fenced off has nothing to give back."""
-        self._ledger.nobody_drives(c, self._token)
+        self._repository.release_driver(c, self._token)
 
     @property
-    def seconds(self) -> float:
+    def working_seconds(self) -> float:
         """How long this driver has been at it, rests left out."""
-        return (self._rests_since or time.monotonic()) - self._began
+        return (self._paused_since or time.monotonic()) - self._began
 
-    def rest(self) -> None:
+    def pause(self) -> None:
         """The sweep is paused: from here on no working time counts."""
-        self._rests_since = self._rests_since or time.monotonic()
+        self._paused_since = self._paused_since or time.monotonic()
 
-    def wake(self) -> None:
+    def resume(self) -> None:
         """It goes on."""
-        if self._rests_since is not None:
-            self._began += time.monotonic() - self._rests_since
-            self._rests_since = None
+        if self._paused_since is not None:
+            self._began += time.monotonic() - self._paused_since
+            self._paused_since = None
 
     @property
-    def silent(self) -> float:
+    def seconds_since_write(self) -> float:
         """Seconds since a write of this driver was last accepted, the machine's sleep included."""
-        return clock() - self._spoke
+        return clock() - self._last_write
 
     def beat(self, c: Connection) -> None:
-        """A sign of life. Raises SweepHeld as `still_mine` does."""
-        self.still_mine(c)
-        self._ledger.beat(c, self._token)
+        """A sign of life. Raises SweepHeld as `check_fencing_token` does."""
+        self.check_fencing_token(c)
+        self._repository.beat(c, self._token)
 
-    def still_mine(self, c: Connection) -> None:
+    def check_fencing_token(self, c: Connection) -> None:
         """Refuse the write if a newer driver took over; else note the time worked."""
-        identity = self._ledger.identity(c, lock=True)
+        identity = self._repository.identity(c, lock=True)
         if self.fenced or identity is None or identity.driver != self._token:
             self.fenced = True
-            raise SweepHeld(self._ledger.sweep, self._holder(c, 0 if identity is None else identity.driver))
-        self._ledger.worked(c, self._token, self.seconds)
-        self._spoke = clock()
+            raise SweepHeld(self._repository.sweep, self._holder(c, 0 if identity is None else identity.driver))
+        self._repository.set_driver_seconds(c, self._token, self.working_seconds)
+        self._last_write = clock()
 
     def _holder(self, c: Connection, token: int) -> str:
-        return shown(self._ledger.holder(c, token)) if token else "nobody any more"
+        return holder_name(self._repository.holder(c, token)) if token else "nobody any more"
 
-    def seconds_of_all(self, c: Connection) -> float:
+    def total_working_seconds(self, c: Connection) -> float:
         """The working time of all drivers of this sweep, this one up to now."""
-        return self._ledger.seconds(c, but=self._token) + self.seconds
+        return self._repository.total_driver_seconds(c, excluding=self._token) + self.working_seconds
 
 
 class Heartbeat:
@@ -234,7 +236,7 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(BEAT):
+        while not self._over.wait(HEARTBEAT_SECONDS):
             try:
                 self._beat()
             except SweepHeld:

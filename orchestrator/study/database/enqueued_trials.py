@@ -1,4 +1,4 @@
-"""Trials given by people: a queue in the study, taken from before the policy is asked.
+"""`TrialQueue`: trials enqueued by users, which run before trials proposed by the sampler.
 
 A row is taken in the transaction that creates its trial, so a kill at any instant neither loses nor doubles it.
 """
@@ -13,14 +13,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
-from orchestrator.study.database import tables as made
-from orchestrator.study.database.tables import FORK, GIVEN
+from orchestrator.study.database import tables
+from orchestrator.study.database.tables import ENQUEUED, FORK
 from orchestrator.study.trial_records import Fork
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """A trial that waits or was issued: the leaves it sets over the base, and where it comes from, in words."""
+class EnqueuedTrial:
+    """A trial that waits or was issued: the settings it sets over the base, and where it comes from, in words."""
 
     seq: int
     at: float
@@ -36,8 +36,8 @@ class Given:
     """The parent's checkpoint that it goes on from."""
 
 
-class Queue:
-    """One sweep's given trials: by hand before the file's, each in the order in which they came."""
+class TrialQueue:
+    """One sweep's manual trials: by hand before the file's, each in the order in which they came."""
 
     def __init__(self, sweep: str) -> None:
         self._sweep = sweep
@@ -53,32 +53,34 @@ class Queue:
         fork: Fork | None = None,
     ) -> int:
         """One more at the end; returns its place in the order."""
-        last = select(func.coalesce(func.max(GIVEN.c.seq), 0)).where(GIVEN.c.sweep == self._sweep)
+        last = select(func.coalesce(func.max(ENQUEUED.c.seq), 0)).where(ENQUEUED.c.sweep == self._sweep)
         seq = int(c.execute(last).scalar_one()) + 1
         row = {"leaves": json.dumps(dict(leaves), allow_nan=False), "origin": origin, "by_hand": by_hand}
-        c.execute(insert(GIVEN).values(sweep=self._sweep, seq=seq, at=time.time(), parent=parent, **row))
+        c.execute(insert(ENQUEUED).values(sweep=self._sweep, seq=seq, at=time.time(), parent=parent, **row))
         if fork is not None:
             c.execute(insert(FORK).values(sweep=self._sweep, seq=seq, step=fork.step, place=fork.place))
         return seq
 
-    def all(self, c: Connection) -> list[Given]:
+    def all(self, c: Connection) -> list[EnqueuedTrial]:
         """Waiting and issued ones, in order."""
-        return self._made(c, c.execute(select(GIVEN).where(GIVEN.c.sweep == self._sweep).order_by(GIVEN.c.seq)))
+        return self._from_rows(
+            c, c.execute(select(ENQUEUED).where(ENQUEUED.c.sweep == self._sweep).order_by(ENQUEUED.c.seq))
+        )
 
-    def _made(self, c: Connection, rows: Iterable[Row[Any]]) -> list[Given]:
-        held = c.execute(select(FORK).where(FORK.c.sweep == self._sweep))
-        forks = {r.seq: Fork(r.step, r.place) for r in held}
+    def _from_rows(self, c: Connection, rows: Iterable[Row[Any]]) -> list[EnqueuedTrial]:
+        fork_rows = c.execute(select(FORK).where(FORK.c.sweep == self._sweep))
+        forks = {r.seq: Fork(r.step, r.place) for r in fork_rows}
         return [
-            Given(r.seq, r.at, json.loads(r.leaves), r.origin, r.by_hand, r.parent, r.trial, forks.get(r.seq))
+            EnqueuedTrial(r.seq, r.at, json.loads(r.leaves), r.origin, r.by_hand, r.parent, r.trial, forks.get(r.seq))
             for r in rows
         ]
 
-    def waiting(self, c: Connection) -> list[Given]:
+    def waiting(self, c: Connection) -> list[EnqueuedTrial]:
         """Those that no trial was made of yet, the next one first."""
-        rows = list(c.execute(made.GIVEN_WAITING, {"of_sweep": self._sweep}))
-        return sorted(self._made(c, rows), key=lambda g: (not g.by_hand, g.seq)) if rows else []
+        rows = list(c.execute(tables.WAITING_TRIALS, {"of_sweep": self._sweep}))
+        return sorted(self._from_rows(c, rows), key=lambda g: (not g.by_hand, g.seq)) if rows else []
 
-    def taken(self, c: Connection, given: Given, trial: int) -> None:
+    def mark_issued(self, c: Connection, enqueued: EnqueuedTrial, trial: int) -> None:
         """This trial is made of it."""
-        mine = (GIVEN.c.sweep == self._sweep) & (GIVEN.c.seq == given.seq)
-        c.execute(update(GIVEN).where(mine).values(trial=trial))
+        mine = (ENQUEUED.c.sweep == self._sweep) & (ENQUEUED.c.seq == enqueued.seq)
+        c.execute(update(ENQUEUED).where(mine).values(trial=trial))

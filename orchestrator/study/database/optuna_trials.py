@@ -1,6 +1,6 @@
-"""Optuna's trials, kept as they were read: one that ended is read once, and the driver's own writes are known to it.
+"""`OptunaTrials`: cached reads and writes of Optuna's trials, and their conversion to our records.
 
-Optuna's trials as the house knows them.
+A trial that has ended is read once; the driver's own writes update the cache.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 
 from orchestrator.study.trial_records import FailureKind, Fork, TrialRecord, TrialState
-from orchestrator.study.trial_snapshots import Known
+from orchestrator.study.trial_snapshots import TrialSnapshot
 
 TO_OPTUNA = {
     TrialState.RUNNING: OptunaState.RUNNING,
@@ -32,13 +32,13 @@ PAUSE_REASON = "paused"
 """Why a running trial is put aside; empty or absent while it is not."""
 OUTCOME = "outcome"
 VALUES = "values"
-NOTE = "note"
+SAMPLER_NOTE = "note"
 UPDATES = "updates"
-ASKED = "asked"
+REQUESTED_OUTCOME = "asked"
 MICRO_BATCH = "micro_batch"
-GIVEN = "given"
-"""Of a trial that was given, not drawn: `leaves` over the base, all `params`, `origin`, `by_hand`, `parent`,
-`fork` (`step` and `place`, or None).
+ENQUEUED = "given"
+"""Of a trial that was given, not drawn: `leaves` over the base, all `trial_params`, `origin`, `by_hand`, `parent`,
+`trial_fork` (`step` and `place`, or None).
 
 Optuna's own params of it are those that the search could have drawn.
 """
@@ -49,39 +49,39 @@ PARAMS = "params"
 that the search does not list, for which Optuna's distributions have no room."""
 
 
-def record(
+def to_record(
     trial: FrozenTrial, step: int, metrics: dict[str, float], order: Sequence[str], seconds: float
 ) -> TrialRecord:
     """All that is known of a trial; its params in the file's order."""
-    kept = trial.user_attrs
-    ended: dict[str, Any] = kept.get(OUTCOME, {})
+    attrs = trial.user_attrs
+    ended: dict[str, Any] = attrs.get(OUTCOME, {})
     failure = ended.get("failure")
     values = tuple(trial.values) if trial.state is OptunaState.COMPLETE else None
     return TrialRecord(
         number=trial.number,
         state=TrialState.PAUSED if is_paused(trial) else FROM_OPTUNA[trial.state],
-        params=params(trial, order),
-        attempts=kept[ATTEMPTS],
-        reason=ended.get("reason", kept.get(PAUSE_REASON, "")),
+        params=trial_params(trial, order),
+        attempts=attrs[ATTEMPTS],
+        reason=ended.get("reason", attrs.get(PAUSE_REASON, "")),
         failure=None if failure is None else FailureKind(failure),
         diverged=ended.get("diverged", False),
         step=step,
         metrics=metrics,
         value=None if values is None else values[0],
         values=values,
-        started_at=kept[STARTED],
+        started_at=attrs[STARTED],
         finished_at=ended.get("finished_at"),
         seconds=seconds,
-        origin=kept.get(GIVEN, {}).get("origin", ""),
-        parent=kept.get(GIVEN, {}).get("parent"),
-        fork=fork(trial),
+        origin=attrs.get(ENQUEUED, {}).get("origin", ""),
+        parent=attrs.get(ENQUEUED, {}).get("parent"),
+        fork=trial_fork(trial),
     )
 
 
-def fork(trial: FrozenTrial) -> Fork | None:
+def trial_fork(trial: FrozenTrial) -> Fork | None:
     """The checkpoint of another trial that this one goes on from."""
-    held = trial.user_attrs.get(GIVEN, {}).get("fork")
-    return None if held is None else Fork(held["step"], held["place"])
+    stored = trial.user_attrs.get(ENQUEUED, {}).get("fork")
+    return None if stored is None else Fork(stored["step"], stored["place"])
 
 
 def is_running(trial: FrozenTrial) -> bool:
@@ -94,39 +94,39 @@ def is_paused(trial: FrozenTrial) -> bool:
     return is_running(trial) and bool(trial.user_attrs.get(PAUSE_REASON))
 
 
-def params(trial: FrozenTrial, order: Sequence[str]) -> dict[str, Any]:
-    """A trial's leaves in the file's order; of a given one also those outside the search."""
-    held = _params(trial)
-    listed = {path: held[path] for path in order if path in held}
-    return listed | {path: value for path, value in held.items() if path not in listed}
+def trial_params(trial: FrozenTrial, order: Sequence[str]) -> dict[str, Any]:
+    """A trial's settings in the file's order; of a given one also those outside the search."""
+    stored = _params(trial)
+    listed = {path: stored[path] for path in order if path in stored}
+    return listed | {path: value for path, value in stored.items() if path not in listed}
 
 
 def _params(trial: FrozenTrial) -> dict[str, Any]:
-    kept = trial.user_attrs
-    return kept[GIVEN]["params"] if GIVEN in kept else kept.get(PARAMS, trial.params)
+    attrs = trial.user_attrs
+    return attrs[ENQUEUED]["params"] if ENQUEUED in attrs else attrs.get(PARAMS, trial.params)
 
 
-def known(trial: FrozenTrial) -> Known:
+def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
     """The trial as samplers and pruners see it."""
-    kept = trial.user_attrs
-    values = kept.get(VALUES)
-    return Known(
+    attrs = trial.user_attrs
+    values = attrs.get(VALUES)
+    return TrialSnapshot(
         number=trial.number,
         params=_params(trial),
         state=FROM_OPTUNA[trial.state],
         values=None if values is None else tuple(float(value) for value in values),
-        course={step: value for step, value in sorted(trial.intermediate_values.items()) if step > 0},
-        diverged=kept.get(OUTCOME, {}).get("diverged", False),
-        updates=kept.get(UPDATES),
-        note=kept.get(NOTE, {}),
-        given=GIVEN in kept,
-        by_hand=bool(kept.get(GIVEN, {}).get("by_hand")),
-        identity=kept[IDENTITY],
-        forked=fork(trial) is not None,
+        curve={step: value for step, value in sorted(trial.intermediate_values.items()) if step > 0},
+        diverged=attrs.get(OUTCOME, {}).get("diverged", False),
+        updates=attrs.get(UPDATES),
+        note=attrs.get(SAMPLER_NOTE, {}),
+        is_enqueued=ENQUEUED in attrs,
+        is_by_hand=bool(attrs.get(ENQUEUED, {}).get("by_hand")),
+        fingerprint=attrs[IDENTITY],
+        is_fork=trial_fork(trial) is not None,
     )
 
 
-def learned_micro_batch(trials: Iterable[FrozenTrial]) -> int | None:
+def micro_batch_limit(trials: Iterable[FrozenTrial]) -> int | None:
     """The smallest token budget that a trial was issued with for want of memory; None where none ran out.
 
     What did not help, as the trial failed for memory all the same, teaches nothing.
@@ -151,7 +151,7 @@ def consecutive_bugs(trials: Iterable[FrozenTrial]) -> tuple[int, str]:
     return count, text
 
 
-class Remembered:
+class OptunaTrials:
     """All trials of a study, read again only where they may have changed, and the way to change them.
 
     In a process that only reads, those are the unfinished and the new ones. In the driver, whose writes alone are
@@ -161,10 +161,10 @@ class Remembered:
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
         self._storage, self._study_id = storage, study_id
-        self._alone = False
-        self.forget()
+        self._exclusive = False
+        self.invalidate()
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Read everything anew next time."""
         self._trials: list[FrozenTrial] = []
         self._ids: dict[int, int] = {}
@@ -172,19 +172,19 @@ class Remembered:
         self._more = True
         self._last = -1
         self._open: set[int] = set()
-        self._known: list[Known] = []
+        self._known: list[TrialSnapshot] = []
         self._attrs: dict[str, Any] | None = None
 
-    def alone(self) -> None:
+    def set_exclusive(self) -> None:
         """From now on nobody else changes a trial: this process drives, and older drivers are fenced off."""
-        self.forget()
-        self._alone = True
+        self.invalidate()
+        self._exclusive = True
 
     # --- reading -------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
         """Every trial by number, as the open transaction sees them. Not to be changed."""
-        if self._more or self._stale or not self._alone:
+        if self._more or self._stale or not self._exclusive:
             read = self._storage._get_trials(  # pyright: ignore[reportPrivateUsage]  what Optuna's own cache reads with
                 self._study_id, None, included_trial_ids=set(self._stale), trial_id_greater_than=self._last
             )
@@ -198,10 +198,10 @@ class Remembered:
         self.trials()
         return [self._trials[number] for number in sorted(self._open)]
 
-    def known(self) -> list[Known]:
+    def snapshots(self) -> list[TrialSnapshot]:
         """Every trial as samplers and pruners see it."""
         for trial in self.unfinished():
-            self._known[trial.number] = known(trial)
+            self._known[trial.number] = to_snapshot(trial)
         return list(self._known)
 
     def trial(self, trial_id: int) -> FrozenTrial:
@@ -210,11 +210,11 @@ class Remembered:
 
     def study_attrs(self) -> Mapping[str, Any]:
         """What is written down of the study as a whole."""
-        if self._attrs is None or not self._alone:
+        if self._attrs is None or not self._exclusive:
             self._attrs = self._storage.get_study_user_attrs(self._study_id)
         return self._attrs
 
-    def id_of(self, number: int) -> int:
+    def optuna_id(self, number: int) -> int:
         """Optuna's id of a trial that was read."""
         return self._trials[number]._trial_id  # pyright: ignore[reportPrivateUsage]
 
@@ -228,13 +228,13 @@ class Remembered:
     def set(self, trial_id: int, key: str, value: Any) -> None:
         """Write something down of an unfinished trial."""
         self._storage.set_trial_user_attr(trial_id, key, value)
-        if (trial := self._mine(trial_id)) is not None:
+        if (trial := self._cached(trial_id)) is not None:
             trial.user_attrs[key] = json.loads(json.dumps(value))  # as it will be read
 
-    def evaluated(self, trial_id: int, step: int, value: float) -> None:
+    def add_intermediate(self, trial_id: int, step: int, value: float) -> None:
         """The pruner's metric of an unfinished trial at one update."""
         self._storage.set_trial_intermediate_value(trial_id, step, value)
-        if (trial := self._mine(trial_id)) is not None:
+        if (trial := self._cached(trial_id)) is not None:
             trial.intermediate_values[step] = value
 
     def finish(self, trial_id: int, state: OptunaState, values: Sequence[float] | None) -> None:
@@ -249,7 +249,7 @@ class Remembered:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _mine(self, trial_id: int) -> FrozenTrial | None:
+    def _cached(self, trial_id: int) -> FrozenTrial | None:
         """The trial where it is kept as it is; None where it will be read anyway."""
         if trial_id in self._stale or trial_id not in self._ids:
             return None
@@ -259,12 +259,12 @@ class Remembered:
         trial_id = trial._trial_id  # pyright: ignore[reportPrivateUsage]
         if trial.number == len(self._trials):
             self._trials.append(trial)
-            self._known.append(known(trial))
+            self._known.append(to_snapshot(trial))
             self._ids[trial_id] = trial.number
         else:
             self._trials[trial.number] = trial
-            self._known[trial.number] = known(trial)
+            self._known[trial.number] = to_snapshot(trial)
         self._last = max(self._last, trial_id)
         ended = trial.state.is_finished()
         (self._open.discard if ended else self._open.add)(trial.number)
-        (self._stale.discard if ended or self._alone else self._stale.add)(trial_id)
+        (self._stale.discard if ended or self._exclusive else self._stale.add)(trial_id)

@@ -1,4 +1,4 @@
-"""Rows of our own tables: read and written inside a transaction that somebody else opened."""
+"""`SweepRepository`: rows of our own tables, read and written in a transaction that the caller opened."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, delete, func, insert, select, update
 
-from orchestrator.study.database import tables as made
+from orchestrator.study.database import tables
 from orchestrator.study.database.tables import (
     ATTEMPT,
     BEAT,
     DRIVER,
     EVENT,
-    JUDGED,
+    JUDGEMENT,
     PAIRS,
     PROGRESS,
     REQUEST,
@@ -25,9 +25,9 @@ from orchestrator.study.database.tables import (
     SWEEP,
 )
 from orchestrator.study.pruning.divergence_guard import as_number
-from orchestrator.study.running_trial import Told
+from orchestrator.study.running_trial import LoggedMetrics
 from orchestrator.study.trial_records import Event, Request, SpecVersion
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Identity:
     driver: int
 
 
-class Ledger:
+class SweepRepository:
     """One sweep's rows."""
 
     def __init__(self, sweep: str) -> None:
@@ -50,7 +50,7 @@ class Ledger:
 
     def identity(self, c: Connection, *, lock: bool = False) -> Identity | None:
         """The sweep's row; locked, other writers wait (SQLite's writers already do)."""
-        row = c.execute(made.IDENTITY_LOCKED if lock else made.IDENTITY, {"of_sweep": self.sweep}).one_or_none()
+        row = c.execute(tables.IDENTITY_LOCKED if lock else tables.IDENTITY, {"of_sweep": self.sweep}).one_or_none()
         return None if row is None else Identity(row.id, row.study_id, row.schema, row.driver)
 
     def spec_versions(self, c: Connection) -> list[SpecVersion]:
@@ -65,7 +65,7 @@ class Ledger:
 
     # --- drivers -------------------------------------------------------------------------------------------------
 
-    def new_driver(self, c: Connection, holder: str) -> int:
+    def add_driver(self, c: Connection, holder: str) -> int:
         """A new driver's token; from here on only its writes are accepted."""
         token = self._next(c, DRIVER, "driver")
         c.execute(insert(DRIVER).values(sweep=self.sweep, driver=token, holder=holder, at=time.time(), seconds=0.0))
@@ -78,46 +78,46 @@ class Ledger:
         query = select(DRIVER.c.holder).where(DRIVER.c.sweep == self.sweep, DRIVER.c.driver == token)
         return c.execute(query).scalar_one()
 
-    def nobody_drives(self, c: Connection, token: int) -> None:
+    def release_driver(self, c: Connection, token: int) -> None:
         """That driver left; nothing changes where it is no longer the one."""
-        mine = (SWEEP.c.sweep == self.sweep) & (SWEEP.c.driver == token)
-        c.execute(update(SWEEP).where(mine).values(driver=0))
+        condition = (SWEEP.c.sweep == self.sweep) & (SWEEP.c.driver == token)
+        c.execute(update(SWEEP).where(condition).values(driver=0))
 
     def signs_of_life(self, c: Connection, token: int) -> tuple[float, int]:
         """Two numbers of that driver of which one grows while it lives: its working time, and its heartbeats.
 
         An older version of this program writes no heartbeats.
         """
-        mine = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver == token)
+        condition = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver == token)
         beats = select(BEAT.c.beats).where(BEAT.c.sweep == self.sweep, BEAT.c.driver == token)
-        seconds = float(c.execute(select(DRIVER.c.seconds).where(mine)).scalar_one())
+        seconds = float(c.execute(select(DRIVER.c.seconds).where(condition)).scalar_one())
         return seconds, int(c.execute(beats).scalar_one_or_none() or 0)
 
     def beat(self, c: Connection, token: int) -> None:
         """One more sign of life of this driver."""
-        mine = (BEAT.c.sweep == self.sweep) & (BEAT.c.driver == token)
-        c.execute(update(BEAT).where(mine).values(beats=BEAT.c.beats + 1))
+        condition = (BEAT.c.sweep == self.sweep) & (BEAT.c.driver == token)
+        c.execute(update(BEAT).where(condition).values(beats=BEAT.c.beats + 1))
 
-    def worked(self, c: Connection, token: int, seconds: float) -> None:
+    def set_driver_seconds(self, c: Connection, token: int, seconds: float) -> None:
         """How long this driver has been at it."""
-        c.execute(made.DRIVER_WORKED, {"of_sweep": self.sweep, "of_driver": token, "worked": seconds})
+        c.execute(tables.SET_DRIVER_SECONDS, {"of_sweep": self.sweep, "of_driver": token, "worked": seconds})
 
-    def seconds(self, c: Connection, but: int = 0) -> float:
+    def total_driver_seconds(self, c: Connection, excluding: int = 0) -> float:
         """All drivers' working time, leaving one out."""
-        mine = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver != but)
-        return float(c.execute(select(func.coalesce(func.sum(DRIVER.c.seconds), 0.0)).where(mine)).scalar_one())
+        condition = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver != excluding)
+        return float(c.execute(select(func.coalesce(func.sum(DRIVER.c.seconds), 0.0)).where(condition)).scalar_one())
 
     # --- attempts ------------------------------------------------------------------------------------------------
 
-    def begin_attempt(self, c: Connection, trial: int, attempt: int, gpus: float) -> None:
+    def add_attempt(self, c: Connection, trial: int, attempt: int, gpus: float) -> None:
         """A worker gets this trial."""
         row = {"sweep": self.sweep, "trial": trial, "attempt": attempt, "at": time.time(), "gpus": gpus, "seconds": 0.0}
-        c.execute(made.ADD_ATTEMPT, row)
+        c.execute(tables.ADD_ATTEMPT, row)
 
-    def attempt_worked(self, c: Connection, trial: int, attempt: int, seconds: float) -> None:
+    def set_attempt_seconds(self, c: Connection, trial: int, attempt: int, seconds: float) -> None:
         """How long it has had it by now."""
-        mine = {"of_sweep": self.sweep, "of_trial": trial, "of_attempt": attempt}
-        c.execute(made.ATTEMPT_WORKED, mine | {"worked": seconds})
+        condition = {"of_sweep": self.sweep, "of_trial": trial, "of_attempt": attempt}
+        c.execute(tables.SET_ATTEMPT_SECONDS, condition | {"worked": seconds})
 
     def trial_seconds(self, c: Connection) -> dict[int, float]:
         """Time in workers' hands of every trial, all its attempts."""
@@ -126,53 +126,60 @@ class Ledger:
 
     def seconds_of_trial(self, c: Connection, trial: int) -> float:
         """Time in workers' hands of one trial, all its attempts."""
-        return float(c.execute(made.SECONDS_OF_TRIAL, self._of(trial)).scalar_one())
+        return float(c.execute(tables.SECONDS_OF_TRIAL, self._sweep_and_trial(trial)).scalar_one())
 
-    def gpu_seconds(self, c: Connection, but: Collection[tuple[int, int]] = ()) -> float:
+    def gpu_seconds(self, c: Connection, excluding: Collection[tuple[int, int]] = ()) -> float:
         """Seconds of every attempt times the GPUs of its slot, leaving out some by trial and attempt."""
-        mine = ATTEMPT.c.sweep == self.sweep
-        for trial, attempt in but:
-            mine &= ~((ATTEMPT.c.trial == trial) & (ATTEMPT.c.attempt == attempt))
-        query = select(func.coalesce(func.sum(ATTEMPT.c.seconds * ATTEMPT.c.gpus), 0.0)).where(mine)
+        condition = ATTEMPT.c.sweep == self.sweep
+        for trial, attempt in excluding:
+            condition &= ~((ATTEMPT.c.trial == trial) & (ATTEMPT.c.attempt == attempt))
+        query = select(func.coalesce(func.sum(ATTEMPT.c.seconds * ATTEMPT.c.gpus), 0.0)).where(condition)
         return float(c.execute(query).scalar_one())
 
     # --- points --------------------------------------------------------------------------------------------------
 
-    def told(self, c: Connection, trial: int) -> Told:
+    def logged_metrics(self, c: Connection, trial: int) -> LoggedMetrics:
         """What there is of a trial by now."""
         found = self._progress_row(c, trial)
         if found is None:
-            return Told()
-        return Told({r.step for r in c.execute(made.POINTS, self._of(trial))}, *found)
+            return LoggedMetrics()
+        return LoggedMetrics(
+            {r.step for r in c.execute(tables.SELECT_STEP_METRICS, self._sweep_and_trial(trial))}, *found
+        )
 
-    def add_points(self, c: Connection, trial: int, points: Sequence[Point], before: Told) -> Told:
+    def add_metrics(
+        self, c: Connection, trial: int, metrics: Sequence[StepMetrics], before: LoggedMetrics
+    ) -> LoggedMetrics:
         """New points, in any order, and with them the last value of every metric; what there is then."""
-        rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "metrics": encode(p.metrics)} for p in points]
-        c.execute(made.ADD_POINTS, rows)
-        first, late = not before.steps, any(p.step < before.step for p in points)
-        whole = self.points(c, trial) if late else sorted(points, key=lambda p: p.step)
-        after = before.after(whole)
+        rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "metrics": encode(p.metrics)} for p in metrics]
+        c.execute(tables.ADD_STEP_METRICS, rows)
+        first, late = not before.steps, any(p.step < before.step for p in metrics)
+        ordered = self.metric_history(c, trial) if late else sorted(metrics, key=lambda p: p.step)
+        after = before.with_metrics(ordered)
         row = {"step": after.step, "metrics": encode(after.last)}
         if first:
-            c.execute(made.ADD_PROGRESS, {"sweep": self.sweep, "trial": trial} | row)
+            c.execute(tables.ADD_PROGRESS, {"sweep": self.sweep, "trial": trial} | row)
         else:
-            c.execute(made.SET_PROGRESS, self._of(trial) | {"at": row["step"], "last": row["metrics"]})
+            c.execute(tables.SET_PROGRESS, self._sweep_and_trial(trial) | {"at": row["step"], "last": row["metrics"]})
         return after
 
-    def points(self, c: Connection, trial: int) -> list[Point]:
+    def metric_history(self, c: Connection, trial: int) -> list[StepMetrics]:
         """All points of a trial by step."""
-        return [Point(r.step, decode(r.metrics)) for r in c.execute(made.POINTS, self._of(trial))]
+        return [
+            StepMetrics(r.step, decode(r.metrics))
+            for r in c.execute(tables.SELECT_STEP_METRICS, self._sweep_and_trial(trial))
+        ]
 
-    def add_pairs(self, c: Connection, trial: int, points: Sequence[Point]) -> None:
+    def add_pair_margins(self, c: Connection, trial: int, metrics: Sequence[StepMetrics]) -> None:
         """What these points know of each held-out pair."""
-        rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "pairs": p.pairs} for p in points if p.pairs]
+        rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "pairs": p.pairs} for p in metrics if p.pairs]
         if rows:
-            c.execute(made.ADD_PAIRS, rows)
+            c.execute(tables.ADD_PAIRS, rows)
 
-    def pairs(self, c: Connection, trial: int) -> dict[int, str]:
+    def pair_margins(self, c: Connection, trial: int) -> dict[int, str]:
         """The pairs of a trial by step; empty where they were not kept."""
-        mine = (PAIRS.c.sweep == self.sweep) & (PAIRS.c.trial == trial)
-        return {r.step: r.pairs for r in c.execute(select(PAIRS.c.step, PAIRS.c.pairs).where(mine))}
+        condition = (PAIRS.c.sweep == self.sweep) & (PAIRS.c.trial == trial)
+        return {r.step: r.pairs for r in c.execute(select(PAIRS.c.step, PAIRS.c.pairs).where(condition))}
 
     def progress(self, c: Connection) -> dict[int, tuple[int, dict[str, float]]]:
         """Last step and last values of every trial."""
@@ -184,21 +191,21 @@ class Ledger:
         return self._progress_row(c, trial) or (0, {})
 
     def _progress_row(self, c: Connection, trial: int) -> tuple[int, dict[str, float]] | None:
-        row = c.execute(made.PROGRESS_OF, self._of(trial)).one_or_none()
+        row = c.execute(tables.PROGRESS_OF, self._sweep_and_trial(trial)).one_or_none()
         return None if row is None else (row.step, decode(row.metrics))
 
-    # --- verdicts ------------------------------------------------------------------------------------------------
+    # --- decisions ------------------------------------------------------------------------------------------------
 
-    def set_judged(self, c: Connection, trial: int, key: str, verdict: str) -> None:
-        """A judge's verdict; an older one of the same key is replaced."""
-        mine = (JUDGED.c.sweep == self.sweep) & (JUDGED.c.trial == trial) & (JUDGED.c.key == key)
-        c.execute(delete(JUDGED).where(mine))
-        c.execute(insert(JUDGED).values(sweep=self.sweep, trial=trial, key=key, at=time.time(), verdict=verdict))
+    def save_judgement(self, c: Connection, trial: int, key: str, judgement: str) -> None:
+        """A judge's decision; an older one of the same key is replaced."""
+        condition = (JUDGEMENT.c.sweep == self.sweep) & (JUDGEMENT.c.trial == trial) & (JUDGEMENT.c.key == key)
+        c.execute(delete(JUDGEMENT).where(condition))
+        c.execute(insert(JUDGEMENT).values(sweep=self.sweep, trial=trial, key=key, at=time.time(), verdict=judgement))
 
-    def judged(self, c: Connection) -> list[str]:
-        """Every verdict, by trial and key."""
-        query = select(JUDGED.c.verdict).where(JUDGED.c.sweep == self.sweep)
-        return list(c.execute(query.order_by(JUDGED.c.trial, JUDGED.c.key)).scalars())
+    def judgements(self, c: Connection) -> list[str]:
+        """Every decision, by trial and key."""
+        query = select(JUDGEMENT.c.verdict).where(JUDGEMENT.c.sweep == self.sweep)
+        return list(c.execute(query.order_by(JUDGEMENT.c.trial, JUDGEMENT.c.key)).scalars())
 
     # --- events and requests -------------------------------------------------------------------------------------
 
@@ -213,8 +220,8 @@ class Ledger:
 
     def last_event(self, c: Connection, kinds: Sequence[str]) -> Event | None:
         """The newest of these kinds that is about no trial."""
-        mine = (EVENT.c.sweep == self.sweep) & EVENT.c.trial.is_(None) & EVENT.c.kind.in_(kinds)
-        row = c.execute(select(EVENT).where(mine).order_by(EVENT.c.seq.desc()).limit(1)).one_or_none()
+        condition = (EVENT.c.sweep == self.sweep) & EVENT.c.trial.is_(None) & EVENT.c.kind.in_(kinds)
+        row = c.execute(select(EVENT).where(condition).order_by(EVENT.c.seq.desc()).limit(1)).one_or_none()
         return None if row is None else Event(row.seq, row.at, row.trial, row.kind, row.text)
 
     def add_request(self, c: Connection, kind: str, text: str, trial: int | None) -> int:
@@ -223,21 +230,21 @@ class Ledger:
 
     def requests(self, c: Connection) -> list[Request]:
         """What was asked and not yet done."""
-        rows = c.execute(made.REQUESTS, {"of_sweep": self.sweep})
+        rows = c.execute(tables.REQUESTS, {"of_sweep": self.sweep})
         return [Request(r.seq, r.at, r.trial, r.kind, r.text) for r in rows]
 
-    def done(self, c: Connection, seq: int) -> None:
+    def complete_request(self, c: Connection, seq: int) -> None:
         """That request is dealt with."""
-        mine = (REQUEST.c.sweep == self.sweep) & (REQUEST.c.seq == seq)
-        c.execute(update(REQUEST).where(mine).values(done_at=time.time()))
+        condition = (REQUEST.c.sweep == self.sweep) & (REQUEST.c.seq == seq)
+        c.execute(update(REQUEST).where(condition).values(done_at=time.time()))
 
     def _append(self, c: Connection, table: Table, kind: str, text: str, trial: int | None) -> int:
-        seq = int(c.execute(made.LAST_SEQ[table.name], {"of_sweep": self.sweep}).scalar_one()) + 1
+        seq = int(c.execute(tables.LAST_SEQ[table.name], {"of_sweep": self.sweep}).scalar_one()) + 1
         row = {"sweep": self.sweep, "seq": seq, "at": time.time(), "trial": trial, "kind": kind, "text": text}
-        c.execute(made.ADD_ROW[table.name], row)
+        c.execute(tables.ADD_ROW[table.name], row)
         return seq
 
-    def _of(self, trial: int) -> dict[str, Any]:
+    def _sweep_and_trial(self, trial: int) -> dict[str, Any]:
         return {"of_sweep": self.sweep, "of_trial": trial}
 
     def _next(self, c: Connection, table: Table, column: str) -> int:

@@ -1,6 +1,6 @@
-"""The database: one transaction around Optuna's tables and ours, so that a reader never sees half a step.
+"""`StudyDatabase`: one transaction around Optuna's tables and ours, so that no reader sees a partial write.
 
-A new study's database: everything that is settled when a sweep begins, in one transaction.
+`create_study` writes everything that is fixed when a sweep begins in one transaction.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ from orchestrator.errors import NameTaken, NetworkDisk, PasswordInUrl, StorageRe
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import sweep_terms
-from orchestrator.study.database.enqueued_trials import Queue
-from orchestrator.study.database.repository import Ledger
+from orchestrator.study.database.enqueued_trials import TrialQueue
+from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.database.tables import METADATA, SCHEMA, SWEEP
-from orchestrator.study.sweep_terms import SETTLED, Settled
+from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms
 from trainer.storage.atomic_files import failpoint, write_text
 
 _BUSY_SECONDS = 60.0
 _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p"})
 
 
-def location(folder: SweepFolder) -> str:
+def study_url(folder: SweepFolder) -> str:
     """The URL of this sweep's study: what `study.url` says, else SQLite beside it."""
     pointer = folder.database.with_suffix(".url")
     return pointer.read_text().strip() if pointer.is_file() else f"sqlite:///{folder.database}"
 
 
-def choose_location(folder: SweepFolder, storage: str | None) -> str:
+def choose_study_url(folder: SweepFolder, storage: str | None) -> str:
     """Where a new study goes: the database asked for, which must not carry a password, else the folder's own."""
     if storage is not None and make_url(storage).password is not None:
-        raise PasswordInUrl(masked(storage))
-    return location(folder) if storage is None else storage
+        raise PasswordInUrl(hide_password(storage))
+    return study_url(folder) if storage is None else storage
 
 
-def remember_location(folder: SweepFolder, storage: str) -> None:
+def store_study_url(folder: SweepFolder, storage: str) -> None:
     """The study of this folder is in another database."""
     write_text(folder.database.with_suffix(".url"), storage + "\n")
 
 
-def is_made(url: str, sweep: str) -> bool:
+def study_exists(url: str, sweep: str) -> bool:
     """Whether this database holds the sweep; False where its making was cut short. What cannot be read counts as made:
     opening it says what is wrong."""
     parsed = make_url(url)
@@ -73,12 +73,12 @@ def is_made(url: str, sweep: str) -> bool:
         engine.dispose()
 
 
-def masked(url: str) -> str:
+def hide_password(url: str) -> str:
     """The URL for people to read: no password."""
     return make_url(url).render_as_string(hide_password=True)
 
 
-def filesystem(path: Path) -> str:
+def filesystem_type(path: Path) -> str:
     """Kind of the file system `path` lies on; empty where the system does not tell."""
     mounts = Path("/proc/self/mountinfo")
     if not mounts.is_file():
@@ -86,19 +86,19 @@ def filesystem(path: Path) -> str:
     best, kind = Path("/"), ""
     for line in mounts.read_text().splitlines():
         left, _, right = line.partition(" - ")
-        point = Path(left.split()[4].encode().decode("unicode_escape"))
-        if path.resolve().is_relative_to(point) and len(point.parts) >= len(best.parts):
-            best, kind = point, right.split()[0]
+        step_metrics = Path(left.split()[4].encode().decode("unicode_escape"))
+        if path.resolve().is_relative_to(step_metrics) and len(step_metrics.parts) >= len(best.parts):
+            best, kind = step_metrics, right.split()[0]
     return kind
 
 
-class Store:
+class StudyDatabase:
     """One sweep's database, open. Safe to use from several threads: they take turns."""
 
     def __init__(self, url: str, *, create: bool = False) -> None:
-        self.url = masked(url)
+        self.url = hide_password(url)
         self._lock = threading.RLock()
-        self.undone: Callable[[], None] = lambda: None
+        self.on_rollback: Callable[[], None] = lambda: None
         """Called when a transaction failed: what was read inside it never was."""
         parsed = make_url(url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
@@ -106,11 +106,11 @@ class Store:
         if self._sqlite:
             if not create and not database.is_file():
                 raise StudyMissing(str(database))
-            if (kind := filesystem(database)) in _NETWORK:
+            if (kind := filesystem_type(database)) in _NETWORK:
                 raise NetworkDisk(database, kind)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         engine = {"creator": lambda: _connect(database)} if self._sqlite else {"pool_pre_ping": True}
-        with self._refusals():
+        with self._translate_errors():
             self.storage = _storage(url, engine, create)
             if create:
                 failpoint("study.tables")
@@ -118,7 +118,7 @@ class Store:
 
     def upgrade(self) -> None:
         """Make the tables that an earlier version of this program did not have."""
-        with self._lock, self._refusals():
+        with self._lock, self._translate_errors():
             METADATA.create_all(self.storage.engine)
 
     def dispose(self) -> None:
@@ -127,18 +127,18 @@ class Store:
         self.storage.engine.dispose()
 
     @contextmanager
-    def writing(self) -> Generator[Connection]:
+    def transaction(self) -> Generator[Connection]:
         """All or nothing: what Optuna's storage and ours write inside is committed together."""
         try:
-            with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
+            with self._lock, self._translate_errors(), self.storage.engine.connect() as connection, connection.begin():
                 if self._sqlite:
                     connection.exec_driver_sql("BEGIN IMMEDIATE")
                 failpoint("study.begun")
-                with self._optuna_joins(connection):
+                with self._share_with_optuna(connection):
                     yield connection
                 failpoint("study.commit")
         except BaseException:
-            self.undone()
+            self.on_rollback()
             raise
         failpoint("study.committed")
 
@@ -146,25 +146,25 @@ class Store:
     def beside(self) -> Generator[Connection]:
         """A short transaction on our own tables alone, for threads beside the driver's: where it fails, what the driver
         remembers of its own stays."""
-        with self._lock, self._refusals(), self.storage.engine.connect() as connection, connection.begin():
+        with self._lock, self._translate_errors(), self.storage.engine.connect() as connection, connection.begin():
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
             yield connection
 
     @contextmanager
-    def reading(self) -> Generator[Connection]:
+    def snapshot(self) -> Generator[Connection]:
         """One moment of the database, whatever a writer does meanwhile."""
-        with self._lock, self._refusals(), self.storage.engine.connect() as connection:
+        with self._lock, self._translate_errors(), self.storage.engine.connect() as connection:
             if not self._sqlite:
                 connection.execution_options(isolation_level="REPEATABLE READ")
             with connection.begin():
                 if self._sqlite:
                     connection.exec_driver_sql("BEGIN")
-                with self._optuna_joins(connection):
+                with self._share_with_optuna(connection):
                     yield connection
 
     @contextmanager
-    def _optuna_joins(self, connection: Connection) -> Generator[None]:
+    def _share_with_optuna(self, connection: Connection) -> Generator[None]:
         """SQLAlchemy's recipe for joining a session into an external transaction: its commits become savepoints."""
         sessions = self.storage.scoped_session
         sessions.remove()
@@ -176,7 +176,7 @@ class Store:
             sessions.configure(bind=self.storage.engine, join_transaction_mode="conditional_savepoint")
 
     @contextmanager
-    def _refusals(self) -> Generator[None]:
+    def _translate_errors(self) -> Generator[None]:
         try:
             yield
         except DBAPIError as error:
@@ -213,26 +213,26 @@ def _connect(database: Path) -> sqlite3.Connection:
     return connection
 
 
-def create_store(folder: SweepFolder, spec: SweepSpec, settled: Settled, storage: str | None) -> Store:
+def create_study(folder: SweepFolder, spec: SweepSpec, terms: SweepTerms, storage: str | None) -> StudyDatabase:
     """The database of a sweep that begins, in `storage` or in its folder. NameTaken where there is one."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    store = Store(choose_location(folder, storage), create=True)
+    database = StudyDatabase(choose_study_url(folder, storage), create=True)
     if storage is not None:
-        remember_location(folder, storage)
-    ledger, queue = Ledger(folder.name), Queue(folder.name)
-    directions = [StudyDirection[goal.direction.upper()] for goal in spec.goals]
+        store_study_url(folder, storage)
+    repository, queue = SweepRepository(folder.name), TrialQueue(folder.name)
+    directions = [StudyDirection[objective.direction.upper()] for objective in spec.objectives]
     try:
-        with store.writing() as c:
-            if ledger.identity(c) is not None:
+        with database.transaction() as c:
+            if repository.identity(c) is not None:
                 raise NameTaken(folder.name, folder.path)
-            study_id = store.storage.create_new_study(directions, folder.name)
-            store.storage.set_study_user_attr(study_id, SETTLED, settled.as_json())
+            study_id = database.storage.create_new_study(directions, folder.name)
+            database.storage.set_study_user_attr(study_id, TERMS_KEY, terms.as_json())
             row = {"id": uuid.uuid4().hex, "schema": SCHEMA, "study_id": study_id, "driver": 0}
             c.execute(insert(SWEEP).values(sweep=folder.name, created_at=time.time(), **row))
-            ledger.add_spec(c, spec.model_dump_json(), sweep_terms.digest(spec))
-            ledger.add_event(c, "created", f"sweep {folder.name}", None)
-            for leaves in spec.enqueue:
-                queue.add(c, leaves, "given in the file", by_hand=False)
+            repository.add_spec(c, spec.model_dump_json(), sweep_terms.spec_digest(spec))
+            repository.add_event(c, "created", f"sweep {folder.name}", None)
+            for params in spec.enqueue:
+                queue.add(c, params, "given in the file", by_hand=False)
     except DuplicatedStudyError:
         raise NameTaken(folder.name, folder.path) from None
-    return store
+    return database

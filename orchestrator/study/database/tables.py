@@ -1,6 +1,6 @@
-"""What a sweep must remember and Optuna has no place for. Same database as Optuna's tables, same transactions.
+"""Tables for what Optuna has no place for, in the same database and transactions, and prepared statements.
 
-The statements of every report, start and end, put together once: making one takes longer than running it.
+Statements of every report, start and end are built once, since building one takes longer than executing it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sqlalchemy import (
 
 SCHEMA = 6
 """Version of these tables; a database of a later one is refused, one of an earlier one gets what it lacks."""
-FIRST_NAMED_SO = 5
+OLDEST_SCHEMA = 5
 """Before it trials had other names: this version would take every trial for one it never had."""
 
 METADATA = MetaData()
@@ -76,7 +76,7 @@ BEAT = Table(
     Column("beats", Integer, nullable=False),  # signs of life so far; working time stands still in a pause
 )
 
-POINT = Table(
+STEP_METRICS = Table(
     "prefsweep_point",
     METADATA,
     _sweep(),
@@ -126,7 +126,7 @@ REQUEST = Table(
     Column("done_at", Float),
 )
 
-JUDGED = Table(
+JUDGEMENT = Table(
     "prefsweep_judged",
     METADATA,
     _sweep(),
@@ -136,7 +136,7 @@ JUDGED = Table(
     Column("verdict", Text, nullable=False),  # JSON
 )
 
-GIVEN = Table(
+ENQUEUED = Table(
     "prefsweep_given",
     METADATA,
     _sweep(),
@@ -153,7 +153,7 @@ FORK = Table(
     "prefsweep_fork",
     METADATA,
     _sweep(),
-    _number("seq"),  # of the given trial
+    _number("seq"),  # of the manual trial
     Column("step", Integer, nullable=False),
     Column("place", String(64), nullable=False),
 )
@@ -175,7 +175,7 @@ IDENTITY = select(SWEEP.c.id, SWEEP.c.study_id, SWEEP.c.schema, SWEEP.c.driver).
 )
 IDENTITY_LOCKED = IDENTITY.with_for_update()
 
-DRIVER_WORKED = (
+SET_DRIVER_SECONDS = (
     update(DRIVER)
     .where(DRIVER.c.sweep == bindparam("of_sweep"), DRIVER.c.driver == bindparam("of_driver"))
     .values(seconds=bindparam("worked"))
@@ -185,16 +185,16 @@ _ATTEMPT = (
     ATTEMPT.c.trial == bindparam("of_trial"),
     ATTEMPT.c.attempt == bindparam("of_attempt"),
 )
-ATTEMPT_WORKED = update(ATTEMPT).where(*_ATTEMPT).values(seconds=bindparam("worked"))
+SET_ATTEMPT_SECONDS = update(ATTEMPT).where(*_ATTEMPT).values(seconds=bindparam("worked"))
 SECONDS_OF_TRIAL = select(func.coalesce(func.sum(ATTEMPT.c.seconds), 0.0)).where(*_ATTEMPT[:2])
 ADD_ATTEMPT = insert(ATTEMPT)
 
-ADD_POINTS = insert(POINT)
+ADD_STEP_METRICS = insert(STEP_METRICS)
 ADD_PAIRS = insert(PAIRS)
-POINTS = (
-    select(POINT.c.step, POINT.c.metrics)
-    .where(POINT.c.sweep == bindparam("of_sweep"), POINT.c.trial == bindparam("of_trial"))
-    .order_by(POINT.c.step)
+SELECT_STEP_METRICS = (
+    select(STEP_METRICS.c.step, STEP_METRICS.c.metrics)
+    .where(STEP_METRICS.c.sweep == bindparam("of_sweep"), STEP_METRICS.c.trial == bindparam("of_trial"))
+    .order_by(STEP_METRICS.c.step)
 )
 _PROGRESS = (PROGRESS.c.sweep == bindparam("of_sweep"), PROGRESS.c.trial == bindparam("of_trial"))
 PROGRESS_OF = select(PROGRESS.c.step, PROGRESS.c.metrics).where(*_PROGRESS)
@@ -210,6 +210,8 @@ REQUESTS = (
     select(REQUEST).where(REQUEST.c.sweep == bindparam("of_sweep"), REQUEST.c.done_at.is_(None)).order_by(REQUEST.c.seq)
 )
 
-GIVEN_WAITING = (
-    select(GIVEN).where(GIVEN.c.sweep == bindparam("of_sweep"), GIVEN.c.trial.is_(None)).order_by(GIVEN.c.seq)
+WAITING_TRIALS = (
+    select(ENQUEUED)
+    .where(ENQUEUED.c.sweep == bindparam("of_sweep"), ENQUEUED.c.trial.is_(None))
+    .order_by(ENQUEUED.c.seq)
 )

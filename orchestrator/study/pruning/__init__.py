@@ -1,1 +1,1 @@
-"""Whether a trial is stopped because others do better: pure functions of its course and of what it may know."""
+"""When a trial is stopped early: pure functions of its learning curve and of the visible trials."""

@@ -1,4 +1,4 @@
-"""The pruner's verdict on one trial at one evaluation."""
+"""`TrialPruner`: the configured rule applied to one trial at one evaluation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
-from orchestrator.spec.objectives import Goal
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import (
     HyperbandPruner,
     MedianPruner,
@@ -17,86 +17,93 @@ from orchestrator.spec.pruners import (
     SuccessiveHalvingPruner,
     ThresholdPruner,
     WilcoxonPruner,
-    judged_by,
+    pruning_metric,
 )
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.pruning.pruning_rules import (
-    Course,
-    best_known,
+    LearningCurve,
+    best_complete_trial,
     hyperband,
-    out_of_patience,
+    patient,
     percentile,
     successive_halving,
     threshold,
     wilcoxon,
 )
-from orchestrator.study.sampling.random_samplers import seed_of
-from orchestrator.study.trial_snapshots import Known
-from trainer.results import unpack
+from orchestrator.study.sampling.random_samplers import sampler_seed
+from orchestrator.study.trial_snapshots import TrialSnapshot
+from trainer.results import unpack_floats
 
-PairsOf = Callable[[int], Mapping[int, str]]
+PairMarginsOf = Callable[[int], Mapping[int, str]]
 
 
-def judged(spec: SweepSpec) -> Goal:
+def pruning_objective(spec: SweepSpec) -> Objective:
     """The metric that this sweep's pruner looks at."""
-    goal = judged_by(spec.pruner, spec.goals)
-    assert goal is not None  # the file's door refuses others
-    return goal
+    objective = pruning_metric(spec.pruner, spec.objectives)
+    assert objective is not None  # the file's door refuses others
+    return objective
 
 
 @dataclass(frozen=True, slots=True)
-class Judge:
+class TrialPruner:
     """The pruner of one trial, with what that trial may know. Asked twice, it says the same twice."""
 
     pruner: Pruner
-    goal: Goal
+    objective: Objective
     seed: int
     number: int
     updates: int | None
-    known: Sequence[Known]
-    rival: tuple[int, Mapping[int, str]] | None = None
+    snapshots: Sequence[TrialSnapshot]
+    best_other: tuple[int, Mapping[int, str]] | None = None
     """For the paired test: the best trial known, and its `Point.pairs` by update."""
 
     @classmethod
-    def of(
-        cls, spec: SweepSpec, number: int, updates: int | None, known: Sequence[Known], pairs: PairsOf = lambda _: {}
-    ) -> Judge:
+    def create(
+        cls,
+        spec: SweepSpec,
+        number: int,
+        updates: int | None,
+        snapshots: Sequence[TrialSnapshot],
+        pairs: PairMarginsOf = lambda _: {},
+    ) -> TrialPruner:
         """The judge of trial `number`; `pairs` gives another trial's `Point.pairs` by update."""
-        rival = best_known(known, spec.goal) if isinstance(spec.pruner, WilcoxonPruner) else None
-        against = None if rival is None else (rival.number, pairs(rival.number))
-        return cls(spec.pruner, judged(spec), seed_of(spec.sampler), number, updates, known, against)
+        best_other = best_complete_trial(snapshots, spec.goal) if isinstance(spec.pruner, WilcoxonPruner) else None
+        against = None if best_other is None else (best_other.number, pairs(best_other.number))
+        return cls(
+            spec.pruner, pruning_objective(spec), sampler_seed(spec.sampler), number, updates, snapshots, against
+        )
 
-    def reason(self, course: Mapping[int, float], step: int, pairs: str = "") -> str:
+    def prune_reason(self, curve: Mapping[int, float], step: int, pairs: str = "") -> str:
         """Why the trial stops at this evaluation, given its metric by update; empty: it goes on.
 
-        The start model's evaluation is judged by nobody, and a trial that reached its end is complete.
+        The initial model's evaluation is judged by nobody, and a trial that reached its end is complete.
         """
-        values = {at: value for at, value in course.items() if 0 < at <= step}
+        values = {at: value for at, value in curve.items() if 0 < at <= step}
         if step not in values or (self.updates is not None and step >= self.updates):
             return ""
-        return self._reason(self.pruner, Course(self.number, values, self.goal, self.updates), pairs)
+        return self._prune_reason(self.pruner, LearningCurve(self.number, values, self.objective, self.updates), pairs)
 
-    def _reason(self, pruner: Pruner, own: Course, pairs: str) -> str:
+    def _prune_reason(self, pruner: Pruner, own: LearningCurve, pairs: str) -> str:
         match pruner:
             case NoPruner():
                 return ""
             case MedianPruner() | PercentilePruner():
-                return percentile(pruner, own, self.known)
+                return percentile(pruner, own, self.snapshots)
             case SuccessiveHalvingPruner():
-                return successive_halving(pruner, own, self.known)
+                return successive_halving(pruner, own, self.snapshots)
             case HyperbandPruner():
-                return hyperband(pruner, own, self.known, self.seed)
+                return hyperband(pruner, own, self.snapshots, self.seed)
             case ThresholdPruner():
                 return threshold(pruner, own)
             case PatientPruner(wrapped=wrapped):
-                reason = out_of_patience(pruner, own)
+                reason = patient(pruner, own)
                 if not reason or wrapped is None:
                     return reason
-                return self._reason(wrapped, own, pairs)
+                return self._prune_reason(wrapped, own, pairs)
             case WilcoxonPruner():
-                if self.rival is None or own.step not in self.rival[1]:
+                if self.best_other is None or own.step not in self.best_other[1]:
                     return ""
-                number, theirs = self.rival
-                return wilcoxon(pruner, own, unpack(pairs), number, unpack(theirs[own.step]))
+                number, theirs = self.best_other
+                return wilcoxon(pruner, own, unpack_floats(pairs), number, unpack_floats(theirs[own.step]))
             case _:
                 assert_never(pruner)

@@ -1,1 +1,1 @@
-"""What to try next: one module for each way of choosing."""
+"""What to try next: samplers, the sampling policy, warm start."""

@@ -1,8 +1,6 @@
-"""Samplers that learn nothing: random draws, and Sobol points.
+"""Samplers that do not learn: uniform random and Sobol points; seeds; Optuna's study in memory.
 
-Seeds that depend on numbers alone.
-
-Optuna's study in memory: made for one draw and forgotten.
+A seed depends on numbers alone. An in-memory study serves one proposal.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ from orchestrator.spec.samplers import (
 )
 from orchestrator.spec.search.dimensions import Uniform
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.study.sampling.distributions import columns, distribution
+from orchestrator.study.sampling.distributions import search_columns, to_distribution
 
 
-def study_in_memory(
+def in_memory_study(
     sampler: BaseSampler, directions: Sequence[Literal["maximize", "minimize"]] = ("maximize",)
 ) -> Study:
     """A study that says nothing: what Optuna warns of here is meant."""
@@ -42,31 +40,31 @@ def study_in_memory(
     return optuna.create_study(directions=directions, sampler=sampler)
 
 
-def at_random(space: SearchSpace, seed: int) -> dict[str, Any]:
-    """Every leaf is drawn, then those whose condition fails are left out: a draw never moves its neighbours."""
-    asked = {path: distribution(dimension) for path, dimension in space.dimensions.items()}
-    asked |= {f"zip {g}": IntDistribution(0, _rows(group) - 1) for g, group in enumerate(space.zipped)}
-    drawn = study_in_memory(samplers.RandomSampler(seed=seed)).ask(asked).params
-    params = {path: _tidy(dimension, drawn[path]) for path, dimension in space.dimensions.items()}
+def sample_uniform(space: SearchSpace, seed: int) -> dict[str, Any]:
+    """Every setting is drawn, then those whose condition fails are left out: a draw never moves its neighbours."""
+    search_space = {path: to_distribution(dimension) for path, dimension in space.dimensions.items()}
+    search_space |= {f"zip {g}": IntDistribution(0, _rows(group) - 1) for g, group in enumerate(space.zipped)}
+    sampled = in_memory_study(samplers.RandomSampler(seed=seed)).ask(search_space).params
+    params = {path: _round_to_lattice(dimension, sampled[path]) for path, dimension in space.dimensions.items()}
     for g, group in enumerate(space.zipped):
-        params |= {path: choices[drawn[f"zip {g}"]] for path, choices in group.items()}
+        params |= {path: choices[sampled[f"zip {g}"]] for path, choices in group.items()}
     return space.active(params)
 
 
-def sobol(space: SearchSpace, seed: int, index: int) -> dict[str, Any]:
+def sample_sobol(space: SearchSpace, seed: int, index: int) -> dict[str, Any]:
     """The index-th point of a scrambled Sobol sequence over the space (Owen 1998), one coordinate per column."""
     from scipy.stats.qmc import Sobol
 
-    found = columns(space)
+    found = search_columns(space)
     if not found:
         return {}
     sequence = Sobol(d=len(found), scramble=True, rng=seed)
     if index:
         sequence.fast_forward(index)
-    places: Sequence[float] = sequence.random(1)[0].tolist()
+    positions: Sequence[float] = sequence.random(1)[0].tolist()
     params: dict[str, Any] = {}
-    for column, place in zip(found, places, strict=True):
-        params |= column.decode(column.at(place))
+    for column, position in zip(found, positions, strict=True):
+        params |= column.decode(column.value_at(position))
     return space.active(params)
 
 
@@ -74,7 +72,7 @@ def _rows(group: Mapping[str, tuple[Any, ...]]) -> int:
     return len(next(iter(group.values())))
 
 
-def _tidy(dimension: Any, value: Any) -> Any:
+def _round_to_lattice(dimension: Any, value: Any) -> Any:
     """On a lattice 0.1 + 2 * 0.1 is 0.3, as a person writes it."""
     return float(f"{value:.12g}") if isinstance(dimension, Uniform) and dimension.step is not None else value
 
@@ -85,7 +83,7 @@ def stable_seed(*parts: int) -> int:
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:4], "big")
 
 
-def seed_of(sampler: Sampler) -> int:
+def sampler_seed(sampler: Sampler) -> int:
     """The sweep's seed."""
     match sampler:
         case GridSampler() | StagedSampler():

@@ -1,4 +1,4 @@
-"""A few leaves at a time, each stage around the best trial of the stages before."""
+"""`StagedSampler`: a few settings at a time, each stage around the best trial of the stages before."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from orchestrator.spec.loading.validation_errors import first_sentence
-from orchestrator.spec.objectives import Goal
-from orchestrator.spec.samplers import StagedSampler, listed, stages
-from orchestrator.spec.search.manual_trials import params_of
+from orchestrator.spec.loading.validation_errors import first_error
+from orchestrator.spec.objectives import Objective
+from orchestrator.spec.samplers import StagedSampler, stage_paths, stage_values
+from orchestrator.spec.search.manual_trials import manual_params
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.search.trial_params import place
+from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.trial_records import TrialState
-from orchestrator.study.trial_snapshots import Known
-from trainer.config.trial import TrialConfig, identity
+from orchestrator.study.trial_snapshots import TrialSnapshot
+from trainer.config.trial import TrialConfig, config_fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,64 +42,64 @@ class _Stage:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StagedStep:
     """What is next: a trial, or a trial to wait for, or neither: all stages are done."""
 
     point: Point | None = None
-    waits_for: int | None = None
+    blocking_trial: int | None = None
     left_out: tuple[str, ...] = ()
     """With a stage's first trial, and at the end: combinations that are no legal trial, each with the reason."""
 
 
-class Staged:
+class StagedReplay:
     """The stages of one sweep. Nothing is kept: each answer is replayed from the trials."""
 
-    def __init__(self, config: StagedSampler, space: SearchSpace, base: TrialConfig, goal: Goal) -> None:
-        self._config, self._space, self._base, self._goal = config, space, base, goal
-        self.stages = stages(config, space)
+    def __init__(self, config: StagedSampler, space: SearchSpace, base: TrialConfig, objective: Objective) -> None:
+        self._config, self._space, self._base, self._objective = config, space, base, objective
+        self.stages = stage_paths(config, space)
 
-    def step(self, trials: Sequence[Known]) -> Step:
+    def next(self, trials: Sequence[TrialSnapshot]) -> StagedStep:
         """The trial after these."""
-        drawn = [trial for trial in trials if not trial.given]
-        begun = len(trials) - len(drawn) if not drawn else drawn[0].number
-        at = len(drawn)
-        tried = {trial.identity for trial in trials[:begun]}
-        winner: Known | None = None
+        sampled = [trial for trial in trials if not trial.is_enqueued]
+        begun = len(trials) - len(sampled) if not sampled else sampled[0].number
+        at = len(sampled)
+        tried = {trial.fingerprint for trial in trials[:begun]}
+        winner: TrialSnapshot | None = None
         illegal: list[str] = []
         for k, stage in enumerate(self.stages):
-            fixed = params_of(self._base, self._space, {} if winner is None else winner.params)
+            fixed = manual_params(self._base, self._space, {} if winner is None else winner.params)
             combined = self._combined(stage, fixed)
             points = [point for point in combined.points if point.identity not in tried]
             illegal += combined.illegal
             if at < len(points):
-                return Step(points[at], left_out=() if at else tuple(illegal))
+                return StagedStep(points[at], left_out=() if at else tuple(illegal))
             if points:
                 illegal = []
             at -= len(points)
             tried |= {point.identity for point in points}
             if k + 1 == len(self.stages):
                 break
-            ended = drawn[: len(drawn) - at]
-            before = [t for t in trials if not t.forked and (not ended or t.number <= ended[-1].number)]
+            ended = sampled[: len(sampled) - at]
+            before = [t for t in trials if not t.is_fork and (not ended or t.number <= ended[-1].number)]
             if (open_ := next((t for t in before if not t.state.finished), None)) is not None:
-                return Step(waits_for=open_.number)
+                return StagedStep(blocking_trial=open_.number)
             winner = self._best(before)
-            tried |= {trial.identity for trial in before}
-        return Step(left_out=tuple(illegal))
+            tried |= {trial.fingerprint for trial in before}
+        return StagedStep(left_out=tuple(illegal))
 
     def _combined(self, stage: tuple[str, ...], fixed: dict[str, Any]) -> _Stage:
         """The stage's combinations around fixed params, the last axis advancing fastest; equal ones once."""
         found, seen = _Stage(), set[str]()
         for part in self._parts(stage):
             try:
-                params = self._whole(fixed | part)
-                config = place(self._base, params)
+                params = self._active_params(fixed | part)
+                config = apply_params(self._base, params)
             except ValidationError as error:
-                loc, sentence, _ = first_sentence(TrialConfig, error)
-                told = ", ".join(f"{path}={value}" for path, value in part.items())
-                found.illegal.append(f"no legal trial: {told}: {'.'.join(map(str, loc))} {sentence}")
+                loc, sentence, _ = first_error(TrialConfig, error)
+                text = ", ".join(f"{path}={value}" for path, value in part.items())
+                found.illegal.append(f"no legal trial: {text}: {'.'.join(map(str, loc))} {sentence}")
                 continue
-            point = Point(params, config, identity(config))
+            point = Point(params, config, config_fingerprint(config))
             if point.identity not in seen:
                 seen.add(point.identity)
                 found.points.append(point)
@@ -110,7 +110,7 @@ class Staged:
         axes: list[list[dict[str, Any]]] = []
         for path in stage:
             if path in self._space.dimensions:
-                values = listed(self._space.dimensions[path], self._config.points)
+                values = stage_values(self._space.dimensions[path], self._config.points)
                 axes.append([{path: value} for value in values])
         for group in self._space.zipped:
             if next(iter(group)) in stage:
@@ -118,19 +118,19 @@ class Staged:
         for parts in itertools.product(*axes):
             yield {path: value for part in parts for path, value in part.items()}
 
-    def _whole(self, params: Mapping[str, Any]) -> dict[str, Any]:
+    def _active_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
         """Active params only; one that another value of a stage wakes up has what `base` or its kind says.
 
         What is not searched but was given with the best trial so far stays, where the trial has such a path.
         """
         active = self._space.active(params)
-        kept = self._space.active(params_of(self._base, self._space, active) | active)
-        given = {path: value for path, value in params.items() if path not in self._space.paths}
-        known = place(self._base, kept).leaves() if given else {}
-        return kept | {path: value for path, value in given.items() if path in known}
+        searched = self._space.active(manual_params(self._base, self._space, active) | active)
+        enqueued = {path: value for path, value in params.items() if path not in self._space.paths}
+        snapshots = apply_params(self._base, searched).flat_params() if enqueued else {}
+        return searched | {path: value for path, value in enqueued.items() if path in snapshots}
 
-    def _best(self, trials: Sequence[Known]) -> Known | None:
-        sign = -1.0 if self._goal.direction == "maximize" else 1.0
+    def _best(self, trials: Sequence[TrialSnapshot]) -> TrialSnapshot | None:
+        sign = -1.0 if self._objective.direction == "maximize" else 1.0
         ranked = [
             (sign * trial.values[0], trial.number, trial)
             for trial in trials

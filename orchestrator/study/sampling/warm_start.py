@@ -6,28 +6,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.errors import OrchestrateError
-from orchestrator.folders import existing
-from orchestrator.spec.search.manual_trials import outside
+from orchestrator.folders import existing_sweep
+from orchestrator.spec.search.manual_trials import out_of_space
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import TrialState
-from orchestrator.study.trial_snapshots import Known
+from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.config.trial import flatten
 
 
 class WarmStartRefused(OrchestrateError):
     """The sweep named in `warm_start` cannot teach this one."""
 
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"warm_start: {name} {why}")
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"warm_start: {name} {reason}")
 
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
     """Trials numbered below 0, and what a person should know of how they were taken over."""
 
-    trials: tuple[Known, ...] = ()
-    said: tuple[str, ...] = ()
+    trials: tuple[TrialSnapshot, ...] = ()
+    notices: tuple[str, ...] = ()
 
 
 def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
@@ -35,43 +35,43 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     name = spec.warm_start
     if name is None:
         return WarmStart()
-    folder = existing(root, name)
+    folder = existing_sweep(root, name)
     if not StudyReader.exists(folder):
         raise WarmStartRefused(name, "has not begun its trials")
     with StudyReader.open(folder) as other:
-        theirs, known = other.spec, other.known()
-    if theirs.goals != spec.goals:
-        told = [", ".join(f"{g.direction} {g.metric}" for g in s.goals) for s in (theirs, spec)]
-        raise WarmStartRefused(name, f"is ranked by {told[0]}, and this sweep by {told[1]}")
-    running = sum(not trial.state.finished for trial in known)
+        theirs, snapshots = other.spec, other.snapshots()
+    if theirs.objectives != spec.objectives:
+        objectives_text = [", ".join(f"{g.direction} {g.metric}" for g in s.objectives) for s in (theirs, spec)]
+        raise WarmStartRefused(name, f"is ranked by {objectives_text[0]}, and this sweep by {objectives_text[1]}")
+    running = sum(not trial.state.finished for trial in snapshots)
     if running:
         raise WarmStartRefused(name, f"is not finished: {running} of its trials have not ended")
-    ended = [t for t in known if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not t.forked]
-    fitting = [taken for trial in ended if (taken := _here(trial, theirs, spec)) is not None]
+    ended = [t for t in snapshots if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not t.is_fork]
+    fitting = [taken for trial in ended if (taken := _translate(trial, theirs, spec)) is not None]
     if not fitting:
         raise WarmStartRefused(name, f"has no trial among its {len(ended)} ended ones that lies in this sweep's search")
-    said = [f"warm_start: {len(fitting)} trials of {name} teach the sampler"]
+    notices = [f"warm_start: {len(fitting)} trials of {name} teach the sampler"]
     if len(fitting) < len(ended):
-        said.append(f"warm_start: {len(ended) - len(fitting)} of {name} lie outside this search and are left out")
-    if apart := _apart(theirs, spec):
-        said.append(f"warm_start: {name} has another {', '.join(apart)}; its values are taken all the same")
+        notices.append(f"warm_start: {len(ended) - len(fitting)} of {name} lie outside this search and are left out")
+    if apart := _differing_paths(theirs, spec):
+        notices.append(f"warm_start: {name} has another {', '.join(apart)}; its values are taken all the same")
     numbered = (replace(trial, number=k - len(fitting), note={}) for k, trial in enumerate(fitting))
-    return WarmStart(tuple(numbered), tuple(said))
+    return WarmStart(tuple(numbered), tuple(notices))
 
 
-def _here(trial: Known, theirs: SweepSpec, spec: SweepSpec) -> Known | None:
-    """The trial by the leaves that this sweep searches; None where it lies outside."""
-    leaves = theirs.search.place(theirs.base, trial.params).leaves() | dict(trial.params)
-    params = spec.search.active({path: leaves[path] for path in spec.search.paths if path in leaves})
-    wanted = [path for path, d in spec.search.dimensions.items() if not d.when]
-    wanted += [path for group in spec.search.zipped for path in group]
-    if any(path not in params for path in wanted) or outside(spec.search, params):
+def _translate(trial: TrialSnapshot, theirs: SweepSpec, spec: SweepSpec) -> TrialSnapshot | None:
+    """The trial by the settings that this sweep searches; None where it lies outside."""
+    all_params = theirs.search.apply(theirs.base, trial.params).flat_params() | dict(trial.params)
+    params = spec.search.active({path: all_params[path] for path in spec.search.paths if path in all_params})
+    required = [path for path, d in spec.search.dimensions.items() if not d.when]
+    required += [path for group in spec.search.zipped for path in group]
+    if any(path not in params for path in required) or out_of_space(spec.search, params):
         return None
     return replace(trial, params=params)
 
 
-def _apart(theirs: SweepSpec, spec: SweepSpec) -> list[str]:
-    """Leaves of the base that differ and that neither sweep searches."""
+def _differing_paths(theirs: SweepSpec, spec: SweepSpec) -> list[str]:
+    """Settings of the base that differ and that neither sweep searches."""
     searched = {*theirs.search.paths, *spec.search.paths}
     a, b = flatten(theirs.base.model_dump(mode="json")), flatten(spec.base.model_dump(mode="json"))
     return sorted(p for p in a.keys() | b.keys() if p not in searched and a.get(p, ...) != b.get(p, ...))

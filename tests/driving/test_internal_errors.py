@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,12 @@ from orchestrator.commands.status import history, status
 from orchestrator.driver import crash_report, sweep_driver
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.errors import ExitCode, NameTaken, StorageRefused, SweepHeld
-from orchestrator.execution.stop_reasons import Stop, StopKind
+from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import ASIDE, SweepFolder
-from orchestrator.spec.loading.loader import load
+from orchestrator.spec.loading.loader import load_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
-from trainer.results import Point
+from trainer.results import StepMetrics
 
 TEXT = """
 name: s
@@ -35,7 +35,7 @@ search: {loss.beta: [2.0, 3.0]}
 maximize: eval_accuracies/logp
 """
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
-Run = Callable[..., Stop]
+Run = Callable[..., StopReason]
 
 
 @contextmanager
@@ -49,7 +49,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(sweep_module, "cluster", no_cluster)
+    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
     (tmp_path / "s.yaml").write_text(TEXT)
     return tmp_path / "s.yaml"
 
@@ -59,20 +59,20 @@ def trials_run_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Run], None]:
     return lambda run: monkeypatch.setattr(sweep_driver, "run_trials", run)
 
 
-def broken(*_: Any, **__: Any) -> Stop:
+def broken(*_: Any, **__: Any) -> StopReason:
     raise TypeError(f"an unexpected thing with {TOKEN}")
 
 
-def broken_in_a_trial(study: Study, *_: Any, **__: Any) -> Stop:
-    study.claim()
+def broken_in_a_trial(study: Study, *_: Any, **__: Any) -> StopReason:
+    study.ask()
     raise KeyError("boom")
 
 
-def good(study: Study, *_: Any, **__: Any) -> Stop:
-    while isinstance(trial := study.claim(), Trial):
-        study.observe(trial, [Point(1, {"eval_accuracies/logp": 0.5})])
-        study.close(trial, Outcome(TrialState.COMPLETE))
-    return Stop(StopKind.FINISHED)
+def good(study: Study, *_: Any, **__: Any) -> StopReason:
+    while isinstance(trial := study.ask(), Trial):
+        study.report(trial, [StepMetrics(1, {"eval_accuracies/logp": 0.5})])
+        study.tell(trial, Outcome(TrialState.COMPLETE))
+    return StopReason(StopKind.FINISHED)
 
 
 def parent_runs(root: Path) -> list[tuple[str, str, str]]:
@@ -91,14 +91,14 @@ def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
 ) -> None:
     root = file.parent / "runs"
     trials_run_by(broken)
-    assert cli.main(["sweep", str(file)]) == ExitCode.OURS
-    said = capsys.readouterr().err
-    assert "this is ours, not yours: TypeError: an unexpected thing" in said
-    assert "the name is free: `orchestrate sweep FILE` begins anew" in said
+    assert cli.main(["sweep", str(file)]) == ExitCode.INTERNAL_ERROR
+    messages = capsys.readouterr().err
+    assert "this is ours, not yours: TypeError: an unexpected thing" in messages
+    assert "the name is free: `orchestrate sweep FILE` begins anew" in messages
     (trace,) = (root / "s").glob("internal-error-*.txt")
-    assert str(trace) in said
+    assert str(trace) in messages
     assert "in broken" in trace.read_text()
-    assert TOKEN not in said + trace.read_text(), "secrets are masked"
+    assert TOKEN not in messages + trace.read_text(), "secrets are masked"
     found = status("s", root)
     assert found["state"] == "interrupted"
     assert found["why"].startswith("internal error: TypeError: an unexpected thing")
@@ -109,13 +109,13 @@ def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
     trials_run_by(good)
     assert cli.main(["sweep", str(file)]) == 0
     assert "a sweep s had crashed before its first trial; what it left was moved to" in capsys.readouterr().err
-    (aside,) = (root / ASIDE).iterdir()
-    assert (aside / trace.name).is_file()
-    assert (aside / "study.db").is_file()
+    (temporary,) = (root / ASIDE).iterdir()
+    assert (temporary / trace.name).is_file()
+    assert (temporary / "study.db").is_file()
     assert (status("s", root)["state"], len(status("s", root)["trials"])) == ("finished", 2)
     assert parent_runs(root)[1] == ("FINISHED", "FINISHED", "")
     with pytest.raises(NameTaken):
-        start(load(file), root)
+        start(load_spec(file), root)
 
 
 def test_a_bug_after_a_trial_had_begun_keeps_the_name_and_a_good_resume_clears_the_trace(
@@ -123,12 +123,12 @@ def test_a_bug_after_a_trial_had_begun_keeps_the_name_and_a_good_resume_clears_t
 ) -> None:
     root = file.parent / "runs"
     trials_run_by(broken_in_a_trial)
-    assert cli.main(["sweep", str(file)]) == ExitCode.OURS
+    assert cli.main(["sweep", str(file)]) == ExitCode.INTERNAL_ERROR
     assert "What was done is kept: orchestrate resume s" in capsys.readouterr().err
     assert cli.main(["sweep", str(file)]) == ExitCode.USER, "there is a trial: the name is taken"
     assert "orchestrate resume s" in capsys.readouterr().err
     assert parent_runs(root)[0][:2] == ("FAILED", "FAILED")
-    assert cli.main(["resume", "s"]) == ExitCode.OURS
+    assert cli.main(["resume", "s"]) == ExitCode.INTERNAL_ERROR
     stopped = [e["text"] for e in history("s", root)["events"] if e["kind"] == "stopping"]
     assert [text.partition(" (")[0] for text in stopped] == ["internal error: KeyError: 'boom'"] * 2
 
@@ -151,8 +151,8 @@ def test_a_bug_before_there_is_a_study(
         raise RuntimeError("Ray would not start")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep_module, "cluster", no_ray)
-        assert cli.main(["sweep", str(file)]) == ExitCode.OURS
+        patch.setattr(sweep_module, "local_cluster", no_ray)
+        assert cli.main(["sweep", str(file)]) == ExitCode.INTERNAL_ERROR
     found = status("s", root)
     assert found["why"].startswith("internal error: RuntimeError: Ray would not start (traceback in ")
     assert [event["text"] for event in history("s", root)["events"]] == [found["why"]]
@@ -173,7 +173,7 @@ def test_a_folder_without_a_trace_is_not_taken_for_a_crashed_one(file: Path) -> 
 
 
 def test_an_error_of_the_user_is_kept_as_the_reason_too(file: Path, trials_run_by: Callable[[Run], None]) -> None:
-    def refused(*_: Any, **__: Any) -> Stop:
+    def refused(*_: Any, **__: Any) -> StopReason:
         raise StorageRefused("the disk is gone")
 
     trials_run_by(refused)
@@ -185,11 +185,32 @@ def test_an_error_of_the_user_is_kept_as_the_reason_too(file: Path, trials_run_b
 
 
 def test_a_driver_that_was_replaced_records_nothing(file: Path, trials_run_by: Callable[[Run], None]) -> None:
-    def replaced(*_: Any, **__: Any) -> Stop:
+    def replaced(*_: Any, **__: Any) -> StopReason:
         raise SweepHeld("s", "somebody else")
 
     trials_run_by(replaced)
     root = file.parent / "runs"
-    assert cli.main(["sweep", str(file)]) == ExitCode.HELD
+    assert cli.main(["sweep", str(file)]) == ExitCode.LOCKED
     assert status("s", root)["why"] == ""
     assert parent_runs(root)[0][:2] == ("RUNNING", "RUNNING")
+
+
+def test_a_bug_in_a_driver_that_was_replaced_is_not_told_of_the_sweep(
+    file: Path, trials_run_by: Callable[[Run], None]
+) -> None:
+    with ExitStack() as others:
+
+        def replaced(study: Study, *_: Any, **__: Any) -> StopReason:
+            others.enter_context(Study.open(study.folder)).start_driving()
+            with pytest.raises(SweepHeld):
+                study.start_driving()
+            raise KeyError("boom")
+
+        trials_run_by(replaced)
+        root = file.parent / "runs"
+        assert cli.main(["sweep", str(file)]) == ExitCode.LOCKED
+        assert [e["text"] for e in history("s", root)["events"] if e["kind"] == "stopping"] == []
+        assert not list((root / "s").glob("internal-error-*.txt"))
+        told = (SweepFolder(root, "s").outbox / "messages.jsonl").read_text()
+        assert "RUNNING" in told
+        assert "FAILED" not in told, "nothing more to MLflow"

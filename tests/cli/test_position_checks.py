@@ -31,10 +31,10 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-def model(place: Path, **config: Any) -> Path:
-    place.mkdir()
-    (place / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    return place
+def model(path: Path, **config: Any) -> Path:
+    path.mkdir()
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return path
 
 
 def told(capsys: pytest.CaptureFixture[str], command: str, model: Path, length: int, more: str = "") -> tuple[int, str]:
@@ -48,47 +48,52 @@ def told(capsys: pytest.CaptureFixture[str], command: str, model: Path, length: 
 def test_a_length_beyond_learned_positions_is_a_finding_with_its_line(
     command: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = model(tmp_path / "gpt2", model_type="gpt2", n_positions=1024)
-    code, said = told(capsys, command, place, 2048)
+    path = model(tmp_path / "gpt2", model_type="gpt2", n_positions=1024)
+    code, messages = told(capsys, command, path, 2048)
     assert code == 2
-    assert "sweep.yaml:6: base.data.max_length: 2,048 tokens are beyond the 1,024 positions that the model has" in said
-    assert "(write 1024 or less)" in said
+    assert (
+        "sweep.yaml:6: base.data.max_length: 2,048 tokens are beyond the 1,024 positions that the model has" in messages
+    )
+    assert "(write 1024 or less)" in messages
     assert not root.exists()
 
 
 def test_every_finding_is_told_at_once_where_the_file_says_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = model(tmp_path / "opt", model_type="opt", max_position_embeddings=1024)
+    path = model(tmp_path / "opt", model_type="opt", max_position_embeddings=1024)
     small = model(tmp_path / "small", model_type="gptj", n_positions=512)
     more = f"""search:
-  model.name_or_path: [{place}, {small}]
+  model.name_or_path: [{path}, {small}]
 sft:
   training: {{max_steps: 1}}
   data: {{train: rows.jsonl, max_length: 3000}}
 judge: {{max_new_tokens: 900}}
 """
-    code, said = told(capsys, "plan", place, 800, more)
+    code, messages = told(capsys, "plan", path, 800, more)
     assert code == 2
-    assert f"sweep.yaml:6: base.data.max_length: with {small}: 800 tokens are beyond the 512 positions" in said
-    assert "sweep.yaml:12: sft.data.max_length: 3,000 tokens are beyond the 1,024 positions" in said
-    assert "sweep.yaml:13: judge.max_new_tokens: 900 new tokens behind a prompt of up to 544" in said
-    assert said.count("base.data.max_length") == 1
+    assert f"sweep.yaml:6: base.data.max_length: with {small}: 800 tokens are beyond the 512 positions" in messages
+    assert "sweep.yaml:12: sft.data.max_length: 3,000 tokens are beyond the 1,024 positions" in messages
+    assert "sweep.yaml:13: judge.max_new_tokens: 900 new tokens behind a prompt of up to 544" in messages
+    assert messages.count("base.data.max_length") == 1
 
 
 def test_a_length_beyond_a_rotary_models_training_is_a_warning(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = model(tmp_path / "neox", model_type="gpt_neox", max_position_embeddings=1024)
-    code, said = told(capsys, "plan", place, 2048)
+    path = model(tmp_path / "neox", model_type="gpt_neox", max_position_embeddings=1024)
+    code, messages = told(capsys, "plan", path, 2048)
     assert code == 0
-    said = " ".join(said.split())
-    assert "sweep.yaml:6: base.data.max_length: 2,048 tokens are more than the 1,024 that the model was trained" in said
+    messages = " ".join(messages.split())
+    assert (
+        "sweep.yaml:6: base.data.max_length: 2,048 tokens are more than the 1,024 that the model was trained"
+        in messages
+    )
 
 
 def test_lengths_within_the_model_are_passed_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 1024}
-    place = model(tmp_path / "qwen", model_type="qwen2", max_position_embeddings=1024, rope_scaling=scaling)
-    code, said = told(capsys, "plan", place, 2048)
+    path = model(tmp_path / "qwen", model_type="qwen2", max_position_embeddings=1024, rope_scaling=scaling)
+    code, messages = told(capsys, "plan", path, 2048)
     assert code == 0
-    assert "was trained" not in said
+    assert "was trained" not in messages
