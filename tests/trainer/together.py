@@ -97,7 +97,7 @@ def main(rank: int, size: int, port: int, number: int, cache: Path) -> None:
             try:
                 history.append(next(run))
             except StopIteration as end:
-                kind = end.value.kind.value
+                kind = end.value.status.value
                 break
         run.close()
         messages = {"points": without_speed(history), "kind": kind, "counters": dict(session.counters)}
