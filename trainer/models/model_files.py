@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.trial import ModelConfig
-from trainer.distributed.deepspeed_zero3 import keep_off_stdout
+from trainer.environment import keep_deepspeed_off_stdout
 from trainer.models.adapter_merging import BaseGone, merged
 from trainer.randomness import as_configured
 from trainer.results import ModelError
@@ -93,7 +93,7 @@ def save_model(
         tensors: The whole state by name, where the model itself has only slices of it.
         stops: Tokens with which the data's responses end; `generation_config.json` names them beside the model's own.
     """
-    keep_off_stdout()
+    keep_deepspeed_off_stdout()
     state = None if tensors is None else dict(tensors)
 
     def write(temporary: Path) -> None:

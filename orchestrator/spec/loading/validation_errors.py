@@ -10,6 +10,7 @@ from pydantic_core import ErrorDetails
 
 from orchestrator.errors import Finding, closest_match
 from orchestrator.spec.loading.yaml_document import Document, Location
+from trainer.config.trial import STORED
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -52,8 +53,9 @@ def format_value(value: Any) -> str:
 class ErrorCollector:
     """Collects what is wrong; `validate` makes a model or says why it cannot."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
+    def __init__(self, document: Document, *, is_new: bool = True) -> None:
+        """is_new: a user's file, in which a value that was removed since an earlier version is refused."""
+        self.document, self.is_new = document, is_new
         self.items: list[Finding] = []
 
     def add(self, loc: Location, problem: str, hint: str = "") -> None:
@@ -80,7 +82,7 @@ class ErrorCollector:
         That keys in `already_reported` are missing, and anything below `invalid`, was reported already.
         """
         try:
-            return model.model_validate(value, strict=True)
+            return model.model_validate(value, strict=True, context=None if self.is_new else STORED)
         except ValidationError as error:
             for inner, problem, hint in _error_messages(model, value, error):
                 if not (inner[:1] and inner[0] in already_reported) and not any(inner[: len(w)] == w for w in invalid):

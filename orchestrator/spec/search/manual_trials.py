@@ -35,7 +35,7 @@ def check_manual_trial(
     if found:
         return found
     try:
-        apply_params(base, given)
+        apply_params(base, given, is_new=True)
     except UnknownPath as error:
         return [(error.path, error.problem, error.hint)]
     except ValidationError as error:
