@@ -150,7 +150,7 @@ base:
 
 def test_the_papers_gamma_goes_through_every_door(load_text: Load) -> None:
     spec = load_text("search: {loss.beta: [3.14159], loss.gamma: [1.0]}")
-    params = spec.search.grid_point(0)
+    params = spec.search.grid_index().params_at(0)
     config = TrialConfig.model_validate_json(spec.search.apply(spec.base, params).model_dump_json())
     assert isinstance(config.loss, SimpoLoss)
     assert config.loss.beta == 3.14159

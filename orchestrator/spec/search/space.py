@@ -89,13 +89,6 @@ class SearchSpace(FrozenModel):
         axes = self.grid_index()
         return None if axes.is_continuous else len(axes)
 
-    def grid_point(self, index: int) -> Params:
-        """Return the index-th combination of a finite space, the last setting advancing fastest.
-
-        Combinations may repeat; see Grid for distinct ones.
-        """
-        return self.grid_index().params_at(index)
-
     def active(self, params: Mapping[str, Scalar]) -> Params:
         """Those of `params` whose `when` holds."""
         return self.grid_index().active(params)
@@ -111,7 +104,7 @@ class SearchSpace(FrozenModel):
         )
 
     def grid_index(self) -> GridIndex:
-        """All combinations."""
+        """All combinations, the last setting advancing fastest; some may be equal, see `Grid` for distinct ones."""
         return GridIndex(
             [*(GridAxis((p,), all_values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()]
         )
