@@ -16,11 +16,12 @@ from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_path
 from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
 from orchestrator.spec.loading.loader import load_spec_text
-from orchestrator.spec.loading.yaml_document import Location, read_document
+from orchestrator.spec.loading.validation_errors import read_document
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.study_database import hide_password, store_study_url, study_exists
 from orchestrator.tracking.mlflow_sink import fixed_artifact_location, tracking_uri
 from trainer.config.trial import ZERO3_REMOVED, is_removed_distributed
+from trainer.config.yaml_files import Location
 from trainer.storage.atomic_files import write_text
 
 

@@ -338,6 +338,18 @@ def test_set_fixes_what_was_searched(folder: Path) -> None:
     assert any("replaces loss.gamma_beta_ratio" in notice for notice in loaded.notices)
 
 
+def test_a_shorthand_that_is_set_can_be_set_further(load_text: Load, folder: Path) -> None:
+    spec = load_text("", "model=org/other", "model.dtype=bfloat16", "data.train=rows.jsonl", "data.train.0.weight=2.0")
+    assert (spec.base.model.name_or_path, spec.base.model.dtype) == ("org/other", "bfloat16")
+    assert spec.base.data.train == (FileSource(path=str(folder / "rows.jsonl"), weight=2.0),)
+    spec = load_text(
+        "judge: {reward_model: org/judge}", "judge.reward_model=org/other", "judge.reward_model.dtype=bfloat16"
+    )
+    assert spec.judge is not None
+    assert spec.judge.reward_model is not None
+    assert (spec.judge.reward_model.name_or_path, spec.judge.reward_model.dtype) == ("org/other", "bfloat16")
+
+
 @pytest.mark.parametrize(
     ("flag", "said"),
     [

@@ -29,13 +29,19 @@ from orchestrator.spec.loading.method_sections import (
 from orchestrator.spec.loading.overrides import apply_overrides
 from orchestrator.spec.loading.search_section import load_enqueue, load_search, location_of
 from orchestrator.spec.loading.shorthands import expand_shorthands, resolve_paths
-from orchestrator.spec.loading.validation_errors import SOURCE_MODELS, ErrorCollector, format_value
-from orchestrator.spec.loading.yaml_document import Document, Location, parse_document, read_document
+from orchestrator.spec.loading.validation_errors import (
+    SOURCE_MODELS,
+    ErrorCollector,
+    format_value,
+    parse_document,
+    read_document,
+)
 from orchestrator.spec.search import corners
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Document, Location
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -222,7 +228,6 @@ def _load_document(document: Document, folder: Path, sets: Sequence[str], name: 
     if name is not None:
         tree["name"] = name
         document.lines["name",] = f"--name {name}"
-    expand_shorthands(tree)
     resolve_paths(findings, tree, folder)
     spec = load_sections(findings, tree)
     if spec is None:

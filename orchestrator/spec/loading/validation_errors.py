@@ -1,16 +1,17 @@
-"""pydantic's errors as findings with the file's own lines and names."""
+"""Errors of YAML and of pydantic as findings with the file's own lines and names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.errors import Finding, closest_match
-from orchestrator.spec.loading.yaml_document import Document, Location
+from orchestrator.errors import Finding, SpecError, closest_match
 from trainer.config.trial import STORED
+from trainer.config.yaml_files import Document, InvalidYaml, Location, parse_yaml, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -31,6 +32,28 @@ _EXPECTED = {
 SOURCE_MODELS = {"FileSource": "path", "HubSource": "dataset", "GeneratedSource": "generated"}
 """Each kind of data source and the key that only it has."""
 _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
+
+
+def read_document(path: Path) -> Document:
+    """The values in a YAML file; SpecError with every finding."""
+    try:
+        return read_yaml(path)
+    except InvalidYaml as error:
+        known = () if path.is_file() or not path.parent.is_dir() else sorted(p.name for p in path.parent.glob("*.y*ml"))
+        near = closest_match(path.name, known)
+        raise _spec_error(error, f"did you mean {path.parent / near}?" if near else "") from None
+
+
+def parse_document(text: str, source: str) -> Document:
+    """The values in a YAML text; SpecError with every finding."""
+    try:
+        return parse_yaml(text, source)
+    except InvalidYaml as error:
+        raise _spec_error(error) from None
+
+
+def _spec_error(error: InvalidYaml, hint: str = "") -> SpecError:
+    return SpecError([Finding(p.where, p.path, p.problem, hint) for p in error.problems])
 
 
 def format_value(value: Any) -> str:
