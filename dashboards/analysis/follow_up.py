@@ -17,8 +17,8 @@ from dashboards.diagnosis.findings import Finding, FindingLevel
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.samplers import GridSampler, RandomSampler
-from orchestrator.spec.search.dimensions import values_equal
-from orchestrator.spec.search.space import Choice, Dimension, SearchSpace
+from orchestrator.spec.search.dimensions import Choice, Dimension, values_equal
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from trainer.config.loss_config import SftLoss, SimpoLoss

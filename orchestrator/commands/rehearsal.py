@@ -9,10 +9,11 @@ from typing import get_args
 
 from orchestrator.spec.estimates.input_sizes import count_rows
 from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.corners import extreme_values
 from orchestrator.spec.search.dimensions import Choice, Dimension, Scalar, end_values
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.sweep_spec import Budget, GridSampler, Resources, SftStage, SweepSpec
+from orchestrator.spec.sweep_spec import Budget, Resources, SftStage, SweepSpec
 from trainer.config.hub_cache import hub_reachable, model_file
 from trainer.config.trial import DataConfig, GeneratedModel, GeneratedSource, HubSource, ModelConfig, TrainingConfig
 

@@ -17,7 +17,7 @@ from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import NoPruner, Pruner
-from orchestrator.spec.samplers import Asap, GridSampler, Order, RandomSampler, Reproducible, Sampler
+from orchestrator.spec.samplers import GridSampler, Order, Reproducible, Sampler
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from trainer.config.base import FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
@@ -70,24 +70,6 @@ class Notify(FrozenModel):
             raise ValueError("needs webhook_env or command: nobody would be told")
         return self
 
-
-__all__ = [
-    "SECTION_ORDER",
-    "Asap",
-    "Budget",
-    "GridSampler",
-    "NoPruner",
-    "Objective",
-    "Order",
-    "Pruner",
-    "RandomSampler",
-    "Reproducible",
-    "Resources",
-    "Sampler",
-    "SftStage",
-    "SweepSpec",
-    "Tracking",
-]
 
 SECTION_ORDER = (
     "name",

@@ -8,7 +8,8 @@ import pytest
 from orchestrator.errors import ExitCode, SpecError
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.loading.loader import load_spec, load_spec_text, load_with_notices
-from orchestrator.spec.sweep_spec import GridSampler, Objective, RandomSampler, SweepSpec
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep_spec import GridSampler, Objective, SweepSpec
 from trainer.config.loss_config import DpoLoss, SimpoLoss
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, TrialConfig
 from trainer.metrics import COMPARISON_METRIC

@@ -9,7 +9,8 @@ from study_help import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_
 
 from orchestrator.errors import NameTaken, PasswordInUrl, SpecChanged, StorageRefused, StudyMissing, SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.database import driver_lease
 from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished

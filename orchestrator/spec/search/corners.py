@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from orchestrator.spec.loading.validation_errors import first_error, format_value
-from orchestrator.spec.search.dimensions import GridIndex, Params, Scalar, values_equal
-from orchestrator.spec.search.space import Choice, SearchSpace
+from orchestrator.spec.search.dimensions import Choice, GridIndex, Params, Scalar, values_equal
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND, UnknownPath, apply_params, default_loss
 from trainer.config.trial import TrialConfig, flatten
 

@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import first_error, format_value
 from orchestrator.spec.objectives import Objective, check_fixed_evaluation, check_metric
-from orchestrator.spec.search.dimensions import Scalar, values_equal
-from orchestrator.spec.search.space import Choice, IntUniform, LogUniform, SearchSpace, Uniform
+from orchestrator.spec.search.dimensions import Choice, IntUniform, LogUniform, Scalar, Uniform, values_equal
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, UnknownPath, apply_params, config_paths, list_paths
 from trainer.config.trial import TrialConfig
 

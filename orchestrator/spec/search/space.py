@@ -17,11 +17,8 @@ from orchestrator.spec.search.dimensions import (
     Dimension,
     GridAxis,
     GridIndex,
-    IntUniform,
-    LogUniform,
     Params,
     Scalar,
-    Uniform,
     all_values,
     end_values,
     order_axes,
@@ -56,19 +53,6 @@ def _depends_on_kind(path: str, when: Mapping[str, Sequence[str]], seen: frozens
     if path in seen:  # a circle is told elsewhere
         return False
     return any(other == LOSS_KIND or _depends_on_kind(other, when, seen | {path}) for other in when.get(path, ()))
-
-
-__all__ = [
-    "Choice",
-    "Dimension",
-    "Grid",
-    "IntUniform",
-    "LogUniform",
-    "Params",
-    "Scalar",
-    "SearchSpace",
-    "Uniform",
-]
 
 
 class SearchSpace(FrozenModel):
