@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
-import time
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import sqlalchemy.event
+import sqlalchemy.pool
 from optuna.storages import RDBStorage
 from study_help import COMPLETE, evaluated, make_spec
 
@@ -105,16 +108,34 @@ def test_killed_inside_a_write(template: Template, tmp_path: Path, where: type, 
 
 
 def test_killed_at_twenty_random_instants(template: Template, tmp_path: Path) -> None:
+    """SQLite runs its progress handler every few instructions, so the kill lands inside transactions as well."""
     folder = template(tmp_path, SPEC)
     chance = random.Random(0)
     kills = 0
-    for _ in range(20):
-        child = forked(lambda: drive(folder))
-        time.sleep(chance.uniform(0.02, 0.2))
-        os.kill(child, signal.SIGKILL)
-        kills += status(child) == -signal.SIGKILL
+    while kills < 20:
+        instant = chance.randrange(800)
+
+        def die(instant: int = instant, folder: SweepFolder = folder) -> None:
+            instructions = itertools.count()
+
+            def handler() -> int:
+                if next(instructions) == instant:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return 0
+
+            @sqlalchemy.event.listens_for(sqlalchemy.pool.Pool, "connect")
+            def connected(connection: sqlite3.Connection, _: object) -> None:
+                connection.set_progress_handler(handler, 10)
+
+            drive(folder)
+
+        ended = status(forked(die))
+        assert ended in (-signal.SIGKILL, 0)
+        if ended == 0:  # the sweep ended before its instant: the next one begins anew
+            assert_whole(folder)
+            folder = template(tmp_path / str(kills), SPEC)
+        kills += ended != 0
     drive(folder)
-    assert kills > 0
     assert_whole(folder)
 
 
