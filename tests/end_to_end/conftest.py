@@ -2,15 +2,11 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path += [str(Path(__file__).parents[1] / room) for room in ("engine", "faults")]
-sys.path.append(str(Path(__file__).parents[2]))
 
 from orchestrator import execution  # noqa: F401  what Ray reads when it is imported
 

@@ -1,4 +1,4 @@
-"""`python -m tests.sweep.rehearse_all`: every shipped sweep in small, by the command a user types; green or not.
+"""`python -m tests.end_to_end.rehearse_all`: every shipped sweep in small, by the command a user types; green or not.
 
 Each must exit with 0 and leave every trial COMPLETE, or PRUNED by its own pruner with a reason. `--write` puts the
 table into docs/rehearsals.md.

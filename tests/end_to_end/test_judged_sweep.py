@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_sweep import TINY, orchestrate
 
 from orchestrator.folders import SweepFolder
 from orchestrator.judge.judgements import parse_judgements
 from orchestrator.study.study import Study
+from tests.end_to_end.test_sweep import TINY, orchestrate
 
 JUDGE = """judge:
   top: 2

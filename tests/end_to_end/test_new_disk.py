@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -15,23 +14,21 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from cluster_help import orchestrate
 
 from orchestrator.commands.status import status
 from orchestrator.folders import SweepFolder
 from orchestrator.mirror import Mirror
 from orchestrator.study.study import Study
 from tests.faults.storm import sweep_file
-from tests.faults.story import best_model, differences, study_record
-
-sys.path.append(str(Path(__file__).parents[1] / "mirror"))
+from tests.support.processes import orchestrate
+from tests.support.sweep_record import best_model, differences, study_record
 
 POSTGRESQL = os.environ.get("PREFSWEEP_TEST_POSTGRESQL", "")
 
 
 @pytest.fixture
 def s3() -> Iterator[Any]:
-    from s3_server import serving
+    from tests.support.s3_server import serving
 
     with serving() as server:
         yield server

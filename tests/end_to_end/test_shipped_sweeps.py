@@ -26,7 +26,7 @@ from trainer.config.trial import TrialConfig
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
 QUICK = [file for file in SHIPPED if file.stem.startswith("quickstart")]
 """On a generated task, for a CPU."""
-GOLDEN = Path(__file__).parent
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)

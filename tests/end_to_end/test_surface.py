@@ -10,11 +10,11 @@ from pathlib import Path
 
 import click
 import pytest
-from surface import GOLDEN, WIDTH, compare, keys, lines, output
 
 import sweeps
 from orchestrator.cli import cli
 from orchestrator.errors import ExitCode
+from tests.support.surface import GOLDEN, WIDTH, compare, keys, lines, output
 from trainer.metrics import METRICS
 
 

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from surface import compare_sweep
 
 from orchestrator import folders
 from orchestrator.cli.composition import resume, start
@@ -21,6 +20,7 @@ from orchestrator.commands.status import best, status
 from orchestrator.errors import DataError, ExitCode, NameTaken, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec_text
+from tests.support.surface import compare_sweep
 
 TINY = """
 name: tiny

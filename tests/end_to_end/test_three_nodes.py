@@ -12,12 +12,12 @@ from typing import Any
 import psutil
 import pytest
 import yaml
-from cluster_help import orchestrate
 
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import NAME, sweep_file
-from tests.faults.story import differences, sweep_record
+from tests.support.processes import orchestrate
+from tests.support.sweep_record import differences, sweep_record
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,10 +10,6 @@ import pytest
 
 if TYPE_CHECKING:
     from orchestrator.tracking.mlflow_ui import UiServer
-
-HERE = Path(__file__).parent
-sys.path += [str(HERE.parent / room) for room in ("engine", "study", "trainer", "tracking")]
-sys.path.append(str(HERE.parent.parent))
 
 MEMORY = Path("/dev/shm")
 
@@ -35,7 +30,7 @@ def runs(tmp_path: Path) -> Path:
 @pytest.fixture
 def ui(runs: Path) -> Iterator[UiServer]:
     """MLflow's server over a store of its own."""
-    from served import serving  # MLflow takes seconds to load
+    from tests.support.mlflow_server import serving  # MLflow takes seconds to load
 
     with serving(runs) as ui:
         yield ui

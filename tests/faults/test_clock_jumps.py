@@ -6,12 +6,12 @@ import time
 from pathlib import Path
 
 import pytest
-from local import KILLED, drive, forked
-from study_help import GRID, make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
-from tests.faults.story import differences, sweep_record
+from tests.support.local_driver import KILLED, drive, forked
+from tests.support.specs import GRID, make_spec
+from tests.support.sweep_record import differences, sweep_record
 
 DAY = 86400.0
 

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from local import STEPS, WritingSession
-from scripted import make_spec
-from test_checkpoint import state
 
+from tests.support.fake_session import make_spec
+from tests.support.local_driver import STEPS, WritingSession
+from tests.trainer.storage.test_checkpoints import state
 from trainer.results import RunResult, RunStatus, StepMetrics
 from trainer.storage import checkpoints
 

@@ -6,10 +6,10 @@ import random
 from pathlib import Path
 
 import pytest
-from test_outbox import Recorder, write
 
 from orchestrator.tracking.message_journal import Journal, JournalDamaged, SetTags
 from orchestrator.tracking.outbox import Outbox
+from tests.orchestrator.tracking.test_outbox import Recorder, write
 
 
 def test_a_torn_end_is_set_aside_wherever_it_is_cut(tmp_path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.execution.controller import TrialController
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
+from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 from trainer.config.trial import TrialConfig
 
 

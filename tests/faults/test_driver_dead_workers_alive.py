@@ -8,11 +8,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from engine_driver import STEPS, check_exact, drive, finish, records, trained, wait_for
-from scripted import sweep_folder, write_script
 
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
+from tests.support.driver_process import STEPS, check_exact, drive, finish, records, trained, wait_for
+from tests.support.fake_session import sweep_folder, write_script
 
 
 def alive(processes: list[psutil.Process]) -> list[str]:

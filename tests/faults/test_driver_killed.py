@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from engine_driver import check_exact, command, drive, environment, finish, records, trained, wait_for
-from scripted import sweep_folder, write_script
 
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from tests.faults.storm import storm
+from tests.support.driver_process import check_exact, command, drive, environment, finish, records, trained, wait_for
+from tests.support.fake_session import sweep_folder, write_script
 
 STEPS = 12
 

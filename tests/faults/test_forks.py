@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local import KILLED, STEPS, drive, forked
 
 from orchestrator.commands.trial_control import RequestRefused, clone
 from orchestrator.driver.checkpoint_retention import fork_lock, remove_unused_forks
@@ -17,6 +16,7 @@ from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_sink import connect
+from tests.support.local_driver import KILLED, STEPS, drive, forked
 from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoints
 
 RATE = "training.learning_rate=0.25"

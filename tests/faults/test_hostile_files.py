@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from local import KILLED, drive, forked
-from test_checkpoint import state
 
+from tests.support.local_driver import KILLED, drive, forked
+from tests.trainer.storage.test_checkpoints import state
 from trainer.storage import checkpoints
 
 ROOT = Path(__file__).parents[2]

@@ -10,11 +10,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from local import KILLED, drive, forked
 
 from orchestrator.study.database import study_database
 from orchestrator.tracking.mlflow_sink import connect
-from tests.faults.story import count_points, differences, doubled_rows, sweep_record
+from tests.support.local_driver import KILLED, drive, forked
+from tests.support.sweep_record import count_points, differences, doubled_rows, sweep_record
 
 POINTS = {
     "sweep.folder": 1,

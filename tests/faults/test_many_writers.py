@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from study_help import GRID, make_spec
 
 from orchestrator.errors import NetworkDisk
 from orchestrator.folders import SweepFolder
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
+from tests.support.specs import GRID, make_spec
 
 PROCESSES, EACH = 10, 200
 

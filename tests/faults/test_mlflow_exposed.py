@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from served import begin, receiver
 
 from orchestrator.spec.sweep_spec import Objective
 from orchestrator.tracking.mlflow_ui import NotLoopback, UiServer, start_ui, sweep_page
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import trials_filter
+from tests.support.mlflow_server import begin, receiver
 from trainer.results import StepMetrics
 
 OBJECTIVE = Objective(metric="eval_accuracies/logp", direction="maximize")

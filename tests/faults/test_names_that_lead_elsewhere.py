@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scripted import make_spec
 
 from orchestrator import cli
 from orchestrator.errors import InvalidSweepName
 from orchestrator.folders import existing_sweep, new_sweep_folder
+from tests.support.fake_session import make_spec
 from trainer.storage import checkpoints
 
 NAMES = ["../x", "/etc", "a/b", "a\0b", "..%2f", "a\u2215b", "x" * 300, "", ".", "..", "-rf", ".hidden", "a b", "ä"]
@@ -36,7 +36,7 @@ def test_at_the_command_line(
 
 
 def test_a_linked_sweep_and_a_linked_checkpoint_are_not_followed(tmp_path: Path) -> None:
-    from test_checkpoint import state
+    from tests.trainer.storage.test_checkpoints import state
 
     elsewhere = tmp_path / "elsewhere"
     path = checkpoints.save_checkpoint(elsewhere, state(10))

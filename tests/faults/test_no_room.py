@@ -12,9 +12,6 @@ import time
 from pathlib import Path
 
 import pytest
-from local import drive, forked
-from scripted import make_spec
-from study_help import COMPLETE, DIVERGED, METRIC, evaluated
 
 from orchestrator.driver import preflight
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, model_folder
@@ -26,16 +23,18 @@ from orchestrator.spec.estimates.disk_space import disk_need, parameter_count
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_sink import connect
-from tests.faults.story import differences, sweep_record
+from tests.support.fake_session import make_spec
+from tests.support.local_driver import drive, forked
+from tests.support.specs import COMPLETE, DIVERGED, METRIC, evaluated
+from tests.support.sweep_record import differences, sweep_record
 from trainer.config.trial import ModelConfig
 
 SMALL_DISK = """
-import os, sys
+import sys
 from pathlib import Path
-sys.path[:0] = sys.argv[2].split(os.pathsep)
-import local
+from tests.support import local_driver
 from orchestrator import cli
-cli.cli.main = lambda *_, **__: local.drive(Path(sys.argv[1]))  # what the command does with every error
+cli.cli.main = lambda *_, **__: local_driver.drive(Path(sys.argv[1]))  # what the command does with every error
 sys.stderr = sys.stdout
 sys.exit(cli.main([]))
 """
@@ -52,7 +51,7 @@ def test_a_disk_of_two_megabytes_that_fills_up(tmp_path: Path) -> None:
     disk, code = tmp_path / "disk", tmp_path / "code.py"
     disk.mkdir()
     code.write_text(SMALL_DISK)
-    run = f'"{sys.executable}" "{code}" "{disk}" "{os.pathsep.join(sys.path)}"'
+    run = f'"{sys.executable}" "{code}" "{disk}"'
     (tmp_path / "made").mkdir()
     connect(tmp_path / "made", f"sqlite:///{tmp_path / 'made/mlflow.db'}")  # tables alone: they take seconds
     shell = f"""

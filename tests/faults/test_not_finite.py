@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import METRIC, ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.errors import ExitCode
 from orchestrator.execution.local_cluster import Slots, local_cluster
@@ -18,10 +16,18 @@ from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from orchestrator.tracking.mlflow_sink import connect
+from tests.support.fake_session import (
+    METRIC,
+    ListSink,
+    ScriptedSession,
+    SilentView,
+    make_spec,
+    sweep_folder,
+    write_script,
+)
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
-HERE = Path(__file__).parent
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
 STRANGE: list[tuple[str, Any]] = [
     ("loss", math.nan),
@@ -53,7 +59,6 @@ class StrangeSession(ScriptedSession):
 
 
 def test_values_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent / "engine")]))
     write_script(tmp_path)
     sink, sound = ListSink(), len(STRANGE)
     with (

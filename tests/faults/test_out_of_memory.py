@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
-from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.execution.local_cluster import Slots, local_cluster
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
+from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
-HERE = Path(__file__).parent
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
 NEEDS = {0: 100_000, 1: 1 << 20}
 """Bytes per token that a trial asks the system for: trial 0 fits with 2048 tokens, trial 1 never does."""
@@ -55,7 +53,6 @@ def _take(size: int) -> None:
 
 def test_workers_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Real limits, real Ray; trial 2's worker is killed outright (exit 137), which is a lost worker and no more."""
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(HERE), str(HERE.parent / "engine")]))
     write_script(tmp_path, trials={"2": "die"})
     folder = sweep_folder(tmp_path)
     view, sink = SilentView(), ListSink()

@@ -17,12 +17,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from engine_driver import STEPS, check_exact, command, drive, environment, finish, records, trained, wait_for
-from scripted import write_script
 
 from orchestrator.execution.local_cluster import starting_ray
 from orchestrator.execution.stop_reasons import SignalHandler, deaf_to_sigterm
 from orchestrator.study.trial_records import TrialState
+from tests.support.driver_process import (
+    STEPS,
+    check_exact,
+    command,
+    drive,
+    environment,
+    finish,
+    records,
+    trained,
+    wait_for,
+)
+from tests.support.fake_session import write_script
 
 Sent = Callable[[subprocess.Popen[str]], None]
 

@@ -6,9 +6,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from local import drive, forked
 
 from orchestrator import cli
+from tests.support.local_driver import drive, forked
 
 SWEEP = """
 name: s

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import optuna
 import pytest
-from local import KILLED, drive, forked
-from scripted import make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.study import Study
-from tests.faults.story import differences, study_record
+from tests.support.fake_session import make_spec
+from tests.support.local_driver import KILLED, drive, forked
+from tests.support.sweep_record import differences, study_record
 
 SPACE = {
     "training.learning_rate": {"log_uniform": [1e-6, 1e-3]},

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from local import drive, forked
-from scripted import ListSink, SilentView, make_spec
 
 from orchestrator.errors import PasswordInUrl
 from orchestrator.execution.controller import TrialController
@@ -19,6 +17,8 @@ from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import _merged, sweep_file
+from tests.support.fake_session import ListSink, SilentView, make_spec
+from tests.support.local_driver import drive, forked
 
 CANARIES = {
     "HF_TOKEN": "hf_canary0000000001",
@@ -44,13 +44,13 @@ def test_a_failing_trial_tells_no_secret(quick_path: Path, monkeypatch: pytest.M
         monkeypatch.setenv(name, value)
 
     def go() -> None:
-        import local
+        from tests.support import local_driver
 
         def fails(*_: object) -> object:
             raise RuntimeError(f"401 for https://me:{CANARIES['PGPASSWORD']}@host with {CANARIES['HF_TOKEN']}")
             yield
 
-        local.WritingSession.train = fails  # pyright: ignore[reportAttributeAccessIssue]
+        local_driver.WritingSession.train = fails  # pyright: ignore[reportAttributeAccessIssue]
         drive(quick_path, make_spec(2))
 
     assert forked(go) == 0

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from served import begin, receiver, steps
 
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui
 from orchestrator.tracking.outbox import Outbox, deliver_pending
+from tests.support.mlflow_server import begin, receiver, steps
 from trainer.results import StepMetrics
 
 

@@ -7,10 +7,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from local import forked
 
 from orchestrator.tracking.mlflow_sink import MlflowSink, connect, ensure_experiment
 from orchestrator.tracking.outbox import Outbox
+from tests.support.local_driver import forked
 from trainer.results import StepMetrics
 
 SWEEPS, STEPS = 8, 500

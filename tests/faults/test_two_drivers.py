@@ -12,8 +12,6 @@ from threading import Event
 from typing import Any
 
 import pytest
-from scripted import ListSink
-from study_help import GRID, evaluated, make_spec
 
 from orchestrator.errors import ExitCode, NameTaken, SweepHeld
 from orchestrator.folders import SweepFolder, create_sweep_folder
@@ -22,11 +20,13 @@ from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
 from orchestrator.tracking.outbox import Outbox
+from tests.support.fake_session import ListSink
+from tests.support.specs import GRID, evaluated, make_spec
 
 DRIVER = """
 import sys, time
 from pathlib import Path
-from study_help import evaluated
+from tests.support.specs import evaluated
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.study.database import driver_lease as lease
@@ -69,11 +69,7 @@ def root(quick_path: Path) -> Path:
 
 def driver(root: Path, machine: str = "here", what: str = "trains") -> subprocess.Popen[str]:
     """A driver in a process of its own; on another machine than this one as far as it can tell."""
-    path = os.pathsep.join([str(Path(__file__).parent.parent / "study"), *sys.path])
-    env = os.environ | {"PYTHONPATH": path}
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(root), machine, what], env=env, stdout=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen([sys.executable, "-c", DRIVER, str(root), machine, what], stdout=subprocess.PIPE, text=True)
 
 
 def next_line(process: subprocess.Popen[str]) -> str:

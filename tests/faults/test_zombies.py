@@ -10,17 +10,17 @@ import time
 from pathlib import Path
 
 import pytest
-from engine_driver import check_exact, drive, finish, records, trained, wait_for
-from scripted import ScriptedSession, make_spec, sweep_folder, write_script
 
 from orchestrator.execution.messages import AttemptStatus, AttemptTask
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.study import Study
+from tests.support.driver_process import check_exact, drive, finish, records, trained, wait_for
+from tests.support.fake_session import ScriptedSession, make_spec, sweep_folder, write_script
 
 WORKER = """
 import sys, time
 from pathlib import Path
-from scripted import ScriptedSession, make_spec
+from tests.support.fake_session import ScriptedSession, make_spec
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.execution.messages import AttemptTask
 root = Path(sys.argv[1])
@@ -33,9 +33,8 @@ time.sleep(600)
 
 def test_a_sleeping_worker_of_an_older_attempt_is_put_down(tmp_path: Path) -> None:
     write_script(tmp_path, steps=4)
-    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent.parent / "engine"), *sys.path])}
     command = [sys.executable, "-c", WORKER, str(tmp_path)]
-    zombie = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    zombie = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert zombie.stdout is not None
     assert zombie.stdout.readline() == "1\n"
     zombie.send_signal(signal.SIGSTOP)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,13 +8,11 @@ import pytest
 
 from orchestrator.mirror import Mirror
 
-sys.path += [str(Path(__file__).parent), str(Path(__file__).parents[1] / "engine")]
-
 
 @pytest.fixture(scope="module")
 def s3() -> Iterator[object]:
     """A bucket of a server that speaks S3's protocol, on a free port of this machine."""
-    from s3_server import serving
+    from tests.support.s3_server import serving
 
     with serving() as server:
         yield server

@@ -1,11 +1,9 @@
-"""A driver as a process of its own, for tests that kill it: `python drive.py ROOT`."""
+"""A driver as a process of its own, for tests that kill it: `python -m tests.support.drive ROOT`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-
-from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder
 
 from orchestrator import folders
 from orchestrator.errors import OrchestrateError
@@ -13,6 +11,7 @@ from orchestrator.execution.local_cluster import Slots, local_cluster
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
+from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder
 
 
 def main(root: Path) -> str:

@@ -9,21 +9,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripted import sweep_folder
-
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
+from tests.support.fake_session import sweep_folder
 
-ENGINE = Path(__file__).parent.parent / "engine"
 STEPS = 12
 
 
 def command(root: Path) -> list[str]:
-    return [sys.executable, str(ENGINE / "drive.py"), str(root)]
+    return [sys.executable, "-m", "tests.support.drive", str(root)]
 
 
 def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ENGINE), str(ENGINE.parent.parent)])}
+    return dict(os.environ)
 
 
 def drive(root: Path) -> subprocess.Popen[str]:

@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 import mlflow  # noqa: F401  the children need not import it again
 import torch
-from scripted import METRIC, SilentView, make_spec
 
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, remove_unused_forks
 from orchestrator.execution.controller import TrialController
@@ -26,6 +25,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_sink import MlflowSink
 from orchestrator.tracking.outbox import Outbox
+from tests.support.fake_session import METRIC, SilentView, make_spec
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, RunStatus, StepMetrics
 from trainer.storage import checkpoints

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import torch
-from small_trials import trial
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.support.small_trials import trial
 from trainer.models.model_files import resolve_model_path
 
 _MODEL = """

@@ -1,4 +1,4 @@
-"""Processes that train together, kept warm between trials: `python together.py NUMBER SIZE PORT CACHE`.
+"""Processes that train together, kept warm between trials: this module, run with NUMBER SIZE PORT CACHE.
 
 Each line on stdin is a trial for all of them: its configuration, folder, older folders, and how many points to take.
 Each answers with a line: points, ending, and what its training session has loaded.
@@ -41,7 +41,7 @@ class Together:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             self.processes = [
                 subprocess.Popen(
-                    [sys.executable, __file__, str(rank), str(size), str(port), str(number), str(cache)],
+                    [sys.executable, "-m", __spec__.name, str(rank), str(size), str(port), str(number), str(cache)],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, pass_fds=[number],
                 )
                 for rank in range(size)
@@ -81,8 +81,7 @@ def _out(process: subprocess.Popen[str]) -> IO[str]:
 
 def main(rank: int, size: int, port: int, number: int, cache: Path) -> None:
     join_rendezvous(rank, size, port, socket.socket(fileno=number) if rank == 0 else None)
-    from small_trials import without_speed
-
+    from tests.support.small_trials import without_speed
     from trainer.training_session import TrainingSession
 
     completions = os.fdopen(os.dup(1), "w")

@@ -8,10 +8,9 @@ from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scripted import make_spec
-
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
+from tests.support.fake_session import make_spec
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 

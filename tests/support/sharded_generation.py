@@ -1,4 +1,4 @@
-"""Two processes that each hold slices of one model and generate: `python generate_together.py RANK PORT NUMBER CACHE`.
+"""Two processes that each hold slices of one model and generate: this module, run with RANK PORT NUMBER CACHE.
 
 Their answers end at different tokens, as rounding that differs between GPUs can make them. Prints the answers, and what
 the model computes afterwards.
@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import torch
-from small_trials import MODEL, trial
 
+from tests.support.small_trials import MODEL, trial
 from trainer.config.trial import ModelConfig, TrainingConfig
 from trainer.data import prepare
 from trainer.distributed.fsdp import reshard

@@ -10,8 +10,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small_trials import SPEED, finish, trial, without_speed
 
+from tests.support.small_trials import SPEED, finish, trial, without_speed
 from trainer.__main__ import main
 from trainer.config.yaml_files import InvalidTrialFile, load_trial
 from trainer.training_session import TrainingSession

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_trials import MODEL, finish, model_bytes, trial, without_speed
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.small_trials import MODEL, finish, model_bytes, trial, without_speed
 from trainer import metrics
 from trainer.forward.pair_model import PairModel
 from trainer.models.model_files import export_model
@@ -301,7 +301,7 @@ def test_how_often_the_answers_are_looked_at(
 
 
 def test_dtypes_and_attention_modes_train(session: TrainingSession, tmp_path: Path) -> None:
-    from small_trials import MODEL
+    from tests.support.small_trials import MODEL
 
     _, packed = finish(session.train(trial(training={"max_steps": 2}), tmp_path / "p"))
     history = {}

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from scripted_sweep import FAILED, Script, frame_of, make_spec, run_sweep
-from test_report import Tree
 
 from dashboards.analysis.comparison import as_json, compare_sweeps
 from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.report.comparison_page import comparison_page, comparison_summary, print_comparison
 from orchestrator.study.trial_records import Trial
+from tests.dashboards.report.test_report import Tree
+from tests.support.scripted_sweep import FAILED, Script, frame_of, make_spec, run_sweep
 
 RATES: dict[str, Any] = {"training.learning_rate": {"choice": [3e-7, 1e-6]}}
 DPO = {"loss": {"kind": "dpo", "beta": 0.1}}

@@ -13,7 +13,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, fisher_exact, spearmanr
-from scripted_sweep import METRIC, Script, frame_of, make_spec, run_sweep
 
 from dashboards.analysis.held_out_pairs import HeldOutPairs
 from dashboards.analysis.significance import analyze_significance, paired_difference
@@ -22,6 +21,7 @@ from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import analyze, diagnose
 from dashboards.diagnosis.findings import Finding, FindingLevel
 from dashboards.report.panels.winner import significance_text
+from tests.support.scripted_sweep import METRIC, Script, frame_of, make_spec, run_sweep
 
 COUNTS = st.integers(1, 50)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_sweep import COMPLETE, DIVERGED, FAILED, Script, frame_of, make_spec, run_sweep
 
 from dashboards.analysis.follow_up import NothingLearned, follow_up, next_name, to_yaml
 from dashboards.analysis.significance import analyze_significance
@@ -19,6 +18,7 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import Trial
+from tests.support.scripted_sweep import COMPLETE, DIVERGED, FAILED, Script, frame_of, make_spec, run_sweep
 
 RATES: dict[str, Any] = {"training.learning_rate": {"choice": [1e-7, 3e-7, 1e-6]}}
 BETAS: dict[str, Any] = {"loss.beta": {"choice": [1.0, 2.0, 10.0]}, **RATES}

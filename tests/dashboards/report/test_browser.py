@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scripted_sweep import COMPLETE, DIVERGED, FAILED, PRUNED, Script, make_spec, run_sweep
 
 from docs.chromium import Chromium, browser, installed
 from orchestrator.cli import main
 from orchestrator.study.trial_records import Trial
+from tests.support.scripted_sweep import COMPLETE, DIVERGED, FAILED, PRUNED, Script, make_spec, run_sweep
 
 DRAWN = "document.documentElement.dataset.drawn"
 WIDE = "Math.max(document.documentElement.scrollWidth, document.body.scrollWidth) - innerWidth"

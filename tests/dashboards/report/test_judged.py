@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from scripted_sweep import Script, frame_of, make_spec, run_sweep
 
 from dashboards.analysis.comparison import compare_sweeps
 from dashboards.analysis.load_frame import load_frame
@@ -23,7 +22,8 @@ from orchestrator.judge.win_rates import wilson
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
 from orchestrator.tracking.run_metadata import NOTE
-from tests.engine.scripted import ListSink
+from tests.support.fake_session import ListSink
+from tests.support.scripted_sweep import Script, frame_of, make_spec, run_sweep
 
 GRID = {"loss.beta": {"choice": [2.0, 10.0]}}
 

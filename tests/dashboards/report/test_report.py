@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted_sweep import (
+
+from dashboards.diagnosis.diagnose import analyze
+from dashboards.report.html_page import report_page
+from orchestrator.study.trial_records import Trial
+from tests.support.scripted_sweep import (
     COMPLETE,
     DIVERGED,
     FAILED,
@@ -21,10 +25,6 @@ from scripted_sweep import (
     make_spec,
     run_sweep,
 )
-
-from dashboards.diagnosis.diagnose import analyze
-from dashboards.report.html_page import report_page
-from orchestrator.study.trial_records import Trial
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 

@@ -18,7 +18,7 @@ from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.spec.sweep_spec import Objective, SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialRecord, TrialState, rank_trials
-from tests.dashboards.scripted_sweep import COMPLETE, PRUNED, Script, make_spec, run_sweep
+from tests.support.scripted_sweep import COMPLETE, PRUNED, Script, make_spec, run_sweep
 from trainer.config.trial import DataConfig, ModelConfig, TrialConfig
 from trainer.results import StepMetrics
 

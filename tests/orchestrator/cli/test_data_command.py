@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator import cli
-from tests.trainer.data_cases import CHATML, chat, good_rows, saved, tokenizer, write_rows
+from tests.support.data_cases import CHATML, chat, good_rows, saved, tokenizer, write_rows
 
 SWEEP = """
 name: s

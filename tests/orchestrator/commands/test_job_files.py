@@ -17,7 +17,7 @@ from orchestrator.commands.slurm_job import SlurmJob
 from orchestrator.errors import SpecError
 from orchestrator.spec.loading.loader import load_spec, load_spec_text
 
-GOLDEN = Path(__file__).parent / "jobs"
+GOLDEN = Path(__file__).parents[2] / "golden" / "jobs"
 SHIPPED = Path(sweeps.__file__).parent
 SPEC = load_spec(SHIPPED / "llama3-8b.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
 ONE = SlurmJob(Path("/shared/runs"), Path("/shared/my venv/bin"), machines=1, cpus=16, gpus=0, time="60")

@@ -20,7 +20,7 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from tests.engine.scripted import ListSink, SilentView
+from tests.support.fake_session import ListSink, SilentView
 from trainer.__main__ import main
 from trainer.config.trial import TrialConfig
 from trainer.data import prepare

@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from far_help import write_checkpoint
-from scripted import METRIC, ListSink, SilentView, make_spec, sweep_folder
 
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver import mirror_maintenance
@@ -23,6 +21,8 @@ from orchestrator.mirror import Mirror, MirrorRefused, sweep_path
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, TrialState
+from tests.support.fake_session import METRIC, ListSink, SilentView, make_spec, sweep_folder
+from tests.support.mirrored_trial import write_checkpoint
 from trainer.results import StepMetrics
 from trainer.storage.atomic_files import write_text
 

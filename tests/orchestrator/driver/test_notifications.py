@@ -21,7 +21,7 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.sweep_spec import Notify
 from orchestrator.study.trial_records import TrialRecord, TrialState
-from tests.dashboards.scripted_sweep import make_spec
+from tests.support.scripted_sweep import make_spec
 from trainer.results import StepMetrics
 
 SECRET = "T0SECRET/B0SECRET"

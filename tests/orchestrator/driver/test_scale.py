@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import sqlite3
-import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,22 +11,18 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-sys.path += [str(ROOT), str(ROOT / "tests" / "engine")]
-
-from scripted import ListSink, SilentView  # noqa: E402
-
-from benchmarks.driver import EVERY, REPORTS, Bridge, spec_of  # noqa: E402
-from dashboards.sweep_reporter import DashboardReporter  # noqa: E402
-from orchestrator.driver.sweep_driver import AfterTrial  # noqa: E402
-from orchestrator.execution.controller import TrialController  # noqa: E402
-from orchestrator.execution.messages import AttemptReport, AttemptTask  # noqa: E402
-from orchestrator.execution.stop_reasons import SignalHandler  # noqa: E402
-from orchestrator.folders import SweepFolder, create_sweep_folder  # noqa: E402
-from orchestrator.spec.loading.serialization import dump_spec  # noqa: E402
-from orchestrator.study.database import study_database  # noqa: E402
-from orchestrator.study.study import Study  # noqa: E402
-from orchestrator.study.trial_records import TrialState  # noqa: E402
+from benchmarks.driver import EVERY, REPORTS, Bridge, spec_of
+from dashboards.sweep_reporter import DashboardReporter
+from orchestrator.driver.sweep_driver import AfterTrial
+from orchestrator.execution.controller import TrialController
+from orchestrator.execution.messages import AttemptReport, AttemptTask
+from orchestrator.execution.stop_reasons import SignalHandler
+from orchestrator.folders import SweepFolder, create_sweep_folder
+from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.study.database import study_database
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialState
+from tests.support.fake_session import ListSink, SilentView
 
 SLOTS, TRIALS = 4, 72
 

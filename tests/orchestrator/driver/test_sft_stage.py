@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,12 +26,10 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
+from tests.support.fake_session import BASE, SLOTS, ListSink, SilentView, make_spec, sweep_folder
 from trainer.config.trial import TrialConfig
 from trainer.data import prepare
 from trainer.results import RunResult, RunStatus, StepMetrics
-
-sys.path.append(str(Path(__file__).parents[1] / "engine"))
-from scripted import BASE, SLOTS, ListSink, SilentView, make_spec, sweep_folder
 
 SMALL = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
 SMALL |= {"num_attention_heads": 1, "num_key_value_heads": 1}
@@ -77,11 +74,8 @@ class Faulty:
 
 @pytest.fixture(scope="module")
 def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import this file
     with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SLOTS, signals):
         yield
-    patch.undo()
 
 
 class Staged:

@@ -7,13 +7,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from scripted import METRIC, make_spec, sweep_folder
 
 from orchestrator.execution import user_requests
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study import running_trial
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
+from tests.support.fake_session import METRIC, make_spec, sweep_folder
 from trainer.results import StepMetrics
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import METRIC, SLOTS, ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
-from test_waiting import SPEC as WAITING
 
 from orchestrator.execution import user_requests
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
@@ -17,6 +15,17 @@ from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.database.driver_lease import PAUSE, UNPAUSE
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
+from tests.orchestrator.execution.test_waiting_sampler import SPEC as WAITING
+from tests.support.fake_session import (
+    METRIC,
+    SLOTS,
+    ListSink,
+    ScriptedSession,
+    SilentView,
+    make_spec,
+    sweep_folder,
+    write_script,
+)
 from trainer.results import StepMetrics
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scripted import METRIC, ListSink, SilentView, make_spec, sweep_folder
 
 from orchestrator.execution.controller import TrialController
 from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptStatus
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
+from tests.support.fake_session import METRIC, ListSink, SilentView, make_spec, sweep_folder
 from trainer.results import StepMetrics
 
 HISTORY = [StepMetrics(s, {"loss": float("nan") if s == 3 else 1.0, METRIC: 0.5}) for s in range(6)]

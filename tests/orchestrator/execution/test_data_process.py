@@ -94,10 +94,9 @@ def test_an_interruption_ends_the_wait_and_the_process(tmp_path: Path) -> None:
 
 def test_it_ends_with_a_driver_that_was_killed(tmp_path: Path) -> None:
     driver = f"""
-import json, sys, time
+import time
 from pathlib import Path
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_preparing import GOOD, begun, config
+from tests.orchestrator.execution.test_data_process import GOOD, begun, config
 from orchestrator.execution.stop_reasons import SignalHandler
 with SignalHandler(lambda: "") as interrupt:
     data = begun(Path({str(tmp_path)!r}), config(GOOD), interrupt)

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.execution.local_cluster import Slots, local_cluster
 from orchestrator.execution.messages import (
@@ -32,6 +31,7 @@ from orchestrator.execution.workers.shared_worker import SharedWorker
 from orchestrator.execution.workers.trial_worker import retired
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
+from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 ONE = Slots(count=1, gpus=0.0, threads=1)
 SHARED = Slots(count=2, gpus=0.0, threads=1, trials_per_process=2)
@@ -172,11 +172,8 @@ def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
 
 @pytest.fixture(scope="module")
 def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `scripted`
     with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SHARED, signals):
         yield
-    patch.undo()
 
 
 def run(root: Path, slots: Slots, trials: int = 3) -> tuple[StopKind, Study, list[tuple[str, str]]]:

@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
-from several import spec
 
 from orchestrator.execution.local_cluster import Slots, local_cluster
 from orchestrator.execution.messages import AttemptStatus, AttemptTask
@@ -20,6 +18,8 @@ from orchestrator.execution.workers.multi_process_trial import MultiProcessSessi
 from orchestrator.execution.workers.rank_actor import RankActor, RankStep
 from orchestrator.execution.workers.shared_worker import SharedWorker
 from orchestrator.study.study import Study
+from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
+from tests.support.real_trials import spec
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 from trainer.results import RunStatus as TrainerEnd
@@ -145,9 +145,8 @@ def test_the_processes_of_a_trial_are_not_told_of_an_interrupt_that_came_late(tm
     assert finish(ranks.train(CONFIG, tmp_path / "1")).status is TrainerEnd.FINISHED
 
 
-def test_a_trial_that_waits_for_a_slot_uses_no_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_that_waits_for_a_slot_uses_no_gpu(tmp_path: Path) -> None:
     """Two trials are issued where the cluster has room for one: they cannot overlap, and their times do not."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     write_script(tmp_path, pause=0.3)
     here = Slots(count=1, gpus=0.0, threads=1)
     with (

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.execution import retry_policy
 from orchestrator.execution.controller import TrialController
@@ -18,12 +16,11 @@ from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
+from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
+from tests.support.small_trials import DATA, MODEL
 from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
 from trainer.results import StepMetrics
-
-sys.path.append(str(Path(__file__).parents[1] / "trainer"))
-from small_trials import DATA, MODEL
 
 OOM = AttemptReport(
     [],

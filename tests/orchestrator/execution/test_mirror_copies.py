@@ -12,10 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import far_help
 import pytest
-from far_help import STEPS, FarSession, pull_all, task, write_checkpoint
-from s3_server import Server
 
 from orchestrator import mirror as mirror_store
 from orchestrator.execution.messages import AttemptResult, AttemptStatus
@@ -24,6 +21,8 @@ from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.execution.workers.mirror_upload import MirrorUploader
 from orchestrator.mirror import Mirror, MirrorRefused
 from orchestrator.study.trial_records import FailureKind
+from tests.support.mirrored_trial import STEPS, FarSession, pull_all, task, write_checkpoint
+from tests.support.s3_server import Server
 from trainer.storage.atomic_files import FAILPOINT_VARIABLE
 from trainer.storage.checkpoint_manifest import checkpoint_step, list_checkpoints, verify_checkpoint
 
@@ -274,7 +273,7 @@ def test_a_mirror_that_never_answers_fails_no_trial(
 def test_a_worker_killed_inside_a_copy(point: str, s3: Server, tmp_path: Path) -> None:
     """Four files a copy: whichever it was killed in, the newest whole one is what another disk goes on from."""
     mirror = Mirror(f"{s3.url}/{tmp_path.name}/trials/0003")
-    command = [sys.executable, far_help.__file__, str(tmp_path / "one"), mirror.url]
+    command = [sys.executable, "-m", "tests.support.mirrored_trial", str(tmp_path / "one"), mirror.url]
     killed = subprocess.run(command, env=os.environ | {FAILPOINT_VARIABLE: point}, check=False, timeout=120)
     assert killed.returncode == -signal.SIGKILL
     complete = [int(name[-8:]) for name in mirror.complete_paths()]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ListSink, SilentView, sweep_folder
-from several import Mortal, spec, without_speed
 
 from orchestrator.execution.local_cluster import Slots, local_cluster
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
@@ -18,6 +15,8 @@ from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
+from tests.support.fake_session import ListSink, SilentView, sweep_folder
+from tests.support.real_trials import Mortal, spec, without_speed
 from trainer.config.trial import DEEPSPEED_INSTALL
 from trainer.training_session import TrainingSession
 
@@ -29,12 +28,8 @@ TWO, ONE = Slots(count=1, gpus=0.0, threads=1, processes=2), Slots(count=1, gpus
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    here = str(Path(__file__).parent)  # workers import `several`
-    patch.setenv("PYTHONPATH", os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])]))
     with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), TWO, signals):
         yield
-    patch.undo()
 
 
 def run(

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from several import spec, without_speed
 
 from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptStatus, AttemptTask, WorkerLost
 from orchestrator.execution.workers import shared_worker as worker_module
 from orchestrator.execution.workers.shared_worker import SharedWorker
 from orchestrator.study.trial_records import FailureKind
+from tests.support.real_trials import spec, without_speed
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 from trainer.training_session import TrainingSession

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
-from several import spec, without_speed
 
 from orchestrator.execution.local_cluster import Slots, local_cluster
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
@@ -19,6 +17,8 @@ from orchestrator.execution.workers.attempt_runner import SessionFactory, open_s
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
+from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
+from tests.support.real_trials import spec, without_speed
 from trainer.training_session import TrainingSession
 
 SHARED = Slots(count=4, gpus=0.0, threads=1, trials_per_process=2)
@@ -28,11 +28,8 @@ LORA = {"r": 4, "dropout": 0.1}
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_of_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # workers import `scripted`
     with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SHARED, signals):
         yield
-    patch.undo()
 
 
 def run(

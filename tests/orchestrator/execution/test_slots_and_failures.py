@@ -6,7 +6,6 @@ import errno
 from pathlib import Path
 
 import pytest
-from scripted import BASE, METRIC, ScriptedSession, make_spec, write_script
 
 from orchestrator.errors import SpecError
 from orchestrator.execution.local_cluster import plan_slots, worker_environment
@@ -17,6 +16,7 @@ from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
+from tests.support.fake_session import BASE, METRIC, ScriptedSession, make_spec, write_script
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import SLOTS, ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.execution import tune_adapter
 from orchestrator.execution.messages import STOP_REQUEST_FILE
@@ -14,6 +13,15 @@ from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopRea
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
+from tests.support.fake_session import (
+    SLOTS,
+    ListSink,
+    ScriptedSession,
+    SilentView,
+    make_spec,
+    sweep_folder,
+    write_script,
+)
 
 
 class Ran:

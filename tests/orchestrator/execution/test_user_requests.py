@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from engine_driver import drive, records, trained, wait_for
-from scripted import make_spec, sweep_folder, write_script
 
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
+from tests.support.driver_process import drive, records, trained, wait_for
+from tests.support.fake_session import make_spec, sweep_folder, write_script
 
 STEPS = 30
 

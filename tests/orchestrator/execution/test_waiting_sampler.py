@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripted import SLOTS, ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
 
 from orchestrator.errors import TooManySlots
 from orchestrator.execution.local_cluster import Slots
@@ -17,6 +16,15 @@ from orchestrator.spec.samplers import Reproducible, TpeSampler
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
+from tests.support.fake_session import (
+    SLOTS,
+    ListSink,
+    ScriptedSession,
+    SilentView,
+    make_spec,
+    sweep_folder,
+    write_script,
+)
 
 SPEC = make_spec(
     search=SearchSpace.model_validate({"dimensions": {"training.seed": {"int_uniform": [0, 40]}}}),

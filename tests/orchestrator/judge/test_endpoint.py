@@ -20,7 +20,7 @@ from orchestrator.judge.endpoint_batch import EndpointBatch, estimate, total_usa
 from orchestrator.judge.endpoint_client import EndpointClient, EndpointRefused, Question, Reply, parse_reply, parse_vote
 from orchestrator.judge.win_rates import first_position, win_rate
 from orchestrator.spec.judge_config import Endpoint
-from tests.judging.endpoint_server import DRIP, HANG, Action, FakeJudge, Raw, Shown, longer, serve
+from tests.support.judge_endpoint import DRIP, HANG, Action, FakeJudge, Raw, Shown, longer, serve
 from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
 
 KEY = "sk-very-secret-0123456789"
@@ -343,8 +343,8 @@ def test_stopped_in_the_middle_it_keeps_what_it_has(server: FakeJudge, tmp_path:
 CHILD = """
 import sys
 from pathlib import Path
-from tests.judging.endpoint_server import FakeJudge
-from tests.judging.test_endpoint import MATCHES, run
+from tests.support.judge_endpoint import FakeJudge
+from tests.orchestrator.judge.test_endpoint import MATCHES, run
 server = FakeJudge()
 server.url = sys.argv[1]
 run(server, Path(sys.argv[2]), MATCHES)
@@ -361,9 +361,7 @@ def test_killed_at_any_moment_it_asks_nothing_twice(server: FakeJudge, tmp_path:
     kept_when_killed: list[set[str]] = []
     asked_when_killed: list[int] = []
     for until in (4, 12):
-        child = subprocess.Popen(
-            [sys.executable, "-c", CHILD, server.url, str(tmp_path)], cwd=Path(__file__).parents[2]
-        )
+        child = subprocess.Popen([sys.executable, "-c", CHILD, server.url, str(tmp_path)])
         while len(server.asked) < until and child.poll() is None:
             time.sleep(0.01)
         os.kill(child.pid, signal.SIGKILL)

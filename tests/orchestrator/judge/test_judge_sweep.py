@@ -29,8 +29,8 @@ from orchestrator.folders import SweepFolder
 from orchestrator.judge.judgements import Judgement
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
-from tests.engine.scripted import SilentView
-from tests.judging.endpoint_server import FakeJudge, Shown, longer, serve
+from tests.support.fake_session import SilentView
+from tests.support.judge_endpoint import FakeJudge, Shown, longer, serve
 from trainer.config.trial import GeneratedModel
 from trainer.storage.atomic_files import FAILPOINT_VARIABLE
 from trainer.synthetic import generate_model, is_correct

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from study_help import MEMORY, make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
+from tests.support.specs import MEMORY, make_spec
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 import sqlalchemy.event
 import sqlalchemy.pool
 from optuna.storages import RDBStorage
-from study_help import COMPLETE, evaluated, make_spec
 
 from orchestrator.errors import NetworkDisk, StorageRefused
 from orchestrator.folders import SweepFolder
@@ -23,6 +22,7 @@ from orchestrator.study.database import study_database
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
+from tests.support.specs import COMPLETE, evaluated, make_spec
 
 Template = Callable[[Path, SweepSpec], SweepFolder]
 STEPS = 6

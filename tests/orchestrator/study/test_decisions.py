@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from study_help import COMPLETE, METRIC, bug, make_spec
 
 from benchmarks.curves import SEARCH, Preferences
 from benchmarks.simulation import Ran, simulate
@@ -43,6 +42,7 @@ from orchestrator.study.sampling.sampling_policy import SamplingPolicy
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
 from orchestrator.study.trial_snapshots import TrialSnapshot
+from tests.support.specs import COMPLETE, METRIC, bug, make_spec
 from trainer.results import StepMetrics
 
 LISTS = {

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from study_help import BASE, COMPLETE, GRID, RANGES, evaluated, make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.search.manual_trials import check_manual_trial, manual_params, out_of_space
@@ -14,6 +13,7 @@ from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler
 from orchestrator.study.database import enqueued_trials
 from orchestrator.study.study import Study
+from tests.support.specs import BASE, COMPLETE, GRID, RANGES, evaluated, make_spec
 
 Create = Callable[..., Study]
 

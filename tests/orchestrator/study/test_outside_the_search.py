@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from study_help import COMPLETE, evaluated, make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.samplers import (
@@ -23,6 +22,7 @@ from orchestrator.spec.samplers import (
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
+from tests.support.specs import COMPLETE, evaluated, make_spec
 
 Create = Callable[..., Study]
 LISTS = {

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from study_help import COMPLETE, DIVERGED, evaluated, make_spec
 
 from orchestrator.errors import NameTaken, StorageRefused, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
+from tests.support.specs import COMPLETE, DIVERGED, evaluated, make_spec
 
 URL = os.environ.get("PREFSWEEP_TEST_POSTGRESQL", "")
 needs_postgresql = pytest.mark.skipif(not URL, reason="set PREFSWEEP_TEST_POSTGRESQL=postgresql+psycopg://user@host/db")

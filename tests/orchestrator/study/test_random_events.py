@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
-from study_help import COMPLETE, DIVERGED, GRID, MEMORY, METRIC, bug, make_spec
 
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
@@ -19,6 +18,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
+from tests.support.specs import COMPLETE, DIVERGED, GRID, MEMORY, METRIC, bug, make_spec
 from trainer.results import StepMetrics
 
 SPEC = make_spec(GRID)

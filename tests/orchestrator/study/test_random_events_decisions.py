@@ -11,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from study_help import BASE, COMPLETE, MEMORY, METRIC, RANGES, make_spec
 
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
@@ -21,6 +20,7 @@ from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
+from tests.support.specs import BASE, COMPLETE, MEMORY, METRIC, RANGES, make_spec
 from trainer.results import StepMetrics
 
 STEPS, TRIALS, LAG = 4, 9, 3

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
-from study_help import RANGES, make_spec
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import Budget, RandomSampler, SweepSpec
@@ -13,6 +12,7 @@ from orchestrator.study.sampling.random_samplers import stable_seed
 from orchestrator.study.sampling.sampling_policy import SamplingPolicy
 from orchestrator.study.study import Study
 from orchestrator.study.trial_snapshots import TrialSnapshot
+from tests.support.specs import RANGES, make_spec
 
 CONDITIONAL = {
     "loss.kind": {"choice": ["simpo", "dpo"]},

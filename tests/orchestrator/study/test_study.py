@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Callable
 
 import pytest
-from study_help import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_spec
 
 from orchestrator.errors import NameTaken, PasswordInUrl, SpecChanged, StorageRefused, StudyMissing, SweepHeld
 from orchestrator.folders import SweepFolder
@@ -15,6 +14,7 @@ from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Trial, TrialState
+from tests.support.specs import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_spec
 from trainer.results import StepMetrics
 
 Create = Callable[..., Study]

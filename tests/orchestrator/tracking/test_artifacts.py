@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +14,12 @@ from orchestrator.mirror import MirrorError
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.tracking.mlflow_sink import MlflowSink, connect, fixed_artifact_location
 
-sys.path.append(str(Path(__file__).parents[1] / "mirror"))
-
 QUICKSTART = Path(sweeps.__file__).parent / "quickstart.yaml"
 
 
 @pytest.fixture
 def s3() -> Any:
-    from s3_server import serving
+    from tests.support.s3_server import serving
 
     with serving() as server:
         yield server

@@ -7,8 +7,8 @@ from itertools import combinations
 from typing import Any
 
 import pytest
-from objectives import OBJECTIVES
 
+from tests.support.objectives import OBJECTIVES
 from trainer.config.trial import TrainingConfig, TrialConfig, config_fingerprint
 from trainer.training_session import config_digest
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from objectives import OBJECTIVES
 from pydantic import TypeAdapter, ValidationError
 
+from tests.support.objectives import OBJECTIVES
 from trainer.config.loss_config import PARAMETER_ALIASES, CpoLoss, DpoLoss, LossConfig, OrpoLoss, SimpoLoss
 from trainer.config.trial import TrialConfig
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from small_trials import MODEL, finish, trial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from tests.support.small_trials import MODEL, finish, trial
 from trainer.__main__ import main
 from trainer.config.position_limits import TABLES, Positions, known_positions, length_findings, positions_of
 from trainer.config.trial import GeneratedModel, TrialConfig

@@ -9,8 +9,19 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_cases import CHATML, LLAMA, chat, chat_message, data, good_rows, saved, tokenizer, trl_template, write_rows
 
+from tests.support.data_cases import (
+    CHATML,
+    LLAMA,
+    chat,
+    chat_message,
+    data,
+    good_rows,
+    saved,
+    tokenizer,
+    trl_template,
+    write_rows,
+)
 from trainer.config.trial import DataConfig, FileSource
 from trainer.data import BadData, prepare
 from trainer.data.formats import InvalidRow, Preference, to_preference

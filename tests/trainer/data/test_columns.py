@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_cases import CHATML, chat, chat_message, data, plain, saved, tokenizer, write_rows
 
+from tests.support.data_cases import CHATML, chat, chat_message, data, plain, saved, tokenizer, write_rows
 from trainer.config.trial import FileSource, ModelConfig
 from trainer.data import BadData, Prepared, UnreadableData, prepare
 from trainer.data.sources import RawRow, read_source

@@ -6,8 +6,8 @@ from copy import deepcopy
 from typing import Any
 
 import pytest
-from data_cases import chat, chat_message, plain
 
+from tests.support.data_cases import chat, chat_message, plain
 from trainer.data.formats import InvalidRow, Preference, to_preference
 
 ASK, GOOD, WRONG = chat_message("user", "2+2?"), chat_message("assistant", "4"), chat_message("assistant", "5")

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from data_cases import CHATML, LLAMA, REAL, chat, data, good_rows, saved, tokenizer, write_rows
 
+from tests.support.data_cases import CHATML, LLAMA, REAL, chat, data, good_rows, saved, tokenizer, write_rows
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import prepare
 from trainer.data.pair_dataset import MANIFEST, DamagedCache, get_or_create
@@ -124,12 +123,9 @@ print(get_or_create(cache / "data" / "abc", fill), (cache / "data" / "abc" / "x"
 
 
 def test_simultaneous_processes_make_it_once(tmp_path: Path) -> None:
-    root = str(Path(__file__).parents[2])
     started = [
         subprocess.Popen(
             [sys.executable, "-c", PROCESS, str(tmp_path)],
-            cwd=root,
-            env=os.environ | {"PYTHONPATH": root},
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -143,8 +139,7 @@ def test_simultaneous_processes_make_it_once(tmp_path: Path) -> None:
 def test_importing_the_package_loads_no_heavy_library() -> None:
     heavy = "torch transformers trl datasets ray optuna mlflow pyarrow"
     code = f"import sys, trainer.data, trainer.synthetic; print([m for m in '{heavy}'.split() if m in sys.modules])"
-    root = str(Path(__file__).parents[2])
-    out = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_cases import CHATML, LLAMA, chat, data, good_rows, plain, saved, tokenizer, write_rows
 
+from tests.support.data_cases import CHATML, LLAMA, chat, data, good_rows, plain, saved, tokenizer, write_rows
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import BadData, DataReport, Prepared, TokenizerError, prepare
 from trainer.data.validation import MAX_ROWS_SHOWN

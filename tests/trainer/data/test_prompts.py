@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_cases import CHATML, chat, chat_message, data, plain, saved, tokenizer, trl_template, write_rows
 
+from tests.support.data_cases import CHATML, chat, chat_message, data, plain, saved, tokenizer, trl_template, write_rows
 from trainer.config.trial import DataConfig
 from trainer.data import BadData, prepare
 from trainer.data.formats import InvalidRow, Preference, to_preference

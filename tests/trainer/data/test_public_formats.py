@@ -13,15 +13,15 @@ from typing import Any
 import datasets
 import pytest
 import yaml
-from data_cases import CHATML, good_rows, saved, tokenizer, write_rows
-from public_sets import PUBLIC_SETS, TEMPLATE, PublicSet
 
 import sweeps
+from tests.support.data_cases import CHATML, good_rows, saved, tokenizer, write_rows
+from tests.support.public_sets import PUBLIC_SETS, TEMPLATE, PublicSet
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import BadData, UnreadableData
 from trainer.data.row_preview import Preview, PreviewRow, preview
 
-DOC = Path(__file__).parents[2] / "docs" / "data.md"
+DOC = Path(__file__).parents[3] / "docs" / "data.md"
 Make = Callable[..., Preview]
 
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from data_cases import CHATML, LLAMA, MISTRAL, chat_message, tokenizer, trl_template
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.data_cases import CHATML, LLAMA, MISTRAL, chat_message, tokenizer, trl_template
 from trainer.config.trial import DataConfig
 from trainer.data.chat_messages import content_text
 from trainer.data.formats import Preference, to_preference

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_cases import CHATML, chat, good_rows, saved, tokenizer, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from own_code import own_code_model
 
 from orchestrator import cli
+from tests.support.data_cases import CHATML, chat, good_rows, saved, tokenizer, write_rows
+from tests.support.own_code import own_code_model
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data import prepare
 from trainer.data.row_preview import preview

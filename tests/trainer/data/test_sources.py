@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_cases import chat, data, good_rows, plain, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.data_cases import chat, data, good_rows, plain, write_rows
 from trainer.config.trial import FileSource, HubSource
 from trainer.data.mixing import held_out_prompts, limit_rows, mix_sources, prompt_key, rows_per_source, sample_indices
 from trainer.data.row_selection import select_rows

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_cases import CHATML, LLAMA, chat, chat_message, plain, tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.support.data_cases import CHATML, LLAMA, chat, chat_message, plain, tokenizer
 from trainer.config.trial import DataConfig
 from trainer.data.formats import Preference, to_preference
 from trainer.data.tokenization import EncodedPair, PairTokenizer

@@ -9,10 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import generate_together
 import pytest
-from small_trials import MODEL, trial
 
+from tests.support import sharded_generation
+from tests.support.small_trials import MODEL, trial
 from trainer.config.trial import ModelConfig
 from trainer.data import prepare
 
@@ -25,7 +25,7 @@ def test_processes_whose_answers_end_apart_wait_for_each_other(tmp_path: Path) -
         number, port = listening.fileno(), listening.getsockname()[1]
         processes = [
             subprocess.Popen(
-                [sys.executable, generate_together.__file__, str(rank), str(port), str(number), str(tmp_path)],
+                [sys.executable, "-m", sharded_generation.__name__, str(rank), str(port), str(number), str(tmp_path)],
                 stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, pass_fds=[number],
             )
             for rank in range(2)

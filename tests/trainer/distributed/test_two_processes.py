@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_trials import MODEL, finish, trial, without_speed
-from together import Together
 
+from tests.support.process_pool import Together
+from tests.support.small_trials import MODEL, finish, trial, without_speed
 from trainer.config.trial import DEEPSPEED_INSTALL, TrialConfig
 from trainer.evaluation.evaluator import pair_costs
 from trainer.forward.packing import micro_batches

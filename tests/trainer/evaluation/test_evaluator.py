@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_trials import DATA, MODEL
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from tests.support.small_trials import DATA, MODEL
 from trainer.config.trial import DataConfig, GeneratedModel, ModelConfig
 from trainer.data import PairDataset, prepare
 from trainer.distributed.processes import ProcessGroup

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from data_cases import chat_message
 from scipy.stats import chisquare
-from small_trials import finish, trial
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
+from tests.support.data_cases import chat_message
+from tests.support.small_trials import finish, trial
 from trainer.config.trial import DataConfig, FileSource
 from trainer.data import prepare
 from trainer.data.validation import UnreadableData

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from small_trials import finish, trial
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from tests.support.small_trials import finish, trial
 from trainer.config.trial import TrialConfig
 from trainer.data import prepare
 from trainer.evaluation.completions import complete_greedily, select_prompts

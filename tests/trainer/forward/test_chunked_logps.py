@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from objectives import OBJECTIVES
-from oracle import make_pairs
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.support.objectives import OBJECTIVES
+from tests.support.trl_oracle import make_pairs
 from trainer import memory_limits
 from trainer.config.loss_config import LossConfig, SimpoLoss
 from trainer.forward.chunked_logps import ChunkSize, Head, objective_loss, sequence_logps

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import make_pairs, tiny_model
 
+from tests.support.trl_oracle import make_pairs, tiny_model
 from trainer.config.loss_config import SimpoLoss
 from trainer.forward import packed_attention as attention_module
 from trainer.forward.packed_attention import packed_attention

@@ -7,8 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import Pair, make_pairs
 
+from tests.support.trl_oracle import Pair, make_pairs
 from trainer.forward.packing import SEGMENTS, Batch, micro_batches, pack_pairs, packed_lengths, pad_pairs
 
 LAYOUTS = {"packed": pack_pairs, "separate": pad_pairs}

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Pair, gradients, make_pairs, moved, tiny_model, worst
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -19,6 +18,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
+from tests.support.trl_oracle import Pair, gradients, make_pairs, moved, tiny_model, worst
 from trainer.config.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
 from trainer.forward.architecture import VERIFIED_ARCHITECTURES, UnsupportedHead
 from trainer.forward.chunked_logps import ChunkSize

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import (
+
+from tests.support.trl_oracle import (
     Pair,
     cpo_inputs,
     cpo_trainer,
@@ -21,7 +22,6 @@ from oracle import (
     tiny_model,
     worst,
 )
-
 from trainer.config.loss_config import DpoLoss, LossConfig, SimpoLoss
 from trainer.forward.packing import micro_batches
 from trainer.forward.pair_model import PairModel

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import Pair, gradients, make_pairs, tiny_model, worst
-from small_trials import MODEL, finish, trial, without_speed
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from tests.support.small_trials import MODEL, finish, trial, without_speed
+from tests.support.trl_oracle import Pair, gradients, make_pairs, tiny_model, worst
 from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel
 from trainer.evaluation.completions import generation_batches

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from small_trials import finish, trial
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma3Config, LlavaConfig, PreTrainedModel
 
+from tests.support.small_trials import finish, trial
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig, TrialConfig
 from trainer.data import load_tokenizer, prepare
 from trainer.evaluation.export_check import compare_export

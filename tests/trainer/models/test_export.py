@@ -12,7 +12,6 @@ import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from small_trials import finish, trial
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -23,6 +22,7 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tests.support.small_trials import finish, trial
 from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.data import load_tokenizer, prepare
 from trainer.evaluation.export_check import CannotCompare, ExportDiffers, compare_export

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from own_code import own_code_model
-from small_trials import finish, trial
 from transformers import AutoModelForCausalLM
 
+from tests.support.own_code import own_code_model
+from tests.support.small_trials import finish, trial
 from trainer.__main__ import UNUSABLE, main
 from trainer.config.trial import DataConfig, ModelConfig, TrialConfig
 from trainer.data import TokenizerError, load_tokenizer, prepare

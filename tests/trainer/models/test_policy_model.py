@@ -6,10 +6,10 @@ from shutil import copytree, rmtree
 
 import pytest
 import torch
-from oracle import tiny_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+from tests.support.trl_oracle import tiny_tokenizer
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
 from trainer.models.initial_weights import InitialWeights, named_tensors
 from trainer.models.model_files import export_model, model_fingerprint, save_model, weight_files

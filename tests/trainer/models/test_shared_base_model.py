@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_trials import finish, model_bytes, trial, without_speed
 
+from tests.support.small_trials import finish, model_bytes, trial, without_speed
 from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.models.policy_model import SharedBaseModel
 from trainer.results import ModelError, RunResult, RunStatus, StepMetrics

@@ -10,9 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objectives import OBJECTIVES, evaluate, normalizer, pair_logps, random_logps
-from objectives import test_every_class_of_the_union_has_an_example as test_every_class  # noqa: F401
 
+from tests.support.objectives import OBJECTIVES, evaluate, normalizer, pair_logps, random_logps
+from tests.support.objectives import test_every_class_of_the_union_has_an_example as test_every_class  # noqa: F401
 from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 from trainer.objectives.losses import pair_loss, required_stats
 from trainer.objectives.pair_logps import PairLogps, UpdateNormalizer, merge_sums, metric_means, metric_sums

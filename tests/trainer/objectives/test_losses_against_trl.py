@@ -7,7 +7,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from oracle import (
+
+from tests.support.trl_oracle import (
     Pair,
     cpo_inputs,
     cpo_trainer,
@@ -22,7 +23,6 @@ from oracle import (
     together,
     worst,
 )
-
 from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SimpoLoss
 from trainer.forward.pair_model import PairModel, UpdateLogps
 from trainer.objectives.losses import required_stats

@@ -12,9 +12,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from objectives import OBJECTIVES, normalizer, random_logps
 
 from dashboards.analysis.held_out_pairs import metric_by_pair, read_held_out
+from tests.support.objectives import OBJECTIVES, normalizer, random_logps
 from trainer.config.loss_config import CpoLoss, DpoLoss
 from trainer.evaluation.evaluator import eval_metrics, write_eval_pairs
 from trainer.objectives.losses import pair_loss, required_stats

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -88,12 +88,9 @@ def test_rows_are_a_function_of_split_and_seed_and_grow_at_the_end() -> None:
         "from trainer.synthetic import *; from trainer.config.trial import *;"
         "print(generate_rows(GeneratedSource(generated='instructions', rows=300)))"
     )
-    root = Path(__file__).parents[2]
     for salt in ("1", "2"):
-        env = {"PYTHONHASHSEED": salt}
-        out = subprocess.run(
-            [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True, env=env
-        )
+        env = os.environ | {"PYTHONHASHSEED": salt}
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
         assert out.stdout.strip() == str(rows)
 
 

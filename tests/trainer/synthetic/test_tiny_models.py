@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from data_cases import CHATML, tokenizer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from tests.support.data_cases import CHATML, tokenizer
 from trainer.config.trial import GeneratedModel, GeneratedSource
 from trainer.results import ModelError
 from trainer.synthetic import detect_architecture, generate_model, generate_rows, tiny_model_like

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from small_trials import finish, model_bytes, trial, without_speed
 
+from tests.support.small_trials import finish, model_bytes, trial, without_speed
 from trainer.config.trial import TrialConfig
 from trainer.results import ResumeError, RunStatus, StepMetrics
 from trainer.storage import checkpoints

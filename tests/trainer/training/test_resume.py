@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from small_trials import MODEL, SPEED, finish, model_bytes, trial, without_speed
 
+from tests.support.small_trials import MODEL, SPEED, finish, model_bytes, trial, without_speed
 from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
 from trainer.results import RunStatus

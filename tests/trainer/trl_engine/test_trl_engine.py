@@ -13,8 +13,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from small_trials import MODEL, finish, model_bytes, trial, without_speed
 
+from tests.support.small_trials import MODEL, finish, model_bytes, trial, without_speed
 from trainer import metrics
 from trainer.config.trial import TrialConfig
 from trainer.config.trl_support import pairs_per_micro_batch
