@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support import IN_MEMORY
 
 HERE = Path(__file__).parent
 # Processes that tests start, Ray's workers too, import this checkout and `tests.support`.
@@ -24,3 +28,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return _LONG.index(folder) if folder in _LONG else len(_LONG)
 
     items.sort(key=place)
+
+
+@pytest.fixture
+def fast_tmp_path() -> Iterator[Path]:
+    """A folder in memory where the system has that, with a path short enough for Ray's sockets.
+
+    Databases and outboxes wait for the disk at every step; what these tests kill is a process, not the disk.
+    """
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY, ignore_cleanup_errors=True) as path:
+        yield Path(path)

@@ -68,19 +68,19 @@ def _running_with_a_copy(mirror: Mirror, root: Path, name: str) -> int | None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_a_sweep_goes_on_on_a_new_disk(database: str, short_path: Path, s3: Any) -> None:
+def test_a_sweep_goes_on_on_a_new_disk(database: str, fast_tmp_path: Path, s3: Any) -> None:
     if database == "postgresql" and not POSTGRESQL:
         pytest.skip("set PREFSWEEP_TEST_POSTGRESQL=postgresql+psycopg://user@host/db")
     name = f"moved-{uuid.uuid4().hex[:8]}"
-    lost, new, alone = (short_path / home for home in ("lost", "new", "alone"))
-    (short_path / "elsewhere").mkdir()
+    lost, new, alone = (fast_tmp_path / home for home in ("lost", "new", "alone"))
+    (fast_tmp_path / "elsewhere").mkdir()
     url = f"{s3.url}/sweeps"
     file = _sweep(
-        short_path,
+        fast_tmp_path,
         name,
         mirror=url,
-        storage=POSTGRESQL if database == "postgresql" else f"sqlite:///{short_path}/elsewhere/study.db",
-        tracking={"uri": f"sqlite:///{short_path}/elsewhere/mlflow.db", "artifacts": f"{s3.url}/files"},
+        storage=POSTGRESQL if database == "postgresql" else f"sqlite:///{fast_tmp_path}/elsewhere/study.db",
+        tracking={"uri": f"sqlite:///{fast_tmp_path}/elsewhere/mlflow.db", "artifacts": f"{s3.url}/files"},
     )
     mirror = Mirror(url).subfolders(name)
     driver = orchestrate(lost, "sweep", str(file))
@@ -111,7 +111,7 @@ def test_a_sweep_goes_on_on_a_new_disk(database: str, short_path: Path, s3: Any)
     with_secrets = [path for path in new.rglob("*") if path.is_file() and b"not-a-real-secret" in path.read_bytes()]
     assert not with_secrets
 
-    undisturbed = orchestrate(alone, "sweep", str(_sweep(short_path, name)))
+    undisturbed = orchestrate(alone, "sweep", str(_sweep(fast_tmp_path, name)))
     out, _ = undisturbed.communicate(timeout=400)
     assert undisturbed.returncode == 0, out
     assert differences(study_record(alone, name), study_record(new, name)) == []

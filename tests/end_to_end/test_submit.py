@@ -32,14 +32,14 @@ def _program(path: Path, name: str, text: str) -> None:
 
 
 @pytest.fixture
-def sweep(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(short_path / "runs"))
+def sweep(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(fast_tmp_path / "runs"))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     given = sweep_file(trials=2, seed=1)
     given["budget"] = {"trials": 2, "concurrency": 1}
     given["pruner"] = "none"
     given["base"]["training"] |= {"max_steps": 150, "eval_steps": 50}
-    file = short_path / "sweep.yaml"
+    file = fast_tmp_path / "sweep.yaml"
     file.write_text(yaml.safe_dump(given))
     return file
 
@@ -53,13 +53,13 @@ def test_the_bytes_of_plan_are_the_bytes_that_are_submitted(
     command: str,
     told: list[str],
     sweep: Path,
-    short_path: Path,
+    fast_tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capfdbinary: pytest.CaptureFixture[bytes],
 ) -> None:
-    got = short_path / "got"
-    _program(short_path / "bin", command, f'#!/bin/sh\ncat > {got}\necho "$@" > {got}.options\necho submitted 7\n')
-    monkeypatch.setenv("PATH", f"{short_path / 'bin'}:{os.environ['PATH']}")
+    got = fast_tmp_path / "got"
+    _program(fast_tmp_path / "bin", command, f'#!/bin/sh\ncat > {got}\necho "$@" > {got}.options\necho submitted 7\n')
+    monkeypatch.setenv("PATH", f"{fast_tmp_path / 'bin'}:{os.environ['PATH']}")
     assert cli.main(["plan", str(sweep), *options]) == 0
     planned = capfdbinary.readouterr().out
     assert cli.main(["submit", str(sweep), *options]) == 0
@@ -71,8 +71,8 @@ def test_the_bytes_of_plan_are_the_bytes_that_are_submitted(
         "--kuberay" in options
     )
     assert got.read_bytes() == planned
-    assert (short_path / "got.options").read_text().split() == told
-    assert not (short_path / "runs").exists()
+    assert (fast_tmp_path / "got.options").read_text().split() == told
+    assert not (fast_tmp_path / "runs").exists()
 
 
 def test_without_a_scheduler(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,10 +86,10 @@ def test_without_a_scheduler(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def test_a_scheduler_that_refuses(
-    sweep: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    sweep: Path, fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _program(short_path / "bin", "sbatch", "#!/bin/sh\necho invalid partition >&2\nexit 1\n")
-    monkeypatch.setenv("PATH", f"{short_path / 'bin'}:{os.environ['PATH']}")
+    _program(fast_tmp_path / "bin", "sbatch", "#!/bin/sh\necho invalid partition >&2\nexit 1\n")
+    monkeypatch.setenv("PATH", f"{fast_tmp_path / 'bin'}:{os.environ['PATH']}")
     assert cli.main(["submit", str(sweep), "--slurm"]) == 2
     assert "invalid partition" in capsys.readouterr().err
 
@@ -113,15 +113,15 @@ def _job(script: bytes, path: Path, restarts: int) -> subprocess.Popen[str]:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_job_out_of_time_requeues_itself_and_goes_on(
-    sweep: Path, short_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+    sweep: Path, fast_tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     assert cli.main(["plan", str(sweep), "--slurm", *JOB]) == 0
     script = capfdbinary.readouterr().out
-    _program(short_path / "bin", "srun", SRUN)
-    _program(short_path / "bin", "scontrol", f'#!/bin/sh\necho "$@" >> {short_path / "scontrol.log"}\n')
-    root, log = short_path / "runs", short_path / "job.log"
+    _program(fast_tmp_path / "bin", "srun", SRUN)
+    _program(fast_tmp_path / "bin", "scontrol", f'#!/bin/sh\necho "$@" >> {fast_tmp_path / "scontrol.log"}\n')
+    root, log = fast_tmp_path / "runs", fast_tmp_path / "job.log"
 
-    first = _job(script, short_path, 0)
+    first = _job(script, fast_tmp_path, 0)
     until = time.monotonic() + 300
     while not list((root / NAME / "trials" / "0000" / "1").glob("checkpoints/step-*")):
         assert time.monotonic() < until, log.read_text()
@@ -132,13 +132,13 @@ def test_a_job_out_of_time_requeues_itself_and_goes_on(
     secret = token.read_text()
     os.kill(first.pid, signal.SIGUSR1)
     assert first.wait(timeout=120) == 130, log.read_text()
-    assert (short_path / "scontrol.log").read_text() == "requeue 4711\n"
+    assert (fast_tmp_path / "scontrol.log").read_text() == "requeue 4711\n"
     assert not list(root.glob(".slurm-*"))
     assert status(NAME, root)["state"] == "interrupted"
 
-    second = _job(script, short_path, 1)
+    second = _job(script, fast_tmp_path, 1)
     assert second.wait(timeout=400) == 0, log.read_text()
-    assert (short_path / "scontrol.log").read_text() == "requeue 4711\n", "nothing to requeue"
+    assert (fast_tmp_path / "scontrol.log").read_text() == "requeue 4711\n", "nothing to requeue"
     found = status(NAME, root)
     assert [t["state"] for t in found["trials"]] == ["COMPLETE"] * 2
     assert found["trials"][0]["attempts"] == 2

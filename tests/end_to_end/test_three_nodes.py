@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 import time
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import psutil
 import pytest
 import yaml
 
+from orchestrator import execution  # noqa: F401  what Ray reads when it is imported
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import NAME, sweep_file
@@ -21,13 +23,24 @@ from tests.support.sweep_record import differences, sweep_record
 
 
 @pytest.fixture
-def three_nodes(short_path: Path, token: Path) -> Iterator[Any]:
+def token(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The token of a cluster that somebody else started."""
+    file = fast_tmp_path / "token"
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    return file
+
+
+@pytest.fixture
+def three_nodes(fast_tmp_path: Path, token: Path) -> Iterator[Any]:
     from ray._raylet import AuthenticationTokenLoader
     from ray.cluster_utils import Cluster
 
     AuthenticationTokenLoader.instance().reset_cache()
     cluster = Cluster(
-        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": str(short_path)}
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": str(fast_tmp_path)}
     )
     for _ in range(2):
         cluster.add_node(num_cpus=1)
@@ -67,8 +80,8 @@ def _working(root: Path, raylets: set[int], deadline: float) -> tuple[int, int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(short_path: Path, three_nodes: Any) -> None:
-    file, alone, hit = _sweep(short_path), short_path / "alone", short_path / "hit"
+def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(fast_tmp_path: Path, three_nodes: Any) -> None:
+    file, alone, hit = _sweep(fast_tmp_path), fast_tmp_path / "alone", fast_tmp_path / "hit"
     driver = orchestrate(hit, "sweep", str(file), "--address", three_nodes.address, "--machines", "3")
     raylets = {_raylet(node): node for node in three_nodes.worker_nodes}
     number, raylet = _working(hit, set(raylets), time.monotonic() + 300)

@@ -27,8 +27,8 @@ def jumping(every: int = 5) -> None:
     time.time = now
 
 
-def test_a_sweep_under_a_jumping_clock(quick_path: Path) -> None:
-    calm, jumpy = quick_path / "calm", quick_path / "jumpy"
+def test_a_sweep_under_a_jumping_clock(fast_tmp_path: Path) -> None:
+    calm, jumpy = fast_tmp_path / "calm", fast_tmp_path / "jumpy"
     for root in (calm, jumpy):
         root.mkdir()
     assert forked(lambda: drive(calm)) == 0
@@ -52,10 +52,10 @@ def test_a_sweep_under_a_jumping_clock(quick_path: Path) -> None:
 
 
 def test_a_day_by_the_wall_clock_spends_no_budget_and_steals_no_lease(
-    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+    fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_spec(GRID, budget={"hours": 2.0})
-    with Study.create(SweepFolder(quick_path, "s"), spec) as study:
+    with Study.create(SweepFolder(fast_tmp_path, "s"), spec) as study:
         trial = study.ask()
         assert trial is not None
         real = time.time

@@ -48,16 +48,16 @@ def go(study: Study, root: Path, session: type[ScriptedSession], signals: Signal
 
 
 @pytest.mark.parametrize("cause", ["disk", "signal"])
-def test_trials_stay_to_be_resumed(quick_path: Path, cause: str) -> None:
-    write_script(quick_path, steps=4)
-    with Study.create(sweep_folder(quick_path), make_spec(4)) as study:
+def test_trials_stay_to_be_resumed(fast_tmp_path: Path, cause: str) -> None:
+    write_script(fast_tmp_path, steps=4)
+    with Study.create(sweep_folder(fast_tmp_path), make_spec(4)) as study:
         signals = SignalHandler(lambda: "")
         signals.stop_requested = cause == "signal"
-        stopped = go(study, quick_path, Refused if cause == "disk" else ScriptedSession, signals).result()
+        stopped = go(study, fast_tmp_path, Refused if cause == "disk" else ScriptedSession, signals).result()
         assert stopped.kind is (StopKind.NO_DISK if cause == "disk" else StopKind.INTERRUPTED)
         states = [r.state for r in study.trials()]
         assert TrialState.FAILED not in states
         assert len(states) < 4
-        go(study, quick_path, ScriptedSession, SignalHandler(lambda: ""))
+        go(study, fast_tmp_path, ScriptedSession, SignalHandler(lambda: ""))
         assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 4
         assert [[p.step for p in study.metric_history(n)] for n in range(4)] == [[0, 1, 2, 3, 4]] * 4

@@ -31,8 +31,8 @@ def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
     assert not canary.exists()
 
 
-def test_bombs_in_a_sweeps_folder_do_not_go_off(quick_path: Path) -> None:
-    canary = quick_path / "canary"
+def test_bombs_in_a_sweeps_folder_do_not_go_off(fast_tmp_path: Path) -> None:
+    canary = fast_tmp_path / "canary"
 
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -41,16 +41,16 @@ def test_bombs_in_a_sweeps_folder_do_not_go_off(quick_path: Path) -> None:
     def die() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("ORCHESTRATE_FAILPOINT", "checkpoint.discarded:2")
-            drive(quick_path)
+            drive(fast_tmp_path)
 
     assert forked(die) == KILLED
     names = ("rng_state.pth", "optimizer.pt", "pytorch_model.bin", "tuner.pkl", "searcher-state.pkl", "trainable.pkl")
-    folders = [p for p in (quick_path / "s").rglob("*") if p.is_dir()]
+    folders = [p for p in (fast_tmp_path / "s").rglob("*") if p.is_dir()]
     for folder in folders:
         for name in names:
             (folder / name).write_bytes(pickle.dumps(Bomb()))
     assert len(folders) > 4
-    assert forked(lambda: drive(quick_path)) == 0
+    assert forked(lambda: drive(fast_tmp_path)) == 0
     assert not canary.exists()
     pickle.loads(pickle.dumps(Bomb()))
     assert canary.exists(), "the bombs are live ones"

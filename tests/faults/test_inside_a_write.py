@@ -61,11 +61,11 @@ def calm(tmp_path_factory: pytest.TempPathFactory, store_made: Path) -> Path:
 
 
 @pytest.fixture
-def fresh(quick_path: Path, store_made: Path) -> Callable[[int], Path]:
+def fresh(fast_tmp_path: Path, store_made: Path) -> Callable[[int], Path]:
     """A new runs folder for each death."""
 
     def make(nth: int) -> Path:
-        root = quick_path / str(nth)
+        root = fast_tmp_path / str(nth)
         root.mkdir()
         shutil.copy(store_made, root)
         return root
@@ -115,9 +115,9 @@ def test_again_and_again_at_every_point(calm: Path, fresh: Callable[[int], Path]
     assert_same(calm, root)
 
 
-def test_while_mlflows_store_is_made(quick_path: Path) -> None:
+def test_while_mlflows_store_is_made(fast_tmp_path: Path) -> None:
     """MLflow's own migrations do not survive it: they are made aside and renamed."""
-    uri = f"sqlite:///{quick_path / 'mlflow.db'}"
+    uri = f"sqlite:///{fast_tmp_path / 'mlflow.db'}"
 
     def die(after: float | None) -> None:
         if after is None:
@@ -125,13 +125,13 @@ def test_while_mlflows_store_is_made(quick_path: Path) -> None:
         else:
             signal.setitimer(signal.ITIMER_REAL, after)
             signal.signal(signal.SIGALRM, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-        connect(quick_path, uri)
+        connect(fast_tmp_path, uri)
 
     for after in (0.6, None):
         code = forked(partial(die, after))
-        assert code == KILLED or (quick_path / "mlflow.db").exists()
-    assert forked(lambda: connect(quick_path, uri)) == 0
-    assert not list(quick_path.glob(".mlflow.db.*.tmp*"))
+        assert code == KILLED or (fast_tmp_path / "mlflow.db").exists()
+    assert forked(lambda: connect(fast_tmp_path, uri)) == 0
+    assert not list(fast_tmp_path.glob(".mlflow.db.*.tmp*"))
 
 
 def deadly_connect(die_at: int) -> Callable[[Path], object]:

@@ -17,8 +17,8 @@ PROCESSES, EACH = 10, 200
 
 
 @pytest.mark.faults
-def test_ten_processes_of_two_hundred_requests(quick_path: Path) -> None:
-    folder = SweepFolder(quick_path, "s")
+def test_ten_processes_of_two_hundred_requests(fast_tmp_path: Path) -> None:
+    folder = SweepFolder(fast_tmp_path, "s")
     Study.create(folder, make_spec(GRID)).dispose()
     children: list[int] = []
     for process in range(PROCESSES):
@@ -42,7 +42,9 @@ def test_ten_processes_of_two_hundred_requests(quick_path: Path) -> None:
         assert mine == [f"{process} {i}" for i in range(EACH)], "each process's own are in its order"
 
 
-def test_sqlite_on_a_network_disk_is_refused_with_a_way_out(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sqlite_on_a_network_disk_is_refused_with_a_way_out(
+    fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(study_database, "filesystem_type", lambda path: "nfs4")
     with pytest.raises(NetworkDisk, match=r"ORCHESTRATE_HOME.*PostgreSQL"):
-        Study.create(SweepFolder(quick_path, "s"), make_spec(GRID))
+        Study.create(SweepFolder(fast_tmp_path, "s"), make_spec(GRID))

@@ -81,9 +81,11 @@ def test_a_disk_of_two_megabytes_that_fills_up(tmp_path: Path) -> None:
     assert differences(sweep_record(calm, "s"), sweep_record(disk, "s")) == []
 
 
-def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(
+    fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = make_spec(4, keep_models=3)
-    folder = SweepFolder(quick_path, "s")
+    folder = SweepFolder(fast_tmp_path, "s")
     need = disk_need(spec, 2)
     assert need is not None
     check_disk_space(folder, spec, Slots(2, 0.0, 1))
@@ -96,13 +98,13 @@ def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(quick_path: Path, m
     check_disk_space(folder, spec, Slots(2, 0.0, 1))  # what it wrote itself is part of what it needs
 
 
-def test_the_size_of_a_model_is_known_before_it_is_loaded(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_size_of_a_model_is_known_before_it_is_loaded(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trainer.synthetic import generate_model
 
-    monkeypatch.setenv("HF_HUB_CACHE", str(quick_path))
+    monkeypatch.setenv("HF_HUB_CACHE", str(fast_tmp_path))
     config = ModelConfig.model_validate({"generated": {"hidden_size": 64, "num_hidden_layers": 3}})
     assert config.generated is not None
-    folder = generate_model(config.generated, quick_path)
+    folder = generate_model(config.generated, fast_tmp_path)
     exact = parameter_count(ModelConfig(name_or_path=str(folder)))
     about = parameter_count(config)
     assert exact is not None
@@ -113,10 +115,10 @@ def test_the_size_of_a_model_is_known_before_it_is_loaded(quick_path: Path, monk
     assert parameter_count(ModelConfig(name_or_path="microsoft/phi-4")) is None
 
 
-def test_48_trials_never_hold_more_than_the_best_and_the_running(quick_path: Path) -> None:
+def test_48_trials_never_hold_more_than_the_best_and_the_running(fast_tmp_path: Path) -> None:
     spec = make_spec(48, keep_models=3)
     most = 0
-    with Study.create(SweepFolder(quick_path, "s"), spec) as study:
+    with Study.create(SweepFolder(fast_tmp_path, "s"), spec) as study:
         folder, running = study.folder, []
         for trial in iter(study.ask, None):
             path = folder.attempt(trial.number, trial.attempt)
@@ -156,9 +158,9 @@ def _locked(database: Path, seconds: float) -> int:
 
 
 def test_a_locked_study_is_waited_for_and_then_refused_in_words(
-    quick_path: Path, monkeypatch: pytest.MonkeyPatch
+    fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = SweepFolder(quick_path, "s")
+    folder = SweepFolder(fast_tmp_path, "s")
     Study.create(folder, make_spec(4)).dispose()
     with Study.open(folder) as study:
         trial = study.ask()

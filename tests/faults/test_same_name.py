@@ -27,11 +27,11 @@ def digests(root: Path) -> dict[str, str]:
     return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
-def test_run_twice(quick_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    root = quick_path / "runs"
+def test_run_twice(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    root = fast_tmp_path / "runs"
     root.mkdir()
     assert forked(lambda: drive(root)) == 0
-    file = quick_path / "s.yaml"
+    file = fast_tmp_path / "s.yaml"
     file.write_text(SWEEP)
     monkeypatch.setenv("ORCHESTRATE_HOME", str(root))
     before = digests(root)

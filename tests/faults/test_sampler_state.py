@@ -21,13 +21,13 @@ SPACE = {
 
 
 @pytest.mark.parametrize("sampler", ["tpe"])
-def test_suggestions_after_a_kill_are_those_of_the_sweep_left_alone(quick_path: Path, sampler: str) -> None:
+def test_suggestions_after_a_kill_are_those_of_the_sweep_left_alone(fast_tmp_path: Path, sampler: str) -> None:
     spec = make_spec(
         search=SearchSpace.model_validate({"dimensions": SPACE}),
         sampler={"kind": sampler, "seed": 5, "n_startup_trials": 2},
         budget={"trials": 6},
     )
-    calm, stormy = quick_path / "calm", quick_path / "stormy"
+    calm, stormy = fast_tmp_path / "calm", fast_tmp_path / "stormy"
     for root in (calm, stormy):
         root.mkdir()
     assert forked(lambda: drive(calm, spec)) == 0

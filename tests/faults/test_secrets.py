@@ -39,7 +39,7 @@ def found_in(root: Path) -> list[str]:
     ]
 
 
-def test_a_failing_trial_tells_no_secret(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_trial_tells_no_secret(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in CANARIES.items():
         monkeypatch.setenv(name, value)
 
@@ -51,24 +51,24 @@ def test_a_failing_trial_tells_no_secret(quick_path: Path, monkeypatch: pytest.M
             yield
 
         local_driver.WritingSession.train = fails  # pyright: ignore[reportAttributeAccessIssue]
-        drive(quick_path, make_spec(2))
+        drive(fast_tmp_path, make_spec(2))
 
     assert forked(go) == 0
-    with Study.open(SweepFolder(quick_path, "s")) as study:
+    with Study.open(SweepFolder(fast_tmp_path, "s")) as study:
         assert [r.reason for r in study.trials()] == ["RuntimeError: 401 for https://***@host with ***"] * 2
-    assert found_in(quick_path) == []
-    with sqlite3.connect(quick_path / "mlflow.db") as store:
+    assert found_in(fast_tmp_path) == []
+    with sqlite3.connect(fast_tmp_path / "mlflow.db") as store:
         assert "canary" not in "".join(store.iterdump())
 
 
-def test_a_password_in_the_studys_url_is_refused_and_not_repeated(quick_path: Path) -> None:
+def test_a_password_in_the_studys_url_is_refused_and_not_repeated(fast_tmp_path: Path) -> None:
     spec = make_spec(2, storage="postgresql+psycopg://me:canary-secret@host/db")
     with pytest.raises(PasswordInUrl) as refused:
-        Study.create(SweepFolder(quick_path, "s"), spec)  # pyright: ignore[reportArgumentType]
+        Study.create(SweepFolder(fast_tmp_path, "s"), spec)  # pyright: ignore[reportArgumentType]
     assert "canary" not in str(refused.value)
 
 
-def test_what_ray_says_of_a_lost_worker_tells_no_secret(quick_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_ray_says_of_a_lost_worker_tells_no_secret(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Causes are Ray's own texts: they name environments, arguments and addresses."""
     from orchestrator.execution.tune_adapter import TuneTrial
     from orchestrator.execution.workers import multi_process_trial, shared_worker
@@ -83,7 +83,7 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(quick_path: Path, monkey
         assert "canary" not in cause
         assert "***" in cause
     view, sink = SilentView(), ListSink()
-    with Study.create(SweepFolder(quick_path, "s"), make_spec(1)) as study:
+    with Study.create(SweepFolder(fast_tmp_path, "s"), make_spec(1)) as study:
         driven = TrialController(
             study, sink, view, SignalHandler(lambda: ""), finish_config=lambda c: c, on_trial_end=lambda _: None
         )
@@ -94,7 +94,7 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(quick_path: Path, monkey
         assert driven.stop_reason is not None
         logged = [driven.stop_reason.text, *view.said, *(event.text for event in study.events()), str(sink.calls)]
     assert "canary" not in "".join(logged)
-    assert found_in(quick_path) == []
+    assert found_in(fast_tmp_path) == []
 
 
 def test_a_notice_and_a_refusal_tell_no_secret(

@@ -31,23 +31,23 @@ def tell(root: Path, number: int) -> None:
 
 
 @pytest.mark.faults
-def test_eight_writers_of_one_store(quick_path: Path) -> None:
-    uri = f"sqlite:///{quick_path / 'mlflow.db'}"
+def test_eight_writers_of_one_store(fast_tmp_path: Path) -> None:
+    uri = f"sqlite:///{fast_tmp_path / 'mlflow.db'}"
     # As the driver does: tables first, alone. MLflow's migrations do not like company.
-    assert forked(lambda: ensure_experiment(connect(quick_path, uri), quick_path, uri, "e")) == 0
+    assert forked(lambda: ensure_experiment(connect(fast_tmp_path, uri), fast_tmp_path, uri, "e")) == 0
     children: list[int] = []
     for number in range(SWEEPS):
         child = os.fork()
         if child == 0:
             code = 1
             try:
-                tell(quick_path, number)
+                tell(fast_tmp_path, number)
                 code = 0
             finally:
                 os._exit(code)
         children.append(child)
     assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * SWEEPS
-    with sqlite3.connect(quick_path / "mlflow.db") as store:
+    with sqlite3.connect(fast_tmp_path / "mlflow.db") as store:
         assert store.execute("select count(*) from experiments where name = 'e'").fetchone() == (1,)
         rows = store.execute("select run_uuid, key, count(*), count(distinct step) from metrics group by 1, 2")
         counts = [(rows_, steps) for _, _, rows_, steps in rows]

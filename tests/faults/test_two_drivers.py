@@ -62,9 +62,9 @@ except SweepHeld as error:
 
 
 @pytest.fixture
-def root(quick_path: Path) -> Path:
-    Study.create(SweepFolder(quick_path, "s"), make_spec(GRID)).dispose()
-    return quick_path
+def root(fast_tmp_path: Path) -> Path:
+    Study.create(SweepFolder(fast_tmp_path, "s"), make_spec(GRID)).dispose()
+    return fast_tmp_path
 
 
 def driver(root: Path, machine: str = "here", what: str = "trains") -> subprocess.Popen[str]:
@@ -182,9 +182,9 @@ def test_the_holder_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("count", [20])
-def test_of_many_that_begin_at_once_one_does(quick_path: Path, count: int) -> None:
+def test_of_many_that_begin_at_once_one_does(fast_tmp_path: Path, count: int) -> None:
     spec = dump_spec(make_spec(GRID))
-    folder = SweepFolder(quick_path, "s")
+    folder = SweepFolder(fast_tmp_path, "s")
     go_r, go_w = os.pipe()
     children: list[int] = []
     for _ in range(count):
@@ -202,7 +202,7 @@ def test_of_many_that_begin_at_once_one_does(quick_path: Path, count: int) -> No
     os.close(go_w)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     assert sorted(codes) == [0] + [2] * (count - 1)
-    assert [p.name for p in quick_path.iterdir()] == ["s"]
+    assert [p.name for p in fast_tmp_path.iterdir()] == ["s"]
     assert folder.spec.read_text() == spec
 
 

@@ -41,7 +41,7 @@ class Together:
             environment = os.environ | {"OMP_NUM_THREADS": "1"}
             self.processes = [
                 subprocess.Popen(
-                    [sys.executable, "-m", __spec__.name, str(rank), str(size), str(port), str(number), str(cache)],
+                    [sys.executable, "-m", __name__, str(rank), str(size), str(port), str(number), str(cache)],
                     stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, pass_fds=[number],
                 )
                 for rank in range(size)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from orchestrator.spec.search.space import SearchSpace
@@ -8,7 +7,6 @@ from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSp
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialState
 from trainer.results import StepMetrics
 
-MEMORY = Path("/dev/shm")
 METRIC = "eval_accuracies/logp"
 BASE = {
     "model": {"generated": {}},

@@ -25,13 +25,13 @@ def test_no_address(asked: str) -> None:
         resolve_address(asked)
 
 
-def test_auto(short_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_TMPDIR", str(short_path))
+def test_auto(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(fast_tmp_path))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(ClusterError, match="ray start"):
         resolve_address("auto")
-    (short_path / "ray").mkdir()
-    (short_path / "ray" / "ray_current_cluster").write_text("10.0.0.3:6379\n")
+    (fast_tmp_path / "ray").mkdir()
+    (fast_tmp_path / "ray" / "ray_current_cluster").write_text("10.0.0.3:6379\n")
     assert resolve_address("auto") == "10.0.0.3:6379"
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.4:6379")
     assert resolve_address("auto") == "10.0.0.4:6379"
@@ -43,20 +43,20 @@ def test_loopback() -> None:
 
 
 def test_nobody_joins_without_a_token_unless_the_user_says_so(
-    short_path: Path, monkeypatch: pytest.MonkeyPatch
+    fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(remote_cluster.Path, "home", lambda: short_path)
+    monkeypatch.setattr(remote_cluster.Path, "home", lambda: fast_tmp_path)
     monkeypatch.setattr(execution, "USER_AUTH_MODE", None)
     with pytest.raises(ClusterError, match="RAY_AUTH_TOKEN_PATH"):
         authorize()
-    (short_path / "empty").touch()
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(short_path / "empty"))
+    (fast_tmp_path / "empty").touch()
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(fast_tmp_path / "empty"))
     with pytest.raises(ClusterError):
         authorize()
-    (short_path / "token").write_text("secret")
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(short_path / "token"))
+    (fast_tmp_path / "token").write_text("secret")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(fast_tmp_path / "token"))
     authorize()
     monkeypatch.delenv("RAY_AUTH_TOKEN_PATH")
     monkeypatch.setattr(execution, "USER_AUTH_MODE", "disabled")

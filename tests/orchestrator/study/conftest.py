@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,17 +9,12 @@ import pytest
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from tests.support.specs import MEMORY, make_spec
+from tests.support.specs import make_spec
 
 
 @pytest.fixture
-def tmp_path(tmp_path: Path) -> Iterator[Path]:
-    """In memory where the system has it: what is tested here is kill -9, and waiting for the disk takes minutes."""
-    if not MEMORY.is_dir():
-        yield tmp_path
-        return
-    with tempfile.TemporaryDirectory(dir=MEMORY) as path:
-        yield Path(path)
+def tmp_path(fast_tmp_path: Path) -> Path:
+    return fast_tmp_path
 
 
 @pytest.fixture

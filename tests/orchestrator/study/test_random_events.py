@@ -18,7 +18,8 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
-from tests.support.specs import COMPLETE, DIVERGED, GRID, MEMORY, METRIC, bug, make_spec
+from tests.support import IN_MEMORY
+from tests.support.specs import COMPLETE, DIVERGED, GRID, METRIC, bug, make_spec
 from trainer.results import StepMetrics
 
 SPEC = make_spec(GRID)
@@ -35,7 +36,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.place = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
+        self.place = tempfile.TemporaryDirectory(dir=IN_MEMORY)
         self.folder = self.copy(Path(self.place.name), SPEC)
         self.study = Study.open(self.folder)
         self.attempts: dict[int, int] = {}

@@ -20,7 +20,8 @@ from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
-from tests.support.specs import BASE, COMPLETE, MEMORY, METRIC, RANGES, make_spec
+from tests.support import IN_MEMORY
+from tests.support.specs import BASE, COMPLETE, METRIC, RANGES, make_spec
 from trainer.results import StepMetrics
 
 STEPS, TRIALS, LAG = 4, 9, 3
@@ -69,7 +70,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.place = tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None)
+        self.place = tempfile.TemporaryDirectory(dir=IN_MEMORY)
         self.folder = self.copy(Path(self.place.name), SPEC)
         self.study = Study.open(self.folder)
         self.held: dict[int, tuple[Trial, int]] = {}
