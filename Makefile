@@ -44,8 +44,8 @@ pytest: install-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults"
 
 golden: install-test ## Write tests/golden anew: what users see, after a change of it that is meant
-	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/sweep/test_surface.py \
-		tests/sweep/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/end_to_end/test_shipped_sweeps.py tests/end_to_end/test_surface.py \
+		tests/orchestrator/commands/test_job_files.py tests/end_to_end/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
 
 test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
@@ -54,7 +54,7 @@ test-faults: install-test ## The faults of docs/reliability.md, the slow ones to
 	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800
 
 rehearse: install-test ## Every file in sweeps/ in small, by the command users type (ten minutes)
-	$(BIN)/python -m tests.sweep.rehearse_all --write
+	$(BIN)/python -m tests.end_to_end.rehearse_all --write
 
 storm: install-test ## A sweep killed 50 times against the same sweep left alone (about half an hour)
 	$(BIN)/python -m tests.faults.storm
