@@ -177,7 +177,7 @@ def test_a_link_is_no_sweep(root: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "elsewhere" / "sweep.yaml").write_text("name: x")
     (root / "link").symlink_to(tmp_path / "elsewhere")
     assert cli.main(["status", "link"]) == 2
-    assert "is no link" in capsys.readouterr().err
+    assert "no symbolic link" in capsys.readouterr().err
 
 
 def test_a_name_used_before_is_refused(

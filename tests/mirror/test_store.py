@@ -128,8 +128,8 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"../../escaped": {"bytes": 1, "sha256": "a"}}, "leads out"),
-        ({"/etc/passwd": {"bytes": 1, "sha256": "a"}}, "leads out"),
+        ({"../../escaped": {"bytes": 1, "sha256": "a"}}, "points outside"),
+        ({"/etc/passwd": {"bytes": 1, "sha256": "a"}}, "points outside"),
         ({"a": 2}, "no list of files"),
         ([1], "no list of files"),
     ],

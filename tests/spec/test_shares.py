@@ -165,7 +165,7 @@ resources: {trials_per_process: 4}
 @pytest.mark.parametrize(
     ("wanted", "said"),
     [
-        ("{trials_per_process: 2, processes_per_trial: 2}", "a trial of several processes shares none of them"),
+        ("{trials_per_process: 2, processes_per_trial: 2}", "a trial of several processes cannot share them"),
         ("{trials_per_process: 4, gpus_per_trial: 0.5}", "a process has one GPU; write gpus_per_trial 0.25"),
         ("{trials_per_process: 0}", "must be at least 1, not 0"),
         ("{trials_per_process: autp}", "must be one of auto"),
