@@ -1,4 +1,4 @@
-"""`warm_start`: another sweep's trials as lessons for this one's sampler, checked before anything is spent."""
+"""`warm_start`: another sweep's trials for this sweep's sampler, checked before the first trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.config.trial import flatten
 
 
 class WarmStartRefused(OrchestrateError):
-    """The sweep named in `warm_start` cannot teach this one."""
+    """The sampler cannot use the sweep named by `warm_start`."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"warm_start: {name} {reason}")
@@ -24,14 +24,17 @@ class WarmStartRefused(OrchestrateError):
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """Trials numbered below 0, and what a person should know of how they were taken over."""
+    """Another sweep's trials, numbered below 0, and notices about how they were chosen."""
 
     trials: tuple[TrialSnapshot, ...] = ()
     notices: tuple[str, ...] = ()
 
 
 def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
-    """The complete and pruned trials of the sweep that this one starts from. Refuses one that is of no use."""
+    """Return the complete and pruned trials of the sweep named by `warm_start`.
+
+    Raises WarmStartRefused if that sweep has other objectives, is not finished or has no trial in the search space.
+    """
     name = spec.warm_start
     if name is None:
         return WarmStart()
@@ -49,18 +52,20 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     ended = [t for t in snapshots if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not t.is_fork]
     fitting = [taken for trial in ended if (taken := _translate(trial, theirs, spec)) is not None]
     if not fitting:
-        raise WarmStartRefused(name, f"has no trial among its {len(ended)} ended ones that lies in this sweep's search")
-    notices = [f"warm_start: {len(fitting)} trials of {name} teach the sampler"]
+        raise WarmStartRefused(name, f"has no trial among its {len(ended)} ended ones in this sweep's search space")
+    notices = [f"warm_start: the sampler uses {len(fitting)} trials of {name}"]
     if len(fitting) < len(ended):
-        notices.append(f"warm_start: {len(ended) - len(fitting)} of {name} lie outside this search and are left out")
-    if apart := _differing_paths(theirs, spec):
-        notices.append(f"warm_start: {name} has another {', '.join(apart)}; its values are taken all the same")
+        notices.append(
+            f"warm_start: {len(ended) - len(fitting)} of {name} are outside of this search space and are left out"
+        )
+    if differing := _differing_paths(theirs, spec):
+        notices.append(f"warm_start: {name} has another {', '.join(differing)}; its values are used anyway")
     numbered = (replace(trial, number=k - len(fitting), note={}) for k, trial in enumerate(fitting))
     return WarmStart(tuple(numbered), tuple(notices))
 
 
 def _translate(trial: TrialSnapshot, theirs: SweepSpec, spec: SweepSpec) -> TrialSnapshot | None:
-    """The trial by the settings that this sweep searches; None where it lies outside."""
+    """The trial with the settings that this sweep searches; None if it is outside of the search space."""
     all_params = theirs.search.apply(theirs.base, trial.params).flat_params() | dict(trial.params)
     params = spec.search.active({path: all_params[path] for path in spec.search.paths if path in all_params})
     required = [path for path, d in spec.search.dimensions.items() if not d.when]
