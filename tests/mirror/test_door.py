@@ -72,7 +72,7 @@ def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:
         ("s3://bucket/prefix?versionId=1", "without ? and #"),
         ("memory://bucket", "does not outlive its process"),
         ("file://shared/folder", "three slashes"),
-        ("s3://bucket/../other", "must not hold .."),
+        ("s3://bucket/../other", "must not contain .."),
     ],
 )
 def test_urls_that_cannot_be_meant(key: str, url: str, said: str) -> None:

@@ -199,7 +199,7 @@ def test_complete_without_a_finite_goal_is_a_failure_that_says_so(
     study.report(trial, points)
     record = study.tell(trial, COMPLETE)
     assert (record.state, record.failure, record.value) == (TrialState.FAILED, FailureKind.BUG, None)
-    assert record.reason == f"the trial ran to its end, but its goal {METRIC} {why}"
+    assert record.reason == f"the trial ran to its end, but its objective {METRIC} {why}"
     assert study.best() is None
 
 
