@@ -129,7 +129,7 @@ class SweepRepository:
         return float(c.execute(tables.SECONDS_OF_TRIAL, self._sweep_and_trial(trial)).scalar_one())
 
     def gpu_seconds(self, c: Connection, excluding: Collection[tuple[int, int]] = ()) -> float:
-        """Return the GPU-seconds (seconds times the slot's GPUs) of all attempts except `excluding` (trial, attempt)."""
+        """Return the GPU-seconds of all attempts except `excluding` (trial, attempt): seconds times the slot's GPUs."""
         condition = ATTEMPT.c.sweep == self.sweep
         for trial, attempt in excluding:
             condition &= ~((ATTEMPT.c.trial == trial) & (ATTEMPT.c.attempt == attempt))
