@@ -64,7 +64,7 @@ def start_tags(number: int) -> dict[str, str]:
 
 
 def end_tags(number: int, outcome: Outcome) -> dict[str, str]:
-    """Return the tags of an ended trial: state (with DIVERGED), reason, failure and, if not complete, color and name."""
+    """Return the tags of an ended trial: state (with DIVERGED), reason, failure; color and name if not complete."""
     state = "DIVERGED" if outcome.diverged else outcome.state.value
     tags = {"state": state, "reason": outcome.reason}
     tags |= {"failure": outcome.failure.value} if outcome.failure else {}

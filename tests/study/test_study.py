@@ -222,7 +222,7 @@ def test_finished_is_final(create: Create, folder: SweepFolder) -> None:
     assert study.tell(trial, COMPLETE) == before[0]
     with pytest.raises(TrialFinished, match="trial 0 is COMPLETE, which is final: closing it as FAILED refused"):
         study.tell(trial, bug("late"))
-    with pytest.raises(TrialFinished, match="points refused"):
+    with pytest.raises(TrialFinished, match="metrics refused"):
         study.report(trial, [evaluated(9, 1.0)])
     with pytest.raises(TrialFinished):
         study.retry(trial)
