@@ -94,8 +94,8 @@ def deliver(receiver: TrackingReceiver, message: Message) -> None:
     match message:
         case StartRun(run, name, params, tags, at):
             receiver.start_run(run, name=name, params=params, tags=tags, at=at)
-        case LogMetrics(run, points, at):
-            receiver.log_metrics(run, points, at=at)
+        case LogMetrics(run, metrics, at):
+            receiver.log_metrics(run, metrics, at=at)
         case LogFinalMetrics(run, values, step, at):
             receiver.log_final_metrics(run, values, step=step, at=at)
         case SetTags(run, tags):
@@ -132,8 +132,8 @@ def to_json(message: Message) -> dict[str, Any]:
     match message:
         case StartRun(run, name, params, tags, at):
             return {"do": "start", "run": run, "name": name, "params": _plain(params), "tags": dict(tags), "at": at}
-        case LogMetrics(run, points, at):
-            return {"do": "points", "run": run, "points": [[p.step, _plain(p.metrics)] for p in points], "at": at}
+        case LogMetrics(run, metrics, at):
+            return {"do": "points", "run": run, "points": [[p.step, _plain(p.metrics)] for p in metrics], "at": at}
         case LogFinalMetrics(run, values, step, at):
             return {"do": "values", "run": run, "values": _plain(values), "step": step, "at": at}
         case SetTags(run, tags):

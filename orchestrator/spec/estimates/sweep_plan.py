@@ -204,8 +204,8 @@ def make_plan(
     shape = model_shape(spec.base.model)
     by_formula = None
     if shape is not None:
-        pairs_held = rows.eval if rows.train is not None else None
-        by_formula = estimate(configs, updates, shape, machine or GpuAssumptions(), trials, eval_pairs=pairs_held)
+        eval_pairs = rows.eval if rows.train is not None else None
+        by_formula = estimate(configs, updates, shape, machine or GpuAssumptions(), trials, eval_pairs=eval_pairs)
         notices_out += by_formula.warnings
     return SweepPlan(
         name=spec.name,

@@ -71,22 +71,24 @@ class _Streak:
 class _Loss:
     def __init__(self, config: LossRule) -> None:
         self._config, self._streak = config, _Streak()
-        self._start = -math.inf
+        self._initial = -math.inf
         self._trained = False
 
     def update(self, step_metrics: StepMetrics) -> str:
         loss = step_metrics.metrics.get("loss")
         if not self._trained:
-            self._start = max(self._start, *(step_metrics.metrics.get(n, -math.inf) for n in ("loss", f"{EVAL}loss")))
+            self._initial = max(
+                self._initial, *(step_metrics.metrics.get(n, -math.inf) for n in ("loss", f"{EVAL}loss"))
+            )
         if loss is None:
             return ""
         self._trained = True
-        limit = self._start + (self._config.ratio - 1.0) * abs(self._start)
+        limit = self._initial + (self._config.ratio - 1.0) * abs(self._initial)
         updates = self._streak.length(step_metrics.step, loss > limit)
         if updates < self._config.updates:
             return ""
         return (
-            f"the loss was above {self._config.ratio:g} times its initial value ({self._start:.3g}) for {updates} "
+            f"the loss was above {self._config.ratio:g} times its initial value ({self._initial:.3g}) for {updates} "
             f"updates, and is {loss:.3g} at update {step_metrics.step}; {_LOWER_LR_ADVICE}"
         )
 
@@ -134,30 +136,30 @@ class _ChosenLogps:
     def __init__(self, config: ChosenLogpsRule, prefix: str) -> None:
         self._config, self._prefix, self._streak = config, prefix, _Streak()
         self._updates = 1 if prefix == EVAL else config.updates
-        self._model: _InitialValues | None = None
-        self._start: _InitialValues | None = None
+        self._initial_model: _InitialValues | None = None
+        self._initial: _InitialValues | None = None
 
     def update(self, step_metrics: StepMetrics) -> str:
-        if self._model is None:
-            self._model = _initial_values(step_metrics, EVAL)
+        if self._initial_model is None:
+            self._initial_model = _initial_values(step_metrics, EVAL)
         now = _initial_values(step_metrics, self._prefix)
         if now is None:
             return ""
-        if self._start is None:
-            model = self._model or now
-            self._start = _InitialValues(min(now.logp, model.logp), max(now.margin, model.margin))
-        start, config = self._start, self._config
-        fall, rises = start.logp - now.logp, now.margin > start.margin
+        if self._initial is None:
+            model = self._initial_model or now
+            self._initial = _InitialValues(min(now.logp, model.logp), max(now.margin, model.margin))
+        initial, config = self._initial, self._config
+        fall, rises = initial.logp - now.logp, now.margin > initial.margin
         floor = config.lowest is not None and now.logp <= config.lowest and fall >= _MIN_FALL
         alone = config.fall_alone is not None and fall >= config.fall_alone
         alongside = config.fall is not None and fall >= config.fall and rises
         if self._streak.length(step_metrics.step, floor or alone or alongside) < self._updates:
             return ""
         which = "held-out chosen" if self._prefix == EVAL else "chosen"
-        margin = f"from {start.margin:.2f} to {now.margin:.2f}"
+        margin = f"from {initial.margin:.2f} to {now.margin:.2f}"
         beyond = f", below {config.lowest:g}," if floor else ""
         return (
-            f"the {which} log-prob fell from {start.logp:.2f} to {now.logp:.2f} per token{beyond} by update "
+            f"the {which} log-prob fell from {initial.logp:.2f} to {now.logp:.2f} per token{beyond} by update "
             f"{step_metrics.step} while the margin {'rose' if rises else 'went'} {margin}; {_LOWER_LR_ADVICE}, raise "
             "loss.beta or add loss.nll_scale"
         )
@@ -171,19 +173,19 @@ def _initial_values(step_metrics: StepMetrics, prefix: str) -> _InitialValues | 
 class _Repetition:
     def __init__(self, config: RepetitionRule) -> None:
         self._config, self._looks = config, 0
-        self._start: float | None = None
+        self._initial: float | None = None
 
     def update(self, step_metrics: StepMetrics) -> str:
         share = step_metrics.metrics.get(f"{EVAL}repetition")
         if share is None:
             return ""
-        self._start = share if self._start is None else self._start
-        self._looks = self._looks + 1 if share - self._start >= self._config.rise else 0
+        self._initial = share if self._initial is None else self._initial
+        self._looks = self._looks + 1 if share - self._initial >= self._config.rise else 0
         if self._looks < self._config.looks:
             return ""
         return (
             f"{share:.0%} of the 4-grams in the completions of the fixed prompts are repetitions by update "
-            f"{step_metrics.step} ({self._start:.0%} at the start), in {self._looks} consecutive evaluations; "
+            f"{step_metrics.step} ({self._initial:.0%} at the start), in {self._looks} consecutive evaluations; "
             f"{_LOWER_LR_ADVICE}, raise loss.beta or add loss.nll_scale"
         )
 
@@ -191,22 +193,22 @@ class _Repetition:
 class _AnswerLength:
     def __init__(self, config: AnswerLengthRule) -> None:
         self._config, self._looks = config, 0
-        self._start: float | None = None
+        self._initial: float | None = None
         self._usual = 0.0
 
     def update(self, step_metrics: StepMetrics) -> str:
         length = step_metrics.metrics.get(f"{EVAL}answer_length")
         if length is None:
             return ""
-        if self._start is None:
-            self._start = length
+        if self._initial is None:
+            self._initial = length
             self._usual = max(length, step_metrics.metrics.get(f"{EVAL}lengths/chosen", 0.0))
         self._looks = self._looks + 1 if length > self._config.ratio * self._usual else 0
         if self._looks < self._config.looks:
             return ""
         return (
             f"the completions of the fixed prompts have {length:.3g} tokens by update {step_metrics.step} "
-            f"({self._start:.3g} at the start; chosen responses and initial completions have at most "
+            f"({self._initial:.3g} at the start; chosen responses and initial completions have at most "
             f"{self._usual:.3g}), in {self._looks} consecutive evaluations; {_LOWER_LR_ADVICE} or raise loss.beta"
         )
 
