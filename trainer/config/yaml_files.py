@@ -1,6 +1,6 @@
 """YAML 1.2 files as plain values, each with its line, and a trial's file as its configuration.
 
-Nothing is executed, and a file cannot grow out of hand. Plain scalars follow YAML 1.2's core schema: PyYAML implements
+Nothing is executed, and size and nesting are limited. Plain scalars follow YAML 1.2's core schema: PyYAML implements
 1.1, where `6e-7` is text and `no` is false.
 """
 
@@ -19,26 +19,26 @@ from trainer.config.trial import TrialConfig
 from trainer.results import TrialError
 
 MAX_BYTES = 1_000_000
-"""Bytes. A sweep is some thousand."""
+"""Bytes. A sweep file has a few thousand."""
 _MAX_NODES = 20_000
 _MAX_DEPTH = 40
 TAG = "tag:yaml.org,2002:"
 _PLAIN = "?"
-"""Our tag for an unquoted scalar."""
+"""Tag of an unquoted scalar."""
 
 Location = tuple[str | int, ...]
 
 
 @dataclass(slots=True)
 class Document:
-    """Values with their places: `lines` knows `file:line` (or the command-line flag) of each path."""
+    """Values with their locations: `lines` maps each path to `file:line` or to a command-line flag."""
 
     source: str
     value: Any = None
     lines: dict[Location, str] = field(default_factory=dict[Location, str])
 
     def location(self, loc: Location) -> str:
-        """The place of this path, or of the nearest group around it."""
+        """Return `file:line` of this path, or of the nearest group around it."""
         while loc and loc not in self.lines:
             loc = loc[:-1]
         return self.lines.get(loc, f"{self.source}:1")
@@ -46,7 +46,7 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class YamlProblem:
-    """One thing wrong in a file: `file:line`, the path of the value, a sentence."""
+    """One error in a file: `file:line`, the path of the value and a message."""
 
     where: str
     path: str
@@ -54,7 +54,7 @@ class YamlProblem:
 
 
 class InvalidYaml(ValueError):
-    """The file cannot be read as YAML, with every problem."""
+    """The file cannot be read as YAML. Holds all problems."""
 
     def __init__(self, problems: list[YamlProblem]) -> None:
         self.problems = problems
@@ -62,12 +62,12 @@ class InvalidYaml(ValueError):
 
 
 def read_yaml(path: Path) -> Document:
-    """The values in a file. InvalidYaml with every problem."""
+    """Parse a file. Raises InvalidYaml with all problems."""
     return parse_yaml(_read_text(path), str(path))
 
 
 def parse_yaml(text: str, source: str) -> Document:
-    """The values in a YAML 1.2 text; `source` names it in problems. InvalidYaml with every problem."""
+    """Parse YAML 1.2; `source` is the file's name in problems. Raises InvalidYaml with all problems."""
     try:
         root = _Loader(text, source).get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -88,7 +88,7 @@ def parse_yaml(text: str, source: str) -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only; refuses a document that grows out of hand before it has grown."""
+    """Composes nodes only; stops at the limits on nodes and depth before a hostile document fills the memory."""
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)
@@ -96,7 +96,7 @@ class _Loader(yaml.SafeLoader):
         self._nodes = self._depth = 0
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """Leave unquoted scalars open: what they mean is `plain`'s to say, not YAML 1.1's."""
+        """Give unquoted scalars their own tag, so that `parse_scalar` reads them by YAML 1.2 instead of 1.1."""
         return _PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, (False, True))
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -115,7 +115,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Builder:
-    """Nodes to values. Aliases count as often as they are used."""
+    """Converts nodes to values. An alias counts each time it is used."""
 
     def __init__(self, document: Document) -> None:
         self._document, self._built = document, 0
@@ -126,7 +126,7 @@ class _Builder:
         self._built += 1
         if self._built > _MAX_NODES or len(loc) > _MAX_DEPTH:
             if self._built <= _MAX_NODES + 1:
-                self._add_error(node, loc[:2], "aliases unfold without end or to too many values")
+                self._add_error(node, loc[:2], "aliases expand without end or to too many values")
             self._built = _MAX_NODES + 1
             return None
         if isinstance(node, yaml.MappingNode):
@@ -188,7 +188,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise InvalidYaml([YamlProblem(source, "", f"cannot be read: {error.strerror}")]) from None
     if len(data) > MAX_BYTES:
-        raise InvalidYaml([YamlProblem(source, "", f"larger than {MAX_BYTES} bytes; a sweep is some thousand")])
+        raise InvalidYaml([YamlProblem(source, "", f"larger than {MAX_BYTES} bytes; a sweep file has a few thousand")])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
