@@ -1,4 +1,4 @@
-"""Columns of a source to our names: mapped, recognized by a usual name, left over, or of another kind of data."""
+"""Map the columns of a source to the standard fields: by configuration, by name, or by a common alternative name."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FIELDS = (
     "score_rejected",
     "images",
 )
-"""What a row may carry under our names."""
+"""Standard fields of a preference row."""
 
 _USUAL: Mapping[str, tuple[str, ...]] = {
     "prompt": ("question", "instruction", "query", "problem", "input", "conversations"),
@@ -33,7 +33,7 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     "score_rejected": ("rejected_score", "rejected_rating"),
     "images": ("image",),
 }
-"""Names of the same thing in public data sets: taken where ours is missing and exactly one of them is there."""
+"""Common names of a field in public data sets; used if the field has no column and exactly one of these exists."""
 
 _MEANINGFUL = frozenset(
     (
@@ -42,7 +42,7 @@ _MEANINGFUL = frozenset(
         *("score", "scores", "rating", "ratings", "margin", "label", "audio", "video", "videos"),
     )
 )
-"""Columns that hold something which a model may be meant to read, or which may be meant to choose rows."""
+"""Columns whose content may be meant as model input or for row filtering; reported if unused."""
 
 _TELLING = frozenset(
     (
@@ -50,71 +50,71 @@ _TELLING = frozenset(
         *("image", "images", "audio", "video", "videos"),
     )
 )
-"""Words of names that are longer, such as `system_instruction` or `available_tools`, that tell the same."""
+"""Words in longer column names, such as `system_instruction` or `available_tools`, with the same meaning."""
 
 _OTHER_FORMS: tuple[tuple[frozenset[str], str], ...] = (
     (
         frozenset({"completion", "label"}),
-        "holds unpaired rows (one completion with a label, as for KTO), and pairs are wanted: join a completion with "
+        "has unpaired rows (one completion with a label, as for KTO), not pairs: join a completion with "
         "label true and one with label false of the same prompt into a row with prompt, chosen and rejected",
     ),
     (
         frozenset({"human_ref_A", "human_ref_B"}),
-        "holds two answers and labels, as SHP does: write chosen: human_ref_A and rejected: human_ref_B where labels "
+        "has two answers and labels, as SHP does: write chosen: human_ref_A and rejected: human_ref_B where labels "
         "is 1, the other way round where it is 0, and prompt: history",
     ),
     (
         frozenset({"response_0", "response_1"}),
-        "holds two answers and the number of the better one, as PKU-SafeRLHF does: write chosen and rejected by "
+        "has two answers and the number of the better one, as PKU-SafeRLHF does: write chosen and rejected by "
         "better_response_id (or safer_response_id)",
     ),
     (
         frozenset({"response1", "response2"}),
-        "holds two answers and a preference, as HelpSteer3 does: write chosen: response1 and rejected: response2 where "
+        "has two answers and a preference, as HelpSteer3 does: write chosen: response1 and rejected: response2 where "
         "overall_preference is below 0, the other way round where it is above, and prompt: context",
     ),
     (
         frozenset({"response_1", "response_2"}),
-        "holds two answers and a preference, as HelpSteer2 does: write chosen: response_1 and rejected: response_2 "
+        "has two answers and a preference, as HelpSteer2 does: write chosen: response_1 and rejected: response_2 "
         "where preference_strength is below 0, the other way round where it is above",
     ),
     (
         frozenset({"response_a", "response_b"}),
-        "holds two answers and a winner: write chosen and rejected by the winner, without ties",
+        "has two answers and a winner: write chosen and rejected by the winner, without ties",
     ),
     (
         frozenset({"conversation_a", "conversation_b"}),
-        "holds two dialogues and a winner: write chosen and rejected by the winner, without ties",
+        "has two dialogues and a winner: write chosen and rejected by the winner, without ties",
     ),
     (
         frozenset({"prompt", "answers"}),
-        "holds several ranked answers a row, as Nectar does: write the answer of the best rank as chosen and one of a "
+        "has several ranked answers per row, as Nectar does: write the answer of the best rank as chosen and one of a "
         "lower rank as rejected",
     ),
     (
         frozenset({"completions"}),
-        "holds several scored completions a row, as UltraFeedback's first form does: write the completion of the "
+        "has several scored completions per row, as UltraFeedback's first form does: write the completion of the "
         "highest score as chosen and another one as rejected",
     ),
     (
         frozenset({"responses"}),
-        "holds several responses a row: write the best as chosen and another one as rejected",
+        "has several responses per row: write the best as chosen and another one as rejected",
     ),
     (
         frozenset({"prompt", "completion"}),
-        "holds prompts with one completion, as for SFT, and pairs are wanted: chosen and rejected for each prompt",
+        "has prompts with one completion, as for SFT, not pairs: give chosen and rejected for each prompt",
     ),
-    (frozenset({"messages"}), "holds dialogues without a second answer, as for SFT, and pairs are wanted"),
+    (frozenset({"messages"}), "has dialogues without a second answer, as for SFT, not pairs"),
 )
-"""Columns of forms that are not preference pairs, the most telling first, and what to do with them."""
+"""Columns of other data formats, the most specific first, and how to convert each to preference pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column of a source is which of our fields.
+    """Which column of a source holds which standard field.
 
-    `taken` maps ours to theirs; `recognised` are those of them found by a usual name; `unused` are columns that look
-    as if they meant something to the model and are not taken.
+    `taken` maps fields to columns; `recognised` are the fields found under a common alternative name; `unused` are
+    columns that may be meant as model input and are not read.
     """
 
     taken: Mapping[str, str]
@@ -122,11 +122,11 @@ class Columns:
     unused: tuple[str, ...] = ()
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The cells of a row under our names."""
+        """Return the cells of a row by standard field name."""
         return {ours: row[theirs] for ours, theirs in self.taken.items() if theirs in row}
 
     def notices(self, row: Mapping[str, Any]) -> tuple[Notice, ...]:
-        """What the names tell about a row: recognized columns, and unused ones that hold something."""
+        """Return findings about the columns of a row: recognized ones, and unused ones that are not empty."""
         found: list[Notice] = [
             ("recognised_column", f"{self.taken[ours]!r} is taken for {ours}")
             for ours in self.recognised
@@ -139,7 +139,7 @@ class Columns:
         used += [
             message.get("content") for part in used if isinstance(part, list) for message in part if _is_object(message)
         ]
-        # a copy of what is used is no loss
+        # a column that repeats a used cell loses nothing
         found.extend(("unused_column", f"The column {name!r}") for name in current if row[name] not in used)
         return tuple(found)
 
@@ -153,21 +153,21 @@ class _Found:
 def find_columns(
     rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | None], name: str, needed: Collection[str]
 ) -> Columns:
-    """Match the columns of a source with our names.
+    """Match the columns of a source with the standard fields.
 
     Args:
         rows: The rows as read.
-        columns: `columns` of the source: ours to theirs; null leaves one out.
-        name: Of the source, for messages.
-        needed: Fields that must be there.
+        columns: `columns` of the source: field name to column name; null ignores a field.
+        name: Name of the source, for messages.
+        needed: Fields that must exist.
 
     Raises:
-        UnreadableData: A name in `columns` is none of ours, a column that is needed or mapped is missing, several
+        UnreadableData: A key of `columns` is not a standard field, a needed or mapped column is missing, several
             columns could be the prompt, or the rows are not preference pairs.
     """
     unknown = sorted(set(columns) - set(FIELDS))
     if unknown:
-        raise UnreadableData(f"columns of {name}: {', '.join(unknown)} is none of ours ({', '.join(FIELDS)})")
+        raise UnreadableData(f"columns of {name}: unknown field {', '.join(unknown)}; fields are {', '.join(FIELDS)}")
     present = dict.fromkeys(key for row in rows for key in row)
     out = _Found()
     claimed = {theirs for theirs in columns.values() if theirs is not None}
@@ -188,8 +188,8 @@ def find_columns(
                 out.recognised.append(ours)
             elif usual and ours == "prompt":
                 raise UnreadableData(
-                    f"{name} has no column 'prompt', and several could be it: {', '.join(usual)}. "
-                    f"Say which with `columns: {{prompt: {usual[0]}}}`; join them where the prompt is in both."
+                    f"{name} has no column 'prompt', and several columns could be the prompt: {', '.join(usual)}. "
+                    f"Choose one with `columns: {{prompt: {usual[0]}}}`; join them if the prompt is in both."
                 )
     for ours in needed:
         if present and ours not in out.taken:
@@ -210,7 +210,7 @@ def _missing(ours: str, theirs: str, name: str, present: list[str]) -> str:
 
 
 def _other_form(present: Collection[str], name: str) -> str | None:
-    """What a source is that has no pairs, and what to do with it."""
+    """Return how to convert a source of another known data format; None if the format is not known."""
     message = next((text for names, text in _OTHER_FORMS if names <= set(present)), None)
     return None if message is None else f"{name} {message}. It has {', '.join(sorted(present))}."
 
@@ -218,7 +218,7 @@ def _other_form(present: Collection[str], name: str) -> str | None:
 def _hold_prompts(
     rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | None], needed: Collection[str]
 ) -> bool:
-    """Whether the answers are whole dialogues, so that no column of prompts is needed."""
+    """Return whether the answers are whole dialogues, so that no prompt column is needed."""
     chosen = columns.get("chosen") or "chosen"
     values = (row.get(chosen) for row in rows)
     first = next((value for value in values if value), None) if "chosen" in needed else None
