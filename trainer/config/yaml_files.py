@@ -1,4 +1,4 @@
-"""Reads a trial's YAML file into its configuration; each mistake is reported as one sentence.
+"""Read a trial's YAML file into its configuration; each error is one line.
 
 Plain scalars follow YAML 1.2's core schema. PyYAML implements 1.1, where `6e-7` is text and `no` is false.
 """
@@ -20,7 +20,7 @@ from trainer.results import TrialError
 
 
 class InvalidTrialFile(TrialError):
-    """The file cannot be read as one trial's configuration; `problems` holds a sentence for each mistake."""
+    """The file is not a valid trial configuration; `problems` has a line for each error."""
 
     def __init__(self, path: Path, problems: list[str]) -> None:
         super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
@@ -28,24 +28,24 @@ class InvalidTrialFile(TrialError):
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers, and no key twice."""
+    """YAML 1.2's numbers; duplicate keys and aliases are errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping; a key given twice is an error at its line."""
+        """Construct a mapping; a duplicate key is an error at its line."""
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
             if not isinstance(key, str):
-                raise ConstructorError(None, None, "a key that is no text", key_node.start_mark)
+                raise ConstructorError(None, None, "a key that is not text", key_node.start_mark)
             if key in seen:
                 raise ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """No aliases: a few lines of them can stand for billions."""
+        """Refuse aliases: a few lines of them can expand to billions of values."""
         if self.check_event(yaml.AliasEvent):
-            raise ComposerError(None, None, "aliases (*name) are not used here", self.peek_event().start_mark)
+            raise ComposerError(None, None, "aliases (*name) are not supported", self.peek_event().start_mark)
         return super().compose_node(parent, index)
 
 
@@ -61,46 +61,46 @@ _Loader.add_implicit_resolver(
 
 
 def load_trial(path: Path) -> TrialConfig:
-    """The configuration in a YAML file. InvalidTrialFile with all mistakes where it is none."""
+    """Return the configuration in a YAML file. Raises InvalidTrialFile with all errors."""
     return trial_of(path, ())
 
 
 def trial_of(path: Path, changes: Sequence[tuple[str, Any]]) -> TrialConfig:
-    """Like `load_trial`, with the values at some dotted paths replaced."""
+    """Like `load_trial`, with values at some dotted paths replaced."""
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
+        data = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
     except (OSError, UnicodeDecodeError) as reason:
         raise InvalidTrialFile(path, [f"cannot be read: {reason}"]) from reason
     except yaml.MarkedYAMLError as reason:
         line = f"line {reason.problem_mark.line + 1}: " if reason.problem_mark else ""
         raise InvalidTrialFile(path, [f"{line}{reason.problem}"]) from reason
     except (yaml.YAMLError, RecursionError) as reason:
-        raise InvalidTrialFile(path, [f"no YAML: {reason}"]) from reason
-    for where, value in changes:
-        given = _changed(given, where.split("."), value)
+        raise InvalidTrialFile(path, [f"not YAML: {reason}"]) from reason
+    for path_of_change, value in changes:
+        data = _replaced(data, path_of_change.split("."), value)
     try:
-        return TrialConfig.model_validate(given)
+        return TrialConfig.model_validate(data)
     except ValidationError as reason:
         raise InvalidTrialFile(path, [_error_message(error) for error in reason.errors()]) from reason
 
 
-def _changed(tree: Any, path: Sequence[str], value: Any) -> Any:
-    """The tree with one value replaced; a group that is absent, or a value in its place, becomes a group."""
+def _replaced(tree: Any, path: Sequence[str], value: Any) -> Any:
+    """Return the tree with one value replaced; a missing group, or a scalar in its place, becomes a group."""
     if not path:
         return value
     first, *rest = path
     if isinstance(tree, list) and first.isdigit() and int(first) < len(tree):
-        return [_changed(each, rest, value) if i == int(first) else each for i, each in enumerate(tree)]
+        return [_replaced(each, rest, value) if i == int(first) else each for i, each in enumerate(tree)]
     group = tree if isinstance(tree, dict) else {}
-    return {**group, first: _changed(group.get(first), rest, value)}
+    return {**group, first: _replaced(group.get(first), rest, value)}
 
 
 def _error_message(error: Any) -> str:
     where = ".".join(str(part) for part in error["loc"]) or "the file"
     if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such key"
+        return f"{where}: unknown key"
     if error["type"] == "missing":
-        return f"{where}: is missing"
+        return f"{where}: missing"
     message = str(error["msg"]).removeprefix("Value error, ")
     shown = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
     return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
@@ -126,11 +126,11 @@ _CORE_TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 class InvalidScalar(ValueError):
-    """A scalar that can be no value of a sweep."""
+    """A scalar that is not a valid value."""
 
 
 def parse_scalar(text: str) -> str | int | float | bool | None:
-    """The value of an unquoted scalar."""
+    """Return the value of an unquoted scalar. Raises InvalidScalar for a number that is not finite."""
     if _NULL.fullmatch(text):
         return None
     if _TRUE.fullmatch(text):
@@ -147,19 +147,19 @@ def parse_scalar(text: str) -> str | int | float | bool | None:
     if _FLOAT.fullmatch(text):
         number = float(text)
         if number in (float("inf"), float("-inf")):
-            raise InvalidScalar(f"{text} is beyond the range of numbers")
+            raise InvalidScalar(f"{text} is out of the range of floating-point numbers")
         return number
     return text
 
 
 def parse_tagged_scalar(tag: str, text: str) -> str | int | float | bool | None:
-    """The value of a scalar that says its core type itself (`!!str 5`)."""
+    """Return the value of a scalar with an explicit core type (`!!str 5`). Raises InvalidScalar."""
     if tag == f"{TAG}str":
         return text
     expected = _CORE_TYPES.get(tag)
     if expected is None:
-        raise InvalidScalar(f"the tag {tag} has no meaning here")
+        raise InvalidScalar(f"unknown tag {tag}")
     value = parse_scalar(text)
     if not isinstance(value, expected):
-        raise InvalidScalar(f"{text!r} is no {tag.removeprefix(TAG)}")
+        raise InvalidScalar(f"{text!r} is not of type {tag.removeprefix(TAG)}")
     return float(value) if tag == f"{TAG}float" and isinstance(value, int) else value

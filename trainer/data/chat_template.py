@@ -158,7 +158,7 @@ class ChatTemplate:
     def _same_without(
         self, key: str, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any], complete: bool
     ) -> bool:
-        """Return whether no rendering changes without a key: in all messages (`complete`) or in those before the last."""
+        """Return whether no rendering changes without a key, in all messages (`complete`) or all but the last."""
         changed = False
         for dialogue, text in inputs:
             end = len(dialogue) if complete else len(dialogue) - 1

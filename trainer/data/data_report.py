@@ -43,7 +43,7 @@ class DataReport(FrozenModel):
     """Rows drawn from the sources and checked, bad ones included; 0 in reports of older versions."""
 
     def with_source_names(self, names: Sequence[str]) -> DataReport:
-        """Return the report with other source names, in their order: equal content may have been cached under old ones."""
+        """Return the report with other source names, in their order: the cached report may have old ones."""
         new = {source.name: name for source, name in zip(self.sources, names, strict=True)}
         sources = tuple(s.model_copy(update={"name": new[s.name]}) for s in self.sources)
         findings = tuple(
