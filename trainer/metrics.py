@@ -1,4 +1,4 @@
-"""The names of metrics, and which hyperparameters scale each: a scaled one cannot rank trials that differ in them."""
+"""Names of metrics, and which settings scale each: a scaled metric cannot rank trials that differ in these settings."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ EVAL = "eval_"
 """Prefix of a metric measured on the held-out pairs."""
 
 _BETA_LIKE = frozenset(
-    f"loss.{leaf}" for leaf in ("beta", "gamma", "gamma_beta_ratio", "kind", "loss_type", "alpha", "ld_alpha")
+    f"loss.{name}" for name in ("beta", "gamma", "gamma_beta_ratio", "kind", "loss_type", "alpha", "ld_alpha")
 )
 _ANY_LOSS = frozenset({"loss"})
 _KIND = frozenset({"loss.kind"})
 _SUMMED = frozenset({"loss.kind", "loss.loss_type", "loss.ld_alpha"})
-"""Settings that decide whether log-probs are sums, averages, or sums that weigh tokens."""
+"""Settings that decide whether log-probs are sums, averages, or weighted sums."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: its meaning, the direction that is better (None: neither), and the settings that scale it."""
+    """A metric: its meaning, the better direction (None: neither), and the settings that scale it."""
 
     name: str
     meaning: str
@@ -29,7 +29,7 @@ class Metric:
     on_eval: bool = True
     on_train: bool = True
     kind: str | None = None
-    """The one kind of loss that reports it; None: all do."""
+    """The only kind of loss that reports it; None: all."""
 
 
 _TABLE = (
@@ -63,16 +63,16 @@ _TABLE = (
 
 METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
 COMPARISON_METRIC = f"{EVAL}accuracies/logp"
-"""The held-out metric that no hyperparameter scales: the same comparison metric for every objective."""
+"""The held-out metric that no setting scales; every objective can be compared by it."""
 
 
 def base_name(name: str) -> str:
-    """The metric's name without the `eval_` prefix."""
+    """Return the metric's name without the `eval_` prefix."""
     return name.removeprefix(EVAL)
 
 
 def lookup(name: str) -> Metric | None:
-    """The metric called `name`, with or without `eval_`; None where there is none in that place."""
+    """Return the metric called `name`, with or without `eval_`; None if it does not exist in training or evaluation."""
     metric = METRICS.get(base_name(name))
     if metric is None:
         return None
@@ -80,18 +80,18 @@ def lookup(name: str) -> Metric | None:
 
 
 def all_names() -> list[str]:
-    """Every name a trial may report."""
+    """Return every name that a trial may report."""
     return [m.name for m in _TABLE if m.on_train] + [EVAL + m.name for m in _TABLE if m.on_eval]
 
 
 def closest_name(name: str) -> str | None:
-    """The valid name most like `name`."""
+    """Return the valid name closest to `name`; None if none is close."""
     found = get_close_matches(name, all_names(), n=1, cutoff=0.4)
     return found[0] if found else None
 
 
 def scaled_by(name: str, searched: Iterable[str]) -> list[str]:
-    """Which of the searched settings scale this metric; empty: it may rank the trials."""
+    """Return which of the searched settings scale this metric; [] if it may rank the trials."""
     metric = lookup(name)
     if metric is None:
         return []

@@ -57,7 +57,7 @@ def test_the_same_configuration_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_too_small_for_every_byte_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the least is 262"):
+    with pytest.raises(ModelError, match="use at least 262"):
         generate_model(_small(vocab_size=100), tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_what_a_big_model_has_of_its_own_is_kept(tmp_path: Path) -> None:
         ("google/gemma-2-9b-it", "gemma2", "by its name"),
         ("Qwen/Qwen2.5-7B", "qwen2", "by its name"),
         ("Qwen/Qwen3-8B", "qwen3", "by its name"),
-        ("someone/something", "llama", "the name says nothing"),
+        ("someone/something", "llama", "the name gives no hint"),
     ],
 )
 def test_without_a_hub_the_name_is_asked(
@@ -116,8 +116,8 @@ def test_without_a_hub_the_name_is_asked(
 
 def test_an_architecture_that_is_not_rehearsed_and_a_broken_folder_are_named(tmp_path: Path) -> None:
     AutoConfig.for_model("gpt2").save_pretrained(tmp_path / "gpt2")
-    with pytest.raises(ModelError, match="gpt2 model; rehearsals know llama"):
+    with pytest.raises(ModelError, match="gpt2 model; rehearsals support llama"):
         detect_architecture(str(tmp_path / "gpt2"))
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ModelError, match="no model configuration"):
+    with pytest.raises(ModelError, match="no readable model configuration"):
         detect_architecture(str(tmp_path / "empty"))

@@ -147,7 +147,7 @@ def parse_scalar(text: str) -> str | int | float | bool | None:
     if _FLOAT.fullmatch(text):
         number = float(text)
         if number in (float("inf"), float("-inf")):
-            raise InvalidScalar(f"{text} is out of the range of floating-point numbers")
+            raise InvalidScalar(f"{text} is beyond the range of floating-point numbers")
         return number
     return text
 
@@ -158,7 +158,7 @@ def parse_tagged_scalar(tag: str, text: str) -> str | int | float | bool | None:
         return text
     expected = _CORE_TYPES.get(tag)
     if expected is None:
-        raise InvalidScalar(f"unknown tag {tag}")
+        raise InvalidScalar(f"the tag {tag} is not supported")
     value = parse_scalar(text)
     if not isinstance(value, expected):
         raise InvalidScalar(f"{text!r} is not of type {tag.removeprefix(TAG)}")

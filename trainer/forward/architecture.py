@@ -25,7 +25,7 @@ from trainer.forward.chunked_logps import ChunkSize, Head, sequence_logps
 from trainer.forward.packed_attention import ATTENTION_NAME, CannotAttend, is_refusal, register
 from trainer.forward.packing import Batch, TokenArray, pack_pairs, pad_pairs
 from trainer.forward.rotary_embeddings import RotarySwitch
-from trainer.randomness import hold_at_rest
+from trainer.randomness import disable_random_modules
 
 
 def core_model(model: nn.Module) -> PreTrainedModel:
@@ -167,7 +167,7 @@ def check_head(core: PreTrainedModel, head: Head) -> None:
         )
 
 
-def hold_repeatable(core: PreTrainedModel) -> list[str]:
+def disable_randomness(core: PreTrainedModel) -> list[str]:
     """Put modules that are random in training mode into evaluation mode, and return their types.
 
     Model types covered by the tests have no randomness other than dropout, which is off after loading. Raises
@@ -177,7 +177,7 @@ def hold_repeatable(core: PreTrainedModel) -> list[str]:
         return []
     batch = pad_pairs(_probe_pairs(core)).to(core.device)
     try:
-        return hold_at_rest(core, lambda: hidden_states(core, core, batch)[batch.rows], 10 * _tolerance(core))
+        return disable_random_modules(core, lambda: hidden_states(core, core, batch)[batch.rows], 10 * _tolerance(core))
     finally:
         reshard(core)
 

@@ -19,10 +19,10 @@ from trainer.distributed.fsdp import is_sharded, reshard
 from trainer.forward.architecture import (
     check_head,
     core_model,
+    disable_randomness,
     find_head,
     gathered_head,
     hidden_states,
-    hold_repeatable,
     packing_unsupported_reason,
     use_attention,
 )
@@ -117,7 +117,7 @@ class PairModel:
         """Whether the weights are sharded: then all processes must make the same number of passes."""
 
     def _check_repeatable(self) -> None:
-        random_types = hold_repeatable(self._core)
+        random_types = disable_randomness(self._core)
         if random_types:
             _log.warning("modules of type %s are random when training; kept in eval mode", ", ".join(random_types))
         _checked.add(self._core)

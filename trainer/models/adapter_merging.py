@@ -23,7 +23,7 @@ class BaseGone(ModelError):
     """The folder of the base model does not exist."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"the base model of these adapters was not found: {path}")
+        super().__init__(f"the base model {path} of these adapters was not found")
 
 
 def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:

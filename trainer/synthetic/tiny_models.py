@@ -1,6 +1,6 @@
-"""The synthetic task's tokenizer, small models with random weights, and tiny models after big ones. No network.
+"""The synthetic task's tokenizer, small models with random weights, and tiny versions of large models. No network.
 
-`tiny_model_like` makes a tiny random model of a big model's architecture with a given tokenizer, for rehearsals.
+`tiny_model_like` creates a tiny random model of a large model's architecture with a given tokenizer, for rehearsals.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 VERSION = 1
-"""Of tokenizer and model making; part of the folder's name."""
+"""Version of tokenizer and model generation; part of the folder's name."""
 
 BOS, EOS, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -32,12 +32,12 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 _CLASS_TOKENS: dict[str, tuple[str, ...]] = {"qwen2": ("<|endoftext|>",)}
-"""AutoTokenizer loads these with a class of their own, which would add such a token behind the vocabulary."""
+"""Tokens that AutoTokenizer's class for an architecture would otherwise add after the vocabulary."""
 _TOKENIZER_ROWS = 3000
 
 
 def _train_tokenizer(vocab_size: int, more: tuple[str, ...], folder: Path) -> None:
-    """Byte-level BPE with single digits, trained on the task's training text; written as a Hugging Face tokenizer."""
+    """Train byte-level BPE with single digits on the task's training text, and save it as a Hugging Face tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -50,9 +50,9 @@ def _train_tokenizer(vocab_size: int, more: tuple[str, ...], folder: Path) -> No
     bpe.decoder = decoders.ByteLevel()
     specials = [PAD, BOS, EOS, *ROLES, *more]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    smallest = len(specials) + len(alphabet)
-    if vocab_size < smallest:
-        raise ModelError(f"model.generated.vocab_size {vocab_size} cannot hold every byte; the least is {smallest}")
+    minimum = len(specials) + len(alphabet)
+    if vocab_size < minimum:
+        raise ModelError(f"model.generated.vocab_size {vocab_size} is too small for all bytes; use at least {minimum}")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=specials, initial_alphabet=sorted(alphabet), show_progress=False
     )
@@ -81,12 +81,12 @@ def _config(config: GeneratedModel, vocab_size: int, tokenizer: PreTrainedTokeni
         "pad_token_id": tokenizer.pad_token_id,
     }
     if config.architecture == "gemma2":
-        shape["query_pre_attn_scalar"] = shape["head_dim"]  # its default belongs to heads of 256
+        shape["query_pre_attn_scalar"] = shape["head_dim"]  # its default is for heads of size 256
     return AutoConfig.for_model(config.architecture, **shape)
 
 
 def write_random_model(config: PretrainedConfig, seed: int, folder: Path) -> None:
-    """Random weights in float32 as safetensors; the caller's random state is left as it was."""
+    """Write random weights in float32 as safetensors; the caller's random state is restored."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -104,10 +104,10 @@ def write_random_model(config: PretrainedConfig, seed: int, folder: Path) -> Non
 
 
 def generate_model(config: GeneratedModel, cache: Path) -> Path:
-    """A folder with model and tokenizer that `AutoModelForCausalLM` and `AutoTokenizer` load without a network.
+    """Return a folder with model and tokenizer that `AutoModelForCausalLM` and `AutoTokenizer` load without a network.
 
-    Made once per content under `cache/models/`; the same configuration gives the same bytes. ModelError for a
-    vocabulary too small to hold every byte.
+    Created once per content under `cache/models/`; the same configuration gives the same bytes. Raises ModelError if
+    the vocabulary is too small for all bytes.
     """
     key = digest_of({"model": config.model_dump(mode="json"), "task": TASK_VERSION, "version": VERSION})[:16]
     folder = cache / "models" / f"{config.architecture}-{key}"
@@ -155,7 +155,7 @@ _TINY: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True)
 class ModelArchitecture:
-    """What a tiny model takes after, and a sentence on how that is known. `config` only where it could be read."""
+    """The architecture for a tiny model, and a sentence on how it was determined. `config` only if it could be read."""
 
     architecture: Architecture
     config: PretrainedConfig | None
@@ -163,8 +163,8 @@ class ModelArchitecture:
 
 
 def detect_architecture(name_or_path: str, revision: str | None = None) -> ModelArchitecture:
-    """The architecture of a model: from its configuration in a folder, the hub's cache or a reachable hub, else guessed
-    from its name, else llama; `said` tells which. ModelError for a configuration of an architecture not rehearsed here.
+    """Return the architecture of a model: from its configuration in a folder, the hub cache or the hub, else guessed
+    from its name, else llama; `explanation` says how. Raises ModelError if rehearsals do not support the architecture.
     """
     config = _config_of(name_or_path, revision)
     if config is not None:
@@ -172,17 +172,17 @@ def detect_architecture(name_or_path: str, revision: str | None = None) -> Model
         kind = known.get(config.model_type)
         if kind is None:
             raise ModelError(
-                f"{name_or_path} is a {config.model_type} model; rehearsals know {', '.join(ARCHITECTURES)}"
+                f"{name_or_path} is a {config.model_type} model; rehearsals support {', '.join(ARCHITECTURES)}"
             )
-        return ModelArchitecture(kind, config, f"{name_or_path} is a {kind} model, as its configuration says")
+        return ModelArchitecture(kind, config, f"{name_or_path} is a {kind} model, by its configuration")
     lower = name_or_path.lower()
     for part, kind in _NAMES.items():
         if part in lower:
             return ModelArchitecture(
-                kind, None, f"no hub is reachable; {name_or_path} is taken for a {kind} model by its name"
+                kind, None, f"the hub is not reachable; {name_or_path} is assumed to be a {kind} model by its name"
             )
     return ModelArchitecture(
-        "llama", None, f"no hub is reachable and the name says nothing; {name_or_path} is rehearsed as llama"
+        "llama", None, f"the hub is not reachable and the name gives no hint; {name_or_path} is rehearsed as llama"
     )
 
 
@@ -193,7 +193,7 @@ def _config_of(name: str, revision: str | None) -> PretrainedConfig | None:
         return AutoConfig.from_pretrained(name, revision=revision, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
         if Path(name).exists():
-            raise ModelError(f"{name} holds no model configuration that can be read: {error}") from error
+            raise ModelError(f"{name} has no readable model configuration: {error}") from error
         if not _hub_reachable():
             return None
     try:
@@ -203,7 +203,7 @@ def _config_of(name: str, revision: str | None) -> PretrainedConfig | None:
 
 
 def _hub_reachable(seconds: float = 3.0) -> bool:
-    """A quick look before a client that would retry for half a minute; behind a proxy the client has to find out."""
+    """Return whether the hub answers; quicker than a client that retries. Behind a proxy the client has to find out."""
     if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
         return False
     if os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
@@ -220,14 +220,15 @@ def _hub_reachable(seconds: float = 3.0) -> bool:
 def tiny_model_like(
     architecture: Architecture | PretrainedConfig, folder: Path, tokenizer: PreTrainedTokenizerBase, seed: int = 0
 ) -> Path:
-    """Write model and tokenizer into `folder`, replacing what is there: two layers of width 64, random weights,
-    the tokenizer's vocabulary; the rest (rotary settings, windows, soft caps, tied weights) as in `architecture`.
+    """Write model and tokenizer into `folder`, replacing it: two layers of width 64, random weights, the tokenizer's
+    vocabulary; other settings (rotary, windows, softcaps, tied weights) are those of `architecture`.
     """
 
     def write(temporary: Path) -> None:
         from transformers import AutoTokenizer
 
-        # some architectures load any tokenizer with a class of their own, which may add tokens: what comes back counts
+        # some architectures load tokenizers with a class that adds tokens: the vocabulary is that of the loaded
+        # tokenizer
         tokenizer.save_pretrained(str(temporary))
         _tiny_config(architecture, tokenizer).save_pretrained(str(temporary))
         write_random_model(_tiny_config(architecture, AutoTokenizer.from_pretrained(str(temporary))), seed, temporary)
@@ -240,7 +241,7 @@ def _tiny_config(architecture: Architecture | PretrainedConfig, tokenizer: PreTr
     from transformers import AutoConfig
 
     base = AutoConfig.for_model(architecture) if isinstance(architecture, str) else architecture
-    # layer_types lists every layer, and names and dtypes are the big model's: all are made anew
+    # layer_types has an entry per layer; names and dtypes are the large model's: all are set anew
     remaining = {
         k: v for k, v in base.to_dict().items() if k not in {"layer_types", "model_type", "_name_or_path", "dtype"}
     }
