@@ -17,7 +17,7 @@ sys.path += [str(ROOT), str(ROOT / "tests" / "engine")]
 
 from scripted import ListSink, SilentView  # noqa: E402
 
-from benchmarks.driver import EVERY, REPORTS, Bridge, spec_of  # noqa: E402
+from benchmarks.driver import EVERY, REPORTS, ScriptedTune, spec_of  # noqa: E402
 from dashboards.sweep_reporter import DashboardReporter  # noqa: E402
 from orchestrator.driver.sweep_driver import AfterTrial  # noqa: E402
 from orchestrator.execution.controller import TrialController  # noqa: E402
@@ -108,7 +108,7 @@ def driving(root: Path, trials: int, slots: int) -> Generator[tuple[Measured, St
         )  # describing the sweep is bounded by its share of the time instead
         with study, SignalHandler(lambda: "") as signals:
             controller = Measured(study, sink, view, signals, finish_config=lambda config: config, on_trial_end=after)
-            Bridge(controller, slots, paced=False).run(lambda bucket: None)
+            ScriptedTune(controller, slots, paced=False).run(lambda bucket: None)
             yield controller, study
 
 

@@ -114,8 +114,8 @@ def start_model(kind: str, cache: Path, to: Path) -> Path:
         (
             "dots1",
             "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj) and 3 tensors of experts and routers "
-            "(1 down_proj, 1 gate, 1 gate_up_proj); not adapted: 2 down_proj, 2 gate_proj, 2 up_proj, because peft takes "
-            "these names for parts of experts",
+            "(1 down_proj, 1 gate, 1 gate_up_proj); not adapted: 2 down_proj, 2 gate_proj, 2 up_proj, because peft "
+            "takes these names for parts of experts",
         ),
         (
             "jamba",

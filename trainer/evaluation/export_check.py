@@ -108,8 +108,8 @@ def compare_export(
     difference = sum(abs(a - b) for a, b in zip(export_sums, trial_sums, strict=True)) / tokens
     rough = config.training.bf16 or config.model.dtype == "bfloat16" or config.model.load_in_4bit
     limit = _BFLOAT16 if rough else _FLOAT32
-    means = (sum(sums) / len(sums) for sums in (trial_sums, export_sums))
-    found = Comparison(len(chosen), *means, difference, limit)
+    count = len(export_sums)
+    found = Comparison(len(chosen), sum(trial_sums) / count, sum(export_sums) / count, difference, limit)
     if not difference <= limit:  # also true for NaN
         raise ExportDiffers(
             f"the export is not the trained model: {found} ({difference:.2g} per token, limit {limit:g})"
