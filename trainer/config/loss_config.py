@@ -207,23 +207,23 @@ class DpoLoss(BaseLoss):
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
     ld_alpha: Fraction | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
-    use_weighting: bool = Field(default=False, description="WPO: weigh pairs by how likely the policy is to say them.")
+    use_weighting: bool = Field(default=False, description="WPO: weight pairs by their likelihood under the policy.")
     discopop_tau: PositiveFloat = 0.05
 
     @field_validator("loss_type", mode="before")
     @classmethod
     def _check_loss_types(cls, value: Any) -> Any:
-        given = cast(list[Any], list(value)) if isinstance(value, (list, tuple)) else [value]
-        if "aot_pair" in given:
+        loss_types = cast(list[Any], list(value)) if isinstance(value, (list, tuple)) else [value]
+        if "aot_pair" in loss_types:
             raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
-        if "kto_pair" in given:
+        if "kto_pair" in loss_types:
             raise ValueError("kto_pair was removed from TRL and is not supported; bco_pair and apo_zero are similar")
-        if "simpo" in given:
+        if "simpo" in loss_types:
             raise ValueError("simpo is not a DPO loss type: write loss.kind simpo")
-        if len(given) > 1 and (unknown := [each for each in given if each not in get_args(DpoLossType)]):
+        if len(loss_types) > 1 and (unknown := [each for each in loss_types if each not in get_args(DpoLossType)]):
             named = ", ".join(map(str, unknown))
             raise ValueError(f"no loss type: {named}; it must be some of {', '.join(get_args(DpoLossType))}")
-        return given[0] if len(given) == 1 else value
+        return loss_types[0] if len(loss_types) == 1 else value
 
     @property
     def terms(self) -> tuple[tuple[DpoLossType, float], ...]:

@@ -74,30 +74,30 @@ def positions_of(config: Mapping[str, Any]) -> Positions:
             (config[name] for name in (field, "max_position_embeddings", "n_positions") if name in config), None
         )
         return Positions(field, table=_whole(found) or default)
-    known, field = _whole(config.get("max_position_embeddings")), "max_position_embeddings"
-    if kind in _WITHOUT or known is None or config.get("alibi"):
+    max_positions, field = _whole(config.get("max_position_embeddings")), "max_position_embeddings"
+    if kind in _WITHOUT or max_positions is None or config.get("alibi"):
         return Positions(field)
-    trained, switches = known, list[int]()
+    trained, switches = max_positions, list[int]()
     for scaling in _scalings(config):
         rope = str(scaling.get("rope_type", scaling.get("type", "default")))
         original = _whole(config.get("original_max_position_embeddings"))
         original = original or _whole(scaling.get("original_max_position_embeddings"))
         factor = scaling.get("factor")
         if any(name in rope for name in _STRETCHED) and isinstance(factor, (int, float)):
-            trained = max(trained, int((original or known) * factor))
+            trained = max(trained, int((original or max_positions) * factor))
         if any(name in rope for name in _SWITCHING):
-            switches.append(known if "dynamic" in rope else original or known)
+            switches.append(max_positions if "dynamic" in rope else original or max_positions)
     return Positions(field, trained=trained, switch=min(switches, default=None))
 
 
 def _scalings(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the rotary scaling settings, under their newer or older name, once or for each type of layer."""
     for name in ("rope_parameters", "rope_scaling"):
-        given = config.get(name)
-        if isinstance(given, Mapping) and given:
-            message = cast("Mapping[str, Any]", given)
-            nested = [cast("Mapping[str, Any]", each) for each in message.values() if isinstance(each, Mapping)]
-            yield from nested or [message]
+        setting = config.get(name)
+        if isinstance(setting, Mapping) and setting:
+            scaling = cast("Mapping[str, Any]", setting)
+            nested = [cast("Mapping[str, Any]", each) for each in scaling.values() if isinstance(each, Mapping)]
+            yield from nested or [scaling]
             return
 
 

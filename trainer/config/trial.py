@@ -42,11 +42,9 @@ class ModelConfig(FrozenModel):
     name_or_path: NonEmptyStr | None = None
     generated: GeneratedModel | None = None
     revision: str | None = None
-    tokenizer: NonEmptyStr | None = Field(
-        default=None, description="Hub name or folder; the model's own when not given."
-    )
+    tokenizer: NonEmptyStr | None = Field(default=None, description="Hub name or folder; default: the model's own.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the stored weights. float32 with training.bf16 is what the papers did."
+        default="float32", description="Dtype of the stored weights. The papers use float32 with training.bf16."
     )
     attention: Literal["auto", "packed", "separate"] = Field(
         default="auto",
@@ -133,7 +131,7 @@ class DataConfig(FrozenModel):
     max_length: Annotated[int, Field(ge=8)] = Field(default=1024, description="Tokens of prompt and response together.")
     max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="Longer prompts lose their oldest tokens. By default only rows that do not fit max_length are cut: "
+        description="Longer prompts lose their oldest tokens. By default only rows longer than max_length are cut: "
         "first the prompt, down to max_length - 256 tokens (at least half of max_length), then the answers.",
     )
     chat_template: str | None = Field(default=None, description="Jinja text or a file with it; else the model's own.")
@@ -153,10 +151,10 @@ class DataConfig(FrozenModel):
             return value
         out = dict(value)  # pyright: ignore[reportUnknownVariableType]
         for key in ("train", "eval"):
-            given = out.get(key)
-            if given is not None:
-                many = given if isinstance(given, (list, tuple)) else [given]
-                out[key] = tuple({"path": one} if isinstance(one, str) else one for one in many)
+            sources = out.get(key)
+            if sources is not None:
+                source_list = sources if isinstance(sources, (list, tuple)) else [sources]
+                out[key] = tuple({"path": one} if isinstance(one, str) else one for one in source_list)
         return out
 
     @model_validator(mode="after")
@@ -248,7 +246,7 @@ class EvaluationConfig(FrozenModel):
 
     prompts: Annotated[int, Field(ge=0)] = Field(
         default=4,
-        description="Held-out prompts answered greedily; checked when rows carry `answer`.",
+        description="Held-out prompts completed greedily; checked if rows have `answer`.",
     )
     answer_steps: Annotated[int, Field(ge=0)] | None = Field(
         default=None,

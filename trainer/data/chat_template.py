@@ -14,7 +14,7 @@ _PROBE_PROMPT, _PROBE_ANSWER = "qzvprobe", "zqwprobe"
 """Words that no template writes by itself."""
 
 
-class Refused(Exception):
+class TemplateRefused(Exception):
     """The template raised an error on a dialogue; the text is the error's."""
 
 
@@ -36,13 +36,13 @@ class ChatTemplate:
     def render(
         self, dialogue: Dialogue, tools: Tools | None = None, kwargs: dict[str, Any] | None = None, *, ask: bool = False
     ) -> str:
-        """Render a dialogue as text; `ask` adds the generation prompt. Raises Refused if the template raises.
+        """Render a dialogue as text; `ask` adds the generation prompt. Raises TemplateRefused if the template raises.
 
         If the template requires a content in every message, messages without one (tool calls) get an empty content.
         """
         try:
             return self._render(dialogue, tools, kwargs, ask)
-        except Refused:
+        except TemplateRefused:
             if all("content" in message for message in dialogue):
                 raise
             return self._render([{**m, "content": m.get("content", "")} for m in dialogue], tools, kwargs, ask)
@@ -61,14 +61,14 @@ class ChatTemplate:
                 )
             )
         except TemplateError as error:
-            raise Refused(str(error)) from error
+            raise TemplateRefused(str(error)) from error
         except (
             TypeError,
             ValueError,
             AttributeError,
             KeyError,
         ) as error:  # raised by filters and methods in a template
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise TemplateRefused(f"{type(error).__name__}: {error}") from error
 
     def with_supported_contents(self, dialogue: Dialogue) -> Dialogue:
         """Convert message contents to the form that the template renders.
@@ -126,7 +126,7 @@ class ChatTemplate:
             return None
         try:
             return self.render(dialogue, ask=ask)
-        except Refused:
+        except TemplateRefused:
             return None
 
     # --- content that is not rendered --------------------------------------------------------------------------------
@@ -173,7 +173,7 @@ class ChatTemplate:
     def _same(self, dialogue: Dialogue, tools: Tools | None, kwargs: dict[str, Any], text: str) -> bool:
         try:
             return self.render(dialogue, tools, kwargs) == text
-        except Refused:
+        except TemplateRefused:
             return False
 
 

@@ -171,7 +171,7 @@ def to_preference(
     *,
     score: Score = "all",
     apply_template: bool | None = None,
-    noticed: Sequence[Notice] = (),
+    row_notices: Sequence[Notice] = (),
 ) -> Preference | InvalidRow:
     """Normalize a row, or return the reason why it cannot be used. `fields` is not changed.
 
@@ -179,7 +179,7 @@ def to_preference(
         fields: Cells by standard field name (`FIELDS` of `trainer.data.columns`).
         score: `data.score`.
         apply_template: `data.apply_template`; True turns plain text into a dialogue.
-        noticed: Findings from reading the row; they precede the findings of this function.
+        row_notices: Findings from reading the row; they precede the findings of this function.
     """
     for name in ("chosen", "rejected"):
         if name not in fields:
@@ -214,7 +214,7 @@ def to_preference(
         answer=None if fields.get("answer") is None else str(fields["answer"]),
         tools=tools if isinstance(tools, list) else None,
         template_kwargs=kwargs if isinstance(kwargs, dict) else {},
-        notices=(*noticed, *_scores(fields), *found.notices),
+        notices=(*row_notices, *_scores(fields), *found.notices),
     )
 
 
@@ -304,8 +304,8 @@ def _applied(
     found = _text_preference(prompt, chosen, rejected, score)
     if isinstance(found, InvalidRow):
         return found
-    cut = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
-    texts = [str(part).lstrip() if cut else str(part) for part in (found.chosen, found.rejected)]
+    was_split = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
+    texts = [str(part).lstrip() if was_split else str(part) for part in (found.chosen, found.rejected)]
     answers = [[{"role": "assistant", "content": text}] for text in texts]
     result = _dialogues([{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score)
     return result if isinstance(result, InvalidRow) else replace(result, notices=(*found.notices, *result.notices))
@@ -332,7 +332,7 @@ def _dialogues(
         if shared == min(len(chosen), len(rejected)):
             return InvalidRow("one_begins_other")
         if not shared and chosen[0]["role"] == rejected[0]["role"] == "assistant":
-            return InvalidRow("no_prompt", "no column holds one, and both dialogues begin with an answer")
+            return InvalidRow("no_prompt", "there is no column for it, and both dialogues begin with an answer")
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     else:
         before = len(chosen), len(rejected)

@@ -38,24 +38,24 @@ def rows_per_source(counts: Sequence[int], weights: Sequence[float | None]) -> l
     """Return the number of rows to take from each source. Without weights: all. With weights w, source i gives
     floor(N * w_i / sum(w)) rows, where N is the largest number for which no source has to repeat a row.
     """
-    given = [Fraction(w).limit_denominator(10**9) for w in weights if w is not None]
-    if len(given) != len(weights):
+    fractions = [Fraction(w).limit_denominator(10**9) for w in weights if w is not None]
+    if len(fractions) != len(weights):
         return list(counts)
-    total = sum(given)
-    largest = min(Fraction(n) * total / w for n, w in zip(counts, given, strict=True))
-    return [int(largest * w / total) for w in given]
+    total = sum(fractions)
+    largest = min(Fraction(n) * total / w for n, w in zip(counts, fractions, strict=True))
+    return [int(largest * w / total) for w in fractions]
 
 
 def mix_sources(sources: Sequence[Sequence[RawRow]], weights: Sequence[float | None]) -> list[SampledRow]:
-    """Return rows of several sources, evenly interleaved: any stretch holds them roughly in proportion."""
-    keeps = rows_per_source([len(rows) for rows in sources], weights)
-    placed = [
-        ((position + 0.5) / keep, at, rows[index])
-        for at, (rows, keep) in enumerate(zip(sources, keeps, strict=True))
-        for position, index in enumerate(sample_indices(len(rows), keep, at))
+    """Return rows of several sources, evenly interleaved: every part has them roughly in proportion."""
+    counts = rows_per_source([len(rows) for rows in sources], weights)
+    positioned = [
+        ((position + 0.5) / count, source, rows[index])
+        for source, (rows, count) in enumerate(zip(sources, counts, strict=True))
+        for position, index in enumerate(sample_indices(len(rows), count, source))
     ]
-    placed.sort(key=lambda one: (one[0], one[1]))
-    return [SampledRow(at, raw) for _, at, raw in placed]
+    positioned.sort(key=lambda item: (item[0], item[1]))
+    return [SampledRow(source, raw) for _, source, raw in positioned]
 
 
 def limit_rows(rows: Sequence[T], limit: int | None) -> list[T]:

@@ -19,7 +19,7 @@ import numpy as np
 from trainer.config.trial import DataConfig, GeneratedSource, ModelConfig, Source
 from trainer.data.data_report import DataReport, SourceRows, length_table
 from trainer.data.pair_dataset import PairDataset, TokenizedPair, get_or_create, write_pairs
-from trainer.data.row_selection import EVAL, TRAIN, Place, PreferenceRow, Selection, Split, select_rows, sources_of
+from trainer.data.row_selection import EVAL, TRAIN, PreferenceRow, RowAddress, Selection, Split, select_rows, sources_of
 from trainer.data.sources import source_digest, source_name
 from trainer.data.tokenization import EncodedPair, PairTokenizer, load_tokenizer, tokenizer_digest
 from trainer.data.validation import BadData, Severity, raise_if_refused, severity
@@ -140,7 +140,7 @@ class Examined:
 
     selection: Selection
     pairs: dict[Split, list[TokenizedPair]]
-    left_out: dict[Place, TokenizedPair]
+    left_out: dict[RowAddress, TokenizedPair]
     """Rows found invalid by tokenization, or with equal answers after truncation."""
     report: DataReport
 
@@ -154,7 +154,7 @@ class Examined:
         unusable: list[str] = []
         for (split, source), count in selection.checked.items():
             splits = (TRAIN, EVAL) if data.eval is None else (split,)
-            if count == sum(path[0] in splits and path[1] == source for path in selection.invalid):
+            if count == sum(address[0] in splits and address[1] == source for address in selection.invalid):
                 unusable.append(selection.names[split][source])
         if unusable and data.max_bad_share < 1:
             raise BadData(findings, f"No row of {', '.join(unusable)} can be used. Correct or remove the source.")
@@ -167,7 +167,7 @@ def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: s
     """
     selection = select_rows(data)
     pair_tokenizer = PairTokenizer(tokenizer, data)
-    left_out: dict[Place, TokenizedPair] = {}
+    left_out: dict[RowAddress, TokenizedPair] = {}
     pairs: dict[Split, list[TokenizedPair]] = {
         split: _tokenize_split(selection, split, pair_tokenizer, left_out) for split in (TRAIN, EVAL)
     }
@@ -189,17 +189,17 @@ def _write_prepared(folder: Path, data: DataConfig, tokenizer: PreTrainedTokeniz
 
 
 def _tokenize_split(
-    selection: Selection, split: Split, pair_tokenizer: PairTokenizer, left_out: dict[Place, TokenizedPair]
+    selection: Selection, split: Split, pair_tokenizer: PairTokenizer, left_out: dict[RowAddress, TokenizedPair]
 ) -> list[TokenizedPair]:
     """Tokenize one split; rows found invalid, or equal after truncation, go to `left_out` and are counted."""
     out: list[TokenizedPair] = []
     for rows in chunks(selection.rows(split), _CHUNK, f"tokenizing {split}"):
         for row, tokens in zip(rows, pair_tokenizer([row.preference for row in rows]), strict=True):
-            place = row.place(split)
+            address = row.address(split)
             for kind, detail in tokens.notices:
-                selection.note(place, kind, detail)
+                selection.note(address, kind, detail)
             if any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED_KINDS for kind, _ in tokens.notices):
-                left_out[place] = _to_tokenized_pair(row, tokens)
+                left_out[address] = _to_tokenized_pair(row, tokens)
             else:
                 out.append(_to_tokenized_pair(row, tokens))
     return out

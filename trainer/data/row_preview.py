@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.data_report import DataReport
 from trainer.data.preparation import Examined, data_fingerprint, examine
-from trainer.data.row_selection import EVAL, TRAIN, Place, Split
+from trainer.data.row_selection import EVAL, TRAIN, RowAddress, Split
 from trainer.data.tokenization import load_tokenizer
 from trainer.data.validation import BadData, Severity, describe_finding, severity
 
@@ -114,26 +114,26 @@ def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_c
 def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
     """Yield rows of the training split, then of evaluation, each by source and number; left-out rows are included."""
     selection = found.selection
-    remaining: dict[Place, TokenizedPair] = {
+    kept_pairs: dict[RowAddress, TokenizedPair] = {
         (split, pair.source, pair.row): pair for split in (TRAIN, EVAL) for pair in found.pairs[split]
     }
     order = {TRAIN: 0, EVAL: 1}
-    paths: set[Place] = {*remaining, *selection.notes}
-    for path in sorted(paths, key=lambda at: (order[at[0]], at[1], at[2])):
-        split, source, row = path
-        pair = remaining.get(path) or found.left_out.get(path)
+    addresses: set[RowAddress] = {*kept_pairs, *selection.notes}
+    for address in sorted(addresses, key=lambda at: (order[at[0]], at[1], at[2])):
+        split, source, row = address
+        pair = kept_pairs.get(address) or found.left_out.get(address)
         if pair is not None and not len(pair.prompt) + len(pair.chosen) + len(pair.rejected):
             pair = None  # the template refused it
         notices = [
             RowNotice(kind, severity(kind).value, describe_finding(kind, detail))
-            for kind, detail in dict.fromkeys(selection.notes.get(path, ()))
+            for kind, detail in dict.fromkeys(selection.notes.get(address, ()))
         ]
         notices.sort(key=lambda notice: list(Severity).index(Severity(notice.severity)))
         yield PreviewRow(
             split=split,
             source=selection.names[split][source],
             row=row,
-            kept=path in remaining,
+            kept=address in kept_pairs,
             notices=tuple(notices),
             _pair=pair,
             _tokenizer=tokenizer,

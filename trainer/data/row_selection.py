@@ -16,7 +16,7 @@ from trainer.data.validation import FindingCollector, FindingKind, Severity, sev
 Split = Literal["train", "eval"]
 TRAIN: Split = "train"
 EVAL: Split = "eval"
-Place = tuple[Split, int, int]
+RowAddress = tuple[Split, int, int]
 """Address of a row: its split, the position of its source in that split's list, its row number from 1."""
 
 
@@ -28,7 +28,7 @@ class PreferenceRow:
     preference: Preference
     key: str
 
-    def place(self, split: Split) -> Place:
+    def address(self, split: Split) -> RowAddress:
         """Return the address of this row in a split."""
         return split, self.sampled.source, self.sampled.row.number
 
@@ -46,12 +46,12 @@ class Selection:
     findings: FindingCollector = field(default_factory=FindingCollector)
     train: list[PreferenceRow] = field(default_factory=list)
     eval: list[PreferenceRow] = field(default_factory=list)
-    invalid: set[Place] = field(default_factory=set)
-    shared: set[Place] = field(default_factory=set)
+    invalid: set[RowAddress] = field(default_factory=set)
+    shared: set[RowAddress] = field(default_factory=set)
     """Training rows left out because their prompt is in the evaluation split."""
     checked: Counter[tuple[Split, int]] = field(default_factory=Counter)
     rows_read: Counter[tuple[Split, int]] = field(default_factory=Counter)
-    notes: dict[Place, list[tuple[FindingKind, str]]] = field(default_factory=dict)
+    notes: dict[RowAddress, list[tuple[FindingKind, str]]] = field(default_factory=dict)
     """Findings about each row: kind and detail."""
 
     def rows(self, split: Split) -> list[PreferenceRow]:
@@ -63,13 +63,13 @@ class Selection:
         """Number of rows drawn from all sources and checked."""
         return self.checked.total()
 
-    def note(self, path: Place, kind: FindingKind, detail: str = "") -> None:
+    def note(self, address: RowAddress, kind: FindingKind, detail: str = "") -> None:
         """Record a finding about one row; a finding of severity BAD_ROW makes the row invalid."""
-        split, source, row = path
+        split, source, row = address
         self.findings.add(kind, self.names[split][source], row, detail)
-        self.notes.setdefault(path, []).append((kind, detail))
+        self.notes.setdefault(address, []).append((kind, detail))
         if severity(kind) is Severity.BAD_ROW:
-            self.invalid.add(path)
+            self.invalid.add(address)
 
 
 def sources_of(data: DataConfig, split: Split) -> Sequence[Source]:
@@ -105,7 +105,9 @@ def _read_rows(out: Selection, split: Split, data: DataConfig) -> list[Preferenc
         found = (
             InvalidRow("unreadable", raw.error)
             if raw.fields is None
-            else to_preference(raw.fields, score=data.score, apply_template=data.apply_template, noticed=raw.notices)
+            else to_preference(
+                raw.fields, score=data.score, apply_template=data.apply_template, row_notices=raw.notices
+            )
         )
         if isinstance(found, InvalidRow):
             out.note((split, sampled.source, sampled.row.number), found.kind, found.detail)
@@ -122,9 +124,9 @@ def _without_evaluated_prompts(out: Selection, train: list[PreferenceRow]) -> li
         if row.key not in evaluated:
             remaining.append(row)
             continue
-        path = row.place(TRAIN)
-        out.note(path, "shared_prompt")
-        out.shared.add(path)
+        address = row.address(TRAIN)
+        out.note(address, "shared_prompt")
+        out.shared.add(address)
     return remaining
 
 
@@ -133,7 +135,7 @@ def _find_duplicates(out: Selection, split: Split) -> None:
     for row in out.rows(split):
         chosen, rejected = repr(row.preference.chosen), repr(row.preference.rejected)
         if (row.key, chosen, rejected) in seen:
-            out.note(row.place(split), "duplicate_row")
+            out.note(row.address(split), "duplicate_row")
         elif (row.key, rejected, chosen) in seen:
-            out.note(row.place(split), "contradiction")
+            out.note(row.address(split), "contradiction")
         seen.add((row.key, chosen, rejected))

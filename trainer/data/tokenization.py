@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
-from trainer.data.chat_template import ChatTemplate, Refused, altered
+from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered
 from trainer.data.formats import Preference
 from trainer.data.validation import FindingKind, Notice
 from trainer.results import TrialError, cannot_load
@@ -175,7 +175,7 @@ class PairTokenizer:
         for i, row in enumerate(rows):
             try:
                 texts = self._plain(row, out[i]) if isinstance(row.prompt, str) else self._dialogue(row, out[i])
-            except Refused as error:
+            except TemplateRefused as error:
                 out[i].notices.append(("template_refuses", str(error)))
             else:
                 rendered.append((i, texts))

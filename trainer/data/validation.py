@@ -189,7 +189,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "special_in_text": (_N, "contain the text of a special token", ""),
     "duplicate_row": (_N, "repeat an earlier row", ""),
     "contradiction": (_N, "prefer what another row of the same prompt rejects", ""),
-    "prompt_repeated": (_N, "repeat the prompt, or its end, in the answers; it is kept once", ""),
+    "prompt_repeated": (_N, "repeat the prompt, or its end, in the answers; the repetition is removed", ""),
     "prompt_echoed": (
         _N,
         "have answers that begin with the words of the prompt, which is short or begins one of them alone; they stay "
@@ -212,7 +212,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
         "have no prompt; the common first words of both answers are used as the prompt",
         "give the prompt in a column of its own if that is not meant",
     ),
-    "already_ended": (_N, "have answers whose text ends with the end of a turn; it is kept once", ""),
+    "already_ended": (_N, "have answers whose text has the end of a turn; it is not repeated", ""),
     "already_rendered": (_N, "contain the markers of a chat template already; the text is trained on unchanged", ""),
     "ignored_key": (_N, "have content that the chat template does not render", ""),
     "content_altered": (_N, "have a message that the chat template changes", ""),
@@ -265,7 +265,7 @@ class DataFinding(FrozenModel):
 
 
 class BadData(TrialError):
-    """Data that must not be trained on. `findings` holds all findings, notices included; `next_step` is the advice."""
+    """Data that must not be trained on. `findings` has all findings, notices included; `next_step` is the advice."""
 
     def __init__(self, findings: Sequence[DataFinding], next_step: str) -> None:
         self.findings = tuple(findings)

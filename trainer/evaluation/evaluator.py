@@ -33,9 +33,9 @@ from trainer.storage.atomic_files import write_file
 
 def pair_costs(model: PairModel, pairs: PairDataset, indexes: Sequence[int] | None = None) -> list[int]:
     """Return the positions of each of these pairs (by default all): the prompt counts once when packed, else twice."""
-    where = slice(None) if indexes is None else list(indexes)
+    selection = slice(None) if indexes is None else list(indexes)
     prompt, chosen, rejected = (
-        [int(n) for n in lengths[where]]
+        [int(n) for n in lengths[selection]]
         for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
     )
     if model.mode == "packed":

@@ -140,7 +140,7 @@ class ReferenceCache:
         prepared: Prepared,
         evaluator: Evaluator,
     ) -> PairLogps:
-        """Return the log-probs of all pairs of a split. `evaluator` holds the initial model with this `fingerprint`."""
+        """Return the log-probs of all pairs of a split. `evaluator`: of the initial model with this `fingerprint`."""
         key = self._key(config, fingerprint, prepared, evaluator) | {"split": split}
         name, pairs = digest_of(key), prepared.train if split == "train" else prepared.eval
         if name not in self._logps:

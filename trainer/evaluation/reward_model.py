@@ -76,14 +76,14 @@ class RewardScorer:
             yield {items[i].key: float(reward) for i, reward in zip(batch, rewards, strict=True)}
 
     def _encode(self, item: RewardInput) -> dict[str, list[int]]:
-        cut = {"truncation": True, "max_length": self._max_length}
+        truncation = {"truncation": True, "max_length": self._max_length}
         call = cast(Any, self._tokenizer)
         if self._tokenizer.chat_template is None:
-            return dict(call(item.text, item.completion, **cut))
+            return dict(call(item.text, item.completion, **truncation))
         messages = item.messages or [{"role": "user", "content": item.text}]
         messages_with_answer = [*messages, {"role": "assistant", "content": item.completion}]
         text = self._tokenizer.apply_chat_template(messages_with_answer, tokenize=False)
-        return dict(call(text, add_special_tokens=False, **cut))  # the template has written them
+        return dict(call(text, add_special_tokens=False, **truncation))  # the template has written them
 
 
 def reward_model_fingerprint(name: str, revision: str | None) -> str:

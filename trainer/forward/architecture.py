@@ -214,8 +214,8 @@ def _probe_pairs(core: PreTrainedModel) -> list[_ProbePair]:
     """Return two small pairs of spread-out token ids."""
     vocabulary = core.config.get_text_config().vocab_size
     ids = (np.arange(1, 40) * 7919) % vocabulary
-    cut = np.split(ids, [9, 15, 19, 24, 27])
-    return [_ProbePair(*cut[:3]), _ProbePair(*cut[3:])]
+    parts = np.split(ids, [9, 15, 19, 24, 27])
+    return [_ProbePair(*parts[:3]), _ProbePair(*parts[3:])]
 
 
 def _tolerance(core: PreTrainedModel) -> float:

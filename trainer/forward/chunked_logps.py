@@ -194,9 +194,9 @@ def _run_group(selected: Tensor, chunked_pass: _ChunkedPass, pairs: slice, grads
     sums.logps.requires_grad_()
     with torch.enable_grad():
         terms = chunked_pass.objective(_pair_logps(batch, pairs, sums), pairs)
-        (slopes,) = torch.autograd.grad(terms.loss, sums.logps)
+        (grad_logps,) = torch.autograd.grad(terms.loss, sums.logps)
     chunked_pass.terms.append(replace(terms, loss=terms.loss.detach()))
-    per_row = slopes.flatten()[batch.segments[begin:end] - pairs.start * len(SEGMENTS)].unsqueeze(1)
+    per_row = grad_logps.flatten()[batch.segments[begin:end] - pairs.start * len(SEGMENTS)].unsqueeze(1)
     for low in range(begin, end, len(buffer)):
         high = min(low + len(buffer), end)
         targets = batch.targets[low:high]
@@ -214,13 +214,13 @@ class _Chunk:
 
     hidden: Tensor
     """[r, hidden] in the dtype of the product."""
-    share: Tensor
+    exp_logits: Tensor
     """[r, vocabulary] exp(logit - row maximum)."""
     total: Tensor
     """[r, 1] sum of share over the vocabulary."""
     logps: Tensor
     """[r] log-prob of the target."""
-    slope: Tensor | None
+    softcap_grad: Tensor | None
     """[r, vocabulary] d(capped logit) / d(logit), with a softcap."""
 
 
@@ -241,16 +241,16 @@ def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head, buffer: Tensor) ->
         logits.add_(head.bias)
     if head.scale != 1.0:
         logits.mul_(head.scale)
-    slope = None
+    softcap_grad = None
     if head.softcap is not None:
         squashed = logits.div_(head.softcap).tanh_()
-        slope = (squashed * squashed).neg_().add_(1)
+        softcap_grad = (squashed * squashed).neg_().add_(1)
         logits = squashed.mul_(head.softcap)
     top = logits.amax(1, keepdim=True)
     target_logits = logits.gather(1, targets.unsqueeze(1))
-    share = logits.sub_(top).exp_()
-    total = share.sum(1, keepdim=True)
-    return _Chunk(hidden, share, total, (target_logits - top - total.log()).squeeze(1), slope)
+    exp_logits = logits.sub_(top).exp_()
+    total = exp_logits.sum(1, keepdim=True)
+    return _Chunk(hidden, exp_logits, total, (target_logits - top - total.log()).squeeze(1), softcap_grad)
 
 
 def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads: _Gradients, rows: slice) -> None:
@@ -259,10 +259,10 @@ def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads
     d(loss)/d(logits) = factor * d_logits with d_logits = share - total at the target. The factor of each row is applied
     to the small operands of the products instead of the large one.
     """
-    factor = -per_row.to(chunk.share.dtype) * head.scale / chunk.total
-    d_logits = chunk.share.scatter_add_(1, targets.unsqueeze(1), -chunk.total)
-    if chunk.slope is not None:
-        d_logits.mul_(chunk.slope)
+    factor = -per_row.to(chunk.exp_logits.dtype) * head.scale / chunk.total
+    d_logits = chunk.exp_logits.scatter_add_(1, targets.unsqueeze(1), -chunk.total)
+    if chunk.softcap_grad is not None:
+        d_logits.mul_(chunk.softcap_grad)
     if grads.bias is not None:
         grads.bias.addmv_(d_logits.t(), factor.squeeze(1))
     product = d_logits.to(head.weight.dtype)
@@ -303,7 +303,7 @@ def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collisio
     for chunk in chunks:
         logps.append(chunk.logps)
         if collision_prob:
-            squares = torch.linalg.vecdot(chunk.share, chunk.share).log() - 2 * chunk.total.squeeze(1).log()
+            squares = torch.linalg.vecdot(chunk.exp_logits, chunk.exp_logits).log() - 2 * chunk.total.squeeze(1).log()
             collision_probs.append(squares)
     rows = slice(batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop])
     segments = batch.segments[rows] - pairs.start * len(SEGMENTS)
@@ -321,7 +321,9 @@ def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
         return torch.tensor(values[pairs], device=batch.rows.device)
 
     by = dict(zip(SEGMENTS, sums.logps.unbind(1), strict=True))
-    pure = None if sums.collision_prob is None else dict(zip(SEGMENTS, sums.collision_prob.unbind(1), strict=True))
+    collisions = (
+        None if sums.collision_prob is None else dict(zip(SEGMENTS, sums.collision_prob.unbind(1), strict=True))
+    )
     return PairLogps(
         chosen=by["chosen_shared"] + by["chosen_tail"],
         rejected=by["rejected_shared"] + by["rejected_tail"],
@@ -329,8 +331,8 @@ def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
         rejected_tokens=counts(batch.rejected_tokens),
         chosen_shared=by["chosen_shared"],
         rejected_shared=by["rejected_shared"],
-        chosen_purity=None if pure is None else pure["chosen_shared"] + pure["chosen_tail"],
-        rejected_purity=None if pure is None else pure["rejected_shared"] + pure["rejected_tail"],
+        chosen_purity=None if collisions is None else collisions["chosen_shared"] + collisions["chosen_tail"],
+        rejected_purity=None if collisions is None else collisions["rejected_shared"] + collisions["rejected_tail"],
         prompt=by["prompt"] if batch.prompt_scored else None,
         prompt_tokens=counts(batch.prompt_tokens) if batch.prompt_scored else None,
     )

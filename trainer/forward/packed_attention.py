@@ -351,9 +351,9 @@ def _forward(
     for segment in causal_segments(plan):
         k, v = _segment_keys(key[0], segment), _segment_keys(value[0], segment)
         # Last block first, the order of backward.
-        for block, seen in reversed(_blocks(segment)):
-            probabilities, _ = _probabilities(_fold_groups(q[:, :, block]), k[:, :seen], group, rule)
-            target[:, :, block] = torch.bmm(probabilities, v[:, :seen]).unflatten(1, (group, -1))
+        for block, visible in reversed(_blocks(segment)):
+            probabilities, _ = _probabilities(_fold_groups(q[:, :, block]), k[:, :visible], group, rule)
+            target[:, :, block] = torch.bmm(probabilities, v[:, :visible]).unflatten(1, (group, -1))
             if keep:
                 saved_blocks.append(probabilities)
     return out, saved_blocks
@@ -376,20 +376,20 @@ def _backward(
         k, v = _segment_keys(key[0], segment), _segment_keys(value[0], segment)
         sums: tuple[Tensor, Tensor] | None = None
         # The last block sees every key of the segment: the other blocks add to its gradients.
-        for block, seen in reversed(_blocks(segment)):
+        for block, visible in reversed(_blocks(segment)):
             q_rows, g_rows = _fold_groups(q[:, :, block]), _fold_groups(g[:, :, block])
-            p, slope = (next(saved), None) if saved_blocks else _probabilities(q_rows, k[:, :seen], group, rule)
-            dp = torch.bmm(g_rows, v[:, :seen].transpose(1, 2))
+            p, slope = (next(saved), None) if saved_blocks else _probabilities(q_rows, k[:, :visible], group, rule)
+            dp = torch.bmm(g_rows, v[:, :visible].transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             if slope is not None:
                 ds.mul_(slope)
-            dq[:, :, block] = torch.bmm(ds, k[:, :seen]).unflatten(1, (group, -1))
+            dq[:, :, block] = torch.bmm(ds, k[:, :visible]).unflatten(1, (group, -1))
             dk, dv = torch.bmm(ds.transpose(1, 2), q_rows), torch.bmm(p.transpose(1, 2), g_rows)
             if sums is None:
                 sums = dk, dv
             else:
-                sums[0][:, :seen] += dk
-                sums[1][:, :seen] += dv
+                sums[0][:, :visible] += dk
+                sums[1][:, :visible] += dv
         # Prompt and chosen come first and are assigned; the rejected segment then adds to the prompt's gradient.
         for full, part in zip((d_key[0], d_value[0]), sums or (), strict=True):
             full[:, segment.begin : segment.end] = part[:, segment.shared :]

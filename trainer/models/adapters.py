@@ -209,10 +209,10 @@ class _Layers:
 
     def unknown(self, target: str) -> str:
         """Return the error message for a name that matches nothing, with the closest name that does."""
-        known = sorted({name.rpartition(".")[2] for name in (*self.linear, *self.tensors) if self.of_text(name)})
-        near = get_close_matches(target.rpartition(".")[2], known, n=1)
+        names = sorted({name.rpartition(".")[2] for name in (*self.linear, *self.tensors) if self.of_text(name)})
+        near = get_close_matches(target.rpartition(".")[2], names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{target} is not in {self.kind}{hint} (linear layers: {', '.join(known)})"
+        return f"{target} is not in {self.kind}{hint} (linear layers: {', '.join(names)})"
 
     def of_text(self, name: str) -> bool:
         """Return whether this module belongs to the language model."""

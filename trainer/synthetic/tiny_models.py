@@ -168,8 +168,8 @@ def detect_architecture(name_or_path: str, revision: str | None = None) -> Model
     """
     config = _config_of(name_or_path, revision)
     if config is not None:
-        known: dict[str, Architecture] = {a: a for a in ARCHITECTURES}
-        kind = known.get(config.model_type)
+        supported: dict[str, Architecture] = {a: a for a in ARCHITECTURES}
+        kind = supported.get(config.model_type)
         if kind is None:
             raise ModelError(
                 f"{name_or_path} is a {config.model_type} model; rehearsals support {', '.join(ARCHITECTURES)}"

@@ -127,18 +127,18 @@ def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[_Part]]:
     chunk: list[_Part] = []
     size = 0
     for index, parameter in enumerate(parameters):
-        for cut in _cuts(parameter):
-            elements = parameter.numel() if cut is None else cut.stop - cut.start
+        for element_range in _ranges(parameter):
+            elements = parameter.numel() if element_range is None else element_range.stop - element_range.start
             if chunk and size + elements > memory_limits.STEP_ELEMENTS:
                 yield chunk
                 chunk, size = [], 0
-            chunk.append(_Part(index, cut))
+            chunk.append(_Part(index, element_range))
             size += elements
     if chunk:
         yield chunk
 
 
-def _cuts(parameter: nn.Parameter) -> Iterator[slice | None]:
+def _ranges(parameter: nn.Parameter) -> Iterator[slice | None]:
     """Yield ranges of at most STEP_ELEMENTS, the last possibly larger by one `_wave`; None for a whole parameter.
 
     The random numbers are those of the whole tensor: a CPU draws them in sequence, a GPU in waves of a fixed size.

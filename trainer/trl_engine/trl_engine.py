@@ -206,7 +206,7 @@ class TrlEngine:
                     processing_class=tokenizer,
                 )
                 if "ref" in getattr(model, "peft_config", {}):
-                    trainer.model.delete_adapter("ref")  # unneeded: reference log-probs are given
+                    trainer.model.delete_adapter("ref")  # not needed: the rows have reference log-probs
                 trainer.train_dataset = RemainingRows(self.plan, done, row)
                 return trainer
             case SimpoLoss() | CpoLoss():
