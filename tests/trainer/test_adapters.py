@@ -230,7 +230,7 @@ def torch_names(file: Path) -> set[str]:
 def test_it_is_said_once_however_many_trials(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_model, "_said", set())
+    monkeypatch.setattr(policy_model, "_logged", set())
     config = ModelConfig(name_or_path=str(start_model("mixtral", cache, tmp_path)))
     model = policy_model.PolicyModel(policy_model.load_model(config, str(tmp_path), torch.device("cpu")), config, "id")
     with caplog.at_level(logging.INFO, "trainer.models.policy_model"):
