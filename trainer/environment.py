@@ -27,7 +27,7 @@ HARMLESS = frozenset(
     }
 )
 """Variables with this prefix that only affect devices and logging."""
-_NARROW = (
+_NARROWING_VARIABLES = (
     "NVIDIA_TF32_OVERRIDE",
     "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
     "ONEDNN_DEFAULT_FPMATH_MODE",
@@ -36,7 +36,7 @@ _NARROW = (
 """Variables that allow float32 products in a narrower format: cuBLAS, torch, oneDNN under both of its names."""
 _IGNORABLE = frozenset({"", "0", "no", "none", "false", "default", "strict"})
 """Values without effect, as `accelerate launch` sets them without options."""
-_EXACT = 1e-5
+_MAX_RELATIVE_ERROR = 1e-5
 """Largest accepted relative error of a float32 product; TF32 and bfloat16 exceed 1e-4."""
 
 
@@ -45,7 +45,7 @@ def foreign_settings() -> list[str]:
     return sorted(f"{name}={os.environ[name]}" for name in _names() if _has_effect(name, os.environ[name]))
 
 
-def ignored(settings: Sequence[str]) -> str:
+def ignored_message(settings: Sequence[str]) -> str:
     """Return the message that lists these settings."""
     return (
         "ignored in the environment, because the trial file decides (training.bf16, training.pairs_per_update, "
@@ -72,8 +72,8 @@ def report_ignored(settings: Sequence[str], device: torch.device) -> None:
     """Log the removed variables. Raises TrialError if a library had read one of `_NARROW` before."""
     if not settings:
         return
-    _log.warning(ignored(settings))
-    narrow = [setting for setting in settings if setting.partition("=")[0] in _NARROW]
+    _log.warning(ignored_message(settings))
+    narrow = [setting for setting in settings if setting.partition("=")[0] in _NARROWING_VARIABLES]
     if narrow and not computes_float32(device):
         raise TrialError(f"{', '.join(narrow)} narrows float32 products on {device}; unset it and start again")
 
@@ -86,11 +86,11 @@ def computes_float32(device: torch.device) -> bool:
     left, right = (torch.rand(256, 256, generator=generator) for _ in range(2))
     exact = left.double() @ right.double()
     found = (left.to(device) @ right.to(device)).cpu().double()
-    return bool(((found - exact).abs() / exact).max() < _EXACT)
+    return bool(((found - exact).abs() / exact).max() < _MAX_RELATIVE_ERROR)
 
 
 def _names() -> list[str]:
-    return [n for n in os.environ if n in _NARROW or (n.startswith(_PREFIX) and n not in HARMLESS)]
+    return [n for n in os.environ if n in _NARROWING_VARIABLES or (n.startswith(_PREFIX) and n not in HARMLESS)]
 
 
 def _has_effect(name: str, value: str) -> bool:

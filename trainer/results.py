@@ -102,7 +102,7 @@ class ModelError(TrialError):
     """The initial model cannot be loaded, or not as configured."""
 
 
-def cannot_load(subject: str, error: Exception) -> str:
+def cannot_load_message(subject: str, error: Exception) -> str:
     """Return the message about `subject` that cannot be loaded; if its own code was refused, with the flag that allows
     it.
 

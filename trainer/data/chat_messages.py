@@ -18,7 +18,7 @@ Tools = list[dict[str, Any]]
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_LABELS = frozenset({"role", "content", "name", "id"})
+_LABEL_KEYS = frozenset({"role", "content", "name", "id"})
 """Keys without content of their own: a message that has only these is empty."""
 _MEDIA = frozenset({"image", "image_url", "input_image", "video", "video_url", "audio", "input_audio", "audio_url"})
 _RESERVED = frozenset(
@@ -39,7 +39,7 @@ class InvalidRow:
     detail: str = ""
 
 
-def to_part(value: Any) -> str | Dialogue | InvalidRow:
+def parse_part(value: Any) -> str | Dialogue | InvalidRow:
     """Return text unchanged; turn a message or a list of messages into a dialogue.
 
     Keys that are null are removed, as in transformers' `apply_chat_template`. ShareGPT's `from` and `value` are read as
@@ -55,18 +55,18 @@ def to_part(value: Any) -> str | Dialogue | InvalidRow:
         return InvalidRow("not_text", f"{type_name(value)} instead of text or messages")
     dialogue: Dialogue = []
     for one in value:
-        message = _message(one)
+        message = _parse_message(one)
         if isinstance(message, InvalidRow):
             return message
         dialogue.append(message)
     return dialogue
 
 
-def _message(raw: Mapping[str, Any]) -> Message | InvalidRow:
+def _parse_message(raw: Mapping[str, Any]) -> Message | InvalidRow:
     out: Message = {str(key): value for key, value in raw.items() if value is not None}
-    for ours, theirs in (("role", "from"), ("content", "value")):
-        if ours not in out and theirs in out:
-            out = {ours if key == theirs else key: value for key, value in out.items()}
+    for standard, alternative in (("role", "from"), ("content", "value")):
+        if standard not in out and alternative in out:
+            out = {standard if key == alternative else key: value for key, value in out.items()}
     role, content = out.get("role"), out.get("content")
     if not isinstance(role, str):
         return InvalidRow("not_text", "a message without a role")
@@ -86,7 +86,9 @@ def _message(raw: Mapping[str, Any]) -> Message | InvalidRow:
 
 def _has_other_content(message: Message) -> bool:
     """Return whether a message has content under another key than `content`: tool calls, reasoning."""
-    return any(key not in _LABELS and isinstance(value, (str, list, dict)) and value for key, value in message.items())
+    return any(
+        key not in _LABEL_KEYS and isinstance(value, (str, list, dict)) and value for key, value in message.items()
+    )
 
 
 def content_text(message: Mapping[str, Any]) -> str:
@@ -146,7 +148,7 @@ def type_name(value: Any) -> str:
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
-def encoding_trouble(name: str, value: Any) -> InvalidRow | None:
+def find_encoding_error(name: str, value: Any) -> InvalidRow | None:
     """Return an InvalidRow if any text of a cell had invalid UTF-8 bytes or contains half of a surrogate pair."""
     for text in _texts(value):
         try:

@@ -76,7 +76,7 @@ class ChatTemplate:
         Text parts are joined unless the template renders lists of parts. Text becomes a part if the template renders
         only parts, as in TRL's `prepare_multimodal_messages` for processors.
         """
-        renders_parts, needs_parts = self._forms
+        renders_parts, needs_parts = self._content_forms
         if needs_parts:
             return [
                 {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
@@ -87,7 +87,7 @@ class ChatTemplate:
         return [{**m, "content": content_text(m)} if isinstance(m.get("content"), list) else m for m in dialogue]
 
     @cached_property
-    def _forms(self) -> tuple[bool, bool]:
+    def _content_forms(self) -> tuple[bool, bool]:
         """Whether the template renders lists of text parts, and whether it renders only these."""
         parts = self._probe([{"role": "user", "content": [{"type": "text", "text": _PROBE_PROMPT}]}])
         text = self._probe([{"role": "user", "content": _PROBE_PROMPT}])
@@ -99,13 +99,13 @@ class ChatTemplate:
     @cached_property
     def generation_prompt(self) -> str:
         """Text between a user message and the answer, stripped; "" if unknown."""
-        text = self._simple([{"role": "user", "content": _PROBE_PROMPT}], ask=True)
+        text = self._render_simple([{"role": "user", "content": _PROBE_PROMPT}], ask=True)
         return text.rpartition(_PROBE_PROMPT)[2].strip() if text else ""
 
     @cached_property
     def turn_end(self) -> str:
         """Text after an assistant message at the end of a dialogue, stripped; "" if unknown."""
-        text = self._simple(
+        text = self._render_simple(
             [{"role": "user", "content": _PROBE_PROMPT}, {"role": "assistant", "content": _PROBE_ANSWER}]
         )
         return text.rpartition(_PROBE_ANSWER)[2].strip() if text and _PROBE_ANSWER in text else ""
@@ -114,11 +114,11 @@ class ChatTemplate:
     def prompt_is_prefix(self) -> bool:
         """Whether a simple prompt, rendered alone, is a prefix of its rendering with an answer."""
         prompt: Dialogue = [{"role": "user", "content": _PROBE_PROMPT}]
-        alone = self._simple(prompt, ask=True)
-        complete = self._simple([*prompt, {"role": "assistant", "content": _PROBE_ANSWER}])
+        alone = self._render_simple(prompt, ask=True)
+        complete = self._render_simple([*prompt, {"role": "assistant", "content": _PROBE_ANSWER}])
         return alone is not None and complete is not None and complete.startswith(alone)
 
-    def _simple(self, dialogue: Dialogue, ask: bool = False) -> str | None:
+    def _render_simple(self, dialogue: Dialogue, ask: bool = False) -> str | None:
         return self._probe(self.with_supported_contents(dialogue), ask)
 
     def _probe(self, dialogue: Dialogue, ask: bool = False) -> str | None:
@@ -131,7 +131,9 @@ class ChatTemplate:
 
     # --- content that is not rendered --------------------------------------------------------------------------------
 
-    def ignored(self, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any]) -> list[str]:
+    def ignored_inputs(
+        self, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any]
+    ) -> list[str]:
         """Return names of inputs that change none of the renderings: keys of messages, tools, template variables.
 
         `inputs` are the whole dialogues of a row, each with its rendering.
@@ -145,17 +147,17 @@ class ChatTemplate:
         )
         out: list[str] = []
         for key in keys:
-            if self._same_without(key, inputs, tools, kwargs, complete=True):
+            if self._renders_same_without(key, inputs, tools, kwargs, complete=True):
                 out.append(f"The key {key!r} of messages")
-            elif self._same_without(key, inputs, tools, kwargs, complete=False):
+            elif self._renders_same_without(key, inputs, tools, kwargs, complete=False):
                 out.append(f"The key {key!r} of messages before the last")
-        if tools and all(self._same(dialogue, None, kwargs, text) for dialogue, text in inputs):
+        if tools and all(self._renders_same(dialogue, None, kwargs, text) for dialogue, text in inputs):
             out.append("The tools of a row")
         source = str(self._tokenizer.get_chat_template(tools=tools))  # pyright: ignore[reportArgumentType]
         out += [f"The value {name!r} of chat_template_kwargs" for name in kwargs if name not in source]
         return out
 
-    def _same_without(
+    def _renders_same_without(
         self, key: str, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any], complete: bool
     ) -> bool:
         """Return whether no rendering changes without a key, in all messages (`complete`) or all but the last."""
@@ -166,18 +168,18 @@ class ChatTemplate:
                 continue
             changed = True
             without = [{k: v for k, v in m.items() if k != key} if i < end else m for i, m in enumerate(dialogue)]
-            if not self._same(without, tools, kwargs, text):
+            if not self._renders_same(without, tools, kwargs, text):
                 return False
         return changed
 
-    def _same(self, dialogue: Dialogue, tools: Tools | None, kwargs: dict[str, Any], text: str) -> bool:
+    def _renders_same(self, dialogue: Dialogue, tools: Tools | None, kwargs: dict[str, Any], text: str) -> bool:
         try:
             return self.render(dialogue, tools, kwargs) == text
         except TemplateRefused:
             return False
 
 
-def altered(dialogue: Dialogue, text: str) -> list[Message]:
+def altered_messages(dialogue: Dialogue, text: str) -> list[Message]:
     """Return the messages whose content (stripped) does not occur unchanged in the rendering."""
     start, out = 0, list[Message]()
     for message in dialogue:

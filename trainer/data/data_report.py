@@ -57,9 +57,9 @@ class DataReport(FrozenModel):
         rows, pairs = self.lengths.get("row"), "pair" if self.train_rows == 1 else "pairs"
         return [
             f"{self.train_rows:,} {pairs} to train on, {self.eval_rows:,} to evaluate on{held_out}",
-            *([] if rows is None else [_lengths(rows)]),
+            *([] if rows is None else [_lengths_line(rows)]),
             *(f"{source.name} ({source.split}): {source.kept:,} of {source.read:,} rows" for source in self.sources),
-            *([] if not self.bad_rows else [self._bad()]),
+            *([] if not self.bad_rows else [self._bad_rows_line()]),
             *(str(finding) for finding in self.findings),
         ]
 
@@ -72,14 +72,14 @@ class DataReport(FrozenModel):
             counts[name] = counts.get(name, 0) + finding.count
         return counts
 
-    def _bad(self) -> str:
+    def _bad_rows_line(self) -> str:
         one = self.bad_rows == 1
         of = f" of {self.checked_rows:,}" if self.checked_rows else ""
         share = f" ({self.bad_rows / self.checked_rows:.2%})" if self.checked_rows else ""
         return f"{self.bad_rows:,}{of} rows {'is' if one else 'are'} bad and left out{share}"
 
 
-def _lengths(rows: Mapping[str, int]) -> str:
+def _lengths_line(rows: Mapping[str, int]) -> str:
     return f"tokens per row: median {rows['p50']}, 90 % up to {rows['p90']}, longest {rows['p100']}"
 
 

@@ -2,8 +2,8 @@
 
 A `prompt` column is never discarded. Where the answers repeat it, or its last messages, the repetition is removed from
 the answers and a notice is recorded. Without a `prompt` column the prompt is the common prefix of both answers: in
-dialogues the shared messages, as in TRL's `extract_prompt`; in plain text the result of `split_implied`. Plain prompts
-and answers are joined as given; no white space is added or dropped.
+dialogues the shared messages, as in TRL's `extract_prompt`; in plain text the result of `split_implicit_prompt`. Plain
+prompts and answers are joined as given; no white space is added or dropped.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from trainer.data.chat_messages import (
     Message,
     Tools,
     content_text,
-    encoding_trouble,
+    find_encoding_error,
     is_empty,
-    to_part,
+    parse_part,
     to_template_kwargs,
     to_tools,
 )
 from trainer.data.validation import Notice
 
-_HH = re.compile(r"\n\nAssistant:")
+_HH_MARKER = re.compile(r"\n\nAssistant:")
 """HH-RLHF's marker before an answer."""
-_MARKS = (
-    _HH,
+_ANSWER_MARKERS = (
+    _HH_MARKER,
     # markers that chat templates write before an assistant's message
     re.compile(
         r"<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|<start_of_turn>model\n"
@@ -50,7 +50,7 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class PromptSplit:
     """Prompt and answers of plain text. `marked`: a marker ends the prompt; `turns`: an answer contains the marker
     again.
     """
@@ -58,11 +58,11 @@ class Split:
     prompt: str
     chosen: str
     rejected: str
-    marked: bool
-    turns: bool
+    has_marker: bool
+    has_turns: bool
 
 
-def split_implied(chosen: str, rejected: str) -> Split | InvalidRow:
+def split_implicit_prompt(chosen: str, rejected: str) -> PromptSplit | InvalidRow:
     """Split two texts into their common prompt and the two answers.
 
     The prompt ends after the last answer marker in the common prefix (HH-RLHF's `\\n\\nAssistant:`, a chat template's
@@ -70,13 +70,13 @@ def split_implied(chosen: str, rejected: str) -> Split | InvalidRow:
     provided that it is at most one sentence; a space after it belongs to the answers, as in TRL's `extract_prompt`, a
     line break to the prompt. No character is dropped or added.
     """
-    shared = _common_beginning(chosen, rejected)
-    for mark in _MARKS:
+    shared = _common_prefix(chosen, rejected)
+    for mark in _ANSWER_MARKERS:
         ends = [found.end() for found in mark.finditer(shared)]
         if ends:
             end = ends[-1]
             good, bad = chosen[end:], rejected[end:]
-            return Split(chosen[:end], good, bad, True, any(mark.search(text) for text in (good, bad)))
+            return PromptSplit(chosen[:end], good, bad, True, any(mark.search(text) for text in (good, bad)))
     if len(shared) in (len(chosen), len(rejected)):
         return InvalidRow("one_begins_other")
     words = _whole_words(shared, chosen[len(shared)], rejected[len(shared)])
@@ -85,22 +85,22 @@ def split_implied(chosen: str, rejected: str) -> Split | InvalidRow:
     if _SENTENCE_END.search(words.rstrip()):
         return InvalidRow("prompt_undecided")
     end = len(words) - words.endswith(" ")
-    return Split(chosen[:end], chosen[end:], rejected[end:], False, False)
+    return PromptSplit(chosen[:end], chosen[end:], rejected[end:], False, False)
 
 
-def _common_beginning(left: str, right: str) -> str:
+def _common_prefix(left: str, right: str) -> str:
     length = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     return left[:length]
 
 
 def _whole_words(shared: str, *following: str) -> str:
     """Return the common prefix without a last word that continues in one of the texts that follow."""
-    if shared and _in_word(shared[-1]) and any(_in_word(character) for character in following):
+    if shared and _is_word_character(shared[-1]) and any(_is_word_character(character) for character in following):
         return shared[: max((i + 1 for i, c in enumerate(shared) if c.isspace()), default=0)]
     return shared
 
 
-def _in_word(character: str) -> bool:
+def _is_word_character(character: str) -> bool:
     return character.isalnum() and ord(character) < _EAST_ASIAN
 
 
@@ -115,7 +115,9 @@ def repeats_prompt(prompt: str, chosen: str, rejected: str) -> bool:
     if not head or not (chosen.startswith(head) and rejected.startswith(head)):
         return False
     return not any(
-        _in_word(head[-1]) and _in_word(text[len(head)]) for text in (chosen, rejected) if len(text) > len(head)
+        _is_word_character(head[-1]) and _is_word_character(text[len(head)])
+        for text in (chosen, rejected)
+        if len(text) > len(head)
     )
 
 
@@ -146,7 +148,7 @@ __all__ = ["Dialogue", "InvalidRow", "Message", "Preference", "Score", "content_
 
 Score = Literal["all", "last"]
 
-_FEW_WORDS = 3
+_MIN_PROMPT_WORDS = 3
 """Words. An answer may begin with a prompt of fewer words by chance ("Hello"), so such a prompt is not removed."""
 
 
@@ -190,7 +192,7 @@ def to_preference(
     for name in ("prompt", "chosen", "rejected"):
         if name not in fields or (name == "prompt" and fields[name] is None and _contains_dialogue(fields)):
             continue
-        part = to_part(fields[name])
+        part = parse_part(fields[name])
         if isinstance(part, InvalidRow):
             return InvalidRow(part.kind, f"{name}: {part.detail}")
         parts[name] = part
@@ -202,7 +204,7 @@ def to_preference(
         if isinstance(result, InvalidRow):
             return result
     for name, value in (*parts.items(), ("system", system), ("tools", tools), ("chat_template_kwargs", kwargs)):
-        if error := encoding_trouble(name, value):
+        if error := find_encoding_error(name, value):
             return error
     found = _normalize(parts, system if system and system.strip() else None, score, apply_template)
     if isinstance(found, InvalidRow):
@@ -214,7 +216,7 @@ def to_preference(
         answer=None if fields.get("answer") is None else str(fields["answer"]),
         tools=tools if isinstance(tools, list) else None,
         template_kwargs=kwargs if isinstance(kwargs, dict) else {},
-        notices=(*row_notices, *_scores(fields), *found.notices),
+        notices=(*row_notices, *_check_scores(fields), *found.notices),
     )
 
 
@@ -222,7 +224,7 @@ def _contains_dialogue(fields: Mapping[str, Any]) -> bool:
     return isinstance(fields["chosen"], list) and isinstance(fields["rejected"], list)
 
 
-def _scores(fields: Mapping[str, Any]) -> list[Notice]:
+def _check_scores(fields: Mapping[str, Any]) -> list[Notice]:
     """Return a notice if the two scores of a row are equal or contradict its order of chosen and rejected."""
     good, bad = fields.get("score_chosen"), fields.get("score_rejected")
     if not isinstance(good, (int, float)) or not isinstance(bad, (int, float)):
@@ -240,16 +242,16 @@ def _normalize(
         return InvalidRow("empty_response")
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
         if apply_template:
-            return _applied(prompt, chosen, rejected, system, score)
+            return _text_to_dialogue(prompt, chosen, rejected, system, score)
         found = _text_preference(prompt, chosen, rejected, score)
         if system is None or isinstance(found, InvalidRow):
             return found
         return replace(found, notices=(*found.notices, ("needs_template", "A system text")))
-    good, bad = (_as_answer(part) for part in (chosen, rejected))
-    return _dialogues(prompt, good, bad, system, score)
+    good, bad = (_to_answer(part) for part in (chosen, rejected))
+    return _dialogue_preference(prompt, good, bad, system, score)
 
 
-def _as_answer(part: str | Dialogue) -> Dialogue:
+def _to_answer(part: str | Dialogue) -> Dialogue:
     return [{"role": "assistant", "content": part}] if isinstance(part, str) else part
 
 
@@ -261,18 +263,18 @@ def _text_preference(prompt: str | None, chosen: str, rejected: str, score: Scor
         return InvalidRow("equal_responses")
     notices: list[Notice] = []
     if prompt is None:
-        split = split_implied(chosen, rejected)
+        split = split_implicit_prompt(chosen, rejected)
         if isinstance(split, InvalidRow):
             return split
-        if split.turns and score == "last":
+        if split.has_turns and score == "last":
             return InvalidRow("turns_differ")
-        if split.turns:
+        if split.has_turns:
             notices.append(("several_turns", ""))
-        if not split.marked:
+        if not split.has_marker:
             notices.append(("implied_prompt", ""))
         prompt, chosen, rejected = split.prompt, split.chosen, split.rejected
     elif repeats_prompt(prompt, chosen, rejected):
-        if count_words(prompt) < _FEW_WORDS:
+        if count_words(prompt) < _MIN_PROMPT_WORDS:
             notices.append(("prompt_echoed", ""))
         else:
             exact = chosen.startswith(prompt) and rejected.startswith(prompt)
@@ -288,7 +290,7 @@ def _text_preference(prompt: str | None, chosen: str, rejected: str, score: Scor
     return Preference(prompt, chosen, rejected, None, notices=tuple(notices))
 
 
-def _applied(
+def _text_to_dialogue(
     prompt: str | None, chosen: str, rejected: str, system: str | None, score: Score
 ) -> Preference | InvalidRow:
     """Turn plain text into a dialogue: HH-RLHF's turns become messages, any other prompt one user message."""
@@ -297,7 +299,7 @@ def _applied(
     if good is not None and bad is not None:
         if any(side[-1]["role"] != "assistant" for side in (good, bad)):
             return InvalidRow("empty_response")
-        result = _dialogues(None, good, bad, system, score)
+        result = _dialogue_preference(None, good, bad, system, score)
         if isinstance(result, InvalidRow):
             return result
         return replace(result, notices=(("text_turns", ""), *result.notices))
@@ -307,26 +309,28 @@ def _applied(
     was_split = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
     texts = [str(part).lstrip() if was_split else str(part) for part in (found.chosen, found.rejected)]
     answers = [[{"role": "assistant", "content": text}] for text in texts]
-    result = _dialogues([{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score)
+    result = _dialogue_preference(
+        [{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score
+    )
     return result if isinstance(result, InvalidRow) else replace(result, notices=(*found.notices, *result.notices))
 
 
 # --- dialogues -------------------------------------------------------------------------------------------------------
 
 
-def _dialogues(
+def _dialogue_preference(
     prompt: str | Dialogue | None, chosen: Dialogue, rejected: Dialogue, system: str | None, score: Score
 ) -> Preference | InvalidRow:
     notices: list[Notice] = []
     if isinstance(prompt, str):
-        found = _text_prompt(prompt, chosen, rejected)
+        found = _resolve_text_prompt(prompt, chosen, rejected)
         if isinstance(found, InvalidRow):
             return found
         prompt, repeated = found
         if repeated:
             notices.append(("prompt_repeated", ""))
     if prompt is None or (not prompt and max(len(chosen), len(rejected)) > 1):
-        shared = _shared(chosen, rejected)
+        shared = _count_shared_messages(chosen, rejected)
         if chosen == rejected:
             return InvalidRow("equal_responses")
         if shared == min(len(chosen), len(rejected)):
@@ -339,7 +343,7 @@ def _dialogues(
         prompt, chosen, rejected = _without_repeats(prompt, chosen, rejected)
         if before != (len(chosen), len(rejected)):
             notices.append(("prompt_repeated", ""))
-    moved = _leading_questions(chosen, rejected)
+    moved = _count_leading_questions(chosen, rejected)
     if moved:
         notices.append(("context_moved", ""))
         prompt, chosen, rejected = prompt + chosen[:moved], chosen[moved:], rejected[moved:]
@@ -347,15 +351,17 @@ def _dialogues(
         if chosen[:-1] != rejected[:-1]:
             return InvalidRow("turns_differ")
         prompt, chosen, rejected = prompt + chosen[:-1], chosen[-1:], rejected[-1:]
-    return _checked(prompt, chosen, rejected, system, notices)
+    return _validate_preference(prompt, chosen, rejected, system, notices)
 
 
-def _shared(left: Dialogue, right: Dialogue) -> int:
+def _count_shared_messages(left: Dialogue, right: Dialogue) -> int:
     """Return the number of leading messages that are equal, all keys included, in two dialogues."""
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def _text_prompt(prompt: str, chosen: Dialogue, rejected: Dialogue) -> tuple[Dialogue | None, bool] | InvalidRow:
+def _resolve_text_prompt(
+    prompt: str, chosen: Dialogue, rejected: Dialogue
+) -> tuple[Dialogue | None, bool] | InvalidRow:
     """Resolve a text prompt given together with dialogues.
 
     Returns the prompt as a user message, or None if the dialogues contain the prompt; and whether they contain it.
@@ -365,14 +371,14 @@ def _text_prompt(prompt: str, chosen: Dialogue, rejected: Dialogue) -> tuple[Dia
         return ([] if single else None), False
     if single or "assistant" in (chosen[0]["role"], rejected[0]["role"]):
         return [{"role": "user", "content": prompt}], False
-    texts = [_plain_words(content_text(m)) for m in chosen[: _shared(chosen, rejected)]]
-    wanted = _plain_words(prompt)
+    texts = [_normalize_space(content_text(m)) for m in chosen[: _count_shared_messages(chosen, rejected)]]
+    wanted = _normalize_space(prompt)
     if any(wanted in text for text in texts) or (texts and all(text in wanted for text in texts)):
         return None, True
     return InvalidRow("prompt_not_in_dialogue")
 
 
-def _plain_words(text: str) -> str:
+def _normalize_space(text: str) -> str:
     return " ".join(text.split())
 
 
@@ -384,35 +390,37 @@ def _without_repeats(prompt: Dialogue, *answers: Dialogue) -> tuple[Dialogue, Di
     message repeats nothing.
     """
     chosen, rejected = answers
-    shared = chosen[: _shared(chosen, rejected)]
+    shared = chosen[: _count_shared_messages(chosen, rejected)]
     if prompt and shared and shared[0]["role"] != "assistant":
         for start in range(len(shared) - len(prompt) + 1):
-            if _alike(shared[start : start + len(prompt)], prompt):
+            if _equal_texts(shared[start : start + len(prompt)], prompt):
                 end = start + len(prompt)
                 return shared[:end], chosen[end:], rejected[end:]
-    sides: list[Dialogue] = []
+    remainders: list[Dialogue] = []
     for side in answers:
-        most = 0 if side[0]["role"] == "assistant" else len(prompt)
-        sides.append(side[next((k for k in range(most, 0, -1) if _alike(side[:k], prompt[-k:])), 0) :])
-    return prompt, sides[0], sides[1]
+        longest = 0 if side[0]["role"] == "assistant" else len(prompt)
+        remainders.append(side[next((k for k in range(longest, 0, -1) if _equal_texts(side[:k], prompt[-k:])), 0) :])
+    return prompt, remainders[0], remainders[1]
 
 
-def _alike(left: Dialogue, right: Dialogue) -> bool:
+def _equal_texts(left: Dialogue, right: Dialogue) -> bool:
     """Return whether two dialogues are equal up to white space in their texts."""
-    return [_without_blanks(message) for message in left] == [_without_blanks(message) for message in right]
+    return [_with_normalized_space(message) for message in left] == [
+        _with_normalized_space(message) for message in right
+    ]
 
 
-def _without_blanks(message: Message) -> Message:
-    return {**message, "content": _plain_words(content_text(message))}
+def _with_normalized_space(message: Message) -> Message:
+    return {**message, "content": _normalize_space(content_text(message))}
 
 
-def _leading_questions(chosen: Dialogue, rejected: Dialogue) -> int:
+def _count_leading_questions(chosen: Dialogue, rejected: Dialogue) -> int:
     """Return how many equal messages before the first assistant message both answers begin with."""
-    shared = chosen[: _shared(chosen, rejected)]
+    shared = chosen[: _count_shared_messages(chosen, rejected)]
     return next((i for i, message in enumerate(shared) if message["role"] == "assistant"), len(shared))
 
 
-def _checked(
+def _validate_preference(
     prompt: Dialogue, chosen: Dialogue, rejected: Dialogue, system: str | None, notices: list[Notice]
 ) -> Preference | InvalidRow:
     """Check two answers to one prompt: each must begin and end with an assistant message that is not empty."""
@@ -436,6 +444,6 @@ def _checked(
     if system is not None:
         if prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": system}, *prompt]
-        elif _plain_words(content_text(prompt[0])) != _plain_words(system):
+        elif _normalize_space(content_text(prompt[0])) != _normalize_space(system):
             return InvalidRow("system_conflict")
     return Preference(prompt, chosen, rejected, None, notices=tuple(notices))

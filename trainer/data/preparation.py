@@ -34,7 +34,7 @@ PROGRESS_DELAY = 2.0
 """Seconds before a progress bar is shown."""
 
 
-def chunks(items: Sequence[T], size: int, description: str) -> Iterator[Sequence[T]]:
+def iterate_with_progress(items: Sequence[T], size: int, description: str) -> Iterator[Sequence[T]]:
     """Yield `items` in slices of `size`. After `PROGRESS_DELAY` seconds, show progress on stderr: a bar in a terminal,
     else one line.
     """
@@ -62,7 +62,7 @@ def chunks(items: Sequence[T], size: int, description: str) -> Iterator[Sequence
 FORMAT = 3
 """Version of the preparation rules (splits, mixing, truncation) and of its files; part of every fingerprint."""
 
-_CHUNK = 500
+_CHUNK_ROWS = 500
 _DROPPED_KINDS = frozenset({"equal_after_cut"})
 """Notices because of which a row is dropped."""
 
@@ -193,11 +193,11 @@ def _tokenize_split(
 ) -> list[TokenizedPair]:
     """Tokenize one split; rows found invalid, or equal after truncation, go to `left_out` and are counted."""
     out: list[TokenizedPair] = []
-    for rows in chunks(selection.rows(split), _CHUNK, f"tokenizing {split}"):
+    for rows in iterate_with_progress(selection.rows(split), _CHUNK_ROWS, f"tokenizing {split}"):
         for row, tokens in zip(rows, pair_tokenizer([row.preference for row in rows]), strict=True):
             address = row.address(split)
             for kind, detail in tokens.notices:
-                selection.note(address, kind, detail)
+                selection.add_finding(address, kind, detail)
             if any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED_KINDS for kind, _ in tokens.notices):
                 left_out[address] = _to_tokenized_pair(row, tokens)
             else:

@@ -118,7 +118,7 @@ def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[Previ
         (split, pair.source, pair.row): pair for split in (TRAIN, EVAL) for pair in found.pairs[split]
     }
     order = {TRAIN: 0, EVAL: 1}
-    addresses: set[RowAddress] = {*kept_pairs, *selection.notes}
+    addresses: set[RowAddress] = {*kept_pairs, *selection.findings_by_row}
     for address in sorted(addresses, key=lambda at: (order[at[0]], at[1], at[2])):
         split, source, row = address
         pair = kept_pairs.get(address) or found.left_out.get(address)
@@ -126,7 +126,7 @@ def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[Previ
             pair = None  # the template refused it
         notices = [
             RowNotice(kind, severity(kind).value, describe_finding(kind, detail))
-            for kind, detail in dict.fromkeys(selection.notes.get(address, ()))
+            for kind, detail in dict.fromkeys(selection.findings_by_row.get(address, ()))
         ]
         notices.sort(key=lambda notice: list(Severity).index(Severity(notice.severity)))
         yield PreviewRow(

@@ -51,7 +51,7 @@ class Selection:
     """Training rows left out because their prompt is in the evaluation split."""
     checked: Counter[tuple[Split, int]] = field(default_factory=Counter)
     rows_read: Counter[tuple[Split, int]] = field(default_factory=Counter)
-    notes: dict[RowAddress, list[tuple[FindingKind, str]]] = field(default_factory=dict)
+    findings_by_row: dict[RowAddress, list[tuple[FindingKind, str]]] = field(default_factory=dict)
     """Findings about each row: kind and detail."""
 
     def rows(self, split: Split) -> list[PreferenceRow]:
@@ -63,11 +63,11 @@ class Selection:
         """Number of rows drawn from all sources and checked."""
         return self.checked.total()
 
-    def note(self, address: RowAddress, kind: FindingKind, detail: str = "") -> None:
+    def add_finding(self, address: RowAddress, kind: FindingKind, detail: str = "") -> None:
         """Record a finding about one row; a finding of severity BAD_ROW makes the row invalid."""
         split, source, row = address
         self.findings.add(kind, self.names[split][source], row, detail)
-        self.notes.setdefault(address, []).append((kind, detail))
+        self.findings_by_row.setdefault(address, []).append((kind, detail))
         if severity(kind) is Severity.BAD_ROW:
             self.invalid.add(address)
 
@@ -110,7 +110,7 @@ def _read_rows(out: Selection, split: Split, data: DataConfig) -> list[Preferenc
             )
         )
         if isinstance(found, InvalidRow):
-            out.note((split, sampled.source, sampled.row.number), found.kind, found.detail)
+            out.add_finding((split, sampled.source, sampled.row.number), found.kind, found.detail)
         else:
             rows.append(PreferenceRow(sampled, found, prompt_key(found.prompt)))
     return rows
@@ -125,7 +125,7 @@ def _without_evaluated_prompts(out: Selection, train: list[PreferenceRow]) -> li
             remaining.append(row)
             continue
         address = row.address(TRAIN)
-        out.note(address, "shared_prompt")
+        out.add_finding(address, "shared_prompt")
         out.shared.add(address)
     return remaining
 
@@ -135,7 +135,7 @@ def _find_duplicates(out: Selection, split: Split) -> None:
     for row in out.rows(split):
         chosen, rejected = repr(row.preference.chosen), repr(row.preference.rejected)
         if (row.key, chosen, rejected) in seen:
-            out.note(row.address(split), "duplicate_row")
+            out.add_finding(row.address(split), "duplicate_row")
         elif (row.key, rejected, chosen) in seen:
-            out.note(row.address(split), "contradiction")
+            out.add_finding(row.address(split), "contradiction")
         seen.add((row.key, chosen, rejected))

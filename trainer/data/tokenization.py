@@ -21,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
-from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered
+from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages
 from trainer.data.formats import Preference
 from trainer.data.validation import FindingKind, Notice
-from trainer.results import TrialError, cannot_load
+from trainer.results import TrialError, cannot_load_message
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
-            raise TokenizerError(cannot_load(f"the tokenizer of {name!r}", error)) from error
+            raise TokenizerError(cannot_load_message(f"the tokenizer of {name!r}", error)) from error
         reason = str(error).strip().splitlines()[0]
         raise TokenizerError(
             f"the tokenizer of {name!r} cannot be loaded: {reason}. "
@@ -141,7 +141,7 @@ class EncodedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
+class _RenderedRow:
     """A row as text: the prompt alone, then followed by each answer; `dialogue` is the prompt of a dialogue."""
 
     prompt: str
@@ -163,18 +163,22 @@ class PairTokenizer:
         self.end_token_ids: Counter[int] = Counter()
         """How many responses ended with each special token, before truncation."""
         added = tokenizer.added_tokens_decoder
-        self._closing = {*added, self._eos}
-        self._specials = {i for i, token in added.items() if token.special} | {self._eos}
+        self._possible_ends = {*added, self._eos}
+        self._special_ids = {i for i, token in added.items() if token.special} | {self._eos}
 
     def __call__(self, rows: Sequence[Preference]) -> list[EncodedPair]:
         """Return one `EncodedPair` per row, in order. Raises TokenizerError for dialogues without a chat template."""
         if any(not isinstance(row.prompt, str) for row in rows):
             require_template(self._tokenizer)
         out = [EncodedPair(notices=list(row.notices)) for row in rows]
-        rendered: list[tuple[int, _Texts]] = []
+        rendered: list[tuple[int, _RenderedRow]] = []
         for i, row in enumerate(rows):
             try:
-                texts = self._plain(row, out[i]) if isinstance(row.prompt, str) else self._dialogue(row, out[i])
+                texts = (
+                    self._render_text(row, out[i])
+                    if isinstance(row.prompt, str)
+                    else self._render_dialogue(row, out[i])
+                )
             except TemplateRefused as error:
                 out[i].notices.append(("template_refuses", str(error)))
             else:
@@ -183,12 +187,12 @@ class PairTokenizer:
         dialogues = [(i, texts) for i, texts in rendered if texts.dialogue is not None]
         # a template writes its own special tokens; plain text gets those that the tokenizer adds
         for group, add in ((plain, True), (dialogues, False)):
-            ids = self._ids([text for _, t in group for text in (t.prompt, t.chosen, t.rejected)], add)
+            ids = self._tokenize([text for _, t in group for text in (t.prompt, t.chosen, t.rejected)], add)
             for n, (i, texts) in enumerate(group):
                 self._assign_ids(out[i], rows[i], texts, ids[3 * n], ids[3 * n + 1], ids[3 * n + 2])
         return out
 
-    def _ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
         return self._tokenizer(
@@ -197,7 +201,7 @@ class PairTokenizer:
 
     # --- text --------------------------------------------------------------------------------------------------------
 
-    def _plain(self, row: Preference, out: EncodedPair) -> _Texts:
+    def _render_text(self, row: Preference, out: EncodedPair) -> _RenderedRow:
         prompt, *answers = (str(part) for part in (row.prompt, row.chosen, row.rejected))
         if self._is_rendered(prompt):
             out.notices.append(("already_rendered", ""))
@@ -205,7 +209,7 @@ class PairTokenizer:
             out.notices = [notice for notice in out.notices if notice[0] != "needs_template"]  # same decision
             out.notices.append(("template_undecided", ""))
         chosen, rejected = (prompt + self._with_eos(answer) for answer in answers)
-        return _Texts(prompt, chosen, rejected, None)
+        return _RenderedRow(prompt, chosen, rejected, None)
 
     def _is_rendered(self, prompt: str) -> bool:
         """Return whether a plain prompt contains a chat template's markers, or ends with the generation prompt."""
@@ -224,9 +228,9 @@ class PairTokenizer:
         is one at which generation can stop.
         """
         tokenizer = self._tokenizer
-        others = {i for i in self._specials if i not in (self._bos, tokenizer.pad_token_id, tokenizer.unk_token_id)}
-        texts = {str(tokenizer.eos_token), *(self._text(i) for i in others)}
-        if self._turn_end and self._ids([self._turn_end], False)[0][-1] in self._closing:
+        others = {i for i in self._special_ids if i not in (self._bos, tokenizer.pad_token_id, tokenizer.unk_token_id)}
+        texts = {str(tokenizer.eos_token), *(self._decode(i) for i in others)}
+        if self._turn_end and self._tokenize([self._turn_end], False)[0][-1] in self._possible_ends:
             texts.add(self._turn_end)
         return tuple(texts - {""})
 
@@ -234,12 +238,12 @@ class PairTokenizer:
     def _turn_end(self) -> str:
         return self._template.turn_end
 
-    def _dialogue(self, row: Preference, out: EncodedPair) -> _Texts:
+    def _render_dialogue(self, row: Preference, out: EncodedPair) -> _RenderedRow:
         prompt, *answers = (
             self._template.with_supported_contents(list(part))  # pyright: ignore[reportArgumentType]
             for part in (row.prompt, row.chosen, row.rejected)
         )
-        ended = [self._without_end(answer) for answer in answers]
+        ended = [self._strip_turn_end(answer) for answer in answers]
         if ended != answers:
             out.notices.append(("already_ended", ""))
         tools, kwargs = row.tools, row.template_kwargs
@@ -247,9 +251,9 @@ class PairTokenizer:
         chosen, rejected = (self._template.render(dialogue, tools, kwargs) for dialogue in dialogues)
         prompt_text = self._template.render(prompt, tools, kwargs, ask=True)
         self._check_rendering(row, [(dialogues[0], chosen), (dialogues[1], rejected)], out)
-        return _Texts(prompt_text, chosen, rejected, prompt)
+        return _RenderedRow(prompt_text, chosen, rejected, prompt)
 
-    def _without_end(self, answer: Dialogue) -> Dialogue:
+    def _strip_turn_end(self, answer: Dialogue) -> Dialogue:
         """Remove an end of turn from the text of assistant messages; the template writes it."""
         ends = tuple({self._turn_end, str(self._tokenizer.eos_token)} - {""})
         if not self._turn_end:
@@ -270,9 +274,9 @@ class PairTokenizer:
         """Record which parts of the messages the template leaves out or changes."""
         has_keys = any(len(message) > 2 for dialogue, _ in rendered for message in dialogue)
         if row.tools or row.template_kwargs or has_keys:
-            names = self._template.ignored(rendered, row.tools, row.template_kwargs)
+            names = self._template.ignored_inputs(rendered, row.tools, row.template_kwargs)
             out.notices.extend(("ignored_key", name) for name in names)
-        changed = next((message for dialogue, text in rendered for message in altered(dialogue, text)), None)
+        changed = next((message for dialogue, text in rendered for message in altered_messages(dialogue, text)), None)
         if changed is not None:
             out.notices.append(("content_altered", f"The first is of role {changed['role']}"))
 
@@ -282,7 +286,7 @@ class PairTokenizer:
         self,
         out: EncodedPair,
         row: Preference,
-        texts: _Texts,
+        texts: _RenderedRow,
         prompt: list[int],
         with_chosen: list[int],
         with_rejected: list[int],
@@ -316,19 +320,19 @@ class PairTokenizer:
         """Check that each response has an end: eos_token, or the special token that ends a message."""
         notices: set[Notice] = set()
         for response in (out.chosen, out.rejected):
-            last = next((i for i in reversed(response) if self._text(i).strip()), None)
-            if last is not None and last in self._closing:
+            last = next((i for i in reversed(response) if self._decode(i).strip()), None)
+            if last is not None and last in self._possible_ends:
                 self.end_token_ids[last] += 1
                 if self._eos not in response:
-                    notices.add(("other_end", f"They end with {self._text(last)!r}"))
+                    notices.add(("other_end", f"They end with {self._decode(last)!r}"))
             elif self._eos not in response:
                 notices.add(("missing_eos", ""))
         out.notices.extend(sorted(notices))
 
-    def _text(self, token: int) -> str:
+    def _decode(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))
 
-    def _truncate(self, out: EncodedPair, row: Preference, texts: _Texts) -> None:
+    def _truncate(self, out: EncodedPair, row: Preference, texts: _RenderedRow) -> None:
         """Remove the oldest prompt tokens (BOS is kept), then truncate answers to what remains of `max_length`.
 
         With `max_prompt_length`, every longer prompt is cut to it. Without, only rows that exceed `max_length` are cut:
@@ -342,7 +346,7 @@ class PairTokenizer:
             head = out.prompt[:1] if has_bos else []
             removed = length - keep + len(head)
             out.prompt = head + out.prompt[removed:]
-            out.notices.extend((kind, "") for kind in self._kinds_cut(row, texts, removed))
+            out.notices.extend((kind, "") for kind in self._truncation_kinds(row, texts, removed))
         budget = data.max_length - len(out.prompt)
         if longest > budget:
             differed = out.chosen != out.rejected
@@ -351,7 +355,7 @@ class PairTokenizer:
             if differed and out.chosen == out.rejected:
                 out.notices.append(("equal_after_cut", ""))
 
-    def _kinds_cut(self, row: Preference, texts: _Texts, removed: int) -> list[FindingKind]:
+    def _truncation_kinds(self, row: Preference, texts: _RenderedRow, removed: int) -> list[FindingKind]:
         """Return what the first `removed` tokens of a prompt contained: system message or tools, earlier turns,
         question.
         """
@@ -378,18 +382,20 @@ class PairTokenizer:
 
     @cached_property
     def _special_text(self) -> re.Pattern[str] | None:
-        return _any_of({self._text(i) for i in self._specials})
+        return _any_text_pattern({self._decode(i) for i in self._special_ids})
 
     @cached_property
     def _turn_markers(self) -> re.Pattern[str] | None:
         """Matches special tokens with which a template separates turns; BOS, pad, unk and mask are not among them."""
         tokenizer = self._tokenizer
         usual = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id)
-        is_marker = self._text(self._eos) in self._template.turn_end
-        return _any_of({self._text(i) for i in self._specials if i not in usual and (is_marker or i != self._eos)})
+        is_marker = self._decode(self._eos) in self._template.turn_end
+        return _any_text_pattern(
+            {self._decode(i) for i in self._special_ids if i not in usual and (is_marker or i != self._eos)}
+        )
 
 
-def _any_of(texts: set[str]) -> re.Pattern[str] | None:
+def _any_text_pattern(texts: set[str]) -> re.Pattern[str] | None:
     listed = sorted(texts - {""}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, listed))) if listed else None
 

@@ -343,21 +343,21 @@ def raise_if_refused(
     if mode == "refuse":
         raise BadData(
             found,
-            f"{_of(bad_rows, rows)}. Correct them, or train without them: "
-            f"data.bad_rows: skip, data.max_bad_share: {_share(bad_rows, rows):g}.",
+            f"{_bad_rows_text(bad_rows, rows)}. Correct them, or train without them: "
+            f"data.bad_rows: skip, data.max_bad_share: {_suggested_share(bad_rows, rows):g}.",
         )
     if bad_rows > max_bad_share * rows:
         raise BadData(
             found,
-            f"{_of(bad_rows, rows)} ({bad_rows / rows:.2%}), more than data.max_bad_share {max_bad_share:g}. "
-            f"Correct them, or train without them: data.max_bad_share: {_share(bad_rows, rows):g}.",
+            f"{_bad_rows_text(bad_rows, rows)} ({bad_rows / rows:.2%}), more than data.max_bad_share "
+            f"{max_bad_share:g}. Correct them, or train without them: data.max_bad_share: {_suggested_share(bad_rows, rows):g}.",
         )
 
 
-def _of(bad: int, rows: int) -> str:
+def _bad_rows_text(bad: int, rows: int) -> str:
     return f"{bad:,} of {rows:,} rows {'is' if bad == 1 else 'are'} bad"
 
 
-def _share(bad: int, rows: int) -> float:
+def _suggested_share(bad: int, rows: int) -> float:
     """Return a data.max_bad_share, rounded up to two digits, that accepts this many bad rows."""
     return min(1.0, max(0.01, float(f"{bad / rows * 1.05:.2g}")))

@@ -18,15 +18,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trainer.config.trial import TrialConfig
 from trainer.data.pair_dataset import PairDataset
 from trainer.models.model_files import Exported
-from trainer.models.policy_model import four_bits
-from trainer.results import ModelError, cannot_load
+from trainer.models.policy_model import quantization_config
+from trainer.results import ModelError, cannot_load_message
 
-PAIRS = 8
+MAX_PAIRS = 8
 """Maximum number of held-out pairs compared."""
-TOKENS = 4096
+MAX_TOKENS = 4096
 """Maximum number of tokens of prompts and responses together; one pair is always compared."""
 _CANDIDATES = 64
-_FLOAT32, _BFLOAT16 = 1e-3, 0.03
+_FLOAT32_LIMIT, _BFLOAT16_LIMIT = 1e-3, 0.03
 """Nats per token. Products in bfloat16 differ between kernels, and a merged weight in bfloat16 is rounded."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _MEMORY_FACTOR = 1.3
@@ -107,7 +107,7 @@ def compare_export(
             tokens += len(response)
     difference = sum(abs(a - b) for a, b in zip(export_sums, trial_sums, strict=True)) / tokens
     rough = config.training.bf16 or config.model.dtype == "bfloat16" or config.model.load_in_4bit
-    limit = _BFLOAT16 if rough else _FLOAT32
+    limit = _BFLOAT16_LIMIT if rough else _FLOAT32_LIMIT
     count = len(export_sums)
     found = Comparison(len(chosen), sum(trial_sums) / count, sum(export_sums) / count, difference, limit)
     if not difference <= limit:  # also true for NaN
@@ -139,7 +139,7 @@ def _select_pairs(pairs: PairDataset) -> list[int]:
     lengths = 2 * pairs.prompt_lengths + pairs.chosen_lengths + pairs.rejected_lengths
     chosen, tokens = list[int](), 0
     for i in sorted(range(0, len(pairs), step), key=lambda i: (int(lengths[i]), i)):
-        if chosen and (len(chosen) == PAIRS or tokens + int(lengths[i]) > TOKENS):
+        if chosen and (len(chosen) == MAX_PAIRS or tokens + int(lengths[i]) > MAX_TOKENS):
             break
         chosen.append(i)
         tokens += int(lengths[i])
@@ -152,7 +152,7 @@ def _compare_tokenizers(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **trust)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(cannot_load("the exported tokenizer", error)) from error
+        raise ModelError(cannot_load_message("the exported tokenizer", error)) from error
     texts = [str(trained.decode(each.tolist())) for i in chosen for each in _parts(pairs, i)]
     both = [each(texts, add_special_tokens=False)["input_ids"] for each in (tokenizer, trained)]
     if both[0] != both[1] or tokenizer.chat_template != trained.chat_template:
@@ -172,13 +172,13 @@ def _load(exported: Exported, config: TrialConfig, trust: dict[str, Any]) -> Pre
     device = _device(Path(path))
     more: dict[str, Any] = {"revision": exported.revision}
     if adapters and config.model.load_in_4bit:
-        more |= {"quantization_config": four_bits(), "device_map": {"": device}}
+        more |= {"quantization_config": quantization_config(), "device_map": {"": device}}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more, **trust)
         if adapters:
             model = cast(Any, PeftModel).from_pretrained(model, str(exported.folder))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(cannot_load("the export", error)) from error
+        raise ModelError(cannot_load_message("the export", error)) from error
     return model.to(device).eval()
 
 

@@ -15,7 +15,7 @@ from trainer.data.formats import Dialogue
 from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.forward.packing import micro_batches
 from trainer.models.model_files import model_fingerprint
-from trainer.results import ModelError, cannot_load
+from trainer.results import ModelError, cannot_load_message
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -104,7 +104,7 @@ def _load(name: str, revision: str | None, dtype: torch.dtype, trust: bool) -> P
             output_loading_info=True,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(cannot_load(f"the reward model {name}", error)) from error
+        raise ModelError(cannot_load_message(f"the reward model {name}", error)) from error
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
         raise ModelError(
@@ -120,7 +120,7 @@ def _tokenizer(name: str, revision: str | None, trust: bool) -> PreTrainedTokeni
             name, revision=revision, trust_remote_code=trust
         )
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(cannot_load(f"the tokenizer of the reward model {name}", error)) from error
+        raise ModelError(cannot_load_message(f"the tokenizer of the reward model {name}", error)) from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.truncation_side, tokenizer.padding_side = "left", "right"

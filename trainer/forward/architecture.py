@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from trainer.distributed.deepspeed_zero3 import held, inside
 from trainer.distributed.fsdp import is_sharded, reshard
 from trainer.forward.chunked_logps import ChunkSize, Head, sequence_logps
-from trainer.forward.packed_attention import ATTENTION_NAME, CannotAttend, is_refusal, register
+from trainer.forward.packed_attention import ATTENTION_NAME, CannotAttend, is_unsupported_error, register
 from trainer.forward.packing import Batch, TokenArray, pack_pairs, pad_pairs
 from trainer.forward.rotary_embeddings import RotarySwitch
 from trainer.randomness import disable_random_modules
@@ -231,7 +231,7 @@ def _compare_layouts(core: PreTrainedModel, autocast: torch.dtype | None) -> str
                 _scored_hidden_states(core, layout(_probe_pairs(core)).to(device)) for layout in (pack_pairs, pad_pairs)
             ]
     except (CannotAttend, TypeError, ValueError, RuntimeError) as error:
-        if not is_refusal(error):
+        if not is_unsupported_error(error):
             raise
         return str(error) if isinstance(error, CannotAttend) else f"{type(error).__name__}: {error}"
     finally:

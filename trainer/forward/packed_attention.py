@@ -54,7 +54,7 @@ def supports_flash(query: Tensor, key: Tensor, value: Tensor, softcap: float | N
     if not _is_supported(query, value, softcap):
         return False
     heads, head_size = query.shape[1], query.shape[-1]
-    return _refusal(query.device, query.dtype, heads, key.shape[1], head_size, window is not None) is None
+    return _unsupported_reason(query.device, query.dtype, heads, key.shape[1], head_size, window is not None) is None
 
 
 def _is_supported(query: Tensor, value: Tensor, softcap: float | None) -> bool:
@@ -68,7 +68,7 @@ def _is_supported(query: Tensor, value: Tensor, softcap: float | None) -> bool:
     )
 
 
-def is_refusal(error: Exception) -> bool:
+def is_unsupported_error(error: Exception) -> bool:
     """Return whether this error means that an attention kernel does not support these tensors here.
 
     Out of memory, and CUDA errors after which the process cannot continue, are not such errors.
@@ -81,7 +81,7 @@ def is_refusal(error: Exception) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _refusal(
+def _unsupported_reason(
     device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_size: int, windowed: bool
 ) -> str | None:
     """Return why the kernel does not run for these shapes, forward and backward; None if it does."""
@@ -97,7 +97,7 @@ def _refusal(
         if not all(bool(each.isfinite().all()) for each in (found, *grads)):
             raise RuntimeError("its results are not finite on a probe")
     except (TypeError, ValueError, RuntimeError) as error:
-        if not is_refusal(error):
+        if not is_unsupported_error(error):
             raise
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         _log.warning(

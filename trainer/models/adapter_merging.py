@@ -46,7 +46,7 @@ def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: boo
     return load_model(base, path, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None)
 
 
-def merged(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def merge_adapters(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """Return the base model of the adapters in `source` with the adapters merged, in the dtype of training.
 
     A weight shared by two layers, of which only one is adapted, is stored for each. Weights in 4 bits are dequantized

@@ -17,7 +17,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from trainer.results import ModelError, cannot_load
+from trainer.results import ModelError, cannot_load_message
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,7 +77,7 @@ def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None)
             ) from error
         raise ModelError(f"these adapters do not fit this model: {error}") from error
     tuner = cast(Any, adapted.base_model)
-    found = layers.notice(list(tuner.targeted_module_names), list(tuner.targeted_parameter_names), targets.requested)
+    found = layers.describe(list(tuner.targeted_module_names), list(tuner.targeted_parameter_names), targets.requested)
     return adapted, found
 
 
@@ -87,26 +87,26 @@ def _targets(layers: _Layers, lora: LoraConfig) -> _Targets:
         if not found:
             raise ModelError(
                 f"lora.target_modules all-linear: {layers.kind} has no linear layer that adapters can change"
-                f"{layers.left_out(layers.linear)}; train it in full (without lora), or name other layers"
+                f"{layers.describe_left_out(layers.linear)}; train it in full (without lora), or name other layers"
             )
         return _Targets("all-linear" if len(found) == len(layers.linear) else found, [], layers.linear)
     modules, parameters, requested, problems = list[str](), list[str](), list[str](), list[str]()
     for target in lora.target_modules:
-        named = _ending(target, layers.modules)
+        named = _matching_names(target, layers.modules)
         good = [name for name in named if layers.unadaptable_reason(name) is None]
-        tensors = [] if named else _ending(target, layers.tensors)
+        tensors = [] if named else _matching_names(target, layers.tensors)
         if tensors:
             parameters += tensors
         elif good:
             modules += [target] if len(good) == len(named) else good
             requested += named
-        elif layers.fused(target):
+        elif layers.is_fused_name(target):
             modules.append(target)
         elif named:
-            nearest = next((name for name in named if layers.of_text(name)), named[0])
+            nearest = next((name for name in named if layers.is_in_language_model(name)), named[0])
             problems.append(f"{target} {layers.unadaptable_reason(nearest)}")
         else:
-            problems.append(layers.unknown(target))
+            problems.append(layers.unknown_target_message(target))
     if problems:
         raise ModelError("; ".join(f"lora.target_modules: {problem}" for problem in problems))
     return _Targets(list(dict.fromkeys(modules)), parameters, list(dict.fromkeys(requested)))
@@ -129,14 +129,14 @@ def describe_adapters(config: ModelConfig, lora: LoraConfig, cache: Path, *, tru
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(described, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(no_causal_model(path, error)) from error
+        raise ModelError(not_causal_message(path, error)) from error
     return adapt(model, lora)[1]
 
 
-def no_causal_model(path: str, reason: Exception) -> str:
+def not_causal_message(path: str, reason: Exception) -> str:
     """Return the error message for a model that transformers does not load as a causal language model."""
     if "Unrecognized configuration class" not in str(reason):
-        return cannot_load(f"the model {path}", reason)
+        return cannot_load_message(f"the model {path}", reason)
     found = re.search(r"configuration class <class '[\w.]*\.(\w+)Config'>", str(reason))
     kind = f"a {found[1]}" if found else "of another kind"
     return (
@@ -177,11 +177,11 @@ class _Layers:
             return "is the output layer, which cannot be adapted; leave it out"
         if not name.startswith(self._text):
             return f"is in {self._part(name)}, which text does not pass through; leave it out"
-        if self._read_directly(name):
+        if self._is_read_by_kernel(name):
             return "is in a state-space mixer, whose kernels read its weight directly and ignore adapters; leave it out"
         if isinstance(self.modules[name], _ADAPTED):
             return None
-        inner = sorted({child.rpartition(".")[2] for child in _ending_below(name, self.linear)})
+        inner = sorted({child.rpartition(".")[2] for child in _names_below(name, self.linear)})
         kind = type(self.modules[name]).__name__
         if inner:
             return f"is a {kind}, not a layer; name its linear layers: {', '.join(inner)}"
@@ -195,7 +195,7 @@ class _Layers:
                 return ".".join(parts[: i + 1])
         return name
 
-    def _read_directly(self, name: str) -> bool:
+    def _is_read_by_kernel(self, name: str) -> bool:
         parent, own = self._owner(name), name.rpartition(".")[2]
         if not hasattr(parent, "A_log"):  # of a state-space mixer
             return False
@@ -207,52 +207,58 @@ class _Layers:
             own == "out_proj" and self._model.config.model_type in _PEFT_REFUSES
         )
 
-    def unknown(self, target: str) -> str:
+    def unknown_target_message(self, target: str) -> str:
         """Return the error message for a name that matches nothing, with the closest name that does."""
-        names = sorted({name.rpartition(".")[2] for name in (*self.linear, *self.tensors) if self.of_text(name)})
+        names = sorted(
+            {name.rpartition(".")[2] for name in (*self.linear, *self.tensors) if self.is_in_language_model(name)}
+        )
         near = get_close_matches(target.rpartition(".")[2], names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
         return f"{target} is not in {self.kind}{hint} (linear layers: {', '.join(names)})"
 
-    def of_text(self, name: str) -> bool:
+    def is_in_language_model(self, name: str) -> bool:
         """Return whether this module belongs to the language model."""
         return name.startswith(self._text)
 
-    def fused(self, target: str) -> bool:
+    def is_fused_name(self, target: str) -> bool:
         """Return whether peft maps this name to a part of a tensor of experts."""
         config = PeftLoraConfig(target_modules=[target])
         convert_peft_config_for_transformers(config, model=self._model, conversions=None)
         return bool(config.target_parameters)
 
-    def notice(self, modules: Sequence[str], parameters: Sequence[str], requested: Sequence[str]) -> str:
+    def describe(self, modules: Sequence[str], parameters: Sequence[str], requested: Sequence[str]) -> str:
         """Describe what is adapted, and which of the requested layers and tensors of experts are not."""
-        layers = f"{_many(modules, 'layer')} ({_counted(modules)})" if modules else ""
-        tensors = f"{_many(parameters, 'tensor')} of experts and routers ({_counted(parameters)})" if parameters else ""
+        layers = f"{_count_text(modules, 'layer')} ({_counts_by_name(modules)})" if modules else ""
+        tensors = (
+            f"{_count_text(parameters, 'tensor')} of experts and routers ({_counts_by_name(parameters)})"
+            if parameters
+            else ""
+        )
         adapted = " and ".join(filter(None, [layers, tensors]))
-        return f"lora adapts {adapted}{self.left_out(requested, {*modules, *parameters})}"
+        return f"lora adapts {adapted}{self.describe_left_out(requested, {*modules, *parameters})}"
 
-    def left_out(self, requested: Sequence[str], adapted: Set[str] = frozenset()) -> str:
+    def describe_left_out(self, requested: Sequence[str], adapted: Set[str] = frozenset()) -> str:
         """Return what is not adapted, and why, as the rest of a sentence; "" if everything is."""
         parts: list[str] = []
         left = [name for name in requested if name not in adapted]
-        outside = Counter(self._part(name) for name in left if not self.of_text(name))
+        outside = Counter(self._part(name) for name in left if not self.is_in_language_model(name))
         parts += [
             f"{count} layer{'s'[: count - 1]} in {part}, which text does not pass through"
             for part, count in outside.items()
         ]
-        of_text = [name for name in left if self.of_text(name)]
-        mixers = [name for name in of_text if self._read_directly(name)]
+        of_text = [name for name in left if self.is_in_language_model(name)]
+        mixers = [name for name in of_text if self._is_read_by_kernel(name)]
         if mixers:
-            parts.append(f"{_counted(mixers)} of state-space mixers, whose kernels ignore adapters")
+            parts.append(f"{_counts_by_name(mixers)} of state-space mixers, whose kernels ignore adapters")
         if others := [name for name in of_text if name not in mixers]:
-            parts.append(f"{_counted(others)}, because peft takes these names for parts of experts")
+            parts.append(f"{_counts_by_name(others)}, because peft takes these names for parts of experts")
         experts = [name for name in self.tensors if name not in adapted]
         if experts:
             sizes = {name: p.numel() for name, p in self._sizes.items()}
             share = sum(sizes[name] for name in experts) / sum(sizes.values())
             parts.append(
-                f"{_many(experts, 'tensor')} of experts ({_counted(experts)}) with {share:.0%} of the weights; to "
-                "adapt them, name them in lora.target_modules"
+                f"{_count_text(experts, 'tensor')} of experts ({_counts_by_name(experts)}) with {share:.0%} of the "
+                "weights; to adapt them, name them in lora.target_modules"
             )
         return f"; not adapted: {'; '.join(parts)}" if parts else ""
 
@@ -271,20 +277,20 @@ def _text_prefix(model: PreTrainedModel, modules: dict[str, nn.Module]) -> str:
     return f"{found[0]}." if found else ""
 
 
-def _ending(target: str, names: Iterable[str]) -> list[str]:
+def _matching_names(target: str, names: Iterable[str]) -> list[str]:
     """Return the names that peft matches with this target."""
     return [name for name in names if name == target or name.endswith(f".{target}")]
 
 
-def _ending_below(name: str, names: Iterable[str]) -> list[str]:
+def _names_below(name: str, names: Iterable[str]) -> list[str]:
     return [each for each in names if each.startswith(f"{name}.")]
 
 
-def _many(names: Sequence[str], noun: str) -> str:
+def _count_text(names: Sequence[str], noun: str) -> str:
     return f"{len(names)} {noun}{'s'[: len(names) - 1]}"
 
 
-def _counted(names: Sequence[str]) -> str:
+def _counts_by_name(names: Sequence[str]) -> str:
     """Return the last parts of these names, each with its count."""
     counts = Counter(name.removesuffix(".weight").rpartition(".")[2] for name in names)
     shown = [f"{count} {name}" for name, count in sorted(counts.items())]

@@ -20,7 +20,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from trainer.config.trial import ModelConfig
 from trainer.distributed.deepspeed_zero3 import keep_off_stdout
-from trainer.models.adapter_merging import BaseGone, merged
+from trainer.models.adapter_merging import BaseGone, merge_adapters
 from trainer.randomness import as_configured
 from trainer.results import ModelError
 from trainer.storage.atomic_files import sha256_of, write_folder
@@ -168,7 +168,7 @@ def export_model(
         adapted = (source / ADAPTER_CONFIG).exists()
         if merge and adapted:
             shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_OF_ADAPTERS))
-            model_to_save = merged(source, model, trust_remote_code=trust_remote_code)
+            model_to_save = merge_adapters(source, model, trust_remote_code=trust_remote_code)
             generation = _read_if_exists(target / _GENERATION)
             model_to_save.save_pretrained(target)
             if generation is not None:

@@ -21,7 +21,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedMod
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
 from trainer.distributed.deepspeed_zero3 import CannotDivide, Zero3
 from trainer.distributed.fsdp import CannotShard, gather_full, is_sharded, shard
-from trainer.models.adapters import adapt, no_causal_model
+from trainer.models.adapters import adapt, not_causal_message
 from trainer.models.initial_weights import InitialWeights, named_tensors
 from trainer.randomness import switch_off
 from trainer.results import ModelError
@@ -55,7 +55,7 @@ def load_model(
     _check_folder(Path(path))
     options: dict[str, Any] = {"dtype": "auto" if as_stored else _DTYPES[config.dtype]}
     if config.load_in_4bit:
-        options |= {"quantization_config": four_bits(), "device_map": {"": device}}
+        options |= {"quantization_config": quantization_config(), "device_map": {"": device}}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -66,7 +66,7 @@ def load_model(
             **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(no_causal_model(path, error)) from error
+        raise ModelError(not_causal_message(path, error)) from error
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
         raise ModelError(
@@ -102,7 +102,7 @@ def _check_folder(path: Path) -> None:
         )
 
 
-def four_bits() -> BitsAndBytesConfig:
+def quantization_config() -> BitsAndBytesConfig:
     """Return the quantization settings for 4-bit weights (NF4). Raises ModelError if bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise ModelError(

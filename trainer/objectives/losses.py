@@ -26,9 +26,9 @@ from trainer.objectives.pair_logps import (
     prompt_cross_entropy,
     smoothed_logistic,
 )
-from trainer.objectives.rewards import Responses, compares_with_reference, rewards, shaped
+from trainer.objectives.rewards import Responses, compares_with_reference, rewards, shape_log_prob
 
-_ALMOST_CERTAIN = -1e-12
+_MAX_LOG_PROB = -1e-12
 """Upper bound of log-probs in log(1 - p)."""
 
 
@@ -102,7 +102,7 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerm
     Reward: beta * alp, without gamma.
     """
     chosen, rejected = mean_logps(logps)
-    scaled = loss.beta * (shaped(chosen, loss.alpha) - shaped(rejected, loss.alpha) - loss.ratio)
+    scaled = loss.beta * (shape_log_prob(chosen, loss.alpha) - shape_log_prob(rejected, loss.alpha) - loss.ratio)
     match loss.loss_type:
         case "sigmoid":
             losses = smoothed_logistic(scaled, loss.label_smoothing)
@@ -185,7 +185,7 @@ def orpo(loss: OrpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
 
 def _log1mexp(average: Tensor) -> Tensor:
     """log(1 - e^average)."""
-    return torch.log(-torch.expm1(average.clamp(max=_ALMOST_CERTAIN)))
+    return torch.log(-torch.expm1(average.clamp(max=_MAX_LOG_PROB)))
 
 
 # --- sft -------------------------------------------------------------------------------------------------------------

@@ -49,7 +49,7 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
     sums: Any = responses.logps
     match loss:
         case SimpoLoss():
-            return loss.beta * shaped(sums / responses.tokens, loss.alpha)
+            return loss.beta * shape_log_prob(sums / responses.tokens, loss.alpha)
         case OrpoLoss():
             return loss.beta * (sums / responses.tokens)
         case CpoLoss():
@@ -66,7 +66,7 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
             assert_never(loss)
 
 
-def shaped(average: Any, alpha: float) -> Any:
+def shape_log_prob(average: Any, alpha: float) -> Any:
     """AlphaPO's reward of an average log-prob x (Gupta et al. 2025): (1 - e^(-alpha x)) / alpha; x if alpha is 0."""
     if not alpha:
         return average

@@ -58,9 +58,9 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
     target = checkpoint_path(folder, state.step)
 
     def write(temporary: Path) -> None:
-        save_file(_plain(state.weights), temporary / "weights.safetensors")
+        save_file(_to_cpu(state.weights), temporary / "weights.safetensors")
         failpoint("checkpoint.weights")
-        save_file(_plain(state.optimizer), temporary / "optimiser.safetensors")
+        save_file(_to_cpu(state.optimizer), temporary / "optimiser.safetensors")
         content = {
             "config": state.config,
             "step": state.step,
@@ -123,7 +123,7 @@ def parse_history(content: Sequence[Mapping[str, Any]]) -> list[StepMetrics]:
     ]
 
 
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
 
 

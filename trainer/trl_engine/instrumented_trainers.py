@@ -38,7 +38,7 @@ class StepCallbacks:
         self._loss = 0.0
         self._began = perf_counter()
 
-    def before_step(self) -> None:
+    def before_micro_batch(self) -> None:
         """Called before a micro-batch is computed. Raises Interrupted if cancelled."""
         self._cancel_token.check()
         if not self._micro_batches:
@@ -49,7 +49,7 @@ class StepCallbacks:
         logps = PairLogps(chosen.detach().double(), rejected.detach().double(), chosen_tokens, rejected_tokens)
         self._micro_batches.append(comparison_sums(logps))
 
-    def after_step(self, loss: Tensor, positions: int) -> None:
+    def after_micro_batch(self, loss: Tensor, positions: int) -> None:
         """Take the loss of the micro-batch and the number of its positions, padding included. Raises Diverged."""
         self._positions += positions
         self._plan.check_finite(self.done + 1, loss=float(loss))
@@ -109,9 +109,9 @@ class _InstrumentedTrainer(Trainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Compute TRL's loss of a micro-batch."""
-        self.callbacks.before_step()
+        self.callbacks.before_micro_batch()
         loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self.callbacks.after_step(loss.detach(), _positions(inputs))
+        self.callbacks.after_micro_batch(loss.detach(), _positions(inputs))
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
