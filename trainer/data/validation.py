@@ -350,7 +350,8 @@ def raise_if_refused(
         raise BadData(
             found,
             f"{_bad_rows_text(bad_rows, rows)} ({bad_rows / rows:.2%}), more than data.max_bad_share "
-            f"{max_bad_share:g}. Correct them, or train without them: data.max_bad_share: {_suggested_share(bad_rows, rows):g}.",
+            f"{max_bad_share:g}. Correct them, or train without them: "
+            f"data.max_bad_share: {_suggested_share(bad_rows, rows):g}.",
         )
 
 
