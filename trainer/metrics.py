@@ -36,7 +36,7 @@ _TABLE = (
     Metric("loss", "mean objective over the pairs of an update", "minimize", _ANY_LOSS),
     Metric("rewards/chosen", "mean implicit reward of the chosen responses", "maximize", _BETA_LIKE),
     Metric("rewards/rejected", "mean implicit reward of the rejected responses", "minimize", _BETA_LIKE),
-    Metric("rewards/margins", "mean reward gap, chosen minus rejected", "maximize", _BETA_LIKE),
+    Metric("rewards/margins", "mean reward margin, chosen minus rejected", "maximize", _BETA_LIKE),
     Metric("rewards/accuracies", "share of pairs whose chosen reward is strictly higher", "maximize", _SUMMED),
     Metric(
         "logps/chosen", "log-prob of the chosen responses (per token for SimPO, summed for DPO)", "maximize", _SUMMED
@@ -45,7 +45,7 @@ _TABLE = (
     Metric("log_odds_chosen", "mean log odds ratio, chosen over rejected (ORPO)", "maximize", frozenset(), kind="orpo"),
     Metric("log_odds_ratio", "mean log sigmoid of the log odds ratio (ORPO)", "maximize", frozenset(), kind="orpo"),
     Metric("nll_loss", "cross-entropy per chosen token", "minimize", frozenset()),
-    Metric("margins/logp", "mean gap of length-averaged log-probs, unscaled", "maximize", frozenset()),
+    Metric("margins/logp", "mean margin of length-averaged log-probs, unscaled", "maximize", frozenset()),
     Metric("accuracies/logp", "share of pairs with margins/logp above 0", "maximize", frozenset()),
     Metric("logps_per_token/chosen", "length-averaged log-prob of the chosen responses", "maximize", frozenset()),
     Metric("logps_per_token/rejected", "length-averaged log-prob of the rejected responses", None, frozenset()),

@@ -71,12 +71,12 @@ def split_implicit_prompt(chosen: str, rejected: str) -> PromptSplit | InvalidRo
     line break to the prompt. No character is dropped or added.
     """
     shared = _common_prefix(chosen, rejected)
-    for mark in _ANSWER_MARKERS:
-        ends = [found.end() for found in mark.finditer(shared)]
+    for marker in _ANSWER_MARKERS:
+        ends = [found.end() for found in marker.finditer(shared)]
         if ends:
             end = ends[-1]
             good, bad = chosen[end:], rejected[end:]
-            return PromptSplit(chosen[:end], good, bad, True, any(mark.search(text) for text in (good, bad)))
+            return PromptSplit(chosen[:end], good, bad, True, any(marker.search(text) for text in (good, bad)))
     if len(shared) in (len(chosen), len(rejected)):
         return InvalidRow("one_begins_other")
     words = _whole_words(shared, chosen[len(shared)], rejected[len(shared)])

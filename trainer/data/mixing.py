@@ -70,8 +70,8 @@ def prompt_key(prompt: str | Dialogue) -> str:
     after the last "Assistant:" is ignored, because it is a common prefix of the two answers.
     """
     if isinstance(prompt, str):
-        head, mark, _ = prompt.rpartition("\n\nAssistant:")
-        return " ".join((head + mark or prompt).split())
+        head, marker, _ = prompt.rpartition("\n\nAssistant:")
+        return " ".join((head + marker or prompt).split())
     return json.dumps([_message_key(message) for message in prompt], sort_keys=True)
 
 

@@ -144,7 +144,7 @@ class Examined:
     """Rows found invalid by tokenization, or with equal answers after truncation."""
     report: DataReport
 
-    def refuse(self, data: DataConfig) -> None:
+    def raise_if_unusable(self, data: DataConfig) -> None:
         """Raise BadData if the rules of `data` forbid training on this (`raise_if_refused`), or if no row of a source
         can be used and `max_bad_share` is below 1.
         """
@@ -182,7 +182,7 @@ def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: s
 def _write_prepared(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
     """Write both splits and report.json into `folder`. Raises BadData if the findings forbid training."""
     found = examine(data, tokenizer, fingerprint)
-    found.refuse(data)
+    found.raise_if_unusable(data)
     for split in (TRAIN, EVAL):
         write_pairs(folder, split, found.pairs[split])
     (folder / "report.json").write_text(found.report.model_dump_json(indent=1), encoding="utf-8")

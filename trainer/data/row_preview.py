@@ -102,7 +102,7 @@ def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_c
     tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
     found = examine(data, tokenizer, data_fingerprint(data, tokenizer))
     try:
-        found.refuse(data)
+        found.raise_if_unusable(data)
         refused = None
     except BadData as error:
         refused = error

@@ -99,7 +99,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
         _F,
         "are plain text, and the tokenizer has a chat template",
         "set data.apply_template: true (the prompt becomes a user's message and the answers an assistant's) or false "
-        "(prompt and answer are trained on as they stand, with the end token after the answer)",
+        "(prompt and answer are trained on unchanged, with the end token after the answer)",
     ),
     "needs_template": (
         _F,
@@ -210,7 +210,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "implied_prompt": (
         _N,
         "have no prompt; the common first words of both answers are used as the prompt",
-        "give the prompt in a column of its own if that is not meant",
+        "give the prompt in a column of its own if this is wrong",
     ),
     "already_ended": (_N, "have answers whose text has the end of a turn; it is not repeated", ""),
     "already_rendered": (_N, "contain the markers of a chat template already; the text is trained on unchanged", ""),

@@ -146,7 +146,7 @@ _LOOPBACK_ADDRESS = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"
 _RENDEZVOUS_TIMEOUT = timedelta(hours=2)
 """Longest wait for another process, such as one that writes a checkpoint of a large model. A process that dies is
-noticed at once by the process that started it, which ends the others.
+detected at once by its parent process, which ends the others.
 """
 
 

@@ -210,14 +210,14 @@ def _run_group(selected: Tensor, chunked_pass: _ChunkedPass, pairs: slice, grads
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Some rows after the output layer. `share` lies in the logits buffer, which the next chunk overwrites."""
+    """Some rows after the output layer. `exp_logits` lies in the logits buffer, which the next chunk overwrites."""
 
     hidden: Tensor
     """[r, hidden] in the dtype of the product."""
     exp_logits: Tensor
     """[r, vocabulary] exp(logit - row maximum)."""
-    total: Tensor
-    """[r, 1] sum of share over the vocabulary."""
+    exp_sum: Tensor
+    """[r, 1] sum of exp_logits over the vocabulary."""
     logps: Tensor
     """[r] log-prob of the target."""
     softcap_grad: Tensor | None
@@ -249,18 +249,18 @@ def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head, buffer: Tensor) ->
     top = logits.amax(1, keepdim=True)
     target_logits = logits.gather(1, targets.unsqueeze(1))
     exp_logits = logits.sub_(top).exp_()
-    total = exp_logits.sum(1, keepdim=True)
-    return _Chunk(hidden, exp_logits, total, (target_logits - top - total.log()).squeeze(1), softcap_grad)
+    exp_sum = exp_logits.sum(1, keepdim=True)
+    return _Chunk(hidden, exp_logits, exp_sum, (target_logits - top - exp_sum.log()).squeeze(1), softcap_grad)
 
 
 def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads: _Gradients, rows: slice) -> None:
     """Turn d(loss)/d(log-prob) per row, [r, 1], into gradients; overwrites the chunk.
 
-    d(loss)/d(logits) = factor * d_logits with d_logits = share - total at the target. The factor of each row is applied
-    to the small operands of the products instead of the large one.
+    d(loss)/d(logits) = factor * d_logits with d_logits = exp_logits - exp_sum at the target. The factor of each row is
+    applied to the small operands of the products instead of the large one.
     """
-    factor = -per_row.to(chunk.exp_logits.dtype) * head.scale / chunk.total
-    d_logits = chunk.exp_logits.scatter_add_(1, targets.unsqueeze(1), -chunk.total)
+    factor = -per_row.to(chunk.exp_logits.dtype) * head.scale / chunk.exp_sum
+    d_logits = chunk.exp_logits.scatter_add_(1, targets.unsqueeze(1), -chunk.exp_sum)
     if chunk.softcap_grad is not None:
         d_logits.mul_(chunk.softcap_grad)
     if grads.bias is not None:
@@ -303,7 +303,7 @@ def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collisio
     for chunk in chunks:
         logps.append(chunk.logps)
         if collision_prob:
-            squares = torch.linalg.vecdot(chunk.exp_logits, chunk.exp_logits).log() - 2 * chunk.total.squeeze(1).log()
+            squares = torch.linalg.vecdot(chunk.exp_logits, chunk.exp_logits).log() - 2 * chunk.exp_sum.squeeze(1).log()
             collision_probs.append(squares)
     rows = slice(batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop])
     segments = batch.segments[rows] - pairs.start * len(SEGMENTS)
