@@ -30,7 +30,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "dpo", "loss_type": "nca_pair", "f_divergence_type": "forward_kl"}, "not used by nca_pair"),
     ({"kind": "dpo", "loss_type": ["sigmoid", "aot"], "f_divergence_type": "js_divergence"}, "not used by"),
     ({"kind": "dpo", "loss_type": "sft", "f_divergence_type": "js_divergence"}, "not used by sft"),
-    ({"kind": "dpo", "f_alpha_divergence_coef": 0.7}, "alpha_divergence only"),
+    ({"kind": "dpo", "f_alpha_divergence_coef": 0.7}, "only with f_divergence_type alpha_divergence"),
     ({"kind": "dpo", "discopop_tau": 0.1}, "not used by sigmoid"),
     ({"kind": "dpo", "loss_type": "aot", "use_weighting": True}, "which aot does not have"),
     ({"kind": "dpo", "loss_type": ["sigmoid", "sft"], "use_weighting": True}, "use nll_scale"),

@@ -179,7 +179,7 @@ def test_lora_dropout_only_when_asked(folder: Path) -> None:
     ("lora", "message"),
     [
         (LoraConfig(target_modules=("nowhere",)), "nowhere is not in LlamaForCausalLM"),
-        (LoraConfig(target_modules=("lm_head",)), "output head"),
+        (LoraConfig(target_modules=("lm_head",)), "output layer"),
     ],
 )
 def test_adapters_that_cannot_be_are_refused(folder: Path, lora: LoraConfig, message: str) -> None:
