@@ -56,9 +56,9 @@ def test_every_mistake_is_one_sentence(tmp_path: Path) -> None:
         ("a: !!python/object/apply:os.system ['touch /tmp/never']\n", "could not determine a constructor"),
         ("", "the file"),
         ("- 1\n", "the file"),
-        ("1: 2\n", "no text"),
+        ("1: 2\n", "that is not text"),
         ("a: \t- b\n\t- c", "line"),
-        ("[" * 5000, "no YAML"),
+        ("[" * 5000, "not YAML"),
     ],
 )
 def test_what_is_no_configuration_is_told(tmp_path: Path, text: str, word: str) -> None:
