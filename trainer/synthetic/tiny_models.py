@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 VERSION = 1
-"""Of tokenizer and model making; part of the folder's name."""
+"""Version of tokenizer and model generation; part of the folder's name."""
 
 BOS, EOS, PAD = "<|bos|>", "<|end|>", "<|pad|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
@@ -25,12 +25,12 @@ TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 _CLASS_TOKENS: dict[str, tuple[str, ...]] = {"qwen2": ("<|endoftext|>",)}
-"""AutoTokenizer loads these with a class of their own, which would add such a token behind the vocabulary."""
+"""Tokens that AutoTokenizer's class for an architecture would otherwise add after the vocabulary."""
 _TOKENIZER_ROWS = 3000
 
 
 def _train_tokenizer(vocab_size: int, more: tuple[str, ...], folder: Path) -> None:
-    """Byte-level BPE with single digits, trained on the task's training text; written as a Hugging Face tokenizer."""
+    """Train byte-level BPE with single digits on the task's training text, and save it as a Hugging Face tokenizer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -43,9 +43,9 @@ def _train_tokenizer(vocab_size: int, more: tuple[str, ...], folder: Path) -> No
     bpe.decoder = decoders.ByteLevel()
     specials = [PAD, BOS, EOS, *ROLES, *more]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    smallest = len(specials) + len(alphabet)
-    if vocab_size < smallest:
-        raise ModelError(f"model.generated.vocab_size {vocab_size} cannot hold every byte; the least is {smallest}")
+    minimum = len(specials) + len(alphabet)
+    if vocab_size < minimum:
+        raise ModelError(f"model.generated.vocab_size {vocab_size} is too small for all bytes; use at least {minimum}")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=specials, initial_alphabet=sorted(alphabet), show_progress=False
     )
@@ -74,12 +74,12 @@ def _config(config: GeneratedModel, vocab_size: int, tokenizer: PreTrainedTokeni
         "pad_token_id": tokenizer.pad_token_id,
     }
     if config.architecture == "gemma2":
-        shape["query_pre_attn_scalar"] = shape["head_dim"]  # its default belongs to heads of 256
+        shape["query_pre_attn_scalar"] = shape["head_dim"]  # its default is for heads of size 256
     return AutoConfig.for_model(config.architecture, **shape)
 
 
 def write_random_model(config: PretrainedConfig, seed: int, folder: Path) -> None:
-    """Random weights in float32 as safetensors; the caller's random state is left as it was."""
+    """Write random weights in float32 as safetensors; the caller's random state is restored."""
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -97,10 +97,10 @@ def write_random_model(config: PretrainedConfig, seed: int, folder: Path) -> Non
 
 
 def generate_model(config: GeneratedModel, cache: Path) -> Path:
-    """A folder with model and tokenizer that `AutoModelForCausalLM` and `AutoTokenizer` load without a network.
+    """Return a folder with model and tokenizer that `AutoModelForCausalLM` and `AutoTokenizer` load without a network.
 
-    Made once per content under `cache/models/`; the same configuration gives the same bytes. ModelError for a
-    vocabulary too small to hold every byte.
+    Created once per content under `cache/models/`; the same configuration gives the same bytes. Raises ModelError if
+    the vocabulary is too small for all bytes.
     """
     key = digest_of({"model": config.model_dump(mode="json"), "task": TASK_VERSION, "version": VERSION})[:16]
     folder = cache / "models" / f"{config.architecture}-{key}"

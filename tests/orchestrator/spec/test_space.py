@@ -241,7 +241,7 @@ def test_values_that_cannot_meet(base: TrialConfig) -> None:
     (problem,) = find_corner_problems(
         space(loss__loss_type=["sigmoid", "hinge"], loss__label_smoothing=[0.0, 0.1]), base
     )
-    assert "label_smoothing has no meaning with loss_type hinge" in problem.problem
+    assert "label_smoothing is not used by loss_type hinge" in problem.problem
     (problem,) = find_corner_problems(space(loss__kind=["simpo", "dpo"], loss__gamma=[0.5]), base)
     assert (problem.path, "when" in problem.hint) == ("loss.gamma", True)
 

@@ -123,7 +123,7 @@ def test_a_start_model_that_changes_meanwhile_is_refused(folder: Path, tmp_path:
     with (path / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
-    with pytest.raises(ModelError, match="changed while trials start from it"):
+    with pytest.raises(ModelError, match="was changed; all trials"):
         start.restore(model)
 
 
@@ -181,7 +181,7 @@ def test_lora_dropout_only_when_asked(folder: Path) -> None:
     ("lora", "message"),
     [
         (LoraConfig(target_modules=("nowhere",)), "nowhere is not in LlamaForCausalLM"),
-        (LoraConfig(target_modules=("lm_head",)), "output head"),
+        (LoraConfig(target_modules=("lm_head",)), "output layer"),
     ],
 )
 def test_adapters_that_cannot_be_are_refused(folder: Path, lora: LoraConfig, message: str) -> None:
@@ -214,7 +214,7 @@ def test_code_in_a_model_folder_is_not_run(folder: Path, tmp_path: Path) -> None
         '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}'
     )
     (path / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
-    with pytest.raises(ModelError, match="run only with --trust-remote-code"):
+    with pytest.raises(ModelError, match="runs only with --trust-remote-code"):
         load(path)
     assert not canary.exists()
 
