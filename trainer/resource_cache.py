@@ -98,7 +98,7 @@ class ResourceCache:
         return base.new_policy()
 
     def drop_model(self) -> None:
-        """Forget the model; the next trial loads it again."""
+        """Drop the model; the next trial loads it again."""
         self._policy = None
 
     def release(self) -> None:

@@ -74,7 +74,7 @@ def test_bad_configurations_exit_with_2_and_no_traceback(tmp_path: Path, capsys:
     assert main([str(tmp_path / "absent.yaml")]) == 2
     messages = capsys.readouterr()
     assert messages.out == ""
-    assert "model: missing" in messages.err
+    assert "model: is missing" in messages.err
     assert "Traceback" not in messages.err
 
 

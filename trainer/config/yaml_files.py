@@ -223,11 +223,11 @@ _CORE_TYPES: dict[str, type | tuple[type, ...]] = {
 
 
 class InvalidScalar(ValueError):
-    """A scalar that is not a valid value."""
+    """A scalar that can be no value of a sweep."""
 
 
 def parse_scalar(text: str) -> str | int | float | bool | None:
-    """Return the value of an unquoted scalar. Raises InvalidScalar for a number that is not finite."""
+    """The value of an unquoted scalar."""
     if _NULL.fullmatch(text):
         return None
     if _TRUE.fullmatch(text):
@@ -244,21 +244,21 @@ def parse_scalar(text: str) -> str | int | float | bool | None:
     if _FLOAT.fullmatch(text):
         number = float(text)
         if number in (float("inf"), float("-inf")):
-            raise InvalidScalar(f"{text} is beyond the range of floating-point numbers")
+            raise InvalidScalar(f"{text} is beyond the range of numbers")
         return number
     return text
 
 
 def parse_tagged_scalar(tag: str, text: str) -> str | int | float | bool | None:
-    """Return the value of a scalar with an explicit core type (`!!str 5`). Raises InvalidScalar."""
+    """The value of a scalar that says its core type itself (`!!str 5`)."""
     if tag == f"{TAG}str":
         return text
     expected = _CORE_TYPES.get(tag)
     if expected is None:
-        raise InvalidScalar(f"the tag {tag} is not supported")
+        raise InvalidScalar(f"the tag {tag} has no meaning here")
     value = parse_scalar(text)
     if not isinstance(value, expected):
-        raise InvalidScalar(f"{text!r} is not of type {tag.removeprefix(TAG)}")
+        raise InvalidScalar(f"{text!r} is no {tag.removeprefix(TAG)}")
     return float(value) if tag == f"{TAG}float" and isinstance(value, int) else value
 
 

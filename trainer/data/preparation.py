@@ -35,8 +35,8 @@ PROGRESS_DELAY = 2.0
 
 
 def iterate_with_progress(items: Sequence[T], size: int, description: str) -> Iterator[Sequence[T]]:
-    """Yield `items` in slices of `size`. After `PROGRESS_DELAY` seconds, show progress on stderr: a bar in a
-    terminal, else one line.
+    """Yield `items` in slices of `size`. After `PROGRESS_DELAY` seconds, show progress on stderr: a bar in a terminal,
+    else one line.
     """
     started, is_logged = time.monotonic(), sys.stderr.isatty()
     with tqdm(total=len(items), desc=description, delay=PROGRESS_DELAY, disable=None, leave=False) as bar:

@@ -197,7 +197,7 @@ class PairModel:
         return LossTerms.cat(terms)
 
     def _current_head(self) -> Head:
-        """The output layer between a pass and its backward; FSDP2 has gathered that of a sharded model only then."""
+        """Return the output layer between a pass and its backward, when FSDP2 has gathered a sharded one."""
         return find_head(self._core) if self.sharded else self._head
 
     def _make_batch(self, pairs: Sequence[TokenPair], required: RequiredStats) -> Batch:

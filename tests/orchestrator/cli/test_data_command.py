@@ -205,7 +205,7 @@ def test_a_trials_file_as_for_the_trainer_alone(tmp_path: Path, capsys: pytest.C
     assert sum(row["lengths"][name] for name in ("prompt", "chosen")) <= 24
     assert complete["lengths"]["row"]["p100"] <= 24
     assert run(str(file), "--set", "data.maks_length=24") == 2
-    assert "data.maks_length: unknown key" in capsys.readouterr().err
+    assert "data.maks_length: there is no such key" in capsys.readouterr().err
     assert run(str(file), "--set", "data.max_length") == 2
     assert "must be PATH=VALUE" in capsys.readouterr().err
 
