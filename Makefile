@@ -11,7 +11,7 @@ WITH_DEEPSPEED := PYTHONPATH=$(abspath $(VENV)/deepspeed) $(BIN)/python -m pytes
 ZERO3 := -k "zero3 or divided" tests/trainer/test_together.py tests/engine/test_several_processes.py
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install install-test quickstart test golden test-deepspeed lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
+.PHONY: docs house simulate help install install-test quickstart test golden test-deepspeed lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -55,6 +55,9 @@ pytest: install-test
 test-deepspeed: $(VENV)/.installed-deepspeed ## The tests of DeepSpeed, which is not installed for the others
 	$(WITH_DEEPSPEED) -m "not slow" $(ZERO3)
 
+house: install-test ## Sizes, names, layers and words of the source, by the rules that tests hold
+	$(BIN)/python -m docs.source_figures
+
 golden: install-test ## Write tests/golden anew: what users see, after a change of it that is meant
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/sweep/test_surface.py \
 		tests/sweep/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
@@ -90,6 +93,9 @@ bench-driver: install ## What an event costs the driver of 2,000 trials over 64 
 
 simulate: install ## What pruning saves and what the order of knowing costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning
+
+docs: install ## Write docs/configuration.md from the schema
+	$(BIN)/python -m docs.make_configuration
 
 pictures: install ## The README's pictures, from the quickstarts in runs/ (needs Chromium)
 	$(BIN)/python -m docs.make_pictures

@@ -16,12 +16,12 @@ _NonNegativeInt = Annotated[int, Field(ge=0)]
 class RewardModel(FrozenModel):
     """A sequence-classification model: the answer it scores higher wins. Shorthand: its name alone."""
 
-    name_or_path: NonEmptyStr
-    revision: str | None = None
+    name_or_path: NonEmptyStr = Field(description="Hub name or folder.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
     label: _NonNegativeInt | None = Field(
         default=None, description="Which output is the reward; needed where the model has several."
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Of its weights.")
     max_length: PositiveInt = Field(
         default=4096, description="Tokens of a dialogue; longer ones lose their oldest tokens."
     )
@@ -36,7 +36,7 @@ class Endpoint(FrozenModel):
     """A language model behind an OpenAI-compatible address. Its key is a secret: the file names the variable."""
 
     url: NonEmptyStr = Field(description="What stands before /chat/completions, such as https://api.openai.com/v1.")
-    model: NonEmptyStr
+    model: NonEmptyStr = Field(description="Name of the model, as the endpoint calls it.")
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         default=None, description="Environment variable with the key; none is sent where this is null."
     )
@@ -89,16 +89,20 @@ class JudgeConfig(FrozenModel):
         description="Rows with a `prompt` and perhaps an `answer`, such as AlpacaEval's; by default the held-out rows.",
     )
     samples: _NonNegativeInt = Field(default=1, description="Sampled answers to each prompt, beside the greedy one.")
-    max_new_tokens: PositiveInt = 512
-    temperature: PositiveFloat = 0.7
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    seed: int = 0
+    max_new_tokens: PositiveInt = Field(default=512, description="Longest answer, in tokens.")
+    temperature: PositiveFloat = Field(default=0.7, description="Of the sampled answers.")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0, description="Nucleus sampling: share of probability that is sampled from."
+    )
+    seed: int = Field(default=0, description="Of the sampled answers.")
     tokens_per_batch: PositiveInt = Field(
         default=32768, description="Of one batch of generation or of scoring; no effect on results but rounding."
     )
     checker: bool = Field(default=True, description="Judge by the rows' own `answer`, where they carry one.")
-    reward_model: RewardModel | None = None
-    endpoint: Endpoint | None = None
+    reward_model: RewardModel | None = Field(
+        default=None, description="A sequence-classification model that scores answers."
+    )
+    endpoint: Endpoint | None = Field(default=None, description="A language model behind an OpenAI-compatible address.")
 
     @field_validator("prompts_from", mode="before")
     @classmethod

@@ -61,7 +61,7 @@ class Notify(FrozenModel):
     command: tuple[NonEmptyStr, ...] | None = Field(
         default=None, min_length=1, description="Program and arguments; it reads the notice as JSON on its input."
     )
-    on: tuple[NotificationKind, ...] = get_args(NotificationKind)
+    on: tuple[NotificationKind, ...] = Field(default=get_args(NotificationKind), description="Events that are sent.")
     stalled_minutes: PositiveFloat = Field(default=30.0, description="Without a point or any other sign of a worker.")
 
     @model_validator(mode="after")
@@ -143,7 +143,9 @@ class Resources(FrozenModel):
         default=None,
         description="By default 1 where there are GPUs, else 0. More than 1: a whole number, with a process on each.",
     )
-    cpus_per_trial: PositiveFloat = 1.0
+    cpus_per_trial: PositiveFloat = Field(
+        default=1.0, description="CPU cores that a trial takes, at least one for each of its processes."
+    )
     processes_per_trial: PositiveInt | None = Field(
         default=None,
         description="Processes that train one trial together, on one machine: by default one on each of its GPUs. "
@@ -182,8 +184,8 @@ class Resources(FrozenModel):
 class Tracking(FrozenModel):
     """Where MLflow is. By default MLFLOW_TRACKING_URI, else runs/mlflow.db."""
 
-    uri: NonEmptyStr | None = None
-    experiment: NonEmptyStr = "prefsweep"
+    uri: NonEmptyStr | None = Field(default=None, description="MLflow tracking URI.")
+    experiment: NonEmptyStr = Field(default="prefsweep", description="Name of the MLflow experiment.")
     artifacts: StorageUrl | None = Field(
         default=None,
         description="Where the files of a new experiment go: a URL such as s3://bucket/prefix. By default "
@@ -194,7 +196,7 @@ class Tracking(FrozenModel):
 class SftStage(FrozenModel):
     """Supervised training of the start model on chosen responses: run once, cached by content."""
 
-    training: TrainingConfig
+    training: TrainingConfig = Field(description="As base.training, for this stage.")
     data: DataConfig | None = Field(default=None, description="By default the sweep's own.")
 
 
