@@ -56,7 +56,7 @@ test-deepspeed: $(VENV)/.installed-deepspeed ## The tests of DeepSpeed, which is
 	$(WITH_DEEPSPEED) -m "not slow" $(ZERO3)
 
 house: install-test ## Sizes, names, layers and words of the source, by the rules that tests hold
-	$(BIN)/python -m docs.source_figures
+	$(BIN)/python -m tests.docs.house
 
 golden: install-test ## Write tests/golden anew: what users see, after a change of it that is meant
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/sweep/test_surface.py \

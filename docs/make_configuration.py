@@ -59,7 +59,7 @@ def make_page() -> str:
         "",
         "Every key of a sweep's YAML. `orchestrate schema` prints the same for editors, `--set PATH=VALUE` changes any",
         "key from the command line (`training.learning_rate` is short for `base.training.learning_rate`), and",
-        "`orchestrate plan FILE` reports every mistake at once, with its line. Numbers are those of YAML 1.2: `6e-7` is one.",
+        "`orchestrate plan FILE` reports every mistake at once, with its line. `6e-7` is a number here.",
         "",
         *_table(whole, definitions, required=whole["required"], order=SECTION_ORDER),
         "",
