@@ -1,4 +1,4 @@
-"""What each pruner saves and whether it keeps the winner; what the visibility rule costs. Writes docs/decisions.md.
+"""What each pruner saves and whether it keeps the winner; what the visibility rule costs. Writes docs/search.md.
 
 python -m benchmarks.pruning --seeds 100
 """
@@ -33,7 +33,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 TRIALS, SLOTS = 200, 16
 NEAR = 0.005
 """A regret within which two trials are the same to a person: half a point of held-out accuracy."""
-PAGE = Path(__file__).parents[1] / "docs" / "decisions.md"
+PAGE = Path(__file__).parents[1] / "docs" / "search.md"
 BEGIN, END = "<!-- tables: make simulate -->", "<!-- end of tables -->"
 NONE = "none"
 LAGS = (1, 2, 3, 4)
