@@ -146,9 +146,9 @@ def test_the_yaml_is_the_shipped_sweep() -> None:
     shown, shipped = load_spec_text(block.group(1), ROOT), load_spec(ROOT / "sweeps" / "llama3-8b.yaml")
     assert (shown.search, shown.goal, shown.resources) == (shipped.search, shipped.goal, shipped.resources)
     assert shown.base.data.train == shipped.base.data.train
-    values = shipped.base.flat_params()
-    for path, value in shown.base.canonical_params().items():
-        assert values[path] == value, path
+    ours, theirs = shown.base.flat_params(), shipped.base.flat_params()
+    for path in shown.base.canonical_params():
+        assert ours[path] == theirs[path], path
 
 
 def test_links_and_pictures_exist() -> None:
@@ -160,6 +160,13 @@ def test_links_and_pictures_exist() -> None:
             assert other.exists(), f"{page.name}: {target}"
             if anchor and other.suffix == ".md":
                 assert anchor in anchors(other), f"{page.name}: {target}#{anchor}"
+
+
+def test_files_that_are_named_exist() -> None:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        text = page.read_text(encoding="utf-8")
+        for file in re.findall(r"`((?:tests|trainer|orchestrator|dashboards|benchmarks|docs)/[\w/]+\.py)`", text):
+            assert (ROOT / file).is_file(), f"{page.name}: {file}"
 
 
 def anchors(page: Path) -> set[str]:
