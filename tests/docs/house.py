@@ -51,8 +51,8 @@ def words() -> str:
 def last_line(command: list[str]) -> str:
     """What the command says last; its exit code too where that is not 0."""
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    said = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""])[-1].strip()
-    return said if done.returncode == 0 else f"{said} (exit {done.returncode})"
+    line = (done.stdout.strip().splitlines() or done.stderr.strip().splitlines() or [""])[-1].strip()
+    return line if done.returncode == 0 else f"{line} (exit {done.returncode})"
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The docs cannot lie: every command in README.md and docs/ runs, the README's YAML is a shipped sweep, links exist."""
+"""Every command of README.md and docs/ runs, the README's YAML is a shipped sweep, links and named files exist."""
 
 from __future__ import annotations
 
