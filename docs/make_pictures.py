@@ -60,7 +60,7 @@ def terminal(name: str, to: Path) -> None:
     print_final_summary(spec, views, console, steps=steps)
     print_findings(diagnose(load_sweep_frame(folder)), name, console)
     drawn = console.export_svg(title=f"orchestrate sweep sweeps/{name}.yaml")
-    to.write_text(_FONT.sub("", drawn), encoding="utf-8")  # rich would fetch a font from elsewhere
+    to.write_text(_FONT.sub("", drawn), encoding="utf-8")  # rich would fetch a font from the network
 
 
 def mlflow(name: str, chromium: Chromium, folder: Path) -> None:
