@@ -1,8 +1,4 @@
-"""`Study`: ask, report, tell, release, retry, pause, amend. Everything else can be lost and rebuilt from the study.
-
-`DrivenStudy` adds a driver's right to write: newer drivers fence it off, working time counts, and its spec may be
-amended. `HoldingStudy` adds the trials that this process's workers run.
-"""
+"""`Study`: ask, report, tell, release, retry, pause, amend. Everything else can be lost and rebuilt from the study."""
 
 from __future__ import annotations
 
@@ -52,11 +48,14 @@ from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.results import StepMetrics, StopDecision
 
 
-class DrivenStudy(StudyReader):
-    """One sweep's truth with the right to change it, taken by the first call that needs it."""
+class Study(StudyReader):
+    """The study of one sweep. Every process may read it (reader.py); the first call that writes as a driver makes this
+    process the driver: an older driver's writes are refused from then on.
+    """
 
     def __init__(self, folder: SweepFolder, database: StudyDatabase) -> None:
         super().__init__(folder, database)
+        self._running: dict[int, RunningTrial] = {}
         self._driver: DriverLease | None = None
         self._heart: Heartbeat | None = None
         self._gpus = 1.0
@@ -65,6 +64,27 @@ class DrivenStudy(StudyReader):
     def _set_spec(self, spec: SweepSpec) -> None:
         self.spec = spec
         self._issuer = TrialIssuer(self._optuna_trials, self._repository, self._queue, spec, self.terms)
+
+    @classmethod
+    def create(
+        cls,
+        folder: SweepFolder,
+        spec: SweepSpec,
+        storage: str | None = None,
+        *,
+        slots: int = 1,
+        train_pairs: int | None = None,
+        earlier: Sequence[TrialSnapshot] = (),
+    ) -> Self:
+        """A new study in `storage` (an SQLAlchemy URL without password); by default the spec's, else SQLite here.
+
+        `slots`: trials at a time, which settles how much a trial may know of the others; `train_pairs`: pairs to train
+        on, where rungs are shares of the training; `earlier`: another sweep's trials, for the sampler.
+        """
+        terms = SweepTerms.create(spec, slots, train_pairs, earlier)
+        return cls(folder, create_study(folder, spec, terms, storage or spec.storage))
+
+    # --- the right to drive --------------------------------------------------------------------------------------
 
     def start_driving(self, gpus: float | None = None) -> None:
         """Drive from now on: older drivers' writes are refused and working time counts. Claiming does so by itself.
@@ -154,173 +174,7 @@ class DrivenStudy(StudyReader):
             self._set_spec(spec)
         return changed
 
-    # --- inside --------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _driving(self) -> Generator[Connection]:
-        if self._driver is None:
-            DriverLease.wait_for_release(self._repository, self._database.snapshot)
-            with self._database.transaction() as c:
-                driver = DriverLease.acquire(self._repository, c)
-            self._driver, self._heart = driver, Heartbeat(functools.partial(self._show_life, driver))
-            self._optuna_trials.set_exclusive()
-        with self._database.transaction() as c:
-            self._driver.check_fencing_token(c)
-            yield c
-
-    @contextmanager
-    def _transaction(self) -> Generator[Connection]:
-        """A driver's notes and answers to requests are refused too once another one has taken over."""
-        with super()._transaction() if self._driver is None else self._driving() as c:
-            yield c
-
-    def _show_life(self, driver: DriverLease) -> None:
-        with self._database.beside() as c:
-            driver.beat(c)
-
-    def _limit(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
-        return self._issuer.limit_reason(c, trials, lambda: self._usage(c))
-
-
-class HoldingStudy(DrivenStudy):
-    """A driven study that knows which trials its workers have."""
-
-    def __init__(self, folder: SweepFolder, database: StudyDatabase) -> None:
-        super().__init__(folder, database)
-        self._running: dict[int, RunningTrial] = {}
-
-    def begun(self, trial: Trial) -> None:
-        """A worker has begun with this trial: GPU time counts from now on, not from when it was issued. The first call
-        counts."""
-        self._require_current(trial, "beginning it").begin()
-
-    def tell(self, trial: Trial, outcome: Outcome, worker: str = "") -> TrialRecord:
-        """End the trial for good; the record says how it ended. The same again changes nothing, another is refused.
-
-        `worker`: by which it was trained, noted beside its end.
-        """
-        requested = outcome_to_json(outcome)
-        with self._driving() as c:
-            frozen = self._find(trial.number)
-            if frozen is not None and frozen.user_attrs.get(REQUESTED_OUTCOME) == requested:
-                return self._record(c, frozen)
-            running = self._require_current(trial, f"closing it as {outcome.state}")
-            self._record_working_time(c, running)
-            record = self._finish(c, running.trial_id, outcome)
-            if worker:
-                self._repository.add_event(c, "worker", worker, trial.number)
-        del self._running[trial.number]
-        return record
-
-    def release(self, trial: Trial) -> None:
-        """The trial is interrupted, not ended: it stays RUNNING and is issued again by a later claim."""
-        with self._driving() as c:
-            running = self._require_current(trial, "releasing it")
-            self._record_working_time(c, running)
-            self._repository.add_event(c, "released", f"attempt {trial.attempt} interrupted", trial.number)
-        del self._running[trial.number]
-
-    # --- by hand -------------------------------------------------------------------------------------------------
-
-    def pause(self, number: int, reason: str) -> None:
-        """Put a begun trial aside: it is not issued again before `unpause`. A held one must have checkpointed."""
-        with self._driving() as c:
-            trial_id = self._unfinished(number, "pausing it")
-            if number in self._running:
-                self._record_working_time(c, self._running[number])
-            self._set(trial_id, PAUSE_REASON, reason)
-            self._repository.add_event(c, trial_records.PAUSED, reason, number)
-        self._running.pop(number, None)
-
-    def unpause(self, number: int, reason: str) -> None:
-        """Have it issued again, before any new trial."""
-        with self._driving() as c:
-            self._set(self._unfinished(number, "unpausing it"), PAUSE_REASON, "")
-            self._repository.add_event(c, trial_records.UNPAUSED, reason, number)
-
-    def tell_unassigned(self, number: int, outcome: Outcome) -> TrialRecord:
-        """End a begun trial that no worker has."""
-        with self._driving() as c:
-            record = self._finish(c, self._unfinished(number, f"closing it as {outcome.state}"), outcome)
-        self._running.pop(number, None)
-        return record
-
-    # --- inside --------------------------------------------------------------------------------------------------
-
-    def _finish(self, c: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
-        frozen = self._optuna_trials.trial(trial_id)
-        _, seen = self._repository.progress_of(c, frozen.number)
-        final, values = resolve_outcome(outcome, seen, self.spec.objectives)
-        order = self._repository.add_event(c, final.state.lower(), final.reason, frozen.number)
-        finished = max(time.time(), frozen.user_attrs[STARTED])
-        self._set(trial_id, REQUESTED_OUTCOME, outcome_to_json(outcome))
-        self._set(trial_id, OUTCOME, outcome_to_json(final) | {"order": order, "finished_at": finished})
-        if values is not None:
-            self._set(trial_id, VALUES, [str(value) for value in values])  # JSON has no infinity
-        self._optuna_trials.finish(trial_id, TO_OPTUNA[final.state], values)
-        return self._record(c, self._optuna_trials.trial(trial_id))
-
-    def _find(self, number: int) -> FrozenTrial | None:
-        frozen = self._frozen()
-        return frozen[number] if number < len(frozen) else None
-
-    def _set(self, trial_id: int, key: str, value: object) -> None:
-        self._optuna_trials.set(trial_id, key, value)
-
-    def _require_current(self, trial: Trial, operation: str) -> RunningTrial:
-        running = self._running.get(trial.number)
-        if running is not None and running.attempt == trial.attempt:
-            return running
-        frozen = self._find(trial.number)
-        if frozen is not None and frozen.state.is_finished():
-            raise TrialFinished(trial.number, optuna_trials.FROM_OPTUNA[frozen.state], operation)
-        raise AttemptSuperseded(trial.number, trial.attempt, None if running is None else running.attempt)
-
-    def _unfinished(self, number: int, operation: str) -> int:
-        """Optuna's id of a trial that has begun and not ended."""
-        frozen = self._find(number)
-        if frozen is None:
-            raise AttemptSuperseded(number, 0, None)
-        if frozen.state.is_finished():
-            raise TrialFinished(number, optuna_trials.FROM_OPTUNA[frozen.state], operation)
-        return self._optuna_trials.optuna_id(number)
-
-    def _record_working_time(self, c: Connection, running: RunningTrial) -> None:
-        self._repository.set_attempt_seconds(c, running.number, running.attempt, running.seconds)
-
-    def _usage(self, c: Connection) -> Usage:
-        """Of other processes what they wrote; of this one up to now."""
-        if self._driver is None:
-            return super()._usage(c)
-        written = self._repository.gpu_seconds(c, excluding={(h.number, h.attempt) for h in self._running.values()})
-        running = sum(h.seconds * h.gpus for h in self._running.values())
-        return Usage(self._driver.total_working_seconds(c) / 3600, (written + running) / 3600)
-
-
-class Study(HoldingStudy):
-    """The study of one sweep. Every process may read it (reader.py); the first `ask` makes this process the driver.
-
-    `DrivenStudy` has the right to write and the spec, `HoldingStudy` how trials end, pause and are released.
-    """
-
-    @classmethod
-    def create(
-        cls,
-        folder: SweepFolder,
-        spec: SweepSpec,
-        storage: str | None = None,
-        *,
-        slots: int = 1,
-        train_pairs: int | None = None,
-        earlier: Sequence[TrialSnapshot] = (),
-    ) -> Self:
-        """A new study in `storage` (an SQLAlchemy URL without password); by default the spec's, else SQLite here.
-
-        `slots`: trials at a time, which settles how much a trial may know of the others; `train_pairs`: pairs to train
-        on, where rungs are shares of the training; `earlier`: another sweep's trials, for the sampler.
-        """
-        terms = SweepTerms.create(spec, slots, train_pairs, earlier)
-        return cls(folder, create_study(folder, spec, terms, storage or spec.storage))
+    # --- trials of this process's workers -------------------------------------------------------------------------
 
     def ask(self) -> Trial | WaitForTrial | None:
         """The next trial to run: first those a dead or interrupted driver left, then new ones; None: nothing is left.
@@ -397,7 +251,137 @@ class Study(HoldingStudy):
         running.logged = after
         return decision
 
+    def begun(self, trial: Trial) -> None:
+        """A worker has begun with this trial: GPU time counts from now on, not from when it was issued. The first call
+        counts."""
+        self._require_current(trial, "beginning it").begin()
+
+    def tell(self, trial: Trial, outcome: Outcome, worker: str = "") -> TrialRecord:
+        """End the trial for good; the record says how it ended. The same again changes nothing, another is refused.
+
+        `worker`: by which it was trained, noted beside its end.
+        """
+        requested = outcome_to_json(outcome)
+        with self._driving() as c:
+            frozen = self._find(trial.number)
+            if frozen is not None and frozen.user_attrs.get(REQUESTED_OUTCOME) == requested:
+                return self._record(c, frozen)
+            running = self._require_current(trial, f"closing it as {outcome.state}")
+            self._record_working_time(c, running)
+            record = self._finish(c, running.trial_id, outcome)
+            if worker:
+                self._repository.add_event(c, "worker", worker, trial.number)
+        del self._running[trial.number]
+        return record
+
+    def release(self, trial: Trial) -> None:
+        """The trial is interrupted, not ended: it stays RUNNING and is issued again by a later claim."""
+        with self._driving() as c:
+            running = self._require_current(trial, "releasing it")
+            self._record_working_time(c, running)
+            self._repository.add_event(c, "released", f"attempt {trial.attempt} interrupted", trial.number)
+        del self._running[trial.number]
+
+    # --- by hand -------------------------------------------------------------------------------------------------
+
+    def pause(self, number: int, reason: str) -> None:
+        """Put a begun trial aside: it is not issued again before `unpause`. A held one must have checkpointed."""
+        with self._driving() as c:
+            trial_id = self._unfinished(number, "pausing it")
+            if number in self._running:
+                self._record_working_time(c, self._running[number])
+            self._set(trial_id, PAUSE_REASON, reason)
+            self._repository.add_event(c, trial_records.PAUSED, reason, number)
+        self._running.pop(number, None)
+
+    def unpause(self, number: int, reason: str) -> None:
+        """Have it issued again, before any new trial."""
+        with self._driving() as c:
+            self._set(self._unfinished(number, "unpausing it"), PAUSE_REASON, "")
+            self._repository.add_event(c, trial_records.UNPAUSED, reason, number)
+
+    def tell_unassigned(self, number: int, outcome: Outcome) -> TrialRecord:
+        """End a begun trial that no worker has."""
+        with self._driving() as c:
+            record = self._finish(c, self._unfinished(number, f"closing it as {outcome.state}"), outcome)
+        self._running.pop(number, None)
+        return record
+
     # --- inside --------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _driving(self) -> Generator[Connection]:
+        if self._driver is None:
+            DriverLease.wait_for_release(self._repository, self._database.snapshot)
+            with self._database.transaction() as c:
+                driver = DriverLease.acquire(self._repository, c)
+            self._driver, self._heart = driver, Heartbeat(functools.partial(self._show_life, driver))
+            self._optuna_trials.set_exclusive()
+        with self._database.transaction() as c:
+            self._driver.check_fencing_token(c)
+            yield c
+
+    @contextmanager
+    def _transaction(self) -> Generator[Connection]:
+        """A driver's notes and answers to requests are refused too once another one has taken over."""
+        with super()._transaction() if self._driver is None else self._driving() as c:
+            yield c
+
+    def _show_life(self, driver: DriverLease) -> None:
+        with self._database.beside() as c:
+            driver.beat(c)
+
+    def _limit(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
+        return self._issuer.limit_reason(c, trials, lambda: self._usage(c))
+
+    def _finish(self, c: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
+        frozen = self._optuna_trials.trial(trial_id)
+        _, seen = self._repository.progress_of(c, frozen.number)
+        final, values = resolve_outcome(outcome, seen, self.spec.objectives)
+        order = self._repository.add_event(c, final.state.lower(), final.reason, frozen.number)
+        finished = max(time.time(), frozen.user_attrs[STARTED])
+        self._set(trial_id, REQUESTED_OUTCOME, outcome_to_json(outcome))
+        self._set(trial_id, OUTCOME, outcome_to_json(final) | {"order": order, "finished_at": finished})
+        if values is not None:
+            self._set(trial_id, VALUES, [str(value) for value in values])  # JSON has no infinity
+        self._optuna_trials.finish(trial_id, TO_OPTUNA[final.state], values)
+        return self._record(c, self._optuna_trials.trial(trial_id))
+
+    def _find(self, number: int) -> FrozenTrial | None:
+        frozen = self._frozen()
+        return frozen[number] if number < len(frozen) else None
+
+    def _set(self, trial_id: int, key: str, value: object) -> None:
+        self._optuna_trials.set(trial_id, key, value)
+
+    def _require_current(self, trial: Trial, operation: str) -> RunningTrial:
+        running = self._running.get(trial.number)
+        if running is not None and running.attempt == trial.attempt:
+            return running
+        frozen = self._find(trial.number)
+        if frozen is not None and frozen.state.is_finished():
+            raise TrialFinished(trial.number, optuna_trials.FROM_OPTUNA[frozen.state], operation)
+        raise AttemptSuperseded(trial.number, trial.attempt, None if running is None else running.attempt)
+
+    def _unfinished(self, number: int, operation: str) -> int:
+        """Optuna's id of a trial that has begun and not ended."""
+        frozen = self._find(number)
+        if frozen is None:
+            raise AttemptSuperseded(number, 0, None)
+        if frozen.state.is_finished():
+            raise TrialFinished(number, optuna_trials.FROM_OPTUNA[frozen.state], operation)
+        return self._optuna_trials.optuna_id(number)
+
+    def _record_working_time(self, c: Connection, running: RunningTrial) -> None:
+        self._repository.set_attempt_seconds(c, running.number, running.attempt, running.seconds)
+
+    def _usage(self, c: Connection) -> Usage:
+        """Of other processes what they wrote; of this one up to now."""
+        if self._driver is None:
+            return super()._usage(c)
+        written = self._repository.gpu_seconds(c, excluding={(h.number, h.attempt) for h in self._running.values()})
+        running = sum(h.seconds * h.gpus for h in self._running.values())
+        return Usage(self._driver.total_working_seconds(c) / 3600, (written + running) / 3600)
 
     def _add_metrics(
         self, c: Connection, running: RunningTrial, fresh: Sequence[StepMetrics], before: LoggedMetrics
