@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -106,10 +107,9 @@ class TrialController:
             self._view.log(f"trial {trial.number}: {notice}")
         decision = CONTINUE
         if report.metrics:
-            counted, decision = self._study.preview(trial, report.metrics)
+            log_metrics = functools.partial(self._sink.log_metrics, run, at=time.time())
+            counted, decision = self._study.report(trial, report.metrics, before_commit=log_metrics)
             if counted:
-                self._sink.log_metrics(run, counted, at=time.time())
-                self._study.report(trial, counted)
                 self._view.add_metrics(trial.number, counted)
         if decision.stop:  # before any end: it came after the point at which the trial was to stop
             self._close(active, Outcome(TrialState.PRUNED, decision.reason, diverged=decision.diverged))

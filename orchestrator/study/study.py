@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Self
@@ -229,27 +229,34 @@ class Study(StudyReader):
             text = "one pair was too much" if tokens is None else f"from now on {tokens} tokens per micro-batch"
             self._repository.add_event(c, "out of memory", f"sft: {reason}; {text}" if reason else f"sft: {text}", None)
 
-    def preview(self, trial: Trial, metrics: Sequence[StepMetrics]) -> tuple[list[StepMetrics], StopDecision]:
-        """Which of these points count, and whether to go on after them; for who has to tell others before `report`.
+    def report(
+        self,
+        trial: Trial,
+        metrics: Sequence[StepMetrics],
+        before_commit: Callable[[Sequence[StepMetrics]], None] = lambda _: None,
+    ) -> tuple[list[StepMetrics], StopDecision]:
+        """Commit the metrics that are new by their step.
 
-        Where the trial must stop at a step, nothing beyond it counts, however early it arrived: a sweep that was
-        killed in between ends with the same points. Writes nothing; asked again, it answers the same.
+        Returns the metrics that count and whether the trial goes on. Where it must stop at a step, no later metrics
+        count, however early they arrived: a sweep that was killed in between ends with the same metrics.
+
+        before_commit: called with the metrics that count before the transaction begins. What it writes to tracking is
+        then written again, and ignored there, if the process is killed before the commit; the other way round the
+        metrics would never be written.
         """
-        running = self._require_current(trial, "points")
-        return running.early_stopping.update(metrics), running.early_stopping.decision
-
-    def report(self, trial: Trial, metrics: Sequence[StepMetrics]) -> StopDecision:
-        """Keep points that are new by their step, and say whether to go on. A step told twice counts once."""
-        metrics, decision = self.preview(trial, metrics)
+        stopping = self._require_current(trial, "points").early_stopping
+        counted = stopping.update(metrics)
+        if counted:
+            before_commit(counted)
         with self._driving() as c:
             running = self._require_current(trial, "points")
             running.begin()
             self._record_working_time(c, running)
             before, running.logged = running.logged or self._repository.logged_metrics(c, trial.number), None
-            fresh = {p.step: p for p in reversed(metrics) if p.step not in before.steps}
+            fresh = {p.step: p for p in reversed(counted) if p.step not in before.steps}
             after = self._add_metrics(c, running, list(fresh.values()), before) if fresh else before
         running.logged = after
-        return decision
+        return counted, stopping.decision
 
     def begun(self, trial: Trial) -> None:
         """A worker has begun with this trial: GPU time counts from now on, not from when it was issued. The first call

@@ -150,7 +150,7 @@ def test_steps_out_of_order_leave_the_last_values_the_last(create: Create) -> No
 
 def test_no_points_are_nothing(create: Create) -> None:
     study = create()
-    assert not study.report(claimed(study), []).stop
+    assert not study.report(claimed(study), [])[1].stop
     assert study.trials()[0].step == 0
 
 
@@ -158,7 +158,7 @@ def test_no_points_are_nothing(create: Create) -> None:
 def test_non_finite_metrics_are_kept_as_they_are(create: Create, value: float) -> None:
     study = create()
     trial = claimed(study)
-    decision = study.report(trial, [StepMetrics(3, {"loss": value, METRIC: value})])
+    _, decision = study.report(trial, [StepMetrics(3, {"loss": value, METRIC: value})])
     assert decision.stop
     assert decision.reason == f"diverged: loss is {value} at step 3"
     stored = study.metric_history(0)[0].metrics["loss"]
