@@ -7,10 +7,8 @@ driver does not take the checkpoint for the remains of a killed terminal.
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.execution.workers.mirror_upload import UPLOADING
@@ -19,7 +17,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import TrialRecord, rank_trials
 from trainer.storage import checkpoint_manifest
-from trainer.storage.atomic_files import failpoint, file_lock
+from trainer.storage.atomic_files import FileLock, failpoint
 
 
 class CheckpointRetention:
@@ -88,31 +86,26 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _lock(folder: SweepFolder) -> Path:
-    return folder.path / "forks.lock"
-
-
-@contextmanager
-def fork_lock(folder: SweepFolder) -> Generator[None]:
+def fork_lock(folder: SweepFolder) -> FileLock:
     """While entered, what is held and not yet in the study is left alone."""
-    with file_lock(_lock(folder)):
-        yield
+    return FileLock(folder.path / "forks.lock")
 
 
 def remove_unused_forks(folder: SweepFolder, study: StudyReader) -> None:
     """Let go of checkpoints whose trial has one of its own or has ended, and of those that no trial was made of."""
     if not folder.forks.is_dir():
         return
-    with _lock(folder).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # somebody makes one just now: next time
-            return
+    lock = fork_lock(folder)
+    if not lock.acquire(timeout=0):
+        return  # somebody makes one just now: next time
+    try:
         needed = _needed(folder, study)
         for path in folder.forks.iterdir():
             if path.name not in needed:
                 failpoint("fork.remove")
                 shutil.rmtree(path)
+    finally:
+        lock.release()
 
 
 def _needed(folder: SweepFolder, study: StudyReader) -> set[str]:

@@ -7,7 +7,7 @@ from uuid import uuid4
 
 from sqlalchemy import make_url
 
-from trainer.storage.atomic_files import failpoint, file_lock, fsync
+from trainer.storage.atomic_files import FileLock, failpoint, fsync
 
 
 def create_mlflow_database(uri: str) -> None:
@@ -17,7 +17,7 @@ def create_mlflow_database(uri: str) -> None:
         return
     from mlflow import MlflowClient
 
-    with file_lock(path.with_name(f".{path.name}.lock")):
+    with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
         for left in path.parent.glob(f".{path.name}.*.tmp*"):

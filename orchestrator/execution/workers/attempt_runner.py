@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from orchestrator.execution.messages import (
     WORKER_FILE,
@@ -25,6 +24,7 @@ from orchestrator.study.database import driver_lease
 from trainer.config.trial import TrialConfig
 from trainer.metrics import EVAL
 from trainer.results import RunResult, RunStatus, StepMetrics
+from trainer.storage.atomic_files import FileLock
 
 GROUP_SECONDS = 0.5
 """Training points are gathered this long, so that fast steps do not flood the driver."""
@@ -84,7 +84,7 @@ class AttemptRunner:
         """`lock_timeout`: seconds to wait for another process that works in the same place."""
         self._task, self._open_session, self._lock_timeout = task, open_session, lock_timeout
         self._metrics: Generator[StepMetrics, None, RunResult] | None = None
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
         self._uploader = None if task.mirror is None else MirrorUploader(task)
         self._is_over = threading.Event()
         self._interrupting = threading.Lock()
@@ -173,7 +173,7 @@ class AttemptRunner:
         with self._interrupting:
             self._is_over.set()
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
 
@@ -188,37 +188,24 @@ def _to_attempt_result(result: RunResult) -> AttemptResult:
     return AttemptResult(kind, result.reason, steps=result.steps)
 
 
-def _acquire_lock(task: AttemptTask, timeout: float) -> IO[str] | None:
+def _acquire_lock(task: AttemptTask, timeout: float) -> FileLock | None:
     """The lock of the trial's folder; None when the driver wants the trial back before that.
 
     Whoever holds it works on an older attempt, which nobody listens to any more: given time to end, it is ended.
     """
-    task.lock.parent.mkdir(parents=True, exist_ok=True)
-    lock_file = task.lock.open("a+", encoding="utf-8")
+    lock = FileLock(task.lock, driver_lease.process_id())
     began = time.monotonic()
     until = began + timeout
     while not task.stop_requested:
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                holder = task.lock.read_text(encoding="utf-8")
-                if driver_lease.kill(holder):
-                    until = time.monotonic() + timeout
-                    continue
-                if not driver_lease.is_remote(holder):
-                    lock_file.close()
-                    raise TimeoutError(f"another process still works on this trial ({task.lock})") from None
-                if time.monotonic() > began + max(timeout, _REMOTE_LOCK_SECONDS):
-                    lock_file.close()
-                    raise WorkerLost(
-                        f"{driver_lease.holder_name(holder)} still works on this trial ({task.lock})"
-                    ) from None
-            time.sleep(0.1)
-        else:
-            lock_file.truncate(0)
-            lock_file.write(driver_lease.process_id())
-            lock_file.flush()
-            return lock_file
-    lock_file.close()
+        if lock.acquire(timeout=0.1):
+            return lock
+        holder = lock.holder()
+        if time.monotonic() <= until or holder is None:
+            continue
+        if driver_lease.kill(holder):
+            until = time.monotonic() + timeout
+        elif not driver_lease.is_remote(holder):
+            raise TimeoutError(f"another process still works on this trial ({task.lock})")
+        elif time.monotonic() > began + max(timeout, _REMOTE_LOCK_SECONDS):
+            raise WorkerLost(f"{driver_lease.holder_name(holder)} still works on this trial ({task.lock})")
     return None
