@@ -150,6 +150,29 @@ def _folder(root: Path, name: str) -> SweepFolder:
     return folder
 
 
+NETWORK_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "gpfs", "glusterfs", "afs", "9p"}
+    | {"fuse.sshfs", "fuse.glusterfs"}
+)
+"""File systems of other machines, on which SQLite's locks do not hold."""
+
+
+def filesystem_type(path: Path) -> str:
+    """Type of the file system that holds `path`, such as `ext4`; empty where the system does not tell."""
+    import psutil
+
+    path, best, kind = path.resolve(), -1, ""
+    try:
+        mounts = psutil.disk_partitions(all=True)
+    except OSError:  # no /proc
+        return ""
+    for mount in mounts:
+        depth = len(Path(mount.mountpoint).parts)
+        if path.is_relative_to(mount.mountpoint) and depth >= best:  # a later mount covers an earlier one
+            best, kind = depth, mount.fstype
+    return kind
+
+
 _LOCK_SECONDS = 0.5
 """`status` holds the lock for a moment to see whether anybody drives."""
 

@@ -15,6 +15,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
 from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
 from orchestrator.spec.sweep_spec import SweepSpec
 
@@ -47,20 +50,6 @@ def is_healthy(checks: Sequence[Check]) -> bool:
 
 
 _GB = 1 << 30
-_NETWORK_FILESYSTEMS = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "glusterfs",
-    "9p",
-    "afs",
-)
 _REQUIRED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "ray", "optuna", "mlflow")
 _MIN_SHM_GB = 1.0
 """Below this, Ray's object store and NCCL run short; containers get 64 MB where nobody says otherwise."""
@@ -95,7 +84,7 @@ def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
 
 
 def _memory() -> Check:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
@@ -141,26 +130,12 @@ def _disk(root: Path, spec: SweepSpec | None) -> Check:
 def _filesystem(root: Path, spec: SweepSpec | None) -> Check:
     kind = filesystem_type(nearest_existing(root))
     found = f"{kind or 'unknown'} under {root}"
-    if kind not in _NETWORK_FILESYSTEMS and not kind.startswith("fuse."):
+    if kind not in NETWORK_FILESYSTEMS and not kind.startswith("fuse."):
         return Check("filesystem", CheckLevel.OK, found)
     if spec is not None and spec.storage is not None and not spec.storage.startswith("sqlite"):
         return Check("filesystem", CheckLevel.OK, f"{found}; the study is in a database of its own")
     fix = "set ORCHESTRATE_HOME to a local disk, or `storage:` to PostgreSQL: SQLite loses data on network filesystems"
     return Check("filesystem", CheckLevel.FAIL, found, fix)
-
-
-def filesystem_type(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """The kind of filesystem under this path; empty where that cannot be told."""
-    if not mounts.is_file():
-        return ""
-    best, kind = -1, ""
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        _, point, found, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        # Later mounts on the same point cover earlier ones.
-        if path.is_relative_to(point) and len(point) >= best:
-            best, kind = len(point), found
-    return kind
 
 
 def nearest_existing(path: Path) -> Path:
@@ -204,10 +179,5 @@ def ray_checks(path: Path = _SESSIONS, found: str | None = None) -> Iterator[Che
 
 def _has_live_process(folder: Path) -> bool:
     """Whether a process still has files of this session open, as far as this user may see."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder) in (process / "cmdline").read_bytes().decode(errors="replace"):
-                return True
-        except OSError:  # it ended, or belongs to somebody else
-            continue
-    return False
+    # None: it belongs to somebody else
+    return any(str(folder) in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))
