@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train what the command line names and return the exit code."""
     options = _options(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         config = load_trial(options.trial)
         check_lengths(config, options.trial)

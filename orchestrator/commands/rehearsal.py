@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -223,11 +221,10 @@ def hub_reachable() -> bool:
     """Whether the Hugging Face hub answers within seconds."""
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
         return False
-    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
+    import httpx2
+
     try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (urllib.error.URLError, OSError, ValueError):
+        httpx2.head(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), timeout=_TIMEOUT)
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError):
         return False
+    return True

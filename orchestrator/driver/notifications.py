@@ -5,14 +5,12 @@ A thread delivers them: nothing waits for a delivery, and a failed one raises no
 
 from __future__ import annotations
 
-import http.client
 import json
+import logging
 import os
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -45,6 +43,7 @@ class NoticeDelivery:
         self._queue: SimpleQueue[Notice | None] = SimpleQueue()
         self._failures: SimpleQueue[str] = SimpleQueue()
         self._closing = threading.Event()
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # below, it logs the address of every request
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         self._thread.start()
 
@@ -82,19 +81,15 @@ class NoticeDelivery:
 
     def _post(self, notice: Notice) -> str | None:
         """Slack's form: one JSON object with `text`, in which &, < and > are escaped. What went wrong, or None."""
+        import httpx2
+
         assert self._url is not None
         text = str(notice["text"]).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        body = json.dumps({"text": text}).encode()
         try:
-            request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"}, method="POST")
-            with urllib.request.urlopen(request, timeout=_SECONDS):
-                return None
-        except urllib.error.HTTPError as error:
-            return f"it answered {error.code}"
-        except urllib.error.URLError as error:
-            return f"it cannot be reached ({type(error.reason).__name__})"
-        except (OSError, http.client.HTTPException, ValueError) as error:  # their words may hold the address
+            response = httpx2.post(self._url, json={"text": text}, timeout=_SECONDS)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:  # their words may hold the address
             return f"it cannot be reached ({type(error).__name__})"
+        return None if response.is_success else f"it answered {response.status_code}"
 
     def _run_command(self, notice: Notice) -> str | None:
         """The command reads the notice as JSON; event and text are in its environment too."""

@@ -7,8 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
@@ -99,13 +98,15 @@ def is_loopback(host: str) -> bool:
 
 
 def _wait(ui: UiServer, log: Path) -> None:
+    import httpx2
+
     assert ui.process is not None
     deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline and ui.process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{ui.base}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
+    with httpx2.Client(timeout=2, trust_env=False) as client:  # no proxy stands before this machine
+        while time.monotonic() < deadline and ui.process.poll() is None:
+            with suppress(httpx2.HTTPError):
+                if client.get(f"{ui.base}/health").is_success:
+                    return
             time.sleep(0.1)
     ui.stop()
     raise StorageRefused(f"the MLflow server did not come up; its words are in {log}")

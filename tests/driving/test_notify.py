@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import threading
 import time
@@ -118,7 +119,10 @@ def test_what_happens_is_told_once_each(hook: Hook, tmp_path: Path) -> None:
     assert (lines.said, lines.points_seen) == ([], 1)
 
 
-def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(hook: Hook) -> None:
+def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(
+    hook: Hook, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     delivery = NoticeDelivery(hook.url, None, waits=(0.0, 0.0))
     hook.answers = [500, 429]
     delivery.send({"event": "finished", "sweep": "s", "trial": None, "text": "first"})
@@ -137,6 +141,7 @@ def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(
     (messages,) = gone.take_failures()
     assert messages.startswith("the webhook did not take the notice (finished): it cannot be reached")
     assert SECRET not in messages
+    assert SECRET not in caplog.text
 
 
 def test_an_endpoint_that_hangs_holds_nobody_up(hook: Hook) -> None:

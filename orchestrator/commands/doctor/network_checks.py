@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import httpx2
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel
 from orchestrator.mirror import MirrorError, probe_mirror
@@ -95,15 +95,15 @@ def _tracking(root: Path, spec: SweepSpec | None) -> Check:
     health = f"{parts.scheme}://{where}{parts.path.rstrip('/')}/health"
     fix = "start it, or name another (tracking.uri, MLFLOW_TRACKING_URI); metrics wait on disk and no trial is lost"
     try:
-        with urllib.request.urlopen(health, timeout=_TIMEOUT):
-            return Check("tracking", CheckLevel.OK, f"MLflow at {where} answers")
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return Check("tracking", CheckLevel.OK, f"{where} answers and asks who is there ({error.code})")
-        return Check("tracking", CheckLevel.WARN, f"{where} answers {error.code}: is it MLflow?", fix)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return Check("tracking", CheckLevel.WARN, f"{where} does not answer ({type(reason).__name__})", fix)
+        response = httpx2.get(health, timeout=_TIMEOUT, follow_redirects=True)
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        return Check("tracking", CheckLevel.WARN, f"{where} does not answer ({type(error).__name__})", fix)
+    status = response.status_code
+    if response.is_success:
+        return Check("tracking", CheckLevel.OK, f"MLflow at {where} answers")
+    if status in (401, 403):
+        return Check("tracking", CheckLevel.OK, f"{where} answers and asks who is there ({status})")
+    return Check("tracking", CheckLevel.WARN, f"{where} answers {status}: is it MLflow?", fix)
 
 
 def _database(url: str) -> Check:
