@@ -30,7 +30,7 @@ from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec, Tracking
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
-from orchestrator.tracking.mlflow_sink import tracking_uri
+from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import trials_filter
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -18,14 +17,14 @@ from pathlib import Path
 from orchestrator.errors import DataError, SpecError
 from orchestrator.execution.local_cluster import Slots, gpu_memory, plan_slots, worker_environment
 from orchestrator.folders import SweepFolder
+from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
 from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
 from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, compare_with_formula, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.tracking.mlflow_client import tracking_uri
 from trainer.config.trial import TrialConfig
-
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 def plan_locally(
@@ -73,7 +72,7 @@ def plan_locally(
         root,
         rows,
         concurrency=None if slots is None else slots.count,
-        tracking=tracking_uri(spec, root),
+        tracking=without_credentials(tracking_uri(root, spec.tracking.uri)),
         notices=all_notices,
         machine=machine,
     )
@@ -84,12 +83,6 @@ def plan_locally(
     config = configs[0] if shape is None else largest_config(configs, shape, machine)
     measured = measure_update(config, SweepFolder(root, spec.name).cache, slots, trust_remote_code=trust_remote_code)
     return replace(made, probe=compare_with_formula(measured, config, shape, machine, made.estimate))
-
-
-def tracking_uri(spec: SweepSpec, root: Path) -> str:
-    """Where MLflow is, without the password that may be in it."""
-    uri = spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    return _PASSWORD.sub("", uri)
 
 
 _UNUSABLE, _OUT_OF_MEMORY = 2, 3

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from orchestrator import folders
 from orchestrator.driver.parent_run import end_parent_run, open_sink, update_description
-from orchestrator.errors import ExitCode, NameTaken, OrchestrateError, StorageRefused, SweepHeld
+from orchestrator.errors import ExitCode, NameTaken, OrchestrateError, StorageRefused, SweepHeld, first_line
 from orchestrator.execution.messages import is_disk_error
 from orchestrator.folders import ASIDE, CRASH_FILES, SweepFolder, create_sweep_folder, new_sweep_folder
 from orchestrator.interfaces import SweepReporter
@@ -51,10 +51,10 @@ def leave_trace(folder: SweepFolder, error: Exception, reporter: SweepReporter) 
     bug = not isinstance(error, (OrchestrateError, TrialError)) and not is_disk_error(error)
     message = redact(f"{type(error).__name__}: {error}" if bug else str(error))
     if not bug and not (isinstance(error, OrchestrateError) and error.code is ExitCode.INTERNAL_ERROR):
-        _record(folder, f"error: {_first_line(message)}", reporter)
+        _record(folder, f"error: {_brief(message)}", reporter)
         return error
     trace = folder.path / time.strftime(CRASH_FILES.replace("*", "%Y%m%d-%H%M%S"))
-    reason = f"{INTERNAL}{_first_line(message)} (traceback in {trace})"
+    reason = f"{INTERNAL}{_brief(message)} (traceback in {trace})"
     write_text(trace, redact(f"{reason}\n\n{''.join(traceback.format_exception(error))}"))
     _record(folder, reason, reporter)
     return InternalError(folder, message, trace) if bug else error
@@ -123,6 +123,6 @@ def make_folder(folder: SweepFolder, spec: str) -> str:
     return f"a sweep {folder.name} had crashed before its first trial; what it left was moved to {temporary}"
 
 
-def _first_line(text: str) -> str:
-    lines = text.strip().splitlines() or ["no message"]
-    return lines[0] if len(lines[0]) <= _LONGEST else f"{lines[0][:_LONGEST]}..."
+def _brief(message: str) -> str:
+    line = first_line(message)
+    return line if len(line) <= _LONGEST else f"{line[:_LONGEST]}..."

@@ -21,7 +21,7 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.study_database import hide_password, store_study_url, study_exists
-from orchestrator.tracking.mlflow_sink import fixed_artifact_location, tracking_uri
+from orchestrator.tracking.mlflow_client import fixed_artifact_location, tracking_uri
 from trainer.config.trial import DEEPSPEED_INSTALL, TrainingConfig
 from trainer.storage.atomic_files import write_text
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from orchestrator.errors import first_line
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind
@@ -138,7 +139,7 @@ def result_of_exception(error: Exception, folder: Path) -> AttemptResult:
     """The end that this exception means; its traceback goes to `folder/failure.txt`."""
     if isinstance(error, RemoteFailure):
         return error.result
-    reason = redact(f"{type(error).__name__}: {_first_line(error)}")
+    reason = redact(f"{type(error).__name__}: {first_line(error)}")
     if is_disk_error(error):
         return AttemptResult(AttemptStatus.NO_DISK, reason)
     folder.mkdir(parents=True, exist_ok=True)
@@ -201,8 +202,3 @@ def is_disk_error(error: BaseException | None) -> bool:
         or any(words in str(each) for words in _DISK_FULL_PHRASES)
         for each in _with_causes(error)
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"

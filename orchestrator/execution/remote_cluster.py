@@ -20,7 +20,7 @@ from typing import Any
 import orchestrator
 import trainer
 from orchestrator import execution
-from orchestrator.errors import OrchestrateError
+from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.execution.local_cluster import (
     Machine,
     Slots,
@@ -165,7 +165,7 @@ def connect_cluster(
                     },
                 )
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            raise ClusterError(f"--address {address}: {_first_line(error)}") from error
+            raise ClusterError(f"--address {address}: {redact(first_line(error))}") from error
         log_ray_to_file(folder / "driver.log")
         with signals.watching(server_is_gone()):
             machines = _wait_for_nodes(cluster_address.machines, signals, view)
@@ -269,8 +269,3 @@ def _node_problem(reference: Any, path: Path) -> str:
         f"{check.host} does not see {path}: put the runs folder ($ORCHESTRATE_HOME) on a disk that all machines share "
         "under the same path"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return redact(lines[0]) if lines else type(error).__name__

@@ -3,21 +3,15 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from sqlalchemy import make_url
-
-from orchestrator.interfaces import SWEEP, MessageRejected, TrackingUnavailable
-from orchestrator.redaction import redact
-from orchestrator.tracking.mlflow_client import create_mlflow_database
-from orchestrator.tracking.run_metadata import NOTE, RUN, SWEEP_ID, SWEEP_NAME, TRAINING_EXPERIMENT, with_links
+from orchestrator.interfaces import SWEEP, MessageRejected
+from orchestrator.tracking.mlflow_client import connect, ensure_experiment, save_view, translate_errors
+from orchestrator.tracking.run_metadata import NOTE, RUN, SWEEP_ID, SWEEP_NAME, with_links
 from trainer.results import StepMetrics
 
 if TYPE_CHECKING:
@@ -32,93 +26,6 @@ PARAMS_PER_CALL = 100
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 CUT = " … [cut]"
-
-# What no repetition will mend. Anything else (down, slow, locked, full, not allowed in) is tried again.
-_PERMANENT_ERRORS = frozenset(
-    {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
-)
-# A server that hangs costs the delivery thread this long, never a trial. Whoever sets these knows better.
-_HTTP_SETTINGS = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
-    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-}
-
-
-def tracking_uri(root: Path, uri: str | None) -> str:
-    """Where MLflow is: the spec's `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the runs folder."""
-    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
-
-
-def is_local(uri: str) -> bool:
-    """Whether the store is a database we reach ourselves, with artifacts as files beside it."""
-    return uri.startswith("sqlite:")
-
-
-def connect(root: Path, uri: str) -> MlflowClient:
-    """A client whose store exists. Called once from the driver before anyone else: migrations do not like company."""
-    for name, value in _HTTP_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    from mlflow import MlflowClient
-
-    # Its errors reach the user in our words, once, and not as a traceback per try.
-    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
-    if is_local(uri):
-        root.mkdir(parents=True, exist_ok=True)
-    with _translate_errors():
-        if is_local(uri):
-            create_mlflow_database(uri)
-        client = MlflowClient(uri)
-        client.search_experiments(max_results=1)
-    return client
-
-
-def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, artifacts: str | None = None) -> str:
-    """The id of the experiment called `name`, made if there is none; then its files go below the URL `artifacts`."""
-    from mlflow.exceptions import MlflowException
-
-    with _translate_errors():
-        found = client.get_experiment_by_name(name)
-        if found is None:
-            location = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
-            location = location if artifacts is None else artifact_location(artifacts, name)
-            try:
-                return client.create_experiment(name, artifact_location=location)
-            except MlflowException as error:
-                if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                    raise
-                found = client.get_experiment_by_name(name)
-                assert found is not None
-        return found.experiment_id
-
-
-def artifact_location(artifacts: str, experiment: str) -> str:
-    """Where an experiment's files go below the URL `artifacts`."""
-    return f"{artifacts}/{quote(experiment, safe='')}"
-
-
-def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: str) -> str | None:
-    """Where the experiment keeps its files if that is not below `artifacts`: for good, since it was made.
-
-    None where it is not made yet; TrackingUnavailable where the store does not say.
-    """
-    if is_local(uri) and not Path(make_url(uri).database or "").is_file():
-        return None
-    client = connect(root, uri)
-    with _translate_errors():
-        found = client.get_experiment_by_name(experiment)
-    if found is None or found.artifact_location == artifact_location(artifacts, experiment):
-        return None
-    return str(found.artifact_location)
-
-
-def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -> None:
-    """Put a saved view (tag and value) on an experiment; the newest one counts."""
-    with _translate_errors():
-        client.set_experiment_tag(experiment_id, *view)
-        client.set_experiment_tag(experiment_id, *TRAINING_EXPERIMENT)
 
 
 @dataclass(slots=True)
@@ -227,7 +134,7 @@ class MlflowSink:
 
     @contextmanager
     def _mlflow(self) -> Generator[MlflowClient]:
-        with _translate_errors():
+        with translate_errors():
             if self._client is None:
                 client = connect(self._root, self._uri)
                 self._experiment_id = ensure_experiment(
@@ -283,21 +190,6 @@ class MlflowSink:
 
         text = with_links(tags[NOTE], self._experiment_id, self._identity[SWEEP_NAME], run_id)
         return {**tags, NOTE: text}
-
-
-@contextmanager
-def _translate_errors() -> Generator[None]:
-    """MLflow's errors into the two that the outbox understands."""
-    from mlflow.exceptions import MlflowException
-    from sqlalchemy.exc import DBAPIError
-
-    try:
-        yield
-    except MlflowException as error:
-        kind = MessageRejected if error.error_code in _PERMANENT_ERRORS else TrackingUnavailable
-        raise kind(redact(str(error))) from error
-    except (OSError, DBAPIError) as error:  # requests' errors are OSErrors
-        raise TrackingUnavailable(redact(str(error))) from error
 
 
 def param_text(value: Any) -> str:

@@ -11,12 +11,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from orchestrator.errors import OrchestrateError, StorageRefused
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
-from orchestrator.redaction import redact
-from orchestrator.tracking.mlflow_sink import connect, ensure_experiment, save_view
+from orchestrator.redaction import redact, without_credentials
+from orchestrator.tracking.mlflow_client import connect, ensure_experiment, save_view
 from orchestrator.tracking.run_metadata import charts_page
 
 START_TIMEOUT = 180.0
@@ -50,7 +49,7 @@ class UiServer:
 def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> UiServer:
     """Serve the store at `uri`; returns when it answers. Port 0: any free one. A tracking server has its own page."""
     if uri.startswith(("http://", "https://")):
-        return UiServer(_without_credentials(uri), None)
+        return UiServer(without_credentials(uri).rstrip("/"), None)
     if not is_loopback(host):
         raise NotLoopback(host)
     try:
@@ -116,8 +115,3 @@ def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def _without_credentials(uri: str) -> str:
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")

@@ -13,7 +13,7 @@ import pytest
 from local import KILLED, drive, forked
 
 from orchestrator.study.database import study_database
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from tests.faults.story import count_points, differences, doubled_rows, sweep_record
 
 POINTS = {

@@ -25,7 +25,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.disk_space import disk_need, parameter_count
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from tests.faults.story import differences, sweep_record
 from trainer.config.trial import ModelConfig
 

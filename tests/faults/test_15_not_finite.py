@@ -17,7 +17,7 @@ from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 

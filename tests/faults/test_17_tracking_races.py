@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from local import forked
 
-from orchestrator.tracking.mlflow_sink import MlflowSink, connect, ensure_experiment
+from orchestrator.tracking.mlflow_client import connect, ensure_experiment
+from orchestrator.tracking.mlflow_sink import MlflowSink
 from orchestrator.tracking.outbox import Outbox
 from trainer.results import StepMetrics
 

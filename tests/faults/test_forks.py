@@ -16,7 +16,7 @@ from orchestrator.driver.checkpoint_retention import fork_lock, remove_unused_fo
 from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoints
 
 RATE = "training.learning_rate=0.25"

@@ -13,7 +13,8 @@ from orchestrator.driver.preflight import check_remote_storage
 from orchestrator.interfaces import SWEEP
 from orchestrator.mirror import MirrorError
 from orchestrator.spec.loading.loader import load_spec
-from orchestrator.tracking.mlflow_sink import MlflowSink, connect, fixed_artifact_location
+from orchestrator.tracking.mlflow_client import connect, fixed_artifact_location
+from orchestrator.tracking.mlflow_sink import MlflowSink
 
 sys.path.append(str(Path(__file__).parents[1] / "mirror"))
 
