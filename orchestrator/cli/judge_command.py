@@ -62,7 +62,7 @@ def judge(
             trust_remote_code=trust_remote_code,
         )
     if as_json:
-        print_json({"name": name, "trials": judgements_as_json(found.judgements), "notices": list(found.notices)})
+        print_json({"name": name, "trials": judgements_as_json(found.judgements), "notices": found.notices})
     else:
         print_judgements(found.judgements, wide_console())
     for notice in found.notices:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator import folders
 from orchestrator.commands.status import sweep_state
-from orchestrator.driver.judge_stage import JudgeContext, endpoint_key, judge_and_publish
-from orchestrator.errors import ExitCode, Finding, NoTrialCompleted, SpecError
+from orchestrator.driver.judge_stage import JudgeContext, JudgeResult, endpoint_key, judge_and_publish
+from orchestrator.errors import Finding, NoTrialCompleted, SpecError
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
 from orchestrator.folders import SweepFolder, existing_sweep
 from orchestrator.interfaces import SweepReporter
 from orchestrator.judge.endpoint_batch import Estimate
-from orchestrator.judge.judgements import Judgement, parse_judgements
+from orchestrator.judge.judgements import parse_judgements
 from orchestrator.spec.judge_config import Endpoint, JudgeConfig
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
@@ -22,15 +21,6 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 
 ConfirmCost = Callable[[Endpoint, Estimate], bool]
-
-
-@dataclass(frozen=True, slots=True)
-class JudgeOutcome:
-    """Every judgement that the sweep has now, what to know beside them, and the exit code."""
-
-    judgements: tuple[Judgement, ...]
-    notices: tuple[str, ...]
-    code: ExitCode
 
 
 def judge_sweep(
@@ -43,7 +33,7 @@ def judge_sweep(
     confirm_cost: ConfirmCost,
     reporter: SweepReporter,
     trust_remote_code: bool = False,
-) -> JudgeOutcome:
+) -> JudgeResult:
     """Judge a sweep that nobody drives. `sets` replace leaves of its `judge:` for this time."""
     folder = existing_sweep(root, name)
     if not Study.exists(folder):
@@ -58,16 +48,11 @@ def judge_sweep(
             SignalHandler(lambda: f"Go on with it by:\n  orchestrate judge {name}") as signals,
         ):
             context = JudgeContext(set_stage, log, signals, confirm_cost, reporter, trust_remote_code)
-            code, notices = ExitCode.DONE, list[str]()
             try:
-                judged = judge_and_publish(study, config, context, state)
+                return judge_and_publish(study, config, context, state)
             except Interrupted:
-                code = ExitCode.INTERRUPTED
                 log("interrupted; nothing is lost, the same command goes on where it was")
-            else:
-                notices = judged.notices
-                code = ExitCode.REFUSED if judged.open_questions else ExitCode.DONE
-            return JudgeOutcome(tuple(parse_judgements(study.judgements())), tuple(notices), code)
+                return JudgeResult(parse_judgements(study.judgements()), is_interrupted=True)
 
 
 def judge_config(spec: SweepSpec, folder: SweepFolder, sets: Sequence[str]) -> JudgeConfig:

@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.driver.judge_candidates import JudgeTask, LogFn, generate_missing, make_judge_task, reward_scores
 from orchestrator.driver.parent_run import FINAL_STOPS, attach_report, open_sink
-from orchestrator.errors import Finding, OrchestrateError, SpecError
+from orchestrator.errors import ExitCode, Finding, OrchestrateError, SpecError
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP, ProgressView, SweepReporter, TrackingSink
@@ -64,11 +64,23 @@ class CostNotConfirmed(OrchestrateError):
 
 @dataclass(slots=True)
 class JudgeResult:
-    """What came of it. `notices`: what to know beside the judgements; `open_questions`: questions without an answer."""
+    """Result of a judging run.
+
+    `judgements`: every judgement that the sweep has now; `notices`: what to know beside them; `open_questions`:
+    questions to the endpoint that are without an answer.
+    """
 
     judgements: list[Judgement] = field(default_factory=list[Judgement])
     notices: list[str] = field(default_factory=list[str])
     open_questions: int = 0
+    is_interrupted: bool = False
+
+    @property
+    def code(self) -> ExitCode:
+        """Exit code of `orchestrate judge`."""
+        if self.is_interrupted:
+            return ExitCode.INTERRUPTED
+        return ExitCode.REFUSED if self.open_questions else ExitCode.DONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +137,11 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
     answer_pairs = judge_task.answer_pairs(cache, judge_task.decodings)
     everything = [answer_pair for each in answer_pairs.values() for answer_pair in each]
     if config.checker:
-        _save_judgements(out, study, "checker", "the rows' own answers", answer_pairs, checker_preferences)
+        _save_judgements(study, "checker", "the rows' own answers", answer_pairs, checker_preferences)
     if config.reward_model is not None:
         trust = context.trust_remote_code
         rewards = reward_scores(everything, config, cache, context.set_stage, context.check_cancelled, trust=trust)
         _save_judgements(
-            out,
             study,
             "reward",
             config.reward_model.name_or_path,
@@ -141,7 +152,7 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
         requested = endpoint
         known = _ask_endpoint(study, requested, key, everything, context, out)
         _save_judgements(
-            out, study, "endpoint", requested.model, answer_pairs, lambda m: endpoint_preferences(m, requested, known)
+            study, "endpoint", requested.model, answer_pairs, lambda m: endpoint_preferences(m, requested, known)
         )
         context.check_cancelled()
     return out
@@ -235,7 +246,6 @@ def _ask_endpoint(
 
 
 def _save_judgements(
-    out: JudgeResult,
     study: StudyReader,
     kind: JudgeKind,
     by: str,
@@ -251,7 +261,6 @@ def _save_judgements(
         }
         for judgement in make_judgements(kind, by, decoding, by_trial):
             study.save_judgement(judgement.trial, judgement.key, judgement.model_dump_json())
-            out.judgements.append(judgement)
 
 
 JUDGE_FILE = "judge.json"
@@ -261,12 +270,12 @@ _DELIVERY_SECONDS = 30.0
 def judge_and_publish(study: Study, config: JudgeConfig, context: JudgeContext, state: str) -> JudgeResult:
     """Judge, then tell tracking and write the report; also when it ended early, with what there is by then."""
     try:
-        by_trial = judge(study, config, context)
+        result = judge(study, config, context)
     except (Interrupted, EndpointRefused):
         _publish(study, context, state)
         raise
-    _publish(study, context, state)
-    return by_trial
+    result.judgements = _publish(study, context, state)
+    return result
 
 
 def judge_after_sweep(
@@ -296,7 +305,7 @@ def judge_after_sweep(
         )
         again = f"to go on with it: orchestrate judge {study.spec.name}"
         try:
-            by_trial = judge_and_publish(
+            result = judge_and_publish(
                 study, config, context, "finished" if ended.kind is StopKind.FINISHED else "interrupted"
             )
         except Interrupted:
@@ -306,14 +315,14 @@ def judge_after_sweep(
         except Exception as error:  # noqa: BLE001 - days of training must not end in a traceback about a judge
             view.log(f"judge: this is ours, not yours ({redact(f'{type(error).__name__}: {error}')}); {again}")
         else:
-            for notice in by_trial.notices:
+            for notice in result.notices:
                 view.log(f"judge: {notice}")
 
 
-def _publish(study: Study, context: JudgeContext, state: str) -> None:
+def _publish(study: Study, context: JudgeContext, state: str) -> list[Judgement]:
     judgements = parse_judgements(study.judgements())
     if not judgements:
-        return
+        return []
     file = study.folder.path / JUDGE_FOLDER / JUDGE_FILE
     write_json(file, as_json(judgements))
     sink = open_sink(study, study.folder.root, context.reporter)
@@ -325,6 +334,7 @@ def _publish(study: Study, context: JudgeContext, state: str) -> None:
         left = sink.close(_DELIVERY_SECONDS)
     if left:
         context.log(f"tracking: {left} messages wait in {study.folder.outbox}; the next run delivers them")
+    return judgements
 
 
 def _publish_to_runs(study: Study, sink: TrackingSink, judgements: list[Judgement]) -> None:

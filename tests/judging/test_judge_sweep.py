@@ -20,9 +20,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.cli import main
-from orchestrator.commands.judge_sweep import JudgeOutcome, judge_sweep
+from orchestrator.commands.judge_sweep import judge_sweep
 from orchestrator.driver.checkpoint_retention import CheckpointRetention
-from orchestrator.driver.judge_stage import NoJudgeLeft, judge_after_sweep
+from orchestrator.driver.judge_stage import JudgeResult, NoJudgeLeft, judge_after_sweep
 from orchestrator.errors import ExitCode, SpecError, SweepHeld
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder
@@ -63,7 +63,7 @@ def endpoint_sets(server: FakeJudge) -> list[str]:
     ]
 
 
-def run(runs: Path, sets: list[str], progress: Talk, *, agree: bool = True) -> JudgeOutcome:
+def run(runs: Path, sets: list[str], progress: Talk, *, agree: bool = True) -> JudgeResult:
     return judge_sweep(
         "judged",
         runs,
@@ -132,7 +132,7 @@ def test_on_prompts_from_elsewhere(runs: Path, log_lines: Talk, tmp_path: Path) 
     assert f"on 6 prompts of {tmp_path / 'eval.json'} (greedy)" in "\n".join(log_lines[0])
 
 
-def _check_calls(server: FakeJudge, found: JudgeOutcome) -> None:
+def _check_calls(server: FakeJudge, found: JudgeResult) -> None:
     assert set(Counter(server.asked).values()) == {1}
     assert {(s.second, s.first) for s in server.asked} == {(s.first, s.second) for s in server.asked}
     assert set(server.keys) == {f"Bearer {KEY}"}
@@ -145,7 +145,7 @@ def _check_calls(server: FakeJudge, found: JudgeOutcome) -> None:
         assert (example.preference > 0.5) == (len(example.ours) > len(example.theirs))
 
 
-def _check_answers(runs: Path, found: JudgeOutcome) -> None:
+def _check_answers(runs: Path, found: JudgeResult) -> None:
     """The checker's judgements, from the answers on the disk."""
     files = list((runs / "cache" / "answers").glob("*.jsonl"))
     assert len(files) == 3 * 2, "the start model and two trials, greedy and sampled"
@@ -158,7 +158,7 @@ def _check_answers(runs: Path, found: JudgeOutcome) -> None:
             assert 8 * (judgement.score - judgement.start_score) == pytest.approx(judgement.wins - judgement.losses)
 
 
-def _check_mlflow(runs: Path, found: JudgeOutcome, best: list[int]) -> None:
+def _check_mlflow(runs: Path, found: JudgeResult, best: list[int]) -> None:
     store = sqlite3.connect(runs / "mlflow.db")
     names = dict(store.execute("select value, run_uuid from tags where key = 'prefsweep.run'"))
     for judgement in found.judgements:
