@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +73,16 @@ class RunResult:
     folder: Path | None = None
 
 
-class Reporter(Protocol):
-    """Receives points; its decision decides whether the run goes on."""
-
-    def report(self, metrics: StepMetrics) -> StopDecision:
-        """Take one point."""
-        ...
-
-
 class JsonLinesReporter:
     """One JSON object per point; what `python -m trainer` uses when nobody else listens."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def report(self, metrics: StepMetrics) -> StopDecision:
-        """Write the point and go on."""
+    def report(self, metrics: StepMetrics) -> None:
+        """Write the point."""
         self._stream.write(json.dumps({"step": metrics.step, **metrics.metrics}) + "\n")
         self._stream.flush()
-        return CONTINUE
 
 
 class TrialError(Exception):

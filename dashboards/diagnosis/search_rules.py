@@ -233,7 +233,6 @@ def _diverging_values(frame: SweepFrame, diverged: list[TrialFrame]) -> Finding 
 _FAILURE_ADVICE = {
     FailureKind.OUT_OF_MEMORY: "Lower training.tokens_per_micro_batch (it does not change results), or turn on "
     "training.gradient_checkpointing.",
-    FailureKind.PREEMPTED: "Resume the sweep; nothing is wrong with these configurations.",
     FailureKind.DATA: "Put the rows right, or raise data.max_bad_share.",
     FailureKind.BUG: "The traceback is in failure.txt in the trial's folder; the last lines are below.",
 }

@@ -19,7 +19,6 @@ from orchestrator.spec.sweep_spec import Objective, SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
 
 _STYLE = {
-    TrialState.QUEUED: "dim",
     TrialState.RUNNING: "cyan",
     TrialState.PAUSED: "blue",
     TrialState.COMPLETE: "green",
@@ -152,8 +151,6 @@ def _folded_table(
 
 
 def _progress(curves: TrialCurves, steps: int | None, roomy: bool) -> Text:
-    if curves.record.state is TrialState.QUEUED:
-        return Text("")
     if steps is None:
         return Text(str(curves.step))
     if not roomy:

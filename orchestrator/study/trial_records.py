@@ -15,7 +15,6 @@ from trainer.config.trial import TrialConfig
 class TrialState(StrEnum):
     """Finished states (COMPLETE, PRUNED, FAILED) are final. PAUSED: begun, and put aside by hand until unpaused."""
 
-    QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
     COMPLETE = "COMPLETE"
@@ -32,7 +31,6 @@ class FailureKind(StrEnum):
     """Why a trial failed. A dead worker is none of these: its trial is issued again."""
 
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
-    PREEMPTED = "PREEMPTED"
     DATA = "DATA"
     BUG = "BUG"
 

@@ -304,13 +304,6 @@ class Outbox:
             self._changed.notify_all()
 
 
-def deliver_pending(folder: Path, deliver: TrackingReceiver, timeout: float) -> int:
-    """Deliver what an earlier process left, for up to `timeout` seconds; returns how many messages still stay."""
-    if not (folder / "messages.jsonl").is_file():
-        return 0
-    return Outbox(folder, deliver).close(timeout)
-
-
 def redact_message(message: Message) -> Message:
     """The message without the secrets of this environment."""
     if isinstance(message, (LogMetrics, LogFinalMetrics, LogArtifact)):

@@ -250,7 +250,7 @@ STATUS = {
             "steps": 40,
             "run_id": None,
         },
-        {"number": 1, "state": "QUEUED", "reason": "", "params": {}, "metrics": {}, "step": 0, "steps": None},
+        {"number": 1, "state": "PAUSED", "reason": "", "params": {}, "metrics": {}, "step": 0, "steps": None},
     ],
 }
 
