@@ -220,13 +220,6 @@ def as_number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def guard_decision(config: GuardConfig, metric: str, metrics: Iterable[StepMetrics]) -> StopDecision:
-    """The decision on a trial with these points. `metric` is the metric the sweep is ranked by."""
-    guard = DivergenceGuard(config, metric)
-    guard.update(metrics)
-    return guard.decision
-
-
 class DivergenceGuard:
     """Watches one trial. `decision` stays once it is to stop; `last` is the step that it was given at."""
 
