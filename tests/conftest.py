@@ -22,8 +22,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files stay whole and in their order; only folders move, so that two processes end together."""
 
     def place(item: pytest.Item) -> int:
-        if item.path.name == "test_forks.py":
-            return -1  # it forks this process, which other tests leave with threads
         folder = item.path.parent.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
         return _LONG.index(folder) if folder in _LONG else len(_LONG)
 

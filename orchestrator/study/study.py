@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
@@ -322,7 +321,7 @@ class Study(StudyReader):
             DriverLease.wait_for_release(self._repository, self._database.snapshot)
             with self._database.transaction() as c:
                 driver = DriverLease.acquire(self._repository, c)
-            self._driver, self._heart = driver, Heartbeat(functools.partial(self._show_life, driver))
+            self._driver, self._heart = driver, Heartbeat(self._show_life)
             self._optuna_trials.set_exclusive()
         with self._database.transaction() as c:
             self._driver.check_fencing_token(c)
@@ -334,9 +333,10 @@ class Study(StudyReader):
         with super()._transaction() if self._driver is None else self._driving() as c:
             yield c
 
-    def _show_life(self, driver: DriverLease) -> None:
+    def _show_life(self) -> None:
+        assert self._driver is not None
         with self._database.beside() as c:
-            driver.beat(c)
+            self._driver.beat(c)
 
     def _limit(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
         return self._issuer.limit_reason(c, trials, lambda: self._usage(c))

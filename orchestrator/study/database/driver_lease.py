@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -223,10 +224,15 @@ class DriverLease:
 
 
 class Heartbeat:
-    """Calls `beat` every `lease.BEAT` seconds from a thread of its own until `end`, or until it raises SweepHeld."""
+    """Calls `beat` every HEARTBEAT_SECONDS from a thread of its own until `end`, or until it raises SweepHeld.
+
+    The thread also ends once the object of the method `beat` is gone: of a study that nobody holds nobody drives a
+    sweep. A thread that stayed would be in SQLite now and then, and a process forked at that moment waits for ever.
+    """
 
     def __init__(self, beat: Callable[[], None]) -> None:
-        self._beat, self._over = beat, threading.Event()
+        """beat: a bound method, of which a weak reference is kept."""
+        self._beat, self._over = weakref.WeakMethod(beat), threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -236,10 +242,11 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(HEARTBEAT_SECONDS):
+        while not self._over.wait(HEARTBEAT_SECONDS) and (beat := self._beat()) is not None:
             try:
-                self._beat()
+                beat()
             except SweepHeld:
                 return  # the driver's next write is refused and tells it
             except StorageRefused:
-                continue  # likewise; a database that comes back in time has missed nothing
+                pass  # likewise; a database that comes back in time has missed nothing
+            del beat

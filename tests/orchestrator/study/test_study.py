@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gc
 import math
 import sqlite3
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -406,6 +408,23 @@ def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None
         assert [t.value for t in two.trials()] == [0.2]
         assert one.id != two.id
         assert one.metric_history(0) != two.metric_history(0)
+
+
+@pytest.mark.parametrize("disposed", [True, False])
+def test_no_heartbeat_outlives_its_study(folder: SweepFolder, disposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_lease, "HEARTBEAT_SECONDS", 0.01)
+    before = set(threading.enumerate())
+    study = Study.create(folder, make_spec())
+    study.start_driving()
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.name == "heartbeat"
+    if disposed:
+        study.dispose()
+    else:
+        del study  # dropped, as by a driver whose error nobody handled
+        gc.collect()
+        thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
