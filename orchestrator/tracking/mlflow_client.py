@@ -1,6 +1,6 @@
 """The MLflow store: its URI, a client, the experiment, and MLflow's errors.
 
-MLflow's database is created aside and renamed: migrations that were killed half-way leave one that never opens again.
+MLflow's SQLite database is created atomically: interrupted migrations leave a database that cannot be opened.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from trainer.storage.atomic_files import FileLock, failpoint, fsync
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-# What no repetition will mend. Anything else (down, slow, locked, full, not allowed in) is tried again.
+# Errors that a retry cannot fix. All others (server down, slow, locked, disk full, access denied) are retried.
 _PERMANENT_ERRORS = frozenset(
     {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 )
-# A server that hangs costs the delivery thread this long, never a trial. Whoever sets these knows better.
+# Timeouts of the delivery thread for a server that hangs; no trial waits for it. Values set by the user are kept.
 _HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -36,22 +36,25 @@ _HTTP_SETTINGS = {
 
 
 def tracking_uri(root: Path, uri: str | None) -> str:
-    """Where MLflow is: the spec's `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the runs folder."""
+    """Return MLflow's tracking URI: the spec's `tracking.uri`, else $MLFLOW_TRACKING_URI, else runs/mlflow.db."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 def is_local(uri: str) -> bool:
-    """Whether the store is a database we reach ourselves, with artifacts as files beside it."""
+    """Whether the store is a SQLite database of this machine, with artifacts as files beside it."""
     return uri.startswith("sqlite:")
 
 
 def connect(root: Path, uri: str) -> MlflowClient:
-    """A client whose store exists. Called once from the driver before anyone else: migrations do not like company."""
+    """Return a client after creating the store if needed. The driver calls it first, as migrations must not run twice.
+
+    Raises TrackingUnavailable or MessageRejected.
+    """
     for name, value in _HTTP_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # Its errors reach the user in our words, once, and not as a traceback per try.
+    # The outbox reports errors once; MLflow would log a traceback per retry.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if is_local(uri):
@@ -65,7 +68,7 @@ def connect(root: Path, uri: str) -> MlflowClient:
 
 
 def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, artifacts: str | None = None) -> str:
-    """The id of the experiment called `name`, made if there is none; then its files go below the URL `artifacts`."""
+    """Return the id of the experiment `name`; create it if needed, with its artifacts below the URL `artifacts`."""
     from mlflow.exceptions import MlflowException
 
     with translate_errors():
@@ -84,14 +87,14 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
 
 
 def artifact_location(artifacts: str, experiment: str) -> str:
-    """Where an experiment's files go below the URL `artifacts`."""
+    """Return the artifact location of an experiment below the URL `artifacts`."""
     return f"{artifacts}/{quote(experiment, safe='')}"
 
 
 def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: str) -> str | None:
-    """Where the experiment keeps its files if that is not below `artifacts`: for good, since it was made.
+    """Return the artifact location of an existing experiment if it is not below `artifacts`; it cannot be changed.
 
-    None where it is not made yet; TrackingUnavailable where the store does not say.
+    None if the experiment does not exist or is below `artifacts`. Raises TrackingUnavailable.
     """
     from sqlalchemy import make_url
 
@@ -106,14 +109,14 @@ def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: st
 
 
 def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -> None:
-    """Put a saved view (tag and value) on an experiment; the newest one counts."""
+    """Set the saved view of charts (tag and value) of an experiment; the newest one counts."""
     with translate_errors():
         client.set_experiment_tag(experiment_id, *view)
         client.set_experiment_tag(experiment_id, *TRAINING_EXPERIMENT)
 
 
 def create_mlflow_database(uri: str) -> None:
-    """Have the SQLite database at `uri` there with all its tables: made aside by one process, then given its name."""
+    """Create the SQLite database at `uri` with all tables if it does not exist: as a temporary file, then renamed."""
     from sqlalchemy import make_url
 
     path = Path(make_url(uri).database or "")
@@ -124,8 +127,8 @@ def create_mlflow_database(uri: str) -> None:
     with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
-        for left in path.parent.glob(f".{path.name}.*.tmp*"):
-            left.unlink()  # of a process that died while it made it: we hold the lock
+        for stale in path.parent.glob(f".{path.name}.*.tmp*"):
+            stale.unlink()  # of a process that was killed; no other process creates one, as this one has the lock
         temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
         client = MlflowClient(f"sqlite:///{temporary}")
         client.search_experiments(max_results=1)
@@ -138,7 +141,7 @@ def create_mlflow_database(uri: str) -> None:
 
 @contextmanager
 def translate_errors() -> Generator[None]:
-    """MLflow's errors into the two that the outbox understands."""
+    """Raise MLflow's errors as MessageRejected or TrackingUnavailable."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 PER_CALL = 900
-"""Metrics in one call: MLflow takes 1000 entities of all kinds."""
+"""Metrics per call; MLflow's limit is 1000 entities of all kinds."""
 _TimedMetrics = tuple[StepMetrics, float]
 PARAMS_PER_CALL = 100
 MAX_PARAM_LENGTH = 6000
@@ -30,14 +30,14 @@ CUT = " … [cut]"
 
 @dataclass(slots=True)
 class _KnownRun:
-    """A run this process has seen."""
+    """A cached run: MLflow's id and the last step that was logged."""
 
     id: str
     last_step: int | None
 
 
 class MlflowSink:
-    """A TrackingReceiver for one sweep in one MLflow store: a parent run, and a child for each trial and for sft."""
+    """A TrackingReceiver that writes a sweep to MLflow: a parent run, with a child run per trial and for sft."""
 
     def __init__(
         self,
@@ -51,8 +51,7 @@ class MlflowSink:
         on_run: Callable[[str, str], object] | None = None,
         view: tuple[str, str] | None = None,
     ) -> None:
-        """`on_run` is told our name and MLflow's id of each run that was created or found; `view` is the experiment's
-        tag with the sweep's saved charts."""
+        """`on_run`: called with the name and MLflow's id of each run; `view`: experiment tag with the saved charts."""
         self._root, self._uri, self._experiment, self._artifacts = root, uri, experiment, artifacts
         self._identity = {SWEEP_ID: sweep_id, SWEEP_NAME: sweep}
         self._client: MlflowClient | None = None
@@ -60,7 +59,7 @@ class MlflowSink:
         self._known_runs: dict[str, _KnownRun] = {}
         self._on_run, self._view = on_run, view
 
-    # --- what the outbox tells -----------------------------------------------------------------------------------
+    # --- calls of the outbox -------------------------------------------------------------------------------------
 
     def start_run(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
         """Create the run, or find the one that an earlier delivery or an earlier driver created."""
@@ -87,11 +86,11 @@ class MlflowSink:
                 client.log_batch(found.info.run_id, params=missing[i : i + PARAMS_PER_CALL])
 
     def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
-        """Log what is beyond the last step. The time is the message's: MLflow knows a repetition by it."""
+        """Log metrics after the last logged step, with the message's time, by which MLflow detects repetitions."""
         self.log_metric_history(run, [(metrics, at)])
 
     def log_metric_history(self, run: str, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> None:
-        """Log what is beyond the last step, in as few calls as MLflow's limit allows."""
+        """Log metrics after the last logged step, in as few calls as MLflow's limit allows."""
         with self._mlflow() as client:
             known = self._find_run(client, run)
             for group in _groups(_new_metrics(known.last_step, history)):
@@ -100,7 +99,7 @@ class MlflowSink:
                 known.last_step = group[-1][0].step
 
     def log_final_metrics(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
-        """Log those that are not the run's newest already."""
+        """Log the values that differ from the run's newest ones."""
         from mlflow.entities import Metric
 
         with self._mlflow() as client:
@@ -116,15 +115,15 @@ class MlflowSink:
             self._set_tags(client, self._find_run(client, run).id, tags)
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
-        """Attach a file or a folder; attached again it replaces itself."""
+        """Attach a file or a folder; an earlier one with the same path is replaced."""
         if not path.exists():
-            raise MessageRejected(f"{path} is no longer there")
+            raise MessageRejected(f"{path} no longer exists")
         with self._mlflow() as client:
             attach = client.log_artifacts if path.is_dir() else client.log_artifact
             attach(self._find_run(client, run).id, str(path), folder or None)
 
     def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
-        """The run is over."""
+        """Set the run's final tags, status and end time."""
         with self._mlflow() as client:
             known = self._find_run(client, run)
             self._set_tags(client, known.id, tags)
@@ -151,7 +150,7 @@ class MlflowSink:
         return found[0] if found else None
 
     def _cache_run(self, client: MlflowClient, run: str, found: MlflowRun) -> _KnownRun:
-        """Once per run and process: the store itself says which step came last."""
+        """Cache a run with its last step, read from the store once per run and process."""
         steps = (m.step for key in found.data.metrics for m in client.get_metric_history(found.info.run_id, key))
         self._known_runs[run] = _KnownRun(found.info.run_id, max(steps, default=None))
         if self._on_run is not None:
@@ -179,7 +178,7 @@ class MlflowSink:
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in all_tags.items()])
 
     def _with_links(self, client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
-        """The tags, with links in the description that lead somewhere."""
+        """The tags, with links to runs and charts in the description resolved."""
         if NOTE not in tags:
             return dict(tags)
 
@@ -193,7 +192,7 @@ class MlflowSink:
 
 
 def param_text(value: Any) -> str:
-    """A param as MLflow shows it: text as it is, the rest as in the sweep's file (null, true, 6e-07, lists)."""
+    """Return a param as text: strings unchanged, other values as in the sweep file (null, true, 6e-07, lists)."""
     text = value if isinstance(value, str) else json.dumps(value)
     return _truncate(text, MAX_PARAM_LENGTH)
 
@@ -217,7 +216,7 @@ def _metrics(step_metrics: StepMetrics, timestamp: int) -> list[Metric]:
 
 
 def _new_metrics(last: int | None, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> list[_TimedMetrics]:
-    """The points after that step, each with its time; of a step told again, the first."""
+    """The metrics after step `last`, each with its time; of a repeated step, the first."""
     found: list[_TimedMetrics] = []
     for metrics, at in history:
         fresh = sorted((p for p in metrics if last is None or p.step > last), key=lambda p: p.step)
@@ -227,7 +226,7 @@ def _new_metrics(last: int | None, history: Sequence[tuple[Sequence[StepMetrics]
 
 
 def _groups(metrics: Sequence[_TimedMetrics]) -> Generator[list[_TimedMetrics]]:
-    """Whole points, at most PER_CALL metrics together."""
+    """Groups of complete steps with at most PER_CALL metrics each."""
     group: list[_TimedMetrics] = []
     size = 0
     for step_metrics, at in metrics:

@@ -1,4 +1,4 @@
-"""A YAML file as plain values, each with its line; nothing is executed, ambiguous values are findings."""
+"""A YAML 1.2 file as plain values, each with its line. Nothing is executed; ambiguous values are reported."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from orchestrator.errors import Finding, SpecError, closest_match
 from trainer.config.yaml_files import TAG, InvalidScalar, parse_scalar, parse_tagged_scalar
 
 MAX_BYTES = 1_000_000
-"""Bytes. A sweep is some thousand."""
+"""Bytes. A sweep file has a few thousand."""
 _MAX_NODES = 20_000
 _MAX_DEPTH = 40
 _PLAIN = "?"
-"""Our tag for an unquoted scalar."""
+"""Tag of an unquoted scalar."""
 
 Location = tuple[str | int, ...]
 
 
 @dataclass(slots=True)
 class Document:
-    """Values with their places: `lines` knows `file:line` (or the command-line flag) of each path."""
+    """Values with their locations: `lines` maps each path to `file:line` or to a command-line flag."""
 
     source: str
     value: Any = None
     lines: dict[Location, str] = field(default_factory=dict[Location, str])
 
     def location(self, loc: Location) -> str:
-        """The place of this path, or of the nearest group around it."""
+        """Return `file:line` of this path, or of the nearest group around it."""
         while loc and loc not in self.lines:
             loc = loc[:-1]
         return self.lines.get(loc, f"{self.source}:1")
 
 
 def read_document(path: Path) -> Document:
-    """Parse a file; SpecError with every finding."""
+    """Parse a YAML file. Raises SpecError with all findings."""
     return parse_document(_read_text(path), str(path))
 
 
 def parse_document(text: str, source: str) -> Document:
-    """Parse YAML 1.2; SpecError with every finding."""
+    """Parse YAML 1.2; `source` is the file's name in findings. Raises SpecError with all findings."""
     try:
         root = _Loader(text, source).get_single_node()
     except yaml.MarkedYAMLError as error:
@@ -62,7 +62,7 @@ def parse_document(text: str, source: str) -> Document:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes only; refuses a document that grows out of hand before it has grown."""
+    """Composes nodes only; stops at the limits on nodes and depth before a hostile document fills the memory."""
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)
@@ -70,7 +70,7 @@ class _Loader(yaml.SafeLoader):
         self._nodes = self._depth = 0
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        """Leave unquoted scalars open: what they mean is `plain`'s to say, not YAML 1.1's."""
+        """Give unquoted scalars their own tag, so that `parse_scalar` reads them by YAML 1.2 instead of 1.1."""
         return _PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, (False, True))
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -89,7 +89,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Builder:
-    """Nodes to values. Aliases count as often as they are used."""
+    """Converts nodes to values. An alias counts each time it is used."""
 
     def __init__(self, document: Document) -> None:
         self._document, self._built = document, 0
@@ -100,7 +100,7 @@ class _Builder:
         self._built += 1
         if self._built > _MAX_NODES or len(loc) > _MAX_DEPTH:
             if self._built <= _MAX_NODES + 1:
-                self._add_error(node, loc[:2], "aliases unfold without end or to too many values")
+                self._add_error(node, loc[:2], "aliases expand without end or to too many values")
             self._built = _MAX_NODES + 1
             return None
         if isinstance(node, yaml.MappingNode):
@@ -165,7 +165,7 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise SpecError([Finding(source, "", f"cannot be read: {error.strerror}")]) from None
     if len(data) > MAX_BYTES:
-        raise SpecError([Finding(source, "", f"larger than {MAX_BYTES} bytes; a sweep is some thousand")])
+        raise SpecError([Finding(source, "", f"larger than {MAX_BYTES} bytes; a sweep file has a few thousand")])
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

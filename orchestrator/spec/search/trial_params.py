@@ -23,7 +23,7 @@ _LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
 
 
 class UnknownPath(ValueError):
-    """A path that names no leaf of the trial."""
+    """The path names no setting of the trial."""
 
     def __init__(self, path: str, known: Mapping[str, Any]) -> None:
         self.path = path
@@ -31,28 +31,31 @@ class UnknownPath(ValueError):
         parent = path.rpartition(".")[0]
         self.hint = ""
         if under:
-            self.problem = "is a group of leaves, not a leaf"
-            self.hint = "its leaves: " + ", ".join(under)
+            self.problem = "is a group of settings, not a setting"
+            self.hint = "its settings: " + ", ".join(under)
         elif parent in known and known[parent] is None:
-            self.problem = f"there is no such leaf, as {parent} is null"
+            self.problem = f"there is no such setting, as {parent} is null"
             self.hint = f"give base.{parent} first"
         else:
-            self.problem = "there is no such leaf in a trial"
+            self.problem = "there is no such setting in a trial"
             near = closest_match(path, known)
             self.hint = f"did you mean {near}?" if near else ""
         super().__init__(f"{path}: {self.problem}" + (f" ({self.hint})" if self.hint else ""))
 
 
 def default_loss(kind: str) -> dict[str, Any]:
-    """The loss of this kind with its own defaults."""
+    """Return the settings of the loss of this kind with their defaults."""
     return _LOSS.validate_python({"kind": kind}).model_dump()
 
 
 def apply_params(base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig:
-    """`base` with these settings. Another loss.kind starts from that kind's defaults; one of gamma and its ratio rules.
+    """Return `base` with the settings `params`.
 
-    Raises UnknownPath for a path that is no setting, and pydantic's ValidationError for an illegal trial (both are
-    ValueErrors).
+    Another loss.kind starts from that kind's defaults; setting gamma clears gamma_beta_ratio and the reverse.
+
+    Raises:
+        UnknownPath: A path is no setting of a trial.
+        ValidationError: The trial is invalid. Both are ValueErrors.
     """
     tree = base.model_dump()
     kind = params.get(LOSS_KIND)
@@ -79,7 +82,7 @@ def _set_path(tree: dict[str, Any], path: str, value: Scalar) -> None:
 
 @cache
 def config_paths() -> dict[str, tuple[FieldInfo, ...]]:
-    """Dotted path -> the fields it can be; lists and their contents are no settings."""
+    """Return dotted path -> its fields, several where kinds of loss differ; lists and their contents are excluded."""
     found: dict[str, list[FieldInfo]] = {}
     _walk(TrialConfig, "", found)
     return {path: tuple(fields) for path, fields in found.items()}
@@ -87,7 +90,7 @@ def config_paths() -> dict[str, tuple[FieldInfo, ...]]:
 
 @cache
 def list_paths() -> frozenset[str]:
-    """Paths that hold lists of groups: data.train, data.eval."""
+    """Return the paths of lists of groups: data.train, data.eval."""
     return frozenset(
         f"{section}.{name}"
         for section, outer in TrialConfig.model_fields.items()

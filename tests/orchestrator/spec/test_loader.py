@@ -62,8 +62,8 @@ f:13: base.training.bf16: must be true or false, not the text 'no'
 f:14: base.training.max_steps: must be a whole number, not 1.5
 f:15: base.training.seed: must be a whole number, not the text '3'
 f:16: base.lora.r: must be at least 1, not 0
-f:18: search.loss.bta: there is no such leaf in a trial (did you mean loss.beta?)
-f:20: search.loss.gamma_beta_ratio: says the same as loss.gamma
+f:18: search.loss.bta: there is no such setting in a trial (did you mean loss.beta?)
+f:20: search.loss.gamma_beta_ratio: is the same margin as loss.gamma
 f:22: search.training.learning_rate.log_uniform.1: is missing
 f:24: search.zip.0.loss.beta: must be a list of values, not 1
 f:25: sampler: must be one of grid, random, qmc, tpe, gp, cmaes, nsgaii, staged; not the text 'tpee' (did you mean tpe?)
@@ -216,17 +216,21 @@ def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refus
         (
             "loss.kind: [simpo, dpo]",
             "maximize: eval_rewards/accuracies",
-            "the same ruler for all: " + COMPARISON_METRIC,
+            "use a comparison metric that all kinds share: " + COMPARISON_METRIC,
         ),
-        ("loss.kind: [simpo, orpo]", "maximize: eval_log_odds_chosen", "is measured with loss.kind orpo alone"),
-        ("training.seed: [1, 2]", "maximize: eval_log_odds_ratio", "orpo alone"),
-        ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, the held-out one"),
+        ("loss.kind: [simpo, orpo]", "maximize: eval_log_odds_chosen", "is measured with loss.kind orpo only"),
+        ("training.seed: [1, 2]", "maximize: eval_log_odds_ratio", "orpo only"),
+        ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, on held-out pairs"),
         ("training.seed: [1, 2]", "maximize: eval_accuracy/logp", "did you mean eval_accuracies/logp?"),
         ("training.seed: [1, 2]", "maximize: grad_norm", "there is no metric"),
         ("training.seed: [1, 2]", "maximize: eval_nll_loss", "better when low (write minimize:)"),
         ("training.seed: [1, 2]", "maximize: 3", "must be the name of a metric"),
-        ("training.seed: [1, 2]", "maximize: eval_exact_answers", "carry no right answer"),
-        ("training.seed: [1, 2]", f"maximize: {COMPARISON_METRIC}\nminimize: {COMPARISON_METRIC}", "is a goal already"),
+        ("training.seed: [1, 2]", "maximize: eval_exact_answers", "have no correct answer"),
+        (
+            "training.seed: [1, 2]",
+            f"maximize: {COMPARISON_METRIC}\nminimize: {COMPARISON_METRIC}",
+            "is an objective already",
+        ),
     ],
 )
 def test_goals_that_cannot_rank(findings: Refused, search: str, goal: str, said: str) -> None:
@@ -284,9 +288,9 @@ def test_a_grid_needs_an_end(findings: Refused, load_text: Load) -> None:
         ("loss.beta: [[1]]", "search.loss.beta.0: a searched value is a number, text, true, false or null"),
         ("loss.beta: {uniform: [1, 2], choice: [1]}", "needs exactly one of choice, uniform, log_uniform, int_uniform"),
         ("loss.beta: {unifrom: [1, 2]}", "needs exactly one of"),
-        ("loss: [1]", "is a group of leaves"),
+        ("loss: [1]", "is a group of settings"),
         ("lora.r: [8]", "lora is null (give base.lora first)"),
-        ("data.train: [a]", "holds a list, which cannot be searched"),
+        ("data.train: [a]", "is a list, which cannot be searched"),
         ("loss.beta: [2.0, -1.0]", "search.loss.beta.1: must be greater than 0, not -1.0"),
         ("loss.beta: ['2.0']", "write 2.0"),
         ("loss.gamma: {choice: [1], when: {loss.kind: simpo}}", "which is not searched"),

@@ -162,7 +162,7 @@ def test_objectives_are_compared_at_the_same_data_and_updates() -> None:
 def test_a_condition_must_be_able_to_hold() -> None:
     with pytest.raises(ValidationError, match=r"never drawn \(only simpo, dpo\)"):
         space(loss__kind=["simpo", "dpo"], loss__gamma={"choice": [1.0], "when": {"loss.kind": "orpo"}})
-    with pytest.raises(ValidationError, match="circle"):
+    with pytest.raises(ValidationError, match="circular"):
         space(
             training__seed={"choice": [1], "when": {"training.max_steps": 1}},
             training__max_steps={"choice": [1], "when": {"training.seed": 1}},

@@ -107,13 +107,13 @@ def test_the_files_trials_count_in_the_budget_and_come_after_those_by_hand(creat
     ("leaves", "path", "said"),
     [
         ({"loss.bta": 1.0}, "loss.bta", "did you mean loss.beta?"),
-        ({"loss": 1.0}, "loss", "its leaves: loss."),
+        ({"loss": 1.0}, "loss", "its settings: loss."),
         ({"loss.beta": -1.0}, "loss.beta", "must be greater than 0, not -1"),
         ({"loss.kind": "simp"}, "loss.kind", "must be one of simpo, dpo"),
         ({"loss.beta": "much"}, "loss.beta", "must be a number"),
-        ({"data.max_length": 99}, "data.max_length", "decides what is held out"),
+        ({"data.max_length": 99}, "data.max_length", "changes the held-out pairs"),
         ({"model.dtype": "bfloat16"}, "model.dtype", "the same for all trials"),
-        ({"loss.kind": "orpo", "loss.gamma": 1.0}, "loss.gamma", "no such leaf"),
+        ({"loss.kind": "orpo", "loss.gamma": 1.0}, "loss.gamma", "no such setting"),
     ],
 )
 def test_what_is_no_trial_of_the_sweep_is_refused(leaves: dict[str, Any], path: str, said: str) -> None:
