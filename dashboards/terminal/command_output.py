@@ -112,9 +112,11 @@ def _print_probe(console: Console, plan: SweepPlan) -> None:
     table.add_row(
         "one update", f"{measured.seconds:.3g} s for {measured.pairs:,} pairs, {measured.tokens:,} tokens{seconds}"
     )
-    by_formula = "" if probe.formula_bytes is None else f"; estimate {probe.formula_bytes / 1e9:.3g} GB"
-    by_formula += "" if probe.gpu else " on a GPU"
-    what = f"{measured.peak_bytes / 1e9:.3g} GB with {measured.tokens_per_micro_batch:,} tokens per micro-batch{by_formula}"
+    estimate = "" if probe.formula_bytes is None else f"; estimate {probe.formula_bytes / 1e9:.3g} GB"
+    estimate += "" if probe.gpu else " on a GPU"
+    what = (
+        f"{measured.peak_bytes / 1e9:.3g} GB with {measured.tokens_per_micro_batch:,} tokens per micro-batch{estimate}"
+    )
     table.add_row("memory per GPU" if probe.gpu else "additional memory", what)
     if (right := probe.corrected) is not None:
         if probe.gpu and right.gpu_memory is not None:
