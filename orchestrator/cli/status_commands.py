@@ -73,7 +73,7 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
     found = read_best(name, runs_folder())
     if to is not None:
         exported = export_best_model(
-            name, runs_folder(), to, merge, compare=compare, trust_remote_code=trust_remote_code, say=_say
+            name, runs_folder(), to, merge, compare=compare, trust_remote_code=trust_remote_code, log=_log
         )
         found = {**found, "exported": str(exported)}
     if as_json:
@@ -82,7 +82,7 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
         print_best(found)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     click.echo(text, err=True)
 
 
