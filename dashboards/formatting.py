@@ -1,4 +1,4 @@
-"""Learning curves and progress as one line of text."""
+"""Sparklines, progress bars and durations as text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """The curve of a metric in `width` characters; non-finite values are shown as `!`."""
+    """Draw values as a sparkline of at most `width` characters; non-finite values are shown as `!`."""
     if not values:
         return ""
     picked = _downsample(values, width)
@@ -30,13 +30,13 @@ def _downsample(values: Sequence[float], width: int) -> list[float]:
 
 
 def progress_bar(share: float, width: int) -> str:
-    """A progress bar of `width` characters."""
+    """Draw a progress bar of `width` characters; `share` in [0, 1]."""
     filled = round(max(0.0, min(1.0, share)) * width)
     return "━" * filled + "─" * (width - filled)
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 42 s, 3 min 10 s, 2 h 05 min."""
+    """Format seconds as 42 s, 3 min 10 s or 2 h 05 min; "–" for None."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     total = max(0, round(seconds))

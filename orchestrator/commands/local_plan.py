@@ -1,6 +1,6 @@
-"""The plan of a sweep on this machine, from counts of rows and slots; uses no GPU and no network.
+"""Plan of a sweep on this machine, from row counts and slots; uses no GPU and no network.
 
-`--probe` measures a few updates of the most expensive trial here, with the trainer in a process of its own.
+`--probe` measures a few updates of the most expensive trial in a subprocess.
 """
 
 from __future__ import annotations
@@ -36,10 +36,21 @@ def plan_locally(
     probe: bool = False,
     trust_remote_code: bool = False,
 ) -> SweepPlan:
-    """The plan, with this machine's slots; a machine too small for one trial is a notice, as plans travel.
+    """Return the plan with this machine's slots.
 
-    probe: one update of the dearest trial is measured in a process of its own, beside the formulas. ProbeFailed where
-    it does not run; SpecError where no trial fits this machine.
+    A machine too small for one trial is only a notice, as the sweep may run on another machine.
+
+    Args:
+        spec: the sweep.
+        root: the runs folder.
+        notices: notices to include.
+        machine: assumptions about the GPU; unknown values are read from this machine.
+        probe: measure an update of the most expensive trial in a subprocess.
+        trust_remote_code: whether Python code of the model's repository may run in the probe.
+
+    Raises:
+        ProbeFailed: the probe failed.
+        SpecError: with `probe`, no trial fits this machine.
     """
     all_notices = list(notices)
     try:
@@ -51,7 +62,7 @@ def plan_locally(
         all_notices += [finding.problem for finding in error.findings]
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
-            warm_start,  # plans of other sweeps do without the study's libraries
+            warm_start,  # imports the study's libraries, which other plans do not need
         )
 
         all_notices += warm_start(spec, root).notices
@@ -66,7 +77,7 @@ def plan_locally(
     elif rows.train is None:
         all_notices.append("the number of training pairs is unknown until the data is downloaded")
     if (root / spec.name).exists():
-        all_notices.append(f"a sweep named {spec.name} exists already; give another --name to start this one")
+        all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
     made = make_plan(
         spec,
         root,
@@ -90,15 +101,16 @@ _UNUSABLE, _OUT_OF_MEMORY = 2, 3
 
 
 class ProbeFailed(DataError):
-    """The trainer could not make an update of this sweep's trials here."""
+    """The trainer could not run an update of this sweep's trials on this machine."""
 
 
 def measure_update(
     config: TrialConfig, cache: Path, slots: Slots, *, trust_remote_code: bool = False
 ) -> MeasuredUpdate:
-    """The update as it runs here, with half the micro-batch as long as it is out of memory; down to one pair.
+    """Measure an update on this machine; the micro-batch is halved while it is out of memory, down to one pair.
 
-    ProbeFailed where it does not run, with the trainer's words.
+    Raises:
+        ProbeFailed: the update fails for another reason, or with one pair; with the trainer's error message.
     """
     pair = 2 * config.data.max_length
     while True:
@@ -106,10 +118,10 @@ def measure_update(
         done = _run(config, cache, slots, trust_remote_code)
         if done.returncode == 0:
             return MeasuredUpdate(**json.loads(done.stdout.splitlines()[-1]), tokens_per_micro_batch=tokens)
-        words = done.stderr.strip().splitlines()
+        errors = done.stderr.strip().splitlines()
         if done.returncode != _OUT_OF_MEMORY or tokens <= pair:
-            message = "\n".join(words if done.returncode == _UNUSABLE else words[-3:])
-            raise ProbeFailed(f"the probe did not get through one update (exit {done.returncode}): {message}")
+            message = "\n".join(errors if done.returncode == _UNUSABLE else errors[-3:])
+            raise ProbeFailed(f"the probe failed to run an update (exit {done.returncode}): {message}")
         smaller = {"tokens_per_micro_batch": max(tokens // 2, pair)}
         config = config.model_copy(update={"training": config.training.model_copy(update=smaller)})
 

@@ -68,11 +68,11 @@ def test_two_pairs_that_are_both_right_are_not_called_a_coin() -> None:
     assert found["few_pairs"].level is FindingLevel.WARNING
     assert "over 2 held-out pairs, 95 % interval 0.158 to 1.000" in found["few_pairs"].evidence
     assert "Hold out about 100 pairs" in found["few_pairs"].next_step
-    assert "not clearly better than the start model" in found["gain_not_clear"].title
+    assert "not clearly better than the initial model" in found["gain_not_clear"].title
     assert "Hold out about 100 pairs" in found["gain_not_clear"].next_step
     significance = analyze_significance(frame)
     assert significance is not None
-    assert "not clearly better than the start model" in significance_text(frame, significance)
+    assert "not clearly better than the initial model" in significance_text(frame, significance)
 
 
 @given(st.data())

@@ -101,7 +101,7 @@ def test_the_summary_names_the_best_and_never_a_nan() -> None:
     print_final_summary(SPEC, views, console, steps=lambda _: 2)
     shown = text_of(console)
     assert "Best: trial 1" in shown
-    assert "The start model had eval_accuracies/logp=0.5" in shown
+    assert "The initial model has eval_accuracies/logp=0.5" in shown
 
 
 def test_the_summary_says_when_nothing_completed() -> None:

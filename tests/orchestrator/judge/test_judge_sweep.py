@@ -107,7 +107,7 @@ def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Pat
     assert "at most" in messages
     assert "calls" in messages
     page = folder.report.read_text(encoding="utf-8")
-    assert "What a judge says" in page
+    assert "Judgements" in page
     assert f"Trial {best[0]} wins" in page
     assert "by big, greedy answers" in page
 
@@ -315,7 +315,7 @@ def test_after_a_sweep_what_the_file_asks_for(runs: Path) -> None:
         )
     with Study.open(folder) as study:
         assert len(study.judgements()) == 4, "two trials, greedy and sampled, by the rows' own answers"
-    assert "What a judge says" in folder.report.read_text(encoding="utf-8")
+    assert "Judgements" in folder.report.read_text(encoding="utf-8")
 
 
 def test_the_weights_that_are_judged_are_kept(runs: Path) -> None:
