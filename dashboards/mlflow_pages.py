@@ -13,8 +13,9 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from dashboards.analysis.sweep_frame import format_counts, format_params, format_value, short_names, state_counts
+from dashboards.analysis.sweep_frame import state_counts
 from dashboards.diagnosis.findings import Finding
+from dashboards.formatting import format_counts, format_params, format_value, short_names
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
 from orchestrator.tracking.run_metadata import view_key

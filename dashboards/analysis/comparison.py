@@ -15,8 +15,9 @@ from typing import Any
 from dashboards.analysis.held_out_pairs import metric_by_pair
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.significance import Difference, Significance, analyze_significance, paired_difference
-from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame, format_value, short_names
+from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.formatting import format_value, short_names
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.space import Choice, SearchSpace
 from orchestrator.study.importance import importance

@@ -11,9 +11,10 @@ from typing import Any
 from dashboards.analysis.next_ranges import NextRange, next_range
 from dashboards.analysis.param_effects import SEED, boundary_optimum, diverged_from, round_value
 from dashboards.analysis.significance import Significance
-from dashboards.analysis.sweep_frame import SweepFrame, format_brief, format_value
+from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.formatting import format_brief, format_value
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.samplers import GridSampler, RandomSampler

@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 
 from dashboards.analysis.held_out_pairs import DamagedPairs, HeldOutPairs, read_held_out
-from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCurves, TrialFrame, short_names
+from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCurves, TrialFrame
+from dashboards.formatting import short_names
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, FAILURE_FILE, SweepFolder
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.judge.judgements import Judgement, parse_judgements

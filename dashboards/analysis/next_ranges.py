@@ -20,7 +20,8 @@ from dashboards.analysis.param_effects import (
     round_value,
 )
 from dashboards.analysis.significance import Difference, paired_difference, trial_values
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_brief, format_value
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
+from dashboards.formatting import format_brief, format_value
 from orchestrator.spec.search.space import Choice, Dimension, IntUniform, LogUniform, Uniform
 
 _BEST_SHARE = 0.3

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from dashboards.analysis.held_out_pairs import HeldOutPairs
+from dashboards.formatting import format_value
 from orchestrator.judge.judgements import Judgement
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.space import SearchSpace
@@ -59,58 +60,6 @@ def state_counts(records: Iterable[TrialRecord]) -> dict[str, int]:
     for record in records:
         out["diverged" if record.diverged else record.state.lower()] += 1
     return {word: count for word, count in out.items() if count}
-
-
-def format_counts(found: Mapping[str, int]) -> str:
-    """Format as `9 complete, 1 pruned`."""
-    return ", ".join(f"{count} {word}" for word, count in found.items())
-
-
-def short_names(paths: Sequence[str]) -> dict[str, str]:
-    """Return the shortest unique suffix of each path: loss.beta -> beta."""
-    out: dict[str, str] = {}
-    for path in paths:
-        parts = path.split(".")
-        for k in range(1, len(parts) + 1):
-            tail = ".".join(parts[-k:])
-            if sum(p == tail or p.endswith("." + tail) for p in paths) == 1:
-                out[path] = tail
-                break
-        else:
-            out[path] = path
-    return out
-
-
-def format_value(value: Any) -> str:
-    """Format a hyperparameter or metric with four significant digits: 6e-07, 0.7312, sigmoid."""
-    if value is None:
-        return "–"
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return str(value)
-    if isinstance(value, int):
-        return str(value)
-    if not math.isfinite(value):
-        return str(value)
-    if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
-        mantissa, exponent = f"{value:.3e}".split("e")
-        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:.4g}"
-
-
-def format_brief(value: float | None) -> str:
-    """Format a measured value with three significant digits; "–" for None."""
-    return "–" if value is None else format_value(float(f"{value:.3g}"))
-
-
-def format_signed(value: float) -> str:
-    """Format a change with its sign and two significant digits."""
-    return ("+" if value > 0 else "") + format_value(float(f"{value:.2g}"))
-
-
-def format_params(params: Mapping[str, Any], paths: Sequence[str]) -> str:
-    """Format as `beta=2 gamma=0.5 learning_rate=6e-7`, only the settings that this trial has."""
-    short = short_names(paths)
-    return " ".join(f"{short[p]}={format_value(params[p])}" for p in paths if p in params)
 
 
 @dataclass(frozen=True, slots=True)

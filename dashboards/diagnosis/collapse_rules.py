@@ -11,8 +11,9 @@ import numpy as np
 
 from dashboards.analysis.held_out_pairs import spearman
 from dashboards.analysis.small_samples import FEWEST_PAIRS, is_clear_correlation, share_difference
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_value
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.formatting import format_value
 from trainer.config.loss_config import SimpoLoss
 from trainer.metrics import EVAL
 

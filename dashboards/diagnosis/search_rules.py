@@ -24,8 +24,9 @@ from dashboards.analysis.param_effects import (
     matched_difference,
 )
 from dashboards.analysis.significance import Significance
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_value
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import Finding, FindingLevel, round_count
+from dashboards.formatting import format_value
 from orchestrator.spec.search.space import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import FailureKind, TrialState
 

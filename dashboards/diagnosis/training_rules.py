@@ -9,8 +9,9 @@ import numpy as np
 
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.small_samples import FEW_PAIRS, FEWEST_ADVISED, pairs_needed, share_interval
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_value
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import Finding, FindingLevel, round_count
+from dashboards.formatting import format_value
 from trainer.metrics import EVAL
 
 ACCURACY = f"{EVAL}accuracies/logp"

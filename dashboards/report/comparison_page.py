@@ -6,20 +6,18 @@ import dataclasses
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from dashboards.analysis.comparison import CHOSEN, EXACT, MARGIN, ComparedSweep, SweepComparison
 from dashboards.analysis.run_costs import costs
-from dashboards.analysis.sweep_frame import format_brief, format_signed
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.findings import FindingLevel
+from dashboards.formatting import format_brief, format_count, format_hours, format_signed, table_width
 from dashboards.report.blocks import Block, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.html_page import render_page
 from dashboards.report.panels import PANELS
-from dashboards.report.panels.trials_and_cost import format_count, format_hours
 from trainer.metrics import COMPARISON_METRIC
 
 HEAD = ("", "sweep", "objective", "trial", "configuration", COMPARISON_METRIC.removeprefix("eval_"), "behind by (95 %)")
@@ -156,9 +154,7 @@ def _table(found: SweepComparison, all_columns: bool) -> tuple[RichTable, int]:
         cells = (*table_row(c, rank_number), *extra_columns(c)) if all_columns else table_row(c, rank_number)
         longest = max(longest, len(cells[_CONFIGURATION]))
         table.add_row(*(Text(cell, style="bold green" if rank_number == 1 else "") for cell in cells))
-    unbounded = Console(width=1000, height=100)  # rich ignores width alone on a dumb terminal
-    widest = Measurement.get(unbounded, unbounded.options, table).maximum
-    return table, widest - max(0, longest - _FOLDED)
+    return table, table_width(table).maximum - max(0, longest - _FOLDED)
 
 
 def _print_narrow(found: SweepComparison, console: Console) -> None:

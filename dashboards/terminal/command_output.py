@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.formatting import table_width, wide_console
 from orchestrator.spec.estimates.disk_space import format_bytes
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ _PIPED_WIDTH = 200
 
 def print_plan(plan: SweepPlan) -> None:
     """Print the plan, the estimate, the probe, the corner trials, the files to be written, and notices."""
-    console = _console()
+    console = wide_console(_PIPED_WIDTH, highlight=False)
     table = _key_figures(f"plan of {plan.name}")
     table.add_row("objective", plan.goal)
     for path, values in plan.searched.items():
@@ -135,7 +135,7 @@ def _print_probe(console: Console, plan: SweepPlan) -> None:
 
 def print_status(status: Mapping[str, Any]) -> None:
     """Print one line for the sweep and one row per trial."""
-    console = _console()
+    console = wide_console(_PIPED_WIDTH, highlight=False)
     objective = status.get("goal")
     console.print(f"{status['name']}: {status['state']}, {_goal(objective)}", markup=False)
     for text in (status.get("why"), *status.get("waiting", ()), _mirror(status.get("mirror"))):
@@ -186,9 +186,8 @@ def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
     """Return the width of the table in characters with wrapped reasons."""
-    unbounded = Console(width=1000, height=100)  # rich ignores width alone on a dumb terminal
     reason = max((len(trial.get("reason") or "") for trial in trials), default=0)
-    return Measurement.get(unbounded, unbounded.options, table).maximum - max(0, reason - _REASON_WIDTH)
+    return table_width(table).maximum - max(0, reason - _REASON_WIDTH)
 
 
 def print_history(found: Mapping[str, Any]) -> None:
@@ -200,7 +199,7 @@ def print_history(found: Mapping[str, Any]) -> None:
         when = datetime.fromtimestamp(event["at"]).astimezone().strftime("%F %T")
         trial = "" if event["trial"] is None else str(event["trial"])
         table.add_row(when, trial, event["kind"], escape(event["text"]))
-    _console().print(table)
+    wide_console(_PIPED_WIDTH, highlight=False).print(table)
 
 
 def print_best(found: Mapping[str, Any]) -> None:
@@ -216,7 +215,7 @@ def print_best(found: Mapping[str, Any]) -> None:
                 table.add_row(escape(f"{key} {name}"), escape(_short(content)))
         elif value not in (None, ""):
             table.add_row(key, escape(_short(value)))
-    _console().print(table)
+    wide_console(_PIPED_WIDTH, highlight=False).print(table)
 
 
 def print_checks(checks: Sequence[Check]) -> None:
@@ -228,7 +227,7 @@ def print_checks(checks: Sequence[Check]) -> None:
     for check in checks:
         level = check.level.value
         table.add_row(f"[{colors[level]}]{level}[/]", check.what, escape(check.found), escape(check.fix))
-    _console().print(table)
+    wide_console(_PIPED_WIDTH, highlight=False).print(table)
 
 
 def _params(params: Mapping[str, Any]) -> str:
@@ -237,12 +236,6 @@ def _params(params: Mapping[str, Any]) -> str:
 
 def _goal(objective: Any) -> str:
     return f"{objective['direction']} {objective['metric']}" if isinstance(objective, Mapping) else str(objective)
-
-
-def _console() -> Console:
-    # Piped output is not wrapped at the default width of 80 characters.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
 def _key_figures(title: str) -> Table:

@@ -11,12 +11,11 @@ from typing import Self
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.analysis.sweep_frame import format_value
+from dashboards.formatting import format_value, table_width
 from orchestrator.judge.judgements import Judgement, Rate
 
 _LOG_INTERVAL = 15.0
@@ -135,8 +134,7 @@ def print_judgements(judgements: Sequence[Judgement], console: Console) -> None:
         _table((*HEAD, *EXTRA_HEAD), [(*table_row(v), *extra_columns(v)) for v in judgements], judgements),
         _table(HEAD, map(table_row, judgements), judgements),
     )
-    unbounded = console.options.update(width=1000)
-    fitting = next((t for t in tables if Measurement.get(console, unbounded, t).maximum <= console.width), None)
+    fitting = next((t for t in tables if table_width(t).maximum <= console.width), None)
     for shown in [fitting] if fitting is not None else map(_lines, judgements):
         console.print(shown)
     console.print(

@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.segment import SegmentLines
 from rich.text import Text
 
-from dashboards.analysis.sweep_frame import TrialCurves, format_params, format_value, state_counts
-from dashboards.formatting import format_duration, progress_bar
+from dashboards.analysis.sweep_frame import TrialCurves, state_counts
+from dashboards.formatting import format_duration, format_params, format_value, progress_bar
 from dashboards.terminal.trial_tables import ACCURACIES, MARGINS, trial_table
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.sweep_spec import Objective, SweepSpec
@@ -261,15 +261,6 @@ class PlainLogView:
 
     def close(self) -> None:
         """Do nothing: the terminal was not changed."""
-
-
-_PIPED_WIDTH = 160
-
-
-def wide_console() -> Console:
-    """Return a console on stdout; piped output is 160 characters wide."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
 
 
 def open_view(

@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.analysis.sweep_frame import TrialCurves, format_params, format_value, short_names
+from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import Finding, FindingLevel
-from dashboards.formatting import progress_bar, sparkline
+from dashboards.formatting import format_params, format_value, progress_bar, short_names, sparkline, table_width
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.sweep_spec import Objective, SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
@@ -61,16 +60,16 @@ def trial_table(
     """
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
     wide = _table(all_curves, paths, objective, steps, roomy=True, spark=12)
-    if _table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
+    if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
         return wide
     candidates = (
         _table(all_curves, paths, objective, steps, roomy=False, spark=spark, tight=spark < 6)
         for spark in (10, 6, 3, 0)
     )
-    table = next((made for made in candidates if _table_width(made).maximum <= width), None)
+    table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
         table = _folded_table(all_curves, paths, objective, steps, progress=True)
-        if _table_width(table).minimum > width:
+        if table_width(table).minimum > width:
             table = _folded_table(all_curves, paths, objective, steps, progress=False)
     reasons = [v.record for v in all_curves if v.record.reason]
     if most_reasons is not None:
@@ -78,11 +77,6 @@ def trial_table(
     fixed_height = most_reasons is not None  # a live table has a fixed number of rows: reasons must not wrap
     lines = (Text(f"{r.number}: {r.reason}", no_wrap=fixed_height, overflow="ellipsis") for r in reasons)
     return Group(table, *lines)
-
-
-def _table_width(table: Table) -> Measurement:
-    console = Console(width=1000, height=100)  # rich ignores width alone on a dumb terminal
-    return Measurement.get(console, console.options, table)
 
 
 def _table(

@@ -12,9 +12,10 @@ from rich.console import Console
 from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.diagnose import diagnose
+from dashboards.formatting import wide_console
 from dashboards.mlflow_pages import saved_view
 from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.progress_views import open_view, wide_console
+from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
 from orchestrator.commands.status import sweep_state

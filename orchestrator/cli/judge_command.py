@@ -42,9 +42,9 @@ def judge(
     in the sweep file or --set. After Ctrl-C the same command continues; no call is repeated.
     """
     existing_sweep(runs_folder(), name)
+    from dashboards.formatting import wide_console
     from dashboards.sweep_reporter import DashboardReporter
     from dashboards.terminal.judge_output import JudgeProgress, print_judgements
-    from dashboards.terminal.progress_views import wide_console
     from orchestrator.commands.judge_sweep import judge_sweep as run
     from orchestrator.judge.judgements import as_json as judgements_as_json
 

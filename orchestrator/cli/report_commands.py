@@ -65,8 +65,8 @@ def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
 
         print_json(comparison_as_json(found))
     else:
+        from dashboards.formatting import wide_console
         from dashboards.report.comparison_page import print_comparison
-        from dashboards.terminal.progress_views import wide_console
 
         print_comparison(found, wide_console())
     if to is not None:

@@ -11,8 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards.analysis.param_effects import SEED, is_log, is_numeric, values_of
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_value
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.formatting import format_value
 from dashboards.report.blocks import Chart, Charts, Panel
 from dashboards.report.figures import (
     GREY,

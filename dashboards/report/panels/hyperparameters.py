@@ -11,8 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards.analysis.param_effects import is_log, is_numeric, levels
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_brief, format_value
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.formatting import format_brief, format_value
 from dashboards.report.blocks import Block, Chart, Charts, Panel, Table
 from dashboards.report.figures import (
     BLUE,

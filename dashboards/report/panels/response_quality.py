@@ -16,9 +16,10 @@ import plotly.graph_objects as go
 
 from dashboards.analysis.held_out_pairs import HeldOutPairs, spearman
 from dashboards.analysis.small_samples import is_clear_correlation
-from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialFrame, format_value
+from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialFrame
 from dashboards.diagnosis.collapse_rules import CHOSEN, CHOSEN_DROP, MARGIN
 from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.formatting import format_value
 from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies
 from dashboards.report.figures import (
     BLUE,

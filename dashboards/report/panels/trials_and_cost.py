@@ -11,9 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards.analysis.run_costs import AttemptSpan, Costs, attempt_spans, costs, idle_gaps
-from dashboards.analysis.sweep_frame import SweepFrame, format_value
+from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.formatting import format_duration
+from dashboards.formatting import format_count, format_duration, format_hours, format_value
 from dashboards.report.blocks import Block, Chart, Charts, Code, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.figures import BLUE, GOLD, GREEN, GREY, PINK, VERMILION, escape_text, figure, state_marker
 from orchestrator.study.trial_records import TrialState
@@ -231,20 +231,6 @@ def cost_panel(analysis: SweepAnalysis) -> Panel | None:
 
 def _wall_time(frame: SweepFrame) -> str:
     return f", {format_hours(frame.hours * 3600)} h wall time"
-
-
-def format_hours(seconds: float) -> str:
-    """Format seconds as hours with one or two decimals."""
-    hours = seconds / 3600
-    return f"{hours:.2f}" if hours < 10 else f"{hours:,.1f}"
-
-
-def format_count(count: float) -> str:
-    """Format a count as 1.2 M, 350 k or 42."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.0f}"
 
 
 def _history(frame: SweepFrame) -> Chart | None:

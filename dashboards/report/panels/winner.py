@@ -12,17 +12,10 @@ import yaml
 from dashboards.analysis.param_effects import seed_groups
 from dashboards.analysis.significance import Difference, Significance
 from dashboards.analysis.small_samples import FEW_PAIRS
-from dashboards.analysis.sweep_frame import (
-    SweepFrame,
-    TrialFrame,
-    format_brief,
-    format_counts,
-    format_signed,
-    format_value,
-    state_counts,
-)
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, state_counts
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.diagnosis.findings import FindingLevel
+from dashboards.formatting import format_brief, format_counts, format_signed, format_value
 from dashboards.report.blocks import Block, Code, Findings, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from orchestrator.judge.judgements import headline
 from orchestrator.spec.loading.serialization import spec_hash

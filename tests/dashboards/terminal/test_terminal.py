@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dashboards.analysis.sweep_frame import TrialCurves, format_value, short_names
-from dashboards.formatting import format_duration, progress_bar, sparkline
+from dashboards.analysis.sweep_frame import TrialCurves
+from dashboards.formatting import format_duration, format_value, progress_bar, short_names, sparkline
 from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveTableView, PlainLogView, open_view
 from dashboards.terminal.trial_tables import print_final_summary, trial_table
 from orchestrator.cli.composition import watch_sweep
