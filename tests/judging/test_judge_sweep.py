@@ -288,7 +288,7 @@ def test_what_is_refused_before_anything_is_done(
 ) -> None:
     with pytest.raises(NoJudgeLeft, match=r"judge\.checker is false"):
         run(runs, ["judge.checker=false"], log_lines)
-    with pytest.raises(SpecError, match="only leaves of judge"):
+    with pytest.raises(SpecError, match="only settings of judge"):
         run(runs, ["loss.beta=3"], log_lines)
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(SpecError, match="MY_KEY is not set"):
