@@ -118,11 +118,9 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
         raise NoTrialCompleted(f"no trial of {spec.name} has completed yet: there is nothing to judge")
     weights = {record.number: found for record in ranked if (found := model_folder(folder, record)) is not None}
     without_weights = [str(record.number) for record in ranked if record.number not in weights]
-    if not weights:
-        raise WeightsGone(
-            f"the weights of trial{'s' if len(without_weights) > 1 else ''} {', '.join(without_weights)} are no longer in {folder.path}"
-        )
     label = f"trial{'s' if len(without_weights) > 1 else ''} {', '.join(without_weights)}"
+    if not weights:
+        raise WeightsGone(f"the weights of {label} are no longer in {folder.path}")
     notices = [f"{label} not judged: the weights were removed (keep_models)"] if without_weights else []
     sft_model = sft_model_folder(spec, folder, report, trust_remote_code=trust_remote_code)
     by_data: dict[str, tuple[tuple[JudgePrompt, ...], PreTrainedTokenizerBase, tuple[int, ...]]] = {}
