@@ -168,7 +168,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
 
 
 def history(name: str, root: Path) -> dict[str, Any]:
-    """Return `events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes) and enqueued trials (`given`)."""
+    """Return `events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes) and `given` (enqueued)."""
     folder = existing_sweep(root, name)
     if not StudyReader.exists(folder) and (reason := last_crash(folder)):
         event = {"seq": 1, "at": crashed_at(folder), "trial": None, "kind": STOPPING, "text": reason}

@@ -168,7 +168,7 @@ def test_what_a_checkpoint_cannot_go_on_under_is_refused_by_name(root: Path) -> 
     with pytest.raises(SpecError, match="is the same for all trials of this sweep"):
         ask(root, "model.attention=separate")
     with pytest.raises(
-        RequestRefused, match=r"is of update 3, and the clone would have 2: set training.max_steps above 3"
+        RequestRefused, match=r"is of update 3, but the clone has 2 updates: set training.max_steps above 3"
     ):
         ask(root, "training.max_steps=2")
     assert fork_names(root) == []
@@ -181,14 +181,14 @@ def test_without_a_good_checkpoint_it_is_refused(root: Path) -> None:
     folder = SweepFolder(root, "s")
     (run,) = folder.trial(0).glob("[0-9]*")
     (checkpoint_path(run, 3) / "state.json").write_text("{}")
-    with pytest.raises(RequestRefused, match=r"no good checkpoint yet: the checkpoint of update 3 is damaged"):
+    with pytest.raises(RequestRefused, match=r"no valid checkpoint yet: the checkpoint of update 3 is damaged"):
         ask(root)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(
-        RequestRefused, match=r"no good checkpoint yet: the first is written after `training.save_steps`"
+        RequestRefused, match=r"no valid checkpoint yet: the first is written after `training.save_steps`"
     ):
         ask(root)
     assert forked(partial(drive, root)) == 0
-    with pytest.raises(RequestRefused, match="is COMPLETE, and the checkpoints of an ended trial are removed"):
+    with pytest.raises(RequestRefused, match="is COMPLETE, and checkpoints of finished trials are removed"):
         ask(root)
     assert fork_names(root) == []

@@ -156,7 +156,7 @@ def test_every_ending_is_a_code_and_a_sentence(
         (["stop", "a/b"], "cannot be a sweep's name"),
         (["best", "x" * 300], "cannot be a sweep's name"),
         (["status", "a\u2215b"], "cannot be a sweep's name"),
-        (["best", "known", "--merge"], "--merge goes with --export"),
+        (["best", "known", "--merge"], "--merge requires --export"),
     ],
 )
 def test_a_users_mistake_is_a_sentence(

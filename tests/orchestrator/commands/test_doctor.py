@@ -98,8 +98,8 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("kind", "name", "level", "told"),
     [
-        ("model", "org/open", CheckLevel.OK, "may be downloaded"),
-        ("dataset", "org/pairs", CheckLevel.OK, "may be downloaded"),
+        ("model", "org/open", CheckLevel.OK, "can be downloaded"),
+        ("dataset", "org/pairs", CheckLevel.OK, "can be downloaded"),
         ("model", "org/gated", CheckLevel.FAIL, "gated"),
         ("model", "org/none", CheckLevel.FAIL, "not found"),
         ("model", "org/broken", CheckLevel.WARN, "does not answer"),
@@ -224,7 +224,7 @@ def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch
     spec = load_spec(SHIPPED / "llama3-8b.yaml")
     check = found(list(machine_checks.machine_checks(home, spec)), "disk")
     assert check.level is CheckLevel.FAIL
-    assert "the sweep takes" in check.found
+    assert "the sweep needs" in check.found
     assert (
         found(list(machine_checks.machine_checks(home, load_spec(SHIPPED / "quickstart.yaml"))), "disk").level
         is CheckLevel.OK

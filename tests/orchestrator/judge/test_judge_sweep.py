@@ -250,7 +250,7 @@ def test_nobody_is_asked_without_a_yes(
     assert not (runs / "cache" / "answers").exists()
     found = run(runs, [*endpoint_sets(server), "judge.samples=0"], log_lines, agree=False)
     assert {v.judge for v in found.judgements} == {"checker"}
-    assert "was not asked" in found.notices[0]
+    assert "was not called" in found.notices[0]
     assert not server.asked
 
 
@@ -268,7 +268,7 @@ def test_what_the_command_prints(
     assert main(words) == ExitCode.DONE
     out, err = capsys.readouterr()
     assert "win rate (95 %)" in out
-    assert "0 answers are to be generated" in err
+    assert "0 answers to generate" in err
 
 
 def test_questions_left_open_are_said(runs: Path, server: FakeJudge, log_lines: Talk) -> None:
@@ -288,7 +288,7 @@ def test_what_is_refused_before_anything_is_done(
 ) -> None:
     with pytest.raises(NoJudgeLeft, match=r"judge\.checker is false"):
         run(runs, ["judge.checker=false"], log_lines)
-    with pytest.raises(SpecError, match="only leaves of judge"):
+    with pytest.raises(SpecError, match="only settings of judge"):
         run(runs, ["loss.beta=3"], log_lines)
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(SpecError, match="MY_KEY is not set"):

@@ -205,7 +205,7 @@ def test_the_plan_says_how_many_fit_both_ways(
     assert made.estimate.place == "0.5 of a GPU of 80 GB for 2 trials"
     assert made.estimate.trials_on_a_gpu == (3, 99)
     print_plan(made)
-    assert "3 with a copy of the model each, 99 over one frozen model" in " ".join(capsys.readouterr().out.split())
+    assert "3 with one model each, 99 sharing one frozen base model" in " ".join(capsys.readouterr().out.split())
     full = plan_locally(load_text(TEXT, "base.lora=null"), tmp_path, (), machine)
     assert full.estimate is not None
     assert full.estimate.trials_on_a_gpu is None
