@@ -15,7 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import DataError, SpecError
-from orchestrator.execution.local_cluster import Slots, gpu_memory, plan_slots, worker_environment
+from orchestrator.execution.local_cluster import worker_environment
+from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
 from orchestrator.folders import SweepFolder
 from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.errors import Finding, InvalidSweepName, SpecError, StorageRefused
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.folders import DATA_FILE, SWEEP_NAME_PATTERN, SweepFolder, create_sweep_folder
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_path

@@ -21,16 +21,9 @@ from orchestrator.driver.preflight import (
     restore_from_mirror,
 )
 from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError
-from orchestrator.execution.local_cluster import (
-    RayDied,
-    Slots,
-    gpu_memory,
-    local_cluster,
-    plan_slots,
-    threads_per_process,
-    worker_environment,
-)
+from orchestrator.execution.local_cluster import RayDied, local_cluster, worker_environment
 from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
+from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_per_process
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError

@@ -18,7 +18,7 @@ from orchestrator.driver.parent_run import (
     write_final_report,
 )
 from orchestrator.driver.sft_stage import InitialState, run_sft_stage
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.user_requests import StopConditions, paused_notices

@@ -22,16 +22,13 @@ import trainer
 from orchestrator import execution
 from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.execution.local_cluster import (
-    Machine,
-    Slots,
     log_ray_to_file,
     prepare_ray_environment,
     server_is_gone,
-    slots_on,
     starting_ray,
-    threads_per_process,
     worker_environment,
 )
+from orchestrator.execution.slots import Machine, Slots, slots_on, threads_per_process
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
 from orchestrator.interfaces import ProgressView
 from orchestrator.redaction import redact

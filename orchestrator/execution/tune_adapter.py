@@ -18,8 +18,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
 from orchestrator.execution.controller import TrialController
-from orchestrator.execution.local_cluster import Slots, check_ray_health
+from orchestrator.execution.local_cluster import check_ray_health
 from orchestrator.execution.messages import REPORT, AttemptReport, AttemptTask
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.user_requests import wait_while_paused
 from orchestrator.execution.workers.attempt_runner import SessionFactory, open_session

@@ -17,7 +17,7 @@ from orchestrator.driver import preflight
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, model_folder
 from orchestrator.driver.preflight import DiskTooSmall, check_disk_space
 from orchestrator.errors import ExitCode, StorageRefused
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.disk_space import disk_need, parameter_count
 from orchestrator.study.database import study_database

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel, package_version
 from orchestrator.driver.preflight import wants_deepspeed
-from orchestrator.execution.local_cluster import visible_gpus
+from orchestrator.execution.slots import visible_gpus
 from orchestrator.nvidia_smi import HANGS, REMEDY, NvidiaSmiHangs, query_gpus
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.trial import DEEPSPEED_INSTALL

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.workers.attempt_runner import Session, SessionFactory
 from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
 

@@ -17,8 +17,9 @@ import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayTaskError
 from ray.tune import Trainable
 
-from orchestrator.execution.local_cluster import RayDied, Slots, check_ray_health
+from orchestrator.execution.local_cluster import RayDied, check_ray_health
 from orchestrator.execution.messages import REPORT, AttemptReport, AttemptTask, DeviceFailed, WorkerLost
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory, SharingSession
 from orchestrator.execution.workers.rank_actor import COMPANION_RESOURCE
 from orchestrator.execution.workers.trial_worker import free_memory, retired

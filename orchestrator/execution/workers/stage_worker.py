@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
-from orchestrator.execution.local_cluster import Slots, check_ray_health
+from orchestrator.execution.local_cluster import check_ray_health
 from orchestrator.execution.messages import (
     STOP_REQUEST_FILE,
     WORKER_FILE,
@@ -18,6 +18,7 @@ from orchestrator.execution.messages import (
     WorkerLost,
 )
 from orchestrator.execution.sft_cache_key import stage_key
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory
 from orchestrator.execution.workers.session_factory import session_factory

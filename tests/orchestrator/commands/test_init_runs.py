@@ -20,7 +20,7 @@ from orchestrator.commands.status import status
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.driver import sweep_driver
 from orchestrator.execution.controller import TrialController
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, SessionFactory
 from orchestrator.spec.loading.loader import load_spec

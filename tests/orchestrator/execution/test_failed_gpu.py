@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import (
     AttemptReport,
     AttemptResult,
@@ -23,6 +23,7 @@ from orchestrator.execution.messages import (
     device_failed,
     result_of_exception,
 )
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.workers import shared_worker as host_module

@@ -14,7 +14,7 @@ import torch
 from dashboards.terminal.command_output import print_plan
 from orchestrator.commands.local_plan import plan_locally
 from orchestrator.errors import SpecError
-from orchestrator.execution.local_cluster import Machine, Slots, slots_on
+from orchestrator.execution.slots import Machine, Slots, slots_on
 from orchestrator.execution.workers.session_factory import session_factory
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, trials_per_process
 from orchestrator.spec.estimates.gpu_memory import GB, max_trials_per_gpu, memory
