@@ -336,7 +336,8 @@ class Study(StudyReader):
             DriverLease.wait_for_release(self._repository, self._database.snapshot)
             with self._database.transaction() as c:
                 driver = DriverLease.acquire(self._repository, c)
-            self._driver, self._heart = driver, Heartbeat(self._write_heartbeat)
+            self._driver = driver  # after the commit
+            self._heart = Heartbeat(self._write_heartbeat)
             self._optuna_trials.set_exclusive()
         with self._database.transaction() as c:
             self._driver.check_fencing_token(c)

@@ -243,11 +243,18 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(HEARTBEAT_SECONDS) and (write := self._write()) is not None:
-            try:
-                write()
-            except SweepHeld:
-                return  # the driver's next write is refused too, which reports it
-            except StorageRefused:
-                pass  # likewise; the next heartbeat suffices if the database is back in time
-            del write
+        while not self._over.wait(HEARTBEAT_SECONDS) and self._write_once():
+            continue
+
+    def _write_once(self) -> bool:
+        """Write a heartbeat; return whether to go on."""
+        write = self._write()
+        if write is None:
+            return False
+        try:
+            write()
+        except SweepHeld:
+            return False  # the driver's next write is refused too, which reports it
+        except StorageRefused:
+            return True  # likewise; the next heartbeat suffices if the database is back in time
+        return True
