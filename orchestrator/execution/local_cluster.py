@@ -1,4 +1,4 @@
-"""Ray on this machine: started quietly, on loopback, with a token; its logs kept with the sweep.
+"""Ray on this machine: started silently, on loopback, with a token; logs are kept in the sweep's folder.
 
 `check_ray_health` raises RayDied if the GCS server or the raylet has exited.
 """
@@ -23,18 +23,18 @@ from orchestrator.execution.stop_reasons import SignalHandler, deaf_to_sigterm
 
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
-"""glibc gives large blocks back at each step and faults them in again, unless told not to."""
+"""Bytes. Keeps glibc from returning large blocks to the system at each step and faulting them in again."""
 
 
 @contextmanager
 def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generator[None]:
-    """Ray while entered; its logs end up in `folder`/logs."""
+    """Run Ray on this machine within the context; its logs are copied to `folder`/logs."""
     _collect_logs(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    # Ray's sockets need a short path (AF_UNIX takes 107 characters), so it lives in /tmp until it ends.
-    ray_folder = Path(tempfile.mkdtemp(prefix="prefsweep-", dir="/tmp"))
-    (folder / "session").write_text(str(ray_folder), encoding="utf-8")
-    token = ray_folder / "token"
+    # Ray's session is in /tmp, since its sockets need a short path (AF_UNIX: 107 characters).
+    session_folder = Path(tempfile.mkdtemp(prefix="prefsweep-", dir="/tmp"))
+    (folder / "session").write_text(str(session_folder), encoding="utf-8")
+    token = session_folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
     os.environ |= {"RAY_AUTH_TOKEN_PATH": str(token), "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count)}
@@ -45,16 +45,16 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
         with starting_ray(signals):
             ray.init(
                 address="local",
-                num_cpus=0,  # slots count; Ray would start idle workers for CPUs
+                num_cpus=0,  # slots are counted instead; Ray would start idle workers for CPUs
                 num_gpus=visible_gpus(),
                 resources={SLOT_RESOURCE: float(slots.count), PROCESS_RESOURCE: float(slots.count * slots.processes)},
                 include_dashboard=False,
                 log_to_driver=False,
                 configure_logging=False,
                 runtime_env={"env_vars": worker_environment(slots.threads)},
-                _temp_dir=str(ray_folder),
+                _temp_dir=str(session_folder),
             )
-        log_ray_to_file(folder / "driver.log")  # again: starting, it cleared its loggers
+        log_ray_to_file(folder / "driver.log")  # again, as Ray resets its loggers at start
         with signals.watching(server_is_gone()):
             yield
     finally:
@@ -64,14 +64,14 @@ def local_cluster(folder: Path, slots: Slots, signals: SignalHandler) -> Generat
 
 @contextmanager
 def starting_ray(signals: SignalHandler) -> Generator[None]:
-    """What Ray starts while entered is never reached by SIGTERM, and this process's own handler holds afterwards."""
+    """Block SIGTERM for processes that Ray starts in the context, and reinstall this process's handlers after it."""
     from ray._private import utils
 
-    def leave(_: object) -> None:
-        """Instead of Ray's own, which would end this process without a word."""
+    def keep_own_handler(_: object) -> None:
+        """Replace Ray's function, whose handler would end this process silently."""
 
-    taken = utils.set_sigterm_handler
-    utils.set_sigterm_handler = leave
+    original = utils.set_sigterm_handler
+    utils.set_sigterm_handler = keep_own_handler
     try:
         with deaf_to_sigterm():
             try:
@@ -79,43 +79,43 @@ def starting_ray(signals: SignalHandler) -> Generator[None]:
             finally:
                 signals.install()
     finally:
-        utils.set_sigterm_handler = taken
+        utils.set_sigterm_handler = original
 
 
 def server_is_gone() -> Callable[[], bool]:
-    """Whether Ray's own server (GCS) takes no more connections: then no call into Ray comes to an end."""
+    """Return a check whether Ray's GCS server accepts no connections, in which case calls into Ray never return."""
     import ray
 
     host, _, port = str(ray.get_runtime_context().gcs_address).rpartition(":")
 
-    def gone() -> bool:
+    def is_gone() -> bool:
         try:
             with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
                 return False
         except OSError:
             return True
 
-    return gone
+    return is_gone
 
 
 def prepare_ray_environment(folder: Path) -> None:
-    """Before Ray starts: its token is read anew, its words go to `folder`/driver.log, no secret is propagated."""
+    """Prepare the start of Ray: re-read the token, log to `folder`/driver.log, propagate no secrets."""
     from ray._private import worker as printing
     from ray._raylet import AuthenticationTokenLoader  # pyright: ignore[reportAttributeAccessIssue]
     from ray.tune.execution import class_cache
 
-    AuthenticationTokenLoader.instance().reset_cache()  # each cluster of a process has a token of its own
+    AuthenticationTokenLoader.instance().reset_cache()  # each cluster has its own token
     log_ray_to_file(folder / "driver.log")
-    printing._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]  what it prints would be on our stdout
-    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # workers inherit them; no need to write them down
+    printing._worker_logs_enabled = False  # pyright: ignore[reportPrivateUsage]  would print to stdout
+    class_cache.ENV_VARS_TO_PROPAGATE.difference_update(_SECRETS)  # inherited by workers, must not be stored
 
 
 def worker_environment(threads: int) -> dict[str, str]:
-    """What a worker needs in its environment before it starts. Written down by Ray: never a secret."""
+    """Return the environment variables of workers. Ray stores them, so that they must not contain secrets."""
     source = str(Path(trainer.__file__).resolve().parent.parent)
-    known = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != source]
+    others = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p and p != source]
     return {
-        "PYTHONPATH": os.pathsep.join([source, *known]),
+        "PYTHONPATH": os.pathsep.join([source, *others]),
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
         "TOKENIZERS_PARALLELISM": "false",
@@ -125,7 +125,7 @@ def worker_environment(threads: int) -> dict[str, str]:
 
 
 def log_ray_to_file(log: Path) -> None:
-    """Ray's words go to a file, not to the user's terminal."""
+    """Redirect Ray's log from the terminal to a file."""
     handler = logging.FileHandler(log, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     logger = logging.getLogger("ray")
@@ -138,7 +138,7 @@ def log_ray_to_file(log: Path) -> None:
 
 
 def _collect_logs(folder: Path) -> None:
-    """Bring a session's logs home and remove the rest; also that of a driver that was killed."""
+    """Copy the logs of the last Ray session and remove its folder, also after a killed driver."""
     pointer = folder / "session"
     if not pointer.is_file():
         return
@@ -154,7 +154,7 @@ _REQUIRED_PROCESSES = ("gcs_server", "raylet")
 
 
 class RayDied(OrchestrateError):
-    """A process of Ray's own ended; no worker can be reached any more. The study has everything: begin again."""
+    """The GCS server or the raylet exited, so that no worker can be reached. Ray must be restarted."""
 
     code = ExitCode.INTERNAL_ERROR
 
@@ -163,7 +163,7 @@ class RayDied(OrchestrateError):
 
 
 def check_ray_health() -> None:
-    """RayDied where nothing more can be expected of this cluster."""
+    """Raise RayDied if the GCS server or the raylet of the local cluster has exited."""
     from ray._private import worker
 
     node: Any = worker._global_node  # pyright: ignore[reportPrivateUsage]

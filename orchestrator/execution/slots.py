@@ -1,4 +1,4 @@
-"""`Slots`: how many trials run at a time and what each takes; `Machine`: what one machine has for trials."""
+"""`Slots`: number of concurrent trials and the resources of each; `Machine`: CPUs and GPUs of one machine."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from orchestrator.spec.sweep_spec import SweepSpec
 
 SLOT_RESOURCE = "slot"
 _WORKER_CPU = 0.01
-"""Of a worker whose trial is trained by processes of its own: Ray wants more than nothing."""
+"""CPUs of the worker of a multi-process trial; Ray needs a value above 0."""
 _PROXY_CPU = 0.0001
-"""Of one whose trial shares a process with others: it may be on any machine, and must not keep that process off one."""
+"""CPUs of the proxy of a trial in a shared process; small, as it must not displace that process."""
 PROCESS_RESOURCE = "process"
-"""What each process of a trial that has several takes of Ray, and each that several trials share."""
+"""Ray resource of one process of a multi-process trial, or of one process shared by several trials."""
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What one machine has for trials."""
+    """CPUs and GPUs of one machine."""
 
     cpus: float
     gpus: float
@@ -35,30 +35,30 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Slots:
-    """How many trials run side by side, and what each takes."""
+    """Number of concurrent trials and the resources of each."""
 
     count: int
     gpus: float
-    """Of each trial."""
+    """GPUs per trial."""
     threads: int
-    """Of each process."""
+    """Threads per process."""
     processes: int = 1
-    """That train one trial together."""
+    """Processes per trial."""
     cpus: float | None = None
-    """What a trial asks of a cluster that others use too. None: the cluster is our own, and slots are counted."""
+    """CPUs per trial on a cluster shared with others; None on our own, where slots are counted instead."""
     trials_per_process: int = 1
-    """Trials that take turns in one process, over one frozen base."""
+    """Trials that take turns in one process over one frozen base model."""
 
     @property
     def shared_processes(self) -> int:
-        """Processes, where trials share them."""
+        """Number of processes that are shared by trials."""
         return math.ceil(self.count / self.trials_per_process)
 
     @property
     def bundles(self) -> list[dict[str, float]]:
-        """What a trial asks of Ray: one bundle, or one for its worker and one for each of its processes.
+        """Placement group bundles of a trial: one, or one for its worker and one for each of its processes.
 
-        CPUs are counted by slots where the cluster is our own: Ray would round fractions its own way.
+        On our own cluster a slot resource replaces CPUs, whose fractions Ray would round.
         """
         if self.trials_per_process > 1:
             return [{"CPU": 0.0, SLOT_RESOURCE: 1.0} if self.cpus is None else {"CPU": _PROXY_CPU}]
@@ -70,9 +70,9 @@ class Slots:
 
     @property
     def process_resources(self) -> dict[str, float]:
-        """What a process asks of Ray that is one of a trial's several, or in which trials take turns."""
+        """Ray resources of one process of a multi-process trial, or of one process shared by trials."""
         resources = {"CPU": 0.0, PROCESS_RESOURCE: 1.0}
-        if self.cpus is not None:  # in Ray's steps of 0.0001, and with the worker no more than the trial's own
+        if self.cpus is not None:  # in Ray's steps of 0.0001; worker and processes together at most the trial's CPUs
             resources = {
                 "CPU": math.floor(1e4 * self.trials_per_process * (self.cpus - _WORKER_CPU) / self.processes) / 1e4
             }
@@ -80,23 +80,27 @@ class Slots:
 
     @property
     def stage_resources(self) -> dict[str, float]:
-        """What a worker asks of Ray before the trials, alone with what later one process has or speaks for."""
+        """Ray resources of the SFT stage's worker, which runs before the trials."""
         return self.process_resources if self.trials_per_process > 1 else self.bundles[0]
 
     @property
     def gpu_fraction(self) -> float | None:
-        """Of a GPU, for each process; None where it has whole ones or none."""
+        """Share of a GPU per process; None for whole GPUs or none."""
         share = round(self.gpus * self.trials_per_process, 4)
         return share if 0 < share < 1 else None
 
     @property
     def strategy(self) -> str:
-        """Where Ray puts the bundles: a trial's processes are on one machine."""
+        """Placement strategy of the bundles: all processes of a trial on one machine."""
         return "PACK" if self.processes == 1 else "STRICT_PACK"
 
 
 def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = None) -> Slots:
-    """Slots from the spec and this machine; SpecError when not even one trial fits."""
+    """Return the slots of this machine for the sweep.
+
+    Raises:
+        SpecError: not even one trial fits.
+    """
     here = Machine(_cpus() if cpus is None else cpus, visible_gpus() if gpus is None else gpus)
     return slots_on(spec, [here], gpu_memory=gpu_memory() if here.gpus else None)
 
@@ -104,27 +108,34 @@ def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = N
 def slots_on(
     spec: SweepSpec, machines: Sequence[Machine], *, shared: bool = False, gpu_memory: float | None = None
 ) -> Slots:
-    """Slots of all these machines: a trial never spans two. On a `shared` cluster it asks for its CPUs too.
+    """Return the slots of these machines for the sweep; a trial never spans two machines.
 
-    gpu_memory: bytes of each GPU, where that is known.
+    Args:
+        spec: the sweep.
+        machines: machines of the cluster.
+        shared: whether others use the cluster too, so that trials request their CPUs.
+        gpu_memory: bytes of each GPU; None where unknown.
+
+    Raises:
+        SpecError: not even one trial fits.
     """
-    wants = spec.resources
-    processes = wants.processes
+    resources = spec.resources
+    processes = resources.processes
     if processes > 1 and spec.base.engine == "trl":
-        problem = f"a trial has {processes} processes, and engine trl trains in one"
+        problem = f"a trial has {processes} processes, but engine trl supports only one"
         raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
     with_gpus = any(machine.gpus for machine in machines)
     sharing = trials_per_process(spec, gpu_memory if with_gpus else None)
-    each = wants.gpus_per_trial
+    each = resources.gpus_per_trial
     if each is None:
         each = processes / sharing if with_gpus else 0.0
     cores = sharing * _cores(spec)
     fit = sharing * sum(_fit(cores, sharing * each, machine, shared) for machine in machines)
     if fit < 1:
-        has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine at all"
+        has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine"
         where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
-        label = "a trial asks" if sharing == 1 else f"{sharing} trials in one process ask"
-        problem = f"{label} for {cores:g} CPUs and {sharing * each:g} GPUs; {where}"
+        label = "a trial needs" if sharing == 1 else f"{sharing} trials in one process need"
+        problem = f"{label} {cores:g} CPUs and {sharing * each:g} GPUs; {where}"
         raise SpecError([Finding("resources", "resources", problem)])
     count = min(fit, spec.budget.concurrency or fit)
     sharing = min(sharing, count)
@@ -139,26 +150,28 @@ def slots_on(
 
 
 def threads_per_process(spec: SweepSpec, trials_per_process: int = 1) -> int:
-    """Threads of each of a trial's processes, or of one in which so many trials take turns."""
+    """Return the threads of each process of a trial, or of a process shared by `trials_per_process` trials."""
     return max(1, int(trials_per_process * _cores(spec) / spec.resources.processes + 1e-9))
 
 
 def _cores(spec: SweepSpec) -> float:
-    wants = spec.resources
-    return max(wants.cpus_per_trial, float(wants.processes)) if wants.processes > 1 else wants.cpus_per_trial
+    resources = spec.resources
+    if resources.processes == 1:
+        return resources.cpus_per_trial
+    return max(resources.cpus_per_trial, float(resources.processes))
 
 
 def _fit(cpus: float, gpus: float, machine: Machine, shared: bool) -> int:
     by_cpus = int(machine.cpus / cpus + 1e-9)
     if not gpus:
         return by_cpus
-    # A trial on a GPU hardly needs its CPU: on a machine of our own, GPUs decide.
+    # A trial on a GPU hardly uses its CPU, so that on our own cluster only GPUs limit the slots.
     by_gpus = int(machine.gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine.gpus // int(gpus))
     return min(by_cpus, by_gpus) if shared else by_gpus
 
 
 def visible_gpus() -> int:
-    """NVIDIA GPUs that this process may use, found without torch."""
+    """Return the number of NVIDIA GPUs visible to this process, without importing torch."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
         return len([d for d in allowed.split(",") if d.strip() and d.strip() != "-1"])
@@ -167,7 +180,7 @@ def visible_gpus() -> int:
 
 
 def gpu_memory() -> float | None:
-    """Bytes of the smallest visible GPU, as the driver says; None without one."""
+    """Return the memory of the smallest visible GPU in bytes; None without GPUs."""
     return smallest_memory() if visible_gpus() else None
 
 

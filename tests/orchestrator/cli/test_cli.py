@@ -115,7 +115,7 @@ def test_the_module_is_the_program() -> None:
         (NoTrialCompleted("no trial completed"), 3, "no trial completed"),
         (SweepHeld("known", "process 7 on here"), 4, "process 7"),
         (StorageRefused("disk full"), 5, "disk full"),
-        (OSError(28, "No space left on device", "/x/y"), 5, "the disk refused at /x/y: No space left on device"),
+        (OSError(28, "No space left on device", "/x/y"), 5, "disk error at /x/y: No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("x"), 1, "internal error: "),
     ],

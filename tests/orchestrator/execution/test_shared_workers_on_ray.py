@@ -106,7 +106,7 @@ def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> No
     assert [r.attempts for r in study.trials()] == [2, 2, 1]
     lost = [event for event in study.events() if event.kind == "worker lost"]
     assert sorted(str(event.trial) for event in lost) == ["0", "1"]
-    assert all("the process that it shares with other trials" in event.text for event in lost)
+    assert all("the process shared with other trials" in event.text for event in lost)
     trained = (tmp_path / "trained.log").read_text().splitlines()
     for number in range(3):
         assert [p.step for p in study.metric_history(number)] == list(range(study.metric_history(number)[-1].step + 1))

@@ -72,7 +72,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     )
     wait_for(lambda: [of(root, n).state for n in (0, 1)] == [TrialState.PAUSED, TrialState.PRUNED], driver)
     pruned, paused = of(root, 1), of(root, 0)
-    assert pruned.reason.startswith("by hand: margins are flat (by ")
+    assert pruned.reason.startswith("by request: margins are flat (by ")
     assert f"@{os.uname().nodename}, pid " in pruned.reason
     assert paused.reason.startswith("a debugger needs the slot (by ")
     assert "is paused already" in refused(root, "pause", "s", "0")

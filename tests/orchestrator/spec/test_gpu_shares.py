@@ -192,7 +192,7 @@ def test_the_slots_of_processes_that_are_shared(load_text: Callable[..., SweepSp
     assert joined.bundles == [{"CPU": 0.0001}]
     few = slots_on(load_text(TEXT, "resources.trials_per_process=4", "budget.concurrency=1"), [Machine(8, 0)])
     assert (few.count, few.trials_per_process) == (1, 1)
-    with pytest.raises(SpecError, match="4 trials in one process ask for 4 CPUs and 0 GPUs; this machine has 2 CPUs"):
+    with pytest.raises(SpecError, match="4 trials in one process need 4 CPUs and 0 GPUs; this machine has 2 CPUs"):
         slots_on(four, [Machine(2, 0)])
 
 
