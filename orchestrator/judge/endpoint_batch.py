@@ -111,7 +111,7 @@ class EndpointBatch:
     def ask_all(
         self, questions: Sequence[Question], on_progress: Callable[[int, int], None], stopped: Callable[[], bool]
     ) -> bool:
-        """Ask the questions that have no answer yet; return False if `stopped` ended the batch.
+        """Send the questions without a stored reply; return False if `stopped` ended the batch.
 
         `on_progress` is called with the number of questions done and their total. Raises EndpointRefused where the
         endpoint refuses to serve requests.

@@ -271,16 +271,9 @@ class Study(StudyReader):
         self._require_current(trial, "beginning it").begin()
 
     def tell(self, trial: Trial, outcome: Outcome, worker: str = "") -> TrialRecord:
-        """End a trial and return its record. Repeating the same outcome changes nothing; another one is refused.
+        """End a trial and return its record; the same outcome again changes nothing. `worker`: for the history.
 
-        Args:
-            trial: The trial and its attempt.
-            outcome: The final state.
-            worker: The worker that trained it, for the history.
-
-        Raises:
-            TrialFinished: The trial has another outcome already.
-            AttemptSuperseded: A later attempt was issued.
+        Raises TrialFinished if the trial has another outcome already, AttemptSuperseded if a later attempt was issued.
         """
         requested = outcome_to_json(outcome)
         with self._driving() as c:

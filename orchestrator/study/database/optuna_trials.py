@@ -175,7 +175,7 @@ class OptunaTrials:
         self._attrs: dict[str, Any] | None = None
 
     def set_exclusive(self) -> None:
-        """This process is the only writer from now on: it drives, and older drivers' writes are refused."""
+        """Trust the cache from now on: this process is the only writer, as it holds the driver's lease."""
         self.invalidate()
         self._exclusive = True
 
