@@ -19,7 +19,8 @@ from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.formatting import format_value, short_names
 from orchestrator.spec.objectives import Objective
-from orchestrator.spec.search.space import Choice, SearchSpace
+from orchestrator.spec.search.dimensions import Choice
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.importance import importance
 from trainer.metrics import COMPARISON_METRIC, EVAL
 

@@ -14,7 +14,8 @@ from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import Finding, FindingLevel
 from dashboards.formatting import format_params, format_value, progress_bar, short_names, sparkline, table_width
 from orchestrator.interfaces import UpdatesOf
-from orchestrator.spec.sweep_spec import Objective, SweepSpec
+from orchestrator.spec.objectives import Objective
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
 
 _STYLE = {

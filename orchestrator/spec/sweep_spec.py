@@ -17,11 +17,11 @@ from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import NoPruner, Pruner
-from orchestrator.spec.samplers import Asap, GridSampler, Order, RandomSampler, Reproducible, Sampler
+from orchestrator.spec.samplers import GridSampler, Order, Reproducible, Sampler
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from trainer.config.base import FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
-from trainer.config.trial import DataConfig, TrainingConfig, TrialConfig, zero3_refuses
+from trainer.config.trial import STORED, DataConfig, TrainingConfig, TrialConfig
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 _EXAMPLES = "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder"
@@ -73,24 +73,6 @@ class Notify(FrozenModel):
             raise ValueError("needs webhook_env or command, else no notification is sent")
         return self
 
-
-__all__ = [
-    "SECTION_ORDER",
-    "Asap",
-    "Budget",
-    "GridSampler",
-    "NoPruner",
-    "Objective",
-    "Order",
-    "Pruner",
-    "RandomSampler",
-    "Reproducible",
-    "Resources",
-    "Sampler",
-    "SftStage",
-    "SweepSpec",
-    "Tracking",
-]
 
 SECTION_ORDER = (
     "name",
@@ -235,16 +217,15 @@ class SweepSpec(FrozenModel):
         "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder. Credentials come from the environment.",
     )
 
+    @classmethod
+    def from_stored(cls, text: str) -> Self:
+        """The sweep that a study stores as JSON; values that were removed since are read as they are."""
+        return cls.model_validate_json(text, context=STORED)
+
     @property
     def models_kept(self) -> int:
         """How many of the best trials' weights stay on disk: the larger of `keep_models` and `judge.top`."""
         return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
-
-    @model_validator(mode="after")
-    def _check_sft_sharding(self) -> Self:
-        if self.sft is not None and (reason := zero3_refuses(self.base.model, self.sft.training, None)):
-            raise ValueError(f"sft: {reason}")
-        return self
 
     @property
     def objectives(self) -> tuple[Objective, ...]:

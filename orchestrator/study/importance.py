@@ -9,9 +9,9 @@ import optuna
 from optuna.importance import FanovaImportanceEvaluator, get_param_importances
 from optuna.trial import create_trial
 
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.manual_trials import out_of_space
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.sweep_spec import Objective
 from orchestrator.study.sampling.distributions import space_distributions
 from orchestrator.study.trial_records import TrialRecord, TrialState
 

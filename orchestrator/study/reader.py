@@ -65,7 +65,7 @@ class StudyReader:
         self._optuna_trials = OptunaTrials(database.storage, identity.study_id)
         database.on_rollback = self._optuna_trials.invalidate
         self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms()
-        self.spec = SweepSpec.model_validate_json(versions[-1].text)
+        self.spec = SweepSpec.from_stored(versions[-1].text)
 
     # --- opening -------------------------------------------------------------------------------------------------
 

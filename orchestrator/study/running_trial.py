@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.spec.sweep_spec import Objective
+from orchestrator.spec.objectives import Objective
 from orchestrator.study.pruning.divergence_guard import DivergenceGuard
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialState

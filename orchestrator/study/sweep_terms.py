@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from orchestrator.errors import SpecChanged, TooManySlots
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import depends_on_other_trials
 from orchestrator.spec.samplers import AdaptiveSampler, Asap
-from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
+from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.config.trial import flatten

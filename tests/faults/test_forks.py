@@ -77,7 +77,7 @@ def fork_names(root: Path) -> list[str]:
 def test_it_goes_on_from_the_checkpoint_and_is_told_of_everywhere(root: Path) -> None:
     messages = ask(root)
     assert messages[0].startswith(
-        "queued a clone of trial 0 from its checkpoint of update 3 with training.learning_rate=0.25"
+        "enqueued a clone of trial 0 from its checkpoint of update 3 with training.learning_rate=0.25"
     )
     assert len(fork_names(root)) == 1
     assert forked(partial(drive, root)) == 0

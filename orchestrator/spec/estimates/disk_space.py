@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.hub_cache import model_file
 from trainer.config.trial import GeneratedModel, LoraConfig, ModelConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -65,7 +65,8 @@ def parameter_count(model: ModelConfig) -> int | None:
     if model.generated is not None:
         return _generated_count(model.generated)
     name = str(model.name_or_path)
-    files = sorted(Path(name).glob("*.safetensors")) or _cached_files(name)
+    config = model_file(name, "config.json", model.revision)
+    files = [] if config is None else sorted(config.parent.glob("*.safetensors"))
     if files:
         return sum(_count_in_file(file) for file in files)
     sizes_in_name = _IN_NAME.findall(name.rpartition("/")[2])
@@ -92,13 +93,6 @@ def _adapter_count(lora: LoraConfig, count: int) -> int:
     """Approximate: rank r for each row and column of the linear layers, with the width estimated from the size."""
     width = max(64.0, math.sqrt(count / 450))
     return int(count * min(1.0, 1.2 * lora.r / width))
-
-
-def _cached_files(name: str) -> list[Path]:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
-    snapshots = sorted(cache.glob("*/"), key=lambda p: p.stat().st_mtime)
-    return sorted(snapshots[-1].glob("*.safetensors")) if snapshots else []
 
 
 def _count_in_file(file: Path) -> int:

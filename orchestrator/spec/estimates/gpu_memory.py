@@ -52,8 +52,7 @@ def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int =
             moments; the rest exists once, as gradients and activations are freed after each turn.
 
     Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
-    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight. Divided by
-    DeepSpeed 4 more per trained weight, for its float32 copy.
+    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight.
 
     An update has three peaks, of which the highest counts: the output layer, with all activations; the end of the
     backward pass, where the gradients of output layer and embedding wait to be added; the optimizer's step.
@@ -69,8 +68,6 @@ def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int =
         weights, gradients, optimizer = base, each * count, moments * count
     autocast = config.training.bf16 and each == 4 and not config.model.load_in_4bit
     cut = processes > 1 and config.training.distributed != "ddp"
-    if cut and config.training.distributed == "zero3":
-        weights += 4 * (count if config.lora is None else shape.adapters(config.lora.r))
     again = config.training.gradient_checkpointing
     has_copies = autocast and not (again if cut else config.lora is not None and again)
     parts = processes if cut else 1
@@ -109,10 +106,7 @@ def _backward_end(config: TrialConfig, shape: ModelShape, each: int, is_first: b
 
 
 def _step(config: TrialConfig, shape: ModelShape, parts: int) -> int:
-    """Fused AdamW works in place; stochastic rounding and DeepSpeed go part by part."""
-    if config.training.distributed == "zero3" and parts > 1:
-        trained = shape.parameters if config.lora is None else shape.adapters(config.lora.r)
-        return 4 * min(trained // parts, memory_limits.DEEPSPEED_STEP)  # gradients in float32
+    """Fused AdamW works in place; stochastic rounding goes part by part."""
     if config.lora is None and config.model.dtype == "bfloat16" and config.training.stochastic_rounding:
         # Weight and gradient in float32; weight, random bits and the rounded weight.
         return 10 * min(-(-shape.parameters // parts), memory_limits.STEP_ELEMENTS)
@@ -122,9 +116,7 @@ def _step(config: TrialConfig, shape: ModelShape, parts: int) -> int:
 def _gathered_bytes(config: TrialConfig, shape: ModelShape, each: int) -> int:
     """A layer and the next one, fetched meanwhile; embedding and output layer; where trained, their gradients."""
     ends = shape.parameters - shape.linear_parameters
-    gathered = each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
-    # Of DeepSpeed float32 weights that are fetched ahead, and gradients that wait to be added.
-    return gathered + (2 * 4 * memory_limits.DEEPSPEED_BUCKET if config.training.distributed == "zero3" else 0)
+    return each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
 
 
 def _activations(config: TrialConfig, shape: ModelShape, tokens: int) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.position_limits import config_files
+from trainer.config.hub_cache import model_file
 from trainer.config.trial import DataConfig, FileSource, GeneratedModel, GeneratedSource, HubSource, ModelConfig, Source
 
 
@@ -84,7 +84,7 @@ def model_shape(model: ModelConfig) -> ModelShape | None:
     if model.generated is not None:
         return _generated(model.generated)
     name = str(model.name_or_path)
-    file = next(iter(config_files(name, model.revision)), None)
+    file = model_file(name, "config.json", model.revision)
     if file is None:
         return KNOWN_SHAPES.get(name)
     try:

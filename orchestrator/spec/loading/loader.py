@@ -29,13 +29,19 @@ from orchestrator.spec.loading.method_sections import (
 from orchestrator.spec.loading.overrides import apply_overrides
 from orchestrator.spec.loading.search_section import load_enqueue, load_search, location_of
 from orchestrator.spec.loading.shorthands import expand_shorthands, resolve_paths
-from orchestrator.spec.loading.validation_errors import SOURCE_MODELS, ErrorCollector, format_value
-from orchestrator.spec.loading.yaml_document import Document, Location, parse_document, read_document
+from orchestrator.spec.loading.validation_errors import (
+    SOURCE_MODELS,
+    ErrorCollector,
+    format_value,
+    parse_document,
+    read_document,
+)
 from orchestrator.spec.search import corners
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Document, Location
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -159,7 +165,7 @@ def _check_sources(findings: ErrorCollector, tree: Any, loc: Location) -> frozen
 
 def _check_corners(findings: ErrorCollector, search: SearchSpace, base: TrialConfig) -> SearchSpace | None:
     """Return the search with typed values (2 becomes 2.0); None if a corner is invalid, which is reported."""
-    found = corners.find_corner_problems(search, base)
+    found = corners.find_corner_problems(search, base, is_new=findings.is_new)
     for problem in found:
         loc = _value_location(findings, search, problem)
         findings.add(loc, problem.problem, problem.hint)
@@ -189,23 +195,28 @@ class LoadedSpec:
     """The parsed file, for the line numbers of later findings."""
 
 
-def load_spec(path: Path, sets: Sequence[str] = (), *, name: str | None = None) -> SweepSpec:
-    """Load a sweep file with the overrides `sets` (`--set`) and another name. Raises SpecError with all findings."""
-    return load_with_notices(path, sets, name=name).spec
+def load_spec(path: Path, sets: Sequence[str] = (), *, name: str | None = None, is_new: bool = True) -> SweepSpec:
+    """Load a sweep file with the overrides `sets` (`--set`) and another name. Raises SpecError with all findings.
+
+    `is_new=False`: the file of a stored sweep, in which values that are no longer allowed are accepted.
+    """
+    return _load_document(read_document(path), path.resolve().parent, sets, name, is_new).spec
 
 
 def load_with_notices(path: Path, sets: Sequence[str] = (), *, name: str | None = None) -> LoadedSpec:
     """Like `load_spec`, with notices and the parsed file."""
-    return _load_document(read_document(path), path.resolve().parent, sets, name)
+    return _load_document(read_document(path), path.resolve().parent, sets, name, is_new=True)
 
 
-def load_spec_text(text: str, folder: Path, sets: Sequence[str] = (), *, source: str = "sweep.yaml") -> SweepSpec:
+def load_spec_text(
+    text: str, folder: Path, sets: Sequence[str] = (), *, source: str = "sweep.yaml", is_new: bool = True
+) -> SweepSpec:
     """Like `load_spec`, from text; relative file names are resolved from `folder` first."""
-    return _load_document(parse_document(text, source), folder, sets, None).spec
+    return _load_document(parse_document(text, source), folder, sets, None, is_new).spec
 
 
-def _load_document(document: Document, folder: Path, sets: Sequence[str], name: str | None) -> LoadedSpec:
-    findings = ErrorCollector(document)
+def _load_document(document: Document, folder: Path, sets: Sequence[str], name: str | None, is_new: bool) -> LoadedSpec:
+    findings = ErrorCollector(document, is_new=is_new)
     if not isinstance(document.value, dict):
         findings.add(
             (), f"a sweep is a mapping with the keys {', '.join(SECTION_ORDER)}; this is {format_value(document.value)}"
@@ -217,7 +228,6 @@ def _load_document(document: Document, folder: Path, sets: Sequence[str], name: 
     if name is not None:
         tree["name"] = name
         document.lines["name",] = f"--name {name}"
-    expand_shorthands(tree)
     resolve_paths(findings, tree, folder)
     spec = load_sections(findings, tree)
     if spec is None:

@@ -14,7 +14,6 @@ from orchestrator.errors import closest_match
 from orchestrator.folders import SWEEP_NAME_PATTERN
 from orchestrator.spec.loading.search_section import location_of
 from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value, models_in
-from orchestrator.spec.loading.yaml_document import Location
 from orchestrator.spec.objectives import (
     Objective,
     check_completion_metric,
@@ -41,6 +40,7 @@ from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND
 from orchestrator.spec.sweep_spec import Budget
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Location
 from trainer.metrics import COMPARISON_METRIC
 
 

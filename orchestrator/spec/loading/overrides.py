@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from orchestrator.errors import Finding, SpecError, closest_match
-from orchestrator.spec.loading.yaml_document import Document, Location, parse_document
+from orchestrator.spec.loading.shorthands import expand_shorthands
+from orchestrator.spec.loading.validation_errors import parse_document
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, values_equal
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND
 from orchestrator.spec.sweep_spec import SECTION_ORDER
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Document, Location
 
 _SECTIONS = tuple(TrialConfig.model_fields)
 _DIMENSION_KEYS = {*DIMENSION_KINDS, "step", "log", "when"}
@@ -133,6 +135,7 @@ def _set(document: Document, flag: str, loc: Location, value: Any) -> None:
     document.lines[loc] = flag
     try:
         document.value = _with_value(document.value, loc, value)
+        expand_shorthands(document.value)
     except IndexError as error:
         raise SpecError([Finding(flag, ".".join(map(str, loc)), str(error))]) from None
 

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 from orchestrator.errors import Finding, SpecError
 from orchestrator.spec.loading.search_section import location_of
-from orchestrator.spec.loading.yaml_document import Document, Location
 from orchestrator.spec.search.corners import extreme_space, sample_corners
 from orchestrator.spec.search.dimensions import Params
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.position_limits import LengthFinding, known_positions, length_findings
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Document, Location
 
 _JUDGE = "judge.max_new_tokens"
 

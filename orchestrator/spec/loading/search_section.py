@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value
-from orchestrator.spec.loading.yaml_document import Location
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Dimension, Scalar
 from orchestrator.spec.search.manual_trials import check_manual_trial
@@ -17,6 +16,7 @@ from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params, config_paths, list_paths
 from trainer.config.loss_config import SimpoLoss, alias_hint
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Location
 
 SEARCH = "search"
 MARGIN_PATHS = {"loss.gamma", "loss.gamma_beta_ratio"}

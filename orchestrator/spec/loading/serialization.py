@@ -17,8 +17,7 @@ from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.method_sections import ORDERS, PRUNERS, SAMPLERS
 from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.objectives import objective_metrics
-from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice
-from orchestrator.spec.search.space import Scalar
+from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice, Scalar
 from orchestrator.spec.search.trial_params import config_paths
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
 from trainer.config.trial import TrialConfig

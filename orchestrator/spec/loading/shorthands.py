@@ -8,8 +8,8 @@ from typing import Any, cast
 
 from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import ErrorCollector
-from orchestrator.spec.loading.yaml_document import Location
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Location
 
 
 def expand_shorthands(tree: Any) -> None:

@@ -1,15 +1,17 @@
-"""Converts pydantic's errors to findings with the file's own lines and names."""
+"""Converts errors of YAML and of pydantic to findings with the file's own lines and names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.errors import Finding, closest_match
-from orchestrator.spec.loading.yaml_document import Document, Location
+from orchestrator.errors import Finding, SpecError, closest_match
+from trainer.config.trial import STORED
+from trainer.config.yaml_files import Document, InvalidYaml, Location, parse_yaml, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -32,6 +34,28 @@ SOURCE_MODELS = {"FileSource": "path", "HubSource": "dataset", "GeneratedSource"
 _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
 
 
+def read_document(path: Path) -> Document:
+    """Parse a YAML file. Raises SpecError with all findings."""
+    try:
+        return read_yaml(path)
+    except InvalidYaml as error:
+        known = () if path.is_file() or not path.parent.is_dir() else sorted(p.name for p in path.parent.glob("*.y*ml"))
+        near = closest_match(path.name, known)
+        raise _spec_error(error, f"did you mean {path.parent / near}?" if near else "") from None
+
+
+def parse_document(text: str, source: str) -> Document:
+    """Parse YAML 1.2; `source` is the file's name in findings. Raises SpecError with all findings."""
+    try:
+        return parse_yaml(text, source)
+    except InvalidYaml as error:
+        raise _spec_error(error) from None
+
+
+def _spec_error(error: InvalidYaml, hint: str = "") -> SpecError:
+    return SpecError([Finding(p.where, p.path, p.problem, hint) for p in error.problems])
+
+
 def format_value(value: Any) -> str:
     """Return a value as YAML writes it, shortened."""
     match value:
@@ -52,8 +76,9 @@ def format_value(value: Any) -> str:
 class ErrorCollector:
     """Collects findings; `validate` builds a pydantic model or adds its errors."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
+    def __init__(self, document: Document, *, is_new: bool = True) -> None:
+        """`is_new`: a user's file, in which values that are no longer allowed are refused."""
+        self.document, self.is_new = document, is_new
         self.items: list[Finding] = []
 
     def add(self, loc: Location, problem: str, hint: str = "") -> None:
@@ -86,7 +111,7 @@ class ErrorCollector:
             invalid: Locations below which errors were added before.
         """
         try:
-            return model.model_validate(value, strict=True)
+            return model.model_validate(value, strict=True, context=None if self.is_new else STORED)
         except ValidationError as error:
             for inner, problem, hint in _error_messages(model, value, error):
                 if not (inner[:1] and inner[0] in already_reported) and not any(inner[: len(w)] == w for w in invalid):

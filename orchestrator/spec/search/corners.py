@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from orchestrator.spec.loading.validation_errors import first_error, format_value
-from orchestrator.spec.search.dimensions import GridIndex, Params, Scalar, values_equal
-from orchestrator.spec.search.space import Choice, SearchSpace
+from orchestrator.spec.search.dimensions import Choice, GridIndex, Params, Scalar, values_equal
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND, UnknownPath, apply_params, default_loss
 from trainer.config.trial import TrialConfig, flatten
 
@@ -27,8 +27,8 @@ class CornerProblem(ValueError):
         super().__init__(f"{path}: {problem}")
 
 
-def find_corner_problems(space: SearchSpace, base: TrialConfig) -> list[CornerProblem]:
-    """Return the distinct problems that make corners invalid trials."""
+def find_corner_problems(space: SearchSpace, base: TrialConfig, *, is_new: bool = True) -> list[CornerProblem]:
+    """Return the distinct problems that make corners invalid trials. `is_new`: see `apply_params`."""
     unknown = list(_unknown_paths(space, base))
     if unknown:
         return unknown
@@ -38,7 +38,7 @@ def find_corner_problems(space: SearchSpace, base: TrialConfig) -> list[CornerPr
     legal: list[Params] = []
     for params in sample_corners(corners):
         try:
-            config = apply_params(base, params)
+            config = apply_params(base, params, is_new=is_new)
         except ValueError as error:
             failures.append((params, error))
             continue

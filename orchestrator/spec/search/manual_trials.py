@@ -13,8 +13,8 @@ from pydantic import ValidationError
 from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import first_error, format_value
 from orchestrator.spec.objectives import Objective, check_fixed_evaluation, check_metric
-from orchestrator.spec.search.dimensions import Scalar, values_equal
-from orchestrator.spec.search.space import Choice, IntUniform, LogUniform, SearchSpace, Uniform
+from orchestrator.spec.search.dimensions import Choice, IntUniform, LogUniform, Scalar, Uniform, values_equal
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, UnknownPath, apply_params, config_paths, list_paths
 from trainer.config.trial import TrialConfig
 
@@ -35,7 +35,7 @@ def check_manual_trial(
     if found:
         return found
     try:
-        apply_params(base, given)
+        apply_params(base, given, is_new=True)
     except UnknownPath as error:
         return [(error.path, error.problem, error.hint)]
     except ValidationError as error:

@@ -17,11 +17,8 @@ from orchestrator.spec.search.dimensions import (
     Dimension,
     GridAxis,
     GridIndex,
-    IntUniform,
-    LogUniform,
     Params,
     Scalar,
-    Uniform,
     all_values,
     end_values,
     order_axes,
@@ -58,19 +55,6 @@ def _depends_on_kind(path: str, when: Mapping[str, Sequence[str]], seen: frozens
     return any(other == LOSS_KIND or _depends_on_kind(other, when, seen | {path}) for other in when.get(path, ()))
 
 
-__all__ = [
-    "Choice",
-    "Dimension",
-    "Grid",
-    "IntUniform",
-    "LogUniform",
-    "Params",
-    "Scalar",
-    "SearchSpace",
-    "Uniform",
-]
-
-
 class SearchSpace(FrozenModel):
     """The searched settings and their distributions. `zipped`: groups of paths whose lists advance together."""
 
@@ -89,13 +73,6 @@ class SearchSpace(FrozenModel):
         axes = self.grid_index()
         return None if axes.is_continuous else len(axes)
 
-    def grid_point(self, index: int) -> Params:
-        """Return the index-th combination of a finite space, the last setting advancing fastest.
-
-        Combinations may repeat; see Grid for distinct ones.
-        """
-        return self.grid_index().params_at(index)
-
     def active(self, params: Mapping[str, Scalar]) -> Params:
         """Return those of `params` whose `when` holds."""
         return self.grid_index().active(params)
@@ -111,7 +88,7 @@ class SearchSpace(FrozenModel):
         )
 
     def grid_index(self) -> GridIndex:
-        """Return all combinations, numbered."""
+        """Return all combinations, numbered, the last setting advancing fastest; `Grid` has the distinct ones."""
         return GridIndex(
             [*(GridAxis((p,), all_values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()]
         )

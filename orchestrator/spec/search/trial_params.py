@@ -13,7 +13,7 @@ from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.search.dimensions import Scalar
 from trainer.config.loss_config import LossConfig
-from trainer.config.trial import TrialConfig, flatten
+from trainer.config.trial import STORED, TrialConfig, flatten
 
 LOSS_KIND = "loss.kind"
 EQUIVALENT_PATHS = {"loss.gamma": "loss.gamma_beta_ratio", "loss.gamma_beta_ratio": "loss.gamma"}
@@ -48,10 +48,12 @@ def default_loss(kind: str) -> dict[str, Any]:
     return _LOSS.validate_python({"kind": kind}).model_dump()
 
 
-def apply_params(base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig:
+def apply_params(base: TrialConfig, params: Mapping[str, Scalar], *, is_new: bool = False) -> TrialConfig:
     """Return `base` with the settings `params`.
 
     Another loss.kind starts from that kind's defaults; setting gamma clears gamma_beta_ratio and the reverse.
+    `is_new`: `params` come from a file or a command, so that values that are no longer allowed are refused; in a stored
+    sweep they are accepted.
 
     Raises:
         UnknownPath: A path is no setting of a trial.
@@ -70,7 +72,7 @@ def apply_params(base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig
         if equivalent is not None and value is not None and equivalent not in params:
             _set_path(tree, equivalent, None)
         _set_path(tree, path, value)
-    return TrialConfig.model_validate(tree)
+    return TrialConfig.model_validate(tree, context=None if is_new else STORED)
 
 
 def _set_path(tree: dict[str, Any], path: str, value: Scalar) -> None:

@@ -10,8 +10,17 @@ from typing import Any, assert_never
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from orchestrator.spec.search.dimensions import GridAxis, is_numeric, values_equal
-from orchestrator.spec.search.space import Choice, Dimension, IntUniform, LogUniform, SearchSpace, Uniform
+from orchestrator.spec.search.dimensions import (
+    Choice,
+    Dimension,
+    GridAxis,
+    IntUniform,
+    LogUniform,
+    Uniform,
+    is_numeric,
+    values_equal,
+)
+from orchestrator.spec.search.space import SearchSpace
 
 
 class OutOfSpace(ValueError):

@@ -11,7 +11,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.judge_config import JudgeConfig, RewardModel
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, schema, spec_hash
-from orchestrator.spec.loading.yaml_document import parse_document
+from orchestrator.spec.loading.validation_errors import parse_document
 
 HEAD = "name: a\nbase: {model: m, data: {train: {generated: instructions}}}\n"
 COMPLETE = """judge:

@@ -8,7 +8,8 @@ import pytest
 from orchestrator.errors import ExitCode, SpecError
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.loading.loader import load_spec, load_spec_text, load_with_notices
-from orchestrator.spec.sweep_spec import GridSampler, Objective, RandomSampler, SweepSpec
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep_spec import GridSampler, Objective, SweepSpec
 from trainer.config.loss_config import DpoLoss, SimpoLoss
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, TrialConfig
 from trainer.metrics import COMPARISON_METRIC
@@ -150,7 +151,7 @@ base:
 
 def test_the_papers_gamma_goes_through_every_door(load_text: Load) -> None:
     spec = load_text("search: {loss.beta: [3.14159], loss.gamma: [1.0]}")
-    params = spec.search.grid_point(0)
+    params = spec.search.grid_index().params_at(0)
     config = TrialConfig.model_validate_json(spec.search.apply(spec.base, params).model_dump_json())
     assert isinstance(config.loss, SimpoLoss)
     assert config.loss.beta == 3.14159
@@ -340,6 +341,18 @@ def test_set_fixes_what_was_searched(folder: Path) -> None:
     assert loaded.spec.base.loss == SimpoLoss(beta=3.0, gamma=1.2)
     assert loaded.spec.search.paths == ("loss.label_smoothing",)
     assert any("replaces loss.gamma_beta_ratio" in notice for notice in loaded.notices)
+
+
+def test_a_shorthand_that_is_set_can_be_set_further(load_text: Load, folder: Path) -> None:
+    spec = load_text("", "model=org/other", "model.dtype=bfloat16", "data.train=rows.jsonl", "data.train.0.weight=2.0")
+    assert (spec.base.model.name_or_path, spec.base.model.dtype) == ("org/other", "bfloat16")
+    assert spec.base.data.train == (FileSource(path=str(folder / "rows.jsonl"), weight=2.0),)
+    spec = load_text(
+        "judge: {reward_model: org/judge}", "judge.reward_model=org/other", "judge.reward_model.dtype=bfloat16"
+    )
+    assert spec.judge is not None
+    assert spec.judge.reward_model is not None
+    assert (spec.judge.reward_model.name_or_path, spec.judge.reward_model.dtype) == ("org/other", "bfloat16")
 
 
 @pytest.mark.parametrize(

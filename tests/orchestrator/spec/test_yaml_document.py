@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.loading.yaml_document import MAX_BYTES, parse_document, read_document
+from orchestrator.spec.loading.validation_errors import parse_document, read_document
+from trainer.config.yaml_files import MAX_BYTES
 
 
 @pytest.mark.parametrize(

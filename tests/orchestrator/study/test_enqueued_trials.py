@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from orchestrator.folders import SweepFolder
+from orchestrator.spec.samplers import RandomSampler
 from orchestrator.spec.search.manual_trials import check_manual_trial, manual_params, out_of_space
 from orchestrator.spec.search.trial_params import apply_params
-from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler
+from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.database import enqueued_trials
 from orchestrator.study.study import Study
 from tests.support.specs import BASE, COMPLETE, GRID, RANGES, evaluated, make_spec

@@ -10,7 +10,8 @@ import pytest
 
 from orchestrator.errors import NameTaken, PasswordInUrl, SpecChanged, StorageRefused, StudyMissing, SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.database import driver_lease
 from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished

@@ -12,8 +12,8 @@ import pytest
 from orchestrator.errors import NoSuchSweep
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.serialization import dump_spec
-from orchestrator.spec.samplers import TpeSampler
-from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler, SweepSpec
+from orchestrator.spec.samplers import RandomSampler, TpeSampler
+from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
 from orchestrator.study.sampling.warm_start import WarmStartRefused, warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
