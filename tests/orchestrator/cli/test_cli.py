@@ -227,7 +227,7 @@ def test_the_other_commands_pass_on(
         (
             "export",
             ("known", root, tmp_path / "m", True),
-            {"compare": True, "trust_remote_code": False, "say": status_commands._log},  # pyright: ignore[reportPrivateUsage]
+            {"compare": True, "trust_remote_code": False, "log": status_commands._log},  # pyright: ignore[reportPrivateUsage]
         ),
         ("ui", ("known", root, 5001), {"open_browser": False}),
     ]
