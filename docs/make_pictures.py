@@ -29,7 +29,7 @@ from orchestrator.commands.status import status
 from orchestrator.driver.data_stage import load_report, updates_by_params
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import connect, ensure_experiment, tracking_uri
+from orchestrator.tracking.mlflow_client import connect, ensure_experiment, tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import run_page, trials_filter
 

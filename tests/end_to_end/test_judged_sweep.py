@@ -26,7 +26,7 @@ def test_a_sweep_is_judged_at_its_end(tmp_path: Path) -> None:
     sweep = orchestrate(root, "sweep", str(file))
     _, err = sweep.communicate(timeout=400)
     assert sweep.returncode == 0, err
-    assert "big was not asked" in err
+    assert "big was not called" in err
     folder = SweepFolder(root, "tiny")
     with Study.open(folder) as study:
         decisions = parse_judgements(study.judgements())
@@ -35,4 +35,4 @@ def test_a_sweep_is_judged_at_its_end(tmp_path: Path) -> None:
     assert len(list(folder.path.glob("trials/*/*/model"))) == 2
     assert len(list((root / "artifacts").rglob("judge.json"))) == 1
     assert len(list((root / "artifacts").rglob("report.html"))) == 1
-    assert "What a judge says" in folder.report.read_text(encoding="utf-8")
+    assert "Judgements" in folder.report.read_text(encoding="utf-8")

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import ExitCode
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from tests.support.fake_session import (
     METRIC,
     ListSink,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from orchestrator import folders
 from orchestrator.errors import OrchestrateError
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study

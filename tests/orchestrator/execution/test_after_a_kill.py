@@ -82,7 +82,7 @@ def test_a_driver_killed_while_its_sweep_was_paused_leaves_no_pause(tmp_path: Pa
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with Study.open(sweep_folder(tmp_path)) as study:
         assert user_requests.paused_notices(study) == [
-            "s was paused when its last driver ended (lunch): it goes on now"
+            "s was paused when its last driver ended (lunch): it continues now"
         ]
         study.start_driving()
         assert study.pause_reason() == ""

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import (
     AttemptReport,
     AttemptResult,
@@ -23,6 +23,7 @@ from orchestrator.execution.messages import (
     device_failed,
     result_of_exception,
 )
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.workers import shared_worker as host_module
@@ -136,7 +137,7 @@ def test_of_several_processes_the_one_whose_gpu_failed_is_the_cause(tmp_path: Pa
     )
     reason = ranks._failure({0: other, 1: lost}, tmp_path)  # pyright: ignore[reportPrivateUsage]
     assert isinstance(reason, WorkerLost)
-    assert str(reason) == f"process 2 of 2 cannot go on: {lost.reason}"
+    assert str(reason) == f"process 2 of 2 is unusable: {lost.reason}"
     assert isinstance(ranks._failure({0: other}, tmp_path), RemoteFailure)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -154,7 +155,7 @@ def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
     done = (tmp_path / "trained.log").read_text()
     with pytest.raises(DeviceFailed, match="illegal memory access"):
         host.next_report("0-1")
-    with pytest.raises(DeviceFailed, match="shares with other trials: RuntimeError: CUDA error: an illegal"):
+    with pytest.raises(DeviceFailed, match="shared with other trials: RuntimeError: CUDA error: an illegal"):
         host.next_report("1-1")
     assert [line for line in (tmp_path / "trained.log").read_text()[len(done) :].splitlines() if line[0] == "1"] == []
     ended: list[int] = []

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import AttemptStatus, AttemptTask
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.workers import rank_actor as rank_module

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.workers.attempt_runner import SessionFactory, open_session
@@ -105,7 +106,7 @@ def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> No
     assert [r.attempts for r in study.trials()] == [2, 2, 1]
     lost = [event for event in study.events() if event.kind == "worker lost"]
     assert sorted(str(event.trial) for event in lost) == ["0", "1"]
-    assert all("the process that it shares with other trials" in event.text for event in lost)
+    assert all("the process shared with other trials" in event.text for event in lost)
     trained = (tmp_path / "trained.log").read_text().splitlines()
     for number in range(3):
         assert [p.step for p in study.metric_history(number)] == list(range(study.metric_history(number)[-1].step + 1))

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import TooManySlots
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.spec.pruners import SuccessiveHalvingPruner
