@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -138,10 +138,6 @@ def spearman(a: Column, b: Column) -> float | None:
     """Return Spearman's rank correlation, ties at their mean rank; None for fewer than 3 pairs or a constant column."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
-    return float(np.corrcoef(_ranks(a), _ranks(b))[0, 1])
+    from scipy.stats import spearmanr
 
-
-def _ranks(values: Column) -> Column:
-    _, position, count = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[position]
+    return float(cast(Any, spearmanr(a, b)).statistic)

@@ -45,7 +45,7 @@ def data(
     count = rows if rows is not None or as_json or row is not None else SHOWN
     shown, left = chosen_rows(preview, count, split, row)
     if as_json:
-        for item in (*(row.as_json() for row in shown), preview.whole()):
+        for item in (*(row.as_json() for row in shown), preview.report_json()):
             # A lone surrogate is invalid in UTF-8; JSON allows its escape sequence.
             text = json.dumps(item, ensure_ascii=False).encode("utf-8", "backslashreplace")
             click.echo(text.decode("utf-8"))

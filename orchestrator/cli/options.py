@@ -66,13 +66,13 @@ def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool)
     """
     from orchestrator.spec.loading.loader import load_with_notices
     from orchestrator.spec.loading.position_checks import check_lengths
-    from trainer.environment import foreign_settings, ignored
+    from trainer.environment import foreign_settings, ignored_message
 
     loaded, foreign = load_with_notices(file, sets, name=name), foreign_settings()
     notices = (
         *loaded.notices,
         *check_lengths(loaded.spec, loaded.document),
-        *([ignored(foreign)] if foreign else ()),
+        *([ignored_message(foreign)] if foreign else ()),
     )
     if not rehearse:
         return loaded.spec, notices

@@ -95,5 +95,9 @@ def judge_config(spec: SweepSpec, folder: SweepFolder, sets: Sequence[str]) -> J
     if not_judge:
         problem = "only settings of judge can be overridden, such as judge.top=5"
         raise SpecError([Finding(f"--set {option}", "", problem) for option in not_judge])
-    found = load_spec_text(dump_spec(spec), folder.path, sets, source=str(folder.spec)).judge if sets else spec.judge
+    found = (
+        load_spec_text(dump_spec(spec), folder.path, sets, source=str(folder.spec), is_new=False).judge
+        if sets
+        else spec.judge
+    )
     return JudgeConfig() if found is None else found

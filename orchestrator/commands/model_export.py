@@ -142,7 +142,7 @@ class _Check:
             self.model.parent / "eval_pairs.safetensors",
             tokenizer,
             trust_remote_code=self.trust,
-            tell=lambda text: self.log(f"export: {text}"),
+            report_progress=lambda text: self.log(f"export: {text}"),
         )
         self.found = str(result)
         self.log(f"export: {self.found}")

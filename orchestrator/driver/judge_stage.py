@@ -321,7 +321,7 @@ def judge_after_sweep(
         except (OrchestrateError, TrialError) as error:
             view.log(f"judge: {error}; {hint}")
         except Exception as error:  # noqa: BLE001 - a bug in judging must not fail a complete sweep
-            view.log(f"judge: internal error ({redact(f'{type(error).__name__}: {error}')}); {hint}")
+            view.log(f"judge: internal error: {redact(f'{type(error).__name__}: {error}')}; {hint}")
         else:
             for notice in by_trial.notices:
                 view.log(f"judge: {notice}")
