@@ -102,7 +102,7 @@ def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: An
     again = orchestrate(new, "resume", name, "--mirror", url)
     out, _ = again.communicate(timeout=400)
     assert again.returncode == 0, out
-    assert "ended trials" in out
+    assert "mirror: downloaded results of" in out
     with Study.open(SweepFolder(new, name)) as study:
         records, events = study.trials(), study.events()
     assert records[number].attempts == 2, [record.attempts for record in records]
