@@ -100,6 +100,8 @@ class AttemptReport:
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
     notices: Sequence[str] = ()
     """What people should know of the mirror."""
+    warnings: Sequence[str] = ()
+    """What the trainer warned of."""
     retire: bool = False
     """Whether the worker process is to get no other trial: it was using a GPU when this one failed."""
 
