@@ -16,6 +16,7 @@ from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import rank_trials
+from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import digest_of
 from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
@@ -98,7 +99,8 @@ class JudgeTask:
 def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_code: bool = False) -> JudgeTask:
     """The contest that the sweep's state and this configuration make. Reads the data; loads no model.
 
-    NoTrialCompleted, WeightsGone; StorageRefused where the initial model of an sft stage is gone.
+    NoTrialCompleted, WeightsGone; ModelError where the model has too few positions for the prompts with their answers;
+    StorageRefused where the initial model of an sft stage is gone.
     """
     from trainer.data import prepare
     from trainer.data.tokenization import tokenizer_digest
@@ -136,6 +138,9 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
                 config.prompts_from,
                 trust_remote_code=trust_remote_code,
             )
+            if (positions := known_positions(trial.model)) is not None:  # rather than once the model is loaded
+                longest = max((len(prompt.ids) for prompt in found), default=0)
+                refuse_long_answers(positions, longest, config.max_new_tokens, "judge.max_new_tokens")
             stops = prepare(trial.data, trial.model, folder.cache, tokenizer).report.stop_tokens
             read[key] = tuple(found), tokenizer, stops
         prompts, tokenizer, stops = read[key]

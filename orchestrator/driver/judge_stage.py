@@ -242,7 +242,11 @@ def _save_judgements(
     answer_pairs: Mapping[int, Sequence[AnswerPair]],
     preferences_of: Callable[[Sequence[AnswerPair]], Preferences | None],
 ) -> None:
-    """Verdicts on the greedy answers and on the sampled ones, each kept in the study."""
+    """Verdicts on the greedy answers and on the sampled ones, each kept in the study.
+
+    These writes pass no fence: a verdict is on an ended trial and no driver writes it, so whoever judges, and however
+    many do, the same answers give the same verdict under the same key.
+    """
     parts: tuple[tuple[DecodingKind, bool], ...] = (("greedy", True), ("sampled", False))
     for decoding, greedy in parts:
         chosen = {n: [m for m in each if (m.sample is None) == greedy] for n, each in answer_pairs.items()}

@@ -143,12 +143,15 @@ def length_findings(
         yield LengthFinding("engine", problem, hint, refused=True)
 
 
-def refuse_long_answers(positions: Positions, longest_prompt: int, new: int) -> None:
-    """ModelError where a model has no positions for its longest prompt with `new` tokens behind it, all in tokens."""
+def refuse_long_answers(positions: Positions, longest_prompt: int, new: int, setting: str = "max_new_tokens") -> None:
+    """ModelError where a model has no positions for its longest prompt with `new` tokens behind it, all in tokens.
+
+    setting: The one that says how many are new.
+    """
     if positions.table is not None and longest_prompt + new > positions.table:
         raise ModelError(
             f"a prompt of {longest_prompt:,} tokens with {new:,} new ones is beyond the {positions.table:,} positions "
-            f"of the model ({positions.field} in its config.json): lower max_new_tokens or data.max_prompt_length"
+            f"of the model ({positions.field} in its config.json): lower {setting} or data.max_prompt_length"
         )
 
 

@@ -1,6 +1,6 @@
 """`DataProcess`: data preparation in a process of its own, while Ray starts and without torch in the driver.
 
-Configurations go in and replies come out as lines of JSON, in the same order.
+Requests go in and replies come out as lines of JSON, in the same order.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from orchestrator.errors import DataError, StorageRefused
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, deaf_to_sigterm
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.redaction import redact
+from orchestrator.spec.judge_config import JudgeConfig
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.results import TrialError
@@ -62,7 +63,7 @@ class DataProcess:
         self._requested: list[str] = []
         self._answers: dict[str, str] = {}
         self._received = b""
-        self._send(first.model_dump_json())
+        self._send(_request(first))
 
     def __enter__(self) -> DataProcess:
         return self
@@ -86,33 +87,40 @@ class DataProcess:
 
         Raises DataError, StorageRefused (disk), StageFailed (ours), Interrupted.
         """
-        config_json = config.model_dump_json()
-        if config_json not in self._answers and config_json not in self._requested:
-            self._send(config_json)
-        while config_json not in self._answers:
+        return self._answer(_request(config))["report"]
+
+    def notices(self, config: TrialConfig) -> list[str]:
+        """What to tell of a configuration that was prepared, beside its data: what its adapters change."""
+        return list(json.loads(self._answers[_request(config)]).get("notices", []))
+
+    def check_judge(self, config: TrialConfig, judge: JudgeConfig) -> None:
+        """Check that a trial of this configuration can answer the judge's prompts; raises as `prepare` does."""
+        self._answer(_request(config, judge))
+
+    def _answer(self, request: str) -> dict[str, Any]:
+        """The reply to a request that is sent unless it was before."""
+        if request not in self._answers and request not in self._requested:
+            self._send(request)
+        while request not in self._answers:
             self._answers[self._requested[0]] = self._next()
             self._requested.pop(0)
-        answer = json.loads(self._answers[config_json])
+        answer = json.loads(self._answers[request])
         match answer:
-            case {"report": report}:
-                return report
             case {"data": text}:
                 raise DataError(text)
             case {"disk": text}:
                 raise StorageRefused(text)
+            case {"bug": text}:
+                raise StageFailed(f"preparing the data failed:\n{redact(text)}")
             case _:
-                raise StageFailed(f"preparing the data failed:\n{redact(answer['bug'])}")
+                return answer
 
-    def notices(self, config: TrialConfig) -> list[str]:
-        """What to tell of a configuration that was prepared, beside its data: what its adapters change."""
-        return list(json.loads(self._answers[config.model_dump_json()]).get("notices", []))
-
-    def _send(self, config: str) -> None:
+    def _send(self, request: str) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # told when the answer is waited for
-            self._process.stdin.write(config.encode() + b"\n")
+            self._process.stdin.write(request.encode() + b"\n")
             self._process.stdin.flush()
-        self._requested.append(config)
+        self._requested.append(request)
 
     def _next(self) -> str:
         assert self._process.stdout is not None
@@ -144,11 +152,21 @@ def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust: bool) -> 
         answers.flush()
 
 
-def _parse_answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
+def _request(config: TrialConfig, judge: JudgeConfig | None = None) -> str:
+    """A line that asks for the data of this configuration, or with `judge` for a check of the judge's prompts."""
+    requested = {"config": config.model_dump(mode="json")}
+    return json.dumps(requested if judge is None else requested | {"judge": judge.model_dump(mode="json")})
+
+
+def _parse_answer(cache: Path, request: str, trust: bool) -> dict[str, Any]:
     from trainer.data import prepare
 
-    trial = TrialConfig.model_validate_json(config)
+    fields = json.loads(request)
+    trial = TrialConfig.model_validate(fields["config"])
     try:
+        if "judge" in fields:
+            _check_judge(trial, JudgeConfig.model_validate(fields["judge"]), cache, trust)
+            return {}
         found = prepare(trial.data, trial.model, cache, trust_remote_code=trust)
         _check_answers(trial, found.eval)
         notices: list[str] = []
@@ -173,7 +191,23 @@ def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
     from trainer.evaluation.completions import select_prompts  # torch, which data alone does not need
 
     lengths = [int(held_out.prompt_lengths[i]) for i in select_prompts(held_out, trial.evaluation.prompts)]
-    refuse_long_answers(positions, max(lengths, default=0), trial.evaluation.max_new_tokens)
+    new = trial.evaluation.max_new_tokens
+    refuse_long_answers(positions, max(lengths, default=0), new, "evaluation.max_new_tokens")
+
+
+def _check_judge(trial: TrialConfig, judge: JudgeConfig, cache: Path, trust: bool) -> None:
+    """UnreadableData or ModelError where a trial could not answer the judge's prompts once it was trained."""
+    positions = known_positions(trial.model)
+    if judge.prompts_from is None and (positions is None or positions.table is None):
+        return  # held-out prompts, which every trial answers, in a model without an end of its positions
+    from trainer.evaluation.judge_prompts import fixed_prompts  # torch, which data alone does not need
+
+    prompts = fixed_prompts(trial.data, trial.model, cache, judge.prompts, judge.prompts_from, trust_remote_code=trust)[
+        0
+    ]
+    if positions is not None:
+        longest = max((len(prompt.ids) for prompt in prompts), default=0)
+        refuse_long_answers(positions, longest, judge.max_new_tokens, "judge.max_new_tokens")
 
 
 def _exit_with_parent(parent: int) -> None:
