@@ -150,7 +150,8 @@ _FEW_WORDS = 3
 class Preference:
     """One preference in one form: prompt and answers are text, or all three are lists of messages.
 
-    `tools` and `template_kwargs` are for the chat template; `notices` are what was found on the way.
+    `tools` and `template_kwargs` are for the chat template; `notices` are what was found on the way; `text_prompt` is
+    the plain text of which `data.apply_template` made the prompt's message.
     """
 
     prompt: str | Dialogue
@@ -160,6 +161,7 @@ class Preference:
     tools: Tools | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     notices: tuple[Notice, ...] = field(default=(), compare=False)
+    text_prompt: str | None = field(default=None, compare=False)
 
 
 def to_preference(
@@ -301,8 +303,11 @@ def _applied(
     cut = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
     texts = [str(part).lstrip() if cut else str(part) for part in (found.chosen, found.rejected)]
     answers = [[{"role": "assistant", "content": text}] for text in texts]
-    made = _dialogues([{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score)
-    return made if isinstance(made, InvalidRow) else replace(made, notices=(*found.notices, *made.notices))
+    text = str(found.prompt)
+    made = _dialogues([{"role": "user", "content": text}], answers[0], answers[1], system, score)
+    if isinstance(made, InvalidRow):
+        return made
+    return replace(made, notices=(*found.notices, *made.notices), text_prompt=text)
 
 
 # --- dialogues -------------------------------------------------------------------------------------------------------

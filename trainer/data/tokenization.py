@@ -24,6 +24,7 @@ from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
 from trainer.data.chat_template import ChatTemplate, Refused, altered
 from trainer.data.formats import Preference
+from trainer.data.template_marks import rendered_mark
 from trainer.data.validation import FindingKind, Notice
 from trainer.results import TrialError, cannot_load
 from trainer.storage.atomic_files import digest_of
@@ -200,7 +201,9 @@ class PairTokenizer:
             out.notices.append(("already_rendered", ""))
         elif self._data.apply_template is None and self._template.exists:
             out.notices = [notice for notice in out.notices if notice[0] != "needs_template"]  # the same question
-            out.notices.append(("template_undecided", ""))
+            mark = rendered_mark(prompt)
+            told = "" if mark is None else f"The first has {mark!r}, as another chat template writes it"
+            out.notices.append(("template_undecided", told))
         chosen, rejected = (prompt + self._with_eos(answer) for answer in answers)
         return _Texts(prompt, chosen, rejected, None)
 
@@ -210,6 +213,17 @@ class PairTokenizer:
         if asks and prompt.rstrip().endswith(asks):
             return True
         return self._marks is not None and self._marks.search(prompt) is not None
+
+    def _rendered_mark(self, prompt: str) -> str | None:
+        """The mark by which a plain prompt was rendered by this or another chat template; None where it was not.
+
+        A special token within it is none: a prompt may speak of one.
+        """
+        asks = self._template.asks
+        if asks and prompt.rstrip().endswith(asks):
+            return asks
+        own = None if self._marks is None else self._marks.match(prompt.lstrip())
+        return rendered_mark(prompt) if own is None else own[0]
 
     def _with_eos(self, answer: str) -> str:
         """An answer of plain text with its end: the end of a turn that it has already, or eos_token."""
@@ -236,6 +250,8 @@ class PairTokenizer:
         ended = [self._without_end(answer) for answer in answers]
         if ended != answers:
             out.notices.append(("already_ended", ""))
+        if row.text_prompt is not None and (mark := self._rendered_mark(row.text_prompt)) is not None:
+            out.notices.append(("rendered_twice", f"The first has {mark!r}"))
         tools, kwargs = row.tools, row.template_kwargs
         talks = [prompt + answer for answer in ended]
         chosen, rejected = (self._template.render(progress, tools, kwargs) for progress in talks)
@@ -300,7 +316,7 @@ class PairTokenizer:
         if self._bos is not None and out.prompt[:2] == [self._bos, self._bos]:
             out.notices.append(("duplicate_bos", ""))
         self._check_ends(out)
-        rendered = any(kind == "already_rendered" for kind, _ in out.notices)
+        rendered = any(kind in ("already_rendered", "rendered_twice") for kind, _ in out.notices)
         if not rendered and self._special_text and any(self._special_text.search(text) for text in _message_texts(row)):
             out.notices.append(("special_in_text", ""))
         self._truncate(out, row, texts)

@@ -140,7 +140,8 @@ def count_rows(data: DataConfig) -> RowCounts:
         )
     if train is None:
         return RowCounts(None, None, exact=False)
-    held_out = round(train * data.eval_share)
+    # As `held_out_prompts` does: of two rows or more at least one, and never all.
+    held_out = min(max(1, round(train * data.eval_share)), train - 1) if train > 1 else 0
     return RowCounts(
         _limited(train - held_out, data.max_train_rows), _limited(held_out, data.max_eval_rows), exact=False
     )
