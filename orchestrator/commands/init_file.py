@@ -19,18 +19,19 @@ DEFAULT_DATA = "HuggingFaceH4/ultrafeedback_binarized"
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
 _COMMENTS_AT = 51
 
-_SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str], ...]] = {
+_SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str, str], ...]] = {
     "simpo": (
-        ("loss.beta", "[2.0, 2.5, 10.0]", "the SimPO paper; 10 is its authors' later advice"),
-        ("loss.gamma_beta_ratio", "[0.3, 0.5]", "gamma / beta; the authors start with 0.5"),
+        ("loss.beta", "2.0", "[2.0, 2.5, 10.0]", "the SimPO paper; 10 is its authors' later advice"),
+        ("loss.gamma_beta_ratio", "0.5", "[0.3, 0.5]", "gamma / beta; the authors start with 0.5"),
     ),
-    "dpo": (("loss.beta", "[0.01, 0.05, 0.1]", "0.01 is the best for every model in SimPO's README"),),
-    "orpo": (("loss.beta", "[0.1, 0.2]", "the ORPO paper's lambda, fairseq2's guide"),),
+    "dpo": (("loss.beta", "0.05", "[0.01, 0.05, 0.1]", "0.01 is the best for every model in SimPO's README"),),
+    "orpo": (("loss.beta", "0.1", "[0.1, 0.2]", "the ORPO paper's lambda, fairseq2's guide"),),
     "cpo": (
-        ("loss.beta", "[0.1, 1.0]", "the CPO paper, fairseq2's default"),
-        ("loss.nll_scale", "[0.0, 1.0]", "fairseq2's guide, the CPO paper"),
+        ("loss.beta", "0.1", "[0.1, 1.0]", "the CPO paper, fairseq2's default"),
+        ("loss.nll_scale", "1.0", "[0.0, 1.0]", "fairseq2's guide, the CPO paper"),
     ),
 }
+"""Each searched setting with its value in `base` and those of the search, and where these are from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,10 @@ def check_answer(question: str, answer: str) -> str | None:
 
 
 def find_facts(answers: InitAnswers) -> Facts:
-    """What the model's folder and a file of pairs say of sizes and lengths."""
+    """What the model's folder and a file of pairs say of sizes and lengths.
+
+    DataError where a sweep would refuse the rows.
+    """
     is_file = answers.data.endswith(_FILES)
     data = str(Path(answers.data).resolve()) if is_file else answers.data
     return model_sizing.find_facts(_model(answers.model), data, is_file=is_file)
@@ -91,8 +95,15 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         *(_choice(f"    {key}", choice) for key, choice in model_sizing.longest(facts)),
         "  loss:",
         f"    kind: {answers.objective}",
-        *((line("    gamma_beta_ratio: 0.5", "where the search starts, as the authors do"),) if staged else ()),
+        *(
+            line(f"    {path.removeprefix('loss.')}: {value}", _IN_BASE[staged])
+            for path, value, *_ in _SEARCH[answers.objective]
+        ),
         "  training:",
+        line(
+            f"    learning_rate: {model_sizing.base_rate(answers.objective, facts, lora=answers.lora)}",
+            _IN_BASE[staged],
+        ),
         _choice("    pairs_per_update", model_sizing.per_update(facts)),
         *(_choice(f"    {key}", choice) for key, choice in model_sizing.duration(facts, cpu=cpu)),
         "    lr_scheduler_type: cosine",
@@ -111,7 +122,7 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         else line("  # lora: {}", "adapters instead of all weights: far less memory, ten times the rates"),
         "",
         "search:",
-        *(line(f"  {path}: {values}", reason) for path, values, reason in _SEARCH[answers.objective]),
+        *(line(f"  {path}: {values}", reason) for path, _, values, reason in _SEARCH[answers.objective]),
         _choice("  training.learning_rate", model_sizing.rates(answers.objective, facts, lora=answers.lora)),
         "",
         line("sampler: staged", "learning rate, then gamma / beta, then beta") if staged else "sampler: grid",
@@ -159,4 +170,6 @@ def _template(facts: Facts) -> list[str]:
     return [_line(f"    apply_template: {json.dumps(facts.apply_template)}", f"{told}; the tokenizer has a template")]
 
 
+_IN_BASE = {False: "of trials given by hand (`enqueue`); the search has its own", True: "where the search starts"}
+"""What a searched setting of `base` is for, by whether the search is staged."""
 _SPLITS = (("train", "train"), ("eval", "test"))

@@ -28,6 +28,7 @@ from orchestrator.spec.search.manual_trials import (
     check_manual_trial,
     manual_params,
     out_of_space,
+    short_value,
 )
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params
@@ -274,10 +275,14 @@ def _raise_problems(sets: Sequence[str], found: Iterable[Problem], search: Searc
 
 def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str]:
     """What the sampler cannot learn from."""
-    beyond = out_of_space(spec.search, manual_params(spec.base, spec.search, params))
+    taken = manual_params(spec.base, spec.search, params)
+    beyond = out_of_space(spec.search, taken)
     if not beyond:
         return []
-    reasons = ", ".join(f"{path} ({allowed_values(spec.search, path) or 'not searched'})" for path in beyond)
+    of_base = {path: f" = {short_value(taken[path])} of the base" for path in beyond if path not in params}
+    reasons = ", ".join(
+        f"{path}{of_base.get(path, '')} ({allowed_values(spec.search, path) or 'not searched'})" for path in beyond
+    )
     return [f"outside the search: {reasons}; it may win, and the sampler does not learn from it"]
 
 
