@@ -6,11 +6,14 @@ import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Generator, Iterable, Sequence, Set
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ADAPTED = (nn.Linear, nn.Embedding, Conv1D, *_CONVOLUTIONS)
 """Kinds of layers that peft has adapters for."""
+_MODEL_CODE = ("transformers.models.", "transformers_modules.")
+"""Modules with the code of models; not that of quantized layers."""
 _SHOWN = 12
 
 
@@ -65,7 +70,7 @@ def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None)
         revision=revision,
     )
     try:
-        with warnings.catch_warnings():
+        with without_peft_warnings():
             # of fused experts' ranks, which are found by another name
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             made = cast("PeftModel", get_peft_model(model, requested))
@@ -145,6 +150,14 @@ def no_causal_model(path: str, reason: Exception) -> str:
     )
 
 
+@contextmanager
+def without_peft_warnings() -> Generator[None]:
+    """Leave out a deprecation in transformers that peft has not followed yet; a user can do nothing about it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 class _Layers:
     """The modules of a model by what adapters can do with them."""
 
@@ -177,6 +190,9 @@ class _Layers:
             return "is the output head, whose logits are never made; leave it out"
         if not name.startswith(self._text):
             return f"is in {self._part(name)}, which a text does not pass; leave it out"
+        if self._computes_otherwise(name):
+            kind = type(self.modules[name]).__name__
+            return f"is a {kind}, which gives something else than a linear layer does; leave it out"
         if self._read_directly(name):
             return "is in a state-space mixer, whose kernels read its weight and would pass an adapter by; leave it out"
         if isinstance(self.modules[name], _ADAPTED):
@@ -194,6 +210,18 @@ class _Layers:
             if i >= len(remaining) or part != remaining[i]:
                 return ".".join(parts[: i + 1])
         return name
+
+    def _computes_otherwise(self, name: str) -> bool:
+        """Whether a linear layer by its type gives something else: PhiMoE's and Llama 4's routers, grouped layers."""
+        module = self.modules[name]
+        if not isinstance(module, nn.Linear) or not type(module).__module__.startswith(_MODEL_CODE):
+            return False
+        with torch.random.fork_rng([]):
+            try:
+                given = deepcopy(module).to("meta").eval()(torch.empty(1, 2, module.in_features, device="meta"))
+            except Exception:  # noqa: BLE001 - whatever it raises, it takes no input of a linear layer
+                return True
+        return not isinstance(given, torch.Tensor) or given.shape != (1, 2, module.out_features)
 
     def _read_directly(self, name: str) -> bool:
         parent, own = self._owner(name), name.rpartition(".")[2]
@@ -243,7 +271,13 @@ class _Layers:
         mixers = [name for name in ours if self._read_directly(name)]
         if mixers:
             message.append(f"{_counted(mixers)} of state-space mixers, whose kernels would pass an adapter by")
-        if others := [name for name in ours if name not in mixers]:
+        otherwise = [name for name in ours if self._computes_otherwise(name)]
+        if otherwise:
+            kinds = sorted({type(self.modules[name]).__name__ for name in otherwise})
+            message.append(
+                f"{_counted(otherwise)} of type {', '.join(kinds)}, which give something else than linear layers do"
+            )
+        if others := [name for name in ours if name not in (*mixers, *otherwise)]:
             message.append(f"{_counted(others)}, as peft takes these names for parts of experts")
         experts = [name for name in self.tensors if name not in adapted]
         if experts:
