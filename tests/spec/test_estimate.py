@@ -48,7 +48,7 @@ def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
     from trainer.models.adapters import adapt
 
     small = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = AutoConfig.for_model(kind, **small, num_key_value_heads=2, vocab_size=70, head_dim=12)
+    config = AutoConfig.for_model(kind, **small, num_key_value_heads=2, vocab_size=70, head_dim=12, pad_token_id=0)
     shape = shape_from_config(config.to_dict())
     assert shape is not None
     model = AutoModelForCausalLM.from_config(config)

@@ -121,7 +121,7 @@ def start_model(kind: str, cache: Path, to: Path) -> Path:
             "phimoe",
             "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 2 router of type "
             "PhimoeTopKRouter, which give something else than linear layers do; 4 tensors of experts (2 down_proj, "
-            "2 gate_up_proj) with 73% of the weights; to adapt them, name them in lora.target_modules",
+            "2 gate_up_proj) with 63% of the weights; to adapt them, name them in lora.target_modules",
         ),
         (
             "jamba",
