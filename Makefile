@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 WITH_DEEPSPEED := PYTHONPATH=$(abspath $(VENV)/deepspeed) $(BIN)/python -m pytest
-ZERO3 := -k "zero3 or divided" tests/trainer/test_together.py tests/engine/test_several_processes.py
+ZERO3 := -k "zero3 or divided" tests/trainer/distributed/test_two_processes.py tests/orchestrator/execution/test_multi_process_trial.py
 
 .DEFAULT_GOAL := help
 .PHONY: simulate help install install-test quickstart test golden test-deepspeed lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
@@ -56,8 +56,8 @@ test-deepspeed: $(VENV)/.installed-deepspeed ## The tests of DeepSpeed, which is
 	$(WITH_DEEPSPEED) -m "not slow" $(ZERO3)
 
 golden: install-test ## Write tests/golden anew: what users see, after a change of it that is meant
-	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/golden tests/sweep/test_surface.py \
-		tests/sweep/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
+	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/end_to_end/test_shipped_sweeps.py tests/end_to_end/test_surface.py \
+		tests/orchestrator/commands/test_job_files.py tests/end_to_end/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
 
 test-slow: $(VENV)/.installed-deepspeed ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
@@ -67,7 +67,7 @@ test-faults: install-test ## The faults of docs/reliability.md, the slow ones to
 	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800
 
 rehearse: install-test ## Every file in sweeps/ in small, by the command users type (ten minutes)
-	$(BIN)/python -m tests.sweep.rehearse_all --write
+	$(BIN)/python -m tests.end_to_end.rehearse_all --write
 
 storm: install-test ## A sweep killed 50 times against the same sweep left alone (about half an hour)
 	$(BIN)/python -m tests.faults.storm

@@ -133,7 +133,7 @@ def make_model(options: argparse.Namespace) -> Any:
 
 def make_pairs(options: argparse.Namespace) -> list[Any]:
     """Lengths of UltraFeedback-like pairs up to 2,048 tokens: prompts of 100-900, responses of 150-1,000."""
-    from tests.trainer.oracle import Pair
+    from tests.support.trl_oracle import Pair
 
     rng = np.random.default_rng(0)
     top = SIZES[options.size]["vocab_size"]
@@ -150,7 +150,7 @@ def trl_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
     from trl import DPOConfig, DPOTrainer
     from trl.experimental.cpo import CPOConfig, CPOTrainer
 
-    from tests.trainer import oracle
+    from tests.support import trl_oracle as oracle
 
     # Checkpointing is already on, and the dtype is the case's: left to themselves both would be set again.
     arguments: dict[str, Any] = {

@@ -156,7 +156,7 @@ def llama(vocabulary: int, seed: int) -> Any:
 
 def make_pairs(vocabulary: int) -> list[Any]:
     """Prompts of 60-300 tokens, responses of 40-250."""
-    from tests.trainer.oracle import Pair
+    from tests.support.trl_oracle import Pair
 
     rng = np.random.default_rng(0)
     sizes = rng.integers([60, 40, 40], [301, 251, 251], size=(PAIRS, 3))
@@ -165,7 +165,7 @@ def make_pairs(vocabulary: int) -> list[Any]:
 
 def trl_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
     """TRL's loss and gradients on the pairs, as its trainers compute them."""
-    from tests.trainer import oracle
+    from tests.support import trl_oracle as oracle
 
     folder, pairs = Path(tempfile.mkdtemp()), make_pairs(options.vocabulary)
     if options.loss == "simpo":

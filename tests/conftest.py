@@ -1,22 +1,40 @@
-"""The files that start whole sweeps go first, so that two processes end together (`make pytest`)."""
+"""What every test starts from: helpers that child processes find too, and long files first (`make pytest`)."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-_LONG = ("sweep", "engine", "driving", "docs", "faults")
+from tests.support import IN_MEMORY
+
+HERE = Path(__file__).parent
+# Processes that tests start, Ray's workers too, import this checkout and `tests.support`.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+_LONG = ("end_to_end", "orchestrator/execution", "orchestrator/driver", "docs", "faults")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files stay whole and in their order; only folders move."""
-    here = Path(__file__).parent
+    """Files stay whole and in their order; only folders move, so that two processes end together."""
 
-    def path(item: pytest.Item) -> int:
+    def place(item: pytest.Item) -> int:
         if item.path.name == "test_forks.py":
             return -1  # it forks this process, which other tests leave with threads
-        folder = item.path.relative_to(here).parts[0] if item.path.is_relative_to(here) else ""
+        folder = item.path.parent.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
         return _LONG.index(folder) if folder in _LONG else len(_LONG)
 
-    items.sort(key=path)
+    items.sort(key=place)
+
+
+@pytest.fixture
+def fast_tmp_path() -> Iterator[Path]:
+    """A folder in memory where the system has that, with a path short enough for Ray's sockets.
+
+    Databases and outboxes wait for the disk at every step; what these tests kill is a process, not the disk.
+    """
+    with tempfile.TemporaryDirectory(dir=IN_MEMORY, ignore_cleanup_errors=True) as path:
+        yield Path(path)

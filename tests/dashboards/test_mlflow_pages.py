@@ -13,7 +13,7 @@ from dashboards.mlflow_pages import run_description, saved_view
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialRecord, TrialState
 from orchestrator.tracking.mlflow_sink import MAX_TAG_LENGTH, MlflowSink
 from orchestrator.tracking.run_metadata import NOTE, RUN, end_tags, run_page, trials_filter, with_links
-from tests.dashboards.scripted_sweep import METRIC, make_spec
+from tests.support.scripted_sweep import METRIC, make_spec
 from trainer.metrics import lookup
 from trainer.results import StepMetrics
 

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from scripted_sweep import COMPLETE, DIVERGED, FAILED, METRIC, PRUNED, Script, make_spec, run_sweep
 
 from dashboards.mlflow_pages import saved_view
 from dashboards.sweep_reporter import DashboardReporter
@@ -19,6 +18,7 @@ from orchestrator.study.trial_records import Trial, TrialState
 from orchestrator.tracking.mlflow_sink import connect, tracking_uri
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui, sweep_page
 from orchestrator.tracking.run_metadata import end_tags, run_page, start_tags, trials_filter
+from tests.support.scripted_sweep import COMPLETE, DIVERGED, FAILED, METRIC, PRUNED, Script, make_spec, run_sweep
 
 STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
 CHARTS = [

@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import shutil
-import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,20 +8,6 @@ import pytest
 
 if TYPE_CHECKING:
     from orchestrator.tracking.mlflow_ui import UiServer
-
-HERE = Path(__file__).parent
-sys.path += [str(HERE.parent / room) for room in ("engine", "study", "trainer", "tracking")]
-sys.path.append(str(HERE.parent.parent))
-
-MEMORY = Path("/dev/shm")
-
-
-@pytest.fixture
-def quick_path() -> Iterator[Path]:
-    """In memory where the system has it: a kill is tested here, not the disk, and waiting for that takes minutes."""
-    path = Path(tempfile.mkdtemp(dir=MEMORY if MEMORY.is_dir() else None))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 @pytest.fixture
@@ -35,7 +18,7 @@ def runs(tmp_path: Path) -> Path:
 @pytest.fixture
 def ui(runs: Path) -> Iterator[UiServer]:
     """MLflow's server over a store of its own."""
-    from served import serving  # MLflow takes seconds to load
+    from tests.support.mlflow_server import serving  # MLflow takes seconds to load
 
     with serving(runs) as ui:
         yield ui

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 import yaml
 
-from tests.faults.story import CLOCKED, count_points, differences, doubled_rows, lost_rows, sweep_record
+from tests.support.sweep_record import CLOCKED, count_points, differences, doubled_rows, lost_rows, sweep_record
 
 Say = Callable[[str], None]
 NAME = "storm"

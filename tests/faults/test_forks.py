@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from local import KILLED, STEPS, drive, forked
 
 from orchestrator.commands.trial_control import RequestRefused, clone
 from orchestrator.driver.checkpoint_retention import fork_lock, remove_unused_forks
@@ -17,6 +16,7 @@ from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_sink import connect
+from tests.support.local_driver import KILLED, STEPS, drive, forked
 from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoints
 
 RATE = "training.learning_rate=0.25"
@@ -43,9 +43,9 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def root(begun: Path, quick_path: Path) -> Path:
-    shutil.copytree(begun, quick_path / "runs")
-    return quick_path / "runs"
+def root(begun: Path, fast_tmp_path: Path) -> Path:
+    shutil.copytree(begun, fast_tmp_path / "runs")
+    return fast_tmp_path / "runs"
 
 
 def killed(work: Callable[[], Any], step_metrics: str) -> int:
@@ -104,8 +104,8 @@ def test_it_goes_on_from_the_checkpoint_and_is_told_of_everywhere(root: Path) ->
     assert run.data.tags["origin"] == record.origin
 
 
-def test_killed_while_asking_and_asked_again(root: Path, quick_path: Path) -> None:
-    calm = quick_path / "calm"
+def test_killed_while_asking_and_asked_again(root: Path, fast_tmp_path: Path) -> None:
+    calm = fast_tmp_path / "calm"
     shutil.copytree(root, calm)
     ask(calm)
     assert forked(partial(drive, calm)) == 0
@@ -120,8 +120,8 @@ def test_killed_while_asking_and_asked_again(root: Path, quick_path: Path) -> No
     assert fork_names(root) == [], "what the killed terminals left behind is gone too"
 
 
-def test_killed_while_it_runs_it_ends_as_if_nothing_had_been(root: Path, quick_path: Path) -> None:
-    calm = quick_path / "calm"
+def test_killed_while_it_runs_it_ends_as_if_nothing_had_been(root: Path, fast_tmp_path: Path) -> None:
+    calm = fast_tmp_path / "calm"
     shutil.copytree(root, calm)
     for path in (root, calm):
         ask(path)

@@ -17,10 +17,10 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState, GradientState
 from click.testing import CliRunner
-from small_trials import finish, model_bytes, trial, without_speed
 
 import sweeps
 from orchestrator.cli import cli
+from tests.support.small_trials import finish, model_bytes, trial, without_speed
 from trainer.config.loss_config import OrpoLoss
 from trainer.config.trial import TrialConfig
 from trainer.data.tokenization import load_tokenizer

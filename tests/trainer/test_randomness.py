@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import make_pairs
-from small_trials import MODEL, finish, trial
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from tests.support.small_trials import MODEL, finish, trial
+from tests.support.trl_oracle import make_pairs
 from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel, ModelConfig
 from trainer.forward.pair_model import PairModel

@@ -125,7 +125,7 @@ def _gathered_bytes(config: TrialConfig, shape: ModelShape, each: int) -> int:
 def _activations(config: TrialConfig, shape: ModelShape, tokens: int) -> int:
     """What backward needs of each layer; with checkpointing its input, and all of one layer at a time.
 
-    Checked against measured peaks of small models (tests/spec/test_memory_measured.py).
+    Checked against measured peaks of small models (tests/orchestrator/spec/test_gpu_memory.py).
     """
     stream = 4 if config.model.dtype == "float32" else 2
     inner = 2 if config.training.bf16 or stream == 2 else 4

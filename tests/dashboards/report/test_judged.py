@@ -1,0 +1,151 @@
+"""A judge's verdicts in the report and on the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from dashboards.analysis.comparison import compare_sweeps
+from dashboards.analysis.load_frame import load_frame
+from dashboards.diagnosis.diagnose import analyze
+from dashboards.report.html_page import report_page
+from dashboards.report.panels import judgements_panel, winner
+from dashboards.sweep_reporter import DashboardReporter
+from dashboards.terminal.judge_output import print_judgements
+from orchestrator.driver.parent_run import update_description
+from orchestrator.folders import SweepFolder
+from orchestrator.interfaces import SWEEP
+from orchestrator.judge.judgements import Judgement, as_json, headline, parse_judgements
+from orchestrator.judge.win_rates import wilson
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import rank_trials
+from orchestrator.tracking.run_metadata import NOTE
+from tests.support.fake_session import ListSink
+from tests.support.scripted_sweep import Script, frame_of, make_spec, run_sweep
+
+GRID = {"loss.beta": {"choice": [2.0, 10.0]}}
+
+
+def judgement(trial: int, share: float, count: int = 100, **more: Any) -> Judgement:
+    wins = round(share * count)
+    given: dict[str, Any] = {
+        "trial": trial,
+        "judge": "reward",
+        "by": "org/reward",
+        "decoding": "greedy",
+        "wins": wins,
+        "ties": 0,
+        "losses": count - wins,
+        "left_out": 0,
+        "prompts": count,
+        "win_rate": wilson(share, count),
+        "lc_win_rate": wilson(share / 2, count),
+        "difficulty": False,
+        "length": 50.0,
+        "start_length": 40.0,
+        "score": 1.0,
+        "start_score": 0.5,
+        "first": None,
+        "agree": None,
+        "asked": None,
+        "outcomes": (),
+        "examples": ({"prompt": "<b>p</b>", "ours": "good", "theirs": "bad", "preference": 1.0},),
+        "at": 1.0,
+    }
+    return Judgement.model_validate(given | more)
+
+
+def judged(root: Path, *judgements: Judgement, name: str = "s") -> SweepFolder:
+    def plan(trial: Any) -> Script:
+        return Script(quality=0.3 + 0.2 * trial.number)
+
+    folder = run_sweep(root, make_spec(name, search=GRID), plan)
+    with Study.open(folder) as study:
+        for logged in judgements:
+            study.save_judgement(logged.trial, logged.key, logged.model_dump_json())
+    return folder
+
+
+def words(folder: SweepFolder) -> str:
+    panel = winner.winner_panel(analyze(frame_of(folder)))
+    assert panel is not None
+    return " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
+
+
+def test_the_answer_names_the_verdict_first(tmp_path: Path) -> None:
+    assert "against the start model" not in words(judged(tmp_path / "none"))
+    won = words(judged(tmp_path / "won", judgement(1, 0.7), judgement(0, 0.9)))
+    assert "Trial 1 wins 70% (95 % interval 60% … 78%) of 100 prompts against the start model, 35% at equal" in won
+    assert "clearly better" in won
+    assert "0 does best by this judge: 90%" in won
+    assert "cannot be told from the start model's" in words(judged(tmp_path / "tied", judgement(1, 0.5)))
+    assert "The start model answers better" in words(judged(tmp_path / "lost", judgement(1, 0.2)))
+
+
+def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None:
+    folder = judged(tmp_path, judgement(0, 0.9), judgement(1, 0.75))
+    with Study.open(folder) as study:
+        best = rank_trials(study.trials(), *study.spec.objectives)[0].number
+        sink = ListSink()
+        update_description(study, sink, DashboardReporter(), "finished")
+    rate = {0: "90%", 1: "75%"}[best]
+    assert f"**Judge:** [trial {best}](mlflow:{best}) wins {rate} (95 % interval" in sink.tags(SWEEP)[NOTE]
+
+
+def test_which_verdict_counts_first() -> None:
+    checker, reward = judgement(0, 0.9, judge="checker"), judgement(0, 0.6)
+    endpoint = judgement(0, 0.5, judge="endpoint", by="big")
+    assert headline([checker, reward, endpoint]) is endpoint
+    assert headline([checker, reward]) is reward
+    assert headline([checker]) is checker
+    assert headline([judgement(0, 0.5, win_rate=None)]) is None
+    logged = [reward, endpoint]
+    texts = [v.model_dump_json() for v in logged]
+    assert parse_judgements(texts) == logged
+    assert set(as_json(logged)["0"]) == {"reward_greedy", "endpoint_greedy"}
+
+
+def test_the_panel_says_what_must_be_known(tmp_path: Path) -> None:
+    requested = {"calls": 220, "failures": {"rate_limited": 3, "refused": 2}, "unanswered": 4, "cost": 1.25}
+    biased = judgement(1, 0.5, judge="endpoint", by="big", first=wilson(0.9, 100), agree=0.3, asked=requested)
+    nothing = judgement(0, 0.5, decoding="sampled", win_rate=None, lc_win_rate=None)
+    folder = judged(tmp_path, biased, judgement(0, 0.6), nothing)
+    analysis = analyze(frame_of(folder))
+    panel = judgements_panel.judgements_panel(analysis)
+    assert panel is not None
+    logged = " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
+    assert "position bias: the answer shown first gets 90%" in logged
+    assert "3 rate limited, 2 refused" in logged
+    assert "4 questions are still open" in logged
+    page = report_page(analysis)
+    assert "What a judge says" in page
+    assert "<b>p</b>" not in page, "a prompt is text"
+    assert judgements_panel.judgements_panel(analyze(frame_of(judged(tmp_path / "none")))) is None
+
+
+def test_compared_sweeps_keep_their_verdicts(tmp_path: Path) -> None:
+    frames = [frame_of(judged(tmp_path, judgement(1, 0.7), name=name)) for name in ("a", "b")]
+    panel = judgements_panel.judgements_panel(compare_sweeps(frames).analysis)
+    assert panel is not None
+    table = next(block for block in panel.blocks if hasattr(block, "rows"))
+    assert [row[0] for row in table.rows] == ["a/1", "b/1"]
+
+
+def test_a_verdict_that_cannot_be_read_is_said(tmp_path: Path) -> None:
+    folder = judged(tmp_path, judgement(1, 0.7))
+    with Study.open(folder) as study:
+        study.save_judgement(0, "reward_greedy", "{}")
+        frame = load_frame(study, state="finished")
+    assert any("verdicts cannot be read" in notice for notice in frame.notices)
+
+
+def test_on_the_terminal() -> None:
+    for width, shown in ((220, "characters"), (160, "first shown"), (100, "win rate"), (60, "win rate")):
+        console = Console(width=width, record=True, file=None, quiet=False)
+        with console.capture() as held_trial:
+            print_judgements([judgement(0, 0.7), judgement(1, 0.2, judge="checker", win_rate=None)], console)
+        assert shown in held_trial.get()
+        assert "70%" in held_trial.get()
+        assert "…  " not in held_trial.get(), "no cell is cut"

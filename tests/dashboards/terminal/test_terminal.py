@@ -1,0 +1,267 @@
+"""The terminal's views, rendered for real on consoles of several widths."""
+
+from __future__ import annotations
+
+import io
+import math
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from dashboards.analysis.sweep_frame import TrialCurves, format_value, short_names
+from dashboards.formatting import format_duration, progress_bar, sparkline
+from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveTableView, PlainLogView, open_view
+from dashboards.terminal.trial_tables import print_final_summary, trial_table
+from orchestrator.cli.composition import watch_sweep
+from orchestrator.spec.search.space import Choice, SearchSpace
+from orchestrator.spec.sweep_spec import Objective, SweepSpec
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import FailureKind, TrialRecord, TrialState, rank_trials
+from tests.support.scripted_sweep import COMPLETE, PRUNED, Script, make_spec, run_sweep
+from trainer.config.trial import DataConfig, ModelConfig, TrialConfig
+from trainer.results import StepMetrics
+
+OBJECTIVE = Objective(metric="eval_accuracies/logp", direction="maximize")
+SPEC = SweepSpec(
+    name="shown",
+    base=TrialConfig(model=ModelConfig(name_or_path="m"), data=DataConfig.model_validate({"train": "a.jsonl"})),
+    search=SearchSpace(
+        dimensions={"loss.beta": Choice(choice=(2.0, 2.5)), "training.learning_rate": Choice(choice=(6e-7, 1e-6))}
+    ),
+    goal=OBJECTIVE,
+)
+PARAMS = {"loss.beta": 2.5, "training.learning_rate": 6e-7}
+
+
+def record(number: int, state: TrialState, **more: object) -> TrialRecord:
+    return TrialRecord(number=number, state=state, params=PARAMS, attempts=1, **more)  # type: ignore[arg-type]
+
+
+def curve(values: list[float]) -> list[StepMetrics]:
+    return [StepMetrics(step, {"eval_accuracies/logp": v, "eval_margins/logp": v / 2}) for step, v in enumerate(values)]
+
+
+@pytest.fixture(params=[60, 80, 120, 200])
+def console(request: pytest.FixtureRequest) -> Console:
+    return Console(file=io.StringIO(), width=request.param, height=30, force_terminal=True, color_system=None)
+
+
+class Hands:
+    """A clock that a test moves."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def text_of(console: Console) -> str:
+    file = console.file
+    assert isinstance(file, io.StringIO)
+    return file.getvalue()
+
+
+def test_a_stopped_trial_is_shown_with_its_reason_at_every_width(console: Console) -> None:
+    view = LiveTableView(SPEC, console, total=3, steps=lambda _: 4)
+    view.update_trial(record(0, TrialState.RUNNING))
+    view.add_metrics(0, curve([0.5, 0.6, 0.7]))
+    view.update_trial(record(1, TrialState.RUNNING))
+    view.update_trial(record(1, TrialState.PRUNED, reason="loss is nan at step 3", diverged=True))
+    view.update_trial(record(2, TrialState.RUNNING))
+    view.update_trial(record(2, TrialState.FAILED, reason="out of memory", failure=FailureKind.OUT_OF_MEMORY))
+    view.close()
+    shown = text_of(console)
+    assert "trial 1 DIVERGED: loss is nan at step 3" in shown
+    assert "trial 2 FAILED: out of memory" in shown
+    assert all(len(line) <= console.width for line in shown.replace("\x1b", "\n").splitlines() if "[" not in line)
+
+
+def test_plain_lines_carry_no_control_characters() -> None:
+    console = Console(file=io.StringIO(), width=80, force_terminal=False)
+    view = PlainLogView(SPEC, console, total=1, steps=lambda _: 2)
+    view.update_trial(record(0, TrialState.RUNNING))
+    view.add_metrics(0, curve([0.5, 0.75]))
+    view.update_trial(record(0, TrialState.COMPLETE, value=0.75))
+    shown = text_of(console)
+    assert "\x1b" not in shown
+    assert "trial 0 step 1/2  eval_accuracies/logp=0.75" in shown
+    assert "trial 0 COMPLETE  beta=2.5 learning_rate=6e-7  eval_accuracies/logp=0.75" in shown
+
+
+def test_the_summary_names_the_best_and_never_a_nan() -> None:
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    views = [
+        TrialCurves(record(0, TrialState.COMPLETE, value=0.6)),
+        TrialCurves(record(1, TrialState.COMPLETE, value=0.8)),
+        TrialCurves(record(2, TrialState.COMPLETE, value=math.nan)),
+    ]
+    views[1].add(curve([0.5, 0.8]))
+    print_final_summary(SPEC, views, console, steps=lambda _: 2)
+    shown = text_of(console)
+    assert "Best: trial 1" in shown
+    assert "The start model had eval_accuracies/logp=0.5" in shown
+
+
+def test_the_summary_says_when_nothing_completed() -> None:
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    print_final_summary(
+        SPEC, [TrialCurves(record(0, TrialState.PRUNED, reason="diverged"))], console, steps=lambda _: 2
+    )
+    assert "No trial completed" in text_of(console)
+
+
+def test_an_interrupted_sweep_is_not_called_a_failure() -> None:
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    print_final_summary(SPEC, [TrialCurves(record(0, TrialState.RUNNING))], console, steps=None)
+    assert "No trial has completed yet" in text_of(console)
+
+
+def test_ranking_follows_the_goal_and_breaks_ties_by_number() -> None:
+    records = [record(n, TrialState.COMPLETE, value=v) for n, v in enumerate([0.5, 0.7, 0.7, math.inf])]
+    assert [r.number for r in rank_trials(records, OBJECTIVE)] == [1, 2, 0]
+    assert [r.number for r in rank_trials(records, Objective(metric="eval_nll_loss", direction="minimize"))] == [
+        0,
+        1,
+        2,
+    ]
+
+
+def test_a_step_seen_twice_is_shown_once() -> None:
+    view = TrialCurves(record(0, TrialState.RUNNING))
+    view.add(curve([0.1, 0.2]))
+    view.add(curve([0.1, 0.9, 0.3]))
+    assert view.values("eval_accuracies/logp") == [0.1, 0.2, 0.3]
+
+
+def test_small_texts() -> None:
+    assert sparkline([0, 1, 2, 3], 4) == "▁▃▆█"
+    assert sparkline([1, math.nan, 2]) == "▁!█"
+    assert len(sparkline(list(range(1000)), 12)) == 12
+    assert progress_bar(0.5, 4) == "━━──"
+    assert format_duration(3700) == "1 h 01 min"
+    assert short_names(["loss.beta", "model.beta", "training.learning_rate"]) == {
+        "loss.beta": "loss.beta",
+        "model.beta": "model.beta",
+        "training.learning_rate": "learning_rate",
+    }
+    assert [format_value(v) for v in (6e-7, 0.73125, 2, None, "sigmoid", True)] == [
+        "6e-7",
+        "0.7312",
+        "2",
+        "–",
+        "sigmoid",
+        "True",
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 90, 120])
+def test_two_hundred_trials_fit_the_screen_with_the_running_and_the_best(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, height=24, force_terminal=True, color_system=None)
+    clock = Hands()
+    view = LiveTableView(SPEC, console, total=200, steps=lambda _: 4, clock=clock)
+    for number in range(150):
+        ended = record(number, TrialState.COMPLETE, value=0.9 if number == 7 else 0.5)
+        view.update_trial(ended if number % 3 else record(number, TrialState.PRUNED, reason="an earlier verdict"))
+    for number in (150, 151):
+        view.update_trial(record(number, TrialState.RUNNING))
+    view.add_metrics(151, curve([0.5, 0.6, 0.7]))
+    before = len(text_of(console))
+    clock.now += 1.0
+    view.update_trial(record(150, TrialState.PRUNED, reason="a new verdict"))
+    frame = text_of(console)[before:]
+    view.close()
+    last = frame.rpartition("\x1b[2K")[2]  # printing a line draws the table twice
+    lines = [line for line in last.splitlines() if line.strip()]
+    assert "trial 150 PRUNED: a new verdict" in frame
+    assert len(lines) <= console.height
+    assert "★ 7" in last
+    assert any("151" in line and "RUNNING" in line for line in lines)
+    assert "finished trials more" in frame
+    assert "trial 3 PRUNED" not in text_of(console)
+
+
+def test_what_comes_in_a_burst_is_drawn_once_and_nothing_is_left_undrawn() -> None:
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    clock = Hands()
+    view = LiveTableView(SPEC, console, total=200, steps=lambda _: 4, clock=clock)
+    for number in range(200):
+        view.update_trial(record(number, TrialState.COMPLETE, value=0.5))
+        view.add_metrics(number, curve([0.4, 0.5]))
+    assert text_of(console).count("/200 trials") == 1
+    clock.now += REFRESH_SECONDS
+    view.refresh()
+    view.refresh()
+    shown = text_of(console)
+    view.close()
+    assert shown.count("/200 trials") == 2
+    assert "200/200 trials" in shown
+
+
+def test_the_time_left_follows_from_the_speed_of_this_driver() -> None:
+    console = Console(file=io.StringIO(), width=100, height=40, force_terminal=True, color_system=None)
+    clock = Hands()
+    view = LiveTableView(SPEC, console, total=15, steps=lambda _: 4, clock=clock)
+    clock.now += 300.0  # an sft stage before them
+    for number in range(10):
+        view.update_trial(record(number, TrialState.COMPLETE, value=0.5))  # an earlier driver's
+    for number in (10, 11):
+        clock.now += 30.0
+        view.update_trial(record(number, TrialState.RUNNING))
+        clock.now += 30.0
+        view.update_trial(record(number, TrialState.COMPLETE, value=0.5))
+    view.close()
+    assert "12/15 trials · 7 min 00 s so far · about 3 min 00 s left" in text_of(console)
+
+
+def test_sparklines_go_where_there_is_room_for_them() -> None:
+    shown: dict[int, str] = {}
+    for width in (50, 90, 140):
+        console = Console(file=io.StringIO(), width=width, force_terminal=False)
+        view = TrialCurves(record(0, TrialState.RUNNING))
+        view.add(curve([0.1, 0.5, 0.9]))
+        print_final_summary(SPEC, [view], console, steps=lambda _: 2)
+        shown[width] = text_of(console)
+    assert ["\u2581\u2585\u2588" in shown[width] for width in (50, 90, 140)] == [False, True, True]
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 107, 108, 200])
+def test_no_value_is_cut_at_any_width(width: int) -> None:
+    console = Console(file=io.StringIO(), width=width, force_terminal=False)
+    params = {"loss.beta": 2.5, "loss.gamma": 1.375, "training.learning_rate": 6e-7, "training.seed": 12345}
+    done = TrialRecord(number=12, state=TrialState.COMPLETE, params=params, attempts=1, value=0.7312, step=1000)
+    view = TrialCurves(done)
+    view.add(curve([0.1, 0.5, 0.7312]))
+    console.print(trial_table([view], list(params), OBJECTIVE, steps=lambda _: 1000, width=width))
+    shown = "".join(text_of(console).split())
+    assert "…" not in shown
+    for value in ("12", "COMPLETE", "2.5", "1.375", "6e-7", "12345", "0.7312"):
+        assert value in shown, value
+    assert all(len(line) <= width for line in text_of(console).splitlines())
+
+
+def test_a_dumb_terminal_gets_plain_lines_and_whole_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, standard output is a terminal
+    folder = run_sweep(tmp_path, make_spec(), lambda _: Script(), trials=2)
+    with Study.open(folder) as study:
+        spec, views = study.spec, [TrialCurves(record) for record in study.trials()]
+    console = Console(file=io.StringIO(), width=80, height=25, force_terminal=True)
+    assert isinstance(open_view(spec, console), PlainLogView)
+    console.print(trial_table(views, spec.search.paths, spec.goal, steps=None, width=80))
+    assert isinstance(console.file, io.StringIO)
+    shown = console.file.getvalue()
+    assert "COMPLETE" in shown
+    assert "…" not in shown
+
+
+def test_watching_a_sweep_that_is_over_shows_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run_sweep(tmp_path, make_spec("mine"), lambda trial: Script(outcome=PRUNED if trial.number else COMPLETE), trials=2)
+    watch_sweep("mine", tmp_path)
+    messages = capsys.readouterr()
+    assert "Best: trial 0" in messages.out
+    assert "trial 1 PRUNED" in messages.err
+    assert "2/12 trials" in messages.err
+    assert "mine is interrupted" in messages.err
+    assert "orchestrate resume mine" in messages.err

@@ -1,0 +1,159 @@
+"""Every shipped sweep loads, plans, and resolves to the file beside this one. UPDATE_GOLDEN=1 writes them anew."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import sweeps
+from orchestrator.commands.local_plan import plan_locally
+from orchestrator.folders import SweepFolder
+from orchestrator.spec.estimates.cost_estimate import GpuAssumptions
+from orchestrator.spec.estimates.input_sizes import RowCounts
+from orchestrator.spec.estimates.sweep_plan import make_plan
+from orchestrator.spec.loading.loader import load_spec, load_spec_text
+from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.spec.samplers import GridSampler
+from orchestrator.spec.search.trial_params import apply_params
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import Trial
+from trainer.config.loss_config import DpoLoss, DpoLossType, SimpoLoss
+from trainer.config.trial import TrialConfig
+
+SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
+QUICK = [file for file in SHIPPED if file.stem.startswith("quickstart")]
+"""On a generated task, for a CPU."""
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_resolved_form(file: Path) -> None:
+    spec = load_spec(file)
+    assert spec.name == file.stem
+    golden = GOLDEN / file.name
+    resolved = dump_spec(spec)
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(resolved)
+    assert golden.is_file(), f"no golden file for {file.name}; write it with UPDATE_GOLDEN=1"
+    assert resolved == golden.read_text(), f"{file.name} resolves differently; if that is meant, UPDATE_GOLDEN=1"
+    assert load_spec_text(resolved, Path("/")) == spec
+
+
+def test_no_golden_file_without_its_sweep() -> None:
+    assert sorted(path.name for path in GOLDEN.glob("*.yaml")) == [file.name for file in SHIPPED]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_plan(file: Path, tmp_path: Path) -> None:
+    spec = load_spec(file)
+    made = plan_locally(spec, tmp_path, ())
+    if isinstance(spec.sampler, GridSampler):
+        assert made.trials == made.grid
+    assert made.trials
+    assert list(tmp_path.iterdir()) == []
+
+
+SIMPO = {
+    "mistral-7b-base": (2.0, 1.6, 3e-7),
+    "mistral-7b-instruct": (2.5, 0.25, 5e-7),
+    "llama3-8b": (2.0, 1.0, 6e-7),
+    "llama3-8b-instruct": (2.5, 1.375, 1e-6),
+    "llama3-8b-instruct-v0.2": (10.0, 3.0, 1e-6),
+    "gemma2-9b": (10.0, 5.0, 8e-7),
+}
+"""The authors' training_configs: beta, gamma (= beta x gamma_beta_ratio), learning rate."""
+DPO = {
+    "mistral-7b-base": 5e-7,
+    "mistral-7b-instruct": 5e-7,
+    "llama3-8b": 5e-7,
+    "llama3-8b-instruct": 7e-7,
+    "llama3-8b-instruct-v0.2": 3e-7,
+    "gemma2-9b": 5e-7,
+}
+"""The authors' README: the best learning rate of DPO, with beta 0.01 everywhere."""
+
+
+def first(name: str) -> TrialConfig:
+    """The trial that runs first."""
+    spec = load_spec(Path(sweeps.__file__).parent / f"{name}.yaml")
+    return apply_params(spec.base, spec.enqueue[0])
+
+
+@pytest.mark.parametrize("name", SIMPO)
+def test_simpo_starts_at_the_published_best(name: str) -> None:
+    trial = first(name)
+    assert isinstance(trial.loss, SimpoLoss)
+    found = (trial.loss.beta, trial.loss.margin, trial.training.learning_rate)
+    assert found == pytest.approx(SIMPO[name])
+    assert (trial.loss.cross_entropy_weight, trial.loss.label_smoothing, trial.loss.loss_type) == (0, 0, "sigmoid")
+    lengths = (1024, 512) if name == "mistral-7b-base" else (2048, 1800)
+    assert (trial.data.max_length, trial.data.max_prompt_length) == lengths
+    training = trial.training
+    assert (training.pairs_per_update, training.warmup_ratio, training.num_train_epochs) == (128, 0.1, 1.0)
+
+
+@pytest.mark.parametrize("name", DPO)
+def test_dpo_starts_at_the_published_best(name: str) -> None:
+    trial = first(f"{name}-dpo")
+    assert isinstance(trial.loss, DpoLoss)
+    assert (trial.loss.loss_type, trial.loss.beta, trial.training.learning_rate) == ("sigmoid", 0.01, DPO[name])
+    assert trial.data == first(name).data
+    assert trial.model == first(name).model
+
+
+def test_only_the_quickstarts_have_no_published_point() -> None:
+    assert [file.stem for file in SHIPPED if not load_spec(file).enqueue] == [file.stem for file in QUICK]
+
+
+@pytest.mark.parametrize("name", ["llama3-8b", "llama3-8b-methods", "llama3-8b-staged"])
+def test_given_trials_run_first(name: str, tmp_path: Path) -> None:
+    spec = load_spec(Path(sweeps.__file__).parent / f"{name}.yaml")
+    study = Study.create(SweepFolder(tmp_path, name), spec)
+    for given in spec.enqueue:
+        claimed = study.ask()
+        assert isinstance(claimed, Trial)
+        assert claimed.config.canonical_params() == apply_params(spec.base, given).canonical_params()
+    study.dispose()
+
+
+def test_every_loss_of_trl_is_tried_once() -> None:
+    spec = load_spec(Path(sweeps.__file__).parent / "llama3-8b-dpo-losses.yaml")
+    assert sorted(map(str, spec.search.listed_values("loss.loss_type"))) == sorted(get_args(DpoLossType))
+
+
+def test_the_methods_are_compared_at_the_first_trials_of_their_own_sweeps() -> None:
+    spec = load_spec(Path(sweeps.__file__).parent / "llama3-8b-methods.yaml")
+    found = [apply_params(spec.base, given).loss for given in spec.enqueue]
+    assert found == [first(name).loss for name in ("llama3-8b", "llama3-8b-dpo", "llama3-8b-orpo", "llama3-8b-cpo")]
+
+
+def test_the_missions_grid() -> None:
+    spec = load_spec(Path(sweeps.__file__).parent / "llama3-8b.yaml")
+    assert spec.search.listed_values("loss.beta") == (2.0, 2.5)
+    assert spec.search.listed_values("loss.gamma") == (0.3, 0.5, 1.0, 1.2, 1.4, 1.6)
+    assert spec.search.listed_values("training.learning_rate") == (3e-7, 5e-7, 6e-7, 1e-6)
+    assert spec.search.size() == 48
+    training, data = spec.base.training, spec.base.data
+    assert (training.pairs_per_update, training.lr_scheduler_type, training.warmup_ratio) == (128, "cosine", 0.1)
+    assert (data.max_length, data.prompt_budget, training.num_train_epochs) == (2048, 1800, 1.0)
+
+
+@pytest.mark.parametrize("file", [file for file in SHIPPED if file not in QUICK], ids=lambda file: file.stem)
+def test_the_table_in_the_docs_is_the_plans(file: Path) -> None:
+    machine = GpuAssumptions(tokens_per_pair=1000)
+    made = make_plan(
+        load_spec(file),
+        Path("runs"),
+        RowCounts(60_000, 2_000, exact=False),
+        concurrency=1,
+        tracking="",
+        machine=machine,
+    )
+    assert made.estimate is not None
+    lines = (Path(sweeps.__file__).parents[1] / "docs" / "sweeps.md").read_text().splitlines()
+    row = next(line for line in lines if line.startswith(f"| `{file.name}` |"))
+    memory = made.estimate.memory.total / 1e9
+    assert row.endswith(f"| {made.trials} | {made.estimate.gpu_hours:.0f} | {memory:.0f} |")

@@ -1,0 +1,56 @@
+"""Help, schema, plan, metrics and exit codes are those of the files in tests/golden/surface; `make golden` renews."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+import sweeps
+from orchestrator.cli import cli
+from orchestrator.errors import ExitCode
+from tests.support.surface import GOLDEN, WIDTH, compare, keys, lines, output
+from trainer.metrics import METRICS
+
+
+@pytest.mark.parametrize("command", ["", *sorted(cli.commands)])
+def test_help_of_every_command(command: str, tmp_path: Path) -> None:
+    compare(f"help/{command or 'orchestrate'}.txt", output(tmp_path, *([command] if command else []), "--help"))
+
+
+@pytest.mark.parametrize("module", ["trainer", "trainer.probe"])
+def test_help_of_the_trainer(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--help"],
+        capture_output=True, text=True, check=True, env=os.environ | {"COLUMNS": str(WIDTH)},
+    )  # fmt: skip
+    compare(f"help/{module}.txt", done.stdout)
+
+
+def test_no_golden_help_without_its_command() -> None:
+    known = {"orchestrate", "trainer", "trainer.probe", *cli.commands}
+    assert {file.stem for file in (GOLDEN / "help").glob("*.txt")} == known
+    assert not [name for name, command in cli.commands.items() if isinstance(command, click.Group)]
+
+
+def test_schema(tmp_path: Path) -> None:
+    schema = json.loads(output(tmp_path, "schema"))
+    compare("schema.json", json.dumps(schema, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def test_keys_of_a_plan(tmp_path: Path) -> None:
+    file = Path(sweeps.__file__).parent / "quickstart.yaml"
+    compare("plan.txt", lines(keys(json.loads(output(tmp_path, "plan", str(file), "--json")))))
+
+
+def test_metrics() -> None:
+    compare("metrics.txt", lines(METRICS))
+
+
+def test_exit_codes() -> None:
+    compare("exit-codes.txt", "".join(f"{code.value} {code.name}\n" for code in ExitCode))

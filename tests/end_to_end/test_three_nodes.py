@@ -1,0 +1,106 @@
+"""Three Ray nodes on one machine, started by somebody else. One of them is killed in the middle of a trial."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+
+from orchestrator import execution  # noqa: F401  what Ray reads when it is imported
+from orchestrator.folders import SweepFolder
+from orchestrator.study.study import Study
+from tests.faults.storm import NAME, sweep_file
+from tests.support.processes import orchestrate
+from tests.support.sweep_record import differences, sweep_record
+
+
+@pytest.fixture
+def token(fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The token of a cluster that somebody else started."""
+    file = fast_tmp_path / "token"
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(file))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    return file
+
+
+@pytest.fixture
+def three_nodes(fast_tmp_path: Path, token: Path) -> Iterator[Any]:
+    from ray._raylet import AuthenticationTokenLoader
+    from ray.cluster_utils import Cluster
+
+    AuthenticationTokenLoader.instance().reset_cache()
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "temp_dir": str(fast_tmp_path)}
+    )
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    cluster.shutdown()
+
+
+def _sweep(path: Path) -> Path:
+    given = sweep_file(trials=5, seed=3)
+    given["budget"] = {"trials": 5, "concurrency": 3}
+    given["order"] = {"kind": "reproducible", "lag": 3}
+    given["base"]["training"] |= {"max_steps": 120, "save_steps": 5}
+    file = path / "sweep.yaml"
+    file.write_text(yaml.safe_dump(given))
+    return file
+
+
+def _raylet(node: Any) -> int:
+    return next(info.process.pid for kind, info in node.all_processes.items() for info in info if kind == "raylet")
+
+
+def _working(root: Path, raylets: set[int], deadline: float) -> tuple[int, int]:
+    """A trial with a checkpoint whose process belongs to one of these nodes, and that node's raylet."""
+    while time.monotonic() < deadline:
+        for lock in sorted((root / NAME / "trials").glob("*/worker.lock")):
+            if not list(lock.parent.glob("1/checkpoints/step-*/manifest.json")) or (lock.parent / "1/model").exists():
+                continue
+            messages = lock.read_text().split()
+            if len(messages) < 2 or not psutil.pid_exists(int(messages[1])):
+                continue
+            parent = psutil.Process(int(messages[1])).ppid()
+            if parent in raylets:
+                return int(lock.parent.name), parent
+        time.sleep(0.02)
+    raise AssertionError("no trial of a worker node reached a checkpoint")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(fast_tmp_path: Path, three_nodes: Any) -> None:
+    file, alone, hit = _sweep(fast_tmp_path), fast_tmp_path / "alone", fast_tmp_path / "hit"
+    driver = orchestrate(hit, "sweep", str(file), "--address", three_nodes.address, "--machines", "3")
+    raylets = {_raylet(node): node for node in three_nodes.worker_nodes}
+    number, raylet = _working(hit, set(raylets), time.monotonic() + 300)
+    below = psutil.Process(raylet).children(recursive=True)
+    os.kill(raylet, signal.SIGKILL)
+    out, _ = driver.communicate(timeout=500)
+    assert driver.returncode == 0, out
+    assert "3 machines, 3 trials at a time" in out
+    assert not any(process.is_running() and process.status() != "zombie" for process in below), "the node is dead"
+    with Study.open(SweepFolder(hit, NAME)) as study:
+        records = study.trials()
+        events = study.events()
+    assert records[number].attempts == 2, [record.attempts for record in records]
+    assert {record.attempts for record in records if record.number != number} == {1}
+    assert [event.trial for event in events if event.kind == "worker lost"] == [number]
+    second = (hit / NAME / "trials" / f"{number:04d}" / "2").is_dir()
+    assert second
+
+    undisturbed = orchestrate(alone, "sweep", str(file))
+    out, _ = undisturbed.communicate(timeout=500)
+    assert undisturbed.returncode == 0, out
+    assert differences(sweep_record(alone, NAME), sweep_record(hit, NAME)) == []

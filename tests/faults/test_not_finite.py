@@ -1,0 +1,137 @@
+"""Case 15: what is no number ends its trial as diverged, which is never the best; the sweep goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.errors import ExitCode
+from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
+from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialState
+from orchestrator.tracking.mlflow_sink import connect
+from tests.support.fake_session import (
+    METRIC,
+    ListSink,
+    ScriptedSession,
+    SilentView,
+    make_spec,
+    sweep_folder,
+    write_script,
+)
+from trainer.config.trial import TrialConfig
+from trainer.results import RunResult, StepMetrics
+
+SLOTS = Slots(count=2, gpus=0.0, threads=1)
+STRANGE: list[tuple[str, Any]] = [
+    ("loss", math.nan),
+    ("grad_norm", math.inf),
+    (METRIC, math.nan),
+    (METRIC, -math.inf),
+    ("loss", None),
+    (METRIC, "0.9"),
+]
+
+
+class StrangeSession(ScriptedSession):
+    """Trial n reports the n-th strange value at step 2."""
+
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[StepMetrics, None, RunResult]:
+        number = int(folder.parent.name)
+        course = super().train(config, folder, earlier, fork)
+        while True:
+            try:
+                step_metrics = next(course)
+            except StopIteration as end:
+                return end.value
+            if number < len(STRANGE) and step_metrics.step == 2:
+                name, value = STRANGE[number]
+                step_metrics = StepMetrics(2, {**step_metrics.metrics, name: value})
+            yield step_metrics
+
+
+def test_values_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_script(tmp_path)
+    sink, sound = ListSink(), len(STRANGE)
+    with (
+        SignalHandler(lambda: "") as signals,
+        local_cluster(tmp_path / "ray", SLOTS, signals),
+        Study.create(sweep_folder(tmp_path), make_spec(sound + 1)) as study,
+    ):
+        stop = run_trials(study, sink, SilentView(), signals, SLOTS, open_session=StrangeSession)
+        records, best = study.trials(), study.best()
+        last = [study.metric_history(n)[-1] for n in range(sound)]
+    assert stop.kind is StopKind.FINISHED
+    assert best is not None
+    assert best.number == sound
+    for record, (name, _) in zip(records, STRANGE, strict=False):
+        assert (record.state, record.diverged, record.value) == (TrialState.PRUNED, True, None)
+        assert record.reason.startswith("diverged: ")
+        assert name in record.reason
+        assert "at step 2" in record.reason
+        assert sink.tags(str(record.number))["reason"] == record.reason
+    assert all(
+        step_metrics.step == 2 and not math.isfinite(step_metrics.metrics[n])
+        for step_metrics, (n, _) in zip(last, STRANGE, strict=True)
+    )
+    assert records[sound].state is TrialState.COMPLETE
+
+
+ABSURD = """
+name: absurd
+base:
+  model:
+    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+                num_key_value_heads: 2}
+  data:
+    train: {generated: instructions, rows: 400}
+    eval: {generated: instructions, split: eval, rows: 16}
+    max_length: 128
+  loss: {kind: simpo, beta: 2.0, gamma: 1.6}
+  training: {pairs_per_update: 8, max_steps: 40, eval_steps: 8}
+  evaluation: {prompts: 2, samples: 1, max_new_tokens: 8}
+sft:
+  training: {learning_rate: 3e-3, pairs_per_update: 8, max_steps: 40}
+search:
+  training.learning_rate: [1e-3, 0.1]
+maximize: eval_accuracies/logp
+"""
+
+
+def test_a_learning_rate_that_kills_the_model_without_a_nan(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A real sweep: seen in the study, in MLflow and in the table."""
+    from orchestrator.cli.composition import start
+    from orchestrator.folders import SweepFolder
+    from orchestrator.spec.loading.loader import load_spec_text
+
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    root = tmp_path / "runs"
+    assert start(load_spec_text(ABSURD, tmp_path), root) is ExitCode.DONE
+    with Study.open(SweepFolder(root, "absurd")) as study:
+        sound, dead = study.trials()
+        known = study.id
+    assert sound.state is TrialState.COMPLETE
+    assert (dead.state, dead.diverged) == (TrialState.PRUNED, True)
+    assert "chosen log-prob fell from" in dead.reason
+    assert dead.step < 40
+    assert all(math.isfinite(value) for value in dead.metrics.values()), "no NaN gave it away"
+    uri = f"sqlite:///{root.resolve() / 'mlflow.db'}"
+    client = connect(root, uri)
+    experiment = client.get_experiment_by_name("prefsweep")
+    assert experiment is not None
+    expected = f"tags.`prefsweep.sweep_id` = '{known}' and tags.`prefsweep.run` = '1'"
+    run = client.search_runs([experiment.experiment_id], expected)[0]
+    assert (run.data.tags["diverged"], run.data.tags["reason"]) == ("true", dead.reason)
+    table = capfd.readouterr().out
+    assert "DIVERGED" in table
+    assert "log-prob fell from" in table

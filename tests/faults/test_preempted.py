@@ -1,0 +1,237 @@
+"""Case 12: SIGINT and SIGTERM: checkpoint, no failure, no trial counted; a second signal ends the driver at once.
+
+Whoever sends it: Ctrl-C and `kill` of a group, `kill` of one process, `timeout`, systemd and Slurm, which send to every
+process of a unit or step at once, and what closes a container, which sends to process 1 of it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.execution.local_cluster import starting_ray
+from orchestrator.execution.stop_reasons import SignalHandler, deaf_to_sigterm
+from orchestrator.study.trial_records import TrialState
+from tests.support.driver_process import (
+    STEPS,
+    check_exact,
+    command,
+    drive,
+    environment,
+    finish,
+    records,
+    trained,
+    wait_for,
+)
+from tests.support.fake_session import write_script
+
+Sent = Callable[[subprocess.Popen[str]], None]
+
+
+def start(words: list[str]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    return subprocess.Popen(words, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below this one, children before their own children."""
+    parents: dict[int, list[int]] = {}
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            try:
+                parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it ended meanwhile
+                continue
+            parents.setdefault(parent, []).append(int(path.name))
+    found = [pid]
+    for one in found:
+        found += parents.get(one, [])
+    return found[1:]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def every_process(driver: subprocess.Popen[str]) -> None:
+    """As systemd's control-group kill: workers and Ray's own processes first, which is the worse order."""
+    for pid in (*reversed(descendants(driver.pid)), driver.pid):
+        os.kill(pid, signal.SIGTERM)
+
+
+def inside(driver: subprocess.Popen[str]) -> None:
+    """To process 1 of the container: the child of `unshare`."""
+    os.kill(descendants(driver.pid)[0], signal.SIGTERM)
+
+
+SENDERS: dict[str, tuple[list[str], Sent]] = {
+    "ctrl-c": ([], lambda driver: os.killpg(driver.pid, signal.SIGINT)),
+    "kill": ([], lambda driver: driver.send_signal(signal.SIGTERM)),
+    "kill of the group": ([], lambda driver: os.killpg(driver.pid, signal.SIGTERM)),
+    "timeout": (["timeout", "3600"], lambda driver: driver.send_signal(signal.SIGTERM)),
+    "systemd and slurm": ([], every_process),
+    "container": (["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"], inside),
+}
+QUICK = ("ctrl-c", "systemd and slurm")
+"""In CI; there `tests/sweep/test_sweep.py` has its whole group killed."""
+
+
+def started_by(before: list[str], root: Path) -> subprocess.Popen[str]:
+    if before and shutil.which(before[0]) is None:
+        pytest.skip(f"there is no {before[0]} here")
+    if before and before[0] == "unshare" and subprocess.run([*before, "true"], check=False).returncode:
+        pytest.skip("no namespace of processes may be made here")
+    return start([*before, *command(root)])
+
+
+@pytest.mark.parametrize("sender", [s if s in QUICK else pytest.param(s, marks=pytest.mark.faults) for s in SENDERS])
+def test_whoever_ends_it_trials_are_checkpointed_and_the_next_driver_finishes_exactly(
+    tmp_path: Path, sender: str
+) -> None:
+    before, send = SENDERS[sender]
+    write_script(tmp_path, steps=STEPS, pause=0.1)
+    driver = started_by(before, tmp_path)
+    wait_for(lambda: len(trained(tmp_path)) >= 8, driver)
+    everybody = descendants(driver.pid)
+    assert len(everybody) > 3, "Ray's processes and two workers"
+    send(driver)
+    out, err = driver.communicate(timeout=60)
+    assert (out.strip(), err) == ("interrupted", "")
+    wait_gone(everybody)
+    assert any(r.state is TrialState.RUNNING for r in records(tmp_path))
+    write_script(tmp_path, steps=STEPS, pause=0.02)
+    finish(tmp_path)
+    check_exact(tmp_path)
+    lines = trained(tmp_path)
+    assert len(lines) == len(set(lines)), "nothing was trained twice"
+
+
+def wait_gone(pids: list[int]) -> None:
+    until = time.monotonic() + 30
+    while left := [pid for pid in pids if alive(pid)]:
+        assert time.monotonic() < until, f"left behind: {left}"
+        time.sleep(0.1)
+
+
+@pytest.mark.faults
+def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
+    write_script(tmp_path, steps=STEPS, pause=3.0)
+    driver = drive(tmp_path)
+    wait_for(lambda: len(trained(tmp_path)) >= 1, driver)
+    driver.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    driver.send_signal(signal.SIGTERM)
+    driver.wait(timeout=10)
+    assert driver.returncode == 130
+    assert "farewell" in driver.communicate()[1]
+
+
+# --- without Ray -----------------------------------------------------------------------------------------------------
+
+TWICE = """
+import os, signal
+from orchestrator.execution.stop_reasons import SignalHandler
+now = [0.0]
+with SignalHandler(lambda: "farewell", clock=lambda: now[0]) as interrupt:
+    os.kill(os.getpid(), signal.SIGTERM)
+    now[0] = {later}
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("asked", interrupt.stop_requested)
+"""
+
+
+@pytest.mark.parametrize(("later", "code"), [(0.01, 0), (5.0, 130)])
+def test_what_arrives_at_once_is_one_request(later: float, code: int) -> None:
+    """`timeout` sends to its child and then to the group that the child is in."""
+    done = subprocess.run(
+        [sys.executable, "-c", TWICE.format(later=later)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == code, done.stderr
+    assert (done.stdout, done.stderr) == (("asked True\n", "") if code == 0 else ("", "\nfarewell\n"))
+
+
+LOST = """
+import os, signal, sys, threading
+from orchestrator.execution.stop_reasons import SignalHandler
+class Quick(SignalHandler):
+    POLL = 0.01
+looks = []
+def lost():
+    looks.append(1)
+    return {lost}
+with Quick(lambda: f"farewell after {{len(looks)}}") as interrupt:
+    with interrupt.watching(lost):
+        signal.pthread_sigmask(signal.SIG_BLOCK, set()) # stays in one thread
+        {send}
+        threading.Event().wait({seconds})
+print("asked", interrupt.stop_requested, len(looks) > 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("lost", "send", "out", "err"),
+    [
+        ("True", "os.kill(os.getpid(), signal.SIGTERM)", "", "\nfarewell after 4\n"),
+        ("len(looks) == 2", "os.kill(os.getpid(), signal.SIGTERM)", "asked True True\n", ""),
+        ("True", "", "asked False False\n", ""),
+    ],
+)
+def test_after_a_signal_nobody_waits_for_a_server_that_is_gone(lost: str, send: str, out: str, err: str) -> None:
+    code = LOST.format(lost=lost, send=send, seconds=60 if err else 0.5)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == (out, err)
+    assert done.returncode == (130 if err else 0)
+
+
+def test_a_server_that_is_gone_is_told_from_one_that_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    from orchestrator.execution.local_cluster import server_is_gone
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+
+        class Context:
+            gcs_address = address
+
+        monkeypatch.setattr(ray, "get_runtime_context", Context)
+        gone = server_is_gone()
+        assert not gone()
+    assert gone()
+
+
+def test_processes_started_meanwhile_are_not_reached_by_sigterm() -> None:
+    with deaf_to_sigterm():
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        words = ["bash", "-c", "cat; true"]  # as Ray starts its workers
+        shell = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    for process in (child, shell):
+        process.send_signal(signal.SIGTERM)
+        assert process.communicate("still here")[0] == "still here"
+        assert process.returncode == 0
+
+
+def test_a_signal_while_ray_starts_is_the_drivers_own() -> None:
+    """Ray would take SIGTERM for itself and end the process with code 15, without a word."""
+    from ray._private import utils
+
+    with SignalHandler(lambda: "") as signals:
+        before = signal.getsignal(signal.SIGTERM)
+        with starting_ray(signals):
+            utils.set_sigterm_handler(lambda *_: sys.exit(15))
+            assert signal.getsignal(signal.SIGTERM) == before
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray's core does
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert signals.stop_requested

@@ -1,0 +1,58 @@
+"""What the sweep's run says of it in MLflow while it runs: the diagnosis too; a bug in a rule ends nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dashboards import sweep_reporter
+from dashboards.diagnosis import diagnose
+from dashboards.sweep_reporter import DashboardReporter
+from orchestrator.driver.parent_run import FAILURE_FILE, update_description
+from orchestrator.interfaces import SWEEP
+from orchestrator.study.study import Study
+from orchestrator.tracking.run_metadata import NOTE
+from tests.support.fake_session import ListSink
+from tests.support.scripted_sweep import Script, make_spec, run_sweep
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    """Two of many trials are over; what was chosen got less likely in both."""
+    folder = run_sweep(tmp_path, make_spec(), lambda _: Script(chosen=-3.0), trials=2)
+    return Study.open(folder)
+
+
+def description_of(study: Study) -> str:
+    sink = ListSink()
+    update_description(study, sink, DashboardReporter())
+    return sink.tags(SWEEP)[NOTE]
+
+
+def test_the_diagnosis_is_there_while_the_sweep_runs(study: Study) -> None:
+    text = description_of(study)
+    assert text.startswith("**Running**: 2 trials (2 complete).")
+    assert "### Diagnosis" in text
+    assert "*Next: " in text
+
+
+def test_a_sweep_of_very_many_trials_reads_no_points_for_it(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(*_: object) -> None:
+        raise AssertionError("points were read")
+
+    monkeypatch.setattr(sweep_reporter, "MAX_DIAGNOSED_TRIALS", 1)
+    monkeypatch.setattr(study, "metric_history", read)
+    assert "### Diagnosis" not in description_of(study)
+
+
+def test_a_rule_that_fails_is_kept_and_ends_nothing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: object) -> None:
+        raise KeyError("margins")
+
+    monkeypatch.setattr(diagnose, "diagnose", broken)
+    text = description_of(study)
+    assert text.startswith("**Running**: 2 trials")
+    assert "### Diagnosis" not in text
+    assert [e.text for e in study.events() if e.kind == "diagnosis failed"] == ["KeyError: 'margins'"]
+    assert "in broken" in (study.folder.path / FAILURE_FILE).read_text()

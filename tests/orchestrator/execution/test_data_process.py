@@ -1,0 +1,153 @@
+"""The data's own process: it answers, it fails in words, and it never outlives its driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from transformers import AutoConfig, AutoTokenizer
+
+from orchestrator.errors import DataError
+from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
+from orchestrator.execution.workers.data_process import DataProcess
+from orchestrator.execution.workers.stage_worker import StageFailed
+from orchestrator.spec.judge_config import JudgeConfig
+from trainer.config.trial import GeneratedModel, ModelConfig, TrialConfig
+from trainer.data.data_report import DataReport
+from trainer.models.model_files import resolve_model_path
+from trainer.synthetic import generate_model
+
+MODEL = {"generated": {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}}
+
+
+def config(train: object, max_length: int = 96) -> TrialConfig:
+    return TrialConfig.model_validate({"model": MODEL, "data": {"train": train, "max_length": max_length}})
+
+
+GOOD = {"generated": "instructions", "rows": 24}
+
+
+def begun(cache: Path, first: TrialConfig, signals: SignalHandler) -> DataProcess:
+    return DataProcess(cache, first, {}, signals, lambda: None)
+
+
+def test_answers_in_any_order_each_prepared_once(tmp_path: Path) -> None:
+    first, second = config(GOOD), config(GOOD, max_length=80)
+    with SignalHandler(lambda: "") as signals, begun(tmp_path, first, signals) as data:
+        found = [DataReport.model_validate_json(data.prepare(each)) for each in (second, first)]
+        assert [report.train_rows for report in found] == [22, 22]  # two of them are held out
+        data.shut_down()
+        assert DataReport.model_validate_json(data.prepare(first)) == found[1]  # heard before, asked of nobody
+
+
+def test_data_that_cannot_be_used_are_refused_in_words_and_the_next_are_read(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"prompt": "a", "chosen": "b"}) + "\n" for _ in range(3)))
+    with SignalHandler(lambda: "") as signals, begun(tmp_path, config(str(rows)), signals) as data:
+        with pytest.raises(DataError, match="rejected"):
+            data.prepare(config(str(rows)))
+        assert DataReport.model_validate_json(data.prepare(config(GOOD))).train_rows == 22
+
+
+def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(tmp_path: Path) -> None:
+    """What fits is decided by the held-out rows: the limits of the configuration alone do not say it."""
+    tokenizer = AutoTokenizer.from_pretrained(generate_model(GeneratedModel(**MODEL["generated"]), tmp_path / "made"))
+    model = tmp_path / "gpt2"
+    tokenizer.save_pretrained(model)
+    shape = {"vocab_size": 320, "n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 48}
+    AutoConfig.for_model("gpt2", **shape).save_pretrained(model)
+    rows = tmp_path / "rows.jsonl"
+    pairs = [{"prompt": f"{i} " + "a " * 9, "chosen": "b", "rejected": "c"} for i in range(20)]
+    rows.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+
+    def trial(new: int) -> TrialConfig:
+        data = {"train": str(rows), "max_length": 48, "apply_template": False}
+        evaluation = {"prompts": 2, "max_new_tokens": new}
+        return TrialConfig.model_validate({"model": str(model), "data": data, "evaluation": evaluation})
+
+    with SignalHandler(lambda: "") as signals, begun(tmp_path / "cache", trial(16), signals) as data:
+        assert DataReport.model_validate_json(data.prepare(trial(16))).eval_rows == 2
+        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 46 new ones is beyond the 48 positions"):
+            data.prepare(trial(46))
+        data.check_judge(trial(16), JudgeConfig(max_new_tokens=16))
+        with pytest.raises(DataError, match=r"with 46 new ones is beyond the 48 .*: lower judge\.max_new_tokens or"):
+            data.check_judge(trial(16), JudgeConfig(max_new_tokens=46))
+        elsewhere = tmp_path / "asked.jsonl"
+        elsewhere.write_text(json.dumps({"prompt": "a " * 40}) + "\n")
+        judge = JudgeConfig.model_validate({"max_new_tokens": 16, "prompts_from": str(elsewhere)})
+        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 16 new ones is beyond the 48 positions"):
+            data.check_judge(trial(16), judge)
+
+
+def test_a_death_is_told_with_its_last_words(tmp_path: Path) -> None:
+    with SignalHandler(lambda: "") as signals, begun(tmp_path, config(GOOD), signals) as data:
+        data._process.send_signal(signal.SIGKILL)  # pyright: ignore[reportPrivateUsage]
+        with pytest.raises(StageFailed, match="died:\nit ended with -9 and said nothing"):
+            data.prepare(config(GOOD))
+
+
+def test_an_interruption_ends_the_wait_and_the_process(tmp_path: Path) -> None:
+    with SignalHandler(lambda: "") as signals:
+        with begun(tmp_path, config(GOOD), signals) as data:
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(Interrupted):
+                data.prepare(config(GOOD))
+        assert data._process.returncode == -signal.SIGKILL  # pyright: ignore[reportPrivateUsage]
+
+
+def test_it_ends_with_a_driver_that_was_killed(tmp_path: Path) -> None:
+    driver = f"""
+import time
+from pathlib import Path
+from tests.orchestrator.execution.test_data_process import GOOD, begun, config
+from orchestrator.execution.stop_reasons import SignalHandler
+with SignalHandler(lambda: "") as interrupt:
+    data = begun(Path({str(tmp_path)!r}), config(GOOD), interrupt)
+    print(data._process.pid, flush=True)
+    time.sleep(600)
+"""
+    process = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    while Path(f"/proc/{child}").exists() and "zombie" not in Path(f"/proc/{child}/status").read_text():
+        time.sleep(0.05)  # the test's time limit is the bound
+
+
+def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None:
+    own = Path(resolve_model_path(ModelConfig.model_validate(MODEL), tmp_path))
+    (own / "tokenization_own.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\nclass OwnTokenizer(PreTrainedTokenizerFast):\n    pass\n"
+    )
+    settings = json.loads((own / "tokenizer_config.json").read_text())
+    settings |= {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": [None, "tokenization_own.OwnTokenizer"]},
+    }
+    (own / "tokenizer_config.json").write_text(json.dumps(settings))
+    first = TrialConfig.model_validate({"model": str(own), "data": {"train": GOOD, "max_length": 96}})
+    with SignalHandler(lambda: "") as signals:
+        with begun(tmp_path, first, signals) as data, pytest.raises(DataError, match="only with --trust-remote-code"):
+            data.prepare(first)
+        with DataProcess(tmp_path, first, {}, signals, lambda: None, trust_remote_code=True) as data:
+            assert DataReport.model_validate_json(data.prepare(first)).train_rows == 22
+
+
+def test_what_adapters_change_is_told_and_names_that_mean_nothing_are_refused(tmp_path: Path) -> None:
+    plain = config(GOOD)
+    adapted = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_proj"]}})
+    wrong = TrialConfig.model_validate(plain.model_dump() | {"lora": {"target_modules": ["q_prj", "v_proj"]}})
+    with SignalHandler(lambda: "") as signals, begun(tmp_path, plain, signals) as data:
+        for each in (plain, adapted):
+            data.prepare(each)
+        assert data.notices(plain) == []
+        assert data.notices(adapted) == ["lora adapts 2 layers (2 q_proj)"]
+        with pytest.raises(DataError, match=r"lora\.target_modules: q_prj is not in .*; did you mean q_proj\?"):
+            data.prepare(wrong)

@@ -1,0 +1,358 @@
+"""A worker's copies: sent beside the training, fetched where a disk lacks them, never half and never damaged."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator import mirror as mirror_store
+from orchestrator.execution.messages import AttemptResult, AttemptStatus
+from orchestrator.execution.workers import mirror_upload
+from orchestrator.execution.workers.attempt_runner import AttemptRunner
+from orchestrator.execution.workers.mirror_upload import MirrorUploader
+from orchestrator.mirror import Mirror, MirrorRefused
+from orchestrator.study.trial_records import FailureKind
+from tests.support.mirrored_trial import STEPS, FarSession, pull_all, task, write_checkpoint
+from tests.support.s3_server import Server
+from trainer.storage.atomic_files import FAILPOINT_VARIABLE
+from trainer.storage.checkpoint_manifest import checkpoint_step, list_checkpoints, verify_checkpoint
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mirror_upload, "_POLL_SECONDS", 0.01)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Mirror:
+    return Mirror(f"file://{tmp_path}/far/trials/0003")
+
+
+def _wait(until: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 30
+    while not until():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.01)
+
+
+def _slow(mirror: Mirror) -> Callable[[int], None]:
+    """Each update waits for its copy, so that a test knows what is there."""
+    return lambda step: _wait(lambda: any(name.endswith(f"step-{step:08d}") for name in mirror.complete_paths()))
+
+
+def _stopped_after(mirror: Mirror, disk: Path, step: int, attempt: int = 1) -> FarSession:
+    """An attempt that is asked to stop after this update, and ends."""
+    requested = task(disk, mirror.url, attempt)
+
+    def each(now: int) -> None:
+        _slow(mirror)(now)
+        if now == step:
+            requested.request_stop()
+            _wait(lambda: session._requested)
+
+    session = FarSession(each=each)
+    assert pull_all(AttemptRunner(requested, lambda: session))[-1].result.status is AttemptStatus.RELEASED  # type: ignore[union-attr]
+    return session
+
+
+def test_a_trial_goes_on_on_an_empty_disk(mirror: Mirror, tmp_path: Path) -> None:
+    _stopped_after(mirror, tmp_path / "one", 4)
+    assert mirror.complete_paths() == ["1/checkpoints/step-00000003", "1/checkpoints/step-00000004"]
+
+    there = task(tmp_path / "two", mirror.url, attempt=2)
+    session = FarSession()
+    received = pull_all(AttemptRunner(there, lambda: session))
+    assert session.began == 4, "where the other disk had left it"
+    assert received[-1].result is not None
+    assert received[-1].result.status is AttemptStatus.FINISHED
+    assert received[-1].counters["mirror_failures"] == 0
+    assert (there.folder.parent / "1" / "samples.jsonl").read_text() == '{"step": 4}\n'
+    assert mirror.complete_paths() == ["2/end", "2/model"], "and no checkpoint of an ended trial"
+    assert mirror.files() == [
+        *(f"2/end/{name}" for name in ("ending.json", "samples.jsonl", "whole.json")),
+        "2/model/model/model.safetensors",
+        "2/model/whole.json",
+    ]
+    assert not (there.folder / "copying").exists()
+
+
+def test_an_ending_that_nobody_heard_is_told_on_another_disk(file: Mirror, tmp_path: Path) -> None:
+    pull_all(AttemptRunner(task(tmp_path / "one", file.url), FarSession))
+    again = MirrorUploader(task(tmp_path / "two", file.url, attempt=2))
+    (earlier,) = again.download_attempts()
+    assert (earlier / "ending.json").is_file()
+    assert (earlier / "model" / "model.safetensors").read_text() == "weights"
+    assert not again.take_notices()
+
+
+def test_a_stage_has_one_attempt_and_goes_on_in_its_own_place(
+    file: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _stopped_after(file, tmp_path / "one", 4)
+    session = FarSession()
+    pull_all(AttemptRunner(task(tmp_path / "two", file.url), lambda: session))
+    assert session.began == 4
+    assert file.complete_paths() == ["1/end", "1/model"]
+    monkeypatch.setattr(Mirror, "put", lambda *_: pytest.fail("it is there already"))
+    again = MirrorUploader(task(tmp_path / "three", file.url))
+    assert again.download_attempts() == ()
+    folder = task(tmp_path / "three", file.url).folder
+    assert (folder / "ending.json").is_file()
+    assert (folder / "model" / "model.safetensors").read_text() == "weights"
+    again.start()
+    again.finish(AttemptResult(AttemptStatus.FINISHED, ""))
+    assert not again.take_notices()
+
+
+def test_a_clone_that_has_no_checkpoint_of_its_own_finds_what_it_begins_from(file: Mirror, tmp_path: Path) -> None:
+    disks = [dataclasses.replace(task(tmp_path / disk, file.url), fork=tmp_path / disk / "fork") for disk in "ab"]
+    here, there = disks
+    assert here.fork is not None
+    assert there.fork is not None
+    write_checkpoint(here.fork, 7)
+    (here.fork / "samples.jsonl").write_text("answers until 7\n")
+    here.folder.mkdir(parents=True)
+    at_work = MirrorUploader(here)
+    assert at_work.download_attempts() == ()
+    at_work.start()
+    _wait(lambda: file.complete_paths() == ["0/checkpoints/step-00000007"])
+    at_work.cancel(is_wanted=True)  # its machine is gone
+
+    again = MirrorUploader(dataclasses.replace(there, attempt=2, folder=there.folder.parent / "2"))
+    assert again.download_attempts() == ()
+    verify_checkpoint(list_checkpoints([there.fork])[0])
+    assert (there.fork / "samples.jsonl").read_text() == "answers until 7\n"
+    (there.folder.parent / "2").mkdir(parents=True)
+    for step in (8, 9):
+        write_checkpoint(there.folder.parent / "2", step)
+        again._upload_newest()
+    assert file.complete_paths() == ["2/checkpoints/step-00000008", "2/checkpoints/step-00000009"]
+    assert not again.take_notices()
+
+
+def test_what_is_here_is_not_fetched_again(file: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _stopped_after(file, tmp_path / "one", 3)
+    monkeypatch.setattr(Mirror, "get", lambda *_: pytest.fail("nothing was to be fetched"))
+    assert MirrorUploader(task(tmp_path / "one", file.url, attempt=2)).download_attempts() == (
+        task(tmp_path / "one", file.url).folder,
+    )
+
+
+def test_a_damaged_one_here_is_replaced_by_the_good_one_there(file: Mirror, tmp_path: Path) -> None:
+    _stopped_after(file, tmp_path / "one", 3)
+    (path,) = list_checkpoints([task(tmp_path / "one", file.url).folder])
+    (path / "weights.safetensors").write_text("other bytes")
+    MirrorUploader(task(tmp_path / "one", file.url, attempt=2)).download_attempts()
+    verify_checkpoint(path)
+
+
+def test_a_corrupted_copy_is_refused_and_the_older_one_taken(mirror: Mirror, tmp_path: Path) -> None:
+    _stopped_after(mirror, tmp_path / "one", 4)
+    name = "1/checkpoints/step-00000004/checkpoints/step-00000004/weights.safetensors"
+    assert mirror.read(name) == b"weights.safetensors of 4"
+    mirror.write(name, b"weights.safetensors of 5")
+    again = MirrorUploader(task(tmp_path / "two", mirror.url, attempt=2))
+    (earlier,) = again.download_attempts()
+    assert [checkpoint_step(path) for path in list_checkpoints([earlier])] == [3]
+    verify_checkpoint(list_checkpoints([earlier])[0])
+    (messages,) = again.take_notices()
+    assert "a copy in the mirror is damaged and was passed over" in messages
+    assert "weights.safetensors differs from its digest" in messages
+    assert again.counters["mirror_failures"] == 1
+    own = task(tmp_path / "two", mirror.url, attempt=2).folder
+    own.mkdir(parents=True)
+    write_checkpoint(own, 5)
+    again._upload_newest()
+    assert "1/checkpoints/step-00000003" in mirror.complete_paths(), "the damaged one is not counted among the two"
+
+
+@pytest.mark.parametrize(
+    ("end", "left"),
+    [
+        (
+            AttemptResult(AttemptStatus.FAILED, "CUDA out of memory", failure=FailureKind.OUT_OF_MEMORY),
+            ["1/checkpoints/step-00000001"],
+        ),
+        (AttemptResult(AttemptStatus.FAILED, "ValueError", failure=FailureKind.BUG), []),
+        (AttemptResult(AttemptStatus.NO_DISK, "full"), ["1/checkpoints/step-00000001"]),
+        (AttemptResult(AttemptStatus.DIVERGED, "loss is nan"), ["1/end"]),
+    ],
+)
+def test_what_an_end_leaves(end: AttemptResult, left: list[str], file: Mirror, tmp_path: Path) -> None:
+    """Out of memory is no end of the trial: it goes on with a smaller micro-batch, maybe elsewhere."""
+    folder = task(tmp_path / "one", file.url).folder
+    folder.mkdir(parents=True)
+    write_checkpoint(folder, 1)
+    (folder / "ending.json").write_text("{}")
+    MirrorUploader(task(tmp_path / "one", file.url)).finish(end)
+    assert file.complete_paths() == left
+
+
+def test_training_does_not_wait_for_copies(file: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held_trial, put, sent = threading.Event(), Mirror.put, []
+
+    def waiting(self: Mirror, path: str, *more: object) -> None:
+        if not path.endswith(("end", "model")):
+            sent.append(path)
+            held_trial.wait(30)
+        put(self, path, *more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Mirror, "put", waiting)
+
+    def each(step: int) -> None:
+        if step == 1:
+            _wait(lambda: sent)  # on its way, and it stays on its way
+        if step == STEPS:
+            held_trial.set()
+            _wait(lambda: len(sent) == 2)
+
+    session = FarSession(each=each)
+    received = pull_all(AttemptRunner(task(tmp_path / "one", file.url), lambda: session))
+    assert sent == ["1/checkpoints/step-00000001", f"1/checkpoints/step-{STEPS:08d}"], (
+        "the newest took the others' place"
+    )
+    assert [step_metrics.step for report in received for step_metrics in report.metrics] == list(range(1, STEPS + 1))
+    assert file.complete_paths() == ["1/end", "1/model"]
+
+
+def test_a_copy_that_fails_is_tried_again_counted_and_told(
+    file: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, failures = Mirror.put, iter([MirrorRefused("the bucket says AKIA-not-a-secret"), OSError(5, "Input/output")])
+
+    def failing(self: Mirror, *arguments: object) -> None:
+        for failure in failures:
+            raise failure
+        put(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setenv("SOME_TOKEN", "AKIA-not-a-secret")
+    monkeypatch.setattr(Mirror, "put", failing)
+    monkeypatch.setattr(mirror_upload, "_MAX_WAIT", 0.01)
+    session = FarSession(each=lambda step: _wait(file.complete_paths) if step == STEPS else None)
+    received = pull_all(AttemptRunner(task(tmp_path / "one", file.url), lambda: session))
+    assert received[-1].result is not None
+    assert received[-1].result.status is AttemptStatus.FINISHED
+    assert received[-1].counters["mirror_failures"] == 2
+    messages = [words for report in received for words in report.notices]
+    assert messages == [
+        "a checkpoint was not copied to the mirror; tried again (the bucket says ***)",
+        "copies to the mirror work again, after 2 failed in a row",
+    ]
+
+
+def test_a_mirror_that_never_answers_fails_no_trial(
+    file: Mirror, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise MirrorRefused("503")
+
+    for name in ("put", "complete_paths"):
+        monkeypatch.setattr(Mirror, name, refuse)
+    monkeypatch.setattr(mirror_upload, "_MAX_WAIT", 0.01)
+    attempt = AttemptRunner(task(tmp_path / "one", file.url), FarSession)
+    attempt._uploader = MirrorUploader(task(tmp_path / "one", file.url), waits=(0.0, 0.0))
+    received = pull_all(attempt)
+    assert received[-1].result is not None
+    assert received[-1].result.status is AttemptStatus.FINISHED
+    messages = [words for report in received for words in report.notices]
+    assert messages[0] == "what earlier attempts left was not fetched from the mirror, after 3 tries (503)"
+    assert messages[-1] == "what the trial left was not copied to the mirror, after 3 tries (503)"
+    assert (tmp_path / "one" / "trials" / "0003" / "1" / "model" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("point", ["mirror.file:1", "mirror.file:7", "mirror.list:2", "mirror.whole:2"])
+def test_a_worker_killed_inside_a_copy(point: str, s3: Server, tmp_path: Path) -> None:
+    """Four files a copy: whichever it was killed in, the newest whole one is what another disk goes on from."""
+    mirror = Mirror(f"{s3.url}/{tmp_path.name}/trials/0003")
+    command = [sys.executable, "-m", "tests.support.mirrored_trial", str(tmp_path / "one"), mirror.url]
+    killed = subprocess.run(command, env=os.environ | {FAILPOINT_VARIABLE: point}, check=False, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    complete = [int(name[-8:]) for name in mirror.complete_paths()]
+    session = FarSession()
+    received = pull_all(AttemptRunner(task(tmp_path / "two", mirror.url, attempt=2), lambda: session))
+    assert session.began == max(complete, default=0)
+    assert bool(complete) == (point in ("mirror.file:7", "mirror.list:2", "mirror.whole:2"))
+    assert received[-1].result is not None
+    assert received[-1].result.status is AttemptStatus.FINISHED
+    assert mirror.complete_paths() == ["2/end", "2/model"]
+    assert not [name for name in mirror.files() if "checkpoints" in name], "nor what was half there"
+
+
+def test_an_older_attempt_that_still_works_takes_nothing_from_the_newer(file: Mirror, tmp_path: Path) -> None:
+    old, new = (
+        MirrorUploader(task(tmp_path / "one", file.url)),
+        MirrorUploader(task(tmp_path / "two", file.url, attempt=2)),
+    )
+    folders = [task(tmp_path / "one", file.url).folder, task(tmp_path / "two", file.url, attempt=2).folder]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    old.start()
+    write_checkpoint(folders[0], 1)
+    _wait(file.complete_paths)
+    new.download_attempts()
+    new.start()
+    for step in (2, 3, 4):
+        for folder in folders:
+            write_checkpoint(folder, step)
+        _wait(lambda step=step: all(f"{k}/checkpoints/step-{step:08d}" in file.complete_paths() for k in (1, 2)))
+    old.cancel(is_wanted=True)
+    new.finish(AttemptResult(AttemptStatus.RELEASED, ""))
+    third = MirrorUploader(task(tmp_path / "three", file.url, attempt=3))
+    assert [checkpoint_step(path) for path in list_checkpoints(third.download_attempts())] == [4]
+    assert not third.take_notices()
+
+
+def test_a_trial_that_the_driver_ended_sends_nothing_more(file: Mirror, tmp_path: Path) -> None:
+    at_work = MirrorUploader(task(tmp_path / "one", file.url))
+    folder = task(tmp_path / "one", file.url).folder
+    folder.mkdir(parents=True)
+    at_work.start()
+    at_work.cancel(is_wanted=False)
+    at_work._thread.join(10)
+    write_checkpoint(folder, 1)
+    assert not at_work._thread.is_alive()
+    with pytest.raises(mirror_store.UploadCancelled):
+        at_work._upload_newest()
+    assert file.complete_paths() == []
+
+
+def test_a_server_that_fails_and_falls_silent(s3: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    monkeypatch.setattr(s3fs.core.S3FileSystem, "retries", 1)
+    short = {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}
+    monkeypatch.setitem(mirror_store._OPTIONS, "s3", {"config_kwargs": short})
+    monkeypatch.setattr(mirror_upload, "_MAX_WAIT", 0.01)
+    mirror = Mirror(f"{s3.url}/{tmp_path.name}/trials/0003")
+    logged: list[str] = []
+
+    def each(step: int) -> None:
+        if step == 2:
+            s3.failing = True
+            _wait(lambda: attempt._uploader.counters["mirror_failures"] >= 1)  # type: ignore[union-attr]
+            s3.failing = False
+        if step == 4:
+            before = attempt._uploader.counters["mirror_failures"]  # type: ignore[union-attr]
+            s3.silent = 3.0
+            _wait(lambda: attempt._uploader.counters["mirror_failures"] > before)  # type: ignore[union-attr]
+            s3.silent = 0.0
+        _slow(mirror)(step)
+
+    session = FarSession(each=each)
+    attempt = AttemptRunner(task(tmp_path / "one", mirror.url), lambda: session)
+    received = pull_all(attempt)
+    logged = [words for report in received for words in report.notices]
+    assert received[-1].result is not None
+    assert received[-1].result.status is AttemptStatus.FINISHED
+    assert mirror.complete_paths() == ["1/end", "1/model"]
+    assert sum("tried again" in words for words in logged) == 2
+    assert sum("work again" in words for words in logged) == 2

@@ -1,0 +1,168 @@
+"""Scripted trials on a real Ray: what ends how, and that nothing is lost or doubled."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.execution import tune_adapter
+from orchestrator.execution.messages import STOP_REQUEST_FILE
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
+from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import FailureKind, TrialState
+from tests.support.fake_session import (
+    SLOTS,
+    ListSink,
+    ScriptedSession,
+    SilentView,
+    make_spec,
+    sweep_folder,
+    write_script,
+)
+
+
+class Ran:
+    def __init__(self, root: Path, count: int = 6, interrupt_at: int | None = None, **script: Any) -> None:
+        write_script(root, **script)
+        folder = sweep_folder(root)
+        self.folder, self.sink, self.view = folder, ListSink(), SilentView()
+        self.study = Study.open(folder) if folder.database.exists() else Study.create(folder, make_spec(count))
+        signals = SignalHandler(lambda: "")
+        closed: list[int] = []
+
+        def on_trial_end(record: Any) -> None:
+            closed.append(record.number)
+            if interrupt_at is not None and len(closed) == interrupt_at:
+                signals.stop_requested = True
+
+        self.stop: StopReason = run_trials(
+            self.study, self.sink, self.view, signals, SLOTS, on_trial_end=on_trial_end, open_session=ScriptedSession
+        )
+        self.records = self.study.trials()
+        self.states = [r.state for r in self.records]
+
+    def steps(self, number: int) -> list[int]:
+        return [p.step for p in self.study.metric_history(number)]
+
+
+def test_six_trials_over_two_slots_load_once_per_worker(tmp_path: Path, ray_cluster: Path) -> None:
+    ran = Ran(tmp_path, pause=0.3)
+    assert ran.stop.kind is StopKind.FINISHED
+    assert ran.states == [TrialState.COMPLETE] * 6
+    assert all(ran.steps(n) == [0, 1, 2, 3, 4] for n in range(6))
+    tags = [ran.sink.tags(str(n)) for n in range(6)]
+    assert len({t["worker.pid"] for t in tags}) <= 2
+    assert {t["worker.imports"] for t in tags} == {"1"}
+    most = {t["worker.pid"]: 0 for t in tags}
+    for t in tags:
+        most[t["worker.pid"]] = max(most[t["worker.pid"]], int(t["worker.trials"]))
+    assert sum(most.values()) == 6, "every trial ran in one of two warm workers"
+    assert sum(e.kind == "worker" for e in ran.study.events()) == 6
+    best = ran.study.best()
+    assert best is not None
+    assert best.number == 5
+    assert (ran.folder.attempt(0, 1) / "trial.yaml").is_file()
+
+
+def test_tune_looks_at_no_trial_that_has_ended(
+    tmp_path: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[int] = []
+    choose = tune_adapter.Scheduler.choose_trial_to_run
+
+    def counting(self: tune_adapter.Scheduler, tune_controller: Any) -> Any:
+        chosen = choose(self, tune_controller)
+        stored.append(len(tune_controller.get_trials()))
+        return chosen
+
+    monkeypatch.setattr(tune_adapter.Scheduler, "choose_trial_to_run", counting)
+    ran = Ran(tmp_path, count=8)
+    assert ran.states == [TrialState.COMPLETE] * 8
+    assert max(stored) <= SLOTS.count + 1, "those that run and the one that comes next"
+
+
+def test_ends_of_every_kind_are_recorded_and_the_sweep_goes_on(tmp_path: Path, ray_cluster: Path) -> None:
+    ran = Ran(tmp_path, trials={"0": "bug", "1": "memory", "2": "nan", "3": "nogoal", "4": "die"})
+    assert ran.stop.kind is StopKind.FINISHED
+    assert ran.states == [
+        TrialState.FAILED,
+        TrialState.FAILED,
+        TrialState.PRUNED,
+        TrialState.FAILED,
+        TrialState.COMPLETE,
+        TrialState.COMPLETE,
+    ]
+    assert [r.failure for r in ran.records[:2]] == [FailureKind.BUG, FailureKind.OUT_OF_MEMORY]
+    assert "scripted bug in trial 0" in ran.records[0].reason
+    assert "Traceback" in (ran.folder.attempt(0, 1) / "failure.txt").read_text()
+    assert ran.records[2].diverged
+    assert "eval_accuracies/logp" in ran.records[3].reason
+    assert ran.records[4].attempts == 2
+    assert ran.steps(4) == [0, 1, 2, 3, 4]
+    assert ran.sink.tags("4")["attempt"] == "2"
+    trained = (tmp_path / "trained.log").read_text().splitlines()
+    assert trained.count("4 1") == 1, "the second attempt went on from the checkpoint"
+    assert ran.sink.tags("3")["state"] == "FAILED"
+
+
+def test_the_same_bug_three_times_in_a_row_stops_the_sweep(tmp_path: Path, ray_cluster: Path) -> None:
+    ran = Ran(tmp_path, trials={str(n): "bug" for n in range(6)}, pause=0.05)
+    assert ran.stop.kind is StopKind.SAME_BUG
+    assert "scripted bug" in ran.stop.text
+    assert ran.states.count(TrialState.FAILED) in (3, 4)
+    assert len(ran.records) <= 4
+
+
+def test_the_same_bug_with_good_trials_between_is_not_in_a_row(tmp_path: Path, ray_cluster: Path) -> None:
+    ran = Ran(tmp_path, 9, trials={"0": "bug", "4": "bug", "8": "bug"}, pause=0.02)
+    assert ran.stop.kind is StopKind.FINISHED
+    assert ran.states.count(TrialState.FAILED) == 3
+    assert ran.states.count(TrialState.COMPLETE) == 6
+
+
+def test_a_trial_that_kills_every_worker_ends_the_sweep_resumably(tmp_path: Path, ray_cluster: Path) -> None:
+    ran = Ran(tmp_path, 2, trials={"0": "deadly"})
+    assert ran.stop.kind is StopKind.WORKERS_LOST
+    assert "trial 0" in ran.stop.text
+    assert ran.states[0] is TrialState.RUNNING
+    again = Ran(tmp_path)
+    assert again.states == [TrialState.COMPLETE] * 2
+    assert again.steps(0) == [0, 1, 2, 3, 4]
+
+
+def test_interrupted_and_continued(tmp_path: Path, ray_cluster: Path) -> None:
+    first = Ran(tmp_path, interrupt_at=2, steps=20, pause=0.25)
+    assert first.stop.kind is StopKind.INTERRUPTED
+    assert first.states.count(TrialState.RUNNING) >= 1
+    running = [r.number for r in first.records if r.state is TrialState.RUNNING]
+    assert all((first.folder.attempt(n, 1) / STOP_REQUEST_FILE).exists() for n in running)
+    second = Ran(tmp_path, steps=20, pause=0.01)
+    assert second.states == [TrialState.COMPLETE] * 6
+    assert all(second.steps(n) == list(range(21)) for n in range(6))
+    trained = (tmp_path / "trained.log").read_text().splitlines()
+    assert len(trained) == len(set(trained)), "no step was trained twice: the interrupted trials had checkpointed"
+
+
+def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: Path) -> None:
+    write_script(tmp_path)
+    folder = sweep_folder(tmp_path)
+    study = Study.create(folder, make_spec(6))
+    write_script(tmp_path, pause=0.2, steps=30)
+    requested: list[int] = []
+
+    class Asking(SilentView):
+        def add_metrics(self, number: int, metrics: Any) -> None:
+            if not requested:
+                requested.append(study.add_request("stop", "enough of this one", trial=number))
+            elif len(requested) == 1 and any(r.state is TrialState.PRUNED for r in self.records):
+                requested.append(study.add_request("stop", "enough"))
+
+    stop = run_trials(study, ListSink(), Asking(), SignalHandler(lambda: ""), SLOTS, open_session=ScriptedSession)
+    assert stop.kind is StopKind.STOPPED
+    assert stop.text == "enough"
+    pruned = [r for r in study.trials() if r.state is TrialState.PRUNED]
+    assert [r.reason for r in pruned] == ["by hand: enough of this one"]
+    assert study.requests() == []

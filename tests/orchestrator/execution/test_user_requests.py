@@ -1,0 +1,150 @@
+"""One driven sweep, and hands on it from other processes: each verb, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.spec.loading.serialization import dump_spec
+from orchestrator.study.study import Study
+from orchestrator.study.trial_records import TrialRecord, TrialState
+from tests.support.driver_process import drive, records, trained, wait_for
+from tests.support.fake_session import make_spec, sweep_folder, write_script
+
+STEPS = 30
+
+
+def orchestrate(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    env = os.environ | {"ORCHESTRATE_HOME": str(root)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+
+
+def command_output(root: Path, *arguments: str) -> str:
+    done = orchestrate(root, *arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stderr
+
+
+def refused(root: Path, *arguments: str) -> str:
+    done = orchestrate(root, *arguments)
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def command_json(root: Path, *arguments: str) -> Any:
+    done = orchestrate(root, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def of(root: Path, number: int) -> TrialRecord:
+    return next(r for r in records(root) if r.number == number)
+
+
+@pytest.mark.timeout(580)
+def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
+    root = tmp_path / "runs"
+    write_script(root, steps=STEPS, pause=4.0)
+    folder = sweep_folder(root)
+    folder.path.mkdir(parents=True)
+    folder.spec.write_text(dump_spec(make_spec(4)))
+    assert "still preparing" in refused(root, "pause", "s")
+    driver = drive(root)
+    wait_for(lambda: {"0 1", "1 1"} <= set(trained(root)), driver)
+
+    queued = command_output(root, "enqueue", "s", "--set", "training.seed=77")
+    assert "it runs next" in queued
+    assert "outside the search: training.seed (0, 1, 2, 3)" in queued
+    assert "nobody drives" not in queued
+    assert "asked trial 0 of s to checkpoint" in command_output(
+        root, "pause", "s", "0", "--why", "a debugger needs the slot"
+    )
+    assert "asked trial 1 of s to end" in command_output(root, "prune", "s", "1", "--why", "margins are flat")
+    wait_for(lambda: [of(root, n).state for n in (0, 1)] == [TrialState.PAUSED, TrialState.PRUNED], driver)
+    pruned, paused = of(root, 1), of(root, 0)
+    assert pruned.reason.startswith("by hand: margins are flat (by ")
+    assert f"@{os.uname().nodename}, pid " in pruned.reason
+    assert paused.reason.startswith("a debugger needs the slot (by ")
+    assert "is paused already" in refused(root, "pause", "s", "0")
+    assert "trial 1 of s is PRUNED, which is final" in refused(root, "prune", "s", "1", "--why", "again")
+    wait_for(lambda: of(root, 2).step >= 1, driver)
+    assert (of(root, 2).params, of(root, 2).origin[:12]) == ({"training.seed": 77}, "enqueued by ")
+
+    assert "running trials checkpoint" in command_output(root, "pause", "s")
+    wait_for(lambda: command_json(root, "status", "s")["state"] == "paused", driver)
+    done = trained(root)
+    assert "s is paused already" in refused(root, "pause", "s")
+    cloned = command_output(root, "clone", "s", "0", "--set", "training.max_steps=9", "--why", "shorter")
+    assert "queued a clone of trial 0 with training.max_steps=9" in cloned
+    found = command_json(root, "status", "s")
+    assert found["why"].startswith("by ")
+    assert any("clone of trial 0 with training.max_steps=9" in line for line in found["waiting"])
+    assert trained(root) == done, "nothing trains while it is paused"
+    write_script(root, steps=STEPS, pause=0.02)
+    command_output(root, "unpause", "s")
+    command_output(root, "unpause", "s", "0")
+    out, err = driver.communicate(timeout=300)
+    assert (driver.returncode, out.strip(), err) == (0, "finished", "")
+
+    ended = records(root)
+    assert [r.state for r in ended] == [TrialState.COMPLETE, TrialState.PRUNED, *[TrialState.COMPLETE] * 4]
+    assert [r.parent for r in ended if r.parent is not None] == [0]
+    clone = next(r for r in ended if r.parent == 0)
+    assert clone.params == {"training.seed": 0, "training.max_steps": 9}
+    assert sorted(r.params["training.seed"] for r in ended if not r.origin) == [0, 1, 2, 3], "the grid is whole"
+    lines = [line for line in trained(root) if not line.startswith("1 ")]
+    assert len(lines) == len(set(lines)) == 5 * STEPS, "paused twice, and no step was trained twice or lost"
+    calls = [json.loads(line) for line in (root / "sink.jsonl").read_text().splitlines()]
+    assert any(c[0] == "end" and c[1] == "0" and c[-1]["state"] == "PAUSED" for c in calls)
+    assert any(c[0] == "start" and c[-1].get("clone.of") == "0" for c in calls)
+
+    happened = [(e["kind"], e["trial"]) for e in command_json(root, "history", "s")["events"]]
+    for event in (("paused", 0), ("paused", None), ("unpaused", 0), ("unpaused", None), ("pruned", 1), ("cloned", 0)):
+        assert event in happened, event
+    assert "margins are flat" in orchestrate(root, "history", "s").stdout
+    _after_the_end(root)
+
+
+def _after_the_end(root: Path) -> None:
+    assert "nobody drives s, so there is nothing to stop" in refused(root, "stop", "s")
+    assert "s has no trial 99 (it has 0 to 5)" in refused(root, "prune", "s", "99", "--why", "x")
+    wrong = refused(root, "enqueue", "s", "--set", "training.sed=1", "--set", "loss.beta=-1")
+    assert "did you mean training.seed?" in wrong
+    assert "Missing option '--why'" in refused(root, "prune", "s", "1")
+    assert "changes nothing" in refused(root, "clone", "s", "1")
+    requested = command_output(root, "enqueue", "s", "--set", "training.seed=79")
+    assert "nobody drives s now: done at the next `orchestrate resume s`" in requested
+    with Study.open(sweep_folder(root)) as study:
+        assert study.exhausted_reason() == ""
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.slow
+def test_requests_wait_for_the_next_driver_and_paused_trials_end_a_sweep_resumably(tmp_path: Path) -> None:
+    root = tmp_path
+    write_script(root, steps=4)
+    folder = sweep_folder(root)
+    folder.path.mkdir(parents=True)
+    folder.spec.write_text(dump_spec(make_spec(4)))
+    with Study.create(folder, make_spec(4)) as dead:  # a driver that was killed with two trials begun
+        assert [t.number for t in (dead.ask(), dead.ask()) if t is not None] == [0, 1]
+    assert "at the next `orchestrate resume s`" in command_output(root, "prune", "s", "0", "--why", "not worth it")
+    assert "at the next" in command_output(root, "pause", "s", "1")
+    first = drive(root)
+    out, err = first.communicate(timeout=60)
+    assert (first.returncode, out.strip(), err) == (0, "paused trials are left", "")
+    assert [r.state.value for r in records(root)] == ["PRUNED", "PAUSED", "COMPLETE", "COMPLETE"]
+    assert command_json(root, "status", "s")["state"] == "interrupted"
+    command_output(root, "unpause", "s", "1")
+    second = drive(root)
+    out, err = second.communicate(timeout=60)
+    assert (out.strip(), err) == ("finished", "")
+    assert [r.state.value for r in records(root)] == ["PRUNED", *["COMPLETE"] * 3]

@@ -1,0 +1,136 @@
+"""Every format that preference data comes in, and every row that cannot be trained on."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from tests.support.data_cases import chat, chat_message, plain
+from trainer.data.formats import InvalidRow, Preference, to_preference
+
+ASK, GOOD, WRONG = chat_message("user", "2+2?"), chat_message("assistant", "4"), chat_message("assistant", "5")
+WANTED = Preference([ASK], [GOOD], [WRONG], None)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        chat("2+2?", "4", "5"),
+        {"chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+        {"prompt": "2+2?", "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+        {"prompt": [ASK], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+        {"prompt": None, "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+        {"prompt": "2+2?", "chosen": [GOOD], "rejected": [WRONG]},
+        {"prompt": [ASK], "chosen": "4", "rejected": "5"},
+        {"prompt": [ASK], "chosen": GOOD, "rejected": WRONG},
+        {
+            "prompt": [{"from": "human", "value": "2+2?"}],
+            "chosen": {"from": "gpt", "value": "4"},
+            "rejected": {"from": "gpt", "value": "5"},
+        },
+        {"prompt": [ASK], "chosen": [GOOD | {"name": None, "tool_calls": None}], "rejected": [WRONG], "score": 3},
+    ],
+    ids=[
+        "explicit",
+        "implicit",
+        "ultrafeedback",
+        "both",
+        "null prompt",
+        "text prompt",
+        "text answers",
+        "single messages",
+        "sharegpt",
+        "null keys",
+    ],
+)
+def test_conversational_formats_are_one(row: dict[str, Any]) -> None:
+    before = deepcopy(row)
+    assert to_preference(row) == WANTED
+    assert row == before, "the row was changed"
+
+
+def test_a_longer_dialogue_keeps_all_but_the_last_message_as_prompt() -> None:
+    progress = [
+        chat_message("system", "Be brief."),
+        chat_message("user", "hi"),
+        chat_message("assistant", "hello"),
+        ASK,
+    ]
+    found = to_preference({"chosen": [*progress, GOOD], "rejected": [*progress, WRONG]})
+    assert found == Preference(progress, [GOOD], [WRONG], None)
+
+
+def test_plain_text_explicit_and_implicit() -> None:
+    assert to_preference(plain("The sky is", " blue.", " green.")) == Preference(
+        "The sky is", " blue.", " green.", None
+    )
+    found = to_preference({"chosen": "The sky is blue.", "rejected": "The sky is green."})
+    assert found == Preference("The sky is", " blue.", " green.", None)
+
+
+def test_the_checkable_answer_travels_along() -> None:
+    found = to_preference(chat("2+2?", "4", "5", answer=4))
+    assert isinstance(found, Preference)
+    assert found.answer == "4"
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": "a", "chosen": "b"}, "missing_field"),
+        (plain("a", True, "b"), "not_text"),
+        (plain("a", "b", None), "not_text"),
+        (plain(7, "b", "c"), "not_text"),
+        (plain("a", "b", 1.5), "not_text"),
+        (plain(None, "b", "c"), "not_text"),
+        (plain("a", ["b"], "c"), "not_text"),
+        (plain("a", "[{'role': 'assistant', 'content': 'b'}]", "c"), "not_text"),
+        (chat("a", None, "b"), "not_text"),
+        (chat("a", False, "b"), "not_text"),
+        (chat("a", [{"type": "image"}], "b"), "images"),
+        (chat("a", ["b"], "c"), "not_text"),
+        (chat("a", 7, "b"), "not_text"),
+        (chat("a", "b", "c", images=["x.png"]), "images"),
+        ({"prompt": [{"content": "a"}], "chosen": [GOOD], "rejected": [WRONG]}, "not_text"),
+        (plain("a", "\ud800", "c"), "lone_surrogate"),
+        (plain("a", "\udcff", "c"), "not_utf8"),
+        (chat("\udfff", "b", "c"), "lone_surrogate"),
+        (plain("", "b", "c"), "empty_prompt"),
+        (plain("  \n", "b", "c"), "empty_prompt"),
+        (chat(" ", "b", "c"), "empty_prompt"),
+        ({"prompt": [], "chosen": [GOOD], "rejected": [WRONG]}, "empty_prompt"),
+        ({"chosen": [GOOD], "rejected": [WRONG]}, "no_prompt"),
+        ({"chosen": "abc", "rejected": "xyz"}, "no_prompt"),
+        ({"chosen": "abcd", "rejected": "abxy"}, "no_prompt"),
+        (plain("a", "", "c"), "empty_response"),
+        (plain("a", "b", " \t\n"), "empty_response"),
+        (chat("a", "", "c"), "empty_response"),
+        ({"prompt": [ASK], "chosen": [], "rejected": [WRONG]}, "empty_response"),
+        ({"chosen": "The sky is blue", "rejected": "The sky is"}, "one_begins_other"),
+        ({"chosen": [ASK, GOOD], "rejected": [ASK, GOOD, ASK, WRONG]}, "one_begins_other"),
+        ({"chosen": "Why? It is so. Yes", "rejected": "Why? It is so. No"}, "prompt_undecided"),
+        (plain("a", "b", "b"), "equal_responses"),
+        (chat("a", "b", "b"), "equal_responses"),
+        ({"chosen": "same", "rejected": "same"}, "equal_responses"),
+        ({"chosen": [ASK, GOOD], "rejected": [ASK, GOOD]}, "equal_responses"),
+        ({"chosen": [ASK, GOOD], "rejected": [chat_message("user", "3?"), WRONG]}, "questions_differ"),
+        (
+            {
+                "prompt": [chat_message("system", "s")],
+                "chosen": [ASK, GOOD],
+                "rejected": [chat_message("user", "3?"), WRONG],
+            },
+            "questions_differ",
+        ),
+        ({"prompt": "5+5?", "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]}, "prompt_not_in_dialogue"),
+        ({"chosen": [ASK, GOOD, ASK], "rejected": [ASK, WRONG]}, "not_one_answer"),
+        ({"prompt": [ASK], "chosen": [ASK], "rejected": [WRONG]}, "not_one_answer"),
+        ({"prompt": [ASK, GOOD], "chosen": [GOOD], "rejected": [WRONG]}, "not_one_answer"),
+    ],
+)
+def test_bad_rows_are_named(row: dict[str, Any], kind: str) -> None:
+    found = to_preference(row)
+    assert isinstance(found, InvalidRow)
+    assert found.kind == kind
