@@ -243,7 +243,11 @@ def per_update(facts: Facts) -> Choice:
             pairs //= 2
         pairs = max(1, min(pairs, trained))
         if pairs < most:
-            reason = f"few rows: {trained} pairs make {trained // pairs} updates an epoch"
+            updates = trained // pairs
+            reason = (
+                f"few rows: {trained} pair{'s'[: trained - 1]} make{'s' if trained == 1 else ''} "
+                f"{updates} update{'s'[: updates - 1]} an epoch"
+            )
     return Choice(str(pairs), reason)
 
 
