@@ -68,6 +68,17 @@ def remove_foreign_settings() -> list[str]:
     return found
 
 
+def keep_deepspeed_off_stdout() -> None:
+    """To be called before a model is saved.
+
+    accelerate then imports DeepSpeed where somebody has installed it, and without a GPU that prints to stdout.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
 def report_ignored(settings: Sequence[str], device: torch.device) -> None:
     """Name the removed variables. TrialError where a library had read one of `_NARROW` before."""
     if not settings:

@@ -11,10 +11,6 @@ PRODUCT_ELEMENTS = 1 << 24
 """Elements of the output layer's gradient that one product in bfloat16 makes before they are added in float32."""
 STEP_ELEMENTS = 1 << 26
 """Weights that stochastic rounding has float32 copies of at the same time."""
-DEEPSPEED_BUCKET = 50_000_000
-"""Elements that DeepSpeed fetches ahead, and gradients that wait to be added; a larger weight goes alone."""
-DEEPSPEED_STEP = 100_000_000
-"""Weights that DeepSpeed steps at once."""
 
 
 def rows_within(size: int, vocabulary: int) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 EVAL = "eval_"
 """Prefix of a metric measured on the held-out pairs."""
@@ -13,7 +12,6 @@ _BETA_LIKE = frozenset(
     f"loss.{leaf}" for leaf in ("beta", "gamma", "gamma_beta_ratio", "kind", "loss_type", "alpha", "ld_alpha")
 )
 _ANY_LOSS = frozenset({"loss"})
-_KIND = frozenset({"loss.kind"})
 _SUMMED = frozenset({"loss.kind", "loss.loss_type", "loss.ld_alpha"})
 """Settings that decide whether log-probs are sums, averages, or sums that weigh tokens."""
 
@@ -82,12 +80,6 @@ def lookup(name: str) -> Metric | None:
 def all_names() -> list[str]:
     """Every name a trial may report."""
     return [m.name for m in _TABLE if m.on_train] + [EVAL + m.name for m in _TABLE if m.on_eval]
-
-
-def closest_name(name: str) -> str | None:
-    """The valid name most like `name`."""
-    found = get_close_matches(name, all_names(), n=1, cutoff=0.4)
-    return found[0] if found else None
 
 
 def scaled_by(name: str, searched: Iterable[str]) -> list[str]:

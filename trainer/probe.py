@@ -94,7 +94,7 @@ def measure(
     check_positions(policy, prepared)
     if sharded:
         policy.prepare_for_trial(config.lora, config.training, single_use=True)
-        policy.shard(config.training, process_group.device)
+        policy.shard(process_group.device)
     reference = _reference(
         config, make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token), prepared.train
     )

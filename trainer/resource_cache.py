@@ -98,8 +98,6 @@ class ResourceCache:
 
     def drop_model(self) -> None:
         """Forget the model; the next trial loads it again."""
-        if self._policy is not None:
-            self._policy[1].unload()
         self._policy = None
 
     def release(self) -> None:
@@ -151,7 +149,7 @@ def make_evaluator(
     """The model as it is now (adapters and all), ready to be looked at and trained with this trial's settings."""
     try:
         autocast = torch.bfloat16 if config.training.bf16 else None
-        model = PairModel(policy.module, config.model.attention, autocast=autocast)
+        model = PairModel(policy.base, config.model.attention, autocast=autocast)
     except CannotPack as error:
         raise ModelError(f"model.attention packed: {error}") from error
     except (UnsupportedHead, StillRandom) as error:

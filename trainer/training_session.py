@@ -153,7 +153,7 @@ class TrainingSession:
         check_positions(policy, prepared)
         if sharded:  # first of all: no process ever has the whole model on its device
             self._prepare_policy(policy, config, single_use=True)
-            policy.shard(config.training, process_group.device)
+            policy.shard(process_group.device)
 
         initial_evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
         reference_key = (config, policy.fingerprint, prepared, initial_evaluator)

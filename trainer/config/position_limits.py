@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
+from trainer.config.hub_cache import model_file
 from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.results import ModelError
 
@@ -160,7 +159,7 @@ def known_positions(model: ModelConfig) -> Positions | None:
     if model.generated is not None:
         length = model.generated.max_position_embeddings
         return positions_of({"model_type": model.generated.architecture, "max_position_embeddings": length})
-    file = next(iter(config_files(str(model.name_or_path), model.revision)), None)
+    file = model_file(str(model.name_or_path), "config.json", model.revision)
     if file is None:
         return None
     try:
@@ -168,14 +167,3 @@ def known_positions(model: ModelConfig) -> Positions | None:
     except (OSError, ValueError):
         return None  # whoever loads the model says what is wrong with its file
     return positions_of(cast("Mapping[str, Any]", found)) if isinstance(found, dict) else None
-
-
-def config_files(name: str, revision: str | None) -> list[Path]:
-    """Every config.json of a model on this machine, in its folder or in the hub's cache, the newest first."""
-    folder = Path(name)
-    if folder.is_dir():
-        return [file for file in (folder / "config.json",) if file.is_file()]
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    path = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
-    files = sorted(path.glob("*/config.json"), key=lambda p: p.stat().st_mtime, reverse=True)
-    return [file for file in files if revision is None or file.parent.name.startswith(revision)]

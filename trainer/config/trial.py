@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from trainer.config.base import Fraction, FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
 from trainer.config.loss_config import LossConfig, SimpoLoss
@@ -187,8 +187,28 @@ class DataConfig(FrozenModel):
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-Distributed = Literal["ddp", "fsdp2", "zero3"]
-DEEPSPEED_INSTALL = "pip install 'prefsweep[deepspeed]'"
+ZERO3_REMOVED = (
+    "zero3 (DeepSpeed) is no longer part of this program: write fsdp2, which shards weights, gradients and moments "
+    "over the processes in the same way, with torch alone"
+)
+STORED = {"stored": True}
+"""Validation context for a configuration that an earlier version stored: a value removed since is read as it is."""
+
+
+def is_removed_distributed(value: object) -> bool:
+    """Whether this is a value of `training.distributed` that only sweeps of earlier versions can have."""
+    return value == "zero3"
+
+
+def _check_distributed(value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+    if is_removed_distributed(value):
+        if info.context == STORED:
+            return value
+        raise ValueError(ZERO3_REMOVED)
+    return handler(value)
+
+
+Distributed = Annotated[Literal["ddp", "fsdp2"], WrapValidator(_check_distributed)]
 
 
 class TrainingConfig(FrozenModel):
@@ -220,8 +240,7 @@ class TrainingConfig(FrozenModel):
     distributed: Distributed = Field(
         default="ddp",
         description="How the processes of a trial on several GPUs hold the model. ddp: each all of it; fsdp2: "
-        "each a slice of weights, gradients and moments; zero3: the same by DeepSpeed (prefsweep[deepspeed]). "
-        "No effect in one process.",
+        "each a slice of weights, gradients and moments. No effect in one process.",
     )
     seed: int = 42
     logging_steps: PositiveInt = 1
@@ -286,8 +305,6 @@ class TrialConfig(FrozenModel):
                 f"weights in 4 bits are not cut into slices: use training.distributed ddp with model.load_in_4bit, "
                 f"not {self.training.distributed}"
             )
-        if reason := zero3_refuses(self.model, self.training, self.lora):
-            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")
@@ -331,16 +348,6 @@ class TrialConfig(FrozenModel):
         weight = self.loss.cross_entropy_weight
         margin = {"loss.gamma": self.loss.margin, "loss.gamma_beta_ratio": self.loss.ratio}
         return margin | {"loss.sft_weight": weight, "loss.nll_scale": weight}
-
-
-def zero3_refuses(model: ModelConfig, training: TrainingConfig, lora: LoraConfig | None) -> str | None:
-    """Why DeepSpeed would train another trial than one process does; None where it would not."""
-    if training.distributed != "zero3" or model.dtype == "float32" or lora is not None:
-        return None
-    return (
-        "zero3 keeps float32 copies of weights in bfloat16, which one process does not: use model.dtype float32 "
-        "(with training.bf16 where products are to be in bfloat16), or training.distributed fsdp2"
-    )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -138,8 +138,6 @@ def hh_question(prompt: str) -> str | None:
     return prompt if prompt.rstrip().endswith("\n\nAssistant:") else f"{prompt.rstrip()}\n\nAssistant: "
 
 
-__all__ = ["Dialogue", "InvalidRow", "Message", "Preference", "Score", "content_text", "to_preference"]
-
 Score = Literal["all", "last"]
 
 _FEW_WORDS = 3

@@ -9,12 +9,12 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from trainer.config.trial import DataConfig, GeneratedSource, ModelConfig, Source
 from trainer.data.data_report import DataReport, SourceRows, length_table
@@ -35,28 +35,18 @@ PROGRESS_DELAY = 2.0
 
 
 def chunks(items: Sequence[T], size: int, description: str) -> Iterator[Sequence[T]]:
-    """`items` in pieces of `size`; says on stderr how far it is once it takes more than two seconds. Where stderr is
-    no terminal it is one line.
+    """`items` in pieces of `size`. What takes longer than PROGRESS_DELAY shows a bar on stderr; where that is no
+    terminal, one line.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    started = time.monotonic()
-    with ExitStack() as stack:
-        bar: Progress | None = None
-        task = None
-        is_reported = False
+    started, is_logged = time.monotonic(), sys.stderr.isatty()
+    with tqdm(total=len(items), desc=description, delay=PROGRESS_DELAY, disable=None, leave=False) as bar:
         for start in range(0, len(items), size):
-            if not is_reported and time.monotonic() - started > PROGRESS_DELAY:
-                is_reported = True
-                if sys.stderr.isatty():
-                    bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-                    task = bar.add_task(description, total=len(items), completed=start)
-                else:
-                    sys.stderr.write(f"{description}: {len(items):,} rows\n")
-            yield items[start : start + size]
-            if bar is not None and task is not None:
-                bar.update(task, completed=min(start + size, len(items)))
+            if not is_logged and time.monotonic() - started > PROGRESS_DELAY:
+                is_logged = True
+                sys.stderr.write(f"{description}: {len(items):,} rows\n")
+            piece = items[start : start + size]
+            yield piece
+            bar.update(len(piece))
 
 
 FORMAT = 3

@@ -15,8 +15,6 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from trainer.distributed import deepspeed_zero3
-
 
 class CannotShard(ValueError):
     """This model's layers are not known, or not of a kind that can be cut."""
@@ -49,7 +47,7 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether this process has only slices of the model."""
-    return isinstance(model, FSDPModule) or any(deepspeed_zero3.is_divided(p) for p in model.parameters())
+    return isinstance(model, FSDPModule)
 
 
 def reshard(model: nn.Module) -> None:
@@ -58,28 +56,20 @@ def reshard(model: nn.Module) -> None:
         model.reshard()
 
 
-def gather_full(tensors: Mapping[str, Tensor | deepspeed_zero3.Piece], *, keep: bool) -> dict[str, Tensor]:
+def gather_full(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
     """Whole tensors, one after the other; on the CPU where `keep`, else nothing. All processes call it."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if isinstance(tensor, deepspeed_zero3.Piece):
-            full = tensor.whole()
-        elif isinstance(tensor, DTensor):
-            full = tensor.full_tensor().detach()
-        else:
-            with deepspeed_zero3.held([tensor]):
-                full = tensor.detach().clone() if deepspeed_zero3.is_divided(tensor) else tensor.detach()
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            found[name] = full.to("cpu")
+            found[name] = full.detach().to("cpu")
     return found
 
 
 def copy_into(target: nn.Parameter, full: Tensor) -> None:
     """Copy a whole tensor into `target`, of which this process may hold a slice."""
     with torch.no_grad():
-        if deepspeed_zero3.is_divided(target):
-            deepspeed_zero3.put(target, full)
-        elif isinstance(target, DTensor):
+        if isinstance(target, DTensor):
             target.to_local().copy_(shard_of(full, target))
         else:
             target.copy_(full)

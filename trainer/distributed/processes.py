@@ -19,8 +19,7 @@ from accelerate.utils import parse_flag_from_env
 from torch import distributed, nn
 
 from trainer.config.trial import TrainingConfig
-from trainer.distributed.deepspeed_zero3 import keep_off_stdout
-from trainer.environment import remove_foreign_settings, report_ignored
+from trainer.environment import keep_deepspeed_off_stdout, remove_foreign_settings, report_ignored
 from trainer.objectives.pair_logps import MetricSums
 
 
@@ -42,7 +41,7 @@ class ProcessGroup:
 
     def __init__(self) -> None:
         """TrialError where the environment narrows float32 and that cannot be undone."""
-        keep_off_stdout()
+        keep_deepspeed_off_stdout()
         ignored = remove_foreign_settings()
         self._processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         self.rank: int = self._processes.process_index

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import DataConfig, ModelConfig, Source
 from trainer.data import load_tokenizer, prepare
-from trainer.data.chat_messages import Tools
-from trainer.data.formats import Dialogue, Message, Preference, content_text
+from trainer.data.chat_messages import Dialogue, Message, Tools, content_text
+from trainer.data.formats import Preference
 from trainer.data.row_selection import select_rows
 from trainer.data.sources import source_name
 from trainer.data.tokenization import PairTokenizer

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from trainer.config.trial import DataConfig, Source
-from trainer.data.formats import InvalidRow, Preference, to_preference
+from trainer.data.chat_messages import InvalidRow
+from trainer.data.formats import Preference, to_preference
 from trainer.data.row_selection import select_rows
 from trainer.data.sources import RawRow, read_source, source_name
 from trainer.data.validation import UnreadableData

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from trainer.config.trial import ModelConfig
-from trainer.data.formats import Dialogue
+from trainer.data.chat_messages import Dialogue
 from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.forward.packing import micro_batches
 from trainer.models.model_files import model_fingerprint

@@ -15,11 +15,9 @@ import numpy as np
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedModel
 
-from trainer.distributed.deepspeed_zero3 import held, inside
 from trainer.distributed.fsdp import is_sharded, reshard
 from trainer.forward.chunked_logps import ChunkSize, Head, sequence_logps
 from trainer.forward.packed_attention import ATTENTION_NAME, CannotAttend, is_refusal, register
@@ -29,8 +27,8 @@ from trainer.randomness import hold_at_rest
 
 
 def core_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers causal LM inside DistributedDataParallel, DeepSpeed and adapters. Anything else: TypeError."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else inside(model)
+    """The transformers causal LM inside DistributedDataParallel and adapters. Anything else: TypeError."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model
     if isinstance(inner, PeftModel):
         inner = inner.get_base_model()
     if not isinstance(inner, PreTrainedModel):
@@ -85,9 +83,9 @@ def hidden_states(model: nn.Module, core: PreTrainedModel, batch: Batch) -> Tens
         with _patched_forward(model.module, body.forward):
             states = model(**inputs).last_hidden_state
     elif is_sharded(core):
-        # Its own forward must run here too. FSDP2 puts the weights together that are of no layer, those of the output
-        # layer as well; DeepSpeed counts the passes, and has hooks on the body.
-        with _patched_forward(core, body.forward if isinstance(core, FSDPModule) else body.__call__):
+        # Its own forward must run here too: FSDP2 then gathers the weights outside of the layers, the output layer's
+        # among them.
+        with _patched_forward(core, body.forward):
             states = model(**inputs).last_hidden_state
     else:
         states = body(**inputs).last_hidden_state
@@ -135,14 +133,6 @@ def find_head(core: PreTrainedModel) -> Head:
     return Head(layer.weight, layer.bias, getattr(config, "final_logit_softcapping", None), float(scale) / divided)
 
 
-@contextmanager
-def gathered_head(core: PreTrainedModel) -> Generator[Head]:
-    """The output layer after a pass of the model, until its backward; of a model in slices it is put together."""
-    head = find_head(core)
-    with held([each for each in (head.weight, head.bias) if each is not None]):
-        yield head
-
-
 def check_head(core: PreTrainedModel, head: Head) -> None:
     """Compare the head's log-probs with the model's own on a few tokens, for types that the tests do not cover."""
     if core.config.get_text_config().model_type in VERIFIED_ARCHITECTURES:
@@ -150,8 +140,7 @@ def check_head(core: PreTrainedModel, head: Head) -> None:
     batch = pad_pairs(_probe_pairs(core)).to(head.weight.device)
     with torch.no_grad(), _at_rest(core):
         hidden = hidden_states(core, core, batch)
-        with gathered_head(core) as now:
-            ours = sequence_logps(hidden, batch, now, ChunkSize(64, 64))
+        ours = sequence_logps(hidden, batch, find_head(core), ChunkSize(64, 64))
         logits = core(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
         every = logits.flatten(0, 1)[batch.rows].float().log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
     reshard(core)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 from weakref import WeakSet
@@ -20,7 +19,6 @@ from trainer.forward.architecture import (
     check_head,
     core_model,
     find_head,
-    gathered_head,
     hidden_states,
     hold_repeatable,
     packing_unsupported_reason,
@@ -134,8 +132,7 @@ class PairModel:
         batch = self._make_batch(pairs, required)
         with torch.no_grad(), use_attention(self._core, batch, self.rotary):
             hidden = hidden_states(self._core, self._core, batch)
-        with self._gathered_head() as head:
-            found = sequence_logps(hidden, batch, head, self.chunk_size, required.collision_prob)
+        found = sequence_logps(hidden, batch, self._current_head(), self.chunk_size, required.collision_prob)
         reshard(self._core)
         return found
 
@@ -152,7 +149,7 @@ class PairModel:
 
         reference: of these pairs in this order, for objectives that compare with the initial model, else None.
         norm: totals of the whole update over all processes. backward: called once with the scalar loss
-        (`Tensor.backward` or of DeepSpeed); under DistributedDataParallel, which averages over processes, it
+        (`Tensor.backward`); under DistributedDataParallel, which averages over processes, it
         multiplies by their number. The gradients of an update's micro-batches add up to that of its loss. update: only
         for objectives that couple the pairs of an update (`required_stats(loss).update_logps`), where these pairs are
         not all.
@@ -178,22 +175,21 @@ class PairModel:
 
         with use_attention(self._core, batch, self.rotary):
             hidden = hidden_states(self._model, self._core, batch)
-            with self._gathered_head() as head:
-                total, terms = objective_loss(
-                    hidden,
-                    batch,
-                    head,
-                    objective,
-                    self.chunk_size,
-                    couples_pairs=required.update_logps and update is None,
-                    collision_prob=required.collision_prob,
-                )
-                backward(total)
+            total, terms = objective_loss(
+                hidden,
+                batch,
+                self._current_head(),
+                objective,
+                self.chunk_size,
+                couples_pairs=required.update_logps and update is None,
+                collision_prob=required.collision_prob,
+            )
+            backward(total)
         return LossTerms.cat(terms)
 
-    def _gathered_head(self) -> AbstractContextManager[Head]:
-        """The output layer during a pass; of a sharded model it is whole only then."""
-        return gathered_head(self._core) if self.sharded else nullcontext(self._head)
+    def _current_head(self) -> Head:
+        """The output layer between a pass and its backward; FSDP2 has gathered that of a sharded model only then."""
+        return find_head(self._core) if self.sharded else self._head
 
     def _make_batch(self, pairs: Sequence[TokenPair], required: RequiredStats) -> Batch:
         layout = pack_pairs if self.mode == "packed" else pad_pairs

@@ -37,16 +37,6 @@ class InitialWeights:
             else:
                 self._copied[name] = tensor.detach().to("cpu", copy=True)
 
-    @property
-    def mapped_bytes(self) -> int:
-        """Bytes that lie in the model's files only."""
-        return _bytes(self._mapped.values())
-
-    @property
-    def copied_bytes(self) -> int:
-        """Bytes held in this process's memory."""
-        return _bytes(self._copied.values())
-
     def restore(self, model: nn.Module) -> None:
         """Make the model's weights the start's to the bit. ModelError where a file was changed meanwhile."""
         for file, stamp in self._stamps.items():
@@ -73,7 +63,3 @@ def _file_stamp(file: Path) -> tuple[int, int, int] | None:
     except FileNotFoundError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trainer.config.hub_cache import cached_file, model_file
 from trainer.config.trial import ModelConfig
-from trainer.distributed.deepspeed_zero3 import keep_off_stdout
+from trainer.environment import keep_deepspeed_off_stdout
 from trainer.models.adapter_merging import BaseGone, merged
 from trainer.randomness import as_configured
 from trainer.results import ModelError
@@ -47,20 +47,15 @@ def model_fingerprint(config: ModelConfig, path: str) -> str:
         if "auto_map" in json.loads(files[-1].read_text(encoding="utf-8")):  # its own code computes
             files += sorted(folder.rglob("*.py"))
         return f"sha256:{sha256_of(files)}"
-    cached = try_to_load_from_cache(path, "config.json", revision=config.revision)
-    commit = Path(cached).parent.name if isinstance(cached, str) else (config.revision or "main")
+    cached = cached_file(path, "config.json", config.revision)
+    commit = (config.revision or "main") if cached is None else cached.parent.name
     return f"hub:{path}@{commit}"
 
 
 def weight_files(config: ModelConfig, path: str) -> list[Path]:
     """The safetensors files of an initial model that was loaded: its folder's, or its commit's in the hub cache."""
-    folder = Path(path)
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(path, "config.json", revision=config.revision)
-        if not isinstance(cached, str):
-            return []
-        folder = Path(cached).parent
-    return sorted(folder.glob("*.safetensors"))
+    found = model_file(path, "config.json", config.revision)
+    return [] if found is None else sorted(found.parent.glob("*.safetensors"))
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()) -> list[int]:
@@ -93,7 +88,7 @@ def save_model(
         tensors: The whole state by name, where the model itself has only slices of it.
         stops: Tokens with which the data's responses end; `generation_config.json` names them beside the model's own.
     """
-    keep_off_stdout()
+    keep_deepspeed_off_stdout()
     state = None if tensors is None else dict(tensors)
 
     def write(temporary: Path) -> None:

@@ -19,7 +19,6 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
-from trainer.distributed.deepspeed_zero3 import CannotDivide, Zero3
 from trainer.distributed.fsdp import CannotShard, gather_full, is_sharded, shard
 from trainer.models.adapters import adapt, no_causal_model
 from trainer.models.initial_weights import InitialWeights, named_tensors
@@ -133,8 +132,6 @@ class PolicyModel:
         self.base, self.config, self.fingerprint, self._files = model, config, fingerprint, tuple(files)
         self._shared_base = shared_base
         self._adapted: PeftModel | None = None
-        self.zero: Zero3 | None = None
-        """Where DeepSpeed divides the model: what takes its backward passes and steps."""
         self._initial_weights: InitialWeights | None = None
         self._is_modified = False
 
@@ -190,30 +187,15 @@ class PolicyModel:
             _log.info("%s", notice)
             _said.add(notice)
 
-    def shard(self, training: TrainingConfig, device: torch.device) -> None:
+    def shard(self, device: torch.device) -> None:
         """Shard every weight over the processes, after `prepare_for_trial`.
 
         A sharded model serves one trial and is then dropped.
         """
         try:
-            if training.distributed == "zero3":
-                self.zero = Zero3(self.base, training)
-                self.base.to(device)  # pyright: ignore[reportArgumentType]  what is left: buffers
-            else:
-                shard(self.base, device)
-        except (CannotShard, CannotDivide) as error:
-            raise ModelError(f"training.distributed {training.distributed}: {error}") from error
-
-    @property
-    def module(self) -> nn.Module:
-        """What is called to train: the model, or what divides it."""
-        return self.base if self.zero is None else cast(nn.Module, self.zero.engine)
-
-    def unload(self) -> None:
-        """No trial follows with this model."""
-        if self.zero is not None:
-            self.zero.end()
-            self.zero = None
+            shard(self.base, device)
+        except CannotShard as error:
+            raise ModelError(f"training.distributed fsdp2: {error}") from error
 
     @property
     def model_to_save(self) -> PreTrainedModel | PeftModel:

@@ -13,7 +13,6 @@ from torch import nn
 
 from trainer.config.trial import TrialConfig
 from trainer.data.pair_dataset import PairDataset
-from trainer.distributed.deepspeed_zero3 import Piece
 from trainer.distributed.processes import CancelToken, ProcessGroup
 from trainer.forward.pair_model import PairModel
 from trainer.models.policy_model import PolicyModel
@@ -90,7 +89,7 @@ class Engine(Protocol):
         """
         ...
 
-    def state_dict(self) -> Mapping[str, torch.Tensor | Piece]:
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
         """The optimizer's moments by name, sharded as the parameters are; the live ones, not copies."""
         ...
 

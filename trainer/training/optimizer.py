@@ -7,15 +7,16 @@ its own rows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
+from transformers.trainer_pt_utils import get_parameter_names
 
 from trainer.config.trial import TrainingConfig
 from trainer.distributed.fsdp import as_shard, shard_of
 from trainer.training.stochastic_rounding import RoundingAdamW
-from trainer.weight_decay import parameter_groups
 
 
 class ShardedParameters:
@@ -80,6 +81,23 @@ def _local(sharded: Tensor) -> Tensor:
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""As transformers' Trainer.get_decay_parameter_names (5.23)."""
+
+
+def parameter_groups(
+    model: nn.Module, trained: Mapping[str, nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
+    """The trained parameters of `model` by name as an optimizer's groups: those that decay, then the others.
+
+    Weights decay, norms and biases do not, as in transformers' Trainer.
+    """
+    decaying = set(get_parameter_names(model, [nn.LayerNorm], _NO_DECAY))
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in trained.items() if n in decaying], "weight_decay": weight_decay},
+        {"params": [p for n, p in trained.items() if n not in decaying], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 class Optimizer:

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from trainer.config.trial import TrialConfig
-from trainer.distributed.deepspeed_zero3 import Piece
 from trainer.evaluation.evaluator import pair_batches, pair_costs, score_pairs
 from trainer.forward.pair_model import UpdateLogps
 from trainer.objectives.losses import required_stats
@@ -29,15 +28,14 @@ class PackedEngine:
         self.plan = UpdatePlan(config, inputs)
         self._loss, self._training, self._inputs = config.loss, config.training, inputs
         self._trained = inputs.policy.trainable_parameters()
-        self._zero = inputs.policy.zero
-        self._optimizer = self._zero or Optimizer(inputs.policy.base, self._trained, config.training)
+        self._optimizer = Optimizer(inputs.policy.base, self._trained, config.training)
         self._lengths = pair_costs(inputs.pair_model, inputs.train)
 
     def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
         """The parameters being trained, by name."""
         return self._trained
 
-    def state_dict(self) -> Mapping[str, torch.Tensor | Piece]:
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
         """The optimizer's moments by name."""
         return self._optimizer.state_dict()
 
@@ -94,20 +92,17 @@ class PackedEngine:
                     None if update_logps is None else UpdateLogps(update_logps, positions),
                 )
 
-        def add(loss: torch.Tensor) -> None:
-            if self._zero is None:
-                loss.backward()
-            else:
-                self._zero.backward(loss)
+        def without_effect(loss: torch.Tensor) -> None:
+            (loss * 0.0).backward()
 
         parts: list[MetricSums] = []
         for positions in shares[process_group.rank]:
             self._inputs.cancel_token.check()
-            parts.append(metric_sums(visit(positions, add)))
+            parts.append(metric_sums(visit(positions, torch.Tensor.backward)))
         done = model.counters.tokens
         if model.sharded:
             for _ in range(max(map(len, shares)) - len(parts)):  # the others still need this process's slices
-                visit(shares[process_group.rank][0], lambda loss: add(loss * 0.0))
+                visit(shares[process_group.rank][0], without_effect)
         return merge_sums(parts) | {"tokens_per_second": (float(done - before), 0.0)}
 
     def _update_logps(self, indexes: Sequence[int]) -> PairLogps:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.support.data_cases import CHATML, LLAMA, chat, data, good_rows, plain, saved, tokenizer, write_rows
 from trainer.config.trial import DataConfig, ModelConfig
-from trainer.data import BadData, DataReport, Prepared, TokenizerError, prepare
+from trainer.data import BadData, DataReport, Prepared, TokenizerError, preparation, prepare
 from trainer.data.validation import MAX_ROWS_SHOWN
 
 
@@ -243,3 +244,19 @@ def test_a_row_of_a_megabyte(tmp_path: Path, model: ModelConfig) -> None:
     found = _prepare(data(write_rows(tmp_path / "a.jsonl", rows)), model, tmp_path)
     assert len(found.train) + len(found.eval) == 10
     assert max(found.train.chosen_lengths.max(), found.eval.chosen_lengths.max()) <= 256
+
+
+def test_long_work_shows_a_bar_on_a_terminal_and_one_line_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in (False, True):
+        stderr = io.StringIO()
+        stderr.isatty = lambda answer=is_terminal: answer  # type: ignore[method-assign]
+        monkeypatch.setattr("sys.stderr", stderr)
+        for delay, says_something in ((1e6, False), (-1.0, True)):
+            monkeypatch.setattr(preparation, "PROGRESS_DELAY", delay)
+            assert [len(part) for part in preparation.chunks(range(2100), 500, "tokenising train")] == [500] * 4 + [100]
+            assert bool(stderr.getvalue()) == says_something
+        if is_terminal:
+            assert "tokenising train:" in stderr.getvalue()
+            assert "2100" in stderr.getvalue()
+        else:
+            assert stderr.getvalue() == "tokenising train: 2,100 rows\n"
