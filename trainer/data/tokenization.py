@@ -22,9 +22,8 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
-from trainer.data.chat_template import ChatTemplate, Refused, altered
+from trainer.data.chat_template import ChatTemplate, Refused, altered, rendered_mark
 from trainer.data.formats import Preference
-from trainer.data.template_marks import rendered_mark
 from trainer.data.validation import FindingKind, Notice
 from trainer.results import TrialError, cannot_load
 from trainer.storage.atomic_files import digest_of
