@@ -76,7 +76,7 @@ def _print_estimate(console: Console, plan: SweepPlan) -> None:
     """Print memory, time and cost estimated by formula, without measurement."""
     made = plan.estimate
     if made is None:
-        console.print("no estimate: the model's size is unknown until it is downloaded")
+        console.print("no estimate: the model is not on this machine yet, or there is no formula for its architecture")
         return
     table = _key_figures("estimated by formula, not measured")
     table.add_row("parameters", f"{made.parameters:,}")

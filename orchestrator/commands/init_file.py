@@ -19,18 +19,19 @@ DEFAULT_DATA = "HuggingFaceH4/ultrafeedback_binarized"
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
 _COMMENTS_AT = 51
 
-_SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str], ...]] = {
+_SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str, str], ...]] = {
     "simpo": (
-        ("loss.beta", "[2.0, 2.5, 10.0]", "the SimPO paper; 10 is its authors' later advice"),
-        ("loss.gamma_beta_ratio", "[0.3, 0.5]", "gamma / beta; the SimPO authors start with 0.5"),
+        ("loss.beta", "2.0", "[2.0, 2.5, 10.0]", "the SimPO paper; 10 is its authors' later advice"),
+        ("loss.gamma_beta_ratio", "0.5", "[0.3, 0.5]", "gamma / beta; the SimPO authors start with 0.5"),
     ),
-    "dpo": (("loss.beta", "[0.01, 0.05, 0.1]", "0.01 is the best for every model in SimPO's README"),),
-    "orpo": (("loss.beta", "[0.1, 0.2]", "the ORPO paper's lambda, fairseq2's guide"),),
+    "dpo": (("loss.beta", "0.05", "[0.01, 0.05, 0.1]", "0.01 is the best for every model in SimPO's README"),),
+    "orpo": (("loss.beta", "0.1", "[0.1, 0.2]", "the ORPO paper's lambda, fairseq2's guide"),),
     "cpo": (
-        ("loss.beta", "[0.1, 1.0]", "the CPO paper, fairseq2's default"),
-        ("loss.nll_scale", "[0.0, 1.0]", "fairseq2's guide, the CPO paper"),
+        ("loss.beta", "0.1", "[0.1, 1.0]", "the CPO paper, fairseq2's default"),
+        ("loss.nll_scale", "1.0", "[0.0, 1.0]", "fairseq2's guide, the CPO paper"),
     ),
 }
+"""Each searched setting: its value in `base`, its values in the search, and their source."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,11 @@ def check_answer(question: str, answer: str) -> str | None:
 
 
 def find_facts(answers: InitAnswers) -> Facts:
-    """Return sizes and lengths read from the model's folder and a file of pairs."""
+    """Return sizes and lengths read from the model's folder and a file of pairs.
+
+    Raises:
+        DataError: a sweep would refuse the rows.
+    """
     is_file = answers.data.endswith(_FILES)
     data = str(Path(answers.data).resolve()) if is_file else answers.data
     return model_sizing.find_facts(_model(answers.model), data, is_file=is_file)
@@ -91,8 +96,15 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         *(_choice(f"    {key}", choice) for key, choice in model_sizing.longest(facts)),
         "  loss:",
         f"    kind: {answers.objective}",
-        *((line("    gamma_beta_ratio: 0.5", "start of the search, as by the SimPO authors"),) if is_staged else ()),
+        *(
+            line(f"    {path.removeprefix('loss.')}: {value}", _IN_BASE[is_staged])
+            for path, value, *_ in _SEARCH[answers.objective]
+        ),
         "  training:",
+        line(
+            f"    learning_rate: {model_sizing.base_rate(answers.objective, facts, lora=answers.lora)}",
+            _IN_BASE[is_staged],
+        ),
         _choice("    pairs_per_update", model_sizing.per_update(facts)),
         *(_choice(f"    {key}", choice) for key, choice in model_sizing.duration(facts, cpu=cpu)),
         "    lr_scheduler_type: cosine",
@@ -111,7 +123,7 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         else line("  # lora: {}", "adapters instead of all weights: far less memory, ten times the learning rates"),
         "",
         "search:",
-        *(line(f"  {path}: {values}", reason) for path, values, reason in _SEARCH[answers.objective]),
+        *(line(f"  {path}: {values}", reason) for path, _, values, reason in _SEARCH[answers.objective]),
         _choice("  training.learning_rate", model_sizing.rates(answers.objective, facts, lora=answers.lora)),
         "",
         line("sampler: staged", "learning rate, then gamma / beta, then beta") if is_staged else "sampler: grid",
@@ -159,4 +171,6 @@ def _template(facts: Facts) -> list[str]:
     return [_line(f"    apply_template: {json.dumps(facts.apply_template)}", f"{effect}; the tokenizer has a template")]
 
 
+_IN_BASE = {False: "of trials given by hand (`enqueue`); the search has its own", True: "where the search starts"}
+"""Comment on a searched setting in `base`, by whether the search is staged."""
 _SPLITS = (("train", "train"), ("eval", "test"))

@@ -8,11 +8,16 @@ import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.errors import DataError
 from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.results import TrialError
+
+if TYPE_CHECKING:
+    from trainer.data.data_report import DataReport
+    from trainer.data.validation import FindingKind
 
 Objective = Literal["simpo", "dpo", "orpo", "cpo"]
 SMALL, TINY = 300e6, 20e6
@@ -25,6 +30,7 @@ _MOST_PER_UPDATE = {False: 128, True: 32}
 """Pairs per update, by whether the model is small."""
 _FURTHEST_RATE = 5e-3
 """Largest learning rate of adapters, whose rates are ten times those of all weights."""
+_TRUST = "--trust-remote-code"
 _NAMED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
 
@@ -48,6 +54,8 @@ class Facts:
     lengths: dict[str, dict[str, int]] | None = None
     """Percentiles of the token counts, as in `DataReport.lengths`."""
     all_rows_read: bool = False
+    train_rows: int | None = None
+    """Pairs to train on, where all rows were read."""
     apply_template: bool | None = None
     """`data.apply_template` for plain-text rows and a tokenizer with a chat template; None: not applicable."""
     notices: tuple[str, ...] = ()
@@ -69,14 +77,21 @@ class Facts:
 
 
 def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
-    """Read the model's folder, its cached config.json or its name, and a local file of pairs."""
+    """Read the model's folder or cached config.json, its name, and a local file of pairs.
+
+    Raises:
+        DataError: a sweep would refuse the rows, or the rows with this tokenizer.
+    """
     rows = count_rows(DataConfig.model_validate({"train": data})).train if is_file else None
     stored = json.loads((Path(model) / "config.json").read_bytes()) if (Path(model) / "config.json").is_file() else {}
     positions = next((stored[key] for key in ("max_position_embeddings", "n_positions") if key in stored), None)
     facts = Facts(_parameters(model), positions if isinstance(positions, int) else None, rows)
     if not is_file:
         return facts
-    return _with_lengths(facts, model, data) if Path(model).is_dir() else _with_form(facts, data)
+    try:
+        return _with_lengths(facts, model, data) if Path(model).is_dir() else _with_form(facts, data)
+    except TrialError as error:
+        raise DataError(f"no file is written, as a sweep would refuse it: {error}") from error
 
 
 def _parameters(model: str) -> float | None:
@@ -105,38 +120,54 @@ def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
     requested = DataConfig.model_validate(
         {"train": data, "max_train_rows": _SAMPLE, "max_length": 1 << 20, "eval_share": share}
     )
+    notices: tuple[str, ...] = ()
     try:
         with tempfile.TemporaryDirectory() as cache:
             tokenizer = load_tokenizer(ModelConfig(name_or_path=model), requested, Path(cache))
-        found = examine(requested, tokenizer, "")
-        if any(finding.kind == "template_undecided" for finding in found.report.findings):
-            requested = requested.model_copy(update={"apply_template": True})
-            found = examine(requested, tokenizer, "")
     except TrialError as error:
-        message = (
-            f"the lengths of the rows could not be read, so max_length is not fitted to them; {_to_correct(error)}"
-        )
+        if _TRUST not in str(error):  # a sweep has that flag
+            raise
+        message = f"the tokenizer is not loaded, and max_length is not fitted to the rows: {error}"
         return replace(facts, notices=(message,))
-    try:
-        found.raise_if_unusable(requested)
-        notices: tuple[str, ...] = ()
-    except TrialError as error:
-        notices = (_to_correct(error),)
+    found = examine(requested, tokenizer, "")
+    if _rows_of(found.report, "template_undecided"):
+        requested = requested.model_copy(update={"apply_template": True})
+        found = examine(requested, tokenizer, "")
+        if 2 * _rows_of(found.report, "rendered_twice") > found.report.checked_rows:
+            requested = requested.model_copy(update={"apply_template": False})
+            found = examine(requested, tokenizer, "")
+            notices = (
+                "the prompts were rendered by another chat template than the tokenizer's: they are used as "
+                "they are (data.apply_template: false)",
+            )
+    found.raise_if_unusable(requested)
     complete = facts.rows is not None and facts.rows <= _SAMPLE
-    lengths = found.report.lengths if found.report.train_rows else None
     return replace(
-        facts, lengths=lengths, all_rows_read=complete, apply_template=requested.apply_template, notices=notices
+        facts,
+        lengths=found.report.lengths,
+        all_rows_read=complete,
+        train_rows=found.report.train_rows if complete else None,
+        apply_template=requested.apply_template,
+        notices=notices,
     )
 
 
-def _with_form(facts: Facts, data: str) -> Facts:
-    """Add a notice about `data.apply_template` for plain-text rows where the tokenizer is not available."""
-    from trainer.data.row_selection import TRAIN, select_rows
+def _rows_of(report: DataReport, kind: FindingKind) -> int:
+    return sum(finding.count for finding in report.findings if finding.kind == kind)
 
-    try:
-        found = select_rows(DataConfig.model_validate({"train": data, "max_train_rows": _SAMPLE}))
-    except TrialError as error:
-        return replace(facts, notices=(_to_correct(error),))
+
+def _with_form(facts: Facts, data: str) -> Facts:
+    """Without the tokenizer: what the rows' text says, and whether a chat template would be a question."""
+    from trainer.data.row_selection import TRAIN, select_rows
+    from trainer.data.validation import raise_if_refused
+
+    requested = DataConfig.model_validate({"train": data, "max_train_rows": _SAMPLE})
+    found = select_rows(requested)
+    for split in ("train", "eval"):
+        if not found.rows(split):
+            found.findings.add_dataset_finding("no_rows", f"The {split} split is empty")
+    findings, bad = found.findings.as_tuple(), len(found.invalid)
+    raise_if_refused(findings, bad, found.checked_rows, requested.bad_rows, requested.max_bad_share)
     if not any(isinstance(row.preference.prompt, str) for row in found.rows(TRAIN)):
         return facts
     message = (
@@ -146,20 +177,27 @@ def _with_form(facts: Facts, data: str) -> Facts:
     return replace(facts, notices=(message,))
 
 
-def _to_correct(error: TrialError) -> str:
-    return f"the file is refused until this is corrected: {error}"
-
-
 # --- choices ---------------------------------------------------------------------------------------------------------
 
 
 def rates(objective: Objective, facts: Facts, *, lora: bool) -> Choice:
     """Return the learning rates to search."""
+    listed, reason = _listed_rates(objective, facts, lora)
+    return Choice("[" + ", ".join(map(_short, listed)) + "]", reason)
+
+
+def base_rate(objective: Objective, facts: Facts, *, lora: bool) -> str:
+    """Return the base learning rate: the middle one of the search, the lower of two."""
+    listed, _ = _listed_rates(objective, facts, lora)
+    return _short(listed[(len(listed) - 1) // 2])
+
+
+def _listed_rates(objective: Objective, facts: Facts, lora: bool) -> tuple[list[float], str]:
     listed, reason = _orpo_rates(facts.parameters) if objective == "orpo" else _rates(objective, facts.parameters)
     if lora:
         listed = list(dict.fromkeys(min(10 * rate, _FURTHEST_RATE) for rate in listed))
         reason = f"ten times those of all weights, as in TRL's dpo script: {reason}"
-    return Choice("[" + ", ".join(map(_short, listed)) + "]", reason)
+    return listed, reason
 
 
 def _rates(objective: Objective, parameters: float | None) -> tuple[list[float], str]:
@@ -200,18 +238,23 @@ def per_update(facts: Facts) -> Choice:
     """Return the pairs per update."""
     pairs = most = _MOST_PER_UPDATE[facts.small]
     reason = "as sweeps/quickstart.yaml" if facts.small else "as in the papers; independent of the micro-batch"
-    if facts.rows is not None:
-        trained = _trained(facts.rows)
+    trained = _trained(facts)
+    if trained is not None:
         while pairs > 2 and trained / pairs < (_FEWEST_UPDATES if pairs > 8 else 4):
             pairs //= 2
+        pairs = max(1, min(pairs, trained))
         if pairs < most:
-            reason = f"few rows: {trained} pairs make {trained // pairs} updates per epoch"
+            updates = trained // pairs
+            reason = (
+                f"few rows: {trained} pair{'s'[: trained - 1]} make{'s' if trained == 1 else ''} "
+                f"{updates} update{'s'[: updates - 1]} an epoch"
+            )
     return Choice(str(pairs), reason)
 
 
 def duration(facts: Facts, *, cpu: bool) -> list[tuple[str, Choice]]:
     """Return `num_train_epochs`, or on a CPU `max_steps` where an epoch takes too many updates."""
-    pairs, trained = int(per_update(facts).value), None if facts.rows is None else _trained(facts.rows)
+    pairs, trained = int(per_update(facts).value), _trained(facts)
     epochs, reason = 1, "as in the papers"
     if trained is not None and trained < _FEWEST_UPDATES * pairs:
         epochs = min(3, math.ceil(_FEWEST_UPDATES * pairs / max(1, trained)))
@@ -262,9 +305,10 @@ def answers(facts: Facts) -> Choice | None:
     return Choice(str(tokens), "90 % of the data's responses are shorter") if tokens < 64 else None
 
 
-def _trained(rows: int) -> int:
-    share = float(held_out(Facts(rows=rows)).value)
-    return round(rows * (1 - share))
+def _trained(facts: Facts) -> int | None:
+    if facts.train_rows is not None or facts.rows is None:
+        return facts.train_rows
+    return round(facts.rows * (1 - float(held_out(facts).value)))
 
 
 def _short(rate: float) -> str:

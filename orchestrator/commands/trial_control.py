@@ -28,6 +28,7 @@ from orchestrator.spec.search.manual_trials import (
     check_manual_trial,
     manual_params,
     out_of_space,
+    short_value,
 )
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND, apply_params
@@ -306,10 +307,14 @@ def _raise_problems(sets: Sequence[str], found: Iterable[Problem], search: Searc
 
 def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str]:
     """Return a notice about settings outside the search space, whose results the sampler ignores."""
-    outside = out_of_space(spec.search, manual_params(spec.base, spec.search, params))
+    resolved = manual_params(spec.base, spec.search, params)
+    outside = out_of_space(spec.search, resolved)
     if not outside:
         return []
-    reasons = ", ".join(f"{path} ({allowed_values(spec.search, path) or 'not searched'})" for path in outside)
+    of_base = {path: f" = {short_value(resolved[path])} of the base" for path in outside if path not in params}
+    reasons = ", ".join(
+        f"{path}{of_base.get(path, '')} ({allowed_values(spec.search, path) or 'not searched'})" for path in outside
+    )
     return [f"outside the search space: {reasons}; it can win, but the sampler ignores its result"]
 
 

@@ -52,7 +52,16 @@ def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: D
             load_judge_prompts(spec.judge.prompts_from, spec.base.data)  # fails before training rather than after it
         except UnreadableData as error:
             raise DataError(f"judge.prompts_from: {error}") from error
+    if spec.judge is not None:
+        for config in _by_data_and_model(spec):
+            data.check_judge(config, spec.judge)
     return report
+
+
+def _by_data_and_model(spec: SweepSpec) -> list[TrialConfig]:
+    """The base, and the corners of the search that read other data or read it through another model."""
+    configs = (spec.base, *_data_variants(spec))
+    return list({_inputs(config)[:2]: config for config in reversed(configs)}.values())
 
 
 def _data_variants(spec: SweepSpec) -> list[TrialConfig]:

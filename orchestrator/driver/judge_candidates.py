@@ -16,6 +16,7 @@ from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import rank_trials
+from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import digest_of
 from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
@@ -103,6 +104,7 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
     Raises:
         NoTrialCompleted: no trial is complete.
         WeightsGone: the weights of all trials to judge were deleted.
+        ModelError: the model has too few positions for the prompts with their answers.
         StorageRefused: the SFT stage's model is no longer in the cache.
     """
     from trainer.data import prepare
@@ -139,6 +141,9 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
                 config.prompts_from,
                 trust_remote_code=trust_remote_code,
             )
+            if (positions := known_positions(trial.model)) is not None:  # rather than once the model is loaded
+                longest = max((len(prompt.ids) for prompt in found), default=0)
+                refuse_long_answers(positions, longest, config.max_new_tokens, "judge.max_new_tokens")
             stops = prepare(trial.data, trial.model, folder.cache, tokenizer).report.stop_tokens
             by_data[key] = tuple(found), tokenizer, stops
         prompts, tokenizer, stops = by_data[key]

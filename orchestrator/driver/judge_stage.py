@@ -258,7 +258,11 @@ def _save_judgements(
     answer_pairs: Mapping[int, Sequence[AnswerPair]],
     preferences_of: Callable[[Sequence[AnswerPair]], Preferences | None],
 ) -> None:
-    """Store the judgements of the greedy and of the sampled answers in the study."""
+    """Store the judgements of the greedy and of the sampled answers in the study.
+
+    These writes check no fencing token: no driver writes judgements, and the same answers give the same judgement
+    under the same key, whichever process judges.
+    """
     parts: tuple[tuple[DecodingKind, bool], ...] = (("greedy", True), ("sampled", False))
     for decoding, greedy in parts:
         chosen = {n: [m for m in each if (m.sample is None) == greedy] for n, each in answer_pairs.items()}

@@ -16,6 +16,7 @@ from typing import Any
 
 from orchestrator.driver.data_stage import known_steps, load_report
 from orchestrator.execution.stop_reasons import StopKind, StopReason
+from orchestrator.execution.trainer_warnings import WARNINGS_TAG, recorded_warnings
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, RUNS_FILE, SweepFolder
 from orchestrator.interfaces import SWEEP, ProgressView, SweepReporter, TrackingSink
 from orchestrator.redaction import redact
@@ -75,6 +76,8 @@ def start_parent_run(
     }
     if adapters:
         tags["lora.adapts"] = "\n".join(adapters)
+    if warned := recorded_warnings(study):  # by earlier drivers
+        tags[WARNINGS_TAG] = "\n".join(warned)
     sink.start_run(SWEEP, name=spec.name, params=_params(spec), tags=tags | environment_tags(found), at=time.time())
     for file in (folder.spec, path, folder.path / DATA_FILE):
         sink.log_artifact(SWEEP, file)

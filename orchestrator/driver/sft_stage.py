@@ -14,6 +14,7 @@ from orchestrator.execution import retry_policy
 from orchestrator.execution.messages import MIRROR, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.retry_policy import MAX_LOSSES
 from orchestrator.execution.sft_cache_key import stage_key
+from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.user_requests import StopConditions
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
@@ -200,6 +201,7 @@ class _Stage:
             worker,
             stop_conditions,
         )
+        self._warnings = WarningLog(study, sink, view)
         self._longest_row = report.lengths["row"]["p100"]
         self._steps = total_updates(config.training, report.train_rows)
         self._key = worker.key(config, report.fingerprint)
@@ -247,9 +249,10 @@ class _Stage:
         return self._worker.train(task, self._on_report, lambda: self._stop_conditions.poll() is not None)
 
     def _on_report(self, report: AttemptReport) -> None:
-        for metrics_text in report.notices:
-            self._study.add_event(MIRROR, f"sft: {metrics_text}")
-            self._view.log(f"sft: {metrics_text}")
+        for message in report.notices:
+            self._study.add_event(MIRROR, f"sft: {message}")
+            self._view.log(f"sft: {message}")
+        self._warnings.report(report.warnings, None)
         self._sink.log_metrics(SFT, report.metrics, at=time.time())
         for step_metrics in report.metrics:
             metrics_text = [

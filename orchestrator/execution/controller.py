@@ -11,6 +11,7 @@ from orchestrator.execution import retry_policy
 from orchestrator.execution.messages import MIRROR, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.retry_policy import RepeatedBug, RetryPolicy
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
+from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.trial_lifecycle import ActiveAttempt, AttemptLauncher, finish_attempt, release_attempt
 from orchestrator.execution.user_requests import StopConditions, TrialRequests, remaining_reason
 from orchestrator.interfaces import ProgressView, TrackingSink
@@ -47,6 +48,7 @@ class TrialController:
         self._trial_requests = TrialRequests(study, sink, view, on_trial_end)
         self._repeated_bug = RepeatedBug(study)
         self._kills = retry_policy.KernelKills()
+        self._warnings = WarningLog(study, sink, view)
         self._exhausted = False
         self._is_waiting = False
         self.stop_reason: StopReason | None = None
@@ -110,6 +112,7 @@ class TrialController:
         for notice in report.notices:
             self._study.add_event(MIRROR, notice, trial.number)
             self._view.log(f"trial {trial.number}: {notice}")
+        self._warnings.report(report.warnings, trial.number)
         decision = CONTINUE
         if report.metrics:
             log_metrics = functools.partial(self._sink.log_metrics, run, at=time.time())

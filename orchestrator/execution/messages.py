@@ -103,6 +103,8 @@ class AttemptReport:
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
     notices: Sequence[str] = ()
     """Messages about the mirror."""
+    warnings: Sequence[str] = ()
+    """Warnings of the trainer."""
     retire: bool = False
     """Whether the worker process must get no other trial, since it used a GPU when this one failed."""
 

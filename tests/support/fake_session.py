@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import time
@@ -46,7 +47,8 @@ def write_script(root: Path, **script: Any) -> None:
 
 class ScriptedSession:
     """Behaviors by trial number: ok, slow, bug, memory, nan, die (once), deadly (always), nogoal, device (a GPU fails,
-    once). `gpu` in the script: as if the process used one."""
+    once), neighbour (repeats its first point until a GPU has failed). `gpu` in the script: as if the process used one.
+    `warnings`: by trial, what the trainer warns of."""
 
     def __init__(self, cache: Path) -> None:
         self._cache, self._root = cache, cache.parent
@@ -73,6 +75,11 @@ class ScriptedSession:
             import torch
 
             torch.cuda.is_initialized = lambda: True
+        for message in script.get("warnings", {}).get(str(number), ()):
+            logging.getLogger("trainer.scripted").warning("%s", message)
+        failed = self._root / "device-failed"
+        while what == "neighbour" and not failed.exists():
+            yield StepMetrics(0, {"loss": 1.0, METRIC: 0.5})
         done = 0
         for path in (*earlier, folder):
             if (path / "checkpoint.json").is_file():
@@ -101,6 +108,7 @@ class ScriptedSession:
             if step == 1 and what == "memory":
                 raise MemoryError
             if step == 3 and what == "device" and not earlier:
+                failed.touch()
                 raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_...")
         return RunResult(RunStatus.FINISHED, "", steps)
 

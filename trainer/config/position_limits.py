@@ -143,12 +143,16 @@ def length_findings(
         yield LengthFinding("engine", problem, hint, refused=True)
 
 
-def refuse_long_answers(positions: Positions, longest_prompt: int, new: int) -> None:
-    """Raise ModelError if a model has no positions for its longest prompt plus `new` tokens."""
+def refuse_long_answers(positions: Positions, longest_prompt: int, new: int, setting: str = "max_new_tokens") -> None:
+    """Raise ModelError if a model has no positions for its longest prompt plus `new` tokens.
+
+    Args:
+        setting: Key of the setting with the number of new tokens.
+    """
     if positions.table is not None and longest_prompt + new > positions.table:
         raise ModelError(
             f"a prompt of {longest_prompt:,} tokens with {new:,} new ones exceeds the {positions.table:,} positions "
-            f"of the model ({positions.field} in its config.json): lower max_new_tokens or data.max_prompt_length"
+            f"of the model ({positions.field} in its config.json): lower {setting} or data.max_prompt_length"
         )
 
 

@@ -154,7 +154,8 @@ _MIN_PROMPT_WORDS = 3
 class Preference:
     """One normalized preference: prompt and answers are all text, or all lists of messages.
 
-    `tools` and `template_kwargs` are passed to the chat template; `notices` are findings about the row.
+    `tools` and `template_kwargs` are passed to the chat template; `notices` are findings about the row; `text_prompt`
+    is the plain text of which `data.apply_template` made the prompt's message.
     """
 
     prompt: str | Dialogue
@@ -164,6 +165,7 @@ class Preference:
     tools: Tools | None = None
     template_kwargs: dict[str, Any] = field(default_factory=dict[str, Any])
     notices: tuple[Notice, ...] = field(default=(), compare=False)
+    text_prompt: str | None = field(default=None, compare=False)
 
 
 def to_preference(
@@ -307,10 +309,11 @@ def _text_to_dialogue(
     was_split = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
     texts = [str(part).lstrip() if was_split else str(part) for part in (found.chosen, found.rejected)]
     answers = [[{"role": "assistant", "content": text}] for text in texts]
-    result = _dialogue_preference(
-        [{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score
-    )
-    return result if isinstance(result, InvalidRow) else replace(result, notices=(*found.notices, *result.notices))
+    text = str(found.prompt)
+    result = _dialogue_preference([{"role": "user", "content": text}], answers[0], answers[1], system, score)
+    if isinstance(result, InvalidRow):
+        return result
+    return replace(result, notices=(*found.notices, *result.notices), text_prompt=text)
 
 
 # --- dialogues -------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
-from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages
+from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages, rendered_mark
 from trainer.data.formats import Preference
 from trainer.data.validation import FindingKind, Notice
 from trainer.results import TrialError, cannot_load_message
@@ -207,7 +207,9 @@ class PairTokenizer:
             out.notices.append(("already_rendered", ""))
         elif self._data.apply_template is None and self._template.exists:
             out.notices = [notice for notice in out.notices if notice[0] != "needs_template"]  # same decision
-            out.notices.append(("template_undecided", ""))
+            mark = rendered_mark(prompt)
+            detail = "" if mark is None else f"The first has {mark!r}, as another chat template writes it"
+            out.notices.append(("template_undecided", detail))
         chosen, rejected = (prompt + self._with_eos(answer) for answer in answers)
         return _RenderedRow(prompt, chosen, rejected, None)
 
@@ -217,6 +219,17 @@ class PairTokenizer:
         if generation_prompt and prompt.rstrip().endswith(generation_prompt):
             return True
         return self._turn_markers is not None and self._turn_markers.search(prompt) is not None
+
+    def _rendered_mark(self, prompt: str) -> str | None:
+        """Return the marker of this or another chat template that rendered a plain prompt; None if none did.
+
+        A special token inside the prompt does not count: the prompt may mention it.
+        """
+        generation_prompt = self._template.generation_prompt
+        if generation_prompt and prompt.rstrip().endswith(generation_prompt):
+            return generation_prompt
+        own = None if self._turn_markers is None else self._turn_markers.match(prompt.lstrip())
+        return rendered_mark(prompt) if own is None else own[0]
 
     def _with_eos(self, answer: str) -> str:
         """Return a plain answer with an end: the end of a turn that it has already, or eos_token."""
@@ -246,6 +259,8 @@ class PairTokenizer:
         ended = [self._strip_turn_end(answer) for answer in answers]
         if ended != answers:
             out.notices.append(("already_ended", ""))
+        if row.text_prompt is not None and (mark := self._rendered_mark(row.text_prompt)) is not None:
+            out.notices.append(("rendered_twice", f"The first has {mark!r}"))
         tools, kwargs = row.tools, row.template_kwargs
         dialogues = [prompt + answer for answer in ended]
         chosen, rejected = (self._template.render(dialogue, tools, kwargs) for dialogue in dialogues)
@@ -311,7 +326,7 @@ class PairTokenizer:
         if self._bos is not None and out.prompt[:2] == [self._bos, self._bos]:
             out.notices.append(("duplicate_bos", ""))
         self._check_ends(out)
-        rendered = any(kind == "already_rendered" for kind, _ in out.notices)
+        rendered = any(kind in ("already_rendered", "rendered_twice") for kind, _ in out.notices)
         if not rendered and self._special_text and any(self._special_text.search(text) for text in _message_texts(row)):
             out.notices.append(("special_in_text", ""))
         self._truncate(out, row, texts)

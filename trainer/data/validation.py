@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from typing import Literal
@@ -67,6 +68,7 @@ FindingKind = Literal[
     "implied_prompt",
     "already_ended",
     "already_rendered",
+    "rendered_twice",
     "ignored_key",
     "content_altered",
     "unused_column",
@@ -170,6 +172,11 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
         _B,
         "have answers that the chat template renders alike",
         "use a template that renders the difference (data.chat_template), or remove them",
+    ),
+    "rendered_twice": (
+        _B,
+        "hold a prompt that a chat template has rendered already, which data.apply_template: true would render again",
+        "set data.apply_template: false, which trains on the text as it stands, or remove the marks of the template",
     ),
     "prompt_changes": (
         _B,
@@ -288,33 +295,41 @@ class FindingCollector:
 
     def __init__(self) -> None:
         self._counts: dict[Notice, int] = {}
-        self._rows: dict[Notice, list[tuple[str, int]]] = {}
-        self._details: dict[Notice, str] = {}
+        self._rows: dict[Notice, list[tuple[int, int]]] = {}
+        self._details: dict[Notice, tuple[tuple[int, int], str]] = {}
+        self._sources: dict[str, int] = {}
+        """Every source and its index in the order of reading."""
 
     def add(self, kind: FindingKind, source: str, row: int, detail: str = "") -> None:
-        """Count one row for a kind. The detail of the first row is stored; columns and keys count per name."""
+        """Count one row for a kind, in any order of rows. Columns and keys count per name.
+
+        The first rows are stored, and the detail of the first that has one.
+        """
         key = (kind, detail if kind in _COUNTED_BY_DETAIL else "")
         self._counts[key] = self._counts.get(key, 0) + 1
+        place = self._sources.setdefault(source, len(self._sources)), row
         rows = self._rows.setdefault(key, [])
-        if len(rows) < MAX_ROWS_SHOWN:
-            rows.append((source, row))
-        if detail:
-            self._details.setdefault(key, detail)
+        if len(rows) < MAX_ROWS_SHOWN or place < rows[-1]:
+            insort(rows, place)
+            del rows[MAX_ROWS_SHOWN:]
+        if detail and (key not in self._details or place < self._details[key][0]):
+            self._details[key] = place, detail
 
     def add_dataset_finding(self, kind: FindingKind, detail: str) -> None:
         """Add a finding about the data as a whole."""
         self._counts.setdefault((kind, ""), 0)
-        self._details.setdefault((kind, ""), detail)
+        self._details.setdefault((kind, ""), ((0, 0), detail))
 
     def as_tuple(self) -> tuple[DataFinding, ...]:
         """Return all findings, most severe first, then by count."""
+        names = list(self._sources)
         found = [
             DataFinding(
                 kind=key[0],
                 severity=severity(key[0]),
                 count=count,
-                rows=tuple(self._rows.get(key, ())),
-                detail=self._details.get(key, ""),
+                rows=tuple((names[source], row) for source, row in self._rows.get(key, ())),
+                detail=self._details.get(key, ((0, 0), ""))[1],
             )
             for key, count in self._counts.items()
         ]

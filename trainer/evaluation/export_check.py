@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from trainer.config.trial import TrialConfig
 from trainer.data.pair_dataset import PairDataset
+from trainer.models.adapters import without_peft_warnings
 from trainer.models.model_files import Exported
 from trainer.models.policy_model import quantization_config
 from trainer.results import ModelError, cannot_load_message
@@ -176,7 +177,8 @@ def _load(exported: Exported, config: TrialConfig, trust: dict[str, Any]) -> Pre
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more, **trust)
         if adapters:
-            model = cast(Any, PeftModel).from_pretrained(model, str(exported.folder))
+            with without_peft_warnings():
+                model = cast(Any, PeftModel).from_pretrained(model, str(exported.folder))
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(cannot_load_message("the export", error)) from error
     return model.to(device).eval()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 _FoundPrompt = tuple[Preference, tuple[int, ...], str | None]
 """A row's preference, the tokens of its prompt, and the expected answer if there is one."""
 
+_TWICE = "rendered_twice"
 _ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
@@ -91,6 +92,12 @@ def _prompts_from_source(
     refused = [f"prompt {i}: {each.notices[-1][1]}" for i, each in enumerate(tokens, start=1) if not each.prompt]
     if refused:
         raise UnreadableData(f"{source_name(source)}: the chat template refuses {len(refused)} prompts, {refused[0]}")
+    twice = [(i, detail) for i, each in enumerate(tokens, 1) for kind, detail in each.notices if kind == _TWICE]
+    if twice:
+        raise UnreadableData(
+            f"{source_name(source)}: a chat template has rendered {len(twice)} prompts already, and they would be "
+            f"rendered again (prompt {twice[0][0]}: {twice[0][1]}): give the questions as they were asked"
+        )
     for row, each in zip(rows, tokens, strict=True):
         yield row, tuple(each.prompt), row.answer
 

@@ -20,6 +20,7 @@ from trainer.config.trial import ModelConfig, TrialConfig
 from trainer.environment import remove_foreign_settings, report_ignored
 from trainer.evaluation.completions import generate_token_ids, generation_batches
 from trainer.evaluation.judge_prompts import JudgePrompt
+from trainer.models.adapters import without_peft_warnings
 from trainer.models.model_files import end_token_ids, resolve_model_path
 from trainer.models.policy_model import load_model
 from trainer.results import ModelError
@@ -114,7 +115,8 @@ class TextGenerator:
         model = load_model(model_config, path, device, trust_remote_code=trust_remote_code)
         if adapters:
             try:
-                adapted = PeftModel.from_pretrained(model, str(weights))  # pyright: ignore[reportCallIssue]
+                with without_peft_warnings():
+                    adapted = PeftModel.from_pretrained(model, str(weights))  # pyright: ignore[reportCallIssue]
             except (OSError, ValueError) as error:
                 raise ModelError(f"the adapters in {weights} cannot be loaded: {error}") from error
             model = cast(PreTrainedModel, adapted)

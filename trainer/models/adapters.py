@@ -6,11 +6,14 @@ import inspect
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Generator, Iterable, Sequence, Set
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from peft import LoraConfig as PeftLoraConfig
 from peft import get_peft_model
 from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
@@ -30,6 +33,8 @@ if TYPE_CHECKING:
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ADAPTED = (nn.Linear, nn.Embedding, Conv1D, *_CONVOLUTIONS)
 """Kinds of layers for which peft has adapters."""
+_MODEL_CODE = ("transformers.models.", "transformers_modules.")
+"""Modules with the code of models; not that of quantized layers."""
 _SHOWN = 12
 
 
@@ -65,7 +70,7 @@ def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None)
         revision=revision,
     )
     try:
-        with warnings.catch_warnings():
+        with without_peft_warnings():
             # about fused experts' ranks, which peft finds under another name
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
             adapted = cast("PeftModel", get_peft_model(model, requested))
@@ -145,6 +150,14 @@ def not_causal_message(path: str, reason: Exception) -> str:
     )
 
 
+@contextmanager
+def without_peft_warnings() -> Generator[None]:
+    """Suppress the deprecation warning of transformers that peft's own code causes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+        yield
+
+
 class _Layers:
     """The modules of a model, grouped by whether they can be adapted."""
 
@@ -177,6 +190,9 @@ class _Layers:
             return "is the output layer, which cannot be adapted; leave it out"
         if not name.startswith(self._text):
             return f"is in {self._part(name)}, which text does not pass through; leave it out"
+        if self._computes_otherwise(name):
+            kind = type(self.modules[name]).__name__
+            return f"is a {kind}, which does not return what a linear layer does; leave it out"
         if self._is_read_by_kernel(name):
             return "is in a state-space mixer, whose kernels read its weight directly and ignore adapters; leave it out"
         if isinstance(self.modules[name], _ADAPTED):
@@ -194,6 +210,18 @@ class _Layers:
             if i >= len(remaining) or part != remaining[i]:
                 return ".".join(parts[: i + 1])
         return name
+
+    def _computes_otherwise(self, name: str) -> bool:
+        """Return whether a subclass of Linear returns something else, as PhiMoE's and Llama 4's routers do."""
+        module = self.modules[name]
+        if not isinstance(module, nn.Linear) or not type(module).__module__.startswith(_MODEL_CODE):
+            return False
+        with torch.random.fork_rng([]):
+            try:
+                output = deepcopy(module).to("meta").eval()(torch.empty(1, 2, module.in_features, device="meta"))
+            except Exception:  # noqa: BLE001 - any error means that it does not take a linear layer's input
+                return True
+        return not isinstance(output, torch.Tensor) or output.shape != (1, 2, module.out_features)
 
     def _is_read_by_kernel(self, name: str) -> bool:
         parent, own = self._owner(name), name.rpartition(".")[2]
@@ -250,7 +278,13 @@ class _Layers:
         mixers = [name for name in of_text if self._is_read_by_kernel(name)]
         if mixers:
             parts.append(f"{_counts_by_name(mixers)} of state-space mixers, whose kernels ignore adapters")
-        if others := [name for name in of_text if name not in mixers]:
+        otherwise = [name for name in of_text if self._computes_otherwise(name)]
+        if otherwise:
+            kinds = sorted({type(self.modules[name]).__name__ for name in otherwise})
+            parts.append(
+                f"{_counts_by_name(otherwise)} of type {', '.join(kinds)}, which do not return what linear layers do"
+            )
+        if others := [name for name in of_text if name not in (*mixers, *otherwise)]:
             parts.append(f"{_counts_by_name(others)}, because peft takes these names for parts of experts")
         experts = [name for name in self.tensors if name not in adapted]
         if experts:

@@ -19,6 +19,7 @@ from orchestrator.execution.messages import (
     WorkerLost,
     result_of_exception,
 )
+from orchestrator.execution.trainer_warnings import captured_warnings
 from orchestrator.execution.workers.mirror_upload import MirrorUploader
 from orchestrator.study.database import driver_lease
 from trainer.config.trial import TrialConfig
@@ -104,8 +105,10 @@ class AttemptRunner:
         """
         metrics: list[StepMetrics] = []
         result: AttemptResult | None = None
+        warnings: list[str] = []
         try:
-            result = self._collect(metrics)
+            with captured_warnings() as warnings:
+                result = self._collect(metrics)
         except WorkerLost:
             self._lose()
             raise
@@ -118,7 +121,7 @@ class AttemptRunner:
             if self._uploader is not None and self._metrics is not None:
                 self._uploader.finish(result)
             self._release_lock()
-        return self._report(metrics, result)
+        return self._report(metrics, result, warnings)
 
     def close(self) -> None:
         """Stop the attempt at once, without a checkpoint."""
@@ -133,13 +136,13 @@ class AttemptRunner:
             self._uploader.cancel(is_wanted=True)
         self._release_lock()
 
-    def _report(self, metrics: list[StepMetrics], result: AttemptResult | None) -> AttemptReport:
+    def _report(self, metrics: list[StepMetrics], result: AttemptResult | None, warnings: list[str]) -> AttemptReport:
         counters = dict(self._open_session().counters) if self._metrics else {}
-        if self._uploader is None:
-            return AttemptReport(tuple(metrics), result, os.getpid(), counters)
-        return AttemptReport(
-            tuple(metrics), result, os.getpid(), {**counters, **self._uploader.counters}, self._uploader.take_notices()
-        )
+        notices: tuple[str, ...] = ()
+        if self._uploader is not None:
+            counters |= self._uploader.counters
+            notices = self._uploader.take_notices()
+        return AttemptReport(tuple(metrics), result, os.getpid(), counters, notices, tuple(warnings))
 
     def _collect(self, metrics: list[StepMetrics]) -> AttemptResult | None:
         until = time.monotonic() + GROUP_SECONDS

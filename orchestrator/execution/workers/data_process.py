@@ -23,6 +23,7 @@ from orchestrator.errors import DataError, StorageRefused
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, deaf_to_sigterm
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.redaction import redact
+from orchestrator.spec.judge_config import JudgeConfig
 from trainer.config.position_limits import known_positions, refuse_long_answers
 from trainer.config.trial import TrialConfig
 from trainer.results import TrialError
@@ -62,7 +63,7 @@ class DataProcess:
         self._requested: list[str] = []
         self._answers: dict[str, str] = {}
         self._received = b""
-        self._send(first.model_dump_json())
+        self._send(_request(first))
 
     def __enter__(self) -> DataProcess:
         return self
@@ -90,33 +91,40 @@ class DataProcess:
             StageFailed: bug, or the subprocess died.
             Interrupted: after a stop signal.
         """
-        config_json = config.model_dump_json()
-        if config_json not in self._answers and config_json not in self._requested:
-            self._send(config_json)
-        while config_json not in self._answers:
+        return self._answer(_request(config))["report"]
+
+    def notices(self, config: TrialConfig) -> list[str]:
+        """Return notices about the adapters of a prepared configuration."""
+        return list(json.loads(self._answers[_request(config)]).get("notices", []))
+
+    def check_judge(self, config: TrialConfig, judge: JudgeConfig) -> None:
+        """Check that a trial of this configuration can answer the judge's prompts; raises as `prepare` does."""
+        self._answer(_request(config, judge))
+
+    def _answer(self, request: str) -> dict[str, Any]:
+        """Return the reply to a request; sends it if it was not sent yet."""
+        if request not in self._answers and request not in self._requested:
+            self._send(request)
+        while request not in self._answers:
             self._answers[self._requested[0]] = self._next()
             self._requested.pop(0)
-        answer = json.loads(self._answers[config_json])
+        answer = json.loads(self._answers[request])
         match answer:
-            case {"report": report}:
-                return report
             case {"data": text}:
                 raise DataError(text)
             case {"disk": text}:
                 raise StorageRefused(text)
+            case {"bug": text}:
+                raise StageFailed(f"preparing the data failed:\n{redact(text)}")
             case _:
-                raise StageFailed(f"preparing the data failed:\n{redact(answer['bug'])}")
+                return answer
 
-    def notices(self, config: TrialConfig) -> list[str]:
-        """Return notices about the adapters of a prepared configuration."""
-        return list(json.loads(self._answers[config.model_dump_json()]).get("notices", []))
-
-    def _send(self, config: str) -> None:
+    def _send(self, request: str) -> None:
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # reported when the reply is awaited
-            self._process.stdin.write(config.encode() + b"\n")
+            self._process.stdin.write(request.encode() + b"\n")
             self._process.stdin.flush()
-        self._requested.append(config)
+        self._requested.append(request)
 
     def _next(self) -> str:
         assert self._process.stdout is not None
@@ -148,11 +156,21 @@ def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust: bool) -> 
         answers.flush()
 
 
-def _prepare(cache: Path, config: str, trust: bool) -> dict[str, Any]:
+def _request(config: TrialConfig, judge: JudgeConfig | None = None) -> str:
+    """Return the request for this configuration's data, or with `judge` for a check of the judge's prompts."""
+    requested = {"config": config.model_dump(mode="json")}
+    return json.dumps(requested if judge is None else requested | {"judge": judge.model_dump(mode="json")})
+
+
+def _prepare(cache: Path, request: str, trust: bool) -> dict[str, Any]:
     from trainer.data import prepare
 
-    trial = TrialConfig.model_validate_json(config)
+    fields = json.loads(request)
+    trial = TrialConfig.model_validate(fields["config"])
     try:
+        if "judge" in fields:
+            _check_judge(trial, JudgeConfig.model_validate(fields["judge"]), cache, trust)
+            return {}
         found = prepare(trial.data, trial.model, cache, trust_remote_code=trust)
         _check_answers(trial, found.eval)
         notices: list[str] = []
@@ -177,7 +195,23 @@ def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
     from trainer.evaluation.completions import select_prompts  # torch, which data alone does not need
 
     lengths = [int(held_out.prompt_lengths[i]) for i in select_prompts(held_out, trial.evaluation.prompts)]
-    refuse_long_answers(positions, max(lengths, default=0), trial.evaluation.max_new_tokens)
+    new = trial.evaluation.max_new_tokens
+    refuse_long_answers(positions, max(lengths, default=0), new, "evaluation.max_new_tokens")
+
+
+def _check_judge(trial: TrialConfig, judge: JudgeConfig, cache: Path, trust: bool) -> None:
+    """Raise UnreadableData or ModelError if a trained trial could not answer the judge's prompts."""
+    positions = known_positions(trial.model)
+    if judge.prompts_from is None and (positions is None or positions.table is None):
+        return  # held-out prompts were checked with the data, and the model has no limit of positions
+    from trainer.evaluation.judge_prompts import fixed_prompts  # torch, which data alone does not need
+
+    prompts = fixed_prompts(trial.data, trial.model, cache, judge.prompts, judge.prompts_from, trust_remote_code=trust)[
+        0
+    ]
+    if positions is not None:
+        longest = max((len(prompt.ids) for prompt in prompts), default=0)
+        refuse_long_answers(positions, longest, judge.max_new_tokens, "judge.max_new_tokens")
 
 
 def _exit_with_parent(parent: int) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.messages import AttemptResult, AttemptStatus, RemoteFailure, WorkerLost
+from orchestrator.execution.trainer_warnings import TRAINER_LOGGER
 from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
@@ -89,6 +90,8 @@ class MultiProcessSession:
                     self._actors[0].interrupt.remote(run)
                 step = self._call_all("next")
                 first = step.get(0)
+                for message in () if first is None else first.warnings:
+                    TRAINER_LOGGER.warning("%s", message)  # captured with what this process itself warns of
                 failed = {number: one.failed for number, one in step.items() if one.failed is not None}
                 if failed or first is None:
                     raise self._failure(failed, folder)

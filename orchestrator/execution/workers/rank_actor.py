@@ -13,6 +13,7 @@ from typing import Any
 import ray
 
 from orchestrator.execution.messages import AttemptResult, result_of_exception
+from orchestrator.execution.trainer_warnings import captured_warnings
 from orchestrator.execution.workers.attempt_runner import STOP_POLL_SECONDS, Session, SessionFactory
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
@@ -29,6 +30,8 @@ class RankStep:
     result: RunResult | None = None
     failed: AttemptResult | None = None
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
+    warnings: Sequence[str] = ()
+    """What the trainer warned of meanwhile."""
 
 
 class RankActor:
@@ -83,15 +86,17 @@ class RankActor:
         assert self._metrics is not None
         assert self._session is not None
         step_metrics, result, failed = None, None, None
+        warnings: list[str] = []
         try:
-            step_metrics = next(self._metrics)
+            with captured_warnings() as warnings:
+                step_metrics = next(self._metrics)
         except StopIteration as done:
             result = done.value
         except Exception as error:  # noqa: BLE001 - exceptions of a trial are recorded as its result
             failed = result_of_exception(error, self._folder)
         if step_metrics is None:
             self._metrics = None
-        return RankStep(step_metrics, result, failed, dict(self._session.counters))
+        return RankStep(step_metrics, result, failed, dict(self._session.counters), tuple(warnings))
 
     def close(self) -> None:
         """Stop the run, as in all other processes."""

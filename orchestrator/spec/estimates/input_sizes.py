@@ -36,12 +36,16 @@ class ModelShape:
     head_norms: bool = False
     """Whether queries and keys are normalized per head (Qwen 3)."""
     softcap: bool = False
+    fused: bool = False
+    """Whether queries, keys and values come from one layer, and gate and up from one (Phi 3)."""
 
     @property
     def linears(self) -> tuple[tuple[int, int], ...]:
         """(inputs, outputs) of each linear layer of one decoder layer."""
         wide, narrow, feed = self.heads * self.head_dim, self.kv_heads * self.head_dim, self.intermediate
         h = self.hidden
+        if self.fused:
+            return (h, wide + 2 * narrow), (wide, h), (h, 2 * feed), (feed, h)
         return (h, wide), (h, narrow), (h, narrow), (wide, h), (h, feed), (h, feed), (feed, h)
 
     @property
@@ -96,7 +100,7 @@ def model_shape(model: ModelConfig) -> ModelShape | None:
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
     """Return the shape in a config.json; None for an architecture without a formula here."""
     kind, heads = config.get("model_type"), config["num_attention_heads"]
-    if kind not in ("llama", "mistral", "qwen2", "qwen3", "gemma2"):
+    if kind not in ("llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"):
         return None
     if config.get("mlp_bias") or (kind in ("llama", "qwen3") and config.get("attention_bias")):
         return None
@@ -112,6 +116,7 @@ def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
         qkv_bias=kind == "qwen2",
         norms=4 if kind == "gemma2" else 2,
         head_norms=kind == "qwen3",
+        fused=kind == "phi3",
         softcap=bool(config.get("final_logit_softcapping", kind == "gemma2")),
     )
 
@@ -140,7 +145,8 @@ def count_rows(data: DataConfig) -> RowCounts:
         )
     if train is None:
         return RowCounts(None, None, exact=False)
-    held_out = round(train * data.eval_share)
+    # As `held_out_prompts` does: of two rows or more at least one, and never all.
+    held_out = min(max(1, round(train * data.eval_share)), train - 1) if train > 1 else 0
     return RowCounts(
         _limited(train - held_out, data.max_train_rows), _limited(held_out, data.max_eval_rows), exact=False
     )

@@ -114,11 +114,16 @@ def allowed_values(space: SearchSpace, path: str) -> str:
     """Return the searched values of a setting as text, such as "0.1 to 0.5"; "" if it is not searched."""
     listed = space.choices(path)
     if listed is not None:
-        return ", ".join(f"{v:g}" if isinstance(v, float) else format_value(v) for v in listed)
+        return ", ".join(map(short_value, listed))
     if path not in space.paths:
         return ""
     low, high = space.listed_values(path)
     return f"{low:g} to {high:g}" if isinstance(low, (int, float)) and isinstance(high, (int, float)) else ""
+
+
+def short_value(value: Scalar) -> str:
+    """A setting's value for a sentence."""
+    return f"{value:g}" if isinstance(value, float) else format_value(value)
 
 
 INTERVAL_PATHS = ("training.logging_steps", "training.eval_steps", "training.save_steps")

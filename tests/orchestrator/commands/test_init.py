@@ -30,7 +30,7 @@ def test_what_is_written_loads(objective: str, gpus: str, capsys: pytest.Capture
 
 def test_a_file_of_pairs_with_odd_names(tmp_path: Path) -> None:
     odd = tmp_path / "pairs: 'a' #1.jsonl"
-    odd.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n')
+    odd.write_text("".join(f'{{"prompt": "{prompt}", "chosen": "b", "rejected": "c"}}\n' for prompt in "xyz"))
     assert cli.main(["init", "--data", odd.name, "--model", "me/my: model"]) == 0
     spec = load_spec(Path("sweep.yaml"))
     assert spec.base.data.train == (FileSource(path=str(odd)),)

@@ -12,18 +12,22 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from transformers import AutoTokenizer
 
 from orchestrator import cli
 from orchestrator.commands.init_file import DEFAULT_DATA, DEFAULT_MODEL, OBJECTIVES
 from orchestrator.commands.local_plan import plan_locally
 from orchestrator.commands.status import status
+from orchestrator.commands.trial_control import enqueue
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.driver import sweep_driver
 from orchestrator.execution.controller import TrialController
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, SessionFactory
+from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec
+from orchestrator.spec.search.manual_trials import manual_params, out_of_space
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
@@ -225,16 +229,90 @@ def test_rows_longer_than_the_models_positions_are_said_to_be_cut(made: Path, tm
     assert "the model's maximum" in Path("sweep.yaml").read_text()
 
 
-def test_rows_that_cannot_be_read_leave_the_lengths_alone_and_it_is_said(
+def without_template(made: Path, tmp_path: Path) -> Path:
+    model = shutil.copytree(made / "model", tmp_path / "bare")
+    (model / "chat_template.jinja").unlink()
+    return model
+
+
+REFUSED: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "columns": ([{"question": "what", "answer": "that"}] * 9, "chosen"),
+    "empty": ([], "no row is left"),
+    "one prompt": ([{"prompt": "a", "chosen": f"{i}", "rejected": "c"} for i in range(9)], "The eval split is empty"),
+    "bad rows": (
+        [{"prompt": f"{i}", "chosen": "b" if i % 5 else "", "rejected": "c"} for i in range(60)],
+        "12 rows have an empty response",
+    ),
+}
+
+
+@pytest.mark.parametrize("where", ["a folder", "the hub"])
+@pytest.mark.parametrize("case", REFUSED)
+def test_rows_that_a_sweep_refuses_are_refused_and_nothing_is_written(
+    case: str, where: str, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows, reason = REFUSED[case]
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = str(made / "model") if where == "a folder" else "org/any-1B"
+    assert cli.main(["init", "--model", model, "--data", str(bad), "--gpus", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "no file is written, as a sweep would refuse it" in said
+    assert reason in said
+    assert not Path("sweep.yaml").exists()
+
+
+def test_messages_for_a_tokenizer_without_a_template_are_refused(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"question": "what", "answer": "that"}\n' * 9)
-    assert cli.main(["init", "--model", str(made / "model"), "--data", str(bad), "--gpus", "0"]) == 0
-    messages = capsys.readouterr().err
-    assert "the lengths of the rows could not be read" in messages
-    assert "max_length is not fitted to them" in messages
-    assert load_spec(Path("sweep.yaml")).base.data.max_length == 512, "the model's maximum"
+    model = without_template(made, tmp_path)
+    assert cli.main(["init", "--model", str(model), "--data", str(made / "pairs.jsonl"), "--gpus", "0"]) == 2
+    assert "has no chat template for them: give data.chat_template" in capsys.readouterr().err
+    assert not Path("sweep.yaml").exists()
+
+
+def test_a_tokenizer_of_its_own_code_is_not_run_and_its_rows_are_not_measured(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = shutil.copytree(made / "model", tmp_path / "own")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": [None, "own.Own"]}}
+    (model / "tokenizer_config.json").write_text(json.dumps(settings))
+    (model / "own.py").write_text("raise SystemExit\n")
+    assert cli.main(["init", "--model", str(model), "--data", str(made / "pairs.jsonl"), "--gpus", "0"]) == 0
+    assert "max_length is not fitted to the rows" in capsys.readouterr().err
+    assert load_spec(Path("sweep.yaml")).base.data.max_length == 512, "the model's last position"
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("lora", [False, True])
+def test_a_trial_given_by_hand_has_a_value_of_the_search_for_all_that_it_leaves_out(
+    objective: str, lora: bool, made: Path
+) -> None:
+    spec = init((objective, lora, 0, True), made)
+    assert out_of_space(spec.search, manual_params(spec.base, spec.search, {"loss.beta": 3.0})) == ["loss.beta"]
+    assert out_of_space(spec.search, manual_params(spec.base, spec.search, {})) == []
+
+
+def test_enqueue_says_which_value_of_the_base_it_takes(made: Path, tmp_path: Path) -> None:
+    """Of a file that leaves a searched setting to its default."""
+    init(("dpo", False, 0, True), made)
+    lines = [line for line in Path("first.yaml").read_text().splitlines() if "    learning_rate:" not in line]
+    folder = SweepFolder(tmp_path / "runs", "first")
+    folder.path.mkdir(parents=True)
+    folder.spec.write_text("\n".join(lines))
+    Study.create(folder, load_spec(folder.spec)).dispose()
+    (notice,) = (each for each in enqueue("first", tmp_path / "runs", ["loss.beta=3"]) if "outside" in each)
+    assert "loss.beta (0.01, 0.05, 0.1), training.learning_rate = 1e-06 of the base (0.0001, 0.0003, 0.001)" in notice
+
+
+def test_few_rows_make_an_update(made: Path, tmp_path: Path) -> None:
+    """As many pairs as an update takes are left to train on, however few rows there are."""
+    for rows in (2, 3, 5):
+        few = write_pairs(tmp_path / f"{rows}.jsonl", rows)
+        assert cli.main(["init", f"of{rows}.yaml", "--model", str(made / "model"), "--data", str(few), "--gpus=0"]) == 0
+        data = load_spec(Path(f"of{rows}.yaml")).base
+        assert data.training.pairs_per_update <= rows - 1
 
 
 def text_rows() -> list[dict[str, str]]:
@@ -286,11 +364,37 @@ def test_on_a_terminal_it_asks_whether_text_is_put_into_the_template(
 
 
 def test_text_for_a_tokenizer_without_a_template_asks_nothing(made: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(made / "model", tmp_path / "bare")
-    (model / "chat_template.jinja").unlink()
     rows = write_text_rows(tmp_path / "rows.jsonl", "columns")
+    model = without_template(made, tmp_path)
     assert cli.main(["init", "--model", str(model), "--data", str(rows), "--gpus", "0"]) == 0
     assert "apply_template" not in Path("sweep.yaml").read_text()
+    assert cli.main(["data", "sweep.yaml", "--rows", "1"]) == 0, "a sweep is not refused"
+
+
+@pytest.mark.parametrize(
+    ("form", "apply"),
+    [
+        ("<s>[INST] {} [/INST]", False),
+        ("A chat. USER: {} ASSISTANT:", False),
+        ("<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n", False),
+        ("its own", None),
+    ],
+)
+def test_text_that_a_template_has_rendered_is_not_put_into_one(
+    form: str, apply: bool | None, made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another template's text is taken as it stands; of this tokenizer's own there is nothing to decide."""
+    rows = tmp_path / "rows.jsonl"
+    if form == "its own":
+        asked = [{"role": "user", "content": "{}"}]
+        tokenizer = AutoTokenizer.from_pretrained(made / "model")
+        form = str(tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True))
+    rendered = [{**row, "prompt": form.format(row["prompt"])} for row in text_rows()]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in rendered))
+    assert cli.main(["init", "--model", str(made / "model"), "--data", str(rows), "--gpus", "0"]) == 0
+    assert load_spec(Path("sweep.yaml")).base.data.apply_template is apply
+    said = capsys.readouterr().err
+    assert ("they are taken as they stand (data.apply_template: false)" in said) is (apply is False)
     assert cli.main(["data", "sweep.yaml", "--rows", "1"]) == 0, "a sweep is not refused"
 
 
@@ -303,19 +407,6 @@ def test_text_for_a_tokenizer_on_the_hub_asks_its_question(
     words = ["--model", "org/any-1B", "--data", str(made / "pairs.jsonl"), "--gpus", "1"]
     assert cli.main(["init", "messages.yaml", *words]) == 0
     assert "plain text" not in capsys.readouterr().err
-
-
-def test_rows_that_a_sweep_would_refuse_are_named_when_the_file_is_written(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    rows = [{**row, "chosen": ""} if number % 5 == 0 else row for number, row in enumerate(text_rows())]
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert cli.main(["init", "--model", str(made / "model"), "--data", str(bad), "--gpus", "0"]) == 0
-    said = capsys.readouterr().err
-    assert "the file is refused until this is corrected" in said
-    assert "12 rows have an empty response" in said
-    assert load_spec(Path("sweep.yaml")).base.data.max_length < 200, "the other rows are measured"
 
 
 OUTSIDE = """

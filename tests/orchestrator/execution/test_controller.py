@@ -9,9 +9,18 @@ import pytest
 from orchestrator.execution.controller import TrialController
 from orchestrator.execution.messages import AttemptReport, AttemptResult, AttemptStatus
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
+from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from tests.support.fake_session import METRIC, ListSink, SilentView, make_spec, sweep_folder
+from tests.support.fake_session import (
+    METRIC,
+    ListSink,
+    ScriptedSession,
+    SilentView,
+    make_spec,
+    sweep_folder,
+    write_script,
+)
 from trainer.results import StepMetrics
 
 HISTORY = [StepMetrics(s, {"loss": float("nan") if s == 3 else 1.0, METRIC: 0.5}) for s in range(6)]
@@ -89,3 +98,29 @@ def test_the_trainers_own_end_by_divergence_has_its_words(tmp_path: Path) -> Non
     driven.conductor.on_report(task.id, AttemptReport(HISTORY[:2], ENDS["diverged"], 1))
     record = driven.study.trials()[0]
     assert (record.diverged, record.reason) == (True, "diverged: update 6: the loss is nan")
+
+
+def test_what_the_trainer_warns_of_is_told_once_in_a_sweep(tmp_path: Path) -> None:
+    """In the output, the history and a tag of the parent run; neither the next trial nor the next driver repeats it."""
+    falcon = "switched off in the model while it is trained and evaluated: hidden_dropout 0.1"
+    other = "a mixture of experts: its load-balancing loss is not part of the objective"
+    write_script(tmp_path, warnings={"0": [falcon, falcon], "1": [falcon], "2": [falcon, other]})
+    driven = Driven(tmp_path, trials=3)
+
+    def train() -> None:
+        task = driven.conductor.next_attempt(1)
+        assert task is not None
+        attempt = AttemptRunner(task, lambda: ScriptedSession(tmp_path / "cache"))
+        while driven.conductor.on_report(task.id, attempt.next_report()):
+            pass
+
+    train()
+    train()
+    assert [text for text in driven.view.said if falcon in text] == [f"trial 0: {falcon}"]
+    assert driven.sink.tags("sweep")["warnings"] == falcon
+    driven.study.dispose()
+    driven = Driven(tmp_path, Study.open(driven.study.folder))
+    train()
+    assert [(e.trial, e.text) for e in driven.study.events() if e.kind == "warning"] == [(0, falcon), (2, other)]
+    assert [text for text in driven.view.said if falcon in text] == []
+    assert driven.sink.tags("sweep")["warnings"] == f"{falcon}\n{other}"

@@ -17,6 +17,7 @@ from orchestrator.errors import DataError
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageFailed
+from orchestrator.spec.judge_config import JudgeConfig
 from trainer.config.trial import GeneratedModel, ModelConfig, TrialConfig
 from trainer.data.data_report import DataReport
 from trainer.models.model_files import resolve_model_path
@@ -74,6 +75,14 @@ def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(
         assert DataReport.model_validate_json(data.prepare(trial(16))).eval_rows == 2
         with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 46 new ones exceeds the 48 positions"):
             data.prepare(trial(46))
+        data.check_judge(trial(16), JudgeConfig(max_new_tokens=16))
+        with pytest.raises(DataError, match=r"with 46 new ones is beyond the 48 .*: lower judge\.max_new_tokens or"):
+            data.check_judge(trial(16), JudgeConfig(max_new_tokens=46))
+        elsewhere = tmp_path / "asked.jsonl"
+        elsewhere.write_text(json.dumps({"prompt": "a " * 40}) + "\n")
+        judge = JudgeConfig.model_validate({"max_new_tokens": 16, "prompts_from": str(elsewhere)})
+        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 16 new ones is beyond the 48 positions"):
+            data.check_judge(trial(16), judge)
 
 
 def test_a_death_is_told_with_its_last_words(tmp_path: Path) -> None:

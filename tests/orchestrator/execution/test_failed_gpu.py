@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -186,27 +187,31 @@ def run(root: Path, slots: Slots, trials: int = 3) -> tuple[StopKind, Study, lis
     return stop.kind, study, [(run, tags["worker.pid"]) for _, run, tags in logged]
 
 
-def alive(pid: str) -> bool:
+def ended(pid: str) -> bool:
+    """Whether this process has ended; one that is ending is waited for."""
     try:
-        os.kill(int(pid), 0)
+        process = os.pidfd_open(int(pid))
     except ProcessLookupError:
-        return False
-    return True
+        return True
+    try:
+        return bool(select.select([process], [], [], 60)[0])
+    finally:
+        os.close(process)
 
 
 @pytest.mark.usefixtures("ray_here")
 @pytest.mark.parametrize("slots", [ONE, SHARED])
 def test_a_failed_gpu_costs_one_process_and_no_trial(tmp_path: Path, slots: Slots) -> None:
-    write_script(tmp_path, trials={"0": "device"}, gpu=True)
-    ended, study, paths = run(tmp_path, slots)
-    assert ended is StopKind.FINISHED
+    write_script(tmp_path, trials={"0": "device", "1": "neighbour"}, gpu=True)
+    kind, study, paths = run(tmp_path, slots)
+    assert kind is StopKind.FINISHED
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 3
     lost = [(e.trial, e.text) for e in study.events() if e.kind == "worker lost"]
     assert 0 in [trial for trial, _ in lost]
     assert all("CUDA error: an illegal memory access" in text or "anew" in text or "ended" in text for _, text in lost)
     assert "CUDA error: an illegal memory access" in next(text for trial, text in lost if trial == 0), "the cause stays"
     broken, again = [pid for run, pid in paths if run == "0"]
-    assert not alive(broken)
+    assert ended(broken)
     assert again != broken
     assert ("2", broken) not in paths, "the next trial is in another process"
     for number in range(3):

@@ -10,7 +10,7 @@ import pytest
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, estimate
 from orchestrator.spec.estimates.gpu_memory import GB, max_micro_batch_tokens, memory, suggest_change
 from orchestrator.spec.estimates.input_sizes import KNOWN_SHAPES, ModelShape, model_shape, shape_from_config
-from trainer.config.trial import GeneratedModel, ModelConfig, TrialConfig
+from trainer.config.trial import GeneratedModel, LoraConfig, ModelConfig, TrialConfig
 
 LLAMA = KNOWN_SHAPES["princeton-nlp/Llama-3-Base-8B-SFT"]
 PAIR = 2 * 2048
@@ -41,15 +41,20 @@ def test_published_numbers_of_parameters() -> None:
     }
 
 
-@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "phi3"])
 def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
     from transformers import AutoConfig, AutoModelForCausalLM
 
+    from trainer.models.adapters import adapt
+
     small = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
-    config = AutoConfig.for_model(kind, **small, num_key_value_heads=2, vocab_size=70, head_dim=12)
+    config = AutoConfig.for_model(kind, **small, num_key_value_heads=2, vocab_size=70, head_dim=12, pad_token_id=0)
     shape = shape_from_config(config.to_dict())
     assert shape is not None
-    assert shape.parameters == AutoModelForCausalLM.from_config(config).num_parameters()
+    model = AutoModelForCausalLM.from_config(config)
+    assert shape.parameters == model.num_parameters()
+    adapted = adapt(model, LoraConfig(r=3))[0]
+    assert shape.adapters(3) == sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
 
 def test_a_generated_model(tmp_path: Path) -> None:

@@ -134,6 +134,38 @@ def test_nobody_is_asked_where_there_is_nothing_to_decide(
     assert _told(_prepare(tmp_path, saved(written, tmp_path / "w"), by_text), "already_rendered") == [("", 20)]
 
 
+CHATML_PROMPT = "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        CHATML_PROMPT,
+        "<s>[INST] {} [/INST]",
+        "<|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n",
+        "A chat between a user and an assistant. USER: {} ASSISTANT:",
+        "### Instruction:\n{}\n\n### Response:\n",
+    ],
+)
+def test_text_that_a_template_rendered_is_not_rendered_again(form: str, tmp_path: Path, chatml: ModelConfig) -> None:
+    """By this tokenizer's template or another: refused, and below max_bad_share left out and counted."""
+    rendered = [plain(form.format(f"River {i}?"), "Rhine", "Hill") for i in range(20)]
+    with pytest.raises(BadData, match="20 rows hold a prompt that a chat template has rendered already") as caught:
+        _prepare(tmp_path, chatml, rendered, apply_template=True)
+    assert "set data.apply_template: false" in str(caught.value)
+    some = [*rendered[:2], *PLAIN]
+    found = _prepare(tmp_path, chatml, some, apply_template=True, max_bad_share=0.1)
+    ((detail, count),) = _told(found, "rendered_twice")
+    assert detail.startswith("The first has ")
+    assert count == found.report.bad_rows == 2
+
+
+def test_a_question_about_a_special_token_is_a_question(tmp_path: Path, chatml: ModelConfig) -> None:
+    rows = [plain(f"What does <|im_start|> mean in line {i}?", "A turn.", "Nothing.") for i in range(20)]
+    found = _prepare(tmp_path, chatml, rows, apply_template=True)
+    assert [f.kind for f in found.report.findings] == ["special_in_text"]
+
+
 def test_a_template_cannot_be_applied_where_there_is_none(tmp_path: Path, bare: ModelConfig) -> None:
     with pytest.raises(Exception, match=r"data\.apply_template is true.* has no chat template.*data\.chat_template"):
         _prepare(tmp_path, bare, PLAIN, apply_template=True)

@@ -212,6 +212,14 @@ def test_what_is_only_worth_knowing_is_reported(tmp_path: Path, model: ModelConf
     assert any(line.startswith("15 pairs to train on, 3 to evaluate on") for line in found.report.summary_lines())
 
 
+def test_rows_of_a_finding_are_named_in_their_order(tmp_path: Path, model: ModelConfig) -> None:
+    """Whatever split they are in: the first ones, by their numbers."""
+    rows = [chat(f"ask {i} <|im_end|>", "yes", "no") for i in range(40)]
+    found = _prepare(data(write_rows(tmp_path / "a.jsonl", rows), eval_share=0.4), model, tmp_path)
+    (finding,) = (f for f in found.report.findings if f.kind == "special_in_text")
+    assert (finding.count, [number for _, number in finding.rows]) == (40, list(range(1, 21)))
+
+
 def test_the_report_is_json_and_comes_back(tmp_path: Path, model: ModelConfig) -> None:
     first, second = (write_rows(tmp_path / f"{n}.jsonl", good_rows(40, n)) for n in "ab")
     sources = [{"path": first, "weight": 3}, {"path": second, "weight": 1}]

@@ -47,7 +47,7 @@ def described(kind: str) -> Any:
             return AutoConfig.for_model(
                 kind, **SMALL, **every, expert_layer_offset=1, mamba_d_state=4, mamba_dt_rank=4, use_mamba_kernels=False
             )
-        case "mixtral":
+        case "mixtral" | "phimoe":
             return AutoConfig.for_model(kind, **SMALL, num_local_experts=4, num_experts_per_tok=2)
         case "gpt_oss":
             return AutoConfig.for_model(kind, **SMALL, num_local_experts=4, num_experts_per_tok=2, head_dim=16)
@@ -118,6 +118,12 @@ def start_model(kind: str, cache: Path, to: Path) -> Path:
             "takes these names for parts of experts",
         ),
         (
+            "phimoe",
+            "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 2 router of type "
+            "PhimoeTopKRouter, which give something else than linear layers do; 4 tensors of experts (2 down_proj, "
+            "2 gate_up_proj) with 63% of the weights; to adapt them, name them in lora.target_modules",
+        ),
+        (
             "jamba",
             "lora adapts 10 layers (1 down_proj, 1 gate_proj, 1 in_proj, 1 k_proj, 1 o_proj, 1 out_proj, 1 q_proj, "
             "1 up_proj, 1 v_proj, 1 x_proj); not adapted: 1 dt_proj of state-space mixers, whose kernels ignore "
@@ -144,6 +150,7 @@ def test_all_linear_says_what_it_adapts_and_what_not(kind: str, said: str) -> No
         ("mamba", ("out_proj",), "out_proj is in a state-space mixer, whose kernels read its weight"),
         ("gemma3", ("out_proj",), "out_proj is in model.vision_tower, which text does not pass through"),
         ("gemma3", ("mlp",), "mlp is a Gemma3MLP"),
+        ("phimoe", ("router",), "router is a PhimoeTopKRouter, which gives something else than a linear layer does"),
     ],
 )
 def test_names_that_mean_nothing_here_are_refused_in_words(kind: str, names: tuple[str, ...], message: str) -> None:

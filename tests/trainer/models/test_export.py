@@ -236,6 +236,7 @@ def test_without_what_to_compare_with_it_says_so(cache: Path, workshop: Training
         compared(tmp_path / "run", config, cache, tmp_path / "out")
 
 
+@pytest.mark.filterwarnings("error:.*is_gradient_checkpointing:FutureWarning")
 def test_a_base_in_the_cache_goes_along_with_its_adapters(
     cache: Path, workshop: TrainingSession, tmp_path: Path
 ) -> None:
