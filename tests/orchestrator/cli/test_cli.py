@@ -117,7 +117,7 @@ def test_the_module_is_the_program() -> None:
         (StorageRefused("disk full"), 5, "disk full"),
         (OSError(28, "No space left on device", "/x/y"), 5, "the disk refused at /x/y: No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (ZeroDivisionError("x"), 1, "this is ours"),
+        (ZeroDivisionError("x"), 1, "internal error: "),
     ],
 )
 def test_every_ending_is_a_code_and_a_sentence(
@@ -177,7 +177,7 @@ def test_a_link_is_no_sweep(root: Path, tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "elsewhere" / "sweep.yaml").write_text("name: x")
     (root / "link").symlink_to(tmp_path / "elsewhere")
     assert cli.main(["status", "link"]) == 2
-    assert "is no link" in capsys.readouterr().err
+    assert "no symbolic link" in capsys.readouterr().err
 
 
 def test_a_name_used_before_is_refused(

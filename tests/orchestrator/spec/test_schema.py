@@ -10,7 +10,7 @@ import pytest
 
 import sweeps
 from orchestrator.spec.loading.serialization import schema
-from orchestrator.spec.loading.yaml_document import parse_document
+from orchestrator.spec.loading.validation_errors import parse_document
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))

@@ -23,7 +23,7 @@ from trainer.models.policy_model import load_model
 from trainer.results import ModelError, TrialError
 from trainer.training_session import TrainingSession
 
-FLAG = "run only with --trust-remote-code"
+FLAG = "runs only with --trust-remote-code"
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,9 @@ def test_with_the_flag_it_is_trained_judged_and_exported(
     def check(exported: Exported) -> None:
         pairs = prepare(own.data, own.model, cache, tokenizer).eval
         file = run / "eval_pairs.safetensors"
-        logged.append(str(compare_export(exported, own, pairs, file, tokenizer, tell=logged.append, **trust)))
+        logged.append(
+            str(compare_export(exported, own, pairs, file, tokenizer, report_progress=logged.append, **trust))
+        )
 
     for merge in (False, True):
         export_model(run / "model", tmp_path / f"out {merge}", merge=merge, model=own.model, check=check, **trust)
