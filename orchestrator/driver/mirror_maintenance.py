@@ -23,6 +23,7 @@ from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.interfaces import ProgressView
 from orchestrator.mirror import CHECKPOINTS, MODEL, RESULT, SPEC, STUDY, TRIALS, Mirror, MirrorError, sweep_path
 from orchestrator.redaction import redact
+from orchestrator.retrying import retrying
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
@@ -132,15 +133,10 @@ class MirrorMaintenance:
         while (task := self._queue.get()) is not None:
             if self._is_fenced():
                 return  # the newer driver maintains the mirror
-            for wait in (*self._waits, None):
-                try:
-                    task()
-                except Exception as error:  # noqa: BLE001 - reported, and the thread continues with the next task
-                    if wait is None or self._closing.wait(wait):
-                        self._failures.put(redact(f"given up after {len(self._waits) + 1} tries: {error}"))
-                        break
-                else:
-                    break
+            try:
+                retrying(self._waits, cancelled=self._closing)(task)
+            except Exception as error:  # noqa: BLE001 - reported, and the thread continues with the next task
+                self._failures.put(redact(f"given up after {len(self._waits) + 1} tries: {error}"))
 
     def _is_fenced(self) -> bool:
         try:

@@ -21,6 +21,7 @@ from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import ProgressView, UpdatesOf
 from orchestrator.redaction import redact
+from orchestrator.retrying import retrying
 from orchestrator.spec.sweep_spec import NotificationKind, Notify, SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
@@ -35,6 +36,10 @@ _COMMAND_SECONDS = 60.0
 
 Notice = Mapping[str, object]
 """`event`, `sweep`, `trial` (or None) and `text`."""
+
+
+class _NotDelivered(Exception):
+    """The receiver did not accept the notice; the message is the reason."""
 
 
 class NoticeDelivery:
@@ -73,13 +78,14 @@ class NoticeDelivery:
                 self._try("the command", notice, self._run_command)
 
     def _try(self, receiver: str, notice: Notice, deliver: Callable[[Notice], str | None]) -> None:
-        for wait in (*self._waits, None):
-            failure = deliver(notice)
-            if failure is None:
-                return
-            if wait is None or self._closing.wait(wait):
-                self._failures.put(f"{receiver} did not accept the notice ({notice['event']}): {redact(failure)}")
-                return
+        def attempt() -> None:
+            if (failure := deliver(notice)) is not None:
+                raise _NotDelivered(failure)
+
+        try:
+            retrying(self._waits, _NotDelivered, cancelled=self._closing)(attempt)
+        except _NotDelivered as error:
+            self._failures.put(f"{receiver} did not accept the notice ({notice['event']}): {redact(str(error))}")
 
     def _post(self, notice: Notice) -> str | None:
         """Post the notice in Slack's format (`text` with &, < and > escaped); return the error, or None."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import shutil
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from orchestrator.execution.workers.mirror_download import (
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.mirror import CHECKPOINTS, MODEL, RESULT, Mirror, MirrorRefused, UploadCancelled
 from orchestrator.redaction import redact
+from orchestrator.retrying import retrying
 from orchestrator.study.trial_records import FailureKind
 from trainer.storage import checkpoint_manifest
 
@@ -128,19 +128,14 @@ class MirrorUploader:
         self, otherwise: str, do: Callable[[], None], failures: tuple[type[Exception], ...] = (MirrorRefused, OSError)
     ) -> bool:
         """Run `do` with retries; report `otherwise` and return False after the last failure."""
-        for wait in (*self._waits, None):
-            try:
-                do()
-            except failures as error:
-                self._failed(error, "" if wait is not None else f"{otherwise}, after {len(self._waits) + 1} tries")
-                if wait is None:
-                    return False
-                time.sleep(wait)
-            else:
-                return True
-        raise AssertionError("the last try has no wait")
+        try:
+            retrying(self._waits, failures, on_retry=lambda error: self._failed(error, ""))(do)
+        except failures as error:
+            self._failed(error, f"{otherwise}, after {len(self._waits) + 1} tries")
+            return False
+        return True
 
-    def _failed(self, reason: Exception, notice: str) -> None:
+    def _failed(self, reason: BaseException, notice: str) -> None:
         self._counters["mirror_failures"] += 1
         if notice:
             self._notices.put(redact(f"{notice} ({reason if isinstance(reason, MirrorRefused) else repr(reason)})"))
