@@ -267,7 +267,7 @@ def test_messages_for_a_tokenizer_without_a_template_are_refused(
 ) -> None:
     model = without_template(made, tmp_path)
     assert cli.main(["init", "--model", str(model), "--data", str(made / "pairs.jsonl"), "--gpus", "0"]) == 2
-    assert "has no chat template for them: give data.chat_template" in capsys.readouterr().err
+    assert "has no chat template; set data.chat_template" in capsys.readouterr().err
     assert not Path("sweep.yaml").exists()
 
 
@@ -394,7 +394,7 @@ def test_text_that_a_template_has_rendered_is_not_put_into_one(
     assert cli.main(["init", "--model", str(made / "model"), "--data", str(rows), "--gpus", "0"]) == 0
     assert load_spec(Path("sweep.yaml")).base.data.apply_template is apply
     said = capsys.readouterr().err
-    assert ("they are taken as they stand (data.apply_template: false)" in said) is (apply is False)
+    assert ("they are used as they are (data.apply_template: false)" in said) is (apply is False)
     assert cli.main(["data", "sweep.yaml", "--rows", "1"]) == 0, "a sweep is not refused"
 
 
