@@ -38,3 +38,15 @@ def fast_tmp_path() -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(dir=IN_MEMORY, ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for a module's tests, with the module's CLUSTER_SLOTS: starting it costs seconds."""
+    from orchestrator.execution.local_cluster import local_cluster  # Ray takes seconds to load
+    from orchestrator.execution.stop_reasons import SignalHandler
+    from tests.support.fake_session import SLOTS
+
+    slots = getattr(request.module, "CLUSTER_SLOTS", SLOTS)
+    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), slots, signals):
+        yield

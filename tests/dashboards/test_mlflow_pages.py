@@ -105,7 +105,6 @@ def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Pat
 
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("e")
-    assert experiment is not None
     assert experiment.tags[view[0]] == view[1]
     runs = {run.data.tags[RUN]: run for run in client.search_runs([experiment.experiment_id])}
     assert runs["0"].info.run_name == "trial 0 diverged"

@@ -76,7 +76,6 @@ def run_until_the_url(where: Path) -> subprocess.CompletedProcess[str]:
     words = [*ORCHESTRATE, "ui", "quickstart"]
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs")}
     process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     url = process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import finished, json_of
 
 SWEEP = """
 name: both
@@ -35,15 +33,8 @@ keep_models: 4
 def test_one_sweep_compares_both_engines(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     (tmp_path / "both.yaml").write_text(SWEEP, encoding="utf-8")
-    env = os.environ | {"ORCHESTRATE_HOME": str(root)}
-    env.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "orchestrator.cli"]
-    done = subprocess.run([*command, "sweep", str(tmp_path / "both.yaml")], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    messages = subprocess.run(
-        [*command, "status", "both", "--json"], env=env, capture_output=True, text=True, check=True
-    )
-    trials = json.loads(messages.stdout)["trials"]
+    finished(root, "sweep", str(tmp_path / "both.yaml"))
+    trials = json_of(root, "status", "both")["trials"]
     assert [t["state"] for t in trials] == ["COMPLETE"] * 4
     by = {(t["params"]["engine"], t["params"]["loss.kind"]): t for t in trials}
     tracked = sqlite3.connect(root / "mlflow.db")

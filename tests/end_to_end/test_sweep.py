@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from orchestrator.commands.status import best, status
 from orchestrator.errors import DataError, ExitCode, NameTaken, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec_text
+from tests.support.processes import finished, orchestrate
 from tests.support.surface import compare_sweep
 
 TINY = """
@@ -43,14 +43,6 @@ maximize: eval_accuracies/logp
 """
 
 
-def orchestrate(root: Path, *arguments: str) -> subprocess.Popen[str]:
-    env = os.environ | {"ORCHESTRATE_HOME": str(root)}
-    env.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
-
-
 @pytest.mark.timeout(600)
 def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     root = tmp_path / "runs"
@@ -65,7 +57,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
             assert status("tiny", root)["state"] == "running"
             os.killpg(first.pid, signal.SIGTERM)
             break
-    out, err = first.communicate(timeout=120)
+    out, err = first.communicate(timeout=400)
     logged = "".join(progress) + err
     assert first.returncode == ExitCode.INTERRUPTED, logged
     assert "  orchestrate resume tiny\n" in logged
@@ -73,9 +65,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert left["state"] == "interrupted"
     assert "RUNNING" in {t["state"] for t in left["trials"]}
 
-    second = orchestrate(root, "resume", "tiny", "--set", "keep_models=2")
-    out, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
+    out, err = finished(root, "resume", "tiny", "--set", "keep_models=2")
     assert "Best: " in out
     found = status("tiny", root)
     assert found["state"] == "finished"
@@ -177,9 +167,8 @@ def test_the_lock_names_its_holder(tmp_path: Path) -> None:
 def test_stages_and_looking_import_nothing_heavy() -> None:
     heavy = "{'torch', 'ray', 'mlflow', 'transformers'}"
     code = f"import sys, orchestrator.driver.run_sweep; print({heavy} & set(sys.modules))"
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()", time.monotonic() - began
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.slow
@@ -190,10 +179,7 @@ def test_a_sweep_of_two_processes_from_its_sft_stage_on(tmp_path: Path) -> None:
     several += ["training.distributed=fsdp2", "sft.training.distributed=fsdp2", "search={loss.beta: [2.0, 5.0]}"]
     file.write_text(TINY)
     sets = [word for one in several for word in ("--set", one)]
-    done = orchestrate(tmp_path / "runs", "sweep", str(file), *sets)
-    _, err = done.communicate(timeout=500)
-    assert done.returncode == 0, err
-    assert "sft: 4 updates done" in err
+    assert "sft: 4 updates done" in finished(tmp_path / "runs", "sweep", str(file), *sets)[1]
     found = status("tiny", tmp_path / "runs")
     assert [(t["state"], t["attempts"]) for t in found["trials"]] == [("COMPLETE", 1)] * 2
     assert export_best_model("tiny", tmp_path / "runs", tmp_path / "model", merge=False).is_dir()

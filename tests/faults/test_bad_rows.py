@@ -79,7 +79,7 @@ class Preparing:
 
 
 def test_a_file_that_changed_since_the_start_is_refused_with_what_changed(tmp_path: Path) -> None:
-    from tests.support.fake_session import SilentView
+    from tests.support.recorders import SilentView
 
     folder = SweepFolder(tmp_path / "runs", "s")
     folder.path.mkdir(parents=True)

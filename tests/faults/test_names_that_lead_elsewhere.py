@@ -9,7 +9,7 @@ import pytest
 from orchestrator import cli
 from orchestrator.errors import InvalidSweepName
 from orchestrator.folders import existing_sweep, new_sweep_folder
-from tests.support.fake_session import make_spec
+from tests.support.specs import make_spec
 from trainer.storage import checkpoints
 
 NAMES = ["../x", "/etc", "a/b", "a\0b", "..%2f", "a\u2215b", "x" * 300, "", ".", "..", "-rf", ".hidden", "a b", "ä"]

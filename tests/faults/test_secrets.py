@@ -12,13 +12,12 @@ import psutil
 import pytest
 
 from orchestrator.errors import PasswordInUrl
-from orchestrator.execution.controller import TrialController
-from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import _merged, sweep_file
-from tests.support.fake_session import ListSink, SilentView, make_spec
-from tests.support.local_driver import drive, forked
+from tests.support.local_driver import drive, forked, make_controller
+from tests.support.recorders import ListSink, SilentView
+from tests.support.specs import make_spec
 
 CANARIES = {
     "HF_TOKEN": "hf_canary0000000001",
@@ -50,7 +49,7 @@ def test_a_failing_trial_tells_no_secret(fast_tmp_path: Path, monkeypatch: pytes
             raise RuntimeError(f"401 for https://me:{CANARIES['PGPASSWORD']}@host with {CANARIES['HF_TOKEN']}")
             yield
 
-        local_driver.WritingSession.train = fails  # pyright: ignore[reportAttributeAccessIssue]
+        local_driver.CheckpointingSession.train = fails  # pyright: ignore[reportAttributeAccessIssue]
         drive(fast_tmp_path, make_spec(2))
 
     assert forked(go) == 0
@@ -84,14 +83,10 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(fast_tmp_path: Path, mon
         assert "***" in cause
     view, sink = SilentView(), ListSink()
     with Study.create(SweepFolder(fast_tmp_path, "s"), make_spec(1)) as study:
-        driven = TrialController(
-            study, sink, view, SignalHandler(lambda: ""), finish_config=lambda c: c, on_trial_end=lambda _: None
-        )
+        driven = make_controller(study, sink, view)
         for _ in range(3):
             task = driven.next_attempt(1)
-            assert task is not None
             driven.on_worker_lost(task.id, trial.cause)
-        assert driven.stop_reason is not None
         logged = [driven.stop_reason.text, *view.said, *(event.text for event in study.events()), str(sink.calls)]
     assert "canary" not in "".join(logged)
     assert found_in(fast_tmp_path) == []

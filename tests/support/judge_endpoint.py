@@ -94,7 +94,7 @@ def serve(judge: FakeJudge) -> Iterator[FakeJudge]:
 
         def _act(self, action: Action) -> None:
             if action == HANG:
-                judge.let_go.wait(20)
+                judge.let_go.wait(300)
                 return
             if action == DRIP:
                 self.send_response(200)

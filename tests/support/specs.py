@@ -1,11 +1,15 @@
+"""Small sweeps, as specifications."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from orchestrator.folders import SweepFolder
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
-from orchestrator.study.trial_records import FailureKind, Outcome, TrialState
-from trainer.results import StepMetrics
+from tests.support.small_trials import DATA, MODEL
 
 METRIC = "eval_accuracies/logp"
 BASE = {
@@ -16,16 +20,14 @@ BASE = {
 GRID = {"loss.beta": {"choice": [2.0, 2.5]}, "loss.gamma": {"choice": [0.5, 1.0]}}
 RANGES = {"loss.beta": {"uniform": [1.0, 4.0]}, "training.learning_rate": {"log_uniform": [1e-7, 1e-5]}}
 
-COMPLETE = Outcome(TrialState.COMPLETE)
-DIVERGED = Outcome(TrialState.PRUNED, "diverged: loss is nan at step 3", diverged=True)
 
-
-def make_spec(search: dict[str, Any] | None = None, zipped: Any = (), **more: Any) -> SweepSpec:
-    space = {"dimensions": GRID if search is None else search, "zipped": zipped}
+def make_spec(search: Mapping[str, Any] | int = 6, zipped: Any = (), **more: Any) -> SweepSpec:
+    """A grid named `s` over `search`: its dimensions, or a number of seeds."""
+    dimensions = {"training.seed": {"choice": list(range(search))}} if isinstance(search, int) else search
     given: dict[str, Any] = {
         "name": "s",
         "base": BASE,
-        "search": SearchSpace.model_validate(space),
+        "search": SearchSpace.model_validate({"dimensions": dimensions, "zipped": zipped}),
         "sampler": GridSampler(),
         "goal": Objective(metric=METRIC, direction="maximize"),
         "budget": Budget(),
@@ -33,9 +35,18 @@ def make_spec(search: dict[str, Any] | None = None, zipped: Any = (), **more: An
     return SweepSpec.model_validate(given | more)
 
 
-def bug(text: str) -> Outcome:
-    return Outcome(TrialState.FAILED, text, FailureKind.BUG)
+def real_spec(strategy: str = "ddp", steps: int = 6, rates: Sequence[float] = (1e-3,), **more: Any) -> SweepSpec:
+    """Trials of a few updates of two small layers, a checkpoint after each; one trial a learning rate."""
+    training = {"pairs_per_update": 7, "max_steps": steps, "eval_steps": 3, "save_steps": 1, "distributed": strategy}
+    base = {
+        "model": MODEL,
+        "data": DATA,
+        "loss": {"kind": "simpo"},
+        "training": training | {"adam_epsilon": 1e-4, "adam_beta2": 0.95},
+        "evaluation": {"prompts": 2, "max_new_tokens": 6},
+    }
+    return make_spec({"training.learning_rate": {"choice": list(rates)}}, base=base, **more)
 
 
-def evaluated(step: int, value: float, **more: float) -> StepMetrics:
-    return StepMetrics(step, {METRIC: value, **more})
+def sweep_folder(root: Path) -> SweepFolder:
+    return SweepFolder(root, "s")

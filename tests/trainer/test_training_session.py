@@ -222,7 +222,6 @@ def test_what_is_not_finite_ends_the_run_at_once(
                 weight.fill_(float("nan"))
         terms = plain(self, *args)  # pyright: ignore[reportArgumentType]
         if calls == 4 and where == "gradient":
-            assert weight.grad is not None
             weight.grad[0, 0] = float("nan")
         return terms
 

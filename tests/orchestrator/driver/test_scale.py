@@ -22,7 +22,7 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
-from tests.support.fake_session import ListSink, SilentView
+from tests.support.recorders import ListSink, SilentView
 
 SLOTS, TRIALS = 4, 72
 

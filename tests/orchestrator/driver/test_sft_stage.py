@@ -25,8 +25,9 @@ from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import Trial
-from tests.support.fake_session import BASE, SLOTS, ListSink, SilentView, make_spec, sweep_folder
+from tests.support.fake_session import SLOTS
+from tests.support.recorders import ListSink, SilentView
+from tests.support.specs import BASE, make_spec, sweep_folder
 from trainer.config.trial import TrialConfig
 from trainer.data import prepare
 from trainer.results import RunResult, RunStatus, StepMetrics
@@ -105,7 +106,6 @@ class Staged:
 
 def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp_path: Path, ray_cluster: None) -> None:
     ran = Staged(tmp_path, fits=200)
-    assert ran.model is not None
     assert ran.model.is_dir()
     assert ran.log == [(1, 512), (2, 512), (2, 256), (2, 128), (3, 128), (4, 128)]
     assert [e for e in ran.events if e[0] == "out of memory"] == [
@@ -119,7 +119,6 @@ def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp
     ran.study.dispose()
     with Study.open(sweep_folder(tmp_path)) as later:
         trial = later.ask()
-        assert isinstance(trial, Trial)
         assert trial.micro_batch == 128
         smaller = later.retry(trial, 100, "a trial knows better")
         assert (smaller.micro_batch, later.micro_batch_limit()) == (100, 100)
@@ -231,7 +230,6 @@ def test_another_evaluation_takes_the_start_model_that_is_there(tmp_path: Path) 
     shared = Shared(tmp_path)
     first = InProcess(shared.cache)
     model = shared.start_model(first)
-    assert model is not None
     written = (model / "model.safetensors").stat().st_mtime_ns
     for sft, base in (
         ({}, EVALUATED),
@@ -257,8 +255,6 @@ def test_another_evaluation_goes_on_with_what_was_interrupted(tmp_path: Path) ->
     later = InProcess(shared.cache)
     model = shared.start_model(later, {"eval_steps": 1}, **EVALUATED)
     assert untouched is not None
-    assert model is not None
-    assert other_memory is not None
     assert later.steps == list(range(7))
     assert other_memory.parent.parent == model.parent.parent, "one name"
     assert other_memory != model, "but an unfinished run that needs more memory was not forced on it"

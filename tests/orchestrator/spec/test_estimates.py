@@ -48,7 +48,6 @@ def test_parameters_are_exactly_those_of_transformers(kind: str) -> None:
     small = {"hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3, "num_attention_heads": 4}
     config = AutoConfig.for_model(kind, **small, num_key_value_heads=2, vocab_size=70, head_dim=12)
     shape = shape_from_config(config.to_dict())
-    assert shape is not None
     assert shape.parameters == AutoModelForCausalLM.from_config(config).num_parameters()
 
 
@@ -59,7 +58,6 @@ def test_a_generated_model(tmp_path: Path) -> None:
 
     described = GeneratedModel(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
     shape = model_shape(ModelConfig(generated=described))
-    assert shape is not None
     made = AutoModelForCausalLM.from_pretrained(generate_model(described, tmp_path))
     assert shape.parameters == made.num_parameters()
 

@@ -168,7 +168,6 @@ def test_with_an_output_layer_of_its_own_the_formula_holds_too(
     AutoTokenizer.from_pretrained(made).save_pretrained(tmp_path / "untied")
     trained = trial({"generated": None, "name_or_path": str(tmp_path / "untied")} | dtype, training)
     shape = model_shape(trained.model)
-    assert shape is not None
     assert not shape.tied
     found, tokens = measured(trained, tmp_path / "cache")
     assert 0.8 < found / memory(trained, shape, tokens).total <= 1.0

@@ -28,9 +28,7 @@ def test_what_it_takes(tmp_path: Path) -> None:
     plain, logged = load_spec_text(HEAD, tmp_path), load_spec_text(HEAD + COMPLETE, tmp_path)
     assert plain.judge is None
     judge = logged.judge
-    assert judge is not None
     assert judge.reward_model == RewardModel(name_or_path="org/reward")
-    assert judge.endpoint is not None
     assert (judge.endpoint.url, judge.endpoint.prompt_price) == ("https://api.example.org/v1", 2.0)
     assert load_spec_text(dump_spec(logged), tmp_path).judge == judge
     assert "judge" not in dump_spec(plain)
@@ -44,8 +42,6 @@ def test_what_it_takes(tmp_path: Path) -> None:
 def test_a_reward_model_beside_the_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "reward").mkdir()
     found = load_spec_text(HEAD + "judge: {reward_model: ./reward}", tmp_path).judge
-    assert found is not None
-    assert found.reward_model is not None
     assert found.reward_model.name_or_path == str(tmp_path / "reward")
 
 

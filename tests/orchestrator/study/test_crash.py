@@ -22,11 +22,12 @@ from orchestrator.study.database import study_database
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
-from tests.support.specs import COMPLETE, evaluated, make_spec
+from tests.support.metrics import COMPLETE, evaluated
+from tests.support.specs import GRID, make_spec
 
 Template = Callable[[Path, SweepSpec], SweepFolder]
 STEPS = 6
-SPEC = make_spec(budget=Budget(trials=4))
+SPEC = make_spec(GRID, budget=Budget(trials=4))
 
 
 def drive(folder: SweepFolder) -> None:

@@ -42,7 +42,8 @@ from orchestrator.study.sampling.sampling_policy import SamplingPolicy
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
 from orchestrator.study.trial_snapshots import TrialSnapshot
-from tests.support.specs import COMPLETE, METRIC, bug, make_spec
+from tests.support.metrics import COMPLETE, bug
+from tests.support.specs import METRIC, make_spec
 from trainer.results import StepMetrics
 
 LISTS = {
@@ -139,12 +140,10 @@ def test_asap_never_waits_and_may_differ() -> None:
 def test_one_trial_and_no_trial(sampler: str) -> None:
     policy = SamplingPolicy(spec_of(SAMPLERS[sampler], NoPruner()), 2)
     first = policy.sample([])
-    assert first is not None
     assert policy.sample([]) == first
     assert policy.blocking_trial([]) is None
     one = TrialSnapshot(0, first.params, fingerprint=first.fingerprint, note=first.note)
     second = policy.sample([one])
-    assert second is not None
     assert second.fingerprint != first.fingerprint
 
 
@@ -162,7 +161,6 @@ def test_a_sampler_that_learns_finds_better_trials_than_chance(sampler: str) -> 
         policy, trials = SamplingPolicy(spec_of(config, NoPruner()), 2), list[TrialSnapshot]()
         for number in range(45):
             sampled = policy.sample(trials)
-            assert sampled is not None
             trial = TrialSnapshot(
                 number, sampled.params, TrialState.COMPLETE, note=sampled.note, fingerprint=sampled.fingerprint
             )
@@ -177,7 +175,6 @@ def test_diverged_failed_and_strange_trials_do_no_harm(sampler: str) -> None:
     policy, trials = SamplingPolicy(spec_of(SAMPLERS[sampler], NoPruner()), 1), list[TrialSnapshot]()
     for number in range(12):
         sampled = policy.sample(trials)
-        assert sampled is not None
         trial = TrialSnapshot(number, sampled.params, note=sampled.note, fingerprint=sampled.fingerprint)
         ends: list[TrialSnapshot] = [
             replace(trial, state=TrialState.PRUNED, values=(-math.inf,), diverged=True, curve={3: math.nan}),
@@ -276,5 +273,4 @@ def test_several_goals_give_a_front(tmp_path: Path, template: Callable[[Path, Sw
         assert records[4].state is TrialState.FAILED
         assert [r.number for r in study.pareto_front()] == [3, 0]
         best = study.best()
-        assert best is not None
         assert best.number == 3

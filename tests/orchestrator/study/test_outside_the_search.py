@@ -22,7 +22,8 @@ from orchestrator.spec.samplers import (
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
-from tests.support.specs import COMPLETE, evaluated, make_spec
+from tests.support.metrics import COMPLETE, evaluated
+from tests.support.specs import make_spec
 
 Create = Callable[..., Study]
 LISTS = {
@@ -62,7 +63,6 @@ def test_a_staged_search_starts_from_the_bases_own_values(create: Create, folder
     """`orchestrate init --objective simpo`: the margin's default, 0.25, is not among the listed ones."""
     study = create(make_spec(LISTS, sampler=StagedSampler(), base=BASE))
     first = study.ask()
-    assert isinstance(first, Trial)
     assert dict(first.params) == {
         "loss.beta": 2.0,
         "loss.gamma_beta_ratio": 0.25,
@@ -71,7 +71,6 @@ def test_a_staged_search_starts_from_the_bases_own_values(create: Create, folder
     study.dispose()  # the driver is killed: the trial is issued again as it was
     with Study.open(folder) as later:
         again = later.ask()
-        assert isinstance(again, Trial)
         assert (again.number, again.attempt, again.params, again.config) == (0, 2, first.params, first.config)
         finish(later, again, 0.9)
         rest = run_all(later, lambda trial: 0.5 + 0.01 * trial.number)
@@ -162,7 +161,6 @@ def test_every_sampler_takes_a_trial_outside_of_its_search_as_a_result(
     assert [t.params.get("loss.beta") for t in found[:2]] == [9.0, 0.5]
     assert len(found) > 3, "the sampler goes on"
     best = study.best()
-    assert best is not None
     assert best.params["loss.beta"] == 9.0
     study.dispose()
     with Study.open(folder) as later:

@@ -14,7 +14,8 @@ from orchestrator.errors import NameTaken, StorageRefused, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
-from tests.support.specs import COMPLETE, DIVERGED, evaluated, make_spec
+from tests.support.metrics import COMPLETE, DIVERGED, evaluated
+from tests.support.specs import GRID, make_spec
 
 URL = os.environ.get("PREFSWEEP_TEST_POSTGRESQL", "")
 needs_postgresql = pytest.mark.skipif(not URL, reason="set PREFSWEEP_TEST_POSTGRESQL=postgresql+psycopg://user@host/db")
@@ -22,7 +23,7 @@ needs_postgresql = pytest.mark.skipif(not URL, reason="set PREFSWEEP_TEST_POSTGR
 
 @pytest.fixture
 def study(tmp_path: Path) -> Iterator[Study]:
-    with Study.create(SweepFolder(tmp_path, f"s-{uuid.uuid4().hex[:12]}"), make_spec(), URL) as study:
+    with Study.create(SweepFolder(tmp_path, f"s-{uuid.uuid4().hex[:12]}"), make_spec(GRID), URL) as study:
         yield study
 
 
@@ -36,10 +37,8 @@ def test_a_sweep_with_a_crash_and_a_fenced_driver(study: Study) -> None:
         states = [t.state for t in later.trials()]
         assert states == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
         best = later.best()
-        assert best is not None
         assert best.number == 2
         again = later.ask()
-        assert again is not None
         assert (again.number, again.attempt) == (3, 2)
         assert [p.step for p in later.metric_history(3)] == list(range(5))
         with pytest.raises(SweepHeld):
@@ -49,11 +48,11 @@ def test_a_sweep_with_a_crash_and_a_fenced_driver(study: Study) -> None:
 @needs_postgresql
 def test_a_name_is_used_once(study: Study) -> None:
     with pytest.raises(NameTaken):
-        Study.create(study.folder, make_spec(), URL)
+        Study.create(study.folder, make_spec(GRID), URL)
 
 
 def test_a_database_that_cannot_be_reached_is_refused_and_not_remembered(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path, "s")
     with pytest.raises(StorageRefused, match=r"needs a driver|Connection refused"):
-        Study.create(folder, make_spec(), "postgresql+psycopg://me@127.0.0.1:1/sweeps")
+        Study.create(folder, make_spec(GRID), "postgresql+psycopg://me@127.0.0.1:1/sweeps")
     assert not folder.database.with_suffix(".url").exists()

@@ -17,7 +17,8 @@ from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler, Sweep
 from orchestrator.study.sampling.warm_start import WarmStartRefused, warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
-from tests.support.specs import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_spec
+from tests.support.metrics import COMPLETE, DIVERGED, bug, evaluated
+from tests.support.specs import METRIC, RANGES, make_spec
 
 LEARNING = {"sampler": TpeSampler(n_startup_trials=2), "budget": Budget(trials=4), "warm_start": "first"}
 

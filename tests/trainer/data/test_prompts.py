@@ -201,7 +201,6 @@ def test_hh_text_becomes_messages_where_the_template_is_applied() -> None:
     expected = (progress, [chat_message("assistant", "Boil it.")], [chat_message("assistant", "Fry it.")])
     assert _parts(row, apply_template=True) == expected
     found = to_preference(row, apply_template=True)
-    assert isinstance(found, Preference)
     assert found.notices == (("text_turns", ""),)
     apart = plain(_hh("Hi", "Hello", "Egg?") + "\n\nAssistant:", " Boil it.", " Fry it.")
     assert _parts(apart, apply_template=True) == expected

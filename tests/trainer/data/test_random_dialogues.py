@@ -195,7 +195,6 @@ def test_hh_text_is_parted_at_its_last_common_answer(asked: list[str], chosen: s
     prompt = f"\n\nHuman: {progress}\n\nAssistant:"
     row = {"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"}
     found = to_preference(row)
-    assert isinstance(found, Preference)
     assert (found.prompt, found.chosen, found.rejected) == (prompt, f" {chosen}", f" {rejected}")
 
 

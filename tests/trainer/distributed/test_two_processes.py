@@ -142,7 +142,6 @@ def test_continued_with_another_number_of_processes(
     first = two.run(settings, paths[0], take=3)
     assert first.kind is None
     state = checkpoints.load_newest(paths[:1])
-    assert state is not None
     assert state.step == 1
     assert state.weights["model.embed_tokens.weight"].shape == (320, 32)
     run = one.train(settings, paths[1], paths[:1])
@@ -150,7 +149,6 @@ def test_continued_with_another_number_of_processes(
         next(run)
     run.close()
     state = checkpoints.load_newest(paths[:2])
-    assert state is not None
     assert state.step == 3
     last = two.run(config(then, training={"save_steps": 1}), paths[2], paths[:2])
     assert last.kind is RunStatus.FINISHED

@@ -82,7 +82,6 @@ def test_trials_in_turn_over_one_base_are_what_each_is_alone(
     start = [parameter.detach().clone() for parameter in base._model.parameters()]
     for session in sessions.values():
         policy = session._resources._policy
-        assert policy is not None
         frozen = [p for p in policy[1].base.parameters() if not p.requires_grad]
         assert {p.data_ptr() for p in frozen} == weights
         assert all(p.data_ptr() not in weights for p in policy[1].trainable_parameters().values())

@@ -114,7 +114,6 @@ def test_a_held_checkpoint_outlives_its_run_and_takes_no_room_beside_it(tmp_path
     _save(tmp_path / "run", 6)
     checkpoints.remove_checkpoints([tmp_path / "run"], before=6)
     found = checkpoints.load_newest([tmp_path / "held"])
-    assert found is not None
     assert (found.step, float(found.weights["w"][0])) == (4, 4.0)
 
 

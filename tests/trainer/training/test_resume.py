@@ -156,7 +156,6 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
     full, _ = finish(TrainingSession(cache).train(settings, tmp_path / "whole"))
     call = command(file, "--out", tmp_path / "run", "--cache", cache)
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
         begun = [process.stdout.readline() for _ in range(6)]
         process.send_signal(signal.SIGTERM)
         rest, progress = process.communicate(timeout=120)
@@ -167,7 +166,6 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
         == [{"step": p.step, **m} for p, (_, m) in zip(full, without_speed(full), strict=True)][: len(messages)]
     )
     state = checkpoints.load_newest([tmp_path / "run"])
-    assert state is not None
     assert 5 <= state.step < 24
     again = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert again.returncode == 0, again.stderr
