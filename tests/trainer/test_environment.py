@@ -71,11 +71,6 @@ def _forget() -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def plain(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict[str, bytes], object]]:
     """Of each configuration the weights and metrics without any variable."""
     folder = tmp_path_factory.mktemp("plain")

@@ -13,12 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.support.small_trials import MODEL, finish, trial
-from tests.support.trl_oracle import make_pairs
+from tests.support.trl_oracle import make_pairs, norm_of
 from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel, ModelConfig
 from trainer.forward.pair_model import PairModel
 from trainer.models.policy_model import load_model
-from trainer.objectives.pair_logps import UpdateNormalizer
 from trainer.randomness import StillRandom, as_configured, hold_at_rest, switch_off, switched_off
 from trainer.results import RunStatus
 from trainer.synthetic import generate_model
@@ -83,7 +82,7 @@ def test_a_model_under_training_computes_what_it_computes_at_rest(
     with caplog.at_level(logging.WARNING):
         ours = PairModel(model)
     model.requires_grad_(True).train()
-    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    norm = norm_of(pairs)
     for seed in (1, 2, 3):
         torch.manual_seed(seed)
         terms = ours.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)

@@ -20,10 +20,9 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
+from tests.support.preparation import PreparedHere
 from tests.support.recorders import ListSink, SilentView
 from trainer.__main__ import main
-from trainer.config.trial import TrialConfig
-from trainer.data import prepare
 
 SWEEP_FILE = """
 name: s
@@ -37,19 +36,6 @@ search: {loss.beta: [2.0, 3.0]}
 maximize: eval_accuracies/logp
 """
 ROWS = [{"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(400)]
-
-
-class Preparing:
-    """The stage's process, in this one."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-
-    def prepare(self, config: TrialConfig) -> str:
-        return prepare(config.data, config.model, self.cache).report.model_dump_json()
-
-    def notices(self, config: TrialConfig) -> list[str]:
-        return []
 
 
 def written(path: Path, file: str = SWEEP_FILE) -> SweepSpec:
@@ -67,7 +53,7 @@ def started(path: Path, spec: SweepSpec) -> tuple[SweepFolder, list[str]]:
     folder, view = SweepFolder(path / "runs", "s"), SilentView()
     folder.path.mkdir(parents=True)
     folder.spec.write_text(dump_spec(spec))
-    check_data(spec, folder, view, Preparing(folder.cache))  # pyright: ignore[reportArgumentType]
+    check_data(spec, folder, view, PreparedHere(folder.cache))  # pyright: ignore[reportArgumentType]
     return folder, view.said
 
 

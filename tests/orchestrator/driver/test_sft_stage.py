@@ -26,10 +26,10 @@ from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from tests.support.fake_session import SLOTS
+from tests.support.preparation import PreparedHere
 from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import BASE, make_spec, sweep_folder
 from trainer.config.trial import TrialConfig
-from trainer.data import prepare
 from trainer.results import RunResult, RunStatus, StepMetrics
 
 SMALL = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -180,19 +180,6 @@ class InProcess:
 
     def restart(self) -> None:
         raise AssertionError("nothing is lost here")
-
-
-class PreparedHere:
-    """The data, without a process of its own."""
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-
-    def prepare(self, config: TrialConfig) -> str:
-        return prepare(config.data, config.model, self._cache).report.model_dump_json()
-
-    def notices(self, _: TrialConfig) -> list[str]:
-        return []
 
 
 class Shared:

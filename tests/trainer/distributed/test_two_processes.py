@@ -28,11 +28,6 @@ STEADY = {"adam_epsilon": 1e-4, "adam_beta2": 0.95}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def two(cache: Path) -> Iterator[Together]:
     pair = Together(cache)
     yield pair

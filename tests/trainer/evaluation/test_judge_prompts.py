@@ -36,11 +36,6 @@ def silent() -> None:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def prompts(cache: Path) -> tuple[list[JudgePrompt], Any]:
     config = trial()
     return fixed_prompts(config.data, config.model, cache, 5)

@@ -25,11 +25,6 @@ LIMIT = 40
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def start(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model whose template closes a turn with a token that neither model nor tokenizer calls an end."""
     to = tmp_path_factory.mktemp("start")

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.trl_oracle import make_pairs, tiny_model
+from tests.support.trl_oracle import make_pairs, norm_of, tiny_model
 from trainer.config.loss_config import SimpoLoss
 from trainer.forward import packed_attention as attention_module
 from trainer.forward.packed_attention import packed_attention
 from trainer.forward.packing import PackingPlan, PairSpan, pack_pairs
 from trainer.forward.pair_model import PairModel
-from trainer.objectives.pair_logps import UpdateNormalizer
 
 
 def plain_varlen(
@@ -146,7 +145,7 @@ def test_a_kernel_that_does_not_run_is_replaced_with_a_warning(
     with caplog.at_level(logging.WARNING):
         model = PairModel(tiny_model(), "packed")
         found = model.logps(pairs)
-        norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+        norm = norm_of(pairs)
         model.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
     torch.testing.assert_close(found.chosen, expected.chosen)
     (messages,) = [record.message for record in caplog.records if "flash attention" in record.message]

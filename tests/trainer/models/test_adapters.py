@@ -67,11 +67,6 @@ def on_meta(kind: str) -> PreTrainedModel:
         return AutoModelForCausalLM.from_config(described(kind))
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
 def start_model(kind: str, cache: Path, to: Path) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(described(kind), dtype=torch.float32).save_pretrained(to)

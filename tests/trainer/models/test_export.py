@@ -33,11 +33,6 @@ FAST = {"learning_rate": 5e-2}
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def workshop(cache: Path) -> TrainingSession:
     return TrainingSession(cache)
 

@@ -27,11 +27,6 @@ FLAG = "run only with --trust-remote-code"
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def folder(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return own_code_model(cache, tmp_path_factory.mktemp("own"))
 

@@ -32,11 +32,6 @@ Course = Generator[StepMetrics, None, RunResult]
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="module")
 def alone(cache: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Told]:
     """Each trial in a training session of its own."""
     out: dict[str, Told] = {}

@@ -17,16 +17,6 @@ from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoint
 from trainer.training_session import TrainingSession
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def session(cache: Path) -> TrainingSession:
-    return TrainingSession(cache)
-
-
 def config(**training: Any) -> TrialConfig:
     return trial(training={"save_steps": 1, "logging_steps": 2, **training})
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.small_trials import MODEL, SPEED, finish, model_bytes, trial, without_speed
+from tests.support.small_trials import MODEL, SPEED, finish, model_bytes, take, trial, without_speed
 from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
 from trainer.results import RunStatus
@@ -20,16 +20,6 @@ from trainer.training_session import TrainingSession
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 # Windows of four updates: most interruptions fall into the middle of one.
 SETTINGS = {"logging_steps": 4, "eval_steps": 3}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def session(cache: Path) -> TrainingSession:
-    return TrainingSession(cache)
 
 
 def config(kind: str) -> TrialConfig:
@@ -82,9 +72,7 @@ def test_closed_at_any_point_it_ends_where_the_whole_run_does(cache: Path, tmp_p
     settings = trial(training={"save_steps": 2})
     full, _ = finish(TrainingSession(cache).train(settings, tmp_path / "whole"))
     for taken in (1, 3, 4, 6):
-        run = TrainingSession(cache).train(settings, tmp_path / f"{taken}-1")
-        begun = [next(run) for _ in range(taken)]
-        run.close()
+        begun = take(TrainingSession(cache).train(settings, tmp_path / f"{taken}-1"), taken)
         assert without_speed(begun) == without_speed(full[:taken])
         fresh = TrainingSession(cache)
         metrics, result = finish(fresh.train(settings, tmp_path / f"{taken}-2", [tmp_path / f"{taken}-1"]))
@@ -95,25 +83,16 @@ def test_closed_at_any_point_it_ends_where_the_whole_run_does(cache: Path, tmp_p
 
 
 def test_only_the_newest_checkpoint_is_kept(session: TrainingSession, tmp_path: Path) -> None:
-    run = session.train(trial(training={"save_steps": 1}), tmp_path / "1")
-    for _ in range(4):
-        next(run)
-    run.close()
+    take(session.train(trial(training={"save_steps": 1}), tmp_path / "1"), 4)
     assert [p.name for p in (tmp_path / "1/checkpoints").iterdir()] == ["step-00000002"]
-    run = session.train(trial(training={"save_steps": 1}), tmp_path / "2", [tmp_path / "1"])
-    for _ in range(5):
-        next(run)
-    run.close()
+    take(session.train(trial(training={"save_steps": 1}), tmp_path / "2", [tmp_path / "1"]), 5)
     assert [p.name for p in tmp_path.glob("*/checkpoints/*")] == ["step-00000003"]
 
 
 def test_a_damaged_checkpoint_costs_work_not_the_result(session: TrainingSession, tmp_path: Path) -> None:
     settings = trial(training={"save_steps": 1})
     full, _ = finish(session.train(settings, tmp_path / "whole"))
-    run = session.train(settings, tmp_path / "1")
-    for _ in range(5):
-        next(run)
-    run.close()
+    take(session.train(settings, tmp_path / "1"), 5)
     (path,) = (tmp_path / "1/checkpoints").iterdir()
     (path / "weights.safetensors").write_bytes(b"rubbish")
     metrics, _ = finish(session.train(settings, tmp_path / "2", [tmp_path / "1"]))
