@@ -40,6 +40,15 @@ def fast_tmp_path() -> Iterator[Path]:
         yield Path(path)
 
 
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runs folder of commands that a test calls, which is not there yet; the hub and MLflow's are not elsewhere."""
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "runs"
+
+
 @pytest.fixture(scope="module")
 def ray_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One Ray for a module's tests, with the module's CLUSTER_SLOTS: starting it costs seconds."""

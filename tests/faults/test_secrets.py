@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
@@ -16,6 +14,7 @@ from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import _merged, sweep_file
 from tests.support.local_driver import drive, forked, make_controller
+from tests.support.processes import orchestrate
 from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import make_spec
 
@@ -133,11 +132,7 @@ def test_a_whole_sweep_with_ray(tmp_path: Path) -> None:
     }
     file.write_text(yaml.safe_dump(_merged(sweep_file(2, 1), small)))
     root = tmp_path / "runs"
-    env = os.environ | CANARIES | {"ORCHESTRATE_HOME": str(root)}
-    command = [sys.executable, "-m", "orchestrator.cli", "sweep", str(file)]
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = orchestrate(root, "sweep", str(file), **CANARIES)
     arguments: set[str] = set()
     while process.poll() is None:
         try:

@@ -32,11 +32,13 @@ def environment(root: Path, **more: str) -> dict[str, str]:
     return env
 
 
-def orchestrate(root: Path, *arguments: str, stderr: int = subprocess.PIPE, **more: str) -> subprocess.Popen[str]:
+def orchestrate(
+    root: Path, *arguments: str, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE, **more: str
+) -> subprocess.Popen[str]:
     """`orchestrate ARGUMENTS` in a process group of its own; `more` is added to its environment."""
     return subprocess.Popen(
         [sys.executable, "-m", "orchestrator.cli", *arguments],
-        env=environment(root, **more), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, text=True,
+        env=environment(root, **more), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True,
         start_new_session=True,
     )  # fmt: skip
 

@@ -134,7 +134,8 @@ PUBLIC_SETS = [
     ),
     PublicSet(
         "nvidia/HelpSteer2 (preference)",
-        "Refused with a program that makes pairs by the sign of `preference_strength`, without ties, turns as messages.",
+        "Refused with a program that makes pairs by the sign of `preference_strength`, without ties, turns as "
+        "messages.",
         _rows("nvidia_HelpSteer2_preference"),
         settings=TEMPLATE,
         converted=3,

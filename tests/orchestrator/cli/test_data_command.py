@@ -25,11 +25,7 @@ maximize: eval_accuracies/logp
 """
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "runs"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def rows_with_everything() -> list[Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -19,14 +19,14 @@ from orchestrator.commands.local_plan import plan_locally
 from orchestrator.commands.status import status
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.driver import sweep_driver
-from orchestrator.execution.controller import TrialController
 from orchestrator.execution.local_cluster import Slots
 from orchestrator.execution.stop_reasons import StopKind, StopReason
-from orchestrator.execution.workers.attempt_runner import AttemptRunner, SessionFactory
+from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from tests.support.local_driver import make_controller, run_here
 from trainer.config.trial import GeneratedModel, GeneratedSource
 from trainer.results import StepMetrics
 from trainer.synthetic import generate_model, generate_rows
@@ -60,12 +60,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "none"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
 
 
@@ -94,27 +91,12 @@ def test_it_loads_and_can_be_planned(case: tuple[str, bool, int, bool], made: Pa
 # --- run whole -------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def no_cluster(*_: object) -> Generator[None]:
-    yield
-
-
-def run_here(
+def run_all(
     study: Study, sink: Any, view: Any, signals: Any, slots: Slots, *, open_session: SessionFactory, **more: Any
 ) -> StopReason:
     """The engine without Ray: one trial after the other, in this process."""
-    controller = TrialController(study, sink, view, signals, **more)
     session = open_session(study.folder.cache)
-    while not controller.is_idle:
-        controller.poll()
-        task = controller.next_attempt(1)
-        if task is None:
-            continue
-        attempt = AttemptRunner(task, lambda: session)
-        while controller.on_report(task.id, attempt.next_report()):
-            pass
-        attempt.close()
-    return controller.result()
+    return run_here(make_controller(study, sink, view, signals, **more), lambda: session, polls=True).result()
 
 
 def check_run(name: str) -> None:
@@ -137,8 +119,8 @@ def slow_but(cases: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("case", slow_but(LOCAL), ids=named)
 def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
-    monkeypatch.setattr(sweep_driver, "run_trials", run_here)
+    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(sweep_driver, "run_trials", run_all)
     init(case, made)
     assert cli.main(["sweep", "first.yaml", *SMALL]) == 0
     check_run("first")
@@ -148,8 +130,8 @@ def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatc
 def test_in_small_where_it_wants_a_gpu_or_the_hub(
     case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
-    monkeypatch.setattr(sweep_driver, "run_trials", run_here)
+    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(sweep_driver, "run_trials", run_all)
     init(case, made)
     assert cli.main(["sweep", "first.yaml", "--rehearse", "--set=evaluation.prompts=1"]) == 0
     check_run("first-rehearsal")
@@ -345,7 +327,7 @@ def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pyte
             study.tell(trial, Outcome(TrialState.COMPLETE))
         return StopReason(StopKind.FINISHED)
 
-    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
+    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
     monkeypatch.setattr(sweep_driver, "run_trials", valued)
     Path("first.yaml").write_text(OUTSIDE.format(model=made / "model", rows=made / "pairs.jsonl"))
     assert cli.main(["sweep", "first.yaml"]) == 0

@@ -13,14 +13,14 @@ from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver import mirror_maintenance
 from orchestrator.driver.mirror_maintenance import MirrorMaintenance, claim_mirror, maintain_mirror
 from orchestrator.driver.sweep_driver import AfterTrial
-from orchestrator.execution.controller import TrialController
 from orchestrator.execution.messages import AttemptReport
-from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.workers.mirror_upload import UPLOADING, model_files, result_files
 from orchestrator.mirror import Mirror, MirrorRefused, sweep_path
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, TrialState
+from tests.support.local_driver import make_controller
+from tests.support.metrics import COMPLETE
 from tests.support.mirrored_trial import write_checkpoint
 from tests.support.recorders import ListSink, SilentView
 from tests.support.specs import METRIC, make_spec, sweep_folder
@@ -59,7 +59,7 @@ def _trial(study: Study, far: Mirror, value: float, ended: Outcome | None) -> in
     return trial.number
 
 
-COMPLETE, PRUNED = Outcome(TrialState.COMPLETE), Outcome(TrialState.PRUNED, "median")
+PRUNED = Outcome(TrialState.PRUNED, "median")
 
 
 def test_what_goes_here_goes_there(study: Study, far: Mirror) -> None:
@@ -159,13 +159,10 @@ def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch:
 
 def test_a_worker_s_words_reach_history_and_terminal(study: Study) -> None:
     view = SilentView()
-    with SignalHandler(lambda: "") as signals:
-        controller = TrialController(
-            study, ListSink(), view, signals, finish_config=lambda c: c, on_trial_end=lambda _: None
-        )
-        task = controller.next_attempt(1)
-        assert task.mirror.endswith("/far/s/trials/0000")
-        controller.on_report(task.id, AttemptReport((), None, 7, {"mirror_failures": 1}, ("a copy failed (503)",)))
+    controller = make_controller(study, ListSink(), view)
+    task = controller.next_attempt(1)
+    assert task.mirror.endswith("/far/s/trials/0000")
+    controller.on_report(task.id, AttemptReport((), None, 7, {"mirror_failures": 1}, ("a copy failed (503)",)))
     assert [(e.trial, e.text) for e in study.events() if e.kind == "mirror"] == [(0, "a copy failed (503)")]
     assert "trial 0: a copy failed (503)" in view.said
 

@@ -80,7 +80,10 @@ def test_memory_that_cuda_or_its_libraries_do_not_get_is_out_of_memory(words: st
     assert classify(wrapped) is FailureKind.OUT_OF_MEMORY
 
 
-def test_what_is_raised_while_a_cuda_error_is_handled_loses_the_process_too() -> None:
+def test_what_a_cuda_error_caused_or_was_handled_by_loses_the_process_too() -> None:
+    wrapped = ValueError("the model cannot be evaluated")
+    wrapped.__cause__ = torch.AcceleratorError(BROKEN[0])
+    assert device_failed(wrapped)
     later = ValueError("while saving")
     later.__context__ = RuntimeError("CUDA error: unspecified launch failure")
     assert device_failed(later)
@@ -99,12 +102,6 @@ def test_what_is_raised_while_a_cuda_error_is_handled_loses_the_process_too() ->
 def test_what_only_speaks_of_cuda_is_a_bug(error: Exception) -> None:
     assert not device_failed(error)
     assert classify(error) is FailureKind.BUG
-
-
-def test_an_error_that_cuda_caused_loses_the_process_as_well() -> None:
-    wrapped = ValueError("the model cannot be evaluated")
-    wrapped.__cause__ = torch.AcceleratorError(BROKEN[0])
-    assert device_failed(wrapped)
 
 
 @pytest.mark.parametrize(
