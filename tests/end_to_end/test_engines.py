@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import finished, json_of
+from tests.support.specs import TINY_MODEL
 
 SWEEP = """
 name: both
 base:
-  model:
-    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2}
+  model: {generated: TINY_MODEL}
   data:
     train: {generated: instructions, rows: 80}
     eval: {generated: instructions, split: eval, rows: 16}
@@ -26,7 +25,7 @@ search:
   loss.kind: [simpo, dpo]
 maximize: eval_accuracies/logp
 keep_models: 4
-"""
+""".replace("TINY_MODEL", TINY_MODEL)
 
 
 @pytest.mark.slow

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from tests.support.processes import finished, json_of
+from tests.support.specs import TINY_MODEL
 
 SWEEP = """
 name: more
 base:
-  model:
-    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2}
+  model: {generated: TINY_MODEL}
   data:
     train: {generated: instructions, rows: 80}
     eval: {generated: instructions, split: eval, rows: 8}
@@ -25,7 +24,7 @@ search:
 sampler: {kind: random, seed: 3}
 maximize: eval_accuracies/logp
 budget: {trials: 2}
-"""
+""".replace("TINY_MODEL", TINY_MODEL)
 
 
 @pytest.mark.slow

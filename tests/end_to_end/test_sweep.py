@@ -20,14 +20,13 @@ from orchestrator.errors import DataError, ExitCode, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec_text
 from tests.support.processes import finished, orchestrate
+from tests.support.specs import TINY_MODEL
 from tests.support.surface import compare_sweep
 
 TINY = """
 name: tiny
 base:
-  model:
-    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2}
+  model: {generated: TINY_MODEL}
   data:
     train: {generated: instructions, rows: 200}
     eval: {generated: instructions, split: eval, rows: 16}
@@ -40,7 +39,7 @@ sft:
 search:
   loss.beta: [2.0, 5.0, 10.0]
 maximize: eval_accuracies/logp
-"""
+""".replace("TINY_MODEL", TINY_MODEL)
 
 
 @pytest.mark.timeout(600)

@@ -15,7 +15,7 @@ from orchestrator.study.trial_records import TrialState
 from orchestrator.tracking.mlflow_sink import connect
 from tests.support.fake_session import FakeSession, run_study, write_script
 from tests.support.recorders import ListSink
-from tests.support.specs import METRIC, make_spec, sweep_folder
+from tests.support.specs import METRIC, TINY_MODEL, make_spec, sweep_folder
 from trainer.config.trial import TrialConfig
 from trainer.results import StepMetrics
 
@@ -65,9 +65,7 @@ def test_values_that_are_no_numbers(tmp_path: Path, ray_cluster: None) -> None:
 ABSURD = """
 name: absurd
 base:
-  model:
-    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2}
+  model: {generated: TINY_MODEL}
   data:
     train: {generated: instructions, rows: 400}
     eval: {generated: instructions, split: eval, rows: 16}
@@ -80,7 +78,7 @@ sft:
 search:
   training.learning_rate: [1e-3, 0.1]
 maximize: eval_accuracies/logp
-"""
+""".replace("TINY_MODEL", TINY_MODEL)
 
 
 def test_a_learning_rate_that_kills_the_model_without_a_nan(

@@ -7,10 +7,25 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.folders import SweepFolder
+from orchestrator.spec import samplers
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
 from tests.support.small_trials import DATA, MODEL
 
+SAMPLERS: dict[str, samplers.Sampler] = {
+    "grid": samplers.GridSampler(),
+    "random": samplers.RandomSampler(seed=1),
+    "qmc": samplers.QmcSampler(seed=1),
+    "tpe": samplers.TpeSampler(seed=1, n_startup_trials=3),
+    "gp": samplers.GpSampler(seed=1, n_startup_trials=3),
+    "cmaes": samplers.CmaEsSampler(seed=1, population_size=4),
+    "nsgaii": samplers.NsgaIISampler(seed=1, population_size=3),
+    "staged": samplers.StagedSampler(points=4),
+}
+TINY_MODEL = (
+    "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 2}"
+)
+"""In a sweep's file."""
 METRIC = "eval_accuracies/logp"
 BASE = {
     "model": {"generated": {}},
@@ -33,6 +48,13 @@ def make_spec(search: Mapping[str, Any] | int = 6, zipped: Any = (), **more: Any
         "budget": Budget(),
     }
     return SweepSpec.model_validate(given | more)
+
+
+def as_json(value: Any) -> Any:
+    """A document of the loader as other readers of YAML see it: mappings and lists."""
+    if isinstance(value, dict):
+        return {key: as_json(inner) for key, inner in value.items()}
+    return [as_json(inner) for inner in value] if isinstance(value, tuple) else value
 
 
 def real_spec(strategy: str = "ddp", steps: int = 6, rates: Sequence[float] = (1e-3,), **more: Any) -> SweepSpec:

@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.sweep_spec import Notify
 from orchestrator.study.trial_records import TrialRecord, TrialState
+from tests.support.http_server import SilentHandler, serving
 from tests.support.processes import wait_until
 from tests.support.recorders import SilentView
 from tests.support.scripted_sweep import make_spec
@@ -42,7 +42,7 @@ class Hook:
 def hook() -> Iterator[Hook]:
     hook = Hook()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(SilentHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             hook.got.append({"type": self.headers["Content-Type"], **json.loads(body)})
@@ -51,21 +51,11 @@ def hook() -> Iterator[Hook]:
             self.send_response(hook.answers.pop(0) if hook.answers else 200)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            """Silent."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    hook.url = f"http://127.0.0.1:{server.server_port}/services/{SECRET}"
-    try:
+    with serving(Handler) as address:
+        hook.url = f"{address}/services/{SECRET}"
         yield hook
-    finally:
         if hook.hang is not None:
             hook.hang.set()
-        server.shutdown()
-        server.server_close()
 
 
 def record(number: int, state: TrialState, **more: Any) -> TrialRecord:

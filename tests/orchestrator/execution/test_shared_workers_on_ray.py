@@ -141,14 +141,6 @@ def test_real_trials_in_one_process_are_what_each_is_alone(tmp_path: Path) -> No
     assert_each_as_alone(study, tmp_path / "cache", tmp_path / "alone")
 
 
-class Noted(TrainingSession):
-    """Leaves the id of its process beside the cache."""
-
-    def __init__(self, cache: Path) -> None:
-        super().__init__(cache)
-        (cache.parent / "pid").write_text(str(os.getpid()))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_real_trials_go_on_from_their_checkpoints(tmp_path: Path, how: str) -> None:

@@ -12,6 +12,7 @@ from orchestrator.spec.judge_config import JudgeConfig, RewardModel
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, schema, spec_hash
 from orchestrator.spec.loading.yaml_document import parse_document
+from tests.support.specs import as_json
 
 HEAD = "name: a\nbase: {model: m, data: {train: {generated: instructions}}}\n"
 COMPLETE = """judge:
@@ -87,10 +88,4 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 )
 def test_the_json_schema(text: str, fits: bool) -> None:
     validator = jsonschema.Draft202012Validator(schema())
-    assert validator.is_valid(_json(parse_document(HEAD + text, "f").value)) is fits
-
-
-def _json(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _json(inner) for key, inner in value.items()}
-    return [_json(inner) for inner in value] if isinstance(value, tuple) else value
+    assert validator.is_valid(as_json(parse_document(HEAD + text, "f").value)) is fits

@@ -26,15 +26,10 @@ from orchestrator.spec.pruners import (
 )
 from orchestrator.spec.samplers import (
     Asap,
-    CmaEsSampler,
-    GpSampler,
     GridSampler,
-    NsgaIISampler,
-    QmcSampler,
     RandomSampler,
     Reproducible,
     Sampler,
-    StagedSampler,
     TpeSampler,
 )
 from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
@@ -43,7 +38,7 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from tests.support.metrics import COMPLETE, bug
-from tests.support.specs import METRIC, make_spec
+from tests.support.specs import METRIC, SAMPLERS, make_spec
 from trainer.results import StepMetrics
 
 LISTS = {
@@ -56,16 +51,6 @@ CONDITIONAL = {
     "loss.gamma_beta_ratio": {"uniform": [0.0, 1.0], "step": 0.1, "when": {"loss.kind": "simpo"}},
     "training.learning_rate": {"log_uniform": [1e-7, 1e-5]},
     "loss.beta": {"uniform": [1.0, 10.0]},
-}
-SAMPLERS: dict[str, Sampler] = {
-    "grid": GridSampler(),
-    "random": RandomSampler(seed=1),
-    "qmc": QmcSampler(seed=1),
-    "tpe": TpeSampler(seed=1, n_startup_trials=3),
-    "gp": GpSampler(seed=1, n_startup_trials=3),
-    "cmaes": CmaEsSampler(seed=1, population_size=4),
-    "nsgaii": NsgaIISampler(seed=1, population_size=3),
-    "staged": StagedSampler(points=4),
 }
 PRUNERS: dict[str, Pruner] = {
     "none": NoPruner(),

@@ -9,21 +9,13 @@ import pytest
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.samplers import (
-    CmaEsSampler,
-    GpSampler,
-    GridSampler,
-    NsgaIISampler,
-    QmcSampler,
-    RandomSampler,
-    Sampler,
     StagedSampler,
-    TpeSampler,
 )
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
 from tests.support.metrics import COMPLETE, evaluated
-from tests.support.specs import make_spec
+from tests.support.specs import SAMPLERS, make_spec
 
 Create = Callable[..., Study]
 LISTS = {
@@ -33,16 +25,6 @@ LISTS = {
 }
 NUMBERS = {"loss.beta": {"uniform": [1.0, 4.0]}, "training.learning_rate": {"log_uniform": [1e-7, 1e-5]}}
 ROWS = [{"loss.beta": [3.0, 4.0], "loss.gamma": [0.5, 0.7]}]
-SAMPLERS: dict[str, Sampler] = {
-    "grid": GridSampler(),
-    "random": RandomSampler(seed=1),
-    "qmc": QmcSampler(seed=1),
-    "tpe": TpeSampler(seed=1, n_startup_trials=2),
-    "gp": GpSampler(seed=1, n_startup_trials=2),
-    "cmaes": CmaEsSampler(seed=1, population_size=4),
-    "nsgaii": NsgaIISampler(seed=1, population_size=3),
-    "staged": StagedSampler(points=3),
-}
 BASE = {"model": {"generated": {}}, "data": {"train": [{"generated": "instructions"}]}}
 
 
