@@ -28,6 +28,7 @@ from orchestrator.tracking.outbox import Outbox
 from tests.support.fake_session import CheckpointingSession
 from tests.support.recorders import SilentView
 from tests.support.specs import make_spec
+from trainer.config.trial import TrialConfig
 
 KILLED = -signal.SIGKILL
 STEPS = CheckpointingSession.STEPS
@@ -35,13 +36,15 @@ STEPS = CheckpointingSession.STEPS
 
 def make_controller(study: Study, sink: Any, view: Any = None, signals: Any = None, **more: Any) -> TrialController:
     """A controller that neither adds to trials nor does anything at their end, where nothing else is said."""
-    return TrialController(
-        study,
-        sink,
-        view or SilentView(),
-        signals or SignalHandler(lambda: ""),
-        **({"finish_config": lambda config: config, "on_trial_end": lambda _: None} | more),
-    )
+    given: dict[str, Any] = {"finish_config": _unchanged, "on_trial_end": _nothing, **more}
+    return TrialController(study, sink, view or SilentView(), signals or SignalHandler(lambda: ""), **given)
+
+
+def _nothing(_: object) -> None: ...
+
+
+def _unchanged(config: TrialConfig) -> TrialConfig:
+    return config
 
 
 def run_here(

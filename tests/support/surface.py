@@ -34,8 +34,8 @@ def compare(name: str, found: str) -> list[str]:
         golden.write_text(found, encoding="utf-8")
     if not golden.is_file():
         return [f"there is no golden file {name}; write it with `make golden`"]
-    lines = (text.splitlines(keepends=True) for text in (golden.read_text(encoding="utf-8"), found))
-    return list(difflib.unified_diff(*lines, name, "found; if that is meant, `make golden`"))
+    expected, now = golden.read_text(encoding="utf-8").splitlines(), found.splitlines()
+    return list(difflib.unified_diff(expected, now, name, "found; if that is meant, `make golden`", lineterm=""))
 
 
 def output(root: Path, *arguments: str) -> str:
