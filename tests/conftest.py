@@ -1,7 +1,5 @@
 """What every test starts from: helpers that child processes find too, and long files first (`make pytest`)."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """What MLflow's own pages are given: the saved view in the UI's form, and the description of the parent run."""
 
-from __future__ import annotations
-
 import base64
 import json
 import zlib

@@ -1,7 +1,5 @@
 """The saved view and the parent run's page in MLflow's own UI, in a real Chromium, as a person opens them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from pathlib import Path

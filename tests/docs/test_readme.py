@@ -1,7 +1,5 @@
 """The README cannot lie: every command in it runs, its YAML loads, its links lead somewhere."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

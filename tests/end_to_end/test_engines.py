@@ -1,7 +1,5 @@
 """Both engines in one sweep, through Ray, the study and MLflow: the same table, twice."""
 
-from __future__ import annotations
-
 import sqlite3
 from pathlib import Path
 

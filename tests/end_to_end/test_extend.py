@@ -1,7 +1,5 @@
 """`orchestrate resume NAME --set budget.trials=N` in a terminal: a larger budget, told as a diff, kept in history."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

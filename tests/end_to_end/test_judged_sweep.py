@@ -1,7 +1,5 @@
 """A whole sweep whose file asks for a judge, through the command."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A sweep loses its machine and its whole disk; study and copies outlive them, and another disk goes on with it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

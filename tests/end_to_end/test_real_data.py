@@ -1,7 +1,5 @@
 """A sweep on real preference pairs with a real tokenizer: SFT, then SimPO trials that end measurably different."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

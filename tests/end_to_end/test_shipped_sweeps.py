@@ -1,7 +1,5 @@
 """Every shipped sweep loads, plans, and resolves to the file beside this one. UPDATE_GOLDEN=1 writes them anew."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import get_args

@@ -1,7 +1,5 @@
 """`submit` hands over the bytes that `plan` prints; a Slurm job that runs out of time goes on in the next one."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

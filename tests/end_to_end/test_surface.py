@@ -1,7 +1,5 @@
 """Help, schema, plan, metrics and exit codes are those of the files in tests/golden/surface; `make golden` renews."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

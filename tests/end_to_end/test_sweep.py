@@ -1,7 +1,5 @@
 """Whole sweeps through the command, with a tiny model: interrupted, resumed, exported; and what is refused."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """Three Ray nodes on one machine, started by somebody else. One of them is killed in the middle of a trial."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import signal

@@ -5,8 +5,6 @@ the end the tables, every metric at every step, MLflow's rows and the best model
 those of a sweep that nobody touched. A sweep that ends before all kills are spent is followed by another.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import random

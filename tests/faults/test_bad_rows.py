@@ -1,7 +1,5 @@
 """Case 22: bad rows are found before the first trial: counted, by reason and row number; a changed file is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Case 25: a wall clock that jumps moves nothing: order is by number, leases and budgets by the monotonic clock."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

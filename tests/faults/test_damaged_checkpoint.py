@@ -1,7 +1,5 @@
 """Case 10: a damaged checkpoint is set aside with a warning, the one before is used, and the result is the same."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Case 4: what interrupts a sweep is no outcome of its trials: a full disk leaves them to be resumed."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

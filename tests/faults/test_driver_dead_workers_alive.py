@@ -1,7 +1,5 @@
 """Case 13: workers of a dead driver end, and write into no newer attempt; requests still reach the next driver."""
 
-from __future__ import annotations
-
 import signal
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Case 1: the driver is killed at any instant; the next one finishes exactly, and redoes little."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal

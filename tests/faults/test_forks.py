@@ -1,7 +1,5 @@
 """`clone --from-checkpoint` survives kill -9: before the checkpoint is held, after it, and while it is used."""
 
-from __future__ import annotations
-
 import shutil
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Case 20: no pickle from a sweep's folder or a model's is ever opened, and no code that comes with a model is run."""
 
-from __future__ import annotations
-
 import ast
 import pickle
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Case 21: a malformed or hostile file is refused with line and key, code 2, no traceback, and nothing is written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

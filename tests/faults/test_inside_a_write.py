@@ -1,7 +1,5 @@
 """Case 2: killed inside a state write, everything is as before it or as after it, and a resume finishes exactly."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

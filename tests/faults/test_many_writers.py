@@ -1,7 +1,5 @@
 """Case 8: many processes write to one study and nothing is lost or doubled; network disks are refused."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Case 18: MLflow answers this machine only, no foreign host name, runs no jobs, and is not an old one."""
 
-from __future__ import annotations
-
 import urllib.error
 import urllib.request
 from importlib.metadata import requires, version

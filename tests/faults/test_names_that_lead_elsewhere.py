@@ -1,7 +1,5 @@
 """Case 23: no name leads out of the runs folder, and no link is followed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

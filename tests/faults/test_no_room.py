@@ -1,7 +1,5 @@
 """Case 11: a full disk stops the sweep with its own exit code and loses nothing; and it is foreseen where it can be."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

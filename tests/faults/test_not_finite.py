@@ -1,7 +1,5 @@
 """Case 15: what is no number ends its trial as diverged, which is never the best; the sweep goes on."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Case 14: a worker without memory tries less, a bounded number of times; the others and the driver do not notice."""
 
-from __future__ import annotations
-
 import resource
 from pathlib import Path
 

@@ -4,8 +4,6 @@ Whoever sends it: Ctrl-C and `kill` of a group, `kill` of one process, `timeout`
 process of a unit or step at once, and what closes a container, which sends to process 1 of it.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

@@ -1,7 +1,5 @@
 """Case 3: a killed sweep's sampler knows what the one left alone knows: it keeps no state but the study."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import optuna

@@ -1,7 +1,5 @@
 """Case 24: tokens and passwords are in no file, no database, no argument and no log that a sweep leaves behind."""
 
-from __future__ import annotations
-
 import sqlite3
 import subprocess
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Case 16: a tracking server that dies or hangs holds no trial up, and gets every point once when it is back."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Case 17: eight sweeps tell one MLflow database at once: one experiment, every point once, nothing locked out."""
 
-from __future__ import annotations
-
 import os
 import sqlite3
 from pathlib import Path

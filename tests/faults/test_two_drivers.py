@@ -1,7 +1,5 @@
 """Case 6: one driver at a time. The second is refused and told who drives; one that slept and wakes is refused too."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """Case 9: no trial stays RUNNING without a living owner, none is stolen from a slow one, and zombies are put down."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

@@ -1,7 +1,5 @@
 """What is trained is what the file says: variables of the environment change no weight."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """Whatever an architecture draws at random in training mode: found, switched off, named, and kept in what is saved."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

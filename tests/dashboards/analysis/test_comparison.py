@@ -1,7 +1,5 @@
 """Sweeps side by side: the comparison metric ranks, what is not matched is said, and one page holds them all."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path

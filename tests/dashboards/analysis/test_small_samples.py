@@ -1,7 +1,5 @@
 """Few held-out pairs: nothing is called clear that chance does as well, and no advice asks for as many as there are."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import replace
 from functools import cache

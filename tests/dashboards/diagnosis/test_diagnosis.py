@@ -1,7 +1,5 @@
 """Each rule of the diagnosis on a sweep made to show it; and the follow-up that acts on it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path

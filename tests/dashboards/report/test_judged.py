@@ -1,7 +1,5 @@
 """A judge's verdicts in the report and on the terminal."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The report of sweeps of every kind: parsed as HTML, nothing hostile in it alive, nothing from outside."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace

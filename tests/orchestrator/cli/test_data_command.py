@@ -1,7 +1,5 @@
 """`orchestrate data`: what the model will see, row by row, with everything that was noticed."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """`orchestrate best NAME --export DIR`: what the best trial trained, which still loads when the cache is gone."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

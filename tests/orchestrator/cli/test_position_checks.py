@@ -1,7 +1,5 @@
 """Lengths beyond a model's positions, as `plan` and `sweep` tell of them: with the line, before anything is spent."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

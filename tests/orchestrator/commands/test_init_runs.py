@@ -1,7 +1,5 @@
 """Every file that `init` can write: loaded and planned, run whole in small, and sized for its model and data."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil

@@ -1,7 +1,5 @@
 """`plan --probe` on a tiny model: measured beside the formula, and the plan's times corrected by it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Rows left out are counted by kind: when a sweep starts, in MLflow, in the report, and by the trainer alone."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Packages that only some trials need: a sweep that lacks one is refused before anything starts."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

@@ -1,7 +1,5 @@
 """A bug that ends the driver leaves its trace where people look, and gives the name back where nothing was begun."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext

@@ -1,7 +1,5 @@
 """The last report: a bug in it ends no sweep, and is kept where people look."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

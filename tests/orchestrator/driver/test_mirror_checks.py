@@ -1,7 +1,5 @@
 """`mirror:` and `tracking.artifacts:` at the doors: what is refused before anything is spent, and in which words."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The driver's side of the mirror: what retention removes goes, a new disk gets what it lacks, trouble is told."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from collections.abc import Iterator

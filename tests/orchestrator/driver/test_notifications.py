@@ -1,7 +1,5 @@
 """Notices to a real server on this machine and to a real command; time and views are scripted."""
 
-from __future__ import annotations
-
 import json
 import sys
 import threading

@@ -1,7 +1,5 @@
 """What the sweep's run says of it in MLflow while it runs: the diagnosis too; a bug in a rule ends nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """What an event costs the driver does not grow with the trials that have ended: statements, rows, files looked at."""
 
-from __future__ import annotations
-
 import functools
 import sqlite3
 from collections.abc import Callable, Generator, Iterator

@@ -1,7 +1,5 @@
 """The SFT stage without memory or without its worker: it goes on as a trial would, and trials know what it learned."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

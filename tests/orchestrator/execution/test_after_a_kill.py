@@ -1,7 +1,5 @@
 """What a driver that was killed leaves: the GPU-hours of its last report, and no pause of the whole sweep."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path

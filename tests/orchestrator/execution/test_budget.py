@@ -1,7 +1,5 @@
 """What ends a sweep beside its last trial: GPU-hours, a target; and pauses while a sampler waits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The trial controller over a real study, without Ray: what counts of what workers say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The data's own process: it answers, it fails in words, and it never outlives its driver."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

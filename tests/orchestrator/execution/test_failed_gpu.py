@@ -1,7 +1,5 @@
 """A GPU that fails under a process takes that process with it: no trial fails for it, and no other trial gets it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """An interrupt that comes after its run has ended stops nobody else's run; and waiting for a worker is no GPU time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any

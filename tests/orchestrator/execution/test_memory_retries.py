@@ -1,7 +1,5 @@
 """Out of memory is answered: half the micro-batch, from the newest checkpoint, remembered; then a failure in words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

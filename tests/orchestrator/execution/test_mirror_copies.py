@@ -1,7 +1,5 @@
 """A worker's copies: sent beside the training, fetched where a disk lacks them, never half and never damaged."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import signal

@@ -1,7 +1,5 @@
 """Trials of two processes on a real Ray, with the real trainer: as in one process, whatever happens to them."""
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any

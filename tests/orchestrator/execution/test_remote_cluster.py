@@ -1,7 +1,5 @@
 """Joining a cluster: which one is meant, who may, what a trial gets of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """The SFT stage is made again where its weights would be others, and for nothing else."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Trials that share a process, on a real Ray: each ends as it would alone, whatever its neighbours do."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """What needs no Ray: slots, failures, attempts."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Scripted trials on a real Ray: what ends how, and that nothing is lost or doubled."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

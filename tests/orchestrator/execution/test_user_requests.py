@@ -1,7 +1,5 @@
 """One driven sweep, and hands on it from other processes: each verb, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path

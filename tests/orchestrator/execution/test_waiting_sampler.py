@@ -1,7 +1,5 @@
 """A sweep whose next trial has to wait: the slot is idle, nothing hangs, and two slots do what one does."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a checker and a reward model make of pairs of answers."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

@@ -1,7 +1,5 @@
 """Asking an endpoint: a real server on this machine that refuses, stammers, hangs, is busy, and likes the first."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

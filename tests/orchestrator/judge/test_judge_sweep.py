@@ -1,7 +1,5 @@
 """A finished sweep is judged: by its rows' answers, by a reward model, by an endpoint; killed and gone on with."""
 
-from __future__ import annotations
-
 import json
 import signal
 import sqlite3

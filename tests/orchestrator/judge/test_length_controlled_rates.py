@@ -1,7 +1,5 @@
 """The length-controlled win rate against a computation of its own: the same objective, minimized by scipy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray

@@ -1,7 +1,5 @@
 """Win rates: what must hold of any votes, and Wilson's interval against a count of coins."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

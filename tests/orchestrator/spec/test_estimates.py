@@ -1,7 +1,5 @@
 """The formulas of a plan: sizes against transformers, memory against the figures for Llama-3-8B (by formula too)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The plan's memory by formula against what torch allocates at the peak of an update, for small models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Trials that share a GPU: what does not fit its share is refused before anything starts."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`judge:` in a sweep's file: what it takes, what it refuses, and that it is no part of the sweep's identity."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jsonschema

@@ -1,7 +1,5 @@
 """The JSON Schema takes what the loader takes, and refuses what it can see is wrong."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jsonschema

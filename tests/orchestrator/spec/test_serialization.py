@@ -1,7 +1,5 @@
 """What `dump` writes is what `load` reads, and other readers of YAML read the same."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """kill -9 at any instant, also inside a write: the study is as it was before or as it is after, never between."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import random

@@ -1,7 +1,5 @@
 """The contract of every sampler and every pruner: the same sweep, whoever finishes first and however often it dies."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Trials given by people: they run first, each exactly once, and the sampler's own count goes on around them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Values that the search does not list are results like any others: given by hand, or those of the base."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The same study in PostgreSQL. Runs where $PREFSWEEP_TEST_POSTGRESQL names a database to write into."""
 
-from __future__ import annotations
-
 import math
 import os
 import uuid

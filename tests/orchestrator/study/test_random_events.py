@@ -1,7 +1,5 @@
 """Claim, observe, close, crash, reopen, take over, in any order: no trial and no step is ever lost or doubled."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """tpe and hyperband under any order of events: every draw and every decision is that of the sweep left alone."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Another sweep's trials as lessons: what is taken, what is refused, and that nothing depends on that sweep later."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path

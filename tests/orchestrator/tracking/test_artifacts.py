@@ -1,7 +1,5 @@
 """`tracking.artifacts`: an experiment's files go below that URL, and MLflow itself gives them back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What every receiver must do, whatever stands behind it. A new sink inherits `SinkContract` and says how to look."""
 
-from __future__ import annotations
-
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Positions that a model has: read from its config.json as transformers reads it, and checked before a trial."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

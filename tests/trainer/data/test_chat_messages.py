@@ -1,7 +1,5 @@
 """Messages go to the chat template whole: tools, tool calls, reasoning, any other key. What is ignored is told."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Columns: mapped, recognized, left over, of another kind of data; and plain text that meets a chat template."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Every format that preference data comes in, and every row that cannot be trained on."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from typing import Any
 

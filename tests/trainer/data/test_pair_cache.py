@@ -1,7 +1,5 @@
 """Prepared data are made once per content, by whoever comes first, and never half."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where the prompt ends and what is scored: explicit and repeated prompts, several turns, plain text, ends of turns."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

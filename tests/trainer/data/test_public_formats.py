@@ -1,7 +1,5 @@
 """Public data sets in their published columns: trained on rightly, or answered with a program that makes pairs."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

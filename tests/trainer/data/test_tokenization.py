@@ -1,7 +1,5 @@
 """Token ids: the template's own rendering, TRL's ids, cutting, and what is noticed on the way."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 

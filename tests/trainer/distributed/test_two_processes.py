@@ -1,7 +1,5 @@
 """Two processes against one: the same trial, whether the model is copied or cut into slices. Float32, gloo, CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path

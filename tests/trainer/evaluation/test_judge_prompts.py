@@ -1,7 +1,5 @@
 """Answers for a judge: greedy as everywhere, draws that belong to their prompt; and a reward model's scores."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

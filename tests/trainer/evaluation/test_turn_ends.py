@@ -1,7 +1,5 @@
 """Answers end where a turn of the training data ends, which need not be the tokenizer's eos_token."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

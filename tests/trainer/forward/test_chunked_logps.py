@@ -1,7 +1,5 @@
 """The chunked output layer against the plain one: values, gradients, and what it never allocates."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any
 

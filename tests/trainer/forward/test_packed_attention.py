@@ -1,7 +1,5 @@
 """The sequences handed to flash attention on CUDA, with a plain implementation of its contract in its place."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator

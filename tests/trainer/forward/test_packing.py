@@ -1,7 +1,5 @@
 """Packed and separate layouts: every scored token is predicted by the right position, and micro-batches lose none."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

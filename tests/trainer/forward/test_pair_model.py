@@ -1,7 +1,5 @@
 """PairModel: packed equals separate on each architecture, whatever the micro-batches, wrappers and dtype."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Models whose rotary frequencies switch by length: each sequence is computed as if alone, whatever its batch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from copy import deepcopy

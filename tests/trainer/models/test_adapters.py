@@ -1,7 +1,5 @@
 """What adapters change, by name and count: of state-space models, beside a vision tower, of experts as tensors."""
 
-from __future__ import annotations
-
 import logging
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What is exported computes what was trained: plain transformers load every kind and give the trial's log-probs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

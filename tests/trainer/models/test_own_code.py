@@ -1,7 +1,5 @@
 """--trust-remote-code reaches whatever loads a model or a tokenizer; without it the refusal names the flag."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

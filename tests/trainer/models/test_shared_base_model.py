@@ -1,7 +1,5 @@
 """Several trials in one process over one frozen base: each is what it would be alone, to the bit."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Generator, Mapping
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The objectives against worked numbers, independent formulas and what must hold of any of them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from typing import get_args

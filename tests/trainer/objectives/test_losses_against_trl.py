@@ -1,7 +1,5 @@
 """Every objective that TRL has, in float32 against its own trainers: loss and every parameter's gradient."""
 
-from __future__ import annotations
-
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, get_args

@@ -1,7 +1,5 @@
 """Generated models and tokenizers load without a network, are the same every time, and take after big ones."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
 """A run that goes on from another run's checkpoint, and the checkpoint that is held for it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`engine: trl` beside `engine: packed`: same start, tokens and order, so the same weights and held-out metrics."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal
