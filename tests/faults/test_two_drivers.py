@@ -1,5 +1,6 @@
 """Case 6: one driver at a time. The second is refused and told who drives; one that slept and wakes is refused too."""
 
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.tracking.outbox import Outbox
+from tests.support.local_driver import forked_together
 from tests.support.metrics import evaluated
 from tests.support.recorders import ListSink
 from tests.support.specs import GRID, make_spec
@@ -181,26 +183,18 @@ def test_the_holder_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyP
     assert not driver_lease.has_ended("pid 1 on somewhere")
 
 
-@pytest.mark.parametrize("count", [20])
-def test_of_many_that_begin_at_once_one_does(fast_tmp_path: Path, count: int) -> None:
-    spec = dump_spec(make_spec(GRID))
-    folder = SweepFolder(fast_tmp_path, "s")
-    go_r, go_w = os.pipe()
-    children: list[int] = []
-    for _ in range(count):
-        child = os.fork()
-        if child == 0:
-            os.close(go_w)
-            os.read(go_r, 1)  # all start when the pipe is closed
-            try:
-                create_sweep_folder(folder, spec)
-            except NameTaken:
-                os._exit(2)
-            os._exit(0)
-        children.append(child)
-    os.close(go_r)
-    os.close(go_w)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def test_of_many_that_begin_at_once_one_does(fast_tmp_path: Path) -> None:
+    spec, folder, count = dump_spec(make_spec(GRID)), SweepFolder(fast_tmp_path, "s"), 20
+    together = multiprocessing.get_context("fork").Barrier(count)
+
+    def begin(_: int) -> None:
+        together.wait()
+        try:
+            create_sweep_folder(folder, spec)
+        except NameTaken:
+            os._exit(2)
+
+    codes = forked_together(count, begin)
     assert sorted(codes) == [0] + [2] * (count - 1)
     assert [p.name for p in fast_tmp_path.iterdir()] == ["s"]
     assert folder.spec.read_text() == spec

@@ -96,17 +96,25 @@ def drive(root: Path, spec: SweepSpec | None = None) -> None:
         assert sink.close(60.0) == 0
 
 
+def forked_together(count: int, work: Callable[[int], object]) -> list[int]:
+    """`work(n)` in so many children at once, which share what is loaded; their exit codes."""
+    children: list[int] = []
+    for number in range(count):
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                work(number)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+
+
 def forked(work: Callable[[], object]) -> int:
     """Run it in a child that shares what is loaded; its exit code, negative where a signal ended it."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return forked_together(1, lambda _: work())[0]
 
 
 def killed_at(work: Callable[[], object], failpoint: str) -> int:

@@ -47,23 +47,10 @@ def plain_varlen(
     return torch.cat(out)
 
 
-def varlen_of_torch_2_11(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    return_aux: Any = None,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-) -> torch.Tensor:
+def varlen_of_torch_2_11(*sequences: Any, return_aux: Any = None, scale: float, window_size: Any) -> torch.Tensor:
     """The signature of torch 2.11, which has no enable_gqa."""
     assert return_aux is None
-    assert scale is not None
-    return plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+    return plain_varlen(*sequences, scale=scale, window_size=window_size)
 
 
 KERNELS = {"with enable_gqa": plain_varlen, "without": varlen_of_torch_2_11}
