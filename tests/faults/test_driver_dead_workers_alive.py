@@ -52,12 +52,12 @@ def test_no_orphan_trains_on(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 def test_a_request_works_after_a_resume(tmp_path: Path) -> None:
-    write_script(tmp_path, steps=STEPS, hold={"*": 2})
+    write_script(tmp_path, steps=100_000, hold={"*": 2})
     driver = drive(tmp_path)
     wait_for(lambda: len(trained(tmp_path)) >= 4, driver)
     driver.kill()
     driver.wait()
-    write_script(tmp_path, steps=STEPS, hold={"*": 6})
+    write_script(tmp_path, steps=100_000)
     again = drive(tmp_path)
     seen = len(trained(tmp_path))
     wait_for(lambda: len(trained(tmp_path)) > seen, again)

@@ -30,8 +30,9 @@ def write_script(root: Path, **script: Any) -> None:
     """What the trials below `root` do from now on.
 
     `trials`: what one does, by number: ok, bug, memory, nan, die (once), deadly (always), nogoal, device (a GPU fails,
-    once). `steps`: updates of each. `hold`: the update after which a trial waits for another script, by number, `*` for
-    all; `deaf`: it is not interrupted while it waits. `pause`: seconds an update. `gpu`: as if the process used one.
+    once). `steps`: updates of each; `hold`: the update after which a trial waits for another script; both by number,
+    with `*` for all others. `deaf`: nobody interrupts it while it waits. `pause`: seconds an update. `gpu`: as if the
+    process used one.
     """
     root.mkdir(parents=True, exist_ok=True)
     (root / "script.tmp").write_text(json.dumps(script))
@@ -68,7 +69,7 @@ class FakeSession:
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         script, number = self._script(), int(folder.parent.name)
-        what, steps = script.get("trials", {}).get(str(number), "ok"), script.get("steps", 4)
+        what, steps = script.get("trials", {}).get(str(number), "ok"), _of(script.get("steps", 4), number)
         self.counters["trials"] += 1
         if script.get("gpu"):
             import torch
@@ -114,12 +115,15 @@ class FakeSession:
     def _wait(self, number: int, step: int) -> None:
         """Until the script lets the trial make this update, or somebody interrupts."""
         until = time.monotonic() + LIMIT_SECONDS
-        while (script := self._script()).get("hold"):
-            hold = script["hold"]
-            if step <= hold.get(str(number), hold.get("*", step)) or (self._requested and not script.get("deaf")):
+        while step > _of((script := self._script()).get("hold", {}), number, step):
+            if self._requested and not script.get("deaf"):
                 return
             assert time.monotonic() < until, "nobody let the trial go on"
             time.sleep(0.01)
+
+
+def _of(given: int | dict[str, int], number: int, otherwise: int = 0) -> int:
+    return given if isinstance(given, int) else given.get(str(number), given.get("*", otherwise))
 
 
 def make_task(root: Path, number: int = 0, attempt: int = 1) -> AttemptTask:

@@ -316,7 +316,7 @@ def test_a_server_that_fails_and_falls_silent(s3: Server, tmp_path: Path, monkey
     import s3fs
 
     monkeypatch.setattr(s3fs.core.S3FileSystem, "retries", 1)
-    short = {"connect_timeout": 1, "read_timeout": 1, "retries": {"max_attempts": 0}}
+    short = {"connect_timeout": 5, "read_timeout": 5, "retries": {"max_attempts": 0}}
     monkeypatch.setitem(mirror_store._OPTIONS, "s3", {"config_kwargs": short})
     monkeypatch.setattr(mirror_upload, "_MAX_WAIT", 0.01)
     mirror = Mirror(f"{s3.url}/{tmp_path.name}/trials/0003")
@@ -328,9 +328,9 @@ def test_a_server_that_fails_and_falls_silent(s3: Server, tmp_path: Path, monkey
             s3.failing = False
         if step == 4:
             before = attempt._uploader.counters["mirror_failures"]  # type: ignore[union-attr]
-            s3.silent = 3.0
+            s3.speaks.clear()
             wait_until(lambda: attempt._uploader.counters["mirror_failures"] > before)  # type: ignore[union-attr]
-            s3.silent = 0.0
+            s3.speaks.set()
         _slow(mirror)(step)
 
     session = CheckpointingSession(save_steps=1, each=each)

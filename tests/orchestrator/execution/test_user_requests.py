@@ -14,7 +14,8 @@ from tests.support.fake_session import trained, write_script
 from tests.support.processes import finished, json_of
 from tests.support.specs import make_spec, sweep_folder
 
-STEPS = 30
+STEPS = {"1": 100_000, "*": 30}
+"""Trial 1 goes on until it is pruned."""
 
 
 def command_output(root: Path, *arguments: str) -> str:
@@ -51,6 +52,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
         root, "pause", "s", "0", "--why", "a debugger needs the slot"
     )
     assert "asked trial 1 of s to end" in command_output(root, "prune", "s", "1", "--why", "margins are flat")
+    write_script(root, steps=STEPS, hold={"1": 100_000, "*": 2})  # a trial ends by hand at its next report
     wait_for(lambda: [of(root, n).state for n in (0, 1)] == [TrialState.PAUSED, TrialState.PRUNED], driver)
     pruned, paused = of(root, 1), of(root, 0)
     assert pruned.reason.startswith("by hand: margins are flat (by ")
@@ -84,7 +86,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     assert clone.params == {"training.seed": 0, "training.max_steps": 9}
     assert sorted(r.params["training.seed"] for r in ended if not r.origin) == [0, 1, 2, 3], "the grid is whole"
     lines = [line for line in trained(root) if not line.startswith("1 ")]
-    assert len(lines) == len(set(lines)) == 5 * STEPS, "paused twice, and no step was trained twice or lost"
+    assert len(lines) == len(set(lines)) == 5 * STEPS["*"], "paused twice, and no step was trained twice or lost"
     calls = [json.loads(line) for line in (root / "sink.jsonl").read_text().splitlines()]
     assert any(c[0] == "end" and c[1] == "0" and c[-1]["state"] == "PAUSED" for c in calls)
     assert any(c[0] == "start" and c[-1].get("clone.of") == "0" for c in calls)
