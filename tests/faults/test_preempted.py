@@ -110,8 +110,6 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
     assert "farewell" in driver.communicate()[1]
 
 
-# --- without Ray -----------------------------------------------------------------------------------------------------
-
 TWICE = """
 import os, signal
 from orchestrator.execution.stop_reasons import SignalHandler

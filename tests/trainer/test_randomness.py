@@ -181,9 +181,6 @@ def test_dropout_of_adapters_is_left_alone() -> None:
     assert {m.p for m in adapted.modules() if isinstance(m, nn.Dropout)} == {0.0, 0.5}
 
 
-# --- a mixture of experts, whole trials ------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Mixtral that gives its router's logits by default, as some on the hub do, with jitter."""

@@ -259,9 +259,6 @@ def test_failures_by_kind(tmp_path: Path) -> None:
     assert "2 of them with: RuntimeError: scripted" in found.evidence
 
 
-# --- the follow-up ---------------------------------------------------------------------------------------------------
-
-
 def followed(frame: SweepFrame, tmp_path: Path) -> tuple[SweepSpec, str]:
     """The follow-up through its file and the real loader: the same sweep comes out."""
     made = follow_up(analyze(frame), {"s"})

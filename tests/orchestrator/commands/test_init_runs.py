@@ -86,9 +86,6 @@ def test_it_loads_and_can_be_planned(case: tuple[str, bool, int, bool], made: Pa
     assert plan.trials > 0
 
 
-# --- run whole -------------------------------------------------------------------------------------------------------
-
-
 def run_all(
     study: Study, sink: Any, view: Any, signals: Any, slots: Slots, *, open_session: SessionFactory, **more: Any
 ) -> StopReason:
@@ -141,9 +138,6 @@ def test_the_first_file_of_most_people_runs_as_they_run_it(made: Path) -> None:
     init(("simpo", False, 0, True), made)
     assert cli.main(["sweep", "first.yaml"]) == 0
     check_run("first")
-
-
-# --- sizes -----------------------------------------------------------------------------------------------------------
 
 
 def write_pairs(path: Path, rows: int) -> Path:

@@ -146,9 +146,6 @@ def test_a_lost_worker_is_followed_by_another_a_bounded_number_of_times(tmp_path
     again.study.dispose()
 
 
-# --- one run for all sweeps whose initial model has the same weights ------------------------------------------------
-
-
 class InProcess:
     """The real trainer, in this process. `stop_at`: an update after which somebody interrupts."""
 

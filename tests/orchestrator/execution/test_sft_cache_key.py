@@ -120,9 +120,6 @@ def test_what_other_settings_make_meaningless_is_not_in_the_key() -> None:
     assert settings_of_weights(config(narrow)) != settings_of_weights(config(off))
 
 
-# --- on real rows ----------------------------------------------------------------------------------------------------
-
-
 def rows(path: Path, answers: str, first: int = 0, rejected: str = "no") -> str:
     logged = [
         {"prompt": f"question {k}", "chosen": f"{answers} {k}", "rejected": f"{rejected} {k}"}

@@ -173,9 +173,6 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*.jsonl")}
 
 
-# --- killed, stopped, refused ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server: FakeJudge, log_lines: Talk) -> None:
     sets = [*endpoint_sets(server), "judge.samples=0", "judge.tokens_per_batch=1"]
@@ -281,9 +278,6 @@ def test_what_is_refused_before_anything_is_done(
 
     with folders.sweep_lock(SweepFolder(runs, "judged")), pytest.raises(SweepHeld):
         run(runs, [], log_lines)
-
-
-# --- after a sweep ---------------------------------------------------------------------------------------------------
 
 
 def test_after_a_sweep_what_the_file_asks_for(runs: Path) -> None:

@@ -103,8 +103,6 @@ def test_the_formula_is_never_below_the_measured_peak_and_not_far_above(config: 
     assert 0.8 < found / memory(config, shape, tokens).total <= 1.0
 
 
-# --- large vocabularies: output layer, embedding and step are most of the memory --------------------------------------
-
 WIDE: dict[str, Any] = {"generated": SIZE | {"vocab_size": 131_072, "hidden_size": 64, "num_hidden_layers": 2}}
 GEMMA = WIDE["generated"] | {"architecture": "gemma2"}
 SEVERAL = {"tokens_per_micro_batch": 200}

@@ -82,9 +82,6 @@ def test_a_worker_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert messages == [0.5]
 
 
-# --- several in one process, over one frozen model -------------------------------------------------------------------
-
-
 def test_each_further_trial_in_a_process_takes_its_adapters_and_moments(load_text: Callable[..., SweepSpec]) -> None:
     """SPEED.md's 0.5 GB: 41.9 million weights of 12 bytes."""
     config = load_text(TEXT).base

@@ -75,9 +75,6 @@ def ran(spec: SweepSpec, slots: int, lag: int | None = 4) -> Ran:
     return simulate(spec, world, slots=slots, lag=lag, trials=spec.budget.trials or 99)
 
 
-# --- the contract ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_any_number_of_slots_gives_the_same_trials(sampler: str) -> None:
     spec = spec_of(SAMPLERS[sampler], HyperbandPruner(), budget=Budget(trials=14))
@@ -168,9 +165,6 @@ def test_diverged_failed_and_strange_trials_do_no_harm(sampler: str) -> None:
         ]
         trials.append(ends[number % 5])
     assert policy.sample(trials) is not None
-
-
-# --- the same through the database, with kills -----------------------------------------------------------------------
 
 
 def through_the_study(folder: SweepFolder, spec: SweepSpec, slots: int, seed: int, *, kills: bool) -> list[str]:

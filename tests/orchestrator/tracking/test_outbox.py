@@ -329,9 +329,6 @@ def test_nothing_pending_where_nothing_was_told(tmp_path: Path) -> None:
     assert not (tmp_path / "never").exists()
 
 
-# --- the disk --------------------------------------------------------------------------------------------------------
-
-
 def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -> None:
     write(tmp_path / "o", 3)
     for note in ("", "{}", '{"seq": 1', "[]"):
@@ -408,9 +405,6 @@ def test_secrets_of_the_environment_never_reach_the_disk(tmp_path: Path, monkeyp
     assert "canary" not in on_disk
     assert "me:pass" not in on_disk
     assert seen.calls[0][2][1] == {"data": [{"url": "https://***@host/x", "auth": "Bearer ***"}]}
-
-
-# --- kill -9 ---------------------------------------------------------------------------------------------------------
 
 
 class FileReceiver(Recorder):

@@ -125,9 +125,6 @@ def test_findings_name_the_setting() -> None:
     assert (engine.path, engine.refused) == ("engine", True)
 
 
-# --- whole trials -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A GPT-2 of 48 positions with the generated task's tokenizer."""

@@ -153,8 +153,6 @@ def test_a_few_unusual_rows_do_not_refuse_a_large_set(make: Make, tmp_path: Path
     assert (made.report.train_rows, made.report.bad_rows) == (398, 2)
 
 
-# --- docs/data.md ----------------------------------------------------------------------------------------------------
-
 HEAD = ("data set", "settings", "what is made of it", "its first row, rendered with ChatML")
 
 

@@ -90,8 +90,6 @@ def test_bos_is_there_once() -> None:
         assert made.bos_token_id not in found.chosen + found.rejected
 
 
-# --- what is noticed -------------------------------------------------------------------------------------------------
-
 SURPRISE = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
 ENDLESS = CHATML.replace("'<|im_end|>\n'", "('\n' if m['role'] == 'assistant' else '<|im_end|>\n')")
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
@@ -128,9 +126,6 @@ def test_ends_are_counted_for_generation_to_stop_at() -> None:
     tokenise = PairTokenizer(made, data("unused", apply_template=False, max_length=100))
     tokenise([preference(ROWS[0])])
     assert dict(tokenise.end_token_ids) == {made.convert_tokens_to_ids("<|im_end|>"): 2}
-
-
-# --- cutting ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_long_prompt_loses_its_oldest_tokens_and_keeps_bos() -> None:

@@ -173,9 +173,6 @@ def test_noise_draws_from_the_softmax() -> None:
     assert not torch.equal(noise(None, scores.expand(draws, 4)), sampled)  # pyright: ignore[reportArgumentType]
 
 
-# --- the reward model ------------------------------------------------------------------------------------------------
-
-
 def reward_model(cache: Path, to: Path, outputs: int = 1) -> Path:
     """A small random one, with the generated task's tokenizer."""
     source = resolve_model_path(trial().model, cache)

@@ -248,9 +248,6 @@ def test_reference_must_be_there_and_of_these_pairs() -> None:
         model.backward(pairs, DpoLoss(), model.logps(make_pairs(3, seed=5)), norm, torch.Tensor.backward)
 
 
-# --- architectures that cannot share a prompt -------------------------------------------------------------------------
-
-
 def small(config: Any) -> PreTrainedModel:
     torch.manual_seed(0)
     return AutoModelForCausalLM.from_config(config).eval()

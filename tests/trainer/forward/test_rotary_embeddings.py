@@ -155,9 +155,6 @@ def test_only_answers_that_can_cross_the_switch_are_written_alone() -> None:
     assert generation_batches(fixed, lengths, range(7), max_new_tokens=6, budget=64) == [[0, 1], [2, 3], [4, 5], [6]]
 
 
-# --- whole trials -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A Phi-3 whose switch lies among the lengths of the generated task."""

@@ -84,9 +84,6 @@ def test_weights_of_another_shape_are_refused(session: TrainingSession, tmp_path
         finish(session.train(adapters, tmp_path / "fork", (), pinned))
 
 
-# --- holding ---------------------------------------------------------------------------------------------------------
-
-
 def _save(folder: Path, step: int) -> Path:
     weights = {"w": torch.full((3,), float(step))}
     return checkpoints.save_checkpoint(

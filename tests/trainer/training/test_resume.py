@@ -108,9 +108,6 @@ def test_a_finished_run_tells_its_story_again(cache: Path, session: TrainingSess
     assert model_bytes(tmp_path) == before
 
 
-# --- the command, in processes of its own ----------------------------------------------------------------------------
-
-
 def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "trainer", *map(str, arguments)]
 
