@@ -22,7 +22,7 @@ OBJECTIVES: dict[str, LossConfig] = {
     "simpo-sft": SimpoLoss(beta=2.0, gamma=0.5, sft_weight=0.3),
     "simpo-hinge": SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0),
     "alphapo": SimpoLoss(beta=2.5, gamma=0.1, alpha=0.25),
-    **{f"dpo-{term}": DpoLoss(loss_type=term, **options) for term, options in _TERMS.items()},
+    **{f"dpo-{term}": DpoLoss.model_validate({"loss_type": term, **options}) for term, options in _TERMS.items()},
     "dpo-mixture": DpoLoss(loss_type=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0)),
     "dpo-nll": DpoLoss(nll_scale=0.2),
     "dpo-forward-kl": DpoLoss(f_divergence_type="forward_kl"),
