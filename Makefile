@@ -7,11 +7,8 @@ JOBS   ?= 2
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-WITH_DEEPSPEED := PYTHONPATH=$(abspath $(VENV)/deepspeed) $(BIN)/python -m pytest
-ZERO3 := -k "zero3 or divided" tests/trainer/distributed/test_two_processes.py tests/orchestrator/execution/test_multi_process_trial.py
-
 .DEFAULT_GOAL := help
-.PHONY: simulate help install install-test quickstart test golden test-deepspeed lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
+.PHONY: simulate help install install-test quickstart test golden lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -25,19 +22,13 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install -q -c constraints.txt -e '.[test]'
 	@touch $@
 
-# Beside the environment, not in it: accelerate loads DeepSpeed in every process that can, which takes it two seconds.
-$(VENV)/.installed-deepspeed: $(VENV)/.installed-test
-	DS_BUILD_OPS=0 $(PIP) install -q -c constraints.txt --no-deps --upgrade --target $(VENV)/deepspeed \
-		deepspeed einops hjson ninja py-cpuinfo
-	@touch $@
-
 install: $(VENV)/.installed ## The environment in .venv, with pinned versions
 install-test: $(VENV)/.installed-test
 
 quickstart: install ## Install, then run a real SimPO sweep on this machine's CPU (about five minutes)
 	$(BIN)/orchestrate sweep sweeps/quickstart.yaml
 
-test: install-test lint types imports pytest test-deepspeed ## Everything that CI runs
+test: install-test lint types imports pytest ## Everything that CI runs
 
 lint: install-test
 	$(BIN)/ruff check .
@@ -52,16 +43,12 @@ imports: install-test
 pytest: install-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults"
 
-test-deepspeed: $(VENV)/.installed-deepspeed ## The tests of DeepSpeed, which is not installed for the others
-	$(WITH_DEEPSPEED) -m "not slow" $(ZERO3)
-
 golden: install-test ## Write tests/golden anew: what users see, after a change of it that is meant
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/end_to_end/test_shipped_sweeps.py tests/end_to_end/test_surface.py \
 		tests/orchestrator/commands/test_job_files.py tests/end_to_end/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
 
-test-slow: $(VENV)/.installed-deepspeed ## The tests that take minutes
+test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
-	$(WITH_DEEPSPEED) -m slow $(ZERO3)
 
 test-faults: install-test ## The faults of docs/reliability.md, the slow ones too
 	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800

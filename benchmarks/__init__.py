@@ -1,1 +1,1 @@
-"""Side by side with TRL, in one run on one machine. `make bench`."""
+"""Benchmarks against TRL and Ray Tune on one machine. `make bench`."""

@@ -1,7 +1,7 @@
-"""Trials with adapters: one after another, in turn over one base, or a process each: `python -m benchmarks.adapters`.
+"""Adapter trials sequentially, interleaved over one base, or in separate processes: `python -m benchmarks.adapters`.
 
 Whole trials with the real trainer, of 1 pair and of more pairs per update. Time is per trial and update; memory is the
-proportional share (PSS) of all processes halfway, on a GPU what is taken of it.
+proportional set size (PSS) of all processes halfway, on a GPU its reserved memory.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ AFTER, IN_TURN, EACH = "one after another", "in turn over one base", "a process 
 
 
 def main() -> None:
-    """Every arrangement of 2 and more trials, in rounds, so that a busy moment hits all alike."""
+    """Measure every arrangement of 2 and more trials in rounds, so that load of the machine affects all alike."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--model", help="A folder or hub name instead of the generated model.")
@@ -44,17 +44,22 @@ def main() -> None:
     if options.write:
         from benchmarks.results import write
 
-        given = {"hidden": options.hidden, "layers": options.layers, "model": options.model, "rounds": options.rounds}
-        write("adapters", {**given, "rows": found})
+        settings = {
+            "hidden": options.hidden,
+            "layers": options.layers,
+            "model": options.model,
+            "rounds": options.rounds,
+        }
+        write("adapters", {**settings, "rows": found})
 
 
 def row_text(row: dict[str, Any]) -> str:
-    """A row in words."""
+    """Return the text of a row."""
     return f"{row['ms']:.0f} ms wall-clock, {row['cpu_ms']:.0f} ms of CPU per trial and update; {row['mb']:.0f} MB"
 
 
 def compare_arrangements(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
-    """All arrangements; the median of the rounds."""
+    """Measure all arrangements; return the median of the rounds."""
     arrangements = [(AFTER, 1), *((how, trials) for trials in options.trials for how in (IN_TURN, EACH))]
     seen: dict[tuple[str, int], list[list[dict[str, float]]]] = {each: [] for each in arrangements}
     for _ in range(options.rounds):
@@ -70,22 +75,27 @@ def compare_arrangements(options: argparse.Namespace, folder: Path) -> list[dict
 
 
 def measure(options: argparse.Namespace, folder: Path, how: str, trials: int) -> list[dict[str, float]]:
-    """One arrangement, once: figures for each size of an update."""
-    given = {"hidden": options.hidden, "layers": options.layers, "model": options.model, "cache": str(folder / "cache")}
-    given |= {"pairs": options.pairs, "trials": 1 if how == EACH else trials}
-    children = [start(given) for _ in range(trials if how == EACH else 1)]
+    """Measure one arrangement once; return figures for each number of pairs per update."""
+    settings = {
+        "hidden": options.hidden,
+        "layers": options.layers,
+        "model": options.model,
+        "cache": str(folder / "cache"),
+    }
+    settings |= {"pairs": options.pairs, "trials": 1 if how == EACH else trials}
+    children = [start(settings) for _ in range(trials if how == EACH else 1)]
     out: list[dict[str, float]] = []
     for pairs in options.pairs:
         for process in children:
-            answer(process)
+            read_figures(process)
         began = time.perf_counter()
         for process in children:
-            tell(process)
-        # All wait halfway, so that memory is looked at while every trial is there.
-        halfway = [answer(process)["mb"] for process in children]
+            resume_process(process)
+        # All processes pause halfway, so that memory is measured while every trial is loaded.
+        halfway = [read_figures(process)["mb"] for process in children]
         for process in children:
-            tell(process)
-        cpu = sum(answer(process)["cpu"] for process in children)
+            resume_process(process)
+        cpu = sum(read_figures(process)["cpu"] for process in children)
         took, each = time.perf_counter() - began, trials * updates_of(pairs)
         out.append({"ms": 1e3 * took / each, "cpu_ms": 1e3 * cpu / each, "mb": sum(halfway)})
     for process in children:
@@ -94,16 +104,16 @@ def measure(options: argparse.Namespace, folder: Path, how: str, trials: int) ->
 
 
 def updates_of(pairs: int) -> int:
-    """Of a trial with so many pairs in each."""
+    """Return the number of updates of a trial with this many pairs in each."""
     return 12 if pairs < 4 else 4
 
 
-def start(given: dict[str, Any]) -> subprocess.Popen[str]:
-    """A process that loads, trains a little to be warm, and waits."""
+def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
+    """Start a process that loads, warms up with a short training, and waits."""
     from orchestrator.execution.local_cluster import worker_environment
 
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.adapters", "--child", json.dumps(given)],
+        [sys.executable, "-m", "benchmarks.adapters", "--child", json.dumps(settings)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -112,69 +122,71 @@ def start(given: dict[str, Any]) -> subprocess.Popen[str]:
     )
 
 
-def tell(process: subprocess.Popen[str]) -> None:
-    """Let it go on."""
+def resume_process(process: subprocess.Popen[str]) -> None:
+    """Let a waiting process continue."""
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
 
 
-def answer(process: subprocess.Popen[str]) -> dict[str, float]:
-    """Its next line of figures."""
+def read_figures(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Return a process's next line of figures."""
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("{"):
             return json.loads(line)
-    raise RuntimeError("a process ended early; run it alone with --child to see why")
+    raise RuntimeError("a process ended early; run it with --child to see why")
 
 
 # --- inside a process ------------------------------------------------------------------------------------------------
 
 
-def child(given: dict[str, Any]) -> None:
-    """For each size of an update: `trials` trials in turn, halted halfway; figures as JSON on standard output."""
+def child(settings: dict[str, Any]) -> None:
+    """Run interleaved trials for each number of pairs, pausing halfway; write figures as JSON lines to stdout."""
     from trainer.training_session import TrainingSession
 
-    first_session = TrainingSession(Path(given["cache"]))
-    sessions = [first_session.sibling() for _ in range(given["trials"])] if given["trials"] > 1 else [first_session]
-    for pairs in given["pairs"]:
+    first_session = TrainingSession(Path(settings["cache"]))
+    sessions = (
+        [first_session.sibling() for _ in range(settings["trials"])] if settings["trials"] > 1 else [first_session]
+    )
+    for pairs in settings["pairs"]:
         updates = updates_of(pairs)
         with tempfile.TemporaryDirectory() as folder:
-            for number, session in enumerate(sessions):  # to be warm
-                in_turn([session.train(trial(given, pairs, number, 1), Path(folder) / f"warm-{number}")])
-            say({})
+            for number, session in enumerate(sessions):  # warm-up
+                interleave([session.train(trial(settings, pairs, number, 1), Path(folder) / f"warm-{number}")])
+            write_figures({})
             sys.stdin.readline()
-            before = spent()
-            curves = [
-                session.train(trial(given, pairs, number, updates), Path(folder) / str(number))
+            before = cpu_seconds()
+            runs = [
+                session.train(trial(settings, pairs, number, updates), Path(folder) / str(number))
                 for number, session in enumerate(sessions)
             ]
             for _ in range(updates // 2):
-                for plan in curves:
-                    next(plan)
-            say({"mb": memory()})
+                for run in runs:
+                    next(run)
+            write_figures({"mb": memory()})
             sys.stdin.readline()
-            in_turn(curves)
-            say({"cpu": spent() - before})
+            interleave(runs)
+            write_figures({"cpu": cpu_seconds() - before})
 
 
-def trial(given: dict[str, Any], pairs: int, number: int, updates: int) -> Any:
-    """A trial of its own seed and rate; hardly evaluated, so that updates are what is measured."""
+def trial(settings: dict[str, Any], pairs: int, number: int, updates: int) -> Any:
+    """Return a trial with its own seed and learning rate; few evaluations, so that updates are measured."""
     from trainer.config.trial import TrialConfig
 
-    hidden = given["hidden"]
+    hidden = settings["hidden"]
     shape = {
         "vocab_size": 8192,
         "hidden_size": hidden,
         "intermediate_size": 3 * hidden,
-        "num_hidden_layers": given["layers"],
+        "num_hidden_layers": settings["layers"],
         "num_attention_heads": hidden // 64,
         "num_key_value_heads": hidden // 64,
         "max_position_embeddings": 256,
     }
     return TrialConfig.model_validate(
         {
-            "model": {"name_or_path": given["model"]} if given["model"] else {"generated": shape},
+            "model": {"name_or_path": settings["model"]} if settings["model"] else {"generated": shape},
             "data": {
                 "train": {"generated": "instructions", "rows": 64},
                 "eval": {"generated": "instructions", "split": "eval", "rows": 2},
@@ -195,22 +207,22 @@ def trial(given: dict[str, Any], pairs: int, number: int, updates: int) -> Any:
     )
 
 
-def in_turn(curves: list[Generator[Any, None, Any]]) -> None:
-    """A point of each, again and again, until all have ended."""
-    while curves:
-        for plan in list(curves):
-            if next(plan, None) is None:
-                curves.remove(plan)
+def interleave(runs: list[Generator[Any, None, Any]]) -> None:
+    """Advance the trials in turn until all have ended."""
+    while runs:
+        for run in list(runs):
+            if next(run, None) is None:
+                runs.remove(run)
 
 
-def spent() -> float:
-    """Seconds of CPU of this process."""
+def cpu_seconds() -> float:
+    """Return the CPU seconds of this process."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def memory() -> float:
-    """MB of this process: of the GPU where it has one, else its share of main memory, shared pages by their users."""
+    """Return the MB of this process: reserved GPU memory if there is a GPU, else PSS of main memory."""
     import torch
 
     if torch.cuda.is_available():
@@ -218,11 +230,11 @@ def memory() -> float:
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024 / 1e6
-    raise RuntimeError("this system does not tell a process's memory")
+    raise RuntimeError("this system does not report the PSS of a process")
 
 
-def say(figures: dict[str, float]) -> None:
-    """A line for the parent."""
+def write_figures(figures: dict[str, float]) -> None:
+    """Write a line of figures for the parent process."""
     sys.stdout.write(json.dumps(figures) + "\n")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Whether two ways trained the same: the first update's gradients, and the final held-out metrics."""
+"""Check that two contestants trained the same: gradients of the first update, and final held-out metrics."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 COMPARED = ("eval_rewards/margins", "eval_rewards/accuracies", "eval_rewards/chosen", "eval_rewards/rejected")
 
 
-def final_metrics_apart(theirs: list[dict[str, float]], mine: list[dict[str, float]]) -> float:
-    """Largest difference of the final evaluations, relative above 1."""
+def final_metrics_difference(theirs: list[dict[str, float]], mine: list[dict[str, float]]) -> float:
+    """Return the largest difference of the final evaluations, relative for values above 1."""
     pairs = [(x[name], y[name]) for x, y in zip(theirs, mine, strict=True) for name in COMPARED]
     return max(abs(p - q) / max(1.0, abs(p)) for p, q in pairs)
 
 
-def first_gradients_apart(sweep: dict[str, Any], theirs: Path, cache: Path) -> float:
-    """Relative L2 difference, over all parameters, between TRL's clipped gradients of the first update and ours."""
+def first_gradients_difference(sweep: dict[str, Any], theirs: Path, cache: Path) -> float:
+    """Return the relative L2 difference, over all parameters, of the clipped gradients of the first update."""
     import torch
     import yaml
     from safetensors.torch import load_file
@@ -43,5 +43,5 @@ def first_gradients_apart(sweep: dict[str, Any], theirs: Path, cache: Path) -> f
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     if found.keys() != expected.keys():
         raise RuntimeError(f"gradients of different parameters: {sorted(found.keys() ^ expected.keys())[:3]}")
-    apart = sum(float((found[n] - expected[n]).double().square().sum()) for n in expected)
-    return (apart / sum(float(g.double().square().sum()) for g in expected.values())) ** 0.5
+    difference = sum(float((found[n] - expected[n]).double().square().sum()) for n in expected)
+    return (difference / sum(float(g.double().square().sum()) for g in expected.values())) ** 0.5

@@ -1,10 +1,10 @@
-"""The driver of a large sweep: what an event costs it as trials pile up. `python -m benchmarks.driver --write`.
+"""Cost of events for the driver of a large sweep as trials accumulate. `python -m benchmarks.driver --write`.
 
-The real conductor, study (SQLite), outbox with its thread, MLflow store and plain log; 2,000 trials over 64 slots whose
-trainers are scripts, so that all time measured is the driver's own. Ray is left out: `benchmarks.driver_ray` has it.
+The real trial controller, study (SQLite), outbox with its thread, MLflow store and plain log; 2,000 trials over 64
+slots with scripted trainers, so that only the driver's time is measured. `benchmarks.driver_ray` adds Ray.
 
-In real time: every slot reports once per second, whatever the driver does, its reports spread over the second; the
-driver takes them one after the other. An event's latency runs from the instant at which it was due to its verdict.
+In real time: every slot reports once per second, reports spread over the second; the driver handles them one after the
+other. An event's latency is the time from its due time to the driver's decision.
 """
 
 from __future__ import annotations
@@ -42,19 +42,19 @@ from trainer.results import StepMetrics
 
 OBJECTIVE = "eval_accuracies/logp"
 REPORTS = 20
-"""Of a trial, one per second: a trial lasts 20 s, which is short; longer ones ask less of the driver."""
-GLANCE = 0.1
-"""Seconds between two looks at the clock while nothing comes: Tune asks ten times a second."""
+"""Reports per trial, one per second. 20 s are short for a trial; longer trials cost the driver less."""
+POLL_INTERVAL = 0.1
+"""Seconds between polls while no event is due; Tune polls ten times a second."""
 EVERY = 5
 """Reports between two evaluations."""
 BUCKET = 100
-"""Finished trials that make one point of the curves."""
+"""Finished trials per point of the curves."""
 _TRAINING = ("loss", "grad_norm", "learning_rate", "rewards/margins", "rewards/accuracies", "margins/logp")
 _EVALUATION = ("eval_loss", "eval_rewards/margins", "eval_margins/logp", "eval_lengths/chosen", "eval_logps/chosen")
 
 
 def spec_of(trials: int, slots: int, sampler: str = "random") -> SweepSpec:
-    """A sweep whose pruner looks at every trial, over nine dimensions' worth of nothing."""
+    """Return a sweep whose pruner evaluates every trial."""
     return load_spec_text(
         f"""
 name: driver
@@ -78,14 +78,14 @@ budget: {{trials: {trials}, concurrency: {slots}}}
 
 @dataclass(slots=True)
 class Bucket:
-    """What was measured while so many trials had finished. Seconds."""
+    """Measurements while a range of trials had finished, in seconds."""
 
     reports: list[float] = field(default_factory=list[float])
     latencies: list[float] = field(default_factory=list[float])
     starts: list[float] = field(default_factory=list[float])
     ends: list[float] = field(default_factory=list[float])
     cpu: dict[str, list[float]] = field(default_factory=lambda: {kind: [] for kind in ("report", "start", "end")})
-    """Processor time of the driver's own thread, for each event."""
+    """CPU time of the driver's own thread, for each event."""
     began: float = 0.0
     ended: float = 0.0
     process: float = 0.0
@@ -95,7 +95,7 @@ class Bucket:
     load: float = 0.0
 
     def row(self, finished: int) -> dict[str, float]:
-        """For the table and the figure."""
+        """Return a row for the table and the figure."""
         return {
             "finished": finished,
             "report_ms": 1e3 * float(np.median(self.reports)),
@@ -121,11 +121,11 @@ class _Event:
     step: int = field(compare=False)
 
 
-class Bridge:
-    """Ray's part, scripted: hands reports to the trial controller and asks it for the next job."""
+class ScriptedTune:
+    """Scripted replacement of Ray: passes reports to the trial controller and asks it for the next attempt."""
 
     def __init__(self, controller: TrialController, slots: int, *, paced: bool = True) -> None:
-        """Not `paced`: every event at once, in the order in which it would be due."""
+        """`paced` False: handle every event at once, in the order of due times."""
         self._controller, self._slots, self._paced = controller, slots, paced
         self._free = list(range(slots))[::-1]
         self._queue: list[_Event] = []
@@ -135,7 +135,7 @@ class Bridge:
         self.buckets: dict[int, Bucket] = {}
 
     def run(self, watch: Callable[[Bucket], None]) -> None:
-        """Until nothing is left; `watch` is called as each bucket begins."""
+        """Run until no events are left; `watch` is called at the start of each bucket."""
         self._fill()
         self._zero = time.perf_counter()
         process, thread = time.process_time(), time.thread_time()
@@ -144,7 +144,7 @@ class Bridge:
             if bucket is None:
                 bucket = self.buckets[self.finished // BUCKET] = Bucket(began=self._now)
                 watch(bucket)
-            self._take(heapq.heappop(self._queue), bucket)
+            self._handle(heapq.heappop(self._queue), bucket)
             bucket.process, process = bucket.process + time.process_time() - process, time.process_time()
             bucket.thread, thread = bucket.thread + time.thread_time() - thread, time.thread_time()
             bucket.ended = self._now
@@ -153,24 +153,24 @@ class Bridge:
     def _now(self) -> float:
         return time.perf_counter() - self._zero if self._paced else self._reached
 
-    def _await(self, due: float) -> None:
+    def _wait_until(self, due: float) -> None:
         self._reached = max(self._reached, due)
-        while (left := due - self._now) > 0:
-            time.sleep(min(left, GLANCE))
+        while (remaining := due - self._now) > 0:
+            time.sleep(min(remaining, POLL_INTERVAL))
             with self._controller as controller:
                 controller.poll()
 
-    def _take(self, event: _Event, bucket: Bucket) -> None:
+    def _handle(self, event: _Event, bucket: Bucket) -> None:
         report = _report(event.job, event.step)
-        self._await(event.due)
+        self._wait_until(event.due)
         began, cpu = time.perf_counter(), time.thread_time()
         with self._controller as controller:
             controller.poll()
-            goes_on = controller.on_report(event.job.id, report)
+            continues = controller.on_report(event.job.id, report)
         took, cpu = time.perf_counter() - began, time.thread_time() - cpu
         bucket.latencies.append(self._now - event.due)
-        bucket.cpu["report" if goes_on else "end"].append(cpu)
-        if goes_on:
+        bucket.cpu["report" if continues else "end"].append(cpu)
+        if continues:
             bucket.reports.append(took)
             heapq.heappush(self._queue, _Event(event.due + 1.0, event.slot, event.job, event.step + 1))
             return
@@ -187,7 +187,7 @@ class Bridge:
             if job is None:
                 return
             slot = self._free.pop()
-            first = REPORTS * slot / self._slots  # as if it had gone on for long: not all end at once
+            first = REPORTS * slot / self._slots  # staggered, so that trials do not end at the same time
             if bucket is not None:
                 bucket.starts.append(time.perf_counter() - began)
                 bucket.cpu["start"].append(time.thread_time() - cpu)
@@ -206,7 +206,7 @@ def _report(job: AttemptTask, step: int) -> AttemptReport:
 
 
 def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dict[str, Any]:
-    """Drive one sweep and measure."""
+    """Drive one sweep and return the measurements."""
     spec = spec_of(trials, slots, sampler)
     folder = SweepFolder(root, spec.name)
     create_sweep_folder(folder, dump_spec(spec))
@@ -220,26 +220,26 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
         controller = TrialController(
             study, sink, view, signals, finish_config=lambda config: config, on_trial_end=after
         )
-        bridge = Bridge(controller, slots)
+        tune = ScriptedTune(controller, slots)
 
         def watch(bucket: Bucket) -> None:
-            """Note what is to be known at the end of a bucket, and say it."""
+            """Record and print the state at the start of a bucket."""
             bucket.memory = resident()
             bucket.pending = sink.pending
             bucket.load = os.getloadavg()[0]
-            print(f"{bridge.finished} ended, {bucket.pending} messages behind, load {bucket.load:.1f}", flush=True)
+            print(f"{tune.finished} ended, {bucket.pending} messages behind, load {bucket.load:.1f}", flush=True)
 
         began = time.perf_counter()
-        bridge.run(watch)
+        tune.run(watch)
         took = time.perf_counter() - began
         pending = sink.pending
         began = time.perf_counter()
-        left = sink.close(600.0)
+        undelivered = sink.close(600.0)
         catching_up = time.perf_counter() - began
         states = [record.state.value for record in study.trials()]
-    rows = [bucket.row(number * BUCKET) for number, bucket in sorted(bridge.buckets.items()) if bucket.reports]
-    if len(states) != trials or left:
-        raise SystemExit(f"{len(states)} of {trials} trials, {left} messages not delivered")
+    rows = [bucket.row(number * BUCKET) for number, bucket in sorted(tune.buckets.items()) if bucket.reports]
+    if len(states) != trials or undelivered:
+        raise SystemExit(f"{len(states)} of {trials} trials, {undelivered} messages not delivered")
     return {
         "trials": trials,
         "slots": slots,
@@ -254,25 +254,25 @@ def measure(root: Path, trials: int, slots: int, sampler: str = "random") -> dic
 
 
 def resident() -> float:
-    """Of this process, in MB."""
+    """Return the resident memory of this process in MB."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 def main() -> None:
-    """As the command line says."""
+    """Measure as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trials", type=int, default=2000)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--sampler", default="random")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    requested = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="prefsweep-driver-") as path:
-        found = measure(Path(path), requested.trials, requested.slots, requested.sampler)
+        found = measure(Path(path), options.trials, options.slots, options.sampler)
     for row in found["rows"]:
         print("  ".join(f"{name}={value:.1f}" for name, value in row.items()), flush=True)
     print(f"{found['seconds']:.0f} s, {found['pruned']} pruned, {found['pending_at_end']} messages behind")
-    if requested.write:
+    if options.write:
         results.write("driver", found)
 
 

@@ -11,7 +11,7 @@ _SHOWN = 6
 
 
 def table(found: dict[str, Any]) -> str:
-    """What an event costs while so many trials have finished."""
+    """Return the table of event costs by number of finished trials."""
     rows = found["rows"]
     picked = [rows[round(i * (len(rows) - 1) / (_SHOWN - 1))] for i in range(_SHOWN)]
     lines = [
@@ -50,7 +50,7 @@ def _both(row: dict[str, Any], kind: str) -> str:
 
 
 def ray_table(found: dict[str, Any]) -> str:
-    """Ray Tune alone, and this product on top of it."""
+    """Return the table of Ray Tune alone and with this product."""
     lines = [
         "| | slots | reports a second | processor time per report, ms | cores | latency p50 / p99, ms | load |",
         "|---|---|---|---|---|---|---|",
@@ -64,7 +64,7 @@ def ray_table(found: dict[str, Any]) -> str:
 
 
 def draw(file: Path, found: dict[str, Any]) -> None:
-    """Curves over the number of finished trials."""
+    """Draw curves over the number of finished trials."""
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,9 +1,8 @@
-"""What Ray adds to the driver of a large sweep: Ray Tune alone, then this product. `python -m benchmarks.driver_ray`.
+"""Cost of Ray for the driver of a large sweep: Ray Tune alone, then this product. `python -m benchmarks.driver_ray`.
 
-Both run the same light trainables, which sleep a second and report, in as many worker processes as there are slots.
-Measured: processor time of the driver's process for each report (Ray's own processes left out), and the time from a
-worker's report to the driver's first look at it. Workers that start take the processors: the first of them are not
-counted, from then on nothing but reports is going on.
+Both run the same light trainables, which sleep a second and report, in as many worker processes as slots. Measured: CPU
+time of the driver's process per report (Ray's own processes excluded), and the time from a worker's report to its
+arrival in the driver. Reports during worker start-up, which uses the CPUs, are excluded.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ AT = "reported_at"
 
 @dataclass(slots=True)
 class LatencyWindow:
-    """From the moment at which every slot has reported `warm` times: latencies, and the process's time."""
+    """Latencies and CPU time from the moment at which every slot has reported `warm` times."""
 
     slots: int
     warm: int = 3
@@ -53,7 +52,7 @@ class LatencyWindow:
     load: float = 0.0
 
     def take(self, reported_at: float) -> None:
-        """A report has come."""
+        """Record the arrival of a report."""
         self.count += 1
         self.last = time.perf_counter(), time.process_time()
         if self.count <= self.warm * self.slots:
@@ -62,7 +61,7 @@ class LatencyWindow:
             self.latencies.append(time.time() - reported_at)
 
     def row(self, way: str) -> dict[str, Any]:
-        """For the table."""
+        """Return a row of the table."""
         seconds, cpu = (b - a for a, b in zip(self.began, self.last, strict=True))
         return {
             "way": way,
@@ -87,12 +86,12 @@ class Sleeper:
         self.counters = {"imports": 0}
 
     def interrupt(self) -> None:
-        """Nobody asks."""
+        """Do nothing; the benchmark interrupts no trial."""
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
-        """As many reports as the configuration has updates, and the initial model's."""
+        """Yield one report per update, and one for the initial model."""
         del folder, earlier, fork
         last = config.training.max_steps or 0
         for step in range(last + 1):
@@ -104,8 +103,8 @@ class Sleeper:
         return RunResult(RunStatus.FINISHED, "", last)
 
 
-def ours(root: Path, slots: Slots, trials: int, received: LatencyWindow) -> None:
-    """This product: conductor, study, outbox and MLflow on top of Tune."""
+def run_product(root: Path, slots: Slots, trials: int, window: LatencyWindow) -> None:
+    """Run this product: trial controller, study, outbox and MLflow on top of Tune."""
     spec = spec_of(trials, slots.count)
     folder = SweepFolder(root, spec.name)
     create_sweep_folder(folder, dump_spec(spec))
@@ -113,7 +112,7 @@ def ours(root: Path, slots: Slots, trials: int, received: LatencyWindow) -> None
     class Listening(TrialController):
         def on_report(self, task_id: str, report: AttemptReport) -> bool:
             if report.metrics:
-                received.take(report.metrics[-1].metrics[AT])
+                window.take(report.metrics[-1].metrics[AT])
             return super().on_report(task_id, report)
 
     from rich.console import Console
@@ -122,30 +121,30 @@ def ours(root: Path, slots: Slots, trials: int, received: LatencyWindow) -> None
 
     with (
         Study.create(folder, spec, slots=slots.count, train_pairs=10_000) as study,
-        SignalHandler(lambda: "") as requested,
+        SignalHandler(lambda: "") as signals,
     ):
         sink = open_sink(study, root, DashboardReporter())
         study.start_driving(0.0)
         sink.start_run(SWEEP, name=spec.name, params={}, tags={}, at=time.time())
         view = PlainLogView(spec, Console(file=(root / "log").open("w"), width=160), total=trials)
         after = AfterTrial(study, sink, DashboardReporter())
-        with local_cluster(folder.path / "ray", slots, requested):
+        with local_cluster(folder.path / "ray", slots, signals):
             tune_adapter.TrialController = Listening  # pyright: ignore[reportPrivateImportUsage]
-            run_trials(study, sink, view, requested, slots, on_trial_end=after, open_session=Sleeper)
+            run_trials(study, sink, view, signals, slots, on_trial_end=after, open_session=Sleeper)
         sink.close(120.0)
 
 
-def alone(root: Path, slots: Slots, trials: int, received: LatencyWindow) -> None:
-    """Ray Tune with a scheduler that does nothing but listen."""
+def run_tune_alone(root: Path, slots: Slots, trials: int, window: LatencyWindow) -> None:
+    """Run Ray Tune with a scheduler that only records."""
     from ray import tune
     from ray.tune.schedulers import FIFOScheduler
 
     class Listening(FIFOScheduler):
         def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-            received.take(result[AT])
+            window.take(result[AT])
             return super().on_trial_result(tune_controller, trial, result)
 
-    with SignalHandler(lambda: "") as requested, local_cluster(root / "ray", slots, requested):
+    with SignalHandler(lambda: "") as signals, local_cluster(root / "ray", slots, signals):
         tune.Tuner(
             tune.with_resources(Sleeping, tune.PlacementGroupFactory(slots.bundles)),
             param_space={"steps": spec_of(trials, slots.count).base.training.max_steps},
@@ -158,7 +157,7 @@ def _trainable() -> type:
     from ray.tune import Trainable
 
     class Sleeping(Trainable):
-        """The same without us."""
+        """The same trial as a plain Trainable."""
 
         def setup(self, config: dict[str, Any]) -> None:
             self.reset_config(config)
@@ -177,27 +176,30 @@ def _trainable() -> type:
 
 Sleeping = _trainable()
 
-WAYS: dict[str, Callable[[Path, Slots, int, LatencyWindow], None]] = {"Ray Tune alone": alone, "this product": ours}
+WAYS: dict[str, Callable[[Path, Slots, int, LatencyWindow], None]] = {
+    "Ray Tune alone": run_tune_alone,
+    "this product": run_product,
+}
 
 
 def main() -> None:
-    """Both ways in turn; `--write` keeps the table."""
+    """Measure both; `--write` stores the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--slots", type=int, default=64)
     parser.add_argument("--trials", type=int, default=192)
     parser.add_argument("--write", action="store_true", help="into docs/performance.md")
-    requested = parser.parse_args()
+    options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for way, run in WAYS.items():
-        received = LatencyWindow(requested.slots)
+        window = LatencyWindow(options.slots)
         with tempfile.TemporaryDirectory(prefix="prefsweep-ray-") as path:
-            run(Path(path), Slots(count=requested.slots, gpus=0.0, threads=1), requested.trials, received)
-        rows.append(received.row(way))
+            run(Path(path), Slots(count=options.slots, gpus=0.0, threads=1), options.trials, window)
+        rows.append(window.row(way))
         print(
             "  ".join(f"{k}={v:.1f}" if isinstance(v, float) else f"{k}={v}" for k, v in rows[-1].items()), flush=True
         )
-    if requested.write:
-        results.write("driver_ray", {"trials": requested.trials, "rows": rows})
+    if options.write:
+        results.write("driver_ray", {"trials": options.trials, "rows": rows})
 
 
 if __name__ == "__main__":

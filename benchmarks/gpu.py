@@ -1,8 +1,8 @@
-"""One GPU: an optimizer step of a random-weight Llama-3-8B, ours and TRL's, on the same batch.
+"""An optimizer step of a Llama-3-8B with random weights on one GPU: this product and TRL on the same batch.
 
 `make bench-gpu`, or `python -m benchmarks.gpu [--size 1b] [--case full] [--write]`: step time, peak memory and tokens
-per second, SimPO against TRL's CPOTrainer and DPO against its DPOTrainer. Each contestant is its own process; one that
-runs out of memory is reported as that. `--size tiny --device cpu` tries the script where there is no GPU.
+per second, SimPO against TRL's CPOTrainer and DPO against its DPOTrainer. Each contestant runs in its own process;
+running out of memory is a result. `--size tiny --device cpu` tests the script without a GPU.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 SIZES: dict[str, dict[str, int]] = {
-    # Llama 3 8B, as its config.json has it.
+    # Llama 3 8B, from its config.json.
     "8b": {
         "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
         "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -36,11 +36,11 @@ SIZES: dict[str, dict[str, int]] = {
     },
 }  # fmt: skip
 CASES = ("lora", "full-bf16", "full")
-"""Adapters over bfloat16; all weights in bfloat16 (ours rounds by chance); float32 masters under autocast."""
+"""Adapters over bfloat16; all weights in bfloat16 (ours with stochastic rounding); float32 weights under autocast."""
 
 
 def main() -> None:
-    """Measure the cases asked for, one after the other, and print or write them."""
+    """Measure the requested cases one after the other, and print or write them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, default="8b")
     parser.add_argument("--case", choices=CASES, action="append", help="lora and full-bf16 by default.")
@@ -68,9 +68,9 @@ def main() -> None:
 
 
 def run(options: argparse.Namespace, case: str, loss: str, name: str) -> dict[str, Any]:
-    """One contestant in a process of its own; what it measured, or how it ended."""
-    given = [f"--{key}={getattr(options, key)}" for key in ("size", "pairs", "rounds", "device")]
-    command = [sys.executable, "-m", "benchmarks.gpu", *given, f"--case={case}", f"--loss={loss}"]
+    """Run one contestant in its own process; return its measurements, or why it failed."""
+    arguments_of_child = [f"--{key}={getattr(options, key)}" for key in ("size", "pairs", "rounds", "device")]
+    command = [sys.executable, "-m", "benchmarks.gpu", *arguments_of_child, f"--case={case}", f"--loss={loss}"]
     environment = {**os.environ, "TRL_EXPERIMENTAL_SILENCE": "1"}
     done = subprocess.run([*command, f"--contestant={name}"], capture_output=True, text=True, env=environment)
     lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
@@ -85,7 +85,7 @@ def run(options: argparse.Namespace, case: str, loss: str, name: str) -> dict[st
 
 
 def time_steps(options: argparse.Namespace) -> dict[str, Any]:
-    """Time so many optimizer steps; seconds, peak GiB, and tokens of the batch without padding per second."""
+    """Time optimizer steps; return seconds, peak GiB, and tokens of the batch (without padding) per second."""
     import torch
 
     model, pairs = make_model(options), make_pairs(options)
@@ -108,7 +108,7 @@ def time_steps(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def make_model(options: argparse.Namespace) -> Any:
-    """Random weights of the named size; with adapters for `lora`; gradient checkpointing on."""
+    """Return a model of the given size with random weights, gradient checkpointing on, and adapters for `lora`."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -132,7 +132,7 @@ def make_model(options: argparse.Namespace) -> Any:
 
 
 def make_pairs(options: argparse.Namespace) -> list[Any]:
-    """Lengths of UltraFeedback-like pairs up to 2,048 tokens: prompts of 100-900, responses of 150-1,000."""
+    """Pairs with lengths like UltraFeedback's, up to 2,048 tokens: prompts of 100-900, responses of 150-1,000."""
     from tests.support.trl_oracle import Pair
 
     rng = np.random.default_rng(0)
@@ -143,7 +143,7 @@ def make_pairs(options: argparse.Namespace) -> list[Any]:
 
 
 def trl_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Callable[[], Any]:
-    """TRL's own compute_loss under bf16 autocast; DPO with precomputed reference log-probs, TRL's cheaper way."""
+    """Return TRL's compute_loss under bf16 autocast; DPO with precomputed reference log-probs, the cheaper option."""
     import torch
     from accelerate.utils import send_to_device
     from datasets import Dataset
@@ -152,7 +152,7 @@ def trl_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
 
     from tests.support import trl_oracle as oracle
 
-    # Checkpointing is already on, and the dtype is the case's: left to themselves both would be set again.
+    # Checkpointing and dtype are set by the case; TRL's defaults would change both.
     arguments: dict[str, Any] = {
         "output_dir": tempfile.mkdtemp(), "report_to": [], "bf16": False, "gradient_checkpointing": False,
         "use_cpu": options.device == "cpu", "disable_tqdm": True,
@@ -179,7 +179,7 @@ def trl_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
 
 
 def our_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Callable[[], Any]:
-    """The product's forward and backward under bf16 autocast, the reference cached."""
+    """Return the product's forward and backward under bf16 autocast, with the reference cached."""
     import torch
 
     from trainer.config.loss_config import DpoLoss, SimpoLoss
@@ -200,7 +200,7 @@ def our_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
 
 
 def make_optimizer(model: Any, trained: dict[str, Any], options: argparse.Namespace) -> Callable[[], Any]:
-    """Clipping at 1 and fused AdamW; for ours the product's own optimizer."""
+    """Return clipping at 1 with fused AdamW; for this product its own optimizer."""
     import torch
 
     from trainer.config.trial import TrainingConfig

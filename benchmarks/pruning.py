@@ -1,6 +1,6 @@
-"""What each pruner saves and whether it keeps the winner; what the visibility rule costs. Writes docs/decisions.md.
+"""Simulate what pruners save and how often they keep the best trial, and the cost of the visibility rule.
 
-python -m benchmarks.pruning --seeds 100
+`python -m benchmarks.pruning --seeds 100` writes the tables into docs/decisions.md.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 from statistics import mean, median
 
-from benchmarks.curves import SEARCH, Preferences, Times
+from benchmarks.curves import SEARCH, CurveSimulator, Times
 from benchmarks.simulation import simulate
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import (
@@ -32,7 +32,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 
 TRIALS, SLOTS = 200, 16
 NEAR = 0.005
-"""A regret within which two trials are the same to a person: half a point of held-out accuracy."""
+"""Regret up to which two trials count as equal: half a point of held-out accuracy."""
 PAGE = Path(__file__).parents[1] / "docs" / "decisions.md"
 BEGIN, END = "<!-- tables: make simulate -->", "<!-- end of tables -->"
 NONE = "none"
@@ -52,7 +52,7 @@ TIMES: tuple[Times, ...] = ("equal", "varied", "heavy-tailed")
 
 
 def spec_of(pruner: Pruner, seed: int) -> SweepSpec:
-    """A sweep of scripted trials: random draws, so that every pruner meets the same trials."""
+    """Return a sweep of simulated trials with random sampling, so that every pruner gets the same trials."""
     base = {"model": {"generated": {}}, "data": {"train": [{"generated": "instructions"}]}, "loss": {"kind": "simpo"}}
     return SweepSpec.model_validate(
         {
@@ -68,7 +68,7 @@ def spec_of(pruner: Pruner, seed: int) -> SweepSpec:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What is kept of one simulated sweep."""
+    """Stored figures of one simulated sweep."""
 
     trained: int
     best: int
@@ -78,37 +78,37 @@ class Result:
 
 
 class SimulationCache:
-    """Results of sweeps, each simulated once; in a file, so that an interrupted run goes on where it was."""
+    """Results of sweeps, each simulated once and stored in a file, so that an interrupted run continues."""
 
     def __init__(self, file: Path | None) -> None:
         self._file = file
-        self._known: dict[str, Result] = {}
+        self._results: dict[str, Result] = {}
         for line in file.read_text().splitlines() if file is not None and file.is_file() else ():
             key, values = json.loads(line)
-            self._known[key] = Result(*values)
+            self._results[key] = Result(*values)
 
     def run(self, name: str, seed: int, lag: int | None, times: Times = "varied") -> Result:
-        """One simulated sweep."""
+        """Return the result of one simulated sweep."""
         key = f"{name} {seed} {lag} {times}"
-        if key not in self._known:
-            process_group = Preferences(seed, times)
-            ran = simulate(spec_of(PRUNERS[name], seed), process_group, slots=SLOTS, lag=lag, trials=TRIALS)
+        if key not in self._results:
+            curves = CurveSimulator(seed, times)
+            ran = simulate(spec_of(PRUNERS[name], seed), curves, slots=SLOTS, lag=lag, trials=TRIALS)
             best = ran.best()
             assert best is not None
             assert best.values is not None
             result = Result(ran.trained, best.number, best.values[0], ran.idle_share, ran.makespan)
-            self._known[key] = result
+            self._results[key] = result
             if self._file is not None:
                 with self._file.open("a") as file:
                     file.write(json.dumps([key, astuple(result)]) + "\n")
             if sys.stderr.isatty():
-                sys.stderr.write(f"\r\x1b[K{len(self._known)} sweeps: {key}")
-        return self._known[key]
+                sys.stderr.write(f"\r\x1b[K{len(self._results)} sweeps: {key}")
+        return self._results[key]
 
 
-def pruner_table(seeds: Sequence[int], remaining: SimulationCache) -> list[list[str]]:
-    """Per pruner: what it saves of the updates, and what becomes of the winner."""
-    runs = {seed: {name: remaining.run(name, seed, 2 * SLOTS) for name in PRUNERS} for seed in seeds}
+def pruner_table(seeds: Sequence[int], cache: SimulationCache) -> list[list[str]]:
+    """Return rows per pruner: the updates it saves, and how often it keeps the best trial."""
+    runs = {seed: {name: cache.run(name, seed, 2 * SLOTS) for name in PRUNERS} for seed in seeds}
     rows = []
     for name in PRUNERS:
         if name == NONE:
@@ -130,15 +130,15 @@ def pruner_table(seeds: Sequence[int], remaining: SimulationCache) -> list[list[
     return rows
 
 
-def order_table(seeds: Sequence[int], remaining: SimulationCache) -> list[list[str]]:
-    """Per pruner and distribution of trial times: the share of slots' time spent waiting, by lag."""
+def order_table(seeds: Sequence[int], cache: SimulationCache) -> list[list[str]]:
+    """Return rows per pruner and distribution of trial times: the share of idle slot time, by lag."""
     rows = []
     for name in ("hyperband", "successive_halving", "median"):
         for times in TIMES:
             row = [name, times]
-            asap = [remaining.run(name, seed, None, times) for seed in seeds]
+            asap = [cache.run(name, seed, None, times) for seed in seeds]
             for lags in LAGS:
-                rans = [remaining.run(name, seed, lags * SLOTS, times) for seed in seeds]
+                rans = [cache.run(name, seed, lags * SLOTS, times) for seed in seeds]
                 longer = median(r.makespan / a.makespan for r, a in zip(rans, asap, strict=True))
                 row.append(f"{_percent([r.idle for r in rans])} ({longer:.2f})")
             rows.append(row)
@@ -155,22 +155,22 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run both tables and write them into the page."""
+    """Simulate both tables and write them into the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=100, help="sweeps per pruner")
     parser.add_argument("--order-seeds", type=int, default=10, help="sweeps per cell of the table of the order")
-    parser.add_argument("--keep", type=Path, help="a file of results: an interrupted run goes on from there")
-    given = parser.parse_args(arguments)
-    remaining = SimulationCache(given.keep)
-    order = order_table(range(given.order_seeds), remaining)
-    pruners = pruner_table(range(given.seeds), remaining)
+    parser.add_argument("--keep", type=Path, help="file of results, from which an interrupted run continues")
+    options = parser.parse_args(arguments)
+    cache = SimulationCache(options.keep)
+    order = order_table(range(options.order_seeds), cache)
+    pruners = pruner_table(range(options.seeds), cache)
     head = ["pruner", "updates saved", "same winner", f"winner within {NEAR:g}", "mean regret", "slots idle", "sweep"]
     first = _table(head, pruners)
     second = _table(["pruner", "trial times", *(f"lag {k} x slots" for k in LAGS)], order)
     text = (
-        f"`make simulate`: {TRIALS} trials over {SLOTS} slots, {given.seeds} seeds, lag {2 * SLOTS}.\n\n{first}\n\n"
+        f"`make simulate`: {TRIALS} trials over {SLOTS} slots, {options.seeds} seeds, lag {2 * SLOTS}.\n\n{first}\n\n"
         f"Slots idle by the order (and the length of the sweep against `order: asap`), "
-        f"{given.order_seeds} seeds.\n\n{second}"
+        f"{options.order_seeds} seeds.\n\n{second}"
     )
     page = PAGE.read_text(encoding="utf-8")
     before, rest = page.split(BEGIN)

@@ -11,7 +11,7 @@ from typing import Any
 
 
 def run(trials: list[str], slots: int, repository: str) -> float:
-    """Run each trial file as its own TRL process under Tune; returns the wall-clock seconds."""
+    """Run each trial file in its own TRL process under Tune; return the wall-clock seconds."""
     import ray
     from ray import tune
 

@@ -1,4 +1,4 @@
-"""Measured figures into docs/performance.md: JSON in docs/performance/, a table and a picture made of each."""
+"""Write measured figures into docs/performance.md: JSON in docs/performance/, with a table and a picture."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#999999"
 
 
 def write(name: str, found: dict[str, Any]) -> None:
-    """Keep the figures and renew what the page shows of them."""
+    """Store the figures and update the page."""
     folder = DOCS / "performance"
     folder.mkdir(exist_ok=True)
     stamped = {"measured": datetime.now(UTC).strftime("%Y-%m-%d"), "machine": machine(), **found}
@@ -30,24 +30,24 @@ def write(name: str, found: dict[str, Any]) -> None:
 
 
 def machine() -> str:
-    """The processor in words; no names of machines."""
+    """Return a description of the CPU, without the name of the machine."""
     info = Path("/proc/cpuinfo")
     names = re.findall(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else []
     return f"{len(names) or '?'} x {names[0] if names else platform.processor()}"
 
 
 def put(name: str, text: str) -> None:
-    """Replace what stands between the markers of this name in the page."""
+    """Replace the text between the markers of this name in the page."""
     page = PAGE.read_text()
     opening, closing = f"<!-- {name} -->", f"<!-- /{name} -->"
     if opening not in page:
-        raise ValueError(f"docs/performance.md has no place for {name}")
+        raise ValueError(f"docs/performance.md has no markers for {name}")
     before, rest = page.split(opening, 1)
     PAGE.write_text(f"{before}{opening}\n{text}\n{closing}{rest.split(closing, 1)[1]}")
 
 
 def table(name: str, found: dict[str, Any]) -> str:
-    """A Markdown table of one benchmark's figures."""
+    """Return a Markdown table of one benchmark's figures."""
     if name.startswith("three_ways"):
         return three_ways(name, found)
     return {
@@ -61,7 +61,7 @@ def table(name: str, found: dict[str, Any]) -> str:
 
 
 def three_ways(name: str, found: dict[str, Any]) -> str:
-    """Seconds and ratios of a grid run three ways."""
+    """Return seconds and ratios of a grid run in three ways."""
     seconds = found["seconds"]
     rows = [
         "| | seconds | times faster |",
@@ -90,7 +90,7 @@ def three_ways(name: str, found: dict[str, Any]) -> str:
 
 
 def steps(found: dict[str, Any]) -> str:
-    """One optimizer step, ours and TRL's."""
+    """Return figures of one optimizer step of this product and of TRL."""
     rows = ["| loss | vocabulary | threads | TRL, ms | ours, ms | median of ratios |", "|---|---|---|---|---|---|"]
     rows += [
         f"| {r['loss']} | {r['vocabulary']} | {r['threads']} | {r['trl']:.0f} | {r['ours']:.0f} | {r['ratio']:.2f} |"
@@ -100,14 +100,14 @@ def steps(found: dict[str, Any]) -> str:
 
 
 def threads(found: dict[str, Any]) -> str:
-    """Processes side by side against threads."""
+    """Return figures of parallel processes and threads."""
     rows = ["| processes | threads of each | ms per trial's step |", "|---|---|---|"]
     rows += [f"| {r['processes']} | {r['threads']} | {r['ms']:.0f} |" for r in found["rows"]]
     return "\n".join([f"{found['machine']}; {found['measured']}.", "", *rows])
 
 
 def adapters(found: dict[str, Any]) -> str:
-    """Trials with adapters in three arrangements."""
+    """Return figures of adapter trials in three arrangements."""
     rows = ["| pairs per update | trials | | ms of CPU | ms wall-clock | MB |", "|---|---|---|---|---|---|"]
     rows += [
         f"| {r['pairs']} | {r['trials']} | {r['how']} | {r['cpu_ms']:.0f} | {r['ms']:.0f} | {r['mb']:.0f} |"
@@ -117,7 +117,7 @@ def adapters(found: dict[str, Any]) -> str:
 
 
 def gpu(found: dict[str, Any]) -> str:
-    """Steps on one GPU."""
+    """Return figures of steps on one GPU."""
     rows = ["| model | case | loss | | ms | peak GiB | tokens/s |", "|---|---|---|---|---|---|---|"]
     for r in found["rows"]:
         output = r.get("failed") or f"{1e3 * r['seconds']:.0f} | {r['peak_gib']:.1f} | {r['tokens_per_second']:.0f}"
@@ -126,7 +126,7 @@ def gpu(found: dict[str, Any]) -> str:
 
 
 def draw_three_ways(file: Path, found: dict[str, Any]) -> None:
-    """Seconds as bars, and our trials' ends over time: a fixed part, then a straight line."""
+    """Draw seconds as bars, and the ends of this product's trials over time: a fixed part, then a straight line."""
     import matplotlib
 
     matplotlib.use("svg")

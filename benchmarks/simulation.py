@@ -1,4 +1,4 @@
-"""A sweep without training: the real policy and pruners over scripted learning curves and a fake clock."""
+"""Simulate a sweep without training: the real sampler and pruners with simulated learning curves and a fake clock."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from orchestrator.study.trial_snapshots import TrialSnapshot, visible_trials
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What a trial would do if left alone: the goal at each evaluation, NaN from where it diverges, and its pace."""
+    """A trial without pruning: the objective at each evaluation, NaN after divergence, and its speed."""
 
     values: Mapping[int, float]
     updates: int
     seconds_per_update: float
     pairs: Callable[[int], str] = lambda _: ""
-    """`Point.pairs` at an evaluation."""
+    """`StepMetrics.pairs` at an evaluation."""
 
 
-World = Callable[[int, Mapping[str, Any]], Curve]
-"""The curve of a trial by its number and leaves."""
+CurveFn = Callable[[int, Mapping[str, Any]], Curve]
+"""Number and settings of a trial -> its curve."""
 
 
 @dataclass(slots=True)
-class Ran:
-    """What became of a simulated sweep. Times in seconds of the fake clock."""
+class SimulatedSweep:
+    """Result of a simulated sweep. Times are seconds of the fake clock."""
 
     trials: list[TrialSnapshot] = field(default_factory=list[TrialSnapshot])
     reasons: dict[int, str] = field(default_factory=dict[int, str])
     trained: int = 0
     """Updates done in all trials."""
-    whole: int = 0
-    """Updates that all trials would have done without a pruner and without a guard."""
+    full_updates: int = 0
+    """Updates of all trials without pruner and divergence guard."""
     busy: float = 0.0
     idle: float = 0.0
-    """Time that slots waited for other trials' results while there was more to try."""
+    """Slot time spent waiting for results of other trials while there was more to try."""
     makespan: float = 0.0
 
     @property
     def table(self) -> list[tuple[Any, ...]]:
-        """Params, state, reason and course of every trial: what must not depend on concurrency."""
+        """Params, state, reason and curve of every trial: independent of concurrency."""
         return [(t.number, dict(t.params), t.state, self.reasons.get(t.number, ""), dict(t.curve)) for t in self.trials]
 
     @property
     def idle_share(self) -> float:
-        """Of the slots' time, that in which they waited."""
+        """Share of the slots' time spent waiting."""
         return self.idle / (self.busy + self.idle) if self.busy else 0.0
 
     def best(self) -> TrialSnapshot | None:
-        """The complete trial with the highest value."""
+        """Return the complete trial with the highest value."""
         done = [t for t in self.trials if t.state is TrialState.COMPLETE and t.values is not None]
         return max(done, key=lambda t: (t.values[0] if t.values else -math.inf, -t.number), default=None)
 
@@ -66,13 +66,13 @@ class Ran:
 @dataclass(slots=True)
 class _ActiveTrial:
     curve: Curve
-    judge: TrialPruner
+    pruner: TrialPruner
     steps: list[int]
-    course: dict[int, float] = field(default_factory=dict[int, float])
+    observed: dict[int, float] = field(default_factory=dict[int, float])
 
 
-class Drawing(SamplingPolicy):
-    """The policy, remembering random draws from sweep to sweep: they depend on the seed and the number alone."""
+class CachedSamplingPolicy(SamplingPolicy):
+    """A sampling policy that caches random samples across sweeps; they depend on seed and number only."""
 
     memory: ClassVar[dict[tuple[str, int], SampledTrial]] = {}
 
@@ -88,35 +88,35 @@ class Drawing(SamplingPolicy):
         return sampled
 
 
-def simulate(spec: SweepSpec, world: World, *, slots: int, lag: int | None, trials: int) -> Ran:
-    """Run `trials` trials over `slots` slots; `lag` None is `order: asap`. The goal is to be maximized."""
-    policy, ran, clock = Drawing(spec, lag), Ran(), 0.0
+def simulate(spec: SweepSpec, curve_of: CurveFn, *, slots: int, lag: int | None, trials: int) -> SimulatedSweep:
+    """Run `trials` trials over `slots` slots; `lag` None is `order: asap`. The objective is maximized."""
+    policy, sweep, clock = CachedSamplingPolicy(spec, lag), SimulatedSweep(), 0.0
     active: dict[int, _ActiveTrial] = {}
     events: list[tuple[float, int]] = []
-    over = waits = False
+    is_exhausted = is_waiting = False
 
-    output: dict[int, dict[int, str]] = {}
+    pair_margins: dict[int, dict[int, str]] = {}
     paired = isinstance(spec.pruner, WilcoxonPruner)
 
-    def judge_of(number: int, updates: int, trials: list[TrialSnapshot]) -> TrialPruner:
-        return TrialPruner.create(spec, number, updates, trials, lambda other: output[other])
+    def make_pruner(number: int, updates: int, trials: list[TrialSnapshot]) -> TrialPruner:
+        return TrialPruner.create(spec, number, updates, trials, lambda other: pair_margins[other])
 
-    def known() -> list[TrialSnapshot]:
+    def snapshots() -> list[TrialSnapshot]:
         if lag is not None:
-            return list(ran.trials)  # what runs is known by its settings alone
-        return [replace(t, curve=dict(active[t.number].course)) if t.number in active else t for t in ran.trials]
+            return list(sweep.trials)  # of running trials only the settings are visible
+        return [replace(t, curve=dict(active[t.number].observed)) if t.number in active else t for t in sweep.trials]
 
     while True:
-        while not over and not waits and len(active) < slots:
-            now = known()
+        while not is_exhausted and not is_waiting and len(active) < slots:
+            now = snapshots()
             if len(now) >= trials or policy.exhausted_reason(now):
-                over = True
+                is_exhausted = True
             elif policy.blocking_trial(now) is not None or (sampled := policy.sample(now)) is None:
-                waits = True  # until another trial ends
+                is_waiting = True  # until another trial ends
             else:
                 number = len(now)
-                curve = world(number, sampled.params)
-                ran.trials.append(
+                curve = curve_of(number, sampled.params)
+                sweep.trials.append(
                     TrialSnapshot(
                         number,
                         sampled.params,
@@ -125,43 +125,43 @@ def simulate(spec: SweepSpec, world: World, *, slots: int, lag: int | None, tria
                         fingerprint=sampled.fingerprint,
                     )
                 )
-                ran.whole += curve.updates
-                judge = judge_of(number, curve.updates, visible_trials(now, number, lag))
-                output[number] = {}
-                active[number] = _ActiveTrial(curve, judge, sorted(curve.values))
+                sweep.full_updates += curve.updates
+                pruner = make_pruner(number, curve.updates, visible_trials(now, number, lag))
+                pair_margins[number] = {}
+                active[number] = _ActiveTrial(curve, pruner, sorted(curve.values))
                 heapq.heappush(events, (clock + curve.seconds_per_update * min(curve.values), number))
         if not events:
             break
         at, number = heapq.heappop(events)
-        ran.idle += 0.0 if over else (slots - len(active)) * (at - clock)
-        ran.busy += len(active) * (at - clock)
+        sweep.idle += 0.0 if is_exhausted else (slots - len(active)) * (at - clock)
+        sweep.busy += len(active) * (at - clock)
         clock = at
-        one = active[number]
-        step = one.steps.pop(0)
-        one.course[step] = one.curve.values[step]
+        trial = active[number]
+        step = trial.steps.pop(0)
+        trial.observed[step] = trial.curve.values[step]
         if lag is None:
-            one.judge = judge_of(number, one.curve.updates, visible_trials(known(), number, None))
+            trial.pruner = make_pruner(number, trial.curve.updates, visible_trials(snapshots(), number, None))
         if paired:
-            output[number][step] = one.curve.pairs(step)
-        state, reason = _decision(one, step, output[number].get(step, ""))
+            pair_margins[number][step] = trial.curve.pairs(step)
+        state, reason = _decision(trial, step, pair_margins[number].get(step, ""))
         if state is None:
-            heapq.heappush(events, (clock + one.curve.seconds_per_update * (one.steps[0] - step), number))
+            heapq.heappush(events, (clock + trial.curve.seconds_per_update * (trial.steps[0] - step), number))
             continue
-        ran.trained += step
-        ran.reasons[number] = reason
+        sweep.trained += step
+        sweep.reasons[number] = reason
         bad = reason.startswith("diverged")
-        values = (-math.inf,) if bad else (one.course[step],)
-        ended = replace(ran.trials[number], state=state, values=values, curve=dict(one.course), diverged=bad)
-        ran.trials[number] = ended
+        values = (-math.inf,) if bad else (trial.observed[step],)
+        ended = replace(sweep.trials[number], state=state, values=values, curve=dict(trial.observed), diverged=bad)
+        sweep.trials[number] = ended
         del active[number]
-        waits = False
-    ran.makespan = clock
-    return ran
+        is_waiting = False
+    sweep.makespan = clock
+    return sweep
 
 
-def _decision(one: _ActiveTrial, step: int, pairs: str) -> tuple[TrialState | None, str]:
-    if math.isnan(one.course[step]):
+def _decision(trial: _ActiveTrial, step: int, pairs: str) -> tuple[TrialState | None, str]:
+    if math.isnan(trial.observed[step]):
         return TrialState.PRUNED, f"diverged at update {step}"
-    if reason := one.judge.prune_reason(one.course, step, pairs):
+    if reason := trial.pruner.prune_reason(trial.observed, step, pairs):
         return TrialState.PRUNED, reason
-    return (None, "") if one.steps else (TrialState.COMPLETE, "")
+    return (None, "") if trial.steps else (TrialState.COMPLETE, "")

@@ -1,7 +1,7 @@
-"""One optimizer step, ours and TRL's in turn: `python -m benchmarks.step [--loss dpo] [--vocabulary 32768]`.
+"""One optimizer step of this product and of TRL in turn: `python -m benchmarks.step [--loss dpo] [--vocabulary 32768]`.
 
-Each contestant is a process of its own that keeps its model: TRL as people run it, ours with the allocator settings of
-the product's workers. Same weights, same pairs, float32, fused AdamW, clipping at 1.
+Each contestant runs in its own process with its own model: TRL with default settings, ours with the allocator settings
+of the product's workers. Same weights, same pairs, float32, fused AdamW, clipping at 1.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str
 
 
 def main() -> None:
-    """The duels asked for, one after the other; as a contestant, steps on demand."""
+    """Run the requested comparisons one after the other; as a contestant, take steps on request."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--loss", choices=["simpo", "dpo"], action="append", help="Both by default.")
     parser.add_argument("--vocabulary", type=int, action="append", help="8192 and 32768 by default.")
@@ -44,23 +44,23 @@ def main() -> None:
     if options.contestant:
         run_step_server(cases[0])
         return
-    rows = [duel(case) for case in cases]
+    rows = [compare_steps(case) for case in cases]
     if options.write:
         from benchmarks.results import write
 
         write("steps", {"rows": rows})
 
 
-def duel(options: argparse.Namespace) -> dict[str, Any]:
-    """The two in turn, after a round that warms them up."""
+def compare_steps(options: argparse.Namespace) -> dict[str, Any]:
+    """Run both contestants in turn, after a warm-up round."""
     found = [start(name, options) for name in ("trl", "ours")]
-    rounds = [[ask(process) for process in found] for _ in range(options.rounds + 1)]
+    rounds = [[take_step(process) for process in found] for _ in range(options.rounds + 1)]
     for process in found:
         process.communicate("")
     first, measured = rounds[0], rounds[1:]
-    off = abs(first[0]["loss"] / first[1]["loss"] - 1)
-    if off > 1e-5:
-        raise RuntimeError(f"not the same step: the first losses differ by {off:.1e}")
+    difference = abs(first[0]["loss"] / first[1]["loss"] - 1)
+    if difference > 1e-5:
+        raise RuntimeError(f"not the same step: the first losses differ by {difference:.1e}")
     row: dict[str, Any] = {"loss": options.loss, "vocabulary": options.vocabulary, "threads": options.threads}
     for clock in ("wall", "cpu"):
         times = [[round_[i][clock] for round_ in measured] for i in (0, 1)]
@@ -76,13 +76,13 @@ def duel(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:
-    """A contestant's process, waiting for `step` on its standard input."""
-    given = [f"--{key}={getattr(options, key)}" for key in ("loss", "vocabulary", "threads")]
+    """Start a contestant's process, which waits for `step` on its standard input."""
+    arguments = [f"--{key}={getattr(options, key)}" for key in ("loss", "vocabulary", "threads")]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads), "TRL_EXPERIMENTAL_SILENCE": "1"}
     if name == "ours" or options.same_allocator:
         environment |= ALLOCATOR
     return subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.step", f"--contestant={name}", *given],
+        [sys.executable, "-m", "benchmarks.step", f"--contestant={name}", *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -91,32 +91,32 @@ def start(name: str, options: argparse.Namespace) -> subprocess.Popen[str]:
     )
 
 
-def ask(process: subprocess.Popen[str]) -> dict[str, float]:
-    """One step of this contestant: its loss and milliseconds."""
-    begin(process)
-    return answer(process)
+def take_step(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Run one step of a contestant; return its loss and milliseconds."""
+    start_step(process)
+    return read_result(process)
 
 
-def begin(process: subprocess.Popen[str]) -> None:
-    """Let it take a step."""
+def start_step(process: subprocess.Popen[str]) -> None:
+    """Make a contestant start a step."""
     if process.stdin is None:
         raise RuntimeError("the contestant has no pipes")
     process.stdin.write("step\n")
     process.stdin.flush()
 
 
-def answer(process: subprocess.Popen[str]) -> dict[str, float]:
-    """Wait for its step's loss and milliseconds."""
+def read_result(process: subprocess.Popen[str]) -> dict[str, float]:
+    """Wait for a contestant's loss and milliseconds."""
     if process.stdout is None:
         raise RuntimeError("the contestant has no pipes")
     for line in process.stdout:
         if line.startswith("{"):
             return json.loads(line)
-    raise RuntimeError("a contestant ended early; run it alone with --contestant to see why")
+    raise RuntimeError("a contestant ended early; run it with --contestant to see why")
 
 
 def run_step_server(options: argparse.Namespace) -> None:
-    """A step per line of standard input; its loss and milliseconds as JSON on standard output."""
+    """Take a step per line of standard input; write its loss and milliseconds as JSON to standard output."""
     import torch
 
     torch.set_num_threads(options.threads)
@@ -134,7 +134,7 @@ def run_step_server(options: argparse.Namespace) -> None:
 
 
 def llama(vocabulary: int, seed: int) -> Any:
-    """SPEED.md's Llama, the same weights for the same seed."""
+    """Return the Llama of SPEED.md; the same seed gives the same weights."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -155,7 +155,7 @@ def llama(vocabulary: int, seed: int) -> Any:
 
 
 def make_pairs(vocabulary: int) -> list[Any]:
-    """Prompts of 60-300 tokens, responses of 40-250."""
+    """Return pairs with prompts of 60-300 tokens and responses of 40-250."""
     from tests.support.trl_oracle import Pair
 
     rng = np.random.default_rng(0)
@@ -164,7 +164,7 @@ def make_pairs(vocabulary: int) -> list[Any]:
 
 
 def trl_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
-    """TRL's loss and gradients on the pairs, as its trainers compute them."""
+    """Return a function that computes TRL's loss and gradients on the pairs."""
     from tests.support import trl_oracle as oracle
 
     folder, pairs = Path(tempfile.mkdtemp()), make_pairs(options.vocabulary)
@@ -184,7 +184,7 @@ def trl_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
 
 
 def our_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
-    """The same by the packed forward; the reference log-probs were computed once before."""
+    """Return a function that computes the same with `PairModel`; reference log-probs are computed once before."""
     import torch
 
     from trainer.config.loss_config import DpoLoss, SimpoLoss

@@ -1,4 +1,4 @@
-"""What a slot should get: `python -m benchmarks.threads`. Our SimPO step as 1 process x 1 thread, 1 x 2, 2 x 1."""
+"""Threads per slot: a SimPO step as 1 process x 1 thread, 1 x 2, 2 x 1; `python -m benchmarks.threads`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import time
 from statistics import median
 from typing import Any
 
-from benchmarks.step import answer, begin, start
+from benchmarks.step import read_result, start, start_step
 
 ARRANGEMENTS = ((1, 1), (1, 2), (2, 1))
-"""Processes side by side, threads of each."""
+"""(parallel processes, threads of each)."""
 
 
 def main() -> None:
@@ -30,16 +30,16 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, processes: int, threads: int) -> dict[str, Any]:
-    """Milliseconds of wall-clock per step of one trial, processes working at the same time counted together."""
+    """Return wall-clock milliseconds per step of one trial; parallel processes are averaged."""
     case = argparse.Namespace(loss="simpo", vocabulary=options.vocabulary, threads=threads, same_allocator=False)
     found = [start("ours", case) for _ in range(processes)]
     took: list[float] = []
     for _ in range(options.rounds + 1):
         began = time.perf_counter()
         for process in found:
-            begin(process)
+            start_step(process)
         for process in found:
-            answer(process)
+            read_result(process)
         took.append(1e3 * (time.perf_counter() - began) / processes)
     for process in found:
         process.communicate("")

@@ -1,8 +1,8 @@
-"""The same grid three ways in one run: a shell loop of TRL scripts, Ray Tune with TRL, and `orchestrate sweep`.
+"""The same grid in three ways in one run: a shell loop of TRL scripts, Ray Tune with TRL, and `orchestrate sweep`.
 
 `python -m benchmarks.three_ways [--method simpo|dpo] [--updates 16]`: same initial model, rows, order and updates, in
-float32. The script checks that the trained results agree (first-step gradients to 1e-5, final evaluation to 1e-3) and
-prints ratios and where the time went. The shell loop gives each script all cores, the other two a core per trial.
+float32. The script checks that the results agree (first-step gradients to 1e-5, final evaluation to 1e-3) and prints
+ratios and parts of the time. The shell loop gives each script all cores, the other two a core per trial.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from benchmarks.agreement import final_metrics_apart, first_gradients_apart
-from benchmarks.contestants import Took, ours, ray_tune, shell_loop
-from benchmarks.material import BenchmarkInputs, prepare
+from benchmarks.agreement import final_metrics_difference, first_gradients_difference
+from benchmarks.benchmark_inputs import BenchmarkInputs, prepare
+from benchmarks.contestants import TimedRun, orchestrate_sweep, ray_tune, shell_loop
 from benchmarks.results import write
 
 PAIRS, EVAL_ROWS, SLOTS = 8, 64, 2
@@ -28,10 +28,10 @@ GRIDS: dict[str, dict[str, list[float]]] = {
 
 
 def main() -> None:
-    """The methods asked for, one after the other."""
+    """Compare the requested methods one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", choices=sorted(GRIDS), action="append", help="Both by default.")
-    parser.add_argument("--updates", type=int, default=16, help="Optimiser steps of each trial.")
+    parser.add_argument("--updates", type=int, default=16, help="Optimizer steps of each trial.")
     parser.add_argument("--vocabulary", type=int, default=8192)
     parser.add_argument("--write", action="store_true", help="Put the figures into docs/performance.md too.")
     options = parser.parse_args()
@@ -44,76 +44,76 @@ def main() -> None:
 
 
 def compare(method: str, folder: Path, vocab_size: int, updates: int) -> dict[str, Any]:
-    """Run the three ways one after the other and put the figures side by side."""
-    material = prepare(folder, vocab_size=vocab_size, train_rows=PAIRS * updates, eval_rows=EVAL_ROWS)
-    history = trials_of(method)
-    files = trl_files(method, material, folder, history, updates)
-    sweep = sweep_of(method, material, updates)
-    tell(f"{method}: {len(history)} trials of {updates} updates of {PAIRS} pairs, {material.source} rows")
-    mine = log_time("orchestrate sweep", ours(sweep, folder))
+    """Run the three ways one after the other and return their figures."""
+    inputs = prepare(folder, vocab_size=vocab_size, train_rows=PAIRS * updates, eval_rows=EVAL_ROWS)
+    configurations = trials_of(method)
+    files = trl_files(method, inputs, folder, configurations, updates)
+    sweep = sweep_of(method, inputs, updates)
+    log(f"{method}: {len(configurations)} trials of {updates} updates of {PAIRS} pairs, {inputs.source} rows")
+    product = log_time("orchestrate sweep", orchestrate_sweep(sweep, folder))
     loop = log_time("shell loop of TRL", shell_loop(files, threads=os.cpu_count() or 1))
     tune = log_time("Ray Tune with TRL", ray_tune(files, SLOTS, folder))
-    gradients = first_gradients_apart(sweep, folder / "trl-0" / "gradients.safetensors", folder / "runs" / "cache")
-    metrics = final_metrics_apart(loop.metrics, mine.metrics)
+    gradients = first_gradients_difference(sweep, folder / "trl-0" / "gradients.safetensors", folder / "runs" / "cache")
+    metrics = final_metrics_difference(loop.metrics, product.metrics)
     if gradients > 1e-5 or metrics > 1e-3:
         raise RuntimeError(f"{method}: not the same training: gradients {gradients:.2g}, final metrics {metrics:.2g}")
     return {
         "method": method,
-        "data": material.source,
+        "data": inputs.source,
         "vocabulary": vocab_size,
-        "trials": len(history),
+        "trials": len(configurations),
         "updates": updates,
-        "seconds": {"shell loop": loop.seconds, "ray tune": tune.seconds, "orchestrate": mine.seconds},
-        "parts": {"shell loop": loop.parts, "ray tune": tune.parts, "orchestrate": mine.parts},
-        "ended": mine.ended,
-        "times faster than the shell loop": loop.seconds / mine.seconds,
-        "times faster than Ray Tune with TRL": tune.seconds / mine.seconds,
+        "seconds": {"shell loop": loop.seconds, "ray tune": tune.seconds, "orchestrate": product.seconds},
+        "parts": {"shell loop": loop.parts, "ray tune": tune.parts, "orchestrate": product.parts},
+        "ended": product.ended,
+        "times faster than the shell loop": loop.seconds / product.seconds,
+        "times faster than Ray Tune with TRL": tune.seconds / product.seconds,
         "first-step gradients differ by": gradients,
         "final metrics differ by": metrics,
         "cores": os.cpu_count(),
     }
 
 
-def tell(text: str) -> None:
+def log(text: str) -> None:
     print(text, flush=True)
 
 
-def log_time(name: str, took: Took) -> Took:
-    """Say it as it comes: the whole run takes a while."""
-    tell(f"  {name}: {took.seconds:.0f} s")
+def log_time(name: str, took: TimedRun) -> TimedRun:
+    """Print the time at once, since the whole run takes long."""
+    log(f"  {name}: {took.seconds:.0f} s")
     return took
 
 
 def trials_of(method: str) -> list[dict[str, float]]:
-    """The grid's points, the last hyperparameter advancing fastest, as the sweep issues them."""
+    """Return the grid's configurations, the last hyperparameter advancing fastest, in the order of the sweep."""
     grid = GRIDS[method]
     return [dict(zip(grid, values, strict=True)) for values in product(*grid.values())]
 
 
 def trl_files(
-    method: str, material: BenchmarkInputs, folder: Path, history: list[dict[str, float]], updates: int
+    method: str, inputs: BenchmarkInputs, folder: Path, configurations: list[dict[str, float]], updates: int
 ) -> list[Path]:
-    """One JSON per trial for `benchmarks.trl_trial`, the rows in the order in which our trials see them."""
+    """Write one JSON per trial for `benchmarks.trl_trial`, with the rows in the order of this product's trials."""
     from trainer.training.schedule import DataOrder
 
-    rows = material.train.read_text().splitlines()
+    rows = inputs.train.read_text().splitlines()
     order = DataOrder(len(rows), PAIRS, 42)
     ordered = folder / "ordered.jsonl"
     ordered.write_text("".join(rows[i] + "\n" for step in range(1, updates + 1) for i in order.pairs_of(step)))
     files: list[Path] = []
-    for n, step_metrics in enumerate(history):
+    for n, configuration in enumerate(configurations):
         trial: dict[str, Any] = {
             "method": method,
-            "model": str(material.model),
+            "model": str(inputs.model),
             "train": str(ordered),
-            "eval": str(material.eval),
-            "max_length": material.max_length,
+            "eval": str(inputs.eval),
+            "max_length": inputs.max_length,
             "out": str(folder / f"trl-{n}"),
             "pairs_per_update": PAIRS,
             "max_steps": updates,
-            "learning_rate": step_metrics["training.learning_rate"],
-            "beta": step_metrics["loss.beta"],
-            "gamma": step_metrics.get("loss.gamma", 0.0),
+            "learning_rate": configuration["training.learning_rate"],
+            "beta": configuration["loss.beta"],
+            "gamma": configuration.get("loss.gamma", 0.0),
             "gradients": n == 0,
         }
         files.append(folder / f"trl-{n}.json")
@@ -121,14 +121,14 @@ def trl_files(
     return files
 
 
-def sweep_of(method: str, material: BenchmarkInputs, updates: int) -> dict[str, Any]:
-    """The same grid as a sweep."""
-    data = {"train": str(material.train), "eval": str(material.eval), "max_length": material.max_length}
+def sweep_of(method: str, inputs: BenchmarkInputs, updates: int) -> dict[str, Any]:
+    """Return the same grid as a sweep."""
+    data = {"train": str(inputs.train), "eval": str(inputs.eval), "max_length": inputs.max_length}
     return {
         "name": f"bench-{method}",
         "base": {
-            "model": str(material.model),
-            "data": {**data, "max_prompt_length": material.max_length - 8},
+            "model": str(inputs.model),
+            "data": {**data, "max_prompt_length": inputs.max_length - 8},
             "loss": {"kind": method},
             "training": {
                 "pairs_per_update": PAIRS,

@@ -1,6 +1,6 @@
-"""One trial as people run it today: a script over TRL's own trainer. `python -m benchmarks.trl_trial TRIAL.json`.
+"""One trial as a script over TRL's trainer. `python -m benchmarks.trl_trial TRIAL.json`.
 
-Float32, no gradient checkpointing, the data in the given order; prints where its seconds went and writes result.json.
+Float32, no gradient checkpointing, data in the given order; prints the parts of its time and writes result.json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ BEGAN = time.perf_counter()
 
 
 def train(trial: dict[str, Any]) -> dict[str, Any]:
-    """Train one configuration; returns the final evaluation and the seconds of each part."""
+    """Train one configuration; return the final evaluation and the seconds of each part."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     import torch
     from datasets import Dataset
@@ -29,7 +29,7 @@ def train(trial: dict[str, Any]) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(trial["model"])
 
     class Clock(TrainerCallback):
-        """Notes when training began and ended, and the first step's gradients."""
+        """Records when training began and ended, and the first step's gradients."""
 
         def __init__(self) -> None:
             self.began = self.ended = 0.0
@@ -101,7 +101,7 @@ def train(trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Train one trial from its JSON file with TRL, as a script would."""
+    """Train one trial from its JSON file."""
     trial = json.loads(Path(sys.argv[1]).read_text())
     Path(trial["out"]).mkdir(parents=True, exist_ok=True)
     result = train(trial)

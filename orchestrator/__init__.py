@@ -1,1 +1,1 @@
-"""Many training runs: what to run, what to decide, where to record it."""
+"""Sweeps: many training runs, proposed by a sampler, executed on Ray, recorded in a study and in MLflow."""

@@ -1,4 +1,4 @@
-"""Every error a user can cause, the study's refusals among them: a class with fields, one sentence, one exit code."""
+"""Errors that a user can cause, each a class with fields, a message and an exit code; the study's refusals included."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class ExitCode(IntEnum):
-    """What the command tells the shell."""
+    """Exit codes of the command."""
 
     DONE = 0
     INTERNAL_ERROR = 1
@@ -22,23 +22,23 @@ class ExitCode(IntEnum):
 
 
 def closest_match(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The known word most like this one, for `did you mean`."""
+    """Return the known word that is most similar to `word`, for a hint `did you mean`; None below `cutoff` (0 to 1)."""
     found = get_close_matches(word, list(known), n=1, cutoff=cutoff)
     return found[0] if found else None
 
 
 class OrchestrateError(Exception):
-    """An error with a sentence for the user and an exit code; printed without a traceback."""
+    """Base class: an error with a message for the user and an exit code, printed without a traceback."""
 
     code: ExitCode = ExitCode.USER
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing wrong in a file: where, what, and what would be right."""
+    """One error in a sweep file or an override: its location, the problem and a hint how to fix it."""
 
     where: str
-    """`file:line`, or the command-line flag it came from."""
+    """`file:line`, or the command-line flag that holds the value."""
     path: str
     """Dotted path of the setting; empty for the file as a whole."""
     problem: str
@@ -50,7 +50,7 @@ class Finding:
 
 
 class SpecError(OrchestrateError):
-    """The sweep file or its overrides: all findings at once."""
+    """The sweep file or its overrides are invalid. Holds all findings, not only the first."""
 
     def __init__(self, findings: Sequence[Finding]) -> None:
         self.findings = tuple(findings)
@@ -58,22 +58,22 @@ class SpecError(OrchestrateError):
 
 
 class DataError(OrchestrateError):
-    """Rows that cannot be trained on, counted and listed."""
+    """The data has rows that cannot be trained on; the message counts and lists them."""
 
 
 class InvalidSweepName(OrchestrateError):
-    """A name that cannot be a sweep's: it becomes a folder."""
+    """The name cannot be a sweep's name, which is also the name of its folder."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         super().__init__(
-            f"{name!r} cannot be a sweep's name: it is its folder's, so it has 1 to 64 letters, digits, dots, dashes "
-            "and underscores, begins with a letter or a digit, and is no link"
+            f"{name!r} cannot be a sweep's name, which is also the name of its folder: use 1 to 64 letters, digits, "
+            "dots, dashes and underscores, the first a letter or a digit, and no symbolic link"
         )
 
 
 class NameTaken(OrchestrateError):
-    """A sweep of this name exists; nothing was overwritten."""
+    """A sweep of this name exists already. Nothing was overwritten."""
 
     def __init__(self, name: str, folder: Path) -> None:
         self.name, self.folder = name, folder
@@ -84,7 +84,7 @@ class NameTaken(OrchestrateError):
 
 
 class NoSuchSweep(OrchestrateError):
-    """No sweep of this name under the runs folder."""
+    """The runs folder has no sweep of this name."""
 
     def __init__(self, name: str, known: Sequence[str], nearest: str | None) -> None:
         self.name, self.known, self.nearest = name, tuple(known), nearest
@@ -101,27 +101,27 @@ class NoTrialCompleted(OrchestrateError):
 
 
 class SweepHeld(OrchestrateError):
-    """Another driver holds this sweep."""
+    """Another driver holds this sweep's lock or lease."""
 
     code = ExitCode.LOCKED
 
     def __init__(self, name: str, holder: str, *, stopped: bool = False) -> None:
-        """`stopped`: the holder's process was stopped by a signal, as by Ctrl-Z, and answers no request."""
+        """`stopped`: the holder's process is suspended by a signal such as Ctrl-Z and answers no request."""
         self.name, self.holder = name, holder
         how = f"stop it there first (`orchestrate stop {name}`)"
         if stopped:
-            how = "it was stopped by a signal (Ctrl-Z?): have it go on (`fg`, or `kill -CONT`), or end that process"
+            how = "it was stopped by a signal (Ctrl-Z?): continue it (`fg`, or `kill -CONT`), or end that process"
         super().__init__(f"sweep {name!r} is being driven by {holder}; {how}")
 
 
 class StorageRefused(OrchestrateError):
-    """The disk, the study's database or the tracking server refused."""
+    """The disk, the study's database or the tracking server refused a read or a write."""
 
     code = ExitCode.REFUSED
 
 
 class StudyMissing(OrchestrateError):
-    """There is no study where one was expected."""
+    """The database holds no study of this sweep."""
 
     code = ExitCode.REFUSED
 
@@ -130,45 +130,46 @@ class StudyMissing(OrchestrateError):
 
 
 class NetworkDisk(OrchestrateError):
-    """SQLite's locks do not hold on network file systems: two machines could write over each other."""
+    """The study's SQLite file is on a network file system, where SQLite's locks do not exclude other machines."""
 
     code = ExitCode.REFUSED
 
     def __init__(self, path: Path, kind: str) -> None:
         super().__init__(
-            f"{path} lies on a network file system ({kind}), where SQLite loses data; put the runs folder on a local "
+            f"{path} is on a network file system ({kind}), where SQLite loses data; put the runs folder on a local "
             "disk ($ORCHESTRATE_HOME) or keep the study in PostgreSQL"
         )
 
 
 class PasswordInUrl(OrchestrateError):
-    """A password in a URL ends up in files, logs and other people's screens."""
+    """A database URL contains a password, which would be written to files and logs."""
 
     def __init__(self, url: str) -> None:
-        super().__init__(f"{url} carries a password; leave it out and give it by $PGPASSWORD or ~/.pgpass")
+        super().__init__(f"{url} contains a password; leave it out and give it by $PGPASSWORD or ~/.pgpass")
 
 
 class SpecChanged(OrchestrateError):
-    """The change asked for would mix trials of two different sweeps."""
+    """The requested change would make trials of one sweep incomparable."""
 
     def __init__(self, name: str, paths: Sequence[str], changes: Sequence[str], may: Sequence[str]) -> None:
         self.paths = list(paths)
         listed = "\n".join(f"  {change}" for change in changes)
         super().__init__(
-            f"a sweep that has begun keeps what its trials have in common, else they could not be compared:\n{listed}\n"
-            f"Nothing was changed. What may change: {', '.join(may)}. For the rest begin another sweep (`orchestrate "
-            f"sweep FILE --name OTHER --set ...`), or try single values in this one (`orchestrate enqueue {name} "
-            "--set ...`)."
+            "a sweep that has begun cannot change what its trials have in common, else they could not be compared:\n"
+            f"{listed}\n"
+            f"Nothing was changed. What may change: {', '.join(may)}. For anything else begin another sweep "
+            "(`orchestrate sweep FILE --name OTHER --set ...`), or try single values in this one (`orchestrate "
+            f"enqueue {name} --set ...`)."
         )
 
 
 class TooManySlots(OrchestrateError):
-    """More trials at a time than the sweep's visibility rule allows."""
+    """The concurrency is above what the sweep's visibility rule (order.lag) allows."""
 
     def __init__(self, slots: int, lag: int) -> None:
         self.slots, self.lag = slots, lag
         super().__init__(
-            f"in this sweep trial n knows the results of trials up to n - {lag} (order.lag, fixed when it began), so "
-            f"at most {lag} trials can run at a time, and {slots} would; set budget.concurrency={lag}, or begin "
+            f"in this sweep trial n sees the results of trials up to n - {lag} (order.lag, fixed when it began), so "
+            f"at most {lag} trials can run at a time, not {slots}; set budget.concurrency={lag}, or begin "
             "another sweep with a larger order.lag or with order: asap"
         )

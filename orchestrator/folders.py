@@ -1,6 +1,6 @@
-"""Layout under the runs folder, and the driver's lock on a sweep.
+"""Layout of the runs folder, and the driver's lock on a sweep.
 
-The lock ends with the process that holds it, and names its holder.
+The lock is a flock on `driver.lock`: the kernel releases it when the holding process ends. The file names the holder.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from orchestrator.errors import InvalidSweepName, NameTaken, NoSuchSweep, SweepH
 from trainer.storage.atomic_files import failpoint, fsync, write_text
 
 FAILURE_FILE = "failure.txt"
-"""In an attempt's folder: the traceback of what ended it."""
+"""In an attempt's folder: the traceback of the error that ended it."""
 DATA_FILE = "data.json"
-"""What was found in the data."""
+"""The data report."""
 ENVIRONMENT_FILE = "environment.json"
-"""Versions, hardware, commit."""
+"""Package versions, hardware and commit."""
 RUNS_FILE = "runs.json"
-"""MLflow's run ids, by our names of runs."""
+"""MLflow run ids by the run names "sweep", "sft" and trial numbers."""
 CRASH_FILES = "internal-error-*.txt"
-"""Tracebacks of bugs that ended a driver, by their time."""
+"""Tracebacks of internal errors that ended a driver; the name has the time."""
 ASIDE = ".set-aside"
-"""In the runs folder: what crashed before its first trial and gave its name back."""
+"""In the runs folder: folders of sweeps that crashed before their first trial, moved so that their names are free."""
 
 SWEEP_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def runs_folder() -> Path:
-    """The runs folder: $ORCHESTRATE_HOME, or ./runs."""
+    """Return the runs folder: $ORCHESTRATE_HOME, or ./runs."""
     return Path(os.environ.get("ORCHESTRATE_HOME", "runs")).resolve()
 
 
 @dataclass(frozen=True, slots=True)
 class SweepFolder:
-    """`runs/<sweep>`: sweep.yaml, study.db, outbox/, trials/<number>/<attempt>/, report.html."""
+    """Paths under `runs/<sweep>`: sweep.yaml, study.db, outbox/, trials/<number>/<attempt>/, report.html."""
 
     root: Path
     name: str
@@ -57,50 +57,50 @@ class SweepFolder:
 
     @property
     def spec(self) -> Path:
-        """The resolved sweep, as it was accepted."""
+        """The resolved sweep file, with all defaults."""
         return self.path / "sweep.yaml"
 
     @property
     def database(self) -> Path:
-        """The study (SQLite)."""
+        """The study's SQLite database."""
         return self.path / "study.db"
 
     @property
     def outbox(self) -> Path:
-        """What tracking has yet to deliver."""
+        """Messages that are not delivered to MLflow yet."""
         return self.path / "outbox"
 
     @property
     def report(self) -> Path:
-        """The page to read and to send."""
+        """The HTML report."""
         return self.path / "report.html"
 
     @property
     def lock(self) -> Path:
-        """Held by the driver while it lives."""
+        """The lock file, held by the driver while it runs."""
         return self.path / "driver.lock"
 
     @property
     def cache(self) -> Path:
-        """Shared by all sweeps, content-addressed."""
+        """Content-addressed cache of data and models, shared by all sweeps."""
         return self.root / "cache"
 
     @property
     def forks(self) -> Path:
-        """Checkpoints held for trials that go on from them, each in a run folder of its own."""
+        """Pinned checkpoints that cloned trials continue from, each in a run folder of its own."""
         return self.path / "forks"
 
     def trial(self, number: int) -> Path:
-        """Everything one trial left behind."""
+        """The folder of one trial, with a folder for each of its attempts."""
         return self.path / "trials" / f"{number:04d}"
 
     def attempt(self, number: int, attempt: int) -> Path:
-        """The folder one attempt writes into; no other attempt ever does."""
+        """The folder that one attempt writes to; no other attempt does."""
         return self.trial(number) / f"{attempt}"
 
 
 def known_sweeps(root: Path) -> list[str]:
-    """Names of the sweeps under `root`."""
+    """Return the sorted names of the sweeps under `root`."""
     if not root.is_dir():
         return []
     return sorted(
@@ -109,7 +109,7 @@ def known_sweeps(root: Path) -> list[str]:
 
 
 def existing_sweep(root: Path, name: str) -> SweepFolder:
-    """The folder of a sweep that is there; NoSuchSweep names the nearest one otherwise."""
+    """Return the folder of an existing sweep. Raises NoSuchSweep with the most similar name."""
     folder = _folder(root, name)
     if not folder.spec.is_file():
         known = known_sweeps(root)
@@ -118,7 +118,7 @@ def existing_sweep(root: Path, name: str) -> SweepFolder:
 
 
 def new_sweep_folder(root: Path, name: str) -> SweepFolder:
-    """The folder of a sweep to begin; NameTaken when anything is there. Makes nothing."""
+    """Return the paths of a sweep to begin without creating them. Raises NameTaken if the folder exists."""
     folder = _folder(root, name)
     if folder.path.exists():
         raise NameTaken(name, folder.path)
@@ -126,7 +126,10 @@ def new_sweep_folder(root: Path, name: str) -> SweepFolder:
 
 
 def create_sweep_folder(folder: SweepFolder, spec: str) -> None:
-    """The sweep's folder with its file in it, both or neither; NameTaken when somebody else was quicker."""
+    """Create the sweep's folder and the resolved file `spec` in it atomically.
+
+    Raises NameTaken if another process created the folder first.
+    """
     folder.root.mkdir(parents=True, exist_ok=True)
     temporary = folder.root / f".{folder.name}.{uuid4().hex[:8]}.tmp"
     temporary.mkdir()
@@ -145,7 +148,7 @@ def create_sweep_folder(folder: SweepFolder, spec: str) -> None:
 
 
 def _folder(root: Path, name: str) -> SweepFolder:
-    """A link in the runs folder could lead anywhere, so none is followed."""
+    """Symbolic links are refused, as they could point outside of the runs folder."""
     folder = SweepFolder(root, name)
     if not SWEEP_NAME_PATTERN.fullmatch(name) or folder.path.is_symlink():
         raise InvalidSweepName(name)
@@ -153,12 +156,12 @@ def _folder(root: Path, name: str) -> SweepFolder:
 
 
 _POLL_SECONDS = 0.5
-"""`status` holds the lock for a moment to see whether anybody drives."""
+"""Seconds. `status` takes the lock for a moment, so a single failed attempt does not mean that a driver runs."""
 
 
 @contextmanager
 def sweep_lock(folder: SweepFolder) -> Generator[None]:
-    """Be the sweep's driver while entered; SweepHeld, naming the holder, when another process is."""
+    """Hold the sweep's driver lock while entered. Raises SweepHeld, which names the holder."""
     with folder.lock.open("a+", encoding="utf-8") as file:
         deadline = time.monotonic() + _POLL_SECONDS
         while not _locked(file):
@@ -173,7 +176,7 @@ def sweep_lock(folder: SweepFolder) -> Generator[None]:
 
 
 def lock_holder(folder: SweepFolder) -> str | None:
-    """Who drives the sweep; None when nobody does."""
+    """Return the process that holds the sweep's lock, as text; None if no driver runs."""
     if not folder.lock.exists():
         return None
     with folder.lock.open(encoding="utf-8") as file:

@@ -1,7 +1,7 @@
 """Protocols through which the driver reports: `ProgressView`, `TrackingSink` and `SweepReporter`.
 
-Views and reporter are implemented in dashboards, sinks in orchestrator.tracking. Every call of a sink may be repeated
-and must then change nothing.
+Views and reporter are implemented in dashboards, sinks in orchestrator.tracking. Every call of a sink is idempotent:
+after a crash the driver may repeat it.
 """
 
 from __future__ import annotations
@@ -20,40 +20,40 @@ UpdatesOf = Callable[[Mapping[str, Any]], int]
 
 
 class ProgressView(Protocol):
-    """Every call returns at once; a view never decides anything."""
+    """Shows a running sweep. Every call returns at once and has no effect on the sweep."""
 
     def set_stage(self, text: str) -> None:
-        """What the sweep is busy with before its trials."""
+        """Show the stage before the trials, such as data preparation."""
         ...
 
     def log(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays on the screen."""
         ...
 
     def set_total_updates(self, updates_of: UpdatesOf) -> None:
-        """The number of updates of a trial by its params, once known."""
+        """Pass the function from a trial's params to its number of updates, once known."""
         ...
 
     def update_trial(self, record: TrialRecord) -> None:
-        """A trial began, ended or was issued again."""
+        """Show a trial that began, ended or gets another attempt."""
         ...
 
     def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
-        """New metrics of a trial."""
+        """Show new metrics of trial `number`."""
         ...
 
     def refresh(self) -> None:
-        """Time passed."""
+        """Redraw; called regularly while no report arrives."""
         ...
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ReportFiles:
-    """A sweep's report on disk. `description`: Markdown for the sweep's own page in MLflow."""
+    """A sweep's report on disk. `description`: Markdown for the sweep's parent run in MLflow."""
 
     page: Path
     figures: Path
@@ -61,62 +61,62 @@ class ReportFiles:
 
 
 class SweepReporter(Protocol):
-    """Describes and reports a sweep. Implemented by `dashboards.sweep_reporter`; it reads and decides nothing."""
+    """Describes a sweep and writes its report; changes nothing. Implemented by `dashboards.sweep_reporter`."""
 
     def charts_view(self, spec: SweepSpec) -> tuple[str, str]:
-        """Key and value of the MLflow experiment tag that holds the saved view of charts."""
+        """Return key and value of the MLflow experiment tag that holds the saved view of charts."""
         ...
 
     def describe(self, study: Study, state: str, *, steps: UpdatesOf | None, diagnose: bool = True) -> str:
-        """Return Markdown: where the sweep stands and, where `diagnose`, what is wrong and what to try next.
+        """Return Markdown: progress and best trials and, with `diagnose`, findings and next steps.
 
         state: "running", "finished" or "interrupted"; steps: updates of a trial by its params, None where unknown.
         """
         ...
 
     def write_report(self, study: Study, state: str, *, steps: UpdatesOf | None) -> ReportFiles:
-        """Write report.html and its figures into the sweep's folder."""
+        """Write report.html and its figures to the sweep's folder."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Presentation:
-    """What a driver shows its sweep with; the command line puts it together."""
+    """The view and the reporter of a driver, composed by the command line."""
 
     open_view: Callable[[SweepSpec, int | None], ProgressView]
-    """From a spec and the number of its trials, None where it is not known."""
+    """Opens a view from a spec and the number of its trials (None: unknown)."""
     reporter: SweepReporter
 
 
 SWEEP = "sweep"
 SFT = "sft"
-"""Names of runs inside a sweep; a trial's run is its number as text."""
+"""Names of runs inside a sweep; the name of a trial's run is its number as text."""
 
 
 class TrackingUnavailable(Exception):
-    """The receiver cannot take messages now. The same message is worth trying again later."""
+    """The receiver cannot take messages now; retry the same message later."""
 
 
 class MessageRejected(Exception):
-    """The receiver will never take this message. It is set aside and the next one follows."""
+    """The receiver rejects this message for good. It is moved to the rejected messages, and the next one is sent."""
 
 
 class TrackingReceiver(Protocol):
-    """Receives a sweep's story. `run` names a run inside the sweep: "sweep", "sft" or the trial's number as text.
+    """Receives runs, metrics, tags and artifacts. `run` is "sweep", "sft" or the trial's number as text.
 
-    Raises TrackingUnavailable or MessageRejected; anything else is a fault of ours.
+    `at` is a Unix time in seconds. Calls raise TrackingUnavailable or MessageRejected; any other exception is a bug.
     """
 
     def start_run(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
-        """A run begins (or begins again: then only new params and tags are set)."""
+        """Start a run, or continue it: then only new params and tags are set."""
         ...
 
     def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
-        """Metrics at their steps; steps at or below the last one told for this run are skipped."""
+        """Log metrics at their steps; steps at or below the last one logged for this run are skipped."""
         ...
 
     def log_final_metrics(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
-        """Numbers that have no course, such as a judge's: one that is the run's newest already changes nothing."""
+        """Log values that are no time series, such as win rates. A value equal to the run's newest is skipped."""
         ...
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
@@ -124,26 +124,26 @@ class TrackingReceiver(Protocol):
         ...
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
-        """Attach a file."""
+        """Attach a file, under `folder` in the run's artifacts."""
         ...
 
     def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
-        """A run is over: FINISHED, FAILED or KILLED."""
+        """End a run with status FINISHED, FAILED or KILLED."""
         ...
 
 
 @runtime_checkable
 class BatchReceiver(Protocol):
-    """A receiver for which several messages of one run cost little more than one."""
+    """A receiver that takes several metric messages of one run in one request."""
 
     def log_metric_history(self, run: str, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> None:
-        """The same as `points` with each of these and its time, one after the other."""
+        """Same as calling `log_metrics` with each of these metrics and times in order."""
         ...
 
 
 class TrackingSink(TrackingReceiver, Protocol):
-    """What the driver tells: calls return at once and raise only when the disk refuses (StorageRefused)."""
+    """The driver's side of tracking: calls return at once and raise StorageRefused only if the disk refuses."""
 
     def close(self, timeout: float) -> int:
-        """Deliver what is left for up to `timeout` seconds; returns how many messages stay for later."""
+        """Deliver remaining messages for up to `timeout` seconds; return how many stay undelivered on disk."""
         ...

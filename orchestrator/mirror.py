@@ -32,35 +32,35 @@ _DISK = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS})
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"config_kwargs": {"connect_timeout": 10, "read_timeout": 60, "retries": {"max_attempts": 2}}},
 }
-"""A storage that does not answer is tried again by us, who say so, and not for minutes by its library."""
+"""Few retries inside the library: mirror_upload retries by itself and logs each failure."""
 
 
 class MirrorRefused(StorageRefused):
-    """The storage behind the URL did not take or give what was asked."""
+    """The storage behind the URL refused a read or a write."""
 
 
 class MirrorDamaged(MirrorRefused):
-    """What is there is not what was put there."""
+    """A file in the mirror is missing or differs from its digest."""
 
 
 class UploadCancelled(Exception):
-    """The copy is no longer wanted; what was uploaded so far does not count."""
+    """The upload is no longer needed; the files uploaded so far belong to no complete folder."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mirror:
-    """Places under one URL. Credentials come from the environment, as the storage's own library takes them."""
+    """Folders under one URL. The storage's library (s3fs, gcsfs) reads credentials from the environment."""
 
     url: str
 
     def subfolders(self, prefix: str) -> Mirror:
-        """The places of this one that begin with `prefix`."""
+        """Return the mirror at `prefix` below this URL."""
         return Mirror(f"{self.url.rstrip('/')}/{prefix}")
 
     def put(self, prefix: str, files: Mapping[str, Path], required: Callable[[], bool] = lambda: True) -> None:
-        """Upload these files, named relative to `prefix`; all are complete once this returns.
+        """Upload `files`, named relative to `prefix`; the folder is complete once this returns.
 
-        The upload is abandoned as soon as `required` returns False.
+        `required` is called after each file; if it returns False, UploadCancelled is raised.
         """
         with _TranslatedErrors(self.url):
             store, root = self._open()
@@ -79,9 +79,10 @@ class Mirror:
         failpoint("mirror.whole")
 
     def get(self, prefix: str, folder: Path) -> bool:
-        """Download what is whole under `prefix` into `folder`, which appears at once; False where nothing is.
+        """Download the complete folder `prefix` to `folder` atomically; return False if there is none.
 
-        MirrorDamaged, and no folder, where a file differs from its digest. OSError where our own disk is full.
+        Raises MirrorDamaged if a file is missing or differs from its digest, OSError if the local disk is full; then
+        `folder` is unchanged.
         """
         with _TranslatedErrors(self.url):
             store, root = self._open()
@@ -110,34 +111,34 @@ class Mirror:
             return True
 
     def files(self, prefix: str = "") -> list[str]:
-        """Every file under this place, whole or half there, by its path below the URL."""
+        """Return the path below the URL of every file under `prefix`, files of incomplete folders included."""
         with _TranslatedErrors(self.url):
             store, root = self._open()
             return sorted(str(path)[len(root) + 1 :] for path in store.find(f"{root}/{prefix}".rstrip("/")))
 
     def complete_paths(self, prefix: str = "") -> list[str]:
-        """Every place under this one that is whole, by its path below the URL."""
+        """Return the path below the URL of every complete folder under `prefix`."""
         return [path[: -len(COMPLETE_LIST) - 1] for path in self.files(prefix) if path.endswith(f"/{COMPLETE_LIST}")]
 
     def remove(self, prefix: str) -> None:
-        """What is under `prefix` no longer counts, then is gone; nothing there is fine."""
+        """Delete everything under `prefix`, lists of complete folders first. Does nothing if there is nothing."""
         with _TranslatedErrors(self.url):
             store, root = self._open()
             found = [str(path) for path in store.find(f"{root}/{prefix}")]
             for path in sorted(found, key=lambda path: not path.endswith(f"/{COMPLETE_LIST}")):
                 _delete_if_exists(store, path)
-            if store.isdir(f"{root}/{prefix}"):  # where folders are more than a part of a name
+            if store.isdir(f"{root}/{prefix}"):  # a file system has folders, an object store only names
                 store.rm(f"{root}/{prefix}", recursive=True)
 
     def write(self, name: str, content: bytes) -> None:
-        """One small file, whole or not there."""
+        """Write a small file atomically."""
         with _TranslatedErrors(self.url):
             store, root = self._open()
             store.makedirs(f"{root}/{name}".rpartition("/")[0], exist_ok=True)
             store.pipe_file(f"{root}/{name}", content)
 
     def read(self, name: str) -> bytes | None:
-        """A small file; None where it is not there."""
+        """Return the content of a small file; None if it does not exist."""
         with _TranslatedErrors(self.url):
             store, root = self._open()
             try:
@@ -147,7 +148,7 @@ class Mirror:
             return found
 
     def delete_file(self, name: str) -> None:
-        """The small file goes; nothing there is fine."""
+        """Delete a small file if it exists."""
         with _TranslatedErrors(self.url):
             store, root = self._open()
             _delete_if_exists(store, f"{root}/{name}")
@@ -158,7 +159,7 @@ class Mirror:
         return store, str(root).rstrip("/")
 
     def _invalidate(self, store: Any, prefix: str) -> None:
-        """What may be there from an upload before this one no longer counts."""
+        """Mark an earlier upload to the same folder as incomplete."""
         if store.isfile(f"{prefix}/{COMPLETE_LIST}"):
             _delete_if_exists(store, f"{prefix}/{COMPLETE_LIST}")
 
@@ -174,11 +175,11 @@ class Mirror:
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MirrorDamaged(
-                f"{self.url}: {prefix.rpartition('/')[2]}/{COMPLETE_LIST} is no list of files"
+                f"{self.url}: {prefix.rpartition('/')[2]}/{COMPLETE_LIST} is not a list of files"
             ) from error
         for name in listed:
             if not name or name.startswith("/") or ".." in name.split("/"):
-                raise MirrorDamaged(f"{self.url}: {name!r} leads out of its folder")
+                raise MirrorDamaged(f"{self.url}: {name!r} points outside of its folder")
         return listed
 
 
@@ -190,7 +191,7 @@ def _delete_if_exists(store: Any, path: str) -> None:
 
 
 class _TranslatedErrors:
-    """What the storage's library says, in one sentence."""
+    """Raises errors of the storage's library as MirrorRefused; errors of the local disk pass."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -210,35 +211,35 @@ class _TranslatedErrors:
 CHECKPOINTS, MODEL, RESULT, TRIALS = "checkpoints", "model", "end", "trials"
 SPEC = "sweep.yaml"
 STUDY = "study"
-"""The id of the study whose copies these are."""
+"""File with the id of the study that owns the mirror folder."""
 
 
 def sweep_path(url: str, sweep: str) -> Mirror:
-    """Everything of one sweep."""
+    """Return the mirror of one sweep."""
     return Mirror(url).subfolders(sweep)
 
 
 def trial_path(url: str, sweep: str, number: int) -> Mirror:
-    """Everything of one trial."""
+    """Return the mirror of one trial."""
     return sweep_path(url, sweep).subfolders(f"{TRIALS}/{number:04d}")
 
 
 def sft_path(url: str, sweep: str, key: str) -> Mirror:
-    """What the SFT stage of that name made; no retention touches it."""
+    """Return the mirror of the SFT stage with this content key; retention never deletes it."""
     return sweep_path(url, sweep).subfolders(f"sft/{key}")
 
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}
-"""Which of this program's extras brings the library for a URL."""
-_PROBE_CONTENT = b"prefsweep looks whether it may write here\n"
+"""URL scheme -> extra of this package that installs its library."""
+_PROBE_CONTENT = b"prefsweep checks whether it may write here\n"
 
 
 class MirrorError(OrchestrateError):
-    """The mirror cannot be used as it stands; nothing was begun."""
+    """The mirror cannot be used; no trial was started."""
 
 
 def probe_mirror(url: str) -> None:
-    """MirrorError where a small object cannot be written, read back and deleted under this URL."""
+    """Check the mirror: raise MirrorError if a small object cannot be written, read back and deleted under this URL."""
     protocol = url.partition("://")[0]
     if protocol not in known_implementations:
         near = closest_match(protocol, known_implementations)
@@ -247,20 +248,20 @@ def probe_mirror(url: str) -> None:
     try:
         mirror.write(name, _PROBE_CONTENT)
         try:
-            given = mirror.read(name)
+            content = mirror.read(name)
         finally:
-            with contextlib.suppress(MirrorRefused):  # what went wrong with the reading is what is told
+            with contextlib.suppress(MirrorRefused):  # the error of the read is the one to report
                 mirror.delete_file(name)
-        if given != _PROBE_CONTENT:
-            raise MirrorError(f"mirror: {url} does not give back what was written there")
+        if content != _PROBE_CONTENT:
+            raise MirrorError(f"mirror: {url}: the object read back differs from the one written")
         if mirror.read(name) is not None:
-            raise MirrorError(f"mirror: {url} does not let go of what was written there: it may not delete")
+            raise MirrorError(f"mirror: {url}: cannot delete objects; grant permission to write, read, list and delete")
     except MirrorRefused as error:
         if isinstance(error.__cause__, ImportError):
             raise MirrorError(
                 f"mirror: {url} needs a library that is not installed: {_check_library(protocol)}"
             ) from error
-        raise MirrorError(f"mirror: {error}; what must be possible there: write, read, list and delete") from error
+        raise MirrorError(f"mirror: {error}; grant permission to write, read, list and delete") from error
 
 
 def _check_library(protocol: str) -> str:

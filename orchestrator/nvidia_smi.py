@@ -1,4 +1,4 @@
-"""GPUs of this machine as `nvidia-smi` reports them, and a message where it does not answer."""
+"""GPUs of this machine as `nvidia-smi` reports them, with a timeout for a driver that hangs."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import sys
 from collections.abc import Sequence
 
 SECONDS = 20.0
-"""For `nvidia-smi` to answer; with a sick GPU or driver it never does."""
+"""Timeout of `nvidia-smi`, which may never return with a broken GPU or driver."""
 HANGS = "nvidia-smi does not answer: the driver or one of the GPUs hangs"
 REMEDY = "look for `Xid` in `dmesg`; restart the machine, or leave that GPU out with CUDA_VISIBLE_DEVICES"
 
 
 class NvidiaSmiHangs(Exception):
-    """`nvidia-smi` did not answer in time."""
+    """`nvidia-smi` did not return in time."""
 
     def __init__(self) -> None:
         super().__init__(f"{HANGS} (waited {SECONDS:g} s)")
 
 
 def query_gpus(fields: str) -> list[str]:
-    """One line of CSV per GPU with these fields; empty where there is no `nvidia-smi` or it fails.
+    """Return one line of CSV per GPU with these fields; empty if `nvidia-smi` is missing or fails.
 
-    Raises NvidiaSmiHangs where it does not answer in time.
+    Raises NvidiaSmiHangs if it does not return in time.
     """
     program = shutil.which("nvidia-smi")
     if program is None:
@@ -36,9 +36,9 @@ def query_gpus(fields: str) -> list[str]:
 
 
 def output_of(command: Sequence[str], seconds: float) -> str | None:
-    """What the command prints, empty where it fails; None where it does not end in time.
+    """Return what the command prints, "" if it fails, None if it does not end within `seconds`.
 
-    It is killed then and not waited for: one that hangs inside the kernel does not die of it.
+    A command that runs too long is killed and not waited for: a process that hangs inside the kernel ignores SIGKILL.
     """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
@@ -53,11 +53,14 @@ def output_of(command: Sequence[str], seconds: float) -> str | None:
 
 @functools.cache
 def smallest_memory() -> float | None:
-    """Bytes of the smallest GPU, asked once per process; None where it is not known: a hang is said on stderr."""
+    """Return the memory in bytes of the smallest GPU, queried once per process.
+
+    None if unknown; a driver that hangs is reported on stderr.
+    """
     try:
         lines = query_gpus("memory.total")
     except NvidiaSmiHangs as error:
-        sys.stderr.write(f"{error}; the memory of the GPUs is taken as not known ({REMEDY})\n")
+        sys.stderr.write(f"{error}; the GPUs' memory is treated as unknown ({REMEDY})\n")
         return None
     mebibytes = [int(line.split()[0]) for line in lines if line.split()[0].isdigit()]  # "81559 MiB"
     return min(mebibytes) * 2.0**20 if mebibytes else None

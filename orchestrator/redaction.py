@@ -1,4 +1,4 @@
-"""Secrets masked in text that is shown or stored elsewhere."""
+"""Masks secrets in text that is shown, stored or sent."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ from typing import Any
 MASK = "***"
 _SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL|WEBHOOK", re.IGNORECASE)
 _MIN_SECRET_LENGTH = 8
-"""Shorter values are no secrets but words like `true` or `0`; masking them would garble everything."""
+"""Shorter values are words like `true` or `0`; masking them would garble ordinary text."""
 _URI_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+@")
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
-    """Values of environment variables whose names say that they are secret, longest first."""
+    """Return the values of environment variables with names of secrets (TOKEN, KEY, PASSWORD, ...), longest first."""
     found = os.environ if environment is None else environment
     values = {v for name, v in found.items() if _SECRET_NAME.search(name) and len(v) >= _MIN_SECRET_LENGTH}
-    return sorted((v for v in values if not _is_place(v)), key=len, reverse=True)
+    return sorted((v for v in values if not _is_existing_path(v)), key=len, reverse=True)
 
 
-def _is_place(value: str) -> bool:
-    """Whether this is a file's or a folder's name, as in SSH_KEY=~/.ssh/id: no secret, and part of ordinary paths.
+def _is_existing_path(value: str) -> bool:
+    """Whether the value is the path of an existing file or folder, as in SSH_KEY=~/.ssh/id, and so no secret.
 
-    Passwords may begin like a path too: only what is there is one.
+    It must exist, since a password may begin like a path too.
     """
     if not value.startswith(("/", ".", "~")):
         return False
     try:
         return Path(value).expanduser().exists()
-    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, or of a user who is not there
+    except (OSError, ValueError, RuntimeError):  # too long, with a zero byte, or of an unknown user
         return False
 
 
 def redact(text: str, secrets: list[str] | None = None) -> str:
-    """The text without secrets of the environment and without credentials in URIs."""
+    """Return the text with secrets of the environment and credentials in URIs replaced by `***`."""
     for secret in secret_values() if secrets is None else secrets:
         text = text.replace(secret, MASK)
     return _URI_CREDENTIALS.sub(rf"\g<scheme>{MASK}@", text)
 
 
 def redact_all(value: Any, secrets: list[str]) -> Any:
-    """`redact` for every text inside a JSON value."""
+    """Apply `redact` to every string inside a JSON value."""
     if isinstance(value, str):
         return redact(value, secrets)
     if isinstance(value, Mapping):

@@ -1,1 +1,1 @@
-"""The sweeps that ship with the product: one YAML per setup."""
+"""Shipped sweeps: one YAML file per setup."""

@@ -1,1 +1,1 @@
-"""One training run: preference tuning of one causal language model. Knows nothing of sweeps."""
+"""One training run: preference tuning of one causal language model. Independent of sweeps."""

@@ -1,7 +1,7 @@
-"""`python -m trainer trial.yaml`: train one configuration alone; metrics as JSON lines on stdout, log on stderr.
+"""`python -m trainer trial.yaml`: train one configuration; metrics as JSON lines on stdout, log on stderr.
 
-Exit codes: 0 finished, 2 the configuration, the data, the model or the folder cannot be used, 3 diverged, 130 and 143
-interrupted by Ctrl-C or SIGTERM with a checkpoint written: the same command continues. Anything else is a bug.
+Exit codes: 0 finished; 2 the configuration, the data, the model or the folder cannot be used; 3 diverged; 130 and 143
+interrupted by Ctrl-C or SIGTERM with a checkpoint written, from which the same command continues. Others are bugs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ DONE, UNUSABLE, DIVERGED = 0, 2, 3
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Train what the command line names and return the exit code."""
+    """Train the trial named on the command line and return the exit code."""
     options = _options(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -39,22 +39,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def check_lengths(config: TrialConfig, file: Path) -> None:
-    """Warn of lengths that the initial model was not trained for.
+    """Warn about lengths that the initial model was not trained for.
 
-    Raises InvalidTrialFile where the model has no positions for them.
+    Raises InvalidTrialFile if the model has no positions for them.
     """
     positions = known_positions(config.model)
     found = [] if positions is None else list(length_findings(positions, config))
-    for warned in (each for each in found if not each.refused):
-        log.warning("%s: %s: %s (%s)", file, warned.path, warned.problem, warned.hint)
+    for warning in (each for each in found if not each.refused):
+        log.warning("%s: %s: %s (%s)", file, warning.path, warning.problem, warning.hint)
     if refused := [f"{each.path}: {each.problem} ({each.hint})" for each in found if each.refused]:
         raise InvalidTrialFile(file, refused)
 
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train one configuration alone.")
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train one configuration.")
     parser.add_argument("trial", type=Path, help="YAML with model, data, loss, training, lora, evaluation")
-    parser.add_argument("--out", type=Path, help="folder of the run; by default runs/alone/<name of the file>")
+    parser.add_argument("--out", type=Path, help="folder of the run; default: runs/alone/<name of the file>")
     parser.add_argument("--cache", type=Path, default=Path("runs/cache"), help="shared by all runs")
     parser.add_argument(
         "--trust-remote-code",
@@ -65,12 +65,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _train(config: TrialConfig, options: argparse.Namespace) -> int:
-    # Late: a mistake in the file is told before seconds of imports.
+    # Imported late, so that errors in the file are reported before seconds of imports.
     from trainer.training_session import TrainingSession
 
     folder: Path = options.out or Path("runs/alone") / options.trial.stem
-    session = TrainingSession(options.cache, trust_remote_code=options.trust_remote_code, tell=log.info)
-    run = session.train(config, folder)  # nothing is computed yet: a signal from here on is this run's
+    session = TrainingSession(options.cache, trust_remote_code=options.trust_remote_code, log_line=log.info)
+    run = session.train(config, folder)  # a generator: signals from here on interrupt this run
     signals = _install_signal_handlers(session.interrupt)
     reporter = JsonLinesReporter(sys.stdout) if session.is_main else None
     result = _drive(run, reporter)
@@ -86,7 +86,10 @@ def _train(config: TrialConfig, options: argparse.Namespace) -> int:
 
 
 def _install_signal_handlers(interrupt: Callable[[], None]) -> list[int]:
-    """A first SIGTERM or SIGINT asks for a checkpoint, a second ends the process; the list holds what came so far."""
+    """Install handlers: the first SIGTERM or SIGINT requests a checkpoint, the second ends the process.
+
+    Returns a list to which received signals are added.
+    """
     received: list[int] = []
 
     def on_signal(number: int, _: FrameType | None) -> None:

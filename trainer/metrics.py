@@ -1,26 +1,24 @@
-"""The names of metrics, and which hyperparameters scale each: a scaled one cannot rank trials that differ in them."""
+"""Names of metrics, and which settings scale each: a scaled metric cannot rank trials that differ in these settings."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 EVAL = "eval_"
 """Prefix of a metric measured on the held-out pairs."""
 
 _BETA_LIKE = frozenset(
-    f"loss.{leaf}" for leaf in ("beta", "gamma", "gamma_beta_ratio", "kind", "loss_type", "alpha", "ld_alpha")
+    f"loss.{name}" for name in ("beta", "gamma", "gamma_beta_ratio", "kind", "loss_type", "alpha", "ld_alpha")
 )
 _ANY_LOSS = frozenset({"loss"})
-_KIND = frozenset({"loss.kind"})
 _SUMMED = frozenset({"loss.kind", "loss.loss_type", "loss.ld_alpha"})
-"""Settings that decide whether log-probs are sums, averages, or sums that weigh tokens."""
+"""Settings that decide whether log-probs are sums, averages, or weighted sums."""
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric: its meaning, the direction that is better (None: neither), and the settings that scale it."""
+    """A metric: its meaning, the better direction (None: neither), and the settings that scale it."""
 
     name: str
     meaning: str
@@ -29,14 +27,14 @@ class Metric:
     on_eval: bool = True
     on_train: bool = True
     kind: str | None = None
-    """The one kind of loss that reports it; None: all do."""
+    """The only kind of loss that reports it; None: all."""
 
 
 _TABLE = (
     Metric("loss", "mean objective over the pairs of an update", "minimize", _ANY_LOSS),
     Metric("rewards/chosen", "mean implicit reward of the chosen responses", "maximize", _BETA_LIKE),
     Metric("rewards/rejected", "mean implicit reward of the rejected responses", "minimize", _BETA_LIKE),
-    Metric("rewards/margins", "mean reward gap, chosen minus rejected", "maximize", _BETA_LIKE),
+    Metric("rewards/margins", "mean reward margin, chosen minus rejected", "maximize", _BETA_LIKE),
     Metric("rewards/accuracies", "share of pairs whose chosen reward is strictly higher", "maximize", _SUMMED),
     Metric(
         "logps/chosen", "log-prob of the chosen responses (per token for SimPO, summed for DPO)", "maximize", _SUMMED
@@ -45,7 +43,7 @@ _TABLE = (
     Metric("log_odds_chosen", "mean log odds ratio, chosen over rejected (ORPO)", "maximize", frozenset(), kind="orpo"),
     Metric("log_odds_ratio", "mean log sigmoid of the log odds ratio (ORPO)", "maximize", frozenset(), kind="orpo"),
     Metric("nll_loss", "cross-entropy per chosen token", "minimize", frozenset()),
-    Metric("margins/logp", "mean gap of length-averaged log-probs, unscaled", "maximize", frozenset()),
+    Metric("margins/logp", "mean margin of length-averaged log-probs, unscaled", "maximize", frozenset()),
     Metric("accuracies/logp", "share of pairs with margins/logp above 0", "maximize", frozenset()),
     Metric("logps_per_token/chosen", "length-averaged log-prob of the chosen responses", "maximize", frozenset()),
     Metric("logps_per_token/rejected", "length-averaged log-prob of the rejected responses", None, frozenset()),
@@ -63,16 +61,16 @@ _TABLE = (
 
 METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
 COMPARISON_METRIC = f"{EVAL}accuracies/logp"
-"""The held-out metric that no hyperparameter scales: the same comparison metric for every objective."""
+"""The held-out metric that no setting scales; every objective can be compared by it."""
 
 
 def base_name(name: str) -> str:
-    """The metric's name without the `eval_` prefix."""
+    """Return the metric's name without the `eval_` prefix."""
     return name.removeprefix(EVAL)
 
 
 def lookup(name: str) -> Metric | None:
-    """The metric called `name`, with or without `eval_`; None where there is none in that place."""
+    """Return the metric called `name`, with or without `eval_`; None if it does not exist in training or evaluation."""
     metric = METRICS.get(base_name(name))
     if metric is None:
         return None
@@ -80,18 +78,12 @@ def lookup(name: str) -> Metric | None:
 
 
 def all_names() -> list[str]:
-    """Every name a trial may report."""
+    """Return every name that a trial may report."""
     return [m.name for m in _TABLE if m.on_train] + [EVAL + m.name for m in _TABLE if m.on_eval]
 
 
-def closest_name(name: str) -> str | None:
-    """The valid name most like `name`."""
-    found = get_close_matches(name, all_names(), n=1, cutoff=0.4)
-    return found[0] if found else None
-
-
 def scaled_by(name: str, searched: Iterable[str]) -> list[str]:
-    """Which of the searched settings scale this metric; empty: it may rank the trials."""
+    """Return which of the searched settings scale this metric; [] if it may rank the trials."""
     metric = lookup(name)
     if metric is None:
         return []

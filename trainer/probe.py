@@ -1,9 +1,8 @@
-"""`python -m trainer.probe trial.yaml`: measure a few updates of one trial; only the cache is kept.
+"""`python -m trainer.probe trial.yaml`: measure a few updates of one trial; writes nothing but the cache.
 
-On stdout one JSON object, from the first process where several train together: seconds of an update (the fastest but
-the first, which also fills caches), what it computed, and the most memory that this process took: on a GPU what torch
-had allocated, else resident memory beyond what the program itself takes. Exit codes: 0, 2 the configuration, the data
-or the model cannot be used, 3 out of memory.
+The first process writes one JSON object to stdout: seconds of an update (the fastest except for the first, which warms
+caches), the work it did, and peak memory of this process: on a GPU allocated by torch, else resident memory beyond
+that of the program at start. Exit codes: 0; 2 the configuration, the data or the model cannot be used; 3 out of memory.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _OUT_OF_MEMORY_PHRASES = ("out of memory", "can't allocate memory", "not enough 
 
 @dataclass(frozen=True, slots=True)
 class UpdateMeasurement:
-    """One update. `tokens` are positions that the model's body computed, of all processes; `peak_bytes` of this one."""
+    """One update. `tokens`: positions computed by all processes; `peak_bytes`: of this process."""
 
     device: str
     processes: int
@@ -46,11 +45,11 @@ class UpdateMeasurement:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure what the command line names."""
+    """Measure the trial named on the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m trainer.probe", description="Measure a few updates of a trial.")
     parser.add_argument("trial", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
-    parser.add_argument("--gpu-share", type=float, default=1.0, help="Of the GPU's memory.")
+    parser.add_argument("--gpu-share", type=float, default=1.0, help="Share of the GPU's memory.")
     parser.add_argument("--trust-remote-code", action="store_true")
     options = parser.parse_args(arguments)
     try:
@@ -72,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def measure(
     config: TrialConfig, cache: Path, *, gpu_share: float = 1.0, trust_remote_code: bool = False
 ) -> UpdateMeasurement | None:
-    """The measurement in the first process, None in the others."""
+    """Return the measurement in the first process, None in the others."""
     import torch
     from transformers.utils.logging import disable_progress_bar
 
@@ -94,7 +93,7 @@ def measure(
     check_positions(policy, prepared)
     if sharded:
         policy.prepare_for_trial(config.lora, config.training, single_use=True)
-        policy.shard(config.training, process_group.device)
+        policy.shard(process_group.device)
     reference = _reference(
         config, make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token), prepared.train
     )
@@ -126,7 +125,7 @@ def measure(
 
 
 def _reference(config: TrialConfig, evaluator: Evaluator, pairs: PairDataset) -> PairLogps | None:
-    """The initial model's log-probs of the pairs that will be trained on, and zeros elsewhere."""
+    """Return the initial model's log-probs of the pairs that are trained on, and zeros for the others."""
     from trainer.objectives.losses import required_stats
     from trainer.objectives.pair_logps import PairLogps
     from trainer.training.schedule import DataOrder

@@ -1,10 +1,10 @@
 """Sources of randomness of a model in training mode, and how they are switched off.
 
-Every objective compares log-probs of several passes (policy with reference, one update with the next), so a model in
-training must compute the same as in evaluation mode. Architectures keep their randomness in dropout modules, in numbers
-of other modules (OPT's `layerdrop`, Mixtral's `jitter_noise`), and in configurations that are read at each pass
-(Falcon's `hidden_dropout`). `switch_off` sets those to zero. What is left, for instance PhiMoE's sampled experts, is
-found by comparing passes: `hold_at_rest`.
+Every objective compares log-probs of several passes (policy and reference, one update and the next), so a model must
+compute the same in training as in evaluation mode. Randomness comes from dropout modules, attributes of other modules
+(OPT's `layerdrop`, Mixtral's `jitter_noise`), and configurations that are read at each pass (Falcon's
+`hidden_dropout`). `switch_off` sets those to zero. Other sources, such as PhiMoE's sampled experts, are found by
+comparing passes: `disable_random_modules`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from transformers import PreTrainedConfig, PreTrainedModel
 _DROP = "drop"
 """Part of the name of every dropout probability: attention_dropout, attn_pdrop, layerdrop, dropout_rate."""
 _JITTER: dict[str, float | None] = {"jitter_noise": 0.0, "input_jitter_noise": 0.0, "moe_jitter_eps": None}
-"""Noise on a router's input, and its value that means none: of Mixtral and MiniMax, PhiMoE, DBRX. Not PhiMoE's
-`router_jitter_noise`, which is the threshold of its sparse mixer and counts at rest too."""
-_ELSEWHERE = ("classifier", "summary")
-"""Probabilities of output layers that a causal language model has not."""
+"""Noise on a router's input, and its neutral value: of Mixtral and MiniMax, PhiMoE, DBRX. PhiMoE's
+`router_jitter_noise` is not among them: it is the threshold of the sparse mixer and is used in evaluation too.
+"""
+_OTHER_HEADS = ("classifier", "summary")
+"""Prefixes of dropout probabilities of output layers that a causal language model does not have."""
 _ROUTERS = "output_router_logits"
 """Adds a load-balancing loss to a model's own loss, and fails in generation."""
 _RECORD = "_prefsweep_switched_off"
@@ -35,7 +36,7 @@ _SEEDS = (0, 1)
 
 
 class StillRandom(ValueError):
-    """A model computes something else in training mode than at rest, and what makes it so was not found."""
+    """A model computes something else in training mode than in evaluation mode, and the cause was not found."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,27 +46,27 @@ class _Setting:
     config: PreTrainedConfig
     name: str
     value: Any
-    now: Any
+    zero: Any
 
 
 @dataclass(slots=True)
 class _Record:
     settings: list[_Setting]
     named: dict[str, str]
-    """What was switched off, by name, with its value."""
+    """Names of what was switched off, with the configured value."""
 
 
 def switch_off(model: PreTrainedModel) -> None:
-    """Put every dropout and jitter that is known here to nothing, and the router's loss; once, after loading.
+    """Set every known dropout and jitter, and the router's loss, to zero; call once after loading.
 
-    `switched_off` names what was found. The model's saved configuration keeps its values: see `as_configured`.
+    `switched_off` returns what was found. The model's saved configuration keeps its values: see `as_configured`.
     """
     record = _Record([], {})
     for config in _configs(model):
         for name, value in list(vars(config).items()):
             if _is_probability(name, value):
                 record.settings.append(_Setting(config, name, value, type(value)(0)))
-                if not name.startswith(_ELSEWHERE):
+                if not name.startswith(_OTHER_HEADS):
                     record.named[name] = f"{value:g}"
             elif name == _ROUTERS and value is True:
                 record.settings.append(_Setting(config, name, value, False))
@@ -80,19 +81,19 @@ def switch_off(model: PreTrainedModel) -> None:
                 record.named[name] = f"{value:g}"
                 setattr(module, name, _JITTER.get(name, 0.0))
     for setting in record.settings:
-        setattr(setting.config, setting.name, setting.now)
+        setattr(setting.config, setting.name, setting.zero)
     setattr(model, _RECORD, record)
 
 
 def switched_off(model: PreTrainedModel) -> dict[str, str]:
-    """What `switch_off` found in this model: names with their values, as configured."""
+    """Return what `switch_off` found in this model: names and configured values."""
     record: _Record | None = getattr(model, _RECORD, None)
     return {} if record is None else dict(record.named)
 
 
 @contextmanager
 def as_configured(model: PreTrainedModel) -> Generator[None]:
-    """Until this ends the model's configuration is the one it was loaded with: to save it."""
+    """Inside the context the model's configuration is the one it was loaded with, for saving."""
     record: _Record | None = getattr(model, _RECORD, None)
     settings = [] if record is None else record.settings
     for setting in settings:
@@ -101,30 +102,39 @@ def as_configured(model: PreTrainedModel) -> Generator[None]:
         yield
     finally:
         for setting in settings:
-            setattr(setting.config, setting.name, setting.now)
+            setattr(setting.config, setting.name, setting.zero)
 
 
-def hold_at_rest(core: PreTrainedModel, run: Callable[[], Tensor], tolerance: float) -> list[str]:
-    """Compare passes in training mode with one at rest, and hold modules at rest whose passes differ.
+def disable_random_modules(core: PreTrainedModel, run: Callable[[], Tensor], tolerance: float) -> list[str]:
+    """Compare passes in training mode with one in evaluation mode, and fix modules that differ in evaluation mode.
 
-    run: one pass over the same tokens; its result may differ by `tolerance` (relative) between code for training and
-    for evaluation. Modules that adapters brought, with a dropout that was asked for, are left out. Returns the types of
-    the modules that stay in evaluation mode from now on, whatever mode the model is put into. StillRandom where that
-    does not help. The mode of every module, and the random numbers of the caller, are left as they were.
+    Dropout modules of adapters, which were configured, are left out. The mode of every other module and the caller's
+    random state are restored.
+
+    Args:
+        core: The model.
+        run: One pass over the same tokens.
+        tolerance: Relative difference accepted between code paths of training and evaluation.
+
+    Returns:
+        The types of the modules that stay in evaluation mode from now on, whatever mode the model is set to.
+
+    Raises:
+        StillRandom: The model still differs.
     """
     modes = {module: module.training for module in core.modules()}
     try:
         _set_modes(core, None)
-        rest, again = (_pass(core, run, seed).result for seed in _SEEDS)
-        noise = 8 * _distance(again, rest) + 1e-5
+        baseline, again = (_pass(core, run, seed).result for seed in _SEEDS)
+        noise = 8 * _distance(again, baseline) + 1e-5
 
         def differs(kind: type[nn.Module] | None) -> bool:
             _set_modes(core, nn.Module if kind is None else kind)
             first, second = (_pass(core, run, seed) for seed in _SEEDS)
             return (
-                first.drew
+                first.used_random
                 or _distance(second.result, first.result) > noise
-                or _distance(first.result, rest) > max(noise, tolerance)
+                or _distance(first.result, baseline) > max(noise, tolerance)
             )
 
         if not differs(None):
@@ -134,12 +144,12 @@ def hold_at_rest(core: PreTrainedModel, run: Callable[[], Tensor], tolerance: fl
         for module in core.modules():
             if type(module) in found:
                 modes[module] = False
-                setattr(module, "train", MethodType(_stay_at_rest, module))  # noqa: B010 - it has another type
+                setattr(module, "train", MethodType(_stay_in_eval_mode, module))  # noqa: B010 - it has another type
         if differs(None):
-            named = ", ".join(kind.__name__ for kind in found) or "none of its modules alone"
+            named = ", ".join(kind.__name__ for kind in found) or "no single module"
             raise StillRandom(
-                f"{type(core).__name__} computes something else in training mode than at rest, from pass to pass or "
-                f"always, and what makes it so was not found ({named}): its log-probs cannot be compared"
+                f"{type(core).__name__} computes other values in training mode than in evaluation mode, and the cause "
+                f"was not found ({named}): its log-probs cannot be compared"
             )
         return [kind.__name__ for kind in found]
     finally:
@@ -147,8 +157,8 @@ def hold_at_rest(core: PreTrainedModel, run: Callable[[], Tensor], tolerance: fl
             module.training = mode
 
 
-def _stay_at_rest(module: nn.Module, mode: bool = True) -> nn.Module:
-    """`nn.Module.train` of a module that stays in evaluation mode; what is inside of it does not."""
+def _stay_in_eval_mode(module: nn.Module, mode: bool = True) -> nn.Module:
+    """`nn.Module.train` of a module that stays in evaluation mode; its children follow `mode`."""
     module.training = False
     for child in module.children():
         child.train(mode)
@@ -156,17 +166,17 @@ def _stay_at_rest(module: nn.Module, mode: bool = True) -> nn.Module:
 
 
 def _set_modes(core: nn.Module, kind: type[nn.Module] | None) -> None:
-    """Training mode for modules of this very type (nn.Module: all; None: none) that are not held at rest."""
+    """Set training mode for modules of exactly this type (nn.Module: all; None: none) that are not fixed."""
     for module in core.modules():
         requested = kind is nn.Module or type(module) is kind
-        current = "train" in vars(module)
-        module.training = requested and not current and not isinstance(module, _DropoutNd)
+        is_fixed = "train" in vars(module)
+        module.training = requested and not is_fixed and not isinstance(module, _DropoutNd)
 
 
 @dataclass(frozen=True, slots=True)
 class _Pass:
     result: Tensor
-    drew: bool
+    used_random: bool
     """Whether random numbers were drawn."""
 
 
@@ -177,10 +187,10 @@ def _pass(core: PreTrainedModel, run: Callable[[], Tensor], seed: int) -> _Pass:
         torch.manual_seed(seed)
         before = _states(core.device)
         result = run().double()
-        drew = before != _states(core.device)
-    drew = drew or python != random.getstate()
+        used_random = before != _states(core.device)
+    used_random = used_random or python != random.getstate()
     random.setstate(python)
-    return _Pass(result, drew)
+    return _Pass(result, used_random)
 
 
 def _states(device: torch.device) -> list[bytes]:
@@ -198,7 +208,7 @@ def _is_probability(name: str, value: Any) -> bool:
 
 
 def _configs(model: nn.Module) -> Iterator[PreTrainedConfig]:
-    """Every configuration that a module reads, and those inside of them; each once."""
+    """Yield every configuration that a module reads, and nested ones, each once."""
     seen: set[int] = set()
     waiting: list[Any] = [getattr(module, "config", None) for module in model.modules()]
     while waiting:

@@ -29,20 +29,21 @@ from trainer.storage.atomic_files import digest_of
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class LoadedData:
-    """A data set, and the tokenizer that made it."""
+    """A prepared data set and its tokenizer."""
 
     prepared: Prepared
     tokenizer: PreTrainedTokenizerBase
 
 
 class ResourceCache:
-    """Loads what a trial needs unless it is there already, and counts it. One model and one data set at a time."""
+    """Loads the data and the model of a trial unless they are loaded, and counts loads. Holds one of each at a time."""
 
     def __init__(
         self, cache: Path, process_group: ProcessGroup, *, trust_remote_code: bool, sibling: ResourceCache | None = None
     ) -> None:
-        """beside: another stock of this process. Those beside it share `counters`, data and the weights of models,
-        over which only adapters can be trained; each is there while one of them uses it."""
+        """`sibling`: another cache of this process, with which this one shares `counters`, data and the weights of
+        models, over which only adapters can be trained. A shared resource is freed when no cache uses it.
+        """
         self._cache, self._process_group, self._trust = cache, process_group, trust_remote_code
         self._shares = sibling is not None
         self.counters: Counter[str] = Counter() if sibling is None else sibling.counters
@@ -56,11 +57,11 @@ class ResourceCache:
         self._policy: tuple[ModelConfig, PolicyModel] | None = None
 
     def load_data(self, data: DataConfig, model: ModelConfig) -> tuple[Prepared, PreTrainedTokenizerBase]:
-        """The tokenized pairs, and the tokenizer that made them."""
+        """Return the tokenized pairs and their tokenizer."""
         key = digest_of([data.model_dump(mode="json"), model.model_dump(mode="json")])
         self._data = self._all_data.get(key)
         if self._data is None:
-            # A generated model is made on the way, and transformers saves models in the first process only.
+            # A generated model is created here, and transformers saves models in the first process only.
             with self._process_group.main_first():
                 tokenizer = load_tokenizer(model, data, self._cache, trust_remote_code=self._trust)
                 self._data = LoadedData(prepare(data, model, self._cache, tokenizer), tokenizer)
@@ -69,9 +70,9 @@ class ResourceCache:
         return self._data.prepared, self._data.tokenizer
 
     def load_model(self, config: ModelConfig, *, will_shard: bool = False) -> PolicyModel:
-        """The model with its initial weights, at rest; `will_shard`: freshly read, not yet on its device."""
+        """Return the model with its initial weights, unprepared. `will_shard`: freshly read, not on its device yet."""
         if will_shard or self._policy is None or self._policy[0] != config:
-            self.drop_model()  # before the next is loaded: two large ones would not fit
+            self.drop_model()  # first, since two large models would not fit
             self._policy = (
                 config,
                 self._shared_base(config) if self._shares else PolicyModel(*self._load(config, will_shard)),
@@ -97,14 +98,11 @@ class ResourceCache:
         return base.new_policy()
 
     def drop_model(self) -> None:
-        """Forget the model; the next trial loads it again."""
-        if self._policy is not None:
-            self._policy[1].unload()
+        """Drop the model; the next trial loads it again."""
         self._policy = None
 
     def release(self) -> None:
-        """After a trial: give back the memory of gradients that nobody will use, and a model of which only slices are
-        here."""
+        """Free the memory of gradients after a trial, and drop a sharded model."""
         if self._policy is not None and is_sharded(self._policy[1].base):
             self.drop_model()
         elif self._policy is not None:
@@ -112,30 +110,31 @@ class ResourceCache:
 
 
 def check_vocabulary(policy: PolicyModel, prepared: Prepared) -> None:
-    """ModelError where the data has token ids that the model has no embedding for: a tokenizer of another model."""
+    """Raise ModelError if the data has token ids without an embedding in the model (a tokenizer of another model)."""
     rows = cast(torch.Tensor, policy.base.get_input_embeddings().weight).shape[0]
     highest = max(prepared.train.max_token_id, prepared.eval.max_token_id)
     if highest >= rows:
         raise ModelError(
-            f"the tokenizer gives token ids up to {highest} and the model has embeddings for {rows} tokens: "
-            "model.tokenizer is not this model's"
+            f"the tokenizer gives token ids up to {highest}, but the model has embeddings for {rows} tokens: "
+            "set model.tokenizer to this model's tokenizer"
         )
 
 
 def check_positions(policy: PolicyModel, prepared: Prepared) -> None:
-    """ModelError where a row is longer than the model has positions for, which would fail in the middle of a trial, or
-    where its log-probs would hang on the rows beside it."""
+    """Raise ModelError if a row is longer than the model's positions, which would fail in the middle of a trial, or if
+    its log-probs would depend on the other rows of its batch.
+    """
     positions = positions_of(policy.base.config.to_dict())
     longest = max(longest_sequence(prepared.train), longest_sequence(prepared.eval))
     if positions.table is not None and longest > positions.table:
         raise ModelError(
-            f"the longest row has {longest:,} tokens, and the model {positions.table:,} positions "
+            f"the longest row has {longest:,} tokens, but the model has {positions.table:,} positions "
             f"({positions.field} in its config.json): set data.max_length to {positions.table} or less"
         )
     if positions.switch is not None and longest > positions.switch and RotarySwitch.of(policy.base) is None:
         raise ModelError(
-            f"beyond {positions.switch:,} tokens the rotary frequencies of this model follow from the longest sequence "
-            f"of a batch, in code that is not transformers' own, and the longest row has {longest:,}: set "
+            f"beyond {positions.switch:,} tokens the rotary frequencies of this model depend on the longest sequence "
+            f"of a batch, in code outside of transformers, and the longest row has {longest:,}: set "
             f"data.max_length to {positions.switch} or less"
         )
 
@@ -148,10 +147,10 @@ def make_evaluator(
     process_group: ProcessGroup,
     cancel_token: CancelToken,
 ) -> Evaluator:
-    """The model as it is now (adapters and all), ready to be looked at and trained with this trial's settings."""
+    """Return an evaluator of the model in its current state, adapters included. Raises ModelError."""
     try:
         autocast = torch.bfloat16 if config.training.bf16 else None
-        model = PairModel(policy.module, config.model.attention, autocast=autocast)
+        model = PairModel(policy.base, config.model.attention, autocast=autocast)
     except CannotPack as error:
         raise ModelError(f"model.attention packed: {error}") from error
     except (UnsupportedHead, StillRandom) as error:

@@ -1,4 +1,4 @@
-"""Results of a training run: `StepMetrics`, `StopDecision`, `RunResult`, and the errors that a user can correct."""
+"""Results of a training run: `StepMetrics`, `StopDecision`, `RunResult`, and errors that a user can correct."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Protocol, TextIO
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """Metrics at one update. A step has one point: training metrics, and `eval_` ones when it was evaluated there."""
+    """Metrics after one update, at most one per update: training metrics, and `eval_` metrics if it was evaluated."""
 
     step: int
     metrics: Mapping[str, float]
     pairs: str = field(default="", compare=False, repr=False)
-    """At an evaluation, the gap of length-averaged log-probs of each held-out pair, as `pack_floats` writes it."""
+    """At an evaluation, the margins/logp of each held-out pair, packed by `pack_floats`; else ""."""
 
 
 def pack_floats(values: Iterable[float]) -> str:
-    """Numbers as text: little-endian float32 in base64, five bytes and a third each."""
+    """Encode numbers as text: little-endian float32 in base64, 5.3 characters each."""
     packed = array("f", values)
     if sys.byteorder == "big":
         packed.byteswap()
@@ -32,7 +32,7 @@ def pack_floats(values: Iterable[float]) -> str:
 
 
 def unpack_floats(text: str) -> list[float]:
-    """The numbers that `pack_floats` wrote."""
+    """Decode the numbers of `pack_floats`."""
     packed = array("f", b64decode(text))
     if sys.byteorder == "big":
         packed.byteswap()
@@ -41,7 +41,7 @@ def unpack_floats(text: str) -> list[float]:
 
 @dataclass(frozen=True, slots=True)
 class StopDecision:
-    """Go on, or stop; a stop always has its reason in words. `diverged`: the trial is beyond saving, not only worse."""
+    """Whether to stop a run; a stop has a reason. `diverged`: the trial has diverged, not only fallen behind."""
 
     stop: bool
     reason: str = ""
@@ -49,14 +49,14 @@ class StopDecision:
 
     def __post_init__(self) -> None:
         if self.stop and not self.reason:
-            raise ValueError("a verdict to stop needs a reason")
+            raise ValueError("a stop decision needs a reason")
 
 
 CONTINUE = StopDecision(stop=False)
 
 
 class RunStatus(StrEnum):
-    """How a training run ended, as the trainer itself sees it."""
+    """How a training run ended."""
 
     FINISHED = "finished"
     DIVERGED = "diverged"
@@ -65,7 +65,7 @@ class RunStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """How a run ended. `steps` is the last update done, `folder` holds the final weights when it finished."""
+    """The result of a run. `steps` is the number of updates taken, `folder` the final weights of a finished run."""
 
     status: RunStatus
     reason: str
@@ -74,49 +74,50 @@ class RunResult:
 
 
 class Reporter(Protocol):
-    """Receives points; its decision decides whether the run goes on."""
+    """Receives metrics; its decision may stop the run."""
 
     def report(self, metrics: StepMetrics) -> StopDecision:
-        """Take one point."""
+        """Take the metrics of one update."""
         ...
 
 
 class JsonLinesReporter:
-    """One JSON object per point; what `python -m trainer` uses when nobody else listens."""
+    """Writes one JSON object per line and never stops a run; used by `python -m trainer`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def report(self, metrics: StepMetrics) -> StopDecision:
-        """Write the point and go on."""
+        """Write the metrics."""
         self._stream.write(json.dumps({"step": metrics.step, **metrics.metrics}) + "\n")
         self._stream.flush()
         return CONTINUE
 
 
 class TrialError(Exception):
-    """A model, a data set or a folder that cannot be used as asked; the message says what and what to do."""
+    """A model, a data set or a folder that cannot be used as configured; the message says what to do."""
 
 
 class ModelError(TrialError):
-    """The initial model cannot be loaded, or not in the way the configuration asks."""
+    """The initial model cannot be loaded, or not as configured."""
 
 
-def cannot_load(what: str, error: Exception) -> str:
-    """Return the sentence about `what` that did not load; where its own code was refused, it names the flag.
+def cannot_load_message(subject: str, error: Exception) -> str:
+    """Return the message about `subject` that cannot be loaded; if its own code was refused, with the flag that allows
+    it.
 
     Args:
-        what: The subject of the sentence: "the model /path".
-        error: What transformers raised.
+        subject: The subject of the sentence, such as "the model /path".
+        error: The exception of transformers.
     """
     message = str(error).strip()
     if "trust_remote_code" in message:
         return (
-            f"{what} comes with Python code of its own, which is run only with --trust-remote-code: read that code, "
+            f"{subject} comes with its own Python code, which runs only with --trust-remote-code: read that code, "
             "and add the flag if you trust it"
         )
-    return f"{what} cannot be loaded: {message}"
+    return f"{subject} cannot be loaded: {message}"
 
 
 class ResumeError(TrialError):
-    """A folder holds the work of another configuration."""
+    """A folder belongs to another configuration, or a checkpoint cannot be used."""

@@ -1,4 +1,4 @@
-"""`TrainingSession`: trains one trial after the other, with resources that stay loaded between them."""
+"""`TrainingSession`: trains trials one after the other, with resources that stay loaded between them."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ from trainer.training.train_loop import EvaluationFns, TrainLoop
 
 log = logging.getLogger(__name__)
 
-# What changes how fast a run goes, or what is said of it, but not where it arrives.
+# Settings that change the speed or the output of a run, but not its result.
 _WITHOUT_EFFECT = frozenset({"training.tokens_per_micro_batch", "training.distributed", "evaluation.samples"})
 
 
 def config_digest(config: TrialConfig) -> str:
-    """Name of what a run computes; a checkpoint is continued only by a configuration of the same name."""
+    """Return a digest of everything that determines a run's result; checkpoints continue only under the same digest."""
     return digest_of({k: v for k, v in config.canonical_params().items() if k not in _WITHOUT_EFFECT})
 
 
 class TrainingSession:
-    """Makes one trial after the other and loads nothing twice."""
+    """Trains trials one after the other and loads nothing twice."""
 
     def __init__(
         self,
@@ -50,64 +50,79 @@ class TrainingSession:
         *,
         trust_remote_code: bool = False,
         sibling: TrainingSession | None = None,
-        tell: Callable[[str], None] | None = None,
+        log_line: Callable[[str], None] | None = None,
     ) -> None:
-        """`cache` is shared by all workers; `trust_remote_code` lets a model's folder run its own Python.
+        """Create a session.
 
-        `sibling`: as the method of that name has it. `tell`: given each line of the data's report before training, in
-        the process that speaks for all.
+        Args:
+            cache: Cache folder, shared by all workers.
+            trust_remote_code: Whether a model's folder may run its own Python code.
+            sibling: See the method `sibling`.
+            log_line: Called in the main process with each line of the data report before training.
         """
-        disable_progress_bar()  # one bar per trial and file would drown what is said
+        disable_progress_bar()  # a bar per trial and file would flood the log
         self._cache, self._trust = cache, trust_remote_code
         self._process_group = ProcessGroup() if sibling is None else sibling._process_group
-        with_stock = None if sibling is None else sibling._resources
+        shared_resources = None if sibling is None else sibling._resources
         self._resources = ResourceCache(
-            cache, self._process_group, trust_remote_code=trust_remote_code, sibling=with_stock
+            cache, self._process_group, trust_remote_code=trust_remote_code, sibling=shared_resources
         )
         self._reference_cache = (
             ReferenceCache(cache, self._process_group) if sibling is None else sibling._reference_cache
         )
         self._interrupted = threading.Event()
-        self._tell = tell
+        self._log_line = log_line
 
     def sibling(self) -> TrainingSession:
-        """Return another training session in this process, whose trials take turns with this one's, a point at a time.
+        """Return another session in this process, whose trials can be interleaved with this one's, update by update.
 
-        Sibling sessions share data, the initial models' outputs and the models' weights, so their trials train
-        adapters only (ModelError for another). Each trial is to the bit what it would be alone.
+        Siblings share data, the initial models' outputs and the models' weights, so they train adapters only (else
+        ModelError). Each trial has the same result, bit for bit, as without siblings.
         """
         return TrainingSession(self._cache, trust_remote_code=self._trust, sibling=self)
 
     @property
     def counters(self) -> Counter[str]:
-        """What this process has done so far: `imports`, `trials`, `data_loaded`, `model_loaded`, `weights_restored`,
-        `reference_computed`, `reference_loaded` (of training pairs), `start_computed`, `start_loaded` (of held-out
-        pairs), `answers_computed`, `answers_loaded`."""
+        """Counts of this process so far: `imports`, `trials`, `data_loaded`, `model_loaded`, `weights_restored`,
+        `reference_computed`, `reference_loaded` (training pairs), `start_computed`, `start_loaded` (held-out pairs),
+        `answers_computed`, `answers_loaded`.
+        """
         return Counter(imports=1) + self._resources.counters + self._reference_cache.counters
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and speaks for all."""
+        """Whether this is the main process, which writes files and logs."""
         return self._process_group.is_main
 
     def interrupt(self) -> None:
-        """Ask the run that `train` was called for last to save a checkpoint and end as STOPPED; from any thread or a
-        signal handler. One that is over changes nothing: the next run knows nothing of it."""
+        """Make the last run of `train` save a checkpoint and end as STOPPED. Callable from any thread or a signal
+        handler; has no effect on later runs.
+        """
         self._interrupted.set()
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
-        """Run one trial in `folder`; a point per `logging_steps` and per evaluation, the initial model's at step 0.
+        """Run one trial in `folder`. Yields metrics per `logging_steps` and per evaluation; step 0 is the initial
+        model.
 
-        Continues from the newest good checkpoint in `earlier` (older attempts' folders) and `folder`, whose points
-        are given again first; a run that ended there only tells its story. Where there is none, `fork` is the run
-        folder of another configuration whose newest checkpoint this one goes on from, its points included. Final
-        weights are in `folder/model`. Closing the generator stops at once and saves nothing. Raises TrialError for what
-        the user can put right, ResumeError where the folder holds another configuration's work or `fork` no good
-        checkpoint, OSError where the disk refuses.
+        Continues from the newest valid checkpoint in `earlier` and `folder`, whose metrics are yielded again first; a
+        run that is finished there is only replayed. Final weights are in `folder/model`. Closing the generator stops at
+        once and saves nothing.
+
+        Args:
+            config: The trial.
+            folder: The run folder.
+            earlier: Run folders of older attempts, the newest last.
+            fork: Run folder of another configuration from whose newest checkpoint, metrics included, this trial starts
+                if it has no checkpoint of its own.
+
+        Raises:
+            TrialError: A problem that the user can correct.
+            ResumeError: The folder belongs to another configuration, or `fork` has no valid checkpoint.
+            OSError: The disk cannot be written.
         """
-        self._interrupted = threading.Event()  # each run has its own: an interrupt that comes late is no other run's
+        self._interrupted = threading.Event()  # one per run: a late interrupt must not reach the next
         return self._run(config, folder, earlier, fork, self._interrupted.is_set)
 
     def _run(
@@ -144,16 +159,16 @@ class TrainingSession:
         process_group, cancel_token = self._process_group, CancelToken(self._process_group, interrupted)
         state = self._state([*earlier, folder], digest, folder) or self._fork_state(fork)
         prepared, tokenizer = self._resources.load_data(config.data, config.model)
-        if self._tell is not None and self.is_main:
+        if self._log_line is not None and self.is_main:
             for line in prepared.report.summary_lines():
-                self._tell(f"data: {line}")
+                self._log_line(f"data: {line}")
         sharded = process_group.shards_model(config.training)
         policy = self._resources.load_model(config.model, will_shard=sharded)
         check_vocabulary(policy, prepared)
         check_positions(policy, prepared)
-        if sharded:  # first of all: no process ever has the whole model on its device
+        if sharded:  # first, so that no process has the whole model on its device
             self._prepare_policy(policy, config, single_use=True)
-            policy.shard(config.training, process_group.device)
+            policy.shard(process_group.device)
 
         initial_evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
         reference_key = (config, policy.fingerprint, prepared, initial_evaluator)
@@ -192,27 +207,29 @@ class TrainingSession:
         return result
 
     def _state(self, folders: Sequence[Path], digest: str, folder: Path) -> checkpoints.TrainState | None:
-        with self._process_group.main_first():  # it alone sets damaged ones aside
+        with self._process_group.main_first():  # only the main process renames damaged ones
             state = checkpoints.load_newest(folders)
         if state is not None:
             _check_same_config(state.config, digest, folder)
         return state
 
     def _fork_state(self, fork: Path | None) -> checkpoints.TrainState | None:
-        """Another run's state. Never from the start instead: that would be another trial than the one asked for."""
+        """Return another run's state. Raises ResumeError without a valid checkpoint instead of starting from the
+        beginning.
+        """
         if fork is None:
             return None
         with self._process_group.main_first():
             state = checkpoints.load_newest([fork])
         if state is None:
-            raise ResumeError(f"the checkpoint that this trial goes on from is damaged or gone (see {fork})")
+            raise ResumeError(f"the checkpoint from which this trial continues is damaged or missing (see {fork})")
         return state
 
     def _prepare_policy(self, policy: PolicyModel, config: TrialConfig, *, single_use: bool = False) -> None:
         try:
             policy.prepare_for_trial(config.lora, config.training, single_use=single_use)
         except ModelError:
-            self._resources.drop_model()  # adapters may be on some of its layers
+            self._resources.drop_model()  # some of its layers may have adapters already
             raise
 
     def _finish(
@@ -241,7 +258,7 @@ class TrainingSession:
 def create_engine(
     config: TrialConfig, inputs: TrainingInputs, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> Engine:
-    """Who takes the updates of this trial."""
+    """Return the engine that takes the updates of this trial."""
     match config.engine:
         case "packed":
             return PackedEngine(config, inputs)
@@ -254,12 +271,12 @@ def create_engine(
 
 
 def completions_due(config: TrialConfig, step: int, total: int) -> bool:
-    """Whether the fixed prompts are answered after update `step` of `total`."""
+    """Return whether the fixed prompts are completed after update `step` of `total`."""
     configured = config.evaluation.answer_steps
     period = interval(config.training.eval_steps, total) if configured is None else configured
     return step == total or (period > 0 and step % period == 0)
 
 
-def _check_same_config(theirs: str, ours: str, folder: Path) -> None:
-    if theirs != ours:
-        raise ResumeError(f"{folder} holds the work of another configuration; choose another folder or remove it")
+def _check_same_config(found: str, expected: str, folder: Path) -> None:
+    if found != expected:
+        raise ResumeError(f"{folder} belongs to another configuration; choose another folder or remove it")

@@ -18,7 +18,8 @@ from dashboards.analysis.significance import Difference, Significance, analyze_s
 from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame, format_value, short_names
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from orchestrator.spec.objectives import Objective
-from orchestrator.spec.search.space import Choice, SearchSpace
+from orchestrator.spec.search.dimensions import Choice
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.importance import importance
 from trainer.metrics import COMPARISON_METRIC, EVAL
 

@@ -17,12 +17,12 @@ from dashboards.diagnosis.findings import Finding, FindingLevel
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.samplers import GridSampler, RandomSampler
-from orchestrator.spec.search.dimensions import values_equal
-from orchestrator.spec.search.space import Choice, Dimension, SearchSpace
+from orchestrator.spec.search.dimensions import Choice, Dimension, values_equal
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from trainer.config.loss_config import SftLoss, SimpoLoss
-from trainer.config.trial import TrialConfig
+from trainer.config.trial import ZERO3_REMOVED, TrialConfig, is_removed_distributed
 
 LEARNING_RATE = "training.learning_rate"
 _MARGIN_PATHS = ("loss.gamma", "loss.gamma_beta_ratio")
@@ -78,6 +78,7 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
         reasons[SEED] = "the same again with other seeds: what chance alone does has not been measured yet"
         if zipped:
             reasons["zip"] = reason
+    head += _replacement_note(frame, base)
     head += [f"note: {f.title}. {f.next_step}" for f in analysis.findings if f.rule in _REPORTED_RULES]
     return FollowUpSweep(
         _spec(frame, name, base, SearchSpace(dimensions=dimensions, zipped=zipped)), reasons, tuple(head)
@@ -253,7 +254,10 @@ def _after_failures(frame: SweepFrame, name: str) -> FollowUpSweep:
     for path in frame.space.paths:
         if path != LEARNING_RATE:
             reasons[path] = f"as in {frame.name}, which could not compare them"
-    head = (f"No trial of {frame.name} completed and {len(diverged)} diverged.",)
+    head = (
+        f"No trial of {frame.name} completed and {len(diverged)} diverged.",
+        *_replacement_note(frame, frame.spec.base),
+    )
     search = SearchSpace(dimensions=dimensions, zipped=zipped)
     return FollowUpSweep(_spec(frame, name, frame.spec.base, search), reasons, head)
 
@@ -261,7 +265,7 @@ def _after_failures(frame: SweepFrame, name: str) -> FollowUpSweep:
 def _spec(frame: SweepFrame, name: str, base: TrialConfig, search: SearchSpace) -> SweepSpec:
     size = search.size()
     grid = size is not None and size <= _MAX_GRID_POINTS
-    tree = frame.spec.model_dump() | {
+    tree: dict[str, Any] = frame.spec.model_dump() | {
         "name": name,
         "description": f"Follow-up of {frame.name}",
         "base": base.model_dump(),
@@ -271,7 +275,16 @@ def _spec(frame: SweepFrame, name: str, base: TrialConfig, search: SearchSpace) 
         "storage": None,
     }
     once = ("enqueue", "warm_start")  # what the first sweep began with
+    for part in ("base", "sft"):
+        if tree[part] is not None and is_removed_distributed(tree[part]["training"]["distributed"]):
+            tree[part]["training"]["distributed"] = "fsdp2"
     return SweepSpec.model_validate({key: value for key, value in tree.items() if key not in once})
+
+
+def _replacement_note(frame: SweepFrame, base: TrialConfig) -> list[str]:
+    stages = (base, frame.spec.sft)
+    replaced = any(s is not None and is_removed_distributed(s.training.distributed) for s in stages)
+    return [f"training.distributed is fsdp2 here: {ZERO3_REMOVED}."] if replaced else []
 
 
 _COLUMNS = 110

@@ -21,7 +21,7 @@ from dashboards.analysis.param_effects import (
 )
 from dashboards.analysis.significance import Difference, paired_difference, trial_values
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_brief, format_value
-from orchestrator.spec.search.space import Choice, Dimension, IntUniform, LogUniform, Uniform
+from orchestrator.spec.search.dimensions import Choice, Dimension, IntUniform, LogUniform, Uniform
 
 _BEST_SHARE = 0.3
 _MIN_TRIALS = 3

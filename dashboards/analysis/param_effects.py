@@ -13,7 +13,7 @@ import numpy as np
 
 from dashboards.analysis.significance import Difference, paired_difference, trial_values
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
-from orchestrator.spec.search.space import IntUniform, LogUniform, Uniform
+from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import TrialState
 
 MAX_COMPARED = 8

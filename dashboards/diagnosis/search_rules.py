@@ -26,7 +26,7 @@ from dashboards.analysis.param_effects import (
 from dashboards.analysis.significance import Significance
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_value
 from dashboards.diagnosis.findings import Finding, FindingLevel, round_count
-from orchestrator.spec.search.space import IntUniform, LogUniform, Uniform
+from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import FailureKind, TrialState
 
 _MAX_LISTED = 6

@@ -18,7 +18,8 @@ from dashboards.analysis.sweep_frame import TrialCurves, format_params, format_v
 from dashboards.formatting import format_duration, progress_bar
 from dashboards.terminal.trial_tables import ACCURACIES, MARGINS, trial_table
 from orchestrator.interfaces import UpdatesOf
-from orchestrator.spec.sweep_spec import Objective, SweepSpec
+from orchestrator.spec.objectives import Objective
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
 from trainer.results import StepMetrics
 

@@ -15,7 +15,8 @@ from dashboards.analysis.sweep_frame import TrialCurves, format_params, format_v
 from dashboards.diagnosis.findings import Finding, FindingLevel
 from dashboards.formatting import progress_bar, sparkline
 from orchestrator.interfaces import UpdatesOf
-from orchestrator.spec.sweep_spec import Objective, SweepSpec
+from orchestrator.spec.objectives import Objective
+from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
 
 _STYLE = {

@@ -131,7 +131,7 @@ def _internal_error(error: Exception) -> int:
         file.write(_redacted("".join(traceback.format_exception(error))))
     message = _redacted(f"{type(error).__name__}: {error}")
     click.echo(
-        f"this is ours, not yours: {message}\nThe traceback is in {file.name}; please report it.",
+        f"internal error: {message}\nThe traceback is in {file.name}; please report it.",
         err=True,
     )
     return int(ExitCode.INTERNAL_ERROR)

@@ -131,7 +131,7 @@ def watch_sweep(name: str, root: Path) -> None:
 def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
     """Serve the MLflow pages on loopback until Ctrl-C; prints the address of the sweep's charts."""
 
-    spec = load_spec(existing_sweep(root, name).spec) if name is not None else None
+    spec = load_spec(existing_sweep(root, name).spec, is_new=False) if name is not None else None
     tracking = spec.tracking if spec is not None else Tracking()
     uri = tracking_uri(root, tracking.uri)
     with SignalHandler(lambda: "") as signals:

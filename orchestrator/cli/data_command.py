@@ -45,7 +45,7 @@ def data(
     count = rows if rows is not None or as_json or row is not None else SHOWN
     shown, left = chosen_rows(made, count, split, row)
     if as_json:
-        for each in (*(row.as_json() for row in shown), made.whole()):
+        for each in (*(row.as_json() for row in shown), made.report_json()):
             # a lone surrogate, which is no UTF-8, becomes its escape in JSON
             text = json.dumps(each, ensure_ascii=False).encode("utf-8", "backslashreplace")
             click.echo(text.decode("utf-8"))

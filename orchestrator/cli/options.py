@@ -57,13 +57,13 @@ def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool)
     """The sweep that was asked for, and what to say about how it was read. SpecError with every finding."""
     from orchestrator.spec.loading.loader import load_with_notices
     from orchestrator.spec.loading.position_checks import check_lengths
-    from trainer.environment import foreign_settings, ignored
+    from trainer.environment import foreign_settings, ignored_message
 
     loaded, foreign = load_with_notices(file, sets, name=name), foreign_settings()
     notices = (
         *loaded.notices,
         *check_lengths(loaded.spec, loaded.document),
-        *([ignored(foreign)] if foreign else ()),
+        *([ignored_message(foreign)] if foreign else ()),
     )
     if not rehearse:
         return loaded.spec, notices

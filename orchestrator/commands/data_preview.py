@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.errors import Finding, SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_with_notices
-from orchestrator.spec.loading.yaml_document import Document, parse_document, read_document
+from orchestrator.spec.loading.validation_errors import parse_document, read_document
 from trainer.config.trial import TrialConfig
-from trainer.config.yaml_files import trial_of
+from trainer.config.yaml_files import Document, load_trial
 
 if TYPE_CHECKING:
     from trainer.data.row_preview import Preview, PreviewRow
@@ -32,7 +32,7 @@ def config_of(file: Path, sets: Sequence[str]) -> tuple[TrialConfig, list[str]]:
     document = read_document(file)
     value = document.value
     if isinstance(value, dict) and "base" not in value and ("model" in value or "data" in value):
-        return trial_of(file, _changes(sets)), []
+        return load_trial(file, _changes(sets)), []
     loaded = load_with_notices(file, sets)
     notices = list(loaded.notices)
     searched = [path for path in loaded.spec.search.paths if path.startswith(("data.", "model."))]

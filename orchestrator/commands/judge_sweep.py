@@ -76,5 +76,9 @@ def judge_config(spec: SweepSpec, folder: SweepFolder, sets: Sequence[str]) -> J
     if outside:
         problem = "only leaves of judge can be set here, such as judge.top=5"
         raise SpecError([Finding(f"--set {one}", "", problem) for one in outside])
-    found = load_spec_text(dump_spec(spec), folder.path, sets, source=str(folder.spec)).judge if sets else spec.judge
+    found = (
+        load_spec_text(dump_spec(spec), folder.path, sets, source=str(folder.spec), is_new=False).judge
+        if sets
+        else spec.judge
+    )
     return JudgeConfig() if found is None else found

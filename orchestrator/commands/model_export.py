@@ -140,7 +140,7 @@ class _Check:
             self.model.parent / "eval_pairs.safetensors",
             tokenizer,
             trust_remote_code=self.trust,
-            tell=lambda text: self.say(f"export: {text}"),
+            report_progress=lambda text: self.say(f"export: {text}"),
         )
         self.found = str(result)
         self.say(f"export: {self.found}")

@@ -118,7 +118,7 @@ def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
         )
         return replace(facts, notices=(message,))
     try:
-        found.refuse(requested)
+        found.raise_if_unusable(requested)
         notices: tuple[str, ...] = ()
     except TrialError as error:
         notices = (_to_correct(error),)

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
 from orchestrator.spec.estimates.input_sizes import count_rows
 from orchestrator.spec.judge_config import JudgeConfig
+from orchestrator.spec.samplers import GridSampler
 from orchestrator.spec.search.corners import extreme_values
 from orchestrator.spec.search.dimensions import Choice, Dimension, Scalar, end_values
 from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.sweep_spec import Budget, GridSampler, Resources, SftStage, SweepSpec
+from orchestrator.spec.sweep_spec import Budget, Resources, SftStage, SweepSpec
+from trainer.config.hub_cache import hub_reachable, model_file
 from trainer.config.trial import DataConfig, GeneratedModel, GeneratedSource, HubSource, ModelConfig, TrainingConfig
 
 ROWS, EVAL_ROWS, STEPS, PAIRS, LENGTH, MAX_TRIALS = 64, 16, 4, 4, 256, 16
 _FIXED = ("model.", "data.", "evaluation.", "training.max_steps", "training.num_train_epochs")
 _ALSO_FIXED = ("training.pairs_per_update", "training.tokens_per_micro_batch", "training.eval_steps")
 _SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_key_value_heads": 2}
-_TIMEOUT = 5.0
-"""Seconds to wait for the hub."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,36 +166,21 @@ def _model(model: ModelConfig, notices: list[str]) -> ModelConfig:
 
 def _architecture(name: str, revision: str | None) -> str | None:
     """`model_type` of a folder or of a hub model; None where neither is in reach."""
-    file = Path(name) / "config.json"
-    if not file.is_file():
+    file = model_file(name, "config.json", revision)
+    if file is None:
         if not hub_reachable():
-            found = _cached_config(name, revision)
-            if found is None:
-                return None
-            file = found
-        else:
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+            return None
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-            try:
-                file = Path(hf_hub_download(name, "config.json", revision=revision))
-            except (HfHubHTTPError, LocalEntryNotFoundError, OSError):
-                return None
+        try:
+            file = Path(hf_hub_download(name, "config.json", revision=revision))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError):
+            return None
     try:
         return str(json.loads(file.read_bytes())["model_type"])
     except (OSError, ValueError, KeyError):
         return None
-
-
-def _cached_config(name: str, revision: str | None) -> Path | None:
-    from huggingface_hub import try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:
-        return None
-    return Path(found) if isinstance(found, str) else None
 
 
 # --- data ------------------------------------------------------------------------------------------------------------
@@ -217,17 +199,3 @@ def _data(data: DataConfig, notices: list[str]) -> DataConfig:
         small["train"] = (GeneratedSource(generated="instructions", rows=ROWS),)
         small["eval"] = (GeneratedSource(generated="instructions", split="eval", rows=EVAL_ROWS),)
     return data.model_copy(update=small)
-
-
-def hub_reachable() -> bool:
-    """Whether the Hugging Face hub answers within seconds."""
-    if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):
-        return False
-    request = urllib.request.Request(os.environ.get("HF_ENDPOINT", "https://huggingface.co"), method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=_TIMEOUT):
-            return True
-    except urllib.error.HTTPError:
-        return True
-    except (urllib.error.URLError, OSError, ValueError):
-        return False

@@ -33,7 +33,7 @@ def status(name: str, root: Path) -> dict[str, Any]:
     folder = existing_sweep(root, name)
     driver = folders.lock_holder(folder)
     if not Study.exists(folder):
-        spec = load_spec(folder.spec)
+        spec = load_spec(folder.spec, is_new=False)
         state = "preparing" if driver else "interrupted"
         found = _status_object(spec, state, driver, [], [], {}, None, 0.0)
         return found | {"why": "" if driver else last_crash(folder)}
@@ -168,7 +168,7 @@ def history(name: str, root: Path) -> dict[str, Any]:
         return {"name": name, "events": [event], "specs": [], "given": []}
     with open_study(folder) as study:
         versions = study.spec_history()
-        specs = [SweepSpec.model_validate_json(v.text) for v in versions]
+        specs = [SweepSpec.from_stored(v.text) for v in versions]
         changes = [[], *([asdict(c) for c in spec_differences(old, new)] for old, new in pairwise(specs))]
         return {
             "name": name,

@@ -20,7 +20,7 @@ from orchestrator import folders
 from orchestrator.driver.checkpoint_retention import fork_lock
 from orchestrator.errors import Finding, OrchestrateError, SpecError
 from orchestrator.folders import SweepFolder, existing_sweep
-from orchestrator.spec.loading.yaml_document import parse_document
+from orchestrator.spec.loading.validation_errors import parse_document
 from orchestrator.spec.search.manual_trials import (
     Problem,
     allowed_values,

@@ -37,7 +37,7 @@ class InternalError(OrchestrateError):
             if is_free(folder)
             else f"What was done is kept: orchestrate resume {folder.name}"
         )
-        super().__init__(f"this is ours, not yours: {message}\nThe traceback is in {trace}; please report it.\n{after}")
+        super().__init__(f"internal error: {message}\nThe traceback is in {trace}; please report it.\n{after}")
 
 
 def leave_trace(folder: SweepFolder, error: Exception, reporter: SweepReporter) -> Exception:

@@ -304,7 +304,7 @@ def judge_after_sweep(
         except (OrchestrateError, TrialError) as error:
             view.log(f"judge: {error}; {again}")
         except Exception as error:  # noqa: BLE001 - days of training must not end in a traceback about a judge
-            view.log(f"judge: this is ours, not yours ({redact(f'{type(error).__name__}: {error}')}); {again}")
+            view.log(f"judge: internal error: {redact(f'{type(error).__name__}: {error}')}; {again}")
         else:
             for notice in by_trial.notices:
                 view.log(f"judge: {notice}")

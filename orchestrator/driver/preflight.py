@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 from orchestrator.errors import Finding, InvalidSweepName, SpecError, StorageRefused
@@ -18,11 +16,12 @@ from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_path
 from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
 from orchestrator.spec.loading.loader import load_spec_text
-from orchestrator.spec.search.corners import corner_configs
+from orchestrator.spec.loading.validation_errors import read_document
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.study_database import hide_password, store_study_url, study_exists
 from orchestrator.tracking.mlflow_sink import fixed_artifact_location, tracking_uri
-from trainer.config.trial import DEEPSPEED_INSTALL, TrainingConfig
+from trainer.config.trial import ZERO3_REMOVED, is_removed_distributed
+from trainer.config.yaml_files import Location
 from trainer.storage.atomic_files import write_text
 
 
@@ -148,19 +147,17 @@ def restore_from_mirror(name: str, root: Path, url: str) -> SweepFolder | None:
     return folder
 
 
-def check_extras(spec: SweepSpec) -> None:
-    """SpecError where trials are divided by DeepSpeed and it is not installed here."""
-    if wants_deepspeed(spec) and find_spec("deepspeed") is None:
-        problem = "zero3 needs deepspeed, which is not installed here"
-        raise SpecError([Finding(spec.name, "training.distributed", problem, DEEPSPEED_INSTALL)])
-
-
-def wants_deepspeed(spec: SweepSpec) -> bool:
-    """Whether some trial of several processes, or the SFT stage before them, has `training.distributed: zero3`."""
-    return spec.resources.processes > 1 and any(t.distributed == "zero3" for t in _trainings(spec))
-
-
-def _trainings(spec: SweepSpec) -> Iterator[TrainingConfig]:
-    yield from (config.training for config in corner_configs(spec.search, spec.base))
-    if spec.sft is not None:
-        yield spec.sft.training
+def check_no_removed_values(folder: SweepFolder, spec: SweepSpec) -> None:
+    """SpecError where a sweep that an earlier version began has a value that this one no longer offers."""
+    path = "training.distributed"
+    at: list[Location] = []
+    if is_removed_distributed(spec.base.training.distributed):
+        at.append(("base", "training", "distributed"))
+    if any(map(is_removed_distributed, spec.search.listed_values(path))):
+        at.append(("search", path))
+    at += [("enqueue", i, path) for i, given in enumerate(spec.enqueue) if is_removed_distributed(given.get(path))]
+    if spec.sft is not None and is_removed_distributed(spec.sft.training.distributed):
+        at.append(("sft", "training", "distributed"))
+    if at:
+        document = read_document(folder.spec)
+        raise SpecError([Finding(document.location(loc), ".".join(map(str, loc)), ZERO3_REMOVED) for loc in at])

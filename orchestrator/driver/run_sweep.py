@@ -15,8 +15,8 @@ from orchestrator.driver.crash_report import free_folder, leave_trace, make_fold
 from orchestrator.driver.preflight import (
     DiskTooSmall,
     check_disk_space,
-    check_extras,
     check_mirror_free,
+    check_no_removed_values,
     check_remote_storage,
     restore_from_mirror,
 )
@@ -97,10 +97,10 @@ def start_or_resume(
         folder = None if spec.mirror is None else restore_from_mirror(spec.name, root, spec.mirror)
     if folder is None:
         return start(spec, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
-    begun = load_spec(folder.spec)
+    begun = load_spec(folder.spec, is_new=False)
     if Study.exists(folder):
         with Study.open(folder) as study:
-            begun = SweepSpec.model_validate_json(study.spec_history()[0].text)
+            begun = SweepSpec.from_stored(study.spec_history()[0].text)
     if spec_hash(begun) != spec_hash(spec):
         raise NameTaken(spec.name, folder.path)
     return resume(spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
@@ -127,6 +127,7 @@ def resume(
         if Study.exists(folder):
             with Study.open(folder) as study:
                 spec = study.spec
+                check_no_removed_values(folder, spec)
                 if overrides:
                     spec = load_spec_text(dump_spec(spec), folder.path, overrides, source=str(folder.spec))
                     for change in study.amend(spec):
@@ -143,7 +144,6 @@ def resume(
 
 def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:
     """Whether this machine has what the sweep takes."""
-    check_extras(spec)
     slots = plan_slots(spec)
     check_share(spec, gpu_memory())
     check_disk_space(folder, spec, slots)

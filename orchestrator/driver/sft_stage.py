@@ -24,7 +24,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
 from trainer.config.loss_config import SftLoss
-from trainer.config.trial import ModelConfig, TrialConfig
+from trainer.config.trial import STORED, ModelConfig, TrialConfig
 from trainer.data.data_report import DataReport
 from trainer.training.schedule import total_updates
 
@@ -111,7 +111,9 @@ def _folder(cache: Path, key: str, config: TrialConfig) -> Path:
 def _begun_as(path: Path) -> TrialConfig | None:
     """The configuration that a run was begun with; None before it is begun."""
     file = path / _CONFIG
-    return TrialConfig.model_validate_json(file.read_text(encoding="utf-8")) if file.is_file() else None
+    if not file.is_file():
+        return None
+    return TrialConfig.model_validate_json(file.read_text(encoding="utf-8"), context=STORED)
 
 
 def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfig:

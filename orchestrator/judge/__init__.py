@@ -1,1 +1,1 @@
-"""Judges of answers, and win rates from their preferences."""
+"""Judges of completions, and win rates computed from their preferences."""

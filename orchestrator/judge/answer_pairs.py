@@ -35,7 +35,8 @@ Dialogue = list[dict[str, str]]
 class AnswerPair:
     """A trial's answer and the initial model's to one prompt.
 
-    `prompt` is the prompt's key; `sample` is None for the greedy answers.
+    `prompt`: the prompt's key; `text`: the prompt as text; `expected`: the row's correct answer; `sample`: index of the
+    sample, None for greedy answers.
     """
 
     trial: int
@@ -49,11 +50,11 @@ class AnswerPair:
 
     @property
     def is_equal(self) -> bool:
-        """Whether nobody needs to be asked: word for word the same."""
+        """Whether both answers are identical, so that no judge is needed."""
         return self.trial_answer == self.initial_answer
 
     def questions(self) -> tuple[Question, Question]:
-        """Both orders: the trial's answer first, then the initial model's."""
+        """Return the questions in both orders: the trial's answer first, then the initial model's."""
         return Question(self.text, self.trial_answer, self.initial_answer), Question(
             self.text, self.initial_answer, self.trial_answer
         )
@@ -61,46 +62,49 @@ class AnswerPair:
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """What a judge says of some matches: of each, how far the trial's answer is preferred (None: no judgement)."""
+    """A judge's preferences on pairs: 1 for the trial's answer, 0.5 for a tie, 0 for the initial model's; None without.
+
+    `score` and `initial_score` are means of correctness or reward.
+    """
 
     preferences: tuple[float | None, ...]
     score: float | None = None
     initial_score: float | None = None
     votes: tuple[tuple[str, VotePair], ...] = ()
-    """With the key of its prompt, for each pair that an endpoint was asked about."""
+    """The prompt's key and both votes, for each pair sent to an endpoint."""
     usage: EndpointUsage | None = None
 
 
 def checker_preferences(answer_pairs: Sequence[AnswerPair]) -> Preferences | None:
-    """The rows' own answers: right beats wrong, else a tie. None where no row carries one."""
+    """Return the preferences by the rows' own answers: correct beats wrong, else a tie. None if no row has one."""
     from trainer.synthetic.instructions import is_correct
 
-    right = [
+    correct = [
         None
         if m.expected is None
         else (is_correct(m.trial_answer, m.expected), is_correct(m.initial_answer, m.expected))
         for m in answer_pairs
     ]
-    known = [(m.prompt, both) for m, both in zip(answer_pairs, right, strict=True) if both is not None]
-    if not known:
+    checked = [(m.prompt, both) for m, both in zip(answer_pairs, correct, strict=True) if both is not None]
+    if not checked:
         return None
-    preferences = tuple(None if both is None else (1 + both[0] - both[1]) / 2 for both in right)
+    preferences = tuple(None if both is None else (1 + both[0] - both[1]) / 2 for both in correct)
     return Preferences(
         preferences,
-        mean_over_prompts((prompt, float(ours)) for prompt, (ours, _) in known),
-        mean_over_prompts((prompt, float(theirs)) for prompt, (_, theirs) in known),
+        mean_over_prompts((prompt, float(trial)) for prompt, (trial, _) in checked),
+        mean_over_prompts((prompt, float(initial)) for prompt, (_, initial) in checked),
     )
 
 
 def reward_key(pair: AnswerPair, answer: str) -> str:
-    """Under which key a reward of this answer is kept."""
+    """Return the key under which the reward of this answer is stored."""
     return digest_of([pair.prompt, answer])[:32]
 
 
 def reward_preferences(answer_pairs: Sequence[AnswerPair], rewards: Mapping[str, float]) -> Preferences:
-    """Return a reward model's preferences from its scores by `reward_key`: the higher one wins.
+    """Return a reward model's preferences from its scores by `reward_key`: the higher score wins.
 
-    A score that is missing or not finite is no judgement.
+    A pair with a missing or non-finite score has no preference.
     """
     both = [
         (rewards.get(reward_key(m, m.trial_answer), math.nan), rewards.get(reward_key(m, m.initial_answer), math.nan))
@@ -112,23 +116,23 @@ def reward_preferences(answer_pairs: Sequence[AnswerPair], rewards: Mapping[str,
         if math.isfinite(each[0]) and math.isfinite(each[1])
     ]
     preferences = tuple(
-        0.5 * (1 + (ours > theirs) - (ours < theirs)) if math.isfinite(ours) and math.isfinite(theirs) else None
-        for ours, theirs in both
+        0.5 * (1 + (trial > initial) - (trial < initial)) if math.isfinite(trial) and math.isfinite(initial) else None
+        for trial, initial in both
     )
     return Preferences(
         preferences,
-        mean_over_prompts((prompt, ours) for prompt, (ours, _) in finite),
-        mean_over_prompts((prompt, theirs) for prompt, (_, theirs) in finite),
+        mean_over_prompts((prompt, trial) for prompt, (trial, _) in finite),
+        mean_over_prompts((prompt, initial) for prompt, (_, initial) in finite),
     )
 
 
 def open_questions(answer_pairs: Sequence[AnswerPair]) -> list[Question]:
-    """Every question that an endpoint has to answer, both orders of each match whose answers differ, each once."""
+    """Return the distinct questions to an endpoint: both orders of each pair whose answers differ."""
     return list({q.key: q for pair in answer_pairs if not pair.is_equal for q in pair.questions()}.values())
 
 
 def endpoint_preferences(answer_pairs: Sequence[AnswerPair], config: Endpoint, known: Mapping[str, Any]) -> Preferences:
-    """An endpoint's votes from what is kept of them; equal answers are a tie that nobody was asked about."""
+    """Return an endpoint's preferences from its stored replies `known`; equal answers are a tie without a request."""
     votes = [_votes(pair, known) for pair in answer_pairs]
     preferences = tuple(0.5 if both is None else both.preference for both in votes)
     usage = total_usage(config, known, open_questions(answer_pairs))
@@ -144,26 +148,31 @@ def _votes(pair: AnswerPair, known: Mapping[str, Any]) -> VotePair | None:
 
 
 _EXAMPLES = 2
-"""Of the most and of the least preferred answers."""
+"""Number of examples of the most, and of the least preferred answers."""
 _MAX_EXAMPLE_LENGTH = 1500
 
 PreferencesByTrial = Mapping[int, tuple[Sequence[AnswerPair], Preferences]]
-"""By trial."""
+"""Trial number -> its pairs and the judge's preferences on them."""
 
 
 def make_judgements(judge: JudgeKind, by: str, decoding: DecodingKind, by_trial: PreferencesByTrial) -> list[Judgement]:
-    """What one judge's opinions on all trials' answers of one decoding come to."""
-    differing = {
+    """Return one judge's judgement of each trial, for one way of decoding.
+
+    `by`: the judge's name. Other trials' preferences estimate each prompt's difficulty for the length-controlled rate.
+    """
+    by_prompt = {
         number: _preference_by_prompt(answer_pairs, preferences)
         for number, (answer_pairs, preferences) in by_trial.items()
     }
     judgements: list[Judgement] = []
     for number, (answer_pairs, preferences) in by_trial.items():
-        pairs = differing[number]
+        pairs = by_prompt[number]
         counted = [(m, p) for m, p in zip(answer_pairs, preferences.preferences, strict=True) if p is not None]
         means = prompt_means(pairs).values()
         first, agree = first_position(preferences.votes)
-        controlled, known = _length_controlled(counted, [other for n, other in differing.items() if n != number])
+        controlled, has_difficulty = _length_controlled(
+            counted, [other for n, other in by_prompt.items() if n != number]
+        )
         judgements.append(
             Judgement(
                 trial=number,
@@ -177,7 +186,7 @@ def make_judgements(judge: JudgeKind, by: str, decoding: DecodingKind, by_trial:
                 prompts=len(means),
                 win_rate=win_rate(pairs),
                 lc_win_rate=controlled,
-                difficulty=known,
+                difficulty=has_difficulty,
                 length=mean_over_prompts((m.prompt, float(len(m.trial_answer))) for m in answer_pairs) or 0.0,
                 start_length=mean_over_prompts((m.prompt, float(len(m.initial_answer))) for m in answer_pairs) or 0.0,
                 score=preferences.score,
@@ -203,21 +212,21 @@ def _preference_by_prompt(answer_pairs: Sequence[AnswerPair], preferences: Prefe
 def _length_controlled(
     counted: Sequence[tuple[AnswerPair, float]], others: Sequence[Sequence[tuple[str, float]]]
 ) -> tuple[Rate | None, bool]:
-    """The length-controlled win rate, and whether it knows how hard each prompt is."""
+    """The length-controlled win rate, and whether it uses the prompts' difficulty."""
     prompts = [pair.prompt for pair, _ in counted]
-    hard = prompt_difficulty(others, prompts)
+    difficulty = prompt_difficulty(others, prompts)
     rate = length_controlled(
         np.array([p for _, p in counted]),
         np.array([float(len(pair.trial_answer)) for pair, _ in counted]),
         np.array([float(len(pair.initial_answer)) for pair, _ in counted]),
         prompts,
-        hard,
+        difficulty,
     )
-    return rate, rate is not None and hard is not None
+    return rate, rate is not None and difficulty is not None
 
 
 def _examples(counted: Sequence[tuple[AnswerPair, float]]) -> tuple[Example, ...]:
-    """A few that differ: the most preferred ones, then the least."""
+    """A few pairs with different answers: wins of the trial, then losses."""
     differing = [(m, p) for m, p in counted if not m.is_equal]
     wins = [(m, p) for m, p in differing if p > 0.5][:_EXAMPLES]
     losses = [(m, p) for m, p in differing if p < 0.5][:_EXAMPLES]

@@ -1,4 +1,4 @@
-"""`EndpointClient`: one question to an OpenAI-compatible endpoint, retried without an answer; its prompt and its reply.
+"""`EndpointClient`: sends one question to an OpenAI-compatible endpoint, with retries; its prompt and its reply.
 
 The API key is sent and never logged.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import httpx2
 
 VERSION = 1
-"""Of the words below; another version is another judge."""
+"""Version of the prompt below; another version is another judge."""
 
 _SYSTEM = (
     "You are an impartial judge. You are shown a prompt and two answers to it, A and B, written by two assistants. Say "
@@ -60,22 +60,22 @@ class Question:
 
     @property
     def key(self) -> str:
-        """Its name among all questions to the same judge."""
+        """The key under which the reply is stored."""
         return digest_of([VERSION, self.prompt, self.first, self.second])[:32]
 
     def messages(self) -> list[dict[str, str]]:
-        """As a chat."""
+        """Return the question as chat messages."""
         content = _USER.format(prompt=self.prompt, first=self.first, second=self.second)
         return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": content}]
 
     @property
     def characters(self) -> int:
-        """Of all that is sent."""
+        """Number of characters of all messages."""
         return sum(len(message["content"]) for message in self.messages())
 
 
 def parse_vote(text: str) -> Vote | None:
-    """Return the vote in a reply: the last one in brackets, or the letter alone; None where there is none."""
+    """Return the vote in a reply: the last one in brackets, or the letter alone; None without a vote."""
     bracketed = _BRACKETED.findall(text)
     if bracketed:
         return _VOTES[str(bracketed[-1]).lower()]
@@ -84,7 +84,10 @@ def parse_vote(text: str) -> Vote | None:
 
 
 def parse_reply(text: str, finish: str, refusal: str) -> Vote | ReplyProblem:
-    """What a chat completion says. `finish`: why it ended; `refusal`: the endpoint's own word for declining."""
+    """Return the vote in a chat completion, or the problem with it.
+
+    `finish`: its `finish_reason`; `refusal`: its `refusal` field, "" if absent.
+    """
     if refusal or finish == "content_filter":
         return "refused"
     vote = parse_vote(text)
@@ -96,13 +99,13 @@ def parse_reply(text: str, finish: str, refusal: str) -> Vote | ReplyProblem:
 
 
 CHARACTERS_PER_TOKEN = 4
-"""About, where an endpoint does not count tokens for us."""
+"""Approximate, for endpoints that do not report token counts."""
 MAX_REPLY_BYTES = 1_000_000
-"""Bytes of an answer; a judgement is some hundred."""
+"""Bytes of a response; a usual one has a few hundred."""
 FIRST_WAIT, MAX_WAIT = 1.0, 60.0
-"""Seconds before the second try; doubled for each further one."""
+"""Seconds before the first retry, doubled for each further one, and their maximum."""
 NEW_LIMIT = "max_completion_tokens"
-"""What models that think first call max_tokens; a refusal that names it is answered by using it from then on."""
+"""Name of max_tokens for reasoning models; used after a response with status 400 that names it."""
 MALFORMED_TRIES = 3
 _MAX_QUOTED = 300
 
@@ -110,25 +113,25 @@ Failure = Literal[
     "rate_limited", "server_error", "timed_out", "unreachable", "malformed", "refused", "cut_off", "rejected"
 ]
 _TRANSIENT: frozenset[str] = frozenset({"rate_limited", "server_error", "timed_out", "unreachable"})
-"""No answer: tried again; the question stays open when all tries are spent."""
+"""Failures that are retried; the question stays unanswered after the last retry."""
 REJECTED = "rejected"
-"""The endpoint does not take this very request (too long, say): not tried again, open until the next run."""
+"""The endpoint rejects this request (for example as too long): no retry, unanswered until the next run."""
 
 
 class EndpointRefused(OrchestrateError):
-    """The endpoint will not serve us at all: the key, the model or the address is wrong."""
+    """The endpoint refuses all requests: the key, the model or the URL is wrong."""
 
     code = ExitCode.REFUSED
 
 
 @dataclass(slots=True)
-class Reply:
-    """What came of a question. Neither vote nor failure: it was given up and is still open."""
+class EndpointReply:
+    """The reply to a question. Without vote and failure the question is still unanswered."""
 
     vote: Vote | None = None
     failure: Failure | None = None
     tries: Counter[str] = field(default_factory=Counter[str])
-    """Calls without a judgement, by what happened."""
+    """Calls without a vote, by kind of failure."""
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -136,11 +139,11 @@ class Reply:
 
     @property
     def is_open(self) -> bool:
-        """Whether it has to be asked again another time."""
+        """Whether the question is still unanswered."""
         return self.vote is None and self.failure is None
 
     def as_json(self) -> dict[str, Any]:
-        """For the disk."""
+        """Return the reply as JSON values for the votes file."""
         return {
             "vote": self.vote,
             "failure": self.failure,
@@ -152,15 +155,15 @@ class Reply:
         }
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> Reply:
-        """As it was kept."""
+    def from_json(cls, content: dict[str, Any]) -> EndpointReply:
+        """Build a reply from the votes file's JSON values."""
         fields: dict[str, Any] = {**content, "tries": Counter[str](content["tries"])}
         return cls(**fields)
 
 
 @dataclass(frozen=True, slots=True)
-class _Answered:
-    """One call that was answered with 200."""
+class _Completion:
+    """The completion of a call with status 200."""
 
     meaning: Vote | Failure
     prompt_tokens: int
@@ -170,14 +173,14 @@ class _Answered:
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """One call that was not. `wait`: the seconds that the endpoint asks for."""
+    """A failed call. `wait`: seconds of the response's Retry-After."""
 
     kind: Failure
     wait: float | None = None
 
 
 class EndpointClient:
-    """Asks; safe to use from several threads. `stop` cuts the waits between tries short."""
+    """Sends questions; thread-safe. `stop` ends the waits between retries."""
 
     def __init__(self, config: Endpoint, key: str | None, *, first_wait: float = FIRST_WAIT) -> None:
         import httpx2
@@ -185,52 +188,52 @@ class EndpointClient:
         headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._config, self._first_wait = config, first_wait
         self._limit = "max_tokens"
-        # No redirects: they could carry the key elsewhere.
+        # No redirects: they could send the key to another server.
         self._http = httpx2.Client(timeout=config.timeout, headers=headers, follow_redirects=False)
         self._stopping = threading.Event()
 
     def stop(self) -> None:
-        """Begin no further try."""
+        """Start no further retry."""
         self._stopping.set()
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self._http.close()
 
-    def ask(self, question: Question) -> Reply:
-        """Ask until there is an answer or all tries are spent; EndpointRefused where asking is no use."""
-        reply = Reply()
+    def ask(self, question: Question) -> EndpointReply:
+        """Send a question until it is answered or all retries failed. Raises EndpointRefused."""
+        reply = EndpointReply()
         while True:
             reply.calls += 1
-            came = self._request(question)
-            if isinstance(came, _Answered):
-                reply.prompt_tokens += came.prompt_tokens or question.characters // CHARACTERS_PER_TOKEN
-                reply.completion_tokens += came.completion_tokens or 1 + len(came.text) // CHARACTERS_PER_TOKEN
-                reply.said = came.text[:_MAX_QUOTED]
-                if came.meaning in ("first", "second", "tie"):
-                    reply.vote = came.meaning
+            result = self._request(question)
+            if isinstance(result, _Completion):
+                reply.prompt_tokens += result.prompt_tokens or question.characters // CHARACTERS_PER_TOKEN
+                reply.completion_tokens += result.completion_tokens or 1 + len(result.text) // CHARACTERS_PER_TOKEN
+                reply.said = result.text[:_MAX_QUOTED]
+                if result.meaning in ("first", "second", "tie"):
+                    reply.vote = result.meaning
                     return reply
-                came = _Failed(came.meaning)
-            reply.tries[came.kind] += 1
-            if came.kind == REJECTED:
+                result = _Failed(result.meaning)
+            reply.tries[result.kind] += 1
+            if result.kind == REJECTED:
                 return reply
-            if came.kind not in _TRANSIENT and (
-                came.kind != "malformed" or reply.tries["malformed"] >= MALFORMED_TRIES
+            if result.kind not in _TRANSIENT and (
+                result.kind != "malformed" or reply.tries["malformed"] >= MALFORMED_TRIES
             ):
-                reply.failure = came.kind
+                reply.failure = result.kind
                 return reply
-            if reply.calls > self._config.retries and came.kind in _TRANSIENT:
+            if reply.calls > self._config.retries and result.kind in _TRANSIENT:
                 return reply
-            if self._stopping.wait(self._wait(reply, came)):
+            if self._stopping.wait(self._wait(reply, result)):
                 return reply
 
-    def _wait(self, reply: Reply, came: _Failed) -> float:
-        if came.kind == "malformed":
+    def _wait(self, reply: EndpointReply, result: _Failed) -> float:
+        if result.kind == "malformed":
             return 0.0
         doubled = min(MAX_WAIT, self._first_wait * 2 ** (reply.calls - 1)) * random.uniform(0.75, 1.25)
-        return max(doubled, min(came.wait or 0.0, MAX_WAIT))
+        return max(doubled, min(result.wait or 0.0, MAX_WAIT))
 
-    def _request(self, question: Question) -> _Answered | _Failed:
+    def _request(self, question: Question) -> _Completion | _Failed:
         import httpx2
 
         config = self._config
@@ -250,12 +253,12 @@ class EndpointClient:
             return self._request(question)
         except httpx2.TimeoutException:
             return _Failed("timed_out")
-        except (httpx2.TransportError, httpx2.DecodingError):  # their words may hold the address
+        except (httpx2.TransportError, httpx2.DecodingError):  # their messages may contain the URL
             return _Failed("unreachable")
 
 
 def _read(response: httpx2.Response, deadline: float) -> bytes | None:
-    """The body up to MAX_REPLY_BYTES; None where it does not end in time, however slowly it drips."""
+    """The body up to MAX_REPLY_BYTES; None if it is not complete by `deadline`."""
     data = b""
     for chunk in response.iter_bytes():
         data += chunk
@@ -266,7 +269,7 @@ def _read(response: httpx2.Response, deadline: float) -> bytes | None:
     return data
 
 
-def _classify_response(response: httpx2.Response, data: bytes, config: Endpoint) -> _Answered | _Failed:
+def _classify_response(response: httpx2.Response, data: bytes, config: Endpoint) -> _Completion | _Failed:
     status = response.status_code
     if status == 429:
         return _Failed("rate_limited", _retry_after(response.headers.get("Retry-After", "")))
@@ -283,15 +286,15 @@ def _classify_response(response: httpx2.Response, data: bytes, config: Endpoint)
 
 def _hint(status: int, config: Endpoint) -> str:
     if status in (401, 403):
-        named = f"the key in {config.api_key_env}" if config.api_key_env else "it wants a key: give api_key_env"
+        named = f"the key in {config.api_key_env}" if config.api_key_env else "it needs a key: set api_key_env"
         return f": {named}" + (" is not accepted" if config.api_key_env else "")
     if status == 404:
-        return f": neither {config.url}/chat/completions nor the model {config.model} may be there"
+        return f": check that {config.url}/chat/completions and the model {config.model} exist"
     return ""
 
 
-def _completion(data: bytes) -> _Answered | _Failed:
-    """What the body says; malformed where it is no chat completion."""
+def _completion(data: bytes) -> _Completion | _Failed:
+    """Parse the body; malformed if it is not a chat completion."""
     try:
         content: Any = json.loads(data)
         choice: Any = content["choices"][0]
@@ -300,7 +303,7 @@ def _completion(data: bytes) -> _Answered | _Failed:
         if not isinstance(text, str) or not isinstance(refusal, str):
             return _Failed("malformed")
         used: Any = content.get("usage") or {}
-        return _Answered(
+        return _Completion(
             parse_reply(text, str(choice.get("finish_reason") or ""), refusal),
             _count(used.get("prompt_tokens")),
             _count(used.get("completion_tokens")),
@@ -315,7 +318,7 @@ def _count(value: object) -> int:
 
 
 def _retry_after(text: str) -> float | None:
-    """Seconds, given as a number or as a date."""
+    """Seconds of a Retry-After header, a number or a date."""
     if re.fullmatch(r"\d+(\.\d+)?", text):
         return float(text)
     try:

@@ -17,7 +17,7 @@ DecodingKind = Literal["greedy", "sampled"]
 
 
 class Rate(FrozenModel):
-    """A share with its 95 % interval."""
+    """A rate with its 95 % interval."""
 
     value: float
     low: float
@@ -25,12 +25,12 @@ class Rate(FrozenModel):
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves one half out."""
+        """Whether the interval excludes one half."""
         return self.low > 0.5 or self.high < 0.5
 
 
 class EndpointUsage(FrozenModel):
-    """What asking an endpoint took. `calls` counts every request, `failures` those without a judgement, by kind."""
+    """Usage of an endpoint. `calls`: all requests; `failures`: those without a vote; `cost`: None without prices."""
 
     calls: int = 0
     prompt_tokens: int = 0
@@ -38,12 +38,14 @@ class EndpointUsage(FrozenModel):
     cost: float | None = None
     failures: dict[str, int] = Field(default_factory=dict[str, int])
     unanswered: int = 0
-    """Questions that are still open: asked again by the next run."""
+    """Unanswered questions, which the next run sends again."""
 
 
 class PairOutcome(FrozenModel):
-    """One pair of answers: to which prompt, which of its samples (None: greedy), and how far the trial's is
-    preferred: 1, 0.5 for a tie, 0; None without a judgement.
+    """The outcome of one pair of answers.
+
+    `prompt`: the prompt's key; `sample`: index of the sample, None: greedy; `preference`: 1 for the trial's answer, 0.5
+    for a tie, 0 for the initial model's, None without a judgement.
     """
 
     prompt: str
@@ -52,7 +54,7 @@ class PairOutcome(FrozenModel):
 
 
 class Example(FrozenModel):
-    """A pair of answers to look at."""
+    """A pair of answers for the report: the trial's (`ours`) and the initial model's (`theirs`)."""
 
     prompt: str
     ours: str
@@ -66,10 +68,10 @@ class Judgement(FrozenModel):
     trial: int
     judge: JudgeKind
     by: str
-    """Who judged, in words: a model's name."""
+    """The judge's name: a model."""
     decoding: DecodingKind
     wins: int
-    """Prompts whose samples' mean preference is the trial's; ties are those of exactly one half."""
+    """Prompts whose mean preference over samples is above one half; ties: exactly one half."""
     ties: int
     losses: int
     left_out: int
@@ -77,22 +79,22 @@ class Judgement(FrozenModel):
     prompts: int
     """Prompts with at least one judgement."""
     win_rate: Rate | None
-    """Ties count half; None where nothing was judged."""
+    """Ties count half; None without any judged pair."""
     lc_win_rate: Rate | None
-    """Length-controlled, as AlpacaEval 2 defines it; None where it cannot be fitted."""
+    """Length-controlled win rate of AlpacaEval 2; None if it cannot be fitted."""
     difficulty: bool
-    """Whether the length-controlled one knows how hard each prompt is."""
+    """Whether the length-controlled win rate uses the prompts' difficulty."""
     length: float
     start_length: float
-    """Mean characters of an answer; as all means here, over prompts, of each prompt's mean over its samples."""
+    """Mean characters of the trial's and of the initial model's answers, averaged over samples, then over prompts."""
     score: float | None
     start_score: float | None
-    """Share of right answers (checker) or mean reward (reward); None for an endpoint."""
+    """Share of correct answers (checker) or mean reward (reward) of trial and initial model; None for an endpoint."""
     first: Rate | None
-    """Share of decided votes for the answer that was shown first, both orders of a pair as one observation; None where
-    order plays no part."""
+    """Share of decided votes for the answer shown first, both orders of a pair as one observation; None for judges
+    that do not depend on the order."""
     agree: float | None
-    """Share of pairs of which both orders say the same."""
+    """Share of pairs with the same vote in both orders."""
     asked: EndpointUsage | None
     outcomes: tuple[PairOutcome, ...]
     examples: tuple[Example, ...]
@@ -100,26 +102,26 @@ class Judgement(FrozenModel):
 
     @property
     def key(self) -> str:
-        """By which it is told from the trial's other judgements, and named in MLflow."""
+        """Key among the trial's judgements and part of the metric's name in MLflow, such as "endpoint_greedy"."""
         return f"{self.judge}_{self.decoding}"
 
     @property
     def judge_label(self) -> str:
-        """The judge, in words."""
+        """The judge's name for reports."""
         return {"checker": "the rows' own answers", "reward": f"reward model {self.by}"}.get(self.judge, self.by)
 
     @property
     def summary(self) -> str:
-        """A sentence without its subject, the trial."""
+        """The judgement as a sentence whose subject is the trial, such as "wins 60% ... of 128 prompts"."""
         how = f"by {self.judge_label}, {self.decoding} answers"
         if self.win_rate is None:
-            return f"has no verdict {how}"
+            return f"has no judgement {how}"
         rate = f"{self.win_rate.value:.0%} (95 % interval {self.win_rate.low:.0%} … {self.win_rate.high:.0%})"
         level = "" if self.lc_win_rate is None else f", {self.lc_win_rate.value:.0%} at equal length"
-        return f"wins {rate} of {self.prompts} prompts against the start model{level}; {how}"
+        return f"wins {rate} of {self.prompts} prompts against the initial model{level}; {how}"
 
     def metrics(self) -> dict[str, float]:
-        """The numbers for tracking, by name."""
+        """Return the metrics for tracking, by name."""
         rates = {"win_rate": self.win_rate, "lc_win_rate": self.lc_win_rate}
         found = {f"judge/{self.key}_{name}": rate.value for name, rate in rates.items() if rate is not None}
         if self.first is not None:
@@ -128,22 +130,22 @@ class Judgement(FrozenModel):
 
 
 _ORDER: tuple[str, ...] = ("endpoint_greedy", "endpoint_sampled", "reward_greedy", "reward_sampled")
-"""Which judgement counts first where there are several; a checker sees right and wrong alone."""
+"""Order of preference among several judgements; a checker is last, as it only tells correct from wrong."""
 
 
 def headline(judgements: Iterable[Judgement]) -> Judgement | None:
-    """The judgement to name first, of those with a win rate."""
+    """Return the most important judgement with a win rate; None without one."""
     by_key = {judgement.key: judgement for judgement in judgements if judgement.win_rate is not None}
     return next((by_key[key] for key in (*_ORDER, *sorted(by_key)) if key in by_key), None)
 
 
 def parse_judgements(texts: Iterable[str]) -> list[Judgement]:
-    """Verdicts as the study keeps them; ValueError for one that this version cannot read."""
+    """Parse judgements from the study's JSON. Raises ValueError for one that this version cannot read."""
     return [Judgement.model_validate_json(text) for text in texts]
 
 
 def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """For programs: by trial, then by judge and decoding."""
+    """Return judgements as JSON values: by trial number, then by judge and decoding."""
     ordered = sorted(judgements, key=lambda v: (v.trial, v.key))
     return {
         str(number): {judgement.key: judgement.model_dump(mode="json") for judgement in each}
@@ -152,10 +154,10 @@ def as_json(judgements: Sequence[Judgement]) -> dict[str, Any]:
 
 
 def best_judged_trial(study: Study, judgements: Sequence[Judgement]) -> tuple[int, str] | None:
-    """The best trial that a judge has seen, and what it says in a sentence."""
+    """Return the best trial with a judgement, and the judgement's summary; None if no trial was judged."""
     judged = {judgement.trial for judgement in judgements}
     best = next((r.number for r in rank_trials(study.trials(), *study.spec.objectives) if r.number in judged), None)
     if best is None:
         return None
     first = headline(judgement for judgement in judgements if judgement.trial == best)
-    return best, "no verdict" if first is None else first.summary
+    return best, "no judgement" if first is None else first.summary

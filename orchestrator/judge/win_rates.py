@@ -1,23 +1,22 @@
 """Win rate, its Wilson interval, position bias and length-controlled win rate of a judge's preferences.
 
-Length-controlled win rate (AlpacaEval 2): the win rate to be expected if both answers had the same length.
+Length-controlled win rate (AlpacaEval 2): the expected win rate if both answers had the same length.
 
 Source: Dubois, Galambosi, Liang, Hashimoto, "Length-Controlled AlpacaEval", 2024, and `length_controlled_v1` in
 alpaca_eval's `metrics/glm_winrate.py`. As there: a logistic regression without intercept of the preference (0 to 1) on
 
 - the model's term, 1 in every row;
 - tanh of the difference in characters of the two answers, divided by its standard deviation (of the sample, n - 1);
-- the prompt's difficulty, where it is known;
+- the prompt's difficulty, if it can be estimated;
 
 with an L1 penalty whose strength (ten values, 1e-4 to 1e4) is the best by log loss in five folds of prompts, fitted by
 liblinear. The rate is the mean prediction over the prompts with the length term set to 0.
 
-What differs, because AlpacaEval's own files are about its 805 prompts and one baseline: difficulty is not looked up but
-estimated from how the *other* judged trials fare on the prompt, smoothed log-odds, and only where there are at least
-three of them; and no rows of the baseline told to be verbose or concise are added (weight 0.2 there). The interval is
-our own: the fit, at the strength found, over draws of the prompts with replacement. Where that strength removes the
-model's term, as it does with few prompts, the rate would be one half for any data: rate and interval are then those of
-the weakest penalty. Several samples of a prompt together have the weight of one.
+Differences, because AlpacaEval's files are about its 805 prompts and one baseline: difficulty is estimated as smoothed
+log-odds from the preferences of at least three *other* judged trials on the prompt; and no rows of a verbose or concise
+baseline are added (weight 0.2 there). The interval is a bootstrap over prompts at the chosen strength, which AlpacaEval
+does not have. If that strength removes the model's term, as with few prompts, the rate would be one half for any data:
+then rate and interval are those of the weakest penalty. The samples of a prompt have a total weight of 1.
 """
 
 from __future__ import annotations
@@ -40,28 +39,28 @@ _Z = 1.959964
 
 @dataclass(frozen=True, slots=True)
 class VotePair:
-    """The votes on one pair: with the trial's answer shown first, and with it second. None: no judgement."""
+    """The votes on one pair, with the trial's answer shown first and second. None: no vote."""
 
     trial_first: Vote | None
     trial_second: Vote | None
 
     @property
     def preference(self) -> float | None:
-        """How far the trial's answer is preferred, the mean of both orders; None unless both have a judgement."""
+        """Preference for the trial's answer from 0 to 1, the mean of both orders; None unless both have a vote."""
         if self.trial_first is None or self.trial_second is None:
             return None
-        given = {"first": 1.0, "tie": 0.5, "second": 0.0}
-        return (given[self.trial_first] + 1.0 - given[self.trial_second]) / 2
+        for_first = {"first": 1.0, "tie": 0.5, "second": 0.0}
+        return (for_first[self.trial_first] + 1.0 - for_first[self.trial_second]) / 2
 
     @property
     def for_first(self) -> float | None:
-        """The share of the decided votes that went to the answer shown first; None where neither is decided."""
+        """Share of the decided votes for the answer shown first; None if neither vote is decided."""
         decided = [vote == "first" for vote in (self.trial_first, self.trial_second) if vote in ("first", "second")]
         return sum(decided) / len(decided) if decided else None
 
     @property
     def is_consistent(self) -> bool | None:
-        """Whether both orders prefer the same answer; None unless both have a judgement."""
+        """Whether both orders prefer the same answer; None unless both have a vote."""
         preference = self.preference
         return (
             None if preference is None else preference in (0.0, 1.0) or self.trial_first == self.trial_second == "tie"
@@ -69,9 +68,12 @@ class VotePair:
 
 
 def wilson(share: float, count: int) -> Rate:
-    """A share of `count` with Wilson's 95 % interval; with ties (halves) in it, the interval is wider than need be."""
+    """Return a share of `count` with Wilson's 95 % interval, which is conservative if ties count half.
+
+    Raises ValueError if `share` is not in [0, 1] or `count` below 1.
+    """
     if count < 1 or not 0.0 <= share <= 1.0:
-        raise ValueError(f"no share of {count} is {share}")
+        raise ValueError(f"{share} is not a share of {count}")
     square = _Z * _Z
     middle = (share + square / (2 * count)) / (1 + square / count)
     half = _Z / (1 + square / count) * math.sqrt(share * (1 - share) / count + square / (4 * count * count))
@@ -79,8 +81,10 @@ def wilson(share: float, count: int) -> Rate:
 
 
 def prompt_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
-    """The mean of each prompt's values, in the order in which prompts come. Prompts are what was drawn: whatever is
-    said of all of them weighs each alike, however many samples it has."""
+    """Return the mean of each prompt's values, in order of first occurrence.
+
+    Statistics over prompts weigh each prompt alike, whatever its number of samples.
+    """
     found: dict[str, list[float]] = {}
     for prompt, value in values:
         found.setdefault(prompt, []).append(value)
@@ -88,15 +92,15 @@ def prompt_means(values: Iterable[tuple[str, float]]) -> dict[str, float]:
 
 
 def mean_over_prompts(values: Iterable[tuple[str, float]]) -> float | None:
-    """The mean over prompts of each prompt's mean; None without any."""
+    """Return the mean over prompts of each prompt's mean; None without any value."""
     means = prompt_means(values).values()
     return math.fsum(means) / len(means) if means else None
 
 
 def win_rate(preferences: Iterable[tuple[str, float]]) -> Rate | None:
-    """The mean over prompts of the mean over a prompt's samples, ties as halves, with an interval that counts prompts.
+    """Return the win rate: the mean over prompts of the mean over samples, ties as halves; None without any value.
 
-    `preferences`: prompt and preference, in which both orders of a pair are one; None without any.
+    `preferences`: prompt and preference from 0 to 1, both orders of a pair combined. The interval counts prompts.
     """
     means = prompt_means(preferences).values()
     if not means:
@@ -105,10 +109,10 @@ def win_rate(preferences: Iterable[tuple[str, float]]) -> Rate | None:
 
 
 def first_position(votes: Sequence[tuple[str, VotePair]]) -> tuple[Rate | None, float | None]:
-    """The share of decided votes for the answer shown first (one half is no bias), and the share of pairs of which both
-    orders say the same; None where there is none.
+    """Return the position bias: the share of decided votes for the answer shown first (one half: no bias), and the
+    share of pairs with the same vote in both orders; None without votes.
 
-    `votes`: prompt and both orders' votes on one pair, which are one observation; each prompt weighs alike.
+    `votes`: prompt and the votes on one pair, which are one observation; each prompt weighs alike.
     """
     first = win_rate((prompt, share) for prompt, both in votes if (share := both.for_first) is not None)
     agreed = mean_over_prompts(
@@ -123,11 +127,11 @@ FOLDS = 5
 STRENGTHS = tuple(float(c) for c in np.logspace(-4, 4, 10))
 RESAMPLES = 300
 MIN_OTHER_TRIALS = 3
-"""Judged trials beside the one in question, for the prompts' difficulty."""
+"""Other judged trials needed to estimate the prompts' difficulty."""
 _SEED = 0
 _TAIL = 2.5
 _MIN_PROBABILITY = 1e-6
-"""Preferences of 0 and 1 are this far inside: a class without any weight cannot be fitted."""
+"""Preferences are clipped to this distance from 0 and 1, as a class without weight cannot be fitted."""
 
 
 def length_controlled(
@@ -137,16 +141,20 @@ def length_controlled(
     prompts: Sequence[str],
     difficulty: Column | None = None,
 ) -> Rate | None:
-    """The length-controlled win rate, see above; None with fewer prompts than folds.
+    """Return the length-controlled win rate (see the module's docstring); None with fewer prompts than folds.
 
-    All arguments are of the same pairs of answers: `trial_lengths` and `initial_lengths` their characters, `prompts`
-    the prompt of each.
+    Args:
+        preferences: Preference for the trial's answer, from 0 to 1, of each pair.
+        trial_lengths: Characters of the trial's answer of each pair.
+        initial_lengths: Characters of the initial model's answer of each pair.
+        prompts: Prompt of each pair.
+        difficulty: The prompt's difficulty of each pair, as log-odds; None if unknown.
     """
     positions = {prompt: position for position, prompt in enumerate(dict.fromkeys(prompts))}
     groups, count = np.array([positions[prompt] for prompt in prompts], dtype=np.int64), len(positions)
     if count < FOLDS:
         return None
-    each = (1 / np.bincount(groups))[groups]  # a prompt's samples weigh 1 together
+    each = (1 / np.bincount(groups))[groups]  # total weight of a prompt's samples: 1
     margins = initial_lengths - trial_lengths
     middle = float(np.average(margins, weights=each))
     spread = float(np.sqrt(np.sum(each * (margins - middle) ** 2) / (count - 1)))
@@ -157,7 +165,7 @@ def length_controlled(
     level[:, 0] = 0.0
     strength = best_strength(design, preferences, each, groups)
     fitted = fit_logistic(design, preferences, each, strength)
-    if fitted[1] == 0:  # shrunk to nothing: one half, whatever the data say
+    if fitted[1] == 0:  # removed by the penalty: the rate would be one half for any data
         strength = STRENGTHS[-1]
         fitted = fit_logistic(design, preferences, each, strength)
     value = _mean(level, fitted, each)
@@ -171,20 +179,20 @@ def length_controlled(
 
 
 def best_strength(design: Column, preferences: Column, weights: Column, groups: NDArray[Any]) -> float:
-    """The penalty's inverse with the least log loss on prompts that were not fitted."""
+    """Return the inverse penalty with the lowest log loss in cross-validation over folds of prompts."""
     from sklearn.model_selection import GroupKFold
 
-    def held_out_loss(rest: NDArray[Any], stored: NDArray[Any], strength: float) -> float:
-        fitted = fit_logistic(design[rest], preferences[rest], weights[rest], strength)
-        return _log_loss(preferences[stored], _logistic(design[stored] @ fitted), weights[stored])
+    def held_out_loss(train: NDArray[Any], test: NDArray[Any], strength: float) -> float:
+        fitted = fit_logistic(design[train], preferences[train], weights[train], strength)
+        return _log_loss(preferences[test], _logistic(design[test] @ fitted), weights[test])
 
     folds = list(GroupKFold(n_splits=FOLDS).split(design, groups=groups))
-    losses = [np.mean([held_out_loss(rest, stored, strength) for rest, stored in folds]) for strength in STRENGTHS]
+    losses = [np.mean([held_out_loss(train, test, strength) for train, test in folds]) for strength in STRENGTHS]
     return STRENGTHS[int(np.argmin(losses))]
 
 
 def fit_logistic(design: Column, preferences: Column, weights: Column, strength: float) -> Column:
-    """Coefficients. A preference of 0.7 is a row that won with weight 0.7 and one that lost with 0.3."""
+    """Return the coefficients. A preference of 0.7 is a win with weight 0.7 and a loss with weight 0.3."""
     from sklearn import config_context
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -195,15 +203,16 @@ def fit_logistic(design: Column, preferences: Column, weights: Column, strength:
     )
     rows, won = np.concatenate([design, design]), np.repeat([1, 0], len(design))
     with warnings.catch_warnings(), config_context(assume_finite=True, skip_parameter_validation=True):
-        # Where one term tells wins from losses, the weakest penalties let it grow on and on: a rate of 1 all the same.
+        # If a term separates wins from losses, it diverges under weak penalties; the rate is 1 nevertheless.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit(rows, won, sample_weight=np.concatenate([inside * weights, (1 - inside) * weights]))
     return np.asarray(model.coef_[0], dtype=np.float64)
 
 
 def prompt_difficulty(others: Sequence[Sequence[tuple[str, float]]], prompts: Sequence[str]) -> Column | None:
-    """How trials other than the one in question fare on each prompt, as log-odds with one win and one loss added; None
-    where there are too few of them. `others`: of each, prompts with preferences.
+    """Return each prompt's difficulty: log-odds of other trials' wins, with one win and one loss added.
+
+    `others`: prompts with preferences of each other trial; None with fewer than MIN_OTHER_TRIALS.
     """
     if len(others) < MIN_OTHER_TRIALS:
         return None

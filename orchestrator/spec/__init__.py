@@ -1,1 +1,1 @@
-"""What the YAML means. Pure: no torch, no ray, no optuna, no mlflow."""
+"""The sweep file: its types, its loader, its search space and estimates. Imports no torch, Ray, Optuna or MLflow."""

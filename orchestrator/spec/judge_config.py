@@ -1,4 +1,4 @@
-"""Settings of the judge: who judges, which answers of the best trials, and how these are generated."""
+"""Settings of the judge: the judges, the trials and prompts to compare, and how completions are generated."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _NonNegativeInt = Annotated[int, Field(ge=0)]
 
 
 class RewardModel(FrozenModel):
-    """A sequence-classification model: the answer it scores higher wins. Shorthand: its name alone."""
+    """A sequence-classification model: the completion with the higher score wins. Shorthand: its name alone."""
 
     name_or_path: NonEmptyStr
     revision: str | None = None
     label: _NonNegativeInt | None = Field(
-        default=None, description="Which output is the reward; needed where the model has several."
+        default=None, description="Index of the output that is the reward; needed if the model has several."
     )
     dtype: Literal["float32", "bfloat16"] = "float32"
     max_length: PositiveInt = Field(
-        default=4096, description="Tokens of a dialogue; longer ones lose their oldest tokens."
+        default=4096, description="Tokens of a dialogue; longer ones are truncated at their beginning."
     )
 
     @model_validator(mode="before")
@@ -33,24 +33,31 @@ class RewardModel(FrozenModel):
 
 
 class Endpoint(FrozenModel):
-    """A language model behind an OpenAI-compatible address. Its key is a secret: the file names the variable."""
+    """A language model behind an OpenAI-compatible API. The file names the environment variable with its key."""
 
-    url: NonEmptyStr = Field(description="What stands before /chat/completions, such as https://api.openai.com/v1.")
+    url: NonEmptyStr = Field(description="URL up to /chat/completions, such as https://api.openai.com/v1.")
     model: NonEmptyStr
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
-        default=None, description="Environment variable with the key; none is sent where this is null."
+        default=None, description="Environment variable with the API key; null: no key is sent."
     )
-    prompt_price: NonNegativeFloat | None = Field(default=None, description="Per million tokens read, in any currency.")
-    completion_price: NonNegativeFloat | None = Field(default=None, description="Per million tokens written.")
+    prompt_price: NonNegativeFloat | None = Field(
+        default=None, description="Price of a million prompt tokens, in any currency."
+    )
+    completion_price: NonNegativeFloat | None = Field(
+        default=None, description="Price of a million completion tokens, in the same currency."
+    )
     max_cost: PositiveFloat | None = Field(
-        default=None, description="No question is asked beyond this; and up to it a sweep asks without a person's yes."
+        default=None,
+        description="Limit on the judge's cost; up to it a sweep sends requests without asking for confirmation.",
     )
-    max_tokens: PositiveInt = Field(default=32, description="Of a verdict; a model that thinks first needs hundreds.")
+    max_tokens: PositiveInt = Field(
+        default=32, description="Tokens of a reply; a model that reasons before it replies needs hundreds."
+    )
     temperature: NonNegativeFloat | None = Field(default=0.0, description="null: not sent, for models that refuse it.")
-    concurrency: Annotated[int, Field(ge=1, le=64)] = Field(default=4, description="Questions under way at a time.")
-    timeout: PositiveFloat = Field(default=60.0, description="Seconds for one answer.")
+    concurrency: Annotated[int, Field(ge=1, le=64)] = Field(default=4, description="Requests at a time.")
+    timeout: PositiveFloat = Field(default=60.0, description="Seconds for one reply.")
     retries: _NonNegativeInt = Field(
-        default=5, description="Of a question that got no answer (429, 5xx, time-out), after waits that double."
+        default=5, description="Retries of a failed request (429, 5xx, timeout), with exponential backoff."
     )
 
     @field_validator("url")
@@ -58,14 +65,14 @@ class Endpoint(FrozenModel):
     def _check_url(cls, url: str) -> str:
         try:
             parts = urlsplit(url)
-            known = parts.scheme in ("http", "https") and bool(parts.hostname)
+            valid = parts.scheme in ("http", "https") and bool(parts.hostname)
         except ValueError:
-            known = False
+            valid = False
             parts = urlsplit("")
-        if not known:
+        if not valid:
             raise ValueError("must be an http:// or https:// address")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("must hold no user, password or query: the key comes from api_key_env")
+            raise ValueError("must not contain a user, password or query: the key comes from api_key_env")
         return url.rstrip("/")
 
     @model_validator(mode="after")
@@ -78,25 +85,26 @@ class Endpoint(FrozenModel):
 
 
 class JudgeConfig(FrozenModel):
-    """The best trials' answers to fixed prompts against the start model's, greedy and sampled."""
+    """Comparison of the best trials' completions of fixed prompts with the initial model's, greedy and sampled."""
 
     top: PositiveInt = Field(
-        default=3, description="Trials that are judged, the best first; their weights stay on disk."
+        default=3, description="How many of the best trials are judged; their weights stay on disk."
     )
-    prompts: PositiveInt = Field(default=128, description="Distinct prompts, from the first on.")
+    prompts: PositiveInt = Field(default=128, description="How many distinct prompts, taken from the first row on.")
     prompts_from: Source | None = Field(
         default=None,
-        description="Rows with a `prompt` and perhaps an `answer`, such as AlpacaEval's; by default the held-out rows.",
+        description="Rows with a `prompt` and optionally an `answer`, such as AlpacaEval's; by default the held-out "
+        "rows.",
     )
-    samples: _NonNegativeInt = Field(default=1, description="Sampled answers to each prompt, beside the greedy one.")
+    samples: _NonNegativeInt = Field(default=1, description="Sampled completions per prompt, besides the greedy one.")
     max_new_tokens: PositiveInt = 512
     temperature: PositiveFloat = 0.7
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     seed: int = 0
     tokens_per_batch: PositiveInt = Field(
-        default=32768, description="Of one batch of generation or of scoring; no effect on results but rounding."
+        default=32768, description="Tokens of one batch of generation or scoring; affects results by rounding only."
     )
-    checker: bool = Field(default=True, description="Judge by the rows' own `answer`, where they carry one.")
+    checker: bool = Field(default=True, description="Judge by the rows' own `answer`, if they have one.")
     reward_model: RewardModel | None = None
     endpoint: Endpoint | None = None
 

@@ -1,7 +1,7 @@
 """`Objective`: the metric a sweep is ranked by, and which metrics may rank it.
 
-A ranking metric is measured on held-out data and not scaled by the search itself. `eval_rows_have_answers`: whether
-held-out rows carry their right answer, as far as that can be known without reading the data.
+A ranking metric is measured on held-out data and not scaled by a searched setting. `eval_rows_have_answers` tells
+whether held-out rows have a correct answer, as far as the first row shows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trainer.metrics import COMPARISON_METRIC, EVAL, METRICS, base_name, lookup,
 
 
 class Objective(FrozenModel):
-    """What the sweep is ranked by: a held-out metric that the search does not scale (`check_metric` refuses others)."""
+    """The metric that ranks the trials and its direction; `check_metric` tells which metrics are allowed."""
 
     metric: NonEmptyStr
     direction: Literal["maximize", "minimize"]
@@ -29,20 +29,20 @@ ALTERNATIVES = (f"{EVAL}rewards/accuracies", f"{EVAL}margins/logp", COMPARISON_M
 _COMPLETION_METRICS = ("exact_answers", "repetition", "answer_length")
 
 Problem = tuple[str, str]
-"""A sentence and a hint."""
+"""A message and a hint."""
 
 
 def objective_metrics() -> list[str]:
-    """Every metric that may be an objective where nothing scales it."""
+    """Return every metric that may be an objective as long as no searched setting scales it."""
     return [EVAL + m.name for m in METRICS.values() if m.on_eval]
 
 
 def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Problem | None:
-    """Why this metric cannot rank the trials of this search; None where it can."""
+    """Return why `metric` cannot rank trials that differ in the settings `searched`; None if it can."""
     known = lookup(metric)
     if not metric.startswith(EVAL):
         if known is not None and known.on_eval:
-            return f"{metric} is measured on the training pairs of one update", f"use {EVAL}{metric}, the held-out one"
+            return f"{metric} is measured on the training pairs of one update", f"use {EVAL}{metric}, on held-out pairs"
         return f"there is no metric {metric!r}", _closest_metric_hint(metric)
     if known is None:
         return f"there is no metric {metric!r}", _closest_metric_hint(metric)
@@ -52,7 +52,7 @@ def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Proble
         return (
             f"{metric} is scaled by the search ({', '.join(scaling)}), so it cannot rank the trials: each kind of loss "
             "measures it in its own way",
-            f"use the same ruler for all: {', '.join(reversed(fit))}",
+            f"use a comparison metric that all kinds share: {', '.join(reversed(fit))}",
         )
     if scaling:
         return (
@@ -67,11 +67,11 @@ def check_metric(metric: str, direction: str, searched: Iterable[str]) -> Proble
 
 
 def check_kind(metric: str, kinds: Iterable[object]) -> Problem | None:
-    """Why trials of these kinds of loss would never report this metric."""
+    """Return why trials with these kinds of loss never report `metric`; None if they do."""
     known = lookup(metric)
     if known is None or known.kind is None or set(kinds) == {known.kind}:
         return None
-    return f"{metric} is measured with loss.kind {known.kind} alone", f"use {COMPARISON_METRIC}"
+    return f"{metric} is measured with loss.kind {known.kind} only", f"use {COMPARISON_METRIC}"
 
 
 _HELD_OUT = (
@@ -82,34 +82,34 @@ _HELD_OUT = (
 
 
 def check_fixed_evaluation(searched: Iterable[str]) -> list[str]:
-    """Which searched settings change what is held out: trials measured on different pairs cannot be ranked."""
+    """Return the searched settings that change the held-out pairs; trials that differ in one cannot be ranked."""
     return [path for path in searched if any(path == prefix or path.startswith(f"{prefix}.") for prefix in _HELD_OUT)]
 
 
 def check_completion_metric(metric: str, evaluation: EvaluationConfig) -> Problem | None:
-    """Why a metric of greedy answers would never be measured."""
+    """Return why a metric of greedy completions is never measured; None if it is, or if it is another metric."""
     if base_name(metric) in _COMPLETION_METRICS and evaluation.prompts == 0:
-        return f"{metric} is measured on greedy answers, and there are none", "set base.evaluation.prompts above 0"
+        return f"{metric} is measured on greedy completions, and there are none", "set base.evaluation.prompts above 0"
     return None
 
 
 def unmeasured_reason(metric: str) -> Problem | None:
-    """Why a trial cannot be judged by this metric before its end; None where it can."""
+    """Return why a trial cannot be pruned by `metric`; None if it can."""
     if base_name(metric) in _COMPLETION_METRICS:
         return (
-            f"{metric} is measured at the start and the end only, too late to stop a trial",
+            f"{metric} is measured at the start and the end only, too late to prune a trial",
             f"use {COMPARISON_METRIC}",
         )
     return None
 
 
 def requires_answers(metric: str) -> bool:
-    """Whether the rows must say the right answer."""
+    """Whether the metric needs rows with a correct answer."""
     return base_name(metric) == "exact_answers"
 
 
 def _closest_metric_hint(metric: str) -> str:
-    # A word that is nearest without the prefix counts too: `accuracies/logp` for `accuracy/logp`.
+    # Also compared without the prefix: `accuracies/logp` for `accuracy/logp`.
     near = closest_match(metric, objective_metrics(), 0.4) or closest_match(EVAL + metric, objective_metrics(), 0.4)
     return f"did you mean {near}?" if near else f"valid: {', '.join(objective_metrics())}"
 
@@ -118,7 +118,7 @@ ANSWER = "answer"
 
 
 def eval_rows_have_answers(data: DataConfig) -> bool:
-    """False only where a source certainly has no answers."""
+    """Whether the held-out rows may have correct answers; False only if a source certainly has none."""
     return any(_may_have_answers(source) for source in (data.eval or data.train))
 
 
@@ -134,7 +134,7 @@ def _may_have_answers(source: Source) -> bool:
 
 
 def _first_row(path: Path) -> set[str] | None:
-    """The first row's columns; None where that takes more than a glance, or the row cannot be read here."""
+    """Columns of the first row; None for formats that are not read by line, or if the row cannot be read."""
     try:
         with path.open(encoding="utf-8") as file:
             match path.suffix.lower():
@@ -146,5 +146,5 @@ def _first_row(path: Path) -> set[str] | None:
                 case _:
                     return None
     except (OSError, ValueError, csv.Error):
-        # The data's own check says what is wrong with the file.
+        # The data check reports what is wrong with the file.
         return None

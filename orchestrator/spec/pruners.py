@@ -1,4 +1,4 @@
-"""Settings of pruners. A trial is compared at its evaluations, by one held-out metric."""
+"""Settings of pruners. A pruner compares trials at their evaluations by one held-out metric."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from trainer.config.base import Fraction, FrozenModel, NonEmptyStr, NonNegativeF
 from trainer.metrics import EVAL, lookup
 
 PAIRED_METRIC = f"{EVAL}margins/logp"
-"""What the paired test compares, pair by pair: the gap of length-averaged log-probs, which no setting scales."""
+"""Metric of the paired test: the margin of length-normalized log-probs of each pair, which no setting scales."""
 
 
-def _amount(given: float) -> float:
-    if given < 1 or float(given).is_integer():
-        return int(given) if given >= 1 else given
-    raise ValueError(f"{given:g} is neither a number of updates (1, 2, ...) nor a share of the training (below 1)")
+def _amount(value: float) -> float:
+    if value < 1 or float(value).is_integer():
+        return int(value) if value >= 1 else value
+    raise ValueError(f"{value:g} is neither a number of updates (1, 2, ...) nor a share of the training (below 1)")
 
 
 Amount = Annotated[
@@ -27,10 +27,12 @@ Amount = Annotated[
 ]
 Warmup = Annotated[
     int | float,
-    Field(ge=0, description="No trial is judged before: updates, or a share of the training below 1."),
+    Field(ge=0, description="No trial is pruned before: updates, or a share of the training below 1."),
     AfterValidator(_amount),
 ]
-Metric = Annotated[NonEmptyStr | None, Field(description="What trials are compared by; by default the goal.")]
+Metric = Annotated[
+    NonEmptyStr | None, Field(description="Metric that trials are compared by; by default the objective.")
+]
 
 
 class NoPruner(FrozenModel):
@@ -42,15 +44,15 @@ class NoPruner(FrozenModel):
 class _RungSettings(FrozenModel):
     metric: Metric = None
     min_resource: Amount = 0.1
-    reduction_factor: Annotated[int, Field(ge=2, description="One trial of so many goes on at each rung.")] = 3
+    reduction_factor: Annotated[int, Field(ge=2, description="One of this many trials continues at each rung.")] = 3
 
 
 class SuccessiveHalvingPruner(_RungSettings):
-    """At each rung the best share of 1 / reduction_factor goes on (ASHA, Li et al. 2020)."""
+    """At each rung the best 1 / reduction_factor of the trials continues (ASHA, Li et al. 2020)."""
 
     kind: Literal["successive_halving"] = "successive_halving"
     rungs: Annotated[tuple[Amount, ...], Field(min_length=1)] | None = Field(
-        default=None, description="Where trials are judged; by default min_resource times powers of reduction_factor."
+        default=None, description="Where trials are compared; by default min_resource times powers of reduction_factor."
     )
 
     @model_validator(mode="after")
@@ -60,13 +62,13 @@ class SuccessiveHalvingPruner(_RungSettings):
 
 
 class HyperbandPruner(_RungSettings):
-    """Successive halving with several first rungs, so that slow starters get a chance (Li et al. 2018)."""
+    """Successive halving in brackets with different first rungs, so that slow starters survive (Li et al. 2018)."""
 
     kind: Literal["hyperband"] = "hyperband"
 
 
 class PercentilePruner(FrozenModel):
-    """Stops a trial whose best value so far is outside the best `percentile` of the others at the same update."""
+    """Stops a trial whose best value so far is outside the best `percentile` of the other trials at the same update."""
 
     kind: Literal["percentile"] = "percentile"
     metric: Metric = None
@@ -77,7 +79,7 @@ class PercentilePruner(FrozenModel):
 
 
 class MedianPruner(FrozenModel):
-    """Stops a trial whose best value so far is worse than the median of the others at the same update."""
+    """Stops a trial whose best value so far is worse than the median of the other trials at the same update."""
 
     kind: Literal["median"] = "median"
     metric: Metric = None
@@ -87,7 +89,7 @@ class MedianPruner(FrozenModel):
 
 
 class ThresholdPruner(FrozenModel):
-    """Stops a trial whose metric leaves fixed bounds, or is no number."""
+    """Stops a trial whose metric leaves fixed bounds, or is NaN."""
 
     kind: Literal["threshold"] = "threshold"
     metric: Metric = None
@@ -105,12 +107,14 @@ class ThresholdPruner(FrozenModel):
 
 
 class WilcoxonPruner(FrozenModel):
-    """Stops a trial that is worse than the best one pair by pair: a signed-rank test over the held-out pairs."""
+    """Stops a trial that is worse than the best one by a Wilcoxon signed-rank test over the held-out pairs."""
 
     kind: Literal["wilcoxon"] = "wilcoxon"
     p_threshold: Fraction = 0.1
     n_warmup_steps: Warmup = Field(
-        default=0.5, description="Early on, the pairs tell learning rates apart and not where they lead."
+        default=0.5,
+        description="No trial is pruned before: updates, or a share of the training below 1. Early differences show "
+        "the learning rate rather than the final result.",
     )
 
 
@@ -120,7 +124,7 @@ RankingPruner = (
 
 
 class PatientPruner(FrozenModel):
-    """Stops a trial that did not get better in `patience` evaluations; with `wrapped`, only if that one agrees."""
+    """Stops a trial without improvement for `patience` evaluations; with `wrapped`, only if that pruner agrees."""
 
     kind: Literal["patient"] = "patient"
     metric: Metric = None
@@ -133,7 +137,7 @@ Pruner = Annotated[NoPruner | RankingPruner | PatientPruner, Field(discriminator
 
 
 def pruning_metric(pruner: Pruner, objectives: tuple[Objective, ...]) -> Objective | None:
-    """The metric that this pruner looks at, and which way is better; None where neither is."""
+    """Return metric and direction that the pruner compares by; None if its metric has no better direction."""
     if isinstance(pruner, WilcoxonPruner):
         return Objective(metric=PAIRED_METRIC, direction="maximize")
     metric = None if isinstance(pruner, NoPruner) else pruner.metric
@@ -151,7 +155,7 @@ def pruning_metric(pruner: Pruner, objectives: tuple[Objective, ...]) -> Objecti
 
 
 def depends_on_other_trials(pruner: Pruner) -> bool:
-    """Whether a verdict depends on other trials."""
+    """Whether a pruning decision depends on other trials."""
     match pruner:
         case NoPruner() | ThresholdPruner():
             return False
@@ -166,4 +170,4 @@ def _check_rungs(rungs: tuple[float, ...] | None) -> None:
         if isinstance(low, int) != isinstance(high, int):
             raise ValueError("rungs are all updates or all shares of the training")
         if low >= high:
-            raise ValueError(f"rungs rise: {high:g} comes after {low:g}")
+            raise ValueError(f"rungs must increase: {high:g} comes after {low:g}")

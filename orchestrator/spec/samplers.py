@@ -1,4 +1,4 @@
-"""Settings of samplers, of the order of results, and the stages of the staged sampler."""
+"""Settings of samplers, of the visibility rule (`order`), and the stages of the staged sampler."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from orchestrator.spec.search.space import SearchSpace
 from trainer.config.base import FrozenModel, NonEmptyStr, PositiveFloat, PositiveInt
 
 Seed = Annotated[int, Field(description="Same seed, same trials.")]
-Startup = Annotated[int, Field(ge=1, description="Trials drawn at random before the sampler trusts what it learned.")]
+Startup = Annotated[int, Field(ge=1, description="Random trials before the sampler uses results.")]
 
 
 class GridSampler(FrozenModel):
@@ -23,21 +23,21 @@ class GridSampler(FrozenModel):
 
 
 class RandomSampler(FrozenModel):
-    """Independent draws; trial n depends on the seed and n alone."""
+    """Independent draws; trial n depends on the seed and n only."""
 
     kind: Literal["random"] = "random"
     seed: Seed = 0
 
 
 class QmcSampler(FrozenModel):
-    """Scrambled Sobol points: covers the space more evenly than random draws; trial n depends on seed and n alone."""
+    """Scrambled Sobol points cover the space more evenly than random draws; trial n depends on the seed and n only."""
 
     kind: Literal["qmc"] = "qmc"
     seed: Seed = 0
 
 
 class TpeSampler(FrozenModel):
-    """Optuna's tree-structured Parzen estimator, all leaves together; one goal or several."""
+    """Optuna's tree-structured Parzen estimator over all settings jointly; one objective or several."""
 
     kind: Literal["tpe"] = "tpe"
     seed: Seed = 0
@@ -46,7 +46,7 @@ class TpeSampler(FrozenModel):
 
 
 class GpSampler(FrozenModel):
-    """Optuna's Gaussian process: fewer trials for few continuous leaves; about a quarter of a second per trial."""
+    """Optuna's Gaussian process: few trials for few continuous settings; takes about 0.25 seconds per trial."""
 
     kind: Literal["gp"] = "gp"
     seed: Seed = 0
@@ -54,39 +54,39 @@ class GpSampler(FrozenModel):
 
 
 class CmaEsSampler(FrozenModel):
-    """CMA-ES (Hansen): one goal, for many continuous leaves. What is neither number nor unconditional is random."""
+    """CMA-ES (Hansen): one objective, many continuous settings. Others, and those with `when`, are drawn at random."""
 
     kind: Literal["cmaes"] = "cmaes"
     seed: Seed = 0
     population_size: Annotated[int, Field(ge=4)] | None = Field(
-        default=None, description="Trials per generation; by default 4 + 3 ln(leaves), Hansen's rule."
+        default=None, description="Trials per generation; by default 4 + 3 ln(number of settings), Hansen's rule."
     )
-    sigma0: PositiveFloat = Field(default=1 / 6, description="First step, as a share of each leaf's range.")
+    sigma0: PositiveFloat = Field(default=1 / 6, description="Initial step size, as a share of each setting's range.")
 
 
 class NsgaIISampler(FrozenModel):
-    """Optuna's NSGA-II: evolves a population towards the Pareto front of several goals."""
+    """Optuna's NSGA-II: evolves a population towards the Pareto front of several objectives."""
 
     kind: Literal["nsgaii"] = "nsgaii"
     seed: Seed = 0
     population_size: Annotated[int, Field(ge=2)] = Field(
-        default=20, description="Trials per generation. (Optuna's 50 suits functions that cost nothing.)"
+        default=20, description="Trials per generation. (Optuna's default of 50 is for cheap functions.)"
     )
 
 
 class StagedSampler(FrozenModel):
-    """A few leaves at a time, each stage from the best trial so far: the SimPO authors' advice.
+    """Searches a few settings at a time, each stage from the best trial so far, as the SimPO authors advise.
 
-    By default the learning rate, then gamma (or its ratio), then beta, then each other leaf; what is not yet tuned has
-    its value in `base`. A stage waits until the one before has ended.
+    By default the learning rate, then gamma (or its ratio), then beta, then each other setting. Settings of later
+    stages have their value in `base`. A stage starts when the one before has ended.
     """
 
     kind: Literal["staged"] = "staged"
     stages: (
         Annotated[tuple[Annotated[tuple[NonEmptyStr, ...], Field(min_length=1)], ...], Field(min_length=1)] | None
-    ) = Field(default=None, description="Leaves per stage, each searched leaf in one of them.")
+    ) = Field(default=None, description="Settings of each stage; each searched setting is in exactly one.")
     points: Annotated[int, Field(ge=2)] = Field(
-        default=5, description="Values tried of a continuous range, evenly over it, both ends included."
+        default=5, description="Values tried of a continuous range: evenly spaced, both ends included."
     )
 
 
@@ -96,20 +96,21 @@ Sampler = Annotated[
 ]
 
 AdaptiveSampler = TpeSampler | GpSampler | CmaEsSampler | NsgaIISampler
-"""Samplers that look at results."""
+"""Samplers whose proposals depend on results."""
 
 
 class Reproducible(FrozenModel):
-    """Trial n knows the results of trials up to n - lag, whoever finished first: the same sweep at any speed."""
+    """Trial n sees the results of trials up to n - lag, whichever finished first: the same sweep at any speed."""
 
     kind: Literal["reproducible"] = "reproducible"
     lag: PositiveInt | None = Field(
-        default=None, description="At least the trials at a time; by default twice that, fixed when the sweep begins."
+        default=None,
+        description="At least the number of trials at a time; by default twice that, fixed when the sweep begins.",
     )
 
 
 class Asap(FrozenModel):
-    """Trial n knows whatever has finished by then: no slot waits, and no two runs of the sweep are alike."""
+    """Trial n sees all results that exist when it starts: no slot waits, but the sweep is not reproducible."""
 
     kind: Literal["asap"] = "asap"
 
@@ -123,25 +124,25 @@ DEFAULT_STAGES = (
     ("loss.gamma", "loss.gamma_beta_ratio"),
     ("loss.beta",),
 )
-"""The learning rate matters most, then the margin, then beta (SimPO's README and issues 50 and 69): one at a time."""
+"""The learning rate matters most, then the margin, then beta (SimPO's README and its issues 50 and 69)."""
 
 
 def stage_paths(sampler: StagedSampler, search: SearchSpace) -> tuple[tuple[str, ...], ...]:
-    """The settings of each stage; leaves that advance together stay together."""
+    """Return the settings of each stage. Zipped settings are in the same stage."""
     if sampler.stages is not None:
         return sampler.stages
-    left = list(search.paths)
+    remaining = list(search.paths)
     out: list[tuple[str, ...]] = []
-    for required in (*DEFAULT_STAGES, *((path,) for path in search.paths)):
-        stage = tuple(p for path in required if path in left for p in _zipped_with(search, path))
+    for default in (*DEFAULT_STAGES, *((path,) for path in search.paths)):
+        stage = tuple(p for path in default if path in remaining for p in _zipped_with(search, path))
         if stage:
             out.append(stage)
-            left = [path for path in left if path not in stage]
+            remaining = [path for path in remaining if path not in stage]
     return tuple(out)
 
 
 def check_stages(sampler: StagedSampler, search: SearchSpace) -> Iterator[tuple[tuple[str | int, ...], str, str]]:
-    """What is wrong with the stages: where below `sampler`, a sentence, a hint."""
+    """Yield each problem of the stages: its location below `sampler`, a message and a hint."""
     if sampler.stages is None:
         return
     seen: set[str] = set()
@@ -153,14 +154,14 @@ def check_stages(sampler: StagedSampler, search: SearchSpace) -> Iterator[tuple[
             elif path in seen:
                 yield ("stages", k, i), f"{path} is in a stage already", ""
             elif set(_zipped_with(search, path)) - set(stage):
-                yield ("stages", k, i), f"{path} advances together with {', '.join(_zipped_with(search, path))}", ""
+                yield ("stages", k, i), f"{path} is zipped with {', '.join(_zipped_with(search, path))}", ""
             seen.add(path)
     if missing := [path for path in search.paths if path not in seen]:
-        yield ("stages",), f"every searched leaf belongs to a stage; missing: {', '.join(missing)}", ""
+        yield ("stages",), f"every searched setting belongs to a stage; missing: {', '.join(missing)}", ""
 
 
 def stage_values(dimension: Dimension, points: int) -> tuple[Scalar, ...]:
-    """The values of a setting that a stage tries: its list or lattice, of a range `points` values evenly over it."""
+    """Return the values of a setting that a stage tries: its list or lattice, or `points` values over its range."""
     match dimension:
         case Choice(choice=choice):
             return choice
@@ -169,17 +170,17 @@ def stage_values(dimension: Dimension, points: int) -> tuple[Scalar, ...]:
         case LogUniform(log_uniform=(low, high)):
             return tuple(_round_value(low * (high / low) ** (i / (points - 1))) for i in range(points))
         case IntUniform(int_uniform=(low, high), step=1, log=log) if high - low >= points:
-            spread = (
+            evenly_spaced = (
                 low * (high / low) ** (i / (points - 1)) if log else low + (high - low) * i / (points - 1)
                 for i in range(points)
             )
-            return tuple(dict.fromkeys(round(value) for value in spread))
+            return tuple(dict.fromkeys(round(value) for value in evenly_spaced))
         case Uniform() | IntUniform():
             return tuple(all_values(dimension) or ())
 
 
 def max_trials(sampler: StagedSampler, search: SearchSpace) -> int:
-    """Trials of all stages, those counted twice that a later stage need not run again."""
+    """Return the trials of all stages; trials that a later stage can reuse are counted twice."""
     return sum(_size(stage, sampler.points, search) for stage in stage_paths(sampler, search))
 
 

@@ -1,7 +1,7 @@
 """`SweepSpec`: a sweep's YAML as a frozen value, with budget, resources, tracking, SFT stage and notifications.
 
-Its hash identifies the sweep. Folders on other machines are URLs that fsspec and MLflow understand: s3://bucket/prefix,
-gs://, file:///shared.
+Its hash identifies the sweep. Folders on other machines are URLs of fsspec and MLflow: s3://bucket/prefix, gs://,
+file:///shared.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import NoPruner, Pruner
-from orchestrator.spec.samplers import Asap, GridSampler, Order, RandomSampler, Reproducible, Sampler
+from orchestrator.spec.samplers import GridSampler, Order, Reproducible, Sampler
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from trainer.config.base import FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
-from trainer.config.trial import DataConfig, TrainingConfig, TrialConfig, zero3_refuses
+from trainer.config.trial import STORED, DataConfig, TrainingConfig, TrialConfig
 
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://\S+")
 _EXAMPLES = "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder"
@@ -32,62 +32,47 @@ def _check_url(url: str) -> str:
         raise ValueError(f"must be a URL such as {_EXAMPLES}")
     parts = urlsplit(url)
     if "@" in parts.netloc:
-        raise ValueError("holds a name or a password; credentials come from the environment")
+        raise ValueError("contains a user name or a password; credentials come from the environment")
     if parts.query or parts.fragment:
         raise ValueError(f"must be a plain URL such as {_EXAMPLES}, without ? and #")
     if parts.scheme == "memory":
-        raise ValueError("memory:// ends with its process")
+        raise ValueError("memory:// does not outlive its process")
     if parts.scheme == "file" and (parts.netloc or not parts.path.startswith("/")):
         raise ValueError("a folder of this machine has three slashes: file:///shared/folder")
     if ".." in parts.path.split("/"):
-        raise ValueError("must not hold ..")
+        raise ValueError("must not contain ..")
     return url.rstrip("/")
 
 
 StorageUrl = Annotated[str, AfterValidator(_check_url)]
-"""A URL without credentials and without a slash at its end."""
+"""A URL without credentials and without a trailing slash."""
 
 
 NotificationKind = Literal["finished", "diverged", "stalled"]
-"""What can be told."""
+"""Events that can be notified of."""
 
 
 class Notify(FrozenModel):
-    """A webhook, a command, or both. The webhook's address is a secret: the file names the variable that holds it."""
+    """Notifications by webhook, command or both. The webhook's URL is a secret: the file names the variable with it."""
 
     webhook_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
-        default=None, description="Environment variable with the address; it is sent Slack's JSON, {text: ...}."
+        default=None,
+        description="Environment variable with the webhook's URL, which receives Slack's JSON {text: ...}.",
     )
     command: tuple[NonEmptyStr, ...] | None = Field(
-        default=None, min_length=1, description="Program and arguments; it reads the notice as JSON on its input."
+        default=None, min_length=1, description="Program and arguments; reads the notification as JSON from stdin."
     )
     on: tuple[NotificationKind, ...] = get_args(NotificationKind)
-    stalled_minutes: PositiveFloat = Field(default=30.0, description="Without a point or any other sign of a worker.")
+    stalled_minutes: PositiveFloat = Field(
+        default=30.0, description="Minutes without metrics or any other report of a worker."
+    )
 
     @model_validator(mode="after")
     def _check_receiver(self) -> Notify:
         if self.webhook_env is None and self.command is None:
-            raise ValueError("needs webhook_env or command: nobody would be told")
+            raise ValueError("needs webhook_env or command, else no notification is sent")
         return self
 
-
-__all__ = [
-    "SECTION_ORDER",
-    "Asap",
-    "Budget",
-    "GridSampler",
-    "NoPruner",
-    "Objective",
-    "Order",
-    "Pruner",
-    "RandomSampler",
-    "Reproducible",
-    "Resources",
-    "Sampler",
-    "SftStage",
-    "SweepSpec",
-    "Tracking",
-]
 
 SECTION_ORDER = (
     "name",
@@ -112,19 +97,21 @@ SECTION_ORDER = (
     "storage",
     "mirror",
 )
-"""The keys of the file, in the order in which it is written."""
+"""The keys of the file, in the order in which they are written."""
 
 
 class Budget(FrozenModel):
-    """What the whole sweep may spend, earlier runs of it counted in."""
+    """Limits on the whole sweep, all its drivers together."""
 
-    trials: PositiveInt | None = Field(default=None, description="A total. By default all points of the grid.")
-    hours: PositiveFloat | None = Field(default=None, description="Wall-clock of the sweep's drivers, added up.")
+    trials: PositiveInt | None = Field(default=None, description="Total trials. By default all points of the grid.")
+    hours: PositiveFloat | None = Field(
+        default=None, description="Wall-clock hours of the sweep's drivers, summed over them."
+    )
     gpu_hours: PositiveFloat | None = Field(
         default=None, description="GPUs of a trial's slot times its hours, all attempts; without GPUs, slot-hours."
     )
     target: float | None = Field(
-        default=None, description="The sweep ends once a trial completes with a goal at least this good."
+        default=None, description="The sweep ends once a trial completes with an objective at least this good."
     )
     concurrency: PositiveInt | None = Field(
         default=None, description="Trials at a time; by default what resources allow."
@@ -132,45 +119,45 @@ class Budget(FrozenModel):
 
     @property
     def has_time_limit(self) -> bool:
-        """Whether time ends the sweep."""
+        """Whether hours or GPU-hours are limited."""
         return self.hours is not None or self.gpu_hours is not None
 
 
 class Resources(FrozenModel):
-    """What one trial takes. Fractions share a device."""
+    """GPUs, CPUs and processes of one trial. With a fraction, trials share a device."""
 
     gpus_per_trial: NonNegativeFloat | None = Field(
         default=None,
-        description="By default 1 where there are GPUs, else 0. More than 1: a whole number, with a process on each.",
+        description="By default 1 if there are GPUs, else 0. Above 1: a whole number, with a process on each GPU.",
     )
     cpus_per_trial: PositiveFloat = 1.0
     processes_per_trial: PositiveInt | None = Field(
         default=None,
-        description="Processes that train one trial together, on one machine: by default one on each of its GPUs. "
-        "training.distributed says how they hold the model.",
+        description="Processes that train one trial on one machine; by default one on each of its GPUs. "
+        "training.distributed sets how they share the model.",
     )
     trials_per_process: PositiveInt | Literal["auto"] = Field(
         default="auto",
-        description="Trials that train adapters in turn in one process, over one frozen model. auto: several where a "
-        "GPU's memory does not hold a copy for each of the trials that share it, by formula; else 1.",
+        description="Trials that train adapters in turn in one process over one frozen model. auto: several if by "
+        "formula the GPU's memory cannot hold a copy of the model for each trial that shares it; else 1.",
     )
 
     @property
     def processes(self) -> int:
-        """That train one trial together."""
+        """Processes that train one trial."""
         return self.processes_per_trial or max(1, int(self.gpus_per_trial or 1))
 
     @model_validator(mode="after")
     def _check_gpus(self) -> Self:
         gpus, processes = self.gpus_per_trial, self.processes_per_trial
         if gpus is not None and gpus > 1 and gpus != int(gpus):
-            raise ValueError(f"gpus_per_trial {gpus:g}: more than one GPU is a whole number of them")
+            raise ValueError(f"gpus_per_trial {gpus:g}: above 1 it must be a whole number")
         if gpus and processes is not None and processes != max(1, int(gpus)):
             raise ValueError(f"processes_per_trial {processes} and gpus_per_trial {gpus:g}: each process has one GPU")
         together = self.trials_per_process
         if together != "auto" and together > 1:
             if self.processes > 1:
-                raise ValueError(f"trials_per_process {together}: a trial of several processes shares none of them")
+                raise ValueError(f"trials_per_process {together}: a trial of several processes cannot share them")
             if gpus and gpus * together > 1 + 1e-9:
                 raise ValueError(
                     f"trials_per_process {together} of gpus_per_trial {gpus:g}: a process has one GPU; write "
@@ -180,26 +167,26 @@ class Resources(FrozenModel):
 
 
 class Tracking(FrozenModel):
-    """Where MLflow is. By default MLFLOW_TRACKING_URI, else runs/mlflow.db."""
+    """MLflow's tracking URI, by default $MLFLOW_TRACKING_URI, else runs/mlflow.db, and its experiment."""
 
     uri: NonEmptyStr | None = None
     experiment: NonEmptyStr = "prefsweep"
     artifacts: StorageUrl | None = Field(
         default=None,
-        description="Where the files of a new experiment go: a URL such as s3://bucket/prefix. By default "
-        "runs/artifacts, or what a tracking server decides.",
+        description="Artifact location of a new experiment: a URL such as s3://bucket/prefix. By default "
+        "runs/artifacts, or the tracking server's own.",
     )
 
 
 class SftStage(FrozenModel):
-    """Supervised training of the start model on chosen responses: run once, cached by content."""
+    """Supervised fine-tuning of the initial model on chosen responses, once before the trials, cached by content."""
 
     training: TrainingConfig
-    data: DataConfig | None = Field(default=None, description="By default the sweep's own.")
+    data: DataConfig | None = Field(default=None, description="By default base.data.")
 
 
 class SweepSpec(FrozenModel):
-    """A sweep. `keep_models` says how many of the best trials' final weights stay on disk; see `kept`."""
+    """A sweep. `keep_models`: how many of the best trials' final weights stay on disk; see `models_kept`."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     description: str = ""
@@ -221,7 +208,8 @@ class SweepSpec(FrozenModel):
     sft: SftStage | None = None
     keep_models: PositiveInt = 1
     storage: NonEmptyStr | None = Field(
-        default=None, description="Where the study is: an SQLAlchemy URL without password; by default SQLite beside it."
+        default=None,
+        description="The study's database: an SQLAlchemy URL without password; by default SQLite in its folder.",
     )
     mirror: StorageUrl | None = Field(
         default=None,
@@ -229,18 +217,17 @@ class SweepSpec(FrozenModel):
         "s3://bucket/prefix, gs://bucket/prefix or file:///shared/folder. Credentials come from the environment.",
     )
 
+    @classmethod
+    def from_stored(cls, text: str) -> Self:
+        """The sweep that a study stores as JSON; values that were removed since are read as they are."""
+        return cls.model_validate_json(text, context=STORED)
+
     @property
     def models_kept(self) -> int:
-        """How many of the best trials' weights stay: as many as asked for, and as many as are judged."""
+        """How many of the best trials' weights stay on disk: the larger of `keep_models` and `judge.top`."""
         return self.keep_models if self.judge is None else max(self.keep_models, self.judge.top)
-
-    @model_validator(mode="after")
-    def _check_sft_sharding(self) -> Self:
-        if self.sft is not None and (reason := zero3_refuses(self.base.model, self.sft.training, None)):
-            raise ValueError(f"sft: {reason}")
-        return self
 
     @property
     def objectives(self) -> tuple[Objective, ...]:
-        """Every objective; the first one is what a single winner is chosen by."""
+        """All objectives; the first one chooses the best trial."""
         return (self.goal, *self.also)

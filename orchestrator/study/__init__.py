@@ -1,1 +1,1 @@
-"""The truth about a sweep; the only package that imports Optuna."""
+"""The study: the database that records a sweep, with sampling and pruning. The only package that imports Optuna."""

@@ -1,4 +1,4 @@
-"""`StudyReader`: what every process may read, and requests to the driver. Takes no lock."""
+"""`StudyReader`: reads a study from any process and adds requests to its driver. Takes no lock."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from trainer.results import StepMetrics
 
 
 class StudyReader:
-    """One sweep's truth, read. `Study` adds the driving."""
+    """One sweep's study, for reading and for requests to the driver. `Study` adds what the driver writes."""
 
     def __init__(self, folder: SweepFolder, database: StudyDatabase) -> None:
         self.folder = folder
@@ -54,33 +54,33 @@ class StudyReader:
             raise StorageRefused(f"the study in {database.url} was written by a later version of this program")
         if identity.schema < OLDEST_SCHEMA:
             raise StorageRefused(
-                f"the study in {database.url} was written by an earlier version of this program, which named trials "
-                "differently; look at it and finish it with that version"
+                f"the study in {database.url} was written by an earlier version of this program with other "
+                "fingerprints of trials; read it and finish it with that version"
             )
         if identity.schema < SCHEMA:
             database.upgrade()
         self.id: str = identity.id
-        """Unique to this sweep for ever, also when its name is used again elsewhere."""
+        """Unique to this sweep, also if another sweep gets the same name."""
         self._study_id = identity.study_id
         self._optuna_trials = OptunaTrials(database.storage, identity.study_id)
         database.on_rollback = self._optuna_trials.invalidate
         self.terms = SweepTerms.from_json(attrs[TERMS_KEY]) if TERMS_KEY in attrs else SweepTerms()
-        self.spec = SweepSpec.model_validate_json(versions[-1].text)
+        self.spec = SweepSpec.from_stored(versions[-1].text)
 
     # --- opening -------------------------------------------------------------------------------------------------
 
     @staticmethod
     def exists(folder: SweepFolder) -> bool:
-        """Whether this folder's sweep has a study, here or in another database; one half made is none."""
+        """Whether the sweep has a study in its folder or in another database; a partly created one does not count."""
         return study_exists(study_url(folder), folder.name)
 
     @classmethod
     def open(cls, folder: SweepFolder) -> Self:
-        """The study of a sweep that exists; changes nothing."""
+        """Open the study of an existing sweep. Raises StudyMissing."""
         return cls(folder, StudyDatabase(study_url(folder)))
 
     def dispose(self) -> None:
-        """Give the database connections back. Held trials stay RUNNING."""
+        """Close the database connections. Running trials stay RUNNING."""
         self._database.dispose()
 
     def __enter__(self) -> Self:
@@ -92,7 +92,7 @@ class StudyReader:
     # --- reading -------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[TrialRecord]:
-        """Every trial issued so far, by number."""
+        """Return every trial issued so far, by number."""
         with self._database.snapshot() as c:
             progress, seconds = self._repository.progress(c), self._repository.trial_seconds(c)
             frozen = self._frozen()
@@ -103,18 +103,18 @@ class StudyReader:
         ]
 
     def trial(self, number: int) -> TrialRecord | None:
-        """One trial; None where it was not issued yet."""
+        """Return one trial; None if it was not issued yet."""
         with self._database.snapshot() as c:
             frozen = self._frozen()
             return self._record(c, frozen[number]) if number < len(frozen) else None
 
     def snapshots(self) -> list[TrialSnapshot]:
-        """Every trial as samplers and pruners see it."""
+        """Return every trial as samplers and pruners see it."""
         with self._database.snapshot():
             return self._optuna_trials.snapshots()
 
     def metric_history(self, number: int) -> list[StepMetrics]:
-        """Every point of a trial, by step."""
+        """Return all metrics of a trial, by step."""
         with self._database.snapshot() as c:
             return self._repository.metric_history(c, number)
 
@@ -123,55 +123,55 @@ class StudyReader:
         return next(iter(rank_trials(self.trials(), *self.spec.objectives)), None)
 
     def pareto_front(self) -> list[TrialRecord]:
-        """The complete trials that no other one beats in every objective; with one objective, the best."""
+        """Return the complete trials on the Pareto front; with one objective, the best."""
         return pareto_front(self.trials(), self.spec.objectives)
 
     def events(self, after: int = 0) -> list[Event]:
-        """What happened, in order, after event number `after`."""
+        """Return the events after event number `after`, in order."""
         with self._database.snapshot() as c:
             return self._repository.events(c, after)
 
     def consecutive_bugs(self) -> tuple[int, str]:
-        """How many of the trials that ended last ended in the very same BUG, and its text."""
+        """Return how many of the last ended trials failed with the same BUG in a row, and its text."""
         with self._database.snapshot():
             return optuna_trials.consecutive_bugs(self._frozen())
 
     def micro_batch_limit(self) -> int | None:
-        """The most tokens of a micro-batch that memory was found to hold; None while none ran out."""
+        """Return the limit on tokens per micro-batch that out-of-memory errors have set; None without any."""
         with self._database.snapshot():
             return self._micro_batch_limit()
 
     def usage(self) -> Usage:
-        """Working time of all drivers of this sweep, and GPU time of all attempts."""
+        """Return the working time of all drivers and the GPU time of all attempts."""
         with self._database.snapshot() as c:
             return self._usage(c)
 
     def pause_reason(self) -> str:
-        """Why the sweep as a whole is paused, in words; empty while it is not."""
+        """Return why the whole sweep is paused; "" if it is not."""
         with self._database.snapshot() as c:
             last = self._repository.last_event(c, (DRIVER_EVENT, PAUSED, UNPAUSED))
         return last.text if last is not None and last.kind == PAUSED else ""
 
     def stop_reason(self) -> str:
-        """How its last driver came to an end, in words; empty while one begins anew or the sweep is finished."""
+        """Return why the last driver ended; "" after a new one started or if the sweep is finished."""
         with self._database.snapshot() as c:
             last = self._repository.last_event(c, (DRIVER_EVENT, STOPPING))
         return last.text if last is not None and last.kind == STOPPING else ""
 
     def spec_history(self) -> list[SpecVersion]:
-        """Every spec this sweep ran under, the first one first."""
+        """Return every spec this sweep ran with, oldest first."""
         with self._database.snapshot() as c:
             return self._repository.spec_versions(c)
 
     def judgements(self) -> list[str]:
-        """Every judge's decision on a trial, as the JSON that `save_judgement` was given; by trial and key."""
+        """Return all judgements as the JSON passed to `save_judgement`, by trial and key."""
         with self._database.snapshot() as c:
             return self._repository.judgements(c)
 
-    # --- from any terminal ---------------------------------------------------------------------------------------
+    # --- writing, from any process -------------------------------------------------------------------------------
 
     def add_event(self, kind: str, text: str, trial: int | None = None) -> int:
-        """Remember that something happened; returns its number in the order."""
+        """Add an event to the history; return its number."""
         with self._transaction() as c:
             return self._repository.add_event(c, kind, text, trial)
 
@@ -184,10 +184,14 @@ class StudyReader:
         parent: int | None = None,
         fork: Fork | None = None,
     ) -> EnqueuedTrial:
-        """Queue a trial by hand: it runs next, before what the sampler draws and on top of `budget.trials`.
+        """Enqueue a trial: it runs before those that the sampler proposes, and on top of `budget.trials`.
 
-        `params` are a trial's over the base, checked by `orchestrator.spec.search.manual_trials`; `origin` says who and
-        why; `fork` is the checkpoint of `parent` that it goes on from.
+        Args:
+            params: Settings over the base, checked by `orchestrator.spec.search.manual_trials`.
+            origin: Who enqueued the trial and why, as text.
+            kind: Kind of the event in the history: "enqueued" or "cloned".
+            parent: The trial that it is a clone of.
+            fork: The checkpoint of `parent` that it continues from.
         """
         with self._transaction() as c:
             seq = self._queue.add(c, params, origin, by_hand=True, parent=parent, fork=fork)
@@ -195,27 +199,27 @@ class StudyReader:
             return next(g for g in self._queue.all(c) if g.seq == seq)
 
     def enqueued_trials(self) -> list[EnqueuedTrial]:
-        """Every trial given by people: waiting ones have no number yet."""
+        """Return every enqueued trial; waiting ones have no trial number yet."""
         with self._database.snapshot() as c:
             return self._queue.all(c)
 
     def save_judgement(self, trial: int, key: str, judgement: str) -> None:
-        """Remember a judge's decision on a trial; an older one of the same key is replaced."""
+        """Store a judgement of a trial; an older one with the same key is replaced."""
         with self._transaction() as c:
             self._repository.save_judgement(c, trial, key, judgement)
 
     def add_request(self, kind: str, text: str = "", trial: int | None = None) -> int:
-        """Ask the driver for something; returns the request's number."""
+        """Add a request to the driver, such as "stop" or "pause"; return its number."""
         with self._transaction() as c:
             return self._repository.add_request(c, kind, text, trial)
 
     def requests(self) -> list[Request]:
-        """What was asked and is not yet done, oldest first."""
+        """Return the pending requests, oldest first."""
         with self._database.snapshot() as c:
             return self._repository.requests(c)
 
     def complete_request(self, seq: int) -> None:
-        """That request is dealt with."""
+        """Mark a request as completed."""
         with self._transaction() as c:
             self._repository.complete_request(c, seq)
 

@@ -1,6 +1,6 @@
 """`RunningTrial`: a trial that a worker of this process runs; its logged metrics, early stopping and final outcome.
 
-`EarlyStopping` applies the divergence guard, then the pruner, in the order of the metrics. `StudyMisuse` and its
+Early stopping applies the divergence guard, then the pruner, in the order of the metrics. `StudyMisuse` and its
 subclasses are programming errors, never the user's.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from orchestrator.spec.sweep_spec import Objective
+from orchestrator.spec.objectives import Objective
 from orchestrator.study.pruning.divergence_guard import DivergenceGuard
 from orchestrator.study.pruning.pruner import TrialPruner
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialState
@@ -20,26 +20,27 @@ from trainer.metrics import EVAL
 from trainer.results import CONTINUE, StepMetrics, StopDecision
 
 LOSS_METRICS = ("loss", "grad_norm", f"{EVAL}loss")
-"""Metrics that change with what scales the loss."""
+"""Metrics whose scale depends on the loss settings."""
 
 
 class EarlyStopping:
-    """Watches one trial. A function of its points by step: told again, or in other batches, the decision is the same.
+    """Early stopping of one trial by divergence guard and pruner.
 
-    `judge` gives the pruner with what the trial may know now; in a reproducible sweep that never changes.
+    A pure function of the metrics by step: repeated or differently batched metrics give the same decision.
+    `make_pruner` returns the pruner with the currently visible trials, which are fixed in a reproducible sweep.
     """
 
     def __init__(
         self, guard: DivergenceGuard, make_pruner: Callable[[], TrialPruner], metric: str, *, inherited: int = -1
     ) -> None:
-        """`inherited`: the update up to which the points are another trial's, whom guard and pruner let pass."""
+        """`metric`: the pruner's; `inherited`: last update of the checkpoint that a cloned trial continues from."""
         self._guard, self._make_pruner, self._metric, self._inherited = guard, make_pruner, metric, inherited
         self._curve: dict[int, float] = {}
         self._seen = -1
         self.decision = CONTINUE
 
     def update(self, metrics: Iterable[StepMetrics]) -> list[StepMetrics]:
-        """Take points, in any order within the call, and return those that count: none beyond the trial's end."""
+        """Process new metrics, in any order within the call; return those up to the step at which the trial stops."""
         counted: list[StepMetrics] = []
         for step_metrics in sorted(metrics, key=lambda p: p.step):
             fresh = step_metrics.step > self._seen
@@ -60,7 +61,7 @@ class EarlyStopping:
         return counted
 
     def _inherit(self, step_metrics: StepMetrics) -> StepMetrics:
-        """The initial model and the way so far are the other trial's; the scale of the loss may be this one's own."""
+        """Metrics of the trial that this one continues are not judged; those with another loss scale are ignored."""
         self._guard.update(
             [replace(step_metrics, metrics={n: v for n, v in step_metrics.metrics.items() if n not in LOSS_METRICS})]
         )
@@ -72,14 +73,14 @@ class EarlyStopping:
 
 @dataclass(frozen=True, slots=True)
 class LoggedMetrics:
-    """What the study has of a trial: its steps, the last of them and the last value of every metric."""
+    """The stored metrics of a trial: its steps, the last step and the last value of every metric."""
 
     steps: set[int] = field(default_factory=set[int])
     step: int = 0
     last: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def with_metrics(self, metrics: Sequence[StepMetrics]) -> LoggedMetrics:
-        """With these, in order, on top. The set of steps is the same one: nobody keeps the older one."""
+        """Return the state after these metrics, which are ordered by step. Updates and shares the set of steps."""
         last = dict(self.last)
         for step_metrics in metrics:
             last |= step_metrics.metrics
@@ -89,7 +90,7 @@ class LoggedMetrics:
 
 @dataclass(slots=True)
 class RunningTrial:
-    """A trial this process has issued and not yet closed or released."""
+    """A trial that this process has issued and not yet ended or released."""
 
     number: int
     attempt: int
@@ -97,30 +98,30 @@ class RunningTrial:
     gpus: float
     early_stopping: EarlyStopping
     logged: LoggedMetrics | None = None
-    """What was committed of it; None: to be read, as after a transaction that failed."""
+    """Its stored metrics; None: read them from the database, as after a failed transaction."""
     issued_at: float | None = None
-    """By the monotonic clock, when a worker took it; None while it waits for one."""
+    """When a worker started it, by the monotonic clock in seconds; None while it waits for one."""
 
     def begin(self) -> None:
-        """A worker has it now. Called again, it changes nothing."""
+        """Record that a worker started the trial. Later calls change nothing."""
         if self.issued_at is None:
             self.issued_at = time.monotonic()
 
     @property
     def seconds(self) -> float:
-        """How long a worker has had it."""
+        """Seconds since a worker started the trial."""
         return 0.0 if self.issued_at is None else time.monotonic() - self.issued_at
 
 
 def resolve_outcome(
     outcome: Outcome, last_metrics: Mapping[str, float], objectives: Sequence[Objective]
 ) -> tuple[Outcome, tuple[float, ...] | None]:
-    """The outcome and the objectives' values to record; `last_metrics` are the last values of every metric.
+    """Return the outcome to record and the objectives' values; `last_metrics`: the last value of every metric.
 
-    A complete trial has a finite value of each objective, a diverged one the worst there is.
+    A complete trial needs a finite value of each objective, else it fails; a diverged one gets infinitely bad values.
     """
     if outcome.diverged:
-        # A failed trial would be invisible to the samplers, and they would come back to the same place.
+        # Samplers ignore failed trials and would propose the same configuration again.
         return outcome, tuple(-math.inf if objective.direction == "maximize" else math.inf for objective in objectives)
     for objective in objectives:
         value = last_metrics.get(objective.metric)
@@ -128,7 +129,7 @@ def resolve_outcome(
             continue
         if outcome.state is TrialState.COMPLETE:
             what = "was never reported" if value is None else f"is {value}"
-            reason = f"the trial ran to its end, but its goal {objective.metric} {what}"
+            reason = f"the trial ran to its end, but its objective {objective.metric} {what}"
             return Outcome(TrialState.FAILED, reason, FailureKind.BUG), None
         return outcome, None
     return outcome, None if outcome.state is TrialState.FAILED else tuple(
@@ -137,17 +138,17 @@ def resolve_outcome(
 
 
 def outcome_to_json(outcome: Outcome) -> dict[str, Any]:
-    """An outcome as Optuna stores it."""
+    """Return an outcome as JSON values for Optuna's trial attributes."""
     failure = None if outcome.failure is None else outcome.failure.value
     return {"state": outcome.state.value, "reason": outcome.reason, "failure": failure, "diverged": outcome.diverged}
 
 
 class StudyMisuse(Exception):
-    """A call that the order of things forbids: a mistake of ours, never of the user."""
+    """The study was called in a way that its state forbids: a programming error, never the user's."""
 
 
 class TrialFinished(StudyMisuse):
-    """A finished trial takes no more points and no other outcome."""
+    """The trial is finished: it takes no more metrics and no other outcome."""
 
     def __init__(self, number: int, state: TrialState, operation: str) -> None:
         self.number, self.state = number, state
@@ -155,7 +156,7 @@ class TrialFinished(StudyMisuse):
 
 
 class AttemptSuperseded(StudyMisuse):
-    """Only the attempt that was issued last may write."""
+    """A later attempt at the trial was issued; only the last one may write."""
 
     def __init__(self, number: int, attempt: int, current: int | None) -> None:
         self.number, self.attempt, self.held = number, attempt, current

@@ -1,7 +1,7 @@
 """`Study`: ask, report, tell, release, retry, pause, amend. Everything else can be lost and rebuilt from the study.
 
-`DrivenStudy` adds a driver's right to write: newer drivers fence it off, working time counts, and its spec may be
-amended. `HoldingStudy` adds the trials that this process's workers run.
+`DrivenStudy` adds the driver's lease, working time and changes of the spec; `HoldingStudy` adds the trials that this
+process's workers run.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from trainer.results import StepMetrics, StopDecision
 
 
 class DrivenStudy(StudyReader):
-    """One sweep's truth with the right to change it, taken by the first call that needs it."""
+    """A study with the driver's lease, which the first call that writes acquires."""
 
     def __init__(self, folder: SweepFolder, database: StudyDatabase) -> None:
         super().__init__(folder, database)
@@ -67,10 +67,10 @@ class DrivenStudy(StudyReader):
         self._issuer = TrialIssuer(self._optuna_trials, self._repository, self._queue, spec, self.terms)
 
     def start_driving(self, gpus: float | None = None) -> None:
-        """Drive from now on: older drivers' writes are refused and working time counts. Claiming does so by itself.
+        """Acquire the driver's lease: older drivers' writes are refused, and working time counts. `ask` does it too.
 
-        `gpus` are those of a trial's slot; without any, slots are counted in their place. SweepHeld where another
-        driver lives; one of another machine that says nothing for a minute does not.
+        `gpus`: GPUs of a trial's slot; 0 counts slots instead. Raises SweepHeld if another driver is alive; a driver on
+        another machine counts as ended after a minute without heartbeats.
         """
         if gpus is not None:
             self._gpus = gpus or 1.0
@@ -78,7 +78,7 @@ class DrivenStudy(StudyReader):
             pass
 
     def heartbeat(self) -> None:
-        """Called now and then while waiting: SweepHeld where another driver has taken over meanwhile."""
+        """Write a heartbeat if one is due; called while waiting. Raises SweepHeld if another driver took over."""
         if self._driver is not None and (
             self._driver.fenced or self._driver.seconds_since_write >= driver_lease.HEARTBEAT_SECONDS
         ):
@@ -86,40 +86,40 @@ class DrivenStudy(StudyReader):
 
     @property
     def fenced(self) -> bool:
-        """Whether another driver has taken over from this one, which has noticed."""
+        """Whether a write of this driver was refused because another one took over."""
         return self._driver is not None and self._driver.fenced
 
     def check_fence(self) -> None:
-        """SweepHeld where another driver has taken over from this one; for what is told elsewhere than in the study.
+        """Raise SweepHeld if another driver took over; for writes to other stores than the study.
 
-        From any thread. The database is asked only where this driver was silent for so long that it may be.
+        Callable from any thread. Queries the database only if the last write is so old that the lease may be lost.
         """
         driver = self._driver
         if driver is not None and (driver.fenced or driver.seconds_since_write >= driver_lease.SILENCE_TIMEOUT / 2):
-            with self._database.beside() as c:
+            with self._database.separate_transaction() as c:
                 driver.check_fencing_token(c)
 
     def dispose(self) -> None:
-        """Leave the study to the next driver and give the database connections back. Held trials stay RUNNING."""
+        """Release the lease and close the database connections. Running trials stay RUNNING."""
         if self._heart is not None:
             self._heart.end()
             self._heart = None
         if self._driver is not None:
-            # What the database refuses here is only a courtesy: the next driver sees that this process has ended.
+            # Releasing is optional: the next driver also sees that this process has ended.
             with suppress(StorageRefused), self._database.transaction() as c:
                 self._driver.release(c)
             self._driver = None
         super().dispose()
 
     def pause_sweep(self, reason: str) -> None:
-        """The whole sweep is paused: no working time counts until `resume_sweep`."""
+        """Pause the whole sweep: no working time counts until `resume_sweep`."""
         with self._driving() as c:
             self._repository.add_event(c, PAUSED, reason, None)
         assert self._driver is not None
         self._driver.pause()
 
     def resume_sweep(self, reason: str) -> None:
-        """It goes on."""
+        """Continue a paused sweep."""
         assert self._driver is not None
         self._driver.resume()
         with self._driving() as c:
@@ -128,23 +128,23 @@ class DrivenStudy(StudyReader):
     # --- the spec ------------------------------------------------------------------------------------------------
 
     def check_concurrency(self, slots: int) -> None:
-        """TooManySlots where so many trials at a time are more than this sweep's visibility rule allows."""
+        """Raise TooManySlots if the visibility rule does not allow this many trials at a time."""
         self.terms.check_concurrency(self.spec, slots)
 
     def exhausted_reason(self) -> str:
-        """Why no new trial will be issued, in words; empty while there is one to come."""
+        """Return why no new trial will be issued; "" if one will be."""
         with self._database.snapshot() as c:
             return self._limit(c, self._optuna_trials.snapshots())
 
     def space_reason(self) -> str:
-        """Why there is nothing left to try, however much time there is, in words; empty while there is."""
+        """Return why the search is exhausted, apart from limits on time; "" if it is not."""
         with self._database.snapshot() as c:
             return self._issuer.space_reason(c, self._optuna_trials.snapshots())
 
     def amend(self, spec: SweepSpec) -> list[Change]:
-        """Continue under another spec: budget, resources and the like may change, what makes trials comparable may not.
+        """Continue with another spec and return the settings that changed; the old spec stays in the history.
 
-        Returns the settings that changed; the old spec stays in the history.
+        Budget, resources and other settings that no result depends on may change. Raises SpecChanged for others.
         """
         changed = sweep_terms.allowed_changes(self.spec, spec)
         if changed:
@@ -162,7 +162,7 @@ class DrivenStudy(StudyReader):
             DriverLease.wait_for_release(self._repository, self._database.snapshot)
             with self._database.transaction() as c:
                 driver = DriverLease.acquire(self._repository, c)
-            self._driver, self._heart = driver, Heartbeat(functools.partial(self._show_life, driver))
+            self._driver, self._heart = driver, Heartbeat(functools.partial(self._write_heartbeat, driver))
             self._optuna_trials.set_exclusive()
         with self._database.transaction() as c:
             self._driver.check_fencing_token(c)
@@ -170,34 +170,33 @@ class DrivenStudy(StudyReader):
 
     @contextmanager
     def _transaction(self) -> Generator[Connection]:
-        """A driver's notes and answers to requests are refused too once another one has taken over."""
+        """A driver's transactions check the fencing token too; other processes may add events and requests."""
         with super()._transaction() if self._driver is None else self._driving() as c:
             yield c
 
-    def _show_life(self, driver: DriverLease) -> None:
-        with self._database.beside() as c:
-            driver.beat(c)
+    def _write_heartbeat(self, driver: DriverLease) -> None:
+        with self._database.separate_transaction() as c:
+            driver.heartbeat(c)
 
     def _limit(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
         return self._issuer.limit_reason(c, trials, lambda: self._usage(c))
 
 
 class HoldingStudy(DrivenStudy):
-    """A driven study that knows which trials its workers have."""
+    """A driven study with the trials that its workers run."""
 
     def __init__(self, folder: SweepFolder, database: StudyDatabase) -> None:
         super().__init__(folder, database)
         self._running: dict[int, RunningTrial] = {}
 
     def begun(self, trial: Trial) -> None:
-        """A worker has begun with this trial: GPU time counts from now on, not from when it was issued. The first call
-        counts."""
+        """Record that a worker started the trial: GPU time counts from the first such call, not from `ask`."""
         self._require_current(trial, "beginning it").begin()
 
     def tell(self, trial: Trial, outcome: Outcome, worker: str = "") -> TrialRecord:
-        """End the trial for good; the record says how it ended. The same again changes nothing, another is refused.
+        """End a trial and return its record; the same outcome again changes nothing. `worker`: for the history.
 
-        `worker`: by which it was trained, noted beside its end.
+        Raises TrialFinished if the trial has another outcome already, AttemptSuperseded if a later attempt was issued.
         """
         requested = outcome_to_json(outcome)
         with self._driving() as c:
@@ -213,17 +212,17 @@ class HoldingStudy(DrivenStudy):
         return record
 
     def release(self, trial: Trial) -> None:
-        """The trial is interrupted, not ended: it stays RUNNING and is issued again by a later claim."""
+        """Give an interrupted trial back: it stays RUNNING and is issued again by a later `ask`."""
         with self._driving() as c:
             running = self._require_current(trial, "releasing it")
             self._record_working_time(c, running)
             self._repository.add_event(c, "released", f"attempt {trial.attempt} interrupted", trial.number)
         del self._running[trial.number]
 
-    # --- by hand -------------------------------------------------------------------------------------------------
+    # --- requests of users ---------------------------------------------------------------------------------------
 
     def pause(self, number: int, reason: str) -> None:
-        """Put a begun trial aside: it is not issued again before `unpause`. A held one must have checkpointed."""
+        """Pause a trial that has begun: it is not issued before `unpause`. A running one must have checkpointed."""
         with self._driving() as c:
             trial_id = self._unfinished(number, "pausing it")
             if number in self._running:
@@ -233,13 +232,13 @@ class HoldingStudy(DrivenStudy):
         self._running.pop(number, None)
 
     def unpause(self, number: int, reason: str) -> None:
-        """Have it issued again, before any new trial."""
+        """Continue a paused trial: it is issued again before any new trial."""
         with self._driving() as c:
             self._set(self._unfinished(number, "unpausing it"), PAUSE_REASON, "")
             self._repository.add_event(c, trial_records.UNPAUSED, reason, number)
 
     def tell_unassigned(self, number: int, outcome: Outcome) -> TrialRecord:
-        """End a begun trial that no worker has."""
+        """End a trial that has begun and that no worker runs."""
         with self._driving() as c:
             record = self._finish(c, self._unfinished(number, f"closing it as {outcome.state}"), outcome)
         self._running.pop(number, None)
@@ -249,8 +248,8 @@ class HoldingStudy(DrivenStudy):
 
     def _finish(self, c: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
         frozen = self._optuna_trials.trial(trial_id)
-        _, seen = self._repository.progress_of(c, frozen.number)
-        final, values = resolve_outcome(outcome, seen, self.spec.objectives)
+        _, last_metrics = self._repository.progress_of(c, frozen.number)
+        final, values = resolve_outcome(outcome, last_metrics, self.spec.objectives)
         order = self._repository.add_event(c, final.state.lower(), final.reason, frozen.number)
         finished = max(time.time(), frozen.user_attrs[STARTED])
         self._set(trial_id, REQUESTED_OUTCOME, outcome_to_json(outcome))
@@ -277,7 +276,7 @@ class HoldingStudy(DrivenStudy):
         raise AttemptSuperseded(trial.number, trial.attempt, None if running is None else running.attempt)
 
     def _unfinished(self, number: int, operation: str) -> int:
-        """Optuna's id of a trial that has begun and not ended."""
+        """Optuna's id of a trial that has begun and not ended; else AttemptSuperseded or TrialFinished."""
         frozen = self._find(number)
         if frozen is None:
             raise AttemptSuperseded(number, 0, None)
@@ -289,7 +288,7 @@ class HoldingStudy(DrivenStudy):
         self._repository.set_attempt_seconds(c, running.number, running.attempt, running.seconds)
 
     def _usage(self, c: Connection) -> Usage:
-        """Of other processes what they wrote; of this one up to now."""
+        """The usage that other processes wrote, and this process's up to now."""
         if self._driver is None:
             return super()._usage(c)
         written = self._repository.gpu_seconds(c, excluding={(h.number, h.attempt) for h in self._running.values()})
@@ -298,9 +297,10 @@ class HoldingStudy(DrivenStudy):
 
 
 class Study(HoldingStudy):
-    """The study of one sweep. Every process may read it (reader.py); the first `ask` makes this process the driver.
+    """The study of one sweep, with an ask-and-tell interface. The first `ask` makes this process the driver.
 
-    `DrivenStudy` has the right to write and the spec, `HoldingStudy` how trials end, pause and are released.
+    `StudyReader` has what every process may read, `DrivenStudy` the lease and the spec, `HoldingStudy` how trials end,
+    pause and are released.
     """
 
     @classmethod
@@ -314,19 +314,27 @@ class Study(HoldingStudy):
         train_pairs: int | None = None,
         earlier: Sequence[TrialSnapshot] = (),
     ) -> Self:
-        """A new study in `storage` (an SQLAlchemy URL without password); by default the spec's, else SQLite here.
+        """Create the study of a sweep.
 
-        `slots`: trials at a time, which settles how much a trial may know of the others; `train_pairs`: pairs to train
-        on, where rungs are shares of the training; `earlier`: another sweep's trials, for the sampler.
+        Args:
+            folder: The sweep's folder.
+            spec: The sweep.
+            storage: An SQLAlchemy URL without password; by default the spec's, else SQLite in the sweep's folder.
+            slots: Trials at a time; the default lag depends on it.
+            train_pairs: Training pairs, needed where rungs are shares of the training; None if unknown.
+            earlier: Trials of another sweep for the sampler (warm start).
+
+        Raises:
+            NameTaken: The database has a sweep of this name.
         """
         terms = SweepTerms.create(spec, slots, train_pairs, earlier)
         return cls(folder, create_study(folder, spec, terms, storage or spec.storage))
 
     def ask(self) -> Trial | WaitForTrial | None:
-        """The next trial to run: first those a dead or interrupted driver left, then new ones; None: nothing is left.
+        """Return the next trial to run: first unfinished trials of an ended driver, then new ones.
 
-        Returns WaitForTrial while the next trial's proposal or decisions depend on a trial that still runs, and None
-        when the budget is spent or the space exhausted; `exhausted_reason` says which.
+        Returns WaitForTrial while the next trial's proposal or pruning depends on a trial that still runs, and None
+        if the budget is spent or the search space exhausted; `exhausted_reason` tells which.
         """
         with self._driving() as c:
             trials = self._optuna_trials.snapshots()
@@ -344,17 +352,18 @@ class Study(HoldingStudy):
             if issued is None:
                 return None
             trial, trial_id = self._with_micro_batch_limit(issued[0]), issued[1]
-            text = [] if orphan is None else self._logged_history(c, trial.number)
+            logged = [] if orphan is None else self._logged_history(c, trial.number)
             pruner = self._issuer.make_pruner(c, trial.number, trials)
             self._repository.add_attempt(c, trial.number, trial.attempt, self._gpus)
         early_stopping = self._make_early_stopping(pruner, -1 if trial.fork is None else trial.fork.step)
-        early_stopping.update(text)
+        early_stopping.update(logged)
         return self._register(trial, trial_id, early_stopping)
 
     def retry(self, trial: Trial, micro_batch: int | None = None, reason: str = "") -> Trial:
-        """The worker of this trial is lost: the same trial, next attempt. The old attempt can write no more.
+        """Retry a trial whose worker was lost: return its next attempt. Writes of the old attempt are refused.
 
-        Where it ran out of memory: with at most `micro_batch` tokens, remembered for whatever is issued from now on.
+        After running out of memory, `micro_batch` limits the tokens per micro-batch of this and later trials; `reason`
+        goes to the history.
         """
         with self._driving() as c:
             running = self._require_current(trial, "another attempt")
@@ -369,26 +378,26 @@ class Study(HoldingStudy):
         return self._register(again, trial_id, running.early_stopping)
 
     def set_micro_batch_limit(self, tokens: int | None, reason: str) -> None:
-        """Before the first trial memory ran out: from now on at most so many tokens; None: that did not help either."""
+        """Limit the tokens per micro-batch after the SFT stage ran out of memory; None: even one pair did not fit."""
         with self._driving() as c:
             self._optuna_trials.set_study(MICRO_BATCH, tokens)
             text = "one pair was too much" if tokens is None else f"from now on {tokens} tokens per micro-batch"
             self._repository.add_event(c, "out of memory", f"sft: {reason}; {text}" if reason else f"sft: {text}", None)
 
     def preview(self, trial: Trial, metrics: Sequence[StepMetrics]) -> tuple[list[StepMetrics], StopDecision]:
-        """Which of these points count, and whether to go on after them; for who has to tell others before `report`.
+        """Return the metrics that count and the decision after them, without writing; for tracking before `report`.
 
-        Where the trial must stop at a step, nothing beyond it counts, however early it arrived: a sweep that was
-        killed in between ends with the same points. Writes nothing; asked again, it answers the same.
+        If the trial must stop at a step, later metrics do not count, whenever they arrived, so that a sweep that is
+        killed in between ends with the same metrics. Repeated calls return the same.
         """
-        running = self._require_current(trial, "points")
+        running = self._require_current(trial, "metrics")
         return running.early_stopping.update(metrics), running.early_stopping.decision
 
     def report(self, trial: Trial, metrics: Sequence[StepMetrics]) -> StopDecision:
-        """Keep points that are new by their step, and say whether to go on. A step told twice counts once."""
+        """Store metrics of new steps and return the decision: continue or stop. A repeated step counts once."""
         metrics, decision = self.preview(trial, metrics)
         with self._driving() as c:
-            running = self._require_current(trial, "points")
+            running = self._require_current(trial, "metrics")
             running.begin()
             self._record_working_time(c, running)
             before, running.logged = running.logged or self._repository.logged_metrics(c, trial.number), None
@@ -405,9 +414,9 @@ class Study(HoldingStudy):
         after = self._repository.add_metrics(c, running.number, fresh, before)
         if isinstance(self.spec.pruner, WilcoxonPruner):
             self._repository.add_pair_margins(c, running.number, fresh)
-        looked_at = pruning_objective(self.spec).metric
+        pruned_by = pruning_objective(self.spec).metric
         for step_metrics in fresh:
-            if (value := step_metrics.metrics.get(looked_at)) is not None:
+            if (value := step_metrics.metrics.get(pruned_by)) is not None:
                 self._optuna_trials.add_intermediate(running.trial_id, step_metrics.step, as_number(value))
         return after
 
@@ -417,7 +426,7 @@ class Study(HoldingStudy):
         return trial
 
     def _logged_history(self, c: Connection, number: int) -> list[StepMetrics]:
-        """The trial's points as they came, with what they know of each pair."""
+        """The trial's stored metrics by step, with pair margins where they were stored."""
         pairs = self._repository.pair_margins(c, number)
         return [
             replace(step_metrics, pairs=pairs.get(step_metrics.step, ""))
@@ -425,7 +434,7 @@ class Study(HoldingStudy):
         ]
 
     def _make_early_stopping(self, pruner: TrialPruner, inherited: int) -> EarlyStopping:
-        """What stops this trial. In `order: asap` what its pruner knows changes all the time."""
+        """The trial's early stopping. In `order: asap` its pruner sees the results of the moment."""
 
         def make_pruner() -> TrialPruner:
             if self.terms.lag is not None or not depends_on_other_trials(self.spec.pruner):
@@ -437,5 +446,5 @@ class Study(HoldingStudy):
         return EarlyStopping(guard, make_pruner, pruner.objective.metric, inherited=inherited)
 
     def _with_micro_batch_limit(self, trial: Trial) -> Trial:
-        """The trial with what was learned of this machine's memory."""
+        """The trial with the limit on tokens per micro-batch that out-of-memory errors have set."""
         return replace(trial, micro_batch=self._micro_batch_limit())

@@ -1,7 +1,7 @@
-"""`SweepTerms`: what is fixed when a sweep begins and binds every driver; spec changes; budget spent.
+"""`SweepTerms`: what is fixed when a sweep begins, for all its drivers; allowed changes of the spec; budget used.
 
-`spec_differences` and `allowed_changes` compare two specs of one sweep. `Usage` and `budget_exceeded`: what a sweep has
-spent, and whether that ends it.
+`spec_differences` and `allowed_changes` compare two specs of one sweep. `Usage` and `budget_exceeded`: the time a sweep
+has used, and whether it exceeds the budget.
 """
 
 from __future__ import annotations
@@ -14,22 +14,27 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from orchestrator.errors import SpecChanged, TooManySlots
+from orchestrator.spec.objectives import Objective
 from orchestrator.spec.pruners import depends_on_other_trials
 from orchestrator.spec.samplers import AdaptiveSampler, Asap
-from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
+from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.trial_records import TrialState
 from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.config.trial import flatten
 
 TERMS_KEY = "settled"
-"""Where it stands among the study's attributes."""
+"""Key among the study's user attributes."""
 LAG_PER_SLOT = 2
-"""Times the slots: how many trials later a result may be used, where the file does not say."""
+"""Default lag per slot: a result is visible this many trials times the slots later."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepTerms:
-    """`lag`: trial n knows trials up to n - lag, None in `order: asap`; `train_pairs`: None where nobody counted."""
+    """Terms of one sweep.
+
+    `lag`: trial n sees the results of trials up to n - lag, None in `order: asap`; `train_pairs`: None if unknown;
+    `earlier`: trials of the sweep named by `warm_start`.
+    """
 
     lag: int | None = LAG_PER_SLOT
     train_pairs: int | None = None
@@ -37,20 +42,20 @@ class SweepTerms:
 
     @classmethod
     def create(cls, spec: SweepSpec, slots: int, train_pairs: int | None, earlier: Sequence[TrialSnapshot]) -> Self:
-        """For a sweep that begins with so many trials at a time."""
+        """Return the terms of a sweep that begins with `slots` trials at a time. Raises TooManySlots."""
         lag = None if isinstance(spec.order, Asap) else spec.order.lag or LAG_PER_SLOT * slots
         made = cls(lag, train_pairs, tuple(earlier))
         made.check_concurrency(spec, slots)
         return made
 
     def check_concurrency(self, spec: SweepSpec, slots: int) -> None:
-        """Refuse more trials at a time than the rule leaves room for."""
+        """Raise TooManySlots if the visibility rule does not allow `slots` trials at a time."""
         matters = isinstance(spec.sampler, AdaptiveSampler) or depends_on_other_trials(spec.pruner)
         if matters and self.lag is not None and slots > self.lag:
             raise TooManySlots(slots, self.lag)
 
     def as_json(self) -> dict[str, Any]:
-        """For the database."""
+        """Return the terms as JSON values for the database."""
         earlier = [
             {
                 "number": t.number,
@@ -66,7 +71,7 @@ class SweepTerms:
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> Self:
-        """From the database."""
+        """Build the terms from the database's JSON values."""
         earlier = [
             TrialSnapshot(
                 number=t["number"],
@@ -82,12 +87,12 @@ class SweepTerms:
 
 
 AMENDABLE = ("budget", "resources", "tracking", "notify", "judge", "keep_models", "description", "mirror")
-"""Parts of a spec on which no trial's result depends."""
+"""Sections of a spec that no trial's result depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A setting of the spec that differs."""
+    """A setting that differs between two specs."""
 
     path: str
     old: Any
@@ -98,19 +103,19 @@ class Change:
 
 
 def spec_digest(spec: SweepSpec) -> str:
-    """The sweep's identity: equal for equal specs, however they were written."""
+    """Return a hex SHA-256 of the spec: equal for equal specs, however they are written."""
     return hashlib.sha256(json.dumps(spec.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
 
 
 def spec_differences(old: SweepSpec, new: SweepSpec) -> list[Change]:
-    """Every setting that differs, by path."""
+    """Return every setting that differs, sorted by path."""
     before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     paths = sorted(p for p in before.keys() | after.keys() if before.get(p, ...) != after.get(p, ...))
     return [Change(path, before.get(path), after.get(path)) for path in paths]
 
 
 def allowed_changes(old: SweepSpec, new: SweepSpec) -> list[Change]:
-    """The settings that differ; refuses those that would make the trials incomparable."""
+    """Return the settings that differ. Raises SpecChanged if one would make trials incomparable."""
     found = spec_differences(old, new)
     fixed = [change for change in found if change.path.split(".")[0] not in AMENDABLE]
     if fixed:
@@ -124,16 +129,16 @@ def _format_change(value: Any) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Of all drivers and all attempts so far."""
+    """Time used by all drivers and all attempts so far."""
 
     hours: float
-    """Wall-clock of the drivers, by the monotonic clock; time in which the whole sweep was paused is left out."""
+    """Hours of the drivers by the monotonic clock, without pauses of the whole sweep."""
     gpu_hours: float
-    """GPUs of each attempt's slot times its hours; where there are no GPUs, slot-hours."""
+    """GPUs of each attempt's slot times its hours; without GPUs, slot-hours."""
 
 
 def budget_exceeded(budget: Budget, usage: Usage) -> str:
-    """Which part of the budget of time is used up, in words; empty while none is."""
+    """Return which limit on time is exceeded, as text; "" if none is."""
     if budget.hours is not None and usage.hours >= budget.hours:
         return f"{usage.hours:.3g} of {budget.hours:g} hours spent"
     if budget.gpu_hours is not None and usage.gpu_hours >= budget.gpu_hours:
@@ -142,7 +147,7 @@ def budget_exceeded(budget: Budget, usage: Usage) -> str:
 
 
 def target_reached(budget: Budget, objective: Objective, value: float | None) -> bool:
-    """Whether a complete trial with this value of the objective is what the sweep was looking for."""
+    """Whether a complete trial with this value of the objective reaches `budget.target`."""
     if budget.target is None or value is None or not math.isfinite(value):
         return False
     return value >= budget.target if objective.direction == "maximize" else value <= budget.target

@@ -36,11 +36,11 @@ from trainer.config.trial import TrialConfig, config_fingerprint
 from trainer.training.schedule import total_updates
 
 IssuedTrial = tuple[Trial, int]
-"""A trial to run, and Optuna's id of it."""
+"""A trial to run, and its id in Optuna's tables."""
 
 
 class TrialIssuer:
-    """Issues trials of one study under one spec, inside transactions that somebody else opened."""
+    """Issues trials of one study under one spec, inside transactions that the caller opened."""
 
     def __init__(
         self,
@@ -55,11 +55,11 @@ class TrialIssuer:
         self._policy = SamplingPolicy(spec, terms.lag, terms.earlier)
 
     def limit_reason(self, c: Connection, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
-        """Why there is no trial after these and so long; empty while there is one."""
+        """Return why no trial follows `trials` at this usage; "" if one does."""
         return self.space_reason(c, trials) or self._budget_reason(trials, usage)
 
     def space_reason(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
-        """Why there is nothing left to issue, however much time there is; empty while there is."""
+        """Return why the search is exhausted, apart from limits on time; "" if it is not."""
         waiting = self._queue.waiting(c)
         if any(enqueued.by_hand for enqueued in waiting):
             return ""
@@ -69,7 +69,7 @@ class TrialIssuer:
         return "" if waiting else self._policy.exhausted_reason(trials)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
-        """What of time is used up, or which trial is as good as was asked for."""
+        """The exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
         budget, objective = self._spec.budget, self._spec.goal
         if budget.has_time_limit and (over := budget_exceeded(budget, usage())):
             return over
@@ -80,11 +80,11 @@ class TrialIssuer:
         return ""
 
     def blocking_trial(self, c: Connection, trials: Sequence[TrialSnapshot]) -> int | None:
-        """A trial that must end before the next one is issued."""
+        """Return the number of a trial that must end before the next one is issued; None if there is none."""
         return self._policy.blocking_trial(trials, enqueued=bool(self._queue.waiting(c)))
 
     def next(self, c: Connection, trials: Sequence[TrialSnapshot]) -> IssuedTrial | None:
-        """The trial after these: a given one if any waits, else the policy's; None where the space is exhausted."""
+        """Issue the trial after these: an enqueued one if any waits, else a sampled one; None if exhausted."""
         number = len(trials)
         waiting = self._queue.waiting(c)
         if waiting:
@@ -101,11 +101,11 @@ class TrialIssuer:
             self._repository.add_event(c, "left out", text, number)
         duplicate = next((trial.number for trial in reversed(trials) if trial.fingerprint == sampled.fingerprint), None)
         if duplicate is not None:
-            self._repository.add_event(c, "twin", f"equal to trial {duplicate}: nothing else came up", number)
+            self._repository.add_event(c, "twin", f"equal to trial {duplicate}: no new configuration was drawn", number)
         return issued
 
     def _issue_enqueued(self, c: Connection, enqueued: EnqueuedTrial, number: int) -> IssuedTrial:
-        """Optuna keeps what the search could have drawn; the rest is beside it, for its distributions have no room."""
+        """Optuna's params hold values of the search space only; all others go to a trial attribute."""
         params = manual_params(self._spec.base, self._spec.search, enqueued.leaves)
         config = apply_params(self._spec.base, enqueued.leaves)
         not_searched = out_of_space(self._spec.search, params)
@@ -113,7 +113,7 @@ class TrialIssuer:
         extra_attrs |= {"by_hand": enqueued.by_hand, "parent": enqueued.parent}
         extra_attrs |= {"fork": None if enqueued.fork is None else asdict(enqueued.fork)}
         inside = {path: value for path, value in params.items() if path not in not_searched}
-        # A fork is another trial than the one of the same leaves from the initial model, which may still be drawn.
+        # A fork differs from a trial with the same settings that starts from the initial model and may still be drawn.
         name = config_fingerprint(config) if enqueued.fork is None else f"fork {enqueued.seq}"
         trial, trial_id = self._create(c, number, SampledTrial(params, config, name), inside, {ENQUEUED: extra_attrs})
         self._queue.mark_issued(c, enqueued, number)
@@ -124,7 +124,7 @@ class TrialIssuer:
         c: Connection,
         number: int,
         sampled: SampledTrial,
-        snapshots: Mapping[str, Any],
+        optuna_params: Mapping[str, Any],
         extra_attrs: Mapping[str, Any],
     ) -> IssuedTrial:
         attrs: dict[str, Any] = {IDENTITY: sampled.fingerprint, ATTEMPTS: 1, STARTED: time.time()}
@@ -132,8 +132,8 @@ class TrialIssuer:
             attrs[UPDATES] = updates
         template = create_trial(
             state=TO_OPTUNA[TrialState.RUNNING],
-            params=dict(snapshots),
-            distributions={path: self._policy.distributions[path] for path in snapshots},
+            params=dict(optuna_params),
+            distributions={path: self._policy.distributions[path] for path in optuna_params},
             user_attrs={**attrs, **extra_attrs},
         )
         trial_id = self._trials.create(template)
@@ -141,7 +141,7 @@ class TrialIssuer:
         return Trial(number, 1, sampled.params, sampled.config), trial_id
 
     def retry(self, c: Connection, frozen: FrozenTrial) -> IssuedTrial:
-        """The same trial, next attempt."""
+        """Issue the next attempt at a trial."""
         attempt = frozen.user_attrs[ATTEMPTS] + 1
         trial_id = self._trials.optuna_id(frozen.number)
         self._trials.set(trial_id, ATTEMPTS, attempt)
@@ -152,7 +152,7 @@ class TrialIssuer:
         return Trial(frozen.number, attempt, params, config, fork=optuna_trials.trial_fork(frozen)), trial_id
 
     def make_pruner(self, c: Connection, number: int, trials: Sequence[TrialSnapshot]) -> TrialPruner:
-        """The pruner of this trial, with what it may know of these."""
+        """Return the pruner of trial `number` with the trials that are visible to it."""
         updates = next(trial.updates for trial in trials if trial.number == number)
         snapshots = visible_trials(trials, number, self._terms.lag)
         return TrialPruner.create(
@@ -160,7 +160,7 @@ class TrialIssuer:
         )
 
     def _updates(self, config: TrialConfig) -> int | None:
-        """Updates of the whole run; None where nobody counted the data."""
+        """Updates of the whole run; None if the number of training pairs is unknown."""
         pairs = self._terms.train_pairs
         if config.training.max_steps is not None:
             return config.training.max_steps

@@ -13,7 +13,7 @@ from trainer.config.trial import TrialConfig
 
 
 class TrialState(StrEnum):
-    """Finished states (COMPLETE, PRUNED, FAILED) are final. PAUSED: begun, and put aside by hand until unpaused."""
+    """State of a trial. COMPLETE, PRUNED and FAILED are final. PAUSED: begun, and paused by a user until unpaused."""
 
     QUEUED = "QUEUED"
     RUNNING = "RUNNING"
@@ -24,12 +24,12 @@ class TrialState(StrEnum):
 
     @property
     def finished(self) -> bool:
-        """Whether nothing can change any more."""
+        """Whether the state is final."""
         return self in (TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAILED)
 
 
 class FailureKind(StrEnum):
-    """Why a trial failed. A dead worker is none of these: its trial is issued again."""
+    """Why a trial failed. A lost worker is no failure of its trial, which gets another attempt."""
 
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     PREEMPTED = "PREEMPTED"
@@ -39,7 +39,7 @@ class FailureKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a trial ended, for `Study.close`. `reason` is in words and required for everything but COMPLETE."""
+    """How a trial ended, for `Study.tell`. `reason` is a text, required for every state but COMPLETE."""
 
     state: TrialState
     reason: str = ""
@@ -57,37 +57,37 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Where a trial goes on from, instead of the initial model: another trial's checkpoint."""
+    """Another trial's checkpoint that a trial continues from instead of starting from the initial model."""
 
     step: int
-    """The update after which it was written; the trial's own points begin after it."""
+    """The update after which the checkpoint was written; the trial's own metrics begin after it."""
     place: str
-    """Its name among the sweep's forks: a run folder that holds this checkpoint until the trial has one of its own."""
+    """Name of a run folder in `forks/` that pins the checkpoint until the trial has one of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """A trial to run. `attempt` counts from 1; a trial issued again keeps its number and gets the next attempt."""
+    """A trial to run. `attempt` counts from 1; a retried trial keeps its number and gets the next attempt."""
 
     number: int
     attempt: int
     params: Mapping[str, Any]
     config: TrialConfig
     micro_batch: int | None = None
-    """At most so many tokens per micro-batch, learned where this or an earlier trial ran out of memory."""
+    """Limit on tokens per micro-batch, set after this or another trial ran out of memory."""
     fork: Fork | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class WaitForTrial:
-    """No trial can be issued before trial `number` has ended: the next one's draw or decisions depend on it."""
+    """No trial can be issued before trial `number` ends: the next one's proposal or pruning depends on it."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """All that is known of one trial. `metrics` holds the last value of each metric, `step` the last update seen."""
+    """The study's record of one trial. `metrics`: the last value of each metric; `step`: the last update reported."""
 
     number: int
     state: TrialState
@@ -105,16 +105,16 @@ class TrialRecord:
     started_at: float | None = None
     finished_at: float | None = None
     seconds: float = 0.0
-    """Time in workers' hands, all attempts, by the monotonic clock; of a killed driver up to its last report."""
+    """Training time of all attempts by the monotonic clock; under a killed driver up to its last report."""
     origin: str = ""
-    """Who gave this trial and why, in words; empty for one that the sampler drew."""
+    """Who enqueued this trial and why; "" for one that the sampler proposed."""
     parent: int | None = None
     """The trial that it is a clone of."""
     fork: Fork | None = None
-    """The parent's checkpoint that it goes on from; None: from the initial model."""
+    """The parent's checkpoint that it continues from; None: it started from the initial model."""
 
 
-# Kinds of events that are read back.
+# Kinds of events that this program reads.
 DRIVER_EVENT = "driver"
 STOPPING = "stopping"
 PAUSED = "paused"
@@ -123,7 +123,7 @@ UNPAUSED = "unpaused"
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to the sweep, in order."""
+    """An event of the sweep's history; `at` is a Unix time in seconds."""
 
     seq: int
     at: float
@@ -134,7 +134,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What somebody at another terminal asked the driver to do."""
+    """A user's request to the driver, such as to stop; `at` is a Unix time in seconds."""
 
     seq: int
     at: float
@@ -145,7 +145,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class SpecVersion:
-    """A spec as it was accepted (JSON) and its hash."""
+    """A spec that the sweep ran with, as JSON, and its hash."""
 
     version: int
     at: float
@@ -154,17 +154,17 @@ class SpecVersion:
 
 
 def rank_trials(records: Iterable[TrialRecord], *objectives: Objective) -> list[TrialRecord]:
-    """Complete trials, best first; equal ones in order of number. Non-finite values never rank.
+    """Return the complete trials with finite objectives, best first; equal ones in order of number.
 
     With several objectives, trials are ordered by the number of fronts before their own (non-dominated sorting), then
     by the first objective.
     """
-    left = [record for record in records if _has_finite_values(record)]
+    remaining = [record for record in records if _has_finite_values(record)]
     out: list[TrialRecord] = []
-    while left:
-        layer = left if len(objectives) == 1 else _undominated(left, objectives)
-        out += sorted(layer, key=lambda r: (_costs(r, objectives)[0], r.number))
-        left = [record for record in left if record not in layer]
+    while remaining:
+        front = remaining if len(objectives) == 1 else _undominated(remaining, objectives)
+        out += sorted(front, key=lambda r: (_costs(r, objectives)[0], r.number))
+        remaining = [record for record in remaining if record not in front]
     return out
 
 
@@ -179,7 +179,7 @@ def pareto_front(records: Iterable[TrialRecord], objectives: Sequence[Objective]
 
 def _undominated(records: Sequence[TrialRecord], objectives: Sequence[Objective]) -> list[TrialRecord]:
     costs = [_costs(record, objectives) for record in records]
-    return [r for r, mine in zip(records, costs, strict=True) if not any(_dominates(other, mine) for other in costs)]
+    return [r for r, own in zip(records, costs, strict=True) if not any(_dominates(other, own) for other in costs)]
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -187,7 +187,7 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _costs(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The values, less being better."""
+    """The objectives' values with signs such that lower is better."""
     values = record.values or (() if record.value is None else (record.value,))
     return tuple(-v if g.direction == "maximize" else v for v, g in zip(values, objectives, strict=False))
 

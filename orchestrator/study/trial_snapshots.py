@@ -1,4 +1,4 @@
-"""`TrialSnapshot`, `visible_trials`: what trial n may know of others; decided by numbers, not by who finished first."""
+"""The visibility rule: `visible_trials` returns the results that trial n may depend on, by number and not by time."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from orchestrator.study.trial_records import TrialState
 
 @dataclass(frozen=True, slots=True)
 class TrialSnapshot:
-    """One trial as samplers and pruners see it. A running one has its params alone."""
+    """One trial as samplers and pruners see it. A running one has params and no results."""
 
     number: int
     params: Mapping[str, Any]
     state: TrialState = TrialState.RUNNING
     values: tuple[float, ...] | None = None
-    """The objectives' values: final ones of a complete trial, the last seen ones of a pruned trial."""
+    """The objectives' values: final ones of a complete trial, the last reported ones of a pruned trial."""
     curve: Mapping[int, float] = field(default_factory=dict[int, float])
-    """The pruner's metric by update, the initial model's left out."""
+    """The pruner's metric by update, without the initial model's."""
     diverged: bool = False
     updates: int | None = None
-    """Updates of the whole run; None where the data's size is unknown."""
+    """Updates of the whole run; None if the data's size is unknown."""
     note: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    """What the sampler wrote down when it drew the trial."""
+    """The sampler's own data about the trial, such as its generation."""
     is_enqueued: bool = False
-    """Asked for by a person, not drawn."""
+    """Enqueued by a user, not proposed by the sampler."""
     is_by_hand: bool = False
-    """Asked for while the sweep went on: on top of the budget of trials."""
+    """Enqueued while the sweep ran: on top of `budget.trials`."""
     fingerprint: str = ""
     is_fork: bool = False
-    """Begun from another trial's checkpoint: its result is not that of its params, so that it is no lesson."""
+    """Continues another trial's checkpoint: its result is not that of its params alone, so samplers ignore it."""
 
 
 def as_running(trial: TrialSnapshot) -> TrialSnapshot:
-    """The trial as if it still ran."""
+    """Return the trial without its results, as if it still ran."""
     return replace(trial, state=TrialState.RUNNING, values=None, curve={}, diverged=False)
 
 
 def visible_trials(trials: Sequence[TrialSnapshot], number: int, lag: int | None) -> list[TrialSnapshot]:
-    """All trials before `number` as it may know them: results up to number - lag, later ones as running.
+    """Return the trials before `number` as visible to it: results up to number - lag, later ones as running.
 
-    Without a lag everything that has finished by now is known. Nobody is compared with a fork.
+    Without a lag all existing results are visible. Forks are never visible.
     """
     before = [trial for trial in trials if trial.number < number and not trial.is_fork]
     if lag is None:
@@ -51,5 +51,5 @@ def visible_trials(trials: Sequence[TrialSnapshot], number: int, lag: int | None
 
 
 def first_unfinished(trials: Sequence[TrialSnapshot], up_to: int) -> int | None:
-    """The first trial up to this number that has not ended and that others may learn from."""
+    """Return the number of the first unfinished trial up to number `up_to` that is no fork; None if there is none."""
     return next((t.number for t in trials if t.number <= up_to and not t.state.finished and not t.is_fork), None)

@@ -1,1 +1,1 @@
-"""Tracking of trials in MLflow; the only package that imports it."""
+"""Tracking in MLflow through a durable outbox. The only package that imports MLflow."""

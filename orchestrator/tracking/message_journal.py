@@ -1,6 +1,6 @@
 """Tracking messages and their journal on disk: one JSON object per line, numbered, with a checksum.
 
-Lines are appended and flushed to disk, read by offset, and repaired at the end of the file only.
+Lines are appended and flushed to disk and read by offset; only an incomplete last line is repaired.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.storage.atomic_files import fsync
 
 @dataclass(frozen=True, slots=True)
 class StartRun:
-    """A run begins."""
+    """Start a run."""
 
     run: str
     name: str
@@ -35,7 +35,7 @@ class StartRun:
 
 @dataclass(frozen=True, slots=True)
 class LogMetrics:
-    """Metrics at their steps."""
+    """Log metrics at their steps."""
 
     run: str
     metrics: Sequence[StepMetrics]
@@ -44,7 +44,7 @@ class LogMetrics:
 
 @dataclass(frozen=True, slots=True)
 class LogFinalMetrics:
-    """Numbers without a course."""
+    """Log values that are no time series."""
 
     run: str
     values: Mapping[str, float]
@@ -54,7 +54,7 @@ class LogFinalMetrics:
 
 @dataclass(frozen=True, slots=True)
 class SetTags:
-    """Tags of a run."""
+    """Set tags of a run."""
 
     run: str
     tags: Mapping[str, str]
@@ -62,7 +62,7 @@ class SetTags:
 
 @dataclass(frozen=True, slots=True)
 class LogArtifact:
-    """A file of a run."""
+    """Attach a file to a run."""
 
     run: str
     path: Path
@@ -71,7 +71,7 @@ class LogArtifact:
 
 @dataclass(frozen=True, slots=True)
 class EndRun:
-    """A run is over."""
+    """End a run."""
 
     run: str
     status: str
@@ -86,16 +86,16 @@ _TAIL = len(_CRC) + 8 + len(b'"}')
 
 
 class InvalidLine(Exception):
-    """Bytes that are no message."""
+    """The bytes are not a message with a valid checksum."""
 
 
 def deliver(receiver: TrackingReceiver, message: Message) -> None:
-    """The call that the message stands for."""
+    """Call the receiver's method for the message."""
     match message:
         case StartRun(run, name, params, tags, at):
             receiver.start_run(run, name=name, params=params, tags=tags, at=at)
-        case LogMetrics(run, points, at):
-            receiver.log_metrics(run, points, at=at)
+        case LogMetrics(run, metrics, at):
+            receiver.log_metrics(run, metrics, at=at)
         case LogFinalMetrics(run, values, step, at):
             receiver.log_final_metrics(run, values, step=step, at=at)
         case SetTags(run, tags):
@@ -109,13 +109,13 @@ def deliver(receiver: TrackingReceiver, message: Message) -> None:
 
 
 def encode(seq: int, message: Message) -> bytes:
-    """One line, newline included."""
+    """Return the message as one line, with its number, checksum and newline."""
     body = json.dumps({"seq": seq, **to_json(message)}, ensure_ascii=True, allow_nan=False).encode()
     return body[:-1] + _CRC + f"{zlib.crc32(body):08x}".encode() + b'"}\n'
 
 
 def decode(line: bytes) -> tuple[int, Message]:
-    """The number and the message of a line without its newline; InvalidLine where a bit is wrong."""
+    """Return number and message of a line without its newline. Raises InvalidLine if its checksum is wrong."""
     body, tail = line[:-_TAIL] + b"}", line[-_TAIL:]
     if (
         not tail.startswith(_CRC)
@@ -128,12 +128,12 @@ def decode(line: bytes) -> tuple[int, Message]:
 
 
 def to_json(message: Message) -> dict[str, Any]:
-    """The message as JSON; NaN and the infinities as text."""
+    """Return the message as JSON values, with NaN and infinities as text."""
     match message:
         case StartRun(run, name, params, tags, at):
             return {"do": "start", "run": run, "name": name, "params": _plain(params), "tags": dict(tags), "at": at}
-        case LogMetrics(run, points, at):
-            return {"do": "points", "run": run, "points": [[p.step, _plain(p.metrics)] for p in points], "at": at}
+        case LogMetrics(run, metrics, at):
+            return {"do": "points", "run": run, "points": [[p.step, _plain(p.metrics)] for p in metrics], "at": at}
         case LogFinalMetrics(run, values, step, at):
             return {"do": "values", "run": run, "values": _plain(values), "step": step, "at": at}
         case SetTags(run, tags):
@@ -147,7 +147,7 @@ def to_json(message: Message) -> dict[str, Any]:
 
 
 def from_json(fields: dict[str, Any]) -> Message:
-    """The message that `to_json` wrote."""
+    """Return the message that `to_json` wrote."""
     kind = fields.pop("do")
     if kind == "points":
         history = [StepMetrics(step, {n: float(v) for n, v in metrics.items()}) for step, metrics in fields["points"]]
@@ -167,47 +167,47 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 _log = logging.getLogger(__name__)
 
 _LONGEST_LINE = 1 << 24
-"""Bytes looked at for the end of a message."""
+"""Bytes that are searched for the beginning of a message."""
 
 
 class JournalDamaged(StorageRefused):
-    """A message in the middle is not what was written: later ones would be delivered out of order."""
+    """A message before the last one is damaged; skipping it would deliver messages out of order."""
 
     def __init__(self, path: Path, offset: int) -> None:
         self.path, self.offset = path, offset
-        super().__init__(f"{path} is damaged at byte {offset}; move it away to go on (the study has every point)")
+        super().__init__(f"{path} is damaged at byte {offset}; move it away to continue (the study has all metrics)")
 
 
 class Journal:
-    """Messages in order. An append is on the disk when it returns, whole or not at all."""
+    """Append-only file of messages. An append is atomic and on disk when it returns."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.last = 0
         """Number of the last message."""
         self.name = ""
-        """Digest of the first message, by which positions in this journal name it; empty while there is none."""
+        """Digest of the first message, which identifies the journal in `delivered.json`; "" while there is none."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self.end = os.lseek(self._file, 0, os.SEEK_END)
         fsync(path.parent)
 
     def scan(self) -> Iterator[tuple[int, Message]]:
-        """Every message with its number, once, on opening. A torn end is set aside in a file of its own."""
+        """Yield every message with its number; called once, on opening. A torn end is moved to a file of its own."""
         offset = 0
         with self.path.open("rb") as stream:
             for line in stream:
                 found = self._is_intact(line)
                 if found is None:
                     break
-                self._see(found[0], line)
+                self._note_line(found[0], line)
                 offset += len(line)
                 yield found
         if offset < self.end:
             self._move_torn_tail(offset)
 
     def append(self, message: Message) -> None:
-        """Put one message on the disk."""
+        """Append a message and flush it to disk. Raises StorageRefused and appends nothing if the disk refuses."""
         line = encode(self.last + 1, message)
         try:
             _write_at(self._file, line, self.end)
@@ -215,11 +215,11 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._file, self.end)
             raise StorageRefused(f"{self.path} refused: {error.strerror}") from error
-        self._see(self.last + 1, line)
+        self._note_line(self.last + 1, line)
         self.end += len(line)
 
-    def holds(self, seq: int, offset: int) -> bool:
-        """Whether message number `seq` ends at this offset; nothing ends at the beginning."""
+    def has_message_end(self, seq: int, offset: int) -> bool:
+        """Whether message number `seq` ends at this offset; (0, 0) is the beginning."""
         if not 0 < offset <= self.end:
             return (seq, offset) == (0, 0)
         with self.path.open("rb") as stream:
@@ -231,7 +231,10 @@ class Journal:
             return False
 
     def read(self, offset: int, end: int, limit: int) -> list[tuple[Message, int]]:
-        """Up to `limit` messages from this offset on, before `end`, each with the next one's offset; one at least."""
+        """Return 1 to `limit` messages from `offset` on, before `end`, each with the offset of the next one.
+
+        Raises JournalDamaged if the first one is damaged.
+        """
         found: list[tuple[Message, int]] = []
         with self.path.open("rb") as stream:
             stream.seek(offset)
@@ -240,7 +243,7 @@ class Journal:
                 try:
                     _, message = decode(line.rstrip(b"\n"))
                 except InvalidLine:
-                    if found:  # those first
+                    if found:  # return these first
                         break
                     raise JournalDamaged(self.path, offset) from None
                 offset += len(line)
@@ -248,10 +251,10 @@ class Journal:
         return found
 
     def close(self) -> None:
-        """No more appends."""
+        """Close the file."""
         os.close(self._file)
 
-    def _see(self, seq: int, line: bytes) -> None:
+    def _note_line(self, seq: int, line: bytes) -> None:
         if not self.name:
             self.name = sha256(line).hexdigest()[:16]
         self.last = seq
@@ -266,7 +269,7 @@ class Journal:
         return (seq, message) if seq == self.last + 1 else None
 
     def _move_torn_tail(self, offset: int) -> None:
-        """Only an end that holds no message at all is a torn write; anything else is damage."""
+        """Move an incomplete end to its own file; an end that contains an intact message is damage."""
         with self.path.open("rb") as stream:
             stream.seek(offset)
             torn = stream.read()
@@ -281,9 +284,7 @@ class Journal:
         os.ftruncate(self._file, offset)
         os.fsync(self._file)
         self.end = offset
-        _log.warning(
-            "%s: a torn message of %d bytes at its end was set aside in %s", self.path, len(torn), torn_file.name
-        )
+        _log.warning("%s: a torn message of %d bytes at its end was moved to %s", self.path, len(torn), torn_file.name)
 
 
 def _write_at(file: int, data: bytes, offset: int) -> None:

@@ -1,4 +1,4 @@
-"""Creation of MLflow's database: its migrations, killed half-way, leave a database that never opens again."""
+"""Atomic creation of MLflow's SQLite database: interrupted migrations leave a database that cannot be opened."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from trainer.storage.atomic_files import failpoint, file_lock, fsync
 
 
 def create_mlflow_database(uri: str) -> None:
-    """Have the SQLite database at `uri` there with all its tables: made aside by one process, then given its name."""
+    """Create the SQLite database at `uri` with all tables if it does not exist: as a temporary file, then renamed."""
     path = Path(make_url(uri).database or "")
     if path.exists():
         return
@@ -20,8 +20,8 @@ def create_mlflow_database(uri: str) -> None:
     with file_lock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
-        for left in path.parent.glob(f".{path.name}.*.tmp*"):
-            left.unlink()  # of a process that died while it made it: we hold the lock
+        for stale in path.parent.glob(f".{path.name}.*.tmp*"):
+            stale.unlink()  # of a process that was killed; no other process creates one, as this one has the lock
         temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
         client = MlflowClient(f"sqlite:///{temporary}")
         client.search_experiments(max_results=1)

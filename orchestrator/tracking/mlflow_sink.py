@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from mlflow.entities import Run as MlflowRun
 
 PER_CALL = 900
-"""Metrics in one call: MLflow takes 1000 entities of all kinds."""
+"""Metrics per call; MLflow's limit is 1000 entities of all kinds."""
 _TimedMetrics = tuple[StepMetrics, float]
 PARAMS_PER_CALL = 100
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 8000
 CUT = " … [cut]"
 
-# What no repetition will mend. Anything else (down, slow, locked, full, not allowed in) is tried again.
+# Errors that a retry cannot fix. All others (server down, slow, locked, disk full, access denied) are retried.
 _PERMANENT_ERRORS = frozenset(
     {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
 )
-# A server that hangs costs the delivery thread this long, never a trial. Whoever sets these knows better.
+# Timeouts of the delivery thread for a server that hangs; no trial waits for it. Values set by the user are kept.
 _HTTP_SETTINGS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
@@ -47,22 +47,25 @@ _HTTP_SETTINGS = {
 
 
 def tracking_uri(root: Path, uri: str | None) -> str:
-    """Where MLflow is: the spec's `tracking.uri`, else MLFLOW_TRACKING_URI, else a database in the runs folder."""
+    """Return MLflow's tracking URI: the spec's `tracking.uri`, else $MLFLOW_TRACKING_URI, else runs/mlflow.db."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
 
 
 def is_local(uri: str) -> bool:
-    """Whether the store is a database we reach ourselves, with artifacts as files beside it."""
+    """Whether the store is a SQLite database of this machine, with artifacts as files beside it."""
     return uri.startswith("sqlite:")
 
 
 def connect(root: Path, uri: str) -> MlflowClient:
-    """A client whose store exists. Called once from the driver before anyone else: migrations do not like company."""
+    """Return a client after creating the store if needed. The driver calls it first, as migrations must not run twice.
+
+    Raises TrackingUnavailable or MessageRejected.
+    """
     for name, value in _HTTP_SETTINGS.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
-    # Its errors reach the user in our words, once, and not as a traceback per try.
+    # The outbox reports errors once; MLflow would log a traceback per retry.
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     if is_local(uri):
@@ -76,7 +79,7 @@ def connect(root: Path, uri: str) -> MlflowClient:
 
 
 def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, artifacts: str | None = None) -> str:
-    """The id of the experiment called `name`, made if there is none; then its files go below the URL `artifacts`."""
+    """Return the id of the experiment `name`; create it if needed, with its artifacts below the URL `artifacts`."""
     from mlflow.exceptions import MlflowException
 
     with _translate_errors():
@@ -95,14 +98,14 @@ def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, art
 
 
 def artifact_location(artifacts: str, experiment: str) -> str:
-    """Where an experiment's files go below the URL `artifacts`."""
+    """Return the artifact location of an experiment below the URL `artifacts`."""
     return f"{artifacts}/{quote(experiment, safe='')}"
 
 
 def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: str) -> str | None:
-    """Where the experiment keeps its files if that is not below `artifacts`: for good, since it was made.
+    """Return the artifact location of an existing experiment if it is not below `artifacts`; it cannot be changed.
 
-    None where it is not made yet; TrackingUnavailable where the store does not say.
+    None if the experiment does not exist or is below `artifacts`. Raises TrackingUnavailable.
     """
     if is_local(uri) and not Path(make_url(uri).database or "").is_file():
         return None
@@ -115,7 +118,7 @@ def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: st
 
 
 def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -> None:
-    """Put a saved view (tag and value) on an experiment; the newest one counts."""
+    """Set the saved view of charts (tag and value) of an experiment; the newest one counts."""
     with _translate_errors():
         client.set_experiment_tag(experiment_id, *view)
         client.set_experiment_tag(experiment_id, *TRAINING_EXPERIMENT)
@@ -123,14 +126,14 @@ def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -
 
 @dataclass(slots=True)
 class _KnownRun:
-    """A run this process has seen."""
+    """A cached run: MLflow's id and the last step that was logged."""
 
     id: str
     last_step: int | None
 
 
 class MlflowSink:
-    """A TrackingReceiver for one sweep in one MLflow store: a parent run, and a child for each trial and for sft."""
+    """A TrackingReceiver that writes a sweep to MLflow: a parent run, with a child run per trial and for sft."""
 
     def __init__(
         self,
@@ -144,8 +147,7 @@ class MlflowSink:
         on_run: Callable[[str, str], object] | None = None,
         view: tuple[str, str] | None = None,
     ) -> None:
-        """`on_run` is told our name and MLflow's id of each run that was created or found; `view` is the experiment's
-        tag with the sweep's saved charts."""
+        """`on_run`: called with the name and MLflow's id of each run; `view`: experiment tag with the saved charts."""
         self._root, self._uri, self._experiment, self._artifacts = root, uri, experiment, artifacts
         self._identity = {SWEEP_ID: sweep_id, SWEEP_NAME: sweep}
         self._client: MlflowClient | None = None
@@ -153,7 +155,7 @@ class MlflowSink:
         self._known_runs: dict[str, _KnownRun] = {}
         self._on_run, self._view = on_run, view
 
-    # --- what the outbox tells -----------------------------------------------------------------------------------
+    # --- calls of the outbox -------------------------------------------------------------------------------------
 
     def start_run(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
         """Create the run, or find the one that an earlier delivery or an earlier driver created."""
@@ -180,11 +182,11 @@ class MlflowSink:
                 client.log_batch(found.info.run_id, params=missing[i : i + PARAMS_PER_CALL])
 
     def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
-        """Log what is beyond the last step. The time is the message's: MLflow knows a repetition by it."""
+        """Log metrics after the last logged step, with the message's time, by which MLflow detects repetitions."""
         self.log_metric_history(run, [(metrics, at)])
 
     def log_metric_history(self, run: str, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> None:
-        """Log what is beyond the last step, in as few calls as MLflow's limit allows."""
+        """Log metrics after the last logged step, in as few calls as MLflow's limit allows."""
         with self._mlflow() as client:
             known = self._find_run(client, run)
             for group in _groups(_new_metrics(known.last_step, history)):
@@ -193,7 +195,7 @@ class MlflowSink:
                 known.last_step = group[-1][0].step
 
     def log_final_metrics(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
-        """Log those that are not the run's newest already."""
+        """Log the values that differ from the run's newest ones."""
         from mlflow.entities import Metric
 
         with self._mlflow() as client:
@@ -209,15 +211,15 @@ class MlflowSink:
             self._set_tags(client, self._find_run(client, run).id, tags)
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
-        """Attach a file or a folder; attached again it replaces itself."""
+        """Attach a file or a folder; an earlier one with the same path is replaced."""
         if not path.exists():
-            raise MessageRejected(f"{path} is no longer there")
+            raise MessageRejected(f"{path} no longer exists")
         with self._mlflow() as client:
             attach = client.log_artifacts if path.is_dir() else client.log_artifact
             attach(self._find_run(client, run).id, str(path), folder or None)
 
     def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
-        """The run is over."""
+        """Set the run's final tags, status and end time."""
         with self._mlflow() as client:
             known = self._find_run(client, run)
             self._set_tags(client, known.id, tags)
@@ -244,7 +246,7 @@ class MlflowSink:
         return found[0] if found else None
 
     def _cache_run(self, client: MlflowClient, run: str, found: MlflowRun) -> _KnownRun:
-        """Once per run and process: the store itself says which step came last."""
+        """Cache a run with its last step, read from the store once per run and process."""
         steps = (m.step for key in found.data.metrics for m in client.get_metric_history(found.info.run_id, key))
         self._known_runs[run] = _KnownRun(found.info.run_id, max(steps, default=None))
         if self._on_run is not None:
@@ -272,7 +274,7 @@ class MlflowSink:
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in all_tags.items()])
 
     def _with_links(self, client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
-        """The tags, with links in the description that lead somewhere."""
+        """The tags, with links to runs and charts in the description resolved."""
         if NOTE not in tags:
             return dict(tags)
 
@@ -287,7 +289,7 @@ class MlflowSink:
 
 @contextmanager
 def _translate_errors() -> Generator[None]:
-    """MLflow's errors into the two that the outbox understands."""
+    """Raise MLflow's errors as MessageRejected or TrackingUnavailable."""
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import DBAPIError
 
@@ -301,7 +303,7 @@ def _translate_errors() -> Generator[None]:
 
 
 def param_text(value: Any) -> str:
-    """A param as MLflow shows it: text as it is, the rest as in the sweep's file (null, true, 6e-07, lists)."""
+    """Return a param as text: strings unchanged, other values as in the sweep file (null, true, 6e-07, lists)."""
     text = value if isinstance(value, str) else json.dumps(value)
     return _truncate(text, MAX_PARAM_LENGTH)
 
@@ -325,7 +327,7 @@ def _metrics(step_metrics: StepMetrics, timestamp: int) -> list[Metric]:
 
 
 def _new_metrics(last: int | None, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> list[_TimedMetrics]:
-    """The points after that step, each with its time; of a step told again, the first."""
+    """The metrics after step `last`, each with its time; of a repeated step, the first."""
     found: list[_TimedMetrics] = []
     for metrics, at in history:
         fresh = sorted((p for p in metrics if last is None or p.step > last), key=lambda p: p.step)
@@ -335,7 +337,7 @@ def _new_metrics(last: int | None, history: Sequence[tuple[Sequence[StepMetrics]
 
 
 def _groups(metrics: Sequence[_TimedMetrics]) -> Generator[list[_TimedMetrics]]:
-    """Whole points, at most PER_CALL metrics together."""
+    """Groups of complete steps with at most PER_CALL metrics each."""
     group: list[_TimedMetrics] = []
     size = 0
     for step_metrics, at in metrics:

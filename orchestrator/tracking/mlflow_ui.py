@@ -25,31 +25,42 @@ START_TIMEOUT = 180.0
 
 
 class NotLoopback(OrchestrateError):
-    """MLflow has no passwords: whoever reaches it can read and delete everything."""
+    """MLflow has no authentication: everyone who can connect can read and delete everything."""
 
     def __init__(self, host: str) -> None:
         super().__init__(
-            f"the MLflow page is served on this machine only, not on {host}; from elsewhere use a tunnel: "
+            f"the MLflow page is served on this machine only, not on {host}; from another machine use a tunnel: "
             "ssh -L 5000:127.0.0.1:5000 THIS_MACHINE"
         )
 
 
 @dataclass(frozen=True, slots=True)
 class UiServer:
-    """A page that answers. `process` is None where somebody else's server shows the store."""
+    """A running MLflow UI. `process` is None if an existing tracking server shows the store."""
 
     base: str
     process: subprocess.Popen[bytes] | None
 
     def stop(self) -> None:
-        """End our server."""
+        """Terminate the server if this program started it."""
         if self.process is not None:
             self.process.terminate()
             self.process.wait(timeout=20)
 
 
 def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> UiServer:
-    """Serve the store at `uri`; returns when it answers. Port 0: any free one. A tracking server has its own page."""
+    """Serve the MLflow UI of the store at `uri`; return when it responds. A tracking server has its own UI.
+
+    Args:
+        root: The runs folder.
+        uri: MLflow's tracking URI.
+        host: A loopback address.
+        port: 0 for any free port.
+
+    Raises:
+        NotLoopback: `host` is no loopback address.
+        StorageRefused: The store cannot be opened, or the server did not start.
+    """
     if uri.startswith(("http://", "https://")):
         return UiServer(_without_credentials(uri), None)
     if not is_loopback(host):
@@ -60,7 +71,7 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
         raise StorageRefused(f"the tracking store {redact(uri)} refused: {error}") from error
     port = port or _free_port(host)
     command = [sys.executable, "-m", "mlflow", "server", "--host", host, "--port", str(port), "--workers", "1"]
-    # By environment, not by argument: a store's URI may carry a password, and every user may read arguments.
+    # In the environment, as a store's URI may contain a password and all users can read a process's arguments.
     environment = {
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_ARTIFACTS_DESTINATION": (root.resolve() / "artifacts").as_uri(),
@@ -78,7 +89,7 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
 def sweep_page(
     base: str, root: Path, uri: str, experiment: str, sweep: str, view: tuple[str, str], artifacts: str | None = None
 ) -> str:
-    """The page with a sweep's charts and its trials; the experiment is given the view that the page opens on."""
+    """Return the URL of a sweep's charts and trials, after setting `view` as the experiment's saved view."""
     try:
         client = connect(root, uri)
         number = ensure_experiment(client, root, uri, experiment, artifacts)
@@ -108,7 +119,7 @@ def _wait(ui: UiServer, log: Path) -> None:
         except (urllib.error.URLError, OSError):
             time.sleep(0.1)
     ui.stop()
-    raise StorageRefused(f"the MLflow server did not come up; its words are in {log}")
+    raise StorageRefused(f"the MLflow server did not start; its output is in {log}")
 
 
 def _free_port(host: str) -> int:

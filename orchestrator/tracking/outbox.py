@@ -38,10 +38,10 @@ from trainer.storage.atomic_files import failpoint
 
 
 def group_messages(messages: Sequence[Message]) -> list[list[int]]:
-    """Places of messages that go in one call, each group where its first one stands.
+    """Return groups of indexes of messages that are delivered in one call, ordered by their first message.
 
-    Points of a run go with those before them unless something else of that run came between: of each run everything
-    stays in order. Whatever stands before a group's first message is in earlier groups.
+    Metrics of a run are grouped unless another message of that run is between them, so that each run's messages stay in
+    order. All messages before a group's first one are in earlier groups.
     """
     out: list[list[int]] = []
     open_: dict[str, list[int]] = {}
@@ -61,16 +61,16 @@ _log = logging.getLogger(__name__)
 
 FIRST_WAIT = 0.5
 MAX_WAIT = 30.0
-"""Seconds between tries while the receiver is unreachable; doubled from the first to the longest."""
+"""Seconds between retries while the receiver is unreachable: the first, doubled up to the maximum."""
 BATCH_SIZE = 1000
-"""Messages looked at together; while more than these wait, delivery does not rest."""
+"""Messages read at a time; with more than these waiting, delivery does not pause."""
 CPU_FRACTION = 0.25
-"""Of a processor's time, which delivery takes while it keeps up: the thread competes with the driver itself."""
+"""Largest share of a CPU's time for delivery while it keeps up, as its thread competes with the driver's."""
 MAX_REST = 5.0
-"""Seconds by which delivery may be later for that."""
+"""Longest pause of delivery for that, in seconds."""
 SWITCH_INTERVAL = 0.0005
-"""Seconds after which delivery gives way to the driver's thread. Python's own 5 ms cost a report, which writes to the
-disk a dozen times, as much as 60 ms."""
+"""Seconds after which the delivery thread yields to the driver's. With Python's default of 5 ms a report, which writes
+to the disk a dozen times, takes up to 60 ms longer."""
 
 
 class OutboxLocked(StorageRefused):
@@ -81,14 +81,14 @@ class OutboxLocked(StorageRefused):
 
 
 class Outbox:
-    """A TrackingSink that never waits for its receiver. One process at a time has it open.
+    """A TrackingSink that never waits for its receiver. One process at a time can open it.
 
-    Files: `messages.jsonl` (all that was told), `delivered.json` (how far it got), `refused.jsonl` (what the receiver
-    will never take). A message is delivered at least once; receivers ignore what they know, so it counts once.
+    Files: `messages.jsonl` (all messages), `delivered.json` (position of delivery), `refused.jsonl` (rejected ones).
+    Delivery is at least once; receivers ignore repeated messages.
     """
 
     def __init__(self, folder: Path, deliver: TrackingReceiver, *, fence: Callable[[], None] = lambda: None) -> None:
-        """`fence` raises SweepHeld once another driver has taken over: from then on nothing is told or delivered."""
+        """`fence` raises SweepHeld after another driver took over: then no message is enqueued or delivered."""
         self._folder, self._receiver, self._fence = folder, deliver, fence
         folder.mkdir(parents=True, exist_ok=True)
         self._lock_file = _lock(folder)
@@ -105,14 +105,14 @@ class Outbox:
         self._thread = threading.Thread(target=self._deliver_all, name="outbox", daemon=True)
         self._thread.start()
 
-    # --- what the driver calls -----------------------------------------------------------------------------------
+    # --- calls of the driver -------------------------------------------------------------------------------------
 
     def start_run(self, run: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str], at: float) -> None:
-        """A run begins, or begins again."""
+        """Start a run, or continue it."""
         self._enqueue(StartRun(run, name, params, tags, at))
 
     def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
-        """Metrics at their steps; steps told before, in this process or an earlier one, are skipped."""
+        """Log metrics; steps that were logged before, in this process or an earlier one, are skipped."""
         last = self._last_step.get(run)
         fresh = {p.step: p for p in reversed(metrics) if last is None or p.step > last}
         if fresh:
@@ -120,7 +120,7 @@ class Outbox:
             self._enqueue(LogMetrics(run, numbers, at))
 
     def log_final_metrics(self, run: str, values: Mapping[str, float], *, step: int, at: float) -> None:
-        """Numbers without a course."""
+        """Log values that are no time series."""
         self._enqueue(LogFinalMetrics(run, {name: as_number(value) for name, value in values.items()}, step, at))
 
     def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
@@ -128,25 +128,25 @@ class Outbox:
         self._enqueue(SetTags(run, tags))
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
-        """Attach a file, as it is when it is delivered."""
+        """Attach a file with its content at the time of delivery."""
         self._enqueue(LogArtifact(run, path.resolve(), folder))
 
     def end_run(self, run: str, *, status: str, tags: Mapping[str, str], at: float) -> None:
-        """A run is over."""
+        """End a run with status FINISHED, FAILED or KILLED."""
         self._enqueue(EndRun(run, status, tags, at))
 
     @property
     def pending(self) -> int:
-        """How many messages are not yet delivered."""
+        """Number of messages that are not delivered yet."""
         return self._journal.last - self._seq
 
     @property
     def trouble(self) -> str:
-        """Why delivery stands still, in words; empty while all is well."""
+        """Why delivery fails at present; "" if it does not."""
         return self._failure
 
     def close(self, timeout: float) -> int:
-        """Deliver what is left for up to `timeout` seconds; returns how many messages stay for a later opening."""
+        """Deliver for up to `timeout` seconds and close; return how many messages stay for the next opening."""
         if self._closed:
             return self.pending
         deadline = time.monotonic() + timeout
@@ -157,7 +157,7 @@ class Outbox:
                 self._changed.wait(min(left, 0.2))
             self._is_abandoned = self._closed = True
             self._changed.notify_all()
-        self._thread.join(0.5)  # a receiver that hangs keeps the (daemon) thread: it can write nothing here any more
+        self._thread.join(0.5)  # a receiver that hangs keeps the daemon thread, which no longer writes to the outbox
         self._journal.close()
         os.close(self._lock_file)
         return self.pending
@@ -177,7 +177,7 @@ class Outbox:
             self._changed.notify_all()
 
     def _monotonic(self, message: Message) -> Message:
-        """The message at a time no earlier than the one before it: a clock set back makes no negative durations."""
+        """The message with a time not before the previous one's: a clock set back gives no negative duration."""
         if isinstance(message, (SetTags, LogArtifact)):
             return message
         return replace(message, at=max(message.at, self._latest))
@@ -189,8 +189,8 @@ class Outbox:
             self._last_step[message.run] = max(self._last_step.get(message.run, -1), *(p.step for p in message.metrics))
 
     def _deliver_all(self) -> None:
-        """The thread. Any error but TrackingUnavailable and MessageRejected ends it, with a traceback: it is a bug."""
-        finished = warm = False  # its first call imports and connects: that comes once
+        """The delivery thread. Errors other than TrackingUnavailable and MessageRejected are bugs and end it."""
+        finished = warm = False  # the first call imports and connects, so it does not count for the pause
         try:
             while (work := self._wait_for_work()) is not None:
                 began = time.thread_time()
@@ -204,11 +204,11 @@ class Outbox:
         finally:
             with self._changed:
                 if not finished:
-                    self._failure = "delivery ended by a fault of this program (traceback above); messages are kept"
+                    self._failure = "delivery ended by an internal error (traceback above); messages stay on disk"
                 self._changed.notify_all()
 
     def _wait_for_work(self) -> tuple[int, int] | None:
-        """From where to where there is something to deliver."""
+        """Wait for messages; return the range of offsets to deliver, None when closed."""
         with self._changed:
             while self._offset >= self._journal.end and not self._closing:
                 self._changed.wait()
@@ -217,14 +217,14 @@ class Outbox:
             return self._offset, self._journal.end
 
     def _rest(self, seconds: float) -> None:
-        """Leave the processor to the driver for so long; what is told meanwhile takes fewer calls together."""
+        """Pause, so that the driver has the CPU; messages that arrive meanwhile are grouped into fewer calls."""
         until = time.monotonic() + seconds
         with self._changed:
             while not self._closing and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
 
     def _deliver_some(self, offset: int, end: int) -> bool:
-        """What waits there, a run's points together where the receiver takes that; False when closed meanwhile."""
+        """Deliver one batch, grouped if the receiver is a BatchReceiver; return False when closed meanwhile."""
         read = self._journal.read(offset, end, BATCH_SIZE)
         messages, seq = [message for message, _ in read], self._seq
         together = (
@@ -236,14 +236,13 @@ class Outbox:
             if not self._deliver([(seq + 1 + index, messages[index]) for index in group]):
                 return False
             failpoint("outbox.delivered")
-            self._advance(seq + until, read[until - 1][1])  # nothing before the next group's start is left
+            self._advance(seq + until, read[until - 1][1])  # all messages before the next group are delivered
         return True
 
     def _deliver(self, group: Sequence[tuple[int, Message]]) -> bool:
-        """Try until the receiver takes or refuses these numbered messages; False when the outbox was closed meanwhile,
-        or when another driver has taken over.
+        """Retry until the receiver accepts or rejects a group; False when closed or when another driver took over.
 
-        Refused together, they are tried one by one: only those that are refused alone are set aside.
+        A rejected group is delivered message by message, so that only the rejected ones are dropped to `refused.jsonl`.
         """
         wait = FIRST_WAIT
         while not self._is_abandoned:
@@ -251,11 +250,11 @@ class Outbox:
                 self._fence()
                 self._deliver_group([message for _, message in group])
             except SweepHeld as error:
-                self._failure = f"nothing more is told: {error}"
+                self._failure = f"tracking stopped: {error}"
                 return False
             except (TrackingUnavailable, StorageRefused) as error:
                 if not self._failure:
-                    _log.warning("tracking is unreachable, messages wait on the disk: %s", error)
+                    _log.warning("tracking is unreachable, messages wait on disk: %s", error)
                 self._failure = str(error)
                 self._wait(wait)
                 wait = min(2 * wait, MAX_WAIT)
@@ -278,7 +277,7 @@ class Outbox:
             deliver(self._receiver, group[0])
 
     def _wait(self, seconds: float) -> None:
-        """Wait; closing cuts the long waits short, as the time that is left is better spent on trying."""
+        """Wait; while closing, at most FIRST_WAIT, to use the remaining time for retries."""
         until = time.monotonic() + seconds
         with self._changed:
             while not self._is_abandoned and (left := until - time.monotonic()) > 0:
@@ -288,7 +287,7 @@ class Outbox:
                 self._changed.wait(left)
 
     def _reject(self, seq: int, message: Message, error: MessageRejected) -> None:
-        _log.error("tracking refused a message of run %s, set aside: %s", message.run, error)
+        _log.error("tracking rejected a message of run %s, moved to refused.jsonl: %s", message.run, error)
         with (self._folder / "refused.jsonl").open("ab") as stream:
             stream.write(encode(seq, message))
 
@@ -297,7 +296,7 @@ class Outbox:
             if self._is_abandoned:
                 return
             self._seq, self._offset = seq, offset
-            # Not flushed: losing it costs a second delivery, which changes nothing.
+            # Not flushed: without it messages are delivered again, which changes nothing.
             temporary = self._folder / "delivered.json.tmp"
             temporary.write_text(json.dumps({"seq": self._seq, "offset": self._offset, "journal": self._journal.name}))
             temporary.replace(self._folder / "delivered.json")
@@ -306,14 +305,14 @@ class Outbox:
 
 
 def deliver_pending(folder: Path, deliver: TrackingReceiver, timeout: float) -> int:
-    """Deliver what an earlier process left, for up to `timeout` seconds; returns how many messages still stay."""
+    """Deliver messages of an earlier process for up to `timeout` seconds; return how many remain."""
     if not (folder / "messages.jsonl").is_file():
         return 0
     return Outbox(folder, deliver).close(timeout)
 
 
 def redact_message(message: Message) -> Message:
-    """The message without the secrets of this environment."""
+    """Return the message with the environment's secrets masked."""
     if isinstance(message, (LogMetrics, LogFinalMetrics, LogArtifact)):
         return message
     secrets = secret_values()
@@ -337,20 +336,20 @@ def _lock(folder: Path) -> int:
 
 
 def _read_position(path: Path, journal: Journal) -> tuple[int, int]:
-    """How far delivery of this journal got: number and end of the last message that was delivered.
+    """Number and end offset of the last delivered message.
 
-    Without a note, or with one of another journal, it starts over: receivers ignore what they know. An older version's
-    note names no journal: it counts where its message ends where it says.
+    Without the file, or with the position of another journal, delivery starts over; receivers ignore repeated messages.
+    An older version's file names no journal: it is used if a message of that number ends at its offset.
     """
     if not path.is_file():
         return 0, 0
     try:
-        note = json.loads(path.read_text())
-        seq, offset, name = int(note["seq"]), int(note["offset"]), str(note.get("journal", journal.name))
+        stored = json.loads(path.read_text())
+        seq, offset, name = int(stored["seq"]), int(stored["offset"]), str(stored.get("journal", journal.name))
     except (ValueError, KeyError, TypeError, AttributeError):
-        _log.warning("%s is not readable: everything is delivered again (known messages change nothing)", path)
+        _log.warning("%s is not readable: everything is delivered again (repeated messages change nothing)", path)
         return 0, 0
-    if name == journal.name and journal.holds(seq, offset):
+    if name == journal.name and journal.has_message_end(seq, offset):
         return seq, offset
-    _log.warning("%s is of another journal: all of this one is delivered (known messages change nothing)", path)
+    _log.warning("%s is of another journal: all of this one is delivered (repeated messages change nothing)", path)
     return 0, 0

@@ -1,6 +1,6 @@
 """Tags, links and environment of MLflow runs.
 
-The environment is what a result depends on besides its configuration: versions, hardware, the commit.
+The environment has what a result depends on besides its configuration: versions, hardware, the commit.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ RUN = "prefsweep.run"
 NOTE = "mlflow.note.content"
 """MLflow's tag for a run's description, in Markdown."""
 RUN_NAME = "mlflow.runName"
-"""MLflow's tag for the name under which it lists a run."""
+"""MLflow's tag for a run's name."""
 COLOR = "mlflow.runColor"
 """MLflow's tag for a run's color in charts."""
 
 TRAINING_EXPERIMENT = ("mlflow.experimentKind", "custom_model_development")
-"""The experiment tag with which MLflow 3 shows its pages for training instead of those for language applications."""
+"""The experiment tag with which MLflow 3 shows its pages for model training instead of those for LLM applications."""
 
 _FOR_TRAINING = {"workflowType": "machine_learning"}
-"""Without it MLflow shows a run among the pages for language applications."""
+"""Query parameter of the same effect for a run's page."""
 
 CHARTS = "charts"
 _LINK = re.compile(r"\]\(mlflow:(?P<run>[^)/\s]+)(?P<rest>/[^)\s]*)?\)")
@@ -53,18 +53,18 @@ _TRIAL_COLORS = (
     "#1b9e9e",
     "#4d4d4d",
 )
-"""Of trials by number, in turn, after Okabe and Ito: MLflow's own choice gives neighbours nearly the same."""
+"""Colors of trials by number, after Okabe and Ito; MLflow's default gives successive trials similar colors."""
 _STATE_COLORS = {"PRUNED": "#9a9a9a", "DIVERGED": "#b83280", "FAILED": "#c82d2d"}
-"""Curves that were stopped stand back behind the complete ones, and those that broke stand out."""
+"""Gray for pruned trials, signal colors for diverged and failed ones."""
 
 
 def start_tags(number: int) -> dict[str, str]:
-    """A color in charts that is told from the next trial's."""
+    """Return the tag with the trial's color in charts."""
     return {COLOR: _TRIAL_COLORS[number % len(_TRIAL_COLORS)]}
 
 
 def end_tags(number: int, outcome: Outcome) -> dict[str, str]:
-    """How a trial ended, to be seen at once: a state that tells diverged from pruned, in its name too, and a color."""
+    """Return the tags of an ended trial: state (with DIVERGED), reason, failure; color and name if not complete."""
     state = "DIVERGED" if outcome.diverged else outcome.state.value
     tags = {"state": state, "reason": outcome.reason}
     tags |= {"failure": outcome.failure.value} if outcome.failure else {}
@@ -75,30 +75,30 @@ def end_tags(number: int, outcome: Outcome) -> dict[str, str]:
 
 
 def trials_filter(sweep: str) -> str:
-    """MLflow's search for the trials of one sweep: neither its own run nor its sft stage, which has other steps."""
+    """Return MLflow's search filter for the trials of one sweep, without its parent run and its SFT stage."""
     return f"tags.`{SWEEP_NAME}` = '{sweep}' and tags.`{RUN}` != '{SWEEP}' and tags.`{RUN}` != '{SFT}'"
 
 
 def view_key(sweep: str) -> str:
-    """What the sweep's saved view is called in addresses."""
+    """Return the name of the sweep's saved view in URLs."""
     return f"prefsweep-{sweep}"
 
 
 def charts_page(experiment_id: str, sweep: str) -> str:
-    """The part of the address behind `#` where the sweep's saved view opens. Search words beside it would undo it."""
+    """Return the URL fragment of the sweep's saved view. A search filter in the URL would override the view."""
     query = {"viewStateShareKey": view_key(sweep), "compareRunsMode": "CHART", **_FOR_TRAINING}
     return f"/experiments/{experiment_id}/runs?{urlencode(query, quote_via=quote, safe='')}"
 
 
 def run_page(experiment_id: str, run_id: str, rest: str = "") -> str:
-    """The part of the address behind `#` of a run's page; `rest`: of one of its artifacts, from the slash on."""
+    """Return the URL fragment of a run's page; `rest`: path of one of its artifacts, from the slash on."""
     return f"/experiments/{experiment_id}/runs/{run_id}{rest}?{urlencode(_FOR_TRAINING)}"
 
 
 def with_links(text: str, experiment_id: str, sweep: str, run_id: Callable[[str], str | None]) -> str:
-    """Markdown whose links `mlflow:RUN`, `mlflow:RUN/artifacts/...` and `mlflow:charts` lead to MLflow's own pages.
+    """Return Markdown with links `mlflow:RUN`, `mlflow:RUN/artifacts/...` and `mlflow:charts` resolved to MLflow pages.
 
-    A link to a run that MLflow does not know leads to the charts.
+    Links to runs without an MLflow id point to the charts.
     """
 
     def link(found: re.Match[str]) -> str:
@@ -114,7 +114,7 @@ _SECONDS = 10.0
 
 
 def environment(folder: Path | None = None) -> dict[str, Any]:
-    """This machine and installation as JSON; `folder` is where the commit is looked up (by default the program's)."""
+    """Return machine and installation as JSON values; `folder`: in the git repository, by default this program's."""
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -127,7 +127,7 @@ def environment(folder: Path | None = None) -> dict[str, Any]:
 
 
 def environment_tags(found: dict[str, Any]) -> dict[str, str]:
-    """The few facts of `environment` that people filter runs by."""
+    """Return the entries of `environment` to filter runs by, as tags."""
     packages = found["packages"]
     git = found["git"]
     tags = {f"env.{name}": packages[name] for name in ("torch", "transformers", "prefsweep") if name in packages}
@@ -138,7 +138,7 @@ def environment_tags(found: dict[str, Any]) -> dict[str, str]:
 
 
 def git_commit(folder: Path) -> dict[str, Any] | None:
-    """The commit of the repository that `folder` lies in, and whether files differ from it; None outside of one."""
+    """Return the commit of the repository around `folder` and whether files differ from it; None outside of one."""
     commit = _command_output("git", "-C", str(folder), "rev-parse", "HEAD")
     if commit is None:
         return None
@@ -164,7 +164,7 @@ def _memory_gib() -> float | None:
 
 
 def _command_output(*command: str) -> str | None:
-    """What the command prints; None where it is missing, fails or hangs."""
+    """The command's output; None if it is missing, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
     return output_of(command, _SECONDS) or None

@@ -28,12 +28,17 @@ maximize: eval_accuracies/logp
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no ../shared/data beside the project: real pairs are not shipped")
 def test_a_sweep_on_real_pairs(tmp_path: Path) -> None:
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, LlamaConfig
 
-    from trainer.synthetic import tiny_model_like
+    from trainer.synthetic.tiny_models import write_random_model
 
     tokenizer = AutoTokenizer.from_pretrained(SHARED / "tokenizer-bpe4096")
-    model = tiny_model_like("llama", tmp_path / "model", tokenizer)
+    model = tmp_path / "model"
+    tokenizer.save_pretrained(model)
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16}
+    ends = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    write_random_model(LlamaConfig(vocab_size=len(tokenizer), **size, **heads, **ends), 0, model)
     lines = (SHARED / "preference-train.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines[::20]) + "\n", encoding="utf-8")
     (tmp_path / "real.yaml").write_text(SWEEP.format(model=model, train="pairs.jsonl"), encoding="utf-8")

@@ -38,7 +38,7 @@ def test_a_linked_sweep_and_a_linked_checkpoint_are_not_followed(tmp_path: Path)
     (elsewhere / "sweep.yaml").write_text("name: s")
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "s").symlink_to(elsewhere)
-    with pytest.raises(InvalidSweepName, match="no link"):
+    with pytest.raises(InvalidSweepName, match="no symbolic link"):
         existing_sweep(tmp_path / "runs", "s")
     mine = tmp_path / "mine" / "checkpoints"
     mine.mkdir(parents=True)

@@ -126,10 +126,10 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        ({"../../escaped": {"bytes": 1, "sha256": "a"}}, "leads out"),
-        ({"/etc/passwd": {"bytes": 1, "sha256": "a"}}, "leads out"),
-        ({"a": 2}, "no list of files"),
-        ([1], "no list of files"),
+        ({"../../escaped": {"bytes": 1, "sha256": "a"}}, "points outside"),
+        ({"/etc/passwd": {"bytes": 1, "sha256": "a"}}, "points outside"),
+        ({"a": 2}, "is not a list of files"),
+        ([1], "is not a list of files"),
     ],
 )
 def test_a_list_that_cannot_be_trusted(told: object, said: str, mirror: Mirror, tmp_path: Path) -> None:

@@ -23,7 +23,11 @@ def compared(
         pairs = prepare(config.data, config.model, cache, tokenizer).eval
         file = run / "eval_pairs.safetensors"
         logged.append(
-            str(compare_export(exported, config, pairs, file, tokenizer, tell=logged.append, trust_remote_code=trust))
+            str(
+                compare_export(
+                    exported, config, pairs, file, tokenizer, report_progress=logged.append, trust_remote_code=trust
+                )
+            )
         )
 
     how: dict[str, Any] = {"merge": merge, "model": config.model, "temporary": cache, "check": check, **more}

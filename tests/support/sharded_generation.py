@@ -32,7 +32,7 @@ def main(rank: int, port: int, number: int, cache: Path) -> None:
     config = ModelConfig.model_validate(MODEL)
     policy = PolicyModel(load_model(config, resolve_model_path(config, cache), None), config, "id")
     policy.prepare_for_trial(None, TrainingConfig(), single_use=True)
-    policy.shard(TrainingConfig(distributed="fsdp2"), process_group.device)
+    policy.shard(process_group.device)
     policy.base.eval()
     pairs = prepare(trial().data, config, cache).eval
     prompts = [pairs.pair(i).prompt.tolist() for i in range(3)]

@@ -181,7 +181,7 @@ def test_a_judge_computes_float32_too(cache: Path, monkeypatch: pytest.MonkeyPat
     folder = str(resolve_model_path(config.model, cache))
 
     def reward() -> None:
-        with pytest.raises(ModelError, match="no reward model"):
+        with pytest.raises(ModelError, match="not a reward model"):
             RewardScorer(folder)
 
     for opened in (lambda: TextGenerator.load(config, None, tokenizer, cache), reward):

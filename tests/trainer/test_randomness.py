@@ -16,7 +16,7 @@ from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel, ModelConfig
 from trainer.forward.pair_model import PairModel
 from trainer.models.policy_model import load_model
-from trainer.randomness import StillRandom, as_configured, hold_at_rest, switch_off, switched_off
+from trainer.randomness import StillRandom, as_configured, disable_random_modules, switch_off, switched_off
 from trainer.results import RunStatus
 from trainer.synthetic import generate_model
 from trainer.training_session import TrainingSession
@@ -92,7 +92,7 @@ def test_a_model_under_training_computes_what_it_computes_at_rest(
             assert float(terms.logps.chosen[index]) == pytest.approx(float(expected), rel=1e-5)
     (messages,) = [r.message for r in caplog.records if "switched off" in r.message]
     assert all(f" {named}" in messages for named in CASES[case][1])
-    assert ("stay at rest" in caplog.text) == (case == "phimoe")
+    assert ("kept in eval mode" in caplog.text) == (case == "phimoe")
     if case == "phimoe":
         assert "PhimoeTopKRouter" in caplog.text
 
@@ -141,7 +141,7 @@ def test_randomness_that_is_not_known_is_found_by_comparing_passes(mode: bool) -
     def run() -> torch.Tensor:
         return model.gpt_neox(input_ids=ids, use_cache=False).last_hidden_state
 
-    assert hold_at_rest(model, run, 1e-3) == ["_Noisy"]
+    assert disable_random_modules(model, run, 1e-3) == ["_Noisy"]
     assert torch.equal(torch.get_rng_state(), state)
     assert model.training == mode
     model.train()
@@ -151,7 +151,7 @@ def test_randomness_that_is_not_known_is_found_by_comparing_passes(mode: bool) -
         found = [run(), run(), model.eval() and run()]
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
-    assert hold_at_rest(model.train(), run, 1e-3) == []
+    assert disable_random_modules(model.train(), run, 1e-3) == []
 
 
 def test_what_cannot_be_held_at_rest_is_refused_with_a_true_sentence() -> None:
@@ -165,8 +165,8 @@ def test_what_cannot_be_held_at_rest_is_refused_with_a_true_sentence() -> None:
         both = len({type(m) for m in model.modules() if m.training}) > 1
         return found * (1 + torch.rand(())) if both else found
 
-    with pytest.raises(StillRandom, match="something else in training mode than at rest"):
-        hold_at_rest(model, run, 1e-3)
+    with pytest.raises(StillRandom, match="other values in training mode than in evaluation mode"):
+        disable_random_modules(model, run, 1e-3)
 
 
 def test_dropout_of_adapters_is_left_alone() -> None:

@@ -193,7 +193,7 @@ def test_windows_average_over_their_updates(session: TrainingSession, tmp_path: 
     assert history[1].metrics["learning_rate"] == single[3].metrics["learning_rate"]
 
 
-@pytest.mark.parametrize(("where", "word"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
+@pytest.mark.parametrize(("where", "word"), [("loss", "the loss is nan"), ("gradient", "the gradient norm is nan")])
 def test_what_is_not_finite_ends_the_run_at_once(
     session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
 ) -> None:

@@ -14,6 +14,6 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class FrozenModel(BaseModel):
-    """A configuration: immutable, refuses unknown keys, NaN and infinity."""
+    """An immutable configuration that refuses unknown keys, NaN and infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

@@ -1,4 +1,4 @@
-"""Objectives a trial can train with: one configuration class each, and their union. Formulas: trainer/objectives/.
+"""Objectives of a trial: one configuration class each, and their union. Formulas: trainer/objectives/.
 
 `PARAMETER_ALIASES` maps the names that other libraries use for a loss parameter to the names used here.
 """
@@ -24,7 +24,7 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
     "simpo": {
         "simpo_gamma": "is called gamma here (absolute, as in TRL), or gamma_beta_ratio for gamma / beta",
         "cpo_alpha": "is called sft_weight here, 0 unless given (TRL's default of 1.0 makes it another objective)",
-        "rpo_alpha": "is called sft_weight here: the weight of the cross-entropy on the chosen responses",
+        "rpo_alpha": "is called sft_weight here, the weight of the cross-entropy on the chosen responses",
         "reference_free": "is always so: SimPO has no reference; remove it",
         "lambda": "is no parameter of SimPO: the strength of the preference is beta, the cross-entropy's sft_weight",
         "orpo_lambda": _LAMBDA,
@@ -70,41 +70,41 @@ PARAMETER_ALIASES: Mapping[str, Mapping[str, str]] = {
         "gamma_beta_ratio": _MARGIN,
     },
 }
-"""Kind of loss -> a name that is none of its parameters -> what to write instead, and why."""
+"""Kind of loss -> a name that is not one of its parameters -> what to write instead, and why."""
 
 
 def with_alias_hints(kind: str, error: ValidationError) -> ValidationError:
-    """The same error, with what it is called here in the place of `unknown key`; every other mistake stays in it."""
+    """Return the error with a hint in place of `unknown key` for known aliases; other errors stay unchanged."""
     return ValidationError.from_exception_data(error.title, [_with_alias_hint(kind, item) for item in error.errors()])
 
 
 def alias_hint(name: str, kind: str) -> str:
-    """What to write for this name with this kind of loss; empty where it is no name of another program's."""
+    """Return what to write instead of this alias for this kind of loss; "" if it is not a known alias."""
     hint = PARAMETER_ALIASES.get(kind, {}).get(name)
     return f"{name} {hint}" if hint else ""
 
 
 def _with_alias_hint(kind: str, item: Any) -> InitErrorDetails:
     last = str(item["loc"][-1]) if item["loc"] else ""
-    known = item["type"] == "extra_forbidden" and last in PARAMETER_ALIASES.get(kind, {})
-    # As a value of the template: a sentence may hold braces.
+    is_alias = item["type"] == "extra_forbidden" and last in PARAMETER_ALIASES.get(kind, {})
+    # As a value of the template, because the hint may contain braces.
     kind_or_error = (
-        PydanticCustomError("old_name", "{said}", {"said": PARAMETER_ALIASES[kind][last]}) if known else item["type"]
+        PydanticCustomError("old_name", "{hint}", {"hint": PARAMETER_ALIASES[kind][last]}) if is_alias else item["type"]
     )
     return InitErrorDetails(type=kind_or_error, loc=item["loc"], input=item["input"], ctx=item.get("ctx", {}))
 
 
 Smoothing = Annotated[float, Field(ge=0.0, lt=0.5)]
-"""Share of labels taken to be wrong. From 0.5 on the preference is gone, or reversed."""
+"""Probability that a label is wrong. At 0.5 the preference vanishes, above it is reversed."""
 
 
 class BaseLoss(FrozenModel):
-    """What every objective has."""
+    """Base class of all objectives."""
 
     @model_validator(mode="wrap")
     @classmethod
     def _explain_aliases(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        """What other programs call a parameter is told in words, at its own place."""
+        """Explain names of other libraries at the position of the key."""
         try:
             return handler(value)
         except ValidationError as error:
@@ -138,17 +138,17 @@ class SimpoLoss(BaseLoss):
     def _check_consistency(self) -> Self:
         if self.gamma is not None and self.gamma_beta_ratio is not None:
             raise ValueError(
-                "gamma and gamma_beta_ratio say the same twice (gamma = gamma_beta_ratio * beta); give one of them"
+                "gamma and gamma_beta_ratio are one setting (gamma = gamma_beta_ratio * beta); give one of them"
             )
         if self.loss_type == "hinge" and self.label_smoothing > 0:
-            raise ValueError("label_smoothing has no meaning with loss_type hinge; remove it or use sigmoid")
+            raise ValueError("label_smoothing is not used by loss_type hinge; remove it or use sigmoid")
         if self.sft_weight > 0 and self.nll_scale > 0:
             raise ValueError("sft_weight and nll_scale are two names of one weight; give one of them")
         return self
 
     @property
     def ratio(self) -> float:
-        """gamma / beta, whichever of the two was given; 0.25 (the authors' code default) when neither was."""
+        """gamma / beta; 0.25 (default of the authors' code) if neither gamma nor the ratio is set."""
         if self.gamma is not None:
             return self.gamma / self.beta
         return 0.25 if self.gamma_beta_ratio is None else self.gamma_beta_ratio
@@ -160,7 +160,7 @@ class SimpoLoss(BaseLoss):
 
     @property
     def cross_entropy_weight(self) -> float:
-        """sft_weight, by whichever name it was given."""
+        """The cross-entropy weight, set as sft_weight or as nll_scale."""
         return self.sft_weight or self.nll_scale
 
 
@@ -182,18 +182,18 @@ DpoLossType = Literal[
     "sft",
 ]
 SMOOTHED_TERMS = frozenset[DpoLossType]({"robust", "exo_pair", "aot", "aot_unpaired"})
-"""Terms that read label_smoothing. TRL ignores it elsewhere without a word."""
+"""Terms that use label_smoothing. TRL silently ignores it elsewhere."""
 SORTED_TERMS = frozenset[DpoLossType]({"aot", "aot_unpaired"})
 F_DIVERGENCE_TERMS = frozenset[DpoLossType](
     {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"}
 )
-"""Terms of a difference of scores, in which the f-divergence's unknown constant cancels."""
+"""Terms of a score difference, in which the f-divergence's unknown constant cancels."""
 
 
 class DpoLoss(BaseLoss):
-    """DPO and its relatives against the frozen start model: one term, or a weighted sum of several.
+    """DPO and related losses relative to the frozen initial model: one term, or a weighted sum of several.
 
-    The names, defaults and formulas are those of TRL's DPOTrainer 1.16.
+    Names, defaults and formulas are those of TRL's DPOTrainer 1.16.
     """
 
     kind: Literal["dpo"] = "dpo"
@@ -207,23 +207,23 @@ class DpoLoss(BaseLoss):
     f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
     f_alpha_divergence_coef: float = 0.5
     ld_alpha: Fraction | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
-    use_weighting: bool = Field(default=False, description="WPO: weigh pairs by how likely the policy is to say them.")
+    use_weighting: bool = Field(default=False, description="WPO: weight pairs by their likelihood under the policy.")
     discopop_tau: PositiveFloat = 0.05
 
     @field_validator("loss_type", mode="before")
     @classmethod
     def _check_loss_types(cls, value: Any) -> Any:
-        given = cast(list[Any], list(value)) if isinstance(value, (list, tuple)) else [value]
-        if "aot_pair" in given:
+        loss_types = cast(list[Any], list(value)) if isinstance(value, (list, tuple)) else [value]
+        if "aot_pair" in loss_types:
             raise ValueError("aot_pair was renamed: write aot_unpaired (aot is the paired one and always was)")
-        if "kto_pair" in given:
-            raise ValueError("kto_pair is gone from TRL and not offered here; bco_pair and apo_zero are near to it")
-        if "simpo" in given:
-            raise ValueError("simpo is no variant of DPO: write loss.kind simpo")
-        if len(given) > 1 and (unknown := [each for each in given if each not in get_args(DpoLossType)]):
+        if "kto_pair" in loss_types:
+            raise ValueError("kto_pair was removed from TRL and is not supported; bco_pair and apo_zero are similar")
+        if "simpo" in loss_types:
+            raise ValueError("simpo is not a DPO loss type: write loss.kind simpo")
+        if len(loss_types) > 1 and (unknown := [each for each in loss_types if each not in get_args(DpoLossType)]):
             named = ", ".join(map(str, unknown))
             raise ValueError(f"no loss type: {named}; it must be some of {', '.join(get_args(DpoLossType))}")
-        return given[0] if len(given) == 1 else value
+        return loss_types[0] if len(loss_types) == 1 else value
 
     @property
     def terms(self) -> tuple[tuple[DpoLossType, float], ...]:
@@ -233,7 +233,7 @@ class DpoLoss(BaseLoss):
 
     @property
     def couples_pairs(self) -> bool:
-        """AOT sorts over the pairs of an update."""
+        """Whether pairs of an update are coupled: AOT sorts over them."""
         return any(term in SORTED_TERMS for term, _ in self.terms)
 
     @model_validator(mode="after")
@@ -241,41 +241,41 @@ class DpoLoss(BaseLoss):
         types = (self.loss_type,) if isinstance(self.loss_type, str) else self.loss_type
         named = ", ".join(types)
         if not types:
-            raise ValueError("loss_type lists no loss")
+            raise ValueError("loss_type is empty; name at least one loss")
         if len(set(types)) < len(types):
-            raise ValueError(f"loss_type names one loss twice: {named}; give it a weight instead")
+            raise ValueError(f"loss_type has a loss twice: {named}; give it a weight instead")
         if self.loss_weights is not None and len(self.loss_weights) != len(types):
             raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(types)} loss types ({named})")
         used = set(types)
         if "exo_pair" in used and self.label_smoothing == 0:
-            raise ValueError("exo_pair takes the logarithm of label_smoothing: give more than 0 (the paper's is 0.001)")
+            raise ValueError("exo_pair needs label_smoothing above 0 (takes its logarithm) (the paper's is 0.001)")
         if self.label_smoothing > 0 and not used & SMOOTHED_TERMS:
-            instead = "use robust, which is made for noisy labels" if "sigmoid" in used else "remove it"
-            raise ValueError(f"label_smoothing is not read by {named}; {instead}")
+            instead = "use robust, which models noisy labels" if "sigmoid" in used else "remove it"
+            raise ValueError(f"label_smoothing is not used by {named}; {instead}")
         if self.f_divergence_type != "reverse_kl" and not (
             used <= F_DIVERGENCE_TERMS | {"sft"} and used & F_DIVERGENCE_TERMS
         ):
             raise ValueError(
-                f"f_divergence_type {self.f_divergence_type} has no meaning with {named}: "
+                f"f_divergence_type {self.f_divergence_type} is not used by {named}: "
                 f"only with {', '.join(sorted(F_DIVERGENCE_TERMS))}"
             )
         if self.f_alpha_divergence_coef != 0.5 and self.f_divergence_type != "alpha_divergence":
-            raise ValueError("f_alpha_divergence_coef is read with f_divergence_type alpha_divergence only")
+            raise ValueError("f_alpha_divergence_coef is used only with f_divergence_type alpha_divergence")
         if self.discopop_tau != 0.05 and "discopop" not in used:
-            raise ValueError(f"discopop_tau is not read by {named}")
+            raise ValueError(f"discopop_tau is not used by {named}")
         if self.use_weighting and used & (SORTED_TERMS | {"sft"}):
             raise ValueError(
-                f"use_weighting weighs pairs, which {named} does not keep apart; for an SFT term use nll_scale"
+                f"use_weighting weights single pairs, which {named} does not have; for an SFT term use nll_scale"
             )
         if used == {"sft"} and self.ld_alpha is not None:
-            raise ValueError("ld_alpha is not read by sft")
+            raise ValueError("ld_alpha is not used by sft")
         if "sft" in used and self.nll_scale > 0:
             raise ValueError("sft in loss_type and nll_scale are the same term; give one of them")
         return self
 
 
 class CpoLoss(BaseLoss):
-    """CPO (Xu et al. 2024, eq. 3): DPO without a reference, on summed log-probs, with cross-entropy beside it."""
+    """CPO (Xu et al. 2024, eq. 3): DPO without a reference, on summed log-probs, plus cross-entropy."""
 
     kind: Literal["cpo"] = "cpo"
     loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
@@ -287,13 +287,13 @@ class CpoLoss(BaseLoss):
     @classmethod
     def _no_simpo(cls, value: Any) -> Any:
         if value in ("simpo", "alphapo"):
-            raise ValueError(f"{value} is no variant of CPO here: write loss.kind simpo (alpha is AlphaPO's)")
+            raise ValueError(f"{value} is not a CPO loss type here: write loss.kind simpo (alpha is AlphaPO's)")
         return value
 
     @model_validator(mode="after")
     def _check_consistency(self) -> Self:
         if self.label_smoothing > 0 and self.loss_type != "sigmoid":
-            raise ValueError(f"label_smoothing has no meaning with loss_type {self.loss_type}; use sigmoid")
+            raise ValueError(f"label_smoothing is not used by loss_type {self.loss_type}; use sigmoid")
         return self
 
 
@@ -307,7 +307,7 @@ class OrpoLoss(BaseLoss):
 
 
 class SftLoss(BaseLoss):
-    """Token-mean cross-entropy on the chosen responses; what the `sft:` stage trains with."""
+    """Token-mean cross-entropy on the chosen responses; the objective of the `sft:` stage."""
 
     kind: Literal["sft"] = "sft"
 

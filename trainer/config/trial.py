@@ -1,7 +1,7 @@
 """`TrialConfig` and its sections: the complete configuration of one trial, and its fingerprint.
 
-Frozen types without torch, since `plan` and `--help` import this module. A default is written once, here. Names are
-Hugging Face's where it has one, the papers' otherwise. Configurations with equal fingerprints are equal.
+Frozen types without torch, since `plan` and `--help` import this module. Defaults are defined here only. Names are
+Hugging Face's, else the papers'. Equal configurations have equal fingerprints.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from trainer.config.base import Fraction, FrozenModel, NonEmptyStr, NonNegativeFloat, PositiveFloat, PositiveInt
 from trainer.config.loss_config import LossConfig, SimpoLoss
@@ -37,16 +37,14 @@ class GeneratedModel(FrozenModel):
 
 
 class ModelConfig(FrozenModel):
-    """The start model: a hub name, a folder, or a generated one. Shorthand: `model: NAME`."""
+    """The initial model: a hub name, a folder, or a generated one. Shorthand: `model: NAME`."""
 
     name_or_path: NonEmptyStr | None = None
     generated: GeneratedModel | None = None
     revision: str | None = None
-    tokenizer: NonEmptyStr | None = Field(
-        default=None, description="Hub name or folder; the model's own when not given."
-    )
+    tokenizer: NonEmptyStr | None = Field(default=None, description="Hub name or folder; default: the model's own.")
     dtype: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="Of the stored weights. float32 with training.bf16 is what the papers did."
+        default="float32", description="Dtype of the stored weights. The papers use float32 with training.bf16."
     )
     attention: Literal["auto", "packed", "separate"] = Field(
         default="auto",
@@ -72,11 +70,12 @@ class ModelConfig(FrozenModel):
 class _WeightedSource(FrozenModel):
     weight: PositiveFloat | None = Field(
         default=None,
-        description="Share of the mix, relative to the others'; every row of every source when none has one.",
+        description="Share of the mixture, relative to the other sources; without weights every row of every source.",
     )
     columns: dict[str, str | None] = Field(
         default_factory=dict,
-        description="Ours to theirs: {prompt: question, chosen: good}; null leaves a column out: {system: null}.",
+        description="Our field to the column of the source: {prompt: question, chosen: good}; null ignores a field: "
+        "{system: null}.",
     )
 
 
@@ -96,7 +95,7 @@ class HubSource(_WeightedSource):
 
 
 class GeneratedSource(FrozenModel):
-    """Rows of the product's own checkable task (trainer/generate.py); a function of rows, split and seed alone."""
+    """Rows of the generated task with checkable answers (trainer/synthetic); determined by rows, split and seed."""
 
     generated: Literal["instructions"]
     split: Literal["train", "eval"] = "train"
@@ -109,7 +108,7 @@ Source = FileSource | HubSource | GeneratedSource
 
 
 class DataConfig(FrozenModel):
-    """Preference pairs for training and evaluation, and how they become tokens."""
+    """Preference pairs for training and evaluation, and how they are tokenized."""
 
     train: Annotated[tuple[Source, ...], Field(min_length=1)]
     eval: tuple[Source, ...] | None = Field(
@@ -118,31 +117,31 @@ class DataConfig(FrozenModel):
     eval_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     apply_template: bool | None = Field(
         default=None,
-        description="Of plain text, where the tokenizer has a chat template. true: the prompt becomes a user's message "
-        "and the answers an assistant's; false: the text is trained on as it stands. By default asked for, unless the "
-        "text holds a template's marks already. No effect on dialogues.",
+        description="For plain text if the tokenizer has a chat template. true: the prompt becomes a user message and "
+        "the answers assistant messages; false: the text is trained on unchanged. Must be set, unless the text already "
+        "has a template's markers. No effect on dialogues.",
     )
     score: Literal["all", "last"] = Field(
         default="all",
-        description="Of answers of several messages. all: every token after the prompt, as TRL scores them; last: the "
-        "last assistant's message alone, with the turns before it as context.",
+        description="For answers of several messages. all: score every token after the prompt, as TRL does; last: only "
+        "the last assistant message, with the turns before it as context.",
     )
     max_train_rows: PositiveInt | None = None
     max_eval_rows: PositiveInt | None = None
     max_length: Annotated[int, Field(ge=8)] = Field(default=1024, description="Tokens of prompt and response together.")
     max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
-        description="Longer prompts lose their oldest tokens. By default only rows that do not fit max_length are cut: "
+        description="Longer prompts lose their oldest tokens. By default only rows longer than max_length are cut: "
         "first the prompt, down to max_length - 256 tokens (at least half of max_length), then the answers.",
     )
     chat_template: str | None = Field(default=None, description="Jinja text or a file with it; else the model's own.")
     bad_rows: Literal["refuse", "skip"] = Field(
         default="skip",
-        description="Rows that cannot be trained on. skip: left out and counted, up to max_bad_share of all rows; "
-        "refuse: not one is allowed.",
+        description="Rows that cannot be trained on. skip: leave out and count up to max_bad_share of all rows; "
+        "refuse: allow none.",
     )
     max_bad_share: Fraction = Field(
-        default=0.01, description="With bad_rows: skip, the largest share of rows left out; with more all is refused."
+        default=0.01, description="With bad_rows: skip, the largest share of rows left out; more is an error."
     )
 
     @model_validator(mode="before")
@@ -152,10 +151,10 @@ class DataConfig(FrozenModel):
             return value
         out = dict(value)  # pyright: ignore[reportUnknownVariableType]
         for key in ("train", "eval"):
-            given = out.get(key)
-            if given is not None:
-                many = given if isinstance(given, (list, tuple)) else [given]
-                out[key] = tuple({"path": one} if isinstance(one, str) else one for one in many)
+            sources = out.get(key)
+            if sources is not None:
+                source_list = sources if isinstance(sources, (list, tuple)) else [sources]
+                out[key] = tuple({"path": one} if isinstance(one, str) else one for one in source_list)
         return out
 
     @model_validator(mode="after")
@@ -167,39 +166,59 @@ class DataConfig(FrozenModel):
 
     @property
     def prompt_budget(self) -> int:
-        """Tokens a prompt keeps where the row does not fit; with `max_prompt_length`, the most that it ever keeps."""
+        """Minimum number of tokens a prompt keeps if its row is cut; with `max_prompt_length` also the maximum."""
         if self.max_prompt_length is not None:
             return self.max_prompt_length
         return max(self.max_length - 256, self.max_length // 2)
 
     @property
     def longest_prompt(self) -> int:
-        """Tokens of the longest prompt: without `max_prompt_length` a row that fits whole keeps all of its own."""
+        """Tokens of the longest prompt: without `max_prompt_length`, rows that fit keep their whole prompt."""
         return self.max_prompt_length or self.max_length - 1
 
     @model_validator(mode="after")
     def _check_prompt_length(self) -> Self:
         if self.prompt_budget >= self.max_length:
-            raise ValueError(f"max_prompt_length {self.prompt_budget} leaves no room in max_length {self.max_length}")
+            raise ValueError(f"max_prompt_length {self.prompt_budget} must be below max_length {self.max_length}")
         return self
 
 
 # --- training --------------------------------------------------------------------------------------------------------
 
 
-Distributed = Literal["ddp", "fsdp2", "zero3"]
-DEEPSPEED_INSTALL = "pip install 'prefsweep[deepspeed]'"
+ZERO3_REMOVED = (
+    "zero3 (DeepSpeed) is no longer part of this program: write fsdp2, which shards weights, gradients and moments "
+    "over the processes in the same way, with torch alone"
+)
+STORED = {"stored": True}
+"""Validation context for a configuration that an earlier version stored: a value removed since is read as it is."""
+
+
+def is_removed_distributed(value: object) -> bool:
+    """Whether this is a value of `training.distributed` that only sweeps of earlier versions can have."""
+    return value == "zero3"
+
+
+def _check_distributed(value: object, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> object:
+    if is_removed_distributed(value):
+        if info.context == STORED:
+            return value
+        raise ValueError(ZERO3_REMOVED)
+    return handler(value)
+
+
+Distributed = Annotated[Literal["ddp", "fsdp2"], WrapValidator(_check_distributed)]
 
 
 class TrainingConfig(FrozenModel):
-    """Optimiser, schedule, batch and cadence."""
+    """Optimizer, schedule, batch size and intervals."""
 
     learning_rate: PositiveFloat = 1e-6
     pairs_per_update: PositiveInt = Field(
-        default=128, description="Exact, whatever the micro-batch and the number of GPUs."
+        default=128, description="Exact, independent of micro-batches and number of GPUs."
     )
     tokens_per_micro_batch: PositiveInt = Field(
-        default=8192, description="Budget by which pairs are packed; no effect on results."
+        default=8192, description="Token budget of a micro-batch; no effect on results."
     )
     num_train_epochs: PositiveFloat = 1.0
     max_steps: PositiveInt | None = Field(default=None, description="Updates; overrides num_train_epochs.")
@@ -213,15 +232,14 @@ class TrainingConfig(FrozenModel):
     bf16: bool = Field(default=False, description="Autocast to bfloat16; weights stay in model.dtype.")
     stochastic_rounding: bool = Field(
         default=True,
-        description="Of updates to weights in bfloat16 (model.dtype: bfloat16 without lora), whose rounding to nearest "
-        "would lose nearly all of them; no effect on float32 weights.",
+        description="For updates of bfloat16 weights (model.dtype: bfloat16 without lora), most of which rounding to "
+        "nearest would lose; no effect on float32 weights.",
     )
     gradient_checkpointing: bool = False
     distributed: Distributed = Field(
         default="ddp",
         description="How the processes of a trial on several GPUs hold the model. ddp: each all of it; fsdp2: "
-        "each a slice of weights, gradients and moments; zero3: the same by DeepSpeed (prefsweep[deepspeed]). "
-        "No effect in one process.",
+        "each a slice of weights, gradients and moments. No effect in one process.",
     )
     seed: int = 42
     logging_steps: PositiveInt = 1
@@ -234,7 +252,7 @@ class TrainingConfig(FrozenModel):
 
 
 class LoraConfig(FrozenModel):
-    """Low-rank adapters (peft); dropout 0 by default, as every objective here wants dropout off."""
+    """Low-rank adapters (peft); dropout is 0 by default, as all objectives expect."""
 
     r: PositiveInt = 16
     alpha: PositiveFloat = 32.0
@@ -243,23 +261,23 @@ class LoraConfig(FrozenModel):
 
 
 class EvaluationConfig(FrozenModel):
-    """What is looked at beside the held-out pairs."""
+    """Evaluation in addition to the held-out pairs."""
 
     prompts: Annotated[int, Field(ge=0)] = Field(
         default=4,
-        description="Held-out prompts answered greedily; checked when rows carry `answer`.",
+        description="Held-out prompts completed greedily; checked if rows have `answer`.",
     )
     answer_steps: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        description="Updates between answers to those prompts, at the cost of max_new_tokens steps of generation each: "
-        "by default at every evaluation, 0 for the start and the end alone.",
+        description="Updates between completions of those prompts, which cost max_new_tokens forward passes each; by "
+        "default at every evaluation; 0: only at the start and the end.",
     )
-    samples: Annotated[int, Field(ge=0)] = Field(default=4, description="Of those, how many answers are kept as text.")
+    samples: Annotated[int, Field(ge=0)] = Field(default=4, description="Number of completions stored as text.")
     max_new_tokens: PositiveInt = 64
 
 
 class TrialConfig(FrozenModel):
-    """One trial, complete: `python -m trainer trial.yaml` runs it alone."""
+    """Complete configuration of one trial; `python -m trainer trial.yaml` runs it."""
 
     model: ModelConfig
     data: DataConfig
@@ -268,14 +286,14 @@ class TrialConfig(FrozenModel):
     lora: LoraConfig | None = None
     evaluation: EvaluationConfig = EvaluationConfig()
     engine: EngineName = Field(
-        default="packed", description="trl: TRL's own trainer takes the updates, to compare with or for its features."
+        default="packed", description="packed: padding-free updates; trl: updates by TRL's trainers."
     )
 
     @model_validator(mode="after")
     def _check_pairs_per_update(self) -> Self:
         if self.loss.couples_pairs and self.training.pairs_per_update < 2:
             raise ValueError(
-                "this loss compares the pairs of an update with each other: pairs_per_update is at least 2"
+                "this loss compares the pairs of an update with each other: pairs_per_update must be at least 2"
             )
         return self
 
@@ -283,11 +301,9 @@ class TrialConfig(FrozenModel):
     def _check_sharding(self) -> Self:
         if self.model.load_in_4bit and self.training.distributed != "ddp":
             raise ValueError(
-                f"weights in 4 bits are not cut into slices: use training.distributed ddp with model.load_in_4bit, "
+                f"weights in 4 bits cannot be sharded: use training.distributed ddp with model.load_in_4bit, "
                 f"not {self.training.distributed}"
             )
-        if reason := zero3_refuses(self.model, self.training, self.lora):
-            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")
@@ -307,25 +323,26 @@ class TrialConfig(FrozenModel):
 
     @property
     def pairs_per_micro_batch(self) -> int:
-        """Pairs that engine trl computes at once (TRL's per_device_train_batch_size); the same in every micro-batch."""
+        """Pairs per micro-batch of engine trl (TRL's per_device_train_batch_size); equal for all micro-batches."""
         training = self.training
         return pairs_per_micro_batch(training.pairs_per_update, training.tokens_per_micro_batch, self.data.max_length)
 
     def flat_params(self) -> dict[str, Any]:
-        """Every setting by its dotted path, both gamma and gamma_beta_ratio included: what tracking logs."""
+        """Return every setting by its dotted path, gamma and gamma_beta_ratio both included, as logged by tracking."""
         return flatten(self.model_dump(mode="json")) | self._equivalent_params()
 
     def canonical_params(self) -> dict[str, Any]:
-        """Settings under which equal configurations are equal, however they were written (gamma or its ratio).
+        """Return settings that are equal for equal configurations, independent of how they are written (gamma or its
+        ratio).
 
-        Those that have their default are left out, so that a setting that a later version adds changes no trial's name.
+        Settings with default values are left out, so that a new setting of a later version changes no fingerprint.
         """
         flat = flatten(self.model_dump(mode="json", exclude_defaults=True)) | self._equivalent_params()
         flat["loss.kind"] = self.loss.kind
         return {k: float(f"{v:.12g}") if isinstance(v, float) else v for k, v in flat.items()}
 
     def _equivalent_params(self) -> dict[str, Any]:
-        """What may be written in two ways, in both."""
+        """Return settings that have two equivalent names, under both."""
         if not isinstance(self.loss, SimpoLoss):
             return {}
         weight = self.loss.cross_entropy_weight
@@ -333,18 +350,8 @@ class TrialConfig(FrozenModel):
         return margin | {"loss.sft_weight": weight, "loss.nll_scale": weight}
 
 
-def zero3_refuses(model: ModelConfig, training: TrainingConfig, lora: LoraConfig | None) -> str | None:
-    """Why DeepSpeed would train another trial than one process does; None where it would not."""
-    if training.distributed != "zero3" or model.dtype == "float32" or lora is not None:
-        return None
-    return (
-        "zero3 keeps float32 copies of weights in bfloat16, which one process does not: use model.dtype float32 "
-        "(with training.bf16 where products are to be in bfloat16), or training.distributed fsdp2"
-    )
-
-
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts to dotted paths; lists and scalars are leaves, an empty dict is one too."""
+    """Flatten nested dicts to dotted paths; lists, scalars and empty dicts are values."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
@@ -356,5 +363,5 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def config_fingerprint(config: TrialConfig) -> str:
-    """Equal for equal configurations, whichever way they were written."""
+    """Return a hash that is equal for equal configurations, independent of how they are written."""
     return hashlib.sha256(json.dumps(config.canonical_params(), sort_keys=True).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Engine names, and which configurations TRL's trainers do not support. No torch."""
+"""Engine names, and which configurations TRL's trainers do not support. No torch here."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ EngineName = Literal["packed", "trl"]
 
 
 def pairs_per_micro_batch(pairs_per_update: int, token_budget: int, max_length: int) -> int:
-    """Pairs that TRL computes at once: the most that divide the update and, at full length, keep within `token_budget`.
+    """Return TRL's batch size: the largest divisor of the update that keeps within `token_budget` at full length.
 
-    A pair is two sequences of up to `max_length` tokens; at least one pair.
+    A pair is two sequences of up to `max_length` tokens; the result is at least 1.
     """
     fitting = [
         n for n in range(1, pairs_per_update + 1) if pairs_per_update % n == 0 and 2 * max_length * n <= token_budget
@@ -24,7 +24,7 @@ def pairs_per_micro_batch(pairs_per_update: int, token_budget: int, max_length: 
 def unsupported_by_trl(
     loss: LossConfig, *, single_batch: bool, stochastic_rounding: bool, load_in_4bit: bool
 ) -> Iterator[str]:
-    """Return what TRL's own trainers do not support of this configuration, each with what to do instead.
+    """Yield what TRL's trainers do not support of this configuration, each with an alternative.
 
     `single_batch`: TRL computes all pairs of an update at once. `stochastic_rounding`: bfloat16 weights are to be
     updated with stochastic rounding.
@@ -35,7 +35,7 @@ def unsupported_by_trl(
             "use float32 weights with training.bf16, or use engine packed"
         )
     if load_in_4bit:
-        yield "model.load_in_4bit is not offered with engine trl; use engine packed"
+        yield "model.load_in_4bit is not supported by engine trl; use engine packed"
     match loss:
         case SimpoLoss():
             if loss.loss_type == "hinge":
@@ -58,9 +58,9 @@ def unsupported_by_trl(
 
 def _dpo_unsupported(loss: DpoLoss, single_batch: bool) -> Iterator[str]:
     if {term for term, _ in loss.terms} == {"sft"}:
-        yield "engine trl trains on preferences: loss_type sft alone has none; use engine packed"
+        yield "engine trl trains on preferences: loss_type sft alone uses none; use engine packed"
     if loss.nll_scale > 0 and loss.use_weighting:
-        yield "TRL's DPOTrainer would weigh the cross-entropy by use_weighting too; leave one out, or use engine packed"
+        yield "TRL's DPOTrainer would apply use_weighting to the cross-entropy; leave one out, or use engine packed"
     if loss.couples_pairs and not single_batch:
         yield (
             "TRL's DPOTrainer sorts the pairs of a micro-batch, not of an update: for aot raise tokens_per_micro_batch "

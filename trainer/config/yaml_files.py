@@ -1,112 +1,209 @@
-"""Reads a trial's YAML file into its configuration; each mistake is reported as one sentence.
+"""YAML 1.2 files as plain values, each with its line, and a trial's file as its configuration.
 
-Plain scalars follow YAML 1.2's core schema. PyYAML implements 1.1, where `6e-7` is text and `no` is false.
+Nothing is executed, and size and nesting are limited. Plain scalars follow YAML 1.2's core schema: PyYAML implements
+1.1, where `6e-7` is text and `no` is false.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import ValidationError
-from yaml.composer import ComposerError
-from yaml.constructor import ConstructorError
 
 from trainer.config.trial import TrialConfig
 from trainer.results import TrialError
 
+MAX_BYTES = 1_000_000
+"""Bytes. A sweep file has a few thousand."""
+_MAX_NODES = 20_000
+_MAX_DEPTH = 40
+TAG = "tag:yaml.org,2002:"
+_PLAIN = "?"
+"""Tag of an unquoted scalar."""
 
-class InvalidTrialFile(TrialError):
-    """The file cannot be read as one trial's configuration; `problems` holds a sentence for each mistake."""
+Location = tuple[str | int, ...]
 
-    def __init__(self, path: Path, problems: list[str]) -> None:
-        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
+
+@dataclass(slots=True)
+class Document:
+    """Values with their locations: `lines` maps each path to `file:line` or to a command-line flag."""
+
+    source: str
+    value: Any = None
+    lines: dict[Location, str] = field(default_factory=dict[Location, str])
+
+    def location(self, loc: Location) -> str:
+        """Return `file:line` of this path, or of the nearest group around it."""
+        while loc and loc not in self.lines:
+            loc = loc[:-1]
+        return self.lines.get(loc, f"{self.source}:1")
+
+
+@dataclass(frozen=True, slots=True)
+class YamlProblem:
+    """One error in a file: `file:line`, the path of the value and a message."""
+
+    where: str
+    path: str
+    problem: str
+
+
+class InvalidYaml(ValueError):
+    """The file cannot be read as YAML. Holds all problems."""
+
+    def __init__(self, problems: list[YamlProblem]) -> None:
         self.problems = problems
+        super().__init__("; ".join(f"{p.where}: {p.problem}" for p in problems))
+
+
+def read_yaml(path: Path) -> Document:
+    """Parse a file. Raises InvalidYaml with all problems."""
+    return parse_yaml(_read_text(path), str(path))
+
+
+def parse_yaml(text: str, source: str) -> Document:
+    """Parse YAML 1.2; `source` is the file's name in problems. Raises InvalidYaml with all problems."""
+    try:
+        root = _Loader(text, source).get_single_node()
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{source}:{mark.line + 1}" if mark else source
+        raise InvalidYaml([YamlProblem(where, "", _syntax_error(error, text, mark))]) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise InvalidYaml([YamlProblem(f"{source}:{line}", "", "a control character; YAML is text")]) from None
+    if root is None:
+        raise InvalidYaml([YamlProblem(f"{source}:1", "", "the file is empty")])
+    document = Document(source)
+    builder = _Builder(document)
+    document.value = builder.build(root, ())
+    if builder.problems:
+        raise InvalidYaml(builder.problems)
+    return document
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's numbers, and no key twice."""
+    """Composes nodes only; stops at the limits on nodes and depth before a hostile document fills the memory."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """The mapping; a key given twice is an error at its line."""
-        seen: set[Any] = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, str):
-                raise ConstructorError(None, None, "a key that is no text", key_node.start_mark)
-            if key in seen:
-                raise ConstructorError(None, None, f"{key} is given twice", key_node.start_mark)
-            seen.add(key)
-        return super().construct_mapping(node, deep)
+    def __init__(self, text: str, source: str) -> None:
+        super().__init__(text)
+        self.name = source
+        self._nodes = self._depth = 0
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """No aliases: a few lines of them can stand for billions."""
-        if self.check_event(yaml.AliasEvent):
-            raise ComposerError(None, None, "aliases (*name) are not used here", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        """Give unquoted scalars their own tag, so that `parse_scalar` reads them by YAML 1.2 instead of 1.1."""
+        return _PLAIN if kind is yaml.ScalarNode and implicit[0] else super().resolve(kind, value, (False, True))
 
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:float"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.\d+|\d+(\.\d*)?)([eE][-+]?\d+)?|[-+]?\.(inf|Inf)|\.nan"),
-    list("-+.0123456789"),
-)
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self._nodes += 1
+        self._depth += 1
+        if self._nodes > _MAX_NODES or self._depth > _MAX_DEPTH:
+            problem = (
+                f"more than {_MAX_NODES} values"
+                if self._nodes > _MAX_NODES
+                else f"nested deeper than {_MAX_DEPTH} levels"
+            )
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
-def load_trial(path: Path) -> TrialConfig:
-    """The configuration in a YAML file. InvalidTrialFile with all mistakes where it is none."""
-    return trial_of(path, ())
+class _Builder:
+    """Converts nodes to values. An alias counts each time it is used."""
+
+    def __init__(self, document: Document) -> None:
+        self._document, self._built = document, 0
+        self.problems: list[YamlProblem] = []
+
+    def build(self, node: yaml.Node, loc: Location) -> Any:
+        self._document.lines.setdefault(loc, self._at(node))
+        self._built += 1
+        if self._built > _MAX_NODES or len(loc) > _MAX_DEPTH:
+            if self._built <= _MAX_NODES + 1:
+                self._add_error(node, loc[:2], "aliases expand without end or to too many values")
+            self._built = _MAX_NODES + 1
+            return None
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, loc)
+        if isinstance(node, yaml.SequenceNode):
+            if node.tag != f"{TAG}seq":
+                self._add_error(node, loc, f"the tag {node.tag} has no meaning here")
+            return tuple(self.build(item, (*loc, i)) for i, item in enumerate(node.value))
+        return self._scalar(node, loc)
+
+    def _mapping(self, node: yaml.MappingNode, loc: Location) -> dict[str, Any]:
+        if node.tag != f"{TAG}map":
+            self._add_error(node, loc, f"the tag {node.tag} has no meaning here")
+        out: dict[str, Any] = {}
+        first: dict[str, str] = {}
+        for key_node, value_node in node.value:
+            key = self._key(key_node, loc)
+            if key is None:
+                continue
+            if key in out:
+                self._add_error(key_node, (*loc, key), f"given twice (first at {first[key]})")
+                continue
+            first[key] = self._document.lines[(*loc, key)] = self._at(key_node)
+            out[key] = self.build(value_node, (*loc, key))
+        return out
+
+    def _key(self, node: yaml.Node, loc: Location) -> str | None:
+        if not isinstance(node, yaml.ScalarNode):
+            self._add_error(node, loc, "a key must be a word")
+            return None
+        if node.tag == _PLAIN and node.value == "<<":
+            self._add_error(node, loc, "the merge key << is not YAML 1.2; write the keys out")
+            return None
+        return str(node.value)
+
+    def _scalar(self, node: yaml.Node, loc: Location) -> Any:
+        try:
+            return parse_scalar(node.value) if node.tag == _PLAIN else parse_tagged_scalar(node.tag, node.value)
+        except InvalidScalar as error:
+            self._add_error(node, loc, str(error))
+            return None
+
+    def _add_error(self, node: yaml.Node, loc: Location, problem: str) -> None:
+        path = ".".join(str(part) for part in loc)
+        self.problems.append(YamlProblem(self._at(node), path, problem))
+
+    def _at(self, node: yaml.Node) -> str:
+        return f"{self._document.source}:{node.start_mark.line + 1}"
 
 
-def trial_of(path: Path, changes: Sequence[tuple[str, Any]]) -> TrialConfig:
-    """Like `load_trial`, with the values at some dotted paths replaced."""
+def _read_text(path: Path) -> str:
+    source = str(path)
+    if not path.is_file():
+        what = "is not a file" if path.exists() else "there is no such file"
+        raise InvalidYaml([YamlProblem(source, "", what)])
     try:
-        given = yaml.load(path.read_text(encoding="utf-8"), _Loader)  # noqa: S506
-    except (OSError, UnicodeDecodeError) as reason:
-        raise InvalidTrialFile(path, [f"cannot be read: {reason}"]) from reason
-    except yaml.MarkedYAMLError as reason:
-        line = f"line {reason.problem_mark.line + 1}: " if reason.problem_mark else ""
-        raise InvalidTrialFile(path, [f"{line}{reason.problem}"]) from reason
-    except (yaml.YAMLError, RecursionError) as reason:
-        raise InvalidTrialFile(path, [f"no YAML: {reason}"]) from reason
-    for where, value in changes:
-        given = _changed(given, where.split("."), value)
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise InvalidYaml([YamlProblem(source, "", f"cannot be read: {error.strerror}")]) from None
+    if len(data) > MAX_BYTES:
+        raise InvalidYaml([YamlProblem(source, "", f"larger than {MAX_BYTES} bytes; a sweep file has a few thousand")])
     try:
-        return TrialConfig.model_validate(given)
-    except ValidationError as reason:
-        raise InvalidTrialFile(path, [_error_message(error) for error in reason.errors()]) from reason
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise InvalidYaml([YamlProblem(f"{source}:{line}", "", "not UTF-8 text")]) from None
 
 
-def _changed(tree: Any, path: Sequence[str], value: Any) -> Any:
-    """The tree with one value replaced; a group that is absent, or a value in its place, becomes a group."""
-    if not path:
-        return value
-    first, *rest = path
-    if isinstance(tree, list) and first.isdigit() and int(first) < len(tree):
-        return [_changed(each, rest, value) if i == int(first) else each for i, each in enumerate(tree)]
-    group = tree if isinstance(tree, dict) else {}
-    return {**group, first: _changed(group.get(first), rest, value)}
+def _syntax_error(error: yaml.MarkedYAMLError, text: str, mark: yaml.Mark | None) -> str:
+    line = text.split("\n")[mark.line] if mark and mark.line < text.count("\n") + 1 else ""
+    if "\t" in line[: len(line) - len(line.lstrip())] or (mark and line[mark.column : mark.column + 1] == "\t"):
+        return "a tab; YAML indents with spaces"
+    return " ".join(part for part in (error.context, error.problem) if part) or "not YAML"
 
 
-def _error_message(error: Any) -> str:
-    where = ".".join(str(part) for part in error["loc"]) or "the file"
-    if error["type"] == "extra_forbidden":
-        return f"{where}: there is no such key"
-    if error["type"] == "missing":
-        return f"{where}: is missing"
-    message = str(error["msg"]).removeprefix("Value error, ")
-    shown = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
-    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"
-
-
-TAG = "tag:yaml.org,2002:"
+# --- scalars ---------------------------------------------------------------------------------------------------------
 
 _NULL = re.compile(r"~|null|Null|NULL|")
 _TRUE = re.compile(r"true|True|TRUE")
@@ -163,3 +260,68 @@ def parse_tagged_scalar(tag: str, text: str) -> str | int | float | bool | None:
     if not isinstance(value, expected):
         raise InvalidScalar(f"{text!r} is no {tag.removeprefix(TAG)}")
     return float(value) if tag == f"{TAG}float" and isinstance(value, int) else value
+
+
+# --- a trial's file --------------------------------------------------------------------------------------------------
+
+
+class InvalidTrialFile(TrialError):
+    """The file cannot be read as one trial's configuration; `problems` holds a sentence for each mistake."""
+
+    def __init__(self, path: Path, problems: list[str]) -> None:
+        super().__init__("\n".join(f"{path}: {problem}" for problem in problems))
+        self.problems = problems
+
+
+def load_trial(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> TrialConfig:
+    """The configuration in a YAML file, with the values at some dotted paths replaced.
+
+    InvalidTrialFile with all mistakes where it is none.
+    """
+    try:
+        document = read_yaml(path)
+    except InvalidYaml as error:
+        raise InvalidTrialFile(path, [_yaml_message(path, problem) for problem in error.problems]) from error
+    for where, value in changes:
+        document.value = _changed(document.value, where.split("."), value)
+    try:
+        return TrialConfig.model_validate(document.value)
+    except ValidationError as reason:
+        changed = tuple(f"{where}." for where, _ in changes)
+        messages: list[str] = []
+        for error in reason.errors():
+            is_in_file = not f"{'.'.join(map(str, error['loc']))}.".startswith(changed)
+            place = _line(path, document.location(error["loc"])) if is_in_file else ""
+            messages.append(place + _error_message(error))
+        raise InvalidTrialFile(path, messages) from reason
+
+
+def _yaml_message(path: Path, problem: YamlProblem) -> str:
+    return _line(path, problem.where) + (f"{problem.path}: " if problem.path else "") + problem.problem
+
+
+def _line(path: Path, where: str) -> str:
+    number = where.removeprefix(f"{path}:")
+    return f"line {number}: " if number.isdigit() else ""
+
+
+def _changed(tree: Any, path: Sequence[str], value: Any) -> Any:
+    """The tree with one value replaced; a group that is absent, or a value in its place, becomes a group."""
+    if not path:
+        return value
+    first, *rest = path
+    if isinstance(tree, tuple) and first.isdigit() and int(first) < len(tree):
+        return tuple(_changed(each, rest, value) if i == int(first) else each for i, each in enumerate(tree))
+    group = tree if isinstance(tree, dict) else {}
+    return {**group, first: _changed(group.get(first), rest, value)}
+
+
+def _error_message(error: Any) -> str:
+    where = ".".join(str(part) for part in error["loc"]) or "the file"
+    if error["type"] == "extra_forbidden":
+        return f"{where}: there is no such key"
+    if error["type"] == "missing":
+        return f"{where}: is missing"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    shown = "" if isinstance(error["input"], dict) else f" (given: {error['input']!r})"
+    return f"{where}: {message[:1].lower()}{message[1:]}{shown}"

@@ -1,4 +1,4 @@
-"""One cell of a row to text or to a dialogue. Every key of a message is kept as it is."""
+"""Parse one cell of a row into text or a dialogue (a list of messages). Every key of a message is preserved."""
 
 from __future__ import annotations
 
@@ -11,14 +11,15 @@ from typing import Any
 from trainer.data.validation import FindingKind
 
 Message = dict[str, Any]
-"""`role`, `content` (text or a list of parts, absent beside tool calls), and whatever else a chat template reads."""
+"""`role`, `content` (text or a list of parts; may be absent if there are tool calls), and further template variables.
+"""
 Dialogue = list[Message]
 Tools = list[dict[str, Any]]
 
 _MESSAGES_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*['"](?:role|from|content|value)['"]\s*:""")
 _ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-_LABELS = frozenset({"role", "content", "name", "id"})
-"""Keys that say nothing by themselves: a message that has nothing else is empty."""
+_LABEL_KEYS = frozenset({"role", "content", "name", "id"})
+"""Keys without content of their own: a message that has only these is empty."""
 _MEDIA = frozenset({"image", "image_url", "input_image", "video", "video_url", "audio", "input_audio", "audio_url"})
 _RESERVED = frozenset(
     (
@@ -32,21 +33,21 @@ _RESERVED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class InvalidRow:
-    """Why a row cannot be trained on."""
+    """The reason why a row cannot be trained on."""
 
     kind: FindingKind
     detail: str = ""
 
 
-def to_part(value: Any) -> str | Dialogue | InvalidRow:
-    """Text stays text; a message or a list of messages becomes a dialogue.
+def parse_part(value: Any) -> str | Dialogue | InvalidRow:
+    """Return text unchanged; turn a message or a list of messages into a dialogue.
 
-    Keys that are null are absent, as transformers' `apply_chat_template` takes them. ShareGPT's `from` and `value` are
-    role and content.
+    Keys that are null are removed, as in transformers' `apply_chat_template`. ShareGPT's `from` and `value` are read as
+    `role` and `content`.
     """
     if isinstance(value, str):
         if _MESSAGES_AS_TEXT.match(value):
-            return InvalidRow("not_text", "messages written as text; give them as lists (JSONL, JSON or Parquet)")
+            return InvalidRow("not_text", "messages stored as text; store them as lists (JSONL, JSON or Parquet)")
         return value
     if isinstance(value, dict):
         value = [value]
@@ -54,23 +55,23 @@ def to_part(value: Any) -> str | Dialogue | InvalidRow:
         return InvalidRow("not_text", f"{type_name(value)} instead of text or messages")
     dialogue: Dialogue = []
     for one in value:
-        message = _message(one)
+        message = _parse_message(one)
         if isinstance(message, InvalidRow):
             return message
         dialogue.append(message)
     return dialogue
 
 
-def _message(given: Mapping[str, Any]) -> Message | InvalidRow:
-    out: Message = {str(key): value for key, value in given.items() if value is not None}
-    for ours, theirs in (("role", "from"), ("content", "value")):
-        if ours not in out and theirs in out:
-            out = {ours if key == theirs else key: value for key, value in out.items()}
+def _parse_message(raw: Mapping[str, Any]) -> Message | InvalidRow:
+    out: Message = {str(key): value for key, value in raw.items() if value is not None}
+    for standard, alternative in (("role", "from"), ("content", "value")):
+        if standard not in out and alternative in out:
+            out = {standard if key == alternative else key: value for key, value in out.items()}
     role, content = out.get("role"), out.get("content")
     if not isinstance(role, str):
         return InvalidRow("not_text", "a message without a role")
     out["role"] = _ROLES.get(role, role)
-    if isinstance(content, str) or (content is None and _says_more(out)):
+    if isinstance(content, str) or (content is None and _has_other_content(out)):
         return out
     parts: list[Any] = content if isinstance(content, list) else []
     kinds = [part.get("type") if isinstance(part, dict) else None for part in parts]
@@ -83,13 +84,15 @@ def _message(given: Mapping[str, Any]) -> Message | InvalidRow:
     return InvalidRow("not_text", f"a message whose content is {type_name(content)}")
 
 
-def _says_more(message: Message) -> bool:
-    """Whether a message holds more than its content: tool calls, reasoning."""
-    return any(key not in _LABELS and isinstance(value, (str, list, dict)) and value for key, value in message.items())
+def _has_other_content(message: Message) -> bool:
+    """Return whether a message has content under another key than `content`: tool calls, reasoning."""
+    return any(
+        key not in _LABEL_KEYS and isinstance(value, (str, list, dict)) and value for key, value in message.items()
+    )
 
 
 def content_text(message: Mapping[str, Any]) -> str:
-    """The text of a message's content: text parts joined, "" where there is none."""
+    """Return the text of a message's content: text parts joined; "" if there is none."""
     content = message.get("content")
     if isinstance(content, list):
         return "".join(part["text"] for part in content)
@@ -97,14 +100,14 @@ def content_text(message: Mapping[str, Any]) -> str:
 
 
 def is_empty(message: Message) -> bool:
-    """Whether a message holds nothing to train on: blank content and no tool calls, reasoning or the like."""
-    return not content_text(message).strip() and not _says_more(message)
+    """Return whether a message has nothing to train on: no text, tool calls, reasoning or the like."""
+    return not content_text(message).strip() and not _has_other_content(message)
 
 
 def to_tools(value: Any) -> Tools | InvalidRow | None:
-    """Tool definitions as `apply_chat_template(tools=...)` takes them; a JSON text of them is read, as TRL does.
+    """Return tool definitions as `apply_chat_template(tools=...)` takes them; JSON text is parsed, as in TRL.
 
-    An empty list is None: Llama's template writes about tools even where there are none.
+    An empty list becomes None: Llama's template writes about tools whenever a list is given.
     """
     if isinstance(value, str):
         if not value.strip():
@@ -127,26 +130,26 @@ def to_tools(value: Any) -> Tools | InvalidRow | None:
 
 
 def to_template_kwargs(value: Any) -> dict[str, Any] | InvalidRow:
-    """What a row gives its chat template besides the messages (`chat_template_kwargs`), as TRL takes it from rows."""
+    """Return the template variables of a row (`chat_template_kwargs`), as TRL reads them."""
     if value is None:
         return {}
     if not isinstance(value, dict):
         return InvalidRow("bad_template_kwargs", f"chat_template_kwargs is {type_name(value)}, not an object")
     out = {str(key): each for key, each in value.items() if each is not None}
     reserved = sorted(out.keys() & _RESERVED)
-    return InvalidRow("bad_template_kwargs", f"{', '.join(reserved)} cannot be set there") if reserved else out
+    return InvalidRow("bad_template_kwargs", f"{', '.join(reserved)} cannot be set per row") if reserved else out
 
 
 def type_name(value: Any) -> str:
-    """How people call the type of a JSON value."""
+    """Return a readable name of the type of a JSON value."""
     names: dict[type, str] = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     if isinstance(value, str):
         return "text"
     return "null" if value is None else names.get(type(value), f"a {type(value).__name__}")
 
 
-def encoding_trouble(name: str, value: Any) -> InvalidRow | None:
-    """Bytes that were no UTF-8, or half of a surrogate pair, in any text of a cell."""
+def find_encoding_error(name: str, value: Any) -> InvalidRow | None:
+    """Return an InvalidRow if any text of a cell had invalid UTF-8 bytes or contains half of a surrogate pair."""
     for text in _texts(value):
         try:
             text.encode("utf-8")

@@ -1,4 +1,4 @@
-"""The chat template of a tokenizer: rendering, and what probing it tells about how it writes a dialogue."""
+"""The chat template of a tokenizer: render dialogues, and probe how the template writes prompts and answers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from trainer.data.chat_messages import Dialogue, Message, Tools, content_text
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_ASK, _SAY = "qzvprobe", "zqwprobe"
+_PROBE_PROMPT, _PROBE_ANSWER = "qzvprobe", "zqwprobe"
 """Words that no template writes by itself."""
 
 
-class Refused(Exception):
-    """The template raised an error on a dialogue; the text says which."""
+class TemplateRefused(Exception):
+    """The template raised an error on a dialogue; the text is the error's."""
 
 
 class ChatTemplate:
@@ -26,7 +26,7 @@ class ChatTemplate:
 
     @cached_property
     def exists(self) -> bool:
-        """Whether the tokenizer has a template at all."""
+        """Whether the tokenizer has a chat template."""
         try:
             self._tokenizer.get_chat_template()
         except ValueError:
@@ -36,13 +36,13 @@ class ChatTemplate:
     def render(
         self, dialogue: Dialogue, tools: Tools | None = None, kwargs: dict[str, Any] | None = None, *, ask: bool = False
     ) -> str:
-        """A dialogue as text; `ask` adds the beginning of an assistant's message. Refused where the template raises.
+        """Render a dialogue as text; `ask` adds the generation prompt. Raises TemplateRefused if the template raises.
 
-        Where a template needs a content in every message, a message without one (beside tool calls) has an empty one.
+        If the template requires a content in every message, messages without one (tool calls) get an empty content.
         """
         try:
             return self._render(dialogue, tools, kwargs, ask)
-        except Refused:
+        except TemplateRefused:
             if all("content" in message for message in dialogue):
                 raise
             return self._render([{**m, "content": m.get("content", "")} for m in dialogue], tools, kwargs, ask)
@@ -61,22 +61,22 @@ class ChatTemplate:
                 )
             )
         except TemplateError as error:
-            raise Refused(str(error)) from error
+            raise TemplateRefused(str(error)) from error
         except (
             TypeError,
             ValueError,
             AttributeError,
             KeyError,
         ) as error:  # raised by filters and methods in a template
-            raise Refused(f"{type(error).__name__}: {error}") from error
+            raise TemplateRefused(f"{type(error).__name__}: {error}") from error
 
-    def as_wanted(self, dialogue: Dialogue) -> Dialogue:
-        """The dialogue with contents of the form that the template renders.
+    def with_supported_contents(self, dialogue: Dialogue) -> Dialogue:
+        """Convert message contents to the form that the template renders.
 
-        Text parts are joined unless the template renders lists of parts itself. Text becomes a part where the template
-        renders nothing else, as TRL's `prepare_multimodal_messages` does for processors.
+        Text parts are joined unless the template renders lists of parts. Text becomes a part if the template renders
+        only parts, as in TRL's `prepare_multimodal_messages` for processors.
         """
-        renders_parts, needs_parts = self._forms
+        renders_parts, needs_parts = self._content_forms
         if needs_parts:
             return [
                 {**m, "content": [{"type": "text", "text": m["content"]}]} if isinstance(m.get("content"), str) else m
@@ -87,101 +87,106 @@ class ChatTemplate:
         return [{**m, "content": content_text(m)} if isinstance(m.get("content"), list) else m for m in dialogue]
 
     @cached_property
-    def _forms(self) -> tuple[bool, bool]:
-        """Whether lists of text parts are rendered, and whether text that is no list is not."""
-        parts = self._probe([{"role": "user", "content": [{"type": "text", "text": _ASK}]}])
-        text = self._probe([{"role": "user", "content": _ASK}])
-        if text is not None and _ASK in text:
+    def _content_forms(self) -> tuple[bool, bool]:
+        """Whether the template renders lists of text parts, and whether it renders only these."""
+        parts = self._probe([{"role": "user", "content": [{"type": "text", "text": _PROBE_PROMPT}]}])
+        text = self._probe([{"role": "user", "content": _PROBE_PROMPT}])
+        if text is not None and _PROBE_PROMPT in text:
             return parts == text, False
-        needed = parts is not None and _ASK in parts and not any(mark in parts for mark in ("'text'", '"text"'))
+        needed = parts is not None and _PROBE_PROMPT in parts and not any(m in parts for m in ("'text'", '"text"'))
         return needed, needed
 
     @cached_property
-    def asks(self) -> str:
-        """What follows a user's words up to the place of the answer, blanks around it aside; "" where unknown."""
-        text = self._simple([{"role": "user", "content": _ASK}], ask=True)
-        return text.rpartition(_ASK)[2].strip() if text else ""
+    def generation_prompt(self) -> str:
+        """Text between a user message and the answer, stripped; "" if unknown."""
+        text = self._render_simple([{"role": "user", "content": _PROBE_PROMPT}], ask=True)
+        return text.rpartition(_PROBE_PROMPT)[2].strip() if text else ""
 
     @cached_property
-    def ends(self) -> str:
-        """What follows an assistant's words at the end of a dialogue, blanks around it aside; "" where unknown."""
-        text = self._simple([{"role": "user", "content": _ASK}, {"role": "assistant", "content": _SAY}])
-        return text.rpartition(_SAY)[2].strip() if text and _SAY in text else ""
+    def turn_end(self) -> str:
+        """Text after an assistant message at the end of a dialogue, stripped; "" if unknown."""
+        text = self._render_simple(
+            [{"role": "user", "content": _PROBE_PROMPT}, {"role": "assistant", "content": _PROBE_ANSWER}]
+        )
+        return text.rpartition(_PROBE_ANSWER)[2].strip() if text and _PROBE_ANSWER in text else ""
 
     @cached_property
-    def prompt_comes_first(self) -> bool:
-        """Whether a simple prompt, rendered alone, is the beginning of its rendering with an answer."""
-        ask: Dialogue = [{"role": "user", "content": _ASK}]
-        alone, complete = self._simple(ask, ask=True), self._simple([*ask, {"role": "assistant", "content": _SAY}])
+    def prompt_is_prefix(self) -> bool:
+        """Whether a simple prompt, rendered alone, is a prefix of its rendering with an answer."""
+        prompt: Dialogue = [{"role": "user", "content": _PROBE_PROMPT}]
+        alone = self._render_simple(prompt, ask=True)
+        complete = self._render_simple([*prompt, {"role": "assistant", "content": _PROBE_ANSWER}])
         return alone is not None and complete is not None and complete.startswith(alone)
 
-    def _simple(self, dialogue: Dialogue, ask: bool = False) -> str | None:
-        return self._probe(self.as_wanted(dialogue), ask)
+    def _render_simple(self, dialogue: Dialogue, ask: bool = False) -> str | None:
+        return self._probe(self.with_supported_contents(dialogue), ask)
 
     def _probe(self, dialogue: Dialogue, ask: bool = False) -> str | None:
         if not self.exists:
             return None
         try:
             return self.render(dialogue, ask=ask)
-        except Refused:
+        except TemplateRefused:
             return None
 
-    # --- what is not rendered ----------------------------------------------------------------------------------------
+    # --- content that is not rendered --------------------------------------------------------------------------------
 
-    def ignored(self, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any]) -> list[str]:
-        """Names of what makes no difference in any of the renderings: keys of messages, tools, template variables.
+    def ignored_inputs(
+        self, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any]
+    ) -> list[str]:
+        """Return names of inputs that change none of the renderings: keys of messages, tools, template variables.
 
         `inputs` are the whole dialogues of a row, each with its rendering.
         """
         keys = dict.fromkeys(
             key
-            for progress, _ in inputs
-            for m in progress
+            for dialogue, _ in inputs
+            for m in dialogue
             for key, value in m.items()
             if key not in ("role", "content") and value
         )
         out: list[str] = []
         for key in keys:
-            if self._same_without(key, inputs, tools, kwargs, complete=True):
+            if self._renders_same_without(key, inputs, tools, kwargs, complete=True):
                 out.append(f"The key {key!r} of messages")
-            elif self._same_without(key, inputs, tools, kwargs, complete=False):
+            elif self._renders_same_without(key, inputs, tools, kwargs, complete=False):
                 out.append(f"The key {key!r} of messages before the last")
-        if tools and all(self._same(progress, None, kwargs, text) for progress, text in inputs):
+        if tools and all(self._renders_same(dialogue, None, kwargs, text) for dialogue, text in inputs):
             out.append("The tools of a row")
         source = str(self._tokenizer.get_chat_template(tools=tools))  # pyright: ignore[reportArgumentType]
         out += [f"The value {name!r} of chat_template_kwargs" for name in kwargs if name not in source]
         return out
 
-    def _same_without(
+    def _renders_same_without(
         self, key: str, inputs: list[tuple[Dialogue, str]], tools: Tools | None, kwargs: dict[str, Any], complete: bool
     ) -> bool:
-        """Whether no rendering changes without a key, in all messages or in those before the last."""
+        """Return whether no rendering changes without a key, in all messages (`complete`) or all but the last."""
         changed = False
-        for progress, text in inputs:
-            end = len(progress) if complete else len(progress) - 1
-            if not any(message.get(key) for message in progress[:end]):
+        for dialogue, text in inputs:
+            end = len(dialogue) if complete else len(dialogue) - 1
+            if not any(message.get(key) for message in dialogue[:end]):
                 continue
             changed = True
-            without = [{k: v for k, v in m.items() if k != key} if i < end else m for i, m in enumerate(progress)]
-            if not self._same(without, tools, kwargs, text):
+            without = [{k: v for k, v in m.items() if k != key} if i < end else m for i, m in enumerate(dialogue)]
+            if not self._renders_same(without, tools, kwargs, text):
                 return False
         return changed
 
-    def _same(self, dialogue: Dialogue, tools: Tools | None, kwargs: dict[str, Any], text: str) -> bool:
+    def _renders_same(self, dialogue: Dialogue, tools: Tools | None, kwargs: dict[str, Any], text: str) -> bool:
         try:
             return self.render(dialogue, tools, kwargs) == text
-        except Refused:
+        except TemplateRefused:
             return False
 
 
-def altered(dialogue: Dialogue, text: str) -> list[Message]:
-    """Messages whose content is not in the rendering as it stands, blanks around it aside."""
-    at, out = 0, list[Message]()
+def altered_messages(dialogue: Dialogue, text: str) -> list[Message]:
+    """Return the messages whose content (stripped) does not occur unchanged in the rendering."""
+    start, out = 0, list[Message]()
     for message in dialogue:
-        said = content_text(message).strip()
-        path = text.find(said, at)
-        if path < 0:
+        content = content_text(message).strip()
+        position = text.find(content, start)
+        if position < 0:
             out.append(message)
         else:
-            at = path + len(said)
+            start = position + len(content)
     return out

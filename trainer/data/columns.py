@@ -1,4 +1,4 @@
-"""Columns of a source to our names: mapped, recognized by a usual name, left over, or of another kind of data."""
+"""Map the columns of a source to the standard fields: by configuration, by name, or by a common alternative name."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ FIELDS = (
     "score_rejected",
     "images",
 )
-"""What a row may carry under our names."""
+"""Standard fields of a preference row."""
 
-_USUAL: Mapping[str, tuple[str, ...]] = {
+_ALTERNATIVE_NAMES: Mapping[str, tuple[str, ...]] = {
     "prompt": ("question", "instruction", "query", "problem", "input", "conversations"),
     "chosen": ("chosen_response",),
     "rejected": ("rejected_response",),
@@ -33,192 +33,204 @@ _USUAL: Mapping[str, tuple[str, ...]] = {
     "score_rejected": ("rejected_score", "rejected_rating"),
     "images": ("image",),
 }
-"""Names of the same thing in public data sets: taken where ours is missing and exactly one of them is there."""
+"""Common names of a field in public data sets; used if the field has no column and exactly one of these exists."""
 
 _MEANINGFUL = frozenset(
     (
-        *(*FIELDS, *(name for names in _USUAL.values() for name in names)),
+        *(*FIELDS, *(name for names in _ALTERNATIVE_NAMES.values() for name in names)),
         *("history", "context", "functions", "documents", "messages", "conversations", "completion"),
         *("score", "scores", "rating", "ratings", "margin", "label", "audio", "video", "videos"),
     )
 )
-"""Columns that hold something which a model may be meant to read, or which may be meant to choose rows."""
+"""Columns whose content may be meant as model input or for row filtering; reported if unused."""
 
-_TELLING = frozenset(
+_MEANINGFUL_WORDS = frozenset(
     (
         *("system", "tool", "tools", "function", "functions", "context", "history", "document", "documents"),
         *("image", "images", "audio", "video", "videos"),
     )
 )
-"""Words of names that are longer, such as `system_instruction` or `available_tools`, that tell the same."""
+"""Words in longer column names, such as `system_instruction` or `available_tools`, with the same meaning."""
 
-_OTHER_FORMS: tuple[tuple[frozenset[str], str], ...] = (
+_OTHER_FORMATS: tuple[tuple[frozenset[str], str], ...] = (
     (
         frozenset({"completion", "label"}),
-        "holds unpaired rows (one completion with a label, as for KTO), and pairs are wanted: join a completion with "
+        "has unpaired rows (one completion with a label, as for KTO), not pairs: join a completion with "
         "label true and one with label false of the same prompt into a row with prompt, chosen and rejected",
     ),
     (
         frozenset({"human_ref_A", "human_ref_B"}),
-        "holds two answers and labels, as SHP does: write chosen: human_ref_A and rejected: human_ref_B where labels "
+        "has two answers and labels, as SHP does: write chosen: human_ref_A and rejected: human_ref_B where labels "
         "is 1, the other way round where it is 0, and prompt: history",
     ),
     (
         frozenset({"response_0", "response_1"}),
-        "holds two answers and the number of the better one, as PKU-SafeRLHF does: write chosen and rejected by "
+        "has two answers and the number of the better one, as PKU-SafeRLHF does: write chosen and rejected by "
         "better_response_id (or safer_response_id)",
     ),
     (
         frozenset({"response1", "response2"}),
-        "holds two answers and a preference, as HelpSteer3 does: write chosen: response1 and rejected: response2 where "
+        "has two answers and a preference, as HelpSteer3 does: write chosen: response1 and rejected: response2 where "
         "overall_preference is below 0, the other way round where it is above, and prompt: context",
     ),
     (
         frozenset({"response_1", "response_2"}),
-        "holds two answers and a preference, as HelpSteer2 does: write chosen: response_1 and rejected: response_2 "
+        "has two answers and a preference, as HelpSteer2 does: write chosen: response_1 and rejected: response_2 "
         "where preference_strength is below 0, the other way round where it is above",
     ),
     (
         frozenset({"response_a", "response_b"}),
-        "holds two answers and a winner: write chosen and rejected by the winner, without ties",
+        "has two answers and a winner: write chosen and rejected by the winner, without ties",
     ),
     (
         frozenset({"conversation_a", "conversation_b"}),
-        "holds two dialogues and a winner: write chosen and rejected by the winner, without ties",
+        "has two dialogues and a winner: write chosen and rejected by the winner, without ties",
     ),
     (
         frozenset({"prompt", "answers"}),
-        "holds several ranked answers a row, as Nectar does: write the answer of the best rank as chosen and one of a "
+        "has several ranked answers per row, as Nectar does: write the answer of the best rank as chosen and one of a "
         "lower rank as rejected",
     ),
     (
         frozenset({"completions"}),
-        "holds several scored completions a row, as UltraFeedback's first form does: write the completion of the "
+        "has several scored completions per row, as UltraFeedback's first form does: write the completion of the "
         "highest score as chosen and another one as rejected",
     ),
     (
         frozenset({"responses"}),
-        "holds several responses a row: write the best as chosen and another one as rejected",
+        "has several responses per row: write the best as chosen and another one as rejected",
     ),
     (
         frozenset({"prompt", "completion"}),
-        "holds prompts with one completion, as for SFT, and pairs are wanted: chosen and rejected for each prompt",
+        "has prompts with one completion, as for SFT, not pairs: give chosen and rejected for each prompt",
     ),
-    (frozenset({"messages"}), "holds dialogues without a second answer, as for SFT, and pairs are wanted"),
+    (frozenset({"messages"}), "has dialogues without a second answer, as for SFT, not pairs"),
 )
-"""Columns of forms that are not preference pairs, the most telling first, and what to do with them."""
+"""Columns of other data formats, the most specific first, and how to convert each to preference pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which column of a source is which of our fields.
+    """Which column of a source holds which standard field.
 
-    `taken` maps ours to theirs; `recognised` are those of them found by a usual name; `unused` are columns that look
-    as if they meant something to the model and are not taken.
+    `column_of` maps fields to columns; `recognized` are the fields found under a common alternative name; `unused` are
+    columns that may be meant as model input and are not read.
     """
 
-    taken: Mapping[str, str]
-    recognised: tuple[str, ...] = ()
+    column_of: Mapping[str, str]
+    recognized: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
 
     def fields(self, row: Mapping[str, Any]) -> dict[str, Any]:
-        """The cells of a row under our names."""
-        return {ours: row[theirs] for ours, theirs in self.taken.items() if theirs in row}
+        """Return the cells of a row by standard field name."""
+        return {name: row[column] for name, column in self.column_of.items() if column in row}
 
     def notices(self, row: Mapping[str, Any]) -> tuple[Notice, ...]:
-        """What the names tell about a row: recognized columns, and unused ones that hold something."""
+        """Return findings about the columns of a row: recognized ones, and unused ones that are not empty."""
         found: list[Notice] = [
-            ("recognised_column", f"{self.taken[ours]!r} is taken for {ours}")
-            for ours in self.recognised
-            if not _blank(row.get(self.taken[ours]))
+            ("recognised_column", f"{self.column_of[field_name]!r} is taken for {field_name}")
+            for field_name in self.recognized
+            if not _is_blank(row.get(self.column_of[field_name]))
         ]
-        current = [name for name in self.unused if not _blank(row.get(name))]
+        current = [name for name in self.unused if not _is_blank(row.get(name))]
         if not current:
             return tuple(found)
-        used = [row.get(self.taken[ours]) for ours in ("prompt", "chosen", "rejected") if ours in self.taken]
+        used = [
+            row.get(self.column_of[field_name])
+            for field_name in ("prompt", "chosen", "rejected")
+            if field_name in self.column_of
+        ]
         used += [
             message.get("content") for part in used if isinstance(part, list) for message in part if _is_object(message)
         ]
-        # a copy of what is used is no loss
+        # a column that repeats a used cell loses nothing
         found.extend(("unused_column", f"The column {name!r}") for name in current if row[name] not in used)
         return tuple(found)
 
 
 @dataclass(slots=True)
-class _Found:
-    taken: dict[str, str] = field(default_factory=dict[str, str])
-    recognised: list[str] = field(default_factory=list[str])
+class _ColumnMatches:
+    column_of: dict[str, str] = field(default_factory=dict[str, str])
+    recognized: list[str] = field(default_factory=list[str])
 
 
 def find_columns(
     rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | None], name: str, needed: Collection[str]
 ) -> Columns:
-    """Match the columns of a source with our names.
+    """Match the columns of a source with the standard fields.
 
     Args:
         rows: The rows as read.
-        columns: `columns` of the source: ours to theirs; null leaves one out.
-        name: Of the source, for messages.
-        needed: Fields that must be there.
+        columns: `columns` of the source: field name to column name; null ignores a field.
+        name: Name of the source, for messages.
+        needed: Fields that must exist.
 
     Raises:
-        UnreadableData: A name in `columns` is none of ours, a column that is needed or mapped is missing, several
+        UnreadableData: A key of `columns` is not a standard field, a needed or mapped column is missing, several
             columns could be the prompt, or the rows are not preference pairs.
     """
     unknown = sorted(set(columns) - set(FIELDS))
     if unknown:
-        raise UnreadableData(f"columns of {name}: {', '.join(unknown)} is none of ours ({', '.join(FIELDS)})")
+        raise UnreadableData(f"columns of {name}: unknown field {', '.join(unknown)}; fields are {', '.join(FIELDS)}")
     present = dict.fromkeys(key for row in rows for key in row)
-    out = _Found()
-    claimed = {theirs for theirs in columns.values() if theirs is not None}
-    for ours in FIELDS:
-        if ours in columns:
-            theirs = columns[ours]
-            if theirs is None:
+    out = _ColumnMatches()
+    claimed = {column for column in columns.values() if column is not None}
+    for field_name in FIELDS:
+        if field_name in columns:
+            column = columns[field_name]
+            if column is None:
                 continue
-            if present and theirs not in present:
-                raise UnreadableData(_missing(ours, theirs, name, list(present)))
-            out.taken[ours] = theirs
-        elif ours in present and ours not in claimed:
-            out.taken[ours] = ours
-        elif ours != "prompt" or not _hold_prompts(rows, columns, needed):
-            usual = [n for n in _USUAL.get(ours, ()) if n in present and n not in claimed and _filled(rows, n)]
-            if len(usual) == 1:
-                out.taken[ours] = usual[0]
-                out.recognised.append(ours)
-            elif usual and ours == "prompt":
+            if present and column not in present:
+                raise UnreadableData(_missing_column_message(field_name, column, name, list(present)))
+            out.column_of[field_name] = column
+        elif field_name in present and field_name not in claimed:
+            out.column_of[field_name] = field_name
+        elif field_name != "prompt" or not _answers_are_dialogues(rows, columns, needed):
+            alternatives = [
+                n
+                for n in _ALTERNATIVE_NAMES.get(field_name, ())
+                if n in present and n not in claimed and _has_values(rows, n)
+            ]
+            if len(alternatives) == 1:
+                out.column_of[field_name] = alternatives[0]
+                out.recognized.append(field_name)
+            elif alternatives and field_name == "prompt":
                 raise UnreadableData(
-                    f"{name} has no column 'prompt', and several could be it: {', '.join(usual)}. "
-                    f"Say which with `columns: {{prompt: {usual[0]}}}`; join them where the prompt is in both."
+                    f"{name} has no column 'prompt', and several columns could be the prompt: "
+                    f"{', '.join(alternatives)}. "
+                    f"Choose one with `columns: {{prompt: {alternatives[0]}}}`; join them if the prompt is in both."
                 )
-    for ours in needed:
-        if present and ours not in out.taken:
-            raise UnreadableData(_other_form(present, name) or _missing(ours, ours, name, list(present)))
-    left_out = {ours for ours, theirs in columns.items() if theirs is None}
-    left_out |= {usual for ours in left_out for usual in _USUAL.get(ours, ())}
-    unused = [n for n in present if _is_meaningful(n) and n not in out.taken.values() and n not in left_out]
-    return Columns(out.taken, tuple(out.recognised), tuple(unused))
+    for field_name in needed:
+        if present and field_name not in out.column_of:
+            raise UnreadableData(
+                _other_format_message(present, name)
+                or _missing_column_message(field_name, field_name, name, list(present))
+            )
+    left_out = {field_name for field_name, column in columns.items() if column is None}
+    left_out |= {each for field_name in left_out for each in _ALTERNATIVE_NAMES.get(field_name, ())}
+    unused = [n for n in present if _is_meaningful(n) and n not in out.column_of.values() and n not in left_out]
+    return Columns(out.column_of, tuple(out.recognized), tuple(unused))
 
 
-def _missing(ours: str, theirs: str, name: str, present: list[str]) -> str:
-    near = get_close_matches(theirs, sorted(present), n=1, cutoff=0.4)
+def _missing_column_message(field_name: str, column: str, name: str, present: list[str]) -> str:
+    near = get_close_matches(column, sorted(present), n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return (
-        f"{name} has no column {theirs!r} for {ours}; it has {', '.join(sorted(present))}{hint} "
-        f"Map it with `columns: {{{ours}: NAME}}`."
+        f"{name} has no column {column!r} for {field_name}; it has {', '.join(sorted(present))}{hint} "
+        f"Map it with `columns: {{{field_name}: NAME}}`."
     )
 
 
-def _other_form(present: Collection[str], name: str) -> str | None:
-    """What a source is that has no pairs, and what to do with it."""
-    message = next((text for names, text in _OTHER_FORMS if names <= set(present)), None)
+def _other_format_message(present: Collection[str], name: str) -> str | None:
+    """Return how to convert a source of another known data format; None if the format is not known."""
+    message = next((text for names, text in _OTHER_FORMATS if names <= set(present)), None)
     return None if message is None else f"{name} {message}. It has {', '.join(sorted(present))}."
 
 
-def _hold_prompts(
+def _answers_are_dialogues(
     rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str | None], needed: Collection[str]
 ) -> bool:
-    """Whether the answers are whole dialogues, so that no column of prompts is needed."""
+    """Return whether the answers are whole dialogues, so that no prompt column is needed."""
     chosen = columns.get("chosen") or "chosen"
     values = (row.get(chosen) for row in rows)
     first = next((value for value in values if value), None) if "chosen" in needed else None
@@ -226,16 +238,16 @@ def _hold_prompts(
 
 
 def _is_meaningful(name: str) -> bool:
-    return name in _MEANINGFUL or not _TELLING.isdisjoint(re.split(r"[^a-z]+", name.lower()))
+    return name in _MEANINGFUL or not _MEANINGFUL_WORDS.isdisjoint(re.split(r"[^a-z]+", name.lower()))
 
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
 
 
-def _filled(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
-    return any(not _blank(row.get(name)) for row in rows)
+def _has_values(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return any(not _is_blank(row.get(name)) for row in rows)
 
 
-def _blank(value: Any) -> bool:
+def _is_blank(value: Any) -> bool:
     return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, list) and not value)

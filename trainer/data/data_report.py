@@ -1,4 +1,4 @@
-"""`DataReport`: what was prepared, JSON-serializable; and which rows differ between two preparations."""
+"""`DataReport`: JSON summary of prepared data; and which rows differ between two preparations."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PERCENTILES = (50, 90, 99, 100)
 
 
 class SourceRows(FrozenModel):
-    """Rows of one source: read, drawn for a split (by weights and row limits), and kept after the checks."""
+    """Rows of one source: read, drawn for a split (by weights and row limits), and kept after all checks."""
 
     name: str
     split: str
@@ -25,7 +25,7 @@ class SourceRows(FrozenModel):
 
 
 class DataReport(FrozenModel):
-    """Findings, counts and lengths. Lengths are tokens per row at percentiles 50, 90, 99 and 100 (`p50`...)."""
+    """Findings, counts and lengths. `lengths` are tokens per row at percentiles 50, 90, 99 and 100 (`p50`...)."""
 
     fingerprint: str
     train_rows: int
@@ -36,14 +36,14 @@ class DataReport(FrozenModel):
     findings: tuple[DataFinding, ...]
     lengths: dict[str, dict[str, int]]
     stop_tokens: tuple[int, ...]
-    """Where generation has to stop: eos_token, and special tokens that the template closes a response with."""
+    """Token ids at which generation stops: eos_token, and special tokens with which the template ends a response."""
     eval_held_out: bool
-    """Whether evaluation was split off from training rows, by prompt."""
+    """Whether the evaluation rows were held out of the training rows, by prompt."""
     checked_rows: int = 0
-    """Rows drawn from the sources and checked, the bad ones included; 0 in reports of older versions."""
+    """Rows drawn from the sources and checked, bad ones included; 0 in reports of older versions."""
 
     def with_source_names(self, names: Sequence[str]) -> DataReport:
-        """The same report about sources that have other names now, in their order: content decides, not the place."""
+        """Return the report with other source names, in their order: the cached report may have old ones."""
         new = {source.name: name for source, name in zip(self.sources, names, strict=True)}
         sources = tuple(s.model_copy(update={"name": new[s.name]}) for s in self.sources)
         findings = tuple(
@@ -52,19 +52,19 @@ class DataReport(FrozenModel):
         return self.model_copy(update={"sources": sources, "findings": findings})
 
     def summary_lines(self) -> list[str]:
-        """The report in words, a line each: what is trained and evaluated on, what is left out, then every finding."""
+        """Return the report as text lines: sizes, rows left out, then every finding."""
         held_out = ", held out by prompt" if self.eval_held_out else ""
         rows, pairs = self.lengths.get("row"), "pair" if self.train_rows == 1 else "pairs"
         return [
             f"{self.train_rows:,} {pairs} to train on, {self.eval_rows:,} to evaluate on{held_out}",
-            *([] if rows is None else [_lengths(rows)]),
+            *([] if rows is None else [_lengths_line(rows)]),
             *(f"{source.name} ({source.split}): {source.kept:,} of {source.read:,} rows" for source in self.sources),
-            *([] if not self.bad_rows else [self._bad()]),
+            *([] if not self.bad_rows else [self._bad_rows_line()]),
             *(str(finding) for finding in self.findings),
         ]
 
     def counts(self) -> dict[str, int]:
-        """Pairs, rows left out and findings by kind, by the names that tracking uses."""
+        """Return pairs, dropped rows and findings by kind, by their names in tracking."""
         counts = {"train_rows": self.train_rows, "eval_rows": self.eval_rows}
         counts |= {"bad_rows": self.bad_rows, "dropped_rows": self.dropped_rows}
         for finding in self.findings:
@@ -72,19 +72,19 @@ class DataReport(FrozenModel):
             counts[name] = counts.get(name, 0) + finding.count
         return counts
 
-    def _bad(self) -> str:
+    def _bad_rows_line(self) -> str:
         one = self.bad_rows == 1
         of = f" of {self.checked_rows:,}" if self.checked_rows else ""
         share = f" ({self.bad_rows / self.checked_rows:.2%})" if self.checked_rows else ""
         return f"{self.bad_rows:,}{of} rows {'is' if one else 'are'} bad and left out{share}"
 
 
-def _lengths(rows: Mapping[str, int]) -> str:
+def _lengths_line(rows: Mapping[str, int]) -> str:
     return f"tokens per row: median {rows['p50']}, 90 % up to {rows['p90']}, longest {rows['p100']}"
 
 
 def length_table(pairs: Iterable[TokenizedPair]) -> dict[str, dict[str, int]]:
-    """Percentiles of tokens of prompts, responses and whole rows (prompt and longer response)."""
+    """Return percentiles of the token counts of prompts, responses and whole rows (prompt and longer response)."""
     import numpy as np
 
     pair_list = list(pairs)
@@ -106,7 +106,7 @@ _SPLITS = ("train", "eval")
 
 
 def describe_changes(cache: Path, before: DataReport, now: DataReport) -> list[str]:
-    """A line for each split and source that differs; where the older preparation is gone, what the reports tell."""
+    """Return a line for each split and source that differs; if the older files are gone, from the reports alone."""
     lines = [line for split in _SPLITS for line in _changed_rows(cache, before, now, split)]
     return lines or ["the rows are the same: the tokenizer, the template, a length or the version of prefsweep changed"]
 
@@ -116,17 +116,18 @@ def _changed_rows(cache: Path, before: DataReport, now: DataReport, split: str) 
     message = f"{split}: {was:,} pairs before, {has:,} now"
     try:
         old, new = (PairDataset.open(cache / "data" / r.fingerprint, split) for r in (before, now))
-    except (OSError, ValueError):  # the cache was cleared: the counts have to do
+    except (OSError, ValueError):  # the cache was cleared: only the counts are known
         return [message] if was != has else []
     names = [s.name for s in now.sources if s.split == split]
-    theirs, ours = _index_by_row(old), _index_by_row(new)
-    lost, added = sorted(theirs.keys() - ours.keys()), sorted(ours.keys() - theirs.keys())
-    altered = sorted(row for row in theirs.keys() & ours.keys() if not _same_pair(old, theirs[row], new, ours[row]))
-    if not (lost or added or altered):
+    old_rows, new_rows = _index_by_row(old), _index_by_row(new)
+    removed, added = sorted(old_rows.keys() - new_rows.keys()), sorted(new_rows.keys() - old_rows.keys())
+    both = old_rows.keys() & new_rows.keys()
+    altered = sorted(row for row in both if not _same_pair(old, old_rows[row], new, new_rows[row]))
+    if not (removed or added or altered):
         return []
     parts = [
-        f"{len(rows):,} {what} ({_format_rows(rows, names)})"
-        for rows, what in ((altered, "altered"), (lost, "gone"), (added, "new"))
+        f"{len(rows):,} {change} ({_format_rows(rows, names)})"
+        for rows, change in ((altered, "altered"), (removed, "gone"), (added, "new"))
         if rows
     ]
     return [f"{message}: {', '.join(parts)}"]

@@ -1,9 +1,9 @@
-"""Rows of TRL's preference formats to one form: dialogues or plain text, with the prompt separate from the answers.
+"""Normalize rows of TRL's preference formats to `Preference`: dialogues or plain text, prompt separate from answers.
 
-A column `prompt` is never discarded. Where the answers repeat it, or its last messages, it is kept once, with a notice.
-Without such a column the prompt is what both answers begin with: in dialogues the messages that they share, as TRL's
-`extract_prompt` decides; in plain text what `split_implied` finds. Plain prompts and answers are joined as they stand;
-no white space is added or dropped.
+A `prompt` column is never discarded. Where the answers repeat it, or its last messages, the repetition is removed from
+the answers and a notice is recorded. Without a `prompt` column the prompt is the common prefix of both answers: in
+dialogues the shared messages, as in TRL's `extract_prompt`; in plain text the result of `split_implicit_prompt`. Plain
+prompts and answers are joined as given; no white space is added or dropped.
 """
 
 from __future__ import annotations
@@ -19,60 +19,64 @@ from trainer.data.chat_messages import (
     Message,
     Tools,
     content_text,
-    encoding_trouble,
+    find_encoding_error,
     is_empty,
-    to_part,
+    parse_part,
     to_template_kwargs,
     to_tools,
 )
 from trainer.data.validation import Notice
 
-_HH = re.compile(r"\n\nAssistant:")
-"""HH-RLHF's mark of an answer."""
-_MARKS = (
-    _HH,
-    # what chat templates write before an assistant's message
+_HH_MARKER = re.compile(r"\n\nAssistant:")
+"""HH-RLHF's marker before an answer."""
+_ANSWER_MARKERS = (
+    _HH_MARKER,
+    # markers that chat templates write before an assistant's message
     re.compile(
         r"<\|im_start\|>assistant\n|<\|start_header_id\|>assistant<\|end_header_id\|>\n\n|<start_of_turn>model\n"
         r"|<\|turn>model\n|<\|assistant\|>\n?|<\|Assistant\|>|<｜Assistant｜>|<\|start\|>assistant|\[/INST\]"
     ),
-    # what instruction formats write
+    # markers of instruction formats
     re.compile(r"(?:^|\n)#{2,3} *(?:Response|Assistant|Answer|Output)\b *:?\n?"),
     re.compile(r"(?:^|\n)(?:ASSISTANT|Assistant|Answer|A|Response|Output|Bot|AI|GPT|Model) ?:"),
 )
-"""The first kind that occurs in what both texts begin with decides; its last place there is the prompt's end."""
+"""Markers before an answer, by priority. The prompt ends after the last occurrence, in the common prefix of both texts,
+of the first pattern that occurs there.
+"""
 _SENTENCE_END = re.compile(r"[.?!]\s+\S|[。？！]\s*\S|\n\s*\S")
 _EAST_ASIAN = 0x2E80
-"""From this character on, scripts put no blanks between words."""
+"""Code point from which on scripts do not separate words by spaces."""
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """Prompt and answers of plain text. `marked`: a mark says where the prompt ends; `turns`: an answer has more."""
+class PromptSplit:
+    """Prompt and answers of plain text. `marked`: a marker ends the prompt; `turns`: an answer contains the marker
+    again.
+    """
 
     prompt: str
     chosen: str
     rejected: str
-    marked: bool
-    turns: bool
+    has_marker: bool
+    has_turns: bool
 
 
-def split_implied(chosen: str, rejected: str) -> Split | InvalidRow:
-    """Part two texts into their common prompt and the answers.
+def split_implicit_prompt(chosen: str, rejected: str) -> PromptSplit | InvalidRow:
+    """Split two texts into their common prompt and the two answers.
 
-    The prompt ends after the last mark of an answer that both texts share up to there (HH-RLHF's `\\n\\nAssistant:`,
-    a chat template's, `Answer:` at the start of a line). Without a mark it is the whole words that both begin with, as
-    long as these are no more than one sentence; a blank after them belongs to the answers, as in TRL's
-    `extract_prompt`, a line break to the prompt. No character is dropped or added.
+    The prompt ends after the last answer marker in the common prefix (HH-RLHF's `\\n\\nAssistant:`, a chat template's
+    marker, `Answer:` at the start of a line). Without a marker the prompt is the common prefix up to whole words,
+    provided that it is at most one sentence; a space after it belongs to the answers, as in TRL's `extract_prompt`, a
+    line break to the prompt. No character is dropped or added.
     """
-    shared = _common_beginning(chosen, rejected)
-    for mark in _MARKS:
-        paths = [found.end() for found in mark.finditer(shared)]
-        if paths:
-            end = paths[-1]
+    shared = _common_prefix(chosen, rejected)
+    for marker in _ANSWER_MARKERS:
+        ends = [found.end() for found in marker.finditer(shared)]
+        if ends:
+            end = ends[-1]
             good, bad = chosen[end:], rejected[end:]
-            return Split(chosen[:end], good, bad, True, any(mark.search(text) for text in (good, bad)))
+            return PromptSplit(chosen[:end], good, bad, True, any(marker.search(text) for text in (good, bad)))
     if len(shared) in (len(chosen), len(rejected)):
         return InvalidRow("one_begins_other")
     words = _whole_words(shared, chosen[len(shared)], rejected[len(shared)])
@@ -81,43 +85,45 @@ def split_implied(chosen: str, rejected: str) -> Split | InvalidRow:
     if _SENTENCE_END.search(words.rstrip()):
         return InvalidRow("prompt_undecided")
     end = len(words) - words.endswith(" ")
-    return Split(chosen[:end], chosen[end:], rejected[end:], False, False)
+    return PromptSplit(chosen[:end], chosen[end:], rejected[end:], False, False)
 
 
-def _common_beginning(left: str, right: str) -> str:
+def _common_prefix(left: str, right: str) -> str:
     length = next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
     return left[:length]
 
 
 def _whole_words(shared: str, *following: str) -> str:
-    """The common beginning without a word that goes on after it."""
-    if shared and _in_word(shared[-1]) and any(_in_word(character) for character in following):
+    """Return the common prefix without a last word that continues in one of the texts that follow."""
+    if shared and _is_word_character(shared[-1]) and any(_is_word_character(character) for character in following):
         return shared[: max((i + 1 for i, c in enumerate(shared) if c.isspace()), default=0)]
     return shared
 
 
-def _in_word(character: str) -> bool:
+def _is_word_character(character: str) -> bool:
     return character.isalnum() and ord(character) < _EAST_ASIAN
 
 
 def count_words(text: str) -> int:
-    """Words between blanks, and one for every two characters of scripts that put none between words."""
+    """Count words; in scripts without spaces between words, every two characters count as one."""
     return len(text.split()) + sum(character.isalnum() and ord(character) >= _EAST_ASIAN for character in text) // 2
 
 
 def repeats_prompt(prompt: str, chosen: str, rejected: str) -> bool:
-    """Whether both answers begin with the whole prompt, blanks at its end aside, and a new word follows."""
+    """Return whether both answers begin with the whole prompt (without trailing white space) and then a new word."""
     head = prompt.rstrip()
     if not head or not (chosen.startswith(head) and rejected.startswith(head)):
         return False
     return not any(
-        _in_word(head[-1]) and _in_word(text[len(head)]) for text in (chosen, rejected) if len(text) > len(head)
+        _is_word_character(head[-1]) and _is_word_character(text[len(head)])
+        for text in (chosen, rejected)
+        if len(text) > len(head)
     )
 
 
 def hh_dialogue(text: str) -> Dialogue | None:
-    """HH-RLHF's text form as messages, without the blanks around each, an empty last answer left out; None where the
-    text is not of that form.
+    """Parse HH-RLHF's text form into messages, with white space around each stripped and an empty last answer dropped.
+    Returns None if the text does not have this form.
     """
     head, *turns = _TURN.split(f"\n\n{text.lstrip()}")
     if head or len(turns) < 2 or turns[0] != "Human":
@@ -131,26 +137,24 @@ def hh_dialogue(text: str) -> Dialogue | None:
 
 
 def hh_question(prompt: str) -> str | None:
-    """A prompt of HH-RLHF's form up to the mark of its answer, which is added where it lacks; None for another form."""
+    """Return a prompt of HH-RLHF's form, ending with the marker of its answer; None for another form."""
     turns = hh_dialogue(prompt)
     if turns is None:
         return None
     return prompt if prompt.rstrip().endswith("\n\nAssistant:") else f"{prompt.rstrip()}\n\nAssistant: "
 
 
-__all__ = ["Dialogue", "InvalidRow", "Message", "Preference", "Score", "content_text", "to_preference"]
-
 Score = Literal["all", "last"]
 
-_FEW_WORDS = 3
-"""Words. A text answer that begins with a prompt of fewer may do so by chance ("Hello")."""
+_MIN_PROMPT_WORDS = 3
+"""Words. An answer may begin with a prompt of fewer words by chance ("Hello"), so such a prompt is not removed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preference:
-    """One preference in one form: prompt and answers are text, or all three are lists of messages.
+    """One normalized preference: prompt and answers are all text, or all lists of messages.
 
-    `tools` and `template_kwargs` are for the chat template; `notices` are what was found on the way.
+    `tools` and `template_kwargs` are passed to the chat template; `notices` are findings about the row.
     """
 
     prompt: str | Dialogue
@@ -167,15 +171,15 @@ def to_preference(
     *,
     score: Score = "all",
     apply_template: bool | None = None,
-    noticed: Sequence[Notice] = (),
+    row_notices: Sequence[Notice] = (),
 ) -> Preference | InvalidRow:
-    """Bring a row under our names into one form, or say what is wrong with it. `fields` is not changed.
+    """Normalize a row, or return the reason why it cannot be used. `fields` is not changed.
 
     Args:
-        fields: Cells by our names (`FIELDS` of `trainer.data.columns`).
+        fields: Cells by standard field name (`FIELDS` of `trainer.data.columns`).
         score: `data.score`.
-        apply_template: `data.apply_template`: True makes plain text a dialogue.
-        noticed: What reading found about this row; it is kept in front of the notices.
+        apply_template: `data.apply_template`; True turns plain text into a dialogue.
+        row_notices: Findings from reading the row; they precede the findings of this function.
     """
     for name in ("chosen", "rejected"):
         if name not in fields:
@@ -186,19 +190,19 @@ def to_preference(
     for name in ("prompt", "chosen", "rejected"):
         if name not in fields or (name == "prompt" and fields[name] is None and _contains_dialogue(fields)):
             continue
-        part = to_part(fields[name])
+        part = parse_part(fields[name])
         if isinstance(part, InvalidRow):
             return InvalidRow(part.kind, f"{name}: {part.detail}")
         parts[name] = part
     system = fields.get("system")
     if system is not None and not isinstance(system, str):
-        return InvalidRow("not_text", "system: no text")
+        return InvalidRow("not_text", "system: not text")
     tools, kwargs = to_tools(fields.get("tools")), to_template_kwargs(fields.get("chat_template_kwargs"))
-    for made in (tools, kwargs):
-        if isinstance(made, InvalidRow):
-            return made
+    for result in (tools, kwargs):
+        if isinstance(result, InvalidRow):
+            return result
     for name, value in (*parts.items(), ("system", system), ("tools", tools), ("chat_template_kwargs", kwargs)):
-        if error := encoding_trouble(name, value):
+        if error := find_encoding_error(name, value):
             return error
     found = _normalize(parts, system if system and system.strip() else None, score, apply_template)
     if isinstance(found, InvalidRow):
@@ -210,7 +214,7 @@ def to_preference(
         answer=None if fields.get("answer") is None else str(fields["answer"]),
         tools=tools if isinstance(tools, list) else None,
         template_kwargs=kwargs if isinstance(kwargs, dict) else {},
-        notices=(*noticed, *_scores(fields), *found.notices),
+        notices=(*row_notices, *_check_scores(fields), *found.notices),
     )
 
 
@@ -218,8 +222,8 @@ def _contains_dialogue(fields: Mapping[str, Any]) -> bool:
     return isinstance(fields["chosen"], list) and isinstance(fields["rejected"], list)
 
 
-def _scores(fields: Mapping[str, Any]) -> list[Notice]:
-    """Whether the scores of a row, where it has both, agree with what it calls chosen."""
+def _check_scores(fields: Mapping[str, Any]) -> list[Notice]:
+    """Return a notice if the two scores of a row are equal or contradict its order of chosen and rejected."""
     good, bad = fields.get("score_chosen"), fields.get("score_rejected")
     if not isinstance(good, (int, float)) or not isinstance(bad, (int, float)):
         return []
@@ -236,16 +240,16 @@ def _normalize(
         return InvalidRow("empty_response")
     if isinstance(chosen, str) and isinstance(rejected, str) and not isinstance(prompt, list):
         if apply_template:
-            return _applied(prompt, chosen, rejected, system, score)
+            return _text_to_dialogue(prompt, chosen, rejected, system, score)
         found = _text_preference(prompt, chosen, rejected, score)
         if system is None or isinstance(found, InvalidRow):
             return found
         return replace(found, notices=(*found.notices, ("needs_template", "A system text")))
-    good, bad = (_as_answer(part) for part in (chosen, rejected))
-    return _dialogues(prompt, good, bad, system, score)
+    good, bad = (_to_answer(part) for part in (chosen, rejected))
+    return _dialogue_preference(prompt, good, bad, system, score)
 
 
-def _as_answer(part: str | Dialogue) -> Dialogue:
+def _to_answer(part: str | Dialogue) -> Dialogue:
     return [{"role": "assistant", "content": part}] if isinstance(part, str) else part
 
 
@@ -257,18 +261,18 @@ def _text_preference(prompt: str | None, chosen: str, rejected: str, score: Scor
         return InvalidRow("equal_responses")
     notices: list[Notice] = []
     if prompt is None:
-        split = split_implied(chosen, rejected)
+        split = split_implicit_prompt(chosen, rejected)
         if isinstance(split, InvalidRow):
             return split
-        if split.turns and score == "last":
+        if split.has_turns and score == "last":
             return InvalidRow("turns_differ")
-        if split.turns:
+        if split.has_turns:
             notices.append(("several_turns", ""))
-        if not split.marked:
+        if not split.has_marker:
             notices.append(("implied_prompt", ""))
         prompt, chosen, rejected = split.prompt, split.chosen, split.rejected
     elif repeats_prompt(prompt, chosen, rejected):
-        if count_words(prompt) < _FEW_WORDS:
+        if count_words(prompt) < _MIN_PROMPT_WORDS:
             notices.append(("prompt_echoed", ""))
         else:
             exact = chosen.startswith(prompt) and rejected.startswith(prompt)
@@ -284,56 +288,60 @@ def _text_preference(prompt: str | None, chosen: str, rejected: str, score: Scor
     return Preference(prompt, chosen, rejected, None, notices=tuple(notices))
 
 
-def _applied(
+def _text_to_dialogue(
     prompt: str | None, chosen: str, rejected: str, system: str | None, score: Score
 ) -> Preference | InvalidRow:
-    """Plain text as a dialogue: HH-RLHF's turns become messages, any other prompt a user's message."""
+    """Turn plain text into a dialogue: HH-RLHF's turns become messages, any other prompt one user message."""
     before = "" if prompt is None or repeats_prompt(prompt, chosen, rejected) else hh_question(prompt)
     good, bad = (None, None) if before is None else (hh_dialogue(before + text) for text in (chosen, rejected))
     if good is not None and bad is not None:
         if any(side[-1]["role"] != "assistant" for side in (good, bad)):
             return InvalidRow("empty_response")
-        made = _dialogues(None, good, bad, system, score)
-        return made if isinstance(made, InvalidRow) else replace(made, notices=(("text_turns", ""), *made.notices))
+        result = _dialogue_preference(None, good, bad, system, score)
+        if isinstance(result, InvalidRow):
+            return result
+        return replace(result, notices=(("text_turns", ""), *result.notices))
     found = _text_preference(prompt, chosen, rejected, score)
     if isinstance(found, InvalidRow):
         return found
-    cut = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
-    texts = [str(part).lstrip() if cut else str(part) for part in (found.chosen, found.rejected)]
+    was_split = prompt is None or any(kind == "prompt_repeated" for kind, _ in found.notices)
+    texts = [str(part).lstrip() if was_split else str(part) for part in (found.chosen, found.rejected)]
     answers = [[{"role": "assistant", "content": text}] for text in texts]
-    made = _dialogues([{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score)
-    return made if isinstance(made, InvalidRow) else replace(made, notices=(*found.notices, *made.notices))
+    result = _dialogue_preference(
+        [{"role": "user", "content": str(found.prompt)}], answers[0], answers[1], system, score
+    )
+    return result if isinstance(result, InvalidRow) else replace(result, notices=(*found.notices, *result.notices))
 
 
 # --- dialogues -------------------------------------------------------------------------------------------------------
 
 
-def _dialogues(
+def _dialogue_preference(
     prompt: str | Dialogue | None, chosen: Dialogue, rejected: Dialogue, system: str | None, score: Score
 ) -> Preference | InvalidRow:
     notices: list[Notice] = []
     if isinstance(prompt, str):
-        found = _text_prompt(prompt, chosen, rejected)
+        found = _resolve_text_prompt(prompt, chosen, rejected)
         if isinstance(found, InvalidRow):
             return found
         prompt, repeated = found
         if repeated:
             notices.append(("prompt_repeated", ""))
     if prompt is None or (not prompt and max(len(chosen), len(rejected)) > 1):
-        shared = _shared(chosen, rejected)
+        shared = _count_shared_messages(chosen, rejected)
         if chosen == rejected:
             return InvalidRow("equal_responses")
         if shared == min(len(chosen), len(rejected)):
             return InvalidRow("one_begins_other")
         if not shared and chosen[0]["role"] == rejected[0]["role"] == "assistant":
-            return InvalidRow("no_prompt", "no column holds one, and both dialogues begin with an answer")
+            return InvalidRow("no_prompt", "there is no column for it, and both dialogues begin with an answer")
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
     else:
         before = len(chosen), len(rejected)
         prompt, chosen, rejected = _without_repeats(prompt, chosen, rejected)
         if before != (len(chosen), len(rejected)):
             notices.append(("prompt_repeated", ""))
-    moved = _leading_questions(chosen, rejected)
+    moved = _count_leading_questions(chosen, rejected)
     if moved:
         notices.append(("context_moved", ""))
         prompt, chosen, rejected = prompt + chosen[:moved], chosen[moved:], rejected[moved:]
@@ -341,72 +349,79 @@ def _dialogues(
         if chosen[:-1] != rejected[:-1]:
             return InvalidRow("turns_differ")
         prompt, chosen, rejected = prompt + chosen[:-1], chosen[-1:], rejected[-1:]
-    return _checked(prompt, chosen, rejected, system, notices)
+    return _validate_preference(prompt, chosen, rejected, system, notices)
 
 
-def _shared(left: Dialogue, right: Dialogue) -> int:
-    """Messages at the head that two dialogues have in common, all keys equal."""
+def _count_shared_messages(left: Dialogue, right: Dialogue) -> int:
+    """Return the number of leading messages that are equal, all keys included, in two dialogues."""
     return next((i for i, (a, b) in enumerate(zip(left, right, strict=False)) if a != b), min(len(left), len(right)))
 
 
-def _text_prompt(prompt: str, chosen: Dialogue, rejected: Dialogue) -> tuple[Dialogue | None, bool] | InvalidRow:
-    """A text prompt beside dialogues: None where they hold it (and whether they do), else a user's message."""
+def _resolve_text_prompt(
+    prompt: str, chosen: Dialogue, rejected: Dialogue
+) -> tuple[Dialogue | None, bool] | InvalidRow:
+    """Resolve a text prompt given together with dialogues.
+
+    Returns the prompt as a user message, or None if the dialogues contain the prompt; and whether they contain it.
+    """
     single = len(chosen) == len(rejected) == 1
     if not prompt.strip():
         return ([] if single else None), False
     if single or "assistant" in (chosen[0]["role"], rejected[0]["role"]):
         return [{"role": "user", "content": prompt}], False
-    texts = [_plain_words(content_text(m)) for m in chosen[: _shared(chosen, rejected)]]
-    requested = _plain_words(prompt)
-    if any(requested in text for text in texts) or (texts and all(text in requested for text in texts)):
+    texts = [_normalize_space(content_text(m)) for m in chosen[: _count_shared_messages(chosen, rejected)]]
+    wanted = _normalize_space(prompt)
+    if any(wanted in text for text in texts) or (texts and all(text in wanted for text in texts)):
         return None, True
     return InvalidRow("prompt_not_in_dialogue")
 
 
-def _plain_words(text: str) -> str:
+def _normalize_space(text: str) -> str:
     return " ".join(text.split())
 
 
 def _without_repeats(prompt: Dialogue, *answers: Dialogue) -> tuple[Dialogue, Dialogue, Dialogue]:
-    """The prompt, and both answers without what they repeat of it.
+    """Return the prompt, and both answers without the part of the prompt that they repeat.
 
-    Repeated is the whole prompt, perhaps after other messages of the dialogue (which then belong to the prompt), or
-    the last messages of the prompt at the head of an answer; blanks do not matter. What begins with an assistant's
+    An answer may repeat the whole prompt, possibly after other messages (which then become part of the prompt), or the
+    last messages of the prompt. White space is ignored in the comparison. An answer that begins with an assistant
     message repeats nothing.
     """
     chosen, rejected = answers
-    shared = chosen[: _shared(chosen, rejected)]
+    shared = chosen[: _count_shared_messages(chosen, rejected)]
     if prompt and shared and shared[0]["role"] != "assistant":
         for start in range(len(shared) - len(prompt) + 1):
-            if _alike(shared[start : start + len(prompt)], prompt):
+            if _equal_texts(shared[start : start + len(prompt)], prompt):
                 end = start + len(prompt)
                 return shared[:end], chosen[end:], rejected[end:]
-    sides: list[Dialogue] = []
+    remainders: list[Dialogue] = []
     for side in answers:
-        most = 0 if side[0]["role"] == "assistant" else len(prompt)
-        sides.append(side[next((k for k in range(most, 0, -1) if _alike(side[:k], prompt[-k:])), 0) :])
-    return prompt, sides[0], sides[1]
+        longest = 0 if side[0]["role"] == "assistant" else len(prompt)
+        remainders.append(side[next((k for k in range(longest, 0, -1) if _equal_texts(side[:k], prompt[-k:])), 0) :])
+    return prompt, remainders[0], remainders[1]
 
 
-def _alike(left: Dialogue, right: Dialogue) -> bool:
-    """Whether two dialogues are equal but for blanks in their texts."""
-    return [_without_blanks(message) for message in left] == [_without_blanks(message) for message in right]
+def _equal_texts(left: Dialogue, right: Dialogue) -> bool:
+    """Return whether two dialogues are equal up to white space in their texts."""
+    return [_with_normalized_space(message) for message in left] == [
+        _with_normalized_space(message) for message in right
+    ]
 
 
-def _without_blanks(message: Message) -> Message:
-    return {**message, "content": _plain_words(content_text(message))}
+def _with_normalized_space(message: Message) -> Message:
+    return {**message, "content": _normalize_space(content_text(message))}
 
 
-def _leading_questions(chosen: Dialogue, rejected: Dialogue) -> int:
-    """Messages of others than the assistant with which both answers begin alike."""
-    shared = chosen[: _shared(chosen, rejected)]
+def _count_leading_questions(chosen: Dialogue, rejected: Dialogue) -> int:
+    """Return how many equal messages before the first assistant message both answers begin with."""
+    shared = chosen[: _count_shared_messages(chosen, rejected)]
     return next((i for i, message in enumerate(shared) if message["role"] == "assistant"), len(shared))
 
 
-def _checked(
+def _validate_preference(
     prompt: Dialogue, chosen: Dialogue, rejected: Dialogue, system: str | None, notices: list[Notice]
 ) -> Preference | InvalidRow:
-    """Two answers to one prompt: each begins and ends with an assistant's message that says something."""
+    """Check two answers to one prompt: each must begin and end with an assistant message that is not empty."""
     sides = (chosen, rejected)
     if all(side and side[0]["role"] != "assistant" for side in sides) and chosen[0] != rejected[0]:
         return InvalidRow("questions_differ")
@@ -415,7 +430,7 @@ def _checked(
     for side in sides:
         if not side or side[0]["role"] != "assistant" or side[-1]["role"] != "assistant":
             roles = ", ".join(message["role"] for message in side)
-            return InvalidRow("not_one_answer", f"messages of {roles or 'nobody'} where an assistant's are wanted")
+            return InvalidRow("not_one_answer", f"roles {roles or 'none'}, not an assistant's first and last")
         if is_empty(side[-1]):
             return InvalidRow("empty_response")
     if prompt[-1]["role"] == "assistant":
@@ -427,6 +442,6 @@ def _checked(
     if system is not None:
         if prompt[0]["role"] != "system":
             prompt = [{"role": "system", "content": system}, *prompt]
-        elif _plain_words(content_text(prompt[0])) != _plain_words(system):
+        elif _normalize_space(content_text(prompt[0])) != _normalize_space(system):
             return InvalidRow("system_conflict")
     return Preference(prompt, chosen, rejected, None, notices=tuple(notices))

@@ -1,6 +1,6 @@
-"""Row selection: weighted mixtures of sources, the train/eval split by prompt, row limits.
+"""Choose rows: weighted mixtures of sources, the train/eval split by prompt, row limits.
 
-Every choice is a function of the rows alone; file order is kept within a source.
+Every choice is a deterministic function of the rows; file order is preserved within a source.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class SampledRow:
-    """A row that was drawn: the position of its source in the split's list, and the row."""
+    """A row chosen by the mixture. `source` is the position of its source in the split's list."""
 
     source: int
     row: RawRow
 
 
 def sample_indices(size: int, count: int, salt: int) -> list[int]:
-    """`count` of the indices 0..count-1 in their order, spread without a pattern, the same ones every time."""
+    """Return `count` of the indices 0..size-1, ascending, chosen by a hash: deterministic, without pattern."""
     if count >= size:
         return list(range(size))
     ranked = sorted(range(size), key=lambda i: sha256(f"{salt}/{i}".encode()).digest())
@@ -35,43 +35,43 @@ def sample_indices(size: int, count: int, salt: int) -> list[int]:
 
 
 def rows_per_source(counts: Sequence[int], weights: Sequence[float | None]) -> list[int]:
-    """How many rows each source gives. Without weights: all of them. With weights w: source i gives the whole part of
-    N * w_i / sum(w), where N is the largest number for which no source has to give a row twice.
+    """Return the number of rows to take from each source. Without weights: all. With weights w, source i gives
+    floor(N * w_i / sum(w)) rows, where N is the largest number for which no source has to repeat a row.
     """
-    given = [Fraction(w).limit_denominator(10**9) for w in weights if w is not None]
-    if len(given) != len(weights):
+    fractions = [Fraction(w).limit_denominator(10**9) for w in weights if w is not None]
+    if len(fractions) != len(weights):
         return list(counts)
-    total = sum(given)
-    largest = min(Fraction(n) * total / w for n, w in zip(counts, given, strict=True))
-    return [int(largest * w / total) for w in given]
+    total = sum(fractions)
+    largest = min(Fraction(n) * total / w for n, w in zip(counts, fractions, strict=True))
+    return [int(largest * w / total) for w in fractions]
 
 
 def mix_sources(sources: Sequence[Sequence[RawRow]], weights: Sequence[float | None]) -> list[SampledRow]:
-    """Rows of several sources, interleaved evenly: any stretch of the result holds them in about their shares."""
-    keeps = rows_per_source([len(rows) for rows in sources], weights)
-    placed = [
-        ((position + 0.5) / keep, at, rows[index])
-        for at, (rows, keep) in enumerate(zip(sources, keeps, strict=True))
-        for position, index in enumerate(sample_indices(len(rows), keep, at))
+    """Return rows of several sources, evenly interleaved: every part has them roughly in proportion."""
+    counts = rows_per_source([len(rows) for rows in sources], weights)
+    positioned = [
+        ((position + 0.5) / count, source, rows[index])
+        for source, (rows, count) in enumerate(zip(sources, counts, strict=True))
+        for position, index in enumerate(sample_indices(len(rows), count, source))
     ]
-    placed.sort(key=lambda one: (one[0], one[1]))
-    return [SampledRow(at, raw) for _, at, raw in placed]
+    positioned.sort(key=lambda item: (item[0], item[1]))
+    return [SampledRow(source, raw) for _, source, raw in positioned]
 
 
 def limit_rows(rows: Sequence[T], limit: int | None) -> list[T]:
-    """At most `limit` rows, spread over all of them."""
+    """Return at most `limit` rows, spread over all of them."""
     if limit is None:
         return list(rows)
     return [rows[i] for i in sample_indices(len(rows), limit, len(rows))]
 
 
 def prompt_key(prompt: str | Dialogue) -> str:
-    """What makes two prompts the same: their text, without the blanks around it. For implicit prompts of plain
-    dialogues the part after the last "Assistant:" is left out: it is the beginning that two answers share.
+    """Return a key that is equal for equal prompts: their text with white space normalized. In text dialogues the part
+    after the last "Assistant:" is ignored, because it is a common prefix of the two answers.
     """
     if isinstance(prompt, str):
-        head, mark, _ = prompt.rpartition("\n\nAssistant:")
-        return " ".join((head + mark or prompt).split())
+        head, marker, _ = prompt.rpartition("\n\nAssistant:")
+        return " ".join((head + marker or prompt).split())
     return json.dumps([_message_key(message) for message in prompt], sort_keys=True)
 
 
@@ -81,9 +81,11 @@ def _message_key(message: Message) -> list[object]:
 
 
 def held_out_prompts(keys: Sequence[str], fraction: float) -> set[str]:
-    """The prompts that are evaluated: of all distinct ones the share with the lowest hash, at least one and never all.
+    """Return the prompts to evaluate on: of all distinct ones the fraction with the lowest hash, at least one, never
+    all.
 
-    A function of each prompt's text, so rows of one prompt are never parted, and added rows move few of the others.
+    The choice depends on each prompt's text only: rows of one prompt stay in one split, and adding rows moves few
+    others.
     """
     distinct = sorted(set(keys), key=lambda key: sha256(key.encode("utf-8", "surrogatepass")).digest())
     if len(distinct) < 2:

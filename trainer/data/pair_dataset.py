@@ -1,7 +1,7 @@
 """`PairDataset`: tokenized pairs on disk, memory-mapped, so that all trials on a machine share one copy.
 
-The cache folder is addressed by content. A folder is written under a temporary name, renamed once complete, verified
-before use, and written by one process at a time.
+The cache folder is addressed by content. It is written under a temporary name by one process at a time, renamed when
+complete, and verified before use.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Counts = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """One preference pair as token ids (int32, one dimension each).
+    """One preference pair as token ids (int32 arrays of shape [length]).
 
-    `prompt` holds what template or tokenizer put before the response (BOS and generation prompt included), `chosen` and
-    `rejected` the scored tokens with their end token. No array is empty.
+    `prompt` holds all tokens before the response, including BOS and generation prompt; `chosen` and `rejected` the
+    scored tokens with their end token. No array is empty.
     """
 
     prompt: TokenIds
@@ -37,7 +37,7 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPair:
-    """A pair on its way to the disk, with where it came from."""
+    """A pair to be written to disk, with its source and row number."""
 
     prompt: TokenIds
     chosen: TokenIds
@@ -48,8 +48,8 @@ class TokenizedPair:
 
 
 class PairDataset:
-    """Pairs of one split. Lengths count tokens; `rows` are row numbers in their source from 1, `sources` index the
-    split's sources in the order of the configuration; `answers` are the checkable answers, None where a row has none.
+    """The pairs of one split. Lengths count tokens; `rows` are row numbers in their source, from 1; `sources` index the
+    split's sources in the order of the configuration; `answers` are the checkable answers (None if a row has none).
     """
 
     def __init__(
@@ -75,11 +75,11 @@ class PairDataset:
 
     @property
     def max_token_id(self) -> int:
-        """The largest token id of the split; -1 where it is empty."""
+        """The largest token id of the split; -1 if it is empty."""
         return int(self._tokens.max()) if len(self._tokens) else -1
 
     def pair(self, index: int) -> Pair:
-        """The pair at `index`, 0 to len-1; views into the mapped file, not copies. IndexError outside."""
+        """Return the pair at `index`, 0 to len-1, as views into the mapped file. Raises IndexError."""
         if not 0 <= index < len(self):
             raise IndexError(f"pair {index} of {len(self)}")
         a, b, c, d = (int(x) for x in self._offsets[3 * index : 3 * index + 4])
@@ -87,18 +87,18 @@ class PairDataset:
 
     @classmethod
     def open(cls, folder: Path, split: str) -> PairDataset:
-        """Map what `write_pairs` wrote. OSError or ValueError where a file is missing or malformed."""
+        """Map the files of `write_pairs`. Raises OSError or ValueError if one is missing or malformed."""
         tokens: TokenIds = np.load(folder / f"{split}.tokens.npy", mmap_mode="r")
         table: Counts = np.load(folder / f"{split}.rows.npy")
         offsets: Counts = np.load(folder / f"{split}.offsets.npy")
         answers: list[str | None] = json.loads((folder / f"{split}.answers.json").read_text(encoding="utf-8"))
         if len(offsets) != 3 * len(table) + 1 or int(offsets[-1]) != len(tokens) or len(answers) != len(table):
-            raise ValueError(f"{folder / split}: the files of one split do not fit each other")
+            raise ValueError(f"{folder / split}: the files of this split are inconsistent")
         return cls(tokens, offsets, table[:, 1], table[:, 0], answers)
 
 
 def write_pairs(folder: Path, split: str, pairs: Sequence[TokenizedPair]) -> None:
-    """Write a split as four files into `folder`: flat tokens, offsets of every sequence, (source, row), answers."""
+    """Write a split as four files: flat tokens, offsets of every sequence, (source, row), answers."""
     parts = [part for p in pairs for part in (p.prompt, p.chosen, p.rejected)]
     lengths = np.fromiter((len(part) for part in parts), dtype=np.int64, count=len(parts))
     offsets = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(lengths)])
@@ -115,14 +115,14 @@ MANIFEST = "manifest.json"
 
 
 class DamagedCache(UserWarning):
-    """A cached folder does not match its manifest and was made again."""
+    """A cached folder does not match its manifest and is created again."""
 
 
 def get_or_create(folder: Path, write: Callable[[Path], None]) -> bool:
-    """Have `folder` filled and whole. True: it was filled now; False: it was there.
+    """Create `folder` with `write` unless it exists and matches its manifest. Return whether it was created now.
 
-    One process fills it, the others wait for that one. A folder that does not match its manifest is made again, with
-    a warning. OSError where the disk refuses; what `write` raises passes through and leaves nothing behind.
+    One process writes, others wait for it. A folder that does not match its manifest is created again, with a warning.
+    Raises OSError if the disk cannot be written; an exception of `write` passes through, and nothing is left behind.
     """
     if _is_complete(folder):
         return False
@@ -130,10 +130,10 @@ def get_or_create(folder: Path, write: Callable[[Path], None]) -> bool:
         if folder.exists():
             if _is_complete(folder):
                 return False
-            warnings.warn(f"{folder} is damaged and is made again", DamagedCache, stacklevel=2)
+            warnings.warn(f"{folder} is damaged and is created again", DamagedCache, stacklevel=2)
             shutil.rmtree(folder)
         for left in folder.parent.glob(f".{folder.name}.*.tmp"):
-            shutil.rmtree(left)  # of a process that died while it wrote: we hold the lock, nobody writes now
+            shutil.rmtree(left)  # left by a process that died while writing; the lock excludes a live one
         write_folder(folder, lambda temporary: _write_folder(temporary, write))
     return True
 
@@ -145,7 +145,7 @@ def _write_folder(temporary: Path, write: Callable[[Path], None]) -> None:
 
 
 def _is_complete(folder: Path) -> bool:
-    """Whether every file of the manifest is there with the same bytes."""
+    """Return whether every file of the manifest exists with the recorded digest."""
     try:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         files = dict(manifest["files"])

@@ -1,4 +1,4 @@
-"""`prepare()`: preference data read, checked, tokenized once and cached by content.
+"""`prepare()`: read and check preference data, tokenize it once and cache the result by content.
 
 Long steps show a progress bar on stderr.
 """
@@ -9,17 +9,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+from tqdm import tqdm
 
 from trainer.config.trial import DataConfig, GeneratedSource, ModelConfig, Source
 from trainer.data.data_report import DataReport, SourceRows, length_table
 from trainer.data.pair_dataset import PairDataset, TokenizedPair, get_or_create, write_pairs
-from trainer.data.row_selection import EVAL, TRAIN, Place, PreferenceRow, Selection, Split, select_rows, sources_of
+from trainer.data.row_selection import EVAL, TRAIN, PreferenceRow, RowAddress, Selection, Split, select_rows, sources_of
 from trainer.data.sources import source_digest, source_name
 from trainer.data.tokenization import EncodedPair, PairTokenizer, load_tokenizer, tokenizer_digest
 from trainer.data.validation import BadData, Severity, raise_if_refused, severity
@@ -31,52 +31,42 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 PROGRESS_DELAY = 2.0
-"""Seconds before anything is shown."""
+"""Seconds before a progress bar is shown."""
 
 
-def chunks(items: Sequence[T], size: int, description: str) -> Iterator[Sequence[T]]:
-    """`items` in pieces of `size`; says on stderr how far it is once it takes more than two seconds. Where stderr is
-    no terminal it is one line.
+def iterate_with_progress(items: Sequence[T], size: int, description: str) -> Iterator[Sequence[T]]:
+    """Yield `items` in slices of `size`. After `PROGRESS_DELAY` seconds, show progress on stderr: a bar in a terminal,
+    else one line.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
-    started = time.monotonic()
-    with ExitStack() as stack:
-        bar: Progress | None = None
-        task = None
-        is_reported = False
+    started, is_logged = time.monotonic(), sys.stderr.isatty()
+    with tqdm(total=len(items), desc=description, delay=PROGRESS_DELAY, disable=None, leave=False) as bar:
         for start in range(0, len(items), size):
-            if not is_reported and time.monotonic() - started > PROGRESS_DELAY:
-                is_reported = True
-                if sys.stderr.isatty():
-                    bar = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
-                    task = bar.add_task(description, total=len(items), completed=start)
-                else:
-                    sys.stderr.write(f"{description}: {len(items):,} rows\n")
-            yield items[start : start + size]
-            if bar is not None and task is not None:
-                bar.update(task, completed=min(start + size, len(items)))
+            if not is_logged and time.monotonic() - started > PROGRESS_DELAY:
+                is_logged = True
+                sys.stderr.write(f"{description}: {len(items):,} rows\n")
+            piece = items[start : start + size]
+            yield piece
+            bar.update(len(piece))
 
 
 FORMAT = 3
-"""Of this package's choices (splits, mixing, cutting) and files; part of every fingerprint."""
+"""Version of the preparation rules (splits, mixing, truncation) and of its files; part of every fingerprint."""
 
-_CHUNK = 500
+_CHUNK_ROWS = 500
 _DROPPED_KINDS = frozenset({"equal_after_cut"})
-"""Notices that cost the row."""
+"""Notices because of which a row is dropped."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Train and evaluation pairs, what was found in the data, and the fingerprint of all that decided it."""
+    """Train and evaluation pairs, the report of findings, and the fingerprint of data, rules and tokenizer."""
 
     train: PairDataset
     eval: PairDataset
     report: DataReport
     fingerprint: str
     computed: bool
-    """True when this call read and tokenized the data, False when it came from the cache."""
+    """True if this call read and tokenized the data, False if it came from the cache."""
 
 
 def prepare(
@@ -87,11 +77,20 @@ def prepare(
     *,
     trust_remote_code: bool = False,
 ) -> Prepared:
-    """Preference pairs as token ids, from `cache/data/<fingerprint>` where they are there already.
+    """Return preference pairs as token ids, from `cache/data/<fingerprint>` if they are there.
 
-    `tokenizer`, when given, must be what `load_tokenizer(model, data, cache)` returned. Raises BadData for rows that
-    must not be trained on, UnreadableData for a source that cannot be opened, TokenizerError, and OSError where the
-    disk refuses.
+    Args:
+        data: The data section of a trial.
+        model: The model section; names the tokenizer.
+        cache: Folder of the cache.
+        tokenizer: What `load_tokenizer(model, data, cache)` returned, to avoid loading it again.
+        trust_remote_code: Whether a tokenizer class that comes with the model may run.
+
+    Raises:
+        BadData: The findings forbid training on these rows.
+        UnreadableData: A source cannot be opened.
+        TokenizerError: The tokenizer cannot be loaded or used.
+        OSError: The cache cannot be written.
     """
     ready = tokenizer or load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
     fingerprint = data_fingerprint(data, ready)
@@ -104,7 +103,7 @@ def prepare(
 
 
 def data_fingerprint(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> str:
-    """32 hex digits over data content, tokenizer, template, lengths and rules; paths do not matter."""
+    """Return 32 hex digits over data content, tokenizer, template, lengths and rules; paths do not enter."""
     rules = data.model_dump(mode="json", exclude={"train", "eval", "chat_template"})
     return digest_of(
         {
@@ -122,43 +121,43 @@ def _source_identity(source: Source) -> list[object]:
     return [source_digest(source), source.weight, columns]
 
 
-# --- the work --------------------------------------------------------------------------------------------------------
+# --- computation -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """Data as it would be trained on: read, checked and tokenized, nothing written."""
+    """Data as it would be trained on: read, checked and tokenized, but not written."""
 
     selection: Selection
     pairs: dict[Split, list[TokenizedPair]]
-    left_out: dict[Place, TokenizedPair]
-    """Rows that tokenization shows to be bad, or equal once cut."""
+    left_out: dict[RowAddress, TokenizedPair]
+    """Rows found invalid by tokenization, or with equal answers after truncation."""
     report: DataReport
 
-    def refuse(self, data: DataConfig) -> None:
-        """Raise BadData where the rules of `data` forbid to train on this: those of `judge`; and a source of which no
-        row can be used, unless `max_bad_share` is 1.
+    def raise_if_unusable(self, data: DataConfig) -> None:
+        """Raise BadData if the rules of `data` forbid training on this (`raise_if_refused`), or if no row of a source
+        can be used and `max_bad_share` is below 1.
         """
         selection = self.selection
         findings, bad = self.report.findings, len(selection.invalid)
         raise_if_refused(findings, bad, selection.checked_rows, data.bad_rows, data.max_bad_share)
-        useless: list[str] = []
+        unusable: list[str] = []
         for (split, source), count in selection.checked.items():
             splits = (TRAIN, EVAL) if data.eval is None else (split,)
-            if count == sum(path[0] in splits and path[1] == source for path in selection.invalid):
-                useless.append(selection.names[split][source])
-        if useless and data.max_bad_share < 1:
-            raise BadData(findings, f"No row of {', '.join(useless)} can be used. Correct it, or leave the source out.")
+            if count == sum(address[0] in splits and address[1] == source for address in selection.invalid):
+                unusable.append(selection.names[split][source])
+        if unusable and data.max_bad_share < 1:
+            raise BadData(findings, f"No row of {', '.join(unusable)} can be used. Correct or remove the source.")
 
 
 def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> Examined:
-    """Read, check and tokenize both splits; what is wrong with rows is in the report and raises nothing here.
+    """Read, check and tokenize both splits. Problems of rows are in the report and raise nothing here.
 
-    Raises UnreadableData for a source that cannot be opened, and TokenizerError.
+    Raises UnreadableData if a source cannot be opened, and TokenizerError.
     """
     selection = select_rows(data)
     pair_tokenizer = PairTokenizer(tokenizer, data)
-    left_out: dict[Place, TokenizedPair] = {}
+    left_out: dict[RowAddress, TokenizedPair] = {}
     pairs: dict[Split, list[TokenizedPair]] = {
         split: _tokenize_split(selection, split, pair_tokenizer, left_out) for split in (TRAIN, EVAL)
     }
@@ -171,26 +170,26 @@ def examine(data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: s
 
 
 def _write_prepared(folder: Path, data: DataConfig, tokenizer: PreTrainedTokenizerBase, fingerprint: str) -> None:
-    """Write both splits and report.json into `folder`; BadData when the rules refuse what was found."""
+    """Write both splits and report.json into `folder`. Raises BadData if the findings forbid training."""
     found = examine(data, tokenizer, fingerprint)
-    found.refuse(data)
+    found.raise_if_unusable(data)
     for split in (TRAIN, EVAL):
         write_pairs(folder, split, found.pairs[split])
     (folder / "report.json").write_text(found.report.model_dump_json(indent=1), encoding="utf-8")
 
 
 def _tokenize_split(
-    selection: Selection, split: Split, pair_tokenizer: PairTokenizer, left_out: dict[Place, TokenizedPair]
+    selection: Selection, split: Split, pair_tokenizer: PairTokenizer, left_out: dict[RowAddress, TokenizedPair]
 ) -> list[TokenizedPair]:
-    """Pairs of one split; rows that tokenization shows to be bad, or equal once cut, go to `left_out`, counted."""
+    """Tokenize one split; rows found invalid, or equal after truncation, go to `left_out` and are counted."""
     out: list[TokenizedPair] = []
-    for rows in chunks(selection.rows(split), _CHUNK, f"tokenising {split}"):
+    for rows in iterate_with_progress(selection.rows(split), _CHUNK_ROWS, f"tokenizing {split}"):
         for row, tokens in zip(rows, pair_tokenizer([row.preference for row in rows]), strict=True):
-            path = row.place(split)
+            address = row.address(split)
             for kind, detail in tokens.notices:
-                selection.note(path, kind, detail)
+                selection.add_finding(address, kind, detail)
             if any(severity(kind) is Severity.BAD_ROW or kind in _DROPPED_KINDS for kind, _ in tokens.notices):
-                left_out[path] = _to_tokenized_pair(row, tokens)
+                left_out[address] = _to_tokenized_pair(row, tokens)
             else:
                 out.append(_to_tokenized_pair(row, tokens))
     return out
@@ -223,7 +222,7 @@ def _build_report(
         for split in (TRAIN, EVAL)
         for at, source in enumerate(sources_of(data, split))
     )
-    everything = [pair for split in (TRAIN, EVAL) for pair in pairs[split]]
+    all_pairs = [pair for split in (TRAIN, EVAL) for pair in pairs[split]]
     return DataReport(
         fingerprint=fingerprint,
         train_rows=len(pairs[TRAIN]),
@@ -232,7 +231,7 @@ def _build_report(
         dropped_rows=len(selection.shared) + sum(len(selection.rows(s)) - len(pairs[s]) for s in (TRAIN, EVAL)),
         sources=sources,
         findings=selection.findings.as_tuple(),
-        lengths=length_table(everything),
+        lengths=length_table(all_pairs),
         stop_tokens=stops,
         eval_held_out=data.eval is None,
         checked_rows=selection.checked_rows,

@@ -1,6 +1,6 @@
-"""Python that turns public data sets of other forms into preference pairs: two answers and a label, ranked answers.
+"""Generate Python programs that convert public data sets of other formats into preference pairs.
 
-Such rows are not read as they are: which answer is chosen, and what becomes of ties, is the user's choice to see.
+Such rows are not converted implicitly: which answer is chosen, and how ties are treated, is the user's decision.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ _BUILDERS = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """How a row of one form becomes a pair. `code` is the body of `pair(row)`; None drops the row."""
+    """How a row of one format becomes a pair. `code` is the body of `pair(row)`; it returns None to drop the row."""
 
     columns: frozenset[str]
-    """What tells the form."""
+    """Columns by which the format is recognized."""
     code: str
     needs: str = ""
-    """Modules that the code imports."""
+    """Modules that the code imports, separated by spaces."""
 
 
 _CONVERSIONS = (
@@ -56,7 +56,7 @@ _CONVERSIONS = (
         return {"prompt": row["context"], "chosen": chosen, "rejected": rejected}
 """,
     ),
-    Conversion(  # HelpSteer2; marks part the turns of its longer prompts
+    Conversion(  # HelpSteer2; markers separate the turns of its longer prompts
         frozenset({"prompt", "response_1", "response_2", "preference_strength"}),
         """\
         if row["preference_strength"] == 0:
@@ -64,7 +64,7 @@ _CONVERSIONS = (
         a, b = row["response_1"], row["response_2"]
         chosen, rejected = (a, b) if row["preference_strength"] < 0 else (b, a)
         parts = re.split(r"\\s*<extra_id_1>(User|Assistant)\\s*", "<extra_id_1>User\\n" + row["prompt"])[1:]
-        prompt = [{"role": who.lower(), "content": said} for who, said in zip(parts[::2], parts[1::2])]
+        prompt = [{"role": role.lower(), "content": text} for role, text in zip(parts[::2], parts[1::2])]
         return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
 """,
         "re",
@@ -82,11 +82,11 @@ _CONVERSIONS = (
 
 
 def conversion(source: Source, present: Collection[str]) -> str:
-    """Return a Python program that writes the rows of `source` as pairs; empty where the form is not known.
+    """Return a Python program that writes the rows of `source` as pairs; "" if the format is not known.
 
     Args:
-        source: where the rows are.
-        present: the names of its columns.
+        source: The source of the rows.
+        present: Names of its columns.
     """
     found = next((each for each in _CONVERSIONS if each.columns <= set(present)), None)
     loading = _loading(source)
@@ -107,7 +107,7 @@ def conversion(source: Source, present: Collection[str]) -> str:
 def _loading(source: Source) -> str:
     match source:
         case FileSource():
-            builder = next((b for result, b in _BUILDERS.items() if source.path.lower().endswith(result)), None)
+            builder = next((b for suffix, b in _BUILDERS.items() if source.path.lower().endswith(suffix)), None)
             if builder is None:
                 return ""
             return f'load_dataset("{builder}", data_files={json.dumps(source.path)}, split="train")'

@@ -1,4 +1,4 @@
-"""Rows as the model will see them: rendered, tokenized and cut, decoded again, each with what was noticed about it."""
+"""Preview of the rows as the model sees them: rendered, tokenized, truncated and decoded, with their findings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.data_report import DataReport
 from trainer.data.preparation import Examined, data_fingerprint, examine
-from trainer.data.row_selection import EVAL, TRAIN, Place, Split
+from trainer.data.row_selection import EVAL, TRAIN, RowAddress, Split
 from trainer.data.tokenization import load_tokenizer
-from trainer.data.validation import BadData, Severity, in_words, severity
+from trainer.data.validation import BadData, Severity, describe_finding, severity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RowNotice:
-    """What was noticed about one row; `severity` is `fatal`, `bad_row` or `notice`."""
+    """A finding about one row; `severity` is `fatal`, `bad_row` or `notice`."""
 
     kind: str
     severity: str
@@ -32,10 +32,10 @@ class RowNotice:
 
 @dataclass(frozen=True, eq=False)
 class PreviewRow:
-    """One row of the data. `row` counts from 1 in its source; `kept` is False where it is not trained or evaluated on.
+    """One row of the data. `row` counts from 1 in its source; `kept` is False if it is not trained or evaluated on.
 
-    `prompt`, `chosen` and `rejected` are decoded with special tokens when they are asked for, of the answers what is
-    scored; None where the row was left out before it was tokenized.
+    `prompt`, `chosen` and `rejected` are decoded on access, special tokens included; of the answers the scored tokens.
+    They are None if the row was left out before tokenization.
     """
 
     split: Split
@@ -48,7 +48,7 @@ class PreviewRow:
 
     @cached_property
     def prompt(self) -> str | None:
-        """What comes before the answers; nothing of it is scored."""
+        """The text before the answers, which is not scored."""
         return None if self._pair is None else self._text(self._pair.prompt)
 
     @cached_property
@@ -63,13 +63,13 @@ class PreviewRow:
 
     @property
     def lengths(self) -> dict[str, int] | None:
-        """Tokens of each."""
+        """Number of tokens of prompt, chosen and rejected."""
         if self._pair is None:
             return None
         return {name: len(getattr(self._pair, name)) for name in ("prompt", "chosen", "rejected")}
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the row for `data --json`."""
         names = ("split", "source", "row", "kept", "prompt", "chosen", "rejected", "lengths")
         return {name: getattr(self, name) for name in names} | {"notices": [asdict(notice) for notice in self.notices]}
 
@@ -80,29 +80,29 @@ class PreviewRow:
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """Every row of both splits, the report of the whole, and why training would be refused; None where it is not."""
+    """Every row of both splits, the data report, and why training would be refused (None if it is not)."""
 
     rows: tuple[PreviewRow, ...]
     report: DataReport
     refused: BadData | None
     special_tokens: tuple[str, ...]
 
-    def whole(self) -> dict[str, Any]:
-        """Return the report for `--json`, each finding with its count and its sentence."""
+    def report_json(self) -> dict[str, Any]:
+        """Return the report for `data --json`, each finding with its count and text."""
         notices = [finding.model_dump(mode="json") | {"text": str(finding)} for finding in self.report.findings]
-        message = self.report.model_dump(mode="json", exclude={"findings"})
-        return message | {"notices": notices, "refused": None if self.refused is None else str(self.refused)}
+        report = self.report.model_dump(mode="json", exclude={"findings"})
+        return report | {"notices": notices, "refused": None if self.refused is None else str(self.refused)}
 
 
 def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_code: bool = False) -> Preview:
     """Read, check and tokenize the data as a trial would, and decode it again. Loads no model and writes no data.
 
-    Raises UnreadableData for a source that cannot be opened, and TokenizerError.
+    Raises UnreadableData if a source cannot be opened, and TokenizerError.
     """
     tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
     found = examine(data, tokenizer, data_fingerprint(data, tokenizer))
     try:
-        found.refuse(data)
+        found.raise_if_unusable(data)
         refused = None
     except BadData as error:
         refused = error
@@ -112,28 +112,28 @@ def preview(data: DataConfig, model: ModelConfig, cache: Path, *, trust_remote_c
 
 
 def _rows(found: Examined, tokenizer: PreTrainedTokenizerBase) -> Iterable[PreviewRow]:
-    """Rows of the training split, then of evaluation, each by source and number, the ones left out among them."""
+    """Yield rows of the training split, then of evaluation, each by source and number; left-out rows are included."""
     selection = found.selection
-    remaining: dict[Place, TokenizedPair] = {
+    kept_pairs: dict[RowAddress, TokenizedPair] = {
         (split, pair.source, pair.row): pair for split in (TRAIN, EVAL) for pair in found.pairs[split]
     }
     order = {TRAIN: 0, EVAL: 1}
-    paths: set[Place] = {*remaining, *selection.notes}
-    for path in sorted(paths, key=lambda at: (order[at[0]], at[1], at[2])):
-        split, source, row = path
-        pair = remaining.get(path) or found.left_out.get(path)
+    addresses: set[RowAddress] = {*kept_pairs, *selection.findings_by_row}
+    for address in sorted(addresses, key=lambda at: (order[at[0]], at[1], at[2])):
+        split, source, row = address
+        pair = kept_pairs.get(address) or found.left_out.get(address)
         if pair is not None and not len(pair.prompt) + len(pair.chosen) + len(pair.rejected):
             pair = None  # the template refused it
         notices = [
-            RowNotice(kind, severity(kind).value, in_words(kind, detail))
-            for kind, detail in dict.fromkeys(selection.notes.get(path, ()))
+            RowNotice(kind, severity(kind).value, describe_finding(kind, detail))
+            for kind, detail in dict.fromkeys(selection.findings_by_row.get(address, ()))
         ]
         notices.sort(key=lambda notice: list(Severity).index(Severity(notice.severity)))
         yield PreviewRow(
             split=split,
             source=selection.names[split][source],
             row=row,
-            kept=path in remaining,
+            kept=address in kept_pairs,
             notices=tuple(notices),
             _pair=pair,
             _tokenizer=tokenizer,

@@ -1,4 +1,4 @@
-"""Rows of both splits from their sources: read, mixed, checked as text, split by prompt, limited."""
+"""Select the rows of both splits: read, mix, check as text, split by prompt, limit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.config.trial import DataConfig, Source
-from trainer.data.formats import InvalidRow, Preference, to_preference
+from trainer.data.chat_messages import InvalidRow
+from trainer.data.formats import Preference, to_preference
 from trainer.data.mixing import SampledRow, held_out_prompts, limit_rows, mix_sources, prompt_key
 from trainer.data.sources import read_source, source_name
 from trainer.data.validation import FindingCollector, FindingKind, Severity, severity
@@ -16,74 +17,74 @@ from trainer.data.validation import FindingCollector, FindingKind, Severity, sev
 Split = Literal["train", "eval"]
 TRAIN: Split = "train"
 EVAL: Split = "eval"
-Place = tuple[Split, int, int]
-"""A row: its split, the position of its source in that split's list, its number there from 1."""
+RowAddress = tuple[Split, int, int]
+"""Address of a row: its split, the position of its source in that split's list, its row number from 1."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreferenceRow:
-    """A row that can be trained on as far as its text says. `key` is what makes two prompts the same."""
+    """A row whose text passed all checks. `key` is equal for rows with the same prompt (`prompt_key`)."""
 
     sampled: SampledRow
     preference: Preference
     key: str
 
-    def place(self, split: Split) -> Place:
-        """Where it comes from, as a row of this split."""
+    def address(self, split: Split) -> RowAddress:
+        """Return the address of this row in a split."""
         return split, self.sampled.source, self.sampled.row.number
 
 
 @dataclass(slots=True)
 class Selection:
-    """Rows of both splits, and how many rows were read, looked at and found bad on the way.
+    """Rows of both splits, and how many rows were read, checked and found invalid.
 
-    `read` and `checked` count by (split, position of the source in that split's list); where evaluation is held out of
-    the training sources, both splits share that list and what was read counts for `train`.
+    `rows_read` and `checked` count by (split, position of the source in that split's list). Where evaluation rows are
+    held out of the training sources, both splits share that list and rows read count for `train`.
     """
 
     names: dict[Split, list[str]]
-    """How the sources of a split are called, in their order."""
+    """Names of the sources of each split, in the order of the configuration."""
     findings: FindingCollector = field(default_factory=FindingCollector)
     train: list[PreferenceRow] = field(default_factory=list)
     eval: list[PreferenceRow] = field(default_factory=list)
-    invalid: set[Place] = field(default_factory=set)
-    shared: set[Place] = field(default_factory=set)
-    """Training rows left out because their prompt is evaluated."""
+    invalid: set[RowAddress] = field(default_factory=set)
+    shared: set[RowAddress] = field(default_factory=set)
+    """Training rows left out because their prompt is in the evaluation split."""
     checked: Counter[tuple[Split, int]] = field(default_factory=Counter)
     rows_read: Counter[tuple[Split, int]] = field(default_factory=Counter)
-    notes: dict[Place, list[tuple[FindingKind, str]]] = field(default_factory=dict)
-    """What was noticed about each row: kinds, with the case in words."""
+    findings_by_row: dict[RowAddress, list[tuple[FindingKind, str]]] = field(default_factory=dict)
+    """Findings about each row: kind and detail."""
 
     def rows(self, split: Split) -> list[PreferenceRow]:
-        """The rows of one split."""
+        """Return the rows of one split."""
         return self.train if split == TRAIN else self.eval
 
     @property
     def checked_rows(self) -> int:
-        """Rows drawn from all sources and checked."""
+        """Number of rows drawn from all sources and checked."""
         return self.checked.total()
 
-    def note(self, path: Place, kind: FindingKind, detail: str = "") -> None:
-        """Record one thing noticed about one row; a kind that is a bad row's makes the row one."""
-        split, source, row = path
+    def add_finding(self, address: RowAddress, kind: FindingKind, detail: str = "") -> None:
+        """Record a finding about one row; a finding of severity BAD_ROW makes the row invalid."""
+        split, source, row = address
         self.findings.add(kind, self.names[split][source], row, detail)
-        self.notes.setdefault(path, []).append((kind, detail))
+        self.findings_by_row.setdefault(address, []).append((kind, detail))
         if severity(kind) is Severity.BAD_ROW:
-            self.invalid.add(path)
+            self.invalid.add(address)
 
 
 def sources_of(data: DataConfig, split: Split) -> Sequence[Source]:
-    """The sources that a split's rows come from."""
+    """Return the sources that a split's rows come from."""
     return data.train if split == TRAIN or data.eval is None else data.eval
 
 
 def select_rows(data: DataConfig) -> Selection:
-    """Rows to train and to evaluate on, bad ones left out and counted. UnreadableData for a missing source."""
+    """Return the rows to train and to evaluate on; invalid ones are left out and counted. Raises UnreadableData."""
     out = Selection({split: [source_name(source) for source in sources_of(data, split)] for split in (TRAIN, EVAL)})
     train = _read_rows(out, TRAIN, data)
     if data.eval is not None:
         out.eval = limit_rows(_read_rows(out, EVAL, data), data.max_eval_rows)
-        train = _apart_from_evaluation(out, train)
+        train = _without_evaluated_prompts(out, train)
     else:
         chosen = held_out_prompts([row.key for row in train], data.eval_share)
         out.eval = limit_rows([row for row in train if row.key in chosen], data.max_eval_rows)
@@ -105,26 +106,28 @@ def _read_rows(out: Selection, split: Split, data: DataConfig) -> list[Preferenc
         found = (
             InvalidRow("unreadable", raw.error)
             if raw.fields is None
-            else to_preference(raw.fields, score=data.score, apply_template=data.apply_template, noticed=raw.notices)
+            else to_preference(
+                raw.fields, score=data.score, apply_template=data.apply_template, row_notices=raw.notices
+            )
         )
         if isinstance(found, InvalidRow):
-            out.note((split, sampled.source, sampled.row.number), found.kind, found.detail)
+            out.add_finding((split, sampled.source, sampled.row.number), found.kind, found.detail)
         else:
             rows.append(PreferenceRow(sampled, found, prompt_key(found.prompt)))
     return rows
 
 
-def _apart_from_evaluation(out: Selection, train: list[PreferenceRow]) -> list[PreferenceRow]:
-    """Training rows whose prompt is evaluated are left out: the evaluation would measure memory."""
+def _without_evaluated_prompts(out: Selection, train: list[PreferenceRow]) -> list[PreferenceRow]:
+    """Remove training rows whose prompt is evaluated: evaluation would measure memorization."""
     evaluated = {row.key for row in out.eval}
     remaining: list[PreferenceRow] = []
     for row in train:
         if row.key not in evaluated:
             remaining.append(row)
             continue
-        path = row.place(TRAIN)
-        out.note(path, "shared_prompt")
-        out.shared.add(path)
+        address = row.address(TRAIN)
+        out.add_finding(address, "shared_prompt")
+        out.shared.add(address)
     return remaining
 
 
@@ -133,7 +136,7 @@ def _find_duplicates(out: Selection, split: Split) -> None:
     for row in out.rows(split):
         chosen, rejected = repr(row.preference.chosen), repr(row.preference.rejected)
         if (row.key, chosen, rejected) in seen:
-            out.note(row.place(split), "duplicate_row")
+            out.add_finding(row.address(split), "duplicate_row")
         elif (row.key, rejected, chosen) in seen:
-            out.note(row.place(split), "contradiction")
+            out.add_finding(row.address(split), "contradiction")
         seen.add((row.key, chosen, rejected))

@@ -1,4 +1,4 @@
-"""Sources to rows: local files, Hugging Face data sets, the generated task. Row numbers count from 1."""
+"""Read data sources: local files, Hugging Face data sets and the generated task. Row numbers count from 1."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class RawRow:
-    """A row as read. `fields` is None where the record itself could not be parsed; `error` then says why."""
+    """A row as read. `fields` is None where the record could not be parsed; `error` then gives the reason."""
 
     number: int
     fields: dict[str, Any] | None
     error: str = ""
     notices: tuple[Notice, ...] = ()
-    """What the names of its columns tell about it."""
+    """Findings about the columns of this row (unused or recognized ones)."""
 
 
 def source_name(source: Source) -> str:
-    """How findings and reports call a source."""
+    """Return the name of a source in findings and reports."""
     match source:
         case FileSource():
             return source.path
@@ -45,8 +45,8 @@ def source_name(source: Source) -> str:
 
 
 def source_digest(source: Source) -> str:
-    """Hex digest of what a source would yield: bytes of the file or of the data set's tables, or the generator's
-    settings. UnreadableData where it cannot be opened.
+    """Return a hex digest of the content of a source: of the file's bytes, of the data set's Arrow tables, or of the
+    generator's settings. Raises UnreadableData if the source cannot be opened.
     """
     match source:
         case FileSource():
@@ -64,13 +64,16 @@ def source_digest(source: Source) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    """Hex digest of a file's bytes, whatever its name."""
+    """Return the SHA-256 of a file's bytes in hex; the file name does not enter."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def read_source(source: Source, required: Collection[str] = ("chosen", "rejected")) -> list[RawRow]:
-    """Every row of a source under our names. UnreadableData where it cannot be opened or lacks a `required` column."""
+    """Return every row of a source, with its columns renamed to the standard fields (`trainer.data.columns.FIELDS`).
+
+    Raises UnreadableData if the source cannot be opened or lacks a `required` column.
+    """
     match source:
         case FileSource():
             path = _existing_file(source.path)
@@ -95,7 +98,7 @@ def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: 
         code = "" if present & {"chosen", "rejected"} else conversion(source, present)
         if not code:
             raise
-        raise UnreadableData(f"{error} This writes them to pairs.jsonl, to be trained on:\n\n{code}") from error
+        raise UnreadableData(f"{error} This program writes pairs.jsonl, which can be trained on:\n\n{code}") from error
     return [
         row if row.fields is None else RawRow(row.number, found.fields(row.fields), notices=found.notices(row.fields))
         for row in rows
@@ -103,8 +106,8 @@ def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: 
 
 
 def _without_fillers(row: dict[str, Any]) -> dict[str, Any]:
-    """Drop the nulls that Arrow writes into messages and tools for keys that only other rows have, as TRL advises
-    (`remove_none_values`). A cell that is null stays null.
+    """Remove the nulls that Arrow writes into messages and tools for keys that only other rows have, as TRL's
+    `remove_none_values` does. A cell that is null stays null.
     """
     return {key: _without_nulls(value) if isinstance(value, (list, dict)) else value for key, value in row.items()}
 
@@ -123,7 +126,7 @@ def _without_nulls(value: Any) -> Any:
 def _existing_file(path: str) -> Path:
     found = Path(path).expanduser()
     if not found.is_file():
-        raise UnreadableData(f"there is no data file {path} (looked in {Path.cwd()})")
+        raise UnreadableData(f"data file not found: {path} (searched in {Path.cwd()})")
     return found
 
 
@@ -137,12 +140,12 @@ def _reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
     }
     reader = readers.get(path.suffix.lower())
     if reader is None:
-        raise UnreadableData(f"{path} has none of the endings that are read: {', '.join(readers)}")
+        raise UnreadableData(f"{path} has an unknown file type; use one of {', '.join(readers)}")
     return reader
 
 
 def _decode(raw: bytes) -> str:
-    """Bytes that are no UTF-8 become lone surrogates U+DC80..DCFF, which the checks find and name row by row."""
+    """Decode UTF-8. Invalid bytes become lone surrogates U+DC80..DCFF, which the row checks report."""
     return raw.removeprefix(b"\xef\xbb\xbf").decode("utf-8", errors="surrogateescape")
 
 
@@ -153,7 +156,7 @@ def _to_raw_row(number: int, value: Any) -> RawRow:
 
 
 def _read_jsonl(path: Path) -> Iterator[RawRow]:
-    """One object per line; the row number is the line number, blank lines are none."""
+    """Read one object per line. The row number is the line number; blank lines are skipped."""
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -167,7 +170,7 @@ def _read_jsonl(path: Path) -> Iterator[RawRow]:
 
 
 def _read_json(path: Path) -> Iterator[RawRow]:
-    """A list of objects, or an object with such a list under `data`."""
+    """Read a list of objects, or an object with such a list under `data`."""
     try:
         value = json.loads(_decode(path.read_bytes()))
     except (json.JSONDecodeError, RecursionError) as error:
@@ -175,13 +178,13 @@ def _read_json(path: Path) -> Iterator[RawRow]:
     if isinstance(value, dict) and isinstance(value.get("data"), list):
         value = value["data"]
     if not isinstance(value, list):
-        raise UnreadableData(f"{path} holds no list of rows, neither itself nor under `data`")
+        raise UnreadableData(f"{path} has no list of rows, neither at the top level nor under `data`")
     for number, one in enumerate(value, start=1):
         yield _to_raw_row(number, one)
 
 
 def _read_csv(path: Path) -> Iterator[RawRow]:
-    """A header line, then records; every value is text."""
+    """Read a header line and records; every value is text."""
     csv.field_size_limit(1 << 30)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
         reader = csv.DictReader(stream, strict=True)
@@ -196,7 +199,7 @@ def _read_csv(path: Path) -> Iterator[RawRow]:
                 yield RawRow(number, None, f"record {number}: {error}")
                 continue
             if None in row:
-                yield RawRow(number, None, f"record {number} has more values than the header has names")
+                yield RawRow(number, None, f"record {number} has more values than the header has columns")
             else:
                 yield RawRow(number, dict(row))
 
@@ -223,7 +226,7 @@ def _read_parquet(path: Path) -> Iterator[RawRow]:
 
 
 def _load_hub(source: HubSource) -> Dataset:
-    """`datasets.load_dataset`; also takes a local folder. UnreadableData says what to do when it fails."""
+    """Load a data set with `datasets.load_dataset`; a local folder is accepted too. Raises UnreadableData."""
     from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
@@ -233,7 +236,7 @@ def _load_hub(source: HubSource) -> Dataset:
         lines = str(error).strip().splitlines()
         raise UnreadableData(
             f"the data set {source_name(source)} cannot be loaded: {lines[0] if lines else type(error).__name__}. "
-            "Check dataset, subset, split and revision; without a reachable hub, download it where there is one and "
-            "give the folder as `dataset`, or its files as `path`."
+            "Check dataset, subset, split and revision; without access to the hub, download it elsewhere and "
+            "set the folder as `dataset`, or its files as `path`."
         ) from error
     return dataset

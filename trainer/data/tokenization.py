@@ -1,10 +1,9 @@
-"""Preferences to token ids: the chat template's rendering, cut at the configured lengths; and the trial's tokenizer.
+"""Preferences to token ids, truncated to the configured lengths; and the trial's tokenizer.
 
-The ids are those of TRL's DPOTrainer 1.16 (`_prepare_dataset`): the whole dialogue is rendered and tokenized, and the
-answer is what follows the tokens that the prompt alone has in common with both renderings. Three things differ. TRL
-cuts the joined sequence, here the prompt loses its oldest tokens first. An answer whose text ends with the end of a
-turn gets no second one, even where white space follows. Content given as text parts is joined for templates that want
-text.
+The ids are those of TRL 1.16's `DPOTrainer._prepare_dataset`: the whole dialogue is rendered and tokenized, and the
+answer starts after the common token prefix of the prompt and both renderings. Three things differ. TRL truncates the
+joined sequence; here the prompt loses its oldest tokens first. An answer whose text already ends with the end of a turn
+gets no second one, even if white space follows. Content given as text parts is joined for templates that require text.
 """
 
 from __future__ import annotations
@@ -22,10 +21,10 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import DataConfig, ModelConfig
 from trainer.data.chat_messages import Dialogue, content_text
-from trainer.data.chat_template import ChatTemplate, Refused, altered
+from trainer.data.chat_template import ChatTemplate, TemplateRefused, altered_messages
 from trainer.data.formats import Preference
 from trainer.data.validation import FindingKind, Notice
-from trainer.results import TrialError, cannot_load
+from trainer.results import TrialError, cannot_load_message
 from trainer.storage.atomic_files import digest_of
 
 if TYPE_CHECKING:
@@ -34,17 +33,20 @@ if TYPE_CHECKING:
 
 
 class TokenizerError(TrialError):
-    """The tokenizer cannot be loaded, or lacks what preference tuning needs."""
+    """The tokenizer cannot be loaded, or lacks a feature that preference tuning needs."""
 
 
 def load_tokenizer(
     model: ModelConfig, data: DataConfig | None, cache: Path, *, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The model's tokenizer (or `model.tokenizer`), with `data.chat_template` in place of its own where given.
+    """Load the model's tokenizer (or `model.tokenizer`), with `data.chat_template` as its template if given.
 
-    `cache` is where a generated model is made. A missing pad token becomes the end token: padding is masked by
-    position everywhere. TokenizerError when it cannot be loaded, is not a fast one, or has no end token. A tokenizer
-    whose class comes with the model is loaded only with `trust_remote_code`.
+    `cache` is the folder in which a generated model is created. A missing pad token is set to the end token, which is
+    safe because padding is masked by position. A tokenizer class that comes with the model is loaded only with
+    `trust_remote_code`.
+
+    Raises:
+        TokenizerError: The tokenizer cannot be loaded, is not a fast one, or has no end token.
     """
     tokenizer = _load(*_tokenizer_source(model, cache), trust_remote_code)
     if data is not None and data.chat_template is not None:
@@ -67,11 +69,11 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
     from transformers import AutoTokenizer
 
     try:
-        # False and not None: transformers would ask the terminal, or read an answer from a process's input.
+        # False and not None: with None transformers asks for confirmation on the terminal.
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError) as error:
         if "trust_remote_code" in str(error):
-            raise TokenizerError(cannot_load(f"the tokenizer of {name!r}", error)) from error
+            raise TokenizerError(cannot_load_message(f"the tokenizer of {name!r}", error)) from error
         reason = str(error).strip().splitlines()[0]
         raise TokenizerError(
             f"the tokenizer of {name!r} cannot be loaded: {reason}. "
@@ -80,16 +82,17 @@ def _load(name: str, revision: str | None, trust_remote_code: bool) -> PreTraine
     if not tokenizer.is_fast:
         raise TokenizerError(f"{name!r} has no fast tokenizer (tokenizer.json); convert it, or give model.tokenizer")
     if tokenizer.eos_token_id is None:
-        raise TokenizerError(f"the tokenizer of {name!r} has no eos_token: a response could never end")
+        raise TokenizerError(f"the tokenizer of {name!r} has no eos_token: set one, or give model.tokenizer")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
 def template_text(template: str) -> str:
-    """The Jinja text of `data.chat_template`: the text itself where it holds a Jinja mark, else the file's.
+    """Return the Jinja text of `data.chat_template`: the value if it contains a Jinja marker, else the content of the
+    file.
 
-    TokenizerError where it is neither.
+    Raises TokenizerError if it is neither.
     """
     if "{{" in template or "{%" in template:
         return template
@@ -100,21 +103,21 @@ def template_text(template: str) -> str:
 
 
 def require_template(tokenizer: PreTrainedTokenizerBase) -> None:
-    """TokenizerError where dialogues cannot be rendered for want of a chat template."""
+    """Raise TokenizerError if the tokenizer has no chat template, so that dialogues cannot be rendered."""
     try:
         tokenizer.get_chat_template()
     except ValueError as error:
         raise TokenizerError(
-            "the data are dialogues (or data.apply_template is true) and the tokenizer has no chat template for them: "
-            "give data.chat_template, as Jinja text or as a file with it"
+            "the data are dialogues (or data.apply_template is true), but the tokenizer has no chat template; "
+            "set data.chat_template to Jinja text or to a file"
         ) from error
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hex digest of all that decides how text becomes tokens: vocabulary, merges, special tokens, template."""
+    """Return a hex digest of the vocabulary, merges, special tokens and template of a tokenizer."""
     engine: Tokenizer = tokenizer.backend_tokenizer  # pyright: ignore[reportAssignmentType]
     backend = json.loads(engine.to_str())
-    # padding and truncation are the traces of earlier calls, not the tokenizer's own
+    # padding and truncation record earlier calls and do not belong to the tokenizer
     shared = {key: value for key, value in backend.items() if key not in {"padding", "truncation"}}
     described = {
         "backend": shared,
@@ -122,14 +125,14 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         "template": tokenizer.chat_template,
     }
     module = type(tokenizer).__module__
-    if module.startswith("transformers_modules"):  # a class of the model's own code: its methods decide too
+    if module.startswith("transformers_modules"):  # a class that comes with the model: its code matters too
         described["code"] = inspect.getsource(sys.modules[module])
     return digest_of(described)
 
 
 @dataclass(slots=True)
 class EncodedPair:
-    """Ids of one pair, empty where the template refused it, and what was noticed about it."""
+    """Token ids of one pair, empty if the template refused it, and findings about it."""
 
     prompt: list[int] = field(default_factory=list)
     chosen: list[int] = field(default_factory=list)
@@ -138,8 +141,8 @@ class EncodedPair:
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """A row as text: the prompt alone, then with each answer; of a dialogue the prompt as it was rendered too."""
+class _RenderedRow:
+    """A row as text: the prompt alone, then followed by each answer; `dialogue` is the prompt of a dialogue."""
 
     prompt: str
     chosen: str
@@ -148,44 +151,48 @@ class _Texts:
 
 
 class PairTokenizer:
-    """Turns preferences of either form into token ids, in batches."""
+    """Converts preferences, text or dialogues, to token ids, in batches."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, data: DataConfig) -> None:
-        """Of `data` the lengths and `apply_template` count."""
+        """`data` gives the lengths, `apply_template` and `max_prompt_length`."""
         self._tokenizer = tokenizer
         self._template = ChatTemplate(tokenizer)
         self._data = data
         self._eos = int(tokenizer.eos_token_id)  # pyright: ignore[reportArgumentType]
         self._bos: int | None = tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
         self.end_token_ids: Counter[int] = Counter()
-        """Special tokens with which responses ended before they were cut."""
+        """How many responses ended with each special token, before truncation."""
         added = tokenizer.added_tokens_decoder
-        self._closing = {*added, self._eos}
-        self._specials = {i for i, token in added.items() if token.special} | {self._eos}
+        self._possible_ends = {*added, self._eos}
+        self._special_ids = {i for i, token in added.items() if token.special} | {self._eos}
 
     def __call__(self, rows: Sequence[Preference]) -> list[EncodedPair]:
-        """One `EncodedPair` per row, in their order. TokenizerError for dialogues without a chat template."""
+        """Return one `EncodedPair` per row, in order. Raises TokenizerError for dialogues without a chat template."""
         if any(not isinstance(row.prompt, str) for row in rows):
             require_template(self._tokenizer)
         out = [EncodedPair(notices=list(row.notices)) for row in rows]
-        rendered: list[tuple[int, _Texts]] = []
+        rendered: list[tuple[int, _RenderedRow]] = []
         for i, row in enumerate(rows):
             try:
-                texts = self._plain(row, out[i]) if isinstance(row.prompt, str) else self._dialogue(row, out[i])
-            except Refused as error:
+                texts = (
+                    self._render_text(row, out[i])
+                    if isinstance(row.prompt, str)
+                    else self._render_dialogue(row, out[i])
+                )
+            except TemplateRefused as error:
                 out[i].notices.append(("template_refuses", str(error)))
             else:
                 rendered.append((i, texts))
         plain = [(i, texts) for i, texts in rendered if texts.dialogue is None]
-        inputs = [(i, texts) for i, texts in rendered if texts.dialogue is not None]
+        dialogues = [(i, texts) for i, texts in rendered if texts.dialogue is not None]
         # a template writes its own special tokens; plain text gets those that the tokenizer adds
-        for group, add in ((plain, True), (inputs, False)):
-            ids = self._ids([text for _, t in group for text in (t.prompt, t.chosen, t.rejected)], add)
+        for group, add in ((plain, True), (dialogues, False)):
+            ids = self._tokenize([text for _, t in group for text in (t.prompt, t.chosen, t.rejected)], add)
             for n, (i, texts) in enumerate(group):
                 self._assign_ids(out[i], rows[i], texts, ids[3 * n], ids[3 * n + 1], ids[3 * n + 2])
         return out
 
-    def _ids(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
+    def _tokenize(self, texts: list[str], add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
         return self._tokenizer(
@@ -194,57 +201,60 @@ class PairTokenizer:
 
     # --- text --------------------------------------------------------------------------------------------------------
 
-    def _plain(self, row: Preference, out: EncodedPair) -> _Texts:
+    def _render_text(self, row: Preference, out: EncodedPair) -> _RenderedRow:
         prompt, *answers = (str(part) for part in (row.prompt, row.chosen, row.rejected))
         if self._is_rendered(prompt):
             out.notices.append(("already_rendered", ""))
         elif self._data.apply_template is None and self._template.exists:
-            out.notices = [notice for notice in out.notices if notice[0] != "needs_template"]  # the same question
+            out.notices = [notice for notice in out.notices if notice[0] != "needs_template"]  # same decision
             out.notices.append(("template_undecided", ""))
         chosen, rejected = (prompt + self._with_eos(answer) for answer in answers)
-        return _Texts(prompt, chosen, rejected, None)
+        return _RenderedRow(prompt, chosen, rejected, None)
 
     def _is_rendered(self, prompt: str) -> bool:
-        """Whether a plain prompt holds a chat template's marks, or ends as this one's does before an answer."""
-        asks = self._template.asks
-        if asks and prompt.rstrip().endswith(asks):
+        """Return whether a plain prompt contains a chat template's markers, or ends with the generation prompt."""
+        generation_prompt = self._template.generation_prompt
+        if generation_prompt and prompt.rstrip().endswith(generation_prompt):
             return True
-        return self._marks is not None and self._marks.search(prompt) is not None
+        return self._turn_markers is not None and self._turn_markers.search(prompt) is not None
 
     def _with_eos(self, answer: str) -> str:
-        """An answer of plain text with its end: the end of a turn that it has already, or eos_token."""
+        """Return a plain answer with an end: the end of a turn that it has already, or eos_token."""
         return answer if answer.rstrip().endswith(self._end_texts) else answer + str(self._tokenizer.eos_token)
 
     @cached_property
     def _end_texts(self) -> tuple[str, ...]:
-        """Texts that end an answer: eos_token, other special tokens that may, and the template's end of a turn where
-        generation can stop at it, which takes a token of its own.
+        """Texts that end an answer: eos_token, other special tokens, and the template's end of a turn if its last token
+        is one at which generation can stop.
         """
         tokenizer = self._tokenizer
-        others = {i for i in self._specials if i not in (self._bos, tokenizer.pad_token_id, tokenizer.unk_token_id)}
-        texts = {str(tokenizer.eos_token), *(self._text(i) for i in others)}
-        if self._turn_end and self._ids([self._turn_end], False)[0][-1] in self._closing:
+        others = {i for i in self._special_ids if i not in (self._bos, tokenizer.pad_token_id, tokenizer.unk_token_id)}
+        texts = {str(tokenizer.eos_token), *(self._decode(i) for i in others)}
+        if self._turn_end and self._tokenize([self._turn_end], False)[0][-1] in self._possible_ends:
             texts.add(self._turn_end)
         return tuple(texts - {""})
 
     @cached_property
     def _turn_end(self) -> str:
-        return self._template.ends
+        return self._template.turn_end
 
-    def _dialogue(self, row: Preference, out: EncodedPair) -> _Texts:
-        prompt, *answers = (self._template.as_wanted(list(part)) for part in (row.prompt, row.chosen, row.rejected))  # pyright: ignore[reportArgumentType]
-        ended = [self._without_end(answer) for answer in answers]
+    def _render_dialogue(self, row: Preference, out: EncodedPair) -> _RenderedRow:
+        prompt, *answers = (
+            self._template.with_supported_contents(list(part))  # pyright: ignore[reportArgumentType]
+            for part in (row.prompt, row.chosen, row.rejected)
+        )
+        ended = [self._strip_turn_end(answer) for answer in answers]
         if ended != answers:
             out.notices.append(("already_ended", ""))
         tools, kwargs = row.tools, row.template_kwargs
-        talks = [prompt + answer for answer in ended]
-        chosen, rejected = (self._template.render(progress, tools, kwargs) for progress in talks)
-        alone = self._template.render(prompt, tools, kwargs, ask=True)
-        self._look_at_rendering(row, [(talks[0], chosen), (talks[1], rejected)], out)
-        return _Texts(alone, chosen, rejected, prompt)
+        dialogues = [prompt + answer for answer in ended]
+        chosen, rejected = (self._template.render(dialogue, tools, kwargs) for dialogue in dialogues)
+        prompt_text = self._template.render(prompt, tools, kwargs, ask=True)
+        self._check_rendering(row, [(dialogues[0], chosen), (dialogues[1], rejected)], out)
+        return _RenderedRow(prompt_text, chosen, rejected, prompt)
 
-    def _without_end(self, answer: Dialogue) -> Dialogue:
-        """Assistant's messages without an end of turn in their text, which the template writes by itself."""
+    def _strip_turn_end(self, answer: Dialogue) -> Dialogue:
+        """Remove an end of turn from the text of assistant messages; the template writes it."""
         ends = tuple({self._turn_end, str(self._tokenizer.eos_token)} - {""})
         if not self._turn_end:
             return answer
@@ -252,22 +262,23 @@ class PairTokenizer:
         for message in answer:
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
-            said = (parts[-1]["text"] or "").rstrip()
-            if message["role"] == "assistant" and said.endswith(ends):
-                said = said.removesuffix(next(end for end in sorted(ends, key=len, reverse=True) if said.endswith(end)))
-                complete = isinstance(content, list)
-                message = {**message, "content": [*parts[:-1], {**parts[-1], "text": said}] if complete else said}
+            text = (parts[-1]["text"] or "").rstrip()
+            if message["role"] == "assistant" and text.endswith(ends):
+                text = text.removesuffix(next(end for end in sorted(ends, key=len, reverse=True) if text.endswith(end)))
+                has_parts = isinstance(content, list)
+                message = {**message, "content": [*parts[:-1], {**parts[-1], "text": text}] if has_parts else text}
             out.append(message)
         return out
 
-    def _look_at_rendering(self, row: Preference, talks: list[tuple[Dialogue, str]], out: EncodedPair) -> None:
-        """Notice what of the messages the template leaves out or changes."""
-        if row.tools or row.template_kwargs or any(len(message) > 2 for progress, _ in talks for message in progress):
-            names = self._template.ignored(talks, row.tools, row.template_kwargs)
+    def _check_rendering(self, row: Preference, rendered: list[tuple[Dialogue, str]], out: EncodedPair) -> None:
+        """Record which parts of the messages the template leaves out or changes."""
+        has_keys = any(len(message) > 2 for dialogue, _ in rendered for message in dialogue)
+        if row.tools or row.template_kwargs or has_keys:
+            names = self._template.ignored_inputs(rendered, row.tools, row.template_kwargs)
             out.notices.extend(("ignored_key", name) for name in names)
-        lost = next((message for progress, text in talks for message in altered(progress, text)), None)
-        if lost is not None:
-            out.notices.append(("content_altered", f"The first is of role {lost['role']}"))
+        changed = next((message for dialogue, text in rendered for message in altered_messages(dialogue, text)), None)
+        if changed is not None:
+            out.notices.append(("content_altered", f"The first is of role {changed['role']}"))
 
     # --- one row -----------------------------------------------------------------------------------------------------
 
@@ -275,7 +286,7 @@ class PairTokenizer:
         self,
         out: EncodedPair,
         row: Preference,
-        texts: _Texts,
+        texts: _RenderedRow,
         prompt: list[int],
         with_chosen: list[int],
         with_rejected: list[int],
@@ -288,13 +299,13 @@ class PairTokenizer:
                 out.notices.append(("boundary_merged", ""))
             else:
                 end = self._tokenizer.decode(prompt[shared:])
-                kind: FindingKind = "prompt_changes" if self._template.prompt_comes_first else "prompt_not_prefix"
-                out.notices.append((kind, f"The prompt alone goes on with {end!r}"))
+                kind: FindingKind = "prompt_changes" if self._template.prompt_is_prefix else "prompt_not_prefix"
+                out.notices.append((kind, f"The prompt alone continues with {end!r}"))
         out.prompt, out.chosen, out.rejected = prompt[:shared], with_chosen[shared:], with_rejected[shared:]
         if not out.prompt:
             out.notices.append(("empty_prompt", "no token of the prompt is left"))
         if not out.chosen or not out.rejected:
-            out.notices.append(("empty_response", "the chat template writes nothing for it"))
+            out.notices.append(("empty_response", "the chat template renders it as nothing"))
         elif out.chosen == out.rejected:
             out.notices.append(("equal_rendered", ""))
         if self._bos is not None and out.prompt[:2] == [self._bos, self._bos]:
@@ -306,36 +317,36 @@ class PairTokenizer:
         self._truncate(out, row, texts)
 
     def _check_ends(self, out: EncodedPair) -> None:
-        """A response must hold an end: eos_token, or the special token with which the template closes a message."""
-        noticed: set[Notice] = set()
+        """Check that each response has an end: eos_token, or the special token that ends a message."""
+        notices: set[Notice] = set()
         for response in (out.chosen, out.rejected):
-            last = next((i for i in reversed(response) if self._text(i).strip()), None)
-            if last is not None and last in self._closing:
+            last = next((i for i in reversed(response) if self._decode(i).strip()), None)
+            if last is not None and last in self._possible_ends:
                 self.end_token_ids[last] += 1
                 if self._eos not in response:
-                    noticed.add(("other_end", f"They end with {self._text(last)!r}"))
+                    notices.add(("other_end", f"They end with {self._decode(last)!r}"))
             elif self._eos not in response:
-                noticed.add(("missing_eos", ""))
-        out.notices.extend(sorted(noticed))
+                notices.add(("missing_eos", ""))
+        out.notices.extend(sorted(notices))
 
-    def _text(self, token: int) -> str:
+    def _decode(self, token: int) -> str:
         return str(self._tokenizer.decode([token]))
 
-    def _truncate(self, out: EncodedPair, row: Preference, texts: _Texts) -> None:
-        """Prompts lose their oldest tokens, BOS kept; answers are cut to what remains of `max_length`.
+    def _truncate(self, out: EncodedPair, row: Preference, texts: _RenderedRow) -> None:
+        """Remove the oldest prompt tokens (BOS is kept), then truncate answers to what remains of `max_length`.
 
-        With `max_prompt_length`, every longer prompt is cut to it. Without, only rows that do not fit are cut: the
-        prompt as far as needed, but not below `prompt_budget`.
+        With `max_prompt_length`, every longer prompt is cut to it. Without, only rows that exceed `max_length` are cut:
+        the prompt as far as needed, but not below `prompt_budget`.
         """
         data, longest = self._data, max(len(out.chosen), len(out.rejected))
         keep = data.max_prompt_length or max(data.prompt_budget, data.max_length - longest)
-        complete = len(out.prompt)
-        if complete > keep:
+        length = len(out.prompt)
+        if length > keep:
             has_bos = self._bos is not None and out.prompt[0] == self._bos and keep > 1
             head = out.prompt[:1] if has_bos else []
-            lost = complete - keep + len(head)
-            out.prompt = head + out.prompt[lost:]
-            out.notices.extend((kind, "") for kind in self._kinds_cut(row, texts, lost))
+            removed = length - keep + len(head)
+            out.prompt = head + out.prompt[removed:]
+            out.notices.extend((kind, "") for kind in self._truncation_kinds(row, texts, removed))
         budget = data.max_length - len(out.prompt)
         if longest > budget:
             differed = out.chosen != out.rejected
@@ -344,12 +355,15 @@ class PairTokenizer:
             if differed and out.chosen == out.rejected:
                 out.notices.append(("equal_after_cut", ""))
 
-    def _kinds_cut(self, row: Preference, texts: _Texts, lost: int) -> list[FindingKind]:
-        """What of a prompt is among its first `lost` tokens: system message or tools, earlier turns, the question."""
+    def _truncation_kinds(self, row: Preference, texts: _RenderedRow, removed: int) -> list[FindingKind]:
+        """Return what the first `removed` tokens of a prompt contained: system message or tools, earlier turns,
+        question.
+        """
         if texts.dialogue is None:
             return ["prompt_cut"]
-        paths = self._tokenizer(texts.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-        start = int(paths["offset_mapping"][lost][0]) if lost < len(paths["input_ids"]) else len(texts.prompt)  # pyright: ignore
+        encoding = self._tokenizer(texts.prompt, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+        offsets = encoding["offset_mapping"]
+        start = int(offsets[removed][0]) if removed < len(offsets) else len(texts.prompt)  # pyright: ignore
         kinds: list[FindingKind] = []
         at = 0
         for tool in row.tools or ():
@@ -357,29 +371,31 @@ class PairTokenizer:
             if 0 <= texts.prompt.find(name) < start:
                 kinds.append("system_cut")
         for number, message in enumerate(texts.dialogue, start=1):
-            said = content_text(message).strip()
-            position = texts.prompt.find(said, at)
-            if not said or position < 0 or position >= start:
+            content = content_text(message).strip()
+            position = texts.prompt.find(content, at)
+            if not content or position < 0 or position >= start:
                 continue
-            at = position + len(said)
+            at = position + len(content)
             last = number == len(texts.dialogue)
             kinds.append("system_cut" if message["role"] == "system" else "prompt_cut" if last else "turns_cut")
         return list(dict.fromkeys(kinds)) or ["turns_cut" if len(texts.dialogue) > 1 else "prompt_cut"]
 
     @cached_property
     def _special_text(self) -> re.Pattern[str] | None:
-        return _any_of({self._text(i) for i in self._specials})
+        return _any_text_pattern({self._decode(i) for i in self._special_ids})
 
     @cached_property
-    def _marks(self) -> re.Pattern[str] | None:
-        """Special tokens with which a template parts turns: none of those that every tokenizer has."""
+    def _turn_markers(self) -> re.Pattern[str] | None:
+        """Matches special tokens with which a template separates turns; BOS, pad, unk and mask are not among them."""
         tokenizer = self._tokenizer
         usual = (tokenizer.bos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.mask_token_id)
-        is_mark = self._text(self._eos) in self._template.ends
-        return _any_of({self._text(i) for i in self._specials if i not in usual and (is_mark or i != self._eos)})
+        is_marker = self._decode(self._eos) in self._template.turn_end
+        return _any_text_pattern(
+            {self._decode(i) for i in self._special_ids if i not in usual and (is_marker or i != self._eos)}
+        )
 
 
-def _any_of(texts: set[str]) -> re.Pattern[str] | None:
+def _any_text_pattern(texts: set[str]) -> re.Pattern[str] | None:
     listed = sorted(texts - {""}, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, listed))) if listed else None
 

@@ -1,4 +1,4 @@
-"""Problems of preference data: `DataFinding`, severities, `BadData`; each kind is counted with row numbers."""
+"""Findings about preference data: their kinds, severities and counts with row numbers; `BadData`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from trainer.config.base import FrozenModel
 from trainer.results import TrialError
 
 MAX_ROWS_SHOWN = 20
-"""Row numbers kept per finding and source; the count is always whole."""
+"""Row numbers stored per finding and source; `count` includes all rows."""
 
 
 class Severity(StrEnum):
-    """fatal: no row can help it; bad_row: the row cannot be trained on; notice: worth knowing."""
+    """fatal: no row can be used; bad_row: this row cannot be trained on; notice: information only."""
 
     FATAL = "fatal"
     BAD_ROW = "bad_row"
@@ -77,18 +77,18 @@ FindingKind = Literal[
     "score_tie",
 ]
 Notice = tuple[FindingKind, str]
-"""A kind of finding, and the case in words."""
+"""A kind of finding and a detail of this case."""
 
 _COUNTED_BY_DETAIL: frozenset[FindingKind] = frozenset({"ignored_key", "unused_column", "recognised_column"})
-"""Kinds whose detail names what they are about: each detail is a finding of its own."""
+"""Kinds that are counted separately for each detail (the name of a column or key)."""
 
 _F, _B, _N = Severity.FATAL, Severity.BAD_ROW, Severity.NOTICE
 _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "duplicate_bos": (_F, "begin with two BOS tokens", "remove the BOS text from the prompts, or from the template"),
     "prompt_not_prefix": (
         _F,
-        "are rendered so that the prompt is not the beginning of prompt and response",
-        "give data.chat_template whose generation prompt is what it writes before an assistant's message",
+        "are rendered so that the prompt is not a prefix of prompt and response",
+        "give a data.chat_template whose generation prompt equals its text before an assistant's message",
     ),
     "missing_eos": (
         _F,
@@ -99,19 +99,19 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
         _F,
         "are plain text, and the tokenizer has a chat template",
         "set data.apply_template: true (the prompt becomes a user's message and the answers an assistant's) or false "
-        "(prompt and answer are trained on as they stand, with the end token after the answer)",
+        "(prompt and answer are trained on unchanged, with the end token after the answer)",
     ),
     "needs_template": (
         _F,
-        "are plain text with a system text or tools, for which only a chat template has a place",
+        "are plain text with a system text or tools, which only a chat template can render",
         "set data.apply_template: true, or leave the column out: columns: {system: null} or {tools: null}",
     ),
     "template_refuses": (_B, "are refused by the chat template", "see the roles that the template allows"),
     "unreadable": (_B, "are not a record of this file format", "correct or remove them"),
     "missing_field": (_B, "lack chosen or rejected", "map the names with `columns`"),
-    "not_text": (_B, "hold a value that is no text (a boolean, a number, null)", "correct or remove them"),
+    "not_text": (_B, "have a value that is not text (a boolean, a number, null)", "correct or remove them"),
     "not_utf8": (_B, "are not valid UTF-8", "convert the file to UTF-8"),
-    "lone_surrogate": (_B, "hold half of a surrogate pair, which is no character", "correct or remove them"),
+    "lone_surrogate": (_B, "contain half of a surrogate pair, which is not a character", "correct or remove them"),
     "empty_prompt": (_B, "have no prompt", "correct or remove them"),
     "empty_response": (_B, "have an empty response", "correct or remove them"),
     "equal_responses": (_B, "have equal chosen and rejected responses", "correct or remove them"),
@@ -122,17 +122,17 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     ),
     "no_prompt": (
         _B,
-        "have no prompt: no column holds one, and the answers have no beginning in common",
+        "have no prompt: there is no column for it, and the answers have no common prefix",
         "name the column of the prompt: columns: {prompt: NAME}",
     ),
     "one_begins_other": (
         _B,
-        "have no prompt, and one answer is the beginning of the other, so that nothing says where the answers begin",
+        "have no prompt, and one answer is a prefix of the other, so that the start of the answers is unknown",
         "give the prompt in a column of its own",
     ),
     "prompt_undecided": (
         _B,
-        "have no prompt, and both answers begin with the same sentences, of which nothing says where the answer begins",
+        "have no prompt, and both answers begin with the same sentences, so that the start of the answers is unknown",
         "give the prompt in a column of its own",
     ),
     "prompt_not_in_dialogue": (
@@ -142,12 +142,12 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     ),
     "questions_differ": (
         _B,
-        "have other questions in chosen than in rejected before the first answer that differs",
+        "have different questions in chosen and rejected before the first answer that differs",
         "correct or remove them: a pair is two answers to one prompt",
     ),
     "turns_differ": (
         _B,
-        "differ before their last answers, so that data.score: last has no common context for them",
+        "differ before their last answers, so that data.score: last finds no common context",
         "set data.score: all to score the whole completions, or remove them",
     ),
     "system_conflict": (
@@ -163,19 +163,19 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "bad_template_kwargs": (_B, "have chat_template_kwargs that cannot be used", "correct or remove them"),
     "images": (
         _B,
-        "hold images, audio or video, and only text is trained on",
+        "contain images, audio or video, and only text is trained on",
         "remove them, or leave a column of them out: columns: {images: null}",
     ),
     "equal_rendered": (
         _B,
         "have answers that the chat template renders alike",
-        "use a template that renders where they differ (data.chat_template), or remove them",
+        "use a template that renders the difference (data.chat_template), or remove them",
     ),
     "prompt_changes": (
         _B,
-        "have a prompt that the chat template renders otherwise once the answer follows",
-        "use a template that renders the prompt alike (data.chat_template), set data.score: last where the answers "
-        "hold several turns, or remove them",
+        "have a prompt that the chat template renders differently when the answer follows",
+        "use a template that renders the prompt alone alike (data.chat_template), set data.score: last if the answers "
+        "have several turns, or remove them",
     ),
     "shared_prompt": (_N, "have a prompt that is evaluated too; left out of training", ""),
     "no_rows": (_F, "no row is left", "give more rows, or another data.eval"),
@@ -185,11 +185,11 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "response_cut": (_N, "have a response cut at data.max_length; it loses its end token", ""),
     "equal_after_cut": (_N, "are equal once cut at data.max_length: left out", "raise data.max_length"),
     "boundary_merged": (_N, "have a token that joins prompt and response; it is scored with the response", ""),
-    "other_end": (_N, "end with another special token than eos_token; generation must stop there too", ""),
-    "special_in_text": (_N, "hold the text of a special token", ""),
+    "other_end": (_N, "end with a special token other than eos_token; generation must stop there too", ""),
+    "special_in_text": (_N, "contain the text of a special token", ""),
     "duplicate_row": (_N, "repeat an earlier row", ""),
     "contradiction": (_N, "prefer what another row of the same prompt rejects", ""),
-    "prompt_repeated": (_N, "repeat the prompt, or its end, in the answers; it is kept once", ""),
+    "prompt_repeated": (_N, "repeat the prompt, or its end, in the answers; the repetition is removed", ""),
     "prompt_echoed": (
         _N,
         "have answers that begin with the words of the prompt, which is short or begins one of them alone; they stay "
@@ -198,10 +198,10 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     ),
     "text_turns": (
         _N,
-        "are text of turns (Human:, Assistant:), which become messages without these marks and the blanks around them",
+        "are text with turns (Human:, Assistant:), which become messages without markers and white space around",
         "",
     ),
-    "context_moved": (_N, "begin both answers with the same messages of others; these belong to the prompt", ""),
+    "context_moved": (_N, "begin both answers with the same messages of other roles; they join the prompt", ""),
     "several_turns": (
         _N,
         "have answers of several messages; all of their tokens are scored, those of other roles too",
@@ -209,14 +209,14 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     ),
     "implied_prompt": (
         _N,
-        "have no prompt; the words with which both answers begin are taken for it",
-        "give the prompt in a column of its own if that is not meant",
+        "have no prompt; the common first words of both answers are used as the prompt",
+        "give the prompt in a column of its own if this is wrong",
     ),
-    "already_ended": (_N, "have answers whose text ends with the end of a turn; it is kept once", ""),
-    "already_rendered": (_N, "hold the marks of a chat template already; the text is trained on as it stands", ""),
-    "ignored_key": (_N, "hold what the chat template does not render", ""),
-    "content_altered": (_N, "have a message that the chat template does not render as it stands", ""),
-    "unused_column": (_N, "hold something in a column that is not used", "map it with `columns`, or to null"),
+    "already_ended": (_N, "have answers whose text has the end of a turn; it is not repeated", ""),
+    "already_rendered": (_N, "contain the markers of a chat template already; the text is trained on unchanged", ""),
+    "ignored_key": (_N, "have content that the chat template does not render", ""),
+    "content_altered": (_N, "have a message that the chat template changes", ""),
+    "unused_column": (_N, "have content in a column that is not used", "map it with `columns`, or to null"),
     "recognised_column": (_N, "have a column that is recognised by its name", ""),
     "score_contradicts": (_N, "have a lower score for chosen than for rejected", "remove them, or exchange the two"),
     "score_tie": (_N, "have equal scores for chosen and rejected", ""),
@@ -225,54 +225,54 @@ _SINGULAR = {"are": "is", "have": "has"}
 
 
 def severity(kind: FindingKind) -> Severity:
-    """How grave a kind is."""
+    """Return the severity of a kind of finding."""
     return _KIND_DETAILS[kind][0]
 
 
-def in_words(kind: FindingKind, detail: str = "") -> str:
-    """What a kind says of one row: "has an empty response", with the case's own words behind it."""
+def describe_finding(kind: FindingKind, detail: str = "") -> str:
+    """Return the text of a finding about one row, such as "has an empty response", followed by the detail."""
     verb, _, rest = _KIND_DETAILS[kind][1].partition(" ")
     text = f"{_SINGULAR.get(verb, verb + 's')} {rest}"
     return f"{text}. {detail}".rstrip(" .") if detail else text
 
 
 class DataFinding(FrozenModel):
-    """One kind of trouble: how many rows have it and the first of them, as (source, row number from 1)."""
+    """One kind of finding: how many rows have it, and the first of them as (source, row number from 1)."""
 
     kind: FindingKind
     severity: Severity
     count: int
     rows: tuple[tuple[str, int], ...]
     detail: str = ""
-    """The first case in words, where the kind alone does not say enough."""
+    """Detail of the first case, where the kind is not specific enough."""
 
     @property
     def advice(self) -> str:
-        """What to do about it; empty for a notice that needs nothing done."""
+        """What to do about the finding; "" if nothing is needed."""
         return _KIND_DETAILS[self.kind][2]
 
     def __str__(self) -> str:
         meaning = _KIND_DETAILS[self.kind][1]
-        one = f"1 row {in_words(self.kind)}"
+        one = f"1 row {describe_finding(self.kind)}"
         text = one if self.count == 1 else f"{self.count:,} rows {meaning}" if self.count else meaning
         by_source: dict[str, list[str]] = {}
         for source, row in self.rows:
             by_source.setdefault(source, []).append(str(row))
-        paths = [f"{source}: {', '.join(rows)}" for source, rows in by_source.items()]
-        if paths:
-            text += f" ({'; '.join(paths)}{', ...' if self.count > len(self.rows) else ''})"
+        locations = [f"{source}: {', '.join(rows)}" for source, rows in by_source.items()]
+        if locations:
+            text += f" ({'; '.join(locations)}{', ...' if self.count > len(self.rows) else ''})"
         return f"{text}. {self.detail}".rstrip(" .") if self.detail else text
 
 
 class BadData(TrialError):
-    """Data that must not be trained on. `findings` are all that was found, the notices included."""
+    """Data that must not be trained on. `findings` has all findings, notices included; `next_step` is the advice."""
 
     def __init__(self, findings: Sequence[DataFinding], next_step: str) -> None:
         self.findings = tuple(findings)
         self.next_step = next_step
-        empty = any(f.kind == "no_rows" for f in self.findings)  # then the notices say where the rows went
-        grave = [f for f in self.findings if empty or f.severity is not Severity.NOTICE]
-        lines = [f"  {f}{f' - {f.advice}' if f.advice else ''}" for f in grave]
+        empty = any(f.kind == "no_rows" for f in self.findings)  # then the notices explain why
+        shown = [f for f in self.findings if empty or f.severity is not Severity.NOTICE]
+        lines = [f"  {f}{f' - {f.advice}' if f.advice else ''}" for f in shown]
         super().__init__("\n".join(["the preference data cannot be used:", *lines, next_step]))
 
     def __reduce__(self) -> tuple[type[BadData], tuple[tuple[DataFinding, ...], str]]:
@@ -280,11 +280,11 @@ class BadData(TrialError):
 
 
 class UnreadableData(TrialError):
-    """A source that cannot be opened at all, or does not have the columns asked for; the message says what to do."""
+    """A source cannot be opened, or lacks the columns that are needed; the message says what to do."""
 
 
 class FindingCollector:
-    """Collects what is found, row by row."""
+    """Counts findings row by row."""
 
     def __init__(self) -> None:
         self._counts: dict[Notice, int] = {}
@@ -292,7 +292,7 @@ class FindingCollector:
         self._details: dict[Notice, str] = {}
 
     def add(self, kind: FindingKind, source: str, row: int, detail: str = "") -> None:
-        """Count one row of one kind. The detail of the first row is kept; a column or key is counted by its name."""
+        """Count one row for a kind. The detail of the first row is stored; columns and keys count per name."""
         key = (kind, detail if kind in _COUNTED_BY_DETAIL else "")
         self._counts[key] = self._counts.get(key, 0) + 1
         rows = self._rows.setdefault(key, [])
@@ -302,12 +302,12 @@ class FindingCollector:
             self._details.setdefault(key, detail)
 
     def add_dataset_finding(self, kind: FindingKind, detail: str) -> None:
-        """A finding about the data as a whole, no row in particular."""
+        """Add a finding about the data as a whole."""
         self._counts.setdefault((kind, ""), 0)
         self._details.setdefault((kind, ""), detail)
 
     def as_tuple(self) -> tuple[DataFinding, ...]:
-        """All findings, gravest first, then by count."""
+        """Return all findings, most severe first, then by count."""
         found = [
             DataFinding(
                 kind=key[0],
@@ -325,34 +325,40 @@ class FindingCollector:
 def raise_if_refused(
     findings: Iterable[DataFinding], bad_rows: int, rows: int, mode: Literal["refuse", "skip"], max_bad_share: float
 ) -> None:
-    """Raise BadData where the rules say so: a fatal finding always; bad rows when refused, or more than the share.
+    """Raise BadData for any fatal finding, for bad rows in mode "refuse", and for too many of them in mode "skip".
 
-    `bad_rows` counts distinct bad rows among `rows` looked at.
+    Args:
+        findings: All findings.
+        bad_rows: Number of distinct bad rows.
+        rows: Number of rows checked.
+        mode: `data.bad_rows`.
+        max_bad_share: `data.max_bad_share`, 0 to 1.
     """
     found = tuple(findings)
     if fatal := {f.kind for f in found if f.severity is Severity.FATAL}:
-        requested = fatal <= {"template_undecided", "needs_template"}
-        raise BadData(found, f"No setting skips this; {'decide' if requested else 'correct'} it and start again.")
+        needs_decision = fatal <= {"template_undecided", "needs_template"}
+        raise BadData(found, f"This cannot be skipped; {'decide' if needs_decision else 'correct'} it and start again.")
     if not bad_rows:
         return
     if mode == "refuse":
         raise BadData(
             found,
-            f"{_of(bad_rows, rows)}. Correct them, or train without them: "
-            f"data.bad_rows: skip, data.max_bad_share: {_share(bad_rows, rows):g}.",
+            f"{_bad_rows_text(bad_rows, rows)}. Correct them, or train without them: "
+            f"data.bad_rows: skip, data.max_bad_share: {_suggested_share(bad_rows, rows):g}.",
         )
     if bad_rows > max_bad_share * rows:
         raise BadData(
             found,
-            f"{_of(bad_rows, rows)} ({bad_rows / rows:.2%}), more than data.max_bad_share {max_bad_share:g}. "
-            f"Correct them, or train without them: data.max_bad_share: {_share(bad_rows, rows):g}.",
+            f"{_bad_rows_text(bad_rows, rows)} ({bad_rows / rows:.2%}), more than data.max_bad_share "
+            f"{max_bad_share:g}. Correct them, or train without them: "
+            f"data.max_bad_share: {_suggested_share(bad_rows, rows):g}.",
         )
 
 
-def _of(bad: int, rows: int) -> str:
+def _bad_rows_text(bad: int, rows: int) -> str:
     return f"{bad:,} of {rows:,} rows {'is' if bad == 1 else 'are'} bad"
 
 
-def _share(bad: int, rows: int) -> float:
-    """A data.max_bad_share that lets these pass, of two digits."""
+def _suggested_share(bad: int, rows: int) -> float:
+    """Return a data.max_bad_share, rounded up to two digits, that accepts this many bad rows."""
     return min(1.0, max(0.01, float(f"{bad / rows * 1.05:.2g}")))

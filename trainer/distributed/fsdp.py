@@ -1,6 +1,6 @@
 """One model sharded over the processes of a trial by FSDP2, torch's `fully_shard`: shard, gather, local shards.
 
-Each process holds a range of the rows of every weight, as `torch.chunk` cuts them, with the gradient and the moments of
+Each process holds a range of the rows of every weight, split like `torch.chunk`, with the gradient and the moments of
 that range; a full tensor on disk therefore fits any number of processes. Gradients are summed, not averaged.
 """
 
@@ -15,32 +15,30 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from trainer.distributed import deepspeed_zero3
-
 
 class CannotShard(ValueError):
-    """This model's layers are not known, or not of a kind that can be cut."""
+    """The model's layers are not known, or cannot be sharded."""
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:
-    """Keep this process's slice of every weight on `device`, and drop the rest. All processes call it.
+    """Keep this process's shard of every weight on `device` and drop the rest. All processes must call it.
 
-    What is to be trained is decided before. A layer's weights are whole only while it computes; those outside of the
-    layers from the forward pass until backward has passed them.
+    Trainable parameters must be chosen before. A layer's weights are gathered only while it computes; those outside of
+    the layers from the forward pass until their backward pass.
     """
     names = set(model._no_split_modules or ())  # pyright: ignore[reportPrivateUsage]
     layers = [module for module in model.modules() if type(module).__name__ in names]
     if not layers:
-        raise CannotShard(f"{type(model).__name__} does not say which of its modules are layers")
+        raise CannotShard(f"{type(model).__name__} does not declare its layers (_no_split_modules)")
     kinds = sorted({str(p.dtype) for p in model.parameters() if p.requires_grad})
     if len(kinds) > 1:
-        raise CannotShard(f"weights to be trained are in {' and '.join(kinds)}, and slices want one dtype")
+        raise CannotShard(f"trainable weights are in {' and '.join(kinds)}; sharding needs one dtype")
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
     try:
         for module in (*layers, model):
             fully_shard(module, mesh=mesh)
     except (RuntimeError, ValueError) as error:
-        raise CannotShard(f"{type(model).__name__} cannot be cut into slices: {error}") from error
+        raise CannotShard(f"{type(model).__name__} cannot be sharded: {error}") from error
     for module in (*layers, model):
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
@@ -48,52 +46,44 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether this process has only slices of the model."""
-    return isinstance(model, FSDPModule) or any(deepspeed_zero3.is_divided(p) for p in model.parameters())
+    """Return whether this process has only shards of the model."""
+    return isinstance(model, FSDPModule)
 
 
 def reshard(model: nn.Module) -> None:
-    """After a forward pass without backward: what it put together is dropped again."""
+    """Free gathered weights after a forward pass without backward."""
     if isinstance(model, FSDPModule):
         model.reshard()
 
 
-def gather_full(tensors: Mapping[str, Tensor | deepspeed_zero3.Piece], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors, one after the other; on the CPU where `keep`, else nothing. All processes call it."""
+def gather_full(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Return full tensors on the CPU in processes with `keep`, else nothing. All processes must call it."""
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if isinstance(tensor, deepspeed_zero3.Piece):
-            full = tensor.whole()
-        elif isinstance(tensor, DTensor):
-            full = tensor.full_tensor().detach()
-        else:
-            with deepspeed_zero3.held([tensor]):
-                full = tensor.detach().clone() if deepspeed_zero3.is_divided(tensor) else tensor.detach()
+        full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            found[name] = full.to("cpu")
+            found[name] = full.detach().to("cpu")
     return found
 
 
 def copy_into(target: nn.Parameter, full: Tensor) -> None:
-    """Copy a whole tensor into `target`, of which this process may hold a slice."""
+    """Copy a full tensor into `target`, of which this process may hold a shard."""
     with torch.no_grad():
-        if deepspeed_zero3.is_divided(target):
-            deepspeed_zero3.put(target, full)
-        elif isinstance(target, DTensor):
+        if isinstance(target, DTensor):
             target.to_local().copy_(shard_of(full, target))
         else:
             target.copy_(full)
 
 
 def shard_of(full: Tensor, like: DTensor) -> Tensor:
-    """The rows of a whole tensor that this process holds of `like`; a view."""
+    """Return the rows of a full tensor that correspond to this process's shard of `like`; a view."""
     mesh = like.device_mesh
-    cuts, local = full.chunk(mesh.size(), 0), mesh.get_local_rank()
-    return cuts[local] if local < len(cuts) else full[:0]
+    shards, rank = full.chunk(mesh.size(), 0), mesh.get_local_rank()
+    return shards[rank] if rank < len(shards) else full[:0]
 
 
 def as_shard(local: Tensor, like: DTensor) -> DTensor:
-    """This process's rows of a tensor that is cut as `like` is."""
+    """Return this process's rows of a tensor as a DTensor that is sharded like `like`."""
     return DTensor.from_local(
         local, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
     )

@@ -1,7 +1,7 @@
 """Processes that train one trial together: `ProcessGroup`, `CancelToken` and the rendezvous.
 
-Usually there is one process; `accelerate launch` or torchrun start several. The processes of one trial find each other
-on one machine over loopback, by gloo on CPUs and NCCL on GPUs.
+There is usually one process; `accelerate launch` or torchrun start several. Processes of one trial on one machine
+connect over loopback, by gloo on CPUs and NCCL on GPUs.
 """
 
 from __future__ import annotations
@@ -19,30 +19,29 @@ from accelerate.utils import parse_flag_from_env
 from torch import distributed, nn
 
 from trainer.config.trial import TrainingConfig
-from trainer.distributed.deepspeed_zero3 import keep_off_stdout
-from trainer.environment import remove_foreign_settings, report_ignored
+from trainer.environment import keep_deepspeed_off_stdout, remove_foreign_settings, report_ignored
 from trainer.objectives.pair_logps import MetricSums
 
 
 class Interrupted(Exception):
-    """Somebody asked the run to save its state and stop; not an error."""
+    """The run was asked to save its state and stop; not an error."""
 
 
 def limit_gpu_memory(share: float) -> None:
-    """Of the memory of the GPU that this process computes on; beyond it torch says out of memory."""
+    """Limit this process to a share of its GPU's memory; torch raises an out-of-memory error beyond it."""
     if torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(share)
 
 
 class ProcessGroup:
-    """Accelerate's processes and device. Every method that communicates must be called by all of them.
+    """The processes and devices of accelerate. Every method that communicates must be called by all processes.
 
-    Of accelerate only this is used: its `Accelerator` would divide and scale losses by variables of the environment.
+    accelerate's `Accelerator` is not used: environment variables would make it divide and scale losses.
     """
 
     def __init__(self) -> None:
-        """TrialError where the environment narrows float32 and that cannot be undone."""
-        keep_off_stdout()
+        """Raises TrialError if the environment narrows float32 and that cannot be undone."""
+        keep_deepspeed_off_stdout()
         ignored = remove_foreign_settings()
         self._processes = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         self.rank: int = self._processes.process_index
@@ -52,24 +51,24 @@ class ProcessGroup:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and speaks for all."""
+        """Whether this is the main process, which writes files and logs."""
         return self.rank == 0
 
     @contextmanager
     def autocast(self, bf16: bool, *, keep: bool = True) -> Generator[None]:
-        """Forward passes in bfloat16 while the weights keep their dtype, or as they are.
+        """Run forward passes in bfloat16 while the weights keep their dtype; without `bf16` do nothing.
 
-        keep: a weight in bfloat16 is made once; not for sharded weights, of which only a layer's are to be whole.
+        `keep`: cache weights cast to bfloat16; must be off for sharded weights, which are gathered layer by layer.
         """
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=bf16, cache_enabled=keep):
             yield
 
     def shards_model(self, training: TrainingConfig) -> bool:
-        """Whether each process is to hold slices of the model only."""
+        """Return whether each process holds only shards of the model."""
         return self.size > 1 and training.distributed != "ddp"
 
     def all_reduce_metrics(self, sums: MetricSums) -> MetricSums:
-        """Totals over all processes; all must have the same names."""
+        """Return sums over all processes; all must have the same names."""
         if self.size == 1:
             return sums
         flat = torch.tensor([sums[name] for name in sorted(sums)], dtype=torch.float64, device=self.device)
@@ -77,7 +76,7 @@ class ProcessGroup:
         return {name: (float(n), float(w)) for name, (n, w) in zip(sorted(sums), flat.tolist(), strict=True)}
 
     def all_reduce(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Sum over all processes, in place."""
+        """Sum a tensor over all processes, in place."""
         if self.size > 1:
             on_device = tensor.to(self.device)
             distributed.all_reduce(on_device)
@@ -85,42 +84,42 @@ class ProcessGroup:
         return tensor
 
     def all_reduce_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Sum every gradient over all processes; one that a process lacks counts as zero there."""
+        """Sum every gradient over all processes; a missing gradient counts as zero."""
         if self.size == 1:
             return
-        waiting: list[distributed.Work] = []
+        pending: list[distributed.Work] = []
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             work = distributed.all_reduce(parameter.grad, async_op=True)
             assert work is not None
-            waiting.append(work)
-        for work in waiting:
+            pending.append(work)
+        for work in pending:
             work.wait()
 
     def any_rank(self, flag: bool) -> bool:
-        """Whether the flag is up in at least one process."""
+        """Return whether the flag is true in at least one process."""
         if self.size == 1:
             return flag
         return bool(self.all_reduce(torch.tensor([float(flag)]))[0] > 0)
 
     def broadcast(self, names: list[str]) -> list[str]:
-        """The first process's names, in every process."""
+        """Return the first process's list, in every process."""
         shared: list[object] = [names]
         distributed.broadcast_object_list(shared, device=self.device)
         return list(shared[0])  # pyright: ignore[reportArgumentType]
 
     def barrier(self) -> None:
-        """Until every process is here."""
+        """Wait until every process has reached this call."""
         self._processes.wait_for_everyone()
 
     def main_first(self) -> AbstractContextManager[None]:
-        """The first process goes through the block before the others."""
+        """Run the block in the first process before the others."""
         return self._processes.main_process_first()
 
 
 class CancelToken:
-    """Cooperative cancellation, checked between pieces of work.
+    """Cooperative cancellation, checked between micro-batches.
 
     Processes that train together stop only together, at `check_all_ranks`.
     """
@@ -131,13 +130,13 @@ class CancelToken:
     def check(self) -> None:
         """Raise Interrupted if cancelled and this is the only process.
 
-        With several processes only `check_all_ranks` raises, so that none waits for ever.
+        With several processes only `check_all_ranks` raises, so that no process waits forever.
         """
         if self._process_group.size == 1 and self._is_cancelled():
             raise Interrupted
 
     def check_all_ranks(self) -> None:
-        """Raise Interrupted in all processes when one of them was asked to."""
+        """Raise Interrupted in all processes if one of them was cancelled."""
         if self._process_group.any_rank(self._is_cancelled()):
             raise Interrupted
 
@@ -145,12 +144,13 @@ class CancelToken:
 _LOOPBACK_ADDRESS = "127.0.0.1"
 _LOOPBACK_INTERFACE = "lo"
 _RENDEZVOUS_TIMEOUT = timedelta(hours=2)
-"""For the slowest thing that one process does while the others wait: a checkpoint of a large model. Whoever started
-them sees one that dies at once, and ends the others."""
+"""Longest wait for another process, such as one that writes a checkpoint of a large model. A process that dies is
+detected at once by its parent process, which ends the others.
+"""
 
 
 def open_rendezvous() -> socket.socket:
-    """Of the first process: where the others will find it. Nobody beyond this machine can."""
+    """Return the listening socket of the first process, reachable from this machine only."""
     listening = socket.create_server((_LOOPBACK_ADDRESS, 0), backlog=128)
     listening.setblocking(False)
     return listening
@@ -159,10 +159,14 @@ def open_rendezvous() -> socket.socket:
 def join_rendezvous(
     rank: int, size: int, port: int, listening: socket.socket | None = None, gpus: Sequence[str] = ()
 ) -> None:
-    """Make this process number `rank` of `size`, before its first ProcessGroup; wait for the others.
+    """Make this process rank `rank` of `size`, before its first ProcessGroup, and wait for the others.
 
-    port: of the first process's `open_rendezvous`, which also gives that socket. gpus: of all of them, in their order;
-    every process sees them all, since NCCL needs to, and computes on its own.
+    Args:
+        rank: Number of this process.
+        size: Number of processes.
+        port: Port of the first process's `open_rendezvous`.
+        listening: That socket, in the first process.
+        gpus: GPUs of all processes, in their order; every process sees all of them, since NCCL requires it.
     """
     os.environ |= {
         "RANK": str(rank),
@@ -177,7 +181,7 @@ def join_rendezvous(
     }
     if not gpus:
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    import torch  # now that it is known which GPUs there are
+    import torch  # after CUDA_VISIBLE_DEVICES is set
     from torch import distributed
 
     if gpus:

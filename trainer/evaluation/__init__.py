@@ -1,1 +1,1 @@
-"""Measurements on held-out pairs and prompts, and what is known of the initial model."""
+"""Measurements on held-out pairs and prompts, and cached outputs of the initial model."""

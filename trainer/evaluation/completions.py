@@ -1,7 +1,7 @@
-"""Greedy completions of held-out prompts, and metrics that need no judge.
+"""Greedy completions of held-out prompts, and their metrics that need no judge.
 
-Completions of the fixed prompts are also written as text to a samples file, which grows with each evaluation and
-survives a new attempt.
+Completions of the fixed prompts are also written as text to a samples file, which grows with each evaluation and is
+restored by a new attempt.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NGRAM = 4
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One greedy answer. `tokens` counts without the end token; `right` is None where no answer is expected."""
+    """One greedy completion. `tokens` excludes the end token; `right` is None if no answer is expected."""
 
     prompt: str
     answer: str
@@ -51,17 +51,17 @@ class Completion:
 
 
 def select_prompts(pairs: PairDataset, count: int) -> list[int]:
-    """The first pair of each of the first `count` distinct prompts: the same for every trial on these data."""
+    """Return the first pair of each of the first `count` distinct prompts: the same for every trial on these data."""
     seen: set[bytes] = set()
-    picked: list[int] = []
+    selected: list[int] = []
     for index in range(len(pairs)):
-        if len(picked) == count:
+        if len(selected) == count:
             break
         prompt = pairs.pair(index).prompt.tobytes()
         if prompt not in seen:
             seen.add(prompt)
-            picked.append(index)
-    return picked
+            selected.append(index)
+    return selected
 
 
 def complete_greedily(
@@ -75,9 +75,9 @@ def complete_greedily(
     check_cancelled: Callable[[], None],
     stops: Sequence[int] = (),
 ) -> list[Completion]:
-    """The model's answers to these pairs' prompts, padded on the left, at most `budget` tokens in a batch.
+    """Generate greedy completions of these pairs' prompts, left-padded, in batches of at most `budget` tokens.
 
-    stops: tokens that end an answer beside those of `end_token_ids`, as the data's responses end with them.
+    `stops`: tokens that end a completion in addition to those of `end_token_ids`.
     """
     lengths = [int(n) for n in pairs.prompt_lengths]
     completions: list[Completion] = []
@@ -106,25 +106,25 @@ def complete_greedily(
 def generation_batches(
     model: nn.Module, prompt_lengths: Sequence[int], order: Sequence[int], max_new_tokens: int, budget: int
 ) -> list[list[int]]:
-    """Cut `order`, indexes into `prompt_lengths`, into batches of at most `budget` tokens, answers included.
+    """Split `order` (indexes into `prompt_lengths`) into batches of at most `budget` tokens, completions included.
 
-    A prompt is alone where the budget allows no two, and where its answer can reach a length at which the model's
-    rotary frequencies follow from the longest row of the batch: then it would hang on its neighbours. ModelError where
-    the model has no positions for the longest prompt with its answer.
+    A prompt is alone if the budget allows no two, and if its completion can reach a length at which the model's rotary
+    frequencies depend on the longest row of the batch. Raises ModelError if the model has no positions for the longest
+    prompt with its completion.
     """
     longest_prompt = max((prompt_lengths[i] for i in order), default=0)
     longest = longest_prompt + max_new_tokens
     if order:
         refuse_long_answers(positions_of(cast(Any, model).config.to_dict()), longest_prompt, max_new_tokens)
-    # Every row costs what the longest does, so that a batch's padding stays within the budget too.
+    # Every row costs as much as the longest, so that padding stays within the budget.
     costs, rotary = [longest] * len(prompt_lengths), RotarySwitch.of(model)
     if rotary is None:
         return micro_batches(costs, order, budget)
-    reach = rotary.limit - max_new_tokens
+    switch_length = rotary.limit - max_new_tokens
     batches: list[list[int]] = []
-    for alone, run in groupby(order, lambda index: prompt_lengths[index] > reach):
-        together = list(run)
-        batches += [[index] for index in together] if alone else micro_batches(costs, together, budget)
+    for alone, run in groupby(order, lambda index: prompt_lengths[index] > switch_length):
+        group = list(run)
+        batches += [[index] for index in group] if alone else micro_batches(costs, group, budget)
     return batches
 
 
@@ -135,10 +135,10 @@ def generate_token_ids(
     max_new_tokens: int,
     processors: Sequence[LogitsProcessor] = (),
 ) -> list[list[int]]:
-    """The likeliest token after the other behind each prompt, in one batch, up to an end token, which is left out.
+    """Generate greedily for one batch of prompts, up to an end token, which is left out.
 
-    `processors` change the scores first: with noise in them, the likeliest one is a draw. A sharded model is called by
-    all its processes, which make the same number of passes even where their answers end at different tokens.
+    `processors` change the scores first: with Gumbel noise the argmax is a sample. All processes of a sharded model
+    must call this; they make the same number of passes even if their completions end at different tokens.
     """
     width = max(len(p) for p in prompts)
     ids = torch.full((len(prompts), width), ends[0], dtype=torch.long)
@@ -150,10 +150,10 @@ def generate_token_ids(
         max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0]
     )
     if (rotary := RotarySwitch.of(model)) is not None:
-        rotary.reset()  # the frequencies of an earlier, longer batch would stay
+        rotary.reset()  # the frequencies of an earlier, longer batch would persist
     batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
     core = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
-    with torch.no_grad(), _no_settings_of_its_own(core):
+    with torch.no_grad(), _without_default_settings(core):
         out = cast(Any, model.generate)(
             **batch,
             generation_config=greedy,
@@ -164,9 +164,10 @@ def generate_token_ids(
 
 
 @contextmanager
-def _no_settings_of_its_own(model: PreTrainedModel) -> Generator[None]:
-    """Generation with nothing but what the call says: transformers fills what it leaves open (a penalty for repetition,
-    beams, forbidden tokens) from the model's own configuration."""
+def _without_default_settings(model: PreTrainedModel) -> Generator[None]:
+    """Generate with the call's settings only: transformers fills unset ones (repetition penalty, beams, suppressed
+    tokens) from the model's own generation config.
+    """
     before = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -181,13 +182,13 @@ def _truncate_at_end(tokens: list[int], ends: Sequence[int]) -> list[int]:
 
 
 def repetition(tokens: Sequence[int]) -> float:
-    """Share of 4-grams that occurred before in the same answer; 0.0 for one too short to have two."""
+    """Return the share of 4-grams that occurred before in the same completion; 0.0 if there are fewer than two."""
     grams = [tuple(tokens[i : i + _NGRAM]) for i in range(len(tokens) - _NGRAM + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
-    """`exact_answers` (only where answers are expected), `repetition` and `answer_length`; empty without answers."""
+    """Return `exact_answers` (if answers are expected), `repetition` and `answer_length`; {} if empty."""
     if not completions:
         return {}
     checked = [a.right for a in completions if a.right is not None]
@@ -203,27 +204,27 @@ SAMPLES_FILE = "samples.jsonl"
 
 
 class SampleFile:
-    """The first `kept` answers of each look, in `folder`/samples.jsonl."""
+    """The first `limit` completions of each evaluation, in `folder`/samples.jsonl."""
 
     def __init__(self, folder: Path, limit: int) -> None:
         self._path, self._limit = folder / SAMPLES_FILE, limit
         self._rows: dict[int, list[dict[str, Any]]] = {}
 
     def restore(self, folders: Sequence[Path], until: int) -> None:
-        """What older attempts, the newest last, were answered up to update `until`, where this one goes on."""
+        """Load the completions of older attempts, the newest last, up to update `until`."""
         for folder in folders:
             path = folder / SAMPLES_FILE
             lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-            theirs: dict[int, list[dict[str, Any]]] = {}
+            by_step: dict[int, list[dict[str, Any]]] = {}
             for row in map(json.loads, lines):
-                theirs.setdefault(row["step"], []).append(row)
-            self._rows |= {step: rows for step, rows in theirs.items() if step <= until}
+                by_step.setdefault(row["step"], []).append(row)
+            self._rows |= {step: rows for step, rows in by_step.items() if step <= until}
 
     def add(self, step: int, completions: Sequence[Completion]) -> None:
-        """Keep a look; the file is whole at every moment."""
+        """Add an evaluation and write the file atomically."""
         self._rows[step] = [
             {"step": step, "prompt": a.prompt, "answer": a.answer, "expected": a.expected, "right": a.right}
             for a in completions[: self._limit]
         ]
-        rows = [row for _, given in sorted(self._rows.items()) for row in given]
+        rows = [row for _, rows_of_step in sorted(self._rows.items()) for row in rows_of_step]
         write_text(self._path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -1,6 +1,6 @@
-"""`Evaluator`: log-probs and metrics of held-out pairs and prompts under the current model, and their files.
+"""`Evaluator`: log-probs and metrics of held-out pairs and prompts under the current model.
 
-Pairs are scored in batches within a token budget, over all processes.
+Pairs are scored in batches within a token budget, distributed over all processes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from trainer.storage.atomic_files import write_file
 
 
 def pair_costs(model: PairModel, pairs: PairDataset, indexes: Sequence[int] | None = None) -> list[int]:
-    """Positions that each of these pairs (by default all) costs the model: the prompt once when packed, else twice."""
-    where = slice(None) if indexes is None else list(indexes)
+    """Return the positions of each of these pairs (by default all): the prompt counts once when packed, else twice."""
+    selection = slice(None) if indexes is None else list(indexes)
     prompt, chosen, rejected = (
-        [int(n) for n in lengths[where]]
+        [int(n) for n in lengths[selection]]
         for lengths in (pairs.prompt_lengths, pairs.chosen_lengths, pairs.rejected_lengths)
     )
     if model.mode == "packed":
@@ -44,16 +44,15 @@ def pair_costs(model: PairModel, pairs: PairDataset, indexes: Sequence[int] | No
 
 
 def longest_sequence(pairs: PairDataset) -> int:
-    """Tokens of the longest prompt with its response; 0 for no pairs."""
+    """Return the tokens of the longest prompt with its response; 0 if there are no pairs."""
     lengths = pairs.prompt_lengths + np.maximum(pairs.chosen_lengths, pairs.rejected_lengths)
     return int(lengths.max(initial=0))
 
 
 def pair_batches(model: PairModel, costs: Sequence[int], positions: Sequence[int], budget: int) -> list[list[int]]:
-    """Micro-batches of these places (indexes into `costs`) of at most `budget` positions, padding included.
+    """Split `positions` (indexes into `costs`) into micro-batches of at most `budget` positions, padding included.
 
-    Where pairs are padded, those of like length go together. Which pairs share a batch depends on `costs` and `budget`
-    alone.
+    If pairs are padded, pairs of similar length are batched together. The batches depend on `costs` and `budget` only.
     """
     if model.mode == "packed":
         return micro_batches(costs, positions, budget)
@@ -71,25 +70,22 @@ def score_pairs(
     check_cancelled: Callable[[], None],
     indexes: Sequence[int] | None = None,
 ) -> PairLogps:
-    """Log-probs of these pairs (by default all) in this order, on the CPU, the same in every process.
+    """Return the log-probs of these pairs (by default all) in this order, on the CPU, equal in every process.
 
-    Batches hold pairs of like length; which pairs share a batch depends on the lengths and the budget alone, so that
-    the result is the same to the bit however many processes there are.
+    Batches depend on the lengths and the budget only, so the result is bit-identical for any number of processes.
     """
     selected = range(len(pairs)) if indexes is None else indexes
     lengths = pair_costs(model, pairs, indexes)
     by_length = sorted(range(len(selected)), key=lambda position: (lengths[position], position))
     batches = pair_batches(model, lengths, by_length, budget)
-    mine = batches[process_group.rank :: process_group.size]
+    own_batches = batches[process_group.rank :: process_group.size]
     found: list[PairLogps] = []
-    for batch in mine:
+    for batch in own_batches:
         check_cancelled()
         found.append(model.logps([pairs.pair(selected[position]) for position in batch], required).to("cpu"))
-    if model.sharded and len(mine) < len(batches[:: process_group.size]):
-        model.logps(
-            [pairs.pair(selected[position]) for position in batches[0]], required
-        )  # the others still need its slices
-    order = [position for batch in mine for position in batch]
+    if model.sharded and len(own_batches) < len(batches[:: process_group.size]):
+        model.logps([pairs.pair(selected[position]) for position in batches[0]], required)
+    order = [position for batch in own_batches for position in batch]
     return _gather_in_order(found, order, len(selected), process_group)
 
 
@@ -104,7 +100,7 @@ def _gather_in_order(
     names = process_group.broadcast(sorted(part))
     columns: dict[str, torch.Tensor] = {}
     for name in names:
-        # Token counts are far below 2**53: float64 carries them exactly.
+        # Token counts are far below 2**53, so float64 is exact.
         full = torch.zeros(count, dtype=torch.float64)
         if part:
             full[torch.tensor(order, dtype=torch.long)] = part[name].double()
@@ -114,7 +110,7 @@ def _gather_in_order(
 
 
 def eval_metrics(loss: LossConfig, logps: PairLogps, prompt_lengths: Sequence[int]) -> dict[str, float]:
-    """The held-out metrics by their `eval_` names; `logps` are of the whole set, with reference where one is needed."""
+    """Return the held-out metrics under their `eval_` names. `logps`: of all pairs, with reference if required."""
     norm = UpdateNormalizer.from_lengths(prompt_lengths, [int(n) for n in logps.chosen_tokens])
     found = metric_means(metric_sums(pair_loss(loss, logps, norm)))
     return {f"{EVAL}{name}": value for name, value in found.items()}
@@ -122,7 +118,7 @@ def eval_metrics(loss: LossConfig, logps: PairLogps, prompt_lengths: Sequence[in
 
 @dataclass(frozen=True, slots=True)
 class Evaluator:
-    """Looks at one model with one trial's settings: log-probs of the held-out pairs, answers to fixed prompts."""
+    """Evaluates one model with one trial's settings: log-probs of held-out pairs, completions of fixed prompts."""
 
     config: TrialConfig
     policy: PreTrainedModel
@@ -135,13 +131,13 @@ class Evaluator:
     """Tokens with which the data's responses end."""
 
     def logps(self, pairs: PairDataset, indexes: Sequence[int] | None = None) -> PairLogps:
-        """Log-probs of these pairs (by default all), on the CPU."""
+        """Return the log-probs of these pairs (by default all), on the CPU."""
         training = self.config.training
         with _eval_mode(self.policy), self.process_group.autocast(training.bf16, keep=not self.pair_model.sharded):
             return score_pairs(
                 self.pair_model,
                 pairs,
-                # The held-out metrics compare both responses, whatever the objective itself reads.
+                # The held-out metrics compare both responses, even if the objective reads only one.
                 replace(required_stats(self.config.loss), rejected=True),
                 training.tokens_per_micro_batch,
                 self.process_group,
@@ -150,8 +146,8 @@ class Evaluator:
             )
 
     def completions(self) -> list[Completion]:
-        """Greedy answers to the first `evaluation.prompts` distinct held-out prompts; every process returns all of the
-        first one's.
+        """Return greedy completions of the first `evaluation.prompts` distinct held-out prompts, as computed by the
+        main process.
         """
         evaluation, training = self.config.evaluation, self.config.training
         with _eval_mode(self.policy), self.process_group.autocast(training.bf16, keep=not self.pair_model.sharded):
@@ -174,18 +170,18 @@ class Evaluator:
 
     @property
     def ends(self) -> list[int]:
-        """Ids of the tokens that end an answer."""
+        """Ids of the tokens that end a completion."""
         return end_token_ids(self.policy, self.tokenizer, self.stops)
 
     def metrics(self, logps: PairLogps, reference: PairLogps, completions: Sequence[Completion]) -> dict[str, float]:
-        """All `eval_` metrics; `reference` are the initial model's log-probs of the same pairs."""
-        against = logps.with_reference(reference) if required_stats(self.config.loss).reference else logps
-        held_out = eval_metrics(self.config.loss, against, [int(n) for n in self.pairs.prompt_lengths])
+        """Return all `eval_` metrics; `reference` are the initial model's log-probs of the same pairs."""
+        with_reference = logps.with_reference(reference) if required_stats(self.config.loss).reference else logps
+        held_out = eval_metrics(self.config.loss, with_reference, [int(n) for n in self.pairs.prompt_lengths])
         return held_out | self.completion_metrics(completions)
 
     @staticmethod
     def completion_metrics(completions: Sequence[Completion]) -> dict[str, float]:
-        """The `eval_` metrics that follow from answers alone."""
+        """Return the `eval_` metrics of completions."""
         return {f"{EVAL}{name}": value for name, value in completion_metrics(completions).items()}
 
 
@@ -201,9 +197,9 @@ def _eval_mode(model: PreTrainedModel) -> Generator[None]:
 
 
 def write_eval_pairs(path: Path, logps: PairLogps, initial: PairLogps, pairs: PairDataset) -> None:
-    """The log-probs of every held-out pair, [N] each, with its `source` and `row`: what paired tests compare.
+    """Write the log-probs of every held-out pair, [N] each, with its `source` and `row`, for paired tests.
 
-    `start_chosen` and `start_rejected` are the initial model's of the same pairs.
+    `start_chosen` and `start_rejected` are the initial model's log-probs of the same pairs.
     """
     columns = logps.columns() | {
         "start_chosen": initial.chosen,

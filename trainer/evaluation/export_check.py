@@ -1,4 +1,4 @@
-"""An exported model against the trial that made it: log-probs of held-out pairs, computed by plain transformers."""
+"""Compare an exported model with its trial: log-probs of held-out pairs, computed by plain transformers."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from trainer.config.trial import TrialConfig
 from trainer.data.pair_dataset import PairDataset
 from trainer.models.model_files import Exported
-from trainer.models.policy_model import four_bits
-from trainer.results import ModelError, cannot_load
+from trainer.models.policy_model import quantization_config
+from trainer.results import ModelError, cannot_load_message
 
-PAIRS = 8
-"""Held-out pairs that are compared, at most."""
-TOKENS = 4096
-"""Of prompts and responses together, at most; one pair is always compared."""
-_LOOKED_AT = 64
-_FLOAT32, _BFLOAT16 = 1e-3, 0.03
+MAX_PAIRS = 8
+"""Maximum number of held-out pairs compared."""
+MAX_TOKENS = 4096
+"""Maximum number of tokens of prompts and responses together; one pair is always compared."""
+_CANDIDATES = 64
+_FLOAT32_LIMIT, _BFLOAT16_LIMIT = 1e-3, 0.03
 """Nats per token. Products in bfloat16 differ between kernels, and a merged weight in bfloat16 is rounded."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_SPARE = 1.3
-"""Of a model's own bytes, what a device must have free to compute with it."""
-_TELL_SECONDS = 10.0
+_MEMORY_FACTOR = 1.3
+"""Multiple of the model's bytes that a device must have free."""
+_PROGRESS_INTERVAL = 10.0
 
 
 class ExportDiffers(ModelError):
-    """The exported model is not the one that was trained."""
+    """The exported model is not the trained one."""
 
 
 class CannotCompare(ModelError):
-    """What the exported model is compared with is no longer there."""
+    """The log-probs or pairs for the comparison do not exist any more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Mean log-prob of a response (summed over its tokens), in the trial's last evaluation and of the export."""
+    """Mean log-prob of a response (sum over its tokens) in the trial's last evaluation and of the export."""
 
     pairs: int
     trial: float
@@ -52,7 +52,7 @@ class Comparison:
     per_token: float
     """Mean absolute difference of a response's log-prob, in nats per token."""
     limit: float
-    """What `per_token` may be."""
+    """Largest `per_token` that is accepted."""
 
     def __str__(self) -> str:
         count = f"{self.pairs} held-out pair{'s'[: self.pairs - 1]}"
@@ -69,75 +69,77 @@ def compare_export(
     tokenizer: PreTrainedTokenizerBase,
     *,
     trust_remote_code: bool = False,
-    tell: Callable[[str], None],
+    report_progress: Callable[[str], None],
 ) -> Comparison:
-    """Load the exported files with transformers (and peft) alone and compute the log-probs that the trial ended with.
+    """Load the exported files with transformers (and peft) alone and compare log-probs with the trial's last
+    evaluation.
 
     Args:
-        exported: The files, which may not have got their name yet.
+        exported: The files, which may still be in a temporary folder.
         config: The trial's configuration.
         pairs: Its held-out pairs.
-        logps: The file in which its last evaluation left their log-probs.
-        tokenizer: The one that it was trained with.
+        logps: The file with the log-probs of its last evaluation.
+        tokenizer: The tokenizer of training.
         trust_remote_code: Whether Python code that comes with the model may run.
-        tell: Told of what takes long.
+        report_progress: Called with a line of text before and during long steps.
 
     Raises:
         CannotCompare: `logps` is missing or of other pairs.
-        ExportDiffers: The log-probs differ by more than the dtype explains, or the tokenizer writes other tokens.
+        ExportDiffers: The log-probs differ by more than the dtype explains, or the tokenizers differ.
         ModelError: The export cannot be loaded.
     """
-    known = _known(logps, pairs)
-    chosen = _some(pairs)
+    trial_logps = _read_trial_logps(logps, pairs)
+    chosen = _select_pairs(pairs)
     trust = {"trust_remote_code": trust_remote_code}
     _compare_tokenizers(exported.folder, tokenizer, pairs, chosen, trust)
-    tell("loading what was exported with plain transformers")
+    report_progress("loading the export with plain transformers")
     model = _load(exported, config, trust)
-    ours, theirs, tokens = list[float](), list[float](), 0
-    due = time.monotonic() + _TELL_SECONDS
+    export_sums, trial_sums, tokens = list[float](), list[float](), 0
+    due = time.monotonic() + _PROGRESS_INTERVAL
     for done, i in enumerate(chosen):
         if time.monotonic() > due:
-            tell(f"computing log-probs of held-out pairs: {done} of {len(chosen)}")
-            due = time.monotonic() + _TELL_SECONDS
+            report_progress(f"computing log-probs of held-out pairs: {done} of {len(chosen)}")
+            due = time.monotonic() + _PROGRESS_INTERVAL
         pair = pairs.pair(i)
         for name, response in (("chosen", pair.chosen), ("rejected", pair.rejected)):
-            theirs.append(float(known[name][i]))
-            ours.append(_logp(model, pair.prompt.tolist(), response.tolist(), bf16=config.training.bf16))
+            trial_sums.append(float(trial_logps[name][i]))
+            export_sums.append(_logp(model, pair.prompt.tolist(), response.tolist(), bf16=config.training.bf16))
             tokens += len(response)
-    off = sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / tokens
+    difference = sum(abs(a - b) for a, b in zip(export_sums, trial_sums, strict=True)) / tokens
     rough = config.training.bf16 or config.model.dtype == "bfloat16" or config.model.load_in_4bit
-    limit = _BFLOAT16 if rough else _FLOAT32
-    found = Comparison(len(chosen), sum(theirs) / len(theirs), sum(ours) / len(ours), off, limit)
-    if not off <= limit:  # NaN is no agreement either
+    limit = _BFLOAT16_LIMIT if rough else _FLOAT32_LIMIT
+    count = len(export_sums)
+    found = Comparison(len(chosen), sum(trial_sums) / count, sum(export_sums) / count, difference, limit)
+    if not difference <= limit:  # also true for NaN
         raise ExportDiffers(
-            f"the export is not the model that was trained: {found} ({off:.2g} apart per token, {limit:g} at most)"
+            f"the export is not the trained model: {found} ({difference:.2g} per token, limit {limit:g})"
         )
     return found
 
 
-def _known(file: Path, pairs: PairDataset) -> dict[str, Tensor]:
+def _read_trial_logps(file: Path, pairs: PairDataset) -> dict[str, Tensor]:
     if not file.is_file():
-        raise CannotCompare(f"the log-probs of the trial's last evaluation are no longer there ({file})")
+        raise CannotCompare(f"the log-probs of the trial's last evaluation were not found: {file}")
     try:
-        known = load_file(file)
+        columns = load_file(file)
     except (OSError, SafetensorError) as error:
         raise CannotCompare(f"the log-probs of the trial's last evaluation cannot be read ({file}: {error})") from error
-    same = len(known["row"]) == len(pairs) and bool(
-        torch.equal(known["row"], torch.as_tensor(pairs.rows).clone())
-        and torch.equal(known["source"], torch.as_tensor(pairs.sources).clone())
+    same = len(columns["row"]) == len(pairs) and bool(
+        torch.equal(columns["row"], torch.as_tensor(pairs.rows).clone())
+        and torch.equal(columns["source"], torch.as_tensor(pairs.sources).clone())
     )
     if not same:
-        raise CannotCompare("the held-out pairs are no longer those of the trial")
-    return known
+        raise CannotCompare("the held-out pairs are not those of the trial")
+    return columns
 
 
-def _some(pairs: PairDataset) -> list[int]:
-    """A few pairs from all over the set, the shorter ones of those looked at."""
-    step = max(1, len(pairs) // _LOOKED_AT)
+def _select_pairs(pairs: PairDataset) -> list[int]:
+    """Return a few pairs spread over the set, preferring shorter ones."""
+    step = max(1, len(pairs) // _CANDIDATES)
     lengths = 2 * pairs.prompt_lengths + pairs.chosen_lengths + pairs.rejected_lengths
     chosen, tokens = list[int](), 0
     for i in sorted(range(0, len(pairs), step), key=lambda i: (int(lengths[i]), i)):
-        if chosen and (len(chosen) == PAIRS or tokens + int(lengths[i]) > TOKENS):
+        if chosen and (len(chosen) == MAX_PAIRS or tokens + int(lengths[i]) > MAX_TOKENS):
             break
         chosen.append(i)
         tokens += int(lengths[i])
@@ -150,12 +152,12 @@ def _compare_tokenizers(
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(folder), **trust)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(cannot_load("the exported tokenizer", error)) from error
+        raise ModelError(cannot_load_message("the exported tokenizer", error)) from error
     texts = [str(trained.decode(each.tolist())) for i in chosen for each in _parts(pairs, i)]
     both = [each(texts, add_special_tokens=False)["input_ids"] for each in (tokenizer, trained)]
     if both[0] != both[1] or tokenizer.chat_template != trained.chat_template:
-        what = "chat template" if both[0] == both[1] else "tokens"
-        raise ExportDiffers(f"the exported tokenizer is not the one that was trained with: its {what} differ")
+        difference = "chat template" if both[0] == both[1] else "tokens"
+        raise ExportDiffers(f"the exported tokenizer is not the one of training: its {difference} differ")
 
 
 def _parts(pairs: PairDataset, i: int) -> tuple[Any, ...]:
@@ -170,26 +172,26 @@ def _load(exported: Exported, config: TrialConfig, trust: dict[str, Any]) -> Pre
     device = _device(Path(path))
     more: dict[str, Any] = {"revision": exported.revision}
     if adapters and config.model.load_in_4bit:
-        more |= {"quantization_config": four_bits(), "device_map": {"": device}}
+        more |= {"quantization_config": quantization_config(), "device_map": {"": device}}
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **more, **trust)
         if adapters:
             model = cast(Any, PeftModel).from_pretrained(model, str(exported.folder))
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(cannot_load("what was exported", error)) from error
+        raise ModelError(cannot_load_message("the export", error)) from error
     return model.to(device).eval()
 
 
 def _device(path: Path) -> torch.device:
-    """The GPU where the model fits beside what else is there; a hub's model, of unknown size, is computed there too."""
+    """Return the GPU if the model fits into its free memory (a hub model's size is unknown and assumed to fit)."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    needed = _SPARE * sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else 0
+    needed = _MEMORY_FACTOR * sum(file.stat().st_size for file in path.glob("*.safetensors")) if path.is_dir() else 0
     return torch.device("cuda" if needed < torch.cuda.mem_get_info()[0] else "cpu")
 
 
 def _logp(model: PreTrainedModel, prompt: list[int], response: list[int], *, bf16: bool) -> float:
-    """Sum of the log-probs of the response's tokens."""
+    """Return the sum of the log-probs of the response's tokens."""
     ids = torch.tensor([prompt + response], device=model.device)
     with torch.no_grad(), torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
         logits = cast(Any, model)(input_ids=ids, attention_mask=torch.ones_like(ids)).logits

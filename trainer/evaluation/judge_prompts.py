@@ -1,4 +1,4 @@
-"""Fixed prompts on which a judge compares answers: as tokens for the model, as text and messages for the judge."""
+"""Fixed prompts on which a judge compares completions: as tokens for the model, as text and messages for the judge."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from trainer.config.trial import DataConfig, ModelConfig, Source
 from trainer.data import load_tokenizer, prepare
-from trainer.data.chat_messages import Tools
-from trainer.data.formats import Dialogue, Message, Preference, content_text
+from trainer.data.chat_messages import Dialogue, Message, Tools, content_text
+from trainer.data.formats import Preference
 from trainer.data.row_selection import select_rows
 from trainer.data.sources import source_name
 from trainer.data.tokenization import PairTokenizer
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FoundPrompt = tuple[Preference, tuple[int, ...], str | None]
-"""A row's preference, the tokens of its prompt, the right answer where that is known."""
+"""A row's preference, the tokens of its prompt, and the expected answer if there is one."""
 
 _ROLE_NAMES = {"system": "System", "user": "User", "assistant": "Assistant"}
 
 
 @dataclass(frozen=True, slots=True)
 class JudgePrompt:
-    """A prompt. `key` is the same in every model; `messages` is None where the data is plain text; `expected` is the
-    right answer where the row carries one.
+    """A prompt. `key` is the same for every model; `messages` is None for plain text; `expected` is the expected
+    answer, if the row has one.
     """
 
     key: str
@@ -51,19 +51,19 @@ def fixed_prompts(
     *,
     trust_remote_code: bool = False,
 ) -> tuple[list[JudgePrompt], PreTrainedTokenizerBase]:
-    """The first `count` distinct prompts, fewer where there are fewer, and the tokenizer of their tokens.
+    """Return the first `count` distinct prompts (fewer if there are fewer) and the tokenizer of their tokens.
 
-    They are held-out ones, or those of `source`, rendered and cut as the held-out ones are. UnreadableData where the
-    source holds something else.
+    They are held-out prompts, or those of `source`, rendered and truncated like held-out ones. Raises UnreadableData if
+    the source has rows without a prompt.
     """
     tokenizer = load_tokenizer(model, data, cache, trust_remote_code=trust_remote_code)
-    every = (
+    found = (
         _held_out_prompts(data, model, cache, count, tokenizer)
         if source is None
         else _prompts_from_source(source, data, tokenizer)
     )
     out: dict[str, JudgePrompt] = {}
-    for row, ids, expected in every:
+    for row, ids, expected in found:
         if len(out) == count:
             break
         prompt, tools = row.prompt, row.tools
@@ -96,18 +96,18 @@ def _prompts_from_source(
 
 
 def prompt_text(prompt: str | Dialogue, tools: Tools | None = None) -> str:
-    """The prompt for people and judges: a single user's message is its content; of a longer dialogue it is said who
-    speaks. Tools, tool calls and whatever else a message holds stand in brackets, as JSON.
+    """Return the prompt as text: a single user message is its content; in longer dialogues each message follows its
+    role. Tools, tool calls and other keys of a message are added in brackets, as JSON.
     """
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1 and prompt[0]["role"] == "user" and not tools:
         return content_text(prompt[0])
     listed = [_in_brackets("tools", tools)] if tools else []
-    return "\n\n".join([*listed, *(f"{_ROLE_NAMES.get(m['role'], m['role'])}: {_whole_text(m)}" for m in prompt)])
+    return "\n\n".join([*listed, *(f"{_ROLE_NAMES.get(m['role'], m['role'])}: {_message_text(m)}" for m in prompt)])
 
 
-def _whole_text(message: Message) -> str:
+def _message_text(message: Message) -> str:
     more = [_in_brackets(key, value) for key, value in message.items() if key not in ("role", "content")]
     return " ".join([*([text] if (text := content_text(message)) else []), *more])
 

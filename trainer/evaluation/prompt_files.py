@@ -1,51 +1,52 @@
-"""Prompt files such as AlpacaEval's instructions: rows with a `prompt` and optionally an `answer`."""
+"""Read prompt files such as AlpacaEval's instructions: rows with a `prompt` and optionally an `answer`."""
 
 from __future__ import annotations
 
 from trainer.config.trial import DataConfig, Source
-from trainer.data.formats import InvalidRow, Preference, to_preference
+from trainer.data.chat_messages import InvalidRow
+from trainer.data.formats import Preference, to_preference
 from trainer.data.row_selection import select_rows
 from trainer.data.sources import RawRow, read_source, source_name
 from trainer.data.validation import UnreadableData
 
 _MAX_SHOWN = 5
 _PLACEHOLDER_RESPONSES = {"chosen": "yes", "rejected": "no"}
-"""Stand in for what such rows lack: a prompt ends for the template where a response begins."""
+"""Responses for rows that have none: rendering the end of a prompt needs a response after it."""
 
 
 def load_judge_prompts(source: Source, data: DataConfig) -> list[Preference]:
-    """Every row's prompt, beside responses that mean nothing. Where the held-out rows of `data` are dialogues, a prompt
-    that is text is what a user says; where they are plain text, it stays text. Loads neither tokenizer nor model.
+    """Return every row's prompt, with placeholder responses. If the held-out rows of `data` are dialogues, a text
+    prompt becomes a user message, else it stays text. Loads neither tokenizer nor model.
 
-    UnreadableData for a source that cannot be opened, has no rows, or holds what is no prompt, the first few named.
+    Raises UnreadableData if the source cannot be opened, has no rows, or has rows without a usable prompt.
     """
     rows = read_source(source, required=("prompt",))
     name = source_name(source)
     if not rows:
-        raise UnreadableData(f"{name} holds no rows: there is nothing to ask")
+        raise UnreadableData(f"{name} has no rows; give a file with prompts")
     first = next(iter(select_rows(data).eval), None)
-    inputs = first is not None and not isinstance(first.preference.prompt, str)
-    found = [_parse_prompt(row, inputs) for row in rows]
+    as_dialogue = first is not None and not isinstance(first.preference.prompt, str)
+    found = [_parse_prompt(row, as_dialogue) for row in rows]
     wrong = [f"row {row.number}: {reason}" for row, reason in zip(rows, found, strict=True) if isinstance(reason, str)]
     if wrong:
         more = f" and {len(wrong) - _MAX_SHOWN} more" if len(wrong) > _MAX_SHOWN else ""
         raise UnreadableData(
-            f"{name} holds {len(wrong)} rows that are no prompts: {'; '.join(wrong[:_MAX_SHOWN])}{more}"
+            f"{name} has {len(wrong)} rows without a usable prompt: {'; '.join(wrong[:_MAX_SHOWN])}{more}"
         )
     return [each for each in found if not isinstance(each, str)]
 
 
-def _parse_prompt(row: RawRow, inputs: bool) -> Preference | str:
-    """One prompt, or what is wrong with it."""
+def _parse_prompt(row: RawRow, as_dialogue: bool) -> Preference | str:
+    """Return the prompt of one row, or why it cannot be used."""
     if row.fields is None:
         return row.error
     prompt = row.fields.get("prompt")
     if prompt is None or (isinstance(prompt, str) and not prompt.strip()):
         return "no prompt"
-    if not isinstance(prompt, str) and not inputs:
-        return "messages, but the sweep's own rows are plain text"
-    found = to_preference(row.fields | _PLACEHOLDER_RESPONSES, apply_template=inputs)
+    if not isinstance(prompt, str) and not as_dialogue:
+        return "messages, but the sweep's rows are plain text"
+    found = to_preference(row.fields | _PLACEHOLDER_RESPONSES, apply_template=as_dialogue)
     if isinstance(found, InvalidRow):
         return f"{found.kind}: {found.detail}" if found.detail else found.kind
-    lost = next((detail for kind, detail in found.notices if kind == "needs_template"), None)
-    return found if lost is None else f"{lost} beside plain text, for which it has no place"
+    unrenderable = next((detail for kind, detail in found.notices if kind == "needs_template"), None)
+    return found if unrenderable is None else f"{unrenderable} with plain text, which only a chat template can render"

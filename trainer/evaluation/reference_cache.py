@@ -1,8 +1,8 @@
-"""`ReferenceCache`: log-probs and completions of the initial model, computed once per content, shared by all trials.
+"""`ReferenceCache`: log-probs and completions of the initial model, computed once per content and shared by all trials.
 
-The log-probs of the training pairs are the reference of DPO; those of the held-out pairs, with the greedy completions,
-are every trial's evaluation at step 0. A value is taken from memory, else from `cache/reference/<digest>.safetensors`
-and `.json`, else computed.
+The log-probs of the training pairs are DPO's reference; those of the held-out pairs, with the greedy completions, are
+every trial's evaluation at step 0. A value is taken from memory, else from `cache/reference/<digest>.safetensors` or
+`.json`, else computed.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ T = TypeVar("T")
 def cached_logps(
     cache: Path, key: dict[str, Any], process_group: ProcessGroup, compute: Callable[[], PairLogps]
 ) -> tuple[PairLogps, bool]:
-    """Log-probs under the initial model by their key, and whether they had to be computed now.
+    """Return log-probs under the initial model by their key, and whether they were computed now.
 
-    `key` holds all they depend on as JSON values. `compute` is called in every process or in none.
+    `key` has everything they depend on as JSON values. `compute` is called in every process or in none.
     """
     path = cache / "reference" / f"{digest_of(key)[:32]}.safetensors"
 
@@ -55,7 +55,7 @@ def cached_logps(
 def cached_completions(
     cache: Path, key: dict[str, Any], process_group: ProcessGroup, compute: Callable[[], list[Completion]]
 ) -> tuple[list[Completion], bool]:
-    """The initial model's greedy answers by their key, and whether they had to be computed now; as `cached_logps`."""
+    """Return the initial model's greedy completions by their key, and whether they were computed now."""
     path = cache / "reference" / f"{digest_of(key)[:32]}.json"
 
     def write(found: list[Completion]) -> None:
@@ -66,16 +66,16 @@ def cached_completions(
 
 
 def _read_logps(path: Path) -> PairLogps:
-    # Read into memory: a mapped file that is replaced would pull the pages away.
+    # Copied into memory: replacing a mapped file would invalidate the mapping.
     with safe_open(path, framework="pt") as file:
         columns = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         if (file.metadata() or {}).get("sha256") != _columns_digest(columns):
-            raise ValueError("its numbers are not those that were written")
+            raise ValueError("checksum of the log-probs does not match")
     return PairLogps.from_columns(columns)
 
 
 def _columns_digest(columns: Mapping[str, Tensor]) -> str:
-    """Digest of the numbers, which safetensors does not check."""
+    """Return a digest of the values; safetensors has no checksum."""
     digest = hashlib.sha256()
     for name in sorted(columns):
         digest.update(f"{name}\0".encode() + columns[name].cpu().numpy().tobytes())
@@ -85,7 +85,7 @@ def _columns_digest(columns: Mapping[str, Tensor]) -> str:
 def _read_completions(path: Path) -> list[Completion]:
     stored = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(stored, dict) or stored.get("sha256") != digest_of(stored.get("answers")):
-        raise ValueError("its answers are not those that were written")
+        raise ValueError("checksum of the completions does not match")
     return [Completion(**row) for row in stored["answers"]]
 
 
@@ -100,7 +100,7 @@ def _compute_once(
         if process_group.is_main:
             locks.enter_context(file_lock(path.with_name(f".{path.name}.lock")))
             _rename_if_damaged(path, read)
-        # One process decides for all: `compute` communicates, so all call it or none.
+        # One process decides for all: `compute` communicates, so all processes call it or none.
         if process_group.any_rank(process_group.is_main and path.exists()):
             return read(path), False
         found = compute()
@@ -117,13 +117,13 @@ def _rename_if_damaged(path: Path, read: Callable[[Path], Any]) -> None:
         read(path)
     except (OSError, SafetensorError, ValueError, TypeError) as error:
         path.replace(path.with_name(f"{path.name}.damaged"))
-        log.warning("%s is damaged (%s); set aside and computed again", path, error)
+        log.warning("%s is damaged (%s); renamed to .damaged and computed again", path, error)
 
 
 class ReferenceCache:
-    """Log-probs and completions of initial models, keyed by all that they depend on.
+    """Log-probs and completions of initial models, keyed by everything they depend on.
 
-    `counters` count what was computed and what was loaded.
+    `counters` count how many values were computed and loaded.
     """
 
     def __init__(self, cache: Path, process_group: ProcessGroup) -> None:
@@ -140,7 +140,7 @@ class ReferenceCache:
         prepared: Prepared,
         evaluator: Evaluator,
     ) -> PairLogps:
-        """Log-probs of all pairs of a split; `evaluator` looks at the model of this `fingerprint` at rest."""
+        """Return the log-probs of all pairs of a split. `evaluator`: of the initial model with this `fingerprint`."""
         key = self._key(config, fingerprint, prepared, evaluator) | {"split": split}
         name, pairs = digest_of(key), prepared.train if split == "train" else prepared.eval
         if name not in self._logps:
@@ -153,7 +153,7 @@ class ReferenceCache:
     def completions(
         self, config: TrialConfig, fingerprint: str, prepared: Prepared, evaluator: Evaluator
     ) -> list[Completion]:
-        """The greedy answers to the fixed prompts; none where `evaluation.prompts` is 0."""
+        """Return the greedy completions of the fixed prompts; [] if `evaluation.prompts` is 0."""
         evaluation = config.evaluation
         if evaluation.prompts == 0:
             return []
@@ -167,13 +167,13 @@ class ReferenceCache:
             self._count_use("answers", computed)
         return self._completions[name]
 
-    def _count_use(self, what: str, computed: bool) -> None:
-        self.counters[f"{what}_{'computed' if computed else 'loaded'}"] += 1
+    def _count_use(self, name: str, computed: bool) -> None:
+        self.counters[f"{name}_{'computed' if computed else 'loaded'}"] += 1
 
     def _key(self, config: TrialConfig, fingerprint: str, prepared: Prepared, evaluator: Evaluator) -> dict[str, Any]:
-        """To the bit: also how pairs are put into batches."""
+        """Return everything the bits of a value depend on, including how pairs are batched."""
         model, training, required = config.model, config.training, required_stats(config.loss)
-        # Of packed pairs the key has no such entry, so that what earlier versions cached stays known.
+        # No entry for packed pairs, so that caches of earlier versions stay valid.
         batches = {} if evaluator.pair_model.mode == "packed" else {"batches": "by padded size"}
         rotary = {} if evaluator.pair_model.rotary is None else {"rotary": "by sequence"}
         return (

@@ -27,7 +27,7 @@ from trainer.results import ModelError
 
 @dataclass(frozen=True, slots=True)
 class DecodingConfig:
-    """How an answer is made. `sample` counts the sampled answers to a prompt from 0; None: the greedy one."""
+    """How a completion is generated. `sample`: number of the sampled completion of a prompt, from 0; None: greedy."""
 
     max_new_tokens: int
     sample: int | None = None
@@ -36,11 +36,11 @@ class DecodingConfig:
     seed: int = 0
 
     def key(self) -> dict[str, Any]:
-        """All that the answers depend on beside model and prompt, as JSON values."""
+        """Return everything the completions depend on besides model and prompt, as JSON values."""
         return {"max_new_tokens": self.max_new_tokens} if self.sample is None else asdict(self)
 
     def logits_processors(self, prompts: Sequence[str]) -> list[LogitsProcessor]:
-        """What turns the likeliest token into a draw, for a batch of these prompts (by their keys); greedy: nothing."""
+        """Return processors that turn argmax into sampling, for a batch of prompts given by keys; [] for greedy."""
         if self.sample is None:
             return []
         warpers: list[LogitsProcessor] = [TemperatureLogitsWarper(self.temperature)]
@@ -54,26 +54,26 @@ class DecodingConfig:
 
 
 class GumbelNoise(LogitsProcessor):
-    """Adds Gumbel noise, each row's from its own seed: the largest score is then a draw from the softmax."""
+    """Adds Gumbel noise, each row's from its own seed, so that the argmax is a sample from the softmax (Gumbel-max)."""
 
     def __init__(self, seeds: Sequence[int]) -> None:
         self._seeds = tuple(seeds)
         self._generators: list[torch.Generator] = []
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # noqa: ARG002
-        """The scores of the next token, [rows, vocabulary], with noise."""
+        """Return the scores of the next token, [rows, vocabulary], with noise added."""
         if not self._generators:
             self._generators = [torch.Generator(device=scores.device).manual_seed(seed) for seed in self._seeds]
         noise = torch.empty_like(scores, dtype=torch.float32)
         for row, generator in zip(noise, self._generators, strict=True):
             row.exponential_(generator=generator)
-        # -log of an exponential variable is a Gumbel one
+        # -log of an exponential variable is a Gumbel variable
         return scores.float() - noise.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 @dataclass(frozen=True, slots=True)
 class GeneratedText:
-    """An answer. `ended`: the model ended it, and not the limit of tokens."""
+    """A completion. `ended`: the model ended it before the token limit."""
 
     text: str
     tokens: int
@@ -81,12 +81,12 @@ class GeneratedText:
 
 
 class TextGenerator:
-    """A loaded model with its tokenizer, at rest."""
+    """A loaded model in evaluation mode, with its tokenizer."""
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, bf16: bool, stops: Sequence[int] = ()
     ) -> None:
-        """stops: tokens with which the data's responses end; they end an answer too."""
+        """`stops`: further tokens that end a completion, because the data's responses end with them."""
         self._model, self._tokenizer, self._bf16 = model.eval(), tokenizer, bf16
         self._end_token_ids = end_token_ids(model, tokenizer, stops)
 
@@ -101,9 +101,9 @@ class TextGenerator:
         stops: Sequence[int] = (),
         trust_remote_code: bool = False,
     ) -> TextGenerator:
-        """The initial model of this trial, or with `weights` (a trial's `model` folder) what it became.
+        """Load the initial model of this trial or, with `weights` (a trial's `model` folder), its trained model.
 
-        ModelError where it cannot be loaded.
+        Raises ModelError if it cannot be loaded.
         """
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         report_ignored(remove_foreign_settings(), device)
@@ -128,10 +128,10 @@ class TextGenerator:
         budget: int,
         check_cancelled: Callable[[], None],
     ) -> Generator[dict[str, GeneratedText]]:
-        """Yield answers by the prompts' keys, a batch at a time, longest prompts first.
+        """Yield completions by the prompts' keys, a batch at a time, longest prompts first.
 
-        `check_cancelled` is called between batches. A batch has at most `budget` tokens, padding and answers included,
-        and at least one prompt.
+        `check_cancelled` is called between batches. A batch has at most `budget` tokens, padding and completions
+        included, and at least one prompt.
         """
         order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
         lengths = [len(prompt.ids) for prompt in prompts]
@@ -143,9 +143,12 @@ class TextGenerator:
     def _generate_batch(self, prompts: Sequence[JudgePrompt], decoding: DecodingConfig) -> list[GeneratedText]:
         noise = decoding.logits_processors([prompt.key for prompt in prompts])
         with torch.autocast(self._model.device.type, dtype=torch.bfloat16, enabled=self._bf16):
-            made = generate_token_ids(
+            tokens_by_row = generate_token_ids(
                 self._model, [p.ids for p in prompts], self._end_token_ids, decoding.max_new_tokens, noise
             )
-        texts = [cast(str, self._tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in made]
+        texts = [cast(str, self._tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in tokens_by_row]
         limit = decoding.max_new_tokens
-        return [GeneratedText(text, len(tokens), len(tokens) < limit) for text, tokens in zip(texts, made, strict=True)]
+        return [
+            GeneratedText(text, len(tokens), len(tokens) < limit)
+            for text, tokens in zip(texts, tokens_by_row, strict=True)
+        ]

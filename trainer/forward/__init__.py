@@ -1,1 +1,1 @@
-"""One model over preference pairs: packing, attention, hidden states and output layer."""
+"""Forward and backward passes over preference pairs: packing, attention, hidden states and output layer."""

@@ -1,4 +1,4 @@
-"""Hidden states to completion log-probs through the output layer, in chunks: the logits tensor is never made.
+"""Completion log-probs from hidden states through the output layer, in chunks, without the full logits tensor.
 
 Peak memory beyond inputs and gradients: rows x vocabulary x 4 bytes, where rows is the largest chunk (`ChunkSize`);
 1.5 times that in bfloat16, twice with a softcap. A trained output layer adds its gradient, in float32.
@@ -19,7 +19,7 @@ from trainer.forward.packing import SEGMENTS, Batch
 from trainer.objectives.pair_logps import LossTerms, PairLogps
 
 ObjectiveFn = Callable[[PairLogps, slice], LossTerms]
-"""The loss terms of the batch's pairs in this slice, differentiable in their log-probs."""
+"""(log-probs of the pairs in a slice of the batch, the slice) -> their loss terms, differentiable in the log-probs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Head:
     scale: float = 1.0
 
     def for_product(self, device: torch.device) -> Head:
-        """Detached and in the dtype that the product is computed in: autocast's, if it is on."""
+        """Return the parameters detached and in the dtype of the product: autocast's, if it is on."""
         dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else self.weight.dtype
         bias = None if self.bias is None else self.bias.detach().to(dtype)
         return replace(self, weight=self.weight.detach().to(dtype), bias=bias)
@@ -42,18 +42,18 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class ChunkSize:
-    """How many scored tokens go through the output layer at once."""
+    """Number of scored tokens per pass through the output layer."""
 
     target_rows: int
-    """Pairs are grouped up to this many: few enough for the cache, many enough for the product."""
+    """Pairs are grouped up to this many rows: few enough for the cache, many enough for an efficient product."""
     max_rows: int
-    """A longer pair goes alone up to this many; beyond it is cut, and visited twice."""
+    """A longer pair is processed alone up to this many rows; beyond that it is split and processed twice."""
 
 
 def sequence_logps(
     hidden: Tensor, batch: Batch, head: Head, chunk_size: ChunkSize, collision_prob: bool = False
 ) -> PairLogps:
-    """Log-probs of a batch's pairs without gradient. hidden [positions, hidden size]."""
+    """Return the log-probs of a batch's pairs without gradient. `hidden`: [positions, hidden size]."""
     with torch.no_grad():
         product = head.for_product(hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
@@ -72,12 +72,22 @@ def objective_loss(
     couples_pairs: bool = False,
     collision_prob: bool = False,
 ) -> tuple[Tensor, list[LossTerms]]:
-    """Return the objective of a batch, with its gradient computed in the same pass over the vocabulary.
+    """Return the objective of a batch; its gradient is computed in the same pass over the vocabulary.
 
-    hidden: [positions, hidden size], with history. Returns the scalar loss (its backward passes on gradients that are
-    already computed) and the terms in the order of the pairs. Whole pairs go together, loss and gradient in one pass; a
-    pair beyond `chunk_size.most`, or a batch that the objective couples (`couples_pairs`), takes two: sums, then
-    gradients.
+    Whole pairs are processed together, loss and gradient in one pass. A pair longer than `chunk_size.max_rows`, or a
+    batch whose objective couples its pairs, takes two passes: sums, then gradients.
+
+    Args:
+        hidden: [positions, hidden size], with autograd history.
+        batch: The batch of `hidden`.
+        head: The output layer.
+        objective: Gives the loss terms of a slice of pairs.
+        chunk_size: Rows per pass.
+        couples_pairs: Whether the loss terms of a pair depend on other pairs of the batch.
+        collision_prob: Whether to compute the collision probabilities that WPO needs.
+
+    Returns:
+        The scalar loss, whose backward passes on the computed gradients, and the loss terms in the order of the pairs.
     """
     chunked_pass = _ChunkedPass(
         batch, head.for_product(hidden.device), objective, chunk_size, couples_pairs, collision_prob
@@ -98,7 +108,7 @@ class _ChunkedPass:
     terms: list[LossTerms] = field(default_factory=list[LossTerms])
 
     def groups(self) -> list[slice]:
-        """The pairs whose loss is computed together."""
+        """Return the groups of pairs whose loss is computed together."""
         edges, last = self.batch.pair_rows, len(self.batch)
         if self.couples_pairs:
             return [slice(0, last)]
@@ -111,13 +121,13 @@ class _ChunkedPass:
         return groups
 
     def tokens(self, pairs: slice) -> int:
-        """Scored tokens of these pairs."""
+        """Return the number of scored tokens of these pairs."""
         return self.batch.pair_rows[pairs.stop] - self.batch.pair_rows[pairs.start]
 
 
 @dataclass(frozen=True, slots=True)
 class _Gradients:
-    """Buffers that the visit fills; None where nothing is to be trained."""
+    """Gradient buffers that the chunks fill; None for tensors without gradient."""
 
     hidden: Tensor | None
     weight: Tensor | None
@@ -127,7 +137,7 @@ class _Gradients:
 class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, selected: Tensor, weight: Tensor, bias: Tensor | None, chunked_pass: _ChunkedPass) -> Tensor:
-        """Loss [] float64; the gradients of `selected`, `weight` and `bias` wait in ctx for backward."""
+        """Return the loss [], float64; the gradients of `selected`, `weight` and `bias` are stored in ctx."""
         grads = _Gradients(
             torch.empty_like(selected) if ctx.needs_input_grad[0] else None,
             _accumulator(weight) if ctx.needs_input_grad[1] else None,
@@ -142,7 +152,7 @@ class _ChunkedLoss(torch.autograd.Function):
             )
             for pairs in groups:
                 total += _run_group(selected, chunked_pass, pairs, grads, buffer)
-            del buffer  # not needed beside the two copies of the weight's gradient
+            del buffer  # free it before the weight's gradient is copied
         dtypes = (selected.dtype, weight.dtype, None if bias is None else bias.dtype)
         ctx.grads = [
             None if grad is None else grad.to(dtype)
@@ -164,33 +174,33 @@ class _ChunkedLoss(torch.autograd.Function):
 
 
 def _accumulator(parameter: Tensor) -> Tensor:
-    """Zeros in at least float32, so that many chunks add up without rounding to bfloat16."""
+    """Return zeros in at least float32, so that sums over many chunks are not rounded to bfloat16."""
     return torch.zeros_like(parameter, dtype=torch.promote_types(parameter.dtype, torch.float32))
 
 
 def _run_group(selected: Tensor, chunked_pass: _ChunkedPass, pairs: slice, grads: _Gradients, buffer: Tensor) -> Tensor:
-    """Loss [] of the group's pairs; writes the gradient of its rows, adds to that of the weight."""
+    """Return the loss [] of a group of pairs; write the gradient of its rows, add to the weight's gradient."""
     batch, head = chunked_pass.batch, chunked_pass.head
     begin, end = batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop]
-    only = (
+    single_chunk = (
         _chunk_logps(selected[begin:end], batch.targets[begin:end], head, buffer)
         if end - begin <= len(buffer)
         else None
     )
-    if only is None:
+    if single_chunk is None:
         sums = _sums(selected, batch, head, pairs, buffer, chunked_pass.collision_prob)
     else:
-        sums = _segment_sums([only], batch, pairs, chunked_pass.collision_prob)
+        sums = _segment_sums([single_chunk], batch, pairs, chunked_pass.collision_prob)
     sums.logps.requires_grad_()
     with torch.enable_grad():
         terms = chunked_pass.objective(_pair_logps(batch, pairs, sums), pairs)
-        (slopes,) = torch.autograd.grad(terms.loss, sums.logps)
+        (grad_logps,) = torch.autograd.grad(terms.loss, sums.logps)
     chunked_pass.terms.append(replace(terms, loss=terms.loss.detach()))
-    per_row = slopes.flatten()[batch.segments[begin:end] - pairs.start * len(SEGMENTS)].unsqueeze(1)
+    per_row = grad_logps.flatten()[batch.segments[begin:end] - pairs.start * len(SEGMENTS)].unsqueeze(1)
     for low in range(begin, end, len(buffer)):
         high = min(low + len(buffer), end)
         targets = batch.targets[low:high]
-        chunk = _chunk_logps(selected[low:high], targets, head, buffer) if only is None else only
+        chunk = _chunk_logps(selected[low:high], targets, head, buffer) if single_chunk is None else single_chunk
         _backward(chunk, targets, per_row[low - begin : high - begin], head, grads, slice(low, high))
     return terms.loss.detach()
 
@@ -200,28 +210,28 @@ def _run_group(selected: Tensor, chunked_pass: _ChunkedPass, pairs: slice, grads
 
 @dataclass(frozen=True, slots=True)
 class _Chunk:
-    """Some rows after the output layer. Its large tensor lies in the room, which the next chunk takes over."""
+    """Some rows after the output layer. `exp_logits` lies in the logits buffer, which the next chunk overwrites."""
 
     hidden: Tensor
     """[r, hidden] in the dtype of the product."""
-    share: Tensor
+    exp_logits: Tensor
     """[r, vocabulary] exp(logit - row maximum)."""
-    total: Tensor
-    """[r, 1] sum of share over the vocabulary."""
+    exp_sum: Tensor
+    """[r, 1] sum of exp_logits over the vocabulary."""
     logps: Tensor
     """[r] log-prob of the target."""
-    slope: Tensor | None
+    softcap_grad: Tensor | None
     """[r, vocabulary] d(capped logit) / d(logit), with a softcap."""
 
 
 def _logits_buffer(rows: int, head: Head) -> Tensor:
-    """[rows, vocabulary] in at least float32, for the logits of one chunk after the other: fresh pages are dear."""
+    """Allocate [rows, vocabulary] in at least float32, reused by all chunks because allocating new pages is slow."""
     weight = head.weight
     return weight.new_empty(rows, weight.shape[0], dtype=torch.promote_types(weight.dtype, torch.float32))
 
 
 def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head, buffer: Tensor) -> _Chunk:
-    """hidden [r, hidden size], targets [r] -> log-probs and what their gradient needs, with one exp per logit."""
+    """hidden [r, hidden size], targets [r] -> log-probs and the inputs of their gradient, with one exp per logit."""
     hidden, logits = hidden.to(head.weight.dtype), buffer[: len(hidden)]
     if head.weight.dtype == buffer.dtype:
         torch.mm(hidden, head.weight.t(), out=logits)
@@ -231,28 +241,28 @@ def _chunk_logps(hidden: Tensor, targets: Tensor, head: Head, buffer: Tensor) ->
         logits.add_(head.bias)
     if head.scale != 1.0:
         logits.mul_(head.scale)
-    slope = None
+    softcap_grad = None
     if head.softcap is not None:
         squashed = logits.div_(head.softcap).tanh_()
-        slope = (squashed * squashed).neg_().add_(1)
+        softcap_grad = (squashed * squashed).neg_().add_(1)
         logits = squashed.mul_(head.softcap)
     top = logits.amax(1, keepdim=True)
     target_logits = logits.gather(1, targets.unsqueeze(1))
-    share = logits.sub_(top).exp_()
-    total = share.sum(1, keepdim=True)
-    return _Chunk(hidden, share, total, (target_logits - top - total.log()).squeeze(1), slope)
+    exp_logits = logits.sub_(top).exp_()
+    exp_sum = exp_logits.sum(1, keepdim=True)
+    return _Chunk(hidden, exp_logits, exp_sum, (target_logits - top - exp_sum.log()).squeeze(1), softcap_grad)
 
 
 def _backward(chunk: _Chunk, targets: Tensor, per_row: Tensor, head: Head, grads: _Gradients, rows: slice) -> None:
-    """Turn d(loss)/d(log-prob) per row [r, 1] into gradients; uses the chunk up.
+    """Turn d(loss)/d(log-prob) per row, [r, 1], into gradients; overwrites the chunk.
 
-    d(loss)/d(logits) = factor * d_logits with d_logits = share - total at the target: the factor of each row goes into
-    the small sides of the products instead of the large one.
+    d(loss)/d(logits) = factor * d_logits with d_logits = exp_logits - exp_sum at the target. The factor of each row is
+    applied to the small operands of the products instead of the large one.
     """
-    factor = -per_row.to(chunk.share.dtype) * head.scale / chunk.total
-    d_logits = chunk.share.scatter_add_(1, targets.unsqueeze(1), -chunk.total)
-    if chunk.slope is not None:
-        d_logits.mul_(chunk.slope)
+    factor = -per_row.to(chunk.exp_logits.dtype) * head.scale / chunk.exp_sum
+    d_logits = chunk.exp_logits.scatter_add_(1, targets.unsqueeze(1), -chunk.exp_sum)
+    if chunk.softcap_grad is not None:
+        d_logits.mul_(chunk.softcap_grad)
     if grads.bias is not None:
         grads.bias.addmv_(d_logits.t(), factor.squeeze(1))
     product = d_logits.to(head.weight.dtype)
@@ -280,7 +290,7 @@ class _Sums:
 
 
 def _sums(selected: Tensor, batch: Batch, head: Head, pairs: slice, buffer: Tensor, collision_prob: bool) -> _Sums:
-    """Sums of these pairs, as many rows at a time as there is room for."""
+    """Return the sums of these pairs, processing as many rows at a time as the buffer has."""
     end = batch.pair_rows[pairs.stop]
     edges = [(low, min(low + len(buffer), end)) for low in range(batch.pair_rows[pairs.start], end, len(buffer))]
     chunks = (_chunk_logps(selected[low:high], batch.targets[low:high], head, buffer) for low, high in edges)
@@ -293,7 +303,7 @@ def _segment_sums(chunks: Iterable[_Chunk], batch: Batch, pairs: slice, collisio
     for chunk in chunks:
         logps.append(chunk.logps)
         if collision_prob:
-            squares = torch.linalg.vecdot(chunk.share, chunk.share).log() - 2 * chunk.total.squeeze(1).log()
+            squares = torch.linalg.vecdot(chunk.exp_logits, chunk.exp_logits).log() - 2 * chunk.exp_sum.squeeze(1).log()
             collision_probs.append(squares)
     rows = slice(batch.pair_rows[pairs.start], batch.pair_rows[pairs.stop])
     segments = batch.segments[rows] - pairs.start * len(SEGMENTS)
@@ -311,7 +321,9 @@ def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
         return torch.tensor(values[pairs], device=batch.rows.device)
 
     by = dict(zip(SEGMENTS, sums.logps.unbind(1), strict=True))
-    pure = None if sums.collision_prob is None else dict(zip(SEGMENTS, sums.collision_prob.unbind(1), strict=True))
+    collisions = (
+        None if sums.collision_prob is None else dict(zip(SEGMENTS, sums.collision_prob.unbind(1), strict=True))
+    )
     return PairLogps(
         chosen=by["chosen_shared"] + by["chosen_tail"],
         rejected=by["rejected_shared"] + by["rejected_tail"],
@@ -319,8 +331,8 @@ def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
         rejected_tokens=counts(batch.rejected_tokens),
         chosen_shared=by["chosen_shared"],
         rejected_shared=by["rejected_shared"],
-        chosen_purity=None if pure is None else pure["chosen_shared"] + pure["chosen_tail"],
-        rejected_purity=None if pure is None else pure["rejected_shared"] + pure["rejected_tail"],
+        chosen_purity=None if collisions is None else collisions["chosen_shared"] + collisions["chosen_tail"],
+        rejected_purity=None if collisions is None else collisions["rejected_shared"] + collisions["rejected_tail"],
         prompt=by["prompt"] if batch.prompt_scored else None,
         prompt_tokens=counts(batch.prompt_tokens) if batch.prompt_scored else None,
     )

@@ -1,11 +1,11 @@
-"""Exact causal attention over packed pairs: chosen and rejected each attend to the shared prompt and to themselves.
+"""Exact causal attention over packed pairs: chosen and rejected attend to the shared prompt and to themselves.
 
-No mask of the whole batch is made: one autograd node works through blocks of queries, so that backward writes into full
-gradients instead of adding up zero-filled slices. Registered with transformers under `ATTENTION_NAME`.
+No mask of the whole batch is allocated: one autograd node processes blocks of queries, so that backward writes into
+full gradients instead of adding zero-filled slices. Registered with transformers under `ATTENTION_NAME`.
 
-On CUDA in 16 bits the packed pairs are the variable-length sequences of one flash-attention call. The kernel is tried
-once for each shape, forward and backward, in the dtype that it will see; where it fails, packed attention runs on
-torch's own operations instead, and a warning says so.
+On CUDA in 16 bits the packed pairs are the variable-length sequences of one flash-attention call. The kernel is tested
+once for each shape and dtype, forward and backward; if it fails, packed attention uses torch's own operations, and a
+warning is logged.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _PROBE_TOKENS = 17
 
 @dataclass(frozen=True, slots=True)
 class _Sequences:
-    """Each pair's two causal sequences. A rejected one's keys are a copy of the prompt's, then its own."""
+    """The two causal sequences of each pair. A rejected sequence's keys are a copy of the prompt's, then its own."""
 
     keys: Tensor
     """[K] positions in the packed sequence."""
@@ -46,15 +46,15 @@ class _Sequences:
 
 
 def supports_flash(query: Tensor, key: Tensor, value: Tensor, softcap: float | None, window: int | None) -> bool:
-    """Whether flash attention takes tensors such as these on this device.
+    """Return whether flash attention supports these tensors on this device.
 
-    It takes CUDA from Ampere on, 16 bits, head sizes in eights up to 256 and no softcap; and the kernel must run here,
-    which is tried once for each combination.
+    It requires CUDA from Ampere on, 16 bits, head sizes in multiples of 8 up to 256 and no softcap; and the kernel must
+    run, which is tested once for each combination.
     """
     if not _is_supported(query, value, softcap):
         return False
     heads, head_size = query.shape[1], query.shape[-1]
-    return _refusal(query.device, query.dtype, heads, key.shape[1], head_size, window is not None) is None
+    return _unsupported_reason(query.device, query.dtype, heads, key.shape[1], head_size, window is not None) is None
 
 
 def _is_supported(query: Tensor, value: Tensor, softcap: float | None) -> bool:
@@ -68,10 +68,10 @@ def _is_supported(query: Tensor, value: Tensor, softcap: float | None) -> bool:
     )
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether this is what an attention kernel raises that does not run for these tensors here.
+def is_unsupported_error(error: Exception) -> bool:
+    """Return whether this error means that an attention kernel does not support these tensors here.
 
-    Not so: memory that ran out, and CUDA errors after which the process cannot go on.
+    Out of memory, and CUDA errors after which the process cannot continue, are not such errors.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return False
@@ -81,10 +81,10 @@ def is_refusal(error: Exception) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _refusal(
+def _unsupported_reason(
     device: torch.device, dtype: torch.dtype, heads: int, kv_heads: int, head_size: int, windowed: bool
 ) -> str | None:
-    """Why the kernel does not run for these shapes, forward and backward; None where it does."""
+    """Return why the kernel does not run for these shapes, forward and backward; None if it does."""
     numbers = torch.arange(_PROBE_TOKENS * head_size, dtype=torch.float32).sin().view(1, 1, -1, head_size)
     try:
         with torch.enable_grad(), torch.autocast(device.type, enabled=False):
@@ -97,7 +97,7 @@ def _refusal(
         if not all(bool(each.isfinite().all()) for each in (found, *grads)):
             raise RuntimeError("its results are not finite on a probe")
     except (TypeError, ValueError, RuntimeError) as error:
-        if not is_refusal(error):
+        if not is_unsupported_error(error):
             raise
         reason = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         _log.warning(
@@ -117,16 +117,26 @@ def _refusal(
 def flash_attention(
     query: Tensor, key: Tensor, value: Tensor, plan: PackingPlan, scale: float, window: int | None
 ) -> Tensor:
-    """query [1, heads, T, D], key and value [1, kv heads, T, D] -> [1, T, heads, D]; window: tokens a query sees.
+    """Compute attention of packed pairs by torch's variable-length flash attention.
 
-    A query sees the keys up to its own, counted from the end of its sequence: flash attention's bottom-right alignment.
+    Args:
+        query: [1, heads, T, D].
+        key: [1, kv heads, T, D].
+        value: [1, kv heads, T, D].
+        plan: The pairs of the packed sequence.
+        scale: Factor of the scores.
+        window: Number of tokens that a query sees, itself included; None for all.
+
+    Returns:
+        [1, T, heads, D]. A query sees the keys up to its own position, counted from the end of its sequence
+        (bottom-right alignment).
     """
     sequences = _sequences(plan, query.device)
     q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
     k, v = (tensor.index_select(0, sequences.keys) for tensor in (k, v))
     options: dict[str, Any] = {}
     if (group := q.shape[1] // k.shape[1]) > 1:
-        if _knows_grouped_heads(varlen_attn):
+        if _supports_grouped_heads(varlen_attn):
             options["enable_gqa"] = True
         else:
             k, v = (tensor.repeat_interleave(group, dim=1) for tensor in (k, v))
@@ -143,19 +153,19 @@ def flash_attention(
         **options,
     )
     if isinstance(found, tuple):
-        raise TypeError("varlen_attn gave more than the attention's output")
+        raise TypeError("varlen_attn returned more than the attention output")
     return found[None]
 
 
 @lru_cache(maxsize=4)
-def _knows_grouped_heads(kernel: Callable[..., Any]) -> bool:
-    """Whether fewer key heads than query heads are the kernel's own business: from torch 2.12 on."""
+def _supports_grouped_heads(kernel: Callable[..., Any]) -> bool:
+    """Return whether the kernel accepts fewer key heads than query heads: torch 2.12 and later."""
     return "enable_gqa" in inspect.signature(kernel).parameters
 
 
 @lru_cache(maxsize=4)
 def _sequences(plan: PackingPlan, device: torch.device) -> _Sequences:
-    """Made once per batch, used by all layers."""
+    """Return the sequences of a plan; computed once per batch and used by all layers."""
     keys: list[Tensor] = []
     queries_of: list[int] = []
     keys_of: list[int] = []
@@ -172,17 +182,17 @@ def _sequences(plan: PackingPlan, device: torch.device) -> _Sequences:
 
 ATTENTION_NAME = "prefsweep_packed"
 BLOCK_SIZE = 96
-"""Queries per block: measured best on CPU, by little, of 32 to 256."""
+"""Queries per block: fastest on CPU, by a small margin, of 32 to 256."""
 MAX_SAVED_BYTES = 64 * 2**20
-"""Probabilities of a layer up to this size are kept for backward; larger ones are computed again there."""
+"""Bytes. Probabilities of a layer up to this size are stored for backward; larger ones are recomputed."""
 
 
 class CannotAttend(ValueError):
-    """The model asks of its attention something that the packed form does not do."""
+    """The model's attention needs a feature that packed attention does not have."""
 
 
 def register() -> None:
-    """Make `ATTENTION_NAME` known to transformers. It gets no mask function, so that models build no mask for it."""
+    """Register `ATTENTION_NAME` with transformers, without a mask function, so that models build no mask for it."""
     AttentionInterface.register(ATTENTION_NAME, packed_attention)
 
 
@@ -200,15 +210,31 @@ def packed_attention(
     pair_plan: PackingPlan | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention by `pair_plan`; query [1, heads, T, D], key and value [1, kv heads, T, D] -> [1, T, heads, D].
+    """Compute attention as `pair_plan` says; an attention function for transformers' `AttentionInterface`.
 
-    scaling: factor of the scores, by default D ** -0.5; sliding_window: tokens a query sees, itself included;
-    softcap: scores become softcap * tanh(scores / softcap). CannotAttend where it would not be exact.
+    Args:
+        module: Unused.
+        query: [1, heads, T, D].
+        key: [1, kv heads, T, D].
+        value: [1, kv heads, T, D].
+        attention_mask: Must be None.
+        scaling: Factor of the scores, by default D ** -0.5.
+        dropout: Must be 0.
+        sliding_window: Number of tokens that a query sees, itself included.
+        softcap: Scores become softcap * tanh(scores / softcap).
+        pair_plan: The pairs of the packed sequence.
+        others: Further arguments of the model.
+
+    Returns:
+        [1, T, heads, D], and None for the attention weights.
+
+    Raises:
+        CannotAttend: The result would not be exact.
     """
     if pair_plan is None:
-        raise CannotAttend("the model does not hand its keyword arguments on to its attention")
+        raise CannotAttend("the model does not pass its keyword arguments to its attention")
     if attention_mask is not None:
-        raise CannotAttend("the model brings its own attention mask")
+        raise CannotAttend("the model uses its own attention mask")
     if dropout:
         raise CannotAttend("attention dropout is not supported: set the model's attention_dropout to 0")
     refused = [name for name in ("s_aux", "position_bias", "head_mask", "cache") if others.get(name) is not None]
@@ -232,7 +258,7 @@ class _ScoreParams:
 
 
 def _segment_keys(tensor: Tensor, segment: CausalSegment) -> Tensor:
-    """[kv heads, keys, D] of a strand: the shared prompt, then its own tokens."""
+    """Return the keys [kv heads, keys, D] of a segment: the shared prompt, then its own tokens."""
     own = tensor[:, segment.begin : segment.end]
     if not segment.shared:
         return own
@@ -241,7 +267,7 @@ def _segment_keys(tensor: Tensor, segment: CausalSegment) -> Tensor:
 
 @lru_cache(maxsize=BLOCK_SIZE)
 def _causal_mask(queries: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """[queries, queries] -inf where key j comes after query i, else 0: added, as filling by a mask is slower."""
+    """[queries, queries] -inf where key j comes after query i, else 0. Adding it is faster than masked_fill."""
     return torch.full((queries, queries), -torch.inf, dtype=dtype, device=device).triu_(1)
 
 
@@ -251,7 +277,7 @@ def _window_mask(queries: int, keys: int, window: int, device: torch.device) -> 
 
 
 def _probabilities(query: Tensor, key: Tensor, group: int, rule: _ScoreParams) -> tuple[Tensor, Tensor | None]:
-    """[kv, group * b, n] softmax of a block's scores, and d(capped score)/d(score) where there is a softcap.
+    """Return the softmax of a block's scores, [kv, group * b, n], and d(capped score)/d(score) if there is a softcap.
 
     query [kv, group * b, D], already scaled; key [kv, n, D], of which the last b are the queries' own.
     """
@@ -294,19 +320,19 @@ class _PackedAttention(torch.autograd.Function):
 
 
 def _blocks(segment: CausalSegment) -> list[tuple[slice, int]]:
-    """The strand's blocks of queries: where they lie, and how many keys of the strand they see."""
+    """Return the segment's blocks of queries, and how many keys of the segment each sees."""
     ends = (*range(segment.begin + BLOCK_SIZE, segment.end, BLOCK_SIZE), segment.end)
     starts = range(segment.begin, segment.end, BLOCK_SIZE)
     return [(slice(low, high), segment.shared + high - segment.begin) for low, high in zip(starts, ends, strict=True)]
 
 
 def _fold_groups(block: Tensor) -> Tensor:
-    """[kv, group, b, D] as [kv, group * b, D]: the queries that share keys in one product."""
+    """[kv, group, b, D] -> [kv, group * b, D]: queries that share keys are multiplied together."""
     return block[:, 0] if block.shape[1] == 1 else block.flatten(1, 2)
 
 
 def _split_groups(tensor: Tensor, kv: int) -> Tensor:
-    """[heads, T, D] as [kv, group, T, D]."""
+    """[heads, T, D] -> [kv, group, T, D]."""
     return tensor.unflatten(0, (kv, -1))
 
 
@@ -324,10 +350,10 @@ def _forward(
     saved_blocks: list[Tensor] = []
     for segment in causal_segments(plan):
         k, v = _segment_keys(key[0], segment), _segment_keys(value[0], segment)
-        # Last block first, as backward wants them.
-        for block, seen in reversed(_blocks(segment)):
-            probabilities, _ = _probabilities(_fold_groups(q[:, :, block]), k[:, :seen], group, rule)
-            target[:, :, block] = torch.bmm(probabilities, v[:, :seen]).unflatten(1, (group, -1))
+        # Last block first, the order of backward.
+        for block, visible in reversed(_blocks(segment)):
+            probabilities, _ = _probabilities(_fold_groups(q[:, :, block]), k[:, :visible], group, rule)
+            target[:, :, block] = torch.bmm(probabilities, v[:, :visible]).unflatten(1, (group, -1))
             if keep:
                 saved_blocks.append(probabilities)
     return out, saved_blocks
@@ -349,22 +375,22 @@ def _backward(
     for segment in causal_segments(plan):
         k, v = _segment_keys(key[0], segment), _segment_keys(value[0], segment)
         sums: tuple[Tensor, Tensor] | None = None
-        # The last block sees every key of the strand: its gradients are the sums that the others add to.
-        for block, seen in reversed(_blocks(segment)):
+        # The last block sees every key of the segment: the other blocks add to its gradients.
+        for block, visible in reversed(_blocks(segment)):
             q_rows, g_rows = _fold_groups(q[:, :, block]), _fold_groups(g[:, :, block])
-            p, slope = (next(saved), None) if saved_blocks else _probabilities(q_rows, k[:, :seen], group, rule)
-            dp = torch.bmm(g_rows, v[:, :seen].transpose(1, 2))
+            p, slope = (next(saved), None) if saved_blocks else _probabilities(q_rows, k[:, :visible], group, rule)
+            dp = torch.bmm(g_rows, v[:, :visible].transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data(dp, p, -1, p.dtype)
             if slope is not None:
                 ds.mul_(slope)
-            dq[:, :, block] = torch.bmm(ds, k[:, :seen]).unflatten(1, (group, -1))
+            dq[:, :, block] = torch.bmm(ds, k[:, :visible]).unflatten(1, (group, -1))
             dk, dv = torch.bmm(ds.transpose(1, 2), q_rows), torch.bmm(p.transpose(1, 2), g_rows)
             if sums is None:
                 sums = dk, dv
             else:
-                sums[0][:, :seen] += dk
-                sums[1][:, :seen] += dv
-        # A pair's own prompt and chosen come first and are set, its rejected strand then adds to the prompt's.
+                sums[0][:, :visible] += dk
+                sums[1][:, :visible] += dv
+        # Prompt and chosen come first and are assigned; the rejected segment then adds to the prompt's gradient.
         for full, part in zip((d_key[0], d_value[0]), sums or (), strict=True):
             full[:, segment.begin : segment.end] = part[:, segment.shared :]
             if segment.shared:

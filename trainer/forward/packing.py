@@ -1,6 +1,6 @@
-"""Pairs to batches: packed without padding, with the prompt computed once per pair; or padded, two rows per pair.
+"""Batches of pairs: packed without padding, with the prompt computed once per pair; or padded, two rows per pair.
 
-`PackingPlan` holds the pairs' positions in a packed sequence and the causal segments of its attention.
+`PackingPlan` holds the pairs' positions in a packed sequence, from which the causal segments of attention follow.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from trainer.forward.rotary_embeddings import RotaryPlan
 
 @dataclass(frozen=True, slots=True)
 class PairSpan:
-    """Where a pair lies in the packed sequence: prompt, chosen and rejected tokens from `start` on."""
+    """Position of a pair in the packed sequence: numbers of prompt, chosen and rejected tokens from `start` on."""
 
     start: int
     prompt: int
@@ -37,7 +37,7 @@ class PackingPlan:
 
 @dataclass(frozen=True, slots=True)
 class CausalSegment:
-    """One causal sequence of a pair: its queries lie at [begin, end), `shared` keys lie before them at `prompt`."""
+    """A causal sequence of a pair: queries at [begin, end), preceded by `shared` keys at `prompt`."""
 
     begin: int
     end: int
@@ -46,7 +46,7 @@ class CausalSegment:
 
 
 def causal_segments(plan: PackingPlan) -> Iterator[CausalSegment]:
-    """Each pair's prompt + chosen, then its rejected, which shares the prompt. In the order of the queries."""
+    """Yield for each pair prompt + chosen, then rejected, which shares the prompt; in the order of the queries."""
     for span in plan.spans:
         middle = span.start + span.prompt + span.chosen
         yield CausalSegment(span.start, middle, span.start, 0)
@@ -55,11 +55,11 @@ def causal_segments(plan: PackingPlan) -> Iterator[CausalSegment]:
 
 
 SEGMENTS = ("chosen_shared", "chosen_tail", "rejected_shared", "rejected_tail", "prompt")
-"""Kinds of scored tokens; segment number of a token = pair * len(SEGMENTS) + the place of its kind here."""
+"""Kinds of scored tokens; segment number of a token = pair * len(SEGMENTS) + index of its kind."""
 
 TokenArray = NDArray[np.integer]
 RotaryKey = Callable[[int], int]
-"""Tokens of a sequence -> what its rotary frequencies follow from (trainer.forward.rotary_embeddings)."""
+"""Tokens of a sequence -> key of its rotary frequencies (trainer.forward.rotary_embeddings)."""
 
 
 class TokenPair(Protocol):
@@ -75,39 +75,39 @@ class TokenPair(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the model computes, and which of its positions predict which scored tokens.
+    """The inputs of the model, and which positions predict which scored tokens.
 
-    A position in `rows` is an index into the flattened [batch * length] hidden states. Rows of one pair are adjacent.
+    `rows` are indices into the flattened [batch * length] hidden states. Rows of one pair are adjacent.
     """
 
     input_ids: Tensor
-    """[1, T] packed, [2N, L] separate (chosen sequences first)."""
+    """[1, T] packed, [2N, L] padded (chosen sequences first)."""
     position_ids: Tensor | None
     attention_mask: Tensor | None
     plan: PackingPlan | None
     rows: Tensor
-    """[R] the position whose hidden state predicts the target."""
+    """[R] positions whose hidden states predict the targets."""
     targets: Tensor
     """[R] token ids."""
     segments: Tensor
     """[R] segment number of each target."""
     pair_rows: tuple[int, ...]
-    """[N + 1] where each pair's rows begin, and R at the end."""
+    """[N + 1] the first row of each pair, then R."""
     chosen_tokens: tuple[int, ...]
     rejected_tokens: tuple[int, ...]
     prompt_tokens: tuple[int, ...]
-    """Tokens of each prompt that are predicted, its length minus 1."""
+    """Number of predicted tokens of each prompt: its length minus 1."""
     prompt_scored: bool
     tokens: int
-    """Positions computed, padding included."""
+    """Number of positions computed, padding included."""
     rotary: RotaryPlan | None = None
-    """Where a model's rotary frequencies depend on lengths: which each position has."""
+    """Groups of rotary frequencies by position, if the model's frequencies depend on lengths."""
 
     def __len__(self) -> int:
         return len(self.chosen_tokens)
 
     def to(self, device: torch.device) -> Batch:
-        """On another device."""
+        """Return the batch on another device."""
         return replace(
             self,
             input_ids=self.input_ids.to(device),
@@ -123,9 +123,9 @@ class Batch:
 def packed_lengths(
     prompt: Sequence[int], chosen: Sequence[int], rejected: Sequence[int], key: RotaryKey | None = None
 ) -> list[int]:
-    """Positions each pair takes in the packed layout: the last token of a response predicts nothing and is left out.
+    """Return how many positions each pair takes in the packed layout. The last token of a response predicts nothing.
 
-    key: as of `pack_pairs`; the prompt of a pair whose two sequences have different frequencies is there twice.
+    `key` is that of `pack_pairs`: if the two sequences of a pair have different frequencies, its prompt is repeated.
     """
     return [
         p + c + r - 2 + (0 if key is None or key(p + c) == key(p + r) else p)
@@ -136,13 +136,13 @@ def packed_lengths(
 def micro_batches(
     lengths: Sequence[int], order: Sequence[int], budget: int, *, padded: bool = False
 ) -> list[list[int]]:
-    """Cut `order` into consecutive runs of at most `budget` tokens; a longer pair is alone. Deterministic.
+    """Split `order` into consecutive micro-batches of at most `budget` tokens; a longer pair is alone. Deterministic.
 
-    lengths[i] is the cost of pair i alone. The cost of a run is the sum of its pairs', or with `padded` their number
-    times the largest, since each is padded to the longest. The result holds every element of `order` once, in order.
+    `lengths[i]` is the cost of pair i. The cost of a micro-batch is the sum over its pairs or, with `padded`, their
+    number times the largest. The result has every element of `order` once, in order.
     """
     if budget < 1:
-        raise ValueError(f"the token budget of a micro-batch is at least 1, not {budget}")
+        raise ValueError(f"the token budget of a micro-batch must be at least 1, not {budget}")
     batches: list[list[int]] = []
     used = longest = 0
     for index in order:
@@ -159,11 +159,19 @@ def micro_batches(
 def pack_pairs(
     pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True, key: RotaryKey | None = None
 ) -> Batch:
-    """One padding-free sequence: per pair prompt, chosen, rejected; the prompt's last state predicts both first tokens.
+    """Pack pairs into one sequence without padding. The last state of a prompt predicts the first tokens of both
+    responses.
 
-    Position ids restart at the prompt's length for rejected. With `prompt` the prompt's own tokens are scored too;
-    without `rejected` the rejected responses are left out. key: of a model whose rotary frequencies depend on lengths;
-    a pair whose two sequences differ in it has the prompt twice. An empty prompt or response: ValueError.
+    Args:
+        pairs: At least one pair; per pair the order is prompt, chosen, rejected, and position ids restart at the
+            prompt's length for rejected.
+        prompt: Whether the prompt's own tokens are scored too.
+        rejected: Whether rejected responses are included.
+        key: `RotarySwitch.key` of a model whose rotary frequencies depend on lengths; a pair whose two sequences differ
+            in it gets its prompt twice.
+
+    Raises:
+        ValueError: A prompt or response is empty.
     """
     _check_pairs(pairs)
     ids: list[TokenArray] = []
@@ -175,18 +183,18 @@ def pack_pairs(
     for pair in pairs:
         p, c, r = len(pair.prompt), len(pair.chosen) - 1, len(pair.rejected) - 1 if rejected else 0
         of_chosen, of_rejected = p + len(pair.chosen), p + len(pair.rejected)
-        apart = rejected and key is not None and key(of_chosen) != key(of_rejected)
-        again = p if apart else 0
-        ids += [pair.prompt, pair.chosen[:c], pair.prompt[:again], pair.rejected[:r]]
-        positions += [np.arange(p + c), np.arange(p - again, p + r)]
-        lengths += [np.full(p + c, of_chosen), np.full(again + r, of_rejected)]
+        separate = rejected and key is not None and key(of_chosen) != key(of_rejected)
+        repeated = p if separate else 0
+        ids += [pair.prompt, pair.chosen[:c], pair.prompt[:repeated], pair.rejected[:r]]
+        positions += [np.arange(p + c), np.arange(p - repeated, p + r)]
+        lengths += [np.full(p + c, of_chosen), np.full(repeated + r, of_rejected)]
         last, middle = start + p - 1, start + p + c
-        first_rejected = middle + again
-        if apart:
+        first_rejected = middle + repeated
+        if separate:
             spans += [PairSpan(start, p, c, 0), PairSpan(middle, p, r, 0)]
         else:
             spans.append(PairSpan(start, p, c, r))
-        before = first_rejected - 1 if apart else last
+        before = first_rejected - 1 if separate else last
         second = np.concatenate([[before], np.arange(first_rejected, first_rejected + r)]) if rejected else np.arange(0)
         scored.append(_ScoredPositions(np.arange(last, middle), second, np.arange(start, last)))
         start = first_rejected + r
@@ -204,10 +212,10 @@ def pack_pairs(
 def pad_pairs(
     pairs: Sequence[TokenPair], *, prompt: bool = False, rejected: bool = True, key: RotaryKey | None = None
 ) -> Batch:
-    """Two right-padded sequences per pair, N chosen then N rejected, for architectures that cannot share a prompt.
+    """Pad pairs to two right-padded sequences each, N chosen then N rejected, for models that cannot share a prompt.
 
     With `prompt` the prompt's tokens are scored once, in the chosen sequence; without `rejected` there are N sequences.
-    key: as of `pack_pairs`.
+    `key` is that of `pack_pairs`.
     """
     _check_pairs(pairs)
     sequences = [np.concatenate([pair.prompt, pair.chosen[:-1]]) for pair in pairs]
@@ -231,7 +239,7 @@ def pad_pairs(
         )
     if key is None:
         return _make_batch(pairs, scored, prompt, input_ids=input_ids, mask=mask)
-    # A response's last token, which predicts nothing and is left out, counts towards its length all the same.
+    # The last token of a response predicts nothing and is not computed, but it counts towards the sequence's length.
     lengths = np.array([[len(sequence) + 1] for sequence in sequences]).repeat(longest, axis=1)
     positions = np.arange(longest)[None].repeat(len(sequences), axis=0)
     rotary = _rotary_plan(lengths, key)
@@ -239,10 +247,10 @@ def pad_pairs(
 
 
 def _rotary_plan(lengths: TokenArray, key: RotaryKey) -> RotaryPlan:
-    """lengths: [rows, length] tokens of the sequence that each position belongs to."""
+    """Return the plan of positions whose sequences have these lengths. `lengths`: [rows, length]."""
     tokens, scored = np.unique(lengths, return_inverse=True)
     keys = [key(int(each)) for each in tokens]
-    longest = dict(zip(keys, map(int, tokens), strict=True))  # ascending: the last of each key is kept
+    longest = dict(zip(keys, map(int, tokens), strict=True))  # ascending, so the longest of each key remains
     numbers = {each: number for number, each in enumerate(longest)}
     which = np.array([numbers[each] for each in keys])[scored.reshape(lengths.shape)]
     return RotaryPlan(tuple(longest.values()), _tensor(which))
@@ -250,7 +258,7 @@ def _rotary_plan(lengths: TokenArray, key: RotaryKey) -> RotaryPlan:
 
 @dataclass(frozen=True, slots=True)
 class _ScoredPositions:
-    """Flat positions that predict a pair's chosen, rejected and prompt tokens; no rejected ones where left out."""
+    """Flat positions that predict a pair's chosen, rejected and prompt tokens; `rejected` may be empty."""
 
     chosen: TokenArray
     rejected: TokenArray
@@ -263,7 +271,7 @@ def _check_pairs(pairs: Sequence[TokenPair]) -> None:
     for number, pair in enumerate(pairs):
         for name, part in (("prompt", pair.prompt), ("chosen", pair.chosen), ("rejected", pair.rejected)):
             if len(part) == 0:
-                raise ValueError(f"pair {number} of the batch has an empty {name}: nothing to score")
+                raise ValueError(f"pair {number} of the batch has an empty {name}")
 
 
 def _make_batch(
@@ -277,7 +285,7 @@ def _make_batch(
     plan: PackingPlan | None = None,
     rotary: RotaryPlan | None = None,
 ) -> Batch:
-    """The batch of these inputs, with what its positions predict."""
+    """Return the batch of these inputs with its targets."""
     rows: list[TokenArray] = []
     targets: list[TokenArray] = []
     segments: list[TokenArray] = []

@@ -1,10 +1,9 @@
-"""One model over pairs: packed with shared prompts where the architecture allows it, else as separate sequences."""
+"""`PairModel`: log-probs and gradients of pairs, packed with shared prompts if the architecture allows it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 from weakref import WeakSet
@@ -19,10 +18,9 @@ from trainer.distributed.fsdp import is_sharded, reshard
 from trainer.forward.architecture import (
     check_head,
     core_model,
+    disable_randomness,
     find_head,
-    gathered_head,
     hidden_states,
-    hold_repeatable,
     packing_unsupported_reason,
     use_attention,
 )
@@ -36,39 +34,39 @@ from trainer.randomness import switched_off
 _log = logging.getLogger(__name__)
 
 _warned: WeakSet[PreTrainedModel] = WeakSet()
-"""Models of which it was said what is special about them: once, however many trials they serve."""
+"""Models whose special properties were logged: once per model."""
 
 
 _checked: WeakSet[PreTrainedModel] = WeakSet()
-"""Models whose passes in training mode were compared."""
+"""Models that were checked for randomness in training mode."""
 
 
 class CannotPack(ValueError):
-    """Packed attention was asked for and the architecture cannot."""
+    """Packed attention was requested, but the architecture does not support it."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateLogps:
-    """The log-probs of all pairs of an update as the model is now, for objectives that couple them."""
+    """The log-probs of all pairs of an update under the current model, for objectives that couple them."""
 
     logps: PairLogps
-    """With reference, on the model's device."""
+    """With reference log-probs, on the model's device."""
     index: Sequence[int]
-    """Where the micro-batch's pairs are among them."""
+    """Indices of the micro-batch's pairs in the update."""
 
 
 @dataclass(slots=True)
 class PassCounters:
-    """What was computed so far: passes through the model's body, and positions in them (padding included)."""
+    """Work done so far: passes through the model, and positions computed (padding included)."""
 
     forwards: int = 0
     tokens: int = 0
 
 
 class PairModel:
-    """A causal LM (plain, with LoRA adapters, sharded, or in DistributedDataParallel) over preference pairs.
+    """A causal LM (plain, with LoRA adapters, sharded, or in DistributedDataParallel) applied to preference pairs.
 
-    Dropout must be off. The caller's autocast is honoured; sums are float64 over float32 token log-probs.
+    Dropout must be off. The caller's autocast is used; sums are float64 over float32 token log-probs.
     """
 
     def __init__(
@@ -78,9 +76,18 @@ class PairModel:
         chunk_size: ChunkSize | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        """attention packed: CannotPack where the architecture cannot. rows: of logits at once, by default by memory.
+        """Check the model and choose the layout.
 
-        autocast: the dtype under which the caller will compute, so that what is tried on CUDA are the kernels of use.
+        Args:
+            model: The model, wrapped or not.
+            attention: "packed" requires shared prompts; "auto" uses them if the model supports them.
+            chunk_size: Rows of logits per pass; by default chosen by memory.
+            autocast: The caller's autocast dtype, so that the kernels tested on CUDA are those of training.
+
+        Raises:
+            CannotPack: "packed" was requested and the architecture does not support it.
+            UnsupportedHead: The output layer is not supported.
+            StillRandom: The model is random in training mode.
         """
         self._model = model
         self._core = core_model(model)
@@ -88,35 +95,35 @@ class PairModel:
         check_head(self._core, self._head)
         if self._core not in _checked:
             self._check_repeatable()
-        reason = "asked for" if attention == "separate" else packing_unsupported_reason(self._core, autocast)
+        reason = "requested" if attention == "separate" else packing_unsupported_reason(self._core, autocast)
         if attention == "packed" and reason is not None:
             raise CannotPack(f"{type(self._core).__name__} cannot share prompts: {reason}")
         self.rotary = RotarySwitch.of(self._core)
-        """Where the model's rotary frequencies depend on the lengths of sequences: how."""
+        """The rotary modules if their frequencies depend on sequence lengths, else None."""
         if self.rotary is not None:
             self.rotary.reset()
         if self._core not in _warned:
             self._warn_once(reason if attention == "auto" else None)
         self.mode: Literal["packed", "separate"] = "packed" if reason is None else "separate"
         self.separate_reason = reason
-        """Why the mode is not packed; None when it is."""
+        """Why the mode is "separate"; None if it is "packed"."""
         self.chunk_size = chunk_size or _chunk_size(
             self.device.type, cast(nn.Linear, self._core.get_output_embeddings()).out_features
         )
         self.counters = PassCounters()
         self.sharded = is_sharded(self._core)
-        """Whether each process has slices of the weights: then all of them must make the same number of passes."""
+        """Whether the weights are sharded: then all processes must make the same number of passes."""
 
     def _check_repeatable(self) -> None:
-        current = hold_repeatable(self._core)
-        if current:
-            _log.warning("drawing at random in training mode: modules of type %s stay at rest", ", ".join(current))
+        random_types = disable_randomness(self._core)
+        if random_types:
+            _log.warning("modules of type %s are random when training; kept in eval mode", ", ".join(random_types))
         _checked.add(self._core)
 
     def _warn_once(self, reason: str | None) -> None:
         if named := switched_off(self._core):
             found = ", ".join(f"{name} {value}" for name, value in named.items())
-            _log.warning("switched off in the model while it is trained and evaluated: %s", found)
+            _log.warning("switched off in the model for training and evaluation: %s", found)
         if reason is not None:
             _log.warning("pairs are computed as separate padded sequences: %s", reason)
         if getattr(self._core.config.get_text_config(), "router_aux_loss_coef", None):
@@ -125,17 +132,16 @@ class PairModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the output layer is."""
+        """The device of the output layer."""
         return self._head.weight.device
 
     def logps(self, pairs: Sequence[TokenPair], required: RequiredStats | None = None) -> PairLogps:
-        """Log-probs of one micro-batch of pairs, without gradient and without reference; on the model's device."""
+        """Return the log-probs of one micro-batch, without gradient and without reference; on the model's device."""
         required = RequiredStats() if required is None else required
         batch = self._make_batch(pairs, required)
         with torch.no_grad(), use_attention(self._core, batch, self.rotary):
             hidden = hidden_states(self._core, self._core, batch)
-        with self._gathered_head() as head:
-            found = sequence_logps(hidden, batch, head, self.chunk_size, required.collision_prob)
+        found = sequence_logps(hidden, batch, self._current_head(), self.chunk_size, required.collision_prob)
         reshard(self._core)
         return found
 
@@ -152,7 +158,7 @@ class PairModel:
 
         reference: of these pairs in this order, for objectives that compare with the initial model, else None.
         norm: totals of the whole update over all processes. backward: called once with the scalar loss
-        (`Tensor.backward` or of DeepSpeed); under DistributedDataParallel, which averages over processes, it
+        (`Tensor.backward`); under DistributedDataParallel, which averages over processes, it
         multiplies by their number. The gradients of an update's micro-batches add up to that of its loss. update: only
         for objectives that couple the pairs of an update (`required_stats(loss).update_logps`), where these pairs are
         not all.
@@ -160,11 +166,11 @@ class PairModel:
         required = required_stats(loss)
         if required.update_logps and update is None and len(pairs) != norm.pairs:
             raise ValueError(
-                f"{loss.kind} with these terms couples the pairs of an update, but {len(pairs)} of {norm.pairs} were "
-                "given: give the whole update's log-probs too"
+                f"{loss.kind} with these terms couples the pairs of an update, but {len(pairs)} of {norm.pairs} are "
+                "given; give the log-probs of the whole update too"
             )
         if required.reference != (reference is not None):
-            raise ValueError(f"{loss.kind} {'needs' if required.reference else 'has no use for'} reference log-probs")
+            raise ValueError(f"{loss.kind} {'needs' if required.reference else 'takes no'} reference log-probs")
         batch = self._make_batch(pairs, required)
         if reference is not None:
             _check_reference(reference, batch)
@@ -178,22 +184,21 @@ class PairModel:
 
         with use_attention(self._core, batch, self.rotary):
             hidden = hidden_states(self._model, self._core, batch)
-            with self._gathered_head() as head:
-                total, terms = objective_loss(
-                    hidden,
-                    batch,
-                    head,
-                    objective,
-                    self.chunk_size,
-                    couples_pairs=required.update_logps and update is None,
-                    collision_prob=required.collision_prob,
-                )
-                backward(total)
+            total, terms = objective_loss(
+                hidden,
+                batch,
+                self._current_head(),
+                objective,
+                self.chunk_size,
+                couples_pairs=required.update_logps and update is None,
+                collision_prob=required.collision_prob,
+            )
+            backward(total)
         return LossTerms.cat(terms)
 
-    def _gathered_head(self) -> AbstractContextManager[Head]:
-        """The output layer during a pass; of a sharded model it is whole only then."""
-        return gathered_head(self._core) if self.sharded else nullcontext(self._head)
+    def _current_head(self) -> Head:
+        """Return the output layer between a pass and its backward, when FSDP2 has gathered a sharded one."""
+        return find_head(self._core) if self.sharded else self._head
 
     def _make_batch(self, pairs: Sequence[TokenPair], required: RequiredStats) -> Batch:
         layout = pack_pairs if self.mode == "packed" else pad_pairs

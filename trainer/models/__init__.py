@@ -1,1 +1,1 @@
-"""The policy model: loaded once, reset between trials, exported at the end."""
+"""The policy model: loaded once, reset between trials, exported at the end of a trial."""

@@ -1,4 +1,4 @@
-"""Adapters added into the weights of their base model: the model that was trained, as one."""
+"""Merge LoRA adapters into the weights of their base model."""
 
 from __future__ import annotations
 
@@ -20,65 +20,63 @@ from trainer.results import ModelError
 
 
 class BaseGone(ModelError):
-    """The folder of the base model is not there."""
+    """The folder of the base model does not exist."""
 
     def __init__(self, path: str) -> None:
-        super().__init__(f"the base model {path} of these adapters is no longer there")
+        super().__init__(f"the base model {path} of these adapters was not found")
 
 
 def load_base(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the base model of the adapters in `source` on the CPU, in the dtype that they were trained over.
+    """Return the base model of the adapters in `source` on the CPU, in the dtype that was used in training.
 
     Args:
         source: A folder with `adapter_config.json`.
-        model: How the base was loaded for training; by default as it is stored.
+        model: How the base was loaded for training; by default the dtype of its files.
         trust_remote_code: Whether Python code that comes with the model may run.
 
     Raises:
-        ModelError: The base can no longer be loaded (BaseGone where its folder is gone).
+        ModelError: The base cannot be loaded (BaseGone if its folder does not exist).
     """
-    message: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
-    path = str(message["base_model_name_or_path"])
+    adapter_config: dict[str, Any] = json.loads((source / "adapter_config.json").read_text(encoding="utf-8"))
+    path = str(adapter_config["base_model_name_or_path"])
     if Path(path).is_absolute() and not Path(path).is_dir():
         raise BaseGone(path)
     own: dict[str, Any] = {} if model is None else {"dtype": model.dtype, "load_in_4bit": model.load_in_4bit}
-    requested = ModelConfig(name_or_path=path, revision=message.get("revision"), **own)
-    return load_model(
-        requested, path, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None
-    )
+    base = ModelConfig(name_or_path=path, revision=adapter_config.get("revision"), **own)
+    return load_model(base, path, torch.device("cpu"), trust_remote_code=trust_remote_code, as_stored=model is None)
 
 
-def merged(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
-    """Return the base model of the adapters in `source` with them added, in the dtype that was trained.
+def merge_adapters(source: Path, model: ModelConfig | None, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """Return the base model of the adapters in `source` with the adapters merged, in the dtype of training.
 
-    A weight that two layers share is stored once for each where only one of them was adapted. Weights in 4 bits become
-    the numbers that they stood for in training. Arguments and errors as of `load_base`.
+    A weight shared by two layers, of which only one is adapted, is stored for each. Weights in 4 bits are dequantized
+    to their values in training. Arguments and errors are those of `load_base`.
     """
     base = load_base(source, model, trust_remote_code=trust_remote_code)
     if model is not None and model.load_in_4bit:
-        base = _without_quantisation(base, torch.float32 if model.dtype == "float32" else torch.bfloat16)
+        base = _dequantize(base, torch.float32 if model.dtype == "float32" else torch.bfloat16)
     shared = _shared_weights(base)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # what follows is what they ask for
+        warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # the weights are separated below
         warnings.filterwarnings("ignore", message=".*no longer tied.*")
         adapted = cast(Any, PeftModel).from_pretrained(base, str(source))
-        apart = _separate(base, shared)
-        made = cast(PreTrainedModel, adapted.merge_and_unload())
-    if apart:
-        for config in {id(c): c for c in (made.config, made.config.get_text_config())}.values():
+        separated = _separate(base, shared)
+        merged_model = cast(PreTrainedModel, adapted.merge_and_unload())
+    if separated:
+        for config in {id(c): c for c in (merged_model.config, merged_model.config.get_text_config())}.values():
             config.tie_word_embeddings = False
-        made._tied_weights_keys = None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-        made.all_tied_weights_keys = {}
-    return made
+        merged_model._tied_weights_keys = None  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+        merged_model.all_tied_weights_keys = {}
+    return merged_model
 
 
-def _without_quantisation(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def _dequantize(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     plain = cast(PreTrainedModel, cast(Any, model).dequantize())
     return cast(PreTrainedModel, cast(Any, plain).to(dtype))
 
 
 def _shared_weights(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """Every parameter that several modules have, with all of them and its name there."""
+    """Return every parameter that several modules share, as its modules and its name in each."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -87,19 +85,19 @@ def _shared_weights(model: nn.Module) -> list[list[tuple[nn.Module, str]]]:
 
 
 def _separate(model: nn.Module, shared: list[list[tuple[nn.Module, str]]]) -> bool:
-    """Give each module its own copy of a shared weight where one of them is adapted; whether there was such a one."""
+    """Give each module its own copy of a shared weight if one of them is adapted. Return whether one was."""
     wrapped: set[int] = set()
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             wrapped.add(id(module.get_base_layer()))
         elif isinstance(module, AuxiliaryTrainingWrapper):
             wrapped.add(id(module.original_module))
-    apart = False
+    separated = False
     for owners in shared:
         if not any(id(module) in wrapped for module, _ in owners):
             continue
-        apart = True
+        separated = True
         for module, name in owners[1:]:
             old = cast(nn.Parameter, getattr(module, name))
             setattr(module, name, nn.Parameter(old.detach().clone(), requires_grad=old.requires_grad))
-    return apart
+    return separated

@@ -1,4 +1,4 @@
-"""Which layers of a model get low-rank adapters, and the sentence that says so by name and count."""
+"""Choose the layers that get LoRA adapters, and describe the choice by layer names and counts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from peft.utils.transformers_weight_conversion import convert_peft_config_for_tr
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from trainer.results import ModelError, cannot_load
+from trainer.results import ModelError, cannot_load_message
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,29 +29,29 @@ if TYPE_CHECKING:
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _ADAPTED = (nn.Linear, nn.Embedding, Conv1D, *_CONVOLUTIONS)
-"""Kinds of layers that peft has adapters for."""
+"""Kinds of layers for which peft has adapters."""
 _SHOWN = 12
 
 
 @dataclass(frozen=True, slots=True)
 class _Targets:
-    """What is to be adapted: what peft is told, and the layers that the configuration asked for, by full names."""
+    """peft's arguments for the layers to adapt, and the layers that the configuration asked for, by full names."""
 
     modules: list[str] | str
     parameters: list[str]
-    asked: list[str]
+    requested: list[str]
 
 
 def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None) -> tuple[PeftModel, str]:
-    """Put adapters into the model; return what holds them, and one sentence about what is adapted and what is not.
+    """Add LoRA adapters to the model. Return the PEFT model and one sentence about what is adapted and what is not.
 
-    `all-linear` means the linear layers that a text passes and that compute with their weight themselves: not those of
-    a vision or audio tower, not the output layer, and not those whose weights a state-space mixer hands to a kernel. A
-    name means every layer that it ends the name of; it may also be a tensor of experts. The adapters are drawn from
+    `all-linear` means the linear layers of the language model whose forward pass is called: not those of a vision or
+    audio tower, not the output layer, and not those whose weights a state-space mixer passes to a kernel. A name
+    selects every layer whose name ends with it; it may also be a tensor of experts. Adapters are initialized from
     torch's seed.
 
     Raises:
-        ModelError: A name matches nothing or nothing that can be adapted, or no layer is left.
+        ModelError: A name matches no layer or none that can be adapted, or no layer is left.
     """
     layers = _Layers(model)
     targets = _targets(layers, lora)
@@ -66,9 +66,9 @@ def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None)
     )
     try:
         with warnings.catch_warnings():
-            # of fused experts' ranks, which are found by another name
+            # about fused experts' ranks, which peft finds under another name
             warnings.filterwarnings("ignore", message="The following (rank|alpha)_pattern keys did not match")
-            made = cast("PeftModel", get_peft_model(model, requested))
+            adapted = cast("PeftModel", get_peft_model(model, requested))
     except ValueError as error:
         if "lora_dropout" in str(error):
             raise ModelError(
@@ -76,44 +76,44 @@ def adapt(model: PreTrainedModel, lora: LoraConfig, revision: str | None = None)
                 "lora.target_modules"
             ) from error
         raise ModelError(f"these adapters do not fit this model: {error}") from error
-    tuner = cast(Any, made.base_model)
-    found = layers.notice(list(tuner.targeted_module_names), list(tuner.targeted_parameter_names), targets.asked)
-    return made, found
+    tuner = cast(Any, adapted.base_model)
+    found = layers.describe(list(tuner.targeted_module_names), list(tuner.targeted_parameter_names), targets.requested)
+    return adapted, found
 
 
 def _targets(layers: _Layers, lora: LoraConfig) -> _Targets:
     if lora.target_modules == "all-linear":
-        found = [name for name in layers.linear if layers.why_not(name) is None]
+        found = [name for name in layers.linear if layers.unadaptable_reason(name) is None]
         if not found:
             raise ModelError(
                 f"lora.target_modules all-linear: {layers.kind} has no linear layer that adapters can change"
-                f"{layers.left_out(layers.linear)}; train it in full (without lora), or name other layers"
+                f"{layers.describe_left_out(layers.linear)}; train it in full (without lora), or name other layers"
             )
         return _Targets("all-linear" if len(found) == len(layers.linear) else found, [], layers.linear)
     modules, parameters, requested, problems = list[str](), list[str](), list[str](), list[str]()
     for target in lora.target_modules:
-        named = _ending(target, layers.modules)
-        good = [name for name in named if layers.why_not(name) is None]
-        tensors = [] if named else _ending(target, layers.tensors)
+        named = _matching_names(target, layers.modules)
+        good = [name for name in named if layers.unadaptable_reason(name) is None]
+        tensors = [] if named else _matching_names(target, layers.tensors)
         if tensors:
             parameters += tensors
         elif good:
             modules += [target] if len(good) == len(named) else good
             requested += named
-        elif layers.fused(target):
+        elif layers.is_fused_name(target):
             modules.append(target)
         elif named:
-            nearest = next((name for name in named if layers.of_text(name)), named[0])
-            problems.append(f"{target} {layers.why_not(nearest)}")
+            nearest = next((name for name in named if layers.is_in_language_model(name)), named[0])
+            problems.append(f"{target} {layers.unadaptable_reason(nearest)}")
         else:
-            problems.append(layers.unknown(target))
+            problems.append(layers.unknown_target_message(target))
     if problems:
         raise ModelError("; ".join(f"lora.target_modules: {problem}" for problem in problems))
     return _Targets(list(dict.fromkeys(modules)), parameters, list(dict.fromkeys(requested)))
 
 
 def describe_adapters(config: ModelConfig, lora: LoraConfig, cache: Path, *, trust_remote_code: bool = False) -> str:
-    """Return the sentence about an initial model's adapters, from its configuration alone: no weight is read.
+    """Return the sentence about an initial model's adapters from its configuration, without reading weights.
 
     Raises:
         ModelError: These adapters do not fit the model, or its configuration cannot be loaded.
@@ -129,24 +129,24 @@ def describe_adapters(config: ModelConfig, lora: LoraConfig, cache: Path, *, tru
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(described, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
-        raise ModelError(no_causal_model(path, error)) from error
+        raise ModelError(not_causal_message(path, error)) from error
     return adapt(model, lora)[1]
 
 
-def no_causal_model(path: str, reason: Exception) -> str:
-    """Return the sentence about a model that transformers does not load as a causal language model."""
+def not_causal_message(path: str, reason: Exception) -> str:
+    """Return the error message for a model that transformers does not load as a causal language model."""
     if "Unrecognized configuration class" not in str(reason):
-        return cannot_load(f"the model {path}", reason)
+        return cannot_load_message(f"the model {path}", reason)
     found = re.search(r"configuration class <class '[\w.]*\.(\w+)Config'>", str(reason))
     kind = f"a {found[1]}" if found else "of another kind"
     return (
-        f"the model {path} is {kind}, which transformers does not load as a causal language model of text alone: give "
-        "a model of text, such as the language model that it was built on"
+        f"the model {path} is {kind}, which transformers does not load as a causal language model; use "
+        "a text-only model, such as its language model"
     )
 
 
 class _Layers:
-    """The modules of a model by what adapters can do with them."""
+    """The modules of a model, grouped by whether they can be adapted."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self._model, self.kind = model, type(model).__name__
@@ -171,97 +171,104 @@ class _Layers:
     def _owner(self, name: str) -> nn.Module:
         return self.modules.get(name.rpartition(".")[0], self._model)
 
-    def why_not(self, name: str) -> str | None:
-        """Why adapters on this module would be of no use; None where they are of use."""
+    def unadaptable_reason(self, name: str) -> str | None:
+        """Return why adapters on this module would have no effect; None if they have one."""
         if name in self._head:
-            return "is the output head, whose logits are never made; leave it out"
+            return "is the output layer, which cannot be adapted; leave it out"
         if not name.startswith(self._text):
-            return f"is in {self._part(name)}, which a text does not pass; leave it out"
-        if self._read_directly(name):
-            return "is in a state-space mixer, whose kernels read its weight and would pass an adapter by; leave it out"
+            return f"is in {self._part(name)}, which text does not pass through; leave it out"
+        if self._is_read_by_kernel(name):
+            return "is in a state-space mixer, whose kernels read its weight directly and ignore adapters; leave it out"
         if isinstance(self.modules[name], _ADAPTED):
             return None
-        inner = sorted({child.rpartition(".")[2] for child in _ending_below(name, self.linear)})
+        inner = sorted({child.rpartition(".")[2] for child in _names_below(name, self.linear)})
         kind = type(self.modules[name]).__name__
         if inner:
             return f"is a {kind}, not a layer; name its linear layers: {', '.join(inner)}"
         return f"is a {kind}, which adapters cannot change"
 
     def _part(self, name: str) -> str:
-        """The part outside of the language model: the first name that leaves the path to it."""
+        """Return the part of the model outside of the language model that contains this module."""
         parts, remaining = name.split("."), self._text.split(".")
         for i, part in enumerate(parts):
             if i >= len(remaining) or part != remaining[i]:
                 return ".".join(parts[: i + 1])
         return name
 
-    def _read_directly(self, name: str) -> bool:
+    def _is_read_by_kernel(self, name: str) -> bool:
         parent, own = self._owner(name), name.rpartition(".")[2]
         if not hasattr(parent, "A_log"):  # of a state-space mixer
             return False
         try:
             source = inspect.getsource(type(parent))
-        except (OSError, TypeError):  # made by no file
+        except (OSError, TypeError):  # a class without a source file
             source = ""
         return re.search(rf"\bself\.{re.escape(own)}\.(weight|bias)\b", source) is not None or (
             own == "out_proj" and self._model.config.model_type in _PEFT_REFUSES
         )
 
-    def unknown(self, target: str) -> str:
-        """That a name matches nothing, with the nearest one that does."""
-        known = sorted({name.rpartition(".")[2] for name in (*self.linear, *self.tensors) if self.of_text(name)})
-        near = get_close_matches(target.rpartition(".")[2], known, n=1)
+    def unknown_target_message(self, target: str) -> str:
+        """Return the error message for a name that matches nothing, with the closest name that does."""
+        names = sorted(
+            {name.rpartition(".")[2] for name in (*self.linear, *self.tensors) if self.is_in_language_model(name)}
+        )
+        near = get_close_matches(target.rpartition(".")[2], names, n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
-        return f"{target} is not in {self.kind}{hint} (linear layers: {', '.join(known)})"
+        return f"{target} is not in {self.kind}{hint} (linear layers: {', '.join(names)})"
 
-    def of_text(self, name: str) -> bool:
-        """Whether this is a part of the language model."""
+    def is_in_language_model(self, name: str) -> bool:
+        """Return whether this module belongs to the language model."""
         return name.startswith(self._text)
 
-    def fused(self, target: str) -> bool:
-        """Whether peft knows this as the old name of a part of the experts' tensors."""
+    def is_fused_name(self, target: str) -> bool:
+        """Return whether peft maps this name to a part of a tensor of experts."""
         config = PeftLoraConfig(target_modules=[target])
         convert_peft_config_for_transformers(config, model=self._model, conversions=None)
         return bool(config.target_parameters)
 
-    def notice(self, modules: Sequence[str], parameters: Sequence[str], requested: Sequence[str]) -> str:
-        """What is adapted, and what is not: of the layers that were asked for, and the tensors of experts."""
-        layers = f"{_many(modules, 'layer')} ({_counted(modules)})" if modules else ""
-        tensors = f"{_many(parameters, 'tensor')} of experts and routers ({_counted(parameters)})" if parameters else ""
+    def describe(self, modules: Sequence[str], parameters: Sequence[str], requested: Sequence[str]) -> str:
+        """Describe what is adapted, and which of the requested layers and tensors of experts are not."""
+        layers = f"{_count_text(modules, 'layer')} ({_counts_by_name(modules)})" if modules else ""
+        tensors = (
+            f"{_count_text(parameters, 'tensor')} of experts and routers ({_counts_by_name(parameters)})"
+            if parameters
+            else ""
+        )
         adapted = " and ".join(filter(None, [layers, tensors]))
-        return f"lora adapts {adapted}{self.left_out(requested, {*modules, *parameters})}"
+        return f"lora adapts {adapted}{self.describe_left_out(requested, {*modules, *parameters})}"
 
-    def left_out(self, requested: Sequence[str], adapted: Set[str] = frozenset()) -> str:
-        """What is not adapted, and why, as the rest of a sentence; empty where there is nothing to say."""
-        message: list[str] = []
+    def describe_left_out(self, requested: Sequence[str], adapted: Set[str] = frozenset()) -> str:
+        """Return what is not adapted, and why, as the rest of a sentence; "" if everything is."""
+        parts: list[str] = []
         left = [name for name in requested if name not in adapted]
-        outside = Counter(self._part(name) for name in left if not self.of_text(name))
-        message += [
-            f"{count} layer{'s'[: count - 1]} in {part}, which a text does not pass" for part, count in outside.items()
+        outside = Counter(self._part(name) for name in left if not self.is_in_language_model(name))
+        parts += [
+            f"{count} layer{'s'[: count - 1]} in {part}, which text does not pass through"
+            for part, count in outside.items()
         ]
-        ours = [name for name in left if self.of_text(name)]
-        mixers = [name for name in ours if self._read_directly(name)]
+        of_text = [name for name in left if self.is_in_language_model(name)]
+        mixers = [name for name in of_text if self._is_read_by_kernel(name)]
         if mixers:
-            message.append(f"{_counted(mixers)} of state-space mixers, whose kernels would pass an adapter by")
-        if others := [name for name in ours if name not in mixers]:
-            message.append(f"{_counted(others)}, as peft takes these names for parts of experts")
+            parts.append(f"{_counts_by_name(mixers)} of state-space mixers, whose kernels ignore adapters")
+        if others := [name for name in of_text if name not in mixers]:
+            parts.append(f"{_counts_by_name(others)}, because peft takes these names for parts of experts")
         experts = [name for name in self.tensors if name not in adapted]
         if experts:
-            every = {name: p.numel() for name, p in self._sizes.items()}
-            share = sum(every[name] for name in experts) / sum(every.values())
-            message.append(
-                f"{_many(experts, 'tensor')} of experts ({_counted(experts)}) with {share:.0%} of the weights; to "
-                "adapt them, name them in lora.target_modules"
+            sizes = {name: p.numel() for name, p in self._sizes.items()}
+            share = sum(sizes[name] for name in experts) / sum(sizes.values())
+            parts.append(
+                f"{_count_text(experts, 'tensor')} of experts ({_counts_by_name(experts)}) with {share:.0%} of the "
+                "weights; to adapt them, name them in lora.target_modules"
             )
-        return f"; not adapted: {'; '.join(message)}" if message else ""
+        return f"; not adapted: {'; '.join(parts)}" if parts else ""
 
 
 _PEFT_REFUSES = frozenset({"falcon_h1", "mamba", "mamba2", "falcon_mamba", "nemotron_h"})
-"""Model types whose `out_proj` peft refuses, whatever reads it."""
+"""Model types whose `out_proj` peft always refuses to adapt."""
 
 
 def _text_prefix(model: PreTrainedModel, modules: dict[str, nn.Module]) -> str:
-    """How the names of the language model's modules begin; empty where the model is nothing else."""
+    """Return the prefix of the language model's module names; "" if the model is only a language model."""
     config = cast(Any, model.config)
     if config.get_text_config(decoder=True) is config:
         return ""
@@ -270,21 +277,21 @@ def _text_prefix(model: PreTrainedModel, modules: dict[str, nn.Module]) -> str:
     return f"{found[0]}." if found else ""
 
 
-def _ending(target: str, names: Iterable[str]) -> list[str]:
-    """The names that peft would take this one for."""
+def _matching_names(target: str, names: Iterable[str]) -> list[str]:
+    """Return the names that peft matches with this target."""
     return [name for name in names if name == target or name.endswith(f".{target}")]
 
 
-def _ending_below(name: str, names: Iterable[str]) -> list[str]:
+def _names_below(name: str, names: Iterable[str]) -> list[str]:
     return [each for each in names if each.startswith(f"{name}.")]
 
 
-def _many(names: Sequence[str], what: str) -> str:
-    return f"{len(names)} {what}{'s'[: len(names) - 1]}"
+def _count_text(names: Sequence[str], noun: str) -> str:
+    return f"{len(names)} {noun}{'s'[: len(names) - 1]}"
 
 
-def _counted(names: Sequence[str]) -> str:
-    """The last parts of these names, each with how often it occurs."""
+def _counts_by_name(names: Sequence[str]) -> str:
+    """Return the last parts of these names, each with its count."""
     counts = Counter(name.removesuffix(".weight").rpartition(".")[2] for name in names)
     shown = [f"{count} {name}" for name, count in sorted(counts.items())]
     more = len(shown) - _SHOWN

@@ -1,7 +1,7 @@
-"""`InitialWeights`: the weights every trial starts from, mapped from the model's files instead of copied.
+"""`InitialWeights`: the weights that every trial starts from, memory-mapped from the model's files.
 
-All workers of a machine then share one copy, in the system's page cache. What no file holds in the same form (another
-name, a tied or fused weight, a buffer) is kept in memory.
+All workers of a machine then share one copy, in the page cache. Tensors that no file stores in the same form (other
+names, tied or fused weights, buffers) are kept in memory.
 """
 
 from __future__ import annotations
@@ -17,41 +17,32 @@ from trainer.results import ModelError
 
 
 def named_tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Parameters and buffers, each once."""
+    """Return parameters and buffers by name, each once."""
     return [*model.named_parameters(), *model.named_buffers()]
 
 
 class InitialWeights:
-    """Taken from a model that has just been loaded and not yet been trained."""
+    """The initial weights of a model. Create it after loading and before training."""
 
     def __init__(self, model: nn.Module, files: Sequence[Path]) -> None:
-        """files: the safetensors files the model was loaded from. Every weight is compared once with what is there."""
+        """`files`: the safetensors files of the model. Every weight is compared once with its content."""
         self._stamps = {file: _file_stamp(file) for file in files}
         self._mapped: dict[str, torch.Tensor] = {}
         self._copied: dict[str, torch.Tensor] = {}
         found = _map_files(files)
         for name, tensor in named_tensors(model):
-            there = found.get(name)
-            if there is not None and there.shape == tensor.shape and torch.equal(there.to(tensor.dtype), tensor.cpu()):
-                self._mapped[name] = there
+            stored = found.get(name)
+            same_shape = stored is not None and stored.shape == tensor.shape
+            if stored is not None and same_shape and torch.equal(stored.to(tensor.dtype), tensor.cpu()):
+                self._mapped[name] = stored
             else:
                 self._copied[name] = tensor.detach().to("cpu", copy=True)
 
-    @property
-    def mapped_bytes(self) -> int:
-        """Bytes that lie in the model's files only."""
-        return _bytes(self._mapped.values())
-
-    @property
-    def copied_bytes(self) -> int:
-        """Bytes held in this process's memory."""
-        return _bytes(self._copied.values())
-
     def restore(self, model: nn.Module) -> None:
-        """Make the model's weights the start's to the bit. ModelError where a file was changed meanwhile."""
+        """Copy the initial weights into the model, bit for bit. Raises ModelError if a file was changed meanwhile."""
         for file, stamp in self._stamps.items():
             if _file_stamp(file) not in (stamp, None):
-                raise ModelError(f"{file} was changed while trials start from it; a sweep has one start model")
+                raise ModelError(f"{file} was changed; all trials of a sweep must start from the same initial model")
         with torch.no_grad():
             for name, tensor in named_tensors(model):
                 tensor.copy_(self._mapped[name] if name in self._mapped else self._copied[name])
@@ -67,13 +58,9 @@ def _map_files(files: Iterable[Path]) -> dict[str, torch.Tensor]:
 
 
 def _file_stamp(file: Path) -> tuple[int, int, int] | None:
-    """What changes when a file does; None when it is gone, which a mapping survives."""
+    """Return values that change with the file; None if it was deleted, which a mapping survives."""
     try:
         stat = file.stat()
     except FileNotFoundError:
         return None
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
-
-
-def _bytes(tensors: Iterable[torch.Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in tensors)

@@ -1,7 +1,7 @@
 """Model folders: locate, fingerprint, save and export.
 
 The fingerprint changes with the weights and is part of every cache key. A saved model is a folder that transformers
-loads: safetensors and tokenizer, adapters merged on request. `end_token_ids`: the tokens that end a completion.
+loads: safetensors and tokenizer; adapters are merged on request. `end_token_ids` are the tokens that end a completion.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from huggingface_hub import try_to_load_from_cache
 from peft import PeftModel
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from trainer.config.hub_cache import cached_file, model_file
 from trainer.config.trial import ModelConfig
-from trainer.distributed.deepspeed_zero3 import keep_off_stdout
-from trainer.models.adapter_merging import BaseGone, merged
+from trainer.environment import keep_deepspeed_off_stdout
+from trainer.models.adapter_merging import BaseGone, merge_adapters
 from trainer.randomness import as_configured
 from trainer.results import ModelError
 from trainer.storage.atomic_files import sha256_of, write_folder
@@ -28,7 +28,7 @@ from trainer.synthetic import generate_model
 
 
 def resolve_model_path(config: ModelConfig, cache: Path) -> str:
-    """Where the initial model is: the folder it was generated into, or the configured folder or hub name."""
+    """Return the folder or hub name of the initial model; a generated model is created in `cache` first."""
     if config.generated is not None:
         return str(generate_model(config.generated, cache))
     assert config.name_or_path is not None
@@ -36,43 +36,38 @@ def resolve_model_path(config: ModelConfig, cache: Path) -> str:
 
 
 def model_fingerprint(config: ModelConfig, path: str) -> str:
-    """Return the initial model's fingerprint.
+    """Return the fingerprint of the initial model.
 
-    The digest of a folder's safetensors, config.json and own code, or a hub model's commit.
-    A hub model must have been loaded before, so that its commit is known; without one the revision stands for it.
+    For a folder: a digest of its safetensors, config.json and Python code. For a hub model: its commit, which is known
+    once the model was loaded; before that, its revision.
     """
     folder = Path(path)
     if folder.is_dir():
         files = [*sorted(folder.glob("*.safetensors")), folder / "config.json"]
-        if "auto_map" in json.loads(files[-1].read_text(encoding="utf-8")):  # its own code computes
+        if "auto_map" in json.loads(files[-1].read_text(encoding="utf-8")):  # its Python code defines the computation
             files += sorted(folder.rglob("*.py"))
         return f"sha256:{sha256_of(files)}"
-    cached = try_to_load_from_cache(path, "config.json", revision=config.revision)
-    commit = Path(cached).parent.name if isinstance(cached, str) else (config.revision or "main")
+    cached = cached_file(path, "config.json", config.revision)
+    commit = (config.revision or "main") if cached is None else cached.parent.name
     return f"hub:{path}@{commit}"
 
 
 def weight_files(config: ModelConfig, path: str) -> list[Path]:
-    """The safetensors files of an initial model that was loaded: its folder's, or its commit's in the hub cache."""
-    folder = Path(path)
-    if not folder.is_dir():
-        cached = try_to_load_from_cache(path, "config.json", revision=config.revision)
-        if not isinstance(cached, str):
-            return []
-        folder = Path(cached).parent
-    return sorted(folder.glob("*.safetensors"))
+    """Return the safetensors files of a loaded initial model: of its folder, or of its commit in the hub cache."""
+    found = model_file(path, "config.json", config.revision)
+    return [] if found is None else sorted(found.parent.glob("*.safetensors"))
 
 
 def end_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int] = ()) -> list[int]:
-    """Ids of the tokens that end an answer: the model's own, the tokenizer's and `stops`, in ascending order."""
+    """Return the ids of all tokens that end a completion: the model's, the tokenizer's and `stops`, ascending."""
     configured: int | list[int] | None = getattr(model.generation_config, "eos_token_id", None)
-    several = [configured] if isinstance(configured, int) else (configured or [])
-    return sorted({*several, cast(int, tokenizer.eos_token_id), *stops})
+    model_ends = [configured] if isinstance(configured, int) else (configured or [])
+    return sorted({*model_ends, cast(int, tokenizer.eos_token_id), *stops})
 
 
 ADAPTER_CONFIG = "adapter_config.json"
 BASE_FOLDER = "base"
-"""Inside an export of adapters: their base model, where its own place is one that may be emptied."""
+"""Folder inside an export of adapters for their base model, if that lies in a folder that may be emptied."""
 _GENERATION = "generation_config.json"
 _OF_ADAPTERS = (ADAPTER_CONFIG, "adapter_model*.safetensors*", "README.md")
 
@@ -84,22 +79,22 @@ def save_model(
     tensors: Mapping[str, Tensor] | None = None,
     stops: Sequence[int] = (),
 ) -> None:
-    """Write the model (adapters only, where it has them) and its tokenizer into `folder`, whole or not at all.
+    """Write the model (only its adapters, if it has some) and its tokenizer into `folder`, atomically.
 
     Args:
-        model: As it was trained.
-        tokenizer: With the chat template that was trained with.
-        folder: The new folder; one of that name is replaced.
-        tensors: The whole state by name, where the model itself has only slices of it.
-        stops: Tokens with which the data's responses end; `generation_config.json` names them beside the model's own.
+        model: The trained model.
+        tokenizer: The tokenizer, with the chat template of training.
+        folder: The new folder; an existing one of that name is replaced.
+        tensors: The full state by name, if the model holds only shards of it.
+        stops: Further end tokens of the training data's responses, added to `generation_config.json`.
     """
-    keep_off_stdout()
+    keep_deepspeed_off_stdout()
     state = None if tensors is None else dict(tensors)
 
     def write(temporary: Path) -> None:
         core = cast(PreTrainedModel, model.get_base_model()) if isinstance(model, PeftModel) else model
         if isinstance(model, PeftModel):
-            # "auto" would ask the hub whether the vocabulary grew; it never does here.
+            # "auto" would query the hub whether the vocabulary grew; it never does here.
             model.save_pretrained(str(temporary), save_embedding_layers=False, state_dict=state)
         else:
             with as_configured(model):
@@ -113,22 +108,22 @@ def save_model(
 def _write_end_tokens(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, stops: Sequence[int], folder: Path
 ) -> None:
-    """Have generation end where a turn of the training data ends. The model's own settings stay as they are."""
+    """Add the end tokens of the training data to the generation settings, and leave the other settings unchanged."""
     own: GenerationConfig | None = getattr(model, "generation_config", None)
     if own is None:
         return
     path = folder / _GENERATION
-    message: dict[str, Any] = json.loads(path.read_text(encoding="utf-8") if path.exists() else own.to_json_string())
+    settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8") if path.exists() else own.to_json_string())
     ends = end_token_ids(model, tokenizer, stops)
-    message["eos_token_id"] = ends[0] if len(ends) == 1 else ends
-    message.pop("_from_model_config", None)  # older versions of transformers would fall back to the configuration's end
-    # Written by hand: transformers refuses to save settings of a published model that it would only warn about.
-    path.write_text(json.dumps(message, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    settings["eos_token_id"] = ends[0] if len(ends) == 1 else ends
+    settings.pop("_from_model_config", None)  # otherwise older versions of transformers use the config's end token
+    # Not by `save_pretrained`: transformers refuses to save settings of published models that it would only warn about.
+    path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A model folder that was written and has not got its name yet. `base`: of adapters, what they belong to."""
+    """A written model folder that is not renamed to its final name yet. `base`: the base model of adapters."""
 
     folder: Path
     base: str | None = None
@@ -145,60 +140,60 @@ def export_model(
     trust_remote_code: bool = False,
     check: Callable[[Exported], None] | None = None,
 ) -> None:
-    """Copy a saved model into the new folder `folder`; with `merge`, adapters are added into their base's weights.
+    """Copy a saved model into the new folder `folder`; with `merge`, merge its adapters into the base model.
 
     Args:
-        source: What `save_model` wrote.
+        source: A folder written by `save_model`.
         folder: A folder that does not exist yet.
-        merge: Of adapters, one whole model.
-        model: How the initial model was loaded for training; by default as it is stored.
-        temporary: A folder that may be emptied: a base model in it goes along with its adapters, in `folder`/base.
+        merge: Whether to merge adapters into one whole model.
+        model: How the initial model was loaded for training; by default the dtype of its files.
+        temporary: A folder that may be emptied: a base model inside it is copied into `folder`/base.
         trust_remote_code: Whether Python code that comes with the model may run.
-        check: Called with the files before they get their name; what it raises leaves no `folder`.
+        check: Called with the files before the folder gets its final name; if it raises, nothing is left.
 
     Raises:
-        ModelError: `folder` exists, `source` holds no model, or the adapters' base can no longer be loaded.
+        ModelError: `folder` exists, `source` has no model, or the adapters' base cannot be loaded.
     """
     if folder.exists():
         raise ModelError(f"{folder} exists already; nothing is overwritten")
     if not any(source.glob("*.safetensors")):
-        raise ModelError(f"{source} holds no saved model")
+        raise ModelError(f"{source} has no saved model")
 
-    def write(aside: Path) -> None:
+    def write(target: Path) -> None:
         adapted = (source / ADAPTER_CONFIG).exists()
         if merge and adapted:
-            shutil.copytree(source, aside, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_OF_ADAPTERS))
-            made = merged(source, model, trust_remote_code=trust_remote_code)
-            generation = _kept(aside / _GENERATION)
-            made.save_pretrained(aside)
+            shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns(*_OF_ADAPTERS))
+            model_to_save = merge_adapters(source, model, trust_remote_code=trust_remote_code)
+            generation = _read_if_exists(target / _GENERATION)
+            model_to_save.save_pretrained(target)
             if generation is not None:
-                (aside / _GENERATION).write_bytes(generation)
+                (target / _GENERATION).write_bytes(generation)
         else:
-            shutil.copytree(source, aside, dirs_exist_ok=True)
-        written = Exported(aside)
+            shutil.copytree(source, target, dirs_exist_ok=True)
+        written = Exported(target)
         if adapted and not merge:
-            written = _with_base(aside, folder, temporary, needed=check is not None)
+            written = _with_base(target, folder, temporary, needed=check is not None)
         if check is not None:
             check(written)
 
     write_folder(folder, write)
 
 
-def _kept(path: Path) -> bytes | None:
+def _read_if_exists(path: Path) -> bytes | None:
     return path.read_bytes() if path.exists() else None
 
 
-def _with_base(aside: Path, to: Path, temporary: Path | None, *, needed: bool) -> Exported:
-    """The copied adapters, and their base model beside them where it could be removed."""
-    path = aside / ADAPTER_CONFIG
-    message: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    base = Path(str(message["base_model_name_or_path"]))
-    there = temporary is not None and base.is_absolute() and base.resolve().is_relative_to(temporary.resolve())
-    if (needed or there) and base.is_absolute() and not base.is_dir():
+def _with_base(target: Path, final: Path, temporary: Path | None, *, needed: bool) -> Exported:
+    """Return the copied adapters; also copy their base model if it lies in a folder that may be emptied."""
+    path = target / ADAPTER_CONFIG
+    adapter_config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    base = Path(str(adapter_config["base_model_name_or_path"]))
+    is_temporary = temporary is not None and base.is_absolute() and base.resolve().is_relative_to(temporary.resolve())
+    if (needed or is_temporary) and base.is_absolute() and not base.is_dir():
         raise BaseGone(str(base))
-    if not there:
-        return Exported(aside, str(base), message.get("revision"))
-    shutil.copytree(base, aside / BASE_FOLDER)
-    message |= {"base_model_name_or_path": str(to.absolute() / BASE_FOLDER), "revision": None}
-    path.write_text(json.dumps(message, indent=2, sort_keys=True), encoding="utf-8")
-    return Exported(aside, str(aside / BASE_FOLDER))
+    if not is_temporary:
+        return Exported(target, str(base), adapter_config.get("revision"))
+    shutil.copytree(base, target / BASE_FOLDER)
+    adapter_config |= {"base_model_name_or_path": str(final.absolute() / BASE_FOLDER), "revision": None}
+    path.write_text(json.dumps(adapter_config, indent=2, sort_keys=True), encoding="utf-8")
+    return Exported(target, str(target / BASE_FOLDER))

@@ -1,6 +1,6 @@
-"""`PolicyModel`: the model that is trained, loaded once and reset between trials, with or without LoRA.
+"""`PolicyModel`: the trained model, loaded once and reset between trials, with or without LoRA.
 
-`SharedBaseModel` puts several policy models, each with adapters of its own, over one set of base weights.
+`SharedBaseModel` creates several policy models, each with its own adapters, over one set of base weights.
 """
 
 from __future__ import annotations
@@ -19,16 +19,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig
-from trainer.distributed.deepspeed_zero3 import CannotDivide, Zero3
 from trainer.distributed.fsdp import CannotShard, gather_full, is_sharded, shard
-from trainer.models.adapters import adapt, no_causal_model
+from trainer.models.adapters import adapt, not_causal_message
 from trainer.models.initial_weights import InitialWeights, named_tensors
 from trainer.randomness import switch_off
 from trainer.results import ModelError
 
 _log = logging.getLogger(__name__)
-_said: set[str] = set()
-"""What this process has told about adapters: each once, however many trials have them."""
+_logged: set[str] = set()
+"""Sentences about adapters that this process has logged: each is logged once."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -40,19 +39,22 @@ def load_model(
     trust_remote_code: bool = False,
     as_stored: bool = False,
 ) -> PreTrainedModel:
-    """The initial model on `device` in `config.dtype`, dropout off, from `path`: a folder or a hub name.
+    """Load the initial model with dropout off.
 
-    as_stored: in the dtype of its files instead.
+    Args:
+        config: The model section of a trial.
+        path: Folder or hub name, as of `resolve_model_path`.
+        device: Target device; None leaves the weights mapped from the files on the CPU, to be sharded.
+        trust_remote_code: Whether Python code that comes with the model may run.
+        as_stored: Keep the dtype of the files instead of `config.dtype`.
 
-    Without a device it stays as it was read, mapped from its files on the CPU: to be cut into slices.
-
-    Only safetensors are read, and code from a model's folder is run only when `trust_remote_code` says so. ModelError
-    with a sentence for what cannot be loaded, or only in part.
+    Raises:
+        ModelError: The model cannot be loaded, or only in part. Only safetensors are read.
     """
     _check_folder(Path(path))
     options: dict[str, Any] = {"dtype": "auto" if as_stored else _DTYPES[config.dtype]}
     if config.load_in_4bit:
-        options |= {"quantization_config": four_bits(), "device_map": {"": device}}
+        options |= {"quantization_config": quantization_config(), "device_map": {"": device}}
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
@@ -63,7 +65,7 @@ def load_model(
             **options,
         )
     except (OSError, ValueError, SafetensorError) as error:
-        raise ModelError(no_causal_model(path, error)) from error
+        raise ModelError(not_causal_message(path, error)) from error
     model, info = cast("tuple[PreTrainedModel, dict[str, Any]]", loaded)
     if missing := sorted(info["missing_keys"]) + sorted(str(m) for m in info["mismatched_keys"]):
         raise ModelError(
@@ -78,9 +80,9 @@ def load_model(
 
 
 def _copy_to_memory(model: nn.Module) -> None:
-    """Move weights out of the memory-mapped file into aligned memory, where products are fast and always the same.
+    """Copy weights out of the memory-mapped file into aligned memory, where matrix products are fast and repeatable.
 
-    Contiguous, as the moments are that a checkpoint brings back, and as the optimizer cuts them into parts.
+    Contiguous, like the optimizer's moments restored from a checkpoint.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone(memory_format=torch.contiguous_format)
@@ -90,17 +92,17 @@ def _check_folder(path: Path) -> None:
     if not path.is_dir():
         return
     if (path / "adapter_config.json").exists():
-        raise ModelError(f"{path} holds adapters, not a whole model; merge them into their base first")
+        raise ModelError(f"{path} has adapters, not a whole model; merge them into their base first")
     if not any(path.glob("*.safetensors")):
         found = ", ".join(sorted(p.name for p in path.glob("*.bin"))) or "none"
         raise ModelError(
-            f"{path} holds no .safetensors weights (others found: {found}); weights in pickle form can run code when "
+            f"{path} has no .safetensors weights (others found: {found}); weights in pickle form can run code when "
             "opened and are refused: save the model again with save_pretrained"
         )
 
 
-def four_bits() -> BitsAndBytesConfig:
-    """Return how weights are kept in 4 bits; ModelError where bitsandbytes is not installed."""
+def quantization_config() -> BitsAndBytesConfig:
+    """Return the quantization settings for 4-bit weights (NF4). Raises ModelError if bitsandbytes is not installed."""
     if find_spec("bitsandbytes") is None:
         raise ModelError(
             "model.load_in_4bit needs bitsandbytes, which is not installed: pip install 'prefsweep[quantisation]'"
@@ -114,7 +116,7 @@ def four_bits() -> BitsAndBytesConfig:
 
 
 class PolicyModel:
-    """One loaded model that serves one trial after the other, each from the same initial weights to the bit."""
+    """A loaded model that serves one trial after the other, each from the same initial weights, bit for bit."""
 
     def __init__(
         self,
@@ -125,21 +127,23 @@ class PolicyModel:
         *,
         shared_base: object = None,
     ) -> None:
-        """files: the safetensors files that the weights came from, which `InitialWeights` maps instead of copying.
+        """Wrap a loaded model.
 
-        shared_base: the owner of the weights, where other policy models of this process share them: then only adapters
-        can be trained.
+        Args:
+            model: The model from `load_model`.
+            config: Its configuration.
+            fingerprint: As of `model_fingerprint`.
+            files: Its safetensors files, which `InitialWeights` maps instead of copying.
+            shared_base: The owner of the weights if other policy models share them; then only adapters can be trained.
         """
         self.base, self.config, self.fingerprint, self._files = model, config, fingerprint, tuple(files)
         self._shared_base = shared_base
         self._adapted: PeftModel | None = None
-        self.zero: Zero3 | None = None
-        """Where DeepSpeed divides the model: what takes its backward passes and steps."""
         self._initial_weights: InitialWeights | None = None
         self._is_modified = False
 
     def reset(self) -> bool:
-        """Take adapters off and put the initial weights back; True when weights had to be copied."""
+        """Remove adapters and restore the initial weights. Return whether weights had to be copied."""
         if self._adapted is not None:
             self.base = self._adapted.unload()  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
             self._adapted = None
@@ -156,10 +160,10 @@ class PolicyModel:
     def prepare_for_trial(
         self, lora: LoraConfig | None, training: TrainingConfig, *, single_use: bool = False
     ) -> PreTrainedModel:
-        """Return the model that a trial trains, in training mode; with `lora` its adapters are drawn from the seed.
+        """Return the model to train, in training mode; LoRA adapters are initialized from the seed.
 
-        Only trained parameters have requires_grad. `single_use`: no other trial follows, so the initial weights are
-        not kept. ModelError where this model cannot be trained so.
+        Only trainable parameters have requires_grad. `single_use`: no other trial follows, so a copy of the initial
+        weights is not kept. Raises ModelError if this model cannot be trained this way.
         """
         if lora is None:
             self._prepare_full(keep=not single_use)
@@ -178,7 +182,7 @@ class PolicyModel:
         if self._shared_base is not None:
             raise ModelError("several trials share this model's weights, so it can only be trained with `lora`")
         if keep and self._initial_weights is None:
-            # Taken at the first full fine-tuning: adapters never change the base.
+            # Created at the first full fine-tuning: adapters never change the base.
             self._initial_weights = InitialWeights(self.base, self._files)
         self._is_modified = True
         self.base.requires_grad_(True)
@@ -186,73 +190,58 @@ class PolicyModel:
     def _prepare_adapters(self, lora: LoraConfig, seed: int) -> None:
         torch.manual_seed(seed)
         self._adapted, notice = adapt(self.base, lora, self.config.revision)
-        if notice not in _said:
+        if notice not in _logged:
             _log.info("%s", notice)
-            _said.add(notice)
+            _logged.add(notice)
 
-    def shard(self, training: TrainingConfig, device: torch.device) -> None:
+    def shard(self, device: torch.device) -> None:
         """Shard every weight over the processes, after `prepare_for_trial`.
 
         A sharded model serves one trial and is then dropped.
         """
         try:
-            if training.distributed == "zero3":
-                self.zero = Zero3(self.base, training)
-                self.base.to(device)  # pyright: ignore[reportArgumentType]  what is left: buffers
-            else:
-                shard(self.base, device)
-        except (CannotShard, CannotDivide) as error:
-            raise ModelError(f"training.distributed {training.distributed}: {error}") from error
-
-    @property
-    def module(self) -> nn.Module:
-        """What is called to train: the model, or what divides it."""
-        return self.base if self.zero is None else cast(nn.Module, self.zero.engine)
-
-    def unload(self) -> None:
-        """No trial follows with this model."""
-        if self.zero is not None:
-            self.zero.end()
-            self.zero = None
+            shard(self.base, device)
+        except CannotShard as error:
+            raise ModelError(f"training.distributed fsdp2: {error}") from error
 
     @property
     def model_to_save(self) -> PreTrainedModel | PeftModel:
-        """What a finished trial saves: the whole model, or its adapters."""
+        """The model that a finished trial saves: the full model, or its adapters."""
         return self.base if self._adapted is None else self._adapted
 
     def gather(self, *, keep: bool) -> dict[str, torch.Tensor] | None:
-        """Return the full tensors that `model_to_save` saves, in processes that `keep` them; None if not sharded."""
+        """Return the full tensors of `model_to_save` in processes with `keep`; None if the model is not sharded."""
         if not is_sharded(self.base):
             return None
         if self._adapted is not None:
             return gather_full(
                 {f"base_model.model.{name}": p for name, p in self.trainable_parameters().items()}, keep=keep
             )
-        saved = self.base.state_dict().keys()  # a tied weight has two names there, and not every buffer has one
+        saved = self.base.state_dict().keys()  # tied weights have two names there, and some buffers none
         return gather_full({n: t for n, t in named_tensors(self.base) if n in saved}, keep=keep)
 
     def trainable_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters being trained, by name."""
+        """Return the trainable parameters by name."""
         return {name: p for name, p in self.base.named_parameters() if p.requires_grad}
 
 
 class SharedBaseModel:
-    """A model as it was loaded, at rest, whose weights nobody may change: trials train adapters over them."""
+    """A loaded model with frozen weights, over which several trials train adapters."""
 
     def __init__(self, model: PreTrainedModel, config: ModelConfig, fingerprint: str, files: Sequence[Path]) -> None:
-        """As of `PolicyModel`. The weights are frozen here."""
+        """Freeze the weights. Arguments are those of `PolicyModel`."""
         self._model, self._config, self._fingerprint, self._files = model, config, fingerprint, tuple(files)
         model.requires_grad_(False)
         model.eval()
 
     def new_policy(self) -> PolicyModel:
-        """A live model over these very weights; its modules and buffers are its own."""
+        """Return a policy model that shares these weights; its modules and buffers are its own."""
         tree = copy.deepcopy(self._model, _shared_tensors(self._model))
         return PolicyModel(tree, self._config, self._fingerprint, self._files, shared_base=self)
 
 
 def _shared_tensors(model: nn.Module) -> dict[int, Any]:
-    """What a deep copy takes as it is: the parameters, and what bitsandbytes keeps beside those in 4 bits."""
+    """Return the objects that a deep copy must share: parameters, and the quantization state of 4-bit ones."""
     shared: dict[int, Any] = {}
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

@@ -1,4 +1,4 @@
-"""The per-pair terms of the DPO family: formulas and names of TRL's DPOTrainer 1.16, stable at extremes.
+"""The per-pair terms of the DPO family: formulas and names of TRL's DPOTrainer 1.16, numerically stable.
 
 Symbols: lp, lpr summed log-prob under policy and reference; a = lp_w - lpr_w, d = lp_l - lpr_l; n tokens;
 s_w, s_l the scores f'(ratio) of an f-divergence (a and d for reverse KL); delta = s_w - s_l; ls = log sigmoid.
@@ -18,12 +18,12 @@ from trainer.config.loss_config import DpoLoss, DpoLossType
 from trainer.objectives.pair_logps import PairLogps, smoothed_logistic
 
 _MAX_EXPONENT = 80.0
-"""Exponents are held below this: e^80 is far beyond any use and still finite in float32."""
+"""Upper bound of exponents: e^80 is larger than any useful value and finite in float32."""
 
 
 @dataclass(frozen=True, slots=True)
 class LogRatios:
-    """What the terms are functions of; every tensor [N]."""
+    """Arguments of the terms; every tensor has shape [N]."""
 
     policy_margin: Tensor
     """lp_w - lp_l."""
@@ -39,7 +39,7 @@ class LogRatios:
 
 
 def log_ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps, reference: PairLogps) -> LogRatios:
-    """From the policy's (possibly length-desensitized) log-probs and the whole statistics of both models."""
+    """Compute log ratios from the policy's (possibly length-desensitized) log-probs and both models' statistics."""
     reference_chosen, reference_rejected = length_desensitized(loss, reference)
     a, d = chosen - reference_chosen, rejected - reference_rejected
     return LogRatios(
@@ -55,7 +55,7 @@ def log_ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps
 
 
 def length_desensitized(loss: DpoLoss, logps: PairLogps) -> tuple[Tensor, Tensor]:
-    """LD-DPO (Liu et al. 2024, eq. 8): tokens beyond the shorter response's length count ld_alpha times. [N], [N]."""
+    """LD-DPO (Liu et al. 2024, eq. 8): weight ld_alpha for tokens beyond the shorter response's length. [N], [N]."""
     if loss.ld_alpha is None:
         return logps.chosen, logps.rejected
     if logps.chosen_shared is None or logps.rejected_shared is None:
@@ -67,7 +67,7 @@ def length_desensitized(loss: DpoLoss, logps: PairLogps) -> tuple[Tensor, Tensor
 def wpo_weights(logps: PairLogps) -> Tensor:
     """WPO (Zhou et al. 2024, eq. 2): product over the two of exp(mean(log p - log sum_v p_v^2)); detached [N]."""
     if logps.chosen_purity is None or logps.rejected_purity is None:
-        raise ValueError("use_weighting needs the purity of the token distributions")
+        raise ValueError("use_weighting needs the collision probabilities of the token distributions")
     chosen = (logps.chosen - logps.chosen_purity) / logps.chosen_tokens
     rejected = (logps.rejected - logps.rejected_purity) / logps.rejected_tokens
     return (chosen + rejected).detach().exp()
@@ -92,7 +92,7 @@ def _score(loss: DpoLoss, ratio: Tensor) -> Tensor:
 
 
 def term_losses(term: DpoLossType, loss: DpoLoss, r: LogRatios) -> Tensor:
-    """One term's loss of each pair, [N]; for the sorted ones (aot) of each place in the sort."""
+    """Return one term's loss of each pair, [N]; for sorted terms (aot) of each rank in the sort."""
     beta, smoothing = loss.beta, loss.label_smoothing
     scaled = beta * (r.chosen_score - r.rejected_score)
     chosen, rejected = beta * r.chosen, beta * r.rejected
@@ -128,7 +128,7 @@ def term_losses(term: DpoLossType, loss: DpoLoss, r: LogRatios) -> Tensor:
         case "discopop":
             return _discopop(scaled, loss.discopop_tau)
         case "sft":
-            raise ValueError("sft is a mean over tokens, not a term of pairs")
+            raise ValueError("sft is a mean over tokens, not a per-pair term")
         case _:
             assert_never(term)
 
@@ -142,7 +142,7 @@ def _sorted(values: Tensor) -> Tensor:
 
 
 def _discopop(scaled: Tensor, tau: float) -> Tensor:
-    """DiscoPOP (Lu et al. 2024, eq. 5). sigma(s/tau) e^-s as one exponential: apart they are 0 times infinity."""
+    """DiscoPOP (Lu et al. 2024, eq. 5). sigma(s/tau) e^-s is one exponential: two factors would give 0 * infinity."""
     mixed = scaled / tau
     exponential = torch.exp((logsigmoid(mixed) - scaled).clamp(max=_MAX_EXPONENT))
     return (-mixed).sigmoid() * -logsigmoid(scaled) + exponential

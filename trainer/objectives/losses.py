@@ -26,14 +26,14 @@ from trainer.objectives.pair_logps import (
     prompt_cross_entropy,
     smoothed_logistic,
 )
-from trainer.objectives.rewards import Responses, compares_with_reference, rewards, shaped
+from trainer.objectives.rewards import Responses, compares_with_reference, rewards, shape_log_prob
 
-_ALMOST_CERTAIN = -1e-12
-"""Log-probs are held below this where log(1 - p) is taken."""
+_MAX_LOG_PROB = -1e-12
+"""Upper bound of log-probs in log(1 - p)."""
 
 
 def required_stats(loss: LossConfig) -> RequiredStats:
-    """Which statistics, beyond sums and counts, this objective reads."""
+    """Return the statistics, beyond sums and counts, that this objective uses."""
     match loss:
         case SimpoLoss() | CpoLoss():
             return RequiredStats()
@@ -51,9 +51,9 @@ def required_stats(loss: LossConfig) -> RequiredStats:
 
 
 def pair_loss(loss: LossConfig, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """The objective's terms at these pairs, its share of the update that `norm` describes.
+    """Return the objective's terms for these pairs: their share of the update described by `norm`.
 
-    Raises ValueError where the objective needs a reference, or another statistic, that `logps` does not hold.
+    Raises ValueError if the objective needs a reference, or another statistic, that `logps` lacks.
     """
     match loss:
         case SimpoLoss():
@@ -73,10 +73,17 @@ def pair_loss(loss: LossConfig, logps: PairLogps, norm: UpdateNormalizer) -> Los
 def coupled_loss(
     loss: LossConfig, update_logps: PairLogps, index: Sequence[int], part: PairLogps, norm: UpdateNormalizer
 ) -> LossTerms:
-    """The terms of some pairs of an update under an objective that couples all of its pairs.
+    """Return the terms of some pairs of an update under an objective that couples all of its pairs.
 
-    update_logps: the update's log-probs with reference, computed before; index: the places in it of `part`, which has
-    history. The loss has the value of these pairs' share of the update's loss, and its whole gradient in `part`.
+    Args:
+        loss: The objective.
+        update_logps: The update's log-probs with reference, computed in an earlier pass.
+        index: Indexes of these pairs in the update.
+        part: Log-probs of these pairs, with autograd history.
+        norm: Totals of the update.
+
+    Returns:
+        Terms whose loss has the value of these pairs' share of the update's loss, and its full gradient in `part`.
     """
     terms = pair_loss(loss, update_logps.replace_pairs(index, part), norm)
     value = terms.loss.detach()
@@ -95,7 +102,7 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerm
     Reward: beta * alp, without gamma.
     """
     chosen, rejected = mean_logps(logps)
-    scaled = loss.beta * (shaped(chosen, loss.alpha) - shaped(rejected, loss.alpha) - loss.ratio)
+    scaled = loss.beta * (shape_log_prob(chosen, loss.alpha) - shape_log_prob(rejected, loss.alpha) - loss.ratio)
     match loss.loss_type:
         case "sigmoid":
             losses = smoothed_logistic(scaled, loss.label_smoothing)
@@ -113,15 +120,15 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerm
 def dpo(loss: DpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
     """The DPO family (Rafailov et al. 2023, eq. 7): the weighted sum of its terms (dpo_terms.py) and CE.
 
-    Reward: beta * (lp - lpr), summed whatever the term, as TRL. A term that sorts (aot) does so over these pairs: they
-    must be the whole update.
+    Reward: beta * (lp - lpr), summed for every term, as in TRL. A term that sorts (aot) sorts these pairs, which must
+    be the whole update.
     """
     chosen, rejected = length_desensitized(loss, logps)
     weights = wpo_weights(logps) if loss.use_weighting else None
     total = _weighted_nll(loss.nll_scale, logps, norm)
     if compares_with_reference(loss):
         if logps.reference is None:
-            raise ValueError("this objective compares with the start model: give its log-probs (PairLogps.against)")
+            raise ValueError("this objective needs reference log-probs: add them with PairLogps.with_reference")
         found = log_ratios(loss, chosen, rejected, logps, logps.reference)
         for term, weight in loss.terms:
             if term != "sft":
@@ -138,10 +145,10 @@ def dpo(loss: DpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
 
 
 def cpo(loss: CpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """CPO (Xu et al. 2024, eq. 3) as TRL's CPOTrainer: the preference term plus nll_scale * CE.
+    """CPO (Xu et al. 2024, eq. 3) as in TRL's CPOTrainer: the preference term plus nll_scale * CE.
 
     sigmoid: -(1-eps) ls(beta (lp_w - lp_l)) - eps ls(...). hinge: max(0, 1 - beta (lp_w - lp_l)).
-    ipo: (alp_w - alp_l - 1/(2 beta))^2, on averages. Reward: beta * what the term is a function of.
+    ipo: (alp_w - alp_l - 1/(2 beta))^2, on averages. Reward: beta * the term's argument (lp, or alp for ipo).
     """
     chosen, rejected = mean_logps(logps) if loss.loss_type == "ipo" else (logps.chosen, logps.rejected)
     match loss.loss_type:
@@ -161,10 +168,10 @@ def cpo(loss: CpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
 
 
 def orpo(loss: OrpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """ORPO (Hong et al. 2024, eqs. 4-7) as TRL's ORPOTrainer: nll_scale * NLL - beta * ls(log odds ratio).
+    """ORPO (Hong et al. 2024, eqs. 4-7) as in TRL's ORPOTrainer: nll_scale * NLL - beta * ls(log odds ratio).
 
-    log odds ratio = (alp_w - alp_l) - (log(1 - e^alp_w) - log(1 - e^alp_l)), on averages: with sums it is the plain
-    gap. NLL per token of prompt and chosen (nll_prompt), or of chosen alone. Reward: beta * alp.
+    log odds ratio = (alp_w - alp_l) - (log(1 - e^alp_w) - log(1 - e^alp_l)), on averages. NLL per token of prompt and
+    chosen (nll_prompt), or of chosen alone. Reward: beta * alp.
     """
     chosen, rejected = mean_logps(logps)
     odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
@@ -178,14 +185,14 @@ def orpo(loss: OrpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
 
 def _log1mexp(average: Tensor) -> Tensor:
     """log(1 - e^average)."""
-    return torch.log(-torch.expm1(average.clamp(max=_ALMOST_CERTAIN)))
+    return torch.log(-torch.expm1(average.clamp(max=_MAX_LOG_PROB)))
 
 
 # --- sft -------------------------------------------------------------------------------------------------------------
 
 
 def sft(logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """Cross-entropy per chosen token. It has no reward of its own: the summed log-probs stand in for it."""
+    """Cross-entropy per chosen token. Its reward is the summed log-prob."""
     return _loss_terms(
         cross_entropy(logps, norm), logps, norm, _rewards(SftLoss(), logps), (logps.chosen, logps.rejected)
     )
@@ -199,7 +206,7 @@ def _weighted_nll(weight: float, logps: PairLogps, norm: UpdateNormalizer) -> Te
 
 
 def _rewards(loss: LossConfig, logps: PairLogps) -> tuple[Tensor, Tensor]:
-    """The implicit rewards of chosen and rejected, [N] each."""
+    """Return the implicit rewards of chosen and rejected, [N] each."""
     sums, reference = (logps.chosen, logps.rejected), (None, None)
     if isinstance(loss, DpoLoss):
         sums = length_desensitized(loss, logps)

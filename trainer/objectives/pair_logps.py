@@ -1,7 +1,7 @@
 """Inputs and outputs of an objective: `PairLogps` (sums of token log-probs of N pairs) and `LossTerms`.
 
-Also terms that several objectives share, and the conversion of loss terms to metrics: sums and weights that add up over
-micro-batches and processes, then one division.
+Also terms shared by several objectives, and the conversion of loss terms to metrics: numerators and denominators that
+are summed over micro-batches and processes, then divided once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from torch.nn.functional import logsigmoid
 class PairLogps:
     """Per-pair statistics of N pairs. Every tensor has shape [N]; log-probs are natural, float64, summed over tokens.
 
-    The optional ones are None where they were not asked for (see `RequiredStats`); an objective that needs one says so.
+    Optional ones are None if they were not computed (see `RequiredStats`); an objective that needs one raises
+    ValueError.
     """
 
     chosen: Tensor
@@ -28,7 +29,7 @@ class PairLogps:
     chosen_tokens: Tensor
     """Number of scored tokens, int64, at least 1."""
     rejected_tokens: Tensor
-    """As chosen_tokens; 0 where the rejected responses were not computed (see RequiredStats.rejected)."""
+    """Like chosen_tokens; 0 if the rejected responses were not computed (see RequiredStats.rejected)."""
     chosen_shared: Tensor | None = None
     """Sum over the first min(|chosen|, |rejected|) tokens (LD-DPO)."""
     rejected_shared: Tensor | None = None
@@ -42,36 +43,38 @@ class PairLogps:
     """The same pairs under the frozen initial model."""
 
     def margins(self) -> Tensor:
-        """Gap of length-averaged log-probs, chosen minus rejected, of each pair: [N]."""
+        """Return the margin of length-averaged log-probs, chosen minus rejected, of each pair: [N]."""
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
 
     def __len__(self) -> int:
         return int(self.chosen.shape[0])
 
     def columns(self) -> dict[str, Tensor]:
-        """The tensors that are there, by field name, without the reference: what a cache stores."""
+        """Return the tensors that are not None, by field name, without the reference; the format of the cache."""
         named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "reference"}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor]) -> Self:
-        """The inverse of `columns`; an unknown name is a TypeError."""
+        """Return the inverse of `columns`. Raises TypeError for an unknown name."""
         return cls(**columns)  # pyright: ignore[reportArgumentType]
 
     def select(self, index: Sequence[int] | slice | Tensor) -> PairLogps:
-        """These pairs only, reference included."""
-        picked = PairLogps.from_columns({name: tensor[index] for name, tensor in self.columns().items()})
-        return replace(picked, reference=None if self.reference is None else self.reference.select(index))
+        """Return the pairs at `index`, reference included."""
+        selected = PairLogps.from_columns({name: tensor[index] for name, tensor in self.columns().items()})
+        return replace(selected, reference=None if self.reference is None else self.reference.select(index))
 
     def replace_pairs(self, index: Sequence[int], part: PairLogps) -> PairLogps:
-        """The same with these pairs' statistics replaced by `part`'s, differentiable in them; reference unchanged."""
+        """Replace the statistics of some pairs by `part`'s, differentiable in them; the reference is unchanged."""
         new = part.columns()
-        where = torch.tensor(index, device=self.chosen.device)
-        put = {name: column.index_copy(0, where, new[name]) for name, column in self.columns().items() if name in new}
-        return replace(PairLogps.from_columns(put), reference=self.reference)
+        positions = torch.tensor(index, device=self.chosen.device)
+        updated = {
+            name: column.index_copy(0, positions, new[name]) for name, column in self.columns().items() if name in new
+        }
+        return replace(PairLogps.from_columns(updated), reference=self.reference)
 
     def with_reference(self, reference: PairLogps | None) -> PairLogps:
-        """The same with its reference, moved to this device. Pairs of different number or lengths: ValueError."""
+        """Attach reference log-probs, moved to this device. Raises ValueError if their token counts differ."""
         if reference is None:
             return replace(self, reference=None)
         moved = reference.to(self.chosen.device)
@@ -80,56 +83,56 @@ class PairLogps:
             and torch.equal(moved.rejected_tokens, self.rejected_tokens)
         )
         if not same:
-            raise ValueError("the reference log-probs are of other pairs: numbers of scored tokens differ")
+            raise ValueError("the reference log-probs are of other pairs: token counts differ")
         return replace(self, reference=moved)
 
     def to(self, device: torch.device | str) -> PairLogps:
-        """On another device."""
+        """Return the statistics on another device."""
         moved = PairLogps.from_columns({name: tensor.to(device) for name, tensor in self.columns().items()})
         return replace(moved, reference=None if self.reference is None else self.reference.to(device))
 
     def detach(self) -> PairLogps:
-        """Without autograd history."""
-        cut = PairLogps.from_columns({name: tensor.detach() for name, tensor in self.columns().items()})
-        return replace(cut, reference=None if self.reference is None else self.reference.detach())
+        """Return the statistics without autograd history."""
+        detached = PairLogps.from_columns({name: tensor.detach() for name, tensor in self.columns().items()})
+        return replace(detached, reference=None if self.reference is None else self.reference.detach())
 
     @staticmethod
     def cat(parts: Sequence[PairLogps]) -> PairLogps:
-        """Several micro-batches' pairs in order. All must hold the same statistics."""
+        """Concatenate micro-batches' pairs in order. All must have the same statistics."""
         columns = [part.columns() for part in parts]
         joined = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
         references = [part.reference for part in parts if part.reference is not None]
         if references and len(references) != len(parts):
-            raise ValueError("some of the parts have a reference and some have none")
+            raise ValueError("some of the parts have a reference and some do not")
         return replace(PairLogps.from_columns(joined), reference=PairLogps.cat(references) if references else None)
 
 
 @dataclass(frozen=True, slots=True)
 class RequiredStats:
-    """Statistics beyond sums and counts that an objective reads; each costs something to compute."""
+    """Statistics beyond sums and counts that an objective uses; each has a cost."""
 
     rejected: bool = True
-    """False: the rejected responses are of no use to it and training leaves them out."""
+    """False: the objective does not use rejected responses, and training leaves them out."""
     reference: bool = False
     prompt: bool = False
     collision_prob: bool = False
     update_logps: bool = False
-    """The loss couples the pairs of a batch (a sort), so it is no sum over pairs."""
+    """Whether the loss couples the pairs of an update (a sort) and is not a sum over pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateNormalizer:
-    """Totals over ONE update, all micro-batches and processes: what each micro-batch divides by."""
+    """Totals over one update, all micro-batches and processes, by which each micro-batch divides."""
 
     pairs: int
     chosen_tokens: int
     """Scored tokens of the chosen responses."""
     prompt_tokens: int = 0
-    """Predicted tokens of the prompts (each prompt's length minus 1); only ORPO reads it."""
+    """Predicted tokens of the prompts (each prompt's length minus 1); used by ORPO."""
 
     @classmethod
     def from_lengths(cls, prompt: Sequence[int], chosen: Sequence[int]) -> Self:
-        """From the lengths in tokens of an update's prompts and chosen responses."""
+        """Compute totals from the lengths in tokens of an update's prompts and chosen responses."""
         if len(prompt) != len(chosen):
             raise ValueError(f"{len(prompt)} prompts but {len(chosen)} chosen responses")
         return cls(len(chosen), int(sum(chosen)), int(sum(prompt)) - len(prompt))
@@ -137,24 +140,24 @@ class UpdateNormalizer:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """The objective at N pairs. `loss` is already divided by the update's totals: micro-batches' losses add up."""
+    """The objective's values for N pairs. `loss` is divided by the update's totals: losses of micro-batches add up."""
 
     loss: Tensor
     """Scalar, float64."""
     chosen_rewards: Tensor
-    """[N], detached; the implicit reward by TRL's convention for this objective."""
+    """[N], detached; the implicit reward as TRL defines it for this objective."""
     rejected_rewards: Tensor
     chosen_logps: Tensor
-    """[N], detached; what `logps/chosen` reports for this objective: per-token average or sum."""
+    """[N], detached; reported as `logps/chosen`: per-token average or sum, by objective."""
     rejected_logps: Tensor
     extra: Mapping[str, Tensor]
-    """[N] each, detached: further metrics of this objective by name, means over pairs."""
+    """[N] each, detached: further metrics of this objective by name, averaged over pairs."""
     logps: PairLogps
-    """What the terms were computed from, detached."""
+    """The inputs of the objective, detached."""
     norm: UpdateNormalizer
 
     def select(self, index: Sequence[int]) -> LossTerms:
-        """These pairs' rewards and log-probs; the loss is left whole."""
+        """Return these pairs' rewards and log-probs; the loss is unchanged."""
         return replace(
             self,
             chosen_rewards=self.chosen_rewards[index],
@@ -167,7 +170,7 @@ class LossTerms:
 
     @staticmethod
     def cat(parts: Sequence[LossTerms]) -> LossTerms:
-        """The terms of several groups of pairs of one update: losses add up."""
+        """Concatenate the terms of groups of pairs of one update; losses are added."""
         return LossTerms(
             loss=torch.stack([part.loss for part in parts]).sum(),
             chosen_rewards=torch.cat([part.chosen_rewards for part in parts]),
@@ -181,18 +184,18 @@ class LossTerms:
 
 
 MetricSums = dict[str, tuple[float, float]]
-"""Metric name -> (numerator, denominator). Adding both over parts and dividing once gives the metric of the whole."""
+"""Metric name -> (numerator, denominator). Summing both over parts and dividing once gives the metric of the whole."""
 
 
 _WITHOUT_REJECTED = ("loss", "logps/chosen", "nll_loss", "logps_per_token/chosen", "lengths/chosen")
 
 
 def metric_sums(terms: LossTerms) -> MetricSums:
-    """Totals of every metric of trainer/metrics.py that follows from log-probs, at these pairs.
+    """Return sums of every metric of trainer/metrics.py that is computed from log-probs.
 
-    `loss` is complete once the parts of one update (or of a whole evaluation set) are added; `nll_loss` is per
-    chosen token, all others are means over pairs. Accuracies count strictly higher only, as TRL's do. Where rejected
-    responses were not computed (SFT training) the metrics that need them are left out.
+    `loss` is complete after summing all parts of an update (or evaluation set); `nll_loss` is per chosen token, all
+    others are means over pairs. Accuracies count strictly greater values, as in TRL. If rejected responses were not
+    computed (SFT training), the metrics that need them are left out.
     """
     sums = {
         "loss": terms.loss.detach().double(),
@@ -213,7 +216,7 @@ def metric_sums(terms: LossTerms) -> MetricSums:
 
 
 def comparison_sums(logps: PairLogps) -> MetricSums:
-    """Those of `metric_sums` that no objective has a say in: margins/logp, lengths/chosen, nll_loss and so on."""
+    """Return the sums of `metric_sums` that do not depend on the objective: margins/logp, lengths/chosen, nll_loss."""
     return _to_sums(_comparison_values(logps), len(logps))
 
 
@@ -238,7 +241,7 @@ def _to_sums(sums: Mapping[str, Tensor], pairs: int) -> MetricSums:
 
 
 def merge_sums(parts: Iterable[MetricSums]) -> MetricSums:
-    """The totals of several parts together. Parts with other metrics raise KeyError."""
+    """Add the sums of several parts. Raises KeyError if their metrics differ."""
     merged: MetricSums = {}
     for part in parts:
         merged = {
@@ -248,29 +251,29 @@ def merge_sums(parts: Iterable[MetricSums]) -> MetricSums:
 
 
 def metric_means(sums: MetricSums) -> dict[str, float]:
-    """Numerators over denominators; NaN stays NaN."""
+    """Divide numerators by denominators; NaN stays NaN."""
     return {name: number / weight for name, (number, weight) in sums.items()}
 
 
 def smoothed_logistic(scaled: Tensor, smoothing: float) -> Tensor:
-    """-(1-eps) ls(s) - eps ls(-s), elementwise: the logistic loss when labels are wrong with probability eps."""
+    """Return -(1-eps) ls(s) - eps ls(-s), elementwise: the logistic loss if labels are wrong with probability eps."""
     if not smoothing:
         return -logsigmoid(scaled)
     return -(1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)
 
 
 def cross_entropy(logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
-    """These pairs' share of the update's cross-entropy per chosen token; scalar."""
+    """Return these pairs' share of the update's cross-entropy per chosen token; scalar."""
     return -logps.chosen.sum() / norm.chosen_tokens
 
 
 def prompt_cross_entropy(logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
-    """As `cross_entropy`, over the tokens of prompt and chosen response together."""
+    """Like `cross_entropy`, over the tokens of prompt and chosen response."""
     if logps.prompt is None or norm.prompt_tokens == 0:
-        raise ValueError("this objective scores prompts too: their log-probs and number of tokens are missing")
+        raise ValueError("this objective scores prompts: their log-probs and token counts are missing")
     return -(logps.prompt + logps.chosen).sum() / (norm.prompt_tokens + norm.chosen_tokens)
 
 
 def mean_logps(logps: PairLogps) -> tuple[Tensor, Tensor]:
-    """Log-prob per token of chosen and rejected, [N] each."""
+    """Return the log-prob per token of chosen and rejected, [N] each."""
     return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens

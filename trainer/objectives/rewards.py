@@ -1,6 +1,6 @@
-"""The implicit rewards of each objective, by TRL's conventions: one function for training, evaluation and reports.
+"""The implicit rewards of each objective, as TRL defines them; used in training, evaluation and reports.
 
-No torch is imported here, so that a report can be made without it; the values may be torch tensors or NumPy arrays.
+Imports no torch, so that reports work without it; the values may be torch tensors or NumPy arrays.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from trainer.config.loss_config import CpoLoss, DpoLoss, LossConfig, OrpoLoss, S
 V = TypeVar("V")
 """A torch tensor or a NumPy array."""
 _MAX_EXPONENT = 80.0
-"""Exponents are held below this: e^80 is far beyond any use and still finite in float32."""
+"""Upper bound of exponents: e^80 is larger than any useful value and finite in float32."""
 
 
 class NoReference(ValueError):
-    """The objective compares with the initial model, whose log-probs are missing."""
+    """The objective needs reference log-probs, which are missing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,29 +27,29 @@ class Responses(Generic[V]):
     """Statistics of one side (chosen or rejected) of N pairs, [N] each."""
 
     logps: V
-    """Summed log-probs under the policy; for LD-DPO those that `length_desensitized` made of them."""
+    """Summed log-probs under the policy; for LD-DPO after `length_desensitized`."""
     tokens: V
     """Scored tokens."""
     reference: V | None = None
-    """As `logps`, under the initial model; None where it is not known."""
+    """Like `logps`, under the initial model; None if unknown."""
 
 
 def compares_with_reference(loss: LossConfig) -> bool:
-    """Whether the objective reads the initial model's log-probs."""
+    """Return whether the objective uses the initial model's log-probs."""
     return isinstance(loss, DpoLoss) and any(term != "sft" for term, _ in loss.terms)
 
 
 def rewards(loss: LossConfig, responses: Responses[V]) -> V:
-    """The implicit reward of each response, [N]. Of a pair, the response of the higher reward is the preferred one.
+    """Return the implicit reward of each response, [N]. The response of the higher reward is the preferred one.
 
-    SimPO: beta * average log-prob (AlphaPO: shaped); ORPO and CPO ipo: beta * average; other CPO: beta * sum; DPO:
-    beta * (sum - reference's sum), whatever its terms; SFT and DPO with the term sft alone: the sum itself. NoReference
-    where the objective compares with the initial model and `reference` is None.
+    SimPO: beta * average log-prob (AlphaPO: shaped); ORPO and CPO ipo: beta * average; other CPO: beta * sum; DPO: beta
+    * (sum - reference sum), for all terms; SFT and DPO with only the term sft: the sum. Raises NoReference if the
+    objective needs a reference and `reference` is None.
     """
     sums: Any = responses.logps
     match loss:
         case SimpoLoss():
-            return loss.beta * shaped(sums / responses.tokens, loss.alpha)
+            return loss.beta * shape_log_prob(sums / responses.tokens, loss.alpha)
         case OrpoLoss():
             return loss.beta * (sums / responses.tokens)
         case CpoLoss():
@@ -58,7 +58,7 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
             if not compares_with_reference(loss):
                 return sums
             if responses.reference is None:
-                raise NoReference("this objective compares with the start model, whose log-probs are missing")
+                raise NoReference("this objective needs the initial model's log-probs, which are missing")
             return loss.beta * (sums - responses.reference)
         case SftLoss():
             return sums
@@ -66,8 +66,8 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
             assert_never(loss)
 
 
-def shaped(average: Any, alpha: float) -> Any:
-    """AlphaPO's reward of a length-averaged log-prob (Gupta et al. 2025): (1 - e^(-alpha x)) / alpha; x for alpha 0."""
+def shape_log_prob(average: Any, alpha: float) -> Any:
+    """AlphaPO's reward of an average log-prob x (Gupta et al. 2025): (1 - e^(-alpha x)) / alpha; x if alpha is 0."""
     if not alpha:
         return average
     if isinstance(average, np.ndarray):

@@ -1,8 +1,8 @@
-"""Files that are complete or absent, whatever kills the process: written aside, flushed to disk, renamed.
+"""Atomic writes: a file is complete or absent, even if the process is killed (temporary file, fsync, rename).
 
 Also a file lock that the operating system releases when its holder dies, and failpoints, at which tests kill a process:
-with `ORCHESTRATE_FAILPOINT=file.rename:3` the process is killed when it reaches that point for the third time.
-Failpoints stand before and after each step of a write; without the variable they do nothing.
+with `ORCHESTRATE_FAILPOINT=file.rename:3` the process is killed when it reaches that point for the third time. Without
+the variable failpoints do nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _passes: dict[str, Iterator[int]] = {}
 
 
 def failpoint(name: str) -> None:
-    """SIGKILL to this process where the variable names this point and this pass."""
+    """Send SIGKILL to this process if the variable names this point and this pass."""
     configured = os.environ.get(FAILPOINT_VARIABLE)
     if configured is None:
         return
@@ -38,7 +38,7 @@ _BLOCK = 1 << 20
 
 
 def sha256_of(files: Iterable[Path]) -> str:
-    """Hex digest over the names' and the contents' bytes of the files, in the order given."""
+    """Return a hex digest over names and contents of the files, in the given order."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(f"{file.name}\0{file.stat().st_size}\0".encode())
@@ -49,12 +49,12 @@ def sha256_of(files: Iterable[Path]) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """Hex digest of a JSON value; equal values have equal digests, whatever the order of their keys."""
+    """Return a hex digest of a JSON value, independent of the order of keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def fsync(path: Path) -> None:
-    """Ask the operating system to put a file, or a folder's list of names, on the disk now."""
+    """Flush a file, or a folder's entries, to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -63,7 +63,7 @@ def fsync(path: Path) -> None:
 
 
 def write_file(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a file aside in the same folder, then give it its name. OSError where the disk refuses."""
+    """Have `write` write a temporary file in the same folder, then rename it to `path`. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
@@ -78,7 +78,7 @@ def write_file(path: Path, write: Callable[[Path], None]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_file` for text in UTF-8."""
+    """Write UTF-8 text with `write_file`."""
     write_file(path, lambda temporary: _write_text(temporary, text))
 
 
@@ -87,12 +87,12 @@ def _write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_file` for a JSON value; ValueError for NaN and infinity, which JSON does not know."""
+    """Write a JSON value with `write_file`. Raises ValueError for NaN and infinity."""
     write_text(path, json.dumps(value, allow_nan=False, indent=1))
 
 
 def write_folder(path: Path, write: Callable[[Path], None]) -> None:
-    """Let `write` write a folder aside, flush every file in it, then give it its name; one of that name is replaced."""
+    """Have `write` fill a temporary folder, flush every file, then rename it to `path`, replacing an old folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     temporary.mkdir()
@@ -114,7 +114,7 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
 
 @contextmanager
 def file_lock(path: Path) -> Generator[None]:
-    """Hold an exclusive lock on `path` (made when absent, never removed); waits for whoever holds it."""
+    """Hold an exclusive lock on `path`, which is created if missing and never removed; waits for the current holder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

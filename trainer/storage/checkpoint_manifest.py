@@ -1,7 +1,7 @@
-"""Checkpoints as files: where they are, whether they are complete, and hard links that pin them. No torch.
+"""Checkpoints as files: paths, integrity, and hard links that pin them. No torch here.
 
-`folder/checkpoints/step-00000120/` holds CHECKPOINT_FILES and `manifest.json` with the digest of each (checkpoints.py
-writes them).
+`folder/checkpoints/step-00000120/` has CHECKPOINT_FILES and `manifest.json` with the digest of each (written by
+checkpoints.py).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _NAME = re.compile(r"step-(\d{8})")
 
 
 class DamagedCheckpoint(Exception):
-    """The checkpoint is not what its manifest says."""
+    """The checkpoint does not match its manifest."""
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of that update lies in a run's folder."""
+    """Return the path of the checkpoint of an update in a run folder."""
     return folder / "checkpoints" / f"step-{step:08d}"
 
 
 def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
-    """Every checkpoint of these run folders, the one with the most updates first; of equals, the last folder's."""
+    """Return every checkpoint of these run folders, most updates first; among equals, the last folder's first."""
     found = [
         (int(match[1]), order, path)
         for order, folder in enumerate(folders)
@@ -43,14 +43,14 @@ def list_checkpoints(folders: Iterable[Path]) -> list[Path]:
 
 
 def checkpoint_step(path: Path) -> int:
-    """The update after which it was written."""
+    """Return the number of updates of a checkpoint."""
     return int(path.name.removeprefix("step-"))
 
 
 def verify_checkpoint(path: Path) -> None:
     """Compare every file of a checkpoint with its digest.
 
-    Raises DamagedCheckpoint where one differs, OSError or ValueError where there is nothing to compare.
+    Raises DamagedCheckpoint if one differs, OSError or ValueError if a file is missing or unreadable.
     """
     manifest = read_json_object(path / MANIFEST)
     if manifest.get("format") != FORMAT:
@@ -62,32 +62,32 @@ def verify_checkpoint(path: Path) -> None:
 
 
 def pin_checkpoint(folders: Sequence[Path], target: Path) -> tuple[int | None, list[str]]:
-    """Give the newest good checkpoint of these run folders a second place, in the run folder `target`.
+    """Hard-link the newest valid checkpoint of these run folders into the run folder `target`.
 
-    It takes no room while the first one is there and stays when that is removed. Returns its update (None: there is
-    none) and, in words, what was damaged and passed over.
+    The link needs no disk space and outlives the original. Returns its update (None if there is no checkpoint), and
+    messages about damaged ones that were skipped.
     """
-    passed: dict[str, str] = {}
+    skipped: dict[str, str] = {}
     while True:
-        path = next((p for p in list_checkpoints(folders) if str(p) not in passed), None)
+        path = next((p for p in list_checkpoints(folders) if str(p) not in skipped), None)
         if path is None:
-            return None, list(passed.values())
+            return None, list(skipped.values())
         step = checkpoint_step(path)
         pinned = checkpoint_path(target, step)
         try:
             write_folder(pinned, lambda temporary, path=path: _hard_link(path, temporary))
         except FileNotFoundError:
             if path.exists():
-                passed[str(path)] = f"the checkpoint of update {step} lacks a file"
-            continue  # its run has written a newer one meanwhile and removed this
+                skipped[str(path)] = f"the checkpoint of update {step} lacks a file"
+            continue  # its run has replaced it by a newer one meanwhile
         failpoint("checkpoint.pinned")
         try:
             verify_checkpoint(pinned)
         except (DamagedCheckpoint, OSError, ValueError, KeyError, TypeError) as error:
             shutil.rmtree(pinned)
-            passed[str(path)] = f"the checkpoint of update {step} is damaged ({error})"
+            skipped[str(path)] = f"the checkpoint of update {step} is damaged ({error})"
             continue
-        return step, list(passed.values())
+        return step, list(skipped.values())
 
 
 def _hard_link(path: Path, temporary: Path) -> None:
@@ -101,8 +101,8 @@ def _hard_link(path: Path, temporary: Path) -> None:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """A JSON object; DamagedCheckpoint where the file holds something else."""
+    """Return the JSON object in a file. Raises DamagedCheckpoint if it is not an object."""
     found: Any = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(found, dict):
-        raise DamagedCheckpoint(f"{path.name} holds no object")
+        raise DamagedCheckpoint(f"{path.name} is not a JSON object")
     return cast("dict[str, Any]", found)

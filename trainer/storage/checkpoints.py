@@ -1,9 +1,9 @@
 """`TrainState`, saved and loaded as a checkpoint; and the stored result of a finished run.
 
-`folder/checkpoints/step-00000120/`: weights.safetensors (trained weights), optimiser.safetensors, state.json (step,
-metric history, open logging window), manifest.json, written last, with the digest of each file. The data order, the
-schedule and the random numbers are functions of the seed and the step (trainer/training/schedule.py), so the step is
-their complete state. Restarting a finished run replays its metrics and returns its result without training.
+`folder/checkpoints/step-00000120/`: weights.safetensors (trainable weights), optimiser.safetensors, state.json (step,
+metric history, open logging window), manifest.json, written last, with the digest of each file. Data order, schedule
+and random numbers are functions of the seed and the step (trainer/training/schedule.py), so no state of them is saved.
+Restarting a finished run replays its metrics and returns its result without training.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """What a run needs to go on as if it had never stopped.
+    """The state from which a run continues as if it had not been interrupted.
 
-    `config` is the digest of the configuration it belongs to; `window` the sums of the open logging window.
+    `config` is the digest of its configuration; `window` the metric sums of the open logging window.
     """
 
     config: str
@@ -54,14 +54,13 @@ class TrainState:
 
 
 def save_checkpoint(folder: Path, state: TrainState) -> Path:
-    """Write the state under `folder/checkpoints` and return its place. OSError where the disk refuses; then nothing is
-    changed."""
+    """Write the state under `folder/checkpoints` and return its path. Raises OSError; then nothing has changed."""
     target = checkpoint_path(folder, state.step)
 
     def write(temporary: Path) -> None:
-        save_file(_plain(state.weights), temporary / "weights.safetensors")
+        save_file(_to_cpu(state.weights), temporary / "weights.safetensors")
         failpoint("checkpoint.weights")
-        save_file(_plain(state.optimizer), temporary / "optimiser.safetensors")
+        save_file(_to_cpu(state.optimizer), temporary / "optimiser.safetensors")
         content = {
             "config": state.config,
             "step": state.step,
@@ -81,7 +80,7 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
 
 
 def load_newest(folders: Iterable[Path]) -> TrainState | None:
-    """The good checkpoint with the most updates in these run folders; of equals, the one in the last folder.
+    """Return the valid checkpoint with the most updates in these run folders; among equals, the last folder's.
 
     A damaged one is renamed to `*.damaged` with a warning, and the next is tried.
     """
@@ -89,14 +88,14 @@ def load_newest(folders: Iterable[Path]) -> TrainState | None:
         try:
             return _load(path)
         except (DamagedCheckpoint, OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            temporary = _free_name(path.with_name(f"{path.name}.damaged"))
-            path.rename(temporary)
-            log.warning("checkpoint %s is damaged (%s); set aside as %s", path, error, temporary.name)
+            renamed = _free_name(path.with_name(f"{path.name}.damaged"))
+            path.rename(renamed)
+            log.warning("checkpoint %s is damaged (%s); renamed to %s", path, error, renamed.name)
     return None
 
 
 def remove_checkpoints(folders: Iterable[Path], before: int | None = None) -> None:
-    """Remove the checkpoints of these run folders, all of them or those of fewer updates than `before`."""
+    """Remove the checkpoints of these run folders: all, or those of fewer updates than `before`."""
     for path in list_checkpoints(folders):
         if before is None or checkpoint_step(path) < before:
             shutil.rmtree(path)
@@ -117,14 +116,14 @@ def _load(path: Path) -> TrainState:
 
 
 def parse_history(content: Sequence[Mapping[str, Any]]) -> list[StepMetrics]:
-    """Points from their JSON form."""
+    """Return metrics from their JSON form."""
     return [
         StepMetrics(int(p["step"]), {str(k): float(v) for k, v in p["metrics"].items()}, str(p.get("pairs", "")))
         for p in content
     ]
 
 
-def _plain(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_cpu(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: t.detach().to("cpu").contiguous() for name, t in tensors.items()}
 
 
@@ -141,7 +140,7 @@ _RESULT_FILE = "ending.json"
 
 @dataclass(frozen=True, slots=True)
 class StoredRunResult:
-    """A finished or diverged run: `config` is the digest of its configuration, `history` all its points."""
+    """Result of a finished or diverged run: `config` is the digest of its configuration, `history` all its metrics."""
 
     config: str
     result: RunResult
@@ -149,7 +148,7 @@ class StoredRunResult:
 
 
 def save_run_result(folder: Path, stored: StoredRunResult) -> None:
-    """Write `folder/ending.json`, whole or not at all."""
+    """Write `folder/ending.json` atomically."""
     result = stored.result
     write_json(
         folder / _RESULT_FILE,
@@ -164,7 +163,7 @@ def save_run_result(folder: Path, stored: StoredRunResult) -> None:
 
 
 def load_run_result(folders: Iterable[Path]) -> StoredRunResult | None:
-    """The ending in the last of these folders that has one; of a finished run only where its model is still there."""
+    """Return the result in the last of these folders that has one; a finished run needs its model folder too."""
     for folder in reversed(list(folders)):
         path = folder / _RESULT_FILE
         if not path.exists():

@@ -1,4 +1,4 @@
-"""`JsonlStore`: append-only JSON lines by key, for results that cost time or money; survives a kill at any instant."""
+"""`JsonlStore`: append-only JSON lines by key, for results that cost time or money; safe against a kill at any time."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class JsonlStore:
-    """Values by key. What `put` returned from is on the disk; a torn end, or a damaged line and all behind it, is set
-    aside on opening. One process has the file at a time, others wait for it.
+    """Persistent values by key. Values are on disk when `put` returns. On opening, an incomplete last line, or a
+    damaged line with everything after it, is moved to another file. Opening waits for an exclusive lock.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,11 +42,11 @@ class JsonlStore:
 
     @property
     def values(self) -> Mapping[str, Any]:
-        """Everything known."""
+        """All stored values."""
         return self._values
 
     def put(self, values: Mapping[str, Any]) -> None:
-        """Remember these JSON values; OSError where the disk refuses, and then none of them is kept."""
+        """Store JSON values. Raises OSError if the disk cannot be written; then none of them is stored."""
         lines = b"".join(_line(key, value) for key, value in values.items())
         failpoint("kept.append")
         try:
@@ -64,16 +64,17 @@ class JsonlStore:
     def _move_damaged_tail(self) -> None:
         with self._path.open("rb") as stream:
             stream.seek(self._end)
-            rest = stream.read()
-        temporary = self._path.with_name(f"{self._path.name}.torn-{self._end}")
-        temporary.write_bytes(rest)
+            tail = stream.read()
+        torn = self._path.with_name(f"{self._path.name}.torn-{self._end}")
+        torn.write_bytes(tail)
         os.ftruncate(self._file, self._end)
         os.fsync(self._file)
-        log.warning("%s: %d bytes at its end are no whole line and were set aside", self._path, len(rest))
+        message = "%s: %d bytes at its end are not a complete line and were moved to %s"
+        log.warning(message, self._path, len(tail), torn.name)
 
 
 def read_jsonl_store(path: Path) -> dict[str, Any]:
-    """What the file holds now; nothing where there is none. Takes no lock and changes nothing."""
+    """Return the values in the file; {} if it does not exist. Takes no lock and changes nothing."""
     return _read(path)[0] if path.is_file() else {}
 
 
@@ -83,7 +84,7 @@ def _line(key: str, value: Any) -> bytes:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], int]:
-    """The values of all whole lines from the beginning on, and where the last of them ends."""
+    """Return the values of all valid lines from the start, and the offset after the last of them."""
     values: dict[str, Any] = {}
     end = 0
     with path.open("rb") as stream:

@@ -1,7 +1,7 @@
-"""The checkable task: short instructions whose right answer a program knows.
+"""The synthetic task: short instructions whose answers a program can check.
 
-Each row carries a right answer in a short sentence, and a plausible wrong one: off by one, the other operand, two
-words swapped. Which of the two sentences is the longer is chance, so length teaches nothing.
+Each row has a right answer in a short sentence, and a plausible wrong one: off by one, the other operand, two words
+swapped. Which of the two sentences is longer is random, so length carries no information.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from trainer.config.trial import GeneratedSource
 
 VERSION = 1
-"""Of the rows a source yields; part of every fingerprint made from them."""
+"""Version of the rows; part of every fingerprint of them."""
 
 EVAL_SHARE = 0.1
-"""Share of all possible prompts that only the split `eval` may use."""
+"""Share of all possible prompts that is reserved for the split `eval`."""
 
 NUMBERS = (
     *[
@@ -51,7 +51,7 @@ WORDS = [word for kind in KINDS.values() for word in kind]
 ORDINALS = ("first", "second", "third")
 
 Task = tuple[str, str, str, str]
-"""Instruction, name of what is asked for, right answer, wrong answer."""
+"""Instruction, name of the requested value, right answer, wrong answer."""
 
 
 def _sum(rng: random.Random) -> Task:
@@ -153,8 +153,8 @@ FAMILIES: dict[str, Callable[[random.Random], Task]] = {
     "count": _count,
 }
 
-# Wording is drawn for each answer on its own, and some is common and some is rare, as in answers that people write:
-# a model that scores wording above content prefers the wrong answer often.
+# The phrasing is drawn for each answer, with common and rare phrases, as in human data: a model that ranks by phrasing
+# instead of content often prefers the wrong answer.
 _OPENINGS = {"": 60, "Sure. ": 20, "Let me see. ": 12, "Good question. ": 8}
 _SENTENCES = {
     "The answer is {1}.": 40,
@@ -182,15 +182,16 @@ def _row(rng: random.Random) -> dict[str, Any]:
 
 
 def is_held_out(prompt: str) -> bool:
-    """Whether a prompt belongs to the split `eval`: a matter of its own text, so that no two sources disagree."""
+    """Return whether a prompt belongs to the split `eval`, determined by its text, so that all sources agree."""
     return int.from_bytes(sha256(prompt.encode()).digest()[:8], "big") < EVAL_SHARE * 2**64
 
 
 def generate_rows(source: GeneratedSource) -> list[dict[str, Any]]:
-    """`source.rows` rows with distinct prompts: `prompt`, `chosen`, `rejected` (conversational) and `answer` (text).
+    """Return `source.rows` rows with distinct prompts: `prompt`, `chosen`, `rejected` (conversational), `answer`
+    (text).
 
-    A function of rows, split and seed alone; more rows of the same seed begin with the fewer. No prompt of split
-    `train` is ever one of split `eval`, whatever the seeds. ValueError when the task has not that many prompts.
+    Determined by rows, split and seed; a larger number of rows extends the smaller one. The prompts of the splits are
+    disjoint for all seeds. Raises ValueError if the task has fewer prompts.
     """
     rng = random.Random(f"prefsweep task {VERSION} {source.split} {source.seed}")
     held_out = source.split == "eval"
@@ -205,7 +206,7 @@ def generate_rows(source: GeneratedSource) -> list[dict[str, Any]]:
         if ask in seen:
             misses += 1
             if misses > 20 * source.rows + 1000:
-                raise ValueError(f"the generated task yields {len(rows)} distinct prompts here, not {source.rows}")
+                raise ValueError(f"the generated task has only {len(rows)} distinct prompts here, not {source.rows}")
             continue
         seen.add(ask)
         rows.append(row)
@@ -218,17 +219,17 @@ _COURTESIES = frozenset({"sure", "ok", "okay", "yes", "let me see", "good questi
 
 
 def _normalize_text(text: str) -> str:
-    """Lower case, digits as words where small, no punctuation, no articles."""
+    """Normalize: lower case, small digits as words, no punctuation, no articles."""
     words = re.findall(r"[a-z]+|\d+", text.lower())
     words = [NUMBERS[int(w)] if w.isdigit() and int(w) < len(NUMBERS) else w for w in words]
     return " ".join(w for w in words if w not in {"a", "an", "the", "and", "i", "think", "then"})
 
 
 def is_correct(answer: str, expected: str) -> bool:
-    """Whether a model's answer says `expected` and nothing else.
+    """Return whether a model's answer is `expected` and nothing else.
 
-    Case, punctuation, digits for small number words and a sentence around it do not matter ("I think it is 8." for
-    "eight"). The first sentence that says something counts; naming several candidates is not right.
+    Case, punctuation, digits for small number words and a sentence around the answer are ignored ("I think it is 8."
+    for "eight"). The first sentence with content counts; naming several candidates is wrong.
     """
     expected_text = _normalize_text(expected)
     for sentence in re.split(r"[.!?\n]+", answer):

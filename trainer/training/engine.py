@@ -1,4 +1,4 @@
-"""The `Engine` protocol, `UpdatePlan` and `TrainingInputs`: one update after the other, same pairs, same order."""
+"""The `Engine` protocol, `UpdatePlan` and `TrainingInputs`: every engine takes the same updates in the same order."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from torch import nn
 
 from trainer.config.trial import TrialConfig
 from trainer.data.pair_dataset import PairDataset
-from trainer.distributed.deepspeed_zero3 import Piece
 from trainer.distributed.processes import CancelToken, ProcessGroup
 from trainer.forward.pair_model import PairModel
 from trainer.models.policy_model import PolicyModel
@@ -24,80 +23,80 @@ from trainer.training.schedule import DataOrder, lr_lambda, total_updates
 
 @dataclass(frozen=True, slots=True)
 class TrainingInputs:
-    """What a run trains with, already loaded."""
+    """Loaded models and data of a run."""
 
     policy: PolicyModel
     pair_model: PairModel
     train: PairDataset
     reference: PairLogps | None
-    """Log-probs of `train` under the initial model, for objectives that compare with it."""
+    """Log-probs of `train` under the initial model, for objectives with a reference."""
     process_group: ProcessGroup
     cancel_token: CancelToken
 
 
 class Diverged(Exception):
-    """A loss, a gradient or a held-out metric is not finite; the message has the numbers."""
+    """A loss, a gradient or a held-out metric is not finite; the message has the values."""
 
 
 class UpdatePlan:
-    """The plan of one run's updates: how many, which pairs, at which rate, with which random numbers."""
+    """The updates of one run: their number, pairs, learning rates and random seeds."""
 
     def __init__(self, config: TrialConfig, inputs: TrainingInputs) -> None:
-        """TrialError where the data cannot fill an update, or an update the processes."""
+        """Raises TrialError if one update needs more pairs than there are, or has fewer pairs than processes."""
         training, pairs = config.training, len(inputs.train)
         self.training = training
         self.total_updates = total_updates(training, pairs)
         self._rank = inputs.process_group.rank
         if training.pairs_per_update < inputs.process_group.size:
             raise TrialError(
-                f"pairs_per_update {training.pairs_per_update} cannot be shared among "
-                f"{inputs.process_group.size} processes"
+                f"pairs_per_update {training.pairs_per_update} is less than the number of processes, "
+                f"{inputs.process_group.size}"
             )
         self.order = DataOrder(pairs, training.pairs_per_update, training.seed)
         self.lr_factor = lr_lambda(training, self.total_updates)
 
     def seed_update(self, step: int) -> None:
-        """Put the random numbers where update `step` (from 1) begins in this process, however the run came there."""
+        """Seed torch for update `step` (from 1) in this process, so that a resumed run draws the same numbers."""
         seed = np.random.SeedSequence([self.training.seed, step, self._rank]).generate_state(1)[0]
         torch.manual_seed(int(seed))
 
     def check_finite(self, step: int, *, loss: float, norm: float = 0.0) -> None:
-        """Diverged where the loss or the gradient's norm of update `step` is not finite."""
+        """Raise Diverged if the loss or the gradient norm of update `step` is not finite."""
         if not math.isfinite(loss):
             raise Diverged(self._divergence_message(step, f"the loss is {loss}"))
         if not math.isfinite(norm):
-            raise Diverged(self._divergence_message(step, f"the gradient's norm is {norm} at a loss of {loss:.6g}"))
+            raise Diverged(self._divergence_message(step, f"the gradient norm is {norm} at loss {loss:.6g}"))
 
-    def _divergence_message(self, step: int, what: str) -> str:
+    def _divergence_message(self, step: int, problem: str) -> str:
         rate = self.training.learning_rate * self.lr_factor(step)
-        advice = f"its step was not taken; lower training.learning_rate, {rate:.3g} at this update"
-        return f"update {step} of {self.total_updates}: {what}; {advice}"
+        advice = f"the step was not taken; lower training.learning_rate, {rate:.3g} at this update"
+        return f"update {step} of {self.total_updates}: {problem}; {advice}"
 
 
 class Engine(Protocol):
-    """Trains a model by updates. Between two calls the model may be looked at, and its weights read."""
+    """Trains a model update by update. Between updates the model may be evaluated and its weights read."""
 
     plan: UpdatePlan
 
     def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
-        """The parameters being trained, by name; of sharded ones this process has its slices."""
+        """Return the trainable parameters by name; of sharded ones this process's shards."""
         ...
 
     def step(self, number: int) -> MetricSums:
-        """Take update `number` (from 1, each one after the one before) and tell its metrics.
+        """Take update `number` (from 1, in order) and return its metrics.
 
-        Diverged and Interrupted are raised before the step is taken: the weights are still those of the last update.
+        Raises Diverged and Interrupted before the optimizer step: the weights are then those of the previous update.
         """
         ...
 
-    def state_dict(self) -> Mapping[str, torch.Tensor | Piece]:
-        """The optimizer's moments by name, sharded as the parameters are; the live ones, not copies."""
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """Return the optimizer's moments by name, sharded like the parameters; references, not copies."""
         ...
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state_dict` returned, as whole tensors; the weights are there already."""
+        """Load what `state_dict` returned, as full tensors; the weights are loaded separately before."""
         ...
 
     def close(self) -> None:
-        """Leave the model as a saved one should be; no update follows."""
+        """End training: remove everything that the engine added to the model."""
         ...

@@ -1,27 +1,29 @@
 """Fused AdamW over named parameters, with its state as plain tensors by parameter name.
 
-`ShardedParameters` presents sharded parameters to the optimizer: AdamW works weight by weight, so each process steps
-its own rows.
+`ShardedParameters` presents sharded parameters to the optimizer: AdamW is elementwise, so each process steps its own
+rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
+from transformers.trainer_pt_utils import get_parameter_names
 
 from trainer.config.trial import TrainingConfig
 from trainer.distributed.fsdp import as_shard, shard_of
 from trainer.training.stochastic_rounding import RoundingAdamW
-from trainer.weight_decay import parameter_groups
 
 
 class ShardedParameters:
-    """`parameters`: ordinary parameters by name, each over the memory of this process's slice; whole ones as they are.
+    """Local view of sharded parameters: `parameters` are ordinary parameters by name that share memory with this
+    process's shards. Parameters that are not sharded are passed through.
 
-    `rank` is this process's number among those that share the weights, None where they are whole.
+    `rank` is the number of this process among those that share the weights; None if they are not sharded.
     """
 
     def __init__(self, trained: Mapping[str, nn.Parameter]) -> None:
@@ -33,19 +35,19 @@ class ShardedParameters:
         self.rank = None if first is None else first.device_mesh.get_local_rank()
 
     def collect(self) -> None:
-        """Before a step: where the slices and their gradients are now."""
+        """Update the local views of shards and gradients; call before a step."""
         for name, sharded in self._sharded.items():
-            mine = self.parameters[name]
-            mine.data = _local(sharded.detach())
-            mine.grad = None if sharded.grad is None else _local(sharded.grad)
+            local = self.parameters[name]
+            local.data = _local(sharded.detach())
+            local.grad = None if sharded.grad is None else _local(sharded.grad)
 
     def drop_gradients(self) -> None:
-        """After a step."""
+        """Free the gradients of the shards; call after a step."""
         for sharded in self._sharded.values():
             sharded.grad = None
 
     def total_norm(self) -> Tensor:
-        """The norm of all gradients together, of all processes' slices."""
+        """Return the norm of all gradients together, over the shards of all processes."""
         norm = nn.utils.get_total_norm([p.grad for p in self.parameters.values() if p.grad is not None])
         if self.rank is None:
             return norm
@@ -54,11 +56,11 @@ class ShardedParameters:
         return square.sqrt().to(norm.dtype)
 
     def to_sharded_tensors(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Moments named `<moment>.<parameter>` as slices of whole tensors."""
+        """Return moments named `<moment>.<parameter>` as shards of full tensors."""
         return {name: self._to_sharded_tensor(name, moment) for name, moment in moments.items()}
 
     def local_shards(self, moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Of whole moments, this process's rows."""
+        """Return this process's rows of full moments."""
         return {name: self._local_shard(name, moment) for name, moment in moments.items()}
 
     def _to_sharded_tensor(self, name: str, moment: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class ShardedParameters:
         return moment if like is None else shard_of(moment, like)
 
     def _like(self, name: str, moment: Tensor) -> DTensor | None:
-        """The parameter that a moment is cut like; the counter of steps is whole everywhere."""
+        """Return the parameter that a moment is sharded like; the step counter is replicated."""
         return self._sharded.get(name.partition(".")[2]) if moment.dim() > 0 else None
 
 
@@ -80,14 +82,31 @@ def _local(sharded: Tensor) -> Tensor:
 
 
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+_NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm(?:$|\.)"]
+"""As transformers' Trainer.get_decay_parameter_names (5.23)."""
+
+
+def parameter_groups(
+    model: nn.Module, trained: Mapping[str, nn.Parameter], weight_decay: float
+) -> list[dict[str, Any]]:
+    """The trained parameters of `model` by name as an optimizer's groups: those that decay, then the others.
+
+    Weights decay, norms and biases do not, as in transformers' Trainer.
+    """
+    decaying = set(get_parameter_names(model, [nn.LayerNorm], _NO_DECAY))
+    groups: list[dict[str, Any]] = [
+        {"params": [p for n, p in trained.items() if n in decaying], "weight_decay": weight_decay},
+        {"params": [p for n, p in trained.items() if n not in decaying], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 class Optimizer:
-    """AdamW over the trained parameters of one model; gradients are taken from the parameters.
+    """AdamW over the trainable parameters of one model; gradients are taken from the parameters.
 
     The moments have the parameters' dtype, except with stochastic rounding of bfloat16 weights
-    (stochastic_rounding.py). Norms and biases do not decay, as in transformers' Trainer. Of sharded parameters each
-    process steps its shards.
+    (stochastic_rounding.py). Norms and biases do not decay, as in transformers' Trainer. Each process steps its own
+    shards of sharded parameters.
     """
 
     def __init__(self, model: nn.Module, trained: Mapping[str, nn.Parameter], training: TrainingConfig) -> None:
@@ -98,7 +117,7 @@ class Optimizer:
         groups = parameter_groups(model, self._trained, training.weight_decay)
         betas, eps = (training.adam_beta1, training.adam_beta2), training.adam_epsilon
         self._adam: torch.optim.AdamW | RoundingAdamW
-        # Some models keep a few weights in float32 whatever was asked for.
+        # Some models keep a few weights in float32 regardless of the configured dtype.
         if training.stochastic_rounding and any(p.dtype is torch.bfloat16 for p in trained.values()):
             seed = (training.seed,) if self._shards.rank is None else (training.seed, self._shards.rank)
             self._adam = RoundingAdamW(groups, lr=self._learning_rate, betas=betas, eps=eps, seed=seed)
@@ -106,7 +125,7 @@ class Optimizer:
             self._adam = torch.optim.AdamW(groups, lr=self._learning_rate, betas=betas, eps=eps, fused=True)
 
     def clip_gradients(self) -> float:
-        """The norm of all gradients together; gradients beyond max_grad_norm are scaled down to it, 0: never."""
+        """Clip gradients to max_grad_norm (0: never). Return the norm of all gradients before clipping."""
         self._shards.collect()
         norm = self._shards.total_norm()
         if self._max_grad_norm > 0 and bool(torch.isfinite(norm)):
@@ -114,7 +133,7 @@ class Optimizer:
         return float(norm)
 
     def step(self, factor: float) -> float:
-        """One update at factor times the learning rate; gradients are dropped. Returns the rate used."""
+        """Take one step at `factor` times the learning rate and free the gradients. Return the learning rate used."""
         rate = self._learning_rate * factor
         for group in self._adam.param_groups:
             group["lr"] = rate
@@ -124,16 +143,16 @@ class Optimizer:
         return rate
 
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """The moments as tensors named `exp_avg.<parameter>`; the live ones, not copies."""
+        """Return the moments as tensors named `exp_avg.<parameter>`; references, not copies."""
         return self._shards.to_sharded_tensors(moments(self._adam, self._trained))
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state_dict` returned. KeyError where a moment of a parameter is missing."""
+        """Load what `state_dict` returned. Raises KeyError if a moment of a parameter is missing."""
         load_moments(self._adam, self._trained, self._shards.local_shards(state))
 
 
 def moments(adam: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
-    """The moments of an AdamW over these parameters as tensors named `exp_avg.<parameter>`; the live ones."""
+    """Return AdamW's moments of these parameters as tensors named `exp_avg.<parameter>`; references, not copies."""
     return {
         f"{moment}.{name}": adam.state[parameter][moment]
         for name, parameter in trained.items()
@@ -145,12 +164,12 @@ def moments(adam: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter]) ->
 def load_moments(
     adam: torch.optim.Optimizer, trained: Mapping[str, nn.Parameter], state: Mapping[str, torch.Tensor]
 ) -> None:
-    """Take over what `moments` returned. KeyError where a moment of a parameter is missing."""
+    """Load what `moments` returned. Raises KeyError if a moment of a parameter is missing."""
     for name, parameter in trained.items():
         if f"step.{name}" in state:
             adam.state[parameter] = {moment: _to_device_of(state[f"{moment}.{name}"], parameter) for moment in _MOMENTS}
 
 
 def _to_device_of(tensor: torch.Tensor, parameter: nn.Parameter) -> torch.Tensor:
-    # Into memory of its own: what comes from a file is mapped and not aligned.
+    # A copy, because tensors from a file are memory-mapped and not aligned.
     return tensor.to(parameter.device, copy=True)

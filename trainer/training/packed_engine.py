@@ -1,7 +1,7 @@
 """`PackedEngine`: packed micro-batches, output layer in chunks, fused AdamW.
 
-All randomness is a function of the seed, the update and the process: the data order, the schedule, dropout where it is
-configured. An update is therefore the same in a continued run as in one that was never interrupted.
+All randomness (data order, configured dropout) is a function of the seed, the update and the process, so that an update
+is the same in a resumed run as in an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from trainer.config.trial import TrialConfig
-from trainer.distributed.deepspeed_zero3 import Piece
 from trainer.evaluation.evaluator import pair_batches, pair_costs, score_pairs
 from trainer.forward.pair_model import UpdateLogps
 from trainer.objectives.losses import required_stats
@@ -23,33 +22,32 @@ from trainer.training.optimizer import Optimizer
 
 
 class PackedEngine:
-    """One update after the other with `PairModel`; several processes share the pairs of an update."""
+    """Takes updates with `PairModel`; several processes share the pairs of an update."""
 
     def __init__(self, config: TrialConfig, inputs: TrainingInputs) -> None:
         self.plan = UpdatePlan(config, inputs)
         self._loss, self._training, self._inputs = config.loss, config.training, inputs
         self._trained = inputs.policy.trainable_parameters()
-        self._zero = inputs.policy.zero
-        self._optimizer = self._zero or Optimizer(inputs.policy.base, self._trained, config.training)
+        self._optimizer = Optimizer(inputs.policy.base, self._trained, config.training)
         self._lengths = pair_costs(inputs.pair_model, inputs.train)
 
     def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
-        """The parameters being trained, by name."""
+        """Return the trainable parameters by name."""
         return self._trained
 
-    def state_dict(self) -> Mapping[str, torch.Tensor | Piece]:
-        """The optimizer's moments by name."""
+    def state_dict(self) -> Mapping[str, torch.Tensor]:
+        """Return the optimizer's moments by name."""
         return self._optimizer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self._optimizer.load_state_dict(state)
 
     def close(self) -> None:
-        """Nothing was put on the model that would have to be taken off."""
+        """Do nothing: this engine adds nothing to the model."""
 
     def step(self, number: int) -> MetricSums:
-        """One update: gradients of all micro-batches and processes added, checked, clipped, stepped."""
+        """Take one update: sum the gradients of all micro-batches and processes, check, clip, step."""
         began = perf_counter()
         process_group, plan = self._inputs.process_group, self.plan
         plan.seed_update(number)
@@ -57,7 +55,7 @@ class PackedEngine:
         sums = process_group.all_reduce_metrics(self._accumulate(indexes))
         loss, weight = sums["loss"]
         plan.check_finite(number, loss=loss / weight)
-        if not self._inputs.pair_model.sharded:  # of sharded weights backward has added them
+        if not self._inputs.pair_model.sharded:  # backward has reduced those of sharded weights
             process_group.all_reduce_gradients(self._trained.values())
         norm = self._optimizer.clip_gradients()
         plan.check_finite(number, loss=loss / weight, norm=norm)
@@ -81,7 +79,7 @@ class PackedEngine:
         before = model.counters.tokens
         update_logps = self._update_logps(indexes) if required_stats(self._loss).update_logps else None
 
-        def visit(positions: Sequence[int], backward: Callable[[torch.Tensor], None]) -> LossTerms:
+        def run_micro_batch(positions: Sequence[int], backward: Callable[[torch.Tensor], None]) -> LossTerms:
             batch = [indexes[position] for position in positions]
             reference = self._inputs.reference
             with process_group.autocast(self._training.bf16, keep=not model.sharded):
@@ -94,24 +92,21 @@ class PackedEngine:
                     None if update_logps is None else UpdateLogps(update_logps, positions),
                 )
 
-        def add(loss: torch.Tensor) -> None:
-            if self._zero is None:
-                loss.backward()
-            else:
-                self._zero.backward(loss)
+        def zero_backward(loss: torch.Tensor) -> None:
+            (loss * 0.0).backward()
 
         parts: list[MetricSums] = []
         for positions in shares[process_group.rank]:
             self._inputs.cancel_token.check()
-            parts.append(metric_sums(visit(positions, add)))
+            parts.append(metric_sums(run_micro_batch(positions, torch.Tensor.backward)))
         done = model.counters.tokens
         if model.sharded:
-            for _ in range(max(map(len, shares)) - len(parts)):  # the others still need this process's slices
-                visit(shares[process_group.rank][0], lambda loss: add(loss * 0.0))
+            for _ in range(max(map(len, shares)) - len(parts)):  # the others need this one's shards
+                run_micro_batch(shares[process_group.rank][0], zero_backward)
         return merge_sums(parts) | {"tokens_per_second": (float(done - before), 0.0)}
 
     def _update_logps(self, indexes: Sequence[int]) -> PairLogps:
-        """A first visit, for objectives that couple the pairs: the log-probs of all pairs of the update."""
+        """Return the log-probs of all pairs of an update, in an extra pass, for objectives that couple them."""
         inputs, budget = self._inputs, self._training.tokens_per_micro_batch
         with inputs.process_group.autocast(self._training.bf16, keep=not inputs.pair_model.sharded):
             found = score_pairs(

@@ -12,9 +12,10 @@ from trainer.results import TrialError
 
 
 def total_updates(training: TrainingConfig, pairs: int) -> int:
-    """Updates of a run over `pairs` training pairs: max_steps, else floor(epochs * pairs / pairs_per_update).
+    """Return the number of updates over `pairs` training pairs: max_steps, else floor(epochs * pairs /
+    pairs_per_update).
 
-    TrialError where that is none, or where an update would take a pair twice.
+    Raises TrialError if that is 0, or if one update would need a pair twice.
     """
     if pairs < training.pairs_per_update:
         raise TrialError(
@@ -23,7 +24,7 @@ def total_updates(training: TrainingConfig, pairs: int) -> int:
         )
     if training.max_steps is not None:
         return training.max_steps
-    # A hair's breadth up, so that 3 epochs of 10 pairs by 5 are 6 updates whatever the product's last bit says.
+    # The tolerance makes 3 epochs of 10 pairs by 5 exactly 6 updates despite floating-point rounding.
     updates = math.floor(training.num_train_epochs * pairs / training.pairs_per_update + 1e-9)
     if updates < 1:
         raise TrialError(
@@ -34,24 +35,24 @@ def total_updates(training: TrainingConfig, pairs: int) -> int:
 
 
 def interval(configured: int | None, total: int) -> int:
-    """An interval in updates: as given, by default a tenth of the run."""
+    """Return an interval in updates; by default a tenth of the run."""
     return configured if configured is not None else max(1, total // 10)
 
 
 class DataOrder:
-    """The stream of training pairs: one seeded permutation per epoch, end to end.
+    """The stream of training pairs: one seeded permutation per epoch, concatenated.
 
-    Update k (from 1) takes the stream's places (k-1)*per_update to k*per_update; an update may span two epochs.
+    Update k (from 1) takes positions (k-1)*per_update to k*per_update of the stream; an update may span two epochs.
     """
 
     def __init__(self, pairs: int, per_update: int, seed: int) -> None:
         if pairs < 1:
-            raise TrialError("there is no training pair")
+            raise TrialError("there are no training pairs")
         self._pairs, self._per_update, self._seed = pairs, per_update, seed
         self._epoch, self._permutation = -1, np.empty(0, dtype=np.int64)
 
     def pairs_of(self, step: int) -> list[int]:
-        """The pair numbers of update `step` (from 1), in order."""
+        """Return the pair indexes of update `step` (from 1), in order."""
         first = (step - 1) * self._per_update
         return [self._at(position) for position in range(first, first + self._per_update)]
 
@@ -64,9 +65,9 @@ class DataOrder:
 
 
 def lr_lambda(training: TrainingConfig, total: int) -> Callable[[int], float]:
-    """Factor on the learning rate of update `step` (from 1), equal to transformers' `get_scheduler`.
+    """Return the learning-rate factor by update (from 1), equal to transformers' `get_scheduler`.
 
-    Warm-up takes ceil(total * warmup_ratio) updates, as transformers' Trainer rounds it; constant has none.
+    Warm-up takes ceil(total * warmup_ratio) updates, rounded as in transformers' Trainer; constant has none.
     """
     warmup = math.ceil(total * training.warmup_ratio)
     kind = training.lr_scheduler_type

@@ -1,9 +1,9 @@
 """AdamW with stochastic rounding for bfloat16 weights without float32 copies: moments in float32.
 
-Rounding to nearest loses every update below half of bfloat16's step (1/256 of the weight), which updates at the
-learning rates of preference tuning nearly always are. Rounded up or down with probability in proportion, updates are
-right on average (Gupta et al. 2015, arXiv 1502.02551). Memory per parameter: 2 bytes of weight, 2 of gradient, 8 of
-moments.
+Rounding to nearest loses every update below half of bfloat16's step (1/256 of the weight), which is nearly every update
+at the learning rates of preference tuning. If a value is rounded up or down with probability proportional to the
+distance, updates are correct in expectation (Gupta et al. 2015, arXiv 1502.02551). Memory per parameter: 2 bytes of
+weight, 2 of gradient, 8 of moments.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch.optim.adamw import adamw
 from trainer import memory_limits
 
 _LOW_BITS = 16
-"""Bits that float32 has more than bfloat16."""
+"""Number of bits that float32 has more than bfloat16."""
 
 
 class RoundingAdamW(torch.optim.Optimizer):
-    """As `torch.optim.AdamW(fused=True)`, for bfloat16 parameters; float32 ones among them are not rounded.
+    """`torch.optim.AdamW(fused=True)` for bfloat16 parameters; float32 ones among them are not rounded.
 
-    What chance decides follows from seed and step.
+    The random numbers are determined by seed and step.
     """
 
     def __init__(
@@ -38,13 +38,13 @@ class RoundingAdamW(torch.optim.Optimizer):
         eps: float,
         seed: Sequence[int],
     ) -> None:
-        """groups: dicts with `params` and `weight_decay`. seed: one number, then the process where weights are cut."""
+        """`groups`: dicts with `params` and `weight_decay`. `seed`: one number, and the rank if weights are sharded."""
         super().__init__(groups, {"lr": lr})
         self._betas, self._eps, self._seed = betas, eps, seed
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # noqa: ARG002  # pyright: ignore
-        """One update from the parameters' gradients."""
+        """Take one step from the parameters' gradients."""
         generator: torch.Generator | None = None
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
@@ -63,15 +63,15 @@ class RoundingAdamW(torch.optim.Optimizer):
         parts: Sequence[tuple[_Part, nn.Parameter, dict[str, Tensor]]],
         generator: torch.Generator,
     ) -> None:
-        """Transient memory: 10 bytes for each bfloat16 element of these parts."""
-        exact = [part.of(parameter).float() for part, parameter, _ in parts]  # of float32 the weight itself
+        """Step some parts of the parameters. Transient memory: 10 bytes per bfloat16 element."""
+        exact = [part.of(parameter).float() for part, parameter, _ in parts]  # a float32 weight itself, not a copy
         adamw(
             exact,
             [part.of(p.grad).float() for part, p, _ in parts if p.grad is not None],
             [part.of(state["exp_avg"]) for part, _, state in parts],
             [part.of(state["exp_avg_sq"]) for part, _, state in parts],
             [],
-            [state["step"].clone() for _, _, state in parts],  # counted up here, and kept when all parts are done
+            [state["step"].clone() for _, _, state in parts],  # the copy is incremented; the state after all parts
             fused=True,
             amsgrad=False,
             beta1=self._betas[0],
@@ -92,13 +92,15 @@ class RoundingAdamW(torch.optim.Optimizer):
         return self.state[parameter]
 
     def _generator(self, parameter: nn.Parameter, done: Tensor) -> torch.Generator:
-        """The same in every process that holds a copy of the weights, so that copies stay copies."""
+        """Return the generator of a step: the same in every process with a copy of the weights, so that copies stay
+        equal.
+        """
         sampled = np.random.SeedSequence([self._seed[0], int(done), _LOW_BITS, *self._seed[1:]]).generate_state(1)[0]
         return torch.Generator(parameter.device).manual_seed(int(sampled))
 
 
 def round_stochastically(exact: Tensor, generator: torch.Generator) -> Tensor:
-    """float32 -> bfloat16, to one of the two neighbours, the nearer one more often: right on average. Uses `exact` up.
+    """float32 -> bfloat16, to one of the two neighbors, with probability by distance. Overwrites `exact`.
 
     Values must be finite.
     """
@@ -116,30 +118,30 @@ class _Part:
     range: slice | None = None
 
     def of(self, tensor: Tensor) -> Tensor:
-        """The same part of this tensor, which is the parameter or shaped like it; a view where it is contiguous."""
+        """Return this part of a tensor shaped like the parameter; a view if the tensor is contiguous."""
         return tensor.detach() if self.range is None else tensor.detach().reshape(-1)[self.range]
 
 
 def _chunks(parameters: Sequence[nn.Parameter]) -> Iterator[list[_Part]]:
-    """Parts in the order of the parameters, grouped up to STEP_ELEMENTS."""
+    """Yield parts in the order of the parameters, grouped up to STEP_ELEMENTS."""
     chunk: list[_Part] = []
     size = 0
     for index, parameter in enumerate(parameters):
-        for cut in _cuts(parameter):
-            elements = parameter.numel() if cut is None else cut.stop - cut.start
+        for element_range in _ranges(parameter):
+            elements = parameter.numel() if element_range is None else element_range.stop - element_range.start
             if chunk and size + elements > memory_limits.STEP_ELEMENTS:
                 yield chunk
                 chunk, size = [], 0
-            chunk.append(_Part(index, cut))
+            chunk.append(_Part(index, element_range))
             size += elements
     if chunk:
         yield chunk
 
 
-def _cuts(parameter: nn.Parameter) -> Iterator[slice | None]:
-    """Ranges of at most STEP_ELEMENTS, of which the last may be larger by one `_wave`; None: the whole parameter.
+def _ranges(parameter: nn.Parameter) -> Iterator[slice | None]:
+    """Yield ranges of at most STEP_ELEMENTS, the last possibly larger by one `_wave`; None for a whole parameter.
 
-    Random numbers are those of the whole tensor: a CPU draws one after the other, a GPU in waves of a fixed size.
+    The random numbers are those of the whole tensor: a CPU draws them in sequence, a GPU in waves of a fixed size.
     """
     elements, wave = parameter.numel(), _wave(parameter.device)
     if elements <= memory_limits.STEP_ELEMENTS or not parameter.is_contiguous():
@@ -153,8 +155,9 @@ def _cuts(parameter: nn.Parameter) -> Iterator[slice | None]:
 
 
 def _wave(device: torch.device) -> int:
-    """Elements that torch's generator of a GPU fills in one go of all threads, four for each; 64 elsewhere, a multiple
-    of every vector of a CPU."""
+    """Return how many elements torch's GPU generator fills per launch wave, four per thread; on a CPU 64, a multiple of
+    every vector width.
+    """
     if device.type != "cuda":
         return 64
     gpu = torch.cuda.get_device_properties(device)

@@ -1,4 +1,4 @@
-"""`TrainLoop`: a generator of `StepMetrics`. Its consumer decides how far it runs; an engine takes the updates."""
+"""`TrainLoop`: a generator of `StepMetrics` over the updates of an engine; its consumer may stop it at any time."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EvaluationFns:
-    """The held-out metrics of the initial model, and of the model as it is after an update.
+    """The held-out metrics of the initial model, and a function that evaluates the current model.
 
-    `evaluate(step, whole)` is asked after each update; where not the `whole` is due, it may still look at the answers.
-    Beside the metrics it gives what is known of each pair (`Point.pairs`).
+    `evaluate(step, complete)` is called after each update; if no complete evaluation is due, it may still generate
+    completions. It returns the metrics and the packed margins of each pair (`StepMetrics.pairs`).
     """
 
     initial: dict[str, float]
@@ -33,7 +33,7 @@ class EvaluationFns:
 
 
 class TrainLoop:
-    """One trial's updates from its start, or from a checkpoint's state. `config_digest` names its configuration."""
+    """One trial's updates from the initial model or a checkpoint. `config_digest` identifies its configuration."""
 
     def __init__(
         self,
@@ -61,10 +61,10 @@ class TrainLoop:
         self.history: list[StepMetrics] = []
 
     def restore(self, state: checkpoints.TrainState) -> None:
-        """Take over a checkpoint's state. ResumeError where it is of other weights than this trial trains."""
+        """Load a checkpoint's state. Raises ResumeError if it has other weights than this trial trains."""
         trained = self._engine.trainable_parameters()
         if state.weights.keys() != trained.keys():
-            raise ResumeError(f"the checkpoint of update {state.step} holds other weights than this trial trains")
+            raise ResumeError(f"the checkpoint of update {state.step} has other weights than this trial trains")
         for name, parameter in trained.items():
             copy_into(parameter, state.weights[name])
         self._engine.load_state_dict(state.optimizer)
@@ -73,7 +73,7 @@ class TrainLoop:
         self.history = list(state.history)
 
     def run(self) -> Generator[StepMetrics, None, RunResult]:
-        """Train; earlier points first. Closing the generator stops at once and saves nothing."""
+        """Yield the history so far, then train. Closing the generator stops at once without a checkpoint."""
         yield from list(self.history)
         try:
             return (yield from self._run())
@@ -92,7 +92,7 @@ class TrainLoop:
         if not self.history:
             yield self._record(self._check_finite(StepMetrics(0, self._evaluation_fns.initial)))
         while True:
-            # A run that was interrupted while it evaluated comes here with its point still to be said.
+            # A run that was interrupted during evaluation resumes here, before its metrics were yielded.
             if self.history[-1].step < self._step and (step_metrics := self._evaluate()).metrics:
                 yield self._record(self._check_finite(step_metrics))
             if self._step == self.total_updates:
@@ -109,18 +109,18 @@ class TrainLoop:
         self.history.append(step_metrics)
         return step_metrics
 
-    # --- what is said and kept ---------------------------------------------------------------------------------------
+    # --- metrics and checkpoints -------------------------------------------------------------------------------------
 
     def _accumulate(self, sums: MetricSums) -> None:
         if self._window:
-            # The rate of the last update is what a schedule shows; everything else is averaged.
+            # The learning rate is that of the last update; everything else is averaged over the window.
             self._window["learning_rate"] = (0.0, 0.0)
         self._window = merge_sums([self._window, sums]) if self._window else sums
 
     def _evaluate(self) -> StepMetrics:
         last = self._step == self.total_updates
         held_out, pairs = self._evaluation_fns.evaluate(self._step, last or self._step % self._eval_every == 0)
-        # The window is emptied only now: an interruption while evaluating leaves it whole.
+        # The window is reset only after evaluation, so that an interrupted evaluation keeps it.
         if not (last or self._step % self._training.logging_steps == 0):
             return StepMetrics(self._step, held_out, pairs)
         trained = metric_means(self._window)
@@ -131,7 +131,8 @@ class TrainLoop:
     def _check_finite(self, step_metrics: StepMetrics) -> StepMetrics:
         bad = [f"{name} {value}" for name, value in step_metrics.metrics.items() if not math.isfinite(value)]
         if bad:
-            raise Diverged(f"after update {step_metrics.step} of {self.total_updates} not finite: {', '.join(bad)}")
+            message = f"after update {step_metrics.step} of {self.total_updates}: not finite: {', '.join(bad)}"
+            raise Diverged(message)
         return step_metrics
 
     def _save(self) -> None:

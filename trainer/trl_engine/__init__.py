@@ -1,1 +1,1 @@
-"""`engine: trl`: TRL's own trainers take the updates. Imported only when asked for, since TRL takes seconds to load."""
+"""`engine: trl`: updates by TRL's trainers. Imported only when needed, since importing TRL takes seconds."""

@@ -24,13 +24,13 @@ from trainer.training.engine import UpdatePlan
 
 
 class StepCallbacks:
-    """Callbacks of a TRL trainer; `emit` takes the totals of each update."""
+    """Callbacks of a TRL trainer; `emit` receives the metric sums of each update."""
 
     def __init__(
         self, plan: UpdatePlan, done: int, cancel_token: CancelToken, emit: Callable[[MetricSums], None]
     ) -> None:
         self.done = done
-        """Updates taken so far, those of earlier attempts included."""
+        """Updates taken so far, earlier attempts included."""
         self.total = plan.total_updates
         self._plan, self._cancel_token, self._emit = plan, cancel_token, emit
         self._micro_batches: list[MetricSums] = []
@@ -38,39 +38,39 @@ class StepCallbacks:
         self._loss = 0.0
         self._began = perf_counter()
 
-    def before_step(self) -> None:
-        """A micro-batch is about to be computed. Raises Interrupted when asked to stop."""
+    def before_micro_batch(self) -> None:
+        """Called before a micro-batch is computed. Raises Interrupted if cancelled."""
         self._cancel_token.check()
         if not self._micro_batches:
             self._plan.seed_update(self.done + 1)
 
     def on_pairs(self, chosen: Tensor, rejected: Tensor, chosen_tokens: Tensor, rejected_tokens: Tensor) -> None:
-        """TRL's summed log-probs of the micro-batch's pairs, and how many tokens they are of; [N] each."""
+        """Take TRL's summed log-probs of the micro-batch's pairs and their token counts, [N] each."""
         logps = PairLogps(chosen.detach().double(), rejected.detach().double(), chosen_tokens, rejected_tokens)
         self._micro_batches.append(comparison_sums(logps))
 
-    def after_step(self, loss: Tensor, positions: int) -> None:
-        """The loss of the micro-batch, and the positions (padding included) that it took."""
+    def after_micro_batch(self, loss: Tensor, positions: int) -> None:
+        """Take the loss of the micro-batch and the number of its positions, padding included. Raises Diverged."""
         self._positions += positions
         self._plan.check_finite(self.done + 1, loss=float(loss))
         self._loss = float(loss)
 
     def on_gradient(self, norm: float) -> None:
-        """The norm of the update's gradient, before the step."""
+        """Take the norm of the update's gradient before the step. Raises Diverged."""
         self._plan.check_finite(self.done + 1, loss=self._loss, norm=norm)
 
     def on_log(self, logs: Mapping[str, float]) -> None:
-        """What the trainer logs of an update; other messages of its have no loss and are passed over."""
+        """Take the trainer's log of an update and emit its metrics; logs without a loss are ignored."""
         if "loss" not in logs:
             return
-        seen = merge_sums(self._micro_batches)
+        own_sums = merge_sums(self._micro_batches)
         pairs = self._plan.training.pairs_per_update
         seconds = perf_counter() - self._began
-        # Names that both have mean the same, but for ORPO's nll_loss, which TRL takes over the prompt too.
+        # Metrics in both are equal, except for ORPO's nll_loss, in which TRL includes the prompt; ours is used.
         trl_logs: MetricSums = {
             name: (float(value) * pairs, float(pairs))
             for name, value in logs.items()
-            if name in METRICS and name not in seen and name != "epoch"
+            if name in METRICS and name not in own_sums and name != "epoch"
         }
         trl_logs |= {name: (float(logs[name]), 1.0) for name in ("loss", "grad_norm", "learning_rate")}
         speed: MetricSums = {
@@ -79,24 +79,24 @@ class StepCallbacks:
         }
         self._micro_batches, self._positions = [], 0
         self.done += 1
-        self._emit(trl_logs | seen | speed)
+        self._emit(trl_logs | own_sums | speed)
         self._began = perf_counter()
 
 
 class _InstrumentedTrainer(Trainer):
-    """Where transformers' Trainer can be watched; comes before a TRL trainer among the bases."""
+    """Mixin that calls `StepCallbacks` from transformers' Trainer; must precede the TRL trainer among the bases."""
 
     callbacks: StepCallbacks
 
     def _send_telemetry(self) -> None:
-        """Nothing about a training run leaves this machine."""
+        """Send no telemetry."""
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:  # noqa: ARG002
-        """Not estimated: it would be by the names of inputs that these batches have not."""
+        """Return 0: the estimate needs inputs that these batches do not have."""
         return 0
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:  # noqa: ARG002
-        """The schedule of the whole run, put where this part of it begins."""
+        """Create the schedule of the whole run, advanced to where this attempt starts."""
         scheduler: Any = super().create_scheduler(self.callbacks.total, optimizer)
         done = self.callbacks.done
         rates = [base * factor(done) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
@@ -108,10 +108,10 @@ class _InstrumentedTrainer(Trainer):
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """TRL's loss of a micro-batch."""
-        self.callbacks.before_step()
+        """Compute TRL's loss of a micro-batch."""
+        self.callbacks.before_micro_batch()
         loss: Any = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        self.callbacks.after_step(loss.detach(), _positions(inputs))
+        self.callbacks.after_micro_batch(loss.detach(), _positions(inputs))
         return loss
 
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
@@ -120,7 +120,7 @@ class _InstrumentedTrainer(Trainer):
         return norm
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """TRL adds its metrics to `logs`."""
+        """Log an update; TRL adds its metrics to `logs`."""
         super().log(logs, start_time)
         self.callbacks.on_log(logs)
 
@@ -133,7 +133,7 @@ def _positions(inputs: dict[str, torch.Tensor]) -> int:
 
 
 class InstrumentedDpoTrainer(_InstrumentedTrainer, DPOTrainer):
-    """DPOTrainer over rows that are tokenized and have their reference log-probs."""
+    """DPOTrainer over rows with token ids and reference log-probs."""
 
     def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: str) -> Any:  # noqa: ARG002
         return dataset
@@ -144,43 +144,43 @@ class InstrumentedDpoTrainer(_InstrumentedTrainer, DPOTrainer):
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         scored = inputs["completion_mask"][:, 1:].sum(1).chunk(2)
 
-        def seen(**given: Any) -> Any:
-            outputs = model(**given)
+        def recorded(**inputs_of_model: Any) -> Any:
+            outputs = model(**inputs_of_model)
             self.callbacks.on_pairs(*outputs.log_probs.detach().double().sum(1).chunk(2), *scored)
             return outputs
 
-        return super()._compute_loss(seen, inputs, return_outputs)
+        return super()._compute_loss(recorded, inputs, return_outputs)
 
 
 class InstrumentedCpoTrainer(_InstrumentedTrainer, CPOTrainer):
-    """CPOTrainer; of its averages (simpo, ipo) the sums are seen."""
+    """CPOTrainer; averaged log-probs (simpo, ipo) are reported as sums."""
 
     def tokenize_row(self, feature: Any, model: Any = None) -> Any:  # noqa: ARG002
-        """The row as it is."""
+        """Return the row, which is tokenized already."""
         return feature
 
     def concatenated_forward(self, model: Any, batch: Any) -> Any:
-        """TRL's forward pass."""
+        """Run TRL's forward pass and report its pairs."""
         found = super().concatenated_forward(model, batch)
         _report_pairs(self.callbacks, found, batch, averaged=self.loss_type in ("ipo", "simpo"))
         return found
 
 
 class InstrumentedOrpoTrainer(_InstrumentedTrainer, ORPOTrainer):
-    """ORPOTrainer; of its averages the sums are seen."""
+    """ORPOTrainer; averaged log-probs are reported as sums."""
 
     def tokenize_row(self, feature: Any, model: Any = None) -> Any:  # noqa: ARG002
-        """The row as it is."""
+        """Return the row, which is tokenized already."""
         return feature
 
     def concatenated_forward(self, model: Any, batch: Any) -> Any:
-        """TRL's forward pass."""
+        """Run TRL's forward pass and report its pairs."""
         found = super().concatenated_forward(model, batch)
         _report_pairs(self.callbacks, found, batch, averaged=True)
         return found
 
 
-def _report_pairs(watch: StepCallbacks, found: Any, batch: Any, *, averaged: bool) -> None:
+def _report_pairs(callbacks: StepCallbacks, found: Any, batch: Any, *, averaged: bool) -> None:
     tokens = [(batch[f"{side}_labels"] != -100).sum(1) for side in ("chosen", "rejected")]
     sums = [logps.detach().double() * (n if averaged else 1) for logps, n in zip(found[:2], tokens, strict=True)]
-    watch.on_pairs(*sums, *tokens)
+    callbacks.on_pairs(*sums, *tokens)

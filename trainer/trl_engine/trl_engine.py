@@ -1,9 +1,9 @@
 """`TrlEngine`: one call of `trainer.train()` per attempt, yielded update by update.
 
-Weights, moments, schedule, data order and random numbers are set where an update begins, so that a continued run equals
-an uninterrupted one. TRL's own checkpoints, which are partly pickles, are neither written nor read. `iterate_in_thread`
-turns the blocking call into a generator: it runs in a thread that waits while the consumer works. Objects that TRL and
-transformers' Trainer change and the next trial uses are restored afterwards.
+Weights, moments, schedule, data order and random numbers are set at the start of an update, so that a resumed run
+equals an uninterrupted one. TRL's own checkpoints, which are partly pickles, are neither written nor read.
+`iterate_in_thread` turns the blocking call into a generator: it runs in a thread that waits while the consumer works.
+Objects that TRL and transformers' Trainer change and the next trial uses are restored afterwards.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ T = TypeVar("T")
 
 
 class ConsumerClosed(BaseException):
-    """Nobody wants what comes next; raised where the call gives something, so that it unwinds."""
+    """The consumer has closed the generator; raised inside the call so that it unwinds."""
 
 
 class _Handoff(Generic[T]):
-    """The two sides take turns: `items` hands items over (None: the end), `resume` gives the turn back."""
+    """Alternation of two threads: `items` passes items on (None: the end), `resume` lets the producer continue."""
 
     def __init__(self) -> None:
         self.items: SimpleQueue[T | None] = SimpleQueue()
@@ -80,31 +80,31 @@ class _Handoff(Generic[T]):
 
 
 def iterate_in_thread(call: Callable[[Callable[[T], None]], object], name: str) -> Generator[T, None, None]:
-    """What `call` gives (it is passed the function to give with), one after the other.
+    """Yield what `call` emits through the function that is passed to it.
 
-    An exception in the call is raised here. Closing the generator raises ConsumerClosed in the call and waits for it to
+    An exception in the call is raised here. Closing the generator raises ConsumerClosed in the call and waits for its
     end.
     """
-    exchange: _Handoff[T] = _Handoff()
-    thread = Thread(target=exchange.run, args=(call,), name=name, daemon=True)
+    handoff: _Handoff[T] = _Handoff()
+    thread = Thread(target=handoff.run, args=(call,), name=name, daemon=True)
     thread.start()
     try:
-        while (item := exchange.items.get()) is not None:
+        while (item := handoff.items.get()) is not None:
             yield item
-            exchange.resume.release()
+            handoff.resume.release()
     finally:
-        exchange.closed = True
-        exchange.resume.release()
+        handoff.closed = True
+        handoff.resume.release()
         thread.join()
-    if exchange.failure is not None:
-        raise exchange.failure
+    if handoff.failure is not None:
+        raise handoff.failure
 
 
 @contextmanager
 def restore_model_state(policy: PolicyModel) -> Generator[None]:
-    """Until this ends attributes may change: the model's forward, its configs' tokens and cache, accelerate's state.
+    """Restore attributes after the context: the model's forward, tokens and cache of its configs, accelerate's state.
 
-    Weights are none of this: they change, as they should.
+    Weights are not restored.
     """
     model: Any = policy.base
     configs = [model.config, model.config.get_text_config(), model.generation_config]
@@ -113,32 +113,31 @@ def restore_model_state(policy: PolicyModel) -> Generator[None]:
         kind._shared_state  # pyright: ignore[reportPrivateUsage]
         for kind in (PartialState, AcceleratorState, GradientState)
     ]
-    before = [(now, dict(now)) for now in (*attributes, *states)]
+    before = [(values, dict(values)) for values in (*attributes, *states)]
     try:
         yield
     finally:
-        for now, then in before:
-            now.clear()
-            now.update(then)
+        for values, saved in before:
+            values.clear()
+            values.update(saved)
 
 
 class TrlEngine:
-    """DPOTrainer, CPOTrainer or ORPOTrainer over the same tokens, in the same order, as the packed engine."""
+    """Takes updates with DPOTrainer, CPOTrainer or ORPOTrainer, over the same tokens and order as the packed engine."""
 
     def __init__(
         self, config: TrialConfig, inputs: TrainingInputs, tokenizer: PreTrainedTokenizerBase, folder: Path
     ) -> None:
-        """TrialError in several processes, since theirs would each be a trainer of its own, and where the model's
-        rotary frequencies would follow from the batch."""
+        """Raises TrialError in several processes, each of which would train on its own, and if the model's rotary
+        frequencies would depend on the batch.
+        """
         if inputs.process_group.size > 1:
-            raise TrialError(
-                f"engine trl trains in one process, here are {inputs.process_group.size}; use engine packed"
-            )
+            raise TrialError(f"engine trl trains in one process, not {inputs.process_group.size}; use engine packed")
         rotary, longest = inputs.pair_model.rotary, longest_sequence(inputs.train)
         if rotary is not None and longest > rotary.limit:
             raise TrialError(
-                f"beyond {rotary.limit:,} tokens the rotary frequencies of this model follow from the longest sequence "
-                f"of a batch, and the longest row has {longest:,}: results of TRL's trainers would hang on "
+                f"beyond {rotary.limit:,} tokens the rotary frequencies of this model depend on the longest sequence "
+                f"of a batch, and the longest row has {longest:,}: results of TRL's trainers would depend on "
                 f"training.tokens_per_micro_batch; use engine packed, or data.max_length {rotary.limit} or less"
             )
         self.plan = UpdatePlan(config, inputs)
@@ -150,28 +149,28 @@ class TrlEngine:
         self._updates: Generator[MetricSums] | None = None
 
     def trainable_parameters(self) -> Mapping[str, nn.Parameter]:
-        """The parameters being trained, by name."""
+        """Return the trainable parameters by name."""
         return self._trained
 
     def state_dict(self) -> Mapping[str, torch.Tensor]:
-        """The optimizer's moments by name."""
+        """Return the optimizer's moments by name."""
         return self._loaded if self._adam is None else moments(self._adam, self._trained)
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Take over what `state_dict` returned."""
+        """Load what `state_dict` returned."""
         self._loaded = state
 
     def step(self, number: int) -> MetricSums:
-        """Let TRL go on until update `number` is taken."""
+        """Run TRL until update `number` is taken."""
         if self._updates is None:
             self._updates = iterate_in_thread(lambda emit: self._train(number - 1, emit), name="trl")
         sums = next(self._updates)
         if number == self.plan.total_updates:
-            next(self._updates, None)  # to the end of train()
+            next(self._updates, None)  # runs to the end of train()
         return sums
 
     def close(self) -> None:
-        """Stop the trainer where it stands and take off the model what it put there."""
+        """Stop the trainer and restore the model's attributes."""
         if self._updates is not None:
             self._updates.close()
 
@@ -181,7 +180,7 @@ class TrlEngine:
         with restore_model_state(inputs.policy):
             trainer = self._trainer(done)
             trainer.callbacks = StepCallbacks(self.plan, done, inputs.cancel_token, emit)
-            # Of these it would print on stdout, and write the tokenizer's tokens into the model's configuration.
+            # It would print to stdout, and copy the tokenizer's special tokens into the model's configuration.
             trainer.remove_callback(PrinterCallback)
             trainer.processing_class = None
             adam: torch.optim.Optimizer = trainer.create_optimizer()
@@ -194,7 +193,7 @@ class TrlEngine:
         cpu = inputs.process_group.device.type == "cpu"
         common = common_arguments(config, total - done, total, self._folder, cpu=cpu)
         tokenizer = deepcopy(self._tokenizer)
-        tokenizer.pad_token = tokenizer.eos_token  # padding is masked; the trial's own tokenizer stays as it is
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked; the trial's tokenizer is unchanged
         model = inputs.policy.model_to_save
         match config.loss:
             case DpoLoss():
@@ -203,11 +202,11 @@ class TrlEngine:
                 trainer: Any = InstrumentedDpoTrainer(
                     model,
                     args=dpo_arguments(config.loss, common),
-                    train_dataset=Dataset.from_list([row(0)]),  # it insists on this class
+                    train_dataset=Dataset.from_list([row(0)]),  # it requires this class
                     processing_class=tokenizer,
                 )
                 if "ref" in getattr(model, "peft_config", {}):
-                    trainer.model.delete_adapter("ref")  # a copy of the adapters as reference, which is known already
+                    trainer.model.delete_adapter("ref")  # not needed: the rows have reference log-probs
                 trainer.train_dataset = RemainingRows(self.plan, done, row)
                 return trainer
             case SimpoLoss() | CpoLoss():

@@ -1,7 +1,7 @@
 """TRL's inputs for a trial: its arguments and the tokenized rows.
 
-Every default of TRL's that would change the result is set explicitly. Rows come in the run's own order, as TRL's
-collators take them; TRL neither tokenizes nor shuffles.
+Every default of TRL that would change the result is set explicitly. Rows come in the run's own order, in the format of
+TRL's collators; TRL neither tokenizes nor shuffles.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Arguments = TypeVar("Arguments", bound=TrainingArguments)
 
 
 def on_one_device(arguments: Arguments) -> Arguments:
-    """The same arguments for one device, whatever number of GPUs this process sees.
+    """Restrict the arguments to one device, however many GPUs this process sees.
 
     With several, transformers would wrap the model in DataParallel and multiply the micro-batch by their number.
     """
@@ -40,14 +40,14 @@ def on_one_device(arguments: Arguments) -> Arguments:
 
 
 def common_arguments(config: TrialConfig, updates: int, total: int, folder: Path, *, cpu: bool) -> dict[str, Any]:
-    """What all trainers are told: `updates` still to be taken of `total`. Nothing is saved, evaluated or reported."""
+    """Return the arguments of all trainers: `updates` left of `total`; nothing is saved, evaluated or reported."""
     training = config.training
-    together = config.pairs_per_micro_batch
+    batch_size = config.pairs_per_micro_batch
     return {
         "output_dir": str(folder),
         "max_steps": updates,
-        "per_device_train_batch_size": together,
-        "gradient_accumulation_steps": training.pairs_per_update // together,
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": training.pairs_per_update // batch_size,
         "train_sampling_strategy": "sequential",
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": training.lr_scheduler_type,
@@ -61,10 +61,10 @@ def common_arguments(config: TrialConfig, updates: int, total: int, folder: Path
         "bf16": training.bf16,
         "use_cpu": cpu,
         "seed": training.seed,
-        # The model comes with them as configured; TRL's own defaults are on.
+        # The model is configured already; TRL's defaults would change it.
         "activation_checkpointing": False,
         "disable_dropout": False,
-        # Every update is heard of, and a loss that is not finite as what it is.
+        # Every update is logged, and a loss that is not finite is not filtered.
         "logging_strategy": "steps",
         "logging_steps": 1,
         "logging_nan_inf_filter": False,
@@ -77,9 +77,9 @@ def common_arguments(config: TrialConfig, updates: int, total: int, folder: Path
 
 
 def dpo_arguments(loss: DpoLoss, common: dict[str, Any]) -> DPOConfig:
-    """DPOTrainer's arguments; nll_scale is its term `sft`. max_length None: the pairs are cut already."""
+    """Return DPOTrainer's arguments; nll_scale is its term `sft`. max_length None: the pairs are truncated already."""
     terms = dict(loss.terms) | ({"sft": loss.nll_scale} if loss.nll_scale else {})
-    made = DPOConfig(
+    arguments = DPOConfig(
         **common,
         loss_type=list(terms),
         loss_weights=list(terms.values()),
@@ -94,11 +94,11 @@ def dpo_arguments(loss: DpoLoss, common: dict[str, Any]) -> DPOConfig:
         router_aux_loss_coef=0.0,
         max_length=None,
     )
-    return on_one_device(made)
+    return on_one_device(arguments)
 
 
 def cpo_arguments(loss: SimpoLoss | CpoLoss, common: dict[str, Any], max_length: int) -> CPOConfig:
-    """CPOTrainer's arguments, of which SimPO is a loss type: gamma absolute, cpo_alpha 0 unless asked for."""
+    """Return CPOTrainer's arguments; SimPO is one of its loss types: gamma absolute, cpo_alpha 0 unless configured."""
     if isinstance(loss, CpoLoss):
         kind: dict[str, Any] = {"loss_type": loss.loss_type, "cpo_alpha": loss.nll_scale}
     else:
@@ -113,16 +113,16 @@ def cpo_arguments(loss: SimpoLoss | CpoLoss, common: dict[str, Any], max_length:
 
 
 def orpo_arguments(loss: OrpoLoss, common: dict[str, Any], max_length: int) -> ORPOConfig:
-    """ORPOTrainer's arguments."""
+    """Return ORPOTrainer's arguments."""
     return on_one_device(ORPOConfig(**common, beta=loss.beta, max_length=max_length))
 
 
 RowFn = Callable[[int], dict[str, Any]]
-"""The number of a pair -> what a collator makes a batch of."""
+"""Index of a pair -> a row for the collator."""
 
 
 class RemainingRows(Dataset[dict[str, Any]]):
-    """The pairs of all updates after `done`, end to end: one pass over this is the rest of the run."""
+    """The pairs of all updates after `done`, concatenated: one pass over them is the rest of the run."""
 
     def __init__(self, plan: UpdatePlan, done: int, row: RowFn) -> None:
         self._plan, self._done, self._row = plan, done, row
@@ -140,14 +140,14 @@ class RemainingRows(Dataset[dict[str, Any]]):
         return self._row(self._update[within])
 
     def map(self, *_: Any, **__: Any) -> RemainingRows:
-        """Itself: CPOTrainer and ORPOTrainer map a data set through template and tokenizer, which this one has seen."""
+        """Return this data set: CPOTrainer and ORPOTrainer would apply template and tokenizer again."""
         return self
 
 
 def preference_rows(pairs: PairDataset, loss: DpoLoss, reference: PairLogps) -> RowFn:
-    """Return a function from a row number to a row as DataCollatorForPreference takes it.
+    """Return a function from a pair's index to a row for DataCollatorForPreference.
 
-    Rows carry the initial model's log-probs as DPOTrainer would precompute them.
+    Rows contain the initial model's log-probs as DPOTrainer would precompute them.
     """
     chosen, rejected = (sums.tolist() for sums in length_desensitized(loss, reference))
 
@@ -165,7 +165,7 @@ def preference_rows(pairs: PairDataset, loss: DpoLoss, reference: PairLogps) -> 
 
 
 def labeled_rows(pairs: PairDataset) -> RowFn:
-    """As DPODataCollatorWithPadding takes them, for CPOTrainer and ORPOTrainer."""
+    """Return a function from a pair's index to a row for DPODataCollatorWithPadding (CPOTrainer and ORPOTrainer)."""
 
     def row(index: int) -> dict[str, Any]:
         pair: Pair = pairs.pair(index)

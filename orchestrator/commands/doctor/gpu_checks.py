@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel, package_version
-from orchestrator.driver.preflight import wants_deepspeed
 from orchestrator.execution.local_cluster import visible_gpus
 from orchestrator.nvidia_smi import HANGS, REMEDY, NvidiaSmiHangs, query_gpus
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.trial import DEEPSPEED_INSTALL
 
 NEEDS_DRIVER = {"11": 450, "12": 525, "13": 580}
 """The oldest driver that runs programs of a CUDA version (NVIDIA's table of minor version compatibility)."""
@@ -41,8 +39,6 @@ def gpu_checks(spec: SweepSpec | None) -> Iterator[Check]:
     yield _cuda(torch, cards, spec)
     yield _flash(torch, cards)
     yield _quantization(cards, spec)
-    if spec is not None and wants_deepspeed(spec):
-        yield _deepspeed()
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
@@ -111,14 +107,6 @@ def _flash(torch: Any, cards: int) -> Check:
         fix = "install a build of torch that has it (the official CUDA builds do)"
         return Check("flash-attention", CheckLevel.WARN, f"torch {torch.__version__} was built without it", fix)
     return Check("flash-attention", CheckLevel.OK, f"torch's own, used in 16 bits (torch {torch.__version__})")
-
-
-def _deepspeed() -> Check:
-    if importlib.util.find_spec("deepspeed") is not None:
-        return Check("deepspeed", CheckLevel.OK, package_version("deepspeed") or "installed")
-    return Check(
-        "deepspeed", CheckLevel.FAIL, "not installed; the sweep has training.distributed zero3", DEEPSPEED_INSTALL
-    )
 
 
 def _quantization(cards: int, spec: SweepSpec | None) -> Check:

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel
 from orchestrator.mirror import MirrorError, probe_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.hub_cache import cached_file, is_offline
 from trainer.config.trial import HubSource
 
 _TIMEOUT = 5.0
@@ -59,13 +60,13 @@ def hub_names(spec: SweepSpec) -> list[tuple[str, str]]:
 
 def check_hub_access(kind: str, name: str) -> Check:
     """Whether the hub lets us have it. What is in the cache needs nobody's leave."""
-    from huggingface_hub import HfApi, constants, try_to_load_from_cache
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
     what = f"{kind} {name}"
-    if kind == "model" and isinstance(try_to_load_from_cache(name, "config.json"), str):
+    if kind == "model" and cached_file(name, "config.json") is not None:
         return Check(what, CheckLevel.OK, "in the cache of this machine")
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         fix = "unset HF_HUB_OFFLINE, or download it where there is a network and set HF_HOME to that cache"
         return Check(what, CheckLevel.FAIL, "not in the cache, and HF_HUB_OFFLINE is set", fix)
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"

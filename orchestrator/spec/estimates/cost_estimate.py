@@ -1,4 +1,4 @@
-"""Time, GPU-hours and cost of a sweep from its FLOPs, at a stated efficiency. Nothing here is measured.
+"""Time, GPU-hours and cost of a sweep from its FLOPs, at an assumed efficiency. Nothing here is measured.
 
 Trials that share a GPU have a copy of the model each, or run in one process over one frozen model.
 """
@@ -28,40 +28,40 @@ from trainer.config.loss_config import DpoLoss
 from trainer.config.trial import TrialConfig
 
 PEAK_TFLOPS = 989.0
-"""Dense bfloat16 products on an H100 or H200, by NVIDIA's data sheet."""
+"""TFLOP/s of dense bfloat16 matrix products on an H100 or H200, by NVIDIA's data sheet."""
 EFFICIENCY = 0.3
-"""Share of the peak that training reaches: assumed, not measured."""
+"""Share of the peak that training reaches; an assumption."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuAssumptions:
-    """What the estimate assumes."""
+    """Assumptions of the estimate about the GPUs and the data."""
 
     gpu_memory: float | None = None
     """Bytes of one GPU."""
     processes: int = 1
-    """Of one trial, each on a GPU of its own."""
+    """Processes of one trial, each on a GPU of its own."""
     share: float = 1.0
-    """Of a GPU that a process has, where several share one."""
+    """Fraction of a GPU per process, below 1 if several share one."""
     trials: int = 1
-    """That take turns in one process, over one frozen model."""
+    """Trials that take turns in one process over one frozen model."""
     tflops: float = PEAK_TFLOPS
     efficiency: float = EFFICIENCY
     price: float | None = None
-    """Of one GPU for an hour, in any currency."""
+    """Price of a GPU-hour, in any currency."""
     tokens_per_pair: int | None = None
-    """By default 2 * max_length: the most there can be."""
+    """By default 2 * max_length, the maximum."""
     train_pairs: int | None = None
-    """Where the data is not here yet."""
+    """Number of training pairs if the data is not on this machine."""
 
     @property
     def memory_per_process(self) -> float | None:
-        """Bytes that a process may take."""
+        """Bytes of GPU memory that a process may use."""
         return None if self.gpu_memory is None else self.gpu_memory * self.share
 
     @property
     def description(self) -> str:
-        """That room in words."""
+        """The memory per process as text, such as "a GPU of 80 GB"."""
         gpu = f"{(self.gpu_memory or 0.0) / GB:,.0f} GB"
         several = "" if self.trials == 1 else f" for {self.trials} trials"
         if self.share < 1:
@@ -71,16 +71,16 @@ class GpuAssumptions:
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """By formula; None where the model's size or the number of pairs is unknown."""
+    """Estimates by formula; None if the model's size or the number of pairs is unknown."""
 
     parameters: int
     memory: Memory
     gpu_memory: float | None
     place: str
     tokens_per_micro_batch: int | None
-    """The largest that fits; None where one pair does not, or where no GPU's memory is given."""
+    """The largest that fits; None if one pair does not fit, or if the GPU's memory is unknown."""
     trials_on_a_gpu: tuple[int, int] | None
-    """With adapters, by memory: that many with a copy of the model each, and that many over one frozen model."""
+    """How many adapter trials fit a GPU: with a copy of the model each, and over one frozen model."""
     flops_per_trial: float | None
     gpu_hours_per_trial: float | None
     gpu_hours: float | None
@@ -98,7 +98,16 @@ def estimate(
     *,
     eval_pairs: int | None,
 ) -> Estimate:
-    """Of the dearest of these trials; `updates`: of each, or empty where unknown."""
+    """Estimate memory, time and cost of a sweep.
+
+    Args:
+        configs: Configurations at the corners of the search space; the largest sets memory and time.
+        updates: Updates of each configuration; empty if unknown.
+        shape: Shape of the initial model.
+        machine: Assumptions about GPUs and data.
+        trials: Trials of the sweep; None if unknown.
+        eval_pairs: Held-out pairs; None if unknown.
+    """
     largest = largest_config(configs, shape, machine)
     fits, warnings = None, list[str]()
     if (available := machine.memory_per_process) is not None:
@@ -141,33 +150,33 @@ def _trials_on_a_gpu(config: TrialConfig, shape: ModelShape, machine: GpuAssumpt
 
 
 def micro_batch_tokens(config: TrialConfig) -> int:
-    """Of a micro-batch: its budget, or one pair where that is more."""
+    """Return the tokens of a micro-batch: tokens_per_micro_batch, or one pair if that is more."""
     return max(config.training.tokens_per_micro_batch, 2 * config.data.max_length)
 
 
 def largest_config(configs: Sequence[TrialConfig], shape: ModelShape, machine: GpuAssumptions) -> TrialConfig:
-    """The trial that takes the most memory."""
+    """Return the configuration that takes the most memory."""
     return max(configs, key=lambda c: memory(c, shape, micro_batch_tokens(c), machine.processes, machine.trials).total)
 
 
 def too_large_message(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> str:
-    """That not even one pair fits, and the first change that helps."""
+    """Return the message that not even one pair fits, with the first change that makes it fit."""
     assert machine.memory_per_process is not None
     need = memory(config, shape, 2 * config.data.max_length, machine.processes, machine.trials).total
     helps = suggest_change(config, shape, machine.memory_per_process, machine.processes, machine.trials)
-    what = "one pair" if machine.trials == 1 else f"one pair beside {machine.trials - 1} more trials"
-    return f"by formula {what} takes {need / GB:,.0f} GB, which {machine.description} has not: " + (
-        f"it fits with {helps}" if helps else "no setting here makes it fit"
+    what = "one pair" if machine.trials == 1 else f"one pair with {machine.trials - 1} more trials in the process"
+    return f"by formula {what} takes {need / GB:,.0f} GB, more than {machine.description} has: " + (
+        f"it fits with {helps}" if helps else "no setting makes it fit"
     )
 
 
 def update_seconds(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> float:
-    """Of one update, on all GPUs of the trial."""
+    """Return the seconds of one update on all GPUs of the trial, by formula."""
     return _update_flops(config, shape, machine) / (machine.tflops * 1e12 * machine.efficiency * machine.processes)
 
 
 def _update_flops(config: TrialConfig, shape: ModelShape, machine: GpuAssumptions) -> float:
-    """FLOPs: 6 per weight and token, 4 with adapters, 2 more where checkpointing computes the forward pass again."""
+    """FLOPs: 6 per weight and token, 4 with adapters, 2 more if gradient checkpointing repeats the forward pass."""
     tokens = machine.tokens_per_pair or 2 * config.data.max_length
     forwards = (3 if config.lora is None else 2) + (1 if config.training.gradient_checkpointing else 0)
     return config.training.pairs_per_update * _forward_flops(shape, tokens) * forwards
@@ -183,7 +192,7 @@ def _trial_flops(
 
 
 def _forward_flops(shape: ModelShape, tokens: int) -> float:
-    """FLOPs of one pair: the weights, and causal attention over two sequences of half the tokens each."""
+    """FLOPs of one pair: linear layers, output layer, causal attention over two sequences of half the tokens each."""
     weights = shape.linear_parameters + shape.vocabulary * shape.hidden
     return 2.0 * weights * tokens + shape.layers * shape.heads * shape.head_dim * float(tokens) ** 2
 
@@ -191,7 +200,7 @@ def _forward_flops(shape: ModelShape, tokens: int) -> float:
 def _reference_flops(
     configs: Sequence[TrialConfig], updates: Sequence[int], shape: ModelShape, machine: GpuAssumptions
 ) -> float:
-    """The initial model's log-probs of every pair, once per sweep."""
+    """FLOPs of the reference model's log-probs of every pair, once per sweep."""
     config = configs[0]
     epochs = max(1.0, config.training.num_train_epochs)
     pairs = max(updates) * config.training.pairs_per_update / epochs
@@ -210,23 +219,26 @@ _MODEL_PREFIX = "model."
 def cannot_share_base(
     base: TrialConfig, search: SearchSpace, enqueue: Sequence[Mapping[str, Scalar]] = ()
 ) -> Iterator[tuple[str, str]]:
-    """Why these trials cannot be trained over one frozen model: the setting, and a sentence."""
+    """Yield why trials cannot share one frozen model: the setting and a message."""
     given = [apply_params(base, params) for params in enqueue]
     configs = [*corner_configs(search, base), *given]
     if any(config.lora is None for config in configs):
         yield "lora", "trials without it change the model's own weights"
     if any(config.engine == "trl" for config in configs):
-        yield "engine", "trl's trainers take one trial in a process"
+        yield "engine", "TRL's trainers run one trial per process"
     for path in search.paths:
         if path.startswith(_MODEL_PREFIX):
-            yield path, "its values are models of their own"
+            yield path, "its values are different models"
     if any(config.model != base.model for config in given):
-        yield "enqueue", "a trial in it has a model of its own"
+        yield "enqueue", "one of its trials has another model"
 
 
 def trials_per_process(spec: SweepSpec, gpu_memory: float | None) -> int:
-    """How many trials take turns in one process. The rule of `auto`, with GPUs of so many bytes (None: none, or not
-    known): as few as let all trials that are to share a GPU fit it, by formula; in turn they save memory, not time."""
+    """Return how many trials take turns in one process.
+
+    `auto` is the smallest number with which, by formula, all trials that share a GPU of `gpu_memory` bytes fit (None:
+    no GPU, or unknown memory). Trials in turns save memory and no time.
+    """
     requested = spec.resources.trials_per_process
     if requested != "auto":
         return requested
@@ -246,14 +258,14 @@ def trials_per_process(spec: SweepSpec, gpu_memory: float | None) -> int:
 
 
 def gpu_share(spec: SweepSpec, gpu_memory: float | None, machine: GpuAssumptions | None = None) -> GpuAssumptions:
-    """What a process of this sweep has of a GPU of so many bytes, and for how many trials."""
+    """Return the assumptions with the share of a GPU of `gpu_memory` bytes per process, and its number of trials."""
     trials = trials_per_process(spec, gpu_memory)
     share = min(1.0, trials * (spec.resources.gpus_per_trial or 1.0))
     return replace(machine or GpuAssumptions(), gpu_memory=gpu_memory, share=share, trials=trials)
 
 
 def check_share(spec: SweepSpec, gpu_memory: float | None) -> None:
-    """SpecError where the dearest trial with one pair at a time needs more than its process has of such a GPU."""
+    """Raise SpecError if by formula the largest trial, one pair at a time, exceeds its share of the GPU's memory."""
     share, shape = spec.resources.gpus_per_trial, model_shape(spec.base.model)
     machine = gpu_share(spec, gpu_memory)
     if shape is None or gpu_memory is None or (machine.trials == 1 and (share is None or not 0 < share < 1)):
@@ -264,9 +276,9 @@ def check_share(spec: SweepSpec, gpu_memory: float | None) -> None:
     message = too_large_message(largest_config(configs, shape, machine), shape, machine)
     if machine.trials > 1:
         where, problem = "trials_per_process", f"{machine.trials} is too many: {message}"
-        raise SpecError([Finding("resources", f"resources.{where}", problem, "or have fewer share a process")])
+        raise SpecError([Finding("resources", f"resources.{where}", problem, "or set fewer trials per process")])
     problem = f"{share:g} is too little: {message}"
-    raise SpecError([Finding("resources", "resources.gpus_per_trial", problem, "or give it a larger share, 1 at most")])
+    raise SpecError([Finding("resources", "resources.gpus_per_trial", problem, "or set a larger share, at most 1")])
 
 
 def _fits(configs: list[TrialConfig], shape: ModelShape, machine: GpuAssumptions) -> bool:

@@ -1,29 +1,29 @@
-"""Peak disk space of a sweep: checkpoints of running trials, and the final weights it keeps."""
+"""Peak disk space of a sweep: checkpoints of running trials, and final weights that stay on disk."""
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.spec.sweep_spec import SweepSpec
+from trainer.config.hub_cache import model_file
 from trainer.config.trial import GeneratedModel, LoraConfig, ModelConfig
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 _STATES = 3
-"""A checkpoint holds the trained weights and two moments of each, in their dtype."""
+"""Tensors per trained weight in a checkpoint: the weight and two moments of AdamW, in its dtype."""
 _CHECKPOINTS = 2
-"""A new one is whole before the older one goes."""
+"""Checkpoints of a trial at its peak: the older one is deleted after the new one is complete."""
 _IN_NAME = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[bB](?![A-Za-z])")
 
 
 @dataclass(frozen=True, slots=True)
 class DiskNeed:
-    """Bytes at the fullest. `checkpoint` and `model` are one trial's."""
+    """Bytes at the peak. `checkpoint` and `model` are one trial's."""
 
     bytes: int
     checkpoint: int
@@ -31,7 +31,7 @@ class DiskNeed:
     trials: int
     kept_models: int
     checkpoints: int = _CHECKPOINTS
-    """Of a trial at a time."""
+    """Checkpoints of a trial at its peak."""
 
     def __str__(self) -> str:
         return (
@@ -42,7 +42,7 @@ class DiskNeed:
 
 
 def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
-    """What `trials` at a time take; None where the initial model's size is not known yet."""
+    """Return the disk space with `trials` at a time; None if the initial model's size is unknown."""
     config = spec.base
     count = parameter_count(config.model)
     if count is None:
@@ -50,9 +50,9 @@ def disk_need(spec: SweepSpec, trials: int) -> DiskNeed | None:
     trained = count if config.lora is None else _adapter_count(config.lora, count)
     each = _BYTES[config.model.dtype]
     checkpoint, model = trained * each * _STATES, trained * each
-    several = _CHECKPOINTS + (spec.mirror is not None)  # one is on its way there
+    several = _CHECKPOINTS + (spec.mirror is not None)  # one more is being uploaded
     need = trials * several * checkpoint + (spec.models_kept + trials) * model
-    if spec.sft is not None:  # of the whole model, before any trial; its weights stay
+    if spec.sft is not None:  # trains all weights, before any trial; the result stays on disk
         need = max(need, several * count * each * _STATES) + count * each
     return DiskNeed(need, checkpoint, model, trials, spec.models_kept, several)
 
@@ -65,7 +65,8 @@ def parameter_count(model: ModelConfig) -> int | None:
     if model.generated is not None:
         return _generated_count(model.generated)
     name = str(model.name_or_path)
-    files = sorted(Path(name).glob("*.safetensors")) or _cached_files(name)
+    config = model_file(name, "config.json", model.revision)
+    files = [] if config is None else sorted(config.parent.glob("*.safetensors"))
     if files:
         return sum(_count_in_file(file) for file in files)
     sizes_in_name = _IN_NAME.findall(name.rpartition("/")[2])
@@ -73,7 +74,7 @@ def parameter_count(model: ModelConfig) -> int | None:
 
 
 def format_bytes(count: float) -> str:
-    """Bytes for people."""
+    """Return a number of bytes as text with a unit, such as "1.5 GB"."""
     for unit in ("bytes", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.3g} {unit}"
@@ -89,20 +90,13 @@ def _generated_count(model: GeneratedModel) -> int:
 
 
 def _adapter_count(lora: LoraConfig, count: int) -> int:
-    """About: r numbers for each row and column of a transformer's linear layers, its width guessed from its size."""
+    """Approximate: rank r for each row and column of the linear layers, with the width estimated from the size."""
     width = max(64.0, math.sqrt(count / 450))
     return int(count * min(1.0, 1.2 * lora.r / width))
 
 
-def _cached_files(name: str) -> list[Path]:
-    home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
-    cache = Path(os.environ.get("HF_HUB_CACHE", home / "hub")) / f"models--{name.replace('/', '--')}" / "snapshots"
-    snapshots = sorted(cache.glob("*/"), key=lambda p: p.stat().st_mtime)
-    return sorted(snapshots[-1].glob("*.safetensors")) if snapshots else []
-
-
 def _count_in_file(file: Path) -> int:
-    """From the file's header, which says every tensor's shape."""
+    """Sum the tensors' sizes in the file's header."""
     with file.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
         header = json.loads(stream.read(length))

@@ -1,4 +1,4 @@
-"""Memory of one trial on a GPU, by formula, and the largest micro-batch that fits. Nothing here is measured."""
+"""GPU memory of one trial by formula, and the largest micro-batch that fits. Nothing here is measured."""
 
 from __future__ import annotations
 
@@ -13,42 +13,46 @@ GB = 10**9
 _BYTES_PER_4BIT_WEIGHT = 0.516
 """Bytes per weight in NF4 with double quantization: 4 bits and 0.127 of scales (Dettmers et al. 2023)."""
 _RESERVED_FRACTION = 0.1
-"""Share of a GPU that is left to CUDA itself and to fragmentation."""
+"""Share of a GPU's memory reserved for CUDA itself and fragmentation."""
 _MAX_TOKENS = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes at the peak of an update, part by part."""
+    """Bytes at the peak of an update, by use."""
 
     weights: int
     gradients: int
     optimiser: int
     copies: int
-    """bfloat16 copies of float32 weights that autocast keeps from the forward to the backward pass."""
+    """bfloat16 copies of float32 weights that autocast caches from the forward to the backward pass."""
     activations: int
     head: int
-    """Logits of one chunk, with engine trl all of them; of a trained output layer also its gradient in float32."""
+    """Logits of one chunk (engine trl: all logits) and, if the output layer is trained, its gradient in float32."""
     together: int = 0
-    """Of a model in slices: weights that are whole at a time, two layers' and those outside of the layers."""
+    """Gathered weights of a sharded model: two layers, and the weights outside of the layers."""
     embedding: int = 0
-    """What the embedding's gradient or the optimizer's step takes beyond activations and head, which are gone then."""
+    """Bytes of the embedding's gradient or the optimizer step beyond activations and head, which are freed by then."""
 
     @property
     def total(self) -> int:
-        """The sum."""
+        """The sum of all parts, in bytes."""
         return sum(asdict(self).values())
 
 
 def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int = 1, trials: int = 1) -> Memory:
-    """Of a trial with `tokens` in a micro-batch, on each GPU of it; training.distributed says what is cut.
+    """Return the memory of a trial on each of its GPUs; training.distributed sets what is sharded.
 
-    trials: so many take turns in one process with adapters over one base. Each has its own adapters and moments; the
-    rest is there once, as gradients and activations live no longer than a turn.
+    Args:
+        config: The trial.
+        shape: Shape of its initial model.
+        tokens: Tokens of a micro-batch.
+        processes: Processes of the trial, each on a GPU.
+        trials: Trials that take turns in one process, with adapters over one base. Each has its own adapters and
+            moments; the rest exists once, as gradients and activations are freed after each turn.
 
     Full fine-tuning, per weight: 16 bytes in float32, 12 in bfloat16 with stochastic rounding (moments in float32), 8
-    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight. Divided by
-    DeepSpeed 4 more per trained weight, for its float32 copy.
+    in bfloat16 without. With adapters: the base without gradients, and 16 bytes per adapter weight.
 
     An update has three peaks, of which the highest counts: the output layer, with all activations; the end of the
     backward pass, where the gradients of output layer and embedding wait to be added; the optimizer's step.
@@ -64,8 +68,6 @@ def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int =
         weights, gradients, optimizer = base, each * count, moments * count
     autocast = config.training.bf16 and each == 4 and not config.model.load_in_4bit
     cut = processes > 1 and config.training.distributed != "ddp"
-    if cut and config.training.distributed == "zero3":
-        weights += 4 * (count if config.lora is None else shape.adapters(config.lora.r))
     again = config.training.gradient_checkpointing
     has_copies = autocast and not (again if cut else config.lora is not None and again)
     parts = processes if cut else 1
@@ -87,13 +89,13 @@ def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int =
 
 
 def _accumulates(config: TrialConfig, tokens: int, processes: int) -> bool:
-    """Whether an update takes several micro-batches of a process, with every pair at full length."""
+    """Whether a process computes an update in several micro-batches, with every pair at full length."""
     pairs = -(-config.training.pairs_per_update // processes)
     return pairs > 1 and pairs * 2 * config.data.max_length > tokens
 
 
 def _backward_end(config: TrialConfig, shape: ModelShape, each: int, is_first: bool) -> int:
-    """Gradients of the embedding and, where it is the output layer too, of that, until they are added.
+    """Gradients of the embedding and, if tied, of the output layer until they are added.
 
     In the first micro-batch one of them becomes the gradient that is counted already.
     """
@@ -104,10 +106,7 @@ def _backward_end(config: TrialConfig, shape: ModelShape, each: int, is_first: b
 
 
 def _step(config: TrialConfig, shape: ModelShape, parts: int) -> int:
-    """Fused AdamW works in place; stochastic rounding and DeepSpeed go part by part."""
-    if config.training.distributed == "zero3" and parts > 1:
-        trained = shape.parameters if config.lora is None else shape.adapters(config.lora.r)
-        return 4 * min(trained // parts, memory_limits.DEEPSPEED_STEP)  # gradients in float32
+    """Fused AdamW works in place; stochastic rounding goes part by part."""
     if config.lora is None and config.model.dtype == "bfloat16" and config.training.stochastic_rounding:
         # Weight and gradient in float32; weight, random bits and the rounded weight.
         return 10 * min(-(-shape.parameters // parts), memory_limits.STEP_ELEMENTS)
@@ -117,26 +116,24 @@ def _step(config: TrialConfig, shape: ModelShape, parts: int) -> int:
 def _gathered_bytes(config: TrialConfig, shape: ModelShape, each: int) -> int:
     """A layer and the next one, fetched meanwhile; embedding and output layer; where trained, their gradients."""
     ends = shape.parameters - shape.linear_parameters
-    gathered = each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
-    # Of DeepSpeed float32 weights that are fetched ahead, and gradients that wait to be added.
-    return gathered + (2 * 4 * memory_limits.DEEPSPEED_BUCKET if config.training.distributed == "zero3" else 0)
+    return each * (2 * shape.linear_parameters // shape.layers + ends) * (1 if config.lora is not None else 2)
 
 
 def _activations(config: TrialConfig, shape: ModelShape, tokens: int) -> int:
-    """What backward needs of each layer; with checkpointing its input, and all of one layer at a time.
+    """Activations stored for the backward pass; with checkpointing each layer's input, and all of one layer.
 
-    Checked against measured peaks of small models (tests/orchestrator/spec/test_gpu_memory.py).
+    tests/orchestrator/spec/test_gpu_memory.py compares it with measured peaks of small models.
     """
     stream = 4 if config.model.dtype == "float32" else 2
     inner = 2 if config.training.bf16 or stream == 2 else 4
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    # Twice the residual, what its norm computes in float32, the norm's output; queries, attention's output; keys and
-    # values; four of the feed-forward layer.
+    # Twice: the residual stream, its norm in float32, the norm's output. Queries and the attention's output; keys and
+    # values; four tensors of the feed-forward layer.
     norms = shape.hidden * 2 * (stream + 4 + inner)
     layer = tokens * (norms + inner * (2 * wide + 2 * narrow + 4 * shape.intermediate))
     if config.lora is not None and inner == 2:
-        layer += tokens * inner * (shape.hidden + shape.intermediate)  # adapters in float32 read copies
-    # Around the layers the last norm; in backward the gradients of the widest part of one layer.
+        layer += tokens * inner * (shape.hidden + shape.intermediate)  # inputs copied for adapters in float32
+    # Outside of the layers the last norm; in backward the gradients of the widest part of one layer.
     once = tokens * (3 * 4 * shape.hidden + 2 * inner * shape.intermediate)
     if config.training.gradient_checkpointing:
         return shape.layers * tokens * stream * shape.hidden + layer + once
@@ -144,26 +141,26 @@ def _activations(config: TrialConfig, shape: ModelShape, tokens: int) -> int:
 
 
 def _head(config: TrialConfig, shape: ModelShape, tokens: int) -> int:
-    """Logits, and where the output layer is trained its gradient."""
+    """Logits and, if the output layer is trained, its gradient."""
     narrow = config.training.bf16 or config.model.dtype == "bfloat16"
     weight, trained = shape.vocabulary * shape.hidden, config.lora is None
-    copy = 2 * weight if narrow and config.model.dtype == "float32" else 0  # of the weight, for products in bfloat16
+    copy = 2 * weight if narrow and config.model.dtype == "float32" else 0  # weight copied for bfloat16 products
     if config.engine == "trl":
         # The logits, their log-softmax and its gradient.
         return 3 * 4 * tokens * shape.vocabulary + copy + (4 * weight + copy if trained else 0)
     logits = 4 * min(tokens, _rows(config, shape)) * shape.vocabulary
-    squares = isinstance(config.loss, DpoLoss) and config.loss.use_weighting  # of all shares, for WPO
+    squares = isinstance(config.loss, DpoLoss) and config.loss.use_weighting  # squared probabilities, for WPO
     visit = int(logits * (1.0 + max(0.5 * narrow, squares) + shape.softcap))
     if not trained:
         return visit + copy
-    # Sums in float32; the product of one chunk, and where it is added on a CPU its copy in float32.
+    # The sum in float32; the product of one chunk, and on a CPU its copy in float32.
     product = 6 * min(weight, max(shape.hidden, memory_limits.PRODUCT_ELEMENTS)) if narrow else 0
-    rounded = 2 * weight if config.model.dtype == "bfloat16" else 0  # at last, when the logits are gone
+    rounded = 2 * weight if config.model.dtype == "bfloat16" else 0  # after the logits are freed
     return copy + 4 * weight + max(visit + product, rounded)
 
 
 def _rows(config: TrialConfig, shape: ModelShape) -> int:
-    """Scored tokens that go through the output layer at once on a GPU, as in trainer/forward/pair_model.py."""
+    """Scored tokens per chunk of the output layer on a GPU, as in trainer/forward/pair_model.py."""
     gathered_bytes, most = (
         memory_limits.rows_within(size["cuda"], shape.vocabulary)
         for size in (memory_limits.LOGITS_BYTES, memory_limits.LONG_LOGITS_BYTES)
@@ -174,9 +171,9 @@ def _rows(config: TrialConfig, shape: ModelShape) -> int:
 def max_micro_batch_tokens(
     config: TrialConfig, shape: ModelShape, gpu_bytes: float, processes: int = 1, trials: int = 1
 ) -> int | None:
-    """The largest `training.tokens_per_micro_batch` (a power of two) that fits; None where one pair does not.
+    """Return the largest `training.tokens_per_micro_batch` (a power of two) that fits; None if one pair does not.
 
-    A pair is never cut, so a micro-batch takes at least its two sequences of `max_length`.
+    A pair is never split, so a micro-batch has at least two sequences of `max_length`.
     """
     available, pair, found = gpu_bytes * (1 - _RESERVED_FRACTION), 2 * config.data.max_length, None
     tokens = 256
@@ -188,7 +185,7 @@ def max_micro_batch_tokens(
 
 
 def max_trials_per_gpu(config: TrialConfig, shape: ModelShape, gpu_bytes: float) -> tuple[int, int]:
-    """How many such trials a GPU holds, one pair at a time: each with a copy of the model, and over one base."""
+    """Return how many trials fit a GPU, one pair at a time: with a copy of the model each, and over one base."""
     available, pair = gpu_bytes * (1 - _RESERVED_FRACTION), 2 * config.data.max_length
     one, two = (memory(config, shape, pair, trials=n).total for n in (1, 2))
     over = int((available - one) // (two - one)) + 1 if config.lora is not None and one <= available else 0
@@ -198,7 +195,7 @@ def max_trials_per_gpu(config: TrialConfig, shape: ModelShape, gpu_bytes: float)
 def suggest_change(
     config: TrialConfig, shape: ModelShape, gpu_bytes: float, processes: int = 1, trials: int = 1
 ) -> str | None:
-    """The first change that makes one pair fit, as settings; None where none does."""
+    """Return the first combination of settings that makes one pair fit, as text; None if none does."""
     can_cut = processes > 1 and not config.model.load_in_4bit
     steps: list[tuple[str, str, dict[str, object]]] = [
         ("base.training.gradient_checkpointing: true", "training", {"gradient_checkpointing": True}),

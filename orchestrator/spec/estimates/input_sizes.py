@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainer.config.position_limits import config_files
+from trainer.config.hub_cache import model_file
 from trainer.config.trial import DataConfig, FileSource, GeneratedModel, GeneratedSource, HubSource, ModelConfig, Source
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """A decoder with gated feed-forward layers, as Llama's."""
+    """Shape of a decoder-only transformer with gated feed-forward layers, such as Llama."""
 
     hidden: int
     layers: int
@@ -29,12 +29,12 @@ class ModelShape:
     intermediate: int
     vocabulary: int
     tied: bool = False
-    """Whether the output layer is the embedding."""
+    """Whether the output layer shares the embedding's weights."""
     qkv_bias: bool = False
     norms: int = 2
-    """Norms of the hidden size in a layer."""
+    """Norms over the hidden size per layer."""
     head_norms: bool = False
-    """Whether queries and keys have norms of their own (Qwen 3)."""
+    """Whether queries and keys are normalized per head (Qwen 3)."""
     softcap: bool = False
 
     @property
@@ -46,19 +46,19 @@ class ModelShape:
 
     @property
     def linear_parameters(self) -> int:
-        """Weights of all linear layers of the body: what is quantized and what adapters are added to."""
+        """Weights of the linear layers of all decoder layers, which are quantized and get adapters."""
         return self.layers * sum(i * o for i, o in self.linears)
 
     @property
     def parameters(self) -> int:
-        """All weights, exactly."""
+        """The exact number of weights."""
         bias = (self.heads + 2 * self.kv_heads) * self.head_dim if self.qkv_bias else 0
         norms = self.norms * self.hidden + (2 * self.head_dim if self.head_norms else 0)
         ends = self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
         return self.linear_parameters + self.layers * (bias + norms) + ends
 
     def adapters(self, rank: int) -> int:
-        """Weights of low-rank adapters on all linear layers."""
+        """Return the weights of low-rank adapters of this rank on all linear layers."""
         return self.layers * rank * sum(i + o for i, o in self.linears)
 
 
@@ -76,25 +76,25 @@ KNOWN_SHAPES = {
     "Qwen/Qwen2.5-14B-Instruct": ModelShape(5120, 48, 40, 8, 128, 13824, 152064, qkv_bias=True),
     "meta-llama/Llama-3.1-70B-Instruct": _LLAMA3_70B,
 }
-"""The models that sweeps/ starts from, after the config.json of each: a plan needs no hub for them."""
+"""Initial models of sweeps/, from their config.json, so that a plan needs no hub."""
 
 
 def model_shape(model: ModelConfig) -> ModelShape | None:
-    """The initial model's shape; None where it is not on this machine, not in the table, or not a Llama relative."""
+    """Return the initial model's shape; None if it is neither on this machine nor in the table, or of another kind."""
     if model.generated is not None:
         return _generated(model.generated)
     name = str(model.name_or_path)
-    file = next(iter(config_files(name, model.revision)), None)
+    file = model_file(name, "config.json", model.revision)
     if file is None:
         return KNOWN_SHAPES.get(name)
     try:
         return shape_from_config(json.loads(file.read_bytes()))
     except (OSError, ValueError, KeyError, TypeError):
-        return None  # whoever loads the model says what is wrong with its file
+        return None  # loading the model reports what is wrong with its file
 
 
 def shape_from_config(config: Mapping[str, Any]) -> ModelShape | None:
-    """The shape in a config.json; None for an architecture whose formula is not known here."""
+    """Return the shape in a config.json; None for an architecture without a formula here."""
     kind, heads = config.get("model_type"), config["num_attention_heads"]
     if kind not in ("llama", "mistral", "qwen2", "qwen3", "gemma2"):
         return None
@@ -123,16 +123,16 @@ def _generated(model: GeneratedModel) -> ModelShape | None:
 
 @dataclass(frozen=True, slots=True)
 class RowCounts:
-    """Rows for training and evaluation, before any is found bad; None: unknown until downloaded."""
+    """Rows for training and evaluation before invalid ones are dropped; None: unknown until downloaded."""
 
     train: int | None
     eval: int | None
     exact: bool
-    """False where the held-out part is split off by prompt, so that its size is about this."""
+    """False if the held-out part is split off by prompt, so that its size is approximate."""
 
 
 def count_rows(data: DataConfig) -> RowCounts:
-    """Count what is on this machine; hub data sets only if they were downloaded before."""
+    """Count the rows of a data configuration; of hub data sets only if they are in the cache of this machine."""
     train = _mixed_count(data.train)
     if data.eval is not None:
         return RowCounts(
@@ -188,12 +188,12 @@ def _rows_in_file(path: Path) -> int | None:
             case _:
                 return None
     except (OSError, ValueError, csv.Error, TypeError):
-        # The data's own check, before the first trial, says what is wrong with the file and where.
+        # The data check before the first trial reports what is wrong with the file and where.
         return None
 
 
 def _cached_rows(source: HubSource) -> int | None:
-    """From what the `datasets` library left behind when it downloaded this data set."""
+    """Read the row count from the cache of the `datasets` library."""
     home = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface"))
     root = Path(os.environ.get("HF_DATASETS_CACHE", home / "datasets"))
     name = source.dataset.replace("/", "___").lower()

@@ -1,6 +1,6 @@
-"""`SweepPlan`: what a sweep would do, a pure function of its spec.
+"""`SweepPlan`: trials, updates, memory, time and disk space of a sweep, computed from its spec without running it.
 
-`compare_with_formula` puts a measured update beside the formulas; the plan's figures are corrected by the measurement.
+`compare_with_formula` compares a measured update with the formulas and corrects the plan's figures by it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from trainer.config.trial import TrialConfig
 
 @dataclass(frozen=True, slots=True)
 class MeasuredUpdate:
-    """One update of the dearest trial, as it ran here; `tokens_per_micro_batch`: of the largest that did."""
+    """One measured update of the largest trial; `tokens_per_micro_batch`: the largest that ran."""
 
     device: str
     processes: int
@@ -41,7 +41,7 @@ class MeasuredUpdate:
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
-    """Measured and by formula. `corrected` is the plan's estimate with its times, and on a GPU its memory, measured."""
+    """A measured update beside the formulas. `corrected`: the plan's estimate with measured time and GPU memory."""
 
     measured: MeasuredUpdate
     formula_seconds: float | None
@@ -50,7 +50,7 @@ class ProbeResult:
 
     @property
     def gpu(self) -> bool:
-        """Whether it ran on a GPU: the formula of memory is of one."""
+        """Whether the update ran on a GPU, for which the memory formula holds."""
         return self.measured.device != "CPU"
 
 
@@ -61,7 +61,7 @@ def compare_with_formula(
     machine: GpuAssumptions,
     by_formula: Estimate | None,
 ) -> ProbeResult:
-    """`config` is the trial that was measured, `by_formula` the plan's estimate by formula."""
+    """Compare a measured update of the trial `config` with the plan's estimate `by_formula`."""
     if shape is None or by_formula is None:
         return ProbeResult(measured, None, None, None)
     predicted_bytes = memory(
@@ -112,12 +112,12 @@ def _times(hours: float | None, slower: float) -> float | None:
 
 
 MAX_GRID_POINTS = 100_000
-"""A grid beyond this is not walked to count its equal points."""
+"""A larger grid is not enumerated to count its equal points."""
 
 
 @dataclass(frozen=True, slots=True)
 class IntRange:
-    """A number that may differ from trial to trial."""
+    """Smallest and largest value of a number that differs between trials."""
 
     least: int
     most: int
@@ -128,7 +128,7 @@ class IntRange:
 
 @dataclass(frozen=True, slots=True)
 class WrittenPath:
-    """A place that the sweep writes to, and what."""
+    """A path or URL that the sweep writes to, and what it writes."""
 
     path: str
     what: str
@@ -136,7 +136,7 @@ class WrittenPath:
 
 @dataclass(frozen=True, slots=True)
 class SweepPlan:
-    """All numbers of a sweep that are known before it starts; None where one is not."""
+    """The figures of a sweep that are known before it starts; None for those that are not."""
 
     name: str
     identity: str
@@ -160,10 +160,10 @@ class SweepPlan:
     writes: list[WrittenPath]
     notices: list[str]
     probe: ProbeResult | None = None
-    """One update measured here, where that was asked for."""
+    """One measured update, with `plan --probe`."""
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the plan as JSON values."""
         return asdict(self)
 
 
@@ -177,7 +177,20 @@ def make_plan(
     notices: Sequence[str] = (),
     machine: GpuAssumptions | None = None,
 ) -> SweepPlan:
-    """The plan of this sweep under the runs folder `root`. DataError where the data cannot fill one update."""
+    """Return the plan of a sweep under the runs folder `root`.
+
+    Args:
+        spec: The sweep.
+        root: The runs folder.
+        rows: Rows of its data.
+        concurrency: Trials at a time; None if unknown.
+        tracking: MLflow's tracking URI.
+        notices: Notices to include, such as the loader's.
+        machine: Assumptions about GPUs and data.
+
+    Raises:
+        DataError: The data has fewer pairs than one update.
+    """
     notices_out = list(notices)
     grid = Grid(spec.search, spec.base) if isinstance(spec.sampler, GridSampler) else None
     trials, distinct = _trials(spec, grid, notices_out)
@@ -185,14 +198,14 @@ def make_plan(
     configs = [spec.search.apply(spec.base, params) for params in corners]
     updates = list(_updates(configs, rows.train))
     pairs = [u * c.training.pairs_per_update for u, c in zip(updates, configs, strict=False)]
-    # Prompt once for each of two responses: what the plain layout computes; the packed one computes less.
+    # Both responses at full length with their own prompt; packing computes a shared prompt once, so it needs less.
     tokens = [p * 2 * c.data.max_length for p, c in zip(pairs, configs, strict=False)]
     need = disk_need(spec, min(concurrency or 1, trials or concurrency or 1))
     shape = model_shape(spec.base.model)
     by_formula = None
     if shape is not None:
-        pairs_held = rows.eval if rows.train is not None else None
-        by_formula = estimate(configs, updates, shape, machine or GpuAssumptions(), trials, eval_pairs=pairs_held)
+        eval_pairs = rows.eval if rows.train is not None else None
+        by_formula = estimate(configs, updates, shape, machine or GpuAssumptions(), trials, eval_pairs=eval_pairs)
         notices_out += by_formula.warnings
     return SweepPlan(
         name=spec.name,
@@ -220,13 +233,13 @@ def make_plan(
 
 
 def total_trials(spec: SweepSpec) -> int | None:
-    """How many trials the whole sweep will have: budget or grid, whichever is less; None where only time ends it."""
+    """Return the number of trials of the sweep, the lower of budget and grid; None if only time limits it."""
     grid = Grid(spec.search, spec.base) if isinstance(spec.sampler, GridSampler) else None
     return _trials(spec, grid, [])[0]
 
 
 def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:
-    """How many trials will run, and how many distinct points the grid has."""
+    """The number of trials, and the number of distinct grid points."""
     budget = spec.budget.trials
     if isinstance(spec.sampler, StagedSampler):
         most = max_trials(spec.sampler, spec.search) + len(spec.enqueue)
@@ -235,7 +248,7 @@ def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple
         return budget, None
     size = spec.search.size() or 0
     if size > MAX_GRID_POINTS:
-        notices_out.append(f"the grid has {size:,} combinations; they are not compared with each other here")
+        notices_out.append(f"the grid has {size:,} combinations, too many to count equal ones")
         return budget or size, size
     distinct = grid.count() + _count_outside_grid(grid, spec)
     if grid.equal:
@@ -246,7 +259,7 @@ def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple
 
 
 def _count_outside_grid(grid: Grid, spec: SweepSpec) -> int:
-    """How many of the manual trials are no points of the grid."""
+    """The number of enqueued trials that are not points of the grid."""
     points = [apply_params(spec.base, point).canonical_params() for point in grid] if spec.enqueue else []
     return sum(apply_params(spec.base, given).canonical_params() not in points for given in spec.enqueue)
 
@@ -300,13 +313,13 @@ def _writes(spec: SweepSpec, root: Path, tracking: str) -> list[WrittenPath]:
         WrittenPath(str(folder.path / "trials"), f"one folder per trial and attempt: checkpoints, samples, {models}"),
         WrittenPath(str(folder.outbox), "tracking messages until they are delivered"),
         WrittenPath(tracking, f"MLflow: the experiment {spec.tracking.experiment}, one run a sweep and one a trial"),
-        WrittenPath(str(folder.cache), "tokenised data and start weights, shared by all sweeps"),
+        WrittenPath(str(folder.cache), "tokenized data and initial weights, shared by all sweeps"),
     ]
     if spec.sft is not None:
-        out.append(WrittenPath(str(folder.cache), "the start model after its supervised stage"))
+        out.append(WrittenPath(str(folder.cache), "the initial model after the SFT stage"))
     if spec.tracking.artifacts is not None:
         out.append(WrittenPath(spec.tracking.artifacts, "the files of the experiment"))
     if spec.mirror is not None:
-        what = f"copies: the two newest checkpoints of each running trial, endings, {models}"
+        what = f"copies: the two newest checkpoints of each running trial, results, {models}"
         out.append(WrittenPath(f"{spec.mirror}/{spec.name}", what))
     return out

@@ -1,6 +1,6 @@
-"""`load_spec`: a sweep's file to a SweepSpec; all errors at once, each with its line.
+"""`load_spec`: loads a sweep file as a SweepSpec; reports all errors at once, each with its line.
 
-Each section is loaded on its own, so that an error in one hides none in another.
+Each section is loaded on its own, so that an error in one does not hide errors in another.
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ from orchestrator.spec.loading.method_sections import (
 from orchestrator.spec.loading.overrides import apply_overrides
 from orchestrator.spec.loading.search_section import load_enqueue, load_search, location_of
 from orchestrator.spec.loading.shorthands import expand_shorthands, resolve_paths
-from orchestrator.spec.loading.validation_errors import SOURCE_MODELS, ErrorCollector, format_value
-from orchestrator.spec.loading.yaml_document import Document, Location, parse_document, read_document
+from orchestrator.spec.loading.validation_errors import (
+    SOURCE_MODELS,
+    ErrorCollector,
+    format_value,
+    parse_document,
+    read_document,
+)
 from orchestrator.spec.search import corners
 from orchestrator.spec.search.dimensions import Scalar
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Document, Location
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -43,7 +49,7 @@ SOURCE_KEYS = tuple(SOURCE_MODELS.values())
 
 
 def load_sections(findings: ErrorCollector, tree: dict[str, Any]) -> SweepSpec | None:
-    """The sweep, or None and what is wrong in `findings`."""
+    """Return the sweep; None if there are errors, which are added to `findings`."""
     for key in tree:
         if key not in SECTION_ORDER:
             findings.unknown_key((key,), list(SECTION_ORDER))
@@ -126,7 +132,7 @@ def _load_name(findings: ErrorCollector, tree: dict[str, Any]) -> str | None:
 
 def _load_base(findings: ErrorCollector, tree: dict[str, Any]) -> TrialConfig | None:
     if tree.get("base") is None:
-        findings.add(("base",), "is required", "one whole trial: model, data, loss, training")
+        findings.add(("base",), "is required", "one complete trial: model, data, loss, training")
         return None
     wrong = _check_sources(findings, tree["base"], ("base",))
     return findings.validate(TrialConfig, tree["base"], ("base",), invalid=wrong)
@@ -139,7 +145,7 @@ def _load_sft(findings: ErrorCollector, given: Any) -> SftStage | None:
 
 
 def _check_sources(findings: ErrorCollector, tree: Any, loc: Location) -> frozenset[Location]:
-    """Sources of which nobody can say what they are; those are reported here, in one sentence each."""
+    """Report sources that have no key or several keys of a kind of source; return their locations."""
     wrong: set[Location] = set()
     data = cast(dict[str, Any], tree).get("data") if isinstance(tree, dict) else None
     for split in ("train", "eval"):
@@ -158,8 +164,8 @@ def _check_sources(findings: ErrorCollector, tree: Any, loc: Location) -> frozen
 
 
 def _check_corners(findings: ErrorCollector, search: SearchSpace, base: TrialConfig) -> SearchSpace | None:
-    """The search with its values as their settings have them (2 becomes 2.0), or None and what is no trial."""
-    found = corners.find_corner_problems(search, base)
+    """Return the search with typed values (2 becomes 2.0); None if a corner is invalid, which is reported."""
+    found = corners.find_corner_problems(search, base, is_new=findings.is_new)
     for problem in found:
         loc = _value_location(findings, search, problem)
         findings.add(loc, problem.problem, problem.hint)
@@ -181,31 +187,36 @@ def _as_list(given: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True, slots=True)
 class LoadedSpec:
-    """A sweep, and what the person should know about how its file was read."""
+    """A sweep, and notices about how its file was read."""
 
     spec: SweepSpec
     notices: tuple[str, ...]
     document: Document
-    """The file, for findings that are made later."""
+    """The parsed file, for the line numbers of later findings."""
 
 
-def load_spec(path: Path, sets: Sequence[str] = (), *, name: str | None = None) -> SweepSpec:
-    """The sweep in this file, with `--set` overrides and another name if given; SpecError with every finding."""
-    return load_with_notices(path, sets, name=name).spec
+def load_spec(path: Path, sets: Sequence[str] = (), *, name: str | None = None, is_new: bool = True) -> SweepSpec:
+    """Load a sweep file with the overrides `sets` (`--set`) and another name. Raises SpecError with all findings.
+
+    `is_new=False`: the file of a stored sweep, in which values that are no longer allowed are accepted.
+    """
+    return _load_document(read_document(path), path.resolve().parent, sets, name, is_new).spec
 
 
 def load_with_notices(path: Path, sets: Sequence[str] = (), *, name: str | None = None) -> LoadedSpec:
-    """Like `load_spec`, with the notices."""
-    return _load_document(read_document(path), path.resolve().parent, sets, name)
+    """Like `load_spec`, with notices and the parsed file."""
+    return _load_document(read_document(path), path.resolve().parent, sets, name, is_new=True)
 
 
-def load_spec_text(text: str, folder: Path, sets: Sequence[str] = (), *, source: str = "sweep.yaml") -> SweepSpec:
-    """Like `load_spec`, from text; files it names are looked for in `folder` first."""
-    return _load_document(parse_document(text, source), folder, sets, None).spec
+def load_spec_text(
+    text: str, folder: Path, sets: Sequence[str] = (), *, source: str = "sweep.yaml", is_new: bool = True
+) -> SweepSpec:
+    """Like `load_spec`, from text; relative file names are resolved from `folder` first."""
+    return _load_document(parse_document(text, source), folder, sets, None, is_new).spec
 
 
-def _load_document(document: Document, folder: Path, sets: Sequence[str], name: str | None) -> LoadedSpec:
-    findings = ErrorCollector(document)
+def _load_document(document: Document, folder: Path, sets: Sequence[str], name: str | None, is_new: bool) -> LoadedSpec:
+    findings = ErrorCollector(document, is_new=is_new)
     if not isinstance(document.value, dict):
         findings.add(
             (), f"a sweep is a mapping with the keys {', '.join(SECTION_ORDER)}; this is {format_value(document.value)}"
@@ -217,7 +228,6 @@ def _load_document(document: Document, folder: Path, sets: Sequence[str], name: 
     if name is not None:
         tree["name"] = name
         document.lines["name",] = f"--name {name}"
-    expand_shorthands(tree)
     resolve_paths(findings, tree, folder)
     spec = load_sections(findings, tree)
     if spec is None:

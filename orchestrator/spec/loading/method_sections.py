@@ -14,7 +14,6 @@ from orchestrator.errors import closest_match
 from orchestrator.folders import SWEEP_NAME_PATTERN
 from orchestrator.spec.loading.search_section import location_of
 from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value, models_in
-from orchestrator.spec.loading.yaml_document import Location
 from orchestrator.spec.objectives import (
     Objective,
     check_completion_metric,
@@ -41,6 +40,7 @@ from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import LOSS_KIND
 from orchestrator.spec.sweep_spec import Budget
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Location
 from trainer.metrics import COMPARISON_METRIC
 
 
@@ -54,17 +54,17 @@ PRUNERS = _kinds(Pruner)
 
 
 def load_sampler(findings: ErrorCollector, given: Any) -> Sampler | None:
-    """How trials are chosen; the grid when nothing is said."""
+    """Load `sampler`, by default the grid; None if it is invalid."""
     return _load_kind(findings, ("sampler",), given, SAMPLERS, GridSampler())
 
 
 def load_order(findings: ErrorCollector, given: Any) -> Order | None:
-    """What a trial may know of the others."""
+    """Load `order`, the visibility rule; None if it is invalid."""
     return _load_kind(findings, ("order",), given, ORDERS, Reproducible())
 
 
 def load_pruner(findings: ErrorCollector, given: Any) -> Pruner | None:
-    """What stops a trial early; nothing when nothing is said."""
+    """Load `pruner`, by default none; None if it is invalid."""
     if isinstance(given, dict) and isinstance(wrapped := cast(dict[str, Any], given).get("wrapped"), str):
         given = cast(dict[str, Any], given) | {"wrapped": {"kind": wrapped}}
     return _load_kind(findings, ("pruner",), given, PRUNERS, NoPruner())
@@ -94,7 +94,7 @@ def check_sampler(
     budget: Budget,
     objectives: tuple[Objective, ...] | None,
 ) -> None:
-    """A sweep must come to an end, and its sampler must suit what is searched."""
+    """Report a sampler that would never end or that does not suit the search space."""
     match sampler:
         case GridSampler():
             for path in search.paths if search.size() is None else ():
@@ -106,41 +106,41 @@ def check_sampler(
                 findings.add(("sampler", *where), problem, hint)
         case _:
             if budget.trials is None and budget.hours is None and budget.gpu_hours is None:
-                problem = f"sampler {sampler.kind} draws without end"
+                problem = f"sampler {sampler.kind} never ends by itself"
                 findings.add(("budget",), problem, "give budget.trials, budget.hours or budget.gpu_hours")
             if isinstance(sampler, AdaptiveSampler) and not search.paths:
                 findings.add(("sampler",), f"sampler {sampler.kind} has nothing to search", "give search")
     if isinstance(sampler, CmaEsSampler) and len(moved := _numeric_paths(search)) < 2:
         found = f"only {moved[0]}" if moved else "none"
-        problem = "sampler cmaes needs two leaves or more that are numbers and searched without `when`"
+        problem = "sampler cmaes needs at least two settings that are numbers and searched without `when`"
         findings.add(("sampler",), f"{problem}; here there is {found}", "use tpe or gp")
     if objectives is not None and len(objectives) > 1 and budget.target is not None:
-        findings.add(("budget", "target"), "is a value of one goal, and this sweep has several", "leave it out")
+        findings.add(("budget", "target"), "needs a single objective, and this sweep has several", "leave it out")
     if objectives is not None and len(objectives) > 1 and isinstance(sampler, CmaEsSampler | StagedSampler):
-        problem = f"sampler {sampler.kind} follows one goal, and this sweep has {len(objectives)}"
+        problem = f"sampler {sampler.kind} needs a single objective, and this sweep has {len(objectives)}"
         findings.add(("sampler",), problem, "use nsgaii, tpe or gp")
 
 
 def _numeric_paths(search: SearchSpace) -> list[str]:
-    """The settings that CMA-ES can move."""
+    """The settings that CMA-ES can search."""
     return [path for path, dimension in search.dimensions.items() if not dimension.when and is_numeric(dimension)]
 
 
 def check_pruner(
     findings: ErrorCollector, pruner: Pruner, search: SearchSpace, objectives: tuple[Objective, ...]
 ) -> None:
-    """A pruner compares by a held-out metric that is measured while training and that the search does not scale."""
+    """Report a pruner whose metric is not held-out, not measured during training, or scaled by a searched setting."""
     if isinstance(pruner, NoPruner | WilcoxonPruner):
         return
     if isinstance(pruner, PatientPruner) and pruner.wrapped is not None:
         if isinstance(pruner.wrapped, WilcoxonPruner):
             findings.add(("pruner", "wrapped"), "wilcoxon compares pair by pair and cannot be wrapped")
         elif pruner.wrapped.metric is not None:
-            problem = "a wrapped pruner looks at the same metric; name it once, as pruner.metric"
+            problem = "a wrapped pruner uses the same metric; name it once, as pruner.metric"
             findings.add(("pruner", "wrapped", "metric"), problem)
     if pruner.metric is None and len(objectives) > 1:
         named = " or ".join(objective.metric for objective in objectives)
-        findings.add(("pruner",), "the sweep has several goals: say which metric it compares", f"metric: {named}")
+        findings.add(("pruner",), "the sweep has several objectives: name the metric to compare", f"metric: {named}")
         return
     objective = pruning_metric(pruner, objectives)
     if objective is None:
@@ -152,14 +152,14 @@ def check_pruner(
 
 
 def check_warm_start(findings: ErrorCollector, given: Any, sampler: Sampler) -> None:
-    """Another sweep's trials are of use to a sampler that learns."""
+    """Report an invalid `warm_start`, or one with a sampler that does not learn from results."""
     if given is None:
         return
     if not isinstance(given, str) or not SWEEP_NAME_PATTERN.fullmatch(given):
         findings.add(("warm_start",), f"must be the name of a finished sweep, not {format_value(given)}")
     elif not isinstance(sampler, AdaptiveSampler):
         learners = ", ".join(kind for kind, model in SAMPLERS.items() if issubclass(model, AdaptiveSampler))
-        findings.add(("warm_start",), f"sampler {sampler.kind} learns from no results", f"use one of {learners}")
+        findings.add(("warm_start",), f"sampler {sampler.kind} does not learn from results", f"use one of {learners}")
 
 
 _DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimize")
@@ -168,10 +168,10 @@ _DIRECTIONS: tuple[Literal["maximize", "minimize"], ...] = ("maximize", "minimiz
 def load_objectives(
     findings: ErrorCollector, tree: dict[str, Any], search: SearchSpace | None, base: TrialConfig | None
 ) -> tuple[Objective, ...] | None:
-    """What the trials are ranked by, those to maximize first; the common comparison metric where nothing is said."""
+    """Load `maximize` and `minimize`, those to maximize first; by default the comparison metric. None if invalid."""
     searched = search.paths if search is not None else _searched_paths(tree)
     for path in check_fixed_evaluation(searched):
-        problem = f"{path} decides what is held out or how it is measured, so trials that differ in it cannot be ranked"
+        problem = f"{path} changes the held-out pairs or their evaluation, so trials that differ in it cannot be ranked"
         where = location_of(search.zipped if search is not None else (), path)
         findings.add(where, problem, "give it one value in base, and make a sweep for each other value")
     objectives: list[Objective] = []
@@ -188,7 +188,7 @@ def load_objectives(
             if not isinstance(metric, str):
                 findings.add(loc, f"must be the name of a metric, not {format_value(metric)}")
             elif any(objective.metric == metric for objective in objectives):
-                findings.add(loc, f"{metric} is a goal already")
+                findings.add(loc, f"{metric} is an objective already")
             elif (
                 problem := _objective_problem(metric, direction, searched, base)
                 or _unreported_by_kinds(metric, search, base)
@@ -214,7 +214,7 @@ def _objective_problem(
     if problem is None and base is not None:
         problem = check_completion_metric(metric, base.evaluation)
         if problem is None and requires_answers(metric) and not eval_rows_have_answers(base.data):
-            problem = ("the held-out rows carry no right answer", "give their column as columns: {answer: COLUMN}")
+            problem = ("the held-out rows have no correct answer", "give their column as columns: {answer: COLUMN}")
     return problem
 
 

@@ -1,4 +1,4 @@
-"""`--set a.b=c`: one setting of the file, replaced; its errors point to the flag."""
+"""`--set a.b=c` replaces one setting of the file; errors name the flag instead of a line."""
 
 from __future__ import annotations
 
@@ -6,18 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from orchestrator.errors import Finding, SpecError, closest_match
-from orchestrator.spec.loading.yaml_document import Document, Location, parse_document
+from orchestrator.spec.loading.shorthands import expand_shorthands
+from orchestrator.spec.loading.validation_errors import parse_document
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, values_equal
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, LOSS_KIND
 from orchestrator.spec.sweep_spec import SECTION_ORDER
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Document, Location
 
 _SECTIONS = tuple(TrialConfig.model_fields)
 _DIMENSION_KEYS = {*DIMENSION_KINDS, "step", "log", "when"}
 
 
 def apply_overrides(document: Document, sets: Sequence[str], findings: list[Finding]) -> list[str]:
-    """Apply `PATH=VALUE` to the document; returns what else changed, in words. What is wrong goes to `findings`."""
+    """Apply each `PATH=VALUE` to the document; return notices of what else changed. Errors are added to `findings`."""
     notices: list[str] = []
     given: list[tuple[str, str, Any]] = []
     for one in sets:
@@ -63,39 +65,39 @@ def _apply_override(document: Document, flag: str, path: str, value: Any, fresh:
         and equivalent not in fresh
         and _get(document.value, ("base", *equivalent.split("."))) is not None
     ):
-        notices.append(f"{flag}: replaces {equivalent}, which says the same")
+        notices.append(f"{flag}: replaces {equivalent}, which sets the same margin")
         _set(document, flag, ("base", *equivalent.split(".")), None)
     _set(document, flag, ("base", *(int(p) if p.isdigit() else p for p in path.split("."))), value)
     return notices
 
 
 def _remove_from_search(document: Document, path: str) -> None:
-    """`search.PATH=null` searches this setting no more; the base's value holds."""
+    """`search.PATH=null`: the setting is no longer searched and has its value in `base`."""
     search = _get(document.value, ("search",))
     if isinstance(search, dict):
         cast(dict[str, Any], search).pop(path, None)
 
 
 def _replace_objective(document: Document, path: str) -> None:
-    """One objective takes the place of the other."""
+    """`maximize` removes `minimize` and the reverse."""
     other = {"maximize": "minimize", "minimize": "maximize"}.get(path)
     if other is not None and isinstance(document.value, dict):
         document.value.pop(other, None)
 
 
 def _replace_loss(document: Document, flag: str, kind: Any, fresh: set[str]) -> list[str]:
-    """Another loss begins with its own defaults, as a drawn loss.kind does."""
+    """Another kind of loss starts from its own defaults, as when loss.kind is searched."""
     loss = _get(document.value, ("base", "loss"))
     if not isinstance(loss, dict) or loss.get("kind") == kind:
         return []
-    left = [key for key in cast(dict[str, Any], loss) if key != "kind" and f"loss.{key}" not in fresh]
-    for key in left:
+    removed = [key for key in cast(dict[str, Any], loss) if key != "kind" and f"loss.{key}" not in fresh]
+    for key in removed:
         del loss[key]
-    return [f"{flag}: the file's loss.{key} belonged to the other loss and is left out" for key in left]
+    return [f"{flag}: the file's loss.{key} belonged to the other loss and is left out" for key in removed]
 
 
 def _fix_value(document: Document, path: str, value: Any) -> bool:
-    """A setting that is set is not searched any more; conditions on it are settled."""
+    """Remove a setting from `search` and resolve the conditions that name it."""
     search = _get(document.value, ("search",))
     if not isinstance(search, dict) or path not in search:
         return False
@@ -112,7 +114,7 @@ def _fix_value(document: Document, path: str, value: Any) -> bool:
 
 
 def _file_location(path: str) -> Location:
-    """The path in the file: below `search` a setting's dotted path is one key."""
+    """The location in the file: below `search` a setting's dotted path is one key."""
     first, _, rest = path.partition(".")
     if first != "search" or not rest:
         return tuple(int(p) if p.isdigit() else p for p in path.split("."))
@@ -133,6 +135,7 @@ def _set(document: Document, flag: str, loc: Location, value: Any) -> None:
     document.lines[loc] = flag
     try:
         document.value = _with_value(document.value, loc, value)
+        expand_shorthands(document.value)
     except IndexError as error:
         raise SpecError([Finding(flag, ".".join(map(str, loc)), str(error))]) from None
 

@@ -7,21 +7,22 @@ from dataclasses import replace
 
 from orchestrator.errors import Finding, SpecError
 from orchestrator.spec.loading.search_section import location_of
-from orchestrator.spec.loading.yaml_document import Document, Location
 from orchestrator.spec.search.corners import extreme_space, sample_corners
 from orchestrator.spec.search.dimensions import Params
 from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.position_limits import LengthFinding, known_positions, length_findings
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Document, Location
 
 _JUDGE = "judge.max_new_tokens"
 
 
 def check_lengths(spec: SweepSpec, document: Document) -> list[str]:
-    """Warnings about lengths that the initial model was not trained for; SpecError with those it cannot compute.
+    """Return warnings about lengths that the initial model was not trained on.
 
-    Only of models whose config.json is on this machine.
+    Raises SpecError with lengths that the model cannot compute. Only models with a config.json on this machine are
+    checked.
     """
     refused: list[Finding] = []
     warned: list[str] = []
@@ -37,7 +38,7 @@ def check_lengths(spec: SweepSpec, document: Document) -> list[str]:
 
 
 def _found(spec: SweepSpec) -> Iterator[tuple[Location, LengthFinding]]:
-    """Findings of each extreme of the search, each enqueued trial and the SFT stage, and where the file says so."""
+    """Findings of each corner of the search, each enqueued trial and the SFT stage, with locations in the file."""
     for params in sample_corners(extreme_space(spec.search)):
         for found in _of_trial(spec, spec.search.apply(spec.base, params)):
             yield _loc(spec, params, found.path), found
@@ -59,7 +60,7 @@ def _of_trial(spec: SweepSpec, config: TrialConfig) -> Iterator[LengthFinding]:
 
 
 def _of_config(spec: SweepSpec, config: TrialConfig, answers: dict[str, int]) -> Iterator[LengthFinding]:
-    """As of `length_findings`; a model that is not the base's is named."""
+    """Findings of `length_findings`; a model other than the base's is named."""
     positions = known_positions(config.model)
     for found in () if positions is None else length_findings(positions, config, answers):
         of_base = config.model == spec.base.model

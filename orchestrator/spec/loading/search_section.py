@@ -9,7 +9,6 @@ from typing import Any, cast
 
 from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import ErrorCollector, format_value
-from orchestrator.spec.loading.yaml_document import Location
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Dimension, Scalar
 from orchestrator.spec.search.manual_trials import check_manual_trial
@@ -17,17 +16,18 @@ from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import apply_params, config_paths, list_paths
 from trainer.config.loss_config import SimpoLoss, alias_hint
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Location
 
 SEARCH = "search"
 MARGIN_PATHS = {"loss.gamma", "loss.gamma_beta_ratio"}
 
 
 def load_search(findings: ErrorCollector, value: Any) -> SearchSpace | None:
-    """The search space, or findings."""
+    """Load `search`; None if it is invalid."""
     if value is None:
         return SearchSpace()
     if not isinstance(value, dict):
-        findings.add((SEARCH,), f"must be a mapping from a leaf to its values, not {format_value(value)}")
+        findings.add((SEARCH,), f"must be a mapping from settings to their values, not {format_value(value)}")
         return None
     before = len(findings.items)
     dimensions: dict[str, Dimension] = {}
@@ -43,14 +43,14 @@ def load_search(findings: ErrorCollector, value: Any) -> SearchSpace | None:
         if value.keys() >= MARGIN_PATHS:
             findings.add((SEARCH, "loss.gamma_beta_ratio"), SearchSpace.TWICE)
         return None
-    # Unchecked first, so that each thing without sense gets its own line of the file.
+    # Constructed without validation first, so that each problem is reported with its own line of the file.
     for path, problem in SearchSpace.model_construct(dimensions=dimensions, zipped=zipped).find_problems():
         findings.add(location_of(zipped, path), problem)
     return SearchSpace(dimensions=dimensions, zipped=zipped) if len(findings.items) == before else None
 
 
 def location_of(zipped: tuple[dict[str, tuple[Scalar, ...]], ...], path: str) -> Location:
-    """Where the file says what is searched for this setting."""
+    """Return the location in the file of a searched setting's values."""
     group = next((g for g, paths in enumerate(zipped) if path in paths), None)
     return (SEARCH, path) if group is None else (SEARCH, "zip", group, path)
 
@@ -84,7 +84,7 @@ def _load_zip(findings: ErrorCollector, entry: Any) -> tuple[dict[str, tuple[Sca
     for g, group in enumerate(groups):
         loc: Location = (SEARCH, "zip", g)
         if not isinstance(group, dict) or not group:
-            findings.add(loc, f"must be a mapping from leaves to lists of equal length, not {format_value(group)}")
+            findings.add(loc, f"must be a mapping from settings to lists of equal length, not {format_value(group)}")
             continue
         for path, listed in cast(dict[str, Any], group).items():
             _check_path(findings, (*loc, path), path)
@@ -101,18 +101,18 @@ def _check_path(findings: ErrorCollector, loc: Location, path: str) -> bool:
         return True
     under = [known_path for known_path in config_paths() if known_path.startswith(f"{path}.")]
     if path in list_paths():
-        findings.add(loc, "holds a list, which cannot be searched")
+        findings.add(loc, "is a list, which cannot be searched")
     elif under:
-        findings.add(loc, "is a group of leaves, not a leaf", "its leaves: " + ", ".join(under))
+        findings.add(loc, "is a group of settings, not a setting", "its settings: " + ", ".join(under))
     else:
         near = closest_match(path, config_paths())
         hint = alias_hint(path.removeprefix("loss."), _loss_kind(findings)) if path.startswith("loss.") else ""
-        findings.add(loc, "there is no such leaf in a trial", hint or (f"did you mean {near}?" if near else ""))
+        findings.add(loc, "there is no such setting in a trial", hint or (f"did you mean {near}?" if near else ""))
     return False
 
 
 def _loss_kind(findings: ErrorCollector) -> str:
-    """The kind of loss that the file's base has, as far as it can be told."""
+    """The loss.kind of the file's base, or the default if the file is invalid there."""
     found: Any = findings.document.value
     for key in ("base", "loss", "kind"):
         found = cast(dict[str, Any], found).get(key) if isinstance(found, dict) else None
@@ -136,11 +136,11 @@ ENQUEUE = "enqueue"
 def load_enqueue(
     findings: ErrorCollector, given: Any, search: SearchSpace, base: TrialConfig, objectives: tuple[Objective, ...]
 ) -> tuple[dict[str, Scalar], ...] | None:
-    """The manual trials, in order; each is a legal trial, though its values may lie outside what is searched."""
+    """Load `enqueue`: valid trials in order, whose values may be outside of the search space. None if invalid."""
     if given is None:
         return ()
     if not isinstance(given, tuple):
-        findings.add((ENQUEUE,), f"must be a list of mappings from leaves to values, not {format_value(given)}")
+        findings.add((ENQUEUE,), f"must be a list of mappings from settings to values, not {format_value(given)}")
         return None
     before = len(findings.items)
     out: list[dict[str, Scalar]] = []
@@ -148,11 +148,11 @@ def load_enqueue(
     for i, one in enumerate(cast(tuple[Any, ...], given)):
         loc: Location = (ENQUEUE, i)
         if not isinstance(one, dict) or not one:
-            findings.add(loc, f"must be a mapping from leaves to values, not {format_value(one)}")
+            findings.add(loc, f"must be a mapping from settings to values, not {format_value(one)}")
             continue
         params = cast(dict[str, Any], one)
         wrong = [
-            (p, f"one trial has one value, not {format_value(v)}", "") for p, v in params.items() if _shown_value(v)
+            (p, f"one trial has one value, not {format_value(v)}", "") for p, v in params.items() if _is_collection(v)
         ]
         for objective in () if wrong else objectives:
             wrong += [
@@ -170,5 +170,5 @@ def load_enqueue(
     return tuple(out) if len(findings.items) == before else None
 
 
-def _shown_value(value: Any) -> bool:
+def _is_collection(value: Any) -> bool:
     return isinstance(value, tuple | dict)

@@ -17,8 +17,7 @@ from orchestrator.spec.judge_config import JudgeConfig
 from orchestrator.spec.loading.method_sections import ORDERS, PRUNERS, SAMPLERS
 from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.objectives import objective_metrics
-from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice
-from orchestrator.spec.search.space import Scalar
+from orchestrator.spec.search.dimensions import DIMENSION_KINDS, Choice, Scalar
 from orchestrator.spec.search.trial_params import config_paths
 from orchestrator.spec.sweep_spec import SECTION_ORDER, Budget, Notify, Resources, SftStage, SweepSpec, Tracking
 from trainer.config.trial import TrialConfig
@@ -26,11 +25,11 @@ from trainer.config.yaml_files import InvalidScalar, parse_scalar
 from trainer.metrics import COMPARISON_METRIC
 
 _OMITTED_WHEN_UNSET = ("storage", "mirror", "notify", "judge")
-"""Keys that are not written where the sweep has none of them."""
+"""Keys that are not written if they are unset."""
 
 
 def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
-    """The resolved sweep as YAML, in the order of the file's keys; `brief`: without what is at its default."""
+    """Return the resolved sweep as YAML, in the order of the file's keys; `brief`: without default values."""
     tree = _changed_fields(spec) if brief else spec.model_dump(mode="json")
     for name in ("goal", "also", *(unset for unset in _OMITTED_WHEN_UNSET if getattr(spec, unset) is None)):
         tree.pop(name, None)
@@ -46,7 +45,7 @@ def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
 
 
 def _changed_fields(model: BaseModel) -> dict[str, Any]:
-    """The fields that differ from their defaults, and `kind`, by which a union's member is told."""
+    """The fields that differ from their defaults, and `kind`, which selects a union's member."""
     tree = model.model_dump(mode="json")
     out: dict[str, Any] = {}
     for name, field in type(model).model_fields.items():
@@ -68,7 +67,10 @@ def _without_defaults(value: Any, dumped: Any) -> Any:
 
 
 def spec_hash(spec: SweepSpec) -> str:
-    """The sweep's identity: equal for equal sweeps, however written, whoever is told, judges or keeps copies."""
+    """Return the sweep's identity as hex SHA-256: equal for equal sweeps, however they are written.
+
+    Notifications, judge, mirror and artifact location are not part of it, as they do not affect the trials.
+    """
     tree = spec.model_dump(
         mode="json", exclude={"notify": True, "judge": True, "mirror": True, "tracking": {"artifacts"}}
     )
@@ -92,17 +94,17 @@ def _search(spec: SweepSpec) -> dict[str, Any]:
 
 
 _LINE_ENDS = "\x85\u2028\u2029"
-"""Line ends of YAML 1.1 that 1.2 reads as they are: only escaped do they survive both."""
+"""Line ends of YAML 1.1 that are text in 1.2: both read them alike only if escaped."""
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what both YAML 1.1 and 1.2 read alike: 6.0e-07 with its point, and quotes around `no` and '6e-7'."""
+    """Writes values that YAML 1.1 and 1.2 read alike: 6.0e-07 with a point, and quotes around `no` and '6e-7'."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
         return True
 
     def represent_text(self, data: str) -> yaml.ScalarNode:
-        """Quoted wherever YAML 1.2 would read something else than text; 1.1's own cases are PyYAML's."""
+        """Quote text that YAML 1.2 would read as another type; PyYAML quotes those of YAML 1.1."""
         try:
             quoted = parse_scalar(data) != data
         except InvalidScalar:
@@ -111,7 +113,7 @@ class _Dumper(yaml.SafeDumper):
         return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
     def represent_list_short(self, data: list[Any]) -> yaml.SequenceNode:
-        """A list of scalars stays on one line."""
+        """Write a list of scalars on one line."""
         flat = not any(isinstance(item, (dict, list)) for item in data)
         return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
 
@@ -125,7 +127,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema() -> Json:
-    """What a sweep's file may say. Rules between settings (one margin, legal corners) are the loader's."""
+    """Return the JSON Schema of a sweep file. Rules between settings (one margin, valid corners) are the loader's."""
     definitions: Json = {}
     base = _model(TrialConfig, definitions)
     spec = SweepSpec.model_json_schema()["properties"]
@@ -146,11 +148,11 @@ def schema() -> Json:
     given: Json = {"type": "object", "minProperties": 1, "propertyNames": {"enum": list(config_paths())}}
     given["additionalProperties"] = TypeAdapter(Scalar).json_schema()
     properties: Json = {
-        "name": spec["name"] | {"description": "Of the sweep's folder and its run in MLflow."},
+        "name": spec["name"] | {"description": "Name of the sweep's folder and of its run in MLflow."},
         "description": {"type": "string"},
-        "base": base | {"description": "One whole trial; the search changes leaves of it."},
+        "base": base | {"description": "One complete trial; the search changes some of its settings."},
         "search": {
-            "description": "Dotted path of a leaf of base -> its values, as a list or a range.",
+            "description": "Dotted path of a setting of base -> its values, as a list or a range.",
             "anyOf": [
                 {"type": "null"},
                 {
@@ -161,13 +163,13 @@ def schema() -> Json:
             ],
         },
         "enqueue": {
-            "description": "Trials that run first; leaves they do not name are as in base.",
+            "description": "Trials that run first; settings they do not name are as in base.",
             "anyOf": [{"type": "null"}, {"type": "array", "items": given}],
         },
         "sampler": _by_kind(SAMPLERS, definitions),
         "warm_start": spec["warm_start"] | {"description": "A finished sweep whose trials the sampler learns from."},
         "order": _by_kind(ORDERS, definitions),
-        "maximize": several | {"description": f"The goal, or several. When none is given: {COMPARISON_METRIC}."},
+        "maximize": several | {"description": f"The objective, or several. By default {COMPARISON_METRIC}."},
         "minimize": several,
         "pruner": _by_kind(PRUNERS, definitions),
         "guard": {"anyOf": [{"enum": ["off", False, None]}, _model(GuardConfig, definitions)]},
@@ -195,7 +197,7 @@ def schema() -> Json:
 
 
 def _model(model: type[BaseModel], definitions: Json) -> Json:
-    """A reference to the model's schema, which goes to the definitions with all it needs."""
+    """A reference to the model's schema, which is added to `definitions` with the schemas it refers to."""
     own = model.model_json_schema()
     definitions |= own.pop("$defs", {})
     definitions[model.__name__] = own
@@ -203,7 +205,7 @@ def _model(model: type[BaseModel], definitions: Json) -> Json:
 
 
 def _by_kind(kinds: dict[str, type[BaseModel]], definitions: Json) -> Json:
-    """A name alone, or a mapping that says its kind."""
+    """A name alone, or a mapping with its kind."""
     models = [_model(model, definitions) for model in kinds.values()]
     for model in kinds.values():
         definitions[model.__name__]["required"] = ["kind", *_required(definitions[model.__name__])]
@@ -215,7 +217,7 @@ def _required(own: Json) -> list[str]:
 
 
 def _shorthands(definitions: Json) -> None:
-    """What the models' own validators accept, which pydantic cannot know."""
+    """Add the shorthands, which validators accept and pydantic's schema does not show."""
     trial = definitions["TrialConfig"]["properties"]
     trial["model"] = _or_text(trial["model"], "A hub name or a folder; short for name_or_path.")
     data = definitions["DataConfig"]["properties"]
@@ -233,7 +235,7 @@ def _shorthands(definitions: Json) -> None:
     }
     judge = definitions["JudgeConfig"]["properties"]
     judge["reward_model"] = _or_text(judge["reward_model"], "A hub name or a folder; short for name_or_path.")
-    # Without its kind a loss is the default one: of the others the kind must be said, or both would fit.
+    # A loss without `kind` is the default one: for the others `kind` is required, else both would match.
     loss = TrialConfig.model_fields["loss"]
     for member in models_in(loss.annotation):
         if member is not type(loss.default):

@@ -1,4 +1,4 @@
-"""Shorthands of the sweep's file written out, and file names resolved."""
+"""Expands the shorthands of a sweep file and resolves its file names."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any, cast
 
 from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import ErrorCollector
-from orchestrator.spec.loading.yaml_document import Location
 from trainer.config.trial import TrialConfig
+from trainer.config.yaml_files import Location
 
 
 def expand_shorthands(tree: Any) -> None:
-    """Write out the shorthands of `base` and `sft`, in place: `model: NAME`, `train: FILE`, a loss without its kind."""
+    """Expand the shorthands in place: `model: NAME`, `train: FILE`, `reward_model: NAME`, a loss without its kind."""
     base = _group(tree, "base")
     if base is not None:
         if isinstance(base.get("model"), str):
@@ -29,9 +29,9 @@ def expand_shorthands(tree: Any) -> None:
 
 
 def resolve_paths(findings: ErrorCollector, tree: Any, folder: Path) -> None:
-    """Make file names absolute, in place: those of the file from its folder first, then from the working directory.
+    """Make file names absolute in place, first relative to `folder`, then to the working directory.
 
-    A name given on the command line is looked for the other way round.
+    A name from the command line is resolved in the opposite order. Missing files are added to `findings`.
     """
     finder = _PathResolver(findings, folder)
     base = _group(tree, "base")
@@ -51,7 +51,7 @@ class _PathResolver:
         self._findings, self._folder = findings, folder
 
     def data_sources(self, data: dict[str, Any] | None, loc: Location) -> None:
-        """Sources that are files must be there."""
+        """Resolve the sources that are files; report missing ones."""
         for split in ("train", "eval"):
             sources = (data or {}).get(split)
             for i, source in enumerate(_as_list(sources)):
@@ -59,13 +59,13 @@ class _PathResolver:
                     self._resolve_file(cast(dict[str, Any], source), (*loc, split, i, "path"))
 
     def optional_path(self, group: dict[str, Any] | None, path: str, loc: Location) -> None:
-        """A name that may be a file, a folder, or something else (a hub's name, a template's text)."""
+        """Resolve a value that may be a file, a folder, or something else (a hub name, a template's text)."""
         given = (group or {}).get(path)
         if group is not None and isinstance(given, str):
             group[path] = self._if_exists(given, loc)
 
     def searched_paths(self, search: dict[str, Any], path: str) -> None:
-        """The same for a searched setting's values."""
+        """Resolve the values of a searched setting in the same way."""
         listed = search.get(path)
         if isinstance(listed, tuple):
             values = cast(tuple[Any, ...], listed)
@@ -98,7 +98,7 @@ class _PathResolver:
             return []
         try:
             path = Path(given).expanduser()
-        except RuntimeError:  # ~name of nobody here
+        except RuntimeError:  # ~name of an unknown user
             path = Path(given)
         folders = [self._folder, Path.cwd()]
         if self._findings.document.location(loc).startswith("--set "):
@@ -107,12 +107,12 @@ class _PathResolver:
 
     def _first_existing(self, given: str, loc: Location) -> str:
         return "looked for " + (
-            ", ".join(str(p) for p in self._candidates(given, loc)) or "nothing: no path has a NUL in it"
+            ", ".join(str(p) for p in self._candidates(given, loc)) or "nothing: a path cannot contain a NUL"
         )
 
 
 def _path_exists(test: Callable[[], bool]) -> bool:
-    """Whether it is there; a name that no file can have (too long) is not."""
+    """Whether the path exists; False for a name that no file can have (too long)."""
     try:
         return test()
     except OSError:

@@ -1,15 +1,17 @@
-"""pydantic's errors as findings with the file's own lines and names."""
+"""Converts errors of YAML and of pydantic to findings with the file's own lines and names."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from orchestrator.errors import Finding, closest_match
-from orchestrator.spec.loading.yaml_document import Document, Location
+from orchestrator.errors import Finding, SpecError, closest_match
+from trainer.config.trial import STORED
+from trainer.config.yaml_files import Document, InvalidYaml, Location, parse_yaml, read_yaml
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -28,12 +30,34 @@ _EXPECTED = {
     "none_required": "null",
 }
 SOURCE_MODELS = {"FileSource": "path", "HubSource": "dataset", "GeneratedSource": "generated"}
-"""Each kind of data source and the key that only it has."""
+"""Each kind of data source and its key."""
 _BOUNDS = {"greater_than": "gt", "greater_than_equal": "ge", "less_than": "lt", "less_than_equal": "le"}
 
 
+def read_document(path: Path) -> Document:
+    """Parse a YAML file. Raises SpecError with all findings."""
+    try:
+        return read_yaml(path)
+    except InvalidYaml as error:
+        known = () if path.is_file() or not path.parent.is_dir() else sorted(p.name for p in path.parent.glob("*.y*ml"))
+        near = closest_match(path.name, known)
+        raise _spec_error(error, f"did you mean {path.parent / near}?" if near else "") from None
+
+
+def parse_document(text: str, source: str) -> Document:
+    """Parse YAML 1.2; `source` is the file's name in findings. Raises SpecError with all findings."""
+    try:
+        return parse_yaml(text, source)
+    except InvalidYaml as error:
+        raise _spec_error(error) from None
+
+
+def _spec_error(error: InvalidYaml, hint: str = "") -> SpecError:
+    return SpecError([Finding(p.where, p.path, p.problem, hint) for p in error.problems])
+
+
 def format_value(value: Any) -> str:
-    """A value as YAML writes it, short."""
+    """Return a value as YAML writes it, shortened."""
     match value:
         case None:
             return "null"
@@ -50,18 +74,19 @@ def format_value(value: Any) -> str:
 
 
 class ErrorCollector:
-    """Collects what is wrong; `validate` makes a model or says why it cannot."""
+    """Collects findings; `validate` builds a pydantic model or adds its errors."""
 
-    def __init__(self, document: Document) -> None:
-        self.document = document
+    def __init__(self, document: Document, *, is_new: bool = True) -> None:
+        """`is_new`: a user's file, in which values that are no longer allowed are refused."""
+        self.document, self.is_new = document, is_new
         self.items: list[Finding] = []
 
     def add(self, loc: Location, problem: str, hint: str = "") -> None:
-        """One finding at this path of the file."""
+        """Add a finding at this location of the file."""
         self.items.append(Finding(self.document.location(loc), ".".join(map(str, loc)), problem, hint))
 
     def unknown_key(self, loc: Location, known: list[str]) -> None:
-        """A key that does not exist; names the nearest that does, else all."""
+        """Add a finding for an unknown key, with the most similar known key or all of them."""
         near = closest_match(str(loc[-1]), known)
         self.add(loc, "unknown key", f"did you mean {near}?" if near else f"valid: {', '.join(known)}")
 
@@ -75,12 +100,18 @@ class ErrorCollector:
         already_reported: frozenset[str] = frozenset(),
         invalid: frozenset[Location] = frozenset(),
     ) -> M | None:
-        """The model of this value. `to_file_location` translates a path inside it to what the file says.
+        """Return `model` built from `value`, or None after its errors were added.
 
-        That keys in `already_reported` are missing, and anything below `invalid`, was reported already.
+        Args:
+            model: The pydantic type.
+            value: The parsed value at `loc` of the file.
+            loc: Location in the file.
+            to_file_location: Maps a path inside the model to the path in the file.
+            already_reported: Keys that are missing because of errors that were added before.
+            invalid: Locations below which errors were added before.
         """
         try:
-            return model.model_validate(value, strict=True)
+            return model.model_validate(value, strict=True, context=None if self.is_new else STORED)
         except ValidationError as error:
             for inner, problem, hint in _error_messages(model, value, error):
                 if not (inner[:1] and inner[0] in already_reported) and not any(inner[: len(w)] == w for w in invalid):
@@ -89,7 +120,7 @@ class ErrorCollector:
 
 
 def first_error(model: type[BaseModel], error: ValidationError) -> tuple[Location, str, str]:
-    """The first thing wrong with a value that was built, not read: its path, a sentence, a hint."""
+    """Return path, message and hint of the first error of a value that does not come from a file."""
     item = error.errors(include_url=False)[0]
     fields = [part for part in item["loc"] if not _is_member(model, part)]
     return (tuple(fields), *_error_message(model, item))
@@ -105,7 +136,7 @@ def _all_models(model: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def _error_messages(model: type[BaseModel], value: Any, error: ValidationError) -> list[tuple[Location, str, str]]:
-    """One sentence per place: where a union refuses for several reasons, they are joined with `or`."""
+    """One message per location: several errors of a union's members are joined with `or`."""
     at: dict[Location, list[tuple[str, str]]] = {}
     for item in error.errors(include_url=False):
         if _other_member(value, item["loc"]):
@@ -121,7 +152,7 @@ def _error_messages(model: type[BaseModel], value: Any, error: ValidationError) 
 
 
 def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
-    """Whether this is what a kind of source says that the file did not mean: a file's says nothing of `dataset`."""
+    """Whether the error is of a kind of source other than the file's, such as a missing `dataset` of a local file."""
     for part in loc:
         if part in SOURCE_MODELS and isinstance(value, dict):
             return SOURCE_MODELS[str(part)] not in value
@@ -133,7 +164,7 @@ def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
 
 
 def _clean_location(value: Any, item: ErrorDetails) -> Location:
-    """The error's path without the names of union members, which are in no file."""
+    """The error's path without the names of union members, which are not in the file."""
     out: list[str | int] = []
     for i, part in enumerate(item["loc"]):
         last = i + 1 == len(item["loc"])
@@ -179,7 +210,7 @@ def _one_of(listed: str, given: Any) -> tuple[str, str]:
 
 
 def known_keys(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[str]:
-    """The keys that the model at this path (as pydantic spells it, union members named) has."""
+    """Return the keys of the model at this path, which is pydantic's and names union members."""
     here = [model]
     for part in loc:
         named = [m for m in here if m.__name__ == part or _kind(m) == part]
@@ -197,7 +228,7 @@ def _kind(model: type[BaseModel]) -> Any:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Every model inside a type: of unions, annotations and containers."""
+    """Return every model inside a type: members of unions, annotations and containers."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [m for part in get_args(annotation) for m in models_in(part)]

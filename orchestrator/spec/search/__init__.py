@@ -1,1 +1,1 @@
-"""The search space: dimensions, conditions, grids, trials enqueued by users."""
+"""The search space: distributions, conditions, grids and checks of trials that users enqueue."""

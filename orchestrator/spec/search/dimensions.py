@@ -15,20 +15,20 @@ from trainer.config.base import FrozenModel, PositiveFloat, PositiveInt
 
 Scalar = bool | int | float | str | None
 Params = dict[str, Any]
-"""A drawn point: dotted path -> value, active settings only."""
+"""A point of the search space: dotted path -> value, active settings only."""
 
 _SLACK = 1e-9
 
 
 def values_equal(a: Scalar, b: Scalar) -> bool:
-    """Equal as values of a setting: 2 is 2.0, but true is not 1."""
+    """Whether two values of a setting are equal: 2 equals 2.0, but true does not equal 1."""
     return isinstance(a, bool) == isinstance(b, bool) and a == b
 
 
 class _Conditional(FrozenModel):
     when: dict[str, Scalar | tuple[Scalar, ...]] = Field(
         default_factory=dict[str, Any],
-        description="Searched only where these leaves were drawn as one of these values.",
+        description="Searched only if these settings have one of these values in the trial.",
     )
 
 
@@ -39,7 +39,7 @@ class Choice(_Conditional):
 
 
 class Uniform(_Conditional):
-    """Between low and high, both included; with `step` on that lattice."""
+    """A float from low to high, both included; with `step` on the lattice low, low + step, ..."""
 
     uniform: tuple[float, float]
     step: PositiveFloat | None = None
@@ -77,7 +77,7 @@ class IntUniform(_Conditional):
         _check_order(low, high)
         _check_steps(low, high, self.step)
         if self.log and low < 1:
-            raise ValueError(f"log needs a range above 0, and it begins at {low}")
+            raise ValueError(f"log needs a range above 0, and this one begins at {low}")
         if self.log and self.step != 1:
             raise ValueError("log and step exclude each other; leave step out")
         return self
@@ -93,7 +93,7 @@ DIMENSION_KINDS: dict[str, type[Dimension]] = {
 
 
 class Lattice(Sequence[float]):
-    """low, low + step, ..., high; made as asked for, each rounded so that 0.1 + 2 * 0.1 is 0.3."""
+    """low, low + step, ..., high, computed on access and rounded so that 0.1 + 2 * 0.1 is 0.3."""
 
     def __init__(self, low: float, high: float, step: float) -> None:
         self._low, self._step = low, step
@@ -109,7 +109,7 @@ class Lattice(Sequence[float]):
 
 
 def all_values(dimension: Dimension) -> Sequence[Scalar] | None:
-    """Every value in order; None where there are infinitely many."""
+    """Return every value in order; None if there are infinitely many."""
     match dimension:
         case Choice():
             return dimension.choice
@@ -122,7 +122,7 @@ def all_values(dimension: Dimension) -> Sequence[Scalar] | None:
 
 
 def is_numeric(dimension: Dimension) -> bool:
-    """Whether it is a range, or a list of two numbers or more: nearby values mean similar trials."""
+    """Whether the dimension is a range, or a list of two numbers or more, so that values have an order."""
     if not isinstance(dimension, Choice):
         return True
     listed = dimension.choice
@@ -130,7 +130,7 @@ def is_numeric(dimension: Dimension) -> bool:
 
 
 def end_values(dimension: Dimension) -> tuple[Scalar, ...]:
-    """Both ends of a range; of a list, each value."""
+    """Return both ends of a range, or each value of a list."""
     match dimension:
         case Choice():
             return dimension.choice
@@ -158,47 +158,50 @@ def _check_steps(low: float, high: float, step: float) -> None:
 
 @dataclass(frozen=True, slots=True)
 class GridAxis:
-    """Settings that advance together. `all_values` is None for a continuous range."""
+    """One setting, or several that are zipped. `values` is None for a continuous range."""
 
     paths: tuple[str, ...]
     values: Sequence[Scalar | tuple[Scalar, ...]] | None
     when: Mapping[str, tuple[Scalar, ...]] = field(default_factory=dict[str, tuple[Scalar, ...]])
 
     def params_at(self, index: int) -> Params:
-        """The settings of its index-th value."""
+        """Return the settings of the index-th value."""
         assert self.values is not None
         value = self.values[index]
         return dict(zip(self.paths, value, strict=True)) if isinstance(value, tuple) else {self.paths[0]: value}
 
     def is_active(self, sampled: Mapping[str, Scalar]) -> bool:
-        """Whether its condition holds, given the axes before it."""
+        """Whether the axis's condition holds for the values of the axes before it."""
         return all(
             p in sampled and any(values_equal(sampled[p], v) for v in allowed) for p, allowed in self.when.items()
         )
 
 
 class CircularConditions(ValueError):
-    """Conditions that wait for each other."""
+    """Conditions (`when`) that depend on each other."""
 
 
 def order_axes(axes: Iterable[GridAxis]) -> list[GridAxis]:
-    """The file's order, each conditional axis moved behind those it waits for. Conditions on no axis are left last."""
-    waiting, ready, known = list(axes), list[GridAxis](), set[str]()
+    """Return the axes in the file's order, each conditional axis after those that its condition names.
+
+    Raises CircularConditions.
+    """
+    waiting, ordered, ordered_paths = list(axes), list[GridAxis](), set[str]()
     searched = {path for axis in waiting for path in axis.paths}
     while waiting:
-        free = next((a for a in waiting if known >= a.when.keys() & searched), None)
-        if free is None:
+        ready = next((a for a in waiting if ordered_paths >= a.when.keys() & searched), None)
+        if ready is None:
             raise CircularConditions(
-                "the conditions of " + ", ".join(p for a in waiting for p in a.paths) + " go in a circle"
+                "the conditions of " + ", ".join(p for a in waiting for p in a.paths) + " are circular"
             )
-        waiting.remove(free)
-        ready.append(free)
-        known.update(free.paths)
-    return ready
+        waiting.remove(ready)
+        ordered.append(ready)
+        ordered_paths.update(ready.paths)
+    return ordered
 
 
 class GridIndex:
-    """Mixed-radix numbers over the axes, the last advancing fastest; an inactive axis has no digit."""
+    """Numbers the combinations of the axes in mixed radix, the last axis fastest; an inactive axis has no digit."""
 
     def __init__(self, axes: Iterable[GridAxis]) -> None:
         self._axes = order_axes(axes)
@@ -207,7 +210,7 @@ class GridIndex:
 
     @property
     def ordered(self) -> Sequence[GridAxis]:
-        """The axes, each behind those its condition waits for."""
+        """The axes, each after those that its condition names."""
         return self._axes
 
     @property
@@ -219,7 +222,7 @@ class GridIndex:
         return self._count(0, {})
 
     def params_at(self, index: int) -> Params:
-        """The index-th combination."""
+        """Return the index-th combination."""
         if not 0 <= index < len(self):
             raise IndexError(f"combination {index} of {len(self)}")
         sampled: Params = {}
@@ -231,7 +234,7 @@ class GridIndex:
         return sampled
 
     def active(self, params: Mapping[str, Scalar]) -> Params:
-        """Those of `params` whose conditions hold."""
+        """Return those of `params` whose conditions hold."""
         remaining: Params = {}
         for axis in self._axes:
             if axis.is_active(remaining):

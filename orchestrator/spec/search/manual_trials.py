@@ -13,29 +13,29 @@ from pydantic import ValidationError
 from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import first_error, format_value
 from orchestrator.spec.objectives import Objective, check_fixed_evaluation, check_metric
-from orchestrator.spec.search.dimensions import Scalar, values_equal
-from orchestrator.spec.search.space import Choice, IntUniform, LogUniform, SearchSpace, Uniform
+from orchestrator.spec.search.dimensions import Choice, IntUniform, LogUniform, Scalar, Uniform, values_equal
+from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.search.trial_params import EQUIVALENT_PATHS, UnknownPath, apply_params, config_paths, list_paths
 from trainer.config.trial import TrialConfig
 
 SHARED_SECTIONS = ("data", "model")
-"""Parts that all trials have in common unless the search says otherwise: they were checked before the first trial."""
+"""Sections that are the same for all trials unless searched: they are checked once, before the first trial."""
 
 _SLACK = 1e-9
 
 Problem = tuple[str, str, str]
-"""A setting's path, a sentence and a hint."""
+"""A setting's path, a message and a hint."""
 
 
 def check_manual_trial(
     base: TrialConfig, space: SearchSpace, objective: Objective, given: Mapping[str, Scalar]
 ) -> list[Problem]:
-    """Why these settings over `base` are no trial that can be ranked with the others; empty where they are one."""
+    """Return why `base` with the settings `given` is no trial that can be ranked with the others; empty if it is."""
     found = list(_path_problems(space, objective, given))
     if found:
         return found
     try:
-        apply_params(base, given)
+        apply_params(base, given, is_new=True)
     except UnknownPath as error:
         return [(error.path, error.problem, error.hint)]
     except ValidationError as error:
@@ -50,10 +50,10 @@ def _path_problems(space: SearchSpace, objective: Objective, given: Mapping[str,
         if path not in config_paths():
             yield _unknown_path(path)
     for path in check_fixed_evaluation(p for p in given if p in config_paths()):
-        yield path, "decides what is held out or how it is measured: the trial could not be ranked with the others", ""
+        yield path, "changes the held-out pairs or their evaluation: the trial could not be ranked with the others", ""
     for path in given:
         if path.partition(".")[0] in SHARED_SECTIONS and path not in space.paths and not check_fixed_evaluation([path]):
-            yield path, "is the same for all trials of this sweep", "start another sweep for another"
+            yield path, "is the same for all trials of this sweep", "start another sweep for another value"
     scaled = check_metric(objective.metric, objective.direction, given)
     if scaled is not None:
         yield next(iter(given)), *scaled
@@ -62,29 +62,29 @@ def _path_problems(space: SearchSpace, objective: Objective, given: Mapping[str,
 def _unknown_path(path: str) -> Problem:
     under = [known_path for known_path in config_paths() if known_path.startswith(f"{path}.")]
     if path in list_paths():
-        return path, "holds a list, which cannot be set for one trial", ""
+        return path, "is a list, which cannot be set for one trial", ""
     if under:
-        return path, "is a group of leaves, not a leaf", "its leaves: " + ", ".join(under)
+        return path, "is a group of settings, not a setting", "its settings: " + ", ".join(under)
     near = closest_match(path, config_paths())
-    return path, "there is no such leaf in a trial", f"did you mean {near}?" if near else ""
+    return path, "there is no such setting in a trial", f"did you mean {near}?" if near else ""
 
 
 def manual_params(base: TrialConfig, space: SearchSpace, given: Mapping[str, Scalar]) -> dict[str, Any]:
-    """What tells this trial from the others: its searched settings, then what else was given.
+    """Return the trial's params: its searched settings, then the other settings that were given.
 
-    `place(base, params)` is the same trial again.
+    `apply_params(base, params)` gives the same trial.
     """
     config = apply_params(base, given)
     all_params = config.flat_params()
     active = space.active({path: all_params[path] for path in space.paths if path in all_params})
     params = {path: value for path, value in active.items() if value is not None or path in given}
-    # The other name of a margin would say it twice.
+    # gamma and gamma_beta_ratio name the same margin: keep one.
     extra = [path for path in given if path not in params and EQUIVALENT_PATHS.get(path) not in params]
     return params | {path: all_params[path] for path in extra}
 
 
 def out_of_space(space: SearchSpace, params: Mapping[str, Scalar]) -> list[str]:
-    """Which of these settings the search itself would never draw so: a sampler cannot learn from them."""
+    """Return the settings whose values are outside of the search space: a sampler cannot learn from them."""
     mixed = {path for group in space.zipped for path in group if not _is_row(group, params)}
     return [path for path, value in params.items() if path in mixed or not _contains(space, path, value)]
 
@@ -111,7 +111,7 @@ def _contains(space: SearchSpace, path: str, value: Scalar) -> bool:
 
 
 def allowed_values(space: SearchSpace, path: str) -> str:
-    """What the search draws for this setting, in words; empty where it is not searched."""
+    """Return the searched values of a setting as text, such as "0.1 to 0.5"; "" if it is not searched."""
     listed = space.choices(path)
     if listed is not None:
         return ", ".join(f"{v:g}" if isinstance(v, float) else format_value(v) for v in listed)
@@ -137,39 +137,42 @@ FORK_MAY_CHANGE = (
     "training.tokens_per_micro_batch",
     "training.gradient_checkpointing",
 )
-"""Leaves outside the loss under which weights, moments and the place in the data keep their meaning."""
+"""Settings outside the loss that a clone may change: weights, moments and the position in the data stay valid."""
 _FIXED_REASONS = {
-    "model": "the weights are of this start model",
-    "data": "the place in the data is of these pairs",
-    "lora": "the weights are of these adapters",
-    "engine": "the optimiser's state is of this engine",
-    "evaluation": "the points so far were measured in this way",
-    "training.pairs_per_update": "the place in the data is counted in updates of this size",
-    "loss": "the points so far are of this loss",
-    "training.seed": "the order of the pairs is drawn with this seed",
+    "model": "the checkpoint's weights belong to this initial model",
+    "data": "the checkpoint's position in the data refers to these pairs",
+    "lora": "the checkpoint's weights belong to these adapters",
+    "engine": "the checkpoint's optimizer state belongs to this engine",
+    "evaluation": "the metrics so far were measured in this way",
+    "training.pairs_per_update": "the position in the data is counted in updates of this size",
+    "loss": "the metrics so far are of this loss",
+    "training.seed": "the order of the pairs depends on this seed",
 }
-"""Why others may not, by the start of their paths."""
+"""Why other settings are fixed, by the beginning of their paths."""
 
 
 def check_fork(parent: TrialConfig, config: TrialConfig, changed: Mapping[str, Any]) -> list[Problem]:
-    """Why a checkpoint of `parent` cannot go on as `config`, which differs in `changed`; empty where it can."""
+    """Return why a checkpoint of `parent` cannot continue as `config`, which differs in `changed`; empty if it can."""
     return list(_fork_problems(parent, config, changed))
 
 
 def _fork_problems(parent: TrialConfig, config: TrialConfig, changed: Mapping[str, Any]) -> Iterator[Problem]:
     before, after = parent.flat_params(), config.flat_params()
     numbers = numeric_loss_params(config) if config.loss.kind == parent.loss.kind else []
-    hint = f"these may: {', '.join((*numbers, *FORK_MAY_CHANGE))}; without --from-checkpoint the clone begins anew"
+    hint = (
+        f"what may change: {', '.join((*numbers, *FORK_MAY_CHANGE))}; without --from-checkpoint the clone starts from "
+        "the initial model"
+    )
     for path in changed:
         if path in FORK_MAY_CHANGE or path in numbers or before.get(path, ...) == after.get(path, ...):
             continue
         reason = next(
-            (reason for start, reason in _FIXED_REASONS.items() if path == start or path.startswith(f"{start}.")), ""
+            (reason for prefix, reason in _FIXED_REASONS.items() if path == prefix or path.startswith(f"{prefix}.")), ""
         )
-        yield path, "cannot change from one update to the next" + (f": {reason}" if reason else ""), hint
+        yield path, "cannot change when training continues from a checkpoint" + (f": {reason}" if reason else ""), hint
 
 
 def numeric_loss_params(config: TrialConfig) -> list[str]:
-    """The numbers of this loss: beta, gamma and the like. What kind of loss it is, is not among them."""
+    """Return the numeric settings of the loss, such as loss.beta and loss.gamma, without those that select its kind."""
     params = config.loss.model_dump()
     return [f"loss.{name}" for name, value in params.items() if not isinstance(value, (str, bool, tuple, list))]

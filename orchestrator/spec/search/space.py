@@ -1,6 +1,6 @@
 """`SearchSpace`: dotted path -> distribution; `Grid`: its distinct combinations; `mismatched_paths`.
 
-Objectives are compared at equal data and updates: settings that decide those must not depend on the objective.
+Kinds of loss are compared at equal data and updates: settings of these must not depend on `loss.kind`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from orchestrator.spec.search.dimensions import (
     Dimension,
     GridAxis,
     GridIndex,
-    IntUniform,
-    LogUniform,
     Params,
     Scalar,
-    Uniform,
     all_values,
     end_values,
     order_axes,
@@ -35,11 +32,11 @@ _UPDATES = frozenset({"training.pairs_per_update", "training.max_steps", "traini
 
 
 def mismatched_paths(when: Mapping[str, Sequence[str]], groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, str]]:
-    """Searched settings of the data or of the updates that are drawn by `loss.kind`, each with a sentence.
+    """Yield the searched settings of the data or of the updates that depend on `loss.kind`, each with a message.
 
-    `when`: each setting's conditions by name. `groups`: the settings that are zipped.
+    `when`: the settings that each setting's condition names. `groups`: the settings that are zipped.
     """
-    problem = "objectives are compared at the same data and updates: this may not depend on loss.kind"
+    problem = "kinds of loss are compared at the same data and updates: this may not depend on loss.kind"
     for group in groups:
         if LOSS_KIND in group:
             yield from ((path, problem) for path in group if _changes_updates_or_data(path))
@@ -53,77 +50,57 @@ def _changes_updates_or_data(path: str) -> bool:
 
 
 def _depends_on_kind(path: str, when: Mapping[str, Sequence[str]], seen: frozenset[str]) -> bool:
-    if path in seen:  # a circle is told elsewhere
+    if path in seen:  # order_axes reports circular conditions
         return False
     return any(other == LOSS_KIND or _depends_on_kind(other, when, seen | {path}) for other in when.get(path, ()))
 
 
-__all__ = [
-    "Choice",
-    "Dimension",
-    "Grid",
-    "IntUniform",
-    "LogUniform",
-    "Params",
-    "Scalar",
-    "SearchSpace",
-    "Uniform",
-]
-
-
 class SearchSpace(FrozenModel):
-    """What is searched. `zipped` holds groups of paths whose lists advance together."""
+    """The searched settings and their distributions. `zipped`: groups of paths whose lists advance together."""
 
-    TWICE: ClassVar = "says the same as loss.gamma, which is searched too (gamma = gamma_beta_ratio * beta); search one"
+    TWICE: ClassVar = "is the same margin as loss.gamma, also searched (gamma = gamma_beta_ratio * beta); search one"
 
     dimensions: dict[str, Dimension] = Field(default_factory=dict[str, Any])
     zipped: tuple[dict[str, tuple[Scalar, ...]], ...] = ()
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Every searched setting, in the file's order."""
+        """All searched settings, in the file's order."""
         return (*self.dimensions, *(path for group in self.zipped for path in group))
 
     def size(self) -> int | None:
-        """Combinations, equal ones counted as often as they come up; None: infinitely many."""
+        """Return the number of combinations, repeated ones counted each time; None if infinite."""
         axes = self.grid_index()
         return None if axes.is_continuous else len(axes)
 
-    def grid_point(self, index: int) -> Params:
-        """Return the index-th combination of a finite space, the last setting advancing fastest.
-
-        Combinations may repeat; see Grid for distinct ones.
-        """
-        return self.grid_index().params_at(index)
-
     def active(self, params: Mapping[str, Scalar]) -> Params:
-        """Those of `params` whose `when` holds."""
+        """Return those of `params` whose `when` holds."""
         return self.grid_index().active(params)
 
     def apply(self, base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig:
-        """The trial at this point: `base` with the active ones of these settings."""
+        """Return the trial at this point: `base` with the active ones of `params`."""
         return apply_params(base, self.active(params))
 
     def corners(self) -> GridIndex:
-        """The space of its extremes: of each range both ends, of each list every value."""
+        """Return the combinations of the extremes: both ends of each range, every value of each list."""
         return GridIndex(
             [*(GridAxis((p,), end_values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()]
         )
 
     def grid_index(self) -> GridIndex:
-        """All combinations."""
+        """Return all combinations, numbered, the last setting advancing fastest; `Grid` has the distinct ones."""
         return GridIndex(
             [*(GridAxis((p,), all_values(d), _conditions(d)) for p, d in self.dimensions.items()), *self._groups()]
         )
 
     def listed_values(self, path: str) -> tuple[Scalar, ...]:
-        """What the file lists for this setting: its values, or the ends of its range."""
+        """Return a setting's values as listed in the file, or the ends of its range."""
         if path in self.dimensions:
             return end_values(self.dimensions[path])
         return next((group[path] for group in self.zipped if path in group), ())
 
     def is_continuous(self, path: str) -> bool:
-        """Whether this setting is drawn from a continuous range."""
+        """Whether the setting has a continuous range."""
         return path in self.dimensions and all_values(self.dimensions[path]) is None
 
     def _groups(self) -> list[GridAxis]:
@@ -136,7 +113,7 @@ class SearchSpace(FrozenModel):
         return self
 
     def find_problems(self) -> Iterator[tuple[str, str]]:
-        """What makes no sense in itself, whatever the base: each a path and a sentence."""
+        """Yield the problems that do not depend on the base, each a path and a message."""
         for path in sorted({p for p in self.paths if self.paths.count(p) > 1}):
             yield path, "searched twice"
         if "loss.gamma" in self.paths and "loss.gamma_beta_ratio" in self.paths:
@@ -162,11 +139,11 @@ class SearchSpace(FrozenModel):
             return f"when names {other}, which is not searched with a list of values"
         for value in allowed:
             if not any(values_equal(value, d) for d in sampled):
-                return f"when waits for {other} = {value}, which is never drawn (only {', '.join(map(str, sampled))})"
+                return f"when needs {other} = {value}, which is never drawn (only {', '.join(map(str, sampled))})"
         return ""
 
     def choices(self, path: str) -> tuple[Scalar, ...] | None:
-        """The listed values of a searched setting; None for a range or a setting that is not searched."""
+        """Return the listed values of a searched setting; None for a range or a setting that is not searched."""
         match self.dimensions.get(path):
             case Choice(choice=listed):
                 return listed
@@ -177,20 +154,20 @@ class SearchSpace(FrozenModel):
 
 
 class Grid:
-    """The distinct points of a finite space over `base`, in order; equal trials come once, however written."""
+    """The distinct points of a finite search space over `base`, in order; points that give equal trials count once."""
 
     def __init__(self, space: SearchSpace, base: TrialConfig) -> None:
         self._base, self._axes = base, space.grid_index()
         self._size = len(self._axes)
-        self._walked = 0
+        self._enumerated = 0
         self._points: list[Params] = []
         self._seen: dict[str, int] = {}
         self.equal: list[tuple[Params, Params]] = []
-        """Points left out so far, each with the equal one that was kept."""
+        """Pairs of a dropped point and the equal point before it, as far as the grid was enumerated."""
 
     def params_at(self, index: int) -> Params | None:
-        """The index-th distinct point; None past the last."""
-        while len(self._points) <= index and self._walked < self._size:
+        """Return the index-th distinct point; None past the last."""
+        while len(self._points) <= index and self._enumerated < self._size:
             self._step()
         return self._points[index] if index < len(self._points) else None
 
@@ -201,12 +178,12 @@ class Grid:
             index += 1
 
     def count(self) -> int:
-        """How many distinct points there are; walks them all."""
+        """Return the number of distinct points; enumerates all combinations."""
         return sum(1 for _ in self)
 
     def _step(self) -> None:
-        params = self._axes.params_at(self._walked)
-        self._walked += 1
+        params = self._axes.params_at(self._enumerated)
+        self._enumerated += 1
         key = json.dumps(apply_params(self._base, params).canonical_params(), sort_keys=True)
         if key in self._seen:
             self.equal.append((params, self._points[self._seen[key]]))

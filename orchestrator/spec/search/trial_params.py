@@ -13,7 +13,7 @@ from orchestrator.errors import closest_match
 from orchestrator.spec.loading.validation_errors import models_in
 from orchestrator.spec.search.dimensions import Scalar
 from trainer.config.loss_config import LossConfig
-from trainer.config.trial import TrialConfig, flatten
+from trainer.config.trial import STORED, TrialConfig, flatten
 
 LOSS_KIND = "loss.kind"
 EQUIVALENT_PATHS = {"loss.gamma": "loss.gamma_beta_ratio", "loss.gamma_beta_ratio": "loss.gamma"}
@@ -23,7 +23,7 @@ _LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
 
 
 class UnknownPath(ValueError):
-    """A path that names no leaf of the trial."""
+    """The path names no setting of the trial."""
 
     def __init__(self, path: str, known: Mapping[str, Any]) -> None:
         self.path = path
@@ -31,28 +31,33 @@ class UnknownPath(ValueError):
         parent = path.rpartition(".")[0]
         self.hint = ""
         if under:
-            self.problem = "is a group of leaves, not a leaf"
-            self.hint = "its leaves: " + ", ".join(under)
+            self.problem = "is a group of settings, not a setting"
+            self.hint = "its settings: " + ", ".join(under)
         elif parent in known and known[parent] is None:
-            self.problem = f"there is no such leaf, as {parent} is null"
+            self.problem = f"there is no such setting, as {parent} is null"
             self.hint = f"give base.{parent} first"
         else:
-            self.problem = "there is no such leaf in a trial"
+            self.problem = "there is no such setting in a trial"
             near = closest_match(path, known)
             self.hint = f"did you mean {near}?" if near else ""
         super().__init__(f"{path}: {self.problem}" + (f" ({self.hint})" if self.hint else ""))
 
 
 def default_loss(kind: str) -> dict[str, Any]:
-    """The loss of this kind with its own defaults."""
+    """Return the settings of the loss of this kind with their defaults."""
     return _LOSS.validate_python({"kind": kind}).model_dump()
 
 
-def apply_params(base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig:
-    """`base` with these settings. Another loss.kind starts from that kind's defaults; one of gamma and its ratio rules.
+def apply_params(base: TrialConfig, params: Mapping[str, Scalar], *, is_new: bool = False) -> TrialConfig:
+    """Return `base` with the settings `params`.
 
-    Raises UnknownPath for a path that is no setting, and pydantic's ValidationError for an illegal trial (both are
-    ValueErrors).
+    Another loss.kind starts from that kind's defaults; setting gamma clears gamma_beta_ratio and the reverse.
+    `is_new`: `params` come from a file or a command, so that values that are no longer allowed are refused; in a stored
+    sweep they are accepted.
+
+    Raises:
+        UnknownPath: A path is no setting of a trial.
+        ValidationError: The trial is invalid. Both are ValueErrors.
     """
     tree = base.model_dump()
     kind = params.get(LOSS_KIND)
@@ -67,7 +72,7 @@ def apply_params(base: TrialConfig, params: Mapping[str, Scalar]) -> TrialConfig
         if equivalent is not None and value is not None and equivalent not in params:
             _set_path(tree, equivalent, None)
         _set_path(tree, path, value)
-    return TrialConfig.model_validate(tree)
+    return TrialConfig.model_validate(tree, context=None if is_new else STORED)
 
 
 def _set_path(tree: dict[str, Any], path: str, value: Scalar) -> None:
@@ -79,7 +84,7 @@ def _set_path(tree: dict[str, Any], path: str, value: Scalar) -> None:
 
 @cache
 def config_paths() -> dict[str, tuple[FieldInfo, ...]]:
-    """Dotted path -> the fields it can be; lists and their contents are no settings."""
+    """Return dotted path -> its fields, several where kinds of loss differ; lists and their contents are excluded."""
     found: dict[str, list[FieldInfo]] = {}
     _walk(TrialConfig, "", found)
     return {path: tuple(fields) for path, fields in found.items()}
@@ -87,7 +92,7 @@ def config_paths() -> dict[str, tuple[FieldInfo, ...]]:
 
 @cache
 def list_paths() -> frozenset[str]:
-    """Paths that hold lists of groups: data.train, data.eval."""
+    """Return the paths of lists of groups: data.train, data.eval."""
     return frozenset(
         f"{section}.{name}"
         for section, outer in TrialConfig.model_fields.items()

@@ -26,23 +26,23 @@ from orchestrator.study.trial_records import DRIVER_EVENT
 HEARTBEAT_SECONDS = 10.0
 """Seconds between a driver's heartbeats."""
 SILENCE_TIMEOUT = 60.0
-"""Seconds without a sign of life after which a driver that cannot be seen has lost the study."""
+"""Seconds without a heartbeat after which a driver on another machine has lost its lease."""
 _POLL_SECONDS = 0.5
 _MARK = ", process "
 
 
 def process_id() -> str:
-    """This process: for people, then boot, pid namespace and start, which no other process ever has together."""
+    """Return a unique name of this process: readable text, then boot id, pid namespace and start time."""
     return f"pid {os.getpid()} on {socket.gethostname()}{_MARK}{_machine_id()}/{_start_time(os.getpid())}"
 
 
 def holder_name(holder: str) -> str:
-    """The part for people."""
+    """Return the readable part of a process's name."""
     return holder.partition(_MARK)[0]
 
 
 def has_ended(holder: str) -> bool:
-    """Whether that process has certainly ended, or is this one. Of another machine's nothing is certain."""
+    """Whether the process has certainly ended, or is this one; False for processes of other machines."""
     name, _, mark = holder.partition(_MARK)
     machine, _, started = mark.rpartition("/")
     if machine != _machine_id() or "unknown" in (machine, started):
@@ -51,25 +51,25 @@ def has_ended(holder: str) -> bool:
     return pid == os.getpid() or _start_time(pid) != started
 
 
-def lives_here(holder: str) -> bool:
-    """Whether that process certainly lives, on this machine: also one that sleeps or was stopped by a signal."""
+def is_alive_here(holder: str) -> bool:
+    """Whether the process certainly runs on this machine; also True if it sleeps or is stopped by a signal."""
     machine, _, started = holder.partition(_MARK)[2].rpartition("/")
     return machine == _machine_id() and "unknown" not in (machine, started) and not has_ended(holder)
 
 
 def is_stopped(holder: str) -> bool:
-    """Whether a process that lives here was stopped, as by SIGSTOP or Ctrl-Z: it does nothing until SIGCONT."""
+    """Whether a process of this machine is stopped by SIGSTOP or Ctrl-Z and does nothing until SIGCONT."""
     fields = _stat(int(holder.split()[1]))
     return bool(fields) and fields[0] in ("T", "t")
 
 
 def clock() -> float:
-    """Seconds that only grow, also while the machine sleeps, where the system has such a clock."""
+    """Return monotonic seconds, including the machine's sleep where the system has such a clock."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
 
 
 def kill(holder: str) -> bool:
-    """SIGKILL to that process, one whose work no longer counts; False where it cannot be told from here which it is."""
+    """Send SIGKILL to a process of this machine; return False if it has ended or cannot be identified."""
     name, _, mark = holder.partition(_MARK)
     machine, _, started = mark.rpartition("/")
     if has_ended(holder) or machine != _machine_id() or started in ("none", "unknown"):
@@ -79,19 +79,20 @@ def kill(holder: str) -> bool:
 
 
 def is_remote(holder: str) -> bool:
-    """Whether that process, if it lives, lives on another machine or in another container."""
+    """Whether the process belongs to another machine or another container."""
     return holder.partition(_MARK)[2].rpartition("/")[0] != _machine_id()
 
 
-def watch_heartbeat(signs: Callable[[], tuple[float, int] | None], timeout: float) -> bool:
-    """Watch a driver's heartbeat for `timeout` seconds.
+def watch_heartbeat(counters: Callable[[], tuple[float, int] | None], timeout: float) -> bool:
+    """Watch a driver's heartbeat for up to `timeout` seconds.
 
-    Returns True if it stood still or the driver has left, False as soon as it grew.
+    `counters` returns its working time and number of heartbeats, None after it released the lease. Returns False as
+    soon as one of them grows, True if neither does or the lease is released.
     """
-    before, until = signs(), time.monotonic() + timeout
+    before, until = counters(), time.monotonic() + timeout
     while before is not None and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
-        now = signs()
+        now = counters()
         if now is None:
             break
         if now != before:
@@ -107,7 +108,7 @@ def _machine_id() -> str:
 
 
 def _start_time(pid: int) -> str:
-    """When the process began, in ticks since boot; `none` where there is no such process or only its shell."""
+    """Start time of the process in ticks since boot; "none" if it does not exist or is a zombie."""
     fields = _stat(pid)
     if not fields:
         return "none" if Path("/proc/self/stat").exists() else "unknown"
@@ -115,7 +116,7 @@ def _start_time(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """The process's state and what follows it in /proc; empty where there is no such process."""
+    """The fields of /proc/PID/stat from the process's state on; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -123,13 +124,13 @@ def _stat(pid: int) -> list[str]:
 
 
 STOP, PAUSE, UNPAUSE, PRUNE = "stop", "pause", "unpause", "prune"
-"""What any terminal may ask of the driver, for the whole sweep or for one trial."""
+"""Kinds of requests to the driver, for the whole sweep or for one trial."""
 EXPIRING_REQUESTS = (STOP, PAUSE, UNPAUSE)
-"""For the whole sweep these are meant for the driver of that moment, not for the one that resumes later."""
+"""For the whole sweep these are for the driver that runs at that moment, not for one that resumes later."""
 
 
 class DriverLease:
-    """One process that drives a sweep. A newer one fences it off: its writes are refused from then on."""
+    """A driver's lease on a study, identified by a fencing token: writes under an older token are refused."""
 
     def __init__(self, repository: SweepRepository, token: int) -> None:
         self._repository, self._token = repository, token
@@ -140,7 +141,7 @@ class DriverLease:
 
     @classmethod
     def acquire(cls, repository: SweepRepository, c: Connection) -> DriverLease:
-        """Take over. Requests to stop that nobody answered have lapsed."""
+        """Acquire the lease with a new fencing token. Unanswered requests to stop or pause the whole sweep expire."""
         repository.identity(c, lock=True)
         name = process_id()
         driver = cls(repository, repository.add_driver(c, name))
@@ -155,58 +156,58 @@ class DriverLease:
     def wait_for_release(
         repository: SweepRepository, reading: Callable[[], AbstractContextManager[Connection]]
     ) -> None:
-        """Return once no driver lives; SweepHeld, naming it, when one does.
+        """Return if no driver is alive, else raise SweepHeld, which names it.
 
-        One of this machine holds the sweep while its process lives. One elsewhere is watched: it has lost the sweep
-        when it shows no sign of life for SILENCE_TIMEOUT seconds.
+        A driver of this machine holds the lease while its process runs; one of another machine loses it after
+        SILENCE_TIMEOUT seconds without a heartbeat.
         """
         with reading() as c:
             identity = repository.identity(c)
             holder = repository.holder(c, identity.driver) if identity is not None and identity.driver else ""
         if identity is None or not holder or has_ended(holder):
             return
-        if lives_here(holder):
+        if is_alive_here(holder):
             raise SweepHeld(repository.sweep, holder_name(holder), stopped=is_stopped(holder))
 
-        def signs() -> tuple[float, int] | None:
+        def counters() -> tuple[float, int] | None:
             with reading() as c:
                 now = repository.identity(c)
-                return repository.signs_of_life(c, identity.driver) if now is not None and now.driver else None
+                return repository.heartbeat_counters(c, identity.driver) if now is not None and now.driver else None
 
-        if not watch_heartbeat(signs, SILENCE_TIMEOUT):
+        if not watch_heartbeat(counters, SILENCE_TIMEOUT):
             raise SweepHeld(repository.sweep, holder_name(holder))
 
     def release(self, c: Connection) -> None:
-        """The next driver need not wait. A driver that was fenced off has nothing to give back."""
+        """Release the lease, so that the next driver need not wait. Does nothing if a newer driver has it."""
         self._repository.release_driver(c, self._token)
 
     @property
     def working_seconds(self) -> float:
-        """How long this driver has been at it, rests left out."""
+        """Seconds since the lease was acquired, without pauses of the whole sweep."""
         return (self._paused_since or time.monotonic()) - self._began
 
     def pause(self) -> None:
-        """The sweep is paused: from here on no working time counts."""
+        """Pause the sweep: no working time counts until `resume`."""
         self._paused_since = self._paused_since or time.monotonic()
 
     def resume(self) -> None:
-        """It goes on."""
+        """Continue a paused sweep."""
         if self._paused_since is not None:
             self._began += time.monotonic() - self._paused_since
             self._paused_since = None
 
     @property
     def seconds_since_write(self) -> float:
-        """Seconds since a write of this driver was last accepted, the machine's sleep included."""
+        """Seconds since the last accepted write of this driver, including the machine's sleep."""
         return clock() - self._last_write
 
-    def beat(self, c: Connection) -> None:
-        """A sign of life. Raises SweepHeld as `check_fencing_token` does."""
+    def heartbeat(self, c: Connection) -> None:
+        """Write a heartbeat. Raises SweepHeld as `check_fencing_token` does."""
         self.check_fencing_token(c)
-        self._repository.beat(c, self._token)
+        self._repository.add_heartbeat(c, self._token)
 
     def check_fencing_token(self, c: Connection) -> None:
-        """Refuse the write if a newer driver took over; else note the time worked."""
+        """Check the fencing token: raise SweepHeld if a newer driver holds the lease, else record working time."""
         identity = self._repository.identity(c, lock=True)
         if self.fenced or identity is None or identity.driver != self._token:
             self.fenced = True
@@ -215,31 +216,31 @@ class DriverLease:
         self._last_write = clock()
 
     def _holder(self, c: Connection, token: int) -> str:
-        return holder_name(self._repository.holder(c, token)) if token else "nobody any more"
+        return holder_name(self._repository.holder(c, token)) if token else "no driver any more"
 
     def total_working_seconds(self, c: Connection) -> float:
-        """The working time of all drivers of this sweep, this one up to now."""
+        """Return the working time in seconds of all drivers of this sweep, this one's up to now."""
         return self._repository.total_driver_seconds(c, excluding=self._token) + self.working_seconds
 
 
 class Heartbeat:
-    """Calls `beat` every `lease.BEAT` seconds from a thread of its own until `end`, or until it raises SweepHeld."""
+    """Calls `write` every HEARTBEAT_SECONDS in a thread of its own until `end`, or until it raises SweepHeld."""
 
-    def __init__(self, beat: Callable[[], None]) -> None:
-        self._beat, self._over = beat, threading.Event()
+    def __init__(self, write: Callable[[], None]) -> None:
+        self._write, self._over = write, threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
     def end(self) -> None:
-        """No more beats once this returns."""
+        """Stop; no heartbeat is written after this returns."""
         self._over.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._over.wait(HEARTBEAT_SECONDS):
             try:
-                self._beat()
+                self._write()
             except SweepHeld:
-                return  # the driver's next write is refused and tells it
+                return  # the driver's next write is refused too, which reports it
             except StorageRefused:
-                continue  # likewise; a database that comes back in time has missed nothing
+                continue  # likewise; the next heartbeat suffices if the database is back in time

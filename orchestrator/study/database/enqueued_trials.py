@@ -1,6 +1,6 @@
 """`TrialQueue`: trials enqueued by users, which run before trials proposed by the sampler.
 
-A row is taken in the transaction that creates its trial, so a kill at any instant neither loses nor doubles it.
+A row is marked as issued in the transaction that creates its trial, so a kill at any time neither loses nor repeats it.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ from orchestrator.study.trial_records import Fork
 
 @dataclass(frozen=True, slots=True)
 class EnqueuedTrial:
-    """A trial that waits or was issued: the settings it sets over the base, and where it comes from, in words."""
+    """An enqueued trial: the settings it sets over the base (`leaves`) and its origin as text."""
 
     seq: int
     at: float
     leaves: Mapping[str, Any]
     origin: str
     by_hand: bool
-    """Asked for while the sweep goes on: runs next, and on top of `budget.trials`."""
+    """Enqueued while the sweep runs: before those of the file, and on top of `budget.trials`."""
     parent: int | None = None
     """The trial that it is a clone of."""
     trial: int | None = None
-    """Its number, once issued."""
+    """Its trial number, once issued."""
     fork: Fork | None = None
-    """The parent's checkpoint that it goes on from."""
+    """The parent's checkpoint that it continues from."""
 
 
 class TrialQueue:
-    """One sweep's manual trials: by hand before the file's, each in the order in which they came."""
+    """One sweep's enqueued trials: those of commands before those of the file, each in order of arrival."""
 
     def __init__(self, sweep: str) -> None:
         self._sweep = sweep
@@ -52,7 +52,7 @@ class TrialQueue:
         parent: int | None = None,
         fork: Fork | None = None,
     ) -> int:
-        """One more at the end; returns its place in the order."""
+        """Append a trial; return its sequence number."""
         last = select(func.coalesce(func.max(ENQUEUED.c.seq), 0)).where(ENQUEUED.c.sweep == self._sweep)
         seq = int(c.execute(last).scalar_one()) + 1
         row = {"leaves": json.dumps(dict(leaves), allow_nan=False), "origin": origin, "by_hand": by_hand}
@@ -62,7 +62,7 @@ class TrialQueue:
         return seq
 
     def all(self, c: Connection) -> list[EnqueuedTrial]:
-        """Waiting and issued ones, in order."""
+        """Return waiting and issued trials, by sequence number."""
         return self._from_rows(
             c, c.execute(select(ENQUEUED).where(ENQUEUED.c.sweep == self._sweep).order_by(ENQUEUED.c.seq))
         )
@@ -76,11 +76,11 @@ class TrialQueue:
         ]
 
     def waiting(self, c: Connection) -> list[EnqueuedTrial]:
-        """Those that no trial was made of yet, the next one first."""
+        """Return the trials that were not issued yet, the next one first."""
         rows = list(c.execute(tables.WAITING_TRIALS, {"of_sweep": self._sweep}))
         return sorted(self._from_rows(c, rows), key=lambda g: (not g.by_hand, g.seq)) if rows else []
 
     def mark_issued(self, c: Connection, enqueued: EnqueuedTrial, trial: int) -> None:
-        """This trial is made of it."""
-        mine = (ENQUEUED.c.sweep == self._sweep) & (ENQUEUED.c.seq == enqueued.seq)
-        c.execute(update(ENQUEUED).where(mine).values(trial=trial))
+        """Record the number of the trial that was issued."""
+        condition = (ENQUEUED.c.sweep == self._sweep) & (ENQUEUED.c.seq == enqueued.seq)
+        c.execute(update(ENQUEUED).where(condition).values(trial=trial))

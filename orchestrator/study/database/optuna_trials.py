@@ -1,6 +1,6 @@
-"""`OptunaTrials`: cached reads and writes of Optuna's trials, and their conversion to our records.
+"""`OptunaTrials`: cached reads and writes of Optuna's trials, and their conversion to `TrialRecord`.
 
-A trial that has ended is read once; the driver's own writes update the cache.
+A finished trial is read once; the driver's own writes update the cache.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ TO_OPTUNA = {
     TrialState.PRUNED: OptunaState.PRUNED,
     TrialState.FAILED: OptunaState.FAIL,
 }
-FROM_OPTUNA = {theirs: ours for ours, theirs in TO_OPTUNA.items()}
+FROM_OPTUNA = {optuna_state: state for state, optuna_state in TO_OPTUNA.items()}
 
 # Keys of a trial's user attributes.
 IDENTITY = "identity"
 ATTEMPTS = "attempts"
 STARTED = "started_at"
 PAUSE_REASON = "paused"
-"""Why a running trial is put aside; empty or absent while it is not."""
+"""Why a trial is paused; empty or absent if it is not."""
 OUTCOME = "outcome"
 VALUES = "values"
 SAMPLER_NOTE = "note"
@@ -37,22 +37,22 @@ UPDATES = "updates"
 REQUESTED_OUTCOME = "asked"
 MICRO_BATCH = "micro_batch"
 ENQUEUED = "given"
-"""Of a trial that was given, not drawn: `leaves` over the base, all `trial_params`, `origin`, `by_hand`, `parent`,
-`trial_fork` (`step` and `place`, or None).
-
-Optuna's own params of it are those that the search could have drawn.
+"""Of an enqueued trial: `leaves` (settings over the base), `params` (all), `origin`, `by_hand`, `parent` and `fork`
+(`step` and `place`, or None). Optuna's own params of it are those inside the search space.
 """
 
 
 PARAMS = "params"
-"""All params of a drawn trial of which Optuna keeps only some: staged search also starts from and returns to values
-that the search does not list, for which Optuna's distributions have no room."""
+"""All params of a sampled trial if some are outside of the search space, which Optuna's distributions cannot hold.
+
+The staged sampler also starts from and returns to values of `base` or of an enqueued trial.
+"""
 
 
 def to_record(
     trial: FrozenTrial, step: int, metrics: dict[str, float], order: Sequence[str], seconds: float
 ) -> TrialRecord:
-    """All that is known of a trial; its params in the file's order."""
+    """Return the record of a trial, with its params in the file's order."""
     attrs = trial.user_attrs
     ended: dict[str, Any] = attrs.get(OUTCOME, {})
     failure = ended.get("failure")
@@ -79,23 +79,23 @@ def to_record(
 
 
 def trial_fork(trial: FrozenTrial) -> Fork | None:
-    """The checkpoint of another trial that this one goes on from."""
+    """Return the checkpoint of another trial that this one continues from; None if there is none."""
     stored = trial.user_attrs.get(ENQUEUED, {}).get("fork")
     return None if stored is None else Fork(stored["step"], stored["place"])
 
 
 def is_running(trial: FrozenTrial) -> bool:
-    """Whether it has begun and not ended."""
+    """Whether the trial has begun and not ended."""
     return trial.state is OptunaState.RUNNING
 
 
 def is_paused(trial: FrozenTrial) -> bool:
-    """Whether somebody put this trial aside."""
+    """Whether a user paused this trial."""
     return is_running(trial) and bool(trial.user_attrs.get(PAUSE_REASON))
 
 
 def trial_params(trial: FrozenTrial, order: Sequence[str]) -> dict[str, Any]:
-    """A trial's settings in the file's order; of a given one also those outside the search."""
+    """Return a trial's params in the file's order, then those of an enqueued trial that are not searched."""
     stored = _params(trial)
     listed = {path: stored[path] for path in order if path in stored}
     return listed | {path: value for path, value in stored.items() if path not in listed}
@@ -107,7 +107,7 @@ def _params(trial: FrozenTrial) -> dict[str, Any]:
 
 
 def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
-    """The trial as samplers and pruners see it."""
+    """Return the trial as samplers and pruners see it."""
     attrs = trial.user_attrs
     values = attrs.get(VALUES)
     return TrialSnapshot(
@@ -127,9 +127,9 @@ def to_snapshot(trial: FrozenTrial) -> TrialSnapshot:
 
 
 def micro_batch_limit(trials: Iterable[FrozenTrial]) -> int | None:
-    """The smallest token budget that a trial was issued with for want of memory; None where none ran out.
+    """Return the smallest limit on tokens per micro-batch that out-of-memory errors have set; None without any.
 
-    What did not help, as the trial failed for memory all the same, teaches nothing.
+    Limits of trials that ran out of memory anyway are ignored.
     """
     found = [t.user_attrs[MICRO_BATCH] for t in trials if MICRO_BATCH in t.user_attrs and not _failed_for_memory(t)]
     return min(found, default=None)
@@ -140,7 +140,7 @@ def _failed_for_memory(trial: FrozenTrial) -> bool:
 
 
 def consecutive_bugs(trials: Iterable[FrozenTrial]) -> tuple[int, str]:
-    """How many of the trials that ended last ended in the same BUG, and its text."""
+    """Return how many of the last ended trials failed with the same BUG in a row, and its text."""
     ended = sorted((t for t in trials if OUTCOME in t.user_attrs), key=lambda t: t.user_attrs[OUTCOME]["order"])
     count, text = 0, ""
     for trial in reversed(ended):
@@ -152,11 +152,10 @@ def consecutive_bugs(trials: Iterable[FrozenTrial]) -> tuple[int, str]:
 
 
 class OptunaTrials:
-    """All trials of a study, read again only where they may have changed, and the way to change them.
+    """All trials of a study: cached reads, and writes.
 
-    In a process that only reads, those are the unfinished and the new ones. In the driver, whose writes alone are
-    accepted, they are those that it touched itself. What is read or written inside a transaction that then fails must
-    be forgotten: it never happened.
+    A process that only reads reads unfinished and new trials again each time; the driver, which is the only writer,
+    only those that it changed. `invalidate` must be called after a failed transaction.
     """
 
     def __init__(self, storage: RDBStorage, study_id: int) -> None:
@@ -165,25 +164,25 @@ class OptunaTrials:
         self.invalidate()
 
     def invalidate(self) -> None:
-        """Read everything anew next time."""
+        """Drop the cache: the next call reads everything again."""
         self._trials: list[FrozenTrial] = []
         self._ids: dict[int, int] = {}
         self._stale: set[int] = set()
         self._more = True
         self._last = -1
         self._open: set[int] = set()
-        self._known: list[TrialSnapshot] = []
+        self._snapshots: list[TrialSnapshot] = []
         self._attrs: dict[str, Any] | None = None
 
     def set_exclusive(self) -> None:
-        """From now on nobody else changes a trial: this process drives, and older drivers are fenced off."""
+        """Trust the cache from now on: this process is the only writer, as it holds the driver's lease."""
         self.invalidate()
         self._exclusive = True
 
     # --- reading -------------------------------------------------------------------------------------------------
 
     def trials(self) -> list[FrozenTrial]:
-        """Every trial by number, as the open transaction sees them. Not to be changed."""
+        """Return every trial by number, as the open transaction sees them. Callers must not change them."""
         if self._more or self._stale or not self._exclusive:
             read = self._storage._get_trials(  # pyright: ignore[reportPrivateUsage]  what Optuna's own cache reads with
                 self._study_id, None, included_trial_ids=set(self._stale), trial_id_greater_than=self._last
@@ -194,63 +193,63 @@ class OptunaTrials:
         return list(self._trials)
 
     def unfinished(self) -> list[FrozenTrial]:
-        """Those that have not ended, by number."""
+        """Return the trials that have not ended, by number."""
         self.trials()
         return [self._trials[number] for number in sorted(self._open)]
 
     def snapshots(self) -> list[TrialSnapshot]:
-        """Every trial as samplers and pruners see it."""
+        """Return every trial as samplers and pruners see it."""
         for trial in self.unfinished():
-            self._known[trial.number] = to_snapshot(trial)
-        return list(self._known)
+            self._snapshots[trial.number] = to_snapshot(trial)
+        return list(self._snapshots)
 
     def trial(self, trial_id: int) -> FrozenTrial:
-        """One trial by Optuna's id."""
+        """Return a trial by Optuna's id."""
         return self.trials()[self._ids[trial_id]]
 
     def study_attrs(self) -> Mapping[str, Any]:
-        """What is written down of the study as a whole."""
+        """Return the user attributes of the study."""
         if self._attrs is None or not self._exclusive:
             self._attrs = self._storage.get_study_user_attrs(self._study_id)
         return self._attrs
 
     def optuna_id(self, number: int) -> int:
-        """Optuna's id of a trial that was read."""
+        """Return Optuna's id of a trial that was read."""
         return self._trials[number]._trial_id  # pyright: ignore[reportPrivateUsage]
 
     # --- writing, inside a transaction ---------------------------------------------------------------------------
 
     def create(self, template: FrozenTrial) -> int:
-        """A new trial; Optuna's id of it."""
+        """Create a trial; return Optuna's id."""
         self._more = True
         return self._storage.create_new_trial(self._study_id, template)
 
     def set(self, trial_id: int, key: str, value: Any) -> None:
-        """Write something down of an unfinished trial."""
+        """Set a user attribute of an unfinished trial."""
         self._storage.set_trial_user_attr(trial_id, key, value)
         if (trial := self._cached(trial_id)) is not None:
-            trial.user_attrs[key] = json.loads(json.dumps(value))  # as it will be read
+            trial.user_attrs[key] = json.loads(json.dumps(value))  # as the database returns it
 
     def add_intermediate(self, trial_id: int, step: int, value: float) -> None:
-        """The pruner's metric of an unfinished trial at one update."""
+        """Store the pruner's metric of an unfinished trial at one update."""
         self._storage.set_trial_intermediate_value(trial_id, step, value)
         if (trial := self._cached(trial_id)) is not None:
             trial.intermediate_values[step] = value
 
     def finish(self, trial_id: int, state: OptunaState, values: Sequence[float] | None) -> None:
-        """The trial has ended."""
+        """Set a trial's final state and values."""
         self._storage.set_trial_state_values(trial_id, state, values)
         self._stale.add(trial_id)
 
     def set_study(self, key: str, value: Any) -> None:
-        """Write something down of the study as a whole."""
+        """Set a user attribute of the study."""
         self._storage.set_study_user_attr(self._study_id, key, value)
         self._attrs = None
 
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _cached(self, trial_id: int) -> FrozenTrial | None:
-        """The trial where it is kept as it is; None where it will be read anyway."""
+        """The cached trial; None if it is not cached or will be read again."""
         if trial_id in self._stale or trial_id not in self._ids:
             return None
         return self._trials[self._ids[trial_id]]
@@ -259,11 +258,11 @@ class OptunaTrials:
         trial_id = trial._trial_id  # pyright: ignore[reportPrivateUsage]
         if trial.number == len(self._trials):
             self._trials.append(trial)
-            self._known.append(to_snapshot(trial))
+            self._snapshots.append(to_snapshot(trial))
             self._ids[trial_id] = trial.number
         else:
             self._trials[trial.number] = trial
-            self._known[trial.number] = to_snapshot(trial)
+            self._snapshots[trial.number] = to_snapshot(trial)
         self._last = max(self._last, trial_id)
         ended = trial.state.is_finished()
         (self._open.discard if ended else self._open.add)(trial.number)

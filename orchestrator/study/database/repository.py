@@ -1,4 +1,4 @@
-"""`SweepRepository`: rows of our own tables, read and written in a transaction that the caller opened."""
+"""`SweepRepository`: rows of this package's tables, read and written in a transaction that the caller opened."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from trainer.results import StepMetrics
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The row that makes a study: its id is the sweep's in every other store."""
+    """The sweep's own row: its unique id, Optuna's study id, the tables' version and the driver's fencing token."""
 
     id: str
     study_id: int
@@ -41,7 +41,7 @@ class Identity:
 
 
 class SweepRepository:
-    """One sweep's rows."""
+    """One sweep's rows in the tables of `tables.py`."""
 
     def __init__(self, sweep: str) -> None:
         self.sweep = sweep
@@ -49,24 +49,24 @@ class SweepRepository:
     # --- the sweep -----------------------------------------------------------------------------------------------
 
     def identity(self, c: Connection, *, lock: bool = False) -> Identity | None:
-        """The sweep's row; locked, other writers wait (SQLite's writers already do)."""
+        """Return the sweep's row, None if there is none; `lock`: other writers wait (in SQLite they do already)."""
         row = c.execute(tables.IDENTITY_LOCKED if lock else tables.IDENTITY, {"of_sweep": self.sweep}).one_or_none()
         return None if row is None else Identity(row.id, row.study_id, row.schema, row.driver)
 
     def spec_versions(self, c: Connection) -> list[SpecVersion]:
-        """Every accepted spec, oldest first."""
+        """Return every spec the sweep ran with, oldest first."""
         query = select(SPEC).where(SPEC.c.sweep == self.sweep).order_by(SPEC.c.version)
         return [SpecVersion(r.version, r.at, r.hash, r.spec) for r in c.execute(query)]
 
     def add_spec(self, c: Connection, text: str, digest: str) -> None:
-        """A new version of the spec."""
+        """Add a version of the spec."""
         version = self._next(c, SPEC, "version")
         c.execute(insert(SPEC).values(sweep=self.sweep, version=version, at=time.time(), hash=digest, spec=text))
 
     # --- drivers -------------------------------------------------------------------------------------------------
 
     def add_driver(self, c: Connection, holder: str) -> int:
-        """A new driver's token; from here on only its writes are accepted."""
+        """Add a driver and return its fencing token; from now on only its writes are accepted."""
         token = self._next(c, DRIVER, "driver")
         c.execute(insert(DRIVER).values(sweep=self.sweep, driver=token, holder=holder, at=time.time(), seconds=0.0))
         c.execute(insert(BEAT).values(sweep=self.sweep, driver=token, beats=0))
@@ -74,17 +74,17 @@ class SweepRepository:
         return token
 
     def holder(self, c: Connection, token: int) -> str:
-        """Who has that token."""
+        """Return the name of the process with this fencing token."""
         query = select(DRIVER.c.holder).where(DRIVER.c.sweep == self.sweep, DRIVER.c.driver == token)
         return c.execute(query).scalar_one()
 
     def release_driver(self, c: Connection, token: int) -> None:
-        """That driver left; nothing changes where it is no longer the one."""
+        """Release the lease of this driver; changes nothing if a newer one has it."""
         condition = (SWEEP.c.sweep == self.sweep) & (SWEEP.c.driver == token)
         c.execute(update(SWEEP).where(condition).values(driver=0))
 
-    def signs_of_life(self, c: Connection, token: int) -> tuple[float, int]:
-        """Two numbers of that driver of which one grows while it lives: its working time, and its heartbeats.
+    def heartbeat_counters(self, c: Connection, token: int) -> tuple[float, int]:
+        """Return a driver's working time in seconds and its number of heartbeats; one of them grows while it is alive.
 
         An older version of this program writes no heartbeats.
         """
@@ -93,53 +93,53 @@ class SweepRepository:
         seconds = float(c.execute(select(DRIVER.c.seconds).where(condition)).scalar_one())
         return seconds, int(c.execute(beats).scalar_one_or_none() or 0)
 
-    def beat(self, c: Connection, token: int) -> None:
-        """One more sign of life of this driver."""
+    def add_heartbeat(self, c: Connection, token: int) -> None:
+        """Count a heartbeat of this driver."""
         condition = (BEAT.c.sweep == self.sweep) & (BEAT.c.driver == token)
         c.execute(update(BEAT).where(condition).values(beats=BEAT.c.beats + 1))
 
     def set_driver_seconds(self, c: Connection, token: int, seconds: float) -> None:
-        """How long this driver has been at it."""
+        """Set a driver's working time in seconds."""
         c.execute(tables.SET_DRIVER_SECONDS, {"of_sweep": self.sweep, "of_driver": token, "worked": seconds})
 
     def total_driver_seconds(self, c: Connection, excluding: int = 0) -> float:
-        """All drivers' working time, leaving one out."""
+        """Return the working time in seconds of all drivers except `excluding`."""
         condition = (DRIVER.c.sweep == self.sweep) & (DRIVER.c.driver != excluding)
         return float(c.execute(select(func.coalesce(func.sum(DRIVER.c.seconds), 0.0)).where(condition)).scalar_one())
 
     # --- attempts ------------------------------------------------------------------------------------------------
 
     def add_attempt(self, c: Connection, trial: int, attempt: int, gpus: float) -> None:
-        """A worker gets this trial."""
+        """Add an attempt at a trial; `gpus`: of its slot."""
         row = {"sweep": self.sweep, "trial": trial, "attempt": attempt, "at": time.time(), "gpus": gpus, "seconds": 0.0}
         c.execute(tables.ADD_ATTEMPT, row)
 
     def set_attempt_seconds(self, c: Connection, trial: int, attempt: int, seconds: float) -> None:
-        """How long it has had it by now."""
+        """Set the training time of an attempt in seconds."""
         condition = {"of_sweep": self.sweep, "of_trial": trial, "of_attempt": attempt}
         c.execute(tables.SET_ATTEMPT_SECONDS, condition | {"worked": seconds})
 
     def trial_seconds(self, c: Connection) -> dict[int, float]:
-        """Time in workers' hands of every trial, all its attempts."""
+        """Return the training time in seconds of every trial, over all its attempts."""
         query = select(ATTEMPT.c.trial, func.sum(ATTEMPT.c.seconds)).where(ATTEMPT.c.sweep == self.sweep)
         return {trial: float(seconds) for trial, seconds in c.execute(query.group_by(ATTEMPT.c.trial))}
 
     def seconds_of_trial(self, c: Connection, trial: int) -> float:
-        """Time in workers' hands of one trial, all its attempts."""
+        """Return the training time in seconds of one trial, over all its attempts."""
         return float(c.execute(tables.SECONDS_OF_TRIAL, self._sweep_and_trial(trial)).scalar_one())
 
     def gpu_seconds(self, c: Connection, excluding: Collection[tuple[int, int]] = ()) -> float:
-        """Seconds of every attempt times the GPUs of its slot, leaving out some by trial and attempt."""
+        """Return the GPU-seconds of all attempts except `excluding` (trial, attempt): seconds times the slot's GPUs."""
         condition = ATTEMPT.c.sweep == self.sweep
         for trial, attempt in excluding:
             condition &= ~((ATTEMPT.c.trial == trial) & (ATTEMPT.c.attempt == attempt))
         query = select(func.coalesce(func.sum(ATTEMPT.c.seconds * ATTEMPT.c.gpus), 0.0)).where(condition)
         return float(c.execute(query).scalar_one())
 
-    # --- points --------------------------------------------------------------------------------------------------
+    # --- metrics -------------------------------------------------------------------------------------------------
 
     def logged_metrics(self, c: Connection, trial: int) -> LoggedMetrics:
-        """What there is of a trial by now."""
+        """Return the stored metrics of a trial."""
         found = self._progress_row(c, trial)
         if found is None:
             return LoggedMetrics()
@@ -150,7 +150,7 @@ class SweepRepository:
     def add_metrics(
         self, c: Connection, trial: int, metrics: Sequence[StepMetrics], before: LoggedMetrics
     ) -> LoggedMetrics:
-        """New points, in any order, and with them the last value of every metric; what there is then."""
+        """Add metrics of new steps, in any order, and update the last values; return the state after them."""
         rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "metrics": encode(p.metrics)} for p in metrics]
         c.execute(tables.ADD_STEP_METRICS, rows)
         first, late = not before.steps, any(p.step < before.step for p in metrics)
@@ -164,77 +164,77 @@ class SweepRepository:
         return after
 
     def metric_history(self, c: Connection, trial: int) -> list[StepMetrics]:
-        """All points of a trial by step."""
+        """Return all metrics of a trial, by step."""
         return [
             StepMetrics(r.step, decode(r.metrics))
             for r in c.execute(tables.SELECT_STEP_METRICS, self._sweep_and_trial(trial))
         ]
 
     def add_pair_margins(self, c: Connection, trial: int, metrics: Sequence[StepMetrics]) -> None:
-        """What these points know of each held-out pair."""
+        """Store the margins of each held-out pair, where the metrics have them."""
         rows = [{"sweep": self.sweep, "trial": trial, "step": p.step, "pairs": p.pairs} for p in metrics if p.pairs]
         if rows:
             c.execute(tables.ADD_PAIRS, rows)
 
     def pair_margins(self, c: Connection, trial: int) -> dict[int, str]:
-        """The pairs of a trial by step; empty where they were not kept."""
+        """Return the packed pair margins of a trial by step; empty if they were not stored."""
         condition = (PAIRS.c.sweep == self.sweep) & (PAIRS.c.trial == trial)
         return {r.step: r.pairs for r in c.execute(select(PAIRS.c.step, PAIRS.c.pairs).where(condition))}
 
     def progress(self, c: Connection) -> dict[int, tuple[int, dict[str, float]]]:
-        """Last step and last values of every trial."""
+        """Return the last step and the last values of every trial."""
         rows = c.execute(select(PROGRESS).where(PROGRESS.c.sweep == self.sweep))
         return {r.trial: (r.step, decode(r.metrics)) for r in rows}
 
     def progress_of(self, c: Connection, trial: int) -> tuple[int, dict[str, float]]:
-        """Last step and last values of one trial; zero and none before its first point."""
+        """Return the last step and the last values of one trial; 0 and {} before its first report."""
         return self._progress_row(c, trial) or (0, {})
 
     def _progress_row(self, c: Connection, trial: int) -> tuple[int, dict[str, float]] | None:
         row = c.execute(tables.PROGRESS_OF, self._sweep_and_trial(trial)).one_or_none()
         return None if row is None else (row.step, decode(row.metrics))
 
-    # --- decisions ------------------------------------------------------------------------------------------------
+    # --- judgements ----------------------------------------------------------------------------------------------
 
     def save_judgement(self, c: Connection, trial: int, key: str, judgement: str) -> None:
-        """A judge's decision; an older one of the same key is replaced."""
+        """Store a judgement; an older one with the same key is replaced."""
         condition = (JUDGEMENT.c.sweep == self.sweep) & (JUDGEMENT.c.trial == trial) & (JUDGEMENT.c.key == key)
         c.execute(delete(JUDGEMENT).where(condition))
         c.execute(insert(JUDGEMENT).values(sweep=self.sweep, trial=trial, key=key, at=time.time(), verdict=judgement))
 
     def judgements(self, c: Connection) -> list[str]:
-        """Every decision, by trial and key."""
+        """Return all judgements, by trial and key."""
         query = select(JUDGEMENT.c.verdict).where(JUDGEMENT.c.sweep == self.sweep)
         return list(c.execute(query.order_by(JUDGEMENT.c.trial, JUDGEMENT.c.key)).scalars())
 
     # --- events and requests -------------------------------------------------------------------------------------
 
     def add_event(self, c: Connection, kind: str, text: str, trial: int | None) -> int:
-        """Something happened; returns its place in the order."""
+        """Add an event; return its sequence number."""
         return self._append(c, EVENT, kind, text, trial)
 
     def events(self, c: Connection, after: int) -> list[Event]:
-        """What happened after that event."""
+        """Return the events after sequence number `after`."""
         query = select(EVENT).where(EVENT.c.sweep == self.sweep, EVENT.c.seq > after).order_by(EVENT.c.seq)
         return [Event(r.seq, r.at, r.trial, r.kind, r.text) for r in c.execute(query)]
 
     def last_event(self, c: Connection, kinds: Sequence[str]) -> Event | None:
-        """The newest of these kinds that is about no trial."""
+        """Return the newest event of these kinds that concerns the whole sweep."""
         condition = (EVENT.c.sweep == self.sweep) & EVENT.c.trial.is_(None) & EVENT.c.kind.in_(kinds)
         row = c.execute(select(EVENT).where(condition).order_by(EVENT.c.seq.desc()).limit(1)).one_or_none()
         return None if row is None else Event(row.seq, row.at, row.trial, row.kind, row.text)
 
     def add_request(self, c: Connection, kind: str, text: str, trial: int | None) -> int:
-        """Somebody at another terminal wants something."""
+        """Add a request to the driver; return its sequence number."""
         return self._append(c, REQUEST, kind, text, trial)
 
     def requests(self, c: Connection) -> list[Request]:
-        """What was asked and not yet done."""
+        """Return the pending requests, oldest first."""
         rows = c.execute(tables.REQUESTS, {"of_sweep": self.sweep})
         return [Request(r.seq, r.at, r.trial, r.kind, r.text) for r in rows]
 
     def complete_request(self, c: Connection, seq: int) -> None:
-        """That request is dealt with."""
+        """Mark a request as completed."""
         condition = (REQUEST.c.sweep == self.sweep) & (REQUEST.c.seq == seq)
         c.execute(update(REQUEST).where(condition).values(done_at=time.time()))
 
@@ -253,11 +253,11 @@ class SweepRepository:
 
 
 def encode(metrics: Mapping[str, Any]) -> str:
-    """JSON that every reader accepts: NaN and the infinities as text."""
+    """Return metrics as standard JSON, with NaN and infinities as text."""
     numbers = {name: as_number(value) for name, value in metrics.items()}
     return json.dumps({n: v if math.isfinite(v) else str(v) for n, v in numbers.items()}, allow_nan=False)
 
 
 def decode(text: str) -> dict[str, float]:
-    """The metrics that `encode` wrote."""
+    """Return the metrics that `encode` wrote."""
     return {name: float(value) for name, value in json.loads(text).items()}

@@ -1,4 +1,4 @@
-"""`StudyDatabase`: one transaction around Optuna's tables and ours, so that no reader sees a partial write.
+"""`StudyDatabase`: one transaction over Optuna's tables and this package's, so that no reader sees a partial write.
 
 `create_study` writes everything that is fixed when a sweep begins in one transaction.
 """
@@ -36,26 +36,28 @@ _NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", 
 
 
 def study_url(folder: SweepFolder) -> str:
-    """The URL of this sweep's study: what `study.url` says, else SQLite beside it."""
+    """Return the database URL of a sweep's study: the content of `study.url`, else SQLite in the folder."""
     pointer = folder.database.with_suffix(".url")
     return pointer.read_text().strip() if pointer.is_file() else f"sqlite:///{folder.database}"
 
 
 def choose_study_url(folder: SweepFolder, storage: str | None) -> str:
-    """Where a new study goes: the database asked for, which must not carry a password, else the folder's own."""
+    """Return the database URL of a new study: `storage`, else the folder's own. Raises PasswordInUrl."""
     if storage is not None and make_url(storage).password is not None:
         raise PasswordInUrl(hide_password(storage))
     return study_url(folder) if storage is None else storage
 
 
 def store_study_url(folder: SweepFolder, storage: str) -> None:
-    """The study of this folder is in another database."""
+    """Record that the study of this folder is in the database `storage`."""
     write_text(folder.database.with_suffix(".url"), storage + "\n")
 
 
 def study_exists(url: str, sweep: str) -> bool:
-    """Whether this database holds the sweep; False where its making was cut short. What cannot be read counts as made:
-    opening it says what is wrong."""
+    """Whether the database has the sweep; False if its creation was interrupted.
+
+    A database that cannot be read counts as existing: opening it reports the error.
+    """
     parsed = make_url(url)
     sqlite = parsed.get_backend_name() == "sqlite"
     database = Path(parsed.database or "")
@@ -74,7 +76,7 @@ def study_exists(url: str, sweep: str) -> bool:
 
 
 def hide_password(url: str) -> str:
-    """The URL for people to read: no password."""
+    """Return the URL with its password masked."""
     return make_url(url).render_as_string(hide_password=True)
 
 
@@ -93,13 +95,13 @@ def filesystem_type(path: Path) -> str:
 
 
 class StudyDatabase:
-    """One sweep's database, open. Safe to use from several threads: they take turns."""
+    """One sweep's open database. Thread-safe: calls are serialized."""
 
     def __init__(self, url: str, *, create: bool = False) -> None:
         self.url = hide_password(url)
         self._lock = threading.RLock()
         self.on_rollback: Callable[[], None] = lambda: None
-        """Called when a transaction failed: what was read inside it never was."""
+        """Called after a failed transaction: values read inside it are invalid."""
         parsed = make_url(url)
         self._sqlite = parsed.get_backend_name() == "sqlite"
         database = Path(parsed.database or "")
@@ -117,18 +119,18 @@ class StudyDatabase:
                 METADATA.create_all(self.storage.engine)
 
     def upgrade(self) -> None:
-        """Make the tables that an earlier version of this program did not have."""
+        """Create the tables that an earlier version of this program did not have."""
         with self._lock, self._translate_errors():
             METADATA.create_all(self.storage.engine)
 
     def dispose(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         self.storage.scoped_session.remove()
         self.storage.engine.dispose()
 
     @contextmanager
     def transaction(self) -> Generator[Connection]:
-        """All or nothing: what Optuna's storage and ours write inside is committed together."""
+        """Open a transaction in which writes of Optuna's storage and of this package are committed together."""
         try:
             with self._lock, self._translate_errors(), self.storage.engine.connect() as connection, connection.begin():
                 if self._sqlite:
@@ -143,9 +145,11 @@ class StudyDatabase:
         failpoint("study.committed")
 
     @contextmanager
-    def beside(self) -> Generator[Connection]:
-        """A short transaction on our own tables alone, for threads beside the driver's: where it fails, what the driver
-        remembers of its own stays."""
+    def separate_transaction(self) -> Generator[Connection]:
+        """Open a short transaction on this package's tables only, for other threads than the driver's.
+
+        If it fails, the driver's cache stays valid.
+        """
         with self._lock, self._translate_errors(), self.storage.engine.connect() as connection, connection.begin():
             if self._sqlite:
                 connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -153,7 +157,7 @@ class StudyDatabase:
 
     @contextmanager
     def snapshot(self) -> Generator[Connection]:
-        """One moment of the database, whatever a writer does meanwhile."""
+        """Open a read transaction: a consistent snapshot of the database."""
         with self._lock, self._translate_errors(), self.storage.engine.connect() as connection:
             if not self._sqlite:
                 connection.execution_options(isolation_level="REPEATABLE READ")
@@ -192,7 +196,7 @@ class StudyDatabase:
 
 
 def _storage(url: str, engine: dict[str, Any], create: bool) -> RDBStorage:
-    """Optuna's storage. Its check of the schema loads every migration there ever was: not for a known version."""
+    """Optuna's storage. Its schema check loads all migrations, so it is skipped for tables of the installed version."""
     storage = RDBStorage(url, engine, skip_compatibility_check=True, skip_table_creation=not create)
     with storage.engine.connect() as connection:
         made_by = connection.execute(text("select library_version from version_info")).scalar_one()
@@ -201,12 +205,12 @@ def _storage(url: str, engine: dict[str, Any], create: bool) -> RDBStorage:
     storage.engine.dispose()
     try:
         return RDBStorage(url, engine, skip_table_creation=True)
-    except RuntimeError as error:  # Optuna's own sentence says which command upgrades the study
+    except RuntimeError as error:  # Optuna's message names the command that upgrades the study
         raise StorageRefused(str(error)) from error
 
 
 def _connect(database: Path) -> sqlite3.Connection:
-    """Transactions are ours to begin (no isolation level); a commit is on the disk before it returns."""
+    """Connect without implicit transactions (no isolation level); a commit is on the disk before it returns."""
     connection = sqlite3.connect(database, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False)
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")
@@ -214,7 +218,7 @@ def _connect(database: Path) -> sqlite3.Connection:
 
 
 def create_study(folder: SweepFolder, spec: SweepSpec, terms: SweepTerms, storage: str | None) -> StudyDatabase:
-    """The database of a sweep that begins, in `storage` or in its folder. NameTaken where there is one."""
+    """Create the database of a sweep in `storage`, else in its folder. Raises NameTaken if the sweep exists there."""
     folder.path.mkdir(parents=True, exist_ok=True)
     database = StudyDatabase(choose_study_url(folder, storage), create=True)
     if storage is not None:

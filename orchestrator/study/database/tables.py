@@ -1,6 +1,6 @@
-"""Tables for what Optuna has no place for, in the same database and transactions, and prepared statements.
+"""Tables beside Optuna's, in the same database and transactions, and prepared statements.
 
-Statements of every report, start and end are built once, since building one takes longer than executing it.
+The statements of every report, start and end of a trial are built once, as building one takes longer than executing it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from sqlalchemy import (
 )
 
 SCHEMA = 6
-"""Version of these tables; a database of a later one is refused, one of an earlier one gets what it lacks."""
+"""Version of these tables. A database of a later version is refused, one of an earlier version gets missing tables."""
 OLDEST_SCHEMA = 5
-"""Before it trials had other names: this version would take every trial for one it never had."""
+"""Earlier versions had other fingerprints of trials, so that no trial would be recognized as a duplicate."""
 
 METADATA = MetaData()
 
@@ -73,7 +73,7 @@ BEAT = Table(
     METADATA,
     _sweep(),
     _number("driver"),
-    Column("beats", Integer, nullable=False),  # signs of life so far; working time stands still in a pause
+    Column("beats", Integer, nullable=False),  # number of heartbeats; working time does not grow in a pause
 )
 
 STEP_METRICS = Table(
@@ -91,7 +91,7 @@ PAIRS = Table(
     _sweep(),
     _number("trial"),
     _number("step"),
-    Column("pairs", Text, nullable=False),  # Point.pairs, kept where the pruner compares pair by pair
+    Column("pairs", Text, nullable=False),  # StepMetrics.pairs, for the pruner that compares pair by pair
 )
 
 PROGRESS = Table(
@@ -100,7 +100,7 @@ PROGRESS = Table(
     _sweep(),
     _number("trial"),
     Column("step", Integer, nullable=False),
-    Column("metrics", Text, nullable=False),  # the last value of each
+    Column("metrics", Text, nullable=False),  # the last value of each metric
 )
 
 EVENT = Table(
@@ -131,7 +131,7 @@ JUDGEMENT = Table(
     METADATA,
     _sweep(),
     _number("trial"),
-    Column("key", String(64), primary_key=True),  # which judge, of which answers
+    Column("key", String(64), primary_key=True),  # judge and decoding
     Column("at", Float, nullable=False),
     Column("verdict", Text, nullable=False),  # JSON
 )
@@ -153,7 +153,7 @@ FORK = Table(
     "prefsweep_fork",
     METADATA,
     _sweep(),
-    _number("seq"),  # of the manual trial
+    _number("seq"),  # of the enqueued trial
     Column("step", Integer, nullable=False),
     Column("place", String(64), nullable=False),
 )
@@ -165,8 +165,8 @@ ATTEMPT = Table(
     _number("trial"),
     _number("attempt"),
     Column("at", Float, nullable=False),
-    Column("gpus", Float, nullable=False),  # of its slot; 1 where there are none: then slots are counted
-    Column("seconds", Float, nullable=False),  # in a worker's hands, by the monotonic clock; written at every report
+    Column("gpus", Float, nullable=False),  # of its slot; 1 without GPUs, to count slots
+    Column("seconds", Float, nullable=False),  # training time by the monotonic clock, written at every report
 )
 
 

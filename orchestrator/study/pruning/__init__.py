@@ -1,1 +1,1 @@
-"""When a trial is stopped early: pure functions of its learning curve and of the visible trials."""
+"""Pruning and divergence guard: pure functions of a trial's learning curve and of the visible trials."""

@@ -1,8 +1,8 @@
-"""`DivergenceGuard`: stops a trial that has diverged, with the reason in words and numbers; and the guard's rules.
+"""`DivergenceGuard`: stops a trial that has diverged and gives the reason with figures; and the guard's rules.
 
-Each rule sees a trial's metrics once, in order. The decision is a pure function of the metrics by step: repeated or
+Each rule gets a trial's metrics once, in order. The decision is a pure function of the metrics by step: repeated or
 differently batched reports give the same decision at the same step. The trial ends at that step; later metrics do not
-count, however early they arrived.
+count, whenever they arrived.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from trainer.metrics import EVAL
 from trainer.results import CONTINUE, StepMetrics, StopDecision
 
 _MIN_FALL = 1.0
-"""Nats per token that must be lost before a low log-prob counts: a raw model begins low."""
+"""Nats per token: smallest fall with which a low log-prob counts, as an untrained model begins low."""
 _LOWER_LR_ADVICE = "lower training.learning_rate"
 
 
 class GuardRule(Protocol):
-    """One rule watching one trial."""
+    """One rule of the guard, applied to one trial."""
 
     def update(self, step_metrics: StepMetrics) -> str:
-        """Take the next point; why the trial must stop there, or nothing."""
+        """Process the next metrics; return why the trial must stop, or ""."""
         ...
 
 
 def make_rules(config: GuardConfig) -> list[GuardRule]:
-    """Fresh rules, the most telling first."""
+    """Return new rules for one trial, the most specific first."""
     found: list[GuardRule] = []
     if config.chosen_logps is not None:
         found += [_ChosenLogps(config.chosen_logps, EVAL), _ChosenLogps(config.chosen_logps, "")]
@@ -55,7 +55,7 @@ def make_rules(config: GuardConfig) -> list[GuardRule]:
 
 
 class _Streak:
-    """For how many updates something has held without a break."""
+    """Counts for how many consecutive updates a condition holds."""
 
     def __init__(self) -> None:
         self._since: int | None = None
@@ -71,23 +71,25 @@ class _Streak:
 class _Loss:
     def __init__(self, config: LossRule) -> None:
         self._config, self._streak = config, _Streak()
-        self._start = -math.inf
+        self._initial = -math.inf
         self._trained = False
 
     def update(self, step_metrics: StepMetrics) -> str:
         loss = step_metrics.metrics.get("loss")
         if not self._trained:
-            self._start = max(self._start, *(step_metrics.metrics.get(n, -math.inf) for n in ("loss", f"{EVAL}loss")))
+            self._initial = max(
+                self._initial, *(step_metrics.metrics.get(n, -math.inf) for n in ("loss", f"{EVAL}loss"))
+            )
         if loss is None:
             return ""
         self._trained = True
-        limit = self._start + (self._config.ratio - 1.0) * abs(self._start)
+        limit = self._initial + (self._config.ratio - 1.0) * abs(self._initial)
         updates = self._streak.length(step_metrics.step, loss > limit)
         if updates < self._config.updates:
             return ""
         return (
-            f"the loss was above {self._config.ratio:g} times its start ({self._start:.3g}) for {updates} updates, "
-            f"and is {loss:.3g} at update {step_metrics.step}; {_LOWER_LR_ADVICE}"
+            f"the loss was above {self._config.ratio:g} times its initial value ({self._initial:.3g}) for {updates} "
+            f"updates, and is {loss:.3g} at update {step_metrics.step}; {_LOWER_LR_ADVICE}"
         )
 
 
@@ -103,7 +105,7 @@ class _GradNorm:
         limit, reason = self._limit()
         updates = self._streak.length(step_metrics.step, norm > limit)
         if updates == 0:
-            insort(self._calm, norm)  # the norms of an explosion must not move what it is measured by
+            insort(self._calm, norm)  # norms above the limit must not raise the median
         if updates < self._config.updates:
             return ""
         return (
@@ -116,9 +118,9 @@ class _GradNorm:
         limit = math.inf if config.above is None else config.above
         reason = f"{limit:g}"
         if config.times_median is not None and len(self._calm) >= config.after:
-            middle = median(self._calm)
-            if config.times_median * middle < limit:
-                return config.times_median * middle, f"{config.times_median:g} times its median ({middle:.3g})"
+            usual = median(self._calm)
+            if config.times_median * usual < limit:
+                return config.times_median * usual, f"{config.times_median:g} times its median ({usual:.3g})"
         return limit, reason
 
 
@@ -129,35 +131,35 @@ class _InitialValues:
 
 
 class _ChosenLogps:
-    """`prefix` says on which pairs; the start is the lower of the first value there and the initial model's."""
+    """`prefix`: held-out or training pairs. The initial value is the lower of the first one and the initial model's."""
 
     def __init__(self, config: ChosenLogpsRule, prefix: str) -> None:
         self._config, self._prefix, self._streak = config, prefix, _Streak()
         self._updates = 1 if prefix == EVAL else config.updates
-        self._model: _InitialValues | None = None
-        self._start: _InitialValues | None = None
+        self._initial_model: _InitialValues | None = None
+        self._initial: _InitialValues | None = None
 
     def update(self, step_metrics: StepMetrics) -> str:
-        if self._model is None:
-            self._model = _initial_values(step_metrics, EVAL)
+        if self._initial_model is None:
+            self._initial_model = _initial_values(step_metrics, EVAL)
         now = _initial_values(step_metrics, self._prefix)
         if now is None:
             return ""
-        if self._start is None:
-            model = self._model or now
-            self._start = _InitialValues(min(now.logp, model.logp), max(now.margin, model.margin))
-        start, config = self._start, self._config
-        fall, rises = start.logp - now.logp, now.margin > start.margin
+        if self._initial is None:
+            model = self._initial_model or now
+            self._initial = _InitialValues(min(now.logp, model.logp), max(now.margin, model.margin))
+        initial, config = self._initial, self._config
+        fall, rises = initial.logp - now.logp, now.margin > initial.margin
         floor = config.lowest is not None and now.logp <= config.lowest and fall >= _MIN_FALL
         alone = config.fall_alone is not None and fall >= config.fall_alone
         alongside = config.fall is not None and fall >= config.fall and rises
         if self._streak.length(step_metrics.step, floor or alone or alongside) < self._updates:
             return ""
         which = "held-out chosen" if self._prefix == EVAL else "chosen"
-        margin = f"from {start.margin:.2f} to {now.margin:.2f}"
+        margin = f"from {initial.margin:.2f} to {now.margin:.2f}"
         beyond = f", below {config.lowest:g}," if floor else ""
         return (
-            f"the {which} log-prob fell from {start.logp:.2f} to {now.logp:.2f} per token{beyond} by update "
+            f"the {which} log-prob fell from {initial.logp:.2f} to {now.logp:.2f} per token{beyond} by update "
             f"{step_metrics.step} while the margin {'rose' if rises else 'went'} {margin}; {_LOWER_LR_ADVICE}, raise "
             "loss.beta or add loss.nll_scale"
         )
@@ -171,19 +173,19 @@ def _initial_values(step_metrics: StepMetrics, prefix: str) -> _InitialValues | 
 class _Repetition:
     def __init__(self, config: RepetitionRule) -> None:
         self._config, self._looks = config, 0
-        self._start: float | None = None
+        self._initial: float | None = None
 
     def update(self, step_metrics: StepMetrics) -> str:
         share = step_metrics.metrics.get(f"{EVAL}repetition")
         if share is None:
             return ""
-        self._start = share if self._start is None else self._start
-        self._looks = self._looks + 1 if share - self._start >= self._config.rise else 0
+        self._initial = share if self._initial is None else self._initial
+        self._looks = self._looks + 1 if share - self._initial >= self._config.rise else 0
         if self._looks < self._config.looks:
             return ""
         return (
-            f"{share:.0%} of the 4-grams in the answers to the fixed prompts are repetitions by update "
-            f"{step_metrics.step} ({self._start:.0%} at the start), at {self._looks} looks in a row; "
+            f"{share:.0%} of the 4-grams in the completions of the fixed prompts are repetitions by update "
+            f"{step_metrics.step} ({self._initial:.0%} at the start), in {self._looks} consecutive evaluations; "
             f"{_LOWER_LR_ADVICE}, raise loss.beta or add loss.nll_scale"
         )
 
@@ -191,44 +193,44 @@ class _Repetition:
 class _AnswerLength:
     def __init__(self, config: AnswerLengthRule) -> None:
         self._config, self._looks = config, 0
-        self._start: float | None = None
+        self._initial: float | None = None
         self._usual = 0.0
 
     def update(self, step_metrics: StepMetrics) -> str:
         length = step_metrics.metrics.get(f"{EVAL}answer_length")
         if length is None:
             return ""
-        if self._start is None:
-            self._start = length
+        if self._initial is None:
+            self._initial = length
             self._usual = max(length, step_metrics.metrics.get(f"{EVAL}lengths/chosen", 0.0))
         self._looks = self._looks + 1 if length > self._config.ratio * self._usual else 0
         if self._looks < self._config.looks:
             return ""
         return (
-            f"the answers to the fixed prompts have {length:.3g} tokens by update {step_metrics.step} "
-            f"({self._start:.3g} at the start; chosen responses and the start have at most {self._usual:.3g}), "
-            f"at {self._looks} looks in a row; {_LOWER_LR_ADVICE} or raise loss.beta"
+            f"the completions of the fixed prompts have {length:.3g} tokens by update {step_metrics.step} "
+            f"({self._initial:.3g} at the start; chosen responses and initial completions have at most "
+            f"{self._usual:.3g}), in {self._looks} consecutive evaluations; {_LOWER_LR_ADVICE} or raise loss.beta"
         )
 
 
 ALWAYS_FINITE = ("loss", "grad_norm", f"{EVAL}loss")
-"""Metrics whose loss of finiteness ends a trial: nothing after it can be trusted. So does an objective's."""
+"""Metrics that end a trial if they are not finite, as do the objectives."""
 
 
 def as_number(value: Any) -> float:
-    """The value as a float; what is no number at all becomes NaN, never 0."""
+    """Return the value as a float; NaN if it is not a number."""
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def guard_decision(config: GuardConfig, metric: str, metrics: Iterable[StepMetrics]) -> StopDecision:
-    """The decision on a trial with these points. `metric` is the metric the sweep is ranked by."""
+    """Return the guard's decision on a trial with these metrics. `metric`: the sweep's objective."""
     guard = DivergenceGuard(config, metric)
     guard.update(metrics)
     return guard.decision
 
 
 class DivergenceGuard:
-    """Watches one trial. `decision` stays once it is to stop; `last` is the step that it was given at."""
+    """The divergence guard of one trial. `metrics`: objectives, which must be finite. A decision to stop is final."""
 
     def __init__(self, config: GuardConfig, *metrics: str) -> None:
         self._watched = dict.fromkeys((*ALWAYS_FINITE, *metrics))
@@ -237,9 +239,9 @@ class DivergenceGuard:
         self.decision = CONTINUE
 
     def update(self, metrics: Iterable[StepMetrics]) -> list[StepMetrics]:
-        """Take points, in any order within the call, and return those that count: none beyond the trial's end.
+        """Process metrics, in any order within the call; return those up to the step at which the trial stops.
 
-        A step seen before changes nothing. Values that are no numbers come back as NaN.
+        A repeated step changes nothing. Values that are not numbers are returned as NaN.
         """
         counted: list[StepMetrics] = []
         for step_metrics in sorted(metrics, key=lambda p: p.step):
@@ -254,16 +256,16 @@ class DivergenceGuard:
         return counted
 
     def _reason(self, step_metrics: StepMetrics) -> str:
-        if strange := _non_finite(step_metrics.metrics):
-            return f"diverged: {strange} at step {step_metrics.step} is not a number"
+        if not_numbers := _not_numbers(step_metrics.metrics):
+            return f"diverged: {not_numbers} at step {step_metrics.step} is not a number"
         for name in self._watched:
             value = step_metrics.metrics.get(name)
             if value is not None and not math.isfinite(value):
                 return f"diverged: {name} is {value} at step {step_metrics.step}"
-        # Each rule sees each point, also where another one has spoken.
+        # Each rule must see all metrics, also if another rule stops the trial.
         reasons = [reason for rule in self._rules if (reason := rule.update(step_metrics))]
         return f"diverged: {reasons[0]}" if reasons else ""
 
 
-def _non_finite(metrics: Mapping[str, Any]) -> str:
+def _not_numbers(metrics: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in metrics.items() if not isinstance(value, (int, float)))

@@ -38,15 +38,15 @@ PairMarginsOf = Callable[[int], Mapping[int, str]]
 
 
 def pruning_objective(spec: SweepSpec) -> Objective:
-    """The metric that this sweep's pruner looks at."""
+    """Return metric and direction that the sweep's pruner compares by."""
     objective = pruning_metric(spec.pruner, spec.objectives)
-    assert objective is not None  # the file's door refuses others
+    assert objective is not None  # the loader refuses a metric without a direction
     return objective
 
 
 @dataclass(frozen=True, slots=True)
 class TrialPruner:
-    """The pruner of one trial, with what that trial may know. Asked twice, it says the same twice."""
+    """The pruner of one trial with the trials visible to it. A decision depends on its fields and arguments only."""
 
     pruner: Pruner
     objective: Objective
@@ -55,7 +55,7 @@ class TrialPruner:
     updates: int | None
     snapshots: Sequence[TrialSnapshot]
     best_other: tuple[int, Mapping[int, str]] | None = None
-    """For the paired test: the best trial known, and its `Point.pairs` by update."""
+    """For the paired test: the best visible trial, and its packed pair margins by update."""
 
     @classmethod
     def create(
@@ -66,7 +66,7 @@ class TrialPruner:
         snapshots: Sequence[TrialSnapshot],
         pairs: PairMarginsOf = lambda _: {},
     ) -> TrialPruner:
-        """The judge of trial `number`; `pairs` gives another trial's `Point.pairs` by update."""
+        """Return the pruner of trial `number`; `pairs` returns another trial's packed pair margins by update."""
         best_other = best_complete_trial(snapshots, spec.goal) if isinstance(spec.pruner, WilcoxonPruner) else None
         against = None if best_other is None else (best_other.number, pairs(best_other.number))
         return cls(
@@ -74,9 +74,9 @@ class TrialPruner:
         )
 
     def prune_reason(self, curve: Mapping[int, float], step: int, pairs: str = "") -> str:
-        """Why the trial stops at this evaluation, given its metric by update; empty: it goes on.
+        """Return why the trial is pruned at this evaluation, by its metric per update (`curve`); "" to continue.
 
-        The initial model's evaluation is judged by nobody, and a trial that reached its end is complete.
+        The initial model's evaluation never prunes, and a trial that reached its end is complete.
         """
         values = {at: value for at, value in curve.items() if 0 < at <= step}
         if step not in values or (self.updates is not None and step >= self.updates):

@@ -1,18 +1,18 @@
-"""Pruning rules as pure functions of `LearningCurve`, a trial's metrics seen at one of its evaluations.
+"""Pruning rules: pure functions of a trial's learning curve up to one of its evaluations.
 
-- Threshold and patient look at the trial's own curve: fixed bounds, and patience.
-- Median and percentile compare the trial's best value so far with the others' values at the same update. As Optuna's
-  pruners of these names, except that the initial model's evaluation (update 0) does not count: every trial has it, and
-  a collapsing trial would survive on it.
-- Wilcoxon compares the trial with the best visible one, held-out pair by held-out pair, at the same update. As Optuna's
-  pruner of this name with the held-out pairs as problem instances: every trial sees the same pairs, so that a
-  difference far below the noise between pairs shows. Compared are margins of length-averaged log-probs, which neither
-  beta nor gamma scales.
-- Successive halving and Hyperband: Optuna's pruners of these names keep rung values and brackets in system attributes
-  and decide by who came first. Here a trial's value at a rung is read from its learning curve (its first evaluation at
-  or after the rung), the competitors are the visible trials, and the bracket follows from seed and number. The rule is
-  the same: at a rung the best max(1, n // reduction_factor) of the n values, its own included, continue. ASHA: Li et
-  al. 2020, arXiv:1810.05934. Brackets: Hyperband, Li et al. 2018, arXiv:1603.06560.
+- Threshold and patient use only the trial's own learning curve: fixed bounds, and patience.
+- Median and percentile compare the trial's best value so far with the other trials' values at the same update. They
+  follow Optuna's pruners, except that the initial model's evaluation (update 0) does not count: all trials share it,
+  and it would be the best value of a trial that collapses.
+- Wilcoxon compares the trial with the best visible one at the same update, pair by pair. It follows Optuna's pruner
+  with the held-out pairs as problem instances: all trials have the same pairs, so that differences far below the
+  variance between pairs are detected. It compares margins of length-normalized log-probs, which beta and gamma do not
+  scale.
+- Successive halving and Hyperband: Optuna's pruners store rung values and brackets in system attributes, so that
+  decisions depend on the order of arrival. Here a trial's value at a rung is that of its first evaluation at or after
+  the rung, its competitors are the visible trials, and its bracket depends on seed and number. The rule is the same:
+  the best max(1, n // reduction_factor) of the n values at a rung continue. ASHA: Li et al. 2020, arXiv:1810.05934.
+  Brackets: Hyperband, Li et al. 2018, arXiv:1603.06560.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from orchestrator.study.trial_snapshots import TrialSnapshot
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """A trial's metric by update, up to the evaluation at which it is judged. `updates`: of its whole run, if known."""
+    """A trial's learning curve: its metric by update up to the current evaluation. `updates`: of its run, if known."""
 
     number: int
     values: Mapping[int, float]
@@ -50,21 +50,21 @@ class LearningCurve:
 
     @property
     def step(self) -> int:
-        """The evaluation at which it is judged."""
+        """The update of the current evaluation."""
         return max(self.values)
 
     @property
     def value(self) -> float:
-        """The metric there."""
+        """The metric at the current evaluation."""
         return self.values[self.step]
 
     @property
     def best(self) -> float:
-        """The best value so far; NaN where no value is a number."""
-        seen = [value for value in self.values.values() if not math.isnan(value)]
-        if not seen:
+        """The best value so far; NaN if no value is a number."""
+        numbers = [value for value in self.values.values() if not math.isnan(value)]
+        if not numbers:
             return math.nan
-        return max(seen) if self.objective.direction == "maximize" else min(seen)
+        return max(numbers) if self.objective.direction == "maximize" else min(numbers)
 
     def is_worse(self, a: float, b: float) -> bool:
         """Whether `a` is strictly worse than `b`."""
@@ -72,28 +72,28 @@ class LearningCurve:
 
     @property
     def worse_side(self) -> str:
-        """The word for a worse value."""
+        """On which side worse values are: "below" or "above"."""
         return "below" if self.objective.direction == "maximize" else "above"
 
     def reason(self, what: str) -> str:
-        """The sentence of a decision."""
+        """Return the reason for pruning here as text."""
         return f"pruned at update {self.step}: {what}"
 
 
 def to_updates(amount: float, updates: int | None) -> int | None:
-    """An amount as a number of updates: whole numbers are, below 1 it is a share of the run. None: length unknown."""
+    """Return an amount in updates; below 1 it is a share of the run. None if the run's length is unknown."""
     if amount >= 1 or amount == 0:
         return int(amount)
     return None if updates is None else max(1, math.ceil(amount * updates - 1e-9))
 
 
 def format_metric(value: float) -> str:
-    """A metric in a sentence."""
+    """Return a metric's value as text with four digits."""
     return f"{value:.4g}"
 
 
 def threshold(config: ThresholdPruner, own: LearningCurve) -> str:
-    """Why the trial stops; empty: it goes on."""
+    """Return why the trial is pruned because its metric is outside of the bounds; "" to continue."""
     warmup = to_updates(config.n_warmup_steps, own.updates)
     if warmup is None or own.step < warmup:
         return ""
@@ -108,9 +108,10 @@ def threshold(config: ThresholdPruner, own: LearningCurve) -> str:
 
 
 def patient(config: PatientPruner, own: LearningCurve) -> str:
-    """Optuna's rule: the best of the last patience + 1 evaluations is worse than before by more than min_delta.
+    """Return why the trial is pruned after `patience` evaluations without improvement; "" to continue.
 
-    A value that is no number never counts as better; Optuna's never prunes for one.
+    Optuna's rule: the best of the last patience + 1 evaluations is worse than the best before by more than min_delta.
+    NaN never counts as better here; in Optuna it prevents pruning.
     """
     values = [own.values[step] for step in sorted(own.values)]
     split = len(values) - config.patience - 1
@@ -129,7 +130,7 @@ def patient(config: PatientPruner, own: LearningCurve) -> str:
 
 
 def percentile(config: MedianPruner | PercentilePruner, own: LearningCurve, others: Iterable[TrialSnapshot]) -> str:
-    """Why the trial stops; empty: it goes on."""
+    """Return why the trial is pruned because its best value is worse than the percentile; "" to continue."""
     share = config.percentile if isinstance(config, PercentilePruner) else 50.0
     warmup = to_updates(config.n_warmup_steps, own.updates)
     complete = [trial for trial in others if trial.state is TrialState.COMPLETE]
@@ -137,22 +138,22 @@ def percentile(config: MedianPruner | PercentilePruner, own: LearningCurve, othe
         return ""
     if math.isnan(own.best):
         return own.reason(f"{own.objective.metric} is not a number")
-    there = [trial.curve[own.step] for trial in complete if own.step in trial.curve]
-    there = [value for value in there if not math.isnan(value)]
-    if len(there) < config.n_min_trials or not there:
+    values = [trial.curve[own.step] for trial in complete if own.step in trial.curve]
+    values = [value for value in values if not math.isnan(value)]
+    if len(values) < config.n_min_trials or not values:
         return ""
-    bar = float(np.percentile(there, 100 - share if own.objective.direction == "maximize" else share))
-    if not own.is_worse(own.best, bar):
+    limit = float(np.percentile(values, 100 - share if own.objective.direction == "maximize" else share))
+    if not own.is_worse(own.best, limit):
         return ""
     name = "median" if isinstance(config, MedianPruner) else f"best {share:g}% mark"
     best = f"{own.objective.metric} {format_metric(own.value)}"
     if own.best != own.value:
         best += f" (best so far {format_metric(own.best)})"
-    return own.reason(f"{best} is {own.worse_side} the {name} {format_metric(bar)} of {len(there)} trials")
+    return own.reason(f"{best} is {own.worse_side} the {name} {format_metric(limit)} of {len(values)} trials")
 
 
 def best_complete_trial(others: Iterable[TrialSnapshot], objective: Objective) -> TrialSnapshot | None:
-    """The complete trial with the best value of the sweep's first objective."""
+    """Return the complete trial with the best value of the sweep's first objective; None without one."""
     sign = -1.0 if objective.direction == "maximize" else 1.0
     done = [
         (sign * t.values[0], t.number, t)
@@ -163,20 +164,20 @@ def best_complete_trial(others: Iterable[TrialSnapshot], objective: Objective) -
 
 
 def wilcoxon(
-    config: WilcoxonPruner, own: LearningCurve, own_margins: Sequence[float], best: int, theirs: Sequence[float]
+    config: WilcoxonPruner, own: LearningCurve, own_margins: Sequence[float], best: int, best_margins: Sequence[float]
 ) -> str:
-    """Return why the trial stops; empty if it continues.
+    """Return why the trial is pruned because it is worse than trial `best` by a signed-rank test; "" to continue.
 
-    `own_margins` and `theirs` are the margins of the same pairs at the same update.
+    `own_margins` and `best_margins` are the margins of the same pairs at the same update.
     """
     from scipy.stats import wilcoxon as signed_rank
 
     warmup = to_updates(config.n_warmup_steps, own.updates)
-    if warmup is None or own.step < warmup or len(own_margins) != len(theirs) or not own_margins:
+    if warmup is None or own.step < warmup or len(own_margins) != len(best_margins) or not own_margins:
         return ""
     if any(math.isnan(value) for value in own_margins):
         return own.reason(f"{own.objective.metric} is not a number")
-    differences = [a - b for a, b in zip(own_margins, theirs, strict=True)]
+    differences = [a - b for a, b in zip(own_margins, best_margins, strict=True)]
     if not any(differences) or sum(differences) >= 0:
         return ""
     tested: Any = signed_rank(differences, alternative="less", zero_method="zsplit")
@@ -185,8 +186,8 @@ def wilcoxon(
         return ""
     lower = sum(d < 0 for d in differences)
     return own.reason(
-        f"worse than trial {best} pair by pair: a smaller gap of log-probs on {lower} of {len(differences)} held-out "
-        f"pairs (signed-rank test, p = {p:.2g} below {config.p_threshold:g})"
+        f"worse than trial {best} pair by pair: a smaller margin of log-probs on {lower} of {len(differences)} "
+        f"held-out pairs (signed-rank test, p = {p:.2g} below {config.p_threshold:g})"
     )
 
 
@@ -194,25 +195,25 @@ Amounts = Sequence[float]
 
 
 def successive_halving(config: SuccessiveHalvingPruner, own: LearningCurve, others: Iterable[TrialSnapshot]) -> str:
-    """Why the trial stops; empty: it goes on."""
+    """Return why the trial is pruned at a rung; "" to continue."""
     rungs = config.rungs or rung_steps(config.min_resource, config.reduction_factor, own.updates)
     return _halving_reason(own, lambda: others, rungs, config.reduction_factor, "")
 
 
 def hyperband(config: HyperbandPruner, own: LearningCurve, others: Iterable[TrialSnapshot], seed: int) -> str:
-    """Successive halving among the trials of the same bracket; bracket b skips the first b rungs."""
+    """Return why the trial is pruned at a rung of its bracket; "" to continue. Bracket b skips the first b rungs."""
     rungs = rung_steps(config.min_resource, config.reduction_factor, own.updates)
     brackets = len(rungs) + 1
-    own_margins = choose_bracket(own.number, brackets, config.reduction_factor, seed)
+    bracket = choose_bracket(own.number, brackets, config.reduction_factor, seed)
 
-    def same() -> list[TrialSnapshot]:
-        return [t for t in others if choose_bracket(t.number, brackets, config.reduction_factor, seed) == own_margins]
+    def same_bracket() -> list[TrialSnapshot]:
+        return [t for t in others if choose_bracket(t.number, brackets, config.reduction_factor, seed) == bracket]
 
-    return _halving_reason(own, same, rungs[own_margins:], config.reduction_factor, f" in bracket {own_margins}")
+    return _halving_reason(own, same_bracket, rungs[bracket:], config.reduction_factor, f" in bracket {bracket}")
 
 
 def rung_steps(least: float, factor: int, updates: int | None) -> list[float]:
-    """least, least * factor, ...: all but the last that fits into the run, which is its end."""
+    """Return the rungs least, least * factor, ... below the end of the run; empty if its length is unknown."""
     run_length = 1.0 if least < 1 else updates
     if run_length is None:
         return []
@@ -221,18 +222,18 @@ def rung_steps(least: float, factor: int, updates: int | None) -> list[float]:
 
 
 def choose_bracket(number: int, brackets: int, factor: int, seed: int) -> int:
-    """The trial's bracket, drawn by Hyperband's shares: the more rungs a bracket has, the more trials it gets."""
+    """Return the trial's bracket, drawn by Hyperband's shares: a bracket with more rungs gets more trials."""
     shares = [math.ceil(brackets * factor**more / (more + 1)) for more in reversed(range(brackets))]
     position = stable_seed(seed, number) % sum(shares)
-    for own_margins, share in enumerate(shares):
+    for bracket, share in enumerate(shares):
         if position < share:
-            return own_margins
+            return bracket
         position -= share
-    raise AssertionError("a place below the sum lies in a share")
+    raise AssertionError("a position below the sum is in one of the shares")
 
 
 def at_rung(curve: Mapping[int, float], rung: int) -> tuple[int, float] | None:
-    """The first evaluation at or after the rung."""
+    """Return update and value of the first evaluation at or after the rung; None if there is none."""
     step = min((s for s in curve if s >= rung), default=None)
     return None if step is None else (step, curve[step])
 
@@ -244,22 +245,22 @@ def _halving_reason(
         rung = to_updates(amount, own.updates)
         reached = None if rung is None else at_rung(own.values, rung)
         if reached is None or reached[0] != own.step:
-            continue  # not there yet, or judged there before
+            continue  # the rung is not reached yet, or was decided at an earlier evaluation
         if math.isnan(own.value):
             return own.reason(f"{own.objective.metric} is not a number")
-        theirs = [value for trial in others() if (value := _value_at_rung(trial, amount)) is not None]
-        better = sum(own.is_worse(own.value, value) for value in theirs)
-        count = len(theirs) + 1
-        go_on = max(1, count // factor)
-        if better >= go_on:
-            position = f"{own.objective.metric} {format_metric(own.value)} is number {better + 1} of {count}{where}"
-            on = "the best one goes on" if go_on == 1 else f"the best {go_on} go on"
-            return own.reason(f"{position} at the rung of {rung} updates, where {on}")
+        competitors = [value for trial in others() if (value := _value_at_rung(trial, amount)) is not None]
+        better = sum(own.is_worse(own.value, value) for value in competitors)
+        count = len(competitors) + 1
+        survivors = max(1, count // factor)
+        if better >= survivors:
+            rank = f"{own.objective.metric} {format_metric(own.value)} is number {better + 1} of {count}{where}"
+            text = "the best one continues" if survivors == 1 else f"the best {survivors} continue"
+            return own.reason(f"{rank} at the rung of {rung} updates, where {text}")
     return ""
 
 
 def _value_at_rung(trial: TrialSnapshot, amount: float) -> float | None:
-    """What a competitor had at the rung; None where it did not get there, or with a value that is no number."""
+    """A competitor's value at the rung; None if it did not reach the rung or the value is NaN."""
     rung = to_updates(amount, trial.updates)
     found = None if rung is None else at_rung(trial.curve, rung)
     return None if found is None or math.isnan(found[1]) else found[1]

@@ -1,1 +1,1 @@
-"""What to try next: samplers, the sampling policy, warm start."""
+"""Samplers: the sampling policy, adaptive, random and staged samplers, and warm start."""

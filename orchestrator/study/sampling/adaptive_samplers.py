@@ -1,9 +1,9 @@
 """Samplers that learn from visible trials: Optuna's TPE, GP and NSGA-II, and CMA-ES by replay.
 
-Optuna's samplers run over a study rebuilt in memory for each proposal, so that the same view and seed give the same
-trial in every process. CMA-ES uses the `cmaes` package, as Optuna does. Optuna's own CMA-ES pickles its optimizer into
-the study, and no pickle is ever loaded from a sweep's folder; here the optimizer is rebuilt for each proposal from the
-finished generations, so that its state is a function of the view.
+Optuna's samplers run over a study rebuilt in memory for each proposal, so that the same visible trials and seed give
+the same proposal in every process. CMA-ES uses the `cmaes` package, as Optuna does. Optuna's own CMA-ES pickles its
+optimizer into the study, and no pickle is loaded from a sweep's folder; here the optimizer is rebuilt for each proposal
+by replaying the finished generations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OptunaSamplerConfig = TpeSampler | GpSampler | NsgaIISampler
 
 
 class OptunaSampler:
-    """Asks one of Optuna's samplers."""
+    """Proposes trials with one of Optuna's samplers."""
 
     def __init__(self, config: OptunaSamplerConfig, space: SearchSpace, objectives: Sequence[Objective]) -> None:
         self._config, self._objectives = config, objectives
@@ -40,7 +40,7 @@ class OptunaSampler:
         self._columns = search_columns(space, ordinal=isinstance(config, GpSampler))
 
     def propose(self, snapshots: Sequence[TrialSnapshot], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of the next trial, and what has to be written down beside it."""
+        """Return the params of the next trial, and a note to store with it (NSGA-II's generation)."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
             sampler = self._sampler(seed)
@@ -57,7 +57,7 @@ class OptunaSampler:
     def _sampler(self, seed: int) -> BaseSampler:
         match self._config:
             case TpeSampler(n_startup_trials=startup, n_ei_candidates=candidates):
-                # Branches of a conditional space are modeled apart from each other.
+                # Branches of a conditional space are modeled separately.
                 grouped = any(column.axis.when for column in self._columns)
                 return TPESampler(
                     seed=seed,
@@ -85,7 +85,7 @@ class OptunaSampler:
     def _to_optuna_trial(
         self, trial: TrialSnapshot, worst: Sequence[float] | None, ranked_by_step: bool
     ) -> FrozenTrial:
-        """A trial as Optuna should see it. What it cannot learn from is FAIL, which its samplers pass over."""
+        """The trial for Optuna; one that it cannot learn from is FAIL, which its samplers ignore."""
         encoded = encode(self._columns, trial)
         if encoded is None:
             return create_trial(state=OptunaState.FAIL)
@@ -100,10 +100,10 @@ class OptunaSampler:
             case TrialState.FAILED:
                 return create_trial(state=OptunaState.FAIL, **common)
             case TrialState.PRUNED if ranked_by_step:
-                # TPE ranks pruned trials by how far they came, then by value; one without values comes last.
+                # TPE ranks pruned trials by their last step, then by value; one without values comes last.
                 values = None if trial.diverged or not has_finite_values(trial.values) else trial.values
-                seen = {} if values is None else {_last(trial): values[0]}
-                return create_trial(state=OptunaState.PRUNED, intermediate_values=seen, **common)
+                reported = {} if values is None else {_last_step(trial): values[0]}
+                return create_trial(state=OptunaState.PRUNED, intermediate_values=reported, **common)
             case TrialState.PRUNED | TrialState.COMPLETE:
                 values = worst if trial.diverged or not has_finite_values(trial.values) else trial.values
                 if values is None:
@@ -116,7 +116,7 @@ class OptunaSampler:
 def encode(found: Iterable[SearchColumn], trial: TrialSnapshot) -> list[tuple[SearchColumn, Any]] | None:
     """Return the trial's settings as sampled values.
 
-    None if a value lies outside the search space, or if the trial also sets a path that is not searched.
+    None if a value is outside of the search space, or if the trial also sets a path that is not searched.
     """
     found = list(found)
     if not trial.params.keys() <= {path for column in found for path in column.axis.paths}:
@@ -128,20 +128,20 @@ def encode(found: Iterable[SearchColumn], trial: TrialSnapshot) -> list[tuple[Se
 
 
 def has_finite_values(values: Sequence[float] | None) -> bool:
-    """Whether there is a value of every objective."""
+    """Whether there are values and all are finite."""
     return values is not None and all(map(math.isfinite, values))
 
 
 def worst_values(snapshots: Iterable[TrialSnapshot], objectives: Sequence[Objective]) -> tuple[float, ...] | None:
-    """The worst value seen of each objective: what a diverged trial counts as. None before there is any."""
-    seen = [t.values for t in snapshots if t.values is not None and has_finite_values(t.values) and not t.diverged]
-    if not seen:
+    """Return the worst value so far of each objective, which a diverged trial counts as; None without values."""
+    reported = [t.values for t in snapshots if t.values is not None and has_finite_values(t.values) and not t.diverged]
+    if not reported:
         return None
-    ends = [min if objective.direction == "maximize" else max for objective in objectives]
-    return tuple(end(values[g] for values in seen) for g, end in enumerate(ends))
+    worst = [min if objective.direction == "maximize" else max for objective in objectives]
+    return tuple(worst_of(values[g] for values in reported) for g, worst_of in enumerate(worst))
 
 
-def _last(trial: TrialSnapshot) -> int:
+def _last_step(trial: TrialSnapshot) -> int:
     return max(trial.curve, default=0)
 
 
@@ -149,7 +149,7 @@ GENERATION, POSITION = "generation", "place"
 
 
 class CmaEsReplay:
-    """Draws from the generation that the known trials have reached."""
+    """Samples from the current CMA-ES generation, rebuilt by replaying the finished trials."""
 
     def __init__(self, config: CmaEsSampler, space: SearchSpace, objective: Objective) -> None:
         self._config, self._space, self._objective = config, space, objective
@@ -157,7 +157,7 @@ class CmaEsReplay:
         self._size = config.population_size or 4 + math.floor(3 * math.log(len(self._columns)))
 
     def propose(self, snapshots: Sequence[TrialSnapshot], seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of the next trial; beside it, its generation and its place in the unit cube are written down."""
+        """Return the params of the next trial, and its generation and position in the unit cube as a note."""
         optimizer = self._start(snapshots, seed)
         generation = 0
         while len(solutions := self._solutions(snapshots, generation)) >= self._size:
@@ -183,7 +183,7 @@ class CmaEsReplay:
         return [pair for trial in own if (pair := self._solution(trial)) is not None]
 
     def _solution(self, trial: TrialSnapshot) -> tuple[np.ndarray, float] | None:
-        """Where the trial was and its value, less being better; None while it has none."""
+        """The trial's position and value, lower being better; None without a value."""
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return None
         position = trial.note.get(POSITION) or self._position(trial)
@@ -199,5 +199,5 @@ class CmaEsReplay:
 
 
 def cma_columns(space: SearchSpace) -> list[SearchColumn]:
-    """The settings that CMA-ES moves: numbers, searched whatever the others are."""
+    """Return the columns that CMA-ES searches: numbers without a condition."""
     return [c for c in search_columns(space, ordinal=True) if c.numeric and not c.axis.when]

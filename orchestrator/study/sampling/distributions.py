@@ -1,4 +1,4 @@
-"""The search space as samplers see it: one column per setting or zipped group, each with Optuna's distribution."""
+"""The search space for samplers: one column per setting or zipped group, each with an Optuna distribution."""
 
 from __future__ import annotations
 
@@ -10,17 +10,26 @@ from typing import Any, assert_never
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import Trial
 
-from orchestrator.spec.search.dimensions import GridAxis, is_numeric, values_equal
-from orchestrator.spec.search.space import Choice, Dimension, IntUniform, LogUniform, SearchSpace, Uniform
+from orchestrator.spec.search.dimensions import (
+    Choice,
+    Dimension,
+    GridAxis,
+    IntUniform,
+    LogUniform,
+    Uniform,
+    is_numeric,
+    values_equal,
+)
+from orchestrator.spec.search.space import SearchSpace
 
 
 class OutOfSpace(ValueError):
-    """A value that the search does not hold: somebody gave it."""
+    """The value is outside of the search space, as an enqueued trial's may be."""
 
 
 @dataclass(frozen=True, slots=True)
 class SearchColumn:
-    """One thing to draw. `rows` are the values behind the indexes that are drawn instead of them."""
+    """One dimension to sample: a setting or a zipped group. `rows`: the values by index, if indexes are sampled."""
 
     name: str
     axis: GridAxis
@@ -30,11 +39,11 @@ class SearchColumn:
 
     @property
     def numeric(self) -> bool:
-        """Whether nearby values mean similar trials."""
+        """Whether values have an order and a distance."""
         return not isinstance(self.distribution, CategoricalDistribution)
 
     def encode(self, params: Mapping[str, Any]) -> Any:
-        """What a sampler would have drawn for these params; OutOfSpace where it could not."""
+        """Return the sampled value that gives these params. Raises OutOfSpace."""
         values = tuple(params[path] for path in self.axis.paths)
         if self.rows is not None:
             found = next((i for i, row in enumerate(self.rows) if _equal(row, values)), None)
@@ -46,15 +55,15 @@ class SearchColumn:
         return values[0]
 
     def decode(self, sampled: Any) -> dict[str, Any]:
-        """The settings of a drawn value."""
+        """Return the settings of a sampled value."""
         if self.rows is not None:
             row = self.rows[sampled]
             return dict(zip(self.axis.paths, row if len(self.axis.paths) > 1 else (row,), strict=True))
-        # On a lattice 0.1 + 2 * 0.1 is 0.3, as a person writes it.
+        # Rounded, so that 0.1 + 2 * 0.1 on a lattice is 0.3.
         return {self.axis.paths[0]: float(f"{sampled:.12g}") if self.on_lattice else sampled}
 
     def suggest(self, trial: Trial) -> Any:
-        """Have Optuna draw it."""
+        """Return the value that Optuna suggests for this column."""
         match self.distribution:
             case FloatDistribution(low=low, high=high, step=step, log=log):
                 return trial.suggest_float(self.name, low, high, step=step, log=log)
@@ -66,7 +75,7 @@ class SearchColumn:
                 raise TypeError(self.distribution)
 
     def value_at(self, position: float) -> Any:
-        """The value at `position` in [0, 1), every value with its share of it."""
+        """Return the value at `position` in [0, 1); discrete values have equal shares of the interval."""
         match self.distribution:
             case FloatDistribution(low=low, high=high, step=None, log=log):
                 return (
@@ -88,7 +97,7 @@ class SearchColumn:
                 raise TypeError(self.distribution)
 
     def position_of(self, sampled: Any) -> float:
-        """Where in [0, 1] a drawn number lies: the middle of its share."""
+        """Return the position in [0, 1] of a sampled number: the middle of its share."""
         match self.distribution:
             case FloatDistribution(low=low, high=high, step=None, log=log):
                 return _share(math.log(sampled), math.log(low), math.log(high)) if log else _share(sampled, low, high)
@@ -104,7 +113,7 @@ class SearchColumn:
 
 
 def search_columns(space: SearchSpace, *, ordinal: bool = False) -> list[SearchColumn]:
-    """Every column, each behind those its condition waits for. `ordinal`: lists of numbers are drawn by their rank."""
+    """Return every column, after those that its condition names. `ordinal`: sample lists of numbers by rank."""
     out: list[SearchColumn] = []
     for axis in space.grid_index().ordered:
         path, *others = axis.paths
@@ -126,7 +135,7 @@ def search_columns(space: SearchSpace, *, ordinal: bool = False) -> list[SearchC
 
 
 def space_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """Each searched setting as the study records it."""
+    """Return the Optuna distribution of each searched setting, as the study stores it."""
     found = {path: to_distribution(dimension) for path, dimension in space.dimensions.items()}
     for group in space.zipped:
         found |= {path: CategoricalDistribution(choices) for path, choices in group.items()}
@@ -134,7 +143,7 @@ def space_distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 
 def to_distribution(dimension: Dimension) -> BaseDistribution:
-    """Optuna's name for a dimension."""
+    """Return the Optuna distribution of a dimension."""
     match dimension:
         case Choice(choice=choices):
             return CategoricalDistribution(choices)
@@ -149,7 +158,7 @@ def to_distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether the search holds this value."""
+    """Whether the distribution contains the value."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return any(values_equal(choice, value) for choice in choices)
@@ -163,7 +172,7 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def _group_rows(axis: GridAxis) -> tuple[Any, ...]:
-    """Rows of a group; of a group of one path, its values."""
+    """The rows of a zipped group; the values of a group with one path."""
     assert axis.values is not None
     return tuple(row[0] if len(axis.paths) == 1 and isinstance(row, tuple) else row for row in axis.values)
 

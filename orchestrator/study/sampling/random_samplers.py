@@ -1,6 +1,6 @@
-"""Samplers that do not learn: uniform random and Sobol points; seeds; Optuna's study in memory.
+"""Samplers that do not learn: uniform random and Sobol points; seeds; Optuna's in-memory study.
 
-A seed depends on numbers alone. An in-memory study serves one proposal.
+A seed depends on numbers only. An in-memory study is used for one proposal.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from orchestrator.study.sampling.distributions import search_columns, to_distrib
 def in_memory_study(
     sampler: BaseSampler, directions: Sequence[Literal["maximize", "minimize"]] = ("maximize",)
 ) -> Study:
-    """A study that says nothing: what Optuna warns of here is meant."""
+    """Return an in-memory Optuna study with warnings turned off."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna.create_study(directions=directions, sampler=sampler)
 
 
 def sample_uniform(space: SearchSpace, seed: int) -> dict[str, Any]:
-    """Every setting is drawn, then those whose condition fails are left out: a draw never moves its neighbours."""
+    """Return uniform random params. Inactive settings are drawn too, then dropped, so that draws are independent."""
     search_space = {path: to_distribution(dimension) for path, dimension in space.dimensions.items()}
     search_space |= {f"zip {g}": IntDistribution(0, _rows(group) - 1) for g, group in enumerate(space.zipped)}
     sampled = in_memory_study(samplers.RandomSampler(seed=seed)).ask(search_space).params
@@ -52,7 +52,7 @@ def sample_uniform(space: SearchSpace, seed: int) -> dict[str, Any]:
 
 
 def sample_sobol(space: SearchSpace, seed: int, index: int) -> dict[str, Any]:
-    """The index-th point of a scrambled Sobol sequence over the space (Owen 1998), one coordinate per column."""
+    """Return the index-th point of a scrambled Sobol sequence (Owen 1998) with one coordinate per column."""
     from scipy.stats.qmc import Sobol
 
     found = search_columns(space)
@@ -73,18 +73,18 @@ def _rows(group: Mapping[str, tuple[Any, ...]]) -> int:
 
 
 def _round_to_lattice(dimension: Any, value: Any) -> Any:
-    """On a lattice 0.1 + 2 * 0.1 is 0.3, as a person writes it."""
+    """Rounded, so that 0.1 + 2 * 0.1 on a lattice is 0.3."""
     return float(f"{value:.12g}") if isinstance(dimension, Uniform) and dimension.step is not None else value
 
 
 @functools.lru_cache(maxsize=1 << 16)
 def stable_seed(*parts: int) -> int:
-    """A seed that depends on these numbers alone, in every process and every version of Python."""
+    """Return a 32-bit seed that is the same for these numbers in every process and Python version."""
     return int.from_bytes(hashlib.sha256(":".join(map(str, parts)).encode()).digest()[:4], "big")
 
 
 def sampler_seed(sampler: Sampler) -> int:
-    """The sweep's seed."""
+    """Return the sampler's seed; 0 for samplers without one."""
     match sampler:
         case GridSampler() | StagedSampler():
             return 0

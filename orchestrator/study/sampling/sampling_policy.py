@@ -28,28 +28,28 @@ from orchestrator.study.trial_snapshots import TrialSnapshot, first_unfinished, 
 from trainer.config.trial import TrialConfig, config_fingerprint
 
 MAX_REDRAWS = 20
-"""How often a configuration that an earlier trial already has is drawn again at random before it is taken."""
+"""Random redraws of a configuration that an earlier trial has, before it is accepted as a duplicate."""
 MAX_RESAMPLES = 3
-"""How often a sampler that learns is asked again before that."""
+"""Repeated proposals of an adaptive sampler before random redraws."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledTrial:
-    """A trial's searched settings, the whole of its configuration, and a name under which equal ones are equal."""
+    """A sampled trial: its params, its complete configuration and a fingerprint that is equal for equal ones."""
 
     params: dict[str, Any]
     config: TrialConfig
     fingerprint: str
     note: dict[str, Any] = field(default_factory=dict[str, Any])
     left_out: tuple[str, ...] = ()
-    """Combinations that the sampler passed over before this one, each with the reason."""
+    """Invalid combinations that the sampler skipped before this one, each with the reason."""
 
 
 class SamplingPolicy:
-    """The sampler of one sweep. It keeps nothing between calls that another call's answer depends on.
+    """The sampler of one sweep. Stateless: a proposal depends on the arguments only.
 
-    `lag`: trial n may know trials up to n - lag; None: whatever has finished. `earlier`: another sweep's trials,
-    numbered below 0.
+    `lag`: trial n sees results of trials up to n - lag; None: all results. `earlier`: another sweep's trials, numbered
+    below 0.
     """
 
     def __init__(self, spec: SweepSpec, lag: int | None = None, earlier: Sequence[TrialSnapshot] = ()) -> None:
@@ -66,9 +66,9 @@ class SamplingPolicy:
         self.distributions = space_distributions(spec.search)
 
     def blocking_trial(self, trials: Sequence[TrialSnapshot], *, enqueued: bool = False) -> int | None:
-        """A trial that must end before the trial after these may be drawn or judged; None: nothing is in the way.
+        """Return the number of a trial that must end before the trial after `trials` can be issued; None: no trial.
 
-        `enqueued`: that trial is not drawn; its decisions still depend on others.
+        `enqueued`: the next trial is enqueued, so that only its pruning depends on others.
         """
         learns = isinstance(self._sampler, AdaptiveSampler) and not enqueued
         if self._lag is not None and (learns or depends_on_other_trials(self._spec.pruner)):
@@ -78,7 +78,7 @@ class SamplingPolicy:
         return None if enqueued or self._staged is None else self._staged.next(trials).blocking_trial
 
     def exhausted_reason(self, trials: Sequence[TrialSnapshot]) -> str:
-        """Why there is nothing left to try after these trials; empty while there is, or while that is not yet known."""
+        """Return why the search is exhausted after these trials; "" if it is not, or not yet known to be."""
         if self._grid is not None and self._grid.next({t.fingerprint for t in trials}) is None:
             return f"all {_sampled_count(trials)} points of the grid issued"
         if self._staged is not None:
@@ -88,10 +88,10 @@ class SamplingPolicy:
         return ""
 
     def sample(self, trials: Sequence[TrialSnapshot]) -> SampledTrial | None:
-        """The trial after these; None when nothing is left to try. Given ones move no other draw.
+        """Return the trial after these; None if the search is exhausted. Enqueued trials do not shift other draws.
 
-        What was tried before is drawn again, a bounded number of times, then taken as it is; of a grid each point that
-        somebody else tried is passed over.
+        A configuration that was tried before is redrawn a bounded number of times, then accepted; the grid skips points
+        that enqueued trials had.
         """
         position = _sampled_count(trials)
         tried = {trial.fingerprint for trial in trials}
@@ -120,7 +120,7 @@ class SamplingPolicy:
                 assert_never(self._sampler)
 
     def to_trial(self, params: dict[str, Any], note: dict[str, Any] | None = None) -> SampledTrial:
-        """The whole trial at this point."""
+        """Return the trial with these params over the base."""
         config = self._space.apply(self._base, params)
         return SampledTrial(params, config, config_fingerprint(config), note or {})
 
@@ -145,19 +145,19 @@ class SamplingPolicy:
 
 
 def _sampled_count(trials: Sequence[TrialSnapshot]) -> int:
-    """How many of these the policy drew: its own count goes on as if nothing had been given between."""
+    """How many of the trials were sampled; enqueued ones do not count."""
     return sum(not trial.is_enqueued for trial in trials)
 
 
 class _GridWalk:
-    """The grid's points in order, those that were given by hand left out."""
+    """The grid's points in order, without those that enqueued trials had."""
 
     def __init__(self, spec: SweepSpec) -> None:
         self._spec, self._grid = spec, Grid(spec.search, spec.base)
         self._names: list[str] = []
 
     def next(self, tried: Collection[str]) -> dict[str, Any] | None:
-        """The first point that was not tried."""
+        """Return the first point that was not tried; None if all were."""
         index = 0
         while (point := self._grid.params_at(index)) is not None:
             if index == len(self._names):

@@ -1,4 +1,4 @@
-"""`StagedSampler`: a few settings at a time, each stage around the best trial of the stages before."""
+"""`StagedReplay`: searches a few settings at a time, each stage around the best trial of the stages before."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from trainer.config.trial import TrialConfig, config_fingerprint
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A legal trial: its params, its whole configuration, and a name under which equal ones are equal.
+    """A valid trial: its params, its complete configuration and its fingerprint.
 
-    Of its params some may be values that the search does not list: those of the base or of a trial given by hand.
+    Some params may be outside of the search space: values of the base or of an enqueued trial.
     """
 
     params: dict[str, Any]
@@ -35,7 +35,7 @@ class Point:
 
 @dataclass(slots=True)
 class _Stage:
-    """The points of one stage, and why some combinations are none."""
+    """The points of one stage, and the reasons why other combinations are invalid."""
 
     points: list[Point] = field(default_factory=list[Point])
     illegal: list[str] = field(default_factory=list[str])
@@ -43,23 +43,23 @@ class _Stage:
 
 @dataclass(frozen=True, slots=True)
 class StagedStep:
-    """What is next: a trial, or a trial to wait for, or neither: all stages are done."""
+    """The next step: a trial, a trial to wait for, or neither if all stages are done."""
 
     point: Point | None = None
     blocking_trial: int | None = None
     left_out: tuple[str, ...] = ()
-    """With a stage's first trial, and at the end: combinations that are no legal trial, each with the reason."""
+    """With a stage's first trial, and at the end: invalid combinations, each with the reason."""
 
 
 class StagedReplay:
-    """The stages of one sweep. Nothing is kept: each answer is replayed from the trials."""
+    """The stages of one sweep. Stateless: each call replays the stages from the trials."""
 
     def __init__(self, config: StagedSampler, space: SearchSpace, base: TrialConfig, objective: Objective) -> None:
         self._config, self._space, self._base, self._objective = config, space, base, objective
         self.stages = stage_paths(config, space)
 
     def next(self, trials: Sequence[TrialSnapshot]) -> StagedStep:
-        """The trial after these."""
+        """Return the step after these trials."""
         sampled = [trial for trial in trials if not trial.is_enqueued]
         begun = len(trials) - len(sampled) if not sampled else sampled[0].number
         at = len(sampled)
@@ -88,7 +88,7 @@ class StagedReplay:
         return StagedStep(left_out=tuple(illegal))
 
     def _combined(self, stage: tuple[str, ...], fixed: dict[str, Any]) -> _Stage:
-        """The stage's combinations around fixed params, the last axis advancing fastest; equal ones once."""
+        """The stage's distinct combinations around fixed params, the last axis advancing fastest."""
         found, seen = _Stage(), set[str]()
         for part in self._parts(stage):
             try:
@@ -97,7 +97,7 @@ class StagedReplay:
             except ValidationError as error:
                 loc, sentence, _ = first_error(TrialConfig, error)
                 text = ", ".join(f"{path}={value}" for path, value in part.items())
-                found.illegal.append(f"no legal trial: {text}: {'.'.join(map(str, loc))} {sentence}")
+                found.illegal.append(f"not a valid trial: {text}: {'.'.join(map(str, loc))} {sentence}")
                 continue
             point = Point(params, config, config_fingerprint(config))
             if point.identity not in seen:
@@ -106,7 +106,7 @@ class StagedReplay:
         return found
 
     def _parts(self, stage: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-        """What a stage sets: one value of each of its dimensions, one row of each of its zipped groups."""
+        """Yield the settings of a stage: a value of each of its dimensions, a row of each of its zipped groups."""
         axes: list[list[dict[str, Any]]] = []
         for path in stage:
             if path in self._space.dimensions:
@@ -119,15 +119,15 @@ class StagedReplay:
             yield {path: value for part in parts for path, value in part.items()}
 
     def _active_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """Active params only; one that another value of a stage wakes up has what `base` or its kind says.
+        """The active params; one that becomes active by another value of the stage has its value in `base` or default.
 
-        What is not searched but was given with the best trial so far stays, where the trial has such a path.
+        Settings outside of the search that the best trial so far was enqueued with stay, if the trial has that path.
         """
         active = self._space.active(params)
         searched = self._space.active(manual_params(self._base, self._space, active) | active)
         enqueued = {path: value for path, value in params.items() if path not in self._space.paths}
-        snapshots = apply_params(self._base, searched).flat_params() if enqueued else {}
-        return searched | {path: value for path, value in enqueued.items() if path in snapshots}
+        existing = apply_params(self._base, searched).flat_params() if enqueued else {}
+        return searched | {path: value for path, value in enqueued.items() if path in existing}
 
     def _best(self, trials: Sequence[TrialSnapshot]) -> TrialSnapshot | None:
         sign = -1.0 if self._objective.direction == "maximize" else 1.0

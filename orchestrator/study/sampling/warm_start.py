@@ -1,4 +1,4 @@
-"""`warm_start`: another sweep's trials as lessons for this one's sampler, checked before anything is spent."""
+"""`warm_start`: another sweep's trials for this sweep's sampler, checked before the first trial."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainer.config.trial import flatten
 
 
 class WarmStartRefused(OrchestrateError):
-    """The sweep named in `warm_start` cannot teach this one."""
+    """The sampler cannot use the sweep named by `warm_start`."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"warm_start: {name} {reason}")
@@ -24,14 +24,17 @@ class WarmStartRefused(OrchestrateError):
 
 @dataclass(frozen=True, slots=True)
 class WarmStart:
-    """Trials numbered below 0, and what a person should know of how they were taken over."""
+    """Another sweep's trials, numbered below 0, and notices about how they were chosen."""
 
     trials: tuple[TrialSnapshot, ...] = ()
     notices: tuple[str, ...] = ()
 
 
 def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
-    """The complete and pruned trials of the sweep that this one starts from. Refuses one that is of no use."""
+    """Return the complete and pruned trials of the sweep named by `warm_start`.
+
+    Raises WarmStartRefused if that sweep has other objectives, is not finished or has no trial in the search space.
+    """
     name = spec.warm_start
     if name is None:
         return WarmStart()
@@ -39,29 +42,31 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
     if not StudyReader.exists(folder):
         raise WarmStartRefused(name, "has not begun its trials")
     with StudyReader.open(folder) as other:
-        theirs, snapshots = other.spec, other.snapshots()
-    if theirs.objectives != spec.objectives:
-        objectives_text = [", ".join(f"{g.direction} {g.metric}" for g in s.objectives) for s in (theirs, spec)]
+        other_spec, snapshots = other.spec, other.snapshots()
+    if other_spec.objectives != spec.objectives:
+        objectives_text = [", ".join(f"{g.direction} {g.metric}" for g in s.objectives) for s in (other_spec, spec)]
         raise WarmStartRefused(name, f"is ranked by {objectives_text[0]}, and this sweep by {objectives_text[1]}")
     running = sum(not trial.state.finished for trial in snapshots)
     if running:
         raise WarmStartRefused(name, f"is not finished: {running} of its trials have not ended")
     ended = [t for t in snapshots if t.state in (TrialState.COMPLETE, TrialState.PRUNED) and not t.is_fork]
-    fitting = [taken for trial in ended if (taken := _translate(trial, theirs, spec)) is not None]
+    fitting = [taken for trial in ended if (taken := _translate(trial, other_spec, spec)) is not None]
     if not fitting:
-        raise WarmStartRefused(name, f"has no trial among its {len(ended)} ended ones that lies in this sweep's search")
-    notices = [f"warm_start: {len(fitting)} trials of {name} teach the sampler"]
+        raise WarmStartRefused(name, f"has no trial among its {len(ended)} ended ones in this sweep's search space")
+    notices = [f"warm_start: the sampler uses {len(fitting)} trials of {name}"]
     if len(fitting) < len(ended):
-        notices.append(f"warm_start: {len(ended) - len(fitting)} of {name} lie outside this search and are left out")
-    if apart := _differing_paths(theirs, spec):
-        notices.append(f"warm_start: {name} has another {', '.join(apart)}; its values are taken all the same")
+        notices.append(
+            f"warm_start: {len(ended) - len(fitting)} of {name} are outside of this search space and are left out"
+        )
+    if differing := _differing_paths(other_spec, spec):
+        notices.append(f"warm_start: {name} has another {', '.join(differing)}; its values are used anyway")
     numbered = (replace(trial, number=k - len(fitting), note={}) for k, trial in enumerate(fitting))
     return WarmStart(tuple(numbered), tuple(notices))
 
 
-def _translate(trial: TrialSnapshot, theirs: SweepSpec, spec: SweepSpec) -> TrialSnapshot | None:
-    """The trial by the settings that this sweep searches; None where it lies outside."""
-    all_params = theirs.search.apply(theirs.base, trial.params).flat_params() | dict(trial.params)
+def _translate(trial: TrialSnapshot, other_spec: SweepSpec, spec: SweepSpec) -> TrialSnapshot | None:
+    """The trial with the settings that this sweep searches; None if it is outside of the search space."""
+    all_params = other_spec.search.apply(other_spec.base, trial.params).flat_params() | dict(trial.params)
     params = spec.search.active({path: all_params[path] for path in spec.search.paths if path in all_params})
     required = [path for path, d in spec.search.dimensions.items() if not d.when]
     required += [path for group in spec.search.zipped for path in group]
@@ -70,8 +75,8 @@ def _translate(trial: TrialSnapshot, theirs: SweepSpec, spec: SweepSpec) -> Tria
     return replace(trial, params=params)
 
 
-def _differing_paths(theirs: SweepSpec, spec: SweepSpec) -> list[str]:
+def _differing_paths(other_spec: SweepSpec, spec: SweepSpec) -> list[str]:
     """Settings of the base that differ and that neither sweep searches."""
-    searched = {*theirs.search.paths, *spec.search.paths}
-    a, b = flatten(theirs.base.model_dump(mode="json")), flatten(spec.base.model_dump(mode="json"))
+    searched = {*other_spec.search.paths, *spec.search.paths}
+    a, b = flatten(other_spec.base.model_dump(mode="json")), flatten(spec.base.model_dump(mode="json"))
     return sorted(p for p in a.keys() | b.keys() if p not in searched and a.get(p, ...) != b.get(p, ...))

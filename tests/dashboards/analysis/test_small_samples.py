@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, fisher_exact, spearmanr
 
-from dashboards.analysis.held_out_pairs import HeldOutPairs
+from dashboards.analysis.held_out_pairs import HeldOutPairs, spearman
 from dashboards.analysis.significance import analyze_significance, paired_difference
 from dashboards.analysis.small_samples import is_clear_correlation, pairs_needed, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
@@ -156,3 +156,13 @@ def test_pairs_needed_are_more_than_there_are(pairs: int) -> None:
     assert (pairs_needed(0.5, 0.1, pairs) or 0) >= max(100, pairs + 1)
     assert pairs_needed(0.0, 0.1, pairs) is None
     assert pairs_needed(1e-6, 1.0, pairs) is None
+
+
+def test_rank_correlation_has_none_for_what_is_constant() -> None:
+    rising = np.array([1.0, 2.0, 2.0, 5.0])
+    assert spearman(rising, rising**3) == pytest.approx(1.0)
+    assert spearman(rising, -rising) == pytest.approx(-1.0)
+    assert spearman(rising, np.array([2.0, 1.0, 3.0, 3.0])) == pytest.approx(0.5)
+    assert spearman(rising, np.ones(4)) is None
+    assert spearman(np.ones(4), rising) is None
+    assert spearman(rising[:2], rising[:2]) is None

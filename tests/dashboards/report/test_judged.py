@@ -72,9 +72,9 @@ def words(folder: SweepFolder) -> str:
 
 
 def test_the_answer_names_the_verdict_first(tmp_path: Path) -> None:
-    assert "against the start model" not in words(judged(tmp_path / "none"))
+    assert "against the initial model" not in words(judged(tmp_path / "none"))
     won = words(judged(tmp_path / "won", judgement(1, 0.7), judgement(0, 0.9)))
-    assert "Trial 1 wins 70% (95 % interval 60% … 78%) of 100 prompts against the start model, 35% at equal" in won
+    assert "Trial 1 wins 70% (95 % interval 60% … 78%) of 100 prompts against the initial model, 35% at equal" in won
     assert "clearly better" in won
     assert "0 does best by this judge: 90%" in won
     assert "cannot be told from the start model's" in words(judged(tmp_path / "tied", judgement(1, 0.5)))

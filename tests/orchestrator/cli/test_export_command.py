@@ -115,7 +115,7 @@ def test_what_cannot_be_or_does_not_compare_is_refused(
     save_file({k: 2 * v for k, v in load_file(file).items()}, file, metadata={"format": "pt"})
     for merge in ([], ["--merge"]):
         assert main(["best", "adapted", "--export", out, *merge]) == ExitCode.INTERNAL_ERROR
-        assert "the export is not the model that was trained" in capsys.readouterr().err
+        assert "the export is not the trained model" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
 
@@ -129,7 +129,7 @@ def test_a_base_that_is_gone_is_a_sentence_with_what_makes_it_again(
         for merge in ([], ["--merge"]):
             assert main(["best", "adapted", "--export", str(tmp_path / "out"), *merge]) == ExitCode.USER
             messages = capsys.readouterr().err
-            assert "of these adapters is no longer there; orchestrate resume adapted makes it again" in messages
+            assert "of these adapters was not found; orchestrate resume adapted makes it again" in messages
     finally:
         temporary.rename(stage)
 

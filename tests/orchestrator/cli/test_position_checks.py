@@ -46,9 +46,7 @@ def test_a_length_beyond_learned_positions_is_a_finding_with_its_line(
     path = model(tmp_path / "gpt2", model_type="gpt2", n_positions=1024)
     code, messages = told(capsys, command, path, 2048)
     assert code == 2
-    assert (
-        "sweep.yaml:6: base.data.max_length: 2,048 tokens are beyond the 1,024 positions that the model has" in messages
-    )
+    assert "sweep.yaml:6: base.data.max_length: 2,048 tokens exceed the 1,024 positions that the model has" in messages
     assert "(write 1024 or less)" in messages
     assert not home.exists()
 
@@ -67,9 +65,9 @@ judge: {{max_new_tokens: 900}}
 """
     code, messages = told(capsys, "plan", path, 800, more)
     assert code == 2
-    assert f"sweep.yaml:6: base.data.max_length: with {small}: 800 tokens are beyond the 512 positions" in messages
-    assert "sweep.yaml:12: sft.data.max_length: 3,000 tokens are beyond the 1,024 positions" in messages
-    assert "sweep.yaml:13: judge.max_new_tokens: 900 new tokens behind a prompt of up to 544" in messages
+    assert f"sweep.yaml:6: base.data.max_length: with {small}: 800 tokens exceed the 512 positions" in messages
+    assert "sweep.yaml:12: sft.data.max_length: 3,000 tokens exceed the 1,024 positions" in messages
+    assert "sweep.yaml:13: judge.max_new_tokens: 900 new tokens after a prompt of up to 544" in messages
     assert messages.count("base.data.max_length") == 1
 
 

@@ -31,7 +31,7 @@ def test_every_shipped_sweep_can_be_rehearsed(file: Path, tmp_path: Path) -> Non
     assert plan.trials is not None
     assert plan.trials <= MAX_TRIALS
     assert plan.updates_per_trial.most == STEPS
-    sampled = [small.search.grid_point(i) for i in range(small.search.size() or 1)]
+    sampled = [small.search.grid_index().params_at(i) for i in range(small.search.size() or 1)]
     assert plan.trials >= len(sampled)
     for path in spec.search.paths:
         listed = spec.search.listed_values(path)

@@ -84,7 +84,7 @@ def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
     trials_run_by(broken)
     assert cli.main(["sweep", str(file)]) == ExitCode.INTERNAL_ERROR
     messages = capsys.readouterr().err
-    assert "this is ours, not yours: TypeError: an unexpected thing" in messages
+    assert "internal error: TypeError: an unexpected thing" in messages
     assert "the name is free: `orchestrate sweep FILE` begins anew" in messages
     (trace,) = (root / "s").glob("internal-error-*.txt")
     assert str(trace) in messages

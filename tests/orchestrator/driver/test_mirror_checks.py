@@ -66,9 +66,9 @@ def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:
         ("/shared/folder", "must be a URL such as s3://bucket/prefix"),
         ("s3://me:secret@bucket/prefix", "credentials come from the environment"),
         ("s3://bucket/prefix?versionId=1", "without ? and #"),
-        ("memory://bucket", "ends with its process"),
+        ("memory://bucket", "does not outlive its process"),
         ("file://shared/folder", "three slashes"),
-        ("s3://bucket/../other", "must not hold .."),
+        ("s3://bucket/../other", "must not contain .."),
     ],
 )
 def test_urls_that_cannot_be_meant(key: str, url: str, said: str) -> None:
@@ -85,7 +85,7 @@ def test_a_mirror_that_cannot_be_used_is_refused_before_anything_is_written(
 ) -> None:
     (tmp_path / "file").touch()
     messages = refused("sweep", str(QUICKSTART), "--set", f"mirror=file://{tmp_path}/file/below")
-    assert "what must be possible there: write, read, list and delete" in messages
+    assert "grant permission to write, read, list and delete" in messages
     monkeypatch.setitem(sys.modules, "s3fs", None)
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)  # of a test before this one
     messages = refused("sweep", str(QUICKSTART), "--set", "mirror=s3://bucket/prefix")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.driver import EVERY, REPORTS, Bridge, spec_of
+from benchmarks.driver import EVERY, REPORTS, ScriptedTune, spec_of
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.sweep_driver import AfterTrial
 from orchestrator.execution.controller import TrialController
@@ -101,7 +101,7 @@ def driving(root: Path, trials: int, slots: int) -> Generator[tuple[Measured, St
         )  # describing the sweep is bounded by its share of the time instead
         with study, SignalHandler(lambda: "") as signals:
             controller = Measured(study, sink, view, signals, finish_config=lambda config: config, on_trial_end=after)
-            Bridge(controller, slots, paced=False).run(lambda bucket: None)
+            ScriptedTune(controller, slots, paced=False).run(lambda bucket: None)
             yield controller, study
 
 

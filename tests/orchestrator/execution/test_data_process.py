@@ -71,7 +71,7 @@ def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(
 
     with SignalHandler(lambda: "") as signals, begun(tmp_path / "cache", trial(16), signals) as data:
         assert DataReport.model_validate_json(data.prepare(trial(16))).eval_rows == 2
-        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 46 new ones is beyond the 48 positions"):
+        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 46 new ones exceeds the 48 positions"):
             data.prepare(trial(46))
 
 

@@ -51,7 +51,7 @@ def test_a_trial_on_several_gpus_is_one_bundle_for_its_worker_and_one_for_each_g
 @pytest.mark.parametrize(
     ("resources", "said"),
     [
-        ({"gpus_per_trial": 1.5}, "more than one GPU is a whole number"),
+        ({"gpus_per_trial": 1.5}, "above 1 it must be a whole number"),
         ({"gpus_per_trial": 4, "processes_per_trial": 2}, "each process has one GPU"),
         ({"gpus_per_trial": 0.5, "processes_per_trial": 2}, "each process has one GPU"),
     ],

@@ -14,7 +14,14 @@ import pytest
 
 from orchestrator.judge.answer_pairs import AnswerPair, endpoint_preferences, open_questions
 from orchestrator.judge.endpoint_batch import EndpointBatch, estimate, total_usage, votes_file
-from orchestrator.judge.endpoint_client import EndpointClient, EndpointRefused, Question, Reply, parse_reply, parse_vote
+from orchestrator.judge.endpoint_client import (
+    EndpointClient,
+    EndpointRefused,
+    EndpointReply,
+    Question,
+    parse_reply,
+    parse_vote,
+)
 from orchestrator.judge.win_rates import first_position, win_rate
 from orchestrator.spec.judge_config import Endpoint
 from tests.support.judge_endpoint import DRIP, HANG, Action, FakeJudge, Raw, Shown, longer, serve
@@ -35,7 +42,7 @@ def endpoint(server: FakeJudge, **more: Any) -> Endpoint:
     return Endpoint.model_validate(given | more)
 
 
-def one(server: FakeJudge, decide: Callable[[Shown, int], Action], **more: Any) -> Reply:
+def one(server: FakeJudge, decide: Callable[[Shown, int], Action], **more: Any) -> EndpointReply:
     server.decide = decide
     client = EndpointClient(endpoint(server, **more), KEY, first_wait=0.001)
     try:
@@ -270,7 +277,7 @@ def test_what_got_no_answer_is_asked_by_the_next_run(server: FakeJudge, tmp_path
 def test_an_endpoint_that_is_down_is_left_alone(server: FakeJudge, tmp_path: Path) -> None:
     server.decide = lambda *_: 503
     batch, known = run(server, tmp_path, MATCHES, retries=0)
-    assert "8 questions in a row got no answer (server error" in batch.open_reason
+    assert "8 questions in a row got no reply (server error" in batch.open_reason
     assert len(server.asked) < 12
     assert total_usage(endpoint(server), known, open_questions(MATCHES)).unanswered == 24
 

@@ -63,7 +63,7 @@ def test_wilson_is_scipys(counted: tuple[int, int]) -> None:
 
 def test_no_share_is_refused() -> None:
     for share, count in ((0.5, 0), (1.2, 3), (math.nan, 3)):
-        with pytest.raises(ValueError, match="no share"):
+        with pytest.raises(ValueError, match="is not a share"):
             wilson(share, count)
 
 

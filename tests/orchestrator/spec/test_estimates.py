@@ -93,9 +93,6 @@ def test_four_bits_are_about_a_quarter() -> None:
     assert 0.25 * complete < quarter < 0.4 * complete  # the embedding and the head stay as they are
 
 
-WAYS = ("fsdp2", "zero3")
-
-
 def test_slices_are_a_share_of_weights_gradients_and_moments() -> None:
     """8B in full on 8 GPUs: 128.5 / 8 GB on each, and what is whole at a time; copied, all of it on each."""
     cut = CHECKPOINTED | {"distributed": "fsdp2"}
@@ -119,19 +116,6 @@ def test_beside_the_published_figure() -> None:
     needed = memory(whole_logits, LLAMA, 4 * 2048, 8).total / GB
     assert 0.6 * 69 < needed < 69
     assert memory(trial(training=cut), LLAMA, 4 * 2048, 8).total / GB < 0.85 * needed
-
-
-def test_divided_by_deepspeed_there_is_a_copy_of_the_weights_and_two_buckets_more() -> None:
-    cut, divided = (memory(trial(training=CHECKPOINTED | {"distributed": d}), LLAMA, PAIR, 8) for d in WAYS)
-    assert divided.weights == pytest.approx(2 * cut.weights, rel=1e-6)
-    assert (divided.gradients, divided.optimiser) == (cut.gradients, cut.optimiser)
-    assert divided.together - cut.together == 400_000_000
-    alone = [memory(trial(training=CHECKPOINTED | {"distributed": d}), LLAMA, PAIR) for d in WAYS]
-    assert alone[0] == alone[1]
-    cut, divided = (
-        memory(trial(BF16, lora={}, training=CHECKPOINTED | {"distributed": d}), LLAMA, PAIR, 8) for d in WAYS
-    )
-    assert divided.weights - cut.weights == pytest.approx(4 * LLAMA.adapters(16) / 8, rel=1e-6)
 
 
 def test_what_fits() -> None:

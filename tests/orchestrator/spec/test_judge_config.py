@@ -9,7 +9,7 @@ from orchestrator.errors import SpecError
 from orchestrator.spec.judge_config import JudgeConfig, RewardModel
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, schema, spec_hash
-from orchestrator.spec.loading.yaml_document import parse_document
+from orchestrator.spec.loading.validation_errors import parse_document
 from tests.support.specs import as_json
 
 HEAD = "name: a\nbase: {model: m, data: {train: {generated: instructions}}}\n"
@@ -53,8 +53,8 @@ def test_a_reward_model_beside_the_file_is_found(tmp_path: Path) -> None:
         ("judge: {reward_model: ./nowhere}", "there is no ./nowhere"),
         ("judge: {reward_model: {name_or_path: m, dtype: int8}}", "must be one of float32, bfloat16"),
         ("judge: {endpoint: {url: 'ftp://x/v1', model: m}}", "must be an http:// or https:// address"),
-        ("judge: {endpoint: {url: 'https://me:secret@x/v1', model: m}}", "must hold no user, password or query"),
-        ("judge: {endpoint: {url: 'https://x/v1?key=1', model: m}}", "must hold no user, password or query"),
+        ("judge: {endpoint: {url: 'https://me:secret@x/v1', model: m}}", "must not contain a user, password or query"),
+        ("judge: {endpoint: {url: 'https://x/v1?key=1', model: m}}", "must not contain a user, password or query"),
         ("judge: {endpoint: {url: 'https://x/v1'}}", "judge.endpoint.model: is required"),
         ("judge: {endpoint: {url: 'https://x', model: m, api_key_env: sk-123}}", "judge.endpoint.api_key_env"),
         ("judge: {endpoint: {url: 'https://x', model: m, prompt_price: 1}}", "give both prompt_price and completion"),

@@ -6,7 +6,8 @@ import pytest
 from orchestrator.errors import ExitCode, SpecError
 from orchestrator.spec.guard_config import GuardConfig
 from orchestrator.spec.loading.loader import load_spec, load_spec_text, load_with_notices
-from orchestrator.spec.sweep_spec import GridSampler, Objective, RandomSampler, SweepSpec
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep_spec import GridSampler, Objective, SweepSpec
 from trainer.config.loss_config import DpoLoss, SimpoLoss
 from trainer.config.trial import FileSource, GeneratedSource, HubSource, TrialConfig
 from trainer.metrics import COMPARISON_METRIC
@@ -60,8 +61,8 @@ f:13: base.training.bf16: must be true or false, not the text 'no'
 f:14: base.training.max_steps: must be a whole number, not 1.5
 f:15: base.training.seed: must be a whole number, not the text '3'
 f:16: base.lora.r: must be at least 1, not 0
-f:18: search.loss.bta: there is no such leaf in a trial (did you mean loss.beta?)
-f:20: search.loss.gamma_beta_ratio: says the same as loss.gamma
+f:18: search.loss.bta: there is no such setting in a trial (did you mean loss.beta?)
+f:20: search.loss.gamma_beta_ratio: is the same margin as loss.gamma
 f:22: search.training.learning_rate.log_uniform.1: is missing
 f:24: search.zip.0.loss.beta: must be a list of values, not 1
 f:25: sampler: must be one of grid, random, qmc, tpe, gp, cmaes, nsgaii, staged; not the text 'tpee' (did you mean tpe?)
@@ -147,7 +148,7 @@ base:
 
 def test_the_papers_gamma_goes_through_every_door(load_text: Load) -> None:
     spec = load_text("search: {loss.beta: [3.14159], loss.gamma: [1.0]}")
-    params = spec.search.grid_point(0)
+    params = spec.search.grid_index().params_at(0)
     config = TrialConfig.model_validate_json(spec.search.apply(spec.base, params).model_dump_json())
     assert isinstance(config.loss, SimpoLoss)
     assert config.loss.beta == 3.14159
@@ -213,17 +214,21 @@ def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refus
         (
             "loss.kind: [simpo, dpo]",
             "maximize: eval_rewards/accuracies",
-            "the same ruler for all: " + COMPARISON_METRIC,
+            "use a comparison metric that all kinds share: " + COMPARISON_METRIC,
         ),
-        ("loss.kind: [simpo, orpo]", "maximize: eval_log_odds_chosen", "is measured with loss.kind orpo alone"),
-        ("training.seed: [1, 2]", "maximize: eval_log_odds_ratio", "orpo alone"),
-        ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, the held-out one"),
+        ("loss.kind: [simpo, orpo]", "maximize: eval_log_odds_chosen", "is measured with loss.kind orpo only"),
+        ("training.seed: [1, 2]", "maximize: eval_log_odds_ratio", "orpo only"),
+        ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, on held-out pairs"),
         ("training.seed: [1, 2]", "maximize: eval_accuracy/logp", "did you mean eval_accuracies/logp?"),
         ("training.seed: [1, 2]", "maximize: grad_norm", "there is no metric"),
         ("training.seed: [1, 2]", "maximize: eval_nll_loss", "better when low (write minimize:)"),
         ("training.seed: [1, 2]", "maximize: 3", "must be the name of a metric"),
-        ("training.seed: [1, 2]", "maximize: eval_exact_answers", "carry no right answer"),
-        ("training.seed: [1, 2]", f"maximize: {COMPARISON_METRIC}\nminimize: {COMPARISON_METRIC}", "is a goal already"),
+        ("training.seed: [1, 2]", "maximize: eval_exact_answers", "have no correct answer"),
+        (
+            "training.seed: [1, 2]",
+            f"maximize: {COMPARISON_METRIC}\nminimize: {COMPARISON_METRIC}",
+            "is an objective already",
+        ),
     ],
 )
 def test_goals_that_cannot_rank(findings: Refused, search: str, goal: str, said: str) -> None:
@@ -281,9 +286,9 @@ def test_a_grid_needs_an_end(findings: Refused, load_text: Load) -> None:
         ("loss.beta: [[1]]", "search.loss.beta.0: a searched value is a number, text, true, false or null"),
         ("loss.beta: {uniform: [1, 2], choice: [1]}", "needs exactly one of choice, uniform, log_uniform, int_uniform"),
         ("loss.beta: {unifrom: [1, 2]}", "needs exactly one of"),
-        ("loss: [1]", "is a group of leaves"),
+        ("loss: [1]", "is a group of settings"),
         ("lora.r: [8]", "lora is null (give base.lora first)"),
-        ("data.train: [a]", "holds a list, which cannot be searched"),
+        ("data.train: [a]", "is a list, which cannot be searched"),
         ("loss.beta: [2.0, -1.0]", "search.loss.beta.1: must be greater than 0, not -1.0"),
         ("loss.beta: ['2.0']", "write 2.0"),
         ("loss.gamma: {choice: [1], when: {loss.kind: simpo}}", "which is not searched"),
@@ -332,6 +337,18 @@ def test_set_fixes_what_was_searched(folder: Path) -> None:
     assert loaded.spec.base.loss == SimpoLoss(beta=3.0, gamma=1.2)
     assert loaded.spec.search.paths == ("loss.label_smoothing",)
     assert any("replaces loss.gamma_beta_ratio" in notice for notice in loaded.notices)
+
+
+def test_a_shorthand_that_is_set_can_be_set_further(load_text: Load, folder: Path) -> None:
+    spec = load_text("", "model=org/other", "model.dtype=bfloat16", "data.train=rows.jsonl", "data.train.0.weight=2.0")
+    assert (spec.base.model.name_or_path, spec.base.model.dtype) == ("org/other", "bfloat16")
+    assert spec.base.data.train == (FileSource(path=str(folder / "rows.jsonl"), weight=2.0),)
+    spec = load_text(
+        "judge: {reward_model: org/judge}", "judge.reward_model=org/other", "judge.reward_model.dtype=bfloat16"
+    )
+    assert spec.judge is not None
+    assert spec.judge.reward_model is not None
+    assert (spec.judge.reward_model.name_or_path, spec.judge.reward_model.dtype) == ("org/other", "bfloat16")
 
 
 @pytest.mark.parametrize(

@@ -50,26 +50,26 @@ WRONG = {
     "scaled": ("pruner: {kind: median, metric: eval_rewards/margins}\n" + RANGES, "is scaled by the search"),
     "late": (
         "pruner: {kind: median, metric: eval_exact_answers}",
-        "is measured at the start and the end only, too late to stop a trial",
+        "is measured at the start and the end only, too late to prune a trial",
     ),
     "no side": ("pruner: {kind: median, metric: eval_lengths/chosen}", "neither better when high nor when low"),
-    "which goal": ("maximize: [eval_accuracies/logp, eval_margins/logp]\npruner: median", "say which metric"),
-    "endless": ("search: {loss.beta: {uniform: [1, 4]}}\nsampler: tpe", "sampler tpe draws without end"),
+    "which goal": ("maximize: [eval_accuracies/logp, eval_margins/logp]\npruner: median", "name the metric to compare"),
+    "endless": ("search: {loss.beta: {uniform: [1, 4]}}\nsampler: tpe", "sampler tpe never ends by itself"),
     "nothing": ("sampler: gp\nbudget: {trials: 3}", "has nothing to search"),
     "one number": (
         "search: {loss.beta: {uniform: [1, 4]}}\nbudget: {trials: 3}\nsampler: cmaes",
-        "sampler cmaes needs two leaves or more",
+        "sampler cmaes needs at least two settings",
     ),
-    "one goal": (
+    "one objective": (
         RANGES + "sampler: cmaes\nmaximize: [eval_accuracies/logp, eval_margins/logp]",
-        "sampler cmaes follows one goal, and this sweep has 2",
+        "sampler cmaes needs a single objective, and this sweep has 2",
     ),
     "twice": ("maximize: eval_accuracies/logp\nminimize: [eval_accuracies/logp]", "minimize"),
-    "warm": ("warm_start: other", "sampler grid learns from no results"),
+    "warm": ("warm_start: other", "sampler grid does not learn from results"),
     "bounds": ("pruner: threshold", "needs lower, upper or both"),
-    "no leaf": (
+    "no setting": (
         RANGES + "sampler: random\nenqueue: [{loss.bta: 2}]",
-        "no such leaf in a trial (did you mean loss.beta?)",
+        "no such setting in a trial (did you mean loss.beta?)",
     ),
     "shared": (RANGES + "sampler: random\nenqueue: [{model.dtype: bfloat16}]", "is the same for all trials"),
     "illegal": (RANGES + "sampler: random\nenqueue: [{loss.beta: -2}]", "enqueue.0.loss.beta"),

@@ -7,7 +7,7 @@ import pytest
 
 import sweeps
 from orchestrator.spec.loading.serialization import schema
-from orchestrator.spec.loading.yaml_document import parse_document
+from orchestrator.spec.loading.validation_errors import parse_document
 from tests.support.specs import as_json
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())

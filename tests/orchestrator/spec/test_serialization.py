@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, spec_hash
-from orchestrator.spec.loading.yaml_document import parse_document
+from orchestrator.spec.loading.validation_errors import parse_document
 from orchestrator.spec.sweep_spec import SweepSpec
 from tests.support.specs import as_json
 

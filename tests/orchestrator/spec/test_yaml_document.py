@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.spec.loading.yaml_document import MAX_BYTES, parse_document, read_document
+from orchestrator.spec.loading.validation_errors import parse_document, read_document
+from trainer.config.yaml_files import MAX_BYTES
 
 
 @pytest.mark.parametrize(
@@ -60,7 +61,7 @@ CORPUS = {
     "own tag": ("a: !secret x\n", "f:1: a: the tag !secret has no meaning here"),
     "tagged mapping": ("a: !thing {b: 1}\n", "f:1: a: the tag !thing has no meaning here"),
     "merge key": ("a: &x {b: 1}\nc:\n  <<: *x\n", "f:3: c: the merge key"),
-    "loop": ("a: &x [*x]\n", "aliases unfold without end"),
+    "loop": ("a: &x [*x]\n", "aliases expand without end"),
     "bomb": (
         "a: &a [1,1,1,1,1,1,1,1,1]\n"
         + "".join(f"{b}: &{b} [{','.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)),

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.curves import SEARCH, Preferences
-from benchmarks.simulation import Ran, simulate
+from benchmarks.curves import SEARCH, CurveSimulator
+from benchmarks.simulation import SimulatedSweep, simulate
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.pruners import (
     HyperbandPruner,
@@ -68,10 +68,10 @@ def spec_of(sampler: Sampler, pruner: Pruner, search: Any = None, **more: Any) -
 
 
 def world(number: int, params: Any) -> Any:
-    return Preferences(3, "heavy-tailed")(number, {"loss.gamma_beta_ratio": 0.5} | dict(params))
+    return CurveSimulator(3, "heavy-tailed")(number, {"loss.gamma_beta_ratio": 0.5} | dict(params))
 
 
-def ran(spec: SweepSpec, slots: int, lag: int | None = 4) -> Ran:
+def ran(spec: SweepSpec, slots: int, lag: int | None = 4) -> SimulatedSweep:
     return simulate(spec, world, slots=slots, lag=lag, trials=spec.budget.trials or 99)
 
 

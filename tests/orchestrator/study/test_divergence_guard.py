@@ -64,7 +64,7 @@ def test_a_loss_above_its_own_start_for_too_long() -> None:
     decision = decision_after(rising(2.0))
     assert decision.diverged
     assert decision.reason == (
-        "diverged: the loss was above 1.5 times its start (1.31) for 20 updates, and is 2 at update 30; "
+        "diverged: the loss was above 1.5 times its initial value (1.31) for 20 updates, and is 2 at update 30; "
         "lower training.learning_rate"
     )
     assert decision_after(rising(1.9)) is CONTINUE, "1.31 * 1.5 is 1.965"
@@ -146,7 +146,7 @@ def test_answers_that_repeat_themselves() -> None:
         return [StepMetrics(10 * k, {"eval_repetition": share}) for k, share in enumerate(shares)]
 
     assert (
-        "repetitions by update 20 (10% at the start), at 2 looks in a row"
+        "repetitions by update 20 (10% at the start), in 2 consecutive evaluations"
         in decision_after(looks(0.1, 0.7, 0.81)).reason
     )
     assert decision_after(looks(0.1, 0.7, 0.3, 0.8, 0.5)) is CONTINUE, "never two in a row"

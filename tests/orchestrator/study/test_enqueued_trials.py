@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from orchestrator.folders import SweepFolder
+from orchestrator.spec.samplers import RandomSampler
 from orchestrator.spec.search.manual_trials import check_manual_trial, manual_params, out_of_space
 from orchestrator.spec.search.trial_params import apply_params
-from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler
+from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.database import enqueued_trials
 from orchestrator.study.study import Study
 from tests.support.metrics import COMPLETE, evaluated
@@ -102,13 +103,13 @@ def test_the_files_trials_count_in_the_budget_and_come_after_those_by_hand(creat
     ("leaves", "path", "said"),
     [
         ({"loss.bta": 1.0}, "loss.bta", "did you mean loss.beta?"),
-        ({"loss": 1.0}, "loss", "its leaves: loss."),
+        ({"loss": 1.0}, "loss", "its settings: loss."),
         ({"loss.beta": -1.0}, "loss.beta", "must be greater than 0, not -1"),
         ({"loss.kind": "simp"}, "loss.kind", "must be one of simpo, dpo"),
         ({"loss.beta": "much"}, "loss.beta", "must be a number"),
-        ({"data.max_length": 99}, "data.max_length", "decides what is held out"),
+        ({"data.max_length": 99}, "data.max_length", "changes the held-out pairs"),
         ({"model.dtype": "bfloat16"}, "model.dtype", "the same for all trials"),
-        ({"loss.kind": "orpo", "loss.gamma": 1.0}, "loss.gamma", "no such leaf"),
+        ({"loss.kind": "orpo", "loss.gamma": 1.0}, "loss.gamma", "no such setting"),
     ],
 )
 def test_what_is_no_trial_of_the_sweep_is_refused(leaves: dict[str, Any], path: str, said: str) -> None:

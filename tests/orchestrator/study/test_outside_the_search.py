@@ -97,7 +97,7 @@ def test_a_given_path_that_another_kind_of_loss_does_not_have_is_left_behind(cre
     assert found[-1].params["training.learning_rate"] == 1e-6, "that of the best trial, which the search does not list"
 
 
-ILLEGAL = "no legal trial: loss.loss_type=hinge: loss label_smoothing has no meaning with loss_type hinge"
+ILLEGAL = "not a valid trial: loss.loss_type=hinge: loss label_smoothing is not used by loss_type hinge"
 
 
 @pytest.mark.parametrize("last", [False, True])

@@ -109,7 +109,7 @@ def test_reasons_in_words_with_the_numbers() -> None:
     assert messages == f"pruned at update 2: {METRIC} 0.52 (best so far 0.55) is below the median 0.62 of 5 trials"
     messages = judge(SuccessiveHalvingPruner(rungs=(2,)), others).prune_reason({2: 0.61}, 2)
     assert messages == (
-        f"pruned at update 2: {METRIC} 0.61 is number 4 of 6 at the rung of 2 updates, where the best 2 go on"
+        f"pruned at update 2: {METRIC} 0.61 is number 4 of 6 at the rung of 2 updates, where the best 2 continue"
     )
     messages = judge(ThresholdPruner(lower=0.5), []).prune_reason({1: 0.4}, 1)
     assert messages == f"pruned at update 1: {METRIC} 0.4 is below the bound 0.5"
@@ -182,7 +182,7 @@ def test_the_paired_test_sees_what_lies_below_the_noise_between_pairs() -> None:
         )
 
     worse = decision(hardness - 0.05 + chance.normal(0, 0.1, 300))
-    assert worse.startswith("pruned at update 2: worse than trial 0 pair by pair: a smaller gap of log-probs on ")
+    assert worse.startswith("pruned at update 2: worse than trial 0 pair by pair: a smaller margin of log-probs on ")
     assert " of 300 held-out pairs (signed-rank test, p = " in worse
     assert decision(hardness + 0.05) == ""
     assert decision(theirs) == ""

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep_spec import Budget, RandomSampler, SweepSpec
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.sampling.random_samplers import stable_seed
 from orchestrator.study.sampling.sampling_policy import SamplingPolicy
 from orchestrator.study.study import Study

@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.errors import NameTaken, PasswordInUrl, SpecChanged, StorageRefused, StudyMissing, SweepHeld
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler
+from orchestrator.spec.samplers import RandomSampler
+from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.database import driver_lease
 from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
@@ -198,7 +199,7 @@ def test_complete_without_a_finite_goal_is_a_failure_that_says_so(
     study.report(trial, points)
     record = study.tell(trial, COMPLETE)
     assert (record.state, record.failure, record.value) == (TrialState.FAILED, FailureKind.BUG, None)
-    assert record.reason == f"the trial ran to its end, but its goal {METRIC} {why}"
+    assert record.reason == f"the trial ran to its end, but its objective {METRIC} {why}"
     assert study.best() is None
 
 
@@ -221,7 +222,7 @@ def test_finished_is_final(create: Create, folder: SweepFolder) -> None:
     assert study.tell(trial, COMPLETE) == before[0]
     with pytest.raises(TrialFinished, match="trial 0 is COMPLETE, which is final: closing it as FAILED refused"):
         study.tell(trial, bug("late"))
-    with pytest.raises(TrialFinished, match="points refused"):
+    with pytest.raises(TrialFinished, match="metrics refused"):
         study.report(trial, [evaluated(9, 1.0)])
     with pytest.raises(TrialFinished):
         study.retry(trial)

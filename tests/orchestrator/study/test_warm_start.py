@@ -10,8 +10,8 @@ import pytest
 from orchestrator.errors import NoSuchSweep
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.serialization import dump_spec
-from orchestrator.spec.samplers import TpeSampler
-from orchestrator.spec.sweep_spec import Budget, Objective, RandomSampler, SweepSpec
+from orchestrator.spec.samplers import RandomSampler, TpeSampler
+from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
 from orchestrator.study.sampling.warm_start import WarmStartRefused, warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
@@ -45,7 +45,7 @@ def test_ended_trials_teach_and_the_other_folder_may_go(tmp_path: Path) -> None:
     warm = warm_start(spec, tmp_path)
     assert [t.number for t in warm.trials] == [-4, -3, -2, -1]
     assert [t.state for t in warm.trials] == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]
-    assert warm.notices == ("warm_start: 4 trials of first teach the sampler",)
+    assert warm.notices == ("warm_start: the sampler uses 4 trials of first",)
 
     def sampled(folder: SweepFolder, trials: Any) -> list[Any]:
         with Study.create(folder, spec, slots=2, earlier=trials):
@@ -67,7 +67,7 @@ def test_what_lies_outside_is_left_out_with_a_sentence(tmp_path: Path) -> None:
     base = {"model": {"generated": {}}, "data": {"train": [{"generated": "instructions"}]}, "lora": {"r": 4}}
     warm = warm_start(make_spec(narrow, **LEARNING, base=base), tmp_path)
     assert len(warm.trials) == 2
-    assert warm.notices[1] == "warm_start: 2 of first lie outside this search and are left out"
+    assert warm.notices[1] == "warm_start: 2 of first are outside of this search space and are left out"
     assert warm.notices[2].startswith("warm_start: first has another lora")
 
 

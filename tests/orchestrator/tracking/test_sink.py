@@ -120,7 +120,7 @@ class SinkContract(ABC):
     def test_a_file_that_is_gone_is_refused(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
         to.start_run("sweep", name="s", params={}, tags={}, at=1.0)
-        with pytest.raises(MessageRejected, match="no longer there"):
+        with pytest.raises(MessageRejected, match="no longer exists"):
             to.log_artifact("sweep", tmp_path / "never")
 
     def test_many_metrics_params_and_long_texts(self, tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ class InMemory:
 
     def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
         if not path.exists():
-            raise MessageRejected(f"{path} is no longer there")
+            raise MessageRejected(f"{path} no longer exists")
         name = f"{folder}/{path.name}"
         if name not in self._of(run).artifacts:
             self._of(run).artifacts.append(name)

@@ -157,7 +157,7 @@ def test_rows_that_fit_train_whatever_the_limit_says(gpt2: str, tmp_path: Path) 
     config = trial(model={"name_or_path": gpt2}, data=data, training={"max_steps": 1})
     finish(TrainingSession(tmp_path / "cache").train(config, tmp_path / "run"))
     longer = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"max_new_tokens": 60})})
-    with pytest.raises(ModelError, match="60 new ones is beyond the 48 positions"):
+    with pytest.raises(ModelError, match="60 new ones exceeds the 48 positions"):
         finish(TrainingSession(tmp_path / "cache").train(longer, tmp_path / "longer"))
 
 
@@ -169,7 +169,7 @@ def test_the_command_says_which_setting_is_at_fault(
     file.write_text(json.dumps({"model": gpt2, "data": data}), encoding="utf-8")
     assert main([str(file), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]) == 2
     messages = capsys.readouterr().err
-    assert f"{file}: data.max_length: 96 tokens are beyond the 48 positions" in messages
+    assert f"{file}: data.max_length: 96 tokens exceed the 48 positions" in messages
     assert not (tmp_path / "run").exists()
 
 
@@ -187,7 +187,7 @@ def test_what_would_hang_on_the_batch_is_refused(tmp_path: Path, monkeypatch: py
     found = known_positions(trial(model={"name_or_path": str(folder)}).model)
     assert (found.trained, found.switch) == (128, 32)
     monkeypatch.setattr("trainer.resource_cache.RotarySwitch.of", lambda _: None)
-    with pytest.raises(ModelError, match=r"code that is not transformers' own.* set data.max_length to 32 or less"):
+    with pytest.raises(ModelError, match=r"code outside of transformers.* set data.max_length to 32 or less"):
         finish(TrainingSession(tmp_path / "c").train(trial(model={"name_or_path": str(folder)}), tmp_path / "unknown"))
     monkeypatch.undo()
     with pytest.raises(TrialError, match=r"beyond 32 tokens .* use engine packed, or data.max_length 32 or less"):

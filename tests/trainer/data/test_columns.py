@@ -110,7 +110,7 @@ def test_plain_text_for_a_tokenizer_with_a_template_asks_what_to_do(tmp_path: Pa
     message = str(caught.value)
     assert "20 rows are plain text, and the tokenizer has a chat template" in message
     assert "data.apply_template: true (the prompt becomes a user's message" in message
-    assert "No setting skips this; decide it and start again." in message
+    assert "This cannot be skipped; decide it and start again." in message
     applied = _prepare(tmp_path, chatml, PLAIN, apply_template=True)
     assert _prompt(applied, 1) == "<|im_start|>user\nRiver 0?<|im_end|>\n<|im_start|>assistant\n"
     stands = _prepare(tmp_path, chatml, PLAIN, apply_template=False)
@@ -168,7 +168,9 @@ def test_usual_names_are_recognised_and_told(tmp_path: Path, columns: dict[str, 
 def test_several_columns_that_could_be_the_prompt_are_asked_about(tmp_path: Path) -> None:
     row = {"instruction": "Translate.", "input": "Regen", "chosen": "rain", "rejected": "snow"}
     path = write_rows(tmp_path / "a.jsonl", [row])
-    with pytest.raises(UnreadableData, match=r"several could be it: instruction, input\. Say which with `columns:"):
+    with pytest.raises(
+        UnreadableData, match=r"several columns could be the prompt: instruction, input\. Choose one with `columns:"
+    ):
         _read(path)
     found = _read(path, prompt="instruction")[0]
     assert found.notices == (("unused_column", "The column 'input'"),)
@@ -181,7 +183,7 @@ def test_columns_that_look_meaningful_and_are_not_used_are_counted(tmp_path: Pat
     found = _prepare(tmp_path, bare, rows)
     assert sorted(_told(found, "unused_column")) == [("The column 'history'", 2), ("The column 'score'", 1)]
     assert any(
-        "hold something in a column that is not used" in line and ": 3, 7)" in line
+        "have content in a column that is not used" in line and ": 3, 7)" in line
         for line in found.report.summary_lines()
     )
 
@@ -250,7 +252,7 @@ def test_data_that_are_no_pairs_are_answered_in_a_sentence_that_is_right(tmp_pat
 def test_rows_with_images_are_refused_for_what_they_are(tmp_path: Path, chatml: ModelConfig) -> None:
     rows = [chat(f"ask {i}", "b", "c", images=[{"bytes": None, "path": "a.png"}] if i == 3 else []) for i in range(9)]
     rows[5]["prompt"][0]["content"] = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-    with pytest.raises(BadData, match=r"2 rows hold images, audio or video, and only text is trained on .*: 4, 6\)"):
+    with pytest.raises(BadData, match=r"2 rows contain images, audio or video, and only text is trained on .*: 4, 6\)"):
         _prepare(tmp_path, chatml, rows)
 
 

@@ -1,5 +1,6 @@
 """`prepare`: what is refused and in which words, what is skipped, what is kept, and the report."""
 
+import io
 import json
 import pickle
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 from tests.support.data_cases import CHATML, LLAMA, chat, data, good_rows, plain, saved, tokenizer, write_rows
 from trainer.config.trial import DataConfig, ModelConfig
-from trainer.data import BadData, DataReport, Prepared, TokenizerError, prepare
+from trainer.data import BadData, DataReport, Prepared, TokenizerError, preparation, prepare
 from trainer.data.validation import MAX_ROWS_SHOWN
 
 
@@ -58,7 +59,7 @@ def test_bad_rows_are_refused_with_counts_rows_and_the_next_step(tmp_path: Path,
         _prepare(data(path, bad_rows="refuse"), model, tmp_path)
     message = str(caught.value)
     assert f"2 rows have an empty response ({path}: 8, 12)" in message
-    assert f"1 row holds a value that is no text (a boolean, a number, null) ({path}: 4). chosen: a message" in message
+    assert f"1 row has a value that is not text (a boolean, a number, null) ({path}: 4). chosen: a message" in message
     assert "equal chosen and rejected" in message
     assert "4 of 30 rows are bad" in message
     assert "data.bad_rows: skip, data.max_bad_share: 0.14" in message
@@ -82,7 +83,7 @@ def test_a_few_bad_rows_are_left_out_and_counted_by_default(tmp_path: Path, mode
     logged = "\n".join(report.summary_lines())
     assert "3 of 300 rows are bad and left out (1.00%)" in logged
     assert f"2 rows have an empty response ({path}: 8, 12)" in logged
-    assert f"1 row holds a value that is no text (a boolean, a number, null) ({path}: 4)" in logged
+    assert f"1 row has a value that is not text (a boolean, a number, null) ({path}: 4)" in logged
     counts = report.counts()
     assert {k: n for k, n in counts.items() if k.startswith("rows.")} == {"rows.empty_response": 2, "rows.not_text": 1}
     assert (counts["bad_rows"], counts["dropped_rows"]) == (3, 0)
@@ -142,7 +143,7 @@ def test_the_same_file_for_training_and_evaluation_leaves_nothing(tmp_path: Path
     ("template", "says"),
     [
         ("{{ bos_token }}" + LLAMA, "begin with two BOS tokens"),
-        (CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif"), "prompt is not the beginning"),
+        (CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif"), "prompt is not a prefix"),
         (LLAMA.replace("eos_token", "''"), "without an end token"),
     ],
 )
@@ -154,7 +155,7 @@ def test_faults_of_the_template_are_fatal_even_when_bad_rows_are_skipped(
     )
     with pytest.raises(BadData, match=says) as caught:
         _prepare(config, model, tmp_path)
-    assert "No setting skips this" in str(caught.value)
+    assert "This cannot be skipped" in str(caught.value)
 
 
 def test_the_template_may_be_a_file(tmp_path: Path, model: ModelConfig) -> None:
@@ -233,3 +234,20 @@ def test_a_row_of_a_megabyte(tmp_path: Path, model: ModelConfig) -> None:
     found = _prepare(data(write_rows(tmp_path / "a.jsonl", rows)), model, tmp_path)
     assert len(found.train) + len(found.eval) == 10
     assert max(found.train.chosen_lengths.max(), found.eval.chosen_lengths.max()) <= 256
+
+
+def test_long_work_shows_a_bar_on_a_terminal_and_one_line_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    for is_terminal in (False, True):
+        stderr = io.StringIO()
+        stderr.isatty = lambda answer=is_terminal: answer  # type: ignore[method-assign]
+        monkeypatch.setattr("sys.stderr", stderr)
+        for delay, says_something in ((1e6, False), (-1.0, True)):
+            monkeypatch.setattr(preparation, "PROGRESS_DELAY", delay)
+            parts = preparation.iterate_with_progress(range(2100), 500, "tokenising train")
+            assert [len(part) for part in parts] == [500] * 4 + [100]
+            assert bool(stderr.getvalue()) == says_something
+        if is_terminal:
+            assert "tokenising train:" in stderr.getvalue()
+            assert "2100" in stderr.getvalue()
+        else:
+            assert stderr.getvalue() == "tokenising train: 2,100 rows\n"

@@ -249,7 +249,7 @@ def test_plain_rows_without_a_sure_prompt_are_named_for_what_they_are(tmp_path: 
         "one_begins_other": [22],
         "prompt_undecided": [23],
     }
-    assert "1 row has no prompt, and one answer is the beginning of the other" in str(caught.value)
+    assert "1 row has no prompt, and one answer is a prefix of the other" in str(caught.value)
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------

@@ -115,7 +115,7 @@ def test_faults_are_noticed(made: Any, row: dict[str, Any], kind: str) -> None:
 
 
 def test_the_first_case_is_told_in_words() -> None:
-    assert ("prompt_not_prefix", "The prompt alone goes on with '<think>'") in _tokens(
+    assert ("prompt_not_prefix", "The prompt alone continues with '<think>'") in _tokens(
         tokenizer(SURPRISE), ROWS[0]
     ).notices
     assert ("template_refuses", "no system role") in _tokens(tokenizer(STRICT), ROWS[1]).notices

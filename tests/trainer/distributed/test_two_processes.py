@@ -1,7 +1,6 @@
 """Two processes against one: the same trial, whether the model is copied or cut into slices. Float32, gloo, CPU."""
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests.support.process_pool import Together
 from tests.support.small_trials import MODEL, finish, trial, without_speed
-from trainer.config.trial import DEEPSPEED_INSTALL, TrialConfig
+from trainer.config.trial import TrialConfig
 from trainer.evaluation.evaluator import pair_costs
 from trainer.forward.packing import micro_batches
 from trainer.results import RunStatus
@@ -64,28 +63,17 @@ CASES = {
     "slices": config("fsdp2"),
     "slices, computed again": config("fsdp2", "simpo", {"gradient_checkpointing": True}),
     "slices of adapters": config("fsdp2", lora={"r": 1, "alpha": 4}),
-    "divided": config("zero3"),
-    "divided, computed again": config("zero3", "simpo", {"gradient_checkpointing": True}),
-    "divided adapters": config("zero3", lora={"r": 1, "alpha": 4}),
-    "divided, pairs coupled": config("zero3", {"kind": "dpo", "loss_type": "aot"}),
-    "divided, separate sequences": config("zero3", "sft", model=MODEL | {"attention": "separate"}),
     "slices, pairs coupled": config("fsdp2", {"kind": "dpo", "loss_type": "aot"}),
     "slices, separate sequences": config("fsdp2", "sft", model=MODEL | {"attention": "separate"}),
 }
 
 
 SLOW = ("computed again", "pairs coupled", "separate sequences")
-NEEDS_DEEPSPEED = pytest.mark.skipif(
-    find_spec("deepspeed") is None, reason=f"deepspeed is not installed: {DEEPSPEED_INSTALL}"
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=[pytest.mark.slow] if case.endswith(SLOW) else []) for case in CASES]
 )
-
-
-def marked(case: str) -> Any:
-    marks = [pytest.mark.slow] if case.endswith(SLOW) else []
-    return pytest.param(case, marks=[*marks, NEEDS_DEEPSPEED] if case.startswith("divided") else marks)
-
-
-@pytest.mark.parametrize("case", [marked(case) for case in CASES])
 def test_two_processes_train_as_one(case: str, two: Together, one: TrainingSession, tmp_path: Path) -> None:
     expected, _ = finish(one.train(CASES[case], tmp_path / "one"))
     ran = two.run(CASES[case], tmp_path / "two")
@@ -120,9 +108,7 @@ def test_the_cases_ask_for_different_numbers_of_passes(one: TrainingSession, tmp
     [
         pytest.param("ddp", "ddp", marks=pytest.mark.slow),
         ("fsdp2", "fsdp2"),
-        pytest.param("zero3", "zero3", marks=NEEDS_DEEPSPEED),
-        pytest.param("zero3", "fsdp2", marks=[pytest.mark.slow, NEEDS_DEEPSPEED]),
-        pytest.param("ddp", "zero3", marks=[pytest.mark.slow, NEEDS_DEEPSPEED]),
+        pytest.param("ddp", "fsdp2", marks=pytest.mark.slow),
     ],
 )
 def test_continued_with_another_number_of_processes(
@@ -161,8 +147,6 @@ ADAPTERS_BESIDE = {"model": MODEL | SIXTEEN, "lora": {"r": 2, "alpha": 4}}
         pytest.param("fsdp2", {"model": MODEL | SIXTEEN}, id="weights"),
         pytest.param("fsdp2", ADAPTERS_BESIDE, id="adapters beside them"),
         pytest.param("fsdp2", {"training": {"bf16": True}}, id="autocast"),
-        pytest.param("zero3", ADAPTERS_BESIDE, id="divided, adapters beside them", marks=NEEDS_DEEPSPEED),
-        pytest.param("zero3", {"training": {"bf16": True}}, id="divided, autocast", marks=NEEDS_DEEPSPEED),
     ],
 )
 def test_slices_of_a_model_in_16_bits(
@@ -184,13 +168,6 @@ def test_slices_of_a_model_in_16_bits(
 
 def test_a_model_in_4_bits_is_not_cut() -> None:
     four = {"name_or_path": "somewhere", "load_in_4bit": True}
-    for strategy in ("fsdp2", "zero3"):
-        with pytest.raises(ValueError, match=r"use training\.distributed ddp"):
-            config(strategy, model=four, lora={})
+    with pytest.raises(ValueError, match=r"use training\.distributed ddp"):
+        config("fsdp2", model=four, lora={})
     assert config("ddp", model=four, lora={}).model.load_in_4bit
-
-
-def test_weights_in_bfloat16_are_not_divided_in_full() -> None:
-    with pytest.raises(ValueError, match=r"float32 copies .* or training\.distributed fsdp2"):
-        config("zero3", model=MODEL | SIXTEEN)
-    assert config("zero3", **ADAPTERS_BESIDE).lora is not None

@@ -84,13 +84,13 @@ def test_rows_that_are_no_prompts_are_named(tmp_path: Path) -> None:
     source = FileSource(path=str(file))
     rows: list[dict[str, Any]] = [{"prompt": "fine"}, {"prompt": ""}, {"prompt": 3}, {"prompt": [{"role": "user"}]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UnreadableData, match=r"3 rows that are no prompts: row 2: no prompt; row 3: .*; row 4: "):
+    with pytest.raises(UnreadableData, match=r"3 rows without a usable prompt: row 2: no prompt; row 3: .*; row 4: "):
         load_judge_prompts(source, data)
     file.write_text('{"asked": "fine"}\n')
     with pytest.raises(UnreadableData, match="no column 'prompt'"):
         load_judge_prompts(source, data)
     file.write_text("")
-    with pytest.raises(UnreadableData, match="holds no rows"):
+    with pytest.raises(UnreadableData, match="has no rows"):
         load_judge_prompts(source, data)
 
 
@@ -102,10 +102,10 @@ def test_plain_text_stays_plain(tmp_path: Path) -> None:
     file.write_text('{"prompt": "Ask:"}\n')
     assert [each.prompt for each in load_judge_prompts(FileSource(path=str(file)), data)] == ["Ask:"]
     file.write_text('{"prompt": [{"role": "user", "content": "Ask:"}]}\n')
-    with pytest.raises(UnreadableData, match="row 1: messages, but the sweep's own rows are plain text"):
+    with pytest.raises(UnreadableData, match="row 1: messages, but the sweep's rows are plain text"):
         load_judge_prompts(FileSource(path=str(file)), data)
     file.write_text('{"prompt": "Ask:", "system": "Be kind."}\n')
-    with pytest.raises(UnreadableData, match="row 1: A system text beside plain text"):
+    with pytest.raises(UnreadableData, match="row 1: A system text with plain text"):
         load_judge_prompts(FileSource(path=str(file)), data)
     applied = data.model_copy(update={"apply_template": True})
     requested = load_judge_prompts(FileSource(path=str(file)), applied)
@@ -222,7 +222,7 @@ def test_scores_are_the_models_own_whatever_the_batch(cache: Path, tmp_path: Pat
 
 def test_which_output_is_the_reward_must_be_clear(cache: Path, tmp_path: Path) -> None:
     path = str(reward_model(cache, tmp_path / "rm", outputs=3))
-    with pytest.raises(ModelError, match="has 3 outputs: say with label"):
+    with pytest.raises(ModelError, match="has 3 outputs; set label"):
         RewardScorer(path)
     with pytest.raises(ModelError, match="the last one is label 2"):
         RewardScorer(path, label=3)
@@ -230,7 +230,7 @@ def test_which_output_is_the_reward_must_be_clear(cache: Path, tmp_path: Path) -
 
 
 def test_a_language_model_is_no_reward_model(cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=r"no reward model: it lacks score\.weight"):
+    with pytest.raises(ModelError, match=r"not a reward model: it lacks score\.weight"):
         RewardScorer(resolve_model_path(trial().model, cache))
     with pytest.raises(ModelError, match="cannot be loaded"):
         RewardScorer(str(tmp_path))

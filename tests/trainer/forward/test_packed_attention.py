@@ -60,9 +60,9 @@ KERNELS = {"with enable_gqa": plain_varlen, "without": varlen_of_torch_2_11}
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
     """Flash attention for any device and dtype; what was tried before is forgotten, and afterwards again."""
     monkeypatch.setattr(attention_module, "_is_supported", lambda *_: True)
-    attention_module._refusal.cache_clear()
+    attention_module._unsupported_reason.cache_clear()
     yield monkeypatch
-    attention_module._refusal.cache_clear()
+    attention_module._unsupported_reason.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

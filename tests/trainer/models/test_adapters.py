@@ -81,17 +81,17 @@ def start_model(kind: str, cache: Path, to: Path) -> Path:
         (
             "mamba",
             "lora adapts 2 layers (2 in_proj); not adapted: 2 dt_proj, 2 out_proj, 2 x_proj of state-space mixers, "
-            "whose kernels would pass an adapter by",
+            "whose kernels ignore adapters",
         ),
         (
             "mamba2",
-            "lora adapts 2 layers (2 in_proj); not adapted: 2 out_proj of state-space mixers, whose kernels would pass "
-            "an adapter by",
+            "lora adapts 2 layers (2 in_proj); not adapted: 2 out_proj of state-space mixers, whose kernels ignore "
+            "adapters",
         ),
         (
             "gemma3",
             "lora adapts 14 layers (2 down_proj, 2 gate_proj, 2 k_proj, 2 o_proj, 2 q_proj, 2 up_proj, 2 v_proj); "
-            "not adapted: 15 layers in model.vision_tower, which a text does not pass",
+            "not adapted: 15 layers in model.vision_tower, which text does not pass through",
         ),
         (
             "mixtral",
@@ -106,14 +106,14 @@ def start_model(kind: str, cache: Path, to: Path) -> Path:
         (
             "dots1",
             "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj) and 3 tensors of experts and routers "
-            "(1 down_proj, 1 gate, 1 gate_up_proj); not adapted: 2 down_proj, 2 gate_proj, 2 up_proj, as peft takes "
-            "these names for parts of experts",
+            "(1 down_proj, 1 gate, 1 gate_up_proj); not adapted: 2 down_proj, 2 gate_proj, 2 up_proj, because peft "
+            "takes these names for parts of experts",
         ),
         (
             "jamba",
             "lora adapts 10 layers (1 down_proj, 1 gate_proj, 1 in_proj, 1 k_proj, 1 o_proj, 1 out_proj, 1 q_proj, "
-            "1 up_proj, 1 v_proj, 1 x_proj); not adapted: 1 dt_proj of state-space mixers, whose kernels would pass an "
-            "adapter by; 2 tensors of experts (1 down_proj, 1 gate_up_proj) with 24% of the weights; to adapt them, "
+            "1 up_proj, 1 v_proj, 1 x_proj); not adapted: 1 dt_proj of state-space mixers, whose kernels ignore "
+            "adapters; 2 tensors of experts (1 down_proj, 1 gate_up_proj) with 24% of the weights; to adapt them, "
             "name them in lora.target_modules",
         ),
     ],
@@ -130,11 +130,11 @@ def test_all_linear_says_what_it_adapts_and_what_not(kind: str, said: str) -> No
             ("q_prj", "v_proj"),
             r"q_prj is not in LlamaForCausalLM; did you mean q_proj\? \(linear layers: down",
         ),
-        ("llama", ("lm_head",), "lm_head is the output head, whose logits are never made"),
+        ("llama", ("lm_head",), "lm_head is the output layer, which cannot be adapted"),
         ("llama", ("mlp",), "mlp is a LlamaMLP, not a layer; name its linear layers: down_proj, gate_proj, up_proj"),
         ("llama", ("norm",), "norm is a LlamaRMSNorm, which adapters cannot change"),
         ("mamba", ("out_proj",), "out_proj is in a state-space mixer, whose kernels read its weight"),
-        ("gemma3", ("out_proj",), "out_proj is in model.vision_tower, which a text does not pass"),
+        ("gemma3", ("out_proj",), "out_proj is in model.vision_tower, which text does not pass through"),
         ("gemma3", ("mlp",), "mlp is a Gemma3MLP"),
     ],
 )
@@ -150,7 +150,7 @@ def test_names_reach_the_language_model_only() -> None:
     made, notice = adapt(on_meta("gemma3"), LoraConfig(target_modules=("q_proj", "v_proj")))
     assert len(adapted(made)) == 4
     assert all(name.startswith("model.language_model.") for name in adapted(made))
-    assert notice.endswith("not adapted: 4 layers in model.vision_tower, which a text does not pass")
+    assert notice.endswith("not adapted: 4 layers in model.vision_tower, which text does not pass through")
 
 
 def test_experts_are_adapted_without_dropout_only() -> None:
@@ -213,7 +213,7 @@ def torch_names(file: Path) -> set[str]:
 def test_it_is_said_once_however_many_trials(
     cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policy_model, "_said", set())
+    monkeypatch.setattr(policy_model, "_logged", set())
     config = ModelConfig(name_or_path=str(start_model("mixtral", cache, tmp_path)))
     model = policy_model.PolicyModel(policy_model.load_model(config, str(tmp_path), torch.device("cpu")), config, "id")
     with caplog.at_level(logging.INFO, "trainer.models.policy_model"):

@@ -21,7 +21,7 @@ from trainer.models.policy_model import load_model
 from trainer.results import ModelError, TrialError
 from trainer.training_session import TrainingSession
 
-FLAG = "run only with --trust-remote-code"
+FLAG = "runs only with --trust-remote-code"
 
 
 @pytest.fixture(scope="module")

@@ -89,8 +89,8 @@ def test_start_weights_are_mapped_from_the_file(folder: Path, dtype: str) -> Non
     model = load(folder, dtype=dtype)
     before, start = weights(model), InitialWeights(model, sorted(folder.glob("*.safetensors")))
     # Only the rotary frequencies, which no file holds; a bfloat16 model starts from the float32 file's weights rounded.
-    assert start.copied_bytes == sum(b.nbytes for _, b in model.named_buffers())
-    assert start.mapped_bytes == 4 * sum(p.numel() for p in model.parameters())
+    assert sum(t.nbytes for t in start._copied.values()) == sum(b.nbytes for _, b in model.named_buffers())
+    assert sum(t.nbytes for t in start._mapped.values()) == 4 * sum(p.numel() for p in model.parameters())
     with torch.no_grad():
         for _, tensor in named_tensors(model):
             tensor.add_(1.0)
@@ -104,7 +104,9 @@ def test_weights_that_differ_from_the_file_are_copied(folder: Path) -> None:
     with torch.no_grad():
         model.model.norm.weight.mul_(2.0)
     before, start = weights(model), InitialWeights(model, sorted(folder.glob("*.safetensors")))
-    assert start.copied_bytes == model.model.norm.weight.nbytes + sum(b.nbytes for _, b in model.named_buffers())
+    assert sum(t.nbytes for t in start._copied.values()) == model.model.norm.weight.nbytes + sum(
+        b.nbytes for _, b in model.named_buffers()
+    )
     with torch.no_grad():
         model.model.norm.weight.zero_()
     start.restore(model)
@@ -119,7 +121,7 @@ def test_a_start_model_that_changes_meanwhile_is_refused(folder: Path, tmp_path:
     with (path / "model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
-    with pytest.raises(ModelError, match="changed while trials start from it"):
+    with pytest.raises(ModelError, match="was changed; all trials"):
         start.restore(model)
 
 
@@ -177,7 +179,7 @@ def test_lora_dropout_only_when_asked(folder: Path) -> None:
     ("lora", "message"),
     [
         (LoraConfig(target_modules=("nowhere",)), "nowhere is not in LlamaForCausalLM"),
-        (LoraConfig(target_modules=("lm_head",)), "output head"),
+        (LoraConfig(target_modules=("lm_head",)), "output layer"),
     ],
 )
 def test_adapters_that_cannot_be_are_refused(folder: Path, lora: LoraConfig, message: str) -> None:
@@ -210,7 +212,7 @@ def test_code_in_a_model_folder_is_not_run(folder: Path, tmp_path: Path) -> None
         '{"model_type": "evil", "auto_map": {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}}'
     )
     (path / "evil.py").write_text(f"open({str(canary)!r}, 'w').close()\n")
-    with pytest.raises(ModelError, match="run only with --trust-remote-code"):
+    with pytest.raises(ModelError, match="runs only with --trust-remote-code"):
         load(path)
     assert not canary.exists()
 

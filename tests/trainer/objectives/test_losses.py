@@ -236,7 +236,7 @@ def test_finite_at_extremes(name: str, scale: float) -> None:
 def test_a_missing_reference_is_an_error(name: str) -> None:
     logps = replace(random_logps(2), reference=None)
     if required_stats(OBJECTIVES[name]).reference:
-        with pytest.raises(ValueError, match="start model"):
+        with pytest.raises(ValueError, match="reference log-probs"):
             evaluate(OBJECTIVES[name], logps)
     else:
         assert torch.isfinite(evaluate(OBJECTIVES[name], logps).loss)

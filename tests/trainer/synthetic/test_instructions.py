@@ -101,7 +101,7 @@ def test_every_family_is_there_and_has_rows_enough() -> None:
 def test_asking_for_more_prompts_than_there_are_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.synthetic.instructions.FAMILIES", {"one": lambda rng: ("Same?", "answer", "a", "b")})
     held_out = is_held_out("Same?")
-    with pytest.raises(ValueError, match="yields 1 distinct prompts here, not 2"):
+    with pytest.raises(ValueError, match="has only 1 distinct prompts here, not 2"):
         _rows(rows=2, split="eval" if held_out else "train")
 
 

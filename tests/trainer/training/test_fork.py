@@ -74,7 +74,7 @@ def test_never_from_the_start_instead(session: TrainingSession, tmp_path: Path, 
         shutil.rmtree(pinned)
     else:
         (checkpoint_path(pinned, 3) / "optimiser.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(ResumeError, match="the checkpoint that this trial goes on from is damaged or gone"):
+    with pytest.raises(ResumeError, match="the checkpoint from which this trial continues is damaged or missing"):
         finish(session.train(config(learning_rate=1e-3), tmp_path / "fork", (), pinned))
 
 

@@ -231,7 +231,7 @@ def test_closed_at_any_point_it_ends_where_the_whole_run_does(cache: Path, tmp_p
     assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("checkpoint-*"))
 
 
-@pytest.mark.parametrize(("where", "word"), [("loss", "the loss is nan"), ("gradient", "the gradient's norm is nan")])
+@pytest.mark.parametrize(("where", "word"), [("loss", "the loss is nan"), ("gradient", "the gradient norm is nan")])
 def test_what_is_not_finite_ends_the_run_before_the_step(
     session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
 ) -> None:
@@ -266,10 +266,10 @@ REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"kind": "orpo", "nll_prompt": False}, {}, "nll_prompt at true"),
     ("sft", {}, "for sft use engine packed"),
     ({"kind": "dpo", "loss_type": "sft"}, {}, "loss_type sft alone"),
-    ({"kind": "dpo", "nll_scale": 0.1, "use_weighting": True}, {}, "would weigh the cross-entropy"),
+    ({"kind": "dpo", "nll_scale": 0.1, "use_weighting": True}, {}, "would apply use_weighting to the cross-entropy"),
     ({"kind": "dpo", "loss_type": ["sigmoid", "aot"]}, {"training": SMALL}, "raise tokens_per_micro_batch"),
     ("dpo", {"model": MODEL | {"dtype": "bfloat16"}}, "set training.stochastic_rounding to false"),
-    ("dpo", {"model": MODEL | {"load_in_4bit": True}, "lora": LORA}, "load_in_4bit is not offered with engine trl"),
+    ("dpo", {"model": MODEL | {"load_in_4bit": True}, "lora": LORA}, "load_in_4bit is not supported by engine trl"),
 ]
 
 

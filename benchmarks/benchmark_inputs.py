@@ -1,4 +1,4 @@
-"""What every contestant gets: the same initial model, tokenizer, rows and order."""
+"""Inputs shared by all contestants: initial model, tokenizer, rows and their order."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
-"""Real preference pairs beside the project, where there are some; generated rows of like lengths otherwise."""
+"""Real preference pairs, if they exist; otherwise rows of similar lengths are generated."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,17 @@ class BenchmarkInputs:
 def prepare(
     folder: Path, *, vocab_size: int, train_rows: int, eval_rows: int, max_length: int = 512
 ) -> BenchmarkInputs:
-    """Write model, train.jsonl and eval.jsonl under `folder`; plain-text rows, none longer than max_length tokens."""
+    """Write model, train.jsonl and eval.jsonl under `folder`; plain-text rows of at most max_length tokens."""
     from transformers import AutoTokenizer
 
     real = (SHARED / "preference-train.jsonl").is_file()
     tokenizer_from = SHARED / "tokenizer-bpe4096" if real else _generated_tokenizer(folder)
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_from)
-    tokenizer.bos_token = None  # TRL's CPO would put one before the template's own start
+    tokenizer.bos_token = None  # TRL's CPO would add one before the template's start
     rows = _real_rows() if real else _generated_rows()
     random.Random(0).shuffle(rows)
     remaining: list[dict[str, str]] = []
-    seen: set[str] = set()  # a prompt that is trained on must not be evaluated
+    seen: set[str] = set()  # prompts of training must not be evaluated
     for row in rows:
         if row["prompt"] in seen:
             continue
@@ -88,7 +88,7 @@ def _generated_tokenizer(folder: Path) -> Path:
 
 
 def _write_model(model: Path, tokenizer: Any, vocab_size: int) -> None:
-    """SPEED.md's Llama: hidden 256, 4 layers; about 7 M parameters with a vocabulary of 8,192."""
+    """Write the Llama of SPEED.md: hidden size 256, 4 layers; about 7 M parameters with a vocabulary of 8,192."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
