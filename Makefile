@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: simulate help install install-test quickstart test golden lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
+.PHONY: docs house simulate help install install-test quickstart test golden lint types imports pytest test-slow test-faults storm bench bench-step bench-adapters bench-gpu bench-driver rehearse pictures format clean
 
 help: ## What can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,6 +42,9 @@ imports: install-test
 
 pytest: install-test
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile -m "not slow and not faults"
+
+house: install-test ## Sizes, names, layers and words of the source, by the rules that tests hold
+	$(BIN)/python -m tests.docs.house
 
 golden: install-test ## Write tests/golden anew: what users see, after a change of it that is meant
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/end_to_end/test_shipped_sweeps.py tests/end_to_end/test_surface.py \
@@ -77,6 +80,9 @@ bench-driver: install ## What an event costs the driver of 2,000 trials over 64 
 
 simulate: install ## What pruning saves and what the order of knowing costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning
+
+docs: install ## Write docs/configuration.md from the schema
+	$(BIN)/python -m docs.make_configuration
 
 pictures: install ## The README's pictures, from the quickstarts in runs/ (needs Chromium)
 	$(BIN)/python -m docs.make_pictures

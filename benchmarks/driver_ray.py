@@ -25,8 +25,9 @@ from dashboards.terminal.progress_views import PlainLogView
 from orchestrator.driver.parent_run import open_sink
 from orchestrator.driver.sweep_driver import AfterTrial
 from orchestrator.execution.controller import TrialController
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import AttemptReport
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.folders import SweepFolder, create_sweep_folder

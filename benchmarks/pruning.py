@@ -1,6 +1,6 @@
-"""Simulate what pruners save and how often they keep the best trial, and the cost of the visibility rule.
+"""Simulate what pruners save, how often they keep the best trial, and the cost of the visibility rule.
 
-`python -m benchmarks.pruning --seeds 100` writes the tables into docs/decisions.md.
+`python -m benchmarks.pruning --seeds 100` writes the tables into docs/search.md.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from orchestrator.spec.sweep_spec import SweepSpec
 TRIALS, SLOTS = 200, 16
 NEAR = 0.005
 """Regret up to which two trials count as equal: half a point of held-out accuracy."""
-PAGE = Path(__file__).parents[1] / "docs" / "decisions.md"
+PAGE = Path(__file__).parents[1] / "docs" / "search.md"
 BEGIN, END = "<!-- tables: make simulate -->", "<!-- end of tables -->"
 NONE = "none"
 LAGS = (1, 2, 3, 4)

@@ -1,1 +1,1 @@
-"""How to look at a sweep: tables, the terminal, pages."""
+"""Views of a sweep: statistics, diagnosis, HTML report, terminal output, MLflow pages."""

@@ -1,15 +1,20 @@
-"""Learning curves and progress as one line of text."""
+"""Values, settings, durations, sparklines and progress bars as text; consoles of a width that breaks no line."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
 
 _BARS = "▁▂▃▄▅▆▇█"
 
 
 def sparkline(values: Sequence[float], width: int = 12) -> str:
-    """The curve of a metric in `width` characters; non-finite values are shown as `!`."""
+    """Draw values as a sparkline of at most `width` characters; non-finite values are shown as `!`."""
     if not values:
         return ""
     picked = _downsample(values, width)
@@ -30,13 +35,13 @@ def _downsample(values: Sequence[float], width: int) -> list[float]:
 
 
 def progress_bar(share: float, width: int) -> str:
-    """A progress bar of `width` characters."""
+    """Draw a progress bar of `width` characters; `share` in [0, 1]."""
     filled = round(max(0.0, min(1.0, share)) * width)
     return "━" * filled + "─" * (width - filled)
 
 
 def format_duration(seconds: float | None) -> str:
-    """Seconds as a person says them: 42 s, 3 min 10 s, 2 h 05 min."""
+    """Format seconds as 42 s, 3 min 10 s or 2 h 05 min; "–" for None."""
     if seconds is None or not math.isfinite(seconds):
         return "–"
     total = max(0, round(seconds))
@@ -45,3 +50,84 @@ def format_duration(seconds: float | None) -> str:
     if total < 3600:
         return f"{total // 60} min {total % 60:02d} s"
     return f"{total // 3600} h {total % 3600 // 60:02d} min"
+
+
+def format_hours(seconds: float) -> str:
+    """Format seconds as hours with one or two decimals."""
+    hours = seconds / 3600
+    return f"{hours:.2f}" if hours < 10 else f"{hours:,.1f}"
+
+
+def format_count(count: float) -> str:
+    """Format a count as 1.2 M, 350 k or 42."""
+    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return f"{count:.0f}"
+
+
+def format_counts(found: Mapping[str, int]) -> str:
+    """Format as `9 complete, 1 pruned`."""
+    return ", ".join(f"{count} {word}" for word, count in found.items())
+
+
+def short_names(paths: Sequence[str]) -> dict[str, str]:
+    """Return the shortest unique suffix of each path: loss.beta -> beta."""
+    out: dict[str, str] = {}
+    for path in paths:
+        parts = path.split(".")
+        for k in range(1, len(parts) + 1):
+            tail = ".".join(parts[-k:])
+            if sum(p == tail or p.endswith("." + tail) for p in paths) == 1:
+                out[path] = tail
+                break
+        else:
+            out[path] = path
+    return out
+
+
+def format_value(value: Any) -> str:
+    """Format a hyperparameter or metric with four significant digits: 6e-07, 0.7312, sigmoid."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if isinstance(value, int):
+        return str(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e5):
+        mantissa, exponent = f"{value:.3e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def format_brief(value: float | None) -> str:
+    """Format a measured value with three significant digits; "–" for None."""
+    return "–" if value is None else format_value(float(f"{value:.3g}"))
+
+
+def format_signed(value: float) -> str:
+    """Format a change with its sign and two significant digits."""
+    return ("+" if value > 0 else "") + format_value(float(f"{value:.2g}"))
+
+
+def format_params(params: Mapping[str, Any], paths: Sequence[str]) -> str:
+    """Format as `beta=2 gamma=0.5 learning_rate=6e-7`, only the settings that this trial has."""
+    short = short_names(paths)
+    return " ".join(f"{short[p]}={format_value(params[p])}" for p in paths if p in params)
+
+
+_PIPED_WIDTH = 160
+
+
+def wide_console(piped_width: int = _PIPED_WIDTH, *, highlight: bool = True) -> Console:
+    """Return a console on standard output; piped output has `piped_width` columns, so that lines are not wrapped."""
+    console = Console(highlight=highlight)
+    return console if console.is_terminal else Console(highlight=highlight, width=piped_width)
+
+
+def table_width(table: Table) -> Measurement:
+    """Measure the columns that a table needs, whatever the terminal's width."""
+    console = Console(width=1000, height=100)  # rich ignores width alone on a dumb terminal
+    return Measurement.get(console, console.options, table)

@@ -1,8 +1,8 @@
-"""A sweep in MLflow's own pages: the parent run's description (Markdown) and the saved view of charts.
+"""A sweep in the MLflow UI: the parent run's description (Markdown) and the saved view of charts.
 
 The description has state, winner, diagnosis, trials and links; links of the form `mlflow:...` are completed by
-orchestrator.tracking, which knows MLflow's ids. The view is an experiment tag in the form that MLflow's UI saves (read
-from mlflow 3.17).
+orchestrator.tracking, which knows MLflow's ids. The view is an experiment tag in the format that MLflow's UI saves
+(read from mlflow 3.17).
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ import zlib
 from collections.abc import Sequence
 from typing import Any
 
-from dashboards.analysis.sweep_frame import format_counts, format_params, format_value, short_names, state_counts
+from dashboards.analysis.sweep_frame import state_counts
 from dashboards.diagnosis.findings import Finding
+from dashboards.formatting import format_counts, format_params, format_value, short_names
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, rank_trials
 from orchestrator.tracking.run_metadata import view_key
 
 _ROWS, _STOPPED, _FINDINGS, _MORE_IN_REPORT, _TITLES = 10, 8, 3, 4, 2
-"""MLflow takes 8000 characters."""
+"""Numbers of rows and findings that keep the description within MLflow's limit of 8000 characters."""
 _MAX_REASON_LENGTH = 160
 _MAX_EVIDENCE_LENGTH = 320
 
@@ -34,12 +35,17 @@ def run_description(
     report: bool = False,
     judgements: tuple[int, str] | None = None,
 ) -> str:
-    """Return the description in Markdown.
+    """Return the parent run's description in Markdown.
 
-    `state`: running, finished or interrupted. `report`: whether report.html is attached. `judgements`: the best trial
-    that a judge has seen, and its judgement.
+    Args:
+        spec: the sweep.
+        records: all trials.
+        state: running, finished or interrupted.
+        findings: findings of the diagnosis, most serious first.
+        report: whether report.html is attached to the run.
+        judgements: number and judgement summary of the best judged trial.
     """
-    parts = [_status_line(spec, records, state)]  # MLflow folds what comes after the first lines
+    parts = [_status_line(spec, records, state)]  # MLflow collapses everything after the first lines
     if findings:
         parts.append(" · ".join(f"**{finding.level}:** {_one_line(finding.title)}" for finding in findings[:_TITLES]))
     if judgements is not None:
@@ -65,7 +71,7 @@ def run_description(
 
 
 def state_label(record: TrialRecord) -> str:
-    """How a trial stands, in one word; a diverged one is told from one that was pruned."""
+    """Return the trial's state in lower case; "diverged" for a trial that the divergence guard stopped."""
     return "diverged" if record.diverged else record.state.lower()
 
 
@@ -106,12 +112,14 @@ def _table(spec: SweepSpec, records: Sequence[TrialRecord], last: str) -> str:
         cells = [f"[{record.number}](mlflow:{record.number})", state_label(record)]
         cells += [format_value(record.params.get(path)) for path in paths]
         rows.append([*cells, _one_line(record.reason) if last == "reason" else format_value(record.value)])
-    apart = [[first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows]  # MLflow leaves no room itself
-    return "\n".join("| " + " | ".join(row) + " |" for row in (apart[0], rule, *apart[1:]))
+    padded = [
+        [first, *(f"&nbsp;{cell}" for cell in others)] for first, *others in rows
+    ]  # MLflow's cells have no padding
+    return "\n".join("| " + " | ".join(row) + " |" for row in (padded[0], rule, *padded[1:]))
 
 
 def _one_line(text: str, longest: int = _MAX_REASON_LENGTH) -> str:
-    """Text that cannot break out of its line, its cell or its tag."""
+    """Return the text on one line, with `|` and `<` escaped, cut to `longest` characters."""
     flat = " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
     return flat if len(flat) <= longest else flat[:longest].rstrip() + " …"
 
@@ -129,19 +137,21 @@ _LINES = (
     (_REWARDS, "reward margin, training", ("rewards/margins",)),
     (_REWARDS, "reward accuracy, training", ("rewards/accuracies",)),
 )
-"""Rows of three. MLflow heads a chart with its metrics' names; ours are for whoever edits it."""
+"""Section, name and metrics of the line charts. The UI shows the metrics as title and the name only in the editor."""
 _OF_GROUPS = ("eval_margins", "eval_accuracies", "eval_logps", "eval_logps_per_token", "eval_rewards", "eval_lengths")
 _GROUPS = (*_OF_GROUPS, *(name.removeprefix("eval_") for name in _OF_GROUPS))
-"""Sections that MLflow makes by itself from the metrics' names; kept, folded, below ours."""
+"""Sections that MLflow generates from the metrics' names; shown collapsed below the configured ones."""
 _MORE = "Model metrics"
 """MLflow's own section for metrics without a group."""
 
 _SECTION_DISPLAY = {"columns": 2, "cardHeight": 420}
-"""Axes with names need more room than lines do."""
+"""Two columns instead of three: charts of settings have long axis labels."""
 
 
 def saved_view(spec: SweepSpec, runs: str, at: float) -> tuple[str, str]:
-    """The experiment tag that holds the view. `runs` is MLflow's filter for the trials, `at` in Unix seconds."""
+    """Return key and value of the experiment tag with the view. `runs`: MLflow's filter for the trials; `at`: epoch
+    seconds.
+    """
     state = json.dumps(view_state(spec, runs), separators=(",", ":"))
     packed = "deflate;" + base64.b64encode(zlib.compress(state.encode(), 9)).decode()
     when = int(at * 1000)
@@ -150,7 +160,7 @@ def saved_view(spec: SweepSpec, runs: str, at: float) -> tuple[str, str]:
 
 
 def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
-    """Search, columns, sections and charts, as the UI's own state names them."""
+    """Return filter, columns, sections and charts in the format of the UI's state."""
     sections = [_section(_OUTCOME), _section(_SEARCH) | _SECTION_DISPLAY, _section(_TRAINING), _section(_REWARDS)]
     sections += [_section(name, shown=False) for name in (*_GROUPS, _MORE)]
     objective = f"metrics.`{spec.goal.metric}`"
@@ -213,7 +223,7 @@ def _lines() -> list[dict[str, Any]]:
 
 
 def _search_charts(spec: SweepSpec) -> list[dict[str, Any]]:
-    """Parallel coordinates over all that is searched; a contour over two numbers, beta and gamma where they are."""
+    """Return parallel coordinates of all searched settings and a contour of two numeric ones, first beta and gamma."""
     paths, objective = spec.search.paths, spec.goal.metric
     if not paths:
         return []
@@ -234,6 +244,6 @@ def _two_numbers(spec: SweepSpec) -> tuple[str, str] | None:
 
 
 def _numeric(spec: SweepSpec, path: str) -> bool:
-    """A range is of numbers; a list is when every value is."""
+    """Return whether the setting is a range or a list of numbers."""
     listed = spec.search.listed_values(path)
     return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in listed)

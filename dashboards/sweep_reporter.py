@@ -1,4 +1,4 @@
-"""`DashboardReporter`: a sweep's description in MLflow, its saved charts and its report, for the driver."""
+"""`DashboardReporter`: writes a sweep's MLflow description, saved charts and report for the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.study.trial_records import rank_trials
 from orchestrator.tracking.run_metadata import trials_filter
 
 MAX_DIAGNOSED_TRIALS = 200
-"""Trials. A diagnosis reads every metric: with more of them a running sweep leaves it to its end and to `report`."""
+"""Trials. A running sweep with more is not diagnosed before its end, as a diagnosis reads every metric."""
 
 
 class DashboardReporter:
@@ -26,11 +26,15 @@ class DashboardReporter:
         return saved_view(spec, trials_filter(spec.name), time.time())
 
     def describe(self, study: Study, state: str, *, steps: UpdatesOf | None, diagnose: bool = True) -> str:
-        """Return the description of the sweep as it stands now."""
+        """Return the sweep's current description in Markdown."""
         return _description(study, state, _findings(study, state, steps) if diagnose else ())
 
     def write_report(self, study: Study, state: str, *, steps: UpdatesOf | None) -> ReportFiles:
-        """Write report.html and its figures into the sweep's folder."""
+        """Write report.html and its figures into the sweep's folder.
+
+        Raises:
+            StorageRefused: a file cannot be written.
+        """
         from dashboards.analysis.load_frame import load_frame
         from dashboards.diagnosis.diagnose import analyze
         from dashboards.report.html_page import draw_panels, write_figures, write_report

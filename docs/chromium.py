@@ -67,7 +67,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        return self._browser.call(method, params, self._session, self._heard)
+        return self._browser.call(method, params, self._session, self._on_event)
 
     def look(self, url: str, *, width: int, height: int = 900, dark: bool = False, ready: str = "true") -> None:
         """Open `url` at this width and wait until the JavaScript expression `ready` holds."""
@@ -106,7 +106,7 @@ class Page:
         """A PDF, as the print dialogue makes it."""
         to.write_bytes(base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"]))
 
-    def _heard(self, event: dict[str, Any]) -> None:
+    def _on_event(self, event: dict[str, Any]) -> None:
         params = event.get("params", {})
         match event.get("method"):
             case "Runtime.exceptionThrown":
@@ -138,9 +138,9 @@ class Chromium:
         return Page(self, session)
 
     def call(
-        self, method: str, params: dict[str, Any], session: str | None = None, heard: Any = None
+        self, method: str, params: dict[str, Any], session: str | None = None, on_event: Any = None
     ) -> dict[str, Any]:
-        """Send a command and wait for its answer; events on the way go to `heard`."""
+        """Send a command and wait for its answer; events on the way go to `on_event`."""
         self._next += 1
         message = {"id": self._next, "method": method, "params": params} | ({"sessionId": session} if session else {})
         data = json.dumps(message).encode() + b"\0"
@@ -152,8 +152,8 @@ class Chromium:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
                 return answer["result"]
-            if heard is not None and "method" in answer and answer.get("sessionId") == session:
-                heard(answer)
+            if on_event is not None and "method" in answer and answer.get("sessionId") == session:
+                on_event(answer)
 
     def _read(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:

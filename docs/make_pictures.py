@@ -29,7 +29,7 @@ from orchestrator.commands.status import status
 from orchestrator.driver.data_stage import load_report, updates_by_params
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps, runs_folder
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import connect, ensure_experiment, tracking_uri
+from orchestrator.tracking.mlflow_client import connect, ensure_experiment, tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import run_page, trials_filter
 
@@ -60,7 +60,7 @@ def terminal(name: str, to: Path) -> None:
     print_final_summary(spec, views, console, steps=steps)
     print_findings(diagnose(load_sweep_frame(folder)), name, console)
     drawn = console.export_svg(title=f"orchestrate sweep sweeps/{name}.yaml")
-    to.write_text(_FONT.sub("", drawn), encoding="utf-8")  # rich would fetch a font from elsewhere
+    to.write_text(_FONT.sub("", drawn), encoding="utf-8")  # rich would fetch a font from the network
 
 
 def mlflow(name: str, chromium: Chromium, folder: Path) -> None:

@@ -27,6 +27,11 @@ def closest_match(word: str, known: Iterable[str], cutoff: float = 0.6) -> str |
     return found[0] if found else None
 
 
+def first_line(error: object) -> str:
+    """The first line of an error's text that is not empty."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+
+
 class OrchestrateError(Exception):
     """Base class: an error with a message for the user and an exit code, printed without a traceback."""
 

@@ -6,7 +6,6 @@ The lock is a flock on `driver.lock`: the kernel releases it when the holding pr
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -16,11 +15,10 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
 from uuid import uuid4
 
 from orchestrator.errors import InvalidSweepName, NameTaken, NoSuchSweep, SweepHeld, closest_match
-from trainer.storage.atomic_files import failpoint, fsync, write_text
+from trainer.storage.atomic_files import FileLock, failpoint, fsync, write_text
 
 FAILURE_FILE = "failure.txt"
 """In an attempt's folder: the traceback of the error that ended it."""
@@ -155,48 +153,53 @@ def _folder(root: Path, name: str) -> SweepFolder:
     return folder
 
 
-_POLL_SECONDS = 0.5
+NETWORK_FILESYSTEMS = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "gpfs", "glusterfs", "afs", "9p"}
+    | {"fuse.sshfs", "fuse.glusterfs"}
+)
+"""File systems of other machines, on which SQLite's locks do not hold."""
+
+
+def filesystem_type(path: Path) -> str:
+    """Type of the file system that holds `path`, such as `ext4`; empty where the system does not tell."""
+    import psutil
+
+    path, best, kind = path.resolve(), -1, ""
+    try:
+        mounts = psutil.disk_partitions(all=True)
+    except OSError:  # no /proc
+        return ""
+    for mount in mounts:
+        depth = len(Path(mount.mountpoint).parts)
+        if path.is_relative_to(mount.mountpoint) and depth >= best:  # a later mount covers an earlier one
+            best, kind = depth, mount.fstype
+    return kind
+
+
+_LOCK_SECONDS = 0.5
 """Seconds. `status` takes the lock for a moment, so a single failed attempt does not mean that a driver runs."""
 
 
 @contextmanager
 def sweep_lock(folder: SweepFolder) -> Generator[None]:
     """Hold the sweep's driver lock while entered. Raises SweepHeld, which names the holder."""
-    with folder.lock.open("a+", encoding="utf-8") as file:
-        deadline = time.monotonic() + _POLL_SECONDS
-        while not _locked(file):
-            if time.monotonic() > deadline:
-                raise SweepHeld(folder.name, _read_holder(folder.lock))
-            time.sleep(0.02)
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T')}, boot {_boot_id()}")
-        file.flush()
+    since = time.strftime("%F %T")
+    lock = FileLock(folder.lock, f"pid {os.getpid()} on {socket.gethostname()}, since {since}, boot {_boot_id()}")
+    if not lock.acquire(_LOCK_SECONDS):
+        raise SweepHeld(folder.name, _shown_holder(lock.holder() or ""))
+    try:
         yield
-        file.truncate(0)
+    finally:
+        lock.release()
 
 
 def lock_holder(folder: SweepFolder) -> str | None:
     """Return the process that holds the sweep's lock, as text; None if no driver runs."""
-    if not folder.lock.exists():
-        return None
-    with folder.lock.open(encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _read_holder(folder.lock)
-    return None
+    text = FileLock(folder.lock).holder()
+    return None if text is None else _shown_holder(text)
 
 
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _read_holder(path: Path) -> str:
-    text = path.read_text(encoding="utf-8").strip()
+def _shown_holder(text: str) -> str:
     return text.partition(", boot")[0] or "a process that is just starting"
 
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from orchestrator.spec.sweep_spec import SweepSpec
-from orchestrator.study.study import Study
-from orchestrator.study.trial_records import TrialRecord
 from trainer.results import StepMetrics
+
+if TYPE_CHECKING:
+    from orchestrator.study.study import Study
+    from orchestrator.study.trial_records import TrialRecord
 
 UpdatesOf = Callable[[Mapping[str, Any]], int]
 

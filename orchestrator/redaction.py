@@ -12,7 +12,7 @@ MASK = "***"
 _SECRET_NAME = re.compile(r"TOKEN|KEY|PASSWORD|PASSWD|SECRET|CREDENTIAL|WEBHOOK", re.IGNORECASE)
 _MIN_SECRET_LENGTH = 8
 """Shorter values are words like `true` or `0`; masking them would garble ordinary text."""
-_URI_CREDENTIALS = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s@]+@")
+_URI_CREDENTIALS = re.compile(r'(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^/\s"]+@')
 
 
 def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
@@ -40,6 +40,11 @@ def redact(text: str, secrets: list[str] | None = None) -> str:
     for secret in secret_values() if secrets is None else secrets:
         text = text.replace(secret, MASK)
     return _URI_CREDENTIALS.sub(rf"\g<scheme>{MASK}@", text)
+
+
+def without_credentials(uri: str) -> str:
+    """Return the URI without user and password."""
+    return _URI_CREDENTIALS.sub(r"\g<scheme>", uri)
 
 
 def redact_all(value: Any, secrets: list[str]) -> Any:

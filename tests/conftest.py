@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +21,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files stay whole and in their order; only folders move, so that two processes end together."""
 
     def place(item: pytest.Item) -> int:
-        if item.path.name == "test_forks.py":
-            return -1  # it forks this process, which other tests leave with threads
         folder = item.path.parent.relative_to(HERE).as_posix() if item.path.is_relative_to(HERE) else ""
         return _LONG.index(folder) if folder in _LONG else len(_LONG)
 
     items.sort(key=place)
+
+
+@pytest.fixture(autouse=True)
+def end_heartbeats() -> Iterator[None]:
+    """End the heartbeats of studies that a test did not dispose, which Ray may hold until its next run.
+
+    Some tests fork this process. A heartbeat inside SQLite at that moment would leave its lock taken in the child.
+    """
+    yield
+    for thread in threading.enumerate():
+        if thread.name == "heartbeat" and (run := getattr(thread, "_target", None)) is not None:
+            run.__self__.end()
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from types import FrameType
 from trainer.config.position_limits import known_positions, length_findings
 from trainer.config.trial import TrialConfig
 from trainer.config.yaml_files import InvalidTrialFile, load_trial
-from trainer.results import JsonLinesReporter, Reporter, RunResult, RunStatus, StepMetrics, TrialError
+from trainer.results import JsonLinesReporter, RunResult, RunStatus, StepMetrics, TrialError
 
 log = logging.getLogger("trainer")
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train the trial named on the command line and return the exit code."""
     options = _options(arguments)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     try:
         config = load_trial(options.trial)
         check_lengths(config, options.trial)
@@ -102,15 +102,14 @@ def _install_signal_handlers(interrupt: Callable[[], None]) -> list[int]:
     return received
 
 
-def _drive(run: Generator[StepMetrics, None, RunResult], reporter: Reporter | None) -> RunResult:
+def _drive(run: Generator[StepMetrics, None, RunResult], reporter: JsonLinesReporter | None) -> RunResult:
     while True:
         try:
             step_metrics = next(run)
         except StopIteration as end:
             return end.value
-        if reporter is not None and (decision := reporter.report(step_metrics)).stop:
-            run.close()
-            return RunResult(RunStatus.STOPPED, decision.reason, step_metrics.step)
+        if reporter is not None:
+            reporter.report(step_metrics)
 
 
 if __name__ == "__main__":

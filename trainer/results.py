@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import TextIO
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,25 +73,16 @@ class RunResult:
     folder: Path | None = None
 
 
-class Reporter(Protocol):
-    """Receives metrics; its decision may stop the run."""
-
-    def report(self, metrics: StepMetrics) -> StopDecision:
-        """Take the metrics of one update."""
-        ...
-
-
 class JsonLinesReporter:
     """Writes one JSON object per line and never stops a run; used by `python -m trainer`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
-    def report(self, metrics: StepMetrics) -> StopDecision:
+    def report(self, metrics: StepMetrics) -> None:
         """Write the metrics."""
         self._stream.write(json.dumps({"step": metrics.step, **metrics.metrics}) + "\n")
         self._stream.flush()
-        return CONTINUE
 
 
 class TrialError(Exception):

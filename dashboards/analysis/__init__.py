@@ -1,1 +1,1 @@
-"""A sweep as one value, and what can be concluded from it."""
+"""`SweepFrame` (a sweep loaded from its study) and the statistics computed from it."""

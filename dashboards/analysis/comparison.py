@@ -1,4 +1,4 @@
-"""Several sweeps side by side by the comparison metric, which no objective scales; and whether they may be compared.
+"""Comparison of several sweeps by the comparison metric, which no loss hyperparameter scales.
 
 Sweeps are comparable at equal data, initial model, tokens and pairs per update; mismatches are listed. `merge_frames`
 makes one sweep of all trials, ranked by the comparison metric.
@@ -15,38 +15,40 @@ from typing import Any
 from dashboards.analysis.held_out_pairs import metric_by_pair
 from dashboards.analysis.run_costs import costs
 from dashboards.analysis.significance import Difference, Significance, analyze_significance, paired_difference
-from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame, format_value, short_names
+from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.formatting import format_value, short_names
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.search.dimensions import Choice
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.importance import importance
 from trainer.metrics import COMPARISON_METRIC, EVAL
 
-_TOKENS = 1.05
-"""Tokens of the compared trials may differ by this factor: lengths of the drawn pairs vary."""
-_EFFORT = 1.5
+_TOKEN_RATIO = 1.05
+"""Largest ratio of training tokens that counts as matched: the lengths of sampled pairs vary."""
+_EFFORT_RATIO = 1.5
+"""Largest ratio of complete trials that counts as matched."""
 _INITIAL_METRIC = f"{EVAL}logps_per_token/chosen"
 
 Entry = tuple[SweepFrame, TrialFrame | None]
 
 
 def find_mismatches(entries: Sequence[Entry]) -> list[str]:
-    """What is not matched between these sweeps and their best trials, in words with the numbers."""
+    """Return one sentence, with the numbers, for each condition in which these sweeps and best trials differ."""
     problems = [
         _differ("the data differs", entries, lambda f, _: None if f.data is None else f.data.fingerprint[:12]),
         _held_out_mismatch(entries),
-        _differ("the start models differ", entries, lambda f, _: _model(f)),
+        _differ("the initial models differ", entries, lambda f, _: _model(f)),
         _initial_mismatch(entries),
-        _differ("pairs per update differ", entries, lambda _, c: None if c is None else str(_held_out_rows(c))),
+        _differ("pairs per update differ", entries, lambda _, c: None if c is None else str(_pairs_per_update(c))),
         _differ("updates differ", entries, lambda _, c: None if c is None else f"{c.curves.step:,}"),
         _token_mismatch(entries),
         _differ("precision differs", entries, lambda f, _: _precision(f)),
-        _differ("what is trained differs", entries, lambda f, _: "LoRA" if f.spec.base.lora else "all weights"),
+        _differ("the trained weights differ", entries, lambda f, _: "LoRA" if f.spec.base.lora else "all weights"),
         _effort_mismatch(entries),
     ]
     unfinished = [f"{frame.name} is {frame.state}" for frame, _ in entries if frame.state != "finished"]
-    return [line for line in problems if line] + [f"{text}: this is how it stands now." for text in unfinished]
+    return [line for line in problems if line] + [f"{text}: its results are preliminary." for text in unfinished]
 
 
 def _differ(what: str, entries: Sequence[Entry], of: Callable[[SweepFrame, TrialFrame | None], str | None]) -> str:
@@ -56,7 +58,7 @@ def _differ(what: str, entries: Sequence[Entry], of: Callable[[SweepFrame, Trial
     return f"Not matched: {what} (" + "; ".join(f"{name}: {value}" for name, value in known) + ")."
 
 
-def _held_out_rows(trial: TrialFrame) -> int:
+def _pairs_per_update(trial: TrialFrame) -> int:
     return trial.config.training.pairs_per_update
 
 
@@ -73,18 +75,18 @@ def _precision(frame: SweepFrame) -> str:
 
 
 def _initial_mismatch(entries: Sequence[Entry]) -> str:
-    """Measured, where names say nothing: the start's log-prob of the held-out pairs."""
+    """Compare the initial models by their log-probs of the held-out pairs: equal names do not prove equal weights."""
     known = [(frame.name, value) for frame, _ in entries if (value := frame.initial_value(_INITIAL_METRIC)) is not None]
     if len(known) < 2 or all(math.isclose(value, known[0][1], rel_tol=1e-4) for _, value in known):
         return ""
     listed = "; ".join(f"{name}: {format_value(value)}" for name, value in known)
-    return f"Not matched: the start models see the held-out pairs differently (log-prob per chosen token {listed})."
+    return f"Not matched: the initial models have other log-probs of the held-out pairs (per chosen token {listed})."
 
 
 def _held_out_mismatch(entries: Sequence[Entry]) -> str:
     known = [(frame.name, trial.pairs) for frame, trial in entries if trial is not None and trial.pairs is not None]
     if len(known) < len([trial for _, trial in entries if trial is not None]):
-        return "Some trials left no held-out pairs: differences to them have no interval."
+        return "Some trials stored no log-probs of held-out pairs: differences to them have no interval."
     if not known or all(pairs.same_pairs(known[0][1]) for _, pairs in known):
         return ""
     listed = "; ".join(f"{name}: {len(pairs)}" for name, pairs in known)
@@ -95,15 +97,17 @@ def _token_mismatch(entries: Sequence[Entry]) -> str:
     known = [(frame.name, trial.tokens) for frame, trial in entries if trial is not None]
     counted = [(name, tokens) for name, tokens in known if tokens is not None]
     if len(counted) < len(known):
-        return "The tokens of some trials are not known, so whether they are matched is not either."
-    if len(counted) < 2 or max(t for _, t in counted) <= _TOKENS * min(t for _, t in counted):
+        return "Some trials logged no token counts, so that equal training tokens cannot be checked."
+    if len(counted) < 2 or max(t for _, t in counted) <= _TOKEN_RATIO * min(t for _, t in counted):
         return ""
-    return "Not matched: tokens of training (" + "; ".join(f"{name}: {tokens:,.0f}" for name, tokens in counted) + ")."
+    return (
+        "Not matched: training tokens differ (" + "; ".join(f"{name}: {tokens:,.0f}" for name, tokens in counted) + ")."
+    )
 
 
 def _effort_mismatch(entries: Sequence[Entry]) -> str:
     counts = [(frame.name, len(frame.ranked)) for frame, _ in entries if frame.ranked]
-    if len(counts) < 2 or max(n for _, n in counts) <= _EFFORT * min(n for _, n in counts):
+    if len(counts) < 2 or max(n for _, n in counts) <= _EFFORT_RATIO * min(n for _, n in counts):
         return ""
     listed = "; ".join(f"{name}: {n}" for name, n in counts)
     return f"Not matched: the best of many trials looks better than the best of few (complete trials {listed})."
@@ -111,9 +115,9 @@ def _effort_mismatch(entries: Sequence[Entry]) -> str:
 
 COMPARISON_OBJECTIVE = Objective(metric=COMPARISON_METRIC, direction="maximize")
 _WITHOUT_EFFECT = frozenset(
-    f"training.{leaf}" for leaf in ("eval_steps", "save_steps", "logging_steps", "tokens_per_micro_batch", "max_steps")
+    f"training.{key}" for key in ("eval_steps", "save_steps", "logging_steps", "tokens_per_micro_batch", "max_steps")
 )
-"""Settings that say how a run is looked at, or that the check of updates says already."""
+"""Settings that only affect evaluation and logging, or that the comparison of updates covers."""
 _EQUIVALENT_PATH = "loss.gamma_beta_ratio"
 
 
@@ -123,15 +127,15 @@ def merge_frames(frames: Sequence[SweepFrame]) -> SweepFrame:
     Trials are labeled `sweep/number` and described by every setting that varies among the sweeps.
     """
     first = frames[0]
-    placed = [(frame, trial, trial.config.flat_params()) for frame in frames for trial in frame.trials]
+    rows = [(frame, trial, trial.config.flat_params()) for frame in frames for trial in frame.trials]
     searched = list(dict.fromkeys(path for frame in frames for path in frame.paths))
-    problems = ["loss.kind", *searched, *_differing_fixed_paths(frames)]
-    varied = [p for p in dict.fromkeys(problems) if len({repr(own_paths.get(p)) for _, _, own_paths in placed}) > 1]
+    candidates = ["loss.kind", *searched, *_differing_fixed_paths(frames)]
+    varied = [p for p in dict.fromkeys(candidates) if len({repr(own_paths.get(p)) for _, _, own_paths in rows}) > 1]
     if "loss.gamma" in varied:
         varied = [p for p in varied if p != _EQUIVALENT_PATH]
-    paths = tuple(p for p in varied if all(_scalar(own_paths.get(p)) for _, _, own_paths in placed))
+    paths = tuple(p for p in varied if all(_scalar(own_paths.get(p)) for _, _, own_paths in rows))
     trials: list[TrialFrame] = []
-    for number, (frame, trial, own_paths) in enumerate(placed):
+    for number, (frame, trial, own_paths) in enumerate(rows):
         value = trial.last(COMPARISON_METRIC) if trial.record.value is not None else None
         params = {p: own_paths[p] for p in paths if p in own_paths}
         record = dataclasses.replace(trial.record, number=number, params=params, value=value, values=None)
@@ -161,7 +165,7 @@ def merge_frames(frames: Sequence[SweepFrame]) -> SweepFrame:
 
 
 def _differing_fixed_paths(frames: Sequence[SweepFrame]) -> list[str]:
-    """Settings of the objective and of the training that each sweep fixes, at other values than the others."""
+    """Return the `loss.*` and `training.*` settings of `base` that differ between the sweeps."""
     bases = [frame.spec.base.flat_params() for frame in frames]
     shared = set(bases[0]).intersection(*bases[1:])
     return sorted(
@@ -190,11 +194,11 @@ class ComparedSweep:
     trial: TrialFrame | None
     value: float | None
     behind: Difference | None = None
-    """The first contender minus this one; None for the first, and where it cannot be told."""
+    """Best sweep minus this one; None for the best one, and without common held-out pairs."""
 
     @property
     def objective(self) -> str:
-        """loss.kind, and its type where it has several."""
+        """`loss.kind`, with `loss.loss_type` where it is not the default."""
         loss = (self.trial.config if self.trial else self.frame.spec.base).loss
         kind = getattr(loss, "loss_type", None)
         plain = kind in (None, "sigmoid")
@@ -202,13 +206,13 @@ class ComparedSweep:
 
     @property
     def own_best(self) -> TrialFrame | None:
-        """The best by the sweep's own objective."""
+        """Best trial by the sweep's own objective."""
         return next(iter(self.frame.ranked), None)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SweepComparison:
-    """Contenders, the best first, what makes the comparison doubtful, and all trials in one frame."""
+    """Compared sweeps, best first; warnings about conditions that differ; the analysis of all trials in one frame."""
 
     sweeps: tuple[ComparedSweep, ...]
     warnings: tuple[str, ...]
@@ -216,16 +220,16 @@ class SweepComparison:
 
 
 def compare_sweeps(frames: Sequence[SweepFrame]) -> SweepComparison:
-    """Rank these sweeps by the common comparison metric."""
+    """Rank these sweeps by the comparison metric of their best trials."""
     found = [_compared_sweep(frame) for frame in frames]
     ranked = sorted(found, key=lambda c: (c.value is None, -(c.value or 0.0)))
     first = ranked[0].trial
-    placed = [ranked[0], *(dataclasses.replace(c, behind=_behind(first, c.trial)) for c in ranked[1:])]
+    compared = [ranked[0], *(dataclasses.replace(c, behind=_behind(first, c.trial)) for c in ranked[1:])]
     merged = merge_frames(frames)
     significance: Significance | None = analyze_significance(merged)
     weights = importance(merged.space, [trial.record for trial in merged.trials], merged.objective)
-    warnings = [*find_mismatches([(c.frame, c.trial) for c in placed]), *_own_choices(placed)]
-    return SweepComparison(tuple(placed), tuple(warnings), SweepAnalysis(merged, significance, (), weights))
+    warnings = [*find_mismatches([(c.frame, c.trial) for c in compared]), *_own_choices(compared)]
+    return SweepComparison(tuple(compared), tuple(warnings), SweepAnalysis(merged, significance, (), weights))
 
 
 def _compared_sweep(frame: SweepFrame) -> ComparedSweep:
@@ -248,15 +252,15 @@ def _behind(first: TrialFrame | None, other: TrialFrame | None) -> Difference | 
 
 def _own_choices(sweeps: Sequence[ComparedSweep]) -> list[str]:
     return [
-        f"{c.frame.name}: its own goal ({c.frame.objective.metric}) chose trial {own.label}, "
-        f"the ruler trial {c.trial.label}."
+        f"{c.frame.name}: its own objective ({c.frame.objective.metric}) selects trial {own.label}, "
+        f"the comparison metric trial {c.trial.label}."
         for c in sweeps
         if c.trial is not None and (own := c.own_best) is not None and own is not c.trial
     ]
 
 
 def as_json(found: SweepComparison) -> dict[str, Any]:
-    """For `--json`."""
+    """Return the comparison as printed by `compare --json`."""
     rows: list[dict[str, Any]] = []
     for rank, c in enumerate(found.sweeps, 1):
         usage = costs(c.frame.trials)

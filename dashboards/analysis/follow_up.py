@@ -1,4 +1,4 @@
-"""The next sweep from the diagnosis: what to search and why, and its file with a comment over each searched setting."""
+"""Follow-up sweep made from a diagnosis: the next search space, and a YAML file with the reason above each setting."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from typing import Any
 from dashboards.analysis.next_ranges import NextRange, next_range
 from dashboards.analysis.param_effects import SEED, boundary_optimum, diverged_from, round_value
 from dashboards.analysis.significance import Significance
-from dashboards.analysis.sweep_frame import SweepFrame, format_brief, format_value
+from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.diagnosis.findings import Finding, FindingLevel
+from dashboards.formatting import format_brief, format_value
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.samplers import GridSampler, RandomSampler
@@ -31,18 +32,18 @@ _MAX_GRID_POINTS = 36
 _TRIALS = 24
 _MAX_CONFIRMED = 4
 _REPORTED_RULES = frozenset({"too_few_pairs", "answers_lost", "gain_not_clear", "varied_together"})
-"""Findings that no range of values answers: they are told at the top of the file."""
+"""Findings that no search range can address; written as comments at the top of the file."""
 
 
 class NothingLearned(OrchestrateError):
-    """No trial ended in a way that says where to look next."""
+    """No trial completed and none diverged, so that no search range can be derived."""
 
     code = ExitCode.NO_TRIAL_COMPLETED
 
 
 @dataclass(frozen=True, slots=True)
 class FollowUpSweep:
-    """The next sweep. `reasons`: searched setting -> reason; `notes`: what else was done and why."""
+    """The next sweep. `reasons`: searched setting -> reason for its range; `notes`: comments at the top of the file."""
 
     spec: SweepSpec
     reasons: Mapping[str, str]
@@ -50,7 +51,15 @@ class FollowUpSweep:
 
 
 def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSweep:
-    """The sweep to run after this one, named unlike those `taken`. NothingLearned where there is nothing to go by."""
+    """Return the sweep to run after this one.
+
+    Args:
+        analysis: analysis of the finished or running sweep.
+        taken: names of existing sweeps, which the new name must avoid.
+
+    Raises:
+        NothingLearned: no trial completed and none diverged.
+    """
     frame = analysis.frame
     name = next_name(frame.name, taken)
     if analysis.significance is None:
@@ -60,7 +69,7 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
     dimensions: dict[str, Dimension] = {p: n.dimension for p, n in found.items() if n.dimension is not None}
     dimensions = _conditional(frame, dimensions)
     reasons = {p: n.reason for p, n in found.items()} | {
-        p: f"as in {frame.name}: the winner has no such leaf" for p in dimensions if p not in found
+        p: f"as in {frame.name}: the winner has no such setting" for p in dimensions if p not in found
     }
     head = [_provenance(analysis.significance, frame)]
     if frame.state != "finished":
@@ -75,7 +84,7 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
     if not dimensions:
         zipped, reason = _confirmation_grid(analysis.significance, frame)
         dimensions[SEED] = Choice(choice=_SEEDS)
-        reasons[SEED] = "the same again with other seeds: what chance alone does has not been measured yet"
+        reasons[SEED] = "repeated with other seeds: the variance between seeds has not been measured yet"
         if zipped:
             reasons["zip"] = reason
     head += _replacement_note(frame, base)
@@ -86,7 +95,7 @@ def follow_up(analysis: SweepAnalysis, taken: Container[str] = ()) -> FollowUpSw
 
 
 def next_name(name: str, taken: Container[str]) -> str:
-    """quickstart -> quickstart-2 -> quickstart-3; never one that is taken, never longer than a name may be."""
+    """Return the next free name: quickstart -> quickstart-2 -> quickstart-3, cut to the longest legal name."""
     stem, count = name, 2
     if found := re.fullmatch(r"(.+)-(\d{1,4})", name):
         stem, count = found.group(1), int(found.group(2)) + 1
@@ -96,7 +105,7 @@ def next_name(name: str, taken: Container[str]) -> str:
 
 
 def _next_ranges(analysis: SweepAnalysis) -> dict[str, NextRange]:
-    """What to do with each searched setting that the winner has."""
+    """Return the next range of each searched setting that the winner has."""
     frame = analysis.frame
     assert analysis.significance is not None
     winner = analysis.significance.winner
@@ -106,26 +115,26 @@ def _next_ranges(analysis: SweepAnalysis) -> dict[str, NextRange]:
             continue
         out[path] = _learning_rate_range(analysis, path) or _margin_range(analysis, path) or next_range(frame, path)
     if LEARNING_RATE not in frame.paths and (found := _learning_rate_range(analysis, LEARNING_RATE)) is not None:
-        out[LEARNING_RATE] = found  # it was not searched, and is what the diagnosis says to change
+        out[LEARNING_RATE] = found  # not searched before, but the diagnosis asks to change it
     return out
 
 
 def _conditional(frame: SweepFrame, chosen: Mapping[str, Dimension]) -> dict[str, Dimension]:
-    """The conditions of settings that are only searched under others, as far as those others are still searched."""
+    """Restrict the `when` conditions of conditional settings to the values that are still searched."""
     out = dict(chosen)
     for path, before in frame.space.dimensions.items():
         if not before.when:
             continue
         still: dict[str, Any] = {}
         possible = True
-        for other, selected in before.when.items():
-            allowed = selected if isinstance(selected, tuple) else (selected,)
-            decides = chosen.get(other)
-            if isinstance(decides, Choice):
-                still[other] = tuple(v for v in allowed if any(values_equal(v, sampled) for sampled in decides.choice))
+        for other, values in before.when.items():
+            allowed = values if isinstance(values, tuple) else (values,)
+            dimension = chosen.get(other)
+            if isinstance(dimension, Choice):
+                still[other] = tuple(v for v in allowed if any(values_equal(v, kept) for kept in dimension.choice))
                 possible = possible and bool(still[other])
             elif path not in chosen:
-                possible = False  # the winner's value rules it out
+                possible = False  # fixed at the winner's value, which excludes this setting
         if path in chosen:
             out[path] = chosen[path].model_copy(update={"when": still})
         elif possible:
@@ -134,7 +143,7 @@ def _conditional(frame: SweepFrame, chosen: Mapping[str, Dimension]) -> dict[str
 
 
 def _learning_rate_range(analysis: SweepAnalysis, path: str) -> NextRange | None:
-    """The learning rate answers for a model that came apart, or that never moved."""
+    """Return lower learning rates after degeneration or overfitting, higher ones after a flat loss, else None."""
     if path != LEARNING_RATE or analysis.significance is None:
         return None
     at = analysis.significance.winner.config.training.learning_rate
@@ -170,7 +179,7 @@ def _learning_rate_range(analysis: SweepAnalysis, path: str) -> NextRange | None
 
 
 def _margin_range(analysis: SweepAnalysis, path: str) -> NextRange | None:
-    """A hollow winner at the upper end of gamma is no reason for larger margins still."""
+    """Do not extend gamma upwards where the winner's margin came at the cost of its answers."""
     if path not in _MARGIN_PATHS or not _is_hollow(analysis.findings):
         return None
     found = boundary_optimum(analysis.frame, path)
@@ -179,7 +188,7 @@ def _margin_range(analysis: SweepAnalysis, path: str) -> NextRange | None:
     values = (found.inner, found.value)
     return NextRange(
         Choice(choice=values),
-        f"not beyond {format_value(found.value)}: a larger margin asks for what already costs answers",
+        f"not above {format_value(found.value)}: its margin was already gained at the cost of the answers",
     )
 
 
@@ -188,29 +197,29 @@ def _lower_first(title: str) -> str:
 
 
 def _sft_term(findings: tuple[Finding, ...], base: TrialConfig, frame: SweepFrame) -> dict[str, tuple[Dimension, str]]:
-    """An SFT term holds the chosen responses up, at the price of some margin."""
+    """Return an SFT term to search: it keeps the chosen log-probs up at the cost of some margin."""
     loss = base.loss
     if not _is_hollow(findings) or {"loss.sft_weight", "loss.nll_scale"} & set(frame.paths):
         return {}
-    reasons = "an SFT term keeps the chosen responses likely"
+    reason = "an SFT term keeps the chosen responses likely"
     if isinstance(loss, SimpoLoss):
-        author = f"{reasons} (0.1 is the authors' value)"
-        return {} if loss.cross_entropy_weight > 0 else {"loss.sft_weight": (Choice(choice=(0.0, 0.1)), author)}
+        cited = f"{reason} (0.1 is the SimPO authors' value)"
+        return {} if loss.cross_entropy_weight > 0 else {"loss.sft_weight": (Choice(choice=(0.0, 0.1)), cited)}
     if isinstance(loss, SftLoss):
         return {}
     at = loss.nll_scale
-    return {"loss.nll_scale": (Choice(choice=(at, 0.1 if at == 0 else round_value(2 * at))), reasons)}
+    return {"loss.nll_scale": (Choice(choice=(at, 0.1 if at == 0 else round_value(2 * at))), reason)}
 
 
 def _is_hollow(findings: tuple[Finding, ...]) -> bool:
-    """Whether the winner's margin was bought with its chosen responses or its answers."""
+    """Return whether the winner's chosen log-probs or right answers fell seriously while its margin rose."""
     return any(f.rule in ("chosen_falling", "answers_lost") and f.level is FindingLevel.SERIOUS for f in findings)
 
 
 def _confirmation_grid(
     significance: Significance, frame: SweepFrame
 ) -> tuple[tuple[dict[str, tuple[Any, ...]], ...], str]:
-    """The configurations that cannot be told apart, side by side."""
+    """Return the configurations that are not distinguishable from the winner, as a zipped group, and the reason."""
     trials = significance.not_distinguishable[:_MAX_CONFIRMED]
     paths = [p for p in frame.paths if p != SEED and all(p in trial.record.params for trial in trials)]
     varied = [p for p in paths if len({repr(trial.record.params[p]) for trial in trials}) > 1]
@@ -220,26 +229,26 @@ def _confirmation_grid(
     listed = ", ".join(trial.label for trial in trials)
     return (
         group,
-    ), f"trials {listed} of {frame.name} could not be told apart on {significance.pairs or 'the'} held-out pairs"
+    ), f"trials {listed} of {frame.name} are not distinguishable on {significance.pairs or 'the'} held-out pairs"
 
 
 def _provenance(significance: Significance, frame: SweepFrame) -> str:
-    value, text = (
+    value, params = (
         format_brief(significance.winner.record.value),
         frame.describe_params(significance.winner) or "nothing was searched",
     )
     return (
-        f"Starts from trial {significance.winner.label} of {frame.name} ({text}; {frame.objective.metric} "
+        f"Starts from trial {significance.winner.label} of {frame.name} ({params}; {frame.objective.metric} "
         f"{value}, best of {len(frame.ranked)})."
     )
 
 
 def _after_failures(frame: SweepFrame, name: str) -> FollowUpSweep:
-    """No trial completed: only divergence says something, namely that the steps were too large."""
+    """Search smaller learning rates where no trial completed and some diverged."""
     diverged = [trial for trial in frame.trials if trial.record.diverged]
     if not diverged:
         raise NothingLearned(
-            "no trial completed and none diverged, so nothing says where to look next; "
+            "no trial completed and none diverged, so no search range can be derived; "
             "`orchestrate report` lists why they stopped"
         )
     lowest = min(trial.config.training.learning_rate for trial in diverged)
@@ -250,10 +259,12 @@ def _after_failures(frame: SweepFrame, name: str) -> FollowUpSweep:
         for group in frame.space.zipped
         if (remaining := {p: v for p, v in group.items() if p != LEARNING_RATE})
     )
-    reasons = {LEARNING_RATE: f"all that ran diverged, the lowest at {format_value(lowest)}: far smaller steps"}
+    reasons = {
+        LEARNING_RATE: f"all trials diverged, the smallest at {format_value(lowest)}: much smaller learning rates"
+    }
     for path in frame.space.paths:
         if path != LEARNING_RATE:
-            reasons[path] = f"as in {frame.name}, which could not compare them"
+            reasons[path] = f"as in {frame.name}, where no trial completed"
     head = (
         f"No trial of {frame.name} completed and {len(diverged)} diverged.",
         *_replacement_note(frame, frame.spec.base),
@@ -274,7 +285,7 @@ def _spec(frame: SweepFrame, name: str, base: TrialConfig, search: SearchSpace) 
         "budget": Budget(trials=None if grid else _TRIALS, concurrency=frame.spec.budget.concurrency).model_dump(),
         "storage": None,
     }
-    once = ("enqueue", "warm_start")  # what the first sweep began with
+    once = ("enqueue", "warm_start")  # belong to the first sweep only
     for part in ("base", "sft"):
         if tree[part] is not None and is_removed_distributed(tree[part]["training"]["distributed"]):
             tree[part]["training"]["distributed"] = "fsdp2"
@@ -291,7 +302,7 @@ _COLUMNS = 110
 
 
 def to_yaml(made: FollowUpSweep) -> str:
-    """The sweep's file, each searched setting under a comment that says why."""
+    """Return the sweep file, with the reason as a comment above each searched setting."""
     head = [f"# {line}" for text in made.notes for line in wrap(text, _COLUMNS)]
     body: list[str] = []
     inside = False

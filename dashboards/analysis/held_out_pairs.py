@@ -1,4 +1,4 @@
-"""A trial's log-probs of every held-out pair, and the values per pair that paired comparisons need."""
+"""Log-probs of every held-out pair of a trial, and metric values per pair for paired comparisons."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Column = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class HeldOutPairs:
-    """Summed log-probs and token counts of N held-out pairs, [N] each, and which rows they are.
+    """Summed log-probs (nats) and token counts of N held-out pairs, [N] each, with source and row of each pair.
 
-    `initial_chosen` and `initial_rejected` are the initial model's; None in files of versions that did not write them.
+    `initial_chosen` and `initial_rejected` are the initial model's; None in files of earlier versions.
     """
 
     chosen: Column
@@ -37,16 +37,16 @@ class HeldOutPairs:
 
     @property
     def margins(self) -> Column:
-        """Length-averaged log-prob of chosen minus rejected."""
+        """[N] log-prob per token of chosen minus rejected, in nats."""
         return self.chosen / self.chosen_tokens - self.rejected / self.rejected_tokens
 
     @property
     def length_differences(self) -> Column:
-        """Tokens of chosen minus tokens of rejected."""
+        """[N] tokens of chosen minus tokens of rejected."""
         return self.chosen_tokens - self.rejected_tokens
 
     def same_pairs(self, other: HeldOutPairs) -> bool:
-        """Whether both are of the same rows with the same token counts, so that they can be compared pair by pair."""
+        """Return whether both have the same rows and token counts, so that they can be compared pair by pair."""
         return (
             len(self) == len(other)
             and bool(np.array_equal(self.rows, other.rows))
@@ -55,7 +55,7 @@ class HeldOutPairs:
         )
 
     def initial(self) -> HeldOutPairs | None:
-        """The same pairs under the initial model; None where they were not written."""
+        """Return the same pairs with the initial model's log-probs; None where the file has none."""
         if self.initial_chosen is None or self.initial_rejected is None:
             return None
         return HeldOutPairs(
@@ -74,7 +74,14 @@ class DamagedPairs(Exception):
 
 
 def read_held_out(path: Path) -> HeldOutPairs | None:
-    """The pairs in an `eval_pairs.safetensors`; None without rejected responses, DamagedPairs where bad."""
+    """Read `eval_pairs.safetensors`.
+
+    Returns:
+        None for data without rejected responses.
+
+    Raises:
+        DamagedPairs: the file is unreadable.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -82,8 +89,8 @@ def read_held_out(path: Path) -> HeldOutPairs | None:
         found: dict[str, Any] = load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise DamagedPairs(f"{path} cannot be read: {error}") from error
-    needed = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "source", "row")
-    if any(name not in found for name in needed) or len(found["chosen"]) == 0:
+    required = ("chosen", "rejected", "chosen_tokens", "rejected_tokens", "source", "row")
+    if any(name not in found for name in required) or len(found["chosen"]) == 0:
         return None
     if int(found["rejected_tokens"].min()) < 1:
         return None
@@ -91,15 +98,15 @@ def read_held_out(path: Path) -> HeldOutPairs | None:
     def column(name: str) -> Column | None:
         return np.asarray(found[name], dtype=np.float64) if name in found else None
 
-    chosen, rejected, chosen_tokens, rejected_tokens = (np.asarray(found[n], dtype=np.float64) for n in needed[:4])
-    rows = np.stack([np.asarray(found[n], dtype=np.int64) for n in needed[4:]], axis=1)
+    chosen, rejected, chosen_tokens, rejected_tokens = (np.asarray(found[n], dtype=np.float64) for n in required[:4])
+    rows = np.stack([np.asarray(found[n], dtype=np.int64) for n in required[4:]], axis=1)
     return HeldOutPairs(
         chosen, rejected, chosen_tokens, rejected_tokens, rows, column("start_chosen"), column("start_rejected")
     )
 
 
 def metric_by_pair(metric: str, pairs: HeldOutPairs, loss: LossConfig) -> Column | None:
-    """The metric's value of each pair, whose mean is the metric; None for a metric that is no mean over pairs."""
+    """Return the metric of each pair, [N]; its mean is the metric. None for a metric that is no mean over pairs."""
     match base_name(metric):
         case "accuracies/logp":
             return (pairs.margins > 0).astype(np.float64)
@@ -117,9 +124,9 @@ def metric_by_pair(metric: str, pairs: HeldOutPairs, loss: LossConfig) -> Column
 
 
 def _rewards(pairs: HeldOutPairs, loss: LossConfig) -> tuple[Column, Column] | None:
-    """The implicit rewards of chosen and rejected; None where the file lacks what they are made of."""
+    """Return the implicit rewards of chosen and rejected, [N] each; None without the required log-probs."""
     if isinstance(loss, DpoLoss) and loss.ld_alpha is not None:
-        return None  # made of sums over the shorter response's length, which the file has of the trained model only
+        return None  # needs the initial model's log-probs cut to the shorter response, which the file lacks
     try:
         chosen = rewards(loss, Responses(pairs.chosen, pairs.chosen_tokens, pairs.initial_chosen))
         return chosen, rewards(loss, Responses(pairs.rejected, pairs.rejected_tokens, pairs.initial_rejected))
@@ -128,7 +135,7 @@ def _rewards(pairs: HeldOutPairs, loss: LossConfig) -> tuple[Column, Column] | N
 
 
 def spearman(a: Column, b: Column) -> float | None:
-    """Rank correlation, ties sharing their mean rank; None where one of the two is constant."""
+    """Return Spearman's rank correlation, ties at their mean rank; None for fewer than 3 pairs or a constant column."""
     if len(a) < 3 or np.ptp(a) == 0 or np.ptp(b) == 0:
         return None
     from scipy.stats import spearmanr

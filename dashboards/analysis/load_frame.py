@@ -1,4 +1,4 @@
-"""Loads a study and its folder into a SweepFrame. Reads only; missing or damaged files become notices, not errors."""
+"""Load a study and its folder into a SweepFrame. Reads only; missing or damaged files become notices, not errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from itertools import groupby
 from pathlib import Path
 
 from dashboards.analysis.held_out_pairs import DamagedPairs, HeldOutPairs, read_held_out
-from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCurves, TrialFrame, short_names
+from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialCurves, TrialFrame
+from dashboards.formatting import short_names
 from orchestrator.folders import DATA_FILE, ENVIRONMENT_FILE, FAILURE_FILE, SweepFolder
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.judge.judgements import Judgement, parse_judgements
@@ -25,17 +26,23 @@ _READ_ERRORS = (OSError, ValueError, KeyError, TypeError)
 
 
 def load_frame(study: Study, *, state: str, steps: UpdatesOf | None = None) -> SweepFrame:
-    """Everything the sweep left. `state` as `status` says it; `steps`: updates of a trial by its params."""
+    """Return the sweep's frame.
+
+    Args:
+        study: the study to read.
+        state: the sweep's state as `status` prints it.
+        steps: returns the updates of a trial from its params; None where the data is not known.
+    """
     folder, spec = study.folder, study.spec
     notices: list[str] = []
     records = study.trials()
     judgements = _judgements(study, notices)
     trials = tuple(_trial_frame(study, record, steps, judgements.get(record.number, ()), notices) for record in records)
-    gone = [r.number for r in records if r.state is TrialState.COMPLETE and not folder.trial(r.number).is_dir()]
-    if gone:
-        which = "all trials" if len(gone) == len(records) else f"{len(gone)} trials"
+    deleted = [r.number for r in records if r.state is TrialState.COMPLETE and not folder.trial(r.number).is_dir()]
+    if deleted:
+        which = "all trials" if len(deleted) == len(records) else f"{len(deleted)} trials"
         notices.append(
-            f"The folders of {which} are gone: their answers and their held-out pairs cannot be shown, and differences "
+            f"The folders of {which} were deleted: their answers and held-out pairs cannot be shown, and differences "
             "between them are estimated without pairing."
         )
     data = folder.path / DATA_FILE
@@ -61,11 +68,11 @@ def load_frame(study: Study, *, state: str, steps: UpdatesOf | None = None) -> S
 
 
 def _judgements(study: Study, notices: list[str]) -> dict[int, tuple[Judgement, ...]]:
-    """Judges' judgements by trial."""
+    """Return the judgements by trial number; a notice where they are unreadable."""
     try:
         found = parse_judgements(study.judgements())
     except ValueError as error:
-        notices.append(f"the judge's verdicts cannot be read: {error}")
+        notices.append(f"the judgements cannot be read: {error}")
         return {}
     return {number: tuple(each) for number, each in groupby(found, key=lambda judgement: judgement.trial)}
 
@@ -124,9 +131,9 @@ def _failure(path: Path | None) -> str:
     return "\n".join(lines[-_TRACEBACK_LINES:])
 
 
-def _gpus(folder: SweepFolder, shown_paths: float | None) -> bool:
-    """Whether a slot is a GPU: as asked, else by what the machine had."""
-    if shown_paths is not None:
-        return shown_paths > 0
+def _gpus(folder: SweepFolder, gpus_per_trial: float | None) -> bool:
+    """Return whether trials run on GPUs: as configured, else by the GPUs of the recorded environment."""
+    if gpus_per_trial is not None:
+        return gpus_per_trial > 0
     path = folder.path / ENVIRONMENT_FILE
     return path.is_file() and bool(json.loads(path.read_text(encoding="utf-8")).get("gpus"))

@@ -1,4 +1,4 @@
-"""Effect of each searched setting: values compared where all else was equal; optimum at the boundary; seed variance."""
+"""Effect of each searched setting: matched comparisons of its values, boundary optima, divergence, seed variance."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import TrialState
 
 MAX_COMPARED = 8
-"""Of a setting with more values than this, drawn from a range, hardly two trials are equal in all else."""
+"""Values of a setting. With more, sampled from a range, hardly two trials are equal in all other settings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ParamLevel:
-    """One value of a setting and the complete trials that had it."""
+    """One value of a setting, the complete trials that had it, and mean and best of their objective."""
 
     value: Any
     trials: tuple[TrialFrame, ...]
@@ -31,18 +31,18 @@ class ParamLevel:
 
 
 def is_number(value: Any) -> bool:
-    """A finite number, not a truth value."""
+    """Return whether the value is a finite int or float, not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def is_numeric(frame: SweepFrame, path: str) -> bool:
-    """Whether every trial that has this setting has a number there."""
+    """Return whether all values of this setting are numbers."""
     values = [trial.record.params[path] for trial in frame.trials if path in trial.record.params]
     return bool(values) and all(is_number(value) for value in values)
 
 
 def is_log(frame: SweepFrame, path: str) -> bool:
-    """Whether this setting is better seen in its logarithm: drawn so, or spread over a factor of 5 above 0."""
+    """Return whether to use a log scale: sampled log-uniformly, or positive values spanning a factor of 5 or more."""
     dimension = frame.space.dimensions.get(path)
     if isinstance(dimension, LogUniform) or (isinstance(dimension, IntUniform) and dimension.log):
         return True
@@ -53,7 +53,7 @@ def is_log(frame: SweepFrame, path: str) -> bool:
 
 
 def values_of(frame: SweepFrame, path: str) -> list[Any]:
-    """The values that a setting had, in order."""
+    """Return the distinct values of a setting over all trials, sorted."""
     found = {repr(c.record.params[path]): c.record.params[path] for c in frame.trials if path in c.record.params}
     if is_numeric(frame, path):
         return sorted(found.values())
@@ -61,7 +61,7 @@ def values_of(frame: SweepFrame, path: str) -> list[Any]:
 
 
 def levels(frame: SweepFrame, path: str) -> list[ParamLevel]:
-    """The values of a setting among complete trials from the initial model, in order."""
+    """Return the values of a setting among complete trials from the initial model, sorted."""
     found: dict[str, list[TrialFrame]] = {}
     for trial in frame.comparable_trials:
         if path in trial.record.params:
@@ -79,9 +79,11 @@ def _level(frame: SweepFrame, path: str, trials: Sequence[TrialFrame]) -> ParamL
 
 
 def matched_difference(frame: SweepFrame, path: str, a: Any, b: Any) -> tuple[Difference, int] | None:
-    """Mean objective with value `a` minus with `b` over trials equal in all else, and how many such pairs of trials.
+    """Return the effect of a setting from trials that are equal in all other settings.
 
-    Bootstrap over the held-out pairs. None where no two such trials left their pairs.
+    Returns:
+        Mean objective with value `a` minus with `b`, bootstrapped over the held-out pairs, and the number of matched
+        pairs of trials. None where no matched trials have the same held-out pairs.
     """
     groups: dict[str, dict[str, TrialFrame]] = {}
     for trial in frame.comparable_trials:
@@ -106,7 +108,7 @@ def matched_difference(frame: SweepFrame, path: str, a: Any, b: Any) -> tuple[Di
 
 
 def has_clear_effect(frame: SweepFrame, path: str) -> bool | None:
-    """Whether any two values of a setting differ clearly; None where they could not be compared."""
+    """Return whether any two values of a setting differ significantly; None where no comparison was possible."""
     values = [level.value for level in levels(frame, path)]
     if len(values) > MAX_COMPARED:
         return None
@@ -116,80 +118,80 @@ def has_clear_effect(frame: SweepFrame, path: str) -> bool | None:
 
 
 _MAX_EXTENSION = math.log(2)
-"""On a logarithmic scale no step beyond the tested range is longer than a factor of two."""
+"""Nats of the setting. On a log scale no step past the tested range exceeds a factor of two."""
 _EDGE_FRACTION = 0.1
-"""Of a continuous range, this share at either end counts as its edge."""
+"""Share of a continuous range at either end that counts as its boundary."""
 
 
 @dataclass(frozen=True, slots=True)
 class BoundaryOptimum:
-    """The best trial lies at an end of what was searched, so that the optimum may lie outside."""
+    """The best trial lies at an end of the searched values, so that the optimum may lie outside."""
 
     path: str
     value: float
     is_low_end: bool
     extension: tuple[float, ...]
-    """Legal points to add, the nearest first; empty where there is nothing legal beyond."""
+    """Valid values to add outside the range, nearest first; empty where none is valid."""
     inner: float | None
-    """The tested value next to it."""
+    """Nearest tested value inside the range."""
 
 
 def boundary_optimum(frame: SweepFrame, path: str) -> BoundaryOptimum | None:
-    """Where the best trial lies at an end of a numeric setting that was searched at two values or more."""
+    """Return the boundary optimum of a numeric setting with at least two values; None where the best lies inside."""
     ranked = frame.comparable_trials
     if not ranked or path not in ranked[0].record.params or not is_numeric(frame, path):
         return None
     tested = known_values(frame, path)
     if len(tested) < 2 or len(levels(frame, path)) < 2:
         return None
-    at, log = float(ranked[0].record.params[path]), is_log(frame, path)
+    best, log = float(ranked[0].record.params[path]), is_log(frame, path)
     dimension = frame.space.dimensions.get(path)
     match dimension:
         case Uniform(uniform=(low, high)) | LogUniform(log_uniform=(low, high)) | IntUniform(int_uniform=(low, high)):
-            share = _share(at, low, high, log)
+            share = _share(best, low, high, log)
             if _EDGE_FRACTION < share < 1 - _EDGE_FRACTION:
                 return None
-            low_end, end = share <= _EDGE_FRACTION, (low if share <= _EDGE_FRACTION else high)
+            is_low_end, end = share <= _EDGE_FRACTION, (low if share <= _EDGE_FRACTION else high)
             step = (math.log(high / low) if log else high - low) / 3
         case _:
-            if at not in (tested[0], tested[-1]):
+            if best not in (tested[0], tested[-1]):
                 return None
-            low_end, end = at == tested[0], at
-            next_in = tested[1] if low_end else tested[-2]
-            step = abs(math.log(at / next_in)) if log else abs(at - next_in)
+            is_low_end, end = best == tested[0], best
+            next_in = tested[1] if is_low_end else tested[-2]
+            step = abs(math.log(best / next_in)) if log else abs(best - next_in)
     step = min(step, _MAX_EXTENSION) if log else step
-    inner = [v for v in tested if (v > at if low_end else v < at)]
-    beyond = [_shifted(end, step * k * (-1 if low_end else 1), log) for k in (1, 2)]
-    if low_end and end > 0 and beyond[0] <= 0:
-        beyond = [end / 2, end / 4]
+    inner = [v for v in tested if (v > best if is_low_end else v < best)]
+    outside = [_shifted(end, step * k * (-1 if is_low_end else 1), log) for k in (1, 2)]
+    if is_low_end and end > 0 and outside[0] <= 0:
+        outside = [end / 2, end / 4]
     is_integer = all(isinstance(c.record.params[path], int) for c in frame.trials if path in c.record.params)
-    rounded = [float(round(v)) if is_integer else round_value(v) for v in beyond]
-    legal = [v for v in dict.fromkeys(rounded) if v != at and _is_valid(frame, path, int(v) if is_integer else v)]
-    nearest = None if not inner else (inner[0] if low_end else inner[-1])
-    return BoundaryOptimum(path, at, low_end, tuple(legal), nearest)
+    rounded = [float(round(v)) if is_integer else round_value(v) for v in outside]
+    valid = [v for v in dict.fromkeys(rounded) if v != best and _is_valid(frame, path, int(v) if is_integer else v)]
+    nearest = None if not inner else (inner[0] if is_low_end else inner[-1])
+    return BoundaryOptimum(path, best, is_low_end, tuple(valid), nearest)
 
 
 def known_values(frame: SweepFrame, path: str) -> list[float]:
-    """The values of a numeric setting that were tried, and those that are listed: a grid may come to them yet."""
+    """Return the tried values of a numeric setting and those listed in the search space, sorted."""
     tried = {float(c.record.params[path]) for c in frame.trials if path in c.record.params}
     listed: tuple[Any, ...] = () if frame.space.is_continuous(path) else frame.space.listed_values(path)
     return sorted(tried | {float(value) for value in listed if is_number(value)})
 
 
 def midpoint(frame: SweepFrame, path: str, a: float, b: float) -> float:
-    """Half-way between two values, on the setting's own scale."""
+    """Return the midpoint of two values: geometric on a log scale, else arithmetic."""
     return round_value(math.sqrt(a * b) if is_log(frame, path) and a > 0 and b > 0 else (a + b) / 2)
 
 
 def round_value(value: float) -> float:
-    """Two digits, as a person would write a hyperparameter."""
+    """Round to two significant digits."""
     return float(f"{value:.2g}")
 
 
 def diverged_from(frame: SweepFrame, path: str) -> float | None:
-    """Return the smallest value of a setting at or above which every finished trial diverged; None without one.
+    """Return the smallest value of a setting from which upwards every finished trial diverged; None without one.
 
-    Some trial below that value must have finished without diverging.
+    Requires that a trial with a smaller value finished without diverging.
     """
     if not is_numeric(frame, path):
         return None
@@ -204,15 +206,15 @@ def diverged_from(frame: SweepFrame, path: str) -> float | None:
 
 
 def mostly_diverged_from(frame: SweepFrame, path: str) -> float | None:
-    """The smallest value from which at least half of the finished trials (two or more) diverged; None without one."""
+    """Return the smallest value from which upwards at least half of the finished trials, and at least two, diverged."""
     ended = sorted(
         (float(c.record.params[path]), c.record.diverged)
         for c in frame.in_state(TrialState.COMPLETE, TrialState.PRUNED)
         if path in c.record.params and is_number(c.record.params[path])
     )
     for at in dict.fromkeys(value for value, _ in ended):
-        there = [diverged for value, diverged in ended if value >= at]
-        if sum(there) >= 2 and 2 * sum(there) >= len(there):
+        diverged_above = [diverged for value, diverged in ended if value >= at]
+        if sum(diverged_above) >= 2 and 2 * sum(diverged_above) >= len(diverged_above):
             return at
     return None
 
@@ -226,7 +228,7 @@ def _shifted(value: float, by: float, log: bool) -> float:
 
 
 def _is_valid(frame: SweepFrame, path: str, value: float) -> bool:
-    """Whether a trial may have this value: the trial's own types decide."""
+    """Return whether the winner's configuration with this value passes validation."""
     params = dict(frame.ranked[0].record.params) | {path: value}
     try:
         frame.space.apply(frame.spec.base, params)
@@ -240,7 +242,7 @@ SEED = "training.seed"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SeedGroup:
-    """Complete trials that differ in the seed alone: mean and standard deviation of the objective."""
+    """Complete trials that differ only in the seed, with mean and standard deviation of their objective."""
 
     trials: tuple[TrialFrame, ...]
     paths: tuple[str, ...]
@@ -249,7 +251,7 @@ class SeedGroup:
 
 
 def seed_groups(frame: SweepFrame) -> list[SeedGroup]:
-    """Configurations with two seeds or more, best mean first; empty where the seed was not searched."""
+    """Return configurations with at least two seeds, best mean first; empty where the seed was not searched."""
     if SEED not in frame.paths:
         return []
     paths = tuple(p for p in frame.paths if p != SEED)

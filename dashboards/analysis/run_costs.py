@@ -1,4 +1,4 @@
-"""Costs of trials, savings by stopping early, and the attempts of a sweep over slots, read from its events."""
+"""Costs of trials, savings by pruning, and the attempts of a sweep by slot, read from its events."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ class Costs:
 
     trials: int
     seconds: float
-    """In workers' hands, all attempts."""
+    """Running time on workers, all attempts."""
     updates: int
     pairs: int
     tokens: float | None
     saved_updates: int
     saved_seconds: float
-    """What the pruned trials had left to do, at each one's own pace."""
+    """Remaining updates of pruned trials at each trial's own seconds per update."""
 
 
 def costs(trials: Sequence[TrialFrame]) -> Costs:
-    """The cost of these trials together."""
+    """Return the summed cost of these trials."""
     saved_updates, saved_seconds = 0, 0.0
     for trial in trials:
         if trial.record.state is TrialState.PRUNED and trial.steps is not None and trial.curves.step > 0:
@@ -52,7 +52,7 @@ _PID = re.compile(r"worker\.pid=(\d+)")
 
 @dataclass(frozen=True, slots=True)
 class AttemptSpan:
-    """One attempt: seconds since the epoch, the slot it took (0, 1, ...), and the event that ended it."""
+    """One attempt: start and end in seconds since the epoch, its slot (0, 1, ...), and the event that ended it."""
 
     trial: int
     attempt: int
@@ -62,13 +62,13 @@ class AttemptSpan:
     text: str
     slot: int
     pid: str = ""
-    """The worker process, where the study knows it."""
+    """Process id of the worker; empty where no event has it."""
 
 
 def attempt_spans(events: Sequence[Event], now: float) -> list[AttemptSpan]:
-    """Every attempt, in order of its beginning. One that has not ended lasts until `now`."""
+    """Return all attempts by start time; an attempt without an end event lasts until `now` (epoch seconds)."""
     open_: dict[int, tuple[int, float]] = {}
-    done: list[tuple[int, int, float, float, str, str]] = []
+    ended: list[tuple[int, int, float, float, str, str]] = []
     pids: dict[tuple[int, int], str] = {}
     newest: dict[int, int] = {}
     for event in events:
@@ -76,22 +76,22 @@ def attempt_spans(events: Sequence[Event], now: float) -> list[AttemptSpan]:
         if trial is None:
             continue
         if event.kind == "issued":
-            if trial in open_:  # its driver died without a word
+            if trial in open_:  # its driver was killed before it could record an end
                 attempt, begun = open_.pop(trial)
-                done.append((trial, attempt, begun, _last_event_before(events, event), "lost", "the driver died"))
+                ended.append((trial, attempt, begun, _last_event_before(events, event), "lost", "the driver died"))
             newest[trial] = newest.get(trial, 0) + 1
             open_[trial] = (newest[trial], event.at)
         elif event.kind in _END_EVENTS and trial in open_:
             attempt, begun = open_.pop(trial)
-            done.append((trial, attempt, begun, event.at, event.kind, event.text))
+            ended.append((trial, attempt, begun, event.at, event.kind, event.text))
         elif event.kind == "worker" and (found := _PID.search(event.text)):
             pids[trial, newest.get(trial, 1)] = found.group(1)
-    done += [(trial, attempt, begun, max(begun, now), "running", "") for trial, (attempt, begun) in open_.items()]
-    return _in_slots(sorted(done, key=lambda row: row[2]), pids)
+    ended += [(trial, attempt, begun, max(begun, now), "running", "") for trial, (attempt, begun) in open_.items()]
+    return _in_slots(sorted(ended, key=lambda row: row[2]), pids)
 
 
 def _last_event_before(events: Sequence[Event], event: Event) -> float:
-    """When the sweep was last heard of before a later driver issued this trial again."""
+    """Return the time of the last event before a later driver issued this trial again."""
     earlier = [e.at for e in events if e.seq < event.seq and e.kind != "driver"]
     return max(earlier, default=event.at)
 
@@ -99,7 +99,7 @@ def _last_event_before(events: Sequence[Event], event: Event) -> float:
 def _in_slots(
     rows: Sequence[tuple[int, int, float, float, str, str]], pids: dict[tuple[int, int], str]
 ) -> list[AttemptSpan]:
-    """The first free slot each, rather the one whose last worker was the same process."""
+    """Assign each attempt a free slot, preferably the one whose last worker was the same process."""
     free_from: list[float] = []
     last_pid: list[str] = []
     out: list[AttemptSpan] = []
@@ -116,7 +116,7 @@ def _in_slots(
 
 
 def idle_gaps(found: Sequence[AttemptSpan], least: float) -> list[tuple[float, float]]:
-    """Stretches in which nothing ran for at least `least` seconds: the sweep was stopped."""
+    """Return the (start, end) intervals of at least `least` seconds in which no attempt ran."""
     gaps: list[tuple[float, float]] = []
     until = found[0].begun if found else 0.0
     for span in found:

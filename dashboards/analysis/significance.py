@@ -1,4 +1,4 @@
-"""Significance of a ranking: paired bootstrap over the held-out pairs, which are the same for all trials."""
+"""Significance of a ranking by a paired bootstrap over the held-out pairs, which all trials share."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ from trainer.metrics import base_name
 RESAMPLES = 2000
 _SEED = 0
 _CACHED_ROWS = 4000
-"""Draws of up to this many rows are kept: at most 64 MB."""
+"""Rows. Bootstrap counts of at most this many rows are cached (64 MB)."""
 _TAIL = 2.5
+"""Percent outside the interval at each end."""
 _FRACTION_METRICS = ("accuracies/logp", "rewards/accuracies", "exact_answers")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A mean difference with its 95 % interval, in the objective's own units."""
+    """A mean difference with its 95 % interval, in units of the metric."""
 
     mean: float
     low: float
@@ -37,20 +38,18 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the interval leaves 0 out."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
     @property
     def pairs_needed(self) -> int | None:
-        """About how many held-out pairs would make a difference of this size clear that is not clear now, more than
-        there are; None where there is none.
-        """
+        """Estimated number of held-out pairs at which a difference of this size becomes clear; None where too many."""
         return pairs_needed(self.mean, self.spread, self.pairs)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Significance:
-    """What may be said of the winner. `runners_up` are the other complete trials, best first."""
+    """Significance of the winner against the other complete trials (`runners_up`, best first)."""
 
     winner: TrialFrame
     pairs: int
@@ -58,15 +57,15 @@ class Significance:
     paired: bool
     against_initial: Difference | None
     runners_up: tuple[tuple[TrialFrame, Difference], ...]
-    """Winner minus runner-up; positive: more of the objective's metric."""
+    """Trial and winner minus trial; positive where the winner's metric is higher."""
     wins: dict[int, float]
-    """Share of resamples of the pairs in which each trial would have won, a tie shared; empty without pairs."""
+    """Trial -> share of bootstrap resamples in which it ranks first, ties divided; empty without pairs."""
     not_distinguishable: tuple[TrialFrame, ...]
     """Trials whose difference to the winner is not clear, the winner first."""
 
 
 def analyze_significance(frame: SweepFrame) -> Significance | None:
-    """How sure the winner is; None before any trial is complete."""
+    """Return the significance of the best trial; None before a trial is complete."""
     ranked = frame.ranked
     if not ranked:
         return None
@@ -99,20 +98,20 @@ def analyze_significance(frame: SweepFrame) -> Significance | None:
 
 
 def _win_shares(resampled: Column) -> Column:
-    """How often each column is the highest; where several are, the draw is shared among them."""
+    """Return how often each column is the highest, ties divided equally."""
     first = resampled >= resampled.max(axis=1, keepdims=True) - NOTHING
     return np.mean(first / first.sum(axis=1, keepdims=True), axis=0)
 
 
 def resample(matrix: Column) -> Column:
-    """Means of each column over RESAMPLES bootstrap draws of the rows, the same draws for all: [RESAMPLES, columns]."""
+    """Return the means of each column over RESAMPLES bootstrap resamples of the rows: [RESAMPLES, columns]."""
     rows = len(matrix)
     resampled = _cached_draws(rows) if rows <= _CACHED_ROWS else _draws(rows)
     return np.concatenate([counts @ matrix for counts in resampled]) / rows
 
 
 def _draws(rows: int) -> Iterator[Column]:
-    """How often each row is drawn, RESAMPLES times, in blocks that fit into memory."""
+    """Yield the multinomial counts of the rows, RESAMPLES resamples in blocks that fit into memory."""
     rng = np.random.default_rng(_SEED)
     block = max(1, 2_000_000 // rows)
     for begin in range(0, RESAMPLES, block):
@@ -122,30 +121,30 @@ def _draws(rows: int) -> Iterator[Column]:
 
 @lru_cache(maxsize=1)
 def _cached_draws(rows: int) -> tuple[Column, ...]:
-    """A diagnosis compares many columns of the same rows: their draws are made once."""
+    """Cache the counts: a diagnosis compares many columns of the same rows."""
     return tuple(_draws(rows))
 
 
 def is_share(metric: str) -> bool:
-    """Whether a metric is a share of pairs or prompts, so that no difference of it is beyond 1."""
+    """Return whether a metric is a share of pairs or prompts, so that differences lie in [-1, 1]."""
     return base_name(metric) in _FRACTION_METRICS
 
 
 def paired_difference(a: Column, b: Column, metric: str) -> Difference:
-    """Mean of a - b over the same pairs, with its interval; both are values of `metric`."""
+    """Return the mean of a - b with its interval; `a` and `b` are values of `metric` on the same pairs, [N] each."""
     differences = a - b
     return _interval(differences, resample(differences[:, None])[:, 0], is_share(metric))
 
 
 def trial_values(frame: SweepFrame, trial: TrialFrame, metric: str | None = None) -> Column | None:
-    """The objective's value on each held-out pair after training; None where the trial left none."""
+    """Return the metric (default: the objective) on each held-out pair after training, [N]; None without pairs."""
     if trial.pairs is None:
         return None
     return metric_by_pair(metric or frame.objective.metric, trial.pairs, trial.config.loss)
 
 
 def _columns(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> tuple[NDArray[np.float64], list[TrialFrame]] | None:
-    """One column a trial, the winner's first; None where the winner has none."""
+    """Return one column per trial, the winner's first; None where the winner has no held-out pairs."""
     first = ranked[0].pairs
     if first is None:
         return None
@@ -160,7 +159,7 @@ def _columns(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> tuple[NDArray[n
 
 
 def _interval(differences: Column, resampled: Column, share: bool) -> Difference:
-    """`resampled`: means of resamples of `differences`."""
+    """Return the interval of the mean of `differences`; `resampled`: its bootstrap means."""
     mean = float(differences.mean())
     low, high = (float(end) for end in np.percentile(resampled, [_TAIL, 100 - _TAIL]))
     low, high = widened(mean, low, high, differences)
@@ -174,15 +173,15 @@ def _interval(differences: Column, resampled: Column, share: bool) -> Difference
 
 def _against_initial(frame: SweepFrame, trial: TrialFrame) -> Difference | None:
     after = trial_values(frame, trial)
-    start = None if trial.pairs is None else trial.pairs.initial()
-    before = None if start is None else metric_by_pair(frame.objective.metric, start, trial.config.loss)
+    initial = None if trial.pairs is None else trial.pairs.initial()
+    before = None if initial is None else metric_by_pair(frame.objective.metric, initial, trial.config.loss)
     if after is not None and before is not None:
         return paired_difference(after, before, frame.objective.metric)
     return _unpaired_difference(frame, trial.record.value, frame.initial_value(frame.objective.metric))
 
 
 def _unpaired(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> Significance:
-    """Without the pairs only shares have a known spread: that of two independent samples, which is wider."""
+    """Compare without held-out pairs: only shares have a known variance, that of two independent samples."""
     winner = ranked[0]
     found = [(trial, _unpaired_difference(frame, winner.record.value, trial.record.value)) for trial in ranked[1:]]
     runners_up = tuple((trial, difference) for trial, difference in found if difference is not None)
@@ -195,8 +194,8 @@ def _unpaired(frame: SweepFrame, ranked: Sequence[TrialFrame]) -> Significance:
 def _unpaired_difference(frame: SweepFrame, a: float | None, b: float | None) -> Difference | None:
     if a is None or b is None or not is_share(frame.objective.metric):
         return None
-    of_answers = base_name(frame.objective.metric) == "exact_answers"
-    count = frame.spec.base.evaluation.prompts if of_answers else 0 if frame.data is None else frame.data.eval_rows
+    counts_prompts = base_name(frame.objective.metric) == "exact_answers"
+    count = frame.spec.base.evaluation.prompts if counts_prompts else 0 if frame.data is None else frame.data.eval_rows
     if count < 1:
         return None
     spread = math.sqrt(a * (1 - a) + b * (1 - b))

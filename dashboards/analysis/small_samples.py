@@ -1,4 +1,4 @@
-"""Confidence intervals for few held-out pairs: of a mean, a share or a rank correlation."""
+"""Confidence intervals of a mean, a share or a rank correlation over few held-out pairs."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Z = 1.959964
 FEWEST_PAIRS = 6
 """Pairs. Where fewer differ, all of them fall on one side by chance in at least 2 / 2^5 = 6 of 100 cases."""
 FEW_PAIRS = 50
-"""Pairs. Up to here a share is known to 14 points at best."""
+"""Pairs. With at most this many, the 95 % interval of a share is at least ± 14 points wide at 0.5."""
 FEWEST_ADVISED = 100
-"""Pairs. No advice asks for fewer: the spread seen over less is hardly known, and a share is known to 10 points."""
+"""Pairs. Smallest number that is recommended: with fewer the variance itself is poorly estimated."""
 NOTHING = 1e-12
-"""Below this a difference is the rounding of a sum, not a difference."""
+"""Differences below this are floating-point rounding."""
 _MOST_ADVISED = 200_000
-"""Pairs. More than anybody holds out: a difference that needs them is as good as none."""
+"""Pairs. Largest number that is recommended: more are not available in practice."""
 
 
 def widened(mean: float, low: float, high: float, differences: Column) -> tuple[float, float]:
@@ -30,11 +30,11 @@ def widened(mean: float, low: float, high: float, differences: Column) -> tuple[
         mean: mean of `differences`.
         low: lower end of the percentile bootstrap's 95 % interval.
         high: upper end.
-        differences: [N] what was averaged, one value a pair.
+        differences: [N] averaged values, one per pair.
 
     Returns:
-        The ends, widened by Student's t and the N - 1 of the variance. Where fewer than FEWEST_PAIRS values differ from
-        0 the interval reaches 0: no sign-flip test of so few can reject at 5 %.
+        Both ends, widened by Student's t and the N - 1 of the variance. Where fewer than FEWEST_PAIRS values differ
+        from 0 the interval includes 0: no sign-flip test of so few values can reject at 5 %.
     """
     count = len(differences)
     if count > 1:
@@ -51,7 +51,7 @@ def share_interval(share: float, count: int) -> tuple[float, float]:
     """
     from scipy.special import betaincinv
 
-    hits = min(1.0, max(0.0, share)) * count  # sums of floats end up just outside
+    hits = min(1.0, max(0.0, share)) * count  # floating-point sums can lie just outside [0, 1]
     low = float(betaincinv(hits, count - hits + 1, 0.025)) if hits > 0 else 0.0
     high = float(betaincinv(hits + 1, count - hits, 0.975)) if hits < count else 1.0
     return low, high
@@ -70,15 +70,15 @@ def share_difference(a: float, b: float, count: int) -> tuple[float, float]:
 
 
 def pairs_needed(mean: float, spread: float, pairs: int) -> int | None:
-    """Return about how many pairs would make a difference clear that `pairs` pairs do not.
+    """Return the estimated number of pairs at which a difference that is not clear now becomes clear.
 
     Args:
-        mean: the difference seen.
-        spread: standard deviation of it over pairs.
-        pairs: how many there were.
+        mean: measured difference.
+        spread: its standard deviation over pairs.
+        pairs: number of pairs measured.
 
     Returns:
-        More than `pairs` and at least FEWEST_ADVISED; None where there is no difference, or one too small to show.
+        More than `pairs` and at least FEWEST_ADVISED; None where the difference is 0 or needs more than 200,000 pairs.
     """
     if mean == 0:
         return None
@@ -87,14 +87,14 @@ def pairs_needed(mean: float, spread: float, pairs: int) -> int | None:
 
 
 def is_clear_correlation(rho: float, count: int) -> bool:
-    """Check whether a rank correlation over `count` pairs can be told from none at 5 %, by Student's t."""
+    """Return whether a rank correlation over `count` pairs differs from 0 at the 5 % level (Student's t)."""
     if count < FEWEST_PAIRS:
         return False
     return abs(rho) >= 1 or abs(rho) * math.sqrt((count - 2) / (1 - rho * rho)) > _student(count - 2)
 
 
 def _student(freedom: int) -> float:
-    """Half of a 95 % interval of Student's t in standard errors; `freedom` at least 1."""
+    """Return half the width of a 95 % interval of Student's t, in standard errors; `freedom` >= 1."""
     from scipy.special import stdtrit
 
     return float(stdtrit(freedom, 0.975))

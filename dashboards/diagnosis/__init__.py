@@ -1,1 +1,1 @@
-"""Findings about a sweep with numbers and the next step; pure functions of its frame."""
+"""Diagnosis of a sweep: findings with evidence and next step, as pure functions of its frame."""

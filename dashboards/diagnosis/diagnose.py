@@ -1,4 +1,4 @@
-"""`diagnose`: all rules over one sweep; `SweepAnalysis`: the frame with all conclusions, computed once."""
+"""`diagnose` applies all rules to one sweep; `SweepAnalysis` is the frame with everything computed from it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from orchestrator.study.importance import importance
 def diagnose(frame: SweepFrame, significance: Significance | None = None) -> list[Finding]:
     """Return the findings about a sweep, the most serious first.
 
-    `significance`: the sweep's significance analysis where computed already; otherwise computed here.
+    `significance`: the sweep's significance analysis; computed here where None.
     """
     significance = significance or analyze_significance(frame)
     found = [*failures(frame), *diverging_region(frame), *impossible_logps(frame)]
@@ -67,7 +67,7 @@ def diagnose(frame: SweepFrame, significance: Significance | None = None) -> lis
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SweepAnalysis:
-    """What panels draw from. `importances`: searched setting -> share of the objective's variance, biggest first."""
+    """Input of all report panels. `importances`: searched setting -> share of the objective's variance, sorted."""
 
     frame: SweepFrame
     significance: Significance | None
@@ -76,7 +76,7 @@ class SweepAnalysis:
 
 
 def analyze(frame: SweepFrame) -> SweepAnalysis:
-    """Everything that is concluded from one sweep."""
+    """Return the sweep's significance, findings and importances."""
     significance = analyze_significance(frame)
     found = importance(frame.space, [trial.record for trial in frame.trials], frame.objective)
     return SweepAnalysis(frame, significance, tuple(diagnose(frame, significance)), found)

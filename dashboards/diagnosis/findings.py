@@ -8,7 +8,7 @@ from typing import Any
 
 
 class FindingLevel(StrEnum):
-    """serious: do not ship on this; warning: act on it; note: good to know."""
+    """serious: do not use the result; warning: act on it; note: for information."""
 
     SERIOUS = "serious"
     WARNING = "warning"
@@ -20,31 +20,31 @@ _ORDER = list(FindingLevel)
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing found: a title, the evidence with its numbers, and what to do next."""
+    """One statement of the diagnosis: title, evidence with numbers, and next step."""
 
     rule: str
-    """Name of the rule, the same in every sweep: what programs go by."""
+    """Stable name of the rule, for programs that read `--json`."""
     level: FindingLevel
     title: str
     evidence: str
     next_step: str
     trials: tuple[str, ...] = ()
-    """Labels of the trials it is about."""
+    """Labels of the trials concerned."""
     leaf: str = ""
-    """Dotted path of the setting it is about."""
+    """Dotted path of the setting concerned."""
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the finding as printed by `report --json`."""
         return asdict(self)
 
 
 def by_level(findings: list[Finding]) -> list[Finding]:
-    """The serious ones first, else in the order found."""
+    """Return the findings sorted by level, most serious first."""
     return sorted(findings, key=lambda finding: _ORDER.index(finding.level))
 
 
 def round_count(count: int) -> str:
-    """Two digits are enough for an estimate."""
+    """Format a count with two significant digits."""
     if count < 100:
         return str(count)
     return f"{round(count, 2 - len(str(count))):,}"

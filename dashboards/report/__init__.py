@@ -1,1 +1,1 @@
-"""The report: one self-contained HTML file."""
+"""HTML report of a sweep: one self-contained file."""

@@ -1,4 +1,4 @@
-"""Content blocks of a panel, as the page's template knows them. Text is plain, never HTML."""
+"""Content blocks of a panel, rendered by templates/page.html.j2. Texts are plain, never HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dashboards.diagnosis.findings import Finding, FindingLevel
 
 @dataclass(frozen=True, slots=True)
 class KeyFigure:
-    """A figure to see first: its name, its value, and what is to be known beside it."""
+    """A prominent figure: name, value and a note in small type."""
 
     name: str
     value: str
@@ -20,37 +20,37 @@ class KeyFigure:
 
 @dataclass(frozen=True, slots=True)
 class KeyFigures:
-    """Several figures in a row."""
+    """Several key figures in a row."""
 
-    facts: tuple[KeyFigure, ...]
-    kind: ClassVar[str] = "facts"
+    figures: tuple[KeyFigure, ...]
+    kind: ClassVar[str] = "key_figures"
 
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A paragraph. `strong`: something to see; `level`: and how bad it is."""
+    """A paragraph. `strong`: emphasized; `level`: color of the emphasis."""
 
     text: str
     strong: bool = False
     level: FindingLevel | None = None
-    kind: ClassVar[str] = "words"
+    kind: ClassVar[str] = "paragraph"
 
 
 @dataclass(frozen=True, slots=True)
 class Chart:
-    """A plotly figure. `title` stands above it, `label` says to a screen reader what is to be seen."""
+    """A plotly figure. `title`: heading above it; `label`: description for screen readers; `height` in pixels."""
 
     figure: dict[str, Any]
     title: str
     label: str
     height: int = 320
     min_width: int = 0
-    """In pixels; a narrower screen scrolls inside the chart's frame, never the page."""
+    """Pixels. On a narrower screen the chart scrolls inside its frame, not the page."""
 
 
 @dataclass(frozen=True, slots=True)
 class Charts:
-    """Charts side by side, as many as fit. `legend`: color and words."""
+    """Charts in a grid, as many per row as fit. `legend`: (color, text); `wide`: one chart per row."""
 
     charts: tuple[Chart, ...]
     legend: tuple[tuple[str, str], ...] = ()
@@ -60,20 +60,20 @@ class Charts:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Rows of text. `folded`: shown on demand under this title."""
+    """Rows of text. `numeric`: right-aligned columns; `folded`: title of a collapsed table, empty for an open one."""
 
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     numeric: frozenset[int] = frozenset()
     marked: frozenset[int] = frozenset()
-    """Rows to see first."""
+    """Highlighted rows."""
     folded: str = ""
     kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """Text to copy."""
+    """Text with a copy button; `folded`: collapsed."""
 
     title: str
     text: str
@@ -83,7 +83,7 @@ class Code:
 
 @dataclass(frozen=True, slots=True)
 class Findings:
-    """The diagnosis."""
+    """Findings of the diagnosis."""
 
     findings: tuple[Finding, ...]
     kind: ClassVar[str] = "findings"
@@ -91,7 +91,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class ModelReply:
-    """One model's answer to a prompt."""
+    """One model's answer to a prompt. `right`: result of the checker, None where not checked."""
 
     model_label: str
     text: str
@@ -100,7 +100,7 @@ class ModelReply:
 
 @dataclass(frozen=True, slots=True)
 class Replies:
-    """A prompt and its answers side by side."""
+    """A prompt, its expected answer if any, and several models' answers."""
 
     prompt: str
     expected: str | None
@@ -113,7 +113,7 @@ Block = KeyFigures | Paragraph | Charts | Table | Code | Findings | Replies
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """One section of the page."""
+    """One section of the page. `key`: its anchor; `lead`: introductory sentence."""
 
     key: str
     title: str

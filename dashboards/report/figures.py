@@ -1,4 +1,4 @@
-"""Shared parts of all figures: a palette for color-blind readers, plain text, few digits, plotly's JSON."""
+"""Shared parts of all figures: color-blind-safe palette, text escaping, number rounding, conversion to plotly JSON."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import plotly.graph_objects as go
 from dashboards.analysis.sweep_frame import TrialFrame
 
 BLUE, VERMILION, GREEN, PINK, GOLD, GREY = "#0072b2", "#d55e00", "#008c66", "#b5548a", "#a07400", "#7d8590"
-"""After Okabe and Ito, darkened where white paper needs it."""
+"""Palette of Okabe and Ito, darkened for contrast on white."""
 PAPER = "#fefefe"
-"""Behind words that lines run under."""
+"""Background of labels that lie on lines."""
 ON_DARK = {
     BLUE: "#56b4e9",
     VERMILION: "#ff8a4c",
@@ -24,10 +24,10 @@ ON_DARK = {
     GREY: "#9aa3ad",
     PAPER: "#191d23",
 }
-"""The same roles on a dark page; the page swaps them."""
+"""Light color -> its replacement on a dark page; replaced by page.js."""
 FAINT_COLOR = "rgba(128,134,144,0.45)"
 RANK_COLORS = (BLUE, VERMILION, GREEN, PINK, GOLD)
-"""The best trials, in order."""
+"""Colors of the best trials, in order of rank."""
 STATE_MARKERS = {
     "COMPLETE": (GREEN, "circle"),
     "PRUNED": (GOLD, "triangle-down"),
@@ -35,15 +35,16 @@ STATE_MARKERS = {
     "FAILED": (VERMILION, "square"),
     "RUNNING": (BLUE, "diamond"),
 }
-"""How a trial ended: color and shape, so that neither is needed alone."""
+"""Trial state -> color and marker shape, so that the state is readable without color."""
 OTHER_MARKER = (GREY, "circle-open")
 COLOR_SCALE = ("#46327e", "#365c8d", "#277f8e", "#1fa187", "#4ac16d", "#a0da39")
-"""Viridis without its darkest and its brightest end: seen on white and on black."""
+"""Viridis without its darkest and brightest ends, for contrast on white and on black."""
 _DIGITS = 4
+"""Significant digits of numbers in figures."""
 
 
 def figure(traces: Sequence[Any], **layout: Any) -> dict[str, Any]:
-    """Traces and a layout as plotly's JSON. Checked by plotly; fonts, grids and theme colors are the page's."""
+    """Return traces and layout as plotly JSON, validated by plotly; page.js adds fonts, grids and theme colors."""
     made = go.Figure(data=list(traces), layout={"template": None, "showlegend": False, "margin": MARGIN, **layout})
     tree: dict[str, Any] = made.to_plotly_json()
     tree["layout"].pop("template", None)
@@ -54,7 +55,7 @@ MARGIN = {"l": 52, "r": 14, "t": 10, "b": 42}
 
 
 def _plain(value: Any) -> Any:
-    """JSON without NaN, numbers with as many digits as an eye can use."""
+    """Convert to JSON types without NaN, floats rounded to _DIGITS significant digits."""
     match value:
         case bool() | int() | str() | None:
             return value
@@ -69,23 +70,23 @@ def _plain(value: Any) -> Any:
 
 
 def as_script(value: Any) -> str:
-    """JSON that may stand inside a script element: nothing in it can close the element."""
+    """Return JSON for a script element, escaped so that no text can close the element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 
 def escape_text(text: object) -> str:
-    """Text for a figure: plotly reads a few HTML tags in labels, and these words are not ours."""
+    """Escape a text of the user for a figure: plotly interprets some HTML tags in labels."""
     return str(text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def state_marker(trial: TrialFrame) -> tuple[str, str]:
-    """Color and shape of how the trial stands."""
+    """Return color and marker shape of the trial's state."""
     return STATE_MARKERS.get(trial.state_label, OTHER_MARKER)
 
 
 def scale_color(share: float) -> tuple[int, int, int]:
-    """The color of COLOR_SCALE at 0 to 1."""
+    """Return the interpolated RGB color (0 to 255) of COLOR_SCALE at `share` in [0, 1]."""
     position = max(0.0, min(1.0, share)) * (len(COLOR_SCALE) - 1)
     low = min(int(position), len(COLOR_SCALE) - 2)
     a, b = (tuple(int(c[k : k + 2], 16) for k in (1, 3, 5)) for c in COLOR_SCALE[low : low + 2])
@@ -95,14 +96,14 @@ def scale_color(share: float) -> tuple[int, int, int]:
 
 
 def text_color_on(rgb: tuple[int, int, int]) -> str:
-    """Black or white, whichever reads better on this color (WCAG relative luminance)."""
+    """Return black or white, the one with more contrast on this color (WCAG 2.x relative luminance)."""
     linear = [(c / 255 / 12.92) if c <= 10 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in rgb]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#000000" if luminance > 0.179 else "#ffffff"
 
 
 def downsample(curve: Sequence[tuple[int, float]], most: int) -> list[tuple[int, float]]:
-    """At most this many points, evenly by place, the first and the last kept."""
+    """Return at most `most` points at even index distances, including the first and the last."""
     if len(curve) <= most:
         return list(curve)
     last = len(curve) - 1
@@ -110,6 +111,6 @@ def downsample(curve: Sequence[tuple[int, float]], most: int) -> list[tuple[int,
 
 
 def color_scale(sign: float) -> list[list[float | str]]:
-    """COLOR_SCALE for plotly, the bright end where the objective is better."""
+    """Return COLOR_SCALE for plotly with the bright end at better values; `sign`: SweepFrame.sign."""
     stops = COLOR_SCALE if sign > 0 else COLOR_SCALE[::-1]
     return [[k / (len(stops) - 1), color] for k, color in enumerate(stops)]

@@ -1,4 +1,4 @@
-"""Panels to one self-contained HTML file: no network, no server. The template escapes every text."""
+"""Render panels into one self-contained HTML file without network access. The template escapes every text."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def draw_panels(analysis: SweepAnalysis) -> list[Panel]:
-    """The panels that have something to show."""
+    """Return the panels that have content for this sweep."""
     return [panel for draw in PANELS if (panel := draw(analysis)) is not None]
 
 
 def report_page(analysis: SweepAnalysis, panels: Sequence[Panel] | None = None) -> str:
-    """The report of one sweep. `panels`: its panels, where they are drawn already."""
+    """Return the report of one sweep as HTML. `panels`: the result of `draw_panels` if already computed."""
     frame = analysis.frame
     drawn_panels = draw_panels(analysis) if panels is None else panels
     return render_page(
@@ -38,7 +38,7 @@ def report_page(analysis: SweepAnalysis, panels: Sequence[Panel] | None = None) 
 
 
 def render_page(panels: Sequence[Panel], *, kind: str, title: str, description: str, state: str, at: float) -> str:
-    """These panels under a title."""
+    """Return an HTML page with these panels. `at`: time of the data in epoch seconds."""
     charts: list[Chart] = [
         chart for panel in panels for block in panel.blocks if isinstance(block, Charts) for chart in block.charts
     ]
@@ -55,7 +55,7 @@ def render_page(panels: Sequence[Panel], *, kind: str, title: str, description: 
         state=state,
         when=time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at)),
         panels=panels,
-        place_of=lambda chart: positions[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
+        chart_index=lambda chart: positions[id(chart)],  # pyright: ignore[reportUnknownLambdaType]
         style=Markup((TEMPLATES / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         figures=Markup(as_script([chart.figure for chart in charts])),
@@ -66,14 +66,14 @@ def render_page(panels: Sequence[Panel], *, kind: str, title: str, description: 
 
 
 def content_security_policy(scripts: Sequence[str]) -> str:
-    """What the page may do: run exactly these scripts, and load nothing from anywhere."""
+    """Return a Content-Security-Policy that allows exactly these scripts and no network access."""
     digests = " ".join(f"'sha256-{_digest(script)}'" for script in scripts if script)
     return f"default-src 'none'; script-src {digests}; style-src 'unsafe-inline'; img-src data: blob:"
 
 
 @cache
 def plotly_js() -> tuple[str, str]:
-    """plotly.js as the installed plotly brings it, and the same compressed for the page."""
+    """Return plotly.js of the installed plotly, and the same gzipped and base64-encoded for the page."""
     from plotly.offline import get_plotlyjs
 
     code: str = get_plotlyjs()
@@ -81,12 +81,16 @@ def plotly_js() -> tuple[str, str]:
 
 
 def write_report(analysis: SweepAnalysis, to: Path, panels: Sequence[Panel] | None = None) -> Path:
-    """The report in this file, whole or not at all; StorageRefused where the disk does not take it."""
+    """Write the report atomically.
+
+    Raises:
+        StorageRefused: the file cannot be written.
+    """
     return write_page(to, report_page(analysis, panels))
 
 
 def write_figures(analysis: SweepAnalysis, to: Path, panels: Sequence[Panel] | None = None) -> Path:
-    """Each panel with charts as a page of its own in this folder, for places that show one file at a time."""
+    """Write each panel with charts as a separate page into this folder, for viewers of single artifacts (MLflow)."""
     frame = analysis.frame
     to.mkdir(parents=True, exist_ok=True)
     for panel in draw_panels(analysis) if panels is None else panels:
@@ -98,7 +102,11 @@ def write_figures(analysis: SweepAnalysis, to: Path, panels: Sequence[Panel] | N
 
 
 def write_page(to: Path, text: str) -> Path:
-    """A page in this file; StorageRefused where the disk does not take it."""
+    """Write a page atomically.
+
+    Raises:
+        StorageRefused: the file cannot be written.
+    """
     try:
         write_text(to, text)
     except OSError as error:

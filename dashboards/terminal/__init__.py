@@ -1,1 +1,1 @@
-"""Tables and progress in the terminal."""
+"""Terminal output: tables of the commands and progress of a running sweep."""

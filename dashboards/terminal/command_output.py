@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from dashboards.formatting import table_width, wide_console
 from orchestrator.spec.estimates.disk_space import format_bytes
 
 if TYPE_CHECKING:
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from orchestrator.spec.estimates.sweep_plan import SweepPlan
 
 _REASON_WIDTH = 30
-"""Columns in which a reason can still be read."""
+"""Characters. Smallest readable width of the reason column."""
 _PIPED_WIDTH = 200
-"""Columns of a table that goes into a file or another program."""
+"""Characters per line of piped output."""
 
 
 def print_plan(plan: SweepPlan) -> None:
-    """The plan as two columns, then what is written, then what to know."""
-    console = _console()
+    """Print the plan, the estimate, the probe, the corner trials, the files to be written, and notices."""
+    console = wide_console(_PIPED_WIDTH, highlight=False)
     table = _key_figures(f"plan of {plan.name}")
-    table.add_row("goal", plan.goal)
+    table.add_row("objective", plan.goal)
     for path, values in plan.searched.items():
         table.add_row(path, escape(values))
     unknown = "unknown until downloaded"
@@ -38,7 +38,7 @@ def print_plan(plan: SweepPlan) -> None:
     table.add_row("trials", f"{plan.trials:,}{grid}" if plan.trials else "until the budget's hours are spent")
     for limit, value in plan.budget.items():
         table.add_row(f"budget.{limit}", f"{value:g}")
-    table.add_row("at a time", str(plan.concurrency or "none on this machine"))
+    table.add_row("concurrent trials", str(plan.concurrency or "none on this machine"))
     table.add_row("training pairs", f"{plan.train_pairs:,}" if plan.train_pairs is not None else unknown)
     table.add_row("held-out pairs", f"{plan.eval_pairs:,}" if plan.eval_pairs is not None else unknown)
     table.add_row("updates per trial", str(plan.updates_per_trial or unknown))
@@ -48,52 +48,52 @@ def print_plan(plan: SweepPlan) -> None:
     if plan.tokens_at_most is not None:
         table.add_row("tokens of the sweep, at most", f"{plan.tokens_at_most:,}")
     table.add_row(
-        "disk, at its fullest", unknown if plan.disk_bytes is None else f"about {format_bytes(plan.disk_bytes)}"
+        "disk space, at most", unknown if plan.disk_bytes is None else f"about {format_bytes(plan.disk_bytes)}"
     )
-    table.add_row("identity", plan.identity[:12])
+    table.add_row("hash of the sweep file", plan.identity[:12])
     console.print(table)
     _print_estimate(console, plan)
     _print_probe(console, plan)
-    corners = Table(title="corners, each checked", box=None, title_justify="left", header_style="bold")
+    corners = Table(title="corner trials, all checked", box=None, title_justify="left", header_style="bold")
     paths = list(plan.searched)
     for path in paths:
         corners.add_column(path)
-    for point in plan.corners[:32]:
-        corners.add_row(*(_short(point[path]) if path in point else "-" for path in paths))
+    for corner in plan.corners[:32]:
+        corners.add_row(*(_short(corner[path]) if path in corner else "-" for path in paths))
     if paths:
         console.print(corners)
     if len(plan.corners) > 32:
-        console.print(f"and {len(plan.corners) - 32} more corners (--json has them all)")
-    writes = _key_figures("will be written")
-    for written in plan.writes:
-        writes.add_row(escape(written.path), written.what)
+        console.print(f"and {len(plan.corners) - 32} more corner trials (all of them: --json)")
+    writes = _key_figures("files to be written")
+    for file in plan.writes:
+        writes.add_row(escape(file.path), file.what)
     console.print(writes)
     for notice in plan.notices:
         console.print(f"note: {notice}", markup=False)
 
 
 def _print_estimate(console: Console, plan: SweepPlan) -> None:
-    """Memory, time and cost, which are formulas and not measurements."""
+    """Print memory, time and cost estimated by formula, without measurement."""
     made = plan.estimate
     if made is None:
         console.print("no estimate: the model's size is unknown until it is downloaded")
         return
-    table = _key_figures("by formula, nothing measured")
+    table = _key_figures("estimated by formula, not measured")
     table.add_row("parameters", f"{made.parameters:,}")
     parts = {f.name: getattr(made.memory, f.name) / 1e9 for f in fields(made.memory)}
     listed = ", ".join(f"{name} {size:.3g}" for name, size in parts.items() if size)
     table.add_row("memory per GPU", f"{made.memory.total / 1e9:,.3g} GB: {listed}")
     if made.gpu_memory is not None:
-        fits = f"{made.tokens_per_micro_batch:,} tokens" if made.tokens_per_micro_batch else "not even one pair"
+        fits = f"{made.tokens_per_micro_batch:,} tokens" if made.tokens_per_micro_batch else "less than one pair"
         table.add_row("micro-batch that fits", f"{fits}, on {made.place}")
     if made.trials_on_a_gpu is not None:
-        copies, over_one = made.trials_on_a_gpu
-        row = f"{copies} with a copy of the model each, {over_one} over one frozen model (trials_per_process)"
-        table.add_row("trials that fit a GPU", row)
+        with_copies, shared = made.trials_on_a_gpu
+        row = f"{with_copies} with one model each, {shared} sharing one frozen base model (trials_per_process)"
+        table.add_row("trials that fit on a GPU", row)
     if made.gpu_hours_per_trial is not None:
         table.add_row("GPU-hours per trial", f"{made.gpu_hours_per_trial:,.3g}")
     if made.gpu_hours is not None:
-        table.add_row("GPU-hours of the sweep", f"{made.gpu_hours:,.3g} if no trial is stopped early")
+        table.add_row("GPU-hours of the sweep", f"{made.gpu_hours:,.3g} if no trial is pruned")
     if made.cost is not None:
         table.add_row("cost of the sweep", f"{made.cost:,.2f}")
     table.add_row("assumed", made.assumed)
@@ -101,43 +101,47 @@ def _print_estimate(console: Console, plan: SweepPlan) -> None:
 
 
 def _print_probe(console: Console, plan: SweepPlan) -> None:
-    """The measured update, each figure beside its formula's."""
-    made = plan.probe
-    if made is None:
+    """Print the measured update, each figure with its estimate."""
+    probe = plan.probe
+    if probe is None:
         return
-    found = made.measured
-    several = f", {found.processes} processes" if found.processes > 1 else ""
-    table = _key_figures(f"measured here, on {found.device}{several}")
-    seconds = "" if made.formula_seconds is None else f"; by formula {made.formula_seconds:.3g} s"
-    table.add_row("an update", f"{found.seconds:.3g} s for {found.pairs:,} pairs, {found.tokens:,} tokens{seconds}")
-    by_formula = "" if made.formula_bytes is None else f"; by formula {made.formula_bytes / 1e9:.3g} GB"
-    by_formula += "" if made.gpu else " on a GPU"
-    what = f"{found.peak_bytes / 1e9:.3g} GB with {found.tokens_per_micro_batch:,} tokens per micro-batch{by_formula}"
-    table.add_row("memory per GPU" if made.gpu else "memory beyond the program's", what)
-    if (right := made.corrected) is not None:
-        if made.gpu and right.gpu_memory is not None:
-            fits = f"{right.tokens_per_micro_batch:,} tokens" if right.tokens_per_micro_batch else "not even one pair"
+    measured = probe.measured
+    processes = f", {measured.processes} processes" if measured.processes > 1 else ""
+    table = _key_figures(f"measured on this machine, on {measured.device}{processes}")
+    seconds = "" if probe.formula_seconds is None else f"; estimate {probe.formula_seconds:.3g} s"
+    table.add_row(
+        "one update", f"{measured.seconds:.3g} s for {measured.pairs:,} pairs, {measured.tokens:,} tokens{seconds}"
+    )
+    estimate = "" if probe.formula_bytes is None else f"; estimate {probe.formula_bytes / 1e9:.3g} GB"
+    estimate += "" if probe.gpu else " on a GPU"
+    what = (
+        f"{measured.peak_bytes / 1e9:.3g} GB with {measured.tokens_per_micro_batch:,} tokens per micro-batch{estimate}"
+    )
+    table.add_row("memory per GPU" if probe.gpu else "additional memory", what)
+    if (right := probe.corrected) is not None:
+        if probe.gpu and right.gpu_memory is not None:
+            fits = f"{right.tokens_per_micro_batch:,} tokens" if right.tokens_per_micro_batch else "less than one pair"
             table.add_row("micro-batch that fits", f"{fits}, on {right.place}")
-        hours = "GPU-hours" if made.gpu else "hours"
+        hours = "GPU-hours" if probe.gpu else "hours"
         if right.gpu_hours_per_trial is not None:
             table.add_row(f"{hours} per trial", f"{right.gpu_hours_per_trial:,.3g}")
         if right.gpu_hours is not None:
-            table.add_row(f"{hours} of the sweep", f"{right.gpu_hours:,.3g} if no trial is stopped early")
+            table.add_row(f"{hours} of the sweep", f"{right.gpu_hours:,.3g} if no trial is pruned")
         if right.cost is not None:
             table.add_row("cost of the sweep", f"{right.cost:,.2f}")
         table.add_row("assumed", right.assumed)
     console.print(table)
 
 
-def print_status(found: Mapping[str, Any]) -> None:
-    """One line for the sweep, one row a trial."""
-    console = _console()
-    objective = found.get("goal")
-    console.print(f"{found['name']}: {found['state']}, {_goal(objective)}", markup=False)
-    for text in (found.get("why"), *found.get("waiting", ()), _mirror(found.get("mirror"))):
+def print_status(status: Mapping[str, Any]) -> None:
+    """Print one line for the sweep and one row per trial."""
+    console = wide_console(_PIPED_WIDTH, highlight=False)
+    objective = status.get("goal")
+    console.print(f"{status['name']}: {status['state']}, {_goal(objective)}", markup=False)
+    for text in (status.get("why"), *status.get("waiting", ()), _mirror(status.get("mirror"))):
         if text:
             console.print(text, markup=False)
-    trials: Sequence[Mapping[str, Any]] = found.get("trials", ())
+    trials: Sequence[Mapping[str, Any]] = status.get("trials", ())
     metric = objective.get("metric") if isinstance(objective, Mapping) else None
     paths = list(dict.fromkeys(path for trial in trials for path in trial.get("params", {})))
     table = Table(box=None, header_style="bold")
@@ -146,7 +150,7 @@ def print_status(found: Mapping[str, Any]) -> None:
     for trial in trials:
         params, metrics = trial.get("params", {}), trial.get("metrics", {})
         table.add_row(
-            _trial_cell(trial, found),
+            _trial_cell(trial, status),
             str(trial["state"]),
             f"{trial.get('step', 0)}/{trial.get('steps') or '?'}",
             *(_short(params[path]) if path in params else "-" for path in paths),
@@ -156,10 +160,10 @@ def print_status(found: Mapping[str, Any]) -> None:
     if not console.is_terminal or _needed_width(table, trials) <= console.width:
         console.print(table)
         return
-    for trial in trials:  # in a narrow terminal a row a trial would cut values
+    for trial in trials:  # on a narrow terminal one row per trial would cut values
         value = f"  {metric}={_short(trial.get('metrics', {}).get(metric))}" if metric else ""
         progress = f"{trial.get('step', 0)}/{trial.get('steps') or '?'}"
-        head = f"trial {_trial_cell(trial, found)} {trial['state']} {progress}{value}"
+        head = f"trial {_trial_cell(trial, status)} {trial['state']} {progress}{value}"
         console.print(head, markup=False, style="bold")
         text = "; ".join(text for text in (trial.get("reason"), trial.get("origin")) if text)
         for line in (_params(trial.get("params", {})), text):
@@ -168,39 +172,38 @@ def print_status(found: Mapping[str, Any]) -> None:
 
 
 def _mirror(found: Mapping[str, Any] | None) -> str:
-    """Nothing while all copies arrive."""
+    """Return the number of mirror failures and the last one; empty without failures."""
     if not found or not found["told"]:
         return ""
-    return f"mirror {found['url']}: told of {found['told']} times, last: {found['last']} (all: orchestrate history)"
+    return f"mirror {found['url']}: {found['told']} notices, last: {found['last']} (all: orchestrate history)"
 
 
 def _trial_cell(trial: Mapping[str, Any], found: Mapping[str, Any]) -> str:
-    """Its number; the best one's, or the front's, with a star."""
+    """Return the trial number, with a star for the best trial or a trial of the Pareto front."""
     number = trial["number"]
     return f"★ {number}" if number in found.get("front", ()) else str(number)
 
 
 def _needed_width(table: Table, trials: Sequence[Mapping[str, Any]]) -> int:
-    """Columns that the table needs; reasons may be broken over lines."""
-    unbounded = Console(width=1000, height=100)  # both: on a dumb terminal rich goes by 80 columns else
+    """Return the width of the table in characters with wrapped reasons."""
     reason = max((len(trial.get("reason") or "") for trial in trials), default=0)
-    return Measurement.get(unbounded, unbounded.options, table).maximum - max(0, reason - _REASON_WIDTH)
+    return table_width(table).maximum - max(0, reason - _REASON_WIDTH)
 
 
 def print_history(found: Mapping[str, Any]) -> None:
-    """One row an event."""
+    """Print one row per event."""
     table = Table(box=None, header_style="bold")
-    for column in ("when", "trial", "what", "why"):
+    for column in ("time", "trial", "event", "details"):
         table.add_column(column, overflow="fold")
     for event in found["events"]:
         when = datetime.fromtimestamp(event["at"]).astimezone().strftime("%F %T")
         trial = "" if event["trial"] is None else str(event["trial"])
         table.add_row(when, trial, event["kind"], escape(event["text"]))
-    _console().print(table)
+    wide_console(_PIPED_WIDTH, highlight=False).print(table)
 
 
 def print_best(found: Mapping[str, Any]) -> None:
-    """The winner's settings and metrics."""
+    """Print the winner's settings and metrics, or the Pareto front."""
     table = _key_figures("best")
     for key, value in found.items():
         if key == "front":
@@ -208,23 +211,23 @@ def print_best(found: Mapping[str, Any]) -> None:
                 texts = ", ".join(map(_short, member["values"])) + "  " + _params(member["params"])
                 table.add_row(escape(f"front trial {member['number']}"), escape(texts))
         elif isinstance(value, Mapping):
-            for inner, path in sorted(value.items()):
-                table.add_row(escape(f"{key} {inner}"), escape(_short(path)))
+            for name, content in sorted(value.items()):
+                table.add_row(escape(f"{key} {name}"), escape(_short(content)))
         elif value not in (None, ""):
             table.add_row(key, escape(_short(value)))
-    _console().print(table)
+    wide_console(_PIPED_WIDTH, highlight=False).print(table)
 
 
 def print_checks(checks: Sequence[Check]) -> None:
-    """One row a check; what is wrong has its fix below."""
+    """Print one row per check with its level, result and fix."""
     table = Table(box=None, header_style="bold")
-    for column in ("", "what", "found", "fix"):
+    for column in ("", "check", "result", "fix"):
         table.add_column(column)
     colors = {"ok": "green", "warn": "yellow", "fail": "red"}
     for check in checks:
         level = check.level.value
         table.add_row(f"[{colors[level]}]{level}[/]", check.what, escape(check.found), escape(check.fix))
-    _console().print(table)
+    wide_console(_PIPED_WIDTH, highlight=False).print(table)
 
 
 def _params(params: Mapping[str, Any]) -> str:
@@ -233,12 +236,6 @@ def _params(params: Mapping[str, Any]) -> str:
 
 def _goal(objective: Any) -> str:
     return f"{objective['direction']} {objective['metric']}" if isinstance(objective, Mapping) else str(objective)
-
-
-def _console() -> Console:
-    # Piped output is for reading later: no line is broken to fit a terminal that is not there.
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=_PIPED_WIDTH)
 
 
 def _key_figures(title: str) -> Table:

@@ -1,4 +1,4 @@
-"""Rows of preference data on a terminal: scored text is marked by color, and in words without color."""
+"""Rows of preference data on a terminal; scored text is marked by color and by a label."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
     from trainer.data.row_preview import Preview, PreviewRow
 
 _BAR = "  │ "
-_COLOURS = {"prompt": "bright_black", "chosen": "green", "rejected": "red"}
+_COLORS = {"prompt": "bright_black", "chosen": "green", "rejected": "red"}
 _DIRECTIONS = frozenset(map(chr, (*range(0x202A, 0x202F), *range(0x2066, 0x206A))))
-"""Characters that turn the direction of writing around."""
+"""Unicode characters that change the writing direction."""
 _SEVERITY = {"fatal": "red", "bad_row": "red", "notice": "yellow"}
 
 
 def print_data(made: Preview, rows: Sequence[PreviewRow]) -> None:
-    """Each row with its notices, prompt and answers; then the report of the whole."""
+    """Print each row with notices, prompt and answers, then the summary of the data set."""
     console = Console(highlight=False)
     special = _special(made.special_tokens)
     for row in rows:
         _print_row(console, row, special)
-    console.print("the whole:", style="bold")
+    console.print("summary:", style="bold")
     for line in made.report.summary_lines():
         _line(console, Text(f"  {_visible(line)}"))
 
@@ -35,8 +35,8 @@ def _print_row(console: Console, row: PreviewRow, special: re.Pattern[str] | Non
     left_out = "" if row.kept else ": left out"
     _line(console, Text(_visible(f"{row.split} row {row.row} of {row.source}{left_out}"), style="bold"))
     for notice in row.notices:
-        weight = notice.severity.replace("_", " ")
-        _line(console, Text(f"  {weight}: {_visible(notice.text)} [{notice.kind}]", style=_SEVERITY[notice.severity]))
+        severity = notice.severity.replace("_", " ")
+        _line(console, Text(f"  {severity}: {_visible(notice.text)} [{notice.kind}]", style=_SEVERITY[notice.severity]))
     for name, text in (("prompt", row.prompt), ("chosen", row.chosen), ("rejected", row.rejected)):
         if text is None or row.lengths is None:
             continue
@@ -44,12 +44,12 @@ def _print_row(console: Console, row: PreviewRow, special: re.Pattern[str] | Non
         scored = "not scored" if name == "prompt" else "scored"
         _line(console, Text(f"  {name}, {scored}, {tokens:,} token{'' if tokens == 1 else 's'}:", style="bold"))
         for line in text.split("\n"):
-            _line(console, Text(_BAR) + _marked(line, _COLOURS[name], special))
+            _line(console, Text(_BAR) + _marked(line, _COLORS[name], special))
     console.print()
 
 
 def _marked(line: str, color: str, special: re.Pattern[str] | None) -> Text:
-    """A line in its part's color, special tokens reversed."""
+    """Return the line in this color, with special tokens in reverse video."""
     out, at = Text(), 0
     for found in () if special is None else special.finditer(line):
         out.append(_visible(line[at : found.start()]), style=color)
@@ -64,11 +64,11 @@ def _special(tokens: Sequence[str]) -> re.Pattern[str] | None:
 
 
 def _visible(text: str) -> str:
-    """Text whose control characters are written out: they come from the data and must not act on the terminal."""
-    return "".join(_escaped(character) if _acts(character) else character for character in text)
+    """Escape control characters: texts of the data must not control the terminal."""
+    return "".join(_escaped(character) if _is_control(character) else character for character in text)
 
 
-def _acts(character: str) -> bool:
+def _is_control(character: str) -> bool:
     return character != "\t" and (unicodedata.category(character) in ("Cc", "Cs") or character in _DIRECTIONS)
 
 
@@ -77,4 +77,4 @@ def _escaped(character: str) -> str:
 
 
 def _line(console: Console, text: Text) -> None:
-    console.print(text, soft_wrap=True)  # no line is broken where the text has no break
+    console.print(text, soft_wrap=True)  # only line breaks of the text itself

@@ -1,4 +1,4 @@
-"""Judgements as a table on the terminal, and the judge's progress."""
+"""Table of judgements on the terminal, and progress of judging."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from typing import Self
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.analysis.sweep_frame import format_value
+from dashboards.formatting import format_value, table_width
 from orchestrator.judge.judgements import Judgement, Rate
 
 _LOG_INTERVAL = 15.0
-"""Seconds between lines of progress where output is piped."""
+"""Seconds between progress lines of piped output."""
 _DIGITS = re.compile(r"\d[\d,]*")
 
 
 class JudgeProgress:
-    """On a terminal one line that redraws itself; piped, a line per step of the work and one now and then."""
+    """Progress of judging: one updated line on a terminal, else a line per stage and every 15 seconds."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -42,7 +41,7 @@ class JudgeProgress:
         self.pause()
 
     def set_stage(self, text: str) -> None:
-        """What is being done now."""
+        """Show the current stage."""
         if self._console.is_terminal:
             if self._status is None:
                 self._status = self._console.status(Text(text))
@@ -55,22 +54,22 @@ class JudgeProgress:
             self.log(text)
 
     def log(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the progress."""
         self._console.print(Text(text), soft_wrap=True)
 
     def pause(self) -> None:
-        """Leave the terminal to somebody else."""
+        """Stop drawing, so that other output can follow; `set_stage` starts it again."""
         if self._status is not None:
             self._status.stop()
             self._status = None
 
 
 HEAD = ("trial", "judge", "answers", "win rate (95 %)", "at equal length", "wins", "ties", "losses", "first shown")
-EXTRA_HEAD = ("same in both orders", "characters", "score", "no verdict", "cost")
+EXTRA_HEAD = ("same in both orders", "characters", "score", "no vote", "cost")
 
 
 def table_row(judgement: Judgement) -> tuple[str, ...]:
-    """What always fits, as HEAD names it."""
+    """Return the cells of the columns in HEAD."""
     by = {"checker": "checker", "reward": "reward model"}.get(judgement.judge, judgement.by)
     counts = tuple(map(str, (judgement.wins, judgement.ties, judgement.losses)))
     return (
@@ -85,7 +84,7 @@ def table_row(judgement: Judgement) -> tuple[str, ...]:
 
 
 def extra_columns(judgement: Judgement) -> tuple[str, ...]:
-    """What is good to know beside it, as EXTRA_HEAD names it."""
+    """Return the cells of the columns in EXTRA_HEAD, for wide terminals and the page."""
     agree = "–" if judgement.agree is None else f"{judgement.agree:.0%}"
     cost = None if judgement.asked is None else judgement.asked.cost
     score = (
@@ -101,16 +100,16 @@ def extra_columns(judgement: Judgement) -> tuple[str, ...]:
 
 
 def format_rate(found: Rate | None) -> str:
-    """A share with its interval, in per cent."""
+    """Format a rate with its interval in percent; "–" for None."""
     return "–" if found is None else f"{found.value:.0%} ({found.low:.0%} … {found.high:.0%})"
 
 
 def _lines(judgement: Judgement) -> Text:
-    """For a terminal in which the table's cells would be cut."""
-    trial, by, decoding, won, level, wins, ties, losses, first = table_row(judgement)
+    """Return a judgement on three lines, for a terminal in which the table's cells would be cut."""
+    trial, by, decoding, win_rate, at_equal_length, wins, ties, losses, first = table_row(judgement)
     return Text(
-        f"trial {trial}, {by}, {decoding} answers: win rate {won}\n"
-        f"   at equal length {level}\n"
+        f"trial {trial}, {by}, {decoding} answers: win rate {win_rate}\n"
+        f"   at equal length {at_equal_length}\n"
         f"   wins {wins}, ties {ties}, losses {losses}, first shown {first}"
     )
 
@@ -127,16 +126,17 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]], judgements: Seque
 
 
 def print_judgements(judgements: Sequence[Judgement], console: Console) -> None:
-    """One row a judgement, on a wide terminal with what is good to know beside it; some lines each on a narrow one."""
+    """Print one row per judgement, with the extra columns on a wide terminal; three lines each on a narrow one."""
     if not judgements:
-        console.print(Text("No verdict yet.", style="yellow"))
+        console.print(Text("No judgements yet.", style="yellow"))
         return
     tables = (
         _table((*HEAD, *EXTRA_HEAD), [(*table_row(v), *extra_columns(v)) for v in judgements], judgements),
         _table(HEAD, map(table_row, judgements), judgements),
     )
-    unbounded = console.options.update(width=1000)
-    fitting = next((t for t in tables if Measurement.get(console, unbounded, t).maximum <= console.width), None)
+    fitting = next((t for t in tables if table_width(t).maximum <= console.width), None)
     for shown in [fitting] if fitting is not None else map(_lines, judgements):
         console.print(shown)
-    console.print(Text("Against the start model; ties count half. In brackets: the start model's.", style="dim"))
+    console.print(
+        Text("Against the initial model; ties count half. In brackets: the initial model's value.", style="dim")
+    )

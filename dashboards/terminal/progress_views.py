@@ -1,7 +1,7 @@
-"""Progress on the terminal: a live table, or plain lines where output is piped; `SweepProgress`.
+"""Progress of a running sweep: a live table on a terminal, plain lines where output is piped.
 
-The table redraws itself in place, a few times a second at most; plain lines are one per event. The time left follows
-from the measured speed.
+The table is redrawn in place at most four times a second; plain lines are one per event. The remaining time is
+estimated from the measured speed.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from rich.live import Live
 from rich.segment import SegmentLines
 from rich.text import Text
 
-from dashboards.analysis.sweep_frame import TrialCurves, format_params, format_value, state_counts
-from dashboards.formatting import format_duration, progress_bar
+from dashboards.analysis.sweep_frame import TrialCurves, state_counts
+from dashboards.formatting import format_duration, format_params, format_value, progress_bar
 from dashboards.terminal.trial_tables import ACCURACIES, MARGINS, trial_table
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
@@ -26,11 +26,11 @@ from trainer.results import StepMetrics
 Clock = Callable[[], float]
 _COUNTED_STATES = ("running", "paused", "pruned", "diverged", "failed")
 _MIN_ESTIMATE_SECONDS = 3.0
-"""Seconds before a speed is worth telling."""
+"""Seconds of measurement before a remaining time is shown."""
 
 
 class SweepProgress:
-    """What a view knows of the sweep so far."""
+    """State of a sweep as shown by a view: trials with their curves, counts, remaining time."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class SweepProgress:
         *,
         before: float = 0.0,
     ) -> None:
-        """before: seconds that the sweep had run already."""
+        """`before`: seconds that earlier drivers of the sweep ran."""
         self._before = before
         self.spec, self.total, self.updates_of = spec, total, steps
         self.trials: dict[int, TrialCurves] = {}
@@ -50,22 +50,22 @@ class SweepProgress:
         self._done_before = 0.0
 
     def update(self, record: TrialRecord) -> bool:
-        """Take the record; whether the trial was known to be under way."""
+        """Store the record; return whether the trial was known as unfinished."""
         curves = self.trials.get(record.number)
-        under_way = curves is not None and not curves.record.state.finished
+        was_unfinished = curves is not None and not curves.record.state.finished
         if curves is None:
             curves = self.trials[record.number] = TrialCurves(record)
-            self._done_before += self._share_of(curves)  # an earlier driver's work says nothing of this one's speed
+            self._done_before += self._share_of(curves)  # an earlier driver's work is not part of this speed
             self._first_at = self._clock() if self._first_at is None else self._first_at
         else:
             curves.record = record
-        return under_way
+        return was_unfinished
 
     def headline(self) -> str:
-        """Done, left, and the time left from the measured speed."""
+        """Return progress bar, counts by state, elapsed time and estimated remaining time."""
         ends = state_counts(v.record for v in self.trials.values())
         done = sum(v.record.state.finished for v in self.trials.values())
-        total = max(self.total or 0, len(self.trials))  # those by hand come on top
+        total = max(self.total or 0, len(self.trials))  # enqueued trials exceed the budget
         share = self._done() / max(1, total)
         text = [f"{progress_bar(share, 20)} {done}/{total} trials"]
         text += [f"{ends[word]} {word}" for word in _COUNTED_STATES if word in ends]
@@ -77,11 +77,11 @@ class SweepProgress:
         return " · ".join(text)
 
     def total_updates(self, curves: TrialCurves) -> int | None:
-        """Updates of the whole trial, once known."""
+        """Return the total updates of the trial; None before the data is known."""
         return None if self.updates_of is None else self.updates_of(curves.record.params)
 
     def _done(self) -> float:
-        """In trials: a running one counts with the share of its updates."""
+        """Return the finished trials plus the finished fractions of running ones."""
         return sum(self._share_of(curves) for curves in self.trials.values())
 
     def _share_of(self, curves: TrialCurves) -> float:
@@ -92,24 +92,25 @@ class SweepProgress:
 
     def _seconds_left(self, total: int) -> float | None:
         done = self._done()
-        fresh, elapsed = (
+        progress, elapsed = (
             done - self._done_before,
             self._clock() - (self._began if self._first_at is None else self._first_at),
         )
-        if fresh <= 0 or elapsed < _MIN_ESTIMATE_SECONDS:
+        if progress <= 0 or elapsed < _MIN_ESTIMATE_SECONDS:
             return None
-        return (total - done) / (fresh / elapsed)
+        return (total - done) / (progress / elapsed)
 
 
 REFRESH_SECONDS = 0.25
 _ROWS_KEPT_FREE = 8
+"""Terminal rows not used by the table."""
 _LOGGED_STATES = (TrialState.PAUSED, TrialState.PRUNED, TrialState.FAILED)
 
 
 class LiveTableView:
-    """The table of trials; judgements are printed above it, so that none scrolls away unseen.
+    """Table of trials, redrawn in place; log lines and stop reasons are printed above it.
 
-    What changes between two drawings is drawn with the next one: by what comes next, or by `refresh`.
+    Changes within REFRESH_SECONDS of the last drawing are drawn with the next change or `refresh`.
     """
 
     def __init__(
@@ -130,44 +131,44 @@ class LiveTableView:
         self._live.start()
 
     def set_stage(self, text: str) -> None:
-        """What the sweep is busy with before its trials; drawn at once, as it may take a while."""
+        """Show the current stage before the trials; drawn at once."""
         self._stage = text
         self._draw()
 
     def log(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line above the table."""
         self._console.print(Text(text))
 
     def set_total_updates(self, updates_of: UpdatesOf) -> None:
-        """The number of updates of a trial by its params, once known."""
+        """Set the function that returns a trial's total updates from its params."""
         self._progress.updates_of = updates_of
 
     def update_trial(self, record: TrialRecord) -> None:
-        """A trial began, ended or was issued again."""
-        fell_now = self._progress.update(record)  # what an earlier driver decided is in the table
+        """Show a trial that started, ended or was retried."""
+        was_unfinished = self._progress.update(record)  # ends under earlier drivers are not logged again
         self._stage = ""
-        if fell_now and record.state in _LOGGED_STATES:
+        if was_unfinished and record.state in _LOGGED_STATES:
             word = "DIVERGED" if record.diverged else str(record.state)
             self.log(f"trial {record.number} {word}: {record.reason}")
         self.refresh()
 
     def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
-        """New metrics of a trial."""
+        """Add new metrics of a trial."""
         self._progress.trials[number].add(metrics)
         self.refresh()
 
     def refresh(self) -> None:
-        """Time passed: draw, unless that was done just now."""
+        """Draw, unless the last drawing is less than REFRESH_SECONDS ago."""
         if self._drawn_at is None or self._clock() - self._drawn_at >= REFRESH_SECONDS:
             self._draw()
 
     def close(self) -> None:
-        """Leave the terminal as it was; the final table is printed by `summary`."""
+        """Remove the table; the final one is printed by `print_final_summary`."""
         self._live.stop()
 
     def _draw(self) -> None:
         self._drawn_at = self._clock()
-        # As lines: a judgement printed above has rich write the table again, and that must not lay it out again.
+        # Rendered to lines, since rich draws the table again for every line printed above it.
         lines = self._console.render_lines(self._render(), pad=False)
         self._live.update(SegmentLines(lines, new_lines=True), refresh=True)
 
@@ -191,7 +192,7 @@ class LiveTableView:
 
 
 def most_relevant(all_curves: list[TrialCurves], max_rows: int, objective: Objective) -> list[TrialCurves]:
-    """What fits: running trials, the best one, then the newest finished; shown in order of number."""
+    """Return at most `max_rows` trials by number: the best, the running ones, then the newest finished ones."""
     if len(all_curves) > max_rows:
         best = [record.number for record in rank_trials([v.record for v in all_curves], objective)[:1]]
 
@@ -204,7 +205,7 @@ def most_relevant(all_curves: list[TrialCurves], max_rows: int, objective: Objec
 
 
 class PlainLogView:
-    """One line per event, for logs and pipes."""
+    """Prints one line per event, for log files and pipes."""
 
     def __init__(
         self,
@@ -219,19 +220,19 @@ class PlainLogView:
         self._console = console
 
     def set_stage(self, text: str) -> None:
-        """What the sweep is busy with before its trials."""
+        """Print the current stage before the trials."""
         self.log(text)
 
     def log(self, text: str) -> None:
-        """A line."""
+        """Print a line."""
         self._console.print(Text(text), soft_wrap=True)
 
     def set_total_updates(self, updates_of: UpdatesOf) -> None:
-        """The number of updates of a trial by its params, once known."""
+        """Set the function that returns a trial's total updates from its params."""
         self._progress.updates_of = updates_of
 
     def update_trial(self, record: TrialRecord) -> None:
-        """A trial began, ended or was issued again."""
+        """Print a trial that started, ended or was retried."""
         self._progress.update(record)
         text = [f"trial {record.number} {record.state}", format_params(record.params, self._progress.spec.search.paths)]
         if record.value is not None:
@@ -245,7 +246,7 @@ class PlainLogView:
             self.log(self._progress.headline())
 
     def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
-        """New metrics of a trial: a line per evaluation."""
+        """Print one line per evaluation of a trial."""
         curves = self._progress.trials[number]
         curves.add(metrics)
         for step_metrics in metrics:
@@ -257,24 +258,15 @@ class PlainLogView:
                 self.log(f"trial {number} step {step_metrics.step}{of}  " + "  ".join(texts))
 
     def refresh(self) -> None:
-        """Nothing to redraw."""
+        """Do nothing: lines are not redrawn."""
 
     def close(self) -> None:
-        """Nothing to tidy."""
-
-
-_PIPED_WIDTH = 160
-
-
-def wide_console() -> Console:
-    """Standard output; piped, no line is broken to fit a terminal that is not there."""
-    console = Console()
-    return console if console.is_terminal else Console(width=_PIPED_WIDTH)
+        """Do nothing: the terminal was not changed."""
 
 
 def open_view(
     spec: SweepSpec, console: Console, *, total: int | None = None, steps: UpdatesOf | None = None, before: float = 0.0
 ) -> LiveTableView | PlainLogView:
-    """The view that fits where the output goes. `before`: seconds that the sweep had run when it is opened."""
+    """Return a live table on a terminal, else plain lines. `before`: seconds that earlier drivers ran."""
     kind = LiveTableView if console.is_terminal and not console.is_dumb_terminal else PlainLogView
     return kind(spec, console, total=total, steps=steps, before=before)

@@ -1,4 +1,4 @@
-"""Trial table for terminals of any width, final summary of a sweep, most serious findings of the diagnosis."""
+"""Table of trials for any terminal width, final summary of a sweep, and its most serious findings."""
 
 from __future__ import annotations
 
@@ -6,21 +6,19 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.console import Console, Group, RenderableType
-from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from dashboards.analysis.sweep_frame import TrialCurves, format_params, format_value, short_names
+from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.findings import Finding, FindingLevel
-from dashboards.formatting import progress_bar, sparkline
+from dashboards.formatting import format_params, format_value, progress_bar, short_names, sparkline, table_width
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.objectives import Objective
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.trial_records import TrialRecord, TrialState, pareto_front, rank_trials
 
 _STYLE = {
-    TrialState.QUEUED: "dim",
     TrialState.RUNNING: "cyan",
     TrialState.PAUSED: "blue",
     TrialState.COMPLETE: "green",
@@ -30,11 +28,11 @@ _STYLE = {
 MARGINS = "eval_margins/logp"
 ACCURACIES = "eval_accuracies/logp"
 _REASON_WIDTH = 30
-"""Columns in which a reason can still be read."""
+"""Characters. Smallest readable width of the reason column."""
 
 
 def state_text(curves: TrialCurves) -> Text:
-    """The state in its color; a diverged trial is told from a hopeless one."""
+    """Return the colored state; DIVERGED for a trial that the divergence guard stopped."""
     record = curves.record
     word = "DIVERGED" if record.diverged else str(record.state)
     return Text(word, style="magenta" if record.diverged else _STYLE[record.state])
@@ -49,34 +47,37 @@ def trial_table(
     width: int,
     most_reasons: int | None = None,
 ) -> RenderableType:
-    """One row a trial; on narrow terminals the reasons stand below, the newest `most_reasons` of them.
+    """Return a table with one row per trial.
 
-    `steps`: updates by params. Sparklines are as wide as there is room for, down to none.
+    Sparklines shrink with the width; on narrow terminals the reasons follow below the table.
+
+    Args:
+        all_curves: trials to show.
+        paths: searched settings.
+        objective: objective to show and to mark the best trial by.
+        steps: total updates of a trial by its params; None where unknown.
+        width: terminal width in characters.
+        most_reasons: number of reasons below the table, the newest; None for all, wrapped.
     """
     reason = max((len(_remark(curves, False)) for curves in all_curves), default=0)
-    roomy = _table(all_curves, paths, objective, steps, roomy=True, spark=12)
-    if _table_width(roomy).maximum - max(0, reason - _REASON_WIDTH) <= width:
-        return roomy
-    tried = (
+    wide = _table(all_curves, paths, objective, steps, roomy=True, spark=12)
+    if table_width(wide).maximum - max(0, reason - _REASON_WIDTH) <= width:
+        return wide
+    candidates = (
         _table(all_curves, paths, objective, steps, roomy=False, spark=spark, tight=spark < 6)
         for spark in (10, 6, 3, 0)
     )
-    table = next((made for made in tried if _table_width(made).maximum <= width), None)
+    table = next((made for made in candidates if table_width(made).maximum <= width), None)
     if table is None:
         table = _folded_table(all_curves, paths, objective, steps, progress=True)
-        if _table_width(table).minimum > width:
+        if table_width(table).minimum > width:
             table = _folded_table(all_curves, paths, objective, steps, progress=False)
     reasons = [v.record for v in all_curves if v.record.reason]
     if most_reasons is not None:
         reasons = reasons[max(0, len(reasons) - most_reasons) :] if most_reasons > 0 else []
-    live = most_reasons is not None  # there a line is a line: what wraps would not fit
-    lines = (Text(f"{r.number}: {r.reason}", no_wrap=live, overflow="ellipsis") for r in reasons)
+    fixed_height = most_reasons is not None  # a live table has a fixed number of rows: reasons must not wrap
+    lines = (Text(f"{r.number}: {r.reason}", no_wrap=fixed_height, overflow="ellipsis") for r in reasons)
     return Group(table, *lines)
-
-
-def _table_width(table: Table) -> Measurement:
-    console = Console(width=1000, height=100)  # both: on a dumb terminal rich goes by 80 columns else
-    return Measurement.get(console, console.options, table)
 
 
 def _table(
@@ -89,7 +90,7 @@ def _table(
     spark: int,
     tight: bool = False,
 ) -> Table:
-    """`tight`: names are broken over lines and columns stand closer; a value is never cut."""
+    """Return the table. `tight`: wrapped column names and no padding; values are never cut."""
     short = short_names(paths)
     best = next(iter(rank_trials([v.record for v in all_curves], objective)), None)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0) if tight else (0, 1))
@@ -121,7 +122,7 @@ def _table(
 
 
 def _break_name(name: str) -> str:
-    """A name over several lines: learning_rate is two short words."""
+    """Allow line breaks in a name after `_`, `/` and `.`."""
     return name.replace("_", "_\n").replace("/", "/\n").replace(".", ".\n")
 
 
@@ -133,7 +134,7 @@ def _folded_table(
     *,
     progress: bool,
 ) -> Table:
-    """For more settings than there is room for: all of them in one column, over as many lines as they need."""
+    """Return a table with all settings in one wrapped column, for settings that need more than the width."""
     best = next(iter(rank_trials([v.record for v in all_curves], objective)), None)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False, padding=(0, 0))
     metric = _break_name(objective.metric.removeprefix("eval_"))
@@ -153,8 +154,6 @@ def _folded_table(
 
 
 def _progress(curves: TrialCurves, steps: int | None, roomy: bool) -> Text:
-    if curves.record.state is TrialState.QUEUED:
-        return Text("")
     if steps is None:
         return Text(str(curves.step))
     if not roomy:
@@ -181,7 +180,7 @@ def _remark(curves: TrialCurves, best: bool) -> str:
 def print_final_summary(
     spec: SweepSpec, all_curves: Sequence[TrialCurves], console: Console, *, steps: UpdatesOf | None
 ) -> None:
-    """The table of trials, the best configuration, and what to type next."""
+    """Print the table of trials and the best configuration, or the Pareto front."""
     ordered = sorted(all_curves, key=lambda v: v.record.number)
     console.print(trial_table(ordered, spec.search.paths, spec.goal, steps=steps, width=console.size.width))
     ranked = rank_trials([v.record for v in ordered], *spec.objectives)
@@ -203,12 +202,12 @@ def print_final_summary(
     )
     start = next((v.values(spec.goal.metric)[0] for v in ordered if v.values(spec.goal.metric)), None)
     if start is not None and best.value is not None:
-        console.print(Text(f"The start model had {spec.goal.metric}={format_value(start)}.", style="dim"))
+        console.print(Text(f"The initial model has {spec.goal.metric}={format_value(start)}.", style="dim"))
 
 
 def _print_front(spec: SweepSpec, best: Sequence[TrialRecord], console: Console) -> None:
-    """Of several objectives no trial is the best: those that no other one beats in all of them."""
-    console.print(Text(f"The Pareto front of {len(spec.objectives)} goals:", style="bold"))
+    """Print the Pareto front of a multi-objective sweep."""
+    console.print(Text(f"Pareto front of {len(spec.objectives)} objectives:", style="bold"))
     for record in best:
         objective_values = zip(spec.objectives, record.values or (), strict=True)
         values = "  ".join(f"{objective.metric}={format_value(value)}" for objective, value in objective_values)
@@ -223,7 +222,7 @@ _MAX_FINDINGS = 4
 
 
 def print_findings(findings: Sequence[Finding], name: str, console: Console, *, most: int = _MAX_FINDINGS) -> None:
-    """At most `most` findings, each with its next step, and how to act on them."""
+    """Print at most `most` findings with their next steps, and the command for a follow-up sweep."""
     for finding in findings[:most]:
         head = Text(f"{finding.level}: ", style=_FINDING_STYLE[finding.level]).append(
             finding.title, style="bold not dim"
@@ -231,10 +230,10 @@ def print_findings(findings: Sequence[Finding], name: str, console: Console, *, 
         if console.is_terminal:
             console.print(head)
             console.print(Padding(Text(finding.next_step, style="dim"), (0, 0, 0, 2), expand=False))
-        else:  # a line is a line
+        else:  # piped output is not wrapped
             console.print(head, soft_wrap=True)
             console.print(Text(f"  {finding.next_step}"), soft_wrap=True)
     if len(findings) > most:
         console.print(Text(f"and {len(findings) - most} more in the report", style="dim"))
     if findings:
-        console.print(Text(f"A follow-up sweep that acts on this: orchestrate suggest {name}"))
+        console.print(Text(f"To write a follow-up sweep from these findings: orchestrate suggest {name}"))

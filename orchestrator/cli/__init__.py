@@ -1,4 +1,7 @@
-"""The commands: parse, call, exit code. What they do is elsewhere and imported late, so that `--help` is quick."""
+"""Command line interface: parses arguments, calls `orchestrator.commands` or the driver, returns the exit code.
+
+Implementations are imported inside the commands, which keeps `--help` fast.
+"""
 
 from __future__ import annotations
 
@@ -63,16 +66,19 @@ for command in (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; every ending is an exit code, and a user's mistake is a sentence, not a traceback."""
+    """Run a command and return its exit code; errors of the user are printed as a message without traceback.
+
+    `arguments`: command line without the program name; None for `sys.argv`.
+    """
     with _sigterm_as_sigint():
         return _run(arguments)
 
 
 @contextmanager
 def _sigterm_as_sigint() -> Generator[None]:
-    """What Ctrl-C ends, SIGTERM ends alike; a running sweep takes both signals for itself."""
-    here = threading.current_thread() is threading.main_thread()
-    if not here or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+    """Handle SIGTERM like Ctrl-C in commands without a signal handler; a running sweep installs its own."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
         yield
         return
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -99,12 +105,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         click.echo("interrupted", err=True)
         return int(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The reader of our stdout has gone, as `head` does; nobody is left to tell.
+        # The reader of stdout was closed, for example `head`; stderr is closed too, against a message at exit.
         sys.stderr.close()
         return int(ExitCode.DONE)
     except OSError as error:
         return _disk_error(error)
-    except Exception as error:  # noqa: BLE001 - the last door: a bug becomes a line and a file, never a wall of text
+    except Exception as error:  # noqa: BLE001 - last handler: a bug is reported as one line and a traceback file
         return _internal_error(error)
 
 
@@ -120,7 +126,7 @@ def _disk_error(error: OSError) -> int:
     if not is_disk_error(error):
         return _internal_error(error)
     where = f" at {error.filename}" if error.filename else ""
-    click.echo(f"the disk refused{where}: {error.strerror}; free some space, and the sweep can be resumed", err=True)
+    click.echo(f"disk error{where}: {error.strerror}; free some space, then resume the sweep", err=True)
     return int(ExitCode.REFUSED)
 
 

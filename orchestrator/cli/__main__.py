@@ -1,4 +1,4 @@
-"""`python -m orchestrator.cli`."""
+"""Entry point of `python -m orchestrator.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""The composition root: gives the driver its progress view and reporter, and prints the final summary."""
+"""Composition root: passes progress view and reporter to the driver, and prints the final summary."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from rich.console import Console
 from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.sweep_frame import TrialCurves
 from dashboards.diagnosis.diagnose import diagnose
+from dashboards.formatting import wide_console
 from dashboards.mlflow_pages import saved_view
 from dashboards.sweep_reporter import DashboardReporter
-from dashboards.terminal.progress_views import open_view, wide_console
+from dashboards.terminal.progress_views import open_view
 from dashboards.terminal.trial_tables import print_final_summary, print_findings
 from orchestrator import folders
 from orchestrator.commands.status import sweep_state
@@ -30,17 +31,18 @@ from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.sweep_spec import SweepSpec, Tracking
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
-from orchestrator.tracking.mlflow_sink import tracking_uri
+from orchestrator.tracking.mlflow_client import tracking_uri
 from orchestrator.tracking.mlflow_ui import start_ui, sweep_page
 from orchestrator.tracking.run_metadata import trials_filter
 
 _WATCH_SECONDS = 1.0
-_LOCK_CHECK_TICKS = 4
-"""Of the view between two looks: what it has not drawn yet, it draws then."""
+"""Seconds between two reads of the study by `status --watch`."""
+_REFRESHES_PER_READ = 4
+"""Refreshes of the view between two reads, for changes that it has not drawn yet."""
 
 
 def presentation() -> Presentation:
-    """The terminal's progress view and the dashboards' reporter."""
+    """Return the terminal's progress view and the dashboards' reporter."""
     return Presentation(
         open_view=lambda spec, total: open_view(spec, Console(stderr=True), total=total),
         reporter=DashboardReporter(),
@@ -50,7 +52,7 @@ def presentation() -> Presentation:
 def start(
     spec: SweepSpec, root: Path, *, cluster_at: ClusterAddress | None = None, trust_remote_code: bool = False
 ) -> ExitCode:
-    """Run a new sweep to its end and print what came of it; errors as `orchestrator.driver.run_sweep.start`."""
+    """Run a new sweep and print its summary; raises like `orchestrator.driver.run_sweep.start`."""
     ended = run_sweep.start(spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
     return print_summary(SweepFolder(root, spec.name), spec, ended)
 
@@ -58,7 +60,7 @@ def start(
 def start_or_resume(
     spec: SweepSpec, root: Path, *, cluster_at: ClusterAddress | None = None, trust_remote_code: bool = False
 ) -> ExitCode:
-    """Run this sweep, or continue it where it has begun, and print what came of it."""
+    """Start this sweep, or resume it if it exists, and print its summary."""
     ended = run_sweep.start_or_resume(
         spec, root, presentation(), cluster_at=cluster_at, trust_remote_code=trust_remote_code
     )
@@ -74,7 +76,7 @@ def resume(
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
 ) -> ExitCode:
-    """Continue a sweep and print what came of it; errors as `orchestrator.driver.run_sweep.resume`."""
+    """Resume a sweep and print its summary; raises like `orchestrator.driver.run_sweep.resume`."""
     ended = run_sweep.resume(
         name,
         root,
@@ -89,7 +91,7 @@ def resume(
 
 
 def watch_sweep(name: str, root: Path) -> None:
-    """Follow a sweep that another process drives, until it ends or Ctrl-C; at its end, the table stays."""
+    """Show the progress of a sweep that another process runs, until its end or Ctrl-C; then print the summary."""
     folder = existing_sweep(root, name)
     while not Study.exists(folder) and folders.lock_holder(folder):
         time.sleep(_WATCH_SECONDS)
@@ -101,20 +103,20 @@ def watch_sweep(name: str, root: Path) -> None:
         seen: dict[int, tuple[TrialState, int, int]] = {}
         try:
             while True:
-                driven = folders.lock_holder(folder) is not None
+                has_driver = folders.lock_holder(folder) is not None
                 for record in study.trials():
-                    mark = (record.state, record.attempts, record.step)
-                    last = seen.get(record.number)
-                    if last is None or last[:2] != mark[:2]:
+                    current = (record.state, record.attempts, record.step)
+                    previous = seen.get(record.number)
+                    if previous is None or previous[:2] != current[:2]:
                         view.update_trial(record)
-                    if last is None or last[2] != record.step:
+                    if previous is None or previous[2] != record.step:
                         view.add_metrics(record.number, study.metric_history(record.number))
-                    seen[record.number] = mark
+                    seen[record.number] = current
                 view.refresh()
-                if not driven:
+                if not has_driver:
                     break
-                for _ in range(_LOCK_CHECK_TICKS):
-                    time.sleep(_WATCH_SECONDS / _LOCK_CHECK_TICKS)
+                for _ in range(_REFRESHES_PER_READ):
+                    time.sleep(_WATCH_SECONDS / _REFRESHES_PER_READ)
                     view.refresh()
         finally:
             view.close()
@@ -124,12 +126,12 @@ def watch_sweep(name: str, root: Path) -> None:
         print_final_summary(spec, views, wide_console(), steps=steps)
         if sweep_state(study) == "interrupted":
             reason = study.stop_reason()
-            console.print(f"{name} is interrupted{f': {reason}' if reason else ''}. Go on with it by:", markup=False)
+            console.print(f"{name} is interrupted{f': {reason}' if reason else ''}. Resume it with:", markup=False)
             console.print(f"  orchestrate resume {name}", markup=False)
 
 
 def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -> ExitCode:
-    """Serve the MLflow pages on loopback until Ctrl-C; prints the address of the sweep's charts."""
+    """Serve the MLflow UI on localhost until Ctrl-C and print the URL of the sweep's charts."""
 
     spec = load_spec(existing_sweep(root, name).spec, is_new=False) if name is not None else None
     tracking = spec.tracking if spec is not None else Tracking()
@@ -148,7 +150,7 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
 
                 webbrowser.open(page)
             if shown.process is not None:
-                sys.stderr.write("serving on this machine only; Ctrl-C ends it\n")
+                sys.stderr.write("serving on this machine only; stop with Ctrl-C\n")
                 while not signals.stop_requested and shown.process.poll() is None:
                     time.sleep(0.2)
         finally:
@@ -157,16 +159,16 @@ def ui(name: str | None, root: Path, port: int, *, open_browser: bool = False) -
 
 
 def print_summary(folder: SweepFolder, spec: SweepSpec, ended: StopReason) -> ExitCode:
-    """The table, the best configuration and what to type next; the exit code that fits."""
+    """Print the table of trials, the best configuration and the next commands; return the exit code."""
     progress = Console(stderr=True)
     resume_line = f"  orchestrate resume {spec.name}"
     records: Sequence[TrialRecord] = []
     if Study.exists(folder):
         with Study.open(folder) as study:
             records = study.trials()
-            views = [_trial_curves(study, record) for record in records]
+            curves = [_trial_curves(study, record) for record in records]
         console = wide_console()
-        print_final_summary(spec, views, console, steps=known_steps(folder, spec))
+        print_final_summary(spec, curves, console, steps=known_steps(folder, spec))
         _print_findings(folder, console)
     any_complete = any(r.value is not None for r in records)
     if ended.text and ended.kind is not StopKind.FINISHED:
@@ -191,9 +193,9 @@ def _print_findings(folder: SweepFolder, console: Console) -> None:
 
 
 def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
-    view = TrialCurves(record)
-    view.add(study.metric_history(record.number))
-    return view
+    curves = TrialCurves(record)
+    curves.add(study.metric_history(record.number))
+    return curves
 
 
 def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:

@@ -1,4 +1,4 @@
-"""Commands `stop`, `pause`, `unpause`, `prune`, `clone` and `enqueue`: requests to a sweep from another terminal."""
+"""Commands `stop`, `pause`, `unpause`, `prune`, `clone` and `enqueue`: requests to a running sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.folders import existing_sweep, runs_folder
 _NAME = click.argument("name")
 _TRIAL = click.argument("trial", type=click.IntRange(min=0))
 _OPTIONAL_TRIAL = click.argument("trial", type=click.IntRange(min=0), required=False)
-_WHY = click.option("--why", default="", metavar="TEXT", help="The reason, for the record.")
+_WHY = click.option("--why", default="", metavar="TEXT", help="Reason, stored in the history.")
 
 
 @click.command()
@@ -20,7 +20,7 @@ _WHY = click.option("--why", default="", metavar="TEXT", help="The reason, for t
 @_OPTIONAL_TRIAL
 @_WHY
 def stop(name: str, trial: int | None, why: str) -> None:
-    """Stop a running sweep, resumably; or end one TRIAL of it for good."""
+    """Stop a running sweep, which can be resumed; or stop one TRIAL for good."""
     _request("stop", name, trial, why or "stopped")
 
 
@@ -29,7 +29,7 @@ def stop(name: str, trial: int | None, why: str) -> None:
 @_OPTIONAL_TRIAL
 @_WHY
 def pause(name: str, trial: int | None, why: str) -> None:
-    """Checkpoint one TRIAL and give its slot to the next; or pause the whole sweep."""
+    """Checkpoint one TRIAL and free its slot for the next one; or pause the whole sweep."""
     _request("pause", name, trial, why)
 
 
@@ -38,16 +38,16 @@ def pause(name: str, trial: int | None, why: str) -> None:
 @_OPTIONAL_TRIAL
 @_WHY
 def unpause(name: str, trial: int | None, why: str) -> None:
-    """Go on with a paused TRIAL, or with a sweep that is paused as a whole."""
+    """Continue a paused TRIAL, or a paused sweep."""
     _request("unpause", name, trial, why)
 
 
 @click.command()
 @_NAME
 @_TRIAL
-@click.option("--why", required=True, metavar="TEXT", help="The reason, for the record.")
+@click.option("--why", required=True, metavar="TEXT", help="Reason, stored in the history.")
 def prune(name: str, trial: int, why: str) -> None:
-    """End one TRIAL for good, with a reason; its state is PRUNED."""
+    """Prune one TRIAL with a reason; its state becomes PRUNED."""
     _request("prune", name, trial, why)
 
 
@@ -56,11 +56,11 @@ def prune(name: str, trial: int, why: str) -> None:
 @_TRIAL
 @SET
 @click.option(
-    "--from-checkpoint", is_flag=True, help="Go on from TRIAL's newest checkpoint instead of from the start model."
+    "--from-checkpoint", is_flag=True, help="Start from TRIAL's newest checkpoint instead of the initial model."
 )
 @_WHY
 def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint: bool) -> None:
-    """Run a trial like TRIAL with some leaves changed, next and on top of budget.trials."""
+    """Enqueue a copy of TRIAL with some settings changed; runs next, in addition to budget.trials."""
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.trial_control import clone as queue
 
@@ -71,7 +71,7 @@ def clone(name: str, trial: int, sets: Sequence[str], why: str, from_checkpoint:
 @_NAME
 @SET
 def enqueue(name: str, sets: Sequence[str]) -> None:
-    """Run a trial with these leaves next, on top of budget.trials; the others are the base's."""
+    """Enqueue a trial with these settings, the others as in base; runs next, in addition to budget.trials."""
     existing_sweep(runs_folder(), name)
     from orchestrator.commands.trial_control import enqueue as queue
 
@@ -85,6 +85,6 @@ def _request(kind: str, name: str, trial: int | None, reason: str) -> None:
     _print(request_control(name, runs_folder(), kind, trial, reason))
 
 
-def _print(sentences: Sequence[str]) -> None:
-    for sentence in sentences:
-        click.echo(sentence, err=True)
+def _print(notices: Sequence[str]) -> None:
+    for notice in notices:
+        click.echo(notice, err=True)

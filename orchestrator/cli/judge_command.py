@@ -1,4 +1,4 @@
-"""Command `judge`."""
+"""Command `judge`: win rates of the best trials' answers against the initial model's."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from orchestrator.judge.endpoint_batch import Estimate
     from orchestrator.spec.judge_config import Endpoint
 
-_WITHOUT = "--set judge.endpoint=null"
+_WITHOUT_ENDPOINT = "--set judge.endpoint=null"
 
 
 @click.command()
 @click.argument("name")
-@click.option("--top", type=click.IntRange(1), metavar="K", help="Judge the K best trials; short for judge.top.")
-@click.option("--prompts", type=click.IntRange(1), metavar="N", help="On N prompts; short for judge.prompts.")
-@click.option("--yes", is_flag=True, help="Ask a paid endpoint without asking me first.")
+@click.option("--top", type=click.IntRange(1), metavar="K", help="Number of best trials to judge; sets judge.top.")
+@click.option("--prompts", type=click.IntRange(1), metavar="N", help="Number of prompts; sets judge.prompts.")
+@click.option("--yes", is_flag=True, help="Use a paid endpoint without confirmation.")
 @SET
 @JSON
 @TRUST
@@ -36,25 +36,25 @@ def judge(
     as_json: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
-    """Win rates of the best trials against the start model, by an outside judge.
+    """Compute win rates of the best trials against the initial model with an independent judge.
 
-    By the rows' own answers, a reward model or an OpenAI-compatible endpoint, as `judge:` in the sweep's file or --set
-    says. Ctrl-C loses nothing: the same command goes on where it was, and asks nobody twice.
+    The judge is the checker of known answers, a reward model or an OpenAI-compatible endpoint, configured by `judge:`
+    in the sweep file or --set. After Ctrl-C the same command continues; no call is repeated.
     """
     existing_sweep(runs_folder(), name)
+    from dashboards.formatting import wide_console
     from dashboards.sweep_reporter import DashboardReporter
     from dashboards.terminal.judge_output import JudgeProgress, print_judgements
-    from dashboards.terminal.progress_views import wide_console
     from orchestrator.commands.judge_sweep import judge_sweep as run
     from orchestrator.judge.judgements import as_json as judgements_as_json
 
-    short = {"judge.top": top, "judge.prompts": prompts}
-    given = (*sets, *(f"{path}={value}" for path, value in short.items() if value is not None))
+    shortcuts = {"judge.top": top, "judge.prompts": prompts}
+    overrides = (*sets, *(f"{path}={value}" for path, value in shortcuts.items() if value is not None))
     with JudgeProgress() as progress:
         found = run(
             name,
             runs_folder(),
-            given,
+            overrides,
             set_stage=progress.set_stage,
             log=progress.log,
             confirm_cost=_confirm_cost(yes, progress.pause),
@@ -62,7 +62,7 @@ def judge(
             trust_remote_code=trust_remote_code,
         )
     if as_json:
-        print_json({"name": name, "trials": judgements_as_json(found.judgements), "notices": list(found.notices)})
+        print_json({"name": name, "trials": judgements_as_json(found.judgements), "notices": found.notices})
     else:
         print_judgements(found.judgements, wide_console())
     for notice in found.notices:
@@ -71,17 +71,24 @@ def judge(
 
 
 def _confirm_cost(yes: bool, pause: Callable[[], None]) -> Callable[[Endpoint, Estimate], bool]:
-    """Whether the endpoint may be asked: what --yes says, else a person; CostNotConfirmed where nobody says yes."""
+    """Return the function that confirms the endpoint's estimated cost: by --yes, else by a prompt.
+
+    It raises CostNotConfirmed where the user declines or stdin is not a terminal.
+    """
     from orchestrator.driver.judge_stage import CostNotConfirmed
 
-    def agree(endpoint: Endpoint, expected: Estimate) -> bool:
+    def confirm(endpoint: Endpoint, expected: Estimate) -> bool:
         if yes:
             return True
         pause()
         if not sys.stdin.isatty():
-            raise CostNotConfirmed(f"nobody is there to agree to {expected}; add --yes, or leave it out: {_WITHOUT}")
-        if not click.confirm(f"Ask {endpoint.model} now?", err=True):
-            raise CostNotConfirmed(f"nothing was generated and nobody was asked; without the endpoint: {_WITHOUT}")
+            raise CostNotConfirmed(
+                f"judge.endpoint: {expected} needs a confirmation; add --yes, or skip the endpoint: {_WITHOUT_ENDPOINT}"
+            )
+        if not click.confirm(f"Call {endpoint.model} now?", err=True):
+            raise CostNotConfirmed(
+                f"judge.endpoint: not confirmed, nothing was generated or called; skip it: {_WITHOUT_ENDPOINT}"
+            )
         return True
 
-    return agree
+    return confirm

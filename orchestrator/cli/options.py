@@ -1,4 +1,4 @@
-"""Shared options of the commands, reading a sweep's file, JSON output."""
+"""Options shared by several commands, loading of the sweep file, JSON output."""
 
 from __future__ import annotations
 
@@ -18,43 +18,52 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-SET = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Replace one leaf: loss.beta=2.5")
+SET = click.option("--set", "sets", multiple=True, metavar="PATH=VALUE", help="Override one setting: loss.beta=2.5")
 JSON = click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
 TRUST = click.option(
-    "--trust-remote-code", is_flag=True, help="Run code that comes with the model. Never taken from a file."
+    "--trust-remote-code", is_flag=True, help="Run Python code of the model's repository. Never taken from a file."
 )
 
 
 def cluster_options(command: F) -> F:
-    """An existing Ray cluster instead of this machine."""
+    """Add `--address` and `--machines`: an existing Ray cluster instead of this machine."""
     address = click.option(
-        "--address", metavar="HOST:PORT", help="Run on this Ray cluster, which exists already; auto: the one here."
+        "--address", metavar="HOST:PORT", help="Run on this existing Ray cluster; auto: the one on this machine."
     )
     machines = click.option(
-        "--machines", type=click.IntRange(1), default=1, help="With --address: wait until so many have joined."
+        "--machines", type=click.IntRange(1), default=1, help="With --address: wait for this many machines."
     )
     return address(machines(command))
 
 
 def cluster_address(address: str | None, machines: int) -> ClusterAddress | None:
-    """What `--address` and `--machines` say."""
+    """Return the cluster of `--address` and `--machines`; None without `--address`."""
     from orchestrator.execution.remote_cluster import ClusterAddress
 
     if address is None and machines != 1:
-        raise click.UsageError("--machines belongs to --address")
+        raise click.UsageError("--machines requires --address")
     return None if address is None else ClusterAddress(address, machines)
 
 
 def spec_options(command: F) -> F:
-    """A sweep's file, and what changes it from the command line."""
+    """Add the sweep file argument and the options that override it."""
     file = click.argument("file", type=click.Path(path_type=Path))
-    name = click.option("--name", help="Another name than the file's.")
-    rehearse = click.option("--rehearse", is_flag=True, help="Tiny random model, few rows, few steps, few trials.")
+    name = click.option("--name", help="Name of the sweep instead of the file's.")
+    rehearse = click.option(
+        "--rehearse", is_flag=True, help="Run a small copy: tiny random model, few rows, steps and trials."
+    )
     return file(SET(name(rehearse(command))))
 
 
 def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool) -> tuple[SweepSpec, tuple[str, ...]]:
-    """The sweep that was asked for, and what to say about how it was read. SpecError with every finding."""
+    """Load the sweep file with overrides.
+
+    Returns:
+        The spec and notices about its loading.
+
+    Raises:
+        SpecError: with all errors of the file.
+    """
     from orchestrator.spec.loading.loader import load_with_notices
     from orchestrator.spec.loading.position_checks import check_lengths
     from trainer.environment import foreign_settings, ignored_message
@@ -67,19 +76,19 @@ def read_spec(file: Path, sets: Sequence[str], name: str | None, rehearse: bool)
     )
     if not rehearse:
         return loaded.spec, notices
-    from orchestrator.commands.rehearsal import rehearse as small
+    from orchestrator.commands.rehearsal import rehearse as make_rehearsal
 
-    rehearsal = small(loaded.spec, runs_folder())
+    rehearsal = make_rehearsal(loaded.spec, runs_folder())
     return rehearsal.spec, (*notices, *rehearsal.notices)
 
 
 def print_json(value: Any) -> None:
-    """Data on stdout; NaN and the infinities are null."""
+    """Print JSON on stdout; NaN and infinities become null."""
     click.echo(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def _finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: they are null."""
+    """Replace NaN and infinities, which JSON lacks, by None."""
     match value:
         case float():
             return value if math.isfinite(value) else None

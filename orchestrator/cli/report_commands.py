@@ -12,10 +12,12 @@ from orchestrator.folders import existing_sweep, runs_folder
 
 @click.command()
 @click.argument("name")
-@click.option("--output", "to", type=click.Path(path_type=Path, dir_okay=False), help="Another file than report.html.")
+@click.option(
+    "--output", "to", type=click.Path(path_type=Path, dir_okay=False), help="Write this file instead of report.html."
+)
 @JSON
 def report(name: str, to: Path | None, as_json: bool) -> None:
-    """One page to read and to send: the answer, how sure it is, what is wrong, what to try next."""
+    """Write an HTML report: best trial, significance, diagnosis, next steps."""
     existing_sweep(runs_folder(), name)
     from orchestrator.cli.report_data import report as make
 
@@ -28,9 +30,11 @@ def report(name: str, to: Path | None, as_json: bool) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--output", "to", type=click.Path(path_type=Path, dir_okay=False), help="Write it into this new file.")
+@click.option(
+    "--output", "to", type=click.Path(path_type=Path, dir_okay=False), help="Write to this new file instead of stdout."
+)
 def suggest(name: str, to: Path | None) -> None:
-    """A follow-up sweep that acts on the diagnosis, each range with its reason."""
+    """Write a follow-up sweep file from the diagnosis, with a reason for each range."""
     existing_sweep(runs_folder(), name)
     from orchestrator.cli.report_data import suggest as make
 
@@ -38,29 +42,31 @@ def suggest(name: str, to: Path | None) -> None:
     if to is None:
         click.echo(text, nl=False)
     else:
-        click.echo(f"written to {to}; look at it, then: orchestrate sweep {to}", err=True)
+        click.echo(f"written to {to}; check it, then run: orchestrate sweep {to}", err=True)
 
 
 @click.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME NAME...")
-@click.option("--output", "to", type=click.Path(path_type=Path, dir_okay=False), help="Also as an HTML page, here.")
+@click.option(
+    "--output", "to", type=click.Path(path_type=Path, dir_okay=False), help="Also write an HTML page to this file."
+)
 @JSON
 def compare(names: tuple[str, ...], to: Path | None, as_json: bool) -> None:
-    """Sweeps side by side by one ruler, and whether data, start model and tokens are matched."""
+    """Compare sweeps by a common metric; check for equal data, initial model and tokens."""
     if len(set(names)) < 2:
-        raise click.UsageError("give two sweeps or more")
+        raise click.UsageError("name at least two sweeps")
     for name in names:
         existing_sweep(runs_folder(), name)
-    from orchestrator.cli.report_data import compare as side_by_side
+    from orchestrator.cli.report_data import compare as compare_sweeps
 
-    found = side_by_side(names, runs_folder(), to)
+    found = compare_sweeps(names, runs_folder(), to)
     if as_json:
         from dashboards.analysis.comparison import as_json as comparison_as_json
 
         print_json(comparison_as_json(found))
     else:
+        from dashboards.formatting import wide_console
         from dashboards.report.comparison_page import print_comparison
-        from dashboards.terminal.progress_views import wide_console
 
         print_comparison(found, wide_console())
     if to is not None:

@@ -1,4 +1,4 @@
-"""Data of `report` and `suggest`: a sweep's frame to a page, a diagnosis, a follow-up sweep."""
+"""Implementation of `report`, `suggest` and `compare`: page, follow-up sweep and comparison from sweep frames."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dashboards.analysis.comparison import SweepComparison
-from dashboards.analysis.comparison import compare_sweeps as side_by_side
+from dashboards.analysis.comparison import SweepComparison, compare_sweeps
 from dashboards.analysis.follow_up import follow_up, to_yaml
 from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.sweep_frame import SweepFrame
@@ -24,21 +23,25 @@ from trainer.storage.atomic_files import write_text
 
 
 class NothingToReport(OrchestrateError):
-    """The sweep has no study yet."""
+    """The sweep has no study database yet."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"{name} has not begun its first trial: there is nothing to look at yet")
+        super().__init__(f"{name} has not started a trial yet: there is nothing to report")
 
 
 class OutputExists(OrchestrateError):
-    """A file is where another would be written."""
+    """The output file exists already."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__(f"{path} exists already; nothing is overwritten")
+        super().__init__(f"{path} exists already and is not overwritten; name another file")
 
 
 def load_sweep_frame(folder: SweepFolder) -> SweepFrame:
-    """Everything that one sweep left; NothingToReport before its first trial."""
+    """Load a sweep's frame.
+
+    Raises:
+        NothingToReport: no trial has started.
+    """
     if not Study.exists(folder):
         raise NothingToReport(folder.name)
     with Study.open(folder) as study:
@@ -48,7 +51,7 @@ def load_sweep_frame(folder: SweepFolder) -> SweepFrame:
 
 
 def report(name: str, root: Path, to: Path | None) -> dict[str, Any]:
-    """Write the report (by default into the sweep's folder) and say what is in it."""
+    """Write the report to `to` (default: report.html in the sweep's folder) and return its contents for `--json`."""
     folder = existing_sweep(root, name)
     analysis = analyze(load_sweep_frame(folder))
     path = write_report(analysis, to or folder.report)
@@ -56,7 +59,13 @@ def report(name: str, root: Path, to: Path | None) -> dict[str, Any]:
 
 
 def suggest(name: str, root: Path, to: Path | None) -> str:
-    """The follow-up sweep's file; NothingLearned where no trial says where to look next."""
+    """Return the follow-up sweep file as YAML, also written to `to` if given.
+
+    Raises:
+        NothingLearned: no search range can be derived from the trials.
+        OutputExists: `to` exists already.
+        StorageRefused: `to` cannot be written.
+    """
     made = follow_up(analyze(load_sweep_frame(existing_sweep(root, name))), known_sweeps(root))
     text = to_yaml(made)
     if to is not None:
@@ -70,16 +79,16 @@ def suggest(name: str, root: Path, to: Path | None) -> str:
 
 
 def compare(names: Sequence[str], root: Path, to: Path | None) -> SweepComparison:
-    """Sweeps side by side; with `to` also as a page in that file."""
+    """Return the comparison of these sweeps, also written as an HTML page to `to` if given."""
     frames = [load_sweep_frame(existing_sweep(root, name)) for name in dict.fromkeys(names)]
-    found = side_by_side(frames)
+    found = compare_sweeps(frames)
     if to is not None:
         write_page(to, comparison_page(found))
     return found
 
 
 def as_json(analysis: SweepAnalysis) -> dict[str, Any]:
-    """What the report concludes, for programs."""
+    """Return the report's conclusions as printed by `report --json`."""
     frame, significance = analysis.frame, analysis.significance
     found: dict[str, Any] = {
         "name": frame.name,

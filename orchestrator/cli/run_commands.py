@@ -28,13 +28,21 @@ POSITIVE = click.FloatRange(0, min_open=True)
 @click.command()
 @spec_options
 @JSON
-@click.option("--gpu-memory", type=POSITIVE, metavar="GB", help="Of one GPU; by default the visible one's.")
-@click.option("--price-per-gpu-hour", "price", type=click.FloatRange(0), help="Adds the cost, in the same currency.")
-@click.option("--efficiency", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak reached; 0.3.")
-@click.option("--tflops", type=POSITIVE, help="A GPU's peak in bfloat16; 989, an H100's or H200's.")
-@click.option("--tokens-per-pair", type=click.IntRange(1), help="On average; by default the most, 2 * max_length.")
-@click.option("--train-pairs", type=click.IntRange(1), help="Where the data is not downloaded yet.")
-@click.option("--probe", is_flag=True, help="Measure one update here: loads model and data, trains a few updates.")
+@click.option("--gpu-memory", type=POSITIVE, metavar="GB", help="Memory of one GPU; default: the visible GPU's.")
+@click.option(
+    "--price-per-gpu-hour", "price", type=click.FloatRange(0), help="Price for the cost estimate, in any currency."
+)
+@click.option(
+    "--efficiency", type=click.FloatRange(0, 1, min_open=True), help="Share of the peak FLOPS reached; default 0.3."
+)
+@click.option("--tflops", type=POSITIVE, help="Peak bfloat16 TFLOPS of one GPU; default 989 (H100, H200).")
+@click.option(
+    "--tokens-per-pair", type=click.IntRange(1), help="Average tokens of a pair; default: the maximum, 2 * max_length."
+)
+@click.option("--train-pairs", type=click.IntRange(1), help="Training pairs, if the data is not downloaded yet.")
+@click.option(
+    "--probe", is_flag=True, help="Measure an update on this machine: loads model and data, trains a few updates."
+)
 @job_options
 @TRUST
 def plan(
@@ -53,9 +61,9 @@ def plan(
     trust_remote_code: bool,
     **job_settings: Any,
 ) -> None:
-    """What a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Starts no trial.
+    """Show what a sweep would do: trials, corners, steps, tokens, memory, GPU-hours, files. Runs no trial.
 
-    With --slurm or --kuberay: the very bytes that `submit` would hand over.
+    With --slurm or --kuberay: print the job exactly as `submit` would submit it.
     """
     from dashboards.terminal.command_output import print_plan
     from orchestrator.commands.local_plan import plan_locally
@@ -72,7 +80,7 @@ def plan(
                 click.echo(line, err=True)
         click.echo(job.text, nl=False)
         return
-    machine = GpuAssumptions(
+    assumptions = GpuAssumptions(
         gpu_memory=None if gpu_memory is None else gpu_memory * GB,
         tflops=tflops or PEAK_TFLOPS,
         efficiency=efficiency or EFFICIENCY,
@@ -82,7 +90,7 @@ def plan(
     )
     if probe:
         click.echo("measuring one update on this machine", err=True)
-    made = plan_locally(spec, runs_folder(), notices, machine, probe=probe, trust_remote_code=trust_remote_code)
+    made = plan_locally(spec, runs_folder(), notices, assumptions, probe=probe, trust_remote_code=trust_remote_code)
     if as_json:
         print_json(made.as_json())
     else:
@@ -92,7 +100,7 @@ def plan(
 @click.command()
 @spec_options
 @cluster_options
-@click.option("--continue", "go_on", is_flag=True, help="Go on with it where this very sweep has begun already.")
+@click.option("--continue", "go_on", is_flag=True, help="Resume the sweep if it exists with this spec.")
 @TRUST
 def sweep(
     file: Path,
@@ -104,7 +112,7 @@ def sweep(
     go_on: bool,
     trust_remote_code: bool,
 ) -> ExitCode:
-    """Run a sweep. Ctrl-C once: checkpoint and stop; twice: now."""
+    """Run a sweep. Ctrl-C once: write checkpoints and stop; twice: stop at once."""
     spec, notices = read_spec(file, sets, name, rehearse)
     cluster_at = cluster_address(address, machines)
     if not go_on and (runs_folder() / spec.name).exists():
@@ -113,26 +121,28 @@ def sweep(
         free_folder(runs_folder(), spec.name)
     from orchestrator.cli.composition import start, start_or_resume
 
-    begin = start_or_resume if go_on else start
+    run = start_or_resume if go_on else start
 
     for notice in notices:
         click.echo(notice, err=True)
-    return begin(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    return run(spec, runs_folder(), cluster_at=cluster_at, trust_remote_code=trust_remote_code)
 
 
 @click.command()
 @click.argument("name")
 @SET
-@click.option("--mirror", metavar="URL", help="Where this disk does not have the sweep: bring it from its mirror.")
+@click.option("--mirror", metavar="URL", help="Download the sweep from its mirror if this disk does not have it.")
 @cluster_options
 @TRUST
 def resume(
     name: str, sets: Sequence[str], mirror: str | None, address: str | None, machines: int, trust_remote_code: bool
 ) -> ExitCode:
-    """Go on with a sweep that was stopped or killed."""
+    """Resume a sweep that was stopped or killed."""
     if mirror is None:
         existing_sweep(runs_folder(), name)
-    from orchestrator.cli.composition import resume as go_on
+    from orchestrator.cli.composition import resume as resume_sweep
 
     cluster_at = cluster_address(address, machines)
-    return go_on(name, runs_folder(), sets, mirror=mirror, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
+    return resume_sweep(
+        name, runs_folder(), sets, mirror=mirror, cluster_at=cluster_at, trust_remote_code=trust_remote_code
+    )

@@ -1,4 +1,4 @@
-"""Commands `init`, `doctor` and `schema`, which need no sweep."""
+"""Commands `init`, `doctor` and `schema`, which need no existing sweep."""
 
 from __future__ import annotations
 
@@ -16,52 +16,52 @@ from orchestrator.folders import runs_folder
 
 @click.command()
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False), default=Path("sweep.yaml"), required=False)
-@click.option("--model", help="Hub name or folder of the start model.")
+@click.option("--model", help="Hub name or folder of the initial model.")
 @click.option("--data", help="A hub data set, or a JSONL, JSON, Parquet or CSV file of preference pairs.")
-@click.option("--gpus", help="How many GPUs; a trial on each.")
-@click.option("--objective", help="simpo, dpo, orpo or cpo.")
-@click.option("--lora", is_flag=True, help="Adapters instead of all weights.")
+@click.option("--gpus", help="Number of GPUs; one trial runs on each.")
+@click.option("--objective", help="Loss: simpo, dpo, orpo or cpo.")
+@click.option("--lora", is_flag=True, help="Train LoRA adapters instead of all weights.")
 def init(
     file: Path, model: str | None, data: str | None, gpus: str | None, objective: str | None, lora: bool
 ) -> ExitCode:
-    """Write a first sweep file from four answers, sized for the model and the data. Never overwrites.
+    """Write a sweep file from four answers, sized for the model and the data. Never overwrites a file.
 
-    On a terminal it asks for what no option says; elsewhere the defaults are taken. A model's folder and a file of
-    pairs are looked at; with both, the rows' lengths in tokens are read, which takes seconds.
+    Prompts on a terminal for missing options, else uses defaults. Reads a model folder and a file of pairs; with both,
+    counts the tokens of the rows, which takes seconds.
     """
     if file.exists():
-        raise click.UsageError(f"{file} exists already; give another FILE")
+        raise click.UsageError(f"{file} exists already and is not overwritten; name another FILE")
     from orchestrator.commands import init_file
-    from orchestrator.execution.local_cluster import visible_gpus
+    from orchestrator.execution.slots import visible_gpus
 
     questions = {
-        "model": (model, "Start model, a hub name or a folder", init_file.DEFAULT_MODEL),
+        "model": (model, "Initial model, a hub name or a folder", init_file.DEFAULT_MODEL),
         "data": (data, "Preference pairs, a hub data set or a file", init_file.DEFAULT_DATA),
         "gpus": (gpus, "GPUs", str(visible_gpus())),
         "objective": (objective, f"Objective ({', '.join(init_file.OBJECTIVES)})", "simpo"),
     }
     found: dict[str, str] = {}
-    wrong: list[str] = []
-    for question, (given, words, default) in questions.items():
-        ask = given is None and sys.stdin.isatty()
-        found[question] = click.prompt(words, default, err=True) if ask else default if given is None else given
-        while (problem := init_file.check_answer(question, found[question])) is not None and ask:
+    errors: list[str] = []
+    for question, (given, label, default) in questions.items():
+        interactive = given is None and sys.stdin.isatty()
+        found[question] = click.prompt(label, default, err=True) if interactive else default if given is None else given
+        while (problem := init_file.check_answer(question, found[question])) is not None and interactive:
             click.echo(f"{question}: {problem}", err=True)
-            found[question] = click.prompt(words, default, err=True)
+            found[question] = click.prompt(label, default, err=True)
         if problem is not None:
-            wrong.append(f"--{question}: {problem}")
-    if wrong:
-        raise click.UsageError("\n".join(wrong))
+            errors.append(f"--{question}: {problem}")
+    if errors:
+        raise click.UsageError("\n".join(errors))
     kind = init_file.OBJECTIVES[found["objective"]]
     answers = init_file.InitAnswers(found["model"], found["data"], int(found["gpus"]), kind, lora)
     facts = init_file.find_facts(answers)
     if facts.apply_template:
         message = "the rows are plain text and the tokenizer has a chat template"
         if sys.stdin.isatty():
-            put = click.confirm(f"{message}; put them into it?", default=True, err=True)
-            facts = replace(facts, apply_template=put)
+            apply = click.confirm(f"{message}; apply the template?", default=True, err=True)
+            facts = replace(facts, apply_template=apply)
         else:
-            click.echo(f"{message}: they are put into it (data.apply_template: true)", err=True)
+            click.echo(f"{message}: the template is applied (data.apply_template: true)", err=True)
     for notice in facts.notices:
         click.echo(notice, err=True)
     text = init_file.write_sweep_file(file.stem, answers, facts)
@@ -80,9 +80,9 @@ def init(
 @SET
 @JSON
 def doctor(file: Path | None, sets: Sequence[str], as_json: bool) -> ExitCode:
-    """What this machine offers, what is missing, and the fix for each.
+    """Check this machine's installation, GPUs and disks, with a fix for each problem.
 
-    With a sweep's FILE: also whether its models, data sets, tracking server and database can be reached.
+    With a sweep FILE: also check access to its models, data sets, tracking server and database.
     """
     from dashboards.terminal.command_output import print_checks
     from orchestrator.commands.doctor import is_healthy, run_checks
@@ -98,7 +98,7 @@ def doctor(file: Path | None, sets: Sequence[str], as_json: bool) -> ExitCode:
 
 @click.command()
 def schema() -> None:
-    """The JSON Schema of a sweep's file, for editors."""
+    """Print the JSON Schema of sweep files, for editors."""
     from orchestrator.spec.loading.serialization import schema as json_schema
 
     print_json(json_schema())

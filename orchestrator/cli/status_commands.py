@@ -14,17 +14,17 @@ from orchestrator.folders import existing_sweep, runs_folder
 @click.command()
 @click.argument("name")
 @JSON
-@click.option("--watch", is_flag=True, help="Stay and follow it.")
+@click.option("--watch", is_flag=True, help="Show live progress until the sweep ends.")
 def status(name: str, as_json: bool, watch: bool) -> None:
-    """Where a sweep stands."""
+    """Show the state of a sweep and its trials."""
     existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_status
     from orchestrator.commands.status import status as read_status
 
     if watch:
-        from orchestrator.cli.composition import watch_sweep as follow
+        from orchestrator.cli.composition import watch_sweep
 
-        follow(name, runs_folder())
+        watch_sweep(name, runs_folder())
         return
     found = read_status(name, runs_folder())
     if as_json:
@@ -37,7 +37,7 @@ def status(name: str, as_json: bool, watch: bool) -> None:
 @click.argument("name")
 @JSON
 def history(name: str, as_json: bool) -> None:
-    """What happened to a sweep, in order, with times and reasons; and how its spec changed."""
+    """List the events of a sweep with times and reasons, and the changes of its spec."""
     existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_history
     from orchestrator.commands.status import history as read_history
@@ -52,19 +52,19 @@ def history(name: str, as_json: bool) -> None:
 @click.command()
 @click.argument("name")
 @JSON
-@click.option("--export", "to", type=click.Path(path_type=Path), help="Write the winner as a model folder.")
-@click.option("--merge", is_flag=True, help="With --export: fold LoRA adapters into the weights.")
+@click.option("--export", "to", type=click.Path(path_type=Path), help="Write the best trial's model to this folder.")
+@click.option("--merge", is_flag=True, help="With --export: merge LoRA adapters into the weights.")
 @click.option(
     "--compare/--no-compare",
     default=True,
-    help="With --export: load the files with plain transformers and compare log-probs with the trial's (the default).",
+    help="With --export: load the model with plain transformers and compare its log-probs with the trial's (default).",
 )
 @TRUST
 def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, trust_remote_code: bool) -> None:
-    """The best configuration so far, and its model."""
+    """Show the best configuration so far; export its model."""
     if to is None and (merge or trust_remote_code or not compare):
         flag = "--merge" if merge else "--trust-remote-code" if trust_remote_code else "--no-compare"
-        raise click.UsageError(f"{flag} goes with --export DIR")
+        raise click.UsageError(f"{flag} requires --export DIR")
     existing_sweep(runs_folder(), name)
     from dashboards.terminal.command_output import print_best
     from orchestrator.commands.model_export import export_best_model
@@ -73,7 +73,7 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
     found = read_best(name, runs_folder())
     if to is not None:
         exported = export_best_model(
-            name, runs_folder(), to, merge, compare=compare, trust_remote_code=trust_remote_code, say=_say
+            name, runs_folder(), to, merge, compare=compare, trust_remote_code=trust_remote_code, log=_log
         )
         found = {**found, "exported": str(exported)}
     if as_json:
@@ -82,7 +82,7 @@ def best(name: str, as_json: bool, to: Path | None, merge: bool, compare: bool, 
         print_best(found)
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     click.echo(text, err=True)
 
 
@@ -91,7 +91,7 @@ def _say(text: str) -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=5000, show_default=True)
 @click.option("--open/--no-open", "open_browser", default=False, help="Open a browser.")
 def ui(name: str | None, port: int, open_browser: bool) -> ExitCode:
-    """The MLflow pages, on this machine only; of one sweep if named."""
+    """Serve the MLflow UI on this machine only; print the URL of sweep NAME if given."""
     if name is not None:
         existing_sweep(runs_folder(), name)
     from orchestrator.cli.composition import ui as serve_ui

@@ -1,1 +1,1 @@
-"""What commands compute that drive nothing: data is returned, nothing is printed."""
+"""Implementations of the commands that do not run trials. They return data and print nothing."""

@@ -1,4 +1,4 @@
-"""`orchestrate data`: the configuration in a sweep's or a trial's file, and which rows of its data are shown."""
+"""`orchestrate data`: loads the configuration of a sweep or trial file and selects the rows to show."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from trainer.data.row_preview import Preview, PreviewRow
 
 SHOWN = 3
-"""Rows shown where nobody says how many."""
+"""Rows shown without `--rows`."""
 
 
 def config_of(file: Path, sets: Sequence[str]) -> tuple[TrialConfig, list[str]]:
-    """Return the configuration whose data is meant, and what to say about how it was read.
+    """Return the configuration of the file with overrides, and notices about its loading.
 
-    A file with `base` is a sweep's, any other with `model` or `data` a trial's, as for `python -m trainer`.
+    A file with `base` is a sweep file, any other with `model` or `data` a trial file, as for `python -m trainer`.
 
     Raises:
-        SpecError: The file or a `--set` is wrong, with every finding.
-        TrialError: A trial's file is wrong.
+        SpecError: with all errors of the sweep file and the `--set` options.
+        TrialError: the trial file is invalid.
     """
     document = read_document(file)
     value = document.value
@@ -37,21 +37,23 @@ def config_of(file: Path, sets: Sequence[str]) -> tuple[TrialConfig, list[str]]:
     notices = list(loaded.notices)
     searched = [path for path in loaded.spec.search.paths if path.startswith(("data.", "model."))]
     if searched:
-        notices.append(f"the search varies {', '.join(searched)}; shown is the base, --set {searched[0]}=... another")
+        notices.append(
+            f"the search varies {', '.join(searched)}; base is shown, --set {searched[0]}=... shows another value"
+        )
     return loaded.spec.base, notices
 
 
 def _changes(sets: Sequence[str]) -> list[tuple[str, Any]]:
-    """What `--set` replaces in a trial's file."""
+    """Parse the `--set` options of a trial file into (path, value) pairs."""
     changes: list[tuple[str, Any]] = []
     findings: list[Finding] = []
-    for one in sets:
-        path, equals, text = one.partition("=")
+    for option in sets:
+        path, equals, text = option.partition("=")
         if not equals or not path.strip():
-            findings.append(Finding(f"--set {one}", "", "must be PATH=VALUE, such as data.max_length=512"))
+            findings.append(Finding(f"--set {option}", "", "must be PATH=VALUE, such as data.max_length=512"))
             continue
         try:
-            value: Document | None = parse_document(text, f"--set {one}") if text.strip() else None
+            value: Document | None = parse_document(text, f"--set {option}") if text.strip() else None
         except SpecError as error:
             findings += error.findings
             continue
@@ -62,7 +64,7 @@ def _changes(sets: Sequence[str]) -> list[tuple[str, Any]]:
 
 
 def preview_here(config: TrialConfig, root: Path, *, trust_remote_code: bool = False) -> Preview:
-    """The rows of this configuration, with the cache of the sweeps under `root`."""
+    """Return the preview of this configuration's rows, using the cache of the runs folder `root`."""
     from trainer.data.row_preview import preview
 
     cache = SweepFolder(root, "data").cache
@@ -70,36 +72,38 @@ def preview_here(config: TrialConfig, root: Path, *, trust_remote_code: bool = F
 
 
 def chosen_rows(
-    made: Preview, count: int | None, split: str | None = None, row: int | None = None
+    preview: Preview, count: int | None, split: str | None = None, row: int | None = None
 ) -> tuple[list[PreviewRow], int]:
-    """Return the rows to show, and how many kinds of notices have no example among them.
+    """Return the rows to show, and the number of kinds of notices without an example among them.
 
     Args:
-        made: the whole preview.
-        count: how many rows at most: first an example of each kind of notice, the gravest kinds first, then rows
-            without any; None for all rows in their order.
-        split: `train` or `eval` alone.
-        row: the rows of this number alone.
+        preview: all rows.
+        count: maximum number of rows: first an example of each kind of notice, most severe kinds first, then rows
+            without notices; None for all rows in their order.
+        split: only rows of `train` or `eval`.
+        row: only rows with this number.
 
     Raises:
-        SpecError: There is no such row.
+        SpecError: there is no such row.
     """
-    rows = [each for each in made.rows if split in (None, each.split) and row in (None, each.row)]
+    rows = [item for item in preview.rows if split in (None, item.split) and row in (None, item.row)]
     if row is not None and not rows:
         of = f" of {split}" if split else ""
-        read = "; ".join(f"{s.name}: {s.read:,} rows read, {s.drawn:,} used for {s.split}" for s in made.report.sources)
+        read = "; ".join(
+            f"{s.name}: {s.read:,} rows read, {s.drawn:,} used for {s.split}" for s in preview.report.sources
+        )
         raise SpecError([Finding(f"--row {row}", "", f"there is no such row{of} ({read})")])
-    kinds = [finding.kind for finding in made.report.findings]
+    kinds = [finding.kind for finding in preview.report.findings]
     if count is None:
         return rows, 0
     picked: dict[int, PreviewRow] = {}
     for kind in dict.fromkeys(kinds):
-        example = next((i for i, each in enumerate(rows) if any(n.kind == kind for n in each.notices)), None)
+        example = next((i for i, item in enumerate(rows) if any(n.kind == kind for n in item.notices)), None)
         if example is not None:
             picked.setdefault(example, rows[example])
-    order = [*picked, *(i for i, each in enumerate(rows) if i not in picked and not each.notices)]
+    order = [*picked, *(i for i, item in enumerate(rows) if i not in picked and not item.notices)]
     order += [i for i in range(len(rows)) if i not in picked and rows[i].notices]
     shown = [rows[i] for i in order[:count]]
-    message = {notice.kind for each in shown for notice in each.notices}
-    there = {notice.kind for each in rows for notice in each.notices}
-    return shown, len(there - message)
+    shown_kinds = {notice.kind for item in shown for notice in item.notices}
+    all_kinds = {notice.kind for item in rows for notice in item.notices}
+    return shown, len(all_kinds - shown_kinds)

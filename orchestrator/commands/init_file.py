@@ -1,4 +1,4 @@
-"""A first sweep file from four answers: model, data, GPUs, objective. Each is checked by the loader itself."""
+"""`orchestrate init`: writes a sweep file from model, data, GPUs and objective, each validated by the loader."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _COMMENTS_AT = 51
 _SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str], ...]] = {
     "simpo": (
         ("loss.beta", "[2.0, 2.5, 10.0]", "the SimPO paper; 10 is its authors' later advice"),
-        ("loss.gamma_beta_ratio", "[0.3, 0.5]", "gamma / beta; the authors start with 0.5"),
+        ("loss.gamma_beta_ratio", "[0.3, 0.5]", "gamma / beta; the SimPO authors start with 0.5"),
     ),
     "dpo": (("loss.beta", "[0.01, 0.05, 0.1]", "0.01 is the best for every model in SimPO's README"),),
     "orpo": (("loss.beta", "[0.1, 0.2]", "the ORPO paper's lambda, fairseq2's guide"),),
@@ -35,7 +35,7 @@ _SEARCH: dict[ObjectiveName, tuple[tuple[str, str, str], ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class InitAnswers:
-    """What a person said. lora: adapters instead of all weights."""
+    """The user's answers. `gpus`: number of GPUs, 0 for the CPU; `lora`: train adapters instead of all weights."""
 
     model: str
     data: str
@@ -45,19 +45,19 @@ class InitAnswers:
 
 
 def check_answer(question: str, answer: str) -> str | None:
-    """What is wrong with one answer, in the loader's words; None where nothing is."""
-    given = {"model": DEFAULT_MODEL, "data": DEFAULT_DATA, "gpus": "1", "objective": "simpo"} | {question: answer}
+    """Return the loader's error for one answer; None where it is valid."""
+    fields = {"model": DEFAULT_MODEL, "data": DEFAULT_DATA, "gpus": "1", "objective": "simpo"} | {question: answer}
     if not answer.strip():
         return "an answer is needed"
-    if not given["gpus"].isdigit():
-        return f"a whole number of GPUs, 0 or more; not {given['gpus']!r}"
-    if given["objective"] not in OBJECTIVES:
-        return f"one of {', '.join(OBJECTIVES)}; not {given['objective']!r}"
-    objective = OBJECTIVES[given["objective"]]
+    if not fields["gpus"].isdigit():
+        return f"a whole number of GPUs, 0 or more; not {fields['gpus']!r}"
+    if fields["objective"] not in OBJECTIVES:
+        return f"one of {', '.join(OBJECTIVES)}; not {fields['objective']!r}"
+    objective = OBJECTIVES[fields["objective"]]
     if question == "data" and answer.endswith(_FILES) and not Path(answer).is_file():
         return f"there is no file {answer}"
     try:
-        answers = InitAnswers(given["model"], given["data"], int(given["gpus"]), objective)
+        answers = InitAnswers(fields["model"], fields["data"], int(fields["gpus"]), objective)
         load_spec_text(write_sweep_file("check", answers, Facts()), Path.cwd())
     except SpecError as error:
         return "; ".join(finding.problem for finding in error.findings)
@@ -65,33 +65,33 @@ def check_answer(question: str, answer: str) -> str | None:
 
 
 def find_facts(answers: InitAnswers) -> Facts:
-    """What the model's folder and a file of pairs say of sizes and lengths."""
+    """Return sizes and lengths read from the model's folder and a file of pairs."""
     is_file = answers.data.endswith(_FILES)
     data = str(Path(answers.data).resolve()) if is_file else answers.data
     return model_sizing.find_facts(_model(answers.model), data, is_file=is_file)
 
 
 def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
-    """The file's text, sized for what is known of the model and the data."""
+    """Return the sweep file as YAML, with values sized for the model and the data."""
     text, line = json.dumps, _line  # a JSON string is a YAML string
-    cpu, staged = answers.gpus == 0, answers.objective == "simpo"
+    cpu, is_staged = answers.gpus == 0, answers.objective == "simpo"
     checkpointing = not cpu and not facts.small
-    written = [
-        "# Written by `orchestrate init`; what is not here has its default (`orchestrate schema`).",
+    lines = [
+        "# Written by `orchestrate init`; other settings have their defaults (`orchestrate schema`).",
         "# Next: `orchestrate plan FILE`, then `orchestrate sweep FILE --rehearse`, then `orchestrate sweep FILE`.",
         f"name: {text(name)}",
         f"description: {text(f'{answers.objective} from {answers.model}')}",
         "",
-        line("base:", "one complete trial; the search changes some of its leaves"),
-        line("  model:", "one after supervised training; another needs an `sft:` stage"),
+        line("base:", "one complete trial; the search changes some of its settings"),
+        line("  model:", "a model after supervised fine-tuning; a base model needs an `sft:` stage"),
         line(f"    name_or_path: {text(_model(answers.model))}", facts.size),
-        line("    dtype: float32", "as in the papers; bfloat16 wants other learning rates"),
+        line("    dtype: float32", "as in the papers; bfloat16 needs other learning rates"),
         "  data:",
         *_data(answers.data, facts),
         *(_choice(f"    {key}", choice) for key, choice in model_sizing.longest(facts)),
         "  loss:",
         f"    kind: {answers.objective}",
-        *((line("    gamma_beta_ratio: 0.5", "where the search starts, as the authors do"),) if staged else ()),
+        *((line("    gamma_beta_ratio: 0.5", "start of the search, as by the SimPO authors"),) if is_staged else ()),
         "  training:",
         _choice("    pairs_per_update", model_sizing.per_update(facts)),
         *(_choice(f"    {key}", choice) for key, choice in model_sizing.duration(facts, cpu=cpu)),
@@ -99,33 +99,33 @@ def write_sweep_file(name: str, answers: InitAnswers, facts: Facts) -> str:
         "    warmup_ratio: 0.1",
         line(
             f"    bf16: {'false' if cpu else 'true'}",
-            "no autocast on a processor" if cpu else "autocast; the weights stay in model.dtype",
+            "no autocast on a CPU" if cpu else "autocast; the weights stay in model.dtype",
         ),
         line(
             f"    gradient_checkpointing: {'true' if checkpointing else 'false'}",
-            "computes activations again to save a GPU's memory" if checkpointing else "no GPU memory to save here",
+            "recomputes activations to save GPU memory" if checkpointing else "saves GPU memory, not needed here",
         ),
         *_evaluation(facts),
         line("  lora: {}", "adapters instead of all weights: far less memory")
         if answers.lora
-        else line("  # lora: {}", "adapters instead of all weights: far less memory, ten times the rates"),
+        else line("  # lora: {}", "adapters instead of all weights: far less memory, ten times the learning rates"),
         "",
         "search:",
         *(line(f"  {path}: {values}", reason) for path, values, reason in _SEARCH[answers.objective]),
         _choice("  training.learning_rate", model_sizing.rates(answers.objective, facts, lora=answers.lora)),
         "",
-        line("sampler: staged", "learning rate, then gamma / beta, then beta") if staged else "sampler: grid",
-        line("maximize: eval_accuracies/logp", "a held-out metric that the search does not scale"),
-        line("resources: {gpus_per_trial: 0}", "trials on this machine's processor")
+        line("sampler: staged", "learning rate, then gamma / beta, then beta") if is_staged else "sampler: grid",
+        line("maximize: eval_accuracies/logp", "a held-out metric that no searched setting scales"),
+        line("resources: {gpus_per_trial: 0}", "trials on this machine's CPU")
         if cpu
         else "resources: {gpus_per_trial: 1}",
         *(() if cpu else (line(f"budget: {{concurrency: {answers.gpus}}}", "one trial on each GPU"),)),
     ]
-    return "\n".join(written) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _model(name: str) -> str:
-    """A folder by its whole path, as the file may lie elsewhere; a hub name as it is."""
+    """Return a folder as absolute path, since the sweep file may be moved; a hub name unchanged."""
     return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
@@ -134,7 +134,7 @@ def _line(text: str, comment: str) -> str:
 
 
 def _choice(key: str, choice: Choice) -> str:
-    return _line(f"{key}: {choice.value}", choice.why)
+    return _line(f"{key}: {choice.value}", choice.reason)
 
 
 def _evaluation(facts: Facts) -> list[str]:
@@ -152,11 +152,11 @@ def _data(name: str, facts: Facts) -> list[str]:
 
 
 def _template(facts: Facts) -> list[str]:
-    """Whether plain text is put into the tokenizer's chat template, where that is a question."""
+    """Return the `apply_template` line for plain-text rows and a tokenizer with a chat template."""
     if facts.apply_template is None:
         return []
-    told = "prompts become a user's messages" if facts.apply_template else "plain text is taken as it stands"
-    return [_line(f"    apply_template: {json.dumps(facts.apply_template)}", f"{told}; the tokenizer has a template")]
+    effect = "prompts become user messages" if facts.apply_template else "plain text is used unchanged"
+    return [_line(f"    apply_template: {json.dumps(facts.apply_template)}", f"{effect}; the tokenizer has a template")]
 
 
 _SPLITS = (("train", "train"), ("eval", "test"))

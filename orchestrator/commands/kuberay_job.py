@@ -1,4 +1,4 @@
-"""A sweep as a RayJob of KubeRay: the very bytes that `kubectl apply` gets."""
+"""Renders a sweep as a KubeRay RayJob manifest for `kubectl apply`."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 
 RETRIES = 5
-"""New clusters that KubeRay starts where one was lost; each goes on with the sweep."""
+"""Times that KubeRay restarts a failed cluster; each restart resumes the sweep."""
 _SWEEP = "/etc/prefsweep"
 _RUNS = "/runs"
 _HEAD = {"cpu": "2", "memory": "8Gi"}
-"""Of the pod that drives: no trial runs there."""
+"""Resources of the head pod, which runs the driver and no trial."""
 _MAX_NAME_LENGTH = 47
 """KubeRay's limit for the name of a RayJob."""
 
 
 @dataclass(frozen=True, slots=True)
 class KubeJob:
-    """What the job asks for. `image` holds this program, `claim` is a volume that all pods may write."""
+    """Resources of the job. `image`: container image with prefsweep; `claim`: name of a volume claim for all pods."""
 
     image: str
     claim: str
-    """ReadWriteMany."""
+    """Access mode ReadWriteMany."""
     machines: int
     cpus: int
-    """Of each machine, as are `gpus` and `memory_gb`."""
+    """Per machine, like `gpus` and `memory_gb`."""
     gpus: int
     memory_gb: int
     namespace: str = "default"
@@ -43,7 +43,11 @@ class KubeJob:
 
 
 def render_kuberay_job(spec: SweepSpec, job: KubeJob) -> str:
-    """A ConfigMap with the resolved sweep and the RayJob that runs it or, started again, goes on with it."""
+    """Return a ConfigMap with the resolved sweep file and the RayJob that starts or resumes it.
+
+    Raises:
+        SpecError: the sweep's name cannot be turned into a Kubernetes name.
+    """
     name = job_name(spec.name)
     config = {
         "apiVersion": "v1",
@@ -69,10 +73,14 @@ def render_kuberay_job(spec: SweepSpec, job: KubeJob) -> str:
 
 
 def job_name(sweep: str) -> str:
-    """The sweep's name as Kubernetes accepts it: small letters, digits and dashes; refused where nothing is left."""
+    """Return the sweep's name in Kubernetes' form: lower case letters, digits and dashes, first a letter.
+
+    Raises:
+        SpecError: no such name remains.
+    """
     name = re.sub(r"[^a-z0-9-]+", "-", sweep.lower()).strip("-")[:_MAX_NAME_LENGTH].strip("-")
     if not name or not name[0].isalpha():
-        problem = f"{sweep!r} gives no name for Kubernetes, which wants a letter first"
+        problem = f"{sweep!r} is not a valid Kubernetes name, which must start with a letter"
         raise SpecError([Finding("--name", "", problem, "give another --name")])
     return name
 
@@ -83,7 +91,7 @@ def _cluster(name: str, job: KubeJob) -> dict[str, Any]:
         limits["nvidia.com/gpu"] = str(job.gpus)
     return {
         "rayVersion": importlib.metadata.version("ray"),
-        "authOptions": {"mode": "token"},  # KubeRay 1.5.1 and later makes the token and gives it to all pods
+        "authOptions": {"mode": "token"},  # KubeRay 1.5.1 and later creates the token and mounts it in all pods
         "headGroupSpec": {
             "rayStartParams": {"num-cpus": "0", "num-gpus": "0"},
             "template": {"spec": _pod("ray-head", name, job, _HEAD)},
@@ -126,10 +134,10 @@ def _pod(container: str, config: str, job: KubeJob, limits: dict[str, str]) -> d
 
 
 class _Dumper(yaml.SafeDumper):
-    """The sweep's file as a block that people can read."""
+    """Dumper that writes multi-line strings, such as the sweep file, as literal blocks."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
-        """Everything is written out."""
+        """Write repeated values out instead of using YAML aliases."""
         return True
 
 

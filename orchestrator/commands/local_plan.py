@@ -1,13 +1,12 @@
-"""The plan of a sweep on this machine, from counts of rows and slots; uses no GPU and no network.
+"""Plan of a sweep on this machine, from row counts and slots; uses no GPU and no network.
 
-`--probe` measures a few updates of the most expensive trial here, with the trainer in a process of its own.
+`--probe` measures a few updates of the most expensive trial in a subprocess.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,16 +15,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.errors import DataError, SpecError
-from orchestrator.execution.local_cluster import Slots, gpu_memory, plan_slots, worker_environment
+from orchestrator.execution.local_cluster import worker_environment
+from orchestrator.execution.slots import Slots, gpu_memory, plan_slots
 from orchestrator.folders import SweepFolder
+from orchestrator.redaction import without_credentials
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, gpu_share, largest_config
 from orchestrator.spec.estimates.input_sizes import count_rows, model_shape
 from orchestrator.spec.estimates.sweep_plan import MeasuredUpdate, SweepPlan, compare_with_formula, make_plan
 from orchestrator.spec.search.corners import corner_configs
 from orchestrator.spec.sweep_spec import SweepSpec
+from orchestrator.tracking.mlflow_client import tracking_uri
 from trainer.config.trial import TrialConfig
-
-_PASSWORD = re.compile(r"(?<=://)[^/@\s]*@")
 
 
 def plan_locally(
@@ -37,10 +37,21 @@ def plan_locally(
     probe: bool = False,
     trust_remote_code: bool = False,
 ) -> SweepPlan:
-    """The plan, with this machine's slots; a machine too small for one trial is a notice, as plans travel.
+    """Return the plan with this machine's slots.
 
-    probe: one update of the dearest trial is measured in a process of its own, beside the formulas. ProbeFailed where
-    it does not run; SpecError where no trial fits this machine.
+    A machine too small for one trial is only a notice, as the sweep may run on another machine.
+
+    Args:
+        spec: the sweep.
+        root: the runs folder.
+        notices: notices to include.
+        machine: assumptions about the GPU; unknown values are read from this machine.
+        probe: measure an update of the most expensive trial in a subprocess.
+        trust_remote_code: whether Python code of the model's repository may run in the probe.
+
+    Raises:
+        ProbeFailed: the probe failed.
+        SpecError: with `probe`, no trial fits this machine.
     """
     all_notices = list(notices)
     try:
@@ -52,7 +63,7 @@ def plan_locally(
         all_notices += [finding.problem for finding in error.findings]
     if spec.warm_start is not None:
         from orchestrator.study.sampling.warm_start import (
-            warm_start,  # plans of other sweeps do without the study's libraries
+            warm_start,  # imports the study's libraries, which other plans do not need
         )
 
         all_notices += warm_start(spec, root).notices
@@ -67,13 +78,13 @@ def plan_locally(
     elif rows.train is None:
         all_notices.append("the number of training pairs is unknown until the data is downloaded")
     if (root / spec.name).exists():
-        all_notices.append(f"a sweep named {spec.name} exists already; give another --name to start this one")
+        all_notices.append(f"a sweep named {spec.name} exists already; use another --name to start this one")
     made = make_plan(
         spec,
         root,
         rows,
         concurrency=None if slots is None else slots.count,
-        tracking=tracking_uri(spec, root),
+        tracking=without_credentials(tracking_uri(root, spec.tracking.uri)),
         notices=all_notices,
         machine=machine,
     )
@@ -86,26 +97,21 @@ def plan_locally(
     return replace(made, probe=compare_with_formula(measured, config, shape, machine, made.estimate))
 
 
-def tracking_uri(spec: SweepSpec, root: Path) -> str:
-    """Where MLflow is, without the password that may be in it."""
-    uri = spec.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root / 'mlflow.db'}"
-    return _PASSWORD.sub("", uri)
-
-
 _UNUSABLE, _OUT_OF_MEMORY = 2, 3
 """Exit codes of trainer/probe.py."""
 
 
 class ProbeFailed(DataError):
-    """The trainer could not make an update of this sweep's trials here."""
+    """The trainer could not run an update of this sweep's trials on this machine."""
 
 
 def measure_update(
     config: TrialConfig, cache: Path, slots: Slots, *, trust_remote_code: bool = False
 ) -> MeasuredUpdate:
-    """The update as it runs here, with half the micro-batch as long as it is out of memory; down to one pair.
+    """Measure an update on this machine; the micro-batch is halved while it is out of memory, down to one pair.
 
-    ProbeFailed where it does not run, with the trainer's words.
+    Raises:
+        ProbeFailed: the update fails for another reason, or with one pair; with the trainer's error message.
     """
     pair = 2 * config.data.max_length
     while True:
@@ -113,10 +119,10 @@ def measure_update(
         done = _run(config, cache, slots, trust_remote_code)
         if done.returncode == 0:
             return MeasuredUpdate(**json.loads(done.stdout.splitlines()[-1]), tokens_per_micro_batch=tokens)
-        words = done.stderr.strip().splitlines()
+        errors = done.stderr.strip().splitlines()
         if done.returncode != _OUT_OF_MEMORY or tokens <= pair:
-            message = "\n".join(words if done.returncode == _UNUSABLE else words[-3:])
-            raise ProbeFailed(f"the probe did not get through one update (exit {done.returncode}): {message}")
+            message = "\n".join(errors if done.returncode == _UNUSABLE else errors[-3:])
+            raise ProbeFailed(f"the probe failed to run an update (exit {done.returncode}): {message}")
         smaller = {"tokens_per_micro_batch": max(tokens // 2, pair)}
         config = config.model_copy(update={"training": config.training.model_copy(update=smaller)})
 

@@ -1,4 +1,4 @@
-"""The best model as a folder that transformers loads, with a model card that states its origin."""
+"""`orchestrate best --export`: writes the best model as a transformers folder with a model card."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from trainer.data.pair_dataset import PairDataset
     from trainer.models.model_files import Exported
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class CannotExport(OrchestrateError):
-    """The place is taken, or the weights are not there."""
+    """The output folder exists, the weights are missing, or the comparison is impossible."""
 
 
 class OtherModel(CannotExport):
-    """What was exported does not compute what was trained; a fault of the product."""
+    """The exported model computes other log-probs than the trained one: a bug of prefsweep."""
 
     code = ExitCode.INTERNAL_ERROR
 
@@ -45,27 +45,27 @@ def export_best_model(
     *,
     compare: bool = True,
     trust_remote_code: bool = False,
-    say: Say = lambda _: None,
+    log: Log = lambda _: None,
 ) -> Path:
     """Write the best trial's model and its card into the new folder `to`; nothing is overwritten.
 
     Args:
-        name: The sweep.
-        root: The runs folder.
-        to: A folder that does not exist yet.
-        merge: Add adapters into the weights of their base model.
-        compare: Load the result with plain transformers and compare it with the trial's last evaluation.
-        trust_remote_code: Whether Python code that comes with the model may run.
-        say: Told what is done and found.
+        name: the sweep.
+        root: the runs folder.
+        to: a folder that does not exist yet.
+        merge: merge adapters into the weights of their base model.
+        compare: load the result with plain transformers and compare it with the trial's last evaluation.
+        trust_remote_code: whether Python code of the model's repository may run.
+        log: called with each message.
 
     Raises:
-        NoTrialCompleted: There is no best trial.
-        CannotExport: The place is taken, the weights are gone, or the comparison cannot be made.
-        OtherModel: The comparison found another model; nothing was left in `to`.
+        NoTrialCompleted: there is no best trial.
+        CannotExport: `to` exists, the weights were deleted, or the comparison is impossible.
+        OtherModel: the comparison failed; `to` was removed again.
     """
     folder = existing_sweep(root, name)
     if to.exists():
-        raise CannotExport(f"{to} exists already; nothing is overwritten")
+        raise CannotExport(f"{to} exists already and is not overwritten; name another folder")
     with Study.open(folder) as study:
         spec, record = study.spec, study.best()
     if record is None:
@@ -79,7 +79,7 @@ def export_best_model(
 
     disable_progress_bar()
     config = apply_params(spec.base, record.params)
-    check = _Check(folder, spec, config, model, trust_remote_code, say) if compare else None
+    check = _Check(folder, spec, config, model, trust_remote_code, log) if compare else None
     try:
         export_model(
             model,
@@ -91,11 +91,11 @@ def export_best_model(
             check=check,
         )
     except TrialError as error:
-        raise _in_words(error, spec) from error
+        raise _export_error(error, spec) from error
     if (to / BASE_FOLDER).is_dir():
-        say(
-            f"the base model of these adapters lay in {folder.cache}, which may be emptied; it went along into "
-            f"{to / BASE_FOLDER} (--merge makes one model of both)"
+        log(
+            f"the base model of these adapters is in the cache {folder.cache}, which may be cleared; it was copied to "
+            f"{to / BASE_FOLDER} (--merge merges both into one model)"
         )
     report = folder.path / DATA_FILE
     found = report.read_text(encoding="utf-8") if report.is_file() else None
@@ -104,29 +104,31 @@ def export_best_model(
     return to
 
 
-def _in_words(reason: TrialError, spec: SweepSpec) -> CannotExport:
+def _export_error(reason: TrialError, spec: SweepSpec) -> CannotExport:
     from trainer.evaluation.export_check import CannotCompare, ExportDiffers
     from trainer.models.adapter_merging import BaseGone
 
     if isinstance(reason, ExportDiffers):
-        return OtherModel(f"{reason}; nothing was written. This is a fault of prefsweep: please report it")
+        return OtherModel(f"{reason}; nothing was written. This is a bug of prefsweep: please report it")
     if isinstance(reason, CannotCompare):
-        return CannotExport(f"the export cannot be compared with its trial: {reason}; --no-compare exports it unseen")
+        return CannotExport(
+            f"the export cannot be compared with its trial: {reason}; --no-compare exports it without comparison"
+        )
     if isinstance(reason, BaseGone) and spec.sft is not None:
-        return CannotExport(f"{reason}; orchestrate resume {spec.name} makes it again")
+        return CannotExport(f"{reason}; orchestrate resume {spec.name} creates it again")
     return CannotExport(str(reason))
 
 
 @dataclass(slots=True)
 class _Check:
-    """Compares what was exported with the trial's last evaluation. `found`: the result in words, once called."""
+    """Compares the exported model with the trial's last evaluation. `found`: the result as text, once called."""
 
     folder: SweepFolder
     spec: SweepSpec
     config: TrialConfig
     model: Path
     trust: bool
-    say: Say
+    log: Log
     found: str = field(default="", init=False)
 
     def __call__(self, exported: Exported) -> None:
@@ -140,13 +142,13 @@ class _Check:
             self.model.parent / "eval_pairs.safetensors",
             tokenizer,
             trust_remote_code=self.trust,
-            report_progress=lambda text: self.say(f"export: {text}"),
+            report_progress=lambda text: self.log(f"export: {text}"),
         )
         self.found = str(result)
-        self.say(f"export: {self.found}")
+        self.log(f"export: {self.found}")
 
     def _held_out(self) -> tuple[PairDataset, PreTrainedTokenizerBase]:
-        """The trial's held-out pairs, from the cache where they are there, and its tokenizer."""
+        """Return the trial's held-out pairs, from the cache if present, and its tokenizer."""
         from trainer.data import load_tokenizer, prepare
         from trainer.data.pair_dataset import PairDataset
         from trainer.evaluation.export_check import CannotCompare
@@ -161,13 +163,18 @@ class _Check:
                     return PairDataset.open(prepared, "eval"), tokenizer
             return prepare(data, model, cache, tokenizer).eval, tokenizer
         except (TrialError, OSError, ValueError) as error:
-            raise CannotCompare(f"its held-out pairs are out of reach ({error})") from error
+            raise CannotCompare(f"its held-out pairs cannot be loaded ({error})") from error
 
 
 def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merged: bool, compared: str = "") -> str:
-    """Data, configuration, metrics and base model of a trial, as a model card.
+    """Return the model card of a trial: data, configuration, metrics and base model, as Markdown.
 
-    compared: what the comparison of the files with the trial's last evaluation found.
+    Args:
+        spec: the sweep.
+        record: the exported trial.
+        report: the sweep's data report as JSON; None where it is missing.
+        merged: whether adapters were merged into the weights.
+        compared: result of the comparison with the trial's last evaluation; empty without one.
     """
     from trainer.data.data_report import DataReport
 
@@ -191,11 +198,11 @@ def model_card(spec: SweepSpec, record: TrialRecord, report: str | None, *, merg
         *_data_lines(config.data),
     ]
     if found is not None:
-        lines.append(f"{found.train_rows:,} pairs to train on, {found.eval_rows:,} held out; fingerprint ")
+        lines.append(f"{found.train_rows:,} training pairs, {found.eval_rows:,} held out; fingerprint ")
         lines[-1] += f"`{found.fingerprint}`."
-    lines += ["## Searched", "| leaf | value |\n|---|---|\n" + "\n".join(searched)]
+    lines += ["## Searched settings", "| setting | value |\n|---|---|\n" + "\n".join(searched)]
     lines += ["## Metrics", "| metric | last value |\n|---|---|\n" + "\n".join(metrics)]
-    lines += ["## Configuration", "| leaf | value |\n|---|---|\n" + "\n".join(fixed)]
+    lines += ["## Configuration", "| setting | value |\n|---|---|\n" + "\n".join(fixed)]
     return "\n\n".join(lines) + "\n"
 
 
@@ -203,8 +210,8 @@ def _fork_lines(record: TrialRecord) -> list[str]:
     if record.fork is None:
         return []
     return [
-        f"Its first {record.fork.step} updates are those of trial {record.parent}, from whose checkpoint it went on; "
-        "the configuration below holds from there."
+        f"Its first {record.fork.step} updates are those of trial {record.parent}, from whose checkpoint it continued; "
+        "the configuration below applies from there."
     ]
 
 

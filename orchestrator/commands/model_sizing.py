@@ -1,4 +1,4 @@
-"""What suits a model and its data in a first sweep: each choice with where it comes from, in words."""
+"""Values of a first sweep file sized for a model and its data, each with its source."""
 
 from __future__ import annotations
 
@@ -16,50 +16,50 @@ from trainer.results import TrialError
 
 Objective = Literal["simpo", "dpo", "orpo", "cpo"]
 SMALL, TINY = 300e6, 20e6
-"""Parameters below which published settings end, and below which the product's own quickstart is the nearest."""
+"""Parameters. Below SMALL no settings are published; below TINY the quickstart's settings are the closest."""
 _SAMPLE = 1000
-"""Rows whose lengths are looked at."""
+"""Rows whose lengths are measured."""
 _FEWEST_UPDATES = 30
 _MOST_UPDATES_ON_CPU = 200
 _MOST_PER_UPDATE = {False: 128, True: 32}
-"""Pairs, by whether the model is small."""
+"""Pairs per update, by whether the model is small."""
 _FURTHEST_RATE = 5e-3
-"""Of adapters of tiny models, where ten times the rate would be more than anybody trains with."""
+"""Largest learning rate of adapters, whose rates are ten times those of all weights."""
 _NAMED = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)([bm])(?![a-z])", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A value as YAML and why."""
+    """A value as YAML, and the reason for it."""
 
     value: str
-    why: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What could be found out without a network. None: unknown."""
+    """Facts about model and data found without network; None: unknown."""
 
     parameters: float | None = None
     positions: int | None = None
-    """The longest sequence that the model's config.json names."""
+    """Maximum sequence length (tokens) in the model's config.json."""
     rows: int | None = None
-    """Of a local data file."""
+    """Rows of a local data file."""
     lengths: dict[str, dict[str, int]] | None = None
-    """Tokens at percentiles, as DataReport has them."""
+    """Percentiles of the token counts, as in `DataReport.lengths`."""
     all_rows_read: bool = False
     apply_template: bool | None = None
-    """data.apply_template, where the rows are plain text and the tokenizer has a chat template; None: no question."""
+    """`data.apply_template` for plain-text rows and a tokenizer with a chat template; None: not applicable."""
     notices: tuple[str, ...] = ()
 
     @property
     def small(self) -> bool:
-        """Whether published settings say nothing about a model of this size."""
+        """Whether no settings are published for models of this size."""
         return self.parameters is not None and self.parameters < SMALL
 
     @property
     def size(self) -> str:
-        """The number of parameters in words."""
+        """The number of parameters as text."""
         if self.parameters is None:
             return "a model of unknown size"
         for unit, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand")):
@@ -69,7 +69,7 @@ class Facts:
 
 
 def find_facts(model: str, data: str, *, is_file: bool) -> Facts:
-    """Look at the model's folder or cached config.json, at its name, and at a local file of pairs."""
+    """Read the model's folder, its cached config.json or its name, and a local file of pairs."""
     rows = count_rows(DataConfig.model_validate({"train": data})).train if is_file else None
     stored = json.loads((Path(model) / "config.json").read_bytes()) if (Path(model) / "config.json").is_file() else {}
     positions = next((stored[key] for key in ("max_position_embeddings", "n_positions") if key in stored), None)
@@ -91,14 +91,14 @@ def _parameters(model: str) -> float | None:
 
 
 def _in_file(file: Path) -> int:
-    """Elements of all tensors of a safetensors file, from its header."""
+    """Return the number of elements of all tensors of a safetensors file, from its header."""
     with file.open("rb") as stream:
         header: dict[str, Any] = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
     return sum(math.prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
 
 
 def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
-    from trainer.data import load_tokenizer  # loads the tokenizer: seconds
+    from trainer.data import load_tokenizer  # slow import
     from trainer.data.preparation import examine
 
     share = float(held_out(facts).value)
@@ -114,7 +114,7 @@ def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
             found = examine(requested, tokenizer, "")
     except TrialError as error:
         message = (
-            f"the lengths of the rows could not be read, and max_length is not fitted to them; {_to_correct(error)}"
+            f"the lengths of the rows could not be read, so max_length is not fitted to them; {_to_correct(error)}"
         )
         return replace(facts, notices=(message,))
     try:
@@ -130,7 +130,7 @@ def _with_lengths(facts: Facts, model: str, data: str) -> Facts:
 
 
 def _with_form(facts: Facts, data: str) -> Facts:
-    """Without the tokenizer: whether the rows are plain text, so that a chat template would be a question."""
+    """Add a notice about `data.apply_template` for plain-text rows where the tokenizer is not available."""
     from trainer.data.row_selection import TRAIN, select_rows
 
     try:
@@ -140,8 +140,8 @@ def _with_form(facts: Facts, data: str) -> Facts:
     if not any(isinstance(row.preference.prompt, str) for row in found.rows(TRAIN)):
         return facts
     message = (
-        "the rows are plain text: where the tokenizer has a chat template, the file is refused until "
-        "data.apply_template is true (prompts become a user's messages) or false (the text is taken as it stands)"
+        "the rows are plain text: if the tokenizer has a chat template, the file is refused until "
+        "data.apply_template is set: true (prompts become user messages) or false (the text is used unchanged)"
     )
     return replace(facts, notices=(message,))
 
@@ -154,7 +154,7 @@ def _to_correct(error: TrialError) -> str:
 
 
 def rates(objective: Objective, facts: Facts, *, lora: bool) -> Choice:
-    """Learning rates to try."""
+    """Return the learning rates to search."""
     listed, reason = _orpo_rates(facts.parameters) if objective == "orpo" else _rates(objective, facts.parameters)
     if lora:
         listed = list(dict.fromkeys(min(10 * rate, _FURTHEST_RATE) for rate in listed))
@@ -184,7 +184,7 @@ def _orpo_rates(parameters: float | None) -> tuple[list[float], str]:
     if parameters is None or 5e9 <= parameters < 10e9:
         return [5e-6, 8e-6], "the ORPO paper, fairseq2's guide"
     if parameters >= 10e9:
-        return [1e-6, 3e-6, 5e-6], "less than the ORPO paper's 5e-6, as larger models want; nothing is published"
+        return [1e-6, 3e-6, 5e-6], "below the ORPO paper's 5e-6, as for larger models in general; nothing is published"
     if parameters >= SMALL:
         return [5e-6, 8e-6], "the ORPO paper's and fairseq2's for larger models"
     return _small_rates(parameters)
@@ -197,48 +197,48 @@ def _small_rates(parameters: float) -> tuple[list[float], str]:
 
 
 def per_update(facts: Facts) -> Choice:
-    """Pairs that an update takes."""
+    """Return the pairs per update."""
     pairs = most = _MOST_PER_UPDATE[facts.small]
-    reason = "as sweeps/quickstart.yaml" if facts.small else "as in the papers; exact, whatever fits the GPU at once"
+    reason = "as sweeps/quickstart.yaml" if facts.small else "as in the papers; independent of the micro-batch"
     if facts.rows is not None:
         trained = _trained(facts.rows)
         while pairs > 2 and trained / pairs < (_FEWEST_UPDATES if pairs > 8 else 4):
             pairs //= 2
         if pairs < most:
-            reason = f"few rows: {trained} pairs make {trained // pairs} updates an epoch"
+            reason = f"few rows: {trained} pairs make {trained // pairs} updates per epoch"
     return Choice(str(pairs), reason)
 
 
 def duration(facts: Facts, *, cpu: bool) -> list[tuple[str, Choice]]:
-    """Epochs, and on a processor at most so many updates."""
+    """Return `num_train_epochs`, or on a CPU `max_steps` where an epoch takes too many updates."""
     pairs, trained = int(per_update(facts).value), None if facts.rows is None else _trained(facts.rows)
     epochs, reason = 1, "as in the papers"
     if trained is not None and trained < _FEWEST_UPDATES * pairs:
         epochs = min(3, math.ceil(_FEWEST_UPDATES * pairs / max(1, trained)))
-        reason = "few rows: more than once over them"
+        reason = "few rows: several epochs"
     chosen = [("num_train_epochs", Choice(str(epochs), reason))]
     if cpu and (trained is None or epochs * trained / pairs > _MOST_UPDATES_ON_CPU):
-        message = "updates, instead of a whole epoch: this is a processor; remove it for the whole data"
+        message = "updates instead of an epoch, for the CPU; remove this line to use all data"
         chosen = [("max_steps", Choice(str(_MOST_UPDATES_ON_CPU), message))]
     return chosen
 
 
 def held_out(facts: Facts) -> Choice:
-    """The share of a file's rows that trials are compared on."""
+    """Return the share of rows that is held out for evaluation."""
     share = 0.1 if facts.rows is None or facts.rows >= 500 else 0.2 if facts.rows >= 100 else 0.3
     return Choice(f"{share:g}", "held out by prompt" + (": few rows, so a larger share" if share > 0.1 else ""))
 
 
 def longest(facts: Facts) -> list[tuple[str, Choice]]:
-    """max_length, and max_prompt_length where lengths are the papers'."""
+    """Return `max_length`, and `max_prompt_length` where both are those of the papers."""
     most = facts.positions or math.inf
     if facts.lengths is not None:
-        seen = facts.lengths["row"]["p100"]
-        fitted = max(8, 8 * math.ceil(seen * (1.0 if facts.all_rows_read else 1.25) / 8))
+        longest_row = facts.lengths["row"]["p100"]
+        fitted = max(8, 8 * math.ceil(longest_row * (1.0 if facts.all_rows_read else 1.25) / 8))
         if fitted <= most:
-            looked = "of all rows" if facts.all_rows_read else f"of the first {_SAMPLE} rows, and a quarter more"
-            return [("max_length", Choice(str(fitted), f"tokens of prompt and response: the longest {looked}"))]
-        message = f"the model's last position; the longest row has {seen} tokens, so rows are cut"
+            measured = "of all rows" if facts.all_rows_read else f"of the first {_SAMPLE} rows plus 25 %"
+            return [("max_length", Choice(str(fitted), f"tokens of prompt and response: the longest {measured}"))]
+        message = f"the model's maximum; the longest row has {longest_row} tokens, so rows are truncated"
         return [("max_length", Choice(str(int(most)), message))]
     if not facts.small:
         required, prompt = 2048, 1800
@@ -248,18 +248,18 @@ def longest(facts: Facts) -> list[tuple[str, Choice]]:
                 ("max_prompt_length", Choice(str(prompt), "longer prompts lose their oldest tokens")),
             ]
     length = int(min(1024, most))
-    message = "tokens of prompt and response together" + ("; the model has no more positions" if length == most else "")
+    message = "tokens of prompt and response together" + ("; the model's maximum" if length == most else "")
     return [("max_length", Choice(str(length), message))]
 
 
 def answers(facts: Facts) -> Choice | None:
-    """Tokens of an answer that is looked at; None: the default is right."""
+    """Return `max_new_tokens` of evaluated answers; None for the default."""
     if facts.lengths is None:
         return None
     tokens = min(64, max(8, 8 * math.ceil(facts.lengths["chosen"]["p90"] / 8)))
     if facts.positions is not None:
         tokens = max(1, min(tokens, facts.positions - int(longest(facts)[0][1].value)) or tokens)
-    return Choice(str(tokens), "as long as most of the data's responses") if tokens < 64 else None
+    return Choice(str(tokens), "90 % of the data's responses are shorter") if tokens < 64 else None
 
 
 def _trained(rows: int) -> int:
@@ -268,6 +268,6 @@ def _trained(rows: int) -> int:
 
 
 def _short(rate: float) -> str:
-    """As people write it: 3e-7."""
+    """Format a learning rate as 3e-7."""
     digits, _, power = f"{rate:.3e}".partition("e")
     return f"{float(digits):g}e{int(power)}"

@@ -1,4 +1,4 @@
-"""The sweep in small: a tiny random model of the same architecture, few rows, few steps, only the corners."""
+"""Rehearsal of a sweep: a tiny random model of the same architecture, few rows, few updates, only the corners."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SMALL = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "
 
 @dataclass(frozen=True, slots=True)
 class Rehearsal:
-    """A small sweep, and how it differs from the real one beyond its size."""
+    """A small copy of a sweep, and notices about differences other than its size."""
 
     spec: SweepSpec
     notices: tuple[str, ...]
 
 
 def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
-    """This sweep, small enough for any machine; called NAME-rehearsal, or NAME-rehearsal-2 where that is taken..."""
+    """Return a copy of this sweep small enough for any machine, named NAME-rehearsal, NAME-rehearsal-2, ..."""
     notices: list[str] = []
     model = _model(spec.base.model, notices)
     data = _data(spec.base.data, notices)
@@ -47,16 +47,16 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
         }
     )
     search = _search(spec.search, notices)
-    given = _enqueued(spec)
+    enqueued = _enqueued(spec)
     if spec.mirror is not None:
-        notices.append(f"not rehearsed: copies to {spec.mirror}; `orchestrate doctor FILE` tries whether it takes them")
-    size = (search.size() or 1) + len(given)
+        notices.append(f"not rehearsed: copies to {spec.mirror}; check the mirror with `orchestrate doctor FILE`")
+    size = (search.size() or 1) + len(enqueued)
     small = spec.model_copy(
         update={
             "name": _free_name(spec.name, root),
             "base": base,
             "search": search,
-            "enqueue": given,
+            "enqueue": enqueued,
             "sampler": GridSampler(),
             "budget": Budget(trials=MAX_TRIALS if size > MAX_TRIALS else None, concurrency=spec.budget.concurrency),
             "resources": Resources(),
@@ -66,12 +66,12 @@ def rehearse(spec: SweepSpec, root: Path) -> Rehearsal:
             "sft": _sft(spec.sft, notices),
         }
     )
-    # Copies skip the models' own checks; reading it back does not.
+    # `model_copy` skips validation; loading the dump validates.
     return Rehearsal(SweepSpec.model_validate_json(small.model_dump_json()), tuple(notices))
 
 
 def _judge(judge: JudgeConfig | None, notices: list[str]) -> JudgeConfig | None:
-    """A few short answers, judged by what costs nothing."""
+    """Reduce judging to a few short answers, without reward model and endpoint."""
     if judge is None:
         return None
     left = [name for name in ("reward_model", "endpoint") if getattr(judge, name) is not None]
@@ -109,7 +109,7 @@ def _sft(sft: SftStage | None, notices: list[str]) -> SftStage | None:
 
 
 def _enqueued(spec: SweepSpec) -> tuple[dict[str, Scalar], ...]:
-    """The manual trials without what the rehearsal fixes, each distinct one once."""
+    """Return the distinct manual trials without the settings that the rehearsal fixes."""
     remaining = [{path: value for path, value in one.items() if not _is_fixed(path)} for one in spec.enqueue]
     return tuple(one for i, one in enumerate(remaining) if one and one not in remaining[:i])
 
@@ -118,23 +118,23 @@ def _enqueued(spec: SweepSpec) -> tuple[dict[str, Scalar], ...]:
 
 
 def _search(space: SearchSpace, notices: list[str]) -> SearchSpace:
-    """Every end of every range at least once: what stands alone advances together, conditions stay as they are."""
+    """Return a search with each end of each range at least once; unconditional settings are zipped into one group."""
     remaining = {p: d for p, d in space.dimensions.items() if not _is_fixed(p) and not any(map(_is_fixed, d.when))}
     groups = [{p: v for p, v in group.items() if not _is_fixed(p)} for group in space.zipped]
     dropped = [p for p in space.paths if p not in remaining and not any(p in group for group in groups)]
     if dropped:
         notices.append(f"the rehearsal fixes {', '.join(dropped)}, so their search is not rehearsed")
-    deciding = {path for d in remaining.values() for path in d.when}
-    conditional = {p: _reduced_to_ends(d) for p, d in remaining.items() if d.when or p in deciding}
-    alone = {p: extreme_values(end_values(d)) for p, d in remaining.items() if p not in conditional}
-    rows = min(MAX_TRIALS, max(map(len, alone.values()), default=0))
-    together = {p: tuple(listed[i % len(listed)] for i in range(rows)) for p, listed in alone.items()}
-    zipped = (*([together] if together else []), *(group for group in groups if group))
+    condition_paths = {path for d in remaining.values() for path in d.when}
+    conditional = {p: _reduced_to_ends(d) for p, d in remaining.items() if d.when or p in condition_paths}
+    unconditional = {p: extreme_values(end_values(d)) for p, d in remaining.items() if p not in conditional}
+    rows = min(MAX_TRIALS, max(map(len, unconditional.values()), default=0))
+    zipped_ends = {p: tuple(listed[i % len(listed)] for i in range(rows)) for p, listed in unconditional.items()}
+    zipped = (*([zipped_ends] if zipped_ends else []), *(group for group in groups if group))
     return SearchSpace(dimensions=conditional, zipped=zipped)
 
 
 def _reduced_to_ends(dimension: Dimension) -> Dimension:
-    """A list keeps all its values, as conditions may wait for any; a range is its ends."""
+    """Reduce a range to its ends; a list keeps all values, as conditions may refer to each of them."""
     if isinstance(dimension, Choice):
         return dimension
     return Choice(choice=end_values(dimension), when=dimension.when)
@@ -157,15 +157,17 @@ def _model(model: ModelConfig, notices: list[str]) -> ModelConfig:
         guessed = found or next((k for k in known if k.rstrip("23") in name.lower().replace("-", "")), None)
         architecture = guessed if guessed in known else "llama"
         if found is None:
-            notices.append(f"the configuration of {name} is out of reach; rehearsing with a tiny {architecture}")
+            notices.append(f"the configuration of {name} cannot be read; rehearsing with a tiny {architecture}")
         elif found not in known:
-            notices.append(f"{name} is a {found}, which has no tiny model here; rehearsing with a tiny {architecture}")
+            notices.append(
+                f"{name} is a {found}, for which there is no tiny model; rehearsing with a tiny {architecture}"
+            )
     generated = GeneratedModel.model_validate({"architecture": architecture, **_SMALL})
     return ModelConfig(generated=generated, dtype=model.dtype, attention=model.attention)
 
 
 def _architecture(name: str, revision: str | None) -> str | None:
-    """`model_type` of a folder or of a hub model; None where neither is in reach."""
+    """Return `model_type` of a folder or a hub model; None where neither can be read."""
     file = model_file(name, "config.json", revision)
     if file is None:
         if not hub_reachable():
@@ -195,7 +197,7 @@ def _data(data: DataConfig, notices: list[str]) -> DataConfig:
     hub = [s for s in (*data.train, *(data.eval or ())) if isinstance(s, HubSource)]
     if hub and count_rows(data).train is None and not hub_reachable():
         names = ", ".join(dict.fromkeys(source.dataset for source in hub))
-        notices.append(f"no hub is in reach for {names}; rehearsing with rows of the quickstart's generator")
+        notices.append(f"the hub cannot be reached for {names}; rehearsing with the quickstart's generated rows")
         small["train"] = (GeneratedSource(generated="instructions", rows=ROWS),)
         small["eval"] = (GeneratedSource(generated="instructions", split="eval", rows=EVAL_ROWS),)
     return data.model_copy(update=small)

@@ -1,4 +1,4 @@
-"""A sweep as a Slurm job: the very bytes that `sbatch` gets."""
+"""Renders a sweep as a Slurm batch script for `sbatch`."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 
 GRACE_SECONDS = 180
-"""Seconds before the end of the job's time at which its trials are checkpointed."""
+"""Seconds before the job's time limit at which running trials are checkpointed."""
 _TIME = re.compile(r"(\d+-)?\d+(:\d+){0,2}")
 _WORD = re.compile(r"[A-Za-z0-9._,@%+-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmJob:
-    """What the job asks for. `programs` is the folder of this program's commands, on a disk that all machines share."""
+    """Resources of the job. `home`: the runs folder; `programs`: the folder of `orchestrate`; both on a shared disk."""
 
     home: Path
     programs: Path
     machines: int
     cpus: int
-    """Of each machine, as are `gpus` and `memory_gb`."""
+    """Per machine, like `gpus` and `memory_gb`."""
     gpus: int
     time: str
     memory_gb: int | None = None
@@ -36,34 +36,42 @@ class SlurmJob:
     account: str | None = None
     grace: int = GRACE_SECONDS
     more: tuple[str, ...] = ()
-    """Further options of sbatch, each a line."""
+    """Further sbatch options, one `#SBATCH` line each."""
     setup: tuple[str, ...] = ()
-    """Lines of shell before anything else: modules, environments."""
+    """Shell lines at the start of the job, such as `module load cuda`."""
     trust: bool = False
 
 
 def render_slurm_job(spec: SweepSpec, job: SlurmJob) -> str:
-    """The batch script; the resolved sweep is inside, so that nothing changes between submitting and running."""
+    """Return the batch script, which contains the resolved sweep file as of submission.
+
+    Raises:
+        SpecError: an option of the job is invalid.
+    """
     _check(job)
     sweep = dump_spec(spec)
-    fence = "END_OF_SWEEP"
-    while fence in sweep:
-        fence += "_"
-    return _template().render(name=spec.name, job=job, sweep=sweep, fence=fence)
+    heredoc_end = "END_OF_SWEEP"
+    while heredoc_end in sweep:
+        heredoc_end += "_"
+    return _template().render(name=spec.name, job=job, sweep=sweep, heredoc_end=heredoc_end)
 
 
 def _check(job: SlurmJob) -> None:
-    wrong: list[Finding] = []
+    findings: list[Finding] = []
     if not _TIME.fullmatch(job.time):
-        wrong.append(Finding("--time", "", f"{job.time!r} is no time", "MINUTES, HH:MM:SS or DAYS-HH:MM:SS"))
+        findings.append(
+            Finding("--time", "", f"{job.time!r} is not a time limit", "MINUTES, HH:MM:SS or DAYS-HH:MM:SS")
+        )
     for flag, word in (("--partition", job.partition), ("--account", job.account)):
         if word is not None and not _WORD.fullmatch(word):
-            wrong.append(Finding(flag, "", f"{word!r} is no name", "letters, digits, . _ , - only"))
+            findings.append(Finding(flag, "", f"{word!r} is not a valid name", "letters, digits, . _ , - only"))
     for line in job.more:
         if not line.startswith("-") or "\n" in line:
-            wrong.append(Finding("--sbatch", "", f"{line!r} is no option of sbatch", "for example --constraint=h100"))
-    if wrong:
-        raise SpecError(wrong)
+            findings.append(
+                Finding("--sbatch", "", f"{line!r} is not an sbatch option", "for example --constraint=h100")
+            )
+    if findings:
+        raise SpecError(findings)
 
 
 @cache

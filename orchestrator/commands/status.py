@@ -1,4 +1,4 @@
-"""Data of `status`, `best` and `history`; read without driving the sweep.
+"""Data of `status`, `best` and `history`, read from the study without the driver.
 
 The history has every event with its time and reason, and every change of the spec.
 """
@@ -29,7 +29,10 @@ from orchestrator.study.trial_records import STOPPING, Request, TrialRecord
 
 
 def status(name: str, root: Path) -> dict[str, Any]:
-    """Where a sweep stands, as one object. `state` is preparing, running, paused, interrupted or finished."""
+    """Return the sweep's status as printed by `status --json`.
+
+    `state` is preparing, running, paused, interrupted or finished.
+    """
     folder = existing_sweep(root, name)
     driver = folders.lock_holder(folder)
     if not Study.exists(folder):
@@ -50,13 +53,13 @@ def status(name: str, root: Path) -> dict[str, Any]:
             else study.stop_reason() or study.exhausted_reason(),
             "gpu_hours": round(usage.gpu_hours, 6),
             "mirror": _mirror(study),
-            "waiting": [f"waits to run: {g.origin}" for g in study.enqueued_trials() if g.trial is None]
+            "waiting": [f"enqueued: {g.origin}" for g in study.enqueued_trials() if g.trial is None]
             + [_request_text(request) for request in study.requests()],
         }
 
 
 def _mirror(study: Study) -> dict[str, Any] | None:
-    """What went wrong with copies to the mirror; None where the sweep has none."""
+    """Return the number of mirror failures and the last one; None where the sweep has no mirror."""
     if study.spec.mirror is None:
         return None
     messages = [event.text for event in study.events() if event.kind == MIRROR]
@@ -65,11 +68,11 @@ def _mirror(study: Study) -> dict[str, Any] | None:
 
 def _request_text(request: Request) -> str:
     target = "the sweep" if request.trial is None else f"trial {request.trial}"
-    return f"asked, not done yet: {request.kind} {target}, {request.text}"
+    return f"request pending: {request.kind} {target}, {request.text}"
 
 
 def sweep_state(study: Study) -> str:
-    """running, paused, finished or interrupted."""
+    """Return running, paused, finished or interrupted."""
     if folders.lock_holder(study.folder):
         return "paused" if study.pause_reason() else "running"
     return "finished" if study.exhausted_reason() and all(t.state.finished for t in study.trials()) else "interrupted"
@@ -121,7 +124,7 @@ def _trial(record: TrialRecord, run_ids: dict[str, str], steps: UpdatesOf | None
 
 
 def _json(value: float | None) -> float | str | None:
-    """JSON has no NaN: it is told in words."""
+    """Replace NaN and infinities, which JSON lacks, by their names."""
     return value if value is None or abs(value) < float("inf") else str(value)
 
 
@@ -131,7 +134,11 @@ def _run_ids(folder: SweepFolder) -> dict[str, str]:
 
 
 def best(name: str, root: Path) -> dict[str, Any]:
-    """The best configuration so far; NoTrialCompleted before there is one."""
+    """Return the best configuration so far as printed by `best --json`.
+
+    Raises:
+        NoTrialCompleted: no trial is complete.
+    """
     folder = existing_sweep(root, name)
     if not Study.exists(folder):
         raise NoTrialCompleted(f"no trial of {name} has completed yet")
@@ -161,7 +168,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
 
 
 def history(name: str, root: Path) -> dict[str, Any]:
-    """`events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes) and `enqueued` trials."""
+    """Return `events` (seq, at, trial, kind, text), `specs` (version, at, hash, changes) and `given` (enqueued)."""
     folder = existing_sweep(root, name)
     if not StudyReader.exists(folder) and (reason := last_crash(folder)):
         event = {"seq": 1, "at": crashed_at(folder), "trial": None, "kind": STOPPING, "text": reason}

@@ -1,7 +1,7 @@
-"""Requests to a sweep from any terminal: stop, pause, prune, enqueue, clone.
+"""User requests to a sweep: stop, pause, unpause, prune, enqueue, clone.
 
-A request is checked here and carried out by the driver. Enqueued trials wait in the study and run next. A clone may
-continue from a checkpoint of the trial that it copies, if its settings allow that.
+A request is validated here, stored in the study and carried out by the driver. Enqueued trials run next. A clone can
+start from a checkpoint of the trial that it copies, if its changed settings allow that.
 """
 
 from __future__ import annotations
@@ -42,89 +42,112 @@ from trainer.training.schedule import total_updates
 
 
 class RequestRefused(OrchestrateError):
-    """What was asked makes no sense for this sweep or trial as it stands; nothing was changed."""
+    """The request is invalid in the current state of the sweep or trial; nothing was changed."""
 
 
 def request_control(name: str, root: Path, kind: str, trial: int | None, reason: str = "") -> list[str]:
-    """Leave a request (stop, pause, unpause, prune) for the driver; what will come of it, in sentences."""
+    """Store a request (stop, pause, unpause, prune) for the driver.
+
+    Args:
+        name: the sweep.
+        root: the runs folder.
+        kind: stop, pause, unpause or prune.
+        trial: number of the trial; None for the whole sweep.
+        reason: reason of the user, stored with the request.
+
+    Returns:
+        Notices about the effect of the request.
+
+    Raises:
+        RequestRefused: the request is invalid in the current state.
+    """
     folder = existing_sweep(root, name)
-    driven = folders.lock_holder(folder) is not None
+    has_driver = folders.lock_holder(folder) is not None
     with open_study(folder) as study:
         if trial is None:
-            notices = _sweep_request(study, kind, driven)
+            notices = _sweep_request(study, kind, has_driver)
         else:
-            notices = _trial_request(record_of(study, trial), kind, driven, name)
+            notices = _trial_request(record_of(study, trial), kind, has_driver, name)
         text = f"{reason} (by {current_user()})" if reason else f"by {current_user()}"
         study.add_request(kind, text, trial)
         study.add_event("asked", f"{kind}: {text}", trial)
     return notices
 
 
-def _sweep_request(study: StudyReader, kind: str, driven: bool) -> list[str]:
+def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]:
     name = study.folder.name
-    if not driven:
-        again = f"`orchestrate resume {name}` goes on with it"
-        raise RequestRefused(f"nobody drives {name}, so there is nothing to {kind}; {again}")
-    paused = bool(study.pause_reason())
-    if paused == (kind == PAUSE) and kind in (PAUSE, UNPAUSE):
-        raise RequestRefused(f"{name} is {'paused already' if paused else 'not paused'}")
+    if not has_driver:
+        raise RequestRefused(f"{name} is not running: there is nothing to {kind}; `orchestrate resume {name}` runs it")
+    is_paused = bool(study.pause_reason())
+    if is_paused == (kind == PAUSE) and kind in (PAUSE, UNPAUSE):
+        raise RequestRefused(f"{name} is {'paused already' if is_paused else 'not paused'}")
     match kind:
         case "pause":
             running = sum(r.state is TrialState.RUNNING for r in study.trials())
-            goes_on = f"`orchestrate unpause {name}` goes on"
-            return [f"asked {name} to pause: nothing new begins, {running} running trials checkpoint; {goes_on}"]
+            return [
+                f"requested a pause of {name}: {running} running trials are checkpointed, no new ones start; "
+                f"`orchestrate unpause {name}` continues it"
+            ]
         case "unpause":
-            return [f"asked {name} to go on"]
+            return [f"requested to continue {name}"]
         case _:
-            return [f"asked {name} to stop; `orchestrate resume {name}` goes on with it"]
+            return [f"requested a stop of {name}; `orchestrate resume {name}` resumes it"]
 
 
-def _trial_request(record: TrialRecord, kind: str, driven: bool, name: str) -> list[str]:
+def _trial_request(record: TrialRecord, kind: str, has_driver: bool, name: str) -> list[str]:
     number, state = record.number, record.state
     if state.finished:
         raise RequestRefused(f"trial {number} of {name} is {state}, which is final: there is nothing to {kind}")
     if kind == PAUSE and state is TrialState.PAUSED:
         raise RequestRefused(f"trial {number} of {name} is paused already: {record.reason}")
-    if kind == UNPAUSE and state is not TrialState.PAUSED and driven:
+    if kind == UNPAUSE and state is not TrialState.PAUSED and has_driver:
         raise RequestRefused(f"trial {number} of {name} is not paused")
-    will = {
-        STOP: "to end as PRUNED",
-        PRUNE: "to end as PRUNED",
-        PAUSE: f"to checkpoint and give its slot to the next; `orchestrate unpause {name} {number}` takes it up again",
-        UNPAUSE: "to go on before any new trial",
+    effect = {
+        STOP: "it ends as PRUNED",
+        PRUNE: "it ends as PRUNED",
+        PAUSE: f"it is checkpointed and frees its slot; `orchestrate unpause {name} {number}` continues it",
+        UNPAUSE: "it continues before any new trial",
     }[kind]
-    return [f"asked trial {number} of {name} {will}", *when_applied(name, driven)]
+    return [f"requested to {kind} trial {number} of {name}: {effect}", *when_applied(name, has_driver)]
 
 
 def open_study(folder: SweepFolder) -> StudyReader:
-    """The study of a sweep whose trials have begun, or are about to."""
+    """Open the study of a sweep.
+
+    Raises:
+        RequestRefused: the sweep has no study before its data is prepared.
+    """
     if not StudyReader.exists(folder):
         raise RequestRefused(f"{folder.name} is still preparing its data: it has no trials yet")
     return StudyReader.open(folder)
 
 
 def current_user() -> str:
-    """The person at this terminal, for the record."""
+    """Return user, host and process id, stored with requests."""
     try:
         user = getpass.getuser()
-    except (KeyError, OSError):  # a container's user without a name
+    except (KeyError, OSError):  # a user id without a name, as in containers
         user = f"uid {os.getuid()}"
     return f"{user}@{socket.gethostname()}, pid {os.getpid()}"
 
 
 def record_of(study: StudyReader, number: int) -> TrialRecord:
-    """The trial of that number; RequestRefused where there is none."""
+    """Return the trial with this number.
+
+    Raises:
+        RequestRefused: there is none.
+    """
     records = study.trials()
     found = next((r for r in records if r.number == number), None)
     if found is None:
-        there = f"it has 0 to {len(records) - 1}" if records else "none has begun"
-        raise RequestRefused(f"{study.folder.name} has no trial {number} ({there})")
+        existing = f"it has 0 to {len(records) - 1}" if records else "none has started"
+        raise RequestRefused(f"{study.folder.name} has no trial {number} ({existing})")
     return found
 
 
-def when_applied(name: str, driven: bool) -> list[str]:
-    """When it will be done, where nobody drives."""
-    return [] if driven else [f"nobody drives {name} now: done at the next `orchestrate resume {name}`"]
+def when_applied(name: str, has_driver: bool) -> list[str]:
+    """Return a notice where no driver runs, so that the request waits for the next one."""
+    return [] if has_driver else [f"{name} is not running: the request takes effect at `orchestrate resume {name}`"]
 
 
 _SAMPLES = "samples.jsonl"
@@ -132,29 +155,33 @@ _SAMPLES = "samples.jsonl"
 
 @contextmanager
 def pinned_checkpoint(study: StudyReader, parent: TrialRecord, config: TrialConfig) -> Generator[Fork]:
-    """The newest good checkpoint of `parent`, held for a trial with this configuration that is queued inside.
+    """Pin the newest valid checkpoint of `parent` while a clone with this configuration is enqueued in the context.
 
-    Whatever goes wrong inside, it is let go of again; a killed process leaves it to the driver.
+    On an error in the context the copy is removed; after a kill the driver removes it.
+
+    Raises:
+        RequestRefused: there is no valid checkpoint, or the clone would end before it.
     """
     folder, name = study.folder, study.folder.name
-    anew = "without --from-checkpoint the clone begins from the start model"
+    hint = "without --from-checkpoint the clone starts from the initial model"
     if parent.state.finished:
-        gone = "and the checkpoints of an ended trial are removed"
-        raise RequestRefused(f"trial {parent.number} of {name} is {parent.state}, {gone}; {anew}")
+        raise RequestRefused(
+            f"trial {parent.number} of {name} is {parent.state}, and checkpoints of finished trials are removed; {hint}"
+        )
     runs = [folder.attempt(parent.number, attempt) for attempt in range(1, parent.attempts + 1)]
     if parent.fork is not None:
         runs.insert(0, folder.forks / parent.fork.place)
     to = folder.forks / uuid4().hex
     with fork_lock(folder), ExitStack() as undo:
         undo.callback(shutil.rmtree, to, ignore_errors=True)
-        step, passed = pin_checkpoint(runs, to)
+        step, rejected = pin_checkpoint(runs, to)
         if step is None:
-            reasons = "; ".join(passed) or "the first is written after `training.save_steps` updates"
-            raise RequestRefused(f"trial {parent.number} of {name} has no good checkpoint yet: {reasons}; {anew}")
+            reasons = "; ".join(rejected) or "the first is written after `training.save_steps` updates"
+            raise RequestRefused(f"trial {parent.number} of {name} has no valid checkpoint yet: {reasons}; {hint}")
         _check_length(study, parent, config, step)
-        answers = next((run / _SAMPLES for run in reversed(runs) if (run / _SAMPLES).is_file()), None)
-        if answers is not None:
-            write_text(to / _SAMPLES, answers.read_text(encoding="utf-8"))
+        samples = next((run / _SAMPLES for run in reversed(runs) if (run / _SAMPLES).is_file()), None)
+        if samples is not None:
+            write_text(to / _SAMPLES, samples.read_text(encoding="utf-8"))
         yield Fork(step, to.name)
         undo.pop_all()
 
@@ -166,21 +193,26 @@ def _check_length(study: StudyReader, parent: TrialRecord, config: TrialConfig, 
     total = total_updates(config.training, pairs or config.training.pairs_per_update)
     if total <= step:
         raise RequestRefused(
-            f"the newest checkpoint of trial {parent.number} is of update {step}, and the clone would have {total}: "
+            f"the newest checkpoint of trial {parent.number} is of update {step}, but the clone has {total} updates: "
             f"set training.max_steps above {step}"
         )
 
 
 def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
-    """Queue a trial with these settings over the sweep's base; SpecError with every finding when it is none."""
+    """Enqueue a trial with these settings, the others as in `base`; return notices about it.
+
+    Raises:
+        SpecError: with all invalid settings.
+        RequestRefused: no setting is given.
+    """
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
         params = _parse_sets(sets)
         _check(study.spec, sets, params)
         if not params:
-            raise RequestRefused("give what the trial has: --set loss.beta=3 --set loss.gamma=1")
+            raise RequestRefused("name the settings of the trial: --set loss.beta=3 --set loss.gamma=1")
         study.enqueue(params, f"enqueued by {current_user()}", kind="enqueued")
-        notices = [f"queued a trial with {_format_params(params)}: it runs next, on top of budget.trials"]
+        notices = [f"enqueued a trial with {_format_params(params)}: it runs next, in addition to budget.trials"]
         return [
             *notices,
             *_out_of_space_notice(study.spec, params),
@@ -191,9 +223,13 @@ def enqueue(name: str, root: Path, sets: Sequence[str]) -> list[str]:
 def clone(
     name: str, root: Path, trial: int, sets: Sequence[str], reason: str = "", *, from_checkpoint: bool = False
 ) -> list[str]:
-    """Enqueue a copy of a trial with these settings changed.
+    """Enqueue a copy of a trial with these settings changed; return notices about it.
 
     The clone starts from the initial model, or with `from_checkpoint` from the trial's newest checkpoint.
+
+    Raises:
+        SpecError: with all invalid settings.
+        RequestRefused: nothing is changed, there is no such trial, or no usable checkpoint.
     """
     folder = existing_sweep(root, name)
     with open_study(folder) as study:
@@ -203,43 +239,39 @@ def clone(
         _check(study.spec, sets, params)
         before, after = apply_params(base, parent.params), apply_params(base, params)
         if before.canonical_params() == after.canonical_params():
-            raise RequestRefused(
-                f"a clone of trial {trial} that changes nothing would be the same again; give --set ..."
-            )
-        from_ = ""
+            raise RequestRefused(f"a clone of trial {trial} without changes repeats it; change a setting with --set")
+        from_checkpoint_text = ""
         fork = None
-        with ExitStack() as holding:
+        with ExitStack() as stack:
             if from_checkpoint:
                 _raise_problems(sets, check_fork(before, after, changed))
-                fork = holding.enter_context(pinned_checkpoint(study, parent, after))
-                from_ = f" from its checkpoint of update {fork.step}"
-            like = f"clone of trial {trial}{from_} with {_format_params(changed)}"
-            origin = f"{like}, by {current_user()}" + (f": {reason}" if reason else "")
+                fork = stack.enter_context(pinned_checkpoint(study, parent, after))
+                from_checkpoint_text = f" from its checkpoint of update {fork.step}"
+            description = f"clone of trial {trial}{from_checkpoint_text} with {_format_params(changed)}"
+            origin = f"{description}, by {current_user()}" + (f": {reason}" if reason else "")
             study.enqueue(params, origin, kind="cloned", parent=trial, fork=fork)
-        notices = [f"queued a {like}: it runs next, on top of budget.trials"]
+        notices = [f"enqueued a {description}: it runs next, in addition to budget.trials"]
         if fork is not None:
-            notices.append(
-                "the sampler does not learn from it: its result is that of two settings, one after the other"
-            )
+            notices.append("the sampler ignores its result, which depends on two configurations")
         else:
             notices += _out_of_space_notice(study.spec, params)
         return [*notices, *when_applied(name, folders.lock_holder(folder) is not None)]
 
 
 def _clone_params(parent: Mapping[str, Any], changed: Mapping[str, Any]) -> dict[str, Any]:
-    """The parent's settings under the changed ones; another kind of loss brings its own defaults."""
-    other = changed.get(LOSS_KIND, parent.get(LOSS_KIND)) != parent.get(LOSS_KIND)
+    """Return the parent's settings with the changes; another `loss.kind` uses its own defaults."""
+    other_loss = changed.get(LOSS_KIND, parent.get(LOSS_KIND)) != parent.get(LOSS_KIND)
     inherited = {
         p: v
         for p, v in parent.items()
-        if EQUIVALENT_PATHS.get(p) not in changed and not (other and p.startswith("loss."))
+        if EQUIVALENT_PATHS.get(p) not in changed and not (other_loss and p.startswith("loss."))
     }
     return {**inherited, **changed}
 
 
 def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
-    """What the flags set."""
-    given: dict[str, Any] = {}
+    """Parse the `--set` options into path -> value."""
+    params: dict[str, Any] = {}
     findings: list[Finding] = []
     for one in sets:
         path, equals, text = one.partition("=")
@@ -247,12 +279,12 @@ def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
             findings.append(Finding(f"--set {one}", "", "must be PATH=VALUE, such as loss.beta=2.5"))
             continue
         try:
-            given[path.strip().removeprefix("base.")] = parse_document(text, one).value if text.strip() else None
+            params[path.strip().removeprefix("base.")] = parse_document(text, one).value if text.strip() else None
         except SpecError as error:
             findings += [Finding(f"--set {one}", path, f.problem, f.hint) for f in error.findings]
     if findings:
         raise SpecError(findings)
-    return given
+    return params
 
 
 def _check(spec: SweepSpec, sets: Sequence[str], params: Mapping[str, Any]) -> None:
@@ -260,7 +292,7 @@ def _check(spec: SweepSpec, sets: Sequence[str], params: Mapping[str, Any]) -> N
 
 
 def _raise_problems(sets: Sequence[str], found: Iterable[Problem], search: SearchSpace | None = None) -> None:
-    """SpecError with every problem at its flag, where there is one."""
+    """Raise SpecError with all problems, each at its `--set` option, if there are any."""
     flags = {one.partition("=")[0].strip().removeprefix("base."): one for one in sets}
     findings: list[Finding] = []
     for path, problem, hint in found:
@@ -273,12 +305,12 @@ def _raise_problems(sets: Sequence[str], found: Iterable[Problem], search: Searc
 
 
 def _out_of_space_notice(spec: SweepSpec, params: Mapping[str, Any]) -> list[str]:
-    """What the sampler cannot learn from."""
-    beyond = out_of_space(spec.search, manual_params(spec.base, spec.search, params))
-    if not beyond:
+    """Return a notice about settings outside the search space, whose results the sampler ignores."""
+    outside = out_of_space(spec.search, manual_params(spec.base, spec.search, params))
+    if not outside:
         return []
-    reasons = ", ".join(f"{path} ({allowed_values(spec.search, path) or 'not searched'})" for path in beyond)
-    return [f"outside the search: {reasons}; it may win, and the sampler does not learn from it"]
+    reasons = ", ".join(f"{path} ({allowed_values(spec.search, path) or 'not searched'})" for path in outside)
+    return [f"outside the search space: {reasons}; it can win, but the sampler ignores its result"]
 
 
 def _format_params(params: Mapping[str, Any]) -> str:

@@ -1,1 +1,1 @@
-"""One driver's life: lock, stages, trials, what stays on disk."""
+"""The driver process: sweep lock, data and SFT stages, trials, judging, retention, tracking of the parent run."""

@@ -1,16 +1,14 @@
-"""Which weights and checkpoints stay on disk: the best trials' final weights, and no checkpoint of a finished trial.
+"""Retention of weights and checkpoints: keeps the best trials' final weights, no checkpoint of a finished trial.
 
-Checkpoints from which other trials continue (forks) are pinned by any terminal and removed by the driver once no trial
-needs them. A checkpoint is pinned before the study has the trial; in between the terminal holds a lock, so that the
-driver does not take the checkpoint for the remains of a killed terminal.
+Checkpoints from which clones start (forks) are pinned by the command that enqueues the clone and removed by the driver
+once no trial needs them. The command pins the checkpoint before it stores the clone in the study; it holds a lock
+meanwhile, so that the driver does not remove the checkpoint as unused.
 """
 
 from __future__ import annotations
 
-import fcntl
 import shutil
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from orchestrator.execution.workers.mirror_upload import UPLOADING
@@ -19,11 +17,11 @@ from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.reader import StudyReader
 from orchestrator.study.trial_records import TrialRecord, rank_trials
 from trainer.storage import checkpoint_manifest
-from trainer.storage.atomic_files import failpoint, file_lock
+from trainer.storage.atomic_files import FileLock, failpoint
 
 
 class CheckpointRetention:
-    """Keeps the disk tidy: everything once at the start, then what each trial's end changes."""
+    """Removes checkpoints and weights that are no longer needed, at the start and after each trial."""
 
     def __init__(
         self,
@@ -32,7 +30,7 @@ class CheckpointRetention:
         records: Sequence[TrialRecord],
         on_removed: Callable[[TrialRecord, bool], None] | None = None,
     ) -> None:
-        """`on_removed` is told of each ended trial whose checkpoints went, and whether its final weights did."""
+        """`on_removed`: called with each ended trial whose checkpoints were removed, and whether its weights were."""
         self._folder, self._spec, self._on_removed = folder, spec, on_removed
         self._best = self._ranked(records)
         for record in records:
@@ -40,7 +38,7 @@ class CheckpointRetention:
                 self._clear(record, model=record not in self._best)
 
     def on_trial_end(self, record: TrialRecord) -> None:
-        """A trial ended: its checkpoints go, and the final weights of whoever is no longer among the best."""
+        """Remove an ended trial's checkpoints, and the final weights of trials no longer among the best."""
         before = [best for best in self._best if best.number != record.number]
         self._best = self._ranked([*before, record])
         for other in (*before, record):
@@ -63,18 +61,18 @@ class CheckpointRetention:
             _remove(attempt / "checkpoints")
             shutil.rmtree(
                 attempt / UPLOADING, ignore_errors=True
-            )  # a worker may just put something there or take it away
+            )  # a worker may write or remove files at the same time
             if model:
                 _remove(attempt / "model")
 
 
 def models_to_keep(spec: SweepSpec, records: Sequence[TrialRecord]) -> list[TrialRecord]:
-    """The trials whose final weights stay."""
+    """Return the trials whose final weights are kept, best first."""
     return rank_trials(records, *spec.objectives)[: spec.models_kept]
 
 
 def model_folder(folder: SweepFolder, record: TrialRecord) -> Path | None:
-    """The final weights of a trial, from the attempt that finished; None when they were not kept."""
+    """Return the folder of a trial's final weights; None where they were removed."""
     for attempt in range(record.attempts, 0, -1):
         model = folder.attempt(record.number, attempt) / "model"
         if model.is_dir():
@@ -88,34 +86,29 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
 
 
-def _lock(folder: SweepFolder) -> Path:
-    return folder.path / "forks.lock"
-
-
-@contextmanager
-def fork_lock(folder: SweepFolder) -> Generator[None]:
-    """While entered, what is held and not yet in the study is left alone."""
-    with file_lock(_lock(folder)):
-        yield
+def fork_lock(folder: SweepFolder) -> FileLock:
+    """Return the lock under which forks are created and removed."""
+    return FileLock(folder.path / "forks.lock")
 
 
 def remove_unused_forks(folder: SweepFolder, study: StudyReader) -> None:
-    """Let go of checkpoints whose trial has one of its own or has ended, and of those that no trial was made of."""
+    """Remove forks whose trial has a checkpoint of its own or has ended, and forks without an enqueued trial."""
     if not folder.forks.is_dir():
         return
-    with _lock(folder).open("a") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # somebody makes one just now: next time
-            return
-        needed = _needed(folder, study)
+    lock = fork_lock(folder)
+    if not lock.acquire(timeout=0):
+        return  # a command creates a fork now; the next call removes unused ones
+    try:
+        used = _used_forks(folder, study)
         for path in folder.forks.iterdir():
-            if path.name not in needed:
+            if path.name not in used:
                 failpoint("fork.remove")
                 shutil.rmtree(path)
+    finally:
+        lock.release()
 
 
-def _needed(folder: SweepFolder, study: StudyReader) -> set[str]:
+def _used_forks(folder: SweepFolder, study: StudyReader) -> set[str]:
     records = {record.number: record for record in study.trials()}
     found: set[str] = set()
     for enqueued in study.enqueued_trials():

@@ -1,4 +1,4 @@
-"""The data stage: data of the trials, and of the SFT stage, prepared and checked before the first trial."""
+"""Data stage: prepares and checks the data of the trials and of the SFT stage before the first trial."""
 
 from __future__ import annotations
 
@@ -24,41 +24,44 @@ _MAX_CORNERS = 1024
 
 
 def check_data(spec: SweepSpec, folder: SweepFolder, view: ProgressView, data: DataProcess) -> DataReport:
-    """Prepare what the trials and the SFT stage will read; DataError, with the list, when it must not be used."""
+    """Prepare and check the data of the trials and of the SFT stage.
+
+    Raises:
+        DataError: with all findings, where the data must not be used.
+    """
     view.set_stage("preparing and checking the data")
     report = DataReport.model_validate_json(data.prepare(spec.base))
     _check_unchanged(spec, folder, load_report(folder), report)
     write_text(folder.path / DATA_FILE, report.model_dump_json(indent=1))
     for line in report.summary_lines():
         view.log(f"data: {line}")
-    message = {str(finding) for finding in report.findings}
+    logged = {str(finding) for finding in report.findings}
     for variant in _data_variants(spec):
         found = DataReport.model_validate_json(data.prepare(variant))
         total_updates_of(variant, found)
-        _tell_others(view, _differing(spec, variant), found, message)
+        _log_new_findings(view, _data_label(spec, variant), found, logged)
     for notice in adapter_notices(spec, data):
         view.log(notice)
     sft = sft_config(spec)
     if sft is not None:
-        of_sft = report if sft.data == spec.base.data else DataReport.model_validate_json(data.prepare(sft))
-        total_updates_of(sft, of_sft)
-        _tell_others(view, "data of the sft stage", of_sft, message)
+        sft_report = report if sft.data == spec.base.data else DataReport.model_validate_json(data.prepare(sft))
+        total_updates_of(sft, sft_report)
+        _log_new_findings(view, "data of the sft stage", sft_report, logged)
     if spec.judge is not None and spec.judge.prompts_from is not None:
         try:
-            load_judge_prompts(spec.judge.prompts_from, spec.base.data)  # rather now than after days of training
+            load_judge_prompts(spec.judge.prompts_from, spec.base.data)  # fails before training rather than after it
         except UnreadableData as error:
             raise DataError(f"judge.prompts_from: {error}") from error
     return report
 
 
 def _data_variants(spec: SweepSpec) -> list[TrialConfig]:
-    """The corners of the search that read other data, read it through another model, or adapt other layers of it, than
-    the ones before them."""
+    """Return one corner of the search per distinct combination of data, model and adapted layers."""
     corners = spec.search.corners()
-    placed = [spec.search.apply(spec.base, corners.params_at(i)) for i in range(min(len(corners), _MAX_CORNERS))] or [
+    configs = [spec.search.apply(spec.base, corners.params_at(i)) for i in range(min(len(corners), _MAX_CORNERS))] or [
         spec.base
     ]
-    return list({_inputs(config): config for config in placed}.values())
+    return list({_inputs(config): config for config in configs}.values())
 
 
 def _inputs(config: TrialConfig) -> tuple[object, ...]:
@@ -67,41 +70,45 @@ def _inputs(config: TrialConfig) -> tuple[object, ...]:
 
 
 def adapter_notices(spec: SweepSpec, data: DataProcess) -> list[str]:
-    """What the sweep's adapters change, each sentence once; of configurations that `check_data` has prepared."""
-    message = [notice for config in (spec.base, *_data_variants(spec)) for notice in data.notices(config)]
-    return list(dict.fromkeys(message))
+    """Return the distinct notices about layers that adapters train; `check_data` must have run."""
+    notices = [notice for config in (spec.base, *_data_variants(spec)) for notice in data.notices(config)]
+    return list(dict.fromkeys(notices))
 
 
-def _differing(spec: SweepSpec, config: TrialConfig) -> str:
-    """What a trial's data is called by the searched settings of model and data."""
+def _data_label(spec: SweepSpec, config: TrialConfig) -> str:
+    """Return a label of a trial's data from the searched settings of model and data."""
     params = flatten(config.model_dump(mode="json"))
     searched = [path for path in spec.search.paths if path.startswith(("data.", "model."))]
     return f"data with {', '.join(f'{path}={params.get(path)}' for path in searched)}" if searched else "data"
 
 
-def _tell_others(view: ProgressView, name: str, report: DataReport, message: set[str]) -> None:
-    """What was found in other data than the base's, unless it was said already; `message` is added to."""
+def _log_new_findings(view: ProgressView, name: str, report: DataReport, logged: set[str]) -> None:
+    """Log the findings that are not in `logged`, and add them to it."""
     for finding in map(str, report.findings):
-        if finding not in message:
+        if finding not in logged:
             view.log(f"{name}: {finding}")
-            message.add(finding)
+            logged.add(finding)
 
 
 def _check_unchanged(spec: SweepSpec, folder: SweepFolder, before: DataReport | None, now: DataReport) -> None:
-    """A sweep's trials all see the same data."""
+    """Raise DataError where the data differs from that of earlier trials of the sweep."""
     if before is not None and before.fingerprint != now.fingerprint:
         from trainer.data.data_report import describe_changes
 
         listed = "".join(f"\n  {line}" for line in describe_changes(folder.cache, before, now))
         raise DataError(
-            f"the data of {spec.name} changed since the sweep began (fingerprint {before.fingerprint}, now "
-            f"{now.fingerprint}): its trials would no longer be comparable; put the old data back, or start another "
+            f"the data of {spec.name} changed since the sweep started (fingerprint {before.fingerprint}, now "
+            f"{now.fingerprint}), so that its trials would not be comparable; restore the data, or start another "
             f"sweep{listed}"
         )
 
 
 def total_updates_of(config: TrialConfig, report: DataReport) -> int:
-    """Updates of a trial; DataError where the data cannot fill one."""
+    """Return the total updates of a trial.
+
+    Raises:
+        DataError: there are fewer training pairs than one update needs.
+    """
     try:
         return total_updates(config.training, report.train_rows)
     except TrialError as error:
@@ -109,7 +116,7 @@ def total_updates_of(config: TrialConfig, report: DataReport) -> int:
 
 
 def updates_by_params(spec: SweepSpec, report: DataReport) -> Callable[[Mapping[str, Any]], int]:
-    """Updates of a trial, from what it drew."""
+    """Return a function from a trial's params to its total updates."""
 
     def steps(params: Mapping[str, Any]) -> int:
         return total_updates_of(apply_params(spec.base, params), report)
@@ -118,12 +125,12 @@ def updates_by_params(spec: SweepSpec, report: DataReport) -> Callable[[Mapping[
 
 
 def load_report(folder: SweepFolder) -> DataReport | None:
-    """What was found in the data; None before it was looked at."""
+    """Return the sweep's data report; None before the data stage."""
     path = folder.path / DATA_FILE
     return DataReport.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def known_steps(folder: SweepFolder, spec: SweepSpec) -> UpdatesOf | None:
-    """Updates of a trial by its params; None before the data was looked at."""
+    """Return a function from a trial's params to its total updates; None before the data stage."""
     report = load_report(folder)
     return None if report is None else updates_by_params(spec, report)

@@ -1,4 +1,4 @@
-"""Models to judge and their prompts: the best trials whose weights exist, their initial model, their answers."""
+"""Models to judge, their prompts and answers: the best trials whose weights exist, and their initial models."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ LogFn = Callable[[str], None]
 
 
 class WeightsGone(OrchestrateError):
-    """No trial that should be judged has kept its weights."""
+    """The weights of all trials to judge were deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgedModel:
-    """A model that answers: a trial's with its weights, or an initial model (`number` None)."""
+    """A model that generates answers: a trial's weights, or an initial model (`number` None)."""
 
     number: int | None
     config: TrialConfig
@@ -44,22 +44,22 @@ class JudgedModel:
     prompts: tuple[JudgePrompt, ...]
     tokenizer: PreTrainedTokenizerBase
     stops: tuple[int, ...]
-    """Tokens with which the responses of its data end."""
+    """Ids of tokens that end a response."""
 
     @property
     def name(self) -> str:
-        """For people."""
-        return "the start model" if self.number is None else f"trial {self.number}"
+        """Name in messages."""
+        return "the initial model" if self.number is None else f"trial {self.number}"
 
     def completions_file(self, cache: Path, decoding: DecodingConfig) -> Path:
-        """Where its answers are kept, by prompt."""
+        """Return the file of its answers by prompt key."""
         named = digest_of([self.fingerprint, decoding.key()])[:32]
         return cache / "answers" / f"{named}.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeTask:
-    """Trials and, at the same place, the initial model of each; how they answer."""
+    """Trials, the initial model of each at the same index, and how answers are decoded."""
 
     trials: tuple[JudgedModel, ...]
     initial_models: tuple[JudgedModel, ...]
@@ -67,26 +67,28 @@ class JudgeTask:
     notices: tuple[str, ...]
 
     def models(self) -> list[JudgedModel]:
-        """Every model once, initial models first."""
+        """Return the distinct models, initial models first."""
         return list({c.fingerprint: c for c in (*self.initial_models, *self.trials)}.values())
 
     def answer_pairs(self, cache: Path, decodings: Sequence[DecodingConfig]) -> dict[int, list[AnswerPair]]:
-        """By trial, every pair of answers that is there."""
+        """Return all complete pairs of answers, by trial number."""
         out: dict[int, list[AnswerPair]] = {}
-        for trial, start in zip(self.trials, self.initial_models, strict=True):
+        for trial, initial_model in zip(self.trials, self.initial_models, strict=True):
             assert trial.number is not None
             out[trial.number] = []
             for decoding in decodings:
-                ours, theirs = (read_jsonl_store(c.completions_file(cache, decoding)) for c in (trial, start))
+                trial_answers, initial_answers = (
+                    read_jsonl_store(model.completions_file(cache, decoding)) for model in (trial, initial_model)
+                )
                 out[trial.number] += [
-                    _answer_pair(trial.number, p, decoding, ours[p.key], theirs[p.key])
+                    _answer_pair(trial.number, p, decoding, trial_answers[p.key], initial_answers[p.key])
                     for p in trial.prompts
-                    if p.key in ours and p.key in theirs
+                    if p.key in trial_answers and p.key in initial_answers
                 ]
         return out
 
     def missing(self, cache: Path) -> int:
-        """Answers that are still to be generated."""
+        """Return the number of answers that are still to be generated."""
         return sum(
             sum(p.key not in known for p in model.prompts)
             for model in self.models()
@@ -96,9 +98,12 @@ class JudgeTask:
 
 
 def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_code: bool = False) -> JudgeTask:
-    """The contest that the sweep's state and this configuration make. Reads the data; loads no model.
+    """Return the models to judge and their prompts. Reads the data; loads no model.
 
-    NoTrialCompleted, WeightsGone; StorageRefused where the initial model of an sft stage is gone.
+    Raises:
+        NoTrialCompleted: no trial is complete.
+        WeightsGone: the weights of all trials to judge were deleted.
+        StorageRefused: the SFT stage's model is no longer in the cache.
     """
     from trainer.data import prepare
     from trainer.data.tokenization import tokenizer_digest
@@ -112,22 +117,20 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
     if not ranked or report is None:
         raise NoTrialCompleted(f"no trial of {spec.name} has completed yet: there is nothing to judge")
     weights = {record.number: found for record in ranked if (found := model_folder(folder, record)) is not None}
-    gone = [str(record.number) for record in ranked if record.number not in weights]
+    without_weights = [str(record.number) for record in ranked if record.number not in weights]
+    label = f"trial{'s' if len(without_weights) > 1 else ''} {', '.join(without_weights)}"
     if not weights:
-        raise WeightsGone(
-            f"the weights of trial{'s' if len(gone) > 1 else ''} {', '.join(gone)} are no longer in {folder.path}"
-        )
-    which = f"trial{'s' if len(gone) > 1 else ''} {', '.join(gone)}"
-    notices = [f"{which} not judged, as the weights were not kept (keep_models)"] if gone else []
-    made = sft_model_folder(spec, folder, report, trust_remote_code=trust_remote_code)
-    read: dict[str, tuple[tuple[JudgePrompt, ...], PreTrainedTokenizerBase, tuple[int, ...]]] = {}
+        raise WeightsGone(f"the weights of {label} are no longer in {folder.path}")
+    notices = [f"{label} not judged: the weights were removed (keep_models)"] if without_weights else []
+    sft_model = sft_model_folder(spec, folder, report, trust_remote_code=trust_remote_code)
+    by_data: dict[str, tuple[tuple[JudgePrompt, ...], PreTrainedTokenizerBase, tuple[int, ...]]] = {}
     trials: list[JudgedModel] = []
-    starts: list[JudgedModel] = []
+    initial_models: list[JudgedModel] = []
     for record in (r for r in ranked if r.number in weights):
         trial = apply_params(spec.base, record.params)
-        # Read as the sweep's data check read them, so that the cache knows them.
+        # The same arguments as in the data stage, so that the cache is used.
         key = digest_of([trial.data.model_dump(mode="json"), trial.model.model_dump(mode="json")])
-        if key not in read:
+        if key not in by_data:
             found, tokenizer = fixed_prompts(
                 trial.data,
                 trial.model,
@@ -137,22 +140,24 @@ def make_judge_task(study: StudyReader, config: JudgeConfig, *, trust_remote_cod
                 trust_remote_code=trust_remote_code,
             )
             stops = prepare(trial.data, trial.model, folder.cache, tokenizer).report.stop_tokens
-            read[key] = tuple(found), tokenizer, stops
-        prompts, tokenizer, stops = read[key]
-        begun = trial if made is None else with_model(trial, made)
+            by_data[key] = tuple(found), tokenizer, stops
+        prompts, tokenizer, stops = by_data[key]
+        initial_config = trial if sft_model is None else with_model(trial, sft_model)
         shared = (tokenizer_digest(tokenizer), trial.training.bf16, stops)
-        model = begun.model
+        model = initial_config.model
         start = (model_fingerprint(model, resolve_model_path(model, folder.cache)), model.dtype, model.load_in_4bit)
-        own = (study.id, record.number, weights[record.number].parent.name)
+        trial_key = (study.id, record.number, weights[record.number].parent.name)
         inputs = (prompts, tokenizer, stops)
-        starts.append(JudgedModel(None, begun, None, ("start", *start, *shared), *inputs))
-        trials.append(JudgedModel(record.number, begun, weights[record.number], ("trial", *own, *shared), *inputs))
+        initial_models.append(JudgedModel(None, initial_config, None, ("start", *start, *shared), *inputs))
+        trials.append(
+            JudgedModel(record.number, initial_config, weights[record.number], ("trial", *trial_key, *shared), *inputs)
+        )
     greedy = DecodingConfig(config.max_new_tokens)
     sampled = [
         DecodingConfig(config.max_new_tokens, sample, config.temperature, config.top_p, config.seed)
         for sample in range(config.samples)
     ]
-    return JudgeTask(tuple(trials), tuple(starts), (greedy, *sampled), tuple(notices))
+    return JudgeTask(tuple(trials), tuple(initial_models), (greedy, *sampled), tuple(notices))
 
 
 def generate_missing(
@@ -164,16 +169,25 @@ def generate_missing(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """Have every model give the answers that are missing; each batch is on the disk before the next begins."""
+    """Generate the missing answers of every model; each batch is written to disk before the next one starts.
+
+    Args:
+        task: models, prompts and decodings.
+        cache: the cache folder of the runs folder.
+        budget: maximum tokens per batch.
+        set_stage: called with the progress.
+        check_cancelled: raises to stop between batches.
+        trust_remote_code: whether Python code of the model's repository may run.
+    """
     from trainer.evaluation.text_generation import TextGenerator
 
     for model in task.models():
         text_generator: TextGenerator | None = None
         for decoding in task.decodings:
-            how = "greedy" if decoding.sample is None else "sampled"
+            mode = "greedy" if decoding.sample is None else "sampled"
             with JsonlStore(model.completions_file(cache, decoding)) as store:
-                left = [prompt for prompt in model.prompts if prompt.key not in store.values]
-                if not left:
+                missing = [prompt for prompt in model.prompts if prompt.key not in store.values]
+                if not missing:
                     continue
                 if text_generator is None:
                     set_stage(f"judge: loading {model.name}")
@@ -185,10 +199,10 @@ def generate_missing(
                         stops=model.stops,
                         trust_remote_code=trust_remote_code,
                     )
-                for batch in text_generator.generate(left, decoding, budget=budget, check_cancelled=check_cancelled):
+                for batch in text_generator.generate(missing, decoding, budget=budget, check_cancelled=check_cancelled):
                     store.put({key: asdict(written) for key, written in batch.items()})
                     done = sum(prompt.key in store.values for prompt in model.prompts)
-                    set_stage(f"judge: {model.name}, {how} answers: {done} of {len(model.prompts)}")
+                    set_stage(f"judge: {model.name}, {mode} answers: {done} of {len(model.prompts)}")
 
 
 def reward_scores(
@@ -200,7 +214,7 @@ def reward_scores(
     *,
     trust: bool,
 ) -> Mapping[str, float]:
-    """The reward model's score of every answer, computed where it is not kept."""
+    """Return the reward model's score of every answer by its key, computing the missing ones."""
     from trainer.evaluation.reward_model import RewardInput, RewardScorer, reward_model_fingerprint
 
     reward_config = config.reward_model
@@ -211,7 +225,7 @@ def reward_scores(
         settings = reward_config.model_dump(exclude={"name_or_path"})
         return RewardScorer(reward_config.name_or_path, **settings, trust_remote_code=trust)
 
-    # Of a hub's model the commit, which names its weights, is known once it was loaded.
+    # The commit of a hub model, part of its fingerprint, is known only after loading.
     scorer = None if Path(reward_config.name_or_path).is_dir() else open_session()
     identity = [
         reward_model_fingerprint(reward_config.name_or_path, reward_config.revision),
@@ -221,10 +235,10 @@ def reward_scores(
     ]
     with JsonlStore(cache / "rewards" / f"{digest_of(identity)[:32]}.jsonl") as store:
         inputs = {d.key: d for m in pairs for d in _reward_inputs(m, RewardInput)}
-        left = [dialogue for key, dialogue in inputs.items() if key not in store.values]
-        if left:
+        missing = [dialogue for key, dialogue in inputs.items() if key not in store.values]
+        if missing:
             scorer = scorer or open_session()
-            for batch in scorer.score(left, budget=config.tokens_per_batch, check_cancelled=check_cancelled):
+            for batch in scorer.score(missing, budget=config.tokens_per_batch, check_cancelled=check_cancelled):
                 store.put({key: repr(score) for key, score in batch.items()})
                 done = sum(key in store.values for key in inputs)
                 set_stage(f"judge: {reward_config.name_or_path} scores answers: {done} of {len(inputs)}")
@@ -238,7 +252,9 @@ def _reward_inputs(answer_pair: AnswerPair, make: Callable[[str, str, Any, str],
         yield make(reward_key(answer_pair, answer), answer_pair.text, answer_pair.messages, answer)
 
 
-def _answer_pair(number: int, prompt: JudgePrompt, decoding: DecodingConfig, ours: Any, theirs: Any) -> AnswerPair:
+def _answer_pair(
+    number: int, prompt: JudgePrompt, decoding: DecodingConfig, trial_answer: Any, initial_answer: Any
+) -> AnswerPair:
     return AnswerPair(
         trial=number,
         prompt=prompt.key,
@@ -246,6 +262,6 @@ def _answer_pair(number: int, prompt: JudgePrompt, decoding: DecodingConfig, our
         messages=prompt.messages,
         expected=prompt.expected,
         sample=decoding.sample,
-        trial_answer=str(ours["text"]),
-        initial_answer=str(theirs["text"]),
+        trial_answer=str(trial_answer["text"]),
+        initial_answer=str(initial_answer["text"]),
     )

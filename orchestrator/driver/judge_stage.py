@@ -1,7 +1,7 @@
-"""`judge`: compares the best trials' answers with the initial model's, and publishes the judgements.
+"""`judge`: compares the best trials' answers with the initial model's and publishes the judgements.
 
-Each vote is stored at once: a killed run continues where it stopped, and repeating a finished one makes no request.
-Judgements are published once to the trials' runs, the parent run and the report.
+Each answer and vote is stored at once, so that a repeated run continues and makes no request twice. Judgements are
+published to the trials' runs, the parent run and the report.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.driver.judge_candidates import JudgeTask, LogFn, generate_missing, make_judge_task, reward_scores
 from orchestrator.driver.parent_run import FINAL_STOPS, attach_report, open_sink
-from orchestrator.errors import Finding, OrchestrateError, SpecError
+from orchestrator.errors import ExitCode, Finding, OrchestrateError, SpecError
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SWEEP, ProgressView, SweepReporter, TrackingSink
@@ -50,30 +50,38 @@ from trainer.storage.atomic_files import write_json
 from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
 
 JUDGE_FOLDER = "judge"
-_CHARACTERS = 4
-"""Of a token, about."""
+_CHARACTERS_PER_TOKEN = 4
+"""Estimate, for the size of answers that are not generated yet."""
 
 
 class NoJudgeLeft(OrchestrateError):
-    """No judge is left that could say anything."""
+    """No judge is configured that could judge these prompts."""
 
 
 class CostNotConfirmed(OrchestrateError):
-    """The endpoint's cost was not agreed to; nothing was generated and nobody was asked."""
+    """The endpoint's cost was not confirmed; nothing was generated or called."""
 
 
 @dataclass(slots=True)
 class JudgeResult:
-    """What came of it. `notices`: what to know beside the judgements; `open_questions`: questions without an answer."""
+    """All judgements of the sweep, notices, and the number of questions that the endpoint has not answered."""
 
     judgements: list[Judgement] = field(default_factory=list[Judgement])
     notices: list[str] = field(default_factory=list[str])
     open_questions: int = 0
+    is_interrupted: bool = False
+
+    @property
+    def code(self) -> ExitCode:
+        """Exit code of `orchestrate judge`."""
+        if self.is_interrupted:
+            return ExitCode.INTERRUPTED
+        return ExitCode.REFUSED if self.open_questions else ExitCode.DONE
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeContext:
-    """What a judging run works with. `confirm_cost` is asked before an endpoint is, with what it may cost at most."""
+    """Callbacks and options of a judging run. `confirm_cost` is called with the maximum cost before an endpoint is."""
 
     set_stage: LogFn
     log: LogFn
@@ -84,13 +92,17 @@ class JudgeContext:
     first_wait: float = FIRST_WAIT
 
     def check_cancelled(self) -> None:
-        """Between pieces of work: Interrupted when asked to stop."""
+        """Raise Interrupted after a stop signal; called between batches."""
         if self.signals.stop_requested:
             raise Interrupted
 
 
 def endpoint_key(config: Endpoint, source: str) -> str | None:
-    """The endpoint's key, from the environment; SpecError where the variable is not set. It is shown to nobody."""
+    """Return the endpoint's API key from the environment; None where none is configured. It is never logged.
+
+    Raises:
+        SpecError: the environment variable is not set.
+    """
     if config.api_key_env is None:
         return None
     key = os.environ.get(config.api_key_env, "").strip()
@@ -101,9 +113,11 @@ def endpoint_key(config: Endpoint, source: str) -> str | None:
 
 
 def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> JudgeResult:
-    """Judge, and keep each judgement in the study. Interrupted, with all that was learned kept, where asked to stop.
+    """Judge the best trials and store each judgement in the study.
 
-    SpecError, NoJudgeLeft and CostNotConfirmed before anything is spent.
+    Raises:
+        SpecError, NoJudgeLeft, CostNotConfirmed: before anything is generated or called.
+        Interrupted: after a stop signal; answers and votes so far are stored.
     """
     cache = study.folder.cache
     judge_task = make_judge_task(study, config, trust_remote_code=context.trust_remote_code)
@@ -123,14 +137,13 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
         trust_remote_code=context.trust_remote_code,
     )
     answer_pairs = judge_task.answer_pairs(cache, judge_task.decodings)
-    everything = [answer_pair for each in answer_pairs.values() for answer_pair in each]
+    all_pairs = [answer_pair for each in answer_pairs.values() for answer_pair in each]
     if config.checker:
-        _save_judgements(out, study, "checker", "the rows' own answers", answer_pairs, checker_preferences)
+        _save_judgements(study, "checker", "the rows' own answers", answer_pairs, checker_preferences)
     if config.reward_model is not None:
         trust = context.trust_remote_code
-        rewards = reward_scores(everything, config, cache, context.set_stage, context.check_cancelled, trust=trust)
+        rewards = reward_scores(all_pairs, config, cache, context.set_stage, context.check_cancelled, trust=trust)
         _save_judgements(
-            out,
             study,
             "reward",
             config.reward_model.name_or_path,
@@ -138,10 +151,14 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
             lambda m: reward_preferences(m, rewards),
         )
     if endpoint is not None:
-        requested = endpoint
-        known = _ask_endpoint(study, requested, key, everything, context, out)
+        endpoint_config = endpoint
+        known = _ask_endpoint(study, endpoint_config, key, all_pairs, context, out)
         _save_judgements(
-            out, study, "endpoint", requested.model, answer_pairs, lambda m: endpoint_preferences(m, requested, known)
+            study,
+            "endpoint",
+            endpoint_config.model,
+            answer_pairs,
+            lambda m: endpoint_preferences(m, endpoint_config, known),
         )
         context.check_cancelled()
     return out
@@ -150,8 +167,8 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
 def _check_judges(judge_task: JudgeTask, config: JudgeConfig) -> None:
     checked = config.checker and any(p.expected is not None for trial in judge_task.trials for p in trial.prompts)
     if not checked and config.reward_model is None and config.endpoint is None:
-        reason = "the prompts carry no `answer` to check by" if config.checker else "judge.checker is false"
-        raise NoJudgeLeft(f"nobody can judge: {reason}, and neither judge.reward_model nor judge.endpoint is given")
+        reason = "the prompts have no `answer` for the checker" if config.checker else "judge.checker is false"
+        raise NoJudgeLeft(f"judge: {reason}; set judge.reward_model or judge.endpoint")
 
 
 def _log_task(judge_task: JudgeTask, config: JudgeConfig, cache: Path, context: JudgeContext) -> None:
@@ -162,8 +179,8 @@ def _log_task(judge_task: JudgeTask, config: JudgeConfig, cache: Path, context: 
     where = "held-out prompts" if config.prompts_from is None else f"prompts of {source_name(config.prompts_from)}"
     each = f"greedy and {config.samples} sampled" if config.samples else "greedy"
     context.log(
-        f"judge: {trials} against the start model on {prompts} {where} ({each}); "
-        f"{judge_task.missing(cache):,} answers are to be generated"
+        f"judge: {trials} against the initial model on {prompts} {where} ({each}); "
+        f"{judge_task.missing(cache):,} answers to generate"
     )
 
 
@@ -175,19 +192,19 @@ def _confirm_cost(
     context: JudgeContext,
     out: JudgeResult,
 ) -> bool:
-    """Whether the endpoint may be asked what is still open. Answers not yet written count as long as they may be."""
+    """Return whether the endpoint's open questions may be asked; missing answers are estimated at maximum length."""
     cache = study.folder.cache
     known = read_jsonl_store(votes_file(study.folder.path / JUDGE_FOLDER, endpoint))
-    there = [
+    existing = [
         answer_pair for each in judge_task.answer_pairs(cache, judge_task.decodings).values() for answer_pair in each
     ]
-    sizes = [question.characters for question in open_questions(there) if question.key not in known]
-    longest = 2 * config.max_new_tokens * _CHARACTERS
+    sizes = [question.characters for question in open_questions(existing) if question.key not in known]
+    max_characters = 2 * config.max_new_tokens * _CHARACTERS_PER_TOKEN
     for trial in judge_task.trials:
-        met = {(m.prompt, m.sample) for m in there if m.trial == trial.number}
+        generated = {(m.prompt, m.sample) for m in existing if m.trial == trial.number}
         for decoding in judge_task.decodings:
-            missing = [p for p in trial.prompts if (p.key, decoding.sample) not in met]
-            sizes += [Question(p.text, "", "").characters + longest for p in missing for _ in range(2)]
+            missing = [p for p in trial.prompts if (p.key, decoding.sample) not in generated]
+            sizes += [Question(p.text, "", "").characters + max_characters for p in missing for _ in range(2)]
     if not sizes:
         return True
     expected = estimate(endpoint, sizes)
@@ -195,7 +212,7 @@ def _confirm_cost(
     if context.confirm_cost(endpoint, expected):
         return True
     name = study.spec.name
-    out.notices.append(f"{endpoint.model} was not asked ({expected}); to have it judge: orchestrate judge {name}")
+    out.notices.append(f"{endpoint.model} was not called ({expected}); to call it: orchestrate judge {name}")
     context.log(f"judge: {out.notices[-1]}")
     return False
 
@@ -208,50 +225,50 @@ def _ask_endpoint(
     context: JudgeContext,
     out: JudgeResult,
 ) -> Mapping[str, Any]:
-    """Ask what is open; what is known in the end, also when interrupted: judgements so far are worth telling."""
+    """Ask the open questions; return all votes so far, also after an interruption."""
     questions = open_questions(answer_pairs)
     client = EndpointClient(endpoint, key, first_wait=context.first_wait)
     try:
         with JsonlStore(votes_file(study.folder.path / JUDGE_FOLDER, endpoint)) as store:
             batch = EndpointBatch(endpoint, client, store)
 
-            def tell(done: int, count: int) -> None:
+            def show_progress(done: int, count: int) -> None:
                 context.set_stage(f"judge: {endpoint.model} has answered {done} of {count} questions")
 
-            batch.ask_all(questions, tell, lambda: context.signals.stop_requested)
+            batch.ask_all(questions, show_progress, lambda: context.signals.stop_requested)
             known = dict(store.values)
     finally:
         client.close()
     out.open_questions = sum(question.key not in known for question in questions)
     cut = sum(known[q.key]["failure"] == "cut_off" for q in questions if q.key in known)
     if cut:
-        out.notices.append(f"{cut} answers ended before their verdict: raise judge.endpoint.max_tokens")
+        out.notices.append(f"{cut} replies were cut off before the vote: raise judge.endpoint.max_tokens")
     if out.open_questions:
-        reason = batch.open_reason or "every try failed"
+        reason = batch.open_reason or "all retries failed"
         out.notices.append(
-            f"{out.open_questions} questions to {endpoint.model} are still open ({reason}); run it again to ask them"
+            f"{out.open_questions} questions to {endpoint.model} are still unanswered ({reason}); run the command again"
         )
     return known
 
 
 def _save_judgements(
-    out: JudgeResult,
     study: StudyReader,
     kind: JudgeKind,
     by: str,
     answer_pairs: Mapping[int, Sequence[AnswerPair]],
     preferences_of: Callable[[Sequence[AnswerPair]], Preferences | None],
 ) -> None:
-    """Verdicts on the greedy answers and on the sampled ones, each kept in the study."""
+    """Store the judgements of the greedy and of the sampled answers in the study."""
     parts: tuple[tuple[DecodingKind, bool], ...] = (("greedy", True), ("sampled", False))
     for decoding, greedy in parts:
         chosen = {n: [m for m in each if (m.sample is None) == greedy] for n, each in answer_pairs.items()}
         by_trial = {
-            n: (each, message) for n, each in chosen.items() if each and (message := preferences_of(each)) is not None
+            n: (each, preferences)
+            for n, each in chosen.items()
+            if each and (preferences := preferences_of(each)) is not None
         }
         for judgement in make_judgements(kind, by, decoding, by_trial):
             study.save_judgement(judgement.trial, judgement.key, judgement.model_dump_json())
-            out.judgements.append(judgement)
 
 
 JUDGE_FILE = "judge.json"
@@ -259,14 +276,18 @@ _DELIVERY_SECONDS = 30.0
 
 
 def judge_and_publish(study: Study, config: JudgeConfig, context: JudgeContext, state: str) -> JudgeResult:
-    """Judge, then tell tracking and write the report; also when it ended early, with what there is by then."""
+    """Judge, then publish the judgements; after an interruption or a refusing endpoint the ones so far.
+
+    Raises:
+        Interrupted, EndpointRefused: after publishing.
+    """
     try:
-        by_trial = judge(study, config, context)
+        result = judge(study, config, context)
     except (Interrupted, EndpointRefused):
         _publish(study, context, state)
         raise
-    _publish(study, context, state)
-    return by_trial
+    result.judgements = _publish(study, context, state)
+    return result
 
 
 def judge_after_sweep(
@@ -278,14 +299,14 @@ def judge_after_sweep(
     *,
     trust_remote_code: bool,
 ) -> None:
-    """What `judge:` asks for at the end of a sweep. What goes wrong is said: the sweep itself is over and well."""
+    """Run the `judge:` section at the end of a sweep. Errors are logged only, as the sweep itself is complete."""
     if ended.kind not in FINAL_STOPS:
         return
     with Study.open(folder) as study:
         config = study.spec.judge
         if config is None or not rank_trials(study.trials(), *study.spec.objectives):
             return
-        # Nobody is there to say yes: an endpoint is asked where the file says how much it may cost.
+        # Without a user to confirm, a paid endpoint is called only with a configured limit of the cost.
         context = JudgeContext(
             set_stage=view.set_stage,
             log=view.log,
@@ -294,26 +315,26 @@ def judge_after_sweep(
             reporter=reporter,
             trust_remote_code=trust_remote_code,
         )
-        again = f"to go on with it: orchestrate judge {study.spec.name}"
+        hint = f"to continue: orchestrate judge {study.spec.name}"
         try:
-            by_trial = judge_and_publish(
+            result = judge_and_publish(
                 study, config, context, "finished" if ended.kind is StopKind.FINISHED else "interrupted"
             )
         except Interrupted:
-            view.log(f"judge: interrupted, nothing is lost; {again}")
+            view.log(f"judge: interrupted, results so far are saved; {hint}")
         except (OrchestrateError, TrialError) as error:
-            view.log(f"judge: {error}; {again}")
-        except Exception as error:  # noqa: BLE001 - days of training must not end in a traceback about a judge
-            view.log(f"judge: internal error: {redact(f'{type(error).__name__}: {error}')}; {again}")
+            view.log(f"judge: {error}; {hint}")
+        except Exception as error:  # noqa: BLE001 - a bug in judging must not fail a complete sweep
+            view.log(f"judge: internal error: {redact(f'{type(error).__name__}: {error}')}; {hint}")
         else:
-            for notice in by_trial.notices:
+            for notice in result.notices:
                 view.log(f"judge: {notice}")
 
 
-def _publish(study: Study, context: JudgeContext, state: str) -> None:
+def _publish(study: Study, context: JudgeContext, state: str) -> list[Judgement]:
     judgements = parse_judgements(study.judgements())
     if not judgements:
-        return
+        return []
     file = study.folder.path / JUDGE_FOLDER / JUDGE_FILE
     write_json(file, as_json(judgements))
     sink = open_sink(study, study.folder.root, context.reporter)
@@ -324,19 +345,20 @@ def _publish(study: Study, context: JudgeContext, state: str) -> None:
     finally:
         left = sink.close(_DELIVERY_SECONDS)
     if left:
-        context.log(f"tracking: {left} messages wait in {study.folder.outbox}; the next run delivers them")
+        context.log(f"tracking: {left} messages are queued in {study.folder.outbox} for the next run")
+    return judgements
 
 
 def _publish_to_runs(study: Study, sink: TrackingSink, judgements: list[Judgement]) -> None:
-    """Numbers and a sentence on each judged trial's run; on the sweep's those of the best judged trial."""
+    """Log metrics and summary to each judged trial's run, and those of the best judged trial to the parent run."""
     steps = {record.number: record.step for record in study.trials()}
     best = best_judged_trial(study, judgements)
     for number in sorted({judgement.trial for judgement in judgements}):
-        mine = [judgement for judgement in judgements if judgement.trial == number]
-        numbers = {name: value for judgement in mine for name, value in judgement.metrics().items()}
-        first = headline(mine)
-        sink.log_final_metrics(str(number), numbers, step=steps[number], at=time.time())
-        sink.set_tags(str(number), {"judge": "no verdict" if first is None else first.summary})
+        of_trial = [judgement for judgement in judgements if judgement.trial == number]
+        metrics = {name: value for judgement in of_trial for name, value in judgement.metrics().items()}
+        first = headline(of_trial)
+        sink.log_final_metrics(str(number), metrics, step=steps[number], at=time.time())
+        sink.set_tags(str(number), {"judge": "no judgement" if first is None else first.summary})
         if best is not None and number == best[0]:
-            sink.log_final_metrics(SWEEP, numbers, step=0, at=time.time())
+            sink.log_final_metrics(SWEEP, metrics, step=0, at=time.time())
             sink.set_tags(SWEEP, {"judge": best[1] if first is None else f"trial {number} {best[1]}"})

@@ -1,4 +1,4 @@
-"""The sweep's mirror on the driver's side: restore what a new disk lacks, delete what retention removes here.
+"""Maintenance of the mirror by the driver: restores files on a new disk, deletes what retention removes locally.
 
 Workers upload checkpoints and final models themselves (orchestrator/execution/workers/mirror_upload.py).
 """
@@ -28,23 +28,27 @@ from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 
 _PARALLEL_TRANSFERS = 8
-"""Trials whose files are fetched side by side."""
+"""Trials whose files are downloaded at the same time."""
 _FINISH_TIMEOUT = 600.0
-"""For what is left to do when all trials have ended."""
+"""Seconds for the remaining tasks when all trials have ended."""
 _MIN_FINISH_SECONDS = 20.0
-"""For the same when the sweep goes on later, perhaps because the machine is wanted back."""
+"""Seconds for the remaining tasks of an interrupted sweep, whose machine may be reclaimed."""
 _PATH_PATTERN = re.compile(rf"{TRIALS}/(\d+)/(\d+)/({CHECKPOINTS}|{MODEL}|{RESULT})(?:/|$)")
 
 
 def claim_mirror(study: Study) -> None:
-    """Have the sweep's own files in its mirror, so that a new disk can go on. MirrorError where another's are there."""
+    """Write the sweep's id, spec and data report to its mirror, from which another disk can resume it.
+
+    Raises:
+        MirrorError: the mirror has another sweep of this name.
+    """
     if study.spec.mirror is None:
         return
     sweep, folder = sweep_path(study.spec.mirror, study.spec.name), study.folder
     there = sweep.read(STUDY)
     if there is not None and there.decode() != study.id:
         raise MirrorError(
-            f"mirror: another sweep named {study.spec.name!r} has its copies in {sweep.url}; remove them, or give "
+            f"mirror: another sweep named {study.spec.name!r} has its files in {sweep.url}; remove them, or use "
             "another --name or mirror"
         )
     sweep.write(STUDY, study.id.encode())
@@ -54,7 +58,7 @@ def claim_mirror(study: Study) -> None:
 
 @contextmanager
 def maintain_mirror(study: Study, view: ProgressView) -> Generator[MirrorMaintenance | None]:
-    """The mirror looked after while trials run; None where the sweep has none."""
+    """Maintain the mirror while trials run; yields None where the sweep has no mirror."""
     if study.spec.mirror is None:
         yield None
         return
@@ -67,7 +71,7 @@ def maintain_mirror(study: Study, view: ProgressView) -> Generator[MirrorMainten
 
 
 class MirrorMaintenance:
-    """What is asked is done by a thread, in order; what failed is told at the next call."""
+    """Runs mirror tasks in a thread, in order; failures are logged at the next call from the driver."""
 
     def __init__(self, study: Study, view: ProgressView, waits: Sequence[float] = RETRY_WAITS) -> None:
         assert study.spec.mirror is not None
@@ -80,22 +84,22 @@ class MirrorMaintenance:
         self._thread.start()
 
     def restore(self) -> None:
-        """What ended trials left and this disk lacks, for the report and for who is best; then both sides agree."""
+        """Download results and best models of ended trials that this disk lacks, then reconcile both sides."""
         spec, folder, trials = self._study.spec, self._study.folder, self._study.trials()
         best = {record.number for record in models_to_keep(spec, trials)}
         complete = self._mirror.complete_paths(TRIALS)
         missing = [record for record in trials if record.state.finished and _missing_files(folder, record, best)]
         if missing:
-            self._view.set_stage(f"fetching what {len(missing)} trials left from {self._mirror.url}")
+            self._view.set_stage(f"downloading results of {len(missing)} trials from {self._mirror.url}")
             with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
                 found = list(
                     pool.map(functools.partial(_download_trial, self._mirror, folder, complete, best), missing)
                 )
-            self._view.log(f"mirror: what {sum(found)} of {len(missing)} ended trials left was fetched")
+            self._view.log(f"mirror: downloaded results of {sum(found)} of {len(missing)} ended trials")
         self._schedule_reconcile(trials, spec, folder)
 
     def on_removed(self, record: TrialRecord, model: bool) -> None:
-        """This ended trial's checkpoints went, and its final weights where `model` says so."""
+        """Delete an ended trial's checkpoints in the mirror, with `model` also its weights; upload its result."""
         paths = [f"{TRIALS}/{record.number:04d}/{attempt}" for attempt in range(FORK_ATTEMPT, record.attempts + 1)]
         self._queue.put(lambda: self._remove(paths, model))
         if record.state is not TrialState.COMPLETE:
@@ -104,20 +108,22 @@ class MirrorMaintenance:
         self._log_failures()
 
     def shut_down(self) -> None:
-        """Do what is left, for a while; both sides agree then. The next driver does the rest: all of it, where it has
-        taken over already."""
+        """Reconcile both sides and finish the remaining tasks within a time limit; the next driver does the rest.
+
+        Does nothing where another driver has taken over.
+        """
         if self._is_fenced():
             self._queue.put(None)
             return
         trials = self._study.trials()
         self._schedule_reconcile(trials, self._study.spec, self._study.folder)
         self._queue.put(None)
-        self._view.set_stage("tidying up the mirror")
+        self._view.set_stage("cleaning up the mirror")
         over = all(record.state.finished for record in trials)
         self._thread.join(_FINISH_TIMEOUT if over else _MIN_FINISH_SECONDS)
         if self._thread.is_alive():
             self._closing.set()
-            self._failures.put("not everything was done before the sweep's end; the next resume does it")
+            self._failures.put("cleanup was not finished before the sweep's end; the next resume continues it")
         self._log_failures()
 
     # --- the thread ------------------------------------------------------------------------------------------------
@@ -125,11 +131,11 @@ class MirrorMaintenance:
     def _run(self) -> None:
         while (task := self._queue.get()) is not None:
             if self._is_fenced():
-                return  # the copies are the newer driver's to look after
+                return  # the newer driver maintains the mirror
             for wait in (*self._waits, None):
                 try:
                     task()
-                except Exception as error:  # noqa: BLE001  the thread's boundary: told, and the next task is done
+                except Exception as error:  # noqa: BLE001 - reported, and the thread continues with the next task
                     if wait is None or self._closing.wait(wait):
                         self._failures.put(redact(f"given up after {len(self._waits) + 1} tries: {error}"))
                         break
@@ -142,7 +148,7 @@ class MirrorMaintenance:
         except SweepHeld:
             return True
         except StorageRefused:
-            return self._study.fenced  # the driver's own writes will say so
+            return self._study.fenced  # the driver's own writes will report the error
         return False
 
     def _log_failures(self) -> None:
@@ -157,12 +163,12 @@ class MirrorMaintenance:
         self._queue.put(lambda: self._reconcile(ended, best, folder))
 
     def _reconcile(self, ended: dict[int, TrialRecord], best: set[int], folder: SweepFolder) -> None:
-        """Remove what no ended trial keeps, also what is only half there; send what was not."""
-        there: set[str] = set()
+        """Remove what ended trials no longer need, including incomplete uploads; upload missing results and models."""
+        existing: set[str] = set()
         for file in self._mirror.files(TRIALS):
             if (match := _PATH_PATTERN.match(file)) is not None and int(match[1]) in ended:
-                there.add(match[0].rstrip("/"))
-        for path in sorted(there):
+                existing.add(match[0].rstrip("/"))
+        for path in sorted(existing):
             match = _PATH_PATTERN.match(path)
             assert match is not None
             if match[3] == CHECKPOINTS or (match[3] == MODEL and int(match[1]) not in best):
@@ -196,11 +202,11 @@ def _missing_files(folder: SweepFolder, record: TrialRecord, best: set[int]) -> 
 def _download_trial(
     mirror: Mirror, folder: SweepFolder, complete: Sequence[str], best: set[int], record: TrialRecord
 ) -> bool:
-    """From the newest attempt that left something; whether there was one."""
+    """Download the result of the newest attempt that has one; return whether there was one."""
     trial = f"{TRIALS}/{record.number:04d}"
     for attempt in range(record.attempts, 0, -1):
         if f"{trial}/{attempt}/{RESULT}" in complete:
-            wants = record.number in best and f"{trial}/{attempt}/{MODEL}" in complete
+            with_model = record.number in best and f"{trial}/{attempt}/{MODEL}" in complete
             to: Path = folder.attempt(record.number, attempt)
-            return download_result(mirror.subfolders(trial), attempt, to, model=wants)
+            return download_result(mirror.subfolders(trial), attempt, to, model=with_model)
     return False

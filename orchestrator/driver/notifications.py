@@ -1,18 +1,16 @@
-"""Notifications by webhook and command: a sweep ended, a trial diverged, or nothing progresses any more.
+"""Notifications by webhook and command: the sweep ended, a trial diverged, or the sweep stalled.
 
-A thread delivers them: nothing waits for a delivery, and a failed one raises nothing in the driver.
+A thread delivers them, so that the driver neither waits for a delivery nor fails with it.
 """
 
 from __future__ import annotations
 
-import http.client
 import json
+import logging
 import os
 import subprocess
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -29,35 +27,38 @@ from orchestrator.study.trial_records import TrialRecord, TrialState
 from trainer.results import StepMetrics
 
 RETRY_WAITS = (1.0, 5.0, 20.0)
-"""Seconds before the second, third and fourth try; then the notice is given up."""
+"""Seconds before the second, third and fourth try, after which the notice is dropped."""
 _SECONDS = 10.0
+"""Seconds. Timeout of a webhook request."""
 _COMMAND_SECONDS = 60.0
+"""Seconds. Timeout of the command."""
 
 Notice = Mapping[str, object]
 """`event`, `sweep`, `trial` (or None) and `text`."""
 
 
 class NoticeDelivery:
-    """Sends each notice to each receiver in order. What went wrong waits in `take_failures()` for whoever may print."""
+    """Sends each notice to webhook and command in order; failures are collected for `take_failures()`."""
 
     def __init__(self, url: str | None, command: Sequence[str] | None, waits: Sequence[float] = RETRY_WAITS) -> None:
         self._url, self._command, self._waits = url, command, tuple(waits)
         self._queue: SimpleQueue[Notice | None] = SimpleQueue()
         self._failures: SimpleQueue[str] = SimpleQueue()
         self._closing = threading.Event()
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # below, it logs the address of every request
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         self._thread.start()
 
     def send(self, notice: Notice) -> None:
-        """Returns at once. `notice` has `event`, `sweep`, `trial` (or None) and `text`."""
+        """Queue a notice; returns at once."""
         self._queue.put(notice)
 
     def take_failures(self) -> list[str]:
-        """What was given up since the last call, in words without secrets."""
+        """Return the failures since the last call, without secrets."""
         return [self._failures.get() for _ in range(self._failures.qsize())]
 
     def close(self, timeout: float) -> None:
-        """Send what is left for up to `timeout` seconds; later tries are no longer waited for."""
+        """Deliver queued notices for up to `timeout` seconds, then drop the rest."""
         self._queue.put(None)
         self._thread.join(timeout)
         if self._thread.is_alive():
@@ -71,33 +72,29 @@ class NoticeDelivery:
             if self._command is not None:
                 self._try("the command", notice, self._run_command)
 
-    def _try(self, whom: str, notice: Notice, deliver: Callable[[Notice], str | None]) -> None:
+    def _try(self, receiver: str, notice: Notice, deliver: Callable[[Notice], str | None]) -> None:
         for wait in (*self._waits, None):
             failure = deliver(notice)
             if failure is None:
                 return
             if wait is None or self._closing.wait(wait):
-                self._failures.put(f"{whom} did not take the notice ({notice['event']}): {redact(failure)}")
+                self._failures.put(f"{receiver} did not accept the notice ({notice['event']}): {redact(failure)}")
                 return
 
     def _post(self, notice: Notice) -> str | None:
-        """Slack's form: one JSON object with `text`, in which &, < and > are escaped. What went wrong, or None."""
+        """Post the notice in Slack's format (`text` with &, < and > escaped); return the error, or None."""
+        import httpx2
+
         assert self._url is not None
         text = str(notice["text"]).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-        body = json.dumps({"text": text}).encode()
         try:
-            request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"}, method="POST")
-            with urllib.request.urlopen(request, timeout=_SECONDS):
-                return None
-        except urllib.error.HTTPError as error:
-            return f"it answered {error.code}"
-        except urllib.error.URLError as error:
-            return f"it cannot be reached ({type(error.reason).__name__})"
-        except (OSError, http.client.HTTPException, ValueError) as error:  # their words may hold the address
+            response = httpx2.post(self._url, json={"text": text}, timeout=_SECONDS)
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:  # the messages may contain the URL
             return f"it cannot be reached ({type(error).__name__})"
+        return None if response.is_success else f"it answered {response.status_code}"
 
     def _run_command(self, notice: Notice) -> str | None:
-        """The command reads the notice as JSON; event and text are in its environment too."""
+        """Run the command with the notice as JSON on stdin, event and text in the environment; return the error."""
         assert self._command is not None
         environment = {"PREFSWEEP_EVENT": str(notice["event"]), "PREFSWEEP_TEXT": str(notice["text"])}
         try:
@@ -109,7 +106,7 @@ class NoticeDelivery:
                 text=True,
                 timeout=_COMMAND_SECONDS,
                 check=False,
-                start_new_session=True,  # Ctrl-C is for the sweep
+                start_new_session=True,  # Ctrl-C must reach only the driver
             )
         except subprocess.TimeoutExpired:
             return f"it did not end within {_COMMAND_SECONDS:g} s"
@@ -120,7 +117,7 @@ class NoticeDelivery:
 
 
 def is_webhook_url(url: str) -> bool:
-    """Whether a webhook can be posted to this."""
+    """Return whether this is an http(s) URL with a host."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -133,20 +130,24 @@ _STOPPED_BY_USER = frozenset({StopKind.INTERRUPTED, StopKind.STOPPED})
 
 
 def webhook_url(spec: SweepSpec) -> str | None:
-    """The webhook's address, from the environment; SpecError, without the address, where it is missing or none."""
+    """Return the webhook's URL from the environment; None where none is configured.
+
+    Raises:
+        SpecError: the variable is not set or has no URL; the message does not contain its value.
+    """
     name = None if spec.notify is None else spec.notify.webhook_env
     if name is None:
         return None
     url = os.environ.get(name, "")
     if is_webhook_url(url):
         return url
-    problem = f"the environment variable {name} " + ("holds no http(s) address" if url else "is not set")
+    problem = f"the environment variable {name} " + ("has no http(s) URL" if url else "is not set")
     hint = "export it before the sweep, or set notify to null"
     raise SpecError([Finding(spec.name, "notify.webhook_env", problem, hint)])
 
 
 class NotifyingView:
-    """A ProgressView that passes everything on to another, and sends the notices that the sweep asks for."""
+    """A ProgressView that forwards all calls to another view and sends the configured notices."""
 
     def __init__(
         self,
@@ -161,23 +162,23 @@ class NotifyingView:
         self._last_progress = clock()
         self._is_stalled = False
 
-    # --- what the engine tells -----------------------------------------------------------------------------------
+    # --- ProgressView --------------------------------------------------------------------------------------------
 
     def set_stage(self, text: str) -> None:
-        """What the sweep is busy with; a sign of life."""
+        """Forward the current stage; counts as progress."""
         self._note_progress()
         self._view.set_stage(text)
 
     def log(self, text: str) -> None:
-        """A line that stays."""
+        """Forward a message."""
         self._view.log(text)
 
     def set_total_updates(self, updates_of: UpdatesOf) -> None:
-        """The number of updates of a trial by its params."""
+        """Forward the function that returns a trial's total updates."""
         self._view.set_total_updates(updates_of)
 
     def update_trial(self, record: TrialRecord) -> None:
-        """A trial began or ended; one that diverged under this driver is told."""
+        """Forward a changed trial; notify where it diverged under this driver."""
         self._note_progress()
         if record.state is TrialState.RUNNING:
             self._running.add(record.number)
@@ -186,42 +187,42 @@ class NotifyingView:
         self._view.update_trial(record)
 
     def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
-        """New metrics; the surest sign of life."""
+        """Forward new metrics; counts as progress."""
         self._note_progress()
         self._view.add_metrics(number, metrics)
 
     def refresh(self) -> None:
-        """Time passed: has anything moved?"""
+        """Notify once where there was no progress for `notify.stalled_minutes`; log failed deliveries."""
         minutes = (self._clock() - self._last_progress) / 60
         if not self._is_stalled and minutes >= self._config.stalled_minutes:
             self._is_stalled = True
-            text = f"{self._spec.name} has stalled: no sign of any worker for {minutes:.0f} minutes"
+            text = f"{self._spec.name} has stalled: no progress of any worker for {minutes:.0f} minutes"
             self._send("stalled", text)
         self._log_failures()
         self._view.refresh()
 
     def close(self) -> None:
-        """Not ours to close: whoever opened the view closes it."""
+        """Do nothing: the caller that opened the forwarded view closes it."""
 
     # --- the end -------------------------------------------------------------------------------------------------
 
     def notify_end(self, stop_reason: StopReason | None, best: TrialRecord | None) -> None:
-        """Tell how the sweep ended (None: by an error), unless a person stopped it; deliver what is left."""
+        """Notify of the sweep's end (None: by an error) unless a user stopped it; deliver queued notices."""
         if stop_reason is None or stop_reason.kind not in _STOPPED_BY_USER:
-            word = "ended by an error" if stop_reason is None else stop_reason.kind.value
-            words = [f"{self._spec.name}: {word}"]
+            ending = "ended by an error" if stop_reason is None else stop_reason.kind.value
+            parts = [f"{self._spec.name}: {ending}"]
             if stop_reason is not None and stop_reason.kind is not StopKind.FINISHED and stop_reason.text:
-                words.append(stop_reason.text)
-            words.append(
+                parts.append(stop_reason.text)
+            parts.append(
                 "no trial completed"
                 if best is None
                 else f"best is trial {best.number} with {self._spec.goal.metric} = {best.value:.4g}"
             )
-            self._send("finished", "; ".join(words), None if best is None else best.number)
+            self._send("finished", "; ".join(parts), None if best is None else best.number)
         self._delivery.close(_LAST_SECONDS)
         self._log_failures()
 
-    # --- inside --------------------------------------------------------------------------------------------------
+    # -------------------------------------------------------------------------------------------------------------
 
     def _note_progress(self) -> None:
         self._last_progress, self._is_stalled = self._clock(), False
@@ -239,20 +240,23 @@ class NotifyingView:
 def notify_events(
     folder: SweepFolder, spec: SweepSpec, view: ProgressView
 ) -> Generator[tuple[ProgressView, Callable[[StopReason], None]]]:
-    """A view that notifies as `notify:` says, and what to call when it is over; without that call, an error ended it.
+    """Yield a view that sends the notices of `notify:`, and a function to call with the sweep's stop reason.
 
-    SpecError, before anything else, where the webhook's address is missing.
+    Without that call the sweep counts as ended by an error.
+
+    Raises:
+        SpecError: the webhook's URL is missing; raised on entry.
     """
     config = spec.notify
     if config is None:
         yield view, lambda _: None
         return
     notifier = NotifyingView(spec, view, NoticeDelivery(webhook_url(spec), config.command), config)
-    how: list[StopReason] = []
+    reasons: list[StopReason] = []
     try:
-        yield notifier, how.append
+        yield notifier, reasons.append
     finally:
-        notifier.notify_end(how[0] if how else None, _best(folder))
+        notifier.notify_end(reasons[0] if reasons else None, _best(folder))
 
 
 def _best(folder: SweepFolder) -> TrialRecord | None:

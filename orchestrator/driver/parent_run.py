@@ -1,7 +1,7 @@
 """The sweep's parent run in MLflow: start, description, final report, end.
 
-The parent run holds what all trials have in common, logged once. Its description gives the sweep's state, the diagnosis
-and the judge's result. The report is written beside the study and attached to the run.
+The parent run has the settings, environment and data that all trials share. Its description has the sweep's state, the
+diagnosis and the judgements. The report is written into the sweep's folder and attached to the run.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from orchestrator.redaction import redact
 from orchestrator.spec.loading.serialization import spec_hash
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import MlflowSink, tracking_uri
+from orchestrator.tracking.mlflow_client import tracking_uri
+from orchestrator.tracking.mlflow_sink import MlflowSink
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import NOTE, environment, environment_tags
 from trainer.config.trial import flatten
@@ -30,7 +31,7 @@ from trainer.storage.atomic_files import write_json
 
 
 def open_sink(study: Study, root: Path, reporter: SweepReporter) -> Outbox:
-    """An outbox in the sweep's folder that delivers to its MLflow."""
+    """Return an outbox in the sweep's folder that delivers to its MLflow server."""
     tracking = study.spec.tracking
     uri = tracking_uri(root, tracking.uri)
     receiver = MlflowSink(
@@ -49,9 +50,14 @@ def open_sink(study: Study, root: Path, reporter: SweepReporter) -> Outbox:
 def start_parent_run(
     study: Study, sink: TrackingSink, reporter: SweepReporter, fingerprint: str, adapters: Sequence[str] = ()
 ) -> None:
-    """Start (or start again) the parent run, with the resolved file, the environment and the data's report.
+    """Start or restart the parent run with the resolved sweep file, the environment and the data report.
 
-    adapters: Sentences about what adapters change; the tag `lora.adapts`.
+    Args:
+        study: the study.
+        sink: the tracking sink.
+        reporter: returns the run's description.
+        fingerprint: fingerprint of the data.
+        adapters: notices about the layers that adapters train, for the tag `lora.adapts`.
     """
     folder, spec = study.folder, study.spec
     found = environment()
@@ -75,7 +81,7 @@ def start_parent_run(
 
 
 def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, reason: str) -> None:
-    """The parent run's end; a later resume starts it again."""
+    """End the parent run; a later resume restarts it."""
     best = study.best()
     tags = {"state": state, "reason": reason}
     if best is not None:
@@ -85,7 +91,7 @@ def end_parent_run(study: Study, sink: TrackingSink, state: str, status: str, re
 
 
 def _record_run_id(folder: SweepFolder, run: str, run_id: str) -> None:
-    """Keep MLflow's run ids beside the study, so that `status` needs no MLflow."""
+    """Store MLflow's run ids in the sweep's folder, so that `status` needs no MLflow."""
     path = folder.path / RUNS_FILE
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if known.get(run) != run_id:
@@ -93,7 +99,7 @@ def _record_run_id(folder: SweepFolder, run: str, run_id: str) -> None:
 
 
 def _params(spec: SweepSpec) -> dict[str, Any]:
-    """How it searches: the settings outside `base`, which belong to trials."""
+    """Return the run's params: sampler, objective and searched paths; settings of `base` belong to the trials."""
     tree = spec.model_dump(mode="json", include={"sampler", "goal"})
     searched = {"search": list(spec.search.paths)}
     return flatten(tree) | searched
@@ -103,18 +109,18 @@ FAILURE_FILE = "report-failure.txt"
 
 
 def update_description(study: Study, sink: TrackingSink, reporter: SweepReporter, state: str = "running") -> None:
-    """Describe the sweep as it stands now, with the diagnosis once a trial has completed."""
+    """Update the run's description, with the diagnosis once a trial is complete."""
     steps = known_steps(study.folder, study.spec)
     try:
         text = reporter.describe(study, state, steps=steps)
-    except Exception as error:  # noqa: BLE001 - a bug in a rule must not end days of training; it is kept and told
+    except Exception as error:  # noqa: BLE001 - a bug in a diagnosis rule must not stop the sweep; it is recorded
         record_page_failure(study, "diagnosis", error)
         text = reporter.describe(study, state, steps=steps, diagnose=False)
     sink.set_tags(SWEEP, {NOTE: text})
 
 
 def record_page_failure(study: Study, what: str, reason: Exception) -> str:
-    """A page that failed, kept in the history and, with its traceback, in a file beside the study; told in a line."""
+    """Record a failed page in the history and its traceback in a file; return a one-line message."""
     text = redact(f"{type(reason).__name__}: {reason}")
     path = study.folder.path / FAILURE_FILE
     path.write_text(redact("".join(traceback.format_exception(reason))), encoding="utf-8")
@@ -128,7 +134,7 @@ FINAL_STOPS = frozenset({StopKind.FINISHED, StopKind.OUT_OF_BUDGET, StopKind.TAR
 def write_final_report(
     study: Study, sink: TrackingSink, view: ProgressView, reporter: SweepReporter, ended: StopReason
 ) -> None:
-    """Write report.html and attach it, unless the sweep was interrupted and goes on later."""
+    """Write report.html and attach it; for an interrupted sweep, only update the description."""
     if not study.trials():
         return
     if ended.kind not in FINAL_STOPS:
@@ -139,14 +145,17 @@ def write_final_report(
 
 
 def attach_report(
-    study: Study, sink: TrackingSink, reporter: SweepReporter, say: Callable[[str], None], state: str
+    study: Study, sink: TrackingSink, reporter: SweepReporter, log: Callable[[str], None], state: str
 ) -> None:
-    """Write report.html and its figures, attach them to the parent run, describe it. `state`: as the report says."""
+    """Write report.html and its figures, attach them to the parent run, update its description.
+
+    `state`: the sweep's state in report and description.
+    """
     try:
         files = reporter.write_report(study, state, steps=known_steps(study.folder, study.spec))
-    except Exception as error:  # noqa: BLE001 - a bug in a page must not end days of training; it is kept and told
+    except Exception as error:  # noqa: BLE001 - a bug in the report must not stop the sweep; it is recorded
         failure = record_page_failure(study, "report", error)
-        say(f"the report could not be made ({failure}); try orchestrate report {study.spec.name}")
+        log(f"the report could not be written ({failure}); try orchestrate report {study.spec.name}")
         update_description(study, sink, reporter, state)
         return
     sink.log_artifact(SWEEP, files.page)

@@ -1,4 +1,4 @@
-"""Checks before anything is spent: disk space, storage on other machines, optional packages.
+"""Checks before a sweep starts: disk space, object storage, optional packages.
 
 Also restores a sweep from its mirror to a new disk.
 """
@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from orchestrator.errors import Finding, InvalidSweepName, SpecError, StorageRefused
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.folders import DATA_FILE, SWEEP_NAME_PATTERN, SweepFolder, create_sweep_folder
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_path
@@ -19,7 +19,7 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.validation_errors import read_document
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.database.study_database import hide_password, store_study_url, study_exists
-from orchestrator.tracking.mlflow_sink import fixed_artifact_location, tracking_uri
+from orchestrator.tracking.mlflow_client import fixed_artifact_location, tracking_uri
 from trainer.config.trial import ZERO3_REMOVED, is_removed_distributed
 from trainer.config.yaml_files import Location
 from trainer.storage.atomic_files import write_text
@@ -30,12 +30,13 @@ class DiskTooSmall(StorageRefused):
 
 
 def check_disk_space(folder: SweepFolder, spec: SweepSpec, slots: Slots) -> None:
-    """Check that the sweep's peak disk use fits beside what is on the disk already.
+    """Check that the sweep's peak disk use fits into the free space.
 
-    Raises DiskTooSmall, with what would help.
+    Raises:
+        DiskTooSmall: with settings that reduce the need.
     """
     need = disk_need(spec, slots.count)
-    if need is None:  # a model that is not downloaded and whose name tells no size
+    if need is None:  # unknown size: the model is not downloaded and its name has no size
         return
     path = folder.root
     while not path.exists():
@@ -43,35 +44,39 @@ def check_disk_space(folder: SweepFolder, spec: SweepSpec, slots: Slots) -> None
     free = shutil.disk_usage(path).free + _existing_bytes(folder.path / "trials")
     if need.bytes <= free:
         return
-    ways = ["a larger disk for the runs folder ($ORCHESTRATE_HOME)"]
-    fewer = disk_need(spec, 1)
-    if slots.count > 1 and fewer is not None:
-        ways.append(f"--set budget.concurrency=1 ({format_bytes(fewer.bytes)})")
-    judgements = 1 if spec.judge is None else spec.judge.top
-    if spec.keep_models > judgements:
-        ways.append(
-            f"--set keep_models={judgements} ({format_bytes((spec.keep_models - judgements) * need.model)} less)"
+    remedies = ["a larger disk for the runs folder ($ORCHESTRATE_HOME)"]
+    sequential_need = disk_need(spec, 1)
+    if slots.count > 1 and sequential_need is not None:
+        remedies.append(f"--set budget.concurrency=1 ({format_bytes(sequential_need.bytes)})")
+    min_models = 1 if spec.judge is None else spec.judge.top
+    if spec.keep_models > min_models:
+        remedies.append(
+            f"--set keep_models={min_models} ({format_bytes((spec.keep_models - min_models) * need.model)} less)"
         )
     if spec.models_kept > spec.keep_models:
-        ways.append(f"--set judge.top=1 ({format_bytes((spec.models_kept - spec.keep_models) * need.model)} less)")
+        remedies.append(f"--set judge.top=1 ({format_bytes((spec.models_kept - spec.keep_models) * need.model)} less)")
     if spec.base.lora is None:
-        ways.append("adapters instead of full weights (base.lora)")
+        remedies.append("adapters instead of full weights (base.lora)")
     raise DiskTooSmall(
-        f"{spec.name} needs {need}; {format_bytes(free)} are free in {path}. What helps: {', or '.join(ways)}"
+        f"{spec.name} needs {need}; {format_bytes(free)} are free in {path}; use {', or '.join(remedies)}"
     )
 
 
 def _existing_bytes(path: Path) -> int:
-    """Bytes of this sweep's trials that are on the disk already: they are part of what it needs."""
+    """Return the bytes of this sweep's existing trials, which are part of its need."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if path.is_dir() else 0
 
 
 _CLIENTS = {"s3": ("boto3", "s3"), "gs": ("google.cloud.storage", "gs")}
-"""What MLflow writes such artifacts with, and our extra that brings it."""
+"""URL scheme -> module that MLflow needs for such artifacts, and the extra of prefsweep that installs it."""
 
 
 def check_remote_storage(spec: SweepSpec, root: Path) -> None:
-    """MirrorError where the mirror or the place of artifacts cannot be used as the file says."""
+    """Check that the mirror and the artifact storage can be written, read and deleted.
+
+    Raises:
+        MirrorError: they cannot be used as configured.
+    """
     if spec.mirror is not None:
         probe_mirror(spec.mirror)
     artifacts = spec.tracking.artifacts
@@ -91,37 +96,49 @@ def check_remote_storage(spec: SweepSpec, root: Path) -> None:
             root, tracking_uri(root, spec.tracking.uri), spec.tracking.experiment, artifacts
         )
     except (TrackingUnavailable, MessageRejected):
-        return  # a tracking server that is down holds nothing up; metrics and files wait in the outbox
+        return  # an unreachable tracking server does not stop a sweep: messages are queued in the outbox
     if stored is not None:
         raise MirrorError(
-            f"tracking.artifacts: the experiment {spec.tracking.experiment!r} keeps its files in {stored} since it was "
-            "made; give tracking.experiment another name, or leave tracking.artifacts out"
+            f"tracking.artifacts: the experiment {spec.tracking.experiment!r} was created with artifact location "
+            f"{stored}; set tracking.experiment to another name, or remove tracking.artifacts"
         )
 
 
 def _installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # of a package above it
+    except ModuleNotFoundError:  # a parent package is missing
         return False
 
 
 def check_mirror_free(spec: SweepSpec) -> None:
-    """MirrorError where the mirror has copies of a sweep of this name: a new one would mix with it."""
+    """Check that the mirror has no sweep of this name.
+
+    Raises:
+        MirrorError: it has one.
+    """
     if spec.mirror is None:
         return
     sweep = sweep_path(spec.mirror, spec.name)
     if sweep.read(STUDY) is not None:
         raise MirrorError(
-            f"mirror: a sweep named {spec.name!r} has its copies in {sweep.url}; continue it with `orchestrate resume "
+            f"mirror: a sweep named {spec.name!r} has its files in {sweep.url}; continue it with `orchestrate resume "
             f"{spec.name} --mirror {spec.mirror}`, start another with `--name OTHER`, or remove them"
         )
 
 
 def restore_from_mirror(name: str, root: Path, url: str) -> SweepFolder | None:
-    """The folder of a sweep that another machine began, made on this disk; None where the mirror knows no such sweep.
+    """Create the folder of a sweep that another machine started, from its mirror.
 
-    The study has to be in a database that outlived that machine. Endings and models follow when it is driven.
+    Results and models are downloaded when the sweep is resumed.
+
+    Returns:
+        None where the mirror has no such sweep.
+
+    Raises:
+        InvalidSweepName: the name is invalid.
+        MirrorError: the study was in the runs folder of the other machine, or the mirror cannot be read.
+        StorageRefused: the study is not in its database.
     """
     if not SWEEP_NAME_PATTERN.fullmatch(name):
         raise InvalidSweepName(name)
@@ -133,8 +150,8 @@ def restore_from_mirror(name: str, root: Path, url: str) -> SweepFolder | None:
     spec = load_spec_text(content.decode(), root, source=f"{sweep.url}/{SPEC}")
     if spec.storage is None:
         raise MirrorError(
-            f"{name} cannot go on here: its study was SQLite in the runs folder of another disk, and a mirror keeps "
-            "checkpoints and models, not the study; sweeps with `storage:` (PostgreSQL) can"
+            f"{name} cannot be resumed here: its study was SQLite in the runs folder of another disk, and a mirror has "
+            "only checkpoints and models; use `storage:` (PostgreSQL) for sweeps that change machines"
         )
     if not study_exists(spec.storage, name):
         raise StorageRefused(f"the study of {name} is not in {hide_password(spec.storage)}")

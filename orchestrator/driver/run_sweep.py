@@ -1,4 +1,4 @@
-"""`start`, `resume` and `start_or_resume`: the sweep's lock, the cluster, restarts of Ray."""
+"""`start`, `resume` and `start_or_resume`: take the sweep's lock, connect to the cluster, restart Ray after a crash."""
 
 from __future__ import annotations
 
@@ -21,16 +21,9 @@ from orchestrator.driver.preflight import (
     restore_from_mirror,
 )
 from orchestrator.errors import DataError, NameTaken, NoSuchSweep, SpecError
-from orchestrator.execution.local_cluster import (
-    RayDied,
-    Slots,
-    gpu_memory,
-    local_cluster,
-    plan_slots,
-    threads_per_process,
-    worker_environment,
-)
+from orchestrator.execution.local_cluster import RayDied, local_cluster, worker_environment
 from orchestrator.execution.remote_cluster import ClusterAddress, ClusterError, connect_cluster
+from orchestrator.execution.slots import Slots, gpu_memory, plan_slots, threads_per_process
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder, existing_sweep, known_sweeps
 from orchestrator.mirror import MirrorError
@@ -47,7 +40,7 @@ if TYPE_CHECKING:
     from orchestrator.interfaces import Presentation, ProgressView
 
 _MAX_RAY_RESTARTS = 3
-"""How often Ray is started again in one driver's life."""
+"""Restarts of Ray per driver."""
 
 
 def start(
@@ -58,12 +51,24 @@ def start(
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
 ) -> StopReason:
-    """Run a new sweep to its end, on this machine or on a cluster that exists.
+    """Run a new sweep on this machine or on an existing cluster.
 
-    NameTaken before anything is written; DataError before the first trial.
+    Args:
+        spec: the sweep.
+        root: the runs folder.
+        presentation: progress view and reporter.
+        cluster_at: address of a Ray cluster; None for this machine.
+        trust_remote_code: whether Python code of the model's repository may run.
+
+    Returns:
+        Why the sweep ended.
+
+    Raises:
+        NameTaken, SpecError, MirrorError, DiskTooSmall: before anything is written.
+        ClusterError, DataError: before the first trial.
     """
     folder = free_folder(root, spec.name)
-    warm_start(spec, root)  # refused before anything is written
+    warm_start(spec, root)  # raises before anything is written
     check_remote_storage(spec, root)
     check_mirror_free(spec)
     if cluster_at is None:
@@ -74,7 +79,7 @@ def start(
         try:
             return _drive(folder, spec, presentation, cluster_at, trust_remote_code)
         except (SpecError, DataError, ClusterError, DiskTooSmall, MirrorError, KeyboardInterrupt):
-            if not Study.exists(folder):  # nothing was begun: the name stays free
+            if not Study.exists(folder):  # no study yet: the name stays free
                 shutil.rmtree(folder.path)
             raise
 
@@ -87,9 +92,12 @@ def start_or_resume(
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
 ) -> StopReason:
-    """Run this sweep, or go on with it where it has begun: what a scheduler may start again and again.
+    """Start this sweep, or resume it if it exists; for schedulers that restart a job.
 
-    NameTaken where another sweep has the name. What was amended since the beginning stays amended.
+    Settings that were changed by a resume keep their new values. Arguments as for `start`.
+
+    Raises:
+        NameTaken: another sweep has this name.
     """
     try:
         folder = existing_sweep(root, spec.name)
@@ -97,11 +105,11 @@ def start_or_resume(
         folder = None if spec.mirror is None else restore_from_mirror(spec.name, root, spec.mirror)
     if folder is None:
         return start(spec, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
-    begun = load_spec(folder.spec, is_new=False)
+    original = load_spec(folder.spec, is_new=False)
     if Study.exists(folder):
         with Study.open(folder) as study:
-            begun = SweepSpec.from_stored(study.spec_history()[0].text)
-    if spec_hash(begun) != spec_hash(spec):
+            original = SweepSpec.from_stored(study.spec_history()[0].text)
+    if spec_hash(original) != spec_hash(spec):
         raise NameTaken(spec.name, folder.path)
     return resume(spec.name, root, presentation, cluster_at=cluster_at, trust_remote_code=trust_remote_code)
 
@@ -116,9 +124,23 @@ def resume(
     cluster_at: ClusterAddress | None = None,
     trust_remote_code: bool = False,
 ) -> StopReason:
-    """Go on with a sweep; `overrides` may change its budget, resources, tracking, notify, judge and keep_models.
+    """Resume a sweep.
 
-    Where this disk does not have it, what is in `mirror`, a URL, is brought first.
+    Args:
+        name: the sweep.
+        root: the runs folder.
+        presentation: progress view and reporter.
+        overrides: changes of budget, resources, tracking, notify, judge and keep_models, as PATH=VALUE.
+        mirror: URL from which the sweep is restored if this disk does not have it.
+        cluster_at: address of a Ray cluster; None for this machine.
+        trust_remote_code: whether Python code of the model's repository may run.
+
+    Returns:
+        Why the sweep ended.
+
+    Raises:
+        MirrorError: `mirror` has no such sweep.
+        NoSuchSweep, SpecError, DataError, ClusterError, DiskTooSmall: before the next trial.
     """
     if mirror is not None and name not in known_sweeps(root) and restore_from_mirror(name, root, mirror) is None:
         raise MirrorError(f"there is no sweep named {name!r} in {mirror}")
@@ -143,13 +165,13 @@ def resume(
 
 
 def _check_machine(folder: SweepFolder, spec: SweepSpec) -> None:
-    """Whether this machine has what the sweep takes."""
+    """Check this machine's GPUs and disk space for the sweep."""
     slots = plan_slots(spec)
     check_share(spec, gpu_memory())
     check_disk_space(folder, spec, slots)
 
 
-# --- driving ---------------------------------------------------------------------------------------------------------
+# --- the driver ------------------------------------------------------------------------------------------------------
 
 
 def _drive(
@@ -160,15 +182,15 @@ def _drive(
     trust_remote_code: bool,
 ) -> StopReason:
     try:
-        return _driven(folder, spec, presentation, cluster_at, trust_remote_code)
+        return _run_driver(folder, spec, presentation, cluster_at, trust_remote_code)
     except Exception as error:
-        left = leave_trace(folder, error, presentation.reporter)
-        if left is error:
+        to_raise = leave_trace(folder, error, presentation.reporter)
+        if to_raise is error:
             raise
-        raise left from error
+        raise to_raise from error
 
 
-def _driven(
+def _run_driver(
     folder: SweepFolder,
     spec: SweepSpec,
     presentation: Presentation,
@@ -183,12 +205,12 @@ def _driven(
 
     endpoint = None if spec.judge is None else spec.judge.endpoint
     if endpoint is not None and endpoint.max_cost is not None:
-        endpoint_key(endpoint, spec.name)  # missing after days of training, it would be too late
+        endpoint_key(endpoint, spec.name)  # a missing key is reported before training
     session_opener = functools.partial(open_session, trust_remote_code=trust_remote_code)
     with SignalHandler(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as signals:
         with (
             _open_view(spec, presentation) as shown,
-            notify_events(folder, spec, shown) as (view, tell_end),
+            notify_events(folder, spec, shown) as (view, notify_end),
             DataProcess(
                 folder.cache,
                 spec.base,
@@ -207,15 +229,15 @@ def _driven(
                 except Interrupted:
                     ended = StopReason(StopKind.INTERRUPTED)
                 except RayDied as error:
-                    if signals.stop_requested:  # whoever ended this process ended Ray with it
+                    if signals.stop_requested:  # the signal to this process also stopped Ray
                         ended = StopReason(StopKind.INTERRUPTED)
                         continue
                     deaths += 1
                     if deaths > _MAX_RAY_RESTARTS:
                         raise
-                    view.log(f"{error}; starting it again, running trials go on from their newest checkpoints")
+                    view.log(f"{error}; restarting Ray, running trials continue from their newest checkpoints")
             judge_after_sweep(folder, ended, view, signals, presentation.reporter, trust_remote_code=trust_remote_code)
-            tell_end(ended)
+            notify_end(ended)
         return ended
 
 
@@ -223,7 +245,7 @@ def _driven(
 def _cluster(
     folder: SweepFolder, spec: SweepSpec, cluster_at: ClusterAddress | None, signals: SignalHandler, view: ProgressView
 ) -> Generator[Slots]:
-    """Ray on this machine, or the cluster that was asked for; what trials get of it."""
+    """Start Ray on this machine or connect to the given cluster; yield its slots."""
     if cluster_at is None:
         view.set_stage("starting Ray")
         slots = plan_slots(spec)

@@ -1,4 +1,4 @@
-"""The SFT stage: one initial model for all trials, trained once. Lost workers and memory are handled as in trials."""
+"""SFT stage: trains the initial model of all trials once. Lost workers and memory errors are retried as for trials."""
 
 from __future__ import annotations
 
@@ -30,38 +30,42 @@ from trainer.training.schedule import total_updates
 
 _SHOWN_METRICS = ("eval_nll_loss", "eval_exact_answers")
 _CONFIG = "trial.json"
-"""The configuration that a run of the stage was begun with."""
-_COMPUTED = ("tokens_per_micro_batch", "distributed")
-"""How the work is cut, which may change while a run goes on."""
+"""File with the configuration with which a run of the stage was started."""
+_EXECUTION_KEYS = ("tokens_per_micro_batch", "distributed")
+"""Training settings without effect on the result, which may change when a run continues."""
 _MODEL_SOURCE_PATHS = ("model.name_or_path", "model.generated", "model.revision")
 
 
 @dataclass(frozen=True, slots=True)
 class InitialState:
-    """What the trials start from. `initial_model` is the folder that the SFT stage made."""
+    """Start of all trials: the data report, and the folder of the SFT stage's model if there is one."""
 
     data: DataReport
     initial_model: Path | None = None
 
     def apply(self, config: TrialConfig) -> TrialConfig:
-        """A trial's configuration, complete: with the model it really starts from."""
+        """Return the configuration with the SFT stage's model as initial model."""
         return config if self.initial_model is None else with_model(config, self.initial_model)
 
 
 def with_model(config: TrialConfig, folder: Path) -> TrialConfig:
-    """The configuration, starting from the model in this folder."""
+    """Return the configuration with the model in this folder as initial model."""
     origin = {"name_or_path": str(folder), "generated": None, "revision": None}
     model = ModelConfig.model_validate(config.model.model_dump() | origin)
     return config.model_copy(update={"model": model})
 
 
 def sft_config(spec: SweepSpec) -> TrialConfig | None:
-    """The SFT stage as a trial of its own; None where the sweep has none."""
+    """Return the SFT stage as a trial configuration; None where the sweep has no such stage.
+
+    Raises:
+        SpecError: the initial model is searched, although the stage trains only one.
+    """
     if spec.sft is None:
         return None
     searched = [path for path in spec.search.paths if path.startswith(_MODEL_SOURCE_PATHS)]
     if searched:
-        problem = "the sft stage makes one start model for all trials, so the start model cannot be searched"
+        problem = "the sft stage trains one initial model for all trials, so the initial model cannot be searched"
         raise SpecError([Finding(spec.name, searched[0], problem, "remove it from search, or remove sft")])
     base = spec.base
     return TrialConfig(
@@ -76,9 +80,12 @@ def sft_config(spec: SweepSpec) -> TrialConfig | None:
 def sft_model_folder(
     spec: SweepSpec, folder: SweepFolder, report: DataReport, *, trust_remote_code: bool = False
 ) -> Path | None:
-    """Where the sft stage left its model; None where the sweep has no such stage. Reads the data where it has its own.
+    """Return the folder of the SFT stage's model; None where the sweep has no such stage.
 
-    StorageRefused where it is no longer in the cache.
+    Reads the stage's data where it differs from the trials'.
+
+    Raises:
+        StorageRefused: the model is no longer in the cache.
     """
     config = sft_config(spec)
     if config is None:
@@ -90,26 +97,30 @@ def sft_model_folder(
         fingerprint = prepare(config.data, config.model, folder.cache, trust_remote_code=trust_remote_code).fingerprint
     model = _folder(folder.cache, stage_key(config, fingerprint, folder.cache), config) / "model"
     if not model.is_dir():
-        raise StorageRefused(f"the start model that the sft stage made is no longer in {model}")
+        raise StorageRefused(f"the sft stage's model is no longer in {model}")
     return model
 
 
 def _folder(cache: Path, key: str, config: TrialConfig) -> Path:
-    """Where this configuration's run lies among those of the same key; once begun, always the same place.
+    """Return the folder of this configuration's run, the same in every call once the run has started.
 
-    All of a key make the same weights, so one run serves them; but an unfinished one that keeps all activations must
-    not be forced on a configuration whose memory has no room for them, nor the other way round.
+    Configurations with the same key have the same result and share one run. An unfinished run is shared only with the
+    same `gradient_checkpointing`, as the other value may not fit into memory or be slower.
     """
     key_folder, checkpointing = cache / "sft" / key, config.training.gradient_checkpointing
-    own = key_folder / ("run-checkpointing" if checkpointing else "run-plain")
-    first = key_folder / "run"
-    begun = _begun_as(first)
-    fits = begun is None or begun.training.gradient_checkpointing is checkpointing or (first / "model").is_dir()
-    return first if fits and not own.is_dir() else own
+    own_folder = key_folder / ("run-checkpointing" if checkpointing else "run-plain")
+    shared_folder = key_folder / "run"
+    first_config = _begun_as(shared_folder)
+    can_share = (
+        first_config is None
+        or first_config.training.gradient_checkpointing is checkpointing
+        or (shared_folder / "model").is_dir()
+    )
+    return shared_folder if can_share and not own_folder.is_dir() else own_folder
 
 
 def _begun_as(path: Path) -> TrialConfig | None:
-    """The configuration that a run was begun with; None before it is begun."""
+    """Return the configuration with which a run was started; None before its start."""
     file = path / _CONFIG
     if not file.is_file():
         return None
@@ -117,23 +128,23 @@ def _begun_as(path: Path) -> TrialConfig | None:
 
 
 def _begin(path: Path, config: TrialConfig, mirror: Mirror | None) -> TrialConfig:
-    """The configuration that the run here goes on with: as whoever began it measured it, computed as this one says.
+    """Return the configuration of the run in `path`: that of its first sweep, with this sweep's execution settings.
 
-    Whoever began it may be another sweep with another `evaluation`, at this moment too.
+    Another sweep with another `evaluation` may have started the run, possibly at the same time.
     """
     path.mkdir(parents=True, exist_ok=True)
     report = (None if mirror is None else mirror.read(_CONFIG)) or config.model_dump_json(indent=1).encode()
     temporary = path / f".{_CONFIG}.{uuid4().hex[:8]}.tmp"
     temporary.write_bytes(report)
-    with suppress(FileExistsError):  # whole or not at all, and never over another's
+    with suppress(FileExistsError):  # atomic, and never replaces another sweep's file
         os.link(temporary, path / _CONFIG)
     temporary.unlink()
     begun = _begun_as(path)
     assert begun is not None
     if mirror is not None:
         mirror.write(_CONFIG, (path / _CONFIG).read_bytes())
-    mine = {name: getattr(config.training, name) for name in _COMPUTED}
-    return begun.model_copy(update={"training": begun.training.model_copy(update=mine)})
+    execution = {name: getattr(config.training, name) for name in _EXECUTION_KEYS}
+    return begun.model_copy(update={"training": begun.training.model_copy(update=execution)})
 
 
 def run_sft_stage(
@@ -145,7 +156,12 @@ def run_sft_stage(
     worker: StageWorker,
     stop_conditions: StopConditions,
 ) -> Path | None:
-    """Run the SFT stage once, cached by content; the folder of its model, None where the sweep has no such stage."""
+    """Run the SFT stage, or use its cached result; return its model folder, None where the sweep has no such stage.
+
+    Raises:
+        StageFailed: the training failed.
+        StorageRefused: the disk is full.
+    """
     config = sft_config(study.spec)
     if config is None:
         return None
@@ -165,7 +181,7 @@ def run_sft_stage(
 
 
 class _Stage:
-    """One SFT run, by as many workers as it takes."""
+    """One run of the SFT stage, retried with new workers and smaller micro-batches."""
 
     def __init__(
         self,
@@ -192,10 +208,10 @@ class _Stage:
         self._mirror = None if spec.mirror is None else sft_path(spec.mirror, spec.name, self._key)
         self._config = _begin(self.folder, config, self._mirror)
         if self._config.evaluation != config.evaluation:
-            view.log("sft: the run of another sweep makes the same weights, and is taken with that sweep's evaluation")
+            view.log("sft: using the equal run of another sweep, with that sweep's evaluation")
 
     def train(self) -> AttemptResult:
-        """Train to an end that another worker or a smaller micro-batch would not change."""
+        """Train until the run finishes, or fails for a reason that a retry or a smaller micro-batch cannot fix."""
         losses, kills = 0, retry_policy.KernelKills()
         while True:
             before = retry_policy.kernel_kills()
@@ -208,7 +224,7 @@ class _Stage:
                     if losses == MAX_LOSSES:
                         raise
                     self._study.add_event("worker lost", f"sft: {died}")
-                    self._view.log(f"sft: {died}; it goes on from its newest checkpoint")
+                    self._view.log(f"sft: {died}; it continues from its newest checkpoint")
                     self._worker.restart()
                     continue
                 end = AttemptResult(AttemptStatus.FAILED, cause, failure=FailureKind.OUT_OF_MEMORY)
@@ -222,7 +238,7 @@ class _Stage:
         limit = self._study.micro_batch_limit()
         config = retry_policy.with_micro_batch_limit(self._config, limit)
         tags = {"state": "RUNNING", "sft.key": self._key}
-        if config is not self._config:  # the params stay what was asked for
+        if config is not self._config:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(SFT, name=SFT, params=self._config.flat_params(), tags=tags, at=time.time())
         self._view.set_stage(f"sft: 0 of {self._steps} updates")
@@ -231,30 +247,30 @@ class _Stage:
         return self._worker.train(task, self._on_report, lambda: self._stop_conditions.poll() is not None)
 
     def _on_report(self, report: AttemptReport) -> None:
-        for message in report.notices:
-            self._study.add_event(MIRROR, f"sft: {message}")
-            self._view.log(f"sft: {message}")
+        for metrics_text in report.notices:
+            self._study.add_event(MIRROR, f"sft: {metrics_text}")
+            self._view.log(f"sft: {metrics_text}")
         self._sink.log_metrics(SFT, report.metrics, at=time.time())
         for step_metrics in report.metrics:
-            message = [
+            metrics_text = [
                 f"{name}={step_metrics.metrics[name]:.4g}" for name in _SHOWN_METRICS if name in step_metrics.metrics
             ]
-            if message:
-                self._view.set_stage(f"sft: {step_metrics.step} of {self._steps} updates  {'  '.join(message)}")
+            if metrics_text:
+                self._view.set_stage(f"sft: {step_metrics.step} of {self._steps} updates  {'  '.join(metrics_text)}")
 
     def _halve_micro_batch(self, reason: str) -> AttemptResult | None:
-        """Half the micro-batch from now on, also for the trials; where one pair was too much, how the stage ends."""
+        """Halve the micro-batch, also for the trials; return the failed result where one pair is already too much."""
         limit = self._study.micro_batch_limit()
         tokens = retry_policy.halved_micro_batch(
             retry_policy.effective_micro_batch(self._config, limit), self._longest_row
         )
         if tokens is None:
-            self._study.set_micro_batch_limit(None, "")  # what did not help teaches nothing
+            self._study.set_micro_batch_limit(None, "")  # a limit that did not help is not used for trials
             message = retry_policy.out_of_memory_message(self._config, limit, reason)
             return AttemptResult(AttemptStatus.FAILED, message, failure=FailureKind.OUT_OF_MEMORY)
         self._study.set_micro_batch_limit(tokens, reason)
         self._view.log(
-            f"the sft stage ran out of memory ({reason}); it goes on from its newest checkpoint with {tokens} tokens "
-            "per micro-batch, as do the trials"
+            f"the sft stage ran out of memory ({reason}); it continues from its newest checkpoint with {tokens} "
+            "tokens per micro-batch, as do the trials"
         )
         return None

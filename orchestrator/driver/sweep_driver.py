@@ -1,6 +1,6 @@
-"""`drive`: stages, trials and end of one driver's life, inside the sweep's lock and a `cluster`.
+"""`drive`: runs data stage, SFT stage and trials, inside the sweep's lock and a Ray cluster.
 
-After each trial the disk is tidied, and from time to time the parent run's description is updated.
+After each trial retention runs, and from time to time the parent run's description is updated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from orchestrator.driver.parent_run import (
     write_final_report,
 )
 from orchestrator.driver.sft_stage import InitialState, run_sft_stage
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler, StopKind, StopReason
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.user_requests import StopConditions, paused_notices
@@ -34,13 +34,13 @@ from orchestrator.study.trial_records import TrialRecord
 from trainer.data.data_report import DataReport
 
 _DESCRIPTION_SECONDS = 10.0
-"""Seconds: a sweep of many short trials need not describe itself after each."""
+"""Seconds. Minimum time between two updates of the description."""
 _DESCRIPTION_TIME_FRACTION = 0.01
-"""Of the driver's time: describing two thousand trials takes longer, so it is done less often."""
+"""Maximum share of the driver's time for updates of the description, which take longer with more trials."""
 
 
 class AfterTrial:
-    """Called after each ended trial."""
+    """Callback after each ended trial: retention, unused forks, description of the parent run."""
 
     def __init__(
         self, study: Study, sink: TrackingSink, reporter: SweepReporter, mirror: MirrorMaintenance | None = None
@@ -52,7 +52,7 @@ class AfterTrial:
         self._next_description = 0.0
 
     def __call__(self, record: TrialRecord) -> None:
-        """This trial has ended."""
+        """Handle the end of this trial."""
         self._retention.on_trial_end(record)
         remove_unused_forks(self._study.folder, self._study)
         began = time.monotonic()
@@ -81,20 +81,25 @@ def drive(
     data: DataProcess,
     reporter: SweepReporter,
 ) -> StopReason:
-    """Do what is left of the sweep; says why it ended."""
+    """Run the remaining stages and trials of the sweep; return why it ended.
+
+    Raises:
+        SweepHeld: another driver runs the sweep.
+        DataError, StageFailed, StorageRefused, MirrorError: see the stages.
+    """
     with StageWorker(slots, folder.cache, signals, view.refresh, open_session) as worker:
         if spec.sft is not None:
             worker.start()
         report = check_data(spec, folder, view, data)
         with _study(folder, spec, slots, report, view) as study:
-            stored = paused_notices(study)
-            study.start_driving(slots.gpus)  # before anything is told: SweepHeld where another driver lives
+            notices = paused_notices(study)
+            study.start_driving(slots.gpus)  # before tracking starts: raises SweepHeld where another driver is alive
             sink = open_sink(study, folder.root, reporter)
-            ended: StopReason | None = None  # stays None when an error passes through
+            ended: StopReason | None = None  # None after an error
             stop_conditions = StopConditions(study)
             try:
-                for sentence in stored:
-                    view.log(sentence)
+                for notice in notices:
+                    view.log(notice)
                 claim_mirror(study)
                 start_parent_run(study, sink, reporter, report.fingerprint, adapter_notices(spec, data))
                 initial_model = run_sft_stage(study, data, report, sink, view, worker, stop_conditions)
@@ -109,7 +114,7 @@ def drive(
                 ended = stop_conditions.stop_reason or StopReason(StopKind.INTERRUPTED)
             except Exception:
                 if study.fenced:
-                    study.check_fence()  # SweepHeld: the sweep is another driver's, and this error none of its history
+                    study.check_fence()  # raises SweepHeld: this error is not part of the new driver's history
                 raise
             finally:
                 _end_tracking(study, sink, view, reporter, ended)
@@ -118,13 +123,13 @@ def drive(
 
 
 def _study(folder: SweepFolder, spec: SweepSpec, slots: Slots, report: DataReport, view: ProgressView) -> Study:
-    """The sweep's study, made where there is none yet."""
+    """Open the sweep's study, or create it."""
     if Study.exists(folder):
         return Study.open(folder)
-    warm = warm_start(spec, folder.root)
-    for sentence in warm.notices:
-        view.log(sentence)
-    return Study.create(folder, spec, slots=slots.count, train_pairs=report.train_rows, earlier=warm.trials)
+    warm_started = warm_start(spec, folder.root)
+    for notice in warm_started.notices:
+        view.log(notice)
+    return Study.create(folder, spec, slots=slots.count, train_pairs=report.train_rows, earlier=warm_started.trials)
 
 
 def _run_trials(
@@ -162,9 +167,9 @@ def _run_trials(
 def _end_tracking(
     study: Study, sink: TrackingSink, view: ProgressView, reporter: SweepReporter, ended: StopReason | None
 ) -> None:
-    """Record in tracking how the sweep ended, and deliver what is left; neither where another driver has taken over.
+    """End the parent run and deliver queued messages; nothing where another driver has taken over.
 
-    After an error crash_report.py records it.
+    After an error crash_report.py ends the run.
     """
     if study.fenced:
         sink.close(0.0)
@@ -174,4 +179,4 @@ def _end_tracking(
         end_parent_run(study, sink, ended.kind.name, _STATUS.get(ended.kind, "KILLED"), ended.text)
     left = sink.close(_DELIVERY_SECONDS)
     if left:
-        view.log(f"tracking: {left} messages wait in {study.folder.outbox}; the next resume delivers them")
+        view.log(f"tracking: {left} messages are queued in {study.folder.outbox} for the next resume")

@@ -1,7 +1,8 @@
-"""`TrialController`: which trial runs next, ends or stops; the driver's side of every trial. Knows no Ray."""
+"""`TrialController`: decides which trial runs next and handles reports, lost workers and stops. Independent of Ray."""
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -20,7 +21,10 @@ from trainer.results import CONTINUE
 
 
 class TrialController:
-    """One run of the engine over a study. The sink is always told before the study commits."""
+    """Runs the trials of a study until it is exhausted or stopped.
+
+    Tracking is always written before the study commits.
+    """
 
     def __init__(
         self,
@@ -33,7 +37,7 @@ class TrialController:
         on_trial_end: Callable[[TrialRecord], None],
         longest_row: int = 1,
     ) -> None:
-        """`longest_row`: tokens of the data's longest row, below which no micro-batch can be made smaller."""
+        """`longest_row`: tokens of the data's longest row, the smallest possible micro-batch."""
         self._study, self._sink, self._view, self._signals = study, sink, view, signals
         self._launcher = AttemptLauncher(study, sink, view, finish_config)
         self._on_trial_end = on_trial_end
@@ -47,9 +51,9 @@ class TrialController:
         self._is_waiting = False
         self.stop_reason: StopReason | None = None
         self.error: BaseException | None = None
-        """What went wrong inside a call from Tune, which would wrap it beyond recognition."""
+        """First exception inside a call from Tune, which would wrap it."""
 
-    # --- as a context: remembers what passes through ---------------------------------------------------------------
+    # --- context manager: stores exceptions ------------------------------------------------------------------------
 
     def __enter__(self) -> TrialController:
         return self
@@ -61,16 +65,19 @@ class TrialController:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing runs and nothing will."""
+        """Whether no attempt runs and none will start."""
         return not self._active and not self._retries and (self.stop_reason is not None or self._exhausted)
 
     def next_attempt(self, slots: int) -> AttemptTask | None:
-        """The next attempt to start, if a slot is free and there is one; a slot is idle while the study says wait."""
+        """Return the next attempt to start; None where no slot is free, or none can start yet.
+
+        `slots`: number of slots. A slot stays idle while the study returns WaitForTrial.
+        """
         if self.stop_reason is not None or len(self._active) >= slots:
             return None
         if self._is_waiting and not self._retries:
-            self._exhausted = not self._active  # then what it waits for is paused
-            return None  # nothing has ended since the study said so
+            self._exhausted = not self._active  # the trial that the study waits for is paused
+            return None  # no trial has ended since WaitForTrial
         trial = self._retries.pop() if self._retries else self._study.ask()
         if isinstance(trial, WaitForTrial):
             self._is_waiting = True
@@ -84,21 +91,20 @@ class TrialController:
         return active.task
 
     def began(self, task_id: str) -> None:
-        """A worker process has this attempt: until now it waited for a slot, which is no GPU time. Told again, nothing
-        changes."""
+        """Record that a worker started this attempt, from which its GPU time counts; repeated calls have no effect."""
         if (active := self._active.get(task_id)) is not None:
             self._study.begun(active.trial)
 
-    # --- what workers say ----------------------------------------------------------------------------------------
+    # --- reports of workers --------------------------------------------------------------------------------------
 
     def on_report(self, task_id: str, report: AttemptReport) -> bool:
-        """Take a report; whether the attempt goes on."""
+        """Handle a report; return whether the attempt continues."""
         active = self._active.get(task_id)
         if active is None:
             return False
         trial, run = active.trial, str(active.trial.number)
         self._study.begun(trial)
-        active.kills_at_start = retry_policy.kernel_kills()  # none of these was this worker
+        active.kills_at_start = retry_policy.kernel_kills()  # this worker is alive: no kill so far was this one
         if tags := active.new_tags(report.pid, report.counters):
             self._sink.set_tags(run, tags)
         for notice in report.notices:
@@ -106,19 +112,18 @@ class TrialController:
             self._view.log(f"trial {trial.number}: {notice}")
         decision = CONTINUE
         if report.metrics:
-            counted, decision = self._study.preview(trial, report.metrics)
+            log_metrics = functools.partial(self._sink.log_metrics, run, at=time.time())
+            counted, decision = self._study.report(trial, report.metrics, before_commit=log_metrics)
             if counted:
-                self._sink.log_metrics(run, counted, at=time.time())
-                self._study.report(trial, counted)
                 self._view.add_metrics(trial.number, counted)
-        if decision.stop:  # before any end: it came after the point at which the trial was to stop
+        if decision.stop:  # takes precedence over the report's result, which came after the deciding metrics
             self._close(active, Outcome(TrialState.PRUNED, decision.reason, diverged=decision.diverged))
             if report.result is not None and report.result.status is AttemptStatus.NO_DISK:
                 self._on_disk_full(report.result)
         elif report.result is not None:
             self._end(active, report.result)
-        elif (ended := self._trial_requests.end_outcome(trial.number)) is not None:
-            self._close(active, ended)
+        elif (outcome := self._trial_requests.end_outcome(trial.number)) is not None:
+            self._close(active, outcome)
         else:
             return True
         return False
@@ -147,7 +152,7 @@ class TrialController:
             self._stop(StopKind.SAME_BUG, reason)
 
     def _on_disk_full(self, result: AttemptResult) -> None:
-        self._stop(StopKind.NO_DISK, f"the disk refused to be written to: {result.reason}")
+        self._stop(StopKind.NO_DISK, f"disk error: {result.reason}")
 
     def _close(self, active: ActiveAttempt, outcome: Outcome) -> None:
         record = finish_attempt(self._study, self._sink, active, outcome)
@@ -159,10 +164,10 @@ class TrialController:
         self._on_trial_end(record)
 
     def _release(self, active: ActiveAttempt) -> None:
-        """Its worker let go of it: it is issued again later, unless somebody ended or paused it meanwhile."""
-        ended = self._trial_requests.end_outcome(active.trial.number)
-        if ended is not None:
-            self._close(active, ended)
+        """Handle a trial released by its worker: it is issued again later, unless a user ended or paused it."""
+        outcome = self._trial_requests.end_outcome(active.trial.number)
+        if outcome is not None:
+            self._close(active, outcome)
             return
         if self._trial_requests.pause_if_requested(active.trial.number):
             del self._active[active.task.id]
@@ -177,10 +182,10 @@ class TrialController:
         else:
             del self._active[active.task.id]
 
-    # --- workers that die ----------------------------------------------------------------------------------------
+    # --- lost workers --------------------------------------------------------------------------------------------
 
     def on_worker_lost(self, task_id: str, cause: str) -> None:
-        """The worker of this attempt is gone. Told twice, it counts once. No outcome: the trial is issued again."""
+        """Handle a lost worker: its trial is retried without outcome. Repeated calls for an attempt have no effect."""
         active = self._active.get(task_id)
         if active is None:
             return
@@ -194,12 +199,12 @@ class TrialController:
     # --- when to stop --------------------------------------------------------------------------------------------
 
     def poll(self) -> None:
-        """Time passed: look at signals, requests and the clock."""
+        """Check signals, user requests and the budget; called regularly."""
         self._view.refresh()
         if self._signals.stop_requested:
             self._stop(StopKind.INTERRUPTED)
         stop = self._stop_conditions.poll()
-        if self._stop_conditions.has_polled:  # a trial that somebody gave meanwhile waits for less
+        if self._stop_conditions.has_polled:  # an enqueued trial may not need to wait
             self._is_waiting = False
         if self._stop_conditions.trial_requests:
             self._apply_trial_requests()
@@ -208,11 +213,13 @@ class TrialController:
 
     def _apply_trial_requests(self) -> None:
         requested, self._stop_conditions.trial_requests = self._stop_conditions.trial_requests, ()
-        self._retries.release({request.trial for request in requested})  # without a worker it is as good as free
+        self._retries.release(
+            {request.trial for request in requested}
+        )  # without a worker they can be changed in the study
         self._trial_requests.apply(requested, {active.trial.number: active.task for active in self._active.values()})
 
     def _stop(self, kind: StopKind, text: str = "") -> None:
-        """Start nothing more, and have every running trial checkpoint and come back."""
+        """Start no more trials, and request every running one to checkpoint and stop."""
         if self.stop_reason is not None:
             return
         self.stop_reason = StopReason(kind, text)
@@ -224,9 +231,9 @@ class TrialController:
         self._view.log(f"stopping ({kind.value}{f': {text}' if text else ''}){waiting}")
 
     def result(self) -> StopReason:
-        """How it ended."""
+        """Return why the run ended."""
         if self.stop_reason is not None:
             return self.stop_reason
-        # The last trial's end may come between two looks at the clock and the target.
-        over = None if self._study.space_reason() else self._stop_conditions.budget_reason()
-        return over or remaining_reason(self._study)
+        # The last trial may have ended after the last check of the budget.
+        reason = None if self._study.space_reason() else self._stop_conditions.budget_reason()
+        return reason or remaining_reason(self._study)

@@ -1,6 +1,6 @@
 """Messages between driver and workers: `AttemptTask`, `AttemptReport`, `AttemptResult`. Plain values: no Ray, no torch.
 
-An exception in a trial becomes data: its kind, its message, its traceback in the attempt's folder.
+Exceptions of a trial are converted to data: kind, message, and the traceback as a file in the attempt's folder.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
+from orchestrator.errors import first_line
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.redaction import redact
 from orchestrator.study.trial_records import FailureKind
@@ -20,21 +21,23 @@ from trainer.data.validation import BadData
 from trainer.results import StepMetrics
 
 STOP_REQUEST_FILE = "stop-asked"
-"""In an attempt's folder: the worker checkpoints and hands the trial back."""
+"""File in an attempt's folder that requests the worker to checkpoint and release the trial."""
 
 WORKER_FILE = "worker"
-"""In an attempt's folder: which process has it, as `lease.signature()` tells it."""
+"""File in an attempt's folder with the worker's `driver_lease.process_id()`."""
 
 REPORT = "report"
-"""The key under which Ray Tune's result carries a `AttemptReport`."""
+"""Key of the `AttemptReport` in Ray Tune's result."""
 
 MIRROR = "mirror"
-"""The kind of event that tells of copies which failed."""
+"""Kind of the events about failed uploads."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptTask:
-    """One attempt at a trial. `config` is a TrialConfig as JSON: workers rebuild it, nothing else is shared."""
+    """One attempt at a trial, sent to a worker. `run`: the trial's number as text; `config`: TrialConfig as JSON;
+    `earlier`: folders of earlier attempts.
+    """
 
     run: str
     attempt: int
@@ -42,33 +45,33 @@ class AttemptTask:
     folder: Path
     earlier: tuple[Path, ...] = ()
     fork: Path | None = None
-    """Another trial's checkpoint to go on from, where this one has none of its own yet."""
+    """Folder with another trial's checkpoint from which a clone starts."""
     mirror: str | None = None
-    """URL of the trial's place in the sweep's mirror."""
+    """URL of the trial's folder in the sweep's mirror."""
 
     @property
     def id(self) -> str:
-        """Stable, and different for each attempt."""
+        """Stable id, unique per attempt."""
         return f"{self.run}-{self.attempt}"
 
     @property
     def lock(self) -> Path:
-        """Held by the process that works on this trial: an older attempt's process may still be dying."""
+        """Lock file of the process that trains this trial, as an older attempt's process may still be alive."""
         return self.folder.parent / "worker.lock"
 
     def request_stop(self) -> None:
-        """Have the worker checkpoint and let go."""
+        """Request the worker to checkpoint and release the trial."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / STOP_REQUEST_FILE).touch()
 
     @property
     def stop_requested(self) -> bool:
-        """Whether the driver wants this trial back."""
+        """Whether the driver requested to release this trial."""
         return (self.folder / STOP_REQUEST_FILE).exists()
 
 
 class AttemptStatus(StrEnum):
-    """How an attempt ended. RELEASED, NO_DISK and LOST are no outcome of the trial: it will be issued again."""
+    """How an attempt ended. After RELEASED, NO_DISK and LOST the trial has no outcome and is issued again."""
 
     FINISHED = "finished"
     DIVERGED = "diverged"
@@ -76,12 +79,12 @@ class AttemptStatus(StrEnum):
     RELEASED = "released"
     NO_DISK = "no disk"
     LOST = "lost"
-    """With a process that cannot go on. Drivers hear of it as a worker that is lost."""
+    """The process is unusable, for example after a GPU failure; handled as a lost worker."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttemptResult:
-    """The end of an attempt. `bug_signature` tells one bug from another."""
+    """End of an attempt. `steps`: updates done; `bug_signature`: equal for repetitions of one bug."""
 
     status: AttemptStatus
     reason: str
@@ -92,16 +95,16 @@ class AttemptResult:
 
 @dataclass(frozen=True, slots=True)
 class AttemptReport:
-    """Points in order, and the end when it came. `counters` says what the worker `pid` has loaded so far."""
+    """Metrics in order of steps, and the result at the end. `counters`: what worker process `pid` has loaded so far."""
 
     metrics: Sequence[StepMetrics]
     result: AttemptResult | None
     pid: int
     counters: Mapping[str, int] = field(default_factory=dict[str, int])
     notices: Sequence[str] = ()
-    """What people should know of the mirror."""
+    """Messages about the mirror."""
     retire: bool = False
-    """Whether the worker process is to get no other trial: it was using a GPU when this one failed."""
+    """Whether the worker process must get no other trial, since it used a GPU when this one failed."""
 
 
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
@@ -109,25 +112,25 @@ _DISK_FULL_PHRASES = ("No space left on device", "StorageFull", "Disk quota exce
 _MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|STATUS_\w*ALLOC\w*_FAILED|MemoryAllocation"
 )
-"""What torch says on a CPU, the CUDA runtime, and cuBLAS, cuDNN and their like where their workspace does not fit."""
+"""Out-of-memory messages of torch on a CPU, the CUDA runtime, cuBLAS, cuDNN and similar libraries."""
 _DEVICE = re.compile(
     r"(CUDA|HIP) (error|driver error|unknown error)|cuda[A-Z]\w*\(\)|(CUDA|HIP)_ERROR_|cuDNN error"
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUFFT|HIPBLAS)_STATUS_|Triton Error \[|unhandled cuda error|device-side assert"
     r"|CUDA (Error|kernel failed)|illegal memory access|misaligned address|unspecified launch failure"
 )
-"""Of the CUDA runtime and driver, cuBLAS and its like, Triton, NCCL where CUDA failed under it, others' kernels."""
+"""Error messages of the CUDA runtime and driver, cuBLAS and similar libraries, Triton, NCCL and custom kernels."""
 
 
 class WorkerLost(Exception):
-    """A process that a trial needs has ended: no outcome of the trial, which is issued again."""
+    """A process of a trial has ended; the trial is issued again."""
 
 
 class DeviceFailed(WorkerLost):
-    """A GPU failed under this process: whatever it asks of CUDA from now on fails too, so the process has to end."""
+    """A GPU failed in this process, which must end, as all later CUDA calls fail too."""
 
 
 class RemoteFailure(Exception):
-    """An exception in another process, which has made it an end already."""
+    """An exception in another process, already converted to a result."""
 
     def __init__(self, result: AttemptResult) -> None:
         super().__init__(result.reason)
@@ -135,14 +138,14 @@ class RemoteFailure(Exception):
 
 
 def result_of_exception(error: Exception, folder: Path) -> AttemptResult:
-    """The end that this exception means; its traceback goes to `folder/failure.txt`."""
+    """Convert an exception of a trial to a result; the traceback is written to `folder/failure.txt`."""
     if isinstance(error, RemoteFailure):
         return error.result
-    reason = redact(f"{type(error).__name__}: {_first_line(error)}")
+    reason = redact(f"{type(error).__name__}: {first_line(error)}")
     if is_disk_error(error):
         return AttemptResult(AttemptStatus.NO_DISK, reason)
     folder.mkdir(parents=True, exist_ok=True)
-    traceback_text = redact("".join(traceback.format_exception(error)))  # libraries put tokens into their errors
+    traceback_text = redact("".join(traceback.format_exception(error)))  # messages of libraries may contain tokens
     (folder / FAILURE_FILE).write_text(traceback_text, encoding="utf-8")
     if device_failed(error):
         return AttemptResult(AttemptStatus.LOST, reason)
@@ -150,7 +153,7 @@ def result_of_exception(error: Exception, folder: Path) -> AttemptResult:
 
 
 def classify(error: Exception) -> FailureKind:
-    """Memory, data, or else a bug."""
+    """Return the kind of failure: out of memory, data, or else a bug."""
     if any(_is_memory(each) for each in _with_causes(error)):
         return FailureKind.OUT_OF_MEMORY
     if isinstance(error, BadData):
@@ -159,11 +162,11 @@ def classify(error: Exception) -> FailureKind:
 
 
 def device_failed(error: Exception) -> bool:
-    """Whether CUDA itself failed, in another way than for memory: illegal access, ECC, launch failure, a lost GPU.
+    """Return whether CUDA failed other than out of memory: illegal access, ECC error, launch failure, lost GPU.
 
-    Such errors stay with the process: every later call fails as well, whoever's trial makes it.
+    After such an error every later CUDA call of the process fails, also for other trials.
     """
-    causes = list(_with_causes(error, implied=True))  # whatever was raised on the way out, the device stays as it is
+    causes = list(_with_causes(error, implied=True))  # includes errors that were replaced while unwinding
     return not any(_is_memory(each) for each in causes) and any(_is_of_device(each) for each in causes)
 
 
@@ -180,7 +183,7 @@ def _is_of_device(error: BaseException) -> bool:
 
 
 def _with_causes(error: BaseException | None, *, implied: bool = False) -> Iterator[BaseException]:
-    """The error and what it was raised from; `implied`: also what was being handled when it was raised."""
+    """Yield the error and its `__cause__` chain; `implied`: also `__context__`."""
     while error is not None:
         yield error
         handled = error.__context__ if implied and not error.__suppress_context__ else None
@@ -188,21 +191,16 @@ def _with_causes(error: BaseException | None, *, implied: bool = False) -> Itera
 
 
 def bug_signature(error: Exception) -> str:
-    """Type and place: equal for one bug, whatever numbers its message carries."""
+    """Return exception type and source line, which are equal for repetitions of one bug."""
     frames = traceback.extract_tb(error.__traceback__)
     location = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
     return f"{type(error).__name__} at {location}"
 
 
 def is_disk_error(error: BaseException | None) -> bool:
-    """Whether a full, exhausted or read-only disk is behind it."""
+    """Return whether a full or read-only disk, or an exceeded quota, caused the error."""
     return any(
         (isinstance(each, OSError) and each.errno in _DISK_ERRNOS)
         or any(words in str(each) for words in _DISK_FULL_PHRASES)
         for each in _with_causes(error)
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else "no message"

@@ -1,6 +1,6 @@
 """An existing Ray cluster: its address (`--address`), the token, checks of its nodes.
 
-A sweep connects as one driver among others and leaves the cluster as it was.
+A sweep connects as one driver among others and does not change the cluster.
 """
 
 from __future__ import annotations
@@ -20,18 +20,15 @@ from typing import Any
 import orchestrator
 import trainer
 from orchestrator import execution
-from orchestrator.errors import OrchestrateError
+from orchestrator.errors import OrchestrateError, first_line
 from orchestrator.execution.local_cluster import (
-    Machine,
-    Slots,
     log_ray_to_file,
     prepare_ray_environment,
     server_is_gone,
-    slots_on,
     starting_ray,
-    threads_per_process,
     worker_environment,
 )
+from orchestrator.execution.slots import Machine, Slots, slots_on, threads_per_process
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
 from orchestrator.interfaces import ProgressView
 from orchestrator.redaction import redact
@@ -43,38 +40,42 @@ _ADDRESS_PATTERN = re.compile(r"(?P<host>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(?P
 
 
 class ClusterError(OrchestrateError):
-    """The cluster that was asked for cannot be used; nothing was started."""
+    """The given cluster cannot be used; nothing was started."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterAddress:
-    """A cluster that exists: HOST:PORT or auto, and how many of its machines are waited for."""
+    """An existing cluster. `address`: HOST:PORT or auto; `machines`: number of machines to wait for."""
 
     address: str
     machines: int = 1
 
 
 def resolve_address(cluster_address: str) -> str:
-    """`host:port` of the cluster; `auto` is RAY_ADDRESS, else the one that `ray start` began on this machine."""
+    """Return the cluster's `host:port`; `auto` is RAY_ADDRESS, else the cluster started by `ray start` here.
+
+    Raises:
+        ClusterError: the address is invalid, or no cluster runs on this machine.
+    """
     found = cluster_address
     if cluster_address == AUTO:
         found = os.environ.get("RAY_ADDRESS", "") or _local_ray_address()
         if not found:
             raise ClusterError(
                 "--address auto: no Ray cluster runs on this machine; start one with `ray start --head`, join one "
-                "with `ray start --address=HOST:PORT`, or leave --address out"
+                "with `ray start --address=HOST:PORT`, or omit --address"
             )
     match = _ADDRESS_PATTERN.fullmatch(found)
     if match is None or not 0 < int(match["port"]) < 65536:
         raise ClusterError(
-            f"--address {found}: HOST:PORT or auto is expected (ray:// is not possible: the driver has to run on a "
+            f"--address {found}: expected HOST:PORT or auto (ray:// is not supported, as the driver must run on a "
             "machine of the cluster)"
         )
     return found
 
 
 def is_loopback(address: str) -> bool:
-    """Whether only this machine can reach it."""
+    """Return whether this is a loopback address."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -83,15 +84,16 @@ def is_loopback(address: str) -> bool:
 
 
 def authorize() -> None:
-    """Ray is told whether to show a token; ClusterError where it must and there is none.
+    """Set Ray's authentication mode: token, unless the user set RAY_AUTH_MODE=disabled.
 
-    RAY_AUTH_MODE=disabled, set by the user, is the only way to use a cluster that lets everybody in.
+    Raises:
+        ClusterError: a token is needed and there is none.
     """
     mode = (execution.USER_AUTH_MODE or "token").lower()
     os.environ["RAY_AUTH_MODE"] = mode
     if mode == "token" and not _has_token():
         raise ClusterError(
-            "a cluster is joined with its token: set RAY_AUTH_TOKEN_PATH to the file that holds it, or put it into "
+            "the cluster's token is missing: set RAY_AUTH_TOKEN_PATH to the file with the token, or put it into "
             "~/.ray/auth_token; only for a cluster without authentication set RAY_AUTH_MODE=disabled"
         )
 
@@ -117,35 +119,39 @@ _FORWARDED_VARIABLES = (
     "HF_DATASETS_CACHE",
     "TRANSFORMERS_OFFLINE",
 )
-"""Of the driver's environment, what workers on other machines get; tokens have to be in theirs already."""
+"""Variables of the driver that are passed to workers; tokens must be set on each machine."""
 _RAY_VARIABLES = ("RAY_CHDIR_TO_TRIAL_DIR", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO")
 _CHECK_TIMEOUT = 300.0
-"""For the first worker of every machine to start and answer."""
+"""Seconds for the check worker of every machine to start and answer."""
 CONNECT_TIMEOUT = 900.0
-"""For the machines that were asked for to join."""
+"""Seconds to wait for the requested number of machines."""
 _POLL_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class NodeCheck:
-    """What a worker on one machine finds there."""
+    """Result of the check on one machine."""
 
     host: str
     shared: bool
-    """Whether the sweep's folder is the driver's."""
+    """Whether the machine sees the driver's sweep folder."""
 
 
 @contextmanager
 def connect_cluster(
     folder: Path, spec: SweepSpec, cluster_address: ClusterAddress, signals: SignalHandler, view: ProgressView
 ) -> Generator[Slots]:
-    """Be a driver of that cluster while entered; gives the slots of its machines. Its logs stay with it.
+    """Connect to the cluster within the context; yield the slots of its machines.
 
-    This program's code travels with the driver. The sweep's folder has to be the same on every machine.
+    Workers run the driver's version of the code. The sweep's folder must be on a disk shared by all machines.
+
+    Raises:
+        ClusterError: the cluster cannot be reached or used.
+        Interrupted: after a stop signal while waiting.
     """
     address = resolve_address(cluster_address.address)
     authorize()
-    # Ray's servers in this process listen on loopback, unless the user asked for a cluster of several machines.
+    # Ray's servers in this process listen on loopback, unless the cluster has other machines.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0" if is_loopback(address) else "1"
     folder.mkdir(parents=True, exist_ok=True)
     import ray
@@ -165,7 +171,7 @@ def connect_cluster(
                     },
                 )
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-            raise ClusterError(f"--address {address}: {_first_line(error)}") from error
+            raise ClusterError(f"--address {address}: {redact(first_line(error))}") from error
         log_ray_to_file(folder / "driver.log")
         with signals.watching(server_is_gone()):
             machines = _wait_for_nodes(cluster_address.machines, signals, view)
@@ -173,7 +179,7 @@ def connect_cluster(
             slots = slots_on(spec, list(machines.values()), shared=True)
             os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = str(slots.count)
             many = "" if len(machines) == 1 else "s"
-            view.log(f"Ray cluster {address}: {len(machines)} machine{many}, {slots.count} trials at a time")
+            view.log(f"Ray cluster {address}: {len(machines)} machine{many}, {slots.count} concurrent trials")
             yield slots
     finally:
         ray.shutdown()
@@ -185,30 +191,30 @@ def _environment(threads: int) -> dict[str, str]:
 
 
 def _code_package() -> list[str]:
-    """This very program: whatever version the machines have, trials run the driver's."""
+    """Return the packages that Ray distributes, so that workers run the driver's version of the code."""
     return [str(Path(str(folder.__file__)).parent) for folder in (trainer, orchestrator)]
 
 
 def _wait_for_nodes(required: int, signals: SignalHandler, view: ProgressView) -> dict[str, Machine]:
-    """The living machines by Ray's id, once enough of them can run a trial."""
+    """Wait for the required number of machines with CPUs; return all live machines by Ray node id."""
     import ray
 
-    until = time.monotonic() + CONNECT_TIMEOUT
+    deadline = time.monotonic() + CONNECT_TIMEOUT
     logged_count = -1
     while True:
         found: dict[str, Machine] = {}
         listed: Sequence[Mapping[str, Any]] = ray.nodes()
         for node in listed:
-            has: Mapping[str, float] = node["Resources"]
-            if node["Alive"] and has.get("CPU", 0.0) > 0:
-                found[node["NodeID"]] = Machine(has["CPU"], has.get("GPU", 0.0))
+            resources: Mapping[str, float] = node["Resources"]
+            if node["Alive"] and resources.get("CPU", 0.0) > 0:
+                found[node["NodeID"]] = Machine(resources["CPU"], resources.get("GPU", 0.0))
         if len(found) >= required:
             return found
         if signals.stop_requested:
             raise Interrupted
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise ClusterError(
-                f"{len(found)} of {required} machines joined the cluster within {CONNECT_TIMEOUT / 60:.0f} min"
+                f"{len(found)} of {required} machines are in the cluster after {CONNECT_TIMEOUT / 60:.0f} min"
             )
         if len(found) != logged_count:
             logged_count = len(found)
@@ -217,41 +223,42 @@ def _wait_for_nodes(required: int, signals: SignalHandler, view: ProgressView) -
 
 
 def _check_nodes(path: Path, machines: Mapping[str, Machine], signals: SignalHandler) -> None:
-    """Every machine must run this program and see the sweep's folder; ClusterError names those that do not."""
+    """Check that every machine can run a worker and sees the sweep's folder.
+
+    Raises:
+        ClusterError: naming the machines that do not.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    mark = path / f".seen-by-{secrets.token_hex(8)}"
-    mark.write_text(socket.gethostname(), encoding="utf-8")
+    marker = path / f".seen-by-{secrets.token_hex(8)}"
+    marker.write_text(socket.gethostname(), encoding="utf-8")
     try:
         remote: Any = ray.remote(check_node)
-        cluster_address = {
+        nodes = {
             remote.options(
                 num_cpus=0, max_retries=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-            ).remote(mark): node
+            ).remote(marker): node
             for node in machines
         }
-        until = time.monotonic() + _CHECK_TIMEOUT
-        waiting = list(cluster_address)
-        while waiting and time.monotonic() < until:
+        deadline = time.monotonic() + _CHECK_TIMEOUT
+        waiting = list(nodes)
+        while waiting and time.monotonic() < deadline:
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=_POLL_SECONDS)
             if signals.stop_requested:
                 raise Interrupted
-        problems = [f"{cluster_address[reference][:12]}: no worker answered" for reference in waiting]
+        problems = [f"{nodes[reference][:12]}: no worker answered" for reference in waiting]
         problems += [
-            problem
-            for reference in cluster_address
-            if reference not in waiting
-            if (problem := _node_problem(reference, path))
+            problem for reference in nodes if reference not in waiting if (problem := _node_problem(reference, path))
         ]
     finally:
-        mark.unlink()
+        marker.unlink()
     if problems:
         raise ClusterError("the cluster cannot run this sweep:\n" + "\n".join(f"  {line}" for line in problems))
 
 
 def check_node(mark: Path) -> NodeCheck:
-    """Runs on each machine."""
+    """Check one machine; runs there as a Ray task. `mark`: a file that the driver wrote into the sweep's folder."""
     return NodeCheck(socket.gethostname(), mark.is_file())
 
 
@@ -269,8 +276,3 @@ def _node_problem(reference: Any, path: Path) -> str:
         f"{check.host} does not see {path}: put the runs folder ($ORCHESTRATE_HOME) on a disk that all machines share "
         "under the same path"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return redact(lines[0]) if lines else type(error).__name__

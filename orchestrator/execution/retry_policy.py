@@ -1,6 +1,6 @@
-"""`RetryPolicy`: another attempt after a lost worker, or with a smaller micro-batch after running out of memory.
+"""`RetryPolicy`: retries after a lost worker, or out of memory with a smaller micro-batch.
 
-`RepeatedBug` stops a sweep in which every trial would fail with the same error.
+`RepeatedBug` stops a sweep whose trials fail one after another with the same error.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from orchestrator.study.trial_records import FailureKind, Outcome, Trial, TrialS
 from trainer.config.trial import TrialConfig
 
 _RAY_OUT_OF_MEMORY_PHRASES = ("NODE_OUT_OF_MEMORY", "running low on memory", "OutOfMemoryError")
-"""What Ray says when its own monitor killed a worker. It names the kernel's OOM killer as a guess for every death."""
+"""Messages of Ray when its own monitor killed a worker. Ray mentions the kernel's OOM killer after every death."""
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
 def kernel_kills() -> int:
-    """Processes that the kernel has killed for memory: in this container where it can be told, else on the machine."""
+    """Return the kernel's count of out-of-memory kills, of this container if available, else of the machine."""
     for path in _COUNTERS:
         lines = path.read_text(encoding="ascii").splitlines() if path.is_file() else []
         for line in lines:
@@ -33,13 +33,13 @@ def kernel_kills() -> int:
 
 
 class KernelKills:
-    """The kernel's kills for memory on this machine, each charged to one lost worker at most."""
+    """Attributes each of the kernel's out-of-memory kills to at most one lost worker."""
 
     def __init__(self) -> None:
         self._charged = 0
 
     def charge(self, since: int) -> bool:
-        """Charge one of the kills after the first `since` to a worker; False where none is left to charge."""
+        """Attribute one kill after the first `since` ones to a worker; return False where none is left."""
         before = max(since, self._charged)
         if kernel_kills() <= before:
             return False
@@ -47,11 +47,15 @@ class KernelKills:
         return True
 
     def answer(self, folder: Path, cause: str, since: int) -> str:
-        """In words that the worker of the attempt in `folder` was killed for its memory, by what Ray says or by the
-        kernel's counter.
+        """Return a message if a lost worker was killed for its memory, by Ray's message or the kernel's counter.
 
-        `since`: the counter when the worker was last known to live. The counter is this machine's, so it tells nothing
-        of a worker on another one. Empty where nothing shows that it was memory.
+        Args:
+            folder: the attempt's folder.
+            cause: Ray's message about the death.
+            since: the counter when the worker was last known to be alive. Only workers on this machine are counted.
+
+        Returns:
+            Empty where there is no evidence of an out-of-memory kill.
         """
         if any(words in cause for words in _RAY_OUT_OF_MEMORY_PHRASES):
             return f"Ray's memory monitor killed the worker: {cause}"
@@ -61,35 +65,34 @@ class KernelKills:
 
 
 def is_on_this_machine(folder: Path) -> bool:
-    """Whether the worker of the attempt in `folder` is known, and on this machine."""
-    message = folder / WORKER_FILE
-    return message.is_file() and not driver_lease.is_remote(message.read_text(encoding="utf-8"))
+    """Return whether the worker of the attempt in `folder` is known and runs on this machine."""
+    worker_file = folder / WORKER_FILE
+    return worker_file.is_file() and not driver_lease.is_remote(worker_file.read_text(encoding="utf-8"))
 
 
 def effective_micro_batch(config: TrialConfig, limit: int | None) -> int:
-    """The token budget of a micro-batch that this runs with; `limit`: at most so many, as more ran out of memory."""
+    """Return the tokens per micro-batch of a trial; `limit`: maximum after running out of memory."""
     configured = config.training.tokens_per_micro_batch
     return configured if limit is None else min(configured, limit)
 
 
 def halved_micro_batch(budget: int, longest: int) -> int | None:
-    """Half the budget, down to `longest`, the tokens of the longest row: then the largest micro-batch is one pair."""
+    """Return half the tokens per micro-batch, at least `longest`, the longest row; None where already there."""
     return None if budget <= longest else max(budget // 2, longest)
 
 
 def out_of_memory_message(config: TrialConfig, limit: int | None, reason: str) -> str:
-    """What was tried, and what to set."""
+    """Return the error message after the last retry: the micro-batches tried, and settings that need less memory."""
     configured, last = config.training.tokens_per_micro_batch, effective_micro_batch(config, limit)
-    tried = f"after halving training.tokens_per_micro_batch from {configured} to {last}" if last < configured else "and"
+    tried = f", after halving training.tokens_per_micro_batch from {configured} to {last}" if last < configured else ""
     return (
-        f"out of memory with one pair per micro-batch, {tried} there is nothing smaller to try; set "
-        f"training.gradient_checkpointing: true, lower data.max_length, train with lora, or give a trial more memory "
-        f"(last: {reason})"
+        f"out of memory with one pair per micro-batch{tried}; set training.gradient_checkpointing: true, lower "
+        f"data.max_length, train with lora, or give a trial more memory (last: {reason})"
     )
 
 
 def with_micro_batch_limit(config: TrialConfig, limit: int | None) -> TrialConfig:
-    """The configuration as it is run; the very same object where nothing had to be made smaller."""
+    """Return the configuration with a limited micro-batch; the same object where the limit has no effect."""
     tokens = effective_micro_batch(config, limit)
     if tokens == config.training.tokens_per_micro_batch:
         return config
@@ -97,11 +100,11 @@ def with_micro_batch_limit(config: TrialConfig, limit: int | None) -> TrialConfi
 
 
 MAX_LOSSES = 3
-"""Workers lost by one trial in one driver's life before the sweep stops, resumably: who resumes it has looked."""
+"""Workers lost by one trial under one driver before the sweep stops, so that a user can find the cause."""
 
 
 class RetryPolicy:
-    """Attempts that were issued again and wait for a worker. Where the sweep stops, they wait in the study instead."""
+    """Retried attempts that wait for a worker. When the sweep stops, they are released to the study instead."""
 
     def __init__(self, study: Study, view: ProgressView, longest_row: int) -> None:
         self._study, self._view, self._longest_row = study, view, longest_row
@@ -112,34 +115,34 @@ class RetryPolicy:
         return bool(self._waiting)
 
     def pop(self) -> Trial:
-        """The one that waits longest."""
+        """Remove and return the attempt that waits longest."""
         return self._waiting.popleft()
 
     def release(self, numbers: Collection[int | None] | None = None) -> None:
-        """These (None: all) to the study: no worker has them yet."""
+        """Release the waiting attempts of these trials (None: all) to the study."""
         for trial in [t for t in self._waiting if numbers is None or t.number in numbers]:
             self._waiting.remove(trial)
             self._study.release(trial)
 
     def retry_with_less_memory(self, trial: Trial, reason: str, *, stopping: bool) -> Outcome | None:
-        """Once more from its newest checkpoint with half the micro-batch; at one pair it has failed: how it ends."""
+        """Retry from the newest checkpoint with half the micro-batch; return the failed outcome at one pair already."""
         tokens = halved_micro_batch(effective_micro_batch(trial.config, trial.micro_batch), self._longest_row)
         if tokens is None:
             message = out_of_memory_message(trial.config, trial.micro_batch, reason)
             return Outcome(TrialState.FAILED, message, FailureKind.OUT_OF_MEMORY)
-        again = self._study.retry(trial, tokens, reason)
+        retried = self._study.retry(trial, tokens, reason)
         if stopping:
-            self._study.release(again)
+            self._study.release(retried)
             return None
         self._view.log(
-            f"trial {trial.number} ran out of memory ({reason}); it goes on from its newest checkpoint with {tokens} "
-            "tokens per micro-batch, as do the trials after it"
+            f"trial {trial.number} ran out of memory ({reason}); it continues from its newest checkpoint with {tokens} "
+            "tokens per micro-batch, which later trials use too"
         )
-        self._waiting.append(again)
+        self._waiting.append(retried)
         return None
 
     def retry_after_loss(self, trial: Trial, cause: str, *, stopping: bool) -> str:
-        """Its worker is gone. That is no outcome; why the sweep must stop, in words, where it happens too often."""
+        """Retry a trial whose worker was lost; return why the sweep must stop after too many losses, else empty."""
         number = trial.number
         self._losses[number] = self._losses.get(number, 0) + 1
         self._study.add_event("worker lost", f"attempt {trial.attempt}: {cause}", number)
@@ -149,23 +152,24 @@ class RetryPolicy:
         if self._losses[number] >= MAX_LOSSES:
             self._study.release(trial)
             return f"trial {number} lost its worker {MAX_LOSSES} times; last: {cause}"
-        self._view.log(f"trial {number} lost its worker ({cause}); it is issued again from its newest checkpoint")
+        self._view.log(f"trial {number} lost its worker ({cause}); retrying from its newest checkpoint")
         self._waiting.append(self._study.retry(trial))
         return ""
 
 
 MAX_SAME_BUGS = 3
+"""Consecutive trials that fail with the same error before the sweep stops."""
 
 
 class RepeatedBug:
-    """Counts trials that ended in one and the same bug, one after the other."""
+    """Counts consecutive trials that failed with the same bug."""
 
     def __init__(self, study: Study) -> None:
         self._study = study
         self._last, self._count = "", 0
 
     def count(self, result: AttemptResult) -> str:
-        """One more trial ended by itself; why the sweep should stop, in words, or nothing."""
+        """Count the end of a trial; return why the sweep must stop, else empty."""
         if result.status is not AttemptStatus.FAILED or (result.failure or FailureKind.BUG) is not FailureKind.BUG:
             self._last, self._count = "", 0
             return ""

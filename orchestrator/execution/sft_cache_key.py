@@ -1,4 +1,4 @@
-"""Cache key of the SFT stage's model: a digest of exactly what changes its weights."""
+"""Cache key of the SFT stage's model: a digest of all inputs that change its weights."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 _FORMAT = 1
 _REPLACED = ("model.name_or_path", "model.generated", "model.revision", "data.")
-"""By digests of what is there: the initial weights, and the training rows as tokens."""
+"""Prefixes of settings that are replaced by digests of the initial weights and of the tokenized training rows."""
 _KEPT = ("data.chat_template",)
-"""Saved with the model: its trials render their rows with it."""
+"""Settings kept although their prefix is replaced: the template is saved with the model and used by its trials."""
 _NO_EFFECT = (
     "evaluation.",
     "training.tokens_per_micro_batch",
@@ -24,14 +24,14 @@ _NO_EFFECT = (
     "training.eval_steps",
     "training.save_steps",
 )
-"""What is measured, kept or said on the way, and how the work is cut: the weights arrive at the same place."""
+"""Settings of evaluation, logging, checkpoints and execution, which do not change the weights."""
 
 
 def stage_key(config: TrialConfig, fingerprint: str, cache: Path) -> str:
-    """Name of the folder below `cache/sft` of what training this configuration makes: 32 hex digits.
+    """Return the name of the model's folder below `cache/sft`: 32 hex digits.
 
-    fingerprint: of its prepared data. Where an earlier version of this program, whose names held more, left a run of
-    this very configuration, it is that run's name: trials that began from its model keep it.
+    `fingerprint`: fingerprint of the prepared data. If a run of this configuration exists under the longer key of an
+    earlier version, that key is returned, as trials have started from its model.
     """
     from trainer.models.model_files import model_fingerprint, resolve_model_path
     from trainer.storage.atomic_files import digest_of
@@ -48,17 +48,17 @@ def stage_key(config: TrialConfig, fingerprint: str, cache: Path) -> str:
 
 
 def settings_of_weights(config: TrialConfig) -> dict[str, Any]:
-    """The settings by dotted path that change the weights which this configuration makes; defaults are left out."""
-    silent = {*_unread(config)}
+    """Return the settings that change the trained weights, by dotted path, without defaults."""
+    unused = {*_unused(config)}
     return {
         path: value
         for path, value in config.canonical_params().items()
-        if path in _KEPT or (not path.startswith((*_REPLACED, *_NO_EFFECT)) and path not in silent)
+        if path in _KEPT or (not path.startswith((*_REPLACED, *_NO_EFFECT)) and path not in unused)
     }
 
 
-def _unread(config: TrialConfig) -> list[str]:
-    """Settings that others make meaningless."""
+def _unused(config: TrialConfig) -> list[str]:
+    """Return settings that other settings make irrelevant."""
     training, found = config.training, list[str]()
     if training.max_steps is not None:
         found.append("training.num_train_epochs")
@@ -70,7 +70,7 @@ def _unread(config: TrialConfig) -> list[str]:
 
 
 def _digest(pairs: PairDataset) -> str:
-    """Of the prompts and the chosen responses, in order: supervised training reads no others."""
+    """Return a digest of prompts and chosen responses in order, all that supervised training reads."""
     import hashlib
 
     found = hashlib.sha256()

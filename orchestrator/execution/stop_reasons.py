@@ -1,4 +1,4 @@
-"""`StopReason`: why a run ended; and the handlers of SIGINT and SIGTERM."""
+"""`StopReason`: why a run ended; `SignalHandler`: SIGINT and SIGTERM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopKind(StrEnum):
-    """Everything but FINISHED leaves a sweep that can be resumed."""
+    """Kind of stop; after any but FINISHED the sweep can be resumed."""
 
     FINISHED = "finished"
     INTERRUPTED = "interrupted"
@@ -36,22 +36,22 @@ class StopKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StopReason:
-    """A kind, and the words for the user."""
+    """Why a sweep stopped: kind, and a message for the user."""
 
     kind: StopKind
     text: str = ""
 
 
 class Interrupted(Exception):
-    """A stage before the trials was interrupted; what it had done is kept."""
+    """A stage was interrupted by a signal; its finished work is kept."""
 
 
 @contextmanager
 def deaf_to_sigterm() -> Generator[None]:
-    """Processes started while entered, and theirs, are never reached by SIGTERM; this one is, once it is left.
+    """Block SIGTERM for processes started in the context and their children; for this process only within it.
 
-    `timeout`, systemd, Slurm and many containers send it to every process of a group at once. It is the driver's to
-    answer: it needs Ray and its workers for the checkpoints, and ends them itself.
+    `timeout`, systemd, Slurm and containers send SIGTERM to all processes of a group. Only the driver must handle it,
+    as it needs Ray and its workers for checkpoints and ends them itself.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
@@ -61,17 +61,18 @@ def deaf_to_sigterm() -> Generator[None]:
 
 
 class SignalHandler:
-    """SIGINT and SIGTERM while entered: the first asks, a second one ends the process at once.
+    """Handles SIGINT and SIGTERM in the context: the first sets `stop_requested`, a second one ends the process.
 
-    What arrives within ONE_REQUEST seconds is one request: `timeout` and `kill` of a group send to the process and to
-    its group. Entered in the main thread only.
+    Signals within ONE_REQUEST seconds count as one, as `timeout` and `kill` of a group send two. Must be entered in the
+    main thread.
     """
 
     ONE_REQUEST = 0.3
+    """Seconds."""
     POLL = 0.5
-    """Seconds between two looks at what `watching` watches."""
+    """Seconds between two checks of `watching`."""
     MISSES = 4
-    """So many looks in a row that find it lost."""
+    """Consecutive failed checks after which `watching` ends the process."""
 
     def __init__(self, message: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
         self.stop_requested = False
@@ -86,31 +87,30 @@ class SignalHandler:
             self._before[sign] = signal.getsignal(sign)
         self.install()
         self._arrivals = os.pipe()
-        for result in self._arrivals:
-            os.set_blocking(result, False)
+        for fd in self._arrivals:
+            os.set_blocking(fd, False)
         self._earlier_fd = signal.set_wakeup_fd(self._arrivals[1], warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._earlier_fd)
-        for result in self._arrivals:
-            os.close(result)
+        for fd in self._arrivals:
+            os.close(fd)
         self._arrivals = (-1, -1)
         for sign, handler in self._before.items():
             signal.signal(sign, handler)
 
     def install(self) -> None:
-        """Take the signals (again: Ray takes SIGTERM when it starts, in C++ too)."""
+        """Install the handlers; again after Ray's start, which replaces the one of SIGTERM."""
         for sign in _SIGNALS:
             signal.signal(sign, self._on_signal)
 
     @contextmanager
     def watching(self, lost: Callable[[], bool]) -> Generator[None]:
-        """While entered: after a signal, the process ends with its farewell once `lost()` stays true.
+        """After a signal, end the process with its message once `lost()` stays true; checked by a thread.
 
-        Where Ray's own server is ended by the same signal, a call into Ray answers after a minute, by aborting the
-        process, and until then not even Python's signal handlers run. So another thread looks. Whatever is committed
-        is kept, as after `kill -9`.
+        If the same signal ends Ray's server, a call into Ray blocks for a minute, without running Python's signal
+        handlers, and then aborts the process. Committed work is kept, as after `kill -9`.
         """
         over = threading.Event()
         thread = threading.Thread(target=self._watch, args=(lost, over), name="signals", daemon=True)

@@ -1,6 +1,6 @@
 """Start and end of an attempt: its folder, its trial file, its run in tracking, its outcome in the study.
 
-Tracking is written before the study commits, so that a kill in between loses nothing.
+Tracking is written before the study commits, so that a kill between the two loses nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from trainer.config.trial import TrialConfig
 from trainer.storage.atomic_files import failpoint
 
 _DUMPER: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-"""Of libyaml where it is there: the same text, ten times sooner."""
+"""libyaml's dumper if available: the same text, ten times faster."""
 
 
 @dataclass(slots=True)
@@ -41,15 +41,15 @@ class ActiveAttempt:
     logged_tags: dict[str, str] = field(default_factory=dict[str, str])
 
     def new_tags(self, pid: int, counters: Mapping[str, int]) -> dict[str, str]:
-        """Tags not yet told: by which worker the trial runs, and what that worker had loaded by then."""
+        """Return new or changed tags: the worker's process id, and what it has loaded."""
         tags = {"worker.pid": str(pid)} | {f"worker.{name}": str(count) for name, count in counters.items()}
-        fresh = {name: value for name, value in tags.items() if self.logged_tags.get(name) != value}
-        self.logged_tags |= fresh
-        return fresh
+        changed = {name: value for name, value in tags.items() if self.logged_tags.get(name) != value}
+        self.logged_tags |= changed
+        return changed
 
 
 class AttemptLauncher:
-    """Makes a worker's job of a trial that the study issued. `place` finishes its configuration."""
+    """Starts attempts of trials that the study issued. `finish_config` completes a trial's configuration."""
 
     def __init__(
         self, study: Study, sink: TrackingSink, view: ProgressView, finish_config: Callable[[TrialConfig], TrialConfig]
@@ -57,9 +57,9 @@ class AttemptLauncher:
         self._study, self._sink, self._view, self._finish_config = study, sink, view, finish_config
 
     def start_attempt(self, trial: Trial) -> ActiveAttempt:
-        """Everything is on the disk and told when this returns."""
-        where = self._study.folder
-        run, folder = str(trial.number), where.attempt(trial.number, trial.attempt)
+        """Write the attempt's folder, start its run in tracking and return its task for a worker."""
+        sweep_folder = self._study.folder
+        run, folder = str(trial.number), sweep_folder.attempt(trial.number, trial.attempt)
         configured = self._finish_config(trial.config)
         config = retry_policy.with_micro_batch_limit(configured, trial.micro_batch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -67,19 +67,19 @@ class AttemptLauncher:
             yaml.dump(config.model_dump(mode="json"), Dumper=_DUMPER, sort_keys=False, allow_unicode=True),
             encoding="utf-8",
         )
-        earlier = [where.attempt(trial.number, k) for k in range(1, trial.attempt)]
-        fork = None if trial.fork is None else where.forks / trial.fork.place
-        there = tuple(p for p in earlier if p.is_dir())
+        all_earlier = [sweep_folder.attempt(trial.number, k) for k in range(1, trial.attempt)]
+        fork = None if trial.fork is None else sweep_folder.forks / trial.fork.place
+        existing = tuple(p for p in all_earlier if p.is_dir())
         spec = self._study.spec
         mirror = None if spec.mirror is None else trial_path(spec.mirror, spec.name, trial.number).url
-        task = AttemptTask(run, trial.attempt, config.model_dump_json(), folder, there, fork, mirror)
+        task = AttemptTask(run, trial.attempt, config.model_dump_json(), folder, existing, fork, mirror)
         record = self._study.trial(trial.number)
         assert record is not None
         tags = {"state": TrialState.RUNNING.value, "attempt": str(trial.attempt), **start_tags(trial.number)}
         tags |= {"origin": record.origin} if record.origin else {}
         tags |= {"clone.of": str(record.parent)} if record.parent is not None else {}
         tags |= {"clone.from_update": str(record.fork.step)} if record.fork is not None else {}
-        if config is not configured:  # the params stay what was asked for
+        if config is not configured:  # the logged params stay as configured
             tags["memory.tokens_per_micro_batch"] = str(config.training.tokens_per_micro_batch)
         self._sink.start_run(
             run, name=f"trial {trial.number}", params=configured.flat_params(), tags=tags, at=time.time()
@@ -90,31 +90,33 @@ class AttemptLauncher:
 
 _STATUS = {TrialState.COMPLETE: "FINISHED", TrialState.PRUNED: "KILLED", TrialState.FAILED: "FAILED"}
 _ARTIFACT_FILES = ("trial.yaml", "samples.jsonl", FAILURE_FILE)
-"""Files of an attempt that tracking shows."""
+"""Files of an attempt that are logged as artifacts."""
 
 
 def finish_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt, outcome: Outcome) -> TrialRecord:
-    """End the trial for good, in tracking and in the study; the record says how it ended."""
+    """End the trial in tracking and in the study; return its final record."""
     run = str(active.trial.number)
     tags = end_tags(active.trial.number, outcome)
     for name in _ARTIFACT_FILES:
-        # A trial whose ending an earlier attempt wrote has its files there.
+        # The files may be in the folder of an earlier attempt that finished the trial.
         paths = [folder / name for folder in (active.task.folder, *reversed(active.task.earlier))]
         if (found := next((path for path in paths if path.is_file()), None)) is not None:
             sink.log_artifact(run, found)
     sink.end_run(run, status=_STATUS[outcome.state], tags=tags, at=time.time())
     failpoint("trial.told")
-    counted = " ".join(f"{name}={value}" for name, value in sorted(active.logged_tags.items()))
-    record = study.tell(active.trial, outcome, counted or "no worker")
+    worker_tags = " ".join(f"{name}={value}" for name, value in sorted(active.logged_tags.items()))
+    record = study.tell(active.trial, outcome, worker_tags or "no worker")
     failpoint("trial.closed")
-    if record.state is not outcome.state:  # the study knows better, e.g. a goal never reported
-        known = Outcome(record.state, record.reason, record.failure, diverged=record.diverged)
-        tags = end_tags(record.number, known)
+    if (
+        record.state is not outcome.state
+    ):  # the study may change the outcome, for example where the objective was never reported
+        actual = Outcome(record.state, record.reason, record.failure, diverged=record.diverged)
+        tags = end_tags(record.number, actual)
         sink.end_run(run, status=_STATUS[record.state], tags=tags, at=time.time())
     return record
 
 
 def release_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt) -> None:
-    """Its worker let go of it and it has no outcome: a later claim issues it again."""
+    """Release a trial without outcome, to be issued again later."""
     sink.end_run(str(active.trial.number), status="KILLED", tags={"state": "INTERRUPTED"}, at=time.time())
     study.release(active.trial)

@@ -1,6 +1,6 @@
-"""Ray Tune's search algorithm, scheduler and trial as thin, stateless adapters of the trial controller; `run_trials`.
+"""`run_trials`: runs the trial controller on Ray Tune, by a search algorithm, a scheduler and a trial class.
 
-Every start makes a new Tuner; all state is in the study.
+The adapters have no state: every start creates a new Tuner, and all state is in the study.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import SearchAlgorithm
 
 from orchestrator.execution.controller import TrialController
-from orchestrator.execution.local_cluster import Slots, check_ray_health
+from orchestrator.execution.local_cluster import check_ray_health
 from orchestrator.execution.messages import REPORT, AttemptReport, AttemptTask
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.user_requests import wait_while_paused
 from orchestrator.execution.workers.attempt_runner import SessionFactory, open_session
@@ -34,47 +35,47 @@ _ANSI_COLORS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class TuneTrial(Trial):
-    """A trial that Tune never retries and whose errors leave no pickles: a lost worker is the search's business."""
+    """A Tune trial that Tune never retries and whose errors are not pickled; the controller handles lost workers."""
 
     cause = "the worker process ended"
 
     def should_recover(self) -> bool:
-        """Never by Tune."""
+        """Return False: retries are decided by the controller."""
         return False
 
     def handle_error(self, exc: Exception | None = None) -> None:
-        """Keep the cause for the search."""
+        """Store the cause for `Search`."""
         if exc is not None:
             self.cause = _one_line(exc)
 
 
 class Workers(Protocol):
-    """What Tune runs for a trial, and with which configuration."""
+    """The trainable that Tune runs for a trial, and its configuration."""
 
     @property
     def trainable(self) -> type[Trainable]:
-        """Tune's class of workers."""
+        """The trainable class of the workers."""
         ...
 
     def config(self, task: AttemptTask) -> dict[str, Any]:
-        """Its configuration for this attempt."""
+        """Return the trainable's configuration for this attempt."""
         ...
 
     def on_attempt_end(self, task_id: str, *, lost: bool) -> None:
-        """The attempt is over, or its worker was `lost`."""
+        """Handle the end of an attempt; `lost`: its worker died."""
         ...
 
     def retire(self, task_id: str) -> bool:
-        """The process that ran this attempt gets no other trial; whether Tune's own worker is that process."""
+        """Assign no more trials to the process of this attempt; return whether it is Tune's own worker."""
         ...
 
     def shut_down(self) -> None:
-        """No trial runs any more."""
+        """End all processes after the last trial."""
         ...
 
 
 class Search(SearchAlgorithm):
-    """Hands out attempts that the trial controller issued, as Tune trials with stable ids."""
+    """Search algorithm: returns the controller's attempts as Tune trials with stable ids."""
 
     def __init__(self, controller: TrialController, slots: Slots, workers: Workers) -> None:
         self._controller, self._slots, self._workers = controller, slots, workers
@@ -85,12 +86,12 @@ class Search(SearchAlgorithm):
         return {}
 
     def add_configurations(self, experiments: Experiment | list[Experiment] | dict[str, dict[str, Any]]) -> None:
-        """Where trials belong. Tune passes a list of one."""
+        """Store the experiment; Tune passes a list of one."""
         assert isinstance(experiments, list)
         self._experiment = experiments[0]
 
     def next_trial(self) -> Trial | None:
-        """The next attempt, or None for now."""
+        """Return the next attempt; None where none can start now."""
         experiment = self._experiment
         assert experiment is not None
         with self._controller as controller:
@@ -111,7 +112,7 @@ class Search(SearchAlgorithm):
         return trial
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:  # noqa: ARG002
-        """Ends arrive as reports; what is left here is a worker that died."""
+        """Handle a worker that died; regular ends arrive as reports."""
         trial = self._trials.pop(trial_id, None)
         if trial is None or not error:
             self._workers.on_attempt_end(trial_id, lost=False)
@@ -122,42 +123,42 @@ class Search(SearchAlgorithm):
             controller.on_worker_lost(trial_id, trial.cause)
 
     def is_finished(self) -> bool:
-        """Nothing runs and nothing will."""
+        """Return whether no attempt runs and none will start."""
         return self._controller.is_idle
 
 
 class Scheduler(FIFOScheduler):
-    """Passes results to the trial controller and its decisions back."""
+    """Scheduler: passes results to the trial controller and returns its decisions."""
 
     def __init__(self, controller: TrialController, slots: Slots, workers: Workers) -> None:
         super().__init__()
         self._controller, self._slots, self._workers = controller, slots, workers
-        self._remaining = False
+        self._cache_enlarged = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
 
     def on_trial_add(self, tune_controller: TuneController, trial: Trial) -> None:
-        """Keep as many warm workers as there are slots: Tune's cache alone drops one when two trials end at once."""
-        if not self._remaining:
+        """Keep as many warm workers as there are slots; Tune's own cache drops one when two trials end together."""
+        if not self._cache_enlarged:
             wrapped: Any = tune_controller  # Tune passes its controller in a wrapper
             wrapped._tune_controller._actor_cache.increase_max(trial.placement_group_factory, by=self._slots.count)
-            self._remaining = True
+            self._cache_enlarged = True
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
-        """Observe, then go on or stop."""
+        """Pass the report to the controller; return CONTINUE or STOP."""
         report: AttemptReport = result[REPORT]
-        with self._controller as conductor:
-            goes_on = conductor.on_report(trial.trial_id, report)
+        with self._controller as controller:
+            continues = controller.on_report(trial.trial_id, report)
             if report.retire and self._workers.retire(trial.trial_id):
-                # Tune keeps for the next trial only actors that it knows to have started; the others it ends.
+                # Tune reuses only actors that it knows as started, and ends the others.
                 wrapped: Any = tune_controller
-                controller = wrapped._tune_controller
-                controller._started_actors.discard(controller._trial_to_actor[trial])
-        return TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP
+                tune = wrapped._tune_controller
+                tune._started_actors.discard(tune._trial_to_actor[trial])
+        return TrialScheduler.CONTINUE if continues else TrialScheduler.STOP
 
     def choose_trial_to_run(self, tune_controller: TuneController) -> Trial | None:
-        """Called ten times a second at least: the trial controller's clock."""
+        """Poll the trial controller; Tune calls this at least ten times a second."""
         wrapped: Any = tune_controller
         trials: list[Trial] = wrapped.get_trials()
         with self._controller as controller:
@@ -166,7 +167,7 @@ class Scheduler(FIFOScheduler):
                 if trial.status == Trial.RUNNING:  # pending ones wait for their slot or placement group
                     controller.began(trial.trial_id)
             controller.poll()
-        # Tune goes through all it ever had at every step; of those that ended nobody asks any more.
+        # Tune iterates over all its trials at every step; finished ones are removed, which keeps steps fast.
         trials[:] = [trial for trial in trials if not trial.is_finished()]
         return super().choose_trial_to_run(tune_controller)
 
@@ -176,12 +177,12 @@ def _name(trial: Trial) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    """One line, without secrets, of what Ray says at length: the exception itself, or how the process ended."""
+    """Return one line of Ray's long message without secrets: the exception, or how the process ended."""
     lines = [line.strip() for line in _ANSI_COLORS.sub("", str(error)).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    telling = [line for line in lines if "Worker exit detail" in line or "exit code" in line]
-    return redact(f"{type(error).__name__}: {(telling or lines[-1:])[0]}")
+    exit_details = [line for line in lines if "Worker exit detail" in line or "exit code" in line]
+    return redact(f"{type(error).__name__}: {(exit_details or lines[-1:])[0]}")
 
 
 def run_trials(
@@ -196,11 +197,20 @@ def run_trials(
     longest_row: int = 1,
     open_session: SessionFactory = open_session,
 ) -> StopReason:
-    """Run the study's remaining trials, inside a `cluster`; return why the run ended.
+    """Run the study's remaining trials on the connected Ray cluster; return why the run ended.
 
-    `finish_config` completes a trial's configuration (an SFT stage's model), `on_trial_end` is called after each ended
-    trial, `longest_row` is the number of tokens of the data's longest row. While the sweep is paused its worker
-    processes are gone, and with them what they held on the GPUs.
+    While the sweep is paused, the worker processes are ended and their GPU memory is free.
+
+    Args:
+        study: the study.
+        sink: tracking.
+        view: progress view.
+        signals: handler of stop signals.
+        slots: concurrent trials and their resources.
+        finish_config: completes a trial's configuration, for example with the SFT stage's model.
+        on_trial_end: called after each ended trial.
+        longest_row: tokens of the data's longest row.
+        open_session: opens a worker's training session.
     """
     while True:
         controller = TrialController(
@@ -209,9 +219,9 @@ def run_trials(
         stop = _run_tune(controller, study, slots, open_session)
         if stop.kind is not StopKind.PAUSED:
             return stop
-        ended = wait_while_paused(study, view, signals, stop.text)
-        if ended is not None:
-            return ended
+        stop_while_paused = wait_while_paused(study, view, signals, stop.text)
+        if stop_while_paused is not None:
+            return stop_while_paused
 
 
 def _run_tune(controller: TrialController, study: Study, slots: Slots, open_session: SessionFactory) -> StopReason:
@@ -221,8 +231,8 @@ def _run_tune(controller: TrialController, study: Study, slots: Slots, open_sess
     from orchestrator.execution.workers.trial_worker import DedicatedWorkers
 
     study.check_concurrency(slots.count)
-    given = (study.folder.cache, session_factory(open_session, slots))
-    workers = SharedWorkers(slots, *given) if slots.trials_per_process > 1 else DedicatedWorkers(*given)
+    arguments = (study.folder.cache, session_factory(open_session, slots))
+    workers = SharedWorkers(slots, *arguments) if slots.trials_per_process > 1 else DedicatedWorkers(*arguments)
     storage, name = (study.folder.path / "ray").resolve(), f"tune-{time.time_ns()}"
     tuner = Tuner(
         workers.trainable,
@@ -247,7 +257,7 @@ def _run_tune(controller: TrialController, study: Study, slots: Slots, open_sess
         raise
     finally:
         workers.shut_down()
-        shutil.rmtree(storage / name, ignore_errors=True)  # Tune's own state: pickles that nobody may read again
+        shutil.rmtree(storage / name, ignore_errors=True)  # Tune's state: pickles, which are never loaded
     if controller.error is not None:
         raise controller.error
     return controller.result()

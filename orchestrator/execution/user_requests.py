@@ -1,7 +1,7 @@
-"""Requests from other terminals, and the budget's limits, while a sweep runs.
+"""User requests and limits of the budget while a sweep runs.
 
-A request about a single trial stays in the study until it has taken effect, so that a killed driver loses none. While
-the whole sweep is paused its driver waits; single paused trials may be all that is left of a sweep.
+A request for a single trial stays in the study until it has taken effect, so that a killed driver loses none. While
+the whole sweep is paused, its driver waits.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ from orchestrator.study.sweep_terms import budget_exceeded, target_reached
 from orchestrator.study.trial_records import Outcome, Request, TrialRecord, TrialState
 
 PAUSED_STATUS = "KILLED"
-"""MLflow has no word for it; the tag `state` says PAUSED."""
+"""MLflow has no status for paused runs; their tag `state` is PAUSED."""
 
 
 class TrialRequests:
-    """What people asked for and is not done yet. A trial in a worker's hands ends or pauses at its next report."""
+    """Pending user requests for single trials.
+
+    A running trial stops or pauses at its next report; a request is completed only after it took effect.
+    """
 
     def __init__(
         self, study: Study, sink: TrackingSink, view: ProgressView, on_trial_end: Callable[[TrialRecord], None]
     ) -> None:
         self._study, self._sink, self._view, self._on_trial_end = study, sink, view, on_trial_end
-        self._result: dict[int, Request] = {}
+        self._ending: dict[int, Request] = {}
         self._pausing: dict[int, Request] = {}
 
     def apply(self, requests: Sequence[Request], active: Mapping[int, AttemptTask]) -> None:
-        """Do what can be done now; `active` are the trials that workers have."""
+        """Apply requests; those for the running trials in `active` take effect at their next reports."""
         for request in requests:
             number = request.trial
             assert number is not None
@@ -43,24 +46,24 @@ class TrialRequests:
                 self._apply_now(number, request)
 
     def _forward_to_worker(self, number: int, request: Request, task: AttemptTask) -> None:
-        """A worker has it: remember, and answer when its report comes."""
+        """Store a request for a running trial until its next report."""
         match request.kind:
             case "prune" | "stop":
-                self._result[number] = request
+                self._ending[number] = request
             case "pause":
                 self._pausing[number] = request
                 if not task.stop_requested:
-                    self._view.log(f"trial {number} is asked to checkpoint and pause: {request.text}")
+                    self._view.log(f"trial {number} will checkpoint and pause: {request.text}")
                     task.request_stop()
             case _ if number not in self._pausing:
                 self._complete(request, f"trial {number} was not paused")
             case _:
-                pass  # once it is paused
+                pass  # takes effect after the pause
 
     def _apply_now(self, number: int, request: Request) -> None:
         record = self._study.trial(number)
         if record is None or record.state.finished:
-            state = "not there" if record is None else f"{record.state} already"
+            state = "unknown" if record is None else f"{record.state} already"
             self._complete(request, f"too late to {request.kind}: trial {number} is {state}")
         elif request.kind in (PRUNE, STOP):
             outcome = outcome_of_request(request)
@@ -76,15 +79,15 @@ class TrialRequests:
         elif request.kind == UNPAUSE:
             self._study.unpause(number, request.text)
             self._complete(request)
-            self._view.log(f"trial {number} goes on: {request.text}")
+            self._view.log(f"trial {number} continues: {request.text}")
 
     def end_outcome(self, number: int) -> Outcome | None:
-        """How this trial is to end by hand; None: it goes on."""
-        request = self._result.get(number)
+        """Return the outcome that a user requested for this trial; None without a request."""
+        request = self._ending.get(number)
         return None if request is None else outcome_of_request(request)
 
     def pause_if_requested(self, number: int) -> bool:
-        """Its worker has let go of it: if it was to be paused it is now, and True."""
+        """Pause a released trial if requested; return whether it was."""
         request = self._pausing.get(number)
         if request is None:
             return False
@@ -92,7 +95,7 @@ class TrialRequests:
         return True
 
     def pause(self, number: int, request: Request) -> None:
-        """Put the trial aside."""
+        """Pause a trial without worker and complete the request."""
         tags = {"state": TrialState.PAUSED.value, "reason": request.text}
         self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
         self._study.pause(number, request.text)
@@ -103,8 +106,8 @@ class TrialRequests:
         self._view.update_trial(paused)
 
     def complete(self, number: int) -> None:
-        """The trial has ended, by hand or before a hand reached it."""
-        for waiting in (self._result, self._pausing):
+        """Complete all requests for a trial that has ended, by request or before."""
+        for waiting in (self._ending, self._pausing):
             request = waiting.pop(number, None)
             if request is not None:
                 self._complete(request)
@@ -117,18 +120,17 @@ class TrialRequests:
 
 
 def outcome_of_request(request: Request) -> Outcome:
-    """How a trial ends that somebody ended."""
-    return Outcome(TrialState.PRUNED, f"by hand: {request.text}")
+    """Return the outcome of a trial that a user stopped or pruned."""
+    return Outcome(TrialState.PRUNED, f"by request: {request.text}")
 
 
 _REQUEST_POLL_SECONDS = 1.0
 
 
 class StopConditions:
-    """Polls the study for reasons to stop the sweep and for requests about single trials (`trial_requests`).
+    """Polls the study for stop requests, the budget and requests for single trials (`trial_requests`).
 
-    `stop_reason`, once set, stays. `has_polled`: whether the last call read the study, and so saw what other terminals
-    had done.
+    `stop_reason` is never unset, except after a pause. `has_polled`: whether the last call of `poll` read the study.
     """
 
     def __init__(self, study: Study) -> None:
@@ -139,7 +141,7 @@ class StopConditions:
         self._target: str = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
     def poll(self) -> StopReason | None:
-        """Look, at most once a second."""
+        """Read the study, at most once a second; return why the sweep must stop, else None."""
         now = time.monotonic()
         self.has_polled = self.stop_reason is None and now - self._asked_at >= _REQUEST_POLL_SECONDS
         if not self.has_polled:
@@ -164,36 +166,34 @@ class StopConditions:
         self._study.complete_request(request.seq)
 
     def on_trial_end(self, record: TrialRecord) -> None:
-        """A trial ended: it may be what the sweep was looking for."""
+        """Check an ended trial against the budget's target."""
         self._target = self._target or _target_reached(self._study.spec, record)
 
     def budget_reason(self) -> StopReason | None:
-        """Time or target ends the sweep, with what gives it more."""
+        """Return the stop reason where the time limit or the target is reached, with the setting that extends it."""
         budget = self._study.spec.budget
         if self._target:
-            more = "`--set budget.target=VALUE` asks for more, null for no target"
-            return StopReason(StopKind.TARGET, f"{self._target}; {more}")
+            hint = "`--set budget.target=VALUE` sets another target, null none"
+            return StopReason(StopKind.TARGET, f"{self._target}; {hint}")
         if not budget.has_time_limit or not (over := budget_exceeded(budget, self._study.usage())):
             return None
         setting, limit = ("gpu_hours", budget.gpu_hours) if "gpu_hours" in over else ("hours", budget.hours)
-        return StopReason(
-            StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{setting}={2 * (limit or 0.0):g}` gives it more"
-        )
+        return StopReason(StopKind.OUT_OF_BUDGET, f"{over}; `--set budget.{setting}={2 * (limit or 0.0):g}` extends it")
 
 
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
     if record is None or not target_reached(spec.budget, spec.goal, record.value):
         return ""
-    return f"trial {record.number} has {spec.goal.metric} {record.value:g}, and the target is {spec.budget.target:g}"
+    return f"trial {record.number} has {spec.goal.metric} {record.value:g}, the target is {spec.budget.target:g}"
 
 
 _POLL_SECONDS = 0.5
 
 
 def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, reason: str) -> StopReason | None:
-    """Until the sweep is unpaused (None), stopped or interrupted. Requests about single trials wait as well."""
+    """Wait until the paused sweep continues (None), is stopped or interrupted; requests for single trials wait too."""
     study.pause_sweep(reason)
-    view.set_stage(f"paused: {reason}; `orchestrate unpause {study.folder.name}` goes on")
+    view.set_stage(f"paused: {reason}; `orchestrate unpause {study.folder.name}` continues")
     while True:
         view.refresh()
         study.heartbeat()
@@ -206,30 +206,28 @@ def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, 
                     return StopReason(StopKind.STOPPED, request.text)
                 if request.kind == UNPAUSE:
                     study.resume_sweep(request.text)
-                    view.log(f"goes on: {request.text}")
+                    view.log(f"continuing: {request.text}")
                     return None
         time.sleep(_POLL_SECONDS)
 
 
 def paused_notices(study: Study) -> list[str]:
-    """What an earlier pause still holds, or no longer does, in words: to be told before this driver begins."""
+    """Return notices about an ended pause of the sweep and about trials that are still paused."""
     name = study.folder.name
-    message: list[str] = []
+    notices: list[str] = []
     if reason := study.pause_reason():
-        message.append(f"{name} was paused when its last driver ended ({reason}): it goes on now")
+        notices.append(f"{name} was paused when its last driver ended ({reason}): it continues now")
     for record in study.trials():
         if record.state is TrialState.PAUSED:
-            again = f"`orchestrate unpause {name} {record.number}` takes it up again"
-            message.append(f"trial {record.number} stays paused ({record.reason}): {again}")
-    return message
+            hint = f"`orchestrate unpause {name} {record.number}` continues it"
+            notices.append(f"trial {record.number} stays paused ({record.reason}): {hint}")
+    return notices
 
 
 def remaining_reason(study: Study) -> StopReason:
-    """How a sweep ended that has nothing more to run."""
+    """Return the stop reason of a sweep without trials to run: finished, or only paused trials are left."""
     paused = [str(r.number) for r in study.trials() if r.state is TrialState.PAUSED]
     if paused:
-        first = f"orchestrate unpause {study.folder.name} {paused[0]}"
-        return StopReason(
-            StopKind.PUT_ASIDE, f"nothing is left to do but what is paused: {', '.join(paused)}; `{first}`"
-        )
+        hint = f"orchestrate unpause {study.folder.name} {paused[0]}"
+        return StopReason(StopKind.PUT_ASIDE, f"only paused trials are left: {', '.join(paused)}; `{hint}`")
     return StopReason(StopKind.FINISHED, study.exhausted_reason())

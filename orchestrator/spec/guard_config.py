@@ -105,11 +105,15 @@ class GuardConfig(FrozenModel):
     A loss, gradient norm or objective that is not finite ends a trial in any case.
     """
 
-    loss: LossRule | None = LossRule()
-    grad_norm: GradNormRule | None = GradNormRule()
-    chosen_logps: ChosenLogpsRule | None = ChosenLogpsRule()
-    repetition: RepetitionRule | None = RepetitionRule()
-    answer_length: AnswerLengthRule | None = AnswerLengthRule()
+    loss: LossRule | None = Field(default=LossRule(), description="The training loss stays above its start.")
+    grad_norm: GradNormRule | None = Field(default=GradNormRule(), description="The gradient's norm explodes.")
+    chosen_logps: ChosenLogpsRule | None = Field(
+        default=ChosenLogpsRule(), description="The chosen responses' log-probs collapse."
+    )
+    repetition: RepetitionRule | None = Field(default=RepetitionRule(), description="Greedy answers repeat themselves.")
+    answer_length: AnswerLengthRule | None = Field(
+        default=AnswerLengthRule(), description="Greedy answers grow out of hand."
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -16,12 +16,12 @@ _NonNegativeInt = Annotated[int, Field(ge=0)]
 class RewardModel(FrozenModel):
     """A sequence-classification model: the completion with the higher score wins. Shorthand: its name alone."""
 
-    name_or_path: NonEmptyStr
-    revision: str | None = None
+    name_or_path: NonEmptyStr = Field(description="Hub name or folder.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
     label: _NonNegativeInt | None = Field(
         default=None, description="Index of the output that is the reward; needed if the model has several."
     )
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = Field(default="float32", description="Of its weights.")
     max_length: PositiveInt = Field(
         default=4096, description="Tokens of a dialogue; longer ones are truncated at their beginning."
     )
@@ -36,7 +36,7 @@ class Endpoint(FrozenModel):
     """A language model behind an OpenAI-compatible API. The file names the environment variable with its key."""
 
     url: NonEmptyStr = Field(description="URL up to /chat/completions, such as https://api.openai.com/v1.")
-    model: NonEmptyStr
+    model: NonEmptyStr = Field(description="Name of the model at the endpoint.")
     api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = Field(
         default=None, description="Environment variable with the API key; null: no key is sent."
     )
@@ -97,16 +97,20 @@ class JudgeConfig(FrozenModel):
         "rows.",
     )
     samples: _NonNegativeInt = Field(default=1, description="Sampled completions per prompt, besides the greedy one.")
-    max_new_tokens: PositiveInt = 512
-    temperature: PositiveFloat = 0.7
-    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    seed: int = 0
+    max_new_tokens: PositiveInt = Field(default=512, description="Maximum tokens of a completion.")
+    temperature: PositiveFloat = Field(default=0.7, description="Temperature of the sampled completions.")
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0, description="Nucleus sampling: share of probability that is sampled from."
+    )
+    seed: int = Field(default=0, description="Seed of the sampled completions.")
     tokens_per_batch: PositiveInt = Field(
         default=32768, description="Tokens of one batch of generation or scoring; affects results by rounding only."
     )
     checker: bool = Field(default=True, description="Judge by the rows' own `answer`, if they have one.")
-    reward_model: RewardModel | None = None
-    endpoint: Endpoint | None = None
+    reward_model: RewardModel | None = Field(
+        default=None, description="A sequence-classification model that scores completions."
+    )
+    endpoint: Endpoint | None = Field(default=None, description="A language model behind an OpenAI-compatible API.")
 
     @field_validator("prompts_from", mode="before")
     @classmethod

@@ -72,10 +72,16 @@ class PercentilePruner(FrozenModel):
 
     kind: Literal["percentile"] = "percentile"
     metric: Metric = None
-    percentile: Annotated[float, Field(gt=0, lt=100)] = 25.0
-    n_startup_trials: PositiveInt = 5
+    percentile: Annotated[float, Field(gt=0, lt=100)] = Field(
+        default=25.0, description="Trials within this best share go on."
+    )
+    n_startup_trials: PositiveInt = Field(
+        default=5, description="Trials that must have completed before any is stopped."
+    )
     n_warmup_steps: Warmup = 0
-    n_min_trials: PositiveInt = 1
+    n_min_trials: PositiveInt = Field(
+        default=1, description="Trials with a value at that update that a comparison needs."
+    )
 
 
 class MedianPruner(FrozenModel):
@@ -83,9 +89,13 @@ class MedianPruner(FrozenModel):
 
     kind: Literal["median"] = "median"
     metric: Metric = None
-    n_startup_trials: PositiveInt = 5
+    n_startup_trials: PositiveInt = Field(
+        default=5, description="Trials that must have completed before any is stopped."
+    )
     n_warmup_steps: Warmup = 0
-    n_min_trials: PositiveInt = 1
+    n_min_trials: PositiveInt = Field(
+        default=1, description="Trials with a value at that update that a comparison needs."
+    )
 
 
 class ThresholdPruner(FrozenModel):
@@ -93,8 +103,8 @@ class ThresholdPruner(FrozenModel):
 
     kind: Literal["threshold"] = "threshold"
     metric: Metric = None
-    lower: float | None = None
-    upper: float | None = None
+    lower: float | None = Field(default=None, description="Stop below this value.")
+    upper: float | None = Field(default=None, description="Stop above this value.")
     n_warmup_steps: Warmup = 0
 
     @model_validator(mode="after")
@@ -110,7 +120,7 @@ class WilcoxonPruner(FrozenModel):
     """Stops a trial that is worse than the best one by a Wilcoxon signed-rank test over the held-out pairs."""
 
     kind: Literal["wilcoxon"] = "wilcoxon"
-    p_threshold: Fraction = 0.1
+    p_threshold: Fraction = Field(default=0.1, description="Stop where the test's p-value is below this.")
     n_warmup_steps: Warmup = Field(
         default=0.5,
         description="No trial is pruned before: updates, or a share of the training below 1. Early differences show "
@@ -128,9 +138,11 @@ class PatientPruner(FrozenModel):
 
     kind: Literal["patient"] = "patient"
     metric: Metric = None
-    patience: PositiveInt = 3
-    min_delta: NonNegativeFloat = 0.0
-    wrapped: Annotated[RankingPruner, Field(discriminator="kind")] | None = None
+    patience: PositiveInt = Field(default=3, description="Evaluations without an improvement.")
+    min_delta: NonNegativeFloat = Field(default=0.0, description="Smallest change that counts as an improvement.")
+    wrapped: Annotated[RankingPruner, Field(discriminator="kind")] | None = Field(
+        default=None, description="Another pruner that has to agree."
+    )
 
 
 Pruner = Annotated[NoPruner | RankingPruner | PatientPruner, Field(discriminator="kind")]

@@ -42,7 +42,9 @@ class TpeSampler(FrozenModel):
     kind: Literal["tpe"] = "tpe"
     seed: Seed = 0
     n_startup_trials: Startup = 10
-    n_ei_candidates: PositiveInt = 24
+    n_ei_candidates: PositiveInt = Field(
+        default=24, description="Candidates from which the best expected improvement is taken."
+    )
 
 
 class GpSampler(FrozenModel):

@@ -62,7 +62,9 @@ class Notify(FrozenModel):
     command: tuple[NonEmptyStr, ...] | None = Field(
         default=None, min_length=1, description="Program and arguments; reads the notification as JSON from stdin."
     )
-    on: tuple[NotificationKind, ...] = get_args(NotificationKind)
+    on: tuple[NotificationKind, ...] = Field(
+        default=get_args(NotificationKind), description="Events that are notified of."
+    )
     stalled_minutes: PositiveFloat = Field(
         default=30.0, description="Minutes without metrics or any other report of a worker."
     )
@@ -130,7 +132,9 @@ class Resources(FrozenModel):
         default=None,
         description="By default 1 if there are GPUs, else 0. Above 1: a whole number, with a process on each GPU.",
     )
-    cpus_per_trial: PositiveFloat = 1.0
+    cpus_per_trial: PositiveFloat = Field(
+        default=1.0, description="CPU cores that a trial takes, at least one for each of its processes."
+    )
     processes_per_trial: PositiveInt | None = Field(
         default=None,
         description="Processes that train one trial on one machine; by default one on each of its GPUs. "
@@ -169,8 +173,8 @@ class Resources(FrozenModel):
 class Tracking(FrozenModel):
     """MLflow's tracking URI, by default $MLFLOW_TRACKING_URI, else runs/mlflow.db, and its experiment."""
 
-    uri: NonEmptyStr | None = None
-    experiment: NonEmptyStr = "prefsweep"
+    uri: NonEmptyStr | None = Field(default=None, description="MLflow tracking URI.")
+    experiment: NonEmptyStr = Field(default="prefsweep", description="Name of the MLflow experiment.")
     artifacts: StorageUrl | None = Field(
         default=None,
         description="Artifact location of a new experiment: a URL such as s3://bucket/prefix. By default "
@@ -181,7 +185,7 @@ class Tracking(FrozenModel):
 class SftStage(FrozenModel):
     """Supervised fine-tuning of the initial model on chosen responses, once before the trials, cached by content."""
 
-    training: TrainingConfig
+    training: TrainingConfig = Field(description="As base.training, for this stage.")
     data: DataConfig | None = Field(default=None, description="By default base.data.")
 
 

@@ -1,14 +1,9 @@
-"""`Study`: ask, report, tell, release, retry, pause, amend. Everything else can be lost and rebuilt from the study.
-
-`DrivenStudy` adds the driver's lease, working time and changes of the spec; `HoldingStudy` adds the trials that this
-process's workers run.
-"""
+"""`Study`: ask, report, tell, release, retry, pause, amend. Everything else can be lost and rebuilt from the study."""
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Self
@@ -52,11 +47,15 @@ from orchestrator.study.trial_snapshots import TrialSnapshot
 from trainer.results import StepMetrics, StopDecision
 
 
-class DrivenStudy(StudyReader):
-    """A study with the driver's lease, which the first call that writes acquires."""
+class Study(StudyReader):
+    """The study of one sweep, with an ask-and-tell interface. `StudyReader` has what every process may read.
+
+    The first call that needs the driver's lease acquires it, `ask` among them.
+    """
 
     def __init__(self, folder: SweepFolder, database: StudyDatabase) -> None:
         super().__init__(folder, database)
+        self._running: dict[int, RunningTrial] = {}
         self._driver: DriverLease | None = None
         self._heart: Heartbeat | None = None
         self._gpus = 1.0
@@ -65,6 +64,35 @@ class DrivenStudy(StudyReader):
     def _set_spec(self, spec: SweepSpec) -> None:
         self.spec = spec
         self._issuer = TrialIssuer(self._optuna_trials, self._repository, self._queue, spec, self.terms)
+
+    @classmethod
+    def create(
+        cls,
+        folder: SweepFolder,
+        spec: SweepSpec,
+        storage: str | None = None,
+        *,
+        slots: int = 1,
+        train_pairs: int | None = None,
+        earlier: Sequence[TrialSnapshot] = (),
+    ) -> Self:
+        """Create the study of a sweep.
+
+        Args:
+            folder: The sweep's folder.
+            spec: The sweep.
+            storage: An SQLAlchemy URL without password; by default the spec's, else SQLite in the sweep's folder.
+            slots: Trials at a time; the default lag depends on it.
+            train_pairs: Training pairs, needed where rungs are shares of the training; None if unknown.
+            earlier: Trials of another sweep for the sampler (warm start).
+
+        Raises:
+            NameTaken: The database has a sweep of this name.
+        """
+        terms = SweepTerms.create(spec, slots, train_pairs, earlier)
+        return cls(folder, create_study(folder, spec, terms, storage or spec.storage))
+
+    # --- the driver's lease --------------------------------------------------------------------------------------
 
     def start_driving(self, gpus: float | None = None) -> None:
         """Acquire the driver's lease: older drivers' writes are refused, and working time counts. `ask` does it too.
@@ -154,40 +182,89 @@ class DrivenStudy(StudyReader):
             self._set_spec(spec)
         return changed
 
-    # --- inside --------------------------------------------------------------------------------------------------
+    # --- running trials ------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _driving(self) -> Generator[Connection]:
-        if self._driver is None:
-            DriverLease.wait_for_release(self._repository, self._database.snapshot)
-            with self._database.transaction() as c:
-                driver = DriverLease.acquire(self._repository, c)
-            self._driver, self._heart = driver, Heartbeat(functools.partial(self._write_heartbeat, driver))
-            self._optuna_trials.set_exclusive()
-        with self._database.transaction() as c:
-            self._driver.check_fencing_token(c)
-            yield c
+    def ask(self) -> Trial | WaitForTrial | None:
+        """Return the next trial to run: first unfinished trials of an ended driver, then new ones.
 
-    @contextmanager
-    def _transaction(self) -> Generator[Connection]:
-        """A driver's transactions check the fencing token too; other processes may add events and requests."""
-        with super()._transaction() if self._driver is None else self._driving() as c:
-            yield c
+        Returns WaitForTrial while the next trial's proposal or pruning depends on a trial that still runs, and None
+        if the budget is spent or the search space exhausted; `exhausted_reason` tells which.
+        """
+        with self._driving() as c:
+            trials = self._optuna_trials.snapshots()
+            waiting = (t for t in self._optuna_trials.unfinished() if not optuna_trials.is_paused(t))
+            orphan = next((t for t in waiting if t.number not in self._running), None)
+            if orphan is not None:
+                issued = self._issuer.retry(c, orphan)
+            elif self._limit(c, trials):
+                issued = None
+            elif (blocking := self._issuer.blocking_trial(c, trials)) is not None:
+                return WaitForTrial(blocking)
+            else:
+                issued = self._issuer.next(c, trials)
+                trials = trials if issued is None else self._optuna_trials.snapshots()
+            if issued is None:
+                return None
+            trial, trial_id = self._with_micro_batch_limit(issued[0]), issued[1]
+            logged = [] if orphan is None else self._logged_history(c, trial.number)
+            pruner = self._issuer.make_pruner(c, trial.number, trials)
+            self._repository.add_attempt(c, trial.number, trial.attempt, self._gpus)
+        early_stopping = self._make_early_stopping(pruner, -1 if trial.fork is None else trial.fork.step)
+        early_stopping.update(logged)
+        return self._register(trial, trial_id, early_stopping)
 
-    def _write_heartbeat(self, driver: DriverLease) -> None:
-        with self._database.separate_transaction() as c:
-            driver.heartbeat(c)
+    def retry(self, trial: Trial, micro_batch: int | None = None, reason: str = "") -> Trial:
+        """Retry a trial whose worker was lost: return its next attempt. Writes of the old attempt are refused.
 
-    def _limit(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
-        return self._issuer.limit_reason(c, trials, lambda: self._usage(c))
+        After running out of memory, `micro_batch` limits the tokens per micro-batch of this and later trials; `reason`
+        goes to the history.
+        """
+        with self._driving() as c:
+            running = self._require_current(trial, "another attempt")
+            self._record_working_time(c, running)
+            if micro_batch is not None:
+                self._set(running.trial_id, MICRO_BATCH, micro_batch)
+                text = f"attempt {trial.attempt}: {reason}; from now on {micro_batch} tokens per micro-batch"
+                self._repository.add_event(c, "out of memory", text, trial.number)
+            again, trial_id = self._issuer.retry(c, self._optuna_trials.trial(running.trial_id))
+            again = self._with_micro_batch_limit(again)
+            self._repository.add_attempt(c, again.number, again.attempt, self._gpus)
+        return self._register(again, trial_id, running.early_stopping)
 
+    def set_micro_batch_limit(self, tokens: int | None, reason: str) -> None:
+        """Limit the tokens per micro-batch after the SFT stage ran out of memory; None: even one pair did not fit."""
+        with self._driving() as c:
+            self._optuna_trials.set_study(MICRO_BATCH, tokens)
+            text = "one pair was too much" if tokens is None else f"from now on {tokens} tokens per micro-batch"
+            self._repository.add_event(c, "out of memory", f"sft: {reason}; {text}" if reason else f"sft: {text}", None)
 
-class HoldingStudy(DrivenStudy):
-    """A driven study with the trials that its workers run."""
+    def report(
+        self,
+        trial: Trial,
+        metrics: Sequence[StepMetrics],
+        before_commit: Callable[[Sequence[StepMetrics]], None] = lambda _: None,
+    ) -> tuple[list[StepMetrics], StopDecision]:
+        """Store metrics of new steps; return those that count and the decision after them. A repeated step counts once.
 
-    def __init__(self, folder: SweepFolder, database: StudyDatabase) -> None:
-        super().__init__(folder, database)
-        self._running: dict[int, RunningTrial] = {}
+        If the trial must stop at a step, later metrics do not count, whenever they arrived, so that a sweep that is
+        killed in between ends with the same metrics.
+
+        before_commit: called with the metrics that count before the transaction begins, to write them to tracking. If
+        the process is killed in between, they are reported again, and tracking ignores the repetition.
+        """
+        stopping = self._require_current(trial, "metrics").early_stopping
+        counted = stopping.update(metrics)
+        if counted:
+            before_commit(counted)
+        with self._driving() as c:
+            running = self._require_current(trial, "metrics")
+            running.begin()
+            self._record_working_time(c, running)
+            before, running.logged = running.logged or self._repository.logged_metrics(c, trial.number), None
+            fresh = {p.step: p for p in reversed(counted) if p.step not in before.steps}
+            after = self._add_metrics(c, running, list(fresh.values()), before) if fresh else before
+        running.logged = after
+        return counted, stopping.decision
 
     def begun(self, trial: Trial) -> None:
         """Record that a worker started the trial: GPU time counts from the first such call, not from `ask`."""
@@ -246,6 +323,33 @@ class HoldingStudy(DrivenStudy):
 
     # --- inside --------------------------------------------------------------------------------------------------
 
+    @contextmanager
+    def _driving(self) -> Generator[Connection]:
+        if self._driver is None:
+            DriverLease.wait_for_release(self._repository, self._database.snapshot)
+            with self._database.transaction() as c:
+                driver = DriverLease.acquire(self._repository, c)
+            self._driver = driver  # after the commit
+            self._heart = Heartbeat(self._write_heartbeat)
+            self._optuna_trials.set_exclusive()
+        with self._database.transaction() as c:
+            self._driver.check_fencing_token(c)
+            yield c
+
+    @contextmanager
+    def _transaction(self) -> Generator[Connection]:
+        """A driver's transactions check the fencing token too; other processes may add events and requests."""
+        with super()._transaction() if self._driver is None else self._driving() as c:
+            yield c
+
+    def _write_heartbeat(self) -> None:
+        assert self._driver is not None
+        with self._database.separate_transaction() as c:
+            self._driver.heartbeat(c)
+
+    def _limit(self, c: Connection, trials: Sequence[TrialSnapshot]) -> str:
+        return self._issuer.limit_reason(c, trials, lambda: self._usage(c))
+
     def _finish(self, c: Connection, trial_id: int, outcome: Outcome) -> TrialRecord:
         frozen = self._optuna_trials.trial(trial_id)
         _, last_metrics = self._repository.progress_of(c, frozen.number)
@@ -294,119 +398,6 @@ class HoldingStudy(DrivenStudy):
         written = self._repository.gpu_seconds(c, excluding={(h.number, h.attempt) for h in self._running.values()})
         running = sum(h.seconds * h.gpus for h in self._running.values())
         return Usage(self._driver.total_working_seconds(c) / 3600, (written + running) / 3600)
-
-
-class Study(HoldingStudy):
-    """The study of one sweep, with an ask-and-tell interface. The first `ask` makes this process the driver.
-
-    `StudyReader` has what every process may read, `DrivenStudy` the lease and the spec, `HoldingStudy` how trials end,
-    pause and are released.
-    """
-
-    @classmethod
-    def create(
-        cls,
-        folder: SweepFolder,
-        spec: SweepSpec,
-        storage: str | None = None,
-        *,
-        slots: int = 1,
-        train_pairs: int | None = None,
-        earlier: Sequence[TrialSnapshot] = (),
-    ) -> Self:
-        """Create the study of a sweep.
-
-        Args:
-            folder: The sweep's folder.
-            spec: The sweep.
-            storage: An SQLAlchemy URL without password; by default the spec's, else SQLite in the sweep's folder.
-            slots: Trials at a time; the default lag depends on it.
-            train_pairs: Training pairs, needed where rungs are shares of the training; None if unknown.
-            earlier: Trials of another sweep for the sampler (warm start).
-
-        Raises:
-            NameTaken: The database has a sweep of this name.
-        """
-        terms = SweepTerms.create(spec, slots, train_pairs, earlier)
-        return cls(folder, create_study(folder, spec, terms, storage or spec.storage))
-
-    def ask(self) -> Trial | WaitForTrial | None:
-        """Return the next trial to run: first unfinished trials of an ended driver, then new ones.
-
-        Returns WaitForTrial while the next trial's proposal or pruning depends on a trial that still runs, and None
-        if the budget is spent or the search space exhausted; `exhausted_reason` tells which.
-        """
-        with self._driving() as c:
-            trials = self._optuna_trials.snapshots()
-            waiting = (t for t in self._optuna_trials.unfinished() if not optuna_trials.is_paused(t))
-            orphan = next((t for t in waiting if t.number not in self._running), None)
-            if orphan is not None:
-                issued = self._issuer.retry(c, orphan)
-            elif self._limit(c, trials):
-                issued = None
-            elif (blocking := self._issuer.blocking_trial(c, trials)) is not None:
-                return WaitForTrial(blocking)
-            else:
-                issued = self._issuer.next(c, trials)
-                trials = trials if issued is None else self._optuna_trials.snapshots()
-            if issued is None:
-                return None
-            trial, trial_id = self._with_micro_batch_limit(issued[0]), issued[1]
-            logged = [] if orphan is None else self._logged_history(c, trial.number)
-            pruner = self._issuer.make_pruner(c, trial.number, trials)
-            self._repository.add_attempt(c, trial.number, trial.attempt, self._gpus)
-        early_stopping = self._make_early_stopping(pruner, -1 if trial.fork is None else trial.fork.step)
-        early_stopping.update(logged)
-        return self._register(trial, trial_id, early_stopping)
-
-    def retry(self, trial: Trial, micro_batch: int | None = None, reason: str = "") -> Trial:
-        """Retry a trial whose worker was lost: return its next attempt. Writes of the old attempt are refused.
-
-        After running out of memory, `micro_batch` limits the tokens per micro-batch of this and later trials; `reason`
-        goes to the history.
-        """
-        with self._driving() as c:
-            running = self._require_current(trial, "another attempt")
-            self._record_working_time(c, running)
-            if micro_batch is not None:
-                self._set(running.trial_id, MICRO_BATCH, micro_batch)
-                text = f"attempt {trial.attempt}: {reason}; from now on {micro_batch} tokens per micro-batch"
-                self._repository.add_event(c, "out of memory", text, trial.number)
-            again, trial_id = self._issuer.retry(c, self._optuna_trials.trial(running.trial_id))
-            again = self._with_micro_batch_limit(again)
-            self._repository.add_attempt(c, again.number, again.attempt, self._gpus)
-        return self._register(again, trial_id, running.early_stopping)
-
-    def set_micro_batch_limit(self, tokens: int | None, reason: str) -> None:
-        """Limit the tokens per micro-batch after the SFT stage ran out of memory; None: even one pair did not fit."""
-        with self._driving() as c:
-            self._optuna_trials.set_study(MICRO_BATCH, tokens)
-            text = "one pair was too much" if tokens is None else f"from now on {tokens} tokens per micro-batch"
-            self._repository.add_event(c, "out of memory", f"sft: {reason}; {text}" if reason else f"sft: {text}", None)
-
-    def preview(self, trial: Trial, metrics: Sequence[StepMetrics]) -> tuple[list[StepMetrics], StopDecision]:
-        """Return the metrics that count and the decision after them, without writing; for tracking before `report`.
-
-        If the trial must stop at a step, later metrics do not count, whenever they arrived, so that a sweep that is
-        killed in between ends with the same metrics. Repeated calls return the same.
-        """
-        running = self._require_current(trial, "metrics")
-        return running.early_stopping.update(metrics), running.early_stopping.decision
-
-    def report(self, trial: Trial, metrics: Sequence[StepMetrics]) -> StopDecision:
-        """Store metrics of new steps and return the decision: continue or stop. A repeated step counts once."""
-        metrics, decision = self.preview(trial, metrics)
-        with self._driving() as c:
-            running = self._require_current(trial, "metrics")
-            running.begin()
-            self._record_working_time(c, running)
-            before, running.logged = running.logged or self._repository.logged_metrics(c, trial.number), None
-            fresh = {p.step: p for p in reversed(metrics) if p.step not in before.steps}
-            after = self._add_metrics(c, running, list(fresh.values()), before) if fresh else before
-        running.logged = after
-        return decision
-
-    # --- inside --------------------------------------------------------------------------------------------------
 
     def _add_metrics(
         self, c: Connection, running: RunningTrial, fresh: Sequence[StepMetrics], before: LoggedMetrics

@@ -15,7 +15,6 @@ from trainer.config.trial import TrialConfig
 class TrialState(StrEnum):
     """State of a trial. COMPLETE, PRUNED and FAILED are final. PAUSED: begun, and paused by a user until unpaused."""
 
-    QUEUED = "QUEUED"
     RUNNING = "RUNNING"
     PAUSED = "PAUSED"
     COMPLETE = "COMPLETE"
@@ -32,7 +31,6 @@ class FailureKind(StrEnum):
     """Why a trial failed. A lost worker is no failure of its trial, which gets another attempt."""
 
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
-    PREEMPTED = "PREEMPTED"
     DATA = "DATA"
     BUG = "BUG"
 

@@ -1,23 +1,130 @@
-"""Atomic creation of MLflow's SQLite database: interrupted migrations leave a database that cannot be opened."""
+"""The MLflow store: its URI, a client, the experiment, and MLflow's errors.
+
+MLflow's SQLite database is created atomically: interrupted migrations leave a database that cannot be opened.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 from uuid import uuid4
 
-from sqlalchemy import make_url
+from orchestrator.interfaces import MessageRejected, TrackingUnavailable
+from orchestrator.redaction import redact
+from orchestrator.tracking.run_metadata import TRAINING_EXPERIMENT
+from trainer.storage.atomic_files import FileLock, failpoint, fsync
 
-from trainer.storage.atomic_files import failpoint, file_lock, fsync
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+# Errors that a retry cannot fix. All others (server down, slow, locked, disk full, access denied) are retried.
+_PERMANENT_ERRORS = frozenset(
+    {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST", "INVALID_STATE"}
+)
+# Timeouts of the delivery thread for a server that hangs; no trial waits for it. Values set by the user are kept.
+_HTTP_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+
+
+def tracking_uri(root: Path, uri: str | None) -> str:
+    """Return MLflow's tracking URI: the spec's `tracking.uri`, else $MLFLOW_TRACKING_URI, else runs/mlflow.db."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{root.resolve() / 'mlflow.db'}"
+
+
+def is_local(uri: str) -> bool:
+    """Whether the store is a SQLite database of this machine, with artifacts as files beside it."""
+    return uri.startswith("sqlite:")
+
+
+def connect(root: Path, uri: str) -> MlflowClient:
+    """Return a client after creating the store if needed. The driver calls it first, as migrations must not run twice.
+
+    Raises TrackingUnavailable or MessageRejected.
+    """
+    for name, value in _HTTP_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    # The outbox reports errors once; MLflow would log a traceback per retry.
+    logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if is_local(uri):
+        root.mkdir(parents=True, exist_ok=True)
+    with translate_errors():
+        if is_local(uri):
+            create_mlflow_database(uri)
+        client = MlflowClient(uri)
+        client.search_experiments(max_results=1)
+    return client
+
+
+def ensure_experiment(client: MlflowClient, root: Path, uri: str, name: str, artifacts: str | None = None) -> str:
+    """Return the id of the experiment `name`; create it if needed, with its artifacts below the URL `artifacts`."""
+    from mlflow.exceptions import MlflowException
+
+    with translate_errors():
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            location = (root.resolve() / "artifacts" / name).as_uri() if is_local(uri) else None
+            location = location if artifacts is None else artifact_location(artifacts, name)
+            try:
+                return client.create_experiment(name, artifact_location=location)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+                found = client.get_experiment_by_name(name)
+                assert found is not None
+        return found.experiment_id
+
+
+def artifact_location(artifacts: str, experiment: str) -> str:
+    """Return the artifact location of an experiment below the URL `artifacts`."""
+    return f"{artifacts}/{quote(experiment, safe='')}"
+
+
+def fixed_artifact_location(root: Path, uri: str, experiment: str, artifacts: str) -> str | None:
+    """Return the artifact location of an existing experiment if it is not below `artifacts`; it cannot be changed.
+
+    None if the experiment does not exist or is below `artifacts`. Raises TrackingUnavailable.
+    """
+    from sqlalchemy import make_url
+
+    if is_local(uri) and not Path(make_url(uri).database or "").is_file():
+        return None
+    client = connect(root, uri)
+    with translate_errors():
+        found = client.get_experiment_by_name(experiment)
+    if found is None or found.artifact_location == artifact_location(artifacts, experiment):
+        return None
+    return str(found.artifact_location)
+
+
+def save_view(client: MlflowClient, experiment_id: str, view: tuple[str, str]) -> None:
+    """Set the saved view of charts (tag and value) of an experiment; the newest one counts."""
+    with translate_errors():
+        client.set_experiment_tag(experiment_id, *view)
+        client.set_experiment_tag(experiment_id, *TRAINING_EXPERIMENT)
 
 
 def create_mlflow_database(uri: str) -> None:
     """Create the SQLite database at `uri` with all tables if it does not exist: as a temporary file, then renamed."""
+    from sqlalchemy import make_url
+
     path = Path(make_url(uri).database or "")
     if path.exists():
         return
     from mlflow import MlflowClient
 
-    with file_lock(path.with_name(f".{path.name}.lock")):
+    with FileLock(path.with_name(f".{path.name}.lock")):
         if path.exists():
             return
         for stale in path.parent.glob(f".{path.name}.*.tmp*"):
@@ -30,3 +137,18 @@ def create_mlflow_database(uri: str) -> None:
         failpoint("mlflow.made")
         temporary.rename(path)
         fsync(path.parent)
+
+
+@contextmanager
+def translate_errors() -> Generator[None]:
+    """Raise MLflow's errors as MessageRejected or TrackingUnavailable."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError
+
+    try:
+        yield
+    except MlflowException as error:
+        kind = MessageRejected if error.error_code in _PERMANENT_ERRORS else TrackingUnavailable
+        raise kind(redact(str(error))) from error
+    except (OSError, DBAPIError) as error:  # requests' errors are OSErrors
+        raise TrackingUnavailable(redact(str(error))) from error

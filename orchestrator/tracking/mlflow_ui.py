@@ -7,17 +7,15 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from orchestrator.errors import OrchestrateError, StorageRefused
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
-from orchestrator.redaction import redact
-from orchestrator.tracking.mlflow_sink import connect, ensure_experiment, save_view
+from orchestrator.redaction import redact, without_credentials
+from orchestrator.tracking.mlflow_client import connect, ensure_experiment, save_view
 from orchestrator.tracking.run_metadata import charts_page
 
 START_TIMEOUT = 180.0
@@ -62,7 +60,7 @@ def start_ui(root: Path, uri: str, host: str = "127.0.0.1", port: int = 0) -> Ui
         StorageRefused: The store cannot be opened, or the server did not start.
     """
     if uri.startswith(("http://", "https://")):
-        return UiServer(_without_credentials(uri), None)
+        return UiServer(without_credentials(uri).rstrip("/"), None)
     if not is_loopback(host):
         raise NotLoopback(host)
     try:
@@ -110,13 +108,15 @@ def is_loopback(host: str) -> bool:
 
 
 def _wait(ui: UiServer, log: Path) -> None:
+    import httpx2
+
     assert ui.process is not None
     deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline and ui.process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{ui.base}/health", timeout=2):
-                return
-        except (urllib.error.URLError, OSError):
+    with httpx2.Client(timeout=2, trust_env=False) as client:  # no proxy stands before this machine
+        while time.monotonic() < deadline and ui.process.poll() is None:
+            with suppress(httpx2.HTTPError):
+                if client.get(f"{ui.base}/health").is_success:
+                    return
             time.sleep(0.1)
     ui.stop()
     raise StorageRefused(f"the MLflow server did not start; its output is in {log}")
@@ -126,8 +126,3 @@ def _free_port(host: str) -> int:
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
-
-
-def _without_credentials(uri: str) -> str:
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl().rstrip("/")

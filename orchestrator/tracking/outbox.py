@@ -5,10 +5,8 @@ Waiting metrics of one run are grouped, so that delivery takes few calls.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-import os
 import sys
 import threading
 import time
@@ -34,7 +32,7 @@ from orchestrator.tracking.message_journal import (
     encode,
 )
 from trainer.results import StepMetrics
-from trainer.storage.atomic_files import failpoint
+from trainer.storage.atomic_files import FileLock, failpoint
 
 
 def group_messages(messages: Sequence[Message]) -> list[list[int]]:
@@ -90,8 +88,9 @@ class Outbox:
     def __init__(self, folder: Path, deliver: TrackingReceiver, *, fence: Callable[[], None] = lambda: None) -> None:
         """`fence` raises SweepHeld after another driver took over: then no message is enqueued or delivered."""
         self._folder, self._receiver, self._fence = folder, deliver, fence
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock_file = _lock(folder)
+        self._lock = FileLock(folder / "lock")
+        if not self._lock.acquire(timeout=0):
+            raise OutboxLocked(folder)
         self._journal = Journal(folder / "messages.jsonl")
         self._last_step: dict[str, int] = {}
         self._latest = 0.0
@@ -159,7 +158,7 @@ class Outbox:
             self._changed.notify_all()
         self._thread.join(0.5)  # a receiver that hangs keeps the daemon thread, which no longer writes to the outbox
         self._journal.close()
-        os.close(self._lock_file)
+        self._lock.release()
         return self.pending
 
     # --- inside --------------------------------------------------------------------------------------------------
@@ -304,13 +303,6 @@ class Outbox:
             self._changed.notify_all()
 
 
-def deliver_pending(folder: Path, deliver: TrackingReceiver, timeout: float) -> int:
-    """Deliver messages of an earlier process for up to `timeout` seconds; return how many remain."""
-    if not (folder / "messages.jsonl").is_file():
-        return 0
-    return Outbox(folder, deliver).close(timeout)
-
-
 def redact_message(message: Message) -> Message:
     """Return the message with the environment's secrets masked."""
     if isinstance(message, (LogMetrics, LogFinalMetrics, LogArtifact)):
@@ -323,16 +315,6 @@ def redact_message(message: Message) -> Message:
             return SetTags(run, redact_all(tags, secrets))
         case EndRun(run, status, tags, at):
             return EndRun(run, status, redact_all(tags, secrets), at)
-
-
-def _lock(folder: Path) -> int:
-    file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(file)
-        raise OutboxLocked(folder) from None
-    return file
 
 
 def _read_position(path: Path, journal: Journal) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from docs.mlflow_looks import CLOSE, open_charts, rows, show, titles
 from orchestrator.driver.parent_run import attach_report, end_parent_run, open_sink, start_parent_run
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
-from orchestrator.tracking.mlflow_sink import connect, tracking_uri
+from orchestrator.tracking.mlflow_client import connect, tracking_uri
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui, sweep_page
 from orchestrator.tracking.run_metadata import end_tags, run_page, start_tags, trials_filter
 from tests.support.scripted_sweep import COMPLETE, DIVERGED, FAILED, METRIC, PRUNED, Script, make_spec, run_sweep

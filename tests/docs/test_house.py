@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(p for package in ("trainer", "orchestrator", "dashboards") for p in (ROOT / package).rglob("*.py"))
 LONGEST_MODULE = 450  # lines
-SHORTEST_MEDIAN = 110  # lines, without __init__
+SHORTEST_MEDIAN = 130  # lines, without __init__
 LARGEST_FOLDER = 14  # modules, without __init__
 
 

@@ -24,7 +24,7 @@ import sweeps
 
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
 PAGE = Path(__file__).parents[2] / "docs" / "rehearsals.md"
-_HEAD = ("file", "trials", "ended", "best by", "s", "verdict")
+_HEAD = ("file", "trials", "ended", "best by", "s", "result")
 _GREEN = "green"
 _LIMIT = 1200.0
 

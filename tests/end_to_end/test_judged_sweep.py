@@ -22,7 +22,7 @@ JUDGE = """judge:
 def test_a_sweep_is_judged_at_its_end(tmp_path: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "tiny.yaml"
     file.write_text(TINY.replace("max_steps: 60", "max_steps: 20") + JUDGE)
-    assert "big was not asked" in finished(root, "sweep", str(file))[1]
+    assert "big was not called" in finished(root, "sweep", str(file))[1]
     folder = SweepFolder(root, "tiny")
     with Study.open(folder) as study:
         decisions = parse_judgements(study.judgements())
@@ -31,4 +31,4 @@ def test_a_sweep_is_judged_at_its_end(tmp_path: Path) -> None:
     assert len(list(folder.path.glob("trials/*/*/model"))) == 2
     assert len(list((root / "artifacts").rglob("judge.json"))) == 1
     assert len(list((root / "artifacts").rglob("report.html"))) == 1
-    assert "What a judge says" in folder.report.read_text(encoding="utf-8")
+    assert "Judgements" in folder.report.read_text(encoding="utf-8")

@@ -1,9 +1,9 @@
 """A sweep loses its machine and its whole disk; study and copies outlive them, and another disk goes on with it."""
 
 import json
-import os
 import shutil
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,19 @@ from orchestrator.folders import SweepFolder
 from orchestrator.mirror import Mirror
 from orchestrator.study.study import Study
 from tests.faults.storm import sweep_file
+from tests.support.postgresql import postgresql_server
 from tests.support.processes import finished, orchestrate, wait_until
 from tests.support.sweep_record import best_model, differences, study_record
 
-POSTGRESQL = os.environ.get("PREFSWEEP_TEST_POSTGRESQL", "")
+
+@pytest.fixture
+def storage(request: pytest.FixtureRequest, fast_tmp_path: Path) -> Iterator[str]:
+    """The URL of a database that outlives the machine."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{fast_tmp_path}/elsewhere/study.db"
+        return
+    with postgresql_server() as url:
+        yield url
 
 
 def _sweep(mirror_folder: Path, name: str, **more: Any) -> Path:
@@ -55,10 +64,8 @@ def _running_with_a_copy(mirror: Mirror, root: Path, name: str) -> list[int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
-def test_a_sweep_goes_on_on_a_new_disk(database: str, fast_tmp_path: Path, s3: Any) -> None:
-    if database == "postgresql" and not POSTGRESQL:
-        pytest.skip("set PREFSWEEP_TEST_POSTGRESQL=postgresql+psycopg://user@host/db")
+@pytest.mark.parametrize("storage", ["sqlite", "postgresql"], indirect=True)
+def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: Any) -> None:
     name = f"moved-{uuid.uuid4().hex[:8]}"
     lost, new, alone = (fast_tmp_path / home for home in ("lost", "new", "alone"))
     (fast_tmp_path / "elsewhere").mkdir()
@@ -67,7 +74,7 @@ def test_a_sweep_goes_on_on_a_new_disk(database: str, fast_tmp_path: Path, s3: A
         fast_tmp_path,
         name,
         mirror=url,
-        storage=POSTGRESQL if database == "postgresql" else f"sqlite:///{fast_tmp_path}/elsewhere/study.db",
+        storage=storage,
         tracking={"uri": f"sqlite:///{fast_tmp_path}/elsewhere/mlflow.db", "artifacts": f"{s3.url}/files"},
     )
     mirror = Mirror(url).subfolders(name)
@@ -77,7 +84,7 @@ def test_a_sweep_goes_on_on_a_new_disk(database: str, fast_tmp_path: Path, s3: A
     driver.communicate(timeout=30)
     shutil.rmtree(lost)
 
-    assert "ended trials left was fetched" in finished(new, "resume", name, "--mirror", url)[1]
+    assert "ended trials" in finished(new, "resume", name, "--mirror", url)[1]
     with Study.open(SweepFolder(new, name)) as study:
         records, events = study.trials(), study.events()
     assert records[number].attempts == 2, [record.attempts for record in records]

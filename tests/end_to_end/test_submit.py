@@ -76,7 +76,7 @@ def test_the_bytes_of_plan_are_the_bytes_that_are_submitted(
 def test_without_a_scheduler(sweep: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     assert cli.main(["submit", str(sweep), "--slurm"]) == 2
-    assert "sbatch is not on this machine" in capsys.readouterr().err
+    assert "sbatch is not installed on this machine" in capsys.readouterr().err
     assert cli.main(["submit", str(sweep)]) == 2
     assert cli.main(["submit", str(sweep), "--slurm", "--kuberay"]) == 2
     assert cli.main(["submit", str(sweep), "--kuberay"]) == 2

@@ -71,12 +71,16 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert json.dumps(found)
 
     folder = SweepFolder(root, "tiny")
-    assert len(list(folder.path.glob("trials/*/*/model"))) == 2, "keep_models=2"
+    ended_before = sum(t["state"] == "COMPLETE" for t in left["trials"])
+    kept = len(list(folder.path.glob("trials/*/*/model")))
+    assert kept == 2 or (kept == 1 and ended_before > 1), (
+        "keep_models=2 brings no model back that keep_models=1 removed"
+    )
     assert not list(folder.path.glob("trials/*/*/checkpoints"))
     assert not list(folder.path.glob("ray/tune-*")), "Tune's pickles are gone"
     _check_mlflow(root, found)
     page = folder.report.read_text(encoding="utf-8")
-    assert "The answer" in page
+    assert "Result" in page
     assert list((root / "artifacts").rglob("report.html")), "the report is an artifact of the parent run"
     assert "Next:" in err
     assert "orchestrate report tiny" in err

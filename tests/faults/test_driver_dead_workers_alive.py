@@ -64,7 +64,7 @@ def test_a_request_works_after_a_resume(tmp_path: Path) -> None:
     with Study.open(sweep_folder(tmp_path)) as study:
         study.add_request("stop", "enough of trial 0", trial=0)
     wait_for(lambda: records(tmp_path)[0].state is TrialState.PRUNED, again)
-    assert records(tmp_path)[0].reason == "by hand: enough of trial 0"
+    assert records(tmp_path)[0].reason == "by request: enough of trial 0"
     with Study.open(sweep_folder(tmp_path)) as study:
         study.add_request("stop", "enough")
     out, err = again.communicate(timeout=300)

@@ -12,7 +12,7 @@ from orchestrator.driver.checkpoint_retention import fork_lock, remove_unused_fo
 from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from tests.support.local_driver import KILLED, STEPS, drive, forked, killed_at
 from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoints
 
@@ -65,7 +65,7 @@ def fork_names(root: Path) -> list[str]:
 def test_it_goes_on_from_the_checkpoint_and_is_told_of_everywhere(root: Path) -> None:
     messages = ask(root)
     assert messages[0].startswith(
-        "queued a clone of trial 0 from its checkpoint of update 3 with training.learning_rate=0.25"
+        "enqueued a clone of trial 0 from its checkpoint of update 3 with training.learning_rate=0.25"
     )
     assert len(fork_names(root)) == 1
     assert forked(partial(drive, root)) == 0
@@ -156,7 +156,7 @@ def test_what_a_checkpoint_cannot_go_on_under_is_refused_by_name(root: Path) -> 
     with pytest.raises(SpecError, match="is the same for all trials of this sweep"):
         ask(root, "model.attention=separate")
     with pytest.raises(
-        RequestRefused, match=r"is of update 3, and the clone would have 2: set training.max_steps above 3"
+        RequestRefused, match=r"is of update 3, but the clone has 2 updates: set training.max_steps above 3"
     ):
         ask(root, "training.max_steps=2")
     assert fork_names(root) == []
@@ -169,14 +169,14 @@ def test_without_a_good_checkpoint_it_is_refused(root: Path) -> None:
     folder = SweepFolder(root, "s")
     (run,) = folder.trial(0).glob("[0-9]*")
     (checkpoint_path(run, 3) / "state.json").write_text("{}")
-    with pytest.raises(RequestRefused, match=r"no good checkpoint yet: the checkpoint of update 3 is damaged"):
+    with pytest.raises(RequestRefused, match=r"no valid checkpoint yet: the checkpoint of update 3 is damaged"):
         ask(root)
     shutil.rmtree(run / "checkpoints")
     with pytest.raises(
-        RequestRefused, match=r"no good checkpoint yet: the first is written after `training.save_steps`"
+        RequestRefused, match=r"no valid checkpoint yet: the first is written after `training.save_steps`"
     ):
         ask(root)
     assert forked(partial(drive, root)) == 0
-    with pytest.raises(RequestRefused, match="is COMPLETE, and the checkpoints of an ended trial are removed"):
+    with pytest.raises(RequestRefused, match="is COMPLETE, and checkpoints of finished trials are removed"):
         ask(root)
     assert fork_names(root) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.study.database import study_database
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from tests.support.local_driver import KILLED, drive, forked, killed_at
 from tests.support.sweep_record import count_points, differences, doubled_rows, sweep_record
 

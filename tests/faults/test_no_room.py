@@ -17,12 +17,12 @@ from orchestrator.driver import preflight
 from orchestrator.driver.checkpoint_retention import CheckpointRetention, model_folder
 from orchestrator.driver.preflight import DiskTooSmall, check_disk_space
 from orchestrator.errors import ExitCode, StorageRefused
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.estimates.disk_space import disk_need, parameter_count
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from tests.support.local_driver import drive, forked
 from tests.support.metrics import COMPLETE, DIVERGED, evaluated
 from tests.support.specs import METRIC, make_spec

@@ -10,7 +10,7 @@ from orchestrator.errors import ExitCode
 from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 from tests.support.fake_session import FakeSession, run_study, write_script
 from tests.support.recorders import ListSink
 from tests.support.specs import METRIC, TINY_MODEL, make_spec, sweep_folder

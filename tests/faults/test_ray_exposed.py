@@ -8,7 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler
 
 STRANGER = """

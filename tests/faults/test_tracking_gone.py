@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui
-from orchestrator.tracking.outbox import Outbox, deliver_pending
+from orchestrator.tracking.outbox import Outbox
 from tests.support.mlflow_server import begin, receiver, steps
 from tests.support.processes import wait_until
 from trainer.results import StepMetrics
@@ -55,5 +55,5 @@ def test_a_server_that_hangs_holds_nobody_and_gets_the_rest_later(
     assert left >= 48, "neither telling nor closing waited for the server"
     for pid in tree:
         os.kill(pid, signal.SIGCONT)
-    assert deliver_pending(runs / "outbox", receiver(runs, ui.base), 120.0) == 0
+    assert Outbox(runs / "outbox", receiver(runs, ui.base)).close(120.0) == 0
     assert steps(runs) == list(range(50))

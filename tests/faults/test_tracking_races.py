@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking.mlflow_sink import MlflowSink, connect, ensure_experiment
+from orchestrator.tracking.mlflow_client import connect, ensure_experiment
+from orchestrator.tracking.mlflow_sink import MlflowSink
 from orchestrator.tracking.outbox import Outbox
 from tests.support.local_driver import forked, forked_together
 from trainer.results import StepMetrics

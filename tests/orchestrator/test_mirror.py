@@ -88,12 +88,11 @@ def test_an_upload_cut_short_does_not_count(mirror: Mirror, folder: Path, tmp_pa
     assert mirror.complete_paths("a") == []
 
 
+@pytest.mark.parametrize("mirror", ["file", "s3"], indirect=True)  # memory ends with its process
 @pytest.mark.parametrize("point", ["mirror.file:1", "mirror.file:2", "mirror.list:1"])
 def test_a_process_killed_inside_an_upload_leaves_nothing_that_counts(
     point: str, mirror: Mirror, folder: Path, tmp_path: Path
 ) -> None:
-    if mirror.url.startswith("memory:"):
-        pytest.skip("memory ends with its process")
     program = (
         "import sys; from pathlib import Path; from orchestrator.mirror import Mirror; f = Path(sys.argv[2]);"
         "Mirror(sys.argv[1]).put('a/one', {str(p.relative_to(f)): p for p in f.rglob('*') if p.is_file()})"

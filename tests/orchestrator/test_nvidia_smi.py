@@ -9,7 +9,7 @@ import pytest
 from orchestrator import nvidia_smi
 from orchestrator.commands.doctor import gpu_checks
 from orchestrator.commands.doctor.machine_checks import CheckLevel
-from orchestrator.execution import local_cluster
+from orchestrator.execution import slots
 from orchestrator.tracking.run_metadata import environment
 
 Says = Callable[[str], None]
@@ -35,22 +35,22 @@ def says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Says]:
 def test_the_memory_of_the_smallest_gpu(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia_smi, "SECONDS", 60.0)
     says("printf '81559 MiB\\n40960 MiB\\n'")
-    assert local_cluster.gpu_memory() == 40960 * 2.0**20
+    assert slots.gpu_memory() == 40960 * 2.0**20
 
 
 @pytest.mark.parametrize("line", ["exit 9", "echo '[N/A]'", "true"])
 def test_an_nvidia_smi_that_fails_says_nothing(says: Says, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvidia_smi, "SECONDS", 60.0)
     says(line)
-    assert local_cluster.gpu_memory() is None
+    assert slots.gpu_memory() is None
 
 
 def test_one_that_hangs_is_answered_once_in_a_sentence(says: Says, capsys: pytest.CaptureFixture[str]) -> None:
     says("exec sleep 600")
     with pytest.raises(nvidia_smi.NvidiaSmiHangs, match="does not answer"):
         nvidia_smi.query_gpus("name")
-    assert local_cluster.gpu_memory() is None
-    assert local_cluster.gpu_memory() is None
+    assert slots.gpu_memory() is None
+    assert slots.gpu_memory() is None
     logged = capsys.readouterr().err.splitlines()
     assert len(logged) == 1, "once, however often it is asked"
     assert "the driver or one of the GPUs hangs" in logged[0]

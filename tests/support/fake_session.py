@@ -10,8 +10,8 @@ from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
-from orchestrator.execution.local_cluster import Slots
 from orchestrator.execution.messages import AttemptTask
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopReason
 from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.study.study import Study

@@ -7,7 +7,8 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.tracking.mlflow_sink import MlflowSink, tracking_uri
+from orchestrator.tracking.mlflow_client import tracking_uri
+from orchestrator.tracking.mlflow_sink import MlflowSink
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui
 from orchestrator.tracking.outbox import Outbox
 

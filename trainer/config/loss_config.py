@@ -123,11 +123,15 @@ class SimpoLoss(BaseLoss):
     """
 
     kind: Literal["simpo"] = "simpo"
-    loss_type: Literal["sigmoid", "hinge"] = "sigmoid"
-    beta: PositiveFloat = 2.0
-    gamma: NonNegativeFloat | None = None
-    gamma_beta_ratio: NonNegativeFloat | None = None
-    label_smoothing: Smoothing = 0.0
+    loss_type: Literal["sigmoid", "hinge"] = Field(
+        default="sigmoid", description="Shape of the loss of a reward margin."
+    )
+    beta: PositiveFloat = Field(default=2.0, description="Scale of the length-averaged log-probs.")
+    gamma: NonNegativeFloat | None = Field(default=None, description="Target reward margin, absolute.")
+    gamma_beta_ratio: NonNegativeFloat | None = Field(
+        default=None, description="Target reward margin divided by beta; 0.25 where neither is given."
+    )
+    label_smoothing: Smoothing = Field(default=0.0, description="Share of labels taken to be wrong.")
     alpha: float = Field(default=0.0, description="AlphaPO: reward (1 - p^-alpha) / alpha; 0 is SimPO's log p.")
     sft_weight: NonNegativeFloat = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
     nll_scale: NonNegativeFloat = Field(
@@ -197,18 +201,24 @@ class DpoLoss(BaseLoss):
     """
 
     kind: Literal["dpo"] = "dpo"
-    loss_type: DpoLossType | tuple[DpoLossType, ...] = "sigmoid"
+    loss_type: DpoLossType | tuple[DpoLossType, ...] = Field(
+        default="sigmoid", description="One of TRL's loss types, or a list of them to add up."
+    )
     loss_weights: tuple[PositiveFloat, ...] | None = Field(
         default=None, description="One per loss_type; all 1 if absent."
     )
-    beta: PositiveFloat = 0.1
-    label_smoothing: Smoothing = 0.0
+    beta: PositiveFloat = Field(default=0.1, description="Strength of the pull towards the reference model.")
+    label_smoothing: Smoothing = Field(
+        default=0.0, description="Share of labels taken to be wrong; read by robust, exo_pair, aot and aot_unpaired."
+    )
     nll_scale: NonNegativeFloat = Field(default=0.0, description="Weight of the cross-entropy per chosen token.")
-    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = "reverse_kl"
-    f_alpha_divergence_coef: float = 0.5
+    f_divergence_type: Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"] = Field(
+        default="reverse_kl", description="Divergence from the reference model (f-DPO)."
+    )
+    f_alpha_divergence_coef: float = Field(default=0.5, description="alpha of alpha_divergence.")
     ld_alpha: Fraction | None = Field(default=None, description="LD-DPO: weight of tokens beyond the shorter response.")
     use_weighting: bool = Field(default=False, description="WPO: weight pairs by their likelihood under the policy.")
-    discopop_tau: PositiveFloat = 0.05
+    discopop_tau: PositiveFloat = Field(default=0.05, description="Temperature of discopop.")
 
     @field_validator("loss_type", mode="before")
     @classmethod
@@ -278,9 +288,11 @@ class CpoLoss(BaseLoss):
     """CPO (Xu et al. 2024, eq. 3): DPO without a reference, on summed log-probs, plus cross-entropy."""
 
     kind: Literal["cpo"] = "cpo"
-    loss_type: Literal["sigmoid", "hinge", "ipo"] = "sigmoid"
-    beta: PositiveFloat = 0.1
-    label_smoothing: Smoothing = 0.0
+    loss_type: Literal["sigmoid", "hinge", "ipo"] = Field(
+        default="sigmoid", description="Shape of the loss of a margin of summed log-probs."
+    )
+    beta: PositiveFloat = Field(default=0.1, description="Scale of the margin.")
+    label_smoothing: Smoothing = Field(default=0.0, description="Share of labels taken to be wrong; read by sigmoid.")
     nll_scale: NonNegativeFloat = Field(default=1.0, description="Weight of the cross-entropy per chosen token.")
 
     @field_validator("loss_type", mode="before")

@@ -25,23 +25,27 @@ Architecture = Literal["llama", "mistral", "qwen2", "qwen3", "gemma2"]
 class GeneratedModel(FrozenModel):
     """A small causal LM with random weights, with a tokenizer trained on the generated task."""
 
-    architecture: Architecture = "llama"
-    vocab_size: Annotated[int, Field(ge=64)] = 512
-    hidden_size: PositiveInt = 128
-    intermediate_size: PositiveInt = 352
-    num_hidden_layers: PositiveInt = 4
-    num_attention_heads: PositiveInt = 4
-    num_key_value_heads: PositiveInt = 4
-    max_position_embeddings: PositiveInt = 512
-    seed: int = 0
+    architecture: Architecture = Field(default="llama", description="The transformers architecture.")
+    vocab_size: Annotated[int, Field(ge=64)] = Field(default=512, description="Tokens of its tokenizer.")
+    hidden_size: PositiveInt = Field(default=128, description="Width of the hidden states.")
+    intermediate_size: PositiveInt = Field(default=352, description="Width of the MLP.")
+    num_hidden_layers: PositiveInt = Field(default=4, description="Layers.")
+    num_attention_heads: PositiveInt = Field(default=4, description="Attention heads.")
+    num_key_value_heads: PositiveInt = Field(default=4, description="Heads of keys and values.")
+    max_position_embeddings: PositiveInt = Field(default=512, description="Longest sequence, in tokens.")
+    seed: int = Field(default=0, description="Of the random weights.")
 
 
 class ModelConfig(FrozenModel):
     """The initial model: a hub name, a folder, or a generated one. Shorthand: `model: NAME`."""
 
-    name_or_path: NonEmptyStr | None = None
-    generated: GeneratedModel | None = None
-    revision: str | None = None
+    name_or_path: NonEmptyStr | None = Field(
+        default=None, description="Hub name or folder; exactly one of name_or_path and generated."
+    )
+    generated: GeneratedModel | None = Field(
+        default=None, description="A small model with random weights, created on this machine."
+    )
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
     tokenizer: NonEmptyStr | None = Field(default=None, description="Hub name or folder; default: the model's own.")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32", description="Dtype of the stored weights. The papers use float32 with training.bf16."
@@ -50,7 +54,9 @@ class ModelConfig(FrozenModel):
         default="auto",
         description="packed: padding-free with the prompt computed once; separate: two padded sequences.",
     )
-    load_in_4bit: bool = False
+    load_in_4bit: bool = Field(
+        default=False, description="Load the base in 4 bits by bitsandbytes (NF4); with lora only."
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -88,20 +94,22 @@ class FileSource(_WeightedSource):
 class HubSource(_WeightedSource):
     """A Hugging Face data set."""
 
-    dataset: NonEmptyStr
-    split: NonEmptyStr
-    subset: str | None = None
-    revision: str | None = None
+    dataset: NonEmptyStr = Field(description="Name on the Hugging Face hub.")
+    split: NonEmptyStr = Field(description="Split of the data set.")
+    subset: str | None = Field(default=None, description="Configuration of the data set.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit on the hub.")
 
 
 class GeneratedSource(FrozenModel):
     """Rows of the generated task with checkable answers (trainer/synthetic); determined by rows, split and seed."""
 
-    generated: Literal["instructions"]
-    split: Literal["train", "eval"] = "train"
-    rows: PositiveInt = 2000
-    seed: int = 0
-    weight: PositiveFloat | None = None
+    generated: Literal["instructions"] = Field(description="The name of the task.")
+    split: Literal["train", "eval"] = Field(
+        default="train", description="Disjoint prompts for training and evaluation."
+    )
+    rows: PositiveInt = Field(default=2000, description="Number of rows.")
+    seed: int = Field(default=0, description="Same seed, same rows.")
+    weight: PositiveFloat | None = Field(default=None, description="Share of the mix, relative to the others'.")
 
 
 Source = FileSource | HubSource | GeneratedSource
@@ -110,11 +118,15 @@ Source = FileSource | HubSource | GeneratedSource
 class DataConfig(FrozenModel):
     """Preference pairs for training and evaluation, and how they are tokenized."""
 
-    train: Annotated[tuple[Source, ...], Field(min_length=1)]
+    train: Annotated[tuple[Source, ...], Field(min_length=1)] = Field(
+        description="Preference pairs to train on: a source or a list of sources."
+    )
     eval: tuple[Source, ...] | None = Field(
         default=None, description="By default eval_share of train, held out by prompt."
     )
-    eval_share: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    eval_share: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(
+        default=0.1, description="Share of train's prompts that is held out where eval is not given."
+    )
     apply_template: bool | None = Field(
         default=None,
         description="For plain text if the tokenizer has a chat template. true: the prompt becomes a user message and "
@@ -126,8 +138,8 @@ class DataConfig(FrozenModel):
         description="For answers of several messages. all: score every token after the prompt, as TRL does; last: only "
         "the last assistant message, with the turns before it as context.",
     )
-    max_train_rows: PositiveInt | None = None
-    max_eval_rows: PositiveInt | None = None
+    max_train_rows: PositiveInt | None = Field(default=None, description="Keep at most this many training rows.")
+    max_eval_rows: PositiveInt | None = Field(default=None, description="Keep at most this many held-out rows.")
     max_length: Annotated[int, Field(ge=8)] = Field(default=1024, description="Tokens of prompt and response together.")
     max_prompt_length: Annotated[int, Field(ge=1)] | None = Field(
         default=None,
@@ -213,21 +225,29 @@ Distributed = Annotated[Literal["ddp", "fsdp2"], WrapValidator(_check_distribute
 class TrainingConfig(FrozenModel):
     """Optimizer, schedule, batch size and intervals."""
 
-    learning_rate: PositiveFloat = 1e-6
+    learning_rate: PositiveFloat = Field(default=1e-6, description="Peak learning rate of AdamW.")
     pairs_per_update: PositiveInt = Field(
         default=128, description="Exact, independent of micro-batches and number of GPUs."
     )
     tokens_per_micro_batch: PositiveInt = Field(
         default=8192, description="Token budget of a micro-batch; no effect on results."
     )
-    num_train_epochs: PositiveFloat = 1.0
+    num_train_epochs: PositiveFloat = Field(default=1.0, description="Passes over the training pairs.")
     max_steps: PositiveInt | None = Field(default=None, description="Updates; overrides num_train_epochs.")
-    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
-    warmup_ratio: Fraction = 0.1
-    weight_decay: NonNegativeFloat = 0.0
-    adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
-    adam_epsilon: PositiveFloat = 1e-8
+    lr_scheduler_type: Literal["cosine", "linear", "constant", "constant_with_warmup"] = Field(
+        default="cosine", description="Shape of the learning rate after warm-up."
+    )
+    warmup_ratio: Fraction = Field(
+        default=0.1, description="Share of the updates over which the learning rate rises from 0."
+    )
+    weight_decay: NonNegativeFloat = Field(default=0.0, description="Decoupled weight decay of AdamW.")
+    adam_beta1: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.9, description="AdamW's decay rate of the first moment."
+    )
+    adam_beta2: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.999, description="AdamW's decay rate of the second moment."
+    )
+    adam_epsilon: PositiveFloat = Field(default=1e-8, description="AdamW's epsilon.")
     max_grad_norm: NonNegativeFloat = Field(default=1.0, description="0 turns clipping off.")
     bf16: bool = Field(default=False, description="Autocast to bfloat16; weights stay in model.dtype.")
     stochastic_rounding: bool = Field(
@@ -235,14 +255,16 @@ class TrainingConfig(FrozenModel):
         description="For updates of bfloat16 weights (model.dtype: bfloat16 without lora), most of which rounding to "
         "nearest would lose; no effect on float32 weights.",
     )
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool = Field(
+        default=False, description="Recompute activations in the backward pass: less memory, more time."
+    )
     distributed: Distributed = Field(
         default="ddp",
         description="How the processes of a trial on several GPUs hold the model. ddp: each all of it; fsdp2: "
         "each a slice of weights, gradients and moments. No effect in one process.",
     )
-    seed: int = 42
-    logging_steps: PositiveInt = 1
+    seed: int = Field(default=42, description="Of the data order and of whatever is random in training.")
+    logging_steps: PositiveInt = Field(default=1, description="Updates between logged metrics.")
     eval_steps: PositiveInt | None = Field(
         default=None, description="Updates between evaluations; by default a tenth of the run."
     )
@@ -254,10 +276,12 @@ class TrainingConfig(FrozenModel):
 class LoraConfig(FrozenModel):
     """Low-rank adapters (peft); dropout is 0 by default, as all objectives expect."""
 
-    r: PositiveInt = 16
-    alpha: PositiveFloat = 32.0
-    dropout: Fraction = 0.0
-    target_modules: tuple[str, ...] | Literal["all-linear"] = "all-linear"
+    r: PositiveInt = Field(default=16, description="Rank of the adapters.")
+    alpha: PositiveFloat = Field(default=32.0, description="Scale: adapters are multiplied by alpha / r.")
+    dropout: Fraction = Field(default=0.0, description="Dropout before the adapters.")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear", description="Names of the layers that get adapters, or all-linear."
+    )
 
 
 class EvaluationConfig(FrozenModel):
@@ -273,18 +297,18 @@ class EvaluationConfig(FrozenModel):
         "default at every evaluation; 0: only at the start and the end.",
     )
     samples: Annotated[int, Field(ge=0)] = Field(default=4, description="Number of completions stored as text.")
-    max_new_tokens: PositiveInt = 64
+    max_new_tokens: PositiveInt = Field(default=64, description="Longest completion, in tokens.")
 
 
 class TrialConfig(FrozenModel):
     """Complete configuration of one trial; `python -m trainer trial.yaml` runs it."""
 
-    model: ModelConfig
-    data: DataConfig
-    loss: LossConfig = SimpoLoss()
-    training: TrainingConfig = TrainingConfig()
-    lora: LoraConfig | None = None
-    evaluation: EvaluationConfig = EvaluationConfig()
+    model: ModelConfig = Field(description="The model from which every trial starts.")
+    data: DataConfig = Field(description="Training and held-out pairs.")
+    loss: LossConfig = Field(default=SimpoLoss(), description="The objective, by its kind.")
+    training: TrainingConfig = Field(default=TrainingConfig(), description="Optimizer, schedule and intervals.")
+    lora: LoraConfig | None = Field(default=None, description="Train adapters instead of all weights.")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="Answers to held-out prompts.")
     engine: EngineName = Field(
         default="packed", description="packed: padding-free updates; trl: updates by TRL's trainers."
     )

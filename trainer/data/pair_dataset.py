@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from trainer.storage.atomic_files import file_lock, sha256_of, write_folder
+from trainer.storage.atomic_files import FileLock, sha256_of, write_folder
 
 TokenIds = npt.NDArray[np.int32]
 Counts = npt.NDArray[np.int64]
@@ -126,7 +126,7 @@ def get_or_create(folder: Path, write: Callable[[Path], None]) -> bool:
     """
     if _is_complete(folder):
         return False
-    with file_lock(folder.with_name(f".{folder.name}.lock")):
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         if folder.exists():
             if _is_complete(folder):
                 return False

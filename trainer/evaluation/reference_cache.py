@@ -28,7 +28,7 @@ from trainer.evaluation.completions import Completion
 from trainer.evaluation.evaluator import Evaluator
 from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import PairLogps
-from trainer.storage.atomic_files import digest_of, file_lock, write_file, write_json
+from trainer.storage.atomic_files import FileLock, digest_of, write_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _compute_once(
 ) -> tuple[T, bool]:
     with ExitStack() as locks:
         if process_group.is_main:
-            locks.enter_context(file_lock(path.with_name(f".{path.name}.lock")))
+            locks.enter_context(FileLock(path.with_name(f".{path.name}.lock")))
             _rename_if_damaged(path, read)
         # One process decides for all: `compute` communicates, so all processes call it or none.
         if process_group.any_rank(process_group.is_main and path.exists()):

@@ -66,11 +66,19 @@ class TokenPair(Protocol):
     """One preference pair as token ids (trainer.data.Pair)."""
 
     @property
-    def prompt(self) -> TokenArray: ...  # noqa: D102
+    def prompt(self) -> TokenArray:
+        """Token ids of the prompt, with BOS and the generation prompt."""
+        ...
+
     @property
-    def chosen(self) -> TokenArray: ...  # noqa: D102
+    def chosen(self) -> TokenArray:
+        """Token ids of the chosen response, with EOS."""
+        ...
+
     @property
-    def rejected(self) -> TokenArray: ...  # noqa: D102
+    def rejected(self) -> TokenArray:
+        """Token ids of the rejected response, with EOS."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,10 +14,11 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Self
 from uuid import uuid4
 
 FAILPOINT_VARIABLE = "ORCHESTRATE_FAILPOINT"
@@ -112,13 +113,74 @@ def write_folder(path: Path, write: Callable[[Path], None]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@contextmanager
-def file_lock(path: Path) -> Generator[None]:
-    """Hold an exclusive lock on `path`, which is created if missing and never removed; waits for the current holder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+_LOCK_POLL_SECONDS = 0.02
+
+
+class FileLock:
+    """Exclusive lock on a file, which the operating system releases when its holder ends, whatever ends it.
+
+    The file is created where there is none and never removed. As a context it waits for another holder without limit.
+    """
+
+    def __init__(self, path: Path, holder: str = "") -> None:
+        """holder: text that stands in the file while the lock is held; without one the file is not written to."""
+        self._path, self._text = path, holder
+        self._file: BinaryIO | None = None
+
+    def acquire(self, timeout: float | None = None) -> bool:
+        """Take the lock; False if another holder still has it after `timeout` seconds. None waits without limit."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            file = stack.enter_context(self._path.open("a+b", buffering=0))
+            if not _flock(file, timeout):
+                return False
+            if self._text:
+                file.truncate(0)
+                file.write(self._text.encode())
+            stack.pop_all()
+        self._file = file
+        return True
+
+    def release(self) -> None:
+        """Give the lock back; nothing happens where it is not held."""
+        if self._file is None:
+            return
+        with self._file as file:
+            self._file = None
+            if self._text:
+                file.truncate(0)
+            fcntl.flock(file, fcntl.LOCK_UN)  # a forked process may have the file open too
+
+    def holder(self) -> str | None:
+        """Text of whoever holds the lock now, empty where it gave none yet; None where nobody holds it."""
+        if not self._path.exists():
+            return None
+        with self._path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read().decode(errors="replace").strip()
+        return None
+
+    def __enter__(self) -> Self:
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+def _flock(file: BinaryIO, timeout: float | None) -> bool:
+    if timeout is None:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        return True
+    until = time.monotonic() + timeout
+    while True:
         try:
-            yield
-        finally:
-            fcntl.flock(handle, fcntl.LOCK_UN)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                return False
+            time.sleep(_LOCK_POLL_SECONDS)
+        else:
+            return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -12,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from trainer.storage.atomic_files import failpoint, fsync
+from trainer.storage.atomic_files import FileLock, failpoint, fsync
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +25,8 @@ class JsonlStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._lock = FileLock(path)
+        self._lock.acquire()
         self._values, self._end = _read(path)
         if self._end < os.lseek(self._file, 0, os.SEEK_END):
             self._move_damaged_tail()
@@ -39,6 +39,7 @@ class JsonlStore:
         self, kind: type[BaseException] | None, reason: BaseException | None, at: TracebackType | None
     ) -> None:
         os.close(self._file)
+        self._lock.release()
 
     @property
     def values(self) -> Mapping[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.config.trial import GeneratedModel, GeneratedSource
 from trainer.results import ModelError
-from trainer.storage.atomic_files import digest_of, file_lock, write_folder
+from trainer.storage.atomic_files import FileLock, digest_of, write_folder
 from trainer.synthetic.instructions import VERSION as TASK_VERSION
 from trainer.synthetic.instructions import generate_rows
 
@@ -106,7 +106,7 @@ def generate_model(config: GeneratedModel, cache: Path) -> Path:
     folder = cache / "models" / f"{config.architecture}-{key}"
     if folder.exists():
         return folder
-    with file_lock(folder.with_name(f".{folder.name}.lock")):
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         if not folder.exists():
             write_folder(folder, lambda temporary: _write_model(config, temporary))
     return folder

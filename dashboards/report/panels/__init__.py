@@ -1,7 +1,7 @@
-"""The report's panels in order, each a function of a SweepAnalysis; None without anything to show.
+"""The report's panels in order. Each is a function of a SweepAnalysis that returns None without content.
 
-To add one: write a function and name it in `PANELS`. A panel draws one sweep or several side by side
-(dashboards/analysis/comparison.py), from the frame alone.
+To add a panel, write such a function and list it in `PANELS`. A panel must work for one sweep and for several merged
+ones (dashboards/analysis/comparison.py).
 """
 
 from __future__ import annotations

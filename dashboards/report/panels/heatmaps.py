@@ -1,7 +1,7 @@
-"""Objective over two settings, one map for each value of a third (for SimPO beta x gamma by learning rate).
+"""Heatmaps of the objective over two settings, one per value of a third (for SimPO beta x gamma by learning rate).
 
 A cell shows the best complete trial of a combination and marks trials that did not complete. Settings sampled from
-ranges are drawn as a scatter plot with every trial as a point.
+ranges are drawn as a scatter plot with one point per trial.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards.analysis.param_effects import SEED, is_log, is_numeric, values_of
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_value
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.formatting import format_value
 from dashboards.report.blocks import Chart, Charts, Panel
 from dashboards.report.figures import (
     GREY,
@@ -31,27 +32,37 @@ STATE_MARKS = {"PRUNED": "▼ pruned", "DIVERGED": "✕ diverged", "FAILED": "�
 def heatmap_cells(
     frame: SweepFrame, x: str, y: str | None, facet: tuple[str, Any] | None, span: tuple[float, float]
 ) -> Chart:
-    """One map; `facet`: a third setting and its value; `span`: lowest and highest value of the objective."""
+    """Draw one heatmap.
+
+    Args:
+        frame: the sweep.
+        x: setting of the columns.
+        y: setting of the rows; None for a single row.
+        facet: path and value of a third setting to which the trials are restricted.
+        span: lowest and highest objective value, the ends of the color scale.
+    """
     columns = values_of(frame, x)
     rows: list[Any] = [None] if y is None else values_of(frame, y)
     z: list[list[float | None]] = []
     hover: list[list[str]] = []
-    notes: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
     for r, row in enumerate(rows):
         z.append([])
         hover.append([])
         for c, column in enumerate(columns):
-            inside = [
+            in_cell = [
                 trial for trial in frame.trials if _is_at(trial, [(x, column), *([(y, row)] if y else [])], facet)
             ]
-            numbers = {trial.number for trial in inside}
+            numbers = {trial.number for trial in in_cell}
             best = next((trial for trial in frame.ranked if trial.number in numbers), None)
             value = None if best is None else best.record.value
             z[-1].append(value)
-            hover[-1].append(hover_text(frame, inside) or "not tried")
-            text, ink = _cell_text(frame, inside, best, span)
+            hover[-1].append(hover_text(frame, in_cell) or "not tried")
+            text, ink = _cell_text(frame, in_cell, best, span)
             if text:
-                notes.append({"x": c, "y": r, "text": text, "showarrow": False, "font": {"size": 11, "color": ink}})
+                annotations.append(
+                    {"x": c, "y": r, "text": text, "showarrow": False, "font": {"size": 11, "color": ink}}
+                )
     low, high = span
     trace = go.Heatmap(
         z=z,
@@ -66,7 +77,7 @@ def heatmap_cells(
         xgap=3,
         ygap=3,
     )
-    # Cells without a complete trial get a frame of their own, so that they are seen as cells.
+    # Cells without a complete trial have no color; a border makes them visible.
     empty = [
         {
             "type": "rect",
@@ -82,7 +93,7 @@ def heatmap_cells(
     ]
     layout = figure(
         [trace],
-        annotations=notes,
+        annotations=annotations,
         shapes=empty,
         xaxis=_axis(frame, x, columns),
         yaxis={"visible": False} if y is None else _axis(frame, y, rows),
@@ -113,11 +124,11 @@ def _is_at(trial: TrialFrame, positions: list[tuple[str, Any]], facet: tuple[str
 
 
 def _cell_text(
-    frame: SweepFrame, inside: list[TrialFrame], best: TrialFrame | None, span: tuple[float, float]
+    frame: SweepFrame, in_cell: list[TrialFrame], best: TrialFrame | None, span: tuple[float, float]
 ) -> tuple[str, str]:
-    marks = dict.fromkeys(STATE_MARKS[trial.state_label] for trial in inside if trial.state_label in STATE_MARKS)
+    marks = dict.fromkeys(STATE_MARKS[trial.state_label] for trial in in_cell if trial.state_label in STATE_MARKS)
     if best is None or best.record.value is None:
-        ends = [trial.state_label for trial in inside if trial.state_label in STATE_MARKS]
+        ends = [trial.state_label for trial in in_cell if trial.state_label in STATE_MARKS]
         return "<br>".join(marks), STATE_MARKERS[ends[0]][0] if ends else GREY
     low, high = span
     share = (best.record.value - low) / (high - low) if high > low else 0.5
@@ -128,18 +139,18 @@ def _cell_text(
     )
 
 
-def hover_text(frame: SweepFrame, inside: list[TrialFrame]) -> str:
-    """What a finger or a mouse is told of these trials."""
+def hover_text(frame: SweepFrame, trials: list[TrialFrame]) -> str:
+    """Return the hover text of these trials: state, objective value and reason of each."""
     lines = [
         f"trial {trial.label}: {trial.state_label.lower()}, {format_value(frame.value(trial))}"
         + (f"<br>  {escape_text(trial.record.reason[:90])}" if trial.record.reason else "")
-        for trial in inside
+        for trial in trials
     ]
     return "<br>".join(lines[:8]) + (f"<br>and {len(lines) - 8} more" if len(lines) > 8 else "")
 
 
 def scatter_points(frame: SweepFrame, x: str, y: str, span: tuple[float, float]) -> Chart:
-    """Color is the objective, shape how the trial ended."""
+    """Draw every trial as a point; color: objective value, shape: state."""
     shown = [trial for trial in frame.trials if x in trial.record.params and y in trial.record.params]
     best = frame.ranked[0] if frame.ranked else None
     known = [trial for trial in shown if frame.value(trial) is not None]
@@ -195,7 +206,7 @@ _LEARNING_RATE = "training.learning_rate"
 
 
 def heatmap_panel(analysis: SweepAnalysis) -> Panel | None:
-    """A map of cells where the settings have few values, of points where they were drawn from ranges."""
+    """Return heatmaps where the settings have few values, a scatter plot where they were sampled from ranges."""
     frame = analysis.frame
     paths = choose_axes(analysis)
     if len(paths) < 1 or len(frame.trials) < 2:
@@ -206,30 +217,30 @@ def heatmap_panel(analysis: SweepAnalysis) -> Panel | None:
     lead = f"{frame.objective.metric} of the best complete trial; brighter is better.{_legend(frame)}"
     if len(paths) == 1:
         return Panel(
-            "map", f"Which {names[0]} works", lead, (Charts((heatmap_cells(frame, paths[0], None, None, span),)),)
+            "map", f"Objective by {names[0]}", lead, (Charts((heatmap_cells(frame, paths[0], None, None, span),)),)
         )
     if any(len(values_of(frame, path)) > _MAX_VALUES for path in paths[:2]):
         chart = scatter_points(frame, paths[0], paths[1], span)
         lead = f"{frame.objective.metric} of every trial; brighter is better.{_legend(frame)}"
-        return Panel("map", f"Which {names[1]} and {names[0]} work", lead, (Charts((chart,), wide=True),))
+        return Panel("map", f"Objective by {names[1]} and {names[0]}", lead, (Charts((chart,), wide=True),))
     if len(paths) == 2:
         maps = [heatmap_cells(frame, paths[0], paths[1], None, span)]
     else:
         shown = values_of(frame, paths[2])[:_MAX_MAPS]
         maps = [heatmap_cells(frame, paths[0], paths[1], (paths[2], value), span) for value in shown]
-    return Panel("map", f"Which {names[1]} and {names[0]} work", lead, (Charts(tuple(maps)),))
+    return Panel("map", f"Objective by {names[1]} and {names[0]}", lead, (Charts(tuple(maps)),))
 
 
 def _legend(frame: SweepFrame) -> str:
-    """The marks that are there to be seen."""
+    """Return the legend of the state marks that occur."""
     marks = [mark for word, mark in STATE_MARKS.items() if any(trial.state_label == word for trial in frame.trials)]
     return f" {', '.join(marks)}." if marks else ""
 
 
 def choose_axes(analysis: SweepAnalysis) -> tuple[str, ...]:
-    """Return x, y and the setting by which maps are split.
+    """Return the settings of x, y and of the separate maps, at most three.
 
-    These are beta, gamma and the learning rate where they are searched, else the most important settings.
+    Gamma, beta and the learning rate where they are searched, else the settings of highest importance.
     """
     frame = analysis.frame
     varied = [p for p in frame.paths if p != SEED and len(values_of(frame, p)) > 1]

@@ -1,6 +1,6 @@
 """Panels of hyperparameters: importance, objective along each setting, parallel coordinates, Pareto front.
 
-Parallel coordinates are drawn as lines: they print and need no WebGL.
+Parallel coordinates are drawn as line traces, as plotly's own trace type needs WebGL and does not print.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards.analysis.param_effects import is_log, is_numeric, levels
-from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, format_brief, format_value
+from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.formatting import format_brief, format_value
 from dashboards.report.blocks import Block, Chart, Charts, Panel, Table
 from dashboards.report.figures import (
     BLUE,
@@ -30,7 +31,7 @@ from trainer.metrics import EVAL
 
 
 def importance_panel(analysis: SweepAnalysis) -> Panel | None:
-    """fANOVA's shares, then a slice for each setting."""
+    """Return the fANOVA importances and a slice plot of each setting."""
     frame = analysis.frame
     slices = [_slice(frame, path) for path in frame.paths if len(levels(frame, path)) > 1]
     if not slices:
@@ -42,10 +43,10 @@ def importance_panel(analysis: SweepAnalysis) -> Panel | None:
     lead = "Each dot is a trial; the line joins the means of complete trials."
     if analysis.importances:
         lead = (
-            "Share of the goal's variance that each leaf explains among the complete trials (fANOVA: a random forest, "
-            "so a rough guide with few trials). " + lead
+            "Share of the objective's variance that each setting explains among the complete trials (fANOVA with a "
+            "random forest; a rough estimate with few trials). " + lead
         )
-    return Panel("importance", "What matters", lead, blocks)
+    return Panel("importance", "Importance of settings", lead, blocks)
 
 
 def _bars(analysis: SweepAnalysis) -> Chart:
@@ -67,7 +68,7 @@ def _bars(analysis: SweepAnalysis) -> Chart:
         bargap=0.35,
         margin={"l": 20, "r": 20, "t": 6, "b": 34},
     )
-    return Chart(layout, "Importance (fANOVA)", "Importance of each searched leaf", 70 + 34 * len(shares))
+    return Chart(layout, "Importance (fANOVA)", "Importance of each searched setting", 70 + 34 * len(shares))
 
 
 def _slice(frame: SweepFrame, path: str) -> Chart:
@@ -123,21 +124,23 @@ def _slice(frame: SweepFrame, path: str) -> Chart:
 
 
 def _padded_range(values: list[Any], log: bool) -> list[float]:
-    """The axis's range with room at both ends, so that no mark is cut; plotly's log axes count in powers of ten."""
-    placed = [math.log10(value) if log else float(value) for value in values]
-    padding = 0.08 * (max(placed) - min(placed)) or 0.5
-    return [min(placed) - padding, max(placed) + padding]
+    """Return the axis range with padding at both ends; plotly's log axes use log10 of the values."""
+    positions = [math.log10(value) if log else float(value) for value in values]
+    padding = 0.08 * (max(positions) - min(positions)) or 0.5
+    return [min(positions) - padding, max(positions) + padding]
 
 
 _SHADE_COUNT = 12
 _MIN_SHADE = 0.35
-"""Of the scale of colors: a thin line below this is lost on a dark page."""
+"""Share of the color scale. Darker thin lines are invisible on a dark page."""
 _AXIS_WIDTH = 120
+"""Pixels."""
 _MISSING_POSITION = -0.12
+"""Height on an axis (0 to 1) at which trials without the setting cross it."""
 
 
 def parallel_panel(analysis: SweepAnalysis) -> Panel | None:
-    """A vertical axis for each searched setting and one for the objective; a line for each trial that has a value."""
+    """Return parallel coordinates: one axis per searched setting and one for the objective, one line per trial."""
     frame = analysis.frame
     shown = [trial for trial in frame.trials if frame.value(trial) is not None]
     paths = [p for p in frame.paths if len({repr(c.record.params[p]) for c in shown if p in c.record.params}) > 1]
@@ -157,28 +160,28 @@ def parallel_panel(analysis: SweepAnalysis) -> Panel | None:
     if frame.ranked:
         best = next(row for rows in lines.values() for row in rows if row[0] is frame.ranked[0])
         traces.append(_lines(frame, _SHADE_COUNT - 1, [best], width=4.5))
-    notes = [note for k, axis in enumerate(axes) for note in axis.annotations(k)]
-    notes += _objective_annotations(frame, len(axes), low, high)
-    lacking = any(axis.has_missing for axis in axes)
+    annotations = [annotation for k, axis in enumerate(axes) for annotation in axis.annotations(k)]
+    annotations += _objective_annotations(frame, len(axes), low, high)
+    any_missing = any(axis.has_missing for axis in axes)
     line = {"color": GREY, "width": 1}
     shapes = [{"type": "line", "x0": k, "x1": k, "y0": 0, "y1": 1, "line": line} for k in range(len(axes) + 1)]
     made = figure(
         traces,
-        annotations=notes,
+        annotations=annotations,
         shapes=shapes,
         xaxis={"visible": False, "range": [-0.22, len(axes) + 0.3], "fixedrange": True},
-        yaxis={"visible": False, "range": [-0.2 if lacking else -0.05, 1.14], "fixedrange": True},
+        yaxis={"visible": False, "range": [-0.2 if any_missing else -0.05, 1.14], "fixedrange": True},
         margin={"l": 6, "r": 6, "t": 4, "b": 4},
         hovermode="closest",
     )
-    label = "Parallel coordinates: each trial's searched leaves and its goal"
+    label = "Parallel coordinates: each trial's searched settings and its objective"
     chart = Chart(made, "", label, 380, min_width=_AXIS_WIDTH * (len(axes) + 1))
-    lead = "Brighter is better, the thick line is the winner. Trials that were stopped are drawn at their last value."
-    return Panel("parallel", "All trials at once", lead, (Charts((chart,), wide=True),))
+    lead = "Brighter is better; the thick line is the winner. Trials that were stopped are drawn at their last value."
+    return Panel("parallel", "Parallel coordinates", lead, (Charts((chart,), wide=True),))
 
 
 class _Axis:
-    """One setting's axis: where a trial crosses it, from 0 to 1, and its ticks."""
+    """Axis of one setting: the position of a trial on it, from 0 to 1, and its ticks."""
 
     def __init__(self, frame: SweepFrame, trials: list[TrialFrame], path: str) -> None:
         self._path, self._name = path, frame.short_names.get(path, path)
@@ -254,7 +257,7 @@ def _lines(frame: SweepFrame, level: int, rows: list[tuple[TrialFrame, list[floa
 
 
 def front_panel(analysis: SweepAnalysis) -> Panel | None:
-    """The front as a table, and drawn for each further objective against the first one."""
+    """Return the Pareto front as a table, and a scatter plot of each further objective against the first."""
     frame = analysis.frame
     if not frame.further_objectives or not frame.pareto_front:
         return None
@@ -274,17 +277,20 @@ def front_panel(analysis: SweepAnalysis) -> Panel | None:
         for c in frame.pareto_front
     )
     table = Table(head, rows, frozenset(range(1, len(head))), marked=frozenset({0}))
-    lead = "No trial is better than these in one goal without being worse in another. The first goal picks the winner."
-    blocks: list[Block] = [Charts(charts, ((VERMILION, "the front"),)), table]
-    return Panel("front", "The Pareto front", lead, blocks)
+    lead = (
+        "No trial is better than these in one objective without being worse in another. The first objective selects "
+        "the winner."
+    )
+    blocks: list[Block] = [Charts(charts, ((VERMILION, "Pareto front"),)), table]
+    return Panel("front", "Pareto front", lead, blocks)
 
 
 def _chart(frame: SweepFrame, other: Objective) -> Chart:
     shown = [trial for trial in frame.ranked if trial.last(other.metric) is not None]
     best = sorted(frame.pareto_front, key=lambda trial: trial.last(frame.objective.metric) or math.inf)
-    inside = {trial.number for trial in best}
+    on_front = {trial.number for trial in best}
     line = _dots(frame, best, other, "lines+markers", VERMILION, 9)
-    rest = [trial for trial in shown if trial.number not in inside]
+    rest = [trial for trial in shown if trial.number not in on_front]
     made = figure(
         [_dots(frame, rest, other, "markers", None, 7), line],
         xaxis={"title": {"text": escape_text(frame.objective.metric)}, "zeroline": False},

@@ -1,4 +1,4 @@
-"""Panel of the judge: win rates of the best trials' answers against the initial model's."""
+"""Panel of judgements: win rates of the best trials' answers against the initial model's."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _JUDGE_COLORS = {"endpoint": BLUE, "reward": GREEN, "checker": PINK}
 
 
 def judgements_panel(analysis: SweepAnalysis) -> Panel | None:
-    """Win rates with their intervals, the table, and examples of what was preferred."""
+    """Return win rates with intervals, the table of judgements, and examples of judged answers."""
     judgements = [(trial, judgement) for trial in analysis.frame.ranked for judgement in trial.judgements]
     if not judgements:
         return None
     blocks: list[Block] = [_chart(judgements), _table(judgements)]
     blocks += [Paragraph(text) for text in _remarks([judgement for _, judgement in judgements])]
     blocks += _examples(analysis)
-    lead = "Answers to fixed prompts, the trial's against the start model's. Ties count half."
-    return Panel("judge", "What a judge says", lead, blocks)
+    lead = "Answers to fixed prompts, the trial's against the initial model's. Ties count half."
+    return Panel("judge", "Judgements", lead, blocks)
 
 
 def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
@@ -65,7 +65,7 @@ def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
     made = figure(
         traces,
         shapes=[half],
-        xaxis={"title": {"text": "win rate against the start model"}, "range": [0, 1], "tickformat": ".0%"},
+        xaxis={"title": {"text": "win rate against the initial model"}, "range": [0, 1], "tickformat": ".0%"},
         yaxis={"autorange": "reversed", "automargin": True, "type": "category"},
         margin={"l": 8, "r": 14, "t": 6, "b": 46},
     )
@@ -78,42 +78,44 @@ def _chart(judgements: list[tuple[TrialFrame, Judgement]]) -> Charts:
 
 def _table(judgements: list[tuple[TrialFrame, Judgement]]) -> Table:
     rows = tuple((trial.label, *table_row(judgement)[1:], *extra_columns(judgement)) for trial, judgement in judgements)
-    head = (*HEAD, *(name if name not in ("characters", "score") else f"{name} (start's)" for name in EXTRA_HEAD))
+    head = (*HEAD, *(name if name not in ("characters", "score") else f"{name} (initial)" for name in EXTRA_HEAD))
     return Table(head, rows, numeric=frozenset(set(range(len(head))) - {1, 2}))
 
 
 def _remarks(judgements: list[Judgement]) -> list[str]:
-    """What has to be known to read the table."""
+    """Return notes on position bias, failed calls, open questions and the length-controlled win rate."""
     found: list[str] = []
     biased = [v for v in judgements if v.first is not None and v.first.is_clear]
     if biased:
         shares = " and ".join(dict.fromkeys(f"{v.first.value:.0%}" for v in biased if v.first is not None))
         found.append(
             f"The endpoint has a position bias: the answer shown first gets {shares} of the decided votes. Both orders "
-            "were asked, so the bias makes ties and not winners."
+            "were judged, so the bias leads to ties, not to wins."
         )
     failures: dict[str, int] = {}
     for judgement in judgements:
         for kind, count in (judgement.asked.failures if judgement.asked else {}).items():
             failures[kind] = failures.get(kind, 0) + count
     if failures:
-        with_rates = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(failures.items()))
-        found.append(f"Calls without a verdict, tried again where that could help: {with_rates}.")
+        counts = ", ".join(f"{count} {kind.replace('_', ' ')}" for kind, count in sorted(failures.items()))
+        found.append(f"Calls without a usable vote, retried where that could help: {counts}.")
     still_open = sum(v.asked.unanswered for v in judgements if v.asked is not None)
     if still_open:
-        found.append(f"{still_open} questions are still open: the same command asks them again.")
+        found.append(f"{still_open} questions are still unanswered: run the same command again.")
     if any(v.lc_win_rate is not None for v in judgements):
         found.append(
-            "At equal length: the length-controlled win rate of AlpacaEval 2, what a logistic regression expects where "
-            "both answers are as long."
+            "At equal length: the length-controlled win rate of AlpacaEval 2, predicted by a logistic regression for "
+            "answers of equal length."
         )
     if any(v.judge == "reward" for v in judgements):
-        found.append("A reward model that the trials' data were made with, or was trained on the like, is no outsider.")
+        found.append(
+            "A reward model that labeled the training data, or was trained on similar data, is not independent."
+        )
     return found
 
 
 def _examples(analysis: SweepAnalysis) -> list[Block]:
-    """Answers of the best judged trial that its judge liked and disliked."""
+    """Return answers of the best judged trial that won and that lost against the initial model's."""
     trial = next((trial for trial in analysis.frame.ranked if trial.judgements), None)
     first = None if trial is None else headline(trial.judgements)
     if trial is None or first is None:
@@ -122,6 +124,6 @@ def _examples(analysis: SweepAnalysis) -> list[Block]:
     for example in first.examples[:_EXAMPLES]:
         preferred = example.preference > 0.5
         ours = ModelReply(f"trial {trial.label}{', preferred' if preferred else ''}", example.ours, None)
-        theirs = ModelReply(f"start model{'' if preferred else ', preferred'}", example.theirs, None)
+        theirs = ModelReply(f"initial model{'' if preferred else ', preferred'}", example.theirs, None)
         blocks.append(Replies(example.prompt, None, (ours, theirs)))
     return blocks

@@ -1,4 +1,4 @@
-"""Panel of learning curves: the best few trials in color, the rest faint."""
+"""Panel of learning curves: the best trials in color, the others in grey."""
 
 from __future__ import annotations
 
@@ -23,44 +23,45 @@ _CHARTS = (
 )
 _CHOSEN, _REJECTED = f"{EVAL}logps_per_token/chosen", f"{EVAL}logps_per_token/rejected"
 _MAX_POINTS = 24_000
-"""Points of all faint curves of one chart together: with more of them each gets fewer."""
+"""Points of all grey curves of one chart together, shared among the trials."""
 _MAX_POINTS_HIGHLIGHTED = 200
 
 
 def learning_curves_panel(analysis: SweepAnalysis) -> Panel | None:
-    """One chart a metric; chosen and rejected log-probs share theirs."""
+    """Return one chart per metric; chosen and rejected log-probs share a chart."""
     frame = analysis.frame
-    bright = _highlighted(frame)
-    charts = [_chart(frame, bright, [(metric, "solid")], title) for metric, title in _objective_first(frame)]
+    highlighted = _highlighted(frame)
+    charts = [_chart(frame, highlighted, [(metric, "solid")], title) for metric, title in _objective_first(frame)]
     both = _chart(
-        frame, bright, [(_CHOSEN, "solid"), (_REJECTED, "dash")], "Log-prob per token: chosen —, rejected - -"
+        frame, highlighted, [(_CHOSEN, "solid"), (_REJECTED, "dash")], "Log-prob per token: chosen —, rejected - -"
     )
     shown = [chart for chart in (charts[0], both, *charts[1:]) if chart is not None]
     if not shown:
         return None
-    names = {trial.number: f"trial {trial.label}" for trial in bright}
+    names = {trial.number: f"trial {trial.label}" for trial in highlighted}
     legend = tuple(
-        (RANK_COLORS[k], f"{names[trial.number]}: {frame.describe_params(trial)}") for k, trial in enumerate(bright)
+        (RANK_COLORS[k], f"{names[trial.number]}: {frame.describe_params(trial)}")
+        for k, trial in enumerate(highlighted)
     )
     blocks: list[Block] = [Charts(tuple(shown), legend)]
     most = _points_each(len(frame.trials))
     if any(len(curve) > most for trial in frame.trials for curve in trial.curves.curves.values()):
         blocks.append(
-            Paragraph(f"Long curves are drawn with at most {_MAX_POINTS_HIGHLIGHTED} points, faint ones with {most}.")
+            Paragraph(f"Long curves are drawn with at most {_MAX_POINTS_HIGHLIGHTED} points, grey ones with {most}.")
         )
-    rest = " The rest of the trials are grey." if len(frame.trials) > len(bright) else ""
-    lead = f"Step 0 is the start model.{rest} Losses are not comparable across beta, gamma and objectives."
+    rest = " All other trials are grey." if len(frame.trials) > len(highlighted) else ""
+    lead = f"Step 0 is the initial model.{rest} Losses are not comparable across beta, gamma and objectives."
     return Panel("curves", "Learning curves", lead, blocks)
 
 
 def _objective_first(frame: SweepFrame) -> list[tuple[str, str]]:
     if any(metric == frame.objective.metric for metric, _ in _CHARTS):
         return sorted(_CHARTS, key=lambda row: row[0] != frame.objective.metric)
-    return [(frame.objective.metric, f"{frame.objective.metric}: the goal"), *_CHARTS]
+    return [(frame.objective.metric, f"{frame.objective.metric}: the objective"), *_CHARTS]
 
 
 def _highlighted(frame: SweepFrame) -> list[TrialFrame]:
-    """The best few; before any is complete, the first ones that run."""
+    """Return the best trials; before any is complete, the first ones with curves."""
     chosen = frame.ranked or [trial for trial in frame.trials if trial.curves.curves]
     return chosen[: len(RANK_COLORS)]
 
@@ -69,13 +70,15 @@ def _points_each(trials: int) -> int:
     return max(20, min(_MAX_POINTS_HIGHLIGHTED, _MAX_POINTS // max(1, trials)))
 
 
-def _chart(frame: SweepFrame, bright: Sequence[TrialFrame], metrics: list[tuple[str, str]], title: str) -> Chart | None:
-    numbers = {trial.number for trial in bright}
+def _chart(
+    frame: SweepFrame, highlighted: Sequence[TrialFrame], metrics: list[tuple[str, str]], title: str
+) -> Chart | None:
+    numbers = {trial.number for trial in highlighted}
     faint = [trial for trial in frame.trials if trial.number not in numbers]
     traces: list[Any] = []
     for metric, dash in metrics:
         traces += _background_trace(faint, metric, dash)
-    for k, trial in reversed(list(enumerate(bright))):
+    for k, trial in reversed(list(enumerate(highlighted))):
         for metric, dash in metrics:
             curve = downsample(_finite(trial, metric), _MAX_POINTS_HIGHLIGHTED)
             if curve:
@@ -97,7 +100,7 @@ def _finite(trial: TrialFrame, metric: str) -> list[tuple[int, float]]:
 
 
 def _background_trace(trials: Sequence[TrialFrame], metric: str, dash: str) -> list[Any]:
-    """All of them as one trace, with gaps between: a page of 200 trials stays quick."""
+    """Draw all trials as one trace with gaps, as one trace per trial makes a page of 200 trials slow."""
     most = _points_each(len(trials))
     x: list[int | None] = []
     y: list[float | None] = []

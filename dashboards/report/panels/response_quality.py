@@ -1,8 +1,8 @@
-"""Panels of response quality: collapse map, length bias, samples.
+"""Panels of response quality: collapse, length bias, samples.
 
-Collapse map: whether the margin grew by raising the chosen responses or only by lowering the rejected ones. Length
-bias: whether the model prefers longer responses, and more than before training. Samples: the fixed prompts answered by
-the initial model, the best trial and the worst.
+Collapse: whether the margin grew by raising the chosen responses or only by lowering the rejected ones. Length bias:
+whether the model prefers longer responses, and more than before training. Samples: answers of the initial model, the
+best trial and the worst trial to fixed prompts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import plotly.graph_objects as go
 
 from dashboards.analysis.held_out_pairs import HeldOutPairs, spearman
 from dashboards.analysis.small_samples import is_clear_correlation
-from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialFrame, format_value
+from dashboards.analysis.sweep_frame import Sample, SweepFrame, TrialFrame
 from dashboards.diagnosis.collapse_rules import CHOSEN, CHOSEN_DROP, MARGIN
 from dashboards.diagnosis.diagnose import SweepAnalysis
+from dashboards.formatting import format_value
 from dashboards.report.blocks import Block, Chart, Charts, ModelReply, Panel, Paragraph, Replies
 from dashboards.report.figures import (
     BLUE,
@@ -34,50 +35,50 @@ from dashboards.report.figures import (
 
 
 def collapse_panel(analysis: SweepAnalysis) -> Panel | None:
-    """Change of the margin against change of the chosen log-prob, both per token and since the initial model."""
+    """Return a scatter plot of margin change against chosen log-prob change since step 0, in nats per token."""
     frame = analysis.frame
-    placed = [
+    changes = [
         (trial, chosen, margin)
         for trial in frame.trials
         if (chosen := trial.change(CHOSEN)) is not None and (margin := trial.change(MARGIN)) is not None
     ]
-    if not placed:
+    if not changes:
         return None
     ranks = {trial.number: k for k, trial in enumerate(frame.ranked[: len(RANK_COLORS)])}
     traces: list[Any] = [
-        _path(trial, RANK_COLORS[ranks[trial.number]]) for trial, _, _ in placed if trial.number in ranks
+        _path(trial, RANK_COLORS[ranks[trial.number]]) for trial, _, _ in changes if trial.number in ranks
     ]
-    traces.append(_marks(frame, placed, ranks))
-    ends = [0.0, *(y for trial, _, _ in placed for y in _margins(trial))]
+    traces.append(_marks(frame, changes, ranks))
+    ends = [0.0, *(y for trial, _, _ in changes for y in _margins(trial))]
     padding = 0.12 * (max(ends) - min(ends)) or 0.1
     bottom, top = min(ends) - padding, max(ends) + padding
-    low = min(0.0, *(x for _, x, _ in placed)) - 0.02
-    notes = [
-        _annotation("hollow: chosen falls too", VERMILION, 0.01, 0.99, "left"),
+    low = min(0.0, *(x for _, x, _ in changes)) - 0.02
+    annotations = [
+        _annotation("collapse: chosen falls too", VERMILION, 0.01, 0.99, "left"),
         _annotation("healthy", GREEN, 0.99, 0.99, "right"),
     ]
     zero = {"type": "line", "line": {"color": GREY, "width": 1, "dash": "dot"}}
-    edge = {"type": "line", "line": {"color": VERMILION, "width": 1, "dash": "dash"}}
+    limit = {"type": "line", "line": {"color": VERMILION, "width": 1, "dash": "dash"}}
     shapes: list[dict[str, Any]] = [
         {**zero, "xref": "x", "yref": "paper", "x0": 0, "x1": 0, "y0": 0, "y1": 1},
         {**zero, "xref": "paper", "yref": "y", "x0": 0, "x1": 1, "y0": 0, "y1": 0},
     ]
     if low < -CHOSEN_DROP:
-        shapes.append({**edge, "xref": "x", "yref": "paper", "x0": -CHOSEN_DROP, "x1": -CHOSEN_DROP, "y0": 0, "y1": 1})
+        shapes.append({**limit, "xref": "x", "yref": "paper", "x0": -CHOSEN_DROP, "x1": -CHOSEN_DROP, "y0": 0, "y1": 1})
     made = figure(
         traces,
-        annotations=notes,
+        annotations=annotations,
         shapes=shapes,
         xaxis={"title": {"text": "change of the chosen log-prob per token"}, "zeroline": False},
         yaxis={"title": {"text": "change of the margin per token"}, "zeroline": False, "range": [bottom, top]},
         margin={"l": 62, "r": 14, "t": 26, "b": 46},
     )
     lead = (
-        "The margin can grow although the chosen responses become less likely: then the model has learned what not to "
-        "say. The start model is at the origin; lines show how the best trials went, in the colours of the curves."
+        "The margin can grow while the chosen responses become less likely, because the rejected ones fall faster. The "
+        "initial model is at the origin; lines show the best trials during training, in the colors of their curves."
     )
     label = "Change of the margin against change of the chosen log-prob of each trial"
-    return Panel("collapse", "Healthy or hollow", lead, (Charts((Chart(made, "", label, 400),), wide=True),))
+    return Panel("collapse", "Collapse", lead, (Charts((Chart(made, "", label, 400),), wide=True),))
 
 
 def _margins(trial: TrialFrame) -> list[float]:
@@ -97,14 +98,14 @@ def _path(trial: TrialFrame, color: str) -> Any:
     )
 
 
-def _marks(frame: SweepFrame, placed: list[tuple[TrialFrame, float, float]], ranks: dict[int, int]) -> Any:
-    trials = [trial for trial, _, _ in placed]
+def _marks(frame: SweepFrame, changes: list[tuple[TrialFrame, float, float]], ranks: dict[int, int]) -> Any:
+    trials = [trial for trial, _, _ in changes]
     return go.Scatter(
-        x=[x for _, x, _ in placed],
-        y=[y for _, _, y in placed],
-        mode="markers+text" if len(placed) <= 30 else "markers",
+        x=[x for _, x, _ in changes],
+        y=[y for _, _, y in changes],
+        mode="markers+text" if len(changes) <= 30 else "markers",
         text=[escape_text(trial.label) for trial in trials],
-        textposition=_label_positions([(x, y) for _, x, y in placed]),
+        textposition=_label_positions([(x, y) for _, x, y in changes]),
         marker={
             "size": [13 if ranks.get(trial.number) == 0 else 9 for trial in trials],
             "symbol": ["star" if ranks.get(trial.number) == 0 else state_marker(trial)[1] for trial in trials],
@@ -125,7 +126,7 @@ def _marks(frame: SweepFrame, placed: list[tuple[TrialFrame, float, float]], ran
 
 
 def _label_positions(points: list[tuple[float, float]]) -> list[str]:
-    """Where each number stands: above its mark, and to the right or below where another is close by."""
+    """Return the position of each label: above its mark, or to another side where a neighbor is close."""
     wide = max(x for x, _ in points) - min(x for x, _ in points) or 1.0
     high = max(y for _, y in points) - min(y for _, y in points) or 1.0
     out: list[str] = []
@@ -154,12 +155,12 @@ _BINS = 9
 
 
 def length_panel(analysis: SweepAnalysis) -> Panel | None:
-    """Margin against length difference of every held-out pair under the winner, with means, and the start's means."""
+    """Return margin against length difference of every held-out pair of the winner, with means before and after."""
     frame = analysis.frame
     trial = next((trial for trial in frame.ranked if trial.pairs is not None), None)
     if trial is None or trial.pairs is None:
         return None
-    pairs, start = trial.pairs, trial.pairs.initial()
+    pairs, initial = trial.pairs, trial.pairs.initial()
     if np.ptp(pairs.length_differences) == 0:
         return None
     step = max(1, -(-len(pairs) // _MAX_DOTS))
@@ -172,9 +173,9 @@ def length_panel(analysis: SweepAnalysis) -> Panel | None:
     )
     traces: list[Any] = [dots, _means(pairs, VERMILION, f"trial {trial.label}")]
     legend = [(VERMILION, f"mean margin, trial {trial.label}")]
-    if start is not None:
-        traces.insert(1, _means(start, GREY, "start model"))
-        legend.append((GREY, "mean margin, start model"))
+    if initial is not None:
+        traces.insert(1, _means(initial, GREY, "initial model"))
+        legend.append((GREY, "mean margin, initial model"))
     zero = {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": GREY, "width": 1}}
     made = figure(
         traces,
@@ -184,22 +185,22 @@ def length_panel(analysis: SweepAnalysis) -> Panel | None:
         margin={"l": 58, "r": 12, "t": 6, "b": 46},
     )
     after = spearman(pairs.margins, pairs.length_differences)
-    before = None if start is None else spearman(start.margins, start.length_differences)
+    before = None if initial is None else spearman(initial.margins, initial.length_differences)
     if after is None:
         return None
     text = f"Rank correlation of margin and length difference: {after:+.2f}"
     text += "" if before is None else f", {before:+.2f} before training"
     text += f", over {len(pairs):,} held-out pairs" + (f" ({-(-len(pairs) // step):,} drawn)." if step > 1 else ".")
     if not is_clear_correlation(after, len(pairs)):
-        text += " That is no more than chance gives with as many pairs."
-    text += " Above 0 the model prefers the longer of two responses, below 0 the shorter; near 0 it does not care."
+        text += " This is not significant with this number of pairs."
+    text += " Above 0 the model prefers longer responses, below 0 shorter ones."
     label = "Margin of each held-out pair against its difference in length"
     chart = Chart(made, "", label, 340)
     return Panel("length", "Length bias", "", (Charts((chart,), tuple(legend), wide=True), Paragraph(text)))
 
 
 def _means(pairs: HeldOutPairs, color: str, name: str) -> Any:
-    """Mean margin in bins of about equal numbers of pairs."""
+    """Draw the mean margin in bins with about equal numbers of pairs."""
     order = np.argsort(pairs.length_differences, kind="stable")
     groups = [group for group in np.array_split(order, min(_BINS, len(order))) if len(group)]
     return go.Scatter(
@@ -218,27 +219,27 @@ _MARKS = re.compile(
     r"<\|start_header_id\|>\w+<\|end_header_id\|>|<\|im_start\|>\w+\n|<start_of_turn>\w+\n|<end_of_turn>"
     r"|<\|\w+\|>|</?s>|<bos>|\[/?INST\]"
 )
-"""Of Llama 3, ChatML, Gemma, Zephyr and Mistral."""
+"""Chat template tokens of Llama 3, ChatML, Gemma, Zephyr and Mistral."""
 
 
 def samples_panel(analysis: SweepAnalysis) -> Panel | None:
-    """One block a prompt."""
+    """Return one block per prompt with the initial model's, the best trial's and the worst trial's answers."""
     frame = analysis.frame
     with_samples = [trial for trial in frame.ranked if _last_samples(trial)]
-    anybody = next((trial for trial in frame.trials if trial.samples), None)
-    if anybody is None:
+    first_sampled = next((trial for trial in frame.trials if trial.samples), None)
+    if first_sampled is None:
         return None
     chosen: list[tuple[str, list[Sample]]] = []
     if with_samples:
         chosen.append((f"best, trial {with_samples[0].label}", _last_samples(with_samples[0])))
         if len(with_samples) > 1:
-            chosen.append((f"worst that completed, trial {with_samples[-1].label}", _last_samples(with_samples[-1])))
-    before = [sample for sample in (with_samples[0] if with_samples else anybody).samples if sample.step == 0]
+            chosen.append((f"worst complete, trial {with_samples[-1].label}", _last_samples(with_samples[-1])))
+    before = [sample for sample in (with_samples[0] if with_samples else first_sampled).samples if sample.step == 0]
     prompts = list(dict.fromkeys(s.prompt for _, samples in [("", before), *chosen] for s in samples))
     blocks: list[Block] = []
     for prompt in prompts[:_MAX_PROMPTS]:
         replies = [
-            _model_reply("start model", before, prompt),
+            _model_reply("initial model", before, prompt),
             *(_model_reply(label, samples, prompt) for label, samples in chosen),
         ]
         expected = next((s.expected for s in before if s.prompt == prompt and s.expected is not None), None)
@@ -246,13 +247,13 @@ def samples_panel(analysis: SweepAnalysis) -> Panel | None:
             Replies(_truncate(_without_template(prompt)), expected, tuple(r for r in replies if r is not None))
         )
     lead = "Greedy answers to fixed held-out prompts." + (
-        " ✓ and ✗: checked by a program." if _has_checked(before) else ""
+        " ✓ and ✗: right and wrong by the task's checker." if _has_checked(before) else ""
     )
-    return Panel("samples", "What the models say", lead, blocks) if blocks else None
+    return Panel("samples", "Samples", lead, blocks) if blocks else None
 
 
 def _without_template(prompt: str) -> str:
-    """The prompt without the chat template's own marks."""
+    """Return the prompt without chat template tokens."""
     return _MARKS.sub("", prompt).strip() or prompt
 
 

@@ -1,6 +1,6 @@
-"""Panels of all trials with the reasons of those that did not complete, the timeline by slot, and the cost.
+"""Panels of all trials with stop reasons, of the timeline by slot, and of the cost.
 
-The cost panel shows what was spent, what pruning saved, and the best value over the hours.
+The cost panel shows the time spent, the time saved by pruning, and the best value over time.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 import plotly.graph_objects as go
 
 from dashboards.analysis.run_costs import AttemptSpan, Costs, attempt_spans, costs, idle_gaps
-from dashboards.analysis.sweep_frame import SweepFrame, format_value
+from dashboards.analysis.sweep_frame import SweepFrame
 from dashboards.diagnosis.diagnose import SweepAnalysis
-from dashboards.formatting import format_duration
+from dashboards.formatting import format_count, format_duration, format_hours, format_value
 from dashboards.report.blocks import Block, Chart, Charts, Code, KeyFigure, KeyFigures, Panel, Paragraph, Table
 from dashboards.report.figures import BLUE, GOLD, GREEN, GREY, PINK, VERMILION, escape_text, figure, state_marker
 from orchestrator.study.trial_records import TrialState
@@ -23,7 +23,7 @@ _MAX_TRACEBACKS = 5
 
 
 def trials_panel(analysis: SweepAnalysis) -> Panel | None:
-    """Reasons first, tracebacks on demand, then all trials on demand."""
+    """Return stopped trials with their reasons, collapsed tracebacks, and a collapsed table of all trials."""
     frame = analysis.frame
     if not frame.trials:
         return None
@@ -52,12 +52,12 @@ def trials_panel(analysis: SweepAnalysis) -> Panel | None:
     for trial in stopped:
         if trial.failure and trial.failure not in seen_before and len(seen_before) < _MAX_TRACEBACKS:
             seen_before.add(trial.failure)
-            blocks.append(Code(f"Trial {trial.label}: the end of its traceback", trial.failure, folded=True))
+            blocks.append(Code(f"Trial {trial.label}: end of the traceback", trial.failure, folded=True))
     blocks.append(_all_trials_table(frame))
-    lead = f"{len(stopped)} of {len(frame.trials)} trials did not run to their end." if stopped else ""
+    lead = f"{len(stopped)} of {len(frame.trials)} trials stopped before their last update." if stopped else ""
     if not stopped:
         blocks.insert(0, Paragraph("No trial failed and none was stopped early."))
-    return Panel("trials", "What stopped, and why" if stopped else "All trials", lead, blocks)
+    return Panel("trials", "Stopped trials" if stopped else "All trials", lead, blocks)
 
 
 def _all_trials_table(frame: SweepFrame) -> Table:
@@ -90,11 +90,11 @@ _STATE_COLORS = {
     "running": BLUE,
 }
 _GAP = 0.08
-"""Of the time in which anything ran: a longer pause is cut out."""
+"""Share of the running time. Longer pauses of the sweep are cut out of the timeline."""
 
 
 def timeline_panel(analysis: SweepAnalysis) -> Panel | None:
-    """A bar an attempt; pauses of the whole sweep are cut out and marked."""
+    """Return one bar per attempt by slot; long pauses of the whole sweep are cut out and marked."""
     frame = analysis.frame
     found = attempt_spans(frame.events, _last_activity(frame))
     if not found or frame.sweeps:
@@ -104,8 +104,8 @@ def timeline_panel(analysis: SweepAnalysis) -> Panel | None:
     unit, size = ("hours", 3600.0) if busy > 2 * 3600 else ("minutes", 60.0) if busy > 120 else ("seconds", 1.0)
     begun = found[0].begun
 
-    def at(moment: float) -> float:
-        return (moment - begun - sum(end - start for start, end in gaps if end <= moment)) / size
+    def at(time: float) -> float:
+        return (time - begun - sum(end - start for start, end in gaps if end <= time)) / size
 
     ends: dict[str, list[AttemptSpan]] = {}
     for span in found:
@@ -117,7 +117,7 @@ def timeline_panel(analysis: SweepAnalysis) -> Panel | None:
         | {"line": {"color": GREY, "width": 1, "dash": "dot"}}
         for _, end in gaps
     ]
-    notes = [
+    annotations = [
         {"x": at(end), "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False, "font": {"size": 10}}
         | {"text": f"stopped {format_duration(end - start)}"}
         for start, end in gaps
@@ -126,7 +126,7 @@ def timeline_panel(analysis: SweepAnalysis) -> Panel | None:
         traces,
         barmode="overlay",
         shapes=pauses,
-        annotations=notes,
+        annotations=annotations,
         xaxis={"title": {"text": f"{unit} in which the sweep ran"}, "zeroline": False},
         yaxis={
             "tickvals": list(range(slots)),
@@ -140,12 +140,12 @@ def timeline_panel(analysis: SweepAnalysis) -> Panel | None:
     )
     legend = tuple((_STATE_COLORS.get(name, GREY), name) for name in ends)
     chart = Chart(made, "", "Timeline of trials by slot", 76 + 40 * slots, min_width=560 if len(found) > 20 else 0)
-    lead = "The number is the trial's. Point at a bar for the reason it stopped."
-    return Panel("timeline", "Who ran when", lead, (Charts((chart,), legend, wide=True),))
+    lead = "Each bar is one attempt, labeled with its trial. Hover over a bar for the reason it stopped."
+    return Panel("timeline", "Timeline", lead, (Charts((chart,), legend, wide=True),))
 
 
 def _last_activity(frame: SweepFrame) -> float:
-    """Until when trials run: now, or where nobody drives the sweep any more, when it was last heard of."""
+    """Return the end of running attempts: the time of loading, without a driver the time of the last event."""
     if frame.state in ("running", "paused"):
         return frame.at
     begun = [(trial.record.started_at, trial.record.seconds) for trial in frame.in_state(TrialState.RUNNING)]
@@ -197,7 +197,7 @@ def _bars(frame: SweepFrame, name: str, rows: list[AttemptSpan], at: Any) -> Any
 
 
 def cost_panel(analysis: SweepAnalysis) -> Panel | None:
-    """Facts, the best so far against the time spent, and a row for each way to end."""
+    """Return key figures, the best value over the time spent, and a table by final state."""
     frame = analysis.frame
     if not frame.trials:
         return None
@@ -224,26 +224,13 @@ def cost_panel(analysis: SweepAnalysis) -> Panel | None:
     if history is not None:
         blocks.append(Charts((history,), wide=True))
     blocks.append(_by_outcome(frame, unit))
-    lead = f"A slot is what one trial holds{': GPUs' if frame.gpus else ''}. Saved: what the stopped trials had left."
+    resource = "GPUs of one trial" if frame.gpus else "resources of one trial"
+    lead = f"A slot is the {resource}. Saved: the remaining updates of pruned trials at their own speed."
     return Panel("cost", "Cost", lead, blocks)
 
 
 def _wall_time(frame: SweepFrame) -> str:
-    return f", {format_hours(frame.hours * 3600)} h on the clock"
-
-
-def format_hours(seconds: float) -> str:
-    """Hours with two digits that matter."""
-    hours = seconds / 3600
-    return f"{hours:.2f}" if hours < 10 else f"{hours:,.1f}"
-
-
-def format_count(count: float) -> str:
-    """1.2 M, 350 k, 42."""
-    for size, unit in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
-        if count >= size:
-            return f"{count / size:.3g}{unit}"
-    return f"{count:.0f}"
+    return f", {format_hours(frame.hours * 3600)} h wall time"
 
 
 def _history(frame: SweepFrame) -> Chart | None:
@@ -293,7 +280,7 @@ def _history(frame: SweepFrame) -> Chart | None:
         yaxis={"title": {"text": escape_text(frame.objective.metric)}, "zeroline": False},
         margin={"l": 62, "r": 12, "t": 6, "b": 44},
     )
-    return Chart(made, "The best so far", f"Best {frame.objective.metric} against the time spent", 280)
+    return Chart(made, "Best value so far", f"Best {frame.objective.metric} against the time spent", 280)
 
 
 def _by_outcome(frame: SweepFrame, unit: str) -> Table:

@@ -4,14 +4,14 @@
   const onDark = JSON.parse(document.getElementById("dark").textContent);
   const charts = [...document.querySelectorAll(".chart")];
   const darkScheme = matchMedia("(prefers-color-scheme: dark)");
-  const PRINT_WIDTH = 700; // of a page of A4 or letter paper, in CSS pixels
+  const PRINT_WIDTH = 700; // CSS pixels: width of an A4 or letter page
 
-  const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const cssVariable = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
   const theme = (dark, printing) => {
-    const ink = printing ? "#000000" : colour("--ink");
-    const soft = printing ? "#444444" : colour("--soft");
-    const grid = printing ? "#dddddd" : colour("--grid");
+    const ink = printing ? "#000000" : cssVariable("--ink");
+    const soft = printing ? "#444444" : cssVariable("--soft");
+    const grid = printing ? "#dddddd" : cssVariable("--grid");
     const axis = { gridcolor: grid, linecolor: grid, zerolinecolor: grid, tickfont: { size: 11, color: soft },
       title: { font: { size: 12, color: soft }, standoff: 8 } };
     return {
@@ -22,7 +22,7 @@
     };
   };
 
-  const swapped = (figure, dark) => {
+  const withTheme = (figure, dark) => {
     let text = JSON.stringify(figure);
     if (dark) for (const [light, other] of Object.entries(onDark)) text = text.replaceAll(light, other);
     return JSON.parse(text);
@@ -30,11 +30,11 @@
 
   const draw = (chart, printing) => {
     const dark = darkScheme.matches && !printing;
-    const figure = swapped(figures[Number(chart.dataset.figure)], dark);
+    const figure = withTheme(figures[Number(chart.dataset.figure)], dark);
     const layout = { ...figure.layout, template: { layout: theme(dark, printing) }, autosize: !printing, dragmode: false };
     if (printing) {
-      const alone = chart.closest(".charts").matches(".one, .roomy");
-      layout.width = alone ? PRINT_WIDTH : PRINT_WIDTH / 2 - 12;
+      const fullWidth = chart.closest(".charts").matches(".one, .roomy");
+      layout.width = fullWidth ? PRINT_WIDTH : PRINT_WIDTH / 2 - 12;
       layout.height = chart.clientHeight;
     }
     const config = { responsive: true, displaylogo: false, displayModeBar: false, scrollZoom: false };
@@ -43,13 +43,13 @@
 
   const drawAll = (printing) => {
     for (const swatch of document.querySelectorAll(".swatch")) {
-      const light = swatch.dataset.colour;
+      const light = swatch.dataset.color;
       swatch.style.background = darkScheme.matches && !printing ? (onDark[light] ?? light) : light;
     }
     return Promise.all(charts.map((chart) => draw(chart, printing)));
   };
 
-  // plotly.js travels compressed: the page stays small enough to be mailed.
+  // plotly.js is embedded compressed, which keeps the page small enough for mail.
   const loadPlotly = async () => {
     const packed = Uint8Array.from(atob(document.getElementById("plotly").textContent.trim()), (c) => c.charCodeAt(0));
     const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
@@ -76,12 +76,12 @@
 
   for (const button of document.querySelectorAll(".copy")) button.addEventListener("click", () => copy(button));
 
-  const begin = async () => {
+  const drawPage = async () => {
     if (!charts.length) return;
     if (typeof DecompressionStream === "undefined") {
       for (const chart of charts) {
         chart.style.height = "auto";
-        chart.textContent = "This browser is too old to draw this chart (it needs one of 2023 or later). The tables are complete.";
+        chart.textContent = "This chart needs a browser of 2023 or later. The tables are complete.";
       }
       return;
     }
@@ -91,5 +91,5 @@
     addEventListener("beforeprint", () => drawAll(true));
     addEventListener("afterprint", () => drawAll(false));
   };
-  begin().finally(() => { document.documentElement.dataset.drawn = "yes"; });
+  drawPage().finally(() => { document.documentElement.dataset.drawn = "yes"; });
 })();

@@ -1,4 +1,4 @@
-"""What this machine offers and what is missing, each with its fix. Looks only; changes nothing, prints no secret."""
+"""`orchestrate doctor`: checks of the machine and the network, each with a fix. Changes nothing, prints no secret."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Check", "CheckLevel", "is_healthy", "run_checks"]
 
 
 def run_checks(root: Path, spec: SweepSpec | None = None) -> list[Check]:
-    """Every check, for the runs folder `root`; with a sweep, also what it needs from elsewhere."""
+    """Return all checks for the runs folder `root`; with a sweep, also those of its models, data and servers."""
     return [
         *machine_checks.packages(),
         *gpu_checks.gpu_checks(spec),

@@ -1,4 +1,4 @@
-"""The driver, CUDA as torch sees it, flash attention, quantization."""
+"""Checks of the NVIDIA driver, CUDA in torch, flash attention and quantization."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel, package_version
-from orchestrator.execution.local_cluster import visible_gpus
+from orchestrator.execution.slots import visible_gpus
 from orchestrator.nvidia_smi import HANGS, REMEDY, NvidiaSmiHangs, query_gpus
 from orchestrator.spec.sweep_spec import SweepSpec
 
 NEEDS_DRIVER = {"11": 450, "12": 525, "13": 580}
-"""The oldest driver that runs programs of a CUDA version (NVIDIA's table of minor version compatibility)."""
+"""CUDA major version -> oldest compatible driver (NVIDIA's table of minor version compatibility)."""
 _AMPERE = (8, 0)
 
 
 def gpu_checks(spec: SweepSpec | None) -> Iterator[Check]:
-    """What trials would run on."""
+    """Yield the checks of the GPUs that trials would run on."""
     cards = visible_gpus()
     try:
         import torch
     except ImportError:
-        yield Check("gpu", CheckLevel.WARN, f"{cards} seen by the driver", "torch is not installed: make install")
+        yield Check("gpu", CheckLevel.WARN, f"{cards} found by the driver", "torch is not installed: make install")
         return
     try:
         if cards:
             query_gpus("name")
         found = driver_version()
     except NvidiaSmiHangs:
-        # What torch does with such a driver may hang as well: nothing more is asked of the GPUs.
+        # torch may hang on such a driver as well, so that the GPUs are not checked further.
         yield Check("driver", CheckLevel.FAIL, HANGS, REMEDY)
         return
     yield from check_driver(cards, found, str(torch.version.cuda) if torch.version.cuda else None)
@@ -42,7 +42,11 @@ def gpu_checks(spec: SweepSpec | None) -> Iterator[Check]:
 
 
 def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Of the NVIDIA driver that is loaded; None where there is none. Raises NvidiaSmiHangs."""
+    """Return the version of the loaded NVIDIA driver; None without one.
+
+    Raises:
+        NvidiaSmiHangs: nvidia-smi does not answer.
+    """
     if file.is_file() and (match := re.search(r"Module\b.*?\s(\d+\.\d[\d.]*)\s", file.read_text(errors="replace"))):
         return match[1]
     found = query_gpus("driver_version")
@@ -51,16 +55,16 @@ def driver_version(file: Path = Path("/proc/driver/nvidia/version")) -> str | No
 
 
 def check_driver(cards: int, found: str | None, cuda: str | None) -> Iterator[Check]:
-    """Whether the driver is new enough for the CUDA that torch was built with."""
+    """Check that the driver supports the CUDA version of torch."""
     if found is None:
         if cards:
             fix = "install NVIDIA's driver; in a container start it with the GPUs (`docker run --gpus all`)"
-            yield Check("driver", CheckLevel.FAIL, f"{cards} GPUs, but no driver answers", fix)
+            yield Check("driver", CheckLevel.FAIL, f"{cards} GPUs, but no driver", fix)
         return
-    oldest = NEEDS_DRIVER.get(cuda.partition(".")[0]) if cuda else None
-    if oldest is not None and int(found.partition(".")[0]) < oldest:
-        fix = f"update the driver to {oldest} or later, or install torch for an older CUDA"
-        yield Check("driver", CheckLevel.FAIL, f"{found}; torch's CUDA {cuda} wants {oldest} or later", fix)
+    minimum = NEEDS_DRIVER.get(cuda.partition(".")[0]) if cuda else None
+    if minimum is not None and int(found.partition(".")[0]) < minimum:
+        fix = f"update the driver to {minimum} or later, or install torch for an older CUDA"
+        yield Check("driver", CheckLevel.FAIL, f"{found}; torch's CUDA {cuda} needs {minimum} or later", fix)
         return
     yield Check("driver", CheckLevel.OK, found)
 
@@ -78,45 +82,45 @@ def _cuda(torch: Any, cards: int, spec: SweepSpec | None) -> Check:
         reason = f": {str(caught[-1].message).splitlines()[0]}" if caught else ""
         if torch.version.cuda is None:
             reason = ": it was built without CUDA"
-        fix = "install a CUDA build of torch that suits the driver (README, GPU)"
+        fix = "install a CUDA build of torch that matches the driver (README, GPU)"
         return Check(
-            "gpu", CheckLevel.FAIL, f"{cards} seen by the driver, none by torch {torch.__version__}{reason}", fix
+            "gpu", CheckLevel.FAIL, f"{cards} found by the driver, none by torch {torch.__version__}{reason}", fix
         )
     if spec is not None and (spec.resources.gpus_per_trial or 0) > 0:
-        message = f"none, and a trial asks for {spec.resources.gpus_per_trial:g}"
+        message = f"none; a trial needs {spec.resources.gpus_per_trial:g}"
         return Check(
-            "gpu", CheckLevel.FAIL, message, "run it where there are GPUs, or --set resources.gpus_per_trial=0"
+            "gpu", CheckLevel.FAIL, message, "run it on a machine with GPUs, or --set resources.gpus_per_trial=0"
         )
-    fix = "none needed for the quickstart; for models of billions of parameters rent one"
+    fix = "not needed for the quickstart; models with billions of parameters need one"
     return Check("gpu", CheckLevel.WARN, "none; trials run on the CPU", fix)
 
 
 def _flash(torch: Any, cards: int) -> Check:
-    """Packed pairs use the flash attention that is part of torch; no other package is needed."""
+    """Check torch's own flash attention, which packed pairs use; no other package is needed."""
     if not cards or not torch.cuda.is_available():
-        return Check("flash-attention", CheckLevel.OK, "of no use without a GPU")
+        return Check("flash-attention", CheckLevel.OK, "not used without a GPU")
     slow = [
         torch.cuda.get_device_name(i)
         for i in range(torch.cuda.device_count())
         if torch.cuda.get_device_capability(i) < _AMPERE
     ]
     if slow:
-        fix = "none; trials run with a slower attention there. From Ampere (A100) on it is used in 16 bits"
+        fix = "none; trials use a slower attention. Flash attention needs Ampere (A100) or later, and 16 bits"
         return Check("flash-attention", CheckLevel.WARN, f"not on {', '.join(dict.fromkeys(slow))}", fix)
     if not torch.backends.cuda.is_flash_attention_available():
-        fix = "install a build of torch that has it (the official CUDA builds do)"
+        fix = "install a build of torch with it, such as the official CUDA builds"
         return Check("flash-attention", CheckLevel.WARN, f"torch {torch.__version__} was built without it", fix)
     return Check("flash-attention", CheckLevel.OK, f"torch's own, used in 16 bits (torch {torch.__version__})")
 
 
 def _quantization(cards: int, spec: SweepSpec | None) -> Check:
-    needed = spec is not None and spec.base.model.load_in_4bit
+    required = spec is not None and spec.base.model.load_in_4bit
     if importlib.util.find_spec("bitsandbytes") is not None:
         return Check("bitsandbytes", CheckLevel.OK, package_version("bitsandbytes") or "installed")
-    if needed:
+    if required:
         fix = "pip install 'prefsweep[quantisation]'"
         return Check("bitsandbytes", CheckLevel.FAIL, "not installed; the sweep has model.load_in_4bit", fix)
     if cards:
-        fix = "pip install 'prefsweep[quantisation]', if you want model.load_in_4bit"
+        fix = "pip install 'prefsweep[quantisation]' for model.load_in_4bit"
         return Check("bitsandbytes", CheckLevel.OK, "not installed; optional", fix)
-    return Check("bitsandbytes", CheckLevel.OK, "not installed; of no use without a GPU")
+    return Check("bitsandbytes", CheckLevel.OK, "not installed; not used without a GPU")

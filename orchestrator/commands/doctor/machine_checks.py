@@ -1,6 +1,6 @@
-"""`Check`, the result of one check of `doctor`; and the checks of packages, cores, memory, disks and Ray.
+"""`Check`, the result of one check of `doctor`, and the checks of packages, cores, memory, disks and Ray.
 
-Ray's checks: its version, the folder of its sockets, and files that killed drivers left behind.
+Ray's checks: its version, the folder of its sockets, and session folders of killed drivers.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from orchestrator.folders import NETWORK_FILESYSTEMS, filesystem_type
 from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
 from orchestrator.spec.sweep_spec import SweepSpec
 
 
 class CheckLevel(StrEnum):
-    """ok; warn: worth knowing; fail: sweeps, or this sweep, will not run."""
+    """ok: no problem; warn: sweeps run with restrictions; fail: sweeps, or this sweep, cannot run."""
 
     OK = "ok"
     WARN = "warn"
@@ -29,7 +32,7 @@ class CheckLevel(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was looked at, what was found, and how to put it right."""
+    """Result of one check: its subject, level, finding and fix."""
 
     what: str
     level: CheckLevel
@@ -37,37 +40,23 @@ class Check:
     fix: str = ""
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """Return the check as printed by `doctor --json`."""
         return asdict(self)
 
 
 def is_healthy(checks: Sequence[Check]) -> bool:
-    """Whether sweeps can run here."""
+    """Return whether no check failed, so that sweeps can run."""
     return all(check.level is not CheckLevel.FAIL for check in checks)
 
 
 _GB = 1 << 30
-_NETWORK_FILESYSTEMS = (
-    "nfs",
-    "nfs4",
-    "cifs",
-    "smb3",
-    "smbfs",
-    "lustre",
-    "gpfs",
-    "beegfs",
-    "ceph",
-    "glusterfs",
-    "9p",
-    "afs",
-)
 _REQUIRED_PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets", "ray", "optuna", "mlflow")
 _MIN_SHM_GB = 1.0
-"""Below this, Ray's object store and NCCL run short; containers get 64 MB where nobody says otherwise."""
+"""GB. Minimum of /dev/shm for Ray's object store and NCCL; the default of containers is 64 MB."""
 
 
 def packages() -> Iterator[Check]:
-    """Python, and what is installed of what is needed."""
+    """Yield the checks of Python and the required packages."""
     yield Check("python", CheckLevel.OK, platform.python_version())
     for name in _REQUIRED_PACKAGES:
         found = package_version(name)
@@ -78,7 +67,7 @@ def packages() -> Iterator[Check]:
 
 
 def package_version(name: str) -> str | None:
-    """Of an installed package."""
+    """Return the version of an installed package; None where it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
@@ -86,7 +75,7 @@ def package_version(name: str) -> str | None:
 
 
 def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
-    """What every sweep takes of this machine."""
+    """Yield the checks of cores, memory, shared memory, disk space and filesystem."""
     yield Check("cores", CheckLevel.OK, f"{len(os.sched_getaffinity(0))} usable of {os.cpu_count()}")
     yield _memory()
     yield shared_memory()
@@ -95,20 +84,20 @@ def machine_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
 
 
 def _memory() -> Check:
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    total = psutil.virtual_memory().total
     limit = Path("/sys/fs/cgroup/memory.max")
     if limit.is_file() and (text := limit.read_text().strip()).isdigit():
         total = min(total, int(text))
     if total < 4 * _GB:
-        return Check("memory", CheckLevel.WARN, f"{total / _GB:.1f} GB", "budget.concurrency: 1, and small models")
+        return Check("memory", CheckLevel.WARN, f"{total / _GB:.1f} GB", "use small models and budget.concurrency: 1")
     return Check("memory", CheckLevel.OK, f"{total / _GB:.1f} GB")
 
 
 def shared_memory(path: Path = Path("/dev/shm")) -> Check:
-    """Ray's object store lies there, and NCCL's buffers."""
+    """Check the shared memory that Ray's object store and NCCL use."""
     fix = "in a container: `docker run --shm-size=16g`, or on Kubernetes an emptyDir with medium Memory at /dev/shm"
     if not path.is_dir():
-        return Check("/dev/shm", CheckLevel.WARN, "not there: Ray uses the disk instead, which is slow", fix)
+        return Check("/dev/shm", CheckLevel.WARN, "missing: Ray uses the disk instead, which is slow", fix)
     usage = shutil.disk_usage(path)
     found = f"{usage.free / _GB:.1f} GB free of {usage.total / _GB:.1f} GB"
     if not os.access(path, os.W_OK):
@@ -121,67 +110,53 @@ def shared_memory(path: Path = Path("/dev/shm")) -> Check:
 def _disk(root: Path, spec: SweepSpec | None) -> Check:
     path = nearest_existing(root)
     if not os.access(path, os.W_OK):
-        return Check("disk", CheckLevel.FAIL, f"{root} cannot be written", "set ORCHESTRATE_HOME to a folder of yours")
+        return Check("disk", CheckLevel.FAIL, f"{root} cannot be written", "set ORCHESTRATE_HOME to a writable folder")
     free = shutil.disk_usage(path).free
     found = f"{free / _GB:.1f} GB free at {root}"
     need = None if spec is None else disk_need(spec, spec.budget.concurrency or 1)
     if need is not None and need.bytes > free:
         fix = "free some space, set ORCHESTRATE_HOME to a larger disk, or train adapters (base.lora)"
-        return Check("disk", CheckLevel.FAIL, f"{found}; the sweep takes {format_bytes(need.bytes)}", fix)
+        return Check("disk", CheckLevel.FAIL, f"{found}; the sweep needs {format_bytes(need.bytes)}", fix)
     if free < 2 * _GB:
         return Check("disk", CheckLevel.FAIL, found, "free some space, or set ORCHESTRATE_HOME to another disk")
     if need is None and free < 50 * _GB:
-        fix = "enough for small models; a checkpoint of an 8B model with its optimiser takes about 100 GB"
+        fix = "enough for small models; a checkpoint of an 8B model with optimizer state takes about 100 GB"
         return Check("disk", CheckLevel.WARN, found, fix)
     return Check(
-        "disk", CheckLevel.OK, found if need is None else f"{found}; the sweep takes {format_bytes(need.bytes)}"
+        "disk", CheckLevel.OK, found if need is None else f"{found}; the sweep needs {format_bytes(need.bytes)}"
     )
 
 
 def _filesystem(root: Path, spec: SweepSpec | None) -> Check:
     kind = filesystem_type(nearest_existing(root))
     found = f"{kind or 'unknown'} under {root}"
-    if kind not in _NETWORK_FILESYSTEMS and not kind.startswith("fuse."):
+    if kind not in NETWORK_FILESYSTEMS and not kind.startswith("fuse."):
         return Check("filesystem", CheckLevel.OK, found)
     if spec is not None and spec.storage is not None and not spec.storage.startswith("sqlite"):
-        return Check("filesystem", CheckLevel.OK, f"{found}; the study is in a database of its own")
+        return Check("filesystem", CheckLevel.OK, f"{found}; the study is in a separate database")
     fix = "set ORCHESTRATE_HOME to a local disk, or `storage:` to PostgreSQL: SQLite loses data on network filesystems"
     return Check("filesystem", CheckLevel.FAIL, found, fix)
 
 
-def filesystem_type(path: Path, mounts: Path = Path("/proc/mounts")) -> str:
-    """The kind of filesystem under this path; empty where that cannot be told."""
-    if not mounts.is_file():
-        return ""
-    best, kind = -1, ""
-    for line in mounts.read_text(encoding="utf-8", errors="replace").splitlines():
-        _, point, found, *_ = line.split(" ")
-        point = point.replace("\\040", " ")
-        # Later mounts on the same point cover earlier ones.
-        if path.is_relative_to(point) and len(point) >= best:
-            best, kind = len(point), found
-    return kind
-
-
 def nearest_existing(path: Path) -> Path:
-    """The nearest folder that exists."""
+    """Return the path, or its nearest existing parent."""
     while not path.exists() and path != path.parent:
         path = path.parent
     return path.resolve()
 
 
 MIN_RAY_VERSION = (2, 54)
-"""Older ones let anybody delete jobs over the dashboard (CVE-2026-27482)."""
+"""Earlier versions let unauthenticated users delete jobs over the dashboard (CVE-2026-27482)."""
 _SESSIONS = Path("/tmp")
 
 
 def ray_checks(path: Path = _SESSIONS, found: str | None = None) -> Iterator[Check]:
-    """Whether Ray can be started here."""
+    """Yield the checks of Ray's version and session folder `path`."""
     found = found or package_version("ray")
     if found is None:
-        return  # said among the packages
+        return  # reported by `packages`
     if tuple(int(part) for part in found.split(".")[:2]) < MIN_RAY_VERSION:
-        fix = "make install: constraints.txt pins one that is safe"
+        fix = "make install: constraints.txt pins a safe version"
         yield Check(
             "ray version", CheckLevel.FAIL, f"{found} is older than {MIN_RAY_VERSION[0]}.{MIN_RAY_VERSION[1]}", fix
         )
@@ -196,18 +171,12 @@ def ray_checks(path: Path = _SESSIONS, found: str | None = None) -> Iterator[Che
         return
     left = sorted(folder for folder in path.glob("prefsweep-*") if folder.is_dir() and not _has_live_process(folder))
     if left:
-        fix = "resume the sweeps they belong to, which clears them away; or remove " + " ".join(map(str, left[:3]))
+        fix = "resume their sweeps, which removes them; or remove " + " ".join(map(str, left[:3]))
         yield Check("ray sessions", CheckLevel.WARN, f"{len(left)} left in {path} by drivers that were killed", fix)
         return
     yield Check("ray sessions", CheckLevel.OK, f"{path}, {free / _GB:.1f} GB free")
 
 
 def _has_live_process(folder: Path) -> bool:
-    """Whether a process still has files of this session open, as far as this user may see."""
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            if str(folder) in (process / "cmdline").read_bytes().decode(errors="replace"):
-                return True
-        except OSError:  # it ended, or belongs to somebody else
-            continue
-    return False
+    """Return whether a process of this session is alive, as far as this user can see its command line."""
+    return any(str(folder) in " ".join(p.info["cmdline"] or ()) for p in psutil.process_iter(["cmdline"]))

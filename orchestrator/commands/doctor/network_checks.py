@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import socket
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
+
+import httpx2
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel
 from orchestrator.mirror import MirrorError, probe_mirror
@@ -17,11 +17,12 @@ from trainer.config.hub_cache import cached_file, is_offline
 from trainer.config.trial import HubSource
 
 _TIMEOUT = 5.0
+"""Seconds."""
 _HTTP = {"http": 80, "https": 443}
 
 
 def network_checks(root: Path, spec: SweepSpec | None) -> Iterator[Check]:
-    """Reachable or not, allowed or not."""
+    """Yield the checks of access to hub, tracking server, database and object storage."""
     yield _token()
     if spec is not None:
         for kind, name in hub_names(spec):
@@ -44,7 +45,7 @@ def _token() -> Check:
 
 
 def hub_names(spec: SweepSpec) -> list[tuple[str, str]]:
-    """Models and data sets of the hub that the trials of this sweep read, searched ones too."""
+    """Return (kind, name) of the hub models and data sets that this sweep reads, including searched ones."""
     names: dict[tuple[str, str], None] = {}
     searched = spec.search.dimensions.get("model.name_or_path")
     models = [spec.base.model.name_or_path, spec.base.model.tokenizer, *getattr(searched, "choice", ())]
@@ -59,7 +60,7 @@ def hub_names(spec: SweepSpec) -> list[tuple[str, str]]:
 
 
 def check_hub_access(kind: str, name: str) -> Check:
-    """Whether the hub lets us have it. What is in the cache needs nobody's leave."""
+    """Check that a model or data set can be downloaded, or is in the local cache."""
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 
@@ -67,7 +68,7 @@ def check_hub_access(kind: str, name: str) -> Check:
     if kind == "model" and cached_file(name, "config.json") is not None:
         return Check(what, CheckLevel.OK, "in the cache of this machine")
     if is_offline():
-        fix = "unset HF_HUB_OFFLINE, or download it where there is a network and set HF_HOME to that cache"
+        fix = "unset HF_HUB_OFFLINE, or download it on a machine with network and set HF_HOME to that cache"
         return Check(what, CheckLevel.FAIL, "not in the cache, and HF_HUB_OFFLINE is set", fix)
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
@@ -77,12 +78,12 @@ def check_hub_access(kind: str, name: str) -> Check:
             what, CheckLevel.FAIL, "gated", f"accept its licence at {page}, then `hf auth login` with that account"
         )
     except RepositoryNotFoundError:
-        fix = "correct the name; a private one needs the token of somebody who may read it (`hf auth login`)"
+        fix = "correct the name; a private repository needs a token with read access (`hf auth login`)"
         return Check(what, CheckLevel.FAIL, "not found, or private", fix)
     except (HTTPError, OSError) as error:
-        fix = f"check the network to {constants.ENDPOINT}, or download it elsewhere and set HF_HOME to that cache"
+        fix = f"check the network to {constants.ENDPOINT}, or copy its cache from another machine to HF_HOME"
         return Check(what, CheckLevel.WARN, f"the hub does not answer ({type(error).__name__})", fix)
-    return Check(what, CheckLevel.OK, "may be downloaded")
+    return Check(what, CheckLevel.OK, "can be downloaded")
 
 
 def _tracking(root: Path, spec: SweepSpec | None) -> Check:
@@ -92,19 +93,19 @@ def _tracking(root: Path, spec: SweepSpec | None) -> Check:
     parts = urlsplit(uri)
     if parts.scheme not in _HTTP:
         return Check("tracking", CheckLevel.OK, f"a {parts.scheme or 'file'} store")
-    where = f"{parts.hostname}:{parts.port or _HTTP[parts.scheme]}"  # without user and password, which may be in it
+    where = f"{parts.hostname}:{parts.port or _HTTP[parts.scheme]}"  # without user and password of the URL
     health = f"{parts.scheme}://{where}{parts.path.rstrip('/')}/health"
-    fix = "start it, or name another (tracking.uri, MLFLOW_TRACKING_URI); metrics wait on disk and no trial is lost"
+    fix = "start it, or set another (tracking.uri, MLFLOW_TRACKING_URI); until then metrics are queued on disk"
     try:
-        with urllib.request.urlopen(health, timeout=_TIMEOUT):
-            return Check("tracking", CheckLevel.OK, f"MLflow at {where} answers")
-    except urllib.error.HTTPError as error:
-        if error.code in (401, 403):
-            return Check("tracking", CheckLevel.OK, f"{where} answers and asks who is there ({error.code})")
-        return Check("tracking", CheckLevel.WARN, f"{where} answers {error.code}: is it MLflow?", fix)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        return Check("tracking", CheckLevel.WARN, f"{where} does not answer ({type(reason).__name__})", fix)
+        response = httpx2.get(health, timeout=_TIMEOUT, follow_redirects=True)
+    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
+        return Check("tracking", CheckLevel.WARN, f"{where} does not answer ({type(error).__name__})", fix)
+    status = response.status_code
+    if response.is_success:
+        return Check("tracking", CheckLevel.OK, f"MLflow at {where} answers")
+    if status in (401, 403):
+        return Check("tracking", CheckLevel.OK, f"{where} answers and requires authentication ({status})")
+    return Check("tracking", CheckLevel.WARN, f"{where} answers {status}: is it MLflow?", fix)
 
 
 def _database(url: str) -> Check:
@@ -116,16 +117,16 @@ def _database(url: str) -> Check:
         with socket.create_connection(where, timeout=_TIMEOUT):
             return Check("study", CheckLevel.OK, f"PostgreSQL at {where[0]}:{where[1]} answers")
     except OSError as error:
-        fix = "start it, or name another in `storage:`; its password belongs into ~/.pgpass"
+        fix = "start it, or set another in `storage:`; put its password into ~/.pgpass"
         found = f"PostgreSQL at {where[0]}:{where[1]} does not answer ({error.strerror or type(error).__name__})"
         return Check("study", CheckLevel.FAIL, found, fix)
 
 
 def _check_storage(what: str, url: str) -> Check:
-    """Written, read and deleted once: no other look tells whether a sweep could."""
+    """Write, read and delete an object, which is the only reliable check of permissions."""
     try:
         probe_mirror(url)
     except MirrorError as error:
-        fix = "its credentials belong into the environment, as the storage's own tools read them (AWS_PROFILE, ...)"
+        fix = "set the storage's credentials in the environment (AWS_PROFILE, ...)"
         return Check(what, CheckLevel.FAIL, str(error).removeprefix("mirror: "), fix)
-    return Check(what, CheckLevel.OK, f"{url} can be written, read and deleted from")
+    return Check(what, CheckLevel.OK, f"{url} can be written, read and deleted")

@@ -1,1 +1,1 @@
-"""Worker processes: one trial, several trials in turn, or one of several processes of a trial."""
+"""Worker processes: for one trial, for several trials in turn, or one of several processes of a trial."""

@@ -1,14 +1,13 @@
-"""`AttemptRunner`: one attempt at a trial in a worker process; its reports are pulled. Knows no Ray."""
+"""`AttemptRunner`: one attempt at a trial in a worker process, which pulls its reports. Independent of Ray."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from orchestrator.execution.messages import (
     WORKER_FILE,
@@ -25,43 +24,49 @@ from orchestrator.study.database import driver_lease
 from trainer.config.trial import TrialConfig
 from trainer.metrics import EVAL
 from trainer.results import RunResult, RunStatus, StepMetrics
+from trainer.storage.atomic_files import FileLock
 
 GROUP_SECONDS = 0.5
-"""Training points are gathered this long, so that fast steps do not flood the driver."""
+"""Seconds for which metrics are collected into one report, to limit the load of the driver."""
 _LOCK_SECONDS = 20.0
+"""Seconds to wait for the trial's lock."""
 _REMOTE_LOCK_SECONDS = 120.0
-"""For a holder on another machine: a network disk frees the locks of a dead machine after a minute or two."""
+"""Seconds to wait for a holder on another machine; network disks free the locks of a dead machine after minutes."""
 STOP_POLL_SECONDS = 0.2
+"""Seconds between two checks for a stop request."""
 
 
 class Session(Protocol):
-    """What stays loaded in a worker between trials: trainer.training_session.TrainingSession, or a script in tests."""
+    """Training session of a worker, kept loaded between trials (trainer.training_session.TrainingSession)."""
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """What was loaded, and how often."""
+        """How often models, data and caches were loaded."""
         ...
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
-        """Train one configuration, from another run's checkpoint in `fork` where that is given. Closing the generator
-        stops it at once and saves nothing."""
+        """Train one configuration and yield its metrics; closing the generator stops it without a checkpoint.
+
+        Args:
+            config: the trial.
+            folder: folder of the attempt.
+            earlier: folders of earlier attempts, from whose newest checkpoint training continues.
+            fork: folder with another trial's checkpoint to start from.
+        """
         ...
 
     def interrupt(self) -> None:
-        """Have the run that `train` was called for last save a checkpoint and end as STOPPED; from any thread.
-
-        Nothing happens where that run is over: the next one knows nothing of it.
-        """
+        """Request the newest run to save a checkpoint and end as STOPPED; thread-safe, no effect after its end."""
         ...
 
 
 class SharingSession(Session, Protocol):
-    """A training session that others may stand beside: they share what is loaded and does not change."""
+    """A training session with siblings that share its loaded, frozen data."""
 
     def sibling(self) -> Session:
-        """Another one in this process; trials in all of them go on in turn, a point at a time."""
+        """Return another session in this process; trials in all of them take turns, one report at a time."""
         ...
 
 
@@ -69,30 +74,34 @@ SessionFactory = Callable[[Path], Session]
 
 
 def open_session(cache: Path, *, trust_remote_code: bool = False) -> Session:
-    """The trainer's own; imported here, so that only workers pay for torch."""
+    """Open the trainer's session; imported here, so that only workers import torch."""
     from trainer.training_session import TrainingSession
 
     return TrainingSession(cache, trust_remote_code=trust_remote_code)
 
 
 class AttemptRunner:
-    """Points and the end of one attempt. After an end, or `close`, there is nothing more to pull."""
+    """Yields the reports of one attempt, until a result or `close`."""
 
     def __init__(
         self, task: AttemptTask, open_session: Callable[[], Session], *, lock_timeout: float = _LOCK_SECONDS
     ) -> None:
-        """`lock_timeout`: seconds to wait for another process that works in the same place."""
+        """`lock_timeout`: seconds to wait for another process that trains the same trial."""
         self._task, self._open_session, self._lock_timeout = task, open_session, lock_timeout
         self._metrics: Generator[StepMetrics, None, RunResult] | None = None
-        self._lock: IO[str] | None = None
+        self._lock: FileLock | None = None
         self._uploader = None if task.mirror is None else MirrorUploader(task)
         self._is_over = threading.Event()
         self._interrupting = threading.Lock()
-        """Held while the training session is interrupted: never for this attempt's sake once its run is over."""
+        """Held while the session is interrupted, so that no interrupt arrives after this attempt's end."""
 
     def next_report(self) -> AttemptReport:
-        """The next points: until an evaluation, the end, or half a second. WorkerLost is nobody's to record here;
-        DeviceFailed, one of these, where this very process has to end."""
+        """Return the next metrics: up to an evaluation, the end, or GROUP_SECONDS.
+
+        Raises:
+            WorkerLost: another process of the trial ended.
+            DeviceFailed: a GPU failed, so that this process must end.
+        """
         metrics: list[StepMetrics] = []
         result: AttemptResult | None = None
         try:
@@ -112,7 +121,7 @@ class AttemptRunner:
         return self._report(metrics, result)
 
     def close(self) -> None:
-        """Stop here: the driver has decided."""
+        """Stop the attempt at once, without a checkpoint."""
         if self._metrics is not None:
             self._metrics.close()
             if self._uploader is not None:
@@ -136,13 +145,13 @@ class AttemptRunner:
         until = time.monotonic() + GROUP_SECONDS
         if self._metrics is None:
             if self._task.stop_requested:
-                return AttemptResult(AttemptStatus.RELEASED, "asked to stop before it began")
+                return AttemptResult(AttemptStatus.RELEASED, "stop requested before the start")
             self._task.folder.mkdir(parents=True, exist_ok=True)
             (self._task.folder / WORKER_FILE).write_text(driver_lease.process_id(), encoding="utf-8")
             session = self._open_session()
             self._lock = _acquire_lock(self._task, self._lock_timeout)
             if self._lock is None:
-                return AttemptResult(AttemptStatus.RELEASED, "asked to stop before it began")
+                return AttemptResult(AttemptStatus.RELEASED, "stop requested before the start")
             config = TrialConfig.model_validate_json(self._task.config)
             earlier = self._task.earlier if self._uploader is None else self._uploader.download_attempts()
             self._metrics = session.train(config, self._task.folder, earlier, self._task.fork)
@@ -159,11 +168,11 @@ class AttemptRunner:
                 return None
 
     def _watch_for_stop(self, session: Session) -> None:
-        """Beside the training: the driver may want the trial back, or be dead."""
+        """Thread during training: handle stop requests and the death of the driver."""
         ray = os.getppid()
         while not self._is_over.wait(STOP_POLL_SECONDS):
             if os.getppid() != ray:
-                os._exit(1)  # Ray is gone, and the driver with it: another attempt may begin any moment
+                os._exit(1)  # Ray and the driver are dead; another attempt may start at any time
             if self._task.stop_requested:
                 with self._interrupting:
                     if not self._is_over.is_set():
@@ -173,7 +182,7 @@ class AttemptRunner:
         with self._interrupting:
             self._is_over.set()
         if self._lock is not None:
-            self._lock.close()
+            self._lock.release()
             self._lock = None
 
 
@@ -183,42 +192,29 @@ def _to_attempt_result(result: RunResult) -> AttemptResult:
             kind = AttemptStatus.FINISHED
         case RunStatus.DIVERGED:
             kind = AttemptStatus.DIVERGED
-        case RunStatus.STOPPED:  # somebody wanted it back: no outcome of the trial
+        case RunStatus.STOPPED:  # on request: the trial has no outcome
             kind = AttemptStatus.RELEASED
     return AttemptResult(kind, result.reason, steps=result.steps)
 
 
-def _acquire_lock(task: AttemptTask, timeout: float) -> IO[str] | None:
-    """The lock of the trial's folder; None when the driver wants the trial back before that.
+def _acquire_lock(task: AttemptTask, timeout: float) -> FileLock | None:
+    """Acquire the lock of the trial's folder; None where a stop is requested before.
 
-    Whoever holds it works on an older attempt, which nobody listens to any more: given time to end, it is ended.
+    A holder is the process of an older, abandoned attempt; it is killed after `timeout` seconds.
     """
-    task.lock.parent.mkdir(parents=True, exist_ok=True)
-    lock_file = task.lock.open("a+", encoding="utf-8")
+    lock = FileLock(task.lock, driver_lease.process_id())
     began = time.monotonic()
     until = began + timeout
     while not task.stop_requested:
-        try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > until:
-                holder = task.lock.read_text(encoding="utf-8")
-                if driver_lease.kill(holder):
-                    until = time.monotonic() + timeout
-                    continue
-                if not driver_lease.is_remote(holder):
-                    lock_file.close()
-                    raise TimeoutError(f"another process still works on this trial ({task.lock})") from None
-                if time.monotonic() > began + max(timeout, _REMOTE_LOCK_SECONDS):
-                    lock_file.close()
-                    raise WorkerLost(
-                        f"{driver_lease.holder_name(holder)} still works on this trial ({task.lock})"
-                    ) from None
-            time.sleep(0.1)
-        else:
-            lock_file.truncate(0)
-            lock_file.write(driver_lease.process_id())
-            lock_file.flush()
-            return lock_file
-    lock_file.close()
+        if lock.acquire(timeout=0.1):
+            return lock
+        holder = lock.holder()
+        if time.monotonic() <= until or holder is None:
+            continue
+        if driver_lease.kill(holder):
+            until = time.monotonic() + timeout
+        elif not driver_lease.is_remote(holder):
+            raise TimeoutError(f"another process still trains this trial ({task.lock})")
+        elif time.monotonic() > began + max(timeout, _REMOTE_LOCK_SECONDS):
+            raise WorkerLost(f"{driver_lease.holder_name(holder)} still trains this trial ({task.lock})")
     return None

@@ -1,6 +1,6 @@
-"""`DataProcess`: data preparation in a process of its own, while Ray starts and without torch in the driver.
+"""`DataProcess`: data preparation in a subprocess, while Ray starts and without torch in the driver.
 
-Configurations go in and replies come out as lines of JSON, in the same order.
+Requests (configurations) and replies are lines of JSON, in the same order.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _TRUST = "--trust-remote-code"
 
 
 class DataProcess:
-    """The driver's handle on the process; it begins with the first configuration at once."""
+    """The driver's handle of the subprocess, which starts with the `first` configuration at once."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class DataProcess:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 env=os.environ | environment,
-                start_new_session=True,  # Ctrl-C is the driver's to answer
+                start_new_session=True,  # Ctrl-C must reach only the driver
             )
         self._requested: list[str] = []
         self._answers: dict[str, str] = {}
@@ -71,7 +71,7 @@ class DataProcess:
         self.shut_down()
 
     def shut_down(self) -> None:
-        """Called twice, it is done once."""
+        """Kill the subprocess; repeated calls have no effect."""
         if self._process.stdin is None or self._process.stdin.closed:
             return
         self._process.kill()
@@ -82,9 +82,13 @@ class DataProcess:
         self._process.wait(_EXIT_TIMEOUT)
 
     def prepare(self, config: TrialConfig) -> str:
-        """The data of this configuration, checked and tokenized; its DataReport as JSON.
+        """Check and tokenize the data of this configuration; return its DataReport as JSON.
 
-        Raises DataError, StorageRefused (disk), StageFailed (ours), Interrupted.
+        Raises:
+            DataError: the data is refused.
+            StorageRefused: disk error.
+            StageFailed: bug, or the subprocess died.
+            Interrupted: after a stop signal.
         """
         config_json = config.model_dump_json()
         if config_json not in self._answers and config_json not in self._requested:
@@ -104,12 +108,12 @@ class DataProcess:
                 raise StageFailed(f"preparing the data failed:\n{redact(answer['bug'])}")
 
     def notices(self, config: TrialConfig) -> list[str]:
-        """What to tell of a configuration that was prepared, beside its data: what its adapters change."""
+        """Return notices about the adapters of a prepared configuration."""
         return list(json.loads(self._answers[config.model_dump_json()]).get("notices", []))
 
     def _send(self, config: str) -> None:
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # told when the answer is waited for
+        with suppress(BrokenPipeError):  # reported when the reply is awaited
             self._process.stdin.write(config.encode() + b"\n")
             self._process.stdin.flush()
         self._requested.append(config)
@@ -124,7 +128,7 @@ class DataProcess:
             if select.select([source], [], [], _POLL_SECONDS)[0]:
                 piece = os.read(source, 1 << 16)
                 if not piece:
-                    raise StageFailed(f"the process that prepares the data died:\n{self._stderr_tail()}")
+                    raise StageFailed(f"the data process died:\n{self._stderr_tail()}")
                 self._received += piece
         line, self._received = self._received.split(b"\n", 1)
         return line.decode()
@@ -133,18 +137,18 @@ class DataProcess:
         self._process.wait(_EXIT_TIMEOUT)
         self._errors.seek(0)
         stderr = self._errors.read().decode(errors="replace").strip()
-        return redact(stderr[-2000:]) or f"it ended with {self._process.returncode} and said nothing"
+        return redact(stderr[-2000:]) or f"exit code {self._process.returncode} without output"
 
 
 def _serve(cache: Path, requests: IO[str], answers: IO[str], *, trust: bool) -> None:
-    """The process's life."""
+    """Main loop of the subprocess: answer requests until stdin is closed."""
     threading.Thread(target=_exit_with_parent, args=(os.getppid(),), daemon=True).start()
     for line in requests:
-        answers.write(json.dumps(_parse_answer(cache, line, trust)) + "\n")
+        answers.write(json.dumps(_prepare(cache, line, trust)) + "\n")
         answers.flush()
 
 
-def _parse_answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
+def _prepare(cache: Path, config: str, trust: bool) -> dict[str, Any]:
     from trainer.data import prepare
 
     trial = TrialConfig.model_validate_json(config)
@@ -153,7 +157,7 @@ def _parse_answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
         _check_answers(trial, found.eval)
         notices: list[str] = []
         if trial.lora is not None:
-            from trainer.models.adapters import describe_adapters  # torch, which data alone does not need
+            from trainer.models.adapters import describe_adapters  # imports torch, which data alone does not need
 
             notices.append(describe_adapters(trial.model, trial.lora, cache, trust_remote_code=trust))
         return {"report": found.report.model_dump_json(), "notices": notices}
@@ -161,12 +165,12 @@ def _parse_answer(cache: Path, config: str, trust: bool) -> dict[str, Any]:
         return {"data": str(error)}
     except OSError as error:
         return {"disk": str(error)} if error.errno is not None else {"bug": traceback.format_exc()}
-    except Exception:  # noqa: BLE001  the process's boundary: told to the driver, whole
+    except Exception:  # noqa: BLE001 - the traceback is sent to the driver
         return {"bug": traceback.format_exc()}
 
 
 def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
-    """ModelError where the model has no positions for a held-out prompt with its answer: rather now than in a trial."""
+    """Raise ModelError where a held-out prompt with its answer exceeds the model's positions."""
     positions = known_positions(trial.model)
     if positions is None or positions.table is None or not trial.evaluation.prompts:
         return
@@ -177,14 +181,14 @@ def _check_answers(trial: TrialConfig, held_out: PairDataset) -> None:
 
 
 def _exit_with_parent(parent: int) -> None:
-    """A driver that was killed needs no data."""
+    """End this process when the driver is dead."""
     while os.getppid() == parent:
         time.sleep(_POLL_SECONDS)
     os._exit(1)
 
 
 if __name__ == "__main__":
-    # What libraries print goes to the errors; answers alone go where the driver reads.
+    # Redirect prints of libraries to stderr, as the driver reads replies from stdout.
     _stdout = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     _serve(Path(sys.argv[1]), sys.stdin, _stdout, trust=_TRUST in sys.argv[2:])

@@ -1,4 +1,4 @@
-"""Downloads from the mirror what earlier attempts left and this machine lacks, before the trial trains."""
+"""Downloads results and checkpoints of earlier attempts that this machine lacks, before training."""
 
 from __future__ import annotations
 
@@ -17,24 +17,29 @@ log = logging.getLogger(__name__)
 
 _CHECKPOINT = re.compile(rf"(\d+)/{CHECKPOINTS}/step-(\d{{8}})")
 _RESULT_MARKERS = (CHECKPOINTS, "ending.json")
-"""What gives the rest its meaning comes last."""
+"""Files that mark a result as complete; installed last."""
 
 
 FORK_ATTEMPT = 0
-"""Another trial's checkpoint that this one goes on from is in the mirror as if it were of an attempt before all."""
+"""Attempt number under which the mirror has the other trial's checkpoint from which a clone starts."""
 
 
 def attempt_folders(task: AttemptTask) -> dict[int, Path]:
-    """The folder of each attempt up to this one, and of the checkpoint that a clone begins from."""
+    """Return the folders by attempt number up to this one, with that of a clone's start checkpoint."""
     fork = {} if task.fork is None else {FORK_ATTEMPT: task.fork}
     return fork | {k: task.folder.parent / str(k) for k in range(1, task.attempt)} | {task.attempt: task.folder}
 
 
 def download_attempts(mirror: Mirror, task: AttemptTask, on_damaged: Callable[[str], None]) -> list[tuple[int, int]]:
-    """Bring endings, and the newest whole checkpoint that is newer than any here.
+    """Download results of earlier attempts and the newest undamaged checkpoint newer than the local ones.
 
-    `on_damaged` is called for each copy that differs from what was sent; an older one is then taken. Returns the
-    checkpoints that are in the mirror and not found damaged, by update and attempt.
+    Args:
+        mirror: the trial's folder in the mirror.
+        task: the attempt that is about to train.
+        on_damaged: called with a message for each damaged copy, after which an older one is tried.
+
+    Returns:
+        (update, attempt) of the checkpoints in the mirror that were not found damaged, sorted.
     """
     folders = attempt_folders(task)
     complete = mirror.complete_paths()
@@ -42,26 +47,26 @@ def download_attempts(mirror: Mirror, task: AttemptTask, on_damaged: Callable[[s
     for attempt, folder in folders.items():
         if f"{attempt}/{RESULT}" in complete and not (folder / "ending.json").is_file():
             ended |= _download_result(mirror, attempt, folder, on_damaged)
-    there = sorted((int(m[2]), int(m[1])) for name in complete if (m := _CHECKPOINT.fullmatch(name)))
+    available = sorted((int(m[2]), int(m[1])) for name in complete if (m := _CHECKPOINT.fullmatch(name)))
     if not ended:
-        here = _newest_local_step(folders.values())
-        for step, attempt in there[::-1]:
-            if step <= here or attempt not in folders:
+        local_step = _newest_local_step(folders.values())
+        for step, attempt in available[::-1]:
+            if step <= local_step or attempt not in folders:
                 continue
             if _download(mirror, checkpoint_mirror_path(step, attempt), folders[attempt], on_damaged):
-                log.info("checkpoint of update %d fetched from %s", step, mirror.url)
+                log.info("checkpoint of update %d downloaded from %s", step, mirror.url)
                 break
-            there.remove((step, attempt))
-    return there
+            available.remove((step, attempt))
+    return available
 
 
 def checkpoint_mirror_path(step: int, attempt: int) -> str:
-    """Where a checkpoint is in its trial's mirror."""
+    """Return the path of a checkpoint in its trial's mirror folder."""
     return f"{attempt}/{CHECKPOINTS}/step-{step:08d}"
 
 
 def download_result(mirror: Mirror, attempt: int, folder: Path, *, model: bool) -> bool:
-    """The files that an attempt left, and its model where asked for; False where nothing is, or not whole."""
+    """Download an attempt's result files, with `model` also its weights; False where missing or incomplete."""
     problems: list[str] = []
     if not _download(mirror, f"{attempt}/{RESULT}", folder, problems.append):
         return False
@@ -69,7 +74,10 @@ def download_result(mirror: Mirror, attempt: int, folder: Path, *, model: bool) 
 
 
 def _download_result(mirror: Mirror, attempt: int, folder: Path, on_damaged: Callable[[str], None]) -> bool:
-    """An attempt that ended unheard: whoever is next tells its story. The model first, without which it has none."""
+    """Download the result of an attempt that the driver did not receive, which this attempt will replay.
+
+    The model comes first, as a result without model is incomplete.
+    """
     _download(mirror, f"{attempt}/{MODEL}", folder, on_damaged)
     return _download(mirror, f"{attempt}/{RESULT}", folder, on_damaged) and (folder / "ending.json").is_file()
 
@@ -91,7 +99,7 @@ def _download(mirror: Mirror, mirror_path: str, folder: Path, on_damaged: Callab
 
 
 def _install(part: Path, folder: Path) -> None:
-    """A checkpoint or a model in place of one that is here and no good; of files, those that are missing."""
+    """Install a download: replace checkpoints and models, which are missing or damaged here; add missing files."""
     if part.is_file():
         if not (folder / part.name).exists():
             part.rename(folder / part.name)
@@ -106,11 +114,11 @@ def _install(part: Path, folder: Path) -> None:
 
 
 def _newest_local_step(folders: Iterable[Path]) -> int:
-    """The update of the newest good checkpoint in these folders; -1 without one."""
+    """Return the update of the newest valid checkpoint in these folders; -1 without one."""
     for mirror_path in checkpoint_manifest.list_checkpoints(folders):
         try:
             checkpoint_manifest.verify_checkpoint(mirror_path)
         except (DamagedCheckpoint, OSError, ValueError, KeyError, TypeError):
-            continue  # whoever loads it sets it aside and says so
+            continue  # reported and skipped when it is loaded
         return checkpoint_manifest.checkpoint_step(mirror_path)
     return -1

@@ -1,8 +1,8 @@
-"""`MirrorUploader`: uploads one attempt's checkpoints and model to the mirror beside training, which never waits.
+"""`MirrorUploader`: uploads one attempt's checkpoints and model to the mirror in a thread during training.
 
-One upload runs at a time. A checkpoint written meanwhile waits, and a newer one replaces it; the files are pinned by
-hard links, so the trainer may remove its own. The trial's two newest stay in the mirror. Only the end of an attempt
-waits for its last upload. Failed uploads are retried, counted and reported.
+One upload runs at a time; the newest checkpoint is uploaded next. Files are pinned by hard links, so that the trainer
+can remove its own. The trial's two newest checkpoints stay in the mirror. Only the end of an attempt waits for its last
+upload. Failed uploads are retried, counted and reported.
 """
 
 from __future__ import annotations
@@ -30,19 +30,19 @@ from orchestrator.study.trial_records import FailureKind
 from trainer.storage import checkpoint_manifest
 
 CHECKPOINTS_KEPT = 2
-"""Checkpoints of a trial that stay in the mirror: the newest, and one more should that be damaged."""
+"""Checkpoints of a trial in the mirror: the newest, and one in case that is damaged."""
 RETRY_WAITS = (1.0, 5.0, 20.0)
-"""Seconds before the second, third and fourth try of what somebody waits for."""
+"""Seconds before the second, third and fourth try at the start and end of an attempt."""
 _MAX_WAIT = 60.0
-"""Seconds between tries of what nobody waits for."""
+"""Seconds. Maximum between tries in the background."""
 _POLL_SECONDS = 0.5
 UPLOADING = "copying"
-"""In the attempt's folder: second names of what is on its way."""
+"""Folder in the attempt's folder with hard links to the files that are being uploaded."""
 _FILES = ("ending.json", "samples.jsonl", "eval_pairs.safetensors", "trial.yaml", FAILURE_FILE)
 
 
 class MirrorUploader:
-    """Of the attempt that `job` names. `counters` and `take_notices` are for its reports."""
+    """Uploader of the attempt `task`. `counters` and `take_notices` are sent with its reports."""
 
     def __init__(self, task: AttemptTask, waits: Sequence[float] = RETRY_WAITS) -> None:
         assert task.mirror is not None
@@ -55,55 +55,54 @@ class MirrorUploader:
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """Copies made and tries that failed."""
+        """Numbers of uploads and of failed tries."""
         return dict(self._counters)
 
     def take_notices(self) -> tuple[str, ...]:
-        """What went wrong, and right again, since the last call."""
+        """Return messages about failures and recoveries since the last call."""
         return tuple(self._notices.get() for _ in range(self._notices.qsize()))
 
     def download_attempts(self) -> tuple[Path, ...]:
-        """Bring what earlier attempts sent and this machine does not have; the folders to go on from."""
-        # A disk of our own that is full is not the mirror's fault: OSError goes on to the trial.
-        self._retry(
-            "what earlier attempts left was not fetched from the mirror", self._download_attempts, (MirrorRefused,)
-        )
+        """Download earlier attempts that this machine lacks; return their folders."""
+        # Only MirrorRefused is retried: an OSError of the local disk must reach the trial.
+        self._retry("earlier attempts were not downloaded from the mirror", self._download_attempts, (MirrorRefused,))
         own = range(1, self._task.attempt)
         return tuple(folder for k, folder in attempt_folders(self._task).items() if k in own and folder.is_dir())
 
     def start(self) -> None:
-        """Send checkpoints as they are written."""
+        """Start uploading checkpoints as they are written."""
         self._thread.start()
 
     def finish(self, result: AttemptResult) -> None:
-        """This attempt has ended: send its checkpoint where the trial goes on, its files and model where it is done.
+        """Upload the last checkpoint of a trial that will continue, or files and model of a finished one.
 
-        Of a trial that failed the driver sends the files, once it has decided that this is the trial's end.
+        The files of a failed trial are uploaded by the driver, which decides whether to retry it.
         """
-        goes_on = (
+        will_continue = (
             result.status in (AttemptStatus.RELEASED, AttemptStatus.NO_DISK)
             or result.failure is FailureKind.OUT_OF_MEMORY
         )
-        if not goes_on:
+        if not will_continue:
             self._is_cancelled.set()
         self._stop()
-        if goes_on:
+        if will_continue:
             self._retry("the last checkpoint was not copied to the mirror", self._upload_newest)
         elif result.status is AttemptStatus.FAILED:
             return
-        elif self._retry("what the trial left was not copied to the mirror", self._upload_result):
+        elif self._retry("the trial's result was not copied to the mirror", self._upload_result):
             self._retry("checkpoints of an ended trial are still in the mirror", self._clear)
 
     def cancel(self, *, is_wanted: bool) -> None:
-        """No more copies, and where the trial is over a copy on its way is not `is_wanted`. Returns at once.
+        """Start no more uploads; returns at once. `is_wanted`: let the current upload finish, for a trial that
+        continues.
 
-        What is in the mirror stays there: only the driver knows whether the trial has really ended.
+        Files in the mirror are kept, as only the driver knows whether the trial has ended.
         """
         if not is_wanted and not self._result.is_set():
             self._is_cancelled.set()
         self._result.set()
 
-    # --- beside the training ---------------------------------------------------------------------------------------
+    # --- thread ----------------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
         failed = 0
@@ -112,9 +111,9 @@ class MirrorUploader:
                 self._upload_newest()
             except UploadCancelled:
                 continue
-            except Exception as error:  # noqa: BLE001  the thread's boundary: told, and tried again
+            except Exception as error:  # noqa: BLE001 - reported, and tried again
                 failed += 1
-                self._failed(error, "" if failed > 1 else "a checkpoint was not copied to the mirror; tried again")
+                self._failed(error, "" if failed > 1 else "a checkpoint was not copied to the mirror; retrying")
             else:
                 if failed:
                     self._notices.put(f"copies to the mirror work again, after {failed} failed in a row")
@@ -128,7 +127,7 @@ class MirrorUploader:
     def _retry(
         self, otherwise: str, do: Callable[[], None], failures: tuple[type[Exception], ...] = (MirrorRefused, OSError)
     ) -> bool:
-        """Try, and try again for as long as somebody may wait; False, and told, where it was given up."""
+        """Run `do` with retries; report `otherwise` and return False after the last failure."""
         for wait in (*self._waits, None):
             try:
                 do()
@@ -146,20 +145,20 @@ class MirrorUploader:
         if notice:
             self._notices.put(redact(f"{notice} ({reason if isinstance(reason, MirrorRefused) else repr(reason)})"))
 
-    # --- what is copied --------------------------------------------------------------------------------------------
+    # --- transfers -------------------------------------------------------------------------------------------------
 
     def _download_attempts(self) -> None:
         self._mirrored = download_attempts(self._mirror, self._task, self._on_damaged)
 
     def _on_damaged(self, reason: str) -> None:
         self._counters["mirror_failures"] += 1
-        self._notices.put(redact(f"a copy in the mirror is damaged and was passed over ({reason})"))
+        self._notices.put(redact(f"a copy in the mirror is damaged and was skipped ({reason})"))
 
     def _upload_newest(self) -> None:
-        """The newest good checkpoint of this attempt, where it is newer than what the mirror has; older ones go."""
+        """Upload the newest valid checkpoint if it is newer than the mirror's, and remove old ones there."""
         sent = max(self._mirrored, default=(-1, 0))[0]
         newest, attempt, source = _newest(self._task.folder), self._task.attempt, self._task.folder
-        if newest is None and self._task.fork is not None:  # of a clone, what it begins from
+        if newest is None and self._task.fork is not None:  # a clone's start checkpoint
             newest, attempt, source = _newest(self._task.fork), FORK_ATTEMPT, self._task.fork
         if newest is None or checkpoint_manifest.checkpoint_step(newest) <= sent:
             return
@@ -173,7 +172,7 @@ class MirrorUploader:
                 _hard_link(samples, temporary / samples.name)
             mirror_path = checkpoint_mirror_path(step, attempt)
             self._mirror.put(mirror_path, _files_below(temporary), lambda: self._is_wanted(step))
-            if self._is_cancelled.is_set():  # while its list was written
+            if self._is_cancelled.is_set():  # cancelled while the manifest was written
                 self._mirror.remove(mirror_path)
                 raise UploadCancelled
         finally:
@@ -185,18 +184,18 @@ class MirrorUploader:
             self._mirrored.pop(0)
 
     def _is_wanted(self, step: int) -> bool:
-        """Not where the trial ended, nor where this attempt ends with a newer one."""
+        """Return False where the trial has ended, or this attempt has ended with a newer checkpoint."""
         if self._is_cancelled.is_set():
             return False
         newest = _newest(self._task.folder)
         return not (self._result.is_set() and newest is not None and checkpoint_manifest.checkpoint_step(newest) > step)
 
     def _upload_result(self) -> None:
-        """The model first: an ending without one is none. What is there from an ending told once more stays."""
-        there = self._mirror.complete_paths(str(self._task.attempt))
+        """Upload the model, then the result, which is incomplete without it; existing ones are kept."""
+        existing = self._mirror.complete_paths(str(self._task.attempt))
         for part, files in ((MODEL, model_files(self._task.folder)), (RESULT, result_files(self._task.folder))):
             mirror_path = f"{self._task.attempt}/{part}"
-            if files and mirror_path not in there:
+            if files and mirror_path not in existing:
                 self._mirror.put(mirror_path, files)
                 self._counters["mirror_copies"] += 1
 
@@ -207,12 +206,12 @@ class MirrorUploader:
 
 
 def result_files(folder: Path) -> dict[str, Path]:
-    """The small files that an attempt has left in its folder."""
+    """Return the existing result files of an attempt by name."""
     return {name: folder / name for name in _FILES if (folder / name).is_file()}
 
 
 def model_files(folder: Path) -> dict[str, Path]:
-    """The final weights in an attempt's folder, with all that belongs to them."""
+    """Return the files of an attempt's final model by path relative to the attempt's folder."""
     return {f"{MODEL}/{name}": file for name, file in _files_below(folder / MODEL).items()}
 
 
@@ -221,12 +220,12 @@ def _files_below(folder: Path) -> dict[str, Path]:
 
 
 def _newest(folder: Path) -> Path | None:
-    """A run folder's newest checkpoint, good or not."""
+    """Return a run folder's newest checkpoint, valid or not."""
     return next(iter(checkpoint_manifest.list_checkpoints([folder])), None)
 
 
 def _hard_link(file: Path, to: Path) -> None:
-    """Its content as it is now: the file is replaced, never changed."""
+    """Link the file, whose content is never changed in place."""
     try:
         os.link(file, to)
     except OSError:  # a file system without links

@@ -1,8 +1,7 @@
-"""`MultiProcessSession`: the processes of a trial on several GPUs, seen from its worker as one training session.
+"""`MultiProcessSession`: the processes of a trial on several GPUs as one training session of its worker.
 
-The processes run in the trial's placement group and take every step together: each is asked for every point, and
-closing the run closes it in all, so that none waits for another that has stopped. The death of one ends the attempt:
-the others are killed and the trial is retried.
+The processes run in the trial's placement group and take every step together; closing a run closes it in all of them.
+The death of one process ends the attempt: the others are killed and the trial is retried.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ from trainer.results import RunResult, StepMetrics
 
 _POLL_SECONDS = 1.0
 _CAUSE_SECONDS = 5.0
-"""After a failure in one process: how long to wait for what the others say, of which one may be the cause."""
+"""Seconds to wait for the other processes after a failure in one, as another one may have the cause."""
 _SECONDARY_ERRORS = ("gloo", "NCCL", "DistBackendError", "Connection closed by peer", "Connection reset by peer")
-"""Words of a process that lost another one."""
+"""Parts of error messages of a process that lost its peer."""
 
 
 class MultiProcessSession:
-    """A training session of several processes; they are started at the first trial and kept for the next."""
+    """A training session of several processes, started at the first trial and kept for the next ones."""
 
     def __init__(
         self, cache: Path, open_session: SessionFactory, size: int, process_resources: Mapping[str, float]
     ) -> None:
-        """`process_resources`: what one of the processes asks of Ray."""
+        """`size`: number of processes; `process_resources`: Ray resources of each."""
         self._cache, self._open_session, self._size, self._process_resources = (
             cache,
             open_session,
@@ -46,25 +45,27 @@ class MultiProcessSession:
         self._counters: Mapping[str, int] = {}
         self._run = 0
         self._requested = threading.Event()
-        """Whether the newest run is to end: each has an event and a number of its own."""
+        """Stop request of the newest run; each run has its own event and number."""
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """What the first process has loaded."""
+        """Load counters of the first process."""
         return self._counters
 
     def interrupt(self) -> None:
-        """Have the newest run save a checkpoint and end as STOPPED; from any thread. If it is over, nothing happens."""
+        """Request the newest run to save a checkpoint and end as STOPPED; thread-safe, no effect after its end."""
         self._requested.set()
-        for actor in self._actors[:1]:  # it may be in the middle of a long step
+        for actor in self._actors[:1]:  # reaches it during a long step
             actor.interrupt.remote(self._run)
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
-        """Train one configuration in all processes.
+        """Train one configuration in all processes and yield its metrics.
 
-        Raises WorkerLost where one of them ends or its GPU fails, RemoteFailure where one fails otherwise.
+        Raises:
+            WorkerLost: a process ended or its GPU failed.
+            RemoteFailure: a process failed otherwise.
         """
         self._run += 1
         self._requested = threading.Event()
@@ -84,7 +85,7 @@ class MultiProcessSession:
                 self._start()
             self._call_all("begin", run, config.model_dump_json(), folder, list(earlier), fork)
             while True:
-                if requested.is_set():  # before there was anybody to tell, perhaps
+                if requested.is_set():  # possibly requested before the processes existed
                     self._actors[0].interrupt.remote(run)
                 step = self._call_all("next")
                 first = step.get(0)
@@ -97,7 +98,7 @@ class MultiProcessSession:
                 assert first.metrics is not None
                 yield first.metrics
         except GeneratorExit:
-            with contextlib.suppress(WorkerLost):  # the trial has ended whatever becomes of them
+            with contextlib.suppress(WorkerLost):  # the trial has ended in any case
                 self._call_all("close")
             raise
         except BaseException:
@@ -121,27 +122,27 @@ class MultiProcessSession:
 
         group = get_current_placement_group()
         assert group is not None, "the trial's worker is in a placement group"
-        remote: Any = ray.remote  # its types know of no groups
+        remote: Any = ray.remote  # Ray's type hints lack concurrency groups
         actor = remote(concurrency_groups={COMPANION_RESOURCE: 1})(RankActor)
         for number in range(self._size):
             strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=number + 1)
-            more = dict(self._process_resources)
-            options = {"num_cpus": more.pop("CPU"), "num_gpus": more.pop("GPU", 0.0), "resources": more}
-            made = actor.options(scheduling_strategy=strategy, **options).remote(
+            resources = dict(self._process_resources)
+            options = {"num_cpus": resources.pop("CPU"), "num_gpus": resources.pop("GPU", 0.0), "resources": resources}
+            handle = actor.options(scheduling_strategy=strategy, **options).remote(
                 number, self._size, self._cache, self._open_session
             )
-            self._actors.append(made)
-        given = self._call_all("gpus")
-        gpus = [gpu for number in range(self._size) for gpu in given[number]]
+            self._actors.append(handle)
+        gpu_ids = self._call_all("gpus")
+        gpus = [gpu for number in range(self._size) for gpu in gpu_ids[number]]
         port: int = ray.get(self._actors[0].open_rendezvous.remote())
         self._call_all("join_rendezvous", port, gpus)
 
-    def _call_all(self, method: str, *given: Any) -> dict[int, Any]:
-        """What each process answers, by number. After a failure of one, those that answered soon after it."""
+    def _call_all(self, method: str, *arguments: Any) -> dict[int, Any]:
+        """Call a method of all processes; return the replies by process number, after a failure only prompt ones."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError
 
-        waiting = {getattr(actor, method).remote(*given): number for number, actor in enumerate(self._actors)}
+        waiting = {getattr(actor, method).remote(*arguments): number for number, actor in enumerate(self._actors)}
         answers: dict[int, Any] = {}
         until = float("inf")
         while waiting and time.monotonic() < until:
@@ -159,12 +160,12 @@ class MultiProcessSession:
     def _failure(self, failed: Mapping[int, AttemptResult], folder: Path) -> Exception:
         number = _root_cause(failed, folder)
         if failed[number].status is AttemptStatus.LOST:
-            return WorkerLost(f"process {number + 1} of {self._size} cannot go on: {failed[number].reason}")
+            return WorkerLost(f"process {number + 1} of {self._size} is unusable: {failed[number].reason}")
         return RemoteFailure(failed[number])
 
 
 def _root_cause(failed: Mapping[int, AttemptResult], folder: Path) -> int:
-    """The process whose failure the others follow from; its traceback becomes the attempt's."""
+    """Return the process whose failure caused the others'; its traceback becomes the attempt's."""
     own = [n for n, result in failed.items() if not any(words in result.reason for words in _SECONDARY_ERRORS)]
     lost = [n for n in own if failed[n].status is AttemptStatus.LOST]
     number = min(lost or own or failed)

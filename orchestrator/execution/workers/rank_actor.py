@@ -1,4 +1,4 @@
-"""`RankActor`: one process of a multi-process trial, a Ray actor that takes a step when all others do."""
+"""`RankActor`: one process of a multi-process trial, a Ray actor that takes every step together with the others."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from orchestrator.execution.workers.attempt_runner import STOP_POLL_SECONDS, Ses
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
-COMPANION_RESOURCE = "beside"
-"""The group of calls that are taken while a step is made."""
+COMPANION_RESOURCE = "companion"
+"""Ray concurrency group of methods that run during a step."""
 
 
 @dataclass(frozen=True, slots=True)
 class RankStep:
-    """A point, or how it ended: by itself, or by an exception. `counters` says what this process has loaded so far."""
+    """Metrics of a step, or the end of the run: by itself (`result`) or by an exception (`failed`)."""
 
     metrics: StepMetrics | None = None
     result: RunResult | None = None
@@ -32,7 +32,7 @@ class RankStep:
 
 
 class RankActor:
-    """Number `number` of `size`. The first one writes the files and is heard; the others keep in step with it."""
+    """Process `number` of `size`. Process 0 writes the files and its metrics are reported."""
 
     def __init__(self, number: int, size: int, cache: Path, open_session: SessionFactory) -> None:
         self._number, self._size, self._cache, self._open_session = number, size, cache, open_session
@@ -41,17 +41,17 @@ class RankActor:
         self._metrics: Generator[StepMetrics, None, RunResult] | None = None
         self._folder = Path()
         self._run = 0
-        self._between = threading.Lock()
-        """Held while one run gives way to the next, so that an interrupt is of the one that it was meant for."""
+        self._run_lock = threading.Lock()
+        """Held while the run changes, so that an interrupt reaches only the run that it was meant for."""
         threading.Thread(target=_exit_with_raylet, args=(os.getppid(),), daemon=True).start()
 
     def gpus(self) -> list[str]:
-        """What Ray gave to this process."""
+        """Return the ids of the GPUs that Ray assigned to this process."""
         found: list[Any] = ray.get_gpu_ids()
         return [str(gpu) for gpu in found]
 
     def open_rendezvous(self) -> int:
-        """Of the first one: where the others find it."""
+        """Open the rendezvous socket of process 0; return its port."""
         from trainer.distributed.processes import open_rendezvous
 
         self._socket = open_rendezvous()
@@ -59,7 +59,10 @@ class RankActor:
         return port
 
     def join_rendezvous(self, port: int, gpus: Sequence[str]) -> int:
-        """Meet the others, then open the training session; the process id."""
+        """Join the process group, open the training session and return the process id.
+
+        `port`: port of process 0; `gpus`: GPU ids of all processes.
+        """
         from trainer.distributed.processes import join_rendezvous
 
         join_rendezvous(self._number, self._size, port, self._socket, gpus)
@@ -67,16 +70,16 @@ class RankActor:
         return os.getpid()
 
     def begin(self, run: int, config: str, folder: Path, earlier: Sequence[Path], fork: Path | None) -> None:
-        """Train this next, as run number `run`; nothing is computed yet."""
+        """Prepare the next training as run number `run`; computation starts with `next`."""
         assert self._session is not None
-        # A failure of another process than the first is told beside that one's, never over it.
+        # Other processes write their tracebacks into separate folders.
         self._folder = folder if self._number == 0 else folder / f"process-{self._number}"
-        with self._between:
+        with self._run_lock:
             self._run = run
             self._metrics = self._session.train(TrialConfig.model_validate_json(config), folder, earlier, fork)
 
     def next(self) -> RankStep:
-        """The next point, or the end."""
+        """Take the next step."""
         assert self._metrics is not None
         assert self._session is not None
         step_metrics, result, failed = None, None, None
@@ -84,22 +87,22 @@ class RankActor:
             step_metrics = next(self._metrics)
         except StopIteration as done:
             result = done.value
-        except Exception as error:  # noqa: BLE001  the trial boundary: an exception becomes recorded data
+        except Exception as error:  # noqa: BLE001 - exceptions of a trial are recorded as its result
             failed = result_of_exception(error, self._folder)
         if step_metrics is None:
             self._metrics = None
         return RankStep(step_metrics, result, failed, dict(self._session.counters))
 
     def close(self) -> None:
-        """Stop here, as all the others do."""
+        """Stop the run, as in all other processes."""
         if self._metrics is not None:
             self._metrics.close()
             self._metrics = None
 
     @ray.method(concurrency_group=COMPANION_RESOURCE)
     def interrupt(self, run: int) -> None:
-        """Have this run save a checkpoint and end; the processes agree among themselves when. Late, it does nothing."""
-        with self._between:
+        """Request this run to save a checkpoint and end, at a step on which all processes agree; no effect later."""
+        with self._run_lock:
             if run == self._run and self._metrics is not None and self._session is not None:
                 self._session.interrupt()
 

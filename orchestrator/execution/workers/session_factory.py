@@ -1,17 +1,17 @@
-"""Opens a worker's training session: with a share of a GPU, with one or none, or in several processes."""
+"""`session_factory`: opens a worker's session with whole GPUs, a share of one, none, or in several processes."""
 
 from __future__ import annotations
 
 import functools
 from pathlib import Path
 
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.workers.attempt_runner import Session, SessionFactory
 from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
 
 
 def session_factory(open_session: SessionFactory, slots: Slots) -> SessionFactory:
-    """What a worker of these slots calls to begin."""
+    """Return the function with which a worker of these slots opens its session."""
     if slots.processes > 1:
         return functools.partial(
             MultiProcessSession,

@@ -1,4 +1,4 @@
-"""`StageWorker`: training before the first trial in a worker of its own, since the driver never imports torch."""
+"""`StageWorker`: runs the SFT stage in a worker process, since the driver never imports torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
-from orchestrator.execution.local_cluster import Slots, check_ray_health
+from orchestrator.execution.local_cluster import check_ray_health
 from orchestrator.execution.messages import (
     STOP_REQUEST_FILE,
     WORKER_FILE,
@@ -18,6 +18,7 @@ from orchestrator.execution.messages import (
     WorkerLost,
 )
 from orchestrator.execution.sft_cache_key import stage_key
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory
 from orchestrator.execution.workers.session_factory import session_factory
@@ -29,17 +30,17 @@ _POLL_SECONDS = 0.2
 
 
 class StageFailed(OrchestrateError):
-    """A stage before the trials did not end well; the sweep can be resumed once the cause is gone."""
+    """A stage before the trials failed; the sweep can be resumed after the cause is fixed."""
 
     code = ExitCode.INTERNAL_ERROR
 
 
 class StageDied(StageFailed):
-    """Its worker process ended."""
+    """The worker process of the stage died."""
 
 
 class StageActor:
-    """The worker's side."""
+    """The Ray actor of the stage."""
 
     def __init__(self, cache: Path, open_session: SessionFactory) -> None:
         self._cache, self._open_session = cache, open_session
@@ -47,15 +48,15 @@ class StageActor:
         self._runner: AttemptRunner | None = None
 
     def key(self, config: str, fingerprint: str) -> str:
-        """Name of what training this configuration makes."""
+        """Return the cache key of the stage's model."""
         return stage_key(TrialConfig.model_validate_json(config), fingerprint, self._cache)
 
     def start(self, task: AttemptTask) -> None:
-        """Train this one next."""
+        """Prepare the training of this task."""
         self._runner = AttemptRunner(task, self._session, lock_timeout=float("inf"))
 
     def next_report(self) -> AttemptReport:
-        """The next points of the training."""
+        """Return the next report of the training."""
         assert self._runner is not None
         return self._runner.next_report()
 
@@ -66,7 +67,7 @@ class StageActor:
 
 
 class StageWorker:
-    """The driver's handle on one stage process, inside a `cluster`; there is none before `start`."""
+    """The driver's handle of the stage's worker process, which exists from `start` to `shut_down`."""
 
     def __init__(
         self,
@@ -88,7 +89,7 @@ class StageWorker:
         self.shut_down()
 
     def start(self) -> None:
-        """Take a slot and load, while others work."""
+        """Start the worker process; returns at once, while it loads."""
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -100,7 +101,7 @@ class StageWorker:
         self._actor = ray.remote(StageActor).options(resources=bundle, **options).remote(*self._arguments)
 
     def shut_down(self) -> None:
-        """Give the slot back; called twice, it is done once."""
+        """Kill the worker and free its resources; repeated calls have no effect."""
         import ray
 
         if self._actor is not None:
@@ -111,21 +112,25 @@ class StageWorker:
             self._group = None
 
     def restart(self) -> None:
-        """Another process in its place, with nothing loaded."""
+        """Replace the worker by a new process."""
         self.shut_down()
         self.start()
 
     def key(self, config: TrialConfig, fingerprint: str) -> str:
-        """Name of what training this configuration makes."""
+        """Return the cache key of the stage's model."""
         return self._wait_for(self._actor.key.remote(config.model_dump_json(), fingerprint))
 
     def train(
         self, task: AttemptTask, on_report: Callable[[AttemptReport], None], should_stop: Callable[[], bool]
     ) -> AttemptResult:
-        """Train to the end, telling each report; Interrupted once the process has checkpointed, StageDied where it
-        ended otherwise: then `restart`."""
-        for left in (STOP_REQUEST_FILE, WORKER_FILE):  # of an earlier process in the same folder
-            (task.folder / left).unlink(missing_ok=True)
+        """Train to the end and pass each report to `on_report`.
+
+        Raises:
+            Interrupted: after a stop signal or `should_stop`, when the worker has saved a checkpoint.
+            StageDied: the worker died; call `restart`.
+        """
+        for name in (STOP_REQUEST_FILE, WORKER_FILE):  # left by an earlier process in the same folder
+            (task.folder / name).unlink(missing_ok=True)
         self._wait_for(self._actor.start.remote(task))
         while True:
             report: AttemptReport = self._wait_for(self._actor.next_report.remote(), task)
@@ -138,7 +143,7 @@ class StageWorker:
                 return report.result
 
     def _wait_for(self, reference: Any, task: AttemptTask | None = None) -> Any:
-        """Wait for an answer; with a job, an interruption lets it checkpoint, otherwise it ends the wait."""
+        """Wait for a result; a stop signal requests a checkpoint of `task`, without task it raises Interrupted."""
         import ray
         from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
@@ -159,7 +164,7 @@ class StageWorker:
 
 
 def _user_message(cause: BaseException) -> BaseException:
-    """What the user reads instead of Ray's wrapping."""
+    """Convert an exception of the worker to one with a message for the user."""
     if isinstance(cause, WorkerLost):
         return StageDied(f"the worker of this stage died: {cause}")
     if isinstance(cause, TrialError):

@@ -1,4 +1,4 @@
-"""The Tune trainable: one process with one training session kept loaded, one attempt after another."""
+"""`Worker`: Tune trainable, a process with one loaded training session that runs one attempt after another."""
 
 from __future__ import annotations
 
@@ -17,64 +17,68 @@ from orchestrator.study.trial_records import FailureKind
 
 
 class DedicatedWorkers:
-    """A process for each trial: `Worker`."""
+    """Workers with a separate process for each trial."""
 
     def __init__(self, cache: Path, open_session: SessionFactory) -> None:
         self._cache, self._open_session = cache, open_session
 
     @property
     def trainable(self) -> type[Trainable]:
-        """What Tune runs for each trial."""
+        """The trainable class that Tune runs for each trial."""
         return Worker
 
     def config(self, task: AttemptTask) -> dict[str, Any]:
-        """Everything a worker needs to begin."""
-        return {"job": task, "cache": self._cache, "open": self._open_session}
+        """Return the configuration of a worker for this attempt."""
+        return {"task": task, "cache": self._cache, "open_session": self._open_session}
 
     def on_attempt_end(self, task_id: str, *, lost: bool) -> None:
-        """The worker knows."""
+        """Do nothing: the worker closes its attempt itself."""
 
     def retire(self, task_id: str) -> bool:  # noqa: ARG002
-        """The process is Tune's own worker."""
+        """Return True: the process is Tune's own worker, which Tune ends."""
         return True
 
     def shut_down(self) -> None:
-        """Tune ends its workers."""
+        """Do nothing: Tune ends its workers."""
 
 
 class Worker(Trainable):
-    """A class trainable: `step` pulls from the attempt, `reset_config` begins the next one with everything loaded."""
+    """Tune trainable: `step` returns the attempt's next report, `reset_config` starts the next attempt."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Begin; nothing heavy yet, so that failures of loading belong to the trial."""
+        """Prepare the first attempt; loading is deferred to `step`, so that its failures belong to the trial."""
         self._cache: Path = config["cache"]
-        self._open: SessionFactory = config["open"]
+        self._open: SessionFactory = config["open_session"]
         self._loaded: Session | None = None
         self._failed = False
-        self._start(config["job"])
+        self._start(config["task"])
 
     def step(self) -> dict[str, Any]:
-        """The next report. DeviceFailed where this process must end: Tune has it clean up next, which ends it."""
+        """Return the next report.
+
+        Raises:
+            DeviceFailed: a GPU failed; Tune calls `cleanup` next, which ends the process.
+        """
         try:
             report = self._attempt.next_report()
         except DeviceFailed:
             self._failed = True
             raise
         if report.result is not None and report.result.failure is FailureKind.OUT_OF_MEMORY:
-            self._loaded = None  # whatever the attempt left half made goes, the model too: the next one loads again
+            self._loaded = None  # drops partial state and model; the next attempt loads again
             free_memory()
         return {REPORT: retired(report)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """The next attempt, in the same process."""
+        """Start the next attempt in the same process."""
         self._attempt.close()
-        self._start(new_config["job"])
+        self._start(new_config["task"])
         return True
 
     def cleanup(self) -> None:
-        """This worker is no longer needed."""
+        """Close the attempt before Tune ends this worker."""
         if self._failed:
-            os._exit(1)  # tidying up would ask CUDA again, and may wait for it for ever
+            os._exit(1)  # a regular exit would call CUDA, which may hang
         self._attempt.close()
 
     def _start(self, task: AttemptTask) -> None:
@@ -87,10 +91,9 @@ class Worker(Trainable):
 
 
 def retired(report: AttemptReport) -> AttemptReport:
-    """The report, and whether this process is to get no other trial after it.
+    """Return the report with `retire` set if this process must get no other trial.
 
-    A trial that failed may have left the CUDA context, or the memory that it holds, in any state; a diverged one or
-    one whose data were refused has not.
+    A failed trial may leave CUDA context and GPU memory in any state; a diverged one, or refused data, does not.
     """
     result = report.result
     torch: Any = sys.modules.get("torch")
@@ -100,7 +103,7 @@ def retired(report: AttemptReport) -> AttemptReport:
 
 
 def free_memory() -> None:
-    """Give back the memory that nothing refers to any more."""
+    """Free unreferenced memory, also in torch's CUDA cache."""
     gc.collect()
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():

@@ -149,7 +149,7 @@ def schema() -> Json:
     given["additionalProperties"] = TypeAdapter(Scalar).json_schema()
     properties: Json = {
         "name": spec["name"] | {"description": "Name of the sweep's folder and of its run in MLflow."},
-        "description": {"type": "string"},
+        "description": {"type": "string", "description": "One line about the sweep."},
         "base": base | {"description": "One complete trial; the search changes some of its settings."},
         "search": {
             "description": "Dotted path of a setting of base -> its values, as a list or a range.",
@@ -166,13 +166,17 @@ def schema() -> Json:
             "description": "Trials that run first; settings they do not name are as in base.",
             "anyOf": [{"type": "null"}, {"type": "array", "items": given}],
         },
-        "sampler": _by_kind(SAMPLERS, definitions),
+        "sampler": _by_kind(SAMPLERS, definitions) | {"description": "Which settings are tried; grid by default."},
         "warm_start": spec["warm_start"] | {"description": "A finished sweep whose trials the sampler learns from."},
-        "order": _by_kind(ORDERS, definitions),
+        "order": _by_kind(ORDERS, definitions)
+        | {"description": "Which results a proposal or a pruning decision may depend on; reproducible by default."},
         "maximize": several | {"description": f"The objective, or several. By default {COMPARISON_METRIC}."},
-        "minimize": several,
-        "pruner": _by_kind(PRUNERS, definitions),
-        "guard": {"anyOf": [{"enum": ["off", False, None]}, _model(GuardConfig, definitions)]},
+        "minimize": several | {"description": "A metric to minimize, or several; with maximize: a Pareto front."},
+        "pruner": _by_kind(PRUNERS, definitions) | {"description": "Which trials are stopped early; none by default."},
+        "guard": {
+            "description": "Stops trials that have diverged; on by default.",
+            "anyOf": [{"enum": ["off", False, None]}, _model(GuardConfig, definitions)],
+        },
         "budget": _or_null(_model(Budget, definitions)),
         "resources": _or_null(_model(Resources, definitions)),
         "tracking": _or_null(_model(Tracking, definitions)),

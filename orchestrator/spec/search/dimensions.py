@@ -35,14 +35,14 @@ class _Conditional(FrozenModel):
 class Choice(_Conditional):
     """One of these values. Shorthand: the list alone."""
 
-    choice: Annotated[tuple[Scalar, ...], Field(min_length=1)]
+    choice: Annotated[tuple[Scalar, ...], Field(min_length=1)] = Field(description="The values.")
 
 
 class Uniform(_Conditional):
     """A float from low to high, both included; with `step` on the lattice low, low + step, ..."""
 
-    uniform: tuple[float, float]
-    step: PositiveFloat | None = None
+    uniform: tuple[float, float] = Field(description="[low, high].")
+    step: PositiveFloat | None = Field(default=None, description="Distance between values; by default any value.")
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
@@ -56,7 +56,7 @@ class Uniform(_Conditional):
 class LogUniform(_Conditional):
     """Uniform in the logarithm, both ends included."""
 
-    log_uniform: tuple[PositiveFloat, PositiveFloat]
+    log_uniform: tuple[PositiveFloat, PositiveFloat] = Field(description="[low, high].")
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:
@@ -67,9 +67,9 @@ class LogUniform(_Conditional):
 class IntUniform(_Conditional):
     """Whole numbers from low to high, both included."""
 
-    int_uniform: tuple[int, int]
-    step: PositiveInt = 1
-    log: bool = False
+    int_uniform: tuple[int, int] = Field(description="[low, high].")
+    step: PositiveInt = Field(default=1, description="Distance between values.")
+    log: bool = Field(default=False, description="Uniform in the logarithm.")
 
     @model_validator(mode="after")
     def _check_range(self) -> Self:

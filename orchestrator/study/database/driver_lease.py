@@ -13,6 +13,7 @@ import signal
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -224,10 +225,15 @@ class DriverLease:
 
 
 class Heartbeat:
-    """Calls `write` every HEARTBEAT_SECONDS in a thread of its own until `end`, or until it raises SweepHeld."""
+    """Calls `write` every HEARTBEAT_SECONDS in a thread of its own until `end`, or until it raises SweepHeld.
+
+    The thread also ends once the study of the method `write` is garbage-collected. If it stayed, it would sometimes be
+    inside SQLite when the process forks, and the forked process would wait for SQLite's lock forever.
+    """
 
     def __init__(self, write: Callable[[], None]) -> None:
-        self._write, self._over = write, threading.Event()
+        """write: a bound method; only a weak reference is kept."""
+        self._write, self._over = weakref.WeakMethod(write), threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
@@ -237,10 +243,18 @@ class Heartbeat:
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._over.wait(HEARTBEAT_SECONDS):
-            try:
-                self._write()
-            except SweepHeld:
-                return  # the driver's next write is refused too, which reports it
-            except StorageRefused:
-                continue  # likewise; the next heartbeat suffices if the database is back in time
+        while not self._over.wait(HEARTBEAT_SECONDS) and self._write_once():
+            continue
+
+    def _write_once(self) -> bool:
+        """Write a heartbeat; return whether to go on."""
+        write = self._write()
+        if write is None:
+            return False
+        try:
+            write()
+        except SweepHeld:
+            return False  # the driver's next write is refused too, which reports it
+        except StorageRefused:
+            return True  # likewise; the next heartbeat suffices if the database is back in time
+        return True

@@ -22,7 +22,7 @@ from sqlalchemy import Connection, create_engine, insert, inspect, make_url, sel
 from sqlalchemy.exc import DBAPIError
 
 from orchestrator.errors import NameTaken, NetworkDisk, PasswordInUrl, StorageRefused, StudyMissing
-from orchestrator.folders import SweepFolder
+from orchestrator.folders import NETWORK_FILESYSTEMS, SweepFolder, filesystem_type
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study import sweep_terms
 from orchestrator.study.database.enqueued_trials import TrialQueue
@@ -32,7 +32,6 @@ from orchestrator.study.sweep_terms import TERMS_KEY, SweepTerms
 from trainer.storage.atomic_files import failpoint, write_text
 
 _BUSY_SECONDS = 60.0
-_NETWORK = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "lustre", "ceph", "beegfs", "gpfs", "fuse.sshfs", "9p"})
 
 
 def study_url(folder: SweepFolder) -> str:
@@ -80,20 +79,6 @@ def hide_password(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
-def filesystem_type(path: Path) -> str:
-    """Kind of the file system `path` lies on; empty where the system does not tell."""
-    mounts = Path("/proc/self/mountinfo")
-    if not mounts.is_file():
-        return ""
-    best, kind = Path("/"), ""
-    for line in mounts.read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        step_metrics = Path(left.split()[4].encode().decode("unicode_escape"))
-        if path.resolve().is_relative_to(step_metrics) and len(step_metrics.parts) >= len(best.parts):
-            best, kind = step_metrics, right.split()[0]
-    return kind
-
-
 class StudyDatabase:
     """One sweep's open database. Thread-safe: calls are serialized."""
 
@@ -108,7 +93,7 @@ class StudyDatabase:
         if self._sqlite:
             if not create and not database.is_file():
                 raise StudyMissing(str(database))
-            if (kind := filesystem_type(database)) in _NETWORK:
+            if (kind := filesystem_type(database)) in NETWORK_FILESYSTEMS:
                 raise NetworkDisk(database, kind)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         engine = {"creator": lambda: _connect(database)} if self._sqlite else {"pool_pre_ping": True}

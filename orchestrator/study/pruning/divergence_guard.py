@@ -222,13 +222,6 @@ def as_number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else math.nan
 
 
-def guard_decision(config: GuardConfig, metric: str, metrics: Iterable[StepMetrics]) -> StopDecision:
-    """Return the guard's decision on a trial with these metrics. `metric`: the sweep's objective."""
-    guard = DivergenceGuard(config, metric)
-    guard.update(metrics)
-    return guard.decision
-
-
 class DivergenceGuard:
     """The divergence guard of one trial. `metrics`: objectives, which must be finite. A decision to stop is final."""
 

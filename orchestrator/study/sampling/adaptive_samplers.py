@@ -95,7 +95,7 @@ class OptunaSampler:
             "system_attrs": dict(trial.note),
         }
         match trial.state:
-            case TrialState.RUNNING | TrialState.PAUSED | TrialState.QUEUED:
+            case TrialState.RUNNING | TrialState.PAUSED:
                 return create_trial(state=OptunaState.RUNNING, **common)
             case TrialState.FAILED:
                 return create_trial(state=OptunaState.FAIL, **common)

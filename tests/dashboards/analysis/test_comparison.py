@@ -35,7 +35,7 @@ def test_the_ruler_ranks_objectives_whatever_their_own_goal(tmp_path: Path) -> N
     assert [c.objective for c in found.sweeps] == ["simpo", "dpo"]
     behind = found.sweeps[1].behind
     assert behind.low > 0
-    assert "clearly ahead of every other" in comparison_summary(found)
+    assert "clearly ahead of all others" in comparison_summary(found)
     assert found.warnings == ()
     merged = found.analysis.frame
     assert merged.paths[0] == "loss.kind"
@@ -82,7 +82,7 @@ def test_what_is_not_matched_is_said_with_numbers(tmp_path: Path) -> None:
 
 def test_equal_sweeps_cannot_be_told_apart(tmp_path: Path) -> None:
     found = compare_sweeps([swept(tmp_path, "a", 0.5), swept(tmp_path, "b", 0.501)])
-    assert "it cannot be told apart from" in comparison_summary(found)
+    assert "it is not distinguishable from" in comparison_summary(found)
 
 
 def test_one_without_a_complete_trial_comes_last(tmp_path: Path) -> None:

@@ -47,8 +47,8 @@ def test_a_healthy_sweep_has_no_complaint(tmp_path: Path) -> None:
 def test_margin_far_below_gamma_counts_in_rewards(tmp_path: Path) -> None:
     low = rules(swept(tmp_path / "a", inner_best, base={"loss": {"kind": "simpo", "beta": 2.0, "gamma": 4.0}}))
     found = low["margin_below_gamma"]
-    assert "mean reward margin 1.8, from 0.2 at the start, against gamma 4" in found.evidence
-    assert "a gap of 0.9 where gamma / beta = 2 is asked for" in found.evidence
+    assert "mean reward margin 1.8, from 0.2 at step 0, against gamma 4" in found.evidence
+    assert "per token that is 0.9, with a target of gamma / beta = 2" in found.evidence
     ratio = {"kind": "simpo", "beta": 2.0, "gamma_beta_ratio": 0.5}
     assert "margin_below_gamma" not in rules(swept(tmp_path / "b", inner_best, base={"loss": ratio}))
 
@@ -74,9 +74,9 @@ def test_log_probs_under_ten(tmp_path: Path) -> None:
 
 def test_a_loss_that_never_moved_and_one_that_stood_still(tmp_path: Path) -> None:
     stuck = rules(swept(tmp_path / "a", lambda t: Script(quality=0.5, loss=lambda _: 0.69)))["loss_plateau"]
-    assert stuck.title == "The loss hardly moved"
+    assert stuck.title == "The loss hardly changed"
     flat = rules(swept(tmp_path / "b", lambda t: Script(quality=0.5, loss=lambda s: 1 - 0.05 * min(s, 10))))
-    assert flat["loss_plateau"].title == "The loss stood still after about 10 of 40 updates"
+    assert flat["loss_plateau"].title == "The loss was flat after about 10 of 40 updates"
 
 
 def test_a_loss_that_comes_up_again(tmp_path: Path) -> None:
@@ -84,10 +84,10 @@ def test_a_loss_that_comes_up_again(tmp_path: Path) -> None:
         return 1 - 0.02 * step if step <= 20 else 0.6 + 0.015 * (step - 20)
 
     found = rules(swept(tmp_path / "a", lambda t: Script(quality=0.5, loss=valley)))
-    assert found["overfitting"].title == "The held-out loss came up again after update 20"
+    assert found["overfitting"].title == "The held-out loss rose again after update 20"
     assert found["overfitting"].level is FindingLevel.NOTE
-    assert "1 at the start, 0.6 at update 20, 0.9 at the end" in found["overfitting"].evidence
-    assert "did not suffer" in found["overfitting"].evidence
+    assert "1 at step 0, 0.6 at update 20, 0.9 at the end" in found["overfitting"].evidence
+    assert "did not get worse" in found["overfitting"].evidence
     assert "loss_plateau" not in found
     falling = swept(tmp_path / "b", lambda t: Script(quality=0.5, loss=lambda step: 1 - 0.02 * step))
     assert "overfitting" not in rules(falling)
@@ -98,7 +98,7 @@ def test_a_loss_that_only_rose_did_move(tmp_path: Path) -> None:
     assert "loss_plateau" not in found
     assert found["overfitting"].title == "The held-out loss only rose"
     assert found["overfitting"].level is FindingLevel.NOTE
-    assert "0.7 at the start" in found["overfitting"].evidence
+    assert "0.7 at step 0" in found["overfitting"].evidence
     assert "2.7 at the end" in found["overfitting"].evidence
 
 
@@ -113,7 +113,7 @@ def test_log_probs_above_nought_are_a_defect(tmp_path: Path) -> None:
 def test_a_gain_that_the_pairs_cannot_show(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.108)))
     assert found["gain_not_clear"].level is FindingLevel.WARNING
-    assert "over 300 held-out pairs; it was picked as the best of 3" in found["gain_not_clear"].evidence
+    assert "over 300 held-out pairs; selecting the best of 3" in found["gain_not_clear"].evidence
     assert "gain_not_clear" not in rules(swept(tmp_path / "clear", inner_best))
 
 
@@ -128,7 +128,7 @@ def zipped(root: Path) -> SweepFrame:
 def test_leaves_that_were_only_varied_together(tmp_path: Path) -> None:
     found = rules(zipped(tmp_path))["varied_together"]
     assert found.title == "beta and gamma were only varied together"
-    assert "Over 3 complete trials each value of one came with one value of the other" in found.evidence
+    assert "Over 3 complete trials each value of one occurred with only one value of the other" in found.evidence
     assert found.next_step == "Add trials that change one alone, for example beta 5 with gamma 0.5."
     crossed = swept(tmp_path / "crossed", inner_best, BETAS)
     assert "varied_together" not in rules(crossed)
@@ -152,7 +152,7 @@ def test_divergence_is_laid_to_the_leaf_that_explains_most(tmp_path: Path) -> No
 
     found = rules(swept(tmp_path, ends, BETAS))["diverging_region"]
     assert found.leaf == "training.learning_rate"
-    assert "6 of 6 trials, against 1 of 3 below it" in found.evidence
+    assert "6 of 6 trials, against 1 of 3 with smaller values" in found.evidence
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_divergence_at_small_values_and_names(search: Any, bad: tuple[str, Any],
 
 def test_a_coin_and_ties(tmp_path: Path) -> None:
     few = frame_of(run_sweep(tmp_path / "few", make_spec(search=RATES), lambda _: Script(quality=0.13), pairs=60))
-    assert rules(few)["coin_toss"].title == "The winner may order pairs no better than a coin"
+    assert rules(few)["coin_toss"].title == "The winner's accuracy may be no better than chance"
     assert "0.6 over 60 held-out pairs, 95 % interval 0.465 to 0.724" in rules(few)["coin_toss"].evidence
     noisy = run_sweep(tmp_path / "noisy", make_spec(search=RATES), lambda t: Script(quality=0.101), pairs=1200)
     frame = frame_of(noisy)
@@ -221,9 +221,9 @@ def test_values_that_made_no_difference(tmp_path: Path) -> None:
 
 def test_too_few_pairs_says_how_many_would_do(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(quality=0.5 + 1e4 * rate(t))))["too_few_pairs"]
-    assert found.title.endswith("configurations cannot be told apart")
-    assert "held-out pairs would settle it" in found.next_step
-    assert "% of redraws" in found.evidence
+    assert found.title.endswith("configurations are not distinguishable")
+    assert "held-out pairs would distinguish them" in found.next_step
+    assert "% of bootstrap resamples" in found.evidence
 
 
 def test_right_answers_lost_while_accuracy_rises(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_answers_that_repeat_and_grow(tmp_path: Path) -> None:
 def test_where_everything_diverged(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(outcome=DIVERGED if rate(t) > 5e-7 else COMPLETE), BETAS))
     assert found["diverging_region"].title == "Every trial with learning_rate of 1e-6 or more diverged"
-    assert "3 of 3 trials, against 0 of 6 below it" in found["diverging_region"].evidence
+    assert "3 of 3 trials, against 0 of 6 with smaller values" in found["diverging_region"].evidence
     assert found["diverging_region"].level is FindingLevel.WARNING
     nothing = rules(swept(tmp_path / "all", lambda _: Script(outcome=DIVERGED)))
     assert nothing["diverging_region"].level is FindingLevel.SERIOUS
@@ -279,8 +279,8 @@ def test_beyond_the_edge_and_finer_elsewhere(tmp_path: Path) -> None:
     assert spec.search.choices("training.learning_rate") == (1e-6, 2e-6, 4e-6)
     assert spec.search.choices("loss.beta") == (1.4, 2.0, 4.5)
     assert spec.base.flat_params()["loss.beta"] == 2.0
-    assert "# the best was the highest tried" in text
-    assert "# half-way to the neighbours of the best, 2" in text
+    assert "# the best value is the highest tried" in text
+    assert "# half-way to the neighbours of the best value, 2" in text
 
 
 def test_what_was_varied_together_is_taken_apart(tmp_path: Path) -> None:
@@ -294,14 +294,14 @@ def test_what_makes_no_difference_is_fixed(tmp_path: Path) -> None:
     frame = swept(tmp_path, lambda t: Script(quality={1e-7: 0.1, 3e-7: 0.9, 1e-6: 0.5}[rate(t)]), BETAS)
     spec, text = followed(frame, tmp_path)
     assert spec.search.paths == ("training.learning_rate",)
-    assert "# loss.beta is fixed: its values could not be told apart" in text
+    assert "# loss.beta is fixed: its values are not distinguishable" in text
 
 
 def test_equal_ones_are_run_again_with_other_seeds(tmp_path: Path) -> None:
     spec, text = followed(swept(tmp_path, lambda t: Script(quality=0.5)), tmp_path)
     assert spec.search.choices("training.seed") == (1, 2, 3)
     assert spec.search.zipped == ({"training.learning_rate": (1e-7, 3e-7, 1e-6)},)
-    assert "could not be told apart on 300 held-out pairs" in text
+    assert "are not distinguishable on 300 held-out pairs" in text
 
 
 def test_a_hollow_winner_goes_down_and_gets_an_sft_term(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_not_beyond_where_most_diverged(tmp_path: Path) -> None:
     values = spec.search.choices("training.learning_rate")
     assert values is not None
     assert max(float(v) for v in values if isinstance(v, float)) == 1e-6
-    assert "# not beyond 1e-6: from 1e-6 on at least half of the trials diverged" in text
+    assert "# not above 1e-6: from 1e-6 upwards at least half of the trials diverged" in text
 
 
 def test_a_hollow_dpo_winner_gets_an_nll_term(tmp_path: Path) -> None:
@@ -357,7 +357,7 @@ def test_a_hollow_winner_asks_for_no_larger_margin(tmp_path: Path) -> None:
         swept(tmp_path, lambda t: Script(quality=script[t.params["loss.gamma"]], chosen=-3.0), gammas), tmp_path
     )
     assert spec.search.choices("loss.gamma") == (1.0, 1.5)
-    assert "not beyond 1.5" in text
+    assert "not above 1.5" in text
 
 
 def test_after_divergence_of_a_zip_its_other_leaves_stay(tmp_path: Path) -> None:
@@ -372,7 +372,7 @@ def test_after_divergence_of_a_zip_its_other_leaves_stay(tmp_path: Path) -> None
 def test_after_divergence_alone_and_after_failures_alone(tmp_path: Path) -> None:
     spec, text = followed(swept(tmp_path / "a", lambda _: Script(outcome=DIVERGED)), tmp_path)
     assert spec.search.choices("training.learning_rate") == (3e-9, 1e-8, 3e-8)
-    assert "far smaller steps" in text
+    assert "much smaller learning rates" in text
     with pytest.raises(NothingLearned):
         follow_up(analyze(swept(tmp_path / "b", lambda _: Script(outcome=FAILED))))
 
@@ -387,7 +387,7 @@ def test_ranges_are_narrowed_to_where_the_best_lie(tmp_path: Path) -> None:
     spec, text = followed(swept(tmp_path, script, search, **more), tmp_path)
     low, high = spec.search.dimensions["training.learning_rate"].log_uniform  # type: ignore[union-attr]
     assert 1e-7 < low < 1e-6 < high < 1e-5
-    assert "# where the best 8 of 24 trials lie" in text
+    assert "# range of the best 8 of 24 trials" in text
     assert spec.budget.trials == 24
     assert spec.sampler.kind == "random"
 

@@ -76,9 +76,9 @@ def test_the_answer_names_the_verdict_first(tmp_path: Path) -> None:
     won = words(judged(tmp_path / "won", judgement(1, 0.7), judgement(0, 0.9)))
     assert "Trial 1 wins 70% (95 % interval 60% … 78%) of 100 prompts against the initial model, 35% at equal" in won
     assert "clearly better" in won
-    assert "0 does best by this judge: 90%" in won
-    assert "cannot be told from the start model's" in words(judged(tmp_path / "tied", judgement(1, 0.5)))
-    assert "The start model answers better" in words(judged(tmp_path / "lost", judgement(1, 0.2)))
+    assert "0 has the highest win rate by this judge: 90%" in won
+    assert "not distinguishable from the initial model's" in words(judged(tmp_path / "tied", judgement(1, 0.5)))
+    assert "The initial model's answers are better" in words(judged(tmp_path / "lost", judgement(1, 0.2)))
 
 
 def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None:
@@ -114,9 +114,9 @@ def test_the_panel_says_what_must_be_known(tmp_path: Path) -> None:
     logged = " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
     assert "position bias: the answer shown first gets 90%" in logged
     assert "3 rate limited, 2 refused" in logged
-    assert "4 questions are still open" in logged
+    assert "4 questions are still unanswered" in logged
     page = report_page(analysis)
-    assert "What a judge says" in page
+    assert "Judgements" in page
     assert "<b>p</b>" not in page, "a prompt is text"
     assert judgements_panel.judgements_panel(analyze(frame_of(judged(tmp_path / "none")))) is None
 
@@ -133,7 +133,7 @@ def test_a_verdict_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     with Study.open(folder) as study:
         study.save_judgement(0, "reward_greedy", "{}")
         frame = load_frame(study, state="finished")
-    assert any("verdicts cannot be read" in notice for notice in frame.notices)
+    assert any("judgements cannot be read" in notice for notice in frame.notices)
 
 
 def test_on_the_terminal() -> None:

@@ -123,7 +123,7 @@ def test_the_answer_says_who_won_how_sure_and_what_to_copy(tmp_path: Path) -> No
     assert analysis.significance.against_initial.low > 0
     assert analysis.significance.against_initial.paired
     _, tree = page_of(frame)
-    assert "Trial 4 is better than every other" in tree.text
+    assert "Trial 4 is better than all others" in tree.text
     assert "beta: 2.0" in tree.text
     assert "learning_rate: 3.0e-07" in tree.text
 
@@ -131,17 +131,17 @@ def test_the_answer_says_who_won_how_sure_and_what_to_copy(tmp_path: Path) -> No
 def test_equal_trials_are_called_equal(tmp_path: Path) -> None:
     frame = frame_of(run_sweep(tmp_path, make_spec(), lambda t: Script(quality=0.3 + 0.001 * t.number)))
     _, tree = page_of(frame)
-    assert "The 12 configurations cannot be told apart" in tree.text
+    assert "The 12 configurations are not distinguishable" in tree.text
 
 
 def test_a_hollow_winner_is_called_one_at_the_top(tmp_path: Path) -> None:
     healthy = frame_of(run_sweep(tmp_path / "a", make_spec(), lambda _: Script(quality=0.5)))
     hollow = frame_of(run_sweep(tmp_path / "b", make_spec(), lambda _: Script(quality=0.5, chosen=-4.0)))
     warned, fine = page_of(hollow)[1].text, page_of(healthy)[1].text
-    assert "Not yet one to ship: margins rise while the chosen responses become less likely" in warned
-    assert warned.index("Not yet one to ship") < warned.index("The winner's searched leaves")
-    assert "nothing serious about it" in fine
-    assert "Not yet one to ship" not in fine
+    assert "Do not use this trial yet: margins rise while the chosen responses become less likely" in warned
+    assert warned.index("Do not use this trial yet") < warned.index("The winner's searched settings")
+    assert "no serious finding about this trial" in fine
+    assert "Do not use this trial yet" not in fine
 
 
 def test_a_failure_elsewhere_says_nothing_about_the_winner(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_failure_elsewhere_says_nothing_about_the_winner(tmp_path: Path) -> No
         return Script(outcome=FAILED) if trial.number == 3 else Script(quality=0.5)
 
     text = page_of(frame_of(run_sweep(tmp_path, make_spec(), one_fails)))[1].text
-    assert "nothing serious about it" in text
+    assert "no serious finding about this trial" in text
 
 
 def test_one_trial(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_all_diverged(tmp_path: Path) -> None:
 
 def test_none_begun_and_none_finished(tmp_path: Path) -> None:
     _, tree = page_of(frame_of(run_sweep(tmp_path, make_spec("a"), lambda _: Script(), trials=0), "running"))
-    assert "No trial has begun yet." in tree.text
+    assert "No trial has started yet." in tree.text
     running = run_sweep(tmp_path, make_spec("b"), lambda _: Script(outcome=None), trials=2)
     _, tree = page_of(frame_of(running, "running"))
     assert "No trial has completed yet; 2 running." in tree.text
@@ -187,7 +187,7 @@ def test_none_begun_and_none_finished(tmp_path: Path) -> None:
 def test_in_the_middle(tmp_path: Path) -> None:
     folder = run_sweep(tmp_path, make_spec(), lambda t: Script(outcome=None if t.number == 4 else COMPLETE), trials=5)
     _, tree = page_of(frame_of(folder, "running"))
-    assert "The sweep is running: this is how it stands now, not its result." in tree.text
+    assert "The sweep is running: these are preliminary results." in tree.text
     assert "5 of 12" in tree.text
 
 
@@ -204,7 +204,7 @@ def test_maps_of_many_columns_stand_where_they_fit(tmp_path: Path) -> None:
     """Six gammas side by side are wider than a third of a page: cells behind a scroll are not seen at a glance."""
     grid = {"loss.beta": {"choice": [2.0, 2.5]}, "loss.gamma": {"choice": [0.3, 0.5, 1.0, 1.2, 1.4, 1.6]}}
     page, _ = page_of(frame_of(run_sweep(tmp_path / "a", make_spec(search=grid), lambda _: Script(), pairs=20)))
-    assert '<div class="charts roomy" style="--least:494px">' in page
+    assert '<div class="charts roomy" style="--min-width:494px">' in page
     few, _ = page_of(frame_of(run_sweep(tmp_path / "b", make_spec(), lambda _: Script(), pairs=20)))
     assert "charts roomy" not in few
 
@@ -249,7 +249,7 @@ def test_other_spaces(space: str, tmp_path: Path) -> None:
     page, tree = page_of(frame)
     assert {"answer", "map", "curves", "importance"} <= set(tree.sections)
     if space == "seeds":
-        assert "Over seeds" in tree.text
+        assert "over seeds" in tree.text
     if space == "conditional":
         assert "not searched" in page
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from dashboards.analysis.sweep_frame import TrialCurves, format_value, short_names
-from dashboards.formatting import format_duration, progress_bar, sparkline
+from dashboards.analysis.sweep_frame import TrialCurves
+from dashboards.formatting import format_duration, format_value, progress_bar, short_names, sparkline
 from dashboards.terminal.progress_views import REFRESH_SECONDS, LiveTableView, PlainLogView, open_view
 from dashboards.terminal.trial_tables import print_final_summary, trial_table
 from orchestrator.cli.composition import watch_sweep
@@ -99,7 +99,7 @@ def test_the_summary_names_the_best_and_never_a_nan() -> None:
     print_final_summary(SPEC, views, console, steps=lambda _: 2)
     shown = text_of(console)
     assert "Best: trial 1" in shown
-    assert "The start model had eval_accuracies/logp=0.5" in shown
+    assert "The initial model has eval_accuracies/logp=0.5" in shown
 
 
 def test_the_summary_says_when_nothing_completed() -> None:

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Written by `orchestrate plan --slurm`: one Ray cluster for this job, one driver, the sweep's file at the end.
+# Written by `orchestrate plan --slurm`: one Ray cluster for this job, one driver.
 #SBATCH --job-name=llama3-8b
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -15,12 +15,12 @@ export PATH='/shared/my venv/bin':"$PATH"
 export ORCHESTRATE_HOME=/shared/runs
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 
-# What this job needs on every machine: the sweep's file, and the token without which nobody gets into its cluster.
-place="$ORCHESTRATE_HOME/.slurm-$SLURM_JOB_ID"
-mkdir -p "$place"
-export RAY_AUTH_TOKEN_PATH="$place/token"
+# Files of this job on the shared disk: the sweep file, and the token that protects its Ray cluster.
+job_folder="$ORCHESTRATE_HOME/.slurm-$SLURM_JOB_ID"
+mkdir -p "$job_folder"
+export RAY_AUTH_TOKEN_PATH="$job_folder/token"
 head -c 32 /dev/urandom | od -An -v -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH"
-cat > "$place/sweep.yaml" <<'END_OF_SWEEP'
+cat > "$job_folder/sweep.yaml" <<'END_OF_SWEEP'
 name: llama3-8b
 description: SimPO from Llama-3-Base-8B-SFT on UltraFeedback, the paper's grid
 base:
@@ -151,7 +151,7 @@ keep_models: 1
 storage: postgresql+psycopg://me@db/sweeps
 END_OF_SWEEP
 
-# The batch script runs on the first machine: the head and the driver are there.
+# The batch script runs on the first machine, which hosts the Ray head and the driver.
 first=$(hostname)
 address="${PREFSWEEP_HEAD_IP:-$(hostname -I | awk '{print $1}')}:$((20000 + SLURM_JOB_ID % 20000))"
 steps=()
@@ -159,17 +159,17 @@ srun --nodes=1 --ntasks=1 --cpus-per-task=16 --nodelist="$first" \
   ray start --head --node-ip-address="${address%:*}" --port="${address##*:}" --num-cpus=16 --num-gpus=0 \
   --include-dashboard=false --disable-usage-stats --block &
 steps+=($!)
-until ray status --address="$address" > "$place/ray-status.txt" 2>&1; do
+until ray status --address="$address" > "$job_folder/ray-status.txt" 2>&1; do
   kill -0 "${steps[0]}" || { echo "the head of the Ray cluster ended"; exit 1; }
   sleep 2
 done
 
-# Begin, or go on where this job was before. USR1: the time is nearly over; TERM: preempted or cancelled. Either way
-# the running trials are checkpointed; a job that ran out of time is put into the queue again, a preempted one by Slurm.
-orchestrate sweep "$place/sweep.yaml" --continue --address "$address" --machines 1 &
+# Start or resume the sweep. USR1: the time limit is near; TERM: preempted or cancelled. In both cases running trials
+# are checkpointed. A job that ran out of time is requeued below, a preempted one by Slurm.
+orchestrate sweep "$job_folder/sweep.yaml" --continue --address "$address" --machines 1 &
 driver=$!
-again=no
-trap 'again=yes; kill -TERM "$driver"' USR1
+requeue=no
+trap 'requeue=yes; kill -TERM "$driver"' USR1
 trap 'kill -TERM "$driver"' TERM
 code=0
 wait "$driver" || code=$?
@@ -178,11 +178,11 @@ while kill -0 "$driver" 2> /dev/null; do # a signal ended the wait, not the driv
   wait "$driver" || code=$?
 done
 trap '' USR1 TERM
-kill -TERM "${steps[@]}" 2> /dev/null || echo "a part of the Ray cluster had ended before"
+kill -TERM "${steps[@]}" 2> /dev/null || echo "part of the Ray cluster had already ended"
 wait "${steps[@]}" || echo "the Ray cluster ended"
-rm -rf "$place"
-if [ "$again" = yes ] && [ "$code" -eq 130 ]; then
-  echo "out of time: into the queue again"
+rm -rf "$job_folder"
+if [ "$requeue" = yes ] && [ "$code" -eq 130 ]; then
+  echo "out of time: requeueing the job"
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

@@ -108,7 +108,7 @@ def test_the_module_is_the_program() -> None:
         (NoTrialCompleted("no trial completed"), 3, "no trial completed"),
         (SweepHeld("known", "process 7 on here"), 4, "process 7"),
         (StorageRefused("disk full"), 5, "disk full"),
-        (OSError(28, "No space left on device", "/x/y"), 5, "the disk refused at /x/y: No space left on device"),
+        (OSError(28, "No space left on device", "/x/y"), 5, "disk error at /x/y: No space left on device"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (ZeroDivisionError("x"), 1, "internal error: "),
     ],
@@ -146,7 +146,7 @@ def test_every_ending_is_a_code_and_a_sentence(
         (["plan", QUICKSTART, "--name", "../x"], "--name ../x: name: "),
         (["status", "knwn"], "did you mean 'known'?"),
         (["stop", "a/b"], "cannot be a sweep's name"),
-        (["best", "known", "--merge"], "--merge goes with --export"),
+        (["best", "known", "--merge"], "--merge requires --export"),
     ],
 )
 def test_a_users_mistake_is_a_sentence(
@@ -196,7 +196,7 @@ def test_the_other_commands_pass_on(
         (
             "export",
             ("known", home, tmp_path / "m", True),
-            {"compare": True, "trust_remote_code": False, "say": status_commands._say},  # pyright: ignore[reportPrivateUsage]
+            {"compare": True, "trust_remote_code": False, "log": status_commands._log},  # pyright: ignore[reportPrivateUsage]
         ),
         ("ui", ("known", home, 5001), {"open_browser": False}),
     ]
@@ -219,7 +219,7 @@ STATUS = {
             "steps": 40,
             "run_id": None,
         },
-        {"number": 1, "state": "QUEUED", "reason": "", "params": {}, "metrics": {}, "step": 0, "steps": None},
+        {"number": 1, "state": "PAUSED", "reason": "", "params": {}, "metrics": {}, "step": 0, "steps": None},
     ],
 }
 

@@ -130,7 +130,7 @@ def test_rows_with_notices_come_first_and_scored_is_told_without_colour(
     assert heads[0].startswith("train row 3 of ")
     assert heads[0].endswith("train.jsonl: left out")
     assert "  bad row: has an empty response [empty_response]" in shown.out
-    assert "2 more kinds of notices; --rows N shows more rows" in shown.err
+    assert "2 more kinds of notices; show more rows with --rows N" in shown.err
     assert "17 pairs to train on, 4 to evaluate on" in shown.out
     assert "2 of 24 rows are bad and left out (8.33%)" in shown.out
 
@@ -216,7 +216,7 @@ def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 def test_what_the_search_varies_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(sweep_file(tmp_path, search="{data.max_train_rows: [8, 12]}")) == 0
-    assert "the search varies data.max_train_rows; shown is the base" in capsys.readouterr().err
+    assert "the search varies data.max_train_rows; base is shown" in capsys.readouterr().err
 
 
 def test_no_model_is_loaded_and_a_folder_without_weights_will_do(tmp_path: Path) -> None:

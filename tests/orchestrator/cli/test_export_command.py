@@ -77,7 +77,7 @@ def test_adapters_after_an_sft_stage_bring_their_base_along(
     messages = capsys.readouterr()
     assert json.loads(messages.out)["exported"] == str(tmp_path / "out")
     assert "export: mean log-prob of the responses of 6 held-out pairs: " in messages.err
-    assert f"it went along into {tmp_path / 'out/base'} (--merge makes one model of both)" in messages.err
+    assert f"it was copied to {tmp_path / 'out/base'} (--merge merges both into one model)" in messages.err
     assert "compared: mean log-prob of the responses of 6 held-out pairs" in (tmp_path / "out/README.md").read_text()
     temporary = home.with_name("elsewhere")
     home.rename(temporary)
@@ -129,7 +129,7 @@ def test_a_base_that_is_gone_is_a_sentence_with_what_makes_it_again(
         for merge in ([], ["--merge"]):
             assert main(["best", "adapted", "--export", str(tmp_path / "out"), *merge]) == ExitCode.USER
             messages = capsys.readouterr().err
-            assert "of these adapters was not found; orchestrate resume adapted makes it again" in messages
+            assert "of these adapters was not found; orchestrate resume adapted creates it again" in messages
     finally:
         temporary.rename(stage)
 
@@ -137,5 +137,5 @@ def test_a_base_that_is_gone_is_a_sentence_with_what_makes_it_again(
 @pytest.mark.parametrize("flag", ["--merge", "--no-compare", "--trust-remote-code"])
 def test_flags_of_an_export_want_one(home: Path, flag: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["best", "adapted", flag]) == ExitCode.USER
-    assert f"{flag} goes with --export DIR" in capsys.readouterr().err
+    assert f"{flag} requires --export DIR" in capsys.readouterr().err
     assert home.exists()

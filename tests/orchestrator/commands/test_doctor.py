@@ -3,14 +3,17 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import ClassVar
 
+import psutil
 import pytest
 
 import sweeps
 from orchestrator import cli
 from orchestrator.commands import doctor
 from orchestrator.commands.doctor import Check, CheckLevel, gpu_checks, machine_checks, network_checks
+from orchestrator.folders import filesystem_type
 from orchestrator.spec.loading.loader import load_spec
 from tests.support.http_server import SilentHandler, serving
 
@@ -85,8 +88,8 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("kind", "name", "level", "told"),
     [
-        ("model", "org/open", CheckLevel.OK, "may be downloaded"),
-        ("dataset", "org/pairs", CheckLevel.OK, "may be downloaded"),
+        ("model", "org/open", CheckLevel.OK, "can be downloaded"),
+        ("dataset", "org/pairs", CheckLevel.OK, "can be downloaded"),
         ("model", "org/gated", CheckLevel.FAIL, "gated"),
         ("model", "org/none", CheckLevel.FAIL, "not found"),
         ("model", "org/broken", CheckLevel.WARN, "does not answer"),
@@ -180,13 +183,11 @@ def test_sqlite_on_a_network_filesystem_is_refused(home: Path, monkeypatch: pyte
     assert found(list(machine_checks.machine_checks(home, spec)), "filesystem").level is CheckLevel.OK
 
 
-def test_the_filesystem_of_the_nearest_mount(tmp_path: Path) -> None:
-    mounts = tmp_path / "mounts"
-    mounts.write_text("dev / ext4 rw 0 0\nhost:/x /data nfs4 rw 0 0\nt /data/my\\040disk tmpfs rw 0 0\n")
-    kinds = {
-        path: machine_checks.filesystem_type(Path(path), mounts)
-        for path in ("/home", "/data/runs", "/data/my disk/x", "/dataset")
-    }
+def test_the_filesystem_of_the_nearest_mount(monkeypatch: pytest.MonkeyPatch) -> None:
+    mounts = [("/", "ext4"), ("/data", "ext4"), ("/data", "nfs4"), ("/data/my disk", "tmpfs")]
+    listed = [SimpleNamespace(mountpoint=point, fstype=kind) for point, kind in mounts]
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: listed)
+    kinds = {path: filesystem_type(Path(path)) for path in ("/home", "/data/runs", "/data/my disk/x", "/dataset")}
     assert kinds == {"/home": "ext4", "/data/runs": "nfs4", "/data/my disk/x": "tmpfs", "/dataset": "ext4"}
 
 
@@ -213,7 +214,7 @@ def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch
     spec = load_spec(SHIPPED / "llama3-8b.yaml")
     check = found(list(machine_checks.machine_checks(home, spec)), "disk")
     assert check.level is CheckLevel.FAIL
-    assert "the sweep takes" in check.found
+    assert "the sweep needs" in check.found
     assert (
         found(list(machine_checks.machine_checks(home, load_spec(SHIPPED / "quickstart.yaml"))), "disk").level
         is CheckLevel.OK

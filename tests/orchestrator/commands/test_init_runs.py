@@ -17,7 +17,7 @@ from orchestrator.commands.local_plan import plan_locally
 from orchestrator.commands.status import status
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.driver import sweep_driver
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.spec.loading.loader import load_spec
@@ -196,7 +196,7 @@ def test_rows_longer_than_the_models_positions_are_said_to_be_cut(made: Path, tm
     (model / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 40}))
     assert cli.main(["init", "--model", str(model), "--data", str(made / "pairs.jsonl"), "--gpus", "0"]) == 0
     assert load_spec(Path("sweep.yaml")).base.data.max_length == 40
-    assert "the model's last position" in Path("sweep.yaml").read_text()
+    assert "the model's maximum" in Path("sweep.yaml").read_text()
 
 
 def test_rows_that_cannot_be_read_leave_the_lengths_alone_and_it_is_said(
@@ -208,7 +208,7 @@ def test_rows_that_cannot_be_read_leave_the_lengths_alone_and_it_is_said(
     messages = capsys.readouterr().err
     assert "the lengths of the rows could not be read" in messages
     assert "max_length is not fitted to them" in messages
-    assert load_spec(Path("sweep.yaml")).base.data.max_length == 512, "the model's last position"
+    assert load_spec(Path("sweep.yaml")).base.data.max_length == 512, "the model's maximum"
 
 
 def text_rows() -> list[dict[str, str]]:
@@ -238,7 +238,7 @@ def test_plain_text_rows_are_put_into_the_template_that_the_tokenizer_has(
     rows = write_text_rows(tmp_path / "rows.jsonl", form)
     assert cli.main(["init", "--model", str(made / "model"), "--data", str(rows), "--gpus", "0"]) == 0
     said = capsys.readouterr().err
-    assert "they are put into it (data.apply_template: true)" in said
+    assert "the template is applied (data.apply_template: true)" in said
     assert "refused" not in said
     data = load_spec(Path("sweep.yaml")).base.data
     assert data.apply_template is True
@@ -273,7 +273,7 @@ def test_text_for_a_tokenizer_on_the_hub_asks_its_question(
 ) -> None:
     rows = write_text_rows(tmp_path / "rows.jsonl", "columns")
     assert cli.main(["init", "text.yaml", "--model", "org/any-1B", "--data", str(rows), "--gpus", "1"]) == 0
-    assert "the rows are plain text: where the tokenizer has a chat template" in capsys.readouterr().err
+    assert "the rows are plain text: if the tokenizer has a chat template" in capsys.readouterr().err
     words = ["--model", "org/any-1B", "--data", str(made / "pairs.jsonl"), "--gpus", "1"]
     assert cli.main(["init", "messages.yaml", *words]) == 0
     assert "plain text" not in capsys.readouterr().err

@@ -85,7 +85,7 @@ def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
     assert cli.main(["sweep", str(file)]) == ExitCode.INTERNAL_ERROR
     messages = capsys.readouterr().err
     assert "internal error: TypeError: an unexpected thing" in messages
-    assert "the name is free: `orchestrate sweep FILE` begins anew" in messages
+    assert "the name is free: `orchestrate sweep FILE` starts again" in messages
     (trace,) = (root / "s").glob("internal-error-*.txt")
     assert str(trace) in messages
     assert "in broken" in trace.read_text()
@@ -99,7 +99,7 @@ def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
 
     trials_run_by(good)
     assert cli.main(["sweep", str(file)]) == 0
-    assert "a sweep s had crashed before its first trial; what it left was moved to" in capsys.readouterr().err
+    assert "an earlier sweep s crashed before its first trial; its folder was moved to" in capsys.readouterr().err
     (temporary,) = (root / ASIDE).iterdir()
     assert (temporary / trace.name).is_file()
     assert (temporary / "study.db").is_file()
@@ -115,7 +115,7 @@ def test_a_bug_after_a_trial_had_begun_keeps_the_name_and_a_good_resume_clears_t
     root = file.parent / "runs"
     trials_run_by(broken_in_a_trial)
     assert cli.main(["sweep", str(file)]) == ExitCode.INTERNAL_ERROR
-    assert "What was done is kept: orchestrate resume s" in capsys.readouterr().err
+    assert "Finished work is kept: orchestrate resume s" in capsys.readouterr().err
     assert cli.main(["sweep", str(file)]) == ExitCode.USER, "there is a trial: the name is taken"
     assert "orchestrate resume s" in capsys.readouterr().err
     assert parent_runs(root)[0][:2] == ("FAILED", "FAILED")

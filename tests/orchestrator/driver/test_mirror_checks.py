@@ -108,7 +108,7 @@ def test_a_sweep_that_cannot_be_brought(refused: Callable[..., str], tmp_path: P
     far = tmp_path / "far" / "quickstart"
     write_text(far / "study", "0" * 32)
     write_text(far / "sweep.yaml", dump_spec(load_spec(QUICKSTART, [f"mirror={url}"])))
-    assert "a mirror keeps checkpoints and models, not the study" in refused("resume", "quickstart", "--mirror", url)
+    assert "a mirror has only checkpoints and models" in refused("resume", "quickstart", "--mirror", url)
     assert "cannot be a sweep's name" in refused("resume", "../quickstart", "--mirror", url)
 
 
@@ -135,7 +135,7 @@ def test_two_sweeps_of_one_name_do_not_share_a_place(tmp_path: Path) -> None:
                 claim_mirror(study)
                 claim_mirror(study)
                 continue
-            with pytest.raises(MirrorError, match="another sweep named 'quickstart' has its copies in"):
+            with pytest.raises(MirrorError, match="another sweep named 'quickstart' has its files in"):
                 claim_mirror(study)
 
 

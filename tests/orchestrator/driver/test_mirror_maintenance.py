@@ -95,7 +95,7 @@ def test_a_new_disk_gets_what_it_lacks_and_the_mirror_what_it_lacks(study: Study
         assert not (study.folder.attempt(0, 1) / "model").exists(), "not one of the best"
         assert (study.folder.attempt(1, 1) / "samples.jsonl").read_text() == "1\n"
         assert not study.folder.attempt(3, 1).joinpath(".fetched").exists()
-    assert "mirror: what 2 of 2 ended trials left was fetched" in view.said
+    assert "mirror: downloaded results of 2 of 2 ended trials" in view.said
     assert "trials/0001/1/model" in far.complete_paths()
     assert "trials/0002/1/end" in far.complete_paths()
     assert [name for name in far.files() if "/checkpoints/" in name and "0003" not in name] == []
@@ -152,7 +152,7 @@ def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch:
     maintenance = MirrorMaintenance(study, SilentView(), waits=())
     maintenance.shut_down()
     held_trial.set()
-    assert any("the next resume does it" in event.text for event in study.events() if event.kind == "mirror")
+    assert any("the next resume continues it" in event.text for event in study.events() if event.kind == "mirror")
 
 
 def test_a_worker_s_words_reach_history_and_terminal(study: Study) -> None:

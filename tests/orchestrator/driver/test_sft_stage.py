@@ -223,7 +223,7 @@ def test_another_evaluation_takes_the_start_model_that_is_there(tmp_path: Path) 
         assert later.steps == first.steps, "its story is told again"
         assert later._session.counters["model_loaded"] == 0  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     assert (model / "model.safetensors").stat().st_mtime_ns == written
-    assert sum("taken with that sweep's evaluation" in line for line in shared.view.said) == 1
+    assert sum("with that sweep's evaluation" in line for line in shared.view.said) == 1
     other = shared.start_model(InProcess(shared.cache), {"learning_rate": 1e-3})
     assert other != model
 

@@ -75,7 +75,7 @@ def test_a_driver_killed_while_its_sweep_was_paused_leaves_no_pause(tmp_path: Pa
     assert forked(killed) == KILLED
     with Study.open(sweep_folder(tmp_path)) as study:
         assert user_requests.paused_notices(study) == [
-            "s was paused when its last driver ended (lunch): it goes on now"
+            "s was paused when its last driver ended (lunch): it continues now"
         ]
         study.start_driving()
         assert study.pause_reason() == ""

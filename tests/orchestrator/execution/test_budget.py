@@ -47,7 +47,7 @@ def test_a_target_ends_a_sweep_once_a_trial_completes_with_it(tmp_path: Path, ra
         stop = run_study(study)
         assert stop.kind is StopKind.TARGET
         found = next(r for r in study.trials() if r.value is not None and r.value >= 0.53)
-        assert stop.text.startswith(f"trial {found.number} has {METRIC} {found.value:g}, and the target is 0.53")
+        assert stop.text.startswith(f"trial {found.number} has {METRIC} {found.value:g}, the target is 0.53")
         assert len(study.trials()) < 8
         assert "reached the target" in study.exhausted_reason()
         assert run_study(study).kind is StopKind.TARGET, "resumed as it is, it has nothing to do"
@@ -118,7 +118,7 @@ def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_s
         assert [r.state for r in study.trials()] == [TrialState.PAUSED, TrialState.COMPLETE], "nobody else may begin"
     with Study.open(sweep_folder(tmp_path)) as study:
         assert user_requests.paused_notices(study) == [
-            "trial 0 stays paused (a debugger): `orchestrate unpause s 0` takes it up again"
+            "trial 0 stays paused (a debugger): `orchestrate unpause s 0` continues it"
         ]
         study.add_request(UNPAUSE, "done", trial=0)
         write_script(tmp_path)

@@ -78,7 +78,7 @@ def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(
 def test_a_death_is_told_with_its_last_words(tmp_path: Path) -> None:
     with SignalHandler(lambda: "") as signals, begun(tmp_path, config(GOOD), signals) as data:
         data._process.send_signal(signal.SIGKILL)  # pyright: ignore[reportPrivateUsage]
-        with pytest.raises(StageFailed, match="died:\nit ended with -9 and said nothing"):
+        with pytest.raises(StageFailed, match="died:\nexit code -9 without output"):
             data.prepare(config(GOOD))
 
 

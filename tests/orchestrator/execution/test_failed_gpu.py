@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.execution.local_cluster import Slots
 from orchestrator.execution.messages import (
     AttemptReport,
     AttemptResult,
@@ -17,6 +16,7 @@ from orchestrator.execution.messages import (
     device_failed,
     result_of_exception,
 )
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.execution.workers import shared_worker as host_module
 from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
@@ -129,7 +129,7 @@ def test_of_several_processes_the_one_whose_gpu_failed_is_the_cause(tmp_path: Pa
     )
     reason = ranks._failure({0: other, 1: lost}, tmp_path)  # pyright: ignore[reportPrivateUsage]
     assert isinstance(reason, WorkerLost)
-    assert str(reason) == f"process 2 of 2 cannot go on: {lost.reason}"
+    assert str(reason) == f"process 2 of 2 is unusable: {lost.reason}"
     assert isinstance(ranks._failure({0: other}, tmp_path), RemoteFailure)  # pyright: ignore[reportPrivateUsage]
 
 
@@ -146,7 +146,7 @@ def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
     done = trained(tmp_path)
     with pytest.raises(DeviceFailed, match="illegal memory access"):
         host.next_report("0-1")
-    with pytest.raises(DeviceFailed, match="shares with other trials: RuntimeError: CUDA error: an illegal"):
+    with pytest.raises(DeviceFailed, match="shared with other trials: RuntimeError: CUDA error: an illegal"):
         host.next_report("1-1")
     assert [line for line in trained(tmp_path)[len(done) :] if line[0] == "1"] == []
     ended: list[int] = []

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.local_cluster import Slots, local_cluster
+from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import AttemptStatus, AttemptTask
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.execution.workers import rank_actor as rank_module
 from orchestrator.execution.workers.attempt_runner import AttemptRunner

@@ -72,7 +72,7 @@ def test_half_the_tokens_and_later_trials_know_also_after_a_resume(study: Study)
     assert driven.budgets("0") == [(8192, None), (8192, "4096")], "params are what was asked for, the tag what is used"
     logged = [e.text for e in study.events() if e.kind == "out of memory"]
     assert logged[0] == "attempt 1: OutOfMemoryError: CUDA out of memory; from now on 4096 tokens per micro-batch"
-    assert "it goes on from its newest checkpoint with 4096 tokens per micro-batch" in driven.view.said[-2]
+    assert "it continues from its newest checkpoint with 4096 tokens per micro-batch" in driven.view.said[-2]
     study.dispose()
     resumed = Driven(Study.open(study.folder))
     assert [budget(resumed.task()) for _ in range(4)] == [4096] * 4, "three left behind, and a new one"
@@ -89,9 +89,9 @@ def test_down_to_one_pair_then_it_failed_and_taught_nothing(study: Study) -> Non
     record = study.trials()[0]
     assert (record.state, record.failure, record.attempts) == (TrialState.FAILED, FailureKind.OUT_OF_MEMORY, 4)
     assert record.reason == (
-        "out of memory with one pair per micro-batch, after halving training.tokens_per_micro_batch from 8192 to 1500 "
-        "there is nothing smaller to try; set training.gradient_checkpointing: true, lower data.max_length, train with "
-        "lora, or give a trial more memory (last: OutOfMemoryError: CUDA out of memory)"
+        "out of memory with one pair per micro-batch, after halving training.tokens_per_micro_batch from 8192 to 1500; "
+        "set training.gradient_checkpointing: true, lower data.max_length, train with lora, or give a trial more "
+        "memory (last: OutOfMemoryError: CUDA out of memory)"
     )
     assert driven.sink.tags("0")["failure"] == "OUT_OF_MEMORY"
     assert budget(driven.task()) == 8192, "smaller did not help the first trial: the next one begins as configured"

@@ -162,7 +162,7 @@ def test_a_corrupted_copy_is_refused_and_the_older_one_taken(mirror: Mirror, tmp
     assert [checkpoint_step(path) for path in list_checkpoints([earlier])] == [3]
     verify_checkpoint(list_checkpoints([earlier])[0])
     (messages,) = again.take_notices()
-    assert "a copy in the mirror is damaged and was passed over" in messages
+    assert "a copy in the mirror is damaged and was skipped" in messages
     assert "weights.safetensors differs from its digest" in messages
     assert again.counters["mirror_failures"] == 1
     own = task(tmp_path / "two", mirror.url, attempt=2).folder
@@ -239,7 +239,7 @@ def test_a_copy_that_fails_is_tried_again_counted_and_told(
     assert received[-1].counters["mirror_failures"] == 2
     messages = [words for report in received for words in report.notices]
     assert messages == [
-        "a checkpoint was not copied to the mirror; tried again (the bucket says ***)",
+        "a checkpoint was not copied to the mirror; retrying (the bucket says ***)",
         "copies to the mirror work again, after 2 failed in a row",
     ]
 
@@ -258,8 +258,8 @@ def test_a_mirror_that_never_answers_fails_no_trial(
     received = pull_all(attempt)
     assert received[-1].result.status is AttemptStatus.FINISHED
     messages = [words for report in received for words in report.notices]
-    assert messages[0] == "what earlier attempts left was not fetched from the mirror, after 3 tries (503)"
-    assert messages[-1] == "what the trial left was not copied to the mirror, after 3 tries (503)"
+    assert messages[0] == "earlier attempts were not downloaded from the mirror, after 3 tries (503)"
+    assert messages[-1] == "the trial's result was not copied to the mirror, after 3 tries (503)"
     assert (tmp_path / "one" / "trials" / "0003" / "1" / "model" / "model.safetensors").is_file()
 
 
@@ -339,5 +339,5 @@ def test_a_server_that_fails_and_falls_silent(s3: Server, tmp_path: Path, monkey
     logged = [words for report in received for words in report.notices]
     assert received[-1].result.status is AttemptStatus.FINISHED
     assert mirror.complete_paths() == ["1/end", "1/model"]
-    assert sum("tried again" in words for words in logged) == 2
+    assert sum("; retrying" in words for words in logged) == 2
     assert sum("work again" in words for words in logged) == 2

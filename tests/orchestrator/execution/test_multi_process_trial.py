@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
@@ -111,7 +111,7 @@ def test_a_gpu_that_fails_in_one_process_costs_all_of_them_and_not_the_trial(tmp
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.attempts for r in study.trials()] == [2]
     (lost,) = [event.text for event in study.events() if event.kind == "worker lost"]
-    assert "process 2 of 2 cannot go on: RuntimeError: CUDA error: uncorrectable ECC" in lost
+    assert "process 2 of 2 is unusable: RuntimeError: CUDA error: uncorrectable ECC" in lost
     assert "uncorrectable ECC" in (study.folder.attempt(0, 1) / "failure.txt").read_text()
     assert [(root / f"left-{n}").read_text() for n in range(2)] == ["", ""], "both processes were ended first"
     assert_as_alone(study, 0, tmp_path / "cache", tmp_path / "alone")

@@ -7,8 +7,8 @@ import pytest
 from orchestrator import execution
 from orchestrator.errors import SpecError
 from orchestrator.execution import remote_cluster
-from orchestrator.execution.local_cluster import Machine, plan_slots, slots_on
 from orchestrator.execution.remote_cluster import ClusterError, authorize, is_loopback, resolve_address
+from orchestrator.execution.slots import Machine, plan_slots, slots_on
 from tests.support.specs import make_spec
 
 

@@ -109,7 +109,7 @@ def test_an_older_attempt_ends_where_the_next_begins(host: SharedWorker, tmp_pat
     second = task(tmp_path, "a", 2)
     host.start(second)
     assert take(host, second)["a"][1].status is AttemptStatus.FINISHED
-    with pytest.raises(WorkerLost, match="started anew"):
+    with pytest.raises(WorkerLost, match="was restarted"):
         host.next_report(first.id)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.workers.attempt_runner import SessionFactory, open_session
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -98,7 +98,7 @@ def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> No
     assert [r.attempts for r in study.trials()] == [2, 2, 1]
     lost = [event for event in study.events() if event.kind == "worker lost"]
     assert sorted(str(event.trial) for event in lost) == ["0", "1"]
-    assert all("the process that it shares with other trials" in event.text for event in lost)
+    assert all("the process shared with other trials" in event.text for event in lost)
     for number in range(3):
         assert [p.step for p in study.metric_history(number)] == list(range(study.metric_history(number)[-1].step + 1))
         assert trained(tmp_path).count(f"{number} 1") == 1, "what was saved is not trained again"

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SpecError
-from orchestrator.execution.local_cluster import plan_slots, worker_environment
+from orchestrator.execution.local_cluster import worker_environment
 from orchestrator.execution.messages import AttemptStatus, AttemptTask, WorkerLost, result_of_exception
+from orchestrator.execution.slots import plan_slots
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.execution.user_requests import StopConditions
 from orchestrator.execution.workers.attempt_runner import AttemptRunner

@@ -142,5 +142,5 @@ def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: None) -> 
     assert stop.kind is StopKind.STOPPED
     assert stop.text == "enough"
     pruned = [r for r in study.trials() if r.state is TrialState.PRUNED]
-    assert [r.reason for r in pruned] == ["by hand: enough of this one"]
+    assert [r.reason for r in pruned] == ["by request: enough of this one"]
     assert study.requests() == []

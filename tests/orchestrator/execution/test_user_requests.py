@@ -46,16 +46,18 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
 
     queued = command_output(root, "enqueue", "s", "--set", "training.seed=77")
     assert "it runs next" in queued
-    assert "outside the search: training.seed (0, 1, 2, 3)" in queued
-    assert "nobody drives" not in queued
-    assert "asked trial 0 of s to checkpoint" in command_output(
+    assert "outside the search space: training.seed (0, 1, 2, 3)" in queued
+    assert "not running" not in queued
+    assert "requested to pause trial 0 of s: it is checkpointed" in command_output(
         root, "pause", "s", "0", "--why", "a debugger needs the slot"
     )
-    assert "asked trial 1 of s to end" in command_output(root, "prune", "s", "1", "--why", "margins are flat")
+    assert "requested to prune trial 1 of s: it ends as PRUNED" in command_output(
+        root, "prune", "s", "1", "--why", "margins are flat"
+    )
     write_script(root, steps=STEPS, hold={"1": 100_000, "*": 2})  # a trial ends by hand at its next report
     wait_for(lambda: [of(root, n).state for n in (0, 1)] == [TrialState.PAUSED, TrialState.PRUNED], driver)
     pruned, paused = of(root, 1), of(root, 0)
-    assert pruned.reason.startswith("by hand: margins are flat (by ")
+    assert pruned.reason.startswith("by request: margins are flat (by ")
     assert f"@{os.uname().nodename}, pid " in pruned.reason
     assert paused.reason.startswith("a debugger needs the slot (by ")
     assert "is paused already" in refused(root, "pause", "s", "0")
@@ -63,7 +65,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     wait_for(lambda: of(root, 2).step >= 1, driver)
     assert (of(root, 2).params, of(root, 2).origin[:12]) == ({"training.seed": 77}, "enqueued by ")
 
-    assert "running trials checkpoint" in command_output(root, "pause", "s")
+    assert "running trials are checkpointed" in command_output(root, "pause", "s")
     wait_for(lambda: json_of(root, "status", "s")["state"] == "paused", driver)
     done = trained(root)
     assert "s is paused already" in refused(root, "pause", "s")
@@ -99,14 +101,14 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
 
 
 def _after_the_end(root: Path) -> None:
-    assert "nobody drives s, so there is nothing to stop" in refused(root, "stop", "s")
+    assert "s is not running: there is nothing to stop" in refused(root, "stop", "s")
     assert "s has no trial 99 (it has 0 to 5)" in refused(root, "prune", "s", "99", "--why", "x")
     wrong = refused(root, "enqueue", "s", "--set", "training.sed=1", "--set", "loss.beta=-1")
     assert "did you mean training.seed?" in wrong
     assert "Missing option '--why'" in refused(root, "prune", "s", "1")
-    assert "changes nothing" in refused(root, "clone", "s", "1")
+    assert "without changes" in refused(root, "clone", "s", "1")
     requested = command_output(root, "enqueue", "s", "--set", "training.seed=79")
-    assert "nobody drives s now: done at the next `orchestrate resume s`" in requested
+    assert "s is not running: the request takes effect at `orchestrate resume s`" in requested
     with Study.open(sweep_folder(root)) as study:
         assert study.exhausted_reason() == ""
 
@@ -121,8 +123,8 @@ def test_requests_wait_for_the_next_driver_and_paused_trials_end_a_sweep_resumab
     folder.spec.write_text(dump_spec(make_spec(4)))
     with Study.create(folder, make_spec(4)) as dead:  # a driver that was killed with two trials begun
         assert [t.number for t in (dead.ask(), dead.ask()) if t is not None] == [0, 1]
-    assert "at the next `orchestrate resume s`" in command_output(root, "prune", "s", "0", "--why", "not worth it")
-    assert "at the next" in command_output(root, "pause", "s", "1")
+    assert "takes effect at `orchestrate resume s`" in command_output(root, "prune", "s", "0", "--why", "not worth it")
+    assert "takes effect at" in command_output(root, "pause", "s", "1")
     first = drive(root)
     out, err = first.communicate(timeout=300)
     assert (first.returncode, out.strip(), err) == (0, "paused trials are left", "")

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.errors import TooManySlots
-from orchestrator.execution.local_cluster import Slots
+from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.spec.pruners import SuccessiveHalvingPruner
 from orchestrator.spec.samplers import Reproducible, TpeSampler

@@ -15,9 +15,9 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.cli import main
-from orchestrator.commands.judge_sweep import JudgeOutcome, judge_sweep
+from orchestrator.commands.judge_sweep import judge_sweep
 from orchestrator.driver.checkpoint_retention import CheckpointRetention
-from orchestrator.driver.judge_stage import NoJudgeLeft, judge_after_sweep
+from orchestrator.driver.judge_stage import JudgeResult, NoJudgeLeft, judge_after_sweep
 from orchestrator.errors import ExitCode, SpecError, SweepHeld
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.folders import SweepFolder
@@ -59,7 +59,7 @@ def endpoint_sets(server: FakeJudge) -> list[str]:
     ]
 
 
-def run(runs: Path, sets: list[str], progress: Talk, *, agree: bool = True) -> JudgeOutcome:
+def run(runs: Path, sets: list[str], progress: Talk, *, agree: bool = True) -> JudgeResult:
     return judge_sweep(
         "judged",
         runs,
@@ -102,7 +102,7 @@ def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Pat
     assert "at most" in messages
     assert "calls" in messages
     page = folder.report.read_text(encoding="utf-8")
-    assert "What a judge says" in page
+    assert "Judgements" in page
     assert f"Trial {best[0]} wins" in page
     assert "by big, greedy answers" in page
 
@@ -127,7 +127,7 @@ def test_on_prompts_from_elsewhere(runs: Path, log_lines: Talk, tmp_path: Path) 
     assert f"on 6 prompts of {tmp_path / 'eval.json'} (greedy)" in "\n".join(log_lines[0])
 
 
-def _check_calls(server: FakeJudge, found: JudgeOutcome) -> None:
+def _check_calls(server: FakeJudge, found: JudgeResult) -> None:
     assert set(Counter(server.asked).values()) == {1}
     assert {(s.second, s.first) for s in server.asked} == {(s.first, s.second) for s in server.asked}
     assert set(server.keys) == {f"Bearer {KEY}"}
@@ -139,7 +139,7 @@ def _check_calls(server: FakeJudge, found: JudgeOutcome) -> None:
         assert (example.preference > 0.5) == (len(example.ours) > len(example.theirs))
 
 
-def _check_answers(runs: Path, found: JudgeOutcome) -> None:
+def _check_answers(runs: Path, found: JudgeResult) -> None:
     """The checker's judgements, from the answers on the disk."""
     files = list((runs / "cache" / "answers").glob("*.jsonl"))
     assert len(files) == 3 * 2, "the start model and two trials, greedy and sampled"
@@ -152,7 +152,7 @@ def _check_answers(runs: Path, found: JudgeOutcome) -> None:
             assert 8 * (judgement.score - judgement.start_score) == pytest.approx(judgement.wins - judgement.losses)
 
 
-def _check_mlflow(runs: Path, found: JudgeOutcome, best: list[int]) -> None:
+def _check_mlflow(runs: Path, found: JudgeResult, best: list[int]) -> None:
     store = sqlite3.connect(runs / "mlflow.db")
     names = dict(store.execute("select value, run_uuid from tags where key = 'prefsweep.run'"))
     for judgement in found.judgements:
@@ -230,7 +230,7 @@ def test_nobody_is_asked_without_a_yes(
     assert not (runs / "cache" / "answers").exists()
     found = run(runs, [*endpoint_sets(server), "judge.samples=0"], log_lines, agree=False)
     assert {v.judge for v in found.judgements} == {"checker"}
-    assert "was not asked" in found.notices[0]
+    assert "was not called" in found.notices[0]
     assert not server.asked
 
 
@@ -248,7 +248,7 @@ def test_what_the_command_prints(
     assert main(words) == ExitCode.DONE
     out, err = capsys.readouterr()
     assert "win rate (95 %)" in out
-    assert "0 answers are to be generated" in err
+    assert "0 answers to generate" in err
 
 
 def test_questions_left_open_are_said(runs: Path, server: FakeJudge, log_lines: Talk) -> None:
@@ -268,7 +268,7 @@ def test_what_is_refused_before_anything_is_done(
 ) -> None:
     with pytest.raises(NoJudgeLeft, match=r"judge\.checker is false"):
         run(runs, ["judge.checker=false"], log_lines)
-    with pytest.raises(SpecError, match="only leaves of judge"):
+    with pytest.raises(SpecError, match="only settings of judge"):
         run(runs, ["loss.beta=3"], log_lines)
     monkeypatch.delenv("MY_KEY")
     with pytest.raises(SpecError, match="MY_KEY is not set"):
@@ -292,7 +292,7 @@ def test_after_a_sweep_what_the_file_asks_for(runs: Path) -> None:
         )
     with Study.open(folder) as study:
         assert len(study.judgements()) == 4, "two trials, greedy and sampled, by the rows' own answers"
-    assert "What a judge says" in folder.report.read_text(encoding="utf-8")
+    assert "Judgements" in folder.report.read_text(encoding="utf-8")
 
 
 def test_the_weights_that_are_judged_are_kept(runs: Path) -> None:

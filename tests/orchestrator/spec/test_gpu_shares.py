@@ -12,7 +12,7 @@ import torch
 from dashboards.terminal.command_output import print_plan
 from orchestrator.commands.local_plan import plan_locally
 from orchestrator.errors import SpecError
-from orchestrator.execution.local_cluster import Machine, Slots, slots_on
+from orchestrator.execution.slots import Machine, Slots, slots_on
 from orchestrator.execution.workers.session_factory import session_factory
 from orchestrator.spec.estimates.cost_estimate import GpuAssumptions, check_share, trials_per_process
 from orchestrator.spec.estimates.gpu_memory import GB, max_trials_per_gpu, memory
@@ -184,7 +184,7 @@ def test_the_slots_of_processes_that_are_shared(load_text: Callable[..., SweepSp
     assert joined.bundles == [{"CPU": 0.0001}]
     few = slots_on(load_text(TEXT, "resources.trials_per_process=4", "budget.concurrency=1"), [Machine(8, 0)])
     assert (few.count, few.trials_per_process) == (1, 1)
-    with pytest.raises(SpecError, match="4 trials in one process ask for 4 CPUs and 0 GPUs; this machine has 2 CPUs"):
+    with pytest.raises(SpecError, match="4 trials in one process need 4 CPUs and 0 GPUs; this machine has 2 CPUs"):
         slots_on(four, [Machine(2, 0)])
 
 
@@ -196,7 +196,7 @@ def test_the_plan_says_how_many_fit_both_ways(
     assert made.estimate.place == "0.5 of a GPU of 80 GB for 2 trials"
     assert made.estimate.trials_on_a_gpu == (3, 99)
     print_plan(made)
-    assert "3 with a copy of the model each, 99 over one frozen model" in " ".join(capsys.readouterr().out.split())
+    assert "3 with one model each, 99 sharing one frozen base model" in " ".join(capsys.readouterr().out.split())
     full = plan_locally(load_text(TEXT, "base.lora=null"), tmp_path, (), machine)
     assert full.estimate.trials_on_a_gpu is None
 

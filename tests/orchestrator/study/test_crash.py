@@ -19,9 +19,10 @@ from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.database import study_database
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import TrialState
+from orchestrator.study.trial_records import Trial, TrialState
 from tests.support.metrics import COMPLETE, evaluated
 from tests.support.specs import GRID, make_spec
+from trainer.results import StepMetrics
 
 Template = Callable[[Path, SweepSpec], SweepFolder]
 STEPS = 6
@@ -166,6 +167,22 @@ def test_other_terminals_may_ask_while_the_driver_writes(template: Template, tmp
     with Study.open(folder) as study:
         assert [r.seq for r in study.requests()] == requested
     assert_whole(folder)
+
+
+def test_metrics_are_in_tracking_before_they_are_committed(template: Template, tmp_path: Path) -> None:
+    seen: list[tuple[list[StepMetrics], list[StepMetrics]]] = []
+    with Study.open(template(tmp_path, SPEC)) as study:
+        trial = study.ask()
+        assert isinstance(trial, Trial)
+        counted, _ = study.report(
+            trial, [evaluated(1, 0.5)], lambda metrics: seen.append((list(metrics), study.metric_history(0)))
+        )
+        assert seen == [(counted, [])]
+        with pytest.raises(ZeroDivisionError):
+            study.report(trial, [evaluated(2, 0.6)], _fails)
+        assert study.metric_history(0) == counted, "what tracking could not take is not committed"
+        study.report(trial, [evaluated(2, 0.6)])
+        assert [metrics.step for metrics in study.metric_history(0)] == [1, 2]
 
 
 def test_an_error_inside_leaves_the_study_usable(template: Template, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.spec.guard_config import ChosenLogpsRule, GradNormRule, GuardConfig
-from orchestrator.study.pruning.divergence_guard import DivergenceGuard, as_number, guard_decision
+from orchestrator.study.pruning.divergence_guard import DivergenceGuard, as_number
 from trainer.results import CONTINUE, StepMetrics, StopDecision
 
 METRIC = "eval_accuracies/logp"
@@ -18,7 +18,9 @@ LOGP, MARGIN, LOSS = "logps_per_token/chosen", "margins/logp", "loss"
 
 
 def decision_after(history: list[StepMetrics], config: GuardConfig | None = None) -> StopDecision:
-    return guard_decision(config or GuardConfig(), METRIC, history)
+    guard = DivergenceGuard(config or GuardConfig(), METRIC)
+    guard.update(history)
+    return guard.decision
 
 
 def curve(updates: int, start: dict[str, float], each: Callable[[int], dict[str, float]]) -> list[StepMetrics]:

@@ -1,7 +1,6 @@
-"""The same study in PostgreSQL. Runs where $PREFSWEEP_TEST_POSTGRESQL names a database to write into."""
+"""The same study in PostgreSQL, on a server of its own; skipped with a word where there is none."""
 
 import math
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,22 +12,25 @@ from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from tests.support.metrics import COMPLETE, DIVERGED, evaluated
+from tests.support.postgresql import postgresql_server
 from tests.support.specs import GRID, make_spec
 
-URL = os.environ.get("PREFSWEEP_TEST_POSTGRESQL", "")
-needs_postgresql = pytest.mark.skipif(not URL, reason="set PREFSWEEP_TEST_POSTGRESQL=postgresql+psycopg://user@host/db")
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with postgresql_server() as url:
+        yield url
 
 
 @pytest.fixture
-def study(tmp_path: Path) -> Iterator[Study]:
-    with Study.create(SweepFolder(tmp_path, f"s-{uuid.uuid4().hex[:12]}"), make_spec(GRID), URL) as study:
+def study(url: str, tmp_path: Path) -> Iterator[Study]:
+    with Study.create(SweepFolder(tmp_path, f"s-{uuid.uuid4().hex[:12]}"), make_spec(GRID), url) as study:
         yield study
 
 
-@needs_postgresql
 def test_a_sweep_with_a_crash_and_a_fenced_driver(study: Study) -> None:
     for trial in iter(study.ask, None):
-        study.report(trial, [evaluated(step, 0.1 * trial.number, loss=math.nan) for step in range(5)])
+        study.report(trial, [evaluated(step, 0.1 * trial.number, **{"logps/chosen": math.nan}) for step in range(5)])
         if trial.number < 3:
             study.tell(trial, COMPLETE if trial.number else DIVERGED)
     with Study.open(study.folder) as later:
@@ -38,15 +40,16 @@ def test_a_sweep_with_a_crash_and_a_fenced_driver(study: Study) -> None:
         assert best.number == 2
         again = later.ask()
         assert (again.number, again.attempt) == (3, 2)
-        assert [p.step for p in later.metric_history(3)] == list(range(5))
+        points = later.metric_history(3)
+        assert [p.step for p in points] == list(range(5))
+        assert all(math.isnan(p.metrics["logps/chosen"]) for p in points)
         with pytest.raises(SweepHeld):
             study.ask()
 
 
-@needs_postgresql
-def test_a_name_is_used_once(study: Study) -> None:
+def test_a_name_is_used_once(study: Study, url: str) -> None:
     with pytest.raises(NameTaken):
-        Study.create(study.folder, make_spec(GRID), URL)
+        Study.create(study.folder, make_spec(GRID), url)
 
 
 def test_a_database_that_cannot_be_reached_is_refused_and_not_remembered(tmp_path: Path) -> None:

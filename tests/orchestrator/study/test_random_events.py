@@ -69,7 +69,7 @@ class Machine(RuleBasedStateMachine):
             with pytest.raises((AttemptSuperseded, TrialFinished)):
                 self.study.report(trial, metrics)
             return
-        assert not self.study.report(trial, metrics).stop
+        assert not self.study.report(trial, metrics)[1].stop
         for step in steps:
             self.points[trial.number].setdefault(step, value)
 

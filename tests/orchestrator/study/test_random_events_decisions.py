@@ -42,7 +42,7 @@ def point(trial: Trial, step: int) -> StepMetrics:
 
 def advance(study: Study, trial: Trial, step: int) -> bool:
     """Tell one step; whether the trial ended there."""
-    decision = study.report(trial, [point(trial, step)])
+    _, decision = study.report(trial, [point(trial, step)])
     if decision.stop:
         study.tell(trial, Outcome(TrialState.PRUNED, decision.reason, diverged=decision.diverged))
     elif step == STEPS:
@@ -104,7 +104,7 @@ class Machine(RuleBasedStateMachine):
         number = sorted(self.held)[which % len(self.held)]
         trial, step = self.held[number]
         for again in range(max(0, step - back), step):
-            assert not self.study.report(trial, [point(trial, again)]).stop
+            assert not self.study.report(trial, [point(trial, again)])[1].stop
         if advance(self.study, trial, step):
             self.stale.append(self.held.pop(number)[0])
         else:

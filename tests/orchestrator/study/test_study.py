@@ -1,5 +1,7 @@
+import gc
 import math
 import sqlite3
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -150,7 +152,7 @@ def test_steps_out_of_order_leave_the_last_values_the_last(create: Create) -> No
 
 def test_no_points_are_nothing(create: Create) -> None:
     study = create()
-    assert not study.report(claimed(study), []).stop
+    assert not study.report(claimed(study), [])[1].stop
     assert study.trials()[0].step == 0
 
 
@@ -158,7 +160,7 @@ def test_no_points_are_nothing(create: Create) -> None:
 def test_non_finite_metrics_are_kept_as_they_are(create: Create, value: float) -> None:
     study = create()
     trial = claimed(study)
-    decision = study.report(trial, [StepMetrics(3, {"loss": value, METRIC: value})])
+    _, decision = study.report(trial, [StepMetrics(3, {"loss": value, METRIC: value})])
     assert decision.stop
     assert decision.reason == f"diverged: loss is {value} at step 3"
     stored = study.metric_history(0)[0].metrics["loss"]
@@ -408,6 +410,23 @@ def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None
         assert [t.value for t in two.trials()] == [0.2]
         assert one.id != two.id
         assert one.metric_history(0) != two.metric_history(0)
+
+
+@pytest.mark.parametrize("disposed", [True, False])
+def test_no_heartbeat_outlives_its_study(folder: SweepFolder, disposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(driver_lease, "HEARTBEAT_SECONDS", 0.01)
+    before = set(threading.enumerate())
+    study = Study.create(folder, make_spec())
+    study.start_driving()
+    (thread,) = set(threading.enumerate()) - before
+    assert thread.name == "heartbeat"
+    if disposed:
+        study.dispose()
+    else:
+        del study  # dropped, as by a driver whose error nobody handled
+        gc.collect()
+        thread.join(60)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(

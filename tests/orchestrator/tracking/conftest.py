@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.tracking.mlflow_sink import connect
+from orchestrator.tracking.mlflow_client import connect
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from orchestrator.driver.preflight import check_remote_storage
 from orchestrator.interfaces import SWEEP
 from orchestrator.mirror import MirrorError
 from orchestrator.spec.loading.loader import load_spec
-from orchestrator.tracking.mlflow_sink import MlflowSink, connect, fixed_artifact_location
+from orchestrator.tracking.mlflow_client import connect, fixed_artifact_location
+from orchestrator.tracking.mlflow_sink import MlflowSink
 
 QUICKSTART = Path(sweeps.__file__).parent / "quickstart.yaml"
 
@@ -56,5 +57,5 @@ def test_files_are_below_the_url_and_stay_where_the_experiment_has_them(tmp_path
     assert fixed_artifact_location(root, uri, "other", f"file://{tmp_path}/far") is None
     assert fixed_artifact_location(root, uri, "a/b", f"file://{tmp_path}/far") == f"{s3.url}/files/a%2Fb"
     given = [f"tracking.uri={uri}", "tracking.experiment=a/b", f"tracking.artifacts=file://{tmp_path}/far"]
-    with pytest.raises(MirrorError, match=r"give tracking\.experiment another name"):
+    with pytest.raises(MirrorError, match=r"set tracking\.experiment to another name"):
         check_remote_storage(load_spec(QUICKSTART, given), root)

@@ -15,7 +15,7 @@ from orchestrator.errors import StorageRefused
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
 from orchestrator.tracking import outbox as outbox_module
 from orchestrator.tracking.message_journal import Journal, LogMetrics, SetTags, decode
-from orchestrator.tracking.outbox import Outbox, OutboxLocked, deliver_pending
+from orchestrator.tracking.outbox import Outbox, OutboxLocked
 from tests.support.processes import wait_until
 from tests.support.real_trials import is_alive
 from trainer.results import StepMetrics
@@ -133,7 +133,7 @@ def test_a_receiver_that_hangs_never_holds_the_caller(tmp_path: Path) -> None:
         box.log_metrics("0", [step_metrics_at(step)], at=float(step))
     assert box.close(0.3) == 100, "neither telling nor closing waited for the receiver"
     later = Recorder()
-    assert deliver_pending(tmp_path / "o", later, 10.0) == 0
+    assert Outbox(tmp_path / "o", later).close(10.0) == 0
     assert later.steps == list(range(100))
     go.set()  # the old thread wakes up and must not move the new position
     box._thread.join()  # pyright: ignore[reportPrivateUsage]
@@ -149,7 +149,7 @@ def test_an_unreachable_receiver_is_named_and_all_is_kept(tmp_path: Path) -> Non
     wait_until(lambda: box.trouble)
     assert (box.trouble, box.pending) == ("connection refused", 1)
     assert box.close(0.1) == 1
-    assert deliver_pending(tmp_path / "o", Recorder(), 10.0) == 0
+    assert Outbox(tmp_path / "o", Recorder()).close(10.0) == 0
 
 
 def test_a_receiver_that_dies_midway_gets_that_message_again(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def send_messages(box: Outbox) -> None:
 def test_points_of_a_run_that_wait_go_in_one_call_each_with_its_time(tmp_path: Path) -> None:
     outbox_filled_offline(tmp_path / "o", send_messages)
     seen = BatchRecorder()
-    assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
+    assert Outbox(tmp_path / "o", seen).close(10.0) == 0
     assert [(what, run) for what, run, _ in seen.calls] == [
         ("start", "0"),
         ("start", "1"),
@@ -216,7 +216,7 @@ def test_points_of_a_run_that_wait_go_in_one_call_each_with_its_time(tmp_path: P
     ]
     complete = Recorder()  # one that takes them one by one only
     outbox_filled_offline(tmp_path / "p", send_messages)
-    assert deliver_pending(tmp_path / "p", complete, 10.0) == 0
+    assert Outbox(tmp_path / "p", complete).close(10.0) == 0
     assert [what for what, *_ in complete.calls].count("points") == 10
 
 
@@ -228,7 +228,7 @@ def test_calls_grow_with_runs_and_not_with_reports(tmp_path: Path) -> None:
 
     outbox_filled_offline(tmp_path / "o", many)
     seen = BatchRecorder()
-    assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
+    assert Outbox(tmp_path / "o", seen).close(10.0) == 0
     assert len(seen.calls) == 4
     assert sum(len(value) for _, _, value in seen.calls) == 800
 
@@ -248,7 +248,7 @@ def test_refused_together_only_the_guilty_one_is_set_aside(tmp_path: Path) -> No
         lambda box: [box.log_metrics("0", [step_metrics_at(step)], at=1.0) for step in range(3)] and None,
     )
     seen = Picky()
-    assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
+    assert Outbox(tmp_path / "o", seen).close(10.0) == 0
     assert seen.steps == [0, 2]
     temporary = (tmp_path / "o" / "refused.jsonl").read_bytes().splitlines()
     assert [decode(line) for line in temporary] == [(2, LogMetrics("0", [step_metrics_at(1)], 1.0))]
@@ -263,9 +263,9 @@ def test_closed_between_two_groups_the_later_opening_goes_on_there(tmp_path: Pat
             raise TrackingUnavailable("down")
 
     first = DownAfter()
-    assert deliver_pending(tmp_path / "o", first, 0.3) == 5
+    assert Outbox(tmp_path / "o", first).close(0.3) == 5
     later = BatchRecorder()
-    assert deliver_pending(tmp_path / "o", later, 10.0) == 0
+    assert Outbox(tmp_path / "o", later).close(10.0) == 0
     assert [(what, run) for what, run, _ in later.calls] == [("tag", "0"), ("course", "0"), ("course", "1")]
 
 
@@ -295,7 +295,7 @@ def test_a_fault_of_ours_is_loud_and_loses_nothing(tmp_path: Path) -> None:
     assert "internal error" in box.trouble
     box.close(0.0)
     later = Recorder()
-    assert deliver_pending(tmp_path / "o", later, 10.0) == 0
+    assert Outbox(tmp_path / "o", later).close(10.0) == 0
     assert later.steps == [1]
 
 
@@ -324,9 +324,7 @@ def write(folder: Path, count: int) -> bytes:
     return (folder / "messages.jsonl").read_bytes()
 
 
-def test_nothing_pending_where_nothing_was_told(tmp_path: Path) -> None:
-    assert deliver_pending(tmp_path / "never", Recorder(), 1.0) == 0
-    assert not (tmp_path / "never").exists()
+# --- the disk --------------------------------------------------------------------------------------------------------
 
 
 def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -> None:
@@ -334,7 +332,7 @@ def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -
     for note in ("", "{}", '{"seq": 1', "[]"):
         (tmp_path / "o" / "delivered.json").write_text(note)
         seen = Recorder()
-        assert deliver_pending(tmp_path / "o", seen, 10.0) == 0
+        assert Outbox(tmp_path / "o", seen).close(10.0) == 0
         assert seen.steps == [0, 1, 2]
 
 
@@ -345,7 +343,7 @@ def test_a_journal_that_was_moved_away_takes_no_new_message_with_it(tmp_path: Pa
     folder = tmp_path / "o"
     write(folder, 4)
     seen = Recorder()
-    assert deliver_pending(folder, seen, 10.0) == 0
+    assert Outbox(folder, seen).close(10.0) == 0
     assert seen.steps == [0, 1, 2, 3]
     if old_note:
         note = json.loads((folder / "delivered.json").read_text())
@@ -357,21 +355,21 @@ def test_a_journal_that_was_moved_away_takes_no_new_message_with_it(tmp_path: Pa
         box.log_metrics("0", [step_metrics_at(step, value=0.125)], at=2.0)
     assert box.close(0.05) == first
     seen = Recorder()
-    assert deliver_pending(folder, seen, 10.0) == 0
+    assert Outbox(folder, seen).close(10.0) == 0
     assert seen.steps == list(range(10, 10 + first))
-    assert deliver_pending(folder, seen, 10.0) == 0
+    assert Outbox(folder, seen).close(10.0) == 0
     assert len(seen.steps) == first, "delivered once: the position is of this journal now"
 
 
 def test_an_older_versions_position_still_counts(tmp_path: Path) -> None:
     folder = tmp_path / "o"
     write(folder, 3)
-    deliver_pending(folder, Recorder(), 10.0)
+    Outbox(folder, Recorder()).close(10.0)
     note = json.loads((folder / "delivered.json").read_text())
     assert note.pop("journal")
     (folder / "delivered.json").write_text(json.dumps(note))
     seen = Recorder()
-    assert deliver_pending(folder, seen, 10.0) == 0
+    assert Outbox(folder, seen).close(10.0) == 0
     assert seen.steps == []
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.redaction import redact, secret_values
-from orchestrator.tracking.mlflow_sink import CUT, MAX_PARAM_LENGTH, param_text, tracking_uri
+from orchestrator.redaction import redact, secret_values, without_credentials
+from orchestrator.tracking.mlflow_client import tracking_uri
+from orchestrator.tracking.mlflow_sink import CUT, MAX_PARAM_LENGTH, param_text
 from orchestrator.tracking.run_metadata import environment, environment_tags, git_commit
 
 
@@ -38,11 +39,14 @@ def test_a_secret_that_begins_like_a_path_is_masked_where_no_such_path_is(secret
         ("postgresql+psycopg://me:pa55@db:5432/x", "postgresql+psycopg://***@db:5432/x"),
         ("https://token@host/path and more", "https://***@host/path and more"),
         ("sqlite:////a/b@c.db", "sqlite:////a/b@c.db"),
+        ("http://me:pa@55@host/x", "http://***@host/x"),
+        ('{"uri":"http://host","to":"me@example.org"}', '{"uri":"http://host","to":"me@example.org"}'),
         ("me@example.org", "me@example.org"),
     ],
 )
 def test_credentials_in_uris_are_masked(uri: str, shown: str) -> None:
     assert redact(uri, []) == shown
+    assert without_credentials(uri) == shown.replace("***@", "")
 
 
 def test_the_environment_is_json_and_says_what_matters() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.storage.atomic_files import FAILPOINT_VARIABLE
+from trainer.storage.atomic_files import FAILPOINT_VARIABLE, FileLock
 from trainer.storage.jsonl_store import JsonlStore, read_jsonl_store
 
 THREE = {"a": {"text": "é\n", "n": 1}, "b": [1.5, None], "c": "x"}
@@ -99,3 +99,21 @@ def test_a_disk_that_refuses_leaves_no_half_line(tmp_path: Path, monkeypatch: py
         assert json.loads(json.dumps(dict(stored.values))) == {"a": 1}
         stored.put({"c": 3})
     assert read_jsonl_store(path) == {"a": 1, "c": 3}
+
+
+def test_a_lock_has_one_holder_and_tells_who_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lock"
+    mine, other = FileLock(path, "pid 7"), FileLock(path, "pid 8")
+    assert mine.holder() is None
+    assert mine.acquire(timeout=0)
+    assert not other.acquire(timeout=0)
+    assert other.holder() == "pid 7"
+    mine.release()
+    mine.release()
+    assert (other.holder(), path.read_text()) == (None, "")
+    with other:
+        assert mine.holder() == "pid 8"
+        assert not mine.acquire(timeout=0.01)
+    with pytest.raises(ZeroDivisionError), mine:
+        raise ZeroDivisionError
+    assert other.acquire(timeout=0), "whatever ended it, it is free"

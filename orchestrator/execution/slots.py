@@ -1,0 +1,188 @@
+"""`Slots`: number of concurrent trials and the resources of each; `Machine`: CPUs and GPUs of one machine."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import Finding, SpecError
+from orchestrator.nvidia_smi import smallest_memory
+from orchestrator.spec.estimates.cost_estimate import trials_per_process
+from orchestrator.spec.sweep_spec import SweepSpec
+
+SLOT_RESOURCE = "slot"
+_WORKER_CPU = 0.01
+"""CPUs of the worker of a multi-process trial; Ray needs a value above 0."""
+_PROXY_CPU = 0.0001
+"""CPUs of the proxy of a trial in a shared process; small, as it must not displace that process."""
+PROCESS_RESOURCE = "process"
+"""Ray resource of one process of a multi-process trial, or of one process shared by several trials."""
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """CPUs and GPUs of one machine."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{self.cpus:g} CPUs and {self.gpus:g} GPUs"
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """Number of concurrent trials and the resources of each."""
+
+    count: int
+    gpus: float
+    """GPUs per trial."""
+    threads: int
+    """Threads per process."""
+    processes: int = 1
+    """Processes per trial."""
+    cpus: float | None = None
+    """CPUs per trial on a cluster shared with others; None on our own, where slots are counted instead."""
+    trials_per_process: int = 1
+    """Trials that take turns in one process over one frozen base model."""
+
+    @property
+    def shared_processes(self) -> int:
+        """Number of processes that are shared by trials."""
+        return math.ceil(self.count / self.trials_per_process)
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        """Placement group bundles of a trial: one, or one for its worker and one for each of its processes.
+
+        On our own cluster a slot resource replaces CPUs, whose fractions Ray would round.
+        """
+        if self.trials_per_process > 1:
+            return [{"CPU": 0.0, SLOT_RESOURCE: 1.0} if self.cpus is None else {"CPU": _PROXY_CPU}]
+        if self.processes > 1:
+            worker = {"CPU": 0.0, SLOT_RESOURCE: 1.0} if self.cpus is None else {"CPU": _WORKER_CPU}
+            return [worker, *(self.process_resources for _ in range(self.processes))]
+        resources = {"CPU": 0.0, SLOT_RESOURCE: 1.0} if self.cpus is None else {"CPU": self.cpus}
+        return [resources | ({"GPU": self.gpus} if self.gpus else {})]
+
+    @property
+    def process_resources(self) -> dict[str, float]:
+        """Ray resources of one process of a multi-process trial, or of one process shared by trials."""
+        resources = {"CPU": 0.0, PROCESS_RESOURCE: 1.0}
+        if self.cpus is not None:  # in Ray's steps of 0.0001; worker and processes together at most the trial's CPUs
+            resources = {
+                "CPU": math.floor(1e4 * self.trials_per_process * (self.cpus - _WORKER_CPU) / self.processes) / 1e4
+            }
+        return resources | ({"GPU": self.gpu_fraction or 1.0} if self.gpus else {})
+
+    @property
+    def stage_resources(self) -> dict[str, float]:
+        """Ray resources of the SFT stage's worker, which runs before the trials."""
+        return self.process_resources if self.trials_per_process > 1 else self.bundles[0]
+
+    @property
+    def gpu_fraction(self) -> float | None:
+        """Share of a GPU per process; None for whole GPUs or none."""
+        share = round(self.gpus * self.trials_per_process, 4)
+        return share if 0 < share < 1 else None
+
+    @property
+    def strategy(self) -> str:
+        """Placement strategy of the bundles: all processes of a trial on one machine."""
+        return "PACK" if self.processes == 1 else "STRICT_PACK"
+
+
+def plan_slots(spec: SweepSpec, *, cpus: int | None = None, gpus: int | None = None) -> Slots:
+    """Return the slots of this machine for the sweep.
+
+    Raises:
+        SpecError: not even one trial fits.
+    """
+    here = Machine(_cpus() if cpus is None else cpus, visible_gpus() if gpus is None else gpus)
+    return slots_on(spec, [here], gpu_memory=gpu_memory() if here.gpus else None)
+
+
+def slots_on(
+    spec: SweepSpec, machines: Sequence[Machine], *, shared: bool = False, gpu_memory: float | None = None
+) -> Slots:
+    """Return the slots of these machines for the sweep; a trial never spans two machines.
+
+    Args:
+        spec: the sweep.
+        machines: machines of the cluster.
+        shared: whether others use the cluster too, so that trials request their CPUs.
+        gpu_memory: bytes of each GPU; None where unknown.
+
+    Raises:
+        SpecError: not even one trial fits.
+    """
+    resources = spec.resources
+    processes = resources.processes
+    if processes > 1 and spec.base.engine == "trl":
+        problem = f"a trial has {processes} processes, but engine trl supports only one"
+        raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
+    with_gpus = any(machine.gpus for machine in machines)
+    sharing = trials_per_process(spec, gpu_memory if with_gpus else None)
+    each = resources.gpus_per_trial
+    if each is None:
+        each = processes / sharing if with_gpus else 0.0
+    cores = sharing * _cores(spec)
+    fit = sharing * sum(_fit(cores, sharing * each, machine, shared) for machine in machines)
+    if fit < 1:
+        has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine"
+        where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
+        label = "a trial needs" if sharing == 1 else f"{sharing} trials in one process need"
+        problem = f"{label} {cores:g} CPUs and {sharing * each:g} GPUs; {where}"
+        raise SpecError([Finding("resources", "resources", problem)])
+    count = min(fit, spec.budget.concurrency or fit)
+    sharing = min(sharing, count)
+    return Slots(
+        count,
+        each,
+        threads_per_process(spec, sharing),
+        processes,
+        cpus=_cores(spec) if shared else None,
+        trials_per_process=sharing,
+    )
+
+
+def threads_per_process(spec: SweepSpec, trials_per_process: int = 1) -> int:
+    """Return the threads of each process of a trial, or of a process shared by `trials_per_process` trials."""
+    return max(1, int(trials_per_process * _cores(spec) / spec.resources.processes + 1e-9))
+
+
+def _cores(spec: SweepSpec) -> float:
+    resources = spec.resources
+    if resources.processes == 1:
+        return resources.cpus_per_trial
+    return max(resources.cpus_per_trial, float(resources.processes))
+
+
+def _fit(cpus: float, gpus: float, machine: Machine, shared: bool) -> int:
+    by_cpus = int(machine.cpus / cpus + 1e-9)
+    if not gpus:
+        return by_cpus
+    # A trial on a GPU hardly uses its CPU, so that on our own cluster only GPUs limit the slots.
+    by_gpus = int(machine.gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine.gpus // int(gpus))
+    return min(by_cpus, by_gpus) if shared else by_gpus
+
+
+def visible_gpus() -> int:
+    """Return the number of NVIDIA GPUs visible to this process, without importing torch."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if allowed is not None:
+        return len([d for d in allowed.split(",") if d.strip() and d.strip() != "-1"])
+    listed = Path("/proc/driver/nvidia/gpus")
+    return len(list(listed.iterdir())) if listed.is_dir() else 0
+
+
+def gpu_memory() -> float | None:
+    """Return the memory of the smallest visible GPU in bytes; None without GPUs."""
+    return smallest_memory() if visible_gpus() else None
+
+
+def _cpus() -> int:
+    return len(os.sched_getaffinity(0))

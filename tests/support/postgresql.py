@@ -1,0 +1,68 @@
+"""A PostgreSQL server of its own for tests, from Debian's package `postgresql` or what is on the PATH."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+VARIABLE = "PREFSWEEP_TEST_POSTGRESQL"
+"""Names a database of another server to write into: postgresql+psycopg://user@host/db."""
+
+
+def server_programs() -> Path | None:
+    """The folder with `initdb` and `pg_ctl`; Debian keeps them off the PATH, one folder for each version."""
+    debian = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    on_path = [Path(found).resolve().parent for name in ("initdb", "pg_ctl") if (found := shutil.which(name))]
+    return next((path for path in [*reversed(debian), *on_path] if (path / "initdb").is_file()), None)
+
+
+def missing() -> str | None:
+    """What a PostgreSQL test needs and this machine lacks, with the command that brings it; None where all is here."""
+    if importlib.util.find_spec("psycopg") is None:
+        return "no psycopg: pip install -c constraints.txt 'prefsweep[postgresql]'"
+    if not os.environ.get(VARIABLE) and server_programs() is None:
+        return f"no PostgreSQL: apt-get install postgresql, or set {VARIABLE}=postgresql+psycopg://user@host/db"
+    return None
+
+
+@contextmanager
+def postgresql_server() -> Iterator[str]:
+    """Run a server on a socket in a temporary folder and yield its SQLAlchemy URL; skips the test where it cannot."""
+    if reason := missing():
+        pytest.skip(reason)
+    if given := os.environ.get(VARIABLE):
+        yield given
+        return
+    programs = server_programs()
+    assert programs is not None
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        # PostgreSQL refuses to run as root; Debian's package makes this user.
+        run_as: dict[str, Any] = {"user": "postgres", "group": "postgres"} if os.geteuid() == 0 else {}
+        if run_as:
+            shutil.chown(folder, **run_as)
+
+        def run(program: str, *arguments: str) -> None:
+            # Output goes to a file: the server inherits it, and a pipe would stay open as long as the server runs.
+            log = Path(folder, f"{program}.log")
+            with log.open("ab") as output:
+                command = [str(programs / program), "-D", f"{folder}/data", *arguments]
+                done = subprocess.run(
+                    command, cwd=folder, stdout=output, stderr=output, timeout=120, check=False, **run_as
+                )
+            assert done.returncode == 0, log.read_text()
+
+        run("initdb", "--username=sweeps", "--auth=trust", "--encoding=UTF8", "--no-locale", "--no-sync")
+        run("pg_ctl", "-w", "-o", f"-F -k {folder} -c listen_addresses=''", "start")
+        try:
+            yield f"postgresql+psycopg://sweeps@/postgres?host={folder}"
+        finally:
+            run("pg_ctl", "-m", "immediate", "stop")
