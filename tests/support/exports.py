@@ -1,7 +1,5 @@
 """Exports that are compared with their trials."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
