@@ -69,9 +69,9 @@ def remove_foreign_settings() -> list[str]:
 
 
 def keep_deepspeed_off_stdout() -> None:
-    """To be called before a model is saved.
+    """Keep DeepSpeed's import from printing to stdout; called before a model is saved.
 
-    accelerate then imports DeepSpeed where somebody has installed it, and without a GPU that prints to stdout.
+    accelerate then imports DeepSpeed if it is installed, which prints to stdout without a GPU.
     """
     import torch
 

@@ -165,7 +165,7 @@ def restore_from_mirror(name: str, root: Path, url: str) -> SweepFolder | None:
 
 
 def check_no_removed_values(folder: SweepFolder, spec: SweepSpec) -> None:
-    """SpecError where a sweep that an earlier version began has a value that this one no longer offers."""
+    """Raise SpecError where a sweep of an earlier version has a setting that was removed."""
     path = "training.distributed"
     at: list[Location] = []
     if is_removed_distributed(spec.base.training.distributed):

@@ -73,7 +73,7 @@ class PercentilePruner(FrozenModel):
     kind: Literal["percentile"] = "percentile"
     metric: Metric = None
     percentile: Annotated[float, Field(gt=0, lt=100)] = Field(
-        default=25.0, description="Trials within this best share go on."
+        default=25.0, description="Trials within this best share continue."
     )
     n_startup_trials: PositiveInt = Field(
         default=5, description="Trials that must have completed before any is stopped."

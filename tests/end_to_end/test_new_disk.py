@@ -84,7 +84,7 @@ def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: An
     driver.communicate(timeout=30)
     shutil.rmtree(lost)
 
-    assert "ended trials" in finished(new, "resume", name, "--mirror", url)[1]
+    assert "mirror: downloaded results of" in finished(new, "resume", name, "--mirror", url)[1]
     with Study.open(SweepFolder(new, name)) as study:
         records, events = study.trials(), study.events()
     assert records[number].attempts == 2, [record.attempts for record in records]

@@ -65,7 +65,7 @@ def test_the_bytes_of_plan_are_the_bytes_that_are_submitted(
     assert messages.out == b"submitted 7\n"
     assert b"storage=postgresql" in messages.err
     assert b"mirror=s3://" in messages.err
-    assert (b"assumed of each machine: 8 GPUs (--gpus-per-machine), 64 CPUs" in messages.err) == (
+    assert (b"assumed for each machine: 8 GPUs (--gpus-per-machine), 64 CPUs" in messages.err) == (
         "--kuberay" in options
     )
     assert got.read_bytes() == planned

@@ -84,7 +84,7 @@ def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(fast_tmp_path: Path, t
     os.kill(raylet, signal.SIGKILL)
     _, err = driver.communicate(timeout=500)
     assert driver.returncode == 0, err
-    assert "3 machines, 3 trials at a time" in err
+    assert "3 machines, 3 concurrent trials" in err
     assert not any(process.is_running() and process.status() != "zombie" for process in below), "the node is dead"
     with Study.open(SweepFolder(hit, NAME)) as study:
         records = study.trials()

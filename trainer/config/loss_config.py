@@ -186,7 +186,7 @@ DpoLossType = Literal[
     "sft",
 ]
 SMOOTHED_TERMS = frozenset[DpoLossType]({"robust", "exo_pair", "aot", "aot_unpaired"})
-"""Terms that use label_smoothing. TRL silently ignores it elsewhere."""
+"""Terms that use label_smoothing. TRL silently ignores it for the other terms."""
 SORTED_TERMS = frozenset[DpoLossType]({"aot", "aot_unpaired"})
 F_DIVERGENCE_TERMS = frozenset[DpoLossType](
     {"sigmoid", "sigmoid_norm", "hinge", "ipo", "robust", "exo_pair", "discopop"}

@@ -236,7 +236,7 @@ def _load_hub(source: HubSource) -> Dataset:
         lines = str(error).strip().splitlines()
         raise UnreadableData(
             f"the data set {source_name(source)} cannot be loaded: {lines[0] if lines else type(error).__name__}. "
-            "Check dataset, subset, split and revision; without access to the hub, download it elsewhere and "
+            "Check dataset, subset, split and revision; without access to the hub, download it on a machine that has it and "
             "set the folder as `dataset`, or its files as `path`."
         ) from error
     return dataset

@@ -117,13 +117,13 @@ _LOCK_POLL_SECONDS = 0.02
 
 
 class FileLock:
-    """Exclusive lock on a file, which the operating system releases when its holder ends, whatever ends it.
+    """Exclusive lock on a file, which the operating system releases when its holder ends in any way.
 
-    The file is created where there is none and never removed. As a context it waits for another holder without limit.
+    The file is created if missing and never removed. As a context manager it waits for another holder without limit.
     """
 
     def __init__(self, path: Path, holder: str = "") -> None:
-        """holder: text that stands in the file while the lock is held; without one the file is not written to."""
+        """holder: text in the file while the lock is held; if empty, the file is not written to."""
         self._path, self._text = path, holder
         self._file: BinaryIO | None = None
 
@@ -142,7 +142,7 @@ class FileLock:
         return True
 
     def release(self) -> None:
-        """Give the lock back; nothing happens where it is not held."""
+        """Release the lock; no effect if it is not held."""
         if self._file is None:
             return
         with self._file as file:
@@ -152,7 +152,7 @@ class FileLock:
             fcntl.flock(file, fcntl.LOCK_UN)  # a forked process may have the file open too
 
     def holder(self) -> str | None:
-        """Text of whoever holds the lock now, empty where it gave none yet; None where nobody holds it."""
+        """Return the holder's text, empty if it wrote none yet; None if the lock is free."""
         if not self._path.exists():
             return None
         with self._path.open("rb") as file:

@@ -247,7 +247,7 @@ class Heartbeat:
             continue
 
     def _write_once(self) -> bool:
-        """Write a heartbeat; return whether to go on."""
+        """Write a heartbeat; return whether to continue."""
         write = self._write()
         if write is None:
             return False

@@ -64,7 +64,7 @@ def test_resources_that_no_trial_can_have(resources: dict[str, float], said: str
 
 def test_trl_trains_in_one_process() -> None:
     expected = make_spec(resources={"processes_per_trial": 2}, base={**BASE, "engine": "trl"})
-    with pytest.raises(SpecError, match="engine trl trains in one"):
+    with pytest.raises(SpecError, match="engine trl supports only one"):
         plan_slots(expected, cpus=8, gpus=0)
 
 
