@@ -1,7 +1,5 @@
 """What every test starts from: helpers that child processes find too, and long files first (`make pytest`)."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 import threading
@@ -49,3 +47,24 @@ def fast_tmp_path() -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(dir=IN_MEMORY, ignore_cleanup_errors=True) as path:
         yield Path(path)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The runs folder of commands that a test calls, which is not there yet; the hub and MLflow's are not elsewhere."""
+    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    return tmp_path / "runs"
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One Ray for a module's tests, with the module's CLUSTER_SLOTS: starting it costs seconds."""
+    from orchestrator.execution.local_cluster import local_cluster  # Ray takes seconds to load
+    from orchestrator.execution.stop_reasons import SignalHandler
+    from tests.support.fake_session import SLOTS
+
+    slots = getattr(request.module, "CLUSTER_SLOTS", SLOTS)
+    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), slots, signals):
+        yield

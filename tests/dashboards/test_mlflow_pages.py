@@ -1,7 +1,5 @@
 """What MLflow's own pages are given: the saved view in the UI's form, and the description of the parent run."""
 
-from __future__ import annotations
-
 import base64
 import json
 import zlib
@@ -105,7 +103,6 @@ def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Pat
 
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("e")
-    assert experiment is not None
     assert experiment.tags[view[0]] == view[1]
     runs = {run.data.tags[RUN]: run for run in client.search_runs([experiment.experiment_id])}
     assert runs["0"].info.run_name == "trial 0 diverged"

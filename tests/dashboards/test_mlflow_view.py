@@ -1,7 +1,5 @@
 """The saved view and the parent run's page in MLflow's own UI, in a real Chromium, as a person opens them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,7 +94,6 @@ def test_the_parent_run_opens_on_its_description(told: tuple[Path, UiServer, Pag
     root, ui, page = told
     client = connect(root, tracking_uri(root, None))
     experiment = client.get_experiment_by_name("prefsweep")
-    assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id], "tags.`prefsweep.run` = 'sweep'")
     address = f"{ui.base}/#{run_page(experiment.experiment_id, run.info.run_id)}"
     page.look(address, width=1600, height=1200, ready=DESCRIBED)

@@ -1,7 +1,5 @@
 """The house's own rules: sizes of modules and folders, names that are not ambiguous, no swallowed errors."""
 
-from __future__ import annotations
-
 import ast
 import re
 from collections import Counter

@@ -1,7 +1,5 @@
 """Every command of README.md and docs/ runs, the README's YAML is a shipped sweep, links and named files exist."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -123,7 +121,6 @@ def run_until_the_url(name: str, where: Path) -> subprocess.CompletedProcess[str
     words = [*ORCHESTRATE, "ui", name]
     env = {**os.environ, "ORCHESTRATE_HOME": str(where / "runs")}
     process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     url = process.stdout.readline()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)

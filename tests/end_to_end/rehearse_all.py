@@ -4,8 +4,6 @@ Each must exit with 0 and leave every trial COMPLETE, or PRUNED by its own prune
 table into docs/rehearsals.md.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

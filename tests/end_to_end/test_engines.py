@@ -1,22 +1,17 @@
 """Both engines in one sweep, through Ray, the study and MLflow: the same table, twice."""
 
-from __future__ import annotations
-
-import json
-import os
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.support.processes import finished, json_of
+from tests.support.specs import TINY_MODEL
+
 SWEEP = """
 name: both
 base:
-  model:
-    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2}
+  model: {generated: TINY_MODEL}
   data:
     train: {generated: instructions, rows: 80}
     eval: {generated: instructions, split: eval, rows: 16}
@@ -28,22 +23,15 @@ search:
   loss.kind: [simpo, dpo]
 maximize: eval_accuracies/logp
 keep_models: 4
-"""
+""".replace("TINY_MODEL", TINY_MODEL)
 
 
 @pytest.mark.slow
 def test_one_sweep_compares_both_engines(tmp_path: Path) -> None:
     root = tmp_path / "runs"
     (tmp_path / "both.yaml").write_text(SWEEP, encoding="utf-8")
-    env = os.environ | {"ORCHESTRATE_HOME": str(root)}
-    env.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "orchestrator.cli"]
-    done = subprocess.run([*command, "sweep", str(tmp_path / "both.yaml")], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    messages = subprocess.run(
-        [*command, "status", "both", "--json"], env=env, capture_output=True, text=True, check=True
-    )
-    trials = json.loads(messages.stdout)["trials"]
+    finished(root, "sweep", str(tmp_path / "both.yaml"))
+    trials = json_of(root, "status", "both")["trials"]
     assert [t["state"] for t in trials] == ["COMPLETE"] * 4
     by = {(t["params"]["engine"], t["params"]["loss.kind"]): t for t in trials}
     tracked = sqlite3.connect(root / "mlflow.db")

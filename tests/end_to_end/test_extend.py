@@ -1,22 +1,16 @@
 """`orchestrate resume NAME --set budget.trials=N` in a terminal: a larger budget, told as a diff, kept in history."""
 
-from __future__ import annotations
-
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from tests.support.processes import finished, json_of
+from tests.support.specs import TINY_MODEL
 
 SWEEP = """
 name: more
 base:
-  model:
-    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2}
+  model: {generated: TINY_MODEL}
   data:
     train: {generated: instructions, rows: 80}
     eval: {generated: instructions, split: eval, rows: 8}
@@ -28,47 +22,32 @@ search:
 sampler: {kind: random, seed: 3}
 maximize: eval_accuracies/logp
 budget: {trials: 2}
-"""
+""".replace("TINY_MODEL", TINY_MODEL)
 
 
 @pytest.mark.slow
 def test_a_finished_sweep_is_extended(tmp_path: Path) -> None:
-    env = os.environ | {"ORCHESTRATE_HOME": str(tmp_path / "runs")}
-    env.pop("MLFLOW_TRACKING_URI", None)
-
-    def orchestrate(*arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "orchestrator.cli", *arguments]
-        return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-
-    def logged(*arguments: str) -> Any:
-        done = orchestrate(*arguments, "--json")
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
-
+    root = tmp_path / "runs"
     (tmp_path / "more.yaml").write_text(SWEEP, encoding="utf-8")
-    first = orchestrate("sweep", str(tmp_path / "more.yaml"))
-    assert first.returncode == 0, first.stderr
-    before = logged("status", "more")
+    finished(root, "sweep", str(tmp_path / "more.yaml"))
+    before = json_of(root, "status", "more")
     assert (before["state"], before["why"], len(before["trials"])) == ("finished", "2 of 2 trials issued", 2)
 
-    refused = orchestrate("resume", "more", "--set", "base.loss.label_smoothing=0.1")
-    assert refused.returncode == 2
-    assert "base.loss.label_smoothing" in refused.stderr
-    assert logged("status", "more") == before
+    assert (
+        "base.loss.label_smoothing"
+        in finished(root, "resume", "more", "--set", "base.loss.label_smoothing=0.1", code=2)[1]
+    )
+    assert json_of(root, "status", "more") == before
 
-    second = orchestrate("resume", "more", "--set", "budget.trials=3")
-    assert second.returncode == 0, second.stderr
-    assert "changed budget.trials: 2 -> 3\n" in second.stderr
-    after = logged("status", "more")
+    larger = ("resume", "more", "--set", "budget.trials=3")
+    assert "changed budget.trials: 2 -> 3\n" in finished(root, *larger)[1]
+    after = json_of(root, "status", "more")
     assert (after["state"], after["why"]) == ("finished", "3 of 3 trials issued")
     assert after["trials"][:2] == before["trials"], "what was there is as it was, run ids included"
     assert [t["state"] for t in after["trials"]] == ["COMPLETE"] * 3
-    events = logged("history", "more")["events"]
+    events = json_of(root, "history", "more")["events"]
     assert [e["text"] for e in events if e["kind"] == "spec"] == ["budget.trials: 2 -> 3"]
     issued = [e["trial"] for e in events if e["kind"] == "issued"]
     assert issued == [0, 1, 2]
     assert "trials: 3" in (tmp_path / "runs" / "more" / "sweep.yaml").read_text()
-
-    third = orchestrate("resume", "more", "--set", "budget.trials=3")
-    assert third.returncode == 0
-    assert "changed" not in third.stderr
+    assert "changed" not in finished(root, *larger)[1]

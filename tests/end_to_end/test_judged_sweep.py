@@ -1,7 +1,5 @@
 """A whole sweep whose file asks for a judge, through the command."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,8 @@ import pytest
 from orchestrator.folders import SweepFolder
 from orchestrator.judge.judgements import parse_judgements
 from orchestrator.study.study import Study
-from tests.end_to_end.test_sweep import TINY, orchestrate
+from tests.end_to_end.test_sweep import TINY
+from tests.support.processes import finished
 
 JUDGE = """judge:
   top: 2
@@ -23,10 +22,7 @@ JUDGE = """judge:
 def test_a_sweep_is_judged_at_its_end(tmp_path: Path) -> None:
     root, file = tmp_path / "runs", tmp_path / "tiny.yaml"
     file.write_text(TINY.replace("max_steps: 60", "max_steps: 20") + JUDGE)
-    sweep = orchestrate(root, "sweep", str(file))
-    _, err = sweep.communicate(timeout=400)
-    assert sweep.returncode == 0, err
-    assert "big was not called" in err
+    assert "big was not called" in finished(root, "sweep", str(file))[1]
     folder = SweepFolder(root, "tiny")
     with Study.open(folder) as study:
         decisions = parse_judgements(study.judgements())

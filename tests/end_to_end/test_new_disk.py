@@ -1,10 +1,7 @@
 """A sweep loses its machine and its whole disk; study and copies outlive them, and another disk goes on with it."""
 
-from __future__ import annotations
-
 import json
 import shutil
-import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +17,7 @@ from orchestrator.mirror import Mirror
 from orchestrator.study.study import Study
 from tests.faults.storm import sweep_file
 from tests.support.postgresql import postgresql_server
-from tests.support.processes import orchestrate
+from tests.support.processes import finished, orchestrate, wait_until
 from tests.support.sweep_record import best_model, differences, study_record
 
 
@@ -32,14 +29,6 @@ def storage(request: pytest.FixtureRequest, fast_tmp_path: Path) -> Iterator[str
         return
     with postgresql_server() as url:
         yield url
-
-
-@pytest.fixture
-def s3() -> Iterator[Any]:
-    from tests.support.s3_server import serving
-
-    with serving() as server:
-        yield server
 
 
 def _sweep(mirror_folder: Path, name: str, **more: Any) -> Path:
@@ -58,19 +47,19 @@ def _kill_all(driver: psutil.Process) -> None:
     psutil.wait_procs(family, timeout=30)
 
 
-def _running_with_a_copy(mirror: Mirror, root: Path, name: str) -> int | None:
+def _running_with_a_copy(mirror: Mirror, root: Path, name: str) -> list[int]:
     """A trial that runs and has a whole checkpoint far away, once another one has ended."""
     if not (root / name / "study.url").is_file():
-        return None
+        return []
     trials = status(name, root)["trials"]
     if not any(trial["state"] in ("COMPLETE", "PRUNED") for trial in trials):
-        return None
+        return []
     copied = {
         int(mirror_folder.split("/")[1])
         for mirror_folder in mirror.complete_paths("trials")
         if "/checkpoints/" in mirror_folder
     }
-    return next((t["number"] for t in trials if t["state"] == "RUNNING" and t["number"] in copied), None)
+    return [t["number"] for t in trials if t["state"] == "RUNNING" and t["number"] in copied][:1]
 
 
 @pytest.mark.slow
@@ -90,19 +79,12 @@ def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: An
     )
     mirror = Mirror(url).subfolders(name)
     driver = orchestrate(lost, "sweep", str(file))
-    until = time.monotonic() + 400
-    while (number := _running_with_a_copy(mirror, lost, name)) is None:
-        assert driver.poll() is None, driver.communicate()[0]
-        assert time.monotonic() < until, "no trial ran on while another had ended"
-        time.sleep(0.05)
+    (number,) = wait_until(lambda: driver.poll() is not None or _running_with_a_copy(mirror, lost, name))
     _kill_all(psutil.Process(driver.pid))
     driver.communicate(timeout=30)
     shutil.rmtree(lost)
 
-    again = orchestrate(new, "resume", name, "--mirror", url)
-    out, _ = again.communicate(timeout=400)
-    assert again.returncode == 0, out
-    assert "mirror: downloaded results of" in out
+    assert "mirror: downloaded results of" in finished(new, "resume", name, "--mirror", url)[1]
     with Study.open(SweepFolder(new, name)) as study:
         records, events = study.trials(), study.events()
     assert records[number].attempts == 2, [record.attempts for record in records]
@@ -117,9 +99,7 @@ def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: An
     with_secrets = [path for path in new.rglob("*") if path.is_file() and b"not-a-real-secret" in path.read_bytes()]
     assert not with_secrets
 
-    undisturbed = orchestrate(alone, "sweep", str(_sweep(fast_tmp_path, name)))
-    out, _ = undisturbed.communicate(timeout=400)
-    assert undisturbed.returncode == 0, out
+    finished(alone, "sweep", str(_sweep(fast_tmp_path, name)))
     assert differences(study_record(alone, name), study_record(new, name)) == []
     assert best_model(alone, name) == best_model(new, name)
     assert json.dumps(best_model(new, name)) != "{}"

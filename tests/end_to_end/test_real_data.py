@@ -1,14 +1,11 @@
 """A sweep on real preference pairs with a real tokenizer: SFT, then SimPO trials that end measurably different."""
 
-from __future__ import annotations
-
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support.processes import finished, json_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -45,16 +42,8 @@ def test_a_sweep_on_real_pairs(tmp_path: Path) -> None:
     lines = (SHARED / "preference-train.jsonl").read_text(encoding="utf-8").splitlines()
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines[::20]) + "\n", encoding="utf-8")
     (tmp_path / "real.yaml").write_text(SWEEP.format(model=model, train="pairs.jsonl"), encoding="utf-8")
-    env = {**os.environ, "ORCHESTRATE_HOME": str(tmp_path / "runs")}
-    env.pop("MLFLOW_TRACKING_URI", None)
-
-    command = [sys.executable, "-m", "orchestrator.cli"]
-    done = subprocess.run([*command, "sweep", str(tmp_path / "real.yaml")], env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    messages = subprocess.run(
-        [*command, "status", "real", "--json"], env=env, capture_output=True, text=True, check=True
-    )
-    trials = json.loads(messages.stdout)["trials"]
+    finished(tmp_path / "runs", "sweep", str(tmp_path / "real.yaml"))
+    trials = json_of(tmp_path / "runs", "status", "real")["trials"]
     assert [t["state"] for t in trials] == ["COMPLETE"] * 4
     margins = [t["metrics"]["eval_margins/logp"] for t in trials]
     assert len(set(margins)) == 4, "four configurations, four different models"

@@ -1,14 +1,11 @@
 """Whole sweeps through the command, with a tiny model: interrupted, resumed, exported; and what is refused."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,17 +14,17 @@ from orchestrator import folders
 from orchestrator.cli.composition import resume, start
 from orchestrator.commands.model_export import export_best_model
 from orchestrator.commands.status import best, status
-from orchestrator.errors import DataError, ExitCode, NameTaken, SpecError, SweepHeld
+from orchestrator.errors import DataError, ExitCode, SpecError, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec_text
+from tests.support.processes import finished, orchestrate
+from tests.support.specs import TINY_MODEL
 from tests.support.surface import compare_sweep
 
 TINY = """
 name: tiny
 base:
-  model:
-    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2}
+  model: {generated: TINY_MODEL}
   data:
     train: {generated: instructions, rows: 200}
     eval: {generated: instructions, split: eval, rows: 16}
@@ -40,15 +37,7 @@ sft:
 search:
   loss.beta: [2.0, 5.0, 10.0]
 maximize: eval_accuracies/logp
-"""
-
-
-def orchestrate(root: Path, *arguments: str) -> subprocess.Popen[str]:
-    env = os.environ | {"ORCHESTRATE_HOME": str(root)}
-    env.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=env, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+""".replace("TINY_MODEL", TINY_MODEL)
 
 
 @pytest.mark.timeout(600)
@@ -65,7 +54,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
             assert status("tiny", root)["state"] == "running"
             os.killpg(first.pid, signal.SIGTERM)
             break
-    out, err = first.communicate(timeout=120)
+    out, err = first.communicate(timeout=400)
     logged = "".join(progress) + err
     assert first.returncode == ExitCode.INTERRUPTED, logged
     assert "  orchestrate resume tiny\n" in logged
@@ -73,9 +62,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert left["state"] == "interrupted"
     assert "RUNNING" in {t["state"] for t in left["trials"]}
 
-    second = orchestrate(root, "resume", "tiny", "--set", "keep_models=2")
-    out, err = second.communicate(timeout=300)
-    assert second.returncode == 0, err
+    out, err = finished(root, "resume", "tiny", "--set", "keep_models=2")
     assert "Best: " in out
     found = status("tiny", root)
     assert found["state"] == "finished"
@@ -84,7 +71,11 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert json.dumps(found)
 
     folder = SweepFolder(root, "tiny")
-    assert len(list(folder.path.glob("trials/*/*/model"))) == 2, "keep_models=2"
+    ended_before = sum(t["state"] == "COMPLETE" for t in left["trials"])
+    kept = len(list(folder.path.glob("trials/*/*/model")))
+    assert kept == 2 or (kept == 1 and ended_before > 1), (
+        "keep_models=2 brings no model back that keep_models=1 removed"
+    )
     assert not list(folder.path.glob("trials/*/*/checkpoints"))
     assert not list(folder.path.glob("ray/tune-*")), "Tune's pickles are gone"
     _check_mlflow(root, found)
@@ -94,7 +85,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert "Next:" in err
     assert "orchestrate report tiny" in err
     _check_export(root, tmp_path / "exported")
-    compare_sweep(root, "tiny")
+    assert compare_sweep(root, "tiny") == []
 
 
 def _check_mlflow(root: Path, found: dict[str, object]) -> None:
@@ -147,14 +138,6 @@ def test_prompts_for_the_judge_are_looked_at_before_the_first_trial(tmp_path: Pa
     assert not (tmp_path / "runs" / "tiny").exists()
 
 
-def test_a_used_name_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    spec = load_spec_text(TINY, tmp_path)
-    (tmp_path / "tiny").mkdir()
-    with pytest.raises(NameTaken):
-        start(spec, tmp_path)
-    assert list((tmp_path / "tiny").iterdir()) == []
-
-
 def test_a_trial_too_large_for_the_machine_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="this machine has"):
         start(load_spec_text(TINY, tmp_path, ["resources.cpus_per_trial=4096"]), tmp_path)
@@ -177,9 +160,8 @@ def test_the_lock_names_its_holder(tmp_path: Path) -> None:
 def test_stages_and_looking_import_nothing_heavy() -> None:
     heavy = "{'torch', 'ray', 'mlflow', 'transformers'}"
     code = f"import sys, orchestrator.driver.run_sweep; print({heavy} & set(sys.modules))"
-    began = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()", time.monotonic() - began
+    assert done.stdout.strip() == "set()"
 
 
 @pytest.mark.slow
@@ -190,10 +172,7 @@ def test_a_sweep_of_two_processes_from_its_sft_stage_on(tmp_path: Path) -> None:
     several += ["training.distributed=fsdp2", "sft.training.distributed=fsdp2", "search={loss.beta: [2.0, 5.0]}"]
     file.write_text(TINY)
     sets = [word for one in several for word in ("--set", one)]
-    done = orchestrate(tmp_path / "runs", "sweep", str(file), *sets)
-    _, err = done.communicate(timeout=500)
-    assert done.returncode == 0, err
-    assert "sft: 4 updates done" in err
+    assert "sft: 4 updates done" in finished(tmp_path / "runs", "sweep", str(file), *sets)[1]
     found = status("tiny", tmp_path / "runs")
     assert [(t["state"], t["attempts"]) for t in found["trials"]] == [("COMPLETE", 1)] * 2
     assert export_best_model("tiny", tmp_path / "runs", tmp_path / "model", merge=False).is_dir()

@@ -5,11 +5,8 @@ the end the tables, every metric at every step, MLflow's rows and the best model
 those of a sweep that nobody touched. A sweep that ends before all kills are spent is followed by another.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
-import os
 import random
 import shutil
 import sqlite3
@@ -24,6 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
+from tests.support.processes import orchestrate, wait_until
 from tests.support.sweep_record import CLOCKED, count_points, differences, doubled_rows, lost_rows, sweep_record
 
 Say = Callable[[str], None]
@@ -97,17 +95,9 @@ class Driver:
     def __init__(self, root: Path, file: Path, log: Path) -> None:
         self.known = (root / NAME / "sweep.yaml").is_file()
         command = ["resume", NAME] if self.known else ["sweep", str(file)]
-        env = os.environ | {"ORCHESTRATE_HOME": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        env.pop("MLFLOW_TRACKING_URI", None)
         self.log = log
         with log.open("wb") as stream:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator.cli", *command],
-                env=env,
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            self.process = orchestrate(root, *command, stdout=stream, stderr=subprocess.STDOUT)
 
     def tree(self) -> list[psutil.Process]:
         """The driver and every process below it."""
@@ -172,13 +162,8 @@ def weather(
             lives_on = False
         if left:
             initial_completions = not lives_on and chance.random() < _AT_START
-            _wait(
-                driver,
-                root,
-                chance.uniform(0.2, 12.0) if initial_completions else chance.uniform(0.0, 5.0),
-                initial_completions,
-                before,
-            )
+            seconds = chance.uniform(0.2, 12.0) if initial_completions else chance.uniform(0.0, 5.0)
+            _wait(driver, root, seconds, initial_completions, before)
         else:
             driver.process.wait()
         code = driver.process.poll()
@@ -195,10 +180,8 @@ def weather(
         tally.by_target[hit] = tally.by_target.get(hit, 0) + 1
         tally.at_start += initial_completions
         seen |= {p.pid: p.create_time() for p in tree if _alive(p)}
-        say(
-            f"kill {tally.kills}: {hit}{' while starting' if initial_completions else ''}, "
-            f"{logged_points(root)} points told"
-        )
+        when = " while starting" if initial_completions else ""
+        say(f"kill {tally.kills}: {hit}{when}, {logged_points(root)} points told")
         before = logged_points(root)
         if hit in ("worker", "ray"):
             lives_on = True
@@ -231,7 +214,6 @@ def _alive(process: psutil.Process) -> bool:
 
 def _none_left(seen: dict[int, float]) -> None:
     """No process of a dead driver outlives the sweep."""
-    until = time.monotonic() + 150  # Ray's agents notice the end of theirs after a minute
 
     def left() -> list[psutil.Process]:
         found: list[psutil.Process] = []
@@ -244,9 +226,8 @@ def _none_left(seen: dict[int, float]) -> None:
                 continue
         return found
 
-    while left() and time.monotonic() < until:
-        time.sleep(0.2)
-    assert not left(), f"orphans: {[_title(p) for p in left()]}"
+    # Ray's agents notice the end of theirs after a minute.
+    wait_until(lambda: not left(), lambda: f"orphans: {[_title(p) for p in left()]}")
 
 
 def storm(
@@ -313,15 +294,8 @@ def main() -> int:
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)
 
-    tally = storm(
-        requested.place.resolve(),
-        kills=requested.kills,
-        trials=requested.trials,
-        seed=requested.seed,
-        say=say,
-        changes=requested.changes,
-        sweeps=requested.sweeps,
-    )
+    how = {name: getattr(requested, name) for name in ("kills", "trials", "seed", "changes", "sweeps")}
+    tally = storm(requested.place.resolve(), say=say, **how)
     for difference in tally.differences[:20]:
         print(difference)
     hit = ", ".join(f"{count} {target}" for target, count in sorted(tally.by_target.items()))

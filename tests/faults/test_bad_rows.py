@@ -1,7 +1,5 @@
 """Case 22: bad rows are found before the first trial: counted, by reason and row number; a changed file is refused."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from orchestrator.errors import DataError
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.sweep_spec import SweepSpec
-from trainer.config.trial import TrialConfig
+from tests.support.preparation import PreparedHere
 from trainer.data import BadData, prepare
 
 SWEEP = """
@@ -65,25 +63,12 @@ def test_a_long_row_and_carriage_returns_are_no_fault(tmp_path: Path) -> None:
     assert len(prepare(spec.base.data, spec.base.model, tmp_path / "cache").train) > 20
 
 
-class Preparing:
-    """The stage's worker, in this process."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-
-    def prepare(self, config: TrialConfig) -> str:
-        return prepare(config.data, config.model, self.cache).report.model_dump_json()
-
-    def notices(self, _: TrialConfig) -> list[str]:
-        return []
-
-
 def test_a_file_that_changed_since_the_start_is_refused_with_what_changed(tmp_path: Path) -> None:
-    from tests.support.fake_session import SilentView
+    from tests.support.recorders import SilentView
 
     folder = SweepFolder(tmp_path / "runs", "s")
     folder.path.mkdir(parents=True)
-    worker = Preparing(folder.cache)
+    worker = PreparedHere(folder.cache)
     spec = write(tmp_path, list(GOOD))
     check_data(spec, folder, SilentView(), worker)  # pyright: ignore[reportArgumentType]
     check_data(spec, folder, SilentView(), worker)  # pyright: ignore[reportArgumentType]

@@ -1,7 +1,5 @@
 """Case 25: a wall clock that jumps moves nothing: order is by number, leases and budgets by the monotonic clock."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 
@@ -9,7 +7,7 @@ import pytest
 
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
-from tests.support.local_driver import KILLED, drive, forked
+from tests.support.local_driver import KILLED, drive, forked, killed_at
 from tests.support.specs import GRID, make_spec
 from tests.support.sweep_record import differences, sweep_record
 
@@ -33,14 +31,12 @@ def test_a_sweep_under_a_jumping_clock(fast_tmp_path: Path) -> None:
         root.mkdir()
     assert forked(lambda: drive(calm)) == 0
 
-    def go(step_metrics: str) -> None:
+    def go() -> None:
         jumping()
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ORCHESTRATE_FAILPOINT", step_metrics)
-            drive(jumpy)
+        drive(jumpy)
 
-    assert forked(lambda: go("trial.told:1")) == KILLED
-    assert forked(lambda: go("never")) == 0
+    assert killed_at(go, "trial.told:1") == KILLED
+    assert forked(go) == 0
     found = sweep_record(jumpy, "s")
     assert differences(sweep_record(calm, "s"), found) == []
     assert not any(run["negative duration"] for run in found["mlflow"].values())

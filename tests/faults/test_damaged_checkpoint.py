@@ -1,15 +1,14 @@
 """Case 10: a damaged checkpoint is set aside with a warning, the one before is used, and the result is the same."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from pathlib import Path
 
 import pytest
 
-from tests.support.fake_session import make_spec
-from tests.support.local_driver import STEPS, WritingSession
+from tests.support.fake_session import CheckpointingSession
+from tests.support.small_trials import finish
+from tests.support.specs import make_spec
 from tests.trainer.storage.test_checkpoints import state
 from trainer.results import RunResult, RunStatus, StepMetrics
 from trainer.storage import checkpoints
@@ -36,7 +35,6 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
             file.write_bytes(b"")
     with caplog.at_level(logging.WARNING):
         found = checkpoints.load_newest([tmp_path])
-    assert found is not None
     assert found.step == 10
     assert "damaged" in caplog.text
     assert (path.parent / "step-00000020.damaged").is_dir()
@@ -46,7 +44,6 @@ def test_a_half_written_one_is_not_seen(tmp_path: Path) -> None:
     path = checkpoints.save_checkpoint(tmp_path, state(10))
     shutil.copytree(path, path.with_name(".step-00000011.abcd.tmp"))
     found = checkpoints.load_newest([tmp_path])
-    assert found is not None
     assert found.step == 10
 
 
@@ -55,13 +52,8 @@ def test_the_trial_goes_on_from_what_is_good_or_from_the_start(tmp_path: Path, h
     config = make_spec().base
 
     def go(folder: Path, *earlier: Path, until: int | None = None) -> tuple[list[StepMetrics], RunResult | None]:
-        run, metrics = WritingSession().train(config, folder, earlier), list[StepMetrics]()
-        while until is None or len(metrics) < until:
-            try:
-                metrics.append(next(run))
-            except StopIteration as end:
-                return metrics, end.value
-        return metrics, None
+        run = CheckpointingSession().train(config, folder, earlier)
+        return finish(run) if until is None else ([next(run) for _ in range(until)], None)
 
     complete, _ = go(tmp_path / "whole")
     go(tmp_path / "1", until=5)
@@ -71,7 +63,6 @@ def test_the_trial_goes_on_from_what_is_good_or_from_the_start(tmp_path: Path, h
     for path in [newest] if harm == "newest" else [newest, older]:
         (path / "manifest.json").write_text("{")
     metrics, result = go(tmp_path / "2", tmp_path / "1")
-    assert result is not None
-    assert (result.status, result.steps) == (RunStatus.FINISHED, STEPS)
+    assert (result.status, result.steps) == (RunStatus.FINISHED, CheckpointingSession.STEPS)
     assert metrics == complete
     assert len(list(tmp_path.glob("1/checkpoints/*.damaged"))) == (1 if harm == "newest" else 2)

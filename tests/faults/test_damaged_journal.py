@@ -1,7 +1,5 @@
 """Case 7: a journal cut at any byte keeps its whole messages; damage in the middle is an error with its place."""
 
-from __future__ import annotations
-
 import random
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Case 1: the driver is killed at any instant; the next one finishes exactly, and redoes little."""
 
-from __future__ import annotations
-
 import os
 import random
 import signal
@@ -14,31 +12,24 @@ import pytest
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from tests.faults.storm import storm
-from tests.support.driver_process import check_exact, command, drive, environment, finish, records, trained, wait_for
-from tests.support.fake_session import sweep_folder, write_script
-
-STEPS = 12
+from tests.support.driver_process import STEPS, check_exact, command, drive, finish, records, wait_for
+from tests.support.fake_session import trained, write_script
+from tests.support.specs import sweep_folder
 
 
 def test_a_killed_driver_is_followed_by_one_that_finishes_exactly(tmp_path: Path) -> None:
-    write_script(tmp_path, steps=STEPS, pause=1.0)
+    write_script(tmp_path, steps=STEPS, hold={"*": 3})
     driver = drive(tmp_path)
     wait_for(lambda: len(trained(tmp_path)) >= 6, driver)
 
-    second = subprocess.run(
-        command(tmp_path),
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    second = subprocess.run(command(tmp_path), capture_output=True, text=True, check=False)
     assert second.returncode == 4
     assert f"pid {driver.pid} on" in second.stderr
 
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert any(r.state is TrialState.RUNNING for r in records(tmp_path))
-    write_script(tmp_path, steps=STEPS, pause=0.02)
+    write_script(tmp_path, steps=STEPS)
     finish(tmp_path)
     check_exact(tmp_path)
     assert any(r.attempts > 1 for r in records(tmp_path))
@@ -67,7 +58,7 @@ def test_killed_twenty_times_with_everything_it_started(tmp_path: Path) -> None:
         steps = {r.number: r.step for r in records(tmp_path)}
         assert all(steps[number] >= step for number, step in before.items()), "progress went back"
         before = steps
-    write_script(tmp_path, steps=STEPS, pause=0.02)
+    write_script(tmp_path, steps=STEPS)
     finish(tmp_path)
     check_exact(tmp_path)
     assert kills >= 8

@@ -1,9 +1,6 @@
 """`clone --from-checkpoint` survives kill -9: before the checkpoint is held, after it, and while it is used."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +13,7 @@ from orchestrator.errors import SpecError
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import connect
-from tests.support.local_driver import KILLED, STEPS, drive, forked
+from tests.support.local_driver import KILLED, STEPS, drive, forked, killed_at
 from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoints
 
 RATE = "training.learning_rate=0.25"
@@ -38,7 +35,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A sweep whose driver was killed: trial 0 has a checkpoint of update 3."""
     root = tmp_path_factory.mktemp("begun")
     assert forked(lambda: connect(root, f"sqlite:///{root / 'mlflow.db'}")) == 0
-    assert killed(partial(drive, root), "checkpoint.discarded:1") == KILLED
+    assert killed_at(partial(drive, root), "checkpoint.discarded:1") == KILLED
     return root
 
 
@@ -46,15 +43,6 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def root(begun: Path, fast_tmp_path: Path) -> Path:
     shutil.copytree(begun, fast_tmp_path / "runs")
     return fast_tmp_path / "runs"
-
-
-def killed(work: Callable[[], Any], step_metrics: str) -> int:
-    def die() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ORCHESTRATE_FAILPOINT", step_metrics)
-            work()
-
-    return forked(die)
 
 
 def ask(root: Path, *sets: str) -> list[str]:
@@ -109,7 +97,7 @@ def test_killed_while_asking_and_asked_again(root: Path, fast_tmp_path: Path) ->
     shutil.copytree(root, calm)
     ask(calm)
     assert forked(partial(drive, calm)) == 0
-    deaths = [killed(partial(ask, root), step_metrics) for step_metrics in ASKING]
+    deaths = [killed_at(partial(ask, root), step_metrics) for step_metrics in ASKING]
     assert deaths == [KILLED] * len(ASKING)
     with Study.open(SweepFolder(root, "s")) as study:
         assert study.enqueued_trials() == [], "killed before it was queued, it is not queued"
@@ -126,7 +114,7 @@ def test_killed_while_it_runs_it_ends_as_if_nothing_had_been(root: Path, fast_tm
     for path in (root, calm):
         ask(path)
     assert forked(partial(drive, calm)) == 0
-    deaths = [killed(partial(drive, root), f"{step_metrics}:{n}") for step_metrics in DRIVING for n in (1, 2)]
+    deaths = [killed_at(partial(drive, root), f"{step_metrics}:{n}") for step_metrics in DRIVING for n in (1, 2)]
     assert deaths.count(KILLED) >= len(DRIVING)
     assert forked(partial(drive, root)) == 0
     assert trial_facts(root) == trial_facts(calm)

@@ -1,15 +1,12 @@
 """Case 20: no pickle from a sweep's folder or a model's is ever opened, and no code that comes with a model is run."""
 
-from __future__ import annotations
-
 import ast
 import pickle
 from pathlib import Path
 
-import pytest
 import torch
 
-from tests.support.local_driver import KILLED, drive, forked
+from tests.support.local_driver import KILLED, drive, forked, killed_at
 from tests.trainer.storage.test_checkpoints import state
 from trainer.storage import checkpoints
 
@@ -38,12 +35,7 @@ def test_bombs_in_a_sweeps_folder_do_not_go_off(fast_tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[object, tuple[str]]:
             return Path.touch, (canary,)  # pyright: ignore[reportReturnType]
 
-    def die() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ORCHESTRATE_FAILPOINT", "checkpoint.discarded:2")
-            drive(fast_tmp_path)
-
-    assert forked(die) == KILLED
+    assert killed_at(lambda: drive(fast_tmp_path), "checkpoint.discarded:2") == KILLED
     names = ("rng_state.pth", "optimizer.pt", "pytorch_model.bin", "tuner.pkl", "searcher-state.pkl", "trainable.pkl")
     folders = [p for p in (fast_tmp_path / "s").rglob("*") if p.is_dir()]
     for folder in folders:

@@ -1,7 +1,5 @@
 """Case 21: a malformed or hostile file is refused with line and key, code 2, no traceback, and nothing is written."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -43,35 +41,33 @@ BAD = {
 }
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+@pytest.fixture(autouse=True)
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_it_is_a_sentence_with_its_place(home: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_is_a_sentence_with_its_place(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     text, messages = BAD[name]
-    file = home / "s.yaml"
+    file = tmp_path / "s.yaml"
     file.write_text(text)
     for command in ("plan", "sweep"):
         assert cli.main([command, str(file)]) == 2
         err = capsys.readouterr().err
         assert messages in err
         assert "Traceback" not in err
-        assert [p.name for p in home.iterdir()] == ["s.yaml"], "nothing is written"
+        assert [p.name for p in tmp_path.iterdir()] == ["s.yaml"], "nothing is written"
 
 
-def test_fifty_megabytes(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = home / "s.yaml"
+def test_fifty_megabytes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "s.yaml"
     file.write_text(GOOD + "description: " + "x" * 50_000_000)
     assert cli.main(["plan", str(file)]) == 2
     assert "s.yaml" in capsys.readouterr().err
 
 
-def test_numbers_are_those_of_yaml_1_2(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = home / "s.yaml"
+def test_numbers_are_those_of_yaml_1_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "s.yaml"
     file.write_text(GOOD)
     assert cli.main(["plan", str(file), "--json"]) == 0
     from orchestrator.spec.loading.loader import load_spec

@@ -1,7 +1,5 @@
 """Case 2: killed inside a state write, everything is as before it or as after it, and a resume finishes exactly."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -13,7 +11,7 @@ import pytest
 
 from orchestrator.study.database import study_database
 from orchestrator.tracking.mlflow_client import connect
-from tests.support.local_driver import KILLED, drive, forked
+from tests.support.local_driver import KILLED, drive, forked, killed_at
 from tests.support.sweep_record import count_points, differences, doubled_rows, sweep_record
 
 POINTS = {
@@ -73,15 +71,6 @@ def fresh(fast_tmp_path: Path, store_made: Path) -> Callable[[int], Path]:
     return make
 
 
-def killed_at(root: Path, step_metrics: str) -> int:
-    def die() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ORCHESTRATE_FAILPOINT", step_metrics)
-            drive(root)
-
-    return forked(die)
-
-
 def assert_same(calm: Path, root: Path) -> None:
     left, right = sweep_record(calm, "s"), sweep_record(root, "s")
     assert differences(left, right) == []
@@ -95,7 +84,7 @@ def test_at_every_pass_of_a_failpoint(calm: Path, fresh: Callable[[int], Path], 
     """One sweep after the other until a point is no longer reached that often."""
     for nth in range(1, 200):
         root = fresh(nth)
-        code = killed_at(root, f"{point}:{nth}")
+        code = killed_at(partial(drive, root), f"{point}:{nth}")
         if code == 0:
             assert nth > 1, "the point was never reached"
             return
@@ -108,8 +97,8 @@ def test_at_every_pass_of_a_failpoint(calm: Path, fresh: Callable[[int], Path], 
 def test_again_and_again_at_every_point(calm: Path, fresh: Callable[[int], Path]) -> None:
     """One sweep that dies at every point in turn."""
     deaths, root = 0, fresh(0)
-    for step_metrics, nth in POINTS.items():
-        deaths += killed_at(root, f"{step_metrics}:{nth}") == KILLED
+    for point, nth in POINTS.items():
+        deaths += killed_at(partial(drive, root), f"{point}:{nth}") == KILLED
     assert forked(lambda: drive(root)) == 0
     assert deaths > len(POINTS) // 2
     assert_same(calm, root)

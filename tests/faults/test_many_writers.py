@@ -1,8 +1,5 @@
 """Case 8: many processes write to one study and nothing is lost or doubled; network disks are refused."""
 
-from __future__ import annotations
-
-import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +8,7 @@ from orchestrator.errors import NetworkDisk
 from orchestrator.folders import SweepFolder
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
+from tests.support.local_driver import forked_together
 from tests.support.specs import GRID, make_spec
 
 PROCESSES, EACH = 10, 200
@@ -20,20 +18,13 @@ PROCESSES, EACH = 10, 200
 def test_ten_processes_of_two_hundred_requests(fast_tmp_path: Path) -> None:
     folder = SweepFolder(fast_tmp_path, "s")
     Study.create(folder, make_spec(GRID)).dispose()
-    children: list[int] = []
-    for process in range(PROCESSES):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                with Study.open(folder) as study:
-                    for i in range(EACH):
-                        study.add_request("pause", f"{process} {i}")
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * PROCESSES
+
+    def write(process: int) -> None:
+        with Study.open(folder) as study:
+            for i in range(EACH):
+                study.add_request("pause", f"{process} {i}")
+
+    assert forked_together(PROCESSES, write) == [0] * PROCESSES
     with Study.open(folder) as study:
         requested = study.requests()
     assert [r.seq for r in requested] == list(range(1, PROCESSES * EACH + 1))

@@ -1,7 +1,5 @@
 """Case 18: MLflow answers this machine only, no foreign host name, runs no jobs, and is not an old one."""
 
-from __future__ import annotations
-
 import urllib.error
 import urllib.request
 from importlib.metadata import requires, version
@@ -38,7 +36,6 @@ def test_the_page_answers_on_loopback_only_and_its_filter_finds_the_runs(runs: P
 
     with urllib.request.urlopen(ui.base) as page:
         assert b"<html" in page.read().lower()
-    assert ui.process is not None
     tree = [psutil.Process(ui.process.pid), *psutil.Process(ui.process.pid).children(recursive=True)]
     listening = {c.laddr.ip for p in tree for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}

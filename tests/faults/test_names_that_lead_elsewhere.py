@@ -1,7 +1,5 @@
 """Case 23: no name leads out of the runs folder, and no link is followed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -9,7 +7,7 @@ import pytest
 from orchestrator import cli
 from orchestrator.errors import InvalidSweepName
 from orchestrator.folders import existing_sweep, new_sweep_folder
-from tests.support.fake_session import make_spec
+from tests.support.specs import make_spec
 from trainer.storage import checkpoints
 
 NAMES = ["../x", "/etc", "a/b", "a\0b", "..%2f", "a\u2215b", "x" * 300, "", ".", "..", "-rf", ".hidden", "a b", "ä"]
@@ -25,14 +23,11 @@ def test_names_that_are_no_folders(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "..%2f", "a\u2215b", "x" * 300])
-def test_at_the_command_line(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
+def test_at_the_command_line(home: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("status", "resume", "stop", "best"):
         assert cli.main([command, name]) == 2
         assert "Traceback" not in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+    assert not home.exists()
 
 
 def test_a_linked_sweep_and_a_linked_checkpoint_are_not_followed(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Case 11: a full disk stops the sweep with its own exit code and loses nothing; and it is foreseen where it can be."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -9,6 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -23,9 +23,9 @@ from orchestrator.spec.estimates.disk_space import disk_need, parameter_count
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
 from orchestrator.tracking.mlflow_client import connect
-from tests.support.fake_session import make_spec
 from tests.support.local_driver import drive, forked
-from tests.support.specs import COMPLETE, DIVERGED, METRIC, evaluated
+from tests.support.metrics import COMPLETE, DIVERGED, evaluated
+from tests.support.specs import METRIC, make_spec
 from tests.support.sweep_record import differences, sweep_record
 from trainer.config.trial import ModelConfig
 
@@ -87,7 +87,6 @@ def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(
     spec = make_spec(4, keep_models=3)
     folder = SweepFolder(fast_tmp_path, "s")
     need = disk_need(spec, 2)
-    assert need is not None
     check_disk_space(folder, spec, Slots(2, 0.0, 1))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, need.bytes - 1))
     with pytest.raises(DiskTooSmall, match=r"free in .*budget\.concurrency=1 .*keep_models=1 .*base\.lora") as refused:
@@ -103,12 +102,9 @@ def test_the_size_of_a_model_is_known_before_it_is_loaded(fast_tmp_path: Path, m
 
     monkeypatch.setenv("HF_HUB_CACHE", str(fast_tmp_path))
     config = ModelConfig.model_validate({"generated": {"hidden_size": 64, "num_hidden_layers": 3}})
-    assert config.generated is not None
     folder = generate_model(config.generated, fast_tmp_path)
     exact = parameter_count(ModelConfig(name_or_path=str(folder)))
     about = parameter_count(config)
-    assert exact is not None
-    assert about is not None
     assert about == pytest.approx(exact, rel=0.1)
     assert parameter_count(ModelConfig(name_or_path="meta-llama/Meta-Llama-3-8B-Instruct")) == 8_000_000_000
     assert parameter_count(ModelConfig(name_or_path="Qwen/Qwen2.5-0.5B")) == 500_000_000
@@ -141,20 +137,25 @@ def test_48_trials_never_hold_more_than_the_best_and_the_running(fast_tmp_path: 
     assert most <= 3 + 2, "three kept, one running with its checkpoint and its weights"
 
 
-def _locked(database: Path, seconds: float) -> int:
-    """Another program holds the database's write lock for so long."""
+@contextmanager
+def _locked(database: Path, seconds: float) -> Generator[None]:
+    """Another program holds the database's write lock: for so long, or until this is left."""
     ready_r, ready_w = os.pipe()
     child = os.fork()
     if child == 0:
-        held_trial = sqlite3.connect(database, isolation_level=None)
-        held_trial.execute("BEGIN IMMEDIATE")
+        other = sqlite3.connect(database, isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
         os.write(ready_w, b"x")
         time.sleep(seconds)
         os._exit(0)
     os.read(ready_r, 1)
     os.close(ready_r)
     os.close(ready_w)
-    return child
+    try:
+        yield
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def test_a_locked_study_is_waited_for_and_then_refused_in_words(
@@ -164,18 +165,12 @@ def test_a_locked_study_is_waited_for_and_then_refused_in_words(
     Study.create(folder, make_spec(4)).dispose()
     with Study.open(folder) as study:
         trial = study.ask()
-        assert trial is not None
-        child = _locked(folder.database, 1.0)
-        study.report(trial, [evaluated(1, 0.5)])  # a minute's patience is more than that
-        os.waitpid(child, 0)
+        with _locked(folder.database, 1.0):
+            study.report(trial, [evaluated(1, 0.5)])  # a minute's patience is more than that
     monkeypatch.setattr(study_database, "_BUSY_SECONDS", 0.2)
     with Study.open(folder) as study:
         trial = study.ask()
-        assert trial is not None
-        child = _locked(folder.database, 3.0)
-        with pytest.raises(StorageRefused, match="locked"):
+        with _locked(folder.database, 3600.0), pytest.raises(StorageRefused, match="locked"):
             study.report(trial, [evaluated(2, 0.6)])
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
         study.report(trial, [evaluated(2, 0.6)])
         assert [p.step for p in study.metric_history(0)] == [1, 2]

@@ -1,35 +1,22 @@
 """Case 15: what is no number ends its trial as diverged, which is never the best; the sweep goes on."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.errors import ExitCode
-from orchestrator.execution.local_cluster import local_cluster
-from orchestrator.execution.slots import Slots
-from orchestrator.execution.stop_reasons import SignalHandler, StopKind
-from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
 from orchestrator.tracking.mlflow_client import connect
-from tests.support.fake_session import (
-    METRIC,
-    ListSink,
-    ScriptedSession,
-    SilentView,
-    make_spec,
-    sweep_folder,
-    write_script,
-)
+from tests.support.fake_session import FakeSession, run_study, write_script
+from tests.support.recorders import ListSink
+from tests.support.specs import METRIC, TINY_MODEL, make_spec, sweep_folder
 from trainer.config.trial import TrialConfig
-from trainer.results import RunResult, StepMetrics
+from trainer.results import StepMetrics
 
-SLOTS = Slots(count=2, gpus=0.0, threads=1)
 STRANGE: list[tuple[str, Any]] = [
     ("loss", math.nan),
     ("grad_norm", math.inf),
@@ -40,38 +27,25 @@ STRANGE: list[tuple[str, Any]] = [
 ]
 
 
-class StrangeSession(ScriptedSession):
+class StrangeSession(FakeSession):
     """Trial n reports the n-th strange value at step 2."""
 
-    def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[StepMetrics, None, RunResult]:
+    def on_update(self, config: TrialConfig, folder: Path, metrics: StepMetrics) -> StepMetrics:
         number = int(folder.parent.name)
-        course = super().train(config, folder, earlier, fork)
-        while True:
-            try:
-                step_metrics = next(course)
-            except StopIteration as end:
-                return end.value
-            if number < len(STRANGE) and step_metrics.step == 2:
-                name, value = STRANGE[number]
-                step_metrics = StepMetrics(2, {**step_metrics.metrics, name: value})
-            yield step_metrics
+        if number >= len(STRANGE) or metrics.step != 2:
+            return metrics
+        name, value = STRANGE[number]
+        return StepMetrics(2, {**metrics.metrics, name: value})
 
 
-def test_values_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_no_numbers(tmp_path: Path, ray_cluster: None) -> None:
     write_script(tmp_path)
     sink, sound = ListSink(), len(STRANGE)
-    with (
-        SignalHandler(lambda: "") as signals,
-        local_cluster(tmp_path / "ray", SLOTS, signals),
-        Study.create(sweep_folder(tmp_path), make_spec(sound + 1)) as study,
-    ):
-        stop = run_trials(study, sink, SilentView(), signals, SLOTS, open_session=StrangeSession)
+    with Study.create(sweep_folder(tmp_path), make_spec(sound + 1)) as study:
+        stop = run_study(study, sink, open_session=StrangeSession)
         records, best = study.trials(), study.best()
         last = [study.metric_history(n)[-1] for n in range(sound)]
     assert stop.kind is StopKind.FINISHED
-    assert best is not None
     assert best.number == sound
     for record, (name, _) in zip(records, STRANGE, strict=False):
         assert (record.state, record.diverged, record.value) == (TrialState.PRUNED, True, None)
@@ -89,9 +63,7 @@ def test_values_that_are_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 ABSURD = """
 name: absurd
 base:
-  model:
-    generated: {hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
-                num_key_value_heads: 2}
+  model: {generated: TINY_MODEL}
   data:
     train: {generated: instructions, rows: 400}
     eval: {generated: instructions, split: eval, rows: 16}
@@ -104,7 +76,7 @@ sft:
 search:
   training.learning_rate: [1e-3, 0.1]
 maximize: eval_accuracies/logp
-"""
+""".replace("TINY_MODEL", TINY_MODEL)
 
 
 def test_a_learning_rate_that_kills_the_model_without_a_nan(
@@ -129,7 +101,6 @@ def test_a_learning_rate_that_kills_the_model_without_a_nan(
     uri = f"sqlite:///{root.resolve() / 'mlflow.db'}"
     client = connect(root, uri)
     experiment = client.get_experiment_by_name("prefsweep")
-    assert experiment is not None
     expected = f"tags.`prefsweep.sweep_id` = '{known}' and tags.`prefsweep.run` = '1'"
     run = client.search_runs([experiment.experiment_id], expected)[0]
     assert (run.data.tags["diverged"], run.data.tags["reason"]) == ("true", dead.reason)

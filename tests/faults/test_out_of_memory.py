@@ -1,45 +1,29 @@
 """Case 14: a worker without memory tries less, a bounded number of times; the others and the driver do not notice."""
 
-from __future__ import annotations
-
 import resource
-from collections.abc import Generator, Sequence
 from pathlib import Path
 
-import pytest
-
-from orchestrator.execution.local_cluster import local_cluster
-from orchestrator.execution.slots import Slots
-from orchestrator.execution.stop_reasons import SignalHandler, StopKind
-from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
+from tests.support.fake_session import FakeSession, run_study, write_script
+from tests.support.recorders import ListSink
+from tests.support.specs import make_spec, sweep_folder
 from trainer.config.trial import TrialConfig
-from trainer.results import RunResult, StepMetrics
+from trainer.results import StepMetrics
 
-SLOTS = Slots(count=2, gpus=0.0, threads=1)
 NEEDS = {0: 100_000, 1: 1 << 20}
 """Bytes per token that a trial asks the system for: trial 0 fits with 2048 tokens, trial 1 never does."""
 ROOM = 300 << 20
 
 
-class HungrySession(ScriptedSession):
+class HungrySession(FakeSession):
     """A real limit on the process's memory, and a real block of it by the size of the micro-batch."""
 
-    def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
-    ) -> Generator[StepMetrics, None, RunResult]:
-        each = NEEDS.get(int(folder.parent.name), 0)
-        course = super().train(config, folder, earlier, fork)
-        while True:
-            try:
-                step_metrics = next(course)
-            except StopIteration as end:
-                return end.value
-            yield step_metrics
-            if step_metrics.step == 3 and each:
-                _take(each * config.training.tokens_per_micro_batch)
+    def on_update(self, config: TrialConfig, folder: Path, metrics: StepMetrics) -> StepMetrics:
+        if metrics.step == 4 and (each := NEEDS.get(int(folder.parent.name))):
+            _take(each * config.training.tokens_per_micro_batch)
+        return metrics
 
 
 def _take(size: int) -> None:
@@ -52,17 +36,12 @@ def _take(size: int) -> None:
         resource.setrlimit(resource.RLIMIT_AS, before)
 
 
-def test_workers_without_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_without_memory(tmp_path: Path, ray_cluster: None) -> None:
     """Real limits, real Ray; trial 2's worker is killed outright (exit 137), which is a lost worker and no more."""
     write_script(tmp_path, trials={"2": "die"})
-    folder = sweep_folder(tmp_path)
-    view, sink = SilentView(), ListSink()
-    with (
-        SignalHandler(lambda: "") as signals,
-        local_cluster(tmp_path / "ray", SLOTS, signals),
-        Study.create(folder, make_spec(4)) as study,
-    ):
-        stop = run_trials(study, sink, view, signals, SLOTS, longest_row=512, open_session=HungrySession)
+    sink = ListSink()
+    with Study.create(sweep_folder(tmp_path), make_spec(4)) as study:
+        stop = run_study(study, sink, open_session=HungrySession, longest_row=512)
         records, events = study.trials(), study.events()
         metrics = {r.number: [p.step for p in study.metric_history(r.number)] for r in records}
     assert stop.kind is StopKind.FINISHED

@@ -4,8 +4,6 @@ Whoever sends it: Ctrl-C and `kill` of a group, `kill` of one process, `timeout`
 process of a unit or step at once, and what closes a container, which sends to process 1 of it.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
@@ -19,27 +17,15 @@ from pathlib import Path
 import pytest
 
 from orchestrator.execution.local_cluster import starting_ray
+from orchestrator.execution.messages import STOP_REQUEST_FILE
 from orchestrator.execution.stop_reasons import SignalHandler, deaf_to_sigterm
 from orchestrator.study.trial_records import TrialState
-from tests.support.driver_process import (
-    STEPS,
-    check_exact,
-    command,
-    drive,
-    environment,
-    finish,
-    records,
-    trained,
-    wait_for,
-)
-from tests.support.fake_session import write_script
+from tests.support.driver_process import STEPS, check_exact, drive, finish, records, wait_for
+from tests.support.fake_session import trained, write_script
+from tests.support.processes import wait_until
+from tests.support.real_trials import is_alive
 
 Sent = Callable[[subprocess.Popen[str]], None]
-
-
-def start(words: list[str]) -> subprocess.Popen[str]:
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, env=environment(), stdout=pipe, stderr=pipe, text=True, start_new_session=True)
 
 
 def descendants(pid: int) -> list[int]:
@@ -56,13 +42,6 @@ def descendants(pid: int) -> list[int]:
     for one in found:
         found += parents.get(one, [])
     return found[1:]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def every_process(driver: subprocess.Popen[str]) -> None:
@@ -85,7 +64,7 @@ SENDERS: dict[str, tuple[list[str], Sent]] = {
     "container": (["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"], inside),
 }
 QUICK = ("ctrl-c", "systemd and slurm")
-"""In CI; there `tests/sweep/test_sweep.py` has its whole group killed."""
+"""In CI; there `tests/end_to_end/test_sweep.py` has its whole group killed."""
 
 
 def started_by(before: list[str], root: Path) -> subprocess.Popen[str]:
@@ -93,7 +72,7 @@ def started_by(before: list[str], root: Path) -> subprocess.Popen[str]:
         pytest.skip(f"there is no {before[0]} here")
     if before and before[0] == "unshare" and subprocess.run([*before, "true"], check=False).returncode:
         pytest.skip("no namespace of processes may be made here")
-    return start([*before, *command(root)])
+    return drive(root, *before)
 
 
 @pytest.mark.parametrize("sender", [s if s in QUICK else pytest.param(s, marks=pytest.mark.faults) for s in SENDERS])
@@ -101,44 +80,35 @@ def test_whoever_ends_it_trials_are_checkpointed_and_the_next_driver_finishes_ex
     tmp_path: Path, sender: str
 ) -> None:
     before, send = SENDERS[sender]
-    write_script(tmp_path, steps=STEPS, pause=0.1)
+    write_script(tmp_path, steps=STEPS, hold={"*": 4})
     driver = started_by(before, tmp_path)
     wait_for(lambda: len(trained(tmp_path)) >= 8, driver)
     everybody = descendants(driver.pid)
     assert len(everybody) > 3, "Ray's processes and two workers"
     send(driver)
-    out, err = driver.communicate(timeout=60)
+    out, err = driver.communicate(timeout=300)
     assert (out.strip(), err) == ("interrupted", "")
-    wait_gone(everybody)
+    wait_until(lambda: not [pid for pid in everybody if is_alive(pid)])
     assert any(r.state is TrialState.RUNNING for r in records(tmp_path))
-    write_script(tmp_path, steps=STEPS, pause=0.02)
+    write_script(tmp_path, steps=STEPS)
     finish(tmp_path)
     check_exact(tmp_path)
     lines = trained(tmp_path)
     assert len(lines) == len(set(lines)), "nothing was trained twice"
 
 
-def wait_gone(pids: list[int]) -> None:
-    until = time.monotonic() + 30
-    while left := [pid for pid in pids if alive(pid)]:
-        assert time.monotonic() < until, f"left behind: {left}"
-        time.sleep(0.1)
-
-
 @pytest.mark.faults
 def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
-    write_script(tmp_path, steps=STEPS, pause=3.0)
+    write_script(tmp_path, steps=STEPS, hold={"*": 1}, deaf=True)
     driver = drive(tmp_path)
     wait_for(lambda: len(trained(tmp_path)) >= 1, driver)
     driver.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
+    wait_until(lambda: list(tmp_path.rglob(STOP_REQUEST_FILE)))
+    time.sleep(SignalHandler.ONE_REQUEST)  # from here on a signal is a second one
     driver.send_signal(signal.SIGTERM)
-    driver.wait(timeout=10)
-    assert driver.returncode == 130
+    assert driver.wait(timeout=300) == 130
     assert "farewell" in driver.communicate()[1]
 
-
-# --- without Ray -----------------------------------------------------------------------------------------------------
 
 TWICE = """
 import os, signal

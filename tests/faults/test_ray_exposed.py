@@ -1,7 +1,5 @@
 """Case 19: while a sweep runs, Ray listens on loopback only, has no dashboard, and lets nobody in without the token."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

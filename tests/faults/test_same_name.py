@@ -1,7 +1,5 @@
 """Case 5: a name that is taken is refused, and not one byte of what lies there changes."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,44 +1,26 @@
 """Case 3: a killed sweep's sampler knows what the one left alone knows: it keeps no state but the study."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import optuna
-import pytest
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.search.space import SearchSpace
 from orchestrator.study.study import Study
-from tests.support.fake_session import make_spec
-from tests.support.local_driver import KILLED, drive, forked
+from tests.support.local_driver import KILLED, drive, forked, killed_at
+from tests.support.specs import make_spec
 from tests.support.sweep_record import differences, study_record
 
-SPACE = {
-    "training.learning_rate": {"log_uniform": [1e-6, 1e-3]},
-    "training.seed": {"int_uniform": [0, 40]},
-}
+SPACE = {"training.learning_rate": {"log_uniform": [1e-6, 1e-3]}, "training.seed": {"int_uniform": [0, 40]}}
 
 
-@pytest.mark.parametrize("sampler", ["tpe"])
-def test_suggestions_after_a_kill_are_those_of_the_sweep_left_alone(fast_tmp_path: Path, sampler: str) -> None:
-    spec = make_spec(
-        search=SearchSpace.model_validate({"dimensions": SPACE}),
-        sampler={"kind": sampler, "seed": 5, "n_startup_trials": 2},
-        budget={"trials": 6},
-    )
+def test_suggestions_after_a_kill_are_those_of_the_sweep_left_alone(fast_tmp_path: Path) -> None:
+    spec = make_spec(SPACE, sampler={"kind": "tpe", "seed": 5, "n_startup_trials": 2}, budget={"trials": 6})
     calm, stormy = fast_tmp_path / "calm", fast_tmp_path / "stormy"
     for root in (calm, stormy):
         root.mkdir()
     assert forked(lambda: drive(calm, spec)) == 0
-
-    def die() -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("ORCHESTRATE_FAILPOINT", "trial.closed:2")
-            drive(stormy, spec)
-
     kills = 0
-    while forked(die) == KILLED:
+    while killed_at(lambda: drive(stormy, spec), "trial.closed:2") == KILLED:
         kills += 1
     assert kills >= 2
     assert forked(lambda: drive(stormy, spec)) == 0

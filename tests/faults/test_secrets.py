@@ -1,24 +1,20 @@
 """Case 24: tokens and passwords are in no file, no database, no argument and no log that a sweep leaves behind."""
 
-from __future__ import annotations
-
-import os
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import psutil
 import pytest
 
 from orchestrator.errors import PasswordInUrl
-from orchestrator.execution.controller import TrialController
-from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from tests.faults.storm import _merged, sweep_file
-from tests.support.fake_session import ListSink, SilentView, make_spec
-from tests.support.local_driver import drive, forked
+from tests.support.local_driver import drive, forked, make_controller
+from tests.support.processes import orchestrate
+from tests.support.recorders import ListSink, SilentView
+from tests.support.specs import make_spec
 
 CANARIES = {
     "HF_TOKEN": "hf_canary0000000001",
@@ -50,7 +46,7 @@ def test_a_failing_trial_tells_no_secret(fast_tmp_path: Path, monkeypatch: pytes
             raise RuntimeError(f"401 for https://me:{CANARIES['PGPASSWORD']}@host with {CANARIES['HF_TOKEN']}")
             yield
 
-        local_driver.WritingSession.train = fails  # pyright: ignore[reportAttributeAccessIssue]
+        local_driver.CheckpointingSession.train = fails  # pyright: ignore[reportAttributeAccessIssue]
         drive(fast_tmp_path, make_spec(2))
 
     assert forked(go) == 0
@@ -84,14 +80,10 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(fast_tmp_path: Path, mon
         assert "***" in cause
     view, sink = SilentView(), ListSink()
     with Study.create(SweepFolder(fast_tmp_path, "s"), make_spec(1)) as study:
-        driven = TrialController(
-            study, sink, view, SignalHandler(lambda: ""), finish_config=lambda c: c, on_trial_end=lambda _: None
-        )
+        driven = make_controller(study, sink, view)
         for _ in range(3):
             task = driven.next_attempt(1)
-            assert task is not None
             driven.on_worker_lost(task.id, trial.cause)
-        assert driven.stop_reason is not None
         logged = [driven.stop_reason.text, *view.said, *(event.text for event in study.events()), str(sink.calls)]
     assert "canary" not in "".join(logged)
     assert found_in(fast_tmp_path) == []
@@ -138,11 +130,7 @@ def test_a_whole_sweep_with_ray(tmp_path: Path) -> None:
     }
     file.write_text(yaml.safe_dump(_merged(sweep_file(2, 1), small)))
     root = tmp_path / "runs"
-    env = os.environ | CANARIES | {"ORCHESTRATE_HOME": str(root)}
-    command = [sys.executable, "-m", "orchestrator.cli", "sweep", str(file)]
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = orchestrate(root, "sweep", str(file), **CANARIES)
     arguments: set[str] = set()
     while process.poll() is None:
         try:

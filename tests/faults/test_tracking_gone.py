@@ -1,10 +1,7 @@
 """Case 16: a tracking server that dies or hangs holds no trial up, and gets every point once when it is back."""
 
-from __future__ import annotations
-
 import os
 import signal
-import time
 from pathlib import Path
 
 import psutil
@@ -13,6 +10,7 @@ import pytest
 from orchestrator.tracking.mlflow_ui import UiServer, start_ui
 from orchestrator.tracking.outbox import Outbox
 from tests.support.mlflow_server import begin, receiver, steps
+from tests.support.processes import wait_until
 from trainer.results import StepMetrics
 
 
@@ -23,16 +21,13 @@ def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui:
     begin(box)
     for step in range(5):
         box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))
-    while len(steps(runs)) < 2:
-        time.sleep(0.05)
-    assert ui.process is not None
+    wait_until(lambda: len(steps(runs)) >= 2)
     for process in [*psutil.Process(ui.process.pid).children(recursive=True), psutil.Process(ui.process.pid)]:
         process.kill()
     ui.process.wait()
     for step in range(5, 20):
         box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))
-    while not box.trouble:
-        time.sleep(0.1)
+    wait_until(lambda: box.trouble)
     assert box.pending >= 15, "telling did not wait for the server"
     again = start_ui(runs, f"sqlite:///{runs / 'mlflow.db'}", port=port)
     try:
@@ -50,9 +45,7 @@ def test_a_server_that_hangs_holds_nobody_and_gets_the_rest_later(
     box = Outbox(runs / "outbox", receiver(runs, ui.base))
     begin(box)
     box.log_metrics("0", [StepMetrics(0, {"loss": 1.0})], at=0.0)
-    while not steps(runs):
-        time.sleep(0.05)
-    assert ui.process is not None
+    wait_until(lambda: steps(runs))
     tree = [ui.process.pid, *(p.pid for p in psutil.Process(ui.process.pid).children(recursive=True))]
     for pid in tree:
         os.kill(pid, signal.SIGSTOP)

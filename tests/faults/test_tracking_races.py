@@ -1,8 +1,5 @@
 """Case 17: eight sweeps tell one MLflow database at once: one experiment, every point once, nothing locked out."""
 
-from __future__ import annotations
-
-import os
 import sqlite3
 from pathlib import Path
 
@@ -11,7 +8,7 @@ import pytest
 from orchestrator.tracking.mlflow_client import connect, ensure_experiment
 from orchestrator.tracking.mlflow_sink import MlflowSink
 from orchestrator.tracking.outbox import Outbox
-from tests.support.local_driver import forked
+from tests.support.local_driver import forked, forked_together
 from trainer.results import StepMetrics
 
 SWEEPS, STEPS = 8, 500
@@ -36,18 +33,7 @@ def test_eight_writers_of_one_store(fast_tmp_path: Path) -> None:
     uri = f"sqlite:///{fast_tmp_path / 'mlflow.db'}"
     # As the driver does: tables first, alone. MLflow's migrations do not like company.
     assert forked(lambda: ensure_experiment(connect(fast_tmp_path, uri), fast_tmp_path, uri, "e")) == 0
-    children: list[int] = []
-    for number in range(SWEEPS):
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                tell(fast_tmp_path, number)
-                code = 0
-            finally:
-                os._exit(code)
-        children.append(child)
-    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * SWEEPS
+    assert forked_together(SWEEPS, lambda number: tell(fast_tmp_path, number)) == [0] * SWEEPS
     with sqlite3.connect(fast_tmp_path / "mlflow.db") as store:
         assert store.execute("select count(*) from experiments where name = 'e'").fetchone() == (1,)
         rows = store.execute("select run_uuid, key, count(*), count(distinct step) from metrics group by 1, 2")

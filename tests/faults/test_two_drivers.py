@@ -1,7 +1,6 @@
 """Case 6: one driver at a time. The second is refused and told who drives; one that slept and wakes is refused too."""
 
-from __future__ import annotations
-
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -18,21 +17,22 @@ from orchestrator.folders import SweepFolder, create_sweep_folder
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import Trial
 from orchestrator.tracking.outbox import Outbox
-from tests.support.fake_session import ListSink
-from tests.support.specs import GRID, evaluated, make_spec
+from tests.support.local_driver import forked_together
+from tests.support.metrics import evaluated
+from tests.support.recorders import ListSink
+from tests.support.specs import GRID, make_spec
 
 DRIVER = """
 import sys, time
 from pathlib import Path
-from tests.support.specs import evaluated
+from tests.support.metrics import evaluated
 from orchestrator.errors import SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.study.database import driver_lease as lease
 from orchestrator.study.study import Study
-lease.SILENCE_TIMEOUT, lease.HEARTBEAT_SECONDS = 1.5, 0.2
 root, machine, what = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+lease.SILENCE_TIMEOUT, lease.HEARTBEAT_SECONDS = float(sys.argv[4]), 0.2
 if machine != "here":
     lease._machine_id = lambda: machine
 study = Study.open(SweepFolder(root, "s"))
@@ -67,26 +67,29 @@ def root(fast_tmp_path: Path) -> Path:
     return fast_tmp_path
 
 
-def driver(root: Path, machine: str = "here", what: str = "trains") -> subprocess.Popen[str]:
-    """A driver in a process of its own; on another machine than this one as far as it can tell."""
-    return subprocess.Popen([sys.executable, "-c", DRIVER, str(root), machine, what], stdout=subprocess.PIPE, text=True)
+def driver(root: Path, machine: str = "here", what: str = "trains", patience: float = 60.0) -> subprocess.Popen[str]:
+    """A driver in a process of its own; on another machine than this one as far as it can tell.
+
+    `patience`: seconds without a sign of life after which another one is gone.
+    """
+    command = [sys.executable, "-c", DRIVER, str(root), machine, what, str(patience)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def next_line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
     return process.stdout.readline().strip()
 
 
 def test_a_driver_that_slept_finds_its_writes_refused(root: Path) -> None:
     """As machines see it that share nothing but the study: no lock of the folder, no look at each other's processes."""
-    first = driver(root, "a")
+    first = driver(root, "a", patience=1.0)
     assert next_line(first) == "drives 0 1"
     second = driver(root, "b")
     assert f"pid {first.pid} on" in next_line(second), "a living driver is not robbed"
     assert second.wait() == ExitCode.LOCKED
 
     first.send_signal(signal.SIGSTOP)
-    third = driver(root, "b")
+    third = driver(root, "b", patience=1.0)
     assert next_line(third) == "drives 0 2"
     with Study.open(SweepFolder(root, "s")) as study:
         assert study.add_request("pause", "for the new driver", trial=0) == 1
@@ -154,7 +157,6 @@ def test_a_killed_driver_is_followed_at_once(root: Path) -> None:
     first.wait()
     with Study.open(SweepFolder(root, "s")) as study:
         trial = study.ask()
-        assert isinstance(trial, Trial)
         assert trial.attempt == 2
         study.report(trial, [evaluated(1, 0.5)])
         assert 1 in [p.step for p in study.metric_history(0)]
@@ -181,26 +183,18 @@ def test_the_holder_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyP
     assert not driver_lease.has_ended("pid 1 on somewhere")
 
 
-@pytest.mark.parametrize("count", [20])
-def test_of_many_that_begin_at_once_one_does(fast_tmp_path: Path, count: int) -> None:
-    spec = dump_spec(make_spec(GRID))
-    folder = SweepFolder(fast_tmp_path, "s")
-    go_r, go_w = os.pipe()
-    children: list[int] = []
-    for _ in range(count):
-        child = os.fork()
-        if child == 0:
-            os.close(go_w)
-            os.read(go_r, 1)  # all start when the pipe is closed
-            try:
-                create_sweep_folder(folder, spec)
-            except NameTaken:
-                os._exit(2)
-            os._exit(0)
-        children.append(child)
-    os.close(go_r)
-    os.close(go_w)
-    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+def test_of_many_that_begin_at_once_one_does(fast_tmp_path: Path) -> None:
+    spec, folder, count = dump_spec(make_spec(GRID)), SweepFolder(fast_tmp_path, "s"), 20
+    together = multiprocessing.get_context("fork").Barrier(count)
+
+    def begin(_: int) -> None:
+        together.wait()
+        try:
+            create_sweep_folder(folder, spec)
+        except NameTaken:
+            os._exit(2)
+
+    codes = forked_together(count, begin)
     assert sorted(codes) == [0] + [2] * (count - 1)
     assert [p.name for p in fast_tmp_path.iterdir()] == ["s"]
     assert folder.spec.read_text() == spec

@@ -1,7 +1,5 @@
 """The mirror's places: whole or not there, whatever is behind the URL."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """`nvidia-smi` that answers, is missing, or hangs: each is answered."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -12,6 +12,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from trainer.config.trial import DataConfig, ModelConfig
+from trainer.data.formats import Preference, to_preference
+from trainer.data.tokenization import EncodedPair, PairTokenizer
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 """Real preference data, where it lies beside the checkout."""
@@ -94,6 +96,20 @@ def chat(ask: str, chosen: Any, rejected: Any, **more: Any) -> dict[str, Any]:
 def plain(ask: str, chosen: Any, rejected: Any, **more: Any) -> dict[str, Any]:
     """A plain row with an explicit prompt."""
     return {"prompt": ask, "chosen": chosen, "rejected": rejected, **more}
+
+
+def preference(row: dict[str, Any], **rules: Any) -> Preference:
+    """The row's pair, of a row that is one."""
+    found = to_preference(row, **rules)
+    assert isinstance(found, Preference), found
+    return found
+
+
+def encode(made: Any, row: dict[str, Any], **config: Any) -> EncodedPair:
+    """Its token ids, as these settings of data say."""
+    rules = DataConfig.model_validate({"train": "unused", "max_length": 10_000} | config)
+    pair = preference(row, score=rules.score, apply_template=rules.apply_template)
+    return PairTokenizer(made, rules)([pair])[0]
 
 
 def good_rows(count: int, word: str = "ask") -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""A training session that trains nothing: what each trial does stands in script.json beside the runs folder."""
+"""Training sessions that train nothing: one does what a script says, one writes every file of a real trial."""
 
 from __future__ import annotations
 
@@ -7,48 +7,48 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
+from orchestrator.execution.messages import AttemptTask
 from orchestrator.execution.slots import Slots
-from orchestrator.folders import SweepFolder
-from orchestrator.spec.search.space import SearchSpace
-from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
-from orchestrator.study.trial_records import TrialRecord
+from orchestrator.execution.stop_reasons import SignalHandler, StopReason
+from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.study.study import Study
+from tests.support.recorders import ListSink, SilentView
+from tests.support.specs import METRIC, make_spec
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, RunStatus, StepMetrics
 
-METRIC = "eval_accuracies/logp"
 SLOTS = Slots(count=2, gpus=0.0, threads=1)
-BASE = {
-    "model": {"generated": {}},
-    "data": {"train": [{"generated": "instructions"}]},
-    "loss": {"kind": "simpo", "beta": 2.0, "gamma": 1.0},
-}
-
-
-def make_spec(trials: int = 6, **more: Any) -> SweepSpec:
-    given: dict[str, Any] = {
-        "name": "s",
-        "base": BASE,
-        "search": SearchSpace.model_validate({"dimensions": {"training.seed": {"choice": list(range(trials))}}}),
-        "sampler": GridSampler(),
-        "goal": Objective(metric=METRIC, direction="maximize"),
-        "budget": Budget(),
-    }
-    return SweepSpec.model_validate(given | more)
+LIMIT_SECONDS = 500.0
+"""Nothing here takes so long; what does has gone wrong."""
+CUDA_ERROR = "CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_..."
 
 
 def write_script(root: Path, **script: Any) -> None:
+    """What the trials below `root` do from now on.
+
+    `trials`: what one does, by number: ok, bug, memory, nan, die (once), deadly (always), nogoal, device (a GPU fails,
+    once), neighbour (repeats its first point until a GPU has failed). `warnings`: what the trainer warns of, by number.
+    `steps`: updates of each; `hold`: the update after which a trial waits for another script; both by number,
+    with `*` for all others. `deaf`: nobody interrupts it while it waits. `pause`: seconds an update. `gpu`: as if the
+    process used one.
+    """
     root.mkdir(parents=True, exist_ok=True)
-    (root / "script.json").write_text(json.dumps(script))
+    (root / "script.tmp").write_text(json.dumps(script))
+    (root / "script.tmp").replace(root / "script.json")
 
 
-class ScriptedSession:
-    """Behaviors by trial number: ok, slow, bug, memory, nan, die (once), deadly (always), nogoal, device (a GPU fails,
-    once), neighbour (repeats its first point until a GPU has failed). `gpu` in the script: as if the process used one.
-    `warnings`: by trial, what the trainer warns of."""
+def trained(root: Path) -> list[str]:
+    """`trial update` of every update that was computed, in order."""
+    log = root / "trained.log"
+    return log.read_text().splitlines() if log.exists() else []
+
+
+class FakeSession:
+    """Does what `write_script` wrote; a checkpoint after every second update."""
 
     def __init__(self, cache: Path) -> None:
         self._cache, self._root = cache, cache.parent
@@ -58,18 +58,20 @@ class ScriptedSession:
     def interrupt(self) -> None:
         self._requested = True
 
-    def sibling(self) -> ScriptedSession:
-        other = ScriptedSession(self._cache)
+    def sibling(self) -> FakeSession:
+        other = FakeSession(self._cache)
         other.counters = self.counters
         return other
+
+    def on_update(self, config: TrialConfig, folder: Path, metrics: StepMetrics) -> StepMetrics:
+        """For a test's own session: another point to report, or an error."""
+        return metrics
 
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
-        script = json.loads((self._root / "script.json").read_text())
-        number = int(folder.parent.name)
-        what = script.get("trials", {}).get(str(number), "ok")
-        steps, pause = script.get("steps", 4), script.get("pause", 0.0)
+        script, number = self._script(), int(folder.parent.name)
+        what, steps = script.get("trials", {}).get(str(number), "ok"), _of(script.get("steps", 4), number)
         self.counters["trials"] += 1
         if script.get("gpu"):
             import torch
@@ -80,109 +82,139 @@ class ScriptedSession:
         failed = self._root / "device-failed"
         while what == "neighbour" and not failed.exists():
             yield StepMetrics(0, {"loss": 1.0, METRIC: 0.5})
-        done = 0
-        for path in (*earlier, folder):
-            if (path / "checkpoint.json").is_file():
-                done = max(done, json.loads((path / "checkpoint.json").read_text()))
+        files = [path / "checkpoint.json" for path in (*earlier, folder)]
+        done = max((int(file.read_text()) for file in files if file.is_file()), default=0)
         for step in range(steps + 1):
             if step > done:
+                self._wait(number, step)
                 if self._requested:
                     self._requested = False
                     _save(folder, done)
                     return RunResult(RunStatus.STOPPED, "interrupted", done)
-                time.sleep(8 * pause if what == "slow" else pause)
+                time.sleep(script.get("pause", 0.0))
                 done = step
                 if step % 2 == 0:
                     _save(folder, step)
                 with (self._root / "trained.log").open("a") as log:
                     log.write(f"{number} {step}\n")
-            loss = float("nan") if what == "nan" and step == 2 else 1.0 / (1 + step)
-            metrics = {"loss": loss, "grad_norm": 1.0}
+            metrics = {"loss": float("nan") if what == "nan" and step == 2 else 1.0 / (1 + step), "grad_norm": 1.0}
             if step % 2 == 0 and what != "nogoal":
                 metrics[METRIC] = 0.5 + 0.01 * config.training.seed + 0.001 * step
-            yield StepMetrics(step, metrics)
-            if step == 3 and (what == "deadly" or (what == "die" and not earlier)):
-                os.kill(os.getpid(), signal.SIGKILL)
-            if step == 1 and what == "bug":
-                raise ValueError(f"scripted bug in trial {number}")
-            if step == 1 and what == "memory":
-                raise MemoryError
-            if step == 3 and what == "device" and not earlier:
-                failed.touch()
-                raise RuntimeError("CUDA error: an illegal memory access was encountered\nCompile with TORCH_USE_...")
+            yield self.on_update(config, folder, StepMetrics(step, metrics))
+            match what, step:
+                case ("deadly", 3):
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case ("die", 3) if not earlier:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                case ("bug", 1):
+                    raise ValueError(f"scripted bug in trial {number}")
+                case ("memory", 1):
+                    raise MemoryError
+                case ("device", 3) if not earlier:
+                    failed.touch()
+                    raise RuntimeError(CUDA_ERROR)
+                case _:
+                    continue
         return RunResult(RunStatus.FINISHED, "", steps)
+
+    def _script(self) -> dict[str, Any]:
+        return json.loads((self._root / "script.json").read_text())
+
+    def _wait(self, number: int, step: int) -> None:
+        """Until the script lets the trial make this update, or somebody interrupts."""
+        until = time.monotonic() + LIMIT_SECONDS
+        while step > _of((script := self._script()).get("hold", {}), number, step):
+            if self._requested and not script.get("deaf"):
+                return
+            assert time.monotonic() < until, "nobody let the trial go on"
+            time.sleep(0.01)
+
+
+def _of(given: int | dict[str, int], number: int, otherwise: int = 0) -> int:
+    return given if isinstance(given, int) else given.get(str(number), given.get("*", otherwise))
+
+
+def make_task(root: Path, number: int = 0, attempt: int = 1) -> AttemptTask:
+    """An attempt of a scripted trial below `root`, after those before it."""
+    folder = root / "trials" / f"{number:04d}"
+    earlier = tuple(folder / str(k) for k in range(1, attempt))
+    return AttemptTask(str(number), attempt, make_spec().base.model_dump_json(), folder / str(attempt), earlier)
 
 
 def _save(folder: Path, step: int) -> None:
     temporary = folder / "checkpoint.tmp"
-    temporary.write_text(json.dumps(step))
+    temporary.write_text(str(step))
     temporary.replace(folder / "checkpoint.json")
 
 
-class ListSink:
-    """Remembers every call; as JSON lines too, where a path is given."""
+class CheckpointingSession:
+    """Real checkpoints, endings, samples and models of trials whose weights are four numbers.
 
-    def __init__(self, log: Path | None = None) -> None:
-        self.calls: list[tuple[Any, ...]] = []
-        self._log = log
+    `each` is called after every update, `began` is the update that the last trial went on from.
+    """
 
-    def _add(self, *call: Any) -> None:
-        self.calls.append(call)
-        if self._log is not None:
-            with self._log.open("a") as log:
-                log.write(json.dumps(call) + "\n")
+    STEPS = 6
 
-    def start_run(self, run: str, *, name: str, params: Any, tags: Any, at: float) -> None:
-        self._add("start", run, dict(params), dict(tags))
+    def __init__(self, save_steps: int = 2, each: Callable[[int], None] = lambda step: None) -> None:
+        self.counters = {"trials": 0}
+        self.began = -1
+        self.requested = False
+        self._save_steps, self._each = save_steps, each
 
-    def log_metrics(self, run: str, metrics: Sequence[StepMetrics], *, at: float) -> None:
-        self._add("points", run, [p.step for p in metrics])
+    def interrupt(self) -> None:
+        self.requested = True
 
-    def log_final_metrics(self, run: str, values: Any, *, step: int, at: float) -> None:
-        self._add("values", run, dict(values), step)
+    def train(
+        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+    ) -> Generator[StepMetrics, None, RunResult]:
+        import torch
 
-    def set_tags(self, run: str, tags: Any) -> None:
-        self._add("tag", run, dict(tags))
+        from trainer.storage import checkpoints
+        from trainer.storage.atomic_files import write_folder, write_text
 
-    def log_artifact(self, run: str, path: Path, folder: str = "") -> None:
-        self._add("artifact", run, str(path))
-
-    def end_run(self, run: str, *, status: str, tags: Any, at: float) -> None:
-        self._add("end", run, status, dict(tags))
-
-    def close(self, timeout: float) -> int:
-        return 0
-
-    def tags(self, run: str) -> dict[str, str]:
-        out: dict[str, str] = {}
-        for call in self.calls:
-            if call[0] in ("start", "tag", "end") and call[1] == run:
-                out |= call[-1]
-        return out
-
-
-class SilentView:
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.records: list[TrialRecord] = []
-
-    def set_stage(self, text: str) -> None:
-        self.said.append(text)
-
-    def log(self, text: str) -> None:
-        self.said.append(text)
-
-    def set_total_updates(self, updates_of: Any) -> None: ...
-
-    def update_trial(self, record: TrialRecord) -> None:
-        self.records.append(record)
-
-    def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None: ...
-
-    def refresh(self) -> None: ...
-
-    def close(self) -> None: ...
+        self.counters["trials"] += 1
+        folders = [*earlier, folder]
+        ended = checkpoints.load_run_result(folders)
+        if ended is not None:
+            yield from ended.history
+            return ended.result
+        state = checkpoints.load_newest(folders) or (None if fork is None else checkpoints.load_newest([fork]))
+        assert fork is None or state is not None, "a fork begins from no start model"
+        history = [] if state is None else list(state.history)
+        self.began = 0 if state is None else state.step
+        w = torch.zeros(4) if state is None else state.weights["w"]
+        yield from list(history)
+        for step in range(len(history), self.STEPS + 1):
+            if self.requested:
+                return RunResult(RunStatus.STOPPED, "interrupted", step - 1)
+            w = w + (1 + config.training.seed) * config.training.learning_rate
+            value = 0.5 + 0.01 * config.training.seed + 0.001 * step + float(w[0])
+            history.append(StepMetrics(step, {"loss": 1.0 / (1 + step), METRIC: value}))
+            write_text(folder / "samples.jsonl", json.dumps({"seed": config.training.seed, "step": step}) + "\n")
+            if step and step % self._save_steps == self._save_steps - 1:
+                checkpoints.save_checkpoint(folder, checkpoints.TrainState("c", step, {"w": w}, {}, history))
+                checkpoints.remove_checkpoints(folders, before=step)
+            if step:
+                self._each(step)
+            yield history[-1]
+        write_folder(folder / "model", lambda to: checkpoints.save_file({"w": w}, to / "model.safetensors"))
+        result = RunResult(RunStatus.FINISHED, "", self.STEPS, folder / "model")
+        checkpoints.save_run_result(folder, checkpoints.StoredRunResult("c", result, history))
+        checkpoints.remove_checkpoints(folders)
+        return result
 
 
-def sweep_folder(root: Path) -> SweepFolder:
-    return SweepFolder(root, "s")
+def run_study(
+    study: Study,
+    sink: ListSink | None = None,
+    view: SilentView | None = None,
+    signals: SignalHandler | None = None,
+    slots: Slots = SLOTS,
+    open_session: Any = FakeSession,
+    **more: Any,
+) -> StopReason:
+    """Drive a sweep on the Ray that is there."""
+    signals = signals or SignalHandler(lambda: "")
+    return run_trials(
+        study, sink or ListSink(), view or SilentView(), signals, slots, open_session=open_session, **more
+    )

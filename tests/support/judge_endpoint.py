@@ -6,11 +6,12 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+from tests.support.http_server import SilentHandler, serving
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class FakeJudge:
         return self.decide(shown, before)
 
     @contextmanager
-    def busy(self) -> Iterator[None]:
+    def busy(self) -> Generator[None]:
         with self._lock:
             self._now += 1
             self.at_once = max(self.at_once, self._now)
@@ -84,8 +85,8 @@ def longer(shown: Shown, _: int = 0) -> str:
 
 
 @contextmanager
-def serve(judge: FakeJudge) -> Iterator[FakeJudge]:
-    class Handler(BaseHTTPRequestHandler):
+def serve(judge: FakeJudge) -> Generator[FakeJudge]:
+    class Handler(SilentHandler):
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert self.path == "/v1/chat/completions"
@@ -94,7 +95,7 @@ def serve(judge: FakeJudge) -> Iterator[FakeJudge]:
 
         def _act(self, action: Action) -> None:
             if action == HANG:
-                judge.let_go.wait(20)
+                judge.let_go.wait(300)
                 return
             if action == DRIP:
                 self.send_response(200)
@@ -126,16 +127,9 @@ def serve(judge: FakeJudge) -> Iterator[FakeJudge]:
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True  # the asker was killed, or waits no longer
 
-        def log_message(self, *_: object) -> None:
-            """Silent."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    judge.url = f"http://127.0.0.1:{server.server_port}/v1"
-    try:
-        yield judge
-    finally:
-        judge.let_go.set()
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as address:
+        judge.url = f"{address}/v1"
+        try:
+            yield judge
+        finally:
+            judge.let_go.set()

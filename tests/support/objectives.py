@@ -10,7 +10,7 @@ from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig
 from trainer.objectives.losses import pair_loss
 from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateNormalizer
 
-_TERMS: dict[DpoLossType, dict[str, Any]] = {term: {} for term in get_args(DpoLossType)} | {
+_TERMS: dict[str, dict[str, Any]] = {term: {} for term in get_args(DpoLossType)} | {
     "robust": {"label_smoothing": 0.1},
     "exo_pair": {"label_smoothing": 1e-3},
     "aot": {"label_smoothing": 0.05},
@@ -22,7 +22,7 @@ OBJECTIVES: dict[str, LossConfig] = {
     "simpo-sft": SimpoLoss(beta=2.0, gamma=0.5, sft_weight=0.3),
     "simpo-hinge": SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0),
     "alphapo": SimpoLoss(beta=2.5, gamma=0.1, alpha=0.25),
-    **{f"dpo-{term}": DpoLoss(loss_type=term, **options) for term, options in _TERMS.items()},
+    **{f"dpo-{term}": DpoLoss.model_validate({"loss_type": term, **options}) for term, options in _TERMS.items()},
     "dpo-mixture": DpoLoss(loss_type=("sigmoid", "bco_pair", "sft"), loss_weights=(0.8, 0.2, 1.0)),
     "dpo-nll": DpoLoss(nll_scale=0.2),
     "dpo-forward-kl": DpoLoss(f_divergence_type="forward_kl"),
@@ -54,7 +54,7 @@ def pair_logps(
 ) -> PairLogps:
     """From summed log-probs and counts."""
 
-    def made(w: list[float], r: list[float]) -> dict[str, torch.Tensor]:
+    def made(w: list[float], r: list[float]) -> dict[str, Any]:
         return {
             "chosen": torch.tensor(w, dtype=torch.float64),
             "rejected": torch.tensor(r, dtype=torch.float64),
@@ -76,7 +76,7 @@ def random_logps(pairs: int = 5, seed: int = 0, per_token: float = 1.0) -> PairL
     w, r, p = (torch.randint(2, 30, (pairs,), generator=generator) for _ in range(3))
     shared = torch.minimum(w, r)
 
-    def sums(drift: float) -> dict[str, torch.Tensor]:
+    def sums(drift: float) -> dict[str, Any]:
         found: dict[str, torch.Tensor] = {"chosen_tokens": w, "rejected_tokens": r, "prompt_tokens": p}
         for name, tokens in (("chosen", w), ("rejected", r)):
             rate = -per_token * uniform(0.2, 2.0) + drift * uniform(-0.2, 0.2)

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def missing() -> str | None:
 
 
 @contextmanager
-def postgresql_server() -> Iterator[str]:
+def postgresql_server() -> Generator[str]:
     """Run a server on a socket in a temporary folder and yield its SQLAlchemy URL; skips the test where it cannot."""
     if reason := missing():
         pytest.skip(reason)

@@ -1,17 +1,55 @@
-"""What the tests of clusters have in common."""
+"""The command as a process of its own, and waiting for what processes and threads do."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+LIMIT_SECONDS = 400.0
+"""No test waits so long; what takes longer has gone wrong."""
 
 
-def orchestrate(root: Path, *arguments: str) -> subprocess.Popen[str]:
-    env = os.environ | {"ORCHESTRATE_HOME": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def wait_until(event: Callable[[], T], says: Callable[[], object] = lambda: "it never came") -> T:
+    """What the event gives once that is true."""
+    until = time.monotonic() + LIMIT_SECONDS
+    while not (found := event()):
+        assert time.monotonic() < until, says()
+        time.sleep(0.01)
+    return found
+
+
+def environment(root: Path, **more: str) -> dict[str, str]:
+    """For a command over these runs: with the MLflow beside them, and no GPU."""
+    env = os.environ | {"ORCHESTRATE_HOME": str(root), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} | more
     env.pop("MLFLOW_TRACKING_URI", None)
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
+    return env
+
+
+def orchestrate(
+    root: Path, *arguments: str, stdout: Any = subprocess.PIPE, stderr: Any = subprocess.PIPE, **more: str
+) -> subprocess.Popen[str]:
+    """`orchestrate ARGUMENTS` in a process group of its own; `more` is added to its environment."""
     return subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+        [sys.executable, "-m", "orchestrator.cli", *arguments],
+        env=environment(root, **more), stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finished(root: Path, *arguments: str, code: int = 0, **more: str) -> tuple[str, str]:
+    """What the command wrote to stdout and stderr, once it has ended with this code."""
+    process = orchestrate(root, *arguments, **more)
+    out, err = process.communicate(timeout=LIMIT_SECONDS)
+    assert process.returncode == code, out + err
+    return out, err
+
+
+def json_of(root: Path, *arguments: str) -> Any:
+    return json.loads(finished(root, *arguments, "--json")[0])

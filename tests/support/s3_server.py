@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import fsspec
@@ -26,15 +25,15 @@ _ANSWER = b"<Error><Code>InternalError</Code><Message>injected</Message></Error>
 
 @dataclass
 class Server:
-    """`failing`: every request is answered with 500; `silent`: seconds before any answer."""
+    """`failing`: every request is answered with 500; while `speaks` is not set, none is answered."""
 
     url: str = f"s3://{BUCKET}"
     failing: bool = False
-    silent: float = 0.0
+    speaks: threading.Event = field(default_factory=threading.Event)
 
     def around(self, app: Callable[..., Iterable[bytes]]) -> Callable[..., Iterable[bytes]]:
         def answer(environ: Any, start_response: Any) -> Iterable[bytes]:
-            time.sleep(self.silent)
+            assert self.speaks.wait(300)
             if self.failing:
                 start_response("500 Internal Server Error", [("Content-Type", "application/xml")])
                 return [_ANSWER]
@@ -44,13 +43,14 @@ class Server:
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
+def serving() -> Generator[Server]:
     """An empty bucket; this process, and what it starts, finds the server by its environment."""
     from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
     server = Server()
+    server.speaks.set()
     http = make_server("127.0.0.1", 0, server.around(DomainDispatcherApplication(create_backend_app)), threaded=True)
     threading.Thread(target=http.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{http.server_port}"

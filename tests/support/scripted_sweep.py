@@ -15,25 +15,20 @@ from dashboards.analysis.load_frame import load_frame
 from dashboards.analysis.sweep_frame import SweepFrame, TrialCurves, TrialFrame
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.serialization import dump_spec
-from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Event, FailureKind, Outcome, Trial, TrialState
+from tests.support import specs
+from tests.support.metrics import COMPLETE
+from tests.support.specs import METRIC
 from trainer.results import StepMetrics
 
-METRIC = "eval_accuracies/logp"
-BASE: dict[str, Any] = {
-    "model": {"generated": {}},
-    "data": {"train": [{"generated": "instructions"}]},
-    "loss": {"kind": "simpo", "beta": 2.0, "gamma": 1.0},
-    "training": {"pairs_per_update": 8, "max_steps": 40},
-}
+BASE: dict[str, Any] = specs.BASE | {"training": {"pairs_per_update": 8, "max_steps": 40}}
 GRID = {
     "loss.beta": {"choice": [2.0, 10.0]},
     "loss.gamma": {"choice": [0.3, 1.0, 1.6]},
     "training.learning_rate": {"choice": [3e-7, 1e-6]},
 }
-COMPLETE = Outcome(TrialState.COMPLETE)
 PRUNED = Outcome(TrialState.PRUNED, "pruned at update 20: in the lower half of the trials that got there")
 DIVERGED = Outcome(TrialState.PRUNED, "diverged: loss is nan at step 8", diverged=True)
 FAILED = Outcome(TrialState.FAILED, "RuntimeError: scripted <script>alert(1)</script>", FailureKind.BUG)
@@ -90,15 +85,9 @@ def accuracy(columns: Mapping[str, np.ndarray], prefix: str = "") -> float:
 
 
 def make_spec(name: str = "s", search: Mapping[str, Any] | None = None, **more: Any) -> SweepSpec:
-    base = {**BASE, **more.pop("base", {})}
-    given: dict[str, Any] = {
-        "name": name,
-        "base": base,
-        "search": SearchSpace.model_validate({"dimensions": GRID if search is None else search}),
-        "goal": {"metric": METRIC, "direction": "maximize"},
-        "guard": "off",  # what these scripts do, it would stop
-    }
-    return SweepSpec.model_validate(given | more)
+    base = BASE | more.pop("base", {})
+    more = {"guard": "off"} | more  # what these scripts do, it would stop
+    return specs.make_spec(GRID if search is None else search, name=name, base=base, **more)
 
 
 def run_sweep(

@@ -51,6 +51,13 @@ def finish(run: Generator[StepMetrics, None, RunResult]) -> tuple[list[StepMetri
             return metrics, end.value
 
 
+def take(run: Generator[StepMetrics, None, RunResult], count: int) -> list[StepMetrics]:
+    """The first points of a run, which is closed then."""
+    metrics = [next(run) for _ in range(count)]
+    run.close()
+    return metrics
+
+
 def without_speed(metrics: Sequence[StepMetrics]) -> list[tuple[int, dict[str, float]]]:
     """Points without what the clock says."""
     return [(p.step, {k: v for k, v in p.metrics.items() if k not in SPEED}) for p in metrics]

@@ -1,12 +1,31 @@
+"""Small sweeps, as specifications."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from orchestrator.folders import SweepFolder
+from orchestrator.spec import samplers
 from orchestrator.spec.search.space import SearchSpace
 from orchestrator.spec.sweep_spec import Budget, GridSampler, Objective, SweepSpec
-from orchestrator.study.trial_records import FailureKind, Outcome, TrialState
-from trainer.results import StepMetrics
+from tests.support.small_trials import DATA, MODEL
 
+SAMPLERS: dict[str, samplers.Sampler] = {
+    "grid": samplers.GridSampler(),
+    "random": samplers.RandomSampler(seed=1),
+    "qmc": samplers.QmcSampler(seed=1),
+    "tpe": samplers.TpeSampler(seed=1, n_startup_trials=3),
+    "gp": samplers.GpSampler(seed=1, n_startup_trials=3),
+    "cmaes": samplers.CmaEsSampler(seed=1, population_size=4),
+    "nsgaii": samplers.NsgaIISampler(seed=1, population_size=3),
+    "staged": samplers.StagedSampler(points=4),
+}
+TINY_MODEL = (
+    "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 2}"
+)
+"""In a sweep's file."""
 METRIC = "eval_accuracies/logp"
 BASE = {
     "model": {"generated": {}},
@@ -16,16 +35,14 @@ BASE = {
 GRID = {"loss.beta": {"choice": [2.0, 2.5]}, "loss.gamma": {"choice": [0.5, 1.0]}}
 RANGES = {"loss.beta": {"uniform": [1.0, 4.0]}, "training.learning_rate": {"log_uniform": [1e-7, 1e-5]}}
 
-COMPLETE = Outcome(TrialState.COMPLETE)
-DIVERGED = Outcome(TrialState.PRUNED, "diverged: loss is nan at step 3", diverged=True)
 
-
-def make_spec(search: dict[str, Any] | None = None, zipped: Any = (), **more: Any) -> SweepSpec:
-    space = {"dimensions": GRID if search is None else search, "zipped": zipped}
+def make_spec(search: Mapping[str, Any] | int = 6, zipped: Any = (), **more: Any) -> SweepSpec:
+    """A grid named `s` over `search`: its dimensions, or a number of seeds."""
+    dimensions = {"training.seed": {"choice": list(range(search))}} if isinstance(search, int) else search
     given: dict[str, Any] = {
         "name": "s",
         "base": BASE,
-        "search": SearchSpace.model_validate(space),
+        "search": SearchSpace.model_validate({"dimensions": dimensions, "zipped": zipped}),
         "sampler": GridSampler(),
         "goal": Objective(metric=METRIC, direction="maximize"),
         "budget": Budget(),
@@ -33,9 +50,25 @@ def make_spec(search: dict[str, Any] | None = None, zipped: Any = (), **more: An
     return SweepSpec.model_validate(given | more)
 
 
-def bug(text: str) -> Outcome:
-    return Outcome(TrialState.FAILED, text, FailureKind.BUG)
+def as_json(value: Any) -> Any:
+    """A document of the loader as other readers of YAML see it: mappings and lists."""
+    if isinstance(value, dict):
+        return {key: as_json(inner) for key, inner in value.items()}
+    return [as_json(inner) for inner in value] if isinstance(value, tuple) else value
 
 
-def evaluated(step: int, value: float, **more: float) -> StepMetrics:
-    return StepMetrics(step, {METRIC: value, **more})
+def real_spec(strategy: str = "ddp", steps: int = 6, rates: Sequence[float] = (1e-3,), **more: Any) -> SweepSpec:
+    """Trials of a few updates of two small layers, a checkpoint after each; one trial a learning rate."""
+    training = {"pairs_per_update": 7, "max_steps": steps, "eval_steps": 3, "save_steps": 1, "distributed": strategy}
+    base = {
+        "model": MODEL,
+        "data": DATA,
+        "loss": {"kind": "simpo"},
+        "training": training | {"adam_epsilon": 1e-4, "adam_beta2": 0.95},
+        "evaluation": {"prompts": 2, "max_new_tokens": 6},
+    }
+    return make_spec({"training.learning_rate": {"choice": list(rates)}}, base=base, **more)
+
+
+def sweep_folder(root: Path) -> SweepFolder:
+    return SweepFolder(root, "s")

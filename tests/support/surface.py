@@ -1,10 +1,11 @@
 """What users see and a redesign must not change, as text to be compared with the files in tests/golden/surface.
 
-`make golden` (or UPDATE_GOLDEN=1 and pytest on tests/golden and tests/sweep) writes them anew.
+`make golden` writes them anew.
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -25,14 +26,16 @@ _THIS_MACHINE = re.compile(r"mlflow\.(source\.|user$)|git\.")
 """Tags that only some machines give."""
 
 
-def compare(name: str, found: str) -> None:
-    """AssertionError where `found` differs from the golden file of this name."""
+def compare(name: str, found: str) -> list[str]:
+    """The lines in which `found` differs from the golden file of this name: none where nothing has changed."""
     golden = GOLDEN / name
     if os.environ.get("UPDATE_GOLDEN"):
         golden.parent.mkdir(parents=True, exist_ok=True)
         golden.write_text(found, encoding="utf-8")
-    assert golden.is_file(), f"no golden file {name}; write it with `make golden`"
-    assert found == golden.read_text(encoding="utf-8"), f"{name} differs; if that is meant, `make golden`"
+    if not golden.is_file():
+        return [f"there is no golden file {name}; write it with `make golden`"]
+    expected, now = golden.read_text(encoding="utf-8").splitlines(), found.splitlines()
+    return list(difflib.unified_diff(expected, now, name, "found; if that is meant, `make golden`", lineterm=""))
 
 
 def output(root: Path, *arguments: str) -> str:
@@ -99,13 +102,16 @@ def _plain(path: Path) -> str:
     return "/".join("<n>" if part.isdigit() else _NAMES.sub("<id>", part) for part in path.parts)
 
 
-def compare_sweep(root: Path, name: str) -> None:
-    """The surface of a finished sweep `name` under `root`, which has an SFT stage and was interrupted once."""
+def compare_sweep(root: Path, name: str) -> list[str]:
+    """What differs on the surface of a finished sweep, which has an SFT stage and was interrupted once."""
     folder = root / name
-    compare("tables.txt", tables(folder / "study.db"))
-    compare("mlflow.txt", mlflow_names(root / "mlflow.db"))
-    compare("layout.txt", layout(folder))
     logged = json.loads(output(root, "history", name, "--json"))
-    compare("history.txt", lines([*(f"event {event['kind']}" for event in logged["events"]), *keys(logged)]))
-    compare("status.txt", lines(keys(json.loads(output(root, "status", name, "--json")))))
-    compare("best.txt", lines(keys(json.loads(output(root, "best", name, "--json")))))
+    surface = {
+        "tables.txt": tables(folder / "study.db"),
+        "mlflow.txt": mlflow_names(root / "mlflow.db"),
+        "layout.txt": layout(folder),
+        "history.txt": lines([*(f"event {event['kind']}" for event in logged["events"]), *keys(logged)]),
+        "status.txt": lines(keys(json.loads(output(root, "status", name, "--json")))),
+        "best.txt": lines(keys(json.loads(output(root, "best", name, "--json")))),
+    }
+    return [line for file, found in surface.items() for line in compare(file, found)]

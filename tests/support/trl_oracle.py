@@ -16,6 +16,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
+from trainer.objectives.pair_logps import UpdateNormalizer
+
 VOCABULARY = 256
 
 
@@ -148,6 +150,10 @@ def cpo_inputs(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
         inputs[f"{name}_attention_mask"] = _padded([np.ones(len(row), dtype=np.int64) for row in rows], 0)
         inputs[f"{name}_labels"] = _padded(labels, -100)
     return inputs
+
+
+def norm_of(pairs: list[Pair]) -> UpdateNormalizer:
+    return UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -1,7 +1,5 @@
 """What is trained is what the file says: variables of the environment change no weight."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -68,11 +66,6 @@ def fresh_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
 def _forget() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]
     GradientState._reset_state()  # pyright: ignore[reportPrivateUsage]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

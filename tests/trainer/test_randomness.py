@@ -1,7 +1,5 @@
 """Whatever an architecture draws at random in training mode: found, switched off, named, and kept in what is saved."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -13,12 +11,11 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.support.small_trials import MODEL, finish, trial
-from tests.support.trl_oracle import make_pairs
+from tests.support.trl_oracle import make_pairs, norm_of
 from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel, ModelConfig
 from trainer.forward.pair_model import PairModel
 from trainer.models.policy_model import load_model
-from trainer.objectives.pair_logps import UpdateNormalizer
 from trainer.randomness import StillRandom, as_configured, disable_random_modules, switch_off, switched_off
 from trainer.results import RunStatus
 from trainer.synthetic import generate_model
@@ -83,7 +80,7 @@ def test_a_model_under_training_computes_what_it_computes_at_rest(
     with caplog.at_level(logging.WARNING):
         ours = PairModel(model)
     model.requires_grad_(True).train()
-    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    norm = norm_of(pairs)
     for seed in (1, 2, 3):
         torch.manual_seed(seed)
         terms = ours.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
@@ -182,9 +179,6 @@ def test_dropout_of_adapters_is_left_alone() -> None:
     PairModel(adapted)
     assert all(m.training for m in adapted.modules())
     assert {m.p for m in adapted.modules() if isinstance(m, nn.Dropout)} == {0.0, 0.5}
-
-
-# --- a mixture of experts, whole trials ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Sweeps side by side: the comparison metric ranks, what is not matched is said, and one page holds them all."""
 
-from __future__ import annotations
-
 import io
 import json
 from pathlib import Path
@@ -36,7 +34,6 @@ def test_the_ruler_ranks_objectives_whatever_their_own_goal(tmp_path: Path) -> N
     assert [c.frame.name for c in found.sweeps] == ["simpo", "dpo"]
     assert [c.objective for c in found.sweeps] == ["simpo", "dpo"]
     behind = found.sweeps[1].behind
-    assert behind is not None
     assert behind.low > 0
     assert "clearly ahead of all others" in comparison_summary(found)
     assert found.warnings == ()

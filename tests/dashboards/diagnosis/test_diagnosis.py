@@ -1,7 +1,5 @@
 """Each rule of the diagnosis on a sweep made to show it; and the follow-up that acts on it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -144,7 +142,6 @@ def test_values_drawn_from_ranges_are_not_varied_together(tmp_path: Path) -> Non
 
 def test_draws_in_which_several_are_best_are_shared(tmp_path: Path) -> None:
     significance = analyze_significance(swept(tmp_path, lambda t: Script(quality=0.5)))
-    assert significance is not None
     assert list(significance.wins.values()) == pytest.approx([1 / 3] * 3)
 
 
@@ -183,7 +180,6 @@ def test_a_coin_and_ties(tmp_path: Path) -> None:
     assert "coin_toss" not in found, "one says smaller steps, the other larger ones"
     frame = swept(tmp_path / "ties", inner_best)
     pairs = frame.ranked[0].pairs
-    assert pairs is not None
     pairs.chosen[:10] = pairs.rejected[:10] = -4.0
     pairs.chosen_tokens[:10] = pairs.rejected_tokens[:10] = 4.0
     assert "10 of 300 pairs have exactly the same log-prob" in rules(frame)["ties"].evidence
@@ -261,9 +257,6 @@ def test_failures_by_kind(tmp_path: Path) -> None:
     found = rules(swept(tmp_path, lambda t: Script(outcome=FAILED if t.number else COMPLETE)))["failures"]
     assert found.title == "2 of 3 trials failed: bug"
     assert "2 of them with: RuntimeError: scripted" in found.evidence
-
-
-# --- the follow-up ---------------------------------------------------------------------------------------------------
 
 
 def followed(frame: SweepFrame, tmp_path: Path) -> tuple[SweepSpec, str]:

@@ -1,7 +1,5 @@
 """The report in a real Chromium: no error, no request, no sideways scroll, every chart drawn; and the commands."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A judge's verdicts in the report and on the terminal."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from orchestrator.judge.win_rates import wilson
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
 from orchestrator.tracking.run_metadata import NOTE
-from tests.support.fake_session import ListSink
+from tests.support.recorders import ListSink
 from tests.support.scripted_sweep import Script, frame_of, make_spec, run_sweep
 
 GRID = {"loss.beta": {"choice": [2.0, 10.0]}}
@@ -70,7 +68,6 @@ def judged(root: Path, *judgements: Judgement, name: str = "s") -> SweepFolder:
 
 def words(folder: SweepFolder) -> str:
     panel = winner.winner_panel(analyze(frame_of(folder)))
-    assert panel is not None
     return " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
 
 
@@ -114,7 +111,6 @@ def test_the_panel_says_what_must_be_known(tmp_path: Path) -> None:
     folder = judged(tmp_path, biased, judgement(0, 0.6), nothing)
     analysis = analyze(frame_of(folder))
     panel = judgements_panel.judgements_panel(analysis)
-    assert panel is not None
     logged = " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
     assert "position bias: the answer shown first gets 90%" in logged
     assert "3 rate limited, 2 refused" in logged
@@ -128,7 +124,6 @@ def test_the_panel_says_what_must_be_known(tmp_path: Path) -> None:
 def test_compared_sweeps_keep_their_verdicts(tmp_path: Path) -> None:
     frames = [frame_of(judged(tmp_path, judgement(1, 0.7), name=name)) for name in ("a", "b")]
     panel = judgements_panel.judgements_panel(compare_sweeps(frames).analysis)
-    assert panel is not None
     table = next(block for block in panel.blocks if hasattr(block, "rows"))
     assert [row[0] for row in table.rows] == ["a/1", "b/1"]
 

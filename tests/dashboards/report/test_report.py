@@ -1,7 +1,5 @@
 """The report of sweeps of every kind: parsed as HTML, nothing hostile in it alive, nothing from outside."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from dataclasses import replace
@@ -120,10 +118,8 @@ def test_a_rich_sweep_has_every_panel_and_no_text_of_others_is_alive(tmp_path: P
 def test_the_answer_says_who_won_how_sure_and_what_to_copy(tmp_path: Path) -> None:
     frame = frame_of(run_sweep(tmp_path, make_spec(), lambda t: Script(quality=0.9 if t.number == 4 else 0.2)))
     analysis = analyze(frame)
-    assert analysis.significance is not None
     assert analysis.significance.winner.number == 4
     assert [trial_frame.number for trial_frame in analysis.significance.not_distinguishable] == [4]
-    assert analysis.significance.against_initial is not None
     assert analysis.significance.against_initial.low > 0
     assert analysis.significance.against_initial.paired
     _, tree = page_of(frame)

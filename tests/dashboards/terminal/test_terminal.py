@@ -1,7 +1,5 @@
 """The terminal's views, rendered for real on consoles of several widths."""
 
-from __future__ import annotations
-
 import io
 import math
 from pathlib import Path

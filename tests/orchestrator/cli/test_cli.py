@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -21,17 +19,12 @@ QUICKSTART = str(SWEEPS / "quickstart.yaml")
 HEAVY = ("torch", "transformers", "trl", "ray", "mlflow", "optuna", "datasets", "numpy")
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    return tmp_path / "runs"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 @pytest.fixture
-def known(root: Path) -> SweepFolder:
-    folder = SweepFolder(root, "known")
+def known(home: Path) -> SweepFolder:
+    folder = SweepFolder(home, "known")
     folder.path.mkdir(parents=True)
     folder.spec.write_text("name: known\n")
     return folder
@@ -152,10 +145,7 @@ def test_every_ending_is_a_code_and_a_sentence(
         ),
         (["plan", QUICKSTART, "--name", "../x"], "--name ../x: name: "),
         (["status", "knwn"], "did you mean 'known'?"),
-        (["resume", "..%2f"], "cannot be a sweep's name"),
         (["stop", "a/b"], "cannot be a sweep's name"),
-        (["best", "x" * 300], "cannot be a sweep's name"),
-        (["status", "a\u2215b"], "cannot be a sweep's name"),
         (["best", "known", "--merge"], "--merge requires --export"),
     ],
 )
@@ -171,42 +161,21 @@ def test_a_users_mistake_is_a_sentence(
     assert sorted(known.root.rglob("*")) == before
 
 
-def test_a_link_is_no_sweep(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root.mkdir()
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere" / "sweep.yaml").write_text("name: x")
-    (root / "link").symlink_to(tmp_path / "elsewhere")
-    assert cli.main(["status", "link"]) == 2
-    assert "no symbolic link" in capsys.readouterr().err
-
-
-def test_a_name_used_before_is_refused(
-    fake_commands: dict[str, Any], root: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = root / "quickstart"
-    folder.mkdir(parents=True)
-    (folder / "sweep.yaml").write_text("precious")
-    assert cli.main(["sweep", QUICKSTART]) == 2
-    assert "orchestrate resume quickstart" in capsys.readouterr().err
-    assert (folder / "sweep.yaml").read_text() == "precious"
-    assert "calls" not in fake_commands
-
-
 # --- calls -----------------------------------------------------------------------------------------------------------
 
 
-def test_sweep_starts_what_the_file_says(fake_commands: dict[str, Any], root: Path) -> None:
+def test_sweep_starts_what_the_file_says(fake_commands: dict[str, Any], home: Path) -> None:
     fake_commands["start"] = 3
     arguments = ["sweep", QUICKSTART, "--set", "loss.beta=3.14159", "--name", "other", "--trust-remote-code"]
     assert cli.main(arguments) == 3
     ((_, (spec, where), named),) = fake_commands["calls"]
-    assert (spec.name, spec.base.loss.beta, where) == ("other", 3.14159, root)
+    assert (spec.name, spec.base.loss.beta, where) == ("other", 3.14159, home)
     assert named == {"cluster_at": None, "trust_remote_code": True}
     assert "loss.beta" not in spec.search.paths
 
 
 def test_the_other_commands_pass_on(
-    fake_commands: dict[str, Any], known: SweepFolder, root: Path, tmp_path: Path
+    fake_commands: dict[str, Any], known: SweepFolder, home: Path, tmp_path: Path
 ) -> None:
     fake_commands |= {"resume": 0, "ui": 0, "status": STATUS, "best": {"number": 1}, "export": tmp_path / "m"}
     for arguments in (
@@ -219,17 +188,17 @@ def test_the_other_commands_pass_on(
     assert fake_commands["calls"] == [
         (
             "resume",
-            ("known", root, ("budget.trials=9",)),
+            ("known", home, ("budget.trials=9",)),
             {"mirror": None, "cluster_at": None, "trust_remote_code": False},
         ),
-        ("watch", ("known", root), {}),
-        ("best", ("known", root), {}),
+        ("watch", ("known", home), {}),
+        ("best", ("known", home), {}),
         (
             "export",
-            ("known", root, tmp_path / "m", True),
+            ("known", home, tmp_path / "m", True),
             {"compare": True, "trust_remote_code": False, "log": status_commands._log},  # pyright: ignore[reportPrivateUsage]
         ),
-        ("ui", ("known", root, 5001), {"open_browser": False}),
+        ("ui", ("known", home, 5001), {"open_browser": False}),
     ]
 
 
@@ -272,12 +241,12 @@ def test_json_has_no_nan(fake_commands: dict[str, Any], known: SweepFolder, caps
     assert json.loads(capsys.readouterr().out)["metrics"] == {"loss": None, "grad_norm": [None, 1.0]}
 
 
-def test_plan_prints(capsys: pytest.CaptureFixture[str], root: Path) -> None:
+def test_plan_prints(capsys: pytest.CaptureFixture[str], home: Path) -> None:
     assert cli.main(["plan", QUICKSTART, "--set", "loss.beta=2"]) == 0
     out = capsys.readouterr().out
     assert "loss.beta was searched and is now fixed" in out
-    assert str(root / "quickstart" / "study.db") in out
-    assert not root.exists()
+    assert str(home / "quickstart" / "study.db") in out
+    assert not home.exists()
 
 
 def test_the_tracking_password_is_not_shown(

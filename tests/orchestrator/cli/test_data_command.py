@@ -1,7 +1,5 @@
 """`orchestrate data`: what the model will see, row by row, with everything that was noticed."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -25,11 +23,7 @@ maximize: eval_accuracies/logp
 """
 
 
-@pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    return tmp_path / "runs"
+pytestmark = pytest.mark.usefixtures("home")
 
 
 def rows_with_everything() -> list[Any]:

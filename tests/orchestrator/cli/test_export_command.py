@@ -1,7 +1,5 @@
 """`orchestrate best NAME --export DIR`: what the best trial trained, which still loads when the cache is gone."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +16,7 @@ from orchestrator.folders import DATA_FILE, SweepFolder, create_sweep_folder
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from orchestrator.study.trial_records import Outcome, TrialState
 from trainer.data import prepare
 from trainer.training_session import TrainingSession
 
@@ -60,7 +58,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with Study.create(folder, spec, train_pairs=report.train_rows) as study:
         study.start_driving()
         trial = study.ask()
-        assert isinstance(trial, Trial)
         metrics = list(session.train(with_model(trial.config, start), folder.attempt(trial.number, trial.attempt)))
         study.report(trial, metrics)
         study.tell(trial, Outcome(TrialState.COMPLETE))

@@ -1,7 +1,5 @@
 """Lengths beyond a model's positions, as `plan` and `sweep` tell of them: with the line, before anything is spent."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -22,13 +20,10 @@ base:
 
 
 @pytest.fixture(autouse=True)
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"prompt": f"p{i}", "chosen": "a", "rejected": "b"} for i in range(20)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return tmp_path / "runs"
 
 
 def model(path: Path, **config: Any) -> Path:
@@ -46,14 +41,14 @@ def told(capsys: pytest.CaptureFixture[str], command: str, model: Path, length: 
 
 @pytest.mark.parametrize("command", ["plan", "sweep"])
 def test_a_length_beyond_learned_positions_is_a_finding_with_its_line(
-    command: str, root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    command: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = model(tmp_path / "gpt2", model_type="gpt2", n_positions=1024)
     code, messages = told(capsys, command, path, 2048)
     assert code == 2
     assert "sweep.yaml:6: base.data.max_length: 2,048 tokens exceed the 1,024 positions that the model has" in messages
     assert "(write 1024 or less)" in messages
-    assert not root.exists()
+    assert not home.exists()
 
 
 def test_every_finding_is_told_at_once_where_the_file_says_it(

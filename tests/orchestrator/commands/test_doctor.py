@@ -1,14 +1,10 @@
-from __future__ import annotations
-
 import json
 import os
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import psutil
 import pytest
@@ -19,6 +15,7 @@ from orchestrator.commands import doctor
 from orchestrator.commands.doctor import Check, CheckLevel, gpu_checks, machine_checks, network_checks
 from orchestrator.folders import filesystem_type
 from orchestrator.spec.loading.loader import load_spec
+from tests.support.http_server import SilentHandler, serving
 
 SHIPPED = Path(sweeps.__file__).parent
 
@@ -32,7 +29,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-class Hub(BaseHTTPRequestHandler):
+class Hub(SilentHandler):
     """A hub on loopback: what each repository answers to who asks whether he may have it."""
 
     answers: ClassVar[dict[str, tuple[int, str]]] = {
@@ -52,21 +49,14 @@ class Hub(BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", error)
         self.end_headers()
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Silent."""
-
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    server = HTTPServer(("127.0.0.1", 0), Hub)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)
-    yield address
-    server.shutdown()
-    server.server_close()
+    with serving(Hub) as address:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("huggingface_hub.hf_api.constants.ENDPOINT", address)
+        yield address
 
 
 def found(checks: list[Check], what: str) -> Check:

@@ -1,12 +1,10 @@
 """Every file that `init` can write: loaded and planned, run whole in small, and sized for its model and data."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import shutil
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -21,16 +19,16 @@ from orchestrator.commands.status import status
 from orchestrator.commands.trial_control import enqueue
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.driver import sweep_driver
-from orchestrator.execution.controller import TrialController
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import StopKind, StopReason
-from orchestrator.execution.workers.attempt_runner import AttemptRunner, SessionFactory
+from orchestrator.execution.workers.attempt_runner import SessionFactory
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.spec.search.manual_trials import manual_params, out_of_space
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from tests.support.local_driver import make_controller, run_here
 from trainer.config.trial import GeneratedModel, GeneratedSource
 from trainer.results import StepMetrics
 from trainer.synthetic import generate_model, generate_rows
@@ -64,12 +62,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "none"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr("sys.stdin.isatty", lambda: False, raising=False)
 
 
@@ -95,30 +90,12 @@ def test_it_loads_and_can_be_planned(case: tuple[str, bool, int, bool], made: Pa
     assert plan.trials > 0
 
 
-# --- run whole -------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def no_cluster(*_: object) -> Generator[None]:
-    yield
-
-
-def run_here(
+def run_all(
     study: Study, sink: Any, view: Any, signals: Any, slots: Slots, *, open_session: SessionFactory, **more: Any
 ) -> StopReason:
     """The engine without Ray: one trial after the other, in this process."""
-    controller = TrialController(study, sink, view, signals, **more)
     session = open_session(study.folder.cache)
-    while not controller.is_idle:
-        controller.poll()
-        task = controller.next_attempt(1)
-        if task is None:
-            continue
-        attempt = AttemptRunner(task, lambda: session)
-        while controller.on_report(task.id, attempt.next_report()):
-            pass
-        attempt.close()
-    return controller.result()
+    return run_here(make_controller(study, sink, view, signals, **more), lambda: session, polls=True).result()
 
 
 def check_run(name: str) -> None:
@@ -141,8 +118,8 @@ def slow_but(cases: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize("case", slow_but(LOCAL), ids=named)
 def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
-    monkeypatch.setattr(sweep_driver, "run_trials", run_here)
+    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(sweep_driver, "run_trials", run_all)
     init(case, made)
     assert cli.main(["sweep", "first.yaml", *SMALL]) == 0
     check_run("first")
@@ -152,8 +129,8 @@ def test_it_runs_whole(case: tuple[str, bool, int, bool], made: Path, monkeypatc
 def test_in_small_where_it_wants_a_gpu_or_the_hub(
     case: tuple[str, bool, int, bool], made: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
-    monkeypatch.setattr(sweep_driver, "run_trials", run_here)
+    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
+    monkeypatch.setattr(sweep_driver, "run_trials", run_all)
     init(case, made)
     assert cli.main(["sweep", "first.yaml", "--rehearse", "--set=evaluation.prompts=1"]) == 0
     check_run("first-rehearsal")
@@ -165,9 +142,6 @@ def test_the_first_file_of_most_people_runs_as_they_run_it(made: Path) -> None:
     init(("simpo", False, 0, True), made)
     assert cli.main(["sweep", "first.yaml"]) == 0
     check_run("first")
-
-
-# --- sizes -----------------------------------------------------------------------------------------------------------
 
 
 def write_pairs(path: Path, rows: int) -> Path:
@@ -436,7 +410,7 @@ def test_pages_take_a_winner_outside_of_the_search(made: Path, monkeypatch: pyte
             study.tell(trial, Outcome(TrialState.COMPLETE))
         return StopReason(StopKind.FINISHED)
 
-    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
+    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
     monkeypatch.setattr(sweep_driver, "run_trials", valued)
     Path("first.yaml").write_text(OUTSIDE.format(model=made / "model", rows=made / "pairs.jsonl"))
     assert cli.main(["sweep", "first.yaml"]) == 0

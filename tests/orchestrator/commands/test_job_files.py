@@ -1,7 +1,5 @@
 """What schedulers get, to the byte. UPDATE_GOLDEN=1 writes the files anew."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 from pathlib import Path

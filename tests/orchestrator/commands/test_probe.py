@@ -1,7 +1,5 @@
 """`plan --probe` on a tiny model: measured beside the formula, and the plan's times corrected by it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -64,7 +62,6 @@ def test_what_the_trainer_cannot_use_is_told_in_its_words(tmp_path: Path) -> Non
 def test_two_processes(tmp_path: Path) -> None:
     spec = load_spec_text(TEXT, tmp_path, ["resources.processes_per_trial=2", "base.training.distributed=fsdp2"])
     made = plan_locally(spec, tmp_path / "runs", (), probe=True).probe
-    assert made is not None
     assert (made.measured.processes, made.measured.pairs) == (2, 8)
 
 
@@ -87,7 +84,6 @@ def test_on_a_gpu_the_micro_batch_is_corrected_too() -> None:
     held_trial = memory(config, shape, 8192).total
     update = MeasuredUpdate("NVIDIA H100", 1, 128, 300_000, 20.0, round(1.25 * held_trial), 8192)
     probe = compare_with_formula(update, config, shape, machine, made)
-    assert probe.corrected is not None
     assert (probe.corrected.tokens_per_micro_batch or 0) < (made.tokens_per_micro_batch or 0)
     slower = 20.0 / (probe.formula_seconds or 0)
     assert probe.corrected.gpu_hours == pytest.approx(slower * (made.gpu_hours or 0))

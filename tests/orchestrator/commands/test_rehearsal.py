@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -32,7 +30,6 @@ def test_every_shipped_sweep_can_be_rehearsed(file: Path, tmp_path: Path) -> Non
     plan = plan_locally(small, tmp_path, ())
     assert plan.trials is not None
     assert plan.trials <= MAX_TRIALS
-    assert plan.updates_per_trial is not None
     assert plan.updates_per_trial.most == STEPS
     sampled = [small.search.grid_index().params_at(i) for i in range(small.search.size() or 1)]
     assert plan.trials >= len(sampled)
@@ -77,7 +74,6 @@ budget: {trials: 30}
 """
     rehearsal = rehearse(load_spec_text(text, tmp_path), tmp_path)
     spec = rehearsal.spec
-    assert spec.base.model.generated is not None
     assert spec.base.model.generated.architecture == "qwen2"
     assert spec.base.data.train == (FileSource(path=str(tmp_path / "rows.jsonl")),)
     assert spec.base.data.prompt_budget < spec.base.data.max_length == 64

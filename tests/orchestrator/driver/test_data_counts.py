@@ -1,7 +1,5 @@
 """Rows left out are counted by kind: when a sweep starts, in MLflow, in the report, and by the trainer alone."""
 
-from __future__ import annotations
-
 import json
 import logging
 from pathlib import Path
@@ -20,10 +18,9 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from tests.support.fake_session import ListSink, SilentView
+from tests.support.preparation import PreparedHere
+from tests.support.recorders import ListSink, SilentView
 from trainer.__main__ import main
-from trainer.config.trial import TrialConfig
-from trainer.data import prepare
 
 SWEEP_FILE = """
 name: s
@@ -37,19 +34,6 @@ search: {loss.beta: [2.0, 3.0]}
 maximize: eval_accuracies/logp
 """
 ROWS = [{"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(400)]
-
-
-class Preparing:
-    """The stage's process, in this one."""
-
-    def __init__(self, cache: Path) -> None:
-        self.cache = cache
-
-    def prepare(self, config: TrialConfig) -> str:
-        return prepare(config.data, config.model, self.cache).report.model_dump_json()
-
-    def notices(self, config: TrialConfig) -> list[str]:
-        return []
 
 
 def written(path: Path, file: str = SWEEP_FILE) -> SweepSpec:
@@ -67,7 +51,7 @@ def started(path: Path, spec: SweepSpec) -> tuple[SweepFolder, list[str]]:
     folder, view = SweepFolder(path / "runs", "s"), SilentView()
     folder.path.mkdir(parents=True)
     folder.spec.write_text(dump_spec(spec))
-    check_data(spec, folder, view, Preparing(folder.cache))  # pyright: ignore[reportArgumentType]
+    check_data(spec, folder, view, PreparedHere(folder.cache))  # pyright: ignore[reportArgumentType]
     return folder, view.said
 
 
@@ -98,7 +82,6 @@ def test_counts_by_kind_are_tags_of_the_sweeps_run_and_the_same_again_on_resume(
     spec = written(tmp_path)
     folder, _ = started(tmp_path, spec)
     report = load_report(folder)
-    assert report is not None
     first, again = ListSink(), ListSink()
     with Study.create(folder, spec) as study:
         for sink in (first, again):

@@ -1,10 +1,8 @@
 """A bug that ends the driver leaves its trace where people look, and gives the name back where nothing was begun."""
 
-from __future__ import annotations
-
 import sqlite3
-from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,18 +36,11 @@ TOKEN = "hf_abcdefghijklmnopqrstuvwxyzABCDEFGH"
 Run = Callable[..., StopReason]
 
 
-@contextmanager
-def no_cluster(*_: object) -> Generator[None]:
-    yield
-
-
 @pytest.fixture
-def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def file(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A sweep's file; Ray is left out, its trials are run by what the test gives."""
-    monkeypatch.setenv("ORCHESTRATE_HOME", str(tmp_path / "runs"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    monkeypatch.setattr(sweep_module, "local_cluster", no_cluster)
+    monkeypatch.setattr(sweep_module, "local_cluster", lambda *_: nullcontext())
     (tmp_path / "s.yaml").write_text(TEXT)
     return tmp_path / "s.yaml"
 

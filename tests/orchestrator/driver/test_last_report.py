@@ -1,7 +1,5 @@
 """The last report: a bug in it ends no sweep, and is kept where people look."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,8 @@ from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver.parent_run import FAILURE_FILE, write_final_report
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.study.study import Study
-from tests.support.fake_session import ListSink, SilentView, make_spec, sweep_folder
+from tests.support.recorders import ListSink, SilentView
+from tests.support.specs import make_spec, sweep_folder
 
 
 def test_a_bug_in_the_report_is_kept_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,5 @@
 """`mirror:` and `tracking.artifacts:` at the doors: what is refused before anything is spent, and in which words."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,8 +55,6 @@ def test_it_is_a_key_of_the_file_and_no_part_of_the_identity() -> None:
 def test_the_disk_holds_one_checkpoint_more_that_is_on_its_way() -> None:
     alone = disk_need(load_spec(QUICKSTART), 2)
     mirrored = disk_need(load_spec(QUICKSTART, ["mirror=s3://bucket"]), 2)
-    assert alone is not None
-    assert mirrored is not None
     assert mirrored.bytes - alone.bytes == 2 * alone.checkpoint
     assert "with 3 checkpoints of" in str(mirrored)
 

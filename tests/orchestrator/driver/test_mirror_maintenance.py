@@ -1,7 +1,5 @@
 """The driver's side of the mirror: what retention removes goes, a new disk gets what it lacks, trouble is told."""
 
-from __future__ import annotations
-
 import shutil
 import threading
 from collections.abc import Iterator
@@ -13,16 +11,17 @@ from dashboards.sweep_reporter import DashboardReporter
 from orchestrator.driver import mirror_maintenance
 from orchestrator.driver.mirror_maintenance import MirrorMaintenance, claim_mirror, maintain_mirror
 from orchestrator.driver.sweep_driver import AfterTrial
-from orchestrator.execution.controller import TrialController
-from orchestrator.execution.messages import AttemptReport, AttemptTask
-from orchestrator.execution.stop_reasons import SignalHandler
+from orchestrator.execution.messages import AttemptReport
 from orchestrator.execution.workers.mirror_upload import UPLOADING, model_files, result_files
 from orchestrator.mirror import Mirror, MirrorRefused, sweep_path
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, TrialState
-from tests.support.fake_session import METRIC, ListSink, SilentView, make_spec, sweep_folder
+from tests.support.local_driver import make_controller
+from tests.support.metrics import COMPLETE
 from tests.support.mirrored_trial import write_checkpoint
+from tests.support.recorders import ListSink, SilentView
+from tests.support.specs import METRIC, make_spec, sweep_folder
 from trainer.results import StepMetrics
 from trainer.storage.atomic_files import write_text
 
@@ -43,7 +42,6 @@ def far(study: Study) -> Mirror:
 def _trial(study: Study, far: Mirror, value: float, ended: Outcome | None) -> int:
     """A trial as its worker leaves it, here and in the mirror."""
     trial = study.ask()
-    assert trial is not None
     study.report(trial, [StepMetrics(0, {METRIC: value})])
     folder = study.folder.attempt(trial.number, 1)
     write_text(folder / "samples.jsonl", f"{trial.number}\n")
@@ -59,7 +57,7 @@ def _trial(study: Study, far: Mirror, value: float, ended: Outcome | None) -> in
     return trial.number
 
 
-COMPLETE, PRUNED = Outcome(TrialState.COMPLETE), Outcome(TrialState.PRUNED, "median")
+PRUNED = Outcome(TrialState.PRUNED, "median")
 
 
 def test_what_goes_here_goes_there(study: Study, far: Mirror) -> None:
@@ -150,7 +148,7 @@ def test_trouble_is_tried_again_told_and_in_nobodys_way(
 def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch) -> None:
     held_trial = threading.Event()
     monkeypatch.setattr(mirror_maintenance, "_FINISH_TIMEOUT", 0.05)
-    monkeypatch.setattr(Mirror, "files", lambda *_: held_trial.wait(30) and [])
+    monkeypatch.setattr(Mirror, "files", lambda *_: held_trial.wait(300) and [])
     maintenance = MirrorMaintenance(study, SilentView(), waits=())
     maintenance.shut_down()
     held_trial.set()
@@ -159,15 +157,10 @@ def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch:
 
 def test_a_worker_s_words_reach_history_and_terminal(study: Study) -> None:
     view = SilentView()
-    with SignalHandler(lambda: "") as signals:
-        controller = TrialController(
-            study, ListSink(), view, signals, finish_config=lambda c: c, on_trial_end=lambda _: None
-        )
-        task = controller.next_attempt(1)
-        assert isinstance(task, AttemptTask)
-        assert task.mirror is not None
-        assert task.mirror.endswith("/far/s/trials/0000")
-        controller.on_report(task.id, AttemptReport((), None, 7, {"mirror_failures": 1}, ("a copy failed (503)",)))
+    controller = make_controller(study, ListSink(), view)
+    task = controller.next_attempt(1)
+    assert task.mirror.endswith("/far/s/trials/0000")
+    controller.on_report(task.id, AttemptReport((), None, 7, {"mirror_failures": 1}, ("a copy failed (503)",)))
     assert [(e.trial, e.text) for e in study.events() if e.kind == "mirror"] == [(0, "a copy failed (503)")]
     assert "trial 0: a copy failed (503)" in view.said
 

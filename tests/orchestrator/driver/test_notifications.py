@@ -1,15 +1,11 @@
 """Notices to a real server on this machine and to a real command; time and views are scripted."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +18,9 @@ from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, spec_hash
 from orchestrator.spec.sweep_spec import Notify
 from orchestrator.study.trial_records import TrialRecord, TrialState
+from tests.support.http_server import SilentHandler, serving
+from tests.support.processes import wait_until
+from tests.support.recorders import SilentView
 from tests.support.scripted_sweep import make_spec
 from trainer.results import StepMetrics
 
@@ -42,50 +41,20 @@ class Hook:
 def hook() -> Iterator[Hook]:
     hook = Hook()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(SilentHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             hook.got.append({"type": self.headers["Content-Type"], **json.loads(body)})
             if hook.hang is not None:
-                hook.hang.wait(20)
+                hook.hang.wait(300)
             self.send_response(hook.answers.pop(0) if hook.answers else 200)
             self.end_headers()
 
-        def log_message(self, *_: object) -> None:
-            """Silent."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    hook.url = f"http://127.0.0.1:{server.server_port}/services/{SECRET}"
-    try:
+    with serving(Handler) as address:
+        hook.url = f"{address}/services/{SECRET}"
         yield hook
-    finally:
         if hook.hang is not None:
             hook.hang.set()
-        server.shutdown()
-        server.server_close()
-
-
-class Lines:
-    """A view that keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-        self.points_seen = 0
-
-    def set_stage(self, text: str) -> None: ...
-    def log(self, text: str) -> None:
-        self.said.append(text)
-
-    def set_total_updates(self, updates_of: object) -> None: ...
-    def update_trial(self, record: TrialRecord) -> None: ...
-    def add_metrics(self, number: int, metrics: object) -> None:
-        self.points_seen += 1
-
-    def refresh(self) -> None: ...
-    def close(self) -> None: ...
 
 
 def record(number: int, state: TrialState, **more: Any) -> TrialRecord:
@@ -95,7 +64,7 @@ def record(number: int, state: TrialState, **more: Any) -> TrialRecord:
 def test_what_happens_is_told_once_each(hook: Hook, tmp_path: Path) -> None:
     now = [0.0]
     config = Notify(webhook_env="HOOK", stalled_minutes=10)
-    lines = Lines()
+    lines = SilentView()
     spec = make_spec("mine", notify=config)
     logged = NotifyingView(spec, lines, NoticeDelivery(hook.url, None, waits=()), config, lambda: now[0])
     logged.update_trial(record(7, TrialState.PRUNED, reason="diverged: an earlier driver's", diverged=True))
@@ -127,17 +96,16 @@ def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(
     hook.answers = [500, 429]
     delivery.send({"event": "finished", "sweep": "s", "trial": None, "text": "first"})
     delivery.send({"event": "stalled", "sweep": "s", "trial": None, "text": "second"})
-    while len(hook.got) < 3:
-        time.sleep(0.01)
+    wait_until(lambda: len(hook.got) >= 3)
     hook.answers = [500, 500, 503]
-    delivery.close(20)
+    delivery.close(300)
     assert [message["text"] for message in hook.got[:3]] == ["first"] * 3
     logged = delivery.take_failures()
     assert len(hook.got) <= 6
     assert all(SECRET not in line and "127.0.0.1" not in line for line in logged)
     gone = NoticeDelivery(f"http://127.0.0.1:1/{SECRET}", None, waits=(0.0,))
     gone.send({"event": "finished", "sweep": "s", "trial": None, "text": "x"})
-    gone.close(20)
+    gone.close(300)
     (messages,) = gone.take_failures()
     assert messages.startswith("the webhook did not accept the notice (finished): it cannot be reached")
     assert SECRET not in messages
@@ -146,13 +114,12 @@ def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(
 
 def test_an_endpoint_that_hangs_holds_nobody_up(hook: Hook) -> None:
     hook.hang = threading.Event()
-    lines = Lines()
+    lines = SilentView()
     config = Notify(webhook_env="HOOK")
     logged = NotifyingView(make_spec("mine", notify=config), lines, NoticeDelivery(hook.url, None, waits=()), config)
     logged.update_trial(record(0, TrialState.RUNNING))
     logged.update_trial(record(0, TrialState.PRUNED, reason="diverged: x", diverged=True))
-    while not hook.got:
-        time.sleep(0.01)
+    wait_until(lambda: hook.got)
     logged.add_metrics(0, [StepMetrics(1, {"loss": 1.0})])  # while the server has the notice and says nothing
     logged.refresh()
     assert lines.points_seen == 1
@@ -166,7 +133,7 @@ def test_a_command_reads_the_notice(tmp_path: Path) -> None:
     code = f"import sys, os; open({str(out)!r}, 'w').write(sys.stdin.read() + os.environ['PREFSWEEP_EVENT'])"
     delivery = NoticeDelivery(None, (sys.executable, "-c", code), waits=())
     delivery.send({"event": "diverged", "sweep": "s", "trial": 3, "text": "t"})
-    delivery.close(30)
+    delivery.close(300)
     assert out.read_text() == '{"event": "diverged", "sweep": "s", "trial": 3, "text": "t"}diverged'
     assert delivery.take_failures() == []
     wrong = {
@@ -176,7 +143,7 @@ def test_a_command_reads_the_notice(tmp_path: Path) -> None:
     for command, words in wrong.items():
         failing = NoticeDelivery(None, command, waits=())
         failing.send({"event": "stalled", "sweep": "s", "trial": None, "text": "t"})
-        failing.close(30)
+        failing.close(300)
         assert words in failing.take_failures()[0]
 
 

@@ -1,7 +1,5 @@
 """What the sweep's run says of it in MLflow while it runs: the diagnosis too; a bug in a rule ends nothing."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -13,7 +11,7 @@ from orchestrator.driver.parent_run import FAILURE_FILE, update_description
 from orchestrator.interfaces import SWEEP
 from orchestrator.study.study import Study
 from orchestrator.tracking.run_metadata import NOTE
-from tests.support.fake_session import ListSink
+from tests.support.recorders import ListSink
 from tests.support.scripted_sweep import Script, make_spec, run_sweep
 
 

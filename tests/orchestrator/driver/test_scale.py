@@ -1,7 +1,5 @@
 """What an event costs the driver does not grow with the trials that have ended: statements, rows, files looked at."""
 
-from __future__ import annotations
-
 import functools
 import sqlite3
 from collections.abc import Callable, Generator, Iterator
@@ -22,7 +20,7 @@ from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.database import study_database
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
-from tests.support.fake_session import ListSink, SilentView
+from tests.support.recorders import ListSink, SilentView
 
 SLOTS, TRIALS = 4, 72
 

@@ -1,7 +1,5 @@
 """The SFT stage without memory or without its worker: it goes on as a trial would, and trials know what it learned."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -25,10 +23,11 @@ from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import Trial
-from tests.support.fake_session import BASE, SLOTS, ListSink, SilentView, make_spec, sweep_folder
+from tests.support.fake_session import SLOTS
+from tests.support.preparation import PreparedHere
+from tests.support.recorders import ListSink, SilentView
+from tests.support.specs import BASE, make_spec, sweep_folder
 from trainer.config.trial import TrialConfig
-from trainer.data import prepare
 from trainer.results import RunResult, RunStatus, StepMetrics
 
 SMALL = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
@@ -105,7 +104,6 @@ class Staged:
 
 def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp_path: Path, ray_cluster: None) -> None:
     ran = Staged(tmp_path, fits=200)
-    assert ran.model is not None
     assert ran.model.is_dir()
     assert ran.log == [(1, 512), (2, 512), (2, 256), (2, 128), (3, 128), (4, 128)]
     assert [e for e in ran.events if e[0] == "out of memory"] == [
@@ -119,7 +117,6 @@ def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp
     ran.study.dispose()
     with Study.open(sweep_folder(tmp_path)) as later:
         trial = later.ask()
-        assert isinstance(trial, Trial)
         assert trial.micro_batch == 128
         smaller = later.retry(trial, 100, "a trial knows better")
         assert (smaller.micro_batch, later.micro_batch_limit()) == (100, 100)
@@ -147,9 +144,6 @@ def test_a_lost_worker_is_followed_by_another_a_bounded_number_of_times(tmp_path
     assert again.error is None
     assert [step for step, _ in again.log] == [1, 2, 2, 2, 2, 3, 4], "resumed, from the newest checkpoint"
     again.study.dispose()
-
-
-# --- one run for all sweeps whose initial model has the same weights ------------------------------------------------
 
 
 class InProcess:
@@ -181,19 +175,6 @@ class InProcess:
 
     def restart(self) -> None:
         raise AssertionError("nothing is lost here")
-
-
-class PreparedHere:
-    """The data, without a process of its own."""
-
-    def __init__(self, cache: Path) -> None:
-        self._cache = cache
-
-    def prepare(self, config: TrialConfig) -> str:
-        return prepare(config.data, config.model, self._cache).report.model_dump_json()
-
-    def notices(self, _: TrialConfig) -> list[str]:
-        return []
 
 
 class Shared:
@@ -231,7 +212,6 @@ def test_another_evaluation_takes_the_start_model_that_is_there(tmp_path: Path) 
     shared = Shared(tmp_path)
     first = InProcess(shared.cache)
     model = shared.start_model(first)
-    assert model is not None
     written = (model / "model.safetensors").stat().st_mtime_ns
     for sft, base in (
         ({}, EVALUATED),
@@ -257,8 +237,6 @@ def test_another_evaluation_goes_on_with_what_was_interrupted(tmp_path: Path) ->
     later = InProcess(shared.cache)
     model = shared.start_model(later, {"eval_steps": 1}, **EVALUATED)
     assert untouched is not None
-    assert model is not None
-    assert other_memory is not None
     assert later.steps == list(range(7))
     assert other_memory.parent.parent == model.parent.parent, "one name"
     assert other_memory != model, "but an unfinished run that needs more memory was not forced on it"

@@ -1,7 +1,5 @@
 """What a driver that was killed leaves: the GPU-hours of its last report, and no pause of the whole sweep."""
 
-from __future__ import annotations
-
 import os
 import signal
 from pathlib import Path
@@ -12,8 +10,8 @@ from orchestrator.execution import user_requests
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study import running_trial
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import Trial
-from tests.support.fake_session import METRIC, make_spec, sweep_folder
+from tests.support.local_driver import KILLED, forked
+from tests.support.specs import METRIC, make_spec, sweep_folder
 from trainer.results import StepMetrics
 
 
@@ -31,28 +29,25 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
     monkeypatch.setattr(running_trial, "time", Clock)
     spec = make_spec(2, budget=Budget(gpu_hours=30 / 3600))
     Study.create(sweep_folder(tmp_path), spec).dispose()
-    child = os.fork()
-    if child == 0:
-        try:
-            study = Study.open(sweep_folder(tmp_path))
-            study.start_driving(2.0)
-            trial = study.ask()
-            assert isinstance(trial, Trial)
-            now += 100.0  # it waits for a slot
-            study.begun(trial)
-            now += 10.0
-            study.report(trial, [StepMetrics(1, {METRIC: 0.5})])
-            now += 5.0
-            os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    def killed() -> None:
+        nonlocal now
+        study = Study.open(sweep_folder(tmp_path))
+        study.start_driving(2.0)
+        trial = study.ask()
+        now += 100.0  # it waits for a slot
+        study.begun(trial)
+        now += 10.0
+        study.report(trial, [StepMetrics(1, {METRIC: 0.5})])
+        now += 5.0
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked(killed) == KILLED
     with Study.open(sweep_folder(tmp_path)) as study:
         assert study.usage().gpu_hours * 3600 == pytest.approx(20.0)
         now = 50.0
         study.start_driving(2.0)
         trial = study.ask()
-        assert isinstance(trial, Trial)
         assert (trial.number, trial.attempt) == (0, 2)
         now += 100.0
         assert study.usage().gpu_hours * 3600 == pytest.approx(20.0), "waiting for a slot is no GPU time"
@@ -70,16 +65,14 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
 
 def test_a_driver_killed_while_its_sweep_was_paused_leaves_no_pause(tmp_path: Path) -> None:
     Study.create(sweep_folder(tmp_path), make_spec(2)).dispose()
-    child = os.fork()
-    if child == 0:
-        try:
-            study = Study.open(sweep_folder(tmp_path))
-            study.start_driving()
-            study.pause_sweep("lunch")
-            os.kill(os.getpid(), signal.SIGKILL)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+    def killed() -> None:
+        study = Study.open(sweep_folder(tmp_path))
+        study.start_driving()
+        study.pause_sweep("lunch")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    assert forked(killed) == KILLED
     with Study.open(sweep_folder(tmp_path)) as study:
         assert user_requests.paused_notices(study) == [
             "s was paused when its last driver ended (lunch): it continues now"

@@ -1,7 +1,5 @@
 """What ends a sweep beside its last trial: GPU-hours, a target; and pauses while a sampler waits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,40 +7,22 @@ from typing import Any
 import pytest
 
 from orchestrator.execution import user_requests
-from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
-from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.database.driver_lease import PAUSE, UNPAUSE
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
 from tests.orchestrator.execution.test_waiting_sampler import SPEC as WAITING
-from tests.support.fake_session import (
-    METRIC,
-    SLOTS,
-    ListSink,
-    ScriptedSession,
-    SilentView,
-    make_spec,
-    sweep_folder,
-    write_script,
-)
+from tests.support.fake_session import run_study, trained, write_script
+from tests.support.recorders import SilentView
+from tests.support.specs import METRIC, make_spec, sweep_folder
 from trainer.results import StepMetrics
 
 
-def drive(study: Study, view: SilentView | None = None) -> StopReason:
-    return run_trials(
-        study, ListSink(), view or SilentView(), SignalHandler(lambda: ""), SLOTS, open_session=ScriptedSession
-    )
-
-
-def trained(root: Path) -> list[str]:
-    return (root / "trained.log").read_text().splitlines()
-
-
-def test_gpu_hours_end_a_sweep_and_more_of_them_go_on_with_it(tmp_path: Path, ray_cluster: Path) -> None:
-    write_script(tmp_path, steps=20, pause=0.15)
+def test_gpu_hours_end_a_sweep_and_more_of_them_go_on_with_it(tmp_path: Path, ray_cluster: None) -> None:
+    write_script(tmp_path, steps=20, hold={"*": 6})  # no trial ends before the hours do
     with Study.create(sweep_folder(tmp_path), make_spec(4, budget=Budget(gpu_hours=2 / 3600))) as study:
-        stop = drive(study)
+        stop = run_study(study)
         assert stop.kind is StopKind.OUT_OF_BUDGET
         assert "of 0.000555556 gpu_hours spent" in stop.text
         assert "--set budget.gpu_hours=" in stop.text
@@ -53,35 +33,35 @@ def test_gpu_hours_end_a_sweep_and_more_of_them_go_on_with_it(tmp_path: Path, ra
         assert "gpu_hours spent" in study.exhausted_reason()
         write_script(tmp_path, steps=20)
         study.amend(make_spec(4, budget=Budget(gpu_hours=9.0)))
-        assert drive(study).kind is StopKind.FINISHED
+        assert run_study(study).kind is StopKind.FINISHED
         assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 4
         assert study.usage().gpu_hours > usage
     assert len(trained(tmp_path)) == len(set(trained(tmp_path))) == 4 * 20
 
 
 @pytest.mark.slow
-def test_a_target_ends_a_sweep_once_a_trial_completes_with_it(tmp_path: Path, ray_cluster: Path) -> None:
-    write_script(tmp_path, pause=0.05)
+def test_a_target_ends_a_sweep_once_a_trial_completes_with_it(tmp_path: Path, ray_cluster: None) -> None:
+    write_script(tmp_path)
     budget = Budget(target=0.53)
     with Study.create(sweep_folder(tmp_path), make_spec(8, budget=budget)) as study:
-        stop = drive(study)
+        stop = run_study(study)
         assert stop.kind is StopKind.TARGET
         found = next(r for r in study.trials() if r.value is not None and r.value >= 0.53)
         assert stop.text.startswith(f"trial {found.number} has {METRIC} {found.value:g}, the target is 0.53")
         assert len(study.trials()) < 8
         assert "reached the target" in study.exhausted_reason()
-        assert drive(study).kind is StopKind.TARGET, "resumed as it is, it has nothing to do"
+        assert run_study(study).kind is StopKind.TARGET, "resumed as it is, it has nothing to do"
         study.amend(make_spec(8, budget=Budget()))
-        assert drive(study).kind is StopKind.FINISHED
+        assert run_study(study).kind is StopKind.FINISHED
         assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 8
 
 
 class Pausing(SilentView):
-    """Pauses the sweep when trial 1 has ended, and takes it up again once it rests."""
+    """Pauses the sweep when trial 1 has ended, and takes it up again once it rests; then trial 0 may go on."""
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, root: Path) -> None:
         super().__init__()
-        self.study, self.asked, self.rested = study, False, 0
+        self.study, self.root, self.asked, self.rested = study, root, False, 0
 
     def update_trial(self, record: TrialRecord) -> None:
         super().update_trial(record)
@@ -93,10 +73,11 @@ class Pausing(SilentView):
         super().set_stage(text)
         if text.startswith("paused: lunch"):
             self.rested += 1
+            write_script(self.root)
             self.study.add_request(UNPAUSE, "back")
 
 
-def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path: Path, ray_cluster: Path) -> None:
+def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path: Path, ray_cluster: None) -> None:
     """Trial 2 may not be drawn before trial 0 has ended; trial 1 ends long before it, and then comes the pause."""
 
     def rows(study: Study) -> Sequence[Any]:
@@ -104,13 +85,13 @@ def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path:
 
     write_script(tmp_path / "calm")
     with Study.create(sweep_folder(tmp_path / "calm"), WAITING, slots=2) as study:
-        drive(study)
+        run_study(study)
         calm = rows(study)
     root = tmp_path / "paused"
-    write_script(root, trials={"0": "slow"}, pause=0.15)
+    write_script(root, hold={"0": 2})
     with Study.create(sweep_folder(root), WAITING, slots=2) as study:
-        view = Pausing(study)
-        stop = drive(study, view)
+        view = Pausing(study, root)
+        stop = run_study(study, view=view)
         assert (stop.kind, view.rested) == (StopKind.FINISHED, 1)
         assert rows(study) == calm
         order = [(e.kind, e.trial) for e in study.events() if e.kind in ("paused", "unpaused", "issued")]
@@ -120,9 +101,9 @@ def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path:
 
 
 def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_so(
-    tmp_path: Path, ray_cluster: Path
+    tmp_path: Path, ray_cluster: None
 ) -> None:
-    write_script(tmp_path, trials={"0": "slow"}, pause=0.15)
+    write_script(tmp_path, hold={"0": 2})
 
     class Aside(Pausing):
         def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
@@ -131,7 +112,7 @@ def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_s
                 self.study.add_request(PAUSE, "a debugger", trial=0)
 
     with Study.create(sweep_folder(tmp_path), WAITING, slots=2) as study:
-        stop = drive(study, Aside(study))
+        stop = run_study(study, view=Aside(study, tmp_path))
         assert stop.kind is StopKind.PUT_ASIDE
         assert "`orchestrate unpause s 0`" in stop.text
         assert [r.state for r in study.trials()] == [TrialState.PAUSED, TrialState.COMPLETE], "nobody else may begin"
@@ -141,6 +122,6 @@ def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_s
         ]
         study.add_request(UNPAUSE, "done", trial=0)
         write_script(tmp_path)
-        assert drive(study).kind is StopKind.FINISHED
+        assert run_study(study).kind is StopKind.FINISHED
         assert len(study.trials()) == 5
         assert user_requests.paused_notices(study) == []

@@ -1,13 +1,10 @@
 """The data's own process: it answers, it fails in words, and it never outlives its driver."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +15,8 @@ from orchestrator.execution.stop_reasons import Interrupted, SignalHandler
 from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageFailed
 from orchestrator.spec.judge_config import JudgeConfig
+from tests.support.processes import wait_until
+from tests.support.real_trials import is_alive
 from trainer.config.trial import GeneratedModel, ModelConfig, TrialConfig
 from trainer.data.data_report import DataReport
 from trainer.models.model_files import resolve_model_path
@@ -113,12 +112,10 @@ with SignalHandler(lambda: "") as interrupt:
     time.sleep(600)
 """
     process = subprocess.Popen([sys.executable, "-c", driver], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
     child = int(process.stdout.readline())
     process.kill()
     process.wait()
-    while Path(f"/proc/{child}").exists() and "zombie" not in Path(f"/proc/{child}/status").read_text():
-        time.sleep(0.05)  # the test's time limit is the bound
+    wait_until(lambda: not is_alive(child))
 
 
 def test_a_tokenizers_own_code_is_run_only_with_the_flag(tmp_path: Path) -> None:

@@ -1,22 +1,16 @@
 """A GPU that fails under a process takes that process with it: no trial fails for it, and no other trial gets it."""
 
-from __future__ import annotations
-
 import os
 import select
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import (
     AttemptReport,
     AttemptResult,
     AttemptStatus,
-    AttemptTask,
     DeviceFailed,
     RemoteFailure,
     WorkerLost,
@@ -25,18 +19,19 @@ from orchestrator.execution.messages import (
     result_of_exception,
 )
 from orchestrator.execution.slots import Slots
-from orchestrator.execution.stop_reasons import SignalHandler, StopKind
-from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.execution.stop_reasons import StopKind
 from orchestrator.execution.workers import shared_worker as host_module
 from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
 from orchestrator.execution.workers.shared_worker import SharedWorker
 from orchestrator.execution.workers.trial_worker import retired
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
+from tests.support.fake_session import FakeSession, make_task, run_study, trained, write_script
+from tests.support.recorders import ListSink
+from tests.support.specs import make_spec, sweep_folder
 
 ONE = Slots(count=1, gpus=0.0, threads=1)
-SHARED = Slots(count=2, gpus=0.0, threads=1, trials_per_process=2)
+CLUSTER_SLOTS = SHARED = Slots(count=2, gpus=0.0, threads=1, trials_per_process=2)
 BROKEN = [
     "CUDA error: an illegal memory access was encountered",
     "CUDA error: uncorrectable ECC error encountered",
@@ -84,7 +79,10 @@ def test_memory_that_cuda_or_its_libraries_do_not_get_is_out_of_memory(words: st
     assert classify(wrapped) is FailureKind.OUT_OF_MEMORY
 
 
-def test_what_is_raised_while_a_cuda_error_is_handled_loses_the_process_too() -> None:
+def test_what_a_cuda_error_caused_or_was_handled_by_loses_the_process_too() -> None:
+    wrapped = ValueError("the model cannot be evaluated")
+    wrapped.__cause__ = torch.AcceleratorError(BROKEN[0])
+    assert device_failed(wrapped)
     later = ValueError("while saving")
     later.__context__ = RuntimeError("CUDA error: unspecified launch failure")
     assert device_failed(later)
@@ -103,12 +101,6 @@ def test_what_is_raised_while_a_cuda_error_is_handled_loses_the_process_too() ->
 def test_what_only_speaks_of_cuda_is_a_bug(error: Exception) -> None:
     assert not device_failed(error)
     assert classify(error) is FailureKind.BUG
-
-
-def test_an_error_that_cuda_caused_loses_the_process_as_well() -> None:
-    wrapped = ValueError("the model cannot be evaluated")
-    wrapped.__cause__ = torch.AcceleratorError(BROKEN[0])
-    assert device_failed(wrapped)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +123,7 @@ def test_a_process_that_uses_a_gpu_is_retired_after_a_failure_that_is_not_the_us
 
 
 def test_of_several_processes_the_one_whose_gpu_failed_is_the_cause(tmp_path: Path) -> None:
-    ranks = MultiProcessSession(tmp_path, ScriptedSession, 2, {"CPU": 1.0})
+    ranks = MultiProcessSession(tmp_path, FakeSession, 2, {"CPU": 1.0})
     lost = AttemptResult(AttemptStatus.LOST, "AcceleratorError: CUDA error: unspecified launch failure")
     other = AttemptResult(
         AttemptStatus.FAILED, "DistBackendError: NCCL error: remote process exited", failure=FailureKind.BUG
@@ -146,19 +138,18 @@ def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_script(tmp_path, trials={"0": "device"})
-    config = make_spec().base.model_dump_json()
-    jobs = [AttemptTask(str(n), 1, config, tmp_path / "trials" / f"{n:04d}" / "1") for n in range(2)]
-    host = SharedWorker(tmp_path / "cache", ScriptedSession)
+    jobs = [make_task(tmp_path, n) for n in range(2)]
+    host = SharedWorker(tmp_path / "cache", FakeSession)
     for task in jobs:
         host.start(task)
     assert [host.next_report("0-1").metrics[-1].step for _ in range(2)] == [0, 2], "until an evaluation each"
     host.next_report("1-1")
-    done = (tmp_path / "trained.log").read_text()
+    done = trained(tmp_path)
     with pytest.raises(DeviceFailed, match="illegal memory access"):
         host.next_report("0-1")
     with pytest.raises(DeviceFailed, match="shared with other trials: RuntimeError: CUDA error: an illegal"):
         host.next_report("1-1")
-    assert [line for line in (tmp_path / "trained.log").read_text()[len(done) :].splitlines() if line[0] == "1"] == []
+    assert [line for line in trained(tmp_path)[len(done) :] if line[0] == "1"] == []
     ended: list[int] = []
 
     def leave(code: int) -> None:
@@ -172,19 +163,12 @@ def test_in_a_shared_process_no_neighbour_computes_after_a_gpu_failed(
     assert ended == [1, 1]
 
 
-@pytest.fixture(scope="module")
-def ray_here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SHARED, signals):
-        yield
-
-
 def run(root: Path, slots: Slots, trials: int = 3) -> tuple[StopKind, Study, list[tuple[str, str]]]:
     """How it ended, and which process each trial was in, in order."""
     sink = ListSink()
     study = Study.create(sweep_folder(root), make_spec(trials), slots=slots.count)
-    stop = run_trials(study, sink, SilentView(), SignalHandler(lambda: ""), slots, open_session=ScriptedSession)
-    logged: list[tuple[Any, ...]] = [call for call in sink.calls if call[0] == "tag" and "worker.pid" in call[2]]
-    return stop.kind, study, [(run, tags["worker.pid"]) for _, run, tags in logged]
+    stop = run_study(study, sink, slots=slots)
+    return stop.kind, study, [(run, tags["worker.pid"]) for _, run, tags in sink.of("tag") if "worker.pid" in tags]
 
 
 def ended(pid: str) -> bool:
@@ -199,7 +183,7 @@ def ended(pid: str) -> bool:
         os.close(process)
 
 
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("slots", [ONE, SHARED])
 def test_a_failed_gpu_costs_one_process_and_no_trial(tmp_path: Path, slots: Slots) -> None:
     write_script(tmp_path, trials={"0": "device", "1": "neighbour"}, gpu=True)
@@ -218,7 +202,7 @@ def test_a_failed_gpu_costs_one_process_and_no_trial(tmp_path: Path, slots: Slot
         assert [p.step for p in study.metric_history(number)] == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.usefixtures("ray_here")
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("gpu", [False, True])
 @pytest.mark.parametrize("slots", [ONE, SHARED])
 def test_after_a_bug_only_a_process_without_a_gpu_gets_the_next_trial(tmp_path: Path, slots: Slots, gpu: bool) -> None:

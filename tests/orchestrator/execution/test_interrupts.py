@@ -1,7 +1,5 @@
 """An interrupt that comes after its run has ended stops nobody else's run; and waiting for a worker is no GPU time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,40 +10,37 @@ from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.messages import AttemptStatus, AttemptTask
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
-from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.workers import rank_actor as rank_module
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.execution.workers.multi_process_trial import MultiProcessSession
 from orchestrator.execution.workers.rank_actor import RankActor, RankStep
 from orchestrator.execution.workers.shared_worker import SharedWorker
 from orchestrator.study.study import Study
-from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
-from tests.support.real_trials import spec
+from tests.support.fake_session import FakeSession, make_task, run_study, write_script
+from tests.support.recorders import SilentView
+from tests.support.small_trials import finish
+from tests.support.specs import make_spec, real_spec, sweep_folder
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 from trainer.results import RunStatus as TrainerEnd
 from trainer.training_session import TrainingSession
 
-CONFIG = spec("ddp", steps=2).base
+CONFIG = real_spec(steps=2).base
 
 
-def finish(run: Generator[StepMetrics, None, RunResult]) -> RunResult:
-    while True:
-        try:
-            next(run)
-        except StopIteration as end:
-            return end.value
+def status_of(run: Generator[StepMetrics, None, RunResult]) -> TrainerEnd:
+    return finish(run)[1].status
 
 
 def test_the_trainers_next_run_knows_nothing_of_an_interrupt_that_came_late(tmp_path: Path) -> None:
     session = TrainingSession(tmp_path / "cache")
-    assert finish(session.train(CONFIG, tmp_path / "0")).status is TrainerEnd.FINISHED
+    assert status_of(session.train(CONFIG, tmp_path / "0")) is TrainerEnd.FINISHED
     session.interrupt()
-    assert finish(session.train(CONFIG, tmp_path / "1")).status is TrainerEnd.FINISHED
+    assert status_of(session.train(CONFIG, tmp_path / "1")) is TrainerEnd.FINISHED
     run = session.train(CONFIG, tmp_path / "2")
     session.interrupt()  # before anything was computed: this run's
-    assert finish(run).status is TrainerEnd.STOPPED
-    assert finish(session.train(CONFIG, tmp_path / "2")).status is TrainerEnd.FINISHED
+    assert status_of(run) is TrainerEnd.STOPPED
+    assert status_of(session.train(CONFIG, tmp_path / "2")) is TrainerEnd.FINISHED
 
 
 class Counting:
@@ -100,22 +95,17 @@ def test_a_watch_that_wakes_as_its_attempt_ends_interrupts_nobody(tmp_path: Path
 
 def test_in_a_shared_process_a_seat_that_was_left_is_not_given_up(tmp_path: Path) -> None:
     write_script(tmp_path)
-    jobs = [
-        AttemptTask(str(n), 1, make_spec().base.model_dump_json(), tmp_path / "trials" / f"{n:04d}" / "1")
-        for n in range(2)
-    ]
-    host = SharedWorker(tmp_path / "cache", ScriptedSession)
-    host.start(jobs[0])
+    host = SharedWorker(tmp_path / "cache", FakeSession)
+    host.start(make_task(tmp_path, 0))
     while host.next_report("0-1").result is None:
         pass
     host.close("0-1")
-    host.start(jobs[1])
-    first = host.next_report("1-1")
+    host.start(make_task(tmp_path, 1))
+    host.next_report("1-1")
     host.abandon("0-1")  # the driver's word on the first trial comes late
-    reports = [first]
-    while reports[-1].result is None:
-        reports.append(host.next_report("1-1"))
-    assert reports[-1].result.status is AttemptStatus.FINISHED
+    while (result := host.next_report("1-1").result) is None:
+        pass
+    assert result.status is AttemptStatus.FINISHED
 
 
 def test_one_of_several_processes_ends_the_run_that_was_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,26 +128,30 @@ def test_the_processes_of_a_trial_are_not_told_of_an_interrupt_that_came_late(tm
         def _call_all(self, method: str, *given: Any) -> dict[int, Any]:
             return {0: RankStep(result=RunResult(TrainerEnd.FINISHED, "", 0)) if method == "next" else None}
 
-    ranks = Alone(tmp_path, ScriptedSession, 1, {"CPU": 1.0})
-    assert finish(ranks.train(CONFIG, tmp_path / "0")).status is TrainerEnd.FINISHED
+    ranks = Alone(tmp_path, FakeSession, 1, {"CPU": 1.0})
+    assert status_of(ranks.train(CONFIG, tmp_path / "0")) is TrainerEnd.FINISHED
     ranks._actors = []  # pyright: ignore[reportPrivateUsage]
     ranks.interrupt()
     # Told of it, the second run would ask its processes to stop, which fails here: they are no actors.
-    assert finish(ranks.train(CONFIG, tmp_path / "1")).status is TrainerEnd.FINISHED
+    assert status_of(ranks.train(CONFIG, tmp_path / "1")) is TrainerEnd.FINISHED
 
 
 def test_a_trial_that_waits_for_a_slot_uses_no_gpu(tmp_path: Path) -> None:
     """Two trials are issued where the cluster has room for one: they cannot overlap, and their times do not."""
-    write_script(tmp_path, pause=0.3)
-    here = Slots(count=1, gpus=0.0, threads=1)
+    write_script(tmp_path, hold={"0": 2})
+    here, two = Slots(count=1, gpus=0.0, threads=1), Slots(count=2, gpus=0.0, threads=1)
     with (
         SignalHandler(lambda: "") as signals,
         local_cluster(tmp_path / "ray", here, signals),
         Study.create(sweep_folder(tmp_path), make_spec(2), slots=2) as study,
     ):
-        two = Slots(count=2, gpus=0.0, threads=1)
-        stop = run_trials(study, ListSink(), SilentView(), signals, two, open_session=ScriptedSession)
-        assert stop.kind is StopKind.FINISHED
+
+        class Releasing(SilentView):
+            def refresh(self) -> None:
+                if [e.trial for e in study.events() if e.kind == "issued"] == [0, 1]:
+                    write_script(tmp_path)
+
+        assert run_study(study, view=Releasing(), signals=signals, slots=two).kind is StopKind.FINISHED
         first, second = (r.seconds for r in study.trials())
         issued = [e.seq for e in study.events() if e.kind == "issued"]
         ended = [e.seq for e in study.events() if e.kind == "complete"]

@@ -1,7 +1,5 @@
 """Out of memory is answered: half the micro-batch, from the newest checkpoint, remembered; then a failure in words."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +7,16 @@ import pytest
 import torch
 
 from orchestrator.execution import retry_policy
-from orchestrator.execution.controller import TrialController
 from orchestrator.execution.messages import WORKER_FILE, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
-from orchestrator.execution.stop_reasons import SignalHandler
 from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
+from tests.support.fake_session import FakeSession, make_task, write_script
+from tests.support.local_driver import make_controller, run_here
+from tests.support.recorders import ListSink, SilentView
 from tests.support.small_trials import DATA, MODEL
+from tests.support.specs import make_spec, sweep_folder
 from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
 from trainer.results import StepMetrics
@@ -37,20 +36,10 @@ GUESSING = (
 class Driven:
     def __init__(self, study: Study, longest: int = 2048) -> None:
         self.study, self.sink, self.view = study, ListSink(), SilentView()
-        self.conductor = TrialController(
-            study,
-            self.sink,
-            self.view,
-            SignalHandler(lambda: ""),
-            finish_config=lambda config: config,
-            on_trial_end=lambda _: None,
-            longest_row=longest,
-        )
+        self.controller = make_controller(study, self.sink, self.view, longest_row=longest)
 
     def task(self) -> AttemptTask:
-        task = self.conductor.next_attempt(9)
-        assert task is not None
-        return task
+        return self.controller.next_attempt(9)  # pyright: ignore[reportReturnType]
 
     def budgets(self, run: str) -> list[tuple[int, str | None]]:
         """What MLflow is told at each start: the param, then the tag."""
@@ -73,11 +62,11 @@ def budget(task: AttemptTask) -> int:
 def test_half_the_tokens_and_later_trials_know_also_after_a_resume(study: Study) -> None:
     driven = Driven(study)
     task, beside = driven.task(), driven.task()
-    assert not driven.conductor.on_report(task.id, OOM)
+    assert not driven.controller.on_report(task.id, OOM)
     again = driven.task()
     assert (again.run, again.attempt, budget(again)) == ("0", 2, 4096)
     assert again.earlier == (task.folder,), "it goes on from the first attempt's checkpoints"
-    assert not driven.conductor.on_report(beside.id, OOM), "one that ran beside it, still with 8192"
+    assert not driven.controller.on_report(beside.id, OOM), "one that ran beside it, still with 8192"
     assert budget(driven.task()) == 4096
     assert budget(driven.task()) == 4096, "a new trial"
     assert driven.budgets("0") == [(8192, None), (8192, "4096")], "params are what was asked for, the tag what is used"
@@ -95,7 +84,7 @@ def test_down_to_one_pair_then_it_failed_and_taught_nothing(study: Study) -> Non
     while study.trials()[0].state is TrialState.RUNNING if seen else True:
         task = driven.task()
         seen.append(budget(task))
-        driven.conductor.on_report(task.id, OOM)
+        driven.controller.on_report(task.id, OOM)
     assert seen == [8192, 4096, 2048, 1500]
     record = study.trials()[0]
     assert (record.state, record.failure, record.attempts) == (TrialState.FAILED, FailureKind.OUT_OF_MEMORY, 4)
@@ -110,15 +99,15 @@ def test_down_to_one_pair_then_it_failed_and_taught_nothing(study: Study) -> Non
 
 def test_the_bound_holds_over_a_resume(study: Study) -> None:
     driven = Driven(study)
-    driven.conductor.on_report(driven.task().id, OOM)
+    driven.controller.on_report(driven.task().id, OOM)
     study.dispose()
     resumed = Driven(Study.open(study.folder))
     task = resumed.task()
     assert budget(task) == 4096
-    resumed.conductor.on_report(task.id, OOM)
+    resumed.controller.on_report(task.id, OOM)
     task = resumed.task()
     assert (budget(task), task.attempt) == (2048, 4)
-    resumed.conductor.on_report(task.id, OOM)
+    resumed.controller.on_report(task.id, OOM)
     assert resumed.study.trials()[0].state is TrialState.FAILED
 
 
@@ -138,16 +127,16 @@ def taken(task: AttemptTask, by: str = "") -> AttemptTask:
 
 def test_a_killed_worker_is_out_of_memory_only_where_that_can_be_told(study: Study, kills: list[int]) -> None:
     driven = Driven(study)
-    driven.conductor.on_worker_lost(driven.task().id, GUESSING)
+    driven.controller.on_worker_lost(driven.task().id, GUESSING)
     task = driven.task()
     assert (budget(task), task.attempt) == (8192, 2), "Ray only guesses"
-    driven.conductor.on_worker_lost(
+    driven.controller.on_worker_lost(
         task.id, "OutOfMemoryError: 1 worker(s) were killed due to the node running low on memory."
     )
     task = driven.task()
     assert (budget(task), task.attempt) == (4096, 3)
     kills.append(1)
-    driven.conductor.on_worker_lost(taken(task).id, GUESSING)
+    driven.controller.on_worker_lost(taken(task).id, GUESSING)
     assert budget(driven.task()) == 2048
     kinds = [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")]
     assert kinds == ["worker lost", "out of memory", "out of memory"]
@@ -157,15 +146,15 @@ def test_a_kill_of_the_kernel_is_charged_to_one_lost_worker(study: Study, kills:
     driven = Driven(study)
     first, second, third = (taken(driven.task()) for _ in range(3))
     kills.append(1)
-    driven.conductor.on_worker_lost(first.id, GUESSING)
+    driven.controller.on_worker_lost(first.id, GUESSING)
     assert budget(driven.task()) == 4096
-    driven.conductor.on_worker_lost(second.id, GUESSING)
-    driven.conductor.on_worker_lost(third.id, GUESSING)
+    driven.controller.on_worker_lost(second.id, GUESSING)
+    driven.controller.on_worker_lost(third.id, GUESSING)
     logged = [(e.kind, e.trial) for e in study.events() if e.kind in ("worker lost", "out of memory")]
     assert logged == [("out of memory", 0), ("worker lost", 1), ("worker lost", 2)], "one kill is one worker's"
     kills += [1, 1]
     for _ in range(2):
-        driven.conductor.on_worker_lost(taken(driven.task()).id, GUESSING)
+        driven.controller.on_worker_lost(taken(driven.task()).id, GUESSING)
     logged = [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")]
     assert logged[3:] == ["worker lost"] * 2, "both were killed before these two workers began"
 
@@ -174,8 +163,8 @@ def test_a_kill_before_a_workers_last_report_was_not_that_worker(study: Study, k
     driven = Driven(study)
     task = taken(driven.task())
     kills.append(1)  # something else on this machine
-    assert driven.conductor.on_report(task.id, AttemptReport([StepMetrics(0, {"loss": 1.0})], None, 1))
-    driven.conductor.on_worker_lost(task.id, GUESSING)
+    assert driven.controller.on_report(task.id, AttemptReport([StepMetrics(0, {"loss": 1.0})], None, 1))
+    driven.controller.on_worker_lost(task.id, GUESSING)
     assert [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")] == ["worker lost"]
 
 
@@ -186,14 +175,14 @@ def test_a_kill_on_this_machine_says_nothing_of_a_worker_elsewhere(study: Study,
     if where == "another machine":
         taken(task, "pid 7 on there, process another-boot/pid:[1]/99")
     kills.append(1)
-    driven.conductor.on_worker_lost(task.id, GUESSING)
+    driven.controller.on_worker_lost(task.id, GUESSING)
     assert [e.kind for e in study.events() if e.kind in ("worker lost", "out of memory")] == ["worker lost"]
 
 
 def test_an_attempt_says_which_process_has_it(tmp_path: Path) -> None:
-    task = AttemptTask("0", 1, make_spec().base.model_dump_json(), tmp_path / "trials" / "0000" / "1")
+    task = make_task(tmp_path)
     write_script(tmp_path)
-    attempt = AttemptRunner(task, lambda: ScriptedSession(tmp_path / "cache"))
+    attempt = AttemptRunner(task, lambda: FakeSession(tmp_path / "cache"))
     assert not retry_policy.is_on_this_machine(task.folder)
     attempt.next_report()
     assert retry_policy.is_on_this_machine(task.folder)
@@ -233,10 +222,6 @@ def _run(root: Path, base: dict[str, Any]) -> Any:
 
     root.mkdir()
     with Study.create(sweep_folder(root), make_spec(1, base=base)) as study:
-        driven = Driven(study, longest=1)
-        while (task := driven.conductor.next_attempt(1)) is not None:
-            session = TrainingSession(root / "cache")  # a fresh one, as after Worker._empty
-            attempt = AttemptRunner(task, lambda made=session: made)
-            while driven.conductor.on_report(task.id, attempt.next_report()):
-                pass
+        # A fresh session for each attempt, as after Worker._empty.
+        run_here(Driven(study, longest=1).controller, lambda: TrainingSession(root / "cache"))
         return study.trials()[0]

@@ -1,31 +1,27 @@
 """Trials of two processes on a real Ray, with the real trainer: as in one process, whatever happens to them."""
 
-from __future__ import annotations
-
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
-from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
-from tests.support.fake_session import ListSink, SilentView, sweep_folder
-from tests.support.real_trials import Mortal, spec, without_speed
+from tests.support.fake_session import run_study
+from tests.support.real_trials import MortalSession
+from tests.support.recorders import ListSink, SilentView
+from tests.support.small_trials import without_speed
+from tests.support.specs import real_spec, sweep_folder
 from trainer.training_session import TrainingSession
 
 TWO, ONE = Slots(count=1, gpus=0.0, threads=1, processes=2), Slots(count=1, gpus=0.0, threads=1)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_of_two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), TWO, signals):
-        yield
+CLUSTER_SLOTS = TWO
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def run(
@@ -36,7 +32,7 @@ def run(
     signals = SignalHandler(lambda: "")
     if isinstance(view, Watching):
         view.interrupt, view.study = signals, study
-    return run_trials(study, sink, view or SilentView(), signals, slots, open_session=Mortal), study, sink
+    return run_study(study, sink, view, signals, slots, MortalSession), study, sink
 
 
 class Watching(SilentView):
@@ -70,20 +66,17 @@ def assert_as_alone(study: Study, number: int, cache: Path, folder: Path) -> Non
     record = study.trials()[number]
     assert record.state is TrialState.COMPLETE
     config = study.spec.search.apply(study.spec.base, record.params)
-    alone = TrainingSession(cache)
-    histories, course = [], alone.train(config, folder)
-    for step_metrics in course:
-        histories.append(step_metrics)
+    expected = without_speed(list(TrainingSession(cache).train(config, folder)))
     found = without_speed(study.metric_history(number))
-    assert [step for step, _ in found] == [p.step for p in histories]
-    for (step, metrics), (_, expected) in zip(found, without_speed(histories), strict=True):
-        assert metrics == pytest.approx(expected, rel=1e-5, abs=1e-6), f"step {step}"
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    for (step, metrics), (_, alone) in zip(found, expected, strict=True):
+        assert metrics == pytest.approx(alone, rel=1e-5, abs=1e-6), f"step {step}"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_trials_in_the_same_two_processes(strategy: str, tmp_path: Path) -> None:
-    stop, study, sink = run(tmp_path / "runs", spec(strategy, rates=(1e-3, 2e-3)))
+    stop, study, sink = run(tmp_path / "runs", real_spec(strategy, rates=(1e-3, 2e-3)))
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.attempts for r in study.trials()] == [1, 1]
     for number in range(2):
@@ -99,7 +92,7 @@ def test_a_process_is_killed_and_the_trial_goes_on_from_its_checkpoint(rank: int
     root = tmp_path / "runs"
     root.mkdir()
     (root / "die").write_text(str(rank))
-    stop, study, _ = run(root, spec("fsdp2"))
+    stop, study, _ = run(root, real_spec("fsdp2"))
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.attempts for r in study.trials()] == [2]
     lost = [event.text for event in study.events() if event.kind == "worker lost"]
@@ -114,7 +107,7 @@ def test_a_gpu_that_fails_in_one_process_costs_all_of_them_and_not_the_trial(tmp
     root = tmp_path / "runs"
     root.mkdir()
     (root / "device").write_text("1")
-    stop, study, _ = run(root, spec("ddp"))
+    stop, study, _ = run(root, real_spec("ddp"))
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.attempts for r in study.trials()] == [2]
     (lost,) = [event.text for event in study.events() if event.kind == "worker lost"]
@@ -126,7 +119,7 @@ def test_a_gpu_that_fails_in_one_process_costs_all_of_them_and_not_the_trial(tmp
 
 @pytest.mark.slow
 def test_interrupted_and_continued_in_one_process_and_again_in_two(tmp_path: Path) -> None:
-    root, sweep = tmp_path / "runs", spec("fsdp2", steps=60)
+    root, sweep = tmp_path / "runs", real_spec("fsdp2", steps=60)
     for slots in (TWO, ONE):
         stop, study, _ = run(root, sweep, slots, Interrupting())
         assert stop.kind is StopKind.INTERRUPTED
@@ -140,7 +133,7 @@ def test_interrupted_and_continued_in_one_process_and_again_in_two(tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_trial_that_is_ended_leaves_both_processes_ready_for_the_next(tmp_path: Path) -> None:
-    stop, study, sink = run(tmp_path / "runs", spec("ddp", steps=100, rates=(1e-3, 2e-3)), view=Pruning())
+    stop, study, sink = run(tmp_path / "runs", real_spec("ddp", steps=100, rates=(1e-3, 2e-3)), view=Pruning())
     assert stop.kind is StopKind.FINISHED
     assert [r.state for r in study.trials()] == [TrialState.PRUNED, TrialState.COMPLETE]
     assert sink.tags("1")["worker.trials"] == "2"
@@ -149,7 +142,7 @@ def test_a_trial_that_is_ended_leaves_both_processes_ready_for_the_next(tmp_path
 
 @pytest.mark.slow
 def test_what_fails_in_all_of_them_is_told_once(tmp_path: Path) -> None:
-    sweep = spec("ddp")
+    sweep = real_spec("ddp")
     few = sweep.base.training.model_copy(update={"pairs_per_update": 1})
     sweep = sweep.model_copy(update={"base": sweep.base.model_copy(update={"training": few})})
     stop, study, _ = run(tmp_path / "runs", sweep)

@@ -1,7 +1,5 @@
 """Joining a cluster: which one is meant, who may, what a trial gets of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ from orchestrator.errors import SpecError
 from orchestrator.execution import remote_cluster
 from orchestrator.execution.remote_cluster import ClusterError, authorize, is_loopback, resolve_address
 from orchestrator.execution.slots import Machine, plan_slots, slots_on
-from tests.support.fake_session import make_spec
+from tests.support.specs import make_spec
 
 
 @pytest.mark.parametrize("asked", ["10.0.0.3:6379", "head-0.cluster.local:6379", "[fd00::1]:6379", "127.0.0.1:1"])

@@ -1,7 +1,5 @@
 """The SFT stage is made again where its weights would be others, and for nothing else."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -120,9 +118,6 @@ def test_what_other_settings_make_meaningless_is_not_in_the_key() -> None:
     narrow = {"model.dtype": "bfloat16", "lora": None}
     off = narrow | {"training.stochastic_rounding": False}
     assert settings_of_weights(config(narrow)) != settings_of_weights(config(off))
-
-
-# --- on real rows ----------------------------------------------------------------------------------------------------
 
 
 def rows(path: Path, answers: str, first: int = 0, rejected: str = "no") -> str:

@@ -1,25 +1,23 @@
 """Trials that share a process, on a real Ray: each ends as it would alone, whatever its neighbours do."""
 
-from __future__ import annotations
-
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.execution.local_cluster import local_cluster
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
-from orchestrator.execution.tune_adapter import run_trials
 from orchestrator.execution.workers.attempt_runner import SessionFactory, open_session
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from tests.support.fake_session import ListSink, ScriptedSession, SilentView, make_spec, sweep_folder, write_script
-from tests.support.real_trials import spec, without_speed
+from tests.support.fake_session import FakeSession, run_study, trained, write_script
+from tests.support.recorders import ListSink, SilentView
+from tests.support.small_trials import without_speed
+from tests.support.specs import make_spec, real_spec, sweep_folder
 from trainer.training_session import TrainingSession
 
 SHARED = Slots(count=4, gpus=0.0, threads=1, trials_per_process=2)
@@ -27,22 +25,16 @@ ONE = Slots(count=2, gpus=0.0, threads=1, trials_per_process=2)
 LORA = {"r": 4, "dropout": 0.1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ray_of_workers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with SignalHandler(lambda: "") as signals, local_cluster(tmp_path_factory.mktemp("ray"), SHARED, signals):
-        yield
+CLUSTER_SLOTS = SHARED
+pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def run(
-    root: Path, sweep: SweepSpec, slots: Slots = SHARED, open_session: SessionFactory = ScriptedSession
+    root: Path, sweep: SweepSpec, slots: Slots = SHARED, open_session: SessionFactory = FakeSession
 ) -> tuple[StopReason, Study, ListSink]:
     folder, sink = sweep_folder(root), ListSink()
     study = Study.open(folder) if folder.database.exists() else Study.create(folder, sweep)
-    return (
-        run_trials(study, sink, SilentView(), SignalHandler(lambda: ""), slots, open_session=open_session),
-        study,
-        sink,
-    )
+    return run_study(study, sink, slots=slots, open_session=open_session), study, sink
 
 
 def pids(sink: ListSink, count: int) -> list[str]:
@@ -51,14 +43,14 @@ def pids(sink: ListSink, count: int) -> list[str]:
 
 @pytest.mark.slow
 def test_eight_trials_over_two_processes(tmp_path: Path) -> None:
-    write_script(tmp_path, pause=0.05)
+    write_script(tmp_path)
     stop, study, sink = run(tmp_path, make_spec(8))
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 8
     assert all([p.step for p in study.metric_history(n)] == [0, 1, 2, 3, 4] for n in range(8))
     assert len(set(pids(sink, 8))) == 2
-    trained = max(int(sink.tags(str(n))["worker.trials"]) for n in range(8))
-    assert trained < 8, "both processes took part"
+    most = max(int(sink.tags(str(n))["worker.trials"]) for n in range(8))
+    assert most < 8, "both processes took part"
 
 
 @pytest.mark.slow
@@ -92,7 +84,7 @@ class Once(SilentView):
 
 def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> None:
     """One death, a loss for each of its two trials: they go on from their checkpoints in the process started anew."""
-    write_script(tmp_path, pause=0.05, steps=10_000)
+    write_script(tmp_path, steps=10_000)
     folder, sink = sweep_folder(tmp_path), ListSink()
     study = Study.create(folder, make_spec(3))
 
@@ -100,22 +92,21 @@ def test_a_process_that_dies_takes_its_trials_with_it_once(tmp_path: Path) -> No
         write_script(tmp_path, steps=max(study.metric_history(n)[-1].step for n in range(2)) + 40)
         os.kill(int(sink.tags("0")["worker.pid"]), signal.SIGKILL)
 
-    stop = run_trials(study, sink, Once(kill), SignalHandler(lambda: ""), ONE, open_session=ScriptedSession)
+    stop = run_study(study, sink, Once(kill), slots=ONE)
     assert stop.kind is StopKind.FINISHED, stop
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 3
     assert [r.attempts for r in study.trials()] == [2, 2, 1]
     lost = [event for event in study.events() if event.kind == "worker lost"]
     assert sorted(str(event.trial) for event in lost) == ["0", "1"]
     assert all("the process shared with other trials" in event.text for event in lost)
-    trained = (tmp_path / "trained.log").read_text().splitlines()
     for number in range(3):
         assert [p.step for p in study.metric_history(number)] == list(range(study.metric_history(number)[-1].step + 1))
-        assert trained.count(f"{number} 1") == 1, "what was saved is not trained again"
+        assert trained(tmp_path).count(f"{number} 1") == 1, "what was saved is not trained again"
 
 
 @pytest.mark.slow
 def test_one_that_kills_its_process_every_time_stops_the_sweep_after_three(tmp_path: Path) -> None:
-    write_script(tmp_path, trials={"1": "deadly"}, pause=0.1)
+    write_script(tmp_path, trials={"1": "deadly"})
     stop, study, _ = run(tmp_path, make_spec(2), ONE)
     assert stop.kind is StopKind.WORKERS_LOST
     lost = [event for event in study.events() if event.kind == "worker lost" and str(event.trial) == "1"]
@@ -123,7 +114,7 @@ def test_one_that_kills_its_process_every_time_stops_the_sweep_after_three(tmp_p
 
 
 def adapters(rates: tuple[float, ...], steps: int = 6) -> SweepSpec:
-    sweep = spec("ddp", steps=steps, rates=rates)
+    sweep = real_spec(steps=steps, rates=rates)
     base = sweep.base.model_validate(sweep.base.model_dump() | {"lora": LORA})
     return sweep.model_copy(update={"base": base})
 
@@ -148,14 +139,6 @@ def test_real_trials_in_one_process_are_what_each_is_alone(tmp_path: Path) -> No
     assert_each_as_alone(study, tmp_path / "cache", tmp_path / "alone")
 
 
-class Noted(TrainingSession):
-    """Leaves the id of its process beside the cache."""
-
-    def __init__(self, cache: Path) -> None:
-        super().__init__(cache)
-        (cache.parent / "pid").write_text(str(os.getpid()))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["killed", "interrupted"])
 def test_real_trials_go_on_from_their_checkpoints(tmp_path: Path, how: str) -> None:
@@ -169,7 +152,7 @@ def test_real_trials_go_on_from_their_checkpoints(tmp_path: Path, how: str) -> N
         else:
             signals.stop_requested = True
 
-    stop = run_trials(study, sink, Once(act), signals, ONE)
+    stop = run_study(study, sink, Once(act), signals, ONE, open_session)
     if how == "interrupted":
         assert stop.kind is StopKind.INTERRUPTED
         assert [r.state for r in study.trials()] == [TrialState.RUNNING] * 2

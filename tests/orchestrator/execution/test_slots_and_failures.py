@@ -1,7 +1,5 @@
 """What needs no Ray: slots, failures, attempts."""
 
-from __future__ import annotations
-
 import errno
 from pathlib import Path
 
@@ -17,7 +15,8 @@ from orchestrator.execution.workers.attempt_runner import AttemptRunner
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
-from tests.support.fake_session import BASE, METRIC, ScriptedSession, make_spec, write_script
+from tests.support.fake_session import FakeSession, make_task, write_script
+from tests.support.specs import BASE, METRIC, make_spec
 
 
 @pytest.mark.parametrize(
@@ -97,8 +96,7 @@ def test_exceptions_as_data(tmp_path: Path, error: Exception, kind: AttemptStatu
 
 def _attempt(tmp_path: Path, **script: object) -> tuple[AttemptRunner, AttemptTask]:
     write_script(tmp_path, **script)
-    task = AttemptTask("0", 1, make_spec().base.model_dump_json(), tmp_path / "trials" / "0000" / "1")
-    session = ScriptedSession(tmp_path / "cache")
+    task, session = make_task(tmp_path), FakeSession(tmp_path / "cache")
     return AttemptRunner(task, lambda: session, lock_timeout=0.2), task
 
 
@@ -107,7 +105,6 @@ def test_points_come_back_at_once_after_an_evaluation(tmp_path: Path) -> None:
     reports = [attempt.next_report() for _ in range(4)]
     assert [[p.step for p in r.metrics] for r in reports] == [[0], [1, 2], [3, 4], []]
     assert METRIC in reports[1].metrics[-1].metrics
-    assert reports[-1].result is not None
     assert reports[-1].result.status is AttemptStatus.FINISHED
 
 
@@ -115,7 +112,6 @@ def test_asked_before_it_began_it_loads_nothing(tmp_path: Path) -> None:
     attempt, task = _attempt(tmp_path)
     task.request_stop()
     report = attempt.next_report()
-    assert report.result is not None
     assert report.result.status is AttemptStatus.RELEASED
     assert report.counters == {}
 
@@ -125,7 +121,6 @@ def test_two_processes_never_work_on_one_trial(tmp_path: Path) -> None:
     first.next_report()
     second, _ = _attempt(tmp_path)
     end = second.next_report().result
-    assert end is not None
     assert "another process" in end.reason
     first.close()
 
@@ -161,7 +156,6 @@ def test_wishes_are_heard_once_and_hours_are_told(tmp_path: Path) -> None:
     with Study.create(folder, make_spec(name="short", budget={"hours": 1e-9})) as study:
         study.start_driving()
         stop = StopConditions(study).poll()
-        assert stop is not None
         assert stop.kind is StopKind.OUT_OF_BUDGET
         assert "--set budget.hours" in stop.text
 

@@ -1,7 +1,5 @@
 """Scripted trials on a real Ray: what ends how, and that nothing is lost or doubled."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +7,19 @@ import pytest
 
 from orchestrator.execution import tune_adapter
 from orchestrator.execution.messages import STOP_REQUEST_FILE
-from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
-from orchestrator.execution.tune_adapter import run_trials
+from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
-from tests.support.fake_session import (
-    SLOTS,
-    ListSink,
-    ScriptedSession,
-    SilentView,
-    make_spec,
-    sweep_folder,
-    write_script,
-)
+from tests.support.fake_session import SLOTS, run_study, trained, write_script
+from tests.support.recorders import ListSink, SilentView
+from tests.support.specs import make_spec, sweep_folder
 
 
 class Ran:
     def __init__(self, root: Path, count: int = 6, interrupt_at: int | None = None, **script: Any) -> None:
         write_script(root, **script)
         folder = sweep_folder(root)
-        self.folder, self.sink, self.view = folder, ListSink(), SilentView()
+        self.folder, self.sink = folder, ListSink()
         self.study = Study.open(folder) if folder.database.exists() else Study.create(folder, make_spec(count))
         signals = SignalHandler(lambda: "")
         closed: list[int] = []
@@ -38,9 +29,7 @@ class Ran:
             if interrupt_at is not None and len(closed) == interrupt_at:
                 signals.stop_requested = True
 
-        self.stop: StopReason = run_trials(
-            self.study, self.sink, self.view, signals, SLOTS, on_trial_end=on_trial_end, open_session=ScriptedSession
-        )
+        self.stop = run_study(self.study, self.sink, signals=signals, on_trial_end=on_trial_end)
         self.records = self.study.trials()
         self.states = [r.state for r in self.records]
 
@@ -48,8 +37,8 @@ class Ran:
         return [p.step for p in self.study.metric_history(number)]
 
 
-def test_six_trials_over_two_slots_load_once_per_worker(tmp_path: Path, ray_cluster: Path) -> None:
-    ran = Ran(tmp_path, pause=0.3)
+def test_six_trials_over_two_slots_load_once_per_worker(tmp_path: Path, ray_cluster: None) -> None:
+    ran = Ran(tmp_path)
     assert ran.stop.kind is StopKind.FINISHED
     assert ran.states == [TrialState.COMPLETE] * 6
     assert all(ran.steps(n) == [0, 1, 2, 3, 4] for n in range(6))
@@ -61,14 +50,12 @@ def test_six_trials_over_two_slots_load_once_per_worker(tmp_path: Path, ray_clus
         most[t["worker.pid"]] = max(most[t["worker.pid"]], int(t["worker.trials"]))
     assert sum(most.values()) == 6, "every trial ran in one of two warm workers"
     assert sum(e.kind == "worker" for e in ran.study.events()) == 6
-    best = ran.study.best()
-    assert best is not None
-    assert best.number == 5
+    assert ran.study.best().number == 5
     assert (ran.folder.attempt(0, 1) / "trial.yaml").is_file()
 
 
 def test_tune_looks_at_no_trial_that_has_ended(
-    tmp_path: Path, ray_cluster: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stored: list[int] = []
     choose = tune_adapter.Scheduler.choose_trial_to_run
@@ -84,17 +71,10 @@ def test_tune_looks_at_no_trial_that_has_ended(
     assert max(stored) <= SLOTS.count + 1, "those that run and the one that comes next"
 
 
-def test_ends_of_every_kind_are_recorded_and_the_sweep_goes_on(tmp_path: Path, ray_cluster: Path) -> None:
+def test_ends_of_every_kind_are_recorded_and_the_sweep_goes_on(tmp_path: Path, ray_cluster: None) -> None:
     ran = Ran(tmp_path, trials={"0": "bug", "1": "memory", "2": "nan", "3": "nogoal", "4": "die"})
     assert ran.stop.kind is StopKind.FINISHED
-    assert ran.states == [
-        TrialState.FAILED,
-        TrialState.FAILED,
-        TrialState.PRUNED,
-        TrialState.FAILED,
-        TrialState.COMPLETE,
-        TrialState.COMPLETE,
-    ]
+    assert [s.value for s in ran.states] == ["FAILED", "FAILED", "PRUNED", "FAILED", "COMPLETE", "COMPLETE"]
     assert [r.failure for r in ran.records[:2]] == [FailureKind.BUG, FailureKind.OUT_OF_MEMORY]
     assert "scripted bug in trial 0" in ran.records[0].reason
     assert "Traceback" in (ran.folder.attempt(0, 1) / "failure.txt").read_text()
@@ -103,27 +83,26 @@ def test_ends_of_every_kind_are_recorded_and_the_sweep_goes_on(tmp_path: Path, r
     assert ran.records[4].attempts == 2
     assert ran.steps(4) == [0, 1, 2, 3, 4]
     assert ran.sink.tags("4")["attempt"] == "2"
-    trained = (tmp_path / "trained.log").read_text().splitlines()
-    assert trained.count("4 1") == 1, "the second attempt went on from the checkpoint"
+    assert trained(tmp_path).count("4 1") == 1, "the second attempt went on from the checkpoint"
     assert ran.sink.tags("3")["state"] == "FAILED"
 
 
-def test_the_same_bug_three_times_in_a_row_stops_the_sweep(tmp_path: Path, ray_cluster: Path) -> None:
-    ran = Ran(tmp_path, trials={str(n): "bug" for n in range(6)}, pause=0.05)
+def test_the_same_bug_three_times_in_a_row_stops_the_sweep(tmp_path: Path, ray_cluster: None) -> None:
+    ran = Ran(tmp_path, trials={str(n): "bug" for n in range(6)})
     assert ran.stop.kind is StopKind.SAME_BUG
     assert "scripted bug" in ran.stop.text
     assert ran.states.count(TrialState.FAILED) in (3, 4)
     assert len(ran.records) <= 4
 
 
-def test_the_same_bug_with_good_trials_between_is_not_in_a_row(tmp_path: Path, ray_cluster: Path) -> None:
-    ran = Ran(tmp_path, 9, trials={"0": "bug", "4": "bug", "8": "bug"}, pause=0.02)
+def test_the_same_bug_with_good_trials_between_is_not_in_a_row(tmp_path: Path, ray_cluster: None) -> None:
+    ran = Ran(tmp_path, 9, trials={"0": "bug", "4": "bug", "8": "bug"})
     assert ran.stop.kind is StopKind.FINISHED
     assert ran.states.count(TrialState.FAILED) == 3
     assert ran.states.count(TrialState.COMPLETE) == 6
 
 
-def test_a_trial_that_kills_every_worker_ends_the_sweep_resumably(tmp_path: Path, ray_cluster: Path) -> None:
+def test_a_trial_that_kills_every_worker_ends_the_sweep_resumably(tmp_path: Path, ray_cluster: None) -> None:
     ran = Ran(tmp_path, 2, trials={"0": "deadly"})
     assert ran.stop.kind is StopKind.WORKERS_LOST
     assert "trial 0" in ran.stop.text
@@ -133,24 +112,23 @@ def test_a_trial_that_kills_every_worker_ends_the_sweep_resumably(tmp_path: Path
     assert again.steps(0) == [0, 1, 2, 3, 4]
 
 
-def test_interrupted_and_continued(tmp_path: Path, ray_cluster: Path) -> None:
-    first = Ran(tmp_path, interrupt_at=2, steps=20, pause=0.25)
+def test_interrupted_and_continued(tmp_path: Path, ray_cluster: None) -> None:
+    first = Ran(tmp_path, interrupt_at=2, steps=20, hold={"1": 10})
     assert first.stop.kind is StopKind.INTERRUPTED
-    assert first.states.count(TrialState.RUNNING) >= 1
     running = [r.number for r in first.records if r.state is TrialState.RUNNING]
+    assert 1 in running
     assert all((first.folder.attempt(n, 1) / STOP_REQUEST_FILE).exists() for n in running)
-    second = Ran(tmp_path, steps=20, pause=0.01)
+    second = Ran(tmp_path, steps=20)
     assert second.states == [TrialState.COMPLETE] * 6
     assert all(second.steps(n) == list(range(21)) for n in range(6))
-    trained = (tmp_path / "trained.log").read_text().splitlines()
-    assert len(trained) == len(set(trained)), "no step was trained twice: the interrupted trials had checkpointed"
+    assert len(trained(tmp_path)) == len(set(trained(tmp_path))), (
+        "no step was trained twice: the interrupted trials had checkpointed"
+    )
 
 
-def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: Path) -> None:
-    write_script(tmp_path)
-    folder = sweep_folder(tmp_path)
-    study = Study.create(folder, make_spec(6))
-    write_script(tmp_path, pause=0.2, steps=30)
+def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: None) -> None:
+    study = Study.create(sweep_folder(tmp_path), make_spec(6))
+    write_script(tmp_path, steps=100_000)  # no end but those that are asked for
     requested: list[int] = []
 
     class Asking(SilentView):
@@ -160,7 +138,7 @@ def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: Path) -> 
             elif len(requested) == 1 and any(r.state is TrialState.PRUNED for r in self.records):
                 requested.append(study.add_request("stop", "enough"))
 
-    stop = run_trials(study, ListSink(), Asking(), SignalHandler(lambda: ""), SLOTS, open_session=ScriptedSession)
+    stop = run_study(study, view=Asking())
     assert stop.kind is StopKind.STOPPED
     assert stop.text == "enough"
     pruned = [r for r in study.trials() if r.state is TrialState.PRUNED]

@@ -1,48 +1,32 @@
 """One driven sweep, and hands on it from other processes: each verb, and what is refused."""
 
-from __future__ import annotations
-
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialRecord, TrialState
-from tests.support.driver_process import drive, records, trained, wait_for
-from tests.support.fake_session import make_spec, sweep_folder, write_script
+from tests.support.driver_process import drive, finish, records, wait_for
+from tests.support.fake_session import trained, write_script
+from tests.support.processes import finished, json_of
+from tests.support.specs import make_spec, sweep_folder
 
-STEPS = 30
-
-
-def orchestrate(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "orchestrator.cli", *arguments]
-    env = os.environ | {"ORCHESTRATE_HOME": str(root)}
-    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+STEPS = {"1": 100_000, "*": 30}
+"""Trial 1 goes on until it is pruned."""
 
 
 def command_output(root: Path, *arguments: str) -> str:
-    done = orchestrate(root, *arguments)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    return finished(root, *arguments)[1]
 
 
 def refused(root: Path, *arguments: str) -> str:
-    done = orchestrate(root, *arguments)
-    assert (done.returncode, done.stdout) == (2, ""), done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
-
-
-def command_json(root: Path, *arguments: str) -> Any:
-    done = orchestrate(root, *arguments, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    out, err = finished(root, *arguments, code=2)
+    assert out == ""
+    assert "Traceback" not in err
+    return err
 
 
 def of(root: Path, number: int) -> TrialRecord:
@@ -52,13 +36,13 @@ def of(root: Path, number: int) -> TrialRecord:
 @pytest.mark.timeout(580)
 def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     root = tmp_path / "runs"
-    write_script(root, steps=STEPS, pause=4.0)
+    write_script(root, steps=STEPS, hold={"*": 2})
     folder = sweep_folder(root)
     folder.path.mkdir(parents=True)
     folder.spec.write_text(dump_spec(make_spec(4)))
     assert "still preparing" in refused(root, "pause", "s")
     driver = drive(root)
-    wait_for(lambda: {"0 1", "1 1"} <= set(trained(root)), driver)
+    wait_for(lambda: {"0 2", "1 2"} <= set(trained(root)), driver)
 
     queued = command_output(root, "enqueue", "s", "--set", "training.seed=77")
     assert "it runs next" in queued
@@ -70,6 +54,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     assert "requested to prune trial 1 of s: it ends as PRUNED" in command_output(
         root, "prune", "s", "1", "--why", "margins are flat"
     )
+    write_script(root, steps=STEPS, hold={"1": 100_000, "*": 2})  # a trial ends by hand at its next report
     wait_for(lambda: [of(root, n).state for n in (0, 1)] == [TrialState.PAUSED, TrialState.PRUNED], driver)
     pruned, paused = of(root, 1), of(root, 0)
     assert pruned.reason.startswith("by request: margins are flat (by ")
@@ -81,16 +66,16 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     assert (of(root, 2).params, of(root, 2).origin[:12]) == ({"training.seed": 77}, "enqueued by ")
 
     assert "running trials are checkpointed" in command_output(root, "pause", "s")
-    wait_for(lambda: command_json(root, "status", "s")["state"] == "paused", driver)
+    wait_for(lambda: json_of(root, "status", "s")["state"] == "paused", driver)
     done = trained(root)
     assert "s is paused already" in refused(root, "pause", "s")
     cloned = command_output(root, "clone", "s", "0", "--set", "training.max_steps=9", "--why", "shorter")
     assert "queued a clone of trial 0 with training.max_steps=9" in cloned
-    found = command_json(root, "status", "s")
+    found = json_of(root, "status", "s")
     assert found["why"].startswith("by ")
     assert any("clone of trial 0 with training.max_steps=9" in line for line in found["waiting"])
     assert trained(root) == done, "nothing trains while it is paused"
-    write_script(root, steps=STEPS, pause=0.02)
+    write_script(root, steps=STEPS)
     command_output(root, "unpause", "s")
     command_output(root, "unpause", "s", "0")
     out, err = driver.communicate(timeout=300)
@@ -103,15 +88,15 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     assert clone.params == {"training.seed": 0, "training.max_steps": 9}
     assert sorted(r.params["training.seed"] for r in ended if not r.origin) == [0, 1, 2, 3], "the grid is whole"
     lines = [line for line in trained(root) if not line.startswith("1 ")]
-    assert len(lines) == len(set(lines)) == 5 * STEPS, "paused twice, and no step was trained twice or lost"
+    assert len(lines) == len(set(lines)) == 5 * STEPS["*"], "paused twice, and no step was trained twice or lost"
     calls = [json.loads(line) for line in (root / "sink.jsonl").read_text().splitlines()]
     assert any(c[0] == "end" and c[1] == "0" and c[-1]["state"] == "PAUSED" for c in calls)
     assert any(c[0] == "start" and c[-1].get("clone.of") == "0" for c in calls)
 
-    happened = [(e["kind"], e["trial"]) for e in command_json(root, "history", "s")["events"]]
+    happened = [(e["kind"], e["trial"]) for e in json_of(root, "history", "s")["events"]]
     for event in (("paused", 0), ("paused", None), ("unpaused", 0), ("unpaused", None), ("pruned", 1), ("cloned", 0)):
         assert event in happened, event
-    assert "margins are flat" in orchestrate(root, "history", "s").stdout
+    assert "margins are flat" in finished(root, "history", "s")[0]
     _after_the_end(root)
 
 
@@ -141,12 +126,10 @@ def test_requests_wait_for_the_next_driver_and_paused_trials_end_a_sweep_resumab
     assert "takes effect at `orchestrate resume s`" in command_output(root, "prune", "s", "0", "--why", "not worth it")
     assert "takes effect at" in command_output(root, "pause", "s", "1")
     first = drive(root)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=300)
     assert (first.returncode, out.strip(), err) == (0, "paused trials are left", "")
     assert [r.state.value for r in records(root)] == ["PRUNED", "PAUSED", "COMPLETE", "COMPLETE"]
-    assert command_json(root, "status", "s")["state"] == "interrupted"
+    assert json_of(root, "status", "s")["state"] == "interrupted"
     command_output(root, "unpause", "s", "1")
-    second = drive(root)
-    out, err = second.communicate(timeout=60)
-    assert (out.strip(), err) == ("finished", "")
+    finish(root)
     assert [r.state.value for r in records(root)] == ["PRUNED", *["COMPLETE"] * 3]

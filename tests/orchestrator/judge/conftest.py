@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import shutil
 import sqlite3
 import time
@@ -15,7 +13,7 @@ from orchestrator.judge import win_rates
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec
 from orchestrator.study.study import Study
-from orchestrator.study.trial_records import Outcome, Trial, TrialState
+from orchestrator.study.trial_records import Outcome, TrialState
 from trainer.data import prepare
 from trainer.results import StepMetrics
 from trainer.training_session import TrainingSession
@@ -54,7 +52,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
         study.start_driving()
         start_parent_run(study, sink, DashboardReporter(), report.fingerprint)
         while trial := study.ask():
-            assert isinstance(trial, Trial)
             run = str(trial.number)
             sink.start_run(run, name=f"trial {run}", params=trial.config.flat_params(), tags={}, at=time.time())
             metrics: list[StepMetrics] = list(session.train(trial.config, folder.attempt(trial.number, trial.attempt)))

@@ -1,7 +1,5 @@
 """What a checker and a reward model make of pairs of answers."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -31,7 +29,6 @@ PAIRS = [
 
 def test_a_checker_sees_right_and_wrong() -> None:
     found = checker_preferences(PAIRS)
-    assert found is not None
     assert found.preferences == (1.0, 0.0, 0.5, 0.5, None)
     assert (found.score, found.initial_score) == (0.5, 0.5)
     assert checker_preferences(PAIRS[4:]) is None, "no row carries an answer"
@@ -66,7 +63,6 @@ def test_a_verdict_counts_prompts_and_averages_their_samples() -> None:
     assert preferences is not None
     (judgement,) = make_judgements("checker", "rows", "sampled", {3: (pairs, preferences)})
     assert (judgement.wins, judgement.ties, judgement.losses, judgement.left_out, judgement.prompts) == (1, 0, 1, 1, 2)
-    assert judgement.win_rate is not None
     assert judgement.win_rate.value == pytest.approx((0.75 + 0.0) / 2)
     assert judgement.lc_win_rate is None, "two prompts are too few"
     assert [(e.ours, e.preference) for e in judgement.examples] == [("eight", 1.0), ("five", 0.0)]
@@ -79,12 +75,10 @@ def test_a_prompt_with_many_samples_weighs_as_one_with_few() -> None:
     pairs = [match("a", "nine", "eight", sample=0)]
     pairs += [match("b", "It is eight.", "six", sample=k) for k in range(4)]
     preferences = checker_preferences(pairs)
-    assert preferences is not None
     assert (preferences.score, preferences.initial_score) == (0.5, 0.5)
     (judgement,) = make_judgements("checker", "rows", "sampled", {3: (pairs, preferences)})
     assert (judgement.wins, judgement.ties, judgement.losses, judgement.prompts) == (1, 0, 1, 2)
     assert (judgement.length, judgement.start_length) == (8.0, 4.0)
-    assert judgement.win_rate is not None
     assert judgement.win_rate.value == 0.5
     rewards = {
         reward_key(m, answer): float(len(answer)) for m in pairs for answer in (m.trial_answer, m.initial_answer)

@@ -1,14 +1,9 @@
 """A finished sweep is judged: by its rows' answers, by a reward model, by an endpoint; killed and gone on with."""
 
-from __future__ import annotations
-
 import json
-import os
 import signal
 import sqlite3
 import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,8 +24,9 @@ from orchestrator.folders import SweepFolder
 from orchestrator.judge.judgements import Judgement
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import rank_trials
-from tests.support.fake_session import SilentView
-from tests.support.judge_endpoint import FakeJudge, Shown, longer, serve
+from tests.support.judge_endpoint import HANG, FakeJudge, longer, serve
+from tests.support.processes import orchestrate, wait_until
+from tests.support.recorders import SilentView
 from trainer.config.trial import GeneratedModel
 from trainer.storage.atomic_files import FAILPOINT_VARIABLE
 from trainer.synthetic import generate_model, is_correct
@@ -97,7 +93,6 @@ def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Pat
     for judgement in found.judgements:
         assert judgement.wins + judgement.ties + judgement.losses == judgement.prompts == 8
         assert judgement.left_out == 0
-        assert judgement.win_rate is not None
         assert judgement.win_rate.value == pytest.approx((judgement.wins + judgement.ties / 2) / 8)
         assert judgement.lc_win_rate is not None
     _check_calls(server, found)
@@ -137,7 +132,6 @@ def _check_calls(server: FakeJudge, found: JudgeResult) -> None:
     assert {(s.second, s.first) for s in server.asked} == {(s.first, s.second) for s in server.asked}
     assert set(server.keys) == {f"Bearer {KEY}"}
     judgement = by_key(found.judgements)[found.judgements[0].trial, "endpoint_greedy"]
-    assert judgement.asked is not None
     assert judgement.asked.calls > 0
     assert judgement.asked.cost == pytest.approx(judgement.asked.calls * (100 + 2 * 5) / 1e6)
     assert judgement.agree in (None, 1.0), "this judge goes by length alone"
@@ -179,36 +173,22 @@ def _contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.glob("*.jsonl")}
 
 
-# --- killed, stopped, refused ----------------------------------------------------------------------------------------
-
-
-def command(runs: Path, *arguments: str, **environment: str) -> subprocess.Popen[str]:
-    env = os.environ | {"ORCHESTRATE_HOME": str(runs)} | environment
-    words = [sys.executable, "-m", "orchestrator.cli", "judge", "judged", *arguments]
-    pipe = subprocess.PIPE
-    return subprocess.Popen(words, env=env, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
-
-
 @pytest.mark.slow
 def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server: FakeJudge, log_lines: Talk) -> None:
     sets = [*endpoint_sets(server), "judge.samples=0", "judge.tokens_per_batch=1"]
+    judge = ("judge", "judged", "--yes", *flags(sets))
     # In the middle of the answers: each is a batch of its own here, and the third is not yet on the disk.
-    child = command(runs, "--yes", *flags(sets), **{FAILPOINT_VARIABLE: "kept.append:3"})
-    child.communicate(timeout=200)
+    child = orchestrate(runs, *judge, **{FAILPOINT_VARIABLE: "kept.append:3"})
+    child.communicate(timeout=400)
     assert child.returncode == -signal.SIGKILL
     stored = _contents(runs / "cache" / "answers")
     assert sum(text.count(b"\n") for text in stored.values()) == 2
     assert not server.asked
 
     # In the middle of the questions.
-    def slow(shown: Shown, _: int) -> str:
-        time.sleep(0.1)
-        return longer(shown)
-
-    server.decide = slow
-    child = command(runs, "--yes", *flags(sets))
-    while len(server.asked) < 6 and child.poll() is None:
-        time.sleep(0.01)
+    server.decide = lambda shown, _: longer(shown) if len(server.asked) < 6 else HANG
+    child = orchestrate(runs, *judge)
+    wait_until(lambda: len(server.asked) >= 6)
     child.kill()
     child.communicate()
     assert all(_contents(runs / "cache" / "answers")[name].startswith(text) for name, text in stored.items())
@@ -298,9 +278,6 @@ def test_what_is_refused_before_anything_is_done(
 
     with folders.sweep_lock(SweepFolder(runs, "judged")), pytest.raises(SweepHeld):
         run(runs, [], log_lines)
-
-
-# --- after a sweep ---------------------------------------------------------------------------------------------------
 
 
 def test_after_a_sweep_what_the_file_asks_for(runs: Path) -> None:

@@ -1,7 +1,5 @@
 """The length-controlled win rate against a computation of its own: the same objective, minimized by scipy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -66,7 +64,6 @@ def independent(expected: Column, ours: Column, theirs: Column, hard: Column | N
 def test_it_is_what_another_solver_finds(seed: int) -> None:
     expected, ours, theirs, prompts = data(seed)
     found = length_controlled(expected, ours, theirs, prompts)
-    assert found is not None
     assert found.value == pytest.approx(independent(expected, ours, theirs), abs=2e-3)
     assert found.low < found.value < found.high
 
@@ -74,7 +71,6 @@ def test_it_is_what_another_solver_finds(seed: int) -> None:
 def test_it_takes_the_length_out() -> None:
     expected, ours, theirs, prompts = data(3, rows=400)
     found = length_controlled(expected, ours, theirs, prompts)
-    assert found is not None
     assert expected.mean() > 0.68, "the judge likes length, and the model writes more"
     assert found.low < expit(0.4) < found.high, "what the data were made with"
     assert found.value < expected.mean() - 0.05
@@ -85,12 +81,10 @@ def test_with_the_prompts_difficulty() -> None:
     rng = np.random.default_rng(0)
     others = [[(p, float(rng.random() < 0.5)) for p in prompts] for _ in range(3)]
     hard = prompt_difficulty(others, prompts)
-    assert hard is not None
     assert prompt_difficulty(others[:2], prompts) is None
     won = sum(logged[0][1] for logged in others)
     assert hard[0] == pytest.approx(np.log((won + 1) / (3 - won + 1)))
     found = length_controlled(expected, ours, theirs, prompts, hard)
-    assert found is not None
     assert found.value == pytest.approx(independent(expected, ours, theirs, hard), abs=2e-3)
 
 
@@ -99,13 +93,10 @@ def test_the_edges() -> None:
     ones, same = np.ones(5), np.full(5, 10.0)
     assert length_controlled(ones[:4], same[:4], same[:4], five[:4]) is None, "fewer prompts than folds"
     all_won = length_controlled(ones, same, same, five)
-    assert all_won is not None
     assert all_won.value > 0.95
     all_lost = length_controlled(0 * ones, same, same + np.arange(5), five)
-    assert all_lost is not None
     assert all_lost.value < 0.05
     indistinguishable = length_controlled(ones / 2, same, same, five)
-    assert indistinguishable is not None
     assert (indistinguishable.low, indistinguishable.value, indistinguishable.high) == pytest.approx(
         (0.5, 0.5, 0.5), abs=1e-3
     )
@@ -117,7 +108,6 @@ def test_where_the_penalty_leaves_nothing_the_interval_is_not_of_width_nought() 
     rng = np.random.default_rng(2)
     ours, theirs = rng.integers(5, 30, 24).astype(float), rng.integers(5, 30, 24).astype(float)
     found = length_controlled(expected, ours, theirs, [f"p{k}" for k in range(24)])
-    assert found is not None
     assert found.high - found.low > 0.15
     assert 0.42 < found.value < 0.5, "a little less than one half, not one half whatever the votes are"
     assert found.low + 0.05 < found.value < found.high - 0.05, "well inside its interval"
@@ -128,8 +118,6 @@ def test_samples_of_a_prompt_stay_together() -> None:
     doubled = [np.concatenate([c, c]) for c in (expected, ours, theirs)]
     once = length_controlled(expected, ours, theirs, prompts)
     often = length_controlled(doubled[0], doubled[1], doubled[2], prompts * 2)
-    assert once is not None
-    assert often is not None
     assert (often.low, often.value, often.high) == pytest.approx((once.low, once.value, once.high), abs=2e-3)
 
 
@@ -139,10 +127,7 @@ def test_a_prompt_weighs_the_same_however_many_samples_it_has() -> None:
     again = np.concatenate([np.arange(60), np.repeat(np.flatnonzero(expected > 0.5), 5)])
     once = length_controlled(expected, ours, theirs, prompts)
     often = length_controlled(expected[again], ours[again], theirs[again], [prompts[k] for k in again])
-    assert once is not None
-    assert often is not None
     assert often.value == pytest.approx(once.value, abs=0.03), "folds differ, weights do not"
     others = [[(p, 1.0) for p in prompts] + [("p0", 0.0)] * 3 for _ in range(3)]
     hard = prompt_difficulty(others, prompts)
-    assert hard is not None
     assert hard[0] == pytest.approx(np.log((3 * 0.25 + 1) / (3 * 0.75 + 1))), "three trials, whatever their samples"

@@ -1,7 +1,5 @@
 """Win rates: what must hold of any votes, and Wilson's interval against a count of coins."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -42,10 +40,8 @@ def test_a_win_rate_is_a_share_inside_its_interval_and_mirrors(preferences: list
     if not preferences:
         assert rate is None
         return
-    assert rate is not None
     assert 0 <= rate.low <= rate.value <= rate.high <= 1
     mirrored = win_rate([(prompt, 1 - preference) for prompt, preference in preferences])
-    assert mirrored is not None
     assert mirrored.value == pytest.approx(1 - rate.value)
     assert mirrored.low == pytest.approx(1 - rate.high)
     assert win_rate(preferences[::-1]) == rate
@@ -54,8 +50,6 @@ def test_a_win_rate_is_a_share_inside_its_interval_and_mirrors(preferences: list
 @given(PREFERENCES.filter(bool), st.integers(2, 4))
 def test_more_samples_of_the_same_prompts_are_no_more_prompts(given_: list[tuple[str, float]], times: int) -> None:
     once, often = win_rate(given_), win_rate(given_ * times)
-    assert once is not None
-    assert often is not None
     assert (often.value, often.low, often.high) == pytest.approx((once.value, once.low, once.high))
 
 

@@ -1,7 +1,5 @@
 """`engine` in a sweep: a setting like any other, and TRL's gaps found before anything runs."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from orchestrator.spec.search.space import Grid

@@ -1,7 +1,5 @@
 """The formulas of a plan: sizes against transformers, memory against the figures for Llama-3-8B (by formula too)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +62,6 @@ def test_a_generated_model(tmp_path: Path) -> None:
 
     described = GeneratedModel(hidden_size=32, intermediate_size=64, num_hidden_layers=2)
     shape = model_shape(ModelConfig(generated=described))
-    assert shape is not None
     made = AutoModelForCausalLM.from_pretrained(generate_model(described, tmp_path))
     assert shape.parameters == made.num_parameters()
 

@@ -1,7 +1,5 @@
 """The plan's memory by formula against what torch allocates at the peak of an update, for small models."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +103,6 @@ def test_the_formula_is_never_below_the_measured_peak_and_not_far_above(config: 
     assert 0.8 < found / memory(config, shape, tokens).total <= 1.0
 
 
-# --- large vocabularies: output layer, embedding and step are most of the memory --------------------------------------
-
 WIDE: dict[str, Any] = {"generated": SIZE | {"vocab_size": 131_072, "hidden_size": 64, "num_hidden_layers": 2}}
 GEMMA = WIDE["generated"] | {"architecture": "gemma2"}
 SEVERAL = {"tokens_per_micro_batch": 200}
@@ -168,7 +164,6 @@ def test_with_an_output_layer_of_its_own_the_formula_holds_too(
     AutoTokenizer.from_pretrained(made).save_pretrained(tmp_path / "untied")
     trained = trial({"generated": None, "name_or_path": str(tmp_path / "untied")} | dtype, training)
     shape = model_shape(trained.model)
-    assert shape is not None
     assert not shape.tied
     found, tokens = measured(trained, tmp_path / "cache")
     assert 0.8 < found / memory(trained, shape, tokens).total <= 1.0

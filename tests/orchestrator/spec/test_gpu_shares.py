@@ -1,7 +1,5 @@
 """Trials that share a GPU: what does not fit its share is refused before anything starts."""
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Callable
@@ -61,8 +59,6 @@ def test_plan_refuses_it_and_reckons_with_the_share(load_text: Callable[..., Swe
         plan_locally(quarter, tmp_path, (), machine)
     half = plan_locally(load_text(TEXT, "resources.gpus_per_trial=0.5"), tmp_path, (), machine).estimate
     complete = plan_locally(load_text(TEXT, "resources.gpus_per_trial=1"), tmp_path, (), machine).estimate
-    assert half is not None
-    assert complete is not None
     assert half.place == "0.5 of a GPU of 80 GB"
     assert (half.tokens_per_micro_batch or 0) < (complete.tokens_per_micro_batch or 0)
 
@@ -86,14 +82,10 @@ def test_a_worker_keeps_to_its_share(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert messages == [0.5]
 
 
-# --- several in one process, over one frozen model -------------------------------------------------------------------
-
-
 def test_each_further_trial_in_a_process_takes_its_adapters_and_moments(load_text: Callable[..., SweepSpec]) -> None:
     """SPEED.md's 0.5 GB: 41.9 million weights of 12 bytes."""
     config = load_text(TEXT).base
     shape = model_shape(config.model)
-    assert shape is not None
     one, two = (memory(config, shape, 4096, trials=n).total for n in (1, 2))
     assert two - one == 12 * shape.adapters(16)
     assert two - one == pytest.approx(0.50 * GB, rel=0.01)
@@ -201,13 +193,11 @@ def test_the_plan_says_how_many_fit_both_ways(
 ) -> None:
     machine = GpuAssumptions(gpu_memory=80 * GB)
     made = plan_locally(load_text(TEXT, "resources.gpus_per_trial=0.25"), tmp_path, (), machine)
-    assert made.estimate is not None
     assert made.estimate.place == "0.5 of a GPU of 80 GB for 2 trials"
     assert made.estimate.trials_on_a_gpu == (3, 99)
     print_plan(made)
     assert "3 with one model each, 99 sharing one frozen base model" in " ".join(capsys.readouterr().out.split())
     full = plan_locally(load_text(TEXT, "base.lora=null"), tmp_path, (), machine)
-    assert full.estimate is not None
     assert full.estimate.trials_on_a_gpu is None
 
 

@@ -1,7 +1,5 @@
 """Whatever a file says, the answer is a sweep or findings: never a traceback, never a side effect."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

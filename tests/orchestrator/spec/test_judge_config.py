@@ -1,7 +1,5 @@
 """`judge:` in a sweep's file: what it takes, what it refuses, and that it is no part of the sweep's identity."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import jsonschema
@@ -12,6 +10,7 @@ from orchestrator.spec.judge_config import JudgeConfig, RewardModel
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.serialization import dump_spec, schema, spec_hash
 from orchestrator.spec.loading.validation_errors import parse_document
+from tests.support.specs import as_json
 
 HEAD = "name: a\nbase: {model: m, data: {train: {generated: instructions}}}\n"
 COMPLETE = """judge:
@@ -28,9 +27,7 @@ def test_what_it_takes(tmp_path: Path) -> None:
     plain, logged = load_spec_text(HEAD, tmp_path), load_spec_text(HEAD + COMPLETE, tmp_path)
     assert plain.judge is None
     judge = logged.judge
-    assert judge is not None
     assert judge.reward_model == RewardModel(name_or_path="org/reward")
-    assert judge.endpoint is not None
     assert (judge.endpoint.url, judge.endpoint.prompt_price) == ("https://api.example.org/v1", 2.0)
     assert load_spec_text(dump_spec(logged), tmp_path).judge == judge
     assert "judge" not in dump_spec(plain)
@@ -44,8 +41,6 @@ def test_what_it_takes(tmp_path: Path) -> None:
 def test_a_reward_model_beside_the_file_is_found(tmp_path: Path) -> None:
     (tmp_path / "reward").mkdir()
     found = load_spec_text(HEAD + "judge: {reward_model: ./reward}", tmp_path).judge
-    assert found is not None
-    assert found.reward_model is not None
     assert found.reward_model.name_or_path == str(tmp_path / "reward")
 
 
@@ -91,10 +86,4 @@ def test_everything_wrong_is_said_at_once(tmp_path: Path) -> None:
 )
 def test_the_json_schema(text: str, fits: bool) -> None:
     validator = jsonschema.Draft202012Validator(schema())
-    assert validator.is_valid(_json(parse_document(HEAD + text, "f").value)) is fits
-
-
-def _json(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _json(inner) for key, inner in value.items()}
-    return [_json(inner) for inner in value] if isinstance(value, tuple) else value
+    assert validator.is_valid(as_json(parse_document(HEAD + text, "f").value)) is fits

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,7 +123,6 @@ def test_the_guard_is_on_and_each_rule_can_be_turned_off(load_text: Load, findin
     assert all(getattr(off, rule) is None for rule in GuardConfig.model_fields)
     some = load_text("guard: {loss: off, repetition: null, chosen_logps: {fall: 3}}").guard
     assert (some.loss, some.repetition, some.grad_norm) == (None, None, GuardConfig().grad_norm)
-    assert some.chosen_logps is not None
     assert (some.chosen_logps.fall, some.chosen_logps.lowest) == (3.0, -10.0)
     assert findings("guard: of") == [
         "sweep.yaml:1: guard: must be off, or a mapping of loss, grad_norm, chosen_logps, repetition, answer_length"
@@ -322,7 +319,6 @@ def test_set_reaches_every_leaf(load_text: Load) -> None:
     assert (spec.base.training.max_steps, spec.budget.trials) == (3, 4)
     assert spec.search.paths == ("training.seed",)
     assert spec.base.data.train[0].weight == 2.0
-    assert spec.base.lora is not None
     assert spec.base.lora.r == 8
     assert spec.goal == Objective(metric="eval_nll_loss", direction="minimize")
 

@@ -1,7 +1,5 @@
 """Samplers, order, pruners, objectives and manual trials as the file says them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

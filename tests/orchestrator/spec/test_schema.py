@@ -1,9 +1,6 @@
 """The JSON Schema takes what the loader takes, and refuses what it can see is wrong."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Any
 
 import jsonschema
 import pytest
@@ -11,6 +8,7 @@ import pytest
 import sweeps
 from orchestrator.spec.loading.serialization import schema
 from orchestrator.spec.loading.validation_errors import parse_document
+from tests.support.specs import as_json
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
@@ -74,14 +72,4 @@ def test_what_is_wrong_is_seen(name: str) -> None:
 
 
 def _errors(text: str) -> list[str]:
-    return [error.json_path for error in VALIDATOR.iter_errors(_json(parse_document(text, "f").value))]
-
-
-def _json(value: Any) -> Any:
-    match value:
-        case dict():
-            return {key: _json(inner) for key, inner in value.items()}
-        case tuple():
-            return [_json(inner) for inner in value]
-        case _:
-            return value
+    return [error.json_path for error in VALIDATOR.iter_errors(as_json(parse_document(text, "f").value))]

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any
@@ -169,9 +167,6 @@ def test_a_condition_must_be_able_to_hold() -> None:
         )
 
 
-# --- placing ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_drawn_margin_clears_the_other_name(base: TrialConfig) -> None:
     ratio = base.model_copy(update={"loss": SimpoLoss(gamma_beta_ratio=0.5)})
     assert apply_params(ratio, {"loss.gamma": 1.2}).loss == SimpoLoss(gamma=1.2)
@@ -208,9 +203,6 @@ def test_what_is_placed_is_what_is_logged(beta: float, gamma: float, rate: float
     params = apply_params(base, sampled).flat_params()
     assert {path: params[path] for path in sampled} == sampled
     assert params["loss.gamma_beta_ratio"] == gamma / beta
-
-
-# --- equal points, corners -------------------------------------------------------------------------------------------
 
 
 def test_equal_points_come_once_and_are_told(base: TrialConfig) -> None:

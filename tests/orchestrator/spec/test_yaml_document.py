@@ -1,7 +1,5 @@
 """YAML 1.2 scalars, and everything a file may try."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +7,7 @@ import pytest
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
-from tests.support.specs import make_spec
+from tests.support.specs import GRID, make_spec
 
 
 @pytest.fixture
@@ -29,7 +27,7 @@ def create(
     made: list[Study] = []
 
     def make(spec: SweepSpec | None = None) -> Study:
-        assert template(tmp_path, spec or make_spec()) == folder
+        assert template(tmp_path, spec or make_spec(GRID)) == folder
         made.append(Study.open(folder))
         return made[-1]
 

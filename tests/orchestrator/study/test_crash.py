@@ -1,7 +1,5 @@
 """kill -9 at any instant, also inside a write: the study is as it was before or as it is after, never between."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import random
@@ -15,19 +13,20 @@ import sqlalchemy.event
 import sqlalchemy.pool
 from optuna.storages import RDBStorage
 
-from orchestrator.errors import NetworkDisk, StorageRefused
+from orchestrator.errors import StorageRefused
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.sweep_spec import Budget, SweepSpec
 from orchestrator.study.database import study_database
 from orchestrator.study.database.repository import SweepRepository
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
-from tests.support.specs import COMPLETE, evaluated, make_spec
+from tests.support.metrics import COMPLETE, evaluated
+from tests.support.specs import GRID, make_spec
 from trainer.results import StepMetrics
 
 Template = Callable[[Path, SweepSpec], SweepFolder]
 STEPS = 6
-SPEC = make_spec(budget=Budget(trials=4))
+SPEC = make_spec(GRID, budget=Budget(trials=4))
 
 
 def drive(folder: SweepFolder) -> None:
@@ -224,12 +223,6 @@ def test_a_full_disk_is_a_refusal_in_words_and_loses_nothing(template: Template,
     with Study.open(folder) as study:
         steps = [p.step for p in study.metric_history(0)]
         assert steps == list(range(len(steps)))
-
-
-def test_sqlite_on_a_network_disk_is_refused_with_a_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_database, "filesystem_type", lambda path: "nfs4")
-    with pytest.raises(NetworkDisk, match=r"ORCHESTRATE_HOME.*PostgreSQL"):
-        Study.create(SweepFolder(tmp_path, "s"), SPEC)
 
 
 def test_the_file_system_of_a_path_is_known() -> None:

@@ -1,7 +1,5 @@
 """Trials given by people: they run first, each exactly once, and the sampler's own count goes on around them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,8 @@ from orchestrator.spec.search.trial_params import apply_params
 from orchestrator.spec.sweep_spec import Budget, Objective
 from orchestrator.study.database import enqueued_trials
 from orchestrator.study.study import Study
-from tests.support.specs import BASE, COMPLETE, GRID, RANGES, evaluated, make_spec
+from tests.support.metrics import COMPLETE, evaluated
+from tests.support.specs import BASE, GRID, RANGES, make_spec
 
 Create = Callable[..., Study]
 
@@ -25,7 +24,7 @@ def drawn(study: Study) -> list[dict[str, Any]]:
 
 def test_a_grid_passes_over_what_was_given_and_budget_is_for_the_sampler(create: Create) -> None:
     plain = drawn(create())
-    study = create(make_spec(budget=Budget(trials=4)))
+    study = create(make_spec(GRID, budget=Budget(trials=4)))
     study.enqueue({"loss.beta": 2.5, "loss.gamma": 0.5}, "enqueued by ann", kind="enqueued")
     study.enqueue({"loss.beta": 3, "training.seed": 7}, "enqueued by bob", kind="enqueued")
     assert [g.trial for g in study.enqueued_trials()] == [None, None]
@@ -47,7 +46,6 @@ def test_a_random_sweep_draws_the_same_with_and_without(create: Create) -> None:
     first = study.ask()
     study.enqueue({"loss.beta": 9.0}, "by hand", kind="enqueued")
     found = drawn(study)
-    assert first is not None
     assert found[0]["loss.beta"] == 9.0
     assert [dict(first.params), *found[1:]] == plain, "one more trial by hand, and no other moved"
     assert study.exhausted_reason() == "4 of 4 trials issued"
@@ -63,15 +61,12 @@ def test_a_given_trial_survives_its_driver_whole(create: Create, folder: SweepFo
     study.dispose()  # the driver dies
     with Study.open(folder) as later:
         again = later.ask()
-        assert issued is not None
-        assert again is not None
         assert (again.number, again.attempt) == (0, 2)
         assert (again.config, again.params) == (issued.config, issued.params)
         assert again.config.training.max_steps == 9
         later.report(again, [evaluated(1, 0.9)])
         later.tell(again, COMPLETE)
         best = later.best()
-        assert best is not None
         assert apply_params(later.spec.base, best.params) == again.config
 
 
@@ -97,7 +92,7 @@ def test_a_kill_between_taking_and_creating_neither_loses_nor_doubles(
 
 
 def test_the_files_trials_count_in_the_budget_and_come_after_those_by_hand(create: Create) -> None:
-    study = create(make_spec(budget=Budget(trials=2)))
+    study = create(make_spec(GRID, budget=Budget(trials=2)))
     with study._database.transaction() as c:  # pyright: ignore[reportPrivateUsage]
         study._queue.add(c, {"loss.beta": 7.0}, "given in the file", by_hand=False)  # pyright: ignore[reportPrivateUsage]
     study.enqueue({"loss.beta": 8.0}, "by hand", kind="enqueued")

@@ -1,7 +1,5 @@
 """Values that the search does not list are results like any others: given by hand, or those of the base."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -9,20 +7,13 @@ import pytest
 
 from orchestrator.folders import SweepFolder
 from orchestrator.spec.samplers import (
-    CmaEsSampler,
-    GpSampler,
-    GridSampler,
-    NsgaIISampler,
-    QmcSampler,
-    RandomSampler,
-    Sampler,
     StagedSampler,
-    TpeSampler,
 )
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
-from tests.support.specs import COMPLETE, evaluated, make_spec
+from tests.support.metrics import COMPLETE, evaluated
+from tests.support.specs import SAMPLERS, make_spec
 
 Create = Callable[..., Study]
 LISTS = {
@@ -32,16 +23,6 @@ LISTS = {
 }
 NUMBERS = {"loss.beta": {"uniform": [1.0, 4.0]}, "training.learning_rate": {"log_uniform": [1e-7, 1e-5]}}
 ROWS = [{"loss.beta": [3.0, 4.0], "loss.gamma": [0.5, 0.7]}]
-SAMPLERS: dict[str, Sampler] = {
-    "grid": GridSampler(),
-    "random": RandomSampler(seed=1),
-    "qmc": QmcSampler(seed=1),
-    "tpe": TpeSampler(seed=1, n_startup_trials=2),
-    "gp": GpSampler(seed=1, n_startup_trials=2),
-    "cmaes": CmaEsSampler(seed=1, population_size=4),
-    "nsgaii": NsgaIISampler(seed=1, population_size=3),
-    "staged": StagedSampler(points=3),
-}
 BASE = {"model": {"generated": {}}, "data": {"train": [{"generated": "instructions"}]}}
 
 
@@ -62,7 +43,6 @@ def test_a_staged_search_starts_from_the_bases_own_values(create: Create, folder
     """`orchestrate init --objective simpo`: the margin's default, 0.25, is not among the listed ones."""
     study = create(make_spec(LISTS, sampler=StagedSampler(), base=BASE))
     first = study.ask()
-    assert isinstance(first, Trial)
     assert dict(first.params) == {
         "loss.beta": 2.0,
         "loss.gamma_beta_ratio": 0.25,
@@ -71,7 +51,6 @@ def test_a_staged_search_starts_from_the_bases_own_values(create: Create, folder
     study.dispose()  # the driver is killed: the trial is issued again as it was
     with Study.open(folder) as later:
         again = later.ask()
-        assert isinstance(again, Trial)
         assert (again.number, again.attempt, again.params, again.config) == (0, 2, first.params, first.config)
         finish(later, again, 0.9)
         rest = run_all(later, lambda trial: 0.5 + 0.01 * trial.number)
@@ -162,7 +141,6 @@ def test_every_sampler_takes_a_trial_outside_of_its_search_as_a_result(
     assert [t.params.get("loss.beta") for t in found[:2]] == [9.0, 0.5]
     assert len(found) > 3, "the sampler goes on"
     best = study.best()
-    assert best is not None
     assert best.params["loss.beta"] == 9.0
     study.dispose()
     with Study.open(folder) as later:

@@ -1,7 +1,5 @@
 """The same study in PostgreSQL, on a server of its own; skipped with a word where there is none."""
 
-from __future__ import annotations
-
 import math
 import uuid
 from collections.abc import Iterator
@@ -13,8 +11,9 @@ from orchestrator.errors import NameTaken, StorageRefused, SweepHeld
 from orchestrator.folders import SweepFolder
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import TrialState
+from tests.support.metrics import COMPLETE, DIVERGED, evaluated
 from tests.support.postgresql import postgresql_server
-from tests.support.specs import COMPLETE, DIVERGED, evaluated, make_spec
+from tests.support.specs import GRID, make_spec
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +24,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def study(url: str, tmp_path: Path) -> Iterator[Study]:
-    with Study.create(SweepFolder(tmp_path, f"s-{uuid.uuid4().hex[:12]}"), make_spec(), url) as study:
+    with Study.create(SweepFolder(tmp_path, f"s-{uuid.uuid4().hex[:12]}"), make_spec(GRID), url) as study:
         yield study
 
 
@@ -38,10 +37,8 @@ def test_a_sweep_with_a_crash_and_a_fenced_driver(study: Study) -> None:
         states = [t.state for t in later.trials()]
         assert states == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
         best = later.best()
-        assert best is not None
         assert best.number == 2
         again = later.ask()
-        assert again is not None
         assert (again.number, again.attempt) == (3, 2)
         points = later.metric_history(3)
         assert [p.step for p in points] == list(range(5))
@@ -52,11 +49,11 @@ def test_a_sweep_with_a_crash_and_a_fenced_driver(study: Study) -> None:
 
 def test_a_name_is_used_once(study: Study, url: str) -> None:
     with pytest.raises(NameTaken):
-        Study.create(study.folder, make_spec(), url)
+        Study.create(study.folder, make_spec(GRID), url)
 
 
 def test_a_database_that_cannot_be_reached_is_refused_and_not_remembered(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path, "s")
     with pytest.raises(StorageRefused, match=r"needs a driver|Connection refused"):
-        Study.create(folder, make_spec(), "postgresql+psycopg://me@127.0.0.1:1/sweeps")
+        Study.create(folder, make_spec(GRID), "postgresql+psycopg://me@127.0.0.1:1/sweeps")
     assert not folder.database.with_suffix(".url").exists()

@@ -1,7 +1,5 @@
 """Each pruner's rule, beside Optuna's pruner of the same name where there is one."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

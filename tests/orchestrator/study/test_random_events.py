@@ -1,7 +1,5 @@
 """Claim, observe, close, crash, reopen, take over, in any order: no trial and no step is ever lost or doubled."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +17,8 @@ from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
 from tests.support import IN_MEMORY
-from tests.support.specs import COMPLETE, DIVERGED, GRID, METRIC, bug, make_spec
+from tests.support.metrics import COMPLETE, DIVERGED, bug
+from tests.support.specs import GRID, METRIC, make_spec
 from trainer.results import StepMetrics
 
 SPEC = make_spec(GRID)
@@ -53,10 +52,8 @@ class Machine(RuleBasedStateMachine):
         trial = self.study.ask()
         lost = sorted(n for n in self.attempts if n not in self.held and n not in self.ended)
         if lost:
-            assert trial is not None
             assert (trial.number, trial.attempt) == (lost[0], self.attempts[lost[0]] + 1)
         elif len(self.attempts) < 4:
-            assert trial is not None
             assert (trial.number, trial.attempt) == (len(self.attempts), 1)
         else:
             assert trial is None

@@ -1,7 +1,5 @@
 """tpe and hyperband under any order of events: every draw and every decision is that of the sweep left alone."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +19,8 @@ from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState, WaitForTrial
 from tests.support import IN_MEMORY
-from tests.support.specs import BASE, COMPLETE, METRIC, RANGES, make_spec
+from tests.support.metrics import COMPLETE
+from tests.support.specs import BASE, METRIC, RANGES, make_spec
 from trainer.results import StepMetrics
 
 STEPS, TRIALS, LAG = 4, 9, 3

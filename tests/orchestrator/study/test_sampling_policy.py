@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +28,6 @@ def test_a_random_trial_depends_on_seed_and_number_alone(seed: int, number: int)
     spec = random_spec(seed=seed)
     before = [TrialSnapshot(n, {}) for n in range(number)]
     sampled = SamplingPolicy(spec).sample(before)
-    assert sampled is not None
     assert sampled == SamplingPolicy(spec).sample(before)
     assert 1.0 <= sampled.params["loss.beta"] <= 4.0
     assert 1e-7 <= sampled.params["training.learning_rate"] <= 1e-5
@@ -54,7 +51,6 @@ def test_conditional_leaves_are_there_only_where_they_mean_something() -> None:
     policy = SamplingPolicy(random_spec(CONDITIONAL))
     for number in range(40):
         sampled = policy.sample([TrialSnapshot(k, {}) for k in range(number)])
-        assert sampled is not None
         assert ("loss.gamma" in sampled.params) == (sampled.params["loss.kind"] == "simpo")
         assert sampled.config.loss.kind == sampled.params["loss.kind"]
         if "loss.gamma" in sampled.params:

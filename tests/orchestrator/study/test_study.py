@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import gc
 import math
 import sqlite3
@@ -17,7 +15,8 @@ from orchestrator.study.database.tables import OLDEST_SCHEMA, SCHEMA
 from orchestrator.study.running_trial import AttemptSuperseded, TrialFinished
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, Trial, TrialState
-from tests.support.specs import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_spec
+from tests.support.metrics import COMPLETE, DIVERGED, bug, evaluated
+from tests.support.specs import GRID, METRIC, RANGES, make_spec
 from trainer.results import StepMetrics
 
 Create = Callable[..., Study]
@@ -59,7 +58,7 @@ def test_a_claimed_trial_carries_the_whole_configuration(create: Create) -> None
 
 
 def test_budget_of_trials_is_a_total_over_all_drivers(create: Create, folder: SweepFolder) -> None:
-    study = create(make_spec(budget=Budget(trials=3)))
+    study = create(make_spec(GRID, budget=Budget(trials=3)))
     finish(study)
     finish(study)
     study.dispose()
@@ -75,7 +74,7 @@ def test_budget_of_hours_counts_all_drivers_by_the_monotonic_clock(
 ) -> None:
     clock = [1000.0]
     monkeypatch.setattr(driver_lease.time, "monotonic", lambda: clock[0])
-    study = create(make_spec(budget=Budget(hours=1.0)))
+    study = create(make_spec(GRID, budget=Budget(hours=1.0)))
     trial = claimed(study)
     clock[0] += 1500
     study.tell(trial, bug("x"))
@@ -253,11 +252,10 @@ def test_only_issued_trials_can_write(create: Create, folder: SweepFolder) -> No
 
 @pytest.mark.parametrize(("direction", "winner"), [("maximize", 1), ("minimize", 0)])
 def test_best_by_the_goals_direction_and_the_first_among_equals(create: Create, direction: str, winner: int) -> None:
-    study = create(make_spec(goal=Objective.model_validate({"metric": METRIC, "direction": direction})))
+    study = create(make_spec(GRID, goal=Objective.model_validate({"metric": METRIC, "direction": direction})))
     for value in (0.2, 0.8, 0.8, 0.2):
         finish(study, value)
     best = study.best()
-    assert best is not None
     assert best.number == winner
 
 
@@ -341,12 +339,12 @@ def test_events_are_numbered_in_order(create: Create) -> None:
 
 
 def test_the_budget_may_grow_and_history_remembers(create: Create, folder: SweepFolder) -> None:
-    study = create(make_spec(budget=Budget(trials=1)))
+    study = create(make_spec(GRID, budget=Budget(trials=1)))
     finish(study)
     assert study.ask() is None
-    assert list(map(str, study.amend(make_spec(budget=Budget(trials=2))))) == ["budget.trials: 1 -> 2"]
+    assert list(map(str, study.amend(make_spec(GRID, budget=Budget(trials=2))))) == ["budget.trials: 1 -> 2"]
     assert claimed(study).number == 1
-    assert study.amend(make_spec(budget=Budget(trials=2))) == []
+    assert study.amend(make_spec(GRID, budget=Budget(trials=2))) == []
     with Study.open(folder) as later:
         assert later.spec.budget.trials == 2
         assert [v.version for v in later.spec_history()] == [1, 2]
@@ -366,7 +364,7 @@ def test_a_name_is_used_once(create: Create, folder: SweepFolder) -> None:
     study = create()
     finish(study)
     with pytest.raises(NameTaken):
-        Study.create(folder, make_spec())
+        Study.create(folder, make_spec(GRID))
     assert len(study.trials()) == 1
 
 
@@ -385,14 +383,14 @@ def test_a_file_that_is_no_database_is_refused_in_words(folder: SweepFolder) -> 
 
 def test_a_password_in_the_url_is_refused_and_not_repeated(folder: SweepFolder) -> None:
     with pytest.raises(PasswordInUrl) as caught:
-        Study.create(folder, make_spec(), "postgresql://me:hunter2@db/sweeps")
+        Study.create(folder, make_spec(GRID), "postgresql://me:hunter2@db/sweeps")
     assert "hunter2" not in str(caught.value)
     assert not folder.database.with_suffix(".url").exists()
 
 
 def test_another_database_is_found_again(folder: SweepFolder) -> None:
     elsewhere = f"sqlite:///{folder.root / 'elsewhere.db'}"
-    with Study.create(folder, make_spec(), elsewhere) as study:
+    with Study.create(folder, make_spec(GRID), elsewhere) as study:
         finish(study)
     assert not folder.database.exists()
     with Study.open(folder) as later:
@@ -402,7 +400,10 @@ def test_another_database_is_found_again(folder: SweepFolder) -> None:
 def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None:
     elsewhere = f"sqlite:///{folder.root / 'shared.db'}"
     other = SweepFolder(folder.root, "t")
-    with Study.create(folder, make_spec(), elsewhere) as one, Study.create(other, make_spec(), elsewhere) as two:
+    with (
+        Study.create(folder, make_spec(GRID), elsewhere) as one,
+        Study.create(other, make_spec(GRID), elsewhere) as two,
+    ):
         finish(one, 0.1)
         finish(two, 0.2)
         assert [t.value for t in one.trials()] == [0.1]

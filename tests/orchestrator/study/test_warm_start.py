@@ -1,7 +1,5 @@
 """Another sweep's trials as lessons: what is taken, what is refused, and that nothing depends on that sweep later."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +15,8 @@ from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
 from orchestrator.study.sampling.warm_start import WarmStartRefused, warm_start
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial, TrialState
-from tests.support.specs import COMPLETE, DIVERGED, METRIC, RANGES, bug, evaluated, make_spec
+from tests.support.metrics import COMPLETE, DIVERGED, bug, evaluated
+from tests.support.specs import METRIC, RANGES, make_spec
 
 LEARNING = {"sampler": TpeSampler(n_startup_trials=2), "budget": Budget(trials=4), "warm_start": "first"}
 

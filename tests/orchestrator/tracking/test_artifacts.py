@@ -1,7 +1,5 @@
 """`tracking.artifacts`: an experiment's files go below that URL, and MLflow itself gives them back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +37,6 @@ def _tell(root: Path, uri: str, artifacts: str) -> None:
 def _given_back(root: Path, uri: str) -> list[str]:
     client = connect(root, uri)
     found = client.get_experiment_by_name("a/b")
-    assert found is not None
     runs = client.search_runs([found.experiment_id])
     logged = [Path(client.download_artifacts(run.info.run_id, "report.html")) for run in runs]
     return [path.read_text() for path in logged]

@@ -1,7 +1,5 @@
 """Where the pages of a sweep are: on somebody else's server, and inside MLflow's own (running ones: tests/faults)."""
 
-from __future__ import annotations
-
 import urllib.parse
 from pathlib import Path
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import subprocess
 from pathlib import Path
@@ -66,7 +64,6 @@ def test_the_commit_of_a_folder(tmp_path: Path) -> None:
     for command in ("init -q", "-c user.name=a -c user.email=a@b commit -q --allow-empty -m x"):
         subprocess.run(["git", "-C", str(tmp_path), *command.split()], check=True)
     found = git_commit(tmp_path)
-    assert found is not None
     assert (len(found["commit"]), found["dirty"]) == (40, False)
     (tmp_path / "new").touch()
     assert git_commit(tmp_path) == {**found, "dirty": True}

@@ -1,7 +1,5 @@
 """A trial's name: the same for equal configurations, also after an upgrade that knows more settings."""
 
-from __future__ import annotations
-
 import json
 from itertools import combinations
 from typing import Any

@@ -1,7 +1,5 @@
 """Combinations without meaning, and other programs' names, are refused when a configuration is read."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

@@ -1,7 +1,5 @@
 """Positions that a model has: read from its config.json as transformers reads it, and checked before a trial."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -127,9 +125,6 @@ def test_findings_name_the_setting() -> None:
     assert (engine.path, engine.refused) == ("engine", True)
 
 
-# --- whole trials -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def gpt2(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A GPT-2 of 48 positions with the generated task's tokenizer."""
@@ -190,7 +185,6 @@ def test_what_would_hang_on_the_batch_is_refused(tmp_path: Path, monkeypatch: py
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     found = known_positions(trial(model={"name_or_path": str(folder)}).model)
-    assert found is not None
     assert (found.trained, found.switch) == (128, 32)
     monkeypatch.setattr("trainer.resource_cache.RotarySwitch.of", lambda _: None)
     with pytest.raises(ModelError, match=r"code outside of transformers.* set data.max_length to 32 or less"):

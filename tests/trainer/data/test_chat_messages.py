@@ -1,7 +1,5 @@
 """Messages go to the chat template whole: tools, tool calls, reasoning, any other key. What is ignored is told."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -16,18 +14,18 @@ from tests.support.data_cases import (
     chat,
     chat_message,
     data,
+    encode,
     good_rows,
     saved,
     tokenizer,
     trl_template,
     write_rows,
 )
-from trainer.config.trial import DataConfig, FileSource
+from trainer.config.trial import FileSource
 from trainer.data import BadData, prepare
-from trainer.data.formats import InvalidRow, Preference, to_preference
+from trainer.data.formats import InvalidRow, to_preference
 from trainer.data.mixing import prompt_key
 from trainer.data.sources import read_source
-from trainer.data.tokenization import EncodedPair, PairTokenizer
 
 QWEN3 = tokenizer(trl_template("qwen3"))
 TOOL = {
@@ -57,16 +55,8 @@ def _thinking(ask: str, *completions: tuple[str, str]) -> dict[str, Any]:
     return {"prompt": [chat_message("user", ask)], "chosen": sides[0], "rejected": sides[1]}
 
 
-def _tokens(made: Any, row: dict[str, Any], **config: Any) -> EncodedPair:
-    found = to_preference(row)
-    assert isinstance(found, Preference), found
-    return PairTokenizer(made, DataConfig.model_validate({"train": "unused", "max_length": 10_000} | config))([found])[
-        0
-    ]
-
-
 def test_tools_and_tool_calls_are_rendered_and_content_may_be_null_beside_them() -> None:
-    found = _tokens(QWEN3, WITH_TOOLS)
+    found = encode(QWEN3, WITH_TOOLS)
     text = QWEN3.decode(found.prompt)
     assert "High and low water of a harbour" in text
     assert '{"name": "tide_times", "arguments": {"harbour": "Cuxhaven"}}' in text
@@ -78,7 +68,7 @@ def test_tools_and_tool_calls_are_rendered_and_content_may_be_null_beside_them()
 def test_a_tool_call_is_an_answer() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [CALL]}
     row = {"prompt": ASKED[:1], "chosen": [call], "rejected": [chat_message("assistant", "At noon.")], "tools": [TOOL]}
-    assert '"arguments": {"harbour": "Cuxhaven"}' in QWEN3.decode(_tokens(QWEN3, row).chosen)
+    assert '"arguments": {"harbour": "Cuxhaven"}' in QWEN3.decode(encode(QWEN3, row).chosen)
     assert to_preference(row | {"chosen": [{"role": "assistant", "content": None}]}) == InvalidRow(
         "not_text", "chosen: a message whose content is null"
     )
@@ -86,11 +76,11 @@ def test_a_tool_call_is_an_answer() -> None:
 
 def test_a_template_that_needs_content_gets_an_empty_one_beside_tool_calls() -> None:
     made = tokenizer(CHATML)
-    assert "<|im_start|>assistant\n<|im_end|>" in made.decode(_tokens(made, WITH_TOOLS).prompt)
+    assert "<|im_start|>assistant\n<|im_end|>" in made.decode(encode(made, WITH_TOOLS).prompt)
 
 
 def test_reasoning_is_trained_on_where_the_template_renders_it() -> None:
-    found = _tokens(QWEN3, _thinking("7 times 8?", ("7 times 8 is 56.", "56"), ("Too hard.", "54")))
+    found = encode(QWEN3, _thinking("7 times 8?", ("7 times 8 is 56.", "56"), ("Too hard.", "54")))
     assert QWEN3.decode(found.chosen) == "<think>\n7 times 8 is 56.\n</think>\n\n56<|im_end|>\n"
     assert QWEN3.decode(found.rejected) == "<think>\nToo hard.\n</think>\n\n54<|im_end|>\n"
     assert found.notices == []
@@ -98,8 +88,8 @@ def test_reasoning_is_trained_on_where_the_template_renders_it() -> None:
 
 def test_answers_that_differ_only_in_reasoning_are_a_pair_unless_the_template_renders_them_alike() -> None:
     row = _thinking("7 times 8?", ("7 times 8 is 56.", "56"), ("A guess.", "56"))
-    assert _tokens(QWEN3, row).notices == []
-    assert [kind for kind, _ in _tokens(tokenizer(CHATML), row).notices] == ["ignored_key", "equal_rendered"]
+    assert encode(QWEN3, row).notices == []
+    assert [kind for kind, _ in encode(tokenizer(CHATML), row).notices] == ["ignored_key", "equal_rendered"]
 
 
 def test_what_the_template_ignores_is_counted_by_its_name(tmp_path: Path) -> None:
@@ -125,28 +115,26 @@ def test_thoughts_that_a_template_drops_from_earlier_turns_are_told() -> None:
     row = _thinking("And 7 times 9?", ("One more 7.", "63"), ("Hm.", "64"))
     earlier = chat_message("assistant", "56") | {"reasoning_content": "7 times 8 is 56."}
     row["prompt"] = [chat_message("user", "7 times 8?"), earlier, *row["prompt"]]
-    found = _tokens(QWEN3, row)
+    found = encode(QWEN3, row)
     assert "7 times 8 is 56." not in QWEN3.decode(found.prompt)
     assert found.notices == [("ignored_key", "The key 'reasoning_content' of messages before the last")]
     row["prompt"][1] = chat_message("assistant", "<think>7 times 8 is 56.</think>56")
-    assert ("content_altered", "The first is of role assistant") in _tokens(QWEN3, row).notices
+    assert ("content_altered", "The first is of role assistant") in encode(QWEN3, row).notices
 
 
 def test_tools_may_be_json_text_and_arguments_stay_what_they_are() -> None:
     as_text = WITH_TOOLS | {"tools": json.dumps([TOOL])}
-    assert _tokens(QWEN3, as_text).prompt == _tokens(QWEN3, WITH_TOOLS).prompt
+    assert encode(QWEN3, as_text).prompt == encode(QWEN3, WITH_TOOLS).prompt
     call = {"type": "function", "function": {"name": "tide_times", "arguments": '{"harbour": "Cuxhaven"}'}}
     row = WITH_TOOLS | {"prompt": [ASKED[0], chat_message("assistant", "") | {"tool_calls": [call]}, ASKED[2]]}
     found = to_preference(row)
-    assert isinstance(found, Preference)
     assert found.prompt[1]["tool_calls"] == [call]  # pyright: ignore[reportArgumentType, reportIndexIssue, reportCallIssue]
-    assert '"arguments": {"harbour": "Cuxhaven"}' in QWEN3.decode(_tokens(QWEN3, row).prompt)
+    assert '"arguments": {"harbour": "Cuxhaven"}' in QWEN3.decode(encode(QWEN3, row).prompt)
 
 
 def test_no_tools_are_no_tools() -> None:
     for none in ([], "", "[]", None):
         found = to_preference(WITH_TOOLS | {"tools": none})
-        assert isinstance(found, Preference)
         assert found.tools is None
 
 
@@ -162,20 +150,18 @@ def test_no_tools_are_no_tools() -> None:
 )
 def test_tools_that_cannot_be_used_make_a_bad_row(tools: Any, says: str) -> None:
     found = to_preference(WITH_TOOLS | {"tools": tools})
-    assert isinstance(found, InvalidRow)
     assert found.kind == "bad_tools"
     assert says in found.detail
 
 
 def test_a_row_sets_variables_of_its_template() -> None:
     made = tokenizer("{{ style }}\n" + CHATML)
-    found = _tokens(made, chat("a", "b", "c", chat_template_kwargs={"style": "short"}))
+    found = encode(made, chat("a", "b", "c", chat_template_kwargs={"style": "short"}))
     assert made.decode(found.prompt).startswith("short\n<|im_start|>user")
-    unknown = _tokens(made, chat("a", "b", "c", chat_template_kwargs={"tone": "dry"}))
+    unknown = encode(made, chat("a", "b", "c", chat_template_kwargs={"tone": "dry"}))
     assert unknown.notices == [("ignored_key", "The value 'tone' of chat_template_kwargs")]
     for wrong, says in ((["x"], "a list"), ({"tokenize": True}, "tokenize cannot be set")):
         bad = to_preference(chat("a", "b", "c", chat_template_kwargs=wrong))
-        assert isinstance(bad, InvalidRow)
         assert bad.kind == "bad_template_kwargs"
         assert says in bad.detail
 
@@ -196,7 +182,7 @@ def test_parquet_gives_the_same_messages_as_json_lines(tmp_path: Path) -> None:
     for left, right in zip(lines, table, strict=True):
         assert left.fields is not None
         assert right.fields is not None
-        ours, theirs = _tokens(QWEN3, left.fields), _tokens(QWEN3, right.fields)
+        ours, theirs = encode(QWEN3, left.fields), encode(QWEN3, right.fields)
         assert (ours.prompt, ours.chosen, ours.rejected) == (theirs.prompt, theirs.chosen, theirs.rejected)
         assert ours.notices == theirs.notices
 
@@ -205,7 +191,7 @@ def test_nulls_that_a_json_file_holds_in_arguments_stay(tmp_path: Path) -> None:
     call = {"type": "function", "function": {"name": "tide_times", "arguments": {"harbour": None}}}
     row = WITH_TOOLS | {"prompt": [ASKED[0], chat_message("assistant", "") | {"tool_calls": [call]}, ASKED[2]]}
     read = read_source(FileSource(path=write_rows(tmp_path / "a.jsonl", [row])))
-    assert '"arguments": {"harbour": null}' in QWEN3.decode(_tokens(QWEN3, read[0].fields or {}).prompt)
+    assert '"arguments": {"harbour": null}' in QWEN3.decode(encode(QWEN3, read[0].fields or {}).prompt)
 
 
 PARTS = (
@@ -228,7 +214,7 @@ def test_text_parts_go_to_templates_that_want_them_and_are_joined_for_others() -
     }
     for template in (PARTS, ONLY_PARTS, CHATML, trl_template("qwen3")):
         made = tokenizer(template)
-        found = _tokens(made, row)
+        found = encode(made, row)
         assert made.decode(found.prompt) == "<|im_start|>user\nGood day<|im_end|>\n<|im_start|>assistant\n"
         assert made.decode(found.chosen).endswith("Good day<|im_end|>\n")
         assert found.notices == []
@@ -242,12 +228,12 @@ def test_templates_of_multimodal_models_get_text_as_parts(content: Any) -> None:
         "chosen": [chat_message("assistant", content)],
         "rejected": [chat_message("assistant", "No")],
     }
-    found = _tokens(made, row)
+    found = encode(made, row)
     assert made.decode(found.prompt).endswith("User: Good day<end_of_utterance>\nAssistant:")
     assert made.decode(found.chosen) == " Good day<end_of_utterance>\n"
     assert found.notices == []
     row["chosen"] = [chat_message("assistant", "Good day<end_of_utterance>\n")]
-    assert _tokens(made, row).chosen == found.chosen
+    assert encode(made, row).chosen == found.chosen
 
 
 def test_prompts_differ_by_their_tool_calls_too() -> None:

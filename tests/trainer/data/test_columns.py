@@ -1,7 +1,5 @@
 """Columns: mapped, recognized, left over, of another kind of data; and plain text that meets a chat template."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +193,6 @@ def test_all_columns_can_be_mapped(tmp_path: Path) -> None:
 def test_usual_names_are_recognised_and_told(tmp_path: Path, columns: dict[str, Any], taken: dict[str, str]) -> None:
     row = columns | {"chosen": "yes", "rejected": "no"}
     found = _read(write_rows(tmp_path / "a.jsonl", [row]))[0]
-    assert found.fields is not None
     assert {ours: found.fields[ours] for ours in taken} == {ours: row[theirs] for ours, theirs in taken.items()}
     assert set(found.notices) == {("recognised_column", f"{t!r} is taken for {o}") for o, t in taken.items()}
 

@@ -1,7 +1,5 @@
 """Prepared data are made once per content, by whoever comes first, and never half."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -109,30 +107,28 @@ def test_nothing_is_left_of_a_failure_nor_of_a_process_that_died(tmp_path: Path)
 
 
 PROCESS = """
-import sys, time
+import sys
 from pathlib import Path
 from trainer.data.pair_dataset import get_or_create
 cache = Path(sys.argv[1])
-while not (cache / "go").exists():
-    time.sleep(0.001)
+print("ready", flush=True)
+sys.stdin.readline()
 def fill(folder):
-    time.sleep(0.2)
     (folder / "x").write_text("content")
 print(get_or_create(cache / "data" / "abc", fill), (cache / "data" / "abc" / "x").read_text())
 """
 
 
 def test_simultaneous_processes_make_it_once(tmp_path: Path) -> None:
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(4)
-    ]
-    (tmp_path / "go").touch()
-    messages = sorted(p.communicate(timeout=120)[0].strip() for p in started)
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
+    for process in started:
+        assert process.stdout.readline() == "ready\n"
+    for process in started:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    messages = sorted(p.communicate(timeout=300)[0].strip() for p in started)
     assert messages == ["False content"] * 3 + ["True content"]
 
 

@@ -1,7 +1,5 @@
 """`prepare`: what is refused and in which words, what is skipped, what is kept, and the report."""
 
-from __future__ import annotations
-
 import io
 import json
 import pickle

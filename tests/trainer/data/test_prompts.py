@@ -1,41 +1,38 @@
 """Where the prompt ends and what is scored: explicit and repeated prompts, several turns, plain text, ends of turns."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.support.data_cases import CHATML, chat, chat_message, data, plain, saved, tokenizer, trl_template, write_rows
-from trainer.config.trial import DataConfig
+from tests.support.data_cases import (
+    CHATML,
+    chat,
+    chat_message,
+    data,
+    encode,
+    plain,
+    preference,
+    saved,
+    tokenizer,
+    trl_template,
+    write_rows,
+)
 from trainer.data import BadData, prepare
-from trainer.data.formats import InvalidRow, Preference, to_preference
-from trainer.data.tokenization import EncodedPair, PairTokenizer
+from trainer.data.formats import InvalidRow, to_preference
 
 SYSTEM, ASK = chat_message("system", "You rhyme."), chat_message("user", "A line about rain?")
 GOOD, WRONG = chat_message("assistant", "Rain on the pane."), chat_message("assistant", "It is wet.")
 MORE, THANKS = chat_message("user", "One more."), chat_message("assistant", "And again.")
 
 
-def _pref(row: dict[str, Any], **rules: Any) -> Preference:
-    found = to_preference(row, **rules)
-    assert isinstance(found, Preference), found
-    return found
-
-
 def _parts(row: dict[str, Any], **rules: Any) -> tuple[Any, Any, Any]:
-    found = _pref(row, **rules)
+    found = preference(row, **rules)
     return found.prompt, found.chosen, found.rejected
 
 
 def _kinds(row: dict[str, Any], **rules: Any) -> list[str]:
-    return [kind for kind, _ in _pref(row, **rules).notices]
-
-
-def _tokens(made: Any, row: dict[str, Any], **config: Any) -> EncodedPair:
-    rules = DataConfig.model_validate({"train": "unused", "max_length": 10_000} | config)
-    return PairTokenizer(made, rules)([_pref(row, score=rules.score, apply_template=rules.apply_template)])[0]
+    return [kind for kind, _ in preference(row, **rules).notices]
 
 
 # --- dialogues: an explicit prompt is never thrown away --------------------------------------------------------------
@@ -46,7 +43,7 @@ def test_answers_of_several_messages_are_scored_whole_as_trl_scores_them() -> No
     assert _parts(row) == ([SYSTEM, ASK], [GOOD, MORE, THANKS], [GOOD, MORE, WRONG])
     assert _kinds(row) == ["several_turns"]
     made = tokenizer(CHATML)
-    found = _tokens(made, row)
+    found = encode(made, row)
     assert made.decode(found.chosen).startswith("Rain on the pane.<|im_end|>\n<|im_start|>user\nOne more.")
 
 
@@ -54,7 +51,7 @@ def test_the_last_answer_alone_is_scored_where_that_is_asked_for() -> None:
     row = {"prompt": [SYSTEM, ASK], "chosen": [GOOD, MORE, THANKS], "rejected": [GOOD, MORE, WRONG]}
     assert _parts(row, score="last") == ([SYSTEM, ASK, GOOD, MORE], [THANKS], [WRONG])
     made = tokenizer(CHATML)
-    found = _tokens(made, row, score="last")
+    found = encode(made, row, score="last")
     assert made.decode(found.chosen) == "And again.<|im_end|>\n"
     assert found.notices == []
 
@@ -133,10 +130,10 @@ def test_a_prompt_that_changes_once_the_answer_follows_is_a_bad_row_and_a_templa
         {"type": "function", "function": {"name": "rhyme", "arguments": {"word": "rain"}}}
     ]}  # fmt: skip
     row = {"prompt": [ASK, call, chat_message("tool", "pane")], "chosen": [GOOD, MORE, THANKS], "rejected": [WRONG]}
-    kinds = dict(_tokens(tokenizer(trl_template("qwen3")), row).notices)
+    kinds = dict(encode(tokenizer(trl_template("qwen3")), row).notices)
     assert "Look it up." in kinds["prompt_changes"]
     surprise = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
-    assert "prompt_not_prefix" in dict(_tokens(tokenizer(surprise), chat("a", "b", "c")).notices)
+    assert "prompt_not_prefix" in dict(encode(tokenizer(surprise), chat("a", "b", "c")).notices)
 
 
 # --- plain text ------------------------------------------------------------------------------------------------------
@@ -201,7 +198,6 @@ def test_hh_text_becomes_messages_where_the_template_is_applied() -> None:
     expected = (progress, [chat_message("assistant", "Boil it.")], [chat_message("assistant", "Fry it.")])
     assert _parts(row, apply_template=True) == expected
     found = to_preference(row, apply_template=True)
-    assert isinstance(found, Preference)
     assert found.notices == (("text_turns", ""),)
     apart = plain(_hh("Hi", "Hello", "Egg?") + "\n\nAssistant:", " Boil it.", " Fry it.")
     assert _parts(apart, apply_template=True) == expected
@@ -229,7 +225,7 @@ def test_hh_text_becomes_messages_where_the_template_is_applied() -> None:
 def test_implied_prompts_end_at_a_mark_or_after_a_whole_word(
     chosen: str, rejected: str, prompt: str, kinds: list[str]
 ) -> None:
-    found = _pref({"chosen": chosen, "rejected": rejected})
+    found = preference({"chosen": chosen, "rejected": rejected})
     assert found.prompt == prompt
     assert found.prompt + str(found.chosen) == chosen
     assert found.prompt + str(found.rejected) == rejected
@@ -268,7 +264,7 @@ ASKED = "<|im_start|>user\nA river?<|im_end|>\n<|im_start|>assistant\n"
     ids=["eos", "other eos", "eos, no template", "other eos, no template"],
 )
 def test_text_that_ends_its_turn_gets_no_second_end(made: Any, after: str) -> None:
-    found = _tokens(made, plain(ASKED, f"Rhine<|im_end|>{after}", f"Ruhr<|im_end|>{after}"))
+    found = encode(made, plain(ASKED, f"Rhine<|im_end|>{after}", f"Ruhr<|im_end|>{after}"))
     assert made.decode(found.prompt) == ASKED
     assert made.decode(found.chosen) == f"Rhine<|im_end|>{after}"
     kinds = [kind for kind, _ in found.notices]
@@ -280,11 +276,11 @@ def test_text_that_ends_with_an_end_of_turn_that_is_no_special_token() -> None:
     template = CHATML.replace("<|im_end|>", "[END]")
     made = tokenizer(template, eos="</s>")
     made.add_tokens(["[END]"])  # pyright: ignore[reportUnknownMemberType]
-    found = _tokens(made, plain("Say:", " so[END]\n", " no</s>"), apply_template=False)
+    found = encode(made, plain("Say:", " so[END]\n", " no</s>"), apply_template=False)
     assert (made.decode(found.chosen), made.decode(found.rejected)) == (" so[END]\n", " no</s>")
     assert [kind for kind, _ in found.notices] == ["other_end", "special_in_text"]
     made = tokenizer(template, eos="</s>")
-    found = _tokens(made, plain("Say:", " so[END]\n", " no"), apply_template=False)
+    found = encode(made, plain("Say:", " so[END]\n", " no"), apply_template=False)
     assert (made.decode(found.chosen), made.decode(found.rejected)) == (" so[END]\n</s>", " no</s>")
     assert found.notices == []
 
@@ -292,7 +288,7 @@ def test_text_that_ends_with_an_end_of_turn_that_is_no_special_token() -> None:
 @pytest.mark.parametrize("end", ["<|im_end|>", "<|im_end|>\n", "</s> "])
 def test_a_message_that_ends_with_the_end_of_turn_gets_no_second_one(end: str) -> None:
     made = tokenizer(CHATML, eos="</s>")
-    found = _tokens(made, chat("A river?", f"Rhine{end}", f"Ruhr{end}"))
+    found = encode(made, chat("A river?", f"Rhine{end}", f"Ruhr{end}"))
     assert made.decode(found.chosen) == "Rhine<|im_end|>\n"
     assert made.decode(found.rejected) == "Ruhr<|im_end|>\n"
     assert "already_ended" in [kind for kind, _ in found.notices]
@@ -300,6 +296,6 @@ def test_a_message_that_ends_with_the_end_of_turn_gets_no_second_one(end: str) -
 
 def test_an_end_within_an_answer_is_left_alone() -> None:
     made = tokenizer(CHATML)
-    found = _tokens(made, chat("A river?", "Rhine<|im_end|> or Ruhr", "Ruhr"))
+    found = encode(made, chat("A river?", "Rhine<|im_end|> or Ruhr", "Ruhr"))
     assert made.decode(found.chosen) == "Rhine<|im_end|> or Ruhr<|im_end|>\n"
     assert [kind for kind, _ in found.notices] == ["special_in_text"]

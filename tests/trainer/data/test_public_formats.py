@@ -1,7 +1,5 @@
 """Public data sets in their published columns: trained on rightly, or answered with a program that makes pairs."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -86,10 +84,7 @@ def test_what_becomes_of_a_public_set(one: PublicSet, ending: str, make: Make, t
     assert {row.row: {notice.kind for notice in row.notices} for row in rows if row.notices} == one.kinds
     for row in rows:
         if row.kept:
-            assert row.prompt is not None
             assert row.prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
-            assert row.chosen is not None
-            assert row.rejected is not None
             assert row.chosen.endswith("<|im_end|>\n")
             assert row.rejected.endswith("<|im_end|>\n")
             assert "Human:" not in row.prompt + row.chosen + row.rejected
@@ -157,8 +152,6 @@ def test_a_few_unusual_rows_do_not_refuse_a_large_set(make: Make, tmp_path: Path
     assert made.refused is None
     assert (made.report.train_rows, made.report.bad_rows) == (398, 2)
 
-
-# --- docs/data.md ----------------------------------------------------------------------------------------------------
 
 HEAD = ("data set", "settings", "what is made of it", "its first row, rendered with ChatML")
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.data_cases import CHATML, LLAMA, MISTRAL, chat_message, tokenizer, trl_template
+from tests.support.data_cases import CHATML, LLAMA, MISTRAL, chat_message, encode, tokenizer, trl_template
 from trainer.config.trial import DataConfig
 from trainer.data.chat_messages import content_text
 from trainer.data.formats import Preference, to_preference
@@ -73,19 +73,13 @@ def _rendered(made: Any, row: Mapping[str, Any], side: str | None) -> str:
     )
 
 
-def _tokens(made: Any, row: Mapping[str, Any]) -> Any:
-    preference = to_preference(row)
-    assert isinstance(preference, Preference), preference
-    return PairTokenizer(made, DataConfig.model_validate({"train": "unused", "max_length": 100_000}))([preference])[0]
-
-
 @pytest.mark.parametrize("style", STYLES)
 @QUICK
 @given(pick=st.data())
 def test_prompt_and_answer_are_the_whole_rendering_and_the_answer_alone_is_scored(style: str, pick: Any) -> None:
     made, knows = STYLES[style]
     row = pick.draw(dialogues(knows))
-    found = _tokens(made, row)
+    found = encode(made, row)
     kinds = {kind for kind, _ in found.notices}
     assert not kinds & {"template_refuses", "missing_eos", "duplicate_bos", "empty_prompt"}
     alone = _rendered(made, row, None)
@@ -109,7 +103,7 @@ def test_prompt_and_answer_are_the_whole_rendering_and_the_answer_alone_is_score
 def test_no_message_tool_or_thought_is_lost_without_a_notice(style: str, pick: Any) -> None:
     made, knows = STYLES[style]
     row = pick.draw(dialogues(frozenset({*knows, TOOLS, REASONING} if SYSTEM in knows else knows)))
-    found = _tokens(made, row)
+    found = encode(made, row)
     if any(kind in {"template_refuses", "equal_rendered"} for kind, _ in found.notices):
         return
     logged = " ".join(f"{kind} {detail}" for kind, detail in found.notices)
@@ -149,7 +143,7 @@ def _by_trl(made: Any, row: Mapping[str, Any]) -> dict[str, Any]:
 def test_ids_are_those_of_trls_dpo_trainer(style: str, pick: Any) -> None:
     made, knows = STYLES[style]
     row = pick.draw(dialogues(knows))
-    theirs, ours = _by_trl(made, row), _tokens(made, row)
+    theirs, ours = _by_trl(made, row), encode(made, row)
     assert (ours.prompt, ours.chosen, ours.rejected) == (
         theirs["prompt_ids"],
         theirs["chosen_ids"],
@@ -160,9 +154,9 @@ def test_ids_are_those_of_trls_dpo_trainer(style: str, pick: Any) -> None:
         key: row[key] for key in ("tools",) if key in row
     }
     if row["chosen"][0] != row["rejected"][0]:
-        implied = _tokens(made, full)
+        implied = encode(made, full)
         assert (implied.prompt, implied.chosen, implied.rejected) == (ours.prompt, ours.chosen, ours.rejected)
-        repeated = _tokens(made, full | {"prompt": row["prompt"]})
+        repeated = encode(made, full | {"prompt": row["prompt"]})
         assert (repeated.prompt, repeated.chosen, repeated.rejected) == (ours.prompt, ours.chosen, ours.rejected)
         assert ("prompt_repeated", "") in repeated.notices
 
@@ -177,7 +171,7 @@ def test_plain_text_is_joined_as_it_stands_as_in_trl(prompt: str, chosen: str, r
         return
     row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
     made = tokenizer(None, eos="</s>", adds_bos=True)
-    ours, theirs = _tokens(made, row), _by_trl(made, row)
+    ours, theirs = encode(made, row), _by_trl(made, row)
     if ("prompt_repeated", "") not in ours.notices:
         assert (ours.prompt, ours.chosen, ours.rejected) == (
             theirs["prompt_ids"],
@@ -195,7 +189,6 @@ def test_hh_text_is_parted_at_its_last_common_answer(asked: list[str], chosen: s
     prompt = f"\n\nHuman: {progress}\n\nAssistant:"
     row = {"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"}
     found = to_preference(row)
-    assert isinstance(found, Preference)
     assert (found.prompt, found.chosen, found.rejected) == (prompt, f" {chosen}", f" {rejected}")
 
 

@@ -1,7 +1,5 @@
 """Rows decoded again for `orchestrate data`: random rows come back whole, and a tokenizer's own code needs the flag."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

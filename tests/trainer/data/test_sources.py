@@ -1,7 +1,5 @@
 """Sources to rows: files of every kind and state, column names, data sets by name, mixing and splitting."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

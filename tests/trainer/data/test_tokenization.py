@@ -1,7 +1,5 @@
 """Token ids: the template's own rendering, TRL's ids, cutting, and what is noticed on the way."""
 
-from __future__ import annotations
-
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,24 +8,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.data_cases import CHATML, LLAMA, chat, chat_message, plain, tokenizer
-from trainer.config.trial import DataConfig
-from trainer.data.formats import Preference, to_preference
+from tests.support.data_cases import CHATML, LLAMA, chat, chat_message, data, encode, plain, preference, tokenizer
 from trainer.data.tokenization import EncodedPair, PairTokenizer
 
 
-def _pref(row: dict[str, Any]) -> Preference:
-    found = to_preference(row)
-    assert isinstance(found, Preference), found
-    return found
-
-
-def _config(**more: Any) -> DataConfig:
-    return DataConfig.model_validate({"train": "unused", "apply_template": False, "max_length": 10_000} | more)
-
-
 def _tokens(made: Any, row: dict[str, Any], max_length: int = 10_000, budget: int | None = None) -> EncodedPair:
-    return PairTokenizer(made, _config(max_length=max_length, max_prompt_length=budget))([_pref(row)])[0]
+    return encode(made, row, apply_template=False, max_length=max_length, max_prompt_length=budget)
 
 
 TALK = [
@@ -58,14 +44,14 @@ MERGES = ("b l", "bl u", "Ċ s", "Ġ s")
 @pytest.mark.parametrize("row", ROWS)
 def test_prompt_and_response_are_the_templates_own_rendering(template: str, row: dict[str, Any]) -> None:
     made = tokenizer(template)
-    preference = _pref(row)
+    pair = preference(row)
     found = _tokens(made, row)
-    for ids, response in ((found.chosen, preference.chosen), (found.rejected, preference.rejected)):
-        untruncated = made.apply_chat_template([*preference.prompt, *response], tokenize=True, return_dict=False)
+    for ids, response in ((found.chosen, pair.chosen), (found.rejected, pair.rejected)):
+        untruncated = made.apply_chat_template([*pair.prompt, *response], tokenize=True, return_dict=False)
         assert found.prompt + ids == untruncated
         assert made.eos_token_id in ids
     assert found.prompt == made.apply_chat_template(
-        preference.prompt, tokenize=True, return_dict=False, add_generation_prompt=True
+        pair.prompt, tokenize=True, return_dict=False, add_generation_prompt=True
     )
     assert found.notices == []
 
@@ -104,8 +90,6 @@ def test_bos_is_there_once() -> None:
         assert made.bos_token_id not in found.chosen + found.rejected
 
 
-# --- what is noticed -------------------------------------------------------------------------------------------------
-
 SURPRISE = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
 ENDLESS = CHATML.replace("'<|im_end|>\n'", "('\n' if m['role'] == 'assistant' else '<|im_end|>\n')")
 STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
@@ -139,12 +123,9 @@ def test_the_first_case_is_told_in_words() -> None:
 
 def test_ends_are_counted_for_generation_to_stop_at() -> None:
     made = tokenizer(CHATML, eos="</s>")
-    tokenise = PairTokenizer(made, _config(max_length=100))
-    tokenise([_pref(ROWS[0])])
+    tokenise = PairTokenizer(made, data("unused", apply_template=False, max_length=100))
+    tokenise([preference(ROWS[0])])
     assert dict(tokenise.end_token_ids) == {made.convert_tokens_to_ids("<|im_end|>"): 2}
-
-
-# --- cutting ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_long_prompt_loses_its_oldest_tokens_and_keeps_bos() -> None:

@@ -1,7 +1,5 @@
 """Generation of a model in slices: all its processes make the same number of passes."""
 
-from __future__ import annotations
-
 import json
 import os
 import socket

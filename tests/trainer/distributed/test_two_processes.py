@@ -1,7 +1,5 @@
 """Two processes against one: the same trial, whether the model is copied or cut into slices. Float32, gloo, CPU."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,11 +22,6 @@ from trainer.training_session import TrainingSession
 UNEVEN = {"learning_rate": 1e-3, "pairs_per_update": 7, "num_train_epochs": 2, "tokens_per_micro_batch": 150}
 # Of a gradient near zero AdamW's first steps magnify the rounding of sums; this floor lets them vanish.
 STEADY = {"adam_epsilon": 1e-4, "adam_beta2": 0.95}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +121,6 @@ def test_continued_with_another_number_of_processes(
     first = two.run(settings, paths[0], take=3)
     assert first.kind is None
     state = checkpoints.load_newest(paths[:1])
-    assert state is not None
     assert state.step == 1
     assert state.weights["model.embed_tokens.weight"].shape == (320, 32)
     run = one.train(settings, paths[1], paths[:1])
@@ -136,7 +128,6 @@ def test_continued_with_another_number_of_processes(
         next(run)
     run.close()
     state = checkpoints.load_newest(paths[:2])
-    assert state is not None
     assert state.step == 3
     last = two.run(config(then, training={"save_steps": 1}), paths[2], paths[:2])
     assert last.kind is RunStatus.FINISHED

@@ -1,7 +1,5 @@
 """Answers for a judge: greedy as everywhere, draws that belong to their prompt; and a reward model's scores."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -33,11 +31,6 @@ SAMPLED = DecodingConfig(6, 0, 0.9, 0.95, 3)
 
 def silent() -> None:
     """Nobody interrupts."""
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +171,6 @@ def test_noise_draws_from_the_softmax() -> None:
     expected = (scores.double().softmax(0) * draws).tolist()
     assert chisquare([counts[i] for i in range(4)], expected).pvalue > 1e-3
     assert not torch.equal(noise(None, scores.expand(draws, 4)), sampled)  # pyright: ignore[reportArgumentType]
-
-
-# --- the reward model ------------------------------------------------------------------------------------------------
 
 
 def reward_model(cache: Path, to: Path, outputs: int = 1) -> Path:

@@ -1,8 +1,5 @@
-from __future__ import annotations
-
 import logging
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -47,12 +44,11 @@ def test_computed_once_per_key(tmp_path: Path) -> None:
 def test_simultaneous_trials_compute_it_once(tmp_path: Path) -> None:
     computed: list[bool] = []
 
-    def slowly() -> PairLogps:
-        time.sleep(0.2)
-        return logps()
+    together = threading.Barrier(4)
 
     def trial() -> None:
-        computed.append(cached_logps(tmp_path, {"start": "a"}, ProcessGroup(), slowly)[1])
+        together.wait(60)
+        computed.append(cached_logps(tmp_path, {"start": "a"}, ProcessGroup(), logps)[1])
 
     threads = [threading.Thread(target=trial) for _ in range(4)]
     for thread in threads:

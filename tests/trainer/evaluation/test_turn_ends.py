@@ -1,7 +1,5 @@
 """Answers end where a turn of the training data ends, which need not be the tokenizer's eos_token."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -22,11 +20,6 @@ from trainer.training_session import TrainingSession
 
 TURN_END = "<|im_end|>"
 LIMIT = 40
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """The sequences handed to flash attention on CUDA, with a plain implementation of its contract in its place."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Iterator
@@ -11,13 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.trl_oracle import make_pairs, tiny_model
+from tests.support.trl_oracle import make_pairs, norm_of, tiny_model
 from trainer.config.loss_config import SimpoLoss
 from trainer.forward import packed_attention as attention_module
 from trainer.forward.packed_attention import packed_attention
 from trainer.forward.packing import PackingPlan, PairSpan, pack_pairs
 from trainer.forward.pair_model import PairModel
-from trainer.objectives.pair_logps import UpdateNormalizer
 
 
 def plain_varlen(
@@ -50,23 +47,10 @@ def plain_varlen(
     return torch.cat(out)
 
 
-def varlen_of_torch_2_11(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seq_q: torch.Tensor,
-    cu_seq_k: torch.Tensor,
-    max_q: int,
-    max_k: int,
-    *,
-    return_aux: Any = None,
-    scale: float | None = None,
-    window_size: tuple[int, int] = (-1, -1),
-) -> torch.Tensor:
+def varlen_of_torch_2_11(*sequences: Any, return_aux: Any = None, scale: float, window_size: Any) -> torch.Tensor:
     """The signature of torch 2.11, which has no enable_gqa."""
     assert return_aux is None
-    assert scale is not None
-    return plain_varlen(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size)
+    return plain_varlen(*sequences, scale=scale, window_size=window_size)
 
 
 KERNELS = {"with enable_gqa": plain_varlen, "without": varlen_of_torch_2_11}
@@ -146,7 +130,7 @@ def test_a_kernel_that_does_not_run_is_replaced_with_a_warning(
     with caplog.at_level(logging.WARNING):
         model = PairModel(tiny_model(), "packed")
         found = model.logps(pairs)
-        norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+        norm = norm_of(pairs)
         model.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
     torch.testing.assert_close(found.chosen, expected.chosen)
     (messages,) = [record.message for record in caplog.records if "flash attention" in record.message]

@@ -1,7 +1,5 @@
 """Packed and separate layouts: every scored token is predicted by the right position, and micro-batches lose none."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -84,7 +82,6 @@ def test_packed_has_no_padding_and_positions_of_separate_sequences() -> None:
         [len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs], [len(p.rejected) for p in pairs]
     )
     assert batch.tokens == batch.input_ids.numel() == sum(lengths)
-    assert batch.position_ids is not None
     first = pairs[0]
     p, c, r = len(first.prompt), len(first.chosen) - 1, len(first.rejected) - 1
     assert batch.position_ids[0, : p + c + r].tolist() == [*range(p + c), *range(p, p + r)]

@@ -1,7 +1,5 @@
 """PairModel: packed equals separate on each architecture, whatever the micro-batches, wrappers and dtype."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
@@ -18,14 +16,14 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tests.support.trl_oracle import Pair, gradients, make_pairs, moved, tiny_model, worst
+from tests.support.trl_oracle import Pair, gradients, make_pairs, moved, norm_of, tiny_model, worst
 from trainer.config.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
 from trainer.forward.architecture import VERIFIED_ARCHITECTURES, UnsupportedHead
 from trainer.forward.chunked_logps import ChunkSize
 from trainer.forward.packing import pack_pairs, pad_pairs
 from trainer.forward.pair_model import CannotPack, PairModel
 from trainer.objectives.losses import required_stats
-from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats, UpdateNormalizer
+from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats
 
 SIMPO = SimpoLoss(beta=2.0, gamma=1.0, sft_weight=0.1)
 
@@ -47,10 +45,6 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 def build(name: str) -> PreTrainedModel:
     return tiny_model(name.split("-", maxsplit=1)[0], **ARCHITECTURES[name])
-
-
-def norm_of(pairs: list[Pair]) -> UpdateNormalizer:
-    return UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
 
 
 def step(
@@ -252,9 +246,6 @@ def test_reference_must_be_there_and_of_these_pairs() -> None:
         model.backward(pairs, SIMPO, model.logps(pairs), norm, torch.Tensor.backward)
     with pytest.raises(ValueError, match="other pairs"):
         model.backward(pairs, DpoLoss(), model.logps(make_pairs(3, seed=5)), norm, torch.Tensor.backward)
-
-
-# --- architectures that cannot share a prompt -------------------------------------------------------------------------
 
 
 def small(config: Any) -> PreTrainedModel:

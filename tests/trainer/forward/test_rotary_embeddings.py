@@ -1,7 +1,5 @@
 """Models whose rotary frequencies switch by length: each sequence is computed as if alone, whatever its batch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from copy import deepcopy
@@ -13,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.support.small_trials import MODEL, finish, trial, without_speed
-from tests.support.trl_oracle import Pair, gradients, make_pairs, tiny_model, worst
+from tests.support.trl_oracle import Pair, gradients, make_pairs, norm_of, tiny_model, worst
 from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel
 from trainer.evaluation.completions import generation_batches
@@ -21,7 +19,7 @@ from trainer.evaluation.evaluator import pair_batches
 from trainer.forward.packing import packed_lengths
 from trainer.forward.pair_model import PairModel
 from trainer.forward.rotary_embeddings import RotarySwitch
-from trainer.objectives.pair_logps import RequiredStats, UpdateNormalizer
+from trainer.objectives.pair_logps import RequiredStats
 from trainer.results import RunStatus
 from trainer.synthetic import generate_model
 from trainer.training_session import TrainingSession
@@ -96,9 +94,8 @@ def test_gradients_do_not_hang_on_the_budget(case: str, attention: str) -> None:
     """Of the whole update, for several budgets, against pair by pair; packed pairs keep within the budget."""
     model, pairs = build(case), pairs_across_the_limit()
     ours = PairModel(model, attention)  # pyright: ignore[reportArgumentType]
-    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    norm = norm_of(pairs)
     sizes = [[len(part) for part in (p.prompt, p.chosen, p.rejected)] for p in pairs]
-    assert ours.rotary is not None
     if attention == "packed":
         costs = packed_lengths(*(list(column) for column in zip(*sizes, strict=True)), ours.rotary.key)
     else:
@@ -156,9 +153,6 @@ def test_only_answers_that_can_cross_the_switch_are_written_alone() -> None:
     assert generation_batches(model, lengths[:2], [0, 1], max_new_tokens=6, budget=64) == [[0, 1]]
     fixed = tiny_model("llama")
     assert generation_batches(fixed, lengths, range(7), max_new_tokens=6, budget=64) == [[0, 1], [2, 3], [4, 5], [6]]
-
-
-# --- whole trials -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

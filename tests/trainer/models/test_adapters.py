@@ -1,7 +1,5 @@
 """What adapters change, by name and count: of state-space models, beside a vision tower, of experts as tensors."""
 
-from __future__ import annotations
-
 import logging
 import re
 from pathlib import Path
@@ -12,13 +10,12 @@ import torch
 from peft import PeftModel
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma3Config, LlavaConfig, PreTrainedModel
 
+from tests.support.exports import compared
 from tests.support.small_trials import finish, trial
 from trainer.config.trial import LoraConfig, ModelConfig, TrainingConfig, TrialConfig
-from trainer.data import load_tokenizer, prepare
-from trainer.evaluation.export_check import compare_export
 from trainer.models import policy_model
 from trainer.models.adapters import adapt, describe_adapters
-from trainer.models.model_files import Exported, export_model, resolve_model_path
+from trainer.models.model_files import resolve_model_path
 from trainer.results import ModelError
 from trainer.training_session import TrainingSession
 
@@ -65,11 +62,6 @@ def described(kind: str) -> Any:
 def on_meta(kind: str) -> PreTrainedModel:
     with torch.device("meta"):
         return AutoModelForCausalLM.from_config(described(kind))
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 def start_model(kind: str, cache: Path, to: Path) -> Path:
@@ -205,18 +197,9 @@ def test_what_is_said_is_what_is_trained_kept_and_exported(case: str, cache: Pat
     assert {re.sub(r"(\.base_layer)*$", "", name) for name in stored} == adapted(made)
     again, _ = finish(session.train(config, tmp_path / "again"))  # the same model, its adapters taken off before
     assert again[-1].metrics["eval_nll_loss"] == metrics[-1].metrics["eval_nll_loss"]
-    logged: list[str] = []
-
-    def check(exported: Exported) -> None:
-        pairs = prepare(config.data, config.model, cache).eval
-        tokenizer = load_tokenizer(config.model, config.data, cache)
-        compare_export(
-            exported, config, pairs, tmp_path / "run/eval_pairs.safetensors", tokenizer, report_progress=logged.append
-        )
-
     for merge in (False, True):
-        export_model(tmp_path / "run/model", tmp_path / f"out {merge}", merge=merge, model=config.model, check=check)
-    assert len(logged) == 2
+        logged = compared(tmp_path / "run", config, cache, tmp_path / f"out {merge}", merge=merge)
+        assert "held-out pairs" in logged[-1]
 
 
 def adapted(made: PeftModel) -> set[str]:

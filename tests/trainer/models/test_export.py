@@ -1,7 +1,5 @@
 """What is exported computes what was trained: plain transformers load every kind and give the trial's log-probs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -22,19 +20,14 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tests.support.exports import compared
 from tests.support.small_trials import finish, trial
-from trainer.config.trial import ModelConfig, TrialConfig
-from trainer.data import load_tokenizer, prepare
-from trainer.evaluation.export_check import CannotCompare, ExportDiffers, compare_export
-from trainer.models.model_files import Exported, export_model, resolve_model_path
+from trainer.config.trial import ModelConfig
+from trainer.evaluation.export_check import CannotCompare, ExportDiffers
+from trainer.models.model_files import export_model, resolve_model_path
 from trainer.training_session import TrainingSession
 
 FAST = {"learning_rate": 5e-2}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -60,20 +53,6 @@ def start_model(kind: str, cache: Path, to: Path, **more: Any) -> Path:
     model.save_pretrained(to)
     tokenizer.save_pretrained(to)
     return to
-
-
-def compared(run: Path, config: TrialConfig, cache: Path, to: Path, *, merge: bool = False, **more: Any) -> list[str]:
-    """Export the run's model into `to`, compared; what was told."""
-    logged: list[str] = []
-
-    def check(exported: Exported) -> None:
-        pairs = prepare(config.data, config.model, cache).eval
-        tokenizer = load_tokenizer(config.model, config.data, cache)
-        file = run / "eval_pairs.safetensors"
-        logged.append(str(compare_export(exported, config, pairs, file, tokenizer, report_progress=logged.append)))
-
-    export_model(run / "model", to, merge=merge, model=config.model, temporary=cache, check=check, **more)
-    return logged
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """--trust-remote-code reaches whatever loads a model or a tokenizer; without it the refusal names the flag."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -9,26 +7,21 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from tests.support.exports import compared
 from tests.support.own_code import own_code_model
 from tests.support.small_trials import finish, trial
 from trainer.__main__ import UNUSABLE, main
 from trainer.config.trial import DataConfig, ModelConfig, TrialConfig
 from trainer.data import TokenizerError, load_tokenizer, prepare
-from trainer.evaluation.export_check import compare_export
 from trainer.evaluation.judge_prompts import fixed_prompts
 from trainer.evaluation.reward_model import RewardScorer
 from trainer.evaluation.text_generation import DecodingConfig, TextGenerator
-from trainer.models.model_files import Exported, export_model, model_fingerprint
+from trainer.models.model_files import export_model, model_fingerprint
 from trainer.models.policy_model import load_model
 from trainer.results import ModelError, TrialError
 from trainer.training_session import TrainingSession
 
 FLAG = "runs only with --trust-remote-code"
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -84,18 +77,8 @@ def test_with_the_flag_it_is_trained_judged_and_exported(
         )
         == 2
     )
-    logged: list[str] = []
-
-    def check(exported: Exported) -> None:
-        pairs = prepare(own.data, own.model, cache, tokenizer).eval
-        file = run / "eval_pairs.safetensors"
-        logged.append(
-            str(compare_export(exported, own, pairs, file, tokenizer, report_progress=logged.append, **trust))
-        )
-
     for merge in (False, True):
-        export_model(run / "model", tmp_path / f"out {merge}", merge=merge, model=own.model, check=check, **trust)
-    assert len(logged) == 4
+        assert len(compared(run, own, cache, tmp_path / f"out {merge}", merge=merge, trust=True)) == 2
     full = AutoModelForCausalLM.from_pretrained(tmp_path / "out True", **trust)
     assert type(full).__name__ == "OwnForCausalLM"
     assert (tmp_path / "out True/modeling_own.py").is_file()

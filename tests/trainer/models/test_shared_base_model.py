@@ -1,7 +1,5 @@
 """Several trials in one process over one frozen base: each is what it would be alone, to the bit."""
 
-from __future__ import annotations
-
 import gc
 from collections.abc import Generator, Mapping
 from pathlib import Path
@@ -29,11 +27,6 @@ TRIALS: dict[str, TrialConfig] = {
 }
 Told = tuple[list[tuple[int, dict[str, float]]], RunStatus, dict[str, bytes]]
 Course = Generator[StepMetrics, None, RunResult]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +75,6 @@ def test_trials_in_turn_over_one_base_are_what_each_is_alone(
     start = [parameter.detach().clone() for parameter in base._model.parameters()]
     for session in sessions.values():
         policy = session._resources._policy
-        assert policy is not None
         frozen = [p for p in policy[1].base.parameters() if not p.requires_grad]
         assert {p.data_ptr() for p in frozen} == weights
         assert all(p.data_ptr() not in weights for p in policy[1].trainable_parameters().values())

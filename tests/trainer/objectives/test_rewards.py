@@ -1,7 +1,5 @@
 """Rewards are the same numbers in training, in evaluation and in the reports that are made from a trial's files."""
 
-from __future__ import annotations
-
 import tempfile
 from dataclasses import replace
 from pathlib import Path

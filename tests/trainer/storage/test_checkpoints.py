@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -21,7 +19,6 @@ def test_what_is_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:
     saved = state(12)
     checkpoints.save_checkpoint(tmp_path, saved)
     found = checkpoints.load_newest([tmp_path])
-    assert found is not None
     assert (found.config, found.step, found.history, found.window) == ("c", 12, saved.history, saved.window)
     for mine, theirs in ((saved.weights, found.weights), (saved.optimizer, found.optimizer)):
         assert mine.keys() == theirs.keys()
@@ -33,7 +30,6 @@ def test_the_most_updates_win_over_all_attempts(tmp_path: Path) -> None:
     for attempt, step in (("1", 30), ("2", 20)):
         checkpoints.save_checkpoint(tmp_path / attempt, state(step))
     found = checkpoints.load_newest([tmp_path / "1", tmp_path / "2"])
-    assert found is not None
     assert found.step == 30
     checkpoints.remove_checkpoints([tmp_path / "1", tmp_path / "2"], before=30)
     assert [p.name for p in tmp_path.glob("*/checkpoints/*")] == ["step-00000030"]

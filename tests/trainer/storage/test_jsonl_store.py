@@ -1,7 +1,5 @@
 """What was kept survives: a file cut at any byte, a killed process, a disk that refuses."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal

@@ -1,7 +1,5 @@
 """The generated task: right answers are right, wrong ones wrong, splits apart, length no hint."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Generated models and tokenizers load without a network and are the same every time."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import get_args
 

@@ -1,7 +1,5 @@
 """A run that goes on from another run's checkpoint, and the checkpoint that is held for it."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,16 +13,6 @@ from trainer.results import ResumeError, RunStatus, StepMetrics
 from trainer.storage import checkpoints
 from trainer.storage.checkpoint_manifest import checkpoint_path, list_checkpoints, pin_checkpoint
 from trainer.training_session import TrainingSession
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def session(cache: Path) -> TrainingSession:
-    return TrainingSession(cache)
 
 
 def config(**training: Any) -> TrialConfig:
@@ -96,9 +84,6 @@ def test_weights_of_another_shape_are_refused(session: TrainingSession, tmp_path
         finish(session.train(adapters, tmp_path / "fork", (), pinned))
 
 
-# --- holding ---------------------------------------------------------------------------------------------------------
-
-
 def _save(folder: Path, step: int) -> Path:
     weights = {"w": torch.full((3,), float(step))}
     return checkpoints.save_checkpoint(
@@ -114,7 +99,6 @@ def test_a_held_checkpoint_outlives_its_run_and_takes_no_room_beside_it(tmp_path
     _save(tmp_path / "run", 6)
     checkpoints.remove_checkpoints([tmp_path / "run"], before=6)
     found = checkpoints.load_newest([tmp_path / "held"])
-    assert found is not None
     assert (found.step, float(found.weights["w"][0])) == (4, 4.0)
 
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -10,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.small_trials import MODEL, SPEED, finish, model_bytes, trial, without_speed
+from tests.support.small_trials import MODEL, SPEED, finish, model_bytes, take, trial, without_speed
 from trainer.config.trial import TrialConfig
 from trainer.forward.pair_model import PairModel
 from trainer.results import RunStatus
@@ -20,16 +18,6 @@ from trainer.training_session import TrainingSession
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 # Windows of four updates: most interruptions fall into the middle of one.
 SETTINGS = {"logging_steps": 4, "eval_steps": 3}
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def session(cache: Path) -> TrainingSession:
-    return TrainingSession(cache)
 
 
 def config(kind: str) -> TrialConfig:
@@ -82,9 +70,7 @@ def test_closed_at_any_point_it_ends_where_the_whole_run_does(cache: Path, tmp_p
     settings = trial(training={"save_steps": 2})
     full, _ = finish(TrainingSession(cache).train(settings, tmp_path / "whole"))
     for taken in (1, 3, 4, 6):
-        run = TrainingSession(cache).train(settings, tmp_path / f"{taken}-1")
-        begun = [next(run) for _ in range(taken)]
-        run.close()
+        begun = take(TrainingSession(cache).train(settings, tmp_path / f"{taken}-1"), taken)
         assert without_speed(begun) == without_speed(full[:taken])
         fresh = TrainingSession(cache)
         metrics, result = finish(fresh.train(settings, tmp_path / f"{taken}-2", [tmp_path / f"{taken}-1"]))
@@ -95,25 +81,16 @@ def test_closed_at_any_point_it_ends_where_the_whole_run_does(cache: Path, tmp_p
 
 
 def test_only_the_newest_checkpoint_is_kept(session: TrainingSession, tmp_path: Path) -> None:
-    run = session.train(trial(training={"save_steps": 1}), tmp_path / "1")
-    for _ in range(4):
-        next(run)
-    run.close()
+    take(session.train(trial(training={"save_steps": 1}), tmp_path / "1"), 4)
     assert [p.name for p in (tmp_path / "1/checkpoints").iterdir()] == ["step-00000002"]
-    run = session.train(trial(training={"save_steps": 1}), tmp_path / "2", [tmp_path / "1"])
-    for _ in range(5):
-        next(run)
-    run.close()
+    take(session.train(trial(training={"save_steps": 1}), tmp_path / "2", [tmp_path / "1"]), 5)
     assert [p.name for p in tmp_path.glob("*/checkpoints/*")] == ["step-00000003"]
 
 
 def test_a_damaged_checkpoint_costs_work_not_the_result(session: TrainingSession, tmp_path: Path) -> None:
     settings = trial(training={"save_steps": 1})
     full, _ = finish(session.train(settings, tmp_path / "whole"))
-    run = session.train(settings, tmp_path / "1")
-    for _ in range(5):
-        next(run)
-    run.close()
+    take(session.train(settings, tmp_path / "1"), 5)
     (path,) = (tmp_path / "1/checkpoints").iterdir()
     (path / "weights.safetensors").write_bytes(b"rubbish")
     metrics, _ = finish(session.train(settings, tmp_path / "2", [tmp_path / "1"]))
@@ -129,9 +106,6 @@ def test_a_finished_run_tells_its_story_again(cache: Path, session: TrainingSess
     assert finish(fresh.train(trial(), tmp_path / "next attempt", [tmp_path])) == (metrics, result)
     assert fresh.counters["model_loaded"] == 0
     assert model_bytes(tmp_path) == before
-
-
-# --- the command, in processes of its own ----------------------------------------------------------------------------
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -156,7 +130,6 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
     full, _ = finish(TrainingSession(cache).train(settings, tmp_path / "whole"))
     call = command(file, "--out", tmp_path / "run", "--cache", cache)
     with subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as process:
-        assert process.stdout is not None
         begun = [process.stdout.readline() for _ in range(6)]
         process.send_signal(signal.SIGTERM)
         rest, progress = process.communicate(timeout=120)
@@ -167,7 +140,6 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
         == [{"step": p.step, **m} for p, (_, m) in zip(full, without_speed(full), strict=True)][: len(messages)]
     )
     state = checkpoints.load_newest([tmp_path / "run"])
-    assert state is not None
     assert 5 <= state.step < 24
     again = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert again.returncode == 0, again.stderr

@@ -1,7 +1,5 @@
 """`engine: trl` beside `engine: packed`: same start, tokens and order, so the same weights and held-out metrics."""
 
-from __future__ import annotations
-
 import math
 import os
 import signal
@@ -14,7 +12,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from tests.support.small_trials import MODEL, finish, model_bytes, trial, without_speed
+from tests.support.small_trials import MODEL, finish, model_bytes, take, trial, without_speed
 from trainer import metrics
 from trainer.config.trial import TrialConfig
 from trainer.config.trl_support import pairs_per_micro_batch
@@ -26,11 +24,6 @@ from trainer.trl_engine.trl_engine import iterate_in_thread
 LORA = {"r": 2, "alpha": 4, "dropout": 0.3}
 SMALL = {"tokens_per_micro_batch": 400}
 """Two pairs of at most 96 tokens at once: four micro-batches in an update of eight."""
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
@@ -228,9 +221,7 @@ def test_closed_at_any_point_it_ends_where_the_whole_run_does(cache: Path, tmp_p
     full, _ = finish(TrainingSession(cache).train(settings, tmp_path / "whole"))
     for taken in (1, 3, 4, 6):
         first, second = tmp_path / f"{taken}-1", tmp_path / f"{taken}-2"
-        run = TrainingSession(cache).train(settings, first)
-        begun = [next(run) for _ in range(taken)]
-        run.close()
+        begun = take(TrainingSession(cache).train(settings, first), taken)
         assert without_speed(begun) == without_speed(full[:taken])
         assert not any(thread.name == "trl" for thread in threading.enumerate())
         metrics, result = finish(TrainingSession(cache).train(settings, second, [first]))
