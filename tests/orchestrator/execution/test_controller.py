@@ -89,10 +89,10 @@ def test_what_the_trainer_warns_of_is_told_once_in_a_sweep(tmp_path: Path) -> No
     driven = Driven(tmp_path, trials=3)
 
     def train() -> None:
-        task = driven.conductor.next_attempt(1)
+        task = driven.controller.next_attempt(1)
         assert task is not None
         attempt = AttemptRunner(task, lambda: FakeSession(tmp_path / "cache"))
-        while driven.conductor.on_report(task.id, attempt.next_report()):
+        while driven.controller.on_report(task.id, attempt.next_report()):
             pass
 
     train()

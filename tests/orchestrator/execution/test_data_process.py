@@ -75,7 +75,7 @@ def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(
         with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 46 new ones exceeds the 48 positions"):
             data.prepare(trial(46))
         data.check_judge(trial(16), JudgeConfig(max_new_tokens=16))
-        with pytest.raises(DataError, match=r"with 46 new ones is beyond the 48 .*: lower judge\.max_new_tokens or"):
+        with pytest.raises(DataError, match=r"with 46 new ones exceeds the 48 .*: lower judge\.max_new_tokens or"):
             data.check_judge(trial(16), JudgeConfig(max_new_tokens=46))
         elsewhere = tmp_path / "asked.jsonl"
         elsewhere.write_text(json.dumps({"prompt": "a " * 40}) + "\n")
