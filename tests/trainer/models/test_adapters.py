@@ -112,7 +112,7 @@ def start_model(kind: str, cache: Path, to: Path) -> Path:
         (
             "phimoe",
             "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 2 router of type "
-            "PhimoeTopKRouter, which give something else than linear layers do; 4 tensors of experts (2 down_proj, "
+            "PhimoeTopKRouter, which do not return what linear layers do; 4 tensors of experts (2 down_proj, "
             "2 gate_up_proj) with 63% of the weights; to adapt them, name them in lora.target_modules",
         ),
         (
@@ -142,7 +142,7 @@ def test_all_linear_says_what_it_adapts_and_what_not(kind: str, said: str) -> No
         ("mamba", ("out_proj",), "out_proj is in a state-space mixer, whose kernels read its weight"),
         ("gemma3", ("out_proj",), "out_proj is in model.vision_tower, which text does not pass through"),
         ("gemma3", ("mlp",), "mlp is a Gemma3MLP"),
-        ("phimoe", ("router",), "router is a PhimoeTopKRouter, which gives something else than a linear layer does"),
+        ("phimoe", ("router",), "router is a PhimoeTopKRouter, which does not return what a linear layer does"),
     ],
 )
 def test_names_that_mean_nothing_here_are_refused_in_words(kind: str, names: tuple[str, ...], message: str) -> None:
