@@ -46,14 +46,14 @@ pytest: install-test
 house: install-test ## Sizes, names, layers and words of the source, by the rules that tests hold
 	$(BIN)/python -m tests.docs.house
 
-golden: install-test ## Write tests/golden anew: what users see, after a change of it that is meant
+golden: install-test ## Write tests/golden anew, after an intended change of visible output
 	UPDATE_GOLDEN=1 $(BIN)/python -m pytest tests/end_to_end/test_shipped_sweeps.py tests/end_to_end/test_surface.py \
 		tests/orchestrator/commands/test_job_files.py tests/end_to_end/test_sweep.py::test_a_sweep_interrupted_resumed_and_exported
 
 test-slow: install-test ## The tests that take minutes
 	$(BIN)/python -m pytest -m slow --timeout=1800
 
-test-faults: install-test ## The faults of docs/reliability.md, the slow ones too
+test-faults: install-test ## The faults of docs/reliability.md, also those that take minutes
 	$(BIN)/python -m pytest tests/faults -m "not slow" --timeout=1800
 
 rehearse: install-test ## Every file in sweeps/ in small, by the command users type (ten minutes)
@@ -78,7 +78,7 @@ bench-gpu: install ## A step of an 8B model on one GPU, TRL's and this product's
 bench-driver: install ## What an event costs the driver of 2,000 trials over 64 slots (about ten minutes)
 	$(BIN)/python -m benchmarks.driver --write
 
-simulate: install ## What pruning saves and what the order of knowing costs, without training (a quarter of an hour)
+simulate: install ## What pruning saves and what the visibility rule costs, without training (a quarter of an hour)
 	$(BIN)/python -m benchmarks.pruning
 
 docs: install ## Write docs/configuration.md from the schema

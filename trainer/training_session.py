@@ -74,7 +74,7 @@ class TrainingSession:
         self._log_line = log_line
 
     def sibling(self) -> TrainingSession:
-        """Return another session in this process, whose trials can be interleaved with this one's, update by update.
+        """Return another session in this process, whose trials take turns with this one's, report by report.
 
         Siblings share data, the initial models' outputs and the models' weights, so they train adapters only (else
         ModelError). Each trial has the same result, bit for bit, as without siblings.

@@ -130,7 +130,7 @@ def resume(
         name: the sweep.
         root: the runs folder.
         presentation: progress view and reporter.
-        overrides: changes of budget, resources, tracking, notify, judge and keep_models, as PATH=VALUE.
+        overrides: changes of settings that no result depends on (`sweep_terms.AMENDABLE`), as PATH=VALUE.
         mirror: URL from which the sweep is restored if this disk does not have it.
         cluster_at: address of a Ray cluster; None for this machine.
         trust_remote_code: whether Python code of the model's repository may run.

@@ -67,7 +67,7 @@ class SharingSession(Session, Protocol):
     """A training session with siblings that share its loaded, frozen data."""
 
     def sibling(self) -> Session:
-        """Return another session in this process; trials in all of them take turns, one report at a time."""
+        """Return another session in this process; trials in all of them take turns, report by report."""
         ...
 
 
