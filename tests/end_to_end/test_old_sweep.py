@@ -124,7 +124,6 @@ def test_an_interrupted_sweep_is_resumed_and_extended(home: Path) -> None:
     with sqlite3.connect(home / "mlflow.db") as connection:
         for name in ("0", "1", "2", "3"):
             steps = connection.execute(
-                "select step, count(*) from metrics where key = 'loss' and run_uuid = ? group by step",
-                (runs[name][0],),
+                "select step, count(*) from metrics where key = 'loss' and run_uuid = ? group by step", (runs[name][0],)
             ).fetchall()
             assert dict(steps) == dict.fromkeys(range(5, 61, 5), 1), "each point once"

@@ -136,10 +136,7 @@ def test_a_command_reads_the_notice(tmp_path: Path) -> None:
     delivery.close(300)
     assert out.read_text() == '{"event": "diverged", "sweep": "s", "trial": 3, "text": "t"}diverged'
     assert delivery.take_failures() == []
-    wrong = {
-        (sys.executable, "-c", "raise SystemExit('no')"): "ended with 1: no",
-        ("/no/such",): "No such file",
-    }
+    wrong = {(sys.executable, "-c", "raise SystemExit('no')"): "ended with 1: no", ("/no/such",): "No such file"}
     for command, words in wrong.items():
         failing = NoticeDelivery(None, command, waits=())
         failing.send({"event": "stalled", "sweep": "s", "trial": None, "text": "t"})

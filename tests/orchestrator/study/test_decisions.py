@@ -22,14 +22,7 @@ from orchestrator.spec.pruners import (
     SuccessiveHalvingPruner,
     ThresholdPruner,
 )
-from orchestrator.spec.samplers import (
-    Asap,
-    GridSampler,
-    RandomSampler,
-    Reproducible,
-    Sampler,
-    TpeSampler,
-)
+from orchestrator.spec.samplers import Asap, GridSampler, RandomSampler, Reproducible, Sampler, TpeSampler
 from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
 from orchestrator.study.sampling.sampling_policy import SamplingPolicy
 from orchestrator.study.study import Study

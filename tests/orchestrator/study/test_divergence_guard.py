@@ -214,10 +214,7 @@ def test_batches_and_repetitions_change_nothing(points: list[StepMetrics], data:
     stored = complete.update(points)
     assert stored == points[: len(stored)]
     assert complete.decision.stop or len(stored) == len(points)
-    one_by_one = next(
-        (n for n in range(1, len(points) + 1) if decision_after(points[:n]).stop),
-        len(points),
-    )
+    one_by_one = next((n for n in range(1, len(points) + 1) if decision_after(points[:n]).stop), len(points))
     assert len(stored) == one_by_one, "nothing beyond the point at which it stops counts"
     guard, got, at = DivergenceGuard(GuardConfig(), METRIC), list[StepMetrics](), 0
     while at < len(points) and not guard.decision.stop:

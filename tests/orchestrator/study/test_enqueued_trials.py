@@ -128,10 +128,7 @@ def test_a_leaf_that_scales_the_goal_is_refused_also_where_the_search_leaves_it_
 
 def test_what_the_search_could_have_drawn_is_told_from_the_rest() -> None:
     space = make_spec(
-        {
-            "loss.beta": {"uniform": [1.0, 2.0], "step": 0.1},
-            "training.learning_rate": {"log_uniform": [1e-7, 1e-5]},
-        },
+        {"loss.beta": {"uniform": [1.0, 2.0], "step": 0.1}, "training.learning_rate": {"log_uniform": [1e-7, 1e-5]}},
         [{"loss.gamma": [0.5, 1.0], "training.seed": [1, 2]}],
     )
     given = {"loss.beta": 1.3, "training.learning_rate": 1e-4, "loss.gamma": 0.5, "training.seed": 2, "lora": None}

@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.samplers import (
-    StagedSampler,
-)
+from orchestrator.spec.samplers import StagedSampler
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
@@ -43,11 +41,7 @@ def test_a_staged_search_starts_from_the_bases_own_values(create: Create, folder
     """`orchestrate init --objective simpo`: the margin's default, 0.25, is not among the listed ones."""
     study = create(make_spec(LISTS, sampler=StagedSampler(), base=BASE))
     first = study.ask()
-    assert dict(first.params) == {
-        "loss.beta": 2.0,
-        "loss.gamma_beta_ratio": 0.25,
-        "training.learning_rate": 3e-7,
-    }
+    assert dict(first.params) == {"loss.beta": 2.0, "loss.gamma_beta_ratio": 0.25, "training.learning_rate": 3e-7}
     study.dispose()  # the driver is killed: the trial is issued again as it was
     with Study.open(folder) as later:
         again = later.ask()

@@ -190,8 +190,7 @@ def test_complete_takes_the_last_value_of_the_goal(create: Create) -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "why"),
-    [([], "was never reported"), ([evaluated(1, 0.5), evaluated(2, math.nan)], "is nan")],
+    ("points", "why"), [([], "was never reported"), ([evaluated(1, 0.5), evaluated(2, math.nan)], "is nan")]
 )
 def test_complete_without_a_finite_goal_is_a_failure_that_says_so(
     create: Create, points: list[StepMetrics], why: str

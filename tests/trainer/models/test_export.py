@@ -56,12 +56,7 @@ def start_model(kind: str, cache: Path, to: Path, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "targets"),
-    [
-        ("llama", ["embed_tokens", "q_proj"]),
-        ("llama", "all-linear"),
-        ("gpt2", ["wte", "c_attn"]),
-    ],
+    ("kind", "targets"), [("llama", ["embed_tokens", "q_proj"]), ("llama", "all-linear"), ("gpt2", ["wte", "c_attn"])]
 )
 def test_adapters_of_a_model_with_tied_embeddings_merge_into_what_was_trained(
     kind: str, targets: Any, cache: Path, workshop: TrainingSession, tmp_path: Path
