@@ -98,7 +98,6 @@ def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Pat
     diverged = Outcome(TrialState.PRUNED, "diverged: loss is nan", diverged=True)
     to.end_run("0", status="KILLED", tags=end_tags(0, diverged), at=2.0)
     to.set_tags("sweep", {NOTE: "[trial 0](mlflow:0) [charts](mlflow:charts) [gone](mlflow:7)"})
-
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)

@@ -32,13 +32,11 @@ def test_a_finished_sweep_is_extended(tmp_path: Path) -> None:
     finished(root, "sweep", str(tmp_path / "more.yaml"))
     before = json_of(root, "status", "more")
     assert (before["state"], before["why"], len(before["trials"])) == ("finished", "2 of 2 trials issued", 2)
-
     assert (
         "base.loss.label_smoothing"
         in finished(root, "resume", "more", "--set", "base.loss.label_smoothing=0.1", code=2)[1]
     )
     assert json_of(root, "status", "more") == before
-
     larger = ("resume", "more", "--set", "budget.trials=3")
     assert "changed budget.trials: 2 -> 3\n" in finished(root, *larger)[1]
     after = json_of(root, "status", "more")

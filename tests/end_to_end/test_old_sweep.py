@@ -61,14 +61,12 @@ def test_a_finished_sweep_is_read(home: Path) -> None:
     assert all(trial["step"] == trial["steps"] == 6 for trial in found["trials"])
     run_ids = json.loads((home / "finished" / "runs.json").read_text())
     assert {trial["run_id"] for trial in found["trials"]} == {run_ids[str(number)] for number in range(5)}
-
     winner = read(home, "best", "finished")
     assert winner["number"] == 0
     assert winner["metrics"]["eval_accuracies/logp"] == 0.75
     kinds = [event["kind"] for event in read(home, "history", "finished")["events"]]
     assert kinds.count("complete") == 5
     assert "enqueued" in kinds
-
     orchestrate(home, "report", "finished")
     page = (home / "finished" / "report.html").read_text(encoding="utf-8")
     assert "The answer" in page

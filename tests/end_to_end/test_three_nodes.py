@@ -94,6 +94,5 @@ def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(fast_tmp_path: Path, t
     assert [event.trial for event in events if event.kind == "worker lost"] == [number]
     second = (hit / NAME / "trials" / f"{number:04d}" / "2").is_dir()
     assert second
-
     finished(alone, "sweep", str(file))
     assert differences(sweep_record(alone, NAME), sweep_record(hit, NAME)) == []

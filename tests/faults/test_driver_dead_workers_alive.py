@@ -38,7 +38,6 @@ def test_no_orphan_trains_on(tmp_path: Path) -> None:
     _, left = psutil.wait_procs(workers, timeout=300)
     assert alive(left) == [], "they outlive their driver"
     assert max(int(line.split()[1]) for line in trained(tmp_path)) < STEPS, "somebody trained on"
-
     folder = sweep_folder(tmp_path)
     first = [folder.attempt(record.number, 1) for record in records(tmp_path)]
     before = {p: p.stat().st_mtime_ns for path in first for p in path.rglob("*")}

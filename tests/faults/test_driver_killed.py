@@ -21,11 +21,9 @@ def test_a_killed_driver_is_followed_by_one_that_finishes_exactly(tmp_path: Path
     write_script(tmp_path, steps=STEPS, hold={"*": 3})
     driver = drive(tmp_path)
     wait_for(lambda: len(trained(tmp_path)) >= 6, driver)
-
     second = subprocess.run(command(tmp_path), capture_output=True, text=True, check=False)
     assert second.returncode == 4
     assert f"pid {driver.pid} on" in second.stderr
-
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert any(r.state is TrialState.RUNNING for r in records(tmp_path))

@@ -49,7 +49,6 @@ def test_what_listens_and_who_gets_in(tmp_path: Path) -> None:
         assert token.stat().st_mode & 0o077 == 0
         secret = token.read_text()
         assert not any(secret in " ".join(p.cmdline()) for p in below), "every user may read arguments"
-
         base = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         wrong = tmp_path / "wrong"
         wrong.write_text("0" * 64)

@@ -17,7 +17,6 @@ from trainer.data.tokenization import EncodedPair, PairTokenizer
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 """Real preference data, where it lies beside the checkout."""
-
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -27,8 +26,6 @@ LLAMA = (
     "{{ eos_token if m['role'] == 'assistant' else '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
 )
-
-
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}"

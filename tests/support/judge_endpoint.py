@@ -36,7 +36,6 @@ HANG = "hang"
 DRIP = "drip"
 Action = str | int | Raw | dict[str, Any]
 """A completion's text, a status, raw bytes, or fields of the completion's choice."""
-
 _PARTS = re.compile(
     r"<prompt>\n(.*)\n</prompt>\n\n<answer_a>\n(.*)\n</answer_a>\n\n<answer_b>\n(.*)\n</answer_b>", re.DOTALL
 )

@@ -41,8 +41,6 @@ def make_controller(study: Study, sink: Any, view: Any = None, signals: Any = No
 
 
 def _nothing(_: object) -> None: ...
-
-
 def _unchanged(config: TrialConfig) -> TrialConfig:
     return config
 

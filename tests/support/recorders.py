@@ -72,7 +72,6 @@ class SilentView:
         self.said.append(text)
 
     def set_total_updates(self, updates_of: Any) -> None: ...
-
     def update_trial(self, record: TrialRecord) -> None:
         self.records.append(record)
 
@@ -80,5 +79,4 @@ class SilentView:
         self.points_seen += 1
 
     def refresh(self) -> None: ...
-
     def close(self) -> None: ...

@@ -17,7 +17,6 @@ SECTIONS = (
     "[...document.querySelectorAll('section')].filter((s) => s.getBoundingClientRect().height > 0).map((s) => s.id)"
 )
 EMPTY = "[...document.querySelectorAll('.chart')].filter((c) => !c.querySelector('.main-svg')).length"
-
 ALWAYS = {"answer", "setup"}
 ANY_TRIAL = ALWAYS | {"diagnosis", "curves", "collapse", "samples", "cost", "timeline", "trials"}
 RICH = ANY_TRIAL | {"map", "importance", "parallel", "length"}

@@ -17,8 +17,6 @@ from orchestrator.folders import SweepFolder
 SWEEPS = Path(sweeps.__file__).parent
 QUICKSTART = str(SWEEPS / "quickstart.yaml")
 HEAVY = ("torch", "transformers", "trl", "ray", "mlflow", "optuna", "datasets", "numpy")
-
-
 pytestmark = pytest.mark.usefixtures("home")
 
 
@@ -65,8 +63,6 @@ def fake_commands(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 # --- weight ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "arguments",
     [["--help"], ["schema"], ["plan", "nothing.yaml"], ["data", "nothing.yaml"], ["status", "nothing"]],
@@ -100,8 +96,6 @@ def test_the_module_is_the_program() -> None:
 
 
 # --- endings ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("ending", "code", "said"),
     [
@@ -162,8 +156,6 @@ def test_a_users_mistake_is_a_sentence(
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------
-
-
 def test_sweep_starts_what_the_file_says(fake_commands: dict[str, Any], home: Path) -> None:
     fake_commands["start"] = 3
     arguments = ["sweep", QUICKSTART, "--set", "loss.beta=3.14159", "--name", "other", "--trust-remote-code"]

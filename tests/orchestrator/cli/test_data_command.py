@@ -21,8 +21,6 @@ base:
 search: {search}
 maximize: eval_accuracies/logp
 """
-
-
 pytestmark = pytest.mark.usefixtures("home")
 
 
@@ -133,7 +131,6 @@ def test_rows_with_notices_come_first_and_scored_is_told_without_colour(
     assert "2 more kinds of notices; show more rows with --rows N" in shown.err
     assert "17 pairs to train on, 4 to evaluate on" in shown.out
     assert "2 of 24 rows are bad and left out (8.33%)" in shown.out
-
     assert run(sweep_file(tmp_path), "--rows", "6") == 0
     shown = capsys.readouterr()
     assert "train row 1 of" in shown.out, "then those without"

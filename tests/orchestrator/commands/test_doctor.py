@@ -83,8 +83,6 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
 
 
 # --- elsewhere -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("kind", "name", "level", "told"),
     [
@@ -174,8 +172,6 @@ def test_a_tracking_server(path: str, level: CheckLevel, hub: str, home: Path, m
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
-
-
 def test_sqlite_on_a_network_filesystem_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks, "filesystem_type", lambda path: "nfs4")
     assert found(list(machine_checks.machine_checks(home, None)), "filesystem").level is CheckLevel.FAIL
@@ -222,8 +218,6 @@ def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------
-
-
 def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -289,8 +283,6 @@ def test_flash_attention(capability: tuple[int, int], built: bool, level: str, m
 
 
 # --- Ray -------------------------------------------------------------------------------------------------------------
-
-
 def test_sessions_that_nobody_has_any_more(tmp_path: Path) -> None:
     assert [check.level for check in machine_checks.ray_checks(tmp_path)] == [CheckLevel.OK]
     (tmp_path / "prefsweep-dead").mkdir()

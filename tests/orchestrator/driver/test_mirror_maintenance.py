@@ -99,7 +99,6 @@ def test_a_new_disk_gets_what_it_lacks_and_the_mirror_what_it_lacks(study: Study
     assert "trials/0001/1/model" in far.complete_paths()
     assert "trials/0002/1/end" in far.complete_paths()
     assert [name for name in far.files() if "/checkpoints/" in name and "0003" not in name] == []
-
     shutil.rmtree(study.folder.path / "trials")
     with maintain_mirror(study, view):
         assert (study.folder.attempt(1, 1) / "model" / "model.safetensors").read_text() == "weights of 1"

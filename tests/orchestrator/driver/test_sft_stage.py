@@ -48,7 +48,6 @@ class Faulty:
         self.counters: dict[str, int] = {}
 
     def interrupt(self) -> None: ...
-
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:

@@ -18,8 +18,6 @@ from tests.support.specs import real_spec, sweep_folder
 from trainer.training_session import TrainingSession
 
 TWO, ONE = Slots(count=1, gpus=0.0, threads=1, processes=2), Slots(count=1, gpus=0.0, threads=1)
-
-
 CLUSTER_SLOTS = TWO
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

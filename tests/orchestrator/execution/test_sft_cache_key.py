@@ -80,7 +80,6 @@ OTHERS: dict[str, tuple[Any, bool]] = {
     "evaluation.max_new_tokens": (9, False),
     "engine": ("trl", True),
 }
-
 FIXED = ("model.generated", "loss.kind", "engine")
 """The stage has no other, or (the initial model) another one beside it."""
 

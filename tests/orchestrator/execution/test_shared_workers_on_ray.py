@@ -23,8 +23,6 @@ from trainer.training_session import TrainingSession
 SHARED = Slots(count=4, gpus=0.0, threads=1, trials_per_process=2)
 ONE = Slots(count=2, gpus=0.0, threads=1, trials_per_process=2)
 LORA = {"r": 4, "dropout": 0.1}
-
-
 CLUSTER_SLOTS = SHARED
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

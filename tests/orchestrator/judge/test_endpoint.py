@@ -71,8 +71,6 @@ def run(server: FakeJudge, folder: Path, pairs: list[AnswerPair], **more: Any) -
 
 
 # --- what an answer means --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "vote"),
     [
@@ -102,8 +100,6 @@ def test_refusals_and_cut_answers_are_told_from_noise() -> None:
 
 
 # --- one question ----------------------------------------------------------------------------------------------------
-
-
 def test_what_is_sent(server: FakeJudge) -> None:
     reply = one(server, lambda *_: "[[B]]", max_tokens=7)
     assert (reply.vote, reply.calls, reply.prompt_tokens, reply.completion_tokens) == ("second", 1, 100, 5)
@@ -189,8 +185,6 @@ def test_where_asking_is_no_use(server: FakeJudge, status: int) -> None:
 
 
 # --- many ------------------------------------------------------------------------------------------------------------
-
-
 def test_both_orders_are_asked_once_each_and_equal_answers_not_at_all(server: FakeJudge, tmp_path: Path) -> None:
     two, first = threading.Barrier(2), iter([True, True])
 

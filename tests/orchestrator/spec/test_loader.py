@@ -14,7 +14,6 @@ from trainer.metrics import COMPARISON_METRIC
 
 Load = Callable[..., SweepSpec]
 Refused = Callable[..., list[str]]
-
 WRONG = """\
 name: ../x
 base:
@@ -47,7 +46,6 @@ keep_models: 0
 pruner: hyperbnd
 trials: 4
 """
-
 SAID = """\
 f:1: name: the text '../x' must be 1 to 64
 f:6: base.data.train.0.path: there is no file b.jsonl
@@ -157,8 +155,6 @@ def test_the_papers_gamma_goes_through_every_door(load_text: Load) -> None:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
 def test_files_are_found_from_the_sweeps_folder_then_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     for folder in (there, here):
@@ -199,8 +195,6 @@ def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refus
 
 
 # --- objectives -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("search", "goal", "said"),
     [
@@ -267,8 +261,6 @@ def test_answers_need_prompts(findings: Refused, load_text: Load) -> None:
 
 
 # --- samplers, budget ------------------------------------------------------------------------------------------------
-
-
 def test_a_grid_needs_an_end(findings: Refused, load_text: Load) -> None:
     rate = "search:\n  training.learning_rate: {log_uniform: [1e-7, 1e-5]}\n"
     (messages,) = findings(rate)
@@ -306,8 +298,6 @@ def test_the_line_of_a_bad_value(findings: Refused) -> None:
 
 
 # --- --set -----------------------------------------------------------------------------------------------------------
-
-
 def test_set_reaches_every_leaf(load_text: Load) -> None:
     spec = load_text(
         "search: {loss.gamma: [1.0]}",

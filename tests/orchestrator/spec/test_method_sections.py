@@ -13,7 +13,6 @@ from orchestrator.spec.sweep_spec import SweepSpec
 
 Load = Callable[..., SweepSpec]
 Findings = Callable[..., list[str]]
-
 RANGES = (
     "search: {loss.beta: {uniform: [1, 4]}, training.learning_rate: {log_uniform: [1e-7, 1e-5]}}\nbudget: {trials: 9}\n"
 )

@@ -82,7 +82,6 @@ INSIDE = [
 @pytest.mark.parametrize(("where", "name"), INSIDE, ids=[name for _, name in INSIDE])
 def test_killed_inside_a_write(template: Template, tmp_path: Path, where: type, name: str) -> None:
     folder = template(tmp_path, SPEC)
-
     for nth in (1, 2, 5):
 
         def die(nth: int = nth) -> None:

@@ -28,8 +28,6 @@ def curve(updates: int, start: dict[str, float], each: Callable[[int], dict[str,
 
 
 # --- what is not finite ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss", METRIC])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("config", [GuardConfig(), OFF])
@@ -57,8 +55,6 @@ def test_what_is_no_number_stops_and_is_kept_as_nan_never_as_zero(value: Any) ->
 
 
 # --- each rule: a curve that trips it, and a near miss ---------------------------------------------------------------
-
-
 def test_a_loss_above_its_own_start_for_too_long() -> None:
     def rising(to: float) -> list[StepMetrics]:
         return curve(60, {"eval_loss": 1.31}, lambda step: {"loss": 1.3 if step < 11 else to})
@@ -166,7 +162,6 @@ def test_answers_that_grow_out_of_hand() -> None:
 
 
 # --- recorded curves -------------------------------------------------------------------------------------------------
-
 RECORDED = [json.loads(line) for line in Path(__file__).with_name("recorded_curves.jsonl").read_text().splitlines()]
 
 
@@ -187,7 +182,6 @@ def test_recorded_trials_of_the_quickstarts_model(trial: dict[str, Any]) -> None
 
 
 # --- pure in the points -----------------------------------------------------------------------------------------------
-
 VALUES = st.sampled_from([0.5, 1.0, 2.0, 9.0, 60.0, 2e6])
 LOW = st.sampled_from([-0.7, -1.2, -4.0, -9.0, -12.0])
 

@@ -29,7 +29,6 @@ class Machine(RuleBasedStateMachine):
     """The study against a model of it made of dicts."""
 
     copy: Callable[[Path, SweepSpec], SweepFolder]
-
     live = Bundle("live")
     stale = Bundle("stale")
 

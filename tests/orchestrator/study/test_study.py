@@ -36,8 +36,6 @@ def finish(study: Study, value: float = 0.5) -> Trial:
 
 
 # --- claim ---------------------------------------------------------------------------------------------------------
-
-
 def test_grid_is_issued_in_order_each_point_once(create: Create) -> None:
     study = create()
     sampled = [(t.number, dict(t.params)) for t in iter(study.ask, None)]
@@ -125,8 +123,6 @@ def test_a_reissued_trial_fences_off_its_lost_worker(create: Create) -> None:
 
 
 # --- observe -------------------------------------------------------------------------------------------------------
-
-
 def test_a_step_told_twice_counts_once_and_the_first_telling_stays(create: Create) -> None:
     study = create()
     trial = claimed(study)
@@ -175,8 +171,6 @@ def test_the_database_holds_json_that_any_reader_takes(create: Create, folder: S
 
 
 # --- close ---------------------------------------------------------------------------------------------------------
-
-
 def test_complete_takes_the_last_value_of_the_goal(create: Create) -> None:
     study = create()
     trial = claimed(study)
@@ -247,8 +241,6 @@ def test_only_issued_trials_can_write(create: Create, folder: SweepFolder) -> No
 
 
 # --- ranking and counting --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("direction", "winner"), [("maximize", 1), ("minimize", 0)])
 def test_best_by_the_goals_direction_and_the_first_among_equals(create: Create, direction: str, winner: int) -> None:
     study = create(make_spec(GRID, goal=Objective.model_validate({"metric": METRIC, "direction": direction})))
@@ -279,8 +271,6 @@ def test_another_bug_begins_another_row(create: Create) -> None:
 
 
 # --- one driver, several terminals -----------------------------------------------------------------------------------
-
-
 def test_a_newer_driver_fences_off_the_older(create: Create, folder: SweepFolder) -> None:
     old = create()
     trial = claimed(old)
@@ -335,8 +325,6 @@ def test_events_are_numbered_in_order(create: Create) -> None:
 
 
 # --- the spec --------------------------------------------------------------------------------------------------------
-
-
 def test_the_budget_may_grow_and_history_remembers(create: Create, folder: SweepFolder) -> None:
     study = create(make_spec(GRID, budget=Budget(trials=1)))
     finish(study)
@@ -357,8 +345,6 @@ def test_what_makes_trials_comparable_may_not_change(create: Create) -> None:
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_name_is_used_once(create: Create, folder: SweepFolder) -> None:
     study = create()
     finish(study)

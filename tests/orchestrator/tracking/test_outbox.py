@@ -325,8 +325,6 @@ def write(folder: Path, count: int) -> bytes:
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------
-
-
 def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -> None:
     write(tmp_path / "o", 3)
     for note in ("", "{}", '{"seq": 1', "[]"):

@@ -10,7 +10,6 @@ from trainer.config.loss_config import PARAMETER_ALIASES, CpoLoss, DpoLoss, Loss
 from trainer.config.trial import TrialConfig
 
 LOSS: TypeAdapter[Any] = TypeAdapter(LossConfig)
-
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "simpo", "gamma": 1.0, "gamma_beta_ratio": 0.5}, "are one setting"),
     ({"kind": "simpo", "loss_type": "hinge", "label_smoothing": 0.1}, "not used by loss_type hinge"),

@@ -47,8 +47,6 @@ def _told(found: Prepared, kind: str) -> list[tuple[str, int]]:
 
 
 # --- the system column -----------------------------------------------------------------------------------------------
-
-
 def test_a_system_column_is_the_system_message_where_the_template_is_applied(
     tmp_path: Path, chatml: ModelConfig
 ) -> None:
@@ -100,7 +98,6 @@ def test_tools_have_no_place_in_plain_text(tmp_path: Path, bare: ModelConfig) ->
 
 
 # --- plain text and a chat template ----------------------------------------------------------------------------------
-
 PLAIN = [plain(f"River {i}?", "Rhine", "Hill") for i in range(20)]
 
 
@@ -170,8 +167,6 @@ def test_a_template_cannot_be_applied_where_there_is_none(tmp_path: Path, bare: 
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
-
-
 def test_all_columns_can_be_mapped(tmp_path: Path) -> None:
     row = {"q": "a?", "good": "yes", "bad": "no", "rules": "Be kind.", "t": [], "g": 5, "b": 3, "pics": [], "sure": "y"}
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad", "system": "rules", "tools": "t", "images": "pics"}
@@ -257,8 +252,6 @@ def test_scores_that_contradict_the_order_are_told(tmp_path: Path, bare: ModelCo
 
 
 # --- other kinds of data ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("row", "says"),
     [

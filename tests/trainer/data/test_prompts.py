@@ -36,8 +36,6 @@ def _kinds(row: dict[str, Any], **rules: Any) -> list[str]:
 
 
 # --- dialogues: an explicit prompt is never thrown away --------------------------------------------------------------
-
-
 def test_answers_of_several_messages_are_scored_whole_as_trl_scores_them() -> None:
     row = {"prompt": [SYSTEM, ASK], "chosen": [GOOD, MORE, THANKS], "rejected": [GOOD, MORE, WRONG]}
     assert _parts(row) == ([SYSTEM, ASK], [GOOD, MORE, THANKS], [GOOD, MORE, WRONG])
@@ -137,8 +135,6 @@ def test_a_prompt_that_changes_once_the_answer_follows_is_a_bad_row_and_a_templa
 
 
 # --- plain text ------------------------------------------------------------------------------------------------------
-
-
 def test_a_text_prompt_that_both_answers_repeat_is_kept_once_with_a_notice() -> None:
     prompt = "Question: What is three plus one?\nAnswer:"
     row = plain(prompt, f"{prompt} Four.", f"{prompt} Three.")
@@ -253,7 +249,6 @@ def test_plain_rows_without_a_sure_prompt_are_named_for_what_they_are(tmp_path: 
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------
-
 ASKED = "<|im_start|>user\nA river?<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -28,7 +28,6 @@ STYLES: dict[str, tuple[Any, frozenset[str]]] = {
     "qwen3": (tokenizer(trl_template("qwen3")), frozenset({SYSTEM, TOOLS, REASONING})),
 }
 """Tokenizers of seven families, and what their templates know."""
-
 words = st.text(alphabet="ab .\n<|:é🙂", min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
 TOOL = {
     "type": "function",

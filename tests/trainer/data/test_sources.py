@@ -26,8 +26,6 @@ def _read(path: Path, **columns: str) -> list[RawRow]:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
 def _as_csv(path: Path) -> None:
     path.write_text('prompt,chosen,rejected,answer\r\na?,yes,no,\r\n"b?",ja,nein,ja\r\n', encoding="utf-8")
 
@@ -104,8 +102,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
-
-
 def test_columns_are_renamed(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"question": "a?", "good": "yes", "bad": "no", "prompt": "not this"}])
     found = _read(tmp_path / "a.jsonl", prompt="question", chosen="good", rejected="bad")
@@ -123,8 +119,6 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) ->
 
 
 # --- data sets by name -----------------------------------------------------------------------------------------------
-
-
 def test_a_folder_through_load_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "set"
@@ -153,8 +147,6 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # --- mixing and splitting --------------------------------------------------------------------------------------------
-
-
 def _raw(count: int) -> list[RawRow]:
     return [RawRow(i + 1, {}) for i in range(count)]
 

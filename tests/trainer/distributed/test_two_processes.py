@@ -66,8 +66,6 @@ CASES = {
     "slices, pairs coupled": config("fsdp2", {"kind": "dpo", "loss_type": "aot"}),
     "slices, separate sequences": config("fsdp2", "sft", model=MODEL | {"attention": "separate"}),
 }
-
-
 SLOW = ("computed again", "pairs coupled", "separate sequences")
 
 

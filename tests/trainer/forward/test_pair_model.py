@@ -26,7 +26,6 @@ from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats
 
 SIMPO = SimpoLoss(beta=2.0, gamma=1.0, sft_weight=0.1)
-
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-tied-heads": {"num_key_value_heads": 4, "tie_word_embeddings": True},

@@ -35,7 +35,6 @@ LONGROPE = {
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 PHI = {"original_max_position_embeddings": LIMIT, "max_position_embeddings": 128}
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
-
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "longrope": ("phi3", PHI | {"rope_parameters": LONGROPE}),
     "longrope with scales": (

@@ -174,8 +174,6 @@ CASES = {
     "experts": ("mixtral", ["q_proj", "experts.gate_up_proj", "experts.down_proj"]),
     "experts alone": ("qwen3_moe", ["experts.down_proj"]),
 }
-
-
 SLOW = ("hybrid", "vision", "experts alone")
 
 

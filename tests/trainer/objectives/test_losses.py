@@ -21,8 +21,6 @@ def log_sigmoid(x: float) -> float:
 
 
 # --- worked numbers --------------------------------------------------------------------------------------------------
-
-
 def test_first_worked_example_of_the_simpo_guide() -> None:
     """Averages -1.2 and -2.5, beta 2, gamma 1: margin 1.6, sigmoid 0.832, loss 0.184."""
     logps = pair_logps([-24.0], [-50.0], [20], [20])
@@ -186,8 +184,6 @@ def test_sft_is_the_mean_over_tokens_not_over_sequences() -> None:
 
 
 # --- what must hold of any objective ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradcheck(name: str) -> None:
     loss, logps = OBJECTIVES[name], random_logps(4, seed=3)
@@ -354,8 +350,6 @@ def test_dpo_sees_only_the_gap_of_log_ratios(a: float, d: float, shift: float, b
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
-
-
 def test_metrics_follow_each_objectives_convention() -> None:
     logps = pair_logps([-10.0, -30.0], [-40.0, -8.0], [10, 15], [20, 8], ([-12.0, -30.0], [-39.0, -9.0]))
     simpo = metric_means(metric_sums(evaluate(SimpoLoss(beta=2.0, gamma=1.0), replace(logps, reference=None))))

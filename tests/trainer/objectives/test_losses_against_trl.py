@@ -28,7 +28,6 @@ from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, PairLogps, metric_means, metric_sums
 
 PAIRS = make_pairs(6)
-
 _OPTIONS: dict[str, dict[str, Any]] = {
     "robust": {"label_smoothing": 0.1},
     "exo_pair": {"label_smoothing": 1e-3},

@@ -259,7 +259,6 @@ def test_what_is_not_finite_ends_the_run_before_the_step(
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
-
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"kind": "simpo", "loss_type": "hinge"}, {}, "no hinge form of SimPO"),
     ({"kind": "orpo", "nll_scale": 0.5}, {}, "leave nll_scale at 1"),
@@ -295,8 +294,6 @@ def test_the_engine_is_part_of_what_a_run_is() -> None:
 
 
 # --- the thread ------------------------------------------------------------------------------------------------------
-
-
 def test_a_call_stands_still_while_its_consumer_has_the_word() -> None:
     done: list[int] = []
 
