@@ -1,7 +1,5 @@
 """`make house`: the figures of the source that tests/docs holds, the import contracts and the words, in one table."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections import Counter

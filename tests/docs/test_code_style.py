@@ -1,7 +1,5 @@
 """The words of the sources: the terms of the glossary, and none of the names that they replaced."""
 
-from __future__ import annotations
-
 import ast
 import io
 import re

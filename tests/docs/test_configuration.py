@@ -1,7 +1,5 @@
 """docs/configuration.md is what `make docs` writes, names every key, and its examples are valid sweep files."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from pathlib import Path

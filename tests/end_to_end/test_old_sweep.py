@@ -1,7 +1,5 @@
 """Sweeps of earlier versions, kept in tests/golden/old_sweep, are read, compared, resumed and delivered to MLflow."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -1,7 +1,5 @@
 """Tokenizers and configurations small enough for the data tests."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A small OpenAI-compatible server on this machine, which judges as a test tells it to and keeps what it was asked."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -3,8 +3,6 @@
 A start costs milliseconds instead of seconds, so that it can be killed at hundreds of instants.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

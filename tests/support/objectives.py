@@ -1,7 +1,5 @@
 """One example of every objective, and random pairs of log-probs to try them on."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 import torch

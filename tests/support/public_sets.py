@@ -1,7 +1,5 @@
 """Public data sets: settings, and what becomes of four rows in their published columns, with cells that are unusual."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """A tracking receiver and a view that remember what they were told."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """moto's server: S3's protocol over HTTP on loopback, objects in memory; it can be told to fail."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading

@@ -4,8 +4,6 @@ Their answers end at different tokens, as rounding that differs between GPUs can
 the model computes afterwards.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import sys

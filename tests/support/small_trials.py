@@ -1,7 +1,5 @@
 """Trials small enough to be run many times over in a test."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any

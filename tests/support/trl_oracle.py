@@ -1,7 +1,5 @@
 """TRL's own trainers as oracles: the same weights and token ids, its compute_loss and gradients. Models are tiny."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from copy import deepcopy

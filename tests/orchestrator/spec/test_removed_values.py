@@ -1,7 +1,5 @@
 """Values that earlier versions offered: refused in new files, read as they are in old sweeps, which are not resumed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
