@@ -89,8 +89,7 @@ def test_nothing_complete_yet_is_said() -> None:
 
 def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    spec = make_spec("mine")
-    view = saved_view(spec, trials_filter("mine"), 1.0)
+    view = saved_view(make_spec("mine"), trials_filter("mine"), 1.0)
     to = MlflowSink(tmp_path, uri=uri, experiment="e", sweep_id="id", sweep="mine", view=view)
     to.start_run("sweep", name="mine", params={}, tags={}, at=1.0)
     to.start_run("0", name="trial 0", params={}, tags={}, at=1.0)

@@ -234,8 +234,7 @@ def test_the_comments_of_a_shipped_sweep_use_the_words_of_the_field(sweep: Path)
 
 @pytest.mark.parametrize(("phrase", "module"), STRANGERS_GREP.items())
 def test_a_newcomers_search_ends_in_the_right_module(phrase: str, module: str) -> None:
-    path = ROOT / module
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
     assert any(phrase in " ".join(text.lower().split()) for text in docstrings), (

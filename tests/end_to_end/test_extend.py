@@ -45,7 +45,6 @@ def test_a_finished_sweep_is_extended(tmp_path: Path) -> None:
     assert [t["state"] for t in after["trials"]] == ["COMPLETE"] * 3
     events = json_of(root, "history", "more")["events"]
     assert [e["text"] for e in events if e["kind"] == "spec"] == ["budget.trials: 2 -> 3"]
-    issued = [e["trial"] for e in events if e["kind"] == "issued"]
-    assert issued == [0, 1, 2]
+    assert [e["trial"] for e in events if e["kind"] == "issued"] == [0, 1, 2]
     assert "trials: 3" in (tmp_path / "runs" / "more" / "sweep.yaml").read_text()
     assert "changed" not in finished(root, *larger)[1]

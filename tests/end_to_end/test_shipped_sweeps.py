@@ -110,8 +110,7 @@ def test_given_trials_run_first(name: str, tmp_path: Path) -> None:
     spec = load_spec(Path(sweeps.__file__).parent / f"{name}.yaml")
     study = Study.create(SweepFolder(tmp_path, name), spec)
     for given in spec.enqueue:
-        claimed = study.ask()
-        assert claimed.config.canonical_params() == apply_params(spec.base, given).canonical_params()
+        assert study.ask().config.canonical_params() == apply_params(spec.base, given).canonical_params()
     study.dispose()
 
 

@@ -132,8 +132,7 @@ def test_a_job_out_of_time_requeues_itself_and_goes_on(
     assert not list(root.glob(".slurm-*"))
     assert status(NAME, root)["state"] == "interrupted"
 
-    second = _job(script, fast_tmp_path, 1)
-    assert second.wait(timeout=400) == 0, log.read_text()
+    assert _job(script, fast_tmp_path, 1).wait(timeout=400) == 0, log.read_text()
     assert (fast_tmp_path / "scontrol.log").read_text() == "requeue 4711\n", "nothing to requeue"
     found = status(NAME, root)
     assert [t["state"] for t in found["trials"]] == ["COMPLETE"] * 2

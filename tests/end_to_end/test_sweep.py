@@ -79,8 +79,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert not list(folder.path.glob("trials/*/*/checkpoints"))
     assert not list(folder.path.glob("ray/tune-*")), "Tune's pickles are gone"
     _check_mlflow(root, found)
-    page = folder.report.read_text(encoding="utf-8")
-    assert "Result" in page
+    assert "Result" in folder.report.read_text(encoding="utf-8")
     assert list((root / "artifacts").rglob("report.html")), "the report is an artifact of the parent run"
     assert "Next:" in err
     assert "orchestrate report tiny" in err

@@ -34,8 +34,7 @@ BAD = {
 
 
 def write(path: Path, rows: list[dict[str, object]], result: str = "\n") -> SweepSpec:
-    lines = [json.dumps(row) for row in rows]
-    (path / "rows.jsonl").write_bytes((result.join(lines) + result).encode())
+    (path / "rows.jsonl").write_bytes((result.join([json.dumps(row) for row in rows]) + result).encode())
     return load_spec_text(SWEEP, path)
 
 

@@ -57,8 +57,7 @@ def serving() -> Generator[Server]:
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
     try:
-        made = urllib.request.Request(f"{address}/{BUCKET}", method="PUT")
-        urllib.request.urlopen(made, timeout=20).close()
+        urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"), timeout=20).close()
         yield server
     finally:
         http.shutdown()

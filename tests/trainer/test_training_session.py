@@ -262,8 +262,7 @@ def test_too_little_data_is_a_sentence(session: TrainingSession, tmp_path: Path)
 
 
 def test_no_prompts_no_answers(session: TrainingSession, tmp_path: Path) -> None:
-    config = trial(evaluation={"prompts": 0})
-    history, _ = finish(session.train(config, tmp_path))
+    history, _ = finish(session.train(trial(evaluation={"prompts": 0}), tmp_path))
     assert not any("answer" in name or "repetition" in name for p in history for name in p.metrics)
     assert not (tmp_path / "samples.jsonl").exists()
 

@@ -33,8 +33,7 @@ def test_the_ruler_ranks_objectives_whatever_their_own_goal(tmp_path: Path) -> N
     found = compare_sweeps([dpo, simpo])
     assert [c.frame.name for c in found.sweeps] == ["simpo", "dpo"]
     assert [c.objective for c in found.sweeps] == ["simpo", "dpo"]
-    behind = found.sweeps[1].behind
-    assert behind.low > 0
+    assert found.sweeps[1].behind.low > 0
     assert "clearly ahead of all others" in comparison_summary(found)
     assert found.warnings == ()
     merged = found.analysis.frame

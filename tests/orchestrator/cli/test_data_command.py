@@ -157,8 +157,7 @@ def test_scored_and_unscored_have_colours(
 def test_text_of_the_data_does_not_act_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*good_rows(9), chat("bell \x07 and \x1b[31mred \u202e[bold]x[/bold]", "yes", "no")]
     assert run(sweep_file(tmp_path, rows), "--row", "10") == 0
-    out = capsys.readouterr().out
-    assert "bell \\x07 and \\x1b[31mred \\u202e[bold]x[/bold]" in out
+    assert "bell \\x07 and \\x1b[31mred \\u202e[bold]x[/bold]" in capsys.readouterr().out
 
 
 def test_a_split_and_a_row_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,8 +205,7 @@ def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "none.yaml: there is no such file" in capsys.readouterr().err
     assert run(sweep_file(tmp_path), "--set", "data.max_lenght=3") == 2
     assert "did you mean" in capsys.readouterr().err
-    file = sweep_file(tmp_path, [{"question": "a", "good": "b"}])
-    assert run(file) == 2
+    assert run(sweep_file(tmp_path, [{"question": "a", "good": "b"}])) == 2
     assert "has no column" in capsys.readouterr().err
 
 

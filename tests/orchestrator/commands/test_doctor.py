@@ -120,8 +120,7 @@ def test_offline_and_not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_names_of_a_sweep(tmp_path: Path) -> None:
-    spec = load_spec(SHIPPED / "llama3-8b.yaml")
-    names = network_checks.hub_names(spec)
+    names = network_checks.hub_names(load_spec(SHIPPED / "llama3-8b.yaml"))
     assert ("model", "princeton-nlp/Llama-3-Base-8B-SFT") in names
     assert ("dataset", "HuggingFaceH4/ultrafeedback_binarized") in names
     assert network_checks.hub_names(load_spec(SHIPPED / "quickstart.yaml")) == []
@@ -207,8 +206,7 @@ def test_disk(free: float, level: CheckLevel, home: Path, monkeypatch: pytest.Mo
 
 def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(60.0))
-    spec = load_spec(SHIPPED / "llama3-8b.yaml")
-    check = found(list(machine_checks.machine_checks(home, spec)), "disk")
+    check = found(list(machine_checks.machine_checks(home, load_spec(SHIPPED / "llama3-8b.yaml"))), "disk")
     assert check.level is CheckLevel.FAIL
     assert "the sweep needs" in check.found
     assert (
@@ -219,8 +217,7 @@ def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------
 def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pytest.importorskip("torch").cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 2)
     monkeypatch.setattr(gpu_checks, "driver_version", lambda: None)
     checks = list(gpu_checks.gpu_checks(None))
@@ -229,8 +226,7 @@ def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_sweep_that_wants_gpus_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pytest.importorskip("torch").cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 0)
     spec = load_spec(
         SHIPPED / "llama3-8b.yaml", ["resources.gpus_per_trial=1", "model.load_in_4bit=true", "base.lora={}"]

@@ -124,8 +124,7 @@ def test_a_driver_that_was_overtaken_leaves_the_mirror_alone(
 def test_trouble_is_tried_again_told_and_in_nobodys_way(
     study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number = _trial(study, far, 0.5, COMPLETE)
-    record = study.trial(number)
+    record = study.trial(_trial(study, far, 0.5, COMPLETE))
     assert record is not None
     tries, view = [], SilentView()
 
@@ -148,8 +147,7 @@ def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch:
     held_trial = threading.Event()
     monkeypatch.setattr(mirror_maintenance, "_FINISH_TIMEOUT", 0.05)
     monkeypatch.setattr(Mirror, "files", lambda *_: held_trial.wait(300) and [])
-    maintenance = MirrorMaintenance(study, SilentView(), waits=())
-    maintenance.shut_down()
+    MirrorMaintenance(study, SilentView(), waits=()).shut_down()
     held_trial.set()
     assert any("the next resume continues it" in event.text for event in study.events() if event.kind == "mirror")
 

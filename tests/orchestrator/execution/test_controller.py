@@ -63,8 +63,7 @@ def test_what_came_after_the_point_at_which_it_diverged_does_not_count(
 def test_a_driver_that_died_before_the_trial_was_closed(tmp_path: Path) -> None:
     """The next one knows from the points that the trial was to stop, however far its checkpoint got."""
     first = Driven(tmp_path)
-    trial = first.study.ask()
-    first.study.report(trial, HISTORY)
+    first.study.report(first.study.ask(), HISTORY)
     first.study.dispose()
     second = Driven(tmp_path, Study.open(first.study.folder))
     task = second.controller.next_attempt(1)

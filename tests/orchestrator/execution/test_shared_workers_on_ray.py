@@ -47,8 +47,7 @@ def test_eight_trials_over_two_processes(tmp_path: Path) -> None:
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 8
     assert all([p.step for p in study.metric_history(n)] == [0, 1, 2, 3, 4] for n in range(8))
     assert len(set(pids(sink, 8))) == 2
-    most = max(int(sink.tags(str(n))["worker.trials"]) for n in range(8))
-    assert most < 8, "both processes took part"
+    assert max(int(sink.tags(str(n))["worker.trials"]) for n in range(8)) < 8, "both processes took part"
 
 
 @pytest.mark.slow
@@ -113,8 +112,7 @@ def test_one_that_kills_its_process_every_time_stops_the_sweep_after_three(tmp_p
 
 def adapters(rates: tuple[float, ...], steps: int = 6) -> SweepSpec:
     sweep = real_spec(steps=steps, rates=rates)
-    base = sweep.base.model_validate(sweep.base.model_dump() | {"lora": LORA})
-    return sweep.model_copy(update={"base": base})
+    return sweep.model_copy(update={"base": sweep.base.model_validate(sweep.base.model_dump() | {"lora": LORA})})
 
 
 def assert_each_as_alone(study: Study, cache: Path, root: Path) -> None:

@@ -66,8 +66,7 @@ def test_tune_looks_at_no_trial_that_has_ended(
         return chosen
 
     monkeypatch.setattr(tune_adapter.Scheduler, "choose_trial_to_run", counting)
-    ran = Ran(tmp_path, count=8)
-    assert ran.states == [TrialState.COMPLETE] * 8
+    assert Ran(tmp_path, count=8).states == [TrialState.COMPLETE] * 8
     assert max(stored) <= SLOTS.count + 1, "those that run and the one that comes next"
 
 

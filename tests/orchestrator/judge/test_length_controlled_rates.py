@@ -54,8 +54,7 @@ def independent(expected: Column, ours: Column, theirs: Column, hard: Column | N
         return float(np.mean(losses))
 
     strengths = np.logspace(-4, 4, 10)
-    best = strengths[int(np.argmin([held_out_loss(c) for c in strengths]))]
-    weights = lasso(design, expected, best)
+    weights = lasso(design, expected, strengths[int(np.argmin([held_out_loss(c) for c in strengths]))])
     design[:, 0] = 0
     return float(expit(design @ weights).mean())
 
@@ -92,10 +91,8 @@ def test_the_edges() -> None:
     five = [f"p{i}" for i in range(5)]
     ones, same = np.ones(5), np.full(5, 10.0)
     assert length_controlled(ones[:4], same[:4], same[:4], five[:4]) is None, "fewer prompts than folds"
-    all_won = length_controlled(ones, same, same, five)
-    assert all_won.value > 0.95
-    all_lost = length_controlled(0 * ones, same, same + np.arange(5), five)
-    assert all_lost.value < 0.05
+    assert length_controlled(ones, same, same, five).value > 0.95
+    assert length_controlled(0 * ones, same, same + np.arange(5), five).value < 0.05
     indistinguishable = length_controlled(ones / 2, same, same, five)
     assert (indistinguishable.low, indistinguishable.value, indistinguishable.high) == pytest.approx(
         (0.5, 0.5, 0.5), abs=1e-3
@@ -128,6 +125,5 @@ def test_a_prompt_weighs_the_same_however_many_samples_it_has() -> None:
     once = length_controlled(expected, ours, theirs, prompts)
     often = length_controlled(expected[again], ours[again], theirs[again], [prompts[k] for k in again])
     assert often.value == pytest.approx(once.value, abs=0.03), "folds differ, weights do not"
-    others = [[(p, 1.0) for p in prompts] + [("p0", 0.0)] * 3 for _ in range(3)]
-    hard = prompt_difficulty(others, prompts)
+    hard = prompt_difficulty([[(p, 1.0) for p in prompts] + [("p0", 0.0)] * 3 for _ in range(3)], prompts)
     assert hard[0] == pytest.approx(np.log((3 * 0.25 + 1) / (3 * 0.75 + 1))), "three trials, whatever their samples"

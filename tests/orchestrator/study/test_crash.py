@@ -63,8 +63,7 @@ def assert_whole(folder: SweepFolder) -> None:
         for trial in trials:
             logged = study.metric_history(trial.number)
             assert logged == [evaluated(step, step / 10 + trial.number) for step in range(STEPS)]
-        results = [e.trial for e in study.events() if e.kind == "complete"]
-        assert sorted(results) == [0, 1, 2, 3]
+        assert sorted([e.trial for e in study.events() if e.kind == "complete"]) == [0, 1, 2, 3]
 
 
 INSIDE = [
@@ -185,8 +184,7 @@ def test_metrics_are_in_tracking_before_they_are_committed(template: Template, t
 
 
 def test_an_error_inside_leaves_the_study_usable(template: Template, tmp_path: Path) -> None:
-    folder = template(tmp_path, SPEC)
-    with Study.open(folder) as study:
+    with Study.open(template(tmp_path, SPEC)) as study:
         trial = study.ask()
         assert trial is not None
         with pytest.MonkeyPatch.context() as patch:

@@ -115,8 +115,7 @@ def test_one_trial_and_no_trial(sampler: str) -> None:
     first = policy.sample([])
     assert policy.sample([]) == first
     assert policy.blocking_trial([]) is None
-    one = TrialSnapshot(0, first.params, fingerprint=first.fingerprint, note=first.note)
-    second = policy.sample([one])
+    second = policy.sample([TrialSnapshot(0, first.params, fingerprint=first.fingerprint, note=first.note)])
     assert second.fingerprint != first.fingerprint
 
 
@@ -242,5 +241,4 @@ def test_several_goals_give_a_front(tmp_path: Path, template: Callable[[Path, Sw
         assert [r.values for r in records[:4]] == values[:4]
         assert records[4].state is TrialState.FAILED
         assert [r.number for r in study.pareto_front()] == [3, 0]
-        best = study.best()
-        assert best.number == 3
+        assert study.best().number == 3

@@ -99,8 +99,7 @@ def test_gradients_in_absolute_terms() -> None:
     huge = curve(10, {}, lambda _: {"grad_norm": 2e6})
     assert "above 1e+06 for 5 updates" in decision_after(huge).reason
     assert decision_after(curve(10, {}, lambda _: {"grad_norm": 9e5})) is CONTINUE
-    off = GuardConfig(grad_norm=GradNormRule(above=None))
-    assert decision_after(huge, off) is CONTINUE
+    assert decision_after(huge, GuardConfig(grad_norm=GradNormRule(above=None))) is CONTINUE
 
 
 def start_of(logp: float = -1.21, margin: float = 0.1) -> dict[str, float]:

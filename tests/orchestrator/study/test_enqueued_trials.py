@@ -145,6 +145,5 @@ def test_what_the_search_could_have_drawn_is_told_from_the_rest() -> None:
 
 def test_the_ratio_of_a_searched_margin_is_written_as_the_margin() -> None:
     spec = make_spec({"loss.gamma": {"choice": [0.5, 1.0]}})
-    params = manual_params(spec.base, spec.search, {"loss.gamma_beta_ratio": 0.25})
-    assert params == {"loss.gamma": 0.5}
+    assert manual_params(spec.base, spec.search, {"loss.gamma_beta_ratio": 0.25}) == {"loss.gamma": 0.5}
     assert BASE["loss"]["beta"] == 2.0

@@ -123,19 +123,16 @@ def test_every_sampler_takes_a_trial_outside_of_its_search_as_a_result(
     create: Create, folder: SweepFolder, sampler: str
 ) -> None:
     space: dict[str, Any] = LISTS if sampler in ("grid", "staged") else NUMBERS
-    spec = make_spec(space, sampler=SAMPLERS[sampler], base=BASE, budget=Budget(trials=9))
-    study = create(spec)
+    study = create(make_spec(space, sampler=SAMPLERS[sampler], base=BASE, budget=Budget(trials=9)))
     first = study.ask()
     assert isinstance(first, Trial)
     finish(study, first, 0.5)
-    given = [{"loss.beta": 9.0}, {"loss.beta": 0.5, "training.seed": 3}, {"training.learning_rate": 1e-3}]
-    for params in given:
+    for params in [{"loss.beta": 9.0}, {"loss.beta": 0.5, "training.seed": 3}, {"training.learning_rate": 1e-3}]:
         study.enqueue(params, "enqueued", kind="enqueued")
     found = run_all(study, lambda trial: 0.9 if trial.number == 1 else 0.4 + 0.01 * trial.number)
     assert [t.params.get("loss.beta") for t in found[:2]] == [9.0, 0.5]
     assert len(found) > 3, "the sampler goes on"
-    best = study.best()
-    assert best.params["loss.beta"] == 9.0
+    assert study.best().params["loss.beta"] == 9.0
     study.dispose()
     with Study.open(folder) as later:
         assert later.ask() is None

@@ -81,8 +81,7 @@ def test_what_was_tried_is_drawn_again_a_bounded_number_of_times(
 def test_what_a_conditional_trial_drew_survives_the_database(
     template: Callable[[Path, SweepSpec], SweepFolder], tmp_path: Path
 ) -> None:
-    spec = random_spec(CONDITIONAL, budget=Budget(trials=8))
-    folder = template(tmp_path, spec)
+    folder = template(tmp_path, random_spec(CONDITIONAL, budget=Budget(trials=8)))
     with Study.open(folder) as study:
         first = list(iter(study.ask, None))
     with Study.open(folder) as later:

@@ -105,8 +105,7 @@ def test_trials_left_running_come_first_with_the_same_number_and_the_next_attemp
 
 def test_a_released_trial_is_issued_again(create: Create) -> None:
     study = create()
-    trial = claimed(study)
-    study.release(trial)
+    study.release(claimed(study))
     assert study.trials()[0].state is TrialState.RUNNING
     again = claimed(study)
     assert (again.number, again.attempt) == (0, 2)
@@ -155,8 +154,7 @@ def test_no_points_are_nothing(create: Create) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_metrics_are_kept_as_they_are(create: Create, value: float) -> None:
     study = create()
-    trial = claimed(study)
-    _, decision = study.report(trial, [StepMetrics(3, {"loss": value, METRIC: value})])
+    _, decision = study.report(claimed(study), [StepMetrics(3, {"loss": value, METRIC: value})])
     assert decision.stop
     assert decision.reason == f"diverged: loss is {value} at step 3"
     stored = study.metric_history(0)[0].metrics["loss"]
@@ -246,8 +244,7 @@ def test_best_by_the_goals_direction_and_the_first_among_equals(create: Create, 
     study = create(make_spec(GRID, goal=Objective.model_validate({"metric": METRIC, "direction": direction})))
     for value in (0.2, 0.8, 0.8, 0.2):
         finish(study, value)
-    best = study.best()
-    assert best.number == winner
+    assert study.best().number == winner
 
 
 def test_the_same_bug_in_a_row_is_counted_by_the_order_of_ending(create: Create) -> None:

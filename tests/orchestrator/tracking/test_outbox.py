@@ -262,8 +262,7 @@ def test_closed_between_two_groups_the_later_opening_goes_on_there(tmp_path: Pat
         def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
             raise TrackingUnavailable("down")
 
-    first = DownAfter()
-    assert Outbox(tmp_path / "o", first).close(0.3) == 5
+    assert Outbox(tmp_path / "o", DownAfter()).close(0.3) == 5
     later = BatchRecorder()
     assert Outbox(tmp_path / "o", later).close(10.0) == 0
     assert [(what, run) for what, run, _ in later.calls] == [("tag", "0"), ("course", "0"), ("course", "1")]
@@ -347,8 +346,7 @@ def test_a_journal_that_was_moved_away_takes_no_new_message_with_it(tmp_path: Pa
         note = json.loads((folder / "delivered.json").read_text())
         (folder / "delivered.json").write_text(json.dumps({name: note[name] for name in ("seq", "offset")}))
     (folder / "messages.jsonl").rename(folder / "messages.damaged")
-    unreachable = Recorder(_down)
-    box = Outbox(folder, unreachable)
+    box = Outbox(folder, Recorder(_down))
     for step in range(10, 10 + first):
         box.log_metrics("0", [step_metrics_at(step, value=0.125)], at=2.0)
     assert box.close(0.05) == first

@@ -213,8 +213,7 @@ class TestMlflow(SinkContract):
         from mlflow import MlflowClient
 
         client = MlflowClient(_uri(root))
-        experiment = client.get_experiment_by_name("e")
-        runs = client.search_runs([experiment.experiment_id])
+        runs = client.search_runs([client.get_experiment_by_name("e").experiment_id])
         named = {run.data.tags[RUN]: run for run in runs}
         assert len(named) == len(runs), "a run is there twice"
         found = {}

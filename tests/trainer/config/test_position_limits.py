@@ -120,8 +120,7 @@ def test_findings_name_the_setting() -> None:
     assert (warned.path, warned.refused) == ("data.max_length", False)
     switching = Positions("max_position_embeddings", trained=131072, switch=1024)
     assert list(length_findings(switching, settings(max_length=2048))) == []
-    config = trial(data={"train": "rows.jsonl", "max_length": 2048}, engine="trl")
-    (engine,) = length_findings(switching, config)
+    (engine,) = length_findings(switching, trial(data={"train": "rows.jsonl", "max_length": 2048}, engine="trl"))
     assert (engine.path, engine.refused) == ("engine", True)
 
 
@@ -168,8 +167,7 @@ def test_the_command_says_which_setting_is_at_fault(
     data = rows(tmp_path / "rows.jsonl", 6) | {"max_length": 96, "apply_template": False}
     file.write_text(json.dumps({"model": gpt2, "data": data}), encoding="utf-8")
     assert main([str(file), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]) == 2
-    messages = capsys.readouterr().err
-    assert f"{file}: data.max_length: 96 tokens exceed the 48 positions" in messages
+    assert f"{file}: data.max_length: 96 tokens exceed the 48 positions" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -148,8 +148,7 @@ def test_text_that_a_template_rendered_is_not_rendered_again(form: str, tmp_path
     with pytest.raises(BadData, match="20 rows hold a prompt that a chat template has rendered already") as caught:
         _prepare(tmp_path, chatml, rendered, apply_template=True)
     assert "set data.apply_template: false" in str(caught.value)
-    some = [*rendered[:2], *PLAIN]
-    found = _prepare(tmp_path, chatml, some, apply_template=True, max_bad_share=0.1)
+    found = _prepare(tmp_path, chatml, [*rendered[:2], *PLAIN], apply_template=True, max_bad_share=0.1)
     ((detail, count),) = _told(found, "rendered_twice")
     assert detail.startswith("The first has ")
     assert count == found.report.bad_rows == 2
@@ -199,8 +198,7 @@ def test_several_columns_that_could_be_the_prompt_are_asked_about(tmp_path: Path
         UnreadableData, match=r"several columns could be the prompt: instruction, input\. Choose one with `columns:"
     ):
         _read(path)
-    found = _read(path, prompt="instruction")[0]
-    assert found.notices == (("unused_column", "The column 'input'"),)
+    assert _read(path, prompt="instruction")[0].notices == (("unused_column", "The column 'input'"),)
 
 
 def test_columns_that_look_meaningful_and_are_not_used_are_counted(tmp_path: Path, bare: ModelConfig) -> None:

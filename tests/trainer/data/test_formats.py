@@ -69,8 +69,7 @@ def test_plain_text_explicit_and_implicit() -> None:
 
 
 def test_the_checkable_answer_travels_along() -> None:
-    found = to_preference(chat("2+2?", "4", "5", answer=4))
-    assert found.answer == "4"
+    assert to_preference(chat("2+2?", "4", "5", answer=4)).answer == "4"
 
 
 @pytest.mark.parametrize(
@@ -128,5 +127,4 @@ def test_the_checkable_answer_travels_along() -> None:
     ],
 )
 def test_bad_rows_are_named(row: dict[str, Any], kind: str) -> None:
-    found = to_preference(row)
-    assert found.kind == kind
+    assert to_preference(row).kind == kind

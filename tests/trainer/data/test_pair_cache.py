@@ -70,8 +70,7 @@ def test_a_report_from_the_cache_names_the_sources_of_today(tmp_path: Path, mode
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "no manifest", "half a manifest"])
 def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path: Path, model: ModelConfig, harm: str) -> None:
     config = data(write_rows(tmp_path / "a.jsonl", good_rows(20)))
-    first = prepare(config, model, tmp_path / "cache")
-    folder = tmp_path / "cache" / "data" / first.fingerprint
+    folder = tmp_path / "cache" / "data" / prepare(config, model, tmp_path / "cache").fingerprint
     tokens, manifest = folder / "train.tokens.npy", folder / MANIFEST
     full = tokens.read_bytes()
     match harm:
@@ -94,8 +93,7 @@ def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path: Path, model: Mod
 
 def test_nothing_is_left_of_a_failure_nor_of_a_process_that_died(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "abc"
-    left = tmp_path / "data" / ".abc.0123abcd.tmp"
-    left.mkdir(parents=True)
+    (tmp_path / "data" / ".abc.0123abcd.tmp").mkdir(parents=True)
 
     def fails(temporary: Path) -> None:
         (temporary / "half").write_text("x")
@@ -160,8 +158,7 @@ def test_the_real_preference_data(tmp_path: Path) -> None:
     uncut = prepare(config.model_copy(update={"max_length": 8192}), model, tmp_path)
     assert uncut.report.findings == ()
     made = load_tokenizer(model, config, tmp_path)
-    pair = uncut.train.pair(0)
-    assert pair.chosen.tolist().count(made.eos_token_id) == 1
+    assert uncut.train.pair(0).chosen.tolist().count(made.eos_token_id) == 1
     # DATA.md: median 148 and p90 294 tokens of prompt and longer answer, without the template's own
     assert 140 < uncut.report.lengths["row"]["p50"] < 170
     assert 280 < uncut.report.lengths["row"]["p90"] < 320

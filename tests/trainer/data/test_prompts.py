@@ -128,8 +128,7 @@ def test_a_prompt_that_changes_once_the_answer_follows_is_a_bad_row_and_a_templa
         {"type": "function", "function": {"name": "rhyme", "arguments": {"word": "rain"}}}
     ]}  # fmt: skip
     row = {"prompt": [ASK, call, chat_message("tool", "pane")], "chosen": [GOOD, MORE, THANKS], "rejected": [WRONG]}
-    kinds = dict(encode(tokenizer(trl_template("qwen3")), row).notices)
-    assert "Look it up." in kinds["prompt_changes"]
+    assert "Look it up." in dict(encode(tokenizer(trl_template("qwen3")), row).notices)["prompt_changes"]
     surprise = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
     assert "prompt_not_prefix" in dict(encode(tokenizer(surprise), chat("a", "b", "c")).notices)
 
@@ -140,8 +139,7 @@ def test_a_text_prompt_that_both_answers_repeat_is_kept_once_with_a_notice() -> 
     row = plain(prompt, f"{prompt} Four.", f"{prompt} Three.")
     assert _parts(row) == (prompt, " Four.", " Three.")
     assert _kinds(row) == ["prompt_repeated"]
-    blanks = plain(prompt + " \n", f"{prompt} Four.", f"{prompt} Three.")
-    assert _parts(blanks) == (prompt, " Four.", " Three.")
+    assert _parts(plain(prompt + " \n", f"{prompt} Four.", f"{prompt} Three.")) == (prompt, " Four.", " Three.")
     chinese = "法国的首都是哪里？"
     row = plain(chinese, f"{chinese}巴黎。", f"{chinese}罗马。")
     assert _parts(row) == (chinese, "巴黎。", "罗马。")
@@ -193,8 +191,7 @@ def test_hh_text_becomes_messages_where_the_template_is_applied() -> None:
     progress = [chat_message("user", "Hi"), chat_message("assistant", "Hello"), chat_message("user", "Egg?")]
     expected = (progress, [chat_message("assistant", "Boil it.")], [chat_message("assistant", "Fry it.")])
     assert _parts(row, apply_template=True) == expected
-    found = to_preference(row, apply_template=True)
-    assert found.notices == (("text_turns", ""),)
+    assert to_preference(row, apply_template=True).notices == (("text_turns", ""),)
     apart = plain(_hh("Hi", "Hello", "Egg?") + "\n\nAssistant:", " Boil it.", " Fry it.")
     assert _parts(apart, apply_template=True) == expected
     assert _parts(plain(_hh("Hi", "Hello", "Egg?"), "Boil it.", "Fry it."), apply_template=True) == expected

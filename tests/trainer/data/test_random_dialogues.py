@@ -186,8 +186,7 @@ def test_hh_text_is_parted_at_its_last_common_answer(asked: list[str], chosen: s
         return
     progress = "\n\nAssistant: so\n\nHuman: ".join(asked)
     prompt = f"\n\nHuman: {progress}\n\nAssistant:"
-    row = {"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"}
-    found = to_preference(row)
+    found = to_preference({"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"})
     assert (found.prompt, found.chosen, found.rejected) == (prompt, f" {chosen}", f" {rejected}")
 
 

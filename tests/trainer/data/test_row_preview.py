@@ -55,8 +55,7 @@ def test_every_row_is_there_once_and_counts_are_those_of_its_notices(
         assert row.kept or row.notices, "left out without a word"
     json.dumps(made.report_json())
     if made.refused is None:
-        report = prepare(config, model, tmp_path / "cache").report
-        assert report.model_dump() == made.report.model_dump()
+        assert prepare(config, model, tmp_path / "cache").report.model_dump() == made.report.model_dump()
 
 
 def test_a_tokenizer_with_code_of_its_own_needs_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -83,8 +83,7 @@ def test_ids_are_those_of_trls_dpo_trainer(made: Any, rows: list[dict[str, Any]]
 
 def test_bos_is_there_once() -> None:
     for made in (tokenizer(LLAMA, adds_bos=True), tokenizer(None, adds_bos=True)):
-        row = ROWS[0] if made.chat_template else PLAIN[0]
-        found = _tokens(made, row)
+        found = _tokens(made, ROWS[0] if made.chat_template else PLAIN[0])
         assert found.prompt.count(made.bos_token_id) == 1
         assert found.prompt[0] == made.bos_token_id
         assert made.bos_token_id not in found.chosen + found.rejected

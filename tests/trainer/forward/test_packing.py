@@ -88,8 +88,7 @@ def test_packed_has_no_padding_and_positions_of_separate_sequences() -> None:
 
 
 def test_rows_of_a_pair_are_adjacent() -> None:
-    pairs = make_pairs(5)
-    batch = pack_pairs(pairs, prompt=True)
+    batch = pack_pairs(make_pairs(5), prompt=True)
     assert batch.pair_rows[-1] == len(batch.rows)
     for number, (low, high) in enumerate(zip(batch.pair_rows, batch.pair_rows[1:], strict=False)):
         assert set((batch.segments[low:high] // len(SEGMENTS)).tolist()) == {number}

@@ -127,8 +127,7 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
 def test_lora_trains_adapters_only(checkpointing: bool) -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = tiny_model()
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    adapted = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear"))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:

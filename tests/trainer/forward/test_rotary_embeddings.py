@@ -83,8 +83,7 @@ def test_a_batch_is_the_sum_of_its_rows(case: str, attention: str) -> None:
         for index, pair in enumerate(pairs):
             for response, sums in ((pair.chosen, found.chosen), (pair.rejected, found.rejected)):
                 assert float(sums[index]) == pytest.approx(alone(before, pair.prompt, response), rel=1e-5)
-    one = ours.logps(pairs[:1]).chosen
-    torch.testing.assert_close(one, found.chosen[:1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.logps(pairs[:1]).chosen, found.chosen[:1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -188,5 +187,4 @@ def test_a_trial_does_not_hang_on_its_budget(place: str, tmp_path: Path) -> None
         assert completions[budget] == completions[100_000]
         for one, other in zip(metrics[budget], metrics[100_000], strict=True):
             assert one[1] == pytest.approx(other[1], rel=1e-4, abs=1e-6)
-    lengths = [len(json.loads(line)["answer"].split()) for line in completions[40].splitlines()]
-    assert max(lengths) > 0
+    assert max([len(json.loads(line)["answer"].split()) for line in completions[40].splitlines()]) > 0

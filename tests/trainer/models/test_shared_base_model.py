@@ -118,8 +118,7 @@ def test_what_befalls_one_trial_leaves_its_neighbours_alone(
     simpo = sessions[2].train(TRIALS["simpo"], tmp_path / "simpo")
     ended = in_turn({"dpo, dropout": stays, "rank 2, checkpointed": again, "simpo": simpo})
     ended["dpo, dropout"] = (metrics + ended["dpo, dropout"][0], ended["dpo, dropout"][1])
-    folders = {"dpo, dropout": "stays", "rank 2, checkpointed": "again", "simpo": "simpo"}
-    for name, folder in folders.items():
+    for name, folder in {"dpo, dropout": "stays", "rank 2, checkpointed": "again", "simpo": "simpo"}.items():
         given, result = ended[name]
         assert (without_speed(given), result.status, model_bytes(tmp_path / folder)) == alone[name]
     assert first_session.counters["model_loaded"] == 1

@@ -54,8 +54,7 @@ def test_gradient_of_the_guide() -> None:
     """d(loss)/d(z) at z = 0.8 (gap minus gamma/beta), beta 2, smoothing 0.1, from the guide: -0.135963 times beta."""
     z = torch.tensor([0.8], dtype=torch.float64, requires_grad=True)
     logps = PairLogps(z + 0.5 - 1.0, -torch.ones(1, dtype=torch.float64), torch.ones(1), torch.ones(1))
-    terms = pair_loss(SimpoLoss(beta=2.0, gamma=1.0, label_smoothing=0.1), logps, UpdateNormalizer(1, 1))
-    terms.loss.backward()
+    pair_loss(SimpoLoss(beta=2.0, gamma=1.0, label_smoothing=0.1), logps, UpdateNormalizer(1, 1)).loss.backward()
     assert z.grad is not None
     expected = 2.0 * (0.1 - (1 - 1 / (1 + math.exp(-1.6))))
     assert float(z.grad) == pytest.approx(expected, abs=1e-9)

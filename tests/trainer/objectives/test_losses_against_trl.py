@@ -162,8 +162,7 @@ def test_orpo(models: tuple[Any, Any, PairLogps], tmp_path: Path) -> None:
 def test_simpo_hinge_against_its_formula_in_float64(models: tuple[Any, Any, PairLogps]) -> None:
     """TRL has none. Plain double precision, two sequences per pair, straight from the paper's code."""
     model = models[0]
-    loss = SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0)
-    terms, found = ours(model, loss, None, [[0, 1], [2, 3, 4, 5]])
+    terms, found = ours(model, SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0), None, [[0, 1], [2, 3, 4, 5]])
     exact = tiny_model().double()
     margins = []
     for pair in PAIRS:
