@@ -103,8 +103,7 @@ def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Pat
     experiment = client.get_experiment_by_name("e")
     assert experiment.tags[view[0]] == view[1]
     runs = {run.data.tags[RUN]: run for run in client.search_runs([experiment.experiment_id])}
-    assert runs["0"].info.run_name == "trial 0 diverged"
-    assert runs["0"].data.tags["state"] == "DIVERGED"
+    assert (runs["0"].info.run_name, runs["0"].data.tags["state"]) == ("trial 0 diverged", "DIVERGED")
     text = runs["sweep"].data.tags[NOTE]
     assert text.startswith(f"[trial 0](#{run_page(experiment.experiment_id, runs['0'].info.run_id)}) ")
     assert text.count("viewStateShareKey=prefsweep-mine") == 2

@@ -252,8 +252,7 @@ def test_an_allowed_word_is_still_there() -> None:
 
 def test_the_search_finds_old_words_where_they_are() -> None:
     text = '"""Who is told."""\nclass Wishes:\n    def was_told(self, key="told"):  # goes on\n        pass\n'
-    tree = ast.parse(text)
-    path = ROOT / "trainer" / "__init__.py"
+    tree, path = ast.parse(text), ROOT / "trainer" / "__init__.py"
     assert [line.split(": ", 1)[1] for line in old_identifiers(path, tree)] == [
         "Wishes -> StopConditions",
         "Wishes: wishes -> requests",

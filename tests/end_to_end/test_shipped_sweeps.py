@@ -30,8 +30,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def test_resolved_form(file: Path) -> None:
     spec = load_spec(file)
     assert spec.name == file.stem
-    golden = GOLDEN / file.name
-    resolved = dump_spec(spec)
+    golden, resolved = GOLDEN / file.name, dump_spec(spec)
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(resolved)
     assert golden.is_file(), f"no golden file for {file.name}; write it with UPDATE_GOLDEN=1"

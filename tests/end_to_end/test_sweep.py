@@ -42,8 +42,7 @@ maximize: eval_accuracies/logp
 
 @pytest.mark.timeout(600)
 def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
-    root = tmp_path / "runs"
-    file = tmp_path / "tiny.yaml"
+    root, file = tmp_path / "runs", tmp_path / "tiny.yaml"
     file.write_text(TINY)
     first = orchestrate(root, "sweep", str(file))
     assert first.stderr is not None
@@ -65,8 +64,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     out, err = finished(root, "resume", "tiny", "--set", "keep_models=2")
     assert "Best: " in out
     found = status("tiny", root)
-    assert found["state"] == "finished"
-    assert [t["state"] for t in found["trials"]] == ["COMPLETE"] * 3
+    assert (found["state"], [t["state"] for t in found["trials"]]) == ("finished", ["COMPLETE"] * 3)
     assert {t["step"] for t in found["trials"]} == {60} == {t["steps"] for t in found["trials"]}
     assert json.dumps(found)
 

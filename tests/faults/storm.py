@@ -158,8 +158,7 @@ def weather(
         if driver is None:
             tally.drivers += 1
             driver = Driver(root, file, logs / f"{tally.drivers:03d}.log")
-            before = logged_points(root)
-            lives_on = False
+            before, lives_on = logged_points(root), False
         if left:
             initial_completions = not lives_on and chance.random() < _AT_START
             seconds = chance.uniform(0.2, 12.0) if initial_completions else chance.uniform(0.0, 5.0)
@@ -242,8 +241,7 @@ def storm(
     file.write_text(yaml.safe_dump(_merged(sweep_file(trials, seed), changes or {}), sort_keys=False))
     repository = path / "tally.json"
     tally = Tally(**json.loads(repository.read_text())) if repository.exists() else Tally()
-    chance = random.Random(f"{seed} {tally.sweeps}")
-    began = time.monotonic() - tally.seconds
+    chance, began = random.Random(f"{seed} {tally.sweeps}"), time.monotonic() - tally.seconds
     calm_root = path / "calm"
     if not (calm_root / NAME).exists():
         weather(calm_root, file, 0, chance, Tally(), say)
@@ -288,8 +286,7 @@ def main() -> int:
     options.add_argument("--sweeps", type=int, help="pause after so many; the same command goes on")
     options.add_argument("--place", type=Path, default=Path("runs/storm"), help="everything is written here")
     options.add_argument("--with", dest="changes", type=yaml.safe_load, default={}, help="YAML merged over the sweep")
-    requested = options.parse_args()
-    began = time.monotonic()
+    requested, began = options.parse_args(), time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)

@@ -66,8 +66,7 @@ def test_a_file_that_changed_since_the_start_is_refused_with_what_changed(tmp_pa
 
     folder = SweepFolder(tmp_path / "runs", "s")
     folder.path.mkdir(parents=True)
-    worker = PreparedHere(folder.cache)
-    spec = write(tmp_path, list(GOOD))
+    worker, spec = PreparedHere(folder.cache), write(tmp_path, list(GOOD))
     check_data(spec, folder, SilentView(), worker)  # pyright: ignore[reportArgumentType]
     check_data(spec, folder, SilentView(), worker)  # pyright: ignore[reportArgumentType]
     before = (folder.path / "data.json").read_bytes()

@@ -56,8 +56,7 @@ def test_a_request_works_after_a_resume(tmp_path: Path) -> None:
     driver.kill()
     driver.wait()
     write_script(tmp_path, steps=100_000)
-    again = drive(tmp_path)
-    seen = len(trained(tmp_path))
+    again, seen = drive(tmp_path), len(trained(tmp_path))
     wait_for(lambda: len(trained(tmp_path)) > seen, again)
     with Study.open(sweep_folder(tmp_path)) as study:
         study.add_request("stop", "enough of trial 0", trial=0)

@@ -72,8 +72,7 @@ def test_it_goes_on_from_the_checkpoint_and_is_told_of_everywhere(root: Path) ->
     assert fork_names(root) == [], "it has a checkpoint of its own, or has ended"
     with Study.open(SweepFolder(root, "s")) as study:
         record = next(r for r in study.trials() if r.fork is not None)
-        parent = study.metric_history(0)
-        mine = study.metric_history(record.number)
+        parent, mine = study.metric_history(0), study.metric_history(record.number)
         events = [e.text for e in study.events() if e.kind == "cloned"]
         assert [t.number for t in study.snapshots() if t.is_fork] == [record.number]
     assert (record.number, record.parent, record.fork and record.fork.step) == (1, 0, 3)

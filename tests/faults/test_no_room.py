@@ -84,8 +84,7 @@ def test_a_disk_of_two_megabytes_that_fills_up(tmp_path: Path) -> None:
 def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(
     fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(4, keep_models=3)
-    folder = SweepFolder(fast_tmp_path, "s")
+    spec, folder = make_spec(4, keep_models=3), SweepFolder(fast_tmp_path, "s")
     need = disk_need(spec, 2)
     check_disk_space(folder, spec, Slots(2, 0.0, 1))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, need.bytes - 1))
@@ -110,8 +109,7 @@ def test_the_size_of_a_model_is_known_before_it_is_loaded(fast_tmp_path: Path, m
 
 
 def test_48_trials_never_hold_more_than_the_best_and_the_running(fast_tmp_path: Path) -> None:
-    spec = make_spec(48, keep_models=3)
-    most = 0
+    spec, most = make_spec(48, keep_models=3), 0
     with Study.create(SweepFolder(fast_tmp_path, "s"), spec) as study:
         folder, running = study.folder, []
         for trial in iter(study.ask, None):

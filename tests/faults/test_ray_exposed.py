@@ -24,8 +24,7 @@ except Exception as error:
 
 def stranger(address: str, environment: dict[str, str]) -> tuple[str, int | None]:
     """What somebody without the right token gets to see; Ray may knock for ever, which is no entry either."""
-    command = [sys.executable, "-c", STRANGER, address]
-    pipe = subprocess.PIPE
+    command, pipe = [sys.executable, "-c", STRANGER, address], subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             return "".join(process.communicate(timeout=45)), process.returncode

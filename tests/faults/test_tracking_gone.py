@@ -16,8 +16,7 @@ from trainer.results import StepMetrics
 
 @pytest.mark.faults
 def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui: UiServer) -> None:
-    port = int(ui.base.rpartition(":")[2])
-    box = Outbox(runs / "outbox", receiver(runs, ui.base))
+    port, box = int(ui.base.rpartition(":")[2]), Outbox(runs / "outbox", receiver(runs, ui.base))
     begin(box)
     for step in range(5):
         box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))

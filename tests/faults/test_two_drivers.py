@@ -194,8 +194,7 @@ def test_of_many_that_begin_at_once_one_does(fast_tmp_path: Path) -> None:
             os._exit(2)
 
     assert sorted(forked_together(count, begin)) == [0] + [2] * (count - 1)
-    assert [p.name for p in fast_tmp_path.iterdir()] == ["s"]
-    assert folder.spec.read_text() == spec
+    assert ([p.name for p in fast_tmp_path.iterdir()], folder.spec.read_text()) == (["s"], spec)
 
 
 def test_a_beat_notices_who_took_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

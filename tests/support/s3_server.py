@@ -51,8 +51,7 @@ def serving() -> Generator[Server]:
     server.speaks.set()
     http = make_server("127.0.0.1", 0, server.around(DomainDispatcherApplication(create_backend_app)), threaded=True)
     threading.Thread(target=http.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{http.server_port}"
-    before = dict(os.environ)
+    address, before = f"http://127.0.0.1:{http.server_port}", dict(os.environ)
     os.environ.update(_SETTINGS | {"AWS_ENDPOINT_URL": address})
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)

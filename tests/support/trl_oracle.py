@@ -60,8 +60,7 @@ def tiny_model(architecture: str = "llama", seed: int = 0, **overrides: Any) -> 
 
 def moved(model: PreTrainedModel, seed: int = 7, size: float = 0.02) -> PreTrainedModel:
     """A copy with slightly other weights: a reference that is not the policy."""
-    other = deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
+    other, generator = deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))

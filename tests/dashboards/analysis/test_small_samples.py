@@ -38,8 +38,7 @@ def with_pairs(count: int, after: list[int], before: int) -> SweepFrame:
 
 
 def _with_pairs(trial: TrialFrame, count: int, right: int, before: int) -> TrialFrame:
-    rejected = np.full(count, -20.0)
-    path = np.arange(count)
+    rejected, path = np.full(count, -20.0), np.arange(count)
     pairs = HeldOutPairs(
         chosen=rejected + np.where(path < right, 1.0, -1.0),
         rejected=rejected,

@@ -349,8 +349,7 @@ def test_a_hollow_dpo_winner_gets_an_nll_term(tmp_path: Path) -> None:
 
 
 def test_a_hollow_winner_asks_for_no_larger_margin(tmp_path: Path) -> None:
-    gammas = {"loss.gamma": {"choice": [0.5, 1.0, 1.5]}}
-    script = {0.5: 0.2, 1.0: 0.5, 1.5: 0.9}
+    gammas, script = {"loss.gamma": {"choice": [0.5, 1.0, 1.5]}}, {0.5: 0.2, 1.0: 0.5, 1.5: 0.9}
     spec, text = followed(
         swept(tmp_path, lambda t: Script(quality=script[t.params["loss.gamma"]], chosen=-3.0), gammas), tmp_path
     )
@@ -360,8 +359,7 @@ def test_a_hollow_winner_asks_for_no_larger_margin(tmp_path: Path) -> None:
 
 def test_after_divergence_of_a_zip_its_other_leaves_stay(tmp_path: Path) -> None:
     zipped = ({"training.learning_rate": (1e-6, 2e-6), "loss.beta": (2.0, 10.0)},)
-    spec = make_spec(search={})
-    space = SearchSpace.model_validate({"zipped": zipped})
+    spec, space = make_spec(search={}), SearchSpace.model_validate({"zipped": zipped})
     frame = frame_of(run_sweep(tmp_path, spec.model_copy(update={"search": space}), lambda _: Script(outcome=DIVERGED)))
     assert follow_up(analyze(frame)).spec.search.zipped == ({"loss.beta": (2.0, 10.0)},)
 
@@ -385,8 +383,7 @@ def test_ranges_are_narrowed_to_where_the_best_lie(tmp_path: Path) -> None:
     low, high = spec.search.dimensions["training.learning_rate"].log_uniform  # type: ignore[union-attr]
     assert 1e-7 < low < 1e-6 < high < 1e-5
     assert "# range of the best 8 of 24 trials" in text
-    assert spec.budget.trials == 24
-    assert spec.sampler.kind == "random"
+    assert (spec.budget.trials, spec.sampler.kind) == (24, "random")
 
 
 def test_conditional_leaves_of_the_winner(tmp_path: Path) -> None:

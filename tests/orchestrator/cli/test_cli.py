@@ -151,8 +151,7 @@ def test_a_users_mistake_is_a_sentence(
     out, err = capsys.readouterr()
     assert said in err
     assert "Traceback" not in err
-    assert out == ""
-    assert sorted(known.root.rglob("*")) == before
+    assert (out, sorted(known.root.rglob("*"))) == ("", before)
 
 
 # --- calls -----------------------------------------------------------------------------------------------------------

@@ -186,8 +186,7 @@ def test_rows_that_refuse_a_sweep_are_shown_and_then_refused(
 
 def test_a_trials_file_as_for_the_trainer_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = saved(tokenizer(CHATML), tmp_path / "tokenizer")
-    train = write_rows(tmp_path / "a.jsonl", good_rows(20))
-    file = tmp_path / "trial.yaml"
+    train, file = write_rows(tmp_path / "a.jsonl", good_rows(20)), tmp_path / "trial.yaml"
     file.write_text(f"model: {{generated: {{}}, tokenizer: {model.tokenizer}}}\ndata: {{train: {train}}}\n")
     file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
     assert run(str(file), "--set", "data.max_length=24", "--json", "--rows", "1") == 0
@@ -217,8 +216,7 @@ def test_what_the_search_varies_is_said(tmp_path: Path, capsys: pytest.CaptureFi
 def test_no_model_is_loaded_and_a_folder_without_weights_will_do(tmp_path: Path) -> None:
     """The tokenizer's folder is the model: there is nothing in it that could be loaded as one."""
     saved(tokenizer(CHATML), tmp_path / "model")
-    train = write_rows(tmp_path / "a.jsonl", good_rows(20))
-    file = tmp_path / "trial.yaml"
+    train, file = write_rows(tmp_path / "a.jsonl", good_rows(20)), tmp_path / "trial.yaml"
     file.write_text(f"model: {{name_or_path: {tmp_path / 'model'}}}\ndata: {{train: {train}}}\n")
     file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
     code = (

@@ -34,8 +34,7 @@ def model(path: Path, **config: Any) -> Path:
 
 def told(capsys: pytest.CaptureFixture[str], command: str, model: Path, length: int, more: str = "") -> tuple[int, str]:
     Path("sweep.yaml").write_text(SWEEP.format(model=model, length=length, more=more), encoding="utf-8")
-    code = cli.main([command, "sweep.yaml"])
-    out = capsys.readouterr()
+    code, out = cli.main([command, "sweep.yaml"]), capsys.readouterr()
     return code, out.out + out.err
 
 

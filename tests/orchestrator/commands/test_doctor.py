@@ -77,8 +77,7 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert cli.main(["doctor", "--json"]) in (0, 2)
     out = capsys.readouterr().out
     messages = {check["what"]: check for check in json.loads(out)["checks"]}
-    assert messages["hub token"]["found"] == "present"
-    assert messages["tracking"]["level"] == "warn"
+    assert (messages["hub token"]["found"], messages["tracking"]["level"]) == ("present", "warn")
     assert "canary" not in out
 
 
@@ -137,8 +136,7 @@ def test_a_sweep_file_is_looked_at_too(
         cli.main(["doctor", str(SHIPPED / "llama3-8b.yaml"), "--json", "--set", storage])
     messages = json.loads(capsys.readouterr().out)
     levels = {check["what"]: check["level"] for check in messages["checks"]}
-    assert levels["model princeton-nlp/Llama-3-Base-8B-SFT"] == "fail"
-    assert levels["study"] == "ok"
+    assert (levels["model princeton-nlp/Llama-3-Base-8B-SFT"], levels["study"]) == ("fail", "ok")
     assert messages["healthy"] is False
     assert cli.main(["doctor", str(tmp_path / "none.yaml")]) == 2
 

@@ -155,8 +155,7 @@ def test_a_tiny_model_gets_its_own_rates_lengths_and_steps(made: Path, tmp_path:
     assert "thousand parameters" in Path("first.yaml").read_text()
     assert spec.search.listed_values("training.learning_rate") == (1e-4, 3e-4, 1e-3)
     assert spec.base.data.max_length < 200, "as long as its rows"
-    assert spec.base.data.eval_share == 0.3
-    assert spec.base.training.pairs_per_update == 8
+    assert (spec.base.data.eval_share, spec.base.training.pairs_per_update) == (0.3, 8)
     assert spec.base.training.num_train_epochs == 3
     assert spec.base.evaluation.max_new_tokens < 64
     many = write_pairs(tmp_path / "many.jsonl", 8000)

@@ -166,6 +166,5 @@ def test_the_sweep_s_own_files_are_there(study: Study, far: Mirror) -> None:
     write_text(study.folder.spec, "name: s\n")
     write_text(study.folder.path / "data.json", "{}")
     claim_mirror(study)
-    assert far.read("sweep.yaml") == b"name: s\n"
-    assert far.read("data.json") == b"{}"
+    assert (far.read("sweep.yaml"), far.read("data.json")) == (b"name: s\n", b"{}")
     assert far.read("study") == study.id.encode()

@@ -62,9 +62,7 @@ def record(number: int, state: TrialState, **more: Any) -> TrialRecord:
 
 
 def test_what_happens_is_told_once_each(hook: Hook, tmp_path: Path) -> None:
-    now = [0.0]
-    config = Notify(webhook_env="HOOK", stalled_minutes=10)
-    lines = SilentView()
+    now, config, lines = [0.0], Notify(webhook_env="HOOK", stalled_minutes=10), SilentView()
     spec = make_spec("mine", notify=config)
     logged = NotifyingView(spec, lines, NoticeDelivery(hook.url, None, waits=()), config, lambda: now[0])
     logged.update_trial(record(7, TrialState.PRUNED, reason="diverged: an earlier driver's", diverged=True))
@@ -114,8 +112,7 @@ def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(
 
 def test_an_endpoint_that_hangs_holds_nobody_up(hook: Hook) -> None:
     hook.hang = threading.Event()
-    lines = SilentView()
-    config = Notify(webhook_env="HOOK")
+    lines, config = SilentView(), Notify(webhook_env="HOOK")
     logged = NotifyingView(make_spec("mine", notify=config), lines, NoticeDelivery(hook.url, None, waits=()), config)
     logged.update_trial(record(0, TrialState.RUNNING))
     logged.update_trial(record(0, TrialState.PRUNED, reason="diverged: x", diverged=True))

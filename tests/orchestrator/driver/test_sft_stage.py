@@ -193,8 +193,7 @@ class Shared:
         folder = SweepFolder(self.root / "runs", spec.name)
         folder.path.mkdir(parents=True)
         data: Any = PreparedHere(self.cache)
-        report = check_data(spec, folder, self.view, data)
-        study = Study.create(folder, spec)
+        report, study = check_data(spec, folder, self.view, data), Study.create(folder, spec)
         study.start_driving()
         try:
             in_process: Any = worker

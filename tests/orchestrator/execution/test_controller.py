@@ -54,8 +54,7 @@ def test_what_came_after_the_point_at_which_it_diverged_does_not_count(
     assert (record.state, record.diverged) == (TrialState.PRUNED, True)
     assert record.reason == "diverged: loss is nan at step 3"
     assert [p.step for p in driven.study.metric_history(0)] == driven.logged_steps() == [0, 1, 2, 3]
-    assert driven.sink.tags("0")["reason"] == record.reason
-    assert driven.sink.tags("0")["diverged"] == "true"
+    assert (driven.sink.tags("0")["reason"], driven.sink.tags("0")["diverged"]) == (record.reason, "true")
     stopped = driven.controller.stop_reason
     assert (stopped is not None and stopped.kind is StopKind.NO_DISK) == (how == "no disk" and batches in ([6], [2, 4]))
 

@@ -55,8 +55,7 @@ def test_each_ends_in_its_own_way_and_no_neighbour_notices(tmp_path: Path) -> No
     write_script(tmp_path, trials={"0": "bug", "1": "nan", "2": "memory"})
     stop, study, sink = run(tmp_path, make_spec(6), ONE)
     assert stop.kind is StopKind.FINISHED, stop
-    records = study.trials()
-    done = [TrialState.COMPLETE] * 3
+    records, done = study.trials(), [TrialState.COMPLETE] * 3
     assert [r.state for r in records] == [TrialState.FAILED, TrialState.PRUNED, TrialState.FAILED, *done]
     assert (records[0].failure, records[2].failure) == (FailureKind.BUG, FailureKind.OUT_OF_MEMORY)
     assert "scripted bug in trial 0" in (study.folder.attempt(0, 1) / "failure.txt").read_text()

@@ -205,8 +205,7 @@ def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server
 
     calm = runs.parent / "calm"
     subprocess.run(["cp", "-r", str(trained), str(calm)], check=True)
-    complete = run(calm, sets, log_lines)
-    ignored = {"at": True, "asked": True}
+    complete, ignored = run(calm, sets, log_lines), {"at": True, "asked": True}
     assert [v.model_dump(exclude=ignored) for v in done.judgements] == [
         v.model_dump(exclude=ignored) for v in complete.judgements
     ]

@@ -30,8 +30,7 @@ def lasso(design: Column, expected: Column, strength: float) -> Column:
 
     def loss(parts: Column) -> tuple[float, Column]:
         at = design @ (parts[:width] - parts[width:])
-        soft = np.sum(np.logaddexp(0, at) - expected * at)
-        slope = design.T @ (expit(at) - expected)
+        soft, slope = np.sum(np.logaddexp(0, at) - expected * at), design.T @ (expit(at) - expected)
         return float(parts.sum() + strength * soft), np.concatenate([1 + strength * slope, 1 - strength * slope])
 
     tight = {"maxiter": 20_000, "maxfun": 200_000, "ftol": 1e-15, "gtol": 1e-10}
@@ -101,8 +100,7 @@ def test_the_edges() -> None:
 
 def test_where_the_penalty_leaves_nothing_the_interval_is_not_of_width_nought() -> None:
     """Two wins, four losses and eighteen ties: little is known, and least of all that it is one half."""
-    expected = np.array([1.0] * 2 + [0.0] * 4 + [0.5] * 18)
-    rng = np.random.default_rng(2)
+    expected, rng = np.array([1.0] * 2 + [0.0] * 4 + [0.5] * 18), np.random.default_rng(2)
     ours, theirs = rng.integers(5, 30, 24).astype(float), rng.integers(5, 30, 24).astype(float)
     found = length_controlled(expected, ours, theirs, [f"p{k}" for k in range(24)])
     assert found.high - found.low > 0.15

@@ -308,8 +308,7 @@ def test_set_reaches_every_leaf(load_text: Load) -> None:
     assert spec.base.loss.beta == 3.14159
     assert (spec.base.training.max_steps, spec.budget.trials) == (3, 4)
     assert spec.search.paths == ("training.seed",)
-    assert spec.base.data.train[0].weight == 2.0
-    assert spec.base.lora.r == 8
+    assert (spec.base.data.train[0].weight, spec.base.lora.r) == (2.0, 8)
     assert spec.goal == Objective(metric="eval_nll_loss", direction="minimize")
 
 

@@ -107,9 +107,7 @@ def test_killed_inside_a_write(template: Template, tmp_path: Path, where: type, 
 
 def test_killed_at_twenty_random_instants(template: Template, tmp_path: Path) -> None:
     """SQLite runs its progress handler every few instructions, so the kill lands inside transactions as well."""
-    folder = template(tmp_path, SPEC)
-    chance = random.Random(0)
-    kills = 0
+    folder, chance, kills = template(tmp_path, SPEC), random.Random(0), 0
     while kills < 20:
         instant = chance.randrange(800)
 

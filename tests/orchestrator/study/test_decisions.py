@@ -161,8 +161,7 @@ def test_diverged_failed_and_strange_trials_do_no_harm(sampler: str) -> None:
 
 def through_the_study(folder: SweepFolder, spec: SweepSpec, slots: int, seed: int, *, kills: bool) -> list[str]:
     """Drive the study with workers that finish in a random order and a driver that dies at random."""
-    chance = random.Random(seed)
-    study = Study.open(folder)
+    chance, study = random.Random(seed), Study.open(folder)
     live: dict[int, tuple[Trial, int]] = {}
     while True:
         if kills and chance.random() < 0.08:

@@ -211,8 +211,7 @@ def test_batches_and_repetitions_change_nothing(points: list[StepMetrics], data:
     assert len(stored) == one_by_one, "nothing beyond the point at which it stops counts"
     guard, got, at = DivergenceGuard(GuardConfig(), METRIC), list[StepMetrics](), 0
     while at < len(points) and not guard.decision.stop:
-        back = data.draw(st.integers(0, at))
-        end = data.draw(st.integers(at + 1, len(points)))
+        back, end = data.draw(st.integers(0, at)), data.draw(st.integers(at + 1, len(points)))
         if data.draw(st.booleans()):  # another driver, who knows what was kept
             guard = DivergenceGuard(GuardConfig(), METRIC)
             guard.update(got)

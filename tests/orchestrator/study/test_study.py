@@ -97,8 +97,7 @@ def test_trials_left_running_come_first_with_the_same_number_and_the_next_attemp
     with Study.open(folder) as later:
         again = [claimed(later) for _ in range(3)]
         assert [(t.number, t.attempt) for t in again] == [(0, 2), (1, 2), (2, 1)]
-        assert again[0].params == first.params
-        assert again[1].config == second.config
+        assert (again[0].params, again[1].config) == (first.params, second.config)
         assert [t.attempts for t in later.trials()] == [2, 2, 1]
         assert later.metric_history(1) == [evaluated(1, 0.1)]
 
@@ -202,16 +201,14 @@ def test_a_diverged_trial_is_pruned_with_its_reason_and_the_worst_value(create: 
     study.report(trial, [evaluated(1, 0.9)])
     record = study.tell(trial, DIVERGED)
     assert (record.state, record.diverged, record.value) == (TrialState.PRUNED, True, None)
-    assert record.reason == DIVERGED.reason
-    assert study.best() is None
+    assert (record.reason, study.best()) == (DIVERGED.reason, None)
     with sqlite3.connect(folder.database) as raw:
         assert raw.execute("select value_type from trial_values").fetchone() == ("INF_NEG",)
 
 
 def test_finished_is_final(create: Create, folder: SweepFolder) -> None:
     study = create()
-    trial = finish(study)
-    before = study.trials()
+    trial, before = finish(study), study.trials()
     assert study.tell(trial, COMPLETE) == before[0]
     with pytest.raises(TrialFinished, match="trial 0 is COMPLETE, which is final: closing it as FAILED refused"):
         study.tell(trial, bug("late"))
@@ -284,9 +281,7 @@ def test_readers_write_nothing_and_fence_nobody(create: Create, folder: SweepFol
     study = create()
     trial = claimed(study)
     with Study.open(folder) as reader:
-        assert len(reader.trials()) == 1
-        assert reader.spec == study.spec
-        assert reader.id == study.id
+        assert (len(reader.trials()), reader.spec, reader.id) == (1, study.spec, study.id)
     study.report(trial, [evaluated(1, 0.1)])
 
 
@@ -380,16 +375,14 @@ def test_another_database_is_found_again(folder: SweepFolder) -> None:
 
 
 def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None:
-    elsewhere = f"sqlite:///{folder.root / 'shared.db'}"
-    other = SweepFolder(folder.root, "t")
+    elsewhere, other = f"sqlite:///{folder.root / 'shared.db'}", SweepFolder(folder.root, "t")
     with (
         Study.create(folder, make_spec(GRID), elsewhere) as one,
         Study.create(other, make_spec(GRID), elsewhere) as two,
     ):
         finish(one, 0.1)
         finish(two, 0.2)
-        assert [t.value for t in one.trials()] == [0.1]
-        assert [t.value for t in two.trials()] == [0.2]
+        assert ([t.value for t in one.trials()], [t.value for t in two.trials()]) == ([0.1], [0.2])
         assert one.id != two.id
         assert one.metric_history(0) != two.metric_history(0)
 
@@ -397,8 +390,7 @@ def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None
 @pytest.mark.parametrize("disposed", [True, False])
 def test_no_heartbeat_outlives_its_study(folder: SweepFolder, disposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_lease, "HEARTBEAT_SECONDS", 0.01)
-    before = set(threading.enumerate())
-    study = Study.create(folder, make_spec())
+    before, study = set(threading.enumerate()), Study.create(folder, make_spec())
     study.start_driving()
     (thread,) = set(threading.enumerate()) - before
     assert thread.name == "heartbeat"

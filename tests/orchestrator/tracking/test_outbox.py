@@ -229,8 +229,7 @@ def test_calls_grow_with_runs_and_not_with_reports(tmp_path: Path) -> None:
     outbox_filled_offline(tmp_path / "o", many)
     seen = BatchRecorder()
     assert Outbox(tmp_path / "o", seen).close(10.0) == 0
-    assert len(seen.calls) == 4
-    assert sum(len(value) for _, _, value in seen.calls) == 800
+    assert (len(seen.calls), sum(len(value) for _, _, value in seen.calls)) == (4, 800)
 
 
 def test_refused_together_only_the_guilty_one_is_set_aside(tmp_path: Path) -> None:
@@ -415,15 +414,13 @@ class FileReceiver(Recorder):
 
 def test_delivered_once_wherever_the_writer_is_killed(tmp_path: Path) -> None:
     folder, target = tmp_path / "o", tmp_path / "delivered"
-    chance = random.Random(2)
-    kills = 0
+    chance, kills = random.Random(2), 0
 
     def delivered() -> int:
         return target.read_text().count("\n") if target.exists() else 0
 
     for _ in range(15):
-        enough = delivered() + chance.randrange(40)
-        child = os.fork()
+        enough, child = delivered() + chance.randrange(40), os.fork()
         if child == 0:
             box = Outbox(folder, FileReceiver(target))
             for step in range(300):  # re-emitted from the start each time, as after a lost checkpoint

@@ -40,8 +40,7 @@ def test_a_table_of_positions_ends_where_its_configuration_says(kind: str) -> No
     field, default = TABLES[kind]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=64, **SMALL[kind], **{field: 16})
-    model = AutoModelForCausalLM.from_config(config).eval()
-    limit = positions_of(config.to_dict()).table
+    model, limit = AutoModelForCausalLM.from_config(config).eval(), positions_of(config.to_dict()).table
     assert limit == 16
     with torch.no_grad():
         model(torch.arange(1, limit + 1)[None])

@@ -25,16 +25,14 @@ def test_the_second_call_loads(tmp_path: Path, model: ModelConfig) -> None:
     first = prepare(config, model, tmp_path / "cache")
     second = prepare(config, model, tmp_path / "cache")
     assert (first.computed, second.computed) == (True, False)
-    assert first.fingerprint == second.fingerprint
-    assert first.report == second.report
+    assert (first.fingerprint, first.report) == (second.fingerprint, second.report)
     assert isinstance(second.train.pair(3).prompt.base, np.memmap)
     assert np.array_equal(first.train.pair(3).chosen, second.train.pair(3).chosen)
 
 
 def test_the_fingerprint_follows_content_and_not_the_place(tmp_path: Path, model: ModelConfig) -> None:
     rows = good_rows(20)
-    path = write_rows(tmp_path / "a.jsonl", rows)
-    made = load_tokenizer(model, None, tmp_path)
+    path, made = write_rows(tmp_path / "a.jsonl", rows), load_tokenizer(model, None, tmp_path)
     base = data_fingerprint(data(path), made)
     (tmp_path / "elsewhere").mkdir()
     assert data_fingerprint(data(write_rows(tmp_path / "elsewhere" / "b.jsonl", rows)), made) == base
@@ -62,8 +60,7 @@ def test_a_report_from_the_cache_names_the_sources_of_today(tmp_path: Path, mode
     rows = [*good_rows(9), good_rows(1)[0]]
     old, new = (write_rows(tmp_path / name, rows) for name in ("old.jsonl", "new.jsonl"))
     first, second = (prepare(data(path), model, tmp_path / "cache").report for path in (old, new))
-    assert {s.name for s in first.sources} == {old}
-    assert {s.name for s in second.sources} == {new}
+    assert ({s.name for s in first.sources}, {s.name for s in second.sources}) == ({old}, {new})
     assert [f.rows for f in second.findings] == [((new, 10),)]
 
 
@@ -118,8 +115,7 @@ print(get_or_create(cache / "data" / "abc", fill), (cache / "data" / "abc" / "x"
 
 
 def test_simultaneous_processes_make_it_once(tmp_path: Path) -> None:
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", PROCESS, str(tmp_path)]
     started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
     for process in started:
         assert process.stdout.readline() == "ready\n"
@@ -148,8 +144,7 @@ def test_the_real_preference_data(tmp_path: Path) -> None:
     config = DataConfig.model_validate({"train": str(REAL / "preference-train.jsonl"), "max_length": 512})
     model = ModelConfig(name_or_path="unused", tokenizer=str(REAL / "tokenizer-bpe4096"))
     found = prepare(config, model, tmp_path)
-    assert found.report.bad_rows == 0
-    assert len(found.train) + len(found.eval) == 4580
+    assert (found.report.bad_rows, len(found.train) + len(found.eval)) == (0, 4580)
     assert 0.07 < len(found.eval) / 4580 < 0.13
     prompts = [{part.pair(i).prompt.tobytes() for i in range(len(part))} for part in (found.train, found.eval)]
     assert not prompts[0] & prompts[1]

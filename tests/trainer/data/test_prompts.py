@@ -219,10 +219,8 @@ def test_implied_prompts_end_at_a_mark_or_after_a_whole_word(
     chosen: str, rejected: str, prompt: str, kinds: list[str]
 ) -> None:
     found = preference({"chosen": chosen, "rejected": rejected})
-    assert found.prompt == prompt
-    assert found.prompt + str(found.chosen) == chosen
-    assert found.prompt + str(found.rejected) == rejected
-    assert [kind for kind, _ in found.notices] == kinds
+    assert (found.prompt, found.prompt + str(found.chosen)) == (prompt, chosen)
+    assert (found.prompt + str(found.rejected), [kind for kind, _ in found.notices]) == (rejected, kinds)
 
 
 def test_plain_rows_without_a_sure_prompt_are_named_for_what_they_are(tmp_path: Path) -> None:

@@ -55,8 +55,7 @@ def test_line_numbers_count_blank_lines_and_carriage_returns_do_not_matter(tmp_p
     lines = [json.dumps(row) for row in ROWS]
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{lines[0]}\r\n\r\n{lines[1]}".encode())
     found = _read(tmp_path / "a.jsonl")
-    assert [r.number for r in found] == [1, 3]
-    assert [r.fields for r in found] == ROWS
+    assert ([r.number for r in found], [r.fields for r in found]) == ([1, 3], ROWS)
 
 
 def test_broken_lines_are_rows_of_their_own(tmp_path: Path) -> None:
@@ -181,8 +180,7 @@ def test_a_mix_is_interleaved_and_the_same_every_time() -> None:
 def test_what_is_drawn_is_spread_over_all_rows() -> None:
     assert sample_indices(10, 10, 0) == list(range(10))
     found = sample_indices(1000, 100, 0)
-    assert len(set(found)) == 100
-    assert found == sorted(found)
+    assert (len(set(found)), found) == (100, sorted(found))
     assert 350 < sum(found) / 100 < 650
     assert limit_rows("abc", None) == ["a", "b", "c"]
     assert limit_rows("abc", 5) == ["a", "b", "c"]
@@ -190,8 +188,7 @@ def test_what_is_drawn_is_spread_over_all_rows() -> None:
 
 @given(st.lists(st.text(max_size=3), min_size=2, max_size=60), st.floats(0.01, 0.99))
 def test_held_out_prompts_are_a_share_of_the_distinct_ones(keys: list[str], share: float) -> None:
-    found = held_out_prompts(keys, share)
-    distinct = len(set(keys))
+    found, distinct = held_out_prompts(keys, share), len(set(keys))
     assert found == held_out_prompts(keys[::-1], share)
     if distinct > 1:
         assert 1 <= len(found) < distinct
@@ -203,8 +200,7 @@ def test_no_prompt_is_in_both_splits(tmp_path: Path) -> None:
     rows += [plain(f"p{i % 7}", f"yes {i}", f"no {i}") for i in range(40)]
     selection = select_rows(data(write_rows(tmp_path / "a.jsonl", rows), eval_share=0.3))
     train, evaluation = ({row.key for row in part} for part in (selection.train, selection.eval))
-    assert len(train) == 19
-    assert len(evaluation) == 8
+    assert (len(train), len(evaluation)) == (19, 8)
     assert not train & evaluation
     assert len(selection.train) + len(selection.eval) == 140
 

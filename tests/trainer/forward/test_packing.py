@@ -38,8 +38,7 @@ def context(batch: Batch, position: int) -> list[int]:
 @pytest.mark.parametrize("prompt", [False, True])
 def test_every_scored_token_follows_its_own_context(layout: str, prompt: bool) -> None:
     pairs = make_pairs(5)
-    batch = LAYOUTS[layout](pairs, prompt=prompt)
-    expected = []
+    batch, expected = LAYOUTS[layout](pairs, prompt=prompt), []
     for pair in pairs:
         for response in (pair.chosen, pair.rejected):
             full = [*pair.prompt.tolist(), *response.tolist()]

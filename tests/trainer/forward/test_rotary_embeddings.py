@@ -103,8 +103,7 @@ def test_gradients_do_not_hang_on_the_budget(case: str, attention: str) -> None:
         model.zero_grad()
         total = 0.0
         for batch in pair_batches(ours, costs, range(len(pairs)), budget):
-            before = ours.counters.tokens
-            chosen = [pairs[i] for i in batch]
+            before, chosen = ours.counters.tokens, [pairs[i] for i in batch]
             total += float(ours.backward(chosen, SimpoLoss(), None, norm, torch.Tensor.backward).loss)
             assert len(batch) == 1 or ours.counters.tokens - before <= budget
         return total, gradients(model)
@@ -135,8 +134,7 @@ def test_models_of_fixed_frequencies_have_no_switch() -> None:
 def test_what_generation_left_does_not_matter() -> None:
     """Dynamic frequencies grow with a long prompt, and stay for whoever comes next."""
     model, pairs = build("dynamic"), pairs_across_the_limit()
-    expected = PairModel(deepcopy(model)).logps(pairs).chosen
-    ours = PairModel(model)
+    expected, ours = PairModel(deepcopy(model)).logps(pairs).chosen, PairModel(model)
     with torch.no_grad():
         model(torch.arange(1, 90)[None])
     assert not torch.equal(model.model.rotary_emb.inv_freq, model.model.rotary_emb.original_inv_freq)

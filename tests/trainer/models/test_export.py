@@ -188,8 +188,7 @@ def test_the_exported_tokenizer_has_the_template_that_was_trained_with(
     template = own.replace("<|user|>", "<|user|>\n") if "<|user|>" in own else "{# ours #}" + own
     data = trial().data.model_dump() | {"chat_template": template}
     for lora in (None, {"r": 2}):
-        config = trial(data=data, lora=lora, training=FAST)
-        run = tmp_path / f"run {lora is None}"
+        config, run = trial(data=data, lora=lora, training=FAST), tmp_path / f"run {lora is None}"
         finish(workshop.train(config, run))
         for merge in (False, True):
             to = tmp_path / f"out {lora is None} {merge}"

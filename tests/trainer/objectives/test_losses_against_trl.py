@@ -163,8 +163,7 @@ def test_simpo_hinge_against_its_formula_in_float64(models: tuple[Any, Any, Pair
     """TRL has none. Plain double precision, two sequences per pair, straight from the paper's code."""
     model = models[0]
     terms, found = ours(model, SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0), None, [[0, 1], [2, 3, 4, 5]])
-    exact = tiny_model().double()
-    margins = []
+    exact, margins = tiny_model().double(), []
     for pair in PAIRS:
         averages = []
         for response in (pair.chosen, pair.rejected):

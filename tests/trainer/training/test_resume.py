@@ -100,8 +100,7 @@ def test_a_damaged_checkpoint_costs_work_not_the_result(session: TrainingSession
 
 def test_a_finished_run_tells_its_story_again(cache: Path, session: TrainingSession, tmp_path: Path) -> None:
     metrics, result = finish(session.train(trial(), tmp_path))
-    before = model_bytes(tmp_path)
-    fresh = TrainingSession(cache)
+    before, fresh = model_bytes(tmp_path), TrainingSession(cache)
     assert finish(fresh.train(trial(), tmp_path)) == (metrics, result)
     assert finish(fresh.train(trial(), tmp_path / "next attempt", [tmp_path])) == (metrics, result)
     assert fresh.counters["model_loaded"] == 0
