@@ -37,37 +37,29 @@ _RESUMABLE = (1, 130)
 
 def sweep_file(trials: int, seed: int) -> dict[str, Any]:
     """A sweep of real trials on a CPU, seconds each: tpe suggests, hyperband prunes."""
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return {
-        "name": NAME,
-        "base": {
-            "model": {"generated": size | {"num_key_value_heads": 2}},
-            "data": {
-                "train": {"generated": "instructions", "rows": 400},
-                "eval": {"generated": "instructions", "split": "eval", "rows": 24},
-                "max_length": 128,
-            },
-            "loss": {"kind": "simpo"},
-            "training": {
-                "pairs_per_update": 8,
-                "max_steps": 80,
-                "eval_steps": 10,
-                "save_steps": 5,
-                "logging_steps": 2,
-                "learning_rate": 1e-3,
-            },
-            "evaluation": {"prompts": 4, "samples": 2, "max_new_tokens": 6},
-        },
-        "search": {
-            "loss.beta": {"uniform": [1.0, 10.0]},
-            "loss.gamma": {"uniform": [0.2, 1.6]},
-            "training.learning_rate": {"log_uniform": [1e-4, 3e-3]},
-        },
-        "sampler": {"kind": "tpe", "seed": seed, "n_startup_trials": 4},
-        "pruner": "hyperband",
-        "maximize": "eval_accuracies/logp",
-        "budget": {"trials": trials, "concurrency": 2},
-    }
+    text = f"""
+name: {NAME}
+base:
+  model: {{generated: {{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+                      num_key_value_heads: 2}}}}
+  data:
+    train: {{generated: instructions, rows: 400}}
+    eval: {{generated: instructions, split: eval, rows: 24}}
+    max_length: 128
+  loss: {{kind: simpo}}
+  training: {{pairs_per_update: 8, max_steps: 80, eval_steps: 10, save_steps: 5, logging_steps: 2,
+             learning_rate: 1.0e-3}}
+  evaluation: {{prompts: 4, samples: 2, max_new_tokens: 6}}
+search:
+  loss.beta: {{uniform: [1.0, 10.0]}}
+  loss.gamma: {{uniform: [0.2, 1.6]}}
+  training.learning_rate: {{log_uniform: [1.0e-4, 3.0e-3]}}
+sampler: {{kind: tpe, seed: {seed}, n_startup_trials: 4}}
+pruner: hyperband
+maximize: eval_accuracies/logp
+budget: {{trials: {trials}, concurrency: 2}}
+"""
+    return yaml.safe_load(text)
 
 
 @dataclass

@@ -28,30 +28,11 @@ GRID = {"loss.beta": {"choice": [2.0, 10.0]}}
 
 def judgement(trial: int, share: float, count: int = 100, **more: Any) -> Judgement:
     wins = round(share * count)
-    given: dict[str, Any] = {
-        "trial": trial,
-        "judge": "reward",
-        "by": "org/reward",
-        "decoding": "greedy",
-        "wins": wins,
-        "ties": 0,
-        "losses": count - wins,
-        "left_out": 0,
-        "prompts": count,
-        "win_rate": wilson(share, count),
-        "lc_win_rate": wilson(share / 2, count),
-        "difficulty": False,
-        "length": 50.0,
-        "start_length": 40.0,
-        "score": 1.0,
-        "start_score": 0.5,
-        "first": None,
-        "agree": None,
-        "asked": None,
-        "outcomes": (),
-        "examples": ({"prompt": "<b>p</b>", "ours": "good", "theirs": "bad", "preference": 1.0},),
-        "at": 1.0,
-    }
+    given = {"trial": trial, "judge": "reward", "by": "org/reward", "decoding": "greedy", "prompts": count, "at": 1.0}
+    given |= {"wins": wins, "ties": 0, "losses": count - wins, "left_out": 0, "difficulty": False, "outcomes": ()}
+    given |= {"win_rate": wilson(share, count), "lc_win_rate": wilson(share / 2, count), "asked": None}
+    given |= {"length": 50.0, "start_length": 40.0, "score": 1.0, "start_score": 0.5, "first": None, "agree": None}
+    given |= {"examples": ({"prompt": "<b>p</b>", "ours": "good", "theirs": "bad", "preference": 1.0},)}
     return Judgement.model_validate(given | more)
 
 

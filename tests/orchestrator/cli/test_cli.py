@@ -204,12 +204,11 @@ STATUS = {
             "state": "PRUNED",
             "reason": "loss is [nan]",
             "attempts": 1,
-            "params": {"loss.beta": 2.5},
-            "metrics": {"eval_accuracies/logp": 0.625},
             "step": 3,
             "steps": 40,
             "run_id": None,
-        },
+        }
+        | {"params": {"loss.beta": 2.5}, "metrics": {"eval_accuracies/logp": 0.625}},
         {"number": 1, "state": "PAUSED", "reason": "", "params": {}, "metrics": {}, "step": 0, "steps": None},
     ],
 }

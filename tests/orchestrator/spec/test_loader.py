@@ -195,34 +195,25 @@ def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refus
 
 
 # --- objectives -----------------------------------------------------------------------------------------------------
+SEEDS, KINDS, SHARED = "training.seed: [1, 2]", "loss.kind: [simpo, dpo]", COMPARISON_METRIC
+
+
 @pytest.mark.parametrize(
     ("search", "goal", "said"),
     [
         ("loss.beta: [1, 2]", "maximize: eval_rewards/margins", "0.69 to 2.75"),
-        (
-            "loss.beta: [1, 2]",
-            "minimize: eval_loss",
-            "use eval_rewards/accuracies, eval_margins/logp, " + COMPARISON_METRIC,
-        ),
+        ("loss.beta: [1, 2]", "minimize: eval_loss", f"use eval_rewards/accuracies, eval_margins/logp, {SHARED}"),
         ("loss.gamma_beta_ratio: [1, 2]", "maximize: eval_rewards/chosen", "is scaled by the search"),
-        (
-            "loss.kind: [simpo, dpo]",
-            "maximize: eval_rewards/accuracies",
-            "use a comparison metric that all kinds share: " + COMPARISON_METRIC,
-        ),
+        (KINDS, "maximize: eval_rewards/accuracies", f"use a comparison metric that all kinds share: {SHARED}"),
         ("loss.kind: [simpo, orpo]", "maximize: eval_log_odds_chosen", "is measured with loss.kind orpo only"),
-        ("training.seed: [1, 2]", "maximize: eval_log_odds_ratio", "orpo only"),
-        ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, on held-out pairs"),
-        ("training.seed: [1, 2]", "maximize: eval_accuracy/logp", "did you mean eval_accuracies/logp?"),
-        ("training.seed: [1, 2]", "maximize: grad_norm", "there is no metric"),
-        ("training.seed: [1, 2]", "maximize: eval_nll_loss", "better when low (write minimize:)"),
-        ("training.seed: [1, 2]", "maximize: 3", "must be the name of a metric"),
-        ("training.seed: [1, 2]", "maximize: eval_exact_answers", "have no correct answer"),
-        (
-            "training.seed: [1, 2]",
-            f"maximize: {COMPARISON_METRIC}\nminimize: {COMPARISON_METRIC}",
-            "is an objective already",
-        ),
+        (SEEDS, "maximize: eval_log_odds_ratio", "orpo only"),
+        (SEEDS, "maximize: rewards/margins", "use eval_rewards/margins, on held-out pairs"),
+        (SEEDS, "maximize: eval_accuracy/logp", "did you mean eval_accuracies/logp?"),
+        (SEEDS, "maximize: grad_norm", "there is no metric"),
+        (SEEDS, "maximize: eval_nll_loss", "better when low (write minimize:)"),
+        (SEEDS, "maximize: 3", "must be the name of a metric"),
+        (SEEDS, "maximize: eval_exact_answers", "have no correct answer"),
+        (SEEDS, f"maximize: {SHARED}\nminimize: {SHARED}", "is an objective already"),
     ],
 )
 def test_goals_that_cannot_rank(findings: Refused, search: str, goal: str, said: str) -> None:

@@ -50,33 +50,18 @@ def test_a_table_of_positions_ends_where_its_configuration_says(kind: str) -> No
     assert positions_of({"model_type": kind}).table == default == getattr(plain, field)
 
 
-ROPE = {
+LLAMA3 = {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "original_max_position_embeddings": 512}
+YARN = {"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 4096}
+LONGROPE = {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1024}
+BY_LAYER = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {}}
+ROPE: dict[str, tuple[dict[str, Any], int, int | None]] = {
     "plain": ({"model_type": "llama"}, 4096, None),
     "linear": ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, 8192, None),
     "dynamic": ({"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, 16384, 4096),
-    "yarn": (
-        {"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4.0}}
-        | {"original_max_position_embeddings": 4096},
-        16384,
-        None,
-    ),
-    "llama3": (
-        {"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
-        | {"original_max_position_embeddings": 512},
-        4096,
-        None,
-    ),
-    "longrope": (
-        {"model_type": "phi3", "rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1024},
-        4096,
-        1024,
-    ),
-    "by layer type": (
-        {"model_type": "gemma3_text"}
-        | {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {}}},
-        32768,
-        None,
-    ),
+    "yarn": ({"model_type": "qwen2", **YARN}, 16384, None),
+    "llama3": ({"model_type": "llama", **LLAMA3}, 4096, None),
+    "longrope": ({"model_type": "phi3", **LONGROPE}, 4096, 1024),
+    "by layer type": ({"model_type": "gemma3_text", "rope_parameters": BY_LAYER}, 32768, None),
 }
 
 

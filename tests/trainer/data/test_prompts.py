@@ -22,6 +22,7 @@ from trainer.data import BadData, prepare
 from trainer.data.formats import InvalidRow, to_preference
 
 SYSTEM, ASK = chat_message("system", "You rhyme."), chat_message("user", "A line about rain?")
+ASK_WITH_BLANKS = chat_message("user", "A line  about rain? ")
 GOOD, WRONG = chat_message("assistant", "Rain on the pane."), chat_message("assistant", "It is wet.")
 MORE, THANKS = chat_message("user", "One more."), chat_message("assistant", "And again.")
 
@@ -69,11 +70,7 @@ def test_last_answers_after_different_turns_are_refused_with_their_reason(tmp_pa
         {"prompt": [SYSTEM, ASK], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": [SYSTEM, ASK], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
         {"prompt": [SYSTEM, ASK], "chosen": [ASK, GOOD], "rejected": [WRONG]},
-        {
-            "prompt": [SYSTEM, chat_message("user", "A line  about rain? ")],
-            "chosen": [ASK, GOOD],
-            "rejected": [ASK, WRONG],
-        },
+        {"prompt": [SYSTEM, ASK_WITH_BLANKS], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
         {"prompt": [ASK], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": "A line  about rain?", "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": "You rhyme.\n\nA line about rain?", "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},

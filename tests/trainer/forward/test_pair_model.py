@@ -251,29 +251,16 @@ def small(config: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+LLAMA4 = {"intermediate_size": 32, "intermediate_size_mlp": 32, "num_local_experts": 2, "attention_chunk_size": 8}
+HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+MAMBA = {"num_hidden_layers": 1, "state_size": 4}
 UNABLE = {
     "alibi": (lambda: small(BloomConfig(vocab_size=256, hidden_size=32, n_layer=1, n_head=2)), "interface|ALiBi"),
     "chunked": (
-        lambda: small(
-            Llama4TextConfig(
-                vocab_size=256,
-                hidden_size=32,
-                intermediate_size=32,
-                intermediate_size_mlp=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=16,
-                num_local_experts=2,
-                attention_chunk_size=8,
-            )
-        ),
+        lambda: small(Llama4TextConfig(vocab_size=256, hidden_size=32, **HEADS, **LLAMA4)),
         "chunked_attention",
     ),
-    "recurrent": (
-        lambda: small(MambaConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, state_size=4)),
-        "layers of type",
-    ),
+    "recurrent": (lambda: small(MambaConfig(vocab_size=256, hidden_size=32, **MAMBA)), "layers of type"),
 }
 
 

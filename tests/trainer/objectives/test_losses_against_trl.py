@@ -48,12 +48,13 @@ DPO |= {
     "wpo-mixture": {"use_weighting": True, "loss_type": ["apo_zero", "sigmoid_norm"], "loss_weights": [0.5, 2.0]},
     "tau": {"loss_type": "discopop", "discopop_tau": 0.2},
 }
-_SIMPO = {"loss_type": "simpo", "simpo_gamma": 1.0}
+_SIMPO = {"loss_type": "simpo", "simpo_gamma": 1.0, "cpo_alpha": 0.0}
+_ALPHAPO = {"loss_type": "alphapo", "beta": 2.5, "simpo_gamma": 0.1}
 CPO: dict[str, tuple[LossConfig, dict[str, Any]]] = {
-    "simpo": (SimpoLoss(beta=2.0, gamma=1.0), _SIMPO | {"beta": 2.0, "cpo_alpha": 0.0}),
+    "simpo": (SimpoLoss(beta=2.0, gamma=1.0), _SIMPO | {"beta": 2.0}),
     "simpo-smoothed": (
         SimpoLoss(beta=2.5, gamma_beta_ratio=0.4, label_smoothing=0.1),
-        _SIMPO | {"beta": 2.5, "cpo_alpha": 0.0, "label_smoothing": 0.1},
+        _SIMPO | {"beta": 2.5, "label_smoothing": 0.1},
     ),
     "simpo-sft": (
         SimpoLoss(beta=2.0, gamma=0.3, sft_weight=0.5),
@@ -63,14 +64,8 @@ CPO: dict[str, tuple[LossConfig, dict[str, Any]]] = {
     "smoothed": (CpoLoss(label_smoothing=0.2, nll_scale=0.0), {"label_smoothing": 0.2, "cpo_alpha": 0.0}),
     "hinge": (CpoLoss(loss_type="hinge", nll_scale=0.5), {"loss_type": "hinge", "cpo_alpha": 0.5}),
     "ipo": (CpoLoss(loss_type="ipo", beta=0.3), {"loss_type": "ipo", "beta": 0.3}),
-    "alphapo": (
-        SimpoLoss(beta=2.5, gamma=0.1, alpha=0.25),
-        {"loss_type": "alphapo", "beta": 2.5, "simpo_gamma": 0.1, "alpha": 0.25},
-    ),
-    "alphapo-negative": (
-        SimpoLoss(beta=2.5, gamma=0.1, alpha=-0.5),
-        {"loss_type": "alphapo", "beta": 2.5, "simpo_gamma": 0.1, "alpha": -0.5},
-    ),
+    "alphapo": (SimpoLoss(beta=2.5, gamma=0.1, alpha=0.25), _ALPHAPO | {"alpha": 0.25}),
+    "alphapo-negative": (SimpoLoss(beta=2.5, gamma=0.1, alpha=-0.5), _ALPHAPO | {"alpha": -0.5}),
 }
 
 
