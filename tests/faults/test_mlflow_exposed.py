@@ -8,14 +8,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from orchestrator.spec.sweep_spec import Objective
 from orchestrator.tracking.mlflow_ui import NotLoopback, UiServer, start_ui, sweep_page
 from orchestrator.tracking.outbox import Outbox
 from orchestrator.tracking.run_metadata import trials_filter
 from tests.support.mlflow_server import begin, receiver
 from trainer.results import StepMetrics
-
-OBJECTIVE = Objective(metric="eval_accuracies/logp", direction="maximize")
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.7", "example.org"])

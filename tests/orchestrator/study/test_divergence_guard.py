@@ -14,7 +14,7 @@ from trainer.results import CONTINUE, StepMetrics, StopDecision
 
 METRIC = "eval_accuracies/logp"
 OFF = GuardConfig.model_validate("off")
-LOGP, MARGIN, LOSS = "logps_per_token/chosen", "margins/logp", "loss"
+LOGP, MARGIN = "logps_per_token/chosen", "margins/logp"
 
 
 def decision_after(history: list[StepMetrics], config: GuardConfig | None = None) -> StopDecision:
