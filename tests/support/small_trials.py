@@ -7,17 +7,8 @@ from typing import Any
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
-MODEL = {
-    "generated": {
-        "vocab_size": 320,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    }
-}
+_SIZE = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+MODEL = {"generated": _SIZE | {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}}
 DATA = {
     "train": {"generated": "instructions", "rows": 24},
     "eval": {"generated": "instructions", "split": "eval", "rows": 6},
