@@ -65,7 +65,7 @@ def test_a_finished_sweep_is_read(home: Path) -> None:
     assert "enqueued" in kinds
     orchestrate(home, "report", "finished")
     page = (home / "finished" / "report.html").read_text(encoding="utf-8")
-    assert "The answer" in page
+    assert "Result" in page
     assert "eval_accuracies/logp" in page
     assert "loss.beta" in orchestrate(home, "suggest", "finished")
 
@@ -108,7 +108,7 @@ def test_an_interrupted_sweep_is_resumed_and_extended(home: Path) -> None:
     assert old[-1]["step"] == 30
     assert [point["metrics"] for point in new[: len(old)]] == [point["metrics"] for point in old]
     assert read(home, "best", "interrupted")["number"] in range(4)
-    assert "The answer" in (home / "interrupted" / "report.html").read_text(encoding="utf-8")
+    assert "Result" in (home / "interrupted" / "report.html").read_text(encoding="utf-8")
 
     runs = mlflow_runs(home)
     assert runs.keys() == {"sweep", "0", "1", "2", "3"}

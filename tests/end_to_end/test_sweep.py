@@ -37,6 +37,7 @@ sft:
 search:
   loss.beta: [2.0, 5.0, 10.0]
 maximize: eval_accuracies/logp
+budget: {concurrency: 1}  # trial 0 is interrupted, and one worker trains all three, however busy the machine is
 """.replace("TINY_MODEL", TINY_MODEL)
 
 
@@ -69,11 +70,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert json.dumps(found)
 
     folder = SweepFolder(root, "tiny")
-    ended_before = sum(t["state"] == "COMPLETE" for t in left["trials"])
-    kept = len(list(folder.path.glob("trials/*/*/model")))
-    assert kept == 2 or (kept == 1 and ended_before > 1), (
-        "keep_models=2 brings no model back that keep_models=1 removed"
-    )
+    assert len(list(folder.path.glob("trials/*/*/model"))) == 2
     assert not list(folder.path.glob("trials/*/*/checkpoints"))
     assert not list(folder.path.glob("ray/tune-*")), "Tune's pickles are gone"
     _check_mlflow(root, found)

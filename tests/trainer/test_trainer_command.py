@@ -50,7 +50,7 @@ def test_every_mistake_is_one_sentence(tmp_path: Path) -> None:
     [
         (GOOD + "training: {}\n", "line 5: training: given twice (first at"),
         ("a: [1\nb: 2\n", "line 2"),
-        ("a: &x [*x]\n", "aliases unfold without end"),
+        ("a: &x [*x]\n", "aliases expand without end"),
         ("a: !!python/object/apply:os.system ['touch /tmp/never']\n", "has no meaning here"),
         ("", "line 1: the file is empty"),
         ("- 1\n", "the file"),

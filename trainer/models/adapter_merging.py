@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from trainer.config.trial import ModelConfig
+from trainer.models.adapters import without_peft_warnings
 from trainer.models.policy_model import load_model
 from trainer.results import ModelError
 
@@ -56,7 +57,7 @@ def merge_adapters(source: Path, model: ModelConfig | None, *, trust_remote_code
     if model is not None and model.load_in_4bit:
         base = _dequantize(base, torch.float32 if model.dtype == "float32" else torch.bfloat16)
     shared = _shared_weights(base)
-    with warnings.catch_warnings():
+    with without_peft_warnings():
         warnings.filterwarnings("ignore", message=".*tie_word_embeddings.*")  # the weights are separated below
         warnings.filterwarnings("ignore", message=".*no longer tied.*")
         adapted = cast(Any, PeftModel).from_pretrained(base, str(source))

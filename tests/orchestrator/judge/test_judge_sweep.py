@@ -253,7 +253,7 @@ def test_questions_left_open_are_said(runs: Path, server: FakeJudge, log_lines: 
     sets = [*endpoint_sets(server), "judge.endpoint.retries=0", "judge.samples=0"]
     found = run(runs, sets, log_lines)
     assert found.code == ExitCode.REFUSED
-    assert "still open" in found.notices[0]
+    assert "still unanswered" in found.notices[0]
     endpoint = [v for v in found.judgements if v.judge == "endpoint"]
     assert all(v.asked is not None and v.asked.unanswered == v.left_out * 2 for v in endpoint)
     server.decide = longer

@@ -72,7 +72,7 @@ def start_model(kind: str, cache: Path, to: Path) -> Path:
 
 
 ADAPTED = {
-    "llama": ("lora adapts 14 layers (2 down_proj, 2 gate_proj, 2 k_proj, 2 o_proj, 2 q_proj, 2 up_proj, 2 v_proj)"),
+    "llama": "lora adapts 14 layers (2 down_proj, 2 gate_proj, 2 k_proj, 2 o_proj, 2 q_proj, 2 up_proj, 2 v_proj)",
     "mamba": (
         "lora adapts 2 layers (2 in_proj); not adapted: 2 dt_proj, 2 out_proj, 2 x_proj of state-space mixers, whose "
         "kernels ignore adapters"
@@ -97,9 +97,11 @@ ADAPTED = {
         "down_proj, 1 gate, 1 gate_up_proj); not adapted: 2 down_proj, 2 gate_proj, 2 up_proj, because peft takes "
         "these names for parts of experts"
     ),
-    "phimoe": "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 2 router of type "
-    "PhimoeTopKRouter, which give something else than linear layers do; 4 tensors of experts (2 down_proj, 2 "
-    "gate_up_proj) with 63% of the weights; to adapt them, name them in lora.target_modules",
+    "phimoe": (
+        "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 2 router of type "
+        "PhimoeTopKRouter, which do not return what linear layers do; 4 tensors of experts (2 down_proj, 2 "
+        "gate_up_proj) with 63% of the weights; to adapt them, name them in lora.target_modules"
+    ),
     "jamba": (
         "lora adapts 10 layers (1 down_proj, 1 gate_proj, 1 in_proj, 1 k_proj, 1 o_proj, 1 out_proj, 1 q_proj, 1 "
         "up_proj, 1 v_proj, 1 x_proj); not adapted: 1 dt_proj of state-space mixers, whose kernels ignore adapters; 2 "
@@ -124,7 +126,7 @@ def test_all_linear_says_what_it_adapts_and_what_not(kind: str, said: str) -> No
         ("mamba", ("out_proj",), "out_proj is in a state-space mixer, whose kernels read its weight"),
         ("gemma3", ("out_proj",), "out_proj is in model.vision_tower, which text does not pass through"),
         ("gemma3", ("mlp",), "mlp is a Gemma3MLP"),
-        ("phimoe", ("router",), "router is a PhimoeTopKRouter, which gives something else than a linear layer does"),
+        ("phimoe", ("router",), "router is a PhimoeTopKRouter, which does not return what a linear layer does"),
     ],
 )
 def test_names_that_mean_nothing_here_are_refused_in_words(kind: str, names: tuple[str, ...], message: str) -> None:

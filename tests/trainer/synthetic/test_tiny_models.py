@@ -51,7 +51,7 @@ def test_the_same_configuration_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_a_vocabulary_too_small_for_every_byte_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="the least is 262"):
+    with pytest.raises(ModelError, match="use at least 262"):
         generate_model(_small(vocab_size=100), tmp_path)
 
 
