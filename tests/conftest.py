@@ -17,7 +17,6 @@ hypothesis.settings.load_profile("tests")
 HERE = Path(__file__).parent
 # Processes that tests start, Ray's workers too, import this checkout and `tests.support`.
 os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-
 _LONG = ("end_to_end", "orchestrator/execution", "orchestrator/driver", "docs", "faults")
 
 

@@ -89,8 +89,7 @@ def test_nothing_complete_yet_is_said() -> None:
 
 def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    spec = make_spec("mine")
-    view = saved_view(spec, trials_filter("mine"), 1.0)
+    view = saved_view(make_spec("mine"), trials_filter("mine"), 1.0)
     to = MlflowSink(tmp_path, uri=uri, experiment="e", sweep_id="id", sweep="mine", view=view)
     to.start_run("sweep", name="mine", params={}, tags={}, at=1.0)
     to.start_run("0", name="trial 0", params={}, tags={}, at=1.0)
@@ -98,15 +97,13 @@ def test_mlflow_keeps_the_view_and_the_links_and_names_the_stopped(tmp_path: Pat
     diverged = Outcome(TrialState.PRUNED, "diverged: loss is nan", diverged=True)
     to.end_run("0", status="KILLED", tags=end_tags(0, diverged), at=2.0)
     to.set_tags("sweep", {NOTE: "[trial 0](mlflow:0) [charts](mlflow:charts) [gone](mlflow:7)"})
-
     from mlflow import MlflowClient
 
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name("e")
     assert experiment.tags[view[0]] == view[1]
     runs = {run.data.tags[RUN]: run for run in client.search_runs([experiment.experiment_id])}
-    assert runs["0"].info.run_name == "trial 0 diverged"
-    assert runs["0"].data.tags["state"] == "DIVERGED"
+    assert (runs["0"].info.run_name, runs["0"].data.tags["state"]) == ("trial 0 diverged", "DIVERGED")
     text = runs["sweep"].data.tags[NOTE]
     assert text.startswith(f"[trial 0](#{run_page(experiment.experiment_id, runs['0'].info.run_id)}) ")
     assert text.count("viewStateShareKey=prefsweep-mine") == 2

@@ -40,8 +40,7 @@ def rich(trial: Trial) -> Script:
 
 def tell(root: Path, name: str) -> None:
     """What a driver tells while such a sweep runs, all at once."""
-    folder = run_sweep(root, make_spec(name), rich)
-    with Study.open(folder) as study:
+    with Study.open(run_sweep(root, make_spec(name), rich)) as study:
         sink = open_sink(study, root, DashboardReporter())
         start_parent_run(study, sink, DashboardReporter(), "f" * 12)
         for record in study.trials():

@@ -1,7 +1,5 @@
 """`make house`: the figures of the source that tests/docs holds, the import contracts and the words, in one table."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections import Counter
@@ -22,8 +20,7 @@ def figures() -> list[tuple[str, str, str]]:
     named = [module for module in MODULES if module.name != "__init__.py"]
     sizes = {module: lines(module) for module in named}
     largest = max(sizes, key=lambda module: sizes[module])
-    folders = Counter(module.parent for module in named)
-    folder, held = folders.most_common(1)[0]
+    folder, held = Counter(module.parent for module in named).most_common(1)[0]
     names = Counter(module.name for module in named if module.name != "__main__.py")
     twice = sorted(name for name, count in names.items() if count > 1)
     return [

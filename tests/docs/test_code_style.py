@@ -1,7 +1,5 @@
 """The words of the sources: the terms of the glossary, and none of the names that they replaced."""
 
-from __future__ import annotations
-
 import ast
 import io
 import re
@@ -236,8 +234,7 @@ def test_the_comments_of_a_shipped_sweep_use_the_words_of_the_field(sweep: Path)
 
 @pytest.mark.parametrize(("phrase", "module"), STRANGERS_GREP.items())
 def test_a_newcomers_search_ends_in_the_right_module(phrase: str, module: str) -> None:
-    path = ROOT / module
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     docstrings = [ast.get_docstring(node) or "" for node in ast.walk(tree) if isinstance(node, documented)]
     assert any(phrase in " ".join(text.lower().split()) for text in docstrings), (
@@ -255,8 +252,7 @@ def test_an_allowed_word_is_still_there() -> None:
 
 def test_the_search_finds_old_words_where_they_are() -> None:
     text = '"""Who is told."""\nclass Wishes:\n    def was_told(self, key="told"):  # goes on\n        pass\n'
-    tree = ast.parse(text)
-    path = ROOT / "trainer" / "__init__.py"
+    tree, path = ast.parse(text), ROOT / "trainer" / "__init__.py"
     assert [line.split(": ", 1)[1] for line in old_identifiers(path, tree)] == [
         "Wishes -> StopConditions",
         "Wishes: wishes -> requests",

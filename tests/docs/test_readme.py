@@ -78,8 +78,7 @@ def test_there_are_commands() -> None:
 
 @pytest.mark.parametrize(("page", "command"), commands(), ids=[f"{page}: {command}" for page, command in commands()])
 def test_the_command_runs(page: str, command: str, where: Path) -> None:
-    words = shlex.split(command.split(" > ")[0])
-    program, *arguments = words
+    program, *arguments = shlex.split(command.split(" > ")[0])
     if program == "make":
         done = run(["make", "-n", *arguments], where, ROOT)
         expected = {

@@ -50,8 +50,7 @@ def rehearse(file: Path, home: Path) -> Row:
     """Run it, then ask `status` how it ended."""
     began = time.monotonic()
     code, _, messages = _orchestrate(home, "sweep", str(file), "--rehearse")
-    took = time.monotonic() - began
-    shown = ""
+    took, shown = time.monotonic() - began, ""
     if code == 0:
         code, shown, messages = _orchestrate(home, "status", f"{file.stem}-rehearsal", "--json")
     if code != 0:

@@ -32,13 +32,11 @@ def test_a_finished_sweep_is_extended(tmp_path: Path) -> None:
     finished(root, "sweep", str(tmp_path / "more.yaml"))
     before = json_of(root, "status", "more")
     assert (before["state"], before["why"], len(before["trials"])) == ("finished", "2 of 2 trials issued", 2)
-
     assert (
         "base.loss.label_smoothing"
         in finished(root, "resume", "more", "--set", "base.loss.label_smoothing=0.1", code=2)[1]
     )
     assert json_of(root, "status", "more") == before
-
     larger = ("resume", "more", "--set", "budget.trials=3")
     assert "changed budget.trials: 2 -> 3\n" in finished(root, *larger)[1]
     after = json_of(root, "status", "more")
@@ -47,7 +45,6 @@ def test_a_finished_sweep_is_extended(tmp_path: Path) -> None:
     assert [t["state"] for t in after["trials"]] == ["COMPLETE"] * 3
     events = json_of(root, "history", "more")["events"]
     assert [e["text"] for e in events if e["kind"] == "spec"] == ["budget.trials: 2 -> 3"]
-    issued = [e["trial"] for e in events if e["kind"] == "issued"]
-    assert issued == [0, 1, 2]
+    assert [e["trial"] for e in events if e["kind"] == "issued"] == [0, 1, 2]
     assert "trials: 3" in (tmp_path / "runs" / "more" / "sweep.yaml").read_text()
     assert "changed" not in finished(root, *larger)[1]

@@ -27,8 +27,7 @@ def test_a_sweep_is_judged_at_its_end(tmp_path: Path) -> None:
     with Study.open(folder) as study:
         decisions = parse_judgements(study.judgements())
     assert {(v.judge, v.decoding) for v in decisions} == {("checker", "greedy"), ("checker", "sampled")}
-    assert len(decisions) == 4
-    assert len(list(folder.path.glob("trials/*/*/model"))) == 2
+    assert (len(decisions), len(list(folder.path.glob("trials/*/*/model")))) == (4, 2)
     assert len(list((root / "artifacts").rglob("judge.json"))) == 1
     assert len(list((root / "artifacts").rglob("report.html"))) == 1
     assert "Judgements" in folder.report.read_text(encoding="utf-8")

@@ -77,8 +77,7 @@ def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: An
         storage=storage,
         tracking={"uri": f"sqlite:///{fast_tmp_path}/elsewhere/mlflow.db", "artifacts": f"{s3.url}/files"},
     )
-    mirror = Mirror(url).subfolders(name)
-    driver = orchestrate(lost, "sweep", str(file))
+    mirror, driver = Mirror(url).subfolders(name), orchestrate(lost, "sweep", str(file))
     (number,) = wait_until(lambda: driver.poll() is not None or _running_with_a_copy(mirror, lost, name))
     _kill_all(psutil.Process(driver.pid))
     driver.communicate(timeout=30)
@@ -96,8 +95,7 @@ def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: An
     assert stored == {f"{status(name, new)['best']:04d}"}
     assert Mirror(f"{s3.url}/files").files(), "MLflow's files are in the bucket"
     assert not (new / "artifacts").exists()
-    with_secrets = [path for path in new.rglob("*") if path.is_file() and b"not-a-real-secret" in path.read_bytes()]
-    assert not with_secrets
+    assert not [path for path in new.rglob("*") if path.is_file() and b"not-a-real-secret" in path.read_bytes()]
 
     finished(alone, "sweep", str(_sweep(fast_tmp_path, name)))
     assert differences(study_record(alone, name), study_record(new, name)) == []

@@ -1,7 +1,5 @@
 """Sweeps of earlier versions, kept in tests/golden/old_sweep, are read, compared, resumed and delivered to MLflow."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import os
@@ -55,20 +53,16 @@ def read(home: Path, *arguments: str) -> dict[str, Any]:
 
 def test_a_finished_sweep_is_read(home: Path) -> None:
     found = read(home, "status", "finished")
-    assert found["state"] == "finished"
-    assert [trial["state"] for trial in found["trials"]] == ["COMPLETE"] * 5
+    assert (found["state"], [trial["state"] for trial in found["trials"]]) == ("finished", ["COMPLETE"] * 5)
     assert [trial["params"]["loss.beta"] for trial in found["trials"]] == [10.0, 10.0, 5.0, 2.0, 3.0]
     assert all(trial["step"] == trial["steps"] == 6 for trial in found["trials"])
     run_ids = json.loads((home / "finished" / "runs.json").read_text())
     assert {trial["run_id"] for trial in found["trials"]} == {run_ids[str(number)] for number in range(5)}
-
     winner = read(home, "best", "finished")
-    assert winner["number"] == 0
-    assert winner["metrics"]["eval_accuracies/logp"] == 0.75
+    assert (winner["number"], winner["metrics"]["eval_accuracies/logp"]) == (0, 0.75)
     kinds = [event["kind"] for event in read(home, "history", "finished")["events"]]
     assert kinds.count("complete") == 5
     assert "enqueued" in kinds
-
     orchestrate(home, "report", "finished")
     page = (home / "finished" / "report.html").read_text(encoding="utf-8")
     assert "Result" in page
@@ -106,8 +100,7 @@ def test_an_interrupted_sweep_is_resumed_and_extended(home: Path) -> None:
     orchestrate(home, "resume", "interrupted", "--set", "budget.trials=4")
 
     found = read(home, "status", "interrupted")
-    assert found["state"] == "finished"
-    assert [trial["state"] for trial in found["trials"]] == ["COMPLETE"] * 4
+    assert (found["state"], [trial["state"] for trial in found["trials"]]) == ("finished", ["COMPLETE"] * 4)
     assert {trial["step"] for trial in found["trials"]} == {60}
     assert [trial["run_id"] for trial in found["trials"][:2]] == [run_ids["0"], run_ids["1"]]
     # Seconds differ from run to run: equal ones mean that nothing before the old checkpoint was trained again.
@@ -124,7 +117,6 @@ def test_an_interrupted_sweep_is_resumed_and_extended(home: Path) -> None:
     with sqlite3.connect(home / "mlflow.db") as connection:
         for name in ("0", "1", "2", "3"):
             steps = connection.execute(
-                "select step, count(*) from metrics where key = 'loss' and run_uuid = ? group by step",
-                (runs[name][0],),
+                "select step, count(*) from metrics where key = 'loss' and run_uuid = ? group by step", (runs[name][0],)
             ).fetchall()
             assert dict(steps) == dict.fromkeys(range(5, 61, 5), 1), "each point once"

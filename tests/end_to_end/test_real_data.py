@@ -8,7 +8,6 @@ import pytest
 from tests.support.processes import finished, json_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
 SWEEP = """
 name: real
 base:

@@ -30,8 +30,7 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 def test_resolved_form(file: Path) -> None:
     spec = load_spec(file)
     assert spec.name == file.stem
-    golden = GOLDEN / file.name
-    resolved = dump_spec(spec)
+    golden, resolved = GOLDEN / file.name, dump_spec(spec)
     if os.environ.get("UPDATE_GOLDEN"):
         golden.write_text(resolved)
     assert golden.is_file(), f"no golden file for {file.name}; write it with UPDATE_GOLDEN=1"
@@ -110,8 +109,7 @@ def test_given_trials_run_first(name: str, tmp_path: Path) -> None:
     spec = load_spec(Path(sweeps.__file__).parent / f"{name}.yaml")
     study = Study.create(SweepFolder(tmp_path, name), spec)
     for given in spec.enqueue:
-        claimed = study.ask()
-        assert claimed.config.canonical_params() == apply_params(spec.base, given).canonical_params()
+        assert study.ask().config.canonical_params() == apply_params(spec.base, given).canonical_params()
     study.dispose()
 
 

@@ -68,8 +68,7 @@ def test_the_bytes_of_plan_are_the_bytes_that_are_submitted(
     assert (b"assumed for each machine: 8 GPUs (--gpus-per-machine), 64 CPUs" in messages.err) == (
         "--kuberay" in options
     )
-    assert got.read_bytes() == planned
-    assert (fast_tmp_path / "got.options").read_text().split() == told
+    assert (got.read_bytes(), (fast_tmp_path / "got.options").read_text().split()) == (planned, told)
     assert not (fast_tmp_path / "runs").exists()
 
 
@@ -119,8 +118,7 @@ def test_a_job_out_of_time_requeues_itself_and_goes_on(
     _program(fast_tmp_path / "bin", "scontrol", f'#!/bin/sh\necho "$@" >> {fast_tmp_path / "scontrol.log"}\n')
     root, log = fast_tmp_path / "runs", fast_tmp_path / "job.log"
 
-    first = _job(script, fast_tmp_path, 0)
-    started = root / NAME / "trials" / "0000" / "1"
+    first, started = _job(script, fast_tmp_path, 0), root / NAME / "trials" / "0000" / "1"
     wait_until(lambda: first.poll() is not None or list(started.glob("checkpoints/step-*")), log.read_text)
     assert first.poll() is None, log.read_text()
     token = next(root.glob(".slurm-*/token"))
@@ -132,11 +130,9 @@ def test_a_job_out_of_time_requeues_itself_and_goes_on(
     assert not list(root.glob(".slurm-*"))
     assert status(NAME, root)["state"] == "interrupted"
 
-    second = _job(script, fast_tmp_path, 1)
-    assert second.wait(timeout=400) == 0, log.read_text()
+    assert _job(script, fast_tmp_path, 1).wait(timeout=400) == 0, log.read_text()
     assert (fast_tmp_path / "scontrol.log").read_text() == "requeue 4711\n", "nothing to requeue"
     found = status(NAME, root)
-    assert [t["state"] for t in found["trials"]] == ["COMPLETE"] * 2
-    assert found["trials"][0]["attempts"] == 2
+    assert ([t["state"] for t in found["trials"]], found["trials"][0]["attempts"]) == (["COMPLETE"] * 2, 2)
     assert secret not in log.read_text()
     assert secret not in json.dumps(found)

@@ -43,8 +43,7 @@ budget: {concurrency: 1}  # trial 0 is interrupted, and one worker trains all th
 
 @pytest.mark.timeout(600)
 def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
-    root = tmp_path / "runs"
-    file = tmp_path / "tiny.yaml"
+    root, file = tmp_path / "runs", tmp_path / "tiny.yaml"
     file.write_text(TINY)
     first = orchestrate(root, "sweep", str(file))
     assert first.stderr is not None
@@ -66,8 +65,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     out, err = finished(root, "resume", "tiny", "--set", "keep_models=2")
     assert "Best: " in out
     found = status("tiny", root)
-    assert found["state"] == "finished"
-    assert [t["state"] for t in found["trials"]] == ["COMPLETE"] * 3
+    assert (found["state"], [t["state"] for t in found["trials"]]) == ("finished", ["COMPLETE"] * 3)
     assert {t["step"] for t in found["trials"]} == {60} == {t["steps"] for t in found["trials"]}
     assert json.dumps(found)
 
@@ -76,8 +74,7 @@ def test_a_sweep_interrupted_resumed_and_exported(tmp_path: Path) -> None:
     assert not list(folder.path.glob("trials/*/*/checkpoints"))
     assert not list(folder.path.glob("ray/tune-*")), "Tune's pickles are gone"
     _check_mlflow(root, found)
-    page = folder.report.read_text(encoding="utf-8")
-    assert "Result" in page
+    assert "Result" in folder.report.read_text(encoding="utf-8")
     assert list((root / "artifacts").rglob("report.html")), "the report is an artifact of the parent run"
     assert "Next:" in err
     assert "orchestrate report tiny" in err

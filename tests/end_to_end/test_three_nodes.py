@@ -87,13 +87,10 @@ def test_a_node_is_killed_and_its_trial_goes_on_elsewhere(fast_tmp_path: Path, t
     assert "3 machines, 3 concurrent trials" in err
     assert not any(process.is_running() and process.status() != "zombie" for process in below), "the node is dead"
     with Study.open(SweepFolder(hit, NAME)) as study:
-        records = study.trials()
-        events = study.events()
+        records, events = study.trials(), study.events()
     assert records[number].attempts == 2, [record.attempts for record in records]
     assert {record.attempts for record in records if record.number != number} == {1}
     assert [event.trial for event in events if event.kind == "worker lost"] == [number]
-    second = (hit / NAME / "trials" / f"{number:04d}" / "2").is_dir()
-    assert second
-
+    assert (hit / NAME / "trials" / f"{number:04d}" / "2").is_dir()
     finished(alone, "sweep", str(file))
     assert differences(sweep_record(alone, NAME), sweep_record(hit, NAME)) == []

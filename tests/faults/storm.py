@@ -37,37 +37,29 @@ _RESUMABLE = (1, 130)
 
 def sweep_file(trials: int, seed: int) -> dict[str, Any]:
     """A sweep of real trials on a CPU, seconds each: tpe suggests, hyperband prunes."""
-    size = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    return {
-        "name": NAME,
-        "base": {
-            "model": {"generated": size | {"num_key_value_heads": 2}},
-            "data": {
-                "train": {"generated": "instructions", "rows": 400},
-                "eval": {"generated": "instructions", "split": "eval", "rows": 24},
-                "max_length": 128,
-            },
-            "loss": {"kind": "simpo"},
-            "training": {
-                "pairs_per_update": 8,
-                "max_steps": 80,
-                "eval_steps": 10,
-                "save_steps": 5,
-                "logging_steps": 2,
-                "learning_rate": 1e-3,
-            },
-            "evaluation": {"prompts": 4, "samples": 2, "max_new_tokens": 6},
-        },
-        "search": {
-            "loss.beta": {"uniform": [1.0, 10.0]},
-            "loss.gamma": {"uniform": [0.2, 1.6]},
-            "training.learning_rate": {"log_uniform": [1e-4, 3e-3]},
-        },
-        "sampler": {"kind": "tpe", "seed": seed, "n_startup_trials": 4},
-        "pruner": "hyperband",
-        "maximize": "eval_accuracies/logp",
-        "budget": {"trials": trials, "concurrency": 2},
-    }
+    text = f"""
+name: {NAME}
+base:
+  model: {{generated: {{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2,
+                      num_key_value_heads: 2}}}}
+  data:
+    train: {{generated: instructions, rows: 400}}
+    eval: {{generated: instructions, split: eval, rows: 24}}
+    max_length: 128
+  loss: {{kind: simpo}}
+  training: {{pairs_per_update: 8, max_steps: 80, eval_steps: 10, save_steps: 5, logging_steps: 2,
+             learning_rate: 1.0e-3}}
+  evaluation: {{prompts: 4, samples: 2, max_new_tokens: 6}}
+search:
+  loss.beta: {{uniform: [1.0, 10.0]}}
+  loss.gamma: {{uniform: [0.2, 1.6]}}
+  training.learning_rate: {{log_uniform: [1.0e-4, 3.0e-3]}}
+sampler: {{kind: tpe, seed: {seed}, n_startup_trials: 4}}
+pruner: hyperband
+maximize: eval_accuracies/logp
+budget: {{trials: {trials}, concurrency: 2}}
+"""
+    return yaml.safe_load(text)
 
 
 @dataclass
@@ -158,8 +150,7 @@ def weather(
         if driver is None:
             tally.drivers += 1
             driver = Driver(root, file, logs / f"{tally.drivers:03d}.log")
-            before = logged_points(root)
-            lives_on = False
+            before, lives_on = logged_points(root), False
         if left:
             initial_completions = not lives_on and chance.random() < _AT_START
             seconds = chance.uniform(0.2, 12.0) if initial_completions else chance.uniform(0.0, 5.0)
@@ -242,8 +233,7 @@ def storm(
     file.write_text(yaml.safe_dump(_merged(sweep_file(trials, seed), changes or {}), sort_keys=False))
     repository = path / "tally.json"
     tally = Tally(**json.loads(repository.read_text())) if repository.exists() else Tally()
-    chance = random.Random(f"{seed} {tally.sweeps}")
-    began = time.monotonic() - tally.seconds
+    chance, began = random.Random(f"{seed} {tally.sweeps}"), time.monotonic() - tally.seconds
     calm_root = path / "calm"
     if not (calm_root / NAME).exists():
         weather(calm_root, file, 0, chance, Tally(), say)
@@ -288,8 +278,7 @@ def main() -> int:
     options.add_argument("--sweeps", type=int, help="pause after so many; the same command goes on")
     options.add_argument("--place", type=Path, default=Path("runs/storm"), help="everything is written here")
     options.add_argument("--with", dest="changes", type=yaml.safe_load, default={}, help="YAML merged over the sweep")
-    requested = options.parse_args()
-    began = time.monotonic()
+    requested, began = options.parse_args(), time.monotonic()
 
     def say(text: str) -> None:
         print(f"{time.monotonic() - began:7.1f} s  {text}", flush=True)

@@ -23,7 +23,6 @@ base:
 search: {loss.beta: [2.0, 3.0]}
 maximize: eval_accuracies/logp
 """
-
 GOOD = [{"prompt": f"question {n}", "chosen": f"yes {n}", "rejected": f"no {n}"} for n in range(40)]
 BAD = {
     "a boolean": {"prompt": "q", "chosen": True, "rejected": "no"},
@@ -35,8 +34,7 @@ BAD = {
 
 
 def write(path: Path, rows: list[dict[str, object]], result: str = "\n") -> SweepSpec:
-    lines = [json.dumps(row) for row in rows]
-    (path / "rows.jsonl").write_bytes((result.join(lines) + result).encode())
+    (path / "rows.jsonl").write_bytes((result.join([json.dumps(row) for row in rows]) + result).encode())
     return load_spec_text(SWEEP, path)
 
 
@@ -68,12 +66,10 @@ def test_a_file_that_changed_since_the_start_is_refused_with_what_changed(tmp_pa
 
     folder = SweepFolder(tmp_path / "runs", "s")
     folder.path.mkdir(parents=True)
-    worker = PreparedHere(folder.cache)
-    spec = write(tmp_path, list(GOOD))
+    worker, spec = PreparedHere(folder.cache), write(tmp_path, list(GOOD))
     check_data(spec, folder, SilentView(), worker)  # pyright: ignore[reportArgumentType]
     check_data(spec, folder, SilentView(), worker)  # pyright: ignore[reportArgumentType]
     before = (folder.path / "data.json").read_bytes()
-
     changed = [*GOOD[:4], GOOD[4] | {"chosen": "maybe"}, *GOOD[5:], {"prompt": "new", "chosen": "a", "rejected": "b"}]
     write(tmp_path, changed)
     with pytest.raises(DataError, match=r"rows\.jsonl row 5\b") as refused:
@@ -83,6 +79,5 @@ def test_a_file_that_changed_since_the_start_is_refused_with_what_changed(tmp_pa
     assert "1 new (" in messages
     assert "row 41" in messages
     assert (folder.path / "data.json").read_bytes() == before
-
     write(tmp_path, list(GOOD))
     check_data(spec, folder, SilentView(), worker)  # pyright: ignore[reportArgumentType]

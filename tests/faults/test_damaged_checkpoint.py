@@ -43,8 +43,7 @@ def test_a_damaged_one_is_set_aside_and_the_one_before_is_used(
 def test_a_half_written_one_is_not_seen(tmp_path: Path) -> None:
     path = checkpoints.save_checkpoint(tmp_path, state(10))
     shutil.copytree(path, path.with_name(".step-00000011.abcd.tmp"))
-    found = checkpoints.load_newest([tmp_path])
-    assert found.step == 10
+    assert checkpoints.load_newest([tmp_path]).step == 10
 
 
 @pytest.mark.parametrize("harm", ["newest", "all"])

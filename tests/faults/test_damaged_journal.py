@@ -44,8 +44,7 @@ def test_damage_in_the_middle_is_an_error_with_its_place(tmp_path: Path) -> None
         (folder / "messages.jsonl").write_bytes(content)
         with pytest.raises(JournalDamaged, match=f"at byte {second}") as caught:
             Outbox(folder, Recorder())
-        assert caught.value.offset == second
-        assert (folder / "messages.jsonl").read_bytes() == content
+        assert (caught.value.offset, (folder / "messages.jsonl").read_bytes()) == (second, content)
 
 
 def scan(path: Path) -> tuple[JournalDamaged | None, list[int]]:
@@ -59,8 +58,7 @@ def scan(path: Path) -> tuple[JournalDamaged | None, list[int]]:
 
 
 def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
-    complete = write(tmp_path / "o", 3)
-    chance = random.Random(5)
+    complete, chance = write(tmp_path / "o", 3), random.Random(5)
     for path in sorted(chance.sample(range(len(complete)), 60)):
         folder = tmp_path / f"bit{path}"
         folder.mkdir()

@@ -34,11 +34,9 @@ def test_no_orphan_trains_on(tmp_path: Path) -> None:
     driver.wait()
     write_script(tmp_path, steps=STEPS)  # an orphan that lived could train on
     ended = {r.number: r.state for r in records(tmp_path) if r.state is not TrialState.RUNNING}
-    workers = [p for p in below if "ray::Worker" in title(p)]
-    _, left = psutil.wait_procs(workers, timeout=300)
+    _, left = psutil.wait_procs([p for p in below if "ray::Worker" in title(p)], timeout=300)
     assert alive(left) == [], "they outlive their driver"
     assert max(int(line.split()[1]) for line in trained(tmp_path)) < STEPS, "somebody trained on"
-
     folder = sweep_folder(tmp_path)
     first = [folder.attempt(record.number, 1) for record in records(tmp_path)]
     before = {p: p.stat().st_mtime_ns for path in first for p in path.rglob("*")}
@@ -58,8 +56,7 @@ def test_a_request_works_after_a_resume(tmp_path: Path) -> None:
     driver.kill()
     driver.wait()
     write_script(tmp_path, steps=100_000)
-    again = drive(tmp_path)
-    seen = len(trained(tmp_path))
+    again, seen = drive(tmp_path), len(trained(tmp_path))
     wait_for(lambda: len(trained(tmp_path)) > seen, again)
     with Study.open(sweep_folder(tmp_path)) as study:
         study.add_request("stop", "enough of trial 0", trial=0)

@@ -21,11 +21,9 @@ def test_a_killed_driver_is_followed_by_one_that_finishes_exactly(tmp_path: Path
     write_script(tmp_path, steps=STEPS, hold={"*": 3})
     driver = drive(tmp_path)
     wait_for(lambda: len(trained(tmp_path)) >= 6, driver)
-
     second = subprocess.run(command(tmp_path), capture_output=True, text=True, check=False)
     assert second.returncode == 4
     assert f"pid {driver.pid} on" in second.stderr
-
     driver.send_signal(signal.SIGKILL)
     driver.wait()
     assert any(r.state is TrialState.RUNNING for r in records(tmp_path))
@@ -43,8 +41,7 @@ def test_killed_twenty_times_with_everything_it_started(tmp_path: Path) -> None:
     write_script(tmp_path, steps=STEPS, pause=0.5)
     chance, kills, before = random.Random(3), 0, dict[int, int]()
     while kills < 20:
-        driver = drive(tmp_path)
-        seen = len(trained(tmp_path))
+        driver, seen = drive(tmp_path), len(trained(tmp_path))
         if chance.random() < 0.7:
             wait_for(lambda seen=seen, driver=driver: len(trained(tmp_path)) > seen or driver.poll() == 0, driver)
         time.sleep(chance.uniform(0.2, 3.0))

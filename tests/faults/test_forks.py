@@ -72,8 +72,7 @@ def test_it_goes_on_from_the_checkpoint_and_is_told_of_everywhere(root: Path) ->
     assert fork_names(root) == [], "it has a checkpoint of its own, or has ended"
     with Study.open(SweepFolder(root, "s")) as study:
         record = next(r for r in study.trials() if r.fork is not None)
-        parent = study.metric_history(0)
-        mine = study.metric_history(record.number)
+        parent, mine = study.metric_history(0), study.metric_history(record.number)
         events = [e.text for e in study.events() if e.kind == "cloned"]
         assert [t.number for t in study.snapshots() if t.is_fork] == [record.number]
     assert (record.number, record.parent, record.fork and record.fork.step) == (1, 0, 3)
@@ -97,8 +96,7 @@ def test_killed_while_asking_and_asked_again(root: Path, fast_tmp_path: Path) ->
     shutil.copytree(root, calm)
     ask(calm)
     assert forked(partial(drive, calm)) == 0
-    deaths = [killed_at(partial(ask, root), step_metrics) for step_metrics in ASKING]
-    assert deaths == [KILLED] * len(ASKING)
+    assert [killed_at(partial(ask, root), step_metrics) for step_metrics in ASKING] == [KILLED] * len(ASKING)
     with Study.open(SweepFolder(root, "s")) as study:
         assert study.enqueued_trials() == [], "killed before it was queued, it is not queued"
     assert len(fork_names(root)) > 0
@@ -166,8 +164,7 @@ def test_what_a_checkpoint_cannot_go_on_under_is_refused_by_name(root: Path) -> 
 
 
 def test_without_a_good_checkpoint_it_is_refused(root: Path) -> None:
-    folder = SweepFolder(root, "s")
-    (run,) = folder.trial(0).glob("[0-9]*")
+    (run,) = SweepFolder(root, "s").trial(0).glob("[0-9]*")
     (checkpoint_path(run, 3) / "state.json").write_text("{}")
     with pytest.raises(RequestRefused, match=r"no valid checkpoint yet: the checkpoint of update 3 is damaged"):
         ask(root)

@@ -15,8 +15,7 @@ UNSAFE = {("torch", "load"), ("pickle", "load"), ("pickle", "loads"), ("joblib",
 
 
 def test_no_pickle_is_ever_opened(tmp_path: Path) -> None:
-    canary = tmp_path / "canary"
-    path = checkpoints.save_checkpoint(tmp_path, state(10))
+    canary, path = tmp_path / "canary", checkpoints.save_checkpoint(tmp_path, state(10))
 
     class Bomb:
         def __reduce__(self) -> tuple[object, tuple[str]]:

@@ -15,7 +15,6 @@ base:
 search: {loss.beta: [2.0, 3.0]}
 maximize: eval_accuracies/logp
 """
-
 BAD = {
     "empty": ("", "s.yaml"),
     "tabs": (GOOD.replace("  loss", "\tloss"), ":5"),

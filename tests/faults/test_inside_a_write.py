@@ -14,30 +14,13 @@ from orchestrator.tracking.mlflow_client import connect
 from tests.support.local_driver import KILLED, drive, forked, killed_at
 from tests.support.sweep_record import count_points, differences, doubled_rows, sweep_record
 
-POINTS = {
-    "sweep.folder": 1,
-    "sweep.made": 1,
-    "study.tables": 1,
-    "study.begun": 2,
-    "outbox.append": 2,
-    "folder.sync": 1,
-    "checkpoint.weights": 1,
-    "checkpoint.manifest": 1,
-    "outbox.deliver": 1,
-    "study.commit": 5,
-    "outbox.appended": 3,
-    "outbox.delivered": 1,
-    "folder.rename": 1,
-    "folder.renamed": 1,
-    "study.committed": 4,
-    "checkpoint.discarded": 1,
-    "outbox.advanced": 1,
-    "file.rename": 1,
-    "file.renamed": 1,
-    "trial.told": 1,
-    "trial.closed": 1,
-    "retention.remove": 1,
-}
+IN_ORDER = """
+sweep.folder:1 sweep.made:1 study.tables:1 study.begun:2 outbox.append:2 folder.sync:1 checkpoint.weights:1
+checkpoint.manifest:1 outbox.deliver:1 study.commit:5 outbox.appended:3 outbox.delivered:1 folder.rename:1
+folder.renamed:1 study.committed:4 checkpoint.discarded:1 outbox.advanced:1 file.rename:1 file.renamed:1
+trial.told:1 trial.closed:1 retention.remove:1
+"""
+POINTS = {name: int(nth) for name, nth in (word.split(":") for word in IN_ORDER.split())}
 """Each point, in the order in which one sweep comes to it, and a pass."""
 
 

@@ -84,8 +84,7 @@ def test_a_disk_of_two_megabytes_that_fills_up(tmp_path: Path) -> None:
 def test_a_sweep_that_cannot_fit_is_refused_before_it_begins(
     fast_tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make_spec(4, keep_models=3)
-    folder = SweepFolder(fast_tmp_path, "s")
+    spec, folder = make_spec(4, keep_models=3), SweepFolder(fast_tmp_path, "s")
     need = disk_need(spec, 2)
     check_disk_space(folder, spec, Slots(2, 0.0, 1))
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(0, 0, need.bytes - 1))
@@ -102,18 +101,15 @@ def test_the_size_of_a_model_is_known_before_it_is_loaded(fast_tmp_path: Path, m
 
     monkeypatch.setenv("HF_HUB_CACHE", str(fast_tmp_path))
     config = ModelConfig.model_validate({"generated": {"hidden_size": 64, "num_hidden_layers": 3}})
-    folder = generate_model(config.generated, fast_tmp_path)
-    exact = parameter_count(ModelConfig(name_or_path=str(folder)))
-    about = parameter_count(config)
-    assert about == pytest.approx(exact, rel=0.1)
+    exact = parameter_count(ModelConfig(name_or_path=str(generate_model(config.generated, fast_tmp_path))))
+    assert parameter_count(config) == pytest.approx(exact, rel=0.1)
     assert parameter_count(ModelConfig(name_or_path="meta-llama/Meta-Llama-3-8B-Instruct")) == 8_000_000_000
     assert parameter_count(ModelConfig(name_or_path="Qwen/Qwen2.5-0.5B")) == 500_000_000
     assert parameter_count(ModelConfig(name_or_path="microsoft/phi-4")) is None
 
 
 def test_48_trials_never_hold_more_than_the_best_and_the_running(fast_tmp_path: Path) -> None:
-    spec = make_spec(48, keep_models=3)
-    most = 0
+    spec, most = make_spec(48, keep_models=3), 0
     with Study.create(SweepFolder(fast_tmp_path, "s"), spec) as study:
         folder, running = study.folder, []
         for trial in iter(study.ask, None):

@@ -98,8 +98,7 @@ def test_a_learning_rate_that_kills_the_model_without_a_nan(
     assert "chosen log-prob fell from" in dead.reason
     assert dead.step < 40
     assert all(math.isfinite(value) for value in dead.metrics.values()), "no NaN gave it away"
-    uri = f"sqlite:///{root.resolve() / 'mlflow.db'}"
-    client = connect(root, uri)
+    client = connect(root, f"sqlite:///{root.resolve() / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("prefsweep")
     expected = f"tags.`prefsweep.sweep_id` = '{known}' and tags.`prefsweep.run` = '1'"
     run = client.search_runs([experiment.experiment_id], expected)[0]

@@ -24,8 +24,7 @@ except Exception as error:
 
 def stranger(address: str, environment: dict[str, str]) -> tuple[str, int | None]:
     """What somebody without the right token gets to see; Ray may knock for ever, which is no entry either."""
-    command = [sys.executable, "-c", STRANGER, address]
-    pipe = subprocess.PIPE
+    command, pipe = [sys.executable, "-c", STRANGER, address], subprocess.PIPE
     with subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True) as process:
         try:
             return "".join(process.communicate(timeout=45)), process.returncode
@@ -49,7 +48,6 @@ def test_what_listens_and_who_gets_in(tmp_path: Path) -> None:
         assert token.stat().st_mode & 0o077 == 0
         secret = token.read_text()
         assert not any(secret in " ".join(p.cmdline()) for p in below), "every user may read arguments"
-
         base = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         wrong = tmp_path / "wrong"
         wrong.write_text("0" * 64)

@@ -82,8 +82,7 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(fast_tmp_path: Path, mon
     with Study.create(SweepFolder(fast_tmp_path, "s"), make_spec(1)) as study:
         driven = make_controller(study, sink, view)
         for _ in range(3):
-            task = driven.next_attempt(1)
-            driven.on_worker_lost(task.id, trial.cause)
+            driven.on_worker_lost(driven.next_attempt(1).id, trial.cause)
         logged = [driven.stop_reason.text, *view.said, *(event.text for event in study.events()), str(sink.calls)]
     assert "canary" not in "".join(logged)
     assert found_in(fast_tmp_path) == []

@@ -16,8 +16,7 @@ from trainer.results import StepMetrics
 
 @pytest.mark.faults
 def test_a_server_killed_and_started_again_gets_every_point_once(runs: Path, ui: UiServer) -> None:
-    port = int(ui.base.rpartition(":")[2])
-    box = Outbox(runs / "outbox", receiver(runs, ui.base))
+    port, box = int(ui.base.rpartition(":")[2]), Outbox(runs / "outbox", receiver(runs, ui.base))
     begin(box)
     for step in range(5):
         box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))
@@ -51,8 +50,7 @@ def test_a_server_that_hangs_holds_nobody_and_gets_the_rest_later(
         os.kill(pid, signal.SIGSTOP)
     for step in range(1, 50):
         box.log_metrics("0", [StepMetrics(step, {"loss": 1.0})], at=float(step))
-    left = box.close(1.0)
-    assert left >= 48, "neither telling nor closing waited for the server"
+    assert box.close(1.0) >= 48, "neither telling nor closing waited for the server"
     for pid in tree:
         os.kill(pid, signal.SIGCONT)
     assert Outbox(runs / "outbox", receiver(runs, ui.base)).close(120.0) == 0

@@ -177,8 +177,7 @@ def test_the_holder_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyP
     assert driver_lease.holder_name(mine) == f"pid {os.getpid()} on {os.uname().nodename}"
     who, _, mark = mine.partition(", process ")
     assert driver_lease.has_ended(mine), "a study opened again by its own process"
-    other = f"pid 1 on here, process {mark}"
-    assert driver_lease.has_ended(other), "another process has that number now"
+    assert driver_lease.has_ended(f"pid 1 on here, process {mark}"), "another process has that number now"
     assert not driver_lease.has_ended(f"{who}, process 0000/pid:[1]/77"), "another machine's"
     assert not driver_lease.has_ended("pid 1 on somewhere")
 
@@ -194,10 +193,8 @@ def test_of_many_that_begin_at_once_one_does(fast_tmp_path: Path) -> None:
         except NameTaken:
             os._exit(2)
 
-    codes = forked_together(count, begin)
-    assert sorted(codes) == [0] + [2] * (count - 1)
-    assert [p.name for p in fast_tmp_path.iterdir()] == ["s"]
-    assert folder.spec.read_text() == spec
+    assert sorted(forked_together(count, begin)) == [0] + [2] * (count - 1)
+    assert ([p.name for p in fast_tmp_path.iterdir()], folder.spec.read_text()) == (["s"], spec)
 
 
 def test_a_beat_notices_who_took_over(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,8 +30,7 @@ time.sleep(600)  # it is stopped and killed before
 
 def test_a_sleeping_worker_of_an_older_attempt_is_put_down(tmp_path: Path) -> None:
     write_script(tmp_path, steps=4)
-    command = [sys.executable, "-c", WORKER, str(tmp_path)]
-    zombie = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    zombie = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert zombie.stdout.readline() == "1\n"
     zombie.send_signal(signal.SIGSTOP)
     attempt = AttemptRunner(make_task(tmp_path, attempt=2), lambda: FakeSession(tmp_path / "cache"), lock_timeout=0.3)

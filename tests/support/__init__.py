@@ -1,7 +1,5 @@
 """Helpers of the tests, importable in every process that a test starts (`tests/conftest.py`)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 IN_MEMORY = Path("/dev/shm") if Path("/dev/shm").is_dir() else None

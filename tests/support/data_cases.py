@@ -1,7 +1,5 @@
 """Tokenizers and configurations small enough for the data tests."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +15,6 @@ from trainer.data.tokenization import EncodedPair, PairTokenizer
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data"
 """Real preference data, where it lies beside the checkout."""
-
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -27,8 +24,6 @@ LLAMA = (
     "{{ eos_token if m['role'] == 'assistant' else '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant: ' }}{% endif %}"
 )
-
-
 MISTRAL = (
     "{{ bos_token }}{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}"
     "{{ raise_exception('roles must alternate') }}{% endif %}"

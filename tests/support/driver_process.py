@@ -1,7 +1,5 @@
 """A driver of scripted trials on a Ray of its own, as a process that tests may kill: this module, run with ROOT."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from collections.abc import Callable

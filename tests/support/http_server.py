@@ -1,7 +1,5 @@
 """An HTTP server of a test, on a free port of this machine."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager

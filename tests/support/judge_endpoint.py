@@ -1,7 +1,5 @@
 """A small OpenAI-compatible server on this machine, which judges as a test tells it to and keeps what it was asked."""
 
-from __future__ import annotations
-
 import json
 import re
 import threading
@@ -36,7 +34,6 @@ HANG = "hang"
 DRIP = "drip"
 Action = str | int | Raw | dict[str, Any]
 """A completion's text, a status, raw bytes, or fields of the completion's choice."""
-
 _PARTS = re.compile(
     r"<prompt>\n(.*)\n</prompt>\n\n<answer_a>\n(.*)\n</answer_a>\n\n<answer_b>\n(.*)\n</answer_b>", re.DOTALL
 )

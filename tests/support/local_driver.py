@@ -3,8 +3,6 @@
 A start costs milliseconds instead of seconds, so that it can be killed at hundreds of instants.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable
@@ -41,8 +39,6 @@ def make_controller(study: Study, sink: Any, view: Any = None, signals: Any = No
 
 
 def _nothing(_: object) -> None: ...
-
-
 def _unchanged(config: TrialConfig) -> TrialConfig:
     return config
 

@@ -1,7 +1,5 @@
 """Metrics that tests report, how their trials end, and what is left of them without the clock."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from orchestrator.study.trial_records import FailureKind, Outcome, TrialState

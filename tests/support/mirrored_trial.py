@@ -1,7 +1,5 @@
 """Attempts of one trial, each on a disk of its own, with one mirror."""
 
-from __future__ import annotations
-
 import json
 import sys
 import time

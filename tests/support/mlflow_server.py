@@ -1,7 +1,5 @@
 """A real MLflow server over a store of its own, and an outbox that tells it of one trial."""
 
-from __future__ import annotations
-
 import sqlite3
 from collections.abc import Generator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """One example of every objective, and random pairs of log-probs to try them on."""
 
-from __future__ import annotations
-
 from typing import Any, get_args
 
 import torch
@@ -15,7 +13,6 @@ _TERMS: dict[str, dict[str, Any]] = {term: {} for term in get_args(DpoLossType)}
     "exo_pair": {"label_smoothing": 1e-3},
     "aot": {"label_smoothing": 0.05},
 }
-
 OBJECTIVES: dict[str, LossConfig] = {
     "simpo": SimpoLoss(beta=2.0, gamma=1.0),
     "simpo-smoothed": SimpoLoss(beta=2.5, gamma_beta_ratio=0.4, label_smoothing=0.1),

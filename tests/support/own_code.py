@@ -1,7 +1,5 @@
 """A model folder whose model and tokenizer are classes of its own, as many on the hub are."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A PostgreSQL server of its own for tests, from Debian's package `postgresql` or what is on the PATH."""
 
-from __future__ import annotations
-
 import importlib.util
 import os
 import shutil

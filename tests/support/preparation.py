@@ -1,7 +1,5 @@
 """The process that prepares a sweep's data, in this one."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from trainer.config.trial import TrialConfig

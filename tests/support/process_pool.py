@@ -4,8 +4,6 @@ Each line on stdin is a trial for all of them: its configuration, folder, older 
 Each answers with a line: points, ending, and what its training session has loaded.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket

@@ -1,7 +1,5 @@
 """The command as a process of its own, and waiting for what processes and threads do."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

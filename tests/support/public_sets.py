@@ -1,7 +1,5 @@
 """Public data sets: settings, and what becomes of four rows in their published columns, with cells that are unusual."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -34,6 +32,11 @@ def _rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def _kinds(*of_rows: str) -> dict[int, set[str]]:
+    """What is noticed about the first row, the second and so on, in words with blanks between them."""
+    return {number: set(kinds.split()) for number, kinds in enumerate(of_rows, 1) if kinds}
+
+
 TEMPLATE = {"apply_template": True}
 _PRINCETON = (
     "llama3-ultrafeedback",
@@ -46,12 +49,7 @@ PUBLIC_SETS = [
         "HuggingFaceH4/ultrafeedback_binarized",
         "Read as it is. `prompt` stands in both dialogues and is kept once; equal scores are a notice.",
         _rows("HuggingFaceH4_ultrafeedback_binarized"),
-        kinds={
-            1: {"prompt_repeated"},
-            2: {"empty_response"},
-            3: {"prompt_repeated", "score_tie"},
-            4: {"equal_responses"},
-        },
+        kinds=_kinds("prompt_repeated", "empty_response", "prompt_repeated score_tie", "equal_responses"),
         left_out=frozenset({2, 4}),
     ),
     *(
@@ -59,7 +57,7 @@ PUBLIC_SETS = [
             f"princeton-nlp/{name}",
             "Read as it is, as above. Columns with all answers and their scores are left alone.",
             _rows("princeton-nlp"),
-            kinds={1: {"prompt_repeated"}, 2: {"prompt_repeated"}, 3: {"equal_responses"}, 4: {"not_text"}},
+            kinds=_kinds("prompt_repeated", "prompt_repeated", "equal_responses", "not_text"),
             left_out=frozenset({3, 4}),
         )
         for name in _PRINCETON
@@ -68,68 +66,68 @@ PUBLIC_SETS = [
         "trl-lib/ultrafeedback_binarized",
         "Read as it is. A lower score for chosen than for rejected is a notice.",
         _rows("trl-lib_ultrafeedback_binarized"),
-        kinds={2: {"score_contradicts"}, 3: {"empty_response"}, 4: {"score_tie"}},
+        kinds=_kinds("", "score_contradicts", "empty_response", "score_tie"),
         left_out=frozenset({3}),
     ),
     PublicSet(
         "argilla/ultrafeedback-binarized-preferences-cleaned",
         "Read as it is, as above. Ratings and models are left alone.",
         _rows("argilla_ultrafeedback-binarized-preferences-cleaned"),
-        kinds={1: {"prompt_repeated"}, 2: {"prompt_repeated"}, 3: {"empty_response"}, 4: {"empty_prompt"}},
+        kinds=_kinds("prompt_repeated", "prompt_repeated", "empty_response", "empty_prompt"),
         left_out=frozenset({3, 4}),
     ),
     PublicSet(
         "Anthropic/hh-rlhf",
         "Turns become messages; the prompt ends at the last `Assistant:` that both texts share.",
         _rows("Anthropic_hh-rlhf"),
-        settings=TEMPLATE,
-        kinds={1: {"text_turns"}, 2: {"text_turns"}, 3: {"empty_response"}, 4: {"several_turns", "text_turns"}},
+        TEMPLATE,
+        kinds=_kinds("text_turns", "text_turns", "empty_response", "several_turns text_turns"),
         left_out=frozenset({3}),
     ),
     PublicSet(
         "Intel/orca_dpo_pairs",
         "`question` is taken for the prompt, with a notice, and `system` for the system message.",
         _rows("Intel_orca_dpo_pairs"),
-        settings=TEMPLATE,
-        kinds={1: {"recognised_column"}, 2: {"recognised_column"}, 3: {"empty_response"}, 4: {"recognised_column"}},
+        TEMPLATE,
+        kinds=_kinds("recognised_column", "recognised_column", "empty_response", "recognised_column"),
         left_out=frozenset({3}),
     ),
     PublicSet(
         "argilla/distilabel-intel-orca-dpo-pairs",
         "As above. Ties are not left out by themselves: the unused `rating` is a notice.",
         _rows("argilla_distilabel-intel-orca-dpo-pairs"),
-        settings=TEMPLATE,
+        TEMPLATE,
         columns={"prompt": "input"},
-        kinds={
-            1: {"recognised_column", "unused_column"},
-            2: {"recognised_column", "unused_column"},
-            3: {"recognised_column", "unused_column"},
-            4: {"equal_responses"},
-        },
+        kinds=_kinds(
+            "recognised_column unused_column",
+            "recognised_column unused_column",
+            "recognised_column unused_column",
+            "equal_responses",
+        ),
         left_out=frozenset({4}),
     ),
     PublicSet(
         "argilla/distilabel-capybara-dpo-7k-binarized",
         "Read as it is. Earlier turns, which both dialogues share, are the prompt.",
         _rows("argilla_distilabel-capybara-dpo-7k-binarized"),
-        kinds={1: {"prompt_repeated"}, 2: {"prompt_repeated"}, 3: {"prompt_repeated"}, 4: {"empty_response"}},
+        kinds=_kinds("prompt_repeated", "prompt_repeated", "prompt_repeated", "empty_response"),
         left_out=frozenset({4}),
     ),
     PublicSet(
         "argilla/distilabel-math-preference-dpo",
         "Read by the mapped columns; ratings are recognised and compared.",
         _rows("argilla_distilabel-math-preference-dpo"),
-        settings=TEMPLATE,
+        TEMPLATE,
         columns={"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},
-        kinds={1: {"recognised_column"}, 2: {"recognised_column"}, 3: {"equal_responses"}, 4: {"empty_response"}},
+        kinds=_kinds("recognised_column", "recognised_column", "equal_responses", "empty_response"),
         left_out=frozenset({3, 4}),
     ),
     PublicSet(
         "berkeley-nest/Nectar",
         "Refused with a program that makes pairs of the best and the worst answer.",
         _rows("berkeley-nest_Nectar"),
-        settings=TEMPLATE,
-        kinds={1: {"text_turns"}, 2: {"text_turns"}, 3: {"text_turns"}},
+        TEMPLATE,
+        kinds=_kinds("text_turns", "text_turns", "text_turns"),
         converted=3,
     ),
     PublicSet(
@@ -137,7 +135,7 @@ PUBLIC_SETS = [
         "Refused with a program that makes pairs by the sign of `preference_strength`, without ties, turns as "
         "messages.",
         _rows("nvidia_HelpSteer2_preference"),
-        settings=TEMPLATE,
+        TEMPLATE,
         converted=3,
     ),
     PublicSet(
@@ -150,8 +148,8 @@ PUBLIC_SETS = [
         "PKU-Alignment/PKU-SafeRLHF",
         "Refused with a program that makes pairs by `better_response_id`.",
         _rows("PKU-Alignment_PKU-SafeRLHF"),
-        settings=TEMPLATE,
-        kinds={4: {"empty_response"}},
+        TEMPLATE,
+        kinds=_kinds("", "", "", "empty_response"),
         left_out=frozenset({4}),
         converted=4,
     ),
@@ -159,8 +157,8 @@ PUBLIC_SETS = [
         "stanfordnlp/SHP",
         "Refused with a program that makes pairs by `labels`.",
         _rows("stanfordnlp_SHP"),
-        settings=TEMPLATE,
-        kinds={4: {"equal_responses"}},
+        TEMPLATE,
+        kinds=_kinds("", "", "", "equal_responses"),
         left_out=frozenset({4}),
         converted=4,
     ),

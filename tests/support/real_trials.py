@@ -1,7 +1,5 @@
 """The trainer's own training session, in processes that can be told to die."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Generator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """A tracking receiver and a view that remember what they were told."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,7 +70,6 @@ class SilentView:
         self.said.append(text)
 
     def set_total_updates(self, updates_of: Any) -> None: ...
-
     def update_trial(self, record: TrialRecord) -> None:
         self.records.append(record)
 
@@ -80,5 +77,4 @@ class SilentView:
         self.points_seen += 1
 
     def refresh(self) -> None: ...
-
     def close(self) -> None: ...

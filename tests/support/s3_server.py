@@ -1,7 +1,5 @@
 """moto's server: S3's protocol over HTTP on loopback, objects in memory; it can be told to fail."""
 
-from __future__ import annotations
-
 import logging
 import os
 import threading
@@ -53,14 +51,12 @@ def serving() -> Generator[Server]:
     server.speaks.set()
     http = make_server("127.0.0.1", 0, server.around(DomainDispatcherApplication(create_backend_app)), threaded=True)
     threading.Thread(target=http.serve_forever, daemon=True).start()
-    address = f"http://127.0.0.1:{http.server_port}"
-    before = dict(os.environ)
+    address, before = f"http://127.0.0.1:{http.server_port}", dict(os.environ)
     os.environ.update(_SETTINGS | {"AWS_ENDPOINT_URL": address})
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         os.environ.pop(name, None)
     try:
-        made = urllib.request.Request(f"{address}/{BUCKET}", method="PUT")
-        urllib.request.urlopen(made, timeout=20).close()
+        urllib.request.urlopen(urllib.request.Request(f"{address}/{BUCKET}", method="PUT"), timeout=20).close()
         yield server
     finally:
         http.shutdown()

@@ -1,7 +1,5 @@
 """Sweeps made by the real Study from scripted curves, with the files that trials leave: no training."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace

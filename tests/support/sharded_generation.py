@@ -4,8 +4,6 @@ Their answers end at different tokens, as rounding that differs between GPUs can
 the model computes afterwards.
 """
 
-from __future__ import annotations
-
 import json
 import socket
 import sys
@@ -28,8 +26,7 @@ NEVER = 319
 
 def main(rank: int, port: int, number: int, cache: Path) -> None:
     join_rendezvous(rank, 2, port, socket.socket(fileno=number) if rank == 0 else None)
-    process_group = ProcessGroup()
-    config = ModelConfig.model_validate(MODEL)
+    process_group, config = ProcessGroup(), ModelConfig.model_validate(MODEL)
     policy = PolicyModel(load_model(config, resolve_model_path(config, cache), None), config, "id")
     policy.prepare_for_trial(None, TrainingConfig(), single_use=True)
     policy.shard(process_group.device)

@@ -1,7 +1,5 @@
 """Trials small enough to be run many times over in a test."""
 
-from __future__ import annotations
-
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,17 +7,8 @@ from typing import Any
 from trainer.config.trial import TrialConfig
 from trainer.results import RunResult, StepMetrics
 
-MODEL = {
-    "generated": {
-        "vocab_size": 320,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
-    }
-}
+_SIZE = {"vocab_size": 320, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+MODEL = {"generated": _SIZE | {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 128}}
 DATA = {
     "train": {"generated": "instructions", "rows": 24},
     "eval": {"generated": "instructions", "split": "eval", "rows": 6},

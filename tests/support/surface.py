@@ -3,8 +3,6 @@
 `make golden` writes them anew.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import os

@@ -1,7 +1,5 @@
 """What a sweep has left behind, as plain values: two sweeps that went the same way have equal stories."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

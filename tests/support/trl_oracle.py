@@ -1,7 +1,5 @@
 """TRL's own trainers as oracles: the same weights and token ids, its compute_loss and gradients. Models are tiny."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from copy import deepcopy
@@ -39,20 +37,10 @@ def make_pairs(count: int = 6, seed: int = 0, scale: int = 1, vocabulary: int = 
 
 def tiny_model(architecture: str = "llama", seed: int = 0, **overrides: Any) -> PreTrainedModel:
     """A causal LM with random float32 weights, large enough for log-probs that differ."""
-    sizes: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
-        "initializer_range": 0.15,
-        "pad_token_id": 0,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "tie_word_embeddings": False,
-    }
+    sizes: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512}
+    sizes |= {"vocab_size": VOCABULARY, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    sizes |= {"initializer_range": 0.15, "tie_word_embeddings": False}
     if architecture in {"qwen3", "gemma", "gemma2", "gemma3_text"}:
         sizes["head_dim"] = 16
     config = AutoConfig.for_model(architecture, **(sizes | overrides))
@@ -62,8 +50,7 @@ def tiny_model(architecture: str = "llama", seed: int = 0, **overrides: Any) -> 
 
 def moved(model: PreTrainedModel, seed: int = 7, size: float = 0.02) -> PreTrainedModel:
     """A copy with slightly other weights: a reference that is not the policy."""
-    other = deepcopy(model)
-    generator = torch.Generator().manual_seed(seed)
+    other, generator = deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(size * torch.randn(parameter.shape, generator=generator))
@@ -81,15 +68,9 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def _arguments(folder: Path) -> dict[str, Any]:
-    return {
-        "output_dir": str(folder),
-        "report_to": [],
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "use_cpu": True,
-        "disable_tqdm": True,
-        "per_device_train_batch_size": 64,
-    }
+    quiet: dict[str, Any] = {"report_to": [], "disable_tqdm": True}
+    plain = {"bf16": False, "gradient_checkpointing": False, "use_cpu": True, "per_device_train_batch_size": 64}
+    return {"output_dir": str(folder)} | quiet | plain
 
 
 def _dataset() -> Any:

@@ -26,7 +26,6 @@ MOE = {**H, **L, "num_key_value_heads": 1, "intermediate_size": 32, "num_local_e
 DROPS = {"hidden_dropout": 0.3, "attention_dropout": 0.2}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128, "resid_pdrop": 0.3, "embd_pdrop": 0.2}
 OPT = {**H, **L, "ffn_dim": 32, "word_embed_proj_dim": 32, "max_position_embeddings": 128}
-
 CASES: dict[str, tuple[dict[str, Any], set[str]]] = {
     "gpt2": ({**GPT, "attn_pdrop": 0.1}, {"resid_pdrop 0.3", "embd_pdrop 0.2", "attn_pdrop 0.1"}),
     "gptj": ({**GPT, "attn_pdrop": 0.1, "rotary_dim": 8}, {"attn_pdrop 0.1"}),

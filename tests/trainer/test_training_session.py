@@ -30,8 +30,7 @@ def test_a_run_says_and_leaves_everything(session: TrainingSession, tmp_path: Pa
         assert ("eval_loss" in step_metrics.metrics) == (step_metrics.step in (0, 3, 6))
         assert ("loss" in step_metrics.metrics) == (step_metrics.step > 0)
         assert ("eval_exact_answers" in step_metrics.metrics) == (step_metrics.step in (0, 3, 6))
-    assert history[3].metrics["epoch"] == 1.0
-    assert history[1].metrics["learning_rate"] == 0.0
+    assert (history[3].metrics["epoch"], history[1].metrics["learning_rate"]) == (1.0, 0.0)
     assert history[2].metrics["learning_rate"] == 5e-3
     assert history[6].metrics["eval_loss"] != history[3].metrics["eval_loss"] != history[0].metrics["eval_loss"]
     AutoModelForCausalLM.from_pretrained(tmp_path / "model")
@@ -197,8 +196,7 @@ def test_windows_average_over_their_updates(session: TrainingSession, tmp_path: 
 def test_what_is_not_finite_ends_the_run_at_once(
     session: TrainingSession, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, word: str
 ) -> None:
-    calls = 0
-    plain = PairModel.backward
+    calls, plain = 0, PairModel.backward
 
     def poisoned(self: PairModel, *args: object) -> object:
         nonlocal calls
@@ -217,8 +215,7 @@ def test_what_is_not_finite_ends_the_run_at_once(
     assert (result.status, result.steps, result.folder) == (RunStatus.DIVERGED, 3, None)
     assert "update 4 of 6" in result.reason
     assert word in result.reason
-    assert calls == 4
-    assert [p.step for p in history] == [0, 1, 2, 3]
+    assert (calls, [p.step for p in history]) == (4, [0, 1, 2, 3])
     assert not (tmp_path / "model").exists()
     monkeypatch.undo()
     assert finish(session.train(trial(), tmp_path))[1] == result
@@ -262,8 +259,7 @@ def test_too_little_data_is_a_sentence(session: TrainingSession, tmp_path: Path)
 
 
 def test_no_prompts_no_answers(session: TrainingSession, tmp_path: Path) -> None:
-    config = trial(evaluation={"prompts": 0})
-    history, _ = finish(session.train(config, tmp_path))
+    history, _ = finish(session.train(trial(evaluation={"prompts": 0}), tmp_path))
     assert not any("answer" in name or "repetition" in name for p in history for name in p.metrics)
     assert not (tmp_path / "samples.jsonl").exists()
 

@@ -27,19 +27,16 @@ def swept(root: Path, name: str, quality: float, pairs: int = 300, steps: int = 
 
 
 def test_the_ruler_ranks_objectives_whatever_their_own_goal(tmp_path: Path) -> None:
-    simpo = swept(tmp_path, "simpo", 0.9)
-    objective = {"metric": "eval_loss", "direction": "minimize"}
+    simpo, objective = swept(tmp_path, "simpo", 0.9), {"metric": "eval_loss", "direction": "minimize"}
     dpo = swept(tmp_path, "dpo", 0.3, base=DPO, search={"training.seed": {"choice": [1, 2]}}, goal=objective)
     found = compare_sweeps([dpo, simpo])
     assert [c.frame.name for c in found.sweeps] == ["simpo", "dpo"]
     assert [c.objective for c in found.sweeps] == ["simpo", "dpo"]
-    behind = found.sweeps[1].behind
-    assert behind.low > 0
+    assert found.sweeps[1].behind.low > 0
     assert "clearly ahead of all others" in comparison_summary(found)
     assert found.warnings == ()
     merged = found.analysis.frame
-    assert merged.paths[0] == "loss.kind"
-    assert merged.ranked[0].label == "simpo/0"
+    assert (merged.paths[0], merged.ranked[0].label) == ("loss.kind", "simpo/0")
     json.dumps(as_json(found))
     _check_page(comparison_page(found))
     _check_table(found)

@@ -38,8 +38,7 @@ def with_pairs(count: int, after: list[int], before: int) -> SweepFrame:
 
 
 def _with_pairs(trial: TrialFrame, count: int, right: int, before: int) -> TrialFrame:
-    rejected = np.full(count, -20.0)
-    path = np.arange(count)
+    rejected, path = np.full(count, -20.0), np.arange(count)
     pairs = HeldOutPairs(
         chosen=rejected + np.where(path < right, 1.0, -1.0),
         rejected=rejected,
@@ -114,8 +113,7 @@ def test_intervals_of_means_hold_what_they_promise_with_few_pairs() -> None:
     """The plain bootstrap of 8 values leaves the truth out in 12 of 100 cases; 5 are promised."""
     rng = np.random.default_rng(0)
     sampled = [paired_difference(rng.normal(0.5, 1, 8), np.zeros(8), "eval_margins/logp") for _ in range(400)]
-    covered = sum(found.low <= 0.5 <= found.high for found in sampled)
-    assert covered >= 0.93 * 400
+    assert sum(found.low <= 0.5 <= found.high for found in sampled) >= 0.93 * 400
 
 
 @given(COUNTS, st.data())

@@ -130,8 +130,7 @@ def test_leaves_that_were_only_varied_together(tmp_path: Path) -> None:
     assert found.title == "beta and gamma were only varied together"
     assert "Over 3 complete trials each value of one occurred with only one value of the other" in found.evidence
     assert found.next_step == "Add trials that change one alone, for example beta 5 with gamma 0.5."
-    crossed = swept(tmp_path / "crossed", inner_best, BETAS)
-    assert "varied_together" not in rules(crossed)
+    assert "varied_together" not in rules(swept(tmp_path / "crossed", inner_best, BETAS))
 
 
 def test_values_drawn_from_ranges_are_not_varied_together(tmp_path: Path) -> None:
@@ -273,8 +272,7 @@ def test_beyond_the_edge_and_finer_elsewhere(tmp_path: Path) -> None:
         beta = {1.0: 0.0, 2.0: 0.4, 10.0: 0.2}[trial.params["loss.beta"]]
         return Script(quality=0.2 + beta + 0.2 * math.log10(rate(trial) / 1e-7))
 
-    frame = swept(tmp_path, script, BETAS)
-    spec, text = followed(frame, tmp_path)
+    spec, text = followed(swept(tmp_path, script, BETAS), tmp_path)
     assert spec.name == "s-2"
     assert spec.search.choices("training.learning_rate") == (1e-6, 2e-6, 4e-6)
     assert spec.search.choices("loss.beta") == (1.4, 2.0, 4.5)
@@ -351,8 +349,7 @@ def test_a_hollow_dpo_winner_gets_an_nll_term(tmp_path: Path) -> None:
 
 
 def test_a_hollow_winner_asks_for_no_larger_margin(tmp_path: Path) -> None:
-    gammas = {"loss.gamma": {"choice": [0.5, 1.0, 1.5]}}
-    script = {0.5: 0.2, 1.0: 0.5, 1.5: 0.9}
+    gammas, script = {"loss.gamma": {"choice": [0.5, 1.0, 1.5]}}, {0.5: 0.2, 1.0: 0.5, 1.5: 0.9}
     spec, text = followed(
         swept(tmp_path, lambda t: Script(quality=script[t.params["loss.gamma"]], chosen=-3.0), gammas), tmp_path
     )
@@ -362,11 +359,9 @@ def test_a_hollow_winner_asks_for_no_larger_margin(tmp_path: Path) -> None:
 
 def test_after_divergence_of_a_zip_its_other_leaves_stay(tmp_path: Path) -> None:
     zipped = ({"training.learning_rate": (1e-6, 2e-6), "loss.beta": (2.0, 10.0)},)
-    spec = make_spec(search={})
-    space = SearchSpace.model_validate({"zipped": zipped})
+    spec, space = make_spec(search={}), SearchSpace.model_validate({"zipped": zipped})
     frame = frame_of(run_sweep(tmp_path, spec.model_copy(update={"search": space}), lambda _: Script(outcome=DIVERGED)))
-    made = follow_up(analyze(frame))
-    assert made.spec.search.zipped == ({"loss.beta": (2.0, 10.0)},)
+    assert follow_up(analyze(frame)).spec.search.zipped == ({"loss.beta": (2.0, 10.0)},)
 
 
 def test_after_divergence_alone_and_after_failures_alone(tmp_path: Path) -> None:
@@ -388,8 +383,7 @@ def test_ranges_are_narrowed_to_where_the_best_lie(tmp_path: Path) -> None:
     low, high = spec.search.dimensions["training.learning_rate"].log_uniform  # type: ignore[union-attr]
     assert 1e-7 < low < 1e-6 < high < 1e-5
     assert "# range of the best 8 of 24 trials" in text
-    assert spec.budget.trials == 24
-    assert spec.sampler.kind == "random"
+    assert (spec.budget.trials, spec.sampler.kind) == (24, "random")
 
 
 def test_conditional_leaves_of_the_winner(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ SECTIONS = (
     "[...document.querySelectorAll('section')].filter((s) => s.getBoundingClientRect().height > 0).map((s) => s.id)"
 )
 EMPTY = "[...document.querySelectorAll('.chart')].filter((c) => !c.querySelector('.main-svg')).length"
-
 ALWAYS = {"answer", "setup"}
 ANY_TRIAL = ALWAYS | {"diagnosis", "curves", "collapse", "samples", "cost", "timeline", "trials"}
 RICH = ANY_TRIAL | {"map", "importance", "parallel", "length"}
@@ -61,8 +60,7 @@ def test_reports_as_people_see_them(
     capsys.readouterr()
     assert main(["report", "rich", "--json", "--output", str(tmp_path / "other.html")]) == 0
     logged = json.loads(capsys.readouterr().out)
-    assert logged["file"] == str(tmp_path / "other.html")
-    assert logged["best"]["trial"] == 11
+    assert (logged["file"], logged["best"]["trial"]) == (str(tmp_path / "other.html"), 11)
     assert {"rule", "title", "evidence", "next_step", "level"} <= set(logged["findings"][0])
     assert main(["suggest", "rich"]) == 0
     assert "# " in capsys.readouterr().out

@@ -28,30 +28,11 @@ GRID = {"loss.beta": {"choice": [2.0, 10.0]}}
 
 def judgement(trial: int, share: float, count: int = 100, **more: Any) -> Judgement:
     wins = round(share * count)
-    given: dict[str, Any] = {
-        "trial": trial,
-        "judge": "reward",
-        "by": "org/reward",
-        "decoding": "greedy",
-        "wins": wins,
-        "ties": 0,
-        "losses": count - wins,
-        "left_out": 0,
-        "prompts": count,
-        "win_rate": wilson(share, count),
-        "lc_win_rate": wilson(share / 2, count),
-        "difficulty": False,
-        "length": 50.0,
-        "start_length": 40.0,
-        "score": 1.0,
-        "start_score": 0.5,
-        "first": None,
-        "agree": None,
-        "asked": None,
-        "outcomes": (),
-        "examples": ({"prompt": "<b>p</b>", "ours": "good", "theirs": "bad", "preference": 1.0},),
-        "at": 1.0,
-    }
+    given = {"trial": trial, "judge": "reward", "by": "org/reward", "decoding": "greedy", "prompts": count, "at": 1.0}
+    given |= {"wins": wins, "ties": 0, "losses": count - wins, "left_out": 0, "difficulty": False, "outcomes": ()}
+    given |= {"win_rate": wilson(share, count), "lc_win_rate": wilson(share / 2, count), "asked": None}
+    given |= {"length": 50.0, "start_length": 40.0, "score": 1.0, "start_score": 0.5, "first": None, "agree": None}
+    given |= {"examples": ({"prompt": "<b>p</b>", "ours": "good", "theirs": "bad", "preference": 1.0},)}
     return Judgement.model_validate(given | more)
 
 
@@ -82,8 +63,7 @@ def test_the_answer_names_the_verdict_first(tmp_path: Path) -> None:
 
 
 def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None:
-    folder = judged(tmp_path, judgement(0, 0.9), judgement(1, 0.75))
-    with Study.open(folder) as study:
+    with Study.open(judged(tmp_path, judgement(0, 0.9), judgement(1, 0.75))) as study:
         best = rank_trials(study.trials(), *study.spec.objectives)[0].number
         sink = ListSink()
         update_description(study, sink, DashboardReporter(), "finished")
@@ -99,8 +79,7 @@ def test_which_verdict_counts_first() -> None:
     assert headline([checker]) is checker
     assert headline([judgement(0, 0.5, win_rate=None)]) is None
     logged = [reward, endpoint]
-    texts = [v.model_dump_json() for v in logged]
-    assert parse_judgements(texts) == logged
+    assert parse_judgements([v.model_dump_json() for v in logged]) == logged
     assert set(as_json(logged)["0"]) == {"reward_greedy", "endpoint_greedy"}
 
 
@@ -108,8 +87,7 @@ def test_the_panel_says_what_must_be_known(tmp_path: Path) -> None:
     requested = {"calls": 220, "failures": {"rate_limited": 3, "refused": 2}, "unanswered": 4, "cost": 1.25}
     biased = judgement(1, 0.5, judge="endpoint", by="big", first=wilson(0.9, 100), agree=0.3, asked=requested)
     nothing = judgement(0, 0.5, decoding="sampled", win_rate=None, lc_win_rate=None)
-    folder = judged(tmp_path, biased, judgement(0, 0.6), nothing)
-    analysis = analyze(frame_of(folder))
+    analysis = analyze(frame_of(judged(tmp_path, biased, judgement(0, 0.6), nothing)))
     panel = judgements_panel.judgements_panel(analysis)
     logged = " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
     assert "position bias: the answer shown first gets 90%" in logged
@@ -129,8 +107,7 @@ def test_compared_sweeps_keep_their_verdicts(tmp_path: Path) -> None:
 
 
 def test_a_verdict_that_cannot_be_read_is_said(tmp_path: Path) -> None:
-    folder = judged(tmp_path, judgement(1, 0.7))
-    with Study.open(folder) as study:
+    with Study.open(judged(tmp_path, judgement(1, 0.7))) as study:
         study.save_judgement(0, "reward_greedy", "{}")
         frame = load_frame(study, state="finished")
     assert any("judgements cannot be read" in notice for notice in frame.notices)

@@ -242,8 +242,7 @@ def test_no_value_is_cut_at_any_width(width: int) -> None:
 def test_a_dumb_terminal_gets_plain_lines_and_whole_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TERM", "dumb")
     monkeypatch.setenv("FORCE_COLOR", "1")  # to rich, standard output is a terminal
-    folder = run_sweep(tmp_path, make_spec(), lambda _: Script(), trials=2)
-    with Study.open(folder) as study:
+    with Study.open(run_sweep(tmp_path, make_spec(), lambda _: Script(), trials=2)) as study:
         spec, views = study.spec, [TrialCurves(record) for record in study.trials()]
     console = Console(file=io.StringIO(), width=80, height=25, force_terminal=True)
     assert isinstance(open_view(spec, console), PlainLogView)

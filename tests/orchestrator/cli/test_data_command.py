@@ -21,8 +21,6 @@ base:
 search: {search}
 maximize: eval_accuracies/logp
 """
-
-
 pytestmark = pytest.mark.usefixtures("home")
 
 
@@ -133,7 +131,6 @@ def test_rows_with_notices_come_first_and_scored_is_told_without_colour(
     assert "2 more kinds of notices; show more rows with --rows N" in shown.err
     assert "17 pairs to train on, 4 to evaluate on" in shown.out
     assert "2 of 24 rows are bad and left out (8.33%)" in shown.out
-
     assert run(sweep_file(tmp_path), "--rows", "6") == 0
     shown = capsys.readouterr()
     assert "train row 1 of" in shown.out, "then those without"
@@ -160,8 +157,7 @@ def test_scored_and_unscored_have_colours(
 def test_text_of_the_data_does_not_act_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = [*good_rows(9), chat("bell \x07 and \x1b[31mred \u202e[bold]x[/bold]", "yes", "no")]
     assert run(sweep_file(tmp_path, rows), "--row", "10") == 0
-    out = capsys.readouterr().out
-    assert "bell \\x07 and \\x1b[31mred \\u202e[bold]x[/bold]" in out
+    assert "bell \\x07 and \\x1b[31mred \\u202e[bold]x[/bold]" in capsys.readouterr().out
 
 
 def test_a_split_and_a_row_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,8 +186,7 @@ def test_rows_that_refuse_a_sweep_are_shown_and_then_refused(
 
 def test_a_trials_file_as_for_the_trainer_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = saved(tokenizer(CHATML), tmp_path / "tokenizer")
-    train = write_rows(tmp_path / "a.jsonl", good_rows(20))
-    file = tmp_path / "trial.yaml"
+    train, file = write_rows(tmp_path / "a.jsonl", good_rows(20)), tmp_path / "trial.yaml"
     file.write_text(f"model: {{generated: {{}}, tokenizer: {model.tokenizer}}}\ndata: {{train: {train}}}\n")
     file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
     assert run(str(file), "--set", "data.max_length=24", "--json", "--rows", "1") == 0
@@ -209,8 +204,7 @@ def test_mistakes_are_sentences(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "none.yaml: there is no such file" in capsys.readouterr().err
     assert run(sweep_file(tmp_path), "--set", "data.max_lenght=3") == 2
     assert "did you mean" in capsys.readouterr().err
-    file = sweep_file(tmp_path, [{"question": "a", "good": "b"}])
-    assert run(file) == 2
+    assert run(sweep_file(tmp_path, [{"question": "a", "good": "b"}])) == 2
     assert "has no column" in capsys.readouterr().err
 
 
@@ -222,8 +216,7 @@ def test_what_the_search_varies_is_said(tmp_path: Path, capsys: pytest.CaptureFi
 def test_no_model_is_loaded_and_a_folder_without_weights_will_do(tmp_path: Path) -> None:
     """The tokenizer's folder is the model: there is nothing in it that could be loaded as one."""
     saved(tokenizer(CHATML), tmp_path / "model")
-    train = write_rows(tmp_path / "a.jsonl", good_rows(20))
-    file = tmp_path / "trial.yaml"
+    train, file = write_rows(tmp_path / "a.jsonl", good_rows(20)), tmp_path / "trial.yaml"
     file.write_text(f"model: {{name_or_path: {tmp_path / 'model'}}}\ndata: {{train: {train}}}\n")
     file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
     code = (

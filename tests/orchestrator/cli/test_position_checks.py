@@ -34,8 +34,7 @@ def model(path: Path, **config: Any) -> Path:
 
 def told(capsys: pytest.CaptureFixture[str], command: str, model: Path, length: int, more: str = "") -> tuple[int, str]:
     Path("sweep.yaml").write_text(SWEEP.format(model=model, length=length, more=more), encoding="utf-8")
-    code = cli.main([command, "sweep.yaml"])
-    out = capsys.readouterr()
+    code, out = cli.main([command, "sweep.yaml"]), capsys.readouterr()
     return code, out.out + out.err
 
 
@@ -43,8 +42,7 @@ def told(capsys: pytest.CaptureFixture[str], command: str, model: Path, length: 
 def test_a_length_beyond_learned_positions_is_a_finding_with_its_line(
     command: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = model(tmp_path / "gpt2", model_type="gpt2", n_positions=1024)
-    code, messages = told(capsys, command, path, 2048)
+    code, messages = told(capsys, command, model(tmp_path / "gpt2", model_type="gpt2", n_positions=1024), 2048)
     assert code == 2
     assert "sweep.yaml:6: base.data.max_length: 2,048 tokens exceed the 1,024 positions that the model has" in messages
     assert "(write 1024 or less)" in messages

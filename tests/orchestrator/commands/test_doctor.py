@@ -78,14 +78,11 @@ def test_json_and_secrets(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert cli.main(["doctor", "--json"]) in (0, 2)
     out = capsys.readouterr().out
     messages = {check["what"]: check for check in json.loads(out)["checks"]}
-    assert messages["hub token"]["found"] == "present"
-    assert messages["tracking"]["level"] == "warn"
+    assert (messages["hub token"]["found"], messages["tracking"]["level"]) == ("present", "warn")
     assert "canary" not in out
 
 
 # --- elsewhere -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("kind", "name", "level", "told"),
     [
@@ -123,8 +120,7 @@ def test_offline_and_not_in_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_names_of_a_sweep(tmp_path: Path) -> None:
-    spec = load_spec(SHIPPED / "llama3-8b.yaml")
-    names = network_checks.hub_names(spec)
+    names = network_checks.hub_names(load_spec(SHIPPED / "llama3-8b.yaml"))
     assert ("model", "princeton-nlp/Llama-3-Base-8B-SFT") in names
     assert ("dataset", "HuggingFaceH4/ultrafeedback_binarized") in names
     assert network_checks.hub_names(load_spec(SHIPPED / "quickstart.yaml")) == []
@@ -141,8 +137,7 @@ def test_a_sweep_file_is_looked_at_too(
         cli.main(["doctor", str(SHIPPED / "llama3-8b.yaml"), "--json", "--set", storage])
     messages = json.loads(capsys.readouterr().out)
     levels = {check["what"]: check["level"] for check in messages["checks"]}
-    assert levels["model princeton-nlp/Llama-3-Base-8B-SFT"] == "fail"
-    assert levels["study"] == "ok"
+    assert (levels["model princeton-nlp/Llama-3-Base-8B-SFT"], levels["study"]) == ("fail", "ok")
     assert messages["healthy"] is False
     assert cli.main(["doctor", str(tmp_path / "none.yaml")]) == 2
 
@@ -184,8 +179,6 @@ def test_a_proxy_whose_package_is_missing(home: Path, hub: str, monkeypatch: pyt
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------
-
-
 def test_sqlite_on_a_network_filesystem_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks, "filesystem_type", lambda path: "nfs4")
     assert found(list(machine_checks.machine_checks(home, None)), "filesystem").level is CheckLevel.FAIL
@@ -221,8 +214,7 @@ def test_disk(free: float, level: CheckLevel, home: Path, monkeypatch: pytest.Mo
 
 def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine_checks.shutil, "disk_usage", lambda _: Room(60.0))
-    spec = load_spec(SHIPPED / "llama3-8b.yaml")
-    check = found(list(machine_checks.machine_checks(home, spec)), "disk")
+    check = found(list(machine_checks.machine_checks(home, load_spec(SHIPPED / "llama3-8b.yaml"))), "disk")
     assert check.level is CheckLevel.FAIL
     assert "the sweep needs" in check.found
     assert (
@@ -232,11 +224,8 @@ def test_the_disk_that_a_sweep_takes(home: Path, monkeypatch: pytest.MonkeyPatch
 
 
 # --- GPUs ------------------------------------------------------------------------------------------------------------
-
-
 def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pytest.importorskip("torch").cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 2)
     monkeypatch.setattr(gpu_checks, "driver_version", lambda: None)
     checks = list(gpu_checks.gpu_checks(None))
@@ -245,8 +234,7 @@ def test_torch_that_cannot_see_the_card(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_sweep_that_wants_gpus_where_there_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(pytest.importorskip("torch").cuda, "is_available", lambda: False)
     monkeypatch.setattr(gpu_checks, "visible_gpus", lambda: 0)
     spec = load_spec(
         SHIPPED / "llama3-8b.yaml", ["resources.gpus_per_trial=1", "model.load_in_4bit=true", "base.lora={}"]
@@ -299,8 +287,6 @@ def test_flash_attention(capability: tuple[int, int], built: bool, level: str, m
 
 
 # --- Ray -------------------------------------------------------------------------------------------------------------
-
-
 def test_sessions_that_nobody_has_any_more(tmp_path: Path) -> None:
     assert [check.level for check in machine_checks.ray_checks(tmp_path)] == [CheckLevel.OK]
     (tmp_path / "prefsweep-dead").mkdir()

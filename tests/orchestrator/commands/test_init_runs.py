@@ -152,12 +152,10 @@ def write_pairs(path: Path, rows: int) -> Path:
 
 def test_a_tiny_model_gets_its_own_rates_lengths_and_steps(made: Path, tmp_path: Path) -> None:
     spec = init(("simpo", False, 0, True), made)
-    text = Path("first.yaml").read_text()
-    assert "thousand parameters" in text
+    assert "thousand parameters" in Path("first.yaml").read_text()
     assert spec.search.listed_values("training.learning_rate") == (1e-4, 3e-4, 1e-3)
     assert spec.base.data.max_length < 200, "as long as its rows"
-    assert spec.base.data.eval_share == 0.3
-    assert spec.base.training.pairs_per_update == 8
+    assert (spec.base.data.eval_share, spec.base.training.pairs_per_update) == (0.3, 8)
     assert spec.base.training.num_train_epochs == 3
     assert spec.base.evaluation.max_new_tokens < 64
     many = write_pairs(tmp_path / "many.jsonl", 8000)
@@ -285,8 +283,7 @@ def test_few_rows_make_an_update(made: Path, tmp_path: Path) -> None:
     for rows in (2, 3, 5):
         few = write_pairs(tmp_path / f"{rows}.jsonl", rows)
         assert cli.main(["init", f"of{rows}.yaml", "--model", str(made / "model"), "--data", str(few), "--gpus=0"]) == 0
-        data = load_spec(Path(f"of{rows}.yaml")).base
-        assert data.training.pairs_per_update <= rows - 1
+        assert load_spec(Path(f"of{rows}.yaml")).base.training.pairs_per_update <= rows - 1
 
 
 def text_rows() -> list[dict[str, str]]:

@@ -19,21 +19,12 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "jobs"
 SHIPPED = Path(sweeps.__file__).parent
 SPEC = load_spec(SHIPPED / "llama3-8b.yaml", ["storage=postgresql+psycopg://me@db/sweeps"])
 ONE = SlurmJob(Path("/shared/runs"), Path("/shared/my venv/bin"), machines=1, cpus=16, gpus=0, time="60")
-MANY = SlurmJob(
-    Path("/shared/runs"),
-    Path("/shared/venv/bin"),
-    machines=4,
-    cpus=96,
-    gpus=8,
-    time="2-00:00:00",
-    memory_gb=900,
-    partition="h100",
-    account="lab",
-    more=("--constraint=nvlink", "--qos=preemptible"),
-    setup=("module load cuda/13.0", "export HF_HOME=/shared/hf"),
-    trust=True,
-)
-KUBE = KubeJob("registry.example/prefsweep:1", "prefsweep-runs", machines=4, cpus=96, gpus=8, memory_gb=900)
+LARGE: dict[str, int] = {"machines": 4, "cpus": 96, "gpus": 8, "memory_gb": 900}
+SLURM: dict[str, Any] = {"time": "2-00:00:00", "partition": "h100", "account": "lab", "trust": True}
+SLURM |= {"more": ("--constraint=nvlink", "--qos=preemptible")}
+SLURM |= {"setup": ("module load cuda/13.0", "export HF_HOME=/shared/hf")}
+MANY = SlurmJob(Path("/shared/runs"), Path("/shared/venv/bin"), **LARGE, **SLURM)
+KUBE = KubeJob("registry.example/prefsweep:1", "prefsweep-runs", **LARGE)
 RENDERED = {
     "one-machine.sh": slurm_job.render_slurm_job(SPEC, ONE),
     "four-machines.sh": slurm_job.render_slurm_job(SPEC, MANY),

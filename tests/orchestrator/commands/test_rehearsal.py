@@ -25,8 +25,7 @@ def test_every_shipped_sweep_can_be_rehearsed(file: Path, tmp_path: Path) -> Non
     small = rehearse(spec, tmp_path).spec
     assert small.name == f"{spec.name}-rehearsal"
     assert small.base.model.generated is not None
-    assert small.base.loss == spec.base.loss
-    assert small.enqueue == spec.enqueue
+    assert (small.base.loss, small.enqueue) == (spec.base.loss, spec.enqueue)
     plan = plan_locally(small, tmp_path, ())
     assert plan.trials is not None
     assert plan.trials <= MAX_TRIALS

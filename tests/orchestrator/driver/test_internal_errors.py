@@ -122,7 +122,6 @@ def test_a_bug_after_a_trial_had_begun_keeps_the_name_and_a_good_resume_clears_t
     assert cli.main(["resume", "s"]) == ExitCode.INTERNAL_ERROR
     stopped = [e["text"] for e in history("s", root)["events"] if e["kind"] == "stopping"]
     assert [text.partition(" (")[0] for text in stopped] == ["internal error: KeyError: 'boom'"] * 2
-
     trials_run_by(good)
     assert cli.main(["resume", "s"]) == 0
     found = status("s", root)

@@ -99,7 +99,6 @@ def test_a_new_disk_gets_what_it_lacks_and_the_mirror_what_it_lacks(study: Study
     assert "trials/0001/1/model" in far.complete_paths()
     assert "trials/0002/1/end" in far.complete_paths()
     assert [name for name in far.files() if "/checkpoints/" in name and "0003" not in name] == []
-
     shutil.rmtree(study.folder.path / "trials")
     with maintain_mirror(study, view):
         assert (study.folder.attempt(1, 1) / "model" / "model.safetensors").read_text() == "weights of 1"
@@ -125,8 +124,7 @@ def test_a_driver_that_was_overtaken_leaves_the_mirror_alone(
 def test_trouble_is_tried_again_told_and_in_nobodys_way(
     study: Study, far: Mirror, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number = _trial(study, far, 0.5, COMPLETE)
-    record = study.trial(number)
+    record = study.trial(_trial(study, far, 0.5, COMPLETE))
     assert record is not None
     tries, view = [], SilentView()
 
@@ -149,8 +147,7 @@ def test_an_end_that_cannot_wait_says_so(study: Study, far: Mirror, monkeypatch:
     held_trial = threading.Event()
     monkeypatch.setattr(mirror_maintenance, "_FINISH_TIMEOUT", 0.05)
     monkeypatch.setattr(Mirror, "files", lambda *_: held_trial.wait(300) and [])
-    maintenance = MirrorMaintenance(study, SilentView(), waits=())
-    maintenance.shut_down()
+    MirrorMaintenance(study, SilentView(), waits=()).shut_down()
     held_trial.set()
     assert any("the next resume continues it" in event.text for event in study.events() if event.kind == "mirror")
 
@@ -169,6 +166,5 @@ def test_the_sweep_s_own_files_are_there(study: Study, far: Mirror) -> None:
     write_text(study.folder.spec, "name: s\n")
     write_text(study.folder.path / "data.json", "{}")
     claim_mirror(study)
-    assert far.read("sweep.yaml") == b"name: s\n"
-    assert far.read("data.json") == b"{}"
+    assert (far.read("sweep.yaml"), far.read("data.json")) == (b"name: s\n", b"{}")
     assert far.read("study") == study.id.encode()

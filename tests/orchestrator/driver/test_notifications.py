@@ -62,9 +62,7 @@ def record(number: int, state: TrialState, **more: Any) -> TrialRecord:
 
 
 def test_what_happens_is_told_once_each(hook: Hook, tmp_path: Path) -> None:
-    now = [0.0]
-    config = Notify(webhook_env="HOOK", stalled_minutes=10)
-    lines = SilentView()
+    now, config, lines = [0.0], Notify(webhook_env="HOOK", stalled_minutes=10), SilentView()
     spec = make_spec("mine", notify=config)
     logged = NotifyingView(spec, lines, NoticeDelivery(hook.url, None, waits=()), config, lambda: now[0])
     logged.update_trial(record(7, TrialState.PRUNED, reason="diverged: an earlier driver's", diverged=True))
@@ -130,8 +128,7 @@ def test_a_proxy_whose_package_is_missing_is_reported_and_later_notices_are_sent
 
 def test_an_endpoint_that_hangs_holds_nobody_up(hook: Hook) -> None:
     hook.hang = threading.Event()
-    lines = SilentView()
-    config = Notify(webhook_env="HOOK")
+    lines, config = SilentView(), Notify(webhook_env="HOOK")
     logged = NotifyingView(make_spec("mine", notify=config), lines, NoticeDelivery(hook.url, None, waits=()), config)
     logged.update_trial(record(0, TrialState.RUNNING))
     logged.update_trial(record(0, TrialState.PRUNED, reason="diverged: x", diverged=True))
@@ -152,10 +149,7 @@ def test_a_command_reads_the_notice(tmp_path: Path) -> None:
     delivery.close(300)
     assert out.read_text() == '{"event": "diverged", "sweep": "s", "trial": 3, "text": "t"}diverged'
     assert delivery.take_failures() == []
-    wrong = {
-        (sys.executable, "-c", "raise SystemExit('no')"): "ended with 1: no",
-        ("/no/such",): "No such file",
-    }
+    wrong = {(sys.executable, "-c", "raise SystemExit('no')"): "ended with 1: no", ("/no/such",): "No such file"}
     for command, words in wrong.items():
         failing = NoticeDelivery(None, command, waits=())
         failing.send({"event": "stalled", "sweep": "s", "trial": None, "text": "t"})

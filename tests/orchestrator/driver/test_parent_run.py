@@ -18,8 +18,7 @@ from tests.support.scripted_sweep import Script, make_spec, run_sweep
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     """Two of many trials are over; what was chosen got less likely in both."""
-    folder = run_sweep(tmp_path, make_spec(), lambda _: Script(chosen=-3.0), trials=2)
-    return Study.open(folder)
+    return Study.open(run_sweep(tmp_path, make_spec(), lambda _: Script(chosen=-3.0), trials=2))
 
 
 def description_of(study: Study) -> str:

@@ -117,8 +117,7 @@ def test_the_script_is_a_sweep(driven: tuple[Measured, Study]) -> None:
     assert len(records) == TRIALS == controller.ended
     states = {record.state for record in records}
     assert states == {TrialState.COMPLETE, TrialState.PRUNED}, "the pruner looks and acts"
-    kinds = [kind for kind, *_ in controller.taken]
-    assert kinds.count("report") > TRIALS * (REPORTS - REPORTS // EVERY - 3)
+    assert [kind for kind, *_ in controller.taken].count("report") > TRIALS * (REPORTS - REPORTS // EVERY - 3)
     assert sum(statements for _, _, statements, _ in controller.taken) > 1000, "they are counted"
     assert sum(rows for *_, rows in controller.taken) > 1000
 

@@ -48,7 +48,6 @@ class Faulty:
         self.counters: dict[str, int] = {}
 
     def interrupt(self) -> None: ...
-
     def train(
         self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
@@ -194,8 +193,7 @@ class Shared:
         folder = SweepFolder(self.root / "runs", spec.name)
         folder.path.mkdir(parents=True)
         data: Any = PreparedHere(self.cache)
-        report = check_data(spec, folder, self.view, data)
-        study = Study.create(folder, spec)
+        report, study = check_data(spec, folder, self.view, data), Study.create(folder, spec)
         study.start_driving()
         try:
             in_process: Any = worker
@@ -224,8 +222,7 @@ def test_another_evaluation_takes_the_start_model_that_is_there(tmp_path: Path) 
         assert later._session.counters["model_loaded"] == 0  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
     assert (model / "model.safetensors").stat().st_mtime_ns == written
     assert sum("with that sweep's evaluation" in line for line in shared.view.said) == 1
-    other = shared.start_model(InProcess(shared.cache), {"learning_rate": 1e-3})
-    assert other != model
+    assert shared.start_model(InProcess(shared.cache), {"learning_rate": 1e-3}) != model
 
 
 def test_another_evaluation_goes_on_with_what_was_interrupted(tmp_path: Path) -> None:

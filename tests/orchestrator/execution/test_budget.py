@@ -91,8 +91,7 @@ def test_paused_while_the_sampler_waits_it_ends_as_if_nothing_had_been(tmp_path:
     write_script(root, hold={"0": 2})
     with Study.create(sweep_folder(root), WAITING, slots=2) as study:
         view = Pausing(study, root)
-        stop = run_study(study, view=view)
-        assert (stop.kind, view.rested) == (StopKind.FINISHED, 1)
+        assert (run_study(study, view=view).kind, view.rested) == (StopKind.FINISHED, 1)
         assert rows(study) == calm
         order = [(e.kind, e.trial) for e in study.events() if e.kind in ("paused", "unpaused", "issued")]
         assert order.index(("paused", None)) < order.index(("issued", 2)), "the sampler was still waiting"

@@ -54,8 +54,7 @@ def test_what_came_after_the_point_at_which_it_diverged_does_not_count(
     assert (record.state, record.diverged) == (TrialState.PRUNED, True)
     assert record.reason == "diverged: loss is nan at step 3"
     assert [p.step for p in driven.study.metric_history(0)] == driven.logged_steps() == [0, 1, 2, 3]
-    assert driven.sink.tags("0")["reason"] == record.reason
-    assert driven.sink.tags("0")["diverged"] == "true"
+    assert (driven.sink.tags("0")["reason"], driven.sink.tags("0")["diverged"]) == (record.reason, "true")
     stopped = driven.controller.stop_reason
     assert (stopped is not None and stopped.kind is StopKind.NO_DISK) == (how == "no disk" and batches in ([6], [2, 4]))
 
@@ -63,8 +62,7 @@ def test_what_came_after_the_point_at_which_it_diverged_does_not_count(
 def test_a_driver_that_died_before_the_trial_was_closed(tmp_path: Path) -> None:
     """The next one knows from the points that the trial was to stop, however far its checkpoint got."""
     first = Driven(tmp_path)
-    trial = first.study.ask()
-    first.study.report(trial, HISTORY)
+    first.study.report(first.study.ask(), HISTORY)
     first.study.dispose()
     second = Driven(tmp_path, Study.open(first.study.folder))
     task = second.controller.next_attempt(1)

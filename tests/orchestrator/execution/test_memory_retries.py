@@ -26,7 +26,6 @@ OOM = AttemptReport(
     AttemptResult(AttemptStatus.FAILED, "OutOfMemoryError: CUDA out of memory", failure=FailureKind.OUT_OF_MEMORY),
     1,
 )
-FINE = AttemptReport([StepMetrics(0, {"eval_accuracies/logp": 0.5})], AttemptResult(AttemptStatus.FINISHED, ""), 1)
 GUESSING = (
     "ActorDiedError: Worker exit detail: Worker unexpectedly exits with a connection error code 2. End of file. There "
     "are some potential root causes. (1) The process is killed by SIGKILL by OOM killer due to high memory usage."

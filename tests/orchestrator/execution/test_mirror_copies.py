@@ -72,7 +72,6 @@ def _stopped_after(mirror: Mirror, disk: Path, step: int, attempt: int = 1) -> C
 def test_a_trial_goes_on_on_an_empty_disk(mirror: Mirror, tmp_path: Path) -> None:
     _stopped_after(mirror, tmp_path / "one", 4)
     assert mirror.complete_paths() == ["1/checkpoints/step-00000003", "1/checkpoints/step-00000004"]
-
     there = task(tmp_path / "two", mirror.url, attempt=2)
     session, received = _attempt(tmp_path / "two", mirror, attempt=2)
     assert session.began == 4, "where the other disk had left it"
@@ -124,7 +123,6 @@ def test_a_clone_that_has_no_checkpoint_of_its_own_finds_what_it_begins_from(fil
     at_work.start()
     wait_until(lambda: file.complete_paths() == ["0/checkpoints/step-00000007"])
     at_work.cancel(is_wanted=True)  # its machine is gone
-
     again = MirrorUploader(dataclasses.replace(there, attempt=2, folder=there.folder.parent / "2"))
     assert again.download_attempts() == ()
     verify_checkpoint(list_checkpoints([there.fork])[0])

@@ -18,8 +18,6 @@ from tests.support.specs import real_spec, sweep_folder
 from trainer.training_session import TrainingSession
 
 TWO, ONE = Slots(count=1, gpus=0.0, threads=1, processes=2), Slots(count=1, gpus=0.0, threads=1)
-
-
 CLUSTER_SLOTS = TWO
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -136,8 +134,7 @@ def test_a_trial_that_is_ended_leaves_both_processes_ready_for_the_next(tmp_path
     stop, study, sink = run(tmp_path / "runs", real_spec("ddp", steps=100, rates=(1e-3, 2e-3)), view=Pruning())
     assert stop.kind is StopKind.FINISHED
     assert [r.state for r in study.trials()] == [TrialState.PRUNED, TrialState.COMPLETE]
-    assert sink.tags("1")["worker.trials"] == "2"
-    assert sink.tags("1")["worker.model_loaded"] == "1"
+    assert (sink.tags("1")["worker.trials"], sink.tags("1")["worker.model_loaded"]) == ("2", "1")
 
 
 @pytest.mark.slow
@@ -150,5 +147,4 @@ def test_what_fails_in_all_of_them_is_told_once(tmp_path: Path) -> None:
     record = study.trials()[0]
     assert record.state is TrialState.FAILED
     assert "pairs_per_update 1 is less than the number of processes, 2" in record.reason
-    told_in = study.folder.attempt(0, 1) / "failure.txt"
-    assert "less than the number of processes" in told_in.read_text()
+    assert "less than the number of processes" in (study.folder.attempt(0, 1) / "failure.txt").read_text()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from orchestrator.execution.sft_cache_key import settings_of_weights, stage_key
 from trainer.config.trial import TrialConfig
@@ -27,60 +28,41 @@ BASE: dict[str, Any] = {
     "loss": {"kind": "sft"},
     "lora": {},
 }
-OTHERS: dict[str, tuple[Any, bool]] = {
-    # By the digests of weights and rows, below.
-    "model.name_or_path": ("other", False),
-    "model.generated": (None, False),
-    "model.revision": ("v2", False),
-    "data.train": (["u.jsonl"], False),
-    "data.eval": (["e.jsonl"], False),
-    "data.eval_share": (0.2, False),
-    "data.max_train_rows": (5, False),
-    "data.max_eval_rows": (5, False),
-    "data.max_length": (512, False),
-    "data.max_prompt_length": (100, False),
-    "data.bad_rows": ("refuse", False),
-    "data.apply_template": (True, False),  # the tokens say what came of it
-    "data.score": ("last", False),
-    "data.max_bad_share": (0.5, False),
-    # The tokenizer is saved with the model.
-    "model.tokenizer": ("other", True),
-    "data.chat_template": ("{{ messages }}", True),
-    "model.dtype": ("bfloat16", True),
-    "model.attention": ("separate", True),
-    "model.load_in_4bit": (True, True),
-    "loss.kind": ("orpo", True),
-    "training.learning_rate": (1e-3, True),
-    "training.pairs_per_update": (64, True),
-    "training.num_train_epochs": (2.0, True),
-    "training.max_steps": (10, True),
-    "training.lr_scheduler_type": ("linear", True),
-    "training.warmup_ratio": (0.2, True),
-    "training.weight_decay": (0.1, True),
-    "training.adam_beta1": (0.8, True),
-    "training.adam_beta2": (0.99, True),
-    "training.adam_epsilon": (1e-6, True),
-    "training.max_grad_norm": (0.5, True),
-    "training.bf16": (True, True),
-    "training.seed": (1, True),
-    "training.stochastic_rounding": (False, False),  # of float32 weights
-    "training.tokens_per_micro_batch": (256, False),
-    "training.gradient_checkpointing": (True, False),
-    "training.distributed": ("fsdp2", False),
-    "training.logging_steps": (7, False),
-    "training.eval_steps": (7, False),
-    "training.save_steps": (7, False),
-    "lora.r": (8, True),
-    "lora.alpha": (8.0, True),
-    "lora.dropout": (0.1, True),
-    "lora.target_modules": (["q_proj"], True),
-    "evaluation.prompts": (9, False),
-    "evaluation.answer_steps": (9, False),
-    "evaluation.samples": (3, False),
-    "evaluation.max_new_tokens": (9, False),
-    "engine": ("trl", True),
-}
+NOT_IN_THE_KEY = """
+# By the digests of weights and rows, below; of apply_template the tokens say what came of it.
+model: {name_or_path: other, generated: null, revision: v2}
+data: {train: [u.jsonl], eval: [e.jsonl], eval_share: 0.2, max_train_rows: 5, max_eval_rows: 5, max_length: 512,
+       max_prompt_length: 100, bad_rows: refuse, apply_template: true, score: last, max_bad_share: 0.5}
+training: {stochastic_rounding: false, tokens_per_micro_batch: 256, gradient_checkpointing: true, distributed: fsdp2,
+           logging_steps: 7, eval_steps: 7, save_steps: 7}  # stochastic_rounding of float32 weights
+evaluation: {prompts: 9, answer_steps: 9, samples: 3, max_new_tokens: 9}
+"""
+IN_THE_KEY = """
+model: {tokenizer: other, dtype: bfloat16, attention: separate, load_in_4bit: true}  # the tokenizer is saved with it
+data: {chat_template: "{{ messages }}"}
+loss: {kind: orpo}
+training: {learning_rate: 1.0e-3, pairs_per_update: 64, num_train_epochs: 2.0, max_steps: 10, lr_scheduler_type: linear,
+           warmup_ratio: 0.2, weight_decay: 0.1, adam_beta1: 0.8, adam_beta2: 0.99, adam_epsilon: 1.0e-6,
+           max_grad_norm: 0.5, bf16: true, seed: 1}
+lora: {r: 8, alpha: 8.0, dropout: 0.1, target_modules: [q_proj]}
+engine: trl
+"""
 
+
+def others(text: str, matters: bool) -> dict[str, tuple[Any, bool]]:
+    """Another value of each setting, by its path, and whether the key differs with it."""
+    found: dict[str, tuple[Any, bool]] = {}
+    for group, values in yaml.safe_load(text).items():
+        inner = (
+            {f"{group}.{leaf}": value for leaf, value in values.items()}
+            if isinstance(values, dict)
+            else {group: values}
+        )
+        found |= {path: (value, matters) for path, value in inner.items()}
+    return found
+
+
+OTHERS = others(NOT_IN_THE_KEY, False) | others(IN_THE_KEY, True)
 FIXED = ("model.generated", "loss.kind", "engine")
 """The stage has no other, or (the initial model) another one beside it."""
 

@@ -23,8 +23,6 @@ from trainer.training_session import TrainingSession
 SHARED = Slots(count=4, gpus=0.0, threads=1, trials_per_process=2)
 ONE = Slots(count=2, gpus=0.0, threads=1, trials_per_process=2)
 LORA = {"r": 4, "dropout": 0.1}
-
-
 CLUSTER_SLOTS = SHARED
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -49,8 +47,7 @@ def test_eight_trials_over_two_processes(tmp_path: Path) -> None:
     assert [r.state for r in study.trials()] == [TrialState.COMPLETE] * 8
     assert all([p.step for p in study.metric_history(n)] == [0, 1, 2, 3, 4] for n in range(8))
     assert len(set(pids(sink, 8))) == 2
-    most = max(int(sink.tags(str(n))["worker.trials"]) for n in range(8))
-    assert most < 8, "both processes took part"
+    assert max(int(sink.tags(str(n))["worker.trials"]) for n in range(8)) < 8, "both processes took part"
 
 
 @pytest.mark.slow
@@ -58,8 +55,7 @@ def test_each_ends_in_its_own_way_and_no_neighbour_notices(tmp_path: Path) -> No
     write_script(tmp_path, trials={"0": "bug", "1": "nan", "2": "memory"})
     stop, study, sink = run(tmp_path, make_spec(6), ONE)
     assert stop.kind is StopKind.FINISHED, stop
-    records = study.trials()
-    done = [TrialState.COMPLETE] * 3
+    records, done = study.trials(), [TrialState.COMPLETE] * 3
     assert [r.state for r in records] == [TrialState.FAILED, TrialState.PRUNED, TrialState.FAILED, *done]
     assert (records[0].failure, records[2].failure) == (FailureKind.BUG, FailureKind.OUT_OF_MEMORY)
     assert "scripted bug in trial 0" in (study.folder.attempt(0, 1) / "failure.txt").read_text()
@@ -115,8 +111,7 @@ def test_one_that_kills_its_process_every_time_stops_the_sweep_after_three(tmp_p
 
 def adapters(rates: tuple[float, ...], steps: int = 6) -> SweepSpec:
     sweep = real_spec(steps=steps, rates=rates)
-    base = sweep.base.model_validate(sweep.base.model_dump() | {"lora": LORA})
-    return sweep.model_copy(update={"base": base})
+    return sweep.model_copy(update={"base": sweep.base.model_validate(sweep.base.model_dump() | {"lora": LORA})})
 
 
 def assert_each_as_alone(study: Study, cache: Path, root: Path) -> None:

@@ -120,8 +120,7 @@ def test_two_processes_never_work_on_one_trial(tmp_path: Path) -> None:
     first, _ = _attempt(tmp_path)
     first.next_report()
     second, _ = _attempt(tmp_path)
-    end = second.next_report().result
-    assert "another process" in end.reason
+    assert "another process" in second.next_report().result.reason
     first.close()
 
 
@@ -130,8 +129,7 @@ def test_another_machines_process_is_waited_for_and_is_no_outcome(
 ) -> None:
     first, _ = _attempt(tmp_path)
     first.next_report()
-    lock = next(tmp_path.rglob("worker.lock"))
-    lock.write_text("pid 1 on far-away, process another-boot/pid:[1]/7")
+    next(tmp_path.rglob("worker.lock")).write_text("pid 1 on far-away, process another-boot/pid:[1]/7")
     monkeypatch.setattr("orchestrator.execution.workers.attempt_runner._REMOTE_LOCK_SECONDS", 0.3)
     second, _ = _attempt(tmp_path)
     with pytest.raises(WorkerLost, match="pid 1 on far-away"):

@@ -49,8 +49,7 @@ def test_six_trials_over_two_slots_load_once_per_worker(tmp_path: Path, ray_clus
     for t in tags:
         most[t["worker.pid"]] = max(most[t["worker.pid"]], int(t["worker.trials"]))
     assert sum(most.values()) == 6, "every trial ran in one of two warm workers"
-    assert sum(e.kind == "worker" for e in ran.study.events()) == 6
-    assert ran.study.best().number == 5
+    assert (sum(e.kind == "worker" for e in ran.study.events()), ran.study.best().number) == (6, 5)
     assert (ran.folder.attempt(0, 1) / "trial.yaml").is_file()
 
 
@@ -66,8 +65,7 @@ def test_tune_looks_at_no_trial_that_has_ended(
         return chosen
 
     monkeypatch.setattr(tune_adapter.Scheduler, "choose_trial_to_run", counting)
-    ran = Ran(tmp_path, count=8)
-    assert ran.states == [TrialState.COMPLETE] * 8
+    assert Ran(tmp_path, count=8).states == [TrialState.COMPLETE] * 8
     assert max(stored) <= SLOTS.count + 1, "those that run and the one that comes next"
 
 
@@ -80,8 +78,7 @@ def test_ends_of_every_kind_are_recorded_and_the_sweep_goes_on(tmp_path: Path, r
     assert "Traceback" in (ran.folder.attempt(0, 1) / "failure.txt").read_text()
     assert ran.records[2].diverged
     assert "eval_accuracies/logp" in ran.records[3].reason
-    assert ran.records[4].attempts == 2
-    assert ran.steps(4) == [0, 1, 2, 3, 4]
+    assert (ran.records[4].attempts, ran.steps(4)) == (2, [0, 1, 2, 3, 4])
     assert ran.sink.tags("4")["attempt"] == "2"
     assert trained(tmp_path).count("4 1") == 1, "the second attempt went on from the checkpoint"
     assert ran.sink.tags("3")["state"] == "FAILED"
@@ -98,8 +95,7 @@ def test_the_same_bug_three_times_in_a_row_stops_the_sweep(tmp_path: Path, ray_c
 def test_the_same_bug_with_good_trials_between_is_not_in_a_row(tmp_path: Path, ray_cluster: None) -> None:
     ran = Ran(tmp_path, 9, trials={"0": "bug", "4": "bug", "8": "bug"})
     assert ran.stop.kind is StopKind.FINISHED
-    assert ran.states.count(TrialState.FAILED) == 3
-    assert ran.states.count(TrialState.COMPLETE) == 6
+    assert (ran.states.count(TrialState.FAILED), ran.states.count(TrialState.COMPLETE)) == (3, 6)
 
 
 def test_a_trial_that_kills_every_worker_ends_the_sweep_resumably(tmp_path: Path, ray_cluster: None) -> None:
@@ -108,8 +104,7 @@ def test_a_trial_that_kills_every_worker_ends_the_sweep_resumably(tmp_path: Path
     assert "trial 0" in ran.stop.text
     assert ran.states[0] is TrialState.RUNNING
     again = Ran(tmp_path)
-    assert again.states == [TrialState.COMPLETE] * 2
-    assert again.steps(0) == [0, 1, 2, 3, 4]
+    assert (again.states, again.steps(0)) == ([TrialState.COMPLETE] * 2, [0, 1, 2, 3, 4])
 
 
 def test_interrupted_and_continued(tmp_path: Path, ray_cluster: None) -> None:
@@ -142,5 +137,4 @@ def test_a_request_stops_one_trial_or_all(tmp_path: Path, ray_cluster: None) -> 
     assert stop.kind is StopKind.STOPPED
     assert stop.text == "enough"
     pruned = [r for r in study.trials() if r.state is TrialState.PRUNED]
-    assert [r.reason for r in pruned] == ["by request: enough of this one"]
-    assert study.requests() == []
+    assert ([r.reason for r in pruned], study.requests()) == (["by request: enough of this one"], [])

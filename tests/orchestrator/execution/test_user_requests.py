@@ -84,8 +84,7 @@ def test_hands_on_a_running_sweep(tmp_path: Path) -> None:
     ended = records(root)
     assert [r.state for r in ended] == [TrialState.COMPLETE, TrialState.PRUNED, *[TrialState.COMPLETE] * 4]
     assert [r.parent for r in ended if r.parent is not None] == [0]
-    clone = next(r for r in ended if r.parent == 0)
-    assert clone.params == {"training.seed": 0, "training.max_steps": 9}
+    assert next(r for r in ended if r.parent == 0).params == {"training.seed": 0, "training.max_steps": 9}
     assert sorted(r.params["training.seed"] for r in ended if not r.origin) == [0, 1, 2, 3], "the grid is whole"
     lines = [line for line in trained(root) if not line.startswith("1 ")]
     assert len(lines) == len(set(lines)) == 5 * STEPS["*"], "paused twice, and no step was trained twice or lost"

@@ -38,8 +38,7 @@ def test_a_reward_model_goes_by_the_score() -> None:
     rewards = {
         reward_key(m, answer): float(len(answer)) for m in PAIRS for answer in (m.trial_answer, m.initial_answer)
     }
-    found = reward_preferences(PAIRS, rewards)
-    assert found.preferences == (1.0, 0.5, 0.0, 1.0, 1.0)
+    assert reward_preferences(PAIRS, rewards).preferences == (1.0, 0.5, 0.0, 1.0, 1.0)
     rewards[reward_key(PAIRS[0], PAIRS[0].trial_answer)] = math.nan
     assert reward_preferences(PAIRS, rewards).preferences[0] is None
     assert reward_preferences(PAIRS[:1], rewards).score is None

@@ -71,8 +71,6 @@ def run(server: FakeJudge, folder: Path, pairs: list[AnswerPair], **more: Any) -
 
 
 # --- what an answer means --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("text", "vote"),
     [
@@ -102,8 +100,6 @@ def test_refusals_and_cut_answers_are_told_from_noise() -> None:
 
 
 # --- one question ----------------------------------------------------------------------------------------------------
-
-
 def test_what_is_sent(server: FakeJudge) -> None:
     reply = one(server, lambda *_: "[[B]]", max_tokens=7)
     assert (reply.vote, reply.calls, reply.prompt_tokens, reply.completion_tokens) == ("second", 1, 100, 5)
@@ -123,8 +119,7 @@ def test_what_is_sent(server: FakeJudge) -> None:
 def test_no_answer_is_tried_again_and_counted(server: FakeJudge, first: Action, kind: str) -> None:
     patience = 0.3 if kind == "timed_out" else 60.0
     reply = one(server, lambda _, before: first if before < 2 else "[[A]]", timeout=patience)
-    assert reply.vote == "first"
-    assert reply.calls == 3
+    assert (reply.vote, reply.calls) == ("first", 3)
     assert reply.tries == Counter({kind: 2})
 
 
@@ -189,8 +184,6 @@ def test_where_asking_is_no_use(server: FakeJudge, status: int) -> None:
 
 
 # --- many ------------------------------------------------------------------------------------------------------------
-
-
 def test_both_orders_are_asked_once_each_and_equal_answers_not_at_all(server: FakeJudge, tmp_path: Path) -> None:
     two, first = threading.Barrier(2), iter([True, True])
 
@@ -204,8 +197,7 @@ def test_both_orders_are_asked_once_each_and_equal_answers_not_at_all(server: Fa
     batch, known = run(server, tmp_path, pairs, concurrency=3)
     assert batch.open_reason == ""
     shown = Counter(server.asked)
-    assert len(shown) == 24
-    assert set(shown.values()) == {1}
+    assert (len(shown), set(shown.values())) == (24, {1})
     assert {(s.second, s.first) for s in shown} == {(s.first, s.second) for s in shown}
     assert 2 <= server.at_once <= 3
     preferences = endpoint_preferences(pairs, endpoint(server), known)
@@ -295,8 +287,7 @@ def test_a_model_that_wants_max_completion_tokens_gets_them(server: FakeJudge, t
     )
     server.decide = lambda *_: Raw(400, expected) if "max_tokens" in server.bodies[-1] else "[[A]]"
     batch, _ = run(server, tmp_path, MATCHES, concurrency=1)
-    assert batch.open_reason == ""
-    assert ["max_tokens" in body for body in server.bodies].count(True) == 1
+    assert (batch.open_reason, ["max_tokens" in body for body in server.bodies].count(True)) == ("", 1)
     assert all(body.get("max_completion_tokens", 32) == 32 for body in server.bodies)
 
 
@@ -324,8 +315,7 @@ def test_malformed_answers_cost_no_more_than_was_agreed_either(server: FakeJudge
 def test_the_estimate_is_an_upper_bound(server: FakeJudge, tmp_path: Path) -> None:
     config = endpoint(server, prompt_price=2.0, completion_price=8.0, max_tokens=32)
     expected = estimate(config, [question.characters for question in open_questions(MATCHES)])
-    assert expected.calls == 24
-    assert expected.completion_tokens == 24 * 32
+    assert (expected.calls, expected.completion_tokens) == (24, 24 * 32)
     assert expected.cost == pytest.approx((expected.prompt_tokens * 2 + 24 * 32 * 8) / 1e6)
     assert "24 calls" in str(expected)
     assert "no prices are given" in str(estimate(endpoint(server), [400]))
@@ -343,8 +333,7 @@ def test_stopped_in_the_middle_it_keeps_what_it_has(server: FakeJudge, tmp_path:
         assert len(stored.values) == len(server.asked) < 24
     client.close()
     run(server, tmp_path, MATCHES)
-    assert set(Counter(server.asked).values()) == {1}
-    assert len(server.asked) == 24
+    assert (set(Counter(server.asked).values()), len(server.asked)) == ({1}, 24)
 
 
 CHILD = """

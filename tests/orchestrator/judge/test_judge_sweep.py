@@ -165,8 +165,7 @@ def _check_mlflow(runs: Path, found: JudgeResult, best: list[int]) -> None:
     assert tags["judge"].startswith(f"trial {best[0]} wins")
     states = dict(store.execute("select run_uuid, status from runs"))
     assert set(states.values()) == {"FINISHED"}, "a judged run stays as it ended"
-    steps = [n for (n,) in store.execute("select max(step) from metrics where key like 'judge/%'")]
-    assert steps == [4]
+    assert [n for (n,) in store.execute("select max(step) from metrics where key like 'judge/%'")] == [4]
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
@@ -193,8 +192,7 @@ def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server
     child.communicate()
     assert all(_contents(runs / "cache" / "answers")[name].startswith(text) for name, text in stored.items())
     voted = sum(file.read_bytes().count(b"\n") for file in (runs / "judged" / "judge").glob("votes-*.jsonl"))
-    killed = len(server.asked)
-    assert voted <= killed <= voted + 4
+    assert voted <= len(server.asked) <= voted + 4
 
     server.decide = longer
     done = run(runs, sets, log_lines)
@@ -207,8 +205,7 @@ def test_killed_in_the_middle_and_gone_on_with(trained: Path, runs: Path, server
 
     calm = runs.parent / "calm"
     subprocess.run(["cp", "-r", str(trained), str(calm)], check=True)
-    complete = run(calm, sets, log_lines)
-    ignored = {"at": True, "asked": True}
+    complete, ignored = run(calm, sets, log_lines), {"at": True, "asked": True}
     assert [v.model_dump(exclude=ignored) for v in done.judgements] == [
         v.model_dump(exclude=ignored) for v in complete.judgements
     ]

@@ -30,8 +30,7 @@ def lasso(design: Column, expected: Column, strength: float) -> Column:
 
     def loss(parts: Column) -> tuple[float, Column]:
         at = design @ (parts[:width] - parts[width:])
-        soft = np.sum(np.logaddexp(0, at) - expected * at)
-        slope = design.T @ (expit(at) - expected)
+        soft, slope = np.sum(np.logaddexp(0, at) - expected * at), design.T @ (expit(at) - expected)
         return float(parts.sum() + strength * soft), np.concatenate([1 + strength * slope, 1 - strength * slope])
 
     tight = {"maxiter": 20_000, "maxfun": 200_000, "ftol": 1e-15, "gtol": 1e-10}
@@ -54,8 +53,7 @@ def independent(expected: Column, ours: Column, theirs: Column, hard: Column | N
         return float(np.mean(losses))
 
     strengths = np.logspace(-4, 4, 10)
-    best = strengths[int(np.argmin([held_out_loss(c) for c in strengths]))]
-    weights = lasso(design, expected, best)
+    weights = lasso(design, expected, strengths[int(np.argmin([held_out_loss(c) for c in strengths]))])
     design[:, 0] = 0
     return float(expit(design @ weights).mean())
 
@@ -92,10 +90,8 @@ def test_the_edges() -> None:
     five = [f"p{i}" for i in range(5)]
     ones, same = np.ones(5), np.full(5, 10.0)
     assert length_controlled(ones[:4], same[:4], same[:4], five[:4]) is None, "fewer prompts than folds"
-    all_won = length_controlled(ones, same, same, five)
-    assert all_won.value > 0.95
-    all_lost = length_controlled(0 * ones, same, same + np.arange(5), five)
-    assert all_lost.value < 0.05
+    assert length_controlled(ones, same, same, five).value > 0.95
+    assert length_controlled(0 * ones, same, same + np.arange(5), five).value < 0.05
     indistinguishable = length_controlled(ones / 2, same, same, five)
     assert (indistinguishable.low, indistinguishable.value, indistinguishable.high) == pytest.approx(
         (0.5, 0.5, 0.5), abs=1e-3
@@ -104,8 +100,7 @@ def test_the_edges() -> None:
 
 def test_where_the_penalty_leaves_nothing_the_interval_is_not_of_width_nought() -> None:
     """Two wins, four losses and eighteen ties: little is known, and least of all that it is one half."""
-    expected = np.array([1.0] * 2 + [0.0] * 4 + [0.5] * 18)
-    rng = np.random.default_rng(2)
+    expected, rng = np.array([1.0] * 2 + [0.0] * 4 + [0.5] * 18), np.random.default_rng(2)
     ours, theirs = rng.integers(5, 30, 24).astype(float), rng.integers(5, 30, 24).astype(float)
     found = length_controlled(expected, ours, theirs, [f"p{k}" for k in range(24)])
     assert found.high - found.low > 0.15
@@ -128,6 +123,5 @@ def test_a_prompt_weighs_the_same_however_many_samples_it_has() -> None:
     once = length_controlled(expected, ours, theirs, prompts)
     often = length_controlled(expected[again], ours[again], theirs[again], [prompts[k] for k in again])
     assert often.value == pytest.approx(once.value, abs=0.03), "folds differ, weights do not"
-    others = [[(p, 1.0) for p in prompts] + [("p0", 0.0)] * 3 for _ in range(3)]
-    hard = prompt_difficulty(others, prompts)
+    hard = prompt_difficulty([[(p, 1.0) for p in prompts] + [("p0", 0.0)] * 3 for _ in range(3)], prompts)
     assert hard[0] == pytest.approx(np.log((3 * 0.25 + 1) / (3 * 0.75 + 1))), "three trials, whatever their samples"

@@ -42,8 +42,7 @@ def test_a_win_rate_is_a_share_inside_its_interval_and_mirrors(preferences: list
         return
     assert 0 <= rate.low <= rate.value <= rate.high <= 1
     mirrored = win_rate([(prompt, 1 - preference) for prompt, preference in preferences])
-    assert mirrored.value == pytest.approx(1 - rate.value)
-    assert mirrored.low == pytest.approx(1 - rate.high)
+    assert (mirrored.value, mirrored.low) == (pytest.approx(1 - rate.value), pytest.approx(1 - rate.high))
     assert win_rate(preferences[::-1]) == rate
 
 

@@ -9,14 +9,11 @@ TRL = "base: {model: org/model, data: {train: rows.jsonl}, engine: trl%s}\n"
 
 
 def test_the_engine_can_be_searched_and_scales_no_metric(load_text: Callable[..., SweepSpec]) -> None:
-    spec = load_text(
-        "search: {engine: [packed, trl], loss.beta: [2.0, 2.5]}\nmaximize: eval_accuracies/logp\n",
-    )
+    spec = load_text("search: {engine: [packed, trl], loss.beta: [2.0, 2.5]}\nmaximize: eval_accuracies/logp\n")
     placed = [spec.search.apply(spec.base, point) for point in Grid(spec.search, spec.base)]
     expected = [("packed", 2.0), ("packed", 2.5), ("trl", 2.0), ("trl", 2.5)]
     assert [(config.engine, config.flat_params()["loss.beta"]) for config in placed] == expected
-    alone = load_text("search: {engine: [packed, trl]}\nminimize: eval_loss\n")
-    assert alone.search.size() == 2
+    assert load_text("search: {engine: [packed, trl]}\nminimize: eval_loss\n").search.size() == 2
 
 
 def test_the_engine_is_set_from_the_command_line(load_text: Callable[..., SweepSpec]) -> None:

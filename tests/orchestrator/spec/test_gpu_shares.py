@@ -197,8 +197,7 @@ def test_the_plan_says_how_many_fit_both_ways(
     assert made.estimate.trials_on_a_gpu == (3, 99)
     print_plan(made)
     assert "3 with one model each, 99 sharing one frozen base model" in " ".join(capsys.readouterr().out.split())
-    full = plan_locally(load_text(TEXT, "base.lora=null"), tmp_path, (), machine)
-    assert full.estimate.trials_on_a_gpu is None
+    assert plan_locally(load_text(TEXT, "base.lora=null"), tmp_path, (), machine).estimate.trials_on_a_gpu is None
 
 
 def test_how_trials_are_put_into_processes_is_no_part_of_them(load_text: Callable[..., SweepSpec]) -> None:

@@ -15,8 +15,6 @@ from orchestrator.spec.sweep_spec import SECTION_ORDER
 
 HERE = Path(sweeps.__file__).parent
 COMPLETE = (HERE / "quickstart.yaml").read_text()
-TREE: dict[str, Any] = yaml.safe_load(COMPLETE)
-
 SCALARS = st.one_of(
     st.none(),
     st.booleans(),

@@ -14,7 +14,6 @@ from trainer.metrics import COMPARISON_METRIC
 
 Load = Callable[..., SweepSpec]
 Refused = Callable[..., list[str]]
-
 WRONG = """\
 name: ../x
 base:
@@ -47,7 +46,6 @@ keep_models: 0
 pruner: hyperbnd
 trials: 4
 """
-
 SAID = """\
 f:1: name: the text '../x' must be 1 to 64
 f:6: base.data.train.0.path: there is no file b.jsonl
@@ -157,8 +155,6 @@ def test_the_papers_gamma_goes_through_every_door(load_text: Load) -> None:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
 def test_files_are_found_from_the_sweeps_folder_then_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, here = tmp_path / "there", tmp_path / "here"
     for folder in (there, here):
@@ -199,36 +195,25 @@ def test_a_model_is_a_folder_where_there_is_one(load_text: Load, findings: Refus
 
 
 # --- objectives -----------------------------------------------------------------------------------------------------
+SEEDS, KINDS, SHARED = "training.seed: [1, 2]", "loss.kind: [simpo, dpo]", COMPARISON_METRIC
 
 
 @pytest.mark.parametrize(
     ("search", "goal", "said"),
     [
         ("loss.beta: [1, 2]", "maximize: eval_rewards/margins", "0.69 to 2.75"),
-        (
-            "loss.beta: [1, 2]",
-            "minimize: eval_loss",
-            "use eval_rewards/accuracies, eval_margins/logp, " + COMPARISON_METRIC,
-        ),
+        ("loss.beta: [1, 2]", "minimize: eval_loss", f"use eval_rewards/accuracies, eval_margins/logp, {SHARED}"),
         ("loss.gamma_beta_ratio: [1, 2]", "maximize: eval_rewards/chosen", "is scaled by the search"),
-        (
-            "loss.kind: [simpo, dpo]",
-            "maximize: eval_rewards/accuracies",
-            "use a comparison metric that all kinds share: " + COMPARISON_METRIC,
-        ),
+        (KINDS, "maximize: eval_rewards/accuracies", f"use a comparison metric that all kinds share: {SHARED}"),
         ("loss.kind: [simpo, orpo]", "maximize: eval_log_odds_chosen", "is measured with loss.kind orpo only"),
-        ("training.seed: [1, 2]", "maximize: eval_log_odds_ratio", "orpo only"),
-        ("training.seed: [1, 2]", "maximize: rewards/margins", "use eval_rewards/margins, on held-out pairs"),
-        ("training.seed: [1, 2]", "maximize: eval_accuracy/logp", "did you mean eval_accuracies/logp?"),
-        ("training.seed: [1, 2]", "maximize: grad_norm", "there is no metric"),
-        ("training.seed: [1, 2]", "maximize: eval_nll_loss", "better when low (write minimize:)"),
-        ("training.seed: [1, 2]", "maximize: 3", "must be the name of a metric"),
-        ("training.seed: [1, 2]", "maximize: eval_exact_answers", "have no correct answer"),
-        (
-            "training.seed: [1, 2]",
-            f"maximize: {COMPARISON_METRIC}\nminimize: {COMPARISON_METRIC}",
-            "is an objective already",
-        ),
+        (SEEDS, "maximize: eval_log_odds_ratio", "orpo only"),
+        (SEEDS, "maximize: rewards/margins", "use eval_rewards/margins, on held-out pairs"),
+        (SEEDS, "maximize: eval_accuracy/logp", "did you mean eval_accuracies/logp?"),
+        (SEEDS, "maximize: grad_norm", "there is no metric"),
+        (SEEDS, "maximize: eval_nll_loss", "better when low (write minimize:)"),
+        (SEEDS, "maximize: 3", "must be the name of a metric"),
+        (SEEDS, "maximize: eval_exact_answers", "have no correct answer"),
+        (SEEDS, f"maximize: {SHARED}\nminimize: {SHARED}", "is an objective already"),
     ],
 )
 def test_goals_that_cannot_rank(findings: Refused, search: str, goal: str, said: str) -> None:
@@ -267,8 +252,6 @@ def test_answers_need_prompts(findings: Refused, load_text: Load) -> None:
 
 
 # --- samplers, budget ------------------------------------------------------------------------------------------------
-
-
 def test_a_grid_needs_an_end(findings: Refused, load_text: Load) -> None:
     rate = "search:\n  training.learning_rate: {log_uniform: [1e-7, 1e-5]}\n"
     (messages,) = findings(rate)
@@ -306,8 +289,6 @@ def test_the_line_of_a_bad_value(findings: Refused) -> None:
 
 
 # --- --set -----------------------------------------------------------------------------------------------------------
-
-
 def test_set_reaches_every_leaf(load_text: Load) -> None:
     spec = load_text(
         "search: {loss.gamma: [1.0]}",
@@ -318,8 +299,7 @@ def test_set_reaches_every_leaf(load_text: Load) -> None:
     assert spec.base.loss.beta == 3.14159
     assert (spec.base.training.max_steps, spec.budget.trials) == (3, 4)
     assert spec.search.paths == ("training.seed",)
-    assert spec.base.data.train[0].weight == 2.0
-    assert spec.base.lora.r == 8
+    assert (spec.base.data.train[0].weight, spec.base.lora.r) == (2.0, 8)
     assert spec.goal == Objective(metric="eval_nll_loss", direction="minimize")
 
 

@@ -13,7 +13,6 @@ from orchestrator.spec.sweep_spec import SweepSpec
 
 Load = Callable[..., SweepSpec]
 Findings = Callable[..., list[str]]
-
 RANGES = (
     "search: {loss.beta: {uniform: [1, 4]}, training.learning_rate: {log_uniform: [1e-7, 1e-5]}}\nbudget: {trials: 9}\n"
 )
@@ -101,21 +100,16 @@ def test_given_trials_may_lie_outside(load_text: Load) -> None:
     assert spec.enqueue == ({"loss.beta": 10}, {"training.learning_rate": 6e-7})
 
 
+RATED, BETA, RATE = "training.learning_rate", "loss.beta: [2, 10]", "training.learning_rate: [3e-7, 1e-6]"
+DECAY, STEPS = "training.weight_decay: [0.0, 0.1]", "training.max_steps: [5, 9]"
+
+
 @pytest.mark.parametrize(
     ("search", "wanted"),
     [
-        (
-            "loss.beta: [2, 10], loss.gamma_beta_ratio: [0.3, 0.5], training.learning_rate: [3e-7, 1e-6]",
-            (("training.learning_rate",), ("loss.gamma_beta_ratio",), ("loss.beta",)),
-        ),
-        (
-            "training.weight_decay: [0.0, 0.1], loss.beta: [2, 10], training.max_steps: [5, 9]",
-            (("loss.beta",), ("training.weight_decay",), ("training.max_steps",)),
-        ),
-        (
-            "zip: [{loss.beta: [2, 10], training.learning_rate: [3e-7, 1e-6]}], loss.gamma: [1.0, 2.0]",
-            (("loss.beta", "training.learning_rate"), ("loss.gamma",)),
-        ),
+        (f"{BETA}, loss.gamma_beta_ratio: [0.3, 0.5], {RATE}", ((RATED,), ("loss.gamma_beta_ratio",), ("loss.beta",))),
+        (f"{DECAY}, {BETA}, {STEPS}", (("loss.beta",), ("training.weight_decay",), ("training.max_steps",))),
+        (f"zip: [{{{BETA}, {RATE}}}], loss.gamma: [1.0, 2.0]", (("loss.beta", RATED), ("loss.gamma",))),
     ],
 )
 def test_stages_by_what_is_searched(load_text: Load, search: str, wanted: Any) -> None:

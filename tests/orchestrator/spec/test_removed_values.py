@@ -1,7 +1,5 @@
 """Values that earlier versions offered: refused in new files, read as they are in old sweeps, which are not resumed."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -94,8 +92,7 @@ def test_an_old_sweep_is_read_and_not_resumed(searched: bool, root: Path, capsys
     lines = [i for i, line in enumerate(before.splitlines(), 1) if line.strip() == "distributed: zero3"]
     for line, section in zip(lines, ("base", "sft"), strict=True):
         assert f"{folder.spec}:{line}: {section}.training.distributed: {ZERO3_REMOVED}" in message
-    assert ("search.training.distributed" in message) == searched
-    assert folder.spec.read_text() == before
+    assert ("search.training.distributed" in message, folder.spec.read_text()) == (searched, before)
 
 
 def test_what_follows_an_old_sweep_is_written_with_fsdp2(
@@ -112,9 +109,7 @@ def test_what_follows_an_old_sweep_is_written_with_fsdp2(
 
 
 def test_its_name_is_taken_and_its_dump_is_as_it_was(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = old_sweep(root, searched=False)
-    spec = make_spec("old")
-    file = root / "new.yaml"
+    folder, spec, file = old_sweep(root, searched=False), make_spec("old"), root / "new.yaml"
     file.write_text(dump_spec(spec))
     assert cli.main(["sweep", str(file), "--continue"]) == ExitCode.USER
     assert "old" in capsys.readouterr().err

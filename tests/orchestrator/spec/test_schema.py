@@ -12,7 +12,6 @@ from tests.support.specs import as_json
 
 VALIDATOR = jsonschema.Draft202012Validator(schema())
 SHIPPED = sorted(Path(sweeps.__file__).parent.glob("*.yaml"))
-
 HEAD = "name: a\nbase: {model: m, data: {train: a}}\n"
 FINE = {
     "short": HEAD,

@@ -33,8 +33,6 @@ DIMENSIONS = st.fixed_dictionaries(
         "training.bf16": st.just({"choice": (True, False)}),
     },
 )
-
-
 SAMPLERS = st.one_of(
     st.builds(lambda seed: {"kind": "random", "seed": seed}, st.integers(0, 2**40)),
     st.builds(lambda seed: {"kind": "tpe", "seed": seed, "n_startup_trials": 3}, st.integers(0, 9)),

@@ -182,8 +182,7 @@ def test_another_kind_starts_from_its_own_defaults(base: TrialConfig) -> None:
 
 
 def test_only_active_leaves_are_placed(base: TrialConfig) -> None:
-    sampled = {"loss.kind": "dpo", "loss.gamma": 0.5, "training.seed": 1}
-    assert METHODS.apply(base, sampled).loss == DpoLoss()
+    assert METHODS.apply(base, {"loss.kind": "dpo", "loss.gamma": 0.5, "training.seed": 1}).loss == DpoLoss()
 
 
 def test_a_path_must_be_a_leaf(base: TrialConfig) -> None:

@@ -24,8 +24,7 @@ def test_numbers(load_text: Load) -> None:
     assert found.updates_per_trial == IntRange(7, 23)
     assert found.pairs_per_trial == IntRange(7 * 128, 23 * 128)
     assert found.tokens_per_trial_at_most == 23 * 128 * 2 * 1024
-    assert found.tokens_at_most == found.tokens_per_trial_at_most * 6
-    assert len(found.corners) == 4
+    assert (found.tokens_at_most, len(found.corners)) == (found.tokens_per_trial_at_most * 6, 4)
     json.dumps(found.as_json())
 
 

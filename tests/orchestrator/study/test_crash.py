@@ -63,8 +63,7 @@ def assert_whole(folder: SweepFolder) -> None:
         for trial in trials:
             logged = study.metric_history(trial.number)
             assert logged == [evaluated(step, step / 10 + trial.number) for step in range(STEPS)]
-        results = [e.trial for e in study.events() if e.kind == "complete"]
-        assert sorted(results) == [0, 1, 2, 3]
+        assert sorted([e.trial for e in study.events() if e.kind == "complete"]) == [0, 1, 2, 3]
 
 
 INSIDE = [
@@ -82,7 +81,6 @@ INSIDE = [
 @pytest.mark.parametrize(("where", "name"), INSIDE, ids=[name for _, name in INSIDE])
 def test_killed_inside_a_write(template: Template, tmp_path: Path, where: type, name: str) -> None:
     folder = template(tmp_path, SPEC)
-
     for nth in (1, 2, 5):
 
         def die(nth: int = nth) -> None:
@@ -109,9 +107,7 @@ def test_killed_inside_a_write(template: Template, tmp_path: Path, where: type, 
 
 def test_killed_at_twenty_random_instants(template: Template, tmp_path: Path) -> None:
     """SQLite runs its progress handler every few instructions, so the kill lands inside transactions as well."""
-    folder = template(tmp_path, SPEC)
-    chance = random.Random(0)
-    kills = 0
+    folder, chance, kills = template(tmp_path, SPEC), random.Random(0), 0
     while kills < 20:
         instant = chance.randrange(800)
 
@@ -186,8 +182,7 @@ def test_metrics_are_in_tracking_before_they_are_committed(template: Template, t
 
 
 def test_an_error_inside_leaves_the_study_usable(template: Template, tmp_path: Path) -> None:
-    folder = template(tmp_path, SPEC)
-    with Study.open(folder) as study:
+    with Study.open(template(tmp_path, SPEC)) as study:
         trial = study.ask()
         assert trial is not None
         with pytest.MonkeyPatch.context() as patch:

@@ -22,14 +22,7 @@ from orchestrator.spec.pruners import (
     SuccessiveHalvingPruner,
     ThresholdPruner,
 )
-from orchestrator.spec.samplers import (
-    Asap,
-    GridSampler,
-    RandomSampler,
-    Reproducible,
-    Sampler,
-    TpeSampler,
-)
+from orchestrator.spec.samplers import Asap, GridSampler, RandomSampler, Reproducible, Sampler, TpeSampler
 from orchestrator.spec.sweep_spec import Budget, Objective, SweepSpec
 from orchestrator.study.sampling.sampling_policy import SamplingPolicy
 from orchestrator.study.study import Study
@@ -122,8 +115,7 @@ def test_one_trial_and_no_trial(sampler: str) -> None:
     first = policy.sample([])
     assert policy.sample([]) == first
     assert policy.blocking_trial([]) is None
-    one = TrialSnapshot(0, first.params, fingerprint=first.fingerprint, note=first.note)
-    second = policy.sample([one])
+    second = policy.sample([TrialSnapshot(0, first.params, fingerprint=first.fingerprint, note=first.note)])
     assert second.fingerprint != first.fingerprint
 
 
@@ -169,8 +161,7 @@ def test_diverged_failed_and_strange_trials_do_no_harm(sampler: str) -> None:
 
 def through_the_study(folder: SweepFolder, spec: SweepSpec, slots: int, seed: int, *, kills: bool) -> list[str]:
     """Drive the study with workers that finish in a random order and a driver that dies at random."""
-    chance = random.Random(seed)
-    study = Study.open(folder)
+    chance, study = random.Random(seed), Study.open(folder)
     live: dict[int, tuple[Trial, int]] = {}
     while True:
         if kills and chance.random() < 0.08:
@@ -249,5 +240,4 @@ def test_several_goals_give_a_front(tmp_path: Path, template: Callable[[Path, Sw
         assert [r.values for r in records[:4]] == values[:4]
         assert records[4].state is TrialState.FAILED
         assert [r.number for r in study.pareto_front()] == [3, 0]
-        best = study.best()
-        assert best.number == 3
+        assert study.best().number == 3

@@ -14,7 +14,7 @@ from trainer.results import CONTINUE, StepMetrics, StopDecision
 
 METRIC = "eval_accuracies/logp"
 OFF = GuardConfig.model_validate("off")
-LOGP, MARGIN, LOSS = "logps_per_token/chosen", "margins/logp", "loss"
+LOGP, MARGIN = "logps_per_token/chosen", "margins/logp"
 
 
 def decision_after(history: list[StepMetrics], config: GuardConfig | None = None) -> StopDecision:
@@ -28,8 +28,6 @@ def curve(updates: int, start: dict[str, float], each: Callable[[int], dict[str,
 
 
 # --- what is not finite ----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss", METRIC])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("config", [GuardConfig(), OFF])
@@ -57,8 +55,6 @@ def test_what_is_no_number_stops_and_is_kept_as_nan_never_as_zero(value: Any) ->
 
 
 # --- each rule: a curve that trips it, and a near miss ---------------------------------------------------------------
-
-
 def test_a_loss_above_its_own_start_for_too_long() -> None:
     def rising(to: float) -> list[StepMetrics]:
         return curve(60, {"eval_loss": 1.31}, lambda step: {"loss": 1.3 if step < 11 else to})
@@ -103,8 +99,7 @@ def test_gradients_in_absolute_terms() -> None:
     huge = curve(10, {}, lambda _: {"grad_norm": 2e6})
     assert "above 1e+06 for 5 updates" in decision_after(huge).reason
     assert decision_after(curve(10, {}, lambda _: {"grad_norm": 9e5})) is CONTINUE
-    off = GuardConfig(grad_norm=GradNormRule(above=None))
-    assert decision_after(huge, off) is CONTINUE
+    assert decision_after(huge, GuardConfig(grad_norm=GradNormRule(above=None))) is CONTINUE
 
 
 def start_of(logp: float = -1.21, margin: float = 0.1) -> dict[str, float]:
@@ -166,7 +161,6 @@ def test_answers_that_grow_out_of_hand() -> None:
 
 
 # --- recorded curves -------------------------------------------------------------------------------------------------
-
 RECORDED = [json.loads(line) for line in Path(__file__).with_name("recorded_curves.jsonl").read_text().splitlines()]
 
 
@@ -187,7 +181,6 @@ def test_recorded_trials_of_the_quickstarts_model(trial: dict[str, Any]) -> None
 
 
 # --- pure in the points -----------------------------------------------------------------------------------------------
-
 VALUES = st.sampled_from([0.5, 1.0, 2.0, 9.0, 60.0, 2e6])
 LOW = st.sampled_from([-0.7, -1.2, -4.0, -9.0, -12.0])
 
@@ -214,15 +207,11 @@ def test_batches_and_repetitions_change_nothing(points: list[StepMetrics], data:
     stored = complete.update(points)
     assert stored == points[: len(stored)]
     assert complete.decision.stop or len(stored) == len(points)
-    one_by_one = next(
-        (n for n in range(1, len(points) + 1) if decision_after(points[:n]).stop),
-        len(points),
-    )
+    one_by_one = next((n for n in range(1, len(points) + 1) if decision_after(points[:n]).stop), len(points))
     assert len(stored) == one_by_one, "nothing beyond the point at which it stops counts"
     guard, got, at = DivergenceGuard(GuardConfig(), METRIC), list[StepMetrics](), 0
     while at < len(points) and not guard.decision.stop:
-        back = data.draw(st.integers(0, at))
-        end = data.draw(st.integers(at + 1, len(points)))
+        back, end = data.draw(st.integers(0, at)), data.draw(st.integers(at + 1, len(points)))
         if data.draw(st.booleans()):  # another driver, who knows what was kept
             guard = DivergenceGuard(GuardConfig(), METRIC)
             guard.update(got)

@@ -23,8 +23,7 @@ def drawn(study: Study) -> list[dict[str, Any]]:
 
 
 def test_a_grid_passes_over_what_was_given_and_budget_is_for_the_sampler(create: Create) -> None:
-    plain = drawn(create())
-    study = create(make_spec(GRID, budget=Budget(trials=4)))
+    plain, study = drawn(create()), create(make_spec(GRID, budget=Budget(trials=4)))
     study.enqueue({"loss.beta": 2.5, "loss.gamma": 0.5}, "enqueued by ann", kind="enqueued")
     study.enqueue({"loss.beta": 3, "training.seed": 7}, "enqueued by bob", kind="enqueued")
     assert [g.trial for g in study.enqueued_trials()] == [None, None]
@@ -41,8 +40,7 @@ def test_a_grid_passes_over_what_was_given_and_budget_is_for_the_sampler(create:
 
 def test_a_random_sweep_draws_the_same_with_and_without(create: Create) -> None:
     spec = make_spec(RANGES, sampler=RandomSampler(seed=3), budget=Budget(trials=4))
-    plain = drawn(create(spec))
-    study = create(spec)
+    plain, study = drawn(create(spec)), create(spec)
     first = study.ask()
     study.enqueue({"loss.beta": 9.0}, "by hand", kind="enqueued")
     found = drawn(study)
@@ -87,8 +85,7 @@ def test_a_kill_between_taking_and_creating_neither_loses_nor_doubles(
     with Study.open(folder) as later:
         assert later.trials() == []
         found = drawn(later)
-        assert [p["loss.beta"] for p in found].count(3.5) == 1
-        assert len(found) == 5
+        assert ([p["loss.beta"] for p in found].count(3.5), len(found)) == (1, 5)
 
 
 def test_the_files_trials_count_in_the_budget_and_come_after_those_by_hand(create: Create) -> None:
@@ -128,10 +125,7 @@ def test_a_leaf_that_scales_the_goal_is_refused_also_where_the_search_leaves_it_
 
 def test_what_the_search_could_have_drawn_is_told_from_the_rest() -> None:
     space = make_spec(
-        {
-            "loss.beta": {"uniform": [1.0, 2.0], "step": 0.1},
-            "training.learning_rate": {"log_uniform": [1e-7, 1e-5]},
-        },
+        {"loss.beta": {"uniform": [1.0, 2.0], "step": 0.1}, "training.learning_rate": {"log_uniform": [1e-7, 1e-5]}},
         [{"loss.gamma": [0.5, 1.0], "training.seed": [1, 2]}],
     )
     given = {"loss.beta": 1.3, "training.learning_rate": 1e-4, "loss.gamma": 0.5, "training.seed": 2, "lora": None}
@@ -148,6 +142,5 @@ def test_what_the_search_could_have_drawn_is_told_from_the_rest() -> None:
 
 def test_the_ratio_of_a_searched_margin_is_written_as_the_margin() -> None:
     spec = make_spec({"loss.gamma": {"choice": [0.5, 1.0]}})
-    params = manual_params(spec.base, spec.search, {"loss.gamma_beta_ratio": 0.25})
-    assert params == {"loss.gamma": 0.5}
+    assert manual_params(spec.base, spec.search, {"loss.gamma_beta_ratio": 0.25}) == {"loss.gamma": 0.5}
     assert BASE["loss"]["beta"] == 2.0

@@ -6,9 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.folders import SweepFolder
-from orchestrator.spec.samplers import (
-    StagedSampler,
-)
+from orchestrator.spec.samplers import StagedSampler
 from orchestrator.spec.sweep_spec import Budget
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Trial
@@ -43,11 +41,7 @@ def test_a_staged_search_starts_from_the_bases_own_values(create: Create, folder
     """`orchestrate init --objective simpo`: the margin's default, 0.25, is not among the listed ones."""
     study = create(make_spec(LISTS, sampler=StagedSampler(), base=BASE))
     first = study.ask()
-    assert dict(first.params) == {
-        "loss.beta": 2.0,
-        "loss.gamma_beta_ratio": 0.25,
-        "training.learning_rate": 3e-7,
-    }
+    assert dict(first.params) == {"loss.beta": 2.0, "loss.gamma_beta_ratio": 0.25, "training.learning_rate": 3e-7}
     study.dispose()  # the driver is killed: the trial is issued again as it was
     with Study.open(folder) as later:
         again = later.ask()
@@ -129,19 +123,16 @@ def test_every_sampler_takes_a_trial_outside_of_its_search_as_a_result(
     create: Create, folder: SweepFolder, sampler: str
 ) -> None:
     space: dict[str, Any] = LISTS if sampler in ("grid", "staged") else NUMBERS
-    spec = make_spec(space, sampler=SAMPLERS[sampler], base=BASE, budget=Budget(trials=9))
-    study = create(spec)
+    study = create(make_spec(space, sampler=SAMPLERS[sampler], base=BASE, budget=Budget(trials=9)))
     first = study.ask()
     assert isinstance(first, Trial)
     finish(study, first, 0.5)
-    given = [{"loss.beta": 9.0}, {"loss.beta": 0.5, "training.seed": 3}, {"training.learning_rate": 1e-3}]
-    for params in given:
+    for params in [{"loss.beta": 9.0}, {"loss.beta": 0.5, "training.seed": 3}, {"training.learning_rate": 1e-3}]:
         study.enqueue(params, "enqueued", kind="enqueued")
     found = run_all(study, lambda trial: 0.9 if trial.number == 1 else 0.4 + 0.01 * trial.number)
     assert [t.params.get("loss.beta") for t in found[:2]] == [9.0, 0.5]
     assert len(found) > 3, "the sampler goes on"
-    best = study.best()
-    assert best.params["loss.beta"] == 9.0
+    assert study.best().params["loss.beta"] == 9.0
     study.dispose()
     with Study.open(folder) as later:
         assert later.ask() is None

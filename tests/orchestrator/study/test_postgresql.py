@@ -36,8 +36,7 @@ def test_a_sweep_with_a_crash_and_a_fenced_driver(study: Study) -> None:
     with Study.open(study.folder) as later:
         states = [t.state for t in later.trials()]
         assert states == [TrialState.PRUNED, TrialState.COMPLETE, TrialState.COMPLETE, TrialState.RUNNING]
-        best = later.best()
-        assert best.number == 2
+        assert later.best().number == 2
         again = later.ask()
         assert (again.number, again.attempt) == (3, 2)
         points = later.metric_history(3)

@@ -198,8 +198,7 @@ def test_the_paired_test_is_optunas() -> None:
         theirs = chance.normal(0, 1, 60)
         mine = theirs + shift + chance.normal(0, 0.5, 60)
         study = optuna.create_study(direction="maximize", pruner=optuna.pruners.WilcoxonPruner(p_threshold=0.1))
-        best = create_trial(value=float(np.mean(theirs)), intermediate_values=dict(enumerate(theirs)))
-        study.add_trial(best)
+        study.add_trial(create_trial(value=float(np.mean(theirs)), intermediate_values=dict(enumerate(theirs))))
         trial = study.ask()
         for path, value in enumerate(mine):
             trial.report(float(value), path)

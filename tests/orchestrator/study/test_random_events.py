@@ -29,7 +29,6 @@ class Machine(RuleBasedStateMachine):
     """The study against a model of it made of dicts."""
 
     copy: Callable[[Path, SweepSpec], SweepFolder]
-
     live = Bundle("live")
     stale = Bundle("stale")
 
@@ -82,8 +81,7 @@ class Machine(RuleBasedStateMachine):
             return
         record = self.study.tell(trial, ENDINGS[how])
         del self.held[trial.number]
-        expected = ENDINGS[how].state
-        has_value = bool(self.points[trial.number])
+        expected, has_value = ENDINGS[how].state, bool(self.points[trial.number])
         if expected is TrialState.COMPLETE and not has_value:
             expected = TrialState.FAILED
         assert record.state is expected

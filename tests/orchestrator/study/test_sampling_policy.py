@@ -25,8 +25,7 @@ def random_spec(search: object = RANGES, seed: int = 7, **more: object) -> Sweep
 
 @given(seed=st.integers(0, 2**31), number=st.integers(0, 300))
 def test_a_random_trial_depends_on_seed_and_number_alone(seed: int, number: int) -> None:
-    spec = random_spec(seed=seed)
-    before = [TrialSnapshot(n, {}) for n in range(number)]
+    spec, before = random_spec(seed=seed), [TrialSnapshot(n, {}) for n in range(number)]
     sampled = SamplingPolicy(spec).sample(before)
     assert sampled == SamplingPolicy(spec).sample(before)
     assert 1.0 <= sampled.params["loss.beta"] <= 4.0
@@ -71,8 +70,7 @@ def test_what_was_tried_is_drawn_again_a_bounded_number_of_times(
     spec = random_spec({"loss.beta": {"choice": [2.0, 2.5, 3.0]}}, budget=Budget(trials=5))
     with Study.open(template(tmp_path, spec)) as study:
         sampled = [t.params["loss.beta"] for t in iter(study.ask, None)]
-        assert len(sampled) == 5
-        assert sorted(sampled[:3]) == [2.0, 2.5, 3.0]
+        assert (len(sampled), sorted(sampled[:3])) == (5, [2.0, 2.5, 3.0])
         twins = [e for e in study.events() if e.kind == "twin"]
         assert [e.trial for e in twins] == [3, 4]
         assert all("equal to trial" in e.text for e in twins)
@@ -81,8 +79,7 @@ def test_what_was_tried_is_drawn_again_a_bounded_number_of_times(
 def test_what_a_conditional_trial_drew_survives_the_database(
     template: Callable[[Path, SweepSpec], SweepFolder], tmp_path: Path
 ) -> None:
-    spec = random_spec(CONDITIONAL, budget=Budget(trials=8))
-    folder = template(tmp_path, spec)
+    folder = template(tmp_path, random_spec(CONDITIONAL, budget=Budget(trials=8)))
     with Study.open(folder) as study:
         first = list(iter(study.ask, None))
     with Study.open(folder) as later:

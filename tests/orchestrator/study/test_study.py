@@ -36,8 +36,6 @@ def finish(study: Study, value: float = 0.5) -> Trial:
 
 
 # --- claim ---------------------------------------------------------------------------------------------------------
-
-
 def test_grid_is_issued_in_order_each_point_once(create: Create) -> None:
     study = create()
     sampled = [(t.number, dict(t.params)) for t in iter(study.ask, None)]
@@ -99,16 +97,14 @@ def test_trials_left_running_come_first_with_the_same_number_and_the_next_attemp
     with Study.open(folder) as later:
         again = [claimed(later) for _ in range(3)]
         assert [(t.number, t.attempt) for t in again] == [(0, 2), (1, 2), (2, 1)]
-        assert again[0].params == first.params
-        assert again[1].config == second.config
+        assert (again[0].params, again[1].config) == (first.params, second.config)
         assert [t.attempts for t in later.trials()] == [2, 2, 1]
         assert later.metric_history(1) == [evaluated(1, 0.1)]
 
 
 def test_a_released_trial_is_issued_again(create: Create) -> None:
     study = create()
-    trial = claimed(study)
-    study.release(trial)
+    study.release(claimed(study))
     assert study.trials()[0].state is TrialState.RUNNING
     again = claimed(study)
     assert (again.number, again.attempt) == (0, 2)
@@ -125,8 +121,6 @@ def test_a_reissued_trial_fences_off_its_lost_worker(create: Create) -> None:
 
 
 # --- observe -------------------------------------------------------------------------------------------------------
-
-
 def test_a_step_told_twice_counts_once_and_the_first_telling_stays(create: Create) -> None:
     study = create()
     trial = claimed(study)
@@ -159,8 +153,7 @@ def test_no_points_are_nothing(create: Create) -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_non_finite_metrics_are_kept_as_they_are(create: Create, value: float) -> None:
     study = create()
-    trial = claimed(study)
-    _, decision = study.report(trial, [StepMetrics(3, {"loss": value, METRIC: value})])
+    _, decision = study.report(claimed(study), [StepMetrics(3, {"loss": value, METRIC: value})])
     assert decision.stop
     assert decision.reason == f"diverged: loss is {value} at step 3"
     stored = study.metric_history(0)[0].metrics["loss"]
@@ -175,8 +168,6 @@ def test_the_database_holds_json_that_any_reader_takes(create: Create, folder: S
 
 
 # --- close ---------------------------------------------------------------------------------------------------------
-
-
 def test_complete_takes_the_last_value_of_the_goal(create: Create) -> None:
     study = create()
     trial = claimed(study)
@@ -190,8 +181,7 @@ def test_complete_takes_the_last_value_of_the_goal(create: Create) -> None:
 
 
 @pytest.mark.parametrize(
-    ("points", "why"),
-    [([], "was never reported"), ([evaluated(1, 0.5), evaluated(2, math.nan)], "is nan")],
+    ("points", "why"), [([], "was never reported"), ([evaluated(1, 0.5), evaluated(2, math.nan)], "is nan")]
 )
 def test_complete_without_a_finite_goal_is_a_failure_that_says_so(
     create: Create, points: list[StepMetrics], why: str
@@ -211,16 +201,14 @@ def test_a_diverged_trial_is_pruned_with_its_reason_and_the_worst_value(create: 
     study.report(trial, [evaluated(1, 0.9)])
     record = study.tell(trial, DIVERGED)
     assert (record.state, record.diverged, record.value) == (TrialState.PRUNED, True, None)
-    assert record.reason == DIVERGED.reason
-    assert study.best() is None
+    assert (record.reason, study.best()) == (DIVERGED.reason, None)
     with sqlite3.connect(folder.database) as raw:
         assert raw.execute("select value_type from trial_values").fetchone() == ("INF_NEG",)
 
 
 def test_finished_is_final(create: Create, folder: SweepFolder) -> None:
     study = create()
-    trial = finish(study)
-    before = study.trials()
+    trial, before = finish(study), study.trials()
     assert study.tell(trial, COMPLETE) == before[0]
     with pytest.raises(TrialFinished, match="trial 0 is COMPLETE, which is final: closing it as FAILED refused"):
         study.tell(trial, bug("late"))
@@ -248,15 +236,12 @@ def test_only_issued_trials_can_write(create: Create, folder: SweepFolder) -> No
 
 
 # --- ranking and counting --------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("direction", "winner"), [("maximize", 1), ("minimize", 0)])
 def test_best_by_the_goals_direction_and_the_first_among_equals(create: Create, direction: str, winner: int) -> None:
     study = create(make_spec(GRID, goal=Objective.model_validate({"metric": METRIC, "direction": direction})))
     for value in (0.2, 0.8, 0.8, 0.2):
         finish(study, value)
-    best = study.best()
-    assert best.number == winner
+    assert study.best().number == winner
 
 
 def test_the_same_bug_in_a_row_is_counted_by_the_order_of_ending(create: Create) -> None:
@@ -280,8 +265,6 @@ def test_another_bug_begins_another_row(create: Create) -> None:
 
 
 # --- one driver, several terminals -----------------------------------------------------------------------------------
-
-
 def test_a_newer_driver_fences_off_the_older(create: Create, folder: SweepFolder) -> None:
     old = create()
     trial = claimed(old)
@@ -298,9 +281,7 @@ def test_readers_write_nothing_and_fence_nobody(create: Create, folder: SweepFol
     study = create()
     trial = claimed(study)
     with Study.open(folder) as reader:
-        assert len(reader.trials()) == 1
-        assert reader.spec == study.spec
-        assert reader.id == study.id
+        assert (len(reader.trials()), reader.spec, reader.id) == (1, study.spec, study.id)
     study.report(trial, [evaluated(1, 0.1)])
 
 
@@ -336,8 +317,6 @@ def test_events_are_numbered_in_order(create: Create) -> None:
 
 
 # --- the spec --------------------------------------------------------------------------------------------------------
-
-
 def test_the_budget_may_grow_and_history_remembers(create: Create, folder: SweepFolder) -> None:
     study = create(make_spec(GRID, budget=Budget(trials=1)))
     finish(study)
@@ -358,8 +337,6 @@ def test_what_makes_trials_comparable_may_not_change(create: Create) -> None:
 
 
 # --- opening ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_name_is_used_once(create: Create, folder: SweepFolder) -> None:
     study = create()
     finish(study)
@@ -398,16 +375,14 @@ def test_another_database_is_found_again(folder: SweepFolder) -> None:
 
 
 def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None:
-    elsewhere = f"sqlite:///{folder.root / 'shared.db'}"
-    other = SweepFolder(folder.root, "t")
+    elsewhere, other = f"sqlite:///{folder.root / 'shared.db'}", SweepFolder(folder.root, "t")
     with (
         Study.create(folder, make_spec(GRID), elsewhere) as one,
         Study.create(other, make_spec(GRID), elsewhere) as two,
     ):
         finish(one, 0.1)
         finish(two, 0.2)
-        assert [t.value for t in one.trials()] == [0.1]
-        assert [t.value for t in two.trials()] == [0.2]
+        assert ([t.value for t in one.trials()], [t.value for t in two.trials()]) == ([0.1], [0.2])
         assert one.id != two.id
         assert one.metric_history(0) != two.metric_history(0)
 
@@ -415,8 +390,7 @@ def test_two_sweeps_share_a_database_without_mixing(folder: SweepFolder) -> None
 @pytest.mark.parametrize("disposed", [True, False])
 def test_no_heartbeat_outlives_its_study(folder: SweepFolder, disposed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(driver_lease, "HEARTBEAT_SECONDS", 0.01)
-    before = set(threading.enumerate())
-    study = Study.create(folder, make_spec())
+    before, study = set(threading.enumerate()), Study.create(folder, make_spec())
     study.start_driving()
     (thread,) = set(threading.enumerate()) - before
     assert thread.name == "heartbeat"

@@ -40,8 +40,7 @@ def spec_of(**more: Any) -> SweepSpec:
 
 
 def test_ended_trials_teach_and_the_other_folder_may_go(tmp_path: Path) -> None:
-    other = earlier(tmp_path, spec_of())
-    spec = make_spec(RANGES, **LEARNING)
+    other, spec = earlier(tmp_path, spec_of()), make_spec(RANGES, **LEARNING)
     warm = warm_start(spec, tmp_path)
     assert [t.number for t in warm.trials] == [-4, -3, -2, -1]
     assert [t.state for t in warm.trials] == [TrialState.COMPLETE] * 3 + [TrialState.PRUNED]

@@ -36,8 +36,7 @@ def _tell(root: Path, uri: str, artifacts: str) -> None:
 
 def _given_back(root: Path, uri: str) -> list[str]:
     client = connect(root, uri)
-    found = client.get_experiment_by_name("a/b")
-    runs = client.search_runs([found.experiment_id])
+    runs = client.search_runs([client.get_experiment_by_name("a/b").experiment_id])
     logged = [Path(client.download_artifacts(run.info.run_id, "report.html")) for run in runs]
     return [path.read_text() for path in logged]
 

@@ -229,8 +229,7 @@ def test_calls_grow_with_runs_and_not_with_reports(tmp_path: Path) -> None:
     outbox_filled_offline(tmp_path / "o", many)
     seen = BatchRecorder()
     assert Outbox(tmp_path / "o", seen).close(10.0) == 0
-    assert len(seen.calls) == 4
-    assert sum(len(value) for _, _, value in seen.calls) == 800
+    assert (len(seen.calls), sum(len(value) for _, _, value in seen.calls)) == (4, 800)
 
 
 def test_refused_together_only_the_guilty_one_is_set_aside(tmp_path: Path) -> None:
@@ -262,8 +261,7 @@ def test_closed_between_two_groups_the_later_opening_goes_on_there(tmp_path: Pat
         def set_tags(self, run: str, tags: Mapping[str, str]) -> None:
             raise TrackingUnavailable("down")
 
-    first = DownAfter()
-    assert Outbox(tmp_path / "o", first).close(0.3) == 5
+    assert Outbox(tmp_path / "o", DownAfter()).close(0.3) == 5
     later = BatchRecorder()
     assert Outbox(tmp_path / "o", later).close(10.0) == 0
     assert [(what, run) for what, run, _ in later.calls] == [("tag", "0"), ("course", "0"), ("course", "1")]
@@ -325,8 +323,6 @@ def write(folder: Path, count: int) -> bytes:
 
 
 # --- the disk --------------------------------------------------------------------------------------------------------
-
-
 def test_a_lost_note_of_the_position_delivers_everything_again(tmp_path: Path) -> None:
     write(tmp_path / "o", 3)
     for note in ("", "{}", '{"seq": 1', "[]"):
@@ -349,8 +345,7 @@ def test_a_journal_that_was_moved_away_takes_no_new_message_with_it(tmp_path: Pa
         note = json.loads((folder / "delivered.json").read_text())
         (folder / "delivered.json").write_text(json.dumps({name: note[name] for name in ("seq", "offset")}))
     (folder / "messages.jsonl").rename(folder / "messages.damaged")
-    unreachable = Recorder(_down)
-    box = Outbox(folder, unreachable)
+    box = Outbox(folder, Recorder(_down))
     for step in range(10, 10 + first):
         box.log_metrics("0", [step_metrics_at(step, value=0.125)], at=2.0)
     assert box.close(0.05) == first
@@ -419,15 +414,13 @@ class FileReceiver(Recorder):
 
 def test_delivered_once_wherever_the_writer_is_killed(tmp_path: Path) -> None:
     folder, target = tmp_path / "o", tmp_path / "delivered"
-    chance = random.Random(2)
-    kills = 0
+    chance, kills = random.Random(2), 0
 
     def delivered() -> int:
         return target.read_text().count("\n") if target.exists() else 0
 
     for _ in range(15):
-        enough = delivered() + chance.randrange(40)
-        child = os.fork()
+        enough, child = delivered() + chance.randrange(40), os.fork()
         if child == 0:
             box = Outbox(folder, FileReceiver(target))
             for step in range(300):  # re-emitted from the start each time, as after a lost checkpoint

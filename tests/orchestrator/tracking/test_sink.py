@@ -50,14 +50,12 @@ class SinkContract(ABC):
 
     def expect(self, root: Path) -> None:
         seen = self.look(root)
-        assert sorted(seen) == ["0", "sweep"]
-        assert seen["0"].params == {"loss.beta": "2.0", "lora": "null"}
+        assert (sorted(seen), seen["0"].params) == (["0", "sweep"], {"loss.beta": "2.0", "lora": "null"})
         assert seen["0"].points["rewards/margins"] == [(0, 0.1)]
         assert seen["0"].points["eval_loss"] == [(2, 1.5)]
         assert seen["0"].points["judge/win_rate"] == [(2, 0.5)]
         loss = seen["0"].points["loss"]
-        assert loss[:2] == [(0, 3.0), (1, 2.0)]
-        assert [step for step, _ in loss] == [0, 1, 2]
+        assert (loss[:2], [step for step, _ in loss]) == ([(0, 3.0), (1, 2.0)], [0, 1, 2])
         assert math.isnan(loss[2][1])
         assert {"attempt": "1", "reason": "none", "state": "COMPLETE"}.items() <= seen["0"].tags.items()
         assert (seen["0"].status, seen["sweep"].status) == ("FINISHED", "RUNNING")
@@ -108,9 +106,7 @@ class SinkContract(ABC):
         to.end_run("0", status="KILLED", tags={"state": "INTERRUPTED"}, at=2.0)
         to.start_run("0", name="0", params={"a": 2, "b": 3}, tags={"attempt": "2"}, at=3.0)
         seen = self.look(tmp_path)["0"]
-        assert seen.params == {"a": "1", "b": "3"}
-        assert seen.tags["attempt"] == "2"
-        assert seen.status == "RUNNING"
+        assert (seen.params, seen.tags["attempt"], seen.status) == ({"a": "1", "b": "3"}, "2", "RUNNING")
 
     def test_a_run_never_started_is_refused(self, tmp_path: Path) -> None:
         to = self.open(tmp_path)
@@ -213,8 +209,7 @@ class TestMlflow(SinkContract):
         from mlflow import MlflowClient
 
         client = MlflowClient(_uri(root))
-        experiment = client.get_experiment_by_name("e")
-        runs = client.search_runs([experiment.experiment_id])
+        runs = client.search_runs([client.get_experiment_by_name("e").experiment_id])
         named = {run.data.tags[RUN]: run for run in runs}
         assert len(named) == len(runs), "a run is there twice"
         found = {}

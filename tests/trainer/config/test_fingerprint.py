@@ -56,10 +56,8 @@ def test_what_differs_has_another_name() -> None:
         trial(data={"train": ["t.jsonl", "u.jsonl"]}),
         trial(data={"train": "t.jsonl", "eval": "e.jsonl"}),
         trial(training={"seed": 1}),
-        *(
-            trial(loss=each)
-            for each in ({"kind": "dpo"}, {"kind": "cpo"}, {"kind": "orpo"}, {"kind": "simpo", "beta": 3})
-        ),
+        *(trial(loss={"kind": kind}) for kind in ("dpo", "cpo", "orpo")),
+        trial(loss={"kind": "simpo", "beta": 3}),
     ]
     for one, other in combinations(different, 2):
         assert config_fingerprint(one) != config_fingerprint(other)

@@ -1,7 +1,5 @@
 """What is in the Hugging Face cache is found by its revision, and nothing else is."""
 
-from __future__ import annotations
-
 import json
 import socket
 import sys

@@ -40,8 +40,7 @@ def test_a_table_of_positions_ends_where_its_configuration_says(kind: str) -> No
     field, default = TABLES[kind]
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, vocab_size=64, **SMALL[kind], **{field: 16})
-    model = AutoModelForCausalLM.from_config(config).eval()
-    limit = positions_of(config.to_dict()).table
+    model, limit = AutoModelForCausalLM.from_config(config).eval(), positions_of(config.to_dict()).table
     assert limit == 16
     with torch.no_grad():
         model(torch.arange(1, limit + 1)[None])
@@ -51,33 +50,18 @@ def test_a_table_of_positions_ends_where_its_configuration_says(kind: str) -> No
     assert positions_of({"model_type": kind}).table == default == getattr(plain, field)
 
 
-ROPE = {
+LLAMA3 = {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "original_max_position_embeddings": 512}
+YARN = {"rope_scaling": {"type": "yarn", "factor": 4.0}, "original_max_position_embeddings": 4096}
+LONGROPE = {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1024}
+BY_LAYER = {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {}}
+ROPE: dict[str, tuple[dict[str, Any], int, int | None]] = {
     "plain": ({"model_type": "llama"}, 4096, None),
     "linear": ({"model_type": "llama", "rope_scaling": {"type": "linear", "factor": 2.0}}, 8192, None),
     "dynamic": ({"model_type": "llama", "rope_parameters": {"rope_type": "dynamic", "factor": 4.0}}, 16384, 4096),
-    "yarn": (
-        {"model_type": "qwen2", "rope_scaling": {"type": "yarn", "factor": 4.0}}
-        | {"original_max_position_embeddings": 4096},
-        16384,
-        None,
-    ),
-    "llama3": (
-        {"model_type": "llama", "rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
-        | {"original_max_position_embeddings": 512},
-        4096,
-        None,
-    ),
-    "longrope": (
-        {"model_type": "phi3", "rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 1024},
-        4096,
-        1024,
-    ),
-    "by layer type": (
-        {"model_type": "gemma3_text"}
-        | {"rope_parameters": {"full_attention": {"rope_type": "linear", "factor": 8.0}, "sliding_attention": {}}},
-        32768,
-        None,
-    ),
+    "yarn": ({"model_type": "qwen2", **YARN}, 16384, None),
+    "llama3": ({"model_type": "llama", **LLAMA3}, 4096, None),
+    "longrope": ({"model_type": "phi3", **LONGROPE}, 4096, 1024),
+    "by layer type": ({"model_type": "gemma3_text", "rope_parameters": BY_LAYER}, 32768, None),
 }
 
 
@@ -120,8 +104,7 @@ def test_findings_name_the_setting() -> None:
     assert (warned.path, warned.refused) == ("data.max_length", False)
     switching = Positions("max_position_embeddings", trained=131072, switch=1024)
     assert list(length_findings(switching, settings(max_length=2048))) == []
-    config = trial(data={"train": "rows.jsonl", "max_length": 2048}, engine="trl")
-    (engine,) = length_findings(switching, config)
+    (engine,) = length_findings(switching, trial(data={"train": "rows.jsonl", "max_length": 2048}, engine="trl"))
     assert (engine.path, engine.refused) == ("engine", True)
 
 
@@ -168,8 +151,7 @@ def test_the_command_says_which_setting_is_at_fault(
     data = rows(tmp_path / "rows.jsonl", 6) | {"max_length": 96, "apply_template": False}
     file.write_text(json.dumps({"model": gpt2, "data": data}), encoding="utf-8")
     assert main([str(file), "--out", str(tmp_path / "run"), "--cache", str(tmp_path / "cache")]) == 2
-    messages = capsys.readouterr().err
-    assert f"{file}: data.max_length: 96 tokens exceed the 48 positions" in messages
+    assert f"{file}: data.max_length: 96 tokens exceed the 48 positions" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

@@ -123,8 +123,7 @@ def test_thoughts_that_a_template_drops_from_earlier_turns_are_told() -> None:
 
 
 def test_tools_may_be_json_text_and_arguments_stay_what_they_are() -> None:
-    as_text = WITH_TOOLS | {"tools": json.dumps([TOOL])}
-    assert encode(QWEN3, as_text).prompt == encode(QWEN3, WITH_TOOLS).prompt
+    assert encode(QWEN3, WITH_TOOLS | {"tools": json.dumps([TOOL])}).prompt == encode(QWEN3, WITH_TOOLS).prompt
     call = {"type": "function", "function": {"name": "tide_times", "arguments": '{"harbour": "Cuxhaven"}'}}
     row = WITH_TOOLS | {"prompt": [ASKED[0], chat_message("assistant", "") | {"tool_calls": [call]}, ASKED[2]]}
     found = to_preference(row)
@@ -134,8 +133,7 @@ def test_tools_may_be_json_text_and_arguments_stay_what_they_are() -> None:
 
 def test_no_tools_are_no_tools() -> None:
     for none in ([], "", "[]", None):
-        found = to_preference(WITH_TOOLS | {"tools": none})
-        assert found.tools is None
+        assert to_preference(WITH_TOOLS | {"tools": none}).tools is None
 
 
 @pytest.mark.parametrize(

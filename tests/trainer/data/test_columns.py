@@ -47,8 +47,6 @@ def _told(found: Prepared, kind: str) -> list[tuple[str, int]]:
 
 
 # --- the system column -----------------------------------------------------------------------------------------------
-
-
 def test_a_system_column_is_the_system_message_where_the_template_is_applied(
     tmp_path: Path, chatml: ModelConfig
 ) -> None:
@@ -100,7 +98,6 @@ def test_tools_have_no_place_in_plain_text(tmp_path: Path, bare: ModelConfig) ->
 
 
 # --- plain text and a chat template ----------------------------------------------------------------------------------
-
 PLAIN = [plain(f"River {i}?", "Rhine", "Hill") for i in range(20)]
 
 
@@ -151,8 +148,7 @@ def test_text_that_a_template_rendered_is_not_rendered_again(form: str, tmp_path
     with pytest.raises(BadData, match="20 rows hold a prompt that a chat template has rendered already") as caught:
         _prepare(tmp_path, chatml, rendered, apply_template=True)
     assert "set data.apply_template: false" in str(caught.value)
-    some = [*rendered[:2], *PLAIN]
-    found = _prepare(tmp_path, chatml, some, apply_template=True, max_bad_share=0.1)
+    found = _prepare(tmp_path, chatml, [*rendered[:2], *PLAIN], apply_template=True, max_bad_share=0.1)
     ((detail, count),) = _told(found, "rendered_twice")
     assert detail.startswith("The first has ")
     assert count == found.report.bad_rows == 2
@@ -170,8 +166,6 @@ def test_a_template_cannot_be_applied_where_there_is_none(tmp_path: Path, bare: 
 
 
 # --- names -----------------------------------------------------------------------------------------------------------
-
-
 def test_all_columns_can_be_mapped(tmp_path: Path) -> None:
     row = {"q": "a?", "good": "yes", "bad": "no", "rules": "Be kind.", "t": [], "g": 5, "b": 3, "pics": [], "sure": "y"}
     columns = {"prompt": "q", "chosen": "good", "rejected": "bad", "system": "rules", "tools": "t", "images": "pics"}
@@ -204,8 +198,7 @@ def test_several_columns_that_could_be_the_prompt_are_asked_about(tmp_path: Path
         UnreadableData, match=r"several columns could be the prompt: instruction, input\. Choose one with `columns:"
     ):
         _read(path)
-    found = _read(path, prompt="instruction")[0]
-    assert found.notices == (("unused_column", "The column 'input'"),)
+    assert _read(path, prompt="instruction")[0].notices == (("unused_column", "The column 'input'"),)
 
 
 def test_columns_that_look_meaningful_and_are_not_used_are_counted(tmp_path: Path, bare: ModelConfig) -> None:
@@ -257,8 +250,6 @@ def test_scores_that_contradict_the_order_are_told(tmp_path: Path, bare: ModelCo
 
 
 # --- other kinds of data ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("row", "says"),
     [

@@ -9,40 +9,26 @@ from tests.support.data_cases import chat, chat_message, plain
 from trainer.data.formats import Preference, to_preference
 
 ASK, GOOD, WRONG = chat_message("user", "2+2?"), chat_message("assistant", "4"), chat_message("assistant", "5")
-WANTED = Preference([ASK], [GOOD], [WRONG], None)
+OTHER, WANTED = chat_message("user", "3?"), Preference([ASK], [GOOD], [WRONG], None)
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        chat("2+2?", "4", "5"),
-        {"chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
-        {"prompt": "2+2?", "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
-        {"prompt": [ASK], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
-        {"prompt": None, "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
-        {"prompt": "2+2?", "chosen": [GOOD], "rejected": [WRONG]},
-        {"prompt": [ASK], "chosen": "4", "rejected": "5"},
-        {"prompt": [ASK], "chosen": GOOD, "rejected": WRONG},
-        {
-            "prompt": [{"from": "human", "value": "2+2?"}],
-            "chosen": {"from": "gpt", "value": "4"},
-            "rejected": {"from": "gpt", "value": "5"},
-        },
-        {"prompt": [ASK], "chosen": [GOOD | {"name": None, "tool_calls": None}], "rejected": [WRONG], "score": 3},
-    ],
-    ids=[
-        "explicit",
-        "implicit",
-        "ultrafeedback",
-        "both",
-        "null prompt",
-        "text prompt",
-        "text answers",
-        "single messages",
-        "sharegpt",
-        "null keys",
-    ],
-)
+ONE_DIALOGUE: dict[str, dict[str, Any]] = {
+    "explicit": chat("2+2?", "4", "5"),
+    "implicit": {"chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+    "ultrafeedback": {"prompt": "2+2?", "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+    "both": {"prompt": [ASK], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+    "null prompt": {"prompt": None, "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
+    "text prompt": {"prompt": "2+2?", "chosen": [GOOD], "rejected": [WRONG]},
+    "text answers": {"prompt": [ASK], "chosen": "4", "rejected": "5"},
+    "single messages": {"prompt": [ASK], "chosen": GOOD, "rejected": WRONG},
+    "sharegpt": {"prompt": [{"from": "human", "value": "2+2?"}]}
+    | {side: {"from": "gpt", "value": value} for side, value in (("chosen", "4"), ("rejected", "5"))},
+    "null keys": {"prompt": [ASK], "chosen": [GOOD | {"name": None, "tool_calls": None}], "rejected": [WRONG]}
+    | {"score": 3},
+}
+
+
+@pytest.mark.parametrize("row", ONE_DIALOGUE.values(), ids=ONE_DIALOGUE)
 def test_conversational_formats_are_one(row: dict[str, Any]) -> None:
     before = deepcopy(row)
     assert to_preference(row) == WANTED
@@ -50,27 +36,20 @@ def test_conversational_formats_are_one(row: dict[str, Any]) -> None:
 
 
 def test_a_longer_dialogue_keeps_all_but_the_last_message_as_prompt() -> None:
-    progress = [
-        chat_message("system", "Be brief."),
-        chat_message("user", "hi"),
-        chat_message("assistant", "hello"),
-        ASK,
-    ]
+    said = ("system", "Be brief."), ("user", "hi"), ("assistant", "hello")
+    progress = [*(chat_message(role, text) for role, text in said), ASK]
     found = to_preference({"chosen": [*progress, GOOD], "rejected": [*progress, WRONG]})
     assert found == Preference(progress, [GOOD], [WRONG], None)
 
 
 def test_plain_text_explicit_and_implicit() -> None:
-    assert to_preference(plain("The sky is", " blue.", " green.")) == Preference(
-        "The sky is", " blue.", " green.", None
-    )
-    found = to_preference({"chosen": "The sky is blue.", "rejected": "The sky is green."})
-    assert found == Preference("The sky is", " blue.", " green.", None)
+    wanted = Preference("The sky is", " blue.", " green.", None)
+    assert to_preference(plain("The sky is", " blue.", " green.")) == wanted
+    assert to_preference({"chosen": "The sky is blue.", "rejected": "The sky is green."}) == wanted
 
 
 def test_the_checkable_answer_travels_along() -> None:
-    found = to_preference(chat("2+2?", "4", "5", answer=4))
-    assert found.answer == "4"
+    assert to_preference(chat("2+2?", "4", "5", answer=4)).answer == "4"
 
 
 @pytest.mark.parametrize(
@@ -112,13 +91,9 @@ def test_the_checkable_answer_travels_along() -> None:
         (chat("a", "b", "b"), "equal_responses"),
         ({"chosen": "same", "rejected": "same"}, "equal_responses"),
         ({"chosen": [ASK, GOOD], "rejected": [ASK, GOOD]}, "equal_responses"),
-        ({"chosen": [ASK, GOOD], "rejected": [chat_message("user", "3?"), WRONG]}, "questions_differ"),
+        ({"chosen": [ASK, GOOD], "rejected": [OTHER, WRONG]}, "questions_differ"),
         (
-            {
-                "prompt": [chat_message("system", "s")],
-                "chosen": [ASK, GOOD],
-                "rejected": [chat_message("user", "3?"), WRONG],
-            },
+            {"prompt": [chat_message("system", "s")], "chosen": [ASK, GOOD], "rejected": [OTHER, WRONG]},
             "questions_differ",
         ),
         ({"prompt": "5+5?", "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]}, "prompt_not_in_dialogue"),
@@ -128,5 +103,4 @@ def test_the_checkable_answer_travels_along() -> None:
     ],
 )
 def test_bad_rows_are_named(row: dict[str, Any], kind: str) -> None:
-    found = to_preference(row)
-    assert found.kind == kind
+    assert to_preference(row).kind == kind

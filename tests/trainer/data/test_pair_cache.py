@@ -25,16 +25,14 @@ def test_the_second_call_loads(tmp_path: Path, model: ModelConfig) -> None:
     first = prepare(config, model, tmp_path / "cache")
     second = prepare(config, model, tmp_path / "cache")
     assert (first.computed, second.computed) == (True, False)
-    assert first.fingerprint == second.fingerprint
-    assert first.report == second.report
+    assert (first.fingerprint, first.report) == (second.fingerprint, second.report)
     assert isinstance(second.train.pair(3).prompt.base, np.memmap)
     assert np.array_equal(first.train.pair(3).chosen, second.train.pair(3).chosen)
 
 
 def test_the_fingerprint_follows_content_and_not_the_place(tmp_path: Path, model: ModelConfig) -> None:
     rows = good_rows(20)
-    path = write_rows(tmp_path / "a.jsonl", rows)
-    made = load_tokenizer(model, None, tmp_path)
+    path, made = write_rows(tmp_path / "a.jsonl", rows), load_tokenizer(model, None, tmp_path)
     base = data_fingerprint(data(path), made)
     (tmp_path / "elsewhere").mkdir()
     assert data_fingerprint(data(write_rows(tmp_path / "elsewhere" / "b.jsonl", rows)), made) == base
@@ -62,16 +60,14 @@ def test_a_report_from_the_cache_names_the_sources_of_today(tmp_path: Path, mode
     rows = [*good_rows(9), good_rows(1)[0]]
     old, new = (write_rows(tmp_path / name, rows) for name in ("old.jsonl", "new.jsonl"))
     first, second = (prepare(data(path), model, tmp_path / "cache").report for path in (old, new))
-    assert {s.name for s in first.sources} == {old}
-    assert {s.name for s in second.sources} == {new}
+    assert ({s.name for s in first.sources}, {s.name for s in second.sources}) == ({old}, {new})
     assert [f.rows for f in second.findings] == [((new, 10),)]
 
 
 @pytest.mark.parametrize("harm", ["cut", "flip", "gone", "no manifest", "half a manifest"])
 def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path: Path, model: ModelConfig, harm: str) -> None:
     config = data(write_rows(tmp_path / "a.jsonl", good_rows(20)))
-    first = prepare(config, model, tmp_path / "cache")
-    folder = tmp_path / "cache" / "data" / first.fingerprint
+    folder = tmp_path / "cache" / "data" / prepare(config, model, tmp_path / "cache").fingerprint
     tokens, manifest = folder / "train.tokens.npy", folder / MANIFEST
     full = tokens.read_bytes()
     match harm:
@@ -94,8 +90,7 @@ def test_a_damaged_entry_is_made_again_with_a_warning(tmp_path: Path, model: Mod
 
 def test_nothing_is_left_of_a_failure_nor_of_a_process_that_died(tmp_path: Path) -> None:
     folder = tmp_path / "data" / "abc"
-    left = tmp_path / "data" / ".abc.0123abcd.tmp"
-    left.mkdir(parents=True)
+    (tmp_path / "data" / ".abc.0123abcd.tmp").mkdir(parents=True)
 
     def fails(temporary: Path) -> None:
         (temporary / "half").write_text("x")
@@ -120,8 +115,7 @@ print(get_or_create(cache / "data" / "abc", fill), (cache / "data" / "abc" / "x"
 
 
 def test_simultaneous_processes_make_it_once(tmp_path: Path) -> None:
-    pipe = subprocess.PIPE
-    command = [sys.executable, "-c", PROCESS, str(tmp_path)]
+    pipe, command = subprocess.PIPE, [sys.executable, "-c", PROCESS, str(tmp_path)]
     started = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(4)]
     for process in started:
         assert process.stdout.readline() == "ready\n"
@@ -150,8 +144,7 @@ def test_the_real_preference_data(tmp_path: Path) -> None:
     config = DataConfig.model_validate({"train": str(REAL / "preference-train.jsonl"), "max_length": 512})
     model = ModelConfig(name_or_path="unused", tokenizer=str(REAL / "tokenizer-bpe4096"))
     found = prepare(config, model, tmp_path)
-    assert found.report.bad_rows == 0
-    assert len(found.train) + len(found.eval) == 4580
+    assert (found.report.bad_rows, len(found.train) + len(found.eval)) == (0, 4580)
     assert 0.07 < len(found.eval) / 4580 < 0.13
     prompts = [{part.pair(i).prompt.tobytes() for i in range(len(part))} for part in (found.train, found.eval)]
     assert not prompts[0] & prompts[1]
@@ -160,8 +153,7 @@ def test_the_real_preference_data(tmp_path: Path) -> None:
     uncut = prepare(config.model_copy(update={"max_length": 8192}), model, tmp_path)
     assert uncut.report.findings == ()
     made = load_tokenizer(model, config, tmp_path)
-    pair = uncut.train.pair(0)
-    assert pair.chosen.tolist().count(made.eos_token_id) == 1
+    assert uncut.train.pair(0).chosen.tolist().count(made.eos_token_id) == 1
     # DATA.md: median 148 and p90 294 tokens of prompt and longer answer, without the template's own
     assert 140 < uncut.report.lengths["row"]["p50"] < 170
     assert 280 < uncut.report.lengths["row"]["p90"] < 320

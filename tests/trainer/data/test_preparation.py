@@ -39,8 +39,7 @@ def test_pairs_come_back_as_they_were_written(tmp_path: Path, model: ModelConfig
             )
             assert made.decode(pair.chosen) == row["chosen"][0]["content"] + "<|im_end|>"
             assert made.decode(pair.rejected) == row["rejected"][0]["content"].strip() + "<|im_end|>"
-            assert pair.prompt.dtype == "int32"
-            assert part.answers[i] == row["answer"]
+            assert (pair.prompt.dtype, part.answers[i]) == ("int32", row["answer"])
             lengths = (part.prompt_lengths[i], part.chosen_lengths[i], part.rejected_lengths[i])
             assert lengths == tuple(len(p) for p in (pair.prompt, pair.chosen, pair.rejected))
         for outside in (-1, len(part)):
@@ -67,8 +66,7 @@ def test_bad_rows_are_refused_with_counts_rows_and_the_next_step(tmp_path: Path,
     assert pickle.loads(pickle.dumps(caught.value)).findings == caught.value.findings
     assert not [p for p in (tmp_path / "cache" / "data").iterdir() if not p.name.endswith(".lock")]
     skipped = _prepare(data(path, bad_rows="skip", max_bad_share=0.14), model, tmp_path)
-    assert skipped.report.bad_rows == 4
-    assert len(skipped.train) + len(skipped.eval) == 26
+    assert (skipped.report.bad_rows, len(skipped.train) + len(skipped.eval)) == (4, 26)
     with pytest.raises(BadData, match=r"more than data\.max_bad_share 0\.1\. .* data\.max_bad_share: 0\.14"):
         _prepare(data(path, bad_rows="skip", max_bad_share=0.1), model, tmp_path)
 

@@ -22,6 +22,7 @@ from trainer.data import BadData, prepare
 from trainer.data.formats import InvalidRow, to_preference
 
 SYSTEM, ASK = chat_message("system", "You rhyme."), chat_message("user", "A line about rain?")
+ASK_WITH_BLANKS = chat_message("user", "A line  about rain? ")
 GOOD, WRONG = chat_message("assistant", "Rain on the pane."), chat_message("assistant", "It is wet.")
 MORE, THANKS = chat_message("user", "One more."), chat_message("assistant", "And again.")
 
@@ -36,8 +37,6 @@ def _kinds(row: dict[str, Any], **rules: Any) -> list[str]:
 
 
 # --- dialogues: an explicit prompt is never thrown away --------------------------------------------------------------
-
-
 def test_answers_of_several_messages_are_scored_whole_as_trl_scores_them() -> None:
     row = {"prompt": [SYSTEM, ASK], "chosen": [GOOD, MORE, THANKS], "rejected": [GOOD, MORE, WRONG]}
     assert _parts(row) == ([SYSTEM, ASK], [GOOD, MORE, THANKS], [GOOD, MORE, WRONG])
@@ -71,11 +70,7 @@ def test_last_answers_after_different_turns_are_refused_with_their_reason(tmp_pa
         {"prompt": [SYSTEM, ASK], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": [SYSTEM, ASK], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
         {"prompt": [SYSTEM, ASK], "chosen": [ASK, GOOD], "rejected": [WRONG]},
-        {
-            "prompt": [SYSTEM, chat_message("user", "A line  about rain? ")],
-            "chosen": [ASK, GOOD],
-            "rejected": [ASK, WRONG],
-        },
+        {"prompt": [SYSTEM, ASK_WITH_BLANKS], "chosen": [ASK, GOOD], "rejected": [ASK, WRONG]},
         {"prompt": [ASK], "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": "A line  about rain?", "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
         {"prompt": "You rhyme.\n\nA line about rain?", "chosen": [SYSTEM, ASK, GOOD], "rejected": [SYSTEM, ASK, WRONG]},
@@ -130,22 +125,18 @@ def test_a_prompt_that_changes_once_the_answer_follows_is_a_bad_row_and_a_templa
         {"type": "function", "function": {"name": "rhyme", "arguments": {"word": "rain"}}}
     ]}  # fmt: skip
     row = {"prompt": [ASK, call, chat_message("tool", "pane")], "chosen": [GOOD, MORE, THANKS], "rejected": [WRONG]}
-    kinds = dict(encode(tokenizer(trl_template("qwen3")), row).notices)
-    assert "Look it up." in kinds["prompt_changes"]
+    assert "Look it up." in dict(encode(tokenizer(trl_template("qwen3")), row).notices)["prompt_changes"]
     surprise = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
     assert "prompt_not_prefix" in dict(encode(tokenizer(surprise), chat("a", "b", "c")).notices)
 
 
 # --- plain text ------------------------------------------------------------------------------------------------------
-
-
 def test_a_text_prompt_that_both_answers_repeat_is_kept_once_with_a_notice() -> None:
     prompt = "Question: What is three plus one?\nAnswer:"
     row = plain(prompt, f"{prompt} Four.", f"{prompt} Three.")
     assert _parts(row) == (prompt, " Four.", " Three.")
     assert _kinds(row) == ["prompt_repeated"]
-    blanks = plain(prompt + " \n", f"{prompt} Four.", f"{prompt} Three.")
-    assert _parts(blanks) == (prompt, " Four.", " Three.")
+    assert _parts(plain(prompt + " \n", f"{prompt} Four.", f"{prompt} Three.")) == (prompt, " Four.", " Three.")
     chinese = "法国的首都是哪里？"
     row = plain(chinese, f"{chinese}巴黎。", f"{chinese}罗马。")
     assert _parts(row) == (chinese, "巴黎。", "罗马。")
@@ -197,8 +188,7 @@ def test_hh_text_becomes_messages_where_the_template_is_applied() -> None:
     progress = [chat_message("user", "Hi"), chat_message("assistant", "Hello"), chat_message("user", "Egg?")]
     expected = (progress, [chat_message("assistant", "Boil it.")], [chat_message("assistant", "Fry it.")])
     assert _parts(row, apply_template=True) == expected
-    found = to_preference(row, apply_template=True)
-    assert found.notices == (("text_turns", ""),)
+    assert to_preference(row, apply_template=True).notices == (("text_turns", ""),)
     apart = plain(_hh("Hi", "Hello", "Egg?") + "\n\nAssistant:", " Boil it.", " Fry it.")
     assert _parts(apart, apply_template=True) == expected
     assert _parts(plain(_hh("Hi", "Hello", "Egg?"), "Boil it.", "Fry it."), apply_template=True) == expected
@@ -226,10 +216,8 @@ def test_implied_prompts_end_at_a_mark_or_after_a_whole_word(
     chosen: str, rejected: str, prompt: str, kinds: list[str]
 ) -> None:
     found = preference({"chosen": chosen, "rejected": rejected})
-    assert found.prompt == prompt
-    assert found.prompt + str(found.chosen) == chosen
-    assert found.prompt + str(found.rejected) == rejected
-    assert [kind for kind, _ in found.notices] == kinds
+    assert (found.prompt, found.prompt + str(found.chosen)) == (prompt, chosen)
+    assert (found.prompt + str(found.rejected), [kind for kind, _ in found.notices]) == (rejected, kinds)
 
 
 def test_plain_rows_without_a_sure_prompt_are_named_for_what_they_are(tmp_path: Path) -> None:
@@ -253,7 +241,6 @@ def test_plain_rows_without_a_sure_prompt_are_named_for_what_they_are(tmp_path: 
 
 
 # --- ends ------------------------------------------------------------------------------------------------------------
-
 ASKED = "<|im_start|>user\nA river?<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -144,8 +144,7 @@ def test_a_few_unusual_rows_do_not_refuse_a_large_set(make: Make, tmp_path: Path
     one = PUBLIC_SETS[0]
     rows = json.loads(json.dumps(one.rows))
     for number in range(396):
-        ask = f"Name colour number {number}."
-        sides = {"chosen": "Violet.", "rejected": "Brown."}
+        ask, sides = f"Name colour number {number}.", {"chosen": "Violet.", "rejected": "Brown."}
         inputs = {k: [{"role": "user", "content": ask}, {"role": "assistant", "content": v}] for k, v in sides.items()}
         rows.append({**one.rows[0], "prompt": ask, **inputs, "messages": inputs["chosen"]})
     made = make(write_rows(tmp_path / "rows.jsonl", rows), max_bad_share=0.01)

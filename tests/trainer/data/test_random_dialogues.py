@@ -28,7 +28,6 @@ STYLES: dict[str, tuple[Any, frozenset[str]]] = {
     "qwen3": (tokenizer(trl_template("qwen3")), frozenset({SYSTEM, TOOLS, REASONING})),
 }
 """Tokenizers of seven families, and what their templates know."""
-
 words = st.text(alphabet="ab .\n<|:é🙂", min_size=1, max_size=12).filter(lambda text: bool(text.strip()))
 TOOL = {
     "type": "function",
@@ -107,8 +106,7 @@ def test_no_message_tool_or_thought_is_lost_without_a_notice(style: str, pick: A
     if any(kind in {"template_refuses", "equal_rendered"} for kind, _ in found.notices):
         return
     logged = " ".join(f"{kind} {detail}" for kind, detail in found.notices)
-    text = made.decode(found.prompt + found.chosen)
-    progress = row["prompt"] + row["chosen"]
+    text, progress = made.decode(found.prompt + found.chosen), row["prompt"] + row["chosen"]
     for key in ("reasoning_content", "tool_calls"):
         for value in (message[key] for message in progress if key in message):
             inner = value.strip() if isinstance(value, str) else "look_up"
@@ -187,8 +185,7 @@ def test_hh_text_is_parted_at_its_last_common_answer(asked: list[str], chosen: s
         return
     progress = "\n\nAssistant: so\n\nHuman: ".join(asked)
     prompt = f"\n\nHuman: {progress}\n\nAssistant:"
-    row = {"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"}
-    found = to_preference(row)
+    found = to_preference({"chosen": f"{prompt} {chosen}", "rejected": f"{prompt} {rejected}"})
     assert (found.prompt, found.chosen, found.rejected) == (prompt, f" {chosen}", f" {rejected}")
 
 
@@ -198,8 +195,7 @@ def test_implied_prompts_lose_no_character_and_cut_no_word(chosen: str, rejected
     found = to_preference({"chosen": chosen, "rejected": rejected})
     if isinstance(found, Preference):
         assert isinstance(found.prompt, str)
-        assert found.prompt + str(found.chosen) == chosen
-        assert found.prompt + str(found.rejected) == rejected
+        assert (found.prompt + str(found.chosen), found.prompt + str(found.rejected)) == (chosen, rejected)
         assert not (found.prompt[-1].isalnum() and (str(found.chosen)[0].isalnum() or str(found.rejected)[0].isalnum()))
 
 

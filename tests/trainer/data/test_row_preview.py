@@ -55,14 +55,12 @@ def test_every_row_is_there_once_and_counts_are_those_of_its_notices(
         assert row.kept or row.notices, "left out without a word"
     json.dumps(made.report_json())
     if made.refused is None:
-        report = prepare(config, model, tmp_path / "cache").report
-        assert report.model_dump() == made.report.model_dump()
+        assert prepare(config, model, tmp_path / "cache").report.model_dump() == made.report.model_dump()
 
 
 def test_a_tokenizer_with_code_of_its_own_needs_the_flag(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = own_code_model(tmp_path / "cache", tmp_path / "own")
-    train = write_rows(tmp_path / "a.jsonl", good_rows(20))
-    file = tmp_path / "trial.yaml"
+    train, file = write_rows(tmp_path / "a.jsonl", good_rows(20)), tmp_path / "trial.yaml"
     file.write_text(f"model: {{name_or_path: {model}}}\ndata: {{train: {train}, max_length: 64}}\n")
     file.write_text(file.read_text() + "loss: {kind: simpo}\ntraining: {max_steps: 1}\n")
     assert cli.main(["data", str(file)]) == 2

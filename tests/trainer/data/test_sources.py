@@ -26,8 +26,6 @@ def _read(path: Path, **columns: str) -> list[RawRow]:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
 def _as_csv(path: Path) -> None:
     path.write_text('prompt,chosen,rejected,answer\r\na?,yes,no,\r\n"b?",ja,nein,ja\r\n', encoding="utf-8")
 
@@ -57,8 +55,7 @@ def test_line_numbers_count_blank_lines_and_carriage_returns_do_not_matter(tmp_p
     lines = [json.dumps(row) for row in ROWS]
     (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + f"{lines[0]}\r\n\r\n{lines[1]}".encode())
     found = _read(tmp_path / "a.jsonl")
-    assert [r.number for r in found] == [1, 3]
-    assert [r.fields for r in found] == ROWS
+    assert ([r.number for r in found], [r.fields for r in found]) == ([1, 3], ROWS)
 
 
 def test_broken_lines_are_rows_of_their_own(tmp_path: Path) -> None:
@@ -104,8 +101,6 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 
 # --- columns ---------------------------------------------------------------------------------------------------------
-
-
 def test_columns_are_renamed(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.jsonl", [{"question": "a?", "good": "yes", "bad": "no", "prompt": "not this"}])
     found = _read(tmp_path / "a.jsonl", prompt="question", chosen="good", rejected="bad")
@@ -123,8 +118,6 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(tmp_path: Path) ->
 
 
 # --- data sets by name -----------------------------------------------------------------------------------------------
-
-
 def test_a_folder_through_load_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "set"
@@ -153,8 +146,6 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 # --- mixing and splitting --------------------------------------------------------------------------------------------
-
-
 def _raw(count: int) -> list[RawRow]:
     return [RawRow(i + 1, {}) for i in range(count)]
 
@@ -189,8 +180,7 @@ def test_a_mix_is_interleaved_and_the_same_every_time() -> None:
 def test_what_is_drawn_is_spread_over_all_rows() -> None:
     assert sample_indices(10, 10, 0) == list(range(10))
     found = sample_indices(1000, 100, 0)
-    assert len(set(found)) == 100
-    assert found == sorted(found)
+    assert (len(set(found)), found) == (100, sorted(found))
     assert 350 < sum(found) / 100 < 650
     assert limit_rows("abc", None) == ["a", "b", "c"]
     assert limit_rows("abc", 5) == ["a", "b", "c"]
@@ -198,8 +188,7 @@ def test_what_is_drawn_is_spread_over_all_rows() -> None:
 
 @given(st.lists(st.text(max_size=3), min_size=2, max_size=60), st.floats(0.01, 0.99))
 def test_held_out_prompts_are_a_share_of_the_distinct_ones(keys: list[str], share: float) -> None:
-    found = held_out_prompts(keys, share)
-    distinct = len(set(keys))
+    found, distinct = held_out_prompts(keys, share), len(set(keys))
     assert found == held_out_prompts(keys[::-1], share)
     if distinct > 1:
         assert 1 <= len(found) < distinct
@@ -211,8 +200,7 @@ def test_no_prompt_is_in_both_splits(tmp_path: Path) -> None:
     rows += [plain(f"p{i % 7}", f"yes {i}", f"no {i}") for i in range(40)]
     selection = select_rows(data(write_rows(tmp_path / "a.jsonl", rows), eval_share=0.3))
     train, evaluation = ({row.key for row in part} for part in (selection.train, selection.eval))
-    assert len(train) == 19
-    assert len(evaluation) == 8
+    assert (len(train), len(evaluation)) == (19, 8)
     assert not train & evaluation
     assert len(selection.train) + len(selection.eval) == 140
 

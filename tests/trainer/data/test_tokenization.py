@@ -43,8 +43,7 @@ MERGES = ("b l", "bl u", "Ċ s", "Ġ s")
 @pytest.mark.parametrize("template", [CHATML, LLAMA], ids=["chatml", "llama"])
 @pytest.mark.parametrize("row", ROWS)
 def test_prompt_and_response_are_the_templates_own_rendering(template: str, row: dict[str, Any]) -> None:
-    made = tokenizer(template)
-    pair = preference(row)
+    made, pair = tokenizer(template), preference(row)
     found = _tokens(made, row)
     for ids, response in ((found.chosen, pair.chosen), (found.rejected, pair.rejected)):
         untruncated = made.apply_chat_template([*pair.prompt, *response], tokenize=True, return_dict=False)
@@ -76,17 +75,14 @@ def test_ids_are_those_of_trls_dpo_trainer(made: Any, rows: list[dict[str, Any]]
             SimpleNamespace(_tokenizer=made), Dataset.from_list([row]), made, args, "train"
         )[0]
         ours = _tokens(made, row)
-        assert ours.prompt == theirs["prompt_ids"]
-        assert ours.chosen == theirs["chosen_ids"]
+        assert (ours.prompt, ours.chosen) == (theirs["prompt_ids"], theirs["chosen_ids"])
         assert ours.rejected == theirs["rejected_ids"]
 
 
 def test_bos_is_there_once() -> None:
     for made in (tokenizer(LLAMA, adds_bos=True), tokenizer(None, adds_bos=True)):
-        row = ROWS[0] if made.chat_template else PLAIN[0]
-        found = _tokens(made, row)
-        assert found.prompt.count(made.bos_token_id) == 1
-        assert found.prompt[0] == made.bos_token_id
+        found = _tokens(made, ROWS[0] if made.chat_template else PLAIN[0])
+        assert (found.prompt.count(made.bos_token_id), found.prompt[0]) == (1, made.bos_token_id)
         assert made.bos_token_id not in found.chosen + found.rejected
 
 
@@ -141,8 +137,7 @@ def test_a_long_response_is_cut_to_what_remains() -> None:
     made = tokenizer(LLAMA)
     untruncated = _tokens(made, chat("a", "y" * 50, "no"))
     cut = _tokens(made, chat("a", "y" * 50, "no"), max_length=len(untruncated.prompt) + 10, budget=30)
-    assert cut.chosen == untruncated.chosen[:10]
-    assert cut.rejected == untruncated.rejected
+    assert (cut.chosen, cut.rejected) == (untruncated.chosen[:10], untruncated.rejected)
     assert cut.notices == [("response_cut", "")]
 
 
@@ -164,12 +159,10 @@ def test_without_max_prompt_length_only_rows_that_do_not_fit_are_cut() -> None:
 
 
 def test_a_row_that_does_not_fit_loses_of_its_prompt_only_what_is_needed() -> None:
-    made = tokenizer(LLAMA)
-    row = chat("x" * 780, "y" * 250, "no")
+    made, row = tokenizer(LLAMA), chat("x" * 780, "y" * 250, "no")
     untruncated, cut = _tokens(made, row), _tokens(made, row, max_length=1024)
     assert (cut.chosen, cut.rejected) == (untruncated.chosen, untruncated.rejected)
-    assert len(cut.prompt) + len(cut.chosen) == 1024
-    assert cut.notices == [("prompt_cut", "")]
+    assert (len(cut.prompt) + len(cut.chosen), cut.notices) == (1024, [("prompt_cut", "")])
     longer = _tokens(made, chat("x" * 900, "y" * 400, "no"), max_length=1024)
     assert (len(longer.prompt), len(longer.chosen)) == (768, 256)
     assert [kind for kind, _ in longer.notices] == ["prompt_cut", "response_cut"]
@@ -214,8 +207,7 @@ text = st.text(alphabet="ab \n<|s>üé🙂", min_size=1, max_size=60).filter(str
 def test_cut_pairs_fit_and_are_never_empty(ask: str, good: str, bad: str, length: int, pick: Any) -> None:
     if good == bad:
         return
-    budget = pick.draw(st.integers(1, length - 1))
-    made = tokenizer(LLAMA)
+    budget, made = pick.draw(st.integers(1, length - 1)), tokenizer(LLAMA)
     untruncated, cut = _tokens(made, chat(ask, good, bad)), _tokens(made, chat(ask, good, bad), length, budget)
     assert 1 <= len(cut.prompt) <= budget
     for full, part in ((untruncated.chosen, cut.chosen), (untruncated.rejected, cut.rejected)):

@@ -66,8 +66,6 @@ CASES = {
     "slices, pairs coupled": config("fsdp2", {"kind": "dpo", "loss_type": "aot"}),
     "slices, separate sequences": config("fsdp2", "sft", model=MODEL | {"attention": "separate"}),
 }
-
-
 SLOW = ("computed again", "pairs coupled", "separate sequences")
 
 
@@ -118,8 +116,7 @@ def test_continued_with_another_number_of_processes(
     settings = config(strategy, training={"save_steps": 1})
     expected, _ = finish(one.train(settings, tmp_path / "whole"))
     paths = [tmp_path / str(n) for n in range(3)]
-    first = two.run(settings, paths[0], take=3)
-    assert first.kind is None
+    assert two.run(settings, paths[0], take=3).kind is None
     state = checkpoints.load_newest(paths[:1])
     assert state.step == 1
     assert state.weights["model.embed_tokens.weight"].shape == (320, 32)
@@ -162,8 +159,7 @@ def test_slices_of_a_model_in_16_bits(
     ends = [ran.points[-1][1][name], expected[-1].metrics[name]]
     start = expected[0].metrics[name]
     assert abs(ends[0] - ends[1]) < 0.2 * abs(ends[1] - start) + 0.05
-    again = two.run(settings, tmp_path / "again")
-    assert again.points == ran.points
+    assert two.run(settings, tmp_path / "again").points == ran.points
 
 
 def test_a_model_in_4_bits_is_not_cut() -> None:

@@ -67,8 +67,7 @@ def test_costs_are_what_the_model_computes(model: PreTrainedModel, pairs: PairDa
 def test_greedy_answers_equal_those_of_one_prompt_at_a_time(
     model_path: Path, model: PreTrainedModel, pairs: PairDataset, budget: int
 ) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    indexes = select_prompts(pairs, 5)
+    tokenizer, indexes = AutoTokenizer.from_pretrained(model_path), select_prompts(pairs, 5)
     completions = complete_greedily(
         model, tokenizer, pairs, indexes, max_new_tokens=7, budget=budget, check_cancelled=nothing
     )

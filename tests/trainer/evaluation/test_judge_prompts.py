@@ -79,8 +79,7 @@ def test_prompts_of_their_own_are_rendered_as_the_held_out_ones(
 
 
 def test_rows_that_are_no_prompts_are_named(tmp_path: Path) -> None:
-    data = trial().data
-    file = tmp_path / "asked.jsonl"
+    data, file = trial().data, tmp_path / "asked.jsonl"
     source = FileSource(path=str(file))
     rows: list[dict[str, Any]] = [{"prompt": "fine"}, {"prompt": ""}, {"prompt": 3}, {"prompt": [{"role": "user"}]}]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -43,7 +43,6 @@ def test_computed_once_per_key(tmp_path: Path) -> None:
 
 def test_simultaneous_trials_compute_it_once(tmp_path: Path) -> None:
     computed: list[bool] = []
-
     together = threading.Barrier(4)
 
     def trial() -> None:

@@ -62,8 +62,7 @@ def test_a_trials_answers_end_with_the_turn(trained: dict[str, Path], start: Pat
     requested = config(start)
     prepared = prepare(requested.data, requested.model, cache)
     tokenizer = AutoTokenizer.from_pretrained(start)
-    turn_end = tokenizer.convert_tokens_to_ids(TURN_END)
-    assert turn_end in prepared.report.stop_tokens
+    assert tokenizer.convert_tokens_to_ids(TURN_END) in prepared.report.stop_tokens
     for run in trained.values():
         assert json.loads((run / "last.json").read_text())["eval_answer_length"] < LIMIT
         rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]

@@ -26,8 +26,7 @@ HEADS: dict[str, dict[str, Any]] = {
 
 
 def made(kind: str, dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, Batch, Head]:
-    pairs = make_pairs(6, vocabulary=VOCABULARY)
-    batch = pack_pairs(pairs, prompt=True)
+    batch = pack_pairs(make_pairs(6, vocabulary=VOCABULARY), prompt=True)
     torch.manual_seed(0)
     hidden = torch.randn(batch.tokens, HIDDEN, dtype=dtype, requires_grad=True)
     options = dict(HEADS[kind])

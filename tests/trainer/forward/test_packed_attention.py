@@ -129,8 +129,7 @@ def test_a_kernel_that_does_not_run_is_replaced_with_a_warning(
     on_the_cpu.setattr(attention_module, "varlen_attn", kernel)
     with caplog.at_level(logging.WARNING):
         model = PairModel(tiny_model(), "packed")
-        found = model.logps(pairs)
-        norm = norm_of(pairs)
+        found, norm = model.logps(pairs), norm_of(pairs)
         model.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
     torch.testing.assert_close(found.chosen, expected.chosen)
     (messages,) = [record.message for record in caplog.records if "flash attention" in record.message]
@@ -179,8 +178,7 @@ def test_a_pair_without_rejected_is_one_sequence() -> None:
     sequences = attention_module._sequences(
         PackingPlan((PairSpan(0, 3, 2, 0), PairSpan(5, 1, 2, 4))), torch.device("cpu")
     )
-    assert sequences.query_ends.tolist() == [0, 5, 8, 12]
-    assert sequences.key_ends.tolist() == [0, 5, 8, 13]
+    assert (sequences.query_ends.tolist(), sequences.key_ends.tolist()) == ([0, 5, 8, 12], [0, 5, 8, 13])
     assert sequences.keys.tolist() == [0, 1, 2, 3, 4, 5, 6, 7, 5, 8, 9, 10, 11]
     assert (sequences.longest_query, sequences.longest_key) == (5, 5)
 

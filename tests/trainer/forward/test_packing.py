@@ -38,8 +38,7 @@ def context(batch: Batch, position: int) -> list[int]:
 @pytest.mark.parametrize("prompt", [False, True])
 def test_every_scored_token_follows_its_own_context(layout: str, prompt: bool) -> None:
     pairs = make_pairs(5)
-    batch = LAYOUTS[layout](pairs, prompt=prompt)
-    expected = []
+    batch, expected = LAYOUTS[layout](pairs, prompt=prompt), []
     for pair in pairs:
         for response in (pair.chosen, pair.rejected):
             full = [*pair.prompt.tolist(), *response.tolist()]
@@ -88,8 +87,7 @@ def test_packed_has_no_padding_and_positions_of_separate_sequences() -> None:
 
 
 def test_rows_of_a_pair_are_adjacent() -> None:
-    pairs = make_pairs(5)
-    batch = pack_pairs(pairs, prompt=True)
+    batch = pack_pairs(make_pairs(5), prompt=True)
     assert batch.pair_rows[-1] == len(batch.rows)
     for number, (low, high) in enumerate(zip(batch.pair_rows, batch.pair_rows[1:], strict=False)):
         assert set((batch.segments[low:high] // len(SEGMENTS)).tolist()) == {number}

@@ -26,7 +26,6 @@ from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats
 
 SIMPO = SimpoLoss(beta=2.0, gamma=1.0, sft_weight=0.1)
-
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama-tied-heads": {"num_key_value_heads": 4, "tie_word_embeddings": True},
@@ -128,8 +127,7 @@ def test_gradient_checkpointing_changes_nothing(reentrant: bool) -> None:
 def test_lora_trains_adapters_only(checkpointing: bool) -> None:
     from peft import LoraConfig, get_peft_model
 
-    model = tiny_model()
-    adapted = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear"))
+    adapted = get_peft_model(tiny_model(), LoraConfig(r=4, target_modules="all-linear"))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -253,29 +251,16 @@ def small(config: Any) -> PreTrainedModel:
     return AutoModelForCausalLM.from_config(config).eval()
 
 
+LLAMA4 = {"intermediate_size": 32, "intermediate_size_mlp": 32, "num_local_experts": 2, "attention_chunk_size": 8}
+HEADS = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16}
+MAMBA = {"num_hidden_layers": 1, "state_size": 4}
 UNABLE = {
     "alibi": (lambda: small(BloomConfig(vocab_size=256, hidden_size=32, n_layer=1, n_head=2)), "interface|ALiBi"),
     "chunked": (
-        lambda: small(
-            Llama4TextConfig(
-                vocab_size=256,
-                hidden_size=32,
-                intermediate_size=32,
-                intermediate_size_mlp=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                num_key_value_heads=1,
-                head_dim=16,
-                num_local_experts=2,
-                attention_chunk_size=8,
-            )
-        ),
+        lambda: small(Llama4TextConfig(vocab_size=256, hidden_size=32, **HEADS, **LLAMA4)),
         "chunked_attention",
     ),
-    "recurrent": (
-        lambda: small(MambaConfig(vocab_size=256, hidden_size=32, num_hidden_layers=1, state_size=4)),
-        "layers of type",
-    ),
+    "recurrent": (lambda: small(MambaConfig(vocab_size=256, hidden_size=32, **MAMBA)), "layers of type"),
 }
 
 

@@ -35,7 +35,6 @@ LONGROPE = {
 DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10000.0}
 PHI = {"original_max_position_embeddings": LIMIT, "max_position_embeddings": 128}
 MOE = {"num_local_experts": 4, "num_experts_per_tok": 2}
-
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "longrope": ("phi3", PHI | {"rope_parameters": LONGROPE}),
     "longrope with scales": (
@@ -84,8 +83,7 @@ def test_a_batch_is_the_sum_of_its_rows(case: str, attention: str) -> None:
         for index, pair in enumerate(pairs):
             for response, sums in ((pair.chosen, found.chosen), (pair.rejected, found.rejected)):
                 assert float(sums[index]) == pytest.approx(alone(before, pair.prompt, response), rel=1e-5)
-    one = ours.logps(pairs[:1]).chosen
-    torch.testing.assert_close(one, found.chosen[:1], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(ours.logps(pairs[:1]).chosen, found.chosen[:1], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -105,8 +103,7 @@ def test_gradients_do_not_hang_on_the_budget(case: str, attention: str) -> None:
         model.zero_grad()
         total = 0.0
         for batch in pair_batches(ours, costs, range(len(pairs)), budget):
-            before = ours.counters.tokens
-            chosen = [pairs[i] for i in batch]
+            before, chosen = ours.counters.tokens, [pairs[i] for i in batch]
             total += float(ours.backward(chosen, SimpoLoss(), None, norm, torch.Tensor.backward).loss)
             assert len(batch) == 1 or ours.counters.tokens - before <= budget
         return total, gradients(model)
@@ -137,8 +134,7 @@ def test_models_of_fixed_frequencies_have_no_switch() -> None:
 def test_what_generation_left_does_not_matter() -> None:
     """Dynamic frequencies grow with a long prompt, and stay for whoever comes next."""
     model, pairs = build("dynamic"), pairs_across_the_limit()
-    expected = PairModel(deepcopy(model)).logps(pairs).chosen
-    ours = PairModel(model)
+    expected, ours = PairModel(deepcopy(model)).logps(pairs).chosen, PairModel(model)
     with torch.no_grad():
         model(torch.arange(1, 90)[None])
     assert not torch.equal(model.model.rotary_emb.inv_freq, model.model.rotary_emb.original_inv_freq)
@@ -189,5 +185,4 @@ def test_a_trial_does_not_hang_on_its_budget(place: str, tmp_path: Path) -> None
         assert completions[budget] == completions[100_000]
         for one, other in zip(metrics[budget], metrics[100_000], strict=True):
             assert one[1] == pytest.approx(other[1], rel=1e-4, abs=1e-6)
-    lengths = [len(json.loads(line)["answer"].split()) for line in completions[40].splitlines()]
-    assert max(lengths) > 0
+    assert max([len(json.loads(line)["answer"].split()) for line in completions[40].splitlines()]) > 0

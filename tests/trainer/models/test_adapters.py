@@ -71,59 +71,47 @@ def start_model(kind: str, cache: Path, to: Path) -> Path:
     return to
 
 
-@pytest.mark.parametrize(
-    ("kind", "said"),
-    [
-        (
-            "llama",
-            "lora adapts 14 layers (2 down_proj, 2 gate_proj, 2 k_proj, 2 o_proj, 2 q_proj, 2 up_proj, 2 v_proj)",
-        ),
-        (
-            "mamba",
-            "lora adapts 2 layers (2 in_proj); not adapted: 2 dt_proj, 2 out_proj, 2 x_proj of state-space mixers, "
-            "whose kernels ignore adapters",
-        ),
-        (
-            "mamba2",
-            "lora adapts 2 layers (2 in_proj); not adapted: 2 out_proj of state-space mixers, whose kernels ignore "
-            "adapters",
-        ),
-        (
-            "gemma3",
-            "lora adapts 14 layers (2 down_proj, 2 gate_proj, 2 k_proj, 2 o_proj, 2 q_proj, 2 up_proj, 2 v_proj); "
-            "not adapted: 15 layers in model.vision_tower, which text does not pass through",
-        ),
-        (
-            "mixtral",
-            "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj) and 6 tensors of experts and routers "
-            "(2 down_proj, 2 gate, 2 gate_up_proj)",
-        ),
-        (
-            "gpt_oss",
-            "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 4 tensors of experts "
-            "(2 down_proj, 2 gate_up_proj) with 62% of the weights; to adapt them, name them in lora.target_modules",
-        ),
-        (
-            "dots1",
-            "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj) and 3 tensors of experts and routers "
-            "(1 down_proj, 1 gate, 1 gate_up_proj); not adapted: 2 down_proj, 2 gate_proj, 2 up_proj, because peft "
-            "takes these names for parts of experts",
-        ),
-        (
-            "phimoe",
-            "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 2 router of type "
-            "PhimoeTopKRouter, which do not return what linear layers do; 4 tensors of experts (2 down_proj, "
-            "2 gate_up_proj) with 63% of the weights; to adapt them, name them in lora.target_modules",
-        ),
-        (
-            "jamba",
-            "lora adapts 10 layers (1 down_proj, 1 gate_proj, 1 in_proj, 1 k_proj, 1 o_proj, 1 out_proj, 1 q_proj, "
-            "1 up_proj, 1 v_proj, 1 x_proj); not adapted: 1 dt_proj of state-space mixers, whose kernels ignore "
-            "adapters; 2 tensors of experts (1 down_proj, 1 gate_up_proj) with 24% of the weights; to adapt them, "
-            "name them in lora.target_modules",
-        ),
-    ],
-)  # fmt: skip
+ADAPTED = {
+    "llama": "lora adapts 14 layers (2 down_proj, 2 gate_proj, 2 k_proj, 2 o_proj, 2 q_proj, 2 up_proj, 2 v_proj)",
+    "mamba": (
+        "lora adapts 2 layers (2 in_proj); not adapted: 2 dt_proj, 2 out_proj, 2 x_proj of state-space mixers, whose "
+        "kernels ignore adapters"
+    ),
+    "mamba2": (
+        "lora adapts 2 layers (2 in_proj); not adapted: 2 out_proj of state-space mixers, whose kernels ignore adapters"
+    ),
+    "gemma3": (
+        "lora adapts 14 layers (2 down_proj, 2 gate_proj, 2 k_proj, 2 o_proj, 2 q_proj, 2 up_proj, 2 v_proj); not "
+        "adapted: 15 layers in model.vision_tower, which text does not pass through"
+    ),
+    "mixtral": (
+        "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj) and 6 tensors of experts and routers (2 "
+        "down_proj, 2 gate, 2 gate_up_proj)"
+    ),
+    "gpt_oss": (
+        "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 4 tensors of experts (2 "
+        "down_proj, 2 gate_up_proj) with 62% of the weights; to adapt them, name them in lora.target_modules"
+    ),
+    "dots1": (
+        "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj) and 3 tensors of experts and routers (1 "
+        "down_proj, 1 gate, 1 gate_up_proj); not adapted: 2 down_proj, 2 gate_proj, 2 up_proj, because peft takes "
+        "these names for parts of experts"
+    ),
+    "phimoe": (
+        "lora adapts 8 layers (2 k_proj, 2 o_proj, 2 q_proj, 2 v_proj); not adapted: 2 router of type "
+        "PhimoeTopKRouter, which do not return what linear layers do; 4 tensors of experts (2 down_proj, 2 "
+        "gate_up_proj) with 63% of the weights; to adapt them, name them in lora.target_modules"
+    ),
+    "jamba": (
+        "lora adapts 10 layers (1 down_proj, 1 gate_proj, 1 in_proj, 1 k_proj, 1 o_proj, 1 out_proj, 1 q_proj, 1 "
+        "up_proj, 1 v_proj, 1 x_proj); not adapted: 1 dt_proj of state-space mixers, whose kernels ignore adapters; 2 "
+        "tensors of experts (1 down_proj, 1 gate_up_proj) with 24% of the weights; to adapt them, name them in "
+        "lora.target_modules"
+    ),
+}
+
+
+@pytest.mark.parametrize(("kind", "said"), ADAPTED.items())
 def test_all_linear_says_what_it_adapts_and_what_not(kind: str, said: str) -> None:
     assert adapt(on_meta(kind), LoraConfig())[1] == said
 
@@ -131,11 +119,7 @@ def test_all_linear_says_what_it_adapts_and_what_not(kind: str, said: str) -> No
 @pytest.mark.parametrize(
     ("kind", "names", "message"),
     [
-        (
-            "llama",
-            ("q_prj", "v_proj"),
-            r"q_prj is not in LlamaForCausalLM; did you mean q_proj\? \(linear layers: down",
-        ),
+        ("llama", ("q_prj", "v_proj"), r"q_prj is not in LlamaForCausalLM; did you mean q_proj\? \(linear layers: d"),
         ("llama", ("lm_head",), "lm_head is the output layer, which cannot be adapted"),
         ("llama", ("mlp",), "mlp is a LlamaMLP, not a layer; name its linear layers: down_proj, gate_proj, up_proj"),
         ("llama", ("norm",), "norm is a LlamaRMSNorm, which adapters cannot change"),
@@ -174,8 +158,6 @@ CASES = {
     "experts": ("mixtral", ["q_proj", "experts.gate_up_proj", "experts.down_proj"]),
     "experts alone": ("qwen3_moe", ["experts.down_proj"]),
 }
-
-
 SLOW = ("hybrid", "vision", "experts alone")
 
 

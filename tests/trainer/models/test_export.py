@@ -56,12 +56,7 @@ def start_model(kind: str, cache: Path, to: Path, **more: Any) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("kind", "targets"),
-    [
-        ("llama", ["embed_tokens", "q_proj"]),
-        ("llama", "all-linear"),
-        ("gpt2", ["wte", "c_attn"]),
-    ],
+    ("kind", "targets"), [("llama", ["embed_tokens", "q_proj"]), ("llama", "all-linear"), ("gpt2", ["wte", "c_attn"])]
 )
 def test_adapters_of_a_model_with_tied_embeddings_merge_into_what_was_trained(
     kind: str, targets: Any, cache: Path, workshop: TrainingSession, tmp_path: Path
@@ -70,8 +65,7 @@ def test_adapters_of_a_model_with_tied_embeddings_merge_into_what_was_trained(
     config = trial(model={"name_or_path": str(path)}, lora={"r": 4, "target_modules": targets}, training=FAST)
     metrics, _ = finish(workshop.train(config, tmp_path / "run"))
     assert abs(metrics[-1].metrics["eval_nll_loss"] - metrics[0].metrics["eval_nll_loss"]) > 1e-2
-    logged = compared(tmp_path / "run", config, cache, tmp_path / "merged", merge=True)
-    assert "held-out pairs" in logged[-1]
+    assert "held-out pairs" in compared(tmp_path / "run", config, cache, tmp_path / "merged", merge=True)[-1]
     compared(tmp_path / "run", config, cache, tmp_path / "adapters")
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     indistinguishable = targets == "all-linear"
@@ -128,8 +122,7 @@ def test_whatever_touches_a_tied_weight_merges_to_the_same_logits(
 def test_full_weights_are_exported_as_they_were_trained(
     dtype: str, cache: Path, workshop: TrainingSession, tmp_path: Path
 ) -> None:
-    path = start_model("llama", cache, tmp_path / "start")
-    model = {"name_or_path": str(path), "dtype": dtype}
+    model = {"name_or_path": str(start_model("llama", cache, tmp_path / "start")), "dtype": dtype}
     config = trial(model=model, training={"learning_rate": 1e-2})
     finish(workshop.train(config, tmp_path / "run"))
     compared(tmp_path / "run", config, cache, tmp_path / "out")
@@ -195,8 +188,7 @@ def test_the_exported_tokenizer_has_the_template_that_was_trained_with(
     template = own.replace("<|user|>", "<|user|>\n") if "<|user|>" in own else "{# ours #}" + own
     data = trial().data.model_dump() | {"chat_template": template}
     for lora in (None, {"r": 2}):
-        config = trial(data=data, lora=lora, training=FAST)
-        run = tmp_path / f"run {lora is None}"
+        config, run = trial(data=data, lora=lora, training=FAST), tmp_path / f"run {lora is None}"
         finish(workshop.train(config, run))
         for merge in (False, True):
             to = tmp_path / f"out {lora is None} {merge}"

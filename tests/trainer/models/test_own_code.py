@@ -79,8 +79,7 @@ def test_with_the_flag_it_is_trained_judged_and_exported(
     )
     for merge in (False, True):
         assert len(compared(run, own, cache, tmp_path / f"out {merge}", merge=merge, trust=True)) == 2
-    full = AutoModelForCausalLM.from_pretrained(tmp_path / "out True", **trust)
-    assert type(full).__name__ == "OwnForCausalLM"
+    assert type(AutoModelForCausalLM.from_pretrained(tmp_path / "out True", **trust)).__name__ == "OwnForCausalLM"
     assert (tmp_path / "out True/modeling_own.py").is_file()
     if lora is not None:
         with pytest.raises(ModelError, match=FLAG):

@@ -49,8 +49,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def test_dropout_is_off_but_kept_in_the_config_that_is_saved(folder: Path, tmp_path: Path) -> None:
     model = load(folder)
-    assert model.model.layers[0].self_attn.attention_dropout == 0.0
-    assert model.config.attention_dropout == 0.0
+    assert (model.model.layers[0].self_attn.attention_dropout, model.config.attention_dropout) == (0.0, 0.0)
     save_model(model, tiny_tokenizer(), tmp_path / "model")  # pyright: ignore[reportArgumentType]
     assert json.loads((tmp_path / "model/config.json").read_text())["attention_dropout"] == 0.1
     assert model.config.attention_dropout == 0.0
@@ -62,8 +61,7 @@ def test_dtype_is_as_asked(folder: Path) -> None:
 
 
 def test_training_never_writes_into_the_model_file(folder: Path) -> None:
-    before = sha256_of(sorted(folder.glob("*")))
-    model = load(folder)
+    before, model = sha256_of(sorted(folder.glob("*"))), load(folder)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(1.0)
@@ -139,8 +137,7 @@ def test_a_start_model_that_is_removed_meanwhile_stays_mapped(folder: Path, tmp_
 
 def test_adapters_are_a_function_of_the_seed_and_leave_no_trace(folder: Path) -> None:
     model = policy(folder)
-    start = weights(model.base)
-    sampled = []
+    start, sampled = weights(model.base), []
     for seed, rank in ((1, 4), (2, 2), (1, 4)):
         model.reset()
         model.prepare_for_trial(LoraConfig(r=rank), TrainingConfig(seed=seed, gradient_checkpointing=seed == 2))
@@ -204,8 +201,7 @@ def test_incomplete_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 
 
 def test_code_in_a_model_folder_is_not_run(folder: Path, tmp_path: Path) -> None:
-    canary = tmp_path / "canary"
-    path = tmp_path / "model"
+    canary, path = tmp_path / "canary", tmp_path / "model"
     path.mkdir()
     (path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
     (path / "config.json").write_text(
@@ -230,8 +226,7 @@ def test_four_bits_without_the_library_is_a_sentence(folder: Path, monkeypatch: 
 
 def test_identity_follows_the_bytes(folder: Path, tmp_path: Path) -> None:
     config = ModelConfig(name_or_path=str(folder))
-    first = model_fingerprint(config, str(folder))
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    first, model = model_fingerprint(config, str(folder)), AutoModelForCausalLM.from_pretrained(folder)
     model.save_pretrained(tmp_path / "same")
     with torch.no_grad():
         model.lm_head.weight[0, 0] += 1

@@ -118,12 +118,10 @@ def test_what_befalls_one_trial_leaves_its_neighbours_alone(
     simpo = sessions[2].train(TRIALS["simpo"], tmp_path / "simpo")
     ended = in_turn({"dpo, dropout": stays, "rank 2, checkpointed": again, "simpo": simpo})
     ended["dpo, dropout"] = (metrics + ended["dpo, dropout"][0], ended["dpo, dropout"][1])
-    folders = {"dpo, dropout": "stays", "rank 2, checkpointed": "again", "simpo": "simpo"}
-    for name, folder in folders.items():
+    for name, folder in {"dpo, dropout": "stays", "rank 2, checkpointed": "again", "simpo": "simpo"}.items():
         given, result = ended[name]
         assert (without_speed(given), result.status, model_bytes(tmp_path / folder)) == alone[name]
-    assert first_session.counters["model_loaded"] == 1
-    assert told_before == []
+    assert (first_session.counters["model_loaded"], told_before) == (1, [])
 
 
 def test_only_adapters_are_trained_over_a_shared_base(cache: Path, tmp_path: Path) -> None:
@@ -136,8 +134,7 @@ def test_only_adapters_are_trained_over_a_shared_base(cache: Path, tmp_path: Pat
 
 
 def test_another_model_is_another_base_and_goes_with_its_last_trial(cache: Path, tmp_path: Path) -> None:
-    first_session = TrainingSession(cache)
-    other = TRIALS["simpo"].model_dump()
+    first_session, other = TrainingSession(cache), TRIALS["simpo"].model_dump()
     other["model"]["generated"]["seed"] = 5
     one, two = first_session.sibling(), first_session.sibling()
     curves = [

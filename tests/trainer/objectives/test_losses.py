@@ -21,8 +21,6 @@ def log_sigmoid(x: float) -> float:
 
 
 # --- worked numbers --------------------------------------------------------------------------------------------------
-
-
 def test_first_worked_example_of_the_simpo_guide() -> None:
     """Averages -1.2 and -2.5, beta 2, gamma 1: margin 1.6, sigmoid 0.832, loss 0.184."""
     logps = pair_logps([-24.0], [-50.0], [20], [20])
@@ -56,8 +54,7 @@ def test_gradient_of_the_guide() -> None:
     """d(loss)/d(z) at z = 0.8 (gap minus gamma/beta), beta 2, smoothing 0.1, from the guide: -0.135963 times beta."""
     z = torch.tensor([0.8], dtype=torch.float64, requires_grad=True)
     logps = PairLogps(z + 0.5 - 1.0, -torch.ones(1, dtype=torch.float64), torch.ones(1), torch.ones(1))
-    terms = pair_loss(SimpoLoss(beta=2.0, gamma=1.0, label_smoothing=0.1), logps, UpdateNormalizer(1, 1))
-    terms.loss.backward()
+    pair_loss(SimpoLoss(beta=2.0, gamma=1.0, label_smoothing=0.1), logps, UpdateNormalizer(1, 1)).loss.backward()
     assert z.grad is not None
     expected = 2.0 * (0.1 - (1 - 1 / (1 + math.exp(-1.6))))
     assert float(z.grad) == pytest.approx(expected, abs=1e-9)
@@ -186,8 +183,6 @@ def test_sft_is_the_mean_over_tokens_not_over_sequences() -> None:
 
 
 # --- what must hold of any objective ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradcheck(name: str) -> None:
     loss, logps = OBJECTIVES[name], random_logps(4, seed=3)
@@ -221,8 +216,7 @@ def test_micro_batches_add_up(name: str) -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("scale", [1e-6, 1e3, 1e6])
 def test_finite_at_extremes(name: str, scale: float) -> None:
-    loss = OBJECTIVES[name]
-    logps = random_logps(4, seed=2, per_token=scale)
+    loss, logps = OBJECTIVES[name], random_logps(4, seed=2, per_token=scale)
     chosen = logps.chosen.clone().requires_grad_()
     terms = evaluate(loss, replace(logps, chosen=chosen))
     terms.loss.backward()
@@ -301,8 +295,7 @@ def test_mirrored_pairs_mirror_the_gradient(name: str) -> None:
         grad = columns["chosen"].grad
         assert grad is not None
         pulls.append(grad * columns["chosen_tokens"] if name in {"simpo", "dpo-sigmoid_norm"} else grad)
-    smoothing = getattr(loss, "label_smoothing", 0.0)
-    beta = -getattr(loss, "beta", 1.0)
+    smoothing, beta = getattr(loss, "label_smoothing", 0.0), -getattr(loss, "beta", 1.0)
     # The two pulls are -beta (sigma(-z) - eps) and -beta (sigma(z) - eps): together -beta (1 - 2 eps).
     assert float(pulls[0] + pulls[1]) == pytest.approx(beta * (1 - 2 * smoothing))
 
@@ -354,25 +347,19 @@ def test_dpo_sees_only_the_gap_of_log_ratios(a: float, d: float, shift: float, b
 
 
 # --- metrics ---------------------------------------------------------------------------------------------------------
-
-
 def test_metrics_follow_each_objectives_convention() -> None:
     logps = pair_logps([-10.0, -30.0], [-40.0, -8.0], [10, 15], [20, 8], ([-12.0, -30.0], [-39.0, -9.0]))
     simpo = metric_means(metric_sums(evaluate(SimpoLoss(beta=2.0, gamma=1.0), replace(logps, reference=None))))
-    assert simpo["logps/chosen"] == pytest.approx(-1.5)
-    assert simpo["rewards/chosen"] == pytest.approx(-3.0)
-    assert simpo["rewards/margins"] == pytest.approx(0.0)
-    assert simpo["rewards/accuracies"] == 0.5
+    assert (simpo["logps/chosen"], simpo["rewards/chosen"]) == (pytest.approx(-1.5), pytest.approx(-3.0))
+    assert (simpo["rewards/margins"], simpo["rewards/accuracies"]) == (pytest.approx(0.0), 0.5)
     dpo = metric_means(metric_sums(evaluate(DpoLoss(beta=0.1), logps)))
     assert dpo["logps/chosen"] == pytest.approx(-20.0)
     assert dpo["rewards/chosen"] == pytest.approx(0.1 * (2.0 + 0.0) / 2)
     assert dpo["rewards/rejected"] == pytest.approx(0.1 * (-1.0 + 1.0) / 2)
     for found in (simpo, dpo):
-        assert found["margins/logp"] == pytest.approx(0.0)
-        assert found["accuracies/logp"] == 0.5
+        assert (found["margins/logp"], found["accuracies/logp"]) == (pytest.approx(0.0), 0.5)
         assert found["logps_per_token/chosen"] == pytest.approx(-1.5)
-        assert found["nll_loss"] == pytest.approx(40 / 25)
-        assert found["lengths/chosen"] == 12.5
+        assert (found["nll_loss"], found["lengths/chosen"]) == (pytest.approx(40 / 25), 12.5)
         assert found["lengths/rejected"] == 14.0
 
 

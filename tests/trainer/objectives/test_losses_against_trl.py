@@ -28,7 +28,6 @@ from trainer.objectives.losses import required_stats
 from trainer.objectives.pair_logps import LossTerms, PairLogps, metric_means, metric_sums
 
 PAIRS = make_pairs(6)
-
 _OPTIONS: dict[str, dict[str, Any]] = {
     "robust": {"label_smoothing": 0.1},
     "exo_pair": {"label_smoothing": 1e-3},
@@ -49,12 +48,13 @@ DPO |= {
     "wpo-mixture": {"use_weighting": True, "loss_type": ["apo_zero", "sigmoid_norm"], "loss_weights": [0.5, 2.0]},
     "tau": {"loss_type": "discopop", "discopop_tau": 0.2},
 }
-_SIMPO = {"loss_type": "simpo", "simpo_gamma": 1.0}
+_SIMPO = {"loss_type": "simpo", "simpo_gamma": 1.0, "cpo_alpha": 0.0}
+_ALPHAPO = {"loss_type": "alphapo", "beta": 2.5, "simpo_gamma": 0.1}
 CPO: dict[str, tuple[LossConfig, dict[str, Any]]] = {
-    "simpo": (SimpoLoss(beta=2.0, gamma=1.0), _SIMPO | {"beta": 2.0, "cpo_alpha": 0.0}),
+    "simpo": (SimpoLoss(beta=2.0, gamma=1.0), _SIMPO | {"beta": 2.0}),
     "simpo-smoothed": (
         SimpoLoss(beta=2.5, gamma_beta_ratio=0.4, label_smoothing=0.1),
-        _SIMPO | {"beta": 2.5, "cpo_alpha": 0.0, "label_smoothing": 0.1},
+        _SIMPO | {"beta": 2.5, "label_smoothing": 0.1},
     ),
     "simpo-sft": (
         SimpoLoss(beta=2.0, gamma=0.3, sft_weight=0.5),
@@ -64,14 +64,8 @@ CPO: dict[str, tuple[LossConfig, dict[str, Any]]] = {
     "smoothed": (CpoLoss(label_smoothing=0.2, nll_scale=0.0), {"label_smoothing": 0.2, "cpo_alpha": 0.0}),
     "hinge": (CpoLoss(loss_type="hinge", nll_scale=0.5), {"loss_type": "hinge", "cpo_alpha": 0.5}),
     "ipo": (CpoLoss(loss_type="ipo", beta=0.3), {"loss_type": "ipo", "beta": 0.3}),
-    "alphapo": (
-        SimpoLoss(beta=2.5, gamma=0.1, alpha=0.25),
-        {"loss_type": "alphapo", "beta": 2.5, "simpo_gamma": 0.1, "alpha": 0.25},
-    ),
-    "alphapo-negative": (
-        SimpoLoss(beta=2.5, gamma=0.1, alpha=-0.5),
-        {"loss_type": "alphapo", "beta": 2.5, "simpo_gamma": 0.1, "alpha": -0.5},
-    ),
+    "alphapo": (SimpoLoss(beta=2.5, gamma=0.1, alpha=0.25), _ALPHAPO | {"alpha": 0.25}),
+    "alphapo-negative": (SimpoLoss(beta=2.5, gamma=0.1, alpha=-0.5), _ALPHAPO | {"alpha": -0.5}),
 }
 
 
@@ -163,10 +157,8 @@ def test_orpo(models: tuple[Any, Any, PairLogps], tmp_path: Path) -> None:
 def test_simpo_hinge_against_its_formula_in_float64(models: tuple[Any, Any, PairLogps]) -> None:
     """TRL has none. Plain double precision, two sequences per pair, straight from the paper's code."""
     model = models[0]
-    loss = SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0)
-    terms, found = ours(model, loss, None, [[0, 1], [2, 3, 4, 5]])
-    exact = tiny_model().double()
-    margins = []
+    terms, found = ours(model, SimpoLoss(loss_type="hinge", beta=2.0, gamma=1.0), None, [[0, 1], [2, 3, 4, 5]])
+    exact, margins = tiny_model().double(), []
     for pair in PAIRS:
         averages = []
         for response in (pair.chosen, pair.rejected):

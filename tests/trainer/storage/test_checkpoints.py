@@ -29,8 +29,7 @@ def test_what_is_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:
 def test_the_most_updates_win_over_all_attempts(tmp_path: Path) -> None:
     for attempt, step in (("1", 30), ("2", 20)):
         checkpoints.save_checkpoint(tmp_path / attempt, state(step))
-    found = checkpoints.load_newest([tmp_path / "1", tmp_path / "2"])
-    assert found.step == 30
+    assert checkpoints.load_newest([tmp_path / "1", tmp_path / "2"]).step == 30
     checkpoints.remove_checkpoints([tmp_path / "1", tmp_path / "2"], before=30)
     assert [p.name for p in tmp_path.glob("*/checkpoints/*")] == ["step-00000030"]
     checkpoints.remove_checkpoints([tmp_path / "1"])

@@ -75,8 +75,7 @@ with JsonlStore(Path(sys.argv[1])) as kept:
 
 @pytest.mark.parametrize("point", ["kept.append:3", "kept.appended:3"])
 def test_killed_it_has_all_that_was_said_to_be_kept(tmp_path: Path, point: str) -> None:
-    path = tmp_path / "k.jsonl"
-    env = os.environ | {FAILPOINT_VARIABLE: point}
+    path, env = tmp_path / "k.jsonl", os.environ | {FAILPOINT_VARIABLE: point}
     child = subprocess.run([sys.executable, "-c", CHILD, str(path)], env=env, capture_output=True, text=True)
     assert child.returncode == -signal.SIGKILL
     messages = {line: int(line) for line in child.stdout.split()}

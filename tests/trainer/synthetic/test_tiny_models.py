@@ -24,20 +24,17 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def test_a_generated_model_loads_and_speaks_its_tokenizer(tmp_path: Path) -> None:
     folder = generate_model(_small(), tmp_path)
-    model = AutoModelForCausalLM.from_pretrained(folder)
-    made = AutoTokenizer.from_pretrained(folder)
+    model, made = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert (len(made), model.config.vocab_size) == (512, 512)
     for name in ("bos", "eos", "pad"):
         assert getattr(made, f"{name}_token_id") == getattr(model.config, f"{name}_token_id") is not None
     row = generate_rows(GeneratedSource(generated="instructions", rows=1))[0]
     text = made.apply_chat_template(row["prompt"] + row["chosen"], tokenize=False)
     ids = made(text, add_special_tokens=False)["input_ids"]
-    assert ids[0] == made.bos_token_id
-    assert ids[-1] == made.eos_token_id
+    assert (ids[0], ids[-1]) == (made.bos_token_id, made.eos_token_id)
     assert made.decode(ids) == text
     assert made.decode(made("ünïcode 🙂\n")["input_ids"]) == "ünïcode 🙂\n"
-    loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item()
-    assert 4 < loss < 12
+    assert 4 < model(torch.tensor([ids]), labels=torch.tensor([ids])).loss.item() < 12
 
 
 def test_the_same_configuration_gives_the_same_bytes(tmp_path: Path) -> None:

@@ -100,8 +100,7 @@ def test_a_damaged_checkpoint_costs_work_not_the_result(session: TrainingSession
 
 def test_a_finished_run_tells_its_story_again(cache: Path, session: TrainingSession, tmp_path: Path) -> None:
     metrics, result = finish(session.train(trial(), tmp_path))
-    before = model_bytes(tmp_path)
-    fresh = TrainingSession(cache)
+    before, fresh = model_bytes(tmp_path), TrainingSession(cache)
     assert finish(fresh.train(trial(), tmp_path)) == (metrics, result)
     assert finish(fresh.train(trial(), tmp_path / "next attempt", [tmp_path])) == (metrics, result)
     assert fresh.counters["model_loaded"] == 0
@@ -139,8 +138,7 @@ def test_sigterm_writes_a_checkpoint_and_the_same_command_goes_on(
         messages
         == [{"step": p.step, **m} for p, (_, m) in zip(full, without_speed(full), strict=True)][: len(messages)]
     )
-    state = checkpoints.load_newest([tmp_path / "run"])
-    assert 5 <= state.step < 24
+    assert 5 <= checkpoints.load_newest([tmp_path / "run"]).step < 24
     again = subprocess.run(call, capture_output=True, text=True, env=environment, check=False, timeout=120)
     assert again.returncode == 0, again.stderr
     assert lines(again.stdout) == [{"step": step, **m} for step, m in without_speed(full)]

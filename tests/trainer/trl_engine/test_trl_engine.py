@@ -86,8 +86,7 @@ def test_both_engines_arrive_at_the_same_weights_and_metrics(
             # At the start DPO's gaps are rounding, above or below zero; what TRL computes in a second is its own.
             if metric != "rewards/accuracies" and not metric.endswith("_per_second"):
                 assert theirs.metrics[metric] == pytest.approx(value, rel=1e-4, abs=2e-5), (ours.step, metric)
-    moved = weights(tmp_path / "trl")
-    start = weights_at_start(session, tmp_path)
+    moved, start = weights(tmp_path / "trl"), weights_at_start(session, tmp_path)
     assert max(float((moved[n] - start[n]).abs().max()) for n in moved) > 1e-3
 
 
@@ -175,8 +174,7 @@ def test_interrupted_anywhere_it_ends_where_the_whole_run_does(
     monkeypatch.setattr(instrumented_trainers._InstrumentedTrainer, "compute_loss", counted)  # pyright: ignore[reportPrivateUsage]
     # In the first update, in its last micro-batch, and in the second, fourth and sixth.
     for stop_at, steps in ((2, 0), (4, 0), (7, 1), (15, 3), (24, 5)):
-        calls = 0
-        folder = tmp_path / str(stop_at)
+        calls, folder = 0, tmp_path / str(stop_at)
         _, result = finish(session.train(going(kind), folder / "1"))
         assert (result.status, result.steps) == (RunStatus.STOPPED, steps)
         calls = 100
@@ -254,12 +252,10 @@ def test_what_is_not_finite_ends_the_run_before_the_step(
     assert (result.status, result.steps, result.folder) == (RunStatus.DIVERGED, 3, None)
     assert "update 4 of 6" in result.reason
     assert word in result.reason
-    assert calls == 4
-    assert [p.step for p in metrics] == [0, 1, 2, 3]
+    assert (calls, [p.step for p in metrics]) == (4, [0, 1, 2, 3])
 
 
 # --- what is refused -------------------------------------------------------------------------------------------------
-
 REFUSED: list[tuple[Any, dict[str, Any], str]] = [
     ({"kind": "simpo", "loss_type": "hinge"}, {}, "no hinge form of SimPO"),
     ({"kind": "orpo", "nll_scale": 0.5}, {}, "leave nll_scale at 1"),
@@ -295,8 +291,6 @@ def test_the_engine_is_part_of_what_a_run_is() -> None:
 
 
 # --- the thread ------------------------------------------------------------------------------------------------------
-
-
 def test_a_call_stands_still_while_its_consumer_has_the_word() -> None:
     done: list[int] = []
 
