@@ -54,7 +54,8 @@ def print_plan(plan: SweepPlan) -> None:
     console.print(table)
     _print_estimate(console, plan)
     _print_probe(console, plan)
-    corners = Table(title="corner trials, all checked", box=None, title_justify="left", header_style="bold")
+    title = "corner trials, all checked"
+    corners = Table(title=title, box=None, title_justify="left", header_style="bold", min_width=len(title))
     paths = list(plan.searched)
     for path in paths:
         corners.add_column(path)

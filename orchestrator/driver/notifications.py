@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from urllib.parse import urlsplit
 
-from orchestrator.errors import Finding, SpecError
+from orchestrator.errors import Finding, SpecError, first_line
 from orchestrator.execution.stop_reasons import StopKind, StopReason
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import ProgressView, UpdatesOf
@@ -95,6 +95,8 @@ class NoticeDelivery:
         text = str(notice["text"]).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
         try:
             response = httpx2.post(self._url, json={"text": text}, timeout=_SECONDS)
+        except ImportError as error:  # a proxy of a kind whose package is missing
+            return f"it cannot be reached ({first_line(error)})"
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:  # the messages may contain the URL
             return f"it cannot be reached ({type(error).__name__})"
         return None if response.is_success else f"it answered {response.status_code}"

@@ -217,8 +217,9 @@ def paused_notices(study: Study) -> list[str]:
     notices: list[str] = []
     if reason := study.pause_reason():
         notices.append(f"{name} was paused when its last driver ended ({reason}): it continues now")
+    continuing = {request.trial for request in study.requests() if request.kind == UNPAUSE}
     for record in study.trials():
-        if record.state is TrialState.PAUSED:
+        if record.state is TrialState.PAUSED and record.number not in continuing:
             hint = f"`orchestrate unpause {name} {record.number}` continues it"
             notices.append(f"trial {record.number} stays paused ({record.reason}): {hint}")
     return notices
@@ -228,6 +229,6 @@ def remaining_reason(study: Study) -> StopReason:
     """Return the stop reason of a sweep without trials to run: finished, or only paused trials are left."""
     paused = [str(r.number) for r in study.trials() if r.state is TrialState.PAUSED]
     if paused:
-        hint = f"orchestrate unpause {study.folder.name} {paused[0]}"
-        return StopReason(StopKind.PUT_ASIDE, f"only paused trials are left: {', '.join(paused)}; `{hint}`")
+        hint = f"`orchestrate unpause {study.folder.name} {paused[0]}` continues {'it' if len(paused) == 1 else 'one'}"
+        return StopReason(StopKind.PUT_ASIDE, f"{', '.join(paused)}; {hint}")
     return StopReason(StopKind.FINISHED, study.exhausted_reason())

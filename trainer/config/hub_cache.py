@@ -44,6 +44,6 @@ def hub_reachable() -> bool:
 
     try:
         httpx2.head(constants.ENDPOINT, timeout=_TIMEOUT)
-    except (httpx2.HTTPError, httpx2.InvalidURL):
+    except (httpx2.HTTPError, httpx2.InvalidURL, ImportError):  # ImportError: a SOCKS proxy without `socksio`
         return False
     return True

@@ -98,7 +98,7 @@ def _rename_columns(rows: list[RawRow], source: FileSource | HubSource, needed: 
         code = "" if present & {"chosen", "rejected"} else conversion(source, present)
         if not code:
             raise
-        raise UnreadableData(f"{error} This program writes pairs.jsonl, which can be trained on:\n\n{code}") from error
+        raise UnreadableData(f"{error} This code writes pairs.jsonl, which can be trained on:\n\n{code}") from error
     return [
         row if row.fields is None else RawRow(row.number, found.fields(row.fields), notices=found.notices(row.fields))
         for row in rows

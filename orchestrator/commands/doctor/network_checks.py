@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from orchestrator.commands.doctor.machine_checks import Check, CheckLevel
+from orchestrator.errors import first_line
 from orchestrator.mirror import MirrorError, probe_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
 from trainer.config.hub_cache import cached_file, is_offline
@@ -80,10 +81,15 @@ def check_hub_access(kind: str, name: str) -> Check:
     except RepositoryNotFoundError:
         fix = "correct the name; a private repository needs a token with read access (`hf auth login`)"
         return Check(what, CheckLevel.FAIL, "not found, or private", fix)
-    except (HTTPError, OSError) as error:
+    except (HTTPError, ImportError, OSError) as error:
         fix = f"check the network to {constants.ENDPOINT}, or copy its cache from another machine to HF_HOME"
-        return Check(what, CheckLevel.WARN, f"the hub does not answer ({type(error).__name__})", fix)
+        return Check(what, CheckLevel.WARN, f"the hub does not answer ({_name(error)})", fix)
     return Check(what, CheckLevel.OK, "can be downloaded")
+
+
+def _name(error: Exception) -> str:
+    """Return the error's type, as messages may contain the URL; a missing package, as for SOCKS proxies, by message."""
+    return first_line(error) if isinstance(error, ImportError) else type(error).__name__
 
 
 def _tracking(root: Path, spec: SweepSpec | None) -> Check:
@@ -98,8 +104,8 @@ def _tracking(root: Path, spec: SweepSpec | None) -> Check:
     fix = "start it, or set another (tracking.uri, MLFLOW_TRACKING_URI); until then metrics are queued on disk"
     try:
         response = httpx2.get(health, timeout=_TIMEOUT, follow_redirects=True)
-    except (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError) as error:
-        return Check("tracking", CheckLevel.WARN, f"{where} does not answer ({type(error).__name__})", fix)
+    except (httpx2.HTTPError, httpx2.InvalidURL, ImportError, OSError, ValueError) as error:
+        return Check("tracking", CheckLevel.WARN, f"{where} does not answer ({_name(error)})", fix)
     status = response.status_code
     if response.is_success:
         return Check("tracking", CheckLevel.OK, f"MLflow at {where} answers")

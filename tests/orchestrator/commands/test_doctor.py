@@ -1,6 +1,7 @@
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -171,6 +172,15 @@ def test_a_mirror_that_can_be_written_to_and_one_that_cannot(tmp_path: Path) -> 
 def test_a_tracking_server(path: str, level: CheckLevel, hub: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", hub + path)
     assert found(list(network_checks.network_checks(home, None)), "tracking").level is level
+
+
+def test_a_proxy_whose_package_is_missing(home: Path, hub: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", hub)
+    check = found(list(network_checks.network_checks(home, None)), "tracking")
+    assert check.level is CheckLevel.WARN
+    assert "Using SOCKS proxy" in check.found
 
 
 # --- the machine -----------------------------------------------------------------------------------------------------

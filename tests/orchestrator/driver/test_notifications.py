@@ -112,6 +112,22 @@ def test_a_refusal_is_tried_again_a_few_times_and_then_said_without_the_address(
     assert SECRET not in caplog.text
 
 
+def test_a_proxy_whose_package_is_missing_is_reported_and_later_notices_are_sent(
+    hook: Hook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    with monkeypatch.context() as proxied:
+        proxied.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+        delivery = NoticeDelivery(hook.url, None, waits=())
+        delivery.send({"event": "stalled", "sweep": "s", "trial": None, "text": "first"})
+        failures: list[str] = []
+        wait_until(lambda: failures.extend(delivery.take_failures()) or failures)
+    assert "cannot be reached (Using SOCKS proxy" in failures[0]
+    delivery.send({"event": "finished", "sweep": "s", "trial": None, "text": "second"})
+    delivery.close(300)
+    assert [message["text"] for message in hook.got] == ["second"]
+
+
 def test_an_endpoint_that_hangs_holds_nobody_up(hook: Hook) -> None:
     hook.hang = threading.Event()
     lines = SilentView()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -100,3 +101,10 @@ def test_a_hub_that_is_silent_or_no_address_is_not(monkeypatch: pytest.MonkeyPat
     for endpoint in (f"http://127.0.0.1:{port}", "http://[", "no address"):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", endpoint)
         assert not hub_reachable()
+
+
+def test_no_hub_is_reachable_by_a_proxy_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("ALL_PROXY", "socks5://127.0.0.1:1")
+    assert not hub_reachable()
