@@ -65,7 +65,7 @@ storm: install-test ## A sweep killed 50 times against the same sweep left alone
 bench: install ## The same grid with TRL and with this, side by side (about half an hour)
 	$(BIN)/python -m benchmarks.three_ways --write
 
-bench-step: install ## One optimiser step, TRL's and this product's in turn
+bench-step: install ## One optimizer step, TRL's and this product's in turn
 	$(BIN)/python -m benchmarks.step --write
 	$(BIN)/python -m benchmarks.threads --write
 

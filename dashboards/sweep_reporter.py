@@ -15,7 +15,7 @@ from orchestrator.study.trial_records import rank_trials
 from orchestrator.tracking.run_metadata import trials_filter
 
 MAX_DIAGNOSED_TRIALS = 200
-"""Trials. A running sweep with more is not diagnosed before its end, as a diagnosis reads every metric."""
+"""Above this many trials a running sweep is diagnosed only at its end: a diagnosis reads every metric."""
 
 
 class DashboardReporter:

@@ -28,7 +28,7 @@ def closest_match(word: str, known: Iterable[str], cutoff: float = 0.6) -> str |
 
 
 def first_line(error: object) -> str:
-    """The first line of an error's text that is not empty."""
+    """Return the first line of an error's text that is not empty."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 

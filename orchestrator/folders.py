@@ -89,11 +89,11 @@ class SweepFolder:
         return self.path / "forks"
 
     def trial(self, number: int) -> Path:
-        """The folder of one trial, with a folder for each of its attempts."""
+        """Return the folder of one trial, with a folder for each of its attempts."""
         return self.path / "trials" / f"{number:04d}"
 
     def attempt(self, number: int, attempt: int) -> Path:
-        """The folder that one attempt writes to; no other attempt does."""
+        """Return the folder that one attempt writes to; no other attempt does."""
         return self.trial(number) / f"{attempt}"
 
 
@@ -161,7 +161,7 @@ NETWORK_FILESYSTEMS = frozenset(
 
 
 def filesystem_type(path: Path) -> str:
-    """Type of the file system that holds `path`, such as `ext4`; empty where the system does not tell."""
+    """Return the type of the file system that holds `path`, such as `ext4`; empty if the system does not tell."""
     import psutil
 
     path, best, kind = path.resolve(), -1, ""
@@ -177,7 +177,7 @@ def filesystem_type(path: Path) -> str:
 
 
 _LOCK_SECONDS = 0.5
-"""Seconds. `status` takes the lock for a moment, so a single failed attempt does not mean that a driver runs."""
+"""Seconds. `status` briefly takes the lock; retry before concluding that a driver runs."""
 
 
 @contextmanager

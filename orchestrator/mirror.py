@@ -1,6 +1,6 @@
 """`Mirror`: copies of checkpoints and final models at an fsspec URL (s3://, gs://, file://), which outlive the machine.
 
-A folder in the mirror is complete or does not count: its files are uploaded first, the list of their digests last, and
+A folder in the mirror counts only when complete: its files are uploaded first, the list of their digests last, and
 removed in reverse order. An interrupted upload leaves files that no list names.
 
 Layout: <sweep>/{sweep.yaml,data.json,study}, <sweep>/trials/<number>/<attempt>/...; in an attempt's folder
@@ -99,9 +99,9 @@ class Mirror:
                     try:
                         store.get_file(f"{root}/{prefix}/{name}", str(file))
                     except FileNotFoundError:
-                        raise MirrorDamaged(f"{self.url}/{prefix}/{name} is gone") from None
+                        raise MirrorDamaged(f"{self.url}/{prefix}/{name}: missing, though in {COMPLETE_LIST}") from None
                     if file.stat().st_size != message["bytes"] or sha256_of([file]) != message["sha256"]:
-                        raise MirrorDamaged(f"{self.url}/{prefix}/{name} differs from its digest")
+                        raise MirrorDamaged(f"{self.url}/{prefix}/{name}: differs from its digest in {COMPLETE_LIST}")
                     fsync(file)
                 failpoint("mirror.fetched")
                 shutil.rmtree(folder, ignore_errors=True)

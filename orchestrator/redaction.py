@@ -23,9 +23,9 @@ def secret_values(environment: Mapping[str, str] | None = None) -> list[str]:
 
 
 def _is_existing_path(value: str) -> bool:
-    """Whether the value is the path of an existing file or folder, as in SSH_KEY=~/.ssh/id, and so no secret.
+    """Return whether the value is an existing path (SSH_KEY=~/.ssh/id), which is not masked.
 
-    It must exist, since a password may begin like a path too.
+    A password may also look like a path, hence the existence check.
     """
     if not value.startswith(("/", ".", "~")):
         return False

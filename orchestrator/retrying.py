@@ -23,7 +23,9 @@ def retrying(
     cancelled: threading.Event | None = None,
     on_retry: Callable[[BaseException], None] | None = None,
 ) -> Retrying:
-    """Return a caller of functions: it retries after each of `waits` (seconds) and raises the last error.
+    """Return a tenacity `Retrying`: call it with a function to run that with retries.
+
+    It retries after each of `waits` (seconds) and then raises the last error.
 
     Args:
         errors: exceptions after which the call is retried; others are raised at once.

@@ -14,5 +14,5 @@ STEP_ELEMENTS = 1 << 26
 
 
 def rows_within(size: int, vocabulary: int) -> int:
-    """Return how many scored tokens have float32 logits of at most `size` bytes, and at least 64."""
+    """Return how many scored tokens' float32 logits fit in `size` bytes, at least 64."""
     return max(_MIN_ROWS, size // (4 * vocabulary))

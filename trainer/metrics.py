@@ -61,7 +61,7 @@ _TABLE = (
 
 METRICS: dict[str, Metric] = {m.name: m for m in _TABLE}
 COMPARISON_METRIC = f"{EVAL}accuracies/logp"
-"""The held-out metric that no setting scales; every objective can be compared by it."""
+"""The held-out metric that no setting scales; sweeps of any objective can be compared by it."""
 
 
 def base_name(name: str) -> str:

@@ -1,8 +1,8 @@
 """`python -m trainer.probe trial.yaml`: measure a few updates of one trial; writes nothing but the cache.
 
-The first process writes one JSON object to stdout: seconds of an update (the fastest except for the first, which warms
-caches), the work it did, and peak memory of this process: on a GPU allocated by torch, else resident memory beyond
-that of the program at start. Exit codes: 0; 2 the configuration, the data or the model cannot be used; 3 out of memory.
+The first process writes one JSON object to stdout: seconds (the fastest update; the first is skipped as warm-up), work
+done, and peak memory (GPU: allocated by torch; CPU: resident memory above that at start). Exit codes: 0;
+2 the configuration, the data or the model cannot be used; 3 out of memory.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ _JITTER: dict[str, float | None] = {"jitter_noise": 0.0, "input_jitter_noise": 0
 `router_jitter_noise` is not among them: it is the threshold of the sparse mixer and is used in evaluation too.
 """
 _OTHER_HEADS = ("classifier", "summary")
-"""Prefixes of dropout probabilities of output layers that a causal language model does not have."""
+"""Prefixes of settings: dropout of heads that a causal LM lacks; not reported."""
 _ROUTERS = "output_router_logits"
 """Adds a load-balancing loss to a model's own loss, and fails in generation."""
 _RECORD = "_prefsweep_switched_off"

@@ -70,7 +70,7 @@ class ResourceCache:
         return self._data.prepared, self._data.tokenizer
 
     def load_model(self, config: ModelConfig, *, will_shard: bool = False) -> PolicyModel:
-        """Return the model with its initial weights, unprepared. `will_shard`: freshly read, not on its device yet."""
+        """Return the model with its initial weights, unprepared. `will_shard`: reload it and leave it on the CPU."""
         if will_shard or self._policy is None or self._policy[0] != config:
             self.drop_model()  # first, since two large models would not fit
             self._policy = (

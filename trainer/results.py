@@ -15,7 +15,7 @@ from typing import TextIO
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """Metrics after one update, at most one per update: training metrics, and `eval_` metrics if it was evaluated."""
+    """Metrics logged after one update (at most one object per update); `eval_` metrics if it was evaluated."""
 
     step: int
     metrics: Mapping[str, float]
@@ -94,8 +94,7 @@ class ModelError(TrialError):
 
 
 def cannot_load_message(subject: str, error: Exception) -> str:
-    """Return the message about `subject` that cannot be loaded; if its own code was refused, with the flag that allows
-    it.
+    """Return the message that `subject` cannot be loaded; if its own code was refused, it names --trust-remote-code.
 
     Args:
         subject: The subject of the sentence, such as "the model /path".

@@ -32,7 +32,7 @@ from trainer.training.train_loop import EvaluationFns, TrainLoop
 
 log = logging.getLogger(__name__)
 
-# Settings that change the speed or the output of a run, but not its result.
+# Settings that change the speed or the samples file, not the result.
 _WITHOUT_EFFECT = frozenset({"training.tokens_per_micro_batch", "training.distributed", "evaluation.samples"})
 
 
@@ -107,7 +107,7 @@ class TrainingSession:
         model.
 
         Continues from the newest valid checkpoint in `earlier` and `folder`, whose metrics are yielded again first; a
-        run that is finished there is only replayed. Final weights are in `folder/model`. Closing the generator stops at
+        finished run is replayed, not repeated. Final weights are in `folder/model`. Closing the generator stops at
         once and saves nothing.
 
         Args:
@@ -166,7 +166,7 @@ class TrainingSession:
         policy = self._resources.load_model(config.model, will_shard=sharded)
         check_vocabulary(policy, prepared)
         check_positions(policy, prepared)
-        if sharded:  # first, so that no process has the whole model on its device
+        if sharded:  # shard before evaluating, so that no process has the whole model
             self._prepare_policy(policy, config, single_use=True)
             policy.shard(process_group.device)
 

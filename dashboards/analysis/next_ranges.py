@@ -106,9 +106,7 @@ def _refined(frame: SweepFrame, path: str) -> NextRange:
     distinct = list(dict.fromkeys(values))
     if len(distinct) < 2:
         return NextRange(None, "only one value was tried")
-    return NextRange(
-        _choice(frame, path, distinct), f"half-way to the neighbours of the best value, {format_value(at)}"
-    )
+    return NextRange(_choice(frame, path, distinct), f"halfway to the neighbors of the best value, {format_value(at)}")
 
 
 def _choice(frame: SweepFrame, path: str, values: list[float]) -> Choice:

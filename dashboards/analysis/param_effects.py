@@ -17,7 +17,7 @@ from orchestrator.spec.search.dimensions import IntUniform, LogUniform, Uniform
 from orchestrator.study.trial_records import TrialState
 
 MAX_COMPARED = 8
-"""Values of a setting. With more, sampled from a range, hardly two trials are equal in all other settings."""
+"""Values of a setting. With more values (a sampled range), few trials match in all other settings."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

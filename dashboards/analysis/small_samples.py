@@ -12,7 +12,7 @@ Column = NDArray[np.float64]
 Z = 1.959964
 """Standard errors. Half of a 95 % interval of a normal distribution."""
 FEWEST_PAIRS = 6
-"""Pairs. Where fewer differ, all of them fall on one side by chance in at least 2 / 2^5 = 6 of 100 cases."""
+"""Pairs. Below this a sign test cannot reach 5 %: 5 equal signs occur by chance with p = 2/2^5."""
 FEW_PAIRS = 50
 """Pairs. With at most this many, the 95 % interval of a share is at least ± 14 points wide at 0.5."""
 FEWEST_ADVISED = 100

@@ -1,8 +1,8 @@
 """Retention of weights and checkpoints: keeps the best trials' final weights, no checkpoint of a finished trial.
 
 Checkpoints from which clones start (forks) are pinned by the command that enqueues the clone and removed by the driver
-once no trial needs them. The command pins the checkpoint before it stores the clone in the study; it holds a lock
-meanwhile, so that the driver does not remove the checkpoint as unused.
+once no trial needs them. The command pins the checkpoint before it stores the clone in the study; meanwhile the command
+holds fork_lock, so that the driver does not remove it as unused.
 """
 
 from __future__ import annotations

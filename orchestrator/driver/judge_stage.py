@@ -1,6 +1,6 @@
 """`judge`: compares the best trials' answers with the initial model's and publishes the judgements.
 
-Each answer and vote is stored at once, so that a repeated run continues and makes no request twice. Judgements are
+Every answer and vote is stored at once: a rerun continues and repeats no request. Judgements are
 published to the trials' runs, the parent run and the report.
 """
 

@@ -262,7 +262,7 @@ class _Stage:
                 self._view.set_stage(f"sft: {step_metrics.step} of {self._steps} updates  {'  '.join(metrics_text)}")
 
     def _halve_micro_batch(self, reason: str) -> AttemptResult | None:
-        """Halve the micro-batch, also for the trials; return the failed result where one pair is already too much."""
+        """Halve the micro-batch, also for the trials; return the failed result if it is already at its minimum."""
         limit = self._study.micro_batch_limit()
         tokens = retry_policy.halved_micro_batch(
             retry_policy.effective_micro_batch(self._config, limit), self._longest_row

@@ -38,7 +38,7 @@ class TrialController:
         on_trial_end: Callable[[TrialRecord], None],
         longest_row: int = 1,
     ) -> None:
-        """`longest_row`: tokens of the data's longest row, the smallest possible micro-batch."""
+        """`longest_row`: tokens of the longest row: a micro-batch cannot be smaller."""
         self._study, self._sink, self._view, self._signals = study, sink, view, signals
         self._launcher = AttemptLauncher(study, sink, view, finish_config)
         self._on_trial_end = on_trial_end
@@ -106,7 +106,8 @@ class TrialController:
             return False
         trial, run = active.trial, str(active.trial.number)
         self._study.begun(trial)
-        active.kills_at_start = retry_policy.kernel_kills()  # this worker is alive: no kill so far was this one
+        # This worker just reported, so kernel kills counted so far were others.
+        active.kills_at_start = retry_policy.kernel_kills()
         if tags := active.new_tags(report.pid, report.counters):
             self._sink.set_tags(run, tags)
         for notice in report.notices:
@@ -119,7 +120,7 @@ class TrialController:
             counted, decision = self._study.report(trial, report.metrics, before_commit=log_metrics)
             if counted:
                 self._view.add_metrics(trial.number, counted)
-        if decision.stop:  # takes precedence over the report's result, which came after the deciding metrics
+        if decision.stop:  # the decision wins over the report's result, which is from after the deciding metrics
             self._close(active, Outcome(TrialState.PRUNED, decision.reason, diverged=decision.diverged))
             if report.result is not None and report.result.status is AttemptStatus.NO_DISK:
                 self._on_disk_full(report.result)

@@ -17,7 +17,8 @@ from orchestrator.study.trial_records import FailureKind, Outcome, Trial, TrialS
 from trainer.config.trial import TrialConfig
 
 _RAY_OUT_OF_MEMORY_PHRASES = ("NODE_OUT_OF_MEMORY", "running low on memory", "OutOfMemoryError")
-"""Messages of Ray when its own monitor killed a worker. Ray mentions the kernel's OOM killer after every death."""
+"""Ray's messages when its memory monitor killed a worker. (Ray mentions the kernel's OOM killer after every death, so
+that text is no evidence.)"""
 _COUNTERS = (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat"))
 
 
@@ -86,7 +87,7 @@ def out_of_memory_message(config: TrialConfig, limit: int | None, reason: str) -
     configured, last = config.training.tokens_per_micro_batch, effective_micro_batch(config, limit)
     tried = f", after halving training.tokens_per_micro_batch from {configured} to {last}" if last < configured else ""
     return (
-        f"out of memory with one pair per micro-batch{tried}; set training.gradient_checkpointing: true, lower "
+        f"out of memory at the smallest micro-batch{tried}; set training.gradient_checkpointing: true, lower "
         f"data.max_length, train with lora, or give a trial more memory (last: {reason})"
     )
 
@@ -125,7 +126,10 @@ class RetryPolicy:
             self._study.release(trial)
 
     def retry_with_less_memory(self, trial: Trial, reason: str, *, stopping: bool) -> Outcome | None:
-        """Retry from the newest checkpoint with half the micro-batch; return the failed outcome at one pair already."""
+        """Retry from the newest checkpoint with half the micro-batch.
+
+        Returns a FAILED outcome if the micro-batch is already at its minimum.
+        """
         tokens = halved_micro_batch(effective_micro_batch(trial.config, trial.micro_batch), self._longest_row)
         if tokens is None:
             message = out_of_memory_message(trial.config, trial.micro_batch, reason)

@@ -72,7 +72,8 @@ class Slots:
     def process_resources(self) -> dict[str, float]:
         """Ray resources of one process of a multi-process trial, or of one process shared by trials."""
         resources = {"CPU": 0.0, PROCESS_RESOURCE: 1.0}
-        if self.cpus is not None:  # in Ray's steps of 0.0001; worker and processes together at most the trial's CPUs
+        if self.cpus is not None:
+            # Ray rounds to 0.0001; worker plus processes must not exceed the trial's CPUs.
             resources = {
                 "CPU": math.floor(1e4 * self.trials_per_process * (self.cpus - _WORKER_CPU) / self.processes) / 1e4
             }

@@ -51,7 +51,7 @@ def deaf_to_sigterm() -> Generator[None]:
     """Block SIGTERM for processes started in the context and their children; for this process only within it.
 
     `timeout`, systemd, Slurm and containers send SIGTERM to all processes of a group. Only the driver must handle it,
-    as it needs Ray and its workers for checkpoints and ends them itself.
+    because it still needs Ray and the workers to save checkpoints, and ends them afterwards.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:

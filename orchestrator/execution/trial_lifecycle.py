@@ -107,9 +107,8 @@ def finish_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt, outc
     worker_tags = " ".join(f"{name}={value}" for name, value in sorted(active.logged_tags.items()))
     record = study.tell(active.trial, outcome, worker_tags or "no worker")
     failpoint("trial.closed")
-    if (
-        record.state is not outcome.state
-    ):  # the study may change the outcome, for example where the objective was never reported
+    # The study may change the outcome, e.g. to FAILED if the objective was never reported.
+    if record.state is not outcome.state:
         actual = Outcome(record.state, record.reason, record.failure, diverged=record.diverged)
         tags = end_tags(record.number, actual)
         sink.end_run(run, status=_STATUS[record.state], tags=tags, at=time.time())

@@ -44,7 +44,7 @@ class TuneTrial(Trial):
         return False
 
     def handle_error(self, exc: Exception | None = None) -> None:
-        """Store the cause for `Search`."""
+        """Keep one line of the error for `on_trial_complete`."""
         if exc is not None:
             self.cause = _one_line(exc)
 

@@ -212,7 +212,7 @@ def _preference_by_prompt(answer_pairs: Sequence[AnswerPair], preferences: Prefe
 def _length_controlled(
     counted: Sequence[tuple[AnswerPair, float]], others: Sequence[Sequence[tuple[str, float]]]
 ) -> tuple[Rate | None, bool]:
-    """The length-controlled win rate, and whether it uses the prompts' difficulty."""
+    """Return the length-controlled win rate, and whether it uses the prompts' difficulty."""
     prompts = [pair.prompt for pair, _ in counted]
     difficulty = prompt_difficulty(others, prompts)
     rate = length_controlled(

@@ -258,7 +258,7 @@ class EndpointClient:
 
 
 def _read(response: httpx2.Response, deadline: float) -> bytes | None:
-    """The body up to MAX_REPLY_BYTES; None if it is not complete by `deadline`."""
+    """Return the body up to MAX_REPLY_BYTES; None if it is not complete by `deadline`."""
     data = b""
     for chunk in response.iter_bytes():
         data += chunk

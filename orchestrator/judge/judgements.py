@@ -91,8 +91,8 @@ class Judgement(FrozenModel):
     start_score: float | None
     """Share of correct answers (checker) or mean reward (reward) of trial and initial model; None for an endpoint."""
     first: Rate | None
-    """Share of decided votes for the answer shown first, both orders of a pair as one observation; None for judges
-    that do not depend on the order."""
+    """Share of decided votes for the answer shown first (0.5: no position bias); the two orders of a pair are one
+    observation. None for judges that do not depend on the order."""
     agree: float | None
     """Share of pairs with the same vote in both orders."""
     asked: EndpointUsage | None

@@ -12,11 +12,15 @@ alpaca_eval's `metrics/glm_winrate.py`. As there: a logistic regression without 
 with an L1 penalty whose strength (ten values, 1e-4 to 1e4) is the best by log loss in five folds of prompts, fitted by
 liblinear. The rate is the mean prediction over the prompts with the length term set to 0.
 
-Differences, because AlpacaEval's files are about its 805 prompts and one baseline: difficulty is estimated as smoothed
-log-odds from the preferences of at least three *other* judged trials on the prompt; and no rows of a verbose or concise
-baseline are added (weight 0.2 there). The interval is a bootstrap over prompts at the chosen strength, which AlpacaEval
-does not have. If that strength removes the model's term, as with few prompts, the rate would be one half for any data:
-then rate and interval are those of the weakest penalty. The samples of a prompt have a total weight of 1.
+Differences from AlpacaEval, whose files are about its 805 prompts and one baseline:
+
+1. Difficulty is estimated as smoothed log-odds from the preferences of at least three *other* judged trials on the
+   prompt.
+2. No rows of a verbose or concise baseline are added (weight 0.2 there).
+3. The interval, which AlpacaEval does not have, is a bootstrap over prompts at the chosen strength.
+4. If that strength removes the model's term, as with few prompts, the rate would always be 0.5: then rate and interval
+   are those of the weakest penalty.
+5. The samples of a prompt have a total weight of 1.
 """
 
 from __future__ import annotations
@@ -109,7 +113,7 @@ def win_rate(preferences: Iterable[tuple[str, float]]) -> Rate | None:
 
 
 def first_position(votes: Sequence[tuple[str, VotePair]]) -> tuple[Rate | None, float | None]:
-    """Return the position bias: the share of decided votes for the answer shown first (one half: no bias), and the
+    """Return the position bias: the share of decided votes for the answer shown first (0.5: no bias), and the
     share of pairs with the same vote in both orders; None without votes.
 
     `votes`: prompt and the votes on one pair, which are one observation; each prompt weighs alike.
@@ -165,7 +169,7 @@ def length_controlled(
     level[:, 0] = 0.0
     strength = best_strength(design, preferences, each, groups)
     fitted = fit_logistic(design, preferences, each, strength)
-    if fitted[1] == 0:  # removed by the penalty: the rate would be one half for any data
+    if fitted[1] == 0:  # removed by the penalty: the rate would always be 0.5
         strength = STRENGTHS[-1]
         fitted = fit_logistic(design, preferences, each, strength)
     value = _mean(level, fitted, each)

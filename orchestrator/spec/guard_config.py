@@ -112,7 +112,7 @@ class GuardConfig(FrozenModel):
     )
     repetition: RepetitionRule | None = Field(default=RepetitionRule(), description="Greedy answers repeat themselves.")
     answer_length: AnswerLengthRule | None = Field(
-        default=AnswerLengthRule(), description="Greedy answers grow out of hand."
+        default=AnswerLengthRule(), description="Greedy answers become several times longer."
     )
 
     @model_validator(mode="before")

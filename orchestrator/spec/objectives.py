@@ -104,7 +104,7 @@ def unmeasured_reason(metric: str) -> Problem | None:
 
 
 def requires_answers(metric: str) -> bool:
-    """Whether the metric needs rows with a correct answer."""
+    """Return whether the metric needs rows with a correct answer."""
     return base_name(metric) == "exact_answers"
 
 
@@ -118,7 +118,7 @@ ANSWER = "answer"
 
 
 def eval_rows_have_answers(data: DataConfig) -> bool:
-    """Whether the held-out rows may have correct answers; False only if a source certainly has none."""
+    """Return whether the held-out rows may have correct answers; False only if a source certainly has none."""
     return any(_may_have_answers(source) for source in (data.eval or data.train))
 
 

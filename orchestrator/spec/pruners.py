@@ -134,12 +134,17 @@ RankingPruner = (
 
 
 class PatientPruner(FrozenModel):
-    """Stops a trial without improvement for `patience` evaluations; with `wrapped`, only if that pruner agrees."""
+    """Stops a trial whose best value of the last patience + 1 evaluations is worse than its best before.
+
+    With `wrapped`, only if that pruner agrees.
+    """
 
     kind: Literal["patient"] = "patient"
     metric: Metric = None
-    patience: PositiveInt = Field(default=3, description="Evaluations without an improvement.")
-    min_delta: NonNegativeFloat = Field(default=0.0, description="Smallest change that counts as an improvement.")
+    patience: PositiveInt = Field(
+        default=3, description="The last patience + 1 evaluations are compared with those before."
+    )
+    min_delta: NonNegativeFloat = Field(default=0.0, description="By how much their best may be worse.")
     wrapped: Annotated[RankingPruner, Field(discriminator="kind")] | None = Field(
         default=None, description="Another pruner that has to agree."
     )
@@ -167,7 +172,7 @@ def pruning_metric(pruner: Pruner, objectives: tuple[Objective, ...]) -> Objecti
 
 
 def depends_on_other_trials(pruner: Pruner) -> bool:
-    """Whether a pruning decision depends on other trials."""
+    """Return whether a pruning decision depends on other trials."""
     match pruner:
         case NoPruner() | ThresholdPruner():
             return False

@@ -56,7 +56,7 @@ class GpSampler(FrozenModel):
 
 
 class CmaEsSampler(FrozenModel):
-    """CMA-ES (Hansen): one objective, many continuous settings. Others, and those with `when`, are drawn at random."""
+    """CMA-ES (Hansen): one objective, numeric settings. Categorical and conditional (`when`) ones are random."""
 
     kind: Literal["cmaes"] = "cmaes"
     seed: Seed = 0

@@ -223,7 +223,7 @@ class SweepSpec(FrozenModel):
 
     @classmethod
     def from_stored(cls, text: str) -> Self:
-        """The sweep that a study stores as JSON; values that were removed since are read as they are."""
+        """Return the sweep that a study stores as JSON; values that were removed since are read as they are."""
         return cls.model_validate_json(text, context=STORED)
 
     @property

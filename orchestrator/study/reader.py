@@ -51,10 +51,12 @@ class StudyReader:
         if identity is None:
             raise StudyMissing(database.url)
         if identity.schema > SCHEMA:
-            raise StorageRefused(f"the study in {database.url} was written by a later version of this program")
+            raise StorageRefused(
+                f"{database.url}: the study was written by a later version of this program; use that one"
+            )
         if identity.schema < OLDEST_SCHEMA:
             raise StorageRefused(
-                f"the study in {database.url} was written by an earlier version of this program with other "
+                f"{database.url}: the study was written by an earlier version of this program with other "
                 "fingerprints of trials; read it and finish it with that version"
             )
         if identity.schema < SCHEMA:
@@ -71,7 +73,7 @@ class StudyReader:
 
     @staticmethod
     def exists(folder: SweepFolder) -> bool:
-        """Whether the sweep has a study in its folder or in another database; a partly created one does not count."""
+        """Return whether the sweep has a study, in its folder or in another database; not if partly created."""
         return study_exists(study_url(folder), folder.name)
 
     @classmethod

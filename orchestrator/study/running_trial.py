@@ -61,7 +61,10 @@ class EarlyStopping:
         return counted
 
     def _inherit(self, step_metrics: StepMetrics) -> StepMetrics:
-        """Metrics of the trial that this one continues are not judged; those with another loss scale are ignored."""
+        """Pass on metrics inherited from the parent's checkpoint: they are not judged here.
+
+        Loss-scaled ones are hidden from the guard; if it stops on the others, the trial ends at its own first metrics.
+        """
         self._guard.update(
             [replace(step_metrics, metrics={n: v for n, v in step_metrics.metrics.items() if n not in LOSS_METRICS})]
         )
@@ -80,7 +83,10 @@ class LoggedMetrics:
     last: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def with_metrics(self, metrics: Sequence[StepMetrics]) -> LoggedMetrics:
-        """Return the state after these metrics, which are ordered by step. Updates and shares the set of steps."""
+        """Return the state after these metrics, which are ordered by step.
+
+        The returned object shares (and this call extends) `self.steps`.
+        """
         last = dict(self.last)
         for step_metrics in metrics:
             last |= step_metrics.metrics

@@ -1,4 +1,4 @@
-"""`Study`: ask, report, tell, release, retry, pause, amend. Everything else can be lost and rebuilt from the study."""
+"""`Study`: ask, report, tell, release, retry, pause, amend. The study is the only state that cannot be rebuilt."""
 
 from __future__ import annotations
 
@@ -232,10 +232,14 @@ class Study(StudyReader):
         return self._register(again, trial_id, running.early_stopping)
 
     def set_micro_batch_limit(self, tokens: int | None, reason: str) -> None:
-        """Limit the tokens per micro-batch after the SFT stage ran out of memory; None: even one pair did not fit."""
+        """Limit the tokens per micro-batch after the SFT stage ran out of memory; None: the smallest did not fit."""
         with self._driving() as c:
             self._optuna_trials.set_study(MICRO_BATCH, tokens)
-            text = "one pair was too much" if tokens is None else f"from now on {tokens} tokens per micro-batch"
+            text = (
+                "the smallest micro-batch was too large"
+                if tokens is None
+                else f"from now on {tokens} tokens per micro-batch"
+            )
             self._repository.add_event(c, "out of memory", f"sft: {reason}; {text}" if reason else f"sft: {text}", None)
 
     def report(
@@ -392,7 +396,7 @@ class Study(StudyReader):
         self._repository.set_attempt_seconds(c, running.number, running.attempt, running.seconds)
 
     def _usage(self, c: Connection) -> Usage:
-        """The usage that other processes wrote, and this process's up to now."""
+        """Return the usage that other processes wrote, and this process's up to now."""
         if self._driver is None:
             return super()._usage(c)
         written = self._repository.gpu_seconds(c, excluding={(h.number, h.attempt) for h in self._running.values()})
@@ -417,7 +421,7 @@ class Study(StudyReader):
         return trial
 
     def _logged_history(self, c: Connection, number: int) -> list[StepMetrics]:
-        """The trial's stored metrics by step, with pair margins where they were stored."""
+        """Return the trial's stored metrics by step, with pair margins where they were stored."""
         pairs = self._repository.pair_margins(c, number)
         return [
             replace(step_metrics, pairs=pairs.get(step_metrics.step, ""))
@@ -425,7 +429,7 @@ class Study(StudyReader):
         ]
 
     def _make_early_stopping(self, pruner: TrialPruner, inherited: int) -> EarlyStopping:
-        """The trial's early stopping. In `order: asap` its pruner sees the results of the moment."""
+        """Return early stopping for the trial. In `order: asap` it uses the results that exist at each evaluation."""
 
         def make_pruner() -> TrialPruner:
             if self.terms.lag is not None or not depends_on_other_trials(self.spec.pruner):
@@ -437,5 +441,5 @@ class Study(StudyReader):
         return EarlyStopping(guard, make_pruner, pruner.objective.metric, inherited=inherited)
 
     def _with_micro_batch_limit(self, trial: Trial) -> Trial:
-        """The trial with the limit on tokens per micro-batch that out-of-memory errors have set."""
+        """Return the trial with the limit on tokens per micro-batch that out-of-memory errors have set."""
         return replace(trial, micro_batch=self._micro_batch_limit())

@@ -25,7 +25,7 @@ from trainer.config.trial import flatten
 TERMS_KEY = "settled"
 """Key among the study's user attributes."""
 LAG_PER_SLOT = 2
-"""Default lag per slot: a result is visible this many trials times the slots later."""
+"""Default lag = this factor times the slots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,7 +147,7 @@ def budget_exceeded(budget: Budget, usage: Usage) -> str:
 
 
 def target_reached(budget: Budget, objective: Objective, value: float | None) -> bool:
-    """Whether a complete trial with this value of the objective reaches `budget.target`."""
+    """Return whether a complete trial with this value of the objective reaches `budget.target`."""
     if budget.target is None or value is None or not math.isfinite(value):
         return False
     return value >= budget.target if objective.direction == "maximize" else value <= budget.target

@@ -69,7 +69,7 @@ class TrialIssuer:
         return "" if waiting else self._policy.exhausted_reason(trials)
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
-        """The exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
+        """Return the exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
         budget, objective = self._spec.budget, self._spec.goal
         if budget.has_time_limit and (over := budget_exceeded(budget, usage())):
             return over

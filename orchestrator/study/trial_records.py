@@ -185,7 +185,7 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def _costs(record: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The objectives' values with signs such that lower is better."""
+    """Return the objectives' values with signs such that lower is better."""
     values = record.values or (() if record.value is None else (record.value,))
     return tuple(-v if g.direction == "maximize" else v for v, g in zip(values, objectives, strict=False))
 

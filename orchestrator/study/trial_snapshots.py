@@ -40,7 +40,7 @@ def as_running(trial: TrialSnapshot) -> TrialSnapshot:
 
 
 def visible_trials(trials: Sequence[TrialSnapshot], number: int, lag: int | None) -> list[TrialSnapshot]:
-    """Return the trials before `number` as visible to it: results up to number - lag, later ones as running.
+    """Return the earlier trials; those after number - lag appear as running, without results.
 
     Without a lag all existing results are visible. Forks are never visible.
     """

@@ -219,7 +219,7 @@ class Journal:
         self.end += len(line)
 
     def has_message_end(self, seq: int, offset: int) -> bool:
-        """Whether message number `seq` ends at this offset; (0, 0) is the beginning."""
+        """Return whether message number `seq` ends at this offset; (0, 0) is the beginning."""
         if not 0 < offset <= self.end:
             return (seq, offset) == (0, 0)
         with self.path.open("rb") as stream:

@@ -41,7 +41,7 @@ def tracking_uri(root: Path, uri: str | None) -> str:
 
 
 def is_local(uri: str) -> bool:
-    """Whether the store is a SQLite database of this machine, with artifacts as files beside it."""
+    """Return whether the store is a SQLite database of this machine, with artifacts as files beside it."""
     return uri.startswith("sqlite:")
 
 

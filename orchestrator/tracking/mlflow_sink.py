@@ -178,7 +178,7 @@ class MlflowSink:
             client.log_batch(run_id, tags=[RunTag(k, v) for k, v in all_tags.items()])
 
     def _with_links(self, client: MlflowClient, tags: Mapping[str, str]) -> dict[str, str]:
-        """The tags, with links to runs and charts in the description resolved."""
+        """Return the tags, with links to runs and charts in the description resolved."""
         if NOTE not in tags:
             return dict(tags)
 
@@ -216,7 +216,7 @@ def _metrics(step_metrics: StepMetrics, timestamp: int) -> list[Metric]:
 
 
 def _new_metrics(last: int | None, history: Sequence[tuple[Sequence[StepMetrics], float]]) -> list[_TimedMetrics]:
-    """The metrics after step `last`, each with its time; of a repeated step, the first."""
+    """Return the metrics after step `last`, each with its time; of a repeated step, the first."""
     found: list[_TimedMetrics] = []
     for metrics, at in history:
         fresh = sorted((p for p in metrics if last is None or p.step > last), key=lambda p: p.step)

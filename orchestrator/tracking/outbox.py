@@ -65,10 +65,10 @@ BATCH_SIZE = 1000
 CPU_FRACTION = 0.25
 """Largest share of a CPU's time for delivery while it keeps up, as its thread competes with the driver's."""
 MAX_REST = 5.0
-"""Longest pause of delivery for that, in seconds."""
+"""Longest pause of delivery, in seconds, that keeps it below CPU_FRACTION."""
 SWITCH_INTERVAL = 0.0005
-"""Seconds after which the delivery thread yields to the driver's. With Python's default of 5 ms a report, which writes
-to the disk a dozen times, takes up to 60 ms longer."""
+"""Seconds between thread switches. At Python's default (5 ms) a report, with a dozen disk writes, takes up to 60 ms
+longer."""
 
 
 class OutboxLocked(StorageRefused):
@@ -81,7 +81,8 @@ class OutboxLocked(StorageRefused):
 class Outbox:
     """A TrackingSink that never waits for its receiver. One process at a time can open it.
 
-    Files: `messages.jsonl` (all messages), `delivered.json` (position of delivery), `refused.jsonl` (rejected ones).
+    Files: `messages.jsonl` (all messages), `delivered.json` (position of delivery), `refused.jsonl` (messages
+    that the receiver rejected).
     Delivery is at least once; receivers ignore repeated messages.
     """
 
@@ -176,7 +177,7 @@ class Outbox:
             self._changed.notify_all()
 
     def _monotonic(self, message: Message) -> Message:
-        """The message with a time not before the previous one's: a clock set back gives no negative duration."""
+        """Return the message with a time not before the previous one's: a clock set back gives no negative duration."""
         if isinstance(message, (SetTags, LogArtifact)):
             return message
         return replace(message, at=max(message.at, self._latest))
@@ -189,7 +190,7 @@ class Outbox:
 
     def _deliver_all(self) -> None:
         """The delivery thread. Errors other than TrackingUnavailable and MessageRejected are bugs and end it."""
-        finished = warm = False  # the first call imports and connects, so it does not count for the pause
+        finished = warm = False  # the first call imports and connects, so its CPU time is not used for pacing
         try:
             while (work := self._wait_for_work()) is not None:
                 began = time.thread_time()

@@ -164,7 +164,7 @@ def _memory_gib() -> float | None:
 
 
 def _command_output(*command: str) -> str | None:
-    """The command's output; None if it is missing, fails or hangs."""
+    """Return the command's output; None if it is missing, fails or hangs."""
     if shutil.which(command[0]) is None:
         return None
     return output_of(command, _SECONDS) or None

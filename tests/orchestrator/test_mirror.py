@@ -113,10 +113,10 @@ def test_a_damaged_file_is_refused_and_leaves_nothing(
 ) -> None:
     mirror.put("a/one", files(folder))
     mirror.write("a/one/model/weights.safetensors", content)
-    with pytest.raises(MirrorDamaged, match=r"weights\.safetensors differs from its digest"):
+    with pytest.raises(MirrorDamaged, match=r"weights\.safetensors: differs from its digest"):
         mirror.get("a/one", tmp_path / "back")
     mirror.delete_file("a/one/model/weights.safetensors")
-    with pytest.raises(MirrorDamaged, match=r"weights\.safetensors is gone"):
+    with pytest.raises(MirrorDamaged, match=r"weights\.safetensors: missing"):
         mirror.get("a/one", tmp_path / "back")
     assert (list(tmp_path.glob("*back*")), list(tmp_path.glob(".back*"))) == ([], [])
 

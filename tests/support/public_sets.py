@@ -115,7 +115,7 @@ PUBLIC_SETS = [
     ),
     PublicSet(
         "argilla/distilabel-math-preference-dpo",
-        "Read by the mapped columns; ratings are recognised and compared.",
+        "Read by the mapped columns; ratings are recognized and compared.",
         _rows("argilla_distilabel-math-preference-dpo"),
         TEMPLATE,
         columns={"prompt": "instruction", "chosen": "chosen_response", "rejected": "rejected_response"},

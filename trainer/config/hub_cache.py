@@ -29,14 +29,14 @@ def model_file(name_or_path: str, filename: str, revision: str | None = None) ->
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE forbids to ask the hub."""
+    """Return whether HF_HUB_OFFLINE forbids asking the hub."""
     from huggingface_hub import constants
 
     return constants.HF_HUB_OFFLINE
 
 
 def hub_reachable() -> bool:
-    """Whether the hub answers within seconds, whatever it answers."""
+    """Return whether the hub answers within seconds, whatever it answers."""
     if is_offline():
         return False
     import httpx2

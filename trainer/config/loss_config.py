@@ -13,7 +13,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from trainer.config.base import Fraction, FrozenModel, NonNegativeFloat, PositiveFloat
 
-_REFERENCE = "does not exist; without a reference the objective is loss.kind cpo, or simpo"
+_REFERENCE = "is not supported; for an objective without reference use loss.kind cpo or simpo"
 _MARGIN = "belongs to SimPO: loss.kind simpo with gamma, or gamma_beta_ratio for gamma / beta"
 _LAMBDA = "belongs to ORPO: loss.kind orpo, where it is called beta"
 _MIXTURE = "belongs to DPO: loss.kind dpo with a list in loss_type"
@@ -253,9 +253,11 @@ class DpoLoss(BaseLoss):
         if not types:
             raise ValueError("loss_type is empty; name at least one loss")
         if len(set(types)) < len(types):
-            raise ValueError(f"loss_type has a loss twice: {named}; give it a weight instead")
+            raise ValueError(f"loss_type: {named} has a loss twice; name it once and set its weight in loss_weights")
         if self.loss_weights is not None and len(self.loss_weights) != len(types):
-            raise ValueError(f"{len(self.loss_weights)} loss_weights for {len(types)} loss types ({named})")
+            raise ValueError(
+                f"loss_weights: {len(self.loss_weights)} for {len(types)} loss types ({named}); give one for each"
+            )
         used = set(types)
         if "exo_pair" in used and self.label_smoothing == 0:
             raise ValueError("exo_pair takes the logarithm of label_smoothing: set more than 0 (the paper: 0.001)")

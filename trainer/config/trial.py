@@ -207,7 +207,7 @@ STORED = {"stored": True}
 
 
 def is_removed_distributed(value: object) -> bool:
-    """Whether this is a value of `training.distributed` that only sweeps of earlier versions can have."""
+    """Return whether this is a value of `training.distributed` that only sweeps of earlier versions can have."""
     return value == "zero3"
 
 

@@ -227,7 +227,7 @@ class InvalidScalar(ValueError):
 
 
 def parse_scalar(text: str) -> str | int | float | bool | None:
-    """The value of an unquoted scalar."""
+    """Return the value of an unquoted scalar."""
     if _NULL.fullmatch(text):
         return None
     if _TRUE.fullmatch(text):
@@ -250,7 +250,7 @@ def parse_scalar(text: str) -> str | int | float | bool | None:
 
 
 def parse_tagged_scalar(tag: str, text: str) -> str | int | float | bool | None:
-    """The value of a scalar that says its core type itself (`!!str 5`)."""
+    """Return the value of a scalar that says its core type itself (`!!str 5`)."""
     if tag == f"{TAG}str":
         return text
     expected = _CORE_TYPES.get(tag)
@@ -274,7 +274,7 @@ class InvalidTrialFile(TrialError):
 
 
 def load_trial(path: Path, changes: Sequence[tuple[str, Any]] = ()) -> TrialConfig:
-    """The configuration in a YAML file, with the values at some dotted paths replaced.
+    """Return the configuration in a YAML file, with the values at some dotted paths replaced.
 
     InvalidTrialFile with all mistakes where it is none.
     """
@@ -306,7 +306,7 @@ def _line(path: Path, where: str) -> str:
 
 
 def _changed(tree: Any, path: Sequence[str], value: Any) -> Any:
-    """The tree with one value replaced; a group that is absent, or a value in its place, becomes a group."""
+    """Return the tree with one value replaced; a group that is absent, or a value in its place, becomes a group."""
     if not path:
         return value
     first, *rest = path

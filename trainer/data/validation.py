@@ -224,7 +224,7 @@ _KIND_DETAILS: dict[FindingKind, tuple[Severity, str, str]] = {
     "ignored_key": (_N, "have content that the chat template does not render", ""),
     "content_altered": (_N, "have a message that the chat template changes", ""),
     "unused_column": (_N, "have content in a column that is not used", "map it with `columns`, or to null"),
-    "recognised_column": (_N, "have a column that is recognised by its name", ""),
+    "recognised_column": (_N, "have a column that is recognized by its name", ""),
     "score_contradicts": (_N, "have a lower score for chosen than for rejected", "remove them, or exchange the two"),
     "score_tie": (_N, "have equal scores for chosen and rejected", ""),
 }

@@ -27,7 +27,7 @@ from trainer.randomness import disable_random_modules
 
 
 def core_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers causal LM inside DistributedDataParallel and adapters. Anything else: TypeError."""
+    """Return the transformers causal LM inside DistributedDataParallel and adapters. Raises TypeError without one."""
     inner = model.module if isinstance(model, DistributedDataParallel) else model
     if isinstance(inner, PeftModel):
         inner = inner.get_base_model()

@@ -175,8 +175,8 @@ def pack_pairs(
             prompt's length for rejected.
         prompt: Whether the prompt's own tokens are scored too.
         rejected: Whether rejected responses are included.
-        key: `RotarySwitch.key` of a model whose rotary frequencies depend on lengths; a pair whose two sequences differ
-            in it gets its prompt twice.
+        key: `RotarySwitch.key` of a model whose rotary frequencies depend on lengths; if the keys of a pair's two
+            sequences differ, its prompt is repeated.
 
     Raises:
         ValueError: A prompt or response is empty.

@@ -156,12 +156,21 @@ class PairModel:
     ) -> LossTerms:
         """Add the gradient of one micro-batch's share of its update's loss.
 
-        reference: of these pairs in this order, for objectives that compare with the initial model, else None.
-        norm: totals of the whole update over all processes. backward: called once with the scalar loss
-        (`Tensor.backward`); under DistributedDataParallel, which averages over processes, it
-        multiplies by their number. The gradients of an update's micro-batches add up to that of its loss. update: only
-        for objectives that couple the pairs of an update (`required_stats(loss).update_logps`), where these pairs are
-        not all.
+        The gradients of an update's micro-batches add up to that of its loss.
+
+        Args:
+            pairs: Pairs of the micro-batch.
+            loss: The objective.
+            reference: Log-probs of these pairs, in this order, under the initial model; None for objectives without
+                reference.
+            norm: Totals of the whole update over all processes.
+            backward: Called once with the scalar loss, as `Tensor.backward`. Under DistributedDataParallel, which
+                averages over processes, it must multiply the loss by their number.
+            update: Log-probs of the whole update, for objectives that couple its pairs
+                (`required_stats(loss).update_logps`), if `pairs` are not all of them.
+
+        Raises:
+            ValueError: `reference` or `update` is missing, or `reference` is given but not used.
         """
         required = required_stats(loss)
         if required.update_logps and update is None and len(pairs) != norm.pairs:

@@ -171,7 +171,9 @@ class PolicyModel:
             self._prepare_adapters(lora, training.seed)
         if training.gradient_checkpointing:
             if not self.base.supports_gradient_checkpointing:
-                raise ModelError(f"{type(self.base).__name__} has no gradient checkpointing")
+                raise ModelError(
+                    f"training.gradient_checkpointing: {type(self.base).__name__} does not support it; set it to false"
+                )
             self.base.activation_checkpointing_enable({"use_reentrant": False})
         self.base.train()
         return self.base

@@ -55,7 +55,10 @@ def log_ratios(loss: DpoLoss, chosen: Tensor, rejected: Tensor, logps: PairLogps
 
 
 def length_desensitized(loss: DpoLoss, logps: PairLogps) -> tuple[Tensor, Tensor]:
-    """LD-DPO (Liu et al. 2024, eq. 8): weight ld_alpha for tokens beyond the shorter response's length. [N], [N]."""
+    """Return summed log-probs of chosen and rejected, [N] each, of LD-DPO if `ld_alpha` is set.
+
+    LD-DPO (Liu et al. 2024, eq. 8): weight ld_alpha for tokens beyond the shorter response's length.
+    """
     if loss.ld_alpha is None:
         return logps.chosen, logps.rejected
     if logps.chosen_shared is None or logps.rejected_shared is None:
@@ -65,7 +68,10 @@ def length_desensitized(loss: DpoLoss, logps: PairLogps) -> tuple[Tensor, Tensor
 
 
 def wpo_weights(logps: PairLogps) -> Tensor:
-    """WPO (Zhou et al. 2024, eq. 2): product over the two of exp(mean(log p - log sum_v p_v^2)); detached [N]."""
+    """Return WPO's weights of the pairs, [N], detached (Zhou et al. 2024, eq. 2).
+
+    Product over both responses of exp(mean(log p - log sum_v p_v^2)).
+    """
     if logps.chosen_purity is None or logps.rejected_purity is None:
         raise ValueError("use_weighting needs the collision probabilities of the token distributions")
     chosen = (logps.chosen - logps.chosen_purity) / logps.chosen_tokens

@@ -83,7 +83,8 @@ def coupled_loss(
         norm: Totals of the update.
 
     Returns:
-        Terms whose loss has the value of these pairs' share of the update's loss, and its full gradient in `part`.
+        Terms whose loss value is these pairs' share, but whose gradient (w.r.t. `part`) is that of the whole update's
+        loss.
     """
     terms = pair_loss(loss, update_logps.replace_pairs(index, part), norm)
     value = terms.loss.detach()
@@ -95,8 +96,9 @@ def coupled_loss(
 
 
 def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """SimPO (Meng et al. 2024, eq. 6; princeton-nlp/SimPO scripts/simpo_trainer.py), z = alp_w - alp_l - gamma/beta.
+    """Return the terms of SimPO (Meng et al. 2024, eq. 6; princeton-nlp/SimPO scripts/simpo_trainer.py).
 
+    z = alp_w - alp_l - gamma/beta.
     sigmoid: -(1-eps) ls(beta z) - eps ls(-beta z). hinge: max(0, 1 - beta z). Plus sft_weight * CE.
     With alpha, AlphaPO (Gupta et al. 2025): (1 - e^(-alpha alp)) / alpha in the place of alp.
     Reward: beta * alp, without gamma.
@@ -118,10 +120,9 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerm
 
 
 def dpo(loss: DpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """The DPO family (Rafailov et al. 2023, eq. 7): the weighted sum of its terms (dpo_terms.py) and CE.
+    """Return the terms of the DPO family (Rafailov et al. 2023, eq. 7): weighted sum of dpo_terms.py's terms and CE.
 
-    Reward: beta * (lp - lpr), summed for every term, as in TRL. A term that sorts (aot) sorts these pairs, which must
-    be the whole update.
+    Reward: beta * (lp - lpr), summed for every term, as in TRL. Sorted terms (aot) need all pairs of the update here.
     """
     chosen, rejected = length_desensitized(loss, logps)
     weights = wpo_weights(logps) if loss.use_weighting else None
@@ -145,7 +146,7 @@ def dpo(loss: DpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
 
 
 def cpo(loss: CpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """CPO (Xu et al. 2024, eq. 3) as in TRL's CPOTrainer: the preference term plus nll_scale * CE.
+    """Return the terms of CPO (Xu et al. 2024, eq. 3), as TRL's CPOTrainer: the preference term plus nll_scale * CE.
 
     sigmoid: -(1-eps) ls(beta (lp_w - lp_l)) - eps ls(...). hinge: max(0, 1 - beta (lp_w - lp_l)).
     ipo: (alp_w - alp_l - 1/(2 beta))^2, on averages. Reward: beta * the term's argument (lp, or alp for ipo).
@@ -168,8 +169,9 @@ def cpo(loss: CpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
 
 
 def orpo(loss: OrpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """ORPO (Hong et al. 2024, eqs. 4-7) as in TRL's ORPOTrainer: nll_scale * NLL - beta * ls(log odds ratio).
+    """Return the terms of ORPO (Hong et al. 2024, eqs. 4-7) as in TRL's ORPOTrainer.
 
+    nll_scale * NLL - beta * ls(log odds ratio).
     log odds ratio = (alp_w - alp_l) - (log(1 - e^alp_w) - log(1 - e^alp_l)), on averages. NLL per token of prompt and
     chosen (nll_prompt), or of chosen alone. Reward: beta * alp.
     """
@@ -192,7 +194,7 @@ def _log1mexp(average: Tensor) -> Tensor:
 
 
 def sft(logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """Cross-entropy per chosen token. Its reward is the summed log-prob."""
+    """Return the terms of SFT: cross-entropy per chosen token. Its reward is the summed log-prob."""
     return _loss_terms(
         cross_entropy(logps, norm), logps, norm, _rewards(SftLoss(), logps), (logps.chosen, logps.rejected)
     )

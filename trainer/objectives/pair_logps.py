@@ -268,7 +268,7 @@ def cross_entropy(logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
 
 
 def prompt_cross_entropy(logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
-    """Like `cross_entropy`, over the tokens of prompt and chosen response."""
+    """Return the cross-entropy per token of prompt and chosen response."""
     if logps.prompt is None or norm.prompt_tokens == 0:
         raise ValueError("this objective scores prompts: their log-probs and token counts are missing")
     return -(logps.prompt + logps.chosen).sum() / (norm.prompt_tokens + norm.chosen_tokens)

@@ -40,7 +40,9 @@ def compares_with_reference(loss: LossConfig) -> bool:
 
 
 def rewards(loss: LossConfig, responses: Responses[V]) -> V:
-    """Return the implicit reward of each response, [N]. The response of the higher reward is the preferred one.
+    """Return the implicit reward of each response, [N].
+
+    A pair counts as right if the chosen response has the higher reward.
 
     SimPO: beta * average log-prob (AlphaPO: shaped); ORPO and CPO ipo: beta * average; other CPO: beta * sum; DPO: beta
     * (sum - reference sum), for all terms; SFT and DPO with only the term sft: the sum. Raises NoReference if the
@@ -67,7 +69,10 @@ def rewards(loss: LossConfig, responses: Responses[V]) -> V:
 
 
 def shape_log_prob(average: Any, alpha: float) -> Any:
-    """AlphaPO's reward of an average log-prob x (Gupta et al. 2025): (1 - e^(-alpha x)) / alpha; x if alpha is 0."""
+    """Return AlphaPO's reward of an average log-prob x (Gupta et al. 2025).
+
+    (1 - e^(-alpha x)) / alpha; x if alpha is 0.
+    """
     if not alpha:
         return average
     if isinstance(average, np.ndarray):

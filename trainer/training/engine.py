@@ -49,8 +49,8 @@ class UpdatePlan:
         self._rank = inputs.process_group.rank
         if training.pairs_per_update < inputs.process_group.size:
             raise TrialError(
-                f"pairs_per_update {training.pairs_per_update} is less than the number of processes, "
-                f"{inputs.process_group.size}"
+                f"training.pairs_per_update: {training.pairs_per_update} is less than the number of processes; "
+                f"set it to at least {inputs.process_group.size}"
             )
         self.order = DataOrder(pairs, training.pairs_per_update, training.seed)
         self.lr_factor = lr_lambda(training, self.total_updates)
@@ -94,7 +94,7 @@ class Engine(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
-        """Load what `state_dict` returned, as full tensors; the weights are loaded separately before."""
+        """Load optimizer state given as full tensors. Call after the weights are loaded."""
         ...
 
     def close(self) -> None:

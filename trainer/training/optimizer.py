@@ -89,7 +89,7 @@ _NO_DECAY = [r"bias", r"layernorm", r"rmsnorm", r"(?:^|\.)norm(?:$|\.)", r"_norm
 def parameter_groups(
     model: nn.Module, trained: Mapping[str, nn.Parameter], weight_decay: float
 ) -> list[dict[str, Any]]:
-    """The trained parameters of `model` by name as an optimizer's groups: those that decay, then the others.
+    """Return the trained parameters of `model` by name as an optimizer's groups: those that decay, then the others.
 
     Weights decay, norms and biases do not, as in transformers' Trainer.
     """

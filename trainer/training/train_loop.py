@@ -64,7 +64,10 @@ class TrainLoop:
         """Load a checkpoint's state. Raises ResumeError if it has other weights than this trial trains."""
         trained = self._engine.trainable_parameters()
         if state.weights.keys() != trained.keys():
-            raise ResumeError(f"the checkpoint of update {state.step} has other weights than this trial trains")
+            raise ResumeError(
+                f"the checkpoint of update {state.step}: it has other weights than this trial trains; continue it only "
+                "with the same model and lora settings"
+            )
         for name, parameter in trained.items():
             copy_into(parameter, state.weights[name])
         self._engine.load_state_dict(state.optimizer)

@@ -1,4 +1,4 @@
-"""Panel of learning curves: the best trials in color, the others in grey."""
+"""Panel of learning curves: the best trials in color, the others in gray."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _CHARTS = (
 )
 _CHOSEN, _REJECTED = f"{EVAL}logps_per_token/chosen", f"{EVAL}logps_per_token/rejected"
 _MAX_POINTS = 24_000
-"""Points of all grey curves of one chart together, shared among the trials."""
+"""Points of all gray curves of one chart together, shared among the trials."""
 _MAX_POINTS_HIGHLIGHTED = 200
 
 
@@ -47,9 +47,9 @@ def learning_curves_panel(analysis: SweepAnalysis) -> Panel | None:
     most = _points_each(len(frame.trials))
     if any(len(curve) > most for trial in frame.trials for curve in trial.curves.curves.values()):
         blocks.append(
-            Paragraph(f"Long curves are drawn with at most {_MAX_POINTS_HIGHLIGHTED} points, grey ones with {most}.")
+            Paragraph(f"Long curves are drawn with at most {_MAX_POINTS_HIGHLIGHTED} points, gray ones with {most}.")
         )
-    rest = " All other trials are grey." if len(frame.trials) > len(highlighted) else ""
+    rest = " All other trials are gray." if len(frame.trials) > len(highlighted) else ""
     lead = f"Step 0 is the initial model.{rest} Losses are not comparable across beta, gamma and objectives."
     return Panel("curves", "Learning curves", lead, blocks)
 

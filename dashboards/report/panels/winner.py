@@ -61,7 +61,7 @@ def _against_trials_text(frame: SweepFrame, significance: Significance) -> str:
                 "pairs, or the trials' pairs were deleted. Repeat the best trials with other values of training.seed."
             )
         return "Only one trial completed: it can only be compared with the initial model."
-    method = "paired bootstrap over the held-out pairs" if significance.paired else "not paired, so too wide"
+    method = "paired bootstrap over the held-out pairs" if significance.paired else "unpaired, therefore wider"
     runner_up, difference = significance.runners_up[0]
     if len(significance.not_distinguishable) == 1:
         return (
@@ -174,7 +174,9 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         share = significance.wins[winner.number]
         few = " (few)" if significance.pairs <= FEW_PAIRS else ""
         found.append(
-            KeyFigure("ranks first", f"{share:.0%}", f"of resamples of {significance.pairs:,} held-out pairs{few}")
+            KeyFigure(
+                "ranks first", f"{share:.0%}", f"of bootstrap resamples of {significance.pairs:,} held-out pairs{few}"
+            )
         )
     judgements = headline(winner.judgements)
     if judgements is not None and judgements.win_rate is not None:

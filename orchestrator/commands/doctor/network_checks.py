@@ -41,7 +41,7 @@ def _token() -> Check:
 
     if get_token():
         return Check("hub token", CheckLevel.OK, "present")
-    fix = "for gated models such as Llama: `hf auth login`, and accept the model's licence on its page"
+    fix = "for gated models such as Llama: `hf auth login`, and accept the model's license on its page"
     return Check("hub token", CheckLevel.WARN, "none", fix)
 
 
@@ -76,7 +76,7 @@ def check_hub_access(kind: str, name: str) -> Check:
         HfApi().auth_check(name, repo_type=kind)
     except GatedRepoError:
         return Check(
-            what, CheckLevel.FAIL, "gated", f"accept its licence at {page}, then `hf auth login` with that account"
+            what, CheckLevel.FAIL, "gated", f"accept its license at {page}, then `hf auth login` with that account"
         )
     except RepositoryNotFoundError:
         fix = "correct the name; a private repository needs a token with read access (`hf auth login`)"

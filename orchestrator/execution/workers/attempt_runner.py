@@ -1,4 +1,4 @@
-"""`AttemptRunner`: one attempt at a trial in a worker process, which pulls its reports. Independent of Ray."""
+"""`AttemptRunner`: one attempt at a trial in a worker process, whose reports the worker pulls. Independent of Ray."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class AttemptRunner:
             session = self._open_session()
             self._lock = _acquire_lock(self._task, self._lock_timeout)
             if self._lock is None:
-                return AttemptResult(AttemptStatus.RELEASED, "stop requested before the start")
+                return AttemptResult(AttemptStatus.RELEASED, "stop requested while waiting for the trial's lock")
             config = TrialConfig.model_validate_json(self._task.config)
             earlier = self._task.earlier if self._uploader is None else self._uploader.download_attempts()
             self._metrics = session.train(config, self._task.folder, earlier, self._task.fork)
@@ -217,7 +217,9 @@ def _acquire_lock(task: AttemptTask, timeout: float) -> FileLock | None:
         if driver_lease.kill(holder):
             until = time.monotonic() + timeout
         elif not driver_lease.is_remote(holder):
-            raise TimeoutError(f"another process still trains this trial ({task.lock})")
+            raise TimeoutError(
+                f"{task.lock}: {driver_lease.holder_name(holder)} still trains this trial and was not killed; end it"
+            )
         elif time.monotonic() > began + max(timeout, _REMOTE_LOCK_SECONDS):
-            raise WorkerLost(f"{driver_lease.holder_name(holder)} still trains this trial ({task.lock})")
+            raise WorkerLost(f"{task.lock}: {driver_lease.holder_name(holder)} still trains this trial; end it there")
     return None

@@ -159,7 +159,10 @@ class SharedWorkers:
             ray.kill(worker)
 
     def retire(self, task_id: str) -> bool:
-        """Assign no more trials to the attempt's process; its other trials continue. Returns False: not Tune's own."""
+        """Assign no more trials to the attempt's process; its other trials continue.
+
+        Return False: the process is not a Tune worker.
+        """
         worker = self._worker_of[task_id]
         if worker in self._workers:
             self._workers.remove(worker)

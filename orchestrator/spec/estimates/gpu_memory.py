@@ -89,7 +89,7 @@ def memory(config: TrialConfig, shape: ModelShape, tokens: int, processes: int =
 
 
 def _accumulates(config: TrialConfig, tokens: int, processes: int) -> bool:
-    """Whether a process computes an update in several micro-batches, with every pair at full length."""
+    """Return whether a process computes an update in several micro-batches, with every pair at full length."""
     pairs = -(-config.training.pairs_per_update // processes)
     return pairs > 1 and pairs * 2 * config.data.max_length > tokens
 

@@ -239,7 +239,7 @@ def total_trials(spec: SweepSpec) -> int | None:
 
 
 def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple[int | None, int | None]:
-    """The number of trials, and the number of distinct grid points."""
+    """Return the number of trials, and the number of distinct grid points."""
     budget = spec.budget.trials
     if isinstance(spec.sampler, StagedSampler):
         most = max_trials(spec.sampler, spec.search) + len(spec.enqueue)
@@ -259,7 +259,7 @@ def _trials(spec: SweepSpec, grid: Grid | None, notices_out: list[str]) -> tuple
 
 
 def _count_outside_grid(grid: Grid, spec: SweepSpec) -> int:
-    """The number of enqueued trials that are not points of the grid."""
+    """Return the number of enqueued trials that are not points of the grid."""
     points = [apply_params(spec.base, point).canonical_params() for point in grid] if spec.enqueue else []
     return sum(apply_params(spec.base, given).canonical_params() not in points for given in spec.enqueue)
 

@@ -204,14 +204,14 @@ def load_spec(path: Path, sets: Sequence[str] = (), *, name: str | None = None, 
 
 
 def load_with_notices(path: Path, sets: Sequence[str] = (), *, name: str | None = None) -> LoadedSpec:
-    """Like `load_spec`, with notices and the parsed file."""
+    """Load a sweep file as `load_spec` does; return notices and the parsed file too."""
     return _load_document(read_document(path), path.resolve().parent, sets, name, is_new=True)
 
 
 def load_spec_text(
     text: str, folder: Path, sets: Sequence[str] = (), *, source: str = "sweep.yaml", is_new: bool = True
 ) -> SweepSpec:
-    """Like `load_spec`, from text; relative file names are resolved from `folder` first."""
+    """Load a sweep from text as `load_spec` does; relative file names are resolved from `folder` first."""
     return _load_document(parse_document(text, source), folder, sets, None, is_new).spec
 
 

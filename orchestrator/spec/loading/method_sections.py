@@ -122,7 +122,7 @@ def check_sampler(
 
 
 def _numeric_paths(search: SearchSpace) -> list[str]:
-    """The settings that CMA-ES can search."""
+    """Return the settings that CMA-ES can search."""
     return [path for path, dimension in search.dimensions.items() if not dimension.when and is_numeric(dimension)]
 
 

@@ -114,7 +114,7 @@ def _fix_value(document: Document, path: str, value: Any) -> bool:
 
 
 def _file_location(path: str) -> Location:
-    """The location in the file: below `search` a setting's dotted path is one key."""
+    """Return the location in the file: below `search` a setting's dotted path is one key."""
     first, _, rest = path.partition(".")
     if first != "search" or not rest:
         return tuple(int(p) if p.isdigit() else p for p in path.split("."))

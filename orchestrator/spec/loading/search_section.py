@@ -112,7 +112,7 @@ def _check_path(findings: ErrorCollector, loc: Location, path: str) -> bool:
 
 
 def _loss_kind(findings: ErrorCollector) -> str:
-    """The loss.kind of the file's base, or the default if the file is invalid there."""
+    """Return the loss.kind of the file's base, or the default if the file is invalid there."""
     found: Any = findings.document.value
     for key in ("base", "loss", "kind"):
         found = cast(dict[str, Any], found).get(key) if isinstance(found, dict) else None

@@ -45,7 +45,7 @@ def dump_spec(spec: SweepSpec, *, brief: bool = False) -> str:
 
 
 def _changed_fields(model: BaseModel) -> dict[str, Any]:
-    """The fields that differ from their defaults, and `kind`, which selects a union's member."""
+    """Return the fields that differ from their defaults, and `kind`, which selects a union's member."""
     tree = model.model_dump(mode="json")
     out: dict[str, Any] = {}
     for name, field in type(model).model_fields.items():

@@ -112,7 +112,7 @@ class _PathResolver:
 
 
 def _path_exists(test: Callable[[], bool]) -> bool:
-    """Whether the path exists; False for a name that no file can have (too long)."""
+    """Return whether the path exists; False for a name that no file can have (too long)."""
     try:
         return test()
     except OSError:

@@ -152,7 +152,7 @@ def _error_messages(model: type[BaseModel], value: Any, error: ValidationError) 
 
 
 def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
-    """Whether the error is of a kind of source other than the file's, such as a missing `dataset` of a local file."""
+    """Return whether the error is of another kind of source than the file's (no `dataset` of a local file)."""
     for part in loc:
         if part in SOURCE_MODELS and isinstance(value, dict):
             return SOURCE_MODELS[str(part)] not in value
@@ -164,7 +164,7 @@ def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
 
 
 def _clean_location(value: Any, item: ErrorDetails) -> Location:
-    """The error's path without the names of union members, which are not in the file."""
+    """Return the error's path without the names of union members, which are not in the file."""
     out: list[str | int] = []
     for i, part in enumerate(item["loc"]):
         last = i + 1 == len(item["loc"])

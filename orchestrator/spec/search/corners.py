@@ -126,7 +126,7 @@ def _unknown_paths(space: SearchSpace, base: TrialConfig) -> Iterator[CornerProb
 
 
 def _find_cause(params: Params, error: ValueError, legal: list[Params]) -> CornerProblem:
-    """The setting at fault: the one that the error names, else one whose value occurs in no valid corner."""
+    """Return the setting at fault: the one that the error names, else one whose value occurs in no valid corner."""
     if isinstance(error, UnknownPath):
         kind = params.get(LOSS_KIND)
         hint = f"it is no setting of loss.kind {kind}; give it `when: {{loss.kind: ...}}`" if kind else error.hint

@@ -21,7 +21,7 @@ _SLACK = 1e-9
 
 
 def values_equal(a: Scalar, b: Scalar) -> bool:
-    """Whether two values of a setting are equal: 2 equals 2.0, but true does not equal 1."""
+    """Return whether two values of a setting are equal: 2 equals 2.0, but true does not equal 1."""
     return isinstance(a, bool) == isinstance(b, bool) and a == b
 
 
@@ -122,7 +122,7 @@ def all_values(dimension: Dimension) -> Sequence[Scalar] | None:
 
 
 def is_numeric(dimension: Dimension) -> bool:
-    """Whether the dimension is a range, or a list of two numbers or more, so that values have an order."""
+    """Return whether the dimension is a range, or a list of two numbers or more, so that values have an order."""
     if not isinstance(dimension, Choice):
         return True
     listed = dimension.choice
@@ -171,7 +171,7 @@ class GridAxis:
         return dict(zip(self.paths, value, strict=True)) if isinstance(value, tuple) else {self.paths[0]: value}
 
     def is_active(self, sampled: Mapping[str, Scalar]) -> bool:
-        """Whether the axis's condition holds for the values of the axes before it."""
+        """Return whether the axis's condition holds for the values of the axes before it."""
         return all(
             p in sampled and any(values_equal(sampled[p], v) for v in allowed) for p, allowed in self.when.items()
         )

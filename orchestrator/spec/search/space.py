@@ -100,7 +100,7 @@ class SearchSpace(FrozenModel):
         return next((group[path] for group in self.zipped if path in group), ())
 
     def is_continuous(self, path: str) -> bool:
-        """Whether the setting has a continuous range."""
+        """Return whether the setting has a continuous range."""
         return path in self.dimensions and all_values(self.dimensions[path]) is None
 
     def _groups(self) -> list[GridAxis]:

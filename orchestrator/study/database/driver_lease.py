@@ -1,9 +1,8 @@
 """`DriverLease`: the driver's right to write to a study, with fencing token, heartbeat and working time.
 
-Whether a driver is alive is read from its process where that can be seen, else from its heartbeat. No wall clock is
-compared: a driver counts heartbeats and writes its working time by its own monotonic clock, and a process that wants
-the lease watches, by a monotonic clock too, whether these numbers still grow. The heartbeat continues while the driver
-waits for a pause, a long evaluation or a slow mirror.
+Whether a driver is alive is read from its process where this machine can see it, else from its heartbeat. Liveness
+needs no wall clock: each driver increments a heartbeat counter and its working time; a waiting process checks whether
+either increases. The heartbeat continues while the driver waits for a pause, a long evaluation or a slow mirror.
 """
 
 from __future__ import annotations
@@ -43,7 +42,10 @@ def holder_name(holder: str) -> str:
 
 
 def has_ended(holder: str) -> bool:
-    """Whether the process has certainly ended, or is this one; False for processes of other machines."""
+    """Return whether the process has certainly ended; False for processes of other machines.
+
+    True also for this process itself, whose earlier lease may be replaced.
+    """
     name, _, mark = holder.partition(_MARK)
     machine, _, started = mark.rpartition("/")
     if machine != _machine_id() or "unknown" in (machine, started):
@@ -53,13 +55,13 @@ def has_ended(holder: str) -> bool:
 
 
 def is_alive_here(holder: str) -> bool:
-    """Whether the process certainly runs on this machine; also True if it sleeps or is stopped by a signal."""
+    """Return whether the process certainly runs on this machine; also True if it sleeps or is stopped by a signal."""
     machine, _, started = holder.partition(_MARK)[2].rpartition("/")
     return machine == _machine_id() and "unknown" not in (machine, started) and not has_ended(holder)
 
 
 def is_stopped(holder: str) -> bool:
-    """Whether a process of this machine is stopped by SIGSTOP or Ctrl-Z and does nothing until SIGCONT."""
+    """Return whether a process of this machine is stopped by SIGSTOP or Ctrl-Z and does nothing until SIGCONT."""
     fields = _stat(int(holder.split()[1]))
     return bool(fields) and fields[0] in ("T", "t")
 
@@ -80,7 +82,7 @@ def kill(holder: str) -> bool:
 
 
 def is_remote(holder: str) -> bool:
-    """Whether the process belongs to another machine or another container."""
+    """Return whether the process belongs to another machine or another container."""
     return holder.partition(_MARK)[2].rpartition("/")[0] != _machine_id()
 
 
@@ -117,7 +119,7 @@ def _start_time(pid: int) -> str:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the process's state on; empty if there is no such process."""
+    """Return the fields of /proc/PID/stat from the process's state on; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -157,7 +159,7 @@ class DriverLease:
     def wait_for_release(
         repository: SweepRepository, reading: Callable[[], AbstractContextManager[Connection]]
     ) -> None:
-        """Return if no driver is alive, else raise SweepHeld, which names it.
+        """Return once no driver is alive; raise SweepHeld, naming it, if one is.
 
         A driver of this machine holds the lease while its process runs; one of another machine loses it after
         SILENCE_TIMEOUT seconds without a heartbeat.
@@ -227,8 +229,8 @@ class DriverLease:
 class Heartbeat:
     """Calls `write` every HEARTBEAT_SECONDS in a thread of its own until `end`, or until it raises SweepHeld.
 
-    The thread also ends once the study of the method `write` is garbage-collected. If it stayed, it would sometimes be
-    inside SQLite when the process forks, and the forked process would wait for SQLite's lock forever.
+    The thread also ends once the study of the method `write` is garbage-collected. Otherwise the heartbeat thread could
+    hold SQLite's lock during a fork, and the child would wait forever.
     """
 
     def __init__(self, write: Callable[[], None]) -> None:
@@ -254,7 +256,7 @@ class Heartbeat:
         try:
             write()
         except SweepHeld:
-            return False  # the driver's next write is refused too, which reports it
+            return False  # the driver's next write raises SweepHeld too, and that is reported
         except StorageRefused:
             return True  # likewise; the next heartbeat suffices if the database is back in time
         return True

@@ -85,12 +85,12 @@ def trial_fork(trial: FrozenTrial) -> Fork | None:
 
 
 def is_running(trial: FrozenTrial) -> bool:
-    """Whether the trial has begun and not ended."""
+    """Return whether the trial has begun and not ended."""
     return trial.state is OptunaState.RUNNING
 
 
 def is_paused(trial: FrozenTrial) -> bool:
-    """Whether a user paused this trial."""
+    """Return whether a user paused this trial."""
     return is_running(trial) and bool(trial.user_attrs.get(PAUSE_REASON))
 
 
@@ -249,7 +249,7 @@ class OptunaTrials:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _cached(self, trial_id: int) -> FrozenTrial | None:
-        """The cached trial; None if it is not cached or will be read again."""
+        """Return the cached trial; None if it is not cached or will be read again."""
         if trial_id in self._stale or trial_id not in self._ids:
             return None
         return self._trials[self._ids[trial_id]]

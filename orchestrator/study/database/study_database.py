@@ -53,7 +53,7 @@ def store_study_url(folder: SweepFolder, storage: str) -> None:
 
 
 def study_exists(url: str, sweep: str) -> bool:
-    """Whether the database has the sweep; False if its creation was interrupted.
+    """Return whether the database has the sweep; False if its creation was interrupted.
 
     A database that cannot be read counts as existing: opening it reports the error.
     """

@@ -26,7 +26,7 @@ from trainer.metrics import EVAL
 from trainer.results import CONTINUE, StepMetrics, StopDecision
 
 _MIN_FALL = 1.0
-"""Nats per token: smallest fall with which a low log-prob counts, as an untrained model begins low."""
+"""Minimum fall (nats per token) before the floor `lowest` applies: an untrained model starts below it."""
 _LOWER_LR_ADVICE = "lower training.learning_rate"
 
 
@@ -131,7 +131,10 @@ class _InitialValues:
 
 
 class _ChosenLogps:
-    """`prefix`: held-out or training pairs. The initial value is the lower of the first one and the initial model's."""
+    """`prefix`: held-out or training pairs.
+
+    Baseline: the lower of the first measured log-prob and the initial model's, and the higher of the margins.
+    """
 
     def __init__(self, config: ChosenLogpsRule, prefix: str) -> None:
         self._config, self._prefix, self._streak = config, prefix, _Streak()

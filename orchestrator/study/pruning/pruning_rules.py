@@ -67,7 +67,7 @@ class LearningCurve:
         return max(numbers) if self.objective.direction == "maximize" else min(numbers)
 
     def is_worse(self, a: float, b: float) -> bool:
-        """Whether `a` is strictly worse than `b`."""
+        """Return whether `a` is strictly worse than `b`."""
         return a < b if self.objective.direction == "maximize" else a > b
 
     @property
@@ -108,7 +108,7 @@ def threshold(config: ThresholdPruner, own: LearningCurve) -> str:
 
 
 def patient(config: PatientPruner, own: LearningCurve) -> str:
-    """Return why the trial is pruned after `patience` evaluations without improvement; "" to continue.
+    """Return why the trial is pruned for its last patience + 1 evaluations; "" to continue.
 
     Optuna's rule: the best of the last patience + 1 evaluations is worse than the best before by more than min_delta.
     NaN never counts as better here; in Optuna it prevents pruning.

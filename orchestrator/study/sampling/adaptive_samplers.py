@@ -85,7 +85,7 @@ class OptunaSampler:
     def _to_optuna_trial(
         self, trial: TrialSnapshot, worst: Sequence[float] | None, ranked_by_step: bool
     ) -> FrozenTrial:
-        """The trial for Optuna; one that it cannot learn from is FAIL, which its samplers ignore."""
+        """Return the trial for Optuna; one that it cannot learn from is FAIL, which its samplers ignore."""
         encoded = encode(self._columns, trial)
         if encoded is None:
             return create_trial(state=OptunaState.FAIL)
@@ -128,7 +128,7 @@ def encode(found: Iterable[SearchColumn], trial: TrialSnapshot) -> list[tuple[Se
 
 
 def has_finite_values(values: Sequence[float] | None) -> bool:
-    """Whether there are values and all are finite."""
+    """Return whether there are values and all are finite."""
     return values is not None and all(map(math.isfinite, values))
 
 
@@ -183,7 +183,7 @@ class CmaEsReplay:
         return [pair for trial in own if (pair := self._solution(trial)) is not None]
 
     def _solution(self, trial: TrialSnapshot) -> tuple[np.ndarray, float] | None:
-        """The trial's position and value, lower being better; None without a value."""
+        """Return the trial's position and value, lower being better; None without a value."""
         if trial.state not in (TrialState.COMPLETE, TrialState.PRUNED):
             return None
         position = trial.note.get(POSITION) or self._position(trial)

@@ -158,7 +158,7 @@ def to_distribution(dimension: Dimension) -> BaseDistribution:
 
 
 def contains(distribution: BaseDistribution, value: Any) -> bool:
-    """Whether the distribution contains the value."""
+    """Return whether the distribution contains the value."""
     match distribution:
         case CategoricalDistribution(choices=choices):
             return any(values_equal(choice, value) for choice in choices)
@@ -172,7 +172,7 @@ def contains(distribution: BaseDistribution, value: Any) -> bool:
 
 
 def _group_rows(axis: GridAxis) -> tuple[Any, ...]:
-    """The rows of a zipped group; the values of a group with one path."""
+    """Return the rows of a zipped group; the values of a group with one path."""
     assert axis.values is not None
     return tuple(row[0] if len(axis.paths) == 1 and isinstance(row, tuple) else row for row in axis.values)
 

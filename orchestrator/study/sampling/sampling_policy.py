@@ -145,7 +145,7 @@ class SamplingPolicy:
 
 
 def _sampled_count(trials: Sequence[TrialSnapshot]) -> int:
-    """How many of the trials were sampled; enqueued ones do not count."""
+    """Return how many of the trials were sampled; enqueued ones do not count."""
     return sum(not trial.is_enqueued for trial in trials)
 
 

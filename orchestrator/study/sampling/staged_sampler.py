@@ -88,7 +88,7 @@ class StagedReplay:
         return StagedStep(left_out=tuple(illegal))
 
     def _combined(self, stage: tuple[str, ...], fixed: dict[str, Any]) -> _Stage:
-        """The stage's distinct combinations around fixed params, the last axis advancing fastest."""
+        """Return the stage's distinct combinations around fixed params, the last axis advancing fastest."""
         found, seen = _Stage(), set[str]()
         for part in self._parts(stage):
             try:
@@ -119,7 +119,7 @@ class StagedReplay:
             yield {path: value for part in parts for path, value in part.items()}
 
     def _active_params(self, params: Mapping[str, Any]) -> dict[str, Any]:
-        """The active params; one that becomes active by another value of the stage has its value in `base` or default.
+        """Return the active params; one that a value of the stage makes active has its value in `base` or its default.
 
         Settings outside of the search that the best trial so far was enqueued with stay, if the trial has that path.
         """

@@ -65,7 +65,7 @@ def warm_start(spec: SweepSpec, root: Path) -> WarmStart:
 
 
 def _translate(trial: TrialSnapshot, other_spec: SweepSpec, spec: SweepSpec) -> TrialSnapshot | None:
-    """The trial with the settings that this sweep searches; None if it is outside of the search space."""
+    """Return the trial with the settings that this sweep searches; None if it is outside of the search space."""
     all_params = other_spec.search.apply(other_spec.base, trial.params).flat_params() | dict(trial.params)
     params = spec.search.active({path: all_params[path] for path in spec.search.paths if path in all_params})
     required = [path for path, d in spec.search.dimensions.items() if not d.when]

@@ -278,7 +278,7 @@ def test_beyond_the_edge_and_finer_elsewhere(tmp_path: Path) -> None:
     assert spec.search.choices("loss.beta") == (1.4, 2.0, 4.5)
     assert spec.base.flat_params()["loss.beta"] == 2.0
     assert "# the best value is the highest tried" in text
-    assert "# half-way to the neighbours of the best value, 2" in text
+    assert "# halfway to the neighbors of the best value, 2" in text
 
 
 def test_what_was_varied_together_is_taken_apart(tmp_path: Path) -> None:

@@ -124,7 +124,7 @@ def test_half_the_micro_batch_from_the_newest_checkpoint_and_the_trials_know(tmp
 def test_one_pair_too_much_is_a_failure_in_words_and_teaches_nothing(tmp_path: Path, ray_cluster: None) -> None:
     ran = Staged(tmp_path, fits=0)
     logged = str(ran.error)
-    assert "the sft stage ended as failed: out of memory with one pair per micro-batch" in logged
+    assert "the sft stage ended as failed: out of memory at the smallest micro-batch" in logged
     assert f"after halving training.tokens_per_micro_batch from 512 to {ran.longest}" in logged
     assert [tokens for step, tokens in ran.log if step == 2][-1] == ran.longest
     assert ran.study.micro_batch_limit() is None

@@ -88,7 +88,7 @@ def test_down_to_one_pair_then_it_failed_and_taught_nothing(study: Study) -> Non
     record = study.trials()[0]
     assert (record.state, record.failure, record.attempts) == (TrialState.FAILED, FailureKind.OUT_OF_MEMORY, 4)
     assert record.reason == (
-        "out of memory with one pair per micro-batch, after halving training.tokens_per_micro_batch from 8192 to 1500; "
+        "out of memory at the smallest micro-batch, after halving training.tokens_per_micro_batch from 8192 to 1500; "
         "set training.gradient_checkpointing: true, lower data.max_length, train with lora, or give a trial more "
         "memory (last: OutOfMemoryError: CUDA out of memory)"
     )

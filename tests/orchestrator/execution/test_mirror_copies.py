@@ -161,7 +161,7 @@ def test_a_corrupted_copy_is_refused_and_the_older_one_taken(mirror: Mirror, tmp
     verify_checkpoint(list_checkpoints([earlier])[0])
     (messages,) = again.take_notices()
     assert "a copy in the mirror is damaged and was skipped" in messages
-    assert "weights.safetensors differs from its digest" in messages
+    assert "weights.safetensors: differs from its digest" in messages
     assert again.counters["mirror_failures"] == 1
     own = task(tmp_path / "two", mirror.url, attempt=2).folder
     own.mkdir(parents=True)

@@ -146,5 +146,5 @@ def test_what_fails_in_all_of_them_is_told_once(tmp_path: Path) -> None:
     assert stop.kind is StopKind.FINISHED
     record = study.trials()[0]
     assert record.state is TrialState.FAILED
-    assert "pairs_per_update 1 is less than the number of processes, 2" in record.reason
+    assert "pairs_per_update: 1 is less than the number of processes; set it to at least 2" in record.reason
     assert "less than the number of processes" in (study.folder.attempt(0, 1) / "failure.txt").read_text()

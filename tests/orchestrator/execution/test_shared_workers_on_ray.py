@@ -1,4 +1,4 @@
-"""Trials that share a process, on a real Ray: each ends as it would alone, whatever its neighbours do."""
+"""Trials that share a process, on a real Ray: each ends as it would alone, whatever its neighbors do."""
 
 import os
 import signal

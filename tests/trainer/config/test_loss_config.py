@@ -33,7 +33,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kind": "dpo", "loss_type": ["sigmoid", "sft"], "use_weighting": True}, "use nll_scale"),
     ({"kind": "dpo", "loss_type": ["sigmoid", "sft"], "nll_scale": 0.1}, "the same term"),
     ({"kind": "dpo", "loss_type": "sft", "ld_alpha": 0.5}, "not used by sft"),
-    ({"kind": "dpo", "loss_type": ["sigmoid", "ipo"], "loss_weights": [1.0]}, "1 loss_weights for 2 loss types"),
+    ({"kind": "dpo", "loss_type": ["sigmoid", "ipo"], "loss_weights": [1.0]}, "loss_weights: 1 for 2 loss types"),
     ({"kind": "dpo", "loss_type": ["sigmoid", "sigmoid"]}, "a loss twice"),
     ({"kind": "dpo", "loss_type": []}, "loss_type is empty"),
     ({"kind": "dpo", "loss_weights": [0.0]}, "greater than 0"),

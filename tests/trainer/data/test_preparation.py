@@ -249,11 +249,11 @@ def test_long_work_shows_a_bar_on_a_terminal_and_one_line_elsewhere(monkeypatch:
         monkeypatch.setattr("sys.stderr", stderr)
         for delay, says_something in ((1e6, False), (-1.0, True)):
             monkeypatch.setattr(preparation, "PROGRESS_DELAY", delay)
-            parts = preparation.iterate_with_progress(range(2100), 500, "tokenising train")
+            parts = preparation.iterate_with_progress(range(2100), 500, "tokenizing train")
             assert [len(part) for part in parts] == [500] * 4 + [100]
             assert bool(stderr.getvalue()) == says_something
         if is_terminal:
-            assert "tokenising train:" in stderr.getvalue()
+            assert "tokenizing train:" in stderr.getvalue()
             assert "2100" in stderr.getvalue()
         else:
-            assert stderr.getvalue() == "tokenising train: 2,100 rows\n"
+            assert stderr.getvalue() == "tokenizing train: 2,100 rows\n"
