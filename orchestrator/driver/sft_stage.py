@@ -20,7 +20,7 @@ from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SFT, ProgressView, TrackingSink
-from orchestrator.mirror import Mirror, sft_path
+from orchestrator.mirror import Mirror, sft_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
@@ -207,7 +207,7 @@ class _Stage:
         self._key = worker.key(config, report.fingerprint)
         self.folder = _folder(study.folder.cache, self._key, config)
         spec = study.spec
-        self._mirror = None if spec.mirror is None else sft_path(spec.mirror, spec.name, self._key)
+        self._mirror = None if spec.mirror is None else sft_mirror(spec.mirror, spec.name, self._key)
         self._config = _begin(self.folder, config, self._mirror)
         if self._config.evaluation != config.evaluation:
             view.log("sft: using the equal run of another sweep, with that sweep's evaluation")

@@ -92,10 +92,10 @@ class TrialController:
         self._active[active.task.id] = active
         return active.task
 
-    def began(self, task_id: str) -> None:
+    def mark_started(self, task_id: str) -> None:
         """Record that a worker started this attempt, from which its GPU time counts; repeated calls have no effect."""
         if (active := self._active.get(task_id)) is not None:
-            self._study.begun(active.trial)
+            self._study.mark_started(active.trial)
 
     # --- reports of workers --------------------------------------------------------------------------------------
 
@@ -105,7 +105,7 @@ class TrialController:
         if active is None:
             return False
         trial, run = active.trial, str(active.trial.number)
-        self._study.begun(trial)
+        self._study.mark_started(trial)
         active.kills_at_start = retry_policy.kernel_kills()  # this worker is alive: no kill so far was this one
         if tags := active.new_tags(report.pid, report.counters):
             self._sink.set_tags(run, tags)

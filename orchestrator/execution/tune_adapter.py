@@ -165,7 +165,7 @@ class Scheduler(FIFOScheduler):
             check_ray_health()
             for trial in trials:
                 if trial.status == Trial.RUNNING:  # pending ones wait for their slot or placement group
-                    controller.began(trial.trial_id)
+                    controller.mark_started(trial.trial_id)
             controller.poll()
         # Tune iterates over all its trials at every step; finished ones are removed, which keeps steps fast.
         trials[:] = [trial for trial in trials if not trial.is_finished()]

@@ -137,16 +137,16 @@ class StopConditions:
         self.stop_reason: StopReason | None = None
         self.trial_requests: Sequence[Request] = ()
         self.has_polled = False
-        self._study, self._asked_at = study, 0.0
+        self._study, self._polled_at = study, 0.0
         self._target: str = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
     def poll(self) -> StopReason | None:
         """Read the study, at most once a second; return why the sweep must stop, else None."""
         now = time.monotonic()
-        self.has_polled = self.stop_reason is None and now - self._asked_at >= _REQUEST_POLL_SECONDS
+        self.has_polled = self.stop_reason is None and now - self._polled_at >= _REQUEST_POLL_SECONDS
         if not self.has_polled:
             return self.stop_reason
-        self._asked_at = now
+        self._polled_at = now
         self._study.heartbeat()
         requests = self._study.requests()
         self.trial_requests = [request for request in requests if request.trial is not None]

@@ -102,7 +102,9 @@ def simpo(loss: SimpoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
     Reward: beta * alp, without gamma.
     """
     chosen, rejected = per_token_logps(logps)
-    scaled = loss.beta * (shape_log_prob(chosen, loss.alpha) - shape_log_prob(rejected, loss.alpha) - loss.ratio)
+    scaled = loss.beta * (
+        shape_log_prob(chosen, loss.alpha) - shape_log_prob(rejected, loss.alpha) - loss.gamma_over_beta
+    )
     match loss.loss_type:
         case "sigmoid":
             losses = smoothed_logistic(scaled, loss.label_smoothing)
