@@ -78,7 +78,8 @@ def pairs_needed(mean: float, spread: float, pairs: int) -> int | None:
         pairs: number of pairs measured.
 
     Returns:
-        More than `pairs` and at least MIN_RECOMMENDED_PAIRS; None where the difference is 0 or needs more than 200,000 pairs.
+        More than `pairs` and at least MIN_RECOMMENDED_PAIRS; None where the difference is 0 or needs more than
+        200,000 pairs.
     """
     if mean == 0:
         return None

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 from orchestrator.driver.checkpoint_retention import model_folder, models_to_keep
 from orchestrator.errors import StorageRefused, SweepHeld
-from orchestrator.execution.messages import MIRROR
+from orchestrator.execution.messages import MIRROR_EVENT
 from orchestrator.execution.workers.mirror_download import FORK_ATTEMPT, download_result
 from orchestrator.execution.workers.mirror_upload import RETRY_WAITS, model_files, result_files
 from orchestrator.folders import DATA_FILE, SweepFolder
@@ -150,7 +150,7 @@ class MirrorMaintenance:
     def _log_failures(self) -> None:
         for _ in range(self._failures.qsize()):
             message = self._failures.get()
-            self._study.add_event(MIRROR, message)
+            self._study.add_event(MIRROR_EVENT, message)
             self._view.log(f"mirror: {message}")
 
     def _schedule_reconcile(self, trials: Sequence[TrialRecord], spec: SweepSpec, folder: SweepFolder) -> None:

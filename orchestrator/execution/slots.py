@@ -130,7 +130,7 @@ def slots_on(
     if each is None:
         each = processes / sharing if with_gpus else 0.0
     cores = sharing * _cores(spec)
-    fit = sharing * sum(_fit(cores, sharing * each, machine, shared) for machine in machines)
+    fit = sharing * sum(_count_fitting(cores, sharing * each, machine, shared) for machine in machines)
     if fit < 1:
         has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine"
         where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
@@ -161,13 +161,13 @@ def _cores(spec: SweepSpec) -> float:
     return max(resources.cpus_per_trial, float(resources.processes))
 
 
-def _fit(cpus: float, gpus: float, machine: Machine, shared: bool) -> int:
+def _count_fitting(cpus: float, gpus: float, machine: Machine, is_shared_cluster: bool) -> int:
     by_cpus = int(machine.cpus / cpus + 1e-9)
     if not gpus:
         return by_cpus
     # A trial on a GPU hardly uses its CPU, so that on our own cluster only GPUs limit the slots.
     by_gpus = int(machine.gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine.gpus // int(gpus))
-    return min(by_cpus, by_gpus) if shared else by_gpus
+    return min(by_cpus, by_gpus) if is_shared_cluster else by_gpus
 
 
 def visible_gpus() -> int:
