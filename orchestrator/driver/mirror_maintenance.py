@@ -46,8 +46,8 @@ def claim_mirror(study: Study) -> None:
     if study.spec.mirror is None:
         return
     sweep, folder = sweep_mirror(study.spec.mirror, study.spec.name), study.folder
-    there = sweep.read(STUDY)
-    if there is not None and there.decode() != study.id:
+    stored_id = sweep.read(STUDY)
+    if stored_id is not None and stored_id.decode() != study.id:
         raise MirrorError(
             f"mirror: another sweep named {study.spec.name!r} has its files in {sweep.url}; remove them, or use "
             "another --name or mirror"

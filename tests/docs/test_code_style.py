@@ -108,11 +108,7 @@ ALLOWED = {
     # columns, keys and options
     ("orchestrator/study/database/enqueued_trials.py", "leaves"),
     ("orchestrator/study/trial_issuer.py", "leaves"),
-    ("orchestrator/execution/stop_reasons.py", "aside"),
-    ("orchestrator/execution/user_requests.py", "aside"),
-    ("orchestrator/cli/composition.py", "aside"),
     ("orchestrator/folders.py", "aside"),
-    ("orchestrator/driver/crash_report.py", "aside"),
     ("orchestrator/judge/endpoint_client.py", "said"),
     ("trainer/objectives/pair_logps.py", "purity"),
     ("trainer/evaluation/reference_cache.py", "purity"),
