@@ -25,7 +25,7 @@ def first_gradients_difference(sweep: dict[str, Any], theirs: Path, cache: Path)
     from trainer.data import prepare
     from trainer.forward.pair_model import PairModel
     from trainer.objectives.losses import required_stats
-    from trainer.objectives.pair_logps import UpdateNormalizer
+    from trainer.objectives.pair_logps import UpdateTotals
     from trainer.training.schedule import DataOrder
 
     spec = load_spec_text(yaml.safe_dump(sweep), Path.cwd())
@@ -36,8 +36,8 @@ def first_gradients_difference(sweep: dict[str, Any], theirs: Path, cache: Path)
     model = AutoModelForCausalLM.from_pretrained(sweep["base"]["model"], dtype=torch.float32).train()
     mine = PairModel(model)
     reference = mine.logps(pairs) if required_stats(config.loss).reference else None
-    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
-    mine.backward(pairs, config.loss, reference, norm, torch.Tensor.backward)
+    totals = UpdateTotals.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    mine.backward(pairs, config.loss, reference, totals, torch.Tensor.backward)
     torch.nn.utils.clip_grad_norm_(model.parameters(), config.training.max_grad_norm)
     expected = load_file(theirs)
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

@@ -184,17 +184,17 @@ def our_step(model: Any, pairs: list[Any], options: argparse.Namespace) -> Calla
 
     from trainer.config.loss_config import DpoLoss, SimpoLoss
     from trainer.forward.pair_model import PairModel
-    from trainer.objectives.pair_logps import UpdateNormalizer
+    from trainer.objectives.pair_logps import UpdateTotals
 
     ours = PairModel(model, autocast=torch.bfloat16)
-    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    totals = UpdateTotals.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
     loss = SimpoLoss(beta=2.0, gamma=1.0) if options.loss == "simpo" else DpoLoss(beta=0.1)
     with torch.autocast(options.device, torch.bfloat16):
         reference = None if options.loss == "simpo" else ours.logps(pairs)
 
     def step() -> Any:
         with torch.autocast(options.device, torch.bfloat16):
-            return ours.backward(pairs, loss, reference, norm, torch.Tensor.backward).loss
+            return ours.backward(pairs, loss, reference, totals, torch.Tensor.backward).loss
 
     return step
 

@@ -189,14 +189,14 @@ def our_step(model: Any, options: argparse.Namespace) -> Callable[[], Any]:
 
     from trainer.config.loss_config import DpoLoss, SimpoLoss
     from trainer.forward.pair_model import PairModel
-    from trainer.objectives.pair_logps import UpdateNormalizer
+    from trainer.objectives.pair_logps import UpdateTotals
 
     pairs = make_pairs(options.vocabulary)
-    norm = UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+    totals = UpdateTotals.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
     reference = None if options.loss == "simpo" else PairModel(llama(options.vocabulary, seed=1)).logps(pairs)
     loss = SimpoLoss(beta=2.0, gamma=1.0) if options.loss == "simpo" else DpoLoss(beta=0.1)
     ours = PairModel(model)
-    return lambda: ours.backward(pairs, loss, reference, norm, torch.Tensor.backward).loss
+    return lambda: ours.backward(pairs, loss, reference, totals, torch.Tensor.backward).loss
 
 
 if __name__ == "__main__":

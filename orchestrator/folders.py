@@ -30,7 +30,7 @@ RUNS_FILE = "runs.json"
 """MLflow run ids by the run names "sweep", "sft" and trial numbers."""
 CRASH_FILES = "internal-error-*.txt"
 """Tracebacks of internal errors that ended a driver; the name has the time."""
-ASIDE = ".set-aside"
+CRASHED_SWEEPS = ".set-aside"
 """In the runs folder: folders of sweeps that crashed before their first trial, moved so that their names are free."""
 
 SWEEP_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")

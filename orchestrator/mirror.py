@@ -53,7 +53,7 @@ class Mirror:
 
     url: str
 
-    def subfolders(self, prefix: str) -> Mirror:
+    def at(self, prefix: str) -> Mirror:
         """Return the mirror at `prefix` below this URL."""
         return Mirror(f"{self.url.rstrip('/')}/{prefix}")
 
@@ -93,14 +93,14 @@ class Mirror:
             temporary = folder.with_name(f".{folder.name}.{uuid4().hex[:8]}.tmp")
             try:
                 temporary.mkdir()
-                for name, message in listed.items():
+                for name, entry in listed.items():
                     file = temporary / name
                     file.parent.mkdir(parents=True, exist_ok=True)
                     try:
                         store.get_file(f"{root}/{prefix}/{name}", str(file))
                     except FileNotFoundError:
                         raise MirrorDamaged(f"{self.url}/{prefix}/{name}: missing, though in {COMPLETE_LIST}") from None
-                    if file.stat().st_size != message["bytes"] or sha256_of([file]) != message["sha256"]:
+                    if file.stat().st_size != entry["bytes"] or sha256_of([file]) != entry["sha256"]:
                         raise MirrorDamaged(f"{self.url}/{prefix}/{name}: differs from its digest in {COMPLETE_LIST}")
                     fsync(file)
                 failpoint("mirror.fetched")
@@ -165,13 +165,13 @@ class Mirror:
 
     def _read_list(self, store: Any, prefix: str) -> dict[str, dict[str, Any]] | None:
         try:
-            message = store.cat_file(f"{prefix}/{COMPLETE_LIST}")
+            content = store.cat_file(f"{prefix}/{COMPLETE_LIST}")
         except FileNotFoundError:
             return None
         try:
             listed: dict[str, dict[str, Any]] = {
-                str(name): {"bytes": int(content["bytes"]), "sha256": str(content["sha256"])}
-                for name, content in json.loads(message).items()
+                str(name): {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+                for name, entry in json.loads(content).items()
             }
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise MirrorDamaged(
@@ -214,19 +214,19 @@ STUDY = "study"
 """File with the id of the study that owns the mirror folder."""
 
 
-def sweep_path(url: str, sweep: str) -> Mirror:
+def sweep_mirror(url: str, sweep: str) -> Mirror:
     """Return the mirror of one sweep."""
-    return Mirror(url).subfolders(sweep)
+    return Mirror(url).at(sweep)
 
 
-def trial_path(url: str, sweep: str, number: int) -> Mirror:
+def trial_mirror(url: str, sweep: str, number: int) -> Mirror:
     """Return the mirror of one trial."""
-    return sweep_path(url, sweep).subfolders(f"{TRIALS}/{number:04d}")
+    return sweep_mirror(url, sweep).at(f"{TRIALS}/{number:04d}")
 
 
-def sft_path(url: str, sweep: str, key: str) -> Mirror:
+def sft_mirror(url: str, sweep: str, key: str) -> Mirror:
     """Return the mirror of the SFT stage with this content key; retention never deletes it."""
-    return sweep_path(url, sweep).subfolders(f"sft/{key}")
+    return sweep_mirror(url, sweep).at(f"sft/{key}")
 
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}

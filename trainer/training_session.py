@@ -138,7 +138,7 @@ class TrainingSession:
         try:
             stored = load_run_result([*earlier, folder])
             if stored is not None:
-                _check_same_config(stored.config, digest, folder)
+                _check_same_config(stored.config_digest, digest, folder)
                 yield from stored.history
                 return stored.result
             return (yield from self._train(config, folder, earlier, fork, digest, interrupted))
@@ -185,10 +185,10 @@ class TrainingSession:
             self._prepare_policy(policy, config)
         evaluator = make_evaluator(config, policy, prepared, tokenizer, process_group, cancel_token)
 
-        def evaluate(step: int, full: bool) -> tuple[dict[str, float], str]:
+        def evaluate(step: int, complete: bool) -> tuple[dict[str, float], str]:
             completions = evaluator.completions() if completions_due(config, step, loop.total_updates) else []
             self._write_samples(samples, step, completions)
-            if not full:
+            if not complete:
                 return evaluator.completion_metrics(completions), ""
             logps = evaluator.logps(prepared.eval)
             if process_group.is_main and step == loop.total_updates:
@@ -210,7 +210,7 @@ class TrainingSession:
         with self._process_group.main_first():  # only the main process renames damaged ones
             state = checkpoints.load_newest(folders)
         if state is not None:
-            _check_same_config(state.config, digest, folder)
+            _check_same_config(state.config_digest, digest, folder)
         return state
 
     def _fork_state(self, fork: Path | None) -> checkpoints.TrainState | None:
@@ -277,6 +277,6 @@ def completions_due(config: TrialConfig, step: int, total: int) -> bool:
     return step == total or (period > 0 and step % period == 0)
 
 
-def _check_same_config(found: str, expected: str, folder: Path) -> None:
-    if found != expected:
+def _check_same_config(stored_digest: str, digest: str, folder: Path) -> None:
+    if stored_digest != digest:
         raise ResumeError(f"{folder} belongs to another configuration; choose another folder or remove it")

@@ -130,14 +130,14 @@ def merge_frames(frames: Sequence[SweepFrame]) -> SweepFrame:
     rows = [(frame, trial, trial.config.flat_params()) for frame in frames for trial in frame.trials]
     searched = list(dict.fromkeys(path for frame in frames for path in frame.paths))
     candidates = ["loss.kind", *searched, *_differing_fixed_paths(frames)]
-    varied = [p for p in dict.fromkeys(candidates) if len({repr(own_paths.get(p)) for _, _, own_paths in rows}) > 1]
+    varied = [p for p in dict.fromkeys(candidates) if len({repr(flat_params.get(p)) for _, _, flat_params in rows}) > 1]
     if "loss.gamma" in varied:
         varied = [p for p in varied if p != _EQUIVALENT_PATH]
-    paths = tuple(p for p in varied if all(_scalar(own_paths.get(p)) for _, _, own_paths in rows))
+    paths = tuple(p for p in varied if all(_scalar(flat_params.get(p)) for _, _, flat_params in rows))
     trials: list[TrialFrame] = []
-    for number, (frame, trial, own_paths) in enumerate(rows):
+    for number, (frame, trial, flat_params) in enumerate(rows):
         value = trial.last(COMPARISON_METRIC) if trial.record.value is not None else None
-        params = {p: own_paths[p] for p in paths if p in own_paths}
+        params = {p: flat_params[p] for p in paths if p in flat_params}
         record = dataclasses.replace(trial.record, number=number, params=params, value=value, values=None)
         label = f"{frame.name}/{trial.label}"
         trials.append(dataclasses.replace(trial, curves=TrialCurves(record, trial.curves.curves), label=label))
@@ -183,7 +183,7 @@ def _scalar(value: Any) -> bool:
 
 MARGIN = f"{EVAL}margins/logp"
 CHOSEN = f"{EVAL}logps_per_token/chosen"
-EXACT = f"{EVAL}exact_answers"
+EXACT_ANSWERS = f"{EVAL}exact_answers"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -275,7 +275,7 @@ def as_json(found: SweepComparison) -> dict[str, Any]:
                 MARGIN: None if c.trial is None else c.trial.last(MARGIN),
                 "start": c.frame.initial_value(COMPARISON_METRIC),
                 "chosen_change": None if c.trial is None else c.trial.change(CHOSEN),
-                EXACT: None if c.trial is None else c.trial.last(EXACT),
+                EXACT_ANSWERS: None if c.trial is None else c.trial.last(EXACT_ANSWERS),
                 "behind": None
                 if c.behind is None
                 else {"mean": c.behind.mean, "low": c.behind.low, "high": c.behind.high, "clear": c.behind.is_clear},

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dashboards.analysis.held_out_pairs import Column, metric_by_pair
-from dashboards.analysis.small_samples import NOTHING, pairs_needed, share_difference, widened
+from dashboards.analysis.small_samples import ROUNDING_TOLERANCE, pairs_needed, share_difference, small_sample_interval
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from trainer.metrics import base_name
 
@@ -99,7 +99,7 @@ def analyze_significance(frame: SweepFrame) -> Significance | None:
 
 def _win_shares(resampled: Column) -> Column:
     """Return how often each column is the highest, ties divided equally."""
-    first = resampled >= resampled.max(axis=1, keepdims=True) - NOTHING
+    first = resampled >= resampled.max(axis=1, keepdims=True) - ROUNDING_TOLERANCE
     return np.mean(first / first.sum(axis=1, keepdims=True), axis=0)
 
 
@@ -162,10 +162,10 @@ def _interval(differences: Column, resampled: Column, share: bool) -> Difference
     """Return the interval of the mean of `differences`; `resampled`: its bootstrap means."""
     mean = float(differences.mean())
     low, high = (float(end) for end in np.percentile(resampled, [_TAIL, 100 - _TAIL]))
-    low, high = widened(mean, low, high, differences)
+    low, high = small_sample_interval(mean, low, high, differences)
     if share:
         low, high = max(low, -1.0), min(high, 1.0)
-    mean, low, high = (0.0 if abs(value) < NOTHING else value for value in (mean, low, high))
+    mean, low, high = (0.0 if abs(value) < ROUNDING_TOLERANCE else value for value in (mean, low, high))
     return Difference(
         mean, low, high, len(differences), float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     )

@@ -11,19 +11,19 @@ Column = NDArray[np.float64]
 
 Z = 1.959964
 """Standard errors. Half of a 95 % interval of a normal distribution."""
-FEWEST_PAIRS = 6
+MIN_TESTABLE_PAIRS = 6
 """Pairs. Below this a sign test cannot reach 5 %: 5 equal signs occur by chance with p = 2/2^5."""
-FEW_PAIRS = 50
+SMALL_SAMPLE_PAIRS = 50
 """Pairs. With at most this many, the 95 % interval of a share is at least ± 14 points wide at 0.5."""
-FEWEST_ADVISED = 100
+MIN_RECOMMENDED_PAIRS = 100
 """Pairs. Smallest number that is recommended: with fewer the variance itself is poorly estimated."""
-NOTHING = 1e-12
+ROUNDING_TOLERANCE = 1e-12
 """Differences below this are floating-point rounding."""
-_MOST_ADVISED = 200_000
+_MAX_RECOMMENDED_PAIRS = 200_000
 """Pairs. Largest number that is recommended: more are not available in practice."""
 
 
-def widened(mean: float, low: float, high: float, differences: Column) -> tuple[float, float]:
+def small_sample_interval(mean: float, low: float, high: float, differences: Column) -> tuple[float, float]:
     """Return a bootstrap interval of a mean corrected for few observations.
 
     Args:
@@ -33,14 +33,14 @@ def widened(mean: float, low: float, high: float, differences: Column) -> tuple[
         differences: [N] averaged values, one per pair.
 
     Returns:
-        Both ends, widened by Student's t and the N - 1 of the variance. Where fewer than FEWEST_PAIRS values differ
-        from 0 the interval includes 0: no sign-flip test of so few values can reject at 5 %.
+        Both ends, widened by Student's t and the N - 1 of the variance. Where fewer than MIN_TESTABLE_PAIRS values
+        differ from 0 the interval includes 0: no sign-flip test of so few values can reject at 5 %.
     """
     count = len(differences)
     if count > 1:
         factor = math.sqrt(count / (count - 1)) * _student(count - 1) / Z
         low, high = mean - factor * (mean - low), mean + factor * (high - mean)
-    return _reaching_zero(low, high, int(np.sum(np.abs(differences) > NOTHING)))
+    return _reaching_zero(low, high, int(np.sum(np.abs(differences) > ROUNDING_TOLERANCE)))
 
 
 def share_interval(share: float, count: int) -> tuple[float, float]:
@@ -78,27 +78,28 @@ def pairs_needed(mean: float, spread: float, pairs: int) -> int | None:
         pairs: number of pairs measured.
 
     Returns:
-        More than `pairs` and at least FEWEST_ADVISED; None where the difference is 0 or needs more than 200,000 pairs.
+        More than `pairs` and at least MIN_RECOMMENDED_PAIRS; None where the difference is 0 or needs more than
+        200,000 pairs.
     """
     if mean == 0:
         return None
-    needed = max(math.ceil((Z * spread / mean) ** 2), pairs + 1, FEWEST_ADVISED)
-    return needed if needed <= _MOST_ADVISED else None
+    needed = max(math.ceil((Z * spread / mean) ** 2), pairs + 1, MIN_RECOMMENDED_PAIRS)
+    return needed if needed <= _MAX_RECOMMENDED_PAIRS else None
 
 
 def is_clear_correlation(rho: float, count: int) -> bool:
     """Return whether a rank correlation over `count` pairs differs from 0 at the 5 % level (Student's t)."""
-    if count < FEWEST_PAIRS:
+    if count < MIN_TESTABLE_PAIRS:
         return False
     return abs(rho) >= 1 or abs(rho) * math.sqrt((count - 2) / (1 - rho * rho)) > _student(count - 2)
 
 
-def _student(freedom: int) -> float:
-    """Return half the width of a 95 % interval of Student's t, in standard errors; `freedom` >= 1."""
+def _student(degrees_of_freedom: int) -> float:
+    """Return half the width of a 95 % interval of Student's t, in standard errors; `degrees_of_freedom` >= 1."""
     from scipy.special import stdtrit
 
-    return float(stdtrit(freedom, 0.975))
+    return float(stdtrit(degrees_of_freedom, 0.975))
 
 
 def _reaching_zero(low: float, high: float, differing: int) -> tuple[float, float]:
-    return (low, high) if differing >= FEWEST_PAIRS else (min(low, 0.0), max(high, 0.0))
+    return (low, high) if differing >= MIN_TESTABLE_PAIRS else (min(low, 0.0), max(high, 0.0))

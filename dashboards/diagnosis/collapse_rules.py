@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dashboards.analysis.held_out_pairs import spearman
-from dashboards.analysis.small_samples import FEWEST_PAIRS, is_clear_correlation, share_difference
+from dashboards.analysis.small_samples import MIN_TESTABLE_PAIRS, is_clear_correlation, share_difference
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import Finding, FindingLevel
 from dashboards.formatting import format_value
@@ -22,7 +22,7 @@ REWARD_MARGIN = f"{EVAL}rewards/margins"
 CHOSEN = f"{EVAL}logps_per_token/chosen"
 REJECTED = f"{EVAL}logps_per_token/rejected"
 
-FAR_BELOW = 0.5
+GAMMA_SHARE = 0.5
 """Share of gamma. A mean reward margin below this share of the target counts as far below it."""
 CHOSEN_DROP = 0.1
 """Nats per token. A chosen response of 100 tokens is then e^10 times less likely than before."""
@@ -33,11 +33,16 @@ UNLIKELY_LOGP = -10.0
 def margin_below_gamma(winner: TrialFrame) -> Iterator[Finding]:
     """Report a mean reward margin, beta x (difference of log-probs per token), far below SimPO's target gamma."""
     loss, margin = winner.config.loss, winner.last(REWARD_MARGIN)
-    if not isinstance(loss, SimpoLoss) or margin is None or loss.margin <= 0 or margin >= FAR_BELOW * loss.margin:
+    if (
+        not isinstance(loss, SimpoLoss)
+        or margin is None
+        or loss.gamma_value <= 0
+        or margin >= GAMMA_SHARE * loss.gamma_value
+    ):
         return
     reached = ""
     if winner.pairs is not None:
-        share = float(np.mean(loss.beta * winner.pairs.margins > loss.margin))
+        share = float(np.mean(loss.beta * winner.pairs.margins > loss.gamma_value))
         reached = f" {share:.0%} of the {len(winner.pairs):,} held-out pairs reach the target."
     begun = winner.first(REWARD_MARGIN)
     since = "" if begun is None else f", from {format_value(begun)} at step 0"
@@ -46,8 +51,8 @@ def margin_below_gamma(winner: TrialFrame) -> Iterator[Finding]:
         FindingLevel.NOTE,
         "The winner's margin is far below its target gamma",
         f"Trial {winner.label}: mean reward margin {format_value(margin)}{since}, against gamma "
-        f"{format_value(loss.margin)}; per token that is {format_value(margin / loss.beta)}, with a "
-        f"target of gamma / beta = {format_value(loss.ratio)}.{reached}",
+        f"{format_value(loss.gamma_value)}; per token that is {format_value(margin / loss.beta)}, with a "
+        f"target of gamma / beta = {format_value(loss.gamma_over_beta)}.{reached}",
         "Most pairs still have nearly the full gradient, so gamma has little effect: try a smaller gamma, or train "
         "longer or with a higher learning rate if the chosen log-probs do not fall.",
         (winner.label,),
@@ -134,15 +139,15 @@ def impossible_logps(frame: SweepFrame) -> Iterator[Finding]:
     )
 
 
-EXACT = f"{EVAL}exact_answers"
+EXACT_ANSWERS = f"{EVAL}exact_answers"
 REPETITION = f"{EVAL}repetition"
 LENGTH = f"{EVAL}answer_length"
 
-REPEATED = 0.2
+REPETITION_RISE = 0.2
 """Increase of the share of repeated 4-grams that is reported."""
-LONGER = 1.5
+LENGTH_GROWTH = 1.5
 """Factor of the answer length that is reported."""
-BIAS = 0.3
+MIN_LENGTH_CORRELATION = 0.3
 """Rank correlation of margin and length difference that is reported."""
 EXACT_DROP = 0.05
 """Drop of the share of right answers that is reported."""
@@ -150,14 +155,14 @@ EXACT_DROP = 0.05
 
 def exact_answers_lost(frame: SweepFrame, winner: TrialFrame) -> Iterator[Finding]:
     """Report a drop of right answers while the objective improves."""
-    drop, gain, start = winner.change(EXACT), winner.change(frame.objective.metric), winner.first(EXACT)
+    drop, gain, start = winner.change(EXACT_ANSWERS), winner.change(frame.objective.metric), winner.first(EXACT_ANSWERS)
     prompts = winner.config.evaluation.prompts
     if drop is None or start is None or gain is None or drop > -EXACT_DROP or frame.sign * gain <= 0 or prompts == 0:
         return
     low, high = share_difference(start + drop, start, prompts)
-    changes = [change for trial in frame.ranked if (change := trial.change(EXACT)) is not None]
+    changes = [change for trial in frame.ranked if (change := trial.change(EXACT_ANSWERS)) is not None]
     fewer = sum(change < 0 for change in changes)
-    in_most_trials = prompts >= FEWEST_PAIRS and len(changes) >= 5 and fewer >= 0.8 * len(changes)
+    in_most_trials = prompts >= MIN_TESTABLE_PAIRS and len(changes) >= 5 and fewer >= 0.8 * len(changes)
     yield Finding(
         "answers_lost",
         FindingLevel.SERIOUS if high < 0 or in_most_trials else FindingLevel.WARNING,
@@ -176,16 +181,16 @@ def degenerate_text(winner: TrialFrame) -> Iterator[Finding]:
     """Report answers that became repetitive or much longer."""
     problems: list[str] = []
     repeated, before = winner.last(REPETITION), winner.first(REPETITION)
-    if repeated is not None and before is not None and repeated - before > REPEATED:
+    if repeated is not None and before is not None and repeated - before > REPETITION_RISE:
         problems.append(f"repeated 4-grams went from {before:.0%} to {repeated:.0%}")
     length, was = winner.last(LENGTH), winner.first(LENGTH)
-    if length is not None and was is not None and was > 0 and length > LONGER * was:
+    if length is not None and was is not None and was > 0 and length > LENGTH_GROWTH * was:
         problems.append(f"answers grew from {format_value(was)} to {format_value(length)} tokens")
     if problems:
         prompts = winner.config.evaluation.prompts
         yield Finding(
             "degenerate_text",
-            FindingLevel.SERIOUS if prompts >= FEWEST_PAIRS else FindingLevel.WARNING,
+            FindingLevel.SERIOUS if prompts >= MIN_TESTABLE_PAIRS else FindingLevel.WARNING,
             "The winner's answers have become longer or repeat themselves",
             f"Trial {winner.label}: on {prompts} fixed prompts {' and '.join(problems)}.",
             "Read its samples below; lower the learning rate or raise beta.",
@@ -200,7 +205,7 @@ def length_bias(winner: TrialFrame) -> Iterator[Finding]:
     rho = spearman(winner.pairs.margins, winner.pairs.length_differences)
     initial = winner.pairs.initial()
     before = None if initial is None else spearman(initial.margins, initial.length_differences)
-    if rho is None or abs(rho) < BIAS or not is_clear_correlation(rho, len(winner.pairs)):
+    if rho is None or abs(rho) < MIN_LENGTH_CORRELATION or not is_clear_correlation(rho, len(winner.pairs)):
         return
     if before is not None and abs(rho) < abs(before) + 0.1:
         return

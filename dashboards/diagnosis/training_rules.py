@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dashboards.analysis.significance import Significance
-from dashboards.analysis.small_samples import FEW_PAIRS, FEWEST_ADVISED, pairs_needed, share_interval
+from dashboards.analysis.small_samples import MIN_RECOMMENDED_PAIRS, SMALL_SAMPLE_PAIRS, pairs_needed, share_interval
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.findings import Finding, FindingLevel, round_count
 from dashboards.formatting import format_value
@@ -28,10 +28,10 @@ def worse_than_initial(frame: SweepFrame, significance: Significance) -> Iterato
     interval = ""
     if against is not None:
         interval = f" (95 % interval of the difference {format_value(against.low)} to {format_value(against.high)})"
-    if against is not None and not against.is_clear and against.pairs <= FEW_PAIRS:
+    if against is not None and not against.is_clear and against.pairs <= SMALL_SAMPLE_PAIRS:
         step = (
             f"{against.pairs} held-out pair{'s are' if against.pairs > 1 else ' is'} too few to decide: hold out "
-            f"{FEWEST_ADVISED} or more before changing anything else."
+            f"{MIN_RECOMMENDED_PAIRS} or more before changing anything else."
         )
     elif best == start:
         step = "The objective did not change: raise the learning rate by a factor of 3 to 10, or train longer."
@@ -94,7 +94,7 @@ def accuracy_at_chance(frame: SweepFrame, winner: TrialFrame) -> Iterator[Findin
         f"pair{'s' if count > 1 else ''}, 95 % interval {low:.3f} to {high:.3f}; chance is 0.5."
     )
     at_chance = high < NEAR_HALF
-    if not at_chance and count <= FEW_PAIRS:
+    if not at_chance and count <= SMALL_SAMPLE_PAIRS:
         required = pairs_needed(accuracy - 0.5, 0.5, count)
         yield Finding(
             "few_pairs",

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from dashboards.analysis.comparison import CHOSEN, EXACT, MARGIN, ComparedSweep, SweepComparison
+from dashboards.analysis.comparison import CHOSEN, EXACT_ANSWERS, MARGIN, ComparedSweep, SweepComparison
 from dashboards.analysis.run_costs import costs
 from dashboards.diagnosis.diagnose import diagnose
 from dashboards.diagnosis.findings import FindingLevel
@@ -121,7 +121,7 @@ def extra_columns(c: ComparedSweep) -> tuple[str, ...]:
         gain,
         format_brief(c.trial.last(MARGIN)),
         "–" if drop is None else format_signed(drop),
-        format_brief(c.trial.last(EXACT)),
+        format_brief(c.trial.last(EXACT_ANSWERS)),
         trials,
         "–" if tokens is None else format_count(tokens),
         format_hours(usage.seconds),

@@ -200,7 +200,7 @@ def _trial_curves(study: Study, record: TrialRecord) -> TrialCurves:
 
 def _exit_code(kind: StopKind, any_complete: bool) -> ExitCode:
     match kind:
-        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.PAUSED | StopKind.PUT_ASIDE:
+        case StopKind.INTERRUPTED | StopKind.STOPPED | StopKind.PAUSED | StopKind.ONLY_PAUSED_LEFT:
             return ExitCode.INTERRUPTED
         case StopKind.NO_DISK:
             return ExitCode.REFUSED

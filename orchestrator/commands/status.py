@@ -17,7 +17,7 @@ from orchestrator.driver.checkpoint_retention import model_folder
 from orchestrator.driver.crash_report import crashed_at, last_crash
 from orchestrator.driver.data_stage import known_steps
 from orchestrator.errors import NoTrialCompleted
-from orchestrator.execution.messages import MIRROR
+from orchestrator.execution.messages import MIRROR_EVENT
 from orchestrator.folders import RUNS_FILE, SweepFolder, existing_sweep
 from orchestrator.interfaces import UpdatesOf
 from orchestrator.spec.loading.loader import load_spec
@@ -62,7 +62,7 @@ def _mirror(study: Study) -> dict[str, Any] | None:
     """Return the number of mirror failures and the last one; None where the sweep has no mirror."""
     if study.spec.mirror is None:
         return None
-    messages = [event.text for event in study.events() if event.kind == MIRROR]
+    messages = [event.text for event in study.events() if event.kind == MIRROR_EVENT]
     return {"url": study.spec.mirror, "told": len(messages), "last": messages[-1] if messages else None}
 
 

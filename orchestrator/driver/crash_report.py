@@ -11,7 +11,7 @@ from orchestrator import folders
 from orchestrator.driver.parent_run import end_parent_run, open_sink, update_description
 from orchestrator.errors import ExitCode, NameTaken, OrchestrateError, StorageRefused, SweepHeld, first_line
 from orchestrator.execution.messages import is_disk_error
-from orchestrator.folders import ASIDE, CRASH_FILES, SweepFolder, create_sweep_folder, new_sweep_folder
+from orchestrator.folders import CRASH_FILES, CRASHED_SWEEPS, SweepFolder, create_sweep_folder, new_sweep_folder
 from orchestrator.interfaces import SweepReporter
 from orchestrator.redaction import redact
 from orchestrator.study.study import Study
@@ -129,7 +129,11 @@ def make_folder(folder: SweepFolder, spec: str) -> str:
     with folders.sweep_lock(folder):
         if not is_free(folder):
             raise NameTaken(folder.name, folder.path)
-        moved_to = folder.root / ASIDE / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+        moved_to = (
+            folder.root
+            / CRASHED_SWEEPS
+            / f"{folder.name}-{time.strftime('%Y%m%d-%H%M%S')}-{time.time_ns() % 10**6:06d}"
+        )
         moved_to.parent.mkdir(exist_ok=True)
         folder.path.rename(moved_to)
         create_sweep_folder(folder, spec)

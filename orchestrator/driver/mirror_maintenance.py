@@ -16,12 +16,12 @@ from queue import SimpleQueue
 
 from orchestrator.driver.checkpoint_retention import model_folder, models_to_keep
 from orchestrator.errors import StorageRefused, SweepHeld
-from orchestrator.execution.messages import MIRROR
+from orchestrator.execution.messages import MIRROR_EVENT
 from orchestrator.execution.workers.mirror_download import FORK_ATTEMPT, download_result
 from orchestrator.execution.workers.mirror_upload import RETRY_WAITS, model_files, result_files
 from orchestrator.folders import DATA_FILE, SweepFolder
 from orchestrator.interfaces import ProgressView
-from orchestrator.mirror import CHECKPOINTS, MODEL, RESULT, SPEC, STUDY, TRIALS, Mirror, MirrorError, sweep_path
+from orchestrator.mirror import CHECKPOINTS, MODEL, RESULT, SPEC, STUDY, TRIALS, Mirror, MirrorError, sweep_mirror
 from orchestrator.redaction import redact
 from orchestrator.retrying import retrying
 from orchestrator.spec.sweep_spec import SweepSpec
@@ -45,9 +45,9 @@ def claim_mirror(study: Study) -> None:
     """
     if study.spec.mirror is None:
         return
-    sweep, folder = sweep_path(study.spec.mirror, study.spec.name), study.folder
-    there = sweep.read(STUDY)
-    if there is not None and there.decode() != study.id:
+    sweep, folder = sweep_mirror(study.spec.mirror, study.spec.name), study.folder
+    stored_id = sweep.read(STUDY)
+    if stored_id is not None and stored_id.decode() != study.id:
         raise MirrorError(
             f"mirror: another sweep named {study.spec.name!r} has its files in {sweep.url}; remove them, or use "
             "another --name or mirror"
@@ -77,7 +77,7 @@ class MirrorMaintenance:
     def __init__(self, study: Study, view: ProgressView, waits: Sequence[float] = RETRY_WAITS) -> None:
         assert study.spec.mirror is not None
         self._study, self._view, self._waits = study, view, tuple(waits)
-        self._mirror = sweep_path(study.spec.mirror, study.spec.name)
+        self._mirror = sweep_mirror(study.spec.mirror, study.spec.name)
         self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._failures: SimpleQueue[str] = SimpleQueue()
         self._closing = threading.Event()
@@ -150,7 +150,7 @@ class MirrorMaintenance:
     def _log_failures(self) -> None:
         for _ in range(self._failures.qsize()):
             message = self._failures.get()
-            self._study.add_event(MIRROR, message)
+            self._study.add_event(MIRROR_EVENT, message)
             self._view.log(f"mirror: {message}")
 
     def _schedule_reconcile(self, trials: Sequence[TrialRecord], spec: SweepSpec, folder: SweepFolder) -> None:
@@ -204,5 +204,5 @@ def _download_trial(
         if f"{trial}/{attempt}/{RESULT}" in complete:
             with_model = record.number in best and f"{trial}/{attempt}/{MODEL}" in complete
             to: Path = folder.attempt(record.number, attempt)
-            return download_result(mirror.subfolders(trial), attempt, to, model=with_model)
+            return download_result(mirror.at(trial), attempt, to, model=with_model)
     return False

@@ -108,7 +108,7 @@ def _params(spec: SweepSpec) -> dict[str, Any]:
     return flatten(tree) | searched
 
 
-FAILURE_FILE = "report-failure.txt"
+REPORT_FAILURE_FILE = "report-failure.txt"
 
 
 def update_description(study: Study, sink: TrackingSink, reporter: SweepReporter, state: str = "running") -> None:
@@ -125,7 +125,7 @@ def update_description(study: Study, sink: TrackingSink, reporter: SweepReporter
 def record_page_failure(study: Study, what: str, reason: Exception) -> str:
     """Record a failed page in the history and its traceback in a file; return a one-line message."""
     text = redact(f"{type(reason).__name__}: {reason}")
-    path = study.folder.path / FAILURE_FILE
+    path = study.folder.path / REPORT_FAILURE_FILE
     path.write_text(redact("".join(traceback.format_exception(reason))), encoding="utf-8")
     study.add_event(f"{what} failed", text)
     return f"{text}; the traceback is in {path}"

@@ -13,7 +13,7 @@ from orchestrator.errors import Finding, InvalidSweepName, SpecError, StorageRef
 from orchestrator.execution.slots import Slots
 from orchestrator.folders import DATA_FILE, SWEEP_NAME_PATTERN, SweepFolder, create_sweep_folder
 from orchestrator.interfaces import MessageRejected, TrackingUnavailable
-from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_path
+from orchestrator.mirror import SPEC, STUDY, MirrorError, probe_mirror, sweep_mirror
 from orchestrator.spec.estimates.disk_space import disk_need, format_bytes
 from orchestrator.spec.loading.loader import load_spec_text
 from orchestrator.spec.loading.validation_errors import read_document
@@ -119,7 +119,7 @@ def check_mirror_free(spec: SweepSpec) -> None:
     """
     if spec.mirror is None:
         return
-    sweep = sweep_path(spec.mirror, spec.name)
+    sweep = sweep_mirror(spec.mirror, spec.name)
     if sweep.read(STUDY) is not None:
         raise MirrorError(
             f"mirror: a sweep named {spec.name!r} has its files in {sweep.url}; continue it with `orchestrate resume "
@@ -143,7 +143,7 @@ def restore_from_mirror(name: str, root: Path, url: str) -> SweepFolder | None:
     if not SWEEP_NAME_PATTERN.fullmatch(name):
         raise InvalidSweepName(name)
     probe_mirror(url)
-    sweep = sweep_path(url, name)
+    sweep = sweep_mirror(url, name)
     content = sweep.read(SPEC)
     if sweep.read(STUDY) is None or content is None:
         return None

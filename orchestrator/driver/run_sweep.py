@@ -209,8 +209,8 @@ def _run_driver(
     session_opener = functools.partial(open_session, trust_remote_code=trust_remote_code)
     with SignalHandler(lambda: f"Resume it with:\n  orchestrate resume {spec.name}") as signals:
         with (
-            _open_view(spec, presentation) as shown,
-            notify_events(folder, spec, shown) as (view, notify_end),
+            _open_view(spec, presentation) as base_view,
+            notify_events(folder, spec, base_view) as (view, notify_end),
             DataProcess(
                 folder.cache,
                 spec.base,
@@ -220,25 +220,29 @@ def _run_driver(
                 trust_remote_code=trust_remote_code,
             ) as data,
         ):
-            ended: StopReason | None = None
-            deaths = 0
-            while ended is None:
+            stop_reason: StopReason | None = None
+            ray_deaths = 0
+            while stop_reason is None:
                 try:
                     with _cluster(folder, spec, cluster_at, signals, view) as slots:
-                        ended = drive(folder, spec, slots, view, signals, session_opener, data, presentation.reporter)
+                        stop_reason = drive(
+                            folder, spec, slots, view, signals, session_opener, data, presentation.reporter
+                        )
                 except Interrupted:
-                    ended = StopReason(StopKind.INTERRUPTED)
+                    stop_reason = StopReason(StopKind.INTERRUPTED)
                 except RayDied as error:
                     if signals.stop_requested:  # the signal to this process also stopped Ray
-                        ended = StopReason(StopKind.INTERRUPTED)
+                        stop_reason = StopReason(StopKind.INTERRUPTED)
                         continue
-                    deaths += 1
-                    if deaths > _MAX_RAY_RESTARTS:
+                    ray_deaths += 1
+                    if ray_deaths > _MAX_RAY_RESTARTS:
                         raise
                     view.log(f"{error}; restarting Ray, running trials continue from their newest checkpoints")
-            judge_after_sweep(folder, ended, view, signals, presentation.reporter, trust_remote_code=trust_remote_code)
-            notify_end(ended)
-        return ended
+            judge_after_sweep(
+                folder, stop_reason, view, signals, presentation.reporter, trust_remote_code=trust_remote_code
+            )
+            notify_end(stop_reason)
+        return stop_reason
 
 
 @contextmanager

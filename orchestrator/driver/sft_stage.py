@@ -11,8 +11,8 @@ from uuid import uuid4
 
 from orchestrator.errors import Finding, SpecError, StorageRefused
 from orchestrator.execution import retry_policy
-from orchestrator.execution.messages import MIRROR, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
-from orchestrator.execution.retry_policy import MAX_LOSSES
+from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
+from orchestrator.execution.retry_policy import MAX_LOST_WORKERS
 from orchestrator.execution.sft_cache_key import stage_key
 from orchestrator.execution.trainer_warnings import WarningLog
 from orchestrator.execution.user_requests import StopConditions
@@ -20,7 +20,7 @@ from orchestrator.execution.workers.data_process import DataProcess
 from orchestrator.execution.workers.stage_worker import StageDied, StageFailed, StageWorker
 from orchestrator.folders import SweepFolder
 from orchestrator.interfaces import SFT, ProgressView, TrackingSink
-from orchestrator.mirror import Mirror, sft_path
+from orchestrator.mirror import Mirror, sft_mirror
 from orchestrator.spec.sweep_spec import SweepSpec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind
@@ -207,7 +207,7 @@ class _Stage:
         self._key = worker.key(config, report.fingerprint)
         self.folder = _folder(study.folder.cache, self._key, config)
         spec = study.spec
-        self._mirror = None if spec.mirror is None else sft_path(spec.mirror, spec.name, self._key)
+        self._mirror = None if spec.mirror is None else sft_mirror(spec.mirror, spec.name, self._key)
         self._config = _begin(self.folder, config, self._mirror)
         if self._config.evaluation != config.evaluation:
             view.log("sft: using the equal run of another sweep, with that sweep's evaluation")
@@ -223,7 +223,7 @@ class _Stage:
                 cause = kills.answer(self.folder, str(died), before)
                 if not cause:
                     losses += 1
-                    if losses == MAX_LOSSES:
+                    if losses == MAX_LOST_WORKERS:
                         raise
                     self._study.add_event("worker lost", f"sft: {died}")
                     self._view.log(f"sft: {died}; it continues from its newest checkpoint")
@@ -250,7 +250,7 @@ class _Stage:
 
     def _on_report(self, report: AttemptReport) -> None:
         for message in report.notices:
-            self._study.add_event(MIRROR, f"sft: {message}")
+            self._study.add_event(MIRROR_EVENT, f"sft: {message}")
             self._view.log(f"sft: {message}")
         self._warnings.report(report.warnings, None)
         self._sink.log_metrics(SFT, report.metrics, at=time.time())

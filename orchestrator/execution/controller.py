@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from orchestrator.execution import retry_policy
-from orchestrator.execution.messages import MIRROR, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
+from orchestrator.execution.messages import MIRROR_EVENT, AttemptReport, AttemptResult, AttemptStatus, AttemptTask
 from orchestrator.execution.retry_policy import RepeatedBug, RetryPolicy
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.trainer_warnings import WarningLog
@@ -92,10 +92,10 @@ class TrialController:
         self._active[active.task.id] = active
         return active.task
 
-    def began(self, task_id: str) -> None:
+    def mark_started(self, task_id: str) -> None:
         """Record that a worker started this attempt, from which its GPU time counts; repeated calls have no effect."""
         if (active := self._active.get(task_id)) is not None:
-            self._study.begun(active.trial)
+            self._study.mark_started(active.trial)
 
     # --- reports of workers --------------------------------------------------------------------------------------
 
@@ -105,13 +105,13 @@ class TrialController:
         if active is None:
             return False
         trial, run = active.trial, str(active.trial.number)
-        self._study.begun(trial)
+        self._study.mark_started(trial)
         # This worker just reported, so kernel kills counted so far were others.
         active.kills_at_start = retry_policy.kernel_kills()
         if tags := active.new_tags(report.pid, report.counters):
             self._sink.set_tags(run, tags)
         for notice in report.notices:
-            self._study.add_event(MIRROR, notice, trial.number)
+            self._study.add_event(MIRROR_EVENT, notice, trial.number)
             self._view.log(f"trial {trial.number}: {notice}")
         self._warnings.report(report.warnings, trial.number)
         decision = CONTINUE
@@ -126,7 +126,7 @@ class TrialController:
                 self._on_disk_full(report.result)
         elif report.result is not None:
             self._end(active, report.result)
-        elif (outcome := self._trial_requests.end_outcome(trial.number)) is not None:
+        elif (outcome := self._trial_requests.requested_outcome(trial.number)) is not None:
             self._close(active, outcome)
         else:
             return True
@@ -169,7 +169,7 @@ class TrialController:
 
     def _release(self, active: ActiveAttempt) -> None:
         """Handle a trial released by its worker: it is issued again later, unless a user ended or paused it."""
-        outcome = self._trial_requests.end_outcome(active.trial.number)
+        outcome = self._trial_requests.requested_outcome(active.trial.number)
         if outcome is not None:
             self._close(active, outcome)
             return

@@ -19,7 +19,7 @@ from typing import Any
 import trainer
 from orchestrator.errors import ExitCode, OrchestrateError
 from orchestrator.execution.slots import PROCESS_RESOURCE, SLOT_RESOURCE, Slots, visible_gpus
-from orchestrator.execution.stop_reasons import SignalHandler, deaf_to_sigterm
+from orchestrator.execution.stop_reasons import SignalHandler, sigterm_blocked
 
 _SECRETS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SECURITY_TOKEN", "AWS_SESSION_TOKEN")
 _BIG = str(1 << 32)
@@ -73,7 +73,7 @@ def starting_ray(signals: SignalHandler) -> Generator[None]:
     original = utils.set_sigterm_handler
     utils.set_sigterm_handler = keep_own_handler
     try:
-        with deaf_to_sigterm():
+        with sigterm_blocked():
             try:
                 yield
             finally:

@@ -20,16 +20,16 @@ from orchestrator.study.trial_records import FailureKind
 from trainer.data.validation import BadData
 from trainer.results import StepMetrics
 
-STOP_REQUEST_FILE = "stop-asked"
+RELEASE_REQUEST_FILE = "stop-asked"
 """File in an attempt's folder that requests the worker to checkpoint and release the trial."""
 
 WORKER_FILE = "worker"
 """File in an attempt's folder with the worker's `driver_lease.process_id()`."""
 
-REPORT = "report"
+REPORT_KEY = "report"
 """Key of the `AttemptReport` in Ray Tune's result."""
 
-MIRROR = "mirror"
+MIRROR_EVENT = "mirror"
 """Kind of the events about failed uploads."""
 
 
@@ -62,12 +62,12 @@ class AttemptTask:
     def request_stop(self) -> None:
         """Request the worker to checkpoint and release the trial."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / STOP_REQUEST_FILE).touch()
+        (self.folder / RELEASE_REQUEST_FILE).touch()
 
     @property
     def stop_requested(self) -> bool:
         """Whether the driver requested to release this trial."""
-        return (self.folder / STOP_REQUEST_FILE).exists()
+        return (self.folder / RELEASE_REQUEST_FILE).exists()
 
 
 class AttemptStatus(StrEnum):
@@ -111,11 +111,11 @@ class AttemptReport:
 
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}
 _DISK_FULL_PHRASES = ("No space left on device", "StorageFull", "Disk quota exceeded")
-_MEMORY = re.compile(
+_OUT_OF_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|STATUS_\w*ALLOC\w*_FAILED|MemoryAllocation"
 )
 """Out-of-memory messages of torch on a CPU, the CUDA runtime, cuBLAS, cuDNN and similar libraries."""
-_DEVICE = re.compile(
+_GPU_ERROR = re.compile(
     r"(CUDA|HIP) (error|driver error|unknown error)|cuda[A-Z]\w*\(\)|(CUDA|HIP)_ERROR_|cuDNN error"
     r"|(CUBLAS|CUDNN|CUSOLVER|CUSPARSE|CUFFT|HIPBLAS)_STATUS_|Triton Error \[|unhandled cuda error|device-side assert"
     r"|CUDA (Error|kernel failed)|illegal memory access|misaligned address|unspecified launch failure"
@@ -168,27 +168,27 @@ def device_failed(error: Exception) -> bool:
 
     After such an error every later CUDA call of the process fails, also for other trials.
     """
-    causes = list(_with_causes(error, implied=True))  # includes errors that were replaced while unwinding
+    causes = list(_with_causes(error, include_context=True))  # includes errors that were replaced while unwinding
     return not any(_is_memory(each) for each in causes) and any(_is_of_device(each) for each in causes)
 
 
 def _is_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and _MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def _is_of_device(error: BaseException) -> bool:
     if type(error).__name__ == "AcceleratorError":
         return True
-    return isinstance(error, RuntimeError) and _DEVICE.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _GPU_ERROR.search(str(error)) is not None
 
 
-def _with_causes(error: BaseException | None, *, implied: bool = False) -> Iterator[BaseException]:
-    """Yield the error and its `__cause__` chain; `implied`: also `__context__`."""
+def _with_causes(error: BaseException | None, *, include_context: bool = False) -> Iterator[BaseException]:
+    """Yield the error and its `__cause__` chain; `include_context`: also `__context__`."""
     while error is not None:
         yield error
-        handled = error.__context__ if implied and not error.__suppress_context__ else None
+        handled = error.__context__ if include_context and not error.__suppress_context__ else None
         error = error.__cause__ or handled
 
 

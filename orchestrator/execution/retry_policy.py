@@ -100,7 +100,7 @@ def with_micro_batch_limit(config: TrialConfig, limit: int | None) -> TrialConfi
     return config.model_copy(update={"training": config.training.model_copy(update={"tokens_per_micro_batch": tokens})})
 
 
-MAX_LOSSES = 3
+MAX_LOST_WORKERS = 3
 """Workers lost by one trial under one driver before the sweep stops, so that a user can find the cause."""
 
 
@@ -153,9 +153,9 @@ class RetryPolicy:
         if stopping:
             self._study.release(trial)
             return ""
-        if self._losses[number] >= MAX_LOSSES:
+        if self._losses[number] >= MAX_LOST_WORKERS:
             self._study.release(trial)
-            return f"trial {number} lost its worker {MAX_LOSSES} times; last: {cause}"
+            return f"trial {number} lost its worker {MAX_LOST_WORKERS} times; last: {cause}"
         self._view.log(f"trial {number} lost its worker ({cause}); retrying from its newest checkpoint")
         self._waiting.append(self._study.retry(trial))
         return ""

@@ -125,24 +125,24 @@ def slots_on(
     if processes > 1 and spec.base.engine == "trl":
         problem = f"a trial has {processes} processes, but engine trl supports only one"
         raise SpecError([Finding("resources", "base.engine", problem, "use engine packed, or one GPU per trial")])
-    with_gpus = any(machine.gpus for machine in machines)
-    sharing = trials_per_process(spec, gpu_memory if with_gpus else None)
-    each = resources.gpus_per_trial
-    if each is None:
-        each = processes / sharing if with_gpus else 0.0
+    has_gpus = any(machine.gpus for machine in machines)
+    sharing = trials_per_process(spec, gpu_memory if has_gpus else None)
+    gpus_per_trial = resources.gpus_per_trial
+    if gpus_per_trial is None:
+        gpus_per_trial = processes / sharing if has_gpus else 0.0
     cores = sharing * _cores(spec)
-    fit = sharing * sum(_fit(cores, sharing * each, machine, shared) for machine in machines)
-    if fit < 1:
+    fitting = sharing * sum(_count_fitting(cores, sharing * gpus_per_trial, machine, shared) for machine in machines)
+    if fitting < 1:
         has = ", ".join(map(str, dict.fromkeys(machines))) or "no machine"
         where = f"no machine of the cluster has them ({has})" if shared else f"this machine has {has}"
         label = "a trial needs" if sharing == 1 else f"{sharing} trials in one process need"
-        problem = f"{label} {cores:g} CPUs and {sharing * each:g} GPUs; {where}"
+        problem = f"{label} {cores:g} CPUs and {sharing * gpus_per_trial:g} GPUs; {where}"
         raise SpecError([Finding("resources", "resources", problem)])
-    count = min(fit, spec.budget.concurrency or fit)
+    count = min(fitting, spec.budget.concurrency or fitting)
     sharing = min(sharing, count)
     return Slots(
         count,
-        each,
+        gpus_per_trial,
         threads_per_process(spec, sharing),
         processes,
         cpus=_cores(spec) if shared else None,
@@ -162,13 +162,13 @@ def _cores(spec: SweepSpec) -> float:
     return max(resources.cpus_per_trial, float(resources.processes))
 
 
-def _fit(cpus: float, gpus: float, machine: Machine, shared: bool) -> int:
+def _count_fitting(cpus: float, gpus: float, machine: Machine, is_shared_cluster: bool) -> int:
     by_cpus = int(machine.cpus / cpus + 1e-9)
     if not gpus:
         return by_cpus
     # A trial on a GPU hardly uses its CPU, so that on our own cluster only GPUs limit the slots.
     by_gpus = int(machine.gpus) * int(1 / gpus + 1e-9) if gpus <= 1 else int(machine.gpus // int(gpus))
-    return min(by_cpus, by_gpus) if shared else by_gpus
+    return min(by_cpus, by_gpus) if is_shared_cluster else by_gpus
 
 
 def visible_gpus() -> int:

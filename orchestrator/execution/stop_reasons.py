@@ -26,7 +26,7 @@ class StopKind(StrEnum):
     INTERRUPTED = "interrupted"
     STOPPED = "stopped"
     PAUSED = "paused"
-    PUT_ASIDE = "paused trials are left"
+    ONLY_PAUSED_LEFT = "paused trials are left"
     OUT_OF_BUDGET = "out of budget"
     TARGET = "target reached"
     SAME_BUG = "same bug"
@@ -47,7 +47,7 @@ class Interrupted(Exception):
 
 
 @contextmanager
-def deaf_to_sigterm() -> Generator[None]:
+def sigterm_blocked() -> Generator[None]:
     """Block SIGTERM for processes started in the context and their children; for this process only within it.
 
     `timeout`, systemd, Slurm and containers send SIGTERM to all processes of a group. Only the driver must handle it,
@@ -63,47 +63,47 @@ def deaf_to_sigterm() -> Generator[None]:
 class SignalHandler:
     """Handles SIGINT and SIGTERM in the context: the first sets `stop_requested`, a second one ends the process.
 
-    Signals within ONE_REQUEST seconds count as one, as `timeout` and `kill` of a group send two. Must be entered in the
+    Signals within SAME_SIGNAL_SECONDS count as one, as `timeout` and `kill` of a group send two. Must be entered in the
     main thread.
     """
 
-    ONE_REQUEST = 0.3
+    SAME_SIGNAL_SECONDS = 0.3
     """Seconds."""
-    POLL = 0.5
+    POLL_SECONDS = 0.5
     """Seconds between two checks of `watching`."""
-    MISSES = 4
+    MAX_FAILED_CHECKS = 4
     """Consecutive failed checks after which `watching` ends the process."""
 
     def __init__(self, message: Callable[[], str], clock: Callable[[], float] = time.monotonic) -> None:
         self.stop_requested = False
         self._message, self._clock = message, clock
-        self._asked_at = 0.0
+        self._first_signal_at = 0.0
         self._before: dict[int, signal.Handlers | int | Callable[[int, FrameType | None], object] | None] = {}
-        self._arrivals = (-1, -1)
+        self._wakeup_pipe = (-1, -1)
         self._earlier_fd = -1
 
     def __enter__(self) -> Self:
-        for sign in _SIGNALS:
-            self._before[sign] = signal.getsignal(sign)
+        for signum in _SIGNALS:
+            self._before[signum] = signal.getsignal(signum)
         self.install()
-        self._arrivals = os.pipe()
-        for fd in self._arrivals:
+        self._wakeup_pipe = os.pipe()
+        for fd in self._wakeup_pipe:
             os.set_blocking(fd, False)
-        self._earlier_fd = signal.set_wakeup_fd(self._arrivals[1], warn_on_full_buffer=False)
+        self._earlier_fd = signal.set_wakeup_fd(self._wakeup_pipe[1], warn_on_full_buffer=False)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._earlier_fd)
-        for fd in self._arrivals:
+        for fd in self._wakeup_pipe:
             os.close(fd)
-        self._arrivals = (-1, -1)
-        for sign, handler in self._before.items():
-            signal.signal(sign, handler)
+        self._wakeup_pipe = (-1, -1)
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
 
     def install(self) -> None:
         """Install the handlers; again after Ray's start, which replaces the one of SIGTERM."""
-        for sign in _SIGNALS:
-            signal.signal(sign, self._on_signal)
+        for signum in _SIGNALS:
+            signal.signal(signum, self._on_signal)
 
     @contextmanager
     def watching(self, lost: Callable[[], bool]) -> Generator[None]:
@@ -122,26 +122,26 @@ class SignalHandler:
             thread.join()
 
     def _watch(self, lost: Callable[[], bool], over: threading.Event) -> None:
-        arrived, misses = self.stop_requested, 0
-        while not over.wait(self.POLL):
+        arrived, failed_checks = self.stop_requested, 0
+        while not over.wait(self.POLL_SECONDS):
             arrived = arrived or self.stop_requested or self._has_arrived()
-            misses = misses + 1 if arrived and lost() else 0
-            if misses == self.MISSES:
-                self._leave()
+            failed_checks = failed_checks + 1 if arrived and lost() else 0
+            if failed_checks == self.MAX_FAILED_CHECKS:
+                self._exit_now()
 
     def _has_arrived(self) -> bool:
         try:
-            return any(sign in _SIGNALS for sign in os.read(self._arrivals[0], 4096))
+            return any(signum in _SIGNALS for signum in os.read(self._wakeup_pipe[0], 4096))
         except BlockingIOError:
             return False
 
-    def _on_signal(self, _sign: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         if not self.stop_requested:
-            self.stop_requested, self._asked_at = True, self._clock()
-        elif self._clock() - self._asked_at > self.ONE_REQUEST:
-            self._leave()
+            self.stop_requested, self._first_signal_at = True, self._clock()
+        elif self._clock() - self._first_signal_at > self.SAME_SIGNAL_SECONDS:
+            self._exit_now()
 
-    def _leave(self) -> None:
+    def _exit_now(self) -> None:
         sys.stderr.write(f"\n{self._message()}\n")
         sys.stderr.flush()
         os._exit(int(ExitCode.INTERRUPTED))

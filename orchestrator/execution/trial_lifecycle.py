@@ -16,7 +16,7 @@ from orchestrator.execution import retry_policy
 from orchestrator.execution.messages import AttemptTask
 from orchestrator.folders import FAILURE_FILE
 from orchestrator.interfaces import ProgressView, TrackingSink
-from orchestrator.mirror import trial_path
+from orchestrator.mirror import trial_mirror
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialRecord, TrialState
 from orchestrator.tracking.run_metadata import end_tags, start_tags
@@ -71,7 +71,7 @@ class AttemptLauncher:
         fork = None if trial.fork is None else sweep_folder.forks / trial.fork.place
         existing = tuple(p for p in all_earlier if p.is_dir())
         spec = self._study.spec
-        mirror = None if spec.mirror is None else trial_path(spec.mirror, spec.name, trial.number).url
+        mirror = None if spec.mirror is None else trial_mirror(spec.mirror, spec.name, trial.number).url
         task = AttemptTask(run, trial.attempt, config.model_dump_json(), folder, existing, fork, mirror)
         record = self._study.trial(trial.number)
         assert record is not None

@@ -19,7 +19,7 @@ from ray.tune.search import SearchAlgorithm
 
 from orchestrator.execution.controller import TrialController
 from orchestrator.execution.local_cluster import check_ray_health
-from orchestrator.execution.messages import REPORT, AttemptReport, AttemptTask
+from orchestrator.execution.messages import REPORT_KEY, AttemptReport, AttemptTask
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind, StopReason
 from orchestrator.execution.user_requests import wait_while_paused
@@ -147,7 +147,7 @@ class Scheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: TuneController, trial: Trial, result: dict[str, Any]) -> str:
         """Pass the report to the controller; return CONTINUE or STOP."""
-        report: AttemptReport = result[REPORT]
+        report: AttemptReport = result[REPORT_KEY]
         with self._controller as controller:
             continues = controller.on_report(trial.trial_id, report)
             if report.retire and self._workers.retire(trial.trial_id):
@@ -165,7 +165,7 @@ class Scheduler(FIFOScheduler):
             check_ray_health()
             for trial in trials:
                 if trial.status == Trial.RUNNING:  # pending ones wait for their slot or placement group
-                    controller.began(trial.trial_id)
+                    controller.mark_started(trial.trial_id)
             controller.poll()
         # Tune iterates over all its trials at every step; finished ones are removed, which keeps steps fast.
         trials[:] = [trial for trial in trials if not trial.is_finished()]

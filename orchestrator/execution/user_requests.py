@@ -32,8 +32,8 @@ class TrialRequests:
         self, study: Study, sink: TrackingSink, view: ProgressView, on_trial_end: Callable[[TrialRecord], None]
     ) -> None:
         self._study, self._sink, self._view, self._on_trial_end = study, sink, view, on_trial_end
-        self._ending: dict[int, Request] = {}
-        self._pausing: dict[int, Request] = {}
+        self._end_requests: dict[int, Request] = {}
+        self._pause_requests: dict[int, Request] = {}
 
     def apply(self, requests: Sequence[Request], active: Mapping[int, AttemptTask]) -> None:
         """Apply requests; those for the running trials in `active` take effect at their next reports."""
@@ -49,13 +49,13 @@ class TrialRequests:
         """Store a request for a running trial until its next report."""
         match request.kind:
             case "prune" | "stop":
-                self._ending[number] = request
+                self._end_requests[number] = request
             case "pause":
-                self._pausing[number] = request
+                self._pause_requests[number] = request
                 if not task.stop_requested:
                     self._view.log(f"trial {number} will checkpoint and pause: {request.text}")
                     task.request_stop()
-            case _ if number not in self._pausing:
+            case _ if number not in self._pause_requests:
                 self._complete(request, f"trial {number} was not paused")
             case _:
                 pass  # takes effect after the pause
@@ -81,14 +81,14 @@ class TrialRequests:
             self._complete(request)
             self._view.log(f"trial {number} continues: {request.text}")
 
-    def end_outcome(self, number: int) -> Outcome | None:
+    def requested_outcome(self, number: int) -> Outcome | None:
         """Return the outcome that a user requested for this trial; None without a request."""
-        request = self._ending.get(number)
+        request = self._end_requests.get(number)
         return None if request is None else outcome_of_request(request)
 
     def pause_if_requested(self, number: int) -> bool:
         """Pause a released trial if requested; return whether it was."""
-        request = self._pausing.get(number)
+        request = self._pause_requests.get(number)
         if request is None:
             return False
         self.pause(number, request)
@@ -100,14 +100,14 @@ class TrialRequests:
         self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
         self._study.pause(number, request.text)
         self._complete(request)
-        self._pausing.pop(number, None)
+        self._pause_requests.pop(number, None)
         paused = self._study.trial(number)
         assert paused is not None
         self._view.update_trial(paused)
 
     def complete(self, number: int) -> None:
         """Complete all requests for a trial that has ended, by request or before."""
-        for waiting in (self._ending, self._pausing):
+        for waiting in (self._end_requests, self._pause_requests):
             request = waiting.pop(number, None)
             if request is not None:
                 self._complete(request)
@@ -137,26 +137,26 @@ class StopConditions:
         self.stop_reason: StopReason | None = None
         self.trial_requests: Sequence[Request] = ()
         self.has_polled = False
-        self._study, self._asked_at = study, 0.0
+        self._study, self._polled_at = study, 0.0
         self._target: str = _target_reached(study.spec, study.best()) if study.spec.budget.target is not None else ""
 
     def poll(self) -> StopReason | None:
         """Read the study, at most once a second; return why the sweep must stop, else None."""
         now = time.monotonic()
-        self.has_polled = self.stop_reason is None and now - self._asked_at >= _REQUEST_POLL_SECONDS
+        self.has_polled = self.stop_reason is None and now - self._polled_at >= _REQUEST_POLL_SECONDS
         if not self.has_polled:
             return self.stop_reason
-        self._asked_at = now
+        self._polled_at = now
         self._study.heartbeat()
         requests = self._study.requests()
         self.trial_requests = [request for request in requests if request.trial is not None]
         for request in requests:
             if request.trial is None:
-                self._handle(request)
+                self._apply_sweep_request(request)
         self.stop_reason = self.stop_reason or self.budget_reason()
         return self.stop_reason
 
-    def _handle(self, request: Request) -> None:
+    def _apply_sweep_request(self, request: Request) -> None:
         if request.kind == STOP:
             self.stop_reason = StopReason(StopKind.STOPPED, request.text or "stopped by `orchestrate stop`")
         elif request.kind == PAUSE and self.stop_reason is None:
@@ -187,7 +187,7 @@ def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
     return f"trial {record.number} has {spec.goal.metric} {record.value:g}, the target is {spec.budget.target:g}"
 
 
-_POLL_SECONDS = 0.5
+_PAUSED_POLL_SECONDS = 0.5
 
 
 def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, reason: str) -> StopReason | None:
@@ -208,7 +208,7 @@ def wait_while_paused(study: Study, view: ProgressView, signals: SignalHandler, 
                     study.resume_sweep(request.text)
                     view.log(f"continuing: {request.text}")
                     return None
-        time.sleep(_POLL_SECONDS)
+        time.sleep(_PAUSED_POLL_SECONDS)
 
 
 def paused_notices(study: Study) -> list[str]:
@@ -230,5 +230,5 @@ def remaining_reason(study: Study) -> StopReason:
     paused = [str(r.number) for r in study.trials() if r.state is TrialState.PAUSED]
     if paused:
         hint = f"`orchestrate unpause {study.folder.name} {paused[0]}` continues {'it' if len(paused) == 1 else 'one'}"
-        return StopReason(StopKind.PUT_ASIDE, f"{', '.join(paused)}; {hint}")
+        return StopReason(StopKind.ONLY_PAUSED_LEFT, f"{', '.join(paused)}; {hint}")
     return StopReason(StopKind.FINISHED, study.exhausted_reason())

@@ -105,18 +105,18 @@ class RunningTrial:
     early_stopping: EarlyStopping
     logged: LoggedMetrics | None = None
     """Its stored metrics; None: read them from the database, as after a failed transaction."""
-    issued_at: float | None = None
+    started_at: float | None = None
     """When a worker started it, by the monotonic clock in seconds; None while it waits for one."""
 
-    def begin(self) -> None:
+    def mark_started(self) -> None:
         """Record that a worker started the trial. Later calls change nothing."""
-        if self.issued_at is None:
-            self.issued_at = time.monotonic()
+        if self.started_at is None:
+            self.started_at = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Seconds since a worker started the trial."""
-        return 0.0 if self.issued_at is None else time.monotonic() - self.issued_at
+        return 0.0 if self.started_at is None else time.monotonic() - self.started_at
 
 
 def resolve_outcome(
@@ -165,6 +165,6 @@ class AttemptSuperseded(StudyMisuse):
     """A later attempt at the trial was issued; only the last one may write."""
 
     def __init__(self, number: int, attempt: int, current: int | None) -> None:
-        self.number, self.attempt, self.held = number, attempt, current
+        self.number, self.attempt, self.current = number, attempt, current
         what = "is not issued" if current is None else f"is in attempt {current}"
         super().__init__(f"attempt {attempt} of trial {number} may not write: the trial {what}")

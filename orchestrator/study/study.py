@@ -262,7 +262,7 @@ class Study(StudyReader):
             before_commit(counted)
         with self._driving() as c:
             running = self._require_current(trial, "metrics")
-            running.begin()
+            running.mark_started()
             self._record_working_time(c, running)
             before, running.logged = running.logged or self._repository.logged_metrics(c, trial.number), None
             fresh = {p.step: p for p in reversed(counted) if p.step not in before.steps}
@@ -270,9 +270,9 @@ class Study(StudyReader):
         running.logged = after
         return counted, stopping.decision
 
-    def begun(self, trial: Trial) -> None:
+    def mark_started(self, trial: Trial) -> None:
         """Record that a worker started the trial: GPU time counts from the first such call, not from `ask`."""
-        self._require_current(trial, "beginning it").begin()
+        self._require_current(trial, "beginning it").mark_started()
 
     def tell(self, trial: Trial, outcome: Outcome, worker: str = "") -> TrialRecord:
         """End a trial and return its record; the same outcome again changes nothing. `worker`: for the history.

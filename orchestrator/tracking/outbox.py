@@ -86,9 +86,9 @@ class Outbox:
     Delivery is at least once; receivers ignore repeated messages.
     """
 
-    def __init__(self, folder: Path, deliver: TrackingReceiver, *, fence: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, folder: Path, receiver: TrackingReceiver, *, fence: Callable[[], None] = lambda: None) -> None:
         """`fence` raises SweepHeld after another driver took over: then no message is enqueued or delivered."""
-        self._folder, self._receiver, self._fence = folder, deliver, fence
+        self._folder, self._receiver, self._fence = folder, receiver, fence
         self._lock = FileLock(folder / "lock")
         if not self._lock.acquire(timeout=0):
             raise OutboxLocked(folder)

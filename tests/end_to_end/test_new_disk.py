@@ -77,7 +77,7 @@ def test_a_sweep_goes_on_on_a_new_disk(storage: str, fast_tmp_path: Path, s3: An
         storage=storage,
         tracking={"uri": f"sqlite:///{fast_tmp_path}/elsewhere/mlflow.db", "artifacts": f"{s3.url}/files"},
     )
-    mirror, driver = Mirror(url).subfolders(name), orchestrate(lost, "sweep", str(file))
+    mirror, driver = Mirror(url).at(name), orchestrate(lost, "sweep", str(file))
     (number,) = wait_until(lambda: driver.poll() is not None or _running_with_a_copy(mirror, lost, name))
     _kill_all(psutil.Process(driver.pid))
     driver.communicate(timeout=30)

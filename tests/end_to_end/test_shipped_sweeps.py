@@ -82,7 +82,7 @@ def first(name: str) -> TrialConfig:
 def test_simpo_starts_at_the_published_best(name: str) -> None:
     trial = first(name)
     assert isinstance(trial.loss, SimpoLoss)
-    found = (trial.loss.beta, trial.loss.margin, trial.training.learning_rate)
+    found = (trial.loss.beta, trial.loss.gamma_value, trial.training.learning_rate)
     assert found == pytest.approx(SIMPO[name])
     assert (trial.loss.cross_entropy_weight, trial.loss.label_smoothing, trial.loss.loss_type) == (0, 0, "sigmoid")
     lengths = (1024, 512) if name == "mistral-7b-base" else (2048, 1800)

@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.execution.local_cluster import starting_ray
-from orchestrator.execution.messages import STOP_REQUEST_FILE
-from orchestrator.execution.stop_reasons import SignalHandler, deaf_to_sigterm
+from orchestrator.execution.messages import RELEASE_REQUEST_FILE
+from orchestrator.execution.stop_reasons import SignalHandler, sigterm_blocked
 from orchestrator.study.trial_records import TrialState
 from tests.support.driver_process import STEPS, check_exact, drive, finish, records, wait_for
 from tests.support.fake_session import trained, write_script
@@ -103,8 +103,8 @@ def test_a_second_signal_ends_the_driver_at_once(tmp_path: Path) -> None:
     driver = drive(tmp_path)
     wait_for(lambda: len(trained(tmp_path)) >= 1, driver)
     driver.send_signal(signal.SIGTERM)
-    wait_until(lambda: list(tmp_path.rglob(STOP_REQUEST_FILE)))
-    time.sleep(SignalHandler.ONE_REQUEST)  # from here on a signal is a second one
+    wait_until(lambda: list(tmp_path.rglob(RELEASE_REQUEST_FILE)))
+    time.sleep(SignalHandler.SAME_SIGNAL_SECONDS)  # from here on a signal is a second one
     driver.send_signal(signal.SIGTERM)
     assert driver.wait(timeout=300) == 130
     assert "farewell" in driver.communicate()[1]
@@ -183,7 +183,7 @@ def test_a_server_that_is_gone_is_told_from_one_that_listens(monkeypatch: pytest
 
 
 def test_processes_started_meanwhile_are_not_reached_by_sigterm() -> None:
-    with deaf_to_sigterm():
+    with sigterm_blocked():
         child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         words = ["bash", "-c", "cat; true"]  # as Ray starts its workers
         shell = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -75,7 +75,7 @@ def test_what_ray_says_of_a_lost_worker_tells_no_secret(fast_tmp_path: Path, mon
     messages = RuntimeError(" ".join([*CANARIES.values(), "/canary/0000006", "https://me:canary@host"]))
     trial = TuneTrial("train", stub=True)
     trial.handle_error(messages)
-    for cause in (trial.cause, multi_process_trial._line(messages), shared_worker._worker_lost(messages)):  # pyright: ignore[reportPrivateUsage]
+    for cause in (trial.cause, multi_process_trial._line(messages), shared_worker._lost_message(messages)):  # pyright: ignore[reportPrivateUsage]
         assert "canary" not in cause
         assert "***" in cause
     view, sink = SilentView(), ListSink()

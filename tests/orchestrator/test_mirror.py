@@ -47,7 +47,7 @@ def test_there_and_back(mirror: Mirror, folder: Path, tmp_path: Path) -> None:
     mirror.put("trials/0001/1/end", {"manifest.json": folder / "manifest.json"})
     assert mirror.complete_paths() == [PREFIX, "trials/0001/1/end"]
     assert mirror.complete_paths("trials/0001/1/checkpoints") == [PREFIX]
-    assert mirror.subfolders("trials/0001").complete_paths() == ["1/checkpoints/step-00000010", "1/end"]
+    assert mirror.at("trials/0001").complete_paths() == ["1/checkpoints/step-00000010", "1/end"]
     back = tmp_path / "back" / "step-00000010"
     assert mirror.get(PREFIX, back)
     assert contents(back) == contents(folder)

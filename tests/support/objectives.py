@@ -6,7 +6,7 @@ import torch
 
 from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 from trainer.objectives.losses import pair_loss
-from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateNormalizer
+from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateTotals
 
 _TERMS: dict[str, dict[str, Any]] = {term: {} for term in get_args(DpoLossType)} | {
     "robust": {"label_smoothing": 0.1},
@@ -79,18 +79,18 @@ def random_logps(pairs: int = 5, seed: int = 0, per_token: float = 1.0) -> PairL
             rate = -per_token * uniform(0.2, 2.0) + drift * uniform(-0.2, 0.2)
             found[name] = rate * tokens
             found[f"{name}_shared"] = rate * shared * uniform(0.9, 1.0)
-            found[f"{name}_purity"] = -uniform(0.1, 1.0) * tokens
+            found[f"{name}_collision_logp"] = -uniform(0.1, 1.0) * tokens
         found["prompt"] = -per_token * uniform(0.2, 2.0) * p
         return found
 
     return PairLogps(**sums(0.0), reference=PairLogps(**sums(1.0)))
 
 
-def normalizer(logps: PairLogps) -> UpdateNormalizer:
+def update_totals(logps: PairLogps) -> UpdateTotals:
     prompts = 0 if logps.prompt_tokens is None else int(logps.prompt_tokens.sum())
-    return UpdateNormalizer(len(logps), int(logps.chosen_tokens.sum()), prompts)
+    return UpdateTotals(len(logps), int(logps.chosen_tokens.sum()), prompts)
 
 
 def evaluate(loss: LossConfig, logps: PairLogps) -> LossTerms:
     """The objective with these pairs as a whole update."""
-    return pair_loss(loss, logps, normalizer(logps))
+    return pair_loss(loss, logps, update_totals(logps))

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from trainer.objectives.pair_logps import UpdateNormalizer
+from trainer.objectives.pair_logps import UpdateTotals
 
 VOCABULARY = 256
 
@@ -133,8 +133,8 @@ def cpo_inputs(pairs: Sequence[Pair]) -> dict[str, torch.Tensor]:
     return inputs
 
 
-def norm_of(pairs: list[Pair]) -> UpdateNormalizer:
-    return UpdateNormalizer.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
+def totals_of(pairs: list[Pair]) -> UpdateTotals:
+    return UpdateTotals.from_lengths([len(p.prompt) for p in pairs], [len(p.chosen) for p in pairs])
 
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.support.small_trials import MODEL, finish, trial
-from tests.support.trl_oracle import make_pairs, norm_of
+from tests.support.trl_oracle import make_pairs, totals_of
 from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel, ModelConfig
 from trainer.forward.pair_model import PairModel
@@ -79,10 +79,10 @@ def test_a_model_under_training_computes_what_it_computes_at_rest(
     with caplog.at_level(logging.WARNING):
         ours = PairModel(model)
     model.requires_grad_(True).train()
-    norm = norm_of(pairs)
+    totals = totals_of(pairs)
     for seed in (1, 2, 3):
         torch.manual_seed(seed)
-        terms = ours.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
+        terms = ours.backward(pairs, SimpoLoss(), None, totals, torch.Tensor.backward)
         for index, pair in enumerate(pairs):
             ids = torch.tensor([*pair.prompt, *pair.chosen])[None]
             with torch.no_grad():

@@ -151,16 +151,16 @@ class SimpoLoss(BaseLoss):
         return self
 
     @property
-    def ratio(self) -> float:
+    def gamma_over_beta(self) -> float:
         """gamma / beta; 0.25 (default of the authors' code) if neither gamma nor the ratio is set."""
         if self.gamma is not None:
             return self.gamma / self.beta
         return 0.25 if self.gamma_beta_ratio is None else self.gamma_beta_ratio
 
     @property
-    def margin(self) -> float:
+    def gamma_value(self) -> float:
         """The target reward margin gamma in absolute terms."""
-        return self.ratio * self.beta if self.gamma is None else self.gamma
+        return self.gamma_over_beta * self.beta if self.gamma is None else self.gamma
 
     @property
     def cross_entropy_weight(self) -> float:

@@ -370,7 +370,7 @@ class TrialConfig(FrozenModel):
         if not isinstance(self.loss, SimpoLoss):
             return {}
         weight = self.loss.cross_entropy_weight
-        margin = {"loss.gamma": self.loss.margin, "loss.gamma_beta_ratio": self.loss.ratio}
+        margin = {"loss.gamma": self.loss.gamma_value, "loss.gamma_beta_ratio": self.loss.gamma_over_beta}
         return margin | {"loss.sft_weight": weight, "loss.nll_scale": weight}
 
 

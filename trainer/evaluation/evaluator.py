@@ -27,7 +27,7 @@ from trainer.forward.pair_model import PairModel
 from trainer.metrics import EVAL
 from trainer.models.model_files import end_token_ids
 from trainer.objectives.losses import pair_loss, required_stats
-from trainer.objectives.pair_logps import PairLogps, RequiredStats, UpdateNormalizer, metric_means, metric_sums
+from trainer.objectives.pair_logps import PairLogps, RequiredStats, UpdateTotals, metric_means, metric_sums
 from trainer.storage.atomic_files import write_file
 
 
@@ -92,7 +92,7 @@ def score_pairs(
 def _gather_in_order(
     found: Sequence[PairLogps], order: Sequence[int], count: int, process_group: ProcessGroup
 ) -> PairLogps:
-    part = PairLogps.cat(found).columns() if found else {}
+    part = PairLogps.concatenate(found).columns() if found else {}
     if process_group.size == 1:
         positions = torch.empty(count, dtype=torch.long)
         positions[torch.tensor(order, dtype=torch.long)] = torch.arange(count)
@@ -111,8 +111,8 @@ def _gather_in_order(
 
 def eval_metrics(loss: LossConfig, logps: PairLogps, prompt_lengths: Sequence[int]) -> dict[str, float]:
     """Return the held-out metrics under their `eval_` names. `logps`: of all pairs, with reference if required."""
-    norm = UpdateNormalizer.from_lengths(prompt_lengths, [int(n) for n in logps.chosen_tokens])
-    found = metric_means(metric_sums(pair_loss(loss, logps, norm)))
+    totals = UpdateTotals.from_lengths(prompt_lengths, [int(n) for n in logps.chosen_tokens])
+    found = metric_means(metric_sums(pair_loss(loss, logps, totals)))
     return {f"{EVAL}{name}": value for name, value in found.items()}
 
 

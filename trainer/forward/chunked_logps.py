@@ -331,8 +331,10 @@ def _pair_logps(batch: Batch, pairs: slice, sums: _Sums) -> PairLogps:
         rejected_tokens=counts(batch.rejected_tokens),
         chosen_shared=by["chosen_shared"],
         rejected_shared=by["rejected_shared"],
-        chosen_purity=None if collisions is None else collisions["chosen_shared"] + collisions["chosen_tail"],
-        rejected_purity=None if collisions is None else collisions["rejected_shared"] + collisions["rejected_tail"],
+        chosen_collision_logp=None if collisions is None else collisions["chosen_shared"] + collisions["chosen_tail"],
+        rejected_collision_logp=None
+        if collisions is None
+        else collisions["rejected_shared"] + collisions["rejected_tail"],
         prompt=by["prompt"] if batch.prompt_scored else None,
         prompt_tokens=counts(batch.prompt_tokens) if batch.prompt_scored else None,
     )

@@ -28,7 +28,7 @@ from trainer.forward.chunked_logps import ChunkSize, Head, objective_loss, seque
 from trainer.forward.packing import Batch, TokenPair, pack_pairs, pad_pairs
 from trainer.forward.rotary_embeddings import RotarySwitch
 from trainer.objectives.losses import coupled_loss, pair_loss, required_stats
-from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats, UpdateNormalizer
+from trainer.objectives.pair_logps import LossTerms, PairLogps, RequiredStats, UpdateTotals
 from trainer.randomness import switched_off
 
 _log = logging.getLogger(__name__)
@@ -150,7 +150,7 @@ class PairModel:
         pairs: Sequence[TokenPair],
         loss: LossConfig,
         reference: PairLogps | None,
-        norm: UpdateNormalizer,
+        totals: UpdateTotals,
         backward: Callable[[Tensor], object],
         update: UpdateLogps | None = None,
     ) -> LossTerms:
@@ -163,19 +163,19 @@ class PairModel:
             loss: The objective.
             reference: Log-probs of these pairs, in this order, under the initial model; None for objectives without
                 reference.
-            norm: Totals of the whole update over all processes.
+            totals: Totals of the whole update over all processes.
             backward: Called once with the scalar loss, as `Tensor.backward`. Under DistributedDataParallel, which
                 averages over processes, it must multiply the loss by their number.
             update: Log-probs of the whole update, for objectives that couple its pairs
-                (`required_stats(loss).update_logps`), if `pairs` are not all of them.
+                (`required_stats(loss).couples_pairs`), if `pairs` are not all of them.
 
         Raises:
             ValueError: `reference` or `update` is missing, or `reference` is given but not used.
         """
         required = required_stats(loss)
-        if required.update_logps and update is None and len(pairs) != norm.pairs:
+        if required.couples_pairs and update is None and len(pairs) != totals.pairs:
             raise ValueError(
-                f"{loss.kind} with these terms couples the pairs of an update, but {len(pairs)} of {norm.pairs} are "
+                f"{loss.kind} with these terms couples the pairs of an update, but {len(pairs)} of {totals.pairs} are "
                 "given; give the log-probs of the whole update too"
             )
         if required.reference != (reference is not None):
@@ -187,9 +187,9 @@ class PairModel:
 
         def objective(logps: PairLogps, part: slice) -> LossTerms:
             if update is not None:
-                return coupled_loss(loss, update.logps, update.index[part], logps, norm)
+                return coupled_loss(loss, update.logps, update.index[part], logps, totals)
             rows = None if reference is None else reference.select(part)
-            return pair_loss(loss, replace(logps, reference=rows), norm)
+            return pair_loss(loss, replace(logps, reference=rows), totals)
 
         with use_attention(self._core, batch, self.rotary):
             hidden = hidden_states(self._model, self._core, batch)
@@ -199,11 +199,11 @@ class PairModel:
                 self._current_head(),
                 objective,
                 self.chunk_size,
-                couples_pairs=required.update_logps and update is None,
+                couples_pairs=required.couples_pairs and update is None,
                 collision_prob=required.collision_prob,
             )
             backward(total)
-        return LossTerms.cat(terms)
+        return LossTerms.concatenate(terms)
 
     def _current_head(self) -> Head:
         """Return the output layer between a pass and its backward, when FSDP2 has gathered a sharded one."""

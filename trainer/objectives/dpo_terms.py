@@ -26,13 +26,15 @@ class LogRatios:
     """Arguments of the terms; every tensor has shape [N]."""
 
     policy_margin: Tensor
-    """lp_w - lp_l."""
+    """Log-prob of the chosen minus the rejected response under the policy."""
     reference_margin: Tensor
+    """The same under the reference."""
     chosen: Tensor
-    """a."""
+    """Policy minus reference log-prob of the chosen response."""
     rejected: Tensor
-    """d."""
+    """Policy minus reference log-prob of the rejected response."""
     chosen_score: Tensor
+    """f'(e^chosen) of the f-divergence; equal to `chosen` for reverse KL."""
     rejected_score: Tensor
     chosen_tokens: Tensor
     rejected_tokens: Tensor
@@ -72,10 +74,10 @@ def wpo_weights(logps: PairLogps) -> Tensor:
 
     Product over both responses of exp(mean(log p - log sum_v p_v^2)).
     """
-    if logps.chosen_purity is None or logps.rejected_purity is None:
+    if logps.chosen_collision_logp is None or logps.rejected_collision_logp is None:
         raise ValueError("use_weighting needs the collision probabilities of the token distributions")
-    chosen = (logps.chosen - logps.chosen_purity) / logps.chosen_tokens
-    rejected = (logps.rejected - logps.rejected_purity) / logps.rejected_tokens
+    chosen = (logps.chosen - logps.chosen_collision_logp) / logps.chosen_tokens
+    rejected = (logps.rejected - logps.rejected_collision_logp) / logps.rejected_tokens
     return (chosen + rejected).detach().exp()
 
 
@@ -97,20 +99,20 @@ def _score(loss: DpoLoss, ratio: Tensor) -> Tensor:
             assert_never(loss.f_divergence_type)
 
 
-def term_losses(term: DpoLossType, loss: DpoLoss, r: LogRatios) -> Tensor:
+def term_losses(term: DpoLossType, loss: DpoLoss, ratios: LogRatios) -> Tensor:
     """Return one term's loss of each pair, [N]; for sorted terms (aot) of each rank in the sort."""
     beta, smoothing = loss.beta, loss.label_smoothing
-    scaled = beta * (r.chosen_score - r.rejected_score)
-    chosen, rejected = beta * r.chosen, beta * r.rejected
+    scaled = beta * (ratios.chosen_score - ratios.rejected_score)
+    chosen, rejected = beta * ratios.chosen, beta * ratios.rejected
     match term:
         case "sigmoid":
             return -logsigmoid(scaled)
         case "sigmoid_norm":
-            return -logsigmoid(beta * _average_margin(r))
+            return -logsigmoid(beta * _average_margin(ratios))
         case "hinge":
             return torch.relu(1 - scaled)
         case "ipo":
-            return (_average_margin(r) - 1 / (2 * beta)) ** 2
+            return (_average_margin(ratios) - 1 / (2 * beta)) ** 2
         case "robust":
             flipped = (1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)
             return -flipped / (1 - 2 * smoothing)
@@ -122,11 +124,13 @@ def term_losses(term: DpoLossType, loss: DpoLoss, r: LogRatios) -> Tensor:
         case "bco_pair":
             return -logsigmoid(chosen) - logsigmoid(-rejected)
         case "sppo_hard":
-            return (r.chosen - 0.5 / beta) ** 2 + (r.rejected + 0.5 / beta) ** 2
+            return (ratios.chosen - 0.5 / beta) ** 2 + (ratios.rejected + 0.5 / beta) ** 2
         case "aot":
-            return smoothed_logistic(beta * (_sorted(r.policy_margin) - _sorted(r.reference_margin)), smoothing)
+            return smoothed_logistic(
+                beta * (_sorted(ratios.policy_margin) - _sorted(ratios.reference_margin)), smoothing
+            )
         case "aot_unpaired":
-            return smoothed_logistic(beta * (_sorted(r.chosen) - _sorted(r.rejected)), smoothing)
+            return smoothed_logistic(beta * (_sorted(ratios.chosen) - _sorted(ratios.rejected)), smoothing)
         case "apo_zero":
             return (-chosen).sigmoid() + rejected.sigmoid()
         case "apo_down":
@@ -139,8 +143,8 @@ def term_losses(term: DpoLossType, loss: DpoLoss, r: LogRatios) -> Tensor:
             assert_never(term)
 
 
-def _average_margin(r: LogRatios) -> Tensor:
-    return r.chosen_score / r.chosen_tokens - r.rejected_score / r.rejected_tokens
+def _average_margin(ratios: LogRatios) -> Tensor:
+    return ratios.chosen_score / ratios.chosen_tokens - ratios.rejected_score / ratios.rejected_tokens
 
 
 def _sorted(values: Tensor) -> Tensor:

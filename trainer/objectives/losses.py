@@ -20,9 +20,9 @@ from trainer.objectives.pair_logps import (
     LossTerms,
     PairLogps,
     RequiredStats,
-    UpdateNormalizer,
+    UpdateTotals,
     cross_entropy,
-    mean_logps,
+    per_token_logps,
     prompt_cross_entropy,
     smoothed_logistic,
 )
@@ -40,7 +40,7 @@ def required_stats(loss: LossConfig) -> RequiredStats:
         case DpoLoss():
             reference = compares_with_reference(loss)
             return RequiredStats(
-                reference=reference, collision_prob=loss.use_weighting, update_logps=loss.couples_pairs
+                reference=reference, collision_prob=loss.use_weighting, couples_pairs=loss.couples_pairs
             )
         case OrpoLoss():
             return RequiredStats(prompt=loss.nll_prompt and loss.nll_scale > 0)
@@ -50,28 +50,28 @@ def required_stats(loss: LossConfig) -> RequiredStats:
             assert_never(loss)
 
 
-def pair_loss(loss: LossConfig, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
-    """Return the objective's terms for these pairs: their share of the update described by `norm`.
+def pair_loss(loss: LossConfig, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
+    """Return the objective's terms for these pairs: their share of the update described by `totals`.
 
     Raises ValueError if the objective needs a reference, or another statistic, that `logps` lacks.
     """
     match loss:
         case SimpoLoss():
-            return simpo(loss, logps, norm)
+            return simpo(loss, logps, totals)
         case DpoLoss():
-            return dpo(loss, logps, norm)
+            return dpo(loss, logps, totals)
         case CpoLoss():
-            return cpo(loss, logps, norm)
+            return cpo(loss, logps, totals)
         case OrpoLoss():
-            return orpo(loss, logps, norm)
+            return orpo(loss, logps, totals)
         case SftLoss():
-            return sft(logps, norm)
+            return sft(logps, totals)
         case _:
             assert_never(loss)
 
 
 def coupled_loss(
-    loss: LossConfig, update_logps: PairLogps, index: Sequence[int], part: PairLogps, norm: UpdateNormalizer
+    loss: LossConfig, update_logps: PairLogps, index: Sequence[int], part: PairLogps, totals: UpdateTotals
 ) -> LossTerms:
     """Return the terms of some pairs of an update under an objective that couples all of its pairs.
 
@@ -80,22 +80,22 @@ def coupled_loss(
         update_logps: The update's log-probs with reference, computed in an earlier pass.
         index: Indexes of these pairs in the update.
         part: Log-probs of these pairs, with autograd history.
-        norm: Totals of the update.
+        totals: Totals of the update.
 
     Returns:
         Terms whose loss value is these pairs' share, but whose gradient (w.r.t. `part`) is that of the whole update's
         loss.
     """
-    terms = pair_loss(loss, update_logps.replace_pairs(index, part), norm)
+    terms = pair_loss(loss, update_logps.replace_pairs(index, part), totals)
     value = terms.loss.detach()
-    shared = terms.loss - value + value * (len(index) / norm.pairs)
+    shared = terms.loss - value + value * (len(index) / totals.pairs)
     return replace(terms.select(index), loss=shared)
 
 
 # --- simpo -----------------------------------------------------------------------------------------------------------
 
 
-def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
+def simpo(loss: SimpoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
     """Return the terms of SimPO (Meng et al. 2024, eq. 6; princeton-nlp/SimPO scripts/simpo_trainer.py).
 
     z = alp_w - alp_l - gamma/beta.
@@ -103,8 +103,10 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerm
     With alpha, AlphaPO (Gupta et al. 2025): (1 - e^(-alpha alp)) / alpha in the place of alp.
     Reward: beta * alp, without gamma.
     """
-    chosen, rejected = mean_logps(logps)
-    scaled = loss.beta * (shape_log_prob(chosen, loss.alpha) - shape_log_prob(rejected, loss.alpha) - loss.ratio)
+    chosen, rejected = per_token_logps(logps)
+    scaled = loss.beta * (
+        shape_log_prob(chosen, loss.alpha) - shape_log_prob(rejected, loss.alpha) - loss.gamma_over_beta
+    )
     match loss.loss_type:
         case "sigmoid":
             losses = smoothed_logistic(scaled, loss.label_smoothing)
@@ -112,21 +114,21 @@ def simpo(loss: SimpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerm
             losses = torch.relu(1 - scaled)
         case _:
             assert_never(loss.loss_type)
-    total = losses.sum() / norm.pairs + _weighted_nll(loss.cross_entropy_weight, logps, norm)
-    return _loss_terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
+    total = losses.sum() / totals.pairs + _weighted_nll(loss.cross_entropy_weight, logps, totals)
+    return _loss_terms(total, logps, totals, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- dpo -------------------------------------------------------------------------------------------------------------
 
 
-def dpo(loss: DpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
+def dpo(loss: DpoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
     """Return the terms of the DPO family (Rafailov et al. 2023, eq. 7): weighted sum of dpo_terms.py's terms and CE.
 
     Reward: beta * (lp - lpr), summed for every term, as in TRL. Sorted terms (aot) need all pairs of the update here.
     """
     chosen, rejected = length_desensitized(loss, logps)
     weights = wpo_weights(logps) if loss.use_weighting else None
-    total = _weighted_nll(loss.nll_scale, logps, norm)
+    total = _weighted_nll(loss.nll_scale, logps, totals)
     if compares_with_reference(loss):
         if logps.reference is None:
             raise ValueError("this objective needs reference log-probs: add them with PairLogps.with_reference")
@@ -135,23 +137,23 @@ def dpo(loss: DpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
             if term != "sft":
                 losses = term_losses(term, loss, found)
                 losses = losses if weights is None else losses * weights
-                total = total + weight * losses.sum() / norm.pairs
+                total = total + weight * losses.sum() / totals.pairs
     for term, weight in loss.terms:
         if term == "sft":
-            total = total + weight * cross_entropy(logps, norm)
-    return _loss_terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
+            total = total + weight * cross_entropy(logps, totals)
+    return _loss_terms(total, logps, totals, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- cpo -------------------------------------------------------------------------------------------------------------
 
 
-def cpo(loss: CpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
+def cpo(loss: CpoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
     """Return the terms of CPO (Xu et al. 2024, eq. 3), as TRL's CPOTrainer: the preference term plus nll_scale * CE.
 
     sigmoid: -(1-eps) ls(beta (lp_w - lp_l)) - eps ls(...). hinge: max(0, 1 - beta (lp_w - lp_l)).
     ipo: (alp_w - alp_l - 1/(2 beta))^2, on averages. Reward: beta * the term's argument (lp, or alp for ipo).
     """
-    chosen, rejected = mean_logps(logps) if loss.loss_type == "ipo" else (logps.chosen, logps.rejected)
+    chosen, rejected = per_token_logps(logps) if loss.loss_type == "ipo" else (logps.chosen, logps.rejected)
     match loss.loss_type:
         case "sigmoid":
             losses = smoothed_logistic(loss.beta * (chosen - rejected), loss.label_smoothing)
@@ -161,28 +163,29 @@ def cpo(loss: CpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
             losses = (chosen - rejected - 1 / (2 * loss.beta)) ** 2
         case _:
             assert_never(loss.loss_type)
-    total = losses.sum() / norm.pairs + _weighted_nll(loss.nll_scale, logps, norm)
-    return _loss_terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected))
+    total = losses.sum() / totals.pairs + _weighted_nll(loss.nll_scale, logps, totals)
+    return _loss_terms(total, logps, totals, _rewards(loss, logps), (chosen, rejected))
 
 
 # --- orpo ------------------------------------------------------------------------------------------------------------
 
 
-def orpo(loss: OrpoLoss, logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
+def orpo(loss: OrpoLoss, logps: PairLogps, totals: UpdateTotals) -> LossTerms:
     """Return the terms of ORPO (Hong et al. 2024, eqs. 4-7) as in TRL's ORPOTrainer.
 
     nll_scale * NLL - beta * ls(log odds ratio).
     log odds ratio = (alp_w - alp_l) - (log(1 - e^alp_w) - log(1 - e^alp_l)), on averages. NLL per token of prompt and
     chosen (nll_prompt), or of chosen alone. Reward: beta * alp.
     """
-    chosen, rejected = mean_logps(logps)
-    odds = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
-    total = -loss.beta * logsigmoid(odds).sum() / norm.pairs
+    chosen, rejected = per_token_logps(logps)
+    log_odds_ratio = (chosen - rejected) - (_log1mexp(chosen) - _log1mexp(rejected))
+    total = -loss.beta * logsigmoid(log_odds_ratio).sum() / totals.pairs
     if loss.nll_scale:
-        nll = prompt_cross_entropy(logps, norm) if loss.nll_prompt else cross_entropy(logps, norm)
+        nll = prompt_cross_entropy(logps, totals) if loss.nll_prompt else cross_entropy(logps, totals)
         total = total + loss.nll_scale * nll
-    extra = {"log_odds_ratio": logsigmoid(odds), "log_odds_chosen": odds}
-    return _loss_terms(total, logps, norm, _rewards(loss, logps), (chosen, rejected), extra)
+    # The metrics have TRL's names: its `log_odds_ratio` is the log sigmoid of the log odds ratio.
+    extra = {"log_odds_ratio": logsigmoid(log_odds_ratio), "log_odds_chosen": log_odds_ratio}
+    return _loss_terms(total, logps, totals, _rewards(loss, logps), (chosen, rejected), extra)
 
 
 def _log1mexp(average: Tensor) -> Tensor:
@@ -193,18 +196,18 @@ def _log1mexp(average: Tensor) -> Tensor:
 # --- sft -------------------------------------------------------------------------------------------------------------
 
 
-def sft(logps: PairLogps, norm: UpdateNormalizer) -> LossTerms:
+def sft(logps: PairLogps, totals: UpdateTotals) -> LossTerms:
     """Return the terms of SFT: cross-entropy per chosen token. Its reward is the summed log-prob."""
     return _loss_terms(
-        cross_entropy(logps, norm), logps, norm, _rewards(SftLoss(), logps), (logps.chosen, logps.rejected)
+        cross_entropy(logps, totals), logps, totals, _rewards(SftLoss(), logps), (logps.chosen, logps.rejected)
     )
 
 
 # --- all -------------------------------------------------------------------------------------------------------------
 
 
-def _weighted_nll(weight: float, logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
-    return weight * cross_entropy(logps, norm) if weight else logps.chosen.new_zeros(())
+def _weighted_nll(weight: float, logps: PairLogps, totals: UpdateTotals) -> Tensor:
+    return weight * cross_entropy(logps, totals) if weight else logps.chosen.new_zeros(())
 
 
 def _rewards(loss: LossConfig, logps: PairLogps) -> tuple[Tensor, Tensor]:
@@ -221,18 +224,18 @@ def _rewards(loss: LossConfig, logps: PairLogps) -> tuple[Tensor, Tensor]:
 def _loss_terms(
     total: Tensor,
     logps: PairLogps,
-    norm: UpdateNormalizer,
-    rewarded: tuple[Tensor, Tensor],
-    reported: tuple[Tensor, Tensor],
+    totals: UpdateTotals,
+    rewards_pair: tuple[Tensor, Tensor],
+    logps_pair: tuple[Tensor, Tensor],
     extra: Mapping[str, Tensor] | None = None,
 ) -> LossTerms:
     return LossTerms(
         loss=total,
-        chosen_rewards=rewarded[0].detach(),
-        rejected_rewards=rewarded[1].detach(),
-        chosen_logps=reported[0].detach(),
-        rejected_logps=reported[1].detach(),
+        chosen_rewards=rewards_pair[0].detach(),
+        rejected_rewards=rewards_pair[1].detach(),
+        chosen_logps=logps_pair[0].detach(),
+        rejected_logps=logps_pair[1].detach(),
         extra={name: values.detach() for name, values in (extra or {}).items()},
         logps=logps.detach(),
-        norm=norm,
+        totals=totals,
     )

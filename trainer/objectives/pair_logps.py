@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+_FILE_NAMES = {"chosen_collision_logp": "chosen_purity", "rejected_collision_logp": "rejected_purity"}
+"""Field -> its name in the cache and in eval_pairs.safetensors, where the two differ."""
+_FIELD_NAMES = {column: field for field, column in _FILE_NAMES.items()}
+
 
 @dataclass(frozen=True, slots=True)
 class PairLogps:
@@ -33,9 +37,9 @@ class PairLogps:
     chosen_shared: Tensor | None = None
     """Sum over the first min(|chosen|, |rejected|) tokens (LD-DPO)."""
     rejected_shared: Tensor | None = None
-    chosen_purity: Tensor | None = None
+    chosen_collision_logp: Tensor | None = None
     """Sum over tokens of log(sum over the vocabulary of p^2) (WPO)."""
-    rejected_purity: Tensor | None = None
+    rejected_collision_logp: Tensor | None = None
     prompt: Tensor | None = None
     """Sum over the prompt's tokens after its first (ORPO's cross-entropy covers them)."""
     prompt_tokens: Tensor | None = None
@@ -50,14 +54,15 @@ class PairLogps:
         return int(self.chosen.shape[0])
 
     def columns(self) -> dict[str, Tensor]:
-        """Return the tensors that are not None, by field name, without the reference; the format of the cache."""
-        named = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "reference"}
+        """Return the tensors that are not None, by their names in files, without the reference."""
+        named = {_FILE_NAMES.get(f.name, f.name): getattr(self, f.name) for f in fields(self) if f.name != "reference"}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 
     @classmethod
     def from_columns(cls, columns: Mapping[str, Tensor]) -> Self:
         """Return the inverse of `columns`. Raises TypeError for an unknown name."""
-        return cls(**columns)  # pyright: ignore[reportArgumentType]
+        by_field = {_FIELD_NAMES.get(name, name): tensor for name, tensor in columns.items()}
+        return cls(**by_field)  # pyright: ignore[reportArgumentType]
 
     def select(self, index: Sequence[int] | slice | Tensor) -> PairLogps:
         """Return the pairs at `index`, reference included."""
@@ -97,14 +102,16 @@ class PairLogps:
         return replace(detached, reference=None if self.reference is None else self.reference.detach())
 
     @staticmethod
-    def cat(parts: Sequence[PairLogps]) -> PairLogps:
+    def concatenate(parts: Sequence[PairLogps]) -> PairLogps:
         """Concatenate micro-batches' pairs in order. All must have the same statistics."""
         columns = [part.columns() for part in parts]
         joined = {name: torch.cat([column[name] for column in columns]) for name in columns[0]}
         references = [part.reference for part in parts if part.reference is not None]
         if references and len(references) != len(parts):
             raise ValueError("some of the parts have a reference and some do not")
-        return replace(PairLogps.from_columns(joined), reference=PairLogps.cat(references) if references else None)
+        return replace(
+            PairLogps.from_columns(joined), reference=PairLogps.concatenate(references) if references else None
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,12 +123,12 @@ class RequiredStats:
     reference: bool = False
     prompt: bool = False
     collision_prob: bool = False
-    update_logps: bool = False
+    couples_pairs: bool = False
     """Whether the loss couples the pairs of an update (a sort) and is not a sum over pairs."""
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateNormalizer:
+class UpdateTotals:
     """Totals over one update, all micro-batches and processes, by which each micro-batch divides."""
 
     pairs: int
@@ -154,7 +161,7 @@ class LossTerms:
     """[N] each, detached: further metrics of this objective by name, averaged over pairs."""
     logps: PairLogps
     """The inputs of the objective, detached."""
-    norm: UpdateNormalizer
+    totals: UpdateTotals
 
     def select(self, index: Sequence[int]) -> LossTerms:
         """Return these pairs' rewards and log-probs; the loss is unchanged."""
@@ -169,7 +176,7 @@ class LossTerms:
         )
 
     @staticmethod
-    def cat(parts: Sequence[LossTerms]) -> LossTerms:
+    def concatenate(parts: Sequence[LossTerms]) -> LossTerms:
         """Concatenate the terms of groups of pairs of one update; losses are added."""
         return LossTerms(
             loss=torch.stack([part.loss for part in parts]).sum(),
@@ -178,8 +185,8 @@ class LossTerms:
             chosen_logps=torch.cat([part.chosen_logps for part in parts]),
             rejected_logps=torch.cat([part.rejected_logps for part in parts]),
             extra={name: torch.cat([part.extra[name] for part in parts]) for name in parts[0].extra},
-            logps=PairLogps.cat([part.logps for part in parts]),
-            norm=parts[0].norm,
+            logps=PairLogps.concatenate([part.logps for part in parts]),
+            totals=parts[0].totals,
         )
 
 
@@ -209,7 +216,7 @@ def metric_sums(terms: LossTerms) -> MetricSums:
         **{name: values.sum() for name, values in terms.extra.items()},
     }
     all_sums = _to_sums(sums, len(terms.logps))
-    all_sums["loss"] = (all_sums["loss"][0], len(terms.logps) / terms.norm.pairs)
+    all_sums["loss"] = (all_sums["loss"][0], len(terms.logps) / terms.totals.pairs)
     if all_sums["lengths/rejected"][0] == 0:
         return {name: all_sums[name] for name in _WITHOUT_REJECTED}
     return all_sums
@@ -262,18 +269,18 @@ def smoothed_logistic(scaled: Tensor, smoothing: float) -> Tensor:
     return -(1 - smoothing) * logsigmoid(scaled) - smoothing * logsigmoid(-scaled)
 
 
-def cross_entropy(logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
+def cross_entropy(logps: PairLogps, totals: UpdateTotals) -> Tensor:
     """Return these pairs' share of the update's cross-entropy per chosen token; scalar."""
-    return -logps.chosen.sum() / norm.chosen_tokens
+    return -logps.chosen.sum() / totals.chosen_tokens
 
 
-def prompt_cross_entropy(logps: PairLogps, norm: UpdateNormalizer) -> Tensor:
+def prompt_cross_entropy(logps: PairLogps, totals: UpdateTotals) -> Tensor:
     """Return the cross-entropy per token of prompt and chosen response."""
-    if logps.prompt is None or norm.prompt_tokens == 0:
+    if logps.prompt is None or totals.prompt_tokens == 0:
         raise ValueError("this objective scores prompts: their log-probs and token counts are missing")
-    return -(logps.prompt + logps.chosen).sum() / (norm.prompt_tokens + norm.chosen_tokens)
+    return -(logps.prompt + logps.chosen).sum() / (totals.prompt_tokens + totals.chosen_tokens)
 
 
-def mean_logps(logps: PairLogps) -> tuple[Tensor, Tensor]:
+def per_token_logps(logps: PairLogps) -> tuple[Tensor, Tensor]:
     """Return the log-prob per token of chosen and rejected, [N] each."""
     return logps.chosen / logps.chosen_tokens, logps.rejected / logps.rejected_tokens

@@ -60,12 +60,12 @@ class UpdatePlan:
         seed = np.random.SeedSequence([self.training.seed, step, self._rank]).generate_state(1)[0]
         torch.manual_seed(int(seed))
 
-    def check_finite(self, step: int, *, loss: float, norm: float = 0.0) -> None:
+    def check_finite(self, step: int, *, loss: float, grad_norm: float = 0.0) -> None:
         """Raise Diverged if the loss or the gradient norm of update `step` is not finite."""
         if not math.isfinite(loss):
             raise Diverged(self._divergence_message(step, f"the loss is {loss}"))
-        if not math.isfinite(norm):
-            raise Diverged(self._divergence_message(step, f"the gradient norm is {norm} at loss {loss:.6g}"))
+        if not math.isfinite(grad_norm):
+            raise Diverged(self._divergence_message(step, f"the gradient norm is {grad_norm} at loss {loss:.6g}"))
 
     def _divergence_message(self, step: int, problem: str) -> str:
         rate = self.training.learning_rate * self.lr_factor(step)

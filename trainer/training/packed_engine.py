@@ -16,7 +16,7 @@ from trainer.config.trial import TrialConfig
 from trainer.evaluation.evaluator import pair_batches, pair_costs, score_pairs
 from trainer.forward.pair_model import UpdateLogps
 from trainer.objectives.losses import required_stats
-from trainer.objectives.pair_logps import LossTerms, MetricSums, PairLogps, UpdateNormalizer, merge_sums, metric_sums
+from trainer.objectives.pair_logps import LossTerms, MetricSums, PairLogps, UpdateTotals, merge_sums, metric_sums
 from trainer.training.engine import TrainingInputs, UpdatePlan
 from trainer.training.optimizer import Optimizer
 
@@ -57,12 +57,12 @@ class PackedEngine:
         plan.check_finite(number, loss=loss / weight)
         if not self._inputs.pair_model.sharded:  # backward has reduced those of sharded weights
             process_group.all_reduce_gradients(self._trained.values())
-        norm = self._optimizer.clip_gradients()
-        plan.check_finite(number, loss=loss / weight, norm=norm)
+        grad_norm = self._optimizer.clip_gradients()
+        plan.check_finite(number, loss=loss / weight, grad_norm=grad_norm)
         rate = self._optimizer.step(plan.lr_factor(number))
         seconds = perf_counter() - began
         return sums | {
-            "grad_norm": (norm, 1.0),
+            "grad_norm": (grad_norm, 1.0),
             "learning_rate": (rate, 1.0),
             "tokens_per_second": (sums["tokens_per_second"][0], seconds),
             "pairs_per_second": (float(len(indexes)), seconds),
@@ -70,14 +70,14 @@ class PackedEngine:
 
     def _accumulate(self, indexes: Sequence[int]) -> MetricSums:
         model, process_group, pairs = self._inputs.pair_model, self._inputs.process_group, self._inputs.train
-        norm = UpdateNormalizer.from_lengths(
+        totals = UpdateTotals.from_lengths(
             [int(pairs.prompt_lengths[i]) for i in indexes], [int(pairs.chosen_lengths[i]) for i in indexes]
         )
         lengths, budget = [self._lengths[i] for i in indexes], self._training.tokens_per_micro_batch
         ranks = range(process_group.size)
         shares = [pair_batches(model, lengths, range(rank, len(indexes), process_group.size), budget) for rank in ranks]
         before = model.counters.tokens
-        update_logps = self._update_logps(indexes) if required_stats(self._loss).update_logps else None
+        update_logps = self._update_logps(indexes) if required_stats(self._loss).couples_pairs else None
 
         def run_micro_batch(positions: Sequence[int], backward: Callable[[torch.Tensor], None]) -> LossTerms:
             batch = [indexes[position] for position in positions]
@@ -87,7 +87,7 @@ class PackedEngine:
                     [pairs.pair(i) for i in batch],
                     self._loss,
                     None if reference is None else reference.select(batch),
-                    norm,
+                    totals,
                     backward,
                     None if update_logps is None else UpdateLogps(update_logps, positions),
                 )

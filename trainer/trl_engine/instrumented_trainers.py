@@ -55,9 +55,9 @@ class StepCallbacks:
         self._plan.check_finite(self.done + 1, loss=float(loss))
         self._loss = float(loss)
 
-    def on_gradient(self, norm: float) -> None:
+    def on_gradient(self, grad_norm: float) -> None:
         """Take the norm of the update's gradient before the step. Raises Diverged."""
-        self._plan.check_finite(self.done + 1, loss=self._loss, norm=norm)
+        self._plan.check_finite(self.done + 1, loss=self._loss, grad_norm=grad_norm)
 
     def on_log(self, logs: Mapping[str, float]) -> None:
         """Take the trainer's log of an update and emit its metrics; logs without a loss are ignored."""

@@ -104,7 +104,7 @@ def cpo_arguments(loss: SimpoLoss | CpoLoss, common: dict[str, Any], max_length:
     else:
         kind = {
             "loss_type": "simpo",
-            "simpo_gamma": loss.margin,
+            "simpo_gamma": loss.gamma_value,
             "alpha": loss.alpha,
             "cpo_alpha": loss.cross_entropy_weight,
         }

@@ -11,7 +11,7 @@ import yaml
 
 from dashboards.analysis.param_effects import seed_groups
 from dashboards.analysis.significance import Difference, Significance
-from dashboards.analysis.small_samples import FEW_PAIRS
+from dashboards.analysis.small_samples import SMALL_SAMPLE_PAIRS
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame, state_counts
 from dashboards.diagnosis.diagnose import SweepAnalysis
 from dashboards.diagnosis.findings import FindingLevel
@@ -172,7 +172,7 @@ def _key_figures(frame: SweepFrame, significance: Significance) -> list[KeyFigur
         )
     if significance.wins:
         share = significance.wins[winner.number]
-        few = " (few)" if significance.pairs <= FEW_PAIRS else ""
+        few = " (few)" if significance.pairs <= SMALL_SAMPLE_PAIRS else ""
         found.append(
             KeyFigure(
                 "ranks first", f"{share:.0%}", f"of bootstrap resamples of {significance.pairs:,} held-out pairs{few}"

@@ -27,7 +27,7 @@ from trainer.metrics import EVAL
 from trainer.results import RunResult, RunStatus, StepMetrics
 from trainer.storage.atomic_files import FileLock
 
-GROUP_SECONDS = 0.5
+REPORT_SECONDS = 0.5
 """Seconds for which metrics are collected into one report, to limit the load of the driver."""
 _LOCK_SECONDS = 20.0
 """Seconds to wait for the trial's lock."""
@@ -89,15 +89,15 @@ class AttemptRunner:
     ) -> None:
         """`lock_timeout`: seconds to wait for another process that trains the same trial."""
         self._task, self._open_session, self._lock_timeout = task, open_session, lock_timeout
-        self._metrics: Generator[StepMetrics, None, RunResult] | None = None
+        self._training: Generator[StepMetrics, None, RunResult] | None = None
         self._lock: FileLock | None = None
         self._uploader = None if task.mirror is None else MirrorUploader(task)
-        self._is_over = threading.Event()
+        self._ended = threading.Event()
         self._interrupting = threading.Lock()
         """Held while the session is interrupted, so that no interrupt arrives after this attempt's end."""
 
     def next_report(self) -> AttemptReport:
-        """Return the next metrics: up to an evaluation, the end, or GROUP_SECONDS.
+        """Return the next metrics: up to an evaluation, the end, or REPORT_SECONDS.
 
         Raises:
             WorkerLost: another process of the trial ended.
@@ -110,34 +110,34 @@ class AttemptRunner:
             with captured_warnings() as warnings:
                 result = self._collect(metrics)
         except WorkerLost:
-            self._lose()
+            self._abandon()
             raise
         except Exception as error:  # noqa: BLE001  the trial boundary: an exception becomes recorded data
             result = result_of_exception(error, self._task.folder)
             if result.status is AttemptStatus.LOST:
-                self._lose()
+                self._abandon()
                 raise DeviceFailed(result.reason) from None
         if result is not None:
-            if self._uploader is not None and self._metrics is not None:
+            if self._uploader is not None and self._training is not None:
                 self._uploader.finish(result)
             self._release_lock()
         return self._report(metrics, result, warnings)
 
     def close(self) -> None:
         """Stop the attempt at once, without a checkpoint."""
-        if self._metrics is not None:
-            self._metrics.close()
+        if self._training is not None:
+            self._training.close()
             if self._uploader is not None:
                 self._uploader.cancel(is_wanted=False)
         self._release_lock()
 
-    def _lose(self) -> None:
+    def _abandon(self) -> None:
         if self._uploader is not None:
             self._uploader.cancel(is_wanted=True)
         self._release_lock()
 
     def _report(self, metrics: list[StepMetrics], result: AttemptResult | None, warnings: list[str]) -> AttemptReport:
-        counters = dict(self._open_session().counters) if self._metrics else {}
+        counters = dict(self._open_session().counters) if self._training else {}
         notices: tuple[str, ...] = ()
         if self._uploader is not None:
             counters |= self._uploader.counters
@@ -145,8 +145,8 @@ class AttemptRunner:
         return AttemptReport(tuple(metrics), result, os.getpid(), counters, notices, tuple(warnings))
 
     def _collect(self, metrics: list[StepMetrics]) -> AttemptResult | None:
-        until = time.monotonic() + GROUP_SECONDS
-        if self._metrics is None:
+        until = time.monotonic() + REPORT_SECONDS
+        if self._training is None:
             if self._task.stop_requested:
                 return AttemptResult(AttemptStatus.RELEASED, "stop requested before the start")
             self._task.folder.mkdir(parents=True, exist_ok=True)
@@ -157,13 +157,13 @@ class AttemptRunner:
                 return AttemptResult(AttemptStatus.RELEASED, "stop requested while waiting for the trial's lock")
             config = TrialConfig.model_validate_json(self._task.config)
             earlier = self._task.earlier if self._uploader is None else self._uploader.download_attempts()
-            self._metrics = session.train(config, self._task.folder, earlier, self._task.fork)
+            self._training = session.train(config, self._task.folder, earlier, self._task.fork)
             if self._uploader is not None:
                 self._uploader.start()
             threading.Thread(target=self._watch_for_stop, args=(session,), daemon=True).start()
         while True:
             try:
-                step_metrics = next(self._metrics)
+                step_metrics = next(self._training)
             except StopIteration as done:
                 return _to_attempt_result(done.value)
             metrics.append(step_metrics)
@@ -172,18 +172,18 @@ class AttemptRunner:
 
     def _watch_for_stop(self, session: Session) -> None:
         """Thread during training: handle stop requests and the death of the driver."""
-        ray = os.getppid()
-        while not self._is_over.wait(STOP_POLL_SECONDS):
-            if os.getppid() != ray:
+        parent_pid = os.getppid()
+        while not self._ended.wait(STOP_POLL_SECONDS):
+            if os.getppid() != parent_pid:
                 os._exit(1)  # Ray and the driver are dead; another attempt may start at any time
             if self._task.stop_requested:
                 with self._interrupting:
-                    if not self._is_over.is_set():
+                    if not self._ended.is_set():
                         session.interrupt()
 
     def _release_lock(self) -> None:
         with self._interrupting:
-            self._is_over.set()
+            self._ended.set()
         if self._lock is not None:
             self._lock.release()
             self._lock = None

@@ -45,7 +45,7 @@ class MultiProcessSession:
         self._actors: list[Any] = []
         self._counters: Mapping[str, int] = {}
         self._run = 0
-        self._requested = threading.Event()
+        self._stop_requested = threading.Event()
         """Stop request of the newest run; each run has its own event and number."""
 
     @property
@@ -55,7 +55,7 @@ class MultiProcessSession:
 
     def interrupt(self) -> None:
         """Request the newest run to save a checkpoint and end as STOPPED; thread-safe, no effect after its end."""
-        self._requested.set()
+        self._stop_requested.set()
         for actor in self._actors[:1]:  # reaches it during a long step
             actor.interrupt.remote(self._run)
 
@@ -69,8 +69,8 @@ class MultiProcessSession:
             RemoteFailure: a process failed otherwise.
         """
         self._run += 1
-        self._requested = threading.Event()
-        return self._train(self._run, self._requested, config, folder, earlier, fork)
+        self._stop_requested = threading.Event()
+        return self._train(self._run, self._stop_requested, config, folder, earlier, fork)
 
     def _train(
         self,
@@ -88,11 +88,11 @@ class MultiProcessSession:
             while True:
                 if requested.is_set():  # possibly requested before the processes existed
                     self._actors[0].interrupt.remote(run)
-                step = self._call_all("next")
-                first = step.get(0)
+                replies = self._call_all("next")
+                first = replies.get(0)
                 for message in () if first is None else first.warnings:
                     TRAINER_LOGGER.warning("%s", message)  # captured with what this process itself warns of
-                failed = {number: one.failed for number, one in step.items() if one.failed is not None}
+                failed = {number: reply.failed for number, reply in replies.items() if reply.failed is not None}
                 if failed or first is None:
                     raise self._failure(failed, folder)
                 self._counters = first.counters
@@ -146,19 +146,19 @@ class MultiProcessSession:
         from ray.exceptions import OutOfMemoryError, RayActorError
 
         waiting = {getattr(actor, method).remote(*arguments): number for number, actor in enumerate(self._actors)}
-        answers: dict[int, Any] = {}
+        replies: dict[int, Any] = {}
         until = float("inf")
         while waiting and time.monotonic() < until:
             for done in ray.wait(list(waiting), timeout=_POLL_SECONDS)[0]:
                 number = waiting.pop(done)
                 try:
-                    answers[number] = ray.get(done)
+                    replies[number] = ray.get(done)
                 except (RayActorError, OutOfMemoryError) as died:
                     self.shut_down()
                     raise WorkerLost(f"process {number + 1} of {self._size} ended: {_line(died)}") from None
-                if getattr(answers[number], "failed", None) is not None:
+                if getattr(replies[number], "failed", None) is not None:
                     until = min(until, time.monotonic() + _CAUSE_SECONDS)
-        return answers
+        return replies
 
     def _failure(self, failed: Mapping[int, AttemptResult], folder: Path) -> Exception:
         number = _root_cause(failed, folder)

@@ -17,7 +17,7 @@ from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorErro
 from ray.tune import Trainable
 
 from orchestrator.execution.local_cluster import RayDied, check_ray_health
-from orchestrator.execution.messages import REPORT, AttemptReport, AttemptTask, DeviceFailed, WorkerLost
+from orchestrator.execution.messages import REPORT_KEY, AttemptReport, AttemptTask, DeviceFailed, WorkerLost
 from orchestrator.execution.slots import Slots
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory, SharingSession
 from orchestrator.execution.workers.rank_actor import COMPANION_RESOURCE
@@ -208,10 +208,10 @@ class ProxyTrainable(Trainable):
         deadline = time.monotonic() + _RESTART_SECONDS
         while True:
             try:
-                _get(self._worker.start.remote(self._task))
+                _get_or_lost(self._worker.start.remote(self._task))
             except ActorUnavailableError as error:
                 if time.monotonic() > deadline:
-                    raise WorkerLost(_worker_lost(error)) from None
+                    raise WorkerLost(_lost_message(error)) from None
                 time.sleep(_POLL_SECONDS)
             else:
                 return
@@ -219,9 +219,9 @@ class ProxyTrainable(Trainable):
     def step(self) -> dict[str, Any]:
         """Return the next report after the trial's turn."""
         try:
-            return {REPORT: _get(self._worker.next_report.remote(self._task.id))}
+            return {REPORT_KEY: _get_or_lost(self._worker.next_report.remote(self._task.id))}
         except ActorUnavailableError as error:
-            raise WorkerLost(_worker_lost(error)) from None
+            raise WorkerLost(_lost_message(error)) from None
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next attempt, possibly in another process."""
@@ -229,7 +229,7 @@ class ProxyTrainable(Trainable):
         return True
 
 
-def _get(reference: Any) -> Any:
+def _get_or_lost(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
@@ -237,9 +237,9 @@ def _get(reference: Any) -> Any:
     except ActorUnavailableError:
         raise
     except (RayActorError, OutOfMemoryError) as died:
-        raise WorkerLost(_worker_lost(died)) from None
+        raise WorkerLost(_lost_message(died)) from None
 
 
-def _worker_lost(error: Exception) -> str:
+def _lost_message(error: Exception) -> str:
     reason = redact(" ".join(str(error).split()))
     return f"the process shared with other trials ended: {type(error).__name__}: {reason}"

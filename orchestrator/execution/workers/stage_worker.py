@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.errors import DataError, ExitCode, OrchestrateError, StorageRefused
 from orchestrator.execution.local_cluster import check_ray_health
 from orchestrator.execution.messages import (
-    STOP_REQUEST_FILE,
+    RELEASE_REQUEST_FILE,
     WORKER_FILE,
     AttemptReport,
     AttemptResult,
@@ -129,7 +129,7 @@ class StageWorker:
             Interrupted: after a stop signal or `should_stop`, when the worker has saved a checkpoint.
             StageDied: the worker died; call `restart`.
         """
-        for name in (STOP_REQUEST_FILE, WORKER_FILE):  # left by an earlier process in the same folder
+        for name in (RELEASE_REQUEST_FILE, WORKER_FILE):  # left by an earlier process in the same folder
             (task.folder / name).unlink(missing_ok=True)
         self._wait_for(self._actor.start.remote(task))
         while True:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune import Trainable
 
-from orchestrator.execution.messages import REPORT, AttemptReport, AttemptStatus, AttemptTask, DeviceFailed
+from orchestrator.execution.messages import REPORT_KEY, AttemptReport, AttemptStatus, AttemptTask, DeviceFailed
 from orchestrator.execution.workers.attempt_runner import AttemptRunner, Session, SessionFactory
 from orchestrator.study.trial_records import FailureKind
 
@@ -67,7 +67,7 @@ class Worker(Trainable):
         if report.result is not None and report.result.failure is FailureKind.OUT_OF_MEMORY:
             self._loaded = None  # drops partial state and model; the next attempt loads again
             free_memory()
-        return {REPORT: retired(report)}
+        return {REPORT_KEY: retired(report)}
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next attempt in the same process."""

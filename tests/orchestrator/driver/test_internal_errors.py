@@ -15,7 +15,7 @@ from orchestrator.driver import crash_report, sweep_driver
 from orchestrator.driver import run_sweep as sweep_module
 from orchestrator.errors import ExitCode, NameTaken, StorageRefused, SweepHeld
 from orchestrator.execution.stop_reasons import StopKind, StopReason
-from orchestrator.folders import ASIDE, SweepFolder
+from orchestrator.folders import CRASHED_SWEEPS, SweepFolder
 from orchestrator.spec.loading.loader import load_spec
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, Trial, TrialState
@@ -100,7 +100,7 @@ def test_a_bug_before_the_first_trial_is_told_everywhere_and_the_name_is_free(
     trials_run_by(good)
     assert cli.main(["sweep", str(file)]) == 0
     assert "an earlier sweep s crashed before its first trial; its folder was moved to" in capsys.readouterr().err
-    (temporary,) = (root / ASIDE).iterdir()
+    (temporary,) = (root / CRASHED_SWEEPS).iterdir()
     assert (temporary / trace.name).is_file()
     assert (temporary / "study.db").is_file()
     assert (status("s", root)["state"], len(status("s", root)["trials"])) == ("finished", 2)

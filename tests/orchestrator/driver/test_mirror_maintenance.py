@@ -13,7 +13,7 @@ from orchestrator.driver.mirror_maintenance import MirrorMaintenance, claim_mirr
 from orchestrator.driver.sweep_driver import AfterTrial
 from orchestrator.execution.messages import AttemptReport
 from orchestrator.execution.workers.mirror_upload import UPLOADING, model_files, result_files
-from orchestrator.mirror import Mirror, MirrorRefused, sweep_path
+from orchestrator.mirror import Mirror, MirrorRefused, sweep_mirror
 from orchestrator.study.database import driver_lease
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import Outcome, TrialState
@@ -36,7 +36,7 @@ def study(tmp_path: Path) -> Iterator[Study]:
 @pytest.fixture
 def far(study: Study) -> Mirror:
     assert study.spec.mirror is not None
-    return sweep_path(study.spec.mirror, study.spec.name)
+    return sweep_mirror(study.spec.mirror, study.spec.name)
 
 
 def _trial(study: Study, far: Mirror, value: float, ended: Outcome | None) -> int:

@@ -7,7 +7,7 @@ import pytest
 from dashboards import sweep_reporter
 from dashboards.diagnosis import diagnose
 from dashboards.sweep_reporter import DashboardReporter
-from orchestrator.driver.parent_run import FAILURE_FILE, update_description
+from orchestrator.driver.parent_run import REPORT_FAILURE_FILE, update_description
 from orchestrator.interfaces import SWEEP
 from orchestrator.study.study import Study
 from orchestrator.tracking.run_metadata import NOTE
@@ -52,4 +52,4 @@ def test_a_rule_that_fails_is_kept_and_ends_nothing(study: Study, monkeypatch: p
     assert text.startswith("**Running**: 2 trials")
     assert "### Diagnosis" not in text
     assert [e.text for e in study.events() if e.kind == "diagnosis failed"] == ["KeyError: 'margins'"]
-    assert "in broken" in (study.folder.path / FAILURE_FILE).read_text()
+    assert "in broken" in (study.folder.path / REPORT_FAILURE_FILE).read_text()

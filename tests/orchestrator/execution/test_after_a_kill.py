@@ -36,7 +36,7 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
         study.start_driving(2.0)
         trial = study.ask()
         now += 100.0  # it waits for a slot
-        study.begun(trial)
+        study.mark_started(trial)
         now += 10.0
         study.report(trial, [StepMetrics(1, {METRIC: 0.5})])
         now += 5.0
@@ -51,7 +51,7 @@ def test_gpu_hours_after_a_kill_are_those_of_the_last_report_and_all_that_follow
         assert (trial.number, trial.attempt) == (0, 2)
         now += 100.0
         assert study.usage().gpu_hours * 3600 == pytest.approx(20.0), "waiting for a slot is no GPU time"
-        study.begun(trial)
+        study.mark_started(trial)
         now += 4.0
         assert study.usage().gpu_hours * 3600 == pytest.approx(28.0)
         assert study.exhausted_reason() == ""

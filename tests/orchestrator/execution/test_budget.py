@@ -112,7 +112,7 @@ def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_s
 
     with Study.create(sweep_folder(tmp_path), WAITING, slots=2) as study:
         stop = run_study(study, view=Aside(study, tmp_path))
-        assert stop.kind is StopKind.PUT_ASIDE
+        assert stop.kind is StopKind.ONLY_PAUSED_LEFT
         assert stop.text == "0; `orchestrate unpause s 0` continues it"
         assert [r.state for r in study.trials()] == [TrialState.PAUSED, TrialState.COMPLETE], "nobody else may begin"
     with Study.open(sweep_folder(tmp_path)) as study:

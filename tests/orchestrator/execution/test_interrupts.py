@@ -83,12 +83,12 @@ def test_a_watch_that_wakes_as_its_attempt_ends_interrupts_nobody(tmp_path: Path
     task = AttemptTask("0", 1, CONFIG.model_dump_json(), tmp_path / "0" / "1")
     session = Counting()
     attempt: Any = AttemptRunner(task, lambda: session)
-    attempt._is_over = Wakes(attempt._release_lock)
+    attempt._ended = Wakes(attempt._release_lock)
     task.request_stop()
     attempt._watch_for_stop(session)
     assert session.interrupts == 0
     again: Any = AttemptRunner(task, lambda: session)
-    again._is_over = Wakes(lambda: again._is_over.set() if session.interrupts else None)
+    again._ended = Wakes(lambda: again._ended.set() if session.interrupts else None)
     again._watch_for_stop(session)
     assert session.interrupts == 1, "while it runs it is interrupted"
 

@@ -75,7 +75,7 @@ def take(host: SharedWorker, *jobs: AttemptTask) -> dict[str, tuple[list[StepMet
 
 @pytest.fixture
 def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedWorker:
-    monkeypatch.setattr("orchestrator.execution.workers.attempt_runner.GROUP_SECONDS", 0.0)  # a point each turn
+    monkeypatch.setattr("orchestrator.execution.workers.attempt_runner.REPORT_SECONDS", 0.0)  # a point each turn
     return SharedWorker(tmp_path / "cache", Greedy)
 
 

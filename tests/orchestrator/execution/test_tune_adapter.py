@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.execution import tune_adapter
-from orchestrator.execution.messages import STOP_REQUEST_FILE
+from orchestrator.execution.messages import RELEASE_REQUEST_FILE
 from orchestrator.execution.stop_reasons import SignalHandler, StopKind
 from orchestrator.study.study import Study
 from orchestrator.study.trial_records import FailureKind, TrialState
@@ -112,7 +112,7 @@ def test_interrupted_and_continued(tmp_path: Path, ray_cluster: None) -> None:
     assert first.stop.kind is StopKind.INTERRUPTED
     running = [r.number for r in first.records if r.state is TrialState.RUNNING]
     assert 1 in running
-    assert all((first.folder.attempt(n, 1) / STOP_REQUEST_FILE).exists() for n in running)
+    assert all((first.folder.attempt(n, 1) / RELEASE_REQUEST_FILE).exists() for n in running)
     second = Ran(tmp_path, steps=20)
     assert second.states == [TrialState.COMPLETE] * 6
     assert all(second.steps(n) == list(range(21)) for n in range(6))

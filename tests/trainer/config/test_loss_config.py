@@ -110,4 +110,4 @@ def test_defaults_are_those_of_the_papers() -> None:
     assert (CpoLoss().beta, CpoLoss().nll_scale) == (0.1, 1.0)
     assert (OrpoLoss().beta, OrpoLoss().nll_scale, OrpoLoss().nll_prompt) == (0.1, 1.0, True)
     assert (DpoLoss().beta, DpoLoss().terms) == (0.1, (("sigmoid", 1.0),))
-    assert (SimpoLoss().beta, SimpoLoss().ratio, SimpoLoss().cross_entropy_weight) == (2.0, 0.25, 0.0)
+    assert (SimpoLoss().beta, SimpoLoss().gamma_over_beta, SimpoLoss().cross_entropy_weight) == (2.0, 0.25, 0.0)

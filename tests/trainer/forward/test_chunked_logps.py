@@ -14,7 +14,7 @@ from trainer.config.loss_config import LossConfig, SimpoLoss
 from trainer.forward.chunked_logps import ChunkSize, Head, objective_loss, sequence_logps
 from trainer.forward.packing import SEGMENTS, Batch, pack_pairs
 from trainer.objectives.losses import pair_loss, required_stats
-from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateNormalizer
+from trainer.objectives.pair_logps import LossTerms, PairLogps, UpdateTotals
 
 HIDDEN, VOCABULARY = 16, 97
 HEADS: dict[str, dict[str, Any]] = {
@@ -57,8 +57,8 @@ def plain_logps(hidden: torch.Tensor, batch: Batch, head: Head) -> PairLogps:
         rejected_tokens=torch.tensor(batch.rejected_tokens),
         chosen_shared=by["chosen_shared"],
         rejected_shared=by["rejected_shared"],
-        chosen_purity=collision_prob["chosen_shared"] + collision_prob["chosen_tail"],
-        rejected_purity=collision_prob["rejected_shared"] + collision_prob["rejected_tail"],
+        chosen_collision_logp=collision_prob["chosen_shared"] + collision_prob["chosen_tail"],
+        rejected_collision_logp=collision_prob["rejected_shared"] + collision_prob["rejected_tail"],
         prompt=by["prompt"],
         prompt_tokens=torch.tensor(batch.prompt_tokens),
     )
@@ -104,15 +104,15 @@ def test_gradients_through_every_form_of_output_layer(kind: str) -> None:
 
 def check(loss: LossConfig, kind: str, rows: int) -> None:
     hidden, batch, head = made(kind)
-    norm = UpdateNormalizer(len(batch), sum(batch.chosen_tokens), sum(batch.prompt_tokens))
+    totals = UpdateTotals(len(batch), sum(batch.chosen_tokens), sum(batch.prompt_tokens))
     logps = plain_logps(hidden, batch, head)
     reference = shifted(logps) if required_stats(loss).reference else None
-    expected = pair_loss(loss, replace(logps, reference=reference), norm)
+    expected = pair_loss(loss, replace(logps, reference=reference), totals)
     expected.loss.backward()
     expected_logps = grads(hidden, head)
 
     def objective(part: PairLogps, pairs: slice) -> LossTerms:
-        return pair_loss(loss, replace(part, reference=None if reference is None else reference.select(pairs)), norm)
+        return pair_loss(loss, replace(part, reference=None if reference is None else reference.select(pairs)), totals)
 
     requested = required_stats(loss)
     total, terms = objective_loss(
@@ -121,12 +121,12 @@ def check(loss: LossConfig, kind: str, rows: int) -> None:
         head,
         objective,
         ChunkSize(rows, rows),
-        couples_pairs=requested.update_logps,
+        couples_pairs=requested.couples_pairs,
         collision_prob=requested.collision_prob,
     )
     total.backward()
     assert float(total.detach()) == pytest.approx(float(expected.loss), rel=1e-10)
-    full = LossTerms.cat(terms)
+    full = LossTerms.concatenate(terms)
     assert float(full.loss) == pytest.approx(float(expected.loss), rel=1e-10)
     torch.testing.assert_close(full.chosen_rewards, expected.chosen_rewards)
     for found, right in zip(grads(hidden, head), expected_logps, strict=True):
@@ -186,8 +186,8 @@ def test_the_gradient_of_the_output_layer_in_parts_is_that_of_one_product(monkey
 
 
 def simpo(batch: Batch) -> Any:
-    norm = UpdateNormalizer(len(batch), sum(batch.chosen_tokens))
-    return lambda part, pairs: pair_loss(SimpoLoss(beta=2.0, gamma=1.0), part, norm)
+    totals = UpdateTotals(len(batch), sum(batch.chosen_tokens))
+    return lambda part, pairs: pair_loss(SimpoLoss(beta=2.0, gamma=1.0), part, totals)
 
 
 class Largest(TorchDispatchMode):
@@ -213,11 +213,11 @@ def test_no_tensor_of_tokens_times_vocabulary_is_ever_made(rows: int) -> None:
     batch = pack_pairs(pairs)
     hidden = torch.randn(batch.tokens, 8, requires_grad=True)
     head = Head(torch.randn(vocabulary, 8, requires_grad=True))
-    norm = UpdateNormalizer(len(pairs), sum(batch.chosen_tokens))
+    totals = UpdateTotals(len(pairs), sum(batch.chosen_tokens))
     with Largest() as seen:
         sequence_logps(hidden, batch, head, ChunkSize(rows, rows))
         total, _ = objective_loss(
-            hidden, batch, head, lambda part, _: pair_loss(SimpoLoss(), part, norm), ChunkSize(rows, rows)
+            hidden, batch, head, lambda part, _: pair_loss(SimpoLoss(), part, totals), ChunkSize(rows, rows)
         )
         total.backward()
     assert len(batch.rows) > 2 * rows

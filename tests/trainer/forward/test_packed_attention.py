@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.support.trl_oracle import make_pairs, norm_of, tiny_model
+from tests.support.trl_oracle import make_pairs, tiny_model, totals_of
 from trainer.config.loss_config import SimpoLoss
 from trainer.forward import packed_attention as attention_module
 from trainer.forward.packed_attention import packed_attention
@@ -129,8 +129,8 @@ def test_a_kernel_that_does_not_run_is_replaced_with_a_warning(
     on_the_cpu.setattr(attention_module, "varlen_attn", kernel)
     with caplog.at_level(logging.WARNING):
         model = PairModel(tiny_model(), "packed")
-        found, norm = model.logps(pairs), norm_of(pairs)
-        model.backward(pairs, SimpoLoss(), None, norm, torch.Tensor.backward)
+        found, totals = model.logps(pairs), totals_of(pairs)
+        model.backward(pairs, SimpoLoss(), None, totals, torch.Tensor.backward)
     torch.testing.assert_close(found.chosen, expected.chosen)
     (messages,) = [record.message for record in caplog.records if "flash attention" in record.message]
     assert "torch's own operations" in messages

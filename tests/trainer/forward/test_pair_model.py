@@ -16,7 +16,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from tests.support.trl_oracle import Pair, gradients, make_pairs, moved, norm_of, tiny_model, worst
+from tests.support.trl_oracle import Pair, gradients, make_pairs, moved, tiny_model, totals_of, worst
 from trainer.config.loss_config import DpoLoss, LossConfig, SftLoss, SimpoLoss
 from trainer.forward.architecture import VERIFIED_ARCHITECTURES, UnsupportedHead
 from trainer.forward.chunked_logps import ChunkSize
@@ -50,7 +50,7 @@ def step(
     model: nn.Module, pairs: list[Pair], loss: LossConfig = SIMPO, reference: PairLogps | None = None, **options: Any
 ) -> tuple[LossTerms, dict[str, torch.Tensor]]:
     model.zero_grad(set_to_none=True)
-    terms = PairModel(model, **options).backward(pairs, loss, reference, norm_of(pairs), torch.Tensor.backward)
+    terms = PairModel(model, **options).backward(pairs, loss, reference, totals_of(pairs), torch.Tensor.backward)
     return terms, gradients(model)
 
 
@@ -97,7 +97,7 @@ def test_gradients_do_not_depend_on_micro_batches(attention: str, loss: LossConf
         total = 0.0
         for index in cut:
             part = None if reference is None else reference.select(index)
-            found = pair_model.backward([pairs[i] for i in index], loss, part, norm_of(pairs), torch.Tensor.backward)
+            found = pair_model.backward([pairs[i] for i in index], loss, part, totals_of(pairs), torch.Tensor.backward)
             total += float(found.loss)
         assert total == pytest.approx(float(terms.loss), rel=1e-6)
         assert worst(gradients(model), right) < 1e-5
@@ -210,7 +210,7 @@ def test_counters_count_passes_and_positions() -> None:
     shared, apart = PairModel(tiny_model(), "packed"), PairModel(tiny_model(), "separate")
     for each in (shared, apart):
         each.logps(pairs)
-        each.backward(pairs, SIMPO, None, norm_of(pairs), torch.Tensor.backward)
+        each.backward(pairs, SIMPO, None, totals_of(pairs), torch.Tensor.backward)
     assert (shared.counters.forwards, apart.counters.forwards) == (2, 2)
     assert shared.counters.tokens == 2 * pack_pairs(pairs).tokens
     assert apart.counters.tokens == 2 * pad_pairs(pairs).tokens > shared.counters.tokens
@@ -219,7 +219,7 @@ def test_counters_count_passes_and_positions() -> None:
 def test_sft_computes_no_rejected_responses() -> None:
     model, pairs = tiny_model(), make_pairs(4)
     trained = PairModel(model)
-    terms = trained.backward(pairs, SftLoss(), None, norm_of(pairs), torch.Tensor.backward)
+    terms = trained.backward(pairs, SftLoss(), None, totals_of(pairs), torch.Tensor.backward)
     assert trained.counters.tokens == sum(len(p.prompt) + len(p.chosen) - 1 for p in pairs)
     full = trained.logps(pairs)
     torch.testing.assert_close(terms.logps.chosen, full.chosen)
@@ -237,13 +237,13 @@ def test_the_model_is_left_as_it_was() -> None:
 
 def test_reference_must_be_there_and_of_these_pairs() -> None:
     model, pairs = PairModel(tiny_model()), make_pairs(3)
-    norm = norm_of(pairs)
+    totals = totals_of(pairs)
     with pytest.raises(ValueError, match="needs reference"):
-        model.backward(pairs, DpoLoss(), None, norm, torch.Tensor.backward)
+        model.backward(pairs, DpoLoss(), None, totals, torch.Tensor.backward)
     with pytest.raises(ValueError, match="takes no reference"):
-        model.backward(pairs, SIMPO, model.logps(pairs), norm, torch.Tensor.backward)
+        model.backward(pairs, SIMPO, model.logps(pairs), totals, torch.Tensor.backward)
     with pytest.raises(ValueError, match="other pairs"):
-        model.backward(pairs, DpoLoss(), model.logps(make_pairs(3, seed=5)), norm, torch.Tensor.backward)
+        model.backward(pairs, DpoLoss(), model.logps(make_pairs(3, seed=5)), totals, torch.Tensor.backward)
 
 
 def small(config: Any) -> PreTrainedModel:
@@ -276,7 +276,7 @@ def test_architectures_that_cannot_share_say_why_and_still_train(name: str, capl
     with caplog.at_level(logging.WARNING):
         PairModel(model)
     assert sum("separate padded sequences" in record.message for record in caplog.records) == 1
-    terms = trained.backward(pairs, SIMPO, None, norm_of(pairs), torch.Tensor.backward)
+    terms = trained.backward(pairs, SIMPO, None, totals_of(pairs), torch.Tensor.backward)
     assert torch.isfinite(terms.loss)
     for number, pair in enumerate(pairs):
         alone = trained.logps([pair])

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from tests.support.small_trials import MODEL, finish, trial, without_speed
-from tests.support.trl_oracle import Pair, gradients, make_pairs, norm_of, tiny_model, worst
+from tests.support.trl_oracle import Pair, gradients, make_pairs, tiny_model, totals_of, worst
 from trainer.config.loss_config import SimpoLoss
 from trainer.config.trial import GeneratedModel
 from trainer.evaluation.completions import generation_batches
@@ -92,7 +92,7 @@ def test_gradients_do_not_hang_on_the_budget(case: str, attention: str) -> None:
     """Of the whole update, for several budgets, against pair by pair; packed pairs keep within the budget."""
     model, pairs = build(case), pairs_across_the_limit()
     ours = PairModel(model, attention)  # pyright: ignore[reportArgumentType]
-    norm = norm_of(pairs)
+    totals = totals_of(pairs)
     sizes = [[len(part) for part in (p.prompt, p.chosen, p.rejected)] for p in pairs]
     if attention == "packed":
         costs = packed_lengths(*(list(column) for column in zip(*sizes, strict=True)), ours.rotary.key)
@@ -104,7 +104,7 @@ def test_gradients_do_not_hang_on_the_budget(case: str, attention: str) -> None:
         total = 0.0
         for batch in pair_batches(ours, costs, range(len(pairs)), budget):
             before, chosen = ours.counters.tokens, [pairs[i] for i in batch]
-            total += float(ours.backward(chosen, SimpoLoss(), None, norm, torch.Tensor.backward).loss)
+            total += float(ours.backward(chosen, SimpoLoss(), None, totals, torch.Tensor.backward).loss)
             assert len(batch) == 1 or ours.counters.tokens - before <= budget
         return total, gradients(model)
 

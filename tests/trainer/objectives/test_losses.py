@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.objectives import OBJECTIVES, evaluate, normalizer, pair_logps, random_logps
+from tests.support.objectives import OBJECTIVES, evaluate, pair_logps, random_logps, update_totals
 from tests.support.objectives import test_every_class_of_the_union_has_an_example as test_every_class  # noqa: F401
 from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SftLoss, SimpoLoss
 from trainer.objectives.losses import pair_loss, required_stats
-from trainer.objectives.pair_logps import PairLogps, UpdateNormalizer, merge_sums, metric_means, metric_sums
+from trainer.objectives.pair_logps import PairLogps, UpdateTotals, merge_sums, metric_means, metric_sums
 
 
 def log_sigmoid(x: float) -> float:
@@ -54,7 +54,7 @@ def test_gradient_of_the_guide() -> None:
     """d(loss)/d(z) at z = 0.8 (gap minus gamma/beta), beta 2, smoothing 0.1, from the guide: -0.135963 times beta."""
     z = torch.tensor([0.8], dtype=torch.float64, requires_grad=True)
     logps = PairLogps(z + 0.5 - 1.0, -torch.ones(1, dtype=torch.float64), torch.ones(1), torch.ones(1))
-    pair_loss(SimpoLoss(beta=2.0, gamma=1.0, label_smoothing=0.1), logps, UpdateNormalizer(1, 1)).loss.backward()
+    pair_loss(SimpoLoss(beta=2.0, gamma=1.0, label_smoothing=0.1), logps, UpdateTotals(1, 1)).loss.backward()
     assert z.grad is not None
     expected = 2.0 * (0.1 - (1 - 1 / (1 + math.exp(-1.6))))
     assert float(z.grad) == pytest.approx(expected, abs=1e-9)
@@ -186,27 +186,27 @@ def test_sft_is_the_mean_over_tokens_not_over_sequences() -> None:
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_gradcheck(name: str) -> None:
     loss, logps = OBJECTIVES[name], random_logps(4, seed=3)
-    norm = normalizer(logps)
+    totals = update_totals(logps)
 
     def value(chosen: torch.Tensor, rejected: torch.Tensor) -> torch.Tensor:
-        # WPO's weights are constants by definition: purities that move along hold them still.
-        pure = {
-            "chosen_purity": logps.chosen_purity + chosen - logps.chosen,
-            "rejected_purity": logps.rejected_purity + rejected - logps.rejected,
+        # WPO's weights are constants by definition: collision log-probs that move along hold them still.
+        collisions = {
+            "chosen_collision_logp": logps.chosen_collision_logp + chosen - logps.chosen,
+            "rejected_collision_logp": logps.rejected_collision_logp + rejected - logps.rejected,
         }
-        return pair_loss(loss, replace(logps, chosen=chosen, rejected=rejected, **pure), norm).loss
+        return pair_loss(loss, replace(logps, chosen=chosen, rejected=rejected, **collisions), totals).loss
 
     inputs = (logps.chosen.clone().requires_grad_(), logps.rejected.clone().requires_grad_())
     assert torch.autograd.gradcheck(value, inputs)
 
 
-@pytest.mark.parametrize("name", [name for name, loss in OBJECTIVES.items() if not required_stats(loss).update_logps])
+@pytest.mark.parametrize("name", [name for name, loss in OBJECTIVES.items() if not required_stats(loss).couples_pairs])
 def test_micro_batches_add_up(name: str) -> None:
     """Of every objective that does not couple the pairs of an update by definition."""
     loss, logps = OBJECTIVES[name], random_logps(7, seed=1)
-    norm = normalizer(logps)
-    full = pair_loss(loss, logps, norm)
-    parts = [pair_loss(loss, logps.select(part), norm) for part in (slice(0, 1), slice(1, 5), slice(5, 7))]
+    totals = update_totals(logps)
+    full = pair_loss(loss, logps, totals)
+    parts = [pair_loss(loss, logps.select(part), totals) for part in (slice(0, 1), slice(1, 5), slice(5, 7))]
     assert float(sum(part.loss for part in parts)) == pytest.approx(float(full.loss), rel=1e-12)
     together = metric_means(merge_sums(metric_sums(part) for part in parts))
     assert together == pytest.approx(metric_means(metric_sums(full)), rel=1e-12)
@@ -386,7 +386,7 @@ def test_a_reference_of_other_pairs_is_refused() -> None:
 
 def test_pair_logps_cut_and_joined_are_the_same() -> None:
     logps = random_logps(5)
-    joined = PairLogps.cat([logps.select([0, 1]), logps.select(slice(2, 5))])
+    joined = PairLogps.concatenate([logps.select([0, 1]), logps.select(slice(2, 5))])
     for name, column in logps.columns().items():
         assert torch.equal(joined.columns()[name], column)
     assert torch.equal(joined.reference.chosen, logps.reference.chosen)

@@ -16,10 +16,10 @@ from tests.support.trl_oracle import (
     loss_and_gradients,
     make_pairs,
     moved,
-    norm_of,
     orpo_trainer,
     tiny_model,
     together,
+    totals_of,
     worst,
 )
 from trainer.config.loss_config import CpoLoss, DpoLoss, DpoLossType, LossConfig, OrpoLoss, SimpoLoss
@@ -76,20 +76,20 @@ def ours(
     model.zero_grad(set_to_none=True)
     pair_model, cut = PairModel(model), cut or [list(range(len(PAIRS)))]
     full = None
-    if required_stats(loss).update_logps and len(cut) > 1:
+    if required_stats(loss).couples_pairs and len(cut) > 1:
         full = pair_model.logps(PAIRS, required_stats(loss)).with_reference(reference)
     terms = [
         pair_model.backward(
             [PAIRS[i] for i in part],
             loss,
             None if reference is None else reference.select(part),
-            norm_of(PAIRS),
+            totals_of(PAIRS),
             torch.Tensor.backward,
             None if full is None else UpdateLogps(full, part),
         )
         for part in cut
     ]
-    return LossTerms.cat(terms), gradients(model)
+    return LossTerms.concatenate(terms), gradients(model)
 
 
 def agree(found: dict[str, float], logged: dict[str, float]) -> None:
@@ -180,7 +180,7 @@ def test_coupled_pairs_in_parts_need_the_whole_update(models: tuple[Any, Any, Pa
             [PAIRS[i] for i in part],
             DpoLoss(loss_type="aot"),
             reference.select(part),
-            norm_of(PAIRS),
+            totals_of(PAIRS),
             torch.Tensor.backward,
         )
 
@@ -207,7 +207,7 @@ def test_twenty_updates_of_adamw_agree_with_trl(kind: str, tmp_path: Path) -> No
         right.backward()
         optimizers[0].zero_grad()
         reference = None if kind == "simpo" else start.logps(pairs)
-        terms = pair_model.backward(pairs, loss, reference, norm_of(pairs), torch.Tensor.backward)
+        terms = pair_model.backward(pairs, loss, reference, totals_of(pairs), torch.Tensor.backward)
         for optimizer in optimizers:
             optimizer.step()
         losses.append((float(terms.loss), float(right.detach())))

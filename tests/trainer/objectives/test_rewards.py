@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dashboards.analysis.held_out_pairs import metric_by_pair, read_held_out
-from tests.support.objectives import OBJECTIVES, normalizer, random_logps
+from tests.support.objectives import OBJECTIVES, random_logps, update_totals
 from trainer.config.loss_config import CpoLoss, DpoLoss
 from trainer.evaluation.evaluator import eval_metrics, write_eval_pairs
 from trainer.objectives.losses import pair_loss, required_stats
@@ -52,7 +52,7 @@ def test_reward_accuracy_on_the_page_is_the_one_of_evaluation(
     with tempfile.TemporaryDirectory() as folder:
         values = reported(Path(folder), name, replace(found, reference=None), start)
     assert values.mean() == pytest.approx(evaluated, abs=1e-12)
-    terms = pair_loss(loss, logps, normalizer(logps))
+    terms = pair_loss(loss, logps, update_totals(logps))
     assert (values > 0).tolist() == (terms.chosen_rewards > terms.rejected_rewards).tolist()
 
 
