@@ -163,7 +163,7 @@ class PairModel:
             loss: The objective.
             reference: Log-probs of these pairs, in this order, under the initial model; None for objectives without
                 reference.
-            totals: Totals of the whole update over all processes.
+            totals: Sums of the whole update over all processes.
             backward: Called once with the scalar loss, as `Tensor.backward`. Under DistributedDataParallel, which
                 averages over processes, it must multiply the loss by their number.
             update: Log-probs of the whole update, for objectives that couple its pairs
