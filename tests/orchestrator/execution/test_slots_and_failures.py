@@ -120,7 +120,7 @@ def test_two_processes_never_work_on_one_trial(tmp_path: Path) -> None:
     first, _ = _attempt(tmp_path)
     first.next_report()
     second, _ = _attempt(tmp_path)
-    assert "another process" in second.next_report().result.reason
+    assert "still trains this trial and was not killed" in second.next_report().result.reason
     first.close()
 
 
@@ -137,7 +137,7 @@ def test_another_machines_process_is_waited_for_and_is_no_outcome(
     first.close()
 
 
-def test_wishes_are_heard_once_and_hours_are_told(tmp_path: Path) -> None:
+def test_requests_are_handled_once_and_used_hours_are_reported(tmp_path: Path) -> None:
     folder = SweepFolder(tmp_path, "s")
     with Study.create(folder, make_spec()) as study:
         study.start_driving()
