@@ -80,7 +80,7 @@ def test_prompts_without_positions_for_their_answers_are_refused_before_a_trial(
         elsewhere = tmp_path / "asked.jsonl"
         elsewhere.write_text(json.dumps({"prompt": "a " * 40}) + "\n")
         judge = JudgeConfig.model_validate({"max_new_tokens": 16, "prompts_from": str(elsewhere)})
-        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 16 new ones is beyond the 48 positions"):
+        with pytest.raises(DataError, match=r"a prompt of \d+ tokens with 16 new ones exceeds the 48 positions"):
             data.check_judge(trial(16), judge)
 
 
