@@ -38,28 +38,6 @@ class StrangeSession(FakeSession):
         return StepMetrics(2, {**metrics.metrics, name: value})
 
 
-def test_values_that_are_no_numbers(tmp_path: Path, ray_cluster: None) -> None:
-    write_script(tmp_path)
-    sink, sound = ListSink(), len(STRANGE)
-    with Study.create(sweep_folder(tmp_path), make_spec(sound + 1)) as study:
-        stop = run_study(study, sink, open_session=StrangeSession)
-        records, best = study.trials(), study.best()
-        last = [study.metric_history(n)[-1] for n in range(sound)]
-    assert stop.kind is StopKind.FINISHED
-    assert best.number == sound
-    for record, (name, _) in zip(records, STRANGE, strict=False):
-        assert (record.state, record.diverged, record.value) == (TrialState.PRUNED, True, None)
-        assert record.reason.startswith("diverged: ")
-        assert name in record.reason
-        assert "at step 2" in record.reason
-        assert sink.tags(str(record.number))["reason"] == record.reason
-    assert all(
-        step_metrics.step == 2 and not math.isfinite(step_metrics.metrics[n])
-        for step_metrics, (n, _) in zip(last, STRANGE, strict=True)
-    )
-    assert records[sound].state is TrialState.COMPLETE
-
-
 ABSURD = """
 name: absurd
 base:
@@ -82,7 +60,7 @@ maximize: eval_accuracies/logp
 def test_a_learning_rate_that_kills_the_model_without_a_nan(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A real sweep: seen in the study, in MLflow and in the table."""
+    """A real sweep: seen in the study, in MLflow and in the table. It starts its own Ray, before the module's."""
     from orchestrator.cli.composition import start
     from orchestrator.folders import SweepFolder
     from orchestrator.spec.loading.loader import load_spec_text
@@ -106,3 +84,25 @@ def test_a_learning_rate_that_kills_the_model_without_a_nan(
     table = capfd.readouterr().out
     assert "DIVERGED" in table
     assert "log-prob fell from" in table
+
+
+def test_values_that_are_no_numbers(tmp_path: Path, ray_cluster: None) -> None:
+    write_script(tmp_path)
+    sink, sound = ListSink(), len(STRANGE)
+    with Study.create(sweep_folder(tmp_path), make_spec(sound + 1)) as study:
+        stop = run_study(study, sink, open_session=StrangeSession)
+        records, best = study.trials(), study.best()
+        last = [study.metric_history(n)[-1] for n in range(sound)]
+    assert stop.kind is StopKind.FINISHED
+    assert best.number == sound
+    for record, (name, _) in zip(records, STRANGE, strict=False):
+        assert (record.state, record.diverged, record.value) == (TrialState.PRUNED, True, None)
+        assert record.reason.startswith("diverged: ")
+        assert name in record.reason
+        assert "at step 2" in record.reason
+        assert sink.tags(str(record.number))["reason"] == record.reason
+    assert all(
+        step_metrics.step == 2 and not math.isfinite(step_metrics.metrics[n])
+        for step_metrics, (n, _) in zip(last, STRANGE, strict=True)
+    )
+    assert records[sound].state is TrialState.COMPLETE

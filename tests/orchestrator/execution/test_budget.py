@@ -104,14 +104,16 @@ def test_a_trial_that_the_sampler_waits_for_is_paused_and_the_next_driver_says_s
 ) -> None:
     write_script(tmp_path, hold={"0": 2})
 
-    class Aside(Pausing):
+    class Aside(SilentView):
+        asked = False
+
         def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
             if number == 0 and not self.asked:
                 self.asked = True
-                self.study.add_request(PAUSE, "a debugger", trial=0)
+                study.add_request(PAUSE, "a debugger", trial=0)
 
     with Study.create(sweep_folder(tmp_path), WAITING, slots=2) as study:
-        stop = run_study(study, view=Aside(study, tmp_path))
+        stop = run_study(study, view=Aside())
         assert stop.kind is StopKind.ONLY_PAUSED_LEFT
         assert stop.text == "0; `orchestrate unpause s 0` continues it"
         assert [r.state for r in study.trials()] == [TrialState.PAUSED, TrialState.COMPLETE], "nobody else may begin"
