@@ -190,7 +190,9 @@ def test_the_table_in_the_docs_is_what_happens(make: Make, tmp_path: Path) -> No
 
 
 def test_the_settings_in_the_docs_are_valid() -> None:
-    for cell in re.findall(r"^\| [\w./() -]+ \| (`.*?)\| ", DOC.read_text(encoding="utf-8"), flags=re.M):
+    cells = re.findall(r"^\| [\w./() -]+ \| (`.*?)\| ", DOC.read_text(encoding="utf-8"), flags=re.M)
+    assert cells
+    for cell in cells:
         for text in re.findall(r"`(.*?)`", cell):
             (key, value), *_ = yaml.safe_load(text).items()
             if key == "columns":
