@@ -59,9 +59,12 @@ def run_description(
         parts += ["### Diagnosis", "\n".join(_finding_line(finding) for finding in findings[:_FINDINGS])]
         if rest := findings[_FINDINGS : _FINDINGS + _MORE_IN_REPORT]:
             parts.append("Also: " + "; ".join(_one_line(finding.title) for finding in rest) + ".")
-    ranked = rank_trials(records, spec.goal)
+    ranked = rank_trials(records, spec.first_objective)
     if ranked:
-        parts += [f"### Best trials by {spec.goal.metric}", _table(spec, ranked[:_ROWS], spec.goal.metric)]
+        parts += [
+            f"### Best trials by {spec.first_objective.metric}",
+            _table(spec, ranked[:_ROWS], spec.first_objective.metric),
+        ]
     others = [r for r in records if r.state in (TrialState.RUNNING, TrialState.PRUNED, TrialState.FAILED)]
     if others:
         others.sort(key=_urgency)
@@ -82,11 +85,11 @@ def _urgency(record: TrialRecord) -> tuple[int, int]:
 
 def _status_line(spec: SweepSpec, records: Sequence[TrialRecord], state: str) -> str:
     head = f"**{state.capitalize()}**: {len(records)} trials ({format_counts(state_counts(records)) or 'none yet'})."
-    best = next(iter(rank_trials(records, spec.goal)), None)
+    best = next(iter(rank_trials(records, spec.first_objective)), None)
     if best is None:
         return f"{head} No trial has completed{' yet' if state == 'running' else ''}."
     chosen = format_params(best.params, spec.search.paths) or "the only configuration"
-    value = f"{spec.goal.metric} = **{format_value(best.value)}**"
+    value = f"{spec.first_objective.metric} = **{format_value(best.value)}**"
     return f"{head} **Best: [trial {best.number}](mlflow:{best.number})** `{chosen}` {value}"
 
 
@@ -163,11 +166,11 @@ def view_state(spec: SweepSpec, runs: str) -> dict[str, Any]:
     """Return filter, columns, sections and charts in the format of the UI's state."""
     sections = [_section(_OUTCOME), _section(_SEARCH) | _SECTION_DISPLAY, _section(_TRAINING), _section(_REWARDS)]
     sections += [_section(name, shown=False) for name in (*_GROUPS, _MORE)]
-    objective = f"metrics.`{spec.goal.metric}`"
+    objective = f"metrics.`{spec.first_objective.metric}`"
     return {
         "searchFilter": runs,
         "orderByKey": objective,
-        "orderByAsc": spec.goal.direction == "minimize",
+        "orderByAsc": spec.first_objective.direction == "minimize",
         "startTime": "ALL",
         "lifecycleFilter": "Active",
         "datasetsFilter": [],
@@ -224,7 +227,7 @@ def _lines() -> list[dict[str, Any]]:
 
 def _search_charts(spec: SweepSpec) -> list[dict[str, Any]]:
     """Return parallel coordinates of all searched settings and a contour of two numeric ones, first beta and gamma."""
-    paths, objective = spec.search.paths, spec.goal.metric
+    paths, objective = spec.search.paths, spec.first_objective.metric
     if not paths:
         return []
     parallel = _card("PARALLEL", _SEARCH, "parallel coordinates")

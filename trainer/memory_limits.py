@@ -7,9 +7,9 @@ LOGITS_BYTES = {"cpu": 16 << 20, "cuda": 1 << 30}
 LONG_LOGITS_BYTES = {"cpu": 256 << 20, "cuda": 2 << 30}
 """Bytes of float32 logits per chunk of one long pair, by device."""
 _MIN_ROWS = 64
-PRODUCT_ELEMENTS = 1 << 24
+GRADIENT_CHUNK_ELEMENTS = 1 << 24
 """Elements of the output layer's gradient per bfloat16 product, before they are added in float32."""
-STEP_ELEMENTS = 1 << 26
+ROUNDING_CHUNK_ELEMENTS = 1 << 26
 """Number of weights of which stochastic rounding holds float32 copies at a time."""
 
 

@@ -53,8 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--trust-remote-code", action="store_true")
     options = parser.parse_args(arguments)
     try:
-        config, trust = load_trial(options.trial), options.trust_remote_code
-        found = measure(config, options.cache, gpu_share=options.gpu_share, trust_remote_code=trust)
+        config, trust_remote_code = load_trial(options.trial), options.trust_remote_code
+        found = measure(config, options.cache, gpu_share=options.gpu_share, trust_remote_code=trust_remote_code)
     except TrialError as error:
         sys.stderr.write(f"{error}\n")
         return UNUSABLE

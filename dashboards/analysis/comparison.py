@@ -114,7 +114,7 @@ def _effort_mismatch(entries: Sequence[Entry]) -> str:
 
 
 COMPARISON_OBJECTIVE = Objective(metric=COMPARISON_METRIC, direction="maximize")
-_WITHOUT_EFFECT = frozenset(
+_NOT_COMPARED = frozenset(
     f"training.{key}" for key in ("eval_steps", "save_steps", "logging_steps", "tokens_per_micro_batch", "max_steps")
 )
 """Settings that only affect evaluation and logging, or that the comparison of updates covers."""
@@ -172,7 +172,7 @@ def _differing_fixed_paths(frames: Sequence[SweepFrame]) -> list[str]:
         path
         for path in shared
         if path.startswith(("loss.", "training."))
-        and path not in _WITHOUT_EFFECT
+        and path not in _NOT_COMPARED
         and len({repr(base[path]) for base in bases}) > 1
     )
 

@@ -49,7 +49,7 @@ def load_frame(study: Study, *, state: str, steps: UpdatesOf | None = None) -> S
     return SweepFrame(
         name=spec.name,
         description=spec.description,
-        objective=spec.goal,
+        objective=spec.first_objective,
         paths=spec.search.paths,
         space=spec.search,
         trials=trials,

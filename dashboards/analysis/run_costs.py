@@ -46,7 +46,7 @@ def costs(trials: Sequence[TrialFrame]) -> Costs:
     )
 
 
-_END_EVENTS = frozenset({*(s.lower() for s in TrialState if s.finished), "released", "worker lost"})
+_END_EVENTS = frozenset({*(s.lower() for s in TrialState if s.is_final), "released", "worker lost"})
 _PID = re.compile(r"worker\.pid=(\d+)")
 
 

@@ -52,7 +52,7 @@ class SweepProgress:
     def update(self, record: TrialRecord) -> bool:
         """Store the record; return whether the trial was known as unfinished."""
         curves = self.trials.get(record.number)
-        was_unfinished = curves is not None and not curves.record.state.finished
+        was_unfinished = curves is not None and not curves.record.state.is_final
         if curves is None:
             curves = self.trials[record.number] = TrialCurves(record)
             self._done_before += self._share_of(curves)  # an earlier driver's work is not part of this speed
@@ -64,7 +64,7 @@ class SweepProgress:
     def headline(self) -> str:
         """Return progress bar, counts by state, elapsed time and estimated remaining time."""
         ends = state_counts(v.record for v in self.trials.values())
-        done = sum(v.record.state.finished for v in self.trials.values())
+        done = sum(v.record.state.is_final for v in self.trials.values())
         total = max(self.total or 0, len(self.trials))  # enqueued trials exceed the budget
         share = self._done() / max(1, total)
         text = [f"{progress_bar(share, 20)} {done}/{total} trials"]
@@ -85,7 +85,7 @@ class SweepProgress:
         return sum(self._share_of(curves) for curves in self.trials.values())
 
     def _share_of(self, curves: TrialCurves) -> float:
-        if curves.record.state.finished:
+        if curves.record.state.is_final:
             return 1.0
         steps = self.total_updates(curves)
         return min(1.0, curves.step / steps) if steps else 0.0
@@ -178,11 +178,11 @@ class LiveTableView:
         if self._stage:
             return Group(head, Text(self._stage, style="cyan"))
         max_rows = max(3, size.height - _ROWS_KEPT_FREE)
-        shown = most_relevant(list(progress.trials.values()), max_rows, progress.spec.goal)
+        shown = most_relevant(list(progress.trials.values()), max_rows, progress.spec.first_objective)
         table = trial_table(
             shown,
             progress.spec.search.paths,
-            progress.spec.goal,
+            progress.spec.first_objective,
             steps=progress.updates_of,
             width=size.width,
             most_reasons=max_rows - len(shown),
@@ -197,7 +197,7 @@ def most_relevant(all_curves: list[TrialCurves], max_rows: int, objective: Objec
         best = [record.number for record in rank_trials([v.record for v in all_curves], objective)[:1]]
 
         def urgency(curves: TrialCurves) -> tuple[int, int]:
-            finished = curves.record.state.finished
+            finished = curves.record.state.is_final
             return (0 if curves.record.number in best else 1 if not finished else 2, -curves.record.number)
 
         all_curves = sorted(all_curves, key=urgency)[:max_rows]
@@ -236,13 +236,13 @@ class PlainLogView:
         self._progress.update(record)
         text = [f"trial {record.number} {record.state}", format_params(record.params, self._progress.spec.search.paths)]
         if record.value is not None:
-            text.append(f"{self._progress.spec.goal.metric}={format_value(record.value)}")
+            text.append(f"{self._progress.spec.first_objective.metric}={format_value(record.value)}")
         if record.reason:
             text.append(record.reason)
         if record.state is TrialState.RUNNING and record.attempts > 1:
             text.append(f"attempt {record.attempts}")
         self.log("  ".join(w for w in text if w))
-        if record.state.finished:
+        if record.state.is_final:
             self.log(self._progress.headline())
 
     def add_metrics(self, number: int, metrics: Sequence[StepMetrics]) -> None:
@@ -250,7 +250,7 @@ class PlainLogView:
         curves = self._progress.trials[number]
         curves.add(metrics)
         for step_metrics in metrics:
-            names = dict.fromkeys((self._progress.spec.goal.metric, ACCURACIES, MARGINS))
+            names = dict.fromkeys((self._progress.spec.first_objective.metric, ACCURACIES, MARGINS))
             texts = [f"{n}={format_value(step_metrics.metrics[n])}" for n in names if n in step_metrics.metrics]
             if texts:
                 steps = self._progress.total_updates(curves)

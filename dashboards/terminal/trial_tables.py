@@ -160,7 +160,7 @@ def _progress(curves: TrialCurves, steps: int | None, roomy: bool) -> Text:
         return Text(f"{curves.step}/{steps}")
     return Text(
         f"{progress_bar(curves.step / steps, 8)} {curves.step}/{steps}",
-        style="dim" if curves.record.state.finished else "",
+        style="dim" if curves.record.state.is_final else "",
     )
 
 
@@ -182,10 +182,10 @@ def print_final_summary(
 ) -> None:
     """Print the table of trials and the best configuration, or the Pareto front."""
     ordered = sorted(all_curves, key=lambda v: v.record.number)
-    console.print(trial_table(ordered, spec.search.paths, spec.goal, steps=steps, width=console.size.width))
+    console.print(trial_table(ordered, spec.search.paths, spec.first_objective, steps=steps, width=console.size.width))
     ranked = rank_trials([v.record for v in ordered], *spec.objectives)
     if not ranked:
-        over = bool(ordered) and all(v.record.state.finished for v in ordered)
+        over = bool(ordered) and all(v.record.state.is_final for v in ordered)
         console.print(
             Text("No trial completed; the reasons are in the table.", style="red")
             if over
@@ -195,14 +195,14 @@ def print_final_summary(
     if len(spec.objectives) > 1:
         _print_front(spec, pareto_front(ranked, spec.objectives), console)
         return
-    best = ranked[0]
+    best, metric = ranked[0], spec.first_objective.metric
     console.print(
         Text("Best: ", style="bold").append(f"trial {best.number}", style="bold green")
-        + Text(f"  {format_params(best.params, spec.search.paths)}  {spec.goal.metric}={format_value(best.value)}")
+        + Text(f"  {format_params(best.params, spec.search.paths)}  {metric}={format_value(best.value)}")
     )
-    start = next((v.values(spec.goal.metric)[0] for v in ordered if v.values(spec.goal.metric)), None)
+    start = next((v.values(metric)[0] for v in ordered if v.values(metric)), None)
     if start is not None and best.value is not None:
-        console.print(Text(f"The initial model has {spec.goal.metric}={format_value(start)}.", style="dim"))
+        console.print(Text(f"The initial model has {metric}={format_value(start)}.", style="dim"))
 
 
 def _print_front(spec: SweepSpec, best: Sequence[TrialRecord], console: Console) -> None:

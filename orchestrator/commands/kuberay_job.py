@@ -39,7 +39,7 @@ class KubeJob:
     namespace: str = "default"
     secret: str | None = None
     """A Secret whose keys become environment variables: HF_TOKEN, PGPASSWORD and the like."""
-    trust: bool = False
+    trust_remote_code: bool = False
 
 
 def render_kuberay_job(spec: SweepSpec, job: KubeJob) -> str:
@@ -56,7 +56,7 @@ def render_kuberay_job(spec: SweepSpec, job: KubeJob) -> str:
         "data": {"sweep.yaml": dump_spec(spec)},
     }
     command = ["orchestrate", "sweep", f"{_SWEEP}/sweep.yaml", "--continue", "--address", "auto"]
-    command += ["--machines", str(job.machines), *(["--trust-remote-code"] if job.trust else [])]
+    command += ["--machines", str(job.machines), *(["--trust-remote-code"] if job.trust_remote_code else [])]
     ray_job = {
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",

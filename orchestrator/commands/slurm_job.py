@@ -39,7 +39,7 @@ class SlurmJob:
     """Further sbatch options, one `#SBATCH` line each."""
     setup: tuple[str, ...] = ()
     """Shell lines at the start of the job, such as `module load cuda`."""
-    trust: bool = False
+    trust_remote_code: bool = False
 
 
 def render_slurm_job(spec: SweepSpec, job: SlurmJob) -> str:

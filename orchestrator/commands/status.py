@@ -75,7 +75,7 @@ def sweep_state(study: Study) -> str:
     """Return running, paused, finished or interrupted."""
     if folders.lock_holder(study.folder):
         return "paused" if study.pause_reason() else "running"
-    return "finished" if study.exhausted_reason() and all(t.state.finished for t in study.trials()) else "interrupted"
+    return "finished" if study.exhausted_reason() and all(t.state.is_final for t in study.trials()) else "interrupted"
 
 
 def _status_object(
@@ -93,7 +93,7 @@ def _status_object(
         "name": spec.name,
         "state": state,
         "driver": driver,
-        "goal": {"metric": spec.goal.metric, "direction": spec.goal.direction},
+        "goal": {"metric": spec.first_objective.metric, "direction": spec.first_objective.direction},
         "goals": [{"metric": objective.metric, "direction": objective.direction} for objective in spec.objectives],
         "best": front[0].number if front else None,
         "front": [record.number for record in front],
@@ -147,7 +147,7 @@ def best(name: str, root: Path) -> dict[str, Any]:
         if not front:
             raise NoTrialCompleted(f"no trial of {name} has completed yet")
         record, objectives = front[0], study.spec.objectives
-        objective, model = study.spec.goal, model_folder(folder, record)
+        objective, model = study.spec.first_objective, model_folder(folder, record)
     return {
         "number": record.number,
         "value": record.value,
@@ -184,5 +184,5 @@ def history(name: str, root: Path) -> dict[str, Any]:
                 {"version": v.version, "at": v.at, "hash": v.hash, "changes": changed}
                 for v, changed in zip(versions, changes, strict=True)
             ],
-            "given": [asdict(enqueued) for enqueued in study.enqueued_trials()],
+            "given": [enqueued.as_json() for enqueued in study.enqueued_trials()],
         }

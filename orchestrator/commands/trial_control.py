@@ -97,7 +97,7 @@ def _sweep_request(study: StudyReader, kind: str, has_driver: bool) -> list[str]
 
 def _trial_request(record: TrialRecord, kind: str, has_driver: bool, name: str) -> list[str]:
     number, state = record.number, record.state
-    if state.finished:
+    if state.is_final:
         raise RequestRefused(f"trial {number} of {name} is {state}, which is final: there is nothing to {kind}")
     if kind == PAUSE and state is TrialState.PAUSED:
         raise RequestRefused(f"trial {number} of {name} is paused already: {record.reason}")
@@ -165,13 +165,13 @@ def pinned_checkpoint(study: StudyReader, parent: TrialRecord, config: TrialConf
     """
     folder, name = study.folder, study.folder.name
     hint = "without --from-checkpoint the clone starts from the initial model"
-    if parent.state.finished:
+    if parent.state.is_final:
         raise RequestRefused(
             f"trial {parent.number} of {name} is {parent.state}, and checkpoints of finished trials are removed; {hint}"
         )
     runs = [folder.attempt(parent.number, attempt) for attempt in range(1, parent.attempts + 1)]
     if parent.fork is not None:
-        runs.insert(0, folder.forks / parent.fork.place)
+        runs.insert(0, folder.forks / parent.fork.folder_name)
     to = folder.forks / uuid4().hex
     with fork_lock(folder), ExitStack() as undo:
         undo.callback(shutil.rmtree, to, ignore_errors=True)
@@ -289,7 +289,7 @@ def _parse_sets(sets: Sequence[str]) -> dict[str, Any]:
 
 
 def _check(spec: SweepSpec, sets: Sequence[str], params: Mapping[str, Any]) -> None:
-    _raise_problems(sets, check_manual_trial(spec.base, spec.search, spec.goal, params), spec.search)
+    _raise_problems(sets, check_manual_trial(spec.base, spec.search, spec.first_objective, params), spec.search)
 
 
 def _raise_problems(sets: Sequence[str], found: Iterable[Problem], search: SearchSpace | None = None) -> None:

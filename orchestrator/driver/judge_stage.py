@@ -141,8 +141,10 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
     if config.checker:
         _save_judgements(study, "checker", "the rows' own answers", answer_pairs, checker_preferences)
     if config.reward_model is not None:
-        trust = context.trust_remote_code
-        rewards = reward_scores(all_pairs, config, cache, context.set_stage, context.check_cancelled, trust=trust)
+        trust_remote_code = context.trust_remote_code
+        rewards = reward_scores(
+            all_pairs, config, cache, context.set_stage, context.check_cancelled, trust_remote_code=trust_remote_code
+        )
         _save_judgements(
             study,
             "reward",

@@ -89,7 +89,7 @@ class MirrorMaintenance:
         spec, folder, trials = self._study.spec, self._study.folder, self._study.trials()
         best = {record.number for record in models_to_keep(spec, trials)}
         complete = self._mirror.complete_paths(TRIALS)
-        missing = [record for record in trials if record.state.finished and _missing_files(folder, record, best)]
+        missing = [record for record in trials if record.state.is_final and _missing_files(folder, record, best)]
         if missing:
             self._view.set_stage(f"downloading results of {len(missing)} trials from {self._mirror.url}")
             with ThreadPoolExecutor(_PARALLEL_TRANSFERS) as pool:
@@ -120,7 +120,7 @@ class MirrorMaintenance:
         self._schedule_reconcile(trials, self._study.spec, self._study.folder)
         self._queue.put(None)
         self._view.set_stage("cleaning up the mirror")
-        over = all(record.state.finished for record in trials)
+        over = all(record.state.is_final for record in trials)
         self._thread.join(_FINISH_TIMEOUT if over else _MIN_FINISH_SECONDS)
         if self._thread.is_alive():
             self._closing.set()
@@ -154,7 +154,7 @@ class MirrorMaintenance:
             self._view.log(f"mirror: {message}")
 
     def _schedule_reconcile(self, trials: Sequence[TrialRecord], spec: SweepSpec, folder: SweepFolder) -> None:
-        ended = {record.number: record for record in trials if record.state.finished}
+        ended = {record.number: record for record in trials if record.state.is_final}
         best = {record.number for record in models_to_keep(spec, trials)}
         self._queue.put(lambda: self._reconcile(ended, best, folder))
 

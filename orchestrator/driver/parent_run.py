@@ -71,7 +71,7 @@ def start_parent_run(
         "reason": "",
         "spec.hash": spec_hash(spec),
         "data.fingerprint": fingerprint,
-        "goal": f"{spec.goal.direction} {spec.goal.metric}",
+        "goal": f"{spec.first_objective.direction} {spec.first_objective.metric}",
         NOTE: reporter.describe(study, "running", steps=None, diagnose=False),
     }
     if adapters:

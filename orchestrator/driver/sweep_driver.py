@@ -129,7 +129,9 @@ def _study(folder: SweepFolder, spec: SweepSpec, slots: Slots, report: DataRepor
     warm_started = warm_start(spec, folder.root)
     for notice in warm_started.notices:
         view.log(notice)
-    return Study.create(folder, spec, slots=slots.count, train_pairs=report.train_rows, earlier=warm_started.trials)
+    return Study.create(
+        folder, spec, slots=slots.count, train_pairs=report.train_rows, warm_start_trials=warm_started.trials
+    )
 
 
 def _run_trials(

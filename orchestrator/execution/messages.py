@@ -36,14 +36,14 @@ MIRROR_EVENT = "mirror"
 @dataclass(frozen=True, slots=True)
 class AttemptTask:
     """One attempt at a trial, sent to a worker. `run`: the trial's number as text; `config`: TrialConfig as JSON;
-    `earlier`: folders of earlier attempts.
+    `earlier_attempts`: folders of earlier attempts.
     """
 
     run: str
     attempt: int
     config: str
     folder: Path
-    earlier: tuple[Path, ...] = ()
+    earlier_attempts: tuple[Path, ...] = ()
     fork: Path | None = None
     """Folder with another trial's checkpoint from which a clone starts."""
     mirror: str | None = None

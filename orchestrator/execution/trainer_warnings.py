@@ -31,6 +31,7 @@ class _ListHandler(logging.Handler):
         self._messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Append the message, with secrets masked; print it where no other handler does."""
         self._messages.append(redact(record.getMessage()))
         if not logging.getLogger().handlers and logging.lastResort is not None:
             logging.lastResort.handle(record)  # a logger with its own handler no longer writes to stderr

@@ -68,7 +68,7 @@ class AttemptLauncher:
             encoding="utf-8",
         )
         all_earlier = [sweep_folder.attempt(trial.number, k) for k in range(1, trial.attempt)]
-        fork = None if trial.fork is None else sweep_folder.forks / trial.fork.place
+        fork = None if trial.fork is None else sweep_folder.forks / trial.fork.folder_name
         existing = tuple(p for p in all_earlier if p.is_dir())
         spec = self._study.spec
         mirror = None if spec.mirror is None else trial_mirror(spec.mirror, spec.name, trial.number).url
@@ -99,7 +99,7 @@ def finish_attempt(study: Study, sink: TrackingSink, active: ActiveAttempt, outc
     tags = end_tags(active.trial.number, outcome)
     for name in _ARTIFACT_FILES:
         # The files may be in the folder of an earlier attempt that finished the trial.
-        paths = [folder / name for folder in (active.task.folder, *reversed(active.task.earlier))]
+        paths = [folder / name for folder in (active.task.folder, *reversed(active.task.earlier_attempts))]
         if (found := next((path for path in paths if path.is_file()), None)) is not None:
             sink.log_artifact(run, found)
     sink.end_run(run, status=_STATUS[outcome.state], tags=tags, at=time.time())

@@ -62,14 +62,14 @@ class TrialRequests:
 
     def _apply_now(self, number: int, request: Request) -> None:
         record = self._study.trial(number)
-        if record is None or record.state.finished:
+        if record is None or record.state.is_final:
             state = "unknown" if record is None else f"{record.state} already"
             self._complete(request, f"too late to {request.kind}: trial {number} is {state}")
         elif request.kind in (PRUNE, STOP):
             outcome = outcome_of_request(request)
             tags = {"state": outcome.state.value, "reason": outcome.reason}
             self._sink.end_run(str(number), status=PAUSED_STATUS, tags=tags, at=time.time())
-            ended = self._study.tell_unassigned(number, outcome)
+            ended = self._study.end_without_worker(number, outcome)
             self.complete(number)
             self._complete(request)
             self._view.update_trial(ended)
@@ -182,9 +182,10 @@ class StopConditions:
 
 
 def _target_reached(spec: SweepSpec, record: TrialRecord | None) -> str:
-    if record is None or not target_reached(spec.budget, spec.goal, record.value):
+    objective, target = spec.first_objective, spec.budget.target
+    if record is None or not target_reached(spec.budget, objective, record.value):
         return ""
-    return f"trial {record.number} has {spec.goal.metric} {record.value:g}, the target is {spec.budget.target:g}"
+    return f"trial {record.number} has {objective.metric} {record.value:g}, the target is {target:g}"
 
 
 _PAUSED_POLL_SECONDS = 0.5

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import attrgetter
 from typing import Any
 
 from orchestrator.spec.objectives import Objective
@@ -42,7 +43,7 @@ class EarlyStopping:
     def update(self, metrics: Iterable[StepMetrics]) -> list[StepMetrics]:
         """Process new metrics, in any order within the call; return those up to the step at which the trial stops."""
         counted: list[StepMetrics] = []
-        for step_metrics in sorted(metrics, key=lambda p: p.step):
+        for step_metrics in sorted(metrics, key=attrgetter("step")):
             fresh = step_metrics.step > self._seen
             if fresh and self.decision.stop:
                 break
@@ -66,7 +67,12 @@ class EarlyStopping:
         Loss-scaled ones are hidden from the guard; if it stops on the others, the trial ends at its own first metrics.
         """
         self._guard.update(
-            [replace(step_metrics, metrics={n: v for n, v in step_metrics.metrics.items() if n not in LOSS_METRICS})]
+            [
+                replace(
+                    step_metrics,
+                    metrics={name: value for name, value in step_metrics.metrics.items() if name not in LOSS_METRICS},
+                )
+            ]
         )
         self._seen = max(self._seen, step_metrics.step)
         if self._metric in step_metrics.metrics:

@@ -22,7 +22,7 @@ OLD_NAMES = {
     "start_logps": "cached_logps", "start_weights": "initial_weights", "at_start": "initial_*",
     "LiveModel": "PolicyModel", "SharedBase": "SharedBaseModel", "model_identity": "model_fingerprint",
     "Material": "TrainingInputs", "Course": "UpdatePlan or LearningCurve", "rate_factor": "lr_lambda",
-    "Exam": "EvaluationFns", "Examiner": "Evaluator", "Slices": "ShardedParameters", "Totals": "MetricSums",
+    "Exam": "HeldOutEvaluation", "Examiner": "Evaluator", "Slices": "ShardedParameters", "Totals": "MetricSums",
     "Verdict": "StopDecision or Judgement", "GO_ON": "CONTINUE", "Ending": "RunResult",
     "EndKind": "RunStatus or AttemptStatus", "find_outcome": "load_run_result", "Patience": "CancelToken",
     "let_go": "release", "Piece": "Shard", "Strand": "CausalSegment", "strands": "causal_segments",
@@ -45,7 +45,7 @@ OLD_NAMES = {
     # study
     "NotYet": "WaitForTrial", "Known": "TrialSnapshot", "Settled": "SweepTerms", "Policy": "SamplingPolicy",
     "waits_for": "blocking_trial", "Learning": "OptunaSampler", "Evolving": "CmaEsReplay", "Staged": "StagedSampler",
-    "at_random": "sample_uniform", "Outside": "OutOfSpace", "Judge": "TrialPruner", "out_of_patience": "patient",
+    "at_random": "sample_uniform", "Outside": "OutOfSpace", "Judge": "TrialPruner", "out_of_patience": "patient_reason",
     "Held": "RunningTrial", "Told": "LoggedMetrics or RemoteFailure", "settle": "resolve_outcome",
     "Issuer": "TrialIssuer", "Remembered": "OptunaTrials", "Store": "StudyDatabase", "is_made": "study_exists",
     "masked": "hide_password", "Ledger": "SweepRepository", "Queue": "TrialQueue", "put_down": "kill",

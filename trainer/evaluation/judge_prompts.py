@@ -79,9 +79,9 @@ def _held_out_prompts(
 ) -> Iterator[_FoundPrompt]:
     pairs = prepare(data, model, cache, tokenizer).eval
     preferences = {(row.sampled.source, row.sampled.row.number): row.preference for row in select_rows(data).eval}
-    for i in select_prompts(pairs, count):
-        row = preferences[int(pairs.sources[i]), int(pairs.rows[i])]
-        yield row, tuple(int(token) for token in pairs.pair(i).prompt), pairs.answers[i]
+    for index in select_prompts(pairs, count):
+        row = preferences[int(pairs.sources[index]), int(pairs.rows[index])]
+        yield row, tuple(int(token) for token in pairs.pair(index).prompt), pairs.answers[index]
 
 
 def _prompts_from_source(

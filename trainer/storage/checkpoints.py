@@ -118,8 +118,10 @@ def _load(path: Path) -> TrainState:
 def parse_history(content: Sequence[Mapping[str, Any]]) -> list[StepMetrics]:
     """Return metrics from their JSON form."""
     return [
-        StepMetrics(int(p["step"]), {str(k): float(v) for k, v in p["metrics"].items()}, str(p.get("pairs", "")))
-        for p in content
+        StepMetrics(
+            int(fields["step"]), {str(k): float(v) for k, v in fields["metrics"].items()}, str(fields.get("pairs", ""))
+        )
+        for fields in content
     ]
 
 

@@ -31,7 +31,7 @@ def no_result_text(frame: SweepFrame) -> str:
     ends = state_counts(trial.record for trial in frame.trials)
     if not frame.trials:
         return "No trial has started yet."
-    if all(trial.record.state.finished for trial in frame.trials):
+    if all(trial.record.state.is_final for trial in frame.trials):
         return f"No trial completed: {format_counts(ends)}. The reasons are below."
     return f"No trial has completed yet; {ends.get('running', 0)} running."
 
@@ -319,7 +319,7 @@ def diagnosis_panel(analysis: SweepAnalysis) -> Panel | None:
     if not analysis.frame.trials:
         return None
     if not analysis.findings:
-        over = all(trial.record.state.finished for trial in analysis.frame.trials)
+        over = all(trial.record.state.is_final for trial in analysis.frame.trials)
         nothing = "No trial completed, so there is nothing to diagnose." if over else "No trial is complete yet."
         text = "No findings." if analysis.frame.ranked else nothing
         return Panel("diagnosis", "Diagnosis", "", (Paragraph(text),))

@@ -46,14 +46,14 @@ class Session(Protocol):
         ...
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         """Train one configuration and yield its metrics; closing the generator stops it without a checkpoint.
 
         Args:
             config: the trial.
             folder: folder of the attempt.
-            earlier: folders of earlier attempts, from whose newest checkpoint training continues.
+            earlier_attempts: folders of earlier attempts, from whose newest checkpoint training continues.
             fork: folder with another trial's checkpoint to start from.
         """
         ...
@@ -156,8 +156,10 @@ class AttemptRunner:
             if self._lock is None:
                 return AttemptResult(AttemptStatus.RELEASED, "stop requested while waiting for the trial's lock")
             config = TrialConfig.model_validate_json(self._task.config)
-            earlier = self._task.earlier if self._uploader is None else self._uploader.download_attempts()
-            self._training = session.train(config, self._task.folder, earlier, self._task.fork)
+            earlier_attempts = (
+                self._task.earlier_attempts if self._uploader is None else self._uploader.download_attempts()
+            )
+            self._training = session.train(config, self._task.folder, earlier_attempts, self._task.fork)
             if self._uploader is not None:
                 self._uploader.start()
             threading.Thread(target=self._watch_for_stop, args=(session,), daemon=True).start()

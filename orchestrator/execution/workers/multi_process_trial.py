@@ -60,7 +60,7 @@ class MultiProcessSession:
             actor.interrupt.remote(self._run)
 
     def train(
-        self, config: TrialConfig, folder: Path, earlier: Sequence[Path] = (), fork: Path | None = None
+        self, config: TrialConfig, folder: Path, earlier_attempts: Sequence[Path] = (), fork: Path | None = None
     ) -> Generator[StepMetrics, None, RunResult]:
         """Train one configuration in all processes and yield its metrics.
 
@@ -70,7 +70,7 @@ class MultiProcessSession:
         """
         self._run += 1
         self._stop_requested = threading.Event()
-        return self._train(self._run, self._stop_requested, config, folder, earlier, fork)
+        return self._train(self._run, self._stop_requested, config, folder, earlier_attempts, fork)
 
     def _train(
         self,
@@ -78,13 +78,13 @@ class MultiProcessSession:
         requested: threading.Event,
         config: TrialConfig,
         folder: Path,
-        earlier: Sequence[Path],
+        earlier_attempts: Sequence[Path],
         fork: Path | None,
     ) -> Generator[StepMetrics, None, RunResult]:
         try:
             if not self._actors:
                 self._start()
-            self._call_all("begin", run, config.model_dump_json(), folder, list(earlier), fork)
+            self._call_all("begin", run, config.model_dump_json(), folder, list(earlier_attempts), fork)
             while True:
                 if requested.is_set():  # possibly requested before the processes existed
                     self._actors[0].interrupt.remote(run)

@@ -166,8 +166,8 @@ def _other_member(value: Any, loc: tuple[str | int, ...]) -> bool:
 def _clean_location(value: Any, item: ErrorDetails) -> Location:
     """Return the error's path without the names of union members, which are not in the file."""
     out: list[str | int] = []
-    for i, part in enumerate(item["loc"]):
-        last = i + 1 == len(item["loc"])
+    for index, part in enumerate(item["loc"]):
+        last = index + 1 == len(item["loc"])
         if isinstance(value, dict) and part in value:
             value = cast(Any, value[part])
         elif isinstance(value, tuple) and isinstance(part, int) and part < len(value):

@@ -143,16 +143,16 @@ class DriverLease:
         """Whether a write was refused because a newer driver took over."""
 
     @classmethod
-    def acquire(cls, repository: SweepRepository, c: Connection) -> DriverLease:
+    def acquire(cls, repository: SweepRepository, connection: Connection) -> DriverLease:
         """Acquire the lease with a new fencing token. Unanswered requests to stop or pause the whole sweep expire."""
-        repository.identity(c, lock=True)
+        repository.identity(connection, lock=True)
         name = process_id()
-        driver = cls(repository, repository.add_driver(c, name))
-        repository.add_event(c, DRIVER_EVENT, f"{holder_name(name)} drives", None)
-        for request in repository.requests(c):
+        driver = cls(repository, repository.add_driver(connection, name))
+        repository.add_event(connection, DRIVER_EVENT, f"{holder_name(name)} drives", None)
+        for request in repository.requests(connection):
             if request.trial is None and request.kind in EXPIRING_REQUESTS:
-                repository.complete_request(c, request.seq)
-                repository.add_event(c, "lapsed", f"a request to {request.kind} lapsed: {request.text}", None)
+                repository.complete_request(connection, request.seq)
+                repository.add_event(connection, "lapsed", f"a request to {request.kind} lapsed: {request.text}", None)
         return driver
 
     @staticmethod
@@ -164,25 +164,29 @@ class DriverLease:
         A driver of this machine holds the lease while its process runs; one of another machine loses it after
         SILENCE_TIMEOUT seconds without a heartbeat.
         """
-        with reading() as c:
-            identity = repository.identity(c)
-            holder = repository.holder(c, identity.driver) if identity is not None and identity.driver else ""
+        with reading() as connection:
+            identity = repository.identity(connection)
+            holder = repository.holder(connection, identity.driver) if identity is not None and identity.driver else ""
         if identity is None or not holder or has_ended(holder):
             return
         if is_alive_here(holder):
             raise SweepHeld(repository.sweep, holder_name(holder), stopped=is_stopped(holder))
 
         def counters() -> tuple[float, int] | None:
-            with reading() as c:
-                now = repository.identity(c)
-                return repository.heartbeat_counters(c, identity.driver) if now is not None and now.driver else None
+            with reading() as connection:
+                now = repository.identity(connection)
+                return (
+                    repository.heartbeat_counters(connection, identity.driver)
+                    if now is not None and now.driver
+                    else None
+                )
 
         if not watch_heartbeat(counters, SILENCE_TIMEOUT):
             raise SweepHeld(repository.sweep, holder_name(holder))
 
-    def release(self, c: Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Release the lease, so that the next driver need not wait. Does nothing if a newer driver has it."""
-        self._repository.release_driver(c, self._token)
+        self._repository.release_driver(connection, self._token)
 
     @property
     def working_seconds(self) -> float:
@@ -204,26 +208,28 @@ class DriverLease:
         """Seconds since the last accepted write of this driver, including the machine's sleep."""
         return clock() - self._last_write
 
-    def heartbeat(self, c: Connection) -> None:
+    def heartbeat(self, connection: Connection) -> None:
         """Write a heartbeat. Raises SweepHeld as `check_fencing_token` does."""
-        self.check_fencing_token(c)
-        self._repository.add_heartbeat(c, self._token)
+        self.check_fencing_token(connection)
+        self._repository.add_heartbeat(connection, self._token)
 
-    def check_fencing_token(self, c: Connection) -> None:
+    def check_fencing_token(self, connection: Connection) -> None:
         """Check the fencing token: raise SweepHeld if a newer driver holds the lease, else record working time."""
-        identity = self._repository.identity(c, lock=True)
+        identity = self._repository.identity(connection, lock=True)
         if self.fenced or identity is None or identity.driver != self._token:
             self.fenced = True
-            raise SweepHeld(self._repository.sweep, self._holder(c, 0 if identity is None else identity.driver))
-        self._repository.set_driver_seconds(c, self._token, self.working_seconds)
+            raise SweepHeld(
+                self._repository.sweep, self._holder(connection, 0 if identity is None else identity.driver)
+            )
+        self._repository.set_driver_seconds(connection, self._token, self.working_seconds)
         self._last_write = clock()
 
-    def _holder(self, c: Connection, token: int) -> str:
-        return holder_name(self._repository.holder(c, token)) if token else "no driver any more"
+    def _holder(self, connection: Connection, token: int) -> str:
+        return holder_name(self._repository.holder(connection, token)) if token else "no driver any more"
 
-    def total_working_seconds(self, c: Connection) -> float:
+    def total_working_seconds(self, connection: Connection) -> float:
         """Return the working time in seconds of all drivers of this sweep, this one's up to now."""
-        return self._repository.total_driver_seconds(c, excluding=self._token) + self.working_seconds
+        return self._repository.total_driver_seconds(connection, excluding=self._token) + self.working_seconds
 
 
 class Heartbeat:

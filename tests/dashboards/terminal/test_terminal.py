@@ -246,7 +246,7 @@ def test_a_dumb_terminal_gets_plain_lines_and_whole_values(monkeypatch: pytest.M
         spec, views = study.spec, [TrialCurves(record) for record in study.trials()]
     console = Console(file=io.StringIO(), width=80, height=25, force_terminal=True)
     assert isinstance(open_view(spec, console), PlainLogView)
-    console.print(trial_table(views, spec.search.paths, spec.goal, steps=None, width=80))
+    console.print(trial_table(views, spec.search.paths, spec.first_objective, steps=None, width=80))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
     assert "COMPLETE" in shown

@@ -65,7 +65,7 @@ class Pausing(SilentView):
 
     def update_trial(self, record: TrialRecord) -> None:
         super().update_trial(record)
-        if not self.asked and record.number == 1 and record.state.finished:
+        if not self.asked and record.number == 1 and record.state.is_final:
             self.asked = True
             self.study.add_request(PAUSE, "lunch")
 

@@ -64,7 +64,7 @@ def test_half_the_tokens_and_later_trials_know_also_after_a_resume(study: Study)
     assert not driven.controller.on_report(task.id, OOM)
     again = driven.task()
     assert (again.run, again.attempt, budget(again)) == ("0", 2, 4096)
-    assert again.earlier == (task.folder,), "it goes on from the first attempt's checkpoints"
+    assert again.earlier_attempts == (task.folder,), "it goes on from the first attempt's checkpoints"
     assert not driven.controller.on_report(beside.id, OOM), "one that ran beside it, still with 8192"
     assert budget(driven.task()) == 4096
     assert budget(driven.task()) == 4096, "a new trial"

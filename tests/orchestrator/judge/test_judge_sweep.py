@@ -86,7 +86,7 @@ def test_three_judges_on_the_best_two(runs: Path, server: FakeJudge, reward: Pat
     assert found.code == ExitCode.DONE
     folder = SweepFolder(runs, "judged")
     with Study.open(folder) as study:
-        best = [record.number for record in rank_trials(study.trials(), study.spec.goal)[:2]]
+        best = [record.number for record in rank_trials(study.trials(), study.spec.first_objective)[:2]]
     judgements = by_key(found.judgements)
     kinds = [f"{judge}_{how}" for judge in ("checker", "reward", "endpoint") for how in ("greedy", "sampled")]
     assert set(judgements) == {(number, kind) for number in best for kind in kinds}

@@ -59,7 +59,7 @@ def test_plan_refuses_it_and_reckons_with_the_share(load_text: Callable[..., Swe
         plan_locally(quarter, tmp_path, (), machine)
     half = plan_locally(load_text(TEXT, "resources.gpus_per_trial=0.5"), tmp_path, (), machine).estimate
     complete = plan_locally(load_text(TEXT, "resources.gpus_per_trial=1"), tmp_path, (), machine).estimate
-    assert half.place == "0.5 of a GPU of 80 GB"
+    assert half.gpu_description == "0.5 of a GPU of 80 GB"
     assert (half.tokens_per_micro_batch or 0) < (complete.tokens_per_micro_batch or 0)
 
 
@@ -193,7 +193,7 @@ def test_the_plan_says_how_many_fit_both_ways(
 ) -> None:
     machine = GpuAssumptions(gpu_memory=80 * GB)
     made = plan_locally(load_text(TEXT, "resources.gpus_per_trial=0.25"), tmp_path, (), machine)
-    assert made.estimate.place == "0.5 of a GPU of 80 GB for 2 trials"
+    assert made.estimate.gpu_description == "0.5 of a GPU of 80 GB for 2 trials"
     assert made.estimate.trials_on_a_gpu == (3, 99)
     print_plan(made)
     assert "3 with one model each, 99 sharing one frozen base model" in " ".join(capsys.readouterr().out.split())

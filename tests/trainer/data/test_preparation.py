@@ -162,7 +162,7 @@ def test_the_template_may_be_a_file(tmp_path: Path, model: ModelConfig) -> None:
     by_path = _prepare(data(rows, chat_template=str(tmp_path / "chatml.jinja")), model, tmp_path)
     by_text = _prepare(data(rows, chat_template=CHATML), model, tmp_path)
     assert by_path.fingerprint == by_text.fingerprint
-    assert not by_text.computed
+    assert not by_text.was_computed
     with pytest.raises(TokenizerError, match="neither Jinja text nor a file"):
         _prepare(data(rows, chat_template="gone.jinja"), model, tmp_path)
 
