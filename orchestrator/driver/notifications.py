@@ -224,7 +224,7 @@ class NotifyingView:
             parts.append(
                 "no trial completed"
                 if best is None
-                else f"best is trial {best.number} with {self._spec.goal.metric} = {best.value:.4g}"
+                else f"best is trial {best.number} with {self._spec.first_objective.metric} = {best.value:.4g}"
             )
             self._send("finished", "; ".join(parts), None if best is None else best.number)
         self._delivery.close(_LAST_SECONDS)

@@ -72,7 +72,7 @@ class TrialIssuer:
 
     def _budget_reason(self, trials: Sequence[TrialSnapshot], usage: Callable[[], Usage]) -> str:
         """Return the exceeded limit on time, or the trial that reached `budget.target`; "" if neither."""
-        budget, objective = self._spec.budget, self._spec.goal
+        budget, objective = self._spec.budget, self._spec.first_objective
         if budget.has_time_limit and (over := budget_exceeded(budget, usage())):
             return over
         for trial in trials if budget.target is not None else ():
