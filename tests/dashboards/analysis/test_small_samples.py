@@ -18,7 +18,7 @@ from dashboards.analysis.small_samples import is_clear_correlation, pairs_needed
 from dashboards.analysis.sweep_frame import SweepFrame, TrialFrame
 from dashboards.diagnosis.diagnose import analyze, diagnose
 from dashboards.diagnosis.findings import Finding, FindingLevel
-from dashboards.report.panels.winner import significance_text
+from dashboards.report.panels.result_panels import significance_text
 from tests.support.scripted_sweep import METRIC, Script, frame_of, make_spec, run_sweep
 
 COUNTS = st.integers(1, 50)

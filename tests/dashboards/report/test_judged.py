@@ -9,7 +9,7 @@ from dashboards.analysis.comparison import compare_sweeps
 from dashboards.analysis.load_frame import load_frame
 from dashboards.diagnosis.diagnose import analyze
 from dashboards.report.html_page import report_page
-from dashboards.report.panels import judgements_panel, winner
+from dashboards.report.panels import judgements_panel, result_panels
 from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.judge_output import print_judgements
 from orchestrator.driver.parent_run import update_description
@@ -48,7 +48,7 @@ def judged(root: Path, *judgements: Judgement, name: str = "s") -> SweepFolder:
 
 
 def words(folder: SweepFolder) -> str:
-    panel = winner.winner_panel(analyze(frame_of(folder)))
+    panel = result_panels.winner_panel(analyze(frame_of(folder)))
     return " ".join(block.text for block in panel.blocks if hasattr(block, "text"))
 
 
