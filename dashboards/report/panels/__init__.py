@@ -24,7 +24,7 @@ PANELS: tuple[Callable[[SweepAnalysis], Panel | None], ...] = (
     result_panels.winner_panel,
     judgements_panel.judgements_panel,
     result_panels.diagnosis_panel,
-    hyperparameters.front_panel,
+    hyperparameters.pareto_front_panel,
     heatmaps.heatmap_panel,
     learning_curves.learning_curves_panel,
     response_quality.collapse_panel,

@@ -14,7 +14,7 @@ from dashboards.sweep_reporter import DashboardReporter
 from dashboards.terminal.judge_output import print_judgements
 from orchestrator.driver.parent_run import update_description
 from orchestrator.folders import SweepFolder
-from orchestrator.interfaces import SWEEP
+from orchestrator.interfaces import SWEEP_RUN
 from orchestrator.judge.judgements import Judgement, as_json, headline, parse_judgements
 from orchestrator.judge.win_rates import wilson
 from orchestrator.study.study import Study
@@ -68,7 +68,7 @@ def test_mlflows_description_names_the_best_judged_trial(tmp_path: Path) -> None
         sink = ListSink()
         update_description(study, sink, DashboardReporter(), "finished")
     rate = {0: "90%", 1: "75%"}[best]
-    assert f"**Judge:** [trial {best}](mlflow:{best}) wins {rate} (95 % interval" in sink.tags(SWEEP)[NOTE]
+    assert f"**Judge:** [trial {best}](mlflow:{best}) wins {rate} (95 % interval" in sink.tags(SWEEP_RUN)[NOTE]
 
 
 def test_which_verdict_counts_first() -> None:
