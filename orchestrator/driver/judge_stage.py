@@ -116,7 +116,7 @@ def judge(study: StudyReader, config: JudgeConfig, context: JudgeContext) -> Jud
     """Judge the best trials and store each judgement in the study.
 
     Raises:
-        SpecError, NoJudgeLeft, CostNotConfirmed: before anything is generated or called.
+        SpecError, NoUsableJudge, CostNotConfirmed: before anything is generated or called.
         Interrupted: after a stop signal; answers and votes so far are stored.
     """
     cache = study.folder.cache
