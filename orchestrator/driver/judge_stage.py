@@ -192,7 +192,7 @@ def _confirm_cost(
     context: JudgeContext,
     out: JudgeResult,
 ) -> bool:
-    """Return whether the endpoint's open questions may be asked; missing answers are estimated at maximum length."""
+    """Return whether the unanswered questions may be asked; missing answers are estimated at maximum length."""
     cache = study.folder.cache
     known = read_jsonl_store(votes_file(study.folder.path / JUDGE_FOLDER, endpoint))
     existing = [
@@ -225,7 +225,7 @@ def _ask_endpoint(
     context: JudgeContext,
     out: JudgeResult,
 ) -> Mapping[str, Any]:
-    """Ask the open questions; return all votes so far, also after an interruption."""
+    """Ask the unanswered questions; return all votes so far, also after an interruption."""
     questions = endpoint_questions(answer_pairs)
     client = EndpointClient(endpoint, key, first_wait=context.first_wait)
     try:

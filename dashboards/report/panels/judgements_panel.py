@@ -83,7 +83,7 @@ def _table(judgements: list[tuple[TrialFrame, Judgement]]) -> Table:
 
 
 def _remarks(judgements: list[Judgement]) -> list[str]:
-    """Return notes on position bias, failed calls, open questions and the length-controlled win rate."""
+    """Return notes on position bias, failed calls, unanswered questions and the length-controlled win rate."""
     found: list[str] = []
     biased = [v for v in judgements if v.first_position_rate is not None and v.first_position_rate.is_clear]
     if biased:
